@@ -1,0 +1,45 @@
+"""The float graph and its observed ranges in, an INT8 graph out: one function per recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from misgnet_calibration.graph import Graph
+from misgnet_calibration.observers import Range
+from misgnet_calibration.placement import Place, int8_share, place
+from misgnet_calibration.precision import compress_constants, float32_nodes, to_float16
+from misgnet_calibration.qdq import quantize_graph
+from misgnet_calibration.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class QuantizedGraph:
+    """An INT8 graph, and what was decided for it."""
+
+    model: onnx.ModelProto
+    recipe: Recipe
+    places: tuple[Place, ...]
+    int8_share: float
+    float32_nodes: tuple[str, ...]
+
+
+def quantize(
+    model: onnx.ModelProto, recipe: Recipe, ranges: Mapping[str, Range], peaks: Mapping[str, float]
+) -> QuantizedGraph:
+    """Quantize the simplified float graph.
+
+    ``ranges``: by tensor, for every activation that the recipe's places name; ``peaks``: largest magnitude
+    of every tensor, which decides what a float16 recipe keeps in float32.
+    """
+    graph = Graph(model)
+    places = place(graph, recipe)
+    quantized = quantize_graph(model, places, recipe, ranges)
+    kept = float32_nodes(graph, peaks) if recipe.float16 else []
+    if recipe.float16:
+        quantized = to_float16(quantized, kept)
+    return QuantizedGraph(
+        compress_constants(quantized), recipe, tuple(places), int8_share(graph, places), tuple(kept)
+    )

@@ -1,0 +1,1 @@
+"""From the PyTorch network to a simplified float ONNX graph."""

@@ -1,0 +1,88 @@
+"""torch.export, then ONNX: LayerNorm and GELU as single operators, the batch dynamic, the tile fixed."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from ast import literal_eval
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx
+import torch
+
+from misgnet.network import MISGNet
+from misgnet_export.graph.deployed import Deployed
+from misgnet_runtime.errors import GateFailed
+from misgnet_runtime.manifest import Interface
+
+OPSET = 20  # the first with Gelu; LayerNormalization came with 17
+_SINGLE_OPERATORS = {"LayerNormalization", "Gelu"}
+
+
+def export_graph(network: MISGNet, interface: Interface) -> onnx.ModelProto:
+    """The float ONNX graph of ``network`` with ``interface``'s inputs and outputs.
+
+    Node names are the module's dotted name and the operator, so that reports and placement rules can speak
+    of parts of the network. Raises GateFailed where the exported graph lost an input or an operator.
+    """
+    deployed = Deployed(network, interface).eval()
+    batch = torch.export.Dim("batch", min=1, max=interface.max_batch)
+    names = [entry.name for entry in interface.inputs()]
+    with _quiet():
+        program = torch.export.export(
+            deployed, deployed.example(), dynamic_shapes={name: {0: batch} for name in names}, strict=False
+        )
+        converted = torch.onnx.export(
+            program, dynamo=True, opset_version=OPSET, input_names=names,
+            output_names=[interface.outputs()[0].name], dynamic_shapes={name: {0: "batch"} for name in names},
+            verbose=False,
+        )  # fmt: skip
+    if converted is None:
+        raise GateFailed("torch.onnx.export returned nothing for this network")
+    model = converted.model_proto
+    _name_nodes(model)
+    _check(model, interface)
+    return model
+
+
+def _check(model: onnx.ModelProto, interface: Interface) -> None:
+    onnx.checker.check_model(model)
+    inputs = [value.name for value in model.graph.input]
+    if inputs != [entry.name for entry in interface.inputs()]:
+        raise GateFailed(f"the exported graph has the inputs {inputs}; the two dates became one")
+    missing = _SINGLE_OPERATORS - {node.op_type for node in model.graph.node}
+    if missing:
+        raise GateFailed(f"the exported graph has no {sorted(missing)}: they were taken apart into smaller operators")
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Name each node after the module that it comes from; a node of the exporter's own takes its producer's."""
+    scope_of: dict[str, str] = {}
+    for index, node in enumerate(model.graph.node):
+        scope = _scope(node) or next((scope_of[x] for x in node.input if x in scope_of), "")
+        scope_of.update(dict.fromkeys(node.output, scope))
+        node.name = f"{scope}/{node.op_type}_{index}"
+        del node.metadata_props[:]
+        node.doc_string = ""
+
+
+def _scope(node: onnx.NodeProto) -> str:
+    """The innermost module: ``backbone.block1.0.attn.q``."""
+    scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+    modules = [s for s in literal_eval(scopes)[:-1] if s.startswith("network.")]
+    return modules[-1].removeprefix("network.") if modules else ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of torchvision's absence and of its own deprecated calls; neither helps a user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

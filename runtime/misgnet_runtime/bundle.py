@@ -1,0 +1,91 @@
+"""A bundle on disk: its manifest, and its files checked against it before any of them is used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.manifest import EngineEntry, FileEntry, Manifest, decode_manifest
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle whose files have the digests that its manifest states."""
+
+    path: Path
+    manifest: Manifest
+
+    def engine_entry(self, name: str) -> EngineEntry:
+        """The engine called ``name``; UsageError lists the others."""
+        for entry in self.manifest.engines:
+            if entry.name == name:
+                return entry
+        raise UsageError(f"bundle {self.path} has no engine '{name}'; it has {[e.name for e in self.manifest.engines]}")
+
+    def file(self, relative: str) -> Path:
+        """The path of a file that the manifest lists."""
+        if relative not in {entry.path for entry in self.manifest.files}:
+            raise InputError(f"bundle {self.path} does not list the file '{relative}'")
+        return self.path / relative
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Open ``path`` and check every file against the manifest.
+
+    Raises InputError where a file is missing, extra, a link, outside the folder, or has other bytes.
+    """
+    bundle = Bundle(path, decode_manifest(path / MANIFEST))
+    listed = {entry.path: entry for entry in bundle.manifest.files}
+    for entry in listed.values():
+        _check_file(path, entry)
+    for found in _all_files(path):
+        if found not in listed and found != MANIFEST:
+            raise InputError(f"bundle {path} holds '{found}', which its manifest does not list")
+    return bundle
+
+
+def describe_files(root: Path, roles: dict[str, tuple[str, str | None]]) -> list[FileEntry]:
+    """Entries for all files below ``root``; ``roles`` gives role and precision by relative path."""
+    return [_describe(root, name, *roles[name]) for name in sorted(_all_files(root)) if name != MANIFEST]
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Iterable[bytes]) -> str:  # Python 3.10 has no hashlib.file_digest
+    total = hashlib.sha256()
+    for part in file:
+        total.update(part)
+    return total.hexdigest()
+
+
+def _describe(root: Path, name: str, role: str, precision: str | None) -> FileEntry:
+    path = root / name
+    return FileEntry(name, file_sha256(path), path.stat().st_size, role, precision)
+
+
+def _check_file(root: Path, entry: FileEntry) -> None:
+    parts = PurePosixPath(entry.path).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\\" in entry.path:
+        raise InputError(f"manifest of {root} names '{entry.path}', which lies outside the bundle")
+    path = root / entry.path
+    if not path.is_file() or any((root / Path(*parts[: i + 1])).is_symlink() for i in range(len(parts))):
+        raise InputError(f"bundle {root} lacks the file '{entry.path}', or has a link in its place")
+    if path.stat().st_size != entry.size or file_sha256(path) != entry.sha256:
+        raise InputError(f"bundle {root}: '{entry.path}' does not match the digest in its manifest; fetch or build the bundle again")
+
+
+def _all_files(root: Path) -> list[str]:
+    found = []
+    for parent, folders, names in os.walk(root):
+        links = [n for n in folders if (Path(parent) / n).is_symlink()]
+        found += [(Path(parent) / n).relative_to(root).as_posix() for n in [*names, *links] if n != ".lock"]
+    return found

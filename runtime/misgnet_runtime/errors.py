@@ -1,0 +1,34 @@
+"""What can go wrong, and the exit code that each kind gives a command.
+
+MisgnetError            1  a bug, unless it is one of the kinds below
+├── UsageError          2  the command was called wrongly (an output exists, an unknown target)
+├── GateFailed          3  the numbers are outside what was allowed
+├── InputError          4  a file or folder is not what it must be
+└── UnavailableError    5  a device, driver or library is missing on this machine
+
+A message says what was asked, what was found, and what to do next, on one line.
+"""
+
+from __future__ import annotations
+
+
+class MisgnetError(Exception):
+    """Base of every error that a user may meet; ``exit_code`` is what a command ends with."""
+
+    exit_code = 1
+
+
+class UsageError(MisgnetError):
+    exit_code = 2
+
+
+class GateFailed(MisgnetError):
+    exit_code = 3
+
+
+class InputError(MisgnetError):
+    exit_code = 4
+
+
+class UnavailableError(MisgnetError):
+    exit_code = 5

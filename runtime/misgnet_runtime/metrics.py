@@ -1,0 +1,89 @@
+"""Change detection metrics from one confusion matrix over all pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+import numpy as np
+
+from misgnet_runtime.images import Mask
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of pixels; "positive" is the changed class. A metric without a denominator is None."""
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+    tn: int = 0
+
+    @classmethod
+    def of(cls, predicted: Mask, label: Mask) -> Confusion:
+        """Counts of two bool arrays of one shape."""
+        tp = int(np.count_nonzero(predicted & label))
+        fp = int(np.count_nonzero(predicted)) - tp
+        fn = int(np.count_nonzero(label)) - tp
+        return cls(tp, fp, fn, predicted.size - tp - fp - fn)
+
+    @classmethod
+    def total(cls, parts: list[Confusion]) -> Confusion:
+        return reduce(add, parts, cls())
+
+    def __add__(self, other: Confusion) -> Confusion:
+        return Confusion(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
+
+    @property
+    def pixels(self) -> int:
+        return self.tp + self.fp + self.fn + self.tn
+
+    @property
+    def changed(self) -> int:
+        """Pixels that the label calls changed."""
+        return self.tp + self.fn
+
+    @property
+    def precision(self) -> float | None:
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float | None:
+        return _ratio(self.tp, self.changed)
+
+    @property
+    def f1(self) -> float | None:
+        """2 tp / (2 tp + fp + fn); None where the label has no change at all."""
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn) if self.changed else None
+
+    @property
+    def iou(self) -> float | None:
+        return _ratio(self.tp, self.tp + self.fp + self.fn) if self.changed else None
+
+    @property
+    def accuracy(self) -> float | None:
+        return _ratio(self.tp + self.tn, self.pixels)
+
+    @property
+    def false_alarms(self) -> float | None:
+        """Share of the unchanged pixels that are called changed."""
+        return _ratio(self.fp, self.fp + self.tn)
+
+    @property
+    def kappa(self) -> float | None:
+        """Cohen's kappa: agreement beyond what the two marginals give by chance."""
+        if not self.pixels:
+            return None
+        n = self.pixels
+        chance = ((self.tp + self.fp) * self.changed + (self.fn + self.tn) * (self.fp + self.tn)) / n**2
+        return _ratio((self.tp + self.tn) / n - chance, 1 - chance)
+
+    def scores(self) -> dict[str, float | None]:
+        """precision, recall, f1, iou, accuracy, kappa: fractions of the changed class."""
+        names = ("precision", "recall", "f1", "iou", "accuracy", "kappa")
+        return {name: getattr(self, name) for name in names}
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

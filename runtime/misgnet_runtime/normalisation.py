@@ -1,0 +1,16 @@
+"""The network's input scaling: RGB in [0, 1], minus the ImageNet mean, by the ImageNet standard deviation."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 (B, H, W, 3) -> normalised float32 (B, 3, H, W)."""
+    scaled = images.astype(np.float32) / np.float32(255)
+    scaled = (scaled - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))

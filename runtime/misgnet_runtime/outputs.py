@@ -1,0 +1,135 @@
+"""Results appear whole or not at all: written beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from misgnet_runtime.errors import InputError, UsageError
+
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """UsageError where ``path`` exists and ``force`` is off."""
+    if os.path.lexists(path) and not force:
+        raise UsageError(f"output {path} exists; choose another -o, or replace it with --force")
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it takes the place of ``path`` when the block succeeds."""
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+    temporary = Path(name)
+    try:
+        with _disk_errors(path):
+            yield temporary
+            _sync(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+            _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; it takes the place of ``path`` when the block succeeds.
+
+    Folders that a killed run left behind are removed first: the system drops a dead process's lock.
+    An existing ``path`` is exchanged in one step where the system can do that.
+    """
+    path = Path(os.path.abspath(path))
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+        lock = os.open(temporary / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        with _disk_errors(path):
+            yield temporary
+            (temporary / ".lock").unlink()
+            _sync_tree(temporary)
+            temporary.chmod(0o777 & ~_umask())
+            _move_into_place(temporary, path)
+            _sync(path.parent)
+    finally:
+        os.close(lock)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+            raise InputError(f"output {path} cannot be written: {error.strerror}; nothing was left there") from error
+        raise
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.building-"
+
+
+def _remove_stale(path: Path) -> None:
+    for folder in path.parent.glob(f"{_prefix(path)}*"):
+        with suppress(OSError):
+            handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+def _move_into_place(source: Path, target: Path) -> None:
+    if not os.path.lexists(target):
+        source.rename(target)
+    elif not _exchange(source, target):
+        aside = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+        target.rename(aside / "old")
+        source.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in one step (Linux renameat2); False where the system or file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(parent) / name)
+        _sync(Path(parent))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,19 @@
+"""TensorRT plans: what a target is, how a graph becomes a plan, and whether a plan fits a machine."""
+
+from misgnet_runtime.plans.compile import compile_plan
+from misgnet_runtime.plans.facts import MachineFacts, PlanFacts, check_plan_fits
+from misgnet_runtime.plans.plan import Plan, PlanOptions
+from misgnet_runtime.plans.targets import Target, parse_target
+from misgnet_runtime.plans.vendor import load_vendor
+
+__all__ = [
+    "MachineFacts",
+    "Plan",
+    "PlanFacts",
+    "PlanOptions",
+    "Target",
+    "check_plan_fits",
+    "compile_plan",
+    "load_vendor",
+    "parse_target",
+]

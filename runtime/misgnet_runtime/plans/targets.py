@@ -1,0 +1,62 @@
+"""The names of what a bundle is built for: ``cpu``, ``rtx-sm86,sm89``, ``tensorrt``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from misgnet_runtime.errors import UsageError
+
+Kind = Literal["cpu", "rtx", "tensorrt"]
+
+ACCEPTED = "cpu, tensorrt, or rtx-smNN[,smNN...] such as rtx-sm86,sm89"
+
+_CAPABILITY = re.compile(r"sm([1-9][0-9]{1,2})")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing to compile for; ``compute_capabilities`` ("sm86", ...) ascend and are only those of RTX."""
+
+    kind: Kind
+    compute_capabilities: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The canonical text; :func:`parse_target` reads it back."""
+        return "-".join(filter(None, (self.kind, ",".join(self.compute_capabilities))))
+
+    @property
+    def slug(self) -> str:
+        """The name as a part of a file name: ``rtx-sm86-sm89``."""
+        return self.name.replace(",", "-")
+
+
+def parse_target(text: str) -> Target:
+    """The target that ``text`` names, whatever its case; UsageError lists the accepted forms."""
+    plain = text.strip().lower()
+    if plain == "cpu":
+        return Target("cpu")
+    if plain == "tensorrt":
+        return Target("tensorrt")
+    head, _, tail = plain.partition("-")
+    parts = [part.strip() for part in tail.split(",")]
+    if head != "rtx" or not all(_CAPABILITY.fullmatch(part) for part in parts):
+        raise UsageError(f"unknown target '{text}'; a target is {ACCEPTED}")
+    return Target("rtx", sorted_capabilities(parts))
+
+
+def sorted_capabilities(names: Iterable[str]) -> tuple[str, ...]:
+    """The names without repeats, ascending by number ("sm89" before "sm120"), in lower case.
+
+    Raises UsageError for a name that is not of the form ``smNN``.
+    """
+    numbers = set()
+    for name in names:
+        match = _CAPABILITY.fullmatch(name.lower())
+        if match is None:
+            raise UsageError(f"'{name}' is not a compute capability; write it as sm86 or sm120")
+        numbers.add(int(match.group(1)))
+    return tuple(f"sm{number}" for number in sorted(numbers))

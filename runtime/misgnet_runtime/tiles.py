@@ -1,0 +1,185 @@
+"""Tile pairs in ``A/ B/ label/`` folders; larger images are cut into tiles as they are read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from misgnet_runtime.errors import InputError
+from misgnet_runtime.images import SUFFIXES, Mask, RgbImage, image_size, read_image, read_label
+from misgnet_runtime.tiling import Cell, cover, cut
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image pair on disk, and its label where there is one."""
+
+    name: str
+    before: Path
+    after: Path
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class TileRef:
+    """One tile of a source; nothing is read yet."""
+
+    source: Source
+    cell: Cell
+
+    @property
+    def name(self) -> str:
+        """Source name, row and column of the tile's first pixel: ``test_35@256,0``."""
+        return f"{self.source.name}@{self.cell.rows.start},{self.cell.columns.start}"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pixels of one tile: uint8 (T, T, 3) of both dates, and of the label bool (T, T)."""
+
+    ref: TileRef
+    before: RgbImage
+    after: RgbImage
+    label: Mask
+
+    @property
+    def owned(self) -> tuple[slice, slice]:
+        """Where the tile's own pixels lie; the others belong to a neighbour or are padding."""
+        return self.ref.cell.owned_in_tile()
+
+
+class TileSet(Sequence[TileRef]):
+    """All tiles of a folder, in the order of the names. Reading keeps one image pair in memory."""
+
+    def __init__(self, root: Path, refs: tuple[TileRef, ...], tile: int) -> None:
+        self.root = root
+        self.tile = tile
+        self._refs = refs
+
+    @classmethod
+    def open(cls, root: Path, tile: int = 256) -> TileSet:
+        """Find the pairs of ``root`` and check names and sizes.
+
+        Raises InputError that names the folder or file: a folder or a partner is missing, sizes differ,
+        a header cannot be read.
+        """
+        refs = [
+            TileRef(source, cell)
+            for source in _find_sources(root)
+            for cell in cover(*_common_size(source), tile)
+        ]
+        return cls(root, tuple(refs), tile)
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's two overloads
+        return self._refs[index]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return tuple(dict.fromkeys(ref.source for ref in self._refs))
+
+    def subset(self, indices: Sequence[int]) -> TileSet:
+        """The tiles at ``indices``, in the order of the folder, so that each image is read once."""
+        return TileSet(self.root, tuple(self._refs[i] for i in sorted(indices)), self.tile)
+
+    def tiles(self) -> Iterator[Tile]:
+        """Read the tiles one by one."""
+        return (read_tile(ref) for ref in self._refs)
+
+    def batches(self, size: int) -> Iterator[list[Tile]]:
+        """Read the tiles in batches of ``size``; the last one may be smaller."""
+        for start in range(0, len(self._refs), size):
+            yield [read_tile(ref) for ref in self._refs[start : start + size]]
+
+    def digest(self) -> str:
+        """SHA-256 over the files' bytes and the tiles' names: the identity of what was measured on."""
+        total = hashlib.sha256()
+        for source in self.sources:
+            total.update(source_digest(source).encode())
+        for ref in self._refs:
+            total.update(ref.name.encode() + b"\n")
+        return total.hexdigest()
+
+
+def read_tile(ref: TileRef) -> Tile:
+    """Read one tile; InputError names the file that cannot be read or whose label has other values."""
+    before, after, label = _read_source(ref.source)
+    return Tile(ref, cut(before, ref.cell), cut(after, ref.cell), cut(label, ref.cell))
+
+
+def stack(tiles: Sequence[Tile]) -> tuple[RgbImage, RgbImage]:
+    """uint8 (B, T, T, 3) of both dates."""
+    return np.stack([t.before for t in tiles]), np.stack([t.after for t in tiles])
+
+
+@lru_cache(maxsize=4096)
+def source_digest(source: Source) -> str:
+    """SHA-256 over the bytes of both dates: equal images have equal digests, whatever their names."""
+    total = hashlib.sha256()
+    for path in (source.before, source.after):
+        total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def check_disjoint(first: TileSet, second: TileSet, roles: tuple[str, str]) -> None:
+    """InputError where an image pair is in both sets: what is judged must not have been decided on."""
+    digests = {source_digest(source): source for source in first.sources}
+    for source in second.sources:
+        if twin := digests.get(source_digest(source)):
+            raise InputError(
+                f"the image pair {source.before} of the {roles[1]} set is also in the {roles[0]} set "
+                f"({twin.before}); give each set images of its own"
+            )
+
+
+@lru_cache(maxsize=1)
+def _read_source(source: Source) -> tuple[RgbImage, RgbImage, Mask]:
+    before, after = read_image(source.before), read_image(source.after)
+    label = np.zeros(before.shape[:2], np.bool_) if source.label is None else read_label(source.label)
+    return before, after, label
+
+
+def _find_sources(root: Path) -> list[Source]:
+    parts = {name: _images_by_stem(root, name) for name in ("A", "B", "label")}
+    for name, files in parts.items():
+        for stem, path in parts["A"].items():
+            if stem not in files:
+                raise InputError(f"{path} has no partner in {root / name}")
+        for stem, path in files.items():
+            if stem not in parts["A"]:
+                raise InputError(f"{path} has no partner in {root / 'A'}")
+    return [Source(s, p, parts["B"][s], parts["label"][s]) for s, p in sorted(parts["A"].items())]
+
+
+def _images_by_stem(root: Path, name: str) -> dict[str, Path]:
+    folder = root / name
+    if not folder.is_dir():
+        raise InputError(f"folder {folder} does not exist; tiles lie in A/, B/ and label/ with equal names")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            raise InputError(f"{found[path.stem]} and {path} have the same name; which one is meant is not clear")
+        found[path.stem] = path
+    if not found:
+        raise InputError(f"folder {folder} holds no images ({', '.join(SUFFIXES)})")
+    return found
+
+
+def _common_size(source: Source) -> tuple[int, int]:
+    size = image_size(source.before)
+    for path in (source.after, source.label):
+        if path is not None and image_size(path) != size:
+            found = image_size(path)
+            raise InputError(
+                f"{path} is {found[1]} x {found[0]} px, {source.before} is {size[1]} x {size[0]} px; a pair has one size"
+            )
+    return size

@@ -1,0 +1,265 @@
+"""A stand-in for the module ``tensorrt`` as it is in 10.3, 10.16 and 11.1, over a FakeDriver.
+
+A "model" is JSON (:func:`model`), a "plan" is JSON with the version that built it. The network computes the
+mean absolute difference of two images over the channels, divided by 255.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import Enum, IntEnum
+from math import prod
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from fake_cuda import FakeDriver
+
+NUMPY = {"UINT8": np.uint8, "FLOAT": np.float32, "HALF": np.float16}
+LAYERS = ("CAST", "QUANTIZE", "DEQUANTIZE", "DEQUANTIZE", "CONVOLUTION")
+
+
+def model(*, size: int = 4, out: str = "FLOAT", batch: int = -1, error: str = "", outputs: int = 1) -> bytes:
+    image = [batch, size, size, 3]
+    tensors = {"before": ("UINT8", image), "after": ("UINT8", image)}
+    results = {"probability": (out, [batch, size, size])} if outputs else {}
+    return json.dumps({"inputs": tensors, "outputs": results, "error": error}).encode()
+
+
+def make_tensorrt(version: str, driver: FakeDriver) -> Any:
+    """The module of that version; ``module.seen`` is what was done with it."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    module: Any = ModuleType("tensorrt")
+    module.__version__ = version
+    module.driver = driver
+    module.seen = SimpleNamespace(flags=None, config=None, canceled=False)
+    module.Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
+    # Values that differ between versions: an integer kept from one of them must show.
+    members = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1 + (minor >= 16)} if major < 11 else {}
+    module.NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", members)
+    module.BuilderFlag = IntEnum("BuilderFlag", ["FP16", "INT8", "TF32"] if major < 11 else ["TF32"])
+    module.TensorIOMode = Enum("TensorIOMode", "NONE INPUT OUTPUT")
+    module.DataType = Enum("DataType", "FLOAT HALF UINT8 BF16")
+    module.LayerType = Enum("LayerType", "CAST QUANTIZE DEQUANTIZE CONVOLUTION")
+    module.MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE")
+    for kind in (Builder, IBuilderConfig, OnnxParser, Runtime):
+        setattr(module, kind.__name__, type(kind.__name__, (kind,), {"module": module}))
+    module.ILogger = type("ILogger", (), {})
+    module.IProgressMonitor = type("IProgressMonitor", (), {})
+    return module
+
+
+class _Bound:
+    module: Any
+
+
+class Builder(_Bound):
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    def create_network(self, flags: int) -> Any:
+        self.module.seen.flags = flags
+        kinds = self.module.NetworkDefinitionCreationFlag
+        always = int(self.module.__version__.split(".")[0]) >= 11
+        return Network(self.module, always or bool(flags & 1 << kinds.STRONGLY_TYPED))
+
+    def create_builder_config(self) -> Any:
+        self.module.seen.config = self.module.IBuilderConfig(self.logger)
+        return self.module.seen.config
+
+    def create_optimization_profile(self) -> Any:
+        return Profile()
+
+    def build_serialized_network(self, network: Network, config: Any) -> bytes | None:
+        if not network.strongly_typed:
+            self.logger.log(self.module.Severity.ERROR, "the network is not strongly typed")
+            return None
+        if network.error.startswith("build:"):
+            self.logger.log(self.module.Severity.ERROR, network.error)
+            return None
+        config.progress_monitor.phase_start("Building engine", None, 3)
+        for step in range(3):
+            if not config.progress_monitor.step_complete("Building engine", step):
+                self.module.seen.canceled = True
+                self.logger.log(self.module.Severity.ERROR, "Build canceled by user")
+                return None
+        config.progress_monitor.phase_finish("Building engine")
+        if config.cache is not None:
+            config.cache.timings += 1
+        plan = {"version": self.module.__version__, "profile": config.profiles[0].shapes, **network.graph}
+        return json.dumps(plan).encode()
+
+
+class Network:
+    def __init__(self, module: Any, strongly_typed: bool) -> None:
+        self.module = module
+        self.strongly_typed = strongly_typed
+        self.graph: dict[str, Any] = {"inputs": {}, "outputs": {}}
+        self.error = ""
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.graph["inputs"])
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.graph["outputs"])
+
+    num_layers = len(LAYERS)
+
+    def get_input(self, index: int) -> Any:
+        name, (_, shape) = list(self.graph["inputs"].items())[index]
+        return SimpleNamespace(name=name, shape=shape)
+
+    def get_layer(self, index: int) -> Any:
+        return SimpleNamespace(type=self.module.LayerType[LAYERS[index]])
+
+
+class OnnxParser(_Bound):
+    def __init__(self, network: Network, logger: Any) -> None:
+        self.network = network
+        self.num_errors = 0
+
+    def parse(self, data: bytes) -> bool:
+        graph = json.loads(data)
+        self.network.error = graph.pop("error")
+        self.network.graph = graph
+        self.num_errors = int(bool(self.network.error) and not self.network.error.startswith("build:"))
+        return not self.num_errors
+
+    def get_error(self, index: int) -> Any:
+        said = self.network.error
+        return SimpleNamespace(desc=lambda: said, node_name=lambda: "n7", node_operator=lambda: "Conv")
+
+
+class Profile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def set_shape(self, name: str, low: Any, best: Any, high: Any) -> None:
+        self.shapes[name] = [low, best, high]
+
+
+class Cache:
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.device = data["device"]
+        self.timings = data["timings"]
+
+    def serialize(self) -> bytes:
+        return json.dumps({"device": self.device, "timings": self.timings}).encode()
+
+
+class IBuilderConfig(_Bound):
+    progress_monitor: Any = None
+    builder_optimization_level = 3
+
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+        self.profiles: list[Profile] = []
+        self.cache: Cache | None = None
+        self.pools: dict[str, int] = {}
+
+    def add_optimization_profile(self, profile: Profile) -> int:
+        self.profiles.append(profile)
+        return len(self.profiles) - 1
+
+    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+        self.pools[pool.name] = size
+
+    def create_timing_cache(self, data: bytes) -> Cache:
+        fresh = {"device": self.module.driver.device().compute_capability, "timings": 0}
+        try:
+            return Cache(json.loads(data) if data else fresh)
+        except ValueError:  # as the real one: an empty cache, and a word in the log
+            self.logger.log(self.module.Severity.WARNING, "Failed to deserialize timing cache.")
+            return Cache(fresh)
+
+    def set_timing_cache(self, cache: Cache, ignore_mismatch: bool) -> bool:
+        if cache.device != self.module.driver.device().compute_capability and not ignore_mismatch:
+            return False
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self) -> Cache | None:
+        return self.cache
+
+
+class Runtime(_Bound):
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    def deserialize_cuda_engine(self, data: bytes) -> Any:
+        plan = json.loads(data)
+        if plan["version"] != self.module.__version__:
+            said = f"expecting library version {plan['version']}, got {self.module.__version__}"
+            self.logger.log(self.module.Severity.ERROR, said)
+            return None
+        return CudaEngine(self.module, plan)
+
+
+class CudaEngine:
+    def __init__(self, module: Any, plan: dict[str, Any]) -> None:
+        self.module = module
+        self.plan = plan
+        self.tensors = {**plan["inputs"], **plan["outputs"]}
+        self.num_io_tensors = len(self.tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return self.module.TensorIOMode["INPUT" if name in self.plan["inputs"] else "OUTPUT"]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return self.module.DataType[self.tensors[name][0]]
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        return list(self.tensors[name][1])
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
+        assert profile == 0
+        return list(self.plan["profile"][name])
+
+    def create_execution_context(self) -> Any:
+        return ExecutionContext(self)
+
+
+class ExecutionContext:
+    def __init__(self, engine: CudaEngine) -> None:
+        self.engine = engine
+        self.driver: FakeDriver = engine.module.driver
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.driver.calls.append(("set_input_shape", name, shape))
+        low, _, high = self.engine.plan["profile"][name]
+        fits = all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
+        if fits:
+            self.shapes[name] = shape
+        return fits
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.driver.calls.append(("set_tensor_address", name, address))
+        self.addresses[name] = address
+        return address in self.driver.memory
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self.driver.calls.append(("execute", stream))
+        if set(self.shapes) != set(self.engine.plan["inputs"]) or set(self.addresses) != set(
+            self.engine.tensors
+        ):
+            return False
+        self.driver.enqueue(stream, self._compute)
+        return True
+
+    def _compute(self) -> None:
+        before, after = (self._input(name).astype(np.float32) for name in ("before", "after"))
+        dtype = NUMPY[self.engine.tensors["probability"][0]]
+        result = (np.abs(before - after).mean(-1) / 255).astype(dtype).view(np.uint8).reshape(-1)
+        self.driver.memory[self.addresses["probability"]][: result.nbytes] = result
+
+    def _input(self, name: str) -> Any:
+        shape = self.shapes[name]
+        return self.driver.memory[self.addresses[name]][: prod(shape)].reshape(shape)

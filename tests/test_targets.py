@@ -1,0 +1,43 @@
+import pytest
+
+from misgnet_runtime.errors import UsageError
+from misgnet_runtime.plans import Target, parse_target
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "name", "slug"),
+    [
+        ("cpu", Target("cpu"), "cpu", "cpu"),
+        ("tensorrt", Target("tensorrt"), "tensorrt", "tensorrt"),
+        ("rtx-sm86", Target("rtx", ("sm86",)), "rtx-sm86", "rtx-sm86"),
+        ("rtx-sm86,sm89", Target("rtx", ("sm86", "sm89")), "rtx-sm86,sm89", "rtx-sm86-sm89"),
+        # By number, not by letter: "sm120" sorts before "sm89" as text.
+        ("rtx-sm120,sm89,sm89", Target("rtx", ("sm89", "sm120")), "rtx-sm89,sm120", "rtx-sm89-sm120"),
+        (" RTX-SM89, SM86 ", Target("rtx", ("sm86", "sm89")), "rtx-sm86,sm89", "rtx-sm86-sm89"),
+    ],
+)
+def test_a_target_has_one_canonical_name(text: str, target: Target, name: str, slug: str) -> None:
+    assert parse_target(text) == target
+    assert (target.name, target.slug) == (name, slug)
+    assert parse_target(target.name) == target
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "gpu",
+        "rtx",
+        "rtx-",
+        "rtx-86",
+        "rtx-sm86,",
+        "rtx-sm86;sm89",
+        "tensorrt-sm86",
+        "cpu-sm86",
+        "rtx-sm1",
+    ],
+)
+def test_another_text_is_refused_with_the_accepted_forms(text: str) -> None:
+    with pytest.raises(UsageError, match=r"cpu, tensorrt, or rtx-smNN") as caught:
+        parse_target(text)
+    assert f"'{text}'" in str(caught.value)
