@@ -305,11 +305,14 @@ def _free(building: Building, lot: Points, verge: tuple[Points, Points], lots: l
     local = (verge[0] - building.centre) @ np.array([[c, -s], [s, c]])
     if ((local > (box.u0, box.v0) - verge[1]) & (local < (box.u1, box.v1) + verge[1])).all(1).any():
         return False
-    return all(_apart(lot, other) for other in lots if np.abs(other[0] - lot[0]).max() < 200)
+    return all(_apart(lot, other) for other in lots)
 
 
 def _apart(first: Points, second: Points) -> bool:
     """Whether a straight line along one of their sides parts two rectangles, each (4, 2)."""
+    middles = 0.5 * (first[0] + first[2] - second[0] - second[2])
+    if math.hypot(*middles) > 0.5 * (math.dist(first[0], first[2]) + math.dist(second[0], second[2])):
+        return True
     axes = np.stack([first[1] - first[0], first[2] - first[1], second[1] - second[0], second[2] - second[1]])
     a, b = first @ axes.T, second @ axes.T
     return bool(((a.max(0) < b.min(0)) | (b.max(0) < a.min(0))).any())

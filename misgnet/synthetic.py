@@ -68,12 +68,12 @@ class Light:
 
 @dataclass(frozen=True)
 class Relief:
-    """Noise that the dates share, over the tile and its margin: each (side, side)."""
+    """Noise that the dates share; `side` is the tile with its margin."""
 
-    bare: Image.Image  # 8-bit, 255: soil, 0: grass
-    wood: Image.Image  # 8-bit, 255: wood
-    crowns: Floats  # the woods' crowns, as heights, about standard normal
-    grain: Floats  # fine texture of everything, about standard normal
+    bare: Image.Image  # (side, side), 8-bit, 255: soil, 0: grass
+    wood: Image.Image  # (side, side), 8-bit, 255: wood
+    crowns: Floats  # (side, side), the woods' crowns as heights, about standard normal
+    texture: Floats  # (size, size, 3), brightness factors that roughen everything, grey
 
 
 def make_pair(seed: int, size: int = 256) -> SyntheticPair:
@@ -174,9 +174,10 @@ def _make_relief(rng: Generator, side: int) -> Relief:
     patches = 0.7 * _smooth_noise(rng, side, 70) + 0.5 * _smooth_noise(rng, side, 22)
     woods = _smooth_noise(rng, side, 80) + 0.35 * _smooth_noise(rng, side, 16)
     crowns = _smooth_noise(rng, side, 7)
-    grain = 0.7 * _smooth_noise(rng, side, 2.2) + 0.5 * _smooth_noise(rng, side, 6)
+    grain = np.float32(0.042) * _smooth_noise(rng, side, 2.2) + np.float32(0.03) * _smooth_noise(rng, side, 6)
+    texture = np.repeat(1 + grain[MARGIN:-MARGIN, MARGIN:-MARGIN, None], 3, axis=2)
     wooded = float(rng.uniform(0.2, 2.0))  # the higher, the fewer woods
-    return Relief(_grey(0.3 + 0.35 * patches), _grey(5 * (woods + 0.25 * crowns - wooded)), crowns, grain)
+    return Relief(_grey(0.3 + 0.35 * patches), _grey(5 * (woods + 0.25 * crowns - wooded)), crowns, texture)
 
 
 def _ground(relief: Relief, light: Light) -> Image.Image:
@@ -404,14 +405,15 @@ def _photograph(scene: Scene, relief: Relief, light: Light, date: int, rng: Gene
     """The tile of a date, (size, size, 3), through a camera that blurs, tints and adds noise."""
     size = scene.size
     view = _view(_paint(scene, relief, light, date, rng), size, light.shift)
-    pixels = np.array(view.filter(ImageFilter.BoxBlur(light.blur)), np.float32)
-    pixels *= 1 + np.float32(0.06) * relief.grain[MARGIN : MARGIN + size, MARGIN : MARGIN + size, None]
-    pixels -= 118
-    pixels *= np.asarray(light.gain, np.float32)
+    levels = np.arange(256) - 118.0
+    exposed = np.concatenate([levels * gain + (118 + light.offset) for gain in light.gain])
+    exposure = exposed.clip(0, 255).round().astype(int).tolist()
+    view = view.filter(ImageFilter.BoxBlur(light.blur)).point(exposure)
+    pixels = np.asarray(view) * relief.texture
     noise = rng.random(pixels.shape, dtype=np.float32)  # even, which is quicker than normal
     noise *= np.float32(math.sqrt(12) * light.noise)
     pixels += noise
-    pixels += np.float32(118 + light.offset - math.sqrt(3) * light.noise + 0.5)  # half a level rounds
+    pixels += np.float32(0.5 - math.sqrt(3) * light.noise)  # half a level rounds
     return np.clip(pixels, 0, 255, out=pixels).astype(np.uint8)
 
 

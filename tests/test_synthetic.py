@@ -131,7 +131,7 @@ def test_brightness_alone_does_not_give_the_change_away(pairs: list[SyntheticPai
 
 def test_write_split(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
-    write_split(tmp_path / "one", 3, seed=5, size=64, progress=lambda done, total: calls.append((done, total)))
+    write_split(tmp_path / "one", 3, seed=5, size=64, progress=lambda *call: calls.append(call))
     write_split(tmp_path / "two", 3, seed=5, size=64)
     assert calls == [(1, 3), (2, 3), (3, 3)]
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.png"))

@@ -1,0 +1,32 @@
+"""Engines: one contract, opened by the manifest's entry. Vendors are imported when they are needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from misgnet_runtime.engines.base import Engine, TensorSpec
+from misgnet_runtime.errors import InputError
+from misgnet_runtime.manifest import EngineEntry
+
+__all__ = ["Engine", "TensorSpec", "open_engine_file"]
+
+
+def open_engine_file(entry: EngineEntry, root: Path, max_batch: int, threads: int | None = None) -> Engine:
+    """Open the engine that ``entry`` describes; its paths start at ``root``.
+
+    Raises UnavailableError where this machine lacks the device, the library or the right version, and
+    InputError where the file cannot be opened.
+    """
+    if entry.kind == "onnxruntime":
+        from misgnet_runtime.engines.ort import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(root / entry.file, max_batch, threads)
+    from misgnet_runtime.engines.tensorrt import open_plan
+    from misgnet_runtime.plans import PlanFacts
+
+    facts = PlanFacts(entry.kind, entry.vendor_version, tuple(entry.compute_capabilities), entry.platform)
+    try:
+        data = (root / entry.file).read_bytes()
+    except OSError as error:
+        raise InputError(f"plan {root / entry.file} cannot be read: {error}") from error
+    return open_plan(data, entry.kind, facts=facts)

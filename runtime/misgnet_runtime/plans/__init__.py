@@ -1,6 +1,6 @@
 """TensorRT plans: what a target is, how a graph becomes a plan, and whether a plan fits a machine."""
 
-from misgnet_runtime.plans.compile import compile_plan
+from misgnet_runtime.plans.compile import check_options, compile_plan
 from misgnet_runtime.plans.facts import MachineFacts, PlanFacts, check_plan_fits
 from misgnet_runtime.plans.plan import Plan, PlanOptions
 from misgnet_runtime.plans.targets import Target, parse_target
@@ -12,6 +12,7 @@ __all__ = [
     "PlanFacts",
     "PlanOptions",
     "Target",
+    "check_options",
     "check_plan_fits",
     "compile_plan",
     "load_vendor",

@@ -40,7 +40,7 @@ def compile_plan(
     MisgnetError where the vendor fails to build.
     """
     module = load_vendor(options.vendor)
-    capabilities = _resolve_capabilities(module, options, driver)
+    capabilities = check_options(options, driver)
     started = time.perf_counter()
     build = Build(module, options)
     build.parse(onnx_model)
@@ -62,10 +62,12 @@ def compile_plan(
     )
 
 
-def _resolve_capabilities(
-    module: ModuleType, options: PlanOptions, driver: CudaDriver | None
-) -> tuple[str, ...]:
-    """What the plan will run on, checked before any work: those asked for, or that of this machine's GPU."""
+def check_options(options: PlanOptions, driver: CudaDriver | None = None) -> tuple[str, ...]:
+    """What a plan will run on, checked before any work: the capabilities asked for, or this machine's GPU's.
+
+    Raises UnavailableError and UsageError as :func:`compile_plan` does.
+    """
+    module = load_vendor(options.vendor)
     if options.compute_capabilities:
         return _asked_capabilities(module, options)
     return (_own_capability(module, options, driver),)

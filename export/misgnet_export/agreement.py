@@ -1,0 +1,70 @@
+"""Every stage's graph against the stage before, on real tiles: "it ran" never means "it agrees"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from misgnet_runtime.detector import ChangeDetector
+from misgnet_runtime.engines.ort import OnnxRuntimeEngine
+from misgnet_runtime.errors import GateFailed
+from misgnet_runtime.manifest import Interface
+from misgnet_runtime.parity import Predict, Progress
+from misgnet_runtime.tiles import TileSet, stack
+
+FLOAT_TOLERANCE = 1e-4  # probability; float32 rounding gives about 1e-6
+INT8_AGREEMENT = 0.9  # share of pixels; below this, quantization is broken rather than lossy
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Largest and mean difference of the probability of change, and share of pixels with the same mask."""
+
+    largest: float
+    mean: float
+    pixels: float
+
+    def __str__(self) -> str:
+        return f"largest difference {self.largest:.1e}, {100 * self.pixels:.3f} % of pixels agree"
+
+
+def detector_of(model: onnx.ModelProto, interface: Interface) -> ChangeDetector:
+    """``model`` in ONNX Runtime."""
+    return ChangeDetector(OnnxRuntimeEngine(model.SerializeToString(), interface.max_batch), interface)
+
+
+def compare_on(
+    tiles: TileSet, first: Predict, second: Predict, threshold: float, progress: Progress | None = None
+) -> Agreement:
+    """Run both on ``tiles`` and compare. NaN anywhere makes all three figures fail."""
+    largest, total, same, count = 0.0, 0.0, 0, 0
+    for done, tile in enumerate(tiles.tiles(), 1):
+        a, b = first(*stack([tile])), second(*stack([tile]))
+        difference = np.abs(a - b)
+        largest = float(np.fmax(largest, difference.max())) if np.isfinite(difference).all() else float("inf")
+        total += float(difference.sum())
+        same += int(np.count_nonzero((a > threshold) == (b > threshold)))
+        count += a.size
+        if progress:
+            progress(done, len(tiles))
+    return Agreement(largest, total / count, same / count)
+
+
+def require_same(found: Agreement, what: str, before: str) -> None:
+    """GateFailed where a float stage changed the numbers."""
+    if not found.largest <= FLOAT_TOLERANCE:
+        raise GateFailed(
+            f"{what} differs from {before} by up to {found.largest:.2e} in the probability of change "
+            f"(allowed {FLOAT_TOLERANCE:.0e}); the stage in between is wrong for this checkpoint"
+        )
+
+
+def require_close(found: Agreement, what: str, before: str) -> None:
+    """GateFailed where an INT8 graph is not lossy but broken."""
+    if not (found.pixels >= INT8_AGREEMENT and np.isfinite(found.mean)):
+        raise GateFailed(
+            f"{what} agrees with {before} in only {100 * found.pixels:.2f} % of pixels (at least "
+            f"{100 * INT8_AGREEMENT:.0f} % needed); look at the calibration tiles"
+        )

@@ -1,0 +1,226 @@
+"""``misgnet-export build``: a checkpoint in, a verified bundle out. Each stage is a function of the one before."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+from rich.console import Console
+
+from misgnet.checkpoint import load_network
+from misgnet.evaluation import predict_probability
+from misgnet.network import MISGNet
+from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
+from misgnet_calibration.selection import FewTilesWarning, draw_tiles
+from misgnet_calibration.quantize import QuantizedGraph
+from misgnet_export.agreement import compare_on, detector_of, require_close, require_same
+from misgnet_export.assembly import (
+    CPU_ENGINE,
+    FLOAT_ENGINE,
+    Draft,
+    GraphFile,
+    Sets,
+    plan_entry,
+    write_bundle,
+    write_rejected,
+)
+from misgnet_export.evidence import measure_parity, measure_throughput
+from misgnet_export.graph.export import export_graph
+from misgnet_export.graph.simplify import simplify_graph
+from misgnet_export.progress import StageLog
+from misgnet_export.quantization import DEFAULT_PERCENTILE, Observed, choose_percentile, observe, quantize_for
+from misgnet_export.request import BuildRequest, check_request
+from misgnet_runtime.errors import GateFailed
+from misgnet_runtime.manifest import EngineEntry
+from misgnet_runtime.outputs import refuse_existing, replace_folder
+from misgnet_runtime.parity import Predict
+from misgnet_runtime.plans import compile_plan
+from misgnet_runtime.tiles import TileSet, check_disjoint
+
+_CHECK_TILES = 8
+_DECISION_TILES = 32
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build left: the bundle, the report within it, and the draft with all figures."""
+
+    bundle: Path
+    report: Path
+    draft: Draft
+
+
+def build(request: BuildRequest, console: Console) -> Built:
+    """Run all stages and move the finished bundle into place.
+
+    Raises GateFailed where a stage disagrees with the one before, or where the gate fails; then the evidence
+    lies in ``<output>.rejected`` and there is no bundle. Nothing else is ever left.
+    """
+    refuse_existing(request.output, request.force)
+    check_request(request)
+    log = StageLog(console)
+    with replace_folder(request.output) as root:
+        draft = _run_stages(request, root, log)
+        if draft.parity.passed:
+            write_bundle(root, request, draft)
+    if not draft.parity.passed:
+        _reject(request, draft)
+    return Built(request.output, request.output / "evidence" / "report.html", draft)
+
+
+def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
+    sets, network = _load(request, log)
+    exported = _export(request, network, sets, log)
+    simplified = _simplify(request, exported, sets, log)
+    graphs = [_write_graph(root, "float", "float32", simplified), *_quantize(request, simplified, sets, root, log)]
+    engines = [*_portable_engines(graphs), *_compile(request, root, log)]
+    draft = Draft(sets, graphs, engines, log.done)
+    draft = measure_parity(request, draft, root, torch_predictor(network), "PyTorch float32", log)
+    return measure_throughput(request, draft, root, log)
+
+
+def torch_predictor(network: MISGNet) -> Predict:
+    """The network as a function of uint8 tiles."""
+    return lambda before, after: predict_probability(network, before, after)
+
+
+def _load(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
+    with log.stage("read weights and tiles") as stage, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FewTilesWarning)
+        network = load_network(request.weights)
+        tile = request.interface.tile
+        calib, evaluation = TileSet.open(request.calib, tile), TileSet.open(request.evaluation, tile)
+        val = TileSet.open(request.val, tile) if request.val else None
+        sets = Sets(draw_tiles(calib, request.calib_tiles, request.seed), _spread(val, _DECISION_TILES), evaluation)
+        _check_sets(calib, val, evaluation)
+        stage.finding = f"{len(sets.calib)} calibration, {len(val or ())} validation, {len(evaluation)} evaluation tiles"
+    for warning in caught:
+        log.console.print(f"[yellow]warning[/] {warning.message}", soft_wrap=True)
+    return sets, network
+
+
+def _check_sets(calib: TileSet, val: TileSet | None, evaluation: TileSet) -> None:
+    check_disjoint(calib, evaluation, ("calibration", "evaluation"))
+    if val is not None:
+        check_disjoint(calib, val, ("calibration", "validation"))
+        check_disjoint(val, evaluation, ("validation", "evaluation"))
+
+
+def _spread(tiles: TileSet | None, count: int) -> TileSet | None:
+    """At most ``count`` tiles, evenly spread over the set."""
+    if tiles is None or len(tiles) <= count:
+        return tiles
+    return tiles.subset([i * len(tiles) // count for i in range(count)])
+
+
+def _export(request: BuildRequest, network: MISGNet, sets: Sets, log: StageLog) -> onnx.ModelProto:
+    with log.stage("export to ONNX") as stage:
+        model = export_graph(network, request.interface)
+        with detector_of(model, request.interface) as detector:
+            found = compare_on(_few(sets), torch_predictor(network), detector.probability, request.threshold, stage.progress)
+        require_same(found, "the exported graph", "the PyTorch network")
+        stage.finding = f"{len(model.graph.node)} nodes, {found}"
+    return model
+
+
+def _simplify(request: BuildRequest, exported: onnx.ModelProto, sets: Sets, log: StageLog) -> onnx.ModelProto:
+    with log.stage("simplify") as stage:
+        model = simplify_graph(exported)
+        with detector_of(exported, request.interface) as first, detector_of(model, request.interface) as second:
+            found = compare_on(_few(sets), first.probability, second.probability, request.threshold, stage.progress)
+        require_same(found, "the simplified graph", "the exported one")
+        stage.finding = f"{len(model.graph.node)} nodes, {found}"
+    return model
+
+
+def _few(sets: Sets) -> TileSet:
+    few = _spread(sets.calib, _CHECK_TILES)
+    assert few is not None
+    return few
+
+
+def _quantize(
+    request: BuildRequest, model: onnx.ModelProto, sets: Sets, root: Path, log: StageLog
+) -> list[GraphFile]:
+    recipes = [CPU, *([TENSORRT] if request.plan_targets else [])]
+    with log.stage("calibrate") as stage:
+        observed = observe(model, request.interface, sets.calib, recipes, stage.progress)
+        stage.finding = f"{len(observed.histograms)} activations on {len(sets.calib)} tiles of both dates"
+    return [_quantize_one(request, model, sets, observed, recipe, root, log) for recipe in recipes]
+
+
+def _quantize_one(
+    request: BuildRequest, model: onnx.ModelProto, sets: Sets, observed: Observed, recipe: Recipe, root: Path,
+    log: StageLog,
+) -> GraphFile:  # fmt: skip
+    with log.stage(f"quantize to INT8 for {recipe.name}") as stage:
+        percentile, tried = DEFAULT_PERCENTILE, {}
+        if sets.decision is not None:
+            percentile, tried = choose_percentile(
+                model, request.interface, observed, recipe, sets.decision, request.threshold, stage.progress
+            )
+        quantized = quantize_for(model, recipe, observed, percentile)
+        with detector_of(model, request.interface) as first, detector_of(quantized.model, request.interface) as second:
+            found = compare_on(_few(sets), first.probability, second.probability, request.threshold)
+        require_close(found, f"the INT8 graph for {recipe.name}", "the float graph")
+        stage.finding = (
+            f"{len(quantized.places)} places, {100 * quantized.int8_share:.1f} % of the multiply-adds, "
+            f"percentile {percentile:g}, {100 * found.pixels:.3f} % of pixels agree"
+        )
+    decided = {f"{p:g}": a.pixels for p, a in tried.items()}
+    written = _write_graph(root, recipe.name, "int8+float16" if recipe.float16 else "int8", quantized.model)
+    return replace(written, quantized=_without_model(quantized), percentile=percentile, candidates=decided)
+
+
+def _without_model(quantized: QuantizedGraph) -> QuantizedGraph:
+    return replace(quantized, model=onnx.ModelProto())
+
+
+def _write_graph(root: Path, name: str, precision: str, model: onnx.ModelProto) -> GraphFile:
+    file = f"graphs/{'float' if name == 'float' else f'int8_{name}'}.onnx"
+    path = root / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(model.SerializeToString())
+    return GraphFile(name, file, precision, path.stat().st_size)
+
+
+def _portable_engines(graphs: list[GraphFile]) -> list[EngineEntry]:
+    """The graphs that ONNX Runtime opens anywhere; it optimises for the machine when it loads them."""
+    import onnxruntime
+
+    names = {"float": FLOAT_ENGINE, CPU.name: CPU_ENGINE}
+    return [
+        EngineEntry(names[g.name], "onnxruntime", g.file, g.file, g.precision, onnxruntime.__version__)
+        for g in graphs if g.name in names
+    ]  # fmt: skip
+
+
+def _compile(request: BuildRequest, root: Path, log: StageLog) -> list[EngineEntry]:
+    entries = []
+    for target in request.plan_targets:
+        with log.stage(f"compile {target.name}") as stage:
+            graph = "graphs/int8_tensorrt.onnx"
+            plan = compile_plan(
+                (root / graph).read_bytes(), request.plan_options(target), timing_cache=request.timing_cache,
+                progress=lambda _phase, done, of, show=stage.progress: show(done, of),
+            )  # fmt: skip
+            file = root / "engines" / f"{target.slug}.plan"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(plan.data)
+            entries.append(plan_entry(target, plan, file.relative_to(root).as_posix(), graph, request))
+            stage.finding = (
+                f"{plan.vendor} {plan.vendor_version} for {', '.join(plan.compute_capabilities)}, {plan.layers} layers, "
+                f"{len(plan.data) / 1e6:.1f} MB"
+            )
+    return entries
+
+
+def _reject(request: BuildRequest, draft: Draft) -> None:
+    rejected = request.output.parent / f"{request.output.name}.rejected"
+    with replace_folder(rejected) as root:
+        write_rejected(root, request, draft)
+    failed = [e for e in draft.parity.engines if e.verdict and not e.verdict.passed]
+    reasons = "; ".join(f"{e.engine}: {e.verdict.reason}" for e in failed if e.verdict) or "no engine was judged"
+    raise GateFailed(f"the gate failed, so there is no bundle; the evidence is in {rejected}: {reasons}")

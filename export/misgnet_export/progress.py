@@ -1,0 +1,46 @@
+"""Stages of a build: each shows its progress while it runs, and its time and finding when it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+@dataclass
+class Stage:
+    """One running stage; ``finding`` is what it found out, shown behind its name."""
+
+    name: str
+    progress: Callable[[int, int], None]
+    finding: str = ""
+
+
+@dataclass
+class StageLog:
+    """Runs stages and keeps (name, seconds, finding) of each."""
+
+    console: Console
+    done: list[tuple[str, float, str]] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Time a stage and show a bar that its ``progress(done, of)`` moves."""
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[count]}"),
+                   TimeElapsedColumn())  # fmt: skip
+        started = time.perf_counter()
+        with Progress(*columns, console=self.console, transient=True) as bars:
+            task = bars.add_task(name, total=None, count="")
+
+            def move(done: int, of: int) -> None:
+                bars.update(task, completed=done, total=of, count=f"{done}/{of}")
+
+            stage = Stage(name, move)
+            yield stage
+        seconds = time.perf_counter() - started
+        self.done.append((name, seconds, stage.finding))
+        self.console.print(f"[green]done[/] {name} [dim]{seconds:.1f} s[/] {stage.finding}", soft_wrap=True, highlight=False)

@@ -1,0 +1,74 @@
+"""The calibrating stage: observe once, decide the clipping on validation tiles, quantize for each recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from misgnet_calibration.collect import collect, magnitudes
+from misgnet_calibration.graph import Graph
+from misgnet_calibration.observers import Histogram, Range
+from misgnet_calibration.placement import activations, place
+from misgnet_calibration.quantize import QuantizedGraph, quantize
+from misgnet_calibration.recipes import Recipe
+from misgnet_export.agreement import Agreement, compare_on, detector_of
+from misgnet_runtime.manifest import Interface
+from misgnet_runtime.parity import Progress
+from misgnet_runtime.tiles import TileSet
+
+DEFAULT_PERCENTILE = 99.99
+PERCENTILES = (99.99, 99.999, 100.0)
+_PEAK_TILES = 8
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Histograms of the activations to quantize, and the largest magnitude of every tensor."""
+
+    histograms: Mapping[str, Histogram]
+    peaks: Mapping[str, float]
+
+    def ranges(self, percentile: float) -> dict[str, Range]:
+        """Ranges that keep ``percentile`` per cent of each tensor's values."""
+        return {name: h.percentile(percentile / 100) for name, h in self.histograms.items()}
+
+
+def observe(
+    model: onnx.ModelProto, interface: Interface, tiles: TileSet, recipes: list[Recipe], progress: Progress
+) -> Observed:
+    """One pass over the calibration tiles for all recipes together; a second over a few for the peaks."""
+    graph = Graph(model)
+    names = dict.fromkeys(name for recipe in recipes for name in activations(place(graph, recipe)))
+    histograms = {name: Histogram() for name in names}
+    collect(model, interface, tiles, histograms, progress)
+    few = tiles.subset(range(0, len(tiles), max(1, len(tiles) // _PEAK_TILES)))
+    peaks = magnitudes(model, interface, few) if any(r.float16 for r in recipes) else {}
+    return Observed(histograms, peaks)
+
+
+def choose_percentile(
+    model: onnx.ModelProto, interface: Interface, observed: Observed, recipe: Recipe, decision: TileSet,
+    threshold: float, progress: Progress,
+) -> tuple[float, dict[float, Agreement]]:  # fmt: skip
+    """The percentile whose graph agrees with the float graph in most pixels of the ``decision`` tiles."""
+    tried: dict[float, Agreement] = {}
+    with detector_of(model, interface) as reference:
+        for index, percentile in enumerate(PERCENTILES):
+            candidate = quantize(model, recipe, observed.ranges(percentile), observed.peaks)
+            with detector_of(candidate.model, interface) as detector:
+                tried[percentile] = compare_on(decision, reference.probability, detector.probability, threshold)
+            progress(index + 1, len(PERCENTILES))
+    return best(tried), tried
+
+
+def best(tried: Mapping[float, Agreement]) -> float:
+    """Most agreeing pixels, then the smaller mean difference; a pure decision."""
+    return max(tried, key=lambda p: (tried[p].pixels, -tried[p].mean))
+
+
+def quantize_for(
+    model: onnx.ModelProto, recipe: Recipe, observed: Observed, percentile: float
+) -> QuantizedGraph:
+    return quantize(model, recipe, observed.ranges(percentile), observed.peaks)

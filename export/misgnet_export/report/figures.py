@@ -1,0 +1,102 @@
+"""Numbers as text, and the few numbers that the report derives; HTML, terminal and JUnit share them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from misgnet_runtime.gate import Interval
+from misgnet_runtime.parity import EngineParity, ParityReport
+from misgnet_runtime.throughput import Timing
+
+FEW_SOURCES = 10
+MINUS = "\N{MINUS SIGN}"
+
+_FLOAT_PRECISIONS = ("float", "float32", "fp32")
+_FLOAT_NAME = re.compile(r"(?<![a-z])(float32|fp32|float)(?![0-9])")
+_INT8_NAME = re.compile(r"[-_.]?int8")
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """``value`` with ``digits`` decimals; "n/a" where it is not defined."""
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """As ``number``, always with a sign; zero, also a rounded one, has none."""
+    if value is None:
+        return "n/a"
+    text = f"{value:+.{digits}f}".replace("-", MINUS)
+    return text if text.strip(f"+{MINUS}0.") else text[1:]
+
+
+def percent(share: float | None, digits: int = 3) -> str:
+    """A share as per cent, cut and not rounded, so that only full agreement reads 100."""
+    if share is None:
+        return "n/a"
+    scale: int = 10**digits
+    return f"{int(share * 100 * scale) / scale:.{digits}f} %"
+
+
+def interval(found: Interval | None) -> str:
+    """Both ends of a 95 % interval in points."""
+    return "n/a" if found is None else f"{signed(found.low)} to {signed(found.high)}"
+
+
+def size(count: int) -> str:
+    """Bytes in the largest fitting binary unit."""
+    if count < 1024:
+        return f"{count} B"
+    return f"{count / 1024:.1f} KiB" if count < 1024**2 else f"{count / 1024**2:.2f} MiB"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 tile``, ``2 tiles``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def verdict_word(engine: EngineParity) -> str:
+    """``pass``, ``FAIL`` or, without a verdict, a dash."""
+    if engine.verdict is None:
+        return "–"  # noqa: RUF001
+    return "pass" if engine.verdict.passed else "FAIL"
+
+
+def speed_ratios(timings: list[Timing]) -> list[float | None]:
+    """Pairs a second of each timing over those of the float engine at its batch; None where none was timed."""
+    base: dict[int, float] = {}
+    for timing in timings:
+        if timing.precision.lower() in _FLOAT_PRECISIONS:
+            base.setdefault(timing.batch, timing.pairs_per_second)
+    return [t.pairs_per_second / base[t.batch] if base.get(t.batch) else None for t in timings]
+
+
+def size_ratios(files: list[tuple[str, int]]) -> list[float | None]:
+    """Bytes of each INT8 file over those of its float file; None for other files and where there is no partner.
+
+    The partner is of the same type and in the same folder, and its name says float (or is the name without int8).
+    """
+    sizes = dict(files)
+    partners = [_float_partner(path, list(sizes)) for path, _ in files]
+    return [count / sizes[p] if p and sizes[p] else None for (_, count), p in zip(files, partners, strict=True)]
+
+
+def few_sources(found: Interval | None) -> bool:
+    """Whether an interval rests on so few source images that it is rough."""
+    return found is not None and found.sources < FEW_SOURCES
+
+
+def judged(report: ParityReport) -> list[EngineParity]:
+    """The engines that have a verdict."""
+    return [engine for engine in report.engines if engine.verdict is not None]
+
+
+def _float_partner(path: str, others: list[str]) -> str | None:
+    this = PurePosixPath(path)
+    if "int8" not in this.name.lower():
+        return None
+    plain = [PurePosixPath(other) for other in others if "int8" not in other.rsplit("/", 1)[-1].lower()]
+    alike = [other for other in plain if (other.parent, other.suffix) == (this.parent, this.suffix)]
+    bare = _INT8_NAME.sub("", this.name.lower())
+    found = [o for o in alike if _FLOAT_NAME.search(o.name.lower())] or [o for o in alike if o.name.lower() == bare]
+    return str(found[0]) if len(found) == 1 else None

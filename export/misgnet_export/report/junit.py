@@ -1,0 +1,72 @@
+"""The verdicts as JUnit XML, as Jenkins and GitLab read it: an engine is a test case."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
+
+from misgnet_runtime.parity import EngineParity, ParityReport
+
+SUITE = "misgnet parity"
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def junit_xml(report: ParityReport) -> bytes:
+    """UTF-8 XML with one test case an engine: failed by its verdict, skipped where it has none."""
+    failed = [e for e in report.engines if e.verdict is not None and not e.verdict.passed]
+    skipped = [e for e in report.engines if e.verdict is None]
+    counts = {
+        "tests": str(len(report.engines)), "failures": str(len(failed)), "errors": "0", "skipped": str(len(skipped)),
+    }  # fmt: skip
+    suites = Element("testsuites", {"name": SUITE, **counts})
+    suite = SubElement(suites, "testsuite", {"name": SUITE, **counts})
+    _add_properties(suite, _suite_properties(report))
+    for engine in report.engines:
+        _add_case(suite, engine)
+    ElementTree.indent(suites)
+    return ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True) + b"\n"
+
+
+def _suite_properties(report: ParityReport) -> dict[str, object]:
+    return {
+        "reference": report.reference, "evaluation_sha256": report.evaluation_sha256, "tiles": report.tiles,
+        "sources": report.sources, "threshold": report.threshold, "max_f1_drop": report.max_f1_drop,
+        **{f"reference_{name}": value for name, value in report.reference_scores.items()},
+    }  # fmt: skip
+
+
+def _add_case(suite: Element, engine: EngineParity) -> None:
+    case = SubElement(suite, "testcase", {"classname": "misgnet.parity", "name": _clean(engine.engine)})
+    _add_properties(case, _case_properties(engine))
+    if engine.verdict is None:
+        SubElement(case, "skipped", {"message": _clean(engine.reason or engine.status)})
+    elif not engine.verdict.passed:
+        failure = SubElement(case, "failure", {"type": engine.verdict.rule, "message": _clean(engine.verdict.reason)})
+        failure.text = _clean("\n".join(["Tiles that differ most:", *engine.worst_tiles]))
+    if engine.status == "proxy":
+        SubElement(case, "system-out").text = _clean(f"by proxy: {engine.reason}")
+
+
+def _case_properties(engine: EngineParity) -> dict[str, object]:
+    found: dict[str, object] = {"status": engine.status, "precision": engine.precision, "device": engine.device}
+    found |= engine.scores
+    found |= {"f1_drop_points": engine.f1_drop_points, "agreement": engine.agreement}
+    if engine.interval is not None:
+        ends = engine.interval
+        found |= {"f1_drop_low": ends.low, "f1_drop_high": ends.high, "f1_drop_sources": ends.sources}
+    return found
+
+
+def _add_properties(parent: Element, values: dict[str, object]) -> None:
+    """Add what is known; a value of None or "" is left out."""
+    properties = SubElement(parent, "properties")
+    for name, value in values.items():
+        if value is not None and value != "":
+            SubElement(properties, "property", {"name": name, "value": _clean(str(value))})
+
+
+def _clean(text: str) -> str:
+    """Without the characters that XML 1.0 forbids or discourages."""
+    return _NOT_XML.sub("", text)

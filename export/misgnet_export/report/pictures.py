@@ -1,0 +1,97 @@
+"""Pictures of single tiles: which ones are shown, and where float mask, engine mask and label differ."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from misgnet_runtime.images import Mask, RgbImage
+from misgnet_runtime.parity import EngineParity, TileParity
+
+Kind = Literal["worst", "typical"]
+
+# What a pixel of a difference image can be, in the order of its codes. The colours stay apart in lightness as
+# well as in hue, so that they can be told apart with red-green or blue-yellow colour blindness, and in print.
+LEGEND: tuple[tuple[str, tuple[int, int, int]], ...] = (
+    ("both right: unchanged", (18, 18, 22)),
+    ("both right: changed", (255, 255, 255)),
+    ("both wrong alike", (112, 112, 118)),
+    ("engine newly wrong: false alarm", (245, 105, 0)),
+    ("engine newly wrong: missed", (40, 110, 235)),
+    ("engine newly right", (60, 225, 165)),
+)
+_UNCHANGED, _CHANGED, _BOTH_WRONG, _FALSE_ALARM, _MISSED, _NEWLY_RIGHT = range(len(LEGEND))
+
+
+@dataclass(frozen=True)
+class TilePicture:
+    """One tile to show: both dates uint8 (H, W, 3); label, float mask and engine mask bool (H, W)."""
+
+    name: str
+    caption: str
+    before: RgbImage
+    after: RgbImage
+    label: Mask
+    reference: Mask
+    engine: Mask
+
+    def __post_init__(self) -> None:
+        size = self.label.shape
+        shapes = [self.before.shape[:2], self.after.shape[:2], self.reference.shape, self.engine.shape]
+        if any(shape != size for shape in shapes):
+            raise ValueError(f"tile {self.name}: the label is {size}, the other pictures are {shapes}; all must be equal")
+
+
+def difference_codes(label: Mask, reference: Mask, engine: Mask) -> NDArray[np.uint8]:
+    """Index into ``LEGEND`` of every pixel: uint8 (H, W) of three bool (H, W)."""
+    was_right, is_right = reference == label, engine == label
+    kinds = [was_right & is_right & ~label, was_right & is_right, was_right & engine, was_right, is_right]
+    codes = [_UNCHANGED, _CHANGED, _FALSE_ALARM, _MISSED, _NEWLY_RIGHT]
+    return np.select(kinds, codes, _BOTH_WRONG).astype(np.uint8)
+
+
+def difference_image(label: Mask, reference: Mask, engine: Mask) -> RgbImage:
+    """The codes in the colours of ``LEGEND``: uint8 (H, W, 3) of three bool (H, W)."""
+    return np.array([colour for _, colour in LEGEND], np.uint8)[difference_codes(label, reference, engine)]
+
+
+def png_data_uri(array: RgbImage | Mask) -> str:
+    """A lossless ``data:`` address of uint8 (H, W, 3) or bool (H, W)."""
+    return _data_uri(Image.fromarray(array), "png", optimize=True)
+
+
+def jpeg_data_uri(array: RgbImage, quality: int = 88) -> str:
+    """A smaller, lossy ``data:`` address of uint8 (H, W, 3): for photographs, never for masks."""
+    return _data_uri(Image.fromarray(array), "jpeg", quality=quality, optimize=True)
+
+
+def pick_tiles(parity: EngineParity, worst: int, typical: int) -> list[tuple[str, Kind]]:
+    """Names of tiles to show, without chance and each once.
+
+    First up to ``worst`` tiles with the most pixels that differ; then up to ``typical`` others whose label holds
+    change, those nearest to the middle when ordered by differing pixels. There may be fewer of either.
+    """
+    ordered = sorted(parity.tiles, key=lambda tile: (-tile.differing, tile.name))
+    bad = [tile for tile in ordered if tile.differing][: max(0, worst)]
+    others = [tile for tile in ordered if tile not in bad and _changed(tile)]
+    middle = (len(others) - 1) / 2
+    nearest = sorted(range(len(others)), key=lambda i: (abs(i - middle), i))[: max(0, typical)]
+    shown: list[tuple[str, Kind]] = [(tile.name, "worst") for tile in bad]
+    return shown + [(others[i].name, "typical") for i in sorted(nearest)]
+
+
+def _changed(tile: TileParity) -> bool:
+    tp, _, fn, _ = tile.reference
+    return tp + fn > 0
+
+
+def _data_uri(image: Image.Image, kind: str, **options: bool | int) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind.upper(), **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

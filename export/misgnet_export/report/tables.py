@@ -1,0 +1,78 @@
+"""The evidence as tables for the terminal; they fit 80 columns. Texts are never read as markup."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from misgnet_export.report import figures
+from misgnet_runtime.parity import EngineParity, ParityReport
+from misgnet_runtime.throughput import Timing
+
+_STYLES = {"pass": "green", "FAIL": "bold red"}
+
+
+def parity_table(report: ParityReport) -> Table:
+    """One row an engine; reasons of what was not run, or run by proxy, are in the caption."""
+    f1 = figures.number(report.reference_scores.get("f1"))
+    table = _table(f"Parity with {report.reference} (F1 {f1}), at most {report.max_f1_drop:g} points lower")
+    table.add_column("Engine", overflow="fold", min_width=10)
+    table.add_column("Status", no_wrap=True)
+    for name in ("F1", "Drop", "95 % interval", "Same mask"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("Verdict", no_wrap=True)
+    for engine in report.engines:
+        table.add_row(*_parity_row(engine))
+    reasons = [f"{e.engine}: {e.status}: {e.reason}" for e in report.engines if e.status != "run"]
+    rules = [f"{e.engine}: {e.verdict.reason}" for e in report.engines if e.verdict and e.verdict.rule != "F1 drop"]
+    table.caption = Text("\n".join(reasons + rules), style="dim")
+    return table
+
+
+def throughput_table(timings: list[Timing]) -> Table:
+    """One row a timing; the last column compares with the float engine at the same batch."""
+    table = _table("Latency of one call, and throughput")
+    table.add_column("Engine", overflow="fold", min_width=10)
+    table.add_column("Precision", overflow="fold")
+    for name in ("Batch", "p50 ms", "p90 ms", "p99 ms", "Pairs/s", "vs float"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for timing, ratio in zip(timings, figures.speed_ratios(timings), strict=True):
+        table.add_row(Text(timing.engine), Text(timing.precision), str(timing.batch), *_timing_cells(timing, ratio))
+    return table
+
+
+def stage_table(stages: list[tuple[str, float, str]]) -> Table:
+    """One row a stage: its name, its seconds, and what it checked or found."""
+    table = _table("Stages")
+    table.add_column("Stage", overflow="fold")
+    table.add_column("Seconds", justify="right", no_wrap=True)
+    table.add_column("Checked and found", overflow="fold")
+    for name, seconds, found in stages:
+        table.add_row(Text(name), f"{seconds:.1f}", Text(found))
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=Text(title, style="bold"), title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def _parity_row(engine: EngineParity) -> list[Text]:
+    word = figures.verdict_word(engine)
+    cells = [engine.status, *_numbers(engine)] if engine.verdict else [engine.status, "", "", "", ""]
+    return [Text(engine.engine), *map(Text, cells), Text(word, style=_STYLES.get(word, "dim"))]
+
+
+def _numbers(engine: EngineParity) -> list[str]:
+    rough = "~" if figures.few_sources(engine.interval) else ""
+    return [
+        figures.number(engine.scores.get("f1")),
+        figures.signed(engine.f1_drop_points),
+        rough + figures.interval(engine.interval),
+        figures.percent(engine.agreement),
+    ]
+
+
+def _timing_cells(timing: Timing, ratio: float | None) -> list[str]:
+    times = [f"{ms:.1f}" for ms in (timing.p50_ms, timing.p90_ms, timing.p99_ms)]
+    return [*times, f"{timing.pairs_per_second:.1f}", "n/a" if ratio is None else f"{ratio:.2f} x"]

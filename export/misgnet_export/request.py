@@ -1,0 +1,59 @@
+"""What a build is asked for, checked before any work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from misgnet_runtime.errors import UsageError
+from misgnet_runtime.manifest import Interface
+from misgnet_runtime.plans import PlanOptions, Target, check_options
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """One build. ``threshold`` is on the probability of change; ``max_f1_drop`` is in points."""
+
+    weights: Path
+    calib: Path
+    evaluation: Path
+    val: Path | None
+    targets: tuple[Target, ...]
+    output: Path
+    interface: Interface
+    force: bool = False
+    calib_tiles: int = 128
+    seed: int = 0
+    max_f1_drop: float = 0.5
+    threshold: float = 0.5
+    bundle_version: int = 1
+    licence: str = "not stated"
+    timing_cache: Path | None = None
+
+    @property
+    def plan_targets(self) -> tuple[Target, ...]:
+        """The targets that need a TensorRT plan."""
+        return tuple(t for t in self.targets if t.kind != "cpu")
+
+    def plan_options(self, target: Target) -> PlanOptions:
+        """Profile 1 / 4 / 16, within the bundle's largest batch."""
+        largest = self.interface.max_batch
+        return PlanOptions(target.kind, target.compute_capabilities, 1, min(4, largest), largest)
+
+
+def check_request(request: BuildRequest) -> None:
+    """Refuse what cannot work before minutes are spent on it.
+
+    Raises UsageError for numbers out of range, UnavailableError where a target's library or device is missing.
+    """
+    tile, batch = request.interface.tile, request.interface.max_batch
+    if tile < 32 or tile % 32:
+        raise UsageError(f"--tile is {tile}; the network takes multiples of 32 from 32 on")
+    if not 2 <= batch <= 256:
+        raise UsageError(f"--max-batch is {batch}; it must be 2 to 256, or the exported batch is not dynamic")
+    if not 0 < request.threshold < 1:
+        raise UsageError(f"--threshold is {request.threshold}; it must lie between 0 and 1")
+    if request.interface.output == "mask" and request.threshold != 0.5:
+        raise UsageError("a graph that answers with a mask has the threshold 0.5 built in; use --output probability")
+    for target in request.plan_targets:
+        check_options(request.plan_options(target))

@@ -1,0 +1,85 @@
+"""The accuracy gate: pure functions from counts of pixels to a verdict."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from misgnet_runtime.manifest import Struct
+from misgnet_runtime.metrics import Confusion
+
+RESAMPLES = 10_000
+
+
+class Interval(Struct):
+    """95 % bootstrap interval of a drop, in points (hundredths); ``sources`` images were resampled."""
+
+    low: float
+    high: float
+    sources: int
+
+
+class Verdict(Struct):
+    """Whether an engine passes, by which rule, and why; ``value`` and ``limit`` are in points."""
+
+    passed: bool
+    rule: str
+    value: float
+    limit: float
+    reason: str
+
+
+def f1_drop(reference: Confusion, engine: Confusion) -> float | None:
+    """F1 of the reference minus F1 of the engine, in points; None where the labels hold no change."""
+    if reference.f1 is None or engine.f1 is None:
+        return None
+    return 100 * (reference.f1 - engine.f1)
+
+
+def decide(reference: Confusion, engine: Confusion, agreement: float, max_f1_drop: float) -> Verdict:
+    """Judge ``engine`` against ``reference`` on the same pixels.
+
+    ``agreement``: share of pixels with the same mask, 0 to 1; ``max_f1_drop``: points, may be negative.
+    Labels without any change have no F1. Then the additional false alarms (points of the unchanged pixels)
+    and the pixels that disagree (points) must both stay within ``max_f1_drop``.
+    """
+    drop = f1_drop(reference, engine)
+    if drop is not None:
+        passed = drop <= max_f1_drop
+        reason = f"F1 drops by {drop:.3f} points, {'within' if passed else 'more than'} the allowed {max_f1_drop:g}"
+        return Verdict(passed, "F1 drop", drop, max_f1_drop, reason)
+    alarms = 100 * ((engine.false_alarms or 0.0) - (reference.false_alarms or 0.0))
+    value = max(alarms, 100 * (1 - agreement))
+    passed = value <= max_f1_drop
+    reason = (
+        f"no label holds a change, so there is no F1: {alarms:+.3f} points of false alarms and "
+        f"{100 * (1 - agreement):.3f} points of pixels that disagree, {max_f1_drop:g} allowed"
+    )
+    return Verdict(passed, "false alarms and agreement", value, max_f1_drop, reason)
+
+
+def bootstrap_drop(
+    reference: list[Confusion], engine: list[Confusion], seed: int = 0, resamples: int = RESAMPLES
+) -> Interval | None:
+    """Paired percentile bootstrap of the F1 drop over source images (Efron and Tibshirani, 1993, chapter 13).
+
+    Tiles of one image are not independent, so images are drawn; both lists hold one matrix an image, in the
+    same order. None with fewer than two images, or where F1 is not defined.
+    """
+    if len(reference) < 2 or Confusion.total(reference).f1 is None:
+        return None
+    draws = np.random.default_rng(seed).integers(0, len(reference), (resamples, len(reference)))
+    drops = 100 * (_f1(_counts(reference)[draws].sum(1)) - _f1(_counts(engine)[draws].sum(1)))
+    low, high = np.nanpercentile(drops, (2.5, 97.5))
+    return Interval(float(low), float(high), len(reference))
+
+
+def _counts(parts: list[Confusion]) -> NDArray[np.float64]:
+    return np.array([(c.tp, c.fp, c.fn) for c in parts], np.float64)
+
+
+def _f1(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """F1 of (..., 3) counts; NaN where a resample holds no change."""
+    tp, fp, fn = counts[..., 0], counts[..., 1], counts[..., 2]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), np.nan))

@@ -1,0 +1,148 @@
+"""Latency and throughput: each engine in a process of its own, all of them measured in alternating rounds.
+
+A worker (``python -m misgnet_runtime.throughput``) opens one engine, warms it up and then times as many calls
+as it is told, one line of JSON for each request. Two engines in one process would compete with their thread
+pools; rounds in turn keep a ratio meaningful when the machine's speed drifts.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from misgnet_runtime.detector import ChangeDetector
+from misgnet_runtime.engines import open_engine_file
+from misgnet_runtime.errors import MisgnetError
+from misgnet_runtime.golden import read_golden
+from misgnet_runtime.manifest import EngineEntry, Interface, Struct
+
+ROUNDS = 5
+
+
+class Task(Struct):
+    """What a worker opens: an engine's entry, the folder its paths start from, the batch and the threads."""
+
+    entry: EngineEntry
+    root: str
+    interface: Interface
+    golden: str
+    batch: int
+    threads: int | None = None
+
+
+class Timing(Struct):
+    """Latency of one call in milliseconds, and image pairs a second, over ``calls`` calls of ``batch`` pairs."""
+
+    engine: str
+    precision: str
+    batch: int
+    calls: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    pairs_per_second: float
+
+
+def measure(
+    tasks: list[Task], seconds: float = 2.0, progress: Callable[[int, int], None] | None = None
+) -> list[Timing]:
+    """Time all tasks side by side: ``ROUNDS`` rounds, each about ``seconds`` / ``ROUNDS`` a task.
+
+    Raises MisgnetError with a worker's own words where one fails.
+    """
+    workers = [_Worker(task) for task in tasks]
+    try:
+        times: list[list[float]] = [[] for _ in tasks]
+        calls = [max(2, round(seconds / ROUNDS / worker.warm_up())) for worker in workers]
+        for done in range(1, ROUNDS + 1):
+            for index, worker in enumerate(workers):
+                times[index] += worker.run(calls[index])
+            if progress:
+                progress(done, ROUNDS)
+        return [_timing(task, np.array(ms)) for task, ms in zip(tasks, times, strict=True)]
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+class _Worker:
+    """The parent's end of one worker process."""
+
+    def __init__(self, task: Task) -> None:
+        self.name = f"{task.entry.name} at batch {task.batch}"
+        command = [sys.executable, "-m", "misgnet_runtime.throughput"]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment()
+        )
+        self._send(msgspec.json.encode(task))
+
+    def warm_up(self) -> float:
+        """Wait until the engine is warm; seconds of one call."""
+        return self.run(3)[-1] / 1000
+
+    def run(self, calls: int) -> list[float]:
+        """Milliseconds of each of ``calls`` calls."""
+        self._send(str(calls).encode())
+        assert self.process.stdout
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise MisgnetError(f"the benchmark of {self.name} ended early: {self._last_words()}")
+        return msgspec.json.decode(answer, type=list[float])
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def _send(self, line: bytes) -> None:
+        assert self.process.stdin
+        try:
+            self.process.stdin.write(line + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise MisgnetError(f"the benchmark of {self.name} ended early: {self._last_words()}") from None
+
+    def _last_words(self) -> str:
+        _, errors = self.process.communicate()
+        return (errors.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+
+
+def _environment() -> dict[str, str]:
+    """The parent's environment, with its import path: it may run from a checkout that is not installed."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
+def _timing(task: Task, ms: np.ndarray) -> Timing:  # type: ignore[type-arg]
+    p50, p90, p99 = (float(x) for x in np.percentile(ms, (50, 90, 99)))
+    return Timing(
+        task.entry.name, task.entry.precision, task.batch, len(ms), p50, p90, p99,
+        1000 * task.batch * len(ms) / float(ms.sum()),
+    )  # fmt: skip
+
+
+def _serve() -> None:
+    """The worker: a task on the first line, then a number of calls on each further line."""
+    task = msgspec.json.decode(sys.stdin.buffer.readline(), type=Task)
+    tiles = read_golden(Path(task.golden))
+    picked = np.resize(np.arange(len(tiles.before)), task.batch)
+    before, after = tiles.before[picked], tiles.after[picked]
+    engine = open_engine_file(task.entry, Path(task.root), task.interface.max_batch, task.threads)
+    with ChangeDetector(engine, task.interface) as detector:
+        for line in sys.stdin.buffer:
+            times = []
+            for _ in range(int(line)):
+                start = time.perf_counter()
+                detector.probability(before, after)
+                times.append(1000 * (time.perf_counter() - start))
+            sys.stdout.buffer.write(msgspec.json.encode(times) + b"\n")
+            sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    _serve()
