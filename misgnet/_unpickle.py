@@ -8,11 +8,14 @@ the pickle runs either: a :class:`TensorRef` remembers where the numbers lie, an
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import struct
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 
@@ -25,26 +28,28 @@ _DTYPES = {
     "BoolStorage": torch.bool, "UntypedStorage": torch.uint8,
 }  # fmt: skip
 _DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
-_MAX_PICKLE_BYTES = 256 << 20
+_MAX_PICKLE_BYTES = 8 << 20  # a snapshot with its optimizer needs less than 1 MB; the numbers lie elsewhere
+_MAX_DIMENSIONS = 16
+_MAX_ARGUMENTS = 64
+_ZIP_ERRORS = (  # all that zipfile raises on damaged files
+    zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, OverflowError, MemoryError, struct.error,
+)  # fmt: skip
+
+
+def shown(name: str) -> str:
+    """A name out of a file, quoted, on one line and not too long."""
+    return ascii(name if len(name) <= 120 else name[:120] + "...")
 
 
 class Record:
-    """An object of a class that is not loaded: its constructor's arguments and its state, inert."""
+    """An object of a class that is not loaded: its state, inert; the constructor's arguments are dropped."""
 
-    origin = ""
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
+    def __init__(self, *_: Any) -> None:
         self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.args = getattr(self, "args", ())
-        self.state = state
 
     def attributes(self) -> dict[str, Any]:
         """The pickled ``__dict__``, empty where the state is something else."""
-        state = getattr(self, "state", None)
-        return state if isinstance(state, dict) else {}
+        return self.state if isinstance(self.state, dict) else {}
 
     # Subclasses of list, dict and set are filled through these; their content is not needed.
     def append(self, item: Any) -> None: ...
@@ -54,9 +59,15 @@ class Record:
 
 
 class _Mapping(dict[Any, Any]):
-    """An OrderedDict whose pickled attributes are dropped."""
+    """A dict or OrderedDict. Starts empty; a tuple within a tuple is no key: hashing a deep one crashes."""
 
-    def __setstate__(self, state: Any) -> None: ...
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(key, tuple) and any(isinstance(k, tuple) for k in key):
+            raise pickle.UnpicklingError("a nested tuple as a key")
+        super().__setitem__(key, value)
 
 
 @dataclass(frozen=True)
@@ -76,26 +87,20 @@ class TensorRef:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("a tensor with a state of its own")
-
 
 class _Builder:
-    """A callable that a pickle may call; it cannot be altered by the pickle's BUILD instruction."""
+    """A callable that a pickle may call."""
 
     __slots__ = ("_name",)
 
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError(f"a state for the function {self._name}")
-
     def __call__(self, *args: Any) -> Any:
         if self._name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
             return args[0]
         if self._name == "Size":
-            return tuple(args[0]) if args else ()
+            return _numbers(args[0]) if args else ()
         return _tensor_ref(*args, typed=self._name != "_rebuild_tensor_v3")
 
 
@@ -103,13 +108,29 @@ def _tensor_ref(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any, 
     if not isinstance(storage, _Storage):
         raise pickle.UnpicklingError("a tensor without a storage")
     dtype = storage.dtype if typed else rest[3]
-    numbers = (offset, *shape, *stride)
-    if not isinstance(dtype, torch.dtype) or not all(type(n) is int and n >= 0 for n in numbers):
+    ref = TensorRef(storage, dtype, _numbers((offset,))[0], _numbers(shape), _numbers(stride))
+    if not isinstance(dtype, torch.dtype) or len(ref.shape) != len(ref.stride):
         raise pickle.UnpicklingError("a tensor whose shape, stride or dtype makes no sense")
-    return TensorRef(storage, dtype, offset, tuple(shape), tuple(stride))
+    return ref
 
 
-class _InertUnpickler(pickle.Unpickler):
+def _numbers(values: Any) -> tuple[int, ...]:
+    if len(values) > _MAX_DIMENSIONS or not all(type(n) is int and 0 <= n < 1 << 62 for n in values):
+        raise pickle.UnpicklingError("a shape, stride or offset that makes no sense")
+    return tuple(values)
+
+
+class _InertUnpickler(pickle._Unpickler):
+    """The unpickler of the standard library that is written in Python: its instructions can be replaced.
+
+    The one in C allocates whatever a memo index asks for, and sets attributes on any object.
+    """
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]  # these three are the base class's
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "collections" and name == "OrderedDict":
             return _Mapping
@@ -121,13 +142,63 @@ class _InertUnpickler(pickle.Unpickler):
                  "_rebuild_parameter", "_rebuild_parameter_with_state")  # fmt: skip
         if (module == "torch._utils" and name in known) or (module, name) == ("torch", "Size"):
             return _Builder(name)
-        return type("Record", (Record,), {"origin": f"{module}.{name}"})
+        return Record
 
     def persistent_load(self, pid: Any) -> _Storage:
         match pid:
-            case ("storage", torch.dtype() as dtype, str() as key, _, int() as count):
+            case ("storage", torch.dtype() as dtype, str() as key, _, int() as count) if 0 <= count < 1 << 62:
                 return _Storage(key, dtype, count)
         raise pickle.UnpicklingError("a reference outside the pickle that is no tensor storage")
+
+    def _reduce(self) -> None:
+        args = self.stack.pop()
+        if not isinstance(args, tuple) or len(args) > _MAX_ARGUMENTS:
+            raise pickle.UnpicklingError("a call with arguments that make no sense")
+        self.stack[-1] = self.stack[-1](*args)
+
+    def _new(self) -> None:
+        self.stack.pop()
+        kind = self.stack.pop()
+        if kind is not Record and kind is not _Mapping:
+            raise pickle.UnpicklingError("an object of something that is no class")
+        self.append(kind())
+
+    def _new_with_keywords(self) -> None:
+        self.stack.pop()
+        self._new()
+
+    def _build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Record):
+            target.state = state
+        elif not isinstance(target, _Mapping):  # the attributes of an OrderedDict are dropped
+            raise pickle.UnpicklingError(f"a state for a {type(target).__name__}")
+
+    def _empty_dict(self) -> None:
+        self.append(_Mapping())
+
+    def _empty_set(self) -> None:
+        self.append(Record())
+
+    def _frozen_set(self) -> None:
+        self.pop_mark()
+        self.append(Record())
+
+    def _refuse(self) -> None:
+        raise pickle.UnpicklingError("an instruction that torch.save never writes")
+
+    dispatch[pickle.REDUCE[0]] = _reduce
+    dispatch[pickle.NEWOBJ[0]] = _new
+    dispatch[pickle.NEWOBJ_EX[0]] = _new_with_keywords
+    dispatch[pickle.BUILD[0]] = _build
+    dispatch[pickle.EMPTY_DICT[0]] = _empty_dict
+    dispatch[pickle.EMPTY_SET[0]] = _empty_set
+    dispatch[pickle.FROZENSET[0]] = _frozen_set
+    for _opcode in (
+        pickle.DICT, pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID,
+        pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER,
+    ):  # fmt: skip
+        dispatch[_opcode[0]] = _refuse
 
 
 class TorchArchive:
@@ -139,11 +210,13 @@ class TorchArchive:
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path = path
+        self._unread = os.fstat(file.fileno()).st_size  # entries share no bytes: this bounds the memory
         try:
             self._zip = zipfile.ZipFile(file)
             names = [n for n in self._zip.namelist() if n.endswith("/data.pkl") or n == "data.pkl"]
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise self._broken(f"its zip directory cannot be read ({error}); the file is truncated or damaged") from error
+        except _ZIP_ERRORS as error:
+            why = f"its zip directory cannot be read ({error}); the file is truncated or damaged"
+            raise self._broken(why) from error
         if len(names) != 1:
             raise self._broken("it is a zip file without the one data.pkl of torch.save")
         self._prefix = names[0].removesuffix("data.pkl")
@@ -154,19 +227,24 @@ class TorchArchive:
     def tensor(self, ref: TensorRef) -> torch.Tensor:
         """The tensor that ``ref`` points to, copied out of the file."""
         flat = self._storage(ref.storage)
-        flat = flat if flat.dtype == ref.dtype else flat.view(ref.dtype)
+        if flat.nbytes % ref.dtype.itemsize:
+            name = shown(ref.storage.key)
+            raise self._broken(f"storage {name} of {flat.nbytes} bytes cannot hold {ref.dtype}")
+        flat = flat.view(ref.dtype)
         last = ref.offset + sum((n - 1) * s for n, s in zip(ref.shape, ref.stride, strict=True))
-        if 0 not in ref.shape and last >= flat.numel():
-            raise self._broken(f"a tensor reaches element {last} of storage {ref.storage.key}, which has {flat.numel()}")
+        if 0 in ref.shape or last >= flat.numel():
+            name = shown(ref.storage.key)
+            raise self._broken(f"a tensor reaches element {last} of storage {name}, which has {flat.numel()}")
         return flat.as_strided(ref.shape, ref.stride, ref.offset).clone()
 
     def _storage(self, storage: _Storage) -> torch.Tensor:
         if storage.key not in self._storages:
             data = self._read(f"{self._prefix}data/{storage.key}")
             if len(data) != storage.count * storage.dtype.itemsize:
-                raise self._broken(f"storage {storage.key} has {len(data)} bytes, {storage.count} x {storage.dtype} declared")
-            buffer = bytearray(data)
-            self._storages[storage.key] = torch.frombuffer(buffer, dtype=storage.dtype) if buffer else torch.empty(0, dtype=storage.dtype)
+                declared = f"{storage.count} x {storage.dtype} declared"
+                raise self._broken(f"storage {shown(storage.key)} has {len(data)} bytes, {declared}")
+            flat = torch.frombuffer(bytearray(data or b"\0" * 8), dtype=torch.uint8)[: len(data)]
+            self._storages[storage.key] = flat.view(storage.dtype)
         return self._storages[storage.key]
 
     def _unpickle(self, name: str) -> Any:
@@ -186,13 +264,19 @@ class TorchArchive:
     def _read(self, name: str) -> bytes:
         try:
             info = self._zip.getinfo(name)
-            if info.compress_type != zipfile.ZIP_STORED or (name.endswith(".pkl") and info.file_size > _MAX_PICKLE_BYTES):
-                raise self._broken(f"its entry {name} is compressed or too large, which torch.save never does")
-            return self._zip.read(info)
         except KeyError as error:
-            raise self._broken(f"its entry {name} is missing") from error
-        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
-            raise self._broken(f"its entry {name} at byte {info.header_offset} cannot be read ({error})") from error
+            raise self._broken(f"its entry {shown(name)} is missing") from error
+        self._unread -= info.file_size
+        too_large = name.endswith(".pkl") and info.file_size > _MAX_PICKLE_BYTES
+        if info.compress_type != zipfile.ZIP_STORED or too_large:
+            raise self._broken(f"its entry {shown(name)} is compressed or too large")
+        if self._unread < 0:
+            raise self._broken(f"its entries up to {shown(name)} declare more bytes than the file has")
+        try:
+            return self._zip.read(info)
+        except _ZIP_ERRORS as error:
+            where = f"its entry {shown(name)} at byte {info.header_offset}"
+            raise self._broken(f"{where} cannot be read ({error})") from error
 
     def _broken(self, why: str) -> InputError:
         return InputError(f"checkpoint {self._path}: {why}")

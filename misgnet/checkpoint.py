@@ -7,14 +7,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from misgnet._unpickle import Record, TensorRef, TorchArchive
+from misgnet._unpickle import Record, TensorRef, TorchArchive, shown
 from misgnet.network import MISGNet, build_misgnet
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.outputs import replace_file
@@ -22,6 +23,15 @@ from misgnet_runtime.outputs import replace_file
 # Encoder stage 4 is in published checkpoints and never reaches the output.
 _UNUSED = ("backbone.patch_embed4.", "backbone.block4.", "backbone.norm4.")
 _PREFIXES = ("module.", "_orig_mod.")
+_AVERAGED = "ema_model."
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COUNTS = (torch.int64, torch.int32, *_FLOATS)
+# Far above what a published file has; a hostile one does not keep us busy.
+_MAX_NESTING = 8
+_MAX_NAME = 1000
+_MAX_ENTRIES = 100_000
+
+Value = TypeVar("Value")
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
@@ -42,7 +52,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     with _open_entries(path) as entries:
-        named = _strip_prefixes(entries)
+        named = _averaged(entries)
         used = {key: entry for key, entry in named.items() if not key.startswith(_UNUSED)}
         _check_keys(path, used)
         return {key: _read_checked(path, key, entry) for key, entry in used.items()}
@@ -56,13 +66,20 @@ def load_network(path: str | os.PathLike[str]) -> MISGNet:
 
 
 def save_checkpoint(
-    network: MISGNet, path: str | os.PathLike[str], *, half: bool = False, metadata: Mapping[str, str] | None = None
+    network: MISGNet,
+    path: str | os.PathLike[str],
+    *,
+    half: bool = False,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write the network's state dict as safetensors, atomically; ``half`` stores float16."""
     dtype = torch.float16 if half else torch.float32
-    state = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in network.state_dict().items()}
+    state = {
+        key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+        for key, value in network.state_dict().items()
+    }
     with replace_file(Path(path)) as temporary:
-        save_file(state, temporary, metadata={"format": "pt", **(metadata or {})})
+        temporary.write_bytes(save(state, metadata={"format": "pt", **(metadata or {})}))
 
 
 @contextmanager
@@ -77,9 +94,11 @@ def _open_entries(path: Path) -> Iterator[dict[str, _Entry]]:
     except OSError as error:
         raise InputError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
     if head == _LEGACY_MAGIC[:16]:
-        raise InputError(f"checkpoint {path} has the pickle form of PyTorch before 1.6; save it again with a newer one")
+        form = "the pickle form of PyTorch before 1.6"
+        raise InputError(f"checkpoint {path} has {form}; save it again with a newer one")
     if len(head) < 9 or head[8:9] != b"{":
-        raise InputError(f"checkpoint {path} is neither safetensors nor a file of torch.save (byte 0: {head[:8]!r})")
+        found = f"it begins with {head[:8]!r}" if head else "it is empty"
+        raise InputError(f"checkpoint {path} is neither safetensors nor a file of torch.save: {found}")
     yield from _safetensors_entries(path)
 
 
@@ -87,7 +106,7 @@ def _safetensors_entries(path: Path) -> Iterator[dict[str, _Entry]]:
     try:
         with safe_open(path, framework="pt") as file:
             yield {
-                key: _Entry(tuple(file.get_slice(key).get_shape()), lambda key=key: file.get_tensor(key))
+                key: _Entry(tuple(file.get_slice(key).get_shape()), partial(file.get_tensor, key))
                 for key in file.keys()  # noqa: SIM118 - safe_open is no mapping
             }
     except (SafetensorError, json.JSONDecodeError) as error:
@@ -99,40 +118,46 @@ def _archive_entries(path: Path, archive: TorchArchive) -> dict[str, _Entry]:
     refs = _find_tensors(archive.root)
     if not refs:
         raise InputError(f"checkpoint {path} holds no network: no state dict and no module was found in it")
-    return {key: _Entry(ref.shape, lambda ref=ref: archive.tensor(ref)) for key, ref in refs.items()}  # type: ignore[misc]
+    return {key: _Entry(ref.shape, partial(archive.tensor, ref)) for key, ref in refs.items()}
 
 
 def _find_tensors(root: Any) -> dict[str, TensorRef]:
-    """The state dict within a plain state dict, a training snapshot, a pickled module or an EMA wrapper."""
-    if isinstance(root, Record):
-        children = root.attributes().get("_modules")
-        if isinstance(children, dict) and isinstance(children.get("ema_model"), Record):
-            return _find_tensors(children["ema_model"])
-        return _module_tensors(root)
-    if not isinstance(root, dict):
-        return {}
-    for key in ("model_ema", "ema_model", "model", "state_dict", "model_state_dict"):
-        if isinstance(root.get(key), dict | Record):
-            return _find_tensors(root[key])
-    tensors = {k: v for k, v in root.items() if isinstance(k, str) and isinstance(v, TensorRef)}
-    averaged = {k.removeprefix("ema_model."): v for k, v in tensors.items() if k.startswith("ema_model.")}
-    return averaged or tensors
+    """All tensors of a plain state dict, of the one within a training snapshot, or of a pickled module."""
+    for _ in range(_MAX_NESTING):
+        if isinstance(root, Record):
+            averaged = root.attributes().get("ema_model")
+            if not isinstance(averaged, Record):
+                return _module_tensors(root)
+            root = averaged
+            continue
+        if not isinstance(root, dict):
+            return {}
+        names = ("model_ema", "ema_model", "model", "state_dict", "model_state_dict")
+        inner = [root[name] for name in names if isinstance(root.get(name), dict | Record)]
+        if not inner:
+            return {k: v for k, v in _string_items(root) if isinstance(v, TensorRef)}
+        root = inner[0]
+    return {}
 
 
 def _module_tensors(module: Record) -> dict[str, TensorRef]:
-    """Parameters and buffers of a pickled module by dotted name; a module seen before is not entered again."""
+    """Parameters and buffers of a pickled module by dotted name; no module is entered twice."""
     found: dict[str, TensorRef] = {}
     seen: set[int] = set()
     stack: list[tuple[str, Record]] = [("", module)]
+    entries = 0
     while stack:
         prefix, record = stack.pop()
-        if id(record) in seen:
+        if id(record) in seen or len(prefix) > _MAX_NAME:
             continue
         seen.add(id(record))
-        for group in ("_parameters", "_buffers"):
-            items = _string_items(record.attributes().get(group))
-            found.update({prefix + k: v for k, v in items if isinstance(v, TensorRef)})
-        children = _string_items(record.attributes().get("_modules"))
+        state = record.attributes()
+        tensors = _string_items(state.get("_parameters")) + _string_items(state.get("_buffers"))
+        children = _string_items(state.get("_modules"))
+        entries += len(tensors) + len(children)
+        if entries > _MAX_ENTRIES:
+            return {}
+        found.update({prefix + k: v for k, v in tensors if isinstance(v, TensorRef)})
         stack.extend((f"{prefix}{k}.", v) for k, v in children if isinstance(v, Record))
     return found
 
@@ -141,10 +166,18 @@ def _string_items(group: Any) -> list[tuple[str, Any]]:
     return [(k, v) for k, v in group.items() if isinstance(k, str)] if isinstance(group, dict) else []
 
 
-def _strip_prefixes(entries: dict[str, _Entry]) -> dict[str, _Entry]:
+def _averaged(entries: dict[str, Value]) -> dict[str, Value]:
+    """The network's entries: of an EMA wrapper those of the averaged network, without any prefix."""
+    entries = _strip_prefixes(entries)
+    averaged = {k.removeprefix(_AVERAGED): v for k, v in entries.items() if k.startswith(_AVERAGED)}
+    return _strip_prefixes(averaged or entries)
+
+
+def _strip_prefixes(entries: dict[str, Value]) -> dict[str, Value]:
     """Drop the prefixes that data-parallel training and torch.compile put before every key."""
-    while entries and any(all(k.startswith(p) for k in entries) for p in _PREFIXES):
-        entries = {k.split(".", 1)[1]: v for k, v in entries.items()}
+    for prefix in _PREFIXES * 2:
+        if all(k.startswith(prefix) for k in entries):
+            entries = {k.removeprefix(prefix): v for k, v in entries.items()}
     return entries
 
 
@@ -153,22 +186,28 @@ def _check_keys(path: Path, entries: Mapping[str, _Entry]) -> None:
         expected = {k: tuple(v.shape) for k, v in build_misgnet().state_dict().items()}
     missing = [k for k in expected if k not in entries]
     unexpected = [k for k in entries if k not in expected]
+    where = f"checkpoint {path}"
     if len(missing) == len(expected):
-        raise InputError(f"checkpoint {path} is not a MISGNet: none of its {len(entries)} keys is known, the first is '{unexpected[0] if unexpected else ''}'")
+        found = f"none of its {len(entries)} keys is known, the first is {shown(next(iter(entries), ''))}"
+        raise InputError(f"{where} is not a MISGNet: {found}")
     if missing:
-        raise InputError(f"checkpoint {path} lacks {len(missing)} of {len(expected)} keys, the first is '{missing[0]}'")
+        raise InputError(f"{where} lacks {len(missing)} of {len(expected)} keys, the first is '{missing[0]}'")
     if unexpected:
-        raise InputError(f"checkpoint {path} has {len(unexpected)} unexpected keys, the first is '{unexpected[0]}'")
+        found = f"{len(unexpected)} unexpected keys, the first is {shown(unexpected[0])}"
+        raise InputError(f"{where} has {found}")
     for key, shape in expected.items():
-        if entries[key].shape != shape:
-            raise InputError(f"checkpoint {path}: '{key}' has shape {list(entries[key].shape)}, MISGNet needs {list(shape)}")
+        found_shape = entries[key].shape
+        if found_shape != shape:
+            raise InputError(f"{where}: '{key}' has shape {list(found_shape)}, MISGNet needs {list(shape)}")
 
 
 def _read_checked(path: Path, key: str, entry: _Entry) -> torch.Tensor:
     value = entry.read()
     if key.endswith("num_batches_tracked"):
+        if value.dtype not in _COUNTS:
+            raise InputError(f"checkpoint {path}: '{key}' holds {value.dtype}, a counter must be int64")
         return value.to(torch.int64)
-    if not value.is_floating_point():
+    if value.dtype not in _FLOATS:
         raise InputError(f"checkpoint {path}: '{key}' holds {value.dtype}, weights must be floating point")
     value = value.to(torch.float32)
     if not bool(torch.isfinite(value).all()):

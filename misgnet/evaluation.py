@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from misgnet.network import MISGNet
 from misgnet.tensors import normalise, unit_range
 from misgnet_runtime.metrics import Confusion
+from misgnet_runtime.scene import predict_scene
 from misgnet_runtime.tiles import Tile, TileSet, stack
 
 Progress = Callable[[int, int], None]
@@ -37,6 +38,13 @@ def predict_tiles(
         done += len(part)
         if progress:
             progress(done, len(tiles))
+
+
+def predict_pair(
+    network: MISGNet, before: NDArray[np.uint8], after: NDArray[np.uint8], tile: int, batch: int = 4
+) -> NDArray[np.float32]:
+    """Probability of change, float32 (H, W), of a pair of any size, uint8 (H, W, 3)."""
+    return predict_scene(lambda b, a: predict_probability(network, b, a), before, after, tile, batch)
 
 
 def evaluate(network: MISGNet, tiles: TileSet, batch: int = 4, progress: Progress | None = None) -> Confusion:

@@ -64,7 +64,10 @@ def train(
     init: Path | None = None,
     report: Callable[[StepReport], None] = lambda _: None,
 ) -> float:
-    """Train, write ``run/best.safetensors`` (float32, EMA weights) and ``run/log.jsonl``; the best validation F1.
+    """Train and return the best validation F1.
+
+    Writes into the folder ``run``, each time the averaged weights are better than before:
+    ``best.safetensors`` (float32) and ``best_fp16.safetensors``; and ``config.json``, ``log.jsonl``.
 
     Raises InputError for unreadable tiles or weights, MisgnetError where the loss is no longer finite.
     """
@@ -102,8 +105,8 @@ class _Trainer:
         (self.run / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         last_validation = self.started
         for step, batch in enumerate(self._batches()):
-            share = self._share(step)
-            if share >= 1:
+            share = min(1.0, self._share(step))
+            if share >= 1 and step > 0:  # one step at least, however short the time
                 break
             began = time.monotonic()
             loss = self._step(step, share, batch)
@@ -143,7 +146,9 @@ class _Trainer:
         score = evaluate(self.average, self.val).f1 or 0.0
         if score > self.best:
             self.best = score
-            save_checkpoint(self.average, self.run / "best.safetensors", metadata={"val_f1": f"{score:.4f}"})
+            metadata = {"val_f1": f"{score:.4f}"}
+            save_checkpoint(self.average, self.run / "best.safetensors", metadata=metadata)
+            save_checkpoint(self.average, self.run / "best_fp16.safetensors", half=True, metadata=metadata)
         return score
 
     def _log(self, entry: StepReport) -> None:

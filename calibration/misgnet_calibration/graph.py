@@ -1,60 +1,84 @@
-"""An ONNX graph with the look-ups that quantization needs; the model itself is copied, never changed."""
+"""An ONNX graph with the look-ups that quantization needs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import cached_property
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
+
+from misgnet_calibration.shapes import Types, dimensions, types_of_one_pair
+from misgnet_runtime.errors import InputError
 
 
 class Graph:
-    """Producers, consumers, constants and shapes of ``model``. The batch counts as 1 in shapes."""
+    """Producers, consumers, constants and types of ``model``, as they were when this was made.
+
+    The nodes are the model's own: who changes one through here changes the model.
+    Raises InputError where two nodes share a name, as places are found again by name.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        self.nodes: list[onnx.NodeProto] = list(self.model.graph.node)
-        self.constants = {item.name: item for item in self.model.graph.initializer}
-        self.producer = {name: node for node in self.nodes for name in node.output}
+        self.model = model
+        self.nodes: list[onnx.NodeProto] = list(model.graph.node)
+        self.by_name = {node.name: node for node in self.nodes}
+        if len(self.by_name) < len(self.nodes):
+            found = f"{len(self.nodes)} nodes have only {len(self.by_name)} names"
+            raise InputError(f"{found}; give each a name of its own")
+        self.constants = {item.name: item for item in model.graph.initializer}
+        self.producer = {name: node for node in self.nodes for name in node.output if name}
         self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in self.nodes:
-            for name in set(node.input):
+            for name in dict.fromkeys(node.input):
                 self.consumers[name].append(node)
-        values = [*self.model.graph.value_info, *self.model.graph.input, *self.model.graph.output]
-        self._types = {value.name: value.type.tensor_type for value in values}
+
+    @cached_property
+    def _types(self) -> Types:
+        return types_of_one_pair(self.model)
 
     def constant(self, name: str) -> NDArray[np.generic]:
         return numpy_helper.to_array(self.constants[name])
 
     def shape(self, name: str) -> list[int]:
-        """Dimensions, the unknown (batch) ones as 1 and twice the batch as 2 is left as 1: per image pair date."""
+        """Dimensions for one image pair: the batch is 1, and 2 where both dates lie behind one another.
+
+        Raises InputError where a dimension cannot be inferred.
+        """
         if name in self.constants:
             return list(self.constants[name].dims)
-        return [d.dim_value or 1 for d in self._types[name].shape.dim]
+        return dimensions(self._types, name)
+
+    def elem_type(self, name: str) -> int:
+        """The tensor's type in TensorProto's numbers; 0 where it cannot be inferred."""
+        if name in self.constants:
+            return int(self.constants[name].data_type)
+        return int(self._types[name].elem_type) if name in self._types else 0
 
     def is_float(self, name: str) -> bool:
-        if name in self.constants:
-            return self.constants[name].data_type == onnx.TensorProto.FLOAT
-        return name in self._types and self._types[name].elem_type == onnx.TensorProto.FLOAT
+        """Whether the tensor is float32."""
+        return self.elem_type(name) == onnx.TensorProto.FLOAT
 
     def outputs(self) -> set[str]:
         return {value.name for value in self.model.graph.output}
 
     def weight_of(self, node: onnx.NodeProto) -> str | None:
         """The constant weight of a convolution or matrix product."""
-        if node.op_type in ("Conv", "MatMul", "Gemm") and len(node.input) > 1 and node.input[1] in self.constants:
-            return node.input[1]
-        return None
+        weighted = node.op_type in ("Conv", "MatMul", "Gemm") and node.input[1] in self.constants
+        return str(node.input[1]) if weighted else None
 
     def rows(self, node: onnx.NodeProto) -> int:
-        """How many output positions of one image the node's weight is applied to."""
+        """How many output positions of one image pair the node's weight is applied to."""
         shape = self.shape(node.output[0])
-        return int(np.prod(shape[2:])) if node.op_type == "Conv" else int(np.prod(shape[1:-1]))
+        return int(np.prod([shape[0], *shape[2:]] if node.op_type == "Conv" else shape[:-1]))
 
     def multiply_adds(self, node: onnx.NodeProto) -> int:
-        """Multiply-adds of one image that the node's constant weight takes part in; 0 without one."""
+        """Multiply-adds of one image pair that the node's constant weight takes part in; 0 without one.
+
+        The encoder counts twice, as it runs once for each date.
+        """
         weight = self.weight_of(node)
         return self.rows(node) * int(np.prod(self.shape(weight))) if weight else 0
 
@@ -62,3 +86,8 @@ class Graph:
 def scope(node: onnx.NodeProto) -> str:
     """The module that a node comes from: ``backbone.block1.0.attn.q``."""
     return node.name.rpartition("/")[0]
+
+
+def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    """The integer attribute ``name``, or ``default`` where the node has none."""
+    return next((int(helper.get_attribute_value(a)) for a in node.attribute if a.name == name), default)

@@ -1,20 +1,23 @@
 """Ranges of activations from a stream of tiles, in constant memory.
 
-An observer sees each tensor of each tile once. It keeps the exact extremes and a histogram of a strided
-sample of the values; when a value lies outside the histogram, neighbouring bins are joined and the range
-doubles.
+An observer sees each tensor of each tile once. It keeps the exact extremes, and counts a sample of the values
+by the upper 16 bits of their float32 (bfloat16: sign, exponent and 7 bits of mantissa). So the bins are
+narrow everywhere, 1/128 of the value at most, and a single huge value costs the others no resolution.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-BINS = 4096
-SAMPLE = 1 << 16  # values a tensor and tile that enter the histogram
+from misgnet_runtime.errors import InputError
+
+BINS = 1 << 16
+SAMPLE = 1 << 16  # values a tensor and tile that enter the histogram, at most
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,23 @@ class Range:
 
 
 class Observer(Protocol):
-    """Sees the values of one tensor and says which range of them to keep."""
+    """Sees the values of one tensor, tile after tile."""
 
     def observe(self, values: NDArray[np.float32]) -> None: ...
+
+
+class Calibrator(Observer, Protocol):
+    """An observer that says which range of the values to keep: the seam for further methods."""
 
     def range(self) -> Range: ...
 
 
 class Histogram:
-    """Exact extremes, and counts in ``BINS`` equal bins over [-limit, limit)."""
+    """Exact extremes, and ``counts`` (BINS,) by the upper half of the values' bits."""
 
     def __init__(self) -> None:
         self.low = 0.0
         self.high = 0.0
-        self.limit = 2.0**-10
         self.counts: NDArray[np.int64] = np.zeros(BINS, np.int64)
 
     def observe(self, values: NDArray[np.float32]) -> None:
@@ -52,31 +58,44 @@ class Histogram:
         if not np.isfinite(low + high):
             raise ValueError("NaN or Inf among the activations")
         self.low, self.high = min(self.low, low), max(self.high, high)
-        while self.limit <= max(-low, high):
-            self._double()
-        flat = values.reshape(-1)
-        sample = flat[:: max(1, flat.size // SAMPLE)]
-        bins = ((sample + self.limit) * (BINS / (2 * self.limit))).astype(np.int32)
-        self.counts += np.bincount(bins.clip(0, BINS - 1), minlength=BINS)
-
-    def _double(self) -> None:
-        quarter = BINS // 4
-        joined = self.counts.reshape(-1, 2).sum(1)
-        self.counts = np.zeros(BINS, np.int64)
-        self.counts[quarter : quarter + joined.size] = joined
-        self.limit *= 2
+        flat = np.asarray(values, np.float32).reshape(-1)
+        codes = np.ascontiguousarray(flat[:: sampling_step(flat.size)]).view(np.uint32) >> 16
+        self.counts += np.bincount(codes, minlength=BINS)
 
     def percentile(self, share: float) -> Range:
-        """The range that leaves (1 - share) / 2 of the values out on each side; ``share`` 1 gives the extremes."""
+        """The range that leaves (1 - share) / 2 of the values out on each side; all of them for ``share`` 1.
+
+        Zero is always within. Raises InputError where nothing was observed.
+        """
+        if not self.counts.any():
+            raise InputError("no activation was observed; calibrate on some tiles first")
         if share >= 1:
             return Range(self.low, self.high)
-        total = np.cumsum(self.counts)
-        edges = np.linspace(-self.limit, self.limit, BINS + 1)
-        cut = (1 - share) / 2 * total[-1]
-        first = int(np.searchsorted(total, cut, side="right"))
-        last = int(np.searchsorted(total, total[-1] - cut, side="left"))
-        # Within the extremes: a bin may be wider than the values in it.
-        return Range(max(min(edges[first], 0.0), self.low), min(max(edges[last + 1], 0.0), self.high))
+        below, above = (self._outermost(share, negative=negative) for negative in (True, False))
+        return Range(-min(below, -self.low), min(above, self.high))
+
+    def _outermost(self, share: float, negative: bool) -> float:
+        """Magnitude on one side of 0 that at most (1 - share) / 2 of all values exceed.
+
+        The outer edge of a bin, so that the bin's own values are within.
+        """
+        half = BINS // 2
+        counts = self.counts[half:] if negative else self.counts[:half]
+        beyond = counts[::-1].cumsum()[::-1]  # values in this bin or farther out
+        kept = int((beyond > (1 - share) / 2 * self.counts.sum()).sum())  # bins up to the outermost one kept
+        return float(np.array(kept << 16, np.uint32).view(np.float32)) if kept else 0.0
+
+
+def sampling_step(size: int) -> int:
+    """Step through ``size`` values that leaves at most SAMPLE of them.
+
+    It has no divisor in common with ``size``, so every channel is met equally often: a power of two would
+    see the same few channels again and again.
+    """
+    step = max(1, -(-size // SAMPLE))
+    while gcd(step, size) > 1:
+        step += 1
+    return step
 
 
 class PercentileObserver(Histogram):

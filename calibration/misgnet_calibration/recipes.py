@@ -23,10 +23,22 @@ class Recipe:
 
 
 # 7-bit weights: without VNNI the CPU adds two UINT8 x INT8 products in 16 bits, which saturates with 8.
-CPU = Recipe("cpu", symmetric_activations=False, weight_bits=7, quantize_conv_outputs=True, quantize_bias=True,
-             float16=False)  # fmt: skip
-TENSORRT = Recipe("tensorrt", symmetric_activations=True, weight_bits=8, quantize_conv_outputs=False,
-                  quantize_bias=False, float16=True)  # fmt: skip
+CPU = Recipe(
+    "cpu",
+    symmetric_activations=False,
+    weight_bits=7,
+    quantize_conv_outputs=True,
+    quantize_bias=True,
+    float16=False,
+)
+TENSORRT = Recipe(
+    "tensorrt",
+    symmetric_activations=True,
+    weight_bits=8,
+    quantize_conv_outputs=False,
+    quantize_bias=False,
+    float16=True,
+)
 
 # Modules whose numbers do not survive half precision: exponents of thousands, sums of 1e-20 that still decide
 # a direction.

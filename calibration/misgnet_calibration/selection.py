@@ -25,11 +25,11 @@ def draw_tiles(tiles: TileSet, count: int, seed: int) -> TileSet:
     chosen = min(count, len(tiles))
     if chosen < MIN_TILES:
         raise InputError(
-            f"{chosen} calibration tiles ({len(tiles)} in {tiles.root}, {count} asked for); at least {MIN_TILES} are "
-            f"needed, and {RECOMMENDED_TILES} or more are advised"
+            f"{chosen} calibration tiles ({len(tiles)} in {tiles.root}, {count} asked for); at least "
+            f"{MIN_TILES} are needed, and {RECOMMENDED_TILES} or more are advised"
         )
     if chosen < RECOMMENDED_TILES:
-        message = f"only {chosen} calibration tiles from {tiles.root}; {RECOMMENDED_TILES} or more are advised"
-        warnings.warn(message, FewTilesWarning, stacklevel=2)
+        found = f"only {chosen} calibration tiles from {tiles.root}"
+        warnings.warn(f"{found}; {RECOMMENDED_TILES} or more are advised", FewTilesWarning, stacklevel=2)
     indices = np.random.default_rng(seed).choice(len(tiles), chosen, replace=False)
     return tiles.subset(indices.tolist())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines.ort import OnnxRuntimeEngine
@@ -13,6 +14,8 @@ from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.manifest import Interface
 from misgnet_runtime.parity import Predict, Progress
 from misgnet_runtime.tiles import TileSet, stack
+
+Answers = list[NDArray[np.float32]]
 
 FLOAT_TOLERANCE = 1e-4  # probability; float32 rounding gives about 1e-6
 INT8_AGREEMENT = 0.9  # share of pixels; below this, quantization is broken rather than lossy
@@ -35,21 +38,30 @@ def detector_of(model: onnx.ModelProto, interface: Interface) -> ChangeDetector:
     return ChangeDetector(OnnxRuntimeEngine(model.SerializeToString(), interface.max_batch), interface)
 
 
-def compare_on(
-    tiles: TileSet, first: Predict, second: Predict, threshold: float, progress: Progress | None = None
-) -> Agreement:
-    """Run both on ``tiles`` and compare. NaN anywhere makes all three figures fail."""
-    largest, total, same, count = 0.0, 0.0, 0, 0
-    for done, tile in enumerate(tiles.tiles(), 1):
-        a, b = first(*stack([tile])), second(*stack([tile]))
-        difference = np.abs(a - b)
-        largest = float(np.fmax(largest, difference.max())) if np.isfinite(difference).all() else float("inf")
-        total += float(difference.sum())
-        same += int(np.count_nonzero((a > threshold) == (b > threshold)))
-        count += a.size
+def answers_of(
+    model: onnx.ModelProto, interface: Interface, tiles: TileSet, progress: Progress | None = None
+) -> Answers:
+    """What ``model`` answers in ONNX Runtime on ``tiles``."""
+    with detector_of(model, interface) as detector:
+        return answers(detector.probability, tiles, progress)
+
+
+def answers(predict: Predict, tiles: TileSet, progress: Progress | None = None) -> Answers:
+    """The probability of change, float32 (T, T), of each tile."""
+    found = []
+    for tile in tiles.tiles():
+        found.append(predict(*stack([tile]))[0])
         if progress:
-            progress(done, len(tiles))
-    return Agreement(largest, total / count, same / count)
+            progress(len(found), len(tiles))
+    return found
+
+
+def compare(first: Answers, second: Answers, threshold: float) -> Agreement:
+    """Compare the answers of two stages on the same tiles; NaN anywhere makes the figures fail."""
+    a, b = np.stack(first), np.stack(second)
+    difference = np.abs(a - b)
+    largest = float(difference.max()) if np.isfinite(difference).all() else float("inf")
+    return Agreement(largest, float(difference.mean()), float(((a > threshold) == (b > threshold)).mean()))
 
 
 def require_same(found: Agreement, what: str, before: str) -> None:

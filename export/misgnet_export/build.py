@@ -15,22 +15,15 @@ from misgnet.network import MISGNet
 from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
 from misgnet_calibration.selection import FewTilesWarning, draw_tiles
 from misgnet_calibration.quantize import QuantizedGraph
-from misgnet_export.agreement import compare_on, detector_of, require_close, require_same
-from misgnet_export.assembly import (
-    CPU_ENGINE,
-    FLOAT_ENGINE,
-    Draft,
-    GraphFile,
-    Sets,
-    plan_entry,
-    write_bundle,
-    write_rejected,
-)
-from misgnet_export.evidence import measure_parity, measure_throughput
+from misgnet_export.agreement import Agreement, answers, answers_of, compare, require_close, require_same
+from misgnet_export.assembly import plan_entry, write_bundle, write_golden_tiles, write_rejected
+from misgnet_export.draft import CPU_ENGINE, FLOAT_ENGINE, Draft, Evidence, GraphFile, Sets
+from misgnet_export.evidence import choose_golden, judge_engines, time_engines
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
 from misgnet_export.progress import StageLog
-from misgnet_export.quantization import DEFAULT_PERCENTILE, Observed, choose_percentile, observe, quantize_for
+from misgnet_export.quantization import DEFAULT_PERCENTILE, Decision, Observed, choose_percentile, observe, quantize_for
+from misgnet_export.report import parity_table
 from misgnet_export.request import BuildRequest, check_request
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.manifest import EngineEntry
@@ -45,11 +38,12 @@ _DECISION_TILES = 32
 
 @dataclass(frozen=True)
 class Built:
-    """What a build left: the bundle, the report within it, and the draft with all figures."""
+    """What a build left: the bundle, the report within it, all figures, and (name, seconds, finding) of the stages."""
 
     bundle: Path
     report: Path
     draft: Draft
+    stages: list[tuple[str, float, str]]
 
 
 def build(request: BuildRequest, console: Console) -> Built:
@@ -63,11 +57,10 @@ def build(request: BuildRequest, console: Console) -> Built:
     log = StageLog(console)
     with replace_folder(request.output) as root:
         draft = _run_stages(request, root, log)
-        if draft.parity.passed:
-            write_bundle(root, request, draft)
-    if not draft.parity.passed:
-        _reject(request, draft)
-    return Built(request.output, request.output / "evidence" / "report.html", draft)
+        if not draft.evidence.parity.passed:
+            raise _rejected(request, draft, log)
+        write_bundle(root, request, draft, log.done)
+    return Built(request.output, request.output / "evidence" / "report.html", draft, log.done)
 
 
 def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
@@ -76,9 +69,23 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
     simplified = _simplify(request, exported, sets, log)
     graphs = [_write_graph(root, "float", "float32", simplified), *_quantize(request, simplified, sets, root, log)]
     engines = [*_portable_engines(graphs), *_compile(request, root, log)]
-    draft = Draft(sets, graphs, engines, log.done)
-    draft = measure_parity(request, draft, root, torch_predictor(network), "PyTorch float32", log)
-    return measure_throughput(request, draft, root, log)
+    evidence = _judge(request, network, sets, engines, root, log)
+    draft = Draft(sets, graphs, engines, evidence)
+    if not evidence.parity.passed:
+        return draft
+    timings = time_engines(engines, root, request.interface, write_golden_tiles(root, draft), log)
+    return replace(draft, evidence=replace(evidence, timings=timings))
+
+
+def _judge(
+    request: BuildRequest, network: MISGNet, sets: Sets, engines: list[EngineEntry], root: Path, log: StageLog
+) -> Evidence:
+    predict = torch_predictor(network)
+    parity, pictures = judge_engines(
+        engines, root, request.interface, sets.evaluation, ("PyTorch float32", predict), request.threshold,
+        request.max_f1_drop, log,
+    )  # fmt: skip
+    return Evidence(parity, pictures, choose_golden(sets.evaluation, parity, predict))
 
 
 def torch_predictor(network: MISGNet) -> Predict:
@@ -118,8 +125,8 @@ def _spread(tiles: TileSet | None, count: int) -> TileSet | None:
 def _export(request: BuildRequest, network: MISGNet, sets: Sets, log: StageLog) -> onnx.ModelProto:
     with log.stage("export to ONNX") as stage:
         model = export_graph(network, request.interface)
-        with detector_of(model, request.interface) as detector:
-            found = compare_on(_few(sets), torch_predictor(network), detector.probability, request.threshold, stage.progress)
+        expected = answers(torch_predictor(network), _few(sets))
+        found = compare(expected, answers_of(model, request.interface, _few(sets), stage.progress), request.threshold)
         require_same(found, "the exported graph", "the PyTorch network")
         stage.finding = f"{len(model.graph.node)} nodes, {found}"
     return model
@@ -128,8 +135,8 @@ def _export(request: BuildRequest, network: MISGNet, sets: Sets, log: StageLog) 
 def _simplify(request: BuildRequest, exported: onnx.ModelProto, sets: Sets, log: StageLog) -> onnx.ModelProto:
     with log.stage("simplify") as stage:
         model = simplify_graph(exported)
-        with detector_of(exported, request.interface) as first, detector_of(model, request.interface) as second:
-            found = compare_on(_few(sets), first.probability, second.probability, request.threshold, stage.progress)
+        expected, simpler = (answers_of(m, request.interface, _few(sets), stage.progress) for m in (exported, model))
+        found = compare(expected, simpler, request.threshold)
         require_same(found, "the simplified graph", "the exported one")
         stage.finding = f"{len(model.graph.node)} nodes, {found}"
     return model
@@ -147,23 +154,31 @@ def _quantize(
     recipes = [CPU, *([TENSORRT] if request.plan_targets else [])]
     with log.stage("calibrate") as stage:
         observed = observe(model, request.interface, sets.calib, recipes, stage.progress)
+        decision = None
+        if sets.decision is not None:
+            decision = Decision(sets.decision, answers_of(model, request.interface, sets.decision, stage.progress))
+        expected = answers_of(model, request.interface, _few(sets))
         stage.finding = f"{len(observed.histograms)} activations on {len(sets.calib)} tiles of both dates"
-    return [_quantize_one(request, model, sets, observed, recipe, root, log) for recipe in recipes]
+    return [
+        _quantize_one(request, model, observed, decision, Decision(_few(sets), expected), recipe, root, log)
+        for recipe in recipes
+    ]
 
 
 def _quantize_one(
-    request: BuildRequest, model: onnx.ModelProto, sets: Sets, observed: Observed, recipe: Recipe, root: Path,
-    log: StageLog,
+    request: BuildRequest, model: onnx.ModelProto, observed: Observed, decision: Decision | None, check: Decision,
+    recipe: Recipe, root: Path, log: StageLog,
 ) -> GraphFile:  # fmt: skip
     with log.stage(f"quantize to INT8 for {recipe.name}") as stage:
-        percentile, tried = DEFAULT_PERCENTILE, {}
-        if sets.decision is not None:
+        percentile = DEFAULT_PERCENTILE
+        tried: dict[float, Agreement] = {}
+        if decision is not None:
             percentile, tried = choose_percentile(
-                model, request.interface, observed, recipe, sets.decision, request.threshold, stage.progress
+                model, request.interface, observed, recipe, decision, request.threshold, stage.progress
             )
         quantized = quantize_for(model, recipe, observed, percentile)
-        with detector_of(model, request.interface) as first, detector_of(quantized.model, request.interface) as second:
-            found = compare_on(_few(sets), first.probability, second.probability, request.threshold)
+        answered = answers_of(quantized.model, request.interface, check.tiles)
+        found = compare(check.expected, answered, request.threshold)
         require_close(found, f"the INT8 graph for {recipe.name}", "the float graph")
         stage.finding = (
             f"{len(quantized.places)} places, {100 * quantized.int8_share:.1f} % of the multiply-adds, "
@@ -204,7 +219,7 @@ def _compile(request: BuildRequest, root: Path, log: StageLog) -> list[EngineEnt
             graph = "graphs/int8_tensorrt.onnx"
             plan = compile_plan(
                 (root / graph).read_bytes(), request.plan_options(target), timing_cache=request.timing_cache,
-                progress=lambda _phase, done, of, show=stage.progress: show(done, of),
+                progress=stage.phase_progress,
             )  # fmt: skip
             file = root / "engines" / f"{target.slug}.plan"
             file.parent.mkdir(exist_ok=True)
@@ -217,10 +232,12 @@ def _compile(request: BuildRequest, root: Path, log: StageLog) -> list[EngineEnt
     return entries
 
 
-def _reject(request: BuildRequest, draft: Draft) -> None:
-    rejected = request.output.parent / f"{request.output.name}.rejected"
-    with replace_folder(rejected) as root:
-        write_rejected(root, request, draft)
-    failed = [e for e in draft.parity.engines if e.verdict and not e.verdict.passed]
+def _rejected(request: BuildRequest, draft: Draft, log: StageLog) -> GateFailed:
+    """Leave the evidence beside the place of the bundle, show it, and say why."""
+    path = request.output.parent / f"{request.output.name}.rejected"
+    with replace_folder(path) as root:
+        write_rejected(root, request, draft, log.done)
+    log.console.print(parity_table(draft.evidence.parity))
+    failed = [e for e in draft.evidence.parity.engines if e.verdict and not e.verdict.passed]
     reasons = "; ".join(f"{e.engine}: {e.verdict.reason}" for e in failed if e.verdict) or "no engine was judged"
-    raise GateFailed(f"the gate failed, so there is no bundle; the evidence is in {rejected}: {reasons}")
+    return GateFailed(f"the gate failed, so there is no bundle; the evidence is in {path}: {reasons}")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
@@ -18,6 +19,10 @@ class Stage:
     name: str
     progress: Callable[[int, int], None]
     finding: str = ""
+
+    def phase_progress(self, _phase: str, done: int, of: int) -> None:
+        """The progress of a compiler that also names its phases."""
+        self.progress(done, of)
 
 
 @dataclass
@@ -43,4 +48,4 @@ class StageLog:
             yield stage
         seconds = time.perf_counter() - started
         self.done.append((name, seconds, stage.finding))
-        self.console.print(f"[green]done[/] {name} [dim]{seconds:.1f} s[/] {stage.finding}", soft_wrap=True, highlight=False)
+        self.console.print(f"[green]done[/] {name} [dim]{seconds:.1f} s[/] {escape(stage.finding)}", soft_wrap=True, highlight=False)

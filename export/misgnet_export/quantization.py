@@ -13,7 +13,7 @@ from misgnet_calibration.observers import Histogram, Range
 from misgnet_calibration.placement import activations, place
 from misgnet_calibration.quantize import QuantizedGraph, quantize
 from misgnet_calibration.recipes import Recipe
-from misgnet_export.agreement import Agreement, compare_on, detector_of
+from misgnet_export.agreement import Agreement, Answers, answers_of, compare
 from misgnet_runtime.manifest import Interface
 from misgnet_runtime.parity import Progress
 from misgnet_runtime.tiles import TileSet
@@ -35,6 +35,14 @@ class Observed:
         return {name: h.percentile(percentile / 100) for name, h in self.histograms.items()}
 
 
+@dataclass(frozen=True)
+class Decision:
+    """Validation tiles that decide, and what the float graph answers on them."""
+
+    tiles: TileSet
+    expected: Answers
+
+
 def observe(
     model: onnx.ModelProto, interface: Interface, tiles: TileSet, recipes: list[Recipe], progress: Progress
 ) -> Observed:
@@ -49,17 +57,16 @@ def observe(
 
 
 def choose_percentile(
-    model: onnx.ModelProto, interface: Interface, observed: Observed, recipe: Recipe, decision: TileSet,
+    model: onnx.ModelProto, interface: Interface, observed: Observed, recipe: Recipe, decision: Decision,
     threshold: float, progress: Progress,
 ) -> tuple[float, dict[float, Agreement]]:  # fmt: skip
     """The percentile whose graph agrees with the float graph in most pixels of the ``decision`` tiles."""
     tried: dict[float, Agreement] = {}
-    with detector_of(model, interface) as reference:
-        for index, percentile in enumerate(PERCENTILES):
-            candidate = quantize(model, recipe, observed.ranges(percentile), observed.peaks)
-            with detector_of(candidate.model, interface) as detector:
-                tried[percentile] = compare_on(decision, reference.probability, detector.probability, threshold)
-            progress(index + 1, len(PERCENTILES))
+    for index, percentile in enumerate(PERCENTILES):
+        candidate = quantize_for(model, recipe, observed, percentile)
+        found = answers_of(candidate.model, interface, decision.tiles)
+        tried[percentile] = compare(decision.expected, found, threshold)
+        progress(index + 1, len(PERCENTILES))
     return best(tried), tried
 
 

@@ -134,7 +134,8 @@ class MutualGuidance(nn.Module):
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, C, h, w) of the dates 1 and 2 -> the guided maps of both."""
         with torch.autocast(x1.device.type, enabled=False):
-            return self._guide(x1.float(), x2.float())
+            wide = torch.promote_types(x1.dtype, torch.float32)  # float64 stays what it is
+            return self._guide(x1.to(wide), x2.to(wide))
 
     def _guide(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
         grid = x1.shape[2:]

@@ -58,8 +58,9 @@ class MISGNet(nn.Module):
 def check_size(before: torch.Size, after: torch.Size) -> None:
     if before != after:
         raise ValueError(f"the two dates differ in shape: {tuple(before)} and {tuple(after)}")
-    if before[1] != 3 or before[2] % SIZE_MULTIPLE or before[3] % SIZE_MULTIPLE:
-        raise ValueError(f"MISGNet takes (B, 3, H, W), H and W multiples of {SIZE_MULTIPLE}, got {tuple(before)}")
+    if len(before) != 4 or before[1] != 3 or any(n == 0 or n % SIZE_MULTIPLE for n in before[2:]):
+        needed = f"(B, 3, H, W), H and W multiples of {SIZE_MULTIPLE}"
+        raise ValueError(f"MISGNet takes {needed}, got {tuple(before)}")
 
 
 def build_misgnet() -> MISGNet:

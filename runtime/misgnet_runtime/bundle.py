@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,7 +25,8 @@ class Bundle:
         for entry in self.manifest.engines:
             if entry.name == name:
                 return entry
-        raise UsageError(f"bundle {self.path} has no engine '{name}'; it has {[e.name for e in self.manifest.engines]}")
+        known = ", ".join(e.name for e in self.manifest.engines)
+        raise UsageError(f"bundle {self.path} has no engine '{name}'; it has {known}")
 
     def file(self, relative: str) -> Path:
         """The path of a file that the manifest lists."""
@@ -38,8 +38,11 @@ class Bundle:
 def read_bundle(path: Path) -> Bundle:
     """Open ``path`` and check every file against the manifest.
 
-    Raises InputError where a file is missing, extra, a link, outside the folder, or has other bytes.
+    Raises InputError where a file is missing, extra, a link, outside the folder, or has other bytes. Folders
+    without files do not count.
     """
+    if (path / MANIFEST).is_symlink():
+        raise InputError(f"bundle {path} has a link in the place of {MANIFEST}")
     bundle = Bundle(path, decode_manifest(path / MANIFEST))
     listed = {entry.path: entry for entry in bundle.manifest.files}
     for entry in listed.values():
@@ -56,14 +59,10 @@ def describe_files(root: Path, roles: dict[str, tuple[str, str | None]]) -> list
 
 
 def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Iterable[bytes]) -> str:  # Python 3.10 has no hashlib.file_digest
     total = hashlib.sha256()
-    for part in file:
-        total.update(part)
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            total.update(part)
     return total.hexdigest()
 
 
@@ -77,15 +76,26 @@ def _check_file(root: Path, entry: FileEntry) -> None:
     if not parts or parts[0] == "/" or ".." in parts or "\\" in entry.path:
         raise InputError(f"manifest of {root} names '{entry.path}', which lies outside the bundle")
     path = root / entry.path
-    if not path.is_file() or any((root / Path(*parts[: i + 1])).is_symlink() for i in range(len(parts))):
-        raise InputError(f"bundle {root} lacks the file '{entry.path}', or has a link in its place")
-    if path.stat().st_size != entry.size or file_sha256(path) != entry.sha256:
-        raise InputError(f"bundle {root}: '{entry.path}' does not match the digest in its manifest; fetch or build the bundle again")
+    try:
+        if not path.is_file() or any((root / Path(*parts[: i + 1])).is_symlink() for i in range(len(parts))):
+            raise InputError(f"bundle {root} lacks the file '{entry.path}', or has a link in its place")
+        same = path.stat().st_size == entry.size and file_sha256(path) == entry.sha256
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise InputError(f"bundle {root}: '{entry.path}' cannot be read: {error}") from error
+    if not same:
+        raise InputError(
+            f"bundle {root}: '{entry.path}' does not match the digest in its manifest; fetch or build the bundle again"
+        )
 
 
 def _all_files(root: Path) -> list[str]:
+    """Everything below ``root`` that is no folder, and links to folders, by relative path."""
     found = []
-    for parent, folders, names in os.walk(root):
+    for parent, folders, names in os.walk(root, onerror=_unreadable):
         links = [n for n in folders if (Path(parent) / n).is_symlink()]
-        found += [(Path(parent) / n).relative_to(root).as_posix() for n in [*names, *links] if n != ".lock"]
+        found += [(Path(parent) / n).relative_to(root).as_posix() for n in [*names, *links]]
     return found
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(f"folder {error.filename} cannot be read: {error.strerror}") from error

@@ -8,20 +8,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.engines.base import Arrays, Engine
-from misgnet_runtime.errors import InputError
+from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
+from misgnet_runtime.errors import GateFailed, InputError
 from misgnet_runtime.images import RgbImage
-from misgnet_runtime.manifest import Interface
+from misgnet_runtime.manifest import Interface, TensorEntry
 from misgnet_runtime.normalisation import normalise
-from misgnet_runtime.tiling import cover, cut
+from misgnet_runtime.scene import predict_scene
 
 Probability = NDArray[np.float32]
 
 
 class ChangeDetector:
-    """A network that runs here. Owns its engine; use it in a ``with`` block. Not thread-safe."""
+    """A network that runs here. Owns its engine; use it in a ``with`` block. Not thread-safe.
+
+    Raises InputError, and closes the engine, where it is not what ``interface`` says.
+    """
 
     def __init__(self, engine: Engine, interface: Interface) -> None:
+        if misfit := _misfit(engine, interface):
+            engine.close()
+            raise InputError(f"the engine does not fit its interface: {misfit}; build the bundle again")
         self.engine = engine
         self.interface = interface
 
@@ -31,17 +37,14 @@ class ChangeDetector:
         return to_probability(output, self.interface)
 
     def scene_probability(self, before: RgbImage, after: RgbImage) -> Probability:
-        """A pair of any size, uint8 (H, W, 3) -> float32 (H, W), tile by tile; edge tiles are shifted inward."""
-        if before.shape != after.shape:
-            raise InputError(f"the two dates differ in size: {before.shape[1]} x {before.shape[0]} and {after.shape[1]} x {after.shape[0]} px")
-        result = np.empty(before.shape[:2], np.float32)
-        cells = cover(*before.shape[:2], self.interface.tile)
-        for start in range(0, len(cells), self.interface.max_batch):
-            part = cells[start : start + self.interface.max_batch]
-            tiles = (np.stack([cut(image, cell) for cell in part]) for image in (before, after))
-            for cell, tile in zip(part, self.probability(*tiles), strict=True):
-                result[cell.owned_in_image()] = tile[cell.owned_in_tile()]
-        return result
+        """A pair of any size, uint8 (H, W, 3) -> float32 (H, W), tile by tile; see :func:`predict_scene`.
+
+        Raises GateFailed where the engine answers NaN or Inf: a threshold would call that "no change".
+        """
+        found = predict_scene(self.probability, before, after, self.interface.tile, self.interface.max_batch)
+        if not np.isfinite(found).all():
+            raise GateFailed(f"the engine on {self.engine.device} answers NaN or Inf; run misgnet-run verify")
+        return found
 
     def __enter__(self) -> ChangeDetector:
         return self
@@ -65,3 +68,29 @@ def to_probability(output: NDArray[Any], interface: Interface) -> Probability:
         difference = output[:, 1].astype(np.float32) - output[:, 0].astype(np.float32)
         return np.asarray(0.5 * (1 + np.tanh(0.5 * difference)), np.float32)
     return output.astype(np.float32, copy=False)
+
+
+def _misfit(engine: Engine, interface: Interface) -> str | None:
+    """What the engine has and what the interface says, where they differ; tensors may come in any order."""
+    for specs, entries in ((engine.inputs, interface.inputs()), (engine.outputs, interface.outputs())):
+        found, stated = sorted(map(_of_spec, specs)), sorted(map(_of_entry, entries))
+        if found != stated:
+            return f"it has {_listed(found)}, the interface says {_listed(stated)}"
+    if engine.max_batch < interface.max_batch:
+        return f"it takes batches up to {engine.max_batch}, the interface says {interface.max_batch}"
+    return None
+
+
+_Tensor = tuple[str, str, tuple[int, ...]]
+
+
+def _of_spec(spec: TensorSpec) -> _Tensor:
+    return spec.name, spec.dtype, spec.shape
+
+
+def _of_entry(entry: TensorEntry) -> _Tensor:
+    return entry.name, entry.dtype, tuple(entry.shape)
+
+
+def _listed(tensors: list[_Tensor]) -> str:
+    return ", ".join(f"{name} {dtype} {shape}" for name, dtype, shape in tensors)

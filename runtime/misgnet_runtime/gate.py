@@ -11,7 +11,7 @@ from misgnet_runtime.metrics import Confusion
 RESAMPLES = 10_000
 
 
-class Interval(Struct):
+class Interval(Struct, frozen=True):
     """95 % bootstrap interval of a drop, in points (hundredths); ``sources`` images were resampled."""
 
     low: float
@@ -19,7 +19,7 @@ class Interval(Struct):
     sources: int
 
 
-class Verdict(Struct):
+class Verdict(Struct, frozen=True):
     """Whether an engine passes, by which rule, and why; ``value`` and ``limit`` are in points."""
 
     passed: bool

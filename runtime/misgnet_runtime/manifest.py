@@ -1,15 +1,16 @@
 """``manifest.json``: what a bundle holds, how its numbers are made, and what was proven of it.
 
-The structures are frozen, and unknown or missing fields are refused: a manifest that this version does not
-understand is not run.
+The structures are frozen, and unknown or missing fields are refused, as are numbers and combinations that make
+no sense: a manifest that this version does not understand is not run. The limits hold when a manifest is read.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.normalisation import IMAGENET_MEAN, IMAGENET_STD
@@ -20,13 +21,20 @@ MAX_MANIFEST_BYTES = 16 << 20
 InputForm = Literal["uint8", "float32"]
 OutputForm = Literal["probability", "logits", "mask"]
 EngineKind = Literal["onnxruntime", "rtx", "tensorrt"]
+Count = Annotated[int, Meta(ge=0, lt=1 << 63)]
+Positive = Annotated[int, Meta(ge=1, lt=1 << 31)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+_DATES = ("before", "after")
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of everything that is kept as JSON."""
 
 
-class TensorEntry(Struct):
+class TensorEntry(Struct, frozen=True):
     """A graph's input or output; -1 in ``shape`` is the batch."""
 
     name: str
@@ -35,22 +43,23 @@ class TensorEntry(Struct):
     layout: str
 
 
-class Interface(Struct):
+class Interface(Struct, frozen=True):
     """How images become the graph's inputs, and its output becomes a probability of change.
 
+    ``tile``: T, in pixels; ``max_batch``: the largest B.
     ``input`` "uint8": raw RGB (B, T, T, 3), normalised within the graph; "float32": normalised (B, 3, T, T).
     ``output`` "probability": float32 (B, T, T); "logits": float32 (B, 2, T, T); "mask": uint8 (B, T, T).
     """
 
-    tile: int
-    max_batch: int
+    tile: Annotated[int, Meta(ge=1, le=1 << 14)]
+    max_batch: Annotated[int, Meta(ge=1, le=1 << 16)]
     input: InputForm = "uint8"
     output: OutputForm = "probability"
 
     def inputs(self) -> list[TensorEntry]:
         if self.input == "uint8":
-            return [TensorEntry(n, "uint8", [-1, self.tile, self.tile, 3], "NHWC") for n in ("before", "after")]
-        return [TensorEntry(n, "float32", [-1, 3, self.tile, self.tile], "NCHW") for n in ("before", "after")]
+            return [TensorEntry(n, "uint8", [-1, self.tile, self.tile, 3], "NHWC") for n in _DATES]
+        return [TensorEntry(n, "float32", [-1, 3, self.tile, self.tile], "NCHW") for n in _DATES]
 
     def outputs(self) -> list[TensorEntry]:
         if self.output == "logits":
@@ -59,7 +68,7 @@ class Interface(Struct):
         return [TensorEntry(self.output, dtype, [-1, self.tile, self.tile], "NHW")]
 
 
-class Preprocessing(Struct):
+class Preprocessing(Struct, frozen=True):
     """What a pixel goes through before the network sees it."""
 
     bands: list[str] = msgspec.field(default_factory=lambda: ["red", "green", "blue"])
@@ -70,15 +79,15 @@ class Preprocessing(Struct):
     where: Literal["in the graph", "in the runtime"] = "in the graph"
 
 
-class FileEntry(Struct):
+class FileEntry(Struct, frozen=True):
     path: str
-    sha256: str
-    size: int
+    sha256: Sha256
+    size: Count
     role: str
     precision: str | None = None
 
 
-class EngineEntry(Struct):
+class EngineEntry(Struct, frozen=True):
     """One engine: the file it opens, the graph that it was made from, and where it can run."""
 
     name: str
@@ -89,10 +98,10 @@ class EngineEntry(Struct):
     vendor_version: str
     compute_capabilities: list[str] = []
     platform: str = "any"
-    batches: tuple[int, int, int] = (1, 4, 16)
+    batches: tuple[Positive, Positive, Positive] = (1, 4, 16)
 
 
-class Calibration(Struct):
+class Calibration(Struct, frozen=True):
     """How activations' ranges were found, and on which tiles."""
 
     tiles: int
@@ -104,24 +113,24 @@ class Calibration(Struct):
     candidates: dict[str, float] = {}
 
 
-class Quantization(Struct):
+class Quantization(Struct, frozen=True):
     """What became INT8 in one graph."""
 
     graph: str
     recipe: str
     quantized_nodes: int
     weight_bits: int
-    int8_share_of_multiply_adds: float
+    int8_share_of_multiply_adds: Fraction
     float32_nodes: list[str] = []
 
 
-class Manifest(Struct):
+class Manifest(Struct, frozen=True):
     schema_version: int
-    bundle_version: int
+    bundle_version: Count
     created: str
     tile: int
     overlap: int
-    threshold: float
+    threshold: Annotated[float, Meta(gt=0, lt=1)]
     class_names: list[str]
     interface: Interface
     inputs: list[TensorEntry]
@@ -130,7 +139,7 @@ class Manifest(Struct):
     source_weights_sha256: str
     calibration: Calibration
     quantization: list[Quantization]
-    engines: list[EngineEntry]
+    engines: Annotated[list[EngineEntry], Meta(min_length=1)]
     files: list[FileEntry]
     max_f1_drop: float
     metrics: dict[str, Any]
@@ -144,7 +153,8 @@ class Manifest(Struct):
         for entry in self.files:
             if entry.role == role:
                 return entry
-        raise InputError(f"the bundle has no file with the role '{role}'; it has {sorted({f.role for f in self.files})}")
+        roles = sorted({f.role for f in self.files})
+        raise InputError(f"the bundle has no file with the role '{role}'; it has {roles}")
 
 
 def encode(value: Any) -> bytes:
@@ -153,21 +163,56 @@ def encode(value: Any) -> bytes:
 
 
 def decode_manifest(path: Path) -> Manifest:
-    """Read a manifest; InputError where it is missing, too large, of another schema or malformed."""
+    """Read a manifest; InputError where it is missing, too large, of another schema, malformed or contradictory."""
+    data = _read_limited(path)
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES + 1)
-        if len(data) > MAX_MANIFEST_BYTES:
-            raise InputError(f"manifest {path} is larger than {MAX_MANIFEST_BYTES} bytes; that is no manifest")
         version = msgspec.json.decode(data, type=_Version).schema_version
         if version != SCHEMA_VERSION:
-            raise InputError(f"manifest {path} has schema {version}, this version reads {SCHEMA_VERSION}; build the bundle again")
-        return msgspec.json.decode(data, type=Manifest)
-    except FileNotFoundError as error:
-        raise InputError(f"{path.parent} is no bundle: it has no {path.name}") from error
-    except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"manifest {path} has schema {version}, this version reads {SCHEMA_VERSION}; build the bundle again"
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise InputError(f"manifest {path} cannot be read: {error}") from error
+    if problem := _contradiction(manifest):
+        raise InputError(f"manifest {path} {problem}; build the bundle again")
+    return manifest
 
 
 class _Version(msgspec.Struct):
     schema_version: int
+
+
+def _read_limited(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():  # a named pipe would wait for ever
+            raise InputError(f"manifest {path} is no file")
+        with path.open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise InputError(f"{path.parent} is no bundle: it has no {path.name}") from error
+    except OSError as error:
+        raise InputError(f"manifest {path} cannot be read: {error}") from error
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise InputError(f"manifest {path} is larger than {MAX_MANIFEST_BYTES} bytes; that is no manifest")
+    return data
+
+
+def _contradiction(m: Manifest) -> str | None:
+    """What of a manifest contradicts itself, or is not what this version computes."""
+    paths = {f.path for f in m.files}
+    where: Literal["in the graph", "in the runtime"] = (
+        "in the graph" if m.interface.input == "uint8" else "in the runtime"
+    )
+    unlisted = [name for engine in m.engines for name in (engine.file, engine.graph) if name not in paths]
+    found = {
+        "lists a file twice": len(paths) < len(m.files),
+        "lists an engine twice": len({e.name for e in m.engines}) < len(m.engines),
+        f"has engines whose files it does not list: {', '.join(unlisted)}": bool(unlisted),
+        f"has tile {m.tile}, but {m.interface.tile} in its interface": m.tile != m.interface.tile,
+        f"has overlap {m.overlap}; this version tiles without overlap": m.overlap != 0,
+        "states inputs that are not its interface's": m.inputs != m.interface.inputs(),
+        "states outputs that are not its interface's": m.outputs != m.interface.outputs(),
+        "states a preprocessing that this version does not compute": m.preprocessing != Preprocessing(where=where),
+    }
+    return next((problem for problem, holds in found.items() if holds), None)

@@ -11,6 +11,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """uint8 (B, H, W, 3) -> normalised float32 (B, 3, H, W)."""
-    scaled = images.astype(np.float32) / np.float32(255)
-    scaled = (scaled - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+    mean, std = (np.array(numbers, np.float32) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+    scaled: NDArray[np.float32] = images.astype(np.float32) / np.float32(255)
+    return np.ascontiguousarray(((scaled - mean) / std).transpose(0, 3, 1, 2))

@@ -14,6 +14,10 @@ from pathlib import Path
 
 from misgnet_runtime.errors import InputError, UsageError
 
+_DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG,
+    errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -26,7 +30,11 @@ def refuse_existing(path: Path, force: bool) -> None:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes the place of ``path`` when the block succeeds."""
+    """Yield a temporary path beside ``path``; it takes the place of ``path`` when the block succeeds.
+
+    Where ``path`` is a symbolic link the link stays and the file it points to is replaced.
+    """
+    path = Path(os.path.realpath(path))
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
@@ -48,26 +56,24 @@ def replace_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; it takes the place of ``path`` when the block succeeds.
 
     Folders that a killed run left behind are removed first: the system drops a dead process's lock.
-    An existing ``path`` is exchanged in one step where the system can do that.
+    An existing ``path`` is exchanged in one step where the system can do that; a symbolic link stays and
+    what it points to is replaced.
     """
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.realpath(path))
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path)
-        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
-        lock = os.open(temporary / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        temporary, lock = _locked_folder(path)
     try:
         with _disk_errors(path):
             yield temporary
-            (temporary / ".lock").unlink()
             _sync_tree(temporary)
             temporary.chmod(0o777 & ~_umask())
             _move_into_place(temporary, path)
             _sync(path.parent)
     finally:
         os.close(lock)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
 @contextmanager
@@ -75,7 +81,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+        if error.errno in _DISK_ERRORS:
             raise InputError(f"output {path} cannot be written: {error.strerror}; nothing was left there") from error
         raise
 
@@ -84,15 +90,36 @@ def _prefix(path: Path) -> str:
     return f".{path.name}.building-"
 
 
+def _locked_folder(path: Path) -> tuple[Path, int]:
+    """A new folder beside ``path`` and a handle that holds its lock for as long as this process lives."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+        with suppress(FileNotFoundError):  # another run removed it as a stale one before it was locked
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            with suppress(OSError):  # a file system without locks: then no run removes another's folder either
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, handle
+            os.close(handle)
+
+
 def _remove_stale(path: Path) -> None:
-    for folder in path.parent.glob(f"{_prefix(path)}*"):
+    for folder in [p for p in path.parent.iterdir() if p.name.startswith(_prefix(path))]:
         with suppress(OSError):
-            handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or the file that was in its place, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _move_into_place(source: Path, target: Path) -> None:

@@ -39,7 +39,7 @@ class Judged:
         return np.unpackbits(self.packed, count=size).astype(bool).reshape(self.shape)
 
 
-class TileParity(Struct):
+class TileParity(Struct, frozen=True):
     """One tile: counts of both sides as (tp, fp, fn, tn), and pixels whose masks differ."""
 
     name: str
@@ -50,7 +50,7 @@ class TileParity(Struct):
     pixels: int
 
 
-class EngineParity(Struct):
+class EngineParity(Struct, frozen=True):
     """What is known of one engine. ``status`` "proxy": its graph was run by another engine on this machine."""
 
     engine: str
@@ -67,7 +67,7 @@ class EngineParity(Struct):
     tiles: list[TileParity] = []
 
 
-class ParityReport(Struct):
+class ParityReport(Struct, frozen=True):
     """The evidence: the reference's scores and one entry an engine, on one evaluation set."""
 
     reference: str

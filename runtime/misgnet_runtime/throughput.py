@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines import open_engine_file
@@ -26,7 +27,7 @@ from misgnet_runtime.manifest import EngineEntry, Interface, Struct
 ROUNDS = 5
 
 
-class Task(Struct):
+class Task(Struct, frozen=True):
     """What a worker opens: an engine's entry, the folder its paths start from, the batch and the threads."""
 
     entry: EngineEntry
@@ -37,7 +38,7 @@ class Task(Struct):
     threads: int | None = None
 
 
-class Timing(Struct):
+class Timing(Struct, frozen=True):
     """Latency of one call in milliseconds, and image pairs a second, over ``calls`` calls of ``batch`` pairs."""
 
     engine: str
@@ -118,7 +119,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
-def _timing(task: Task, ms: np.ndarray) -> Timing:  # type: ignore[type-arg]
+def _timing(task: Task, ms: NDArray[np.float64]) -> Timing:
     p50, p90, p99 = (float(x) for x in np.percentile(ms, (50, 90, 99)))
     return Timing(
         task.entry.name, task.entry.precision, task.batch, len(ms), p50, p90, p99,

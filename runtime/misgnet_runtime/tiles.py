@@ -103,6 +103,8 @@ class TileSet(Sequence[TileRef]):
         total = hashlib.sha256()
         for source in self.sources:
             total.update(source_digest(source).encode())
+            if source.label is not None:
+                total.update(hashlib.sha256(source.label.read_bytes()).digest())
         for ref in self._refs:
             total.update(ref.name.encode() + b"\n")
         return total.hexdigest()

@@ -13,6 +13,9 @@ from misgnet_runtime.normalisation import IMAGENET_MEAN, IMAGENET_STD
 class Deployed(nn.Module):
     """Wraps a network with what ``interface`` puts in front of it and behind it."""
 
+    image_gain: Tensor
+    image_offset: Tensor
+
     def __init__(self, network: MISGNet, interface: Interface) -> None:
         super().__init__()
         self.network = network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import PurePosixPath
 
@@ -34,8 +35,8 @@ def percent(share: float | None, digits: int = 3) -> str:
     """A share as per cent, cut and not rounded, so that only full agreement reads 100."""
     if share is None:
         return "n/a"
-    scale: int = 10**digits
-    return f"{int(share * 100 * scale) / scale:.{digits}f} %"
+    scale = 10.0**digits
+    return f"{math.floor(round(share * 100 * scale, 6)) / scale:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def interval(found: Interval | None) -> str:
@@ -63,7 +64,7 @@ def verdict_word(engine: EngineParity) -> str:
 
 
 def speed_ratios(timings: list[Timing]) -> list[float | None]:
-    """Pairs a second of each timing over those of the float engine at its batch; None where none was timed."""
+    """Pairs a second of each timing over the float engine's at that batch; None where it was not timed."""
     base: dict[int, float] = {}
     for timing in timings:
         if timing.precision.lower() in _FLOAT_PRECISIONS:
@@ -72,13 +73,13 @@ def speed_ratios(timings: list[Timing]) -> list[float | None]:
 
 
 def size_ratios(files: list[tuple[str, int]]) -> list[float | None]:
-    """Bytes of each INT8 file over those of its float file; None for other files and where there is no partner.
+    """Bytes of each INT8 file over those of its float file; None where there is no such partner.
 
-    The partner is of the same type and in the same folder, and its name says float (or is the name without int8).
+    A partner has the same type and folder, and its name says float (or is the INT8 file's without "int8").
     """
     sizes = dict(files)
-    partners = [_float_partner(path, list(sizes)) for path, _ in files]
-    return [count / sizes[p] if p and sizes[p] else None for (_, count), p in zip(files, partners, strict=True)]
+    floats = [sizes.get(_float_partner(path, list(sizes)) or "") for path, _ in files]
+    return [count / whole if whole else None for (_, count), whole in zip(files, floats, strict=True)]
 
 
 def few_sources(found: Interval | None) -> bool:
@@ -98,5 +99,6 @@ def _float_partner(path: str, others: list[str]) -> str | None:
     plain = [PurePosixPath(other) for other in others if "int8" not in other.rsplit("/", 1)[-1].lower()]
     alike = [other for other in plain if (other.parent, other.suffix) == (this.parent, this.suffix)]
     bare = _INT8_NAME.sub("", this.name.lower())
-    found = [o for o in alike if _FLOAT_NAME.search(o.name.lower())] or [o for o in alike if o.name.lower() == bare]
+    named = [other for other in alike if _FLOAT_NAME.search(other.name.lower())]
+    found = named or [other for other in alike if other.name.lower() == bare]
     return str(found[0]) if len(found) == 1 else None

@@ -18,15 +18,19 @@ def junit_xml(report: ParityReport) -> bytes:
     failed = [e for e in report.engines if e.verdict is not None and not e.verdict.passed]
     skipped = [e for e in report.engines if e.verdict is None]
     counts = {
-        "tests": str(len(report.engines)), "failures": str(len(failed)), "errors": "0", "skipped": str(len(skipped)),
-    }  # fmt: skip
+        "tests": str(len(report.engines)),
+        "failures": str(len(failed)),
+        "errors": "0",
+        "skipped": str(len(skipped)),
+    }
     suites = Element("testsuites", {"name": SUITE, **counts})
     suite = SubElement(suites, "testsuite", {"name": SUITE, **counts})
     _add_properties(suite, _suite_properties(report))
     for engine in report.engines:
         _add_case(suite, engine)
     ElementTree.indent(suites)
-    return ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True) + b"\n"
+    text: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
+    return text + b"\n"
 
 
 def _suite_properties(report: ParityReport) -> dict[str, object]:
@@ -43,15 +47,16 @@ def _add_case(suite: Element, engine: EngineParity) -> None:
     if engine.verdict is None:
         SubElement(case, "skipped", {"message": _clean(engine.reason or engine.status)})
     elif not engine.verdict.passed:
-        failure = SubElement(case, "failure", {"type": engine.verdict.rule, "message": _clean(engine.verdict.reason)})
+        why = {"type": engine.verdict.rule, "message": _clean(engine.verdict.reason)}
+        failure = SubElement(case, "failure", why)
         failure.text = _clean("\n".join(["Tiles that differ most:", *engine.worst_tiles]))
     if engine.status == "proxy":
         SubElement(case, "system-out").text = _clean(f"by proxy: {engine.reason}")
 
 
 def _case_properties(engine: EngineParity) -> dict[str, object]:
-    found: dict[str, object] = {"status": engine.status, "precision": engine.precision, "device": engine.device}
-    found |= engine.scores
+    found: dict[str, object] = {"status": engine.status, "device": engine.device}
+    found |= {"engine_precision": engine.precision, **engine.scores}
     found |= {"f1_drop_points": engine.f1_drop_points, "agreement": engine.agreement}
     if engine.interval is not None:
         ends = engine.interval

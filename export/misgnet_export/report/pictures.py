@@ -17,21 +17,24 @@ from misgnet_runtime.parity import EngineParity, TileParity
 Kind = Literal["worst", "typical"]
 
 # What a pixel of a difference image can be, in the order of its codes. The colours stay apart in lightness as
-# well as in hue, so that they can be told apart with red-green or blue-yellow colour blindness, and in print.
+# well as in hue, so that they can be told apart with red-green or blue-yellow colour blindness.
 LEGEND: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("both right: unchanged", (18, 18, 22)),
     ("both right: changed", (255, 255, 255)),
-    ("both wrong alike", (112, 112, 118)),
+    ("both wrong alike", (88, 88, 94)),
     ("engine newly wrong: false alarm", (245, 105, 0)),
     ("engine newly wrong: missed", (40, 110, 235)),
-    ("engine newly right", (60, 225, 165)),
+    ("engine newly right", (20, 205, 140)),
 )
 _UNCHANGED, _CHANGED, _BOTH_WRONG, _FALSE_ALARM, _MISSED, _NEWLY_RIGHT = range(len(LEGEND))
 
 
 @dataclass(frozen=True)
 class TilePicture:
-    """One tile to show: both dates uint8 (H, W, 3); label, float mask and engine mask bool (H, W)."""
+    """One tile to show: both dates uint8 (H, W, 3); label, float mask and engine mask bool (H, W).
+
+    Raises ValueError where the sizes differ.
+    """
 
     name: str
     caption: str
@@ -45,7 +48,7 @@ class TilePicture:
         size = self.label.shape
         shapes = [self.before.shape[:2], self.after.shape[:2], self.reference.shape, self.engine.shape]
         if any(shape != size for shape in shapes):
-            raise ValueError(f"tile {self.name}: the label is {size}, the other pictures are {shapes}; all must be equal")
+            raise ValueError(f"tile {self.name}: the label is {size}, the others {shapes}; cut them alike")
 
 
 def difference_codes(label: Mask, reference: Mask, engine: Mask) -> NDArray[np.uint8]:
@@ -74,8 +77,8 @@ def jpeg_data_uri(array: RgbImage, quality: int = 88) -> str:
 def pick_tiles(parity: EngineParity, worst: int, typical: int) -> list[tuple[str, Kind]]:
     """Names of tiles to show, without chance and each once.
 
-    First up to ``worst`` tiles with the most pixels that differ; then up to ``typical`` others whose label holds
-    change, those nearest to the middle when ordered by differing pixels. There may be fewer of either.
+    First up to ``worst`` tiles with the most pixels that differ; then up to ``typical`` others whose label
+    holds change, those nearest to the middle when ordered by differing pixels. There may be fewer of either.
     """
     ordered = sorted(parity.tiles, key=lambda tile: (-tile.differing, tile.name))
     bad = [tile for tile in ordered if tile.differing][: max(0, worst)]

@@ -25,8 +25,11 @@ def parity_table(report: ParityReport) -> Table:
     for engine in report.engines:
         table.add_row(*_parity_row(engine))
     reasons = [f"{e.engine}: {e.status}: {e.reason}" for e in report.engines if e.status != "run"]
-    rules = [f"{e.engine}: {e.verdict.reason}" for e in report.engines if e.verdict and e.verdict.rule != "F1 drop"]
-    table.caption = Text("\n".join(reasons + rules), style="dim")
+    judged = [(e.engine, e.verdict) for e in report.engines if e.verdict]
+    rules = [f"{engine}: {verdict.reason}" for engine, verdict in judged if verdict.rule != "F1 drop"]
+    rough = any(figures.few_sources(e.interval) for e in report.engines)
+    note = [f"~ rough: {figures.plural(report.sources, 'source image')} only"] if rough else []
+    table.caption = Text("\n".join(reasons + rules + note), style="dim")
     return table
 
 
@@ -38,7 +41,7 @@ def throughput_table(timings: list[Timing]) -> Table:
     for name in ("Batch", "p50 ms", "p90 ms", "p99 ms", "Pairs/s", "vs float"):
         table.add_column(name, justify="right", no_wrap=True)
     for timing, ratio in zip(timings, figures.speed_ratios(timings), strict=True):
-        table.add_row(Text(timing.engine), Text(timing.precision), str(timing.batch), *_timing_cells(timing, ratio))
+        table.add_row(Text(timing.engine), Text(timing.precision), *_timing_cells(timing, ratio))
     return table
 
 
@@ -54,7 +57,10 @@ def stage_table(stages: list[tuple[str, float, str]]) -> Table:
 
 
 def _table(title: str) -> Table:
-    return Table(title=Text(title, style="bold"), title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    heading = Text(title, style="bold")
+    return Table(
+        title=heading, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
 
 
 def _parity_row(engine: EngineParity) -> list[Text]:
@@ -75,4 +81,5 @@ def _numbers(engine: EngineParity) -> list[str]:
 
 def _timing_cells(timing: Timing, ratio: float | None) -> list[str]:
     times = [f"{ms:.1f}" for ms in (timing.p50_ms, timing.p90_ms, timing.p99_ms)]
-    return [*times, f"{timing.pairs_per_second:.1f}", "n/a" if ratio is None else f"{ratio:.2f} x"]
+    gain = "n/a" if ratio is None else f"{ratio:.2f} x"
+    return [str(timing.batch), *times, f"{timing.pairs_per_second:.1f}", gain]

@@ -1,0 +1,69 @@
+"""The arithmetic of quantization: scales, zero points and integer levels. NumPy in, NumPy out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from misgnet_calibration.observers import Range
+from misgnet_calibration.recipes import Recipe
+
+# Scales reach down to 16 steps of float16's subnormals. Finer weights than that are 0 to any engine.
+SMALLEST_SCALE = 2.0**-20
+# An activation's scale is a scalar, which float16 must hold as a normal number.
+_SMALLEST_HALF = 2.0**-14
+_BIAS_LIMIT = 2**30  # INT32, with a bit to spare for the sum of products
+
+
+def activation_parameters(found: Range, recipe: Recipe) -> tuple[float, NDArray[np.generic]]:
+    """Scale and zero point: INT8 around 0, or UINT8 from low to high with 0 exactly on a step."""
+    if recipe.symmetric_activations:
+        smallest = _SMALLEST_HALF if recipe.float16 else SMALLEST_SCALE
+        scale = np.array([max(found.magnitude / 127, smallest)])
+        return float(_representable(scale, recipe)[0]), np.array(0, np.int8)
+    step = float(np.float32(max((found.high - found.low) / 255, SMALLEST_SCALE)))
+    return step, np.array(np.clip(round(-found.low / step), 0, 255), np.uint8)
+
+
+def weight_scale(
+    weight: NDArray[np.float32], axis: int, recipe: Recipe, bias: NDArray[np.generic] | None, step: float
+) -> NDArray[np.float32]:
+    """Scale of every output channel (C,): its largest weight on the last level.
+
+    A quantized bias counts in steps of ``step``, the activation's scale, times the weight's: a channel with a
+    large bias and next to no weights (pruned, or folded away) gets the coarse steps that its bias needs.
+    """
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    scale = np.abs(weight).max(axis=others).astype(np.float64) / _last_level(recipe)
+    if bias is not None:
+        scale = np.maximum(scale, np.abs(bias.astype(np.float64)) / (step * _BIAS_LIMIT))
+    return _representable(np.maximum(scale, SMALLEST_SCALE), recipe)
+
+
+def weight_levels(
+    weight: NDArray[np.float32], scale: NDArray[np.float32], axis: int, recipe: Recipe
+) -> NDArray[np.int8]:
+    """INT8 of the weight's shape; ``scale`` (C,) lies along ``axis``."""
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    limit = _last_level(recipe)
+    levels = np.clip(np.rint(weight / scale.reshape(shape)), -limit, limit)
+    return np.asarray(levels, np.int8)
+
+
+def bias_levels(bias: NDArray[np.generic], steps: NDArray[np.float32]) -> NDArray[np.int32]:
+    """INT32 (C,) in ``steps`` of input scale times weight scale, as a convolution in INT8 adds it."""
+    return np.rint(bias.astype(np.float64) / steps).astype(np.int32)
+
+
+def _last_level(recipe: Recipe) -> int:
+    return (1 << (recipe.weight_bits - 1)) - 1
+
+
+def _representable(scale: NDArray[np.floating], recipe: Recipe) -> NDArray[np.float32]:
+    """Where the graph will be float16, the next larger scale there, so that it is not rounded again."""
+    if not recipe.float16:
+        return scale.astype(np.float32)
+    with np.errstate(over="ignore"):  # an infinite scale is refused by the rules, with the node's name
+        half = scale.astype(np.float16)
+        up = np.nextafter(half, np.float16(np.inf))
+    return np.where(half.astype(np.float64) < scale, up, half).astype(np.float32)

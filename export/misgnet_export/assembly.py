@@ -1,0 +1,184 @@
+"""Writes a bundle's manifest and evidence, or a rejected build's evidence alone."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from misgnet_calibration.recipes import CPU
+from misgnet_export.draft import FLOAT_GRAPH, Draft, GraphFile
+from misgnet_export.report import ReportData, render
+from misgnet_export.report.html import short_path
+from misgnet_export.request import BuildRequest
+from misgnet_runtime.bundle import MANIFEST, describe_files, file_sha256
+from misgnet_runtime.golden import write_golden
+from misgnet_runtime.machine import describe_machine
+from misgnet_runtime.manifest import (
+    SCHEMA_VERSION,
+    Calibration,
+    EngineEntry,
+    Manifest,
+    Preprocessing,
+    Quantization,
+    encode,
+)
+from misgnet_runtime.parity import ParityReport
+from misgnet_runtime.plans import Plan, Target
+
+GOLDEN = "golden/tiles.npz"
+_TOOLS = ("misgnet-export", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy", "tensorrt-rtx", "tensorrt")
+
+
+def plan_entry(target: Target, plan: Plan, file: str, graph: str, request: BuildRequest) -> EngineEntry:
+    """The manifest's entry of a compiled plan."""
+    options = request.plan_options(target)
+    return EngineEntry(
+        target.name, "rtx" if target.kind == "rtx" else "tensorrt", file, graph, "int8+float16", plan.vendor_version,
+        list(plan.compute_capabilities), plan.platform, (options.min_batch, options.opt_batch, options.max_batch),
+    )  # fmt: skip
+
+
+def write_bundle(root: Path, request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]]) -> None:
+    """Evidence, golden tiles and, last, the manifest over all files below ``root``."""
+    write_golden_tiles(root, draft)
+    _write_evidence(root / "evidence", request, draft, stages)
+    manifest = _manifest(root, request, draft)
+    (root / MANIFEST).write_bytes(encode(manifest))
+
+
+def write_golden_tiles(root: Path, draft: Draft) -> Path:
+    path = root / GOLDEN
+    path.parent.mkdir(exist_ok=True)
+    write_golden(path, draft.evidence.golden)
+    return path
+
+
+def write_rejected(root: Path, request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]]) -> None:
+    """The evidence of a build that did not pass; no graph, no engine, no manifest."""
+    _write_evidence(root, request, draft, stages)
+
+
+def _write_evidence(folder: Path, request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]]) -> None:
+    folder.mkdir(exist_ok=True)
+    machine = describe_machine()
+    (folder / "parity.json").write_bytes(encode(draft.evidence.parity))
+    throughput = {"machine": machine, "timings": draft.evidence.timings}
+    (folder / "throughput.json").write_bytes(encode(throughput))
+    build = {"stages": [{"name": n, "seconds": round(s, 2), "finding": f} for n, s, f in stages], "machine": machine}
+    (folder / "build.json").write_bytes(encode(build))
+    (folder / "report.html").write_text(render(_report_data(request, draft, stages, machine)), encoding="utf-8")
+
+
+def _report_data(
+    request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]], machine: dict[str, Any]
+) -> ReportData:
+    calib = draft.sets.calib
+    return ReportData(
+        title=f"MISGNet bundle “{request.output.name}”",
+        created=_now(),
+        passed=draft.evidence.parity.passed,
+        facts=[
+            ("Weights", f"{request.weights.name}, SHA-256 {file_sha256(request.weights)[:16]}"),
+            ("Tile", f"{request.interface.tile} x {request.interface.tile} px, batch 1 to {request.interface.max_batch}"),
+            ("Targets", ", ".join(t.name for t in request.targets)),
+            ("Calibration", f"{len(calib)} tiles of {len(calib.sources)} images from {short_path(str(request.calib))}, seed {request.seed}"),
+            ("Decisions", f"made on {short_path(str(request.val))}" if request.val else "defaults: no validation set was given"),
+        ],
+        parity=draft.evidence.parity,
+        timings=draft.evidence.timings,
+        machine=machine,
+        stages=stages,
+        files=[(g.file, g.size) for g in draft.graphs],
+        pictures=dict(draft.evidence.pictures),
+    )
+
+
+def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
+    interface = request.interface
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        bundle_version=request.bundle_version,
+        created=_now(),
+        tile=interface.tile,
+        overlap=0,
+        threshold=request.threshold,
+        class_names=["unchanged", "changed"],
+        interface=interface,
+        inputs=interface.inputs(),
+        outputs=interface.outputs(),
+        preprocessing=Preprocessing(where="in the graph" if interface.input == "uint8" else "in the runtime"),
+        source_weights_sha256=file_sha256(request.weights),
+        calibration=_calibration(request, draft),
+        quantization=[_quantization(g) for g in draft.graphs if g.quantized],
+        engines=draft.engines,
+        files=describe_files(root, _roles(root, draft)),
+        max_f1_drop=request.max_f1_drop,
+        metrics=parity_summary(draft.evidence.parity),
+        latency={"timings": msgspec.to_builtins(draft.evidence.timings)},
+        tool_versions=tool_versions(),
+        machine=describe_machine(),
+        licence=request.licence,
+    )
+
+
+def parity_summary(parity: ParityReport) -> dict[str, Any]:
+    """The manifest's copy of the evidence: scores without the single tiles."""
+    engines = [
+        {k: v for k, v in msgspec.to_builtins(e).items() if k not in ("tiles", "worst_tiles")} for e in parity.engines
+    ]
+    whole = {k: v for k, v in msgspec.to_builtins(parity).items() if k != "engines"}
+    return {**whole, "engines": engines}
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what takes part in a build, as far as it is installed."""
+    found = {"python": platform.python_version()}
+    for name in _TOOLS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _calibration(request: BuildRequest, draft: Draft) -> Calibration:
+    graph = next(g for g in draft.graphs if g.name == CPU.name)
+    return Calibration(
+        tiles=len(draft.sets.calib),
+        tiles_sha256=draft.sets.calib.digest(),
+        seed=request.seed,
+        observer="percentile of a histogram",
+        percentile=graph.percentile or 0.0,
+        decided_on=f"{len(draft.sets.decision)} validation tiles" if draft.sets.decision else "the default",
+        candidates=dict(graph.candidates),
+    )
+
+
+def _quantization(graph: GraphFile) -> Quantization:
+    assert graph.quantized is not None
+    q = graph.quantized
+    return Quantization(
+        graph.file, q.recipe.name, len(q.places), q.recipe.weight_bits, q.int8_share, list(q.float32_nodes)
+    )
+
+
+def _roles(root: Path, draft: Draft) -> dict[str, tuple[str, str | None]]:
+    roles: dict[str, tuple[str, str | None]] = {
+        g.file: ("float graph" if g.file == FLOAT_GRAPH else f"int8 graph for {g.name}", g.precision)
+        for g in draft.graphs
+    }
+    roles |= {e.file: ("engine", e.precision) for e in draft.engines if e.file not in roles}
+    roles[GOLDEN] = ("golden tiles", None)
+    for path in (root / "evidence").iterdir():
+        roles[f"evidence/{path.name}"] = ("evidence", None)
+    return roles
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+

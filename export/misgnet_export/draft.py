@@ -1,0 +1,60 @@
+"""What the stages of a build have made so far: frozen values that pass from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from misgnet_calibration.quantize import QuantizedGraph
+from misgnet_export.report import TilePicture
+from misgnet_runtime.golden import GoldenTiles
+from misgnet_runtime.manifest import EngineEntry
+from misgnet_runtime.parity import ParityReport
+from misgnet_runtime.throughput import Timing
+from misgnet_runtime.tiles import TileSet
+
+FLOAT_ENGINE = "cpu-float32"
+CPU_ENGINE = "cpu"
+FLOAT_GRAPH = "graphs/float.onnx"
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Three different sets: what calibrates, what decides (may be missing), what judges."""
+
+    calib: TileSet
+    decision: TileSet | None
+    evaluation: TileSet
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """A graph in the bundle; ``quantized`` has no model any more, only what was decided."""
+
+    name: str
+    file: str
+    precision: str
+    size: int
+    quantized: QuantizedGraph | None = None
+    percentile: float | None = None
+    candidates: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured: parity, pictures by engine, golden tiles, timings."""
+
+    parity: ParityReport
+    pictures: Mapping[str, list[TilePicture]]
+    golden: GoldenTiles
+    timings: list[Timing] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A bundle before its manifest is written."""
+
+    sets: Sets
+    graphs: list[GraphFile]
+    engines: list[EngineEntry]
+    evidence: Evidence

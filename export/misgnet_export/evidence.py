@@ -1,0 +1,136 @@
+"""The judging stages: every engine on every evaluation tile, and side by side against the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from misgnet_export.progress import StageLog
+from misgnet_export.report import TilePicture, pick_tiles
+from misgnet_runtime.detector import ChangeDetector
+from misgnet_runtime.engines import open_engine_file
+from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.golden import GoldenTiles
+from misgnet_runtime.manifest import EngineEntry, Interface
+from misgnet_runtime.parity import EngineParity, Judged, ParityReport, Predict, Status, compare, judge, report
+from misgnet_runtime.throughput import Task, Timing, measure
+from misgnet_runtime.tiles import Tile, TileSet, read_tile, stack
+
+WORST_SHOWN = 6
+TYPICAL_SHOWN = 3
+GOLDEN_TILES = 4
+BATCHES = (1, 4)
+
+
+def judge_engines(
+    entries: Sequence[EngineEntry], root: Path, interface: Interface, tiles: TileSet, reference: tuple[str, Predict],
+    threshold: float, max_f1_drop: float, log: StageLog,
+) -> tuple[ParityReport, dict[str, list[TilePicture]]]:  # fmt: skip
+    """Run ``reference`` (name, function) and every engine on all ``tiles``.
+
+    An engine that this machine cannot run is judged by its graph in ONNX Runtime, marked "proxy" with the
+    reason. Raises GateFailed where an engine answers NaN.
+    """
+    name, predict = reference
+    with log.stage(f"judge {name}") as stage:
+        expected = judge(name, predict, tiles, threshold, progress=stage.progress)
+        stage.finding = f"{len(tiles)} tiles of {len(tiles.sources)} images"
+    results, pictures = [], {}
+    for entry in entries:
+        with log.stage(f"judge {entry.name}") as stage, _runnable(entry, root, interface) as (detector, status, reason):
+            found = judge(entry.name, detector.probability, tiles, threshold, progress=stage.progress)
+            device = detector.engine.device
+            result = compare(entry.name, entry.precision, expected, found, max_f1_drop,
+                             device=device, status=status, reason=reason)  # fmt: skip
+            results.append(result)
+            pictures[entry.name] = _pictures(tiles, expected, found, result)
+            stage.finding = (f"{status}: " if status != "run" else "") + (result.verdict.reason if result.verdict else "")
+    return report(name, expected, tiles, threshold, max_f1_drop, results), pictures
+
+
+@contextmanager
+def _runnable(entry: EngineEntry, root: Path, interface: Interface) -> Iterator[tuple[ChangeDetector, Status, str]]:
+    """The engine, or its graph in ONNX Runtime as a stated proxy where this machine cannot run it."""
+    status: Status = "run"
+    reason = ""
+    try:
+        engine = open_engine_file(entry, root, interface.max_batch)
+    except UnavailableError as error:
+        stand_in = EngineEntry(entry.name, "onnxruntime", entry.graph, entry.graph, entry.precision, "")
+        engine = open_engine_file(stand_in, root, interface.max_batch)
+        status = "proxy"
+        reason = str(error)
+    with ChangeDetector(engine, interface) as detector:
+        yield detector, status, reason
+
+
+def _pictures(
+    tiles: TileSet, reference: list[Judged], found: list[Judged], result: EngineParity
+) -> list[TilePicture]:
+    """The worst and some typical tiles, read again."""
+    index = {ref.name: i for i, ref in enumerate(tiles)}
+    shown = []
+    for name, kind in pick_tiles(result, WORST_SHOWN, TYPICAL_SHOWN):
+        i = index[name]
+        tile = read_tile(tiles[i])
+        rows, columns = tile.owned
+        differing = int(np.count_nonzero(reference[i].mask != found[i].mask))
+        shown.append(
+            TilePicture(
+                name, f"{kind}: {differing} pixels differ", tile.before[rows, columns], tile.after[rows, columns],
+                tile.label[rows, columns], reference[i].mask, found[i].mask,
+            )  # fmt: skip
+        )
+    return shown
+
+
+def choose_golden(tiles: TileSet, parity: ParityReport, predict: Predict) -> GoldenTiles:
+    """A few evaluation tiles with the float model's answer: those with most change first, of several images."""
+    entries = parity.engines[0].tiles
+    order = sorted(range(len(tiles)), key=lambda i: (-(entries[i].reference[0] + entries[i].reference[2]), i))
+    picked = _first_of_each_source(tiles, order)[:GOLDEN_TILES]
+    chosen: list[Tile] = [read_tile(tiles[i]) for i in picked]
+    before, after = stack(chosen)
+    return GoldenTiles(before, after, predict(before, after))
+
+
+def _first_of_each_source(tiles: TileSet, order: list[int]) -> list[int]:
+    """``order`` with the first tile of each image in front."""
+    seen: set[str] = set()
+    first: list[int] = []
+    rest: list[int] = []
+    for i in order:
+        name = tiles[i].source.name
+        (rest if name in seen else first).append(i)
+        seen.add(name)
+    return first + rest
+
+
+def time_engines(
+    entries: Sequence[EngineEntry], root: Path, interface: Interface, golden: Path, log: StageLog
+) -> list[Timing]:
+    """Latency and throughput of what can run here, float and INT8 side by side, each in a process of its own."""
+    runnable = [entry for entry in entries if _opens_here(entry, root, interface)]
+    batches = [b for b in BATCHES if b <= interface.max_batch]
+    with log.stage("measure throughput") as stage:
+        timings: list[Timing] = []
+        for batch in batches:
+            tasks = [Task(entry, str(root), interface, str(golden), batch) for entry in runnable]
+            timings += measure(tasks, progress=stage.progress)
+        best = {e.name: max(t.pairs_per_second for t in timings if t.engine == e.name) for e in runnable}
+        stage.finding = ", ".join(f"{name} {value:.1f} pairs/s" for name, value in best.items())
+    return timings
+
+
+def _opens_here(entry: EngineEntry, root: Path, interface: Interface) -> bool:
+    if entry.kind == "onnxruntime":
+        return True
+    try:
+        open_engine_file(entry, root, interface.max_batch).close()
+    except UnavailableError:
+        return False
+    return True
+

@@ -1,0 +1,48 @@
+"""Parity of an existing bundle against its own float graph: for CI, and for a set of the user's own. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from misgnet_export.evidence import judge_engines
+from misgnet_export.progress import StageLog
+from misgnet_export.report import junit_xml
+from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.detector import ChangeDetector
+from misgnet_runtime.engines import open_engine_file
+from misgnet_runtime.errors import InputError
+from misgnet_runtime.manifest import encode
+from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.parity import ParityReport
+from misgnet_runtime.tiles import TileSet
+
+
+def reparity(path: Path, evaluation: Path, max_f1_drop: float | None, console: Console) -> ParityReport:
+    """Judge every engine of the bundle on ``evaluation``; ``max_f1_drop`` in points, the bundle's own by default.
+
+    Raises InputError where the bundle's files do not match its manifest, before anything of it is opened.
+    """
+    log = StageLog(console)
+    with log.stage("check the bundle's digests"):
+        bundle = read_bundle(path)
+        tiles = TileSet.open(evaluation, bundle.manifest.tile)
+    interface = bundle.manifest.interface
+    floats = [e for e in bundle.manifest.engines if e.precision == "float32"]
+    if not floats:
+        raise InputError(f"bundle {path} holds no float graph to compare with; build it again")
+    others = [e for e in bundle.manifest.engines if e.precision != "float32"]
+    allowed = bundle.manifest.max_f1_drop if max_f1_drop is None else max_f1_drop
+    with ChangeDetector(open_engine_file(floats[0], path, interface.max_batch), interface) as reference:
+        return judge_engines(
+            others, path, interface, tiles, ("the bundle's float graph", reference.probability),
+            bundle.manifest.threshold, allowed, log,
+        )[0]  # fmt: skip
+
+
+def write_results(report: ParityReport, json_file: Path | None, junit_file: Path | None) -> None:
+    for path, data in ((json_file, encode(report)), (junit_file, junit_xml(report))):
+        if path is not None:
+            with replace_file(path) as temporary:
+                temporary.write_bytes(data)

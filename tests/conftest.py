@@ -1,0 +1,21 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# One thread is enough for tests, and many times faster where other work runs on the same cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder that holds ``reference/``, the published network's answers; skips where it is not."""
+    default = Path(__file__).resolve().parents[1] / ".." / "shared"
+    folder = Path(os.environ.get("MISGNET_REFERENCE", default))
+    if not (folder / "reference" / "golden_logits.npz").is_file():
+        pytest.skip("the reference folder is not here; name it in MISGNET_REFERENCE")
+    return folder

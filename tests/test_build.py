@@ -1,0 +1,237 @@
+"""The whole build, on demo weights and small synthetic tiles."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch", reason="the build needs the [export] extra")
+
+from misgnet.synthetic import write_split
+from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.manifest import decode_manifest
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"
+TILE = 128
+
+
+def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+
+
+def environment() -> dict[str, str]:
+    """Run from the checkout as from an installation."""
+    paths = [ROOT, ROOT / "export", ROOT / "calibration", ROOT / "runtime"]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "COLUMNS": "100"}
+
+
+def build_arguments(data: Path, output: Path, *more: object) -> list[object]:
+    return [
+        "build", WEIGHTS, "--calib", data / "train", "--val", data / "val", "--eval", data / "test",
+        "--tile", TILE, "--calib-tiles", 16, "-o", output, *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiles")
+    for seed, (name, count) in enumerate({"train": 4, "val": 3, "test": 4}.items(), start=900):
+        write_split(folder / name, count, seed, 256)  # cut into four tiles each
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for the CPU and, where the compiler is installed, for RTX GPUs."""
+    output = tmp_path_factory.mktemp("built") / "bundle"
+    targets = ["--target", "cpu"]
+    try:
+        import tensorrt_rtx  # noqa: F401
+
+        targets += ["--target", "rtx-sm89,sm86"]
+    except ImportError:
+        pass
+    result = run("misgnet_export.cli", *build_arguments(data, output, *targets))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return output
+
+
+def test_the_bundle_holds_what_its_manifest_says(bundle: Path) -> None:
+    manifest = read_bundle(bundle).manifest
+    assert {e.name for e in manifest.engines} >= {"cpu", "cpu-float32"}
+    assert manifest.tile == TILE and manifest.inputs[0].shape == [-1, TILE, TILE, 3]
+    assert [item.name for item in bundle.parent.iterdir()] == ["bundle"], "nothing is left beside the bundle"
+
+
+def test_int8_is_small_and_mostly_int8(bundle: Path) -> None:
+    manifest = decode_manifest(bundle / "manifest.json")
+    sizes = {f.path: f.size for f in manifest.files}
+    for entry in manifest.quantization:
+        assert sizes[entry.graph] <= 0.4 * sizes["graphs/float.onnx"]
+        assert entry.int8_share_of_multiply_adds > 0.9
+
+
+def test_the_evidence_covers_every_engine_and_tile(bundle: Path) -> None:
+    parity = json.loads((bundle / "evidence" / "parity.json").read_text())
+    assert parity["tiles"] == 16 and parity["sources"] == 4 and parity["reference"] == "PyTorch float32"
+    for engine in parity["engines"]:
+        assert len(engine["tiles"]) == 16
+        assert engine["status"] == ("proxy" if engine["engine"].startswith("rtx") else "run")
+        assert engine["verdict"]["passed"]
+    assert "data:image" in (bundle / "evidence" / "report.html").read_text()
+
+
+def test_a_plan_for_two_gpus_comes_from_the_int8_graph(bundle: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")
+    entry = read_bundle(bundle).engine_entry("rtx-sm86,sm89")
+    assert entry.compute_capabilities == ["sm86", "sm89"] and entry.graph == "graphs/int8_tensorrt.onnx"
+    assert (bundle / entry.file).stat().st_size > 1_000_000
+
+
+def test_float_int8_and_pytorch_agree_on_a_pair(bundle: Path, data: Path, tmp_path: Path) -> None:
+    pair = [data / "test" / date / "pair_00001.png" for date in ("A", "B")]
+    masks = {}
+    for engine in ("cpu", "cpu-float32"):
+        out = tmp_path / f"{engine}.png"
+        assert run("misgnet_runtime.cli", "predict", bundle, *pair, "-o", out, "--engine", engine).returncode == 0
+        masks[engine] = read_image_mask(out)
+    out = tmp_path / "torch.png"
+    assert run("misgnet.cli", "predict", WEIGHTS, *pair, "--tile", TILE, "-o", out).returncode == 0
+    assert (masks["cpu-float32"] == read_image_mask(out)).mean() > 0.9999
+    assert (masks["cpu"] == read_image_mask(out)).mean() > 0.98
+    assert masks["cpu"].any()
+
+
+def read_image_mask(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)) > 0
+
+
+def test_parity_again_needs_no_torch(bundle: Path, data: Path, tmp_path: Path) -> None:
+    blocked = "import sys; sys.modules['torch'] = sys.modules['onnx'] = None; from misgnet_export.cli import main; main()"
+    out = [tmp_path / "parity.json", tmp_path / "parity.xml"]
+    arguments = ["parity", bundle, "--eval", data / "test", "--json", out[0], "--junit", out[1]]
+    result = subprocess.run(
+        [sys.executable, "-c", blocked, *map(str, arguments)], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(out[0].read_text())["reference"] == "the bundle's float graph"
+    assert b"<testsuite" in out[1].read_bytes()
+
+
+def test_parity_fails_with_3_and_still_writes_its_results(bundle: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "parity.json"
+    result = run("misgnet_export.cli", "parity", bundle, "--eval", data / "test", "--json", out, "--max-f1-drop", -100)
+    assert result.returncode == 3 and "F1 drops" in result.stderr
+    assert not json.loads(out.read_text())["engines"][0]["verdict"]["passed"]
+
+
+def test_a_tampered_bundle_is_refused_by_parity_and_predict(bundle: Path, data: Path, tmp_path: Path) -> None:
+    graph = bundle / "graphs" / "int8_cpu.onnx"
+    original = graph.read_bytes()
+    try:
+        graph.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+        result = run("misgnet_export.cli", "parity", bundle, "--eval", data / "test")
+    finally:
+        graph.write_bytes(original)
+    assert result.returncode == 4 and "int8_cpu.onnx" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_failed_gate_leaves_evidence_and_no_bundle(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    result = run("misgnet_export.cli", *build_arguments(data, output, "--max-f1-drop", -100))
+    assert result.returncode == 3, result.stderr
+    assert not output.exists()
+    rejected = tmp_path / "bundle.rejected"
+    assert {p.name for p in rejected.iterdir()} >= {"parity.json", "report.html"}
+    assert not list(rejected.rglob("*.onnx")) and not (rejected / "manifest.json").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle.rejected"]
+    assert "Verdict" in result.stdout and len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("stage", ["export to ONNX", "calibrate", "judge cpu"])
+def test_a_kill_leaves_no_bundle_and_the_next_build_cleans_up(data: Path, tmp_path: Path, stage: str) -> None:
+    output = tmp_path / "bundle"
+    command = [sys.executable, "-u", "-m", "misgnet_export.cli", *map(str, build_arguments(data, output))]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith(f"done {PREVIOUS[stage]}"):
+            break
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not output.exists()
+    left = list(tmp_path.iterdir())
+    assert all(p.name.startswith(".bundle.building-") for p in left)
+    refused = run("misgnet_export.cli", *build_arguments(tmp_path, output))  # bad input, but it cleans up first
+    assert refused.returncode == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+PREVIOUS = {"export to ONNX": "read weights", "calibrate": "simplify", "judge cpu": "judge PyTorch"}
+
+
+def test_an_existing_bundle_survives_a_refused_and_a_failed_build(bundle: Path, data: Path) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    assert run("misgnet_export.cli", *build_arguments(data, bundle)).returncode == 2
+    broken = run("misgnet_export.cli", *build_arguments(data / "nowhere", bundle, "--force"))
+    assert broken.returncode == 4 and "nowhere" in broken.stderr
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+BAD_REQUESTS = {
+    "an unknown target": (["--target", "tpu"], 2, "tpu"),
+    "a tile that is no multiple of 32": (["--tile", "100"], 2, "100"),
+    "too few calibration tiles": (["--calib-tiles", "8"], 4, "at least 16"),
+    "TensorRT without a GPU or its library": (["--target", "tensorrt"], 5, "tensorrt"),
+    "a compute capability that does not exist": (["--target", "rtx-sm11"], 2, "sm11"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+def test_bad_requests_are_refused_early(case: str, data: Path, tmp_path: Path) -> None:
+    more, code, word = BAD_REQUESTS[case]
+    if "rtx" in more[-1]:
+        pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")
+    if more[-1] == "tensorrt" and has_tensorrt():
+        pytest.skip("this machine has TensorRT")
+    result = run("misgnet_export.cli", *build_arguments(data, tmp_path / "bundle", *more))
+    assert result.returncode == code, result.stderr
+    assert word in result.stderr.lower() and len(result.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def has_tensorrt() -> bool:
+    try:
+        import tensorrt  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def test_the_same_images_cannot_calibrate_and_judge(data: Path, tmp_path: Path) -> None:
+    arguments = build_arguments(data, tmp_path / "bundle")
+    arguments[arguments.index(data / "test")] = data / "train"
+    result = run("misgnet_export.cli", *arguments)
+    assert result.returncode == 4 and "pair_00000" in result.stderr
+
+
+def test_parity_json_is_the_typed_report(bundle: Path) -> None:
+    from misgnet_runtime.parity import ParityReport
+
+    report = msgspec.json.decode((bundle / "evidence" / "parity.json").read_bytes(), type=ParityReport)
+    assert report.passed and report.changed_share > 0
+
+
