@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """One command per task, on a machine with nothing but Python and git: sets up .venv, then does the task.
 
-    python3 dev.py demo     build and run a bundle from the demo weights and generated tiles
-    python3 dev.py test     run the test suite (further arguments go to pytest)
-    python3 dev.py lint     ruff
-    python3 dev.py types    mypy, strict for the runtime
+python3 dev.py demo     build and run a bundle from the demo weights and generated tiles
+python3 dev.py test     run the test suite (further arguments go to pytest)
+python3 dev.py lint     ruff
+python3 dev.py format   ruff format
+python3 dev.py types    mypy, strict for the runtime
 """
 
 from __future__ import annotations
@@ -44,11 +45,17 @@ def lint(arguments: list[str]) -> None:
     run("ruff", "check", ".", *arguments)
 
 
+def format_code(arguments: list[str]) -> None:
+    run("ruff", "format", ".", *arguments)
+
+
 def types(arguments: list[str]) -> None:
     run("mypy", *arguments)
 
 
-TASKS: dict[str, Callable[[list[str]], None]] = {"demo": demo, "test": test, "lint": lint, "types": types}
+TASKS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo, "test": test, "lint": lint, "format": format_code, "types": types,
+}  # fmt: skip
 
 
 def run(command: str, *arguments: object) -> None:

@@ -102,8 +102,9 @@ def predict(
     _need_torch()
     from misgnet.checkpoint import load_network
     from misgnet.evaluation import predict_pair
-    from misgnet_runtime.images import read_pair, write_mask
+    from misgnet_runtime.images import check_mask_name, read_pair, write_mask
 
+    check_mask_name(output)
     refuse_existing(output, force)
     network = load_network(weights)
     mask = predict_pair(network, *read_pair(before, after), tile) > threshold
@@ -144,7 +145,9 @@ def _need_torch() -> None:
     try:
         import torch  # noqa: F401
     except ImportError as error:
-        raise UnavailableError("this command needs PyTorch; install it with: pip install 'misgnet-export[train]'") from error
+        raise UnavailableError(
+            "this command needs PyTorch; install it with: pip install 'misgnet-export[train]'"
+        ) from error
 
 
 def main() -> None:

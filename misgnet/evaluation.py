@@ -18,9 +18,7 @@ Progress = Callable[[int, int], None]
 
 
 @torch.inference_mode()
-def predict_probability(
-    network: MISGNet, before: NDArray[np.uint8], after: NDArray[np.uint8]
-) -> NDArray[np.float32]:
+def predict_probability(network: MISGNet, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Probability of change, float32 (B, H, W), from uint8 (B, H, W, 3) of both dates."""
     device = next(network.parameters()).device
     inputs = (normalise(unit_range(x).to(device)) for x in (before, after))
@@ -33,8 +31,7 @@ def predict_tiles(
     """Each tile with its probability of change, float32 (T, T)."""
     done = 0
     for part in tiles.batches(batch):
-        for tile, probability in zip(part, predict_probability(network, *stack(part)), strict=True):
-            yield tile, probability
+        yield from zip(part, predict_probability(network, *stack(part)), strict=True)
         done += len(part)
         if progress:
             progress(done, len(tiles))

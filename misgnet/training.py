@@ -35,11 +35,11 @@ class TrainConfig:
     batch: int = 16
     epochs: int = 150
     minutes: float | None = None
-    warmup: float = 0.02        # share of the run
+    warmup: float = 0.02  # share of the run
     decay_power: float = 0.9
     ema: float = 0.999
     clip_norm: float = 1.0
-    crop: int | None = None     # side of random crops in the first ``crop_share`` of the run, in pixels
+    crop: int | None = None  # side of random crops in the first ``crop_share`` of the run, in pixels
     crop_share: float = 0.6
     seed: int = 0
     bfloat16: bool = True

@@ -247,9 +247,7 @@ class ExecutionContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         self.driver.calls.append(("execute", stream))
-        if set(self.shapes) != set(self.engine.plan["inputs"]) or set(self.addresses) != set(
-            self.engine.tensors
-        ):
+        if set(self.shapes) != set(self.engine.plan["inputs"]) or set(self.addresses) != set(self.engine.tensors):
             return False
         self.driver.enqueue(stream, self._compute)
         return True

@@ -119,12 +119,11 @@ def read_image_mask(path: Path) -> np.ndarray:
 
 
 def test_parity_again_needs_no_torch(bundle: Path, data: Path, tmp_path: Path) -> None:
-    blocked = "import sys; sys.modules['torch'] = sys.modules['onnx'] = None; from misgnet_export.cli import main; main()"
+    blocked = "import sys; sys.modules.update(torch=None, onnx=None); from misgnet_export.cli import main; main()"
     out = [tmp_path / "parity.json", tmp_path / "parity.xml"]
     arguments = ["parity", bundle, "--eval", data / "test", "--json", out[0], "--junit", out[1]]
-    result = subprocess.run(
-        [sys.executable, "-c", blocked, *map(str, arguments)], capture_output=True, text=True, env=environment(), check=False
-    )
+    command = [sys.executable, "-c", blocked, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
     assert result.returncode == 0, result.stderr
     assert json.loads(out[0].read_text())["reference"] == "the bundle's float graph"
     assert b"<testsuite" in out[1].read_bytes()
@@ -233,5 +232,3 @@ def test_parity_json_is_the_typed_report(bundle: Path) -> None:
 
     report = msgspec.json.decode((bundle / "evidence" / "parity.json").read_bytes(), type=ParityReport)
     assert report.passed and report.changed_share > 0
-
-

@@ -56,9 +56,7 @@ FORMS: dict[str, Callable[[Path], None]] = {
     "EMA of data-parallel networks": lambda path: save_ema(path, STATE, ONLINE, inner="module"),
     "EMA within data-parallel": lambda path: save_ema(path, STATE, ONLINE, outer="module"),
     "EMA state dict": lambda path: torch.save(ema_state(STATE, ONLINE), path),
-    "EMA state dict, data-parallel": lambda path: torch.save(
-        prefixed(ema_state(STATE, ONLINE), "module."), path
-    ),
+    "EMA state dict, data-parallel": lambda path: torch.save(prefixed(ema_state(STATE, ONLINE), "module."), path),
     "EMA state dict of data-parallel networks": lambda path: torch.save(
         ema_state(prefixed(STATE, "module."), prefixed(ONLINE, "module.")), path
     ),

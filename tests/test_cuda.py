@@ -198,9 +198,7 @@ def test_too_little_memory_is_told(driver: CudaDriver) -> None:
 
 
 def test_a_missing_driver_is_told_with_its_error() -> None:
-    with pytest.raises(
-        UnavailableError, match="cudaGetDeviceCount failed: cudaErrorNoDevice; is an NVIDIA driver"
-    ):
+    with pytest.raises(UnavailableError, match="cudaGetDeviceCount failed: cudaErrorNoDevice; is an NVIDIA driver"):
         CudaPython(FakeRuntime(Status.cudaErrorNoDevice))
     with pytest.raises(UnavailableError, match="pycuda found no usable CUDA driver: no CUDA-capable device"):
         PyCuda(FakePyCuda("no CUDA-capable device"))
@@ -209,9 +207,7 @@ def test_a_missing_driver_is_told_with_its_error() -> None:
 def test_without_a_library_the_install_lines_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LIBRARIES:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(
-        UnavailableError, match=r"cuda-python: .*pycuda: .*pip install cuda-python.*\[pycuda\]"
-    ):
+    with pytest.raises(UnavailableError, match=r"cuda-python: .*pycuda: .*pip install cuda-python.*\[pycuda\]"):
         open_driver()
 
 

@@ -72,9 +72,7 @@ def test_replaced_folder_keeps_nothing_of_the_old(tmp_path: Path) -> None:
     assert [p.name for p in target.iterdir()] == ["sub"]
 
 
-def test_folder_is_replaced_where_the_system_cannot_exchange(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_is_replaced_where_the_system_cannot_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs, "_exchange", lambda *_: False)
     target = tmp_path / "out"
     write_folder(target, "old")

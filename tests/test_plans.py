@@ -173,9 +173,7 @@ def test_progress_is_told_in_order() -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a bug in the display")])
-def test_what_progress_raises_comes_out_unchanged(
-    error: BaseException, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_progress_raises_comes_out_unchanged(error: BaseException, capfd: pytest.CaptureFixture[str]) -> None:
     calls: list[str] = []
 
     def stop(phase: str, done: int, total: int) -> None:

@@ -297,9 +297,7 @@ def test_figures_as_text() -> None:
     assert [figures.size(n) for n in (12, 2048, 3 << 20)] == ["12 B", "2.0 KiB", "3.00 MiB"]
 
 
-@pytest.mark.parametrize(
-    ("share", "text"), [(1.0, "100.000"), (0.9999999, "99.999"), (0.58, "58.000"), (0.0, "0.000")]
-)
+@pytest.mark.parametrize(("share", "text"), [(1.0, "100.000"), (0.9999999, "99.999"), (0.58, "58.000"), (0.0, "0.000")])
 def test_only_full_agreement_reads_100(share: float, text: str) -> None:
     assert figures.percent(share) == f"{text}\N{NO-BREAK SPACE}%"
 
@@ -348,7 +346,7 @@ def test_junit_carries_the_scores() -> None:
 
 
 def test_junit_drops_what_xml_forbids_and_escapes_the_rest() -> None:
-    engine = EngineParity("a\x00b\x1b[31m\ud800<&\">\ufffe", "int8", "not run", "line\x08 one")
+    engine = EngineParity('a\x00b\x1b[31m\ud800<&">\ufffe', "int8", "not run", "line\x08 one")
     case = ElementTree.fromstring(junit_xml(report_of([engine]))).find("testsuite/testcase")
     assert case is not None
     assert case.get("name") == 'ab[31m<&">'

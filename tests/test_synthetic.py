@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from misgnet._scene import plan_scene
 from misgnet.synthetic import SyntheticPair, make_pair, pair_seed, write_split
+from misgnet.synthetic.plan import plan_scene
 
 SAMPLE = 60
 

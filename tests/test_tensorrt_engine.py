@@ -37,9 +37,7 @@ def install(version: str, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -
     return module
 
 
-def compiled(
-    driver: FakeDriver, data: bytes | None = None, options: PlanOptions = OPTIONS, **more: Any
-) -> Plan:
+def compiled(driver: FakeDriver, data: bytes | None = None, options: PlanOptions = OPTIONS, **more: Any) -> Plan:
     return compile_plan(data or model(), options, driver=driver, **more)
 
 
@@ -122,9 +120,7 @@ def test_memory_is_for_the_largest_batch_and_given_back(tensorrt: Any, driver: F
     assert not driver.memory and not driver.pinned and not driver.queues
 
 
-def test_memory_is_given_back_where_there_is_too_little(
-    driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_is_given_back_where_there_is_too_little(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     small = FakeDriver("sm87", memory=8 * 48 + 100)
     install("10.3.0", small, monkeypatch)
     plan = compiled(small)
@@ -187,12 +183,8 @@ def test_a_version_that_is_too_old_is_refused(driver: FakeDriver, monkeypatch: p
 
 
 def test_the_parsers_errors_are_told(tensorrt: Any, driver: FakeDriver) -> None:
-    noise = (
-        "no such op\n[checkMacros.cpp::catchCudaError::250] (cudaError 35: CUDA driver version is too old)"
-    )
-    with pytest.raises(
-        InputError, match=rf"{tensorrt.__version__} refuses the graph: Conv 'n7': no such op$"
-    ):
+    noise = "no such op\n[checkMacros.cpp::catchCudaError::250] (cudaError 35: CUDA driver version is too old)"
+    with pytest.raises(InputError, match=rf"{tensorrt.__version__} refuses the graph: Conv 'n7': no such op$"):
         compiled(driver, model(error=noise))
 
 
@@ -202,12 +194,8 @@ def test_a_failed_build_carries_the_vendors_reason(tensorrt: Any, driver: FakeDr
     assert caught.value.exit_code == 1
 
 
-@pytest.mark.parametrize(
-    ("data", "message"), [(model(batch=2), "must be dynamic"), (model(outputs=0), "no output")]
-)
-def test_a_graph_of_another_form_is_refused(
-    tensorrt: Any, driver: FakeDriver, data: bytes, message: str
-) -> None:
+@pytest.mark.parametrize(("data", "message"), [(model(batch=2), "must be dynamic"), (model(outputs=0), "no output")])
+def test_a_graph_of_another_form_is_refused(tensorrt: Any, driver: FakeDriver, data: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message):
         compiled(driver, data)
 
@@ -297,9 +285,7 @@ def test_a_fitting_plan_passes(version: str) -> None:
     ],
 )
 def test_a_misfit_names_both_sides_and_the_rebuild(change: dict[str, str], sides: tuple[str, str]) -> None:
-    with pytest.raises(
-        UnavailableError, match=r"rebuild with: misgnet-export build .* --target tensorrt"
-    ) as caught:
+    with pytest.raises(UnavailableError, match=r"rebuild with: misgnet-export build .* --target tensorrt") as caught:
         check_plan_fits(PLAN, replace(MACHINE, **change))
     assert all(side in str(caught.value) for side in sides)
 
@@ -307,9 +293,7 @@ def test_a_misfit_names_both_sides_and_the_rebuild(change: dict[str, str], sides
 def test_a_misfit_of_rtx_is_rebuilt_for_the_gpu_at_hand() -> None:
     plan = PlanFacts("rtx", "1.7.1", ("sm86", "sm89"), "linux-x86_64")
     machine = MachineFacts("rtx", "1.7.1.116", "sm120", "linux-x86_64")
-    with pytest.raises(
-        UnavailableError, match=r"built for sm86, sm89, this GPU is sm120.*--target rtx-sm120"
-    ):
+    with pytest.raises(UnavailableError, match=r"built for sm86, sm89, this GPU is sm120.*--target rtx-sm120"):
         check_plan_fits(plan, machine)
 
 
@@ -320,9 +304,7 @@ def test_a_misfit_is_told_before_deserialising(tensorrt: Any, driver: FakeDriver
         open_plan(plan.data, "tensorrt", driver, facts=replace(plan.facts, compute_capabilities=("sm86",)))
 
 
-def test_a_plan_that_the_vendor_refuses_carries_its_reason(
-    driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_that_the_vendor_refuses_carries_its_reason(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     install("10.3.0", driver, monkeypatch)
     data = compiled(driver).data
     install("11.1.0", driver, monkeypatch)

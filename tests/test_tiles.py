@@ -232,6 +232,7 @@ def with_alpha(alpha: int) -> Image.Image:
 
 def png_16_bit(path: Path) -> Path:
     """A 16-bit RGB PNG, which Pillow cannot write."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

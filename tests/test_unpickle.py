@@ -140,9 +140,7 @@ def test_hostile_call_alone_is_refused(path: Path, canary: Path, style: str, nam
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_hostile_calls_beside_weights_do_nothing(
-    path: Path, canary: Path, valid: Archive, style: str
-) -> None:
+def test_hostile_calls_beside_weights_do_nothing(path: Path, canary: Path, valid: Archive, style: str) -> None:
     payload = b"](" + b"".join(instructions(style, *call) for call in calls(canary).values()) + b"e"
     write_archive(path, beside(valid[0], payload), valid[1])
     if style in INERT:
@@ -337,18 +335,14 @@ def test_tensor_in_its_own_storage_loads(path: Path, valid: Archive) -> None:
 
 
 @pytest.mark.parametrize("case", TENSORS)
-def test_tensor_that_does_not_fit_is_refused(
-    path: Path, valid: Archive, case: str
-) -> None:
+def test_tensor_that_does_not_fit_is_refused(path: Path, valid: Archive, case: str) -> None:
     write_archive(path, with_tensor(valid[0], TENSORS[case]), {**valid[1], "own": struct.pack("<2f", 3, 4)})
     with pytest.raises(InputError):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize(("stride", "fits"), [(1 << 61, True), (1 << 63, False), (1 << 70, False)])
-def test_absurd_stride_of_a_single_element(
-    path: Path, valid: Archive, stride: int, fits: bool
-) -> None:
+def test_absurd_stride_of_a_single_element(path: Path, valid: Archive, stride: int, fits: bool) -> None:
     """Such a stride is never walked, but the tensor library takes no number beyond int64."""
     last = tensor("(I128\nI320\nI1\nI1\nt", f"(I320\nI1\nL{stride}L\nI1\nt", count="I40960\n")
     write_archive(path, with_tensor(valid[0], last, ROW), {**valid[1], "own": bytes(4 * 40960)})
@@ -386,9 +380,7 @@ def test_two_pickles_are_refused(path: Path, valid: Archive) -> None:
         load_checkpoint(path)
 
 
-def test_entry_that_declares_more_than_the_file_is_refused(
-    path: Path, valid: Archive
-) -> None:
+def test_entry_that_declares_more_than_the_file_is_refused(path: Path, valid: Archive) -> None:
     write_archive(path, *valid)
     content = bytearray(path.read_bytes())
     place = content.rindex(b"PK\x01\x02", 0, content.rindex(b"archive/data/"))

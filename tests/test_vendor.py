@@ -70,9 +70,7 @@ def test_the_log_shortens_and_counts() -> None:
     log.add("INFO", "ignored")
     log.add("WARNING", " slow scale\n")
     log.add("WARNING", " slow scale\n")
-    log.add(
-        "ERROR", "Error Code 4: bad (x must be y. In checkType at /_src/optimizer/nodeBase.cpp:456)\nmore"
-    )
+    log.add("ERROR", "Error Code 4: bad (x must be y. In checkType at /_src/optimizer/nodeBase.cpp:456)\nmore")
     log.add("INTERNAL_ERROR", "z" * 1000)
     assert counted(log.warnings) == ("slow scale (x2)",)
     assert log.errors[0] == "Error Code 4: bad (x must be y); more"

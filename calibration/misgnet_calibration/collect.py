@@ -7,7 +7,7 @@ is that of one tile's activations, and an error names its tile.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import onnx
 from onnx import TensorProto, helper

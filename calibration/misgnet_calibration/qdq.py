@@ -114,9 +114,7 @@ class _Writer:
         self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def _node(
-        self, operator: str, inputs: list[str], output: str, within: str, axis: int | None = None
-    ) -> None:
+    def _node(self, operator: str, inputs: list[str], output: str, within: str, axis: int | None = None) -> None:
         name = f"{within}/{operator}_{output}"
         self.added.append(helper.make_node(operator, inputs, [output], name, axis=axis))  # None: left out
 

@@ -31,9 +31,7 @@ def dimensions(types: Types, name: str) -> list[int]:
     found = types.get(name)
     known = found is not None and found.HasField("shape") and all(map(_is_known, found.shape.dim))
     if found is None or not known:
-        raise InputError(
-            f"the shape of '{name}' cannot be inferred for one image pair; simplify the graph first"
-        )
+        raise InputError(f"the shape of '{name}' cannot be inferred for one image pair; simplify the graph first")
     return [d.dim_value for d in found.shape.dim]
 
 

@@ -42,7 +42,5 @@ def _worth_compressing(graph: Graph, item: onnx.TensorProto) -> bool:
     if not large or item.name in graph.outputs():
         return False
     readers = graph.consumers[item.name]
-    only_weight = all(
-        graph.weight_of(n) == item.name and list(n.input).count(item.name) == 1 for n in readers
-    )
+    only_weight = all(graph.weight_of(n) == item.name and list(n.input).count(item.name) == 1 for n in readers)
     return only_weight and fits_float16(numpy_helper.to_array(item))

@@ -31,7 +31,17 @@ from misgnet_runtime.parity import ParityReport
 from misgnet_runtime.plans import Plan, Target
 
 GOLDEN = "golden/tiles.npz"
-_TOOLS = ("misgnet-export", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy", "tensorrt-rtx", "tensorrt")
+_TOOLS = (
+    "misgnet-export",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxsim",
+    "onnxruntime",
+    "numpy",
+    "tensorrt-rtx",
+    "tensorrt",
+)
 
 
 def plan_entry(target: Target, plan: Plan, file: str, graph: str, request: BuildRequest) -> EngineEntry:
@@ -84,10 +94,20 @@ def _report_data(
         passed=draft.evidence.parity.passed,
         facts=[
             ("Weights", f"{request.weights.name}, SHA-256 {file_sha256(request.weights)[:16]}"),
-            ("Tile", f"{request.interface.tile} x {request.interface.tile} px, batch 1 to {request.interface.max_batch}"),
+            (
+                "Tile",
+                f"{request.interface.tile} x {request.interface.tile} px, batch 1 to {request.interface.max_batch}",
+            ),
             ("Targets", ", ".join(t.name for t in request.targets)),
-            ("Calibration", f"{len(calib)} tiles of {len(calib.sources)} images from {short_path(str(request.calib))}, seed {request.seed}"),
-            ("Decisions", f"made on {short_path(str(request.val))}" if request.val else "defaults: no validation set was given"),
+            (
+                "Calibration",
+                f"{len(calib)} tiles of {len(calib.sources)} images from {short_path(str(request.calib))}, "
+                f"seed {request.seed}",
+            ),
+            (
+                "Decisions",
+                f"made on {short_path(str(request.val))}" if request.val else "defaults: no validation set was given",
+            ),
         ],
         parity=draft.evidence.parity,
         timings=draft.evidence.timings,
@@ -181,4 +201,3 @@ def _roles(root: Path, draft: Draft) -> dict[str, tuple[str, str | None]]:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-

@@ -12,9 +12,9 @@ from rich.console import Console
 from misgnet.checkpoint import load_network
 from misgnet.evaluation import predict_probability
 from misgnet.network import MISGNet
+from misgnet_calibration.quantize import QuantizedGraph
 from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
 from misgnet_calibration.selection import FewTilesWarning, draw_tiles
-from misgnet_calibration.quantize import QuantizedGraph
 from misgnet_export.agreement import Agreement, answers, answers_of, compare, require_close, require_same
 from misgnet_export.assembly import plan_entry, write_bundle, write_golden_tiles, write_rejected
 from misgnet_export.draft import CPU_ENGINE, FLOAT_ENGINE, Draft, Evidence, GraphFile, Sets
@@ -28,9 +28,9 @@ from misgnet_export.request import BuildRequest, check_request
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.outputs import refuse_existing, replace_folder
-from misgnet_runtime.parity import Predict
+from misgnet_runtime.parity import Predict, Progress
 from misgnet_runtime.plans import compile_plan
-from misgnet_runtime.tiles import TileSet, check_disjoint
+from misgnet_runtime.tiles import TileSet, check_disjoint, read_source
 
 _CHECK_TILES = 8
 _DECISION_TILES = 32
@@ -102,7 +102,10 @@ def _load(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
         val = TileSet.open(request.val, tile) if request.val else None
         sets = Sets(draw_tiles(calib, request.calib_tiles, request.seed), _spread(val, _DECISION_TILES), evaluation)
         _check_sets(calib, val, evaluation)
-        stage.finding = f"{len(sets.calib)} calibration, {len(val or ())} validation, {len(evaluation)} evaluation tiles"
+        _read_all([s for s in (sets.calib, sets.decision, sets.evaluation) if s is not None], stage.progress)
+        stage.finding = (
+            f"{len(sets.calib)} calibration, {len(val or ())} validation, {len(evaluation)} evaluation tiles"
+        )
     for warning in caught:
         log.console.print(f"[yellow]warning[/] {warning.message}", soft_wrap=True)
     return sets, network
@@ -113,6 +116,14 @@ def _check_sets(calib: TileSet, val: TileSet | None, evaluation: TileSet) -> Non
     if val is not None:
         check_disjoint(calib, val, ("calibration", "validation"))
         check_disjoint(val, evaluation, ("validation", "evaluation"))
+
+
+def _read_all(sets: list[TileSet], progress: Progress) -> None:
+    """Read every image once: a damaged one is named now, not minutes later."""
+    sources = [source for tiles in sets for source in tiles.sources]
+    for done, source in enumerate(sources, 1):
+        read_source(source)
+        progress(done, len(sources))
 
 
 def _spread(tiles: TileSet | None, count: int) -> TileSet | None:
@@ -148,9 +159,7 @@ def _few(sets: Sets) -> TileSet:
     return few
 
 
-def _quantize(
-    request: BuildRequest, model: onnx.ModelProto, sets: Sets, root: Path, log: StageLog
-) -> list[GraphFile]:
+def _quantize(request: BuildRequest, model: onnx.ModelProto, sets: Sets, root: Path, log: StageLog) -> list[GraphFile]:
     recipes = [CPU, *([TENSORRT] if request.plan_targets else [])]
     with log.stage("calibrate") as stage:
         observed = observe(model, request.interface, sets.calib, recipes, stage.progress)
@@ -226,8 +235,8 @@ def _compile(request: BuildRequest, root: Path, log: StageLog) -> list[EngineEnt
             file.write_bytes(plan.data)
             entries.append(plan_entry(target, plan, file.relative_to(root).as_posix(), graph, request))
             stage.finding = (
-                f"{plan.vendor} {plan.vendor_version} for {', '.join(plan.compute_capabilities)}, {plan.layers} layers, "
-                f"{len(plan.data) / 1e6:.1f} MB"
+                f"{plan.vendor} {plan.vendor_version} for {', '.join(plan.compute_capabilities)}, "
+                f"{plan.layers} layers, {len(plan.data) / 1e6:.1f} MB"
             )
     return entries
 

@@ -42,7 +42,9 @@ def build(
     seed: Annotated[int, typer.Option(help="seed of the draw")] = 0,
     max_f1_drop: Annotated[float, typer.Option(help="allowed F1 drop in points; may be negative")] = 0.5,
     threshold: Annotated[float, typer.Option(help="probability above which a pixel is changed")] = 0.5,
-    input_form: Annotated[str, typer.Option("--input", help="uint8 (raw NHWC images) or float32 (normalised NCHW)")] = "uint8",
+    input_form: Annotated[
+        str, typer.Option("--input", help="uint8 (raw NHWC images) or float32 (normalised NCHW)")
+    ] = "uint8",
     output_form: Annotated[str, typer.Option("--output-form", help="probability, logits or mask")] = "probability",
     bundle_version: Annotated[int, typer.Option(help="a number that only grows")] = 1,
     licence: Annotated[str, typer.Option(help="licence of the weights, for the manifest")] = "not stated",
@@ -54,7 +56,9 @@ def build(
     from misgnet_export.report import parity_table, stage_table, throughput_table
     from misgnet_export.request import BuildRequest
 
-    interface = Interface(tile, max_batch, _one_of(input_form, InputForm, "--input"), _one_of(output_form, OutputForm, "--output-form"))
+    interface = Interface(
+        tile, max_batch, _one_of(input_form, InputForm, "--input"), _one_of(output_form, OutputForm, "--output-form")
+    )
     request = BuildRequest(
         weights, calib, evaluation, val, tuple(dict.fromkeys(parse_target(t) for t in target or ["cpu"])), output,
         interface, force, calib_tiles, seed, max_f1_drop, threshold, bundle_version, licence, timing_cache,
@@ -87,7 +91,9 @@ def parity(
     out_console.print(parity_table(result))
     if not result.passed:
         failed = [e for e in result.engines if e.verdict and not e.verdict.passed]
-        raise GateFailed("; ".join(f"{e.engine}: {e.verdict.reason}" for e in failed if e.verdict) or "no engine was judged")
+        raise GateFailed(
+            "; ".join(f"{e.engine}: {e.verdict.reason}" for e in failed if e.verdict) or "no engine was judged"
+        )
 
 
 def _need_compiler() -> None:
@@ -97,7 +103,9 @@ def _need_compiler() -> None:
         import onnxsim  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:
-        raise UnavailableError(f"build needs {error.name}; install it with: pip install 'misgnet-export[export]'") from error
+        raise UnavailableError(
+            f"build needs {error.name}; install it with: pip install 'misgnet-export[export]'"
+        ) from error
 
 
 def _one_of(value: str, form: object, option: str):  # type: ignore[no-untyped-def]  # the literal's own type

@@ -47,7 +47,9 @@ def judge_engines(
                              device=device, status=status, reason=reason)  # fmt: skip
             results.append(result)
             pictures[entry.name] = _pictures(tiles, expected, found, result)
-            stage.finding = (f"{status}: " if status != "run" else "") + (result.verdict.reason if result.verdict else "")
+            stage.finding = (f"{status}: " if status != "run" else "") + (
+                result.verdict.reason if result.verdict else ""
+            )
     return report(name, expected, tiles, threshold, max_f1_drop, results), pictures
 
 
@@ -67,9 +69,7 @@ def _runnable(entry: EngineEntry, root: Path, interface: Interface) -> Iterator[
         yield detector, status, reason
 
 
-def _pictures(
-    tiles: TileSet, reference: list[Judged], found: list[Judged], result: EngineParity
-) -> list[TilePicture]:
+def _pictures(tiles: TileSet, reference: list[Judged], found: list[Judged], result: EngineParity) -> list[TilePicture]:
     """The worst and some typical tiles, read again."""
     index = {ref.name: i for i, ref in enumerate(tiles)}
     shown = []
@@ -80,9 +80,14 @@ def _pictures(
         differing = int(np.count_nonzero(reference[i].mask != found[i].mask))
         shown.append(
             TilePicture(
-                name, f"{kind}: {differing} pixels differ", tile.before[rows, columns], tile.after[rows, columns],
-                tile.label[rows, columns], reference[i].mask, found[i].mask,
-            )  # fmt: skip
+                name,
+                f"{kind}: {differing} pixels differ",
+                tile.before[rows, columns],
+                tile.after[rows, columns],
+                tile.label[rows, columns],
+                reference[i].mask,
+                found[i].mask,
+            )
         )
     return shown
 
@@ -133,4 +138,3 @@ def _opens_here(entry: EngineEntry, root: Path, interface: Interface) -> bool:
     except UnavailableError:
         return False
     return True
-

@@ -48,4 +48,6 @@ class StageLog:
             yield stage
         seconds = time.perf_counter() - started
         self.done.append((name, seconds, stage.finding))
-        self.console.print(f"[green]done[/] {name} [dim]{seconds:.1f} s[/] {escape(stage.finding)}", soft_wrap=True, highlight=False)
+        self.console.print(
+            f"[green]done[/] {name} [dim]{seconds:.1f} s[/] {escape(stage.finding)}", soft_wrap=True, highlight=False
+        )

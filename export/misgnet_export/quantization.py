@@ -75,7 +75,5 @@ def best(tried: Mapping[float, Agreement]) -> float:
     return max(tried, key=lambda p: (tried[p].pixels, -tried[p].mean))
 
 
-def quantize_for(
-    model: onnx.ModelProto, recipe: Recipe, observed: Observed, percentile: float
-) -> QuantizedGraph:
+def quantize_for(model: onnx.ModelProto, recipe: Recipe, observed: Observed, percentile: float) -> QuantizedGraph:
     return quantize(model, recipe, observed.ranges(percentile), observed.peaks)

@@ -142,10 +142,14 @@ class MutualGuidance(nn.Module):
         x1, x2 = x1.flatten(2), x2.flatten(2)  # (B, C, N)
         nodes1, q1 = self.x1_proj0(x1)
         nodes2, q2 = self.x2_proj0(x2)
-        p1, p2, v2 = (_on_nodes(f, n) for f, n in zip(
-            (self.x1_conv1, self.x2_conv1, self.x2_conv2), (nodes1, nodes2, nodes2), strict=True))
-        r2, r1, v1 = (_on_nodes(f, n) for f, n in zip(
-            (self.x2_conv11, self.x1_conv11, self.x1_conv22), (nodes2, nodes1, nodes1), strict=True))
+        p1, p2, v2 = (
+            _on_nodes(f, n)
+            for f, n in zip((self.x1_conv1, self.x2_conv1, self.x2_conv2), (nodes1, nodes2, nodes2), strict=True)
+        )
+        r2, r1, v1 = (
+            _on_nodes(f, n)
+            for f, n in zip((self.x2_conv11, self.x1_conv11, self.x1_conv22), (nodes2, nodes1, nodes1), strict=True)
+        )
         guided1 = x1 + self.r2e2(r2, r1, v1, q1)
         guided2 = x2 + self.r2e(p1, p2, v2, q2)
         return guided1.unflatten(2, grid), guided2.unflatten(2, grid)

@@ -1,1 +1,27 @@
-"""Runs MISGNet bundles: no torch, no onnx. The ground floor; it imports none of the other packages."""
+"""Runs MISGNet bundles: no torch, no onnx. The ground floor; it imports none of the other packages.
+
+    from misgnet_runtime import open_bundle
+
+    with open_bundle("bundle") as bundle:
+        change = bundle.predict(before, after)  # uint8 (H, W, 3) of both dates
+        change.mask, change.probability  # (H, W)
+
+Importing the package imports nothing else; the first use of a name does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from misgnet_runtime.session import BundleSession, ChangeMap, open_bundle
+
+__all__ = ["BundleSession", "ChangeMap", "open_bundle"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from misgnet_runtime import session
+
+    return getattr(session, name)

@@ -33,9 +33,7 @@ def ranked(entries: list[EngineEntry]) -> list[EngineEntry]:
     return sorted(entries, key=lambda e: (_RANK[e.kind], e.precision == "float32"))
 
 
-def _first_that_opens(
-    bundle: Bundle, entries: list[EngineEntry], asked: str
-) -> tuple[Engine, EngineEntry, str]:
+def _first_that_opens(bundle: Bundle, entries: list[EngineEntry], asked: str) -> tuple[Engine, EngineEntry, str]:
     refused: list[tuple[str, UnavailableError]] = []
     for entry in entries:
         try:

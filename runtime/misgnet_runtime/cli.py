@@ -11,8 +11,7 @@ from misgnet_runtime.console import make_app, out_console, run_app
 
 app = make_app(
     "misgnet-run",
-    "Run a bundle on this machine. "
-    "Exit codes: 2 usage, 3 a failed gate, 4 bad input, 5 a missing device or library.",
+    "Run a bundle on this machine. Exit codes: 2 usage, 3 a failed gate, 4 bad input, 5 a missing device or library.",
 )
 
 
@@ -21,6 +20,7 @@ def predict(
     bundle: Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build")],
     before: Annotated[Path, typer.Argument(help="image of the earlier date, 8-bit RGB")],
     after: Annotated[Path, typer.Argument(help="image of the later date, same size")],
+    *,
     output: Annotated[Path, typer.Option("-o", "--output", help="change mask, PNG of 0 and 255")],
     engine: Annotated[str, typer.Option(help="an engine of the bundle, or auto")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="replace an existing mask")] = False,
@@ -28,7 +28,7 @@ def predict(
     """The change mask of one image pair of any size."""
     from misgnet_runtime.predict import predict_files
 
-    result = predict_files(bundle, before, after, output, engine, force)
+    result = predict_files(bundle, before, after, output, engine=engine, force=force)
     out_console.print(
         f"{output}: {result.width} x {result.height} px, {100 * result.changed_share:.2f} % changed, "
         f"engine {result.engine} ({result.reason})",

@@ -22,7 +22,7 @@ class UsageError(MisgnetError):
     exit_code = 2
 
 
-class GateFailed(MisgnetError):
+class GateFailed(MisgnetError):  # noqa: N818 - not every one is a bug
     exit_code = 3
 
 

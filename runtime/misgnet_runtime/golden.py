@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError
+
+_READ_ERRORS = (  # what NumPy's reader raises on damaged archives
+    OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, SyntaxError,
+    NotImplementedError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,9 +32,21 @@ def write_golden(path: Path, tiles: GoldenTiles) -> None:
 
 
 def read_golden(path: Path) -> GoldenTiles:
-    """Read what :func:`write_golden` wrote; InputError where it is damaged."""
+    """Read what :func:`write_golden` wrote; InputError where it is damaged or holds something else."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return GoldenTiles(arrays["before"], arrays["after"], arrays["probability"])
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            tiles = GoldenTiles(arrays["before"], arrays["after"], arrays["probability"])
+    except _READ_ERRORS as error:
         raise InputError(f"golden tiles {path} cannot be read: {error}") from error
+    if not _fit_together(tiles):
+        raise InputError(f"golden tiles {path} do not hold uint8 (G, T, T, 3) twice and float32 (G, T, T)")
+    return tiles
+
+
+def _fit_together(tiles: GoldenTiles) -> bool:
+    shape = tiles.probability.shape
+    dates = (tiles.before, tiles.after)
+    return (
+        len(shape) == 3 and shape[0] > 0 and tiles.probability.dtype == np.float32
+        and all(date.shape == (*shape, 3) and date.dtype == np.uint8 for date in dates)
+    )  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from misgnet_runtime.errors import InputError
+from misgnet_runtime.errors import InputError, UsageError
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 _DECODE_ERRORS = (  # what Pillow's readers raise on damaged files
@@ -81,6 +81,12 @@ def image_size(path: Path) -> tuple[int, int]:
     """Height and width from the file's header, in pixels."""
     with _opened(path) as image:
         return image.height, image.width
+
+
+def check_mask_name(path: Path) -> None:
+    """UsageError where the name of a mask's file promises something else than PNG."""
+    if path.suffix.lower() not in ("", ".png"):
+        raise UsageError(f"masks are written as PNG, and {path.name} says otherwise; choose a name that ends in .png")
 
 
 def write_mask(path: Path, mask: Mask) -> None:

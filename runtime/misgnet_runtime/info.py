@@ -4,23 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from misgnet_runtime.bundle import Bundle, read_bundle
-from misgnet_runtime.choice import ranked
-from misgnet_runtime.engines import open_engine_file
-from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.choice import open_detector, ranked
+from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.manifest import EngineEntry
+
+
+class _Result(msgspec.Struct):
+    """What the manifest's metrics keep of one engine."""
+
+    engine: str
+    f1_drop_points: float | None = None
+    scores: dict[str, float | None] = msgspec.field(default_factory=dict)
 
 
 def print_info(path: Path, console: Console) -> None:
     """Print engines, quantization, files and whether each engine opens here; digests are checked first."""
     bundle = read_bundle(path)
     m = bundle.manifest
-    console.print(f"bundle {path}, version {m.bundle_version}, made {m.created}, licence: {m.licence}", soft_wrap=True, markup=False)
-    console.print(f"tile {m.tile} px, threshold {m.threshold:g}, classes {', '.join(m.class_names)}, weights {m.source_weights_sha256[:16]}", soft_wrap=True)
+    for line in (
+        f"bundle {path}, version {m.bundle_version}, made {m.created}, licence: {m.licence}",
+        f"tile {m.tile} px, threshold {m.threshold:g}, classes {', '.join(m.class_names)}, "
+        f"weights {m.source_weights_sha256[:16]}",
+    ):
+        console.print(line, soft_wrap=True, markup=False)
     console.print(_engines(bundle))
     console.print(_quantization(bundle))
     console.print(_files(bundle))
@@ -28,36 +41,46 @@ def print_info(path: Path, console: Console) -> None:
 
 def _engines(bundle: Bundle) -> Table:
     table = Table("engine", "precision", "F1", "drop (points)", "on this machine", title="Engines, fastest kind first")
-    results = {e["engine"]: e for e in bundle.manifest.metrics.get("engines", [])}
+    results = _results(bundle)
     for entry in ranked(bundle.manifest.engines):
-        result = results.get(entry.name, {})
+        result = results.get(entry.name, _Result(entry.name))
         table.add_row(
-            entry.name, entry.precision, _number(result.get("scores", {}).get("f1"), 4),
-            _number(result.get("f1_drop_points"), 3), Text(_here(bundle, entry)),
+            escape(entry.name), escape(entry.precision), _number(result.scores.get("f1"), 4),
+            _number(result.f1_drop_points, 3), Text(_here(bundle, entry)),
         )  # fmt: skip
     return table
 
 
+def _results(bundle: Bundle) -> dict[str, _Result]:
+    try:
+        found = msgspec.convert(bundle.manifest.metrics.get("engines", []), list[_Result])
+    except msgspec.ValidationError as error:
+        raise InputError(f"bundle {bundle.path}: the manifest's metrics cannot be read: {error}") from error
+    return {result.engine: result for result in found}
+
+
 def _here(bundle: Bundle, entry: EngineEntry) -> str:
     try:
-        with open_engine_file(entry, bundle.path, bundle.manifest.interface.max_batch) as engine:
-            return f"runs on {engine.device}"
+        with open_detector(bundle, entry.name) as (detector, _, _):
+            return f"runs on {detector.engine.device}"
     except UnavailableError as error:
         return f"does not run: {error}"
 
 
 def _quantization(bundle: Bundle) -> Table:
-    table = Table("graph", "INT8 operators", "share of multiply-adds", "weight bits", "kept float32", title="Quantization")
+    columns = ("graph", "INT8 operators", "share of multiply-adds", "weight bits", "kept float32")
+    table = Table(*columns, title="Quantization")
     for q in bundle.manifest.quantization:
         share = f"{100 * q.int8_share_of_multiply_adds:.1f} %"
-        table.add_row(q.graph, str(q.quantized_nodes), share, str(q.weight_bits), str(len(q.float32_nodes)))
+        table.add_row(escape(q.graph), str(q.quantized_nodes), share, str(q.weight_bits), str(len(q.float32_nodes)))
     return table
 
 
 def _files(bundle: Bundle) -> Table:
     table = Table("file", "role", "precision", "MB", "SHA-256", title="Files")
     for entry in bundle.manifest.files:
-        table.add_row(entry.path, entry.role, entry.precision or "", f"{entry.size / 1e6:.2f}", entry.sha256[:12])
+        names = (escape(text) for text in (entry.path, entry.role, entry.precision or ""))
+        table.add_row(*names, f"{entry.size / 1e6:.2f}", entry.sha256[:12])
     return table
 
 

@@ -17,12 +17,19 @@ def describe_machine() -> dict[str, Any]:
     return {
         "processor": info.get("model name") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "features": [f for f in _FEATURES if f in flags],
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, where the system tells; else all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def machine_line(machine: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ MAX_MANIFEST_BYTES = 16 << 20
 InputForm = Literal["uint8", "float32"]
 OutputForm = Literal["probability", "logits", "mask"]
 EngineKind = Literal["onnxruntime", "rtx", "tensorrt"]
-Count = Annotated[int, Meta(ge=0, lt=1 << 63)]
+Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1, lt=1 << 31)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]

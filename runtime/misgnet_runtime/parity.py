@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from msgspec import field
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import GateFailed
@@ -58,13 +59,13 @@ class EngineParity(Struct, frozen=True):
     status: Status
     reason: str
     device: str = ""
-    scores: dict[str, float | None] = {}
+    scores: dict[str, float | None] = field(default_factory=dict)
     f1_drop_points: float | None = None
     interval: Interval | None = None
     agreement: float | None = None
     verdict: Verdict | None = None
-    worst_tiles: list[str] = []
-    tiles: list[TileParity] = []
+    worst_tiles: list[str] = field(default_factory=list)
+    tiles: list[TileParity] = field(default_factory=list)
 
 
 class ParityReport(Struct, frozen=True):
@@ -91,8 +92,9 @@ class ParityReport(Struct, frozen=True):
 
 
 def judge(
-    name: str, predict: Predict, tiles: TileSet, threshold: float, batch: int = 4, progress: Progress | None = None
-) -> list[Judged]:
+    name: str, predict: Predict, tiles: TileSet, threshold: float,
+    *, batch: int = 4, progress: Progress | None = None,
+) -> list[Judged]:  # fmt: skip
     """Run ``predict`` on every tile. Raises GateFailed where it answers NaN or Inf."""
     judged: list[Judged] = []
     for part in tiles.batches(batch):
@@ -149,7 +151,8 @@ def by_source(judged: list[Judged]) -> list[Confusion]:
 def _judged(tile: Tile, mask: Mask) -> Judged:
     rows, columns = tile.owned
     own, label = mask[rows, columns], tile.label[rows, columns]
-    return Judged(tile.ref.name, tile.ref.source.name, (own.shape[0], own.shape[1]), np.packbits(own), Confusion.of(own, label))
+    shape = (own.shape[0], own.shape[1])
+    return Judged(tile.ref.name, tile.ref.source.name, shape, np.packbits(own), Confusion.of(own, label))
 
 
 def _tile_parity(reference: Judged, found: Judged) -> TileParity:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from misgnet_runtime.bundle import read_bundle
-from misgnet_runtime.choice import open_detector
-from misgnet_runtime.images import read_pair, write_mask
+from misgnet_runtime.images import check_mask_name, read_pair, write_mask
 from misgnet_runtime.outputs import refuse_existing, replace_file
+from misgnet_runtime.session import open_bundle
 
 
 @dataclass(frozen=True)
@@ -23,17 +22,18 @@ class Prediction:
 
 
 def predict_files(
-    bundle_path: Path, before_path: Path, after_path: Path, output: Path, engine: str = "auto", force: bool = False
+    bundle_path: Path, before_path: Path, after_path: Path, output: Path, *, engine: str = "auto", force: bool = False
 ) -> Prediction:
     """Write the change mask of a pair as PNG (0 and 255), whole or not at all.
 
-    Raises InputError for a bundle or image that is not what it must be, UsageError where ``output`` exists.
+    Raises InputError for a bundle or image that is not what it must be, UsageError where ``output`` exists or
+    is no PNG by its name.
     """
+    check_mask_name(output)
     refuse_existing(output, force)
-    bundle = read_bundle(bundle_path)
     before, after = read_pair(before_path, after_path)
-    with open_detector(bundle, engine) as (detector, entry, reason):
-        mask = detector.scene_probability(before, after) > bundle.manifest.threshold
+    with open_bundle(bundle_path, engine) as bundle:
+        mask = bundle.predict(before, after).mask
     with replace_file(output) as temporary:
         write_mask(temporary, mask)
-    return Prediction(mask.shape[0], mask.shape[1], float(mask.mean()), entry.name, reason)
+    return Prediction(mask.shape[0], mask.shape[1], float(mask.mean()), bundle.engine.name, bundle.reason)

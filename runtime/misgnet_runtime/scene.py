@@ -14,9 +14,7 @@ from misgnet_runtime.tiling import cover, cut
 Predict = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
 
 
-def predict_scene(
-    predict: Predict, before: RgbImage, after: RgbImage, tile: int, batch: int
-) -> NDArray[np.float32]:
+def predict_scene(predict: Predict, before: RgbImage, after: RgbImage, tile: int, batch: int) -> NDArray[np.float32]:
     """Probability of change, float32 (H, W), of a pair uint8 (H, W, 3), tile by tile in batches.
 
     ``predict``: uint8 (B, T, T, 3) of both dates -> float32 (B, T, T). Edge tiles are shifted inward, and a

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import msgspec
@@ -58,8 +60,8 @@ def measure(
 
     Raises MisgnetError with a worker's own words where one fails.
     """
-    workers = [_Worker(task) for task in tasks]
-    try:
+    with ExitStack() as running:
+        workers = [running.enter_context(closing(_Worker(task))) for task in tasks]
         times: list[list[float]] = [[] for _ in tasks]
         calls = [max(2, round(seconds / ROUNDS / worker.warm_up())) for worker in workers]
         for done in range(1, ROUNDS + 1):
@@ -67,10 +69,7 @@ def measure(
                 times[index] += worker.run(calls[index])
             if progress:
                 progress(done, ROUNDS)
-        return [_timing(task, np.array(ms)) for task, ms in zip(tasks, times, strict=True)]
-    finally:
-        for worker in workers:
-            worker.close()
+    return [_timing(task, np.array(ms)) for task, ms in zip(tasks, times, strict=True)]
 
 
 class _Worker:
@@ -79,13 +78,16 @@ class _Worker:
     def __init__(self, task: Task) -> None:
         self.name = f"{task.entry.name} at batch {task.batch}"
         command = [sys.executable, "-m", "misgnet_runtime.throughput"]
+        # A file, not a pipe: a library that writes pages of warnings must not fill a pipe and block.
+        self.words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, env=_environment()
         )
-        self._send(msgspec.json.encode(task))
+        self.task = msgspec.json.encode(task)
 
     def warm_up(self) -> float:
-        """Wait until the engine is warm; seconds of one call."""
+        """Tell the worker its task and wait until the engine is warm; seconds of one call."""
+        self._send(self.task)
         return self.run(3)[-1] / 1000
 
     def run(self, calls: int) -> list[float]:
@@ -100,6 +102,7 @@ class _Worker:
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
+        self.words.close()
 
     def _send(self, line: bytes) -> None:
         assert self.process.stdin
@@ -110,13 +113,14 @@ class _Worker:
             raise MisgnetError(f"the benchmark of {self.name} ended early: {self._last_words()}") from None
 
     def _last_words(self) -> str:
-        _, errors = self.process.communicate()
-        return (errors.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        self.process.communicate()
+        self.words.seek(0)
+        return (self.words.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
 
 
 def _environment() -> dict[str, str]:
     """The parent's environment, with its import path: it may run from a checkout that is not installed."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path)}
 
 
 def _timing(task: Task, ms: NDArray[np.float64]) -> Timing:

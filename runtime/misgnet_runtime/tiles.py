@@ -68,11 +68,7 @@ class TileSet(Sequence[TileRef]):
         Raises InputError that names the folder or file: a folder or a partner is missing, sizes differ,
         a header cannot be read.
         """
-        refs = [
-            TileRef(source, cell)
-            for source in _find_sources(root)
-            for cell in cover(*_common_size(source), tile)
-        ]
+        refs = [TileRef(source, cell) for source in _find_sources(root) for cell in cover(*_common_size(source), tile)]
         return cls(root, tuple(refs), tile)
 
     def __len__(self) -> int:
@@ -112,7 +108,7 @@ class TileSet(Sequence[TileRef]):
 
 def read_tile(ref: TileRef) -> Tile:
     """Read one tile; InputError names the file that cannot be read or whose label has other values."""
-    before, after, label = _read_source(ref.source)
+    before, after, label = read_source(ref.source)
     return Tile(ref, cut(before, ref.cell), cut(after, ref.cell), cut(label, ref.cell))
 
 
@@ -142,7 +138,8 @@ def check_disjoint(first: TileSet, second: TileSet, roles: tuple[str, str]) -> N
 
 
 @lru_cache(maxsize=1)
-def _read_source(source: Source) -> tuple[RgbImage, RgbImage, Mask]:
+def read_source(source: Source) -> tuple[RgbImage, RgbImage, Mask]:
+    """Both dates uint8 (H, W, 3) and the label bool (H, W) of a whole pair; InputError names a bad file."""
     before, after = read_image(source.before), read_image(source.after)
     label = np.zeros(before.shape[:2], np.bool_) if source.label is None else read_label(source.label)
     return before, after, label
@@ -182,6 +179,7 @@ def _common_size(source: Source) -> tuple[int, int]:
         if path is not None and image_size(path) != size:
             found = image_size(path)
             raise InputError(
-                f"{path} is {found[1]} x {found[0]} px, {source.before} is {size[1]} x {size[0]} px; a pair has one size"
+                f"{path} is {found[1]} x {found[0]} px, {source.before} is {size[1]} x {size[0]} px; "
+                "a pair has one size"
             )
     return size

@@ -58,9 +58,7 @@ def stage_table(stages: list[tuple[str, float, str]]) -> Table:
 
 def _table(title: str) -> Table:
     heading = Text(title, style="bold")
-    return Table(
-        title=heading, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    return Table(title=heading, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def _parity_row(engine: EngineParity) -> list[Text]:

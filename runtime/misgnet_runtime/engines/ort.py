@@ -6,16 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.machine import usable_cores
 
 # It quantizes the float biases of Q/DQ convolutions anew, with scales that are too coarse in float16: the
 # TensorRT graph then answers differently here than it says (3 to 4 times the error, measured on 1.32).
 _DISABLED = ["WeightBiasQuantization"]
-_DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}
+_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}  # the others have NumPy's names
 
 
 class OnnxRuntimeEngine(Engine):
@@ -42,12 +42,13 @@ class OnnxRuntimeEngine(Engine):
         return dict(zip(names, self._session.run(names, arrays), strict=True))
 
     def close(self) -> None:
-        del self._session
+        """Release the session; a second call does nothing."""
+        self._session = None
 
 
 def _options(threads: int | None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = 3
     # Denormals cost a CPU dozens of cycles each and change no mask.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
@@ -56,4 +57,5 @@ def _options(threads: int | None) -> onnxruntime.SessionOptions:
 
 def _spec(node: Any) -> TensorSpec:
     shape = tuple(d if isinstance(d, int) else -1 for d in node.shape)
-    return TensorSpec(node.name, _DTYPES.get(node.type, np.dtype(np.float32).name), shape)
+    dtype = _DTYPES.get(node.type, node.type.removeprefix("tensor(").removesuffix(")"))
+    return TensorSpec(node.name, dtype, shape)

@@ -106,9 +106,7 @@ class TensorRTEngine(Engine):
 
     def _infer(self, arrays: Arrays, batch: int) -> Arrays:
         if batch < self.min_batch:
-            raise InputError(
-                f"a batch of {batch} is too small for this plan, which starts at {self.min_batch}"
-            )
+            raise InputError(f"a batch of {batch} is too small for this plan, which starts at {self.min_batch}")
         for spec in self.inputs:
             shape = (batch, *spec.shape[1:])
             self._accept(self._context.set_input_shape(spec.name, shape), f"shape {shape}", spec.name)
@@ -156,13 +154,10 @@ def _tensor_spec(engine: Any, name: str) -> TensorSpec:
     dtype = DTYPES.get(engine.get_tensor_dtype(name).name)
     if dtype is None:
         found = engine.get_tensor_dtype(name).name
-        raise InputError(
-            f"plan tensor '{name}' is {found}; cast it in the graph to one of {', '.join(DTYPES)}"
-        )
+        raise InputError(f"plan tensor '{name}' is {found}; cast it in the graph to one of {', '.join(DTYPES)}")
     if not shape or shape[0] != -1 or -1 in shape[1:]:
         raise InputError(
-            f"plan tensor '{name}' has shape {shape}; "
-            "its first axis, the batch, must be dynamic (-1), and no other"
+            f"plan tensor '{name}' has shape {shape}; its first axis, the batch, must be dynamic (-1), and no other"
         )
     return TensorSpec(name, dtype, shape)
 

@@ -36,9 +36,7 @@ class Build:
             title = rules(self._options.vendor).title
             raise InputError(f"{title} {vendor_version(self._module)} refuses the graph: {said}")
         if self._network.num_outputs == 0:  # how the parser takes no bytes at all
-            raise InputError(
-                f"the graph of {len(onnx_model)} bytes has no output; it is not a whole ONNX file"
-            )
+            raise InputError(f"the graph of {len(onnx_model)} bytes has no output; it is not a whole ONNX file")
 
     def configure(self) -> None:
         options, config = self._options, self._config
@@ -103,8 +101,7 @@ class Build:
 def _static_axes(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if not shape or shape[0] != -1 or -1 in shape[1:]:
         raise InputError(
-            f"graph input '{name}' has shape {shape}; "
-            "its first axis, the batch, must be dynamic (-1), and no other"
+            f"graph input '{name}' has shape {shape}; its first axis, the batch, must be dynamic (-1), and no other"
         )
     return shape[1:]
 

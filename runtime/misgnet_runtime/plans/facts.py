@@ -46,8 +46,7 @@ def check_plan_fits(plan: PlanFacts, machine: MachineFacts) -> None:
         # A plan for RTX is rebuilt for the capability at hand; TensorRT always builds for its own GPU.
         target = f"rtx-{machine.compute_capability}" if plan.vendor == "rtx" else "tensorrt"
         raise UnavailableError(
-            f"the plan does not fit this machine: {misfit}; "
-            f"rebuild with: misgnet-export build ... --target {target}"
+            f"the plan does not fit this machine: {misfit}; rebuild with: misgnet-export build ... --target {target}"
         )
 
 

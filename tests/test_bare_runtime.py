@@ -1,0 +1,101 @@
+"""The ground floor stands alone: no torch, no onnx, none of the other packages, and cheap to import."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bundles import FLOAT, RTX, images, make_bundle, write_image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Python's own path hooks are asked after this finder: what it refuses is as good as not installed.
+BARE = """
+import sys
+from importlib.abc import MetaPathFinder
+
+ABSENT = {"torch", "onnx", "onnxsim", "onnxscript", "scipy", "jinja2", "safetensors", "sklearn", "cuda", "pycuda",
+          "tensorrt", "tensorrt_rtx", "misgnet", "misgnet_export", "misgnet_calibration"}
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def python(code: str, *arguments: str) -> str:
+    """The output of a Python of its own that has the runtime on its path and nothing else of this project."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
+    command = [sys.executable, "-c", code, *arguments]
+    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_every_module_imports_and_a_bundle_runs(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", engines=[RTX, FLOAT])
+    pair = [str(write_image(tmp_path / f"{i}.png", pixels)) for i, pixels in enumerate(images(70, 50))]
+    code = (
+        BARE
+        + """
+import importlib, pkgutil
+import misgnet_runtime
+
+for module in pkgutil.walk_packages(misgnet_runtime.__path__, "misgnet_runtime."):
+    importlib.import_module(module.name)
+assert not {name.partition(".")[0] for name in sys.modules} & ABSENT
+from misgnet_runtime.cli import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+"""
+    )
+    out = python(code, "predict", str(bundle), *pair, "-o", str(tmp_path / "mask.png"))
+    assert (tmp_path / "mask.png").is_file()
+    assert "engine cpu-float32 (fastest that runs here; rtx-sm86 does not run: TensorRT for RTX was asked for" in out
+
+
+def test_importing_the_package_or_the_command_is_cheap() -> None:
+    code = """
+import sys
+import misgnet_runtime
+first = set(sys.modules)
+import misgnet_runtime.cli
+print(sorted(n for n in first if "." not in n and n in {"numpy", "onnxruntime", "msgspec", "typer", "rich", "PIL"}))
+print(sorted(n for n in sys.modules if n in {"numpy", "onnxruntime", "PIL"}))
+"""
+    assert python(code).split() == ["[]", "[]"]
+
+
+FORBIDDEN = {
+    "runtime": {"misgnet", "misgnet_export", "misgnet_calibration", "torch", "onnx", "onnxsim", "onnxscript", "jinja2"},
+    "misgnet": {"misgnet_export", "misgnet_calibration"},
+    "calibration": {"misgnet", "misgnet_export", "torch"},
+}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The top package of every import in a file, wherever it stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield node.module.partition(".")[0]
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_packages_import_downward_only(folder: str) -> None:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    wrong = [(str(f.relative_to(ROOT)), name) for f in files for name in imported(f) if name in FORBIDDEN[folder]]
+    assert wrong == []
