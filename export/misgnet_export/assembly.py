@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from misgnet_calibration.recipes import CPU
-from misgnet_export.draft import FLOAT_GRAPH, Draft, GraphFile
+from misgnet_export.draft import FLOAT_GRAPH, Draft, Evidence, GraphFile
 from misgnet_export.report import ReportData, render
 from misgnet_export.report.html import short_path
 from misgnet_export.request import BuildRequest
@@ -54,17 +54,18 @@ def plan_entry(target: Target, plan: Plan, file: str, graph: str, request: Build
 
 
 def write_bundle(root: Path, request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]]) -> None:
-    """Evidence, golden tiles and, last, the manifest over all files below ``root``."""
-    write_golden_tiles(root, draft)
+    """The evidence and, last, the manifest over all files below ``root``."""
     _write_evidence(root / "evidence", request, draft, stages)
     manifest = _manifest(root, request, draft)
     (root / MANIFEST).write_bytes(encode(manifest))
 
 
-def write_golden_tiles(root: Path, draft: Draft) -> Path:
+def write_golden_tiles(root: Path, evidence: Evidence) -> Path:
+    """Write the golden tiles of a build that passed."""
+    assert evidence.golden is not None
     path = root / GOLDEN
     path.parent.mkdir(exist_ok=True)
-    write_golden(path, draft.evidence.golden)
+    write_golden(path, evidence.golden)
     return path
 
 

@@ -73,7 +73,7 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
     draft = Draft(sets, graphs, engines, evidence)
     if not evidence.parity.passed:
         return draft
-    timings = time_engines(engines, root, request.interface, write_golden_tiles(root, draft), log)
+    timings = time_engines(engines, root, request.interface, write_golden_tiles(root, evidence), log)
     return replace(draft, evidence=replace(evidence, timings=timings))
 
 
@@ -85,7 +85,8 @@ def _judge(
         engines, root, request.interface, sets.evaluation, ("PyTorch float32", predict), request.threshold,
         request.max_f1_drop, log,
     )  # fmt: skip
-    return Evidence(parity, pictures, choose_golden(sets.evaluation, parity, predict))
+    golden = choose_golden(sets.evaluation, parity, predict) if parity.passed else None
+    return Evidence(parity, pictures, golden)
 
 
 def torch_predictor(network: MISGNet) -> Predict:

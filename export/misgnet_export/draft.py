@@ -42,11 +42,11 @@ class GraphFile:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured: parity, pictures by engine, golden tiles, timings."""
+    """What was measured: parity, pictures by engine; golden tiles and timings only of what passed."""
 
     parity: ParityReport
     pictures: Mapping[str, list[TilePicture]]
-    golden: GoldenTiles
+    golden: GoldenTiles | None = None
     timings: list[Timing] = field(default_factory=list)
 
 

@@ -12,7 +12,8 @@ from misgnet_export.progress import StageLog
 from misgnet_export.report import TilePicture, pick_tiles
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines import open_engine_file
-from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.errors import GateFailed, UnavailableError
+from misgnet_runtime.gate import Verdict
 from misgnet_runtime.golden import GoldenTiles
 from misgnet_runtime.manifest import EngineEntry, Interface
 from misgnet_runtime.parity import EngineParity, Judged, ParityReport, Predict, Status, compare, judge, report
@@ -32,7 +33,7 @@ def judge_engines(
     """Run ``reference`` (name, function) and every engine on all ``tiles``.
 
     An engine that this machine cannot run is judged by its graph in ONNX Runtime, marked "proxy" with the
-    reason. Raises GateFailed where an engine answers NaN.
+    reason. An engine that answers NaN fails the gate; the reference doing so raises GateFailed.
     """
     name, predict = reference
     with log.stage(f"judge {name}") as stage:
@@ -41,16 +42,26 @@ def judge_engines(
     results, pictures = [], {}
     for entry in entries:
         with log.stage(f"judge {entry.name}") as stage, _runnable(entry, root, interface) as (detector, status, reason):
-            found = judge(entry.name, detector.probability, tiles, threshold, progress=stage.progress)
             device = detector.engine.device
-            result = compare(entry.name, entry.precision, expected, found, max_f1_drop,
-                             device=device, status=status, reason=reason)  # fmt: skip
+            try:
+                found = judge(entry.name, detector.probability, tiles, threshold, progress=stage.progress)
+            except GateFailed as error:
+                result = _without_answer(entry, status, reason, device, error)
+            else:
+                result = compare(entry.name, entry.precision, expected, found, max_f1_drop,
+                                 device=device, status=status, reason=reason)  # fmt: skip
+                pictures[entry.name] = _pictures(tiles, expected, found, result)
             results.append(result)
-            pictures[entry.name] = _pictures(tiles, expected, found, result)
             stage.finding = (f"{status}: " if status != "run" else "") + (
                 result.verdict.reason if result.verdict else ""
             )
     return report(name, expected, tiles, threshold, max_f1_drop, results), pictures
+
+
+def _without_answer(entry: EngineEntry, status: Status, reason: str, device: str, error: GateFailed) -> EngineParity:
+    """A failed verdict for an engine whose answers are no numbers."""
+    verdict = Verdict(False, "finite answers", 0.0, 0.0, str(error))
+    return EngineParity(entry.name, entry.precision, status, reason, device, verdict=verdict)
 
 
 @contextmanager
@@ -64,7 +75,7 @@ def _runnable(entry: EngineEntry, root: Path, interface: Interface) -> Iterator[
         stand_in = EngineEntry(entry.name, "onnxruntime", entry.graph, entry.graph, entry.precision, "")
         engine = open_engine_file(stand_in, root, interface.max_batch)
         status = "proxy"
-        reason = str(error)
+        reason = f"not run: {error}"
     with ChangeDetector(engine, interface) as detector:
         yield detector, status, reason
 

@@ -68,7 +68,10 @@ def _name_nodes(model: onnx.ModelProto) -> None:
 
 
 def _scope(node: onnx.NodeProto) -> str:
-    """The innermost module: ``backbone.block1.0.attn.q``."""
+    """The innermost module, that of the node's weight where it has one: ``backbone.block1.0.attn.q``."""
+    weights = [name for name in node.input if name.startswith("network.") and name.endswith(".weight")]
+    if weights:
+        return weights[0].removeprefix("network.").removesuffix(".weight")
     scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
     modules = [s for s in literal_eval(scopes)[:-1] if s.startswith("network.")]
     return modules[-1].removeprefix("network.") if modules else ""

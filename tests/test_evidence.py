@@ -1,0 +1,87 @@
+"""Judging engines: what runs, what a proxy stands in for, what answers no numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+pytest.importorskip("onnx", reason="the reports come with the [export] extra")
+
+from misgnet_export import evidence
+from misgnet_export.progress import StageLog
+from misgnet_export.report import parity_table
+from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
+from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.manifest import EngineEntry, Interface
+from misgnet_runtime.parity import ParityReport
+from misgnet_runtime.tiles import TileSet
+
+TILE = 32
+INTERFACE = Interface(TILE, 4)
+CPU = EngineEntry("cpu", "onnxruntime", "int8.onnx", "int8.onnx", "int8", "1")
+PLAN = EngineEntry("rtx-sm86", "rtx", "sm86.plan", "int8.onnx", "int8+float16", "1", ["sm86"])
+
+
+class Constant(Engine):
+    """Answers ``value`` everywhere."""
+
+    device = "CPU"
+    max_batch = 4
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+        self.inputs = tuple(TensorSpec(n, "uint8", (-1, TILE, TILE, 3)) for n in ("before", "after"))
+        self.outputs = (TensorSpec("probability", "float32", (-1, TILE, TILE)),)
+
+    def _infer(self, arrays: Arrays, batch: int) -> Arrays:
+        return {"probability": np.full((batch, TILE, TILE), self.value, np.float32)}
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> TileSet:
+    for name, value, mode in (("A", 0, "RGB"), ("B", 200, "RGB"), ("label", 255, "L")):
+        (tmp_path / name).mkdir()
+        Image.new(mode, (TILE, TILE), (value,) * 3 if mode == "RGB" else value).save(tmp_path / name / "x.png")
+    return TileSet.open(tmp_path, TILE)
+
+
+def judged(monkeypatch: pytest.MonkeyPatch, tiles: TileSet, entry: EngineEntry, value: float) -> ParityReport:
+    def open_it(asked: EngineEntry, root: Path, max_batch: int) -> Engine:
+        if asked.kind == "rtx":
+            raise UnavailableError("no GPU here")
+        return Constant(value)
+
+    monkeypatch.setattr(evidence, "open_engine_file", open_it)
+    reference = ("float", lambda before, after: np.ones(before.shape[:3], np.float32))
+    log = StageLog(Console(quiet=True))
+    return evidence.judge_engines([entry], Path(), INTERFACE, tiles, reference, 0.5, 0.5, log)[0]
+
+
+def test_an_engine_that_runs_and_agrees_passes(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:
+    report = judged(monkeypatch, tiles, CPU, 1.0)
+    assert report.passed and report.engines[0].status == "run"
+
+
+def test_an_engine_that_finds_nothing_fails(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:
+    report = judged(monkeypatch, tiles, CPU, 0.0)
+    assert not report.passed and report.engines[0].f1_drop_points == 100
+
+
+def test_an_engine_without_its_device_is_not_run_and_judged_by_proxy(
+    monkeypatch: pytest.MonkeyPatch, tiles: TileSet
+) -> None:
+    engine = judged(monkeypatch, tiles, PLAN, 1.0).engines[0]
+    assert engine.status == "proxy" and engine.reason == "not run: no GPU here"
+
+
+def test_nan_fails_the_gate_and_still_makes_a_table(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:
+    report = judged(monkeypatch, tiles, CPU, float("nan"))
+    verdict = report.engines[0].verdict
+    assert not report.passed and verdict is not None and "x@0,0" in verdict.reason
+    Console(quiet=True).print(parity_table(report))
