@@ -10,8 +10,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="export needs the [export] extra")
 
 import onnx
-from golden import make_images, make_network
 
+from golden import make_images, make_network
 from misgnet.evaluation import predict_probability
 from misgnet_export.agreement import Agreement, detector_of, require_close, require_same
 from misgnet_export.graph.deployed import Deployed
