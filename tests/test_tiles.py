@@ -50,7 +50,7 @@ def write_pair(
 def fresh_caches() -> None:
     """Files of one name and other bytes: what is remembered by path would be stale."""
     tiles_module.source_digest.cache_clear()
-    tiles_module._read_source.cache_clear()
+    tiles_module.read_source.cache_clear()
 
 
 # --- covering
