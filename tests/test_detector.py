@@ -264,3 +264,9 @@ def test_the_package_has_no_other_names() -> None:
     assert not hasattr(misgnet_runtime, "open_bundel")
     with pytest.raises(ImportError):
         from misgnet_runtime import nothing  # type: ignore[attr-defined]  # noqa: F401
+
+
+def test_opening_an_engine_leaves_the_processors_floating_point_mode_alone() -> None:
+    """onnxruntime's set_denormal_as_zero would change it for the whole calling thread, and for all after it."""
+    with OnnxRuntimeEngine(DATA / "tiny_float.onnx", 4):
+        assert np.float32(1e-40) * np.float32(0.5) != 0

@@ -50,8 +50,6 @@ def _options(threads: int | None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = 3
-    # Denormals cost a CPU dozens of cycles each and change no mask.
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     return options
 
 
