@@ -24,7 +24,7 @@ WEIGHTS = "examples/misgnet_synthetic_fp16.safetensors"
 
 
 def demo(arguments: list[str]) -> None:
-    """The main job: tiles from the generator, a bundle from the demo weights, a mask from the bundle."""
+    """The main job: tiles from the generator, a bundle from the demo weights, its results and report."""
     folder = Path("demo")
     tiles, bundle = folder / "tiles", folder / "bundle"
     targets = ["--target", "cpu"]
@@ -33,8 +33,6 @@ def demo(arguments: list[str]) -> None:
     run("misgnet", "synthesize", "-o", tiles, "--seed", "1", "--force")
     sets = ["--calib", tiles / "train", "--val", tiles / "val", "--eval", tiles / "test"]
     run("misgnet-export", "build", WEIGHTS, *sets, *targets, "-o", bundle, "--force", *arguments)
-    before, after = (tiles / "test" / date / "pair_00000.png" for date in ("A", "B"))
-    run("misgnet-run", "predict", bundle, before, after, "-o", folder / "mask.png", "--force")
 
 
 def test(arguments: list[str]) -> None:
