@@ -18,7 +18,7 @@ from misgnet_runtime.manifest import Interface
 from misgnet_runtime.parity import Progress
 from misgnet_runtime.tiles import TileSet
 
-DEFAULT_PERCENTILE = 99.99
+DEFAULT_PERCENTILE = 99.999
 PERCENTILES = (99.99, 99.999, 100.0)
 _PEAK_TILES = 8
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from misgnet_export.report import figures, pictures
 from misgnet_export.report.pictures import TilePicture
 from misgnet_runtime.machine import machine_line
@@ -49,6 +47,8 @@ class Axis:
 
 def render(data: ReportData) -> str:
     """The whole page. Every text is escaped; images are in it as ``data:`` addresses."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # parity, for one, runs where it is not installed
+
     environment = Environment(
         loader=PackageLoader("misgnet_export.report", "."),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
