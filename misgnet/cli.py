@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from misgnet_runtime.console import err_console, make_app, out_console, run_app
-from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.outputs import refuse_existing, replace_file, replace_folder
 
 app = make_app(
@@ -128,7 +128,7 @@ def synthesize(
 
     refuse_existing(output, force)
     if size < 64 or size % 32:
-        raise InputError(f"--size is {size}; tiles are drawn at multiples of 32 from 64 on")
+        raise UsageError(f"--size is {size}; tiles are drawn at multiples of 32 from 64 on")
     with replace_folder(output) as folder, Progress(console=err_console, transient=True) as bars:
         for index, (name, count) in enumerate((("train", train_pairs), ("val", val_pairs), ("test", test_pairs))):
             if count:

@@ -1,0 +1,86 @@
+"""The commands of ``misgnet``, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="the network needs the [train] extra")
+
+from misgnet.checkpoint import load_network
+from misgnet.evaluation import evaluate
+from misgnet_runtime.tiles import TileSet
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"
+
+
+def misgnet(*arguments: object) -> subprocess.CompletedProcess[str]:
+    paths = [ROOT, ROOT / "runtime"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    command = [sys.executable, "-m", "misgnet.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "tiles"
+    result = misgnet("synthesize", "-o", folder, "--train", 4, "--val", 3, "--test", 0, "--size", 128, "--seed", 11)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_synthesize_draws_what_was_asked_and_the_same_again(tiles: Path, tmp_path: Path) -> None:
+    assert sorted(p.name for p in tiles.iterdir()) == ["train", "val"]
+    assert len(list((tiles / "train" / "label").iterdir())) == 4
+    again = tmp_path / "again"
+    misgnet("synthesize", "-o", again, "--train", 4, "--val", 3, "--test", 0, "--size", 128, "--seed", 11)
+    name = Path("val/B/pair_00002.png")
+    assert (again / name).read_bytes() == (tiles / name).read_bytes()
+    assert (tiles / "train/A/pair_00000.png").read_bytes() != (tiles / "val/A/pair_00000.png").read_bytes()
+
+
+def test_evaluate_writes_the_scores_of_the_library(tiles: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores.json"
+    result = misgnet("evaluate", WEIGHTS, tiles / "val", "--json", out, "--tile", 64)
+    assert result.returncode == 0, result.stderr
+    expected = evaluate(load_network(WEIGHTS), TileSet.open(tiles / "val", 64)).scores()
+    found = json.loads(out.read_text())
+    assert list(found) == ["precision", "recall", "f1", "iou", "accuracy", "kappa"]
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_train_leaves_weights_that_evaluate_reads(tiles: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = misgnet("train", tiles, "-o", run, "--tile", 64, "--batch", 2, "--epochs", 1, "--init", WEIGHTS)
+    assert result.returncode == 0, result.stderr
+    assert {p.name for p in run.iterdir()} == {"best.safetensors", "best_fp16.safetensors", "config.json", "log.jsonl"}
+    assert misgnet("evaluate", run / "best_fp16.safetensors", tiles / "val", "--tile", 64).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["synthesize", "-o", ".", "--train", 1], 2, "exists"),
+        (["synthesize", "-o", "new", "--size", 50], 2, "multiples of 32"),
+        (["evaluate", WEIGHTS, "nowhere"], 4, "nowhere"),
+        (["evaluate", __file__, "."], 4, "neither safetensors"),
+        (["train", "nowhere", "-o", "run"], 4, "nowhere"),
+        (["predict", WEIGHTS, "a.png", "b.png", "-o", "m.jpg"], 2, "PNG"),
+        (["predict", WEIGHTS, "a.png", "b.png", "-o", "m.png"], 4, "a.png"),
+        (["predict", WEIGHTS], 2, "AFTER"),
+    ],
+)
+def test_mistakes_end_with_their_code(
+    arguments: list[object], code: int, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = misgnet(*arguments)
+    assert result.returncode == code, result.stderr
+    assert word.lower() in result.stderr.lower() and "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
