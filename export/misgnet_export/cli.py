@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from misgnet_runtime.console import err_console, make_app, out_console, run_app
-from misgnet_runtime.errors import GateFailed, UnavailableError, UsageError
+from misgnet_runtime.errors import GateFailed, UnavailableError
 from misgnet_runtime.manifest import InputForm, Interface, OutputForm
 from misgnet_runtime.outputs import refuse_existing
 from misgnet_runtime.plans import parse_target
@@ -20,11 +20,6 @@ app = make_app(
 )
 
 
-@app.callback()
-def _root() -> None:
-    """Keeps the commands' names even where there is one."""
-
-
 @app.command()
 def build(
     weights: Annotated[Path, typer.Argument(help="checkpoint: safetensors or any published MISGNet file")],
@@ -33,7 +28,7 @@ def build(
     output: Annotated[Path, typer.Option("-o", "--output", help="the bundle's folder")],
     val: Annotated[Path | None, typer.Option(help="folder of A/ B/ label/ for decisions; without it, defaults")] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="cpu, rtx-smNN[,smNN...] or tensorrt; may be repeated [default: cpu]")
+        list[str] | None, typer.Option(help="cpu (the default), rtx-smNN,smNN... or tensorrt; may be repeated")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace an existing bundle")] = False,
     tile: Annotated[int, typer.Option(help="tile size in pixels, a multiple of 32")] = 256,
@@ -43,9 +38,11 @@ def build(
     max_f1_drop: Annotated[float, typer.Option(help="allowed F1 drop in points; may be negative")] = 0.5,
     threshold: Annotated[float, typer.Option(help="probability above which a pixel is changed")] = 0.5,
     input_form: Annotated[
-        str, typer.Option("--input", help="uint8 (raw NHWC images) or float32 (normalised NCHW)")
+        InputForm, typer.Option("--input", help="uint8 (raw NHWC images) or float32 (normalised NCHW)")
     ] = "uint8",
-    output_form: Annotated[str, typer.Option("--output-form", help="probability, logits or mask")] = "probability",
+    output_form: Annotated[
+        OutputForm, typer.Option("--output-form", help="probability, logits or mask")
+    ] = "probability",
     bundle_version: Annotated[int, typer.Option(help="a number that only grows")] = 1,
     licence: Annotated[str, typer.Option(help="licence of the weights, for the manifest")] = "not stated",
     timing_cache: Annotated[Path | None, typer.Option(help="TensorRT's timing cache, read and written")] = None,
@@ -56,9 +53,7 @@ def build(
     from misgnet_export.report import parity_table, stage_table, throughput_table
     from misgnet_export.request import BuildRequest
 
-    interface = Interface(
-        tile, max_batch, _one_of(input_form, InputForm, "--input"), _one_of(output_form, OutputForm, "--output-form")
-    )
+    interface = Interface(tile, max_batch, input_form, output_form)
     request = BuildRequest(
         weights, calib, evaluation, val, tuple(dict.fromkeys(parse_target(t) for t in target or ["cpu"])), output,
         interface, force, calib_tiles, seed, max_f1_drop, threshold, bundle_version, licence, timing_cache,
@@ -106,13 +101,6 @@ def _need_compiler() -> None:
         raise UnavailableError(
             f"build needs {error.name}; install it with: pip install 'misgnet-export[export]'"
         ) from error
-
-
-def _one_of(value: str, form: object, option: str):  # type: ignore[no-untyped-def]  # the literal's own type
-    allowed = form.__args__  # type: ignore[attr-defined]
-    if value not in allowed:
-        raise UsageError(f"{option} is '{value}'; it must be one of {', '.join(allowed)}")
-    return value
 
 
 def main() -> None:
