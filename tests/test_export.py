@@ -105,10 +105,18 @@ def test_raw_images_go_in_and_masks_or_probabilities_come_out(output: str) -> No
 
 
 def test_a_float_stage_that_moves_the_numbers_fails() -> None:
-    require_same(Agreement(1e-6, 1e-7, 1.0), "b", "a")
+    require_same(Agreement(1e-6, 1e-7, 1.0), LOGITS, "b", "a")
     for wrong in (1e-3, float("inf"), float("nan")):
         with pytest.raises(GateFailed, match="differs"):
-            require_same(Agreement(wrong, 0.0, 1.0), "b", "a")
+            require_same(Agreement(wrong, 0.0, 1.0), LOGITS, "b", "a")
+
+
+def test_of_a_graph_that_answers_with_masks_the_pixels_are_compared() -> None:
+    masks = Interface(TILE, 8, "uint8", "mask")
+    require_same(Agreement(0.5, 0.1, 0.99995), masks, "b", "a")
+    for wrong in (0.999, float("nan")):
+        with pytest.raises(GateFailed, match="masks"):
+            require_same(Agreement(0.5, 0.1, wrong), masks, "b", "a")
 
 
 def test_a_broken_int8_graph_fails() -> None:

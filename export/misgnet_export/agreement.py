@@ -18,6 +18,7 @@ from misgnet_runtime.tiles import TileSet, stack
 Answers = list[NDArray[np.float32]]
 
 FLOAT_TOLERANCE = 1e-4  # probability; float32 rounding gives about 1e-6
+MASK_AGREEMENT = 0.9999  # share of pixels; a probability next to the threshold may fall to either side
 INT8_AGREEMENT = 0.9  # share of pixels; below this, quantization is broken rather than lossy
 
 
@@ -64,9 +65,15 @@ def compare(first: Answers, second: Answers, threshold: float) -> Agreement:
     return Agreement(largest, float(difference.mean()), float(((a > threshold) == (b > threshold)).mean()))
 
 
-def require_same(found: Agreement, what: str, before: str) -> None:
-    """GateFailed where a float stage changed the numbers."""
-    if not found.largest <= FLOAT_TOLERANCE:
+def require_same(found: Agreement, interface: Interface, what: str, before: str) -> None:
+    """GateFailed where a float stage changed the numbers; of a graph that answers with masks, its pixels."""
+    if interface.output == "mask":
+        if not found.pixels >= MASK_AGREEMENT:
+            raise GateFailed(
+                f"{what} differs from {before} in {100 * (1 - found.pixels):.3f} % of the masks' pixels (allowed "
+                f"{100 * (1 - MASK_AGREEMENT):.2f} %); the stage in between is wrong for this checkpoint"
+            )
+    elif not found.largest <= FLOAT_TOLERANCE:
         raise GateFailed(
             f"{what} differs from {before} by up to {found.largest:.2e} in the probability of change "
             f"(allowed {FLOAT_TOLERANCE:.0e}); the stage in between is wrong for this checkpoint"

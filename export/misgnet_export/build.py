@@ -139,7 +139,7 @@ def _export(request: BuildRequest, network: MISGNet, sets: Sets, log: StageLog) 
         model = export_graph(network, request.interface)
         expected = answers(torch_predictor(network), _few(sets))
         found = compare(expected, answers_of(model, request.interface, _few(sets), stage.progress), request.threshold)
-        require_same(found, "the exported graph", "the PyTorch network")
+        require_same(found, request.interface, "the exported graph", "the PyTorch network")
         stage.finding = f"{len(model.graph.node)} nodes, {found}"
     return model
 
@@ -149,7 +149,7 @@ def _simplify(request: BuildRequest, exported: onnx.ModelProto, sets: Sets, log:
         model = simplify_graph(exported)
         expected, simpler = (answers_of(m, request.interface, _few(sets), stage.progress) for m in (exported, model))
         found = compare(expected, simpler, request.threshold)
-        require_same(found, "the simplified graph", "the exported one")
+        require_same(found, request.interface, "the simplified graph", "the exported one")
         stage.finding = f"{len(model.graph.node)} nodes, {found}"
     return model
 
