@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from misgnet_calibration.observers import BINS, SAMPLE, Histogram, PercentileObserver, Range, sampling_step
+from misgnet_calibration.calibrators import CANDIDATES, DEFAULT, percentile
+from misgnet_calibration.observers import BINS, SAMPLE, Histogram, Range, sampling_step
 from misgnet_runtime.errors import InputError
 
 FLOATS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
@@ -92,7 +93,8 @@ def test_the_sample_meets_every_channel_equally_often(channels):
     assert visits.max() - visits.min() <= 1
 
 
-def test_observer_range_is_that_of_its_share():
-    observer = PercentileObserver(0.9)
-    observer.observe(np.arange(1000, dtype=np.float32))
-    assert observer.range() == observer.percentile(0.9)
+def test_a_calibrator_keeps_the_range_that_its_name_says():
+    histogram = seen(np.arange(1000, dtype=np.float32))
+    assert percentile(90).name == "percentile 90"
+    assert percentile(90).choose(histogram) == histogram.percentile(0.9)
+    assert len({c.name for c in CANDIDATES}) == len(CANDIDATES) and DEFAULT in CANDIDATES

@@ -38,12 +38,6 @@ class Observer(Protocol):
     def observe(self, values: NDArray[np.float32]) -> None: ...
 
 
-class Calibrator(Observer, Protocol):
-    """An observer that says which range of the values to keep: the seam for further methods."""
-
-    def range(self) -> Range: ...
-
-
 class Histogram:
     """Exact extremes, and ``counts`` (BINS,) by the upper half of the values' bits."""
 
@@ -96,14 +90,3 @@ def sampling_step(size: int) -> int:
     while gcd(step, size) > 1:
         step += 1
     return step
-
-
-class PercentileObserver(Histogram):
-    """Keeps the central ``share`` of the values; the default calibrator."""
-
-    def __init__(self, share: float = 0.9999) -> None:
-        super().__init__()
-        self.share = share
-
-    def range(self) -> Range:
-        return self.percentile(self.share)

@@ -10,8 +10,7 @@ from typing import Any
 
 import msgspec
 
-from misgnet_calibration.recipes import CPU
-from misgnet_export.draft import FLOAT_GRAPH, Draft, Evidence, GraphFile
+from misgnet_export.draft import FLOAT_GRAPH, Draft, Evidence
 from misgnet_export.report import ReportData, render
 from misgnet_export.report.html import short_path
 from misgnet_export.request import BuildRequest
@@ -24,7 +23,6 @@ from misgnet_runtime.manifest import (
     EngineEntry,
     Manifest,
     Preprocessing,
-    Quantization,
     encode,
 )
 from misgnet_runtime.parity import ParityReport
@@ -135,7 +133,7 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         preprocessing=Preprocessing(where="in the graph" if interface.input == "uint8" else "in the runtime"),
         source_weights_sha256=file_sha256(request.weights),
         calibration=_calibration(request, draft),
-        quantization=[_quantization(g) for g in draft.graphs if g.quantized],
+        quantization=[g.quantization for g in draft.graphs if g.quantization],
         engines=draft.engines,
         files=describe_files(root, _roles(root, draft)),
         max_f1_drop=request.max_f1_drop,
@@ -168,23 +166,12 @@ def tool_versions() -> dict[str, str]:
 
 
 def _calibration(request: BuildRequest, draft: Draft) -> Calibration:
-    graph = next(g for g in draft.graphs if g.name == CPU.name)
+    decision = draft.sets.decision
     return Calibration(
         tiles=len(draft.sets.calib),
         tiles_sha256=draft.sets.calib.digest(),
         seed=request.seed,
-        observer="percentile of a histogram",
-        percentile=graph.percentile or 0.0,
-        decided_on=f"{len(draft.sets.decision)} validation tiles" if draft.sets.decision else "the default",
-        candidates=dict(graph.candidates),
-    )
-
-
-def _quantization(graph: GraphFile) -> Quantization:
-    assert graph.quantized is not None
-    q = graph.quantized
-    return Quantization(
-        graph.file, q.recipe.name, len(q.places), q.recipe.weight_bits, q.int8_share, list(q.float32_nodes)
+        decided_on=f"{len(decision)} validation tiles" if decision else "no tiles: the default calibrator",
     )
 
 

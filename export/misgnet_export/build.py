@@ -12,7 +12,7 @@ from rich.console import Console
 from misgnet.checkpoint import load_network
 from misgnet.evaluation import predict_probability
 from misgnet.network import MISGNet
-from misgnet_calibration.quantize import QuantizedGraph
+from misgnet_calibration.calibrators import DEFAULT
 from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
 from misgnet_calibration.selection import FewTilesWarning, draw_tiles
 from misgnet_export.agreement import Agreement, answers, answers_of, compare, require_close, require_same
@@ -22,11 +22,11 @@ from misgnet_export.evidence import choose_golden, judge_engines, time_engines
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
 from misgnet_export.progress import StageLog
-from misgnet_export.quantization import DEFAULT_PERCENTILE, Decision, Observed, choose_percentile, observe, quantize_for
+from misgnet_export.quantization import Decision, Observed, choose_calibrator, observe, quantize_for
 from misgnet_export.report import parity_table
 from misgnet_export.request import BuildRequest, check_request
 from misgnet_runtime.errors import GateFailed
-from misgnet_runtime.manifest import EngineEntry
+from misgnet_runtime.manifest import EngineEntry, Quantization
 from misgnet_runtime.outputs import refuse_existing, replace_folder
 from misgnet_runtime.parity import Predict, Progress
 from misgnet_runtime.plans import compile_plan
@@ -180,27 +180,27 @@ def _quantize_one(
     recipe: Recipe, root: Path, log: StageLog,
 ) -> GraphFile:  # fmt: skip
     with log.stage(f"quantize to INT8 for {recipe.name}") as stage:
-        percentile = DEFAULT_PERCENTILE
-        tried: dict[float, Agreement] = {}
+        calibrator = DEFAULT
+        tried: dict[str, Agreement] = {}
         if decision is not None:
-            percentile, tried = choose_percentile(
+            calibrator, tried = choose_calibrator(
                 model, request.interface, observed, recipe, decision, request.threshold, stage.progress
             )
-        quantized = quantize_for(model, recipe, observed, percentile)
+        quantized = quantize_for(model, recipe, observed, calibrator)
         answered = answers_of(quantized.model, request.interface, check.tiles)
         found = compare(check.expected, answered, request.threshold)
         require_close(found, f"the INT8 graph for {recipe.name}", "the float graph")
         stage.finding = (
             f"{len(quantized.places)} places, {100 * quantized.int8_share:.1f} % of the multiply-adds, "
-            f"percentile {percentile:g}, {100 * found.pixels:.3f} % of pixels agree"
+            f"{calibrator.name}, {100 * found.pixels:.3f} % of pixels agree"
         )
-    decided = {f"{p:g}": a.pixels for p, a in tried.items()}
     written = _write_graph(root, recipe.name, "int8+float16" if recipe.float16 else "int8", quantized.model)
-    return replace(written, quantized=_without_model(quantized), percentile=percentile, candidates=decided)
-
-
-def _without_model(quantized: QuantizedGraph) -> QuantizedGraph:
-    return replace(quantized, model=onnx.ModelProto())
+    agreeing = {name: agreement.pixels for name, agreement in tried.items()}
+    entry = Quantization(
+        written.file, recipe.name, len(quantized.places), recipe.weight_bits, quantized.int8_share, calibrator.name,
+        agreeing, list(quantized.float32_nodes),
+    )  # fmt: skip
+    return replace(written, quantization=entry)
 
 
 def _write_graph(root: Path, name: str, precision: str, model: onnx.ModelProto) -> GraphFile:

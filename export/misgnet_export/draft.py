@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from misgnet_calibration.quantize import QuantizedGraph
 from misgnet_export.report import TilePicture
 from misgnet_runtime.golden import GoldenTiles
-from misgnet_runtime.manifest import EngineEntry
+from misgnet_runtime.manifest import EngineEntry, Quantization
 from misgnet_runtime.parity import ParityReport
 from misgnet_runtime.throughput import Timing
 from misgnet_runtime.tiles import TileSet
@@ -29,15 +28,13 @@ class Sets:
 
 @dataclass(frozen=True)
 class GraphFile:
-    """A graph in the bundle; ``quantized`` has no model any more, only what was decided."""
+    """A graph in the bundle, and what was decided for it where it is INT8."""
 
     name: str
     file: str
     precision: str
     size: int
-    quantized: QuantizedGraph | None = None
-    percentile: float | None = None
-    candidates: Mapping[str, float] = field(default_factory=dict)
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The calibrating stage: observe once, decide the clipping on validation tiles, quantize for each recipe."""
+"""The calibrating stage: observe once, decide the calibrator on validation tiles, quantize for each recipe."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from misgnet_calibration.calibrators import CANDIDATES, Calibrator
 from misgnet_calibration.collect import collect, magnitudes
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Histogram, Range
@@ -18,8 +19,6 @@ from misgnet_runtime.manifest import Interface
 from misgnet_runtime.parity import Progress
 from misgnet_runtime.tiles import TileSet
 
-DEFAULT_PERCENTILE = 99.999
-PERCENTILES = (99.99, 99.999, 100.0)
 _PEAK_TILES = 8
 
 
@@ -30,9 +29,9 @@ class Observed:
     histograms: Mapping[str, Histogram]
     peaks: Mapping[str, float]
 
-    def ranges(self, percentile: float) -> dict[str, Range]:
-        """Ranges that keep ``percentile`` per cent of each tensor's values."""
-        return {name: h.percentile(percentile / 100) for name, h in self.histograms.items()}
+    def ranges(self, calibrator: Calibrator) -> dict[str, Range]:
+        """The range that ``calibrator`` keeps of each tensor."""
+        return {name: calibrator.choose(histogram) for name, histogram in self.histograms.items()}
 
 
 @dataclass(frozen=True)
@@ -56,24 +55,26 @@ def observe(
     return Observed(histograms, peaks)
 
 
-def choose_percentile(
+def choose_calibrator(
     model: onnx.ModelProto, interface: Interface, observed: Observed, recipe: Recipe, decision: Decision,
     threshold: float, progress: Progress,
-) -> tuple[float, dict[float, Agreement]]:  # fmt: skip
-    """The percentile whose graph agrees with the float graph in most pixels of the ``decision`` tiles."""
-    tried: dict[float, Agreement] = {}
-    for index, percentile in enumerate(PERCENTILES):
-        candidate = quantize_for(model, recipe, observed, percentile)
+) -> tuple[Calibrator, dict[str, Agreement]]:  # fmt: skip
+    """The candidate whose graph agrees with the float graph in most pixels of ``decision``, and all by name."""
+    tried: dict[str, Agreement] = {}
+    for index, calibrator in enumerate(CANDIDATES):
+        candidate = quantize_for(model, recipe, observed, calibrator)
         found = answers_of(candidate.model, interface, decision.tiles)
-        tried[percentile] = compare(decision.expected, found, threshold)
-        progress(index + 1, len(PERCENTILES))
-    return best(tried), tried
+        tried[calibrator.name] = compare(decision.expected, found, threshold)
+        progress(index + 1, len(CANDIDATES))
+    chosen = best(tried)
+    return next(c for c in CANDIDATES if c.name == chosen), tried
 
 
-def best(tried: Mapping[float, Agreement]) -> float:
+def best(tried: Mapping[str, Agreement]) -> str:
     """Most agreeing pixels, then the smaller mean difference; a pure decision."""
-    return max(tried, key=lambda p: (tried[p].pixels, -tried[p].mean))
+    return max(tried, key=lambda name: (tried[name].pixels, -tried[name].mean))
 
 
-def quantize_for(model: onnx.ModelProto, recipe: Recipe, observed: Observed, percentile: float) -> QuantizedGraph:
-    return quantize(model, recipe, observed.ranges(percentile), observed.peaks)
+def quantize_for(model: onnx.ModelProto, recipe: Recipe, observed: Observed, calibrator: Calibrator) -> QuantizedGraph:
+    """The INT8 graph for ``recipe`` with ``calibrator``'s ranges."""
+    return quantize(model, recipe, observed.ranges(calibrator), observed.peaks)

@@ -68,11 +68,14 @@ def _here(bundle: Bundle, entry: EngineEntry) -> str:
 
 
 def _quantization(bundle: Bundle) -> Table:
-    columns = ("graph", "INT8 operators", "share of multiply-adds", "weight bits", "kept float32")
+    columns = ("graph", "INT8 operators", "share of multiply-adds", "weight bits", "calibrator", "kept float32")
     table = Table(*columns, title="Quantization")
     for q in bundle.manifest.quantization:
         share = f"{100 * q.int8_share_of_multiply_adds:.1f} %"
-        table.add_row(escape(q.graph), str(q.quantized_nodes), share, str(q.weight_bits), str(len(q.float32_nodes)))
+        kept = str(len(q.float32_nodes))
+        table.add_row(
+            escape(q.graph), str(q.quantized_nodes), share, str(q.weight_bits), escape(q.calibrator), kept
+        )  # fmt: skip
     return table
 
 

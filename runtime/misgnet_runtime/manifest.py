@@ -102,25 +102,24 @@ class EngineEntry(Struct, frozen=True):
 
 
 class Calibration(Struct, frozen=True):
-    """How activations' ranges were found, and on which tiles."""
+    """The tiles that activations' ranges were observed on, and those that decided between calibrators."""
 
     tiles: int
     tiles_sha256: str
     seed: int
-    observer: str
-    percentile: float
     decided_on: str
-    candidates: dict[str, float] = {}
 
 
 class Quantization(Struct, frozen=True):
-    """What became INT8 in one graph."""
+    """What became INT8 in one graph, and how; ``candidates``: share of equal pixels by calibrator tried."""
 
     graph: str
     recipe: str
     quantized_nodes: int
     weight_bits: int
     int8_share_of_multiply_adds: Fraction
+    calibrator: str
+    candidates: dict[str, float] = {}
     float32_nodes: list[str] = []
 
 
