@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from misgnet.network import MISGNet
 from misgnet.tensors import normalise, unit_range
+from misgnet_runtime.callables import Progress
 from misgnet_runtime.metrics import Confusion
 from misgnet_runtime.scene import predict_scene
 from misgnet_runtime.tiles import Tile, TileSet, stack
-
-Progress = Callable[[int, int], None]
 
 
 @torch.inference_mode()

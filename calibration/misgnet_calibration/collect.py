@@ -7,7 +7,7 @@ is that of one tile's activations, and an error names its tile.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import onnx
 from onnx import TensorProto, helper
@@ -15,14 +15,13 @@ from onnx import TensorProto, helper
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Observer
 from misgnet_calibration.shapes import copied
+from misgnet_runtime.callables import Progress
 from misgnet_runtime.detector import arrays_for
 from misgnet_runtime.engines.base import Arrays
 from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.manifest import Interface
 from misgnet_runtime.tiles import Tile, TileSet, stack
-
-Progress = Callable[[int, int], None]
 
 # Operators that only arrange values: what comes out has the peak of what went in.
 _ARRANGING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})

@@ -107,7 +107,7 @@ class _Writer:
             self._add(f"{name}_scale", scale),
             self._add(f"{name}_zero", np.zeros(scale.shape, levels.dtype)),
         ]
-        self._node("DequantizeLinear", parameters, f"{name}_dq", place.node.rpartition("/")[0], axis)
+        self._node("DequantizeLinear", parameters, f"{name}_dq", scope(self.graph.by_name[place.node]), axis)
         return f"{name}_dq"
 
     def _add(self, name: str, value: NDArray[np.generic] | np.generic) -> str:

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.manifest import Interface
-from misgnet_runtime.parity import Predict, Progress
 from misgnet_runtime.tiles import TileSet, stack
 
 Answers = list[NDArray[np.float32]]

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from misgnet_export.draft import FLOAT_GRAPH, Draft, Evidence
+from misgnet_export.draft import FLOAT_GRAPH, Draft, Evidence, GraphFile
 from misgnet_export.report import ReportData, render
 from misgnet_export.report.html import short_path
 from misgnet_export.request import BuildRequest
@@ -42,12 +42,12 @@ _TOOLS = (
 )
 
 
-def plan_entry(target: Target, plan: Plan, file: str, graph: str, request: BuildRequest) -> EngineEntry:
+def plan_entry(target: Target, plan: Plan, file: str, graph: GraphFile, request: BuildRequest) -> EngineEntry:
     """The manifest's entry of a compiled plan."""
     options = request.plan_options(target)
     return EngineEntry(
-        target.name, "rtx" if target.kind == "rtx" else "tensorrt", file, graph, "int8+float16", plan.vendor_version,
-        list(plan.compute_capabilities), plan.platform, (options.min_batch, options.opt_batch, options.max_batch),
+        target.name, "rtx" if target.kind == "rtx" else "tensorrt", file, graph.file, graph.precision,
+        plan.vendor_version, list(plan.compute_capabilities), plan.platform, (options.min_batch, options.opt_batch, options.max_batch),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 from rich.console import Console
+from rich.markup import escape
 
 from misgnet.checkpoint import load_network
 from misgnet.evaluation import predict_probability
@@ -15,7 +16,7 @@ from misgnet.network import MISGNet
 from misgnet_calibration.calibrators import DEFAULT
 from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
 from misgnet_calibration.selection import FewTilesWarning, draw_tiles
-from misgnet_export.agreement import Agreement, answers, answers_of, compare, require_close, require_same
+from misgnet_export.agreement import Agreement, Answers, answers, answers_of, compare, require_close, require_same
 from misgnet_export.assembly import plan_entry, write_bundle, write_golden_tiles, write_rejected
 from misgnet_export.draft import CPU_ENGINE, FLOAT_ENGINE, Draft, Evidence, GraphFile, Sets
 from misgnet_export.evidence import choose_golden, judge_engines, time_engines
@@ -25,15 +26,23 @@ from misgnet_export.progress import StageLog
 from misgnet_export.quantization import Decision, Observed, choose_calibrator, observe, quantize_for
 from misgnet_export.report import parity_table
 from misgnet_export.request import BuildRequest, check_request
+from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.manifest import EngineEntry, Quantization
 from misgnet_runtime.outputs import refuse_existing, replace_folder
-from misgnet_runtime.parity import Predict, Progress
 from misgnet_runtime.plans import compile_plan
 from misgnet_runtime.tiles import TileSet, check_disjoint, read_source
 
 _CHECK_TILES = 8
 _DECISION_TILES = 32
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A graph, and what it answers on the tiles that every stage is checked on."""
+
+    model: onnx.ModelProto
+    answers: Answers
 
 
 @dataclass(frozen=True)
@@ -65,15 +74,20 @@ def build(request: BuildRequest, console: Console) -> Built:
 
 def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
     sets, network = _load(request, log)
-    exported = _export(request, network, sets, log)
-    simplified = _simplify(request, exported, sets, log)
-    graphs = [_write_graph(root, "float", "float32", simplified), *_quantize(request, simplified, sets, root, log)]
-    engines = [*_portable_engines(graphs), *_compile(request, root, log)]
+    few = spread(sets.calib, _CHECK_TILES)
+    simplified = _simplify(request, _export(request, network, few, log), few, log)
+    graphs = [
+        _write_graph(root, "float", "float32", simplified.model),
+        *_quantize(request, simplified, few, sets, root, log),
+    ]
+    engines = [*_portable_engines(graphs), *_compile(request, graphs, root, log)]
     evidence = _judge(request, network, sets, engines, root, log)
     draft = Draft(sets, graphs, engines, evidence)
     if not evidence.parity.passed:
         return draft
-    timings = time_engines(engines, root, request.interface, write_golden_tiles(root, evidence), log)
+    ran = {e.engine for e in evidence.parity.engines if e.status == "run"}
+    runnable = [entry for entry in engines if entry.name in ran]
+    timings = time_engines(runnable, root, request.interface, write_golden_tiles(root, evidence), log)
     return replace(draft, evidence=replace(evidence, timings=timings))
 
 
@@ -101,14 +115,15 @@ def _load(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
         tile = request.interface.tile
         calib, evaluation = TileSet.open(request.calib, tile), TileSet.open(request.evaluation, tile)
         val = TileSet.open(request.val, tile) if request.val else None
-        sets = Sets(draw_tiles(calib, request.calib_tiles, request.seed), _spread(val, _DECISION_TILES), evaluation)
+        drawn = draw_tiles(calib, request.calib_tiles, request.seed)
+        sets = Sets(drawn, spread(val, _DECISION_TILES) if val is not None else None, evaluation)
         _check_sets(calib, val, evaluation)
         _read_all([s for s in (sets.calib, sets.decision, sets.evaluation) if s is not None], stage.progress)
         stage.finding = (
             f"{len(sets.calib)} calibration, {len(val or ())} validation, {len(evaluation)} evaluation tiles"
         )
     for warning in caught:
-        log.console.print(f"[yellow]warning[/] {warning.message}", soft_wrap=True)
+        log.console.print(f"[yellow]warning[/] {escape(str(warning.message))}", soft_wrap=True)
     return sets, network
 
 
@@ -127,50 +142,47 @@ def _read_all(sets: list[TileSet], progress: Progress) -> None:
         progress(done, len(sources))
 
 
-def _spread(tiles: TileSet | None, count: int) -> TileSet | None:
+def spread(tiles: TileSet, count: int) -> TileSet:
     """At most ``count`` tiles, evenly spread over the set."""
-    if tiles is None or len(tiles) <= count:
+    if len(tiles) <= count:
         return tiles
     return tiles.subset([i * len(tiles) // count for i in range(count)])
 
 
-def _export(request: BuildRequest, network: MISGNet, sets: Sets, log: StageLog) -> onnx.ModelProto:
+def _export(request: BuildRequest, network: MISGNet, few: TileSet, log: StageLog) -> Answered:
     with log.stage("export to ONNX") as stage:
         model = export_graph(network, request.interface)
-        expected = answers(torch_predictor(network), _few(sets))
-        found = compare(expected, answers_of(model, request.interface, _few(sets), stage.progress), request.threshold)
+        expected = answers(torch_predictor(network), few)
+        answered = answers_of(model, request.interface, few, stage.progress)
+        found = compare(expected, answered, request.threshold)
         require_same(found, request.interface, "the exported graph", "the PyTorch network")
         stage.finding = f"{len(model.graph.node)} nodes, {found}"
-    return model
+    return Answered(model, answered)
 
 
-def _simplify(request: BuildRequest, exported: onnx.ModelProto, sets: Sets, log: StageLog) -> onnx.ModelProto:
+def _simplify(request: BuildRequest, exported: Answered, few: TileSet, log: StageLog) -> Answered:
     with log.stage("simplify") as stage:
-        model = simplify_graph(exported)
-        expected, simpler = (answers_of(m, request.interface, _few(sets), stage.progress) for m in (exported, model))
-        found = compare(expected, simpler, request.threshold)
+        model = simplify_graph(exported.model)
+        answered = answers_of(model, request.interface, few, stage.progress)
+        found = compare(exported.answers, answered, request.threshold)
         require_same(found, request.interface, "the simplified graph", "the exported one")
         stage.finding = f"{len(model.graph.node)} nodes, {found}"
-    return model
+    return Answered(model, answered)
 
 
-def _few(sets: Sets) -> TileSet:
-    few = _spread(sets.calib, _CHECK_TILES)
-    assert few is not None
-    return few
-
-
-def _quantize(request: BuildRequest, model: onnx.ModelProto, sets: Sets, root: Path, log: StageLog) -> list[GraphFile]:
+def _quantize(
+    request: BuildRequest, simplified: Answered, few: TileSet, sets: Sets, root: Path, log: StageLog
+) -> list[GraphFile]:
+    model = simplified.model
     recipes = [CPU, *([TENSORRT] if request.plan_targets else [])]
     with log.stage("calibrate") as stage:
         observed = observe(model, request.interface, sets.calib, recipes, stage.progress)
         decision = None
         if sets.decision is not None:
             decision = Decision(sets.decision, answers_of(model, request.interface, sets.decision, stage.progress))
-        expected = answers_of(model, request.interface, _few(sets))
         stage.finding = f"{len(observed.histograms)} activations on {len(sets.calib)} tiles of both dates"
     return [
-        _quantize_one(request, model, observed, decision, Decision(_few(sets), expected), recipe, root, log)
+        _quantize_one(request, model, observed, decision, Decision(few, simplified.answers), recipe, root, log)
         for recipe in recipes
     ]
 
@@ -222,13 +234,13 @@ def _portable_engines(graphs: list[GraphFile]) -> list[EngineEntry]:
     ]  # fmt: skip
 
 
-def _compile(request: BuildRequest, root: Path, log: StageLog) -> list[EngineEntry]:
+def _compile(request: BuildRequest, graphs: list[GraphFile], root: Path, log: StageLog) -> list[EngineEntry]:
     entries = []
     for target in request.plan_targets:
         with log.stage(f"compile {target.name}") as stage:
-            graph = "graphs/int8_tensorrt.onnx"
+            graph = next(g for g in graphs if g.name == TENSORRT.name)
             plan = compile_plan(
-                (root / graph).read_bytes(), request.plan_options(target), timing_cache=request.timing_cache,
+                (root / graph.file).read_bytes(), request.plan_options(target), timing_cache=request.timing_cache,
                 progress=stage.phase_progress,
             )  # fmt: skip
             file = root / "engines" / f"{target.slug}.plan"
@@ -248,6 +260,6 @@ def _rejected(request: BuildRequest, draft: Draft, log: StageLog) -> GateFailed:
     with replace_folder(path) as root:
         write_rejected(root, request, draft, log.done)
     log.console.print(parity_table(draft.evidence.parity))
-    failed = [e for e in draft.evidence.parity.engines if e.verdict and not e.verdict.passed]
-    reasons = "; ".join(f"{e.engine}: {e.verdict.reason}" for e in failed if e.verdict) or "no engine was judged"
-    return GateFailed(f"the gate failed, so there is no bundle; the evidence is in {path}: {reasons}")
+    return GateFailed(
+        f"the gate failed, so there is no bundle; the evidence is in {path}: {draft.evidence.parity.failures}"
+    )

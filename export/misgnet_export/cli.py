@@ -85,10 +85,7 @@ def parity(
     write_results(result, json_file, junit_file)
     out_console.print(parity_table(result))
     if not result.passed:
-        failed = [e for e in result.engines if e.verdict and not e.verdict.passed]
-        raise GateFailed(
-            "; ".join(f"{e.engine}: {e.verdict.reason}" for e in failed if e.verdict) or "no engine was judged"
-        )
+        raise GateFailed(result.failures)
 
 
 def _need_compiler() -> None:

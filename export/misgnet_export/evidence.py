@@ -10,13 +10,14 @@ import numpy as np
 
 from misgnet_export.progress import StageLog
 from misgnet_export.report import TilePicture, pick_tiles
+from misgnet_runtime.callables import Predict
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines import open_engine_file
 from misgnet_runtime.errors import GateFailed, UnavailableError
 from misgnet_runtime.gate import Verdict
 from misgnet_runtime.golden import GoldenTiles
 from misgnet_runtime.manifest import EngineEntry, Interface
-from misgnet_runtime.parity import EngineParity, Judged, ParityReport, Predict, Status, compare, judge, report
+from misgnet_runtime.parity import EngineParity, Judged, ParityReport, Status, compare, judge, report
 from misgnet_runtime.throughput import Task, Timing, measure
 from misgnet_runtime.tiles import Tile, TileSet, read_tile, stack
 
@@ -128,24 +129,13 @@ def _first_of_each_source(tiles: TileSet, order: list[int]) -> list[int]:
 def time_engines(
     entries: Sequence[EngineEntry], root: Path, interface: Interface, golden: Path, log: StageLog
 ) -> list[Timing]:
-    """Latency and throughput of what can run here, float and INT8 side by side, each in a process of its own."""
-    runnable = [entry for entry in entries if _opens_here(entry, root, interface)]
+    """Latency and throughput of engines that run here, float and INT8 side by side, each in its own process."""
     batches = [b for b in BATCHES if b <= interface.max_batch]
     with log.stage("measure throughput") as stage:
         timings: list[Timing] = []
         for batch in batches:
-            tasks = [Task(entry, str(root), interface, str(golden), batch) for entry in runnable]
+            tasks = [Task(entry, str(root), interface, str(golden), batch) for entry in entries]
             timings += measure(tasks, progress=stage.progress)
-        best = {e.name: max(t.pairs_per_second for t in timings if t.engine == e.name) for e in runnable}
+        best = {e.name: max(t.pairs_per_second for t in timings if t.engine == e.name) for e in entries}
         stage.finding = ", ".join(f"{name} {value:.1f} pairs/s" for name, value in best.items())
     return timings
-
-
-def _opens_here(entry: EngineEntry, root: Path, interface: Interface) -> bool:
-    if entry.kind == "onnxruntime":
-        return True
-    try:
-        open_engine_file(entry, root, interface.max_batch).close()
-    except UnavailableError:
-        return False
-    return True

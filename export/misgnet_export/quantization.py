@@ -15,8 +15,8 @@ from misgnet_calibration.placement import activations, place
 from misgnet_calibration.quantize import QuantizedGraph, quantize
 from misgnet_calibration.recipes import Recipe
 from misgnet_export.agreement import Agreement, Answers, answers_of, compare
+from misgnet_runtime.callables import Progress
 from misgnet_runtime.manifest import Interface
-from misgnet_runtime.parity import Progress
 from misgnet_runtime.tiles import TileSet
 
 _PEAK_TILES = 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +9,7 @@ import numpy as np
 from msgspec import field
 from numpy.typing import NDArray
 
+from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.gate import Interval, Verdict, bootstrap_drop, decide, f1_drop
 from misgnet_runtime.images import Mask
@@ -17,8 +17,6 @@ from misgnet_runtime.manifest import Struct
 from misgnet_runtime.metrics import Confusion
 from misgnet_runtime.tiles import Tile, TileSet, stack
 
-Predict = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
-Progress = Callable[[int, int], None]
 Status = Literal["run", "proxy", "not run"]
 
 SHOWN_TILES = 6
@@ -89,6 +87,12 @@ class ParityReport(Struct, frozen=True):
         """Whether every engine that was run, itself or by proxy, passes; at least one must have been."""
         verdicts = [e.verdict for e in self.engines if e.verdict is not None]
         return bool(verdicts) and all(v.passed for v in verdicts)
+
+    @property
+    def failures(self) -> str:
+        """Why the report did not pass: the engines that failed, each with its reason."""
+        failed = [f"{e.engine}: {e.verdict.reason}" for e in self.engines if e.verdict and not e.verdict.passed]
+        return "; ".join(failed) or "no engine was judged"
 
 
 def judge(

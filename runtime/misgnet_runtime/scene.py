@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
+from misgnet_runtime.callables import Predict
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.images import RgbImage
 from misgnet_runtime.tiling import cover, cut
-
-Predict = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
 
 
 def predict_scene(predict: Predict, before: RgbImage, after: RgbImage, tile: int, batch: int) -> NDArray[np.float32]:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from misgnet_runtime.callables import Progress
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines import open_engine_file
 from misgnet_runtime.errors import MisgnetError
@@ -53,9 +53,7 @@ class Timing(Struct, frozen=True):
     pairs_per_second: float
 
 
-def measure(
-    tasks: list[Task], seconds: float = 2.0, progress: Callable[[int, int], None] | None = None
-) -> list[Timing]:
+def measure(tasks: list[Task], seconds: float = 2.0, progress: Progress | None = None) -> list[Timing]:
     """Time all tasks side by side: ``ROUNDS`` rounds, each about ``seconds`` / ``ROUNDS`` a task.
 
     Raises MisgnetError with a worker's own words where one fails.
