@@ -47,7 +47,8 @@ def plan_entry(target: Target, plan: Plan, file: str, graph: GraphFile, request:
     options = request.plan_options(target)
     return EngineEntry(
         target.name, "rtx" if target.kind == "rtx" else "tensorrt", file, graph.file, graph.precision,
-        plan.vendor_version, list(plan.compute_capabilities), plan.platform, (options.min_batch, options.opt_batch, options.max_batch),
+        plan.vendor_version, list(plan.compute_capabilities), plan.platform,
+        (options.min_batch, options.opt_batch, options.max_batch),
     )  # fmt: skip
 
 
