@@ -1,0 +1,223 @@
+"""A download in, tiles out: finds the units, writes those that are not there yet, and says what it found."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from misgnet.datasets.layouts import plan_pairs
+from misgnet.datasets.rasters import Role, find_rasters
+from misgnet.datasets.record import ANEW, FORMAT, RECORD, Dataset, Done, Header, Record, open_record
+from misgnet.datasets.scene import check_label, open_scene, strips
+from misgnet.datasets.split import SPLITS, Edges, grid, place
+from misgnet.datasets.units import Plan, Skipped, Unit
+from misgnet.datasets.writing import PARTS, TileWriter, digest_on_disk, tile_writer
+from misgnet_runtime.callables import Progress
+from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.outputs import replace_folder
+
+_WHU_SIZE, _WHU_TILE = (15354, 32570), 256
+_WHU_COUNTS = {"train": 6096, "val": 762, "test": 762}
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """``seed``, ``edges`` and the rasters are for the WHU-CD scene alone."""
+
+    tile: int = 256  # pixels, a multiple of 32
+    seed: int = 0
+    edges: Edges = "keep"
+    before: Path | None = None
+    after: Path | None = None
+    label: Path | None = None
+    force: bool = False
+
+    @property
+    def rasters(self) -> dict[Role, Path]:
+        """Those that are named, by role."""
+        named: dict[Role, Path | None] = {"before": self.before, "after": self.after, "label": self.label}
+        return {role: path for role, path in named.items() if path is not None}
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What became of one split."""
+
+    name: str
+    found: int  # image pairs, or drawn tiles of the scene
+    official: int | None  # the published count of the same
+    tiles: int
+    written: int  # tiles of which a file was missing or another
+    changed: float  # share of the tiles' pixels
+
+    @property
+    def kept(self) -> int:
+        """Tiles that were there already."""
+        return self.tiles - self.written
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What was found, skipped and written."""
+
+    dataset: Dataset
+    splits: tuple[SplitReport, ...]
+    edge_tiles: int  # of the scene: not drawn, all in train
+    skipped: tuple[Skipped, ...]
+    foreign: tuple[Path, ...]  # files among the tiles that this record knows nothing of
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    done: Done
+    new: frozenset[str] = frozenset()
+
+
+def prepare(
+    dataset: Dataset,
+    source: Path,
+    output: Path,
+    options: PrepareOptions | None = None,
+    progress: Progress | None = None,
+) -> PrepareReport:
+    """Cut the data set in ``source`` into the tiles of ``output``; what is there already is checked and left alone.
+
+    ``progress`` is told how many image pairs, or strips of the scene, are done, and of how many.
+    Raises UsageError for options and places that cannot be meant, InputError for a source that is not what it
+    must be or has changed, and for a disk that is full: what is finished stays. UnavailableError without rasterio.
+    """
+    options = options or PrepareOptions()
+    _check_options(dataset, options)
+    _check_places(source, output, options)
+    if options.force:
+        with _open_plan(dataset, source, options) as plan, replace_folder(output) as folder:
+            return _run(plan, folder, progress)
+    with _open_plan(dataset, source, options) as plan:
+        return _run(plan, output, progress)
+
+
+def _check_options(dataset: Dataset, options: PrepareOptions) -> None:
+    if options.tile % 32 or not 32 <= options.tile <= 4096:
+        raise UsageError(f"--tile is {options.tile}; a tile is a multiple of 32 from 32 to 4096")
+    if options.seed < 0:
+        raise UsageError(f"--seed is {options.seed}; it is 0 or more")
+    if dataset != "whu" and options.rasters:
+        raise UsageError(f"--{next(iter(options.rasters))} names a raster, and only whu has rasters, not {dataset}")
+
+
+def _check_places(source: Path, output: Path, options: PrepareOptions) -> None:
+    target, origin = output.resolve(), source.resolve()
+    if target == origin or origin in target.parents:
+        raise UsageError(f"output {output} lies in the source {source}; choose another -o")
+    for path in (origin, *(raster.resolve() for raster in options.rasters.values())):
+        if target in path.parents:
+            raise UsageError(f"output {output} would hold the source {path}; choose another -o")
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"output {output} is a file; choose another -o")
+    if not options.force and output.exists() and not (output / RECORD).exists() and any(output.iterdir()):
+        raise UsageError(
+            f"output {output} is not empty and has no {RECORD}, so it was not prepared here; choose another -o, "
+            "or replace it with --force"
+        )
+
+
+@contextmanager
+def _open_plan(dataset: Dataset, source: Path, options: PrepareOptions) -> Iterator[Plan]:
+    if dataset != "whu":
+        yield plan_pairs(dataset, source, options.tile)
+        return
+    found = find_rasters(source, options.rasters)
+    with open_scene(found.rasters, options.tile) as scene:
+        size = (scene.height, scene.width)
+        placed = place(grid(*size, options.tile), options.tile, options.seed, options.edges)
+        if not placed:
+            raise InputError(f"the scene {source} has only edge tiles of {options.tile} px; use --edges keep")
+        check_label(scene, options.tile)
+        header = Header(
+            FORMAT, dataset, options.tile, {split: sum(p.split == split for p in placed) for split in SPLITS},
+            options.seed, options.edges, size, {role: file_digest(path) for role, path in found.rasters.items()},
+        )  # fmt: skip
+        drawn = {split: sum(p.split == split and not p.is_edge for p in placed) for split in SPLITS}
+        official = _WHU_COUNTS if (size, options.tile) == (_WHU_SIZE, _WHU_TILE) else None
+        units, edge_tiles = strips(scene, placed, options.tile), len(placed) - sum(drawn.values())
+        yield Plan(header, units, drawn, official, found.skipped, found.rasters, edge_tiles)
+
+
+def _run(plan: Plan, folder: Path, progress: Progress | None) -> PrepareReport:
+    outcomes = []
+    with open_record(folder, plan.header, plan.rasters) as record, tile_writer(folder) as writer:
+        _check_known(plan.units, record)
+        for count, unit in enumerate(plan.units, 1):
+            outcomes.append(_finish(unit, record, writer))
+            if progress is not None:
+                progress(count, len(plan.units))
+    return _report(plan, outcomes, folder)
+
+
+def _check_known(units: Iterable[Unit], record: Record) -> None:
+    gone = sorted(record.done.keys() - {unit.key for unit in units})
+    if gone:
+        raise InputError(f"{gone[0]} was prepared before and is no longer in the source; {ANEW}")
+
+
+def _finish(unit: Unit, record: Record, writer: TileWriter) -> _Outcome:
+    """See that the unit's tiles are in place and recorded."""
+    known = record.done.get(unit.key)
+    digests = tuple(file_digest(path) for path in unit.sources)
+    if known is not None:
+        for path, now, then in zip(unit.sources, digests, known.sources, strict=False):
+            if now != then:
+                raise InputError(f"{path} is another file than when its tiles were made; {ANEW}")
+        if digest_on_disk(writer.folder, known.tiles) == known.sha256:
+            return _Outcome(known)
+    tiles = unit.read()
+    written = writer.write(tiles)
+    changed: Counter[str] = Counter()
+    for tile in tiles:
+        changed[tile.split] += int(tile.label.sum())
+    done = Done(unit.key, digests, tuple(tile.key for tile in tiles), written.sha256, dict(changed))
+    if done != known:
+        record.add(done)
+    return _Outcome(done, written.new)
+
+
+def _report(plan: Plan, outcomes: list[_Outcome], folder: Path) -> PrepareReport:
+    keys = [key for outcome in outcomes for key in outcome.done.tiles]
+    tiles = Counter(key.partition("/")[0] for key in keys)
+    new = Counter(key.partition("/")[0] for outcome in outcomes for key in outcome.new)
+    changed: Counter[str] = Counter()
+    for outcome in outcomes:
+        changed.update(outcome.done.changed)
+    area = plan.header.tile**2
+    splits = tuple(
+        SplitReport(
+            split, plan.found[split], plan.official[split] if plan.official else None, tiles[split], new[split],
+            changed[split] / (tiles[split] * area) if tiles[split] else 0.0,
+        )
+        for split in SPLITS
+    )  # fmt: skip
+    return PrepareReport(
+        plan.header.dataset, splits, plan.edge_tiles, plan.skipped, tuple(_foreign(folder, frozenset(keys)))
+    )
+
+
+def _foreign(folder: Path, keys: frozenset[str]) -> Iterator[Path]:
+    """Files that a reader of the tiles would take for tiles; hidden ones it passes over."""
+    for split in SPLITS:
+        for part in PARTS:
+            for path in sorted((folder / split / part).glob("[!.]*")):
+                if path.suffix != ".png" or f"{split}/{path.stem}" not in keys:
+                    yield path.relative_to(folder)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, read piece by piece. InputError where it cannot be read."""
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error

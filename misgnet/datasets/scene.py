@@ -1,0 +1,243 @@
+"""WHU-CD: one scene of three rasters, read strip by strip and never whole."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from misgnet.datasets.split import PlacedCell
+from misgnet.datasets.units import TilePixels
+from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.images import Mask, RgbImage
+from misgnet_runtime.tiling import Cell, Span, cut
+
+MOST_BYTES = 512 << 20  # of one strip, or of one block of a file
+_GDAL = {
+    "GDAL_CACHEMAX": 64,  # MB
+    # What lies beside a raster (masks, overviews, statistics) is neither hashed nor checked: it is not read.
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Two dates and a label, open and checked: one size, one grid, 8 bits. One thread at a time may read."""
+
+    before: Any  # rasterio's open datasets
+    after: Any
+    label: Any
+
+    @property
+    def height(self) -> int:
+        return int(self.before.height)
+
+    @property
+    def width(self) -> int:
+        return int(self.before.width)
+
+    def read(self, rows: Span) -> tuple[RgbImage, RgbImage, Mask]:
+        """Both dates uint8 (h, W, 3) and the label bool (h, W) of ``rows``.
+
+        Where either date has no data both are 0 and nothing is changed. InputError names a damaged raster.
+        """
+        (before, valid), (after, also_valid) = (_read_date(date, rows) for date in (self.before, self.after))
+        label = _read(self.label, rows, 1) != 0
+        if not (valid is None and also_valid is None):
+            masked = ~(np.ones_like(label) if valid is None else valid)
+            if also_valid is not None:
+                masked |= ~also_valid
+            before[:, masked] = 0
+            after[:, masked] = 0
+            label[masked] = False
+        return np.moveaxis(before, 0, 2), np.moveaxis(after, 0, 2), label
+
+
+@dataclass(frozen=True)
+class StripUnit:
+    """The tiles of one row of the grid."""
+
+    scene: Scene
+    cells: tuple[PlacedCell, ...]
+    tile: int
+
+    @property
+    def key(self) -> str:
+        return f"rows/{self.cells[0].cell.rows.start:05d}"
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        return ()
+
+    def read(self) -> list[TilePixels]:
+        """The tiles from left to right; what lies beyond the scene is reflected."""
+        rows = self.cells[0].cell.rows
+        before, after, label = self.scene.read(rows)
+        tiles = []
+        for placed in self.cells:
+            left = placed.cell.columns.start
+            name = f"whu_{rows.start:05d}_{left:05d}"
+            window = Cell(Span(0, self.tile), Span(left, left + self.tile), rows, placed.cell.columns)
+            dates = cut(before, window), cut(after, window)
+            tiles.append(TilePixels(placed.split, name, *dates, cut(label, window)))
+        return tiles
+
+
+def strips(scene: Scene, cells: list[PlacedCell], tile: int) -> tuple[StripUnit, ...]:
+    """A unit for each row of the grid that has tiles."""
+    rows = groupby(cells, key=lambda placed: placed.cell.rows.start)
+    return tuple(StripUnit(scene, tuple(group), tile) for _, group in rows)
+
+
+@contextmanager
+def open_scene(paths: Mapping[str, Path], tile: int) -> Iterator[Scene]:
+    """Open the rasters "before", "after" and "label", and check all that can be known before a pixel is read.
+
+    UnavailableError without rasterio; InputError names the raster that is no GeoTIFF of the right kind, is too
+    wide to be read in strips of ``tile`` rows, or lies on another grid.
+    """
+    rasterio = _rasterio()
+    with rasterio.Env(**_GDAL), ExitStack() as stack:
+        opened = {role: stack.enter_context(_opened(rasterio, path)) for role, path in paths.items()}
+        for role, dataset in opened.items():
+            _check_kind(dataset, is_label=role == "label")
+        scene = Scene(**opened)
+        _check_memory(scene, tile)
+        for dataset in (scene.after, scene.label):
+            _check_grid(scene.before, dataset)
+        yield scene
+
+
+def check_label(scene: Scene, tile: int) -> None:
+    """InputError unless the label's values are 0 and 255, or 0 and 1, throughout: only the whole of it tells which."""
+    white: int | None = None
+    for start in range(0, scene.height, tile):
+        rows = Span(start, min(start + tile, scene.height))
+        values = _read(scene.label, rows, 1)
+        bad, white = first_bad_row(values, white)
+        if bad is not None:
+            found = np.unique(values)
+            shown = ", ".join(map(str, found[:6])) + (", ..." if len(found) > 6 else "")
+            raise InputError(
+                f"label {scene.label.name} has the values {shown} in rows {start} to {rows.stop - 1}, the first "
+                f"that does not fit in row {start + bad}; a label has 0 and 255, or 0 and 1, throughout"
+            )
+
+
+def first_bad_row(label: NDArray[np.uint8], white: int | None) -> tuple[int | None, int | None]:
+    """The row of a label (h, W) where a value is neither 0 nor ``white``, and what white is from here on.
+
+    White is None until a value other than 0 is met, and must be 1 or 255.
+    """
+    if white is None and label.any():
+        white = int(label[label != 0][0])
+    bad = (label != 0) & (label != (white or 0)) if white in (None, 1, 255) else label != 0
+    return (int(np.argmax(bad.any(axis=1))) if bad.any() else None), white
+
+
+def _rasterio() -> Any:
+    try:
+        return importlib.import_module("rasterio")
+    except ImportError as error:
+        raise UnavailableError(
+            "the WHU-CD scene needs rasterio; install it with: pip install 'misgnet-export[geo]'"
+        ) from error
+
+
+def _opened(rasterio: Any, path: Path) -> Any:
+    """GDAL would open a VRT under any name, and a VRT may read any file of the machine: GeoTIFF only."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            return rasterio.open(os.fspath(path.resolve()), driver="GTiff")
+    except rasterio.errors.RasterioError as error:
+        raise InputError(f"raster {path} cannot be opened as a GeoTIFF: {error}") from error
+
+
+def _check_kind(dataset: Any, is_label: bool) -> None:
+    found = f"{dataset.count} bands of {' and '.join(sorted(set(dataset.dtypes)))}"
+    wanted = "1 band of uint8" if is_label else "3 bands of uint8, or 4 of which the last is alpha"
+    alpha = dataset.count == 4 and dataset.colorinterp[3].name == "alpha"
+    if set(dataset.dtypes) != {"uint8"} or not (dataset.count == 1 if is_label else dataset.count == 3 or alpha):
+        raise InputError(f"raster {dataset.name} has {found}; {'a label' if is_label else 'a date'} has {wanted}")
+
+
+def _check_memory(scene: Scene, tile: int) -> None:
+    """A header of some hundred bytes can declare terabytes."""
+    for dataset in (scene.before, scene.after, scene.label):
+        rows = min(tile, dataset.height)
+        strip = dataset.width * rows * (2 * 4 + 2)  # bands and mask of both dates, label and its mask
+        block = max(height * width for height, width in dataset.block_shapes) * dataset.count
+        for name, size in ((f"a strip of {rows} rows", strip), ("a block of the file", block)):
+            if size > MOST_BYTES:
+                raise InputError(
+                    f"raster {dataset.name} declares {dataset.width} x {dataset.height} px: {name} takes "
+                    f"{size >> 20:,} MiB, and {MOST_BYTES >> 20} are the most; is the file damaged? If not, write it "
+                    "in smaller blocks (gdal_translate -co TILED=YES), or cut it into parts"
+                )
+
+
+def _check_grid(first: Any, second: Any) -> None:
+    """One size, and one place on the ground where both say so; half a pixel is not another place."""
+    if first.shape != second.shape:
+        raise InputError(
+            f"{second.name} is {second.width} x {second.height} px, {first.name} is {first.width} x "
+            f"{first.height} px; the rasters of a scene have one size"
+        )
+    if first.crs and second.crs and first.crs != second.crs:
+        raise InputError(f"{first.name} lies in {first.crs}, {second.name} in {second.crs}; a scene has one grid")
+    if _has_place(first) and _has_place(second) and not _same_place(first, second):
+        raise InputError(
+            f"{first.name} lies at {tuple(first.transform)[:6]}, {second.name} at {tuple(second.transform)[:6]} "
+            "(the transform's a to f); a scene has one grid"
+        )
+
+
+def _has_place(dataset: Any) -> bool:
+    return not dataset.transform.is_identity and not dataset.transform.is_degenerate
+
+
+def _same_place(first: Any, second: Any) -> bool:
+    corners = [(x, y) for x in (0, first.width) for y in (0, first.height)]
+    moved = [_mapped(~first.transform, *_mapped(second.transform, *corner)) for corner in corners]
+    return all(abs(a - b) < 0.5 for old, new in zip(corners, moved, strict=True) for a, b in zip(old, new, strict=True))
+
+
+def _mapped(matrix: Any, x: float, y: float) -> tuple[float, float]:
+    """A point through an affine transform; its operator for that is ``*`` or ``@``, by version."""
+    return matrix.a * x + matrix.b * y + matrix.c, matrix.d * x + matrix.e * y + matrix.f
+
+
+def _read_date(dataset: Any, rows: Span) -> tuple[NDArray[np.uint8], Mask | None]:
+    """uint8 (3, h, W), and where there is data, bool (h, W); None where there is data everywhere."""
+    pixels = _read(dataset, rows, [1, 2, 3])
+    if all(flag.name == "all_valid" for flag in dataset.mask_flag_enums[0]):
+        return pixels, None
+    if dataset.count == 4:
+        return pixels, _read(dataset, rows, 4) != 0
+    if dataset.nodata is not None:
+        return pixels, (pixels != dataset.nodata).any(axis=0)
+    return pixels, _read(dataset, rows, 1, mask=True) != 0
+
+
+def _read(dataset: Any, rows: Span, bands: int | list[int], mask: bool = False) -> Any:
+    """uint8 (h, W), or (B, h, W) for a list of ``bands``, over the whole width."""
+    rasterio = _rasterio()
+    window = rasterio.windows.Window(0, rows.start, dataset.width, rows.length)
+    try:
+        return (dataset.read_masks if mask else dataset.read)(bands, window=window)
+    except rasterio.errors.RasterioError as error:
+        raise InputError(
+            f"raster {dataset.name} is damaged or truncated: rows {rows.start} to {rows.stop - 1}, columns 0 to "
+            f"{dataset.width - 1} cannot be read ({error.__cause__ or error})"
+        ) from error
