@@ -1,8 +1,10 @@
-"""The PyTorch network on tiles: probabilities, masks, one confusion matrix."""
+"""The PyTorch network on tiles: probabilities, masks, one confusion matrix, and the worst tiles."""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,9 +13,23 @@ from numpy.typing import NDArray
 from misgnet.network import MISGNet
 from misgnet.tensors import normalise, unit_range
 from misgnet_runtime.callables import Progress
+from misgnet_runtime.images import Mask
 from misgnet_runtime.metrics import Confusion
 from misgnet_runtime.scene import predict_scene
 from misgnet_runtime.tiles import Tile, TileSet, stack
+
+
+@dataclass(frozen=True)
+class JudgedTile:
+    """One tile, the predicted mask bool (T, T), and its counts over the pixels that it answers for."""
+
+    tile: Tile
+    mask: Mask
+    confusion: Confusion
+
+    @property
+    def wrong(self) -> int:
+        return self.confusion.fp + self.confusion.fn
 
 
 @torch.inference_mode()
@@ -43,10 +59,37 @@ def predict_pair(
     return predict_scene(lambda b, a: predict_probability(network, b, a), before, after, tile, batch)
 
 
-def evaluate(network: MISGNet, tiles: TileSet, batch: int = 4, progress: Progress | None = None) -> Confusion:
-    """One confusion matrix over all pixels; a pixel counts once, padding never."""
-    parts = []
+def judge_tiles(
+    network: MISGNet, tiles: TileSet, batch: int = 4, threshold: float = 0.5, progress: Progress | None = None
+) -> Iterator[JudgedTile]:
+    """Each tile with its mask and counts; a pixel counts once over all tiles, padding never."""
     for tile, probability in predict_tiles(network, tiles, batch, progress):
-        rows, columns = tile.owned
-        parts.append(Confusion.of(probability[rows, columns] > 0.5, tile.label[rows, columns]))
-    return Confusion.total(parts)
+        mask = probability > threshold
+        yield JudgedTile(tile, mask, Confusion.of(mask[tile.owned], tile.label[tile.owned]))
+
+
+def evaluate(network: MISGNet, tiles: TileSet, batch: int = 4, progress: Progress | None = None) -> Confusion:
+    """One confusion matrix over all pixels."""
+    return Confusion.total([judged.confusion for judged in judge_tiles(network, tiles, batch, progress=progress)])
+
+
+def evaluate_with_worst(
+    network: MISGNet,
+    tiles: TileSet,
+    worst: int,
+    batch: int = 4,
+    threshold: float = 0.5,
+    progress: Progress | None = None,
+) -> tuple[Confusion, list[JudgedTile]]:
+    """As :func:`evaluate`, with up to ``worst`` tiles that have wrong pixels, the worst first.
+
+    Only these are kept in memory, however many tiles there are.
+    """
+    total = Confusion()
+    kept: list[tuple[int, int, JudgedTile]] = []  # smallest first; the number breaks ties, the earlier tile stays
+    for number, judged in enumerate(judge_tiles(network, tiles, batch, threshold, progress)):
+        total += judged.confusion
+        heapq.heappush(kept, (judged.wrong, -number, judged))
+        if len(kept) > worst:
+            heapq.heappop(kept)
+    return total, [judged for wrong, _, judged in sorted(kept, reverse=True, key=lambda k: k[:2]) if wrong]

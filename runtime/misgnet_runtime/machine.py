@@ -12,8 +12,7 @@ _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_i
 
 def describe_machine() -> dict[str, Any]:
     """Processor, instruction sets that matter for INT8, cores, memory in GiB, system, Python."""
-    info = _cpu_info()
-    flags = set((info.get("flags") or info.get("Features") or "").split())
+    info, flags = _cpu_info(), cpu_flags()
     return {
         "processor": info.get("model name") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
@@ -23,6 +22,12 @@ def describe_machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets under Linux's names; empty where the system does not tell."""
+    info = _cpu_info()
+    return set((info.get("flags") or info.get("Features") or "").split())
 
 
 def usable_cores() -> int:

@@ -68,7 +68,7 @@ class TileSet(Sequence[TileRef]):
         Raises InputError that names the folder or file: a folder or a partner is missing, sizes differ,
         a header cannot be read.
         """
-        refs = [TileRef(source, cell) for source in _find_sources(root) for cell in cover(*_common_size(source), tile)]
+        refs = [TileRef(source, cell) for source in find_sources(root) for cell in cover(*_common_size(source), tile)]
         return cls(root, tuple(refs), tile)
 
     def __len__(self) -> int:
@@ -137,16 +137,26 @@ def check_disjoint(first: TileSet, second: TileSet, roles: tuple[str, str]) -> N
             )
 
 
-@lru_cache(maxsize=1)
-def read_source(source: Source) -> tuple[RgbImage, RgbImage, Mask]:
+def load_source(source: Source) -> tuple[RgbImage, RgbImage, Mask]:
     """Both dates uint8 (H, W, 3) and the label bool (H, W) of a whole pair; InputError names a bad file."""
     before, after = read_image(source.before), read_image(source.after)
     label = np.zeros(before.shape[:2], np.bool_) if source.label is None else read_label(source.label)
     return before, after, label
 
 
-def _find_sources(root: Path) -> list[Source]:
-    parts = {name: _images_by_stem(root, name) for name in ("A", "B", "label")}
+@lru_cache(maxsize=1)
+def read_source(source: Source) -> tuple[RgbImage, RgbImage, Mask]:
+    """As :func:`load_source`; the last pair is kept, since its tiles are read one after the other."""
+    return load_source(source)
+
+
+def find_sources(root: Path, *, labelled: bool = True) -> list[Source]:
+    """The image pairs of ``root`` by name; without ``labelled`` no folder ``label/`` is asked for.
+
+    Raises InputError as :meth:`TileSet.open`.
+    """
+    names = ("A", "B", "label") if labelled else ("A", "B")
+    parts = {name: _images_by_stem(root, name) for name in names}
     for name, files in parts.items():
         for stem, path in parts["A"].items():
             if stem not in files:
@@ -154,7 +164,8 @@ def _find_sources(root: Path) -> list[Source]:
         for stem, path in files.items():
             if stem not in parts["A"]:
                 raise InputError(f"{path} has no partner in {root / 'A'}")
-    return [Source(s, p, parts["B"][s], parts["label"][s]) for s, p in sorted(parts["A"].items())]
+    labels = parts.get("label", {})
+    return [Source(s, p, parts["B"][s], labels.get(s)) for s, p in sorted(parts["A"].items())]
 
 
 def _images_by_stem(root: Path, name: str) -> dict[str, Path]:

@@ -1,0 +1,83 @@
+"""``misgnet evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.table import Table
+
+from misgnet.cli.options import Bar, Batch, Device, Force, Threshold, TileSide, Weights, check_numbers, need_torch
+from misgnet_runtime.console import out_console
+from misgnet_runtime.errors import UsageError
+from misgnet_runtime.metrics import Confusion
+from misgnet_runtime.outputs import refuse_existing, replace_file
+from misgnet_runtime.tiles import TileSet
+
+_MAPS_HELP = "error maps of the worst tiles, PNG [default: beside the JSON file, if there is one]"
+
+
+def evaluate(
+    weights: Weights,
+    data: Annotated[Path, typer.Argument(help="folder with A/ B/ label/")],
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="write the scores as JSON")] = None,  # noqa: UP045
+    maps: Annotated[Optional[Path], typer.Option("--maps", help=_MAPS_HELP)] = None,  # noqa: UP045
+    worst: Annotated[int, typer.Option(help="how many tiles the error maps show; 0: no maps")] = 8,
+    tile: TileSide = 256,
+    batch: Batch = 4,
+    threshold: Threshold = 0.5,
+    device: Device = "auto",
+    force: Force = False,
+) -> None:
+    """Precision, recall, F1, IoU, accuracy and kappa of the changed class, over all pixels together."""
+    need_torch()
+    from misgnet.checkpoint import load_network
+    from misgnet.devices import choose_device
+    from misgnet.evaluation import evaluate_with_worst
+    from misgnet.pictures import draw_worst
+
+    check_numbers(tile, batch, threshold)
+    maps = _maps_path(maps, json_file, worst)
+    for path in (json_file, maps):
+        if path is not None:
+            refuse_existing(path, force)
+    network = load_network(weights).to(choose_device(device))
+    tiles = TileSet.open(data, tile)
+    with Bar("evaluate") as bar:
+        counts, shown = evaluate_with_worst(network, tiles, worst if maps else 0, batch, threshold, bar.move)
+    _print_table(tiles, counts)
+    if json_file is not None:
+        with replace_file(json_file) as temporary:
+            temporary.write_text(json.dumps(_content(tiles, counts, threshold), indent=2) + "\n", encoding="utf-8")
+    if maps is not None:
+        with replace_file(maps) as temporary:
+            draw_worst(shown).save(temporary, format="PNG")
+        out_console.print(f"error maps of the {len(shown)} worst tiles: {maps}", soft_wrap=True, highlight=False)
+
+
+def _maps_path(maps: Path | None, json_file: Path | None, worst: int) -> Path | None:
+    if worst < 0:
+        raise UsageError(f"--worst is {worst}; it must be 0 or more")
+    if worst == 0:
+        return None
+    if maps is not None and maps.suffix.lower() != ".png":
+        raise UsageError(f"--maps is {maps}; error maps are written as PNG, choose a name that ends in .png")
+    return json_file.with_suffix(".png") if maps is None and json_file is not None else maps
+
+
+def _content(tiles: TileSet, counts: Confusion, threshold: float) -> dict[str, float | int | None]:
+    pixels = {name: getattr(counts, name) for name in ("tp", "fp", "fn", "tn")}
+    return {
+        **counts.scores(), **pixels, "tiles": len(tiles), "images": len(tiles.sources), "threshold": threshold,
+    }  # fmt: skip
+
+
+def _print_table(tiles: TileSet, counts: Confusion) -> None:
+    table = Table("metric", "value", title=f"{len(tiles)} tiles of {len(tiles.sources)} images")
+    for name, value in counts.scores().items():
+        table.add_row(name, "n/a" if value is None else f"{value:.4f}")
+    for name in ("tp", "fp", "fn", "tn"):
+        table.add_row(f"{name}, pixels", f"{getattr(counts, name):,}")
+    out_console.print(table)

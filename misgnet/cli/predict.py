@@ -1,0 +1,77 @@
+"""``misgnet predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from misgnet.cli.options import (
+    Bar,
+    Batch,
+    Device,
+    Force,
+    Output,
+    Threshold,
+    TileSide,
+    Weights,
+    check_numbers,
+    need_torch,
+)
+from misgnet_runtime.console import out_console
+from misgnet_runtime.errors import UsageError
+
+_FIRST_HELP = "folder with A/ and B/; or the image of the earlier date, 8-bit RGB"
+_AFTER_HELP = "image of the later date, same size"
+
+
+def predict(
+    weights: Weights,
+    data: Annotated[Path, typer.Argument(metavar="DATA|BEFORE", help=_FIRST_HELP)],
+    after: Annotated[Optional[Path], typer.Argument(metavar="[AFTER]", help=_AFTER_HELP)] = None,  # noqa: UP045
+    *,
+    output: Output,
+    probability: Annotated[bool, typer.Option("--probability", help="also write float32 TIFFs, 0 to 1")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="also write the later date with changes drawn in")] = False,
+    tile: TileSide = 256,
+    batch: Batch = 4,
+    threshold: Threshold = 0.5,
+    device: Device = "auto",
+    force: Force = False,
+) -> None:
+    """Change masks, PNG of 0 and 255: of a folder's pairs (-o is a folder) or of one pair (-o is a file).
+
+    Images of any size: they are cut into tiles. Probabilities and overlays of a folder go into OUT/probability
+    and OUT/overlay, those of a pair beside the mask.
+    """
+    need_torch()
+    from misgnet.checkpoint import load_network
+    from misgnet.devices import choose_device
+    from misgnet.prediction import PredictOptions, predict_files, predict_folder
+
+    check_numbers(tile, batch, threshold)
+    if after is None and not data.is_dir():
+        raise UsageError(f"{data} is no folder: give a folder with A/ and B/, or two images, BEFORE and AFTER")
+    if after is not None and data.is_dir():
+        raise UsageError(f"{data} is a folder and {after} a second argument: give one folder, or two images")
+    options = PredictOptions(tile, batch, threshold, probability, overlay)
+    _check_output(output, after is None, force)
+    network = load_network(weights).to(choose_device(device))
+    if after is None:
+        with Bar("predict") as bar:
+            done = predict_folder(network, data, output, options, force=force, progress=bar.move)
+    else:
+        done = predict_files(network, data, after, output, options, force=force)
+    pairs = f"{done.pairs} pairs, " if after is None else ""
+    out_console.print(f"{output}: {pairs}{100 * done.changed_share:.2f} % changed", soft_wrap=True, highlight=False)
+
+
+def _check_output(output: Path, folder: bool, force: bool) -> None:
+    """Refuse before the weights are read."""
+    from misgnet_runtime.images import check_mask_name
+    from misgnet_runtime.outputs import refuse_existing
+
+    if not folder:
+        check_mask_name(output)
+    refuse_existing(output, force)

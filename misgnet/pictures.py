@@ -1,0 +1,99 @@
+"""Pictures of predictions: error maps of the worst tiles, and changes drawn over an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from misgnet.evaluation import JudgedTile
+from misgnet_runtime.images import Mask, RgbImage
+
+# Colours apart in lightness as well as in hue, so that colour-blind readers can tell them apart.
+LEGEND: tuple[tuple[str, tuple[int, int, int]], ...] = (
+    ("true negative", (18, 18, 22)),
+    ("true positive", (255, 255, 255)),
+    ("false positive", (245, 105, 0)),
+    ("false negative", (40, 110, 235)),
+)
+CHANGE = (255, 40, 160)  # rare in aerial images
+_COLUMNS = ("before", "after", "label", "errors")
+_GAP, _LINE = 8, 22
+_BACKGROUND, _INK = (32, 33, 38), (235, 235, 235)
+
+
+def error_map(predicted: Mask, label: Mask) -> RgbImage:
+    """True and false positives and negatives in the colours of ``LEGEND``: uint8 (H, W, 3) of two bool (H, W)."""
+    codes = np.select([predicted & label, predicted & ~label, ~predicted & label], [1, 2, 3], 0)
+    return np.array([colour for _, colour in LEGEND], np.uint8)[codes]
+
+
+def draw_worst(tiles: Sequence[JudgedTile]) -> Image.Image:
+    """A sheet with a row for each tile: both dates, label, error map; what of a tile is a neighbour's is darkened."""
+    if not tiles:
+        return _note("no tile has a wrong pixel")
+    side = tiles[0].mask.shape[0]
+    width = max(len(_COLUMNS) * (side + _GAP) + _GAP, 560)
+    row = side + _LINE + _GAP
+    sheet = Image.new("RGB", (width, 2 * _LINE + _GAP + len(tiles) * row), _BACKGROUND)
+    brush, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for column, name in enumerate(_COLUMNS):
+        brush.text((_GAP + column * (side + _GAP), 3), name, _INK, font)
+    for number, judged in enumerate(tiles):
+        top = _LINE + number * row
+        for column, pixels in enumerate(_panels(judged)):
+            sheet.paste(Image.fromarray(pixels), (_GAP + column * (side + _GAP), top))
+        brush.text((_GAP, top + side + 2), _caption(judged), _INK, font)
+    _draw_legend(brush, font, _LINE + len(tiles) * row)
+    return sheet
+
+
+def overlay(image: RgbImage, mask: Mask) -> RgbImage:
+    """The image with changed areas tinted and outlined: uint8 (H, W, 3) of uint8 (H, W, 3) and bool (H, W)."""
+    colour = np.array(CHANGE, np.float32)
+    result = image.copy()
+    result[mask] = (0.65 * image[mask] + 0.35 * colour).round().astype(np.uint8)
+    result[_outline(mask)] = CHANGE
+    return result
+
+
+def _outline(mask: Mask) -> Mask:
+    """Changed pixels with an unchanged neighbour above, below, left or right; beyond the edge counts as changed."""
+    padded = np.pad(mask, 1, constant_values=True)
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return np.asarray(mask & ~inside)
+
+
+def _panels(judged: JudgedTile) -> list[RgbImage]:
+    tile = judged.tile
+    label = np.repeat(np.where(tile.label, 255, 0).astype(np.uint8)[..., None], 3, axis=2)
+    panels = [tile.before, tile.after, label, error_map(judged.mask, tile.label)]
+    return [_darkened(panel, tile.owned) for panel in panels]
+
+
+def _darkened(panel: RgbImage, owned: tuple[slice, slice]) -> RgbImage:
+    result: NDArray[np.uint8] = panel // 3
+    result[owned] = panel[owned]
+    return result
+
+
+def _caption(judged: JudgedTile) -> str:
+    counts = judged.confusion
+    f1 = "" if counts.f1 is None else f", F1 {counts.f1:.3f}"
+    return f"{judged.tile.ref.name}: {counts.fp} false positives, {counts.fn} false negatives{f1}"
+
+
+def _draw_legend(brush: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, top: int) -> None:
+    left = _GAP
+    for name, colour in LEGEND:
+        brush.rectangle((left, top + 4, left + 14, top + 18), colour, _INK)
+        brush.text((left + 20, top + 2), name, _INK, font)
+        left += 135
+
+
+def _note(text: str) -> Image.Image:
+    sheet = Image.new("RGB", (560, 2 * _LINE), _BACKGROUND)
+    ImageDraw.Draw(sheet).text((_GAP, _GAP), text, _INK, ImageFont.load_default(14))
+    return sheet

@@ -1,0 +1,123 @@
+"""Predictions to files: masks of a folder of pairs or of one pair, with probabilities and overlays when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from misgnet.evaluation import predict_pair
+from misgnet.network import MISGNet
+from misgnet.pictures import overlay
+from misgnet_runtime.callables import Progress
+from misgnet_runtime.errors import InputError
+from misgnet_runtime.images import RgbImage, check_mask_name, image_size, read_pair, write_mask
+from misgnet_runtime.outputs import refuse_existing, replace_file, replace_folder
+from misgnet_runtime.tiles import Source, find_sources
+
+Writer = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Tile side in pixels, tiles a step, the probability above which a pixel is changed, and what is written."""
+
+    tile: int = 256
+    batch: int = 4
+    threshold: float = 0.5
+    probability: bool = False
+    overlay: bool = False
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was written: how many pairs, and the share of changed pixels in all of them, 0 to 1."""
+
+    pairs: int
+    changed_share: float
+
+
+def predict_folder(
+    network: MISGNet, data: Path, output: Path, options: PredictOptions, *, force: bool = False,
+    progress: Progress | None = None,
+) -> Predicted:  # fmt: skip
+    """Masks of all pairs in ``data``/A and ``data``/B as ``output``/NAME.png, of 0 and 255; images of any size.
+
+    When asked, also ``output``/probability/NAME.tif (float32, 0 to 1) and ``output``/overlay/NAME.png (the later
+    date with changes drawn in). ``output`` appears when all are written. Raises InputError that names the file,
+    UsageError where ``output`` exists.
+    """
+    refuse_existing(output, force)
+    sources = find_sources(data, labelled=False)
+    for source in sources:
+        _check_sizes(source)
+    changed = pixels = 0
+    with replace_folder(output) as folder:
+        for number, source in enumerate(sources, 1):
+            name = source.name
+            paths = folder / f"{name}.png", folder / "probability" / f"{name}.tif", folder / "overlay" / f"{name}.png"
+            mask = _predict(network, source.before, source.after, paths, options, _write_directly)
+            changed, pixels = changed + int(mask.sum()), pixels + mask.size
+            if progress:
+                progress(number, len(sources))
+    return Predicted(len(sources), changed / pixels)
+
+
+def predict_files(
+    network: MISGNet, before: Path, after: Path, output: Path, options: PredictOptions, *, force: bool = False
+) -> Predicted:
+    """The mask of one pair as ``output`` (PNG); when asked, beside it NAME_probability.tif and NAME_overlay.png."""
+    check_mask_name(output)
+    paths = output, output.with_name(f"{output.stem}_probability.tif"), output.with_name(f"{output.stem}_overlay.png")
+    for path, wanted in zip(paths, (True, options.probability, options.overlay), strict=True):
+        if wanted:
+            refuse_existing(path, force)
+    mask = _predict(network, before, after, paths, options, _write_atomically)
+    return Predicted(1, float(mask.mean()))
+
+
+def _predict(
+    network: MISGNet, before: Path, after: Path, paths: tuple[Path, Path, Path], options: PredictOptions,
+    write: Callable[[Path, Writer], None],
+) -> NDArray[np.bool_]:  # fmt: skip
+    images = read_pair(before, after)
+    probability = predict_pair(network, *images, options.tile, options.batch)
+    mask = probability > options.threshold
+    mask_path, probability_path, overlay_path = paths
+    if options.probability:
+        write(probability_path, lambda path: _write_probability(path, probability))
+    if options.overlay:
+        write(overlay_path, lambda path: _write_overlay(path, images[1], mask))
+    write(mask_path, lambda path: write_mask(path, mask))
+    return mask
+
+
+def _write_probability(path: Path, probability: NDArray[np.float32]) -> None:
+    Image.fromarray(probability).save(path, format="TIFF", compression="tiff_adobe_deflate")
+
+
+def _write_overlay(path: Path, image: RgbImage, mask: NDArray[np.bool_]) -> None:
+    Image.fromarray(overlay(image, mask)).save(path, format="PNG")
+
+
+def _write_directly(path: Path, writer: Writer) -> None:
+    path.parent.mkdir(exist_ok=True)
+    writer(path)
+
+
+def _write_atomically(path: Path, writer: Writer) -> None:
+    with replace_file(path) as temporary:
+        writer(temporary)
+
+
+def _check_sizes(source: Source) -> None:
+    before, after = image_size(source.before), image_size(source.after)
+    if before != after:
+        raise InputError(
+            f"{source.before} is {before[1]} x {before[0]} px, {source.after} is {after[1]} x {after[0]} px; "
+            "a pair has one size and one grid"
+        )
