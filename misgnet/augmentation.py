@@ -1,41 +1,59 @@
-"""Augmentation of a batch of tile pairs on tensors: geometry for all three, colour for each date alone."""
+"""Augmentation of one tile pair on tensors: geometry for both dates and the label, colour for each date alone."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+Pair = tuple[Tensor, Tensor, Tensor]
 
-def augment(
-    before: Tensor, after: Tensor, label: Tensor, generator: torch.Generator, strength: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One random flip and quarter turn a batch, date swap per pair, colour jitter per image.
 
-    ``before``/``after``: float (B, 3, H, W) in [0, 1], square; ``label``: bool (B, H, W);
-    ``strength`` in [0, 1] scales the colour jitter.
+@dataclass(frozen=True)
+class Augmentation:
+    """Which changes of a pair are drawn. ``colour`` scales the jitter, 0 turns it off.
+
+    The jitter grows over the first ``colour_ramp`` of a run: at full strength from the first step a network
+    that starts from scratch does not learn at all.
     """
-    turns, flip = _draw(generator, 4), _draw(generator, 2)
-    before, after, label = (_turn(x, turns, flip) for x in (before, after, label))
-    swap = torch.rand(len(before), generator=generator) < 0.5
-    swap = swap.view(-1, 1, 1, 1)
-    before, after = torch.where(swap, after, before), torch.where(swap, before, after)
-    return _jitter(before, generator, strength), _jitter(after, generator, strength), label
+
+    flip: bool = True
+    turn: bool = True  # by quarters
+    swap: bool = True  # the two dates
+    colour: float = 1.0
+    colour_ramp: float = 1 / 3
+
+    def strength(self, share: float) -> float:
+        """Strength of the jitter when ``share`` (0 to 1) of the run is over."""
+        return self.colour * (min(1.0, share / self.colour_ramp) if self.colour_ramp > 0 else 1.0)
 
 
-def _draw(generator: torch.Generator, count: int) -> int:
-    return int(torch.randint(count, (), generator=generator))
+def augment(pair: Pair, augmentation: Augmentation, generator: torch.Generator, share: float) -> Pair:
+    """One random version of a pair; draws the same numbers from ``generator`` whatever is turned off.
+
+    ``pair``: both dates float (3, T, T) in [0, 1] and the label bool (T, T); ``share`` as in
+    :meth:`Augmentation.strength`.
+    """
+    turns, flips, swaps = (int(torch.randint(n, (), generator=generator)) for n in (4, 2, 2))
+    turns *= augmentation.turn
+    flips *= augmentation.flip
+    before, after, label = (_turned(x, turns, flips) for x in pair)
+    if swaps and augmentation.swap:
+        before, after = after, before
+    strength = augmentation.strength(share)
+    return _jittered(before, generator, strength), _jittered(after, generator, strength), label
 
 
-def _turn(x: Tensor, turns: int, flip: int) -> Tensor:
+def _turned(x: Tensor, turns: int, flip: int) -> Tensor:
     x = torch.rot90(x, turns, (-2, -1))
     return x.flip(-1) if flip else x
 
 
-def _jitter(x: Tensor, generator: torch.Generator, strength: float) -> Tensor:
-    """Contrast, per-channel gain and brightness, each within 25 % at full strength."""
-    shape = (len(x), 1, 1, 1)
-    contrast = 1 + strength * 0.5 * (torch.rand(shape, generator=generator) - 0.5)
-    gain = 1 + strength * 0.2 * (torch.rand((len(x), 3, 1, 1), generator=generator) - 0.5)
-    offset = strength * 0.3 * (torch.rand(shape, generator=generator) - 0.5)
-    mean = x.mean((2, 3), keepdim=True)
-    return (((x - mean) * contrast + mean) * gain + offset).clamp(0, 1)
+def _jittered(x: Tensor, generator: torch.Generator, strength: float) -> Tensor:
+    """Contrast within 25 %, gain of each channel within 10 % and brightness within 15 % at full strength."""
+    draw = torch.rand(5, generator=generator) - 0.5
+    contrast, offset = 1 + strength * 0.5 * draw[0], strength * 0.3 * draw[1]
+    gain = (1 + strength * 0.2 * draw[2:]).view(3, 1, 1)
+    mean = x.mean((1, 2), keepdim=True)
+    return (((x - mean) * contrast + mean) * gain + offset).clamp(0, 1) if strength else x

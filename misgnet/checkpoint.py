@@ -58,6 +58,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         return {key: _read_checked(path, key, entry) for key, entry in used.items()}
 
 
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """All weights of a safetensors file or a pickle in float32, under their own names; raises as
+    :func:`load_checkpoint`, but for keys and shapes, which are not checked."""
+    path = Path(path)
+    with _open_entries(path) as entries:
+        return {key: _read_checked(path, key, entry) for key, entry in entries.items()}
+
+
 def load_network(path: str | os.PathLike[str]) -> MISGNet:
     """The network with the weights of ``path``, in evaluation mode; raises as :func:`load_checkpoint`."""
     network = build_misgnet()

@@ -1,216 +1,255 @@
-"""Training from tiles: AdamW, warm-up and polynomial decay, EMA, bfloat16 autocast with float32 guidance."""
+"""The training loop: steps, validation, and what is kept so that a killed run goes on as if nothing had been."""
 
 from __future__ import annotations
 
-import copy
-import json
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from misgnet.augmentation import augment
-from misgnet.checkpoint import load_checkpoint, save_checkpoint
+from misgnet.augmentation import Pair
+from misgnet.checkpoint import load_checkpoint, load_network, save_checkpoint
+from misgnet.devices import autocast, choose_precision
 from misgnet.evaluation import evaluate
-from misgnet.losses import change_loss
+from misgnet.losses import change_loss, distillation_loss
 from misgnet.network import MISGNet, build_misgnet
-from misgnet.tensors import normalise, tile_tensors
-from misgnet_runtime.errors import MisgnetError
-from misgnet_runtime.tiles import TileSet, read_tile
+from misgnet.tensors import normalise
+from misgnet.training.average import AveragedNetwork
+from misgnet.training.batches import BatchReader, SourceCache, epoch_batches
+from misgnet.training.folder import Start
+from misgnet.training.log import EpochReport, Report, RunLog, StepReport, draw_curves
+from misgnet.training.ranks import Ranks
+from misgnet.training.recipe import Recipe, rate_factor
+from misgnet.training.start import freeze, initialise, load_encoder, set_training, to_channels_last, trainable
+from misgnet.training.state import STATE_FILE, Counters, load_state, save_state
+from misgnet_runtime.errors import GateFailed, InputError
+from misgnet_runtime.metrics import Confusion
+from misgnet_runtime.tiles import TileSet
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """The recipe. A run ends after ``epochs`` or ``minutes``, whichever is given; the schedule follows it."""
+class Surroundings:
+    """Where and how a run computes: nothing here changes what it learns."""
 
-    learning_rate: float = 4e-4
-    weight_decay: float = 1e-4
-    batch: int = 16
-    epochs: int = 150
-    minutes: float | None = None
-    warmup: float = 0.02  # share of the run
-    decay_power: float = 0.9
-    ema: float = 0.999
-    clip_norm: float = 1.0
-    crop: int | None = None  # side of random crops in the first ``crop_share`` of the run, in pixels
-    crop_share: float = 0.6
-    seed: int = 0
-    bfloat16: bool = True
-    validate_seconds: float = 300.0
+    device: torch.device
+    ranks: Ranks = Ranks()  # noqa: RUF009 - frozen
+    cache_bytes: int = 4 << 30
+    workers: int = 2
+    listen: Callable[[Report], None] = lambda _: None
+    stopped: Callable[[], bool] = lambda: False  # asked after every step; true saves the state and ends
 
 
-@dataclass(frozen=True)
-class StepReport:
-    step: int
-    share: float
-    loss: float
-    seconds: float
-    pairs_per_second: float
-    val_f1: float | None = None
+class Trainer:
+    """One run over the tiles of ``train`` and ``val`` in the folder ``run``."""
 
-
-def train(
-    train_tiles: TileSet,
-    val_tiles: TileSet,
-    run: Path,
-    config: TrainConfig,
-    init: Path | None = None,
-    report: Callable[[StepReport], None] = lambda _: None,
-) -> float:
-    """Train and return the best validation F1.
-
-    Writes into the folder ``run``, each time the averaged weights are better than before:
-    ``best.safetensors`` (float32) and ``best_fp16.safetensors``; and ``config.json``, ``log.jsonl``.
-
-    Raises InputError for unreadable tiles or weights, MisgnetError where the loss is no longer finite.
-    """
-    return _Trainer(train_tiles, val_tiles, run, config, init, report).fit()
-
-
-class _Trainer:
-    def __init__(
-        self,
-        train_tiles: TileSet,
-        val_tiles: TileSet,
-        run: Path,
-        config: TrainConfig,
-        init: Path | None,
-        report: Callable[[StepReport], None],
-    ) -> None:
-        torch.manual_seed(config.seed)
-        self.tiles, self.val, self.run, self.config, self.report = train_tiles, val_tiles, run, config, report
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.network = build_misgnet()
-        if init is None:
-            initialise(self.network)
-        else:
-            self.network.load_state_dict(load_checkpoint(init))
-        self.average = copy.deepcopy(self.network).eval()
+    def __init__(self, train: TileSet, val: TileSet, run: Path, recipe: Recipe, start: Start, at: Surroundings) -> None:
+        _make_deterministic(at.device, recipe.seed)
+        self.tiles, self.val, self.run, self.at = train, val, run, at
+        self.recipe = replace(recipe, precision=choose_precision(recipe.precision, at.device))
+        self.fine_tuning = start.init is not None
+        self.network = _build(start, self.recipe).to(at.device)
+        self.average = AveragedNetwork(self.network, recipe.ema)
+        self.teacher = _teacher(start, at.device)
+        self.model = at.ranks.wrap(self.network, at.device)
+        # Not fused=True: in PyTorch 2.13 it mixes up elements where a gradient or a loaded moment is laid out
+        # otherwise than its channels-last weight.
         self.optimizer = torch.optim.AdamW(
-            [p for p in self.network.parameters() if p.requires_grad],
-            lr=config.learning_rate, weight_decay=config.weight_decay,
-        )  # fmt: skip
-        self.best = -1.0
-        self.started = time.monotonic()
+            trainable(self.network).values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True
+        )
+        self.scaler = torch.amp.GradScaler(at.device.type, enabled=self.recipe.precision == "fp16")
+        self.counters = Counters()
+        self.epoch_steps = len(epoch_batches(recipe.seed, 0, len(train), recipe.batch))
+        self._started = self._saved = time.monotonic()
+        self._losses: list[float] = []
 
-    def fit(self) -> float:
-        self.run.mkdir(parents=True, exist_ok=True)
-        (self.run / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        last_validation = self.started
-        for step, batch in enumerate(self._batches()):
-            share = min(1.0, self._share(step))
-            if share >= 1 and step > 0:  # one step at least, however short the time
-                break
-            began = time.monotonic()
-            loss = self._step(step, share, batch)
-            now = time.monotonic()
-            score = None
-            if now - last_validation > self.config.validate_seconds:
-                score, last_validation = self._validate(), time.monotonic()
-            self._log(StepReport(step, share, loss, now - self.started, len(batch[0]) / (now - began), score))
-        self._log(StepReport(step, 1.0, loss, time.monotonic() - self.started, 0.0, self._validate()))
-        return self.best
+    def resume(self) -> None:
+        """Go on from the run's saved state; InputError where there is none that fits."""
+        parts = self.network, self.average.network, self.optimizer, self.scaler
+        self.counters = load_state(self.run / STATE_FILE, *parts)
+
+    def fit(self) -> Counters:
+        """Train to the end, or until stopped. InputError names what cannot be read or written; GateFailed: diverged."""
+        if self.counters.finished:
+            return self.counters
+        self._started = self._saved = time.monotonic() - self.counters.seconds
+        log = RunLog(self.run, self.counters.step, self.at.listen) if self.at.ranks.first else None
+        self.log = log
+        try:
+            with BatchReader(self.tiles, self.recipe, SourceCache(self.at.cache_bytes), self.at.workers) as reader:
+                return self._fit(reader)
+        except InputError as error:
+            kept = f"{self.counters.epoch} finished epochs are kept in {self.run}"
+            raise InputError(f"{error}; {kept}, mend it and go on with --resume") from error
+        finally:
+            if log:
+                log.close()
+
+    def _fit(self, reader: BatchReader) -> Counters:
+        if self.fine_tuning and self.counters.step == 0:
+            self._validate()  # a run that only makes the weights worse keeps them
+        while True:
+            over = self._epoch(reader)
+            ended = self.counters.epoch_step == 0 and self.counters.epoch % self.recipe.validate_every == 0
+            finished = over == "finished"
+            if finished or ended:
+                self._validate()
+            if finished:
+                self._write(lambda: save_checkpoint(self.average.network, self.run / "last.safetensors"))
+            self.counters = replace(self.counters, finished=finished)
+            self._save()
+            if over:
+                return self.counters
+
+    def _epoch(self, reader: BatchReader) -> str:
+        """The rest of an epoch; says why the run is over, or nothing."""
+        counters, recipe = self.counters, self.recipe
+        batches = epoch_batches(recipe.seed, counters.epoch, len(self.tiles), recipe.batch)[counters.epoch_step :]
+        parts = [self.at.ranks.part(batch) for batch in batches]
+        share, before = self._share(counters.step), time.monotonic()
+        for batch in reader.epoch(counters.epoch, parts, lambda n: self._share(counters.step + n)):
+            report = self._step(batch, share)
+            now, before = time.monotonic() - before, time.monotonic()
+            pairs = min(recipe.batch, len(self.tiles)) / now
+            self._count()
+            self._tell(replace(report, pairs_per_second=pairs, seconds=self.counters.seconds))
+            share, stopped = self.at.ranks.first_says(
+                [self._share(self.counters.step), float(self.at.stopped())], self.at.device
+            )
+            if stopped or share >= 1:
+                return "stopped" if stopped and share < 1 else "finished"
+            self._save_now_and_then()
+        return ""
+
+    def _step(self, batch: Pair, share: float) -> StepReport:
+        step, recipe = self.counters.step, self.recipe
+        rate = recipe.learning_rate * rate_factor(recipe, share, step / self.epoch_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        set_training(self.network, recipe.freeze)
+        loss = self._loss(batch)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_grad_norm_(trainable(self.network).values(), recipe.clip_norm or math.inf)
+        self._check_finite(loss, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.average.update(self.network, step)
+        return StepReport(step, self.counters.epoch, share, loss.item(), rate, norm.item(), 0.0, 0.0)
+
+    def _loss(self, batch: Pair) -> Tensor:
+        before, after, label = (x.to(self.at.device, non_blocking=True) for x in batch)
+        images = [normalise(x).contiguous(memory_format=torch.channels_last) for x in (before, after)]
+        with autocast(self.recipe.precision, self.at.device):
+            logits = self.model(*images)
+        loss = change_loss(logits, label, self.recipe.loss, self.at.ranks.sum)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad(), autocast(self.recipe.precision, self.at.device):
+            target = self.teacher(*images)
+        learned = self.at.ranks.sum(distillation_loss(logits, target)) / self.at.ranks.size
+        return loss + self.recipe.distill * learned
+
+    def _check_finite(self, loss: Tensor, norm: Tensor) -> None:
+        """float16's scaler meets an infinite gradient by a smaller scale; nothing helps against the rest."""
+        scaled = self.scaler.is_enabled()
+        if not (torch.isfinite(loss) and (scaled or torch.isfinite(norm))):
+            raise GateFailed(
+                f"training diverged at step {self.counters.step}: loss {loss.item()}, gradient norm {norm.item()}; "
+                f"lower --learning-rate, or --clip-norm, and start anew; {self.counters.epoch} finished epochs are "
+                f"kept in {self.run}"
+            )
+
+    def _validate(self) -> None:
+        self.at.ranks.same_statistics(self.average.network)
+        indices = self.at.ranks.part(range(len(self.val)))
+        mine = evaluate(self.average.network, self.val.subset(indices)) if indices else Confusion()
+        counts = torch.tensor([mine.tp, mine.fp, mine.fn, mine.tn], device=self.at.device)
+        scores = Confusion(*(int(n) for n in self.at.ranks.sum(counts)))
+        f1 = scores.f1 or 0.0
+        best = f1 > self.counters.best_f1
+        if best:
+            self.counters = replace(self.counters, best_f1=f1)
+            self._write(lambda: self._save_best(f1))
+        loss = sum(self._losses) / len(self._losses) if self._losses else None
+        self._losses.clear()
+        counters = replace(self.counters, seconds=time.monotonic() - self._started)
+        self._tell(
+            EpochReport(counters.step, counters.epoch, counters.seconds, loss, scores.f1, scores.precision,
+                        scores.recall, scores.iou, best)
+        )  # fmt: skip
+        self._write(self._draw)
+
+    def _save_best(self, f1: float) -> None:
+        metadata = {"val_f1": f"{f1:.4f}"}
+        save_checkpoint(self.average.network, self.run / "best.safetensors", metadata=metadata)
+        save_checkpoint(self.average.network, self.run / "best_fp16.safetensors", half=True, metadata=metadata)
+
+    def _draw(self) -> None:
+        try:
+            draw_curves(self.run)
+        except ImportError:
+            return  # the log holds the same numbers
+
+    def _save(self) -> None:
+        self.counters = replace(self.counters, seconds=time.monotonic() - self._started)
+        parts = self.network, self.average.network, self.optimizer, self.scaler
+        self._write(lambda: save_state(self.run / STATE_FILE, self.counters, *parts))
+        self._saved = time.monotonic()
+
+    def _save_now_and_then(self) -> None:
+        """Within an epoch; at its end the validation comes first."""
+        if self.counters.epoch_step and time.monotonic() - self._saved > 60 * self.recipe.save_minutes:
+            self._save()
+
+    def _write(self, action: Callable[[], None]) -> None:
+        if self.at.ranks.first:
+            action()
+
+    def _tell(self, report: Report) -> None:
+        if isinstance(report, StepReport):
+            self._losses.append(report.loss)
+        if self.log is not None:
+            self.log.step(report) if isinstance(report, StepReport) else self.log.epoch(report)
+
+    def _count(self) -> None:
+        done = self.counters.epoch_step + 1
+        epoch, epoch_step = (self.counters.epoch + 1, 0) if done == self.epoch_steps else (self.counters.epoch, done)
+        seconds = time.monotonic() - self._started
+        step = self.counters.step + 1
+        self.counters = replace(self.counters, step=step, epoch=epoch, epoch_step=epoch_step, seconds=seconds)
 
     def _share(self, step: int) -> float:
-        """How much of the run is over, 0 to 1."""
-        if self.config.minutes is not None:
-            return (time.monotonic() - self.started) / (60 * self.config.minutes)
-        return step / (self.config.epochs * max(1, len(self.tiles) // self.config.batch))
-
-    def _step(self, step: int, share: float, batch: tuple[Tensor, Tensor, Tensor]) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * _schedule(share, self.config)
-        # Colour jitter grows over the first third: at full strength from the start the network does not learn.
-        before, after, label = augment(*batch, self.generator, strength=min(1.0, 3 * share))
-        self.network.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
-            logits = self.network(normalise(before), normalise(after))
-        loss = change_loss(logits, label)
-        if not torch.isfinite(loss):
-            raise MisgnetError(f"training diverged at step {step}: the loss is {loss.item()}; lower the learning rate")
-        self.optimizer.zero_grad()
-        loss.backward()
-        clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        _update_average(self.average, self.network, min(self.config.ema, (1 + step) / (10 + step)))
-        return loss.item()
-
-    def _validate(self) -> float:
-        score = evaluate(self.average, self.val).f1 or 0.0
-        if score > self.best:
-            self.best = score
-            metadata = {"val_f1": f"{score:.4f}"}
-            save_checkpoint(self.average, self.run / "best.safetensors", metadata=metadata)
-            save_checkpoint(self.average, self.run / "best_fp16.safetensors", half=True, metadata=metadata)
-        return score
-
-    def _log(self, entry: StepReport) -> None:
-        with (self.run / "log.jsonl").open("a") as file:
-            file.write(json.dumps(asdict(entry)) + "\n")
-        self.report(entry)
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Endless shuffled batches; the next one is read while the network works on this one."""
-        with ThreadPoolExecutor(1) as reader:
-            pending = None
-            for step, indices in enumerate(self._index_batches()):
-                following = reader.submit(self._read, indices, self._share(step))
-                if pending is not None:
-                    yield pending.result()
-                pending = following
-
-    def _index_batches(self) -> Iterator[list[int]]:
-        random = np.random.default_rng(self.config.seed)
-        batch = min(self.config.batch, len(self.tiles))
-        while True:
-            order = random.permutation(len(self.tiles)).tolist()
-            for start in range(0, len(order) - batch + 1, batch):
-                yield order[start : start + batch]
-
-    def _read(self, indices: list[int], share: float) -> tuple[Tensor, Tensor, Tensor]:
-        before, after, label = tile_tensors([read_tile(self.tiles[i]) for i in indices])
-        size = self.config.crop
-        if size is None or share > self.config.crop_share:
-            return before, after, label
-        top, left = np.random.default_rng(indices).integers(0, self.tiles.tile - size + 1, 2)
-        window = (..., slice(top, top + size), slice(left, left + size))
-        return before[window], after[window], label[window]
+        """How much of the run is over before ``step``, 0 to 1; by the clock where minutes are what counts."""
+        if self.recipe.minutes is not None:
+            return min(1.0, (time.monotonic() - self._started) / (60 * self.recipe.minutes))
+        return min(1.0, step / (self.recipe.epochs * self.epoch_steps))
 
 
-def initialise(network: MISGNet) -> None:
-    """Start values for training from scratch: narrow normal linear layers, fan-out scaled convolutions.
-
-    The encoder's are those of its paper; without them it learns slowly.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-            nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+def _build(start: Start, recipe: Recipe) -> MISGNet:
+    network = build_misgnet()
+    if start.init:
+        network.load_state_dict(load_checkpoint(start.init))
+    else:
+        initialise(network)
+    if start.encoder:
+        load_encoder(network, start.encoder)
+    freeze(network, recipe.freeze)
+    return to_channels_last(network)
 
 
-def _schedule(share: float, config: TrainConfig) -> float:
-    """Linear warm-up, then polynomial decay to zero; a factor on the learning rate."""
-    if share < config.warmup:
-        return max(share / config.warmup, 0.01)
-    return float((1 - (share - config.warmup) / (1 - config.warmup)) ** config.decay_power)
+def _teacher(start: Start, device: torch.device) -> MISGNet | None:
+    return to_channels_last(load_network(start.teacher)).requires_grad_(False).to(device) if start.teacher else None
 
 
-@torch.no_grad()
-def _update_average(average: MISGNet, network: MISGNet, decay: float) -> None:
-    for mean, value in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(value, 1 - decay)
-        else:
-            mean.copy_(value)
+def _make_deterministic(device: torch.device, seed: int) -> None:
+    torch.manual_seed(seed)
+    if device.type == "cuda":  # CPU kernels are deterministic at a given number of threads
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,0 +1,6 @@
+"""``python -m misgnet``, and ``torchrun -m misgnet train`` for several processes."""
+
+from misgnet.cli import main
+
+if __name__ == "__main__":
+    main()

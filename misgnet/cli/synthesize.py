@@ -1,0 +1,35 @@
+"""``misgnet synthesize``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from misgnet.cli.options import Bar, Force, Output
+from misgnet_runtime.console import out_console
+from misgnet_runtime.errors import UsageError
+from misgnet_runtime.outputs import refuse_existing, replace_folder
+
+
+def synthesize(
+    output: Output,
+    train_pairs: Annotated[int, typer.Option("--train", help="pairs in train/")] = 160,
+    val_pairs: Annotated[int, typer.Option("--val", help="pairs in val/")] = 48,
+    test_pairs: Annotated[int, typer.Option("--test", help="pairs in test/")] = 64,
+    size: Annotated[int, typer.Option(help="side of a tile in pixels, a multiple of 32 from 64 on")] = 256,
+    seed: Annotated[int, typer.Option(help="seed; the same seed draws the same bytes")] = 0,
+    force: Force = False,
+) -> None:
+    """Draw synthetic tile pairs: train/, val/ and test/, each with A/ B/ label/."""
+    from misgnet.synthetic import write_split
+
+    refuse_existing(output, force)
+    if size < 64 or size % 32:
+        raise UsageError(f"--size is {size}; tiles are drawn at multiples of 32 from 64 on")
+    with replace_folder(output) as folder:
+        for index, (name, count) in enumerate((("train", train_pairs), ("val", val_pairs), ("test", test_pairs))):
+            if count:
+                with Bar(name) as bar:
+                    write_split(folder / name, count, 3 * seed + index + 1, size, bar.move)
+    out_console.print(f"{train_pairs} + {val_pairs} + {test_pairs} pairs: {output}", soft_wrap=True, highlight=False)

@@ -1,0 +1,71 @@
+"""What a terminal shows of a training run."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from misgnet_runtime.console import err_console
+
+if TYPE_CHECKING:
+    from misgnet.training import EpochReport, Report, StepReport
+
+
+class TrainingDisplay:
+    """A bar with loss, F1, pairs a second and time left, and a line for every validation. Use it in a ``with``."""
+
+    def __init__(self, shown: bool = True) -> None:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(24), TaskProgressColumn(), TextColumn("{task.fields[now]}"),
+        )  # fmt: skip
+        self._bars = Progress(*columns, console=err_console, disable=not shown)
+        self._bar = self._bars.add_task("training", total=1.0, now="")
+        self._began: tuple[float, float] | None = None
+        self._loss = self._speed = 0.0
+        self._f1 = "–"  # noqa: RUF001
+
+    def show(self, report: Report) -> None:
+        from misgnet.training import StepReport  # needs torch, which --help does without
+
+        if isinstance(report, StepReport):
+            self._show_step(report)
+        else:
+            self._show_validation(report)
+
+    def _show_step(self, step: StepReport) -> None:
+        weight = 0.1 if self._began else 1.0
+        self._loss += weight * (step.loss - self._loss)
+        self._speed += weight * (step.pairs_per_second - self._speed)
+        left = self._time_left(step.share)
+        now = f"loss {self._loss:.3f}, F1 {self._f1}, {self._speed:.1f} pairs/s, {left} left"
+        self._bars.update(self._bar, completed=step.share, description=f"epoch {step.epoch + 1}", now=now)
+
+    def _show_validation(self, found: EpochReport) -> None:
+        self._f1 = "n/a" if found.f1 is None else f"{found.f1:.4f}"
+        loss = "" if found.train_loss is None else f"loss {found.train_loss:.4f}, "
+        best = ", the best so far" if found.best else ""
+        done = f"{_clock(found.seconds)}, {found.epoch} epochs, {found.step} steps"
+        text = f"{done}: {loss}validation F1 {self._f1}{best}"
+        self._bars.console.print(text, highlight=False, soft_wrap=True)
+
+    def _time_left(self, share: float) -> str:
+        now = time.monotonic()
+        if self._began is None:
+            self._began = (now, share)
+        began, first = self._began
+        return _clock((now - began) * (1 - share) / (share - first)) if share > first else "–:––"  # noqa: RUF001
+
+    def __enter__(self) -> TrainingDisplay:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bars.stop()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

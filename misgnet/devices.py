@@ -1,0 +1,49 @@
+"""Which device and which floating-point type PyTorch computes with."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.machine import cpu_flags
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """``auto`` is CUDA where PyTorch has it, else the CPU; under torchrun each process takes its own GPU.
+
+    Raises UnavailableError for a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
+        reason = str(error).strip().splitlines()[0]
+        raise UnavailableError(f"--device {name} is not there: {reason}; leave --device out, or say cpu") from error
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    return device
+
+
+def choose_precision(wanted: Precision, device: torch.device) -> Precision:
+    """What ``auto`` means on ``device``: bfloat16 where the hardware has it; else float16 on CUDA, float32 on CPUs."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if cpu_flags() & _BFLOAT16_FLAGS else "fp32"
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Run a block in ``precision``; the network keeps its guidance in float32 by itself."""
+    return torch.autocast(device.type, _TYPES.get(precision, torch.bfloat16), enabled=precision in _TYPES)

@@ -1,0 +1,31 @@
+"""The exponential moving average of the weights: what is validated and kept."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from misgnet.network import MISGNet
+
+
+class AveragedNetwork:
+    """Average of all weights and batch-norm statistics after every step.
+
+    The decay warms up as (1 + n) / (10 + n) after n steps, up to ``decay``: with 0.9999 from the start a short
+    run would be judged by its random initial weights.
+    """
+
+    def __init__(self, network: MISGNet, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: MISGNet, step: int) -> None:
+        """Move towards ``network`` after its step number ``step``, counted from 0."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        mine, theirs = self.network.state_dict(), network.state_dict()
+        floats = [key for key, value in mine.items() if value.is_floating_point()]
+        torch._foreach_lerp_([mine[k] for k in floats], [theirs[k] for k in floats], weight)
+        for key in mine.keys() - set(floats):
+            mine[key].copy_(theirs[key])

@@ -1,0 +1,141 @@
+"""Batches of augmented tile pairs, drawn so that an epoch is the same however it is run.
+
+What is drawn for a tile depends on the seed, the epoch and the tile alone: not on batches before, threads or
+processes. So a resumed run, and one that is spread over processes, sees the same pixels.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+import torch
+
+from misgnet.augmentation import Pair, augment
+from misgnet.tensors import tile_tensors
+from misgnet.training.recipe import Recipe
+from misgnet_runtime.errors import InputError
+from misgnet_runtime.images import Mask, RgbImage
+from misgnet_runtime.tiles import Source, Tile, TileRef, TileSet, load_source
+from misgnet_runtime.tiling import cut
+
+_AHEAD = 2  # batches that are read while the network works on one
+_ORDER, _SAMPLE = 0, 1  # streams of random numbers
+Images = tuple[RgbImage, RgbImage, Mask]
+
+
+def epoch_batches(seed: int, epoch: int, tiles: int, batch: int) -> list[list[int]]:
+    """The tiles' numbers in a shuffled order, cut into batches; what is left over waits for the next epoch."""
+    order = np.random.default_rng([seed, _ORDER, epoch]).permutation(tiles).tolist()
+    batch = min(batch, tiles)
+    return [order[start : start + batch] for start in range(0, tiles - batch + 1, batch)]
+
+
+@dataclass(frozen=True)
+class _Version:
+    """What tells that a file is still the one that was read."""
+
+    modified: int
+    size: int
+
+
+class SourceCache:
+    """Decoded image pairs, the least recently used dropped beyond ``limit`` bytes. Safe for threads.
+
+    A file that was changed since is read again.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._images: OrderedDict[Source, tuple[tuple[_Version, ...], Images]] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()
+
+    def tile(self, ref: TileRef) -> Tile:
+        """The tile's pixels; InputError names a file that cannot be read."""
+        before, after, label = self._source(ref.source)
+        return Tile(ref, cut(before, ref.cell), cut(after, ref.cell), cut(label, ref.cell))
+
+    def _source(self, source: Source) -> Images:
+        version = _versions(source)
+        with self._lock:
+            known = self._images.get(source)
+            if known and known[0] == version:
+                self._images.move_to_end(source)
+                return known[1]
+        images = load_source(source)
+        with self._lock:
+            self._drop(source)
+            self._images[source] = (version, images)
+            self._bytes += _size(images)
+            while self._bytes > self.limit:
+                self._drop(next(iter(self._images)))
+        return images
+
+    def _drop(self, source: Source) -> None:
+        if source in self._images:
+            self._bytes -= _size(self._images.pop(source)[1])
+
+
+class BatchReader:
+    """Reads, crops and augments batches ahead in ``workers`` threads. Close it, or use it in a ``with`` block."""
+
+    def __init__(self, tiles: TileSet, recipe: Recipe, cache: SourceCache, workers: int = 2) -> None:
+        self.tiles, self.recipe, self.cache = tiles, recipe, cache
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="tiles")
+
+    def epoch(self, number: int, batches: Sequence[Sequence[int]], share: Callable[[int], float]) -> Iterator[Pair]:
+        """Batches of one epoch: both dates float32 (B, 3, T, T) in [0, 1], labels bool (B, T, T).
+
+        ``batches``: numbers of tiles; ``share``: how much of the run is over at the epoch's n-th of these.
+        """
+        pending: deque[list[Future[Pair]]] = deque()
+        for n, batch in enumerate(batches):
+            now = share(n)  # one for the batch: its pairs have one size
+            pending.append([self._threads.submit(self._sample, number, index, now) for index in batch])
+            if len(pending) > _AHEAD:
+                yield _joined(pending.popleft())
+        while pending:
+            yield _joined(pending.popleft())
+
+    def __enter__(self) -> BatchReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _sample(self, epoch: int, index: int, share: float) -> Pair:
+        seeds = np.random.SeedSequence([self.recipe.seed, _SAMPLE, epoch, index]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(seeds[0] >> np.uint64(1)))
+        before, after, label = tile_tensors([self.cache.tile(self.tiles[index])])
+        pair = self._crop((before[0], after[0], label[0]), generator, share)
+        return augment(pair, self.recipe.augmentation, generator, share)
+
+    def _crop(self, pair: Pair, generator: torch.Generator, share: float) -> Pair:
+        size = self.recipe.crop
+        if size is None or share > self.recipe.crop_share:
+            return pair
+        top, left = torch.randint(self.tiles.tile - size + 1, (2,), generator=generator).tolist()
+        before, after, label = (x[..., top : top + size, left : left + size] for x in pair)
+        return before, after, label
+
+
+def _joined(samples: list[Future[Pair]]) -> Pair:
+    before, after, label = zip(*(sample.result() for sample in samples), strict=True)
+    return torch.stack(before), torch.stack(after), torch.stack(label)
+
+
+def _versions(source: Source) -> tuple[_Version, ...]:
+    paths = [path for path in (source.before, source.after, source.label) if path is not None]
+    try:
+        return tuple(_Version(status.st_mtime_ns, status.st_size) for status in (path.stat() for path in paths))
+    except OSError as error:
+        raise InputError(f"image {error.filename} cannot be read any more: {error.strerror}") from error
+
+
+def _size(images: Images) -> int:
+    return sum(image.nbytes for image in images)

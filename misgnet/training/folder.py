@@ -1,0 +1,105 @@
+"""A run's folder: what it was started with, and how a new run takes an old one's place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from misgnet.augmentation import Augmentation
+from misgnet.losses import LossWeights
+from misgnet.training.recipe import Recipe
+from misgnet.training.state import STATE_FILE
+from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.machine import describe_machine
+from misgnet_runtime.outputs import refuse_existing, replace_file
+from misgnet_runtime.tiles import TileSet
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Files that a run begins with: all weights, or the encoder's alone; and a teacher to learn from."""
+
+    init: Path | None = None
+    encoder: Path | None = None
+    teacher: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.init and self.encoder:
+            raise UsageError("--init gives all weights and --encoder a part of them; give one of the two")
+
+
+@contextmanager
+def new_folder(run: Path, force: bool) -> Iterator[None]:
+    """An empty folder ``run``. With ``force`` an older run survives beside it until the new one has saved its state."""
+    refuse_existing(run, force)
+    old = run.with_name(f".{run.name}.old")
+    if run.exists() and not ((run / STATE_FILE).exists() or not old.exists()):
+        shutil.rmtree(run)  # left by a run that was killed before its first state; the older one still waits
+    if run.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        run.rename(old)
+    try:
+        run.mkdir(parents=True)
+        yield
+    finally:
+        if old.exists() and not (run / STATE_FILE).exists():
+            shutil.rmtree(run, ignore_errors=True)
+            old.rename(run)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_config(run: Path, recipe: Recipe, start: Start, tiles: Mapping[str, TileSet]) -> None:
+    """Write config.json: recipe, files, tiles, versions and machine."""
+    content = {
+        "recipe": asdict(recipe),
+        "start": {key: str(value) if value else None for key, value in asdict(start).items()},
+        "tiles": {name: _identity(part) for name, part in tiles.items()},
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": describe_machine(),
+    }
+    with replace_file(run / CONFIG_FILE) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(run: Path, tiles: Mapping[str, TileSet]) -> tuple[Recipe, Start]:
+    """What a run was started with; InputError where it is missing, or the tiles are others than then."""
+    path = run / CONFIG_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        recipe, start, known = _recipe(content["recipe"]), content["start"], content["tiles"]
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: there is no run to go on with; leave --resume out") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}; start the run anew with --force") from error
+    for name, part in tiles.items():
+        if known.get(name) != (found := _identity(part)):
+            then, now = known.get(name, {}).get("count"), found["count"]
+            raise InputError(
+                f"the run {run} began with other tiles in {name}: {then} then, {now} in {part.root} now, or other "
+                "names or sizes; resume with the same tiles, or start anew"
+            )
+    return recipe, Start(**{key: Path(value) if value else None for key, value in start.items()})
+
+
+def _identity(tiles: TileSet) -> dict[str, Any]:
+    names = "\n".join(ref.name for ref in tiles)
+    return {"count": len(tiles), "side": tiles.tile, "names_sha256": hashlib.sha256(names.encode()).hexdigest()}
+
+
+def _recipe(values: dict[str, Any]) -> Recipe:
+    known = {field.name for field in fields(Recipe)}
+    if values.keys() != known:
+        raise ValueError(f"its recipe has {', '.join(sorted(values.keys() ^ known))} or lacks it")
+    values = {**values, "loss": LossWeights(**values["loss"]), "augmentation": Augmentation(**values["augmentation"])}
+    return Recipe(**{**values, "freeze": tuple(values["freeze"])})
