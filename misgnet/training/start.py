@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from misgnet.checkpoint import read_tensors
 from misgnet.network import MISGNet
+from misgnet.network.guidance import CrossGuidance
 from misgnet.training.recipe import Freeze
 from misgnet_runtime.errors import InputError
 
+_PRIOR = 0.05  # share of changed pixels; in LEVIR-CD 0.047
+_LAST_STD = 0.01
+_GUIDANCE_SCALE = 0.1
 # PVTv2 file of the timm library -> names of the original file, which are also this encoder's.
 _TIMM_NAMES = (
     (re.compile(r"^patch_embed\."), lambda _: "patch_embed1."),
@@ -29,9 +33,13 @@ _PREFIXES = ("module.", "backbone.", "encoder.")
 
 
 def initialise(network: MISGNet) -> None:
-    """Start values for training from scratch: narrow normal linear layers, fan-out scaled convolutions.
+    """Start values for training from scratch.
 
-    The encoder's are those of its paper; without them it learns slowly.
+    Encoder: narrow normal linear layers and fan-out scaled convolutions, as in its paper; without them it learns
+    slowly. Guidance: its output starts small, so that the first differences are those of the two dates and not of
+    two random branches (Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 5.1, start such branches at 0,
+    where the ReLU behind this one would stay shut). Last convolution: it starts from the prior that few pixels
+    change, near to every answer (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, section 4.1).
     """
     for module in network.modules():
         if isinstance(module, nn.Linear):
@@ -42,6 +50,11 @@ def initialise(network: MISGNet) -> None:
             nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, CrossGuidance):
+            nn.init.constant_(module.conv[0].bn.weight, _GUIDANCE_SCALE)
+    nn.init.normal_(network.final2[1].conv.weight, std=_LAST_STD)
+    with torch.no_grad():
+        network.final2[1].conv.bias.copy_(torch.tensor([0.5, -0.5]) * math.log((1 - _PRIOR) / _PRIOR))
 
 
 def load_encoder(network: MISGNet, path: str | os.PathLike[str]) -> None:
