@@ -19,9 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "runtime")]
-
 from misgnet_runtime.machine import describe_machine, machine_line
 from misgnet_runtime.outputs import replace_file
 

@@ -246,6 +246,20 @@ def test_older_run_survives_until_the_new_one_has_saved(data: Path, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_older_run_comes_back_after_a_kill_before_the_first_state(data: Path, tmp_path: Path) -> None:
+    run, old = tmp_path / "run", tmp_path / ".run.old"
+    for folder in (run, old):
+        folder.mkdir()
+        (folder / "log.jsonl").write_text(folder.name)
+    with pytest.raises(GateFailed):
+        train(*sets(data), run, replace(SHORT, learning_rate=1e30, clip_norm=0), device=CPU, force=True)
+    assert (run / "log.jsonl").read_text() == ".run.old" and not old.exists()
+    train(*sets(data), run, SHORT, device=CPU, force=True, stopped=lambda: True)
+    old.mkdir()  # a kill after that
+    resume(*sets(data), run, device=CPU, stopped=lambda: True)
+    assert not old.exists()
+
+
 def test_run_without_time_still_makes_one_step(data: Path, tmp_path: Path) -> None:
     outcome = train(*sets(data), tmp_path / "run", replace(SHORT, minutes=1e-9), device=CPU)
     assert (outcome.step, outcome.finished) == (1, True)

@@ -17,8 +17,8 @@ from typing import Literal
 import msgspec
 from msgspec import field
 
+from misgnet.datasets.disk import disk_errors
 from misgnet.datasets.split import Edges
-from misgnet.datasets.writing import disk_errors
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.manifest import Count, Sha256, Struct
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from misgnet.datasets.disk import disk_errors
 from misgnet.datasets.split import SPLITS
-from misgnet_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from misgnet.datasets.units import TilePixels
@@ -37,18 +37,6 @@ class Written:
 
     sha256: str
     new: frozenset[str]
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Around writing only: InputError where the system refuses."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror or error}; make room or choose another -o, and run the "
-            "same command again"
-        ) from error
 
 
 class TileWriter:

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from misgnet.devices import choose_device
-from misgnet.training.folder import Start, new_folder, read_config, write_config
+from misgnet.training.folder import Start, forget_older, new_folder, read_config, write_config
 from misgnet.training.log import EpochReport, Report, StepReport
 from misgnet.training.loop import Surroundings, Trainer
 from misgnet.training.ranks import check_batch, process_group
 from misgnet.training.recipe import Recipe, rate_factor
 from misgnet.training.state import Counters
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.outputs import refuse_existing
 from misgnet_runtime.tiles import TileSet
 
 __all__ = ["Counters", "EpochReport", "Recipe", "Report", "Start", "StepReport", "rate_factor", "resume", "train"]
@@ -53,10 +54,12 @@ def train(
     check_tiles(train_tiles, recipe)
     with process_group(device) as ranks:
         check_batch(min(recipe.batch, len(train_tiles)), ranks)
+        if ranks.first:
+            refuse_existing(run, force)  # before the weights are read
         trainer = Trainer(train_tiles, val_tiles, run, recipe, start, Surroundings(device, ranks, **surroundings))
         if not ranks.first:
             return trainer.fit()
-        with new_folder(run, force):
+        with new_folder(run):
             write_config(run, trainer.recipe, start, {"train": train_tiles, "val": val_tiles})
             return trainer.fit()
 
@@ -82,6 +85,8 @@ def resume(
         check_batch(min(recipe.batch, len(train_tiles)), ranks)
         trainer = Trainer(train_tiles, val_tiles, run, recipe, start, Surroundings(device, ranks, **surroundings))
         trainer.resume()
+        if ranks.first:
+            forget_older(run)
         return trainer.fit()
 
 

@@ -19,7 +19,7 @@ from misgnet.training.recipe import Recipe
 from misgnet.training.state import STATE_FILE
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.machine import describe_machine
-from misgnet_runtime.outputs import refuse_existing, replace_file
+from misgnet_runtime.outputs import replace_file
 from misgnet_runtime.tiles import TileSet
 
 CONFIG_FILE = "config.json"
@@ -39,10 +39,9 @@ class Start:
 
 
 @contextmanager
-def new_folder(run: Path, force: bool) -> Iterator[None]:
-    """An empty folder ``run``. With ``force`` an older run survives beside it until the new one has saved its state."""
-    refuse_existing(run, force)
-    old = run.with_name(f".{run.name}.old")
+def new_folder(run: Path) -> Iterator[None]:
+    """An empty folder ``run``. An older run survives beside it until the new one has saved its state."""
+    old = _older(run)
     if run.exists() and not ((run / STATE_FILE).exists() or not old.exists()):
         shutil.rmtree(run)  # left by a run that was killed before its first state; the older one still waits
     if run.exists():
@@ -56,6 +55,16 @@ def new_folder(run: Path, force: bool) -> Iterator[None]:
             shutil.rmtree(run, ignore_errors=True)
             old.rename(run)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def forget_older(run: Path) -> None:
+    """Remove the run that this one replaced, where a kill has left it: this one has a state of its own."""
+    if (run / STATE_FILE).exists():
+        shutil.rmtree(_older(run), ignore_errors=True)
+
+
+def _older(run: Path) -> Path:
+    return run.with_name(f".{run.name}.old")
 
 
 def write_config(run: Path, recipe: Recipe, start: Start, tiles: Mapping[str, TileSet]) -> None:

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from misgnet.checkpoint import read_tensors
 from misgnet.network import MISGNet
-from misgnet.network.guidance import CrossGuidance
 from misgnet.training.recipe import Freeze
 from misgnet_runtime.errors import InputError
 
 _PRIOR = 0.05  # share of changed pixels; in LEVIR-CD 0.047
 _LAST_STD = 0.01
 _GUIDANCE_SCALE = 0.1
+_GUIDANCE_SCALES = [
+    f"MGLNet{level}.mutualnet0.{date}.conv.0.bn.weight" for level in range(3) for date in ("r2e", "r2e2")
+]
 # PVTv2 file of the timm library -> names of the original file, which are also this encoder's.
 _TIMM_NAMES = (
     (re.compile(r"^patch_embed\."), lambda _: "patch_embed1."),
@@ -50,11 +52,12 @@ def initialise(network: MISGNet) -> None:
             nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, CrossGuidance):
-            nn.init.constant_(module.conv[0].bn.weight, _GUIDANCE_SCALE)
-    nn.init.normal_(network.final2[1].conv.weight, std=_LAST_STD)
+    weights = dict(network.named_parameters())
+    for name in _GUIDANCE_SCALES:
+        nn.init.constant_(weights[name], _GUIDANCE_SCALE)
+    nn.init.normal_(weights["final2.1.conv.weight"], std=_LAST_STD)
     with torch.no_grad():
-        network.final2[1].conv.bias.copy_(torch.tensor([0.5, -0.5]) * math.log((1 - _PRIOR) / _PRIOR))
+        weights["final2.1.conv.bias"].copy_(torch.tensor([0.5, -0.5]) * math.log((1 - _PRIOR) / _PRIOR))
 
 
 def load_encoder(network: MISGNet, path: str | os.PathLike[str]) -> None:
