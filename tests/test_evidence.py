@@ -60,7 +60,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, tiles: TileSet, entry: EngineEntry, 
     monkeypatch.setattr(evidence, "open_engine_file", open_it)
     reference = ("float", lambda before, after: np.ones(before.shape[:3], np.float32))
     log = StageLog(Console(quiet=True))
-    return evidence.judge_engines([entry], Path(), INTERFACE, tiles, reference, 0.5, 0.5, log)[0]
+    return evidence.judge_engines([entry], Path(), INTERFACE, tiles, reference, 0.5, 0.5, "point", log)[0]
 
 
 def test_an_engine_that_runs_and_agrees_passes(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:

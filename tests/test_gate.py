@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from misgnet_runtime.gate import bootstrap_drop, decide, f1_drop
+from misgnet_runtime.gate import Interval, bootstrap_drop, decide, f1_drop
 from misgnet_runtime.metrics import Confusion
 
 COUNTS = st.integers(0, 10**9)
@@ -33,6 +33,19 @@ def test_a_drop_passes_up_to_its_limit(limit: float, passed: bool) -> None:
     assert (verdict.passed, verdict.value, verdict.limit) == (passed, 25.0, limit)
     assert verdict.rule == "F1 drop"
     assert ("within" in verdict.reason) is passed
+
+
+@pytest.mark.parametrize(("high", "passed"), [(29.0, True), (30.0, True), (30.1, False)])
+def test_the_upper_rule_judges_the_end_of_the_interval(high: float, passed: bool) -> None:
+    verdict = decide(THREE_QUARTERS, HALF, 0.9, 30.0, rule="upper", interval=Interval(20.0, high, 4))
+    assert (verdict.passed, verdict.value, verdict.limit) == (passed, high, 30.0)
+    assert "25.000" in verdict.reason and f"{high:.3f}" in verdict.reason
+    assert decide(THREE_QUARTERS, HALF, 0.9, 30.0, interval=Interval(20.0, high, 4)).passed
+
+
+def test_the_upper_rule_fails_without_an_interval() -> None:
+    verdict = decide(THREE_QUARTERS, THREE_QUARTERS, 1.0, 30.0, rule="upper")
+    assert not verdict.passed and "two source images" in verdict.reason
 
 
 @pytest.mark.parametrize(("limit", "passed"), [(-24.0, True), (-25.0, True), (-26.0, False)])

@@ -138,6 +138,7 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         engines=draft.engines,
         files=describe_files(root, _roles(root, draft)),
         max_f1_drop=request.max_f1_drop,
+        gate=request.gate,
         metrics=parity_summary(draft.evidence.parity),
         latency={"timings": msgspec.to_builtins(draft.evidence.timings)},
         tool_versions=tool_versions(),

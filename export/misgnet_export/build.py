@@ -97,7 +97,7 @@ def _judge(
     predict = torch_predictor(network)
     parity, pictures = judge_engines(
         engines, root, request.interface, sets.evaluation, ("PyTorch float32", predict), request.threshold,
-        request.max_f1_drop, log,
+        request.max_f1_drop, request.gate, log,
     )  # fmt: skip
     golden = choose_golden(sets.evaluation, parity, predict) if parity.passed else None
     return Evidence(parity, pictures, golden)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
 from misgnet_runtime.console import err_console, make_app, out_console, run_app
 from misgnet_runtime.errors import GateFailed, UnavailableError
-from misgnet_runtime.manifest import InputForm, Interface, OutputForm
+from misgnet_runtime.manifest import GateRule, InputForm, Interface, OutputForm
 from misgnet_runtime.outputs import refuse_existing
 from misgnet_runtime.plans import parse_target
 
@@ -18,6 +18,9 @@ app = make_app(
     "Compile a trained MISGNet into engines, proven against the float model. "
     "Exit codes: 2 usage, 3 a failed gate, 4 bad input, 5 a missing device or library.",
 )
+
+_GATE_HELP = "what must stay within --max-f1-drop: the drop (point), or the upper end of its 95 % interval (upper)"
+Gate = Annotated[GateRule, typer.Option(help=_GATE_HELP)]
 
 
 @app.command()
@@ -36,6 +39,7 @@ def build(
     calib_tiles: Annotated[int, typer.Option(help="calibration tiles, drawn from the seed")] = 128,
     seed: Annotated[int, typer.Option(help="seed of the draw")] = 0,
     max_f1_drop: Annotated[float, typer.Option(help="allowed F1 drop in points; may be negative")] = 0.5,
+    gate: Gate = "point",
     threshold: Annotated[float, typer.Option(help="probability above which a pixel is changed")] = 0.5,
     input_form: Annotated[
         InputForm, typer.Option("--input", help="uint8 (raw NHWC images) or float32 (normalised NCHW)")
@@ -56,7 +60,7 @@ def build(
     interface = Interface(tile, max_batch, input_form, output_form)
     request = BuildRequest(
         weights, calib, evaluation, val, tuple(dict.fromkeys(parse_target(t) for t in target or ["cpu"])), output,
-        interface, force, calib_tiles, seed, max_f1_drop, threshold, bundle_version, licence, timing_cache,
+        interface, force, calib_tiles, seed, max_f1_drop, gate, threshold, bundle_version, licence, timing_cache,
     )  # fmt: skip
     built = run(request, out_console)
     out_console.print(stage_table(built.stages))
@@ -72,6 +76,10 @@ def parity(
     json_file: Annotated[Path | None, typer.Option("--json", help="write the evidence as JSON")] = None,
     junit_file: Annotated[Path | None, typer.Option("--junit", help="write a JUnit report for CI")] = None,
     max_f1_drop: Annotated[float | None, typer.Option(help="allowed F1 drop in points [default: the bundle's]")] = None,
+    gate: Annotated[
+        Optional[GateRule],  # noqa: UP045
+        typer.Option(help="point or upper, as for build [default: the bundle's]"),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace existing output files")] = False,
 ) -> None:
     """Prove an existing bundle again, against its own float graph; needs no torch."""
@@ -81,7 +89,7 @@ def parity(
     outputs = [path for path in (json_file, junit_file) if path is not None]
     for path in outputs:
         refuse_existing(path, force)
-    result = reparity(bundle, evaluation, max_f1_drop, err_console)
+    result = reparity(bundle, evaluation, max_f1_drop, gate, err_console)
     write_results(result, json_file, junit_file)
     out_console.print(parity_table(result))
     if not result.passed:

@@ -16,7 +16,7 @@ from misgnet_runtime.engines import open_engine_file
 from misgnet_runtime.errors import GateFailed, UnavailableError
 from misgnet_runtime.gate import Verdict
 from misgnet_runtime.golden import GoldenTiles
-from misgnet_runtime.manifest import EngineEntry, Interface
+from misgnet_runtime.manifest import EngineEntry, GateRule, Interface
 from misgnet_runtime.parity import EngineParity, Judged, ParityReport, Status, compare, judge, report
 from misgnet_runtime.throughput import Task, Timing, measure
 from misgnet_runtime.tiles import Tile, TileSet, read_tile, stack
@@ -29,7 +29,7 @@ BATCHES = (1, 4)
 
 def judge_engines(
     entries: Sequence[EngineEntry], root: Path, interface: Interface, tiles: TileSet, reference: tuple[str, Predict],
-    threshold: float, max_f1_drop: float, log: StageLog,
+    threshold: float, max_f1_drop: float, gate: GateRule, log: StageLog,
 ) -> tuple[ParityReport, dict[str, list[TilePicture]]]:  # fmt: skip
     """Run ``reference`` (name, function) and every engine on all ``tiles``.
 
@@ -50,13 +50,13 @@ def judge_engines(
                 result = _without_answer(entry, status, reason, device, error)
             else:
                 result = compare(entry.name, entry.precision, expected, found, max_f1_drop,
-                                 device=device, status=status, reason=reason)  # fmt: skip
+                                 device=device, status=status, reason=reason, gate=gate)  # fmt: skip
                 pictures[entry.name] = _pictures(tiles, expected, found, result)
             results.append(result)
             stage.finding = (f"{status}: " if status != "run" else "") + (
                 result.verdict.reason if result.verdict else ""
             )
-    return report(name, expected, tiles, threshold, max_f1_drop, results), pictures
+    return report(name, expected, tiles, threshold, max_f1_drop, results, gate), pictures
 
 
 def _without_answer(entry: EngineEntry, status: Status, reason: str, device: str, error: GateFailed) -> EngineParity:

@@ -13,14 +13,17 @@ from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines import open_engine_file
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.manifest import encode
+from misgnet_runtime.manifest import GateRule, encode
 from misgnet_runtime.outputs import replace_file
 from misgnet_runtime.parity import ParityReport
 from misgnet_runtime.tiles import TileSet
 
 
-def reparity(path: Path, evaluation: Path, max_f1_drop: float | None, console: Console) -> ParityReport:
-    """Judge every engine of the bundle on ``evaluation``; ``max_f1_drop`` in points, the bundle's own by default.
+def reparity(
+    path: Path, evaluation: Path, max_f1_drop: float | None, gate: GateRule | None, console: Console
+) -> ParityReport:
+    """Judge every engine of the bundle on ``evaluation``; ``max_f1_drop`` in points and ``gate`` are
+    the bundle's own by default.
 
     Raises InputError where the bundle's files do not match its manifest, before anything of it is opened.
     """
@@ -37,7 +40,7 @@ def reparity(path: Path, evaluation: Path, max_f1_drop: float | None, console: C
     with ChangeDetector(open_engine_file(floats[0], path, interface.max_batch), interface) as reference:
         return judge_engines(
             others, path, interface, tiles, ("the bundle's float graph", reference.probability),
-            bundle.manifest.threshold, allowed, log,
+            bundle.manifest.threshold, allowed, gate or bundle.manifest.gate, log,
         )[0]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.manifest import Interface
+from misgnet_runtime.manifest import GateRule, Interface
 from misgnet_runtime.plans import PlanOptions, Target, check_options
 
 
@@ -25,6 +25,7 @@ class BuildRequest:
     calib_tiles: int = 128
     seed: int = 0
     max_f1_drop: float = 0.5
+    gate: GateRule = "point"
     threshold: float = 0.5
     bundle_version: int = 1
     licence: str = "not stated"

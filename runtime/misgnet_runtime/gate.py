@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.manifest import Struct
+from misgnet_runtime.manifest import GateRule, Struct
 from misgnet_runtime.metrics import Confusion
 
 RESAMPLES = 10_000
@@ -39,18 +39,26 @@ def f1_drop(reference: Confusion, engine: Confusion) -> float | None:
     return round(100 * (reference.f1 - engine.f1), 9)
 
 
-def decide(reference: Confusion, engine: Confusion, agreement: float, max_f1_drop: float) -> Verdict:
+def decide(
+    reference: Confusion,
+    engine: Confusion,
+    agreement: float,
+    max_f1_drop: float,
+    *,
+    rule: GateRule = "point",
+    interval: Interval | None = None,
+) -> Verdict:
     """Judge ``engine`` against ``reference`` on the same pixels.
 
     ``agreement``: share of pixels with the same mask, 0 to 1; ``max_f1_drop``: points, may be negative.
+    ``rule`` "upper" judges the upper end of ``interval``, the drop's bootstrap interval, and fails without one: it
+    is what the drop may well be on other images of the kind.
     Labels without any change have no F1. Then the additional false alarms (points of the unchanged pixels)
     and the pixels that disagree (points) must both stay within ``max_f1_drop``.
     """
     drop = f1_drop(reference, engine)
     if drop is not None:
-        passed = drop <= max_f1_drop
-        reason = f"F1 drops by {drop:.3f} points, {'within' if passed else 'more than'} the allowed {max_f1_drop:g}"
-        return Verdict(passed, "F1 drop", drop, max_f1_drop, reason)
+        return _drop_verdict(drop, max_f1_drop) if rule == "point" else _upper_verdict(drop, max_f1_drop, interval)
     alarms = round(100 * ((engine.false_alarms or 0.0) - (reference.false_alarms or 0.0)), 9)
     disagreeing = round(100 * (1 - agreement), 9)
     value = max(alarms, disagreeing)
@@ -60,6 +68,25 @@ def decide(reference: Confusion, engine: Confusion, agreement: float, max_f1_dro
         f"{disagreeing:.3f} points of pixels that disagree, {max_f1_drop:g} allowed"
     )
     return Verdict(passed, "false alarms and agreement", value, max_f1_drop, reason)
+
+
+def _drop_verdict(drop: float, allowed: float) -> Verdict:
+    passed = drop <= allowed
+    reason = f"F1 drops by {drop:.3f} points, {'within' if passed else 'more than'} the allowed {allowed:g}"
+    return Verdict(passed, "F1 drop", drop, allowed, reason)
+
+
+def _upper_verdict(drop: float, allowed: float, interval: Interval | None) -> Verdict:
+    name = "upper end of the F1 drop's 95 % interval"
+    if interval is None:
+        reason = "the drop has no interval: it needs two source images at least; add some, or judge the point estimate"
+        return Verdict(False, name, drop, allowed, reason)
+    passed = interval.high <= allowed
+    reason = (
+        f"F1 drops by {drop:.3f} points, and by {interval.high:.3f} at the upper end of the interval over "
+        f"{interval.sources} images, {'within' if passed else 'more than'} the allowed {allowed:g}"
+    )
+    return Verdict(passed, name, round(interval.high, 9), allowed, reason)
 
 
 def bootstrap_drop(

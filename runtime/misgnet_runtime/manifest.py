@@ -20,6 +20,8 @@ MAX_MANIFEST_BYTES = 16 << 20
 
 InputForm = Literal["uint8", "float32"]
 OutputForm = Literal["probability", "logits", "mask"]
+# What of the measured F1 drop must stay within the limit: the point estimate, or the upper end of its interval.
+GateRule = Literal["point", "upper"]
 EngineKind = Literal["onnxruntime", "rtx", "tensorrt"]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1, lt=1 << 31)]
@@ -146,6 +148,7 @@ class Manifest(Struct, frozen=True):
     tool_versions: dict[str, str]
     machine: dict[str, Any]
     licence: str
+    gate: GateRule = "point"
 
     def file(self, role: str) -> FileEntry:
         """The one file with ``role``; InputError where the bundle has none."""

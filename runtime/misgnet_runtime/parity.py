@@ -13,7 +13,7 @@ from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.gate import Interval, Verdict, bootstrap_drop, decide, f1_drop
 from misgnet_runtime.images import Mask
-from misgnet_runtime.manifest import Struct
+from misgnet_runtime.manifest import GateRule, Struct
 from misgnet_runtime.metrics import Confusion
 from misgnet_runtime.tiles import Tile, TileSet, stack
 
@@ -80,6 +80,7 @@ class ParityReport(Struct, frozen=True):
     max_f1_drop: float
     reference_scores: dict[str, float | None]
     engines: list[EngineParity]
+    gate: GateRule = "point"
     note: str = "one confusion matrix over all pixels of the changed class; the interval resamples source images"
 
     @property
@@ -113,20 +114,21 @@ def judge(
 
 def compare(
     engine: str, precision: str, reference: list[Judged], found: list[Judged], max_f1_drop: float,
-    *, device: str, status: Status = "run", reason: str = "",
+    *, device: str, status: Status = "run", reason: str = "", gate: GateRule = "point",
 ) -> EngineParity:  # fmt: skip
     """Judge ``found`` against ``reference``, tile by tile and in all; a pure function."""
     tiles = [_tile_parity(r, f) for r, f in zip(reference, found, strict=True)]
     before, after = (Confusion.total([j.confusion for j in side]) for side in (reference, found))
+    interval = bootstrap_drop(by_source(reference), by_source(found))
     agreement = 1 - sum(t.differing for t in tiles) / max(1, before.pixels)
     worst = sorted((t for t in tiles if t.differing), key=lambda t: (-t.differing, t.name))
     return EngineParity(
         engine, precision, status, reason, device,
         scores=after.scores(),
         f1_drop_points=f1_drop(before, after),
-        interval=bootstrap_drop(by_source(reference), by_source(found)),
+        interval=interval,
         agreement=agreement,
-        verdict=decide(before, after, agreement, max_f1_drop),
+        verdict=decide(before, after, agreement, max_f1_drop, rule=gate, interval=interval),
         worst_tiles=[t.name for t in worst[:SHOWN_TILES]],
         tiles=tiles,
     )  # fmt: skip
@@ -134,13 +136,14 @@ def compare(
 
 def report(
     reference_name: str, reference: list[Judged], tiles: TileSet, threshold: float, max_f1_drop: float,
-    engines: list[EngineParity],
+    engines: list[EngineParity], gate: GateRule = "point",
 ) -> ParityReport:  # fmt: skip
     """Put the engines' results together with what they were measured on."""
     total = Confusion.total([j.confusion for j in reference])
     return ParityReport(
         reference_name, str(tiles.root), tiles.digest(), len(tiles), len(tiles.sources), total.pixels,
         total.changed / max(1, total.pixels), threshold, max_f1_drop, total.scores(), engines,
+        gate,
     )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ def _suite_properties(report: ParityReport) -> dict[str, object]:
     return {
         "reference": report.reference, "evaluation_sha256": report.evaluation_sha256, "tiles": report.tiles,
         "sources": report.sources, "threshold": report.threshold, "max_f1_drop": report.max_f1_drop,
+        "gate": report.gate,
         **{f"reference_{name}": value for name, value in report.reference_scores.items()},
     }  # fmt: skip
 

@@ -16,7 +16,7 @@ _STYLES = {"pass": "green", "FAIL": "bold red"}
 def parity_table(report: ParityReport) -> Table:
     """One row an engine; reasons of what was not run, or run by proxy, are in the caption."""
     f1 = figures.number(report.reference_scores.get("f1"))
-    table = _table(f"Parity with {report.reference} (F1 {f1}), at most {report.max_f1_drop:g} points lower")
+    table = _table(f"Parity with {report.reference} (F1 {f1}), {limit(report)}")
     table.add_column("Engine", overflow="fold", min_width=10)
     table.add_column("Status", no_wrap=True)
     for name in ("F1", "Drop", "95 % interval", "Same mask"):
@@ -31,6 +31,12 @@ def parity_table(report: ParityReport) -> Table:
     note = [f"~ rough: {figures.plural(report.sources, 'source image')} only"] if rough else []
     table.caption = Text("\n".join(reasons + rules + note), style="dim")
     return table
+
+
+def limit(report: ParityReport) -> str:
+    """What was allowed, in words."""
+    what = "at most" if report.gate == "point" else "at the upper end of its interval at most"
+    return f"{what} {report.max_f1_drop:g} points lower"
 
 
 def throughput_table(timings: list[Timing]) -> Table:
