@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from misgnet_calibration.calibrators import CANDIDATES, DEFAULT, percentile
+from misgnet_calibration.calibrators import CANDIDATES, DEFAULT, ENTROPY, MAX, MSE, named, percentile
+from misgnet_calibration.entropy import divergence, even_bins
 from misgnet_calibration.observers import BINS, SAMPLE, Histogram, Range, sampling_step
+from misgnet_calibration.squared_error import occupied, squared_error
 from misgnet_runtime.errors import InputError
 
 FLOATS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
@@ -96,5 +98,92 @@ def test_the_sample_meets_every_channel_equally_often(channels):
 def test_a_calibrator_keeps_the_range_that_its_name_says():
     histogram = seen(np.arange(1000, dtype=np.float32))
     assert percentile(90).name == "percentile 90"
-    assert percentile(90).choose(histogram) == histogram.percentile(0.9)
+    assert percentile(90).choose(histogram, True) == histogram.percentile(0.9)
     assert len({c.name for c in CANDIDATES}) == len(CANDIDATES) and DEFAULT in CANDIDATES
+
+
+def true_error(values: np.ndarray, found: Range, symmetric: bool) -> float:
+    """Mean squared error of quantizing ``values`` one by one."""
+    step = found.magnitude / 127 if symmetric else (found.high - found.low) / 255
+    low, high = (-127, 127) if symmetric else (round(found.low / step), round(found.low / step) + 255)
+    return float(((values - np.clip(np.rint(values / step), low, high) * step) ** 2).mean())
+
+
+def heavy_tailed(seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return np.concatenate((random.standard_normal(20_000), 40 * random.standard_normal(20))).astype(np.float32)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("low", [0.0, -0.3, -1.0])
+def test_error_from_counts_is_that_of_the_values(symmetric: bool, low: float) -> None:
+    values = heavy_tailed().clip(low * 200, 200)
+    for magnitude in (0.5, 3.0, 20.0):
+        found = Range(max(low, -1) * magnitude, magnitude)
+        counted = squared_error(*occupied(seen(values)), found, symmetric)
+        assert counted == pytest.approx(true_error(values, found, symmetric), rel=0.06)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("shift", [0.0, 1.5])
+def test_least_squared_error_is_no_worse_than_any_percentile(symmetric: bool, shift: float) -> None:
+    values = heavy_tailed() + np.float32(shift)
+    best = true_error(values, MSE.choose(seen(values), symmetric), symmetric)
+    for percent in (99.0, 99.9, 99.99, 100):
+        assert best <= 1.02 * true_error(values, percentile(percent).choose(seen(values), symmetric), symmetric)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_least_squared_error_gives_a_rare_outlier_up(symmetric: bool) -> None:
+    values = np.random.default_rng(0).standard_normal((20, 30_000)).astype(np.float32)
+    values[0, 0] = 12
+    histogram = seen(*values)
+    errors = [true_error(values, c.choose(histogram, symmetric), symmetric) for c in (MSE, MAX)]
+    assert errors[0] < 0.6 * errors[1]
+
+
+def test_entropy_clips_outliers_and_keeps_what_has_none() -> None:
+    clipped = ENTROPY.choose(seen(heavy_tailed()), True)
+    assert 2.5 < clipped.high < 40 and -40 < clipped.low < -2.5
+    even = np.linspace(-3, 5, 30_001, dtype=np.float32)
+    found = ENTROPY.choose(seen(even), True)
+    assert found.high == pytest.approx(5, rel=0.02) and found.low == pytest.approx(-3)
+
+
+def test_divergence_follows_its_formula() -> None:
+    """Two levels' worth of bins each, worked out by hand for one pair of them."""
+    counts = np.zeros(2048)
+    counts[:256] = 4.0
+    counts[0], counts[1] = 6.0, 2.0
+    total = counts.sum()
+    expected = (6 * np.log(6 / 4) + 2 * np.log(2 / 4)) / total
+    assert divergence(counts, 256) == pytest.approx(expected)
+    counts[2000] = 8.0
+    clipped = np.append(counts[:255], counts[255] + 8) / (total + 8)
+    told = np.append([4.0, 4.0], counts[2:256]) / total
+    assert divergence(counts, 256) == pytest.approx((clipped * np.log(clipped / told)).sum())
+
+
+def test_even_bins_hold_all_values_but_zeros() -> None:
+    values = np.concatenate((np.zeros(500), np.linspace(-2, 2, 40_000)))
+    found = even_bins(seen(values), 2.0)
+    assert found.sum() == pytest.approx(40_000, rel=0.002)
+    assert found[100:-20].std() < 0.1 * found.mean()
+
+
+@pytest.mark.parametrize("calibrator", CANDIDATES, ids=lambda c: c.name)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_every_calibrator_stays_within_the_extremes_and_holds_zero(calibrator, symmetric: bool) -> None:
+    for values in (np.zeros(9), np.array([5.0]), np.array([-2.0, -1.0]), heavy_tailed(), heavy_tailed() + 100):
+        found = calibrator.choose(seen(values), symmetric)
+        assert min(0, values.min()) <= found.low <= 0 <= found.high <= max(0, values.max())
+        assert values.any() <= (found.magnitude > 0)
+
+
+def test_calibrators_are_found_by_name() -> None:
+    assert named("mse") is MSE and named("entropy") is ENTROPY and named("max") is MAX
+    found = named("percentile 99.9")
+    assert found is not None and found.name == "percentile 99.9"
+    assert [named(name) for name in ("percentile", "percentile x", "percentile 101", "percentile 0", "best")] == [
+        None
+    ] * 5

@@ -9,21 +9,42 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from misgnet_calibration.entropy import least_divergence
 from misgnet_calibration.observers import Histogram, Range
+from misgnet_calibration.squared_error import least_squared_error
 
 
 @dataclass(frozen=True)
 class Calibrator:
-    """A rule from observed values to the range that INT8 is stretched over."""
+    """A rule from observed values to the range that INT8 is stretched over.
+
+    ``choose`` takes what was observed, and whether the type is symmetric: INT8 around 0, or UINT8 from low to high.
+    """
 
     name: str
-    choose: Callable[[Histogram], Range]
+    choose: Callable[[Histogram, bool], Range]
 
 
 def percentile(percent: float) -> Calibrator:
     """Keeps the central ``percent`` of the values; 100 keeps the extremes."""
-    return Calibrator(f"percentile {percent:g}", lambda histogram: histogram.percentile(percent / 100))
+    return Calibrator(f"percentile {percent:g}", lambda histogram, _: histogram.percentile(percent / 100))
 
 
+MAX = Calibrator("max", lambda histogram, _: histogram.percentile(1.0))
+ENTROPY = Calibrator("entropy", lambda histogram, _: least_divergence(histogram))
+MSE = Calibrator("mse", least_squared_error)
 DEFAULT = percentile(99.999)
-CANDIDATES = (percentile(99.99), DEFAULT, percentile(100))
+CANDIDATES = (percentile(99.99), DEFAULT, MAX, MSE, ENTROPY)
+
+
+def named(name: str) -> Calibrator | None:
+    """The calibrator of a name such as "max", "mse", "entropy" or "percentile 99.9"; None where there is none."""
+    known = {calibrator.name: calibrator for calibrator in (MAX, ENTROPY, MSE)}
+    kind, _, number = name.partition(" ")
+    if kind != "percentile":
+        return known.get(name)
+    try:
+        percent = float(number)
+    except ValueError:
+        return None
+    return percentile(percent) if 0 < percent <= 100 else None

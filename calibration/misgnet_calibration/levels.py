@@ -13,6 +13,7 @@ SMALLEST_SCALE = 2.0**-20
 # An activation's scale is a scalar, which float16 must hold as a normal number.
 _SMALLEST_HALF = 2.0**-14
 _BIAS_LIMIT = 2**30  # INT32, with a bit to spare for the sum of products
+_PLAUSIBLE = 2.0  # steps that learned levels may be off on average; nearest rounding is 0.25 off
 
 
 def activation_parameters(found: Range, recipe: Recipe) -> tuple[float, NDArray[np.generic]]:
@@ -25,6 +26,14 @@ def activation_parameters(found: Range, recipe: Recipe) -> tuple[float, NDArray[
     return step, np.array(np.clip(round(-found.low / step), 0, 255), np.uint8)
 
 
+def as_quantized(values: NDArray[np.float32], found: Range, recipe: Recipe) -> NDArray[np.float32]:
+    """``values`` as an INT8 operator sees them: rounded to the activation's steps, and clipped to its range."""
+    step, zero = activation_parameters(found, recipe)
+    limits = np.iinfo(np.int8 if recipe.symmetric_activations else np.uint8)
+    levels = np.clip(np.rint(values / np.float32(step)) + int(zero), limits.min, limits.max)
+    return ((levels - int(zero)) * np.float32(step)).astype(np.float32)
+
+
 def weight_scale(
     weight: NDArray[np.float32], axis: int, recipe: Recipe, bias: NDArray[np.generic] | None, step: float
 ) -> NDArray[np.float32]:
@@ -34,7 +43,7 @@ def weight_scale(
     large bias and next to no weights (pruned, or folded away) gets the coarse steps that its bias needs.
     """
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = np.abs(weight).max(axis=others).astype(np.float64) / _last_level(recipe)
+    scale = np.abs(weight).max(axis=others).astype(np.float64) / last_level(recipe)
     if bias is not None:
         scale = np.maximum(scale, np.abs(bias.astype(np.float64)) / (step * _BIAS_LIMIT))
     return _representable(np.maximum(scale, SMALLEST_SCALE), recipe)
@@ -45,9 +54,28 @@ def weight_levels(
 ) -> NDArray[np.int8]:
     """INT8 of the weight's shape; ``scale`` (C,) lies along ``axis``."""
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    limit = _last_level(recipe)
+    limit = last_level(recipe)
     levels = np.clip(np.rint(weight / scale.reshape(shape)), -limit, limit)
     return np.asarray(levels, np.int8)
+
+
+def check_levels(
+    levels: NDArray[np.int8], weight: NDArray[np.float32], scale: NDArray[np.float32], axis: int, recipe: Recipe
+) -> None:
+    """Raises ValueError where given ``levels`` cannot be a rounding of ``weight`` in steps of ``scale``.
+
+    Learned levels compensate each other's errors, so one may lie some steps off its weight; all of them
+    together do only where they were learned for another weight or for other steps.
+    """
+    limit = last_level(recipe)
+    if levels.dtype != np.int8 or levels.shape != weight.shape:
+        raise ValueError(f"{levels.dtype} {levels.shape}; the weight needs int8 {weight.shape}")
+    if np.abs(levels.astype(np.int32)).max(initial=0) > limit:
+        raise ValueError(f"levels beyond {limit}, which {recipe.weight_bits} bits do not hold")
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    off = float(np.abs(levels - weight / scale.reshape(shape)).mean())
+    if not off <= _PLAUSIBLE:
+        raise ValueError(f"levels that are {off:.1f} steps off the weight on average")
 
 
 def bias_levels(bias: NDArray[np.generic], steps: NDArray[np.float32]) -> NDArray[np.int32]:
@@ -55,7 +83,8 @@ def bias_levels(bias: NDArray[np.generic], steps: NDArray[np.float32]) -> NDArra
     return np.rint(bias.astype(np.float64) / steps).astype(np.int32)
 
 
-def _last_level(recipe: Recipe) -> int:
+def last_level(recipe: Recipe) -> int:
+    """The largest integer that a weight may have; the smallest is its negative."""
     return (1 << (recipe.weight_bits - 1)) - 1
 
 

@@ -1,9 +1,4 @@
-"""Which places of the float graph become INT8.
-
-Quantized: the inputs of convolutions and of matrix products with constant weights. Float stay: residual
-adds, LayerNorm, softmax, GELU, products of two activations, depthwise convolutions, and what is too small
-to gain: fewer than 16 channels, or fewer than 16 positions an image pair (the graph nodes of the guidance).
-"""
+"""Which places of the float graph become INT8, by the recipe's table of rules."""
 
 from __future__ import annotations
 
@@ -12,10 +7,8 @@ from dataclasses import dataclass
 import onnx
 
 from misgnet_calibration.graph import Graph, attribute
+from misgnet_calibration.placement_rules import Rule
 from misgnet_calibration.recipes import Recipe
-
-MIN_CHANNELS = 16
-MIN_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -30,20 +23,26 @@ class Place:
     output: str | None
 
 
+@dataclass(frozen=True)
+class Placement:
+    """What a rule decided for one operator of the float graph."""
+
+    node: str
+    operator: str
+    rule: Rule
+    multiply_adds: int  # of one image pair, with a constant weight
+
+
+def placements(graph: Graph, recipe: Recipe) -> list[Placement]:
+    """Every operator with the rule that decides on it, in the order of the nodes."""
+    found = [(node, _decide(graph, node, recipe)) for node in graph.nodes]
+    return [Placement(node.name, node.op_type, rule, graph.multiply_adds(node)) for node, rule in found]
+
+
 def place(graph: Graph, recipe: Recipe) -> list[Place]:
     """The places that ``recipe`` quantizes in ``graph``, in the order of the nodes."""
-    places = [_place(graph, node, recipe) for node in graph.nodes if worth_quantizing(graph, node)]
-    return [p for p in places if p.output not in graph.outputs()]  # those numbers stay as fine as they are
-
-
-def worth_quantizing(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether the rules at the top of this module make ``node`` INT8."""
-    weight = graph.weight_of(node)
-    if weight is None or node.op_type == "Gemm" or not graph.is_float(node.input[0]):
-        return False
-    shape = graph.shape(weight)
-    large = len(shape) in (2, 4) and min(shape[:2]) >= MIN_CHANNELS
-    return large and attribute(node, "group", 1) == 1 and graph.rows(node) >= MIN_ROWS
+    chosen = [p.node for p in placements(graph, recipe) if p.rule.decision == "int8"]
+    return [_place(graph, graph.by_name[name], recipe) for name in chosen]
 
 
 def activations(places: list[Place]) -> list[str]:
@@ -57,6 +56,41 @@ def int8_share(graph: Graph, places: list[Place]) -> float:
     quantized = {p.node for p in places}
     costs = {node.name: graph.multiply_adds(node) for node in graph.nodes}
     return sum(costs[name] for name in quantized) / max(1, sum(costs.values()))
+
+
+def _decide(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> Rule:
+    """The first rule that fits; a table ends with one that fits everything."""
+    return next(rule for rule in recipe.rules if _fits(graph, node, rule, recipe))
+
+
+def _fits(graph: Graph, node: onnx.NodeProto, rule: Rule, recipe: Recipe) -> bool:
+    if rule.operators and node.op_type not in rule.operators:
+        return False
+    if rule.weighted is not None and rule.weighted != _is_weighted(graph, node):
+        return False
+    if rule.grouped is not None and rule.grouped != (attribute(node, "group", 1) != 1):
+        return False
+    if rule.feeds_output is not None and rule.feeds_output != _feeds_output(graph, node, recipe):
+        return False
+    if rule.fewer_channels is not None and not _channels(graph, node) < rule.fewer_channels:
+        return False
+    return rule.fewer_rows is None or graph.rows(node) < rule.fewer_rows
+
+
+def _is_weighted(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether a constant matrix or kernel meets a float activation."""
+    weight = graph.weight_of(node)
+    return weight is not None and graph.is_float(node.input[0]) and len(graph.shape(weight)) in (2, 4)
+
+
+def _channels(graph: Graph, node: onnx.NodeProto) -> int:
+    weight = graph.weight_of(node)
+    return min(graph.shape(weight)[:2]) if weight else 0
+
+
+def _feeds_output(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> bool:
+    written = _quantizable_output(graph, node) if recipe.quantize_conv_outputs else node.output[0]
+    return written in graph.outputs()
 
 
 def _place(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> Place:

@@ -24,19 +24,28 @@ _SMALLEST = 2.0**-14  # the smallest normal float16
 
 
 def float32_nodes(graph: Graph, peaks: Mapping[str, float]) -> list[str]:
-    """Nodes that stay float32.
+    """Nodes that stay float32, in the order of the graph; see :func:`float32_reasons`."""
+    return list(float32_reasons(graph, peaks))
+
+
+def float32_reasons(graph: Graph, peaks: Mapping[str, float]) -> dict[str, str]:
+    """Nodes that stay float32, each with the reason.
 
     These are the guidance, whatever reads or writes activations above 512, and whatever reads a constant that
     float16 cannot hold, such as a guard of 1e-12 against a division by zero.
     """
     constants = {name for name in graph.constants if graph.is_float(name)}
-    unfit = {name for name in constants if not fits_float16(graph.constant(name))}
-    unfit |= {name for name, peak in peaks.items() if peak > FLOAT16_SAFE_MAGNITUDE}
-    return [
-        node.name
-        for node in graph.nodes
-        if scope(node).startswith(FLOAT32_SCOPES) or not unfit.isdisjoint((*node.input, *node.output))
-    ]
+    unfit = {
+        name: "a constant that float16 cannot hold" for name in constants if not fits_float16(graph.constant(name))
+    }
+    unfit |= {name: f"activations up to {peak:.0f}" for name, peak in peaks.items() if peak > FLOAT16_SAFE_MAGNITUDE}
+    found = {}
+    for node in graph.nodes:
+        if scope(node).startswith(FLOAT32_SCOPES):
+            found[node.name] = "guidance: its exponents do not survive half precision"
+        elif bad := [unfit[name] for name in (*node.input, *node.output) if name in unfit]:
+            found[node.name] = bad[0]
+    return found
 
 
 def fits_float16(values: NDArray[np.generic]) -> bool:

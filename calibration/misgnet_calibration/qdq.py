@@ -10,52 +10,72 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from misgnet_calibration.graph import Graph, scope
-from misgnet_calibration.levels import activation_parameters, bias_levels, weight_levels, weight_scale
+from misgnet_calibration.levels import (
+    activation_parameters,
+    bias_levels,
+    check_levels,
+    weight_levels,
+    weight_scale,
+)
 from misgnet_calibration.observers import Range
 from misgnet_calibration.placement import Place, activations
 from misgnet_calibration.recipes import Recipe
 from misgnet_calibration.shapes import copied
 from misgnet_runtime.errors import InputError
 
+Levels = Mapping[str, NDArray[np.int8]]
+
 
 def quantize_graph(
-    model: onnx.ModelProto, places: list[Place], recipe: Recipe, ranges: Mapping[str, Range]
+    model: onnx.ModelProto,
+    places: list[Place],
+    recipe: Recipe,
+    ranges: Mapping[str, Range],
+    levels: Levels | None = None,
 ) -> onnx.ModelProto:
     """A copy of ``model`` with Q/DQ at ``places``; float weights that nothing uses any more are dropped.
 
-    Raises InputError where ``ranges`` lacks an activation of the places.
+    ``levels``: the integers to write in place of the nearest ones, of the weight's shape, by the place's node.
+    Raises InputError where ``ranges`` lacks an activation of the places, or levels do not fit their weight.
     """
     missing = [name for name in activations(places) if name not in ranges]
     if missing:
         raise InputError(f"{len(missing)} activations have no range, as '{missing[0]}'; observe them first")
-    writer = _Writer(model, recipe, ranges)
+    writer = _Writer(model, recipe, ranges, levels or {})
     for place in places:
         writer.quantize(place)
     return writer.finish()
 
 
+def scale_at(graph: Graph, place: Place, recipe: Recipe, ranges: Mapping[str, Range]) -> NDArray[np.float32]:
+    """The steps (C,) that the place's weight is counted in, one for each output channel."""
+    weight = graph.constant(place.weight).astype(np.float32)
+    bias = graph.constant(place.bias) if place.bias else None
+    step = activation_parameters(ranges[place.activation], recipe)[0]
+    return weight_scale(weight, place.weight_axis, recipe, bias, step)
+
+
 class _Writer:
-    def __init__(self, model: onnx.ModelProto, recipe: Recipe, ranges: Mapping[str, Range]) -> None:
+    def __init__(self, model: onnx.ModelProto, recipe: Recipe, ranges: Mapping[str, Range], learned: Levels) -> None:
         self.model = copied(model)
         self.graph = Graph(self.model)
         self.recipe = recipe
         self.ranges = ranges
+        self.learned = learned
         self.pairs: dict[str, str] = {}  # tensor -> its dequantized twin
-        self.weights: dict[tuple[str, bytes], str] = {}  # weight and its scales -> its dequantized twin
+        self.weights: dict[tuple[str, bytes, bytes], str] = {}  # weight, scales, learned levels -> dequantized twin
         self.added: list[onnx.NodeProto] = []
 
     def quantize(self, place: Place) -> None:
         node = self.graph.by_name[place.node]
-        weight = self.graph.constant(place.weight).astype(np.float32)
-        bias = self.graph.constant(place.bias) if place.bias else None
-        step = self._parameters(place.activation)[0]
-        scale = weight_scale(weight, place.weight_axis, self.recipe, bias, step)
+        scale = scale_at(self.graph, place, self.recipe, self.ranges)
         node.input[0] = self._activation(place.activation)
-        node.input[1] = self._weight(place, weight, scale)
-        if bias is not None:
+        node.input[1] = self._weight(place, scale)
+        if place.bias:
+            step = self._parameters(place.activation)[0]
             steps = (scale * np.float32(step)).astype(np.float32)
-            name = f"{place.bias}_{place.node}"
-            node.input[2] = self._constant(place, name, bias_levels(bias, steps), steps, 0)
+            levels = bias_levels(self.graph.constant(place.bias), steps)
+            node.input[2] = self._constant(place, f"{place.bias}_{place.node}", levels, steps, 0)
         if place.output:
             self._reroute(place.output)
 
@@ -89,15 +109,26 @@ class _Writer:
     def _parameters(self, name: str) -> tuple[float, NDArray[np.generic]]:
         return activation_parameters(self.ranges[name], self.recipe)
 
-    def _weight(self, place: Place, weight: NDArray[np.float32], scale: NDArray[np.float32]) -> str:
-        """INT8 and DQ of a weight, once for all places that share it in the same steps."""
-        key = (place.weight, scale.tobytes())
+    def _weight(self, place: Place, scale: NDArray[np.float32]) -> str:
+        """INT8 and DQ of a weight, once for all places that share it in the same steps and levels."""
+        learned = self.learned.get(place.node)
+        key = (place.weight, scale.tobytes(), b"" if learned is None else learned.tobytes())
         if key not in self.weights:
-            copies = sum(name == place.weight for name, _ in self.weights)
+            copies = sum(name == place.weight for name, *_ in self.weights)
             name = f"{place.weight}_{copies}" if copies else place.weight
-            levels = weight_levels(weight, scale, place.weight_axis, self.recipe)
+            levels = self._levels(place, scale, learned)
             self.weights[key] = self._constant(place, name, levels, scale, place.weight_axis)
         return self.weights[key]
+
+    def _levels(self, place: Place, scale: NDArray[np.float32], learned: NDArray[np.int8] | None) -> NDArray[np.int8]:
+        weight = self.graph.constant(place.weight).astype(np.float32)
+        if learned is None:
+            return weight_levels(weight, scale, place.weight_axis, self.recipe)
+        try:
+            check_levels(learned, weight, scale, place.weight_axis, self.recipe)
+        except ValueError as error:
+            raise InputError(f"'{place.node}' was given {error}; learn them for this graph and recipe") from error
+        return learned
 
     def _constant(
         self, place: Place, name: str, levels: NDArray[np.generic], scale: NDArray[np.float32], axis: int

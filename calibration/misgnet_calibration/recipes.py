@@ -1,18 +1,27 @@
-"""What each kind of engine wants, as data.
+"""What each kind of engine wants, as data: number formats here, places in ``placement_rules``.
 
-Sources: onnxruntime's quantization guide (U8S8 on x86, 7-bit weights where VNNI may be missing; a convolution
-runs in INT8 only with a quantized output); TensorRT's developer guide, "Working with quantized types"
-(explicit Q/DQ, symmetric, zero point 0, weights per output channel, no quantized bias).
+Sources: onnxruntime's quantization guide (U8S8 on x86, 7-bit weights where VNNI may be missing, S8S8 on ARM; a
+convolution runs in INT8 only with a quantized output); TensorRT's developer guide, "Working with quantized types"
+(explicit Q/DQ, symmetric, zero point 0, weights per output channel, no quantized bias); OpenVINO's guide to low
+precision transformations (activations per tensor, either sign; weights per output channel and symmetric).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from misgnet_calibration.placement_rules import (
+    OPENVINO_RULES,
+    ORT_ARM_RULES,
+    ORT_X86_RULES,
+    TENSORRT_RULES,
+    Rule,
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the quantized places of a graph are written, and what the rest is computed in."""
+    """How the quantized places of a graph are written, which these are, and what the rest is computed in."""
 
     name: str
     symmetric_activations: bool  # INT8 with zero point 0; otherwise UINT8 with one
@@ -20,6 +29,7 @@ class Recipe:
     quantize_conv_outputs: bool
     quantize_bias: bool
     float16: bool
+    rules: tuple[Rule, ...]
 
 
 # 7-bit weights: without VNNI the CPU adds two UINT8 x INT8 products in 16 bits, which saturates with 8.
@@ -30,6 +40,34 @@ CPU = Recipe(
     quantize_conv_outputs=True,
     quantize_bias=True,
     float16=False,
+    rules=ORT_X86_RULES,
+)
+CPU_VNNI = Recipe(
+    "cpu-vnni",
+    symmetric_activations=False,
+    weight_bits=8,
+    quantize_conv_outputs=True,
+    quantize_bias=True,
+    float16=False,
+    rules=ORT_X86_RULES,
+)
+CPU_ARM = Recipe(
+    "cpu-arm",
+    symmetric_activations=True,
+    weight_bits=8,
+    quantize_conv_outputs=True,
+    quantize_bias=True,
+    float16=False,
+    rules=ORT_ARM_RULES,
+)
+OPENVINO = Recipe(
+    "openvino",
+    symmetric_activations=False,
+    weight_bits=8,
+    quantize_conv_outputs=False,
+    quantize_bias=False,
+    float16=False,
+    rules=OPENVINO_RULES,
 )
 TENSORRT = Recipe(
     "tensorrt",
@@ -38,7 +76,9 @@ TENSORRT = Recipe(
     quantize_conv_outputs=False,
     quantize_bias=False,
     float16=True,
+    rules=TENSORRT_RULES,
 )
+RECIPES = (CPU, CPU_VNNI, CPU_ARM, OPENVINO, TENSORRT)
 
 # Modules whose numbers do not survive half precision: exponents of thousands, sums of 1e-20 that still decide
 # a direction.

@@ -1,0 +1,24 @@
+"""Accuracy control: which quantized groups go back to float so that the metric is kept, at the least cost in speed.
+
+``decision`` holds the values and pure decisions, ``search`` the search around them, ``groups`` what is reverted
+together. Engines are asked by the caller's ``evaluate``.
+"""
+
+from misgnet_calibration.accuracy.decision import (
+    NO_NUMBERS,
+    Effect,
+    Group,
+    Limit,
+    Measurement,
+    Phase,
+    Step,
+    loss,
+    passes,
+)
+from misgnet_calibration.accuracy.groups import Depth, groups_of, ties_of
+from misgnet_calibration.accuracy.search import ControlReport, Evaluate, Listen, Stopped, control
+
+__all__ = [
+    "NO_NUMBERS", "ControlReport", "Depth", "Effect", "Evaluate", "Group", "Limit", "Listen", "Measurement", "Phase",
+    "Step", "Stopped", "control", "groups_of", "loss", "passes", "ties_of",
+]  # fmt: skip

@@ -1,0 +1,54 @@
+"""Which operators go back to float together: those of one module of the network."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+from misgnet_calibration.accuracy.decision import Group
+from misgnet_calibration.graph import Graph
+from misgnet_calibration.placement import Place
+
+Depth = Literal["stage", "block", "module", "operator"]
+
+# What of a node's name, as ``backbone.block1.0.attn.q/MatMul_21``, names its group. Beneath ``backbone`` lie patch
+# embeddings and blocks of attention and MLP; elsewhere the outermost module is one level of a decoder.
+_NAMED = {
+    "stage": re.compile(r"backbone\.[^./]+|[^./]+"),  # backbone.block1, backbone.patch_embed2, decode1, MGLNet0
+    "block": re.compile(r"backbone\.block\d+\.\d+|backbone\.[^./]+|[^./]+"),  # backbone.block1.0
+    "module": re.compile(r"backbone\.block\d+\.\d+\.[^./]+|backbone\.[^./]+|[^./]+"),  # backbone.block1.0.attn
+    "operator": re.compile(r".+"),
+}
+
+
+def groups_of(graph: Graph, places: Sequence[Place], depth: Depth = "module") -> tuple[Group, ...]:
+    """The groups of ``places``, in the order of their first ones."""
+    nodes: dict[str, list[str]] = defaultdict(list)
+    for place in places:
+        nodes[group_name(place.node, depth)].append(place.node)
+    return tuple(
+        Group(name, tuple(members), sum(graph.multiply_adds(graph.by_name[node]) for node in members))
+        for name, members in nodes.items()
+    )
+
+
+def ties_of(groups: Sequence[Group], places: Sequence[Place]) -> tuple[tuple[str, ...], ...]:
+    """Names of the groups that quantize one and the same activation, for each such activation.
+
+    It stays quantized until all of them are float, so reverting one alone tells nothing of it. NNCF makes one
+    group of such operators; a decoder whose convolutions all end in INT8 would become a single group by that.
+    """
+    owner = {node: group.name for group in groups for node in group.nodes}
+    readers: dict[str, dict[str, None]] = defaultdict(dict)
+    for place in places:
+        for tensor in filter(None, (place.activation, place.output)):
+            readers[tensor][owner[place.node]] = None
+    return tuple(dict.fromkeys(tuple(names) for names in readers.values() if len(names) > 1))
+
+
+def group_name(node: str, depth: Depth) -> str:
+    """The group of a node by its name; a node that is in no module is a group of its own."""
+    found = _NAMED[depth].match(node)
+    return found.group() if found else node

@@ -1,0 +1,267 @@
+"""The search for the graph that keeps the metric with as much INT8 as possible.
+
+Everything quantized is measured first. Where that fails:
+
+1. everything float, since what then still fails lies outside the groups, and no reverting mends it;
+2. rank: each group float alone, the cheapest first. The first one that passes ends the ranking: no later single
+   group costs less. Where all of them win less than half of what there is to win, groups that are tied by a
+   common activation are measured together. Near the end of the budget the rest stays unranked, so that there is
+   time to revert;
+3. revert: the shortest prefix of the ranking that passes, by doubling and halving (``decision.next_prefix``);
+4. regain: groups are quantized again, those with most multiply-adds first, and stay so where the graph still
+   passes. After a success twice as many at once are tried, after a failure half, as in delta debugging (Zeller
+   and Hildebrandt, "Simplifying and isolating failure-inducing input", 2002).
+
+NNCF's accuracy control (see ``decision``) reverts one group after another and stops at the first success. No
+state is measured twice, and in (4) none that has fewer float groups than one that failed. What is returned was
+measured and passed; it has the most INT8 of all that did, which need not be the most there is.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from misgnet_calibration.accuracy.decision import (
+    Effect,
+    Group,
+    Limit,
+    Measurement,
+    Phase,
+    Step,
+    best,
+    closest,
+    explained,
+    next_prefix,
+    passes,
+    prefixes,
+    presumed_failed,
+    rank,
+    reason,
+    seconds_left,
+)
+from misgnet_runtime.errors import InputError
+
+_EXPLAINED = 0.5
+
+# Names of the groups that are float -> that graph on the decision tiles.
+Evaluate = Callable[[frozenset[str]], Measurement]
+# Told every step, and an estimate of the seconds to the end.
+Listen = Callable[[Step, float], None]
+Stopped = Literal["at the start", "finished", "budget", "outside the groups"]
+
+
+@dataclass(frozen=True)
+class ControlReport:
+    """The path and its end. ``effects``: the ranking, empty where none was needed; ``stopped``: why it ended.
+
+    ``budget_seconds``, ``seconds``: wall clock; ``result``: the best step that passed, or the
+    closest one where none did (``passed`` says which).
+    """
+
+    limit: Limit
+    budget_seconds: float
+    seconds: float
+    groups: tuple[Group, ...]
+    effects: tuple[Effect, ...]
+    steps: tuple[Step, ...]
+    result: Step
+    stopped: Stopped
+
+    @property
+    def passed(self) -> bool:
+        return self.result.accepted
+
+    @property
+    def float_nodes(self) -> frozenset[str]:
+        """The nodes that ``result`` keeps float."""
+        names = set(self.result.float_groups)
+        return frozenset(node for group in self.groups if group.name in names for node in group.nodes)
+
+
+def control(
+    groups: Sequence[Group], evaluate: Evaluate, limit: float, budget_seconds: float,
+    *, ties: Sequence[tuple[str, ...]] = (), min_agreement: float | None = None,
+    total_multiply_adds: int | None = None, listen: Listen | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> ControlReport:  # fmt: skip
+    """Find the float groups with which the loss is within ``limit`` points.
+
+    ``ties``: names of groups of which one alone changes little (see ``groups.ties_of``); ``min_agreement``: share
+    of pixels, 0 to 1, that must keep the float model's mask as well; ``total_multiply_adds``: those of the whole
+    graph, where some are in no group.
+
+    No evaluation begins after ``budget_seconds``; the first always takes place. The choice is the best of many on
+    the same tiles, so the loss on others is larger on average: leave room between ``limit`` and what a gate
+    allows there. Raises InputError where an argument makes no sense; what ``evaluate`` raises passes through.
+    """
+    allowed = Limit(limit, min_agreement)
+    _check(groups, ties, allowed, budget_seconds, total_multiply_adds)
+    run = _Run(tuple(groups), evaluate, allowed, budget_seconds, total_multiply_adds, clock, listen)
+    stopped = _search(run, ties)
+    result = best(run.steps) or closest(run.steps, allowed)
+    return ControlReport(
+        allowed, budget_seconds, run.elapsed(), run.groups, run.effects, tuple(run.steps), result, stopped
+    )
+
+
+def _check(
+    groups: Sequence[Group], ties: Sequence[tuple[str, ...]], limit: Limit, budget_seconds: float, total: int | None
+) -> None:
+    unknown = {name for names in ties for name in names}.difference(group.name for group in groups)
+    if unknown:
+        raise InputError(f"accuracy control got a tie of '{min(unknown)}', which is none of the groups")
+    twice = [name for name, count in Counter(group.name for group in groups).items() if count > 1]
+    if twice:
+        raise InputError(f"accuracy control got two groups named '{twice[0]}'; give each a name of its own")
+    if not math.isfinite(limit.points) or not budget_seconds >= 0:
+        raise InputError(
+            f"accuracy control cannot keep to {limit.points} points in {budget_seconds} seconds; give numbers"
+        )
+    if limit.agreement is not None and not 0 <= limit.agreement <= 1:
+        raise InputError(f"accuracy control was asked for an agreement of {limit.agreement}; give a share from 0 to 1")
+    grouped = sum(group.multiply_adds for group in groups)
+    if total is not None and total < grouped:
+        raise InputError(f"the groups have {grouped} multiply-adds, but the whole graph is said to have {total}")
+
+
+class _Run:
+    """What a search has measured so far, and its clock."""
+
+    def __init__(
+        self, groups: tuple[Group, ...], evaluate: Evaluate, limit: Limit, budget: float, total: int | None,
+        clock: Callable[[], float], listen: Listen | None,
+    ) -> None:  # fmt: skip
+        self.groups, self.evaluate, self.limit, self.budget = groups, evaluate, limit, budget
+        self.total = sum(group.multiply_adds for group in groups) if total is None else total
+        self.clock, self.listen, self.began = clock, listen, clock()
+        self.steps: list[Step] = []
+        self.measured: dict[frozenset[str], Measurement] = {}
+        self.effects: tuple[Effect, ...] = ()
+        self.cut_short = False
+
+    def elapsed(self) -> float:
+        return self.clock() - self.began
+
+    def may_go_on(self, reserve: int = 0) -> bool:
+        """Whether the budget has room for one more evaluation and ``reserve`` others; remembers where it has not.
+
+        Ask only where there is more to do.
+        """
+        within = self.elapsed() + reserve * self.per_evaluation() < self.budget
+        self.cut_short |= not within
+        return within
+
+    def per_evaluation(self) -> float:
+        return self.elapsed() / max(1, len(self.steps))
+
+    def ask(self, phase: Phase, changed: Sequence[str], float_groups: frozenset[str], to_come: int) -> bool:
+        """Whether that state passes; ``to_come``: about how many evaluations follow. Measured once only."""
+        if float_groups not in self.measured:
+            self.measured[float_groups] = self.evaluate(float_groups)
+            self._log(phase, changed, float_groups, to_come)
+        return passes(self.measured[float_groups], self.limit)
+
+    def failures(self) -> list[frozenset[str]]:
+        return [state for state, found in self.measured.items() if not passes(found, self.limit)]
+
+    def cost(self, names: Sequence[str]) -> int:
+        """Multiply-adds of groups."""
+        return sum(group.multiply_adds for group in self.groups if group.name in names)
+
+    def in_order(self, names: frozenset[str]) -> tuple[str, ...]:
+        return tuple(group.name for group in self.groups if group.name in names)
+
+    def _log(self, phase: Phase, changed: Sequence[str], float_groups: frozenset[str], to_come: int) -> None:
+        found = self.measured[float_groups]
+        accepted = passes(found, self.limit)
+        step = Step(
+            len(self.steps) + 1, phase, tuple(changed), self.in_order(float_groups), found,
+            self._int8_share(float_groups), self.elapsed(), accepted, reason(found, self.limit),
+        )  # fmt: skip
+        self.steps.append(step)
+        if self.listen:
+            ends = accepted and phase in ("start", "rank")
+            left = self.budget - step.seconds
+            self.listen(step, 0.0 if ends else seconds_left(self.per_evaluation(), to_come, left))
+
+    def _int8_share(self, float_groups: frozenset[str]) -> float:
+        quantized = self.cost([group.name for group in self.groups if group.name not in float_groups])
+        return quantized / max(1, self.total)
+
+
+def _search(run: _Run, ties: Sequence[tuple[str, ...]]) -> Stopped:
+    names = tuple(group.name for group in run.groups)
+    ahead = len(names) + _probes(len(names))
+    if run.ask("start", (), frozenset(), ahead + 1):
+        return "at the start"
+    if run.limit.points >= 0 and run.may_go_on() and not run.ask("revert", names, frozenset(names), ahead):
+        return "outside the groups"  # a limit below 0 asks for more than the float model has
+    if run.groups and run.may_go_on():
+        run.effects = _rank(run, ties)
+        _regain(run, _revert(run, prefixes(run.effects)))
+    return "budget" if run.cut_short else "finished"
+
+
+def _rank(run: _Run, ties: Sequence[tuple[str, ...]]) -> tuple[Effect, ...]:
+    everything = run.measured.get(frozenset(group.name for group in run.groups))
+    alone: dict[tuple[str, ...], Measurement] = {}
+
+    def ranked_with(candidates: Sequence[tuple[str, ...]]) -> tuple[Effect, ...]:
+        alone.update(_alone(run, candidates))
+        return rank(run.groups, run.measured[frozenset()], everything, alone, run.limit)
+
+    effects = ranked_with([(group.name,) for group in run.groups])
+    cured = any(passes(found, run.limit) for found in alone.values())
+    return effects if cured or explained(effects) >= _EXPLAINED or run.cut_short else ranked_with(ties)
+
+
+def _alone(run: _Run, candidates: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], Measurement]:
+    """Measures the candidates, the cheapest first, up to one that passes; leaves time to revert."""
+    reserve = _probes(len(run.groups))
+    found: dict[tuple[str, ...], Measurement] = {}
+    for names in sorted(candidates, key=run.cost):
+        if not run.may_go_on(reserve):
+            break
+        state = frozenset(names)
+        passed = run.ask("rank", names, state, len(candidates) - len(found) - 1 + reserve)
+        found[names] = run.measured[state]
+        if passed:
+            break
+    return found
+
+
+def _revert(run: _Run, states: list[frozenset[str]]) -> frozenset[str]:
+    """The first of the growing ``states`` found to pass; nothing where none did."""
+    known = run.measured.get(states[-1])
+    failed, passed = 0, len(states) + (known is None or not passes(known, run.limit))
+    while (count := next_prefix(failed, passed)) is not None and run.may_go_on():
+        added = states[count - 1].difference(states[failed - 1] if failed else ())
+        if run.ask("revert", run.in_order(added), states[count - 1], _probes(passed - failed) + count):
+            passed = count
+        else:
+            failed = count
+    return states[passed - 1] if passed <= len(states) else frozenset()
+
+
+def _regain(run: _Run, kept: frozenset[str]) -> None:
+    candidates = [g.name for g in sorted(run.groups, key=lambda g: -g.multiply_adds) if g.name in kept]
+    size = 1
+    while candidates and run.may_go_on():
+        chunk = candidates[:size]
+        state = kept.difference(chunk)
+        if not presumed_failed(state, run.failures()) and run.ask("regain", chunk, state, len(candidates) - 1):
+            kept, candidates, size = state, candidates[size:], 2 * size
+        elif len(chunk) > 1:
+            size = len(chunk) // 2
+        else:
+            candidates, size = candidates[1:], 1
+
+
+def _probes(count: int) -> int:
+    """About how many measurements find one prefix among ``count``."""
+    return count.bit_length()

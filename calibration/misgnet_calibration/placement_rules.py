@@ -1,0 +1,102 @@
+"""Which operators become INT8, as data: for each kind of engine a table of rules, the first that fits decides.
+
+A rule says what it fits, what becomes of that, why, and where the vendor (or a measurement) says so. Nothing here
+looks at a graph; ``placement`` does, with these tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Decision = Literal["int8", "float"]
+
+_TENSORRT = "docs.nvidia.com/deeplearning/tensorrt, Working with Quantized Types"
+_MODELOPT = "github.com/NVIDIA/Model-Optimizer, ONNX quantization: node exclusions"
+_ORT = "onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
+_ORT_TRANSFORMERS = f"{_ORT}, transformer-based models"
+_OPENVINO = "docs.openvino.ai, OpenVINO Low Precision Transformations"
+_OPENVINO_CONV = "docs.openvino.ai, ConvolutionTransformation: activations dequantized per tensor"
+_MEASURED_RESIDUAL = (
+    "github.com/Jonah-May-OSS/wyoming-whisper-trt/issues/1052: feature cosine 0.61 with Add and LayerNorm in INT8, "
+    "0.98 without"
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row. Of the limits, those that are given must hold; ``operators`` empty fits every operator.
+
+    ``weighted``: a constant weight takes part; ``grouped``: a convolution in groups; ``fewer_channels`` and
+    ``fewer_rows``: the weight has fewer input or output channels, or is applied to fewer positions of an image
+    pair; ``feeds_output``: the operator, or the ReLU behind it, writes an output of the graph.
+    """
+
+    name: str
+    decision: Decision
+    why: str
+    source: str
+    operators: tuple[str, ...] = ()
+    weighted: bool | None = None
+    grouped: bool | None = None
+    feeds_output: bool | None = None
+    fewer_channels: int | None = None
+    fewer_rows: int | None = None
+
+
+_NO_WEIGHT = (
+    Rule(
+        "product of activations", "float", "scores and attention weights lose their order in 8 bits, for little time",
+        _ORT_TRANSFORMERS, ("MatMul", "Gemm"), weighted=False,
+    ),
+    Rule(
+        "normalisation", "float", "means and variances of 8-bit numbers are coarse", _MEASURED_RESIDUAL,
+        ("LayerNormalization", "BatchNormalization", "InstanceNormalization", "ReduceMean", "ReduceL2"),
+    ),
+    Rule("residual sum", "float", "errors add up along the residual stream", _MEASURED_RESIDUAL, ("Add",)),
+    Rule(
+        "transcendental", "float", "no INT8 kernel gains from it", _TENSORRT,
+        ("Softmax", "Gelu", "Erf", "Sigmoid", "Exp", "Sqrt", "Div", "Pow"),
+    ),
+    Rule("not weighted", "float", "no multiply-adds to gain", _TENSORRT, weighted=False),
+)  # fmt: skip
+_SMALL = (
+    Rule(
+        "depthwise convolution", "float", "gains little in INT8 and loses much", _MODELOPT, ("Conv",), grouped=True
+    ),
+    Rule(
+        "few channels", "float", "below 16 the vector units are not filled", _MODELOPT, ("Conv", "MatMul", "Gemm"),
+        fewer_channels=16,
+    ),
+    Rule(
+        "few positions", "float", "quantizing costs more than the product: graph nodes of the guidance", _MODELOPT,
+        ("Conv", "MatMul", "Gemm"), fewer_rows=16,
+    ),
+)  # fmt: skip
+_GEMM = Rule("Gemm", "float", "its transposed weight has no agreed channel axis", _TENSORRT, ("Gemm",))
+
+
+def _weighted(source: str) -> tuple[Rule, ...]:
+    return (
+        Rule("convolution", "int8", "input and weight in INT8", source, ("Conv",), weighted=True),
+        Rule("linear layer", "int8", "input and weight in INT8", source, ("MatMul",), weighted=True),
+    )
+
+
+_REST = (Rule("everything else", "float", "no rule makes it INT8", _TENSORRT),)
+_LAST_CONV = Rule(
+    "answer", "float", "its output would have to be INT8, and is the graph's own", _ORT, ("Conv",), feeds_output=True
+)
+
+TENSORRT_RULES = (
+    *_NO_WEIGHT,
+    _GEMM,
+    *_SMALL,
+    *_weighted(f"{_TENSORRT}: quantize all inputs of weighted operators"),
+    *_REST,
+)
+ORT_X86_RULES = (*_NO_WEIGHT, _GEMM, *_SMALL, _LAST_CONV, *_weighted(_ORT), *_REST)
+ORT_ARM_RULES = ORT_X86_RULES
+# No rule for what loses much or gains little: where accuracy control is to find that out by itself.
+EVERYTHING_RULES = (*_NO_WEIGHT, _GEMM, _LAST_CONV, *_weighted("asked for with --placement all"), *_REST)
+OPENVINO_RULES = (*_NO_WEIGHT, _GEMM, *_SMALL, *_weighted(f"{_OPENVINO}; {_OPENVINO_CONV}"), *_REST)

@@ -1,0 +1,203 @@
+"""Tiles that represent a set: strata get their share, near copies are not taken twice, and the seed decides."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from misgnet_calibration.calibrators import MAX
+from misgnet_calibration.observations import ObservationKey, Observed, load_observations, save_observations
+from misgnet_calibration.observers import Histogram
+from misgnet_calibration.recipes import CPU
+from misgnet_calibration.selection import (
+    FewTilesWarning,
+    TileFacts,
+    allocate,
+    describe_tiles,
+    pick,
+    select_tiles,
+    spread_out,
+    stratify,
+)
+from misgnet_runtime.errors import InputError
+from misgnet_runtime.tiles import TileSet
+
+SIDE = 32
+ALONE = np.random.default_rng(0)
+
+
+def facts(count: int, seed: int = 0, **fixed: float) -> list[TileFacts]:
+    random = np.random.default_rng(seed)
+    changed = np.where(random.random(count) < 0.5, 0, random.random(count) ** 3)
+    return [
+        TileFacts(f"t{i:04}", fixed.get("changed", float(changed[i])), float(random.random()), row)
+        for i, row in enumerate(random.standard_normal((count, 8)).astype(np.float32))
+    ]
+
+
+@given(st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 500), min_size=1), st.integers(1, 600))
+def test_shares_add_up_and_rare_strata_are_met(sizes: dict[str, int], count: int) -> None:
+    shares = allocate(sizes, count)
+    assert sum(shares.values()) == min(count, sum(sizes.values()))
+    assert all(0 <= shares[name] <= sizes[name] for name in sizes)
+    if count >= len(sizes):
+        assert min(shares.values()) >= 1
+    by_size = sorted(sizes, key=lambda name: sizes[name])
+    for smaller, larger in pairwise(by_size):
+        assert shares[smaller] <= shares[larger] + 1  # a larger one never gives fewer
+
+
+def test_shares_lie_between_equal_and_proportional() -> None:
+    shares = allocate({"common": 900, "rare": 100}, 40)
+    assert 4 < shares["rare"] < 20
+
+
+def test_strata_follow_change_and_brightness() -> None:
+    tiles = [
+        TileFacts("a", 0.0, 0.1, ALONE.random(2)), TileFacts("b", 0.05, 0.5, ALONE.random(2)),
+        TileFacts("c", 0.051, 0.9, ALONE.random(2)), TileFacts("d", 0.9, 0.91, ALONE.random(2)),
+    ]  # fmt: skip
+    assert stratify(tiles) == [
+        "unchanged, dark", "changed up to 5 %, medium", "changed 5 % to 20 %, bright", "changed over 20 %, bright"
+    ]  # fmt: skip
+
+
+def test_far_apart_tiles_come_first_and_copies_last() -> None:
+    """Three tight clusters in one stratum: three picks meet each of them."""
+    random = np.random.default_rng(1)
+    centres = np.array([[0, 0], [30, 0], [0, 30]], np.float32)
+    points = np.concatenate([c + random.standard_normal((20, 2)).astype(np.float32) for c in centres])
+    for seed in range(5):
+        order = spread_out(points, range(60), 6, np.random.default_rng(seed))
+        assert {index // 20 for index, _ in order[:3]} == {0, 1, 2}
+        distances = [distance for _, distance in order]
+        assert distances[0] is None and distances[1:] == sorted(distances[1:], reverse=True)
+    everything = spread_out(points, range(60), 60, random)
+    assert sorted(index for index, _ in everything) == list(range(60))
+
+
+def test_picks_say_why_and_follow_the_seed() -> None:
+    tiles = facts(300)
+    chosen, strata = pick(tiles, 40, seed=3)
+    assert len(chosen) == 40 and list(chosen) == sorted(chosen)
+    names = stratify(tiles)
+    for index, picked in chosen.items():
+        assert (picked.name, picked.stratum) == (tiles[index].name, names[index])
+    assert sum(s.tiles for s in strata) == 300 and sum(s.picked for s in strata) == 40
+    firsts = [p for p in chosen.values() if p.distance is None]
+    assert len(firsts) == len(strata) == len(set(names))
+    assert pick(tiles, 40, seed=3)[0] == chosen
+    assert pick(tiles, 40, seed=4)[0].keys() != chosen.keys()
+
+
+def test_picks_cover_the_set_better_than_random_ones() -> None:
+    """The farthest tile lies nearer to a picked one than with random picks, for every seed."""
+    tiles = facts(400, changed=0.1)
+    points = np.stack([tile.features for tile in tiles])
+
+    def worst(indices: list[int]) -> float:
+        return float(np.linalg.norm(points[:, None] - points[indices][None], axis=2).min(1).max())
+
+    for seed in range(5):
+        random = np.random.default_rng(seed).choice(400, 30, replace=False).tolist()
+        assert worst(list(pick(tiles, 30, seed)[0])) < worst(random)
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> TileSet:
+    """20 pairs of flat colour; of the last five a quarter has changed."""
+    root = tmp_path_factory.mktemp("tiles")
+    for index in range(20):
+        label = np.zeros((SIDE, SIDE), np.uint8)
+        label[: SIDE // 2, : SIDE // 2] = 255 * (index >= 15)
+        for part, pixels in (("A", (index, 5, 9)), ("B", (10 * index, 5, 9)), ("label", None)):
+            (root / part).mkdir(exist_ok=True)
+            image = np.full((SIDE, SIDE, 3), pixels, np.uint8) if pixels else label
+            Image.fromarray(image).save(root / part / f"{index:02}.png")
+    return TileSet.open(root, SIDE)
+
+
+def colour(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    return np.stack((before[..., 0].mean((1, 2)), after[..., 0].mean((1, 2))), 1).astype(np.float32)
+
+
+def test_facts_are_those_of_the_tiles(tiles: TileSet) -> None:
+    found = describe_tiles(tiles, colour, seed=0)
+    assert [fact.changed for fact in found] == [0.0] * 15 + [0.25] * 5
+    assert found[3].brightness == pytest.approx(((3 + 5 + 9) / 3 + (30 + 5 + 9) / 3) / 2 / 255)
+    assert found[7].features.tolist() == [7, 70]
+    wide = describe_tiles(tiles, lambda b, a: np.repeat(colour(b, a), 500, 1), seed=0)
+    assert wide[0].features.shape == (64,)
+
+
+@pytest.mark.filterwarnings("ignore::misgnet_calibration.selection.FewTilesWarning")
+def test_selection_reads_all_and_returns_some(tiles: TileSet) -> None:
+    seen: list[int] = []
+    found = select_tiles(tiles, 16, 0, colour, lambda done, of: seen.append(done))
+    assert seen[-1] == 20 and len(found.tiles) == len(found.picked) == 16
+    assert [ref.name for ref in found.tiles] == [picked.name for picked in found.picked]
+
+
+def test_selection_refuses_too_few_and_warns_of_few(tiles: TileSet) -> None:
+    with pytest.raises(InputError, match="at least 16"):
+        select_tiles(tiles, 12, 0, colour)
+    with pytest.warns(FewTilesWarning):
+        select_tiles(tiles, 16, 0, colour)
+
+
+def test_features_that_are_no_numbers_name_their_tile(tiles: TileSet) -> None:
+    def broken(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        found = colour(before, after)
+        found[found[:, 0] == 6] = np.nan
+        return found
+
+    with pytest.raises(InputError, match="tile 06@0,0: NaN"):
+        describe_tiles(tiles, broken, 0)
+
+
+# --- what was observed, kept in a file
+
+KEY = ObservationKey("a" * 64, "b" * 64, "c" * 64)
+
+
+def observed() -> Observed:
+    histograms = {}
+    for index, name in enumerate(("x", "layer/y:0")):
+        histograms[name] = Histogram()
+        histograms[name].observe(np.random.default_rng(index).standard_normal(500).astype(np.float32))
+    return Observed(histograms, {"x": 2.5, "z": 1000.0})
+
+
+def test_observations_come_back_as_they_were(tmp_path: Path) -> None:
+    path, before = tmp_path / "seen.npz", observed()
+    assert load_observations(path, KEY) == (None, "nothing saved yet")
+    save_observations(path, before, KEY)
+    found, word = load_observations(path, KEY)
+    assert found is not None and word == "used again" and found.peaks == before.peaks
+    assert found.ranges(MAX, CPU) == before.ranges(MAX, CPU)
+    assert all((found.histograms[n].counts == before.histograms[n].counts).all() for n in before.histograms)
+
+
+@pytest.mark.parametrize("part", ["tiles", "weights", "graph"])
+def test_observations_of_something_else_are_not_used(part: str, tmp_path: Path) -> None:
+    path = tmp_path / "seen.npz"
+    save_observations(path, observed(), KEY)
+    other = ObservationKey(**{**KEY.__dict__, part: "d" * 64})
+    assert load_observations(path, other) == (None, f"saved for other {part}")
+
+
+def test_damaged_observations_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "seen.npz"
+    save_observations(path, observed(), KEY)
+    content = path.read_bytes()
+    for broken in (content[:100], b"", json.dumps({}).encode(), content[:-30]):
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match=r"seen\.npz cannot be read.*remove the file"):
+            load_observations(path, KEY)
