@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import platform
 from importlib import metadata
@@ -10,8 +11,10 @@ from typing import Any
 
 import msgspec
 
+from misgnet_calibration.selection import Selection
 from misgnet_export.draft import FLOAT_GRAPH, Draft, Evidence, GraphFile
 from misgnet_export.report import ReportData, render
+from misgnet_export.report.control import draw_control
 from misgnet_export.report.html import short_path
 from misgnet_export.request import BuildRequest
 from misgnet_runtime.bundle import MANIFEST, describe_files, file_sha256
@@ -27,8 +30,14 @@ from misgnet_runtime.manifest import (
 )
 from misgnet_runtime.parity import ParityReport
 from misgnet_runtime.plans import Plan, Target
+from misgnet_runtime.tiles import TileSet
 
 GOLDEN = "golden/tiles.npz"
+_SELECTIONS = {
+    "represent": "to represent the set: strata of change and brightness, apart in the float encoder's features",
+    "random": "drawn at random",
+    "first": "the first ones",
+}
 _TOOLS = (
     "misgnet-export",
     "torch",
@@ -79,9 +88,25 @@ def _write_evidence(folder: Path, request: BuildRequest, draft: Draft, stages: l
     (folder / "parity.json").write_bytes(encode(draft.evidence.parity))
     throughput = {"machine": machine, "timings": draft.evidence.timings}
     (folder / "throughput.json").write_bytes(encode(throughput))
+    if draft.sets.selection is not None:
+        (folder / "selection.json").write_bytes(encode(_selection(draft.sets.selection)))
+    for graph in draft.graphs:
+        if graph.control is not None:
+            (folder / f"control_{graph.name}.json").write_bytes(encode(graph.control))
+            draw_control(graph.control, folder, f"control_{graph.name}")
     build = {"stages": [{"name": n, "seconds": round(s, 2), "finding": f} for n, s, f in stages], "machine": machine}
     (folder / "build.json").write_bytes(encode(build))
     (folder / "report.html").write_text(render(_report_data(request, draft, stages, machine)), encoding="utf-8")
+
+
+def _selection(found: Selection) -> dict[str, Any]:
+    """Which tiles calibrate and why, as JSON."""
+    how = "strata of changed share and brightness; within one, tiles far apart in the float encoder's features"
+    return {
+        "how": how,
+        "strata": [dataclasses.asdict(stratum) for stratum in found.strata],
+        "tiles": [dataclasses.asdict(tile) for tile in found.picked],
+    }
 
 
 def _report_data(
@@ -173,8 +198,15 @@ def _calibration(request: BuildRequest, draft: Draft) -> Calibration:
         tiles=len(draft.sets.calib),
         tiles_sha256=draft.sets.calib.digest(),
         seed=request.seed,
-        decided_on=f"{len(decision)} validation tiles" if decision else "no tiles: the default calibrator",
+        decided_on=_decided_on(request, decision),
+        selection=_SELECTIONS[request.selection],
     )
+
+
+def _decided_on(request: BuildRequest, decision: TileSet | None) -> str:
+    if request.observer != "auto":
+        return f"no tiles: {request.observer} was asked for"
+    return f"{len(decision)} validation tiles" if decision else "no tiles: the default calibrator"
 
 
 def _roles(root: Path, draft: Draft) -> dict[str, tuple[str, str | None]]:

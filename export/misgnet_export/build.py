@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,22 +14,29 @@ from rich.markup import escape
 from misgnet.checkpoint import load_network
 from misgnet.evaluation import predict_probability
 from misgnet.network import MISGNet
-from misgnet_calibration.calibrators import DEFAULT
+from misgnet_calibration.observations import ObservationKey
+from misgnet_calibration.placement_rules import EVERYTHING_RULES
 from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
-from misgnet_calibration.selection import FewTilesWarning, draw_tiles
-from misgnet_export.agreement import Agreement, Answers, answers, answers_of, compare, require_close, require_same
+from misgnet_calibration.selection import FewTilesWarning, Selection, draw_tiles, select_tiles
+from misgnet_export.agreement import Answers, answers, answers_of, compare, require_same
 from misgnet_export.assembly import plan_entry, write_bundle, write_golden_tiles, write_rejected
+from misgnet_export.decision import Decision
 from misgnet_export.draft import CPU_ENGINE, FLOAT_ENGINE, Draft, Evidence, GraphFile, Sets
+from misgnet_export.entries import quantization_entry
 from misgnet_export.evidence import choose_golden, judge_engines, time_engines
+from misgnet_export.features import encoder_features
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
+from misgnet_export.int8 import Calibrated, quantize_recipe
 from misgnet_export.progress import StageLog
-from misgnet_export.quantization import Decision, Observed, choose_calibrator, observe, quantize_for
+from misgnet_export.quantization import observe_or_reuse
 from misgnet_export.report import parity_table
+from misgnet_export.report.control import control_table, record_of
 from misgnet_export.request import BuildRequest, check_request
+from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.errors import GateFailed
-from misgnet_runtime.manifest import EngineEntry, Quantization
+from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.outputs import refuse_existing, replace_folder
 from misgnet_runtime.plans import compile_plan
 from misgnet_runtime.tiles import TileSet, check_disjoint, read_source
@@ -109,22 +117,36 @@ def torch_predictor(network: MISGNet) -> Predict:
 
 
 def _load(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
-    with log.stage("read weights and tiles") as stage, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", FewTilesWarning)
+    with log.stage("read weights and tiles") as stage:
         network = load_network(request.weights)
         tile = request.interface.tile
         calib, evaluation = TileSet.open(request.calib, tile), TileSet.open(request.evaluation, tile)
         val = TileSet.open(request.val, tile) if request.val else None
-        drawn = draw_tiles(calib, request.calib_tiles, request.seed)
-        sets = Sets(drawn, spread(val, _DECISION_TILES) if val is not None else None, evaluation)
         _check_sets(calib, val, evaluation)
-        _read_all([s for s in (sets.calib, sets.decision, sets.evaluation) if s is not None], stage.progress)
-        stage.finding = (
-            f"{len(sets.calib)} calibration, {len(val or ())} validation, {len(evaluation)} evaluation tiles"
-        )
+        decision = spread(val, _DECISION_TILES) if val is not None else None
+        _read_all([s for s in (decision, evaluation) if s is not None], stage.progress)
+        stage.finding = f"{len(calib)} calibration, {len(val or ())} validation, {len(evaluation)} evaluation tiles"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FewTilesWarning)
+        chosen, selection = _select(request, network, calib, log)
     for warning in caught:
         log.console.print(f"[yellow]warning[/] {escape(str(warning.message))}", soft_wrap=True)
-    return sets, network
+    return Sets(chosen, decision, evaluation, selection), network
+
+
+def _select(request: BuildRequest, network: MISGNet, calib: TileSet, log: StageLog) -> tuple[TileSet, Selection | None]:
+    """The tiles that calibrate, by the rule that was asked for, and the report of why."""
+    count = min(request.calib_tiles, len(calib))
+    with log.stage("select calibration tiles") as stage:
+        if request.selection == "represent" and count < len(calib):
+            found = select_tiles(calib, count, request.seed, encoder_features(network), stage.progress)
+            stage.finding = f"{count} of {len(calib)} tiles in {len(found.strata)} strata"
+            return found.tiles, found
+        first = request.selection == "first"
+        chosen = calib.subset(range(count)) if first else draw_tiles(calib, count, request.seed)
+        _read_all([chosen], stage.progress)
+        stage.finding = f"{count} of {len(calib)} tiles, {'the first ones' if first else 'drawn at random'}"
+    return chosen, None
 
 
 def _check_sets(calib: TileSet, val: TileSet | None, evaluation: TileSet) -> None:
@@ -173,46 +195,43 @@ def _simplify(request: BuildRequest, exported: Answered, few: TileSet, log: Stag
 def _quantize(
     request: BuildRequest, simplified: Answered, few: TileSet, sets: Sets, root: Path, log: StageLog
 ) -> list[GraphFile]:
+    recipes = [_placed(recipe, request) for recipe in (CPU, *([TENSORRT] if request.plan_targets else []))]
+    start = _calibrate(request, simplified, few, sets, recipes, log)
+    graphs = []
+    for recipe in recipes:
+        found = quantize_recipe(request, start, recipe, log)
+        written = _write_graph(root, recipe.name, "int8+float16" if recipe.float16 else "int8", found.quantized.model)
+        entry = quantization_entry(written.file, recipe, found, simplified.model)
+        control = record_of(found.control) if found.control else None
+        graphs.append(replace(written, quantization=entry, control=control))
+        if control:
+            log.console.print(control_table(control))
+    return graphs
+
+
+def _placed(recipe: Recipe, request: BuildRequest) -> Recipe:
+    return replace(recipe, rules=EVERYTHING_RULES) if request.placement == "all" else recipe
+
+
+def _calibrate(
+    request: BuildRequest, simplified: Answered, few: TileSet, sets: Sets, recipes: list[Recipe], log: StageLog
+) -> Calibrated:
     model = simplified.model
-    recipes = [CPU, *([TENSORRT] if request.plan_targets else [])]
     with log.stage("calibrate") as stage:
-        observed = observe(model, request.interface, sets.calib, recipes, stage.progress)
+        key = ObservationKey(sets.calib.digest(), file_sha256(request.weights), _digest(model))
+        observed, reused = observe_or_reuse(
+            request.observations, key, model, request.interface, sets.calib, recipes, stage.progress
+        )
         decision = None
         if sets.decision is not None:
-            decision = Decision(sets.decision, answers_of(model, request.interface, sets.decision, stage.progress))
+            decision = Decision.of(model, request.interface, sets.decision, request.threshold, stage.progress)
         stage.finding = f"{len(observed.histograms)} activations on {len(sets.calib)} tiles of both dates"
-    return [
-        _quantize_one(request, model, observed, decision, Decision(few, simplified.answers), recipe, root, log)
-        for recipe in recipes
-    ]
+        stage.finding += f"; {request.observations}: {reused}" if request.observations else ""
+    return Calibrated(model, observed, sets.calib, few, simplified.answers, decision)
 
 
-def _quantize_one(
-    request: BuildRequest, model: onnx.ModelProto, observed: Observed, decision: Decision | None, check: Decision,
-    recipe: Recipe, root: Path, log: StageLog,
-) -> GraphFile:  # fmt: skip
-    with log.stage(f"quantize to INT8 for {recipe.name}") as stage:
-        calibrator = DEFAULT
-        tried: dict[str, Agreement] = {}
-        if decision is not None:
-            calibrator, tried = choose_calibrator(
-                model, request.interface, observed, recipe, decision, request.threshold, stage.progress
-            )
-        quantized = quantize_for(model, recipe, observed, calibrator)
-        answered = answers_of(quantized.model, request.interface, check.tiles)
-        found = compare(check.expected, answered, request.threshold)
-        require_close(found, f"the INT8 graph for {recipe.name}", "the float graph")
-        stage.finding = (
-            f"{len(quantized.places)} places, {100 * quantized.int8_share:.1f} % of the multiply-adds, "
-            f"{calibrator.name}, {100 * found.pixels:.3f} % of pixels agree"
-        )
-    written = _write_graph(root, recipe.name, "int8+float16" if recipe.float16 else "int8", quantized.model)
-    agreeing = {name: agreement.pixels for name, agreement in tried.items()}
-    entry = Quantization(
-        written.file, recipe.name, len(quantized.places), recipe.weight_bits, quantized.int8_share, calibrator.name,
-        agreeing, list(quantized.float32_nodes),
-    )  # fmt: skip
-    return replace(written, quantization=entry)
+def _digest(model: onnx.ModelProto) -> str:
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _write_graph(root: Path, name: str, precision: str, model: onnx.ModelProto) -> GraphFile:

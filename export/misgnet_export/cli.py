@@ -7,8 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
+from misgnet_export.request import PlacementChoice, RepairChoice, SelectionRule
 from misgnet_runtime.console import err_console, make_app, out_console, run_app
-from misgnet_runtime.errors import GateFailed, UnavailableError
+from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
 from misgnet_runtime.manifest import GateRule, InputForm, Interface, OutputForm
 from misgnet_runtime.outputs import refuse_existing
 from misgnet_runtime.plans import parse_target
@@ -36,7 +37,27 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="replace an existing bundle")] = False,
     tile: Annotated[int, typer.Option(help="tile size in pixels, a multiple of 32")] = 256,
     max_batch: Annotated[int, typer.Option(help="largest batch of the engines")] = 16,
-    calib_tiles: Annotated[int, typer.Option(help="calibration tiles, drawn from the seed")] = 128,
+    calib_tiles: Annotated[int, typer.Option(help="how many calibration tiles")] = 128,
+    selection: Annotated[
+        SelectionRule,
+        typer.Option(help="calibration tiles that represent the set, drawn at random, or the first ones"),
+    ] = "represent",
+    observer: Annotated[
+        str, typer.Option(help="range of activations: auto (decided on --val), max, mse, entropy, 'percentile P'")
+    ] = "auto",
+    observations: Annotated[
+        Path | None, typer.Option(help="file of what calibration saw; used again for the same tiles and weights")
+    ] = None,
+    placement: Annotated[
+        PlacementChoice, typer.Option(help="INT8 by the engine's rules, or for all operators with constant weights")
+    ] = "rules",
+    repair: Annotated[
+        RepairChoice,
+        typer.Option(help="smoothing, rounding and bias correction: where INT8 loses too much on --val, or always"),
+    ] = "auto",
+    control_minutes: Annotated[
+        float, typer.Option(help="time to find what must go back to float where INT8 loses too much; 0: do not")
+    ] = 10.0,
     seed: Annotated[int, typer.Option(help="seed of the draw")] = 0,
     max_f1_drop: Annotated[float, typer.Option(help="allowed F1 drop in points; may be negative")] = 0.5,
     gate: Gate = "point",
@@ -58,9 +79,11 @@ def build(
     from misgnet_export.request import BuildRequest
 
     interface = Interface(tile, max_batch, input_form, output_form)
+    targets = tuple(dict.fromkeys(parse_target(t) for t in target or ["cpu"]))
     request = BuildRequest(
-        weights, calib, evaluation, val, tuple(dict.fromkeys(parse_target(t) for t in target or ["cpu"])), output,
-        interface, force, calib_tiles, seed, max_f1_drop, gate, threshold, bundle_version, licence, timing_cache,
+        weights, calib, evaluation, val, targets, output, interface, force, calib_tiles, selection, observer,
+        observations, placement, repair, control_minutes, seed, max_f1_drop, gate, threshold, bundle_version,
+        licence, timing_cache,
     )  # fmt: skip
     built = run(request, out_console)
     out_console.print(stage_table(built.stages))
@@ -94,6 +117,43 @@ def parity(
     out_console.print(parity_table(result))
     if not result.passed:
         raise GateFailed(result.failures)
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="a bundle made by build")],
+    picture: Annotated[
+        Path | None, typer.Option("-o", "--output", help="draw the graphs' precision, .png or .svg")
+    ] = None,
+    why: Annotated[bool, typer.Option("--why", help="also the rules that decided, with their sources")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace an existing picture")] = False,
+) -> None:
+    """What is computed in INT8, FP16 and FP32, and why: shares of the multiply-adds, block by block."""
+    from misgnet_export.report.precision import block_table, draw_precision, rule_table, share_table
+    from misgnet_runtime.bundle import read_bundle
+
+    if picture is not None:
+        _check_picture(picture, force)
+    quantizations = [q for q in read_bundle(bundle).manifest.quantization if q.placement]
+    if not quantizations:
+        raise InputError(f"bundle {bundle} says nothing of its operators' precision; build it again")
+    for quantization in quantizations:
+        tables = [share_table(quantization), block_table(quantization), *([rule_table(quantization)] if why else [])]
+        for table in tables:
+            out_console.print(table)
+    if picture is not None:
+        draw_precision(quantizations, picture)
+        out_console.print(f"picture: {picture}", soft_wrap=True, highlight=False)
+
+
+def _check_picture(path: Path, force: bool) -> None:
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise UsageError(f"-o is {path}; the picture is a .png or .svg")
+    refuse_existing(path, force)
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UnavailableError("the picture needs matplotlib; install it with: pip install matplotlib") from error
 
 
 def _need_compiler() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from misgnet_calibration.selection import Selection
 from misgnet_export.report import TilePicture
+from misgnet_export.report.control import ControlRecord
 from misgnet_runtime.golden import GoldenTiles
 from misgnet_runtime.manifest import EngineEntry, Quantization
 from misgnet_runtime.parity import ParityReport
@@ -19,11 +21,15 @@ FLOAT_GRAPH = "graphs/float.onnx"
 
 @dataclass(frozen=True)
 class Sets:
-    """Three different sets: what calibrates, what decides (may be missing), what judges."""
+    """Three different sets: what calibrates, what decides (may be missing), what judges.
+
+    ``selection``: why these tiles calibrate, where they were selected and not drawn.
+    """
 
     calib: TileSet
     decision: TileSet | None
     evaluation: TileSet
+    selection: Selection | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class GraphFile:
     precision: str
     size: int
     quantization: Quantization | None = None
+    control: ControlRecord | None = None
 
 
 @dataclass(frozen=True)

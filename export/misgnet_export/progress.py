@@ -19,6 +19,7 @@ class Stage:
     name: str
     progress: Callable[[int, int], None]
     finding: str = ""
+    tell: Callable[[str], None] = lambda _: None  # what the stage is at, shown beside its name
 
     def phase_progress(self, _phase: str, done: int, of: int) -> None:
         """The progress of a compiler that also names its phases."""
@@ -44,7 +45,10 @@ class StageLog:
             def move(done: int, of: int) -> None:
                 bars.update(task, completed=done, total=of, count=f"{done}/{of}")
 
-            stage = Stage(name, move)
+            def tell(text: str) -> None:
+                bars.update(task, description=f"{name}: {escape(text)}")
+
+            stage = Stage(name, move, tell=tell)
             yield stage
         seconds = time.perf_counter() - started
         self.done.append((name, seconds, stage.finding))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 
 from misgnet_calibration.calibrators import CANDIDATES, Calibrator
 from misgnet_calibration.collect import collect, magnitudes
 from misgnet_calibration.graph import Graph
-from misgnet_calibration.observers import Histogram, Range
+from misgnet_calibration.observations import ObservationKey, Observed, load_observations, save_observations
+from misgnet_calibration.observers import Histogram
 from misgnet_calibration.placement import activations, place
-from misgnet_calibration.quantize import QuantizedGraph, quantize
+from misgnet_calibration.quantize import quantize
 from misgnet_calibration.recipes import Recipe
-from misgnet_export.agreement import Agreement, Answers, answers_of, compare
+from misgnet_export.agreement import Agreement
+from misgnet_export.decision import Decision
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.manifest import Interface
 from misgnet_runtime.tiles import TileSet
@@ -22,49 +24,59 @@ from misgnet_runtime.tiles import TileSet
 _PEAK_TILES = 8
 
 
-@dataclass(frozen=True)
-class Observed:
-    """Histograms of the activations to quantize, and the largest magnitude of every tensor."""
-
-    histograms: Mapping[str, Histogram]
-    peaks: Mapping[str, float]
-
-    def ranges(self, calibrator: Calibrator) -> dict[str, Range]:
-        """The range that ``calibrator`` keeps of each tensor."""
-        return {name: calibrator.choose(histogram) for name, histogram in self.histograms.items()}
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Validation tiles that decide, and what the float graph answers on them."""
-
-    tiles: TileSet
-    expected: Answers
-
-
 def observe(
-    model: onnx.ModelProto, interface: Interface, tiles: TileSet, recipes: list[Recipe], progress: Progress
+    model: onnx.ModelProto,
+    interface: Interface,
+    tiles: TileSet,
+    recipes: list[Recipe],
+    progress: Progress | None = None,
 ) -> Observed:
     """One pass over the calibration tiles for all recipes together; a second over a few for the peaks."""
-    graph = Graph(model)
-    names = dict.fromkeys(name for recipe in recipes for name in activations(place(graph, recipe)))
-    histograms = {name: Histogram() for name in names}
+    histograms = {name: Histogram() for name in sorted(needed(model, recipes))}
     collect(model, interface, tiles, histograms, progress)
     few = tiles.subset(range(0, len(tiles), max(1, len(tiles) // _PEAK_TILES)))
     peaks = magnitudes(model, interface, few) if any(r.float16 for r in recipes) else {}
     return Observed(histograms, peaks)
 
 
+def observe_or_reuse(
+    path: Path | None, key: ObservationKey, model: onnx.ModelProto, interface: Interface, tiles: TileSet,
+    recipes: list[Recipe], progress: Progress,
+) -> tuple[Observed, str]:  # fmt: skip
+    """What ``path`` holds of the same tiles, weights and graph, else observed now and saved there; and which it was.
+
+    Raises InputError where the file cannot be read.
+    """
+    saved, word = (None, "") if path is None else load_observations(path, key)
+    if saved is not None:
+        if _enough(saved, model, recipes):
+            return saved, word
+        word = "saved for other targets"
+    found = observe(model, interface, tiles, recipes, progress)
+    if path is not None:
+        save_observations(path, found, key)
+    return found, word
+
+
+def _enough(saved: Observed, model: onnx.ModelProto, recipes: list[Recipe]) -> bool:
+    peaks = bool(saved.peaks) or not any(recipe.float16 for recipe in recipes)
+    return peaks and needed(model, recipes) <= saved.histograms.keys()
+
+
+def needed(model: onnx.ModelProto, recipes: list[Recipe]) -> set[str]:
+    """The activations whose ranges the recipes' places need."""
+    graph = Graph(model)
+    return {name for recipe in recipes for name in activations(place(graph, recipe))}
+
+
 def choose_calibrator(
-    model: onnx.ModelProto, interface: Interface, observed: Observed, recipe: Recipe, decision: Decision,
-    threshold: float, progress: Progress,
-) -> tuple[Calibrator, dict[str, Agreement]]:  # fmt: skip
+    model: onnx.ModelProto, observed: Observed, recipe: Recipe, decision: Decision, progress: Progress
+) -> tuple[Calibrator, dict[str, Agreement]]:
     """The candidate whose graph agrees with the float graph in most pixels of ``decision``, and all by name."""
     tried: dict[str, Agreement] = {}
     for index, calibrator in enumerate(CANDIDATES):
-        candidate = quantize_for(model, recipe, observed, calibrator)
-        found = answers_of(candidate.model, interface, decision.tiles)
-        tried[calibrator.name] = compare(decision.expected, found, threshold)
+        candidate = quantize(model, recipe, observed.ranges(calibrator, recipe), observed.peaks)
+        tried[calibrator.name] = decision.agreement(candidate.model)
         progress(index + 1, len(CANDIDATES))
     chosen = best(tried)
     return next(c for c in CANDIDATES if c.name == chosen), tried
@@ -73,8 +85,3 @@ def choose_calibrator(
 def best(tried: Mapping[str, Agreement]) -> str:
     """Most agreeing pixels, then the smaller mean difference; a pure decision."""
     return max(tried, key=lambda name: (tried[name].pixels, -tried[name].mean))
-
-
-def quantize_for(model: onnx.ModelProto, recipe: Recipe, observed: Observed, calibrator: Calibrator) -> QuantizedGraph:
-    """The INT8 graph for ``recipe`` with ``calibrator``'s ranges."""
-    return quantize(model, recipe, observed.ranges(calibrator), observed.peaks)

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from misgnet_calibration.calibrators import named
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.manifest import GateRule, Interface
 from misgnet_runtime.plans import PlanOptions, Target, check_options
+
+# Which calibration tiles: those that represent the set, drawn at random, or the first ones.
+SelectionRule = Literal["represent", "random", "first"]
+# Which operators become INT8: those of the recipe's rules, or all that have constant weights.
+PlacementChoice = Literal["rules", "all"]
+# Repairs of the INT8 graph: where it loses too much on the validation tiles, in any case, or not at all.
+RepairChoice = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,12 @@ class BuildRequest:
     interface: Interface
     force: bool = False
     calib_tiles: int = 128
+    selection: SelectionRule = "represent"
+    observer: str = "auto"
+    observations: Path | None = None
+    placement: PlacementChoice = "rules"
+    repair: RepairChoice = "auto"
+    control_minutes: float = 10.0
     seed: int = 0
     max_f1_drop: float = 0.5
     gate: GateRule = "point"
@@ -56,5 +71,10 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError(f"--threshold is {request.threshold}; it must lie between 0 and 1")
     if request.interface.output == "mask" and request.threshold != 0.5:
         raise UsageError("a graph that answers with a mask has the threshold 0.5 built in; use --output probability")
+    if request.observer != "auto" and named(request.observer) is None:
+        asked = f"--observer is '{request.observer}'"
+        raise UsageError(f"{asked}; it is auto, max, mse, entropy or 'percentile P' with P above 0 and up to 100")
+    if not request.control_minutes >= 0:
+        raise UsageError(f"--control-minutes is {request.control_minutes}; it must be 0 (none) or more")
     for target in request.plan_targets:
         check_options(request.plan_options(target))

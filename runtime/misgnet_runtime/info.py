@@ -13,7 +13,7 @@ from rich.text import Text
 from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.choice import open_detector, ranked
 from misgnet_runtime.errors import InputError, UnavailableError
-from misgnet_runtime.manifest import EngineEntry
+from misgnet_runtime.manifest import EngineEntry, Quantization
 
 
 class _Result(msgspec.Struct):
@@ -68,15 +68,28 @@ def _here(bundle: Bundle, entry: EngineEntry) -> str:
 
 
 def _quantization(bundle: Bundle) -> Table:
-    columns = ("graph", "INT8 operators", "share of multiply-adds", "weight bits", "calibrator", "kept float32")
+    columns = (
+        "graph",
+        "INT8 operators",
+        "multiply-adds INT8 / FP16 / FP32",
+        "weight bits",
+        "calibrator",
+        "kept float32",
+    )
     table = Table(*columns, title="Quantization")
     for q in bundle.manifest.quantization:
-        share = f"{100 * q.int8_share_of_multiply_adds:.1f} %"
+        share = _shares(q)
         kept = str(len(q.float32_nodes))
         table.add_row(
             escape(q.graph), str(q.quantized_nodes), share, str(q.weight_bits), escape(q.calibrator), kept
         )  # fmt: skip
     return table
+
+
+def _shares(q: Quantization) -> str:
+    if not q.placement:  # of a bundle that an earlier version made
+        return f"{100 * q.int8_share_of_multiply_adds:.1f} % / n/a / n/a"
+    return " / ".join(f"{100 * share:.1f} %" for share in q.shares().values())
 
 
 def _files(bundle: Bundle) -> Table:

@@ -104,12 +104,82 @@ class EngineEntry(Struct, frozen=True):
 
 
 class Calibration(Struct, frozen=True):
-    """The tiles that activations' ranges were observed on, and those that decided between calibrators."""
+    """The tiles that activations' ranges were observed on, how they were chosen, and those that decided."""
 
     tiles: int
     tiles_sha256: str
     seed: int
     decided_on: str
+    selection: str = "drawn at random"
+
+
+class PlacementRule(Struct, frozen=True):
+    """Why operators have their precision, and who says so."""
+
+    name: str
+    why: str
+    source: str
+
+
+class Steps(Struct, frozen=True):
+    """What an activation is counted in: its value is ``scale * (level - zero)``, with INT8 levels or UINT8 ones."""
+
+    scale: Annotated[float, Meta(gt=0)]
+    zero: Annotated[int, Meta(ge=-128, le=255)]
+    signed: bool
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The lowest and the highest level."""
+        return (-128, 127) if self.signed else (0, 255)
+
+
+class Int8Numbers(Struct, frozen=True):
+    """What an INT8 operator counts in, as its graph states it: enough to compute as it does, in floating point.
+
+    A weight's levels are symmetric, ``weight_bits`` wide, in one scale for each output channel, which lie along
+    ``weight_axis``. ``output``: of what the operator, or the ReLU fused into it, writes in INT8. ``float16_scales``:
+    weights' scales are the next larger float16; ``quantized_bias``: the bias is INT32, in steps of both scales.
+    """
+
+    activation: Steps
+    weight_bits: Annotated[int, Meta(ge=2, le=8)]
+    weight_axis: Count
+    output: Steps | None = None
+    quantized_bias: bool = False
+    float16_scales: bool = False
+
+
+class NodePlacement(Struct, frozen=True):
+    """One operator of the float graph: what it is computed in, by which rule.
+
+    ``multiply_adds``: of one image pair, with a constant weight; ``int8``: the numbers of an INT8 operator;
+    ``divided_by``: what a LayerNorm's channels were divided by to smooth them, where the weights behind undo it.
+    """
+
+    node: str
+    operator: str
+    precision: Literal["int8", "float16", "float32"]
+    rule: str
+    multiply_adds: Count
+    int8: Int8Numbers | None = None
+    divided_by: list[Annotated[float, Meta(gt=0)]] = []
+
+
+class RepairEntry(Struct, frozen=True):
+    """One repair of an INT8 graph that was tried on the validation tiles, and kept where it helped.
+
+    Shares of equal pixels, and mean differences of the probability of change, before and after.
+    """
+
+    name: str
+    kept: bool
+    finding: str
+    pixels_before: float
+    pixels_after: float
+    mean_before: float
+    mean_after: float
+    seconds: float
 
 
 class Quantization(Struct, frozen=True):
@@ -123,6 +193,17 @@ class Quantization(Struct, frozen=True):
     calibrator: str
     candidates: dict[str, float] = {}
     float32_nodes: list[str] = []
+    rules: list[PlacementRule] = []
+    placement: list[NodePlacement] = []
+    repairs: list[RepairEntry] = []
+
+    def shares(self) -> dict[str, float]:
+        """Share of the weights' multiply-adds in each precision, the lowest precision first."""
+        total = max(1, sum(entry.multiply_adds for entry in self.placement))
+        found = dict.fromkeys(("int8", "float16", "float32"), 0)
+        for entry in self.placement:
+            found[entry.precision] += entry.multiply_adds
+        return {name: count / total for name, count in found.items()}
 
 
 class Manifest(Struct, frozen=True):

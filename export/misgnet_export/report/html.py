@@ -122,10 +122,9 @@ def _interval_caveats(report: ParityReport) -> list[str]:
 
 
 def _reaches(engine: EngineParity, report: ParityReport) -> bool:
-    passed = engine.verdict is not None and engine.verdict.passed
-    return (
-        report.gate == "point" and passed and engine.interval is not None and engine.interval.high > report.max_f1_drop
-    )
+    if engine.verdict is None or engine.interval is None or report.gate == "upper":
+        return False
+    return engine.verdict.passed and engine.interval.high > report.max_f1_drop
 
 
 def _reaches_over(engine: EngineParity, report: ParityReport) -> str:

@@ -1,0 +1,165 @@
+"""The INT8 stages of one recipe: quantize; where that loses too much, repair; where it still does, retreat.
+
+All of it is decided on calibration and validation tiles. The evaluation tiles are looked at once, by the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import onnx
+
+from misgnet_calibration.accuracy import ControlReport, Limit, Step, control, groups_of, passes, ties_of
+from misgnet_calibration.calibrators import DEFAULT, Calibrator, named
+from misgnet_calibration.graph import Graph
+from misgnet_calibration.observations import Observed
+from misgnet_calibration.observers import Range
+from misgnet_calibration.quantize import QuantizedGraph
+from misgnet_calibration.recipes import Recipe
+from misgnet_calibration.repair import Attempt, Inputs, Repaired, Score, repair
+from misgnet_export.agreement import Agreement, Answers, answers_of, compare, require_close
+from misgnet_export.decision import Decision
+from misgnet_export.progress import StageLog
+from misgnet_export.quantization import choose_calibrator, observe
+from misgnet_export.request import BuildRequest
+from misgnet_runtime.tiles import TileSet
+
+# The choice is made on few tiles and is the best of many there: half of what the gate allows is kept in reserve.
+_RESERVE = 0.5
+_DIFFERING = 0.002  # share of pixels whose mask may differ in any case; ordinary INT8 has about a third of it
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What the INT8 stages start from: the simplified float graph and what was seen of its activations.
+
+    ``few`` and ``answers``: tiles that every stage is checked on, and what the graph answers there;
+    ``decision``: the tiles that decide, None without a validation set.
+    """
+
+    model: onnx.ModelProto
+    observed: Observed
+    calib: TileSet
+    few: TileSet
+    answers: Answers
+    decision: Decision | None
+
+
+@dataclass(frozen=True)
+class Int8Graph:
+    """The INT8 graph of a recipe, and how it came about."""
+
+    quantized: QuantizedGraph
+    inputs: Inputs
+    calibrator: Calibrator
+    tried: Mapping[str, Agreement]
+    repairs: tuple[Attempt, ...] = ()
+    control: ControlReport | None = None
+
+
+def quantize_recipe(request: BuildRequest, start: Calibrated, recipe: Recipe, log: StageLog) -> Int8Graph:
+    """All stages for ``recipe``. GateFailed where the graph is broken, not merely lossy."""
+    found = _quantize(request, start, recipe, log)
+    if start.decision is not None:
+        found = _mend(request, start, start.decision, found, recipe, log)
+    _check(request, start, recipe, found)
+    return found
+
+
+def _mend(
+    request: BuildRequest, start: Calibrated, decision: Decision, found: Int8Graph, recipe: Recipe, log: StageLog
+) -> Int8Graph:
+    """Repair before retreat, each where the deciding tiles ask for it."""
+    if request.repair == "always" or (request.repair == "auto" and _loses(request, decision, found)):
+        found = _repair(start, decision, found, recipe, log)
+    if request.control_minutes > 0 and _loses(request, decision, found):
+        found = _control(request, decision, found, recipe, log)
+    return found
+
+
+def _check(request: BuildRequest, start: Calibrated, recipe: Recipe, found: Int8Graph) -> None:
+    """Against the float graph, on the tiles that every stage is checked on."""
+    answered = answers_of(found.quantized.model, request.interface, start.few)
+    close = compare(start.answers, answered, request.threshold)
+    require_close(close, f"the INT8 graph for {recipe.name}", "the float graph")
+
+
+def limit_of(max_f1_drop: float) -> Limit:
+    """What may be lost on the tiles that decide: half of the points that the gate allows on others, and few pixels.
+
+    On few tiles F1 can even rise while a graph is broken; the pixels that differ from the float graph's show it.
+    """
+    points = max_f1_drop * _RESERVE if max_f1_drop > 0 else max_f1_drop
+    return Limit(points, 1 - max(_DIFFERING, points / 1000))
+
+
+def _loses(request: BuildRequest, decision: Decision, found: Int8Graph) -> bool:
+    return not passes(decision.measurement(found.quantized.model), limit_of(request.max_f1_drop))
+
+
+def _quantize(request: BuildRequest, start: Calibrated, recipe: Recipe, log: StageLog) -> Int8Graph:
+    with log.stage(f"quantize to INT8 for {recipe.name}") as stage:
+        calibrator = named(request.observer) or DEFAULT
+        tried: dict[str, Agreement] = {}
+        if start.decision is not None and request.observer == "auto":
+            calibrator, tried = choose_calibrator(start.model, start.observed, recipe, start.decision, stage.progress)
+        inputs = Inputs(start.model, start.observed.ranges(calibrator, recipe), start.observed.peaks)
+        quantized = inputs.quantize(recipe)
+        stage.finding = f"{_described(quantized)}, {calibrator.name}"
+    return Int8Graph(quantized, inputs, calibrator, tried)
+
+
+def _repair(start: Calibrated, decision: Decision, found: Int8Graph, recipe: Recipe, log: StageLog) -> Int8Graph:
+    def ranges_of(model: onnx.ModelProto) -> Mapping[str, Range]:
+        seen = start.observed if model is start.model else observe(model, decision.interface, start.calib, [recipe])
+        return seen.ranges(found.calibrator, recipe)
+
+    with log.stage(f"repair for {recipe.name}") as stage:
+        better: Repaired = repair(
+            start.model, decision.interface, start.calib, recipe, ranges_of, start.observed.peaks,
+            decision.agreement, stage.progress,
+        )  # fmt: skip
+        kept = [attempt.name for attempt in better.attempts if attempt.kept] or ["nothing"]
+        first = better.attempts[0].before if better.attempts else better.score
+        stage.finding = f"kept {', '.join(kept)}: {_gain(first, better.score)}"
+    return replace(found, quantized=better.quantized, inputs=better.inputs, repairs=better.attempts)
+
+
+def _control(request: BuildRequest, decision: Decision, found: Int8Graph, recipe: Recipe, log: StageLog) -> Int8Graph:
+    graph = Graph(found.inputs.model)
+    limit = limit_of(request.max_f1_drop)
+    groups = groups_of(graph, found.quantized.places)
+    nodes = {group.name: group.nodes for group in groups}
+
+    def keeping(names: frozenset[str]) -> Inputs:
+        return replace(found.inputs, keep_float=frozenset(node for name in names for node in nodes[name]))
+
+    with log.stage(f"accuracy control for {recipe.name}") as stage:
+
+        def listen(step: Step, left: float) -> None:
+            lost = "n/a" if step.measurement.f1_drop is None else f"{step.measurement.f1_drop:+.3f} points"
+            stage.tell(
+                f"step {step.number}, {step.phase}: {lost}, {100 * step.int8_share:.1f} % INT8, {left:.0f} s left"
+            )
+
+        report = control(
+            groups, lambda names: decision.measurement(keeping(names).quantize(recipe).model),
+            limit.points, 60 * request.control_minutes, min_agreement=limit.agreement,
+            ties=ties_of(groups, found.quantized.places),
+            total_multiply_adds=sum(graph.multiply_adds(node) for node in graph.nodes), listen=listen,
+        )  # fmt: skip
+        inputs = keeping(frozenset(report.result.float_groups))
+        quantized = inputs.quantize(recipe)
+        floats = ", ".join(report.result.float_groups) or "none"
+        stage.finding = f"{_described(quantized)}; {report.result.reason}; float again: {floats}"
+    return replace(found, quantized=quantized, inputs=inputs, control=report)
+
+
+def _described(quantized: QuantizedGraph) -> str:
+    return f"{len(quantized.places)} places, {100 * quantized.int8_share:.1f} % of the multiply-adds"
+
+
+def _gain(before: Score, after: Score) -> str:
+    pixels = f"{100 * before.pixels:.3f} to {100 * after.pixels:.3f} % of pixels agree"
+    return f"{pixels}, mean difference {before.mean:.1e} to {after.mean:.1e}"

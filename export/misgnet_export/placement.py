@@ -1,0 +1,97 @@
+"""What became of every operator and why, as the manifest keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from misgnet_calibration.graph import Graph, attribute
+from misgnet_calibration.placement import Place, Placement, placements
+from misgnet_calibration.precision import float32_reasons
+from misgnet_calibration.quantize import QuantizedGraph
+from misgnet_calibration.recipes import Recipe
+from misgnet_runtime.manifest import Int8Numbers, NodePlacement, PlacementRule, Steps
+
+Precision = Literal["int8", "float16", "float32"]
+_REVERTED = PlacementRule("reverted", "in INT8 it cost more F1 than was allowed", "measured by accuracy control")
+_HALF_ROUNDING = 2.0**-10  # a scale written as float16 is off by half of it
+_HALF_SOURCE = "float16's range and precision, on the calibration tiles' activations"
+
+
+def placement_entries(
+    graph: Graph, recipe: Recipe, quantized: QuantizedGraph, peaks: Mapping[str, float]
+) -> tuple[list[PlacementRule], list[NodePlacement]]:
+    """The rules that decided, each once, and every operator of the float ``graph`` with its precision and rule.
+
+    ``graph``: as it was exported, before any repair, so that what smoothing changed of it is found.
+    """
+    int8, divided = int8_numbers(quantized), smoothing_factors(graph, quantized)
+    wide = float32_reasons(graph, peaks) if recipe.float16 else {}
+    rules: dict[str, PlacementRule] = {}
+    entries = []
+    for placed in placements(graph, recipe):
+        rule = _rule(placed, int8, wide)
+        rules.setdefault(rule.name, rule)
+        precision: Precision = "int8" if placed.node in int8 else _float_type(placed.node, recipe, wide)
+        entries.append(
+            NodePlacement(
+                placed.node, placed.operator, precision, rule.name, placed.multiply_adds, int8.get(placed.node),
+                divided.get(placed.node, []),
+            )
+        )  # fmt: skip
+    return list(rules.values()), entries
+
+
+def int8_numbers(quantized: QuantizedGraph) -> dict[str, Int8Numbers]:
+    """By INT8 operator, what it counts in: read from the Q/DQ nodes that its graph was written with."""
+    graph = Graph(quantized.model)
+    return {place.node: _numbers(graph, place, quantized.recipe) for place in quantized.places}
+
+
+def smoothing_factors(graph: Graph, quantized: QuantizedGraph) -> dict[str, list[float]]:
+    """By LayerNorm of the float ``graph``, what smoothing divided its channels by before they were quantized."""
+    written = Graph(quantized.model)
+    found = {}
+    for node in graph.nodes:
+        if node.op_type == "LayerNormalization" and node.input[1] in graph.constants:
+            old = graph.constant(node.input[1]).astype(np.float64)
+            new = written.constant(written.by_name[node.name].input[1]).astype(np.float64)
+            factors = np.divide(old, new, out=np.ones_like(old), where=new != 0)
+            if np.abs(factors - 1).max() > _HALF_ROUNDING:
+                found[node.name] = factors.tolist()
+    return found
+
+
+def _numbers(graph: Graph, place: Place, recipe: Recipe) -> Int8Numbers:
+    found = [graph.producer.get(name) for name in graph.by_name[place.node].input]
+    activation, weight, bias = (*found, None)[:3]
+    assert activation is not None and weight is not None
+    written = graph.consumers[place.output] if place.output else []
+    output = next((_steps(graph, node) for node in written if node.op_type == "QuantizeLinear"), None)
+    return Int8Numbers(
+        _steps(graph, activation), recipe.weight_bits, attribute(weight, "axis", 1), output,
+        quantized_bias=bias is not None and bias.op_type == "DequantizeLinear", float16_scales=recipe.float16,
+    )  # fmt: skip
+
+
+def _steps(graph: Graph, node: onnx.NodeProto) -> Steps:
+    """Scale and zero point of a Q or DQ node of an activation."""
+    zero = graph.constant(node.input[2])
+    return Steps(float(graph.constant(node.input[1])), int(zero), bool(zero.dtype.kind == "i"))
+
+
+def _rule(placed: Placement, int8: Collection[str], wide: Mapping[str, str]) -> PlacementRule:
+    if placed.node in int8:
+        return PlacementRule(placed.rule.name, placed.rule.why, placed.rule.source)
+    if placed.rule.decision == "int8":
+        return _REVERTED
+    if placed.node in wide:
+        return PlacementRule(f"float32: {wide[placed.node]}", wide[placed.node], _HALF_SOURCE)
+    return PlacementRule(placed.rule.name, placed.rule.why, placed.rule.source)
+
+
+def _float_type(node: str, recipe: Recipe, wide: Mapping[str, str]) -> Literal["float16", "float32"]:
+    return "float16" if recipe.float16 and node not in wide else "float32"

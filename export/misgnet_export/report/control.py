@@ -1,0 +1,221 @@
+"""The path of accuracy control: as JSON, as a table for the terminal, and as a picture."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from misgnet_calibration.accuracy import ControlReport, Effect, Phase, Step, Stopped, loss
+from misgnet_export.report import figures
+from misgnet_runtime.manifest import Fraction, Struct
+from misgnet_runtime.outputs import replace_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SHOWN_NAMES = 3
+_COLOURS: dict[Phase, str] = {"start": "0.2", "rank": "0.65", "revert": "C1", "regain": "C0"}
+_ENDINGS: dict[Stopped, str] = {
+    "at the start": "everything quantized is within the limit",
+    "finished": "the search is complete",
+    "budget": "the time budget is spent",
+    "outside the groups": "with every group float the limit is still missed, so the cause lies elsewhere",
+}
+
+
+class GroupRecord(Struct, frozen=True):
+    """Nodes that go back to float together; the multiply-adds are those of one image pair."""
+
+    name: str
+    nodes: list[str]
+    multiply_adds: int
+
+
+class EffectRecord(Struct, frozen=True):
+    """What reverting these groups alone won back; None where that was not measured or is no finite number."""
+
+    groups: list[str]
+    won_points: float | None
+    won_logit_error: float | None
+    benefit: float
+    score: float
+
+
+class StepRecord(Struct, frozen=True):
+    """One evaluation; see ``misgnet_calibration.accuracy.Step``. A figure that is not finite is None.
+
+    ``loss_points`` is what was held against the limit: the F1 drop, or the pixels that disagree.
+    """
+
+    number: int
+    phase: Phase
+    changed: list[str]
+    float_groups: list[str]
+    f1_drop_points: float | None
+    loss_points: float | None
+    agreement: Fraction
+    logit_error: float | None
+    seconds_per_pair: float | None
+    int8_share_of_multiply_adds: Fraction
+    seconds: float
+    accepted: bool
+    reason: str
+
+
+class ControlRecord(Struct, frozen=True):
+    """What is kept of a search. ``ranking``: in the order of reverting; ``result``: the number of a step."""
+
+    limit_points: float
+    min_agreement: Fraction | None
+    budget_seconds: float | None
+    seconds: float
+    passed: bool
+    stopped: Stopped
+    result: int
+    groups: list[GroupRecord]
+    ranking: list[EffectRecord]
+    steps: list[StepRecord]
+
+    @property
+    def chosen(self) -> StepRecord:
+        """The best step that passed, or the closest one where none did."""
+        return self.steps[self.result - 1]
+
+
+def record_of(report: ControlReport) -> ControlRecord:
+    """``report`` as it is kept in a bundle."""
+    return ControlRecord(
+        report.limit.points, report.limit.agreement, _finite(report.budget_seconds), report.seconds, report.passed,
+        report.stopped, report.result.number,
+        [GroupRecord(group.name, list(group.nodes), group.multiply_adds) for group in report.groups],
+        [_effect_record(effect) for effect in report.effects],
+        [_step_record(step) for step in report.steps],
+    )  # fmt: skip
+
+
+def control_table(record: ControlRecord) -> Table:
+    """One row a step; the caption says how it ended. It fits 80 columns, and texts are never read as markup."""
+    alike = f", {figures.percent(record.min_agreement)} of pixels alike" if record.min_agreement else ""
+    title = Text(f"Accuracy control, at most {record.limit_points:g} points lost{alike}", style="bold")
+    table = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("Phase", no_wrap=True)
+    table.add_column("Groups", overflow="fold", min_width=10)
+    for name in ("Lost", "Same mask", "Error", "INT8", "Seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for step in record.steps:
+        table.add_row(*_cells(step, len(record.groups)), style="bold" if step.number == record.result else "")
+    table.caption = Text(summary(record), style="dim")
+    return table
+
+
+def summary(record: ControlRecord) -> str:
+    """How it ended, in sentences: the result, what is float in it, and the evaluations that it took."""
+    step = record.chosen
+    kept = ", ".join(step.float_groups) or "nothing"
+    verb = "passes" if record.passed else "is the closest; none passed"
+    share = figures.percent(step.int8_share_of_multiply_adds, 1)
+    return (
+        f"Step {step.number} {verb}: {step.reason}; {share} of the multiply-adds are INT8. Float again: {kept}. "
+        f"{figures.plural(len(record.steps), 'evaluation')} in {record.seconds:.0f} s; {_ENDINGS[record.stopped]}."
+    )
+
+
+def draw_control(record: ControlRecord, folder: Path, name: str = "control") -> list[Path]:
+    """Write ``name``.png and ``name``.svg into ``folder``, the same bytes for the same record. Needs matplotlib."""
+    from matplotlib import rc_context
+
+    written = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        figure = control_figure(record)
+        for path in written:
+            with replace_file(path) as temporary:
+                metadata = {"Date": None} if path.suffix == ".svg" else None
+                figure.savefig(temporary, format=path.suffix[1:], dpi=120, metadata=metadata)
+    return written
+
+
+def control_figure(record: ControlRecord) -> Figure:
+    """Points lost above, INT8 share below, by step; full marks passed, the ring is the result."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    _draw_losses(upper, record)
+    lower.step([s.number for s in record.steps], _percents(record), where="mid", color="C2")
+    lower.set(xlabel="evaluation", ylabel="INT8, % of multiply-adds", ylim=(-3, 103))
+    lower.locator_params(axis="x", integer=True)
+    lower.plot(record.result, _percents(record)[record.result - 1], "o", color="C3", markersize=12, fillstyle="none")
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside upper center", ncols=6)
+    return figure
+
+
+def _draw_losses(axis: Axes, record: ControlRecord) -> None:
+    losses = [math.nan if s.loss_points is None else s.loss_points for s in record.steps]
+    for phase, colour in _COLOURS.items():
+        label: str = phase
+        for step, value in zip(record.steps, losses, strict=True):
+            if step.phase == phase:
+                face = colour if step.accepted else "none"
+                axis.plot(step.number, value, "o", color=colour, markerfacecolor=face, label=label)
+                label = "_"  # once in the legend
+    axis.axhline(record.limit_points, color="0.4", linestyle="--", label="limit")
+    axis.plot(
+        record.result, losses[record.result - 1], "o", color="C3", markersize=12, fillstyle="none", label="result"
+    )
+    axis.set_yscale("symlog", linthresh=max(0.01, 2 * abs(record.limit_points)))  # from 0.05 to 80 points
+    axis.set_ylabel("points lost (filled: within the limit)")
+
+
+def _percents(record: ControlRecord) -> list[float]:
+    return [100 * step.int8_share_of_multiply_adds for step in record.steps]
+
+
+def _cells(step: StepRecord, groups: int) -> list[Text]:
+    numbers = [
+        figures.signed(step.loss_points),
+        figures.percent(step.agreement),
+        "n/a" if step.logit_error is None else f"{step.logit_error:.1e}",
+        figures.percent(step.int8_share_of_multiply_adds, 1),
+        f"{step.seconds:.1f}",
+    ]
+    word = Text("pass", style="green") if step.accepted else Text("more", style="dim")
+    return [Text(str(step.number)), Text(step.phase), Text(_names(step, groups)), *map(Text, numbers), word]
+
+
+def _names(step: StepRecord, groups: int) -> str:
+    """The groups that a step reverted, or (with a plus) quantized again."""
+    if step.phase == "start":
+        return "all INT8"
+    if len(step.changed) == groups and step.phase == "revert":
+        return "all float"
+    more = len(step.changed) - _SHOWN_NAMES
+    names = ", ".join(step.changed[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return f"+ {names}" if step.phase == "regain" else names
+
+
+def _effect_record(effect: Effect) -> EffectRecord:
+    won, error = _finite(effect.points), _finite(effect.error)
+    return EffectRecord(list(effect.groups), won, error, effect.benefit, effect.score)
+
+
+def _step_record(step: Step) -> StepRecord:
+    found = step.measurement
+    return StepRecord(
+        step.number, step.phase, list(step.changed), list(step.float_groups), _finite(found.f1_drop),
+        _finite(loss(found)), found.agreement, _finite(found.logit_error), found.seconds_per_pair, step.int8_share,
+        step.seconds, step.accepted, step.reason,
+    )  # fmt: skip
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity; a difference with infinity is the largest number."""
+    return None if value is None or abs(value) >= sys.float_info.max else value

@@ -1,0 +1,198 @@
+"""The INT8 stages of a recipe: what is decided on validation tiles, and when repair and accuracy control step in."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+from rich.console import Console
+
+pytest.importorskip("onnxsim", reason="the compiler needs the [export] extra")
+pytest.importorskip("torch", reason="the compiler needs the [export] extra")
+
+from graphs import images, parsed
+from misgnet_calibration.accuracy import NO_NUMBERS
+from misgnet_calibration.observations import Observed
+from misgnet_calibration.observers import Histogram
+from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
+from misgnet_export.agreement import answers_of
+from misgnet_export.decision import Decision
+from misgnet_export.entries import quantization_entry
+from misgnet_export.int8 import Calibrated, Int8Graph, limit_of, quantize_recipe
+from misgnet_export.progress import StageLog
+from misgnet_export.quantization import observe
+from misgnet_export.request import BuildRequest
+from misgnet_runtime.errors import GateFailed
+from misgnet_runtime.manifest import Interface
+from misgnet_runtime.tiles import TileSet
+
+INTERFACE = Interface(32, 4)
+REQUEST = BuildRequest(Path("w"), Path("c"), Path("e"), None, (), Path("out"), INTERFACE, repair="never")
+BOTH = pytest.mark.parametrize("recipe", [CPU, TENSORRT], ids=lambda recipe: recipe.name)
+_GRAPH = """
+change (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,32,32] probability) {
+    stem_first = Cast <to = 1> (before)
+    stem_second = Cast <to = 1> (after)
+    stem_difference = Sub (stem_first, stem_second)
+    stem_size = Abs (stem_difference)
+    stem_nchw = Transpose <perm = [0, 3, 1, 2]> (stem_size)
+    stem_scaled = Mul (stem_nchw, gain)
+    stem_conv = Conv <pads = [1, 1, 1, 1]> (stem_scaled, stem_w)
+    stem_relu = Relu (stem_conv)
+    one_conv = Conv <pads = [1, 1, 1, 1]> (stem_relu, one_w, one_b)
+    one_relu = Relu (one_conv)
+    two_conv = Conv <pads = [1, 1, 1, 1]> (one_relu, two_w, two_b)
+    two_relu = Relu (two_conv)
+    head_conv = Conv (two_relu, head_w, head_b)
+    head_map = Squeeze (head_conv, axis)
+    probability = Sigmoid (head_map)
+}
+"""
+
+
+def change_graph(seed: int = 0) -> onnx.ModelProto:
+    """Convolutions of 16 to 32 to 32 channels in INT8; stem and head have too few channels for it."""
+    rng = np.random.default_rng(seed)
+
+    def weight(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+    constants = {
+        "gain": np.float32(1 / 64), "stem_w": weight(16, 3, 3, 3), "one_w": weight(32, 16, 3, 3),
+        "one_b": weight(32, 1)[:, 0] / 4, "two_w": weight(32, 32, 3, 3), "two_b": weight(32, 1)[:, 0] / 4,
+        "head_w": 4 * weight(1, 32, 1, 1), "head_b": np.zeros(1, np.float32), "axis": np.array([1]),
+    }  # fmt: skip
+    return parsed(_GRAPH, constants)
+
+
+def write(root: Path, count: int, seed: int) -> TileSet:
+    """Random pairs whose labels are what the float graph answers, but for one pixel in fifty."""
+    for part, pixels in zip(("A", "B"), images(count, seed), strict=True):
+        (root / part).mkdir(parents=True)
+        for index, image in enumerate(pixels):
+            Image.fromarray(image).save(root / part / f"{index:03}.png")
+    (root / "label").mkdir()
+    for index in range(count):
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(root / "label" / f"{index:03}.png")
+    noise = np.random.default_rng(seed)
+    for index, answer in enumerate(answers_of(change_graph(), INTERFACE, TileSet.open(root, 32))):
+        label = (answer > 0.5) ^ (noise.random(answer.shape) < 0.02)
+        Image.fromarray(np.where(label, 255, 0).astype(np.uint8)).save(root / "label" / f"{index:03}.png")
+    return TileSet.open(root, 32)
+
+
+@pytest.fixture(autouse=True)
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random network answers near the threshold almost everywhere, and ordinary INT8 changes 0.8 % of pixels."""
+    monkeypatch.setattr("misgnet_export.int8._DIFFERING", 0.015)
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> tuple[TileSet, TileSet]:
+    folder = tmp_path_factory.mktemp("tiles")
+    return write(folder / "calib", 16, 1), write(folder / "val", 12, 2)
+
+
+def calibrated(tiles: tuple[TileSet, TileSet], *, broken: str | None = None, decide: bool = True) -> Calibrated:
+    """What quantization starts from; ``broken`` names an activation whose observer saw one absurd value."""
+    model = change_graph()
+    observed = observe(model, INTERFACE, tiles[0], [CPU, TENSORRT])
+    if broken:
+        wild = Histogram()
+        wild.observe(np.array([400.0 * observed.histograms[broken].high], np.float32))
+        wild.counts += observed.histograms[broken].counts
+        observed = Observed({**observed.histograms, broken: wild}, observed.peaks)
+    few = tiles[0].subset(range(4))
+    decision = Decision.of(model, INTERFACE, tiles[1], 0.5, lambda *_: None) if decide else None
+    return Calibrated(model, observed, tiles[0], few, answers_of(model, INTERFACE, few), decision)
+
+
+def run(start: Calibrated, recipe: Recipe, **changed: object) -> tuple[Int8Graph, str]:
+    text = io.StringIO()
+    log = StageLog(Console(file=text, width=200))
+    return quantize_recipe(replace(REQUEST, **changed), start, recipe, log), text.getvalue()
+
+
+@BOTH
+def test_a_healthy_graph_needs_neither_repair_nor_control(recipe: Recipe, tiles) -> None:
+    found, text = run(calibrated(tiles), recipe, repair="auto", max_f1_drop=3.0)
+    assert not found.repairs and found.control is None
+    assert len(found.quantized.places) == 2 and len(found.tried) >= 4
+    assert "repair" not in text and "control" not in text
+
+
+def test_without_a_validation_set_the_default_is_taken(tiles) -> None:
+    found, _ = run(calibrated(tiles, decide=False), CPU, repair="always")
+    assert found.calibrator.name == "percentile 99.999" and not found.tried and not found.repairs
+
+
+@BOTH
+def test_control_finds_the_broken_operator_and_says_so(recipe: Recipe, tiles) -> None:
+    found, text = run(calibrated(tiles, broken="one_relu"), recipe, observer="max", max_f1_drop=3.0)
+    assert found.control is not None and found.control.passed
+    kept = {place.node for place in found.quantized.places}
+    assert "two/Conv_two_conv" not in kept  # it reads the broken activation
+    assert not kept or kept == {"one/Conv_one_conv"}
+    assert "accuracy control" in text and "float again" in text
+    entry = quantization_entry("graphs/int8.onnx", recipe, found, change_graph())
+    reverted = {item.node for item in entry.placement if item.rule == "reverted"}
+    assert "two/Conv_two_conv" in reverted and entry.shares()["int8"] == pytest.approx(found.quantized.int8_share)
+
+
+def test_control_can_be_left_out(tiles) -> None:
+    with pytest.raises(GateFailed, match="look at the calibration tiles"):
+        run(calibrated(tiles, broken="one_relu"), CPU, observer="max", control_minutes=0.0)
+    found, _ = run(calibrated(tiles), CPU, max_f1_drop=-50.0, control_minutes=0.0)
+    assert found.control is None and len(found.quantized.places) == 2
+
+
+@BOTH
+def test_repairs_are_kept_only_where_they_help_and_are_told_of(recipe: Recipe, tiles) -> None:
+    start = calibrated(tiles)
+    plain, _ = run(start, recipe, max_f1_drop=3.0)
+    found, text = run(start, recipe, max_f1_drop=3.0, repair="always")
+    assert [attempt.name for attempt in found.repairs] == ["smoothing", "rounding", "bias"]
+    assert start.decision is not None
+    before, after = (start.decision.agreement(graph.quantized.model).mean for graph in (plain, found))
+    assert after <= before
+    assert any(attempt.kept for attempt in found.repairs) == (after < before)
+    entry = quantization_entry("graphs/int8.onnx", recipe, found, change_graph())
+    assert [item.name for item in entry.repairs] == ["smoothing", "rounding", "bias"]
+    assert "repair for" in text
+
+
+def test_a_calibrator_that_is_asked_for_is_taken(tiles) -> None:
+    found, _ = run(calibrated(tiles), CPU, observer="percentile 99.5")
+    assert found.calibrator.name == "percentile 99.5" and not found.tried
+
+
+def test_a_broken_graph_is_no_lossy_one(tiles) -> None:
+    start = calibrated(tiles)
+    upside_down = [1 - answer for answer in start.answers]
+    with pytest.raises(GateFailed, match="look at the calibration tiles"):
+        run(replace(start, answers=upside_down), CPU)
+
+
+def test_what_is_lost_on_deciding_tiles_is_f1_pixels_and_probability(tiles) -> None:
+    start = calibrated(tiles)
+    assert start.decision is not None
+    same = start.decision.measurement(start.model)
+    assert (same.f1_drop, same.agreement, same.logit_error) == (0, 1, 0)
+    other = start.decision.measurement(change_graph(seed=5))
+    assert other.f1_drop is not None and other.f1_drop > 5 and other.agreement < 0.95 and other.logit_error > 0.05
+    nan = change_graph()
+    for item in nan.graph.initializer:
+        if item.name == "head_b":
+            item.CopyFrom(onnx.numpy_helper.from_array(np.array([np.nan], np.float32), "head_b"))
+    assert start.decision.measurement(nan) == NO_NUMBERS
+
+
+def test_half_of_the_allowed_drop_is_kept_in_reserve() -> None:
+    assert limit_of(0.5).points == 0.25 and limit_of(0.5).agreement == 0.985
+    assert limit_of(40.0).agreement == pytest.approx(0.98)
+    assert limit_of(-1.0).points == -1.0 and limit_of(0.0).points == 0
