@@ -15,16 +15,18 @@ import typer
 
 from misgnet.cli.options import Device, TileSide, need_torch
 from misgnet.cli.training_display import TrainingDisplay
-from misgnet_runtime.console import out_console
+from misgnet_runtime.console import err_console, out_console
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.tiles import TileSet
 
 _START, _LOSS, _DATA, _RUN = "Start", "Loss", "Augmentation", "Run"
-_FILES = ("init", "encoder", "teacher")
+_QAT = "Quantization-aware fine-tuning"
+_QAT_RATE = 1e-5  # the weights are good already, and are to move by steps of INT8 only
+_FILES = ("init", "encoder", "teacher", "qat", "qat_graph")
 _LOSS_FIELDS = ("dice", "focal", "focal_alpha", "focal_gamma")
 _AUGMENTATION_FIELDS = ("flip", "turn", "swap", "colour", "colour_ramp")
-_OWN = ("learning_rate", "weight_decay", "batch", "epochs", "minutes", "warmup_epochs", "decay_power", "ema",
-        "clip_norm", "crop", "crop_share", "freeze", "distill", "precision", "seed", "validate_every",
+_OWN = ("learning_rate", "weight_decay", "batch", "epochs", "minutes", "steps", "warmup_epochs", "decay_power",
+        "ema", "clip_norm", "crop", "crop_share", "freeze", "distill", "precision", "seed", "validate_every",
         "save_minutes")  # fmt: skip
 
 
@@ -42,8 +44,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
     epochs: Annotated[int, typer.Option(help="passes over the training tiles")] = 150,
     minutes: Annotated[Optional[float], typer.Option(help="end after so many minutes instead of --epochs")] = None,  # noqa: UP045
+    steps: Annotated[Optional[int], typer.Option(help="end after so many steps instead of --epochs")] = None,  # noqa: UP045
     batch: Annotated[int, typer.Option(help="tile pairs a step, over all processes together")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="peak of the schedule")] = 4e-4,
+    learning_rate: Annotated[float, typer.Option(help="peak of the schedule; with --qat 1e-5 unless given")] = 4e-4,
     weight_decay: Annotated[float, typer.Option(help="AdamW's")] = 1e-4,
     warmup_epochs: Annotated[float, typer.Option(help="linear warm-up, in epochs")] = 1.0,
     decay_power: Annotated[float, typer.Option(help="power of the polynomial decay")] = 0.9,
@@ -66,6 +69,20 @@ def train(
     ] = None,
     distill: Annotated[
         Optional[float], typer.Option(help="weight of the teacher's answers [default: 1]", rich_help_panel=_START)  # noqa: UP045
+    ] = None,
+    qat: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="bundle built from --init: fine-tune with fake quantization where its INT8 graph has it, and batch "
+            "norms frozen. Short: --steps 300, and a learning rate of 1e-5 or less. Then build the result",
+            rich_help_panel=_QAT,
+        ),
+    ] = None,
+    qat_graph: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="which INT8 graph of the bundle: cpu, tensorrt [default: the only one, or cpu]", rich_help_panel=_QAT
+        ),
     ] = None,
     dice: Annotated[float, typer.Option(help="weight of the Dice loss", rich_help_panel=_LOSS)] = 1.0,
     focal: Annotated[float, typer.Option(help="weight of the focal loss", rich_help_panel=_LOSS)] = 0.5,
@@ -110,6 +127,9 @@ def train(
     from misgnet.devices import choose_device
 
     given = {**context.params, "distill": distill if distill is not None else float(teacher is not None)}
+    if qat and not resume and not _typed(context, "learning_rate"):
+        given["learning_rate"] = _QAT_RATE
+        err_console.print(f"--qat: learning rate {_QAT_RATE:g}; --learning-rate gives another", highlight=False)
     if workers < 1 or cache_gib < 0:
         raise UsageError(f"--workers is {workers} and --cache-gib {cache_gib}; they must be 1 or more, and 0 or more")
     if distill and not teacher and not resume:
@@ -126,7 +146,7 @@ def train(
         if resume:
             outcome = training.resume(*sets, output, _asked(context), **around)
         else:
-            files = training.Start(init, encoder, teacher)
+            files = training.Start(init, encoder, teacher, qat, qat_graph)
             outcome = training.train(*sets, output, recipe, files, force=force, **around)
     if leading:
         _tell_end(output, outcome)
@@ -152,13 +172,17 @@ def _parts(given: list[FreezePart] | None) -> tuple[str, ...]:
 def _asked(context: typer.Context) -> dict[str, Any]:
     """What the command line names itself, of what a run is bound to."""
     names = (*_OWN, *_LOSS_FIELDS, *_AUGMENTATION_FIELDS, *_FILES)
-    typed = {name for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
-    asked = {name: context.params[name] for name in names if name in typed}
+    asked = {name: context.params[name] for name in names if _typed(context, name)}
     if "freeze" in asked:
         asked["freeze"] = _parts(asked["freeze"])
     if asked.get("precision") == "auto":
         del asked["precision"]
     return asked
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    """Whether the command line gives the option itself."""
+    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
 
 def _tell_end(output: Path, outcome: Any) -> None:

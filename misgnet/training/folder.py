@@ -15,10 +15,12 @@ import torch
 
 from misgnet.augmentation import Augmentation
 from misgnet.losses import LossWeights
+from misgnet.training.qat import places_of, places_sha256
 from misgnet.training.recipe import Recipe
 from misgnet.training.state import STATE_FILE
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.machine import describe_machine
+from misgnet_runtime.manifest import NodePlacement
 from misgnet_runtime.outputs import replace_file
 from misgnet_runtime.tiles import TileSet
 
@@ -27,15 +29,29 @@ CONFIG_FILE = "config.json"
 
 @dataclass(frozen=True)
 class Start:
-    """Files that a run begins with: all weights, or the encoder's alone; and a teacher to learn from."""
+    """Files that a run begins with: all weights, or the encoder's alone; and a teacher to learn from.
+
+    ``qat``: a bundle whose INT8 graph ``qat_graph`` (a recipe's name) the run imitates; None where it has only one,
+    or takes that for the CPU.
+    """
 
     init: Path | None = None
     encoder: Path | None = None
     teacher: Path | None = None
+    qat: Path | None = None
+    qat_graph: str | None = None
 
     def __post_init__(self) -> None:
         if self.init and self.encoder:
             raise UsageError("--init gives all weights and --encoder a part of them; give one of the two")
+        if self.qat and not self.init:
+            raise UsageError("--qat fine-tunes the weights that the bundle was built from; name them with --init")
+        if self.qat_graph and not self.qat:
+            raise UsageError("--qat-graph names one of a bundle's INT8 graphs; name the bundle with --qat")
+
+    def places(self) -> tuple[NodePlacement, ...]:
+        """What the run imitates of the bundle's graph; nothing without one. Raises as ``places_of``."""
+        return places_of(self.qat, self.qat_graph) if self.qat else ()
 
 
 @contextmanager
@@ -72,6 +88,7 @@ def write_config(run: Path, recipe: Recipe, start: Start, tiles: Mapping[str, Ti
     content = {
         "recipe": asdict(recipe),
         "start": {key: str(value) if value else None for key, value in asdict(start).items()},
+        "int8_places_sha256": _places_identity(start),
         "tiles": {name: _identity(part) for name, part in tiles.items()},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -82,11 +99,11 @@ def write_config(run: Path, recipe: Recipe, start: Start, tiles: Mapping[str, Ti
 
 
 def read_config(run: Path, tiles: Mapping[str, TileSet]) -> tuple[Recipe, Start]:
-    """What a run was started with; InputError where it is missing, or the tiles are others than then."""
+    """What a run was started with; InputError where it is missing, or tiles or bundle are others than then."""
     path = run / CONFIG_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        recipe, start, known = _recipe(content["recipe"]), content["start"], content["tiles"]
+        recipe, start, known = _recipe(content["recipe"]), _start(content["start"]), content["tiles"]
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: there is no run to go on with; leave --resume out") from error
     except (KeyError, TypeError, ValueError) as error:
@@ -98,7 +115,15 @@ def read_config(run: Path, tiles: Mapping[str, TileSet]) -> tuple[Recipe, Start]
                 f"the run {run} began with other tiles in {name}: {then} then, {now} in {part.root} now, or other "
                 "names or sizes; resume with the same tiles, or start anew"
             )
-    return recipe, Start(**{key: Path(value) if value else None for key, value in start.items()})
+    if start.qat and content.get("int8_places_sha256") != _places_identity(start):
+        raise InputError(
+            f"the run {run} began with another bundle than {start.qat} is now; bring that back, or start anew"
+        )
+    return recipe, start
+
+
+def _places_identity(start: Start) -> str | None:
+    return places_sha256(start.places()) if start.qat else None
 
 
 def _identity(tiles: TileSet) -> dict[str, Any]:
@@ -106,7 +131,12 @@ def _identity(tiles: TileSet) -> dict[str, Any]:
     return {"count": len(tiles), "side": tiles.tile, "names_sha256": hashlib.sha256(names.encode()).hexdigest()}
 
 
+def _start(values: dict[str, str | None]) -> Start:
+    return Start(**{key: Path(value) if value and key != "qat_graph" else value for key, value in values.items()})  # type: ignore[arg-type]
+
+
 def _recipe(values: dict[str, Any]) -> Recipe:
+    values = {"steps": None, **values}  # older runs had none
     known = {field.name for field in fields(Recipe)}
     if values.keys() != known:
         raise ValueError(f"its recipe has {', '.join(sorted(values.keys() ^ known))} or lacks it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from misgnet.training.average import AveragedNetwork
 from misgnet.training.batches import BatchReader, SourceCache, epoch_batches
 from misgnet.training.folder import Start
 from misgnet.training.log import EpochReport, Report, RunLog, StepReport, draw_curves
+from misgnet.training.qat import fake_quantized
 from misgnet.training.ranks import Ranks
-from misgnet.training.recipe import Recipe, rate_factor
+from misgnet.training.recipe import Freeze, Recipe, rate_factor
 from misgnet.training.start import freeze, initialise, load_encoder, set_training, to_channels_last, trainable
 from misgnet.training.state import STATE_FILE, Counters, load_state, save_state
 from misgnet_runtime.errors import GateFailed, InputError
@@ -53,7 +54,8 @@ class Trainer:
         self.tiles, self.val, self.run, self.at = train, val, run, at
         self.recipe = replace(recipe, precision=choose_precision(recipe.precision, at.device))
         self.fine_tuning = start.init is not None
-        self.network = _build(start, self.recipe).to(at.device)
+        self.frozen = _frozen(start, recipe)
+        self.network = _build(start, self.frozen).to(at.device)
         self.average = AveragedNetwork(self.network, recipe.ema)
         self.teacher = _teacher(start, at.device)
         self.model = at.ranks.wrap(self.network, at.device)
@@ -131,7 +133,7 @@ class Trainer:
         rate = recipe.learning_rate * rate_factor(recipe, share, step / self.epoch_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        set_training(self.network, recipe.freeze)
+        set_training(self.network, self.frozen)
         loss = self._loss(batch)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
@@ -229,10 +231,15 @@ class Trainer:
         """How much of the run is over before ``step``, 0 to 1; by the clock where minutes are what counts."""
         if self.recipe.minutes is not None:
             return min(1.0, (time.monotonic() - self._started) / (60 * self.recipe.minutes))
-        return min(1.0, step / (self.recipe.epochs * self.epoch_steps))
+        return min(1.0, step / (self.recipe.steps or self.recipe.epochs * self.epoch_steps))
 
 
-def _build(start: Start, recipe: Recipe) -> MISGNet:
+def _frozen(start: Start, recipe: Recipe) -> tuple[Freeze, ...]:
+    """With fake quantization the batch norms, too: they are folded into weights with the statistics that they have."""
+    return tuple({*recipe.freeze, "norms"}) if start.qat else recipe.freeze
+
+
+def _build(start: Start, frozen: Sequence[Freeze]) -> MISGNet:
     network = build_misgnet()
     if start.init:
         network.load_state_dict(load_checkpoint(start.init))
@@ -240,7 +247,9 @@ def _build(start: Start, recipe: Recipe) -> MISGNet:
         initialise(network)
     if start.encoder:
         load_encoder(network, start.encoder)
-    freeze(network, recipe.freeze)
+    fake_quantized(network, start.places())
+    freeze(network, frozen)
+    set_training(network, frozen)
     return to_channels_last(network)
 
 

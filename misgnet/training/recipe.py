@@ -17,7 +17,7 @@ Freeze = Literal["encoder", "norms"]
 class Recipe:
     """How to train. The defaults are the published recipe, and what it does not state.
 
-    A run ends after ``epochs``, or after ``minutes`` where these are given; the learning rate follows
+    A run ends after ``epochs``, or after ``minutes`` or ``steps`` where these are given; the learning rate follows
     whichever it is. Lengths are in pixels, ``warmup_epochs`` in passes over the training tiles.
     """
 
@@ -26,6 +26,7 @@ class Recipe:
     batch: int = 32  # pairs a step, over all processes together
     epochs: int = 150
     minutes: float | None = None
+    steps: int | None = None
     warmup_epochs: float = 1.0
     decay_power: float = 0.9
     ema: float = 0.9999
@@ -48,6 +49,7 @@ class Recipe:
         limits += [(n, getattr(self, n) >= 0, "0 or more") for n in ("weight_decay", "warmup_epochs", "clip_norm")]
         limits += [
             ("minutes", self.minutes is None or self.minutes > 0, "above 0"),
+            ("steps", self.steps is None or self.steps > 0, "above 0"),
             ("ema", 0 <= self.ema < 1, "from 0 to below 1"),
             ("crop", self.crop is None or (self.crop >= 32 and self.crop % 32 == 0), "a multiple of 32"),
             ("distill", self.distill >= 0, "0 or more"),
@@ -55,12 +57,17 @@ class Recipe:
         for name, right, needed in limits:
             if not right:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be {needed}")
+        if self.minutes is not None and self.steps is not None:
+            raise UsageError("--minutes and --steps both end the run; give one of the two")
 
 
 def rate_factor(recipe: Recipe, share: float, epochs_done: float) -> float:
     """Factor on the learning rate: linear warm-up, times polynomial decay over the whole run.
 
-    ``share``: how much of the run is over, 0 to 1; ``epochs_done``: passes over the tiles so far.
+    ``share``: how much of the run is over, 0 to 1; ``epochs_done``: passes over the tiles so far. A run of a number
+    of steps, which may be less than one pass, is warm after a tenth of them.
     """
     warm = min(1.0, epochs_done / recipe.warmup_epochs) if recipe.warmup_epochs else 1.0
+    if recipe.steps is not None:
+        warm = max(warm, min(1.0, 10 * share))
     return max(warm, 0.01) * max(0.0, 1 - share) ** recipe.decay_power
