@@ -1,0 +1,151 @@
+"""INT8 by others and by this project, side by side: the same float graph, calibration tiles and test set.
+
+    python -m benchmarks.int8_peers BUNDLE --calib DATA/train --eval DATA/test [--json FILE]
+    python -m benchmarks.int8_peers WEIGHTS --calib DATA/train --val DATA/val --eval DATA/test [--json FILE]
+
+Run it from the checkout's root. BUNDLE was made by ``misgnet-export build`` with the CPU among its targets; from
+WEIGHTS one is built first. Contenders: onnxruntime's quantize_static, NVIDIA Model-Optimizer, NNCF with OpenVINO
+with both of its presets, and the float graph. Each has its own virtual environment, installed below --cache the
+first time (some gigabytes from PyPI), and its own processes. A contender that fails is a row that says why.
+The table goes to stdout, progress to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.int8_peers.comparison import compare
+from benchmarks.int8_peers.contenders import PEERS
+from benchmarks.int8_peers.environments import interpreters
+from benchmarks.int8_peers.graphs import Task
+from benchmarks.int8_peers.ours import Recorded, Sets, build_bundle, open_graphs, open_sets, recorded
+from benchmarks.int8_peers.report import Made, Report, Row, table
+from misgnet_runtime.bundle import Bundle
+from misgnet_runtime.errors import MisgnetError, UsageError
+from misgnet_runtime.machine import describe_machine, usable_cores
+from misgnet_runtime.manifest import encode
+from misgnet_runtime.outputs import replace_file
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    try:
+        with _work_folder(options.keep) as work:
+            report = run(options, work)
+        if options.json:
+            with replace_file(options.json) as temporary:
+                temporary.write_bytes(encode(report))
+    except MisgnetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    print(table(report))
+
+
+def run(options: argparse.Namespace, work: Path) -> Report:
+    """Build or open the bundle, compare, and check the baseline against the bundle's own evidence."""
+    if options.start.is_dir() and options.calib_tiles:
+        raise UsageError("--calib-tiles is for a build from WEIGHTS; a BUNDLE is compared on the tiles that made it")
+    root = options.start if options.start.is_dir() else _build(options, work)
+    bundle, float_graph, own_graph = open_graphs(root)
+    sets = open_sets(bundle, options.calib, options.evaluation)
+    known = recorded(bundle)
+    task = Task(
+        float_graph, own_graph, _own_made(own_graph, known, bundle), _own_notes(known), bundle.manifest.interface,
+        bundle.manifest.threshold, sets.calibration, sets.evaluation, work,
+        interpreters(options.cache, 60 * options.limit), options.threads, options.rounds, options.seconds,
+        60 * options.limit,
+        tuple(peer for peer in PEERS if not options.only or peer.key in options.only),
+    )  # fmt: skip
+    settings = {name: getattr(options, name) for name in ("threads", "rounds", "seconds")}
+    settings["load_before"] = round(os.getloadavg()[0], 1)  # who else was using the cores
+    rows = compare(task)
+    return Report(describe_machine(), settings, _facts(sets), check(rows, known, sets), rows)
+
+
+def check(rows: list[Row], known: Recorded, sets: Sets) -> str:
+    """Whether the figures of this run are those of the bundle's own evidence, engine by engine."""
+    if known.evaluation_sha256 != sets.evaluation.digest():
+        return "The bundle was judged on another set, so its F1 cannot be compared with these."
+    found = {row.contender: row.f1 for row in rows if row.engine == "ONNX Runtime" and row.f1 is not None}
+    pairs = [("float32", "cpu-float32"), ("this project", "cpu")]
+    told = [
+        f"{ours} {found[ours]:.4f} here, {known.f1[theirs]:.4f} there"
+        for ours, theirs in pairs if ours in found and theirs in known.f1
+    ]  # fmt: skip
+    close = all(abs(found[a] - known.f1[b]) < 5e-5 for a, b in pairs if a in found and b in known.f1)
+    return f"F1 {'equals' if close else 'DIFFERS FROM'} the bundle's own evidence: {'; '.join(told)}."
+
+
+def _own_made(graph: Path, known: Recorded, bundle: Bundle) -> Made:
+    tools = bundle.manifest.tool_versions
+    return Made(graph.stat().st_size / 1e6, known.seconds, None, tools)
+
+
+def _own_notes(known: Recorded) -> tuple[str, ...]:
+    stages = ", ".join(known.stages)
+    return (f"seconds are those of the build's stages ({stages}), whose memory is not measured apart",)
+
+
+def _facts(sets: Sets) -> dict[str, object]:
+    return {
+        "calibration_tiles": len(sets.calibration),
+        "calibration_chosen": sets.chosen,
+        "calibration_sha256": sets.calibration.digest(),
+        "evaluation_tiles": len(sets.evaluation),
+        "evaluation_images": len(sets.evaluation.sources),
+        "evaluation_sha256": sets.evaluation.digest(),
+    }
+
+
+def _build(options: argparse.Namespace, work: Path) -> Path:
+    sets = ["--calib", str(options.calib), "--eval", str(options.evaluation)]
+    sets += ["--val", str(options.val)] if options.val else []
+    sets += ["--calib-tiles", str(options.calib_tiles)] if options.calib_tiles else []
+    return build_bundle(options.start, sets, work / "bundle")
+
+
+@contextmanager
+def _work_folder(keep: Path | None) -> Iterator[Path]:
+    """A folder for tiles, graphs and logs; one that is to be kept must be new."""
+    if keep is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    try:
+        keep.mkdir(parents=True)
+    except FileExistsError:
+        raise UsageError(f"--keep {keep} exists; name a new folder") from None
+    yield keep.resolve()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.int8_peers", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    add = parser.add_argument
+    add("start", type=Path, metavar="BUNDLE|WEIGHTS", help="a bundle's folder, or a checkpoint")
+    add("--calib", type=Path, required=True, help="folder of A/ B/ label/ that calibrates every contender")
+    add("--eval", type=Path, required=True, dest="evaluation", help="folder of A/ B/ label/ that judges")
+    add("--val", type=Path, help="folder of A/ B/ label/ for the decisions of a build from WEIGHTS")
+    add("--calib-tiles", type=int, help="calibration tiles of a build from WEIGHTS [128]")
+    add("--only", nargs="+", choices=[peer.key for peer in PEERS], help="these contenders only, beside float and ours")
+    add("--cache", type=Path, default=home / "misgnet-int8-peers", help="where the environments are kept")
+    add("--keep", type=Path, help="keep graphs, tiles, answers and logs in this new folder")
+    add("--threads", type=int, default=usable_cores(), help="threads of an engine [all cores]")
+    add("--rounds", type=int, default=5, help="rounds of the timing [5]")
+    add("--seconds", type=float, default=1.0, help="seconds of an engine in a round [1]")
+    add("--limit", type=float, default=30.0, help="minutes that one step of a contender may take [30]")
+    add("--json", type=Path, help="write all figures as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The comparison: every graph answered, scored and timed; a contender that fails becomes a row that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+
+from benchmarks.int8_peers.contenders import Engine
+from benchmarks.int8_peers.graphs import Candidate, Context, Graph, Task, candidates, prepare, step
+from benchmarks.int8_peers.guest import ContenderFailed, Guest
+from benchmarks.int8_peers.handover import replay
+from benchmarks.int8_peers.report import BROKEN_BELOW, Row
+from benchmarks.int8_peers.share import Product, Share, run_products, share_of
+from benchmarks.int8_peers.timing import Speed, measure
+from misgnet_runtime.errors import GateFailed
+from misgnet_runtime.gate import bootstrap_drop, f1_drop
+from misgnet_runtime.metrics import Confusion
+from misgnet_runtime.parity import Judged, by_source, judge
+
+Description = dict[str, Any]
+
+
+def compare(task: Task) -> list[Row]:
+    """All rows, the float graph in ONNX Runtime first. Raises ContenderFailed where that one cannot be measured."""
+    context = prepare(task)
+    pairs = [(candidate, engine) for candidate in candidates(context) for engine in candidate.engines]
+    first, reference = _judge(context, *pairs[0])
+    rows, runnable = [_scored(first, reference, reference)], {0: pairs[0]}
+    for candidate, engine in pairs[1:]:
+        row = _row(context, candidate, engine, reference)
+        if not engine.precision and _is_again(row, rows[-1]):
+            continue
+        if not row.failed:
+            runnable[len(rows)] = (candidate, engine)
+        rows.append(row)
+    speeds = _time(context, runnable)
+    return [_with_speed(row, speeds.get(index)) for index, row in enumerate(rows)]
+
+
+def _row(context: Context, candidate: Candidate, engine: Engine, reference: list[Judged]) -> Row:
+    try:
+        row, found = _judge(context, candidate, engine)
+    except (ContenderFailed, GateFailed) as error:
+        reason = str(error).replace(f"{context.task.work}/", "")
+        made = candidate.graph.made if isinstance(candidate.graph, Graph) else None
+        return Row(
+            candidate.key, candidate.title, engine.name, engine.precision, reason, list(candidate.notes), made=made
+        )  # fmt: skip
+    return _scored(row, reference, found)
+
+
+def _judge(context: Context, candidate: Candidate, engine: Engine) -> tuple[Row, list[Judged]]:
+    """Run the candidate's graph on all evaluation tiles; a row without scores, and the masks."""
+    task = context.task
+    answers, optimised = task.work / "answers.npy", task.work / "optimised.onnx"
+    what = f"{candidate.title} in {engine.name}"
+    with step(f"{what}: answering"), _opened(context, candidate, engine, optimised) as (guest, graph, said):
+        peak = guest.ask("answer", tiles=context.evaluation, out=answers)["peak_mib"]
+    predict = replay(answers, task.interface, len(task.evaluation))
+    found = judge(what, predict, task.evaluation, task.threshold)
+    row = Row(
+        candidate.key, candidate.title, engine.name, said["precision"], notes=list(candidate.notes),
+        int8_in_graph=graph.share, int8_as_run=_share_as_run(context, said, optimised), made=graph.made,
+        run_peak_mib=peak, versions=said["versions"],
+    )  # fmt: skip
+    return row, found
+
+
+def _scored(row: Row, reference: list[Judged], found: list[Judged]) -> Row:
+    """``row`` with the figures of its masks against the reference's and the labels."""
+    before, after = (Confusion.total([j.confusion for j in side]) for side in (reference, found))
+    differing = sum(int((r.mask != f.mask).sum()) for r, f in zip(reference, found, strict=True))
+    agreement = 1 - differing / max(1, before.pixels)
+    broken = [f"broken: fewer than {100 * BROKEN_BELOW:.0f} % of the pixels agree"] if agreement < BROKEN_BELOW else []
+    return msgspec.structs.replace(
+        row, f1=after.f1, drop_points=f1_drop(before, after), agreement=agreement, notes=[*row.notes, *broken],
+        interval=bootstrap_drop(by_source(reference), by_source(found)),
+    )  # fmt: skip
+
+
+@contextmanager
+def _opened(
+    context: Context, candidate: Candidate, engine: Engine, optimised: Path | None = None
+) -> Iterator[tuple[Guest, Graph, Description]]:
+    """A process that has the graph open, the graph, and how the engine describes itself."""
+    if isinstance(candidate.graph, ContenderFailed):
+        raise candidate.graph
+    task, graph = context.task, candidate.graph
+    with Guest(task.python_of(engine.environment), engine.script, task.work / "engines.txt", task.limit_s) as guest:
+        settings = {"threads": task.threads, "precision": engine.precision, "optimised": optimised}
+        yield guest, graph, guest.ask("open", graph=graph.path, **settings)
+
+
+def _share_as_run(context: Context, said: Description, optimised: Path) -> Share:
+    """From OpenVINO's own words, or from the graph that ONNX Runtime has written."""
+    if "products" in said:
+        return share_of(msgspec.convert(said["products"], list[Product]), context.costs)
+    return share_of(run_products(onnx.load(optimised)), context.costs)
+
+
+def _is_again(row: Row, before: Row) -> bool:
+    """Whether an engine that chose its own precision chose the one that was asked for just before."""
+    return (row.contender, row.engine, row.precision) == (before.contender, before.engine, before.precision)
+
+
+def _time(context: Context, runnable: dict[int, tuple[Candidate, Engine]]) -> dict[int, Speed | str]:
+    """The speed of each row that has answered, or why it has none."""
+    task = context.task
+    with ExitStack() as running:
+        guests = {
+            index: running.enter_context(_opened(context, *pair))[0] for index, pair in runnable.items()
+        }  # fmt: skip
+        return measure(guests, context.evaluation, task.rounds, task.seconds)
+
+
+def _with_speed(row: Row, found: Speed | str | None) -> Row:
+    if isinstance(found, str):
+        return msgspec.structs.replace(row, notes=[*row.notes, f"its speed could not be measured: {found}"])
+    return msgspec.structs.replace(row, speed=found)

@@ -1,0 +1,143 @@
+"""What was measured, as values that are kept as JSON, and as a Markdown table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import field
+
+from benchmarks.int8_peers.share import Share
+from benchmarks.int8_peers.timing import Speed
+from misgnet_runtime.gate import Interval
+from misgnet_runtime.machine import machine_line
+from misgnet_runtime.manifest import Struct
+
+BROKEN_BELOW = 0.9  # share of equal pixels under which a build of this project refuses a graph
+
+
+class Made(Struct, frozen=True):
+    """How a graph was made: seconds without imports, the process's peak memory, and versions of what made it."""
+
+    megabytes: float
+    seconds: float | None = None
+    peak_mib: float | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class Row(Struct, frozen=True):
+    """One graph in one engine. ``failed``: why there are no figures; ``notes``: what they must be read with."""
+
+    contender: str
+    title: str
+    engine: str
+    precision: str = ""
+    failed: str = ""
+    notes: list[str] = field(default_factory=list)
+    f1: float | None = None
+    drop_points: float | None = None
+    interval: Interval | None = None
+    agreement: float | None = None
+    int8_in_graph: Share | None = None
+    int8_as_run: Share | None = None
+    speed: Speed | None = None
+    made: Made | None = None
+    run_peak_mib: float | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class Report(Struct, frozen=True):
+    """All rows, the baseline first, and what they were measured on."""
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    sets: dict[str, Any]
+    check: str
+    rows: list[Row]
+
+
+def table(report: Report) -> str:
+    """The rows as Markdown, and below it everything that a reader must know to trust them."""
+    base = next((row.speed.median for row in report.rows if row.speed), None)
+    lines = [
+        "| INT8 by | run in | F1 | drop, points | pixels that agree | INT8: in the graph, as run | "
+        "pairs/s (lowest to highest) | to quantize: s, GiB | graph, MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_line(row, base) for row in report.rows),
+        "",
+        *_captions(report),
+    ]
+    return "\n".join(lines)
+
+
+def _line(row: Row, base: float | None) -> str:
+    first = [row.title, f"{row.engine}, {row.precision}" if row.precision else row.engine]
+    if row.failed:
+        return "| " + " | ".join([*first, f"failed: {_cell(row.failed)}", *[""] * 6]) + " |"
+    cells = [
+        *first,
+        _number(row.f1, ".4f"),
+        _number(row.drop_points, ".3f"),
+        "" if row.agreement is None else f"{100 * row.agreement:.3f} %",
+        _shares(row),
+        _speed(row.speed, base),
+        _cost(row.made),
+        _number(row.made.megabytes if row.made else None, ".1f"),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _captions(report: Report) -> list[str]:
+    """Machine, sets, check and notes, each once."""
+    sets, settings = report.sets, report.settings
+    lines = [
+        f"{machine_line(report.machine)}; batch 1, {settings['threads']} threads, {settings['rounds']} rounds in turn, "
+        f"each engine in its own process; the machine's load was {settings['load_before']} before the run.",
+        f"{sets['calibration_tiles']} calibration tiles, {sets['calibration_chosen']}; "
+        f"{sets['evaluation_tiles']} evaluation tiles of {sets['evaluation_images']} images. {report.check}",
+        "INT8: share of the multiply-adds that constant weights take part in; in the graph: weight and activation are "
+        "quantized there; as run: what ONNX Runtime's optimised graph, or OpenVINO's runtime model, computes in INT8 "
+        "(at least, where an operator's name does not tell which product it is).",
+    ]
+    notes = dict.fromkeys(f"{row.title}: {note}." for row in report.rows for note in row.notes)
+    versions = {k: v for row in report.rows for k, v in _versions(row).items()}
+    told = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    return [f"- {line}" for line in [*lines, *notes, f"Versions: {told}."]]
+
+
+def _versions(row: Row) -> dict[str, str]:
+    """Of what made and ran the graph, without what they only use."""
+    every = {**(row.made.versions if row.made else {}), **row.versions}
+    return {k: v for k, v in every.items() if k in ("onnxruntime", "nvidia-modelopt", "nncf", "openvino")}
+
+
+def _shares(row: Row) -> str:
+    return ", ".join(map(_share, (row.int8_in_graph, row.int8_as_run)))
+
+
+def _share(share: Share | None) -> str:
+    if share is None:
+        return "not known"
+    return f"{'at least ' if share.unknown else ''}{100 * share.share:.1f} %"
+
+
+def _speed(speed: Speed | None, base: float | None) -> str:
+    if speed is None:
+        return ""
+    ratio = f", {speed.median / base:.2f} x" if base else ""
+    return f"{speed.median:.1f} ({speed.lowest:.1f} to {speed.highest:.1f}){ratio}"
+
+
+def _cost(made: Made | None) -> str:
+    if made is None or made.seconds is None:
+        return ""
+    peak = "not known" if made.peak_mib is None else f"{made.peak_mib / 1024:.1f}"
+    return f"{made.seconds:.0f}, {peak}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _cell(text: str) -> str:
+    """``text`` on one line that cannot end a cell."""
+    return " ".join(text.replace("|", "/").split())
