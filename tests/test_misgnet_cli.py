@@ -104,7 +104,7 @@ def test_predict_takes_a_folder_or_two_images(tiles: Path, tmp_path: Path) -> No
         (["evaluate", WEIGHTS, ".", "--device", "cuda:77"], 5, "cuda:77"),
         (["train", ".", "-o", "run", "--freeze", "decoder"], 2, "decoder"),
         (["train", ".", "-o", "run", "--ema", 1.5], 2, "--ema"),
-        (["train", ".", "-o", "run", "--init", "a", "--encoder", "b"], 4, "folder train"),
+        (["train", ".", "-o", "run", "--init", "a", "--encoder", "b"], 2, "give one of the two"),
         (["prepare", "levir", "nowhere", "-o", "tiles"], 4, "nowhere"),
         (["prepare", "mars", "nowhere", "-o", "tiles"], 2, "mars"),
     ],

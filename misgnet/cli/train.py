@@ -126,6 +126,7 @@ def train(
     from misgnet import training
     from misgnet.devices import choose_device
 
+    files = training.Start() if resume else training.Start(init, encoder, teacher, qat, qat_graph)
     given = {**context.params, "distill": distill if distill is not None else float(teacher is not None)}
     if qat and not resume and not _typed(context, "learning_rate"):
         given["learning_rate"] = _QAT_RATE
@@ -146,7 +147,6 @@ def train(
         if resume:
             outcome = training.resume(*sets, output, _asked(context), **around)
         else:
-            files = training.Start(init, encoder, teacher, qat, qat_graph)
             outcome = training.train(*sets, output, recipe, files, force=force, **around)
     if leading:
         _tell_end(output, outcome)
