@@ -115,9 +115,10 @@ def inputs_of(model: onnx.ModelProto, tiles: TileSet, recipe: Recipe) -> Inputs:
 
 
 def run(model: onnx.ModelProto) -> NDArray[np.float32]:
+    """All outputs behind one another, (N,)."""
     before, after = images(8, seed=1)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"before": before, "after": after})[0]
+    return np.concatenate([output.ravel() for output in session.run(None, {"before": before, "after": after})])
 
 
 def error(model: onnx.ModelProto, quantized: onnx.ModelProto) -> float:
@@ -131,7 +132,7 @@ def node_named(model: onnx.ModelProto, output: str) -> str:
 # Smoothing
 
 ATTENTION = """
-g (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,64,16] y, float[batch,16,4,4] z) {
+g (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,64,16] y, float[batch,16,SIDE,SIDE] z) {
     real = Cast <to = 1> (before)
     tokens = Reshape (real, to_tokens)
     norm = LayerNormalization <axis = -1> (tokens, norm_w, norm_b)
@@ -139,12 +140,12 @@ g (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,64,1
     y = Add (q, q_b)
     turned = Transpose <perm = [0, 2, 1]> (norm)
     map = Reshape (turned, to_map)
-    z = Conv <strides = [2, 2]> (map, sr_w)
+    z = Conv <strides = [STRIDES]> (map, sr_w)
     EXTRA
 }"""
 
 
-def attention(extra: str = "") -> onnx.ModelProto:
+def attention(extra: str = "", strides: str = "2, 2", side: int = 4) -> onnx.ModelProto:
     """One norm that a linear layer reads, and a convolution behind a Transpose and a Reshape, as in the encoder."""
     rng = np.random.default_rng(0)
     norm_w = rng.uniform(0.5, 2, 48).astype(np.float32)
@@ -152,7 +153,8 @@ def attention(extra: str = "") -> onnx.ModelProto:
     shapes = {"q_w": (48, 16), "q_b": (16,), "sr_w": (16, 48, 2, 2), "norm_b": (48,)}
     constants = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     constants |= {"norm_w": norm_w, "to_tokens": [0, 64, 48], "to_map": [0, 48, 8, 8]}
-    return parsed(ATTENTION.replace("EXTRA", extra), constants)
+    text = ATTENTION.replace("EXTRA", extra).replace("STRIDES", strides).replace("SIDE", str(side))
+    return parsed(text, constants)
 
 
 def test_the_readers_of_a_norm_are_found_behind_layout_nodes():
@@ -211,6 +213,18 @@ def test_smoothing_keeps_the_float_function_and_lowers_the_error(tiles, recipe):
     assert choice.errors[choice.alpha] < 0.1 * choice.errors[None]
     before, after = (inputs_of(m, tiles, recipe).quantize(recipe).model for m in (model, smoothed.model))
     assert error(model, after) < 0.6 * error(model, before)
+
+
+def test_a_reader_that_stays_float_has_no_say(tiles):
+    choices = []
+    for size in (1, 100):
+        model = attention(strides="4, 4", side=2)  # four positions are too few for INT8
+        changed(model, sr_w=Graph(model).constant("sr_w") ** 3 * size)
+        smoothed = smooth(model, INTERFACE, tiles, TENSORRT)
+        expected, found = run(model), run(smoothed.model)
+        assert np.abs(found - expected).max() < 1e-4 * expected.std()
+        choices.append(smoothed.choices)
+    assert choices[0] == choices[1] != ()
 
 
 def test_the_peaks_behind_a_smoothed_norm_are_those_that_are_measured(tiles):

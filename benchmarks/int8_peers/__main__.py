@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.int8_peers.comparison import compare
-from benchmarks.int8_peers.contenders import PEERS
+from benchmarks.int8_peers.contenders import FLOAT, ONNX_RUNTIME, OURS, PEERS
 from benchmarks.int8_peers.environments import interpreters
 from benchmarks.int8_peers.graphs import Task
 from benchmarks.int8_peers.ours import Recorded, Sets, build_bundle, open_graphs, open_sets, recorded
@@ -31,6 +31,8 @@ from misgnet_runtime.errors import MisgnetError, UsageError
 from misgnet_runtime.machine import describe_machine, usable_cores
 from misgnet_runtime.manifest import encode
 from misgnet_runtime.outputs import replace_file
+
+_SAME = ((FLOAT, "cpu-float32"), (OURS, "cpu"))  # a contender, and the bundle's engine with the same graph
 
 
 def main() -> None:
@@ -72,14 +74,13 @@ def check(rows: list[Row], known: Recorded, sets: Sets) -> str:
     """Whether the figures of this run are those of the bundle's own evidence, engine by engine."""
     if known.evaluation_sha256 != sets.evaluation.digest():
         return "The bundle was judged on another set, so its F1 cannot be compared with these."
-    found = {row.contender: row.f1 for row in rows if row.engine == "ONNX Runtime" and row.f1 is not None}
-    pairs = [("float32", "cpu-float32"), ("this project", "cpu")]
-    told = [
-        f"{ours} {found[ours]:.4f} here, {known.f1[theirs]:.4f} there"
-        for ours, theirs in pairs if ours in found and theirs in known.f1
-    ]  # fmt: skip
-    close = all(abs(found[a] - known.f1[b]) < 5e-5 for a, b in pairs if a in found and b in known.f1)
-    return f"F1 {'equals' if close else 'DIFFERS FROM'} the bundle's own evidence: {'; '.join(told)}."
+    found = {row.contender: row.f1 for row in rows if row.engine == ONNX_RUNTIME.name and row.f1 is not None}
+    pairs = [(found[ours], known.f1[theirs]) for ours, theirs in _SAME if ours in found and theirs in known.f1]
+    if not pairs:
+        return "There is no F1 to compare with the bundle's own evidence."
+    told = "; ".join(f"{here:.4f} here, {there:.4f} there" for here, there in pairs)
+    close = all(abs(here - there) < 5e-5 for here, there in pairs)
+    return f"F1 of the float graph and of this project's {'equals' if close else 'DIFFERS FROM'} the bundle's: {told}."
 
 
 def _own_made(graph: Path, known: Recorded, bundle: Bundle) -> Made:

@@ -9,7 +9,7 @@ norm by the error that quantizing causes in the products behind it, as the paper
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -37,7 +37,7 @@ LARGEST_FACTOR = 64.0  # and its inverse; the weights' own steps give out before
 class Choice:
     """What was done behind one norm: ``alpha``, None for nothing, and the errors that decided.
 
-    ``errors``: mean squared error of the products by their mean square, summed over the readers, by alpha.
+    ``errors``: mean squared error of the products by their mean square, summed over the quantized readers, by alpha.
     """
 
     norm: str
@@ -65,11 +65,15 @@ def smooth(
     """
     tiles = spread(tiles, TILES)
     graph = Graph(model)
-    norms = scalable_norms(graph, {p.node for p in place(graph, recipe)})
+    quantized = {p.node for p in place(graph, recipe)}
+    norms = scalable_norms(graph, quantized)
     if not norms:
         return Smoothed(model, (), {})
-    seen = _observe(model, graph, interface, tiles, norms, progress)
-    chosen = [(norm, *_choose(graph, norm, seen, recipe)) for norm in norms]
+    judged = [
+        replace(n, readers=tuple(r for r in n.readers if r.node in quantized)) for n in norms
+    ]  # others lose nothing
+    seen = _observe(model, graph, interface, tiles, judged, progress)
+    chosen = [(norm, *_choose(graph, norm, seen, recipe)) for norm in judged]
     factors = {norm.node: by for norm, choice, by in chosen if choice.alpha is not None}
     peaks = {
         name: float((seen.peaks[norm.node] / factors[norm.node]).max())
