@@ -453,7 +453,7 @@ def test_a_few_steps_lower_the_loss(model: Any, seen: Observed, data: Path, tmp_
     coarse = written(model, seen, replace(CPU, weight_bits=3)).entries
     mine = with_graphs(make_bundle(tmp_path / "bundle"), {"cpu": coarse})
     recipe = replace(
-        SHORT, batch=3, steps=10, learning_rate=1e-4, decay_power=0.0, warmup_epochs=0.0,
+        SHORT, batch=3, steps=6, learning_rate=1e-4, decay_power=0.0, warmup_epochs=0.0,
         augmentation=Augmentation(flip=False, turn=False, swap=False, colour=0.0), validate_every=100,
     )  # fmt: skip
     tiles = sets(data)[0].subset([0, 2, 4])
