@@ -7,7 +7,8 @@ is that of one tile's activations, and an error names its tile.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
 
 import onnx
 from onnx import TensorProto, helper
@@ -22,6 +23,8 @@ from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.manifest import Interface
 from misgnet_runtime.tiles import Tile, TileSet, stack
+
+Told = Callable[[], None]
 
 # Operators that only arrange values: what comes out has the peak of what went in.
 _ARRANGING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
@@ -38,7 +41,8 @@ def collect(
 
     Raises InputError that names the tile and the tensor where an activation is NaN or Inf.
     """
-    for tile, values in _runs(_exposing(model, list(observers)), interface, tiles, progress):
+    exposing = _exposing(model, list(observers))
+    for tile, values in run_tiles(exposing, interface, tiles.tiles(), counted(progress, len(tiles))):
         for name, observer in observers.items():
             try:
                 observer.observe(values[name])
@@ -59,7 +63,7 @@ def magnitudes(
     reduced, outputs = _with_peaks(model, [x for x in names if arranged.get(x) not in graph.producer])
     peaks = dict.fromkeys(names, 0.0)
     measured = _exposing(reduced, list(outputs.values()), shape=[])
-    for tile, values in _runs(measured, interface, tiles, progress):
+    for tile, values in run_tiles(measured, interface, tiles.tiles(), counted(progress, len(tiles))):
         for name, output in outputs.items():
             peak = float(values[output])
             if math.isnan(peak):
@@ -71,16 +75,22 @@ def magnitudes(
     return peaks
 
 
-def _runs(
-    graph: bytes, interface: Interface, tiles: TileSet, progress: Progress | None
+def run_tiles(
+    graph: bytes, interface: Interface, tiles: Iterable[Tile], told: Told | None = None
 ) -> Iterator[tuple[Tile, Arrays]]:
-    """Every tile with the inputs and outputs of ``graph`` on it."""
+    """Every tile with the inputs and outputs of ``graph`` on it; ``told`` is called after each."""
     with OnnxRuntimeEngine(graph, max_batch=1) as engine:
-        for done, tile in enumerate(tiles.tiles(), 1):
+        for tile in tiles:
             arrays = arrays_for(interface, *stack([tile]))
             yield tile, {**arrays, **engine.infer(arrays)}
-            if progress:
-                progress(done, len(tiles))
+            if told:
+                told()
+
+
+def counted(progress: Progress | None, total: int) -> Told | None:
+    """Tells ``progress`` one step more each time that it is called."""
+    steps = count(1)
+    return None if progress is None else lambda: progress(next(steps), total)
 
 
 def _with_peaks(model: onnx.ModelProto, names: list[str]) -> tuple[onnx.ModelProto, dict[str, str]]:

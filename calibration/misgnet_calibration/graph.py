@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
@@ -63,6 +64,14 @@ class Graph:
 
     def outputs(self) -> set[str]:
         return {value.name for value in self.model.graph.output}
+
+    def needed_for(self, names: Iterable[str]) -> set[str]:
+        """The tensors ``names`` and all that they are computed from."""
+        needed = set(names)
+        for node in reversed(self.nodes):
+            if not needed.isdisjoint(node.output):
+                needed.update(node.input)
+        return needed
 
     def weight_of(self, node: onnx.NodeProto) -> str | None:
         """The constant weight of a convolution or matrix product."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_calibration.observers import Range
 from misgnet_calibration.recipes import Recipe
+
+Number = TypeVar("Number", bound=np.floating)
 
 # Scales reach down to 16 steps of float16's subnormals. Finer weights than that are 0 to any engine.
 SMALLEST_SCALE = 2.0**-20
@@ -53,10 +57,14 @@ def weight_levels(
     weight: NDArray[np.float32], scale: NDArray[np.float32], axis: int, recipe: Recipe
 ) -> NDArray[np.int8]:
     """INT8 of the weight's shape; ``scale`` (C,) lies along ``axis``."""
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     limit = last_level(recipe)
-    levels = np.clip(np.rint(weight / scale.reshape(shape)), -limit, limit)
+    levels = np.clip(np.rint(weight / along(scale, axis, weight.ndim)), -limit, limit)
     return np.asarray(levels, np.int8)
+
+
+def along(values: NDArray[Number], axis: int, ndim: int) -> NDArray[Number]:
+    """``values`` (C,) so that they broadcast along ``axis`` of an array with ``ndim`` axes."""
+    return values.reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 
 def check_levels(
@@ -72,8 +80,7 @@ def check_levels(
         raise ValueError(f"{levels.dtype} {levels.shape}; the weight needs int8 {weight.shape}")
     if np.abs(levels.astype(np.int32)).max(initial=0) > limit:
         raise ValueError(f"levels beyond {limit}, which {recipe.weight_bits} bits do not hold")
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    off = float(np.abs(levels - weight / scale.reshape(shape)).mean())
+    off = float(np.abs(levels - weight / along(scale, axis, weight.ndim)).mean())
     if not off <= _PLAUSIBLE:
         raise ValueError(f"levels that are {off:.1f} steps off the weight on average")
 

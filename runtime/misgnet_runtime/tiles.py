@@ -68,7 +68,7 @@ class TileSet(Sequence[TileRef]):
         Raises InputError that names the folder or file: a folder or a partner is missing, sizes differ,
         a header cannot be read.
         """
-        refs = [TileRef(source, cell) for source in find_sources(root) for cell in cover(*_common_size(source), tile)]
+        refs = [TileRef(source, cell) for source in find_sources(root) for cell in cover(*common_size(source), tile)]
         return cls(root, tuple(refs), tile)
 
     def __len__(self) -> int:
@@ -84,6 +84,12 @@ class TileSet(Sequence[TileRef]):
     def subset(self, indices: Sequence[int]) -> TileSet:
         """The tiles at ``indices``, in the order of the folder, so that each image is read once."""
         return TileSet(self.root, tuple(self._refs[i] for i in sorted(indices)), self.tile)
+
+    def spread(self, count: int) -> TileSet:
+        """At most ``count`` tiles, evenly spread over the set."""
+        if len(self) <= count:
+            return self
+        return self.subset([i * len(self) // count for i in range(count)])
 
     def tiles(self) -> Iterator[Tile]:
         """Read the tiles one by one."""
@@ -184,7 +190,8 @@ def _images_by_stem(root: Path, name: str) -> dict[str, Path]:
     return found
 
 
-def _common_size(source: Source) -> tuple[int, int]:
+def common_size(source: Source) -> tuple[int, int]:
+    """Height and width of a pair and its label, from the headers; InputError where they differ."""
     size = image_size(source.before)
     for path in (source.after, source.label):
         if path is not None and image_size(path) != size:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from misgnet_calibration.accuracy.decision import Group
-from misgnet_calibration.graph import Graph
-from misgnet_calibration.placement import Place
+
+if TYPE_CHECKING:  # names are told apart, and steps shown, where onnx is not installed
+    from misgnet_calibration.graph import Graph
+    from misgnet_calibration.placement import Place
 
 Depth = Literal["stage", "block", "module", "operator"]
 

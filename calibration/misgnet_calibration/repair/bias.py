@@ -16,13 +16,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from misgnet_calibration.collect import Told, counted
 from misgnet_calibration.edits import bias_of, with_bias
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Range
 from misgnet_calibration.placement import Place
 from misgnet_calibration.qdq import Levels, quantize_graph
 from misgnet_calibration.recipes import Recipe
-from misgnet_calibration.repair.passes import Told, counted, runs, spread
+from misgnet_calibration.repair.passes import runs, spread
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.manifest import Interface
 from misgnet_runtime.tiles import Tile, TileSet
@@ -112,10 +113,7 @@ def channel_means(
 
 def _before(graph: Graph, rank: Sequence[onnx.NodeProto], places: Sequence[Place]) -> list[Place]:
     """The places that the nodes of ``rank`` depend on, and these nodes' own."""
-    needed = {node.output[0] for node in rank}
-    for node in reversed(graph.nodes):
-        if not needed.isdisjoint(node.output):
-            needed.update(node.input)
+    needed = graph.needed_for(node.output[0] for node in rank)
     return [p for p in places if not needed.isdisjoint(graph.by_name[p.node].output)]
 
 

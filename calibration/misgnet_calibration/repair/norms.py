@@ -18,6 +18,7 @@ from onnx import helper
 
 from misgnet_calibration.edits import Operand, with_constants
 from misgnet_calibration.graph import Graph, attribute
+from misgnet_calibration.levels import along
 
 Factors = NDArray[np.float32]  # (C,), by channel of a norm's output
 
@@ -66,8 +67,7 @@ def rescaled(model: onnx.ModelProto, norms: Collection[Norm], factors: Mapping[s
 
 def multiplied(weight: NDArray[np.float32], by: NDArray[np.floating], axis: int) -> NDArray[np.float32]:
     """``weight`` with each input channel, which lie along ``axis``, times its factor (C,)."""
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    return (weight * by.reshape(shape)).astype(np.float32)
+    return (weight * along(by, axis, weight.ndim)).astype(np.float32)
 
 
 def _norm(graph: Graph, node: onnx.NodeProto) -> Norm | None:

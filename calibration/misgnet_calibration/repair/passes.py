@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from misgnet_calibration.collect import Told, run_tiles
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.qdq import drop_unused
 from misgnet_calibration.shapes import copied
-from misgnet_runtime.callables import Progress
-from misgnet_runtime.detector import arrays_for
 from misgnet_runtime.engines.base import Arrays
-from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.manifest import Interface
-from misgnet_runtime.tiles import Tile, TileSet, stack
-
-Told = Callable[[], None]
+from misgnet_runtime.tiles import Tile, TileSet
 
 
 def runs(
@@ -31,40 +26,24 @@ def runs(
     ``told``: called after each tile. Raises InputError that names the tile and the tensor where one is NaN or Inf.
     """
     wanted = list(dict.fromkeys(names))
-    with OnnxRuntimeEngine(leading_to(model, wanted).SerializeToString(), max_batch=1) as engine:
-        for tile in tiles:
-            arrays = arrays_for(interface, *stack([tile]))
-            found = {**arrays, **engine.infer(arrays)}
-            for name in wanted:
-                if not np.isfinite(found[name]).all():
-                    raise InputError(f"calibration tile {tile.ref.name}: NaN or Inf among the activations of '{name}'")
-            yield {name: found[name] for name in wanted}
-            if told:
-                told()
+    for tile, found in run_tiles(leading_to(model, wanted).SerializeToString(), interface, tiles, told):
+        for name in wanted:
+            if not np.isfinite(found[name]).all():
+                raise InputError(f"calibration tile {tile.ref.name}: NaN or Inf among the activations of '{name}'")
+        yield {name: found[name] for name in wanted}
 
 
 def spread(tiles: TileSet, count: int) -> TileSet:
     """At most ``count`` tiles, evenly spread over the set. Raises InputError where there are not even two."""
     if len(tiles) < 2:
         raise InputError(f"{len(tiles)} calibration tiles in {tiles.root}; repairing an INT8 graph needs two at least")
-    if len(tiles) <= count:
-        return tiles
-    return tiles.subset([i * len(tiles) // count for i in range(count)])
-
-
-def counted(progress: Progress | None, total: int) -> Told | None:
-    """Tells ``progress`` one step more each time that it is called."""
-    steps = count(1)
-    return None if progress is None else lambda: progress(next(steps), total)
+    return tiles.spread(count)
 
 
 def leading_to(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """A copy of ``model`` with the float tensors ``names`` as its outputs, and the nodes that lead to them."""
     graph = Graph(model)
-    needed = set(names)
-    for node in reversed(graph.nodes):
-        if not needed.isdisjoint(node.output):
-            needed.update(node.input)
+    needed = graph.needed_for(names)
     nodes = [node for node in graph.nodes if not needed.isdisjoint(node.output)]
     outputs = [helper.make_tensor_value_info(x, TensorProto.FLOAT, None) for x in names if x in graph.producer]
     part = copied(model)
