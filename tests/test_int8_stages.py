@@ -22,8 +22,8 @@ from misgnet_calibration.observers import Histogram
 from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
 from misgnet_export.agreement import answers_of
 from misgnet_export.decision import Decision
-from misgnet_export.entries import quantization_entry
 from misgnet_export.int8 import Calibrated, Int8Graph, limit_of, quantize_recipe
+from misgnet_export.placement import quantization_entry
 from misgnet_export.progress import StageLog
 from misgnet_export.quantization import observe
 from misgnet_export.request import BuildRequest
@@ -80,7 +80,7 @@ def write(root: Path, count: int, seed: int) -> TileSet:
     for index in range(count):
         Image.fromarray(np.zeros((32, 32), np.uint8)).save(root / "label" / f"{index:03}.png")
     noise = np.random.default_rng(seed)
-    for index, answer in enumerate(answers_of(change_graph(), INTERFACE, TileSet.open(root, 32))):
+    for index, answer in enumerate(answers_of(change_graph(), INTERFACE, list(TileSet.open(root, 32).tiles()))):
         label = (answer > 0.5) ^ (noise.random(answer.shape) < 0.02)
         Image.fromarray(np.where(label, 255, 0).astype(np.uint8)).save(root / "label" / f"{index:03}.png")
     return TileSet.open(root, 32)
@@ -107,7 +107,7 @@ def calibrated(tiles: tuple[TileSet, TileSet], *, broken: str | None = None, dec
         wild.observe(np.array([400.0 * observed.histograms[broken].high], np.float32))
         wild.counts += observed.histograms[broken].counts
         observed = Observed({**observed.histograms, broken: wild}, observed.peaks)
-    few = tiles[0].subset(range(4))
+    few = tuple(tiles[0].subset(range(4)).tiles())
     decision = Decision.of(model, INTERFACE, tiles[1], 0.5, lambda *_: None) if decide else None
     return Calibrated(model, observed, tiles[0], few, answers_of(model, INTERFACE, few), decision)
 
@@ -158,7 +158,7 @@ def test_repairs_are_kept_only_where_they_help_and_are_told_of(recipe: Recipe, t
     found, text = run(start, recipe, max_f1_drop=3.0, repair="always")
     assert [attempt.name for attempt in found.repairs] == ["smoothing", "rounding", "bias"]
     assert start.decision is not None
-    before, after = (start.decision.agreement(graph.quantized.model).mean for graph in (plain, found))
+    before, after = (start.decision.loss(graph.quantized.model).agreement.mean for graph in (plain, found))
     assert after <= before
     assert any(attempt.kept for attempt in found.repairs) == (after < before)
     entry = quantization_entry("graphs/int8.onnx", recipe, found, change_graph())
@@ -181,15 +181,15 @@ def test_a_broken_graph_is_no_lossy_one(tiles) -> None:
 def test_what_is_lost_on_deciding_tiles_is_f1_pixels_and_probability(tiles) -> None:
     start = calibrated(tiles)
     assert start.decision is not None
-    same = start.decision.measurement(start.model)
+    same = start.decision.loss(start.model).measurement
     assert (same.f1_drop, same.agreement, same.logit_error) == (0, 1, 0)
-    other = start.decision.measurement(change_graph(seed=5))
+    other = start.decision.loss(change_graph(seed=5)).measurement
     assert other.f1_drop is not None and other.f1_drop > 5 and other.agreement < 0.95 and other.logit_error > 0.05
     nan = change_graph()
     for item in nan.graph.initializer:
         if item.name == "head_b":
             item.CopyFrom(onnx.numpy_helper.from_array(np.array([np.nan], np.float32), "head_b"))
-    assert start.decision.measurement(nan) == NO_NUMBERS
+    assert start.decision.loss(nan).measurement == NO_NUMBERS
 
 
 def test_half_of_the_allowed_drop_is_kept_in_reserve() -> None:

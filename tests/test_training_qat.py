@@ -204,7 +204,7 @@ def test_network_answers_as_the_int8_graph(
 
 
 def answers(found: Written, data: Path) -> np.ndarray:
-    return np.stack(answers_of(found.graph.model, INTERFACE, sets(data)[1]))
+    return np.stack(answers_of(found.graph.model, INTERFACE, list(sets(data)[1].tiles())))
 
 
 def torch_answers(network: MISGNet, data: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.manifest import Interface
-from misgnet_runtime.tiles import TileSet, stack
+from misgnet_runtime.tiles import Tile, stack
 
 Answers = list[NDArray[np.float32]]
 
@@ -40,17 +41,17 @@ def detector_of(model: onnx.ModelProto, interface: Interface) -> ChangeDetector:
 
 
 def answers_of(
-    model: onnx.ModelProto, interface: Interface, tiles: TileSet, progress: Progress | None = None
+    model: onnx.ModelProto, interface: Interface, tiles: Sequence[Tile], progress: Progress | None = None
 ) -> Answers:
     """What ``model`` answers in ONNX Runtime on ``tiles``."""
     with detector_of(model, interface) as detector:
         return answers(detector.probability, tiles, progress)
 
 
-def answers(predict: Predict, tiles: TileSet, progress: Progress | None = None) -> Answers:
+def answers(predict: Predict, tiles: Sequence[Tile], progress: Progress | None = None) -> Answers:
     """The probability of change, float32 (T, T), of each tile."""
     found = []
-    for tile in tiles.tiles():
+    for tile in tiles:
         found.append(predict(*stack([tile]))[0])
         if progress:
             progress(len(found), len(tiles))

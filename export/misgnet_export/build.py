@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rich.markup import escape
 from misgnet.checkpoint import load_network
 from misgnet.evaluation import predict_probability
 from misgnet.network import MISGNet
-from misgnet_calibration.observations import ObservationKey
+from misgnet_calibration.observations import ObservationKey, Observed
 from misgnet_calibration.placement_rules import EVERYTHING_RULES
 from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
 from misgnet_calibration.selection import FewTilesWarning, Selection, draw_tiles, select_tiles
@@ -22,14 +23,14 @@ from misgnet_export.agreement import Answers, answers, answers_of, compare, requ
 from misgnet_export.assembly import plan_entry, write_bundle, write_golden_tiles, write_rejected
 from misgnet_export.decision import Decision
 from misgnet_export.draft import CPU_ENGINE, FLOAT_ENGINE, Draft, Evidence, GraphFile, Sets
-from misgnet_export.entries import quantization_entry
 from misgnet_export.evidence import choose_golden, judge_engines, time_engines
 from misgnet_export.features import encoder_features
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
 from misgnet_export.int8 import Calibrated, quantize_recipe
+from misgnet_export.placement import quantization_entry
 from misgnet_export.progress import StageLog
-from misgnet_export.quantization import observe_or_reuse
+from misgnet_export.quantization import observe, observe_or_reuse
 from misgnet_export.report import parity_table
 from misgnet_export.report.control import control_table, record_of
 from misgnet_export.request import BuildRequest, check_request
@@ -39,7 +40,7 @@ from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.outputs import refuse_existing, replace_folder
 from misgnet_runtime.plans import compile_plan
-from misgnet_runtime.tiles import TileSet, check_disjoint, read_source
+from misgnet_runtime.tiles import Tile, TileSet, check_disjoint, read_source
 
 _CHECK_TILES = 8
 _DECISION_TILES = 32
@@ -82,7 +83,7 @@ def build(request: BuildRequest, console: Console) -> Built:
 
 def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
     sets, network = _load(request, log)
-    few = spread(sets.calib, _CHECK_TILES)
+    few = tuple(sets.calib.spread(_CHECK_TILES).tiles())
     simplified = _simplify(request, _export(request, network, few, log), few, log)
     graphs = [
         _write_graph(root, "float", "float32", simplified.model),
@@ -123,7 +124,7 @@ def _load(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
         calib, evaluation = TileSet.open(request.calib, tile), TileSet.open(request.evaluation, tile)
         val = TileSet.open(request.val, tile) if request.val else None
         _check_sets(calib, val, evaluation)
-        decision = spread(val, _DECISION_TILES) if val is not None else None
+        decision = val.spread(_DECISION_TILES) if val is not None else None
         _read_all([s for s in (decision, evaluation) if s is not None], stage.progress)
         stage.finding = f"{len(calib)} calibration, {len(val or ())} validation, {len(evaluation)} evaluation tiles"
     with warnings.catch_warnings(record=True) as caught:
@@ -164,14 +165,7 @@ def _read_all(sets: list[TileSet], progress: Progress) -> None:
         progress(done, len(sources))
 
 
-def spread(tiles: TileSet, count: int) -> TileSet:
-    """At most ``count`` tiles, evenly spread over the set."""
-    if len(tiles) <= count:
-        return tiles
-    return tiles.subset([i * len(tiles) // count for i in range(count)])
-
-
-def _export(request: BuildRequest, network: MISGNet, few: TileSet, log: StageLog) -> Answered:
+def _export(request: BuildRequest, network: MISGNet, few: Sequence[Tile], log: StageLog) -> Answered:
     with log.stage("export to ONNX") as stage:
         model = export_graph(network, request.interface)
         expected = answers(torch_predictor(network), few)
@@ -182,7 +176,7 @@ def _export(request: BuildRequest, network: MISGNet, few: TileSet, log: StageLog
     return Answered(model, answered)
 
 
-def _simplify(request: BuildRequest, exported: Answered, few: TileSet, log: StageLog) -> Answered:
+def _simplify(request: BuildRequest, exported: Answered, few: Sequence[Tile], log: StageLog) -> Answered:
     with log.stage("simplify") as stage:
         model = simplify_graph(exported.model)
         answered = answers_of(model, request.interface, few, stage.progress)
@@ -193,7 +187,7 @@ def _simplify(request: BuildRequest, exported: Answered, few: TileSet, log: Stag
 
 
 def _quantize(
-    request: BuildRequest, simplified: Answered, few: TileSet, sets: Sets, root: Path, log: StageLog
+    request: BuildRequest, simplified: Answered, few: Sequence[Tile], sets: Sets, root: Path, log: StageLog
 ) -> list[GraphFile]:
     recipes = [_placed(recipe, request) for recipe in (CPU, *([TENSORRT] if request.plan_targets else []))]
     start = _calibrate(request, simplified, few, sets, recipes, log)
@@ -214,20 +208,27 @@ def _placed(recipe: Recipe, request: BuildRequest) -> Recipe:
 
 
 def _calibrate(
-    request: BuildRequest, simplified: Answered, few: TileSet, sets: Sets, recipes: list[Recipe], log: StageLog
+    request: BuildRequest, simplified: Answered, few: Sequence[Tile], sets: Sets, recipes: list[Recipe], log: StageLog
 ) -> Calibrated:
     model = simplified.model
     with log.stage("calibrate") as stage:
-        key = ObservationKey(sets.calib.digest(), file_sha256(request.weights), _digest(model))
-        observed, reused = observe_or_reuse(
-            request.observations, key, model, request.interface, sets.calib, recipes, stage.progress
-        )
+        observed, reused = _observed(request, model, sets.calib, recipes, stage.progress)
         decision = None
         if sets.decision is not None:
             decision = Decision.of(model, request.interface, sets.decision, request.threshold, stage.progress)
         stage.finding = f"{len(observed.histograms)} activations on {len(sets.calib)} tiles of both dates"
-        stage.finding += f"; {request.observations}: {reused}" if request.observations else ""
+        stage.finding += f"; {request.observations}: {reused}" if reused else ""
     return Calibrated(model, observed, sets.calib, few, simplified.answers, decision)
+
+
+def _observed(
+    request: BuildRequest, model: onnx.ModelProto, calib: TileSet, recipes: list[Recipe], progress: Progress
+) -> tuple[Observed, str]:
+    """What calibration sees, and where a file keeps it a word on whether that was used."""
+    if request.observations is None:
+        return observe(model, request.interface, calib, recipes, progress), ""
+    key = ObservationKey(calib.digest(), file_sha256(request.weights), _digest(model))
+    return observe_or_reuse(request.observations, key, model, request.interface, calib, recipes, progress)
 
 
 def _digest(model: onnx.ModelProto) -> str:

@@ -5,7 +5,7 @@ All of it is decided on calibration and validation tiles. The evaluation tiles a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
@@ -19,11 +19,11 @@ from misgnet_calibration.quantize import QuantizedGraph
 from misgnet_calibration.recipes import Recipe
 from misgnet_calibration.repair import Attempt, Inputs, Repaired, Score, repair
 from misgnet_export.agreement import Agreement, Answers, answers_of, compare, require_close
-from misgnet_export.decision import Decision
+from misgnet_export.decision import Decision, Loss
 from misgnet_export.progress import StageLog
-from misgnet_export.quantization import choose_calibrator, observe
+from misgnet_export.quantization import best, observe, quantized_with, try_calibrators
 from misgnet_export.request import BuildRequest
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.tiles import Tile, TileSet
 
 # The choice is made on few tiles and is the best of many there: half of what the gate allows is kept in reserve.
 _RESERVE = 0.5
@@ -41,7 +41,7 @@ class Calibrated:
     model: onnx.ModelProto
     observed: Observed
     calib: TileSet
-    few: TileSet
+    few: Sequence[Tile]
     answers: Answers
     decision: Decision | None
 
@@ -60,29 +60,28 @@ class Int8Graph:
 
 def quantize_recipe(request: BuildRequest, start: Calibrated, recipe: Recipe, log: StageLog) -> Int8Graph:
     """All stages for ``recipe``. GateFailed where the graph is broken, not merely lossy."""
-    found = _quantize(request, start, recipe, log)
-    if start.decision is not None:
-        found = _mend(request, start, start.decision, found, recipe, log)
-    _check(request, start, recipe, found)
+    found, loss = _quantize(request, start, recipe, log)
+    if start.decision is not None and loss is not None:
+        found = _mend(request, start, start.decision, found, loss, recipe, log)
+    answered = answers_of(found.quantized.model, request.interface, start.few)
+    close = compare(start.answers, answered, request.threshold)
+    require_close(close, f"the INT8 graph for {recipe.name}", "the float graph")
     return found
 
 
 def _mend(
-    request: BuildRequest, start: Calibrated, decision: Decision, found: Int8Graph, recipe: Recipe, log: StageLog
-) -> Int8Graph:
+    request: BuildRequest, start: Calibrated, decision: Decision, found: Int8Graph, loss: Loss, recipe: Recipe,
+    log: StageLog,
+) -> Int8Graph:  # fmt: skip
     """Repair before retreat, each where the deciding tiles ask for it."""
-    if request.repair == "always" or (request.repair == "auto" and _loses(request, decision, found)):
+    limit = limit_of(request.max_f1_drop)
+    kept = passes(loss.measurement, limit)
+    if request.repair == "always" or (request.repair == "auto" and not kept):
         found = _repair(start, decision, found, recipe, log)
-    if request.control_minutes > 0 and _loses(request, decision, found):
+        kept = passes(decision.loss(found.quantized.model).measurement, limit)
+    if request.control_minutes > 0 and not kept:
         found = _control(request, decision, found, recipe, log)
     return found
-
-
-def _check(request: BuildRequest, start: Calibrated, recipe: Recipe, found: Int8Graph) -> None:
-    """Against the float graph, on the tiles that every stage is checked on."""
-    answered = answers_of(found.quantized.model, request.interface, start.few)
-    close = compare(start.answers, answered, request.threshold)
-    require_close(close, f"the INT8 graph for {recipe.name}", "the float graph")
 
 
 def limit_of(max_f1_drop: float) -> Limit:
@@ -94,20 +93,19 @@ def limit_of(max_f1_drop: float) -> Limit:
     return Limit(points, 1 - max(_DIFFERING, points / 1000))
 
 
-def _loses(request: BuildRequest, decision: Decision, found: Int8Graph) -> bool:
-    return not passes(decision.measurement(found.quantized.model), limit_of(request.max_f1_drop))
-
-
-def _quantize(request: BuildRequest, start: Calibrated, recipe: Recipe, log: StageLog) -> Int8Graph:
+def _quantize(request: BuildRequest, start: Calibrated, recipe: Recipe, log: StageLog) -> tuple[Int8Graph, Loss | None]:
+    """The graph by the calibrator that was asked for, or by the best one, and what it loses where tiles decide."""
+    asked = named(request.observer) or DEFAULT
+    agreeing: dict[str, Agreement] = {}
     with log.stage(f"quantize to INT8 for {recipe.name}") as stage:
-        calibrator = named(request.observer) or DEFAULT
-        tried: dict[str, Agreement] = {}
         if start.decision is not None and request.observer == "auto":
-            calibrator, tried = choose_calibrator(start.model, start.observed, recipe, start.decision, stage.progress)
-        inputs = Inputs(start.model, start.observed.ranges(calibrator, recipe), start.observed.peaks)
-        quantized = inputs.quantize(recipe)
-        stage.finding = f"{_described(quantized)}, {calibrator.name}"
-    return Int8Graph(quantized, inputs, calibrator, tried)
+            tried = try_calibrators(start.model, start.observed, recipe, start.decision, stage.progress)
+            agreeing = {name: candidate.loss.agreement for name, candidate in tried.items() if candidate.loss}
+            chosen = tried[best(agreeing)]
+        else:
+            chosen = quantized_with(asked, start.model, start.observed, recipe, start.decision)
+        stage.finding = f"{_described(chosen.quantized)}, {chosen.calibrator.name}"
+    return Int8Graph(chosen.quantized, chosen.inputs, chosen.calibrator, agreeing), chosen.loss
 
 
 def _repair(start: Calibrated, decision: Decision, found: Int8Graph, recipe: Recipe, log: StageLog) -> Int8Graph:
@@ -118,7 +116,7 @@ def _repair(start: Calibrated, decision: Decision, found: Int8Graph, recipe: Rec
     with log.stage(f"repair for {recipe.name}") as stage:
         better: Repaired = repair(
             start.model, decision.interface, start.calib, recipe, ranges_of, start.observed.peaks,
-            decision.agreement, stage.progress,
+            lambda model: decision.loss(model).agreement, stage.progress,
         )  # fmt: skip
         kept = [attempt.name for attempt in better.attempts if attempt.kept] or ["nothing"]
         first = better.attempts[0].before if better.attempts else better.score
@@ -144,7 +142,7 @@ def _control(request: BuildRequest, decision: Decision, found: Int8Graph, recipe
             )
 
         report = control(
-            groups, lambda names: decision.measurement(keeping(names).quantize(recipe).model),
+            groups, lambda names: decision.loss(keeping(names).quantize(recipe).model).measurement,
             limit.points, 60 * request.control_minutes, min_agreement=limit.agreement,
             ties=ties_of(groups, found.quantized.places),
             total_multiply_adds=sum(graph.multiply_adds(node) for node in graph.nodes), listen=listen,

@@ -1,4 +1,4 @@
-"""What became of every operator and why, as the manifest keeps it."""
+"""What became of every operator of an INT8 graph, how and why, as the manifest keeps it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,25 @@ from misgnet_calibration.placement import Place, Placement, placements
 from misgnet_calibration.precision import float32_reasons
 from misgnet_calibration.quantize import QuantizedGraph
 from misgnet_calibration.recipes import Recipe
-from misgnet_runtime.manifest import Int8Numbers, NodePlacement, PlacementRule, Steps
+from misgnet_calibration.repair import Attempt
+from misgnet_export.int8 import Int8Graph
+from misgnet_runtime.manifest import Int8Numbers, NodePlacement, PlacementRule, Quantization, RepairEntry, Steps
 
 Precision = Literal["int8", "float16", "float32"]
 _REVERTED = PlacementRule("reverted", "in INT8 it cost more F1 than was allowed", "measured by accuracy control")
 _HALF_ROUNDING = 2.0**-10  # a scale written as float16 is off by half of it
 _HALF_SOURCE = "float16's range and precision, on the calibration tiles' activations"
+
+
+def quantization_entry(file: str, recipe: Recipe, found: Int8Graph, model: onnx.ModelProto) -> Quantization:
+    """What the manifest says of the INT8 graph in ``file``; ``model`` is the float graph before any repair."""
+    quantized = found.quantized
+    rules, entries = placement_entries(Graph(model), recipe, quantized, found.inputs.peaks)
+    return Quantization(
+        file, recipe.name, len(quantized.places), recipe.weight_bits, quantized.int8_share, found.calibrator.name,
+        {name: agreement.pixels for name, agreement in found.tried.items()}, list(quantized.float32_nodes), rules,
+        entries, [_repair_entry(attempt) for attempt in found.repairs],
+    )  # fmt: skip
 
 
 def placement_entries(
@@ -84,14 +97,20 @@ def _steps(graph: Graph, node: onnx.NodeProto) -> Steps:
 
 
 def _rule(placed: Placement, int8: Collection[str], wide: Mapping[str, str]) -> PlacementRule:
-    if placed.node in int8:
-        return PlacementRule(placed.rule.name, placed.rule.why, placed.rule.source)
-    if placed.rule.decision == "int8":
-        return _REVERTED
-    if placed.node in wide:
-        return PlacementRule(f"float32: {wide[placed.node]}", wide[placed.node], _HALF_SOURCE)
+    if placed.node not in int8:
+        if placed.rule.decision == "int8":
+            return _REVERTED
+        if placed.node in wide:
+            return PlacementRule(f"float32: {wide[placed.node]}", wide[placed.node], _HALF_SOURCE)
     return PlacementRule(placed.rule.name, placed.rule.why, placed.rule.source)
 
 
 def _float_type(node: str, recipe: Recipe, wide: Mapping[str, str]) -> Literal["float16", "float32"]:
     return "float16" if recipe.float16 and node not in wide else "float32"
+
+
+def _repair_entry(attempt: Attempt) -> RepairEntry:
+    return RepairEntry(
+        attempt.name, attempt.kept, attempt.finding, attempt.before.pixels, attempt.after.pixels,
+        attempt.before.mean, attempt.after.mean, round(attempt.seconds, 2),
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -13,15 +14,26 @@ from misgnet_calibration.graph import Graph
 from misgnet_calibration.observations import ObservationKey, Observed, load_observations, save_observations
 from misgnet_calibration.observers import Histogram
 from misgnet_calibration.placement import activations, place
-from misgnet_calibration.quantize import quantize
+from misgnet_calibration.quantize import QuantizedGraph
 from misgnet_calibration.recipes import Recipe
+from misgnet_calibration.repair import Inputs
 from misgnet_export.agreement import Agreement
-from misgnet_export.decision import Decision
+from misgnet_export.decision import Decision, Loss
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.manifest import Interface
 from misgnet_runtime.tiles import TileSet
 
 _PEAK_TILES = 8
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An INT8 graph with the ranges of one calibrator, and what it loses; None where no tiles decide."""
+
+    calibrator: Calibrator
+    inputs: Inputs
+    quantized: QuantizedGraph
+    loss: Loss | None
 
 
 def observe(
@@ -40,21 +52,20 @@ def observe(
 
 
 def observe_or_reuse(
-    path: Path | None, key: ObservationKey, model: onnx.ModelProto, interface: Interface, tiles: TileSet,
+    path: Path, key: ObservationKey, model: onnx.ModelProto, interface: Interface, tiles: TileSet,
     recipes: list[Recipe], progress: Progress,
 ) -> tuple[Observed, str]:  # fmt: skip
     """What ``path`` holds of the same tiles, weights and graph, else observed now and saved there; and which it was.
 
     Raises InputError where the file cannot be read.
     """
-    saved, word = (None, "") if path is None else load_observations(path, key)
+    saved, word = load_observations(path, key)
     if saved is not None:
         if _enough(saved, model, recipes):
             return saved, word
         word = "saved for other targets"
     found = observe(model, interface, tiles, recipes, progress)
-    if path is not None:
-        save_observations(path, found, key)
+    save_observations(path, found, key)
     return found, word
 
 
@@ -69,17 +80,24 @@ def needed(model: onnx.ModelProto, recipes: list[Recipe]) -> set[str]:
     return {name for recipe in recipes for name in activations(place(graph, recipe))}
 
 
-def choose_calibrator(
+def try_calibrators(
     model: onnx.ModelProto, observed: Observed, recipe: Recipe, decision: Decision, progress: Progress
-) -> tuple[Calibrator, dict[str, Agreement]]:
-    """The candidate whose graph agrees with the float graph in most pixels of ``decision``, and all by name."""
-    tried: dict[str, Agreement] = {}
-    for index, calibrator in enumerate(CANDIDATES):
-        candidate = quantize(model, recipe, observed.ranges(calibrator, recipe), observed.peaks)
-        tried[calibrator.name] = decision.agreement(candidate.model)
-        progress(index + 1, len(CANDIDATES))
-    chosen = best(tried)
-    return next(c for c in CANDIDATES if c.name == chosen), tried
+) -> dict[str, Candidate]:
+    """By calibrator of CANDIDATES, its graph and what that loses on the tiles of ``decision``."""
+    tried = {}
+    for done, calibrator in enumerate(CANDIDATES, 1):
+        tried[calibrator.name] = quantized_with(calibrator, model, observed, recipe, decision)
+        progress(done, len(CANDIDATES))
+    return tried
+
+
+def quantized_with(
+    calibrator: Calibrator, model: onnx.ModelProto, observed: Observed, recipe: Recipe, decision: Decision | None
+) -> Candidate:
+    """The INT8 graph for ``recipe`` with the ranges of ``calibrator``."""
+    inputs = Inputs(model, observed.ranges(calibrator, recipe), observed.peaks)
+    quantized = inputs.quantize(recipe)
+    return Candidate(calibrator, inputs, quantized, decision.loss(quantized.model) if decision else None)
 
 
 def best(tried: Mapping[str, Agreement]) -> str:

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from misgnet_calibration.accuracy import ControlReport, Effect, Phase, Step, Stopped, loss
 from misgnet_export.report import figures
+from misgnet_export.report.tables import plain_table
 from misgnet_runtime.manifest import Fraction, Struct
 from misgnet_runtime.outputs import replace_file
 
@@ -103,8 +103,7 @@ def record_of(report: ControlReport) -> ControlRecord:
 def control_table(record: ControlRecord) -> Table:
     """One row a step; the caption says how it ended. It fits 80 columns, and texts are never read as markup."""
     alike = f", {figures.percent(record.min_agreement)} of pixels alike" if record.min_agreement else ""
-    title = Text(f"Accuracy control, at most {record.limit_points:g} points lost{alike}", style="bold")
-    table = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = plain_table(f"Accuracy control, at most {record.limit_points:g} points lost{alike}")
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("Phase", no_wrap=True)
     table.add_column("Groups", overflow="fold", min_width=10)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from misgnet_calibration.accuracy.groups import group_name
 from misgnet_runtime.manifest import NodePlacement, Quantization
 from misgnet_runtime.outputs import replace_file
 
@@ -18,7 +18,6 @@ PRECISIONS = ("int8", "float16", "float32")
 NAMES = {"int8": "INT8", "float16": "FP16", "float32": "FP32"}
 # Apart in lightness as well as in hue, for colour-blind readers.
 COLOURS = {"int8": "#1b7f6b", "float16": "#e0b83a", "float32": "#c2410c"}
-_BLOCK = re.compile(r"^(backbone\.(?:patch_embed|norm)\d|backbone\.block\d\.\d|[^./]+)")
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ def blocks(placement: Sequence[NodePlacement]) -> list[Block]:
 
 def block_of(node: str) -> str:
     """The part of the network that a node belongs to, by its name; "graph" for what belongs to none."""
-    match = _BLOCK.match(node.rpartition("/")[0])
-    return match[1] if match else "graph"
+    module = node.rpartition("/")[0]
+    return group_name(module, "block") if module else "graph"
 
 
 def share_table(quantization: Quantization) -> Table:

@@ -16,7 +16,7 @@ _STYLES = {"pass": "green", "FAIL": "bold red"}
 def parity_table(report: ParityReport) -> Table:
     """One row an engine; reasons of what was not run, or run by proxy, are in the caption."""
     f1 = figures.number(report.reference_scores.get("f1"))
-    table = _table(f"Parity with {report.reference} (F1 {f1}), {limit(report)}")
+    table = plain_table(f"Parity with {report.reference} (F1 {f1}), {limit(report)}")
     table.add_column("Engine", overflow="fold", min_width=10)
     table.add_column("Status", no_wrap=True)
     for name in ("F1", "Drop", "95 % interval", "Same mask"):
@@ -41,7 +41,7 @@ def limit(report: ParityReport) -> str:
 
 def throughput_table(timings: list[Timing]) -> Table:
     """One row a timing; the last column compares with the float engine at the same batch."""
-    table = _table("Latency of one call, and throughput")
+    table = plain_table("Latency of one call, and throughput")
     table.add_column("Engine", overflow="fold", min_width=10)
     table.add_column("Precision", overflow="fold")
     for name in ("Batch", "p50 ms", "p90 ms", "p99 ms", "Pairs/s", "vs float"):
@@ -53,7 +53,7 @@ def throughput_table(timings: list[Timing]) -> Table:
 
 def stage_table(stages: list[tuple[str, float, str]]) -> Table:
     """One row a stage: its name, its seconds, and what it checked or found."""
-    table = _table("Stages")
+    table = plain_table("Stages")
     table.add_column("Stage", overflow="fold")
     table.add_column("Seconds", justify="right", no_wrap=True)
     table.add_column("Checked and found", overflow="fold")
@@ -62,7 +62,8 @@ def stage_table(stages: list[tuple[str, float, str]]) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """A table without lines, and its title at the left; the title is never read as markup."""
     heading = Text(title, style="bold")
     return Table(title=heading, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
