@@ -14,10 +14,9 @@ from misgnet.evaluation import predict_pair
 from misgnet.network import MISGNet
 from misgnet.pictures import overlay
 from misgnet_runtime.callables import Progress
-from misgnet_runtime.errors import InputError
-from misgnet_runtime.images import RgbImage, check_mask_name, image_size, read_pair, write_mask
+from misgnet_runtime.images import RgbImage, check_mask_name, read_pair, write_mask
 from misgnet_runtime.outputs import refuse_existing, replace_file, replace_folder
-from misgnet_runtime.tiles import Source, find_sources
+from misgnet_runtime.tiles import common_size, find_sources
 
 Writer = Callable[[Path], None]
 
@@ -53,8 +52,8 @@ def predict_folder(
     """
     refuse_existing(output, force)
     sources = find_sources(data, labelled=False)
-    for source in sources:
-        _check_sizes(source)
+    for source in sources:  # only headers are read, so that a misfit is named before minutes are spent
+        common_size(source)
     changed = pixels = 0
     with replace_folder(output) as folder:
         for number, source in enumerate(sources, 1):
@@ -112,12 +111,3 @@ def _write_directly(path: Path, writer: Writer) -> None:
 def _write_atomically(path: Path, writer: Writer) -> None:
     with replace_file(path) as temporary:
         writer(temporary)
-
-
-def _check_sizes(source: Source) -> None:
-    before, after = image_size(source.before), image_size(source.after)
-    if before != after:
-        raise InputError(
-            f"{source.before} is {before[1]} x {before[0]} px, {source.after} is {after[1]} x {after[0]} px; "
-            "a pair has one size and one grid"
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from misgnet.datasets.scene import check_label, open_scene, strips
 from misgnet.datasets.split import SPLITS, Edges, grid, place
 from misgnet.datasets.units import Plan, Skipped, Unit
 from misgnet.datasets.writing import PARTS, TileWriter, digest_on_disk, tile_writer
+from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.outputs import replace_folder
@@ -217,7 +217,6 @@ def _foreign(folder: Path, keys: frozenset[str]) -> Iterator[Path]:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, read piece by piece. InputError where it cannot be read."""
     try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error

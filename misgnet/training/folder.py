@@ -136,7 +136,6 @@ def _start(values: dict[str, str | None]) -> Start:
 
 
 def _recipe(values: dict[str, Any]) -> Recipe:
-    values = {"steps": None, **values}  # older runs had none
     known = {field.name for field in fields(Recipe)}
     if values.keys() != known:
         raise ValueError(f"its recipe has {', '.join(sorted(values.keys() ^ known))} or lacks it")
