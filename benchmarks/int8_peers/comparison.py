@@ -14,13 +14,13 @@ from benchmarks.int8_peers.contenders import Engine
 from benchmarks.int8_peers.graphs import Candidate, Context, Graph, Task, candidates, prepare, step
 from benchmarks.int8_peers.guest import ContenderFailed, Guest
 from benchmarks.int8_peers.handover import replay
-from benchmarks.int8_peers.report import BROKEN_BELOW, Row
+from benchmarks.int8_peers.report import Row
 from benchmarks.int8_peers.share import Product, Share, run_products, share_of
 from benchmarks.int8_peers.timing import Speed, measure
+from misgnet_export.agreement import INT8_AGREEMENT
 from misgnet_runtime.errors import GateFailed
-from misgnet_runtime.gate import bootstrap_drop, f1_drop
-from misgnet_runtime.metrics import Confusion
-from misgnet_runtime.parity import Judged, by_source, judge
+from misgnet_runtime.parity import Judged, judge
+from misgnet_runtime.parity import compare as parity
 
 Description = dict[str, Any]
 
@@ -73,13 +73,12 @@ def _judge(context: Context, candidate: Candidate, engine: Engine) -> tuple[Row,
 
 def _scored(row: Row, reference: list[Judged], found: list[Judged]) -> Row:
     """``row`` with the figures of its masks against the reference's and the labels."""
-    before, after = (Confusion.total([j.confusion for j in side]) for side in (reference, found))
-    differing = sum(int((r.mask != f.mask).sum()) for r, f in zip(reference, found, strict=True))
-    agreement = 1 - differing / max(1, before.pixels)
-    broken = [f"broken: fewer than {100 * BROKEN_BELOW:.0f} % of the pixels agree"] if agreement < BROKEN_BELOW else []
+    figures = parity(row.engine, row.precision, reference, found, 0.0, device=row.engine)
+    agreement = figures.agreement or 0.0
+    broken = [f"broken: fewer than {100 * INT8_AGREEMENT:.0f} % of the pixels agree"]
     return msgspec.structs.replace(
-        row, f1=after.f1, drop_points=f1_drop(before, after), agreement=agreement, notes=[*row.notes, *broken],
-        interval=bootstrap_drop(by_source(reference), by_source(found)),
+        row, f1=figures.scores["f1"], drop_points=figures.f1_drop_points, agreement=agreement,
+        interval=figures.interval, notes=[*row.notes, *(broken if agreement < INT8_AGREEMENT else [])],
     )  # fmt: skip
 
 

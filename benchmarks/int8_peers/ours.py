@@ -64,7 +64,7 @@ def open_sets(bundle: Bundle, calib: Path, evaluation: Path) -> Sets:
     drawn = _calibration_tiles(bundle, TileSet.open(calib, bundle.manifest.tile))
     judging = TileSet.open(evaluation, bundle.manifest.tile)
     check_disjoint(drawn, judging, ("calibration", "evaluation"))
-    return Sets(drawn, getattr(made, "selection", "drawn at random"), judging)
+    return Sets(drawn, made.selection, judging)
 
 
 def _calibration_tiles(bundle: Bundle, tiles: TileSet) -> TileSet:

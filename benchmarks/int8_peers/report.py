@@ -12,8 +12,6 @@ from misgnet_runtime.gate import Interval
 from misgnet_runtime.machine import machine_line
 from misgnet_runtime.manifest import Struct
 
-BROKEN_BELOW = 0.9  # share of equal pixels under which a build of this project refuses a graph
-
 
 class Made(Struct, frozen=True):
     """How a graph was made: seconds without imports, the process's peak memory, and versions of what made it."""
