@@ -33,11 +33,6 @@ from misgnet_runtime.plans import Plan, Target
 from misgnet_runtime.tiles import TileSet
 
 GOLDEN = "golden/tiles.npz"
-_SELECTIONS = {
-    "represent": "to represent the set: strata of change and brightness, apart in the float encoder's features",
-    "random": "drawn at random",
-    "first": "the first ones",
-}
 _TOOLS = (
     "misgnet-export",
     "torch",
@@ -199,7 +194,7 @@ def _calibration(request: BuildRequest, draft: Draft) -> Calibration:
         tiles_sha256=draft.sets.calib.digest(),
         seed=request.seed,
         decided_on=_decided_on(request, decision),
-        selection=_SELECTIONS[request.selection],
+        selection=draft.sets.chosen,
     )
 
 

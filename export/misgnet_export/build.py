@@ -44,6 +44,7 @@ from misgnet_runtime.tiles import Tile, TileSet, check_disjoint, read_source
 
 _CHECK_TILES = 8
 _DECISION_TILES = 32
+_REPRESENT = "to represent the set: strata of change and brightness, apart in the float encoder's features"
 
 
 @dataclass(frozen=True)
@@ -129,25 +130,31 @@ def _load(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
         stage.finding = f"{len(calib)} calibration, {len(val or ())} validation, {len(evaluation)} evaluation tiles"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FewTilesWarning)
-        chosen, selection = _select(request, network, calib, log)
+        chosen, how, selection = _select(request, network, calib, log)
     for warning in caught:
         log.console.print(f"[yellow]warning[/] {escape(str(warning.message))}", soft_wrap=True)
-    return Sets(chosen, decision, evaluation, selection), network
+    return Sets(chosen, decision, evaluation, how, selection), network
 
 
-def _select(request: BuildRequest, network: MISGNet, calib: TileSet, log: StageLog) -> tuple[TileSet, Selection | None]:
-    """The tiles that calibrate, by the rule that was asked for, and the report of why."""
+def _select(
+    request: BuildRequest, network: MISGNet, calib: TileSet, log: StageLog
+) -> tuple[TileSet, str, Selection | None]:
+    """The tiles that calibrate, how they were chosen in words, and the report of why where they represent more."""
     count = min(request.calib_tiles, len(calib))
+    selection = None
     with log.stage("select calibration tiles") as stage:
         if request.selection == "represent" and count < len(calib):
-            found = select_tiles(calib, count, request.seed, encoder_features(network), stage.progress)
-            stage.finding = f"{count} of {len(calib)} tiles in {len(found.strata)} strata"
-            return found.tiles, found
-        first = request.selection == "first"
-        chosen = calib.subset(range(count)) if first else draw_tiles(calib, count, request.seed)
-        _read_all([chosen], stage.progress)
-        stage.finding = f"{count} of {len(calib)} tiles, {'the first ones' if first else 'drawn at random'}"
-    return chosen, None
+            selection = select_tiles(calib, count, request.seed, encoder_features(network), stage.progress)
+            chosen, how = selection.tiles, _REPRESENT
+        elif request.selection == "first":
+            chosen, how = calib.subset(range(count)), "the first ones"
+        else:
+            chosen = draw_tiles(calib, count, request.seed)
+            how = "drawn at random" if count < len(calib) else "all of them"
+        if selection is None:
+            _read_all([chosen], stage.progress)
+        stage.finding = f"{count} of {len(calib)} tiles, {how}"
+    return chosen, how, selection
 
 
 def _check_sets(calib: TileSet, val: TileSet | None, evaluation: TileSet) -> None:

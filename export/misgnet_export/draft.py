@@ -23,12 +23,13 @@ FLOAT_GRAPH = "graphs/float.onnx"
 class Sets:
     """Three different sets: what calibrates, what decides (may be missing), what judges.
 
-    ``selection``: why these tiles calibrate, where they were selected and not drawn.
+    ``chosen``: how those that calibrate were, in words; ``selection``: why each, where they represent a larger set.
     """
 
     calib: TileSet
     decision: TileSet | None
     evaluation: TileSet
+    chosen: str
     selection: Selection | None = None
 
 
