@@ -7,6 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec import structs
@@ -192,6 +193,15 @@ def test_the_page_shows_every_engine_and_its_verdict() -> None:
     assert "+0.125" in page.text
     assert "2.00 x" in page.text  # against float at the same batch
     assert "0.25 x" in page.text  # the INT8 file against the float file
+
+
+def test_the_page_says_what_was_allowed() -> None:
+    found = report_of([parity([0, 1, 0, 0])])
+    assert "at most 1 points (hundredths) below the float model's on the same 4 tiles" in shown(found).text
+    upper = msgspec.structs.replace(found, gate="upper")
+    assert (
+        "model's, with the drop taken at the upper end of its 95 % interval, on the same 4 tiles" in shown(upper).text
+    )
 
 
 def test_the_page_loads_nothing() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from misgnet_calibration.accuracy.groups import group_name
@@ -61,7 +61,8 @@ def share_table(quantization: Quantization) -> Table:
 
 def block_table(quantization: Quantization) -> Table:
     """A row a block: its share of the multiply-adds, how much of that is in each precision, and its operators."""
-    table = Table("block", "of all", *(NAMES[p] for p in PRECISIONS), "operators", title="By block")
+    block_column = Column("block", overflow="fold")  # a name that is cut short names nothing
+    table = Table(block_column, "of all", *(NAMES[p] for p in PRECISIONS), "operators", title="By block")
     found = blocks(quantization.placement)
     whole = max(1, sum(block.total for block in found))
     for block in found:
