@@ -19,6 +19,7 @@ from misgnet_calibration.collect import collect, magnitudes
 from misgnet_calibration.edits import bias_of, with_bias
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Histogram, Range
+from misgnet_calibration.passes import spread
 from misgnet_calibration.placement import activations, int8_share, place
 from misgnet_calibration.quantize import quantize
 from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
@@ -37,8 +38,7 @@ from misgnet_calibration.repair import (
 )
 from misgnet_calibration.repair.bias import channel_means, ranks, shrunken_mean
 from misgnet_calibration.repair.norms import rescaled, scalable_norms
-from misgnet_calibration.repair.passes import spread
-from misgnet_calibration.repair.rows import as_matrix, from_matrix, sampled_rows
+from misgnet_calibration.rows import as_matrix, from_matrix, sampled_rows
 from misgnet_calibration.rules import check_tensorrt_rules
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.manifest import Interface

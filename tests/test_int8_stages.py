@@ -22,10 +22,10 @@ from misgnet_calibration.observers import Histogram
 from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
 from misgnet_export.agreement import answers_of
 from misgnet_export.decision import Decision
-from misgnet_export.int8 import Calibrated, Int8Graph, limit_of, quantize_recipe
+from misgnet_export.int8 import Int8Graph, limit_of, quantize_recipe
 from misgnet_export.placement import quantization_entry
 from misgnet_export.progress import StageLog
-from misgnet_export.quantization import observe
+from misgnet_export.quantization import Calibrated, observe
 from misgnet_export.request import BuildRequest
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.manifest import Interface
@@ -109,7 +109,7 @@ def calibrated(tiles: tuple[TileSet, TileSet], *, broken: str | None = None, dec
         observed = Observed({**observed.histograms, broken: wild}, observed.peaks)
     few = tuple(tiles[0].subset(range(4)).tiles())
     decision = Decision.of(model, INTERFACE, tiles[1], 0.5, lambda *_: None) if decide else None
-    return Calibrated(model, observed, tiles[0], few, answers_of(model, INTERFACE, few), decision)
+    return Calibrated(model, INTERFACE, observed, tiles[0], few, answers_of(model, INTERFACE, few), decision)
 
 
 def run(start: Calibrated, recipe: Recipe, **changed: object) -> tuple[Int8Graph, str]:

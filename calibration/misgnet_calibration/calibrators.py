@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from misgnet_calibration.entropy import least_divergence
 from misgnet_calibration.observers import Histogram, Range
@@ -24,6 +25,22 @@ class Calibrator:
     name: str
     choose: Callable[[Histogram, bool], Range]
 
+    def of(self, tensor: str) -> Calibrator:  # noqa: ARG002
+        """The rule for one tensor: this one for all of them (see ``per_tensor`` for the other kind)."""
+        return self
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Calibrating(Protocol):
+    """A :class:`Calibrator` for all tensors, or one for each."""
+
+    @property
+    def name(self) -> str: ...
+
+    def of(self, tensor: str) -> Calibrator: ...
+
 
 def percentile(percent: float) -> Calibrator:
     """Keeps the central ``percent`` of the values; 100 keeps the extremes."""
@@ -34,6 +51,8 @@ MAX = Calibrator("max", lambda histogram, _: histogram.percentile(1.0))
 ENTROPY = Calibrator("entropy", lambda histogram, _: least_divergence(histogram))
 MSE = Calibrator("mse", least_squared_error)
 DEFAULT = percentile(99.999)
+AUTO = "auto"  # the best of all on tiles that decide
+PER_TENSOR = "per-tensor"  # see ``per_tensor``
 CANDIDATES = (percentile(99.99), DEFAULT, MAX, MSE, ENTROPY)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from misgnet_calibration.calibrators import Calibrator
+from misgnet_calibration.calibrators import Calibrating
 from misgnet_calibration.observers import BINS, SAMPLE, Histogram, Range
 from misgnet_calibration.recipes import Recipe
 from misgnet_runtime.errors import InputError
@@ -37,10 +37,10 @@ class Observed:
     histograms: Mapping[str, Histogram]
     peaks: Mapping[str, float]
 
-    def ranges(self, calibrator: Calibrator, recipe: Recipe) -> dict[str, Range]:
+    def ranges(self, calibrator: Calibrating, recipe: Recipe) -> dict[str, Range]:
         """The range that ``calibrator`` keeps of each tensor for the types of ``recipe``."""
         symmetric = recipe.symmetric_activations
-        return {name: calibrator.choose(histogram, symmetric) for name, histogram in self.histograms.items()}
+        return {name: calibrator.of(name).choose(seen, symmetric) for name, seen in self.histograms.items()}
 
 
 def save_observations(path: Path, observed: Observed, key: ObservationKey) -> None:

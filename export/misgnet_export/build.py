@@ -27,10 +27,10 @@ from misgnet_export.evidence import choose_golden, judge_engines, time_engines
 from misgnet_export.features import encoder_features
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
-from misgnet_export.int8 import Calibrated, quantize_recipe
+from misgnet_export.int8 import quantize_recipe
 from misgnet_export.placement import quantization_entry
 from misgnet_export.progress import StageLog
-from misgnet_export.quantization import observe, observe_or_reuse
+from misgnet_export.quantization import Calibrated, observe, observe_or_reuse
 from misgnet_export.report import parity_table
 from misgnet_export.report.control import control_table, record_of
 from misgnet_export.request import BuildRequest, check_request
@@ -225,7 +225,7 @@ def _calibrate(
             decision = Decision.of(model, request.interface, sets.decision, request.threshold, stage.progress)
         stage.finding = f"{len(observed.histograms)} activations on {len(sets.calib)} tiles of both dates"
         stage.finding += f"; {request.observations}: {reused}" if reused else ""
-    return Calibrated(model, observed, sets.calib, few, simplified.answers, decision)
+    return Calibrated(model, request.interface, observed, sets.calib, few, simplified.answers, decision)
 
 
 def _observed(

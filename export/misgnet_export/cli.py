@@ -43,7 +43,8 @@ def build(
         typer.Option(help="calibration tiles that represent the set, drawn at random, or the first ones"),
     ] = "represent",
     observer: Annotated[
-        str, typer.Option(help="range of activations: auto (decided on --val), max, mse, entropy, 'percentile P'")
+        str,
+        typer.Option(help="ranges: auto (decided on --val), per-tensor, max, mse, entropy, 'percentile P'"),
     ] = "auto",
     observations: Annotated[
         Path | None, typer.Option(help="file of what calibration saw; used again for the same tiles and weights")

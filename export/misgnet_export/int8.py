@@ -5,45 +5,27 @@ All of it is decided on calibration and validation tiles. The evaluation tiles a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx
 
 from misgnet_calibration.accuracy import ControlReport, Limit, Step, control, groups_of, passes, ties_of
-from misgnet_calibration.calibrators import DEFAULT, Calibrator, named
+from misgnet_calibration.calibrators import Calibrating
 from misgnet_calibration.graph import Graph
-from misgnet_calibration.observations import Observed
 from misgnet_calibration.observers import Range
 from misgnet_calibration.quantize import QuantizedGraph
 from misgnet_calibration.recipes import Recipe
 from misgnet_calibration.repair import Attempt, Inputs, Repaired, Score, repair
-from misgnet_export.agreement import Agreement, Answers, answers_of, compare, require_close
+from misgnet_export.agreement import Agreement, answers_of, compare, require_close
 from misgnet_export.decision import Decision, Loss
 from misgnet_export.progress import StageLog
-from misgnet_export.quantization import best, observe, quantized_with, try_calibrators
+from misgnet_export.quantization import Calibrated, observe, quantized_as
 from misgnet_export.request import BuildRequest
-from misgnet_runtime.tiles import Tile, TileSet
 
 # The choice is made on few tiles and is the best of many there: half of what the gate allows is kept in reserve.
 _RESERVE = 0.5
 _DIFFERING = 0.002  # share of pixels whose mask may differ in any case; ordinary INT8 has about a third of it
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """What the INT8 stages start from: the simplified float graph and what was seen of its activations.
-
-    ``few`` and ``answers``: tiles that every stage is checked on, and what the graph answers there;
-    ``decision``: the tiles that decide, None without a validation set.
-    """
-
-    model: onnx.ModelProto
-    observed: Observed
-    calib: TileSet
-    few: Sequence[Tile]
-    answers: Answers
-    decision: Decision | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +34,7 @@ class Int8Graph:
 
     quantized: QuantizedGraph
     inputs: Inputs
-    calibrator: Calibrator
+    calibrator: Calibrating
     tried: Mapping[str, Agreement]
     repairs: tuple[Attempt, ...] = ()
     control: ControlReport | None = None
@@ -95,16 +77,10 @@ def limit_of(max_f1_drop: float) -> Limit:
 
 def _quantize(request: BuildRequest, start: Calibrated, recipe: Recipe, log: StageLog) -> tuple[Int8Graph, Loss | None]:
     """The graph by the calibrator that was asked for, or by the best one, and what it loses where tiles decide."""
-    asked = named(request.observer) or DEFAULT
-    agreeing: dict[str, Agreement] = {}
     with log.stage(f"quantize to INT8 for {recipe.name}") as stage:
-        if start.decision is not None and request.observer == "auto":
-            tried = try_calibrators(start.model, start.observed, recipe, start.decision, stage.progress)
-            agreeing = {name: candidate.loss.agreement for name, candidate in tried.items() if candidate.loss}
-            chosen = tried[best(agreeing)]
-        else:
-            chosen = quantized_with(asked, start.model, start.observed, recipe, start.decision)
-        stage.finding = f"{_described(chosen.quantized)}, {chosen.calibrator.name}"
+        chosen, tried = quantized_as(request.observer, start, recipe, stage.progress)
+        stage.finding = f"{_described(chosen.quantized)}, {chosen.calibrator}"
+    agreeing = {name: candidate.loss.agreement for name, candidate in tried.items() if candidate.loss}
     return Int8Graph(chosen.quantized, chosen.inputs, chosen.calibrator, agreeing), chosen.loss
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from misgnet_calibration.graph import Graph, attribute
+from misgnet_calibration.per_tensor import PerTensor
 from misgnet_calibration.placement import Place, Placement, placements
 from misgnet_calibration.precision import float32_reasons
 from misgnet_calibration.quantize import QuantizedGraph
@@ -30,8 +31,14 @@ def quantization_entry(file: str, recipe: Recipe, found: Int8Graph, model: onnx.
     return Quantization(
         file, recipe.name, len(quantized.places), recipe.weight_bits, quantized.int8_share, found.calibrator.name,
         {name: agreement.pixels for name, agreement in found.tried.items()}, list(quantized.float32_nodes), rules,
-        entries, [_repair_entry(attempt) for attempt in found.repairs],
+        entries, [_repair_entry(attempt) for attempt in found.repairs], _calibrators(found),
     )  # fmt: skip
+
+
+def _calibrators(found: Int8Graph) -> dict[str, str]:
+    """By tensor its calibrator, where each has its own."""
+    chosen = found.calibrator.chosen if isinstance(found.calibrator, PerTensor) else {}
+    return {name: calibrator.name for name, calibrator in chosen.items()}
 
 
 def placement_entries(

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from misgnet_calibration.calibrators import CANDIDATES, Calibrator
+from misgnet_calibration.calibrators import AUTO, CANDIDATES, DEFAULT, PER_TENSOR, Calibrating, Calibrator, named
 from misgnet_calibration.collect import collect, magnitudes
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observations import ObservationKey, Observed, load_observations, save_observations
-from misgnet_calibration.observers import Histogram
+from misgnet_calibration.observers import Histogram, Range
+from misgnet_calibration.per_tensor import PerTensor, choose_per_tensor
 from misgnet_calibration.placement import activations, place
 from misgnet_calibration.quantize import QuantizedGraph
 from misgnet_calibration.recipes import Recipe
 from misgnet_calibration.repair import Inputs
-from misgnet_export.agreement import Agreement
+from misgnet_export.agreement import Agreement, Answers
 from misgnet_export.decision import Decision, Loss
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.manifest import Interface
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.tiles import Tile, TileSet
 
 _PEAK_TILES = 8
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What the INT8 stages start from: the simplified float graph and what was seen of its activations.
+
+    ``few`` and ``answers``: tiles that every stage is checked on, and what the graph answers there;
+    ``decision``: the tiles that decide, None without a validation set.
+    """
+
+    model: onnx.ModelProto
+    interface: Interface
+    observed: Observed
+    calib: TileSet
+    few: Sequence[Tile]
+    answers: Answers
+    decision: Decision | None
 
 
 @dataclass(frozen=True)
 class Candidate:
     """An INT8 graph with the ranges of one calibrator, and what it loses; None where no tiles decide."""
 
-    calibrator: Calibrator
+    calibrator: Calibrating
     inputs: Inputs
     quantized: QuantizedGraph
     loss: Loss | None
@@ -80,24 +98,47 @@ def needed(model: onnx.ModelProto, recipes: list[Recipe]) -> set[str]:
     return {name for recipe in recipes for name in activations(place(graph, recipe))}
 
 
-def try_calibrators(
-    model: onnx.ModelProto, observed: Observed, recipe: Recipe, decision: Decision, progress: Progress
-) -> dict[str, Candidate]:
-    """By calibrator of CANDIDATES, its graph and what that loses on the tiles of ``decision``."""
-    tried = {}
+def quantized_as(
+    asked: str, start: Calibrated, recipe: Recipe, progress: Progress
+) -> tuple[Candidate, dict[str, Candidate]]:
+    """The graph by the observer ``asked`` for, and all that were tried where the deciding tiles choose one."""
+    if asked == AUTO and start.decision is not None:
+        tried = try_calibrators(start, recipe, progress)
+        return tried[best({name: c.loss.agreement for name, c in tried.items() if c.loss})], tried
+    if asked == PER_TENSOR:
+        return quantized_with(per_tensor(start, recipe, _candidate_ranges(start, recipe), progress), start, recipe), {}
+    return quantized_with(named(asked) or DEFAULT, start, recipe), {}
+
+
+def try_calibrators(start: Calibrated, recipe: Recipe, progress: Progress) -> dict[str, Candidate]:
+    """By name each calibrator of CANDIDATES, and their choice for each tensor: the graph and what it loses."""
+    tried: dict[str, Candidate] = {}
     for done, calibrator in enumerate(CANDIDATES, 1):
-        tried[calibrator.name] = quantized_with(calibrator, model, observed, recipe, decision)
-        progress(done, len(CANDIDATES))
-    return tried
+        tried[calibrator.name] = quantized_with(calibrator, start, recipe)
+        progress(done, len(CANDIDATES) + 1)
+    ranges = {calibrator: tried[calibrator.name].inputs.ranges for calibrator in CANDIDATES}
+    chosen = per_tensor(start, recipe, ranges)
+    return {**tried, chosen.name: quantized_with(chosen, start, recipe)}
 
 
-def quantized_with(
-    calibrator: Calibrator, model: onnx.ModelProto, observed: Observed, recipe: Recipe, decision: Decision | None
-) -> Candidate:
+def quantized_with(calibrator: Calibrating, start: Calibrated, recipe: Recipe) -> Candidate:
     """The INT8 graph for ``recipe`` with the ranges of ``calibrator``."""
-    inputs = Inputs(model, observed.ranges(calibrator, recipe), observed.peaks)
+    inputs = Inputs(start.model, start.observed.ranges(calibrator, recipe), start.observed.peaks)
     quantized = inputs.quantize(recipe)
-    return Candidate(calibrator, inputs, quantized, decision.loss(quantized.model) if decision else None)
+    return Candidate(calibrator, inputs, quantized, start.decision.loss(quantized.model) if start.decision else None)
+
+
+def per_tensor(
+    start: Calibrated, recipe: Recipe, ranges: Mapping[Calibrator, Mapping[str, Range]],
+    progress: Progress | None = None,
+) -> PerTensor:  # fmt: skip
+    """For each tensor the calibrator, of those with ``ranges``, that errs least in what is computed from it."""
+    places = place(Graph(start.model), recipe)
+    return choose_per_tensor(start.model, start.interface, start.calib, places, recipe, ranges, progress)
+
+
+def _candidate_ranges(start: Calibrated, recipe: Recipe) -> dict[Calibrator, Mapping[str, Range]]:
+    return {calibrator: start.observed.ranges(calibrator, recipe) for calibrator in CANDIDATES}
 
 
 def best(tried: Mapping[str, Agreement]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from misgnet_calibration.calibrators import named
+from misgnet_calibration.calibrators import AUTO, PER_TENSOR, named
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.manifest import GateRule, Interface
 from misgnet_runtime.plans import PlanOptions, Target, check_options
@@ -33,7 +33,7 @@ class BuildRequest:
     force: bool = False
     calib_tiles: int = 128
     selection: SelectionRule = "represent"
-    observer: str = "auto"
+    observer: str = AUTO
     observations: Path | None = None
     placement: PlacementChoice = "rules"
     repair: RepairChoice = "auto"
@@ -71,9 +71,9 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError(f"--threshold is {request.threshold}; it must lie between 0 and 1")
     if request.interface.output == "mask" and request.threshold != 0.5:
         raise UsageError("a graph that answers with a mask has the threshold 0.5 built in; use --output probability")
-    if request.observer != "auto" and named(request.observer) is None:
+    if request.observer not in (AUTO, PER_TENSOR) and named(request.observer) is None:
         asked = f"--observer is '{request.observer}'"
-        raise UsageError(f"{asked}; it is auto, max, mse, entropy or 'percentile P' with P above 0 and up to 100")
+        raise UsageError(f"{asked}; it is auto, per-tensor, max, mse, entropy or 'percentile P', 0 < P <= 100")
     if not request.control_minutes >= 0:
         raise UsageError(f"--control-minutes is {request.control_minutes}; it must be 0 (none) or more")
     for target in request.plan_targets:

@@ -183,7 +183,10 @@ class RepairEntry(Struct, frozen=True):
 
 
 class Quantization(Struct, frozen=True):
-    """What became INT8 in one graph, and how; ``candidates``: share of equal pixels by calibrator tried."""
+    """What became INT8 in one graph, and how.
+
+    ``candidates``: share of equal pixels by calibrator tried; ``calibrators``: by tensor, where each has its own.
+    """
 
     graph: str
     recipe: str
@@ -196,6 +199,7 @@ class Quantization(Struct, frozen=True):
     rules: list[PlacementRule] = []
     placement: list[NodePlacement] = []
     repairs: list[RepairEntry] = []
+    calibrators: dict[str, str] = {}
 
     def shares(self) -> dict[str, float]:
         """Share of the weights' multiply-adds in each precision, the lowest precision first."""

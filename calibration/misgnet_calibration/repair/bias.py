@@ -20,10 +20,10 @@ from misgnet_calibration.collect import Told, counted
 from misgnet_calibration.edits import bias_of, with_bias
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Range
+from misgnet_calibration.passes import runs, spread
 from misgnet_calibration.placement import Place
 from misgnet_calibration.qdq import Levels, quantize_graph
 from misgnet_calibration.recipes import Recipe
-from misgnet_calibration.repair.passes import runs, spread
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.manifest import Interface
 from misgnet_runtime.tiles import Tile, TileSet

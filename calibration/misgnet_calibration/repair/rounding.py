@@ -23,11 +23,11 @@ from misgnet_calibration.collect import counted
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.levels import as_quantized, last_level, weight_levels
 from misgnet_calibration.observers import Range
+from misgnet_calibration.passes import runs, spread
 from misgnet_calibration.placement import Place
 from misgnet_calibration.qdq import scale_at
 from misgnet_calibration.recipes import Recipe
-from misgnet_calibration.repair.passes import runs, spread
-from misgnet_calibration.repair.rows import Rows, as_matrix, from_matrix, sampled_rows
+from misgnet_calibration.rows import Rows, as_matrix, from_matrix, sampled_rows
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.manifest import Interface
 from misgnet_runtime.tiles import TileSet

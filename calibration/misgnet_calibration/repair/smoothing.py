@@ -19,11 +19,11 @@ from misgnet_calibration.collect import counted
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.levels import as_quantized, weight_levels, weight_scale
 from misgnet_calibration.observers import Range
+from misgnet_calibration.passes import runs, spread
 from misgnet_calibration.placement import place
 from misgnet_calibration.recipes import Recipe
 from misgnet_calibration.repair.norms import Factors, Norm, multiplied, rescaled, scalable_norms
-from misgnet_calibration.repair.passes import runs, spread
-from misgnet_calibration.repair.rows import Rows, as_matrix, sampled_rows
+from misgnet_calibration.rows import Rows, as_matrix, sampled_rows
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.manifest import Interface
 from misgnet_runtime.tiles import TileSet

@@ -1,4 +1,4 @@
-"""What the repairs read from a graph as it runs over tiles: float activations of one tile at a time."""
+"""What is read from a graph as it runs over tiles: float activations of one tile at a time."""
 
 from __future__ import annotations
 
