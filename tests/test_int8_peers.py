@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ pytest.importorskip("onnxruntime.quantization", reason="needs what the extra [ex
 
 import bundles
 import graphs
-from benchmarks.int8_peers import environments, guest, ours
+from benchmarks.int8_peers import environments, guest, kept, ours
+from benchmarks.int8_peers import graphs as contenders_graphs
 from benchmarks.int8_peers.__main__ import check
 from benchmarks.int8_peers.comparison import _is_again, compare
 from benchmarks.int8_peers.contenders import ONNX_RUNTIME, OPENVINO, OPENVINO_OWN, PEERS, Contender
 from benchmarks.int8_peers.environments import REQUIREMENTS, interpreters, pins, prepare
-from benchmarks.int8_peers.graphs import Task
+from benchmarks.int8_peers.graphs import Graph, Task, candidates
 from benchmarks.int8_peers.guest import GUESTS, ContenderFailed, Guest
 from benchmarks.int8_peers.handover import hand_over, replay
 from benchmarks.int8_peers.ours import Recorded, Sets, open_sets
@@ -29,7 +31,7 @@ from benchmarks.int8_peers.report import Made, Report, Row, table
 from benchmarks.int8_peers.share import Product, costs_of, plain, products_of, run_products, share_of
 from benchmarks.int8_peers.timing import Speed, measure, speed
 from misgnet_runtime.bundle import Bundle
-from misgnet_runtime.errors import InputError
+from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.manifest import Calibration, Interface
 from misgnet_runtime.normalisation import normalise
 from misgnet_runtime.tiles import TileSet
@@ -222,6 +224,34 @@ def test_quantize_static_is_compared_and_what_fails_is_a_row(tmp_path: Path) -> 
     for key in ("float32", "good", "this project"):
         found = by_key[key].speed
         assert found and 0 < found.lowest <= found.median <= found.highest
+
+
+def test_a_run_that_goes_on_takes_the_graphs_that_still_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    ask = contenders_graphs._ask
+
+    def counting(context: Any, contender: Contender, *rest: Any) -> Any:
+        asked.append(contender.key)
+        return ask(context, contender, *rest)
+
+    monkeypatch.setattr(contenders_graphs, "_ask", counting)
+    first = task(tmp_path, peers=(peer("same"), peer("other")))
+    (_, *before, _) = candidates(contenders_graphs.prepare(first))
+    (first.work / "other" / "answer.json").write_text('{"key": "cut o')
+    (_, *after, _) = candidates(contenders_graphs.prepare(first))
+    assert asked == ["same", "other", "other"]
+    assert before[0] == after[0] and isinstance(after[1].graph, Graph) and after[1].graph.path.is_file()
+    changed = replace(first, peers=(peer("same", settings={"per_channel": True}),))
+    candidates(contenders_graphs.prepare(changed))
+    assert asked == ["same", "other", "other", "same"]
+
+
+def test_a_folder_of_something_else_is_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UsageError, match="not of an earlier run"):
+        kept.open_folder(tmp_path / "photos")
+    kept.open_folder(tmp_path / "run")
+    kept.open_folder(tmp_path / "run")
 
 
 def test_a_float_graph_that_cannot_be_run_ends_the_comparison(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.int8_peers import kept
 from benchmarks.int8_peers.comparison import compare
 from benchmarks.int8_peers.contenders import FLOAT, ONNX_RUNTIME, OURS, PEERS
 from benchmarks.int8_peers.environments import interpreters
@@ -113,15 +114,12 @@ def _build(options: argparse.Namespace, work: Path) -> Path:
 
 @contextmanager
 def _work_folder(keep: Path | None) -> Iterator[Path]:
-    """A folder for tiles, graphs and logs; one that is to be kept must be new."""
+    """A folder for tiles, graphs and logs; one that is to be kept is new, or of an earlier run that goes on."""
     if keep is None:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
         return
-    try:
-        keep.mkdir(parents=True)
-    except FileExistsError:
-        raise UsageError(f"--keep {keep} exists; name a new folder") from None
+    kept.open_folder(keep)
     yield keep.resolve()
 
 
@@ -139,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--calib-tiles", type=int, help="calibration tiles of a build from WEIGHTS [128]")
     add("--only", nargs="+", choices=[peer.key for peer in PEERS], help="these contenders only, beside float and ours")
     add("--cache", type=Path, default=home / "misgnet-int8-peers", help="where the environments are kept")
-    add("--keep", type=Path, help="keep graphs, tiles, answers and logs in this new folder")
+    add("--keep", type=Path, help="keep graphs, tiles, answers and logs here; the next run takes what fits from it")
     add("--threads", type=int, default=usable_cores(), help="threads of an engine [all cores]")
     add("--rounds", type=int, default=5, help="rounds of the timing [5]")
     add("--seconds", type=float, default=1.0, help="seconds of an engine in a round [1]")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import onnx
 
+from benchmarks.int8_peers import kept
 from benchmarks.int8_peers.contenders import FLOAT, GIVEN_ENGINES, OURS, PEERS, Contender, Engine
-from benchmarks.int8_peers.guest import ContenderFailed, Guest
+from benchmarks.int8_peers.guest import Answer, ContenderFailed, Guest
 from benchmarks.int8_peers.handover import hand_over
 from benchmarks.int8_peers.report import Made
 from benchmarks.int8_peers.share import Product, Share, costs_of, products_of, share_of
@@ -109,20 +110,29 @@ def make(context: Context, peer: Contender) -> Candidate:
 
 def _quantize(context: Context, peer: Contender) -> Graph:
     task = context.task
-    folder = task.work / peer.key
-    folder.mkdir()
-    # A copy of its own: some write beside the graph that they read.
-    source, out = folder / "float.onnx", folder / f"int8{peer.suffix}"
-    source.write_bytes(task.float_graph.read_bytes())
-    with Guest(task.python_of(peer.environment), peer.script, folder / "log.txt", task.limit_s) as guest:
-        answer = guest.ask("quantize", graph=source, tiles=context.calibration, out=out, settings=peer.settings)
-    if not out.is_file():
-        raise ContenderFailed(f"{peer.script} ended without a graph")
+    folder, python = task.work / peer.key, task.python_of(peer.environment)
+    out, key = folder / f"int8{peer.suffix}", kept.key_of(task.float_graph, task.calibration, peer)
+    answer = kept.read(folder, key)
+    if answer is None:
+        answer = _ask(context, peer, python, kept.emptied(folder), out)
+        kept.write(folder, key, answer)
     size = sum(path.stat().st_size for path in folder.glob("int8.*"))  # OpenVINO's weights are a file of their own
     made = Made(size / 1e6, answer["seconds"], answer["peak_mib"], answer["versions"])
     if "products" not in answer:
         return _onnx_graph(context, out, made)
     return Graph(out, made, share_of([Product(**product) for product in answer["products"]], context.costs))
+
+
+def _ask(context: Context, peer: Contender, python: Path, folder: Path, out: Path) -> Answer:
+    """The peer's answer to its one request, in a process of ``python``; its graph lies at ``out`` then."""
+    # A copy of its own: some write beside the graph that they read.
+    source = folder / "float.onnx"
+    source.write_bytes(context.task.float_graph.read_bytes())
+    with Guest(python, peer.script, folder / "log.txt", context.task.limit_s) as guest:
+        answer = guest.ask("quantize", graph=source, tiles=context.calibration, out=out, settings=peer.settings)
+    if not out.is_file():
+        raise ContenderFailed(f"{peer.script} ended without a graph")
+    return answer
 
 
 def _onnx_graph(context: Context, path: Path, made: Made) -> Graph:

@@ -13,6 +13,7 @@ from typing import Any
 
 from misgnet_runtime.errors import MisgnetError
 
+Answer = dict[str, Any]
 GUESTS = Path(__file__).with_name("guests")
 
 
@@ -37,7 +38,7 @@ class Guest:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words,
             )  # fmt: skip
 
-    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+    def ask(self, do: str, **request: Any) -> Answer:
         """The answer to one request; ContenderFailed in the guest's own words where there is none."""
         assert self._process.stdin
         line = json.dumps({"do": do, **request}, default=str).encode() + b"\n"
@@ -45,7 +46,7 @@ class Guest:
             self._process.stdin.write(line)
         except BrokenPipeError:
             raise self._failure() from None
-        answer: dict[str, Any] = json.loads(self._read_line())
+        answer: Answer = json.loads(self._read_line())
         return answer
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.int8_peers.guest import ContenderFailed
+from benchmarks.int8_peers.kept import emptied
 from misgnet_runtime.callables import Predict
 from misgnet_runtime.detector import arrays_for, to_probability
 from misgnet_runtime.manifest import Interface
@@ -15,8 +16,11 @@ from misgnet_runtime.tiles import TileSet, stack
 
 
 def hand_over(tiles: TileSet, interface: Interface, folder: Path) -> Path:
-    """Write the graph's inputs for all ``tiles`` in their order below ``folder``; one tile is in memory at a time."""
-    folder.mkdir(parents=True)
+    """Write the graph's inputs for all ``tiles`` in their order to ``folder``, which is emptied.
+
+    One tile is in memory at a time.
+    """
+    emptied(folder)
     files: dict[str, NDArray[np.generic]] = {}
     for index, tile in enumerate(tiles.tiles()):
         for name, array in arrays_for(interface, *stack([tile])).items():

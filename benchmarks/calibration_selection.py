@@ -1,0 +1,170 @@
+"""Calibration tiles that represent the set beside the first ones and drawn ones, at equal numbers, over seeds.
+
+    python benchmarks/calibration_selection.py WEIGHTS --calib DATA/train --val DATA/val [--json FILE]
+
+For each choice of tiles the activations are observed, the graph is quantized for the CPU with one calibrator, and
+asked on validation tiles that took no part. Beside what INT8 then loses stands how far the ranges are from those
+of all calibration tiles: the mean of |log2 of their ratio|, which needs no labels and has little noise. Every
+choice runs on the same graph and tiles, so a difference is the choice's. The first tiles are one set: no seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from misgnet.checkpoint import load_network
+from misgnet_calibration.calibrators import DEFAULT, Calibrator, named
+from misgnet_calibration.observers import Range
+from misgnet_calibration.quantize import quantize
+from misgnet_calibration.recipes import CPU
+from misgnet_calibration.selection import FewTilesWarning, TileFacts, describe_tiles, draw_tiles, pick
+from misgnet_export.decision import Decision
+from misgnet_export.features import encoder_features
+from misgnet_export.graph.export import export_graph
+from misgnet_export.graph.simplify import simplify_graph
+from misgnet_export.quantization import observe
+from misgnet_runtime.errors import UsageError
+from misgnet_runtime.machine import describe_machine, machine_line
+from misgnet_runtime.manifest import Interface
+from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.tiles import TileSet, check_disjoint
+
+CHOICES = ("represent", "random", "first")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice of tiles. ``mean_difference``: of the probability of change; ``range_error``: in octaves."""
+
+    choice: str
+    tiles: int
+    seed: int
+    mean_difference: float
+    agreement: float
+    f1_drop: float | None
+    range_error: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all trials share: ``whole`` are the ranges on all calibration tiles."""
+
+    model: onnx.ModelProto
+    calib: TileSet
+    facts: list[TileFacts]
+    decision: Decision
+    calibrator: Calibrator
+    whole: Mapping[str, Range]
+
+    def run(self, choice: str, count: int, seed: int) -> Trial:
+        ranges = ranges_on(self.model, self._chosen(choice, count, seed), self.decision.interface, self.calibrator)
+        loss = self.decision.loss(quantize(self.model, CPU, ranges, {}).model)
+        return Trial(
+            choice, count, seed, loss.agreement.mean, loss.agreement.pixels, loss.measurement.f1_drop,
+            range_error(ranges, self.whole),
+        )  # fmt: skip
+
+    def _chosen(self, choice: str, count: int, seed: int) -> TileSet:
+        if choice == "first":
+            return self.calib.subset(range(count))
+        if choice == "random":
+            return draw_tiles(self.calib, count, seed)
+        return self.calib.subset(list(pick(self.facts, count, seed)[0]))
+
+
+def ranges_on(model: onnx.ModelProto, tiles: TileSet, interface: Interface, calibrator: Calibrator) -> dict[str, Range]:
+    return observe(model, interface, tiles, [CPU]).ranges(calibrator, CPU)
+
+
+def range_error(found: Mapping[str, Range], whole: Mapping[str, Range]) -> float:
+    """Mean |log2(width / width on all tiles)| over the activations."""
+    ratios = [(found[name].high - found[name].low) / (r.high - r.low) for name, r in whole.items() if r.high > r.low]
+    return float(np.abs(np.log2(np.maximum(ratios, 1e-9))).mean())
+
+
+def prepare(options: argparse.Namespace) -> Bench:
+    interface = Interface(options.tile, 16)
+    calib, val = TileSet.open(options.calib, options.tile), TileSet.open(options.val, options.tile)
+    check_disjoint(calib, val, ("calibration", "validation"))
+    network = load_network(options.weights)
+    model = simplify_graph(export_graph(network, interface))
+    calibrator = named(options.observer)
+    if calibrator is None:
+        raise UsageError(f"--observer is '{options.observer}'; it is max, mse, entropy or 'percentile P'")
+    decision = Decision.of(model, interface, val.spread(options.val_tiles), 0.5, lambda *_: None)
+    facts = describe_tiles(calib, encoder_features(network), 0)
+    return Bench(model, calib, facts, decision, calibrator, ranges_on(model, calib, interface, calibrator))
+
+
+def trials(bench: Bench, counts: list[int], seeds: int) -> Iterator[Trial]:
+    for count in counts:
+        for choice in CHOICES:
+            for seed in range(1 if choice == "first" else seeds):
+                trial = bench.run(choice, count, seed)
+                print(trial, file=sys.stderr, flush=True)
+                yield trial
+
+
+def table(found: list[Trial]) -> str:
+    """Mean and range over the seeds, a row for each number of tiles and choice."""
+    lines = [
+        "| tiles | chosen | mean difference, 1e-4 | pixels that differ, % | F1 drop, points | ranges off, octaves |",
+        "|---|---|---|---|---|---|",
+    ]
+    for count in dict.fromkeys(t.tiles for t in found):
+        for choice in CHOICES:
+            rows = [t for t in found if (t.tiles, t.choice) == (count, choice)]
+            cells = (
+                _spread([1e4 * t.mean_difference for t in rows], 2),
+                _spread([100 * (1 - t.agreement) for t in rows], 3),
+                _spread([t.f1_drop for t in rows if t.f1_drop is not None], 3),
+                _spread([t.range_error for t in rows], 3),
+            )
+            lines.append(f"| {count} | {choice} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float], digits: int) -> str:
+    if not values:
+        return "n/a"
+    middle = f"{statistics.mean(values):.{digits}f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path, help="a checkpoint")
+    parser.add_argument("--calib", type=Path, required=True, help="folder of A/ B/ label/ to choose from")
+    parser.add_argument("--val", type=Path, required=True, help="folder of A/ B/ label/ that INT8 is asked on")
+    parser.add_argument("--tiles", type=int, nargs="+", default=[16, 32, 64], help="how many to choose [16 32 64]")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of each choice that has one [5]")
+    parser.add_argument("--observer", default=DEFAULT.name, help=f"calibrator [{DEFAULT.name}]")
+    parser.add_argument("--tile", type=int, default=256, help="side of a tile, px [256]")
+    parser.add_argument("--val-tiles", type=int, default=32, help="validation tiles, evenly spread [32]")
+    parser.add_argument("--json", type=Path, help="write all trials as JSON")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", FewTilesWarning)
+    bench = prepare(options)
+    found = list(trials(bench, options.tiles, options.seeds))
+    print(table(found))
+    print(f"\n{len(bench.calib)} tiles to choose from, {bench.calibrator.name}; {machine_line(describe_machine())}")
+    if options.json:
+        report: dict[str, Any] = {"machine": describe_machine(), "observer": bench.calibrator.name}
+        with replace_file(options.json) as temporary:
+            text = json.dumps({**report, "trials": [asdict(t) for t in found]}, indent=2)
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
