@@ -22,7 +22,7 @@ from misgnet_calibration.observers import Histogram
 from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
 from misgnet_export.agreement import answers_of
 from misgnet_export.decision import Decision
-from misgnet_export.int8 import Calibrated, Int8Graph, limit_of, quantize_recipe
+from misgnet_export.int8 import Calibrated, RecipeGraph, limit_of, quantize_recipe
 from misgnet_export.placement import quantization_entry
 from misgnet_export.progress import StageLog
 from misgnet_export.quantization import observe
@@ -112,7 +112,7 @@ def calibrated(tiles: tuple[TileSet, TileSet], *, broken: str | None = None, dec
     return Calibrated(model, observed, tiles[0], few, answers_of(model, INTERFACE, few), decision)
 
 
-def run(start: Calibrated, recipe: Recipe, **changed: object) -> tuple[Int8Graph, str]:
+def run(start: Calibrated, recipe: Recipe, **changed: object) -> tuple[RecipeGraph, str]:
     text = io.StringIO()
     log = StageLog(Console(file=text, width=200))
     return quantize_recipe(replace(REQUEST, **changed), start, recipe, log), text.getvalue()

@@ -94,7 +94,7 @@ def written(model: Any, seen: Observed, recipe: Int8Recipe, *, width: float = 1.
     """What a build writes; ``width`` scales the observed ranges, ``original`` is the graph before repairs."""
     ranges = {n: Range(r.low * width, r.high * width) for n, r in seen.ranges(DEFAULT, recipe).items()}
     graph = quantize(model, recipe, ranges, seen.peaks)
-    entries = placement_entries(Graph(original or model), recipe, graph, seen.peaks)[1]
+    entries = placement_entries(Graph(original or model), recipe, graph)[1]
     return Written(graph, ranges, entries)
 
 
