@@ -72,10 +72,13 @@ def set_up() -> None:
     digest = hashlib.sha256(needs + sys.version.encode()).hexdigest()
     if stamp.is_file() and stamp.read_text() == digest:
         return
-    print(f"setting up {VENV}: PyTorch and TensorRT-RTX are large, the first time takes some minutes", flush=True)
+    print(
+        f"setting up {VENV}: PyTorch, OpenVINO and TensorRT-RTX are large, the first time takes some minutes",
+        flush=True,
+    )
     venv.create(VENV, with_pip=True, clear=True)
     pip = [VENV / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-c", "constraints.txt", "-e", ".[export,train,rtx,dev]"], cwd=ROOT, check=True)
+    subprocess.run([*pip, "-c", "constraints.txt", "-e", ".[export,train,rtx,openvino,dev]"], cwd=ROOT, check=True)
     stamp.write_text(digest)
 
 

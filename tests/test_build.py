@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -19,11 +20,17 @@ pytest.importorskip("torch", reason="the build needs the [export] extra")
 
 from misgnet.synthetic import write_split
 from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.machine import architecture
 from misgnet_runtime.manifest import decode_manifest
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"
 TILE = 128
+OTHER = "cpu-vnni" if architecture() == "aarch64" else "cpu-arm"  # what this processor is not
+
+
+def has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -54,15 +61,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle for the CPU and, where the compiler is installed, for RTX GPUs."""
+    """A bundle for the CPU, for a processor that is another one, and for what is installed beside ONNX Runtime."""
     output = tmp_path_factory.mktemp("built") / "bundle"
-    targets = ["--target", "cpu"]
-    try:
-        import tensorrt_rtx  # noqa: F401
-
-        targets += ["--target", "rtx-sm89,sm86"]
-    except ImportError:
-        pass
+    targets = ["--target", "cpu", "--target", OTHER]
+    if has("openvino"):
+        targets += ["--target", "openvino"]
+    if has("tensorrt_rtx"):
+        targets += ["--target", "rtx-sm89,sm86", "--target", "rtx-sm86-fp16"]
     result = run("misgnet_export.cli", *build_arguments(data, output, *targets))
     assert result.returncode == 0, result.stdout + result.stderr
     return output
@@ -70,7 +75,7 @@ def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_bundle_holds_what_its_manifest_says(bundle: Path) -> None:
     manifest = read_bundle(bundle).manifest
-    assert {e.name for e in manifest.engines} >= {"cpu", "cpu-float32"}
+    assert {e.name for e in manifest.engines} >= {"cpu", "cpu-float32", OTHER}
     assert manifest.tile == TILE and manifest.inputs[0].shape == [-1, TILE, TILE, 3]
     assert [item.name for item in bundle.parent.iterdir()] == ["bundle"], "nothing is left beside the bundle"
 
@@ -79,6 +84,9 @@ def test_int8_is_small_and_mostly_int8(bundle: Path) -> None:
     manifest = decode_manifest(bundle / "manifest.json")
     sizes = {f.path: f.size for f in manifest.files}
     for entry in manifest.quantization:
+        if entry.recipe == "tensorrt-fp16":
+            assert sizes[entry.graph] <= 0.6 * sizes["graphs/float.onnx"] and entry.shares()["float16"] > 0.8
+            continue
         assert sizes[entry.graph] <= 0.4 * sizes["graphs/float.onnx"]
         assert entry.int8_share_of_multiply_adds > 0.9
 
@@ -88,7 +96,7 @@ def test_the_evidence_covers_every_engine_and_tile(bundle: Path) -> None:
     assert parity["tiles"] == 16 and parity["sources"] == 4 and parity["reference"] == "PyTorch float32"
     for engine in parity["engines"]:
         assert len(engine["tiles"]) == 16
-        assert engine["status"] == ("proxy" if engine["engine"].startswith("rtx") else "run")
+        assert engine["status"] == ("proxy" if engine["engine"].startswith(("rtx", OTHER)) else "run")
         assert engine["verdict"]["passed"]
     assert "data:image" in (bundle / "evidence" / "report.html").read_text()
 
@@ -98,6 +106,8 @@ def test_a_plan_for_two_gpus_comes_from_the_int8_graph(bundle: Path) -> None:
     entry = read_bundle(bundle).engine_entry("rtx-sm86,sm89")
     assert entry.compute_capabilities == ["sm86", "sm89"] and entry.graph == "graphs/int8_tensorrt.onnx"
     assert (bundle / entry.file).stat().st_size > 1_000_000
+    fp16 = read_bundle(bundle).engine_entry("rtx-sm86-fp16")
+    assert (fp16.precision, fp16.graph) == ("float16", "graphs/float16_tensorrt-fp16.onnx")
 
 
 def test_float_int8_and_pytorch_agree_on_a_pair(bundle: Path, data: Path, tmp_path: Path) -> None:
@@ -204,20 +214,12 @@ def test_bad_requests_are_refused_early(case: str, data: Path, tmp_path: Path) -
     more, code, word = BAD_REQUESTS[case]
     if "rtx" in more[-1]:
         pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")
-    if more[-1] == "tensorrt" and has_tensorrt():
+    if more[-1] == "tensorrt" and has("tensorrt"):
         pytest.skip("this machine has TensorRT")
     result = run("misgnet_export.cli", *build_arguments(data, tmp_path / "bundle", *more))
     assert result.returncode == code, result.stderr
     assert word in result.stderr.lower() and len(result.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def has_tensorrt() -> bool:
-    try:
-        import tensorrt  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def test_the_same_images_cannot_calibrate_and_judge(data: Path, tmp_path: Path) -> None:

@@ -58,6 +58,11 @@ def test_a_manifest_survives_writing_and_reading(bundle: Path) -> None:
     assert msgspec.json.decode(encode(manifest), type=Manifest) == manifest
 
 
+def test_a_manifest_of_an_earlier_version_has_fewer_fields(bundle: Path) -> None:
+    edit(bundle, lambda m: [engine.pop("needs") for engine in m["engines"]])
+    assert read_bundle(bundle).engine_entry("cpu-float32").needs == []
+
+
 @pytest.mark.parametrize("name", ("tiny_float.onnx", "tiny_int8.onnx"))
 def test_the_stored_graphs_are_the_generators(name: str) -> None:
     onnx = pytest.importorskip("onnx")

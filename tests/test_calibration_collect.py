@@ -88,3 +88,13 @@ def test_magnitudes_are_those_of_the_tensors(tiles):
     assert "encoder_size" not in peaks
     for name in names:
         assert peaks[name] == pytest.approx(seen[name].percentile(1).magnitude, rel=1e-4), name
+
+
+def test_one_nan_in_the_middle_of_a_tensor_is_noticed(tiles):
+    """onnxruntime's ReduceMax passes over it."""
+    text = """g (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,32,32,3] logits) {
+        first = Cast <to = 1> (before)  logits = Mul (first, gain) }"""
+    gain = np.ones((32, 32, 3), np.float32)
+    gain[7, 9, 1] = np.nan
+    with pytest.raises(InputError, match=r"tile pair_003@0,0: NaN among the activations of 'logits'"):
+        magnitudes(parsed(text, {"gain": gain}), INTERFACE, tiles.subset([3, 4]))

@@ -13,7 +13,7 @@ from graphs import parsed, two_branch
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Range
 from misgnet_calibration.placement import activations, place
-from misgnet_calibration.precision import fits_float16, float32_nodes, to_float16
+from misgnet_calibration.precision import fits_float16, float32_reasons, to_float16
 from misgnet_calibration.qdq import quantize_graph
 from misgnet_calibration.quantize import quantize
 from misgnet_calibration.recipes import CPU, TENSORRT
@@ -126,7 +126,7 @@ def test_weights_that_are_nan_are_refused_by_both_recipes():
 
 def test_the_guidance_and_large_activations_stay_float32():
     graph = Graph(two_branch())
-    kept = float32_nodes(graph, {"encoder_gelu": 600.0, "encoder_sum": 500.0})
+    kept = float32_reasons(graph, {"encoder_gelu": 600.0, "encoder_sum": 500.0})
     outside = [name for name in kept if not name.startswith("MGLNet0/")]
     assert outside == ["backbone.block/Gelu_encoder_gelu", "backbone.block/MatMul_encoder_second"]
     inside = [n.name for n in graph.nodes if n.name.startswith("MGLNet0/")]
@@ -165,7 +165,7 @@ def test_a_guard_that_float16_cannot_hold_forces_float32(guard):
         safe = Clip (x, guard)  y = Sqrt (safe)
         z = Neg (y) }"""
     model = parsed(text, {"guard": np.float32(guard)})
-    assert float32_nodes(Graph(model), {}) == ["safe/Clip_safe"]
+    assert list(float32_reasons(Graph(model), {})) == ["safe/Clip_safe"]
     with pytest.raises(GateFailed, match=r"float16 cannot hold the constant 'guard'"):
         to_float16(model, [])
     typed = Graph(to_float16(model, ["safe/Clip_safe"]))

@@ -175,22 +175,6 @@ def test_a_plan_that_is_not_its_interface_is_refused(other: Interface, monkeypat
         np.testing.assert_allclose(detector.scene_probability(before, after), expected(before, after), atol=1e-6)
 
 
-def test_a_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "graph.onnx").write_bytes(b"no graph")
-    for graph in (tmp_path / "graph.onnx", tmp_path / "nowhere.onnx", b"no graph"):
-        with pytest.raises(InputError, match="onnxruntime cannot open"):
-            OnnxRuntimeEngine(graph, 1)
-
-
-def test_a_batch_beyond_the_engines_is_refused() -> None:
-    engine = OnnxRuntimeEngine(DATA / "tiny_float.onnx", 2)
-    before, after = images(3, TILE, TILE)
-    with pytest.raises(InputError, match="a batch of 3 does not fit"):
-        engine.infer({"before": before, "after": after})
-    engine.close()
-    engine.close()
-
-
 # The choice
 
 
@@ -264,9 +248,3 @@ def test_the_package_has_no_other_names() -> None:
     assert not hasattr(misgnet_runtime, "open_bundel")
     with pytest.raises(ImportError):
         from misgnet_runtime import nothing  # type: ignore[attr-defined]  # noqa: F401
-
-
-def test_opening_an_engine_leaves_the_processors_floating_point_mode_alone() -> None:
-    """onnxruntime's set_denormal_as_zero would change it for the whole calling thread, and for all after it."""
-    with OnnxRuntimeEngine(DATA / "tiny_float.onnx", 4):
-        assert np.float32(1e-40) * np.float32(0.5) != 0

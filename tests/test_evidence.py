@@ -23,6 +23,7 @@ from misgnet_runtime.tiles import TileSet
 TILE = 32
 INTERFACE = Interface(TILE, 4)
 CPU = EngineEntry("cpu", "onnxruntime", "int8.onnx", "int8.onnx", "int8", "1")
+BF16 = EngineEntry("openvino-bf16", "openvino", "float.onnx", "float.onnx", "bf16", "1", needs=["avx512_bf16"])
 PLAN = EngineEntry("rtx-sm86", "rtx", "sm86.plan", "int8.onnx", "int8+float16", "1", ["sm86"])
 
 
@@ -53,8 +54,8 @@ def tiles(tmp_path: Path) -> TileSet:
 
 def judged(monkeypatch: pytest.MonkeyPatch, tiles: TileSet, entry: EngineEntry, value: float) -> ParityReport:
     def open_it(asked: EngineEntry, root: Path, max_batch: int) -> Engine:
-        if asked.kind == "rtx":
-            raise UnavailableError("no GPU here")
+        if asked.kind != "onnxruntime":
+            raise UnavailableError("no such device here")
         return Constant(value)
 
     monkeypatch.setattr(evidence, "open_engine_file", open_it)
@@ -77,7 +78,15 @@ def test_an_engine_without_its_device_is_not_run_and_judged_by_proxy(
     monkeypatch: pytest.MonkeyPatch, tiles: TileSet
 ) -> None:
     engine = judged(monkeypatch, tiles, PLAN, 1.0).engines[0]
-    assert engine.status == "proxy" and engine.reason == "not run: no GPU here"
+    assert engine.status == "proxy" and engine.reason == "not run: no such device here"
+
+
+def test_the_float_graph_is_no_proxy_of_bf16(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:
+    report = judged(monkeypatch, tiles, BF16, 1.0)
+    engine = report.engines[0]
+    assert (engine.status, engine.verdict, engine.reason) == ("not run", None, "no such device here")
+    assert not report.passed, "nothing was judged"
+    Console(quiet=True).print(parity_table(report))
 
 
 def test_nan_fails_the_gate_and_still_makes_a_table(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:

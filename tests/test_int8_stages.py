@@ -17,15 +17,15 @@ pytest.importorskip("torch", reason="the compiler needs the [export] extra")
 
 from graphs import images, parsed
 from misgnet_calibration.accuracy import NO_NUMBERS
-from misgnet_calibration.observations import Observed
+from misgnet_calibration.observations import ObservationKey, Observed
 from misgnet_calibration.observers import Histogram
-from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
+from misgnet_calibration.recipes import CPU, TENSORRT, TENSORRT_FP16, Recipe
 from misgnet_export.agreement import answers_of
 from misgnet_export.decision import Decision
-from misgnet_export.int8 import Int8Graph, limit_of, quantize_recipe
+from misgnet_export.int8 import RecipeGraph, limit_of, quantize_recipe
 from misgnet_export.placement import quantization_entry
 from misgnet_export.progress import StageLog
-from misgnet_export.quantization import Calibrated, observe
+from misgnet_export.quantization import Calibrated, observe, observe_or_reuse
 from misgnet_export.request import BuildRequest
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.manifest import Interface
@@ -98,9 +98,12 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> tuple[TileSet, TileSet]:
     return write(folder / "calib", 16, 1), write(folder / "val", 12, 2)
 
 
-def calibrated(tiles: tuple[TileSet, TileSet], *, broken: str | None = None, decide: bool = True) -> Calibrated:
+def calibrated(
+    tiles: tuple[TileSet, TileSet], *, broken: str | None = None, decide: bool = True,
+    model: onnx.ModelProto | None = None,
+) -> Calibrated:  # fmt: skip
     """What quantization starts from; ``broken`` names an activation whose observer saw one absurd value."""
-    model = change_graph()
+    model = model or change_graph()
     observed = observe(model, INTERFACE, tiles[0], [CPU, TENSORRT])
     if broken:
         wild = Histogram()
@@ -112,7 +115,7 @@ def calibrated(tiles: tuple[TileSet, TileSet], *, broken: str | None = None, dec
     return Calibrated(model, INTERFACE, observed, tiles[0], few, answers_of(model, INTERFACE, few), decision)
 
 
-def run(start: Calibrated, recipe: Recipe, **changed: object) -> tuple[Int8Graph, str]:
+def run(start: Calibrated, recipe: Recipe, **changed: object) -> tuple[RecipeGraph, str]:
     text = io.StringIO()
     log = StageLog(Console(file=text, width=200))
     return quantize_recipe(replace(REQUEST, **changed), start, recipe, log), text.getvalue()
@@ -196,3 +199,51 @@ def test_half_of_the_allowed_drop_is_kept_in_reserve() -> None:
     assert limit_of(0.5).points == 0.25 and limit_of(0.5).agreement == 0.985
     assert limit_of(40.0).agreement == pytest.approx(0.98)
     assert limit_of(-1.0).points == -1.0 and limit_of(0.0).points == 0
+
+
+# FP16
+
+
+def test_fp16_has_no_calibrator_no_repair_and_no_control(tiles) -> None:
+    start = calibrated(tiles)
+    found, text = run(start, TENSORRT_FP16, repair="always", max_f1_drop=-50.0)
+    assert found.calibrator is None and not found.tried and not found.repairs and found.control is None
+    assert "check float16" in text and "no overflow" in text and "times as large" in text and "repair" not in text
+    assert start.decision is not None and start.decision.loss(found.quantized.model).agreement.mean < 1e-3
+    entry = quantization_entry("graphs/float16.onnx", TENSORRT_FP16, found, change_graph())
+    assert (entry.quantized_nodes, entry.weight_bits, entry.calibrator) == (0, 16, "none")
+    assert entry.shares() == {"int8": 0, "float16": 1, "float32": 0}
+    assert {item.rule for item in entry.placement} == {"asked for FP16"}
+
+
+@pytest.mark.parametrize("recipe", [TENSORRT, TENSORRT_FP16], ids=lambda recipe: recipe.name)
+def test_an_overflow_on_deciding_tiles_is_mended_and_told(recipe: Recipe, tiles) -> None:
+    model = change_graph()
+    for name, factor in (("stem_w", 2.0**15), ("head_w", 2.0**-15)):
+        item = next(item for item in model.graph.initializer if item.name == name)
+        item.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(item) * np.float32(factor), name))
+    start = calibrated(tiles, model=model)
+    start = replace(start, observed=Observed(start.observed.histograms, dict.fromkeys(start.observed.peaks, 1.0)))
+    found, text = run(start, recipe, max_f1_drop=3.0)
+    assert "of them since they overflowed" in text
+    entry = quantization_entry("graphs/float16.onnx", recipe, found, model)
+    by_node = {item.node: item for item in entry.placement}
+    assert by_node["stem/Conv_stem_conv"].precision == "float32"
+    assert "stem_conv" in by_node["stem/Conv_stem_conv"].rule and "on tile" in by_node["stem/Conv_stem_conv"].rule
+    assert "stem/Conv_stem_conv" in entry.float32_nodes
+
+
+def test_fp16_observes_peaks_and_no_ranges_also_from_a_file(tiles, tmp_path: Path) -> None:
+    model, key, steps = change_graph(), ObservationKey("t", "w", "g"), []
+
+    def observed(*recipes: Recipe) -> tuple[Observed, str]:
+        file = tmp_path / "seen.npz"
+        return observe_or_reuse(file, key, model, INTERFACE, tiles[0], list(recipes), lambda *step: steps.append(step))
+
+    found, word = observed(TENSORRT_FP16)
+    assert not found.histograms and found.peaks and not steps and word == "nothing saved yet"
+    again, word = observed(TENSORRT_FP16)
+    assert (again.histograms, again.peaks, word) == ({}, found.peaks, "used again")
+    more, word = observed(TENSORRT_FP16, CPU)
+    assert more.histograms and steps and word == "saved for other targets"
+    assert observed(TENSORRT_FP16)[1] == "used again"

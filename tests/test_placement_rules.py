@@ -12,9 +12,10 @@ from graphs import parsed, two_branch
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.placement import Placement, place, placements
 from misgnet_calibration.placement_rules import Rule
-from misgnet_calibration.recipes import CPU, CPU_ARM, CPU_VNNI, OPENVINO, RECIPES, TENSORRT, Recipe
+from misgnet_calibration.recipes import CPU, CPU_ARM, CPU_VNNI, OPENVINO, RECIPES, TENSORRT, TENSORRT_FP16, Recipe
 
 EVERY = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+EVERY_INT8 = pytest.mark.parametrize("recipe", [r for r in RECIPES if r.int8], ids=lambda recipe: recipe.name)
 
 
 def decided(graph: Graph, recipe: Recipe) -> dict[str, Placement]:
@@ -38,7 +39,7 @@ def test_every_operator_gets_a_decision_and_places_are_the_int8_ones(recipe: Rec
     assert sum(p.multiply_adds for p in found) == sum(graph.multiply_adds(node) for node in graph.nodes)
 
 
-@EVERY
+@EVERY_INT8
 def test_rules_name_what_stays_float_and_why(recipe: Recipe) -> None:
     found = decided(Graph(two_branch()), recipe)
     expected = {
@@ -81,3 +82,14 @@ def test_number_formats_differ_by_engine() -> None:
     assert (CPU.weight_bits, CPU_VNNI.weight_bits) == (7, 8)
     assert CPU_ARM.symmetric_activations and not CPU_VNNI.symmetric_activations
     assert not OPENVINO.quantize_conv_outputs and not TENSORRT.quantize_bias and TENSORRT.symmetric_activations
+
+
+def test_fp16_alone_quantizes_nothing_and_says_so() -> None:
+    graph = Graph(two_branch())
+    assert {p.rule.name for p in placements(graph, TENSORRT_FP16)} == {"asked for FP16"}
+    assert place(graph, TENSORRT_FP16) == [] and not TENSORRT_FP16.int8
+    precisions = {recipe.name: recipe.precision for recipe in RECIPES}
+    assert precisions == {
+        "cpu": "int8", "cpu-vnni": "int8", "cpu-arm": "int8", "openvino": "int8", "tensorrt": "int8+float16",
+        "tensorrt-fp16": "float16",
+    }  # fmt: skip

@@ -49,7 +49,7 @@ def test_every_operator_has_a_precision_and_a_rule_that_is_listed(recipe) -> Non
     graph = Graph(model)
     ranges = {name: Range(-4.0, 4.0) for name in activations(place(graph, recipe))}
     quantized = quantize(model, recipe, ranges, {"encoder_gelu": 600.0})
-    rules, entries = placement_entries(graph, recipe, quantized, {"encoder_gelu": 600.0})
+    rules, entries = placement_entries(graph, recipe, quantized)
     assert [entry.node for entry in entries] == [node.name for node in graph.nodes]
     assert {entry.rule for entry in entries} == {rule.name for rule in rules}
     by_name = {entry.node.rpartition("/")[2]: entry for entry in entries}
@@ -68,7 +68,7 @@ def test_what_a_rule_made_int8_and_is_float_was_reverted() -> None:
     graph = Graph(model)
     ranges = {name: Range(-4.0, 4.0) for name in activations(place(graph, CPU))}
     quantized = quantize(model, CPU, ranges, {}, keep_float=["decode/MatMul_decoder_one"])
-    rules, entries = placement_entries(graph, CPU, quantized, {})
+    rules, entries = placement_entries(graph, CPU, quantized)
     (reverted,) = [entry for entry in entries if entry.rule == "reverted"]
     assert (reverted.node, reverted.precision) == ("decode/MatMul_decoder_one", "float32")
     assert "reverted" in {rule.name for rule in rules}

@@ -195,6 +195,15 @@ def test_info_says_what_runs_here(place: Place, run: Run, monkeypatch: pytest.Mo
         assert words in outcome.out
 
 
+def test_info_says_what_each_engine_was_made_for(place: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.out_console, "width", 400)
+    monkeypatch.setattr("misgnet_runtime.machine.cpu_flags", lambda: {"avx2"})
+    edit(place.bundle, lambda m: m["engines"][1].update(needs=["avx512_vnni", "avx_vnni"]))
+    rows = {line.split("│")[1].strip(): line for line in run("info", str(place.bundle)).out.splitlines() if "│" in line}
+    assert "any processor" in rows["cpu-float32"] and "sm86 on linux-x86_64" in rows["rtx-sm86"]
+    assert rows["cpu"].count("avx512_vnni or avx_vnni") == 2 and "does not run: it needs a processor" in rows["cpu"]
+
+
 def test_info_prints_any_text_as_it_is(place: Place, run: Run) -> None:
     def change(m: dict) -> None:  # type: ignore[type-arg]
         m.update(class_names=["[/]"], licence="[/bold]", metrics={})

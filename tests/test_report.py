@@ -316,8 +316,9 @@ def test_files_are_compared_with_their_own_float_file_only() -> None:
     files = [
         ("graphs/float.onnx", 100), ("graphs/int8_cpu.onnx", 25), ("graphs/int8_tensorrt.onnx", 30),
         ("engines/int8.plan", 7), ("m/net.onnx", 50), ("m/net-int8.onnx", 10), ("m/net-int8.json", 10),
+        ("graphs/float16_tensorrt-fp16.onnx", 60),
     ]  # fmt: skip
-    assert figures.size_ratios(files) == [None, 0.25, 0.3, None, None, 0.2, None]
+    assert figures.size_ratios(files) == [None, 0.25, 0.3, None, None, 0.2, None, 0.6]
 
 
 def test_speed_is_compared_at_the_same_batch_only() -> None:

@@ -1,19 +1,25 @@
 import pytest
 
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.plans import Target, parse_target
+from misgnet_runtime.targets import Target, parse_target
 
 
 @pytest.mark.parametrize(
     ("text", "target", "name", "slug"),
     [
         ("cpu", Target("cpu"), "cpu", "cpu"),
+        ("cpu-vnni", Target("cpu-vnni"), "cpu-vnni", "cpu-vnni"),
+        ("CPU-ARM", Target("cpu-arm"), "cpu-arm", "cpu-arm"),
+        ("openvino", Target("openvino"), "openvino", "openvino"),
+        ("openvino-bf16", Target("openvino-bf16"), "openvino-bf16", "openvino-bf16"),
         ("tensorrt", Target("tensorrt"), "tensorrt", "tensorrt"),
+        ("tensorrt-fp16", Target("tensorrt-fp16"), "tensorrt-fp16", "tensorrt-fp16"),
         ("rtx-sm86", Target("rtx", ("sm86",)), "rtx-sm86", "rtx-sm86"),
         ("rtx-sm86,sm89", Target("rtx", ("sm86", "sm89")), "rtx-sm86,sm89", "rtx-sm86-sm89"),
         # By number, not by letter: "sm120" sorts before "sm89" as text.
         ("rtx-sm120,sm89,sm89", Target("rtx", ("sm89", "sm120")), "rtx-sm89,sm120", "rtx-sm89-sm120"),
         (" RTX-SM89, SM86 ", Target("rtx", ("sm86", "sm89")), "rtx-sm86,sm89", "rtx-sm86-sm89"),
+        ("rtx-sm89,sm86-fp16", Target("rtx-fp16", ("sm86", "sm89")), "rtx-sm86,sm89-fp16", "rtx-sm86-sm89-fp16"),
     ],
 )
 def test_a_target_has_one_canonical_name(text: str, target: Target, name: str, slug: str) -> None:
@@ -34,10 +40,16 @@ def test_a_target_has_one_canonical_name(text: str, target: Target, name: str, s
         "rtx-sm86;sm89",
         "tensorrt-sm86",
         "cpu-sm86",
+        "cpu-fp16",
+        "openvino-fp16",
+        "rtx-fp16",
+        "rtx-sm86-bf16",
+        "rtx-sm86-fp16-fp16",
+        "tensorrt-sm86-fp16",
         "rtx-sm1",
     ],
 )
 def test_another_text_is_refused_with_the_accepted_forms(text: str) -> None:
-    with pytest.raises(UsageError, match=r"cpu, tensorrt, or rtx-smNN") as caught:
+    with pytest.raises(UsageError, match=r"cpu-vnni.*openvino-bf16.*rtx-smNN\[,smNN\.\.\.\]\[-fp16\]") as caught:
         parse_target(text)
     assert f"'{text}'" in str(caught.value)

@@ -94,7 +94,7 @@ def written(model: Any, seen: Observed, recipe: Int8Recipe, *, width: float = 1.
     """What a build writes; ``width`` scales the observed ranges, ``original`` is the graph before repairs."""
     ranges = {n: Range(r.low * width, r.high * width) for n, r in seen.ranges(DEFAULT, recipe).items()}
     graph = quantize(model, recipe, ranges, seen.peaks)
-    entries = placement_entries(Graph(original or model), recipe, graph, seen.peaks)[1]
+    entries = placement_entries(Graph(original or model), recipe, graph)[1]
     return Written(graph, ranges, entries)
 
 
@@ -358,6 +358,9 @@ def test_bundle_gives_the_graph_that_was_asked_for(bundle: Path, graphs: dict[st
         qat.places_of(bundle, "cpu-arm")
     only = with_graphs(make_bundle(tmp_path / "only"), {"tensorrt": graphs["tensorrt"].entries})
     assert list(qat.places_of(only)) == graphs["tensorrt"].int8
+    beside = with_graphs(make_bundle(tmp_path / "beside"), {"tensorrt": graphs["tensorrt"].entries, "float16": []})
+    edit(beside, lambda m: m["quantization"][1].update(quantized_nodes=0))
+    assert list(qat.places_of(beside)) == graphs["tensorrt"].int8, "a graph without INT8 is none to choose"
     old = with_graphs(make_bundle(tmp_path / "old"), {"cpu": [replaced(e, int8=None) for e in graphs["cpu"].int8]})
     with pytest.raises(InputError, match=r"'backbone.block1.0.attn.q/.*build it again"):
         qat.places_of(old)

@@ -53,26 +53,45 @@ def collect(
 def magnitudes(
     model: onnx.ModelProto, interface: Interface, tiles: TileSet, progress: Progress | None = None
 ) -> dict[str, float]:
-    """Largest absolute value of every float tensor over ``tiles``; only scalars leave the engine.
+    """Largest absolute value of every float32 tensor over ``tiles``.
 
-    Raises InputError that names the tile and the tensor where that is NaN.
+    Raises InputError that names the tile and the tensor where one is NaN.
     """
     graph = Graph(model)
     names = [x for node in graph.nodes for x in node.output if x and graph.is_float(x)]
     arranged = {x: graph.producer[x].input[0] for x in names if graph.producer[x].op_type in _ARRANGING}
-    reduced, outputs = _with_peaks(model, [x for x in names if arranged.get(x) not in graph.producer])
+    measured = [x for x in names if arranged.get(x) not in graph.producer]
     peaks = dict.fromkeys(names, 0.0)
-    measured = _exposing(reduced, list(outputs.values()), shape=[])
-    for tile, values in run_tiles(measured, interface, tiles.tiles(), counted(progress, len(tiles))):
-        for name, output in outputs.items():
-            peak = float(values[output])
+    for tile, found in tile_peaks(model, measured, interface, tiles.tiles(), counted(progress, len(tiles))):
+        for name, peak in found.items():
             if math.isnan(peak):
                 raise InputError(f"calibration tile {tile.ref.name}: NaN among the activations of '{name}'")
             peaks[name] = max(peaks[name], peak)
     for name in names:  # in the order of the nodes, so that a chain passes its peak on
-        if name not in outputs:
+        if arranged.get(name) in peaks:
             peaks[name] = peaks[arranged[name]]
     return peaks
+
+
+def tile_peaks(
+    model: onnx.ModelProto, names: list[str], interface: Interface, tiles: Iterable[Tile], told: Told | None = None
+) -> Iterator[tuple[Tile, dict[str, float]]]:
+    """Every tile with the largest absolute value of each float tensor in ``names``, float16 or float32.
+
+    NaN where a tensor has NaN in it. Only scalars leave the engine.
+    """
+    reduced, outputs = _with_peaks(model, names)
+    exposing = _exposing(reduced, [x for pair in outputs.values() for x in pair], shape=[])
+    for tile, values in run_tiles(exposing, interface, tiles, told):
+        # onnxruntime's ReduceMax passes over NaN; a sum does not.
+        sums = {name: float(values[total]) for name, (_, total) in outputs.items()}
+        yield (
+            tile,
+            {
+                name: math.nan if math.isnan(sums[name]) else float(values[largest])
+                for name, (largest, _) in outputs.items()
+            },
+        )
 
 
 def run_tiles(
@@ -93,16 +112,19 @@ def counted(progress: Progress | None, total: int) -> Told | None:
     return None if progress is None else lambda: progress(next(steps), total)
 
 
-def _with_peaks(model: onnx.ModelProto, names: list[str]) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """The model with the largest magnitude of each tensor computed behind it, and the name of that scalar."""
+def _with_peaks(model: onnx.ModelProto, names: list[str]) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
+    """The model with the largest and the sum of each tensor's magnitudes behind it, and the names of those scalars."""
     model = copied(model)
     outputs = {}
     for index, name in enumerate(names):
-        inner, outputs[name] = f"peak:abs:{index}", f"peak:max:{index}"
-        model.graph.node.append(helper.make_node("Abs", [name], [inner], f"measure/Abs_{index}"))
-        model.graph.node.append(
-            helper.make_node("ReduceMax", [inner], [outputs[name]], f"measure/Max_{index}", keepdims=0)
-        )
+        single, size, largest, total = (f"peak:{part}:{index}" for part in ("single", "size", "max", "sum"))
+        outputs[name] = (largest, total)
+        model.graph.node.extend([
+            helper.make_node("Cast", [name], [single], f"measure/{single}", to=TensorProto.FLOAT),
+            helper.make_node("Abs", [single], [size], f"measure/{size}"),
+            helper.make_node("ReduceMax", [size], [largest], f"measure/{largest}", keepdims=0),
+            helper.make_node("ReduceSum", [size], [total], f"measure/{total}", keepdims=0),
+        ])  # fmt: skip
     return model, outputs
 
 

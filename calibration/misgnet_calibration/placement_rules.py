@@ -99,4 +99,11 @@ ORT_X86_RULES = (*_NO_WEIGHT, _GEMM, *_SMALL, _LAST_CONV, *_weighted(_ORT), *_RE
 ORT_ARM_RULES = ORT_X86_RULES
 # No rule for what loses much or gains little: where accuracy control is to find that out by itself.
 EVERYTHING_RULES = (*_NO_WEIGHT, _GEMM, _LAST_CONV, *_weighted("asked for with --placement all"), *_REST)
+# Nothing in INT8: the whole table of a graph that is float16 where that holds.
+FLOAT16_RULES = (
+    Rule(
+        "asked for FP16", "float", "half precision, and float32 where half precision fails",
+        "docs.nvidia.com/deeplearning/tensorrt, Strongly Typed Networks",
+    ),
+)  # fmt: skip
 OPENVINO_RULES = (*_NO_WEIGHT, _GEMM, *_SMALL, *_weighted(f"{_OPENVINO}; {_OPENVINO_CONV}"), *_REST)

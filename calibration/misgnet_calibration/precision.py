@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -18,21 +18,23 @@ from misgnet_runtime.errors import GateFailed
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 # Inputs that keep their type: Resize's region and scales are float32 by definition, the others take any type.
 _ANY_TYPE = {"Resize": (1, 2), "Cast": (0,), "Shape": (0,)}
+FLOAT16_LARGEST = 65504.0
 _FLOAT32_SOURCES = ("Constant", "ConstantOfShape")  # their type is that of an attribute
-_LARGEST = 65504.0
 _SMALLEST = 2.0**-14  # the smallest normal float16
-
-
-def float32_nodes(graph: Graph, peaks: Mapping[str, float]) -> list[str]:
-    """Nodes that stay float32, in the order of the graph; see :func:`float32_reasons`."""
-    return list(float32_reasons(graph, peaks))
+# Operators that square their input inside, as normalisations do for a variance: 255.9 squared is 65504.
+_SQUARING = frozenset({
+    "LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization",
+    "MeanVarianceNormalization", "LpNormalization", "ReduceL2", "ReduceSumSquare",
+})  # fmt: skip
+_SQUARED_FROM = 256.0
 
 
 def float32_reasons(graph: Graph, peaks: Mapping[str, float]) -> dict[str, str]:
     """Nodes that stay float32, each with the reason.
 
-    These are the guidance, whatever reads or writes activations above 512, and whatever reads a constant that
-    float16 cannot hold, such as a guard of 1e-12 against a division by zero.
+    These are the guidance, whatever reads or writes activations above 512, whatever squares activations from 256 on
+    inside, and whatever reads a constant that float16 cannot hold, such as a guard of 1e-12 against a division by
+    zero. ``peaks``: largest magnitude by tensor.
     """
     constants = {name for name in graph.constants if graph.is_float(name)}
     unfit = {
@@ -45,6 +47,8 @@ def float32_reasons(graph: Graph, peaks: Mapping[str, float]) -> dict[str, str]:
             found[node.name] = "guidance: its exponents do not survive half precision"
         elif bad := [unfit[name] for name in (*node.input, *node.output) if name in unfit]:
             found[node.name] = bad[0]
+        elif node.op_type in _SQUARING and (peak := peaks.get(node.input[0], 0.0)) >= _SQUARED_FROM:
+            found[node.name] = f"squares activations up to {peak:.0f}, which overflows"
     return found
 
 
@@ -52,13 +56,13 @@ def fits_float16(values: NDArray[np.generic]) -> bool:
     """Whether float16 holds a constant: its largest magnitude is 0 or normal there, or nothing is rounded."""
     wide = values.astype(np.float64)
     peak = np.abs(wide).max(initial=0.0)
-    if peak == 0 or _SMALLEST <= peak <= _LARGEST:
+    if peak == 0 or _SMALLEST <= peak <= FLOAT16_LARGEST:
         return True
     with np.errstate(over="ignore"):
         return bool(np.isfinite(peak) and (wide.astype(np.float16) == wide).all())
 
 
-def to_float16(model: onnx.ModelProto, keep_float32: list[str]) -> onnx.ModelProto:
+def to_float16(model: onnx.ModelProto, keep_float32: Iterable[str]) -> onnx.ModelProto:
     """A copy of ``model`` whose nodes compute in float16, except those of ``keep_float32``.
 
     A QuantizeLinear has the type of what it reads; a DequantizeLinear has the type of its reader, and is

@@ -13,7 +13,7 @@ from misgnet_calibration.edits import with_bias
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Range
 from misgnet_calibration.placement import Place, int8_share, place
-from misgnet_calibration.precision import float32_nodes, to_float16
+from misgnet_calibration.precision import float32_reasons, to_float16
 from misgnet_calibration.qdq import Levels, quantize_graph
 from misgnet_calibration.recipes import Recipe
 from misgnet_calibration.rules import check_numbers, check_tensorrt_rules
@@ -23,13 +23,13 @@ from misgnet_runtime.errors import InputError
 
 @dataclass(frozen=True)
 class QuantizedGraph:
-    """An INT8 graph, and what was decided for it."""
+    """An INT8 or float16 graph, and what was decided for it; ``float32``: nodes that float16 fails, with the reason."""
 
     model: onnx.ModelProto
     recipe: Recipe
     places: tuple[Place, ...]
     int8_share: float
-    float32_nodes: tuple[str, ...]
+    float32: Mapping[str, str]
 
 
 def quantize(
@@ -41,32 +41,34 @@ def quantize(
     keep_float: Collection[str] = (),
     levels: Levels | None = None,
     bias: Mapping[str, NDArray[np.float32]] | None = None,
+    float32: Mapping[str, str] | None = None,
 ) -> QuantizedGraph:
     """Quantize the simplified float graph.
 
     ``ranges``: by tensor, for every activation that the recipe's places name; ``peaks``: largest magnitude
     of every tensor, which decides what a float16 recipe keeps in float32. By node: ``keep_float`` is not
     quantized; ``levels``, INT8 of the weight's shape, are written in place of the nearest; ``bias``, float32
-    (C,), is added to the operator's constant bias (see ``edits.with_bias``). A node that stays float takes
-    neither levels nor bias, as those repair what quantizing it would do.
+    (C,), is added to the operator's constant bias (see ``edits.with_bias``); ``float32``: kept in float32 by a
+    float16 recipe, beside what ``peaks`` decide, with the reason. A node that stays float takes neither levels nor
+    bias, as those repair what quantizing it would do.
 
     Raises GateFailed where the graph breaks a rule of its engines (see ``rules``), and InputError where a
     range is missing, a name is no node of the graph, or levels do not fit their weight.
     """
     graph = Graph(model)
-    _check_names(graph, {*keep_float, *(levels or {}), *(bias or {})})
+    _check_names(graph, {*keep_float, *(levels or {}), *(bias or {}), *(float32 or {})})
     kept_float = frozenset(keep_float)
     places = [p for p in place(graph, recipe) if p.node not in kept_float]
     if corrections := {p.node: bias[p.node] for p in places if bias and p.node in bias}:
         graph = Graph(with_bias(model, corrections))
         places = [p for p in place(graph, recipe) if p.node not in kept_float]  # a changed bias may have a new name
     quantized = quantize_graph(graph.model, places, recipe, ranges, levels)
-    kept = float32_nodes(graph, peaks) if recipe.float16 else []
+    kept = {**float32_reasons(graph, peaks), **(float32 or {})} if recipe.float16 else {}
     if recipe.float16:
         quantized = to_float16(quantized, kept)
     quantized = compress_constants(quantized)
     _check(quantized, recipe)
-    return QuantizedGraph(quantized, recipe, tuple(places), int8_share(graph, places), tuple(kept))
+    return QuantizedGraph(quantized, recipe, tuple(places), int8_share(graph, places), kept)
 
 
 def _check_names(graph: Graph, names: Collection[str]) -> None:

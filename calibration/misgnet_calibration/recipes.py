@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from misgnet_calibration.placement_rules import (
+    FLOAT16_RULES,
     OPENVINO_RULES,
     ORT_ARM_RULES,
     ORT_X86_RULES,
@@ -21,7 +22,10 @@ from misgnet_calibration.placement_rules import (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the quantized places of a graph are written, which these are, and what the rest is computed in."""
+    """How the quantized places of a graph are written, which these are, and what the rest is computed in.
+
+    Without a rule for INT8 the graph has no such places, and ``weight_bits`` is that of its float16 weights.
+    """
 
     name: str
     symmetric_activations: bool  # INT8 with zero point 0; otherwise UINT8 with one
@@ -30,6 +34,16 @@ class Recipe:
     quantize_bias: bool
     float16: bool
     rules: tuple[Rule, ...]
+
+    @property
+    def int8(self) -> bool:
+        """Whether anything is quantized."""
+        return any(rule.decision == "int8" for rule in self.rules)
+
+    @property
+    def precision(self) -> str:
+        """As manifests say it: "int8", "int8+float16" or "float16"."""
+        return "+".join(["int8"] * self.int8 + ["float16"] * self.float16)
 
 
 # 7-bit weights: without VNNI the CPU adds two UINT8 x INT8 products in 16 bits, which saturates with 8.
@@ -78,7 +92,16 @@ TENSORRT = Recipe(
     float16=True,
     rules=TENSORRT_RULES,
 )
-RECIPES = (CPU, CPU_VNNI, CPU_ARM, OPENVINO, TENSORRT)
+TENSORRT_FP16 = Recipe(
+    "tensorrt-fp16",
+    symmetric_activations=True,
+    weight_bits=16,
+    quantize_conv_outputs=False,
+    quantize_bias=False,
+    float16=True,
+    rules=FLOAT16_RULES,
+)
+RECIPES = (CPU, CPU_VNNI, CPU_ARM, OPENVINO, TENSORRT, TENSORRT_FP16)
 
 # Modules whose numbers do not survive half precision: exponents of thousands, sums of 1e-20 that still decide
 # a direction.

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from misgnet_calibration.selection import Selection
-from misgnet_export.draft import FLOAT_GRAPH, Draft, Evidence, GraphFile
+from misgnet_export.draft import FLOAT_GRAPH, Draft, Evidence, lowest
 from misgnet_export.report import ReportData, render
 from misgnet_export.report.control import draw_control
 from misgnet_export.report.html import short_path
@@ -23,13 +23,11 @@ from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.manifest import (
     SCHEMA_VERSION,
     Calibration,
-    EngineEntry,
     Manifest,
     Preprocessing,
     encode,
 )
 from misgnet_runtime.parity import ParityReport
-from misgnet_runtime.plans import Plan, Target
 from misgnet_runtime.tiles import TileSet
 
 GOLDEN = "golden/tiles.npz"
@@ -41,19 +39,10 @@ _TOOLS = (
     "onnxsim",
     "onnxruntime",
     "numpy",
+    "openvino",
     "tensorrt-rtx",
     "tensorrt",
 )
-
-
-def plan_entry(target: Target, plan: Plan, file: str, graph: GraphFile, request: BuildRequest) -> EngineEntry:
-    """The manifest's entry of a compiled plan."""
-    options = request.plan_options(target)
-    return EngineEntry(
-        target.name, "rtx" if target.kind == "rtx" else "tensorrt", file, graph.file, graph.precision,
-        plan.vendor_version, list(plan.compute_capabilities), plan.platform,
-        (options.min_batch, options.opt_batch, options.max_batch),
-    )  # fmt: skip
 
 
 def write_bundle(root: Path, request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]]) -> None:
@@ -206,7 +195,7 @@ def _decided_on(request: BuildRequest, decision: TileSet | None) -> str:
 
 def _roles(root: Path, draft: Draft) -> dict[str, tuple[str, str | None]]:
     roles: dict[str, tuple[str, str | None]] = {
-        g.file: ("float graph" if g.file == FLOAT_GRAPH else f"int8 graph for {g.name}", g.precision)
+        g.file: ("float graph" if g.file == FLOAT_GRAPH else f"{lowest(g.precision)} graph for {g.name}", g.precision)
         for g in draft.graphs
     }
     roles |= {e.file: ("engine", e.precision) for e in draft.engines if e.file not in roles}

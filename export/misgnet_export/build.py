@@ -17,18 +17,20 @@ from misgnet.evaluation import predict_probability
 from misgnet.network import MISGNet
 from misgnet_calibration.observations import ObservationKey, Observed
 from misgnet_calibration.placement_rules import EVERYTHING_RULES
-from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
+from misgnet_calibration.recipes import Recipe
 from misgnet_calibration.selection import FewTilesWarning, Selection, draw_tiles, select_tiles
 from misgnet_export.agreement import Answers, answers, answers_of, compare, require_same
-from misgnet_export.assembly import plan_entry, write_bundle, write_golden_tiles, write_rejected
+from misgnet_export.assembly import write_bundle, write_golden_tiles, write_rejected
 from misgnet_export.decision import Decision
-from misgnet_export.draft import CPU_ENGINE, FLOAT_ENGINE, Draft, Evidence, GraphFile, Sets
+from misgnet_export.draft import FLOAT_GRAPH, Draft, Evidence, GraphFile, Sets, lowest
+from misgnet_export.engines import make_engines
 from misgnet_export.evidence import choose_golden, judge_engines, time_engines
 from misgnet_export.features import encoder_features
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
 from misgnet_export.int8 import quantize_recipe
 from misgnet_export.placement import quantization_entry
+from misgnet_export.products import recipes_of
 from misgnet_export.progress import StageLog
 from misgnet_export.quantization import Calibrated, observe, observe_or_reuse
 from misgnet_export.report import parity_table
@@ -39,7 +41,6 @@ from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.outputs import refuse_existing, replace_folder
-from misgnet_runtime.plans import compile_plan
 from misgnet_runtime.tiles import Tile, TileSet, check_disjoint, read_source
 
 _CHECK_TILES = 8
@@ -90,7 +91,7 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
         _write_graph(root, "float", "float32", simplified.model),
         *_quantize(request, simplified, few, sets, root, log),
     ]
-    engines = [*_portable_engines(graphs), *_compile(request, graphs, root, log)]
+    engines = make_engines(request, graphs, root, log)
     evidence = _judge(request, network, sets, engines, root, log)
     draft = Draft(sets, graphs, engines, evidence)
     if not evidence.parity.passed:
@@ -196,12 +197,14 @@ def _simplify(request: BuildRequest, exported: Answered, few: Sequence[Tile], lo
 def _quantize(
     request: BuildRequest, simplified: Answered, few: Sequence[Tile], sets: Sets, root: Path, log: StageLog
 ) -> list[GraphFile]:
-    recipes = [_placed(recipe, request) for recipe in (CPU, *([TENSORRT] if request.plan_targets else []))]
+    recipes = [_placed(recipe, request) for recipe in recipes_of(request.targets)]
+    if not recipes:
+        return []
     start = _calibrate(request, simplified, few, sets, recipes, log)
     graphs = []
     for recipe in recipes:
         found = quantize_recipe(request, start, recipe, log)
-        written = _write_graph(root, recipe.name, "int8+float16" if recipe.float16 else "int8", found.quantized.model)
+        written = _write_graph(root, recipe.name, recipe.precision, found.quantized.model)
         entry = quantization_entry(written.file, recipe, found, simplified.model)
         control = record_of(found.control) if found.control else None
         graphs.append(replace(written, quantization=entry, control=control))
@@ -211,7 +214,7 @@ def _quantize(
 
 
 def _placed(recipe: Recipe, request: BuildRequest) -> Recipe:
-    return replace(recipe, rules=EVERYTHING_RULES) if request.placement == "all" else recipe
+    return replace(recipe, rules=EVERYTHING_RULES) if request.placement == "all" and recipe.int8 else recipe
 
 
 def _calibrate(
@@ -243,42 +246,11 @@ def _digest(model: onnx.ModelProto) -> str:
 
 
 def _write_graph(root: Path, name: str, precision: str, model: onnx.ModelProto) -> GraphFile:
-    file = f"graphs/{'float' if name == 'float' else f'int8_{name}'}.onnx"
+    file = FLOAT_GRAPH if name == "float" else f"graphs/{lowest(precision)}_{name}.onnx"
     path = root / file
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(model.SerializeToString())
     return GraphFile(name, file, precision, path.stat().st_size)
-
-
-def _portable_engines(graphs: list[GraphFile]) -> list[EngineEntry]:
-    """The graphs that ONNX Runtime opens anywhere; it optimises for the machine when it loads them."""
-    import onnxruntime
-
-    names = {"float": FLOAT_ENGINE, CPU.name: CPU_ENGINE}
-    return [
-        EngineEntry(names[g.name], "onnxruntime", g.file, g.file, g.precision, onnxruntime.__version__)
-        for g in graphs if g.name in names
-    ]  # fmt: skip
-
-
-def _compile(request: BuildRequest, graphs: list[GraphFile], root: Path, log: StageLog) -> list[EngineEntry]:
-    entries = []
-    for target in request.plan_targets:
-        with log.stage(f"compile {target.name}") as stage:
-            graph = next(g for g in graphs if g.name == TENSORRT.name)
-            plan = compile_plan(
-                (root / graph.file).read_bytes(), request.plan_options(target), timing_cache=request.timing_cache,
-                progress=stage.phase_progress,
-            )  # fmt: skip
-            file = root / "engines" / f"{target.slug}.plan"
-            file.parent.mkdir(exist_ok=True)
-            file.write_bytes(plan.data)
-            entries.append(plan_entry(target, plan, file.relative_to(root).as_posix(), graph, request))
-            stage.finding = (
-                f"{plan.vendor} {plan.vendor_version} for {', '.join(plan.compute_capabilities)}, "
-                f"{plan.layers} layers, {len(plan.data) / 1e6:.1f} MB"
-            )
-    return entries
 
 
 def _rejected(request: BuildRequest, draft: Draft, log: StageLog) -> GateFailed:

@@ -12,7 +12,7 @@ from misgnet_runtime.console import err_console, make_app, out_console, run_app
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
 from misgnet_runtime.manifest import GateRule, InputForm, Interface, OutputForm
 from misgnet_runtime.outputs import refuse_existing
-from misgnet_runtime.plans import parse_target
+from misgnet_runtime.targets import ACCEPTED, parse_target
 
 app = make_app(
     "misgnet-export",
@@ -31,9 +31,7 @@ def build(
     evaluation: Annotated[Path, typer.Option("--eval", help="folder of A/ B/ label/ that judges")],
     output: Annotated[Path, typer.Option("-o", "--output", help="the bundle's folder")],
     val: Annotated[Path | None, typer.Option(help="folder of A/ B/ label/ for decisions; without it, defaults")] = None,
-    target: Annotated[
-        list[str] | None, typer.Option(help="cpu (the default), rtx-smNN,smNN... or tensorrt; may be repeated")
-    ] = None,
+    target: Annotated[list[str] | None, typer.Option(help=f"{ACCEPTED}; may be repeated [default: cpu]")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace an existing bundle")] = False,
     tile: Annotated[int, typer.Option(help="tile size in pixels, a multiple of 32")] = 256,
     max_batch: Annotated[int, typer.Option(help="largest batch of the engines")] = 16,
@@ -129,7 +127,7 @@ def inspect(
     why: Annotated[bool, typer.Option("--why", help="also the rules that decided, with their sources")] = False,
     force: Annotated[bool, typer.Option("--force", help="replace an existing picture")] = False,
 ) -> None:
-    """What is computed in INT8, FP16 and FP32, and why: shares of the multiply-adds, block by block."""
+    """What is computed in INT8, FP16 and FP32 in each graph, and why: shares of the multiply-adds, block by block."""
     from misgnet_export.report.precision import block_table, draw_precision, rule_table, share_table
     from misgnet_runtime.bundle import read_bundle
 

@@ -15,7 +15,6 @@ from misgnet_runtime.throughput import Timing
 from misgnet_runtime.tiles import TileSet
 
 FLOAT_ENGINE = "cpu-float32"
-CPU_ENGINE = "cpu"
 FLOAT_GRAPH = "graphs/float.onnx"
 
 
@@ -33,9 +32,14 @@ class Sets:
     selection: Selection | None = None
 
 
+def lowest(precision: str) -> str:
+    """What a graph is called after: "int8" of "int8+float16"."""
+    return precision.partition("+")[0]
+
+
 @dataclass(frozen=True)
 class GraphFile:
-    """A graph in the bundle, and what was decided for it where it is INT8."""
+    """A graph in the bundle, and what was decided for it where it is INT8 or float16."""
 
     name: str
     file: str

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misgnet_export.progress import StageLog
+from misgnet_export.progress import Stage, StageLog
 from misgnet_export.report import TilePicture, pick_tiles
 from misgnet_runtime.callables import Predict
 from misgnet_runtime.detector import ChangeDetector
@@ -34,7 +34,8 @@ def judge_engines(
     """Run ``reference`` (name, function) and every engine on all ``tiles``.
 
     An engine that this machine cannot run is judged by its graph in ONNX Runtime, marked "proxy" with the
-    reason. An engine that answers NaN fails the gate; the reference doing so raises GateFailed.
+    reason; one in BF16 is not judged, since its graph is the float graph. An engine that answers NaN fails the
+    gate; the reference doing so raises GateFailed.
     """
     name, predict = reference
     with log.stage(f"judge {name}") as stage:
@@ -42,21 +43,34 @@ def judge_engines(
         stage.finding = f"{len(tiles)} tiles of {len(tiles.sources)} images"
     results, pictures = [], {}
     for entry in entries:
-        with log.stage(f"judge {entry.name}") as stage, _runnable(entry, root, interface) as (detector, status, reason):
-            device = detector.engine.device
+        with log.stage(f"judge {entry.name}") as stage:
             try:
-                found = judge(entry.name, detector.probability, tiles, threshold, progress=stage.progress)
-            except GateFailed as error:
-                result = _without_answer(entry, status, reason, device, error)
-            else:
-                result = compare(entry.name, entry.precision, expected, found, max_f1_drop,
-                                 device=device, status=status, reason=reason, gate=gate)  # fmt: skip
+                with _runnable(entry, root, interface) as running:
+                    result, found = _judged(entry, running, tiles, expected, threshold, max_f1_drop, gate, stage)
+            except UnavailableError as error:
+                result, found = EngineParity(entry.name, entry.precision, "not run", str(error)), None
+            if found is not None:
                 pictures[entry.name] = _pictures(tiles, expected, found, result)
             results.append(result)
-            stage.finding = (f"{status}: " if status != "run" else "") + (
-                result.verdict.reason if result.verdict else ""
-            )
+            said = result.verdict.reason if result.verdict else result.reason
+            stage.finding = said if result.status == "run" else f"{result.status}: {said}"
     return report(name, expected, tiles, threshold, max_f1_drop, results, gate), pictures
+
+
+def _judged(
+    entry: EngineEntry, running: tuple[ChangeDetector, Status, str], tiles: TileSet, expected: list[Judged],
+    threshold: float, max_f1_drop: float, gate: GateRule, stage: Stage,
+) -> tuple[EngineParity, list[Judged] | None]:  # fmt: skip
+    """The verdict on one engine and its masks; without masks where its answers are no numbers."""
+    detector, status, reason = running
+    device = detector.engine.device
+    try:
+        found = judge(entry.name, detector.probability, tiles, threshold, progress=stage.progress)
+    except GateFailed as error:
+        return _without_answer(entry, status, reason, device, error), None
+    result = compare(entry.name, entry.precision, expected, found, max_f1_drop,
+                     device=device, status=status, reason=reason, gate=gate)  # fmt: skip
+    return result, found
 
 
 def _without_answer(entry: EngineEntry, status: Status, reason: str, device: str, error: GateFailed) -> EngineParity:
@@ -67,12 +81,17 @@ def _without_answer(entry: EngineEntry, status: Status, reason: str, device: str
 
 @contextmanager
 def _runnable(entry: EngineEntry, root: Path, interface: Interface) -> Iterator[tuple[ChangeDetector, Status, str]]:
-    """The engine, or its graph in ONNX Runtime as a stated proxy where this machine cannot run it."""
+    """The engine, or its graph in ONNX Runtime as a stated proxy where this machine cannot run it.
+
+    Raises UnavailableError where that would prove nothing: a float graph says nothing of BF16.
+    """
     status: Status = "run"
     reason = ""
     try:
         engine = open_engine_file(entry, root, interface.max_batch)
     except UnavailableError as error:
+        if entry.precision == "bf16":
+            raise
         stand_in = EngineEntry(entry.name, "onnxruntime", entry.graph, entry.graph, entry.precision, "")
         engine = open_engine_file(stand_in, root, interface.max_batch)
         status = "proxy"

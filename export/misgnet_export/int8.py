@@ -1,4 +1,6 @@
-"""The INT8 stages of one recipe: quantize; where that loses too much, repair; where it still does, retreat.
+"""The stages of one recipe: quantize; where that loses too much, repair; where it still does, retreat to float.
+
+What is float16 then is checked for overflow; of a recipe without INT8 that is all there is to do.
 
 All of it is decided on calibration and validation tiles. The evaluation tiles are looked at once, by the gate.
 """
@@ -6,7 +8,7 @@ All of it is decided on calibration and validation tiles. The evaluation tiles a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx
 
@@ -14,6 +16,7 @@ from misgnet_calibration.accuracy import ControlReport, Limit, Step, control, gr
 from misgnet_calibration.calibrators import Calibrating
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Range
+from misgnet_calibration.overflow import mend_overflow
 from misgnet_calibration.quantize import QuantizedGraph
 from misgnet_calibration.recipes import Recipe
 from misgnet_calibration.repair import Attempt, Inputs, Repaired, Score, repair
@@ -29,32 +32,51 @@ _DIFFERING = 0.002  # share of pixels whose mask may differ in any case; ordinar
 
 
 @dataclass(frozen=True)
-class Int8Graph:
-    """The INT8 graph of a recipe, and how it came about."""
+class RecipeGraph:
+    """The graph of a recipe, and how it came about; no calibrator had a part in one without INT8."""
 
     quantized: QuantizedGraph
     inputs: Inputs
-    calibrator: Calibrating
-    tried: Mapping[str, Agreement]
+    calibrator: Calibrating | None = None
+    tried: Mapping[str, Agreement] = field(default_factory=dict)
     repairs: tuple[Attempt, ...] = ()
     control: ControlReport | None = None
 
 
-def quantize_recipe(request: BuildRequest, start: Calibrated, recipe: Recipe, log: StageLog) -> Int8Graph:
+def quantize_recipe(request: BuildRequest, start: Calibrated, recipe: Recipe, log: StageLog) -> RecipeGraph:
     """All stages for ``recipe``. GateFailed where the graph is broken, not merely lossy."""
-    found, loss = _quantize(request, start, recipe, log)
-    if start.decision is not None and loss is not None:
-        found = _mend(request, start, start.decision, found, loss, recipe, log)
+    if recipe.int8:
+        found, loss = _quantize(request, start, recipe, log)
+        if start.decision is not None and loss is not None:
+            found = _mend(request, start, start.decision, found, loss, recipe, log)
+    else:
+        inputs = Inputs(start.model, {}, start.observed.peaks)
+        found = RecipeGraph(inputs.quantize(recipe), inputs)
+    if recipe.float16:
+        found = _check_float16(request, start, found, recipe, log)
     answered = answers_of(found.quantized.model, request.interface, start.few)
     close = compare(start.answers, answered, request.threshold)
-    require_close(close, f"the INT8 graph for {recipe.name}", "the float graph")
+    require_close(close, f"the graph for {recipe.name}", "the float graph")
     return found
 
 
+def _check_float16(
+    request: BuildRequest, start: Calibrated, found: RecipeGraph, recipe: Recipe, log: StageLog
+) -> RecipeGraph:
+    """Overflow is looked for on the checking and the deciding tiles, which calibrated nothing or little."""
+    tiles = [*start.few, *(start.decision.tiles if start.decision else ())]
+    with log.stage(f"check float16 for {recipe.name}") as stage:
+        mended = mend_overflow(found.inputs, found.quantized, request.interface, tiles, stage.progress)
+        added = f"{len(mended.added)} of them since they overflowed" if mended.added else "no overflow"
+        room = f"{mended.largest} and could be {mended.headroom:.0f} times as large" if mended.largest else "no float16"
+        stage.finding = f"{len(mended.quantized.float32)} operators in float32, {added}; {room}"
+    return replace(found, quantized=mended.quantized, inputs=mended.inputs)
+
+
 def _mend(
-    request: BuildRequest, start: Calibrated, decision: Decision, found: Int8Graph, loss: Loss, recipe: Recipe,
+    request: BuildRequest, start: Calibrated, decision: Decision, found: RecipeGraph, loss: Loss, recipe: Recipe,
     log: StageLog,
-) -> Int8Graph:  # fmt: skip
+) -> RecipeGraph:  # fmt: skip
     """Repair before retreat, each where the deciding tiles ask for it."""
     limit = limit_of(request.max_f1_drop)
     kept = passes(loss.measurement, limit)
@@ -75,19 +97,24 @@ def limit_of(max_f1_drop: float) -> Limit:
     return Limit(points, 1 - max(_DIFFERING, points / 1000))
 
 
-def _quantize(request: BuildRequest, start: Calibrated, recipe: Recipe, log: StageLog) -> tuple[Int8Graph, Loss | None]:
+def _quantize(
+    request: BuildRequest, start: Calibrated, recipe: Recipe, log: StageLog
+) -> tuple[RecipeGraph, Loss | None]:
     """The graph by the calibrator that was asked for, or by the best one, and what it loses where tiles decide."""
     with log.stage(f"quantize to INT8 for {recipe.name}") as stage:
         chosen, tried = quantized_as(request.observer, start, recipe, stage.progress)
         stage.finding = f"{_described(chosen.quantized)}, {chosen.calibrator}"
     agreeing = {name: candidate.loss.agreement for name, candidate in tried.items() if candidate.loss}
-    return Int8Graph(chosen.quantized, chosen.inputs, chosen.calibrator, agreeing), chosen.loss
+    return RecipeGraph(chosen.quantized, chosen.inputs, chosen.calibrator, agreeing), chosen.loss
 
 
-def _repair(start: Calibrated, decision: Decision, found: Int8Graph, recipe: Recipe, log: StageLog) -> Int8Graph:
+def _repair(start: Calibrated, decision: Decision, found: RecipeGraph, recipe: Recipe, log: StageLog) -> RecipeGraph:
+    calibrator = found.calibrator
+    assert calibrator is not None
+
     def ranges_of(model: onnx.ModelProto) -> Mapping[str, Range]:
         seen = start.observed if model is start.model else observe(model, decision.interface, start.calib, [recipe])
-        return seen.ranges(found.calibrator, recipe)
+        return seen.ranges(calibrator, recipe)
 
     with log.stage(f"repair for {recipe.name}") as stage:
         better: Repaired = repair(
@@ -100,7 +127,9 @@ def _repair(start: Calibrated, decision: Decision, found: Int8Graph, recipe: Rec
     return replace(found, quantized=better.quantized, inputs=better.inputs, repairs=better.attempts)
 
 
-def _control(request: BuildRequest, decision: Decision, found: Int8Graph, recipe: Recipe, log: StageLog) -> Int8Graph:
+def _control(
+    request: BuildRequest, decision: Decision, found: RecipeGraph, recipe: Recipe, log: StageLog
+) -> RecipeGraph:
     graph = Graph(found.inputs.model)
     limit = limit_of(request.max_f1_drop)
     groups = groups_of(graph, found.quantized.places)

@@ -1,4 +1,4 @@
-"""What became of every operator of an INT8 graph, how and why, as the manifest keeps it."""
+"""What became of every operator of an INT8 or float16 graph, how and why, as the manifest keeps it."""
 
 from __future__ import annotations
 
@@ -11,51 +11,50 @@ import onnx
 from misgnet_calibration.graph import Graph, attribute
 from misgnet_calibration.per_tensor import PerTensor
 from misgnet_calibration.placement import Place, Placement, placements
-from misgnet_calibration.precision import float32_reasons
 from misgnet_calibration.quantize import QuantizedGraph
 from misgnet_calibration.recipes import Recipe
 from misgnet_calibration.repair import Attempt
-from misgnet_export.int8 import Int8Graph
+from misgnet_export.int8 import RecipeGraph
 from misgnet_runtime.manifest import Int8Numbers, NodePlacement, PlacementRule, Quantization, RepairEntry, Steps
 
 Precision = Literal["int8", "float16", "float32"]
 _REVERTED = PlacementRule("reverted", "in INT8 it cost more F1 than was allowed", "measured by accuracy control")
 _HALF_ROUNDING = 2.0**-10  # a scale written as float16 is off by half of it
-_HALF_SOURCE = "float16's range and precision, on the calibration tiles' activations"
+_HALF_SOURCE = "float16's range and precision, on activations of calibration and validation tiles"
 
 
-def quantization_entry(file: str, recipe: Recipe, found: Int8Graph, model: onnx.ModelProto) -> Quantization:
-    """What the manifest says of the INT8 graph in ``file``; ``model`` is the float graph before any repair."""
+def quantization_entry(file: str, recipe: Recipe, found: RecipeGraph, model: onnx.ModelProto) -> Quantization:
+    """What the manifest says of the graph in ``file``; ``model`` is the float graph before any repair."""
     quantized = found.quantized
-    rules, entries = placement_entries(Graph(model), recipe, quantized, found.inputs.peaks)
+    rules, entries = placement_entries(Graph(model), recipe, quantized)
+    calibrator = found.calibrator.name if found.calibrator else "none"
     return Quantization(
-        file, recipe.name, len(quantized.places), recipe.weight_bits, quantized.int8_share, found.calibrator.name,
-        {name: agreement.pixels for name, agreement in found.tried.items()}, list(quantized.float32_nodes), rules,
+        file, recipe.name, len(quantized.places), recipe.weight_bits, quantized.int8_share, calibrator,
+        {name: agreement.pixels for name, agreement in found.tried.items()}, list(quantized.float32), rules,
         entries, [_repair_entry(attempt) for attempt in found.repairs], _calibrators(found),
     )  # fmt: skip
 
 
-def _calibrators(found: Int8Graph) -> dict[str, str]:
+def _calibrators(found: RecipeGraph) -> dict[str, str]:
     """By tensor its calibrator, where each has its own."""
     chosen = found.calibrator.chosen if isinstance(found.calibrator, PerTensor) else {}
     return {name: calibrator.name for name, calibrator in chosen.items()}
 
 
 def placement_entries(
-    graph: Graph, recipe: Recipe, quantized: QuantizedGraph, peaks: Mapping[str, float]
+    graph: Graph, recipe: Recipe, quantized: QuantizedGraph
 ) -> tuple[list[PlacementRule], list[NodePlacement]]:
     """The rules that decided, each once, and every operator of the float ``graph`` with its precision and rule.
 
     ``graph``: as it was exported, before any repair, so that what smoothing changed of it is found.
     """
     int8, divided = int8_numbers(quantized), smoothing_factors(graph, quantized)
-    wide = float32_reasons(graph, peaks) if recipe.float16 else {}
     rules: dict[str, PlacementRule] = {}
     entries = []
     for placed in placements(graph, recipe):
-        rule = _rule(placed, int8, wide)
+        rule = _rule(placed, int8, quantized.float32)
         rules.setdefault(rule.name, rule)
-        precision: Precision = "int8" if placed.node in int8 else _float_type(placed.node, recipe, wide)
+        precision: Precision = "int8" if placed.node in int8 else _float_type(placed.node, recipe, quantized.float32)
         entries.append(
             NodePlacement(
                 placed.node, placed.operator, precision, rule.name, placed.multiply_adds, int8.get(placed.node),
@@ -112,7 +111,7 @@ def _rule(placed: Placement, int8: Collection[str], wide: Mapping[str, str]) -> 
     return PlacementRule(placed.rule.name, placed.rule.why, placed.rule.source)
 
 
-def _float_type(node: str, recipe: Recipe, wide: Mapping[str, str]) -> Literal["float16", "float32"]:
+def _float_type(node: str, recipe: Recipe, wide: Collection[str]) -> Literal["float16", "float32"]:
     return "float16" if recipe.float16 and node not in wide else "float32"
 
 

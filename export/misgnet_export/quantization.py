@@ -61,9 +61,13 @@ def observe(
     recipes: list[Recipe],
     progress: Progress | None = None,
 ) -> Observed:
-    """One pass over the calibration tiles for all recipes together; a second over a few for the peaks."""
+    """One pass over the calibration tiles for all recipes together; a second over a few for the peaks.
+
+    Recipes without INT8 need no ranges, and no pass over all tiles.
+    """
     histograms = {name: Histogram() for name in sorted(needed(model, recipes))}
-    collect(model, interface, tiles, histograms, progress)
+    if histograms:
+        collect(model, interface, tiles, histograms, progress)
     few = tiles.subset(range(0, len(tiles), max(1, len(tiles) // _PEAK_TILES)))
     peaks = magnitudes(model, interface, few) if any(r.float16 for r in recipes) else {}
     return Observed(histograms, peaks)

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from misgnet_calibration.calibrators import AUTO, PER_TENSOR, named
-from misgnet_runtime.errors import UsageError
+from misgnet_export.products import product_of
+from misgnet_runtime.engines.openvino import load_openvino
+from misgnet_runtime.errors import UnavailableError, UsageError
+from misgnet_runtime.machine import check_processor
 from misgnet_runtime.manifest import GateRule, Interface
-from misgnet_runtime.plans import PlanOptions, Target, check_options
+from misgnet_runtime.plans import PlanOptions, check_options
+from misgnet_runtime.targets import Target
 
 # Which calibration tiles: those that represent the set, drawn at random, or the first ones.
 SelectionRule = Literal["represent", "random", "first"]
@@ -46,15 +50,10 @@ class BuildRequest:
     licence: str = "not stated"
     timing_cache: Path | None = None
 
-    @property
-    def plan_targets(self) -> tuple[Target, ...]:
-        """The targets that need a TensorRT plan."""
-        return tuple(t for t in self.targets if t.kind != "cpu")
-
     def plan_options(self, target: Target) -> PlanOptions:
         """Profile 1 / 4 / 16, within the bundle's largest batch."""
         largest = self.interface.max_batch
-        return PlanOptions(target.kind, target.compute_capabilities, 1, min(4, largest), largest)
+        return PlanOptions(product_of(target).engine, target.compute_capabilities, 1, min(4, largest), largest)
 
 
 def check_request(request: BuildRequest) -> None:
@@ -76,5 +75,19 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError(f"{asked}; it is auto, per-tensor, max, mse, entropy or 'percentile P', 0 < P <= 100")
     if not request.control_minutes >= 0:
         raise UsageError(f"--control-minutes is {request.control_minutes}; it must be 0 (none) or more")
-    for target in request.plan_targets:
+    for target in request.targets:
+        _check_target(request, target)
+
+
+def _check_target(request: BuildRequest, target: Target) -> None:
+    product = product_of(target)
+    if product.has_plan:
         check_options(request.plan_options(target))
+    elif product.engine == "openvino":
+        load_openvino()
+    if product.recipe is not None:
+        return
+    try:
+        check_processor(product.needs)
+    except UnavailableError as error:  # the float graph in ONNX Runtime would be no proxy of it
+        raise UnavailableError(f"--target {target.name} can be judged only where it runs: {error}") from error

@@ -94,7 +94,7 @@ def batch_norm_behind(network: nn.Module) -> dict[nn.Module, nn.BatchNorm2d]:
 
 
 def _choose(bundle: Path, manifest: Manifest, graph: str | None) -> Quantization:
-    found = {q.recipe: q for q in manifest.quantization}
+    found = {q.recipe: q for q in manifest.quantization if q.quantized_nodes}
     wanted = graph or (DEFAULT_GRAPH if len(found) > 1 else next(iter(found), DEFAULT_GRAPH))
     if wanted not in found:
         known = ", ".join(found) or "none"

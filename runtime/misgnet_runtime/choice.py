@@ -11,15 +11,18 @@ from misgnet_runtime.engines import Engine, open_engine_file
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.manifest import EngineEntry
 
-# A plan for the GPU before INT8 on the CPU before float32 on the CPU.
-_RANK = {"tensorrt": 0, "rtx": 1, "onnxruntime": 2}
+# Kinds of engine, each with INT8 or without, the fastest first: plans for a GPU, INT8 on the CPU, float on the CPU.
+_FASTEST_FIRST = (
+    ("tensorrt", True), ("tensorrt", False), ("rtx", True), ("rtx", False),
+    ("openvino", True), ("onnxruntime", True), ("openvino", False), ("onnxruntime", False),
+)  # fmt: skip
 
 
 @contextmanager
 def open_detector(bundle: Bundle, engine: str = "auto") -> Iterator[tuple[ChangeDetector, EngineEntry, str]]:
     """The detector of the engine called ``engine``, its entry, and why it was taken.
 
-    "auto" takes the first that opens: a plan for a GPU, then INT8, then float32. Raises UnavailableError with
+    "auto" takes the first of :func:`ranked` that opens. Raises UnavailableError with
     the reason of each engine where none opens, UsageError for an unknown name.
     """
     entries = ranked(bundle.manifest.engines) if engine == "auto" else [bundle.engine_entry(engine)]
@@ -29,8 +32,8 @@ def open_detector(bundle: Bundle, engine: str = "auto") -> Iterator[tuple[Change
 
 
 def ranked(entries: list[EngineEntry]) -> list[EngineEntry]:
-    """Fastest kind first, quantized before float."""
-    return sorted(entries, key=lambda e: (_RANK[e.kind], e.precision == "float32"))
+    """Fastest kind first; of one kind what was made for certain processors before what any will run."""
+    return sorted(entries, key=lambda e: (_FASTEST_FIRST.index((e.kind, "int8" in e.precision)), not e.needs))
 
 
 def _first_that_opens(bundle: Bundle, entries: list[EngineEntry], asked: str) -> tuple[Engine, EngineEntry, str]:

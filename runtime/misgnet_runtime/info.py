@@ -40,13 +40,14 @@ def print_info(path: Path, console: Console) -> None:
 
 
 def _engines(bundle: Bundle) -> Table:
-    table = Table("engine", "precision", "F1", "drop (points)", "on this machine", title="Engines, fastest kind first")
+    columns = ("engine", "precision", "F1", "drop (points)", "made for", "on this machine")
+    table = Table(*columns, title="Engines, fastest kind first")
     results = _results(bundle)
     for entry in ranked(bundle.manifest.engines):
         result = results.get(entry.name, _Result(entry.name))
         table.add_row(
             escape(entry.name), escape(entry.precision), _number(result.scores.get("f1"), 4),
-            _number(result.f1_drop_points, 3), Text(_here(bundle, entry)),
+            _number(result.f1_drop_points, 3), Text(_made_for(entry)), Text(_here(bundle, entry)),
         )  # fmt: skip
     return table
 
@@ -57,6 +58,12 @@ def _results(bundle: Bundle) -> dict[str, _Result]:
     except msgspec.ValidationError as error:
         raise InputError(f"bundle {bundle.path}: the manifest's metrics cannot be read: {error}") from error
     return {result.engine: result for result in found}
+
+
+def _made_for(entry: EngineEntry) -> str:
+    """The GPUs and the system of a plan, or what a processor must have."""
+    gpus = ", ".join(entry.compute_capabilities)
+    return f"{gpus} on {entry.platform}" if gpus else " or ".join(entry.needs) or "any processor"
 
 
 def _here(bundle: Bundle, entry: EngineEntry) -> str:
@@ -76,7 +83,7 @@ def _quantization(bundle: Bundle) -> Table:
         "calibrator",
         "kept float32",
     )
-    table = Table(*columns, title="Quantization")
+    table = Table(*columns, title="Precision of the graphs")
     for q in bundle.manifest.quantization:
         share = _shares(q)
         kept = str(len(q.float32_nodes))

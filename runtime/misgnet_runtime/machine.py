@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+from misgnet_runtime.errors import UnavailableError
+
+_FEATURES = (
+    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm",
+)  # fmt: skip
 
 
 def describe_machine() -> dict[str, Any]:
@@ -22,6 +27,24 @@ def describe_machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
+
+
+def architecture() -> str:
+    """The processor's architecture under Linux's name: ``x86_64`` or ``aarch64``."""
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+def check_processor(needs: Collection[str]) -> None:
+    """Raise UnavailableError where this processor has none of ``needs``: instruction sets, or its architecture."""
+    flags = cpu_flags()
+    if not needs or not flags.union({architecture()}).isdisjoint(needs):
+        return
+    found = ", ".join(f for f in _FEATURES if f in flags) or "no extension that is known"
+    raise UnavailableError(
+        f"it needs a processor with {' or '.join(needs)}; this one is {architecture()} with {found}; "
+        "choose an engine made for it"
+    )
 
 
 def cpu_flags() -> set[str]:

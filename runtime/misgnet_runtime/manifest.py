@@ -22,7 +22,7 @@ InputForm = Literal["uint8", "float32"]
 OutputForm = Literal["probability", "logits", "mask"]
 # What of the measured F1 drop must stay within the limit: the point estimate, or the upper end of its interval.
 GateRule = Literal["point", "upper"]
-EngineKind = Literal["onnxruntime", "rtx", "tensorrt"]
+EngineKind = Literal["onnxruntime", "openvino", "rtx", "tensorrt"]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1, lt=1 << 31)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -90,7 +90,11 @@ class FileEntry(Struct, frozen=True):
 
 
 class EngineEntry(Struct, frozen=True):
-    """One engine: the file it opens, the graph that it was made from, and where it can run."""
+    """One engine: the file it opens, the graph that it was made from, and where it can run.
+
+    ``precision``: "float32", "bf16", "float16", "int8", or "int8+float16". ``needs``: the processor must have one of
+    these, instruction sets by Linux's names or an architecture ("aarch64"); without any, every processor will do.
+    """
 
     name: str
     kind: EngineKind
@@ -101,6 +105,7 @@ class EngineEntry(Struct, frozen=True):
     compute_capabilities: list[str] = []
     platform: str = "any"
     batches: tuple[Positive, Positive, Positive] = (1, 4, 16)
+    needs: list[str] = []
 
 
 class Calibration(Struct, frozen=True):
@@ -183,9 +188,10 @@ class RepairEntry(Struct, frozen=True):
 
 
 class Quantization(Struct, frozen=True):
-    """What became INT8 in one graph, and how.
+    """What became INT8 or float16 in one graph, and how.
 
     ``candidates``: share of equal pixels by calibrator tried; ``calibrators``: by tensor, where each has its own.
+    A graph without INT8 has 16 ``weight_bits`` and the calibrator "none".
     """
 
     graph: str

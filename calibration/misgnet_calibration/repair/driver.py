@@ -68,11 +68,12 @@ class Inputs:
     keep_float: frozenset[str] = frozenset()
     levels: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
     bias: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    float32: Mapping[str, str] = field(default_factory=dict)
 
     def quantize(self, recipe: Recipe) -> QuantizedGraph:
         return quantize(
             self.model, recipe, self.ranges, self.peaks,
-            keep_float=self.keep_float, levels=self.levels, bias=self.bias,
+            keep_float=self.keep_float, levels=self.levels, bias=self.bias, float32=self.float32,
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ MINUS = "\N{MINUS SIGN}"
 
 _FLOAT_PRECISIONS = ("float", "float32", "fp32")
 _FLOAT_NAME = re.compile(r"(?<![a-z])(float32|fp32|float)(?![0-9])")
-_INT8_NAME = re.compile(r"[-_.]?int8")
+_LOWERED_NAME = re.compile(r"[-_.]?(int8|float16)")
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -73,9 +73,9 @@ def speed_ratios(timings: list[Timing]) -> list[float | None]:
 
 
 def size_ratios(files: list[tuple[str, int]]) -> list[float | None]:
-    """Bytes of each INT8 file over those of its float file; None where there is no such partner.
+    """Bytes of each INT8 or float16 file over those of its float file; None where there is no such partner.
 
-    A partner has the same type and folder, and its name says float (or is the INT8 file's without "int8").
+    A partner has the same type and folder, and its name says float (or is the file's without "int8" or "float16").
     """
     sizes = dict(files)
     floats = [sizes.get(_float_partner(path, list(sizes)) or "") for path, _ in files]
@@ -94,11 +94,11 @@ def judged(report: ParityReport) -> list[EngineParity]:
 
 def _float_partner(path: str, others: list[str]) -> str | None:
     this = PurePosixPath(path)
-    if "int8" not in this.name.lower():
+    if not _LOWERED_NAME.search(this.name.lower()):
         return None
-    plain = [PurePosixPath(other) for other in others if "int8" not in other.rsplit("/", 1)[-1].lower()]
+    plain = [other for other in map(PurePosixPath, others) if not _LOWERED_NAME.search(other.name.lower())]
     alike = [other for other in plain if (other.parent, other.suffix) == (this.parent, this.suffix)]
-    bare = _INT8_NAME.sub("", this.name.lower())
+    bare = _LOWERED_NAME.sub("", this.name.lower())
     named = [other for other in alike if _FLOAT_NAME.search(other.name.lower())]
     found = named or [other for other in alike if other.name.lower() == bare]
     return str(found[0]) if len(found) == 1 else None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from misgnet_runtime.engines.base import Engine, TensorSpec
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.machine import check_processor
 from misgnet_runtime.manifest import EngineEntry
 
 __all__ = ["Engine", "TensorSpec", "open_engine_file"]
@@ -14,9 +15,14 @@ __all__ = ["Engine", "TensorSpec", "open_engine_file"]
 def open_engine_file(entry: EngineEntry, root: Path, max_batch: int, threads: int | None = None) -> Engine:
     """Open the engine that ``entry`` describes; its paths start at ``root``.
 
-    Raises UnavailableError where this machine lacks the device, the library or the right version, and
-    InputError where the file cannot be opened.
+    Raises UnavailableError where this machine lacks the device, the processor, the library or the right version,
+    and InputError where the file cannot be opened.
     """
+    check_processor(entry.needs)
+    if entry.kind == "openvino":
+        from misgnet_runtime.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(root / entry.file, max_batch, threads, precision=entry.precision)
     if entry.kind == "onnxruntime":
         from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 

@@ -1,9 +1,8 @@
-"""TensorRT plans: what a target is, how a graph becomes a plan, and whether a plan fits a machine."""
+"""TensorRT plans: how a graph becomes a plan, and whether a plan fits a machine."""
 
 from misgnet_runtime.plans.compile import check_options, compile_plan
 from misgnet_runtime.plans.facts import MachineFacts, PlanFacts, check_plan_fits
 from misgnet_runtime.plans.plan import Plan, PlanOptions
-from misgnet_runtime.plans.targets import Target, parse_target
 from misgnet_runtime.plans.vendor import load_vendor
 
 __all__ = [
@@ -11,10 +10,8 @@ __all__ = [
     "Plan",
     "PlanFacts",
     "PlanOptions",
-    "Target",
     "check_options",
     "check_plan_fits",
     "compile_plan",
     "load_vendor",
-    "parse_target",
 ]

@@ -10,9 +10,9 @@ from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.plans.log import VendorLog, make_logger, one_line
 from misgnet_runtime.plans.plan import PlanOptions
 from misgnet_runtime.plans.progress import Cancellation, Progress, deferred_interrupt, make_monitor
-from misgnet_runtime.plans.targets import sorted_capabilities
 from misgnet_runtime.plans.timing import load_timing_cache, save_timing_cache
 from misgnet_runtime.plans.vendor import PROGRESS, has, network_flags, rules, vendor_version
+from misgnet_runtime.targets import sorted_capabilities
 
 
 class Build:

@@ -17,8 +17,8 @@ from misgnet_runtime.plans.facts import this_platform
 from misgnet_runtime.plans.log import counted
 from misgnet_runtime.plans.plan import Plan, PlanOptions
 from misgnet_runtime.plans.progress import Progress
-from misgnet_runtime.plans.targets import sorted_capabilities
 from misgnet_runtime.plans.vendor import known_capabilities, load_vendor, rules, vendor_version
+from misgnet_runtime.targets import sorted_capabilities
 
 
 def compile_plan(

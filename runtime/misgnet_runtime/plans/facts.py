@@ -10,6 +10,7 @@ import platform
 from dataclasses import dataclass
 
 from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.machine import architecture
 from misgnet_runtime.plans.vendor import same_version
 
 
@@ -35,8 +36,7 @@ class MachineFacts:
 
 def this_platform() -> str:
     """The system and processor, such as ``linux-x86_64`` or ``linux-aarch64``."""
-    machine = platform.machine().lower()
-    return f"{platform.system().lower()}-{'x86_64' if machine == 'amd64' else machine}"
+    return f"{platform.system().lower()}-{architecture()}"
 
 
 def check_plan_fits(plan: PlanFacts, machine: MachineFacts) -> None:

@@ -1,18 +1,25 @@
-"""The names of what a bundle is built for: ``cpu``, ``rtx-sm86,sm89``, ``tensorrt``."""
+"""The names of what a bundle is built for: ``cpu``, ``openvino-bf16``, ``rtx-sm86,sm89``, ``tensorrt-fp16``."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from misgnet_runtime.errors import UsageError
 
-Kind = Literal["cpu", "rtx", "tensorrt"]
+Kind = Literal[
+    "cpu", "cpu-vnni", "cpu-arm", "openvino", "openvino-bf16", "rtx", "rtx-fp16", "tensorrt", "tensorrt-fp16"
+]
 
-ACCEPTED = "cpu, tensorrt, or rtx-smNN[,smNN...] such as rtx-sm86,sm89"
+ACCEPTED = (
+    "cpu, cpu-vnni, cpu-arm, openvino, openvino-bf16, tensorrt, tensorrt-fp16, "
+    "or rtx-smNN[,smNN...][-fp16] such as rtx-sm86,sm89 and rtx-sm86-fp16"
+)
 
+_NAMED: dict[str, Kind] = {kind: kind for kind in get_args(Kind) if not kind.startswith("rtx")}
+_RTX: dict[str, Kind] = {"": "rtx", "-fp16": "rtx-fp16"}
 _CAPABILITY = re.compile(r"sm([1-9][0-9]{1,2})")
 
 
@@ -26,26 +33,26 @@ class Target:
     @property
     def name(self) -> str:
         """The canonical text; :func:`parse_target` reads it back."""
-        return "-".join(filter(None, (self.kind, ",".join(self.compute_capabilities))))
+        head, _, tail = self.kind.partition("-")
+        return "-".join(filter(None, (head, ",".join(self.compute_capabilities), tail)))
 
     @property
     def slug(self) -> str:
-        """The name as a part of a file name: ``rtx-sm86-sm89``."""
+        """The name as a part of a file name: ``rtx-sm86-sm89-fp16``."""
         return self.name.replace(",", "-")
 
 
 def parse_target(text: str) -> Target:
     """The target that ``text`` names, whatever its case; UsageError lists the accepted forms."""
     plain = text.strip().lower()
-    if plain == "cpu":
-        return Target("cpu")
-    if plain == "tensorrt":
-        return Target("tensorrt")
-    head, _, tail = plain.partition("-")
+    if plain in _NAMED:
+        return Target(_NAMED[plain])
+    bare = plain.removesuffix("-fp16")
+    head, _, tail = bare.partition("-")
     parts = [part.strip() for part in tail.split(",")]
     if head != "rtx" or not all(_CAPABILITY.fullmatch(part) for part in parts):
         raise UsageError(f"unknown target '{text}'; a target is {ACCEPTED}")
-    return Target("rtx", sorted_capabilities(parts))
+    return Target(_RTX[plain[len(bare) :]], sorted_capabilities(parts))
 
 
 def sorted_capabilities(names: Iterable[str]) -> tuple[str, ...]:

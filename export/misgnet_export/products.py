@@ -1,0 +1,60 @@
+"""What each target is made of, as data: the engine that opens it, its recipe, and the processor it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from misgnet_calibration.recipes import CPU, CPU_ARM, CPU_VNNI, OPENVINO, TENSORRT, TENSORRT_FP16, Recipe
+from misgnet_runtime.manifest import EngineKind
+from misgnet_runtime.targets import Kind, Target
+
+
+@dataclass(frozen=True)
+class Product:
+    """``recipe``: of its graph; None is the float graph itself, computed in ``float_type``.
+
+    ``needs``: one of these is what the processor must have, as in the manifest's engine entry.
+    """
+
+    engine: EngineKind
+    recipe: Recipe | None
+    needs: tuple[str, ...] = ()
+    float_type: str = "float32"
+
+    @property
+    def precision(self) -> str:
+        """As the manifest says it."""
+        return self.recipe.precision if self.recipe else self.float_type
+
+    @property
+    def has_plan(self) -> bool:
+        """Whether a plan is compiled from the graph; other engines open the graph itself."""
+        return self.engine in ("rtx", "tensorrt")
+
+
+_VNNI = ("avx512_vnni", "avx_vnni")  # without it x86 adds two products with 8-bit weights in 16 bits: they saturate
+_BF16 = ("avx512_bf16", "amx_bf16")
+
+FLOAT = Product("onnxruntime", None)  # in every bundle
+PRODUCTS: Mapping[Kind, Product] = {
+    "cpu": Product("onnxruntime", CPU),
+    "cpu-vnni": Product("onnxruntime", CPU_VNNI, _VNNI),
+    "cpu-arm": Product("onnxruntime", CPU_ARM, ("aarch64",)),
+    "openvino": Product("openvino", OPENVINO, (*_VNNI, "aarch64")),
+    "openvino-bf16": Product("openvino", None, _BF16, "bf16"),
+    "rtx": Product("rtx", TENSORRT),
+    "rtx-fp16": Product("rtx", TENSORRT_FP16),
+    "tensorrt": Product("tensorrt", TENSORRT),
+    "tensorrt-fp16": Product("tensorrt", TENSORRT_FP16),
+}
+
+
+def product_of(target: Target) -> Product:
+    return PRODUCTS[target.kind]
+
+
+def recipes_of(targets: Iterable[Target]) -> list[Recipe]:
+    """The recipes of the graphs that ``targets`` need, each once."""
+    found = [product_of(target).recipe for target in targets]
+    return list(dict.fromkeys(recipe for recipe in found if recipe is not None))

@@ -1,0 +1,85 @@
+"""OpenVINO on the CPU: Q/DQ graphs in INT8, or the float graph in BF16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
+from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.machine import usable_cores
+from misgnet_runtime.plans.log import one_line
+
+_BF16 = "BF16"  # as OpenVINO names it among a device's capabilities
+
+
+def load_openvino() -> Any:
+    """The module ``openvino``; UnavailableError with the install line where it is missing.
+
+    It imports its telemetry package, and sends something only where models are converted, which nothing here does.
+    """
+    try:
+        import openvino
+    except (ImportError, OSError) as error:  # OSError: the wheel is there, one of its libraries is not
+        raise UnavailableError(
+            f"OpenVINO was asked for, but importing openvino failed: {error}; "
+            "install it with: pip install 'misgnet-export[openvino]'"
+        ) from error
+    return openvino
+
+
+class OpenVinoEngine(Engine):
+    """One ONNX graph compiled by OpenVINO for the CPU."""
+
+    def __init__(self, graph: Path, max_batch: int, threads: int | None = None, *, precision: str = "float32") -> None:
+        """``precision``: of the manifest's entry; ``threads``: all cores that this process may use by default.
+
+        Raises UnavailableError where OpenVINO is missing or would not compute in ``precision`` here, and InputError
+        where it cannot open ``graph``.
+        """
+        core = load_openvino().Core()
+        wanted = "bf16" if precision == "bf16" else "f32"  # of an INT8 graph the remainder
+        if wanted == "bf16" and _BF16 not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            # It would compute in float32, or emulate: slower, and other numbers than those that were judged.
+            raise UnavailableError("OpenVINO does not compute in BF16 on this processor; take another engine")
+        try:
+            compiled = core.compile_model(core.read_model(graph), "CPU", _options(wanted, threads))
+        except Exception as error:  # OpenVINO raises RuntimeError, its bindings TypeError and others
+            raise InputError(f"OpenVINO cannot open {graph}: {one_line(str(error))}") from error
+        _check_type(compiled, wanted)
+        self._request: Any = compiled.create_infer_request()
+        self.max_batch = max_batch
+        self.inputs = tuple(map(_spec, compiled.inputs))
+        self.outputs = tuple(map(_spec, compiled.outputs))
+        self.device = f"CPU (OpenVINO, {wanted})"
+
+    def _infer(self, arrays: Arrays, batch: int) -> Arrays:  # noqa: ARG002
+        found = self._request.infer(arrays, share_inputs=True, share_outputs=False)
+        return {spec.name: found[spec.name] for spec in self.outputs}
+
+    def close(self) -> None:
+        """Release the compiled graph; a second call does nothing."""
+        self._request = None
+
+
+def _options(wanted: str, threads: int | None) -> dict[str, Any]:
+    """One stream for the least latency. Pinned threads would meet those of other processes on one core."""
+    return {
+        "INFERENCE_PRECISION_HINT": wanted,
+        "INFERENCE_NUM_THREADS": threads or usable_cores(),
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,
+    }
+
+
+def _check_type(compiled: Any, wanted: str) -> None:
+    """A type that the processor lacks is no error to OpenVINO: it takes another one, and tells when asked."""
+    found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if found != wanted:
+        raise UnavailableError(f"OpenVINO was asked to compute in {wanted} and takes {found} on this processor")
+
+
+def _spec(port: Any) -> TensorSpec:
+    shape = tuple(-1 if size.is_dynamic else size.get_length() for size in port.partial_shape)
+    return TensorSpec(port.any_name, port.element_type.to_dtype().name, shape)

@@ -1,0 +1,246 @@
+"""The contract of an engine: one class of cases that every kind of engine runs, and what each has of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import fake_tensorrt
+from bundles import DATA, FLOAT, INT8, TILE, expected, images, make_bundle
+from fake_cuda import FakeDriver
+from misgnet_runtime import machine
+from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.choice import open_detector, ranked
+from misgnet_runtime.engines import Engine, TensorSpec, open_engine_file
+from misgnet_runtime.engines.openvino import OpenVinoEngine
+from misgnet_runtime.engines.ort import OnnxRuntimeEngine
+from misgnet_runtime.engines.tensorrt import open_plan
+from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.manifest import EngineEntry
+from misgnet_runtime.plans import PlanOptions, compile_plan
+
+MAX_BATCH = 4
+BF16_FLAGS = ["avx512_bf16", "amx_bf16"]
+
+
+class Conformance:
+    """The cases; a subclass gives the engine, of any tile, over the graph that answers ``expected``."""
+
+    @pytest.fixture
+    def engine(self, engine_of_kind: Engine) -> Iterator[Engine]:
+        with engine_of_kind as engine:
+            yield engine
+
+    @staticmethod
+    def arrays(engine: Engine, batch: int, seed: int = 0) -> dict[str, NDArray[np.uint8]]:
+        size = engine.inputs[0].shape[1]
+        before, after = images(batch, size, size, seed=seed)
+        return {"before": before, "after": after}
+
+    def test_inputs_and_outputs_are_described(self, engine: Engine) -> None:
+        size = engine.inputs[0].shape[1]
+        image = (-1, size, size, 3)
+        assert set(engine.inputs) == {TensorSpec("before", "uint8", image), TensorSpec("after", "uint8", image)}
+        assert engine.outputs == (TensorSpec("probability", "float32", (-1, size, size)),)
+        assert engine.max_batch == MAX_BATCH and engine.device
+
+    def test_every_batch_is_answered_in_any_order(self, engine: Engine) -> None:
+        for batch in (MAX_BATCH, 1, 3, 1, MAX_BATCH):
+            arrays = self.arrays(engine, batch, seed=batch)
+            found = engine.infer(arrays)["probability"]
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, expected(**arrays), atol=1e-6)
+
+    def test_results_are_the_callers_own_and_inputs_stay(self, engine: Engine) -> None:
+        first, second = (self.arrays(engine, 2, seed) for seed in (1, 2))
+        copies = {name: array.copy() for name, array in first.items()}
+        found = engine.infer(first)["probability"]
+        engine.infer(second)
+        np.testing.assert_allclose(found, expected(**copies), atol=1e-6)
+        found[:] = -1
+        for name, array in first.items():
+            np.testing.assert_array_equal(array, copies[name])
+        np.testing.assert_allclose(engine.infer(first)["probability"], expected(**copies), atol=1e-6)
+
+    def test_arrays_need_not_be_contiguous(self, engine: Engine) -> None:
+        turned = {name: array[:, ::-1] for name, array in self.arrays(engine, 2).items()}
+        np.testing.assert_allclose(engine.infer(turned)["probability"], expected(**turned), atol=1e-6)
+
+    @pytest.mark.parametrize("batch", [0, MAX_BATCH + 1])
+    def test_other_batches_are_refused(self, engine: Engine, batch: int) -> None:
+        with pytest.raises(InputError, match=f"a batch of {batch} does not fit"):
+            engine.infer(self.arrays(engine, batch))
+
+    def test_other_arrays_are_refused(self, engine: Engine) -> None:
+        arrays = self.arrays(engine, 1)
+        others: list[dict[str, Any]] = [
+            {"before": arrays["before"]}, {**arrays, "more": arrays["before"]},
+            {**arrays, "after": arrays["after"].astype(np.float32)}, {**arrays, "after": arrays["after"][:, 1:]},
+        ]  # fmt: skip
+        for other in others:
+            with pytest.raises(InputError, match="engine input"):
+                engine.infer(other)
+
+    def test_a_second_close_does_nothing(self, engine: Engine) -> None:
+        engine.close()
+        engine.close()
+
+    def test_the_processors_floating_point_mode_and_cores_are_left_alone(self, engine: Engine) -> None:
+        """Flushing denormals to zero, or pinning, would hold for the calling thread and for all after it."""
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+        engine.infer(self.arrays(engine, 1))
+        assert np.float32(1e-40) * np.float32(0.5) != 0
+        assert cores is None or os.sched_getaffinity(0) == cores
+
+
+class TestOnnxRuntime(Conformance):
+    @pytest.fixture
+    def engine_of_kind(self) -> Engine:
+        return OnnxRuntimeEngine(DATA / "tiny_float.onnx", MAX_BATCH)
+
+
+class TestOpenVino(Conformance):
+    @pytest.fixture
+    def engine_of_kind(self) -> Engine:
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+        return OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH)
+
+
+class TestTensorRT(Conformance):
+    @pytest.fixture
+    def engine_of_kind(self, monkeypatch: pytest.MonkeyPatch) -> Engine:
+        driver = FakeDriver("sm87")
+        monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make_tensorrt("10.3.0", driver))
+        plan = compile_plan(fake_tensorrt.model(), PlanOptions("tensorrt", max_batch=MAX_BATCH), driver=driver)
+        return open_plan(plan.data, "tensorrt", driver)
+
+
+# Files
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("content", [b"no graph", b"", "half", None])
+def test_a_file_that_is_no_graph_is_bad_input(tmp_path: Path, kind: Any, content: bytes | str | None) -> None:
+    pytest.importorskip(kind, reason=f"{kind} is not installed")
+    whole = (DATA / "tiny_float.onnx").read_bytes()
+    if content is not None:
+        (tmp_path / "graph.onnx").write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
+    entry = EngineEntry("one", kind, "graph.onnx", "graph.onnx", "float32", "any")
+    with pytest.raises(InputError, match=r"cannot open .*graph\.onnx") as caught:
+        open_engine_file(entry, tmp_path, MAX_BATCH)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# OpenVINO
+
+
+@pytest.mark.parametrize(("precision", "found"), [("int8", "f32"), ("float32", "f32"), ("bf16", "bf16")])
+def test_openvino_computes_in_the_type_of_the_entry(precision: str, found: str) -> None:
+    """By itself it takes BF16 for any graph where the processor has it."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    if precision == "bf16" and not machine.cpu_flags().intersection(BF16_FLAGS):
+        pytest.skip("this processor has no BF16")
+    engine = OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, 1, precision=precision)
+    compiled = engine._request.get_compiled_model()
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == found
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "message"),
+    [(["FP32", "INT8"], "does not compute in BF16 on this processor"), (["BF16"], "compute in bf16 and takes f32")],
+)
+def test_bf16_is_refused_where_openvino_computes_something_else(
+    monkeypatch: pytest.MonkeyPatch, capabilities: list[str], message: str
+) -> None:
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+
+    class Core(openvino.Core):  # type: ignore[misc, name-defined]
+        def get_property(self, device: str, name: str) -> list[str]:
+            return capabilities
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr("misgnet_runtime.engines.openvino._options", lambda *_: {"INFERENCE_PRECISION_HINT": "f32"})
+    with pytest.raises(UnavailableError, match=message):
+        OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, precision="bf16")
+
+
+def test_without_openvino_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UnavailableError, match=r"pip install 'misgnet-export\[openvino\]'"):
+        OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH)
+
+
+# Processors
+
+
+def entry(name: str, kind: Any, precision: str, *needs: str) -> EngineEntry:
+    file = INT8.file if "int8" in precision else FLOAT.file
+    return EngineEntry(name, kind, file, file, precision, "any", needs=list(needs))
+
+
+VNNI = entry("cpu-vnni", "onnxruntime", "int8", "avx512_vnni", "avx_vnni")
+ARM = entry("cpu-arm", "onnxruntime", "int8", "aarch64")
+
+
+def processor(monkeypatch: pytest.MonkeyPatch, name: str, *flags: str) -> None:
+    monkeypatch.setattr(machine, "cpu_flags", lambda: set(flags))
+    monkeypatch.setattr("platform.machine", lambda: name)
+
+
+def opens(tmp_path: Path, what: EngineEntry) -> bool:
+    bundle = tmp_path / "bundle"
+    root = bundle if bundle.exists() else make_bundle(bundle)
+    try:
+        open_engine_file(what, root, MAX_BATCH).close()
+    except UnavailableError:
+        return False
+    return True
+
+
+def test_an_engine_for_certain_processors_runs_there_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for name, *flags in (("x86_64", "avx2"), ("AMD64", "avx_vnni"), ("x86_64", "avx512_vnni"), ("aarch64", "asimddp")):
+        processor(monkeypatch, name, *flags)
+        found[flags[0]] = [opens(tmp_path, e) for e in (INT8, VNNI, ARM)]
+    assert found == {
+        "avx2": [True, False, False], "avx_vnni": [True, True, False], "avx512_vnni": [True, True, False],
+        "asimddp": [True, False, True],
+    }  # fmt: skip
+
+
+def test_a_refusal_says_what_is_needed_and_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch, "x86_64", "avx2", "fpu")
+    with pytest.raises(UnavailableError, match=r"needs a processor with avx512_vnni or avx_vnni.*x86_64 with avx2;"):
+        open_engine_file(VNNI, make_bundle(tmp_path / "bundle"), MAX_BATCH)
+
+
+def test_auto_passes_over_what_the_processor_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch, "aarch64", "asimddp")
+    root = make_bundle(tmp_path / "bundle", engines=[FLOAT, INT8, VNNI, ARM])
+    with open_detector(read_bundle(root)) as (detector, taken, reason):
+        before, after = images(1, TILE, TILE)
+        assert np.abs(detector.probability(before, after) - expected(before, after)).max() < 1 / 128
+    assert taken == ARM and reason.startswith("fastest that runs here")
+    processor(monkeypatch, "x86_64", "avx2")
+    with open_detector(read_bundle(root)) as (_, taken, reason):
+        assert taken == INT8 and "cpu-vnni does not run: it needs" in reason
+
+
+def test_the_order_of_engines() -> None:
+    entries = [
+        FLOAT, entry("openvino-bf16", "openvino", "bf16", *BF16_FLAGS), INT8, VNNI,
+        entry("openvino", "openvino", "int8"),
+        entry("rtx-sm86-fp16", "rtx", "float16"), entry("rtx-sm86", "rtx", "int8+float16"),
+        entry("tensorrt", "tensorrt", "int8+float16"),
+    ]  # fmt: skip
+    assert [e.name for e in ranked(entries)] == [
+        "tensorrt", "rtx-sm86", "rtx-sm86-fp16", "openvino", "cpu-vnni", "cpu", "openvino-bf16", "cpu-float32",
+    ]  # fmt: skip

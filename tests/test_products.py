@@ -1,0 +1,68 @@
+"""What targets are made of, and which of them a build refuses before it starts."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+pytest.importorskip("onnx", reason="the compiler needs the [export] extra")
+
+from misgnet_calibration.recipes import CPU, OPENVINO, TENSORRT, TENSORRT_FP16
+from misgnet_export.products import PRODUCTS, product_of, recipes_of
+from misgnet_export.request import BuildRequest, check_request
+from misgnet_runtime import machine
+from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.manifest import EngineKind, Interface
+from misgnet_runtime.targets import Kind, Target, parse_target
+
+REQUEST = BuildRequest(Path("w"), Path("c"), Path("e"), None, (), Path("out"), Interface(32, 4))
+
+
+def test_every_target_is_in_the_table_and_every_engine_has_one() -> None:
+    assert PRODUCTS.keys() == set(get_args(Kind))
+    assert {product.engine for product in PRODUCTS.values()} == set(get_args(EngineKind))
+
+
+def test_precision_is_that_of_the_graph_or_what_the_float_graph_is_computed_in() -> None:
+    names = ("cpu-arm", "openvino", "openvino-bf16", "rtx-sm86,sm89", "rtx-sm86-fp16", "tensorrt-fp16")
+    assert [product_of(parse_target(name)).precision for name in names] == [
+        "int8", "int8", "bf16", "int8+float16", "float16", "float16",
+    ]  # fmt: skip
+
+
+def test_a_recipe_that_several_targets_share_is_taken_once() -> None:
+    names = ("openvino-bf16", "rtx-sm86", "cpu", "tensorrt", "rtx-sm89-fp16", "openvino")
+    assert recipes_of(map(parse_target, names)) == [TENSORRT, CPU, TENSORRT_FP16, OPENVINO]
+    assert recipes_of([Target("openvino-bf16")]) == []
+
+
+def asked(*targets: str) -> BuildRequest:
+    return replace(REQUEST, targets=tuple(map(parse_target, targets)))
+
+
+def test_int8_for_another_processor_can_be_built_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_flags", set)
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    check_request(asked("cpu", "cpu-vnni", "cpu-arm"))
+
+
+def test_bf16_is_built_only_where_it_can_be_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its graph is the float graph, which would pass in ONNX Runtime whatever BF16 does."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx2"})
+    with pytest.raises(UnavailableError, match=r"openvino-bf16 can be judged only where it runs: .*avx512_bf16 or amx"):
+        check_request(asked("cpu", "openvino-bf16"))
+    check_request(asked("openvino"))
+    monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx512_bf16"})
+    check_request(asked("openvino-bf16"))
+
+
+@pytest.mark.parametrize("name", ["openvino", "openvino-bf16"])
+def test_without_openvino_a_build_says_so_before_it_starts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UnavailableError, match=r"pip install 'misgnet-export\[openvino\]'"):
+        check_request(asked("cpu", name))
