@@ -3,17 +3,19 @@
 Everything quantized is measured first. Where that fails:
 
 1. everything float, since what then still fails lies outside the groups, and no reverting mends it;
-2. rank: each group float alone, the cheapest first. The first one that passes ends the ranking: no later single
-   group costs less. Where all of them win less than half of what there is to win, groups that are tied by a
-   common activation are measured together. Near the end of the budget the rest stays unranked, so that there is
+2. all groups without multiply-adds float at once, where there are any: that costs no speed, so where it passes
+   there is nothing left to find. Unless it loses more than the start, they stay float in all that follows;
+3. rank: each other group float alone, the cheapest first. The first one that passes ends the ranking: no later
+   single group costs less. Where all of them win less than half of what there is to win, groups that are tied by
+   a common activation are measured together. Near the end of the budget the rest stays unranked, so that there is
    time to revert;
-3. revert: the shortest prefix of the ranking that passes, by doubling and halving (``decision.next_prefix``);
-4. regain: groups are quantized again, those with most multiply-adds first, and stay so where the graph still
-   passes. After a success twice as many at once are tried, after a failure half, as in delta debugging (Zeller
-   and Hildebrandt, "Simplifying and isolating failure-inducing input", 2002).
+4. revert: the shortest prefix of the ranking that passes, by doubling and halving (``decision.next_prefix``);
+5. regain: groups are quantized again, those with most multiply-adds first, and stay so where the graph still
+   passes; one without any would win no speed back. After a success twice as many at once are tried, after a failure
+   half, as in delta debugging (Zeller and Hildebrandt, "Simplifying and isolating failure-inducing input", 2002).
 
 NNCF's accuracy control (see ``decision``) reverts one group after another and stops at the first success. No
-state is measured twice, and in (4) none that has fewer float groups than one that failed. What is returned was
+state is measured twice, and in (5) none that has fewer float groups than one that failed. What is returned was
 measured and passed; it has the most INT8 of all that did, which need not be the most there is.
 """
 
@@ -35,6 +37,7 @@ from misgnet_calibration.accuracy.decision import (
     Step,
     best,
     closest,
+    excess,
     explained,
     next_prefix,
     passes,
@@ -185,7 +188,7 @@ class _Run:
         )  # fmt: skip
         self.steps.append(step)
         if self.listen:
-            ends = accepted and phase in ("start", "rank")
+            ends = accepted and (phase in ("start", "rank") or not self.cost(step.float_groups))
             left = self.budget - step.seconds
             self.listen(step, 0.0 if ends else seconds_left(self.per_evaluation(), to_come, left))
 
@@ -202,32 +205,54 @@ def _search(run: _Run, ties: Sequence[tuple[str, ...]]) -> Stopped:
     if run.limit.points >= 0 and run.may_go_on() and not run.ask("revert", names, frozenset(names), ahead):
         return "outside the groups"  # a limit below 0 asks for more than the float model has
     if run.groups and run.may_go_on():
-        run.effects = _rank(run, ties)
-        _regain(run, _revert(run, prefixes(run.effects)))
+        base = _revert_unweighted(run, ahead)
+        if not passes(run.measured[base], run.limit):
+            run.effects = _rank(run, ties, base)
+            _regain(run, _revert(run, base, [base | state for state in prefixes(run.effects)]))
     return "budget" if run.cut_short else "finished"
 
 
-def _rank(run: _Run, ties: Sequence[tuple[str, ...]]) -> tuple[Effect, ...]:
+def _revert_unweighted(run: _Run, ahead: int) -> frozenset[str]:
+    """The groups without multiply-adds where they lose more in INT8; none where there are no others to rank."""
+    free = frozenset(group.name for group in run.groups if not group.multiply_adds)
+    if not 0 < len(free) < len(run.groups):
+        return frozenset()
+    run.ask("revert", run.in_order(free), free, ahead)
+    start, found = run.measured[frozenset()], run.measured[free]
+    return free if excess(found, run.limit) <= excess(start, run.limit) else frozenset()
+
+
+def _rank(run: _Run, ties: Sequence[tuple[str, ...]], base: frozenset[str]) -> tuple[Effect, ...]:
     everything = run.measured.get(frozenset(group.name for group in run.groups))
+    groups = [group for group in run.groups if group.name not in base]
     alone: dict[tuple[str, ...], Measurement] = {}
 
     def ranked_with(candidates: Sequence[tuple[str, ...]]) -> tuple[Effect, ...]:
-        alone.update(_alone(run, candidates))
-        return rank(run.groups, run.measured[frozenset()], everything, alone, run.limit)
+        alone.update(_alone(run, candidates, base))
+        return rank(groups, run.measured[base], everything, alone, run.limit)
 
-    effects = ranked_with([(group.name,) for group in run.groups])
+    effects = ranked_with([(group.name,) for group in groups])
     cured = any(passes(found, run.limit) for found in alone.values())
-    return effects if cured or explained(effects) >= _EXPLAINED or run.cut_short else ranked_with(ties)
+    done = cured or explained(effects) >= _EXPLAINED or run.cut_short
+    return effects if done else ranked_with(_without(ties, base))
 
 
-def _alone(run: _Run, candidates: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], Measurement]:
-    """Measures the candidates, the cheapest first, up to one that passes; leaves time to revert."""
-    reserve = _probes(len(run.groups))
+def _without(ties: Sequence[tuple[str, ...]], base: frozenset[str]) -> list[tuple[str, ...]]:
+    """What of ``ties`` is still one where ``base`` is float, each once."""
+    left = dict.fromkeys(tuple(name for name in names if name not in base) for names in ties)
+    return [names for names in left if len(names) > 1]
+
+
+def _alone(
+    run: _Run, candidates: Sequence[tuple[str, ...]], base: frozenset[str]
+) -> dict[tuple[str, ...], Measurement]:
+    """Measures the candidates with ``base``, the cheapest first, up to one that passes; leaves time to revert."""
+    reserve = _probes(len(run.groups) - len(base))
     found: dict[tuple[str, ...], Measurement] = {}
     for names in sorted(candidates, key=run.cost):
         if not run.may_go_on(reserve):
             break
-        state = frozenset(names)
+        state = base.union(names)
         passed = run.ask("rank", names, state, len(candidates) - len(found) - 1 + reserve)
         found[names] = run.measured[state]
         if passed:
@@ -235,12 +260,12 @@ def _alone(run: _Run, candidates: Sequence[tuple[str, ...]]) -> dict[tuple[str, 
     return found
 
 
-def _revert(run: _Run, states: list[frozenset[str]]) -> frozenset[str]:
-    """The first of the growing ``states`` found to pass; nothing where none did."""
+def _revert(run: _Run, base: frozenset[str], states: list[frozenset[str]]) -> frozenset[str]:
+    """The first of the ``states``, which grow from ``base``, found to pass; nothing where none did."""
     known = run.measured.get(states[-1])
     failed, passed = 0, len(states) + (known is None or not passes(known, run.limit))
     while (count := next_prefix(failed, passed)) is not None and run.may_go_on():
-        added = states[count - 1].difference(states[failed - 1] if failed else ())
+        added = states[count - 1].difference(states[failed - 1] if failed else base)
         if run.ask("revert", run.in_order(added), states[count - 1], _probes(passed - failed) + count):
             passed = count
         else:
@@ -249,7 +274,9 @@ def _revert(run: _Run, states: list[frozenset[str]]) -> frozenset[str]:
 
 
 def _regain(run: _Run, kept: frozenset[str]) -> None:
-    candidates = [g.name for g in sorted(run.groups, key=lambda g: -g.multiply_adds) if g.name in kept]
+    candidates = [
+        g.name for g in sorted(run.groups, key=lambda g: -g.multiply_adds) if g.name in kept and g.multiply_adds
+    ]
     size = 1
     while candidates and run.may_go_on():
         chunk = candidates[:size]
