@@ -49,6 +49,7 @@ from misgnet_calibration.accuracy.groups import group_name
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Histogram, Range
 from misgnet_calibration.placement import activations, int8_share, place
+from misgnet_calibration.placement_rules import EVERYTHING_RULES
 from misgnet_calibration.quantize import quantize
 from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
 from misgnet_export.report.control import ControlRecord, control_table, draw_control, record_of, summary
@@ -302,6 +303,48 @@ def test_a_broken_graph_whose_f1_rose_by_chance_is_found_by_its_pixels():
 def test_groups_without_multiply_adds_are_not_float_for_nothing():
     report = Landscape({"a": 0.0, "b": 1.0}, {"a": 0, "b": 0}).control()
     assert report.result.float_groups == ("b",)
+
+
+FREE = {"norms": 0, "sums": 0, "q": 30, "mlp": 60, "conv": 10}
+
+
+def test_what_costs_no_speed_goes_back_at_once_and_ends_the_search():
+    landscape = Landscape({"norms": 3, "sums": 9, "q": 0.1, "mlp": 0.1, "conv": 0.1}, FREE)
+    heard: list[float] = []
+    report = landscape.control(listen=lambda _, left: heard.append(left))
+    assert landscape.asked == [set(), set(FREE), {"norms", "sums"}]
+    assert report.result.float_groups == ("norms", "sums") and report.result.int8_share == 1
+    assert report.steps[-1].changed == ("norms", "sums") and heard[-1] == 0 < heard[0]
+
+
+def test_what_costs_no_speed_stays_float_while_the_others_are_ranked():
+    landscape = Landscape({"norms": 3, "sums": 9, "q": 4, "mlp": 0.1, "conv": 0.1}, FREE)
+    report = landscape.control(ties=[("sums", "q"), ("norms", "mlp", "conv")])
+    assert report.passed and report.result.float_groups == ("norms", "sums", "q")
+    assert all(state >= {"norms", "sums"} for state in landscape.asked[1:])
+    assert {name for effect in report.effects for name in effect.groups} <= {"q", "mlp", "conv"}
+    assert [step.changed for step in report.steps if step.phase == "rank"] == [("conv",), ("q",)]
+
+
+def test_ties_are_what_is_left_of_them():
+    pairs = {("q", "mlp"): 5.0}
+    landscape = Landscape({"norms": 3, "sums": 0, "q": 0, "mlp": 0, "conv": 0}, FREE, pairs)
+    report = landscape.control(ties=[("sums", "q"), ("norms", "q", "mlp")])
+    assert report.effects[0].groups == ("q", "mlp")
+    assert set(report.result.float_groups) == {"norms", "sums", "q", "mlp"}
+
+
+def test_no_time_is_spent_on_quantizing_again_what_wins_no_speed_back():
+    landscape = Landscape({"norms": 3, "sums": 9, "q": 4, "mlp": 4, "conv": 0.1}, FREE)
+    regained = [step.changed for step in landscape.control().steps if step.phase == "regain"]
+    assert all(set(names) <= {"q", "mlp", "conv"} for names in regained)
+
+
+def test_what_costs_no_speed_but_helps_in_int8_stays_there():
+    """With the sums float the graph loses more, so the groups are ranked as if they all cost something."""
+    landscape = Landscape({"norms": 0, "sums": -2, "q": 4, "mlp": 0, "conv": 0}, FREE)
+    report = landscape.control(limit=0.1)
+    assert report.passed and report.result.float_groups == ("q",)
 
 
 DAMAGES = st.lists(
@@ -590,6 +633,7 @@ NODES = {  # names as the export gives them: stage, block, module
     "Translayer1.conv/Conv_805": ("Translayer1",) * 3,
     "final2.0.conv/Conv_841": ("final2",) * 3,
     "/Conv_7": ("/Conv_7",) * 3,
+    "backbone.block1.0/Add_42": ("backbone.block1", "backbone.block1.0", "backbone.block1.0"),
 }
 
 
@@ -609,6 +653,20 @@ def test_groups_hold_every_place_once_with_its_multiply_adds():
     total = sum(map(graph.multiply_adds, graph.nodes))
     assert sum(g.multiply_adds for g in found) / total == pytest.approx(int8_share(graph, places))
     assert len(groups_of(graph, places, "operator")) == len(places)
+
+
+def test_operators_without_weights_are_groups_of_their_own():
+    graph = Graph(two_branch())
+    places = place(graph, replace(CPU, rules=EVERYTHING_RULES))
+    found = {group.name: group for group in groups_of(graph, places)}
+    assert found.keys() == {
+        "backbone.block", "backbone.block (unweighted)", "MGLNet0", "MGLNet0 (unweighted)", "decode",
+        "decode (unweighted)", "head (unweighted)",
+    }  # fmt: skip
+    assert found["decode (unweighted)"].nodes == ("decode/Add_decoder_sum", "decode/ReduceMean_decoder_mean")
+    assert all((group.multiply_adds == 0) is ("unweighted" in name) for name, group in found.items())
+    tied = ties_of(tuple(found.values()), places)
+    assert ("MGLNet0 (unweighted)", "decode") in tied, "both read the difference"
 
 
 def test_groups_are_tied_by_the_activations_they_share():

@@ -156,9 +156,9 @@ def _smoothing(given: Inputs, work: _Work) -> tuple[Inputs, str]:
 
 
 def _rounding(given: Inputs, work: _Work) -> tuple[Inputs, str]:
-    places = weighted(_places(given, work))
+    places = _places(given, work)
     found = learn_rounding(given.model, work.interface, work.tiles, places, work.recipe, given.ranges, work.progress)
-    finding = f"{len(found.levels)} of {len(places)} weights rounded anew"
+    finding = f"{len(found.levels)} of {len(weighted(places))} weights rounded anew"
     return replace(given, levels=found.levels), finding
 
 
