@@ -30,6 +30,7 @@ from misgnet_calibration.accuracy import (
     Step,
     control,
     groups_of,
+    listed,
     loss,
     passes,
     ties_of,
@@ -345,6 +346,46 @@ def test_what_costs_no_speed_but_helps_in_int8_stays_there():
     landscape = Landscape({"norms": 0, "sums": -2, "q": 4, "mlp": 0, "conv": 0}, FREE)
     report = landscape.control(limit=0.1)
     assert report.passed and report.result.float_groups == ("q",)
+
+
+def test_a_cheap_estimate_ranks_and_decides_nothing():
+    """By the estimate any group alone would do; the exact measurement knows better."""
+    landscape = Landscape(named(20, g3=5, g11=5), {f"g{i}": 10 + i for i in range(20)})
+    guessed: list[frozenset[str]] = []
+
+    def estimate(floats: frozenset[str]) -> Measurement:
+        guessed.append(floats)
+        landscape.now += 0.25
+        return Measurement(0.0, 1.0, landscape.points(floats) / 50)
+
+    report = landscape.control(estimate=estimate)
+    assert set(report.result.float_groups) == {"g3", "g11"} and report.result.accepted
+    assert guessed == [set(), *({f"g{i}"} for i in range(20))], "the state that all are compared with, then each"
+    ranked = [step for step in report.steps if step.phase == "rank"]
+    assert len(ranked) == 21 and all(step.estimated and not step.accepted for step in ranked)
+    assert not any(step.estimated for step in report.steps if step.phase != "rank")
+    assert len(landscape.asked) <= 5, "start, all float, and the prefixes of the ranking"
+    assert {step.number for step in report.steps} == set(range(1, len(report.steps) + 1))
+
+
+@pytest.mark.parametrize("budget", range(2, 30, 3))
+def test_the_time_to_revert_is_reckoned_in_exact_measurements(budget: int):
+    landscape = Landscape(named(40, g30=9, g31=9), {f"g{i}": 10 + i for i in range(40)})
+
+    def estimate(floats: frozenset[str]) -> Measurement:
+        landscape.now += 0.1
+        return Measurement(landscape.points(floats), 0.9, landscape.points(floats) / 100)
+
+    report = landscape.control(budget=budget, estimate=estimate)
+    assert report.passed and report.seconds <= budget + 1
+    assert report.result.int8_share > 0 or budget < 17
+
+
+def test_names_that_cost_nothing_are_counted_where_all_of_them_are_float():
+    found = groups(a=0, b=0, c=0, d=0, e=5, f=6)
+    assert listed(["a", "b", "c", "d", "f"], found) == "all 4 unweighted groups, f"
+    assert listed(["a", "b", "c", "f"], found) == "a, b, c, f" and listed([], found) == "nothing"
+    assert listed(["a", "f"], groups(a=0, f=6)) == "a, f"
 
 
 DAMAGES = st.lists(
@@ -810,6 +851,18 @@ def test_the_table_shows_every_step_in_80_columns():
     assert [row[-1] == "pass" for row in rows] == [s.accepted for s in found.steps]
     assert "all INT8" in text and "all float" in text and "+ g" in text
     assert "Float again: g1, g2, g3, g5" in " ".join(text.split())
+
+
+def test_the_table_tells_estimates_from_measurements_and_counts_what_costs_nothing():
+    costs = {"n1": 0, "n2": 0, "n3": 0, "n4": 0, "q": 30, "mlp": 60}
+    landscape = Landscape(dict.fromkeys(costs, 1.0), costs)
+    found = record_of(landscape.control(limit=1.5, estimate=landscape.evaluate))
+    text = " ".join(shown(found, 120).split())
+    assert "3 revert all unweighted" in text and "4 rank none of the others" in text
+    assert "Float again: all 4 unweighted groups, q. 4 evaluations and 3 estimates on fewer tiles (~)" in text
+    assert [step.estimated for step in found.steps] == [False] * 3 + [True] * 3 + [False]
+    again = msgspec.json.decode(encode(found).replace(b'"estimated": true', b'"estimated": false'), type=ControlRecord)
+    assert not any(step.estimated for step in again.steps)
 
 
 def test_names_are_not_read_as_markup():

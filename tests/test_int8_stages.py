@@ -196,3 +196,10 @@ def test_half_of_the_allowed_drop_is_kept_in_reserve() -> None:
     assert limit_of(0.5).points == 0.25 and limit_of(0.5).agreement == 0.985
     assert limit_of(40.0).agreement == pytest.approx(0.98)
     assert limit_of(-1.0).points == -1.0 and limit_of(0.0).points == 0
+
+
+def test_a_strict_gate_lets_fewer_pixels_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("misgnet_export.int8._DIFFERING", 0.002)
+    assert [limit_of(drop).agreement for drop in (-1.0, 0.1, 0.25, 0.4, 0.5, 2.0)] == pytest.approx(
+        [0.999, 0.999, 0.999, 0.9984, 0.998, 0.998]
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from misgnet_calibration.accuracy.decision import Group
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # names are told apart, and steps shown, where onnx is not in
 Depth = Literal["stage", "block", "module", "operator"]
 
 UNWEIGHTED = " (unweighted)"
+_COUNTED_FROM = 4
 
 # What of a node's name, as ``backbone.block1.0.attn.q/MatMul_21``, names its group. Beneath ``backbone`` lie patch
 # embeddings and blocks of attention and MLP; elsewhere the outermost module is one level of a decoder.
@@ -25,6 +26,15 @@ _NAMED = {
     "module": re.compile(r"backbone\.block\d+\.\d+(\.[^./]+)?|backbone\.[^./]+|[^./]+"),  # backbone.block1.0.attn
     "operator": re.compile(r".+"),
 }
+
+
+class Costed(Protocol):
+    """A group, as it is searched with or as it is kept."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def multiply_adds(self) -> int: ...
 
 
 def groups_of(graph: Graph, places: Sequence[AnyPlace], depth: Depth = "module") -> tuple[Group, ...]:
@@ -54,6 +64,14 @@ def ties_of(groups: Sequence[Group], places: Sequence[AnyPlace]) -> tuple[tuple[
         for tensor in place.tensors:
             readers[tensor][owner[place.node]] = None
     return tuple(dict.fromkeys(tuple(names) for names in readers.values() if len(names) > 1))
+
+
+def listed(names: Sequence[str], groups: Iterable[Costed]) -> str:
+    """Names of ``groups`` in words; where all that cost nothing are among them, these are only counted."""
+    free = [group.name for group in groups if not group.multiply_adds]
+    if len(free) < _COUNTED_FROM or not set(free) <= set(names):
+        return ", ".join(names) or "nothing"
+    return ", ".join([f"all {len(free)} unweighted groups", *(name for name in names if name not in free)])
 
 
 def group_name(node: str, depth: Depth) -> str:
