@@ -30,6 +30,7 @@ from misgnet_calibration.accuracy import (
     Step,
     control,
     groups_of,
+    listed,
     loss,
     passes,
     ties_of,
@@ -49,6 +50,7 @@ from misgnet_calibration.accuracy.groups import group_name
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Histogram, Range
 from misgnet_calibration.placement import activations, int8_share, place
+from misgnet_calibration.placement_rules import EVERYTHING_RULES
 from misgnet_calibration.quantize import quantize
 from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
 from misgnet_export.report.control import ControlRecord, control_table, draw_control, record_of, summary
@@ -302,6 +304,88 @@ def test_a_broken_graph_whose_f1_rose_by_chance_is_found_by_its_pixels():
 def test_groups_without_multiply_adds_are_not_float_for_nothing():
     report = Landscape({"a": 0.0, "b": 1.0}, {"a": 0, "b": 0}).control()
     assert report.result.float_groups == ("b",)
+
+
+FREE = {"norms": 0, "sums": 0, "q": 30, "mlp": 60, "conv": 10}
+
+
+def test_what_costs_no_speed_goes_back_at_once_and_ends_the_search():
+    landscape = Landscape({"norms": 3, "sums": 9, "q": 0.1, "mlp": 0.1, "conv": 0.1}, FREE)
+    heard: list[float] = []
+    report = landscape.control(listen=lambda _, left: heard.append(left))
+    assert landscape.asked == [set(), set(FREE), {"norms", "sums"}]
+    assert report.result.float_groups == ("norms", "sums") and report.result.int8_share == 1
+    assert report.steps[-1].changed == ("norms", "sums") and heard[-1] == 0 < heard[0]
+
+
+def test_what_costs_no_speed_stays_float_while_the_others_are_ranked():
+    landscape = Landscape({"norms": 3, "sums": 9, "q": 4, "mlp": 0.1, "conv": 0.1}, FREE)
+    report = landscape.control(ties=[("sums", "q"), ("norms", "mlp", "conv")])
+    assert report.passed and report.result.float_groups == ("norms", "sums", "q")
+    assert all(state >= {"norms", "sums"} for state in landscape.asked[1:])
+    assert {name for effect in report.effects for name in effect.groups} <= {"q", "mlp", "conv"}
+    assert [step.changed for step in report.steps if step.phase == "rank"] == [("conv",), ("q",)]
+
+
+def test_ties_are_what_is_left_of_them():
+    pairs = {("q", "mlp"): 5.0}
+    landscape = Landscape({"norms": 3, "sums": 0, "q": 0, "mlp": 0, "conv": 0}, FREE, pairs)
+    report = landscape.control(ties=[("sums", "q"), ("norms", "q", "mlp")])
+    assert report.effects[0].groups == ("q", "mlp")
+    assert set(report.result.float_groups) == {"norms", "sums", "q", "mlp"}
+
+
+def test_no_time_is_spent_on_quantizing_again_what_wins_no_speed_back():
+    landscape = Landscape({"norms": 3, "sums": 9, "q": 4, "mlp": 4, "conv": 0.1}, FREE)
+    regained = [step.changed for step in landscape.control().steps if step.phase == "regain"]
+    assert all(set(names) <= {"q", "mlp", "conv"} for names in regained)
+
+
+def test_what_costs_no_speed_but_helps_in_int8_stays_there():
+    """With the sums float the graph loses more, so the groups are ranked as if they all cost something."""
+    landscape = Landscape({"norms": 0, "sums": -2, "q": 4, "mlp": 0, "conv": 0}, FREE)
+    report = landscape.control(limit=0.1)
+    assert report.passed and report.result.float_groups == ("q",)
+
+
+def test_a_cheap_estimate_ranks_and_decides_nothing():
+    """By the estimate any group alone would do; the exact measurement knows better."""
+    landscape = Landscape(named(20, g3=5, g11=5), {f"g{i}": 10 + i for i in range(20)})
+    guessed: list[frozenset[str]] = []
+
+    def estimate(floats: frozenset[str]) -> Measurement:
+        guessed.append(floats)
+        landscape.now += 0.25
+        return Measurement(0.0, 1.0, landscape.points(floats) / 50)
+
+    report = landscape.control(estimate=estimate)
+    assert set(report.result.float_groups) == {"g3", "g11"} and report.result.accepted
+    assert guessed == [set(), *({f"g{i}"} for i in range(20))], "the state that all are compared with, then each"
+    ranked = [step for step in report.steps if step.phase == "rank"]
+    assert len(ranked) == 21 and all(step.estimated and not step.accepted for step in ranked)
+    assert not any(step.estimated for step in report.steps if step.phase != "rank")
+    assert len(landscape.asked) <= 5, "start, all float, and the prefixes of the ranking"
+    assert {step.number for step in report.steps} == set(range(1, len(report.steps) + 1))
+
+
+@pytest.mark.parametrize("budget", range(2, 30, 3))
+def test_the_time_to_revert_is_reckoned_in_exact_measurements(budget: int):
+    landscape = Landscape(named(40, g30=9, g31=9), {f"g{i}": 10 + i for i in range(40)})
+
+    def estimate(floats: frozenset[str]) -> Measurement:
+        landscape.now += 0.1
+        return Measurement(landscape.points(floats), 0.9, landscape.points(floats) / 100)
+
+    report = landscape.control(budget=budget, estimate=estimate)
+    assert report.passed and report.seconds <= budget + 1
+    assert report.result.int8_share > 0 or budget < 17
+
+
+def test_names_that_cost_nothing_are_counted_where_all_of_them_are_float():
+    found = groups(a=0, b=0, c=0, d=0, e=5, f=6)
+    assert listed(["a", "b", "c", "d", "f"], found) == "all 4 unweighted groups, f"
+    assert listed(["a", "b", "c", "f"], found) == "a, b, c, f" and listed([], found) == "nothing"
+    assert listed(["a", "f"], groups(a=0, f=6)) == "a, f"
 
 
 DAMAGES = st.lists(
@@ -590,6 +674,7 @@ NODES = {  # names as the export gives them: stage, block, module
     "Translayer1.conv/Conv_805": ("Translayer1",) * 3,
     "final2.0.conv/Conv_841": ("final2",) * 3,
     "/Conv_7": ("/Conv_7",) * 3,
+    "backbone.block1.0/Add_42": ("backbone.block1", "backbone.block1.0", "backbone.block1.0"),
 }
 
 
@@ -609,6 +694,20 @@ def test_groups_hold_every_place_once_with_its_multiply_adds():
     total = sum(map(graph.multiply_adds, graph.nodes))
     assert sum(g.multiply_adds for g in found) / total == pytest.approx(int8_share(graph, places))
     assert len(groups_of(graph, places, "operator")) == len(places)
+
+
+def test_operators_without_weights_are_groups_of_their_own():
+    graph = Graph(two_branch())
+    places = place(graph, replace(CPU, rules=EVERYTHING_RULES))
+    found = {group.name: group for group in groups_of(graph, places)}
+    assert found.keys() == {
+        "backbone.block", "backbone.block (unweighted)", "MGLNet0", "MGLNet0 (unweighted)", "decode",
+        "decode (unweighted)", "head (unweighted)",
+    }  # fmt: skip
+    assert found["decode (unweighted)"].nodes == ("decode/Add_decoder_sum", "decode/ReduceMean_decoder_mean")
+    assert all((group.multiply_adds == 0) is ("unweighted" in name) for name, group in found.items())
+    tied = ties_of(tuple(found.values()), places)
+    assert ("MGLNet0 (unweighted)", "decode") in tied, "both read the difference"
 
 
 def test_groups_are_tied_by_the_activations_they_share():
@@ -752,6 +851,18 @@ def test_the_table_shows_every_step_in_80_columns():
     assert [row[-1] == "pass" for row in rows] == [s.accepted for s in found.steps]
     assert "all INT8" in text and "all float" in text and "+ g" in text
     assert "Float again: g1, g2, g3, g5" in " ".join(text.split())
+
+
+def test_the_table_tells_estimates_from_measurements_and_counts_what_costs_nothing():
+    costs = {"n1": 0, "n2": 0, "n3": 0, "n4": 0, "q": 30, "mlp": 60}
+    landscape = Landscape(dict.fromkeys(costs, 1.0), costs)
+    found = record_of(landscape.control(limit=1.5, estimate=landscape.evaluate))
+    text = " ".join(shown(found, 120).split())
+    assert "3 revert all unweighted" in text and "4 rank none of the others" in text
+    assert "Float again: all 4 unweighted groups, q. 4 evaluations and 3 estimates on fewer tiles (~)" in text
+    assert [step.estimated for step in found.steps] == [False] * 3 + [True] * 3 + [False]
+    again = msgspec.json.decode(encode(found).replace(b'"estimated": true', b'"estimated": false'), type=ControlRecord)
+    assert not any(step.estimated for step in again.steps)
 
 
 def test_names_are_not_read_as_markup():

@@ -20,7 +20,8 @@ from misgnet_calibration.edits import bias_of, with_bias
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Histogram, Range
 from misgnet_calibration.passes import spread
-from misgnet_calibration.placement import activations, int8_share, place
+from misgnet_calibration.placement import activations, int8_share, place, weighted
+from misgnet_calibration.placement_rules import EVERYTHING_RULES
 from misgnet_calibration.quantize import quantize
 from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
 from misgnet_calibration.repair import (
@@ -453,6 +454,41 @@ def test_nodes_stay_float_and_the_share_counts_what_is_quantized(tiles, recipe):
     assert [p.node for p in found.places] == [p.node for p in left]
     assert found.int8_share == int8_share(graph, left) < quantize(given.model, recipe, given.ranges, {}).int8_share
     assert error(given.model, found.model) < 0.01, "levels and biases of a node that stays float are not used"
+
+
+@RECIPES
+def test_repairs_work_on_what_has_weights_and_leave_the_rest(tiles, recipe):
+    everything = replace(recipe, rules=EVERYTHING_RULES)
+    model = with_outliers()
+    given = inputs_of(model, tiles, everything)
+    places = place(Graph(model), everything)
+    assert len(weighted(places)) < len(places)
+    found = repair(
+        model, INTERFACE, tiles, everything, ranges_on(tiles, everything), {},
+        lambda quantized: Score(error(model, quantized), 1.0),
+    )  # fmt: skip
+    assert found.attempts[0].name == "smoothing" and found.attempts[0].kept
+    assert [p.node for p in found.quantized.places] == [p.node for p in places]
+    assert {*found.inputs.levels, *found.inputs.bias} <= {p.node for p in weighted(places)}
+    assert error(model, found.quantized.model) < error(model, given.quantize(everything).model)
+
+
+def test_a_convolution_in_groups_keeps_the_nearest_levels(tiles):
+    text = """g (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,16,32,32] y) {
+        cast = Cast <to = 1> (before)
+        nchw = Transpose <perm = [0, 3, 1, 2]> (cast)
+        stem = Conv (nchw, stem_w)
+        y = Conv <group = 16, pads = [1, 1, 1, 1]> (stem, depth_w)
+    }"""
+    rng = np.random.default_rng(0)
+    shapes = {"stem_w": (16, 3, 1, 1), "depth_w": (16, 1, 3, 3)}
+    model = parsed(text, {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
+    everything = replace(TENSORRT, rules=EVERYTHING_RULES)
+    given = inputs_of(model, tiles, everything)
+    places = place(Graph(model), everything)
+    assert len(weighted(places)) == 2
+    found = learn_rounding(model, INTERFACE, tiles, places, everything, given.ranges)
+    assert [rounding.node for rounding in found.errors] == [node_named(model, "stem")]
 
 
 def test_a_name_that_is_no_node_is_an_error(tiles):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from graphs import images, parsed
 from misgnet_calibration.accuracy import NO_NUMBERS
 from misgnet_calibration.observations import ObservationKey, Observed
 from misgnet_calibration.observers import Histogram
+from misgnet_calibration.placement_rules import EVERYTHING_RULES
 from misgnet_calibration.recipes import CPU, TENSORRT, TENSORRT_FP16, Recipe
 from misgnet_export.agreement import answers_of
 from misgnet_export.decision import Decision
@@ -100,11 +102,11 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> tuple[TileSet, TileSet]:
 
 def calibrated(
     tiles: tuple[TileSet, TileSet], *, broken: str | None = None, decide: bool = True,
-    model: onnx.ModelProto | None = None,
+    recipes: Sequence[Recipe] = (CPU, TENSORRT), model: onnx.ModelProto | None = None,
 ) -> Calibrated:  # fmt: skip
     """What quantization starts from; ``broken`` names an activation whose observer saw one absurd value."""
     model = model or change_graph()
-    observed = observe(model, INTERFACE, tiles[0], [CPU, TENSORRT])
+    observed = observe(model, INTERFACE, tiles[0], list(recipes))
     if broken:
         wild = Histogram()
         wild.observe(np.array([400.0 * observed.histograms[broken].high], np.float32))
@@ -145,6 +147,20 @@ def test_control_finds_the_broken_operator_and_says_so(recipe: Recipe, tiles) ->
     entry = quantization_entry("graphs/int8.onnx", recipe, found, change_graph())
     reverted = {item.node for item in entry.placement if item.rule == "reverted"}
     assert "two/Conv_two_conv" in reverted and entry.shares()["int8"] == pytest.approx(found.quantized.int8_share)
+
+
+@BOTH
+def test_control_mends_a_graph_with_everything_in_int8(recipe: Recipe, tiles) -> None:
+    """The sigmoid's input is broken: what has no weights goes back to float, of what has only what must."""
+    everything = replace(recipe, rules=EVERYTHING_RULES)
+    start = calibrated(tiles, broken="head_map", recipes=[everything])
+    found, text = run(start, everything, observer="max", max_f1_drop=3.0)
+    assert found.control is not None and found.control.passed
+    assert found.control.steps[0].measurement.agreement < 0.9, "the start must be bad"
+    assert found.quantized.int8_share > 0.9 and "unweighted" in text
+    entry = quantization_entry("graphs/int8.onnx", everything, found, change_graph())
+    reverted = {item.operator for item in entry.placement if item.rule == "reverted"}
+    assert {"Sigmoid", "Relu", "Mul"} <= reverted
 
 
 def test_control_can_be_left_out(tiles) -> None:
@@ -199,6 +215,13 @@ def test_half_of_the_allowed_drop_is_kept_in_reserve() -> None:
     assert limit_of(0.5).points == 0.25 and limit_of(0.5).agreement == 0.985
     assert limit_of(40.0).agreement == pytest.approx(0.98)
     assert limit_of(-1.0).points == -1.0 and limit_of(0.0).points == 0
+
+
+def test_a_strict_gate_lets_fewer_pixels_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("misgnet_export.int8._DIFFERING", 0.002)
+    assert [limit_of(drop).agreement for drop in (-1.0, 0.1, 0.25, 0.4, 0.5, 2.0)] == pytest.approx(
+        [0.999, 0.999, 0.999, 0.9984, 0.998, 0.998]
+    )
 
 
 # FP16

@@ -43,6 +43,7 @@ from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
 from misgnet_export.placement import placement_entries
 from misgnet_export.quantization import observe
+from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.manifest import Int8Numbers, Interface, NodePlacement, Steps
 from misgnet_runtime.tiles import TileSet, stack
@@ -366,6 +367,25 @@ def test_bundle_gives_the_graph_that_was_asked_for(bundle: Path, graphs: dict[st
         qat.places_of(old)
 
 
+def test_operators_without_weights_in_int8_are_refused(graphs: dict[str, Written], tmp_path: Path) -> None:
+    softmax = NodePlacement("decode1/Mul_9", "Mul", "int8", "without weights", 0, operands=[STEPS, STEPS])
+    mine = with_graphs(make_bundle(tmp_path / "all"), {"cpu": [*graphs["cpu"].int8, softmax]})
+    with pytest.raises(InputError, match=r"1 operators without weights .* 'decode1/Mul_9'.*--placement rules"):
+        qat.places_of(mine)
+
+
+def test_weights_that_the_bundle_was_not_built_from_are_told_of(bundle: Path, tmp_path: Path) -> None:
+    text = qat.built_from_others(bundle, WEIGHTS)
+    assert text is not None and str(WEIGHTS) in text and "activation ranges" in text
+    assert qat.built_from_others(bundle, tmp_path / "missing.safetensors") is None, "whoever reads it says so"
+    assert qat.built_from_others(built_from(WEIGHTS, tmp_path), WEIGHTS) is None
+
+
+def built_from(weights: Path, folder: Path) -> Path:
+    digest = file_sha256(weights)
+    return edit(make_bundle(folder / "same"), lambda manifest: manifest.update(source_weights_sha256=digest))
+
+
 def entries(run: Path, kind: str) -> list[dict[str, Any]]:
     lines = (run / "log.jsonl").read_text().splitlines()
     return [found for line in lines if (found := json.loads(line))["kind"] == kind]
@@ -477,8 +497,9 @@ def test_command_needs_weights_and_takes_a_small_rate(bundle: Path, data: Path, 
     assert isinstance(lonely.exception, UsageError) and "--qat" in str(lonely.exception)
     done = invoke(*common, "--init", WEIGHTS, "--qat", bundle, "--qat-graph", "tensorrt", "--steps", 1)
     assert done.exit_code == 0 and "learning rate 1e-05" in done.output, done.output
+    assert done.output.count("was built from another file") == 1
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["recipe"]["learning_rate"], config["recipe"]["steps"]) == (1e-5, 1)
     assert config["start"]["qat"] == str(bundle) and config["start"]["qat_graph"] == "tensorrt"
     again = invoke(*common, "--resume", "--init", WEIGHTS, "--qat", bundle, "--qat-graph", "tensorrt", "--steps", 1)
-    assert again.exit_code == 0, again.output
+    assert again.exit_code == 0 and "another file" not in again.output, again.output

@@ -92,6 +92,11 @@ class Graph:
         return self.rows(node) * int(np.prod(self.shape(weight))) if weight else 0
 
 
+def output_axis(node: onnx.NodeProto) -> int:
+    """Where the output channels lie in the weight of a Conv, MatMul or Gemm."""
+    return 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
+
+
 def scope(node: onnx.NodeProto) -> str:
     """The module that a node comes from: ``backbone.block1.0.attn.q``."""
     return node.name.rpartition("/")[0]

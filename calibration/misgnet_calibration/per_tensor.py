@@ -22,7 +22,7 @@ from misgnet_calibration.graph import Graph
 from misgnet_calibration.levels import as_quantized
 from misgnet_calibration.observers import Range, sampling_step
 from misgnet_calibration.passes import runs
-from misgnet_calibration.placement import Place, activations
+from misgnet_calibration.placement import AnyPlace, activations, weighted
 from misgnet_calibration.recipes import Recipe
 from misgnet_calibration.rows import as_matrix, sampled_rows
 from misgnet_runtime.callables import Progress
@@ -52,7 +52,7 @@ class PerTensor:
 
 
 def choose_per_tensor(
-    model: onnx.ModelProto, interface: Interface, tiles: TileSet, places: Sequence[Place], recipe: Recipe,
+    model: onnx.ModelProto, interface: Interface, tiles: TileSet, places: Sequence[AnyPlace], recipe: Recipe,
     candidates: Mapping[Calibrator, Mapping[str, Range]], progress: Progress | None = None,
 ) -> PerTensor:  # fmt: skip
     """For every activation of ``places`` the calibrator, of ``candidates`` with their ranges, that errs least.
@@ -60,7 +60,7 @@ def choose_per_tensor(
     Of candidates that err alike the first is taken. Raises InputError that names the tile where an activation is
     NaN or Inf.
     """
-    names, few = activations(list(places)), tiles.spread(TILES)
+    names, few = activations(places), tiles.spread(TILES)
     consumers = _consumers(Graph(model), places)
     totals: Errors = defaultdict(lambda: np.zeros(len(candidates)))
     for seed, values in enumerate(runs(model, interface, few.tiles(), names, counted(progress, len(few)))):
@@ -99,14 +99,14 @@ class _Consumer:
         return rows if self.weight is None else rows @ self.weight
 
 
-def _consumers(graph: Graph, places: Sequence[Place]) -> dict[str, list[_Consumer]]:
-    """By tensor, the operators that read it in INT8; a tensor that is only written in INT8 stands for itself."""
+def _consumers(graph: Graph, places: Sequence[AnyPlace]) -> dict[str, list[_Consumer]]:
+    """By tensor, the weighted operators that read it in INT8; a tensor without any stands for itself."""
     found: dict[str, list[_Consumer]] = defaultdict(list)
-    for place in places:
+    for place in weighted(places):
         weight = graph.constant(place.weight).astype(np.float32)
         matrix, kernel = as_matrix(weight, place.weight_axis), tuple(weight.shape[2:])
         found[place.activation].append(_Consumer(graph.by_name[place.node], kernel, matrix))
-    for name in activations(list(places)):
+    for name in activations(places):
         if name not in found:
             found[name] = [_Consumer()]
     return found

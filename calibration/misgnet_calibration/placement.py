@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx
 
-from misgnet_calibration.graph import Graph, attribute
+from misgnet_calibration.graph import Graph, attribute, output_axis
 from misgnet_calibration.placement_rules import Rule
 from misgnet_calibration.recipes import Recipe
 
 
 @dataclass(frozen=True)
 class Place:
-    """One quantized operator: the activation and weight to quantize, and its output where that is, too."""
+    """One quantized operator with a constant weight: activation and weight, and its output where that is INT8, too."""
 
     node: str
     activation: str
@@ -21,6 +22,22 @@ class Place:
     weight_axis: int
     bias: str | None
     output: str | None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """What is quantized for it, and needs a range."""
+        return (self.activation, self.output) if self.output else (self.activation,)
+
+
+@dataclass(frozen=True)
+class OperandPlace:
+    """One quantized operator without a constant weight: the float activations that it reads, each once."""
+
+    node: str
+    tensors: tuple[str, ...]
+
+
+AnyPlace = Place | OperandPlace
 
 
 @dataclass(frozen=True)
@@ -39,19 +56,23 @@ def placements(graph: Graph, recipe: Recipe) -> list[Placement]:
     return [Placement(node.name, node.op_type, rule, graph.multiply_adds(node)) for node, rule in found]
 
 
-def place(graph: Graph, recipe: Recipe) -> list[Place]:
+def place(graph: Graph, recipe: Recipe) -> list[AnyPlace]:
     """The places that ``recipe`` quantizes in ``graph``, in the order of the nodes."""
     chosen = [p.node for p in placements(graph, recipe) if p.rule.decision == "int8"]
     return [_place(graph, graph.by_name[name], recipe) for name in chosen]
 
 
-def activations(places: list[Place]) -> list[str]:
+def weighted(places: Iterable[AnyPlace]) -> list[Place]:
+    """Those of ``places`` that have a weight."""
+    return [p for p in places if isinstance(p, Place)]
+
+
+def activations(places: Iterable[AnyPlace]) -> list[str]:
     """Tensors whose range is needed, each once."""
-    names = [p.activation for p in places] + [p.output for p in places if p.output]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(name for p in places for name in p.tensors))
 
 
-def int8_share(graph: Graph, places: list[Place]) -> float:
+def int8_share(graph: Graph, places: Iterable[AnyPlace]) -> float:
     """Share of the multiply-adds with constant weights that run in INT8."""
     quantized = {p.node for p in places}
     costs = {node.name: graph.multiply_adds(node) for node in graph.nodes}
@@ -66,9 +87,8 @@ def _decide(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> Rule:
 def _fits(graph: Graph, node: onnx.NodeProto, rule: Rule, recipe: Recipe) -> bool:
     if rule.operators and node.op_type not in rule.operators:
         return False
-    if rule.weighted is not None and rule.weighted != _is_weighted(graph, node):
-        return False
-    if rule.grouped is not None and rule.grouped != (attribute(node, "group", 1) != 1):
+    kinds = ((rule.weighted, _is_weighted), (rule.activations, _operands), (rule.grouped, _is_grouped))
+    if any(wanted is not None and wanted != bool(found(graph, node)) for wanted, found in kinds):
         return False
     if rule.feeds_output is not None and rule.feeds_output != _feeds_output(graph, node, recipe):
         return False
@@ -80,7 +100,18 @@ def _fits(graph: Graph, node: onnx.NodeProto, rule: Rule, recipe: Recipe) -> boo
 def _is_weighted(graph: Graph, node: onnx.NodeProto) -> bool:
     """Whether a constant matrix or kernel meets a float activation."""
     weight = graph.weight_of(node)
-    return weight is not None and graph.is_float(node.input[0]) and len(graph.shape(weight)) in (2, 4)
+    readable = graph.is_float(node.input[0]) and not attribute(node, "transA", 0)
+    return weight is not None and readable and len(graph.shape(weight)) in (2, 4)
+
+
+def _is_grouped(_: Graph, node: onnx.NodeProto) -> bool:
+    return attribute(node, "group", 1) != 1
+
+
+def _operands(graph: Graph, node: onnx.NodeProto) -> tuple[str, ...]:
+    """The float activations that ``node`` reads, each once; but of a Resize the scales, which are sizes."""
+    read = node.input[:1] if node.op_type == "Resize" else node.input
+    return tuple(dict.fromkeys(x for x in read if x not in graph.constants and graph.is_float(x)))
 
 
 def _channels(graph: Graph, node: onnx.NodeProto) -> int:
@@ -89,15 +120,16 @@ def _channels(graph: Graph, node: onnx.NodeProto) -> int:
 
 
 def _feeds_output(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> bool:
-    written = _quantizable_output(graph, node) if recipe.quantize_conv_outputs else node.output[0]
-    return written in graph.outputs()
+    return recipe.quantize_conv_outputs and _quantizable_output(graph, node) in graph.outputs()
 
 
-def _place(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> Place:
+def _place(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> AnyPlace:
+    if not _is_weighted(graph, node):
+        return OperandPlace(node.name, _operands(graph, node))
     is_conv = node.op_type == "Conv"
     bias = _constant_bias(graph, node) if is_conv and recipe.quantize_bias else None
     output = _quantizable_output(graph, node) if is_conv and recipe.quantize_conv_outputs else None
-    return Place(node.name, node.input[0], node.input[1], 0 if is_conv else 1, bias, output)
+    return Place(node.name, node.input[0], node.input[1], output_axis(node), bias, output)
 
 
 def _constant_bias(graph: Graph, conv: onnx.NodeProto) -> str | None:

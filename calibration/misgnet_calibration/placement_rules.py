@@ -15,6 +15,8 @@ _TENSORRT = "docs.nvidia.com/deeplearning/tensorrt, Working with Quantized Types
 _MODELOPT = "github.com/NVIDIA/Model-Optimizer, ONNX quantization: node exclusions"
 _ORT = "onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
 _ORT_TRANSFORMERS = f"{_ORT}, transformer-based models"
+_ONNX = "onnx.ai/onnx/operators: what the operator reads and writes"
+_ASKED = "asked for with --placement all"
 _OPENVINO = "docs.openvino.ai, OpenVINO Low Precision Transformations"
 _OPENVINO_CONV = "docs.openvino.ai, ConvolutionTransformation: activations dequantized per tensor"
 _MEASURED_RESIDUAL = (
@@ -27,9 +29,10 @@ _MEASURED_RESIDUAL = (
 class Rule:
     """One row. Of the limits, those that are given must hold; ``operators`` empty fits every operator.
 
-    ``weighted``: a constant weight takes part; ``grouped``: a convolution in groups; ``fewer_channels`` and
-    ``fewer_rows``: the weight has fewer input or output channels, or is applied to fewer positions of an image
-    pair; ``feeds_output``: the operator, or the ReLU behind it, writes an output of the graph.
+    ``weighted``: a constant weight takes part; ``activations``: the operator reads a float tensor that is no
+    constant; ``grouped``: a convolution in groups; ``fewer_channels`` and ``fewer_rows``: the weight has fewer
+    input or output channels, or is applied to fewer positions of an image pair; ``feeds_output``: an output that
+    the recipe would quantize, of the operator or of the ReLU behind it, is an output of the graph.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Rule:
     source: str
     operators: tuple[str, ...] = ()
     weighted: bool | None = None
+    activations: bool | None = None
     grouped: bool | None = None
     feeds_output: bool | None = None
     fewer_channels: int | None = None
@@ -79,7 +83,7 @@ _GEMM = Rule("Gemm", "float", "its transposed weight has no agreed channel axis"
 def _weighted(source: str) -> tuple[Rule, ...]:
     return (
         Rule("convolution", "int8", "input and weight in INT8", source, ("Conv",), weighted=True),
-        Rule("linear layer", "int8", "input and weight in INT8", source, ("MatMul",), weighted=True),
+        Rule("linear layer", "int8", "input and weight in INT8", source, ("MatMul", "Gemm"), weighted=True),
     )
 
 
@@ -98,7 +102,21 @@ TENSORRT_RULES = (
 ORT_X86_RULES = (*_NO_WEIGHT, _GEMM, *_SMALL, _LAST_CONV, *_weighted(_ORT), *_REST)
 ORT_ARM_RULES = ORT_X86_RULES
 # No rule for what loses much or gains little: where accuracy control is to find that out by itself.
-EVERYTHING_RULES = (*_NO_WEIGHT, _GEMM, _LAST_CONV, *_weighted("asked for with --placement all"), *_REST)
+EVERYTHING_RULES = (
+    Rule(
+        "no activation", "float", "reads images as they come, integers or constants: no float activation", _ONNX,
+        activations=False,
+    ),
+    Rule(
+        "rearrangement", "float", "moves values and computes nothing; what computes with them quantizes them", _ONNX,
+        ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Slice", "Split", "Gather",
+         "Expand", "Tile", "DepthToSpace", "SpaceToDepth"),
+    ),
+    Rule("shape", "float", "reads how large a tensor is, none of its values", _ONNX, ("Shape", "Size")),
+    _LAST_CONV,
+    *_weighted(_ASKED),
+    Rule("without weights", "int8", "every float activation that it reads in INT8; constants stay float", _ASKED),
+)  # fmt: skip
 # Nothing in INT8: the whole table of a graph that is float16 where that holds.
 FLOAT16_RULES = (
     Rule(

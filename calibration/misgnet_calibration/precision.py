@@ -19,6 +19,9 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 # Inputs that keep their type: Resize's region and scales are float32 by definition, the others take any type.
 _ANY_TYPE = {"Resize": (1, 2), "Cast": (0,), "Shape": (0,)}
 FLOAT16_LARGEST = 65504.0
+# Where these read dequantized values. onnxruntime 1.32 makes a QLinearConcat of such a Concat, which takes scales in
+# float32 only, and then refuses its own graph.
+_FLOAT32_DEQUANTIZED = ("Concat",)
 _FLOAT32_SOURCES = ("Constant", "ConstantOfShape")  # their type is that of an attribute
 _SMALLEST = 2.0**-14  # the smallest normal float16
 # Operators that square their input inside, as normalisations do for a variance: 255.9 squared is 65504.
@@ -110,6 +113,7 @@ class _Typer:
         if node.op_type == "QuantizeLinear":
             return self._float_type(node.input[0]) or TensorProto.FLOAT
         stays = node.name in self.keep or scope(node).startswith(FLOAT32_SCOPES)
+        stays |= node.op_type in _FLOAT32_DEQUANTIZED and any(name in self.dequantizers for name in node.input)
         return TensorProto.FLOAT if stays or node.op_type in _FLOAT32_SOURCES else TensorProto.FLOAT16
 
     def _type(self, node: onnx.NodeProto, wanted: int) -> None:

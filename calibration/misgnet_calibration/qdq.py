@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ from misgnet_calibration.levels import (
     weight_scale,
 )
 from misgnet_calibration.observers import Range
-from misgnet_calibration.placement import Place, activations
+from misgnet_calibration.placement import AnyPlace, OperandPlace, Place, activations
 from misgnet_calibration.recipes import Recipe
 from misgnet_calibration.shapes import copied
 from misgnet_runtime.errors import InputError
@@ -28,7 +28,7 @@ Levels = Mapping[str, NDArray[np.int8]]
 
 def quantize_graph(
     model: onnx.ModelProto,
-    places: list[Place],
+    places: Sequence[AnyPlace],
     recipe: Recipe,
     ranges: Mapping[str, Range],
     levels: Levels | None = None,
@@ -43,7 +43,10 @@ def quantize_graph(
         raise InputError(f"{len(missing)} activations have no range, as '{missing[0]}'; observe them first")
     writer = _Writer(model, recipe, ranges, levels or {})
     for place in places:
-        writer.quantize(place)
+        if isinstance(place, OperandPlace):
+            writer.quantize_operands(place)
+        else:
+            writer.quantize(place)
     return writer.finish()
 
 
@@ -78,6 +81,10 @@ class _Writer:
             node.input[2] = self._constant(place, f"{place.bias}_{place.node}", levels, steps, 0)
         if place.output:
             self._reroute(place.output)
+
+    def quantize_operands(self, place: OperandPlace) -> None:
+        node = self.graph.by_name[place.node]
+        node.input[:] = [self._activation(name) if name in place.tensors else name for name in node.input]
 
     def finish(self) -> onnx.ModelProto:
         nodes = in_order([*self.model.graph.node, *self.added])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from misgnet_calibration.edits import with_bias
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Range
-from misgnet_calibration.placement import Place, int8_share, place
+from misgnet_calibration.placement import AnyPlace, OperandPlace, int8_share, place
 from misgnet_calibration.precision import float32_reasons, to_float16
 from misgnet_calibration.qdq import Levels, quantize_graph
 from misgnet_calibration.recipes import Recipe
@@ -27,7 +27,7 @@ class QuantizedGraph:
 
     model: onnx.ModelProto
     recipe: Recipe
-    places: tuple[Place, ...]
+    places: tuple[AnyPlace, ...]
     int8_share: float
     float32: Mapping[str, str]
 
@@ -67,7 +67,7 @@ def quantize(
     if recipe.float16:
         quantized = to_float16(quantized, kept)
     quantized = compress_constants(quantized)
-    _check(quantized, recipe)
+    _check(quantized, recipe, places)
     return QuantizedGraph(quantized, recipe, tuple(places), int8_share(graph, places), kept)
 
 
@@ -77,9 +77,9 @@ def _check_names(graph: Graph, names: Collection[str]) -> None:
         raise InputError(f"{len(unknown)} names are no nodes of the graph, as '{unknown[0]}'; name its nodes")
 
 
-def _check(model: onnx.ModelProto, recipe: Recipe) -> None:
+def _check(model: onnx.ModelProto, recipe: Recipe, places: Iterable[AnyPlace]) -> None:
     """Every recipe's numbers; TensorRT's rules for a recipe in its form: symmetric INT8 and float biases."""
     if recipe.symmetric_activations and not recipe.quantize_bias:
-        check_tensorrt_rules(model)
+        check_tensorrt_rules(model, {p.node for p in places if isinstance(p, OperandPlace)})
     else:
         check_numbers(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NoReturn
 
 import numpy as np
@@ -9,11 +10,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from misgnet_calibration.graph import Graph, attribute
+from misgnet_calibration.graph import Graph, attribute, output_axis
 from misgnet_runtime.errors import GateFailed
 
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
-_WEIGHT_AXIS = {"Conv": 0, "MatMul": 1}
+_WEIGHTED = ("Conv", "MatMul", "Gemm")
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
@@ -29,13 +30,17 @@ def check_numbers(model: onnx.ModelProto) -> None:
             _scale(graph, node)
 
 
-def check_tensorrt_rules(model: onnx.ModelProto) -> None:
+def check_tensorrt_rules(model: onnx.ModelProto, unweighted: Collection[str] = ()) -> None:
     """GateFailed, naming the node, where a graph breaks a rule of explicit quantization in TensorRT.
 
     The rules: symmetric INT8 with zero points 0; every QuantizeLinear is read by DequantizeLinear and by
     nothing else; nothing dangles; an operator dequantizes its activation and its weight, to one type; weights
     are per output channel; no bias is quantized; only Cast reads uint8 images. Sources: TensorRT's developer
     guide, "Working with quantized types", and what TensorRT for RTX 1.7 refused.
+
+    ``unweighted``: nodes that were placed without a weight. They may dequantize any of their inputs, since
+    TensorRT computes in INT8 where it can and on dequantized values elsewhere; every other reader must be an
+    operator with a weight, or Q/DQ came where the placement did not want it.
     """
     check_numbers(model)
     graph = Graph(model)
@@ -45,7 +50,7 @@ def check_tensorrt_rules(model: onnx.ModelProto) -> None:
         if node.op_type == "QuantizeLinear":
             _check_quantizer(graph, node)
         elif node.op_type == "DequantizeLinear":
-            _check_dequantizer(graph, node)
+            _check_dequantizer(graph, node, unweighted)
         elif node.op_type not in ("Cast", "Shape"):
             _check_no_uint8(graph, node)
 
@@ -80,7 +85,7 @@ def _check_quantizer(graph: Graph, node: onnx.NodeProto) -> None:
         _refuse(node, f"reads type {_name(tensor)} with a scale of type {_name(scale)}; they must be equal")
 
 
-def _check_dequantizer(graph: Graph, node: onnx.NodeProto) -> None:
+def _check_dequantizer(graph: Graph, node: onnx.NodeProto, unweighted: Collection[str]) -> None:
     readers = graph.consumers[node.output[0]]
     if not readers or node.output[0] in graph.outputs():
         _refuse(node, "must be read by operators of the graph, and is read by none or is an output")
@@ -88,12 +93,20 @@ def _check_dequantizer(graph: Graph, node: onnx.NodeProto) -> None:
     if producer is not None and producer.op_type != "QuantizeLinear":
         _refuse(node, f"reads '{producer.name}', which is no QuantizeLinear")
     for reader in readers:
-        _check_reader(graph, node, reader)
+        if reader.name not in unweighted:
+            _check_reader(graph, node, reader)
+        elif len(types := _dequantized_types(graph, reader)) > 1:
+            _refuse(reader, f"dequantizes to several types: {', '.join(map(_name, sorted(types)))}")
+
+
+def _dequantized_types(graph: Graph, reader: onnx.NodeProto) -> set[int]:
+    made = [name for name in reader.input if name in graph.producer]
+    return {graph.elem_type(name) for name in made if graph.producer[name].op_type == "DequantizeLinear"}
 
 
 def _check_reader(graph: Graph, node: onnx.NodeProto, reader: onnx.NodeProto) -> None:
     """A quantized operator: both inputs dequantized to one type, the weight (input 1) per output channel."""
-    if reader.op_type not in _WEIGHT_AXIS:
+    if reader.op_type not in _WEIGHTED:
         _refuse(node, f"is read by {reader.op_type} '{reader.name}', which is to stay float")
     makers = [graph.producer.get(name) for name in reader.input]
     dequantized = [maker is not None and maker.op_type == "DequantizeLinear" for maker in makers]
@@ -109,7 +122,7 @@ def _check_reader(graph: Graph, node: onnx.NodeProto, reader: onnx.NodeProto) ->
 def _check_weight(graph: Graph, node: onnx.NodeProto, reader: onnx.NodeProto) -> None:
     if node.input[0] not in graph.constants or graph.elem_type(node.input[0]) != TensorProto.INT8:
         _refuse(reader, "has a quantized weight that is no INT8 constant")
-    axis, found = _WEIGHT_AXIS[reader.op_type], attribute(node, "axis", 1)
+    axis, found = output_axis(reader), attribute(node, "axis", 1)
     wanted, shape = (graph.shape(node.input[0])[axis],), _scale(graph, node).shape
     if found != axis or shape != wanted:
         asked = f"scales {wanted} along axis {axis}, the output channels of '{reader.name}'"

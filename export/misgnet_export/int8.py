@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx
 
-from misgnet_calibration.accuracy import ControlReport, Limit, Step, control, groups_of, passes, ties_of
+from misgnet_calibration.accuracy import ControlReport, Limit, Step, control, groups_of, listed, passes, ties_of
 from misgnet_calibration.calibrators import Calibrating
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Range
@@ -28,7 +28,9 @@ from misgnet_export.request import BuildRequest
 
 # The choice is made on few tiles and is the best of many there: half of what the gate allows is kept in reserve.
 _RESERVE = 0.5
-_DIFFERING = 0.002  # share of pixels whose mask may differ in any case; ordinary INT8 has about a third of it
+# Share of pixels whose mask may differ where the gate allows half a point, and where it allows next to nothing;
+# ordinary INT8 has about 0.0006.
+_DIFFERING, _LEAST_DIFFERING = 0.002, 0.001
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,12 @@ def _mend(
 def limit_of(max_f1_drop: float) -> Limit:
     """What may be lost on the tiles that decide: half of the points that the gate allows on others, and few pixels.
 
-    On few tiles F1 can even rise while a graph is broken; the pixels that differ from the float graph's show it.
+    On few tiles F1 can even rise while a graph is broken; the pixels that differ from the float graph's show it, and
+    fewer may where the gate is strict.
     """
     points = max_f1_drop * _RESERVE if max_f1_drop > 0 else max_f1_drop
-    return Limit(points, 1 - max(_DIFFERING, points / 1000))
+    differing = max(_LEAST_DIFFERING, min(_DIFFERING, max_f1_drop * _DIFFERING / 0.5))
+    return Limit(points, 1 - max(differing, points / 1000))
 
 
 def _quantize(
@@ -134,6 +138,7 @@ def _control(
     limit = limit_of(request.max_f1_drop)
     groups = groups_of(graph, found.quantized.places)
     nodes = {group.name: group.nodes for group in groups}
+    few, wide = decision.fewer(), replace(recipe, float16=False)  # INT8 is ranked, and half precision is slow here
 
     def keeping(names: frozenset[str]) -> Inputs:
         return replace(found.inputs, keep_float=frozenset(node for name in names for node in nodes[name]))
@@ -149,12 +154,13 @@ def _control(
         report = control(
             groups, lambda names: decision.loss(keeping(names).quantize(recipe).model).measurement,
             limit.points, 60 * request.control_minutes, min_agreement=limit.agreement,
+            estimate=lambda names: few.loss(keeping(names).quantize(wide).model).measurement,
             ties=ties_of(groups, found.quantized.places),
             total_multiply_adds=sum(graph.multiply_adds(node) for node in graph.nodes), listen=listen,
         )  # fmt: skip
         inputs = keeping(frozenset(report.result.float_groups))
         quantized = inputs.quantize(recipe)
-        floats = ", ".join(report.result.float_groups) or "none"
+        floats = listed(report.result.float_groups, groups)
         stage.finding = f"{_described(quantized)}; {report.result.reason}; float again: {floats}"
     return replace(found, quantized=quantized, inputs=inputs, control=report)
 

@@ -10,7 +10,7 @@ import onnx
 
 from misgnet_calibration.graph import Graph, attribute
 from misgnet_calibration.per_tensor import PerTensor
-from misgnet_calibration.placement import Place, Placement, placements
+from misgnet_calibration.placement import OperandPlace, Place, Placement, placements, weighted
 from misgnet_calibration.quantize import QuantizedGraph
 from misgnet_calibration.recipes import Recipe
 from misgnet_calibration.repair import Attempt
@@ -48,26 +48,38 @@ def placement_entries(
 
     ``graph``: as it was exported, before any repair, so that what smoothing changed of it is found.
     """
-    int8, divided = int8_numbers(quantized), smoothing_factors(graph, quantized)
+    int8, operands, divided = int8_numbers(quantized), operand_steps(quantized), smoothing_factors(graph, quantized)
     rules: dict[str, PlacementRule] = {}
     entries = []
     for placed in placements(graph, recipe):
-        rule = _rule(placed, int8, quantized.float32)
+        is_int8 = placed.node in int8 or placed.node in operands
+        rule = _rule(placed, is_int8, quantized.float32)
         rules.setdefault(rule.name, rule)
-        precision: Precision = "int8" if placed.node in int8 else _float_type(placed.node, recipe, quantized.float32)
+        precision: Precision = "int8" if is_int8 else _float_type(placed.node, recipe, quantized.float32)
         entries.append(
             NodePlacement(
                 placed.node, placed.operator, precision, rule.name, placed.multiply_adds, int8.get(placed.node),
-                divided.get(placed.node, []),
+                divided.get(placed.node, []), operands.get(placed.node, []),
             )
         )  # fmt: skip
     return list(rules.values()), entries
 
 
 def int8_numbers(quantized: QuantizedGraph) -> dict[str, Int8Numbers]:
-    """By INT8 operator, what it counts in: read from the Q/DQ nodes that its graph was written with."""
+    """By INT8 operator with a weight, what it counts in: read from the Q/DQ nodes that its graph was written with."""
     graph = Graph(quantized.model)
-    return {place.node: _numbers(graph, place, quantized.recipe) for place in quantized.places}
+    return {place.node: _numbers(graph, place, quantized.recipe) for place in weighted(quantized.places)}
+
+
+def operand_steps(quantized: QuantizedGraph) -> dict[str, list[Steps]]:
+    """By INT8 operator without a weight, what each activation that it reads is counted in; read from its graph, too."""
+    graph = Graph(quantized.model)
+    found = {}
+    for place in quantized.places:
+        if isinstance(place, OperandPlace):
+            makers = [graph.producer.get(name) for name in graph.by_name[place.node].input]
+            found[place.node] = [_steps(graph, m) for m in makers if m and m.op_type == "DequantizeLinear"]
+    return found
 
 
 def smoothing_factors(graph: Graph, quantized: QuantizedGraph) -> dict[str, list[float]]:
@@ -102,8 +114,8 @@ def _steps(graph: Graph, node: onnx.NodeProto) -> Steps:
     return Steps(float(graph.constant(node.input[1])), int(zero), bool(zero.dtype.kind == "i"))
 
 
-def _rule(placed: Placement, int8: Collection[str], wide: Mapping[str, str]) -> PlacementRule:
-    if placed.node not in int8:
+def _rule(placed: Placement, is_int8: bool, wide: Mapping[str, str]) -> PlacementRule:
+    if not is_int8:
         if placed.rule.decision == "int8":
             return _REVERTED
         if placed.node in wide:

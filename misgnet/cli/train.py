@@ -12,6 +12,7 @@ from threading import Event
 from typing import Annotated, Any, Literal, Optional
 
 import typer
+from rich.markup import escape
 
 from misgnet.cli.options import Device, TileSide, need_torch
 from misgnet.cli.training_display import TrainingDisplay
@@ -139,6 +140,8 @@ def train(
     sets = TileSet.open(data / "train", tile), TileSet.open(data / "val", tile)
     chosen = choose_device(device)
     leading = os.environ.get("RANK", "0") == "0"
+    if leading and files.qat and files.init:
+        _warn_of_other_weights(files.qat, files.init)
     with _stop_politely() as stop, TrainingDisplay(leading) as display:
         around: dict[str, Any] = {
             "device": chosen, "cache_bytes": int(cache_gib * 2**30), "workers": workers, "listen": display.show,
@@ -152,6 +155,13 @@ def train(
         _tell_end(output, outcome)
     if not outcome.finished:
         raise typer.Exit(130)
+
+
+def _warn_of_other_weights(bundle: Path, weights: Path) -> None:
+    from misgnet.training.qat import built_from_others
+
+    if text := built_from_others(bundle, weights):
+        err_console.print("[yellow]warning[/]", escape(text), soft_wrap=True, highlight=False)
 
 
 def _recipe(given: dict[str, Any]) -> Any:

@@ -25,7 +25,7 @@ from misgnet.network.decoder import Decode
 from misgnet.network.guidance import ConvNorm
 from misgnet.training.fake_quantization import FakeQuantConv2d, FakeQuantLinear, fake_quantize
 from misgnet.training.smoothing import smooth
-from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.bundle import file_sha256, read_bundle
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.manifest import Int8Numbers, Manifest, NodePlacement, Quantization, Steps, encode
 
@@ -37,11 +37,16 @@ def places_of(bundle: Path, graph: str | None = None) -> tuple[NodePlacement, ..
     """What a network has to imitate of one graph of ``bundle``: of ``graph``, the only one, or that for the CPU.
 
     These are its INT8 operators, and the norms that were smoothed for their sake.
-    Raises InputError where the bundle is damaged, or of a version that kept no numbers of them; UsageError where
-    it has no such graph.
+    Raises InputError where the bundle is damaged, or of a version that kept no numbers of them, or has operators
+    without weights in INT8; UsageError where it has no such graph.
     """
     quantization = _choose(bundle, read_bundle(bundle).manifest, graph)
     int8 = [entry for entry in quantization.placement if entry.precision == "int8"]
+    if unweighted := [f"'{entry.node}'" for entry in int8 if entry.operands]:
+        raise InputError(
+            f"{quantization.graph} of bundle {bundle} has {len(unweighted)} operators without weights in INT8, as "
+            f"{unweighted[0]}; only nn.Linear and nn.Conv2d have fake quantization: build it with --placement rules"
+        )
     if not int8 or any(entry.int8 is None for entry in int8):
         lacking = next((f"'{entry.node}'" for entry in int8 if entry.int8 is None), "any operator")
         raise InputError(
@@ -49,6 +54,16 @@ def places_of(bundle: Path, graph: str | None = None) -> tuple[NodePlacement, ..
             "this version"
         )
     return tuple(entry for entry in quantization.placement if entry.int8 is not None or entry.divided_by)
+
+
+def built_from_others(bundle: Path, weights: Path) -> str | None:
+    """What to mind where ``weights`` is not the file that ``bundle`` was built from; None where it is or is missing."""
+    if not weights.is_file() or read_bundle(bundle).manifest.source_weights_sha256 == file_sha256(weights):
+        return None
+    return (
+        f"bundle {bundle} was built from another file than {weights}: its activation ranges are those of the weights "
+        "in there; if these differ, build a bundle from this file first"
+    )
 
 
 def places_sha256(places: Iterable[NodePlacement]) -> str:

@@ -158,8 +158,9 @@ class Int8Numbers(Struct, frozen=True):
 class NodePlacement(Struct, frozen=True):
     """One operator of the float graph: what it is computed in, by which rule.
 
-    ``multiply_adds``: of one image pair, with a constant weight; ``int8``: the numbers of an INT8 operator;
-    ``divided_by``: what a LayerNorm's channels were divided by to smooth them, where the weights behind undo it.
+    ``multiply_adds``: of one image pair, with a constant weight; ``int8``: the numbers of an INT8 operator with a
+    weight; ``divided_by``: what a LayerNorm's channels were divided by to smooth them, where the weights behind
+    undo it; ``operands``: of an INT8 operator without a weight, what each activation that it reads is counted in.
     """
 
     node: str
@@ -169,6 +170,7 @@ class NodePlacement(Struct, frozen=True):
     multiply_adds: Count
     int8: Int8Numbers | None = None
     divided_by: list[Annotated[float, Meta(gt=0)]] = []
+    operands: list[Steps] = []
 
 
 class RepairEntry(Struct, frozen=True):

@@ -1,7 +1,7 @@
 """Accuracy control: which quantized groups go back to float so that the metric is kept, at the least cost in speed.
 
-``decision`` holds the values and pure decisions, ``search`` the search around them, ``groups`` what is reverted
-together. Engines are asked by the caller's ``evaluate``.
+``decision`` holds the values and pure decisions, ``search`` the search around them, ``run`` what it has measured,
+``groups`` what is reverted together. Engines are asked by the caller's ``evaluate``.
 """
 
 from misgnet_calibration.accuracy.decision import (
@@ -15,10 +15,11 @@ from misgnet_calibration.accuracy.decision import (
     loss,
     passes,
 )
-from misgnet_calibration.accuracy.groups import Depth, groups_of, ties_of
-from misgnet_calibration.accuracy.search import ControlReport, Evaluate, Listen, Stopped, control
+from misgnet_calibration.accuracy.groups import Depth, groups_of, listed, ties_of
+from misgnet_calibration.accuracy.run import Evaluate, Listen
+from misgnet_calibration.accuracy.search import ControlReport, Stopped, control
 
 __all__ = [
     "NO_NUMBERS", "ControlReport", "Depth", "Effect", "Evaluate", "Group", "Limit", "Listen", "Measurement", "Phase",
-    "Step", "Stopped", "control", "groups_of", "loss", "passes", "ties_of",
+    "Step", "Stopped", "control", "groups_of", "listed", "loss", "passes", "ties_of",
 ]  # fmt: skip

@@ -84,7 +84,8 @@ class Effect:
 class Step:
     """One evaluation. ``changed``: the groups that it asks about; ``float_groups``: all that are float in it.
 
-    ``int8_share``: of the multiply-adds with weights; ``seconds``: from the search's start to this step's end.
+    ``int8_share``: of the multiply-adds with weights; ``seconds``: from the search's start to this step's end;
+    ``estimated``: by a cheaper measurement, which ranks and accepts nothing.
     """
 
     number: int
@@ -96,6 +97,7 @@ class Step:
     seconds: float
     accepted: bool
     reason: str
+    estimated: bool = False
 
 
 def loss(found: Measurement) -> float:
@@ -197,8 +199,9 @@ def best(steps: Sequence[Step]) -> Step | None:
 
 
 def closest(steps: Sequence[Step], limit: Limit) -> Step:
-    """The step with the smallest excess, then the smaller loss and logit error, then more INT8."""
-    return max(steps, key=lambda s: (-excess(s.measurement, limit), *_accuracy(s), s.int8_share))
+    """The step with the smallest excess, then the smaller loss and logit error, then more INT8; no estimate is one."""
+    measured = [step for step in steps if not step.estimated]
+    return max(measured, key=lambda s: (-excess(s.measurement, limit), *_accuracy(s), s.int8_share))
 
 
 def seconds_left(per_evaluation: float, evaluations: int, budget_left: float) -> float:

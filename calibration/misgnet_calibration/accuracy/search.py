@@ -3,17 +3,20 @@
 Everything quantized is measured first. Where that fails:
 
 1. everything float, since what then still fails lies outside the groups, and no reverting mends it;
-2. rank: each group float alone, the cheapest first. The first one that passes ends the ranking: no later single
-   group costs less. Where all of them win less than half of what there is to win, groups that are tied by a
-   common activation are measured together. Near the end of the budget the rest stays unranked, so that there is
+2. all groups without multiply-adds float at once, where there are any: that costs no speed, so where it passes
+   there is nothing left to find. Unless the answers are further off than at the start, they stay float from then on;
+3. rank: each other group float alone, the cheapest first, by ``estimate`` where the caller has a cheaper
+   measurement, since only the order comes of it. Without one, the first that passes ends the ranking: no later
+   single group costs less. Where all of them win less than half of what there is to win, groups that are tied by
+   a common activation are measured together. Near the end of the budget the rest stays unranked, so that there is
    time to revert;
-3. revert: the shortest prefix of the ranking that passes, by doubling and halving (``decision.next_prefix``);
-4. regain: groups are quantized again, those with most multiply-adds first, and stay so where the graph still
-   passes. After a success twice as many at once are tried, after a failure half, as in delta debugging (Zeller
-   and Hildebrandt, "Simplifying and isolating failure-inducing input", 2002).
+4. revert: the shortest prefix of the ranking that passes, by doubling and halving (``decision.next_prefix``);
+5. regain: groups are quantized again, those with most multiply-adds first, and stay so where the graph still
+   passes; one without any would win no speed back. After a success twice as many at once are tried, after a failure
+   half, as in delta debugging (Zeller and Hildebrandt, "Simplifying and isolating failure-inducing input", 2002).
 
 NNCF's accuracy control (see ``decision``) reverts one group after another and stops at the first success. No
-state is measured twice, and in (4) none that has fewer float groups than one that failed. What is returned was
+state is measured twice, and in (5) none that has fewer float groups than one that failed. What is returned was
 measured and passed; it has the most INT8 of all that did, which need not be the most there is.
 """
 
@@ -31,7 +34,6 @@ from misgnet_calibration.accuracy.decision import (
     Group,
     Limit,
     Measurement,
-    Phase,
     Step,
     best,
     closest,
@@ -41,17 +43,12 @@ from misgnet_calibration.accuracy.decision import (
     prefixes,
     presumed_failed,
     rank,
-    reason,
-    seconds_left,
 )
+from misgnet_calibration.accuracy.run import Evaluate, Listen, Run
 from misgnet_runtime.errors import InputError
 
 _EXPLAINED = 0.5
 
-# Names of the groups that are float -> that graph on the decision tiles.
-Evaluate = Callable[[frozenset[str]], Measurement]
-# Told every step, and an estimate of the seconds to the end.
-Listen = Callable[[Step, float], None]
 Stopped = Literal["at the start", "finished", "budget", "outside the groups"]
 
 
@@ -85,15 +82,15 @@ class ControlReport:
 
 def control(
     groups: Sequence[Group], evaluate: Evaluate, limit: float, budget_seconds: float,
-    *, ties: Sequence[tuple[str, ...]] = (), min_agreement: float | None = None,
+    *, estimate: Evaluate | None = None, ties: Sequence[tuple[str, ...]] = (), min_agreement: float | None = None,
     total_multiply_adds: int | None = None, listen: Listen | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> ControlReport:  # fmt: skip
     """Find the float groups with which the loss is within ``limit`` points.
 
-    ``ties``: names of groups of which one alone changes little (see ``groups.ties_of``); ``min_agreement``: share
-    of pixels, 0 to 1, that must keep the float model's mask as well; ``total_multiply_adds``: those of the whole
-    graph, where some are in no group.
+    ``estimate``: a cheaper ``evaluate``, for the ranking alone; ``ties``: names of groups of which one alone changes
+    little (see ``groups.ties_of``); ``min_agreement``: share of pixels, 0 to 1, that must keep the float model's mask
+    as well; ``total_multiply_adds``: those of the whole graph, where some are in no group.
 
     No evaluation begins after ``budget_seconds``; the first always takes place. The choice is the best of many on
     the same tiles, so the loss on others is larger on average: leave room between ``limit`` and what a gate
@@ -101,7 +98,7 @@ def control(
     """
     allowed = Limit(limit, min_agreement)
     _check(groups, ties, allowed, budget_seconds, total_multiply_adds)
-    run = _Run(tuple(groups), evaluate, allowed, budget_seconds, total_multiply_adds, clock, listen)
+    run = Run(tuple(groups), evaluate, estimate, allowed, budget_seconds, total_multiply_adds, clock, listen)
     stopped = _search(run, ties)
     result = best(run.steps) or closest(run.steps, allowed)
     return ControlReport(
@@ -129,72 +126,7 @@ def _check(
         raise InputError(f"the groups have {grouped} multiply-adds, but the whole graph is said to have {total}")
 
 
-class _Run:
-    """What a search has measured so far, and its clock."""
-
-    def __init__(
-        self, groups: tuple[Group, ...], evaluate: Evaluate, limit: Limit, budget: float, total: int | None,
-        clock: Callable[[], float], listen: Listen | None,
-    ) -> None:  # fmt: skip
-        self.groups, self.evaluate, self.limit, self.budget = groups, evaluate, limit, budget
-        self.total = sum(group.multiply_adds for group in groups) if total is None else total
-        self.clock, self.listen, self.began = clock, listen, clock()
-        self.steps: list[Step] = []
-        self.measured: dict[frozenset[str], Measurement] = {}
-        self.effects: tuple[Effect, ...] = ()
-        self.cut_short = False
-
-    def elapsed(self) -> float:
-        return self.clock() - self.began
-
-    def may_go_on(self, reserve: int = 0) -> bool:
-        """Whether the budget has room for one more evaluation and ``reserve`` others; remembers where it has not.
-
-        Ask only where there is more to do.
-        """
-        within = self.elapsed() + reserve * self.per_evaluation() < self.budget
-        self.cut_short |= not within
-        return within
-
-    def per_evaluation(self) -> float:
-        return self.elapsed() / max(1, len(self.steps))
-
-    def ask(self, phase: Phase, changed: Sequence[str], float_groups: frozenset[str], to_come: int) -> bool:
-        """Whether that state passes; ``to_come``: about how many evaluations follow. Measured once only."""
-        if float_groups not in self.measured:
-            self.measured[float_groups] = self.evaluate(float_groups)
-            self._log(phase, changed, float_groups, to_come)
-        return passes(self.measured[float_groups], self.limit)
-
-    def failures(self) -> list[frozenset[str]]:
-        return [state for state, found in self.measured.items() if not passes(found, self.limit)]
-
-    def cost(self, names: Sequence[str]) -> int:
-        """Multiply-adds of groups."""
-        return sum(group.multiply_adds for group in self.groups if group.name in names)
-
-    def in_order(self, names: frozenset[str]) -> tuple[str, ...]:
-        return tuple(group.name for group in self.groups if group.name in names)
-
-    def _log(self, phase: Phase, changed: Sequence[str], float_groups: frozenset[str], to_come: int) -> None:
-        found = self.measured[float_groups]
-        accepted = passes(found, self.limit)
-        step = Step(
-            len(self.steps) + 1, phase, tuple(changed), self.in_order(float_groups), found,
-            self._int8_share(float_groups), self.elapsed(), accepted, reason(found, self.limit),
-        )  # fmt: skip
-        self.steps.append(step)
-        if self.listen:
-            ends = accepted and phase in ("start", "rank")
-            left = self.budget - step.seconds
-            self.listen(step, 0.0 if ends else seconds_left(self.per_evaluation(), to_come, left))
-
-    def _int8_share(self, float_groups: frozenset[str]) -> float:
-        quantized = self.cost([group.name for group in self.groups if group.name not in float_groups])
-        return quantized / max(1, self.total)
-
-
-def _search(run: _Run, ties: Sequence[tuple[str, ...]]) -> Stopped:
+def _search(run: Run, ties: Sequence[tuple[str, ...]]) -> Stopped:
     names = tuple(group.name for group in run.groups)
     ahead = len(names) + _probes(len(names))
     if run.ask("start", (), frozenset(), ahead + 1):
@@ -202,45 +134,69 @@ def _search(run: _Run, ties: Sequence[tuple[str, ...]]) -> Stopped:
     if run.limit.points >= 0 and run.may_go_on() and not run.ask("revert", names, frozenset(names), ahead):
         return "outside the groups"  # a limit below 0 asks for more than the float model has
     if run.groups and run.may_go_on():
-        run.effects = _rank(run, ties)
-        _regain(run, _revert(run, prefixes(run.effects)))
+        base = _revert_unweighted(run, ahead)
+        if not passes(run.measured[base], run.limit):
+            run.effects = _rank(run, ties, base)
+            _regain(run, _revert(run, base, [base | state for state in prefixes(run.effects)]))
     return "budget" if run.cut_short else "finished"
 
 
-def _rank(run: _Run, ties: Sequence[tuple[str, ...]]) -> tuple[Effect, ...]:
-    everything = run.measured.get(frozenset(group.name for group in run.groups))
+def _revert_unweighted(run: Run, ahead: int) -> frozenset[str]:
+    """The groups without multiply-adds, if the answers are no further off; none where there are no others to rank.
+
+    The logit error says so, as in the ranking: on few tiles F1 hangs on the pixels next to the threshold.
+    """
+    free = frozenset(group.name for group in run.groups if not group.multiply_adds)
+    if not 0 < len(free) < len(run.groups):
+        return frozenset()
+    run.ask("revert", run.in_order(free), free, ahead)
+    start, found = run.measured[frozenset()], run.measured[free]
+    return free if found.logit_error <= start.logit_error else frozenset()
+
+
+def _rank(run: Run, ties: Sequence[tuple[str, ...]], base: frozenset[str]) -> tuple[Effect, ...]:
+    groups = [group for group in run.groups if group.name not in base]
+    exact = run.estimate is None
+    floor = run.measured.get(frozenset(group.name for group in run.groups)) if exact else None
+    start = run.measured[base] if exact else run.look((), base, len(groups))
     alone: dict[tuple[str, ...], Measurement] = {}
 
     def ranked_with(candidates: Sequence[tuple[str, ...]]) -> tuple[Effect, ...]:
-        alone.update(_alone(run, candidates))
-        return rank(run.groups, run.measured[frozenset()], everything, alone, run.limit)
+        alone.update(_alone(run, candidates, base))
+        return rank(groups, start, floor, alone, run.limit)
 
-    effects = ranked_with([(group.name,) for group in run.groups])
-    cured = any(passes(found, run.limit) for found in alone.values())
-    return effects if cured or explained(effects) >= _EXPLAINED or run.cut_short else ranked_with(ties)
+    effects = ranked_with([(group.name,) for group in groups])
+    cured = exact and any(passes(found, run.limit) for found in alone.values())
+    done = cured or explained(effects) >= _EXPLAINED or run.cut_short
+    return effects if done else ranked_with(_without(ties, base))
 
 
-def _alone(run: _Run, candidates: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], Measurement]:
-    """Measures the candidates, the cheapest first, up to one that passes; leaves time to revert."""
-    reserve = _probes(len(run.groups))
+def _without(ties: Sequence[tuple[str, ...]], base: frozenset[str]) -> list[tuple[str, ...]]:
+    """What of ``ties`` is still one where ``base`` is float, each once."""
+    left = dict.fromkeys(tuple(name for name in names if name not in base) for names in ties)
+    return [names for names in left if len(names) > 1]
+
+
+def _alone(run: Run, candidates: Sequence[tuple[str, ...]], base: frozenset[str]) -> dict[tuple[str, ...], Measurement]:
+    """Measures the candidates with ``base``, the cheapest first, up to one that passes; leaves time to revert."""
+    reserve = _probes(len(run.groups) - len(base))
     found: dict[tuple[str, ...], Measurement] = {}
     for names in sorted(candidates, key=run.cost):
         if not run.may_go_on(reserve):
             break
-        state = frozenset(names)
-        passed = run.ask("rank", names, state, len(candidates) - len(found) - 1 + reserve)
-        found[names] = run.measured[state]
-        if passed:
+        state = base.union(names)
+        found[names] = run.look(names, state, len(candidates) - len(found) - 1 + reserve)
+        if run.estimate is None and passes(found[names], run.limit):
             break
     return found
 
 
-def _revert(run: _Run, states: list[frozenset[str]]) -> frozenset[str]:
-    """The first of the growing ``states`` found to pass; nothing where none did."""
+def _revert(run: Run, base: frozenset[str], states: list[frozenset[str]]) -> frozenset[str]:
+    """The first of the ``states``, which grow from ``base``, found to pass; nothing where none did."""
     known = run.measured.get(states[-1])
     failed, passed = 0, len(states) + (known is None or not passes(known, run.limit))
     while (count := next_prefix(failed, passed)) is not None and run.may_go_on():
-        added = states[count - 1].difference(states[failed - 1] if failed else ())
+        added = states[count - 1].difference(states[failed - 1] if failed else base)
         if run.ask("revert", run.in_order(added), states[count - 1], _probes(passed - failed) + count):
             passed = count
         else:
@@ -248,8 +204,10 @@ def _revert(run: _Run, states: list[frozenset[str]]) -> frozenset[str]:
     return states[passed - 1] if passed <= len(states) else frozenset()
 
 
-def _regain(run: _Run, kept: frozenset[str]) -> None:
-    candidates = [g.name for g in sorted(run.groups, key=lambda g: -g.multiply_adds) if g.name in kept]
+def _regain(run: Run, kept: frozenset[str]) -> None:
+    candidates = [
+        g.name for g in sorted(run.groups, key=lambda g: -g.multiply_adds) if g.name in kept and g.multiply_adds
+    ]
     size = 1
     while candidates and run.may_go_on():
         chunk = candidates[:size]

@@ -21,7 +21,7 @@ from misgnet_calibration.edits import bias_of, with_bias
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Range
 from misgnet_calibration.passes import runs, spread
-from misgnet_calibration.placement import Place
+from misgnet_calibration.placement import AnyPlace, Place, weighted
 from misgnet_calibration.qdq import Levels, quantize_graph
 from misgnet_calibration.recipes import Recipe
 from misgnet_runtime.callables import Progress
@@ -42,10 +42,10 @@ class BiasCorrection:
 
 
 def correct_bias(
-    model: onnx.ModelProto, interface: Interface, tiles: TileSet, places: Sequence[Place], recipe: Recipe,
+    model: onnx.ModelProto, interface: Interface, tiles: TileSet, places: Sequence[AnyPlace], recipe: Recipe,
     ranges: Mapping[str, Range], levels: Levels | None = None, progress: Progress | None = None,
 ) -> BiasCorrection:  # fmt: skip
-    """Corrections for the operators of ``places`` that have a constant bias, in the order of the graph.
+    """Corrections for the operators of ``places`` that have a weight and a constant bias, in the order of the graph.
 
     The quantized graph is that of ``recipe`` before float16 is written into it: what half precision shifts is
     not INT8's. At most TILES of ``tiles`` are used, evenly spread, and kept; so memory does not grow with their
@@ -54,7 +54,7 @@ def correct_bias(
     """
     graph = Graph(model)
     few = list(spread(tiles, TILES).tiles())
-    nodes = [graph.by_name[p.node] for p in places]
+    nodes = [graph.by_name[p.node] for p in weighted(places)]
     ranked = ranks(graph, [node for node in nodes if bias_of(graph, node)])
     told = counted(progress, (1 + len(ranked)) * len(few))
     wanted = channel_means(model, interface, few, [node for rank in ranked for node in rank], told)
@@ -111,13 +111,13 @@ def channel_means(
     return {name: np.stack(found) for name, found in means.items()}
 
 
-def _before(graph: Graph, rank: Sequence[onnx.NodeProto], places: Sequence[Place]) -> list[Place]:
+def _before(graph: Graph, rank: Sequence[onnx.NodeProto], places: Sequence[AnyPlace]) -> list[AnyPlace]:
     """The places that the nodes of ``rank`` depend on, and these nodes' own."""
     needed = graph.needed_for(node.output[0] for node in rank)
     return [p for p in places if not needed.isdisjoint(graph.by_name[p.node].output)]
 
 
-def _renamed(model: onnx.ModelProto, places: Sequence[Place]) -> list[Place]:
+def _renamed(model: onnx.ModelProto, places: Sequence[AnyPlace]) -> list[AnyPlace]:
     """``places`` in a model with corrected biases, where one that was shared has a name of its own."""
     nodes = Graph(model).by_name
-    return [replace(p, bias=str(nodes[p.node].input[2]) if p.bias else None) for p in places]
+    return [replace(p, bias=str(nodes[p.node].input[2])) if isinstance(p, Place) and p.bias else p for p in places]

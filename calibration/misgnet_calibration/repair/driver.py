@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Range
-from misgnet_calibration.placement import Place, place
+from misgnet_calibration.placement import AnyPlace, place, weighted
 from misgnet_calibration.quantize import QuantizedGraph, quantize
 from misgnet_calibration.recipes import Recipe
 from misgnet_calibration.repair.bias import correct_bias
@@ -159,7 +159,7 @@ def _smoothing(given: Inputs, work: _Work) -> tuple[Inputs, str]:
 def _rounding(given: Inputs, work: _Work) -> tuple[Inputs, str]:
     places = _places(given, work)
     found = learn_rounding(given.model, work.interface, work.tiles, places, work.recipe, given.ranges, work.progress)
-    finding = f"{len(found.levels)} of {len(places)} weights rounded anew"
+    finding = f"{len(found.levels)} of {len(weighted(places))} weights rounded anew"
     return replace(given, levels=found.levels), finding
 
 
@@ -168,7 +168,8 @@ def _bias(given: Inputs, work: _Work) -> tuple[Inputs, str]:
     found = correct_bias(
         given.model, work.interface, work.tiles, places, work.recipe, given.ranges, given.levels, work.progress
     )
-    return replace(given, bias=found.corrections), f"{len(found.corrections)} of {len(places)} biases corrected"
+    finding = f"{len(found.corrections)} of {len(weighted(places))} biases corrected"
+    return replace(given, bias=found.corrections), finding
 
 
 _STEPS: Mapping[Step, Callable[[Inputs, _Work], tuple[Inputs, str]]] = {
@@ -178,7 +179,7 @@ _STEPS: Mapping[Step, Callable[[Inputs, _Work], tuple[Inputs, str]]] = {
 }
 
 
-def _places(given: Inputs, work: _Work) -> list[Place]:
+def _places(given: Inputs, work: _Work) -> list[AnyPlace]:
     return [p for p in place(Graph(given.model), work.recipe) if p.node not in given.keep_float]
 
 

@@ -20,11 +20,11 @@ import onnx
 from numpy.typing import NDArray
 
 from misgnet_calibration.collect import counted
-from misgnet_calibration.graph import Graph
+from misgnet_calibration.graph import Graph, attribute
 from misgnet_calibration.levels import as_quantized, last_level, weight_levels
 from misgnet_calibration.observers import Range
 from misgnet_calibration.passes import runs, spread
-from misgnet_calibration.placement import Place
+from misgnet_calibration.placement import AnyPlace, Place, weighted
 from misgnet_calibration.qdq import scale_at
 from misgnet_calibration.recipes import Recipe
 from misgnet_calibration.rows import Rows, as_matrix, from_matrix, sampled_rows
@@ -63,11 +63,12 @@ class Rounding:
 
 
 def learn_rounding(
-    model: onnx.ModelProto, interface: Interface, tiles: TileSet, places: Sequence[Place], recipe: Recipe,
+    model: onnx.ModelProto, interface: Interface, tiles: TileSet, places: Sequence[AnyPlace], recipe: Recipe,
     ranges: Mapping[str, Range], progress: Progress | None = None,
 ) -> Rounding:  # fmt: skip
     """Levels for the weights of ``places``, from the float graph's activations on ``tiles``, as INT8 sees them.
 
+    Convolutions in groups keep the nearest ones: each group reads channels of its own.
     At most TILES of them, evenly spread: three quarters teach, the others decide whether a place keeps what it
     learned. Memory is one (K, K) matrix for each place, however many tiles there are. Raises InputError that names the
     tile where an activation is NaN or Inf, or where there are fewer than two tiles.
@@ -77,18 +78,18 @@ def learn_rounding(
     teaching = tiles.subset([i for i in range(len(tiles)) if i % HELD_OUT])
     graph = Graph(model)
     rounder = _Rounder(graph, recipe, ranges)
-
-    names = [p.activation for p in places]
+    whole = [p for p in weighted(places) if attribute(graph.by_name[p.node], "group", 1) == 1]
+    names = [p.activation for p in whole]
     told = counted(progress, len(tiles))
 
     def rows_on(part: TileSet) -> Iterator[tuple[Place, Rows]]:
         for seed, values in enumerate(runs(model, interface, part.tiles(), names, told)):
-            for place in places:
+            for place in whole:
                 yield place, rounder.rows(place, values[place.activation], seed)
 
     moments = second_moments(rows_on(teaching))
-    learned = {p.node: rounder.learned(p, moments.pop(p.node)) for p in places}
-    matrices = {p.node: (rounder.matrix(p), rounder.missed(p), rounder.missed(p, learned[p.node])) for p in places}
+    learned = {p.node: rounder.learned(p, moments.pop(p.node)) for p in whole}
+    matrices = {p.node: (rounder.matrix(p), rounder.missed(p), rounder.missed(p, learned[p.node])) for p in whole}
     errors = _errors(rows_on(deciding), matrices)
     return Rounding({e.node: learned[e.node] for e in errors if e.kept}, errors)
 

@@ -20,7 +20,7 @@ from misgnet_calibration.graph import Graph
 from misgnet_calibration.levels import as_quantized, weight_levels, weight_scale
 from misgnet_calibration.observers import Range
 from misgnet_calibration.passes import runs, spread
-from misgnet_calibration.placement import place
+from misgnet_calibration.placement import place, weighted
 from misgnet_calibration.recipes import Recipe
 from misgnet_calibration.repair.norms import Factors, Norm, multiplied, rescaled, scalable_norms
 from misgnet_calibration.rows import Rows, as_matrix, sampled_rows
@@ -66,7 +66,7 @@ def smooth(
     """
     tiles = spread(tiles, TILES)
     graph = Graph(model)
-    quantized = {p.node for p in place(graph, recipe)}
+    quantized = {p.node for p in weighted(place(graph, recipe))}
     norms = scalable_norms(graph, quantized)
     if not norms:
         return Smoothed(model, (), {})

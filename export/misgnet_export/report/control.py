@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from misgnet_calibration.accuracy import ControlReport, Effect, Phase, Step, Stopped, loss
+from misgnet_calibration.accuracy import ControlReport, Effect, Phase, Step, Stopped, listed, loss
 from misgnet_export.report import figures
 from misgnet_export.report.tables import plain_table
 from misgnet_runtime.manifest import Fraction, Struct
@@ -51,6 +51,7 @@ class EffectRecord(Struct, frozen=True):
 class StepRecord(Struct, frozen=True):
     """One evaluation; see ``misgnet_calibration.accuracy.Step``. A figure that is not finite is None.
 
+    ``estimated``: on fewer tiles, to rank and not to decide.
     ``loss_points`` is what was held against the limit: the F1 drop, or the pixels that disagree.
     """
 
@@ -67,6 +68,7 @@ class StepRecord(Struct, frozen=True):
     seconds: float
     accepted: bool
     reason: str
+    estimated: bool = False
 
 
 class ControlRecord(Struct, frozen=True):
@@ -111,7 +113,7 @@ def control_table(record: ControlRecord) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for step in record.steps:
-        table.add_row(*_cells(step, len(record.groups)), style="bold" if step.number == record.result else "")
+        table.add_row(*_cells(step, record), style="bold" if step.number == record.result else "")
     table.caption = Text(summary(record), style="dim")
     return table
 
@@ -119,13 +121,19 @@ def control_table(record: ControlRecord) -> Table:
 def summary(record: ControlRecord) -> str:
     """How it ended, in sentences: the result, what is float in it, and the evaluations that it took."""
     step = record.chosen
-    kept = ", ".join(step.float_groups) or "nothing"
+    kept = listed(step.float_groups, record.groups)
     verb = "passes" if record.passed else "is the closest; none passed"
     share = figures.percent(step.int8_share_of_multiply_adds, 1)
     return (
         f"Step {step.number} {verb}: {step.reason}; {share} of the multiply-adds are INT8. Float again: {kept}. "
-        f"{figures.plural(len(record.steps), 'evaluation')} in {record.seconds:.0f} s; {_ENDINGS[record.stopped]}."
+        f"{_effort(record)} in {record.seconds:.0f} s; {_ENDINGS[record.stopped]}."
     )
+
+
+def _effort(record: ControlRecord) -> str:
+    estimates = sum(step.estimated for step in record.steps)
+    text = figures.plural(len(record.steps) - estimates, "evaluation")
+    return f"{text} and {figures.plural(estimates, 'estimate')} on fewer tiles (~)" if estimates else text
 
 
 def draw_control(record: ControlRecord, folder: Path, name: str = "control") -> list[Path]:
@@ -160,7 +168,8 @@ def control_figure(record: ControlRecord) -> Figure:
 def _draw_losses(axis: Axes, record: ControlRecord) -> None:
     losses = [math.nan if s.loss_points is None else s.loss_points for s in record.steps]
     for phase, colour in _COLOURS.items():
-        label: str = phase
+        estimated = any(step.estimated for step in record.steps if step.phase == phase)
+        label = f"{phase} (fewer tiles)" if estimated else phase
         for step, value in zip(record.steps, losses, strict=True):
             if step.phase == phase:
                 face = colour if step.accepted else "none"
@@ -178,7 +187,7 @@ def _percents(record: ControlRecord) -> list[float]:
     return [100 * step.int8_share_of_multiply_adds for step in record.steps]
 
 
-def _cells(step: StepRecord, groups: int) -> list[Text]:
+def _cells(step: StepRecord, record: ControlRecord) -> list[Text]:
     numbers = [
         figures.signed(step.loss_points),
         figures.percent(step.agreement),
@@ -186,16 +195,18 @@ def _cells(step: StepRecord, groups: int) -> list[Text]:
         figures.percent(step.int8_share_of_multiply_adds, 1),
         f"{step.seconds:.1f}",
     ]
-    word = Text("pass", style="green") if step.accepted else Text("more", style="dim")
-    return [Text(str(step.number)), Text(step.phase), Text(_names(step, groups)), *map(Text, numbers), word]
+    word = Text("pass", style="green") if step.accepted else Text("~" if step.estimated else "more", style="dim")
+    return [Text(str(step.number)), Text(step.phase), Text(_names(step, record)), *map(Text, numbers), word]
 
 
-def _names(step: StepRecord, groups: int) -> str:
+def _names(step: StepRecord, record: ControlRecord) -> str:
     """The groups that a step reverted, or (with a plus) quantized again."""
-    if step.phase == "start":
-        return "all INT8"
-    if len(step.changed) == groups and step.phase == "revert":
+    if not step.changed:
+        return "all INT8" if step.phase == "start" else "none of the others"
+    if len(step.changed) == len(record.groups) and step.phase == "revert":
         return "all float"
+    if step.changed == [group.name for group in record.groups if not group.multiply_adds]:
+        return "all unweighted"
     more = len(step.changed) - _SHOWN_NAMES
     names = ", ".join(step.changed[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
     return f"+ {names}" if step.phase == "regain" else names
@@ -211,7 +222,7 @@ def _step_record(step: Step) -> StepRecord:
     return StepRecord(
         step.number, step.phase, list(step.changed), list(step.float_groups), _finite(found.f1_drop),
         _finite(loss(found)), found.agreement, _finite(found.logit_error), found.seconds_per_pair, step.int8_share,
-        step.seconds, step.accepted, step.reason,
+        step.seconds, step.accepted, step.reason, step.estimated,
     )  # fmt: skip
 
 
