@@ -31,7 +31,7 @@ def build(
     evaluation: Annotated[Path, typer.Option("--eval", help="folder of A/ B/ label/ that judges")],
     output: Annotated[Path, typer.Option("-o", "--output", help="the bundle's folder")],
     val: Annotated[Path | None, typer.Option(help="folder of A/ B/ label/ for decisions; without it, defaults")] = None,
-    target: Annotated[list[str] | None, typer.Option(help=f"{ACCEPTED}; may be repeated [default: cpu]")] = None,
+    target: Annotated[list[str] | None, typer.Option(help=f"{ACCEPTED}; may be repeated; without it cpu")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace an existing bundle")] = False,
     tile: Annotated[int, typer.Option(help="tile size in pixels, a multiple of 32")] = 256,
     max_batch: Annotated[int, typer.Option(help="largest batch of the engines")] = 16,

@@ -51,7 +51,7 @@ class OpenVinoEngine(Engine):
         self.max_batch = max_batch
         self.inputs = tuple(map(_spec, compiled.inputs))
         self.outputs = tuple(map(_spec, compiled.outputs))
-        self.device = f"CPU (OpenVINO, {wanted})"
+        self.device = "CPU (OpenVINO)"
 
     def _infer(self, arrays: Arrays, batch: int) -> Arrays:  # noqa: ARG002
         found = self._request.infer(arrays, share_inputs=True, share_outputs=False)
