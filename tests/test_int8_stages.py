@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from graphs import images, parsed
 from misgnet_calibration.accuracy import NO_NUMBERS
 from misgnet_calibration.observations import Observed
 from misgnet_calibration.observers import Histogram
+from misgnet_calibration.placement_rules import EVERYTHING_RULES
 from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
 from misgnet_export.agreement import answers_of
 from misgnet_export.decision import Decision
@@ -98,10 +100,16 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> tuple[TileSet, TileSet]:
     return write(folder / "calib", 16, 1), write(folder / "val", 12, 2)
 
 
-def calibrated(tiles: tuple[TileSet, TileSet], *, broken: str | None = None, decide: bool = True) -> Calibrated:
+def calibrated(
+    tiles: tuple[TileSet, TileSet],
+    *,
+    broken: str | None = None,
+    decide: bool = True,
+    recipes: Sequence[Recipe] = (CPU, TENSORRT),
+) -> Calibrated:
     """What quantization starts from; ``broken`` names an activation whose observer saw one absurd value."""
     model = change_graph()
-    observed = observe(model, INTERFACE, tiles[0], [CPU, TENSORRT])
+    observed = observe(model, INTERFACE, tiles[0], list(recipes))
     if broken:
         wild = Histogram()
         wild.observe(np.array([400.0 * observed.histograms[broken].high], np.float32))
@@ -142,6 +150,20 @@ def test_control_finds_the_broken_operator_and_says_so(recipe: Recipe, tiles) ->
     entry = quantization_entry("graphs/int8.onnx", recipe, found, change_graph())
     reverted = {item.node for item in entry.placement if item.rule == "reverted"}
     assert "two/Conv_two_conv" in reverted and entry.shares()["int8"] == pytest.approx(found.quantized.int8_share)
+
+
+@BOTH
+def test_control_mends_a_graph_with_everything_in_int8(recipe: Recipe, tiles) -> None:
+    """The sigmoid's input is broken: what has no weights goes back to float, of what has only what must."""
+    everything = replace(recipe, rules=EVERYTHING_RULES)
+    start = calibrated(tiles, broken="head_map", recipes=[everything])
+    found, text = run(start, everything, observer="max", max_f1_drop=3.0)
+    assert found.control is not None and found.control.passed
+    assert found.control.steps[0].measurement.agreement < 0.9, "the start must be bad"
+    assert found.quantized.int8_share > 0.5 and "unweighted" in text
+    entry = quantization_entry("graphs/int8.onnx", everything, found, change_graph())
+    reverted = {item.operator for item in entry.placement if item.rule == "reverted"}
+    assert {"Sigmoid", "Relu", "Mul"} <= reverted
 
 
 def test_control_can_be_left_out(tiles) -> None:

@@ -49,7 +49,8 @@ def build(
         Path | None, typer.Option(help="file of what calibration saw; used again for the same tiles and weights")
     ] = None,
     placement: Annotated[
-        PlacementChoice, typer.Option(help="INT8 by the engine's rules, or for all operators with constant weights")
+        PlacementChoice,
+        typer.Option(help="INT8 by the engine's rules, or for all that reads float activations, weights or not"),
     ] = "rules",
     repair: Annotated[
         RepairChoice,

@@ -13,7 +13,7 @@ from misgnet_runtime.plans import PlanOptions, Target, check_options
 
 # Which calibration tiles: those that represent the set, drawn at random, or the first ones.
 SelectionRule = Literal["represent", "random", "first"]
-# Which operators become INT8: those of the recipe's rules, or all that have constant weights.
+# Which operators become INT8: those of the recipe's rules, or all that read float activations.
 PlacementChoice = Literal["rules", "all"]
 # Repairs of the INT8 graph: where it loses too much on the validation tiles, in any case, or not at all.
 RepairChoice = Literal["auto", "always", "never"]
