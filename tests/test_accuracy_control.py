@@ -887,7 +887,10 @@ def test_the_plot_is_a_picture_and_a_drawing_and_repeats(tmp_path: Path, make):
     with Image.open(first / "control.png") as picture:
         assert picture.size == (1080, 720)
     text = "".join(ElementTree.parse(first / "control.svg").getroot().itertext())
-    assert all(word in text for word in ("points lost", "INT8, % of multiply-adds", "start", "limit", "result"))
+    assert all(word in text for word in ("points lost", "INT8, % of", "start", "limit", "result"))
+    assert "pixels that differ" not in text
+    draw_control(msgspec.structs.replace(make(), min_agreement=0.999), tmp_path, "both")
+    assert "pixels that differ, %" in (tmp_path / "both.svg").read_text()
 
 
 def test_steps_without_numbers_are_drawn_as_gaps(tmp_path: Path):

@@ -254,7 +254,7 @@ def test_the_manifest_says_what_each_operand_counts_in(recipe: Recipe) -> None:
     rules, entries = placement_entries(graph, recipe, found, {})
     by_node = {entry.node: entry for entry in entries}
     assert {entry.node for entry in entries if entry.precision == "int8"} == {p.node for p in found.places}
-    assert by_node[reverted].rule == "reverted" and not by_node[reverted].operands
+    assert by_node[reverted].rule == "reverted at no cost" and not by_node[reverted].operands
     for p in found.places:
         entry = by_node[p.node]
         assert (entry.int8 is None, bool(entry.operands)) == (isinstance(p, OperandPlace),) * 2

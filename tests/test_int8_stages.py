@@ -159,7 +159,7 @@ def test_control_mends_a_graph_with_everything_in_int8(recipe: Recipe, tiles) ->
     assert found.control.steps[0].measurement.agreement < 0.9, "the start must be bad"
     assert found.quantized.int8_share > 0.5 and "unweighted" in text
     entry = quantization_entry("graphs/int8.onnx", everything, found, change_graph())
-    reverted = {item.operator for item in entry.placement if item.rule == "reverted"}
+    reverted = {item.operator for item in entry.placement if item.rule == "reverted at no cost"}
     assert {"Sigmoid", "Relu", "Mul"} <= reverted
 
 

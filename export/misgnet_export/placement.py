@@ -18,7 +18,11 @@ from misgnet_export.int8 import RecipeGraph
 from misgnet_runtime.manifest import Int8Numbers, NodePlacement, PlacementRule, Quantization, RepairEntry, Steps
 
 Precision = Literal["int8", "float16", "float32"]
-_REVERTED = PlacementRule("reverted", "in INT8 it cost more F1 than was allowed", "measured by accuracy control")
+_CONTROL = "measured by accuracy control"
+_REVERTED = PlacementRule("reverted", "in INT8 it cost more F1 or pixels than was allowed", _CONTROL)
+_REVERTED_FREE = PlacementRule(
+    "reverted at no cost", "without weights, INT8 won no multiply-adds, and all of that kind lost too much", _CONTROL
+)
 _HALF_ROUNDING = 2.0**-10  # a scale written as float16 is off by half of it
 _HALF_SOURCE = "float16's range and precision, on activations of calibration and validation tiles"
 
@@ -117,7 +121,7 @@ def _steps(graph: Graph, node: onnx.NodeProto) -> Steps:
 def _rule(placed: Placement, is_int8: bool, wide: Mapping[str, str]) -> PlacementRule:
     if not is_int8:
         if placed.rule.decision == "int8":
-            return _REVERTED
+            return _REVERTED if placed.multiply_adds else _REVERTED_FREE
         if placed.node in wide:
             return PlacementRule(f"float32: {wide[placed.node]}", wide[placed.node], _HALF_SOURCE)
     return PlacementRule(placed.rule.name, placed.rule.why, placed.rule.source)

@@ -151,36 +151,46 @@ def draw_control(record: ControlRecord, folder: Path, name: str = "control") -> 
 
 
 def control_figure(record: ControlRecord) -> Figure:
-    """Points lost above, INT8 share below, by step; full marks passed, the ring is the result."""
+    """Points lost, pixels that differ where they are limited, and INT8 share, by step; the ring is the result."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    _draw_losses(upper, record)
-    lower.step([s.number for s in record.steps], _percents(record), where="mid", color="C2")
-    lower.set(xlabel="evaluation", ylabel="INT8, % of multiply-adds", ylim=(-3, 103))
-    lower.locator_params(axis="x", integer=True)
-    lower.plot(record.result, _percents(record)[record.result - 1], "o", color="C3", markersize=12, fillstyle="none")
-    figure.legend(*upper.get_legend_handles_labels(), loc="outside upper center", ncols=6)
+    limited = record.min_agreement is not None
+    axes = figure.subplots(2 + limited, 1, sharex=True)
+    losses = [math.nan if step.loss_points is None else step.loss_points for step in record.steps]
+    _draw_marks(axes[0], record, losses, record.limit_points)
+    axes[0].set_ylabel("points lost")
+    if record.min_agreement is not None:
+        differing = [100 * (1 - step.agreement) for step in record.steps]
+        _draw_marks(axes[1], record, differing, 100 * (1 - record.min_agreement))
+        axes[1].set_ylabel("pixels that differ, %")
+    _draw_shares(axes[-1], record)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 
-def _draw_losses(axis: Axes, record: ControlRecord) -> None:
-    losses = [math.nan if s.loss_points is None else s.loss_points for s in record.steps]
+def _draw_marks(axis: Axes, record: ControlRecord, values: list[float], limit: float) -> None:
+    """A mark a step, full where the step passed, with the limit and a ring around the result."""
     for phase, colour in _COLOURS.items():
-        estimated = any(step.estimated for step in record.steps if step.phase == phase)
-        label = f"{phase} (fewer tiles)" if estimated else phase
-        for step, value in zip(record.steps, losses, strict=True):
-            if step.phase == phase:
-                face = colour if step.accepted else "none"
-                axis.plot(step.number, value, "o", color=colour, markerfacecolor=face, label=label)
-                label = "_"  # once in the legend
-    axis.axhline(record.limit_points, color="0.4", linestyle="--", label="limit")
+        shown = [step for step in record.steps if step.phase == phase]
+        label = f"{phase}, estimated" if any(step.estimated for step in shown) else phase
+        axis.plot([], [], "o", color=colour, label=label if shown else "_")
+        for step in shown:
+            face = colour if step.accepted else "none"
+            axis.plot(step.number, values[step.number - 1], "o", color=colour, markerfacecolor=face)
+    axis.axhline(limit, color="0.4", linestyle="--", label="limit (full marks are within all of them)")
     axis.plot(
-        record.result, losses[record.result - 1], "o", color="C3", markersize=12, fillstyle="none", label="result"
+        record.result, values[record.result - 1], "o", color="C3", markersize=12, fillstyle="none", label="result"
     )
-    axis.set_yscale("symlog", linthresh=max(0.01, 2 * abs(record.limit_points)))  # from 0.05 to 80 points
-    axis.set_ylabel("points lost (filled: within the limit)")
+    axis.set_yscale("symlog", linthresh=max(0.01, 2 * abs(limit)))  # from 0.05 to 80 points
+    axis.yaxis.set_major_formatter("{x:g}")
+
+
+def _draw_shares(axis: Axes, record: ControlRecord) -> None:
+    axis.step([s.number for s in record.steps], _percents(record), where="mid", color="C2")
+    axis.set(xlabel="evaluation", ylabel="INT8, % of\nmultiply-adds", ylim=(-3, 103))
+    axis.locator_params(axis="x", integer=True)
+    axis.plot(record.result, _percents(record)[record.result - 1], "o", color="C3", markersize=12, fillstyle="none")
 
 
 def _percents(record: ControlRecord) -> list[float]:
