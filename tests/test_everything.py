@@ -138,7 +138,7 @@ DIGESTS = {
 }
 
 
-@EVERY
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.name in DIGESTS], ids=lambda recipe: recipe.name)
 def test_the_vendors_rules_write_the_graphs_that_they_always_wrote(recipe: Recipe) -> None:
     """By what the graph says, not by its bytes, which are protobuf's: computed before operators without weights
     could be placed."""
@@ -251,7 +251,7 @@ def test_the_manifest_says_what_each_operand_counts_in(recipe: Recipe) -> None:
     model, feeds = many(), feeds_of_many()
     graph, reverted = Graph(model), "shares/Softmax_shares"
     found = quantized(model, recipe, feeds, keep_float=[reverted])
-    rules, entries = placement_entries(graph, recipe, found, {})
+    rules, entries = placement_entries(graph, recipe, found)
     by_node = {entry.node: entry for entry in entries}
     assert {entry.node for entry in entries if entry.precision == "int8"} == {p.node for p in found.places}
     assert by_node[reverted].rule == "reverted at no cost" and not by_node[reverted].operands
