@@ -646,9 +646,7 @@ def test_the_excess_is_the_worse_of_points_and_pixels():
     assert excess(found, Limit(0.1, 0.999)) == 0.3 and not passes(found, Limit(0.1, 0.999))
     assert excess(Measurement(0.6, 0.999, 0.01), Limit(0.1, 0.999)) == 0.5
     assert passes(Measurement(0.1, 0.999, 0.01), Limit(0.1, 0.999)), "equal to both limits passes"
-    assert (
-        reason(found, Limit(0.1, 0.999)) == "F1 drops by -0.700 points, within 0.1, but only 99.600 % of pixels agree"
-    )
+    assert reason(found, Limit(0.1, 0.999)) == "F1 drop -0.700 points, within 0.1, but only 99.600 % of pixels agree"
     assert closest([step(1, 1.0, -0.7), replace(step(2, 1.0, 0.2), measurement=Measurement(0.2, 0.9985, 0))],
                    Limit(0.1, 0.999)).number == 2  # fmt: skip
 

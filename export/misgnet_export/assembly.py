@@ -15,6 +15,7 @@ from misgnet_calibration.selection import Selection
 from misgnet_export.draft import FLOAT_GRAPH, Draft, Evidence, lowest
 from misgnet_export.report import ReportData, render
 from misgnet_export.report.control import draw_control
+from misgnet_export.report.figures import plural
 from misgnet_export.report.html import short_path
 from misgnet_export.request import BuildRequest
 from misgnet_runtime.bundle import MANIFEST, describe_files, file_sha256
@@ -110,7 +111,7 @@ def _report_data(
             ("Targets", ", ".join(t.name for t in request.targets)),
             (
                 "Calibration",
-                f"{len(calib)} tiles of {len(calib.sources)} images from {short_path(str(request.calib))}, "
+                f"{len(calib)} tiles of {plural(len(calib.sources), 'image')} from {short_path(str(request.calib))}, "
                 f"seed {request.seed}",
             ),
             (

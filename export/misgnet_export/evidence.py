@@ -10,6 +10,7 @@ import numpy as np
 
 from misgnet_export.progress import Stage, StageLog
 from misgnet_export.report import TilePicture, pick_tiles
+from misgnet_export.report.figures import plural
 from misgnet_runtime.callables import Predict
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines import open_engine_file
@@ -40,7 +41,7 @@ def judge_engines(
     name, predict = reference
     with log.stage(f"judge {name}") as stage:
         expected = judge(name, predict, tiles, threshold, progress=stage.progress)
-        stage.finding = f"{len(tiles)} tiles of {len(tiles.sources)} images"
+        stage.finding = f"{len(tiles)} tiles of {plural(len(tiles.sources), 'image')}"
     results, pictures = [], {}
     for entry in entries:
         with log.stage(f"judge {entry.name}") as stage:

@@ -72,7 +72,7 @@ def decide(
 
 def _drop_verdict(drop: float, allowed: float) -> Verdict:
     passed = drop <= allowed
-    reason = f"F1 drops by {drop:.3f} points, {'within' if passed else 'more than'} the allowed {allowed:g}"
+    reason = f"F1 drop {drop:+.3f} points, {'within' if passed else 'more than'} the allowed {allowed:g}"
     return Verdict(passed, "F1 drop", drop, allowed, reason)
 
 
@@ -83,7 +83,7 @@ def _upper_verdict(drop: float, allowed: float, interval: Interval | None) -> Ve
         return Verdict(False, name, drop, allowed, reason)
     passed = interval.high <= allowed
     reason = (
-        f"F1 drops by {drop:.3f} points, and by {interval.high:.3f} at the upper end of the interval over "
+        f"F1 drop {drop:+.3f} points, and {interval.high:+.3f} at the upper end of the interval over "
         f"{interval.sources} images, {'within' if passed else 'more than'} the allowed {allowed:g}"
     )
     return Verdict(passed, name, round(interval.high, 9), allowed, reason)

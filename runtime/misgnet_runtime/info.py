@@ -7,8 +7,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
+from rich.table import Column, Table
 
 from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.choice import open_detector, ranked
@@ -34,21 +33,22 @@ def print_info(path: Path, console: Console) -> None:
         f"weights {m.source_weights_sha256[:16]}",
     ):
         console.print(line, soft_wrap=True, markup=False)
-    console.print(_engines(bundle))
-    console.print(_quantization(bundle))
+    entries = ranked(bundle.manifest.engines)
+    console.print(_engines(bundle, entries))
+    for entry in entries:
+        console.print(f"{entry.name}, for {_made_for(entry)}: {_here(bundle, entry)}", soft_wrap=True, markup=False)
+    console.print(_precisions(bundle))
     console.print(_files(bundle))
 
 
-def _engines(bundle: Bundle) -> Table:
-    columns = ("engine", "precision", "F1", "drop (points)", "made for", "on this machine")
+def _engines(bundle: Bundle, entries: list[EngineEntry]) -> Table:
+    columns = (_whole("engine"), "precision", "F1", "drop, points")
     table = Table(*columns, title="Engines, fastest kind first")
     results = _results(bundle)
-    for entry in ranked(bundle.manifest.engines):
+    for entry in entries:
         result = results.get(entry.name, _Result(entry.name))
-        table.add_row(
-            escape(entry.name), escape(entry.precision), _number(result.scores.get("f1"), 4),
-            _number(result.f1_drop_points, 3), Text(_made_for(entry)), Text(_here(bundle, entry)),
-        )  # fmt: skip
+        f1, drop = _number(result.scores.get("f1"), 4), _number(result.f1_drop_points, 3)
+        table.add_row(escape(entry.name), escape(entry.precision), f1, drop)
     return table
 
 
@@ -74,37 +74,32 @@ def _here(bundle: Bundle, entry: EngineEntry) -> str:
         return f"does not run: {error}"
 
 
-def _quantization(bundle: Bundle) -> Table:
-    columns = (
-        "graph",
-        "INT8 operators",
-        "multiply-adds INT8 / FP16 / FP32",
-        "weight bits",
-        "calibrator",
-        "kept float32",
-    )
-    table = Table(*columns, title="Precision of the graphs")
+def _precisions(bundle: Bundle) -> Table:
+    columns = ("INT8, %", "FP16, %", "FP32, %", "INT8 nodes", _whole("calibrator"))
+    table = Table(_whole("graph"), *columns, title="Multiply-adds with weights, by precision")
     for q in bundle.manifest.quantization:
-        share = _shares(q)
-        kept = str(len(q.float32_nodes))
-        table.add_row(
-            escape(q.graph), str(q.quantized_nodes), share, str(q.weight_bits), escape(q.calibrator), kept
-        )  # fmt: skip
+        name = q.graph.removeprefix("graphs/").removesuffix(".onnx")
+        table.add_row(escape(name), *_shares(q), str(q.quantized_nodes), escape(q.calibrator))
     return table
 
 
-def _shares(q: Quantization) -> str:
+def _shares(q: Quantization) -> list[str]:
+    """Of INT8, FP16 and FP32."""
     if not q.placement:  # of a bundle that an earlier version made
-        return f"{100 * q.int8_share_of_multiply_adds:.1f} % / n/a / n/a"
-    return " / ".join(f"{100 * share:.1f} %" for share in q.shares().values())
+        return [f"{100 * q.int8_share_of_multiply_adds:.1f}", "n/a", "n/a"]
+    return [f"{100 * share:.1f}" for share in q.shares().values()]
 
 
 def _files(bundle: Bundle) -> Table:
-    table = Table("file", "role", "precision", "MB", "SHA-256", title="Files")
+    table = Table(_whole("file"), "role", "MB", "SHA-256", title="Files")
     for entry in bundle.manifest.files:
-        names = (escape(text) for text in (entry.path, entry.role, entry.precision or ""))
-        table.add_row(*names, f"{entry.size / 1e6:.2f}", entry.sha256[:12])
+        table.add_row(escape(entry.path), escape(entry.role), f"{entry.size / 1e6:.2f}", entry.sha256[:12])
     return table
+
+
+def _whole(name: str) -> Column:
+    """A column whose entries are never cut short."""
+    return Column(name, no_wrap=True)
 
 
 def _number(value: float | None, digits: int) -> str:

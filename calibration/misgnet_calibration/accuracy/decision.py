@@ -122,8 +122,9 @@ def passes(found: Measurement, limit: Limit) -> bool:
 
 def reason(found: Measurement, limit: Limit) -> str:
     """The verdict in words."""
-    what = "pixels disagree by" if found.f1_drop is None else "F1 drops by"
-    lost = f"{what} {loss(found):.3f} points, {'within' if loss(found) <= limit.points else 'more than'} "
+    points = loss(found)
+    what = f"pixels disagree by {points:.3f}" if found.f1_drop is None else f"F1 drop {points:+.3f}"
+    lost = f"{what} points, {'within' if points <= limit.points else 'more than'} "
     if limit.agreement is None or found.agreement >= limit.agreement:
         return f"{lost}{limit.points:g}"
     return f"{lost}{limit.points:g}, but only {100 * found.agreement:.3f} % of pixels agree"
