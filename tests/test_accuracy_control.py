@@ -53,12 +53,14 @@ from misgnet_calibration.placement import activations, int8_share, place
 from misgnet_calibration.placement_rules import EVERYTHING_RULES
 from misgnet_calibration.quantize import quantize
 from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
-from misgnet_export.report.control import ControlRecord, control_table, draw_control, record_of, summary
+from misgnet_export.report import render
+from misgnet_export.report.control import ControlRecord, control_table, draw_control, record_of, step_rows, summary
 from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.gate import decide, f1_drop
-from misgnet_runtime.manifest import encode
+from misgnet_runtime.manifest import RepairEntry, encode
 from misgnet_runtime.metrics import Confusion
+from test_report import Page, data_of, parity, report_of
 
 LIMIT = 0.5
 FOREVER = 1e9
@@ -799,6 +801,20 @@ def test_control_reverts_exactly_the_broken_operator_of_a_real_graph(recipe: Rec
 
 def record() -> ControlRecord:
     return record_of(hard().control(budget=300))
+
+
+def test_the_report_shows_repairs_and_the_whole_path() -> None:
+    pytest.importorskip("matplotlib")
+    found = record()
+    repair = RepairEntry("rounding", True, "57 of <57> weights", 0.9995, 0.9997, 5e-4, 3e-4, 12.0)
+    judged = report_of([parity([0, 1, 0, 0])])
+    page = Page(render(data_of(judged, repairs={"cpu": [repair]}, controls={"cpu": found})))
+    for words in ("What was done to keep F1", "57 of <57> weights", "5.00e-04 3.00e-04", summary(found)):
+        assert " ".join(words.split()) in page.text
+    assert [attributes.get("class") for tag, attributes in page.tags if tag == "img"].count("plot") == 1
+    for row in step_rows(found):
+        assert " ".join(" ".join(row).split()) in page.text
+    assert "keep F1" not in Page(render(data_of(judged))).text
 
 
 def shown(found: ControlRecord, width: int = 80) -> str:

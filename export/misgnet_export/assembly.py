@@ -125,6 +125,8 @@ def _report_data(
         stages=stages,
         files=[(g.file, g.size) for g in draft.graphs],
         pictures=dict(draft.evidence.pictures),
+        repairs={g.name: g.quantization.repairs for g in draft.graphs if g.quantization and g.quantization.repairs},
+        controls={g.name: g.control for g in draft.graphs if g.control},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from misgnet_calibration.accuracy import ControlReport, Effect, Phase, Step, Stopped, listed, loss
 from misgnet_export.report import figures
+from misgnet_export.report.pictures import data_uri
 from misgnet_export.report.tables import plain_table
 from misgnet_runtime.manifest import Fraction, Struct
 from misgnet_runtime.outputs import replace_file
@@ -28,6 +30,8 @@ _ENDINGS: dict[Stopped, str] = {
     "budget": "the time budget is spent",
     "outside the groups": "with every group float the limit is still missed, so the cause lies elsewhere",
 }
+
+COLUMNS = ("#", "Phase", "Groups", "Lost", "Same mask", "Error", "INT8", "Seconds", "")
 
 
 class GroupRecord(Struct, frozen=True):
@@ -106,16 +110,21 @@ def control_table(record: ControlRecord) -> Table:
     """One row a step; the caption says how it ended. It fits 80 columns, and texts are never read as markup."""
     alike = f", {figures.percent(record.min_agreement)} of pixels alike" if record.min_agreement else ""
     table = plain_table(f"Accuracy control, at most {record.limit_points:g} points lost{alike}")
-    table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("Phase", no_wrap=True)
-    table.add_column("Groups", overflow="fold", min_width=10)
-    for name in ("Lost", "Same mask", "Error", "INT8", "Seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    for name in COLUMNS:
+        whole = name != "Groups"
+        right = name not in ("Phase", "Groups", "")
+        table.add_column(
+            name, justify="right" if right else "left", no_wrap=whole, overflow="fold", min_width=None if whole else 10
+        )
     for step in record.steps:
         table.add_row(*_cells(step, record), style="bold" if step.number == record.result else "")
     table.caption = Text(summary(record), style="dim")
     return table
+
+
+def step_rows(record: ControlRecord) -> list[list[str]]:
+    """The table's cells as plain text, a row for each step under ``COLUMNS``."""
+    return [[cell.plain for cell in _cells(step, record)] for step in record.steps]
 
 
 def summary(record: ControlRecord) -> str:
@@ -148,6 +157,13 @@ def draw_control(record: ControlRecord, folder: Path, name: str = "control") -> 
                 metadata = {"Date": None} if path.suffix == ".svg" else None
                 figure.savefig(temporary, format=path.suffix[1:], dpi=120, metadata=metadata)
     return written
+
+
+def plot_uri(record: ControlRecord) -> str:
+    """The plot as a ``data:`` address of a PNG."""
+    buffer = io.BytesIO()
+    control_figure(record).savefig(buffer, format="png", dpi=90)
+    return data_uri(buffer.getvalue(), "png")
 
 
 def control_figure(record: ControlRecord) -> Figure:

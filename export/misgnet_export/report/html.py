@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from misgnet_export.report import figures, pictures
+from misgnet_export.report import control, figures, pictures
+from misgnet_export.report.control import ControlRecord
 from misgnet_export.report.pictures import TilePicture
 from misgnet_runtime.machine import machine_line
+from misgnet_runtime.manifest import RepairEntry
 from misgnet_runtime.parity import EngineParity, ParityReport
 from misgnet_runtime.throughput import Timing
 
@@ -19,7 +22,8 @@ PLOT_WIDTH = 150  # px, of the drawn intervals
 class ReportData:
     """Everything that is shown. ``stages``: name, seconds, what was found; ``files``: path, bytes.
 
-    ``pictures`` go by the engine's name; ``machine`` is that of ``describe_machine``.
+    ``pictures`` go by the engine's name, ``repairs`` and ``controls`` by the graph's; ``machine`` is that of
+    ``describe_machine``.
     """
 
     title: str
@@ -32,6 +36,8 @@ class ReportData:
     stages: list[tuple[str, float, str]]
     files: list[tuple[str, int]]
     pictures: dict[str, list[TilePicture]]
+    repairs: Mapping[str, Sequence[RepairEntry]] = field(default_factory=dict)
+    controls: Mapping[str, ControlRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,13 @@ def render(data: ReportData) -> str:
         loader=PackageLoader("misgnet_export.report", "."),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    shown = {"fig": figures, "pic": pictures, "axis": drop_axis(data.parity), "plot_width": PLOT_WIDTH}
+    shown = {
+        "fig": figures,
+        "pic": pictures,
+        "control": control,
+        "axis": drop_axis(data.parity),
+        "plot_width": PLOT_WIDTH,
+    }
     return environment.get_template("report.html.j2").render(
         shown,
         data=data,

@@ -74,6 +74,11 @@ def jpeg_data_uri(array: RgbImage, quality: int = 88) -> str:
     return _data_uri(Image.fromarray(array), "jpeg", quality=quality, optimize=True)
 
 
+def data_uri(file: bytes, kind: str) -> str:
+    """The ``data:`` address of an image file's bytes; ``kind``: "png" or "jpeg"."""
+    return f"data:image/{kind};base64,{base64.b64encode(file).decode('ascii')}"
+
+
 def pick_tiles(parity: EngineParity, worst: int, typical: int) -> list[tuple[str, Kind]]:
     """Names of tiles to show, without chance and each once.
 
@@ -97,4 +102,4 @@ def _changed(tile: TileParity) -> bool:
 def _data_uri(image: Image.Image, kind: str, **options: bool | int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format=kind.upper(), **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return data_uri(buffer.getvalue(), kind)
