@@ -180,7 +180,7 @@ def test_a_plan_that_is_not_its_interface_is_refused(other: Interface, monkeypat
 
 def test_the_fastest_engine_that_runs_is_taken(tmp_path: Path) -> None:
     bundle = read_bundle(make_bundle(tmp_path / "bundle", engines=[FLOAT, RTX, INT8]))
-    assert [e.name for e in ranked(bundle.manifest.engines)] == ["rtx-sm86", "cpu", "cpu-float32"]
+    assert [e.name for e in ranked(bundle.manifest.engines, {})] == ["rtx-sm86", "cpu", "cpu-float32"]
     with open_detector(bundle) as (_, entry, reason):
         assert entry == INT8
         assert reason.startswith("fastest that runs here; rtx-sm86 does not run: ")

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 import fake_tensorrt
 from bundles import DATA, FLOAT, INT8, TILE, expected, images, make_bundle
 from fake_cuda import FakeDriver
 from misgnet_runtime import machine
-from misgnet_runtime.bundle import read_bundle
-from misgnet_runtime.choice import open_detector, ranked
+from misgnet_runtime.bundle import Bundle, read_bundle
+from misgnet_runtime.choice import measured_here, open_detector, ranked
 from misgnet_runtime.engines import Engine, TensorSpec, open_engine_file
 from misgnet_runtime.engines.openvino import OpenVinoEngine
 from misgnet_runtime.engines.ort import OnnxRuntimeEngine
@@ -241,6 +242,26 @@ def test_the_order_of_engines() -> None:
         entry("rtx-sm86-fp16", "rtx", "float16"), entry("rtx-sm86", "rtx", "int8+float16"),
         entry("tensorrt", "tensorrt", "int8+float16"),
     ]  # fmt: skip
-    assert [e.name for e in ranked(entries)] == [
+    assert [e.name for e in ranked(entries, {})] == [
         "tensorrt", "rtx-sm86", "rtx-sm86-fp16", "openvino", "cpu-vnni", "cpu", "openvino-bf16", "cpu-float32",
     ]  # fmt: skip
+
+
+def test_what_was_measured_on_this_processor_orders_the_engines_of_the_cpu() -> None:
+    entries = [FLOAT, INT8, entry("openvino", "openvino", "int8"), ARM, entry("rtx-sm86", "rtx", "int8+float16")]
+    speeds = {"cpu": 16.0, "openvino": 11.0, "cpu-float32": 12.0}
+    assert [e.name for e in ranked(entries, speeds)] == ["rtx-sm86", "cpu", "cpu-float32", "openvino", "cpu-arm"]
+
+
+def test_timings_count_only_on_the_processor_they_were_taken_on(tmp_path: Path) -> None:
+    bundle = read_bundle(make_bundle(tmp_path / "bundle"))
+    timings = [{"engine": "cpu", "batch": b, "pairs_per_second": 7.0 * b, "p50_ms": 3.0} for b in (1, 4)]
+
+    def taken_on(processor: str, timings: object = timings) -> dict[str, float]:
+        manifest = replace(bundle.manifest, machine={"processor": processor}, latency={"timings": timings})
+        return measured_here(Bundle(bundle.path, manifest))
+
+    here = machine.describe_machine()["processor"]
+    assert taken_on(here) == {"cpu": 7.0} and taken_on("another") == {} and measured_here(bundle) == {}
+    with pytest.raises(InputError, match="timings cannot be read"):
+        taken_on(here, [{"engine": 1}])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+import msgspec
 
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines import Engine, open_engine_file
-from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.manifest import EngineEntry
 
 # Kinds of engine, each with INT8 or without, the fastest first: plans for a GPU, INT8 on the CPU, float on the CPU.
+_GPU = ("tensorrt", "rtx")
 _FASTEST_FIRST = (
     ("tensorrt", True), ("tensorrt", False), ("rtx", True), ("rtx", False),
     ("openvino", True), ("onnxruntime", True), ("openvino", False), ("onnxruntime", False),
@@ -25,15 +29,48 @@ def open_detector(bundle: Bundle, engine: str = "auto") -> Iterator[tuple[Change
     "auto" takes the first of :func:`ranked` that opens. Raises UnavailableError with
     the reason of each engine where none opens, UsageError for an unknown name.
     """
-    entries = ranked(bundle.manifest.engines) if engine == "auto" else [bundle.engine_entry(engine)]
+    entries = ranked_here(bundle) if engine == "auto" else [bundle.engine_entry(engine)]
     opened, entry, reason = _first_that_opens(bundle, entries, engine)
     with ChangeDetector(opened, bundle.manifest.interface) as detector:
         yield detector, entry, reason
 
 
-def ranked(entries: list[EngineEntry]) -> list[EngineEntry]:
-    """Fastest kind first; of one kind what was made for certain processors before what any will run."""
-    return sorted(entries, key=lambda e: (_FASTEST_FIRST.index((e.kind, "int8" in e.precision)), not e.needs))
+class _Speed(msgspec.Struct):
+    """What the manifest's timings keep of one engine."""
+
+    engine: str
+    batch: int
+    pairs_per_second: float
+
+
+def ranked_here(bundle: Bundle) -> list[EngineEntry]:
+    """The bundle's engines, the fastest first. Raises InputError where the manifest's timings cannot be read."""
+    return ranked(bundle.manifest.engines, measured_here(bundle))
+
+
+def ranked(entries: list[EngineEntry], speeds: Mapping[str, float]) -> list[EngineEntry]:
+    """Plans for a GPU first; then by ``speeds``, pairs/s by engine, of those that have any; then by kind.
+
+    Of one kind what was made for certain processors comes before what any will run.
+    """
+
+    def place(entry: EngineEntry) -> tuple[bool, float, int, bool]:
+        kind = _FASTEST_FIRST.index((entry.kind, "int8" in entry.precision))
+        return entry.kind not in _GPU, -speeds.get(entry.name, 0.0), kind, not entry.needs
+
+    return sorted(entries, key=place)
+
+
+def measured_here(bundle: Bundle) -> dict[str, float]:
+    """Pairs/s by engine at batch 1 as the build measured them, if that was on a processor like this one."""
+    manifest = bundle.manifest
+    if manifest.machine.get("processor") != describe_machine()["processor"]:
+        return {}
+    try:
+        timings = msgspec.convert(manifest.latency.get("timings", []), list[_Speed])
+    except msgspec.ValidationError as error:
+        raise InputError(f"bundle {bundle.path}: the manifest's timings cannot be read: {error}") from error
+    return {timing.engine: timing.pairs_per_second for timing in timings if timing.batch == 1}
 
 
 def _first_that_opens(bundle: Bundle, entries: list[EngineEntry], asked: str) -> tuple[Engine, EngineEntry, str]:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from misgnet_runtime.bundle import Bundle, read_bundle
-from misgnet_runtime.choice import open_detector, ranked
+from misgnet_runtime.choice import open_detector, ranked_here
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.manifest import EngineEntry, Quantization
 
@@ -33,7 +33,7 @@ def print_info(path: Path, console: Console) -> None:
         f"weights {m.source_weights_sha256[:16]}",
     ):
         console.print(line, soft_wrap=True, markup=False)
-    entries = ranked(bundle.manifest.engines)
+    entries = ranked_here(bundle)
     console.print(_engines(bundle, entries))
     for entry in entries:
         console.print(f"{entry.name}, for {_made_for(entry)}: {_here(bundle, entry)}", soft_wrap=True, markup=False)
@@ -43,7 +43,7 @@ def print_info(path: Path, console: Console) -> None:
 
 def _engines(bundle: Bundle, entries: list[EngineEntry]) -> Table:
     columns = (_whole("engine"), "precision", "F1", "drop, points")
-    table = Table(*columns, title="Engines, fastest kind first")
+    table = Table(*columns, title="Engines, the fastest first")
     results = _results(bundle)
     for entry in entries:
         result = results.get(entry.name, _Result(entry.name))
