@@ -142,7 +142,7 @@ def test_parity_again_needs_no_torch(bundle: Path, data: Path, tmp_path: Path) -
 def test_parity_fails_with_3_and_still_writes_its_results(bundle: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "parity.json"
     result = run("misgnet_export.cli", "parity", bundle, "--eval", data / "test", "--json", out, "--max-f1-drop", -100)
-    assert result.returncode == 3 and "F1 drops" in result.stderr
+    assert result.returncode == 3 and "F1 drop" in result.stderr
     assert not json.loads(out.read_text())["engines"][0]["verdict"]["passed"]
 
 
