@@ -159,7 +159,8 @@ def test_a_tampered_bundle_is_refused_by_parity_and_predict(bundle: Path, data: 
 
 def test_a_failed_gate_leaves_evidence_and_no_bundle(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    result = run("misgnet_export.cli", *build_arguments(data, output, "--max-f1-drop", -100))
+    hopeless = ("--max-f1-drop", -100, "--repair", "never", "--control-minutes", 0)  # no time is spent on mending
+    result = run("misgnet_export.cli", *build_arguments(data, output, *hopeless))
     assert result.returncode == 3, result.stderr
     assert not output.exists()
     rejected = tmp_path / "bundle.rejected"
