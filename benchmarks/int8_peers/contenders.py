@@ -57,12 +57,6 @@ PEERS = (
         "nncf-transformer", "NNCF, transformer preset", "openvino", "quantize_nncf.py", ".xml",
         (OPENVINO, OPENVINO_OWN), {"model_type": "TRANSFORMER"},
     ),
-    Contender(
-        "nncf-dense", "NNCF, depthwise float", "openvino", "quantize_nncf.py", ".xml", (OPENVINO, OPENVINO_OWN),
-        {"ignored": [".*dwconv.*Conv.*"]},
-        note="not its default: what depthwise convolutions read gets a scale for each token by its default, which "
-        "OpenVINO 2026.4 cannot compile; here they stay float",
-    ),
 )  # fmt: skip
 GIVEN_ENGINES = (ONNX_RUNTIME, OPENVINO, OPENVINO_OWN)  # of the float graph and of this project's
 FLOAT, OURS = "float32", "this project"

@@ -18,19 +18,18 @@ _PASSING = (
 
 
 def quantize(request: dict[str, Any]) -> dict[str, Any]:
-    """``settings``: ``model_type``, the name of an NNCF model type; ``ignored``: patterns of operators to leave out."""
+    """``settings``: ``model_type``, the name of an NNCF model type, or nothing."""
     start = time.perf_counter()
     tiles = load_tiles(request["tiles"])
     count = count_of(tiles)
     dataset = nncf.Dataset(range(count), lambda i: {name: array[i : i + 1] for name, array in tiles.items()})
-    kind, ignored = (request["settings"].get(name) for name in ("model_type", "ignored"))
+    kind = request["settings"].get("model_type")
     model = nncf.quantize(
         openvino.Core().read_model(request["graph"]),
         dataset,
         # Its default is 300 tiles at most; all contenders see all of the tiles.
         subset_size=count,
         model_type=getattr(nncf.ModelType, kind) if kind else None,
-        ignored_scope=nncf.IgnoredScope(patterns=ignored) if ignored else None,
     )
     # Its default also rounds what stayed float to half precision, which is another approximation than INT8.
     openvino.save_model(model, request["out"], compress_to_fp16=False)
