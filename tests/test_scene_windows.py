@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -70,7 +72,7 @@ def test_every_pixel_is_covered_and_weights_sum_to_one(length: int, tile: int, d
 def test_finished_rows_follow_each_other(layout: Layout) -> None:
     spans = [layout.rows.finished(i) for i in range(len(layout.rows.starts))]
     assert spans[0].start == 0 and spans[-1].stop == layout.rows.length
-    assert all(a.stop == b.start for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.stop == b.start for a, b in pairwise(spans))
     assert all(0 < span.length <= layout.rows.tile for span in spans)
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from misgnet_runtime.console import make_app, out_console, run_app
+from misgnet_runtime.console import err_console, make_app, out_console, run_app
+from misgnet_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from misgnet_runtime.scenes.options import SceneOptions
+
+_SCENE, _PIXELS = "GeoTIFF output", "GeoTIFF input, also for one date alone"
 
 app = make_app(
     "misgnet-run",
@@ -15,25 +21,91 @@ app = make_app(
 )
 
 
+_Words = Optional[str]  # noqa: UP045 - typer on 3.10
+_Path = Optional[Path]  # noqa: UP045
+
+
 @app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build")],
-    before: Annotated[Path, typer.Argument(help="image of the earlier date, 8-bit RGB")],
-    after: Annotated[Path, typer.Argument(help="image of the later date, same size")],
+    before: Annotated[Path, typer.Argument(help="the earlier date: 8-bit RGB image, or GeoTIFF for a GeoTIFF")],
+    after: Annotated[Path, typer.Argument(help="the later date, same size and grid")],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="change mask, PNG of 0 and 255")],
+    output: Annotated[Path, typer.Option("-o", "--output", help=".png: mask of 0 and 255; .tif: georeferenced change")],
     engine: Annotated[str, typer.Option(help="an engine of the bundle, or auto")] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="replace an existing mask")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace existing outputs")] = False,
+    probability: Annotated[_Path, typer.Option(help="GeoTIFF, float32", rich_help_panel=_SCENE)] = None,
+    vector: Annotated[_Path, typer.Option(help="polygons: .gpkg, .geojson or .fgb", rich_help_panel=_SCENE)] = None,
+    quicklook: Annotated[_Path, typer.Option(help="PNG: before, after, change", rich_help_panel=_SCENE)] = None,
+    cog: Annotated[bool, typer.Option("--cog", help="write Cloud Optimized GeoTIFFs", rich_help_panel=_SCENE)] = False,
+    min_area: Annotated[float, typer.Option(help="of a polygon, m² (px without a CRS)", rich_help_panel=_SCENE)] = 0.0,
+    simplify: Annotated[float, typer.Option(help="polygons by so many pixels", rich_help_panel=_SCENE)] = 0.0,
+    align: Annotated[bool, typer.Option("--align", help="warp after onto before", rich_help_panel=_SCENE)] = False,
+    overlap: Annotated[Optional[int], typer.Option(help="of tiles, px [default: 1/4]", rich_help_panel=_SCENE)] = None,  # noqa: UP045
+    batch: Annotated[int, typer.Option(help="tiles to the engine at once", rich_help_panel=_SCENE)] = 4,
+    restart: Annotated[bool, typer.Option("--restart", help="drop a run's work", rich_help_panel=_SCENE)] = False,
+    bands: Annotated[_Words, typer.Option(help="of red, green, blue: 3,2,1", rich_help_panel=_PIXELS)] = None,
+    scale: Annotated[_Words, typer.Option(help="value * scale: 0 black, 1 white", rich_help_panel=_PIXELS)] = None,
+    offset: Annotated[_Words, typer.Option(help="added to that", rich_help_panel=_PIXELS)] = None,
+    stretch: Annotated[_Words, typer.Option(help="percentiles of a band: 2,98", rich_help_panel=_PIXELS)] = None,
+    before_bands: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
+    before_scale: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
+    before_offset: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
+    before_stretch: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
+    after_bands: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
+    after_scale: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
+    after_offset: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
+    after_stretch: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
 ) -> None:
-    """The change mask of one image pair of any size."""
+    """The change between two dates: of images as a mask, of GeoTIFFs of any size as a GeoTIFF."""
+    from misgnet_runtime.scenes.options import Declared, SceneOptions
+
+    common = Declared.parse("", bands, scale, offset, stretch)
+    first = Declared.parse("before-", before_bands, before_scale, before_offset, before_stretch).over(common)
+    second = Declared.parse("after-", after_bands, after_scale, after_offset, after_stretch).over(common)
+    options = SceneOptions(
+        first, second, align, overlap, batch, cog, probability, vector, quicklook, min_area, simplify, engine, force,
+        restart,
+    )  # fmt: skip
+    if output.suffix.lower() in (".tif", ".tiff"):
+        _predict_scene(bundle, before, after, output, options)
+    elif options != SceneOptions(engine=engine, force=force):
+        raise UsageError(f"output {output.name} is a plain mask; options for scenes need one that ends in .tif")
+    else:
+        _predict_image(bundle, before, after, output, engine, force)
+
+
+def _predict_image(bundle: Path, before: Path, after: Path, output: Path, engine: str, force: bool) -> None:
     from misgnet_runtime.predict import predict_files
 
     result = predict_files(bundle, before, after, output, engine=engine, force=force)
-    out_console.print(
+    _say(
         f"{output}: {result.width} x {result.height} px, {100 * result.changed_share:.2f} % changed, "
-        f"engine {result.engine} ({result.reason})",
-        soft_wrap=True, highlight=False, markup=False,
-    )  # fmt: skip
+        f"engine {result.engine} ({result.reason})"
+    )
+
+
+def _predict_scene(bundle: Path, before: Path, after: Path, output: Path, options: SceneOptions) -> None:
+    from rich.progress import Progress
+
+    from misgnet_runtime.scenes.predict import predict_scene_files
+
+    with Progress(console=err_console, transient=True) as bar:
+        task = bar.add_task("rows of tiles", total=None)
+        result = predict_scene_files(
+            bundle, before, after, output, options, tell=_tell,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    for line in result.lines(output):
+        _say(line)
+
+
+def _say(line: str) -> None:
+    out_console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _tell(line: str) -> None:
+    err_console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
@@ -53,7 +125,7 @@ def verify(
     from misgnet_runtime.verify import verify_bundle
 
     for line in verify_bundle(bundle, engine):
-        out_console.print(line, soft_wrap=True, highlight=False, markup=False)
+        _say(line)
 
 
 def main() -> None:
