@@ -43,6 +43,7 @@ class Raster:
     date: str
     dataset: Any
     alpha: int | None
+    warped: bool = False
 
     @property
     def name(self) -> str:
@@ -91,8 +92,11 @@ class Raster:
 
     def _values(self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span) -> tuple[NDArray[Any], Mask]:
         window = rasterio.windows.Window(columns.start, rows.start, columns.length, rows.length)
-        asked = [*bands, self.alpha] if self.alpha else list(bands)
-        read = self.dataset.read(asked, window=window)
+        asked = [*bands, *([self.alpha] if self.alpha else [])]
+        if self.warped:  # GDAL warps all bands at once five times as fast as some of them
+            read = self.dataset.read(window=window)[[band - 1 for band in asked]]
+        else:
+            read = self.dataset.read(asked, window=window)
         values = read[: len(bands)]
         valid = self._is_data(values)
         if self.alpha:
@@ -142,14 +146,12 @@ def open_pair(before: Path, after: Path, *, align: bool) -> Iterator[Pair]:
     with rasterio.Env(**GDAL), ExitStack() as stack:
         first, second = (stack.enter_context(_checked(rasterio, path)) for path in (before, after))
         grid = Grid.of(first)
-        alpha = _alpha(second)
         if align:
             check_overlap(rasterio, grid, Grid.of(second))
-            second = stack.enter_context(_warped(rasterio, second, grid, alpha))
-            alpha = alpha or second.count
+            second = stack.enter_context(_warped(rasterio, second, grid))
         else:
             check_same(grid, Grid.of(second))
-        yield Pair(Raster("before", first, _alpha(first)), Raster("after", second, alpha), grid)
+        yield Pair(Raster("before", first, _alpha(first)), Raster("after", second, _alpha(second), align), grid)
 
 
 def _checked(rasterio: Any, path: Path) -> Any:
@@ -176,11 +178,14 @@ def _alpha(dataset: Any) -> int | None:
     return names.index("alpha") + 1 if "alpha" in names else None
 
 
-def _warped(rasterio: Any, dataset: Any, grid: Grid, alpha: int | None) -> Any:
-    """``dataset`` on ``grid``. One thread: GDAL before 3.12.1 warps wrongly with more."""
+def _warped(rasterio: Any, dataset: Any, grid: Grid) -> Any:
+    """``dataset`` on ``grid``. One thread: GDAL before 3.12.1 warps wrongly with more.
+
+    An alpha band says what the raster does not cover, where it has no nodata value for that; five times as slow.
+    """
     return rasterio.vrt.WarpedVRT(
-        dataset, crs=grid.crs, transform=grid.transform, width=grid.width, height=grid.height,
-        resampling=rasterio.enums.Resampling.bilinear, num_threads=1, add_alpha=alpha is None,
+        dataset, crs=grid.crs, transform=grid.transform, width=grid.width, height=grid.height, num_threads=1,
+        resampling=rasterio.enums.Resampling.bilinear, add_alpha=dataset.nodata is None and _alpha(dataset) is None,
     )  # fmt: skip
 
 
