@@ -54,9 +54,9 @@ class Layout:
 
 
 def lay_out(height: int, width: int, tile: int, overlap: int) -> Layout:
-    """Tiles over ``height`` x ``width`` pixels; UsageError unless 0 <= ``overlap`` <= ``tile`` / 2."""
-    if not 0 <= overlap <= tile // 2:
-        raise UsageError(f"--overlap is {overlap}; it is from 0 to half a tile, here {tile // 2} px")
+    """Tiles over ``height`` x ``width`` pixels; UsageError unless 0 <= ``overlap`` <= 3/4 ``tile``."""
+    if not 0 <= overlap <= 3 * tile // 4:
+        raise UsageError(f"--overlap is {overlap}; it is from 0 to 3/4 of a tile, here {3 * tile // 4} px")
     return Layout(*(Axis(length, tile, tuple(starts(length, tile, overlap))) for length in (height, width)))
 
 
