@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.predict import SceneReport, predict_scene_files
 from scenes import PLACE, read, scene, write_raster
 
+ROOT = Path(__file__).resolve().parents[1]
 H, W = 300, 210
 BEFORE, AFTER = scene(H, W)
 Call = Callable[..., SceneReport]
@@ -439,6 +441,50 @@ def test_an_input_that_changes_meanwhile_is_told(place: Place, monkeypatch: pyte
     with pytest.raises(InputError, match="was changed while it was read"):
         place.run()
     assert place.names() == {".change.tif.progress"}
+
+
+# --- memory
+
+# VmHWM and not ru_maxrss: that one begins with what the process had that started this one.
+PEAK = """
+import re, sys
+from contextlib import contextmanager
+from pathlib import Path
+from bundles import FLOAT, FakeEngine
+from misgnet_runtime.detector import ChangeDetector
+from misgnet_runtime.manifest import Interface
+from misgnet_runtime.scenes import predict
+from misgnet_runtime.scenes.options import SceneOptions
+
+@contextmanager
+def opened(bundle, name):
+    interface = Interface(256, 4)
+    with ChangeDetector(FakeEngine(interface), interface) as detector:
+        yield detector, FLOAT, "a fake"
+
+predict.open_detector = opened
+bundle, before, after, out = map(Path, sys.argv[1:])
+options = SceneOptions(probability=out / "p.tif", quicklook=out / "look.png")
+predict.predict_scene_files(bundle, before, after, out / "change.tif", options, tell=lambda line: None)
+print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_scene(place: Place) -> None:
+    """The larger one has 96 MiB for each date."""
+    peaks = []
+    for height in (1024, 16384):
+        for path in (place.before, place.after):
+            with rasterio.open(
+                path, "w", driver="GTiff", width=2048, height=height, count=3, dtype="uint8", tiled=True, **PLACE
+            ) as dataset:
+                dataset.write(np.full((3, 512, 512), 200, np.uint8), window=((0, 512), (300, 812)))
+        paths = ("tests", "runtime")
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / path) for path in paths)}
+        command = [sys.executable, "-c", PEAK, place.bundle, place.before, place.after, place.root / str(height)]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        peaks.append(int(ended.stdout))
+    assert peaks[1] < 1.15 * peaks[0] + 70  # GDAL keeps at most 64 MB of blocks
 
 
 # --- what is refused

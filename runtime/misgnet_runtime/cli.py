@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from misgnet_runtime import arguments
 from misgnet_runtime.console import err_console, make_app, out_console, run_app
 from misgnet_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from misgnet_runtime.scenes.options import SceneOptions
-
-_SCENE, _PIXELS = "GeoTIFF output", "GeoTIFF input, also for one date alone"
 
 app = make_app(
     "misgnet-run",
@@ -21,43 +20,42 @@ app = make_app(
 )
 
 
-_Words = Optional[str]  # noqa: UP045 - typer on 3.10
-_Path = Optional[Path]  # noqa: UP045
-
-
 @app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build")],
-    before: Annotated[Path, typer.Argument(help="the earlier date: 8-bit RGB image, or GeoTIFF for a GeoTIFF")],
+    before: Annotated[Path, typer.Argument(help="the earlier date: an 8-bit RGB image; for -o X.tif a GeoTIFF")],
     after: Annotated[Path, typer.Argument(help="the later date, same size and grid")],
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help=".png: mask of 0 and 255; .tif: georeferenced change")],
     engine: Annotated[str, typer.Option(help="an engine of the bundle, or auto")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="replace existing outputs")] = False,
-    probability: Annotated[_Path, typer.Option(help="GeoTIFF, float32", rich_help_panel=_SCENE)] = None,
-    vector: Annotated[_Path, typer.Option(help="polygons: .gpkg, .geojson or .fgb", rich_help_panel=_SCENE)] = None,
-    quicklook: Annotated[_Path, typer.Option(help="PNG: before, after, change", rich_help_panel=_SCENE)] = None,
-    cog: Annotated[bool, typer.Option("--cog", help="write Cloud Optimized GeoTIFFs", rich_help_panel=_SCENE)] = False,
-    min_area: Annotated[float, typer.Option(help="of a polygon, m² (px without a CRS)", rich_help_panel=_SCENE)] = 0.0,
-    simplify: Annotated[float, typer.Option(help="polygons by so many pixels", rich_help_panel=_SCENE)] = 0.0,
-    align: Annotated[bool, typer.Option("--align", help="warp after onto before", rich_help_panel=_SCENE)] = False,
-    overlap: Annotated[Optional[int], typer.Option(help="of tiles, px [default: 1/4]", rich_help_panel=_SCENE)] = None,  # noqa: UP045
-    batch: Annotated[int, typer.Option(help="tiles to the engine at once", rich_help_panel=_SCENE)] = 4,
-    restart: Annotated[bool, typer.Option("--restart", help="drop a run's work", rich_help_panel=_SCENE)] = False,
-    bands: Annotated[_Words, typer.Option(help="of red, green, blue: 3,2,1", rich_help_panel=_PIXELS)] = None,
-    scale: Annotated[_Words, typer.Option(help="value * scale: 0 black, 1 white", rich_help_panel=_PIXELS)] = None,
-    offset: Annotated[_Words, typer.Option(help="added to that", rich_help_panel=_PIXELS)] = None,
-    stretch: Annotated[_Words, typer.Option(help="percentiles of a band: 2,98", rich_help_panel=_PIXELS)] = None,
-    before_bands: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
-    before_scale: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
-    before_offset: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
-    before_stretch: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
-    after_bands: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
-    after_scale: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
-    after_offset: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
-    after_stretch: Annotated[_Words, typer.Option(rich_help_panel=_PIXELS)] = None,
+    probability: arguments.ProbabilityFile = None,
+    vector: arguments.VectorFile = None,
+    quicklook: arguments.QuicklookFile = None,
+    cog: arguments.Cog = False,
+    min_area: arguments.MinArea = 0.0,
+    simplify: arguments.Simplify = 0.0,
+    align: arguments.Align = False,
+    overlap: arguments.Overlap = None,
+    batch: arguments.Batch = 4,
+    restart: arguments.Restart = False,
+    bands: arguments.Bands = None,
+    scale: arguments.Scale = None,
+    offset: arguments.Offset = None,
+    stretch: arguments.Stretch = None,
+    before_bands: arguments.OneDate = None,
+    before_scale: arguments.OneDate = None,
+    before_offset: arguments.OneDate = None,
+    before_stretch: arguments.OneDate = None,
+    after_bands: arguments.OneDate = None,
+    after_scale: arguments.OneDate = None,
+    after_offset: arguments.OneDate = None,
+    after_stretch: arguments.OneDate = None,
 ) -> None:
-    """The change between two dates: of images as a mask, of GeoTIFFs of any size as a GeoTIFF."""
+    """The change between two dates: a mask of two images, or a GeoTIFF of two GeoTIFFs of any size.
+
+    A GeoTIFF's run that was interrupted is gone on with by the same command.
+    """
     from misgnet_runtime.scenes.options import Declared, SceneOptions
 
     common = Declared.parse("", bands, scale, offset, stretch)

@@ -68,12 +68,6 @@ class Probabilities:
             raise InputError(f"{self.path} is cut off; start anew with --restart")
         return found.reshape(rows.length, self.width)
 
-    def strips(self, height: int = 512) -> Iterator[tuple[Span, NDArray[np.float32]]]:
-        """The map from top to bottom, ``height`` rows at a time."""
-        for start in range(0, self.height, height):
-            rows = Span(start, min(start + height, self.height))
-            yield rows, self.read(rows)
-
 
 class Journal:
     """An open journal: what is finished, and where more is added. One thread at a time."""
@@ -98,7 +92,7 @@ class Journal:
 
     def add(self, rows: NDArray[np.float32], holes: tuple[tuple[str, int, int, int, int], ...]) -> None:
         """Put the next rows, float32 (h, W), on the disk, and note that they are there."""
-        data = memoryview(rows.tobytes())
+        data = memoryview(rows.data).cast("B")
         band = Band(self.finished + len(rows), zlib.crc32(data), holes)
         with resumable_errors(self.probabilities.path):
             self._raw.seek(self.finished * self._header.width * _BYTES)

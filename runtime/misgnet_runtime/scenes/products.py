@@ -18,10 +18,11 @@ from misgnet_runtime.outputs import publish, resumable_errors
 from misgnet_runtime.scenes.geotiff import GDAL, load_rasterio
 from misgnet_runtime.scenes.grids import Grid
 from misgnet_runtime.scenes.journal import Probabilities
+from misgnet_runtime.tiling import Span
 
 UNCHANGED, CHANGED, NODATA = 0, 1, 255
 _COLOURS = {UNCHANGED: (0, 0, 0, 255), CHANGED: (255, 0, 0, 255), NODATA: (0, 0, 0, 0)}
-_BLOCK = 512
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,7 @@ class MapWriter:
     def change(self, path: Path) -> Counts:
         """uint8: 0 unchanged, 1 changed, 255 without data; InputError where it cannot be written."""
         changed = nodata = 0
-        for _, values in self.probabilities.strips():
-            classes = self._classes(values)
+        for _, classes in self._strips("uint8"):
             changed += int((classes == CHANGED).sum())
             nodata += int((classes == NODATA).sum())
         self._write(path, "uint8", NODATA, 1, "MODE")
@@ -57,14 +57,17 @@ class MapWriter:
         self._write(path, "float32", float("nan"), 3, "AVERAGE")
 
     def _classes(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
-        return np.where(np.isnan(values), NODATA, np.where(values > self.threshold, CHANGED, UNCHANGED)).astype(
-            np.uint8
-        )
+        classes = (values > self.threshold).view(np.uint8)  # UNCHANGED and CHANGED are 0 and 1
+        classes[np.isnan(values)] = NODATA
+        return classes
 
     def _strips(self, dtype: str) -> Iterator[tuple[Any, NDArray[Any]]]:
         """Windows of the raster, top to bottom, with their pixels."""
-        for rows, values in self.probabilities.strips(_BLOCK):
-            yield ((rows.start, rows.stop), (0, self.grid.width)), self._classes(values) if dtype == "uint8" else values
+        for start in range(0, self.grid.height, _BLOCK):
+            rows = Span(start, min(start + _BLOCK, self.grid.height))
+            read = self.probabilities.read
+            window = (rows.start, rows.stop), (0, self.grid.width)
+            yield window, self._classes(read(rows)) if dtype == "uint8" else read(rows)
 
     def _write(self, path: Path, dtype: str, nodata: float, predictor: int, resampling: str) -> None:
         rasterio = load_rasterio("a scene")
