@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -313,10 +313,11 @@ def test_a_run_that_is_killed_at_any_time_is_gone_on_with(place: Place) -> None:
     chance = random.Random(0)
     for _ in range(20):
         place.change.unlink()
-        if in_child(place.run, chance.uniform(0, 1.5 * length)) == 0 or place.change.exists():
-            assert outcome(place)["change.tif"] == whole["change.tif"]
-        if not place.change.exists() or progress_folder(place.change).exists():
-            place.run(SceneOptions(force=not progress_folder(place.change).exists()))
+        in_child(place.run, chance.uniform(0, 1.5 * length))
+        if place.change.exists():
+            assert outcome(place) == whole
+        with suppress(UsageError):  # it had finished, and the output exists
+            place.run()
         assert outcome(place) == whole
 
 
@@ -484,7 +485,7 @@ def test_memory_does_not_grow_with_the_scene(place: Place) -> None:
         command = [sys.executable, "-c", PEAK, place.bundle, place.before, place.after, place.root / str(height)]
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         peaks.append(int(ended.stdout))
-    assert peaks[1] < 1.15 * peaks[0] + 70  # GDAL keeps at most 64 MB of blocks
+    assert peaks[1] < 1.15 * peaks[0] + 16  # GDAL keeps at most 16 MiB of blocks
 
 
 # --- what is refused

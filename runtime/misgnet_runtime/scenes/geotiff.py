@@ -12,7 +12,7 @@ from misgnet_runtime.errors import InputError, UnavailableError
 
 MOST_BYTES = 512 << 20  # of one block of a file, or of what is read at once
 GDAL = {
-    "GDAL_CACHEMAX": 64,  # MB
+    "GDAL_CACHEMAX": 16 << 20,  # bytes: rasterio does not take small numbers for megabytes, as GDAL does
     # What lies beside a raster (masks, overviews, statistics) is neither hashed nor checked: it is not read.
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",

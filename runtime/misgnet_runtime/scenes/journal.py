@@ -60,13 +60,14 @@ class Probabilities:
     height: int
     width: int
 
-    def read(self, rows: Span) -> NDArray[np.float32]:
-        """float32 (h, W); InputError where the file is shorter than it must be."""
-        count, offset = rows.length * self.width, rows.start * self.width * _BYTES
-        found = np.fromfile(self.path, np.float32, count, offset=offset)
-        if found.size < count:
-            raise InputError(f"{self.path} is cut off; start anew with --restart")
-        return found.reshape(rows.length, self.width)
+    def read(self, rows: Span, columns: Span | None = None) -> NDArray[np.float32]:
+        """float32 (h, w), of all columns without ``columns``; InputError where the file is shorter than it must be."""
+        wanted = slice(columns.start, columns.stop) if columns else slice(None)
+        try:
+            mapped = np.memmap(self.path, np.float32, "r", shape=(self.height, self.width))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path} is cut off or cannot be read; start anew with --restart") from error
+        return np.array(mapped[rows.start : rows.stop, wanted])
 
 
 class Journal:
@@ -142,7 +143,8 @@ def open_journal(output: Path, header: Header, *, restart: bool) -> Iterator[Jou
 
 
 def discard_progress(output: Path) -> None:
-    """Remove what a finished run needs no more."""
+    """Remove what a finished run needs no more, the large file first: a kill in between leaves next to nothing."""
+    (progress_folder(output) / _RAW).unlink(missing_ok=True)
     shutil.rmtree(progress_folder(output), ignore_errors=True)
 
 

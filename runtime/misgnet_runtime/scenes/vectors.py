@@ -100,7 +100,7 @@ def _mean_probability(rasterio: Any, outline: Any, probabilities: Probabilities)
         inside = rasterio.features.geometry_mask(
             [outline], (rows.length, right - left), rasterio.Affine.translation(left, start), invert=True
         )
-        total += float(probabilities.read(rows)[:, left:right][inside].sum(dtype=np.float64))
+        total += float(probabilities.read(rows, Span(left, right))[inside].sum(dtype=np.float64))
     return total / float(outline.area)
 
 
