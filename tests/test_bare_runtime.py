@@ -21,7 +21,8 @@ import sys
 from importlib.abc import MetaPathFinder
 
 ABSENT = {"torch", "onnx", "onnxsim", "onnxscript", "scipy", "jinja2", "safetensors", "sklearn", "cuda", "pycuda",
-          "tensorrt", "tensorrt_rtx", "misgnet", "misgnet_export", "misgnet_calibration"}
+          "tensorrt", "tensorrt_rtx", "rasterio", "pyogrio", "shapely",
+          "misgnet", "misgnet_export", "misgnet_calibration"}
 
 class Absent(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):

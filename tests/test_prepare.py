@@ -209,7 +209,7 @@ def die_after(function, half=None):
     return wrapped
 
 def half_line(handle, value):
-    line = record._line(value)
+    line = record.encode_line(value)
     handle.write(line[: len(line) // 2])
 
 if event == "fsync":
@@ -217,7 +217,7 @@ if event == "fsync":
 if event == "rename":
     Path.replace = die_after(Path.replace)
 if event == "record":
-    record._append = die_after(record._append, half_line)
+    record.append_line = die_after(record.append_line, half_line)
 prepare("levir", Path(sys.argv[1]), Path(sys.argv[2]), PrepareOptions(tile=32))
 """
 

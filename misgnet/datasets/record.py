@@ -5,7 +5,6 @@ Lines are only ever appended. A line without its end was being written when a ru
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +16,11 @@ from typing import Literal
 import msgspec
 from msgspec import field
 
-from misgnet.datasets.disk import disk_errors
 from misgnet.datasets.split import Edges
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.lines import append_line, encode_line, hold
 from misgnet_runtime.manifest import Count, Sha256, Struct
+from misgnet_runtime.outputs import resumable_errors
 
 RECORD = "prepare.jsonl"
 FORMAT = 1
@@ -61,8 +61,8 @@ class Record:
 
     def add(self, done: Done) -> None:
         """Note that a unit is finished. Its tiles must be in place."""
-        with disk_errors(Path(str(self.handle.name))):
-            _append(self.handle, done)
+        with resumable_errors(Path(str(self.handle.name))):
+            append_line(self.handle, done)
         self.done[done.unit] = done
 
 
@@ -74,7 +74,7 @@ def open_record(folder: Path, header: Header, rasters: Mapping[str, Path]) -> It
     the sources are others or a line is damaged; then nothing is changed. ``rasters``: paths for the messages.
     """
     path = folder / RECORD
-    with disk_errors(path):
+    with resumable_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
         handle = path.open("a+b", buffering=0)
     with handle:
@@ -84,13 +84,13 @@ def open_record(folder: Path, header: Header, rasters: Mapping[str, Path]) -> It
         found, done, length = parse(content, path, header)
         if found is not None:
             _compare(found, header, folder, rasters)
-        with disk_errors(path):
+        with resumable_errors(path):
             if length < len(content):
                 handle.truncate(length)
             if found is None:
-                _append(handle, header)
+                append_line(handle, header)
         yield Record(done, handle)
-        with disk_errors(path):
+        with resumable_errors(path):
             os.fsync(handle)
 
 
@@ -98,7 +98,7 @@ def parse(content: bytes, path: Path, expected: Header) -> tuple[Header | None, 
     """The header (None where it was never finished), the units that are done, and how many bytes count."""
     *lines, torn = content.split(b"\n")
     if not lines:
-        if not _line(expected).startswith(torn):
+        if not encode_line(expected).startswith(torn):
             raise UsageError(f"{path} is no record of `misgnet prepare`; choose another -o, or replace it with --force")
         return None, {}, 0
     header = _decode_header(lines[0], path)
@@ -132,23 +132,9 @@ class _Version(msgspec.Struct):
     format: int
 
 
-def _line(value: Struct) -> bytes:
-    return msgspec.json.encode(value) + b"\n"
-
-
-def _append(handle: FileIO, value: Struct) -> None:
-    rest = memoryview(_line(value))
-    while rest:  # without a buffer, a full disk may take a part
-        rest = rest[handle.write(rest) :]
-
-
 def _lock(handle: FileIO, folder: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UsageError(f"another run is preparing {folder}; wait for it, or choose another -o") from error
-    except OSError:  # a file system without locks: then it is the user who must not start two
-        pass
+    if not hold(handle):
+        raise UsageError(f"another run is preparing {folder}; wait for it, or choose another -o")
 
 
 def _compare(found: Header, asked: Header, folder: Path, rasters: Mapping[str, Path]) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,17 +14,10 @@ from numpy.typing import NDArray
 
 from misgnet.datasets.split import PlacedCell
 from misgnet.datasets.units import TilePixels
-from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.errors import InputError
 from misgnet_runtime.images import Mask, RgbImage
+from misgnet_runtime.scenes.geotiff import GDAL, check_memory, has_place, load_rasterio, open_geotiff, same_place
 from misgnet_runtime.tiling import Cell, Span, cut
-
-MOST_BYTES = 512 << 20  # of one strip, or of one block of a file
-_GDAL = {
-    "GDAL_CACHEMAX": 64,  # MB
-    # What lies beside a raster (masks, overviews, statistics) is neither hashed nor checked: it is not read.
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_PAM_ENABLED": "NO",
-}
 
 
 @dataclass(frozen=True)
@@ -107,8 +97,8 @@ def open_scene(paths: Mapping[str, Path], tile: int) -> Iterator[Scene]:
     wide to be read in strips of ``tile`` rows, or lies on another grid.
     """
     rasterio = _rasterio()
-    with rasterio.Env(**_GDAL), ExitStack() as stack:
-        opened = {role: stack.enter_context(_opened(rasterio, path)) for role, path in paths.items()}
+    with rasterio.Env(**GDAL), ExitStack() as stack:
+        opened = {role: stack.enter_context(open_geotiff(rasterio, path)) for role, path in paths.items()}
         for role, dataset in opened.items():
             _check_kind(dataset, is_label=role == "label")
         scene = Scene(**opened)
@@ -146,22 +136,7 @@ def first_bad_row(label: NDArray[np.uint8], white: int | None) -> tuple[int | No
 
 
 def _rasterio() -> Any:
-    try:
-        return importlib.import_module("rasterio")
-    except ImportError as error:
-        raise UnavailableError(
-            "the WHU-CD scene needs rasterio; install it with: pip install 'misgnet-export[geo]'"
-        ) from error
-
-
-def _opened(rasterio: Any, path: Path) -> Any:
-    """GDAL would open a VRT under any name, and a VRT may read any file of the machine: GeoTIFF only."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            return rasterio.open(os.fspath(path.resolve()), driver="GTiff")
-    except rasterio.errors.RasterioError as error:
-        raise InputError(f"raster {path} cannot be opened as a GeoTIFF: {error}") from error
+    return load_rasterio("the WHU-CD scene")
 
 
 def _check_kind(dataset: Any, is_label: bool) -> None:
@@ -173,18 +148,10 @@ def _check_kind(dataset: Any, is_label: bool) -> None:
 
 
 def _check_memory(scene: Scene, tile: int) -> None:
-    """A header of some hundred bytes can declare terabytes."""
     for dataset in (scene.before, scene.after, scene.label):
         rows = min(tile, dataset.height)
         strip = dataset.width * rows * (2 * 4 + 2)  # bands and mask of both dates, label and its mask
-        block = max(height * width for height, width in dataset.block_shapes) * dataset.count
-        for name, size in ((f"a strip of {rows} rows", strip), ("a block of the file", block)):
-            if size > MOST_BYTES:
-                raise InputError(
-                    f"raster {dataset.name} declares {dataset.width} x {dataset.height} px: {name} takes "
-                    f"{size >> 20:,} MiB, and {MOST_BYTES >> 20} are the most; is the file damaged? If not, write it "
-                    "in smaller blocks (gdal_translate -co TILED=YES), or cut it into parts"
-                )
+        check_memory(dataset, strip, f"a strip of {rows} rows")
 
 
 def _check_grid(first: Any, second: Any) -> None:
@@ -196,26 +163,12 @@ def _check_grid(first: Any, second: Any) -> None:
         )
     if first.crs and second.crs and first.crs != second.crs:
         raise InputError(f"{first.name} lies in {first.crs}, {second.name} in {second.crs}; a scene has one grid")
-    if _has_place(first) and _has_place(second) and not _same_place(first, second):
+    placed = has_place(first.transform) and has_place(second.transform)
+    if placed and not same_place(first.transform, second.transform, *first.shape):
         raise InputError(
             f"{first.name} lies at {tuple(first.transform)[:6]}, {second.name} at {tuple(second.transform)[:6]} "
             "(the transform's a to f); a scene has one grid"
         )
-
-
-def _has_place(dataset: Any) -> bool:
-    return not dataset.transform.is_identity and not dataset.transform.is_degenerate
-
-
-def _same_place(first: Any, second: Any) -> bool:
-    corners = [(x, y) for x in (0, first.width) for y in (0, first.height)]
-    moved = [_mapped(~first.transform, *_mapped(second.transform, *corner)) for corner in corners]
-    return all(abs(a - b) < 0.5 for old, new in zip(corners, moved, strict=True) for a, b in zip(old, new, strict=True))
-
-
-def _mapped(matrix: Any, x: float, y: float) -> tuple[float, float]:
-    """A point through an affine transform; its operator for that is ``*`` or ``@``, by version."""
-    return matrix.a * x + matrix.b * y + matrix.c, matrix.d * x + matrix.e * y + matrix.f
 
 
 def _read_date(dataset: Any, rows: Span) -> tuple[NDArray[np.uint8], Mask | None]:

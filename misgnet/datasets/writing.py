@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from misgnet.datasets.disk import disk_errors
 from misgnet.datasets.split import SPLITS
+from misgnet_runtime.outputs import resumable_errors
 
 if TYPE_CHECKING:
     from misgnet.datasets.units import TilePixels
@@ -54,7 +54,7 @@ class TileWriter:
         staged = list(self._pool.map(self._stage, range(len(files)), files))
         for (_, name, _), (_, temporary) in zip(files, staged, strict=True):
             if temporary is not None:
-                with disk_errors(self.folder / name):
+                with resumable_errors(self.folder / name):
                     temporary.replace(self.folder / name)
         new = frozenset(key for (key, _, _), (_, moved) in zip(files, staged, strict=True) if moved is not None)
         return Written(_digest((name, data) for (_, name, _), (data, _) in zip(files, staged, strict=True)), new)
@@ -64,9 +64,9 @@ class TileWriter:
             return
         for split in SPLITS:
             for part in PARTS:
-                with disk_errors(self.folder / split / part):
+                with resumable_errors(self.folder / split / part):
                     (self.folder / split / part).mkdir(parents=True, exist_ok=True)
-        with disk_errors(self.folder / STAGING):
+        with resumable_errors(self.folder / STAGING):
             (self.folder / STAGING).mkdir()
         self._ready = True
 
@@ -77,7 +77,7 @@ class TileWriter:
         if _read(self.folder / name) == data:
             return data, None
         temporary = self.folder / STAGING / f"{index}.png"
-        with disk_errors(self.folder / name), temporary.open("wb") as handle:
+        with resumable_errors(self.folder / name), temporary.open("wb") as handle:
             handle.write(data)
             handle.flush()
             os.fsync(handle)

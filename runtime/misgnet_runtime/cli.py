@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from misgnet_runtime.console import make_app, out_console, run_app
+from misgnet_runtime import arguments
+from misgnet_runtime.console import err_console, make_app, out_console, run_app
+from misgnet_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from misgnet_runtime.scenes.options import SceneOptions
 
 app = make_app(
     "misgnet-run",
@@ -18,22 +23,87 @@ app = make_app(
 @app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build")],
-    before: Annotated[Path, typer.Argument(help="image of the earlier date, 8-bit RGB")],
-    after: Annotated[Path, typer.Argument(help="image of the later date, same size")],
+    before: Annotated[Path, typer.Argument(help="the earlier date: an 8-bit RGB image; for -o X.tif a GeoTIFF")],
+    after: Annotated[Path, typer.Argument(help="the later date, same size and grid")],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="change mask, PNG of 0 and 255")],
+    output: Annotated[Path, typer.Option("-o", "--output", help=".png: mask of 0 and 255; .tif: georeferenced change")],
     engine: Annotated[str, typer.Option(help="an engine of the bundle, or auto")] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="replace an existing mask")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace existing outputs")] = False,
+    probability: arguments.ProbabilityFile = None,
+    vector: arguments.VectorFile = None,
+    quicklook: arguments.QuicklookFile = None,
+    cog: arguments.Cog = False,
+    min_area: arguments.MinArea = 0.0,
+    simplify: arguments.Simplify = 0.0,
+    align: arguments.Align = False,
+    overlap: arguments.Overlap = None,
+    batch: arguments.Batch = 4,
+    restart: arguments.Restart = False,
+    bands: arguments.Bands = None,
+    scale: arguments.Scale = None,
+    offset: arguments.Offset = None,
+    stretch: arguments.Stretch = None,
+    before_bands: arguments.OneDate = None,
+    before_scale: arguments.OneDate = None,
+    before_offset: arguments.OneDate = None,
+    before_stretch: arguments.OneDate = None,
+    after_bands: arguments.OneDate = None,
+    after_scale: arguments.OneDate = None,
+    after_offset: arguments.OneDate = None,
+    after_stretch: arguments.OneDate = None,
 ) -> None:
-    """The change mask of one image pair of any size."""
+    """The change between two dates: a mask of two images, or a GeoTIFF of two GeoTIFFs of any size.
+
+    A GeoTIFF's run that was interrupted is gone on with by the same command.
+    """
+    from misgnet_runtime.scenes.options import Declared, SceneOptions
+
+    common = Declared.parse("", bands, scale, offset, stretch)
+    first = Declared.parse("before-", before_bands, before_scale, before_offset, before_stretch).over(common)
+    second = Declared.parse("after-", after_bands, after_scale, after_offset, after_stretch).over(common)
+    options = SceneOptions(
+        first, second, align, overlap, batch, cog, probability, vector, quicklook, min_area, simplify, engine, force,
+        restart,
+    )  # fmt: skip
+    if output.suffix.lower() in (".tif", ".tiff"):
+        _predict_scene(bundle, before, after, output, options)
+    elif options != SceneOptions(engine=engine, force=force):
+        raise UsageError(f"output {output.name} is a plain mask; options for scenes need one that ends in .tif")
+    else:
+        _predict_image(bundle, before, after, output, engine, force)
+
+
+def _predict_image(bundle: Path, before: Path, after: Path, output: Path, engine: str, force: bool) -> None:
     from misgnet_runtime.predict import predict_files
 
     result = predict_files(bundle, before, after, output, engine=engine, force=force)
-    out_console.print(
+    _say(
         f"{output}: {result.width} x {result.height} px, {100 * result.changed_share:.2f} % changed, "
-        f"engine {result.engine} ({result.reason})",
-        soft_wrap=True, highlight=False, markup=False,
-    )  # fmt: skip
+        f"engine {result.engine} ({result.reason})"
+    )
+
+
+def _predict_scene(bundle: Path, before: Path, after: Path, output: Path, options: SceneOptions) -> None:
+    from rich.progress import Progress
+
+    from misgnet_runtime.scenes.predict import predict_scene_files
+
+    with Progress(console=err_console, transient=True) as bar:
+        task = bar.add_task("rows of tiles", total=None)
+        result = predict_scene_files(
+            bundle, before, after, output, options, tell=_tell,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    for line in result.lines(output):
+        _say(line)
+
+
+def _say(line: str) -> None:
+    out_console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _tell(line: str) -> None:
+    err_console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
@@ -53,7 +123,7 @@ def verify(
     from misgnet_runtime.verify import verify_bundle
 
     for line in verify_bundle(bundle, engine):
-        out_console.print(line, soft_wrap=True, highlight=False, markup=False)
+        _say(line)
 
 
 def main() -> None:

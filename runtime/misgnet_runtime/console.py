@@ -15,14 +15,17 @@ out_console = Console()
 
 
 def run_app(app: Callable[[], object]) -> None:
-    """Run a typer app; MisgnetError ends with its exit code, Ctrl-C with 130, a bug with a traceback and 1."""
+    """Run a typer app; MisgnetError ends with its exit code, Ctrl-C with 130, a bug with a traceback and 1.
+
+    A KeyboardInterrupt may say what it left behind.
+    """
     try:
         app()
     except MisgnetError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("interrupted; nothing was left behind", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"interrupted; {error or 'nothing was left behind'}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -28,6 +28,26 @@ def refuse_existing(path: Path, force: bool) -> None:
         raise UsageError(f"output {path} exists; choose another -o, or replace it with --force")
 
 
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, so that a crash at any moment leaves the old file or the new one."""
+    _sync(temporary)
+    temporary.chmod(0o666 & ~_umask())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+@contextmanager
+def resumable_errors(path: Path) -> Iterator[None]:
+    """Around writing only what a later run goes on with: InputError where the system refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror or error}; make room or choose another -o, and run the "
+            "same command again"
+        ) from error
+
+
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it takes the place of ``path`` when the block succeeds.
@@ -43,10 +63,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     try:
         with _disk_errors(path):
             yield temporary
-            _sync(temporary)
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-            _sync(path.parent)
+            publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

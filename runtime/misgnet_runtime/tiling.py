@@ -68,14 +68,23 @@ def cover(height: int, width: int, tile: int) -> list[Cell]:
 def cut(image: NDArray[Scalar], cell: Cell) -> NDArray[Scalar]:
     """The cell's window of (H, W) or (H, W, C); beyond the edge the image is reflected, again and again."""
     part = image[cell.rows.start : cell.rows.stop, cell.columns.start : cell.columns.stop]
-    missing = [(0, cell.rows.length - part.shape[0]), (0, cell.columns.length - part.shape[1])]
+    return reflect(part, cell.rows.length, cell.columns.length)
+
+
+def reflect(part: NDArray[Scalar], height: int, width: int) -> NDArray[Scalar]:
+    """(H, W) or (H, W, C), continued at its lower and right edge to ``height`` x ``width`` by reflection."""
+    missing = [(0, height - part.shape[0]), (0, width - part.shape[1])]
     return np.pad(part, missing + [(0, 0)] * (part.ndim - 2), mode="symmetric")
+
+
+def starts(length: int, tile: int, overlap: int = 0) -> list[int]:
+    """Where tiles begin along one axis: each ``overlap`` pixels before the end of the last, the last shifted inward."""
+    return [max(0, min(start, length - tile)) for start in range(0, max(1, length - overlap), tile - overlap)]
 
 
 def _spans(length: int, tile: int) -> list[tuple[Span, Span]]:
     """Windows along one axis, each with its owned part."""
-    spans = []
-    for owned_start in range(0, length, tile):
-        start = max(0, min(owned_start, length - tile))
-        spans.append((Span(start, start + tile), Span(owned_start, min(owned_start + tile, length))))
-    return spans
+    return [
+        (Span(start, start + tile), Span(index * tile, min((index + 1) * tile, length)))
+        for index, start in enumerate(starts(length, tile))
+    ]

@@ -1,0 +1,37 @@
+"""The words of ``misgnet-run predict`` for GeoTIFFs, and what they mean. Cheap to import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+_OptionalPath = Optional[Path]  # noqa: UP045 - typer on 3.10
+_OptionalText = Optional[str]  # noqa: UP045
+_OptionalInt = Optional[int]  # noqa: UP045
+
+
+def _output(*names: str, text: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="GeoTIFF output")
+
+
+def _pixels(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="GeoTIFF input: what its pixels are; nothing is guessed from values")
+
+
+ProbabilityFile = Annotated[_OptionalPath, _output(text="also the probability of change, .tif of float32")]
+VectorFile = Annotated[_OptionalPath, _output(text="also polygons of what changed: .gpkg, .geojson or .fgb")]
+QuicklookFile = Annotated[_OptionalPath, _output(text="also a small .png of before, after and change")]
+Cog = Annotated[bool, _output("--cog", text="write rasters as Cloud Optimized GeoTIFF")]
+MinArea = Annotated[float, _output(text="smallest polygon in square metres (pixels where the raster lies nowhere)")]
+Simplify = Annotated[float, _output(text="how far outlines of polygons may move, in pixels")]
+Align = Annotated[bool, _output("--align", text="warp AFTER onto BEFORE's grid (bilinear) where it has another")]
+Overlap = Annotated[_OptionalInt, _output(text="pixels that neighbouring tiles share and blend; a quarter without")]
+Batch = Annotated[int, _output(text="tiles that the engine gets at once")]
+Restart = Annotated[bool, _output("--restart", text="start anew what an ended run of this output began")]
+Bands = Annotated[_OptionalText, _pixels("which bands are red, green and blue: 3,2,1")]
+Scale = Annotated[_OptionalText, _pixels("value * scale + offset is 0 for black, 1 for white; one number or three")]
+Offset = Annotated[_OptionalText, _pixels("one number or three; 0 without")]
+Stretch = Annotated[_OptionalText, _pixels("instead: percentiles of each band that become black and white: 2,98")]
+OneDate = Annotated[_OptionalText, _pixels("of this date alone")]

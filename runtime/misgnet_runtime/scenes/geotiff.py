@@ -1,0 +1,84 @@
+"""GeoTIFFs, opened with suspicion: never another format under the name, never more memory than is sane."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from misgnet_runtime.errors import InputError, UnavailableError
+
+MOST_BYTES = 512 << 20  # of one block of a file, or of what is read at once
+GDAL = {
+    "GDAL_CACHEMAX": 16 << 20,  # bytes: rasterio does not take small numbers for megabytes, as GDAL does
+    # What lies beside a raster (masks, overviews, statistics) is neither hashed nor checked: it is not read.
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+}
+
+
+def load_rasterio(purpose: str) -> Any:
+    """The module rasterio; UnavailableError that says what needs it, and how it is installed."""
+    try:
+        for part in ("features", "shutil", "transform", "vrt", "warp", "windows"):
+            importlib.import_module(f"rasterio.{part}")
+        return importlib.import_module("rasterio")
+    except ImportError as error:
+        raise UnavailableError(
+            f"{purpose} needs rasterio; install it with: pip install 'misgnet-export[geo]'"
+        ) from error
+
+
+def open_geotiff(rasterio: Any, path: Path) -> Any:
+    """GDAL would open a VRT under any name, and a VRT may read any file of the machine: GeoTIFF only.
+
+    InputError for anything else.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            return rasterio.open(os.fspath(path.resolve()), driver="GTiff")
+    except rasterio.errors.RasterioError as error:
+        raise InputError(f"raster {path} cannot be opened as a GeoTIFF: {error}") from error
+
+
+def check_memory(dataset: Any, at_once: int, what: str) -> None:
+    """InputError where ``at_once`` bytes, or a block of the file, are too many.
+
+    A header of some hundred bytes can declare terabytes.
+    """
+    block = max(height * width for height, width in dataset.block_shapes) * sum(
+        _bytes_of(dtype) for dtype in dataset.dtypes
+    )
+    for name, size in ((what, at_once), ("a block of the file", block)):
+        if size > MOST_BYTES:
+            raise InputError(
+                f"raster {dataset.name} declares {dataset.width} x {dataset.height} px: {name} takes "
+                f"{size >> 20:,} MiB, and {MOST_BYTES >> 20} are the most; is the file damaged? If not, write it "
+                "in smaller blocks (gdal_translate -co TILED=YES), or cut it into parts"
+            )
+
+
+def _bytes_of(dtype: str) -> int:
+    """Of one value, by rasterio's name of its type; 16 for complex ones that NumPy does not know."""
+    digits = "".join(c for c in dtype if c.isdigit())
+    return int(digits) // 8 if digits else 16
+
+
+def has_place(transform: Any) -> bool:
+    """Whether an affine transform says where pixels lie on the ground."""
+    return not transform.is_identity and not transform.is_degenerate
+
+
+def same_place(first: Any, second: Any, height: int, width: int) -> bool:
+    """Whether two transforms put the corners of ``height`` x ``width`` pixels less than half a pixel apart."""
+    corners = [(x, y) for x in (0, width) for y in (0, height)]
+    moved = [mapped(~first, *mapped(second, *corner)) for corner in corners]
+    return all(abs(a - b) < 0.5 for old, new in zip(corners, moved, strict=True) for a, b in zip(old, new, strict=True))
+
+
+def mapped(matrix: Any, x: float, y: float) -> tuple[float, float]:
+    """A point through an affine transform; its operator for that is ``*`` or ``@``, by version."""
+    return matrix.a * x + matrix.b * y + matrix.c, matrix.d * x + matrix.e * y + matrix.f

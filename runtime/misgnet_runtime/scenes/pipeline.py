@@ -1,0 +1,88 @@
+"""Three stages at work at once: a thread that reads, this thread that computes, a thread that writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
+from queue import Empty, Full, Queue
+from threading import Event, Thread
+from typing import TypeVar
+
+_Read = TypeVar("_Read")
+_Done = TypeVar("_Done")
+_Item = TypeVar("_Item")
+_PATIENCE = 0.1  # seconds until a stage that waits looks whether another has failed
+
+
+class _StoppedError(Exception):
+    """Another stage has failed."""
+
+
+def run_pipeline(
+    read: Callable[[], Generator[_Read, None, None]],
+    work: Callable[[_Read], _Done],
+    write: Callable[[_Done], None],
+    depth: int = 3,
+) -> None:
+    """Pass all that ``read`` yields through ``work``, here, and to ``write``, in order.
+
+    At most ``depth`` items wait between two stages. Where a stage fails, or this thread is interrupted, the others
+    stop after the item in their hands, and the first error is raised; no thread is left.
+    """
+    stop = Event()
+    failures: list[BaseException] = []
+    inward, outward = Queue[_Read | None](depth), Queue[_Done | None](depth)
+    threads = [
+        Thread(target=_guarded, args=(lambda: _feed(read, inward, stop), stop, failures), name="misgnet-read"),
+        Thread(target=_guarded, args=(lambda: _drain(write, outward, stop), stop, failures), name="misgnet-write"),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        with suppress(_StoppedError):
+            while (item := _get(inward, stop)) is not None:
+                _put(outward, work(item), stop)
+            _put(outward, None, stop)
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _guarded(stage: Callable[[], None], stop: Event, failures: list[BaseException]) -> None:
+    try:
+        with suppress(_StoppedError):
+            stage()
+    except BaseException as error:
+        failures.append(error)
+        stop.set()
+
+
+def _feed(read: Callable[[], Generator[_Read, None, None]], queue: Queue[_Read | None], stop: Event) -> None:
+    with closing(read()) as items:
+        for item in items:
+            _put(queue, item, stop)
+    _put(queue, None, stop)
+
+
+def _drain(write: Callable[[_Done], None], queue: Queue[_Done | None], stop: Event) -> None:
+    while (item := _get(queue, stop)) is not None:
+        write(item)
+
+
+def _put(queue: Queue[_Item | None], item: _Item | None, stop: Event) -> None:
+    while not stop.is_set():
+        with suppress(Full):
+            return queue.put(item, timeout=_PATIENCE)
+    raise _StoppedError
+
+
+def _get(queue: Queue[_Item | None], stop: Event) -> _Item | None:
+    while not stop.is_set():
+        with suppress(Empty):
+            return queue.get(timeout=_PATIENCE)
+    raise _StoppedError

@@ -1,0 +1,88 @@
+"""Overlapping tiles over a scene, and how their answers become one map: pure arithmetic, no files.
+
+Weights are products of one weight for the row and one for the column, so they are normalised along each axis alone:
+the sums of a whole scene are never needed, and a row of tiles finishes the rows that the next one does not reach.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from misgnet_runtime.errors import UsageError
+from misgnet_runtime.tiling import Span, starts
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Tiles of ``tile`` pixels along one axis of ``length`` pixels, from ``starts`` on."""
+
+    length: int
+    tile: int
+    starts: tuple[int, ...]
+
+    def window(self, index: int) -> Span:
+        """The pixels of the scene that a tile sees; fewer than a tile's where the scene is smaller than one."""
+        return Span(self.starts[index], min(self.starts[index] + self.tile, self.length))
+
+    def finished(self, index: int) -> Span:
+        """The pixels that no later tile reaches, and that the tile before did not finish."""
+        following = self.starts[index + 1] if index + 1 < len(self.starts) else self.length
+        return Span(self.starts[index], following)
+
+    def first_reaching(self, pixel: int) -> int:
+        """The first tile that sees ``pixel``, or one behind it."""
+        return next(index for index, start in enumerate(self.starts) if start + self.tile > pixel)
+
+    def weights(self) -> NDArray[np.float32]:
+        """float32 (tiles, T): a Hann window for each tile, above 0; those that meet in a pixel sum to 1."""
+        hann = np.sin(np.pi * (np.arange(self.tile) + 0.5) / self.tile) ** 2
+        total = np.zeros(max(self.length, self.tile))
+        for start in self.starts:
+            total[start : start + self.tile] += hann
+        return np.stack([hann / total[start : start + self.tile] for start in self.starts]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tiles of a scene: every row with every column."""
+
+    rows: Axis
+    columns: Axis
+
+
+def lay_out(height: int, width: int, tile: int, overlap: int) -> Layout:
+    """Tiles over ``height`` x ``width`` pixels; UsageError unless 0 <= ``overlap`` <= 3/4 ``tile``."""
+    if not 0 <= overlap <= 3 * tile // 4:
+        raise UsageError(f"--overlap is {overlap}; it is from 0 to 3/4 of a tile, here {3 * tile // 4} px")
+    return Layout(*(Axis(length, tile, tuple(starts(length, tile, overlap))) for length in (height, width)))
+
+
+class Blender:
+    """The map's unfinished rows, summed up tile by tile; holds a tile's height of the scene's width.
+
+    Rows of tiles come in order, from ``first`` on; the tiles of one row in any order.
+    """
+
+    def __init__(self, layout: Layout, first: int = 0) -> None:
+        self._layout = layout
+        self._weights = layout.rows.weights(), layout.columns.weights()
+        self._sums = np.zeros((layout.rows.tile, layout.columns.length), np.float32)
+        self._row = first
+
+    def add(self, column: int, answer: NDArray[np.float32]) -> None:
+        """Add a tile of the current row, float32 (T, T); what lies beyond the scene is left out."""
+        rows, columns = self._layout.rows.window(self._row), self._layout.columns.window(column)
+        weighted = answer * self._weights[0][self._row][:, None] * self._weights[1][column]
+        self._sums[: rows.length, columns.start : columns.stop] += weighted[: rows.length, : columns.length]
+
+    def finish(self) -> NDArray[np.float32]:
+        """End the current row of tiles: the rows of the map that are finished, float32 (h, W), the caller's own."""
+        count = self._layout.rows.finished(self._row).length
+        done = self._sums[:count].copy()
+        self._sums[:-count] = self._sums[count:]
+        self._sums[-count:] = 0
+        self._row += 1
+        return done

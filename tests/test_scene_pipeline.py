@@ -1,0 +1,86 @@
+"""Three stages at once: order, bounded queues, and one end for all whatever fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from misgnet_runtime.scenes.pipeline import run_pipeline
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before
+
+
+def test_everything_passes_in_order() -> None:
+    written: list[int] = []
+    run_pipeline(lambda: (i for i in range(100)), lambda i: i * i, written.append)
+    assert written == [i * i for i in range(100)]
+
+
+def test_no_items_are_no_error() -> None:
+    run_pipeline(lambda: (i for i in ()), lambda i: i, lambda _: None)
+
+
+def test_a_slow_stage_bounds_what_waits() -> None:
+    alive, most = 0, 0
+
+    def read() -> Generator[int, None, None]:
+        nonlocal alive, most
+        for i in range(30):
+            alive += 1
+            most = max(most, alive)
+            yield i
+
+    def write(_: int) -> None:
+        nonlocal alive
+        time.sleep(0.002)
+        alive -= 1
+
+    run_pipeline(read, lambda i: i, write, depth=2)
+    assert most <= 2 * 2 + 3  # two queues, and one item in each stage's hands
+
+
+def test_stages_overlap() -> None:
+    """Each stage waits for the next one to have begun with an earlier item: in turn, that would never end."""
+    begun = threading.Event()
+
+    def read() -> Generator[int, None, None]:
+        yield 0
+        assert begun.wait(10)
+        yield 1
+
+    def write(_: int) -> None:
+        begun.set()
+
+    run_pipeline(read, lambda i: i, write)
+
+
+@pytest.mark.parametrize("stage", ["read", "work", "write"])
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, MemoryError])
+def test_a_failure_ends_all_and_is_raised(stage: str, kind: type[BaseException]) -> None:
+    written: list[int] = []
+    closed = threading.Event()
+
+    def fail_at(here: str, item: int) -> int:
+        if stage == here and item == 3:
+            raise kind("three")
+        return item
+
+    def read() -> Generator[int, None, None]:
+        try:
+            for i in range(1000):
+                yield fail_at("read", i)
+        finally:
+            closed.set()
+
+    with pytest.raises(kind, match="three"):
+        run_pipeline(read, lambda i: fail_at("work", i), lambda i: written.append(fail_at("write", i)))
+    assert written == list(range(len(written))) and len(written) <= 3
+    assert closed.is_set()
