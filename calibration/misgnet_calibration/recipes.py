@@ -8,7 +8,7 @@ precision transformations (activations per tensor, either sign; weights per outp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from misgnet_calibration.placement_rules import (
     FLOAT16_RULES,
@@ -56,15 +56,7 @@ CPU = Recipe(
     float16=False,
     rules=ORT_X86_RULES,
 )
-CPU_VNNI = Recipe(
-    "cpu-vnni",
-    symmetric_activations=False,
-    weight_bits=8,
-    quantize_conv_outputs=True,
-    quantize_bias=True,
-    float16=False,
-    rules=ORT_X86_RULES,
-)
+CPU_VNNI = replace(CPU, name="cpu-vnni", weight_bits=8)
 CPU_ARM = Recipe(
     "cpu-arm",
     symmetric_activations=True,
@@ -92,15 +84,7 @@ TENSORRT = Recipe(
     float16=True,
     rules=TENSORRT_RULES,
 )
-TENSORRT_FP16 = Recipe(
-    "tensorrt-fp16",
-    symmetric_activations=True,
-    weight_bits=16,
-    quantize_conv_outputs=False,
-    quantize_bias=False,
-    float16=True,
-    rules=FLOAT16_RULES,
-)
+TENSORRT_FP16 = replace(TENSORRT, name="tensorrt-fp16", weight_bits=16, rules=FLOAT16_RULES)
 RECIPES = (CPU, CPU_VNNI, CPU_ARM, OPENVINO, TENSORRT, TENSORRT_FP16)
 
 # Modules whose numbers do not survive half precision: exponents of thousands, sums of 1e-20 that still decide

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,6 +23,14 @@ class Span:
     def length(self) -> int:
         return self.stop - self.start
 
+    def within(self, whole: Span) -> slice:
+        """This span as a slice into ``whole``, which it is a part of."""
+        return slice(self.start - whole.start, self.stop - whole.start)
+
+    def split(self, size: int) -> Iterator[Span]:
+        """Neighbouring spans of ``size`` pixels, the last one what is left."""
+        return (Span(start, min(start + size, self.stop)) for start in range(self.start, self.stop, size))
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -38,10 +47,7 @@ class Cell:
 
     def owned_in_tile(self) -> tuple[slice, slice]:
         """The owned part as slices into the tile."""
-        return (
-            slice(self.owned_rows.start - self.rows.start, self.owned_rows.stop - self.rows.start),
-            slice(self.owned_columns.start - self.columns.start, self.owned_columns.stop - self.columns.start),
-        )
+        return self.owned_rows.within(self.rows), self.owned_columns.within(self.columns)
 
     def owned_in_image(self) -> tuple[slice, slice]:
         """The owned part as slices into the image."""

@@ -6,7 +6,7 @@ import io
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -31,7 +31,12 @@ _ENDINGS: dict[Stopped, str] = {
     "outside the groups": "with every group float the limit is still missed, so the cause lies elsewhere",
 }
 
-COLUMNS = ("#", "Phase", "Groups", "Lost", "Same mask", "Error", "INT8", "Seconds", "")
+_NUMBER: dict[str, Any] = {"justify": "right", "no_wrap": True}
+_WORD: dict[str, Any] = {"no_wrap": True}
+COLUMNS: dict[str, dict[str, Any]] = {
+    "#": _NUMBER, "Phase": _WORD, "Groups": {"overflow": "fold", "min_width": 10},
+    **dict.fromkeys(("Lost", "Same mask", "Error", "INT8", "Seconds"), _NUMBER), "": _WORD,
+}  # fmt: skip
 
 
 class GroupRecord(Struct, frozen=True):
@@ -110,12 +115,8 @@ def control_table(record: ControlRecord) -> Table:
     """One row a step; the caption says how it ended. It fits 80 columns, and texts are never read as markup."""
     alike = f", {figures.percent(record.min_agreement)} of pixels alike" if record.min_agreement else ""
     table = plain_table(f"Accuracy control, at most {record.limit_points:g} points lost{alike}")
-    for name in COLUMNS:
-        whole = name != "Groups"
-        right = name not in ("Phase", "Groups", "")
-        table.add_column(
-            name, justify="right" if right else "left", no_wrap=whole, overflow="fold", min_width=None if whole else 10
-        )
+    for name, how in COLUMNS.items():
+        table.add_column(name, **how)
     for step in record.steps:
         table.add_row(*_cells(step, record), style="bold" if step.number == record.result else "")
     table.caption = Text(summary(record), style="dim")

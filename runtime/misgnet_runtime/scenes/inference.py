@@ -16,7 +16,7 @@ from misgnet_runtime.scenes.journal import Journal
 from misgnet_runtime.scenes.pipeline import run_pipeline
 from misgnet_runtime.scenes.scaling import Scaling
 from misgnet_runtime.scenes.source import Hole, Pair
-from misgnet_runtime.scenes.windows import Axis, Blender, Layout
+from misgnet_runtime.scenes.windows import Blender, Layout
 from misgnet_runtime.tiling import Span, reflect
 
 
@@ -73,16 +73,11 @@ def _read_chunk(pair: Pair, task: Task, row: int, tiles: range) -> Chunk:
     rows = task.layout.rows.window(row)
     columns = Span(axis.window(tiles[0]).start, axis.window(tiles[-1]).stop)
     pixels = pair.read(task.scalings, rows, columns)
-    parts = {tile: _within(axis, tile, columns) for tile in tiles}
+    parts = {tile: axis.window(tile).within(columns) for tile in tiles}
     seen = tuple(tile for tile, part in parts.items() if pixels.valid[:, part].any())
     before, after = (_stack(image, [parts[t] for t in seen], axis.tile) for image in (pixels.before, pixels.after))
     last = tiles[-1] == len(axis.starts) - 1
     return Chunk(seen, before, after, columns, pixels.valid, pixels.holes, last)
-
-
-def _within(axis: Axis, tile: int, columns: Span) -> slice:
-    window = axis.window(tile)
-    return slice(window.start - columns.start, window.stop - columns.start)
 
 
 def _stack(image: RgbImage, parts: list[slice], tile: int) -> RgbImage:

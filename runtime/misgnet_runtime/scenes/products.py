@@ -63,11 +63,10 @@ class MapWriter:
 
     def _strips(self, dtype: str) -> Iterator[tuple[Any, NDArray[Any]]]:
         """Windows of the raster, top to bottom, with their pixels."""
-        for start in range(0, self.grid.height, _BLOCK):
-            rows = Span(start, min(start + _BLOCK, self.grid.height))
-            read = self.probabilities.read
+        for rows in Span(0, self.grid.height).split(_BLOCK):
+            values = self.probabilities.read(rows)
             window = (rows.start, rows.stop), (0, self.grid.width)
-            yield window, self._classes(read(rows)) if dtype == "uint8" else read(rows)
+            yield window, self._classes(values) if dtype == "uint8" else values
 
     def _write(self, path: Path, dtype: str, nodata: float, predictor: int, resampling: str) -> None:
         rasterio = load_rasterio("a scene")

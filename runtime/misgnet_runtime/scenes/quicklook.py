@@ -25,10 +25,9 @@ def write_quicklook(
 
     White where there is no data. Raises OSError where the disk refuses.
     """
-    height = pair.grid.height
-    step = -(-max(height, pair.grid.width) // MOST_PIXELS)
+    step = -(-max(pair.grid.height, pair.grid.width) // MOST_PIXELS)
     strip = max(1, _STRIP // step) * step
-    spans = [Span(top, min(top + strip, height)) for top in range(0, height, strip)]
+    spans = Span(0, pair.grid.height).split(strip)
     picture = np.concatenate([_lines(pair, scalings, probabilities, threshold, rows, step) for rows in spans])
     Image.fromarray(picture).save(path, format="PNG")
 

@@ -69,10 +69,7 @@ class Raster:
         holes = set()
         for block_rows, block_columns in self._blocks(rows, columns):
             part = _common(rows, block_rows), _common(columns, block_columns)
-            inside = tuple(
-                slice(p.start - whole.start, p.stop - whole.start)
-                for p, whole in zip(part, (rows, columns), strict=True)
-            )
+            inside = part[0].within(rows), part[1].within(columns)
             try:
                 values[(slice(None), *inside)], valid[inside] = self._values(rasterio, bands, *part)
             except rasterio.errors.RasterioError:
@@ -191,7 +188,3 @@ def _warped(rasterio: Any, dataset: Any, grid: Grid) -> Any:
 
 def _common(first: Span, second: Span) -> Span:
     return Span(max(first.start, second.start), min(first.stop, second.stop))
-
-
-def _within(part: Span, whole: Span) -> slice:
-    return slice(part.start - whole.start, part.stop - whole.start)

@@ -95,10 +95,9 @@ def _changes(shapely: Any, change: Path, probabilities: Probabilities, grid: Gri
 def _mean_probability(rasterio: Any, outline: Any, probabilities: Probabilities) -> float:
     left, top, right, bottom = (int(edge) for edge in outline.bounds)
     total = 0.0
-    for start in range(top, bottom, _STRIP):
-        rows = Span(start, min(start + _STRIP, bottom))
+    for rows in Span(top, bottom).split(_STRIP):
         inside = rasterio.features.geometry_mask(
-            [outline], (rows.length, right - left), rasterio.Affine.translation(left, start), invert=True
+            [outline], (rows.length, right - left), rasterio.Affine.translation(left, rows.start), invert=True
         )
         total += float(probabilities.read(rows, Span(left, right))[inside].sum(dtype=np.float64))
     return total / float(outline.area)
