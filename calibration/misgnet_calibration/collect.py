@@ -83,15 +83,9 @@ def tile_peaks(
     reduced, outputs = _with_peaks(model, names)
     exposing = _exposing(reduced, [x for pair in outputs.values() for x in pair], shape=[])
     for tile, values in run_tiles(exposing, interface, tiles, told):
+        scalars = ((name, float(values[largest]), float(values[total])) for name, (largest, total) in outputs.items())
         # onnxruntime's ReduceMax passes over NaN; a sum does not.
-        sums = {name: float(values[total]) for name, (_, total) in outputs.items()}
-        yield (
-            tile,
-            {
-                name: math.nan if math.isnan(sums[name]) else float(values[largest])
-                for name, (largest, _) in outputs.items()
-            },
-        )
+        yield tile, {name: math.nan if math.isnan(total) else largest for name, largest, total in scalars}
 
 
 def run_tiles(

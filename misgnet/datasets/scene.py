@@ -111,16 +111,15 @@ def open_scene(paths: Mapping[str, Path], tile: int) -> Iterator[Scene]:
 def check_label(scene: Scene, tile: int) -> None:
     """InputError unless the label's values are 0 and 255, or 0 and 1, throughout: only the whole of it tells which."""
     white: int | None = None
-    for start in range(0, scene.height, tile):
-        rows = Span(start, min(start + tile, scene.height))
+    for rows in Span(0, scene.height).split(tile):
         values = _read(scene.label, rows, 1)
         bad, white = first_bad_row(values, white)
         if bad is not None:
             found = np.unique(values)
             shown = ", ".join(map(str, found[:6])) + (", ..." if len(found) > 6 else "")
             raise InputError(
-                f"label {scene.label.name} has the values {shown} in rows {start} to {rows.stop - 1}, the first "
-                f"that does not fit in row {start + bad}; a label has 0 and 255, or 0 and 1, throughout"
+                f"label {scene.label.name} has the values {shown} in rows {rows.start} to {rows.stop - 1}, the first "
+                f"that does not fit in row {rows.start + bad}; a label has 0 and 255, or 0 and 1, throughout"
             )
 
 

@@ -84,4 +84,4 @@ def place(cells: Sequence[GridCell], tile: int, seed: int, edges: Edges) -> list
 
 
 def _spans(length: int, tile: int) -> list[Span]:
-    return [Span(start, min(start + tile, length)) for start in range(0, length, tile)]
+    return list(Span(0, length).split(tile))
