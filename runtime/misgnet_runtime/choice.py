@@ -22,8 +22,11 @@ _FASTEST_FIRST = (
 )  # fmt: skip
 
 
+Opened = tuple[ChangeDetector, EngineEntry, str]
+
+
 @contextmanager
-def open_detector(bundle: Bundle, engine: str = "auto") -> Iterator[tuple[ChangeDetector, EngineEntry, str]]:
+def open_detector(bundle: Bundle, engine: str = "auto") -> Iterator[Opened]:
     """The detector of the engine called ``engine``, its entry, and why it was taken.
 
     "auto" takes the first of :func:`ranked` that opens. Raises UnavailableError with

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from misgnet_runtime.bundle import MANIFEST, Bundle, file_sha256, read_bundle
 from misgnet_runtime.callables import Progress
-from misgnet_runtime.choice import open_detector
+from misgnet_runtime.choice import Opened, open_detector
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.manifest import EngineEntry
@@ -110,20 +111,38 @@ def predict_scene_files(
     Raises UsageError, InputError, UnavailableError or GateFailed; then no output has its name.
     """
     options = options or SceneOptions()
+    bundle = read_bundle(bundle_path)
+    opening = partial(open_detector, bundle, options.engine)
+    return predict_opened(bundle, opening, before, after, output, options, tell=tell, progress=progress)
+
+
+def predict_opened(
+    bundle: Bundle,
+    opening: Callable[[], AbstractContextManager[Opened]],
+    before: Path,
+    after: Path,
+    output: Path,
+    options: SceneOptions,
+    *,
+    tell: Callable[[str], None],
+    progress: Progress | None = None,
+) -> SceneReport:
+    """As :func:`predict_scene_files`, with a bundle that was read; ``opening`` gives its engine when all else is known.
+
+    An engine that serves many scenes stays open: ``opening`` is :func:`contextlib.nullcontext` of it.
+    """
     options.check(output)
     if options.vector:
         load_vector_libraries()
     outputs = [Path(os.path.realpath(path)) for path in (output, *options.products().values())]
     if not progress_folder(outputs[0]).exists():
         _refuse_existing(outputs, options)
-    bundle = read_bundle(bundle_path)
     inputs = look_at(before, after, options)
     for line in _words(inputs):
         tell(line)
     try:
-        with open_detector(bundle, options.engine) as (detector, entry, reason):
-            run = Run(bundle, inputs, options, outputs, detector, entry, reason)
-            report = _run(run, progress)
+        with opening() as (detector, entry, reason):
+            report = _run(Run(bundle, inputs, options, outputs, detector, entry, reason), progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(INTERRUPTED) from None
     discard_progress(outputs[0])
