@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,8 @@ rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from rasterio.transform import from_origin
 
-from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, make_bundle
+from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector, make_bundle
 from misgnet_runtime import cli
-from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
 from misgnet_runtime.scenes import predict as predict_module
 from misgnet_runtime.scenes.journal import progress_folder
@@ -64,15 +63,6 @@ class Place:
 
     def names(self) -> set[str]:
         return {path.name for path in self.out.iterdir()} if self.out.exists() else set()
-
-
-def fake_detector(engine: Callable[[], FakeEngine]) -> Any:
-    @contextmanager
-    def opened(bundle: object, name: str) -> Iterator[tuple[ChangeDetector, Any, str]]:
-        with ChangeDetector(engine(), INTERFACE) as detector:
-            yield detector, FLOAT, "a fake"
-
-    return opened
 
 
 @pytest.fixture

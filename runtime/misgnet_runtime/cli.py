@@ -12,6 +12,7 @@ from misgnet_runtime import arguments
 from misgnet_runtime.console import make_app, out_console, run_app
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.log import JsonLog, current
+from misgnet_runtime.watch.command import watch
 
 if TYPE_CHECKING:
     from misgnet_runtime.scenes.options import SceneOptions
@@ -64,11 +65,13 @@ def predict(
 
     A folder's or GeoTIFF's run that was interrupted is gone on with by the same command.
     """
-    from misgnet_runtime.scenes.options import Declared, SceneOptions
+    from misgnet_runtime.scenes.options import SceneOptions, declared_dates
 
-    common = Declared.parse("", bands, scale, offset, stretch)
-    first = Declared.parse("before-", before_bands, before_scale, before_offset, before_stretch).over(common)
-    second = Declared.parse("after-", after_bands, after_scale, after_offset, after_stretch).over(common)
+    first, second = declared_dates(
+        (bands, scale, offset, stretch),
+        (before_bands, before_scale, before_offset, before_stretch),
+        (after_bands, after_scale, after_offset, after_stretch),
+    )
     options = SceneOptions(
         first, second, align, overlap, batch, cog, probability, vector, quicklook, min_area, simplify, engine, force,
         restart,
@@ -145,6 +148,9 @@ def verify(
 
     for line in verify_bundle(bundle, engine):
         _say(line)
+
+
+app.command()(watch)
 
 
 def main() -> None:

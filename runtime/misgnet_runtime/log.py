@@ -4,6 +4,7 @@ Every object has ``time`` (RFC 3339, UTC), ``level`` (info, warning or error), `
 would have read. The others depend on ``event``; null is what does not apply, or is no number:
 
     note      what to know of a run; ``watch`` adds ``pair`` where it speaks of one
+    warning   the same, where something may be wrong
     progress  ``steps``, what is counted, ``done`` and ``total``; at most one a second
     result    what was found or written: the fields of the command's report, as numbers
     error     why a command ends: ``kind`` and ``exit_code``; for a bug also ``traceback``
@@ -75,7 +76,7 @@ class TextLog(Log):
     def progress(self, steps: str) -> Iterator[Progress]:
         from rich.progress import Progress as Bars
 
-        with Bars(console=err_console, transient=True) as bars:
+        with Bars(console=err_console, transient=True, disable=not err_console.is_terminal) as bars:
             task = bars.add_task(steps, total=None)
             yield lambda done, total: bars.update(task, completed=done, total=total)
 
@@ -90,8 +91,8 @@ class JsonLog(Log):
     """For a program: see the module's text."""
 
     def note(self, message: str, **facts: object) -> None:
-        warns = message.startswith(_WARNING)
-        self._write(sys.stderr, "warning" if warns else "info", "note", message.removeprefix(_WARNING), facts)
+        level, event = ("warning", "warning") if message.startswith(_WARNING) else ("info", "note")
+        self._write(sys.stderr, level, event, message.removeprefix(_WARNING), facts)
 
     def result(self, lines: list[str], **figures: object) -> None:
         self._write(sys.stdout, "info", "result", "; ".join(lines), figures)
@@ -142,7 +143,7 @@ def use(form: LogFormat) -> LogFormat:
 
 
 def _at_most_one_a_second(progress: Progress) -> Progress:
-    last = -_SECONDS
+    last = float("-inf")
 
     def told(done: int, total: int) -> None:
         nonlocal last
