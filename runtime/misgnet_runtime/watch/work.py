@@ -59,6 +59,8 @@ class Worker:
             )
         if self._journal.complete is not None:
             self._finish(self._journal.complete)
+        if self._journal.unfinished is None:
+            self._clear()  # what was done, but for this
         if last is None or (last.bundle, last.engine, last.settings) != (
             started.bundle, started.engine, started.settings,
         ):  # fmt: skip
