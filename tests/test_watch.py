@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector, images, make_bundle, write_image
+from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.errors import InputError, StorageError, UnavailableError, UsageError
 from misgnet_runtime.log import TextLog
 from misgnet_runtime.watch import service
@@ -340,6 +341,23 @@ def test_files_that_vanish_while_they_are_read_are_no_failure(place: Place, monk
     assert place.run().done == 1
 
 
+def test_a_file_that_cannot_be_read_is_told_and_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything: the refusal is made up."""
+    place.add("a")
+    place.add("b", 1)
+
+    def refused(path: Path) -> str:
+        if path.name == "a_before.png":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return file_sha256(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("misgnet_runtime.watch.work.file_sha256", refused)
+        assert place.run() == WatchReport(done=1)
+    assert [w for w in place.log.warnings if "a_before.png cannot be read: Permission denied" in w]
+    assert place.run() == WatchReport(done=1) and place.log.warnings == []
+
+
 # --- GeoTIFFs
 
 
@@ -365,6 +383,34 @@ def test_geotiffs_become_maps_and_products(place: Place) -> None:
     wanted = expected(np.moveaxis(before, 0, 2), np.moveaxis(after, 0, 2)) > 0.5
     assert np.array_equal(read(place.out / "s_change.tif"), wanted)
     assert place.log.results[0]["polygons"] == 2
+
+
+def test_the_command_says_how_geotiffs_are_read(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
+    pytest.importorskip("pyogrio", reason="polygons need the [geo] extra")
+    from misgnet_runtime import cli
+    from scenes import read, scene, write_raster
+
+    dates = scene(90, 80)
+    write_raster(place.folder / "s-old.tif", dates[0].astype(np.uint16) * 100)
+    write_raster(place.folder / "s-new.tif", dates[1][::-1])
+    words = (
+        "watch", place.bundle, place.folder, "-o", place.out, "--once", "--settle", 0, "--before-suffix", "-old",
+        "--after-suffix", "-new", "--probability", "--vector", "geojson", "--min-area", 5000,
+        "--before-scale", 1 / 25500, "--after-bands", "3,2,1",
+    )  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["misgnet-run", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    captured = capsys.readouterr()
+    assert ended.value.code == 0 and captured.out.endswith(f"{place.out}: 1 pairs done, 0 failed\n")
+    assert "watching" in captured.err and "before: bands 1,2,3, scale 3.92157e-05" in captured.err
+    assert place.names() == {"s_change.tif", "s_probability.tif", "s_change.geojson"}
+    before, after = (np.moveaxis(date, 0, 2) for date in dates)
+    assert np.array_equal(read(place.out / "s_change.tif"), expected(before, after) > 0.5)
+    assert json.loads((place.out / "s_change.geojson").read_text())["features"] == []
 
 
 def test_without_rasterio_the_pair_waits(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,9 +106,19 @@ class _Watch:
         complete = self._complete(due)
         for pair in complete:
             if not self._stop.asked:
-                self._worker.take(pair)
+                remarks += self._take(pair)
         self._tell(set(remarks))
         return len(complete) < len(due)
+
+    def _take(self, pair: FilePair) -> list[str]:
+        """Have a pair processed; why its files cannot be read, where that is so."""
+        try:
+            self._worker.take(pair)
+        except StorageError:
+            raise
+        except InputError as error:
+            return [str(error)]
+        return []
 
     def _complete(self, due: list[FilePair]) -> list[FilePair]:
         """In the order in which they became so; first what was begun and has not ended."""

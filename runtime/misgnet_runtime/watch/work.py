@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from misgnet_runtime.bundle import MANIFEST, file_sha256
-from misgnet_runtime.errors import MisgnetError, StorageError, UnavailableError, UsageError
+from misgnet_runtime.errors import InputError, MisgnetError, StorageError, UnavailableError, UsageError
 from misgnet_runtime.log import Log
 from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors
 from misgnet_runtime.watch.journal import FORMAT, Begun, Complete, Done, Failed, FileState, Journal, Started, now
@@ -38,7 +38,7 @@ class Worker:
         self._report, self._log = report, log
         self._options = processor.options
         self._retry = journal.failed() if self._options.retry_failed else set()
-        self._passed: set[tuple[tuple[str, int, int], ...]] = set()
+        self._passed: set[tuple[File, File]] = set()  # looked at, and left as they are
 
     @property
     def unfinished(self) -> str | None:
@@ -71,21 +71,22 @@ class Worker:
         """Whether the pair is new, has other files than when it ended, or is to be tried again."""
         ended = self._journal.ended.get(pair.name)
         changed = ended is None or ended[0].state != pair.state
-        return pair.state not in self._passed and (changed or pair.name in self._retry)
+        return pair.files not in self._passed and (changed or pair.name in self._retry)
 
     def take(self, pair: FilePair) -> None:
         """Process a pair that is due, unless its bytes are those that were processed, or old ones are kept.
 
-        Raises StorageError and UnavailableError, which are no fault of the pair's: it is then begun, and due.
+        Raises StorageError and UnavailableError, which are no fault of the pair's, and InputError where a file cannot
+        be read: the pair stays due.
         """
-        begun = _begun(pair)
-        if begun is None:
+        begun = Begun(now(), pair.name, *map(_state, pair.files))
+        if not pair.is_as_found():
             return
         ended = self._journal.ended.get(pair.name)
         if ended is not None and pair.name not in self._retry:
             same = ended[0].same_files(begun)
             if same or (isinstance(ended[1], Done) and not self._options.reprocess):
-                self._passed.add(pair.state)
+                self._passed.add(pair.files)
                 if not same:
                     words = "its files have changed since it was processed; that is done anew with --reprocess"
                     self._warn(pair, words)
@@ -160,17 +161,11 @@ class Worker:
         return Started(now(), FORMAT, digest, processor.engine, self._options.settings())
 
 
-def _begun(pair: FilePair) -> Begun | None:
-    """The pair as it is read now; None where its files are not those that were found complete."""
-    try:
-        before, after = (_state(file) for file in pair.files)
-    except OSError:
-        return None
-    return Begun(now(), pair.name, before, after) if pair.is_as_found() else None
-
-
 def _state(file: File) -> FileState:
-    return FileState(file.path.name, file.size, file.mtime_ns, file_sha256(file.path))
+    try:
+        return FileState(file.path.name, file.size, file.mtime_ns, file_sha256(file.path))
+    except OSError as error:
+        raise InputError(f"image {file.path} cannot be read: {error.strerror}; waiting for it") from error
 
 
 def _line(complete: Complete) -> str:
