@@ -110,7 +110,7 @@ def place(tmp_path: Path, engine: FakeEngine) -> Place:
 
 
 def found_names(folder: Path, naming: Naming) -> tuple[list[str], list[str]]:
-    pairs, remarks = naming.pairs(folder.iterdir())
+    pairs, remarks = naming.pairs(folder, os.listdir(folder))  # noqa: PTH208
     return [pair.name for pair in pairs], remarks
 
 
@@ -160,7 +160,7 @@ def test_folders_and_pipes_are_no_images(tmp_path: Path) -> None:
 
 
 def one_pair(folder: Path, naming: Naming | None = None) -> FilePair:
-    ((pair,), _) = (naming or Naming()).pairs(folder.iterdir())
+    ((pair,), _) = (naming or Naming()).pairs(folder, os.listdir(folder))  # noqa: PTH208
     return pair
 
 

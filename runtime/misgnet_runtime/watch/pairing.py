@@ -84,59 +84,61 @@ class Naming:
         if self.marker is not None and (not self.marker or PurePath(f"x{self.marker}").suffix.lower() in KINDS):
             raise UsageError(f"--marker is '{self.marker}'; it is the end of a name that no image has, like .done")
 
-    def pairs(self, paths: Iterable[Path]) -> tuple[list[FilePair], list[str]]:
+    def pairs(self, folder: Path, names: Iterable[str]) -> tuple[list[FilePair], list[str]]:
         """The pairs among a folder's files, by name, and a remark on each that is not clear.
 
         Names that begin with a dot, or have another extension than an image's (.part, .tmp, .crdownload), are those
         of files that are being written: they are never taken.
         """
-        everything = set(paths)
-        dates: tuple[dict[str, list[Path]], ...] = ({}, {})
-        for path in sorted(everything):
-            for found, suffix in zip(dates, (self.before, self.after), strict=True):
-                if _is_image(path) and path.stem.endswith(suffix) and path.stem != suffix:
-                    found.setdefault(path.stem.removesuffix(suffix), []).append(path)
+        everything = set(names)
+        dates: tuple[dict[str, list[str]], ...] = ({}, {})
+        for file in sorted(everything):
+            stem = file.rpartition(".")[0]
+            if not file.startswith(".") and _kind(file) is not None:
+                for found, end in zip(dates, (self.before, self.after), strict=True):
+                    if stem.endswith(end) and stem != end:
+                        found.setdefault(stem.removesuffix(end), []).append(file)
         pairs, remarks = [], []
         for name in sorted(dates[0].keys() & dates[1].keys()):
-            candidates = dates[0][name] + dates[1][name]
-            if remark := _unclear(candidates):
+            files = dates[0][name] + dates[1][name]
+            if remark := _unclear(files):
                 remarks.append(remark)
-            elif pair := self._pair(name, candidates, everything):
+            elif pair := self._pair(name, folder, files, everything):
                 pairs.append(pair)
         return pairs, remarks
 
-    def _pair(self, name: str, paths: list[Path], everything: set[Path]) -> FilePair | None:
-        before, after = map(File.of, paths)
-        if before is None or after is None:  # gone since
+    def _pair(self, name: str, folder: Path, files: list[str], everything: set[str]) -> FilePair | None:
+        kind, before, after = _kind(files[0]), *(File.of(folder / file) for file in files)
+        if kind is None or before is None or after is None:  # gone since
             return None
-        return FilePair(name, KINDS[paths[0].suffix.lower()], before, after, self._marked(name, paths, everything))
+        return FilePair(name, kind, before, after, self._marked(name, folder, files, everything))
 
-    def _marked(self, name: str, paths: list[Path], everything: set[Path]) -> int | None:
+    def _marked(self, name: str, folder: Path, files: list[str], everything: set[str]) -> int | None:
         """When the pair's marker was made, or the later one of both files' markers."""
         if self.marker is None:
             return None
-        of_pair, of_files = paths[0].with_name(name + self.marker), [Path(f"{path}{self.marker}") for path in paths]
-        for markers in ([of_pair], of_files):
-            found = [File.of(path) for path in markers if path in everything]
+        for markers in ([name + self.marker], [file + self.marker for file in files]):
+            found = [File.of(folder / marker) for marker in markers if marker in everything]
             times = [file.ctime_ns for file in found if file is not None]
             if len(times) == len(markers):
                 return max(times)
         return None
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in KINDS and not path.name.startswith(".")
+def _kind(file: str) -> Kind | None:
+    """By its extension; None for what is no image."""
+    return KINDS.get(f".{file.rpartition('.')[2].lower()}")
 
 
-def _unclear(paths: list[Path]) -> str | None:
+def _unclear(files: list[str]) -> str | None:
     """Why files of one name are no pair; None where they are one."""
-    names = ", ".join(ascii(path.name) for path in paths)
-    if len(paths) > 2:
-        return f"{names} have one name; which are the pair is not clear, and none is taken"
-    if len({KINDS[path.suffix.lower()] for path in paths}) > 1:
-        return f"{names} are a GeoTIFF and another image; they are not taken for a pair"
+    listed = ", ".join(map(ascii, files))
+    if len(files) > 2:
+        return f"{listed} have one name; which are the pair is not clear, and none is taken"
+    if len(set(map(_kind, files))) > 1:
+        return f"{listed} are a GeoTIFF and another image; they are not taken for a pair"
     try:
-        os.fsencode(paths[0].name).decode()
+        os.fsencode(files[0]).decode()
     except UnicodeDecodeError:
-        return f"{names} have names that are not UTF-8; rename them"
+        return f"{listed} have names that are not UTF-8; rename them"
     return None

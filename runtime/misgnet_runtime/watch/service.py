@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -95,13 +96,13 @@ class _Watch:
     def _round(self) -> bool:
         """Have all that is complete processed; whether something is due and is not complete."""
         try:
-            paths = _look(self._folder)
+            names = _look(self._folder)
         except InputError as error:
             if self._options.once:
                 raise
             self._tell({f"{error}; waiting for it"})
             return False
-        pairs, remarks = self._options.naming.pairs(paths)
+        pairs, remarks = self._options.naming.pairs(self._folder, names)
         due = [pair for pair in pairs if self._worker.is_due(pair)]
         complete = self._complete(due)
         for pair in complete:
@@ -135,9 +136,10 @@ class _Watch:
         self._told = remarks
 
 
-def _look(folder: Path) -> list[Path]:
-    """The folder's files; InputError where it cannot be read."""
+def _look(folder: Path) -> list[str]:
+    """The names in the folder; InputError where it cannot be read."""
     try:
-        return list(folder.iterdir())
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
     except OSError as error:
         raise InputError(f"folder {folder} cannot be read: {error.strerror or error}") from error
