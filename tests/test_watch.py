@@ -500,6 +500,19 @@ def test_a_full_disk_fails_no_pair(place: Place, monkeypatch: pytest.MonkeyPatch
     assert place.ends() == [("a", "done")] and place.names() == {"a_change.png"}
 
 
+def test_what_is_tried_again_is_gone_on_with(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.add("a")
+    with monkeypatch.context() as patched:
+        patched.setattr("misgnet_runtime.watch.processing.read_pair", lambda *_: 1 / 0)
+        assert place.run().failed == 1
+    with monkeypatch.context() as patched:
+        refusing_disk(patched, 1)  # "begun" is on the disk
+        with pytest.raises(StorageError):
+            place.run(replace(NOW, retry_failed=True))
+    assert place.run() == WatchReport(done=1)
+    assert place.ends() == [("a", "failed"), ("a", "done")]
+
+
 # --- a watcher that goes on
 
 

@@ -66,9 +66,8 @@ class WatchOptions:
 
     def settings(self) -> dict[str, str]:
         """What the results depend on, for the journal."""
-        scene = asdict(self.scene)
-        found = {**asdict(self.products), **{name: scene[name] for name in _DECIDING}}
-        return {name: str(value) for name, value in found.items()}
-
-
-_DECIDING = ("before", "after", "align", "overlap", "batch", "cog", "min_area", "simplify")
+        scene, found = asdict(self.scene), asdict(self.products)
+        for date in ("before", "after"):
+            found.update({f"{date}-{name}": value for name, value in scene[date].items()})
+        found.update({name: scene[name] for name in ("align", "overlap", "batch", "cog", "min_area", "simplify")})
+        return {name: str(value) for name, value in found.items() if value is not None}

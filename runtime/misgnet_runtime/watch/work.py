@@ -71,7 +71,7 @@ class Worker:
         """Whether the pair is new, has other files than when it ended, or is to be tried again."""
         ended = self._journal.ended.get(pair.name)
         changed = ended is None or ended[0].state != pair.state
-        return pair.files not in self._passed and (changed or pair.name in self._retry)
+        return pair.files not in self._passed and (changed or self._is_wanted(pair))
 
     def take(self, pair: FilePair) -> None:
         """Process a pair that is due, unless its bytes are those that were processed, or old ones are kept.
@@ -83,7 +83,7 @@ class Worker:
         if not pair.is_as_found():
             return
         ended = self._journal.ended.get(pair.name)
-        if ended is not None and pair.name not in self._retry:
+        if ended is not None and not self._is_wanted(pair):
             same = ended[0].same_files(begun)
             if same or (isinstance(ended[1], Done) and not self._options.reprocess):
                 self._passed.add(pair.files)
@@ -91,8 +91,13 @@ class Worker:
                     words = "its files have changed since it was processed; that is done anew with --reprocess"
                     self._warn(pair, words)
                 return
-        self._retry.discard(pair.name)
         self._process(pair, begun)
+        if self.unfinished is None:
+            self._retry.discard(pair.name)
+
+    def _is_wanted(self, pair: FilePair) -> bool:
+        """Whether the pair is processed even if it is what it was when it ended: to be tried again, or begun again."""
+        return pair.name in self._retry or pair.name == self.unfinished
 
     def _process(self, pair: FilePair, begun: Begun) -> None:
         folder = self._begin(begun)
