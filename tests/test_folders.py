@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from bundles import INTERFACE, FakeEngine, edit, expected, fake_detector, images, make_bundle, write_image
+from ends import die_at, in_child
 from misgnet_runtime import cli, folders
 from misgnet_runtime.errors import GateFailed, InputError, StorageError, UsageError
 from misgnet_runtime.folders import FolderReport, predict_folders
@@ -251,22 +252,10 @@ def test_a_full_disk_is_told_and_gone_on_from(place: Place, monkeypatch: pytest.
     assert set(place.masks()) == {f"{name}.png" for name in SIZES}
 
 
-def die_at(number: int) -> None:
-    """From here on the ``number``-th call that makes something lasting is not lived through."""
-    calls = 0
-
-    def watched(function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls > number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return call
-
-    os.fsync = watched(os.fsync)
-    Path.replace = watched(Path.replace)  # type: ignore[method-assign]
+def doomed(place: Place, moment: int, force: bool) -> None:
+    die_at(moment)
+    with suppress(UsageError):  # it was finished before
+        place.run(batch=2, force=force)
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -285,7 +274,7 @@ def test_a_run_that_is_killed_anywhere_is_gone_on_with(
             (place.out / name).write_bytes(b"old")
             if not force:
                 (place.out / name).unlink()
-        killed = [in_child(place, number // 2, force), in_child(place, number, force)]
+        killed = [in_child(partial(doomed, place, moment, force)) for moment in (number // 2, number)]
         for name, content in place.masks().items():
             assert content == whole[name] or (force and content == b"old")
         if not any(killed):
@@ -294,20 +283,6 @@ def test_a_run_that_is_killed_anywhere_is_gone_on_with(
             place.run(batch=2, force=force)
         assert place.masks() == whole and not (place.out / ".progress").exists()
     assert number > 20
-
-
-def in_child(place: Place, number: int, force: bool) -> bool:
-    """Run in a process of its own that dies at a moment; whether it did."""
-    child = os.fork()
-    if child == 0:
-        try:
-            die_at(number)
-            place.run(batch=2, force=force)
-        except UsageError:  # it was finished before
-            pass
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 # --- the command

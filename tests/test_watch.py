@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import pytest
 from PIL import Image
 
 from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector, images, make_bundle, write_image
+from ends import die_at, in_child
 from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.errors import InputError, StorageError, UnavailableError, UsageError
 from misgnet_runtime.log import TextLog
@@ -599,35 +601,9 @@ def test_an_interruption_is_no_error(real: Place) -> None:
 # --- ends
 
 
-def die_at(number: int) -> None:
-    """From here on the ``number``-th call that makes something lasting is not lived through."""
-    calls = 0
-
-    def watched(function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls > number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return call
-
-    os.fsync = watched(os.fsync)
-    Path.replace = watched(Path.replace)  # type: ignore[method-assign]
-    Path.unlink = watched(Path.unlink)  # type: ignore[method-assign]
-
-
-def in_child(place: Place, number: int) -> bool:
-    """Watch in a process of its own that dies at a moment; whether it did."""
-    child = os.fork()
-    if child == 0:
-        try:
-            die_at(number)
-            place.run(scene_options())
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+def doomed(place: Place, moment: int) -> None:
+    die_at(moment)
+    place.run(scene_options())
 
 
 def scene_options() -> WatchOptions:
@@ -724,7 +700,7 @@ def test_a_watcher_that_is_killed_anywhere_goes_on(place: Place, monkeypatch: py
     assert set(whole) == {"a_change.png", "s_change.tif", "s_probability.tif"}
     for number in range(100):
         place.out = place.root / f"out{number}"
-        killed = in_child(place, number)
+        killed = in_child(partial(doomed, place, number))
         for name in place.names() - {".working"}:
             assert (place.out / name).read_bytes() == whole[name]
         place.run(scene_options())
