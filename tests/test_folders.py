@@ -191,6 +191,27 @@ def test_pairs_that_changed_are_done_again(place: Place, monkeypatch: pytest.Mon
         np.testing.assert_array_equal(np.asarray(mask) == 255, wanted)
 
 
+def test_a_half_written_mask_never_gets_its_name(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a pair whose older mask was the last to be noted as whole."""
+    begin(place, monkeypatch)
+    whole = place.masks()
+    write_image(place.after / "c.png", images(*SIZES["c"], seed=9)[1])
+
+    def half(path: Path, _: object) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    def nothing(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for function, instead in (("folder_record.write_mask", half), ("folders.run_pipeline", nothing)):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(f"misgnet_runtime.{function}", instead)
+            place.run(batch=1)
+        assert place.masks() == whole
+    assert place.run().resumed == 2
+
+
 def test_another_bundle_is_refused_but_with_force(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     begin(place, monkeypatch)
     edit(place.bundle, lambda m: m.update(threshold=0.4))

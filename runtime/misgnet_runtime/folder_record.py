@@ -56,12 +56,14 @@ class Record:
     written: dict[str, Written]
 
     def write(self, masks: Sequence[tuple[Written, Mask]]) -> None:
-        """Give masks, bool (H, W), their names; InputError where the disk refuses, and the others stay."""
+        """Give masks, bool (H, W), their names; StorageError where the disk refuses, and the others stay."""
         places = [progress_folder(self.output) / f"{about.name}.png" for about, _ in masks]
         with resumable_errors(self.output):
             for place, (_, mask) in zip(places, masks, strict=True):
-                write_mask(place, mask)
-                sync(place)
+                part = place.with_suffix(".part")  # under its mask's name a file is whole
+                write_mask(part, mask)
+                sync(part)
+                part.replace(place)
             append_line(self.handle, _Line(tuple(about for about, _ in masks)))
             os.fsync(self.handle)
         self.publish([about for about, _ in masks])
@@ -94,7 +96,7 @@ def open_record(output: Path, settings: dict[str, str], sources: Sequence[Source
     """The record of ``output``, begun where there is none, or anew with ``force`` where it is of other settings.
 
     UsageError where another run is at work, the masks were begun otherwise, or one exists that no run of these
-    wrote; InputError where the disk refuses. The record is removed when the block succeeds.
+    wrote; StorageError where the disk refuses. The record is removed when the block succeeds.
     """
     folder = progress_folder(output)
     if not folder.exists():
