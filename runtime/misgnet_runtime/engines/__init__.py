@@ -39,4 +39,4 @@ def open_engine_file(
         data = (root / entry.file).read_bytes()
     except OSError as error:
         raise InputError(f"plan {root / entry.file} cannot be read: {error}") from error
-    return open_plan(data, entry.kind, facts=facts)
+    return open_plan(data, entry.kind, facts=facts, streams=streams)
