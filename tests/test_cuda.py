@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
+import gpu
 from fake_cuda import FakeDriver
 from fake_cuda_libraries import FakePyCuda, FakeRuntime, Status
 from misgnet_runtime import cuda
@@ -21,22 +23,17 @@ from misgnet_runtime.errors import UnavailableError
 LIBRARIES = ("cuda", "cuda.bindings", "cuda.bindings.runtime", "cuda.cudart", "pycuda", "pycuda.driver")
 
 
-def real(load: Callable[[], Any], kind: Callable[[Any], CudaDriver]) -> CudaDriver:
-    try:
-        driver = kind(load())
-        first_device(driver)
-    except (ImportError, UnavailableError) as error:
-        pytest.skip(f"no GPU through this library: {error}")
-    return driver
-
-
 DRIVERS: dict[str, Callable[[], CudaDriver]] = {
     "fake": FakeDriver,
     "cuda-python": lambda: CudaPython(FakeRuntime()),
     "pycuda": lambda: PyCuda(FakePyCuda()),
-    "real-cuda-python": lambda: real(cuda._load_cuda_python, CudaPython),
-    "real-pycuda": lambda: real(cuda._load_pycuda, PyCuda),
+    **{f"real {name}": partial(gpu.DRIVERS.__getitem__, name) for name in gpu.DRIVERS},
 }
+
+
+@pytest.mark.skipif(not gpu.DRIVERS, reason=f"the real CUDA was not tested: {'; '.join(gpu.REASONS)}")
+def test_the_suite_runs_on_this_machines_gpu() -> None:
+    assert len(DRIVERS) > 3
 
 
 @pytest.fixture(params=DRIVERS)

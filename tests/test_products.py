@@ -28,9 +28,9 @@ def test_every_target_is_in_the_table_and_every_engine_has_one() -> None:
 
 
 def test_precision_is_that_of_the_graph_or_what_the_float_graph_is_computed_in() -> None:
-    names = ("cpu-arm", "openvino", "openvino-bf16", "rtx-sm86,sm89", "rtx-sm86-fp16", "tensorrt-fp16")
+    names = ("cpu-arm", "openvino", "openvino-bf16", "rtx-sm86,sm89", "rtx-sm86-fp16", "tensorrt-fp16", "cuda")
     assert [product_of(parse_target(name)).precision for name in names] == [
-        "int8", "int8", "bf16", "int8+float16", "float16", "float16",
+        "int8", "int8", "bf16", "int8+float16", "float16", "float16", "float32",
     ]  # fmt: skip
 
 

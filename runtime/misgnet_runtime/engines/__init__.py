@@ -31,6 +31,10 @@ def open_engine_file(
         from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(root / entry.file, max_batch, threads, streams)
+    if entry.kind == "onnxruntime-cuda":
+        from misgnet_runtime.engines.ort_cuda import OnnxRuntimeCudaEngine
+
+        return OnnxRuntimeCudaEngine(root / entry.file, max_batch, threads, streams)
     from misgnet_runtime.engines.tensorrt import open_plan
     from misgnet_runtime.plans import PlanFacts
 
