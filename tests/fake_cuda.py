@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,7 @@ class FakeDriver:
         self.captured: dict[int, list[Work]] = {}
         self.executable: dict[int, list[Work]] = {}
         self._captures: dict[int, _Capture] = {}
+        self._current: Counter[int] = Counter()
         self._capability = capability
         self._devices = devices
         self._left = memory
@@ -57,6 +59,19 @@ class FakeDriver:
     def empty(self) -> bool:
         """Whether everything was given back."""
         return not (self.memory or self.pinned or self.queues or self.events or self.captured or self.executable)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        thread = threading.get_ident()
+        self._current[thread] += 1
+        try:
+            yield
+        finally:
+            self._current[thread] -= 1
+
+    def is_current(self) -> bool:
+        """Whether calls of others in this thread find the device."""
+        return self._current[threading.get_ident()] > 0
 
     def device_count(self) -> int:
         return self._devices

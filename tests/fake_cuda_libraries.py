@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable
 from enum import IntEnum
 from types import SimpleNamespace
@@ -38,8 +39,16 @@ class FakeRuntime:
 
     def __init__(self, status: Status = Status.cudaSuccess) -> None:
         self.gpu = FakeDriver()
+        self.device = 0
         self.last_error = Status.cudaSuccess
         self.status = status
+
+    def cudaGetDevice(self) -> tuple[Any, ...]:
+        return self.status, self.device
+
+    def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
+        self.device = device
+        return (self.status,)
 
     def cudaGetDeviceCount(self) -> tuple[Any, ...]:
         return self.status, 1
@@ -136,7 +145,8 @@ class FakeRuntime:
 class FakePyCuda:
     """pycuda's way: objects that free themselves, exceptions for errors, a context that is current to a thread.
 
-    ``outside``: what was called without a current context. pycuda fails then, or only warns in a destructor.
+    ``pushed``: how often, by thread. ``outside``: what was called without a current context; pycuda fails then, or
+    only warns in a destructor.
     """
 
     event_flags = SimpleNamespace(BLOCKING_SYNC=1)
@@ -150,11 +160,7 @@ class FakePyCuda:
         self.failure = failure
         self.outside: list[str] = []
         self.Device = type("Device", (_Device,), {"library": self})
-        self._threads: dict[int, int] = {}
-
-    @property
-    def threads_with_a_context(self) -> int:
-        return sum(depth > 0 for depth in self._threads.values())
+        self.pushed: Counter[int] = Counter()
 
     def init(self) -> None:
         if self.failure:
@@ -182,17 +188,13 @@ class FakePyCuda:
         self.call("cuMemcpyDtoHAsync", self.gpu.copy_to_host, self._own(host), source, stream.handle)
 
     def call(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
-        if not self._threads.get(threading.get_ident()):
+        if not self.pushed[threading.get_ident()]:
             self.outside.append(name)
             raise self.Error(f"{name} failed: invalid device context")
         try:
             return work(*arguments)
         except UnavailableError as error:
             raise self.Error(f"{name} failed: {error}") from error
-
-    def push(self, step: int) -> None:
-        thread = threading.get_ident()
-        self._threads[thread] = self._threads.get(thread, 0) + step
 
     def _own(self, host: Bytes) -> Bytes:
         return self.gpu.pinned[host.ctypes.data][: host.nbytes]
@@ -209,7 +211,10 @@ class _Device:
         return 1
 
     def retain_primary_context(self) -> Any:
-        return SimpleNamespace(push=lambda: self.library.push(1), pop=lambda: self.library.push(-1))
+        def push(step: int) -> None:
+            self.library.pushed[threading.get_ident()] += step
+
+        return SimpleNamespace(push=lambda: push(1), pop=lambda: push(-1))
 
     def compute_capability(self) -> tuple[int, int]:
         return (8, 7)

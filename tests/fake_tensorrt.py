@@ -240,6 +240,7 @@ class CudaEngine:
         return RuntimeConfig()
 
     def create_execution_context(self, how: Any) -> Any:
+        assert self.module.driver.is_current()
         strategy = how.strategy if isinstance(how, RuntimeConfig) else how
         assert strategy.name == "USER_MANAGED"
         graphs = getattr(how, "cuda_graph_strategy", None)
@@ -291,6 +292,7 @@ class ExecutionContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         self.driver.calls.append(("execute", stream))
+        assert self.driver.is_current()
         engine = self.engine
         if set(self.shapes) != set(engine.plan["inputs"]) or set(self.addresses) != set(engine.tensors):
             return False

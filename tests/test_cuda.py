@@ -230,7 +230,18 @@ def test_pycudas_context_is_current_only_while_it_is_used() -> None:
         assert copies.wait() == [0] * 4
         with pytest.raises(UnavailableError):
             driver.allocate(1 << 50)
-    assert library.gpu.empty and not library.outside and not library.threads_with_a_context
+        with driver.current():
+            assert library.pushed.total() == 1, "TensorRT's calls find it, too"
+    assert library.gpu.empty and not library.outside and not library.pushed.total()
+
+
+def test_a_thread_is_left_on_the_device_that_it_was_on() -> None:
+    runtime = FakeRuntime()
+    driver = CudaPython(runtime)
+    runtime.device = 1
+    with driver.current():
+        assert runtime.device == 0
+    assert runtime.device == 1
 
 
 def test_a_missing_driver_is_told_with_its_error() -> None:

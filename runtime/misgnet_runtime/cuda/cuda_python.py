@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,17 @@ class CudaPython:
             self.device_count()
         except UnavailableError as error:
             raise UnavailableError(f"{error}; is an NVIDIA driver installed that is new enough?") from error
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """A thread begins on device 0, but whoever shares it may have left it on another one."""
+        before = int(self.call("cudaGetDevice"))
+        self.call("cudaSetDevice", 0)
+        try:
+            yield
+        finally:
+            if before != 0:
+                self.call("cudaSetDevice", before)
 
     def device_count(self) -> int:
         return int(self.call("cudaGetDeviceCount"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +50,9 @@ class CudaDriver(Protocol):
 
     library: str
     graphs: CudaGraphs | None  # None where the library has none
+
+    def current(self) -> AbstractContextManager[object]:
+        """Within, CUDA's calls by others in this thread (TensorRT's) find the device, too."""
 
     def device_count(self) -> int: ...
 

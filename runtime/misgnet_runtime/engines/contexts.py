@@ -46,13 +46,13 @@ class Contexts:
     """
 
     def __init__(self, module: Any, engine: Any, log: VendorLog) -> None:
-        self.replay = has(module, OWN_GRAPHS)  # by TensorRT itself
+        self.replay_themselves = has(module, OWN_GRAPHS)
         self.memory_bytes = max(1, int(engine.device_memory_size_v2))  # of one context
         self._engine = engine
         self._log = log
         self._making = Lock()
         self._how: Any = module.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self.replay:
+        if self.replay_themselves:
             strategy, self._how = self._how, engine.create_runtime_config()
             self._how.set_execution_context_allocation_strategy(strategy)
             self._how.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE

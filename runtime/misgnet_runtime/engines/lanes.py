@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -89,13 +90,9 @@ class Lane:
         """Run a batch; the answer is the caller's own. MisgnetError where TensorRT refuses, or CUDA fails."""
         for spec in self._tensors.inputs:
             np.copyto(self._buffers[spec.name].view(batch), arrays[spec.name], casting="equiv")
-        try:
+        with self._settled():
             if not self._replay.launch(batch):
                 self._run(self._context, batch)
-            self._wait()
-        except BaseException:
-            self._driver.synchronize(self._stream)  # what is queued already uses the buffers
-            raise
         # The pinned memory is the lane's and is overwritten by the next batch: hand out copies.
         answer = {spec.name: self._buffers[spec.name].view(batch).copy() for spec in self._tensors.outputs}
         if self._replay.wants(batch):
@@ -116,24 +113,30 @@ class Lane:
             buffer = self._buffers[spec.name]
             self._driver.copy_to_host(buffer.part(batch), buffer.address, self._stream)
 
-    def _wait(self) -> None:
-        self._driver.record_event(self._done, self._stream)
-        self._driver.synchronize_event(self._done)
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """However this ends, nothing that was queued within is under way afterwards and still uses the buffers."""
+        try:
+            yield
+            self._driver.record_event(self._done, self._stream)
+            self._driver.synchronize_event(self._done)
+        except BaseException:
+            self._driver.synchronize(self._stream)
+            raise
 
     def _capture(self, batch: int) -> None:
         """Keep the graph of a batch that was answered; where that fails, batches go on as before."""
         try:
             context = self._new_context()
-            self._run(context, batch)
-            self._wait()
+            with self._settled():
+                self._run(context, batch)
             self._replay.keep(batch, context, partial(self._queue, context, batch))
         except MisgnetError as error:
-            self._driver.synchronize(self._stream)
             self._replay.give_up(f"batches are not replayed as CUDA graphs: {error}")
 
 
 def _replay(contexts: Contexts, driver: CudaDriver, stream: int) -> Replay:
-    if contexts.replay:
+    if contexts.replay_themselves:
         return Replay(None, stream)
     if driver.graphs is None:
         return Replay(None, stream, f"batches are not replayed as CUDA graphs: {driver.library} has none")

@@ -23,7 +23,7 @@ class OnnxRuntimeEngine(Engine):
     """One ONNX graph in an onnxruntime session on the CPU."""
 
     device = "CPU"
-    providers: Sequence[Any] = ("CPUExecutionProvider",)
+    _providers: Sequence[Any] = ("CPUExecutionProvider",)
 
     def __init__(self, graph: Path | bytes, max_batch: int, threads: int | None = None, streams: int = 1) -> None:
         """``threads``: that compute at once, in all streams; without it as many as this process may use cores.
@@ -35,7 +35,7 @@ class OnnxRuntimeEngine(Engine):
         source = os.fspath(graph) if isinstance(graph, Path) else graph
         try:
             self._session = onnxruntime.InferenceSession(
-                source, _options(threads, streams), providers=self.providers,
+                source, _options(threads, streams), providers=self._providers,
                 disabled_optimizers=_DISABLED, enable_fallback=False,
             )  # fmt: skip
             self._session.disable_fallback()  # which is for a batch that fails, the other for opening

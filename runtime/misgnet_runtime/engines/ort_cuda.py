@@ -26,7 +26,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     """One ONNX graph in an onnxruntime session on CUDA device 0, in the graph's own types."""
 
     device = "CUDA device 0 (ONNX Runtime)"
-    providers = ((_CUDA, _OPTIONS), "CPUExecutionProvider")  # the CPU for what works on shapes
+    _providers = ((_CUDA, _OPTIONS), "CPUExecutionProvider")  # the CPU for what works on shapes
 
     def __init__(self, graph: Path | bytes, max_batch: int, threads: int | None = None, streams: int = 1) -> None:
         """``threads``: for what stays on the CPU.

@@ -44,16 +44,16 @@ def open_plan(
     if facts is not None:
         machine = MachineFacts(vendor, vendor_version(module), device.compute_capability, this_platform())
         check_plan_fits(facts, machine)
-    return TensorRTEngine(data, module, vendor, driver, device, streams)
+    with driver.current():
+        return TensorRTEngine(data, module, vendor, driver, device, streams)
 
 
 class TensorRTEngine(Engine):
     """One plan, and a lane for each batch that may run at once; see :func:`open_plan`."""
 
-    def __init__(
-        self, data: bytes, module: Any, vendor: str, driver: CudaDriver, device: Device, streams: int = 1
-    ) -> None:
+    def __init__(self, data: bytes, module: Any, vendor: str, driver: CudaDriver, device: Device, streams: int) -> None:
         self.device = f"{device.name} ({device.compute_capability})"
+        self._driver = driver
         self._log = VendorLog()
         self._logger = make_logger(module, self._log)
         self._runtime = module.Runtime(self._logger)
@@ -82,13 +82,15 @@ class TensorRTEngine(Engine):
     def _infer(self, lane: Lane, arrays: Arrays, batch: int) -> Arrays:
         if batch < self.min_batch:
             raise InputError(f"a batch of {batch} is too small for this plan, which starts at {self.min_batch}")
-        return lane.infer(arrays, batch)
+        with self._driver.current():
+            return lane.infer(arrays, batch)
 
     def _release(self) -> None:
         """Contexts before the memory that they use, and before the engine; the engine before its runtime."""
-        self._lanes.clear()
-        self._taken.close()
-        self._engine = self._runtime = None
+        with self._driver.current():
+            self._lanes.clear()
+            self._taken.close()
+            self._engine = self._runtime = None
 
 
 def _tensor_specs(engine: Any, module: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
