@@ -88,7 +88,8 @@ class FakeEngine(Engine):
 
     device = "a fake"
 
-    def __init__(self, interface: Interface, *, nan: bool = False) -> None:
+    def __init__(self, interface: Interface, *, nan: bool = False, streams: int = 1) -> None:
+        super().__init__((None,) * streams)
         self.interface = interface
         self.max_batch = interface.max_batch
         self.inputs = tuple(map(spec, interface.inputs()))
@@ -97,7 +98,7 @@ class FakeEngine(Engine):
         self.nan = nan
         self.closed = False
 
-    def _infer(self, arrays: Arrays, batch: int) -> Arrays:
+    def _infer(self, lane: Any, arrays: Arrays, batch: int) -> Arrays:
         self.batches.append(batch)
         before, after = (self._pixels(arrays[name]) for name in ("before", "after"))
         probability = np.abs(before - after).mean(-1) / np.float32(255)
@@ -119,7 +120,7 @@ class FakeEngine(Engine):
             return (probability > 0.5).astype(np.uint8)
         return probability
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self.closed = True
 
 
@@ -127,7 +128,7 @@ def fake_detector(engine: Callable[[], FakeEngine]) -> Any:
     """In the place of ``open_detector``, with the engine that ``engine`` makes."""
 
     @contextmanager
-    def opened(bundle: object, name: str) -> Iterator[tuple[ChangeDetector, EngineEntry, str]]:
+    def opened(*_: object) -> Iterator[tuple[ChangeDetector, EngineEntry, str]]:
         found = engine()
         with ChangeDetector(found, found.interface) as detector:
             yield detector, FLOAT, "a fake"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ TILE = 32
 INTERFACE = Interface(TILE, 4)
 CPU = EngineEntry("cpu", "onnxruntime", "int8.onnx", "int8.onnx", "int8", "1")
 BF16 = EngineEntry("openvino-bf16", "openvino", "float.onnx", "float.onnx", "bf16", "1", needs=["avx512_bf16"])
+CUDA = EngineEntry("cuda", "onnxruntime-cuda", "float.onnx", "float.onnx", "float32", "1")
 PLAN = EngineEntry("rtx-sm86", "rtx", "sm86.plan", "int8.onnx", "int8+float16", "1", ["sm86"])
 
 
@@ -34,14 +36,15 @@ class Constant(Engine):
     max_batch = 4
 
     def __init__(self, value: float) -> None:
+        super().__init__()
         self.value = value
         self.inputs = tuple(TensorSpec(n, "uint8", (-1, TILE, TILE, 3)) for n in ("before", "after"))
         self.outputs = (TensorSpec("probability", "float32", (-1, TILE, TILE)),)
 
-    def _infer(self, arrays: Arrays, batch: int) -> Arrays:
+    def _infer(self, lane: Any, arrays: Arrays, batch: int) -> Arrays:
         return {"probability": np.full((batch, TILE, TILE), self.value, np.float32)}
 
-    def close(self) -> None: ...
+    def _release(self) -> None: ...
 
 
 @pytest.fixture
@@ -74,10 +77,11 @@ def test_an_engine_that_finds_nothing_fails(monkeypatch: pytest.MonkeyPatch, til
     assert not report.passed and report.engines[0].f1_drop_points == 100
 
 
+@pytest.mark.parametrize("entry", [PLAN, CUDA], ids=lambda entry: entry.name)
 def test_an_engine_without_its_device_is_not_run_and_judged_by_proxy(
-    monkeypatch: pytest.MonkeyPatch, tiles: TileSet
+    monkeypatch: pytest.MonkeyPatch, tiles: TileSet, entry: EngineEntry
 ) -> None:
-    engine = judged(monkeypatch, tiles, PLAN, 1.0).engines[0]
+    engine = judged(monkeypatch, tiles, entry, 1.0).engines[0]
     assert engine.status == "proxy" and engine.reason == "not run: no such device here"
 
 

@@ -44,14 +44,21 @@ class Place:
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    found = FakeEngine(INTERFACE)
-    monkeypatch.setattr(folders, "open_detector", fake_detector(lambda: found))
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of every call of any engine that is opened."""
+    found: list[int] = []
+
+    def opened() -> FakeEngine:
+        engine = FakeEngine(INTERFACE)
+        engine.batches = found
+        return engine
+
+    monkeypatch.setattr(folders, "open_detector", fake_detector(opened))
     return found
 
 
 @pytest.fixture
-def place(tmp_path: Path, engine: FakeEngine) -> Place:
+def place(tmp_path: Path, batches: list[int]) -> Place:
     return Place(tmp_path)
 
 
@@ -59,7 +66,7 @@ def answer(name: str) -> np.ndarray:
     return expected(*images(*SIZES[name], seed=list(SIZES).index(name))) > 0.5
 
 
-def test_every_pair_has_its_mask_and_batches_are_full(place: Place, engine: FakeEngine) -> None:
+def test_every_pair_has_its_mask_and_batches_are_full(place: Place, batches: list[int]) -> None:
     told: list[tuple[int, int]] = []
     report = place.run(progress=lambda done, total: told.append((done, total)))
     assert set(place.masks()) == {f"{name}.png" for name in SIZES}
@@ -68,28 +75,28 @@ def test_every_pair_has_its_mask_and_batches_are_full(place: Place, engine: Fake
         with Image.open(place.out / f"{name}.png") as mask:
             assert (mask.mode, mask.format) == ("L", "PNG")
             np.testing.assert_array_equal(np.asarray(mask), np.where(answer(name), 255, 0))
-    assert engine.batches == [4, 4, 1]  # 1 + 1 + 4 + 1 + 1 + 1 tiles
+    assert batches == [4, 4, 1]  # 1 + 1 + 4 + 1 + 1 + 1 tiles
     assert (report.pairs, report.resumed, told[-1]) == (6, 0, (6, 6))
     shares = [answer(name) for name in SIZES]
     assert report.changed_share == sum(s.sum() for s in shares) / sum(s.size for s in shares)
     assert report.pairs_per_second is not None and report.pairs_per_second > 0
 
 
-@pytest.mark.parametrize(("asked", "batches"), [(1, [1] * 9), (3, [3] * 3), (100, [4, 4, 1])])
+@pytest.mark.parametrize(("asked", "wanted"), [(1, [1] * 9), (3, [3] * 3), (100, [4, 4, 1])])
 def test_the_batch_is_as_asked_within_the_engines_limit(
-    place: Place, engine: FakeEngine, asked: int, batches: list[int]
+    place: Place, batches: list[int], asked: int, wanted: list[int]
 ) -> None:
     place.run(batch=asked)
-    assert engine.batches == batches
+    assert batches == wanted
 
 
-def test_existing_masks_are_kept_without_force(place: Place, engine: FakeEngine) -> None:
+def test_existing_masks_are_kept_without_force(place: Place, batches: list[int]) -> None:
     place.out.mkdir()
     (place.out / "e.png").write_bytes(b"old")
     (place.out / "other.txt").write_text("not a mask")
     with pytest.raises(UsageError, match=r"e\.png exists; .*--force"):
         place.run()
-    assert place.masks() == {"e.png": b"old", "other.txt": b"not a mask"} and engine.batches == []
+    assert place.masks() == {"e.png": b"old", "other.txt": b"not a mask"} and batches == []
     assert list(place.out.glob(".*")) == []
     place.run(force=True)
     assert place.masks()["e.png"] != b"old" and place.masks()["other.txt"] == b"not a mask"
@@ -112,12 +119,12 @@ REFUSED: dict[str, tuple[Callable[[Place], object], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_run_is_refused_before(place: Place, engine: FakeEngine, case: str) -> None:
+def test_what_cannot_be_run_is_refused_before(place: Place, batches: list[int], case: str) -> None:
     change, kind, words = REFUSED[case]
     change(place)
     with pytest.raises(kind, match=words):
         place.run()
-    assert not place.out.exists() and engine.batches == []
+    assert not place.out.exists() and batches == []
 
 
 def test_masks_do_not_take_the_place_of_images(place: Place) -> None:
@@ -135,7 +142,7 @@ def test_a_batch_is_one_at_least(place: Place) -> None:
 
 
 def test_a_damaged_image_is_named_and_then_gone_on_from(
-    place: Place, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    place: Place, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folders, "run_pipeline", in_turn)
     whole = (place.after / "e.png").read_bytes()
@@ -144,9 +151,9 @@ def test_a_damaged_image_is_named_and_then_gone_on_from(
         place.run(batch=1)
     assert set(place.masks()) == {"a.png", "b.png", "c.png", "d.png"}
     (place.after / "e.png").write_bytes(whole)
-    engine.batches.clear()
+    batches.clear()
     report = place.run(batch=1)
-    assert (report.pairs, report.resumed, len(engine.batches)) == (6, 4, 2)
+    assert (report.pairs, report.resumed, len(batches)) == (6, 4, 2)
     assert set(place.masks()) == {f"{name}.png" for name in SIZES} and not (place.out / ".progress").exists()
 
 
@@ -154,10 +161,10 @@ def begin(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | 
     """Leave a run with the masks of a, b and c."""
 
     class Ending(FakeEngine):
-        def _infer(self, arrays: Any, batch: int) -> Any:
+        def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
             if len(self.batches) == 6:
                 raise error or GateFailed("the end")
-            return super()._infer(arrays, batch)
+            return super()._infer(lane, arrays, batch)
 
     with monkeypatch.context() as patched:
         patched.setattr(folders, "open_detector", fake_detector(lambda: Ending(INTERFACE)))
@@ -168,7 +175,7 @@ def begin(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | 
     assert set(place.masks()) == {"a.png", "b.png", "c.png"}
 
 
-def in_turn(read: Any, work: Any, write: Any) -> None:
+def in_turn(read: Any, work: Any, write: Any, workers: int) -> None:
     """A pipeline without threads: what has been answered is on the disk when the next one is asked."""
     for item in read():
         write(work(item))
@@ -179,13 +186,13 @@ def test_an_interruption_keeps_what_is_finished(place: Place, monkeypatch: pytes
     assert place.run().resumed == 3
 
 
-def test_pairs_that_changed_are_done_again(place: Place, monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> None:
+def test_pairs_that_changed_are_done_again(place: Place, monkeypatch: pytest.MonkeyPatch, batches: list[int]) -> None:
     begin(place, monkeypatch)
     _, after = images(64, 64, seed=9)
     write_image(place.after / "a.png", after)
     (place.out / "b.png").unlink()
     report = place.run()
-    assert (report.resumed, len(engine.batches)) == (1, 2)  # of c; 1 + 1 + 1 + 1 + 1 tiles
+    assert (report.resumed, len(batches)) == (1, 2)  # of c; 1 + 1 + 1 + 1 + 1 tiles
     with Image.open(place.out / "a.png") as mask:
         wanted = expected(images(64, 64, seed=0)[0], after) > 0.5
         np.testing.assert_array_equal(np.asarray(mask) == 255, wanted)

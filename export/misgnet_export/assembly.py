@@ -39,6 +39,7 @@ _TOOLS = (
     "onnxscript",
     "onnxsim",
     "onnxruntime",
+    "onnxruntime-gpu",
     "numpy",
     "openvino",
     "tensorrt-rtx",

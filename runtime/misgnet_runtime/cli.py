@@ -46,6 +46,8 @@ def predict(
     align: arguments.Align = False,
     overlap: arguments.Overlap = None,
     batch: arguments.Batch = 4,
+    streams: arguments.Streams = None,
+    threads: arguments.Threads = None,
     restart: arguments.Restart = False,
     bands: arguments.Bands = None,
     scale: arguments.Scale = None,
@@ -73,11 +75,11 @@ def predict(
         (after_bands, after_scale, after_offset, after_stretch),
     )
     options = SceneOptions(
-        first, second, align, overlap, batch, cog, probability, vector, quicklook, min_area, simplify, engine, force,
-        restart,
+        first, second, align, overlap, batch, streams, threads, cog, probability, vector, quicklook, min_area, simplify,
+        engine, force, restart,
     )  # fmt: skip
     if before.is_dir() or after.is_dir():
-        _refuse_scene_words(output, replace(options, batch=SceneOptions().batch))
+        _refuse_scene_words(output, replace(options, batch=SceneOptions().batch, streams=None, threads=None))
         _predict_folders(bundle, before, after, output, options)
     elif output.suffix.lower() in (".tif", ".tiff"):
         _predict_scene(bundle, before, after, output, options)
@@ -105,8 +107,8 @@ def _predict_folders(bundle: Path, before: Path, after: Path, output: Path, opti
 
     with current().progress("pairs") as progress:
         report = predict_folders(
-            bundle, before, after, output, engine=options.engine, batch=options.batch, force=options.force,
-            progress=progress,
+            bundle, before, after, output, engine=options.engine, batch=options.batch, streams=options.streams,
+            threads=options.threads, force=options.force, progress=progress,
         )  # fmt: skip
     _say(report.line(output), output=output, **asdict(report))
 

@@ -18,8 +18,9 @@ from misgnet_runtime.detector import Probability
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.folder_record import Record, Stamp, Written, open_record, stamp_of
 from misgnet_runtime.images import Mask, RgbImage, read_pair
+from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.pipeline import run_pipeline
-from misgnet_runtime.scenes.predict import INTERRUPTED
+from misgnet_runtime.scenes.run import INTERRUPTED
 from misgnet_runtime.tiles import Source, find_pairs
 from misgnet_runtime.tiling import Cell, cover, cut
 
@@ -56,6 +57,8 @@ def predict_folders(
     *,
     engine: str = "auto",
     batch: int = 4,
+    streams: int | None = None,
+    threads: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> FolderReport:
@@ -65,13 +68,12 @@ def predict_folders(
     pairs whose files have changed since are done again. ``progress`` is told of pairs. Raises InputError that names
     the file, UsageError where a mask exists; GateFailed where the engine answers NaN or Inf. What is finished stays.
     """
-    if batch < 1:
-        raise UsageError(f"--batch is {batch}; it is 1 or more")
+    SceneOptions(batch=batch, streams=streams, threads=threads).check_numbers()
     if output.resolve() in (before.resolve(), after.resolve()):
         raise UsageError(f"output {output} is a folder of images that are read; choose another -o")
     sources = find_pairs(before, after)
     bundle = read_bundle(bundle_path)
-    with open_detector(bundle, engine) as opened:
+    with open_detector(bundle, engine, streams, threads) as opened:
         detector, entry, _ = opened
         settings = {
             "the bundle": file_sha256(bundle.path / MANIFEST),
@@ -96,6 +98,7 @@ def _run(
         lambda: _batches(todo, tile, size),
         lambda tiles: (tiles, detector.sound_probability(tiles.before, tiles.after)),
         writer.take,
+        detector.engine.streams,
     )
     speed = len(todo) / (time.perf_counter() - start) if todo else None
     masks = [record.written[source.name] for source in sources]

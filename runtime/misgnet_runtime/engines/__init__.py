@@ -6,14 +6,28 @@ from pathlib import Path
 
 from misgnet_runtime.engines.base import Engine, TensorSpec
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.machine import check_processor
+from misgnet_runtime.machine import check_processor, usable_cores
 from misgnet_runtime.manifest import EngineEntry
 
-__all__ = ["Engine", "TensorSpec", "open_engine_file"]
+__all__ = ["Engine", "TensorSpec", "open_engine_file", "streams_for_scenes"]
+
+_MOST_STREAMS = 4  # each takes memory for a batch of its own
 
 
-def open_engine_file(entry: EngineEntry, root: Path, max_batch: int, threads: int | None = None) -> Engine:
+def streams_for_scenes(entry: EngineEntry) -> int:
+    """Batches at once that keep the engine's device busy where there is always a next one.
+
+    A core that computes a batch alone waits for no other one; on a GPU the copies of one batch hide behind another.
+    """
+    return min(_MOST_STREAMS, usable_cores()) if entry.kind in ("onnxruntime", "openvino") else 2
+
+
+def open_engine_file(
+    entry: EngineEntry, root: Path, max_batch: int, threads: int | None = None, streams: int = 1
+) -> Engine:
     """Open the engine that ``entry`` describes; its paths start at ``root``.
+
+    ``streams``: batches that run at once, on ``threads`` of the CPU together (all usable cores without).
 
     Raises UnavailableError where this machine lacks the device, the processor, the library or the right version,
     and InputError where the file cannot be opened.
@@ -22,11 +36,15 @@ def open_engine_file(entry: EngineEntry, root: Path, max_batch: int, threads: in
     if entry.kind == "openvino":
         from misgnet_runtime.engines.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(root / entry.file, max_batch, threads, precision=entry.precision)
+        return OpenVinoEngine(root / entry.file, max_batch, threads, streams, precision=entry.precision)
     if entry.kind == "onnxruntime":
         from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(root / entry.file, max_batch, threads)
+        return OnnxRuntimeEngine(root / entry.file, max_batch, threads, streams)
+    if entry.kind == "onnxruntime-cuda":
+        from misgnet_runtime.engines.ort_cuda import OnnxRuntimeCudaEngine
+
+        return OnnxRuntimeCudaEngine(root / entry.file, max_batch, threads, streams)
     from misgnet_runtime.engines.tensorrt import open_plan
     from misgnet_runtime.plans import PlanFacts
 
@@ -35,4 +53,4 @@ def open_engine_file(entry: EngineEntry, root: Path, max_batch: int, threads: in
         data = (root / entry.file).read_bytes()
     except OSError as error:
         raise InputError(f"plan {root / entry.file} cannot be read: {error}") from error
-    return open_plan(data, entry.kind, facts=facts)
+    return open_plan(data, entry.kind, facts=facts, streams=streams)

@@ -39,6 +39,8 @@ def watch(
     align: arguments.Align = False,
     overlap: arguments.Overlap = None,
     batch: arguments.Batch = 4,
+    streams: arguments.Streams = None,
+    threads: arguments.Threads = None,
     bands: arguments.Bands = None,
     scale: arguments.Scale = None,
     offset: arguments.Offset = None,
@@ -68,7 +70,17 @@ def watch(
         (after_bands, after_scale, after_offset, after_stretch),
     )
     scene = SceneOptions(
-        *dates, align, overlap, batch, cog, min_area=min_area, simplify=simplify, engine=engine, force=True
+        *dates,
+        align,
+        overlap,
+        batch,
+        streams,
+        threads,
+        cog,
+        min_area=min_area,
+        simplify=simplify,
+        engine=engine,
+        force=True,
     )
     options = WatchOptions(
         Naming(before_suffix, after_suffix, marker), Products(probability, vector, quicklook), scene, settle, poll,

@@ -29,9 +29,9 @@ class Processor:
 
     @property
     def engine(self) -> str:
-        """Its name, and what it runs on."""
+        """Its name, what it runs on, and how many batches at once."""
         detector, entry, _ = self.opened
-        return f"{entry.name} on {detector.engine.device}"
+        return f"{entry.name} on {detector.engine.device}, {detector.engine.streams} streams"
 
     def process(self, pair: FilePair, folder: Path) -> dict[str, Any]:
         """Write the results of ``pair`` to ``folder``, the map or mask last: where it is, all are. Its figures.
