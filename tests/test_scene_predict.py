@@ -68,7 +68,9 @@ class Place:
 
 def fake_detector(engine: Callable[[], FakeEngine]) -> Any:
     @contextmanager
-    def opened(bundle: object, name: str) -> Iterator[tuple[ChangeDetector, Any, str]]:
+    def opened(
+        bundle: object, name: str, streams: object, threads: object
+    ) -> Iterator[tuple[ChangeDetector, Any, str]]:
         with ChangeDetector(engine(), INTERFACE) as detector:
             yield detector, FLOAT, "a fake"
 
@@ -117,6 +119,18 @@ def test_scenes_of_any_size(place: Place, size: tuple[int, int], overlap: int) -
     np.testing.assert_allclose(read(place.out / "p.tif"), wanted, atol=1e-6)
 
 
+def test_streams_share_the_work_and_give_the_same_bytes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.run(place.all)
+    names = "change.tif", "p.tif"
+    alone = [(place.out / name).read_bytes() for name in names]
+    engine = FakeEngine(INTERFACE, streams=3)
+    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: engine))
+    report = place.run(replace(place.all, streams=3, force=True))
+    assert report.tiles == sum(engine.batches) == 30 and report.seconds > 0
+    assert "30 tiles in " in report.lines(place.change)[1]
+    assert alone == [(place.out / name).read_bytes() for name in names]
+
+
 def test_a_cog_is_one_with_the_same_pixels(place: Place) -> None:
     place.run(place.all)
     plain = read(place.change), read(place.out / "p.tif")
@@ -163,7 +177,7 @@ def test_blocks_that_cannot_be_read_are_counted_once(place: Place) -> None:
     lost[256:288, 160:] = True
     assert report.unread == (9, lost.sum())
     assert np.array_equal(read(place.change) == 255, lost)
-    assert "9 blocks" in report.lines(place.change)[1]
+    assert "9 blocks" in report.lines(place.change)[2]
 
 
 def test_a_warning_of_a_shift(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,7 +218,7 @@ def test_polygons_are_whole_and_measured(place: Place, suffix: str) -> None:
         assert meta["crs"] == "EPSG:4326" and 13 < bounds[0] < bounds[2] < 14.1
     else:
         assert meta["crs"] == "EPSG:32633"
-        np.testing.assert_allclose(bounds, (400_000 + 17.5, 5_000_000 - 75, 400_000 + 52.5, 5_000_000 - 30))
+        np.testing.assert_allclose(bounds, (399_984 + 17.5, 4_999_992 - 75, 399_984 + 52.5, 4_999_992 - 30))
 
 
 def test_small_polygons_are_left_out_and_others_simplified(place: Place) -> None:
@@ -354,13 +368,13 @@ class Ending(FakeEngine):
         self.journal = progress_folder(place.change) / "journal.jsonl"
         self.error = error
 
-    def _infer(self, arrays: Any, batch: int) -> Any:
+    def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
         if len(self.batches) == 5:
             limit = time.monotonic() + 20
             while self.journal.read_bytes().count(b"\n") < 3 and time.monotonic() < limit:
                 time.sleep(0.01)
             raise self.error
-        return super()._infer(arrays, batch)
+        return super()._infer(lane, arrays, batch)
 
 
 def begin(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
@@ -434,9 +448,9 @@ def test_two_runs_at_once_are_refused(place: Place) -> None:
 
 def test_an_input_that_changes_meanwhile_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     class Touching(FakeEngine):
-        def _infer(self, arrays: Any, batch: int) -> Any:
+        def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
             os.utime(place.after, (1, 1))
-            return super()._infer(arrays, batch)
+            return super()._infer(lane, arrays, batch)
 
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Touching(INTERFACE)))
     with pytest.raises(InputError, match="was changed while it was read"):
@@ -458,7 +472,7 @@ from misgnet_runtime.scenes import predict
 from misgnet_runtime.scenes.options import SceneOptions
 
 @contextmanager
-def opened(bundle, name):
+def opened(bundle, name, streams, threads):
     interface = Interface(256, 4)
     with ChangeDetector(FakeEngine(interface), interface) as detector:
         yield detector, FLOAT, "a fake"

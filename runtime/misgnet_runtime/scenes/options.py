@@ -58,8 +58,9 @@ class Declared:
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """``overlap`` in pixels, a quarter of a tile without; ``min_area`` in m² (in pixels where the raster lies nowhere),
-    ``simplify`` in pixels.
+    """``overlap`` in pixels, a quarter of a tile without; ``streams``: batches at once, what suits the engine without,
+    on ``threads`` of the CPU together; ``min_area`` in m² (in pixels where the raster lies nowhere), ``simplify`` in
+    pixels.
     """
 
     before: Declared = field(default_factory=Declared)
@@ -67,6 +68,8 @@ class SceneOptions:
     align: bool = False
     overlap: int | None = None
     batch: int = 4
+    streams: int | None = None
+    threads: int | None = None
     cog: bool = False
     probability: Path | None = None
     vector: Path | None = None
@@ -90,11 +93,20 @@ class SceneOptions:
         places = [path.resolve() for path in (output, *self.products().values())]
         if len(set(places)) < len(places):
             raise UsageError("two outputs have one name; give each a name of its own")
+        self.check_numbers()
+
+    def check_numbers(self) -> None:
+        """UsageError where a number cannot be meant."""
         for option, number, least in (
-            ("--batch", self.batch, 1), ("--min-area", self.min_area, 0), ("--simplify", self.simplify, 0),
+            ("--batch", self.batch, 1), ("--streams", self.streams, 1), ("--threads", self.threads, 1),
+            ("--min-area", self.min_area, 0), ("--simplify", self.simplify, 0),
         ):  # fmt: skip
-            if not number >= least:
+            if number is not None and not number >= least:
                 raise UsageError(f"{option} is {number}; it is {least} or more")
+
+    def overlap_of(self, tile: int) -> int:
+        """Pixels that neighbouring tiles of ``tile`` pixels share."""
+        return tile // 4 if self.overlap is None else self.overlap
 
     def products(self) -> dict[str, Path]:
         """The outputs beside the change raster that were asked for, by option."""
