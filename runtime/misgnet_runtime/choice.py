@@ -23,10 +23,9 @@ _FASTEST_FIRST = (
     ("onnxruntime-cuda", False), ("onnxruntime-cuda", True),
     ("openvino", True), ("onnxruntime", True), ("openvino", False), ("onnxruntime", False),
 )  # fmt: skip
-Opened = TypeVar("Opened")
-
 
 Opened = tuple[ChangeDetector, EngineEntry, str]
+Runnable = TypeVar("Runnable")
 
 
 @contextmanager
@@ -90,8 +89,8 @@ def measured_here(bundle: Bundle) -> dict[str, float]:
 
 
 def first_that_opens(
-    entries: list[EngineEntry], open_one: Callable[[EngineEntry], Opened], asked: str
-) -> tuple[Opened, EngineEntry, str]:
+    entries: list[EngineEntry], open_one: Callable[[EngineEntry], Runnable], asked: str
+) -> tuple[Runnable, EngineEntry, str]:
     """What ``open_one`` makes of the first entry that runs here, the entry, and why it was taken.
 
     ``asked``: an engine's name, or "auto". Raises UnavailableError with the reason of each where none runs.
