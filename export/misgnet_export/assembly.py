@@ -120,6 +120,7 @@ def _report_data(
                 "Decisions",
                 f"made on {short_path(str(request.val))}" if request.val else "defaults: no validation set was given",
             ),
+            ("Threshold", f"{draft.evidence.parity.threshold:g}, {_threshold_from(draft)}"),
         ],
         parity=draft.evidence.parity,
         timings=draft.evidence.timings,
@@ -132,6 +133,10 @@ def _report_data(
     )
 
 
+def _threshold_from(draft: Draft) -> str:
+    return f"tuned: {draft.tuned}" if draft.tuned else "given"
+
+
 def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
     interface = request.interface
     return Manifest(
@@ -140,7 +145,8 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         created=_now(),
         tile=interface.tile,
         overlap=0,
-        threshold=request.threshold,
+        threshold=draft.evidence.parity.threshold,
+        threshold_from=_threshold_from(draft),
         class_names=["unchanged", "changed"],
         interface=interface,
         inputs=interface.inputs(),
