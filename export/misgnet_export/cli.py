@@ -74,7 +74,8 @@ def build(
     licence: Annotated[str, typer.Option(help="licence of the weights, for the manifest")] = "not stated",
     timing_cache: Annotated[Path | None, typer.Option(help="TensorRT's timing cache, read and written")] = None,
     split: Annotated[
-        bool, typer.Option("--split", help="also encoder and head of each engine, for series of dates encoded once")
+        bool,
+        typer.Option("--split", help="also encoder and head of each engine but BF16, for series of dates encoded once"),
     ] = False,
 ) -> None:
     """A checkpoint in; engines, manifest and evidence out, if INT8 keeps F1."""
