@@ -86,7 +86,8 @@ class FakeEngine(Engine):
 
     device = "a fake"
 
-    def __init__(self, interface: Interface, *, nan: bool = False) -> None:
+    def __init__(self, interface: Interface, *, nan: bool = False, streams: int = 1) -> None:
+        super().__init__((None,) * streams)
         self.interface = interface
         self.max_batch = interface.max_batch
         self.inputs = tuple(map(spec, interface.inputs()))
@@ -95,7 +96,7 @@ class FakeEngine(Engine):
         self.nan = nan
         self.closed = False
 
-    def _infer(self, arrays: Arrays, batch: int) -> Arrays:
+    def _infer(self, lane: Any, arrays: Arrays, batch: int) -> Arrays:
         self.batches.append(batch)
         before, after = (self._pixels(arrays[name]) for name in ("before", "after"))
         probability = np.abs(before - after).mean(-1) / np.float32(255)
@@ -117,7 +118,7 @@ class FakeEngine(Engine):
             return (probability > 0.5).astype(np.uint8)
         return probability
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self.closed = True
 
 

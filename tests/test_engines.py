@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from misgnet_runtime.engines import Engine, TensorSpec, open_engine_file
 from misgnet_runtime.engines.openvino import OpenVinoEngine
 from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 from misgnet_runtime.engines.tensorrt import open_plan
-from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.plans import PlanOptions, compile_plan
 
@@ -89,9 +90,20 @@ class Conformance:
             with pytest.raises(InputError, match="engine input"):
                 engine.infer(other)
 
-    def test_a_second_close_does_nothing(self, engine: Engine) -> None:
+    def test_threads_share_it(self, engine: Engine) -> None:
+        asked = [self.arrays(engine, 1 + seed % MAX_BATCH, seed) for seed in range(12)]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(engine.infer, asked))
+        for arrays, answer in zip(asked, found, strict=True):
+            np.testing.assert_allclose(answer["probability"], expected(**arrays), atol=1e-6)
+
+    def test_a_closed_engine_says_so_and_a_second_close_does_nothing(self, engine: Engine) -> None:
+        arrays = self.arrays(engine, 1)
         engine.close()
         engine.close()
+        for _ in range(2):
+            with pytest.raises(MisgnetError, match="is closed; open it again"):
+                engine.infer(arrays)
 
     def test_the_processors_floating_point_mode_and_cores_are_left_alone(self, engine: Engine) -> None:
         """Flushing denormals to zero, or pinning, would hold for the calling thread and for all after it."""
@@ -102,16 +114,16 @@ class Conformance:
 
 
 class TestOnnxRuntime(Conformance):
-    @pytest.fixture
-    def engine_of_kind(self) -> Engine:
-        return OnnxRuntimeEngine(DATA / "tiny_float.onnx", MAX_BATCH)
+    @pytest.fixture(params=[1, 3])
+    def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
+        return OnnxRuntimeEngine(DATA / "tiny_float.onnx", MAX_BATCH, streams=request.param)
 
 
 class TestOpenVino(Conformance):
-    @pytest.fixture
-    def engine_of_kind(self) -> Engine:
+    @pytest.fixture(params=[1, 3])
+    def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
         pytest.importorskip("openvino", reason="OpenVINO is not installed")
-        return OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH)
+        return OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, streams=request.param)
 
 
 class TestTensorRT(Conformance):
@@ -149,7 +161,7 @@ def test_openvino_computes_in_the_type_of_the_entry(precision: str, found: str) 
     if precision == "bf16" and not machine.cpu_flags().intersection(BF16_FLAGS):
         pytest.skip("this processor has no BF16")
     engine = OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, 1, precision=precision)
-    compiled = engine._request.get_compiled_model()
+    compiled = engine._compiled
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == found
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
 

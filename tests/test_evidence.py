@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,14 +35,15 @@ class Constant(Engine):
     max_batch = 4
 
     def __init__(self, value: float) -> None:
+        super().__init__()
         self.value = value
         self.inputs = tuple(TensorSpec(n, "uint8", (-1, TILE, TILE, 3)) for n in ("before", "after"))
         self.outputs = (TensorSpec("probability", "float32", (-1, TILE, TILE)),)
 
-    def _infer(self, arrays: Arrays, batch: int) -> Arrays:
+    def _infer(self, lane: Any, arrays: Arrays, batch: int) -> Arrays:
         return {"probability": np.full((batch, TILE, TILE), self.value, np.float32)}
 
-    def close(self) -> None: ...
+    def _release(self) -> None: ...
 
 
 @pytest.fixture

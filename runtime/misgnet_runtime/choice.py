@@ -23,14 +23,16 @@ _FASTEST_FIRST = (
 
 
 @contextmanager
-def open_detector(bundle: Bundle, engine: str = "auto") -> Iterator[tuple[ChangeDetector, EngineEntry, str]]:
+def open_detector(
+    bundle: Bundle, engine: str = "auto", streams: int = 1
+) -> Iterator[tuple[ChangeDetector, EngineEntry, str]]:
     """The detector of the engine called ``engine``, its entry, and why it was taken.
 
-    "auto" takes the first of :func:`ranked` that opens. Raises UnavailableError with
-    the reason of each engine where none opens, UsageError for an unknown name.
+    ``streams``: batches that it takes at once. "auto" takes the first of :func:`ranked` that opens. Raises
+    UnavailableError with the reason of each engine where none opens, UsageError for an unknown name.
     """
     entries = ranked_here(bundle) if engine == "auto" else [bundle.engine_entry(engine)]
-    opened, entry, reason = _first_that_opens(bundle, entries, engine)
+    opened, entry, reason = _first_that_opens(bundle, entries, engine, streams)
     with ChangeDetector(opened, bundle.manifest.interface) as detector:
         yield detector, entry, reason
 
@@ -74,11 +76,13 @@ def measured_here(bundle: Bundle) -> dict[str, float]:
     return {timing.engine: timing.pairs_per_second for timing in timings if timing.batch == 1}
 
 
-def _first_that_opens(bundle: Bundle, entries: list[EngineEntry], asked: str) -> tuple[Engine, EngineEntry, str]:
+def _first_that_opens(
+    bundle: Bundle, entries: list[EngineEntry], asked: str, streams: int
+) -> tuple[Engine, EngineEntry, str]:
     refused: list[tuple[str, UnavailableError]] = []
     for entry in entries:
         try:
-            engine = open_engine_file(entry, bundle.path, bundle.manifest.interface.max_batch)
+            engine = open_engine_file(entry, bundle.path, bundle.manifest.interface.max_batch, streams=streams)
         except UnavailableError as error:
             refused.append((entry.name, error))
             continue

@@ -19,7 +19,7 @@ Probability = NDArray[np.float32]
 
 
 class ChangeDetector:
-    """A network that runs here. Owns its engine; use it in a ``with`` block. Not thread-safe.
+    """A network that runs here. Owns its engine; use it in a ``with`` block. Threads may share it, as its engine.
 
     Raises InputError, and closes the engine, where it is not what ``interface`` says.
     """

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ class ChangeMap:
 class BundleSession:
     """An open bundle; see :func:`open_bundle`. ``engine`` runs, chosen for the ``reason``.
 
-    Threads may share it: their calls wait for each other, since an engine runs one batch at a time.
+    Threads may share it: as many batches as it was opened with streams run at once, others wait.
     """
 
     def __init__(self, manifest: Manifest, engine: EngineEntry, reason: str, detector: ChangeDetector) -> None:
@@ -37,25 +36,24 @@ class BundleSession:
         self.engine = engine
         self.reason = reason
         self._detector = detector
-        self._lock = Lock()
 
     def predict(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> ChangeMap:
         """The change between two RGB images of one size, uint8 (H, W, 3); the arrays belong to the caller.
 
         Raises InputError for other arrays, GateFailed where the engine answers NaN or Inf.
         """
-        with self._lock:
-            probability = self._detector.scene_probability(before, after)
+        probability = self._detector.scene_probability(before, after)
         return ChangeMap(probability, probability > self.manifest.threshold)
 
 
 @contextmanager
-def open_bundle(path: str | os.PathLike[str], engine: str = "auto") -> Iterator[BundleSession]:
+def open_bundle(path: str | os.PathLike[str], engine: str = "auto", streams: int = 1) -> Iterator[BundleSession]:
     """Check the bundle's files, then open one of its engines: by name, or the fastest that runs here.
 
+    ``streams``: so many batches of several threads run at once, sharing the device.
     Raises InputError for a bundle that is not what its manifest says, UsageError for an unknown engine,
     UnavailableError with the reason where none can run on this machine.
     """
     bundle = read_bundle(Path(path))
-    with open_detector(bundle, engine) as (detector, entry, reason):
+    with open_detector(bundle, engine, streams) as (detector, entry, reason):
         yield BundleSession(bundle.manifest, entry, reason, detector)

@@ -12,8 +12,12 @@ from misgnet_runtime.manifest import EngineEntry
 __all__ = ["Engine", "TensorSpec", "open_engine_file"]
 
 
-def open_engine_file(entry: EngineEntry, root: Path, max_batch: int, threads: int | None = None) -> Engine:
+def open_engine_file(
+    entry: EngineEntry, root: Path, max_batch: int, threads: int | None = None, streams: int = 1
+) -> Engine:
     """Open the engine that ``entry`` describes; its paths start at ``root``.
+
+    ``streams``: batches that run at once, on ``threads`` of the CPU together (all usable cores without).
 
     Raises UnavailableError where this machine lacks the device, the processor, the library or the right version,
     and InputError where the file cannot be opened.
@@ -22,11 +26,11 @@ def open_engine_file(entry: EngineEntry, root: Path, max_batch: int, threads: in
     if entry.kind == "openvino":
         from misgnet_runtime.engines.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(root / entry.file, max_batch, threads, precision=entry.precision)
+        return OpenVinoEngine(root / entry.file, max_batch, threads, streams, precision=entry.precision)
     if entry.kind == "onnxruntime":
         from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(root / entry.file, max_batch, threads)
+        return OnnxRuntimeEngine(root / entry.file, max_batch, threads, streams)
     from misgnet_runtime.engines.tensorrt import open_plan
     from misgnet_runtime.plans import PlanFacts
 

@@ -7,15 +7,17 @@ The public :meth:`Engine.infer` checks shapes and dtypes once for all backends; 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.errors import InputError
+from misgnet_runtime.errors import InputError, MisgnetError
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -30,12 +32,20 @@ class TensorSpec:
 
 
 class Engine(ABC):
-    """One compiled network on one device. Not thread-safe: one engine per thread."""
+    """One compiled network on one device. Threads may share it: ``streams`` batches run at once, others wait."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_batch: int
     device: str
+
+    def __init__(self, lanes: Sequence[Any] = (None,)) -> None:
+        """``lanes``: what one batch needs for itself while it runs; as many as may run at once."""
+        self.streams = len(lanes)
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        self._closed, self._closing = False, Lock()
+        for lane in lanes:
+            self._free.put(lane)
 
     def infer(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
         """Run one batch.
@@ -45,14 +55,31 @@ class Engine(ABC):
         Raises InputError where the arrays do not fit.
         """
         batch = check_inputs(self.inputs, arrays, self.max_batch)
-        return self._infer({spec.name: np.ascontiguousarray(arrays[spec.name]) for spec in self.inputs}, batch)
+        contiguous = {spec.name: np.ascontiguousarray(arrays[spec.name]) for spec in self.inputs}
+        lane = self._free.get()
+        try:
+            if self._closed:
+                raise MisgnetError(f"this engine on {self.device} is closed; open it again")
+            return self._infer(lane, contiguous, batch)
+        finally:
+            self._free.put(lane)
 
     @abstractmethod
-    def _infer(self, arrays: Arrays, batch: int) -> Arrays: ...
+    def _infer(self, lane: Any, arrays: Arrays, batch: int) -> Arrays: ...
 
-    @abstractmethod
     def close(self) -> None:
-        """Release the device's memory; a closed engine is not used again."""
+        """Wait until no batch runs, then release the device's memory; a second call does nothing."""
+        with self._closing:
+            if self._closed:
+                return
+            for _ in range(self.streams):
+                self._free.get()
+            self._closed = True
+            self._release()
+            self._free.put(None)  # who waits is told
+
+    @abstractmethod
+    def _release(self) -> None: ...
 
     def __enter__(self) -> Engine:
         return self

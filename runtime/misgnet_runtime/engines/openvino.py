@@ -31,8 +31,10 @@ def load_openvino() -> Any:
 class OpenVinoEngine(Engine):
     """One ONNX graph compiled by OpenVINO for the CPU."""
 
-    def __init__(self, graph: Path, max_batch: int, threads: int | None = None, *, precision: str = "float32") -> None:
-        """``precision``: of the manifest's entry; ``threads``: all cores that this process may use by default.
+    def __init__(
+        self, graph: Path, max_batch: int, threads: int | None = None, streams: int = 1, *, precision: str = "float32"
+    ) -> None:
+        """``precision``: of the manifest's entry; ``threads``: in all streams, all usable cores by default.
 
         Raises UnavailableError where OpenVINO is missing or would not compute in ``precision`` here, and InputError
         where it cannot open ``graph``.
@@ -43,31 +45,31 @@ class OpenVinoEngine(Engine):
             # It would compute in float32, or emulate: slower, and other numbers than those that were judged.
             raise UnavailableError("OpenVINO does not compute in BF16 on this processor; take another engine")
         try:
-            compiled = core.compile_model(core.read_model(graph), "CPU", _options(wanted, threads))
+            compiled = core.compile_model(core.read_model(graph), "CPU", _options(wanted, threads, streams))
         except Exception as error:  # OpenVINO raises RuntimeError, its bindings TypeError and others
             raise InputError(f"OpenVINO cannot open {graph}: {one_line(str(error))}") from error
         _check_type(compiled, wanted)
-        self._request: Any = compiled.create_infer_request()
+        self._compiled: Any = compiled
+        super().__init__([compiled.create_infer_request() for _ in range(streams)])
         self.max_batch = max_batch
         self.inputs = tuple(map(_spec, compiled.inputs))
         self.outputs = tuple(map(_spec, compiled.outputs))
         self.device = "CPU (OpenVINO)"
 
-    def _infer(self, arrays: Arrays, batch: int) -> Arrays:  # noqa: ARG002
-        found = self._request.infer(arrays, share_inputs=True, share_outputs=False)
+    def _infer(self, lane: Any, arrays: Arrays, batch: int) -> Arrays:  # noqa: ARG002
+        found = lane.infer(arrays, share_inputs=True, share_outputs=False)
         return {spec.name: found[spec.name] for spec in self.outputs}
 
-    def close(self) -> None:
-        """Release the compiled graph; a second call does nothing."""
-        self._request = None
+    def _release(self) -> None:
+        self._compiled = None
 
 
-def _options(wanted: str, threads: int | None) -> dict[str, Any]:
-    """One stream for the least latency. Pinned threads would meet those of other processes on one core."""
+def _options(wanted: str, threads: int | None, streams: int) -> dict[str, Any]:
+    """Each stream for the least latency. Pinned threads would meet those of other processes on one core."""
     return {
         "INFERENCE_PRECISION_HINT": wanted,
         "INFERENCE_NUM_THREADS": threads or usable_cores(),
-        "NUM_STREAMS": 1,
+        "NUM_STREAMS": streams,
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
     }

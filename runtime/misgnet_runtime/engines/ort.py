@@ -23,13 +23,17 @@ class OnnxRuntimeEngine(Engine):
 
     device = "CPU"
 
-    def __init__(self, graph: Path | bytes, max_batch: int, threads: int | None = None) -> None:
-        """``threads``: for one operator; all cores that this process may use by default."""
+    def __init__(self, graph: Path | bytes, max_batch: int, threads: int | None = None, streams: int = 1) -> None:
+        """``threads``: that compute at once, in all streams; without it as many as this process may use cores.
+
+        Raises InputError where onnxruntime cannot open ``graph``.
+        """
+        super().__init__((None,) * streams)  # a session takes any number of batches at once
         name = str(graph) if isinstance(graph, Path) else "the graph in memory"
         source = os.fspath(graph) if isinstance(graph, Path) else graph
         try:
             self._session = onnxruntime.InferenceSession(
-                source, _options(threads), providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
+                source, _options(threads, streams), providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
             )
         except Exception as error:  # onnxruntime's errors have no common base below Exception
             raise InputError(f"onnxruntime cannot open {name}: {error}") from error
@@ -37,18 +41,18 @@ class OnnxRuntimeEngine(Engine):
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
-    def _infer(self, arrays: Arrays, batch: int) -> Arrays:  # noqa: ARG002
+    def _infer(self, lane: None, arrays: Arrays, batch: int) -> Arrays:  # noqa: ARG002
         names = [spec.name for spec in self.outputs]
         return dict(zip(names, self._session.run(names, arrays), strict=True))
 
-    def close(self) -> None:
-        """Release the session; a second call does nothing."""
+    def _release(self) -> None:
         self._session = None
 
 
-def _options(threads: int | None) -> onnxruntime.SessionOptions:
+def _options(threads: int | None, streams: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
+    # Each stream's caller computes too; the session's own threads, one fewer than this number, help all of them.
+    options.intra_op_num_threads = max(1, (threads or usable_cores()) - streams + 1)
     options.log_severity_level = 3
     return options
 

@@ -70,6 +70,7 @@ class TensorRTEngine(Engine):
     """One plan, one execution context, one stream; see :func:`open_plan`."""
 
     def __init__(self, data: bytes, module: Any, vendor: str, driver: CudaDriver, device: Device) -> None:
+        super().__init__()
         self.device = f"{device.name} ({device.compute_capability})"
         self._driver = driver
         self._log = VendorLog()
@@ -104,7 +105,7 @@ class TensorRTEngine(Engine):
         taken.callback(self._driver.free_host, host)
         return _Buffer(spec, address, host)
 
-    def _infer(self, arrays: Arrays, batch: int) -> Arrays:
+    def _infer(self, lane: Any, arrays: Arrays, batch: int) -> Arrays:  # noqa: ARG002
         if batch < self.min_batch:
             raise InputError(f"a batch of {batch} is too small for this plan, which starts at {self.min_batch}")
         for spec in self.inputs:
@@ -131,8 +132,8 @@ class TensorRTEngine(Engine):
         if not accepted:
             raise MisgnetError(f"TensorRT refused the {what} of '{name}': {self._log.last_errors()}")
 
-    def close(self) -> None:
-        """Release the device's memory, context before engine before runtime; a second call does nothing."""
+    def _release(self) -> None:
+        """Context before engine before runtime, then the device's memory."""
         self._context = self._engine = self._runtime = None
         self._buffers = {}
         self._taken.close()
