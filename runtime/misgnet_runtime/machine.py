@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ def describe_machine(root: Path = ROOT) -> dict[str, Any]:
         "python": platform.python_version(),
         **_board(root),
     }
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those distributions that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def architecture() -> str:

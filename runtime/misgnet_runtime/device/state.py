@@ -63,6 +63,19 @@ def read_state(root: Path = ROOT) -> DeviceState:
     )  # fmt: skip
 
 
+def throttling(before: DeviceState, after: DeviceState) -> list[str]:
+    """What slowed the machine down between two moments, or holds it back at one of them."""
+    events = {cause: count - before.throttled.get(cause, 0) for cause, count in after.throttled.items()}
+    held_back = {
+        clock.name: f"the clock of {clock.name} was at {clock.current:.0f} of {clock.highest:.0f} MHz, though it is "
+        f"{'pinned' if clock.pinned else 'governed for performance'}"
+        for clock in (*before.clocks, *after.clocks)
+        if clock.held_back
+    }
+    throttled = [f"the machine throttled {count} times: {cause}" for cause, count in events.items() if count > 0]
+    return [*throttled, *held_back.values()]
+
+
 def power_mode(root: Path = ROOT) -> str | None:
     """"MAXN (0)" of a Jetson: what ``nvpmodel -q`` says, or else what it keeps on disk."""
     try:

@@ -1,0 +1,112 @@
+"""What a benchmark is asked for, and what of it this bundle and this machine have."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from misgnet_runtime.bundle import Bundle
+from misgnet_runtime.choice import open_detector, ranked_here
+from misgnet_runtime.errors import UnavailableError, UsageError
+from misgnet_runtime.machine import usable_cores
+from misgnet_runtime.manifest import EngineEntry, Struct
+from misgnet_runtime.throughput import ROUNDS, WARM_UP_SECONDS, Task
+
+_LARGEST_BATCH = 16  # of those that are measured without being asked for
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Empty ``engines``, ``batches`` and ``streams`` stand for what :func:`make_plan` chooses.
+
+    ``seconds``: of each engine at each setting, in all ``rounds`` together; ``warm_up``: the most seconds before that;
+    ``threads`` compute at once, all usable cores without; ``scene``: a pair of GeoTIFFs.
+    """
+
+    engines: tuple[str, ...] = ()
+    batches: tuple[int, ...] = ()
+    streams: tuple[int, ...] = ()
+    threads: int | None = None
+    seconds: float = 5.0
+    rounds: int = ROUNDS
+    warm_up: float = WARM_UP_SECONDS
+    scene: tuple[Path, Path] | None = None
+
+    def check(self, max_batch: int) -> None:
+        """UsageError for numbers that cannot be meant, or a batch that the bundle's engines do not take."""
+        whole = {"--rounds": [self.rounds], "--batch": self.batches, "--streams": self.streams}
+        whole["--threads"] = [] if self.threads is None else [self.threads]
+        for option, numbers in whole.items():
+            if any(number < 1 for number in numbers):
+                raise UsageError(f"{option} is {min(numbers)}; it is 1 or more")
+        if not 0 < self.seconds < math.inf:
+            raise UsageError(f"--seconds is {self.seconds}; it is above 0")
+        if not 0 <= self.warm_up < math.inf:
+            raise UsageError(f"--warm-up is {self.warm_up}; it is 0 or more seconds")
+        if self.batches and max(self.batches) > max_batch:
+            raise UsageError(f"--batch is {max(self.batches)}; the engines of this bundle take at most {max_batch}")
+
+
+class RunsHere(Struct, frozen=True):
+    """An engine that is measured, and the device that it opened on."""
+
+    engine: str
+    precision: str
+    device: str
+
+
+class NotRun(Struct, frozen=True):
+    engine: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every engine is measured at every batch with every number of streams."""
+
+    entries: list[EngineEntry]
+    runs: list[RunsHere]
+    not_run: list[NotRun]
+    batches: list[int]
+    streams: list[int]
+
+    def settings(self) -> list[tuple[int, int]]:
+        """(batch, streams), in the order in which they are measured."""
+        return [(batch, streams) for batch in self.batches for streams in self.streams]
+
+
+def make_plan(bundle: Bundle, options: BenchOptions) -> Plan:
+    """Without wishes: all engines that open here, batches 1, 4 and the largest up to 16, one stream and one a core.
+
+    Raises UsageError for an unknown engine or numbers that do not fit, UnavailableError where an engine that was
+    asked for does not run here, or none does.
+    """
+    max_batch = bundle.manifest.interface.max_batch
+    options.check(max_batch)
+    entries, runs, not_run = [], [], []
+    for entry in [bundle.engine_entry(name) for name in dict.fromkeys(options.engines)] or ranked_here(bundle):
+        try:
+            with open_detector(bundle, entry.name) as (detector, _, _):
+                runs.append(RunsHere(entry.name, entry.precision, detector.engine.device))
+                entries.append(entry)
+        except UnavailableError as error:
+            if options.engines:
+                raise UnavailableError(f"engine {entry.name} does not run here: {error}") from error
+            not_run.append(NotRun(entry.name, str(error)))
+    if not entries:
+        raise UnavailableError("no engine runs here: " + "; ".join(f"{e.engine}: {e.reason}" for e in not_run))
+    batches = options.batches or [b for b in (1, 4, min(max_batch, _LARGEST_BATCH)) if b <= max_batch]
+    return Plan(entries, runs, not_run, sorted(set(batches)), sorted(set(options.streams or (1, usable_cores()))))
+
+
+def tasks_of(bundle: Bundle, plan: Plan, options: BenchOptions, batch: int, streams: int) -> list[Task]:
+    """All engines at one setting."""
+    golden = bundle.file(bundle.manifest.file("golden tiles").path)
+    return [
+        Task(
+            entry, str(bundle.path), bundle.manifest.interface, str(golden), batch, options.threads, streams,
+            options.warm_up,
+        )
+        for entry in plan.entries
+    ]  # fmt: skip

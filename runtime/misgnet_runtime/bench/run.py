@@ -1,0 +1,93 @@
+"""A benchmark from a bundle to its report."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from misgnet_runtime.bench.plan import BenchOptions, Plan, make_plan, tasks_of
+from misgnet_runtime.bench.report import BenchReport, Power, SceneFigure, Settings, fastest
+from misgnet_runtime.bench.scene import SceneTask, check_scene, run_scene
+from misgnet_runtime.bundle import MANIFEST, Bundle, file_sha256, read_bundle
+from misgnet_runtime.callables import Progress
+from misgnet_runtime.device.power import PowerMeter, find_meters
+from misgnet_runtime.device.state import DeviceState, read_state, throttling
+from misgnet_runtime.machine import describe_machine, installed_versions, usable_cores
+from misgnet_runtime.throughput import Timing, measure
+
+_VERSIONS = ("misgnet-export", "numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+
+
+def run_bench(path: Path, options: BenchOptions, progress: Progress | None = None) -> BenchReport:
+    """Measure what :func:`make_plan` finds; ``progress`` is told of rounds.
+
+    Raises InputError for a bundle that is not what its manifest says, what :func:`make_plan` raises, MisgnetError
+    where a worker fails, and for a scene what ``misgnet-run predict`` raises.
+    """
+    bundle = read_bundle(path)
+    if options.scene:
+        check_scene(*options.scene)
+    plan = make_plan(bundle, options)
+    meters, missing = find_meters()
+    before = read_state()
+    timings = _measure_all(bundle, plan, options, meters, progress)
+    scene = _scene(path, options.scene, fastest(timings)) if options.scene else None
+    after = read_state()
+    return BenchReport(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        bundle=str(path),
+        bundle_version=bundle.manifest.bundle_version,
+        bundle_sha256=file_sha256(bundle.path / MANIFEST),
+        machine=describe_machine(),
+        versions=installed_versions(_VERSIONS),
+        settings=Settings(options.seconds, options.rounds, options.warm_up, options.threads or usable_cores()),
+        engines=plan.runs,
+        not_run=plan.not_run,
+        timings=timings,
+        power=Power([meter.source for meter in meters], missing),
+        before=before,
+        after=after,
+        scene=scene,
+        warnings=[*throttling(before, after), *_unsettled(timings)],
+    )
+
+
+def _measure_all(
+    bundle: Bundle, plan: Plan, options: BenchOptions, meters: Sequence[PowerMeter], progress: Progress | None
+) -> list[Timing]:
+    """Setting after setting, and at each of them all engines side by side."""
+    settings = plan.settings()
+    found: list[Timing] = []
+    for index, (batch, streams) in enumerate(settings):
+        tasks = tasks_of(bundle, plan, options, batch, streams)
+        before = index * options.rounds
+        tell = progress and partial(_tell_of_all, progress, before, len(settings))
+        found += measure(tasks, options.seconds, tell, rounds=options.rounds, meters=meters)
+    return found
+
+
+def _tell_of_all(progress: Progress, before: int, settings: int, done: int, rounds: int) -> None:
+    progress(before + done, settings * rounds)
+
+
+def _scene(bundle: Path, pair: tuple[Path, Path], timing: Timing) -> SceneFigure:
+    """Of the engine and the setting that ``timing`` measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        task = SceneTask(
+            str(bundle), str(pair[0]), str(pair[1]), f"{folder}/change.tif", timing.engine, timing.batch, timing.streams
+        )
+        found = run_scene(task)
+    return SceneFigure(
+        timing.engine, timing.batch, timing.streams, found.tiles, found.seconds, timing.pairs_per_second
+    )  # fmt: skip
+
+
+def _unsettled(timings: list[Timing]) -> list[str]:
+    return [
+        f"{t.engine} at batch {t.batch}, {t.streams} streams, was not steady after {t.warm_up.seconds:.1f} s of warm-up"
+        for t in timings
+        if t.warm_up and not t.warm_up.steady
+    ]
