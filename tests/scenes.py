@@ -10,7 +10,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
-PLACE = {"crs": "EPSG:32633", "transform": from_origin(400_000, 5_000_000, 0.5, 0.5)}
+PLACE = {"crs": "EPSG:32633", "transform": from_origin(399_984, 4_999_992, 0.5, 0.5)}  # where a tile of 64 px begins
 
 
 def write_raster(path: Path, pixels: NDArray[Any], *, mask: NDArray[Any] | None = None, **options: object) -> Path:

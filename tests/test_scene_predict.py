@@ -204,7 +204,7 @@ def test_polygons_are_whole_and_measured(place: Place, suffix: str) -> None:
         assert meta["crs"] == "EPSG:4326" and 13 < bounds[0] < bounds[2] < 14.1
     else:
         assert meta["crs"] == "EPSG:32633"
-        np.testing.assert_allclose(bounds, (400_000 + 17.5, 5_000_000 - 75, 400_000 + 52.5, 5_000_000 - 30))
+        np.testing.assert_allclose(bounds, (399_984 + 17.5, 4_999_992 - 75, 399_984 + 52.5, 4_999_992 - 30))
 
 
 def test_small_polygons_are_left_out_and_others_simplified(place: Place) -> None:
@@ -354,13 +354,13 @@ class Ending(FakeEngine):
         self.journal = progress_folder(place.change) / "journal.jsonl"
         self.error = error
 
-    def _infer(self, arrays: Any, batch: int) -> Any:
+    def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
         if len(self.batches) == 5:
             limit = time.monotonic() + 20
             while self.journal.read_bytes().count(b"\n") < 3 and time.monotonic() < limit:
                 time.sleep(0.01)
             raise self.error
-        return super()._infer(arrays, batch)
+        return super()._infer(lane, arrays, batch)
 
 
 def begin(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
@@ -434,9 +434,9 @@ def test_two_runs_at_once_are_refused(place: Place) -> None:
 
 def test_an_input_that_changes_meanwhile_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     class Touching(FakeEngine):
-        def _infer(self, arrays: Any, batch: int) -> Any:
+        def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
             os.utime(place.after, (1, 1))
-            return super()._infer(arrays, batch)
+            return super()._infer(lane, arrays, batch)
 
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Touching(INTERFACE)))
     with pytest.raises(InputError, match="was changed while it was read"):

@@ -206,12 +206,12 @@ def test_one_band_of_8_bits_with_the_nodata_value_is_a_colour(tmp_path: Path) ->
 # --- grids
 
 
-MOVED = from_origin(400_000.5, 5_000_000, 0.5, 0.5)
+MOVED = from_origin(399_984.5, 4_999_992, 0.5, 0.5)
 GRIDS: dict[str, tuple[dict[str, Any], str]] = {
     "swapped": ({"after": AFTER.transpose(0, 2, 1)}, f"differ in size: before is {W} x {H} px"),
     "crs": ({"second": {"crs": "EPSG:32634"}}, "different coordinate systems"),
     "place": ({"second": {"transform": MOVED}}, "half a pixel apart or more"),
-    "resolution": ({"second": {"transform": from_origin(400_000, 5_000_000, 0.51, 0.51)}}, "from (400000, 5000000)"),
+    "resolution": ({"second": {"transform": from_origin(399_984, 4_999_992, 0.51, 0.51)}}, "from (399984, 4999992)"),
     "no place": ({"second": {"crs": None, "transform": None}}, "do not both say where they lie"),
 }
 
@@ -231,13 +231,13 @@ def test_two_rasters_without_a_place_are_one_grid(tmp_path: Path) -> None:
 def test_align_puts_the_second_onto_the_first(tmp_path: Path) -> None:
     after = np.full_like(AFTER, 0)
     after[:, 10:50, 20:60] = 200
-    pixels = read(tmp_path, after=after, align=True, second={"transform": from_origin(400_010, 4_999_995, 0.5, 0.5)})
+    pixels = read(tmp_path, after=after, align=True, second={"transform": from_origin(399_994, 4_999_987, 0.5, 0.5)})
     assert (pixels.after[22:58, 42:78] == 200).all()  # 20 px to the right, 10 down
     assert not pixels.valid[:10].any() and not pixels.valid[:, :20].any() and pixels.valid[10:, 20:].all()
 
 
 def test_align_needs_common_ground(tmp_path: Path) -> None:
-    for place, words in (({"transform": from_origin(900_000, 5_000_000, 0.5, 0.5)}, "share no ground"),
+    for place, words in (({"transform": from_origin(900_000, 4_999_992, 0.5, 0.5)}, "share no ground"),
                          ({"crs": None, "transform": None}, "needs two rasters with a place")):  # fmt: skip
         refused(InputError, words, folder=tmp_path, align=True, second=place)
 

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.scenes.windows import Axis, Blender, Layout, lay_out
-from misgnet_runtime.tiling import starts
 
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
     tile = draw(st.integers(2, 24))
     overlap = draw(st.integers(0, 3 * tile // 4))
-    return lay_out(draw(st.integers(1, 90)), draw(st.integers(1, 90)), tile, overlap)
+    anchor = draw(st.tuples(st.integers(-99, 99), st.integers(-99, 99)))
+    return lay_out(draw(st.integers(1, 90)), draw(st.integers(1, 90)), tile, overlap, anchor)
 
 
 def blended(layout: Layout, answers: np.ndarray, first: int = 0) -> list[np.ndarray]:
@@ -38,33 +38,58 @@ def answers_of(layout: Layout, seed: int) -> np.ndarray:
 
 
 def whole(layout: Layout, answers: np.ndarray) -> np.ndarray:
-    """The same map by its definition: weighted sums over the whole scene, by the sum of weights."""
+    """The same map by its definition: weighted sums over the whole scene."""
     tile = layout.rows.tile
-    hann = np.sin(np.pi * (np.arange(tile) + 0.5) / tile) ** 2
-    window = hann[:, None] * hann
-    size = [axis.starts[-1] + tile for axis in (layout.rows, layout.columns)]
-    sums, weights = np.zeros(size), np.zeros(size)
-    for i, y in enumerate(layout.rows.starts):
-        for j, x in enumerate(layout.columns.starts):
-            sums[y : y + tile, x : x + tile] += window * answers[i, j]
-            weights[y : y + tile, x : x + tile] += window
-    return (sums / weights)[: layout.rows.length, : layout.columns.length]
+    sums = np.zeros([axis.starts[-1] + tile for axis in (layout.rows, layout.columns)])
+    for i, (y, row) in enumerate(zip(layout.rows.starts, layout.rows.weights(), strict=True)):
+        for j, (x, column) in enumerate(zip(layout.columns.starts, layout.columns.weights(), strict=True)):
+            sums[y : y + tile, x : x + tile] += row[:, None] * column * answers[i, j]
+    return sums[: layout.rows.length, : layout.columns.length]
 
 
 @settings(max_examples=150, deadline=None)
 @given(length=st.integers(1, 300), tile=st.integers(1, 40), data=st.data())
 def test_every_pixel_is_covered_and_weights_sum_to_one(length: int, tile: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, 3 * tile // 4))
-    axis = Axis(length, tile, tuple(starts(length, tile, overlap)))
+    anchor = data.draw(st.integers(-500, 500))
+    axis = Axis(length, tile, overlap, anchor)
     total = np.zeros(max(length, tile))
     for start, weights in zip(axis.starts, axis.weights(), strict=True):
-        assert (weights > 0).all()
+        assert (weights >= 0).all()
         total[start : start + tile] += weights
     np.testing.assert_allclose(total, 1, atol=1e-5)
     # strictly onward, within the scene where it can be, and overlapping by what was asked at least
     steps = np.diff(axis.starts)
     assert (steps > 0).all() and (steps <= tile - overlap).all()
     assert axis.starts[0] == 0 and axis.starts[-1] == max(0, length - tile)
+    assert all((start - anchor) % (tile - overlap) == 0 for start in axis.starts[1:-1])
+
+
+def test_plain_hann_windows_where_no_tile_is_off_the_grid() -> None:
+    axis = Axis(64 + 3 * 48, 64, 16, anchor=-96)
+    assert axis.starts == (0, 48, 96, 144)
+    hann = np.sin(np.pi * (np.arange(64) + 0.5) / 64) ** 2
+    np.testing.assert_allclose(axis.weights()[1][:16], hann[:16] / (hann[:16] + hann[48:]), atol=1e-6)
+    np.testing.assert_allclose(axis.weights()[1][16:48], 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(tile=st.integers(8, 24), cut=st.integers(1, 60), data=st.data())
+def test_a_scene_cut_elsewhere_has_the_same_map_away_from_the_cut(tile: int, cut: int, data: st.DataObject) -> None:
+    """What a tile answers depends on where it lies on the ground, in any way; so may the map, but not on the cut."""
+    overlap = data.draw(st.integers(0, tile // 2))
+
+    def one_map(start: int) -> np.ndarray:
+        axis = Axis(150 - start, tile, overlap, 7 - start)
+        answer = [np.random.default_rng(start + begin).random(tile) for begin in axis.starts]
+        return sum(
+            np.pad(weights * one, (begin, axis.length - tile - begin))
+            for begin, weights, one in zip(axis.starts, axis.weights(), answer, strict=True)
+        )
+
+    first_on_grid = Axis(150 - cut, tile, overlap, 7 - cut).starts[1]
+    same = first_on_grid + overlap
+    np.testing.assert_allclose(one_map(cut)[same:], one_map(0)[cut + same :], atol=1e-5)
 
 
 @settings(max_examples=100, deadline=None)

@@ -83,14 +83,10 @@ def reflect(part: NDArray[Scalar], height: int, width: int) -> NDArray[Scalar]:
     return np.pad(part, missing + [(0, 0)] * (part.ndim - 2), mode="symmetric")
 
 
-def starts(length: int, tile: int, overlap: int = 0) -> list[int]:
-    """Where tiles begin along one axis: each ``overlap`` pixels before the end of the last, the last shifted inward."""
-    return [max(0, min(start, length - tile)) for start in range(0, max(1, length - overlap), tile - overlap)]
-
-
 def _spans(length: int, tile: int) -> list[tuple[Span, Span]]:
     """Windows along one axis, each with its owned part."""
-    return [
-        (Span(start, start + tile), Span(index * tile, min((index + 1) * tile, length)))
-        for index, start in enumerate(starts(length, tile))
-    ]
+    found = []
+    for owned in Span(0, length).split(tile):
+        start = max(0, min(owned.start, length - tile))
+        found.append((Span(start, start + tile), owned))
+    return found

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import floor
 from typing import Any
 
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.scenes.geotiff import has_place, same_place
+from misgnet_runtime.scenes.geotiff import has_place, mapped, same_place
+
+_ROUNDING = 0.38  # not 0.5: half pixels are common, and would fall to either side
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,17 @@ class Grid:
     @property
     def placed(self) -> bool:
         return self.crs is not None and has_place(self.transform)
+
+    @property
+    def anchor(self) -> tuple[int, int]:
+        """Row and column of the pixel at the origin of the map's coordinates, far outside as a rule; else (0, 0).
+
+        Rasters of one grid of pixels, cut anywhere, have it in one place on the ground.
+        """
+        if not self.placed:
+            return 0, 0
+        column, row = mapped(~self.transform, 0, 0)
+        return floor(row + _ROUNDING), floor(column + _ROUNDING)
 
     def __str__(self) -> str:
         size = f"{self.width} x {self.height} px"

@@ -167,7 +167,7 @@ def _words(inputs: Inputs) -> list[str]:
 
 def _task(run: Run) -> Task:
     grid, interface = run.inputs.grid, run.detector.interface
-    layout = lay_out(grid.height, grid.width, interface.tile, run.overlap)
+    layout = lay_out(grid.height, grid.width, interface.tile, run.overlap, grid.anchor)
     batch = min(run.options.batch, interface.max_batch)
     return Task(partial(open_pair, *run.inputs.paths, align=run.options.align), run.inputs.scalings, layout, batch)
 

@@ -7,21 +7,35 @@ the sums of a whole scene are never needed, and a row of tiles finishes the rows
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.tiling import Span, starts
+from misgnet_runtime.tiling import Span
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Tiles of ``tile`` pixels along one axis of ``length`` pixels, from ``starts`` on."""
+    """Tiles of ``tile`` pixels along one axis of ``length`` pixels.
+
+    They begin where a grid of tiles over the whole world does, ``overlap`` pixels before the end of the one before;
+    the grid goes through pixel ``anchor`` of the axis. At both ends a tile is shifted inward where the grid needs it.
+    """
 
     length: int
     tile: int
-    starts: tuple[int, ...]
+    overlap: int
+    anchor: int = 0
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The first pixel of each tile, ascending; 0 alone where the axis is no longer than a tile."""
+        last, stride = self.length - self.tile, self.tile - self.overlap
+        if last <= 0:
+            return (0,)
+        return 0, *range(self.anchor % stride or stride, last, stride), last
 
     def window(self, index: int) -> Span:
         """The pixels of the scene that a tile sees; fewer than a tile's where the scene is smaller than one."""
@@ -37,12 +51,26 @@ class Axis:
         return next(index for index, start in enumerate(self.starts) if start + self.tile > pixel)
 
     def weights(self) -> NDArray[np.float32]:
-        """float32 (tiles, T): a Hann window for each tile, above 0; those that meet in a pixel sum to 1."""
-        hann = np.sin(np.pi * (np.arange(self.tile) + 0.5) / self.tile) ** 2
+        """float32 (tiles, T): a Hann window for each tile; those that meet in a pixel sum to 1.
+
+        A tile off the grid counts only where no other one sees, and fades over ``overlap`` pixels beside that: what
+        lies further from the scene's edge does not depend on where the scene was cut.
+        """
+        windows = [self._window(index) for index in range(len(self.starts))]
         total = np.zeros(max(self.length, self.tile))
-        for start in self.starts:
-            total[start : start + self.tile] += hann
-        return np.stack([hann / total[start : start + self.tile] for start in self.starts]).astype(np.float32)
+        for start, window in zip(self.starts, windows, strict=True):
+            total[start : start + self.tile] += window
+        return np.stack([
+            window / total[start : start + self.tile] for start, window in zip(self.starts, windows, strict=True)
+        ]).astype(np.float32)  # fmt: skip
+
+    def _window(self, index: int) -> NDArray[np.float64]:
+        pixels = np.arange(self.tile) + 0.5
+        hann = np.sin(np.pi * pixels / self.tile) ** 2
+        if len(self.starts) <= 2 or (self.starts[index] - self.anchor) % (self.tile - self.overlap) == 0:
+            return hann
+        beside = pixels - self.starts[1] if index == 0 else self.starts[-2] + self.tile - self.starts[-1] - pixels
+        return np.asarray(np.cos(np.pi / 2 * np.clip(beside / max(self.overlap, 0.5), 0, 1)) ** 2)
 
 
 @dataclass(frozen=True)
@@ -53,11 +81,14 @@ class Layout:
     columns: Axis
 
 
-def lay_out(height: int, width: int, tile: int, overlap: int) -> Layout:
-    """Tiles over ``height`` x ``width`` pixels; UsageError unless 0 <= ``overlap`` <= 3/4 ``tile``."""
+def lay_out(height: int, width: int, tile: int, overlap: int, anchor: tuple[int, int] = (0, 0)) -> Layout:
+    """Tiles over ``height`` x ``width`` pixels, on a grid through the pixel ``anchor``, (row, column).
+
+    UsageError unless 0 <= ``overlap`` <= 3/4 ``tile``.
+    """
     if not 0 <= overlap <= 3 * tile // 4:
         raise UsageError(f"--overlap is {overlap}; it is from 0 to 3/4 of a tile, here {3 * tile // 4} px")
-    return Layout(*(Axis(length, tile, tuple(starts(length, tile, overlap))) for length in (height, width)))
+    return Layout(Axis(height, tile, overlap, anchor[0]), Axis(width, tile, overlap, anchor[1]))
 
 
 class Blender:
