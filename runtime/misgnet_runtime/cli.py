@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from misgnet_runtime import arguments
+from misgnet_runtime.bench import arguments as bench_arguments
 from misgnet_runtime.console import err_console, make_app, out_console, run_app
 from misgnet_runtime.errors import UsageError
 
@@ -123,6 +124,50 @@ def verify(
     from misgnet_runtime.verify import verify_bundle
 
     for line in verify_bundle(bundle, engine):
+        _say(line)
+
+
+@app.command()
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build")],
+    *,
+    engine: bench_arguments.Engines = None,
+    batch: bench_arguments.Batches = None,
+    streams: bench_arguments.Streams = None,
+    threads: bench_arguments.Threads = None,
+    seconds: bench_arguments.Seconds = 5.0,
+    rounds: bench_arguments.Rounds = 5,
+    warm_up: bench_arguments.WarmUp = 10.0,
+    scene: bench_arguments.Scene = None,
+    json_file: bench_arguments.JsonFile = None,
+    force: Annotated[bool, typer.Option("--force", help="replace an existing JSON file")] = False,
+) -> None:
+    """How fast this machine runs the engines, at what power, and in what state it was.
+
+    Latency percentiles, throughput, energy by rail, power mode, clocks, temperatures and throttling.
+    """
+    from rich.progress import Progress
+
+    from misgnet_runtime.bench.plan import BenchOptions
+    from misgnet_runtime.bench.run import run_bench
+    from misgnet_runtime.bench.tables import lines, tables
+    from misgnet_runtime.manifest import encode
+    from misgnet_runtime.outputs import refuse_existing, replace_file
+
+    if json_file is not None:
+        refuse_existing(json_file, force)
+    options = BenchOptions(
+        tuple(engine or ()), tuple(batch or ()), tuple(streams or ()), threads, seconds, rounds, warm_up, scene
+    )
+    with Progress(console=err_console, transient=True) as bar:
+        task = bar.add_task("rounds", total=None)
+        report = run_bench(bundle, options, lambda done, total: bar.update(task, completed=done, total=total))
+    if json_file is not None:
+        with replace_file(json_file) as temporary:
+            temporary.write_bytes(encode(report))
+    for table in tables(report):
+        out_console.print(table)
+    for line in lines(report):
         _say(line)
 
 

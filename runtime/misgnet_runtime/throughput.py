@@ -87,9 +87,9 @@ class Timing(Struct, frozen=True):
     pairs_per_second: float
     max_ms: float | None = None
     streams: int = 1
-    rounds: list[float] = []
+    rounds: list[float] = msgspec.field(default_factory=list)
     warm_up: WarmUp | None = None
-    energy: list[RailEnergy] = []
+    energy: list[RailEnergy] = msgspec.field(default_factory=list)
 
 
 @dataclass

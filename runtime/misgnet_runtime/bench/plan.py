@@ -65,7 +65,6 @@ class NotRun(Struct, frozen=True):
 class Plan:
     """Every engine is measured at every batch with every number of streams."""
 
-    entries: list[EngineEntry]
     runs: list[RunsHere]
     not_run: list[NotRun]
     batches: list[int]
@@ -84,29 +83,32 @@ def make_plan(bundle: Bundle, options: BenchOptions) -> Plan:
     """
     max_batch = bundle.manifest.interface.max_batch
     options.check(max_batch)
-    entries, runs, not_run = [], [], []
-    for entry in [bundle.engine_entry(name) for name in dict.fromkeys(options.engines)] or ranked_here(bundle):
+    asked = [bundle.engine_entry(name) for name in dict.fromkeys(options.engines)]
+    runs, not_run = _opened(bundle, asked or ranked_here(bundle))
+    if not_run and (asked or not runs):
+        reasons = "; ".join(f"{engine.engine}: {engine.reason}" for engine in not_run)
+        which = "an engine that was asked for does not run" if asked else "no engine runs"
+        raise UnavailableError(f"{which} here: {reasons}")
+    batches = options.batches or [size for size in (1, 4, min(max_batch, _LARGEST_BATCH)) if size <= max_batch]
+    return Plan(runs, not_run, sorted(set(batches)), sorted(set(options.streams or (1, usable_cores()))))
+
+
+def _opened(bundle: Bundle, entries: list[EngineEntry]) -> tuple[list[RunsHere], list[NotRun]]:
+    runs, not_run = [], []
+    for entry in entries:
         try:
             with open_detector(bundle, entry.name) as (detector, _, _):
                 runs.append(RunsHere(entry.name, entry.precision, detector.engine.device))
-                entries.append(entry)
         except UnavailableError as error:
-            if options.engines:
-                raise UnavailableError(f"engine {entry.name} does not run here: {error}") from error
             not_run.append(NotRun(entry.name, str(error)))
-    if not entries:
-        raise UnavailableError("no engine runs here: " + "; ".join(f"{e.engine}: {e.reason}" for e in not_run))
-    batches = options.batches or [b for b in (1, 4, min(max_batch, _LARGEST_BATCH)) if b <= max_batch]
-    return Plan(entries, runs, not_run, sorted(set(batches)), sorted(set(options.streams or (1, usable_cores()))))
+    return runs, not_run
 
 
 def tasks_of(bundle: Bundle, plan: Plan, options: BenchOptions, batch: int, streams: int) -> list[Task]:
     """All engines at one setting."""
     golden = bundle.file(bundle.manifest.file("golden tiles").path)
+    root, interface = str(bundle.path), bundle.manifest.interface
+    entries = [bundle.engine_entry(engine.engine) for engine in plan.runs]
     return [
-        Task(
-            entry, str(bundle.path), bundle.manifest.interface, str(golden), batch, options.threads, streams,
-            options.warm_up,
-        )
-        for entry in plan.entries
-    ]  # fmt: skip
+        Task(entry, root, interface, str(golden), batch, options.threads, streams, options.warm_up) for entry in entries
+    ]

@@ -14,7 +14,7 @@ from misgnet_runtime.bench.scene import SceneTask, check_scene, run_scene
 from misgnet_runtime.bundle import MANIFEST, Bundle, file_sha256, read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.device.power import PowerMeter, find_meters
-from misgnet_runtime.device.state import DeviceState, read_state, throttling
+from misgnet_runtime.device.state import read_state, throttling
 from misgnet_runtime.machine import describe_machine, installed_versions, usable_cores
 from misgnet_runtime.throughput import Timing, measure
 
@@ -86,8 +86,5 @@ def _scene(bundle: Path, pair: tuple[Path, Path], timing: Timing) -> SceneFigure
 
 
 def _unsettled(timings: list[Timing]) -> list[str]:
-    return [
-        f"{t.engine} at batch {t.batch}, {t.streams} streams, was not steady after {t.warm_up.seconds:.1f} s of warm-up"
-        for t in timings
-        if t.warm_up and not t.warm_up.steady
-    ]
+    found = [f"{t.engine} at {t.batch}, {t.streams}" for t in timings if t.warm_up and not t.warm_up.steady]
+    return [f"not steady after their warm-up (engine at batch, streams): {'; '.join(found)}"] if found else []

@@ -1,6 +1,6 @@
 """``misgnet-run predict`` on a pair of GeoTIFFs, in a process of its own: how fast, and how much memory it took.
 
-    python -m misgnet_runtime.bench.scene    (a task as JSON on its input; the figures as JSON on its output)
+python -m misgnet_runtime.bench.scene    (a task as JSON on its input; the figures as JSON on its output)
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def throttling(before: DeviceState, after: DeviceState) -> list[str]:
 
 
 def power_mode(root: Path = ROOT) -> str | None:
-    """"MAXN (0)" of a Jetson: what ``nvpmodel -q`` says, or else what it keeps on disk."""
+    """ "MAXN (0)" of a Jetson: what ``nvpmodel -q`` says, or else what it keeps on disk."""
     try:
         answer = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
