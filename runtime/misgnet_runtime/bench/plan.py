@@ -90,7 +90,9 @@ def make_plan(bundle: Bundle, options: BenchOptions) -> Plan:
         which = "an engine that was asked for does not run" if asked else "no engine runs"
         raise UnavailableError(f"{which} here: {reasons}")
     batches = options.batches or [size for size in (1, 4, min(max_batch, _LARGEST_BATCH)) if size <= max_batch]
-    return Plan(runs, not_run, sorted(set(batches)), sorted(set(options.streams or (1, usable_cores()))))
+    return Plan(
+        runs, not_run, sorted(set(batches)), sorted(set(options.streams or (1, options.threads or usable_cores())))
+    )
 
 
 def _opened(bundle: Bundle, entries: list[EngineEntry]) -> tuple[list[RunsHere], list[NotRun]]:
