@@ -59,15 +59,27 @@ class Interface(Struct, frozen=True):
     output: OutputForm = "probability"
 
     def inputs(self) -> list[TensorEntry]:
-        if self.input == "uint8":
-            return [TensorEntry(n, "uint8", [-1, self.tile, self.tile, 3], "NHWC") for n in _DATES]
-        return [TensorEntry(n, "float32", [-1, 3, self.tile, self.tile], "NCHW") for n in _DATES]
+        return [self._image(date) for date in _DATES]
+
+    def encoder_inputs(self) -> list[TensorEntry]:
+        """What the encoder of a split engine reads: the images of one date."""
+        return [self._image("image")]
 
     def outputs(self) -> list[TensorEntry]:
         if self.output == "logits":
             return [TensorEntry("logits", "float32", [-1, 2, self.tile, self.tile], "NCHW")]
         dtype = "uint8" if self.output == "mask" else "float32"
         return [TensorEntry(self.output, dtype, [-1, self.tile, self.tile], "NHW")]
+
+    def _image(self, name: str) -> TensorEntry:
+        if self.input == "uint8":
+            return TensorEntry(name, "uint8", [-1, self.tile, self.tile, 3], "NHWC")
+        return TensorEntry(name, "float32", [-1, 3, self.tile, self.tile], "NCHW")
+
+
+def head_inputs(features: list[TensorEntry]) -> list[TensorEntry]:
+    """What the head of a split engine reads: the features of both dates, the first date's first."""
+    return [TensorEntry(f"{date}_{f.name}", f.dtype, f.shape, f.layout) for date in _DATES for f in features]
 
 
 class Preprocessing(Struct, frozen=True):
@@ -89,11 +101,24 @@ class FileEntry(Struct, frozen=True):
     precision: str | None = None
 
 
+class SplitEntry(Struct, frozen=True):
+    """The engine in two parts: what each date goes through alone, and what compares two dates' features.
+
+    ``encoder``, ``head``: the files that are opened; ``encoder_graph``, ``head_graph``: what they were made from.
+    """
+
+    encoder: str
+    head: str
+    encoder_graph: str
+    head_graph: str
+
+
 class EngineEntry(Struct, frozen=True):
     """One engine: the file it opens, the graph that it was made from, and where it can run.
 
     ``precision``: "float32", "bf16", "float16", "int8", or "int8+float16". ``needs``: the processor must have one of
     these, instruction sets by Linux's names or an architecture ("aarch64"); without any, every processor will do.
+    ``split``: the same engine in two parts, where the bundle was built with them.
     """
 
     name: str
@@ -106,6 +131,11 @@ class EngineEntry(Struct, frozen=True):
     platform: str = "any"
     batches: tuple[Positive, Positive, Positive] = (1, 4, 16)
     needs: list[str] = []
+    split: SplitEntry | None = None
+
+    def all_files(self) -> list[str]:
+        """The files that it opens and those that they were made from, by relative path."""
+        return [self.file, self.graph, *(msgspec.structs.astuple(self.split) if self.split else ())]
 
 
 class Calibration(Struct, frozen=True):
@@ -219,6 +249,8 @@ class Quantization(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True):
+    """What a bundle holds. ``features``: what the encoders of its split engines answer for one date's images."""
+
     schema_version: int
     bundle_version: Count
     created: str
@@ -242,6 +274,7 @@ class Manifest(Struct, frozen=True):
     machine: dict[str, Any]
     licence: str
     gate: GateRule = "point"
+    features: list[TensorEntry] = []
 
     def file(self, role: str) -> FileEntry:
         """The one file with ``role``; InputError where the bundle has none."""
@@ -299,11 +332,14 @@ def _contradiction(m: Manifest) -> str | None:
     where: Literal["in the graph", "in the runtime"] = (
         "in the graph" if m.interface.input == "uint8" else "in the runtime"
     )
-    unlisted = [name for engine in m.engines for name in (engine.file, engine.graph) if name not in paths]
+    unlisted = [name for engine in m.engines for name in engine.all_files() if name not in paths]
+    split = any(engine.split for engine in m.engines)
     found = {
         "lists a file twice": len(paths) < len(m.files),
         "lists an engine twice": len({e.name for e in m.engines}) < len(m.engines),
         f"has engines whose files it does not list: {', '.join(unlisted)}": bool(unlisted),
+        "has split engines, but states no features": split and not m.features,
+        "states features, but no engine of it is split": bool(m.features) and not split,
         f"has tile {m.tile}, but {m.interface.tile} in its interface": m.tile != m.interface.tile,
         f"has overlap {m.overlap}; this version tiles without overlap": m.overlap != 0,
         "states inputs that are not its interface's": m.inputs != m.interface.inputs(),

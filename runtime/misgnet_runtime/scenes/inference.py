@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +22,29 @@ from misgnet_runtime.tiling import Span, reflect
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Neighbouring tiles of one row, uint8 (B, T, T, 3) of both dates, read at once.
+class Strip:
+    """Neighbouring tiles of one row, read at once.
 
-    ``tiles``: the columns of those that have data, B of them; ``columns``: what the chunk covers of the scene;
-    ``valid``: where there is data, bool (h, w); ``last``: the chunk ends its row.
+    ``tiles``: the columns of those that have data, B of them; ``columns``: what the strip covers of the scene;
+    ``valid``: where there is data, bool (h, w); ``last``: the strip ends its row.
     """
 
     tiles: tuple[int, ...]
-    before: RgbImage
-    after: RgbImage
     columns: Span
     valid: Mask
     holes: frozenset[Hole]
     last: bool
+
+
+@dataclass(frozen=True)
+class Chunk(Strip):
+    """A strip's pixels, uint8 (B, T, T, 3) of both dates."""
+
+    before: RgbImage
+    after: RgbImage
+
+
+AnyStrip = TypeVar("AnyStrip", bound=Strip)
 
 
 @dataclass(frozen=True)
@@ -48,39 +58,54 @@ class Task:
 
 
 def infer(task: Task, predict: Predict, journal: Journal, progress: Progress | None = None) -> None:
+    """Compute the rows that ``journal`` lacks, as :func:`fill`."""
+    fill(
+        journal, task.layout, lambda first: _chunks(task, first),
+        lambda chunk: predict(chunk.before, chunk.after), progress,
+    )  # fmt: skip
+
+
+def fill(
+    journal: Journal,
+    layout: Layout,
+    read: Callable[[int], Generator[AnyStrip, None, None]],
+    answer: Callable[[AnyStrip], NDArray[np.float32]],
+    progress: Progress | None,
+) -> None:
     """Compute the rows that ``journal`` lacks; ``progress`` is told of rows of tiles.
 
-    Raises GateFailed where the engine answers NaN or Inf, InputError where the disk refuses. What is finished stays.
+    ``read`` yields strips from a row of tiles on; ``answer`` gives the probabilities of one that has data, float32
+    (B, T, T). Raises GateFailed where these are NaN or Inf, InputError where the disk refuses. What is finished stays.
     """
-    rows = task.layout.rows
-    if journal.finished == rows.length:
+    if journal.finished == layout.rows.length:
         return
-    first = rows.first_reaching(journal.finished)
-    writer = _Writer(task.layout, first, journal, progress)
-    run_pipeline(lambda: _chunks(task, first), lambda chunk: _answer(chunk, predict), writer.take)
+    first = layout.rows.first_reaching(journal.finished)
+    writer = _Writer(layout, first, journal, progress)
+
+    def work(strip: AnyStrip) -> tuple[Strip, NDArray[np.float32]]:
+        return strip, checked(answer(strip)) if strip.tiles else np.empty((0, 0, 0), np.float32)
+
+    run_pipeline(lambda: read(first), work, writer.take)
 
 
 def _chunks(task: Task, first: int) -> Generator[Chunk, None, None]:
-    count = len(task.layout.columns.starts)
     with task.open_pair() as pair:
-        for row in range(first, len(task.layout.rows.starts)):
-            for begin in range(0, count, task.batch):
-                yield _read_chunk(pair, task, row, range(begin, min(begin + task.batch, count)))
+        for row, tiles in task.layout.strips(task.batch, first):
+            yield _read_chunk(pair, task, row, tiles)
 
 
 def _read_chunk(pair: Pair, task: Task, row: int, tiles: range) -> Chunk:
     axis = task.layout.columns
-    rows = task.layout.rows.window(row)
-    columns = Span(axis.window(tiles[0]).start, axis.window(tiles[-1]).stop)
+    rows, columns = task.layout.rows.window(row), axis.windows(tiles)
     pixels = pair.read(task.scalings, rows, columns)
     parts = {tile: axis.window(tile).within(columns) for tile in tiles}
     seen = tuple(tile for tile, part in parts.items() if pixels.valid[:, part].any())
-    before, after = (_stack(image, [parts[t] for t in seen], axis.tile) for image in (pixels.before, pixels.after))
+    before, after = (stack_tiles(image, [parts[t] for t in seen], axis.tile) for image in (pixels.before, pixels.after))
     last = tiles[-1] == len(axis.starts) - 1
-    return Chunk(seen, before, after, columns, pixels.valid, pixels.holes, last)
+    return Chunk(seen, columns, pixels.valid, pixels.holes, last, before, after)
 
 
-def _stack(image: RgbImage, parts: list[slice], tile: int) -> RgbImage:
+def stack_tiles(image: RgbImage, parts: list[slice], tile: int) -> RgbImage:
     """uint8 (B, T, T, 3); a scene smaller than a tile is reflected."""
     stacked = np.empty((len(parts), tile, tile, 3), np.uint8)
     for index, part in enumerate(parts):
@@ -88,13 +113,11 @@ def _stack(image: RgbImage, parts: list[slice], tile: int) -> RgbImage:
     return stacked
 
 
-def _answer(chunk: Chunk, predict: Predict) -> tuple[Chunk, NDArray[np.float32]]:
-    if not chunk.tiles:
-        return chunk, np.empty(chunk.before.shape[:3], np.float32)
-    answer = predict(chunk.before, chunk.after)
+def checked(answer: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What an engine answers; GateFailed where that is not finite."""
     if not np.isfinite(answer).all():
         raise GateFailed("the engine answers NaN or Inf; run misgnet-run verify")
-    return chunk, answer
+    return answer
 
 
 class _Writer:
@@ -107,13 +130,13 @@ class _Writer:
         self._told = set(journal.holes)
         self._holes: set[Hole] = set()
 
-    def take(self, answered: tuple[Chunk, NDArray[np.float32]]) -> None:
-        chunk, answer = answered
-        self._valid[: len(chunk.valid), chunk.columns.start : chunk.columns.stop] = chunk.valid
-        self._holes |= chunk.holes
-        for column, probability in zip(chunk.tiles, answer, strict=True):
+    def take(self, answered: tuple[Strip, NDArray[np.float32]]) -> None:
+        strip, answer = answered
+        self._valid[: len(strip.valid), strip.columns.start : strip.columns.stop] = strip.valid
+        self._holes |= strip.holes
+        for column, probability in zip(strip.tiles, answer, strict=True):
             self._blender.add(column, probability)
-        if chunk.last:
+        if strip.last:
             self._end_row()
 
     def _end_row(self) -> None:
@@ -121,7 +144,7 @@ class _Writer:
         span = self._layout.rows.finished(self._row)
         rows[~valid[: span.length]] = np.nan
         if span.stop > self._journal.finished:  # else a row that is computed again for what reaches beyond it
-            self._journal.add(rows, tuple(sorted(self._holes - self._told)))
+            self._journal.add([rows], tuple(sorted(self._holes - self._told)))
             self._told |= self._holes
         self._row += 1
         if self._progress:

@@ -1,8 +1,9 @@
 """What is finished of a scene, kept beside its target so that a killed run can be gone on with.
 
-``.CHANGE.tif.progress/`` holds ``probability.raw`` (float32, row by row, NaN without data: no image format, so
-nothing takes it for a result) and ``journal.jsonl``: what is computed, then a line for each band of rows whose bytes
-are on the disk, with their checksum.
+``.CHANGE.tif.progress/`` holds a raw file, written from its front in units of one size, and ``journal.jsonl``: what is
+computed, then a line for each band of units whose bytes are on the disk, with their checksum. Of a map the raw file is
+``probability.raw`` (float32, row by row, NaN without data), of features ``features.raw`` (see ``features``): no format
+that anything takes for a result.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,22 +28,36 @@ from misgnet_runtime.manifest import Count, Struct
 from misgnet_runtime.outputs import resumable_errors
 from misgnet_runtime.tiling import Span
 
-FORMAT = 1
-_BYTES = 4
-_RAW = "probability.raw"
+FORMAT = 2
 
 
 class Header(Struct, frozen=True, tag="scene"):
-    """What is computed: anything else is another scene's run. ``settings``: by the words a user knows them by."""
+    """What is computed: anything else is another scene's run. ``settings``: by the words a user knows them by.
+
+    The raw file has ``count`` units of ``size`` bytes: rows of the map, or tiles' features.
+    """
 
     format: int
-    height: Count
-    width: Count
+    count: Count
+    size: Count
     settings: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Raw:
+    """The raw file of a run: its name, its units, and what they are, for a user: "the scene has ..., and its map"."""
+
+    name: str
+    count: int
+    size: int
+    words: str
+
+    def header(self, settings: dict[str, str]) -> Header:
+        return Header(FORMAT, self.count, self.size, settings)
+
+
 class Band(Struct, frozen=True, tag="band"):
-    """Rows from the end of the last band to ``stop`` are on the disk; blocks that were found unreadable since."""
+    """Units from the end of the last band to ``stop`` are on the disk; blocks that were found unreadable since."""
 
     stop: Count
     crc32: Count
@@ -79,38 +95,43 @@ class Journal:
         self.publishing = publishing
 
     @property
-    def probabilities(self) -> Probabilities:
-        return Probabilities(Path(str(self._raw.name)), self._header.height, self._header.width)
+    def path(self) -> Path:
+        """The raw file."""
+        return Path(str(self._raw.name))
 
     @property
     def finished(self) -> int:
-        """So many rows of the map are on the disk."""
+        """So many units are on the disk."""
         return self.bands[-1].stop if self.bands else 0
 
     @property
     def holes(self) -> frozenset[tuple[str, int, int, int, int]]:
         return frozenset(hole for band in self.bands for hole in band.holes)
 
-    def add(self, rows: NDArray[np.float32], holes: tuple[tuple[str, int, int, int, int], ...]) -> None:
-        """Put the next rows, float32 (h, W), on the disk, and note that they are there."""
-        data = memoryview(rows.data).cast("B")
-        band = Band(self.finished + len(rows), zlib.crc32(data), holes)
-        with resumable_errors(self.probabilities.path):
-            self._raw.seek(self.finished * self._header.width * _BYTES)
-            while data:  # a full disk may take a part
-                data = data[self._raw.write(data) :]
+    def add(self, parts: Sequence[NDArray[Any]], holes: tuple[tuple[str, int, int, int, int], ...]) -> None:
+        """Put the next units on the disk, a band for each of ``parts`` (units, ...), and note that they are there."""
+        bands: list[Band] = []
+        with resumable_errors(self.path):
+            self._raw.seek(self.finished * self._header.size)
+            for part in parts:
+                data = part.reshape(-1).view(np.uint8).data
+                stop = (bands[-1].stop if bands else self.finished) + len(part)
+                bands.append(Band(stop, zlib.crc32(data), holes))
+                while data:  # a full disk may take a part
+                    data = data[self._raw.write(data) :]
             os.fsync(self._raw)
-            self._append(band)
-        self.bands.append(band)
+            self._append(*bands)
+        self.bands += bands
 
     def publish(self) -> None:
         """Note that all outputs are complete and about to get their names."""
-        with resumable_errors(self.probabilities.path):
+        with resumable_errors(self.path):
             self._append(Publishing())
         self.publishing = True
 
-    def _append(self, value: Struct) -> None:
-        append_line(self._handle, value)
+    def _append(self, *values: Struct) -> None:
+        for value in values:
+            append_line(self._handle, value)
         os.fsync(self._handle)
 
 
@@ -119,14 +140,14 @@ def progress_folder(output: Path) -> Path:
 
 
 @contextmanager
-def open_journal(output: Path, header: Header, *, restart: bool) -> Iterator[Journal]:
+def open_journal(output: Path, raw: Raw, settings: dict[str, str], *, restart: bool) -> Iterator[Journal]:
     """The journal of ``output``, begun where there is none or with ``restart``; one run at a time may hold it.
 
     UsageError where another run is at work, or the journal is of another input, bundle or option; InputError
-    where the disk has no room for the map, or refuses.
+    where the disk has no room for the raw file, or refuses.
     """
-    folder = progress_folder(output)
-    _check_room(folder / _RAW, header)
+    folder, header = progress_folder(output), raw.header(settings)
+    _check_room(folder / raw.name, raw)
     with resumable_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / "journal.jsonl").open("a+b", buffering=0)
@@ -136,27 +157,27 @@ def open_journal(output: Path, header: Header, *, restart: bool) -> Iterator[Jou
         with resumable_errors(folder):
             if restart:
                 handle.truncate(0)
-            (folder / _RAW).touch()
-        with (folder / _RAW).open("r+b", buffering=0) as raw:
-            bands, publishing = _go_on(handle, raw, header, output)
-            yield Journal(handle, raw, header, bands, publishing)
+            (folder / raw.name).touch()
+        with (folder / raw.name).open("r+b", buffering=0) as file:
+            bands, publishing = _go_on(handle, file, header, output)
+            yield Journal(handle, file, header, bands, publishing)
 
 
 def discard_progress(output: Path) -> None:
     """Remove what a finished run needs no more, the large file first: a kill in between leaves next to nothing."""
-    (progress_folder(output) / _RAW).unlink(missing_ok=True)
+    for path in progress_folder(output).glob("*.raw"):
+        path.unlink(missing_ok=True)
     shutil.rmtree(progress_folder(output), ignore_errors=True)
 
 
-def _check_room(raw: Path, header: Header) -> None:
-    folder = next(path for path in raw.parents if path.exists())
-    there = raw.stat().st_size if raw.exists() else 0
-    needed, free = header.height * header.width * _BYTES - there, shutil.disk_usage(folder).free
+def _check_room(path: Path, raw: Raw) -> None:
+    folder = next(parent for parent in path.parents if parent.exists())
+    there = path.stat().st_size if path.exists() else 0
+    needed, free = raw.count * raw.size - there, shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            f"the scene has {header.width:,} x {header.height:,} px, and its map takes {needed / 2**30:,.1f} GiB "
-            f"beside the output, where {free / 2**30:,.1f} GiB are free; is its header damaged? If not, make room, "
-            "choose another -o, or cut the scene"
+            f"{raw.words} takes {needed / 2**30:,.1f} GiB beside the output, where {free / 2**30:,.1f} GiB are free; "
+            "is its header damaged? If not, make room, choose another -o, or cut the scene"
         )
 
 
@@ -195,15 +216,21 @@ def _parse(content: bytes, output: Path) -> tuple[Header | None, list[Band | Pub
 def _compare(found: Header, asked: Header, output: Path) -> None:
     if found.format != asked.format:
         raise UsageError(f"{output} was begun by another version of this program; start anew with --restart")
-    for name in sorted(found.settings.keys() | asked.settings.keys()):
-        then, now = (header.settings.get(name, "not set") for header in (found, asked))
-        if then != now:
-            raise UsageError(
-                f"{output} was begun with {name} {then}, and now it is {now}; give the same command again to go on, "
-                "or start anew with --restart"
-            )
+    if words := difference(found.settings, asked.settings):
+        raise UsageError(
+            f"{output} was begun with {words}; give the same command again to go on, or start anew with --restart"
+        )
     if found != asked:
         raise UsageError(f"{output} was begun for another size of scene; start anew with --restart")
+
+
+def difference(then: dict[str, str], now: dict[str, str]) -> str | None:
+    """The first setting that is not what it was, with both values: "--overlap 16, and now it is 8"."""
+    for name in sorted(then.keys() | now.keys()):
+        old, new = (settings.get(name, "not set") for settings in (then, now))
+        if old != new:
+            return f"{name} {old}, and now it is {new}"
+    return None
 
 
 def _whole_bands(raw: FileIO, header: Header, bands: list[Band]) -> list[Band]:
@@ -211,7 +238,7 @@ def _whole_bands(raw: FileIO, header: Header, bands: list[Band]) -> list[Band]:
     whole: list[Band] = []
     raw.seek(0)
     for band in bands:
-        size = (band.stop - (whole[-1].stop if whole else 0)) * header.width * _BYTES
+        size = (band.stop - (whole[-1].stop if whole else 0)) * header.size
         data = raw.read(max(0, size))
         if not data or len(data) < size or zlib.crc32(data) != band.crc32:
             break

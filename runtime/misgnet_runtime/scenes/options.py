@@ -90,11 +90,19 @@ class SceneOptions:
         places = [path.resolve() for path in (output, *self.products().values())]
         if len(set(places)) < len(places):
             raise UsageError("two outputs have one name; give each a name of its own")
+        self.check_numbers()
+
+    def check_numbers(self) -> None:
+        """UsageError where a number cannot be meant."""
         for option, number, least in (
             ("--batch", self.batch, 1), ("--min-area", self.min_area, 0), ("--simplify", self.simplify, 0),
         ):  # fmt: skip
             if not number >= least:
                 raise UsageError(f"{option} is {number}; it is {least} or more")
+
+    def overlap_of(self, tile: int) -> int:
+        """Pixels that neighbouring tiles of ``tile`` pixels share."""
+        return tile // 4 if self.overlap is None else self.overlap
 
     def products(self) -> dict[str, Path]:
         """The outputs beside the change raster that were asked for, by option."""

@@ -61,6 +61,11 @@ class Raster:
         except rasterio.errors.RasterioError:
             return self._by_block(rasterio, bands, rows, columns)
 
+    def rgb(self, scaling: Scaling, rows: Span, columns: Span) -> tuple[RgbImage, Mask, frozenset[Hole]]:
+        """The window as 8-bit RGB, uint8 (h, w, 3); the rest as of :meth:`read`."""
+        values, valid, holes = self.read(scaling.bands, rows, columns)
+        return scaling.apply(values), valid, holes
+
     def _by_block(
         self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span
     ) -> tuple[NDArray[Any], Mask, frozenset[Hole]]:
@@ -121,34 +126,47 @@ class Pair:
 
     def read(self, scalings: tuple[Scaling, Scaling], rows: Span, columns: Span) -> Pixels:
         """The window's pixels; a block that cannot be read is a hole."""
-        images, valid, holes = [], np.ones((rows.length, columns.length), np.bool_), frozenset[Hole]()
-        for raster, scaling in zip((self.before, self.after), scalings, strict=True):
-            values, is_data, unread = raster.read(scaling.bands, rows, columns)
-            images.append(scaling.apply(values))
-            valid &= is_data
-            holes |= unread
-        if not valid.all():
-            images = [np.where(valid[..., None], image, np.array(NEUTRAL, np.uint8)) for image in images]
-        return Pixels(images[0], images[1], valid, holes)
+        before, first, unread = self.before.rgb(scalings[0], rows, columns)
+        after, second, holes = self.after.rgb(scalings[1], rows, columns)
+        valid = first & second
+        return Pixels(neutralised(before, valid), neutralised(after, valid), valid, unread | holes)
+
+
+def neutralised(image: RgbImage, valid: Mask) -> RgbImage:
+    """uint8 (h, w, 3), of the neutral colour where ``valid`` (h, w) is False."""
+    return image if valid.all() else np.where(valid[..., None], image, np.array(NEUTRAL, np.uint8))
 
 
 @contextmanager
-def open_pair(before: Path, after: Path, *, align: bool) -> Iterator[Pair]:
+def open_pair(before: Path, after: Path, *, align: bool, grid: Grid | None = None) -> Iterator[Pair]:
     """Both rasters, checked as far as their headers go; each thread opens its own.
 
-    With ``align`` the second is warped onto the first (bilinear), as it is read. InputError names the raster
-    that is no GeoTIFF or too large in one piece, and shows both grids where they differ or share nothing.
+    Both lie on ``grid``, that of the first without one; with ``align`` what does not is warped onto it as it is read.
+    Raises as :func:`open_raster`.
+    """
+    with open_raster(before, "before", grid, align=align) as first:
+        grid = grid or Grid.of(first.dataset)
+        with open_raster(after, "after", grid, align=align) as second:
+            yield Pair(first, second, grid)
+
+
+@contextmanager
+def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool = False) -> Iterator[Raster]:
+    """One date, on ``grid`` where there is one; with ``align`` it is warped onto that (bilinear), as it is read.
+
+    InputError names the raster that is no GeoTIFF or too large in one piece, and shows both grids where they differ
+    or share nothing.
     """
     rasterio = load_rasterio("a scene")
     with rasterio.Env(**GDAL), ExitStack() as stack:
-        first, second = (stack.enter_context(_checked(rasterio, path)) for path in (before, after))
-        grid = Grid.of(first)
-        if align:
-            check_overlap(rasterio, grid, Grid.of(second))
-            second = stack.enter_context(_warped(rasterio, second, grid))
-        else:
-            check_same(grid, Grid.of(second))
-        yield Pair(Raster("before", first, _alpha(first)), Raster("after", second, _alpha(second), align), grid)
+        dataset = stack.enter_context(_checked(rasterio, path))
+        warped = align and grid is not None
+        if grid is not None and align:
+            check_overlap(rasterio, grid, Grid.of(dataset))
+            dataset = stack.enter_context(_warped(rasterio, dataset, grid))
+        elif grid is not None:
+            check_same(grid, Grid.of(dataset))
+        yield Raster(date, dataset, _alpha(dataset), warped)
 
 
 def _checked(rasterio: Any, path: Path) -> Any:

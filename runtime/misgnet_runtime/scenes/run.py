@@ -1,0 +1,177 @@
+"""One pair's run, whatever computes its map: what is noted, written and told of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from misgnet_runtime.bundle import MANIFEST, Bundle, file_sha256
+from misgnet_runtime.manifest import EngineEntry, Interface
+from misgnet_runtime.outputs import refuse_existing, resumable_errors
+from misgnet_runtime.scenes.inputs import Inputs
+from misgnet_runtime.scenes.journal import Journal, Probabilities, Raw, open_journal
+from misgnet_runtime.scenes.options import SceneOptions
+from misgnet_runtime.scenes.products import Counts, MapWriter, publish_all, staged
+from misgnet_runtime.scenes.quicklook import write_quicklook
+from misgnet_runtime.scenes.vectors import VectorOptions, write_polygons
+from misgnet_runtime.scenes.windows import Layout, lay_out
+
+INTERRUPTED = "what is finished is kept; the same command goes on from there"
+_SETTINGS = ("align", "batch", "cog", "min_area", "simplify")
+
+
+@dataclass(frozen=True)
+class SceneReport:
+    """What was written. Shares are 0 to 1: of changed pixels among those with data, and of those without data.
+
+    ``unread``: blocks of the inputs that cannot be read, and their pixels; ``resumed``: rows that were there already.
+    """
+
+    height: int
+    width: int
+    changed_share: float
+    nodata_share: float
+    unread: tuple[int, int]
+    polygons: int | None
+    resumed: int
+    engine: str
+    reason: str
+
+    def lines(self, output: Path) -> list[str]:
+        """For a person."""
+        polygons = "" if self.polygons is None else f", {self.polygons} polygons"
+        found = [
+            f"{output}: {self.width} x {self.height} px, {100 * self.changed_share:.2f} % changed{polygons}, "
+            f"{100 * self.nodata_share:.2f} % without data, engine {self.engine} ({self.reason})"
+        ]
+        if self.unread[0]:
+            found.append(f"warning: {self.unread[0]} blocks ({self.unread[1]} px) could not be read; they have no data")
+        if self.resumed:
+            found.append(f"gone on from row {self.resumed} of an ended run")
+        return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that one pair's map depends on. ``outputs``: the change raster, then the products in the options' order.
+
+    ``device``: what the engine runs on; ``tags``: of the outputs, beside those of every run.
+    """
+
+    bundle: Bundle
+    inputs: Inputs
+    options: SceneOptions
+    outputs: list[Path]
+    interface: Interface
+    entry: EngineEntry
+    device: str
+    reason: str
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def overlap(self) -> int:
+        return self.options.overlap_of(self.interface.tile)
+
+    @property
+    def layout(self) -> Layout:
+        grid = self.inputs.grid
+        return lay_out(grid.height, grid.width, self.interface.tile, self.overlap, grid.anchor)
+
+    @property
+    def batch(self) -> int:
+        return min(self.options.batch, self.interface.max_batch)
+
+    def settings(self) -> dict[str, str]:
+        """What the map and its products depend on, by the words a user knows it by."""
+        before, after = self.inputs.before, self.inputs.after
+        return {
+            "the bundle": file_sha256(self.bundle.path / MANIFEST),
+            "the engine": f"{self.entry.name} on {self.device}",
+            "the before raster": before.sha256,
+            "the after raster": after.sha256,
+            "the scaling of before": str(before.scaling),
+            "the scaling of after": str(after.scaling),
+            "the grid": self.inputs.grid.words(),
+            "--overlap": str(self.overlap),
+            **{f"--{name.replace('_', '-')}": str(getattr(self.options, name)) for name in _SETTINGS},
+            **{f"--{name}": os.path.realpath(path) for name, path in self.options.products().items()},
+        }
+
+
+def run_pair(run: Run, compute: Callable[[Run, Journal], None]) -> SceneReport:
+    """Compute what the journal lacks by ``compute``, and write all outputs; what was noted stays for the caller.
+
+    Raises UsageError where an output exists, or what was begun is another run; else as ``compute``.
+    """
+    grid, settings = run.inputs.grid, run.settings()
+    raw = Raw(
+        "probability.raw", grid.height, grid.width * 4,
+        f"the scene has {grid.width:,} x {grid.height:,} px, and its map",
+    )  # fmt: skip
+    with open_journal(run.outputs[0], raw, settings, restart=run.options.restart) as journal:
+        if not journal.publishing:
+            refuse_outputs(run.outputs, run.options.force)
+        resumed = journal.finished
+        compute(run, journal)
+        counts, polygons = _publish(run, settings, journal)
+        return _report(run, journal, counts, polygons, resumed)
+
+
+def refuse_outputs(outputs: list[Path], force: bool) -> None:
+    """UsageError where one of ``outputs`` exists and ``force`` is off."""
+    for path in outputs:
+        refuse_existing(path, force)
+
+
+def _publish(run: Run, settings: dict[str, str], journal: Journal) -> tuple[Counts, int | None]:
+    """Write all outputs, and give them their names when all are complete."""
+    options, inputs, threshold = run.options, run.inputs, run.bundle.manifest.threshold
+    probabilities = Probabilities(journal.path, inputs.grid.height, inputs.grid.width)
+    writer = MapWriter(probabilities, inputs.grid, threshold, _tags(run, settings), options.cog)
+    with staged(run.outputs) as places:
+        by_name = dict(zip(options.products(), places[1:], strict=True))
+        counts, polygons = writer.change(places[0]), None
+        if place := by_name.get("probability"):
+            writer.probability(place)
+        if place := by_name.get("vector"):
+            smallest = VectorOptions(options.min_area, options.simplify)
+            polygons = write_polygons(place, places[0], probabilities, inputs.grid, smallest)
+        if place := by_name.get("quicklook"):
+            with inputs.open_pair() as pair, resumable_errors(place):
+                write_quicklook(place, pair, inputs.scalings, probabilities, threshold)
+        for date in (inputs.before, inputs.after):
+            date.check_unchanged()
+        journal.publish()
+        publish_all(places, run.outputs)
+    return counts, polygons
+
+
+def _tags(run: Run, settings: dict[str, str]) -> dict[str, str]:
+    """What was run on what, for the outputs; nothing of this moment, so that equal runs have equal bytes."""
+    manifest = run.bundle.manifest
+    return {
+        "MISGNET_BUNDLE_VERSION": str(manifest.bundle_version),
+        "MISGNET_BUNDLE_SHA256": settings["the bundle"],
+        "MISGNET_WEIGHTS_SHA256": manifest.source_weights_sha256,
+        "MISGNET_ENGINE": settings["the engine"],
+        "MISGNET_THRESHOLD": f"{manifest.threshold:g}",
+        "MISGNET_OVERLAP": settings["--overlap"],
+        "MISGNET_ALIGNED": settings["--align"],
+        "MISGNET_BEFORE_SHA256": settings["the before raster"],
+        "MISGNET_BEFORE_SCALING": settings["the scaling of before"],
+        "MISGNET_AFTER_SHA256": settings["the after raster"],
+        "MISGNET_AFTER_SCALING": settings["the scaling of after"],
+        **run.tags,
+    }
+
+
+def _report(run: Run, journal: Journal, counts: Counts, polygons: int | None, resumed: int) -> SceneReport:
+    grid = run.inputs.grid
+    pixels = grid.height * grid.width
+    unread = len(journal.holes), sum(height * width for *_, height, width in journal.holes)
+    changed = counts.changed / max(1, pixels - counts.nodata)
+    return SceneReport(
+        grid.height, grid.width, changed, counts.nodata / pixels, unread, polygons, resumed, run.entry.name, run.reason
+    )
