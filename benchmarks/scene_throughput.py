@@ -153,7 +153,7 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"memory of {max(peaks)} px over that of {min(peaks)} px: {ratio:.3f}"])
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="a bundle")
     parser.add_argument("before", type=Path, help="folder of PNG images, all of one size")
@@ -167,7 +167,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="that the engine alone is measured each time [20]")
     parser.add_argument("--folder", type=Path, help="where the pairs are made, and removed again [a temporary folder]")
     parser.add_argument("--json", type=Path, help="write the figures as JSON")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         report = run(options, Path(folder))
     print(table(report))

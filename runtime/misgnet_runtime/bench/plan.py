@@ -57,6 +57,8 @@ class RunsHere(Struct, frozen=True):
 
 
 class NotRun(Struct, frozen=True):
+    """An engine that is not measured, and what this machine lacks for it."""
+
     engine: str
     reason: str
 

@@ -27,7 +27,7 @@ class Power(Struct, frozen=True):
 
 
 class SceneFigure(Struct, frozen=True):
-    """A run of ``predict`` on a pair of GeoTIFFs, as fast as the engine alone would be with a ``share`` of 1.
+    """A run of ``predict`` on a pair of GeoTIFFs, and its speed as a ``share`` of what its engine can.
 
     ``seconds``: from the first tile read to the last row written; ``engine_pairs_per_second``: of the same engine,
     batch and streams in the rounds before.
@@ -38,20 +38,15 @@ class SceneFigure(Struct, frozen=True):
     streams: int
     tiles: int
     seconds: float
+    tiles_per_second: float
     engine_pairs_per_second: float
-
-    @property
-    def tiles_per_second(self) -> float:
-        return self.tiles / self.seconds
-
-    @property
-    def share(self) -> float:
-        return self.tiles_per_second / self.engine_pairs_per_second
+    share: float
 
 
 class BenchReport(Struct, frozen=True):
     """``created``: ISO 8601, UTC; ``bundle_sha256``: of the manifest, which states every file's digest.
 
+    ``ratios``: pairs a second of each timing over those of the engine ``reference`` at the same batch and streams.
     ``before``, ``after``: the machine before the first round and after everything.
     """
 
@@ -65,6 +60,8 @@ class BenchReport(Struct, frozen=True):
     engines: list[RunsHere]
     not_run: list[NotRun]
     timings: list[Timing]
+    reference: str
+    ratios: list[float]
     power: Power
     before: DeviceState
     after: DeviceState
@@ -72,16 +69,15 @@ class BenchReport(Struct, frozen=True):
     warnings: list[str]
 
 
-def reference(timings: list[Timing]) -> str:
+def choose_reference(timings: list[Timing]) -> str:
     """The engine that others are compared with: the first in float32, or else the first."""
     floats = [timing.engine for timing in timings if timing.precision == "float32"]
     return (floats or [timings[0].engine])[0]
 
 
-def ratios(timings: list[Timing]) -> list[float]:
-    """Pairs a second of each timing over those of the reference at the same batch and streams."""
-    name = reference(timings)
-    base = {(t.batch, t.streams): t.pairs_per_second for t in timings if t.engine == name}
+def ratios_to(reference: str, timings: list[Timing]) -> list[float]:
+    """One for each timing, see :class:`BenchReport`."""
+    base = {(t.batch, t.streams): t.pairs_per_second for t in timings if t.engine == reference}
     return [t.pairs_per_second / base[t.batch, t.streams] for t in timings]
 
 

@@ -9,7 +9,15 @@ from functools import partial
 from pathlib import Path
 
 from misgnet_runtime.bench.plan import BenchOptions, Plan, make_plan, tasks_of
-from misgnet_runtime.bench.report import BenchReport, Power, SceneFigure, Settings, fastest
+from misgnet_runtime.bench.report import (
+    BenchReport,
+    Power,
+    SceneFigure,
+    Settings,
+    choose_reference,
+    fastest,
+    ratios_to,
+)
 from misgnet_runtime.bench.scene import SceneTask, check_scene, run_scene
 from misgnet_runtime.bundle import MANIFEST, Bundle, file_sha256, read_bundle
 from misgnet_runtime.callables import Progress
@@ -34,6 +42,7 @@ def run_bench(path: Path, options: BenchOptions, progress: Progress | None = Non
     meters, missing = find_meters()
     before = read_state()
     timings = _measure_all(bundle, plan, options, meters, progress)
+    reference = choose_reference(timings)
     scene = _scene(path, options.scene, fastest(timings)) if options.scene else None
     after = read_state()
     return BenchReport(
@@ -47,6 +56,8 @@ def run_bench(path: Path, options: BenchOptions, progress: Progress | None = Non
         engines=plan.runs,
         not_run=plan.not_run,
         timings=timings,
+        reference=reference,
+        ratios=ratios_to(reference, timings),
         power=Power([meter.source for meter in meters], missing),
         before=before,
         after=after,
@@ -80,8 +91,9 @@ def _scene(bundle: Path, pair: tuple[Path, Path], timing: Timing) -> SceneFigure
             str(bundle), str(pair[0]), str(pair[1]), f"{folder}/change.tif", timing.engine, timing.batch, timing.streams
         )
         found = run_scene(task)
+    speed, alone = found.tiles / found.seconds, timing.pairs_per_second
     return SceneFigure(
-        timing.engine, timing.batch, timing.streams, found.tiles, found.seconds, timing.pairs_per_second
+        timing.engine, timing.batch, timing.streams, found.tiles, found.seconds, speed, alone, speed / alone
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from misgnet_runtime.bench.report import BenchReport, SceneFigure, ratios, reference
+from misgnet_runtime.bench.report import BenchReport, SceneFigure
 from misgnet_runtime.device.state import Clock, DeviceState
 from misgnet_runtime.machine import machine_line
 from misgnet_runtime.throughput import Timing
@@ -44,13 +44,13 @@ def _speeds(report: BenchReport) -> Table:
     table = _table("Latency of one call, and throughput")
     for name in ("p50,\nms", "p90,\nms", "p99,\nms", "max,\nms", "Pairs/s", "Of rounds,\nlow to high", "Ratio"):
         table.add_column(name, justify="right", no_wrap=True)
-    for timing, ratio in zip(report.timings, ratios(report.timings), strict=True):
+    for timing, ratio in zip(report.timings, report.ratios, strict=True):
         times = (timing.p50_ms, timing.p90_ms, timing.p99_ms, timing.max_ms or 0.0)
         spread = f"{_short(min(timing.rounds))} to {_short(max(timing.rounds))}"
         table.add_row(
             *_setting(timing), *map(_short, times), _short(timing.pairs_per_second), spread, f"{ratio:.2f} x"
         )  # fmt: skip
-    table.caption = Text(f"Ratio: to {reference(report.timings)} at the same batch and streams", style="dim")
+    table.caption = Text(f"Ratio: to {report.reference} at the same batch and streams", style="dim")
     return table
 
 
@@ -80,11 +80,13 @@ def _setting(timing: Timing) -> tuple[Text, str]:
 
 def _method(report: BenchReport) -> str:
     settings = report.settings
+    calls = [timing.calls for timing in report.timings]
     warm = [timing.warm_up.seconds for timing in report.timings if timing.warm_up]
     return (
         f"each engine in a process of its own with {settings.threads} threads, those of one batch and streams in "
-        f"{settings.rounds} alternating rounds, {settings.seconds:g} s each in all; before that warm-up, until two "
-        f"windows of calls agree within 5 % or {settings.warm_up:g} s are over: {min(warm):.1f} to {max(warm):.1f} s"
+        f"{settings.rounds} alternating rounds, about {settings.seconds:g} s or {min(calls)} to {max(calls)} calls each "
+        f"in all; warm-up before that, until two windows of calls agree within 5 % or {settings.warm_up:g} s are over: "
+        f"{min(warm):.1f} to {max(warm):.1f} s"
     )
 
 
