@@ -84,9 +84,9 @@ def _method(report: BenchReport) -> str:
     warm = [timing.warm_up.seconds for timing in report.timings if timing.warm_up]
     return (
         f"each engine in a process of its own with {settings.threads} threads, those of one batch and streams in "
-        f"{settings.rounds} alternating rounds, about {settings.seconds:g} s or {min(calls)} to {max(calls)} calls each "
-        f"in all; warm-up before that, until two windows of calls agree within 5 % or {settings.warm_up:g} s are over: "
-        f"{min(warm):.1f} to {max(warm):.1f} s"
+        f"{settings.rounds} alternating rounds, about {settings.seconds:g} s or {min(calls)} to {max(calls)} calls "
+        f"each in all; warm-up before that, until two windows of calls agree within 5 % or {settings.warm_up:g} s are "
+        f"over: {min(warm):.1f} to {max(warm):.1f} s"
     )
 
 
