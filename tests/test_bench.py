@@ -192,7 +192,7 @@ def test_what_was_measured_is_said() -> None:
     assert found[0] == "a processor, 2 cores, 8.0 GiB, avx2"
     assert "each engine in a process of its own with 2 threads" in found[1]
     assert (
-        "2 alternating rounds, 5 s or 10 to 10 calls each in all" in found[1]
+        "2 alternating rounds, about 5 s or 10 to 10 calls each in all" in found[1]
         and "or 10 s are over: 0.4 to 0.4 s" in found[1]
     )
     assert "rtx-sm86: not run: no driver" in found
