@@ -244,7 +244,6 @@ def test_an_existing_json_file_is_kept_and_nothing_is_measured(run: Run, tmp_pat
         (("--engine", "tpu"), 2, "has no engine 'tpu'"),
         (("--batch", "17"), 2, "take at most 4"),
         (("--engine", "rtx-sm86"), 5, "does not run here"),
-        (("--scene", "nowhere.tif", "nowhere.tif"), 4, "nowhere.tif"),
     ],
 )
 def test_the_command_ends_with_one_line_for_an_error(
@@ -299,6 +298,12 @@ def test_a_scene_that_needs_declarations_is_refused_before_anything_slow(
     monkeypatch.setattr(run_module, "make_plan", lambda *_: pytest.fail("something slow"))
     with pytest.raises(InputError, match="--scale"):
         run_bench(root, BenchOptions(scene=(deep[0], deep[1])))
+
+
+def test_a_scene_that_is_not_there_is_an_error(run: Run) -> None:
+    pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
+    code, out, error = run(*QUICK, "--scene", "nowhere.tif", "neither.tif")
+    assert (code, out) == (4, "") and "nowhere.tif" in error
 
 
 def test_the_scene_is_said() -> None:
