@@ -16,7 +16,16 @@ from misgnet_runtime import cli
 from misgnet_runtime.bench import plan as plan_module
 from misgnet_runtime.bench import run as run_module
 from misgnet_runtime.bench.plan import BenchOptions, NotRun, RunsHere, make_plan, tasks_of
-from misgnet_runtime.bench.report import BenchReport, Power, SceneFigure, Settings, choose_reference, fastest, ratios_to
+from misgnet_runtime.bench.report import (
+    BenchReport,
+    Conditions,
+    Power,
+    SceneFigure,
+    Settings,
+    choose_reference,
+    fastest,
+    ratios_to,
+)
 from misgnet_runtime.bench.run import run_bench
 from misgnet_runtime.bench.scene import SceneTask, run_scene
 from misgnet_runtime.bench.tables import lines, tables
@@ -132,19 +141,23 @@ TIMINGS = [
     timing("cpu-float32", "float32", 24.0, 4, 2),
 ]  # fmt: skip
 ORIN = DeviceState(
-    "MAXN (0)", [Clock(f"CPU {i}-{i + 3}", 1190 + i, 115, 1984, "schedutil") for i in (0, 4)]
+    [Clock(f"CPU {i}-{i + 3}", 1190 + i, 115, 1984, "schedutil") for i in (0, 4)]
     + [Clock("GPU", 918, 918, 918, "nvhost_podgov")], 3199.0, {"cpu-thermal": 48.25}, {},
 )  # fmt: skip
-SILENT = DeviceState(None, [], None, {}, {})
+SILENT = DeviceState([], None, {}, {})
+
+
+def conditions(state: DeviceState = SILENT, modes: tuple[str | None, str | None] = (None, None)) -> Conditions:
+    machine = {"processor": "a processor", "cores": 2, "memory_gib": 8.0, "features": ["avx2"]}
+    return Conditions(machine, {"numpy": "2"}, modes, state, state, state)
 
 
 def report(timings: list[Timing] = TIMINGS, **changes: Any) -> BenchReport:
-    machine = {"processor": "a processor", "cores": 2, "memory_gib": 8.0, "features": ["avx2"]}
+    name = choose_reference(timings)
     found = BenchReport(
-        "2026-01-01T00:00:00+00:00", "bundle", 1, "0" * 64, machine, {"numpy": "2"}, Settings(5.0, 2, 10.0, 2),
-        [RunsHere("cpu", "int8", "CPU")], [NotRun("rtx-sm86", "no driver")], timings,
-        choose_reference(timings), ratios_to(choose_reference(timings), timings), Power([], ["no RAPL counters"]),
-        SILENT, SILENT, None, [],
+        "2026-01-01T00:00:00+00:00", "bundle", 1, "0" * 64, Settings(5.0, 2, 10.0, 2),
+        [RunsHere("cpu", "int8", "CPU")], [NotRun("rtx-sm86", "no driver")], timings, name, ratios_to(name, timings),
+        Power([], ["no RAPL counters"]), conditions(), None, [],
     )  # fmt: skip
     return msgspec.structs.replace(found, **changes)
 
@@ -196,18 +209,20 @@ def test_what_was_measured_is_said() -> None:
         and "or 10 s are over: 0.4 to 0.4 s" in found[1]
     )
     assert "rtx-sm86: not run: no driver" in found
-    assert "clocks before: not told by this system; after: not told by this system" in found
+    assert "clocks not told by this system; temperatures not told by this system" in found
     assert "power not measured: no RAPL counters" in found
     assert found[-1] == "warning: the machine throttled 3 times: core too hot"
     assert not any(line.startswith(("power mode", "scene", "power by")) for line in found)
 
 
 def test_the_state_of_a_jetson_is_said() -> None:
-    found = list(lines(report(before=ORIN, after=ORIN, power=Power(["INA3221"], []))))
-    assert "power mode MAXN (0) before, MAXN (0) after" in found
+    there = msgspec.structs.replace(conditions(ORIN, ("MAXN (0)", "15W (2)")), after=SILENT)
+    found = list(lines(report(conditions=there, power=Power(["INA3221"], []))))
+    assert "power mode MAXN (0) before, 15W (2) after" in found
     clocks = "CPU 1190 to 1194 of 1984 MHz (schedutil), GPU 918 of 918 MHz (nvhost_podgov, pinned), memory 3199 MHz"
-    assert f"clocks before: {clocks}; after: {clocks}" in found
-    assert "temperatures before: cpu-thermal 48.2 °C; after: cpu-thermal 48.2 °C" in found
+    words = f"clocks {clocks}; temperatures cpu-thermal 48.2 °C"
+    assert f"before: {words}" in found
+    assert f"while engines ran (median clocks, highest temperatures): {words}" in found
     assert any(line.startswith("power by INA3221: ") for line in found)
     assert not any("not measured" in line for line in found)
 
@@ -227,7 +242,8 @@ def test_the_command_prints_a_table_and_writes_json(run: Run, root: Path, tmp_pa
     ]  # fmt: skip
     assert all(len(t.rounds) == 2 and t.warm_up and not t.warm_up.steady for t in found.timings)
     assert found.bundle_sha256 == file_sha256(root / MANIFEST)
-    assert found.machine["python"] and found.versions["numpy"] and found.created.endswith("+00:00")
+    assert found.conditions.machine["python"] and found.conditions.versions["numpy"]
+    assert found.created.endswith("+00:00")
     assert found.warnings[-1].startswith("not steady after their warm-up (engine at batch, streams): cpu at 1, 2; ")
 
 
@@ -308,5 +324,5 @@ def test_a_scene_that_is_not_there_is_an_error(run: Run) -> None:
 
 def test_the_scene_is_said() -> None:
     scene = SceneFigure("cpu", 4, 2, 900, 50.0, 18.0, 20.0, 0.9)
-    words = "scene with cpu, batch 4, 2 streams: 900 tiles in 50.0 s, 18.0 tiles/s, 0.90 of the engine's 20.0 pairs/s"
+    words = "scene with cpu, batch 4, streams 2: 900 tiles in 50.0 s, 18.0 tiles/s, 0.90 of the engine's 20.0 pairs/s"
     assert words in lines(report(scene=scene))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import pytest
 
 from misgnet_runtime import machine
 from misgnet_runtime.device import rapl
+from misgnet_runtime.device import state as state_module
 from misgnet_runtime.device.ina3221 import find_ina3221
 from misgnet_runtime.device.nvidia import find_nvidia_smi
+from misgnet_runtime.device.nvpmodel import power_mode
 from misgnet_runtime.device.power import Energy, count_energy, find_meters
 from misgnet_runtime.device.rapl import find_rapl
-from misgnet_runtime.device.state import Clock, power_mode, read_state, throttling
+from misgnet_runtime.device.state import Clock, DeviceState, read_state, summary, throttling, watch_state
 from misgnet_runtime.device.sysfs import read_int, read_text
 from misgnet_runtime.errors import UnavailableError
 
@@ -229,7 +232,6 @@ def test_energy_counts_the_seconds_that_a_rail_answered() -> None:
 
 def test_state_of_an_orin(tmp_path: Path) -> None:
     state = read_state(tree(tmp_path, ORIN))
-    assert state.power_mode == "15W (2)"
     assert state.clocks == [
         Clock("CPU 0-3", 1190.4, 115.2, 1984.0, "schedutil"), Clock("CPU 4-7", 1190.4, 115.2, 1984.0, "schedutil"),
         Clock("GPU", 306.0, 306.0, 918.0, "nvhost_podgov"),
@@ -247,7 +249,7 @@ def test_gpu_clocks_of_other_jetsons(tmp_path: Path, name: str) -> None:
 
 def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
     state = read_state(tmp_path)
-    assert (state.power_mode, state.clocks, state.memory_mhz) == (None, [], None)
+    assert (power_mode(tmp_path), state.clocks, state.memory_mhz) == (None, [], None)
     assert (state.temperatures, state.throttled) == ({}, {})
 
 
@@ -263,8 +265,8 @@ def test_the_power_mode_is_what_nvpmodel_says(tmp_path: Path, program: Program) 
 def test_over_current_during_the_run_is_told(tmp_path: Path) -> None:
     before = read_state(tree(tmp_path, ORIN))
     after = read_state(tree(tmp_path, {"sys/class/hwmon/hwmon2/oc3_event_cnt": 19}))
-    assert throttling(before, after) == ["the machine throttled 12 times: instantaneous over-current"]
-    assert throttling(after, after) == []
+    assert throttling([before, after]) == ["the machine throttled 12 times: instantaneous over-current"]
+    assert throttling([after, after]) == []
 
 
 def test_heat_of_an_x86_processor_is_told(tmp_path: Path) -> None:
@@ -272,7 +274,31 @@ def test_heat_of_an_x86_processor_is_told(tmp_path: Path) -> None:
     before = read_state(tree(tmp_path, dict(counts)))
     assert before.throttled == {"core too hot": 1, "package too hot": 1}
     after = read_state(tree(tmp_path, {f"{CPU}/cpu1/thermal_throttle/core_throttle_count": 5}))
-    assert throttling(before, after) == ["the machine throttled 4 times: core too hot"]
+    assert throttling([before, after]) == ["the machine throttled 4 times: core too hot"]
+
+
+def test_a_watch_reads_until_its_block_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_module, "_PERIOD", 0.001)
+    tree(tmp_path, ORIN)
+    states: list[DeviceState] = []
+    with watch_state(states, tmp_path):
+        while len(states) < 3:
+            time.sleep(0.001)
+    count = len(states)
+    time.sleep(0.01)
+    assert len(states) == count and set(map(repr, states)) == {repr(read_state(tmp_path))}
+
+
+def test_states_are_summed_up_as_median_clocks_and_highest_temperatures(tmp_path: Path) -> None:
+    states = []
+    for current, heat in ((500_000, 40_000), (1_500_000, 90_000), (1_600_000, 70_000)):
+        tree(tmp_path, policy(0, "0 1", current, 500_000, 2_000_000, "schedutil"))
+        heats = {"sys/class/thermal/thermal_zone0/type": "cpu", "sys/class/thermal/thermal_zone0/temp": heat}
+        states.append(read_state(tree(tmp_path, dict(heats))))
+    found = summary(states)
+    assert found.clocks == [Clock("CPU 0-1", 1500.0, 500.0, 2000.0, "schedutil")]
+    assert (found.temperatures, found.memory_mhz) == ({"cpu": 90.0}, None)
+    assert summary([read_state(tree(tmp_path / "orin", ORIN))]) == read_state(tmp_path / "orin")
 
 
 @pytest.mark.parametrize(
@@ -289,7 +315,7 @@ def test_heat_of_an_x86_processor_is_told(tmp_path: Path) -> None:
 )
 def test_a_clock_that_is_held_back_is_told_once(tmp_path: Path, clock: tuple[object, ...], told: str | None) -> None:
     state = read_state(tree(tmp_path, policy(*clock)))  # type: ignore[arg-type]
-    assert throttling(state, state) == ([f"the clock of CPU 0 was at 1000 of 2000 MHz, {told}"] if told else [])
+    assert throttling([state, state]) == ([f"the clock of CPU 0 was at 1000 of 2000 MHz, {told}"] if told else [])
 
 
 def test_a_turbo_is_no_promise(tmp_path: Path) -> None:
@@ -298,9 +324,9 @@ def test_a_turbo_is_no_promise(tmp_path: Path) -> None:
         f"{CPU}/cpufreq/policy0/base_frequency": 2_800_000,
     }
     state = read_state(tree(tmp_path, files))
-    assert throttling(state, state) == []
+    assert throttling([state, state]) == []
     state = read_state(tree(tmp_path, {f"{CPU}/cpufreq/policy0/scaling_cur_freq": 1_200_000}))
-    assert len(throttling(state, state)) == 1
+    assert len(throttling([state, state])) == 1
 
 
 def test_a_board_is_described_by_its_model(tmp_path: Path) -> None:

@@ -43,19 +43,30 @@ class SceneFigure(Struct, frozen=True):
     share: float
 
 
+class Conditions(Struct, frozen=True):
+    """The machine before the first engine is opened and after everything, and the power modes of a Jetson then.
+
+    ``during``: while engines were measured, warm-up included: median clocks and highest temperatures.
+    """
+
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    power_modes: tuple[str | None, str | None]
+    before: DeviceState
+    during: DeviceState
+    after: DeviceState
+
+
 class BenchReport(Struct, frozen=True):
     """``created``: ISO 8601, UTC; ``bundle_sha256``: of the manifest, which states every file's digest.
 
     ``ratios``: pairs a second of each timing over those of the engine ``reference`` at the same batch and streams.
-    ``before``, ``after``: the machine before the first round and after everything.
     """
 
     created: str
     bundle: str
     bundle_version: int
     bundle_sha256: str
-    machine: dict[str, Any]
-    versions: dict[str, str]
     settings: Settings
     engines: list[RunsHere]
     not_run: list[NotRun]
@@ -63,8 +74,7 @@ class BenchReport(Struct, frozen=True):
     reference: str
     ratios: list[float]
     power: Power
-    before: DeviceState
-    after: DeviceState
+    conditions: Conditions
     scene: SceneFigure | None
     warnings: list[str]
 

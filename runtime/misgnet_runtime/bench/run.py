@@ -11,6 +11,7 @@ from pathlib import Path
 from misgnet_runtime.bench.plan import BenchOptions, Plan, make_plan, tasks_of
 from misgnet_runtime.bench.report import (
     BenchReport,
+    Conditions,
     Power,
     SceneFigure,
     Settings,
@@ -21,8 +22,9 @@ from misgnet_runtime.bench.report import (
 from misgnet_runtime.bench.scene import SceneTask, check_scene, run_scene
 from misgnet_runtime.bundle import MANIFEST, Bundle, file_sha256, read_bundle
 from misgnet_runtime.callables import Progress
+from misgnet_runtime.device.nvpmodel import power_mode
 from misgnet_runtime.device.power import PowerMeter, find_meters
-from misgnet_runtime.device.state import read_state, throttling
+from misgnet_runtime.device.state import DeviceState, read_state, summary, throttling, watch_state
 from misgnet_runtime.machine import describe_machine, installed_versions, usable_cores
 from misgnet_runtime.throughput import Timing, measure
 
@@ -40,29 +42,37 @@ def run_bench(path: Path, options: BenchOptions, progress: Progress | None = Non
         check_scene(*options.scene)
     plan = make_plan(bundle, options)
     meters, missing = find_meters()
-    before = read_state()
-    timings = _measure_all(bundle, plan, options, meters, progress)
-    reference = choose_reference(timings)
+    mode, before, watched = power_mode(), read_state(), list[DeviceState]()
+    with watch_state(watched):
+        timings = _measure_all(bundle, plan, options, meters, progress)
     scene = _scene(path, options.scene, fastest(timings)) if options.scene else None
-    after = read_state()
+    states = before, summary(watched), read_state()
+    return _report(
+        bundle, plan, options, timings, Power([meter.source for meter in meters], missing),
+        Conditions(describe_machine(), installed_versions(_VERSIONS), (mode, power_mode()), *states), scene,
+    )  # fmt: skip
+
+
+def _report(
+    bundle: Bundle, plan: Plan, options: BenchOptions, timings: list[Timing], power: Power, conditions: Conditions,
+    scene: SceneFigure | None,
+) -> BenchReport:  # fmt: skip
+    reference = choose_reference(timings)
     return BenchReport(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        bundle=str(path),
+        bundle=str(bundle.path),
         bundle_version=bundle.manifest.bundle_version,
         bundle_sha256=file_sha256(bundle.path / MANIFEST),
-        machine=describe_machine(),
-        versions=installed_versions(_VERSIONS),
         settings=Settings(options.seconds, options.rounds, options.warm_up, options.threads or usable_cores()),
         engines=plan.runs,
         not_run=plan.not_run,
         timings=timings,
         reference=reference,
         ratios=ratios_to(reference, timings),
-        power=Power([meter.source for meter in meters], missing),
-        before=before,
-        after=after,
+        power=power,
+        conditions=conditions,
         scene=scene,
-        warnings=[*throttling(before, after), *_unsettled(timings)],
+        warnings=[*throttling([conditions.before, conditions.during, conditions.after]), *_unsettled(timings)],
     )
 
 

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from misgnet_runtime.bench.report import BenchReport, SceneFigure
+from misgnet_runtime.bench.report import BenchReport, Conditions, SceneFigure
 from misgnet_runtime.device.state import Clock, DeviceState
 from misgnet_runtime.machine import machine_line
 from misgnet_runtime.throughput import Timing
@@ -23,14 +23,14 @@ def tables(report: BenchReport) -> list[Table]:
 
 def lines(report: BenchReport) -> Iterator[str]:
     """What was measured and where, what was not and why, the scene, and warnings."""
-    yield machine_line(report.machine)
+    conditions = report.conditions
+    yield machine_line(conditions.machine)
     yield _method(report)
     yield from (f"{engine.engine} runs on {engine.device}" for engine in report.engines)
     yield from (f"{engine.engine}: not run: {engine.reason}" for engine in report.not_run)
-    if report.before.power_mode:
-        yield f"power mode {report.before.power_mode} before, {report.after.power_mode} after"
-    yield f"clocks before: {_clocks(report.before)}; after: {_clocks(report.after)}"
-    yield f"temperatures before: {_temperatures(report.before)}; after: {_temperatures(report.after)}"
+    if conditions.power_modes[0]:
+        yield f"power mode {conditions.power_modes[0]} before, {conditions.power_modes[1]} after"
+    yield from _states(conditions)
     if report.power.meters:
         yield f"power by {', '.join(report.power.meters)}: mean watts of a round, times its seconds, by its pairs"
     if report.power.missing:
@@ -90,15 +90,24 @@ def _method(report: BenchReport) -> str:
     )
 
 
-def _clocks(state: DeviceState) -> str:
+def _states(conditions: Conditions) -> list[str]:
+    """One line where a machine tells the same, or nothing, each time."""
+    before, during, after = map(_state, (conditions.before, conditions.during, conditions.after))
+    if before == during == after:
+        return [before]
+    during = f"while engines ran (median clocks, highest temperatures): {during}"
+    return [f"before: {before}", during, f"after: {after}"]
+
+
+def _state(state: DeviceState) -> str:
     """Clocks of one kind, limit and governor together: a large processor has one for each core."""
     kinds: dict[tuple[str, float, str], list[Clock]] = {}
     for clock in state.clocks:
         kinds.setdefault((clock.name.split()[0], clock.highest, clock.governor), []).append(clock)
-    found = [_clock(*kind, clocks) for kind, clocks in kinds.items()]
-    if state.memory_mhz is not None:
-        found.append(f"memory {state.memory_mhz:.0f} MHz")
-    return ", ".join(found) or _UNTOLD
+    clocks = [_clock(*kind, clocks) for kind, clocks in kinds.items()]
+    memory = [] if state.memory_mhz is None else [f"memory {state.memory_mhz:.0f} MHz"]
+    temperatures = [f"{zone} {value:.1f} °C" for zone, value in state.temperatures.items()]
+    return f"clocks {', '.join([*clocks, *memory]) or _UNTOLD}; temperatures {', '.join(temperatures) or _UNTOLD}"
 
 
 def _clock(kind: str, highest: float, governor: str, clocks: list[Clock]) -> str:
@@ -107,13 +116,9 @@ def _clock(kind: str, highest: float, governor: str, clocks: list[Clock]) -> str
     return f"{kind} {low if low == high else f'{low} to {high}'} of {highest:.0f} MHz ({governor}{pinned})"
 
 
-def _temperatures(state: DeviceState) -> str:
-    return ", ".join(f"{zone} {value:.1f} °C" for zone, value in state.temperatures.items()) or _UNTOLD
-
-
 def _scene(scene: SceneFigure) -> str:
     return (
-        f"scene with {scene.engine}, batch {scene.batch}, {scene.streams} streams: {scene.tiles} tiles in "
+        f"scene with {scene.engine}, batch {scene.batch}, streams {scene.streams}: {scene.tiles} tiles in "
         f"{scene.seconds:.1f} s, {scene.tiles_per_second:.1f} tiles/s, {scene.share:.2f} of the engine's "
         f"{scene.engine_pairs_per_second:.1f} pairs/s"
     )

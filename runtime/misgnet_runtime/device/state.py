@@ -1,17 +1,22 @@
-"""What decides how fast a machine is at this moment: power mode, clocks, temperatures, and what throttled it."""
+"""What decides how fast a machine is: clocks, temperatures, and what throttled it, now and while something runs."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
+
+from msgspec.structs import replace
 
 from misgnet_runtime.device.sysfs import ROOT, read_int, read_text
 from misgnet_runtime.manifest import Struct
 
 # Of devfreq: 17000000.gpu (JetPack 6), 17000000.ga10b and 17000000.gv11b (5), 17000000.gp10b and 57000000.gpu (4).
 _GPUS = re.compile(r"\w+\.(gpu|ga10b|gv11b|gp10b)")
+_PERIOD = 1.0  # seconds between two readings of a watch
 _PLACEHOLDER = "PMIC-Die"  # of the TX family: always 100 degrees
 _COLDEST = -200_000  # thousandths of a degree; a sensor that is off says -256000
 # Of the Orin's hwmon ``soctherm_oc``, see "Over-current Throttling" in the Jetson Linux Developer Guide.
@@ -43,10 +48,9 @@ class Clock(Struct, frozen=True):
 class DeviceState(Struct, frozen=True):
     """``temperatures`` in degrees Celsius by zone; ``throttled``: events since the machine started, by cause.
 
-    ``power_mode``: of a Jetson, as nvpmodel names it; ``memory_mhz``: of a Jetson, where this user may read it.
+    ``memory_mhz``: of a Jetson, where this user may read it.
     """
 
-    power_mode: str | None
     clocks: list[Clock]
     memory_mhz: float | None
     temperatures: dict[str, float]
@@ -57,39 +61,56 @@ def read_state(root: Path = ROOT) -> DeviceState:
     """All of it now. What the machine does not tell is left out."""
     memory = read_int(root / "sys/kernel/debug/bpmp/debug/clk/emc/rate")  # in Hz, for root only
     clocks = [*_cpu_clocks(root), *_gpu_clocks(root)]
-    return DeviceState(
-        power_mode(root), clocks, None if memory is None else memory / 1e6, dict(_temperatures(root)),
-        _processor_events(root) | dict(_board_events(root)),
-    )  # fmt: skip
+    throttled = {**_processor_events(root), **dict(_board_events(root))}
+    return DeviceState(clocks, None if memory is None else memory / 1e6, dict(_temperatures(root)), throttled)
 
 
-def throttling(before: DeviceState, after: DeviceState) -> list[str]:
-    """What slowed the machine down between two moments, or holds it back at one of them."""
-    events = {cause: count - before.throttled.get(cause, 0) for cause, count in after.throttled.items()}
+@contextmanager
+def watch_state(states: list[DeviceState], root: Path = ROOT) -> Iterator[None]:
+    """Add to ``states`` what is read at the start of the block and then every second."""
+    stop = Event()
+
+    def watch() -> None:
+        states.append(read_state(root))
+        while not stop.wait(_PERIOD):
+            states.append(read_state(root))
+
+    thread = Thread(target=watch, name="misgnet-state")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def summary(states: Sequence[DeviceState]) -> DeviceState:
+    """Median clocks, highest temperatures, and the events until the last of ``states``."""
+    last = states[-1]
+    currents: dict[str, list[float]] = {}
+    for clock in (clock for state in states for clock in state.clocks):
+        currents.setdefault(clock.name, []).append(clock.current)
+    clocks = [replace(clock, current=statistics.median(currents[clock.name])) for clock in last.clocks]
+    memory = [state.memory_mhz for state in states if state.memory_mhz is not None]
+    highest: dict[str, float] = {}
+    for zone, value in (item for state in states for item in state.temperatures.items()):
+        highest[zone] = max(value, highest.get(zone, value))
+    return DeviceState(clocks, statistics.median(memory) if memory else None, highest, last.throttled)
+
+
+def throttling(states: Sequence[DeviceState]) -> list[str]:
+    """What slowed the machine down from the first of ``states`` to the last, or held it back at one of them."""
+    first, last = states[0].throttled, states[-1].throttled
+    events = {cause: count - first.get(cause, 0) for cause, count in last.items()}
     held_back = {
         clock.name: f"the clock of {clock.name} was at {clock.current:.0f} of {clock.highest:.0f} MHz, though it is "
         f"{'pinned' if clock.pinned else 'governed for performance'}"
-        for clock in (*before.clocks, *after.clocks)
+        for state in states
+        for clock in state.clocks
         if clock.held_back
     }
     throttled = [f"the machine throttled {count} times: {cause}" for cause, count in events.items() if count > 0]
     return [*throttled, *held_back.values()]
-
-
-def power_mode(root: Path = ROOT) -> str | None:
-    """ "MAXN (0)" of a Jetson: what ``nvpmodel -q`` says, or else what it keeps on disk."""
-    try:
-        answer = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, timeout=10, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        answer = ""
-    if found := re.search(r"NV Power Mode: *(\S+)\s+(\d+)", answer):
-        return f"{found[1]} ({found[2]})"
-    kept = re.search(r"pmode:0*(\d+)", read_text(root / "var/lib/nvpmodel/status") or "")
-    if kept is None:
-        return None
-    modes = read_text(root / "etc/nvpmodel.conf") or ""
-    name = re.search(rf"^< *POWER_MODEL +ID={kept[1]} +NAME=(\S+)", modes, re.MULTILINE)
-    return f"{name[1] if name else 'mode'} ({kept[1]})"
 
 
 def _cpu_clocks(root: Path) -> Iterator[Clock]:
@@ -98,25 +119,22 @@ def _cpu_clocks(root: Path) -> Iterator[Clock]:
     for policy in sorted(policies, key=lambda path: int(path.name[len("policy") :])):
         cores = (read_text(policy / "related_cpus") or "?").split()
         name = f"CPU {cores[0]}-{cores[-1]}" if len(cores) > 1 else f"CPU {cores[0]}"
-        files = "scaling_cur_freq", "scaling_min_freq", "scaling_max_freq", "scaling_governor", "base_frequency"
-        yield from _clock(name, policy, files, 1e3)  # all in kHz
+        files = "scaling_cur_freq", "scaling_min_freq", "scaling_max_freq", "base_frequency"
+        yield from _clock(name, [read_int(policy / file) for file in files], 1e3, policy / "scaling_governor")
 
 
 def _gpu_clocks(root: Path) -> Iterator[Clock]:
     for folder in sorted((root / "sys/class/devfreq").glob("*")):
         if _GPUS.fullmatch(folder.name):
-            yield from _clock("GPU", folder, ("cur_freq", "min_freq", "max_freq", "governor", ""), 1e6)  # in Hz
+            files = "cur_freq", "min_freq", "max_freq"
+            yield from _clock("GPU", [*(read_int(folder / file) for file in files), None], 1e6, folder / "governor")
 
 
-def _clock(name: str, folder: Path, files: tuple[str, str, str, str, str], per_mhz: float) -> Iterator[Clock]:
-    """One clock, or none where it cannot be read; ``files``: current, lowest, highest, governor and base clock."""
-    current, lowest, highest = (read_int(folder / file) for file in files[:3])
+def _clock(name: str, values: list[int | None], per_mhz: float, governor: Path) -> Iterator[Clock]:
+    """One clock, or none where it cannot be read; ``values``: current, lowest, highest and base clock."""
+    current, lowest, highest, base = (None if value is None else value / per_mhz for value in values)
     if current is not None and lowest is not None and highest is not None:
-        base = read_int(folder / files[4])
-        yield Clock(
-            name, current / per_mhz, lowest / per_mhz, highest / per_mhz, read_text(folder / files[3]) or "unknown",
-            None if base is None else base / per_mhz,
-        )  # fmt: skip
+        yield Clock(name, current, lowest, highest, read_text(governor) or "unknown", base)
 
 
 def _temperatures(root: Path) -> Iterator[tuple[str, float]]:
