@@ -29,6 +29,8 @@ Simplify = Annotated[float, _output(text="how far outlines of polygons may move,
 Align = Annotated[bool, _output("--align", text="warp AFTER onto BEFORE's grid (bilinear) where it has another")]
 Overlap = Annotated[_OptionalInt, _output(text="pixels that neighbouring tiles share and blend; a quarter without")]
 Batch = Annotated[int, _output(text="tiles that the engine gets at once")]
+Streams = Annotated[_OptionalInt, _output(text="batches at once, sharing the device; what suits the engine without")]
+Threads = Annotated[_OptionalInt, _output(text="of the CPU, in all streams; all usable cores without")]
 Restart = Annotated[bool, _output("--restart", text="start anew what an ended run of this output began")]
 Bands = Annotated[_OptionalText, _pixels("which bands are red, green and blue: 3,2,1")]
 Scale = Annotated[_OptionalText, _pixels("value * scale + offset is 0 for black, 1 for white; one number or three")]

@@ -9,7 +9,7 @@ import msgspec
 
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.detector import ChangeDetector
-from misgnet_runtime.engines import Engine, open_engine_file
+from misgnet_runtime.engines import Engine, open_engine_file, streams_for_scenes
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.manifest import EngineEntry
@@ -24,15 +24,16 @@ _FASTEST_FIRST = (
 
 @contextmanager
 def open_detector(
-    bundle: Bundle, engine: str = "auto", streams: int = 1
+    bundle: Bundle, engine: str = "auto", streams: int | None = 1, threads: int | None = None
 ) -> Iterator[tuple[ChangeDetector, EngineEntry, str]]:
     """The detector of the engine called ``engine``, its entry, and why it was taken.
 
-    ``streams``: batches that it takes at once. "auto" takes the first of :func:`ranked` that opens. Raises
-    UnavailableError with the reason of each engine where none opens, UsageError for an unknown name.
+    ``streams``: batches that it takes at once, None for as many as keep its device busy; ``threads``: of the CPU, all
+    usable cores without. "auto" takes the first of :func:`ranked` that opens. Raises UnavailableError with the reason
+    of each engine where none opens, UsageError for an unknown name.
     """
     entries = ranked_here(bundle) if engine == "auto" else [bundle.engine_entry(engine)]
-    opened, entry, reason = _first_that_opens(bundle, entries, engine, streams)
+    opened, entry, reason = _first_that_opens(bundle, entries, engine, streams, threads)
     with ChangeDetector(opened, bundle.manifest.interface) as detector:
         yield detector, entry, reason
 
@@ -77,12 +78,14 @@ def measured_here(bundle: Bundle) -> dict[str, float]:
 
 
 def _first_that_opens(
-    bundle: Bundle, entries: list[EngineEntry], asked: str, streams: int
+    bundle: Bundle, entries: list[EngineEntry], asked: str, streams: int | None, threads: int | None
 ) -> tuple[Engine, EngineEntry, str]:
     refused: list[tuple[str, UnavailableError]] = []
     for entry in entries:
         try:
-            engine = open_engine_file(entry, bundle.path, bundle.manifest.interface.max_batch, streams=streams)
+            engine = open_engine_file(
+                entry, bundle.path, bundle.manifest.interface.max_batch, threads, streams or streams_for_scenes(entry)
+            )
         except UnavailableError as error:
             refused.append((entry.name, error))
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -49,19 +50,28 @@ AnyStrip = TypeVar("AnyStrip", bound=Strip)
 
 @dataclass(frozen=True)
 class Task:
-    """How a scene is run; ``open_pair`` opens it anew, for the thread that reads."""
+    """How a scene is run; ``open_pair`` opens it anew, for the thread that reads. ``streams``: batches at once."""
 
     open_pair: Callable[[], AbstractContextManager[Pair]]
     scalings: tuple[Scaling, Scaling]
     layout: Layout
     batch: int
+    streams: int = 1
 
 
-def infer(task: Task, predict: Predict, journal: Journal, progress: Progress | None = None) -> None:
+@dataclass(frozen=True)
+class Work:
+    """Tiles that the engine was given, and the seconds from the first pixel read to the last row on the disk."""
+
+    tiles: int
+    seconds: float
+
+
+def infer(task: Task, predict: Predict, journal: Journal, progress: Progress | None = None) -> Work:
     """Compute the rows that ``journal`` lacks, as :func:`fill`."""
-    fill(
+    return fill(
         journal, task.layout, lambda first: _chunks(task, first),
-        lambda chunk: predict(chunk.before, chunk.after), progress,
+        lambda chunk: predict(chunk.before, chunk.after), progress, task.streams,
     )  # fmt: skip
 
 
@@ -71,21 +81,24 @@ def fill(
     read: Callable[[int], Generator[AnyStrip, None, None]],
     answer: Callable[[AnyStrip], NDArray[np.float32]],
     progress: Progress | None,
-) -> None:
-    """Compute the rows that ``journal`` lacks; ``progress`` is told of rows of tiles.
+    streams: int = 1,
+) -> Work:
+    """Compute the rows that ``journal`` lacks, ``streams`` batches at once; ``progress`` is told of rows of tiles.
 
     ``read`` yields strips from a row of tiles on; ``answer`` gives the probabilities of one that has data, float32
     (B, T, T). Raises GateFailed where these are NaN or Inf, InputError where the disk refuses. What is finished stays.
     """
     if journal.finished == layout.rows.length:
-        return
+        return Work(0, 0.0)
     first = layout.rows.first_reaching(journal.finished)
     writer = _Writer(layout, first, journal, progress)
 
     def work(strip: AnyStrip) -> tuple[Strip, NDArray[np.float32]]:
         return strip, checked(answer(strip)) if strip.tiles else np.empty((0, 0, 0), np.float32)
 
-    run_pipeline(lambda: read(first), work, writer.take)
+    begin = time.perf_counter()
+    run_pipeline(lambda: read(first), work, writer.take, streams)
+    return Work(writer.tiles, time.perf_counter() - begin)
 
 
 def _chunks(task: Task, first: int) -> Generator[Chunk, None, None]:
@@ -129,11 +142,13 @@ class _Writer:
         self._valid = np.empty((layout.rows.tile, layout.columns.length), np.bool_)
         self._told = set(journal.holes)
         self._holes: set[Hole] = set()
+        self.tiles = 0
 
     def take(self, answered: tuple[Strip, NDArray[np.float32]]) -> None:
         strip, answer = answered
         self._valid[: len(strip.valid), strip.columns.start : strip.columns.stop] = strip.valid
         self._holes |= strip.holes
+        self.tiles += len(strip.tiles)
         for column, probability in zip(strip.tiles, answer, strict=True):
             self._blender.add(column, probability)
         if strip.last:
