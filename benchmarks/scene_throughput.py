@@ -23,9 +23,10 @@ from typing import Any
 from misgnet_runtime.bench.plan import BenchOptions, Plan, make_plan, tasks_of
 from misgnet_runtime.bench.scene import SceneTask, run_scene
 from misgnet_runtime.bundle import Bundle, read_bundle
+from misgnet_runtime.engines import streams_for_scenes
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.images import image_size, read_image
-from misgnet_runtime.machine import describe_machine, machine_line
+from misgnet_runtime.machine import describe_machine, machine_line, usable_cores
 from misgnet_runtime.outputs import replace_file
 from misgnet_runtime.throughput import measure
 
@@ -90,9 +91,10 @@ class Bench:
     def of(cls, options: argparse.Namespace) -> Bench:
         bundle = read_bundle(options.bundle)
         asked = (options.engine,) if options.engine else ()
-        wishes = BenchOptions(asked, (options.batch,), (options.streams,), seconds=options.seconds)
-        plan = make_plan(bundle, wishes)
-        return cls(bundle, Plan(plan.runs[:1], plan.not_run, plan.batches, plan.streams), wishes)
+        engine = make_plan(bundle, BenchOptions(asked, (options.batch,), (1,))).runs[0].engine
+        streams = options.streams or streams_for_scenes(bundle.engine_entry(engine))
+        wishes = BenchOptions((engine,), (options.batch,), (streams,), options.threads, options.seconds)
+        return cls(bundle, make_plan(bundle, wishes), wishes)
 
     def engine_speed(self) -> float:
         """Pairs/s of the engine alone."""
@@ -114,7 +116,7 @@ class Bench:
     def _task(self, pair: Pair, output: Path) -> SceneTask:
         ((batch, streams),) = self.plan.settings()
         paths = (str(path) for path in (self.bundle.path, *pair, output))
-        return SceneTask(*paths, self.plan.runs[0].engine, batch, streams)
+        return SceneTask(*paths, self.plan.runs[0].engine, batch, streams, self.options.threads)
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -128,7 +130,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for trial in bench.trials(pairs, options.rounds, folder):
         print(trial, file=sys.stderr, flush=True)
         trials.append(asdict(trial))
-    settings = {name: getattr(options, name) for name in ("batch", "streams", "seconds", "rounds")}
+    settings = {name: getattr(options, name) for name in ("batch", "seconds", "rounds")}
+    settings |= {"streams": bench.plan.streams[0], "threads": options.threads or usable_cores()}
     engine = bench.plan.runs[0].engine
     return {"machine": describe_machine(), "engine": engine, "settings": settings, "trials": trials}
 
@@ -138,7 +141,7 @@ def table(report: dict[str, Any]) -> str:
     settings, trials = report["settings"], report["trials"]
     lines = [
         f"{machine_line(report['machine'])}; {report['engine']}, batch {settings['batch']}, "
-        f"{settings['streams']} streams",
+        f"{settings['streams']} streams, {settings['threads']} threads",
         "",
         "| side, px | tiles | seconds | tiles/s | engine alone, pairs/s | share | peak memory, MiB |",
         "|---|---|---|---|---|---|---|",
@@ -162,7 +165,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--small", type=int, default=4096, help="side of the small pair, px [4096]")
     parser.add_argument("--engine", help="an engine of the bundle [the fastest that runs here]")
     parser.add_argument("--batch", type=int, default=4, help="tiles that the engine gets at once [4]")
-    parser.add_argument("--streams", type=int, default=1, help="batches at once [1]")
+    parser.add_argument("--streams", type=int, help="batches at once [what predict takes for the engine]")
+    parser.add_argument("--threads", type=int, help="that compute on the CPU [one a core]")
     parser.add_argument("--rounds", type=int, default=1, help="runs of predict on each pair [1]")
     parser.add_argument("--seconds", type=float, default=20.0, help="that the engine alone is measured each time [20]")
     parser.add_argument("--folder", type=Path, help="where the pairs are made, and removed again [a temporary folder]")

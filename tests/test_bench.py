@@ -293,13 +293,13 @@ def test_a_scene_is_a_share_of_what_its_engine_can(root: Path, pair: tuple[Path,
 
 def test_a_scene_is_run_in_a_process_that_tells_its_memory(root: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "change.tif"
-    found = run_scene(SceneTask(str(root), *map(str, pair), str(out), "cpu", 1, 1))
+    found = run_scene(SceneTask(str(root), *map(str, pair), str(out), "cpu", 1, 1, None))
     assert out.is_file()
     assert 20 << 20 < found.peak_bytes < 2 << 30
 
 
 def test_a_scene_that_fails_is_told_in_its_own_words(root: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    task = SceneTask(str(root), *map(str, pair), str(tmp_path / "change.tif"), "tpu", 1, 1)
+    task = SceneTask(str(root), *map(str, pair), str(tmp_path / "change.tif"), "tpu", 1, 1, None)
     with pytest.raises(UsageError, match=r"predict on .*0.tif and .*1.tif: bundle .* has no engine 'tpu'"):
         run_scene(task)
 

@@ -47,7 +47,7 @@ def test_images_of_several_sizes_or_none_are_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     root = make_bundle(tmp_path / "bundle", engines=[FLOAT, INT8])
-    return Bench.of(scene_throughput.parser().parse_args([str(root), "A", "B"]))
+    return Bench.of(scene_throughput.parser().parse_args([str(root), "A", "B", "--streams", "3", "--threads", "2"]))
 
 
 def test_the_engine_alone_is_measured_before_and_after_each_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_the_engine_alone_is_measured_before_and_after_each_run(bench: Bench, mo
     assert [trial.side for trial in found] == [4, 16, 4, 16]
     assert [trial.engine_pairs_per_second for trial in found] == [11.0, 14.0, 18.0, 20.0]
     assert found[3] == Trial(16, 90, 10.0, 9.0, 20.0, 0.45, 300.0)
-    assert {(task.engine, task.batch, task.streams) for task in asked} == {("cpu", 4, 1)}
+    assert {(task.engine, task.batch, task.streams, task.threads) for task in asked} == {("cpu", 4, 3, 2)}
     assert len({task.output for task in asked}) == 4
 
 
@@ -73,7 +73,8 @@ def test_the_table_compares_memory() -> None:
     peaks = (4, 200.0), (16, 210.0), (16, 220.0)
     trials = [vars(Trial(side, 90, 10.0, 9.0, 10.0, 0.9, peak)) for side, peak in peaks]
     machine = {"processor": "a processor", "cores": 2, "memory_gib": 8.0, "features": []}
-    report = {"machine": machine, "engine": "cpu", "settings": {"batch": 4, "streams": 1}, "trials": trials}
+    report = {"machine": machine, "engine": "cpu", "trials": trials}
+    report["settings"] = {"batch": 4, "streams": 1, "threads": 2}
     shown = table(report)
     assert "| 16 | 90 | 10.0 | 9.00 | 10.00 | 0.900 | 220 |" in shown
     assert shown.endswith("memory of 16 px over that of 4 px: 1.100")

@@ -45,7 +45,7 @@ def run_bench(path: Path, options: BenchOptions, progress: Progress | None = Non
     mode, before, watched = power_mode(), read_state(), list[DeviceState]()
     with watch_state(watched):
         timings = _measure_all(bundle, plan, options, meters, progress)
-    scene = _scene(path, options.scene, fastest(timings)) if options.scene else None
+    scene = _scene(path, options.scene, options.threads, fastest(timings)) if options.scene else None
     states = before, summary(watched), read_state()
     return _report(
         bundle, plan, options, timings, Power([meter.source for meter in meters], missing),
@@ -94,12 +94,11 @@ def _tell_of_all(progress: Progress, before: int, settings: int, done: int, roun
     progress(before + done, settings * rounds)
 
 
-def _scene(bundle: Path, pair: tuple[Path, Path], timing: Timing) -> SceneFigure:
+def _scene(bundle: Path, pair: tuple[Path, Path], threads: int | None, timing: Timing) -> SceneFigure:
     """Of the engine and the setting that ``timing`` measured."""
     with tempfile.TemporaryDirectory() as folder:
-        task = SceneTask(
-            str(bundle), str(pair[0]), str(pair[1]), f"{folder}/change.tif", timing.engine, timing.batch, timing.streams
-        )
+        paths = (str(path) for path in (bundle, *pair, Path(folder) / "change.tif"))
+        task = SceneTask(*paths, timing.engine, timing.batch, timing.streams, threads)
         found = run_scene(task)
     speed, alone = found.tiles / found.seconds, timing.pairs_per_second
     return SceneFigure(
