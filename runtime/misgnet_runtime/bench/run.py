@@ -97,8 +97,8 @@ def _tell_of_all(progress: Progress, before: int, settings: int, done: int, roun
 def _scene(bundle: Path, pair: tuple[Path, Path], threads: int | None, timing: Timing) -> SceneFigure:
     """Of the engine and the setting that ``timing`` measured."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = (str(path) for path in (bundle, *pair, Path(folder) / "change.tif"))
-        task = SceneTask(*paths, timing.engine, timing.batch, timing.streams, threads)
+        places = str(bundle), str(pair[0]), str(pair[1]), f"{folder}/change.tif"
+        task = SceneTask(*places, timing.engine, timing.batch, timing.streams, threads)
         found = run_scene(task)
     speed, alone = found.tiles / found.seconds, timing.pairs_per_second
     return SceneFigure(
