@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import msgspec
 import pytest
 
 from bundles import FLOAT, INT8, INTERFACE, RTX, make_bundle
-from misgnet_runtime import cli
+from misgnet_runtime import cli, log
 from misgnet_runtime.bench import plan as plan_module
 from misgnet_runtime.bench import run as run_module
 from misgnet_runtime.bench.plan import BenchOptions, NotRun, RunsHere, make_plan, tasks_of
@@ -50,18 +52,20 @@ def bundle(root: Path) -> Bundle:
 
 
 @pytest.fixture
-def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """The command in this process: exit code, output, errors."""
     monkeypatch.setattr(out_console, "_width", 80)
 
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["misgnet-run", "bench", str(root), *arguments])
+    def call(*arguments: str, form: str = "text") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["misgnet-run", "--log", form, "bench", str(root), *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         captured = capsys.readouterr()
         return int(ended.value.code or 0), captured.out, captured.err
 
-    return call
+    with warnings.catch_warnings():
+        yield call
+    log.use("text")
 
 
 # What is measured
@@ -245,6 +249,14 @@ def test_the_command_prints_a_table_and_writes_json(run: Run, root: Path, tmp_pa
     assert found.conditions.machine["python"] and found.conditions.versions["numpy"]
     assert found.created.endswith("+00:00")
     assert found.warnings[-1].startswith("not steady after their warm-up (engine at batch, streams): cpu at 1, 2; ")
+
+
+def test_a_program_gets_the_report_in_one_line(run: Run) -> None:
+    code, out, error = run(*QUICK, "--engine", "cpu", "--batch", "1", form="json")
+    found = json.loads(out)
+    assert (code, found["event"], found["level"]) == (0, "result", "info")
+    assert [(timing["engine"], timing["batch"]) for timing in found["timings"]] == [("cpu", 1)]
+    assert json.loads(error.splitlines()[-1])["event"] == "progress"
 
 
 def test_an_existing_json_file_is_kept_and_nothing_is_measured(run: Run, tmp_path: Path) -> None:

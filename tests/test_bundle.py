@@ -63,7 +63,7 @@ def test_a_manifest_of_an_earlier_version_has_fewer_fields(bundle: Path) -> None
     assert read_bundle(bundle).engine_entry("cpu-float32").needs == []
 
 
-@pytest.mark.parametrize("name", ("tiny_float.onnx", "tiny_int8.onnx"))
+@pytest.mark.parametrize("name", sorted(path.name for path in DATA.glob("tiny_*.onnx")))
 def test_the_stored_graphs_are_the_generators(name: str) -> None:
     onnx = pytest.importorskip("onnx")
     from tiny_graphs import tiny
@@ -340,6 +340,16 @@ def test_what_are_no_golden_tiles_is_refused(tmp_path: Path, kind: str) -> None:
     elif kind == "objects":
         np.savez(path, before=np.array([None]), after=np.array([None]), probability=np.array([None]))
     with pytest.raises(InputError, match="cannot be read"):
+        read_golden(path)
+
+
+def test_golden_tiles_that_say_they_are_encrypted_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "golden.npz"
+    write_golden(path, GoldenTiles(*images(1, 4, 4), np.ones((1, 4, 4), np.float32)))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the first flag of an entry in a ZIP file's directory
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="encrypted"):
         read_golden(path)
 
 

@@ -6,12 +6,11 @@ import errno
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from rasterio.transform import from_origin
 
-from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, make_bundle
+from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector, make_bundle
+from ends import die_at, in_child
 from misgnet_runtime import cli
-from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
 from misgnet_runtime.scenes import predict as predict_module
 from misgnet_runtime.scenes.journal import progress_folder
@@ -64,17 +63,6 @@ class Place:
 
     def names(self) -> set[str]:
         return {path.name for path in self.out.iterdir()} if self.out.exists() else set()
-
-
-def fake_detector(engine: Callable[[], FakeEngine]) -> Any:
-    @contextmanager
-    def opened(
-        bundle: object, name: str, streams: object, threads: object
-    ) -> Iterator[tuple[ChangeDetector, Any, str]]:
-        with ChangeDetector(engine(), INTERFACE) as detector:
-            yield detector, FLOAT, "a fake"
-
-    return opened
 
 
 @pytest.fixture
@@ -255,44 +243,6 @@ def test_polygons_without_a_place_are_in_pixels(place: Place) -> None:
 def outcome(place: Place) -> dict[str, bytes]:
     """The bytes of all outputs but the polygons, which hold the time."""
     return {path.name: path.read_bytes() for path in place.out.iterdir() if path.is_file() and path.suffix != ".gpkg"}
-
-
-def in_child(body: Callable[[], object], after: float | None = None) -> int:
-    """Run ``body`` in a process of its own, killed ``after`` seconds; the signal that ended it, 0 for none."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
-            body()
-            status = 0
-        finally:
-            os._exit(status)
-    if after is not None:
-        time.sleep(after)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-
-
-def die_at(number: int) -> None:
-    """From here on the ``number``-th call that makes something lasting is not lived through."""
-    calls = 0
-
-    def watched(function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls > number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return call
-
-    os.fsync = watched(os.fsync)
-    Path.replace = watched(Path.replace)  # type: ignore[method-assign]
-    predict_module.discard_progress = watched(predict_module.discard_progress)
 
 
 def test_a_run_that_is_killed_anywhere_is_gone_on_with(place: Place) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import msgspec
 
@@ -14,27 +15,38 @@ from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.manifest import EngineEntry
 
-# Kinds of engine, each with INT8 or without, the fastest first: plans for a GPU, INT8 on the CPU, float on the CPU.
-_GPU = ("tensorrt", "rtx")
+# Kinds of engine, each with INT8 or without, the fastest first: plans for a GPU, graphs on a GPU (without kernels
+# for INT8), INT8 on the CPU, float on the CPU.
+_GPU = ("tensorrt", "rtx", "onnxruntime-cuda")
 _FASTEST_FIRST = (
     ("tensorrt", True), ("tensorrt", False), ("rtx", True), ("rtx", False),
+    ("onnxruntime-cuda", False), ("onnxruntime-cuda", True),
     ("openvino", True), ("onnxruntime", True), ("openvino", False), ("onnxruntime", False),
 )  # fmt: skip
+
+Opened = tuple[ChangeDetector, EngineEntry, str]
+Runnable = TypeVar("Runnable")
 
 
 @contextmanager
 def open_detector(
     bundle: Bundle, engine: str = "auto", streams: int | None = 1, threads: int | None = None
-) -> Iterator[tuple[ChangeDetector, EngineEntry, str]]:
+) -> Iterator[Opened]:
     """The detector of the engine called ``engine``, its entry, and why it was taken.
 
     ``streams``: batches that it takes at once, None for as many as keep its device busy; ``threads``: of the CPU, all
     usable cores without. "auto" takes the first of :func:`ranked` that opens. Raises UnavailableError with the reason
     of each engine where none opens, UsageError for an unknown name.
     """
+    interface = bundle.manifest.interface
+
+    def open_one(entry: EngineEntry) -> Engine:
+        lanes = streams or streams_for_scenes(entry)
+        return open_engine_file(entry, bundle.path, interface.max_batch, threads, lanes)
+
     entries = ranked_here(bundle) if engine == "auto" else [bundle.engine_entry(engine)]
-    opened, entry, reason = _first_that_opens(bundle, entries, engine, streams, threads)
-    with ChangeDetector(opened, bundle.manifest.interface) as detector:
+    opened, entry, reason = first_that_opens(entries, open_one, engine)
+    with ChangeDetector(opened, interface) as detector:
         yield detector, entry, reason
 
 
@@ -52,7 +64,7 @@ def ranked_here(bundle: Bundle) -> list[EngineEntry]:
 
 
 def ranked(entries: list[EngineEntry], speeds: Mapping[str, float]) -> list[EngineEntry]:
-    """Plans for a GPU first; then by ``speeds``, pairs/s by engine, of those that have any; then by kind.
+    """Those on a GPU first, then by ``speeds``, pairs/s by engine, of those that have any; then by kind.
 
     Of one kind what was made for certain processors comes before what any will run.
     """
@@ -77,22 +89,24 @@ def measured_here(bundle: Bundle) -> dict[str, float]:
     return {timing.engine: timing.pairs_per_second for timing in timings if timing.batch == 1}
 
 
-def _first_that_opens(
-    bundle: Bundle, entries: list[EngineEntry], asked: str, streams: int | None, threads: int | None
-) -> tuple[Engine, EngineEntry, str]:
+def first_that_opens(
+    entries: list[EngineEntry], open_one: Callable[[EngineEntry], Runnable], asked: str
+) -> tuple[Runnable, EngineEntry, str]:
+    """What ``open_one`` makes of the first entry that runs here, the entry, and why it was taken.
+
+    ``asked``: an engine's name, or "auto". Raises UnavailableError with the reason of each where none runs.
+    """
     refused: list[tuple[str, UnavailableError]] = []
     for entry in entries:
         try:
-            engine = open_engine_file(
-                entry, bundle.path, bundle.manifest.interface.max_batch, threads, streams or streams_for_scenes(entry)
-            )
+            opened = open_one(entry)
         except UnavailableError as error:
             refused.append((entry.name, error))
             continue
         if asked != "auto":
-            return engine, entry, "as asked"
+            return opened, entry, "as asked"
         reasons = "".join(f"; {name} does not run: {error}" for name, error in refused)
-        return engine, entry, f"fastest that runs here{reasons}"
+        return opened, entry, f"fastest that runs here{reasons}"
     if len(refused) == 1:
         raise refused[0][1]
     raise UnavailableError("no engine runs here: " + "; ".join(f"{name}: {error}" for name, error in refused))

@@ -25,9 +25,9 @@ class ChangeDetector:
     """
 
     def __init__(self, engine: Engine, interface: Interface) -> None:
-        if misfit := _misfit(engine, interface):
+        if found := misfit(engine, interface.inputs(), interface.outputs(), interface.max_batch):
             engine.close()
-            raise InputError(f"the engine does not fit its interface: {misfit}; build the bundle again")
+            raise InputError(f"the engine does not fit its interface: {found}; build the bundle again")
         self.engine = engine
         self.interface = interface
 
@@ -36,15 +36,19 @@ class ChangeDetector:
         (output,) = self.engine.infer(arrays_for(self.interface, before, after)).values()
         return to_probability(output, self.interface)
 
-    def scene_probability(self, before: RgbImage, after: RgbImage) -> Probability:
-        """A pair of any size, uint8 (H, W, 3) -> float32 (H, W), tile by tile; see :func:`predict_scene`.
-
-        Raises GateFailed where the engine answers NaN or Inf: a threshold would call that "no change".
-        """
-        found = predict_scene(self.probability, before, after, self.interface.tile, self.interface.max_batch)
+    def sound_probability(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
+        """As :meth:`probability`, without NaN or Inf: a threshold would call them "no change"; GateFailed there."""
+        found = self.probability(before, after)
         if not np.isfinite(found).all():
             raise GateFailed(f"the engine on {self.engine.device} answers NaN or Inf; run misgnet-run verify")
         return found
+
+    def scene_probability(self, before: RgbImage, after: RgbImage) -> Probability:
+        """A pair of any size, uint8 (H, W, 3) -> float32 (H, W), tile by tile; see :func:`predict_scene`.
+
+        Raises GateFailed as :meth:`sound_probability`.
+        """
+        return predict_scene(self.sound_probability, before, after, self.interface.tile, self.interface.max_batch)
 
     def __enter__(self) -> ChangeDetector:
         return self
@@ -57,9 +61,12 @@ class ChangeDetector:
 
 def arrays_for(interface: Interface, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Arrays:
     """The graph's inputs from uint8 RGB tiles (B, T, T, 3)."""
-    if interface.input == "uint8":
-        return {"before": before, "after": after}
-    return {"before": normalise(before), "after": normalise(after)}
+    return {"before": as_input(before, interface), "after": as_input(after, interface)}
+
+
+def as_input(images: NDArray[np.uint8], interface: Interface) -> NDArray[Any]:
+    """uint8 RGB tiles (B, T, T, 3) of one date in the graph's input form."""
+    return images if interface.input == "uint8" else normalise(images)
 
 
 def to_probability(output: NDArray[Any], interface: Interface) -> Probability:
@@ -70,14 +77,14 @@ def to_probability(output: NDArray[Any], interface: Interface) -> Probability:
     return output.astype(np.float32, copy=False)
 
 
-def _misfit(engine: Engine, interface: Interface) -> str | None:
-    """What the engine has and what the interface says, where they differ; tensors may come in any order."""
-    for specs, entries in ((engine.inputs, interface.inputs()), (engine.outputs, interface.outputs())):
+def misfit(engine: Engine, inputs: list[TensorEntry], outputs: list[TensorEntry], max_batch: int) -> str | None:
+    """What the engine has and what is stated of it, where they differ; tensors may come in any order."""
+    for specs, entries in ((engine.inputs, inputs), (engine.outputs, outputs)):
         found, stated = sorted(map(_of_spec, specs)), sorted(map(_of_entry, entries))
         if found != stated:
             return f"it has {_listed(found)}, the interface says {_listed(stated)}"
-    if engine.max_batch < interface.max_batch:
-        return f"it takes batches up to {engine.max_batch}, the interface says {interface.max_batch}"
+    if engine.max_batch < max_batch:
+        return f"it takes batches up to {engine.max_batch}, the interface says {max_batch}"
     return None
 
 

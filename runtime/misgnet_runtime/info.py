@@ -41,14 +41,22 @@ def print_info(path: Path, console: Console) -> None:
     console.print(_files(bundle))
 
 
+def bundle_facts(path: Path) -> dict[str, object]:
+    """The same for a program: the manifest, and by engine whether it opens here, ranked as they are in the table."""
+    bundle = read_bundle(path)
+    here = {entry.name: _here(bundle, entry) for entry in ranked_here(bundle)}
+    return {"bundle": path, "manifest": bundle.manifest, "here": here}
+
+
 def _engines(bundle: Bundle, entries: list[EngineEntry]) -> Table:
-    columns = (_whole("engine"), "precision", "F1", "drop, points")
+    columns = (_whole("engine"), "precision", "split", "F1", "drop, points")
     table = Table(*columns, title="Engines, the fastest first")
     results = _results(bundle)
     for entry in entries:
         result = results.get(entry.name, _Result(entry.name))
         f1, drop = _number(result.scores.get("f1"), 4), _number(result.f1_drop_points, 3)
-        table.add_row(escape(entry.name), escape(entry.precision), f1, drop)
+        split = "yes" if entry.split else "no"
+        table.add_row(escape(entry.name), escape(entry.precision), split, f1, drop)
     return table
 
 
@@ -62,6 +70,8 @@ def _results(bundle: Bundle) -> dict[str, _Result]:
 
 def _made_for(entry: EngineEntry) -> str:
     """The GPUs and the system of a plan, or what a processor must have."""
+    if entry.kind == "onnxruntime-cuda":
+        return "any GPU that CUDA and onnxruntime-gpu support"
     gpus = ", ".join(entry.compute_capabilities)
     return f"{gpus} on {entry.platform}" if gpus else " or ".join(entry.needs) or "any processor"
 
@@ -69,7 +79,7 @@ def _made_for(entry: EngineEntry) -> str:
 def _here(bundle: Bundle, entry: EngineEntry) -> str:
     try:
         with open_detector(bundle, entry.name) as (detector, _, _):
-            return f"runs on {detector.engine.device}"
+            return "; ".join((f"runs on {detector.engine.device}", *detector.engine.notes))
     except UnavailableError as error:
         return f"does not run: {error}"
 

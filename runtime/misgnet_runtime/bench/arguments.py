@@ -29,3 +29,4 @@ Rounds = Annotated[int, typer.Option(help="turns that these seconds are shared o
 WarmUp = Annotated[float, typer.Option(help="seconds after which an engine that is not steady is measured anyway")]
 Scene = Annotated[_OptionalPair, typer.Option(help=_SCENE)]
 JsonFile = Annotated[_OptionalPath, typer.Option("--json", help="write all that was found as JSON")]
+Force = Annotated[bool, typer.Option("--force", help="replace an existing JSON file")]
