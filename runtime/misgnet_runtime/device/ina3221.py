@@ -16,8 +16,9 @@ from misgnet_runtime.errors import UnavailableError
 
 _DRIVERS = Path("sys/bus/i2c/drivers")
 # What together is the whole module. VDD_IN and POM_5V_IN measure its input. The AGX modules have no rail for that:
-# theirs add up (https://github.com/rbonghi/jetson_stats/issues/51 and /344, which quote NVIDIA), except for
-# VDDQ_VDD2_1V8AO, which hangs on VIN_SYS_5V0.
+# VIN_SYS_5V0 is one supply beside others (https://github.com/rbonghi/jetson_stats/issues/344), and theirs add up
+# (issue 51 there quotes NVIDIA for the Xavier). VDDQ_VDD2_1V8AO has 5 V too and is taken to hang on VIN_SYS_5V0:
+# it is told, and not added again.
 _WHOLE = (
     ("VDD_IN",),
     ("POM_5V_IN",),
