@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from misgnet_export.report.html import short_path
 from misgnet_export.request import BuildRequest
 from misgnet_runtime.bundle import MANIFEST, describe_files, file_sha256
 from misgnet_runtime.golden import write_golden
-from misgnet_runtime.machine import describe_machine
+from misgnet_runtime.machine import describe_machine, installed_versions
 from misgnet_runtime.manifest import (
     SCHEMA_VERSION,
     Calibration,
@@ -179,13 +178,7 @@ def parity_summary(parity: ParityReport) -> dict[str, Any]:
 
 def tool_versions() -> dict[str, str]:
     """Versions of what takes part in a build, as far as it is installed."""
-    found = {"python": platform.python_version()}
-    for name in _TOOLS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed_versions(_TOOLS)}
 
 
 def _calibration(request: BuildRequest, draft: Draft) -> Calibration:

@@ -79,7 +79,8 @@ def ranked(entries: list[EngineEntry], speeds: Mapping[str, float]) -> list[Engi
 def measured_here(bundle: Bundle) -> dict[str, float]:
     """Pairs/s by engine at batch 1 as the build measured them, if that was on a processor like this one."""
     manifest = bundle.manifest
-    if manifest.machine.get("processor") != describe_machine()["processor"]:
+    here = describe_machine()
+    if any(manifest.machine.get(key) != here.get(key) for key in ("processor", "model")):  # arm64 names the model only
         return {}
     try:
         timings = msgspec.convert(manifest.latency.get("timings", []), list[_Speed])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from misgnet_runtime import arguments
+from misgnet_runtime.bench.command import bench
 from misgnet_runtime.console import make_app, out_console, run_app
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.log import JsonLog, current
@@ -152,6 +153,7 @@ def verify(
         _say(line)
 
 
+app.command()(bench)
 app.command()(watch)
 
 
