@@ -22,7 +22,7 @@ def _several(*names: str, text: str, default: str) -> Any:
 
 Engines = Annotated[_Names, _several("--engine", text="an engine", default="all that run here")]
 Batches = Annotated[_Numbers, _several("--batch", text="pairs a call", default="1, 4 and the largest up to 16")]
-Streams = Annotated[_Numbers, _several("--streams", text="calls at once", default="1, and one a core")]
+Streams = Annotated[_Numbers, _several("--streams", text="calls at once", default="1, and one a core, 4 at most")]
 Threads = Annotated[_OptionalInt, typer.Option(help="that compute on the CPU", show_default="one a core")]
 Seconds = Annotated[float, typer.Option(help="measured of each engine at each batch and streams")]
 Rounds = Annotated[int, typer.Option(help="turns that these seconds are shared out to, the engines alternating")]

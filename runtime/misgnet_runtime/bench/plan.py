@@ -8,6 +8,7 @@ from pathlib import Path
 
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.choice import open_detector, ranked_here
+from misgnet_runtime.engines import MOST_STREAMS
 from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.machine import usable_cores
 from misgnet_runtime.manifest import EngineEntry, Struct
@@ -78,7 +79,7 @@ class Plan:
 
 
 def make_plan(bundle: Bundle, options: BenchOptions) -> Plan:
-    """Without wishes: all engines that open here, batches 1, 4 and the largest up to 16, one stream and one a core.
+    """Without wishes: all engines that open here, batches 1, 4 and the largest up to 16, one stream and one a core (4 at most).
 
     Raises UsageError for an unknown engine or numbers that do not fit, UnavailableError where an engine that was
     asked for does not run here, or none does.
@@ -92,9 +93,8 @@ def make_plan(bundle: Bundle, options: BenchOptions) -> Plan:
         which = "an engine that was asked for does not run" if asked else "no engine runs"
         raise UnavailableError(f"{which} here: {reasons}")
     batches = options.batches or [size for size in (1, 4, min(max_batch, _LARGEST_BATCH)) if size <= max_batch]
-    return Plan(
-        runs, not_run, sorted(set(batches)), sorted(set(options.streams or (1, options.threads or usable_cores())))
-    )
+    streams = options.streams or (1, min(MOST_STREAMS, options.threads or usable_cores()))
+    return Plan(runs, not_run, sorted(set(batches)), sorted(set(streams)))
 
 
 def _opened(bundle: Bundle, entries: list[EngineEntry]) -> tuple[list[RunsHere], list[NotRun]]:
