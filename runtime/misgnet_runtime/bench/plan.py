@@ -79,7 +79,7 @@ class Plan:
 
 
 def make_plan(bundle: Bundle, options: BenchOptions) -> Plan:
-    """Without wishes: all engines that open here; batches 1, 4 and the largest up to 16; one stream, and one a core up to 4.
+    """Without wishes: all engines that open here; batches 1, 4 and the largest to 16; one stream, and one a core to 4.
 
     Raises UsageError for an unknown engine or numbers that do not fit, UnavailableError where an engine that was
     asked for does not run here, or none does.
