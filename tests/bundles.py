@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,6 +24,7 @@ from misgnet_runtime.manifest import (
     Manifest,
     Preprocessing,
     Quantization,
+    SplitEntry,
     TensorEntry,
     encode,
 )
@@ -36,6 +38,15 @@ INT8 = EngineEntry("cpu", "onnxruntime", "graphs/int8.onnx", "graphs/int8.onnx",
 RTX = EngineEntry(
     "rtx-sm86", "rtx", "engines/rtx.plan", "graphs/int8.onnx", "int8+float16", "0.0.1", ["sm86"], "linux-x86_64"
 )
+# The same engines in two parts; the encoder answers red and green, and blue.
+SPLIT_FLOAT, SPLIT_INT8 = (
+    replace(engine, split=SplitEntry("graphs/encoder.onnx", head, "graphs/encoder.onnx", head))
+    for engine, head in ((FLOAT, "graphs/float_head.onnx"), (INT8, "graphs/int8_head.onnx"))
+)
+FEATURES = [
+    TensorEntry("feature1", "float32", [-1, 2, TILE, TILE], "NCHW"),
+    TensorEntry("feature2", "float32", [-1, 1, TILE, TILE], "NCHW"),
+]
 Images = NDArray[np.uint8]
 
 
@@ -58,6 +69,9 @@ def make_bundle(
         (root / folder).mkdir(parents=True)
     shutil.copy(DATA / "tiny_float.onnx", root / "graphs/float.onnx")
     shutil.copy(DATA / "tiny_int8.onnx", root / "graphs/int8.onnx")
+    if any(engine.split for engine in engines):
+        for part in ("encoder", "float_head", "int8_head"):
+            shutil.copy(DATA / f"tiny_{part}.onnx", root / f"graphs/{part}.onnx")
     (root / "engines/rtx.plan").write_bytes(b"no plan at all")
     (root / "evidence/report.html").write_text("<p>measured</p>")
     before, after = images(3, TILE, TILE)
@@ -150,12 +164,16 @@ def _manifest(root: Path, interface: Interface, engines: list[EngineEntry]) -> M
         tool_versions={},
         machine={},
         licence="not stated",
+        features=FEATURES if any(engine.split for engine in engines) else [],
     )
 
 
 _ROLES: dict[str, tuple[str, str | None]] = {
     "graphs/float.onnx": ("float graph", "float32"),
     "graphs/int8.onnx": ("int8 graph for cpu", "int8"),
+    "graphs/encoder.onnx": ("encoder graph for float", "float32"),
+    "graphs/float_head.onnx": ("head graph for float", "float32"),
+    "graphs/int8_head.onnx": ("head graph for cpu", "int8"),
     "engines/rtx.plan": ("engine", "int8+float16"),
     "evidence/report.html": ("evidence", None),
     "golden/tiles.npz": ("golden tiles", None),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import msgspec
 
@@ -20,6 +21,7 @@ _FASTEST_FIRST = (
     ("tensorrt", True), ("tensorrt", False), ("rtx", True), ("rtx", False),
     ("openvino", True), ("onnxruntime", True), ("openvino", False), ("onnxruntime", False),
 )  # fmt: skip
+Opened = TypeVar("Opened")
 
 
 @contextmanager
@@ -31,9 +33,14 @@ def open_detector(
     ``streams``: batches that it takes at once. "auto" takes the first of :func:`ranked` that opens. Raises
     UnavailableError with the reason of each engine where none opens, UsageError for an unknown name.
     """
+    interface = bundle.manifest.interface
+
+    def open_one(entry: EngineEntry) -> Engine:
+        return open_engine_file(entry, bundle.path, interface.max_batch, streams=streams)
+
     entries = ranked_here(bundle) if engine == "auto" else [bundle.engine_entry(engine)]
-    opened, entry, reason = _first_that_opens(bundle, entries, engine, streams)
-    with ChangeDetector(opened, bundle.manifest.interface) as detector:
+    opened, entry, reason = first_that_opens(entries, open_one, engine)
+    with ChangeDetector(opened, interface) as detector:
         yield detector, entry, reason
 
 
@@ -75,20 +82,24 @@ def measured_here(bundle: Bundle) -> dict[str, float]:
     return {timing.engine: timing.pairs_per_second for timing in timings if timing.batch == 1}
 
 
-def _first_that_opens(
-    bundle: Bundle, entries: list[EngineEntry], asked: str, streams: int
-) -> tuple[Engine, EngineEntry, str]:
+def first_that_opens(
+    entries: list[EngineEntry], open_one: Callable[[EngineEntry], Opened], asked: str
+) -> tuple[Opened, EngineEntry, str]:
+    """What ``open_one`` makes of the first entry that runs here, the entry, and why it was taken.
+
+    ``asked``: an engine's name, or "auto". Raises UnavailableError with the reason of each where none runs.
+    """
     refused: list[tuple[str, UnavailableError]] = []
     for entry in entries:
         try:
-            engine = open_engine_file(entry, bundle.path, bundle.manifest.interface.max_batch, streams=streams)
+            opened = open_one(entry)
         except UnavailableError as error:
             refused.append((entry.name, error))
             continue
         if asked != "auto":
-            return engine, entry, "as asked"
+            return opened, entry, "as asked"
         reasons = "".join(f"; {name} does not run: {error}" for name, error in refused)
-        return engine, entry, f"fastest that runs here{reasons}"
+        return opened, entry, f"fastest that runs here{reasons}"
     if len(refused) == 1:
         raise refused[0][1]
     raise UnavailableError("no engine runs here: " + "; ".join(f"{name}: {error}" for name, error in refused))

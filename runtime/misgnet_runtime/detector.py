@@ -25,9 +25,9 @@ class ChangeDetector:
     """
 
     def __init__(self, engine: Engine, interface: Interface) -> None:
-        if misfit := _misfit(engine, interface):
+        if found := misfit(engine, interface.inputs(), interface.outputs(), interface.max_batch):
             engine.close()
-            raise InputError(f"the engine does not fit its interface: {misfit}; build the bundle again")
+            raise InputError(f"the engine does not fit its interface: {found}; build the bundle again")
         self.engine = engine
         self.interface = interface
 
@@ -57,9 +57,12 @@ class ChangeDetector:
 
 def arrays_for(interface: Interface, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Arrays:
     """The graph's inputs from uint8 RGB tiles (B, T, T, 3)."""
-    if interface.input == "uint8":
-        return {"before": before, "after": after}
-    return {"before": normalise(before), "after": normalise(after)}
+    return {"before": as_input(before, interface), "after": as_input(after, interface)}
+
+
+def as_input(images: NDArray[np.uint8], interface: Interface) -> NDArray[Any]:
+    """uint8 RGB tiles (B, T, T, 3) of one date in the graph's input form."""
+    return images if interface.input == "uint8" else normalise(images)
 
 
 def to_probability(output: NDArray[Any], interface: Interface) -> Probability:
@@ -70,14 +73,14 @@ def to_probability(output: NDArray[Any], interface: Interface) -> Probability:
     return output.astype(np.float32, copy=False)
 
 
-def _misfit(engine: Engine, interface: Interface) -> str | None:
-    """What the engine has and what the interface says, where they differ; tensors may come in any order."""
-    for specs, entries in ((engine.inputs, interface.inputs()), (engine.outputs, interface.outputs())):
+def misfit(engine: Engine, inputs: list[TensorEntry], outputs: list[TensorEntry], max_batch: int) -> str | None:
+    """What the engine has and what is stated of it, where they differ; tensors may come in any order."""
+    for specs, entries in ((engine.inputs, inputs), (engine.outputs, outputs)):
         found, stated = sorted(map(_of_spec, specs)), sorted(map(_of_entry, entries))
         if found != stated:
             return f"it has {_listed(found)}, the interface says {_listed(stated)}"
-    if engine.max_batch < interface.max_batch:
-        return f"it takes batches up to {engine.max_batch}, the interface says {interface.max_batch}"
+    if engine.max_batch < max_batch:
+        return f"it takes batches up to {engine.max_batch}, the interface says {max_batch}"
     return None
 
 

@@ -1,0 +1,104 @@
+"""Split engines: each date goes through the encoder alone, and the head compares any two dates' features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from misgnet_runtime.bundle import Bundle
+from misgnet_runtime.choice import first_that_opens, ranked_here
+from misgnet_runtime.detector import Probability, as_input, misfit, to_probability
+from misgnet_runtime.engines import Engine, open_engine_file
+from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.manifest import EngineEntry, Interface, TensorEntry, head_inputs
+
+Features = Sequence[NDArray[np.float32]]
+
+
+class SplitDetector:
+    """Encoder and head of one engine. Owns both; use it in a ``with`` block. Threads may share it, as its engines.
+
+    ``features``: what the encoder answers for one date. Raises InputError, and closes both engines, where they
+    are not what ``interface`` and ``features`` say.
+    """
+
+    def __init__(self, encoder: Engine, head: Engine, interface: Interface, features: list[TensorEntry]) -> None:
+        with ExitStack() as owned:
+            owned.enter_context(encoder)
+            owned.enter_context(head)
+            _check("encoder", encoder, interface.encoder_inputs(), features, interface.max_batch)
+            _check("head", head, head_inputs(features), interface.outputs(), interface.max_batch)
+            self._owned = owned.pop_all()
+        self.encoder = encoder
+        self.head = head
+        self.interface = interface
+        self.features = features
+
+    def encode(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """uint8 RGB tiles (B, T, T, 3) of one date -> its features (B, ...), in the order of ``features``."""
+        (entry,) = self.interface.encoder_inputs()
+        found = self.encoder.infer({entry.name: as_input(images, self.interface)})
+        return [found[feature.name] for feature in self.features]
+
+    def compare(self, before: Features, after: Features) -> Probability:
+        """The features of both dates, as :meth:`encode` answers -> probability of change, float32 (B, T, T).
+
+        Raises InputError where an array does not fit, ValueError where there are more or fewer than ``features``.
+        """
+        names = [entry.name for entry in head_inputs(self.features)]
+        (output,) = self.head.infer(dict(zip(names, (*before, *after), strict=True))).values()
+        return to_probability(output, self.interface)
+
+    def __enter__(self) -> SplitDetector:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._owned.close()
+
+
+def open_split(bundle: Bundle, entry: EngineEntry, threads: int | None = None, streams: int = 1) -> SplitDetector:
+    """Open both parts of ``entry``, an engine of ``bundle``; ``threads`` and ``streams`` as for a whole engine.
+
+    Raises UsageError where the engine is not split, UnavailableError and InputError where a part does not open.
+    """
+    if entry.split is None:
+        raise UsageError(f"engine {entry.name} of bundle {bundle.path} is not split; build the bundle with --split")
+    interface = bundle.manifest.interface
+
+    def open_part(file: str) -> Engine:
+        part = msgspec.structs.replace(entry, file=file)
+        return open_engine_file(part, bundle.path, interface.max_batch, threads, streams)
+
+    with ExitStack() as opened:
+        encoder = opened.enter_context(open_part(entry.split.encoder))
+        head = open_part(entry.split.head)
+        opened.pop_all()
+    return SplitDetector(encoder, head, interface, bundle.manifest.features)
+
+
+@contextmanager
+def choose_split(
+    bundle: Bundle, engine: str = "auto", streams: int = 1
+) -> Iterator[tuple[SplitDetector, EngineEntry, str]]:
+    """Both parts of the engine called ``engine``, its entry, and why it was taken; see :func:`choice.open_detector`.
+
+    "auto" takes the fastest split engine that runs here. Raises UsageError where what is asked for is not split.
+    """
+    entries = [e for e in ranked_here(bundle) if e.split] if engine == "auto" else [bundle.engine_entry(engine)]
+    if not entries:
+        raise UsageError(f"no engine of bundle {bundle.path} is split; build the bundle with --split")
+    opened, entry, reason = first_that_opens(entries, lambda entry: open_split(bundle, entry, streams=streams), engine)
+    with opened as detector:
+        yield detector, entry, reason
+
+
+def _check(part: str, engine: Engine, inputs: list[TensorEntry], outputs: list[TensorEntry], max_batch: int) -> None:
+    if found := misfit(engine, inputs, outputs, max_batch):
+        raise InputError(f"the {part} does not fit its interface: {found}; build the bundle again")
