@@ -29,6 +29,7 @@ from misgnet_runtime.outputs import resumable_errors
 from misgnet_runtime.tiling import Span
 
 FORMAT = 2
+_JOURNAL = "journal.jsonl"
 
 
 class Header(Struct, frozen=True, tag="scene"):
@@ -117,17 +118,28 @@ class Journal:
                 data = part.reshape(-1).view(np.uint8).data
                 stop = (bands[-1].stop if bands else self.finished) + len(part)
                 bands.append(Band(stop, zlib.crc32(data), holes))
-                while data:  # a full disk may take a part
-                    data = data[self._raw.write(data) :]
+                self._write(data)
             os.fsync(self._raw)
             self._append(*bands)
         self.bands += bands
+
+    def complete(self, footer: bytes) -> None:
+        """End the raw file, all of whose units are there, by ``footer``."""
+        with resumable_errors(self.path):
+            self._raw.truncate(self.finished * self._header.size)
+            self._raw.seek(0, os.SEEK_END)
+            self._write(memoryview(footer))
+            os.fsync(self._raw)
 
     def publish(self) -> None:
         """Note that all outputs are complete and about to get their names."""
         with resumable_errors(self.path):
             self._append(Publishing())
         self.publishing = True
+
+    def _write(self, data: memoryview) -> None:
+        while data:  # a full disk may take a part
+            data = data[self._raw.write(data) :]
 
     def _append(self, *values: Struct) -> None:
         for value in values:
@@ -150,7 +162,7 @@ def open_journal(output: Path, raw: Raw, settings: dict[str, str], *, restart: b
     _check_room(folder / raw.name, raw)
     with resumable_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / "journal.jsonl").open("a+b", buffering=0)
+        handle = (folder / _JOURNAL).open("a+b", buffering=0)
     with handle:
         if not hold(handle):
             raise UsageError(f"another run is writing {output}; wait for it, or choose another -o")
@@ -168,6 +180,14 @@ def discard_progress(output: Path) -> None:
     for path in progress_folder(output).glob("*.raw"):
         path.unlink(missing_ok=True)
     shutil.rmtree(progress_folder(output), ignore_errors=True)
+
+
+def was_published(output: Path, raw: str) -> bool:
+    """Whether a run gave its raw file the name ``output``, and was killed before it discarded its progress."""
+    journal = progress_folder(output) / _JOURNAL
+    if journal.with_name(raw).exists() or not journal.exists():
+        return False
+    return any(isinstance(entry, Publishing) for entry in _parse(journal.read_bytes(), output)[1])
 
 
 def _check_room(path: Path, raw: Raw) -> None:

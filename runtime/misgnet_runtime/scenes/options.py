@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from misgnet_runtime.errors import UsageError
@@ -108,6 +108,27 @@ class SceneOptions:
         """The outputs beside the change raster that were asked for, by option."""
         asked = {"probability": self.probability, "vector": self.vector, "quicklook": self.quicklook}
         return {name: path for name, path in asked.items() if path is not None}
+
+
+@dataclass(frozen=True)
+class SeriesOptions:
+    """``scene``: of each pair, without the products' names; these are asked for by ``products``, and named by their date.
+
+    ``scene.before`` is said of the reference, ``scene.after`` of every other date. ``features``: of the reference, as
+    ``misgnet-run encode`` made them.
+    """
+
+    scene: SceneOptions = field(default_factory=SceneOptions)
+    products: frozenset[str] = frozenset()
+    consecutive: bool = False
+    features: Path | None = None
+    discard_features: bool = False
+
+    def of_date(self, folder: Path, date: Path) -> tuple[Path, SceneOptions]:
+        """The change raster of a date, and its options with the names of its products."""
+        names = {"probability": ".probability.tif", "vector": ".gpkg", "quicklook": ".png"}
+        places = {product: folder / f"{date.stem}{names[product]}" for product in self.products}
+        return folder / f"{date.stem}.tif", replace(self.scene, **places)
 
 
 def _numbers(option: str, text: str | None, counts: tuple[int, ...], example: str) -> tuple[float, ...] | None:
