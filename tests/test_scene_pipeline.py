@@ -24,6 +24,20 @@ def test_everything_passes_in_order() -> None:
     assert written == [i * i for i in range(100)]
 
 
+def test_workers_work_at_once_and_the_order_stays() -> None:
+    """Each item waits until three are in work: fewer workers would never end."""
+    together = threading.Barrier(3, timeout=10)
+    written: list[int] = []
+
+    def work(item: int) -> int:
+        together.wait()
+        time.sleep(0.003 * (item % 3 == 0))  # the first of three is the last to be done
+        return item
+
+    run_pipeline(lambda: (i for i in range(30)), work, written.append, workers=3)
+    assert written == list(range(30))
+
+
 def test_no_items_are_no_error() -> None:
     run_pipeline(lambda: (i for i in ()), lambda i: i, lambda _: None)
 
@@ -44,7 +58,7 @@ def test_a_slow_stage_bounds_what_waits() -> None:
         alive -= 1
 
     run_pipeline(read, lambda i: i, write, depth=2)
-    assert most <= 2 * 2 + 3  # two queues, and one item in each stage's hands
+    assert most <= 2 * 2 + 4  # two queues, one item in each stage's hands, and a worker's
 
 
 def test_stages_overlap() -> None:

@@ -1,8 +1,9 @@
-"""Three stages at work at once: a thread that reads, this thread that computes, a thread that writes."""
+"""Three stages at work at once: a thread that reads, threads that compute, a thread that writes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from queue import Empty, Full, Queue
 from threading import Event, Thread
@@ -22,16 +23,18 @@ def run_pipeline(
     read: Callable[[], Generator[_Read, None, None]],
     work: Callable[[_Read], _Done],
     write: Callable[[_Done], None],
+    workers: int = 1,
     depth: int = 3,
 ) -> None:
-    """Pass all that ``read`` yields through ``work``, here, and to ``write``, in order.
+    """Pass all that ``read`` yields through ``work``, in ``workers`` threads, and to ``write``, in order.
 
-    At most ``depth`` items wait between two stages. Where a stage fails, or this thread is interrupted, the others
-    stop after the item in their hands, and the first error is raised; no thread is left.
+    At most ``depth`` items wait between two stages beside those in work. Where a stage fails, or this thread
+    is interrupted, the others stop after the item in their hands, and the first error is raised; no thread is left.
     """
     stop = Event()
     failures: list[BaseException] = []
-    inward, outward = Queue[_Read | None](depth), Queue[_Done | None](depth)
+    inward, outward = Queue[_Read | None](depth), Queue[Future[_Done] | None](depth + workers)
+    pool = ThreadPoolExecutor(workers, "misgnet-work")
     threads = [
         Thread(target=_guarded, args=(lambda: _feed(read, inward, stop), stop, failures), name="misgnet-read"),
         Thread(target=_guarded, args=(lambda: _drain(write, outward, stop), stop, failures), name="misgnet-write"),
@@ -41,7 +44,7 @@ def run_pipeline(
     try:
         with suppress(_StoppedError):
             while (item := _get(inward, stop)) is not None:
-                _put(outward, work(item), stop)
+                _put(outward, pool.submit(work, item), stop)
             _put(outward, None, stop)
     except BaseException:
         stop.set()
@@ -49,6 +52,7 @@ def run_pipeline(
     finally:
         for thread in threads:
             thread.join()
+        pool.shutdown(cancel_futures=True)
     if failures:
         raise failures[0]
 
@@ -69,9 +73,9 @@ def _feed(read: Callable[[], Generator[_Read, None, None]], queue: Queue[_Read |
     _put(queue, None, stop)
 
 
-def _drain(write: Callable[[_Done], None], queue: Queue[_Done | None], stop: Event) -> None:
+def _drain(write: Callable[[_Done], None], queue: Queue[Future[_Done] | None], stop: Event) -> None:
     while (item := _get(queue, stop)) is not None:
-        write(item)
+        write(item.result())
 
 
 def _put(queue: Queue[_Item | None], item: _Item | None, stop: Event) -> None:
