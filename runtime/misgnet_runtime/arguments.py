@@ -1,4 +1,4 @@
-"""The words of ``misgnet-run predict`` for GeoTIFFs, and what they mean. Cheap to import."""
+"""The words of ``misgnet-run``'s commands for GeoTIFFs, and what they mean. Cheap to import."""
 
 from __future__ import annotations
 
@@ -24,14 +24,21 @@ ProbabilityFile = Annotated[_OptionalPath, _output(text="also the probability of
 VectorFile = Annotated[_OptionalPath, _output(text="also polygons of what changed: .gpkg, .geojson or .fgb")]
 QuicklookFile = Annotated[_OptionalPath, _output(text="also a small .png of before, after and change")]
 Cog = Annotated[bool, _output("--cog", text="write rasters as Cloud Optimized GeoTIFF")]
+WithProbability = Annotated[bool, _output("--probability", text="also DATE.probability.tif of float32")]
+WithVector = Annotated[bool, _output("--vector", text="also polygons of what changed, DATE.gpkg")]
+WithQuicklook = Annotated[bool, _output("--quicklook", text="also a small picture of both dates and change, DATE.png")]
 MinArea = Annotated[float, _output(text="smallest polygon in square metres (pixels where the raster lies nowhere)")]
 Simplify = Annotated[float, _output(text="how far outlines of polygons may move, in pixels")]
 Align = Annotated[bool, _output("--align", text="warp AFTER onto BEFORE's grid (bilinear) where it has another")]
+AlignAll = Annotated[bool, _output("--align", text="warp every date onto the first's grid (bilinear)")]
 Overlap = Annotated[_OptionalInt, _output(text="pixels that neighbouring tiles share and blend; a quarter without")]
 Batch = Annotated[int, _output(text="tiles that the engine gets at once")]
 Restart = Annotated[bool, _output("--restart", text="start anew what an ended run of this output began")]
+RestartAll = Annotated[bool, _output("--restart", text="start anew what ended runs began; finished outputs too")]
 Bands = Annotated[_OptionalText, _pixels("which bands are red, green and blue: 3,2,1")]
 Scale = Annotated[_OptionalText, _pixels("value * scale + offset is 0 for black, 1 for white; one number or three")]
 Offset = Annotated[_OptionalText, _pixels("one number or three; 0 without")]
 Stretch = Annotated[_OptionalText, _pixels("instead: percentiles of each band that become black and white: 2,98")]
 OneDate = Annotated[_OptionalText, _pixels("of this date alone")]
+Reference = Annotated[_OptionalText, _pixels("of the first date alone")]
+Later = Annotated[_OptionalText, _pixels("of all dates but the first")]

@@ -10,6 +10,7 @@ import typer
 from misgnet_runtime import arguments
 from misgnet_runtime.console import err_console, make_app, out_console, run_app
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.scenes.commands import COMMANDS
 
 if TYPE_CHECKING:
     from misgnet_runtime.scenes.options import SceneOptions
@@ -124,6 +125,10 @@ def verify(
 
     for line in verify_bundle(bundle, engine):
         _say(line)
+
+
+for command in COMMANDS:
+    app.command()(command)
 
 
 def main() -> None:

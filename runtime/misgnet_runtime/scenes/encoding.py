@@ -46,13 +46,17 @@ class SplitEngine:
         return self.detector.encoder.device
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoding:
-    """One date to be encoded on ``grid``; ``open_raster`` opens it anew, for the thread that reads."""
+    """One date to be encoded on ``grid``, its own or that of the series' ``first``.
+
+    ``open_raster`` opens it anew, for the thread that reads.
+    """
 
     engine: SplitEngine
     date: Date
     grid: Grid
+    first: bool
     aligned: bool
     options: SceneOptions
     open_raster: Callable[[], AbstractContextManager[Raster]]
@@ -98,7 +102,7 @@ def look_at_encoding(engine: SplitEngine, path: Path, options: SceneOptions, gri
     opened = partial(open_raster, path, "before" if first else "after", grid, align=options.align)
     with opened() as raster:
         date = look_at_date(raster, path, options.before if first else options.after)
-        return Encoding(engine, date, grid or Grid.of(raster.dataset), raster.warped, options, opened)
+        return Encoding(engine, date, grid or Grid.of(raster.dataset), first, raster.warped, options, opened)
 
 
 def make_features(

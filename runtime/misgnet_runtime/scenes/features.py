@@ -67,7 +67,7 @@ class FeatureFile:
         except (OSError, ValueError) as error:
             raise InputError(f"features {self.path} cannot be read any more: {error}; encode again") from error
         for index, tile in enumerate(tiles):
-            if zlib.crc32(found[index : index + 1].view(np.uint8)) != self.footer.crc32[tile]:
+            if zlib.crc32(found[index : index + 1].view(np.uint8).data) != self.footer.crc32[tile]:
                 raise InputError(
                     f"features {self.path} are damaged: tile {tile} does not match its checksum; remove the file, "
                     "and encode the raster again"

@@ -55,8 +55,8 @@ class Inputs:
         if not self.shift or max(map(abs, self.shift)) <= 1:
             return []
         return [
-            f"warning: the second date lies about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} columns beside the "
-            "first; what does not move may be taken for change: register them first"
+            f"warning: the second date lies about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} columns beside "
+            "the first; what does not move may be taken for change: register them first"
         ]
 
 

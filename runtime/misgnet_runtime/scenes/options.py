@@ -112,7 +112,7 @@ class SceneOptions:
 
 @dataclass(frozen=True)
 class SeriesOptions:
-    """``scene``: of each pair, without the products' names; these are asked for by ``products``, and named by their date.
+    """``scene``: of each pair, but for the products' names: ``products`` are asked for, and named after their date.
 
     ``scene.before`` is said of the reference, ``scene.after`` of every other date. ``features``: of the reference, as
     ``misgnet-run encode`` made them.
@@ -126,9 +126,14 @@ class SeriesOptions:
 
     def of_date(self, folder: Path, date: Path) -> tuple[Path, SceneOptions]:
         """The change raster of a date, and its options with the names of its products."""
-        names = {"probability": ".probability.tif", "vector": ".gpkg", "quicklook": ".png"}
-        places = {product: folder / f"{date.stem}{names[product]}" for product in self.products}
-        return folder / f"{date.stem}.tif", replace(self.scene, **places)
+
+        def named(product: str, ending: str) -> Path | None:
+            return folder / f"{date.stem}{ending}" if product in self.products else None
+
+        return folder / f"{date.stem}.tif", replace(
+            self.scene, probability=named("probability", ".probability.tif"), vector=named("vector", ".gpkg"),
+            quicklook=named("quicklook", ".png"),
+        )  # fmt: skip
 
 
 def _numbers(option: str, text: str | None, counts: tuple[int, ...], example: str) -> tuple[float, ...] | None:

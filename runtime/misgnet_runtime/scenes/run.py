@@ -57,7 +57,8 @@ class SceneReport:
 class Run:
     """All that one pair's map depends on. ``outputs``: the change raster, then the products in the options' order.
 
-    ``device``: what the engine runs on; ``tags``: of the outputs, beside those of every run.
+    ``device``: what the engine runs on; ``tags``: of the outputs, beside those of every run; ``features``: digests of
+    the stored ones that are compared.
     """
 
     bundle: Bundle
@@ -69,6 +70,7 @@ class Run:
     device: str
     reason: str
     tags: dict[str, str] = field(default_factory=dict)
+    features: list[str] = field(default_factory=list)
 
     @property
     def overlap(self) -> int:
@@ -97,6 +99,7 @@ class Run:
             "--overlap": str(self.overlap),
             **{f"--{name.replace('_', '-')}": str(getattr(self.options, name)) for name in _SETTINGS},
             **{f"--{name}": os.path.realpath(path) for name, path in self.options.products().items()},
+            **({"the features": " and ".join(self.features)} if self.features else {}),
         }
 
 
