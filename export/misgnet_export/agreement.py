@@ -81,6 +81,16 @@ def require_same(found: Agreement, interface: Interface, what: str, before: str)
         )
 
 
+def require_masks(found: Agreement, what: str, before: str) -> None:
+    """GateFailed where what must answer as another graph does, rounding aside, gives other masks or probabilities."""
+    if not (found.pixels >= MASK_AGREEMENT and found.mean <= FLOAT_TOLERANCE):
+        raise GateFailed(
+            f"{what} differs from {before} in {100 * (1 - found.pixels):.3f} % of the masks' pixels (allowed "
+            f"{100 * (1 - MASK_AGREEMENT):.2f} %) and by {found.mean:.1e} in the mean probability of change (allowed "
+            f"{FLOAT_TOLERANCE:.0e}); build without --split, and report this"
+        )
+
+
 def require_close(found: Agreement, what: str, before: str) -> None:
     """GateFailed where an INT8 graph is not lossy but broken."""
     if not (found.pixels >= INT8_AGREEMENT and np.isfinite(found.mean)):

@@ -26,6 +26,7 @@ from misgnet_runtime.manifest import (
     Calibration,
     Manifest,
     Preprocessing,
+    SplitEntry,
     encode,
 )
 from misgnet_runtime.parity import ParityReport
@@ -151,6 +152,7 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         files=describe_files(root, _roles(root, draft)),
         max_f1_drop=request.max_f1_drop,
         gate=request.gate,
+        features=draft.graphs[0].features,
         metrics=parity_summary(draft.evidence.parity),
         latency={"timings": msgspec.to_builtins(draft.evidence.timings)},
         tool_versions=tool_versions(),
@@ -201,11 +203,19 @@ def _roles(root: Path, draft: Draft) -> dict[str, tuple[str, str | None]]:
         g.file: ("float graph" if g.file == FLOAT_GRAPH else f"{lowest(g.precision)} graph for {g.name}", g.precision)
         for g in draft.graphs
     }
-    roles |= {e.file: ("engine", e.precision) for e in draft.engines if e.file not in roles}
+    for graph in draft.graphs:
+        roles |= _part_roles(graph.split, f"graph for {graph.name}", graph.precision)
+    for engine in draft.engines:
+        found = {engine.file: ("engine", engine.precision)}
+        roles = found | _part_roles(engine.split, f"of {engine.name}", engine.precision) | roles
     roles[GOLDEN] = ("golden tiles", None)
     for path in (root / "evidence").iterdir():
         roles[f"evidence/{path.name}"] = ("evidence", None)
     return roles
+
+
+def _part_roles(split: SplitEntry | None, of: str, precision: str) -> dict[str, tuple[str, str | None]]:
+    return {split.encoder: (f"encoder {of}", precision), split.head: (f"head {of}", precision)} if split else {}
 
 
 def _now() -> str:

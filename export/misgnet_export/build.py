@@ -27,6 +27,7 @@ from misgnet_export.engines import make_engines
 from misgnet_export.evidence import choose_golden, judge_engines, time_engines
 from misgnet_export.features import encoder_features
 from misgnet_export.graph.export import export_graph
+from misgnet_export.graph.half import with_half_features
 from misgnet_export.graph.simplify import simplify_graph
 from misgnet_export.int8 import quantize_recipe
 from misgnet_export.placement import quantization_entry
@@ -36,6 +37,7 @@ from misgnet_export.quantization import Calibrated, observe, observe_or_reuse
 from misgnet_export.report import parity_table
 from misgnet_export.report.control import control_table, record_of
 from misgnet_export.request import BuildRequest, check_request
+from misgnet_export.splitting import split_graphs
 from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.errors import GateFailed
@@ -87,10 +89,11 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
     sets, network = _load(request, log)
     few = tuple(sets.calib.spread(_CHECK_TILES).tiles())
     simplified = _simplify(request, _export(request, network, few, log), few, log)
-    graphs = [
+    whole = [
         _write_graph(root, "float", "float32", simplified.model),
         *_quantize(request, simplified, few, sets, root, log),
     ]
+    graphs = split_graphs(request, whole, few, root, log)
     engines = make_engines(request, graphs, root, log)
     evidence = _judge(request, network, sets, engines, root, log)
     draft = Draft(sets, graphs, engines, evidence)
@@ -204,7 +207,8 @@ def _quantize(
     graphs = []
     for recipe in recipes:
         found = quantize_recipe(request, start, recipe, log)
-        written = _write_graph(root, recipe.name, recipe.precision, found.quantized.model)
+        model = with_half_features(found.quantized.model, request.interface) if request.split else found.quantized.model
+        written = _write_graph(root, recipe.name, recipe.precision, model)
         entry = quantization_entry(written.file, recipe, found, simplified.model)
         control = record_of(found.control) if found.control else None
         graphs.append(replace(written, quantization=entry, control=control))

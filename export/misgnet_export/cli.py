@@ -71,6 +71,9 @@ def build(
     bundle_version: Annotated[int, typer.Option(help="a number that only grows")] = 1,
     licence: Annotated[str, typer.Option(help="licence of the weights, for the manifest")] = "not stated",
     timing_cache: Annotated[Path | None, typer.Option(help="TensorRT's timing cache, read and written")] = None,
+    split: Annotated[
+        bool, typer.Option("--split", help="also encoder and head of each engine, for series of dates encoded once")
+    ] = False,
 ) -> None:
     """A checkpoint in; engines, manifest and evidence out, if INT8 keeps F1."""
     _need_compiler()
@@ -83,7 +86,7 @@ def build(
     request = BuildRequest(
         weights, calib, evaluation, val, targets, output, interface, force, calib_tiles, selection, observer,
         observations, placement, repair, control_minutes, seed, max_f1_drop, gate, threshold, bundle_version,
-        licence, timing_cache,
+        licence, timing_cache, split,
     )  # fmt: skip
     built = run(request, out_console)
     out_console.print(stage_table(built.stages))

@@ -9,7 +9,7 @@ from misgnet_calibration.selection import Selection
 from misgnet_export.report import TilePicture
 from misgnet_export.report.control import ControlRecord
 from misgnet_runtime.golden import GoldenTiles
-from misgnet_runtime.manifest import EngineEntry, Quantization
+from misgnet_runtime.manifest import EngineEntry, Quantization, SplitEntry, TensorEntry
 from misgnet_runtime.parity import ParityReport
 from misgnet_runtime.throughput import Timing
 from misgnet_runtime.tiles import TileSet
@@ -39,7 +39,10 @@ def lowest(precision: str) -> str:
 
 @dataclass(frozen=True)
 class GraphFile:
-    """A graph in the bundle, and what was decided for it where it is INT8 or float16."""
+    """A graph in the bundle, and what was decided for it where it is INT8 or float16.
+
+    ``split``: its encoder and head, where there are any; ``features``: what the encoder answers.
+    """
 
     name: str
     file: str
@@ -47,6 +50,8 @@ class GraphFile:
     size: int
     quantization: Quantization | None = None
     control: ControlRecord | None = None
+    split: SplitEntry | None = None
+    features: list[TensorEntry] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

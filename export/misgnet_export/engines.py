@@ -7,10 +7,10 @@ from pathlib import Path
 
 from misgnet_export.draft import FLOAT_ENGINE, GraphFile
 from misgnet_export.products import FLOAT, Product, product_of
-from misgnet_export.progress import Stage, StageLog
+from misgnet_export.progress import StageLog
 from misgnet_export.request import BuildRequest
-from misgnet_runtime.manifest import EngineEntry
-from misgnet_runtime.plans import compile_plan
+from misgnet_runtime.manifest import EngineEntry, SplitEntry
+from misgnet_runtime.plans import Plan, compile_plan
 from misgnet_runtime.targets import Target
 
 
@@ -21,11 +21,10 @@ def make_engines(request: BuildRequest, graphs: list[GraphFile], root: Path, log
     for target in request.targets:
         product = product_of(target)
         graph = by_name[product.recipe.name if product.recipe else "float"]
-        if not product.has_plan:
+        if product.has_plan:
+            entries.append(_compiled(request, target, graph, root, log))
+        else:
             entries.append(_opened(target.name, product, graph))
-            continue
-        with log.stage(f"compile {target.name}") as stage:
-            entries.append(_compiled(request, target, graph, root, stage))
     return entries
 
 
@@ -33,24 +32,40 @@ def _opened(name: str, product: Product, graph: GraphFile) -> EngineEntry:
     """A graph that its engine opens as it is, and optimises for the machine when it does."""
     version = import_module(product.engine).__version__.partition("-")[0]
     return EngineEntry(
-        name, product.engine, graph.file, graph.file, product.precision, version, needs=list(product.needs)
-    )
-
-
-def _compiled(request: BuildRequest, target: Target, graph: GraphFile, root: Path, stage: Stage) -> EngineEntry:
-    options = request.plan_options(target)
-    plan = compile_plan(
-        (root / graph.file).read_bytes(), options, timing_cache=request.timing_cache, progress=stage.phase_progress
-    )
-    file = root / "engines" / f"{target.slug}.plan"
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(plan.data)
-    stage.finding = (
-        f"{plan.vendor} {plan.vendor_version} for {', '.join(plan.compute_capabilities)}, "
-        f"{plan.layers} layers, {len(plan.data) / 1e6:.1f} MB"
-    )
-    return EngineEntry(
-        target.name, product_of(target).engine, file.relative_to(root).as_posix(), graph.file, graph.precision,
-        plan.vendor_version, list(plan.compute_capabilities), plan.platform,
-        (options.min_batch, options.opt_batch, options.max_batch),
+        name, product.engine, graph.file, graph.file, product.precision, version, needs=list(product.needs),
+        split=graph.split,
     )  # fmt: skip
+
+
+def _compiled(request: BuildRequest, target: Target, graph: GraphFile, root: Path, log: StageLog) -> EngineEntry:
+    options = request.plan_options(target)
+    file, plan = _compile(request, target, graph.file, root, log)
+    split = None
+    if graph.split is not None:
+        parts = {"encoder": graph.split.encoder_graph, "head": graph.split.head_graph}
+        plans = [_compile(request, target, part_graph, root, log, part)[0] for part, part_graph in parts.items()]
+        split = SplitEntry(*plans, *parts.values())
+    return EngineEntry(
+        target.name, product_of(target).engine, file, graph.file, graph.precision,
+        plan.vendor_version, list(plan.compute_capabilities), plan.platform,
+        (options.min_batch, options.opt_batch, options.max_batch), split=split,
+    )  # fmt: skip
+
+
+def _compile(
+    request: BuildRequest, target: Target, graph: str, root: Path, log: StageLog, part: str = ""
+) -> tuple[str, Plan]:
+    """The plan of ``graph``, a file below ``root``, and the file that it was written to; ``part`` names both."""
+    with log.stage(f"compile {target.name} {part}".rstrip()) as stage:
+        plan = compile_plan(
+            (root / graph).read_bytes(), request.plan_options(target), timing_cache=request.timing_cache,
+            progress=stage.phase_progress,
+        )  # fmt: skip
+        file = f"engines/{target.slug}{part and f'_{part}'}.plan"
+        (root / file).parent.mkdir(exist_ok=True)
+        (root / file).write_bytes(plan.data)
+        stage.finding = (
+            f"{plan.vendor} {plan.vendor_version} for {', '.join(plan.compute_capabilities)}, "
+            f"{plan.layers} layers, {len(plan.data) / 1e6:.1f} MB"
+        )
+    return file, plan

@@ -49,6 +49,7 @@ class BuildRequest:
     bundle_version: int = 1
     licence: str = "not stated"
     timing_cache: Path | None = None
+    split: bool = False
 
     def plan_options(self, target: Target) -> PlanOptions:
         """Profile 1 / 4 / 16, within the bundle's largest batch."""

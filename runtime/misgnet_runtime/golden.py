@@ -14,7 +14,7 @@ from misgnet_runtime.errors import InputError
 
 _READ_ERRORS = (  # what NumPy's reader raises on damaged archives
     OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, SyntaxError,
-    NotImplementedError, zipfile.BadZipFile, zlib.error,
+    RuntimeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 

@@ -1,0 +1,49 @@
+"""Rounds what an INT8 encoder answers to what float16 holds, so that features which are kept in it lose nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from misgnet_calibration.graph import Graph, scope
+from misgnet_calibration.qdq import in_order
+from misgnet_calibration.shapes import copied
+from misgnet_export.graph.cut import find_cut
+from misgnet_runtime.manifest import Interface
+
+# Veltkamp's splitting (Dekker, Numerische Mathematik 18, 1971): x * f - (x * f - x) has the 11 bits of x that
+# float16 has, of float32's 24. A Cast there and back says the same, but OpenVINO 2026 takes the pair out.
+_FACTOR = np.array(2**13 + 1, np.float32)
+_FACTOR_NAME = "half_factor"
+
+
+def with_half_features(model: onnx.ModelProto, interface: Interface) -> onnx.ModelProto:
+    """A copy of ``model`` whose head reads float32 features rounded to 11 bits; the encoder's later stages do not.
+
+    An INT8 head turns differences of a float16 rounding into whole steps. Features that are float16 stay as they
+    are, and numbers below float16's normal range keep all their bits. Raises GateFailed where there is no cut.
+    """
+    graph = Graph(copied(model))
+    added: list[onnx.NodeProto] = []
+    for found in find_cut(graph, interface).maps:
+        if graph.elem_type(found.name) == TensorProto.FLOAT:
+            added += _rounding(found.name, scope(graph.producer[found.name]))
+            for name in found.slices:
+                graph.by_name[name].input[0] = added[-1].output[0]
+    nodes = in_order([*graph.nodes, *added])
+    del graph.model.graph.node[:]
+    graph.model.graph.node.extend(nodes)
+    if added:
+        graph.model.graph.initializer.append(numpy_helper.from_array(_FACTOR, _FACTOR_NAME))
+    onnx.checker.check_model(graph.model)
+    return graph.model
+
+
+def _rounding(name: str, within: str) -> list[onnx.NodeProto]:
+    large, difference, half = f"{name}_large", f"{name}_difference", f"{name}_half"
+    return [
+        helper.make_node("Mul", [name, _FACTOR_NAME], [large], f"{within}/Mul_{large}"),
+        helper.make_node("Sub", [large, name], [difference], f"{within}/Sub_{difference}"),
+        helper.make_node("Sub", [large, difference], [half], f"{within}/Sub_{half}"),
+    ]
