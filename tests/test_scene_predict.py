@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 from rasterio.transform import from_origin
 
 from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, make_bundle
+from endings import die_at, in_child
 from misgnet_runtime import cli
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
@@ -243,44 +243,6 @@ def outcome(place: Place) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in place.out.iterdir() if path.is_file() and path.suffix != ".gpkg"}
 
 
-def in_child(body: Callable[[], object], after: float | None = None) -> int:
-    """Run ``body`` in a process of its own, killed ``after`` seconds; the signal that ended it, 0 for none."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
-            body()
-            status = 0
-        finally:
-            os._exit(status)
-    if after is not None:
-        time.sleep(after)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-
-
-def die_at(number: int) -> None:
-    """From here on the ``number``-th call that makes something lasting is not lived through."""
-    calls = 0
-
-    def watched(function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls > number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return call
-
-    os.fsync = watched(os.fsync)
-    Path.replace = watched(Path.replace)  # type: ignore[method-assign]
-    predict_module.discard_progress = watched(predict_module.discard_progress)
-
-
 def test_a_run_that_is_killed_anywhere_is_gone_on_with(place: Place) -> None:
     pytest.importorskip("pyogrio")
     options = replace(place.all, cog=True)
@@ -292,7 +254,7 @@ def test_a_run_that_is_killed_anywhere_is_gone_on_with(place: Place) -> None:
             path.unlink()
 
         def doomed(number: int = number) -> None:
-            die_at(number)
+            die_at(number, predict_module)
             place.run(options)
 
         if in_child(doomed) == 0:

@@ -69,7 +69,9 @@ def open_split(bundle: Bundle, entry: EngineEntry, threads: int | None = None, s
     Raises UsageError where the engine is not split, UnavailableError and InputError where a part does not open.
     """
     if entry.split is None:
-        raise UsageError(f"engine {entry.name} of bundle {bundle.path} is not split; build the bundle with --split")
+        raise UsageError(
+            f"engine {entry.name} of bundle {bundle.path} is not split; build it by misgnet-export build --split"
+        )
     interface = bundle.manifest.interface
 
     def open_part(file: str) -> Engine:
@@ -93,7 +95,7 @@ def choose_split(
     """
     entries = [e for e in ranked_here(bundle) if e.split] if engine == "auto" else [bundle.engine_entry(engine)]
     if not entries:
-        raise UsageError(f"no engine of bundle {bundle.path} is split; build the bundle with --split")
+        raise UsageError(f"no engine of bundle {bundle.path} is split; build it by misgnet-export build --split")
     opened, entry, reason = first_that_opens(entries, lambda entry: open_split(bundle, entry, streams=streams), engine)
     with opened as detector:
         yield detector, entry, reason

@@ -21,15 +21,23 @@ from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors
 from misgnet_runtime.scenes.features import FORMAT, FeatureFile, Footer, footer_bytes, open_features, pack, record_type
 from misgnet_runtime.scenes.grids import Grid
 from misgnet_runtime.scenes.inputs import Date, look_at_date
-from misgnet_runtime.scenes.journal import Journal, Raw, discard_progress, open_journal, was_published
+from misgnet_runtime.scenes.journal import (
+    Journal,
+    Raw,
+    discard_progress,
+    open_journal,
+    progress_folder,
+    was_published,
+)
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.pipeline import run_pipeline
-from misgnet_runtime.scenes.source import Raster, neutralised, open_raster
+from misgnet_runtime.scenes.source import Hole, Raster, neutralised, open_raster
 from misgnet_runtime.scenes.strips import Reading, strips
 from misgnet_runtime.scenes.windows import Layout, lay_out
 from misgnet_runtime.split import SplitDetector, choose_split
 
 _RAW = "features.raw"
+_AT_ONCE = 32 << 20  # bytes that wait for the disk
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def make_features(
     """
     options, footer = encoding.options, encoding.footer()
     raw = _raw(encoding, footer)
-    if was_published(output, raw.name):
+    if was_named(output):
         discard_progress(output)
         if (found := open_features(output)).misfit(footer) is None:
             return found, raw.count
@@ -130,6 +138,11 @@ def make_features(
         _publish(journal, footer, output)
     discard_progress(output)
     return open_features(output), resumed
+
+
+def was_named(output: Path) -> bool:
+    """Whether a run of ``output`` was killed after that had its name, and before its progress was discarded."""
+    return was_published(output) and not (progress_folder(output) / _RAW).exists()
 
 
 def _raw(encoding: Encoding, footer: Footer) -> Raw:
@@ -162,20 +175,23 @@ def _read(encoding: Encoding, finished: int) -> Generator[tuple[Reading, RgbImag
 
 
 class _Writer:
-    """Puts the records of encoded strips on the disk."""
+    """Puts the records of encoded strips on the disk, a row of tiles at once where that is not too much."""
 
     def __init__(self, encoding: Encoding, journal: Journal, progress: Progress | None) -> None:
         self._record, self._journal, self._progress = encoding.record, journal, progress
-        self._told = set(journal.holes)
+        self._begun = journal.finished
+        self._waiting: list[NDArray[Any]] = []
+        self._holes: set[Hole] = set()
 
     def take(self, encoded: tuple[Reading, list[NDArray[np.float32]]]) -> None:
         reading, values = encoded
-        strip = reading.strip
-        records = self._records(reading, values)
-        there = max(0, self._journal.finished - strip.numbers.start)  # of a strip that was begun before
-        new = [records[index : index + 1] for index in range(there, len(records))]
-        self._journal.add(new, tuple(sorted(reading.holes - self._told)))
-        self._told |= reading.holes
+        strip, records = reading.strip, self._records(reading, values)
+        there = max(0, self._begun - strip.numbers.start)  # of a strip that was begun before
+        self._waiting += [records[index : index + 1] for index in range(there, len(records))]
+        self._holes |= reading.holes
+        if strip.last or len(self._waiting) * self._record.itemsize >= _AT_ONCE:
+            self._journal.add(self._waiting, tuple(sorted(self._holes - self._journal.holes)))
+            self._waiting = []
         if self._progress and strip.last:
             self._progress(strip.row + 1, len(strip.layout.rows.starts))
 

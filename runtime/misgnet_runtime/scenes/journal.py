@@ -182,12 +182,11 @@ def discard_progress(output: Path) -> None:
     shutil.rmtree(progress_folder(output), ignore_errors=True)
 
 
-def was_published(output: Path, raw: str) -> bool:
-    """Whether a run gave its raw file the name ``output``, and was killed before it discarded its progress."""
+def was_published(output: Path) -> bool:
+    """Whether a run of ``output`` ended when its outputs were complete, and its progress is still there."""
     journal = progress_folder(output) / _JOURNAL
-    if journal.with_name(raw).exists() or not journal.exists():
-        return False
-    return any(isinstance(entry, Publishing) for entry in _parse(journal.read_bytes(), output)[1])
+    entries = _parse(journal.read_bytes(), output)[1] if journal.exists() else []
+    return any(isinstance(entry, Publishing) for entry in entries)
 
 
 def _check_room(path: Path, raw: Raw) -> None:

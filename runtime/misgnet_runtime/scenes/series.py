@@ -22,6 +22,7 @@ from misgnet_runtime.scenes.encoding import (
     look_at_encoding,
     make_features,
     open_split_engine,
+    was_named,
 )
 from misgnet_runtime.scenes.features import SUFFIX, FeatureFile, open_features
 from misgnet_runtime.scenes.geotiff import read_tags
@@ -140,8 +141,9 @@ class _Series:
             engine.reason,
         )  # fmt: skip
         same = _digest(run)
-        done = not options.restart and _is_done(outputs, same)
-        if not done and not progress_folder(change).exists():
+        begun = progress_folder(change).exists()
+        done = not begun and not options.restart and _is_done(outputs, same)
+        if not begun and not done:
             refuse_outputs(outputs, options.force)
         return _Comparison(before, after, replace(run, tags={"MISGNET_SPLIT": "yes", _SAME_RUN: same}), done)
 
@@ -149,7 +151,6 @@ class _Series:
         run, output = comparison.run, comparison.run.outputs[0]
         if comparison.done:
             self._listener.tell(f"{output} is there already, of the very same run")
-            discard_progress(output)  # of a run that was killed after its outputs had their names
             return
         before = self._features(comparison.before)
         after = self._features(comparison.after) if self._options.consecutive else None
@@ -166,6 +167,8 @@ class _Series:
             found = open_features(path)
             words = found.misfit(encoding.footer())
             if words is None:
+                if was_named(path):
+                    discard_progress(path)
                 return found
             if given or not encoding.options.force:
                 raise UsageError(

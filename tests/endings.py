@@ -1,0 +1,54 @@
+"""Runs that end before they are done: killed at any call that makes something lasting, or at any time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def in_child(body: Callable[[], object], after: float | None = None) -> int:
+    """Run ``body`` in a process of its own, killed ``after`` seconds; the signal that ended it, 0 for none."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
+            body()
+            status = 0
+        finally:
+            os._exit(status)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+def die_at(number: int, *modules: ModuleType) -> None:
+    """From here on the ``number``-th call that makes something lasting is not lived through.
+
+    ``modules``: where ``discard_progress`` is called.
+    """
+    calls = 0
+
+    def watched(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    os.fsync = watched(os.fsync)
+    Path.replace = watched(Path.replace)  # type: ignore[method-assign]
+    for module in modules:
+        module.discard_progress = watched(module.discard_progress)  # type: ignore[attr-defined]
