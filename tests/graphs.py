@@ -51,6 +51,40 @@ two_branch (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[b
     probability = Sigmoid (decoder_map)
 }
 """
+# Two maps of both dates behind an encoder, as the network has three.
+_TWO_STAGE = """
+two_stage (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,32,32] probability) {
+    encoder_size = Shape <end = 1> (after)
+    encoder_first = Cast <to = 1> (before)
+    encoder_first_nchw = Transpose <perm = [0, 3, 1, 2]> (encoder_first)
+    encoder_first_scaled = Mul (encoder_first_nchw, gain)
+    encoder_second = Cast <to = 1> (after)
+    encoder_second_nchw = Transpose <perm = [0, 3, 1, 2]> (encoder_second)
+    encoder_second_scaled = Mul (encoder_second_nchw, gain)
+    encoder_both = Concat <axis = 0> (encoder_first_scaled, encoder_second_scaled)
+    encoder_stem = Conv <strides = [2, 2], pads = [1, 1, 1, 1]> (encoder_both, stem_w)
+    encoder_stem_relu = Relu (encoder_stem)
+    encoder_fine = Conv <pads = [1, 1, 1, 1]> (encoder_stem_relu, fine_w)
+    encoder_fine_map = Relu (encoder_fine)
+    encoder_coarse = Conv <strides = [2, 2], pads = [1, 1, 1, 1]> (encoder_fine_map, coarse_w)
+    encoder_coarse_gelu = Gelu (encoder_coarse)
+    encoder_plane = Slice (encoder_coarse_gelu, zero, one, one)
+    encoder_coarse_map = Mul (encoder_coarse_gelu, encoder_plane)
+    encoder_fine_before = Slice (encoder_fine_map, zero, encoder_size, zero)
+    encoder_fine_after = Slice (encoder_fine_map, encoder_size, huge, zero)
+    guide_difference = Sub (encoder_fine_after, encoder_fine_before)
+    encoder_coarse_before = Slice (encoder_coarse_map, zero, encoder_size, zero)
+    encoder_coarse_after = Slice (encoder_coarse_map, encoder_size, huge, zero)
+    decoder_difference = Sub (encoder_coarse_after, encoder_coarse_before)
+    decoder_wide = Conv (decoder_difference, wide_w)
+    decoder_large = DepthToSpace <blocksize = 2> (decoder_wide)
+    decoder_sum = Add (decoder_large, guide_difference)
+    decoder_four = Conv (decoder_sum, four_w)
+    decoder_full = DepthToSpace <blocksize = 2> (decoder_four)
+    decoder_map = Squeeze (decoder_full, one)
+    probability = Sigmoid (decoder_map)
+}
+"""
 _SCOPES = {"encoder": "backbone.block", "guide": "MGLNet0", "decoder": "decode", "probability": "head"}
 
 
@@ -72,6 +106,22 @@ def two_branch(seed: int = 0) -> onnx.ModelProto:
         "to_tokens": [0, 32, 256], "to_map": [0, 16, 16], "zero": [0], "huge": [2**62], "last_axis": [-1],
     }  # fmt: skip
     return parsed(_TWO_BRANCH, constants, _SCOPES)
+
+
+def two_stage(seed: int = 0) -> onnx.ModelProto:
+    """uint8 (B, 32, 32, 3) of two dates -> "probability", float32 (B, 32, 32), of maps (2B, 16, 16, 16) and
+    (2B, 32, 8, 8)."""
+    rng = np.random.default_rng(seed)
+
+    def weight(*shape: int) -> NDArray[np.float32]:
+        return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+    constants: dict[str, Any] = {
+        "gain": np.float32(1 / 64), "stem_w": weight(16, 3, 3, 3), "fine_w": weight(16, 16, 3, 3),
+        "coarse_w": weight(32, 16, 3, 3), "wide_w": weight(64, 32, 1, 1), "four_w": weight(4, 16, 1, 1),
+        "zero": [0], "one": [1], "huge": [2**62],
+    }  # fmt: skip
+    return parsed(_TWO_STAGE, constants, _SCOPES)
 
 
 def parsed(text: str, constants: dict[str, Any], scopes: dict[str, str] | None = None) -> onnx.ModelProto:

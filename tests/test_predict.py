@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundles import FLOAT, INT8, RTX, edit, expected, images, make_bundle, write_image
+from bundles import FLOAT, INT8, RTX, SPLIT_FLOAT, SPLIT_INT8, TILE, edit, expected, images, make_bundle, write_image
 from misgnet_runtime import cli
 from misgnet_runtime.console import make_app, run_app
 from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, UnavailableError, UsageError
+from misgnet_runtime.split import SplitDetector
 from misgnet_runtime.verify import verify_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -207,6 +208,12 @@ def test_info_says_what_each_engine_was_made_for(place: Place, run: Run, monkeyp
     )
 
 
+def test_info_says_which_engines_are_split(tmp_path: Path, run: Run) -> None:
+    lines = run("info", str(make_bundle(tmp_path / "bundle", engines=[FLOAT, SPLIT_INT8]))).out.splitlines()
+    rows = {line.split()[1]: line.split()[5] for line in lines if line.startswith("│ cpu")}
+    assert rows == {"cpu-float32": "no", "cpu": "yes"}
+
+
 def test_info_prints_any_text_as_it_is(place: Place, run: Run) -> None:
     def change(m: dict) -> None:  # type: ignore[type-arg]
         m.update(class_names=["[/]"], licence="[/bold]", metrics={})
@@ -242,6 +249,22 @@ def test_verify_finds_a_wrong_engine(tmp_path: Path, run: Run) -> None:
     outcome = run("verify", str(make_bundle(tmp_path / "bundle", flip=True)))
     assert outcome.code == 3
     assert "error: engine cpu-float32 agrees with the golden tiles in only 0" in outcome.error
+
+
+def test_verify_checks_that_the_parts_answer_as_the_whole(tmp_path: Path, run: Run) -> None:
+    bundle = make_bundle(tmp_path / "bundle", engines=[SPLIT_FLOAT, INT8])
+    lines = run("verify", str(bundle)).out.splitlines()
+    assert lines[1].endswith("agree; encoder and head agree with it in 100.000 %")
+    assert lines[2].startswith("cpu: ") and "encoder" not in lines[2]
+
+
+@pytest.mark.parametrize("wrong", (0.0, np.nan))
+def test_verify_finds_wrong_parts(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
+    bundle = make_bundle(tmp_path / "bundle", engines=[SPLIT_FLOAT])
+    monkeypatch.setattr(SplitDetector, "compare", lambda *_: np.full((1, TILE, TILE), wrong, np.float32))
+    outcome = run("verify", str(bundle))
+    assert outcome.code == 3
+    assert "encoder and head of engine cpu-float32 agree with the engine in only " in outcome.error
 
 
 def test_verify_of_nothing_is_no_success(place: Place, run: Run) -> None:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from misgnet_export.agreement import answers, answers_of, compare, require_masks, require_same
+from misgnet_export.agreement import Answers, answers_of, compare, require_masks, require_same
 from misgnet_export.draft import GraphFile
 from misgnet_export.graph.split import SplitGraph, split_graph
 from misgnet_export.progress import Stage, StageLog
 from misgnet_export.request import BuildRequest
-from misgnet_runtime.callables import Predict
+from misgnet_runtime.callables import Progress
 from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 from misgnet_runtime.manifest import Interface, SplitEntry
 from misgnet_runtime.split import SplitDetector
-from misgnet_runtime.tiles import Tile
-
-Kept = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+from misgnet_runtime.tiles import Tile, stack
 
 
 def split_graphs(
@@ -64,10 +61,8 @@ def _check(
     """How closely the parts answer as ``whole``, with the features as they are and kept in float16."""
     expected = answers_of(whole, request.interface, few)
     with _detector(parts, request.interface) as detector:
-        direct, kept = (
-            compare(expected, answers(composed(detector, keep), few, stage.progress), request.threshold)
-            for keep in (_as_is, _in_float16)
-        )
+        composed = _composed(detector, few, stage.progress)
+    direct, kept = (compare(expected, found, request.threshold) for found in composed)
     what, before = f"encoder and head of the graph '{graph.name}'", "the whole graph"
     if graph.precision == "float32":
         require_same(direct, request.interface, what, before)
@@ -83,16 +78,14 @@ def _detector(parts: SplitGraph, interface: Interface) -> SplitDetector:
     return SplitDetector(encoder, head, interface, parts.features)
 
 
-def composed(detector: SplitDetector, keep: Kept) -> Predict:
-    """Encoder and head as one function of both dates' tiles; ``keep``: what a feature goes through in between."""
-    return lambda before, after: detector.compare(
-        *([keep(feature) for feature in detector.encode(images)] for images in (before, after))
-    )
-
-
-def _as_is(feature: NDArray[np.float32]) -> NDArray[np.float32]:
-    return feature
-
-
-def _in_float16(feature: NDArray[np.float32]) -> NDArray[np.float32]:
-    return feature.astype(np.float16).astype(np.float32)
+def _composed(detector: SplitDetector, few: Sequence[Tile], progress: Progress) -> tuple[Answers, Answers]:
+    """What the parts answer with the features as they are, and with those that float16 keeps of them."""
+    direct: Answers = []
+    kept: Answers = []
+    for done, tile in enumerate(few, 1):
+        dates = [detector.encode(images) for images in stack([tile])]
+        direct += list(detector.compare(*dates))
+        halves = [[feature.astype(np.float16).astype(np.float32) for feature in date] for date in dates]
+        kept += list(detector.compare(*halves))
+        progress(done, len(few))
+    return direct, kept

@@ -42,13 +42,14 @@ def print_info(path: Path, console: Console) -> None:
 
 
 def _engines(bundle: Bundle, entries: list[EngineEntry]) -> Table:
-    columns = (_whole("engine"), "precision", "F1", "drop, points")
+    columns = (_whole("engine"), "precision", "split", "F1", "drop, points")
     table = Table(*columns, title="Engines, the fastest first")
     results = _results(bundle)
     for entry in entries:
         result = results.get(entry.name, _Result(entry.name))
         f1, drop = _number(result.scores.get("f1"), 4), _number(result.f1_drop_points, 3)
-        table.add_row(escape(entry.name), escape(entry.precision), f1, drop)
+        split = "yes" if entry.split else "no"
+        table.add_row(escape(entry.name), escape(entry.precision), split, f1, drop)
     return table
 
 

@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from misgnet_runtime.bundle import Bundle, read_bundle
+from misgnet_runtime.callables import Predict
 from misgnet_runtime.choice import open_detector
+from misgnet_runtime.detector import Probability
 from misgnet_runtime.errors import GateFailed, UnavailableError
 from misgnet_runtime.golden import GoldenTiles, read_golden
 from misgnet_runtime.manifest import EngineEntry
+from misgnet_runtime.split import open_split
 
 GOLDEN_AGREEMENT = 0.95  # share of pixels; an engine that computes something else is far below
+PARTS_AGREEMENT = 0.99  # share of pixels; on a CPU all agree, a GPU may have other kernels for a part
 
 
 def verify_bundle(path: Path, engine: str | None = None) -> Iterator[str]:
@@ -38,19 +42,41 @@ def verify_bundle(path: Path, engine: str | None = None) -> Iterator[str]:
 
 
 def check_golden(bundle: Bundle, entry: EngineEntry, golden: GoldenTiles) -> str:
-    """Run the golden tiles on one engine; a line that says what came out.
+    """Run the golden tiles on one engine, and on its parts where it is split; a line that says what came out.
 
-    Raises GateFailed below 95 % of equal pixels, UnavailableError where the engine cannot run here.
+    Raises GateFailed below 95 % of equal pixels, or below 99 % between the engine and its parts together;
+    UnavailableError where the engine cannot run here.
     """
     with open_detector(bundle, entry.name) as (detector, _, _):
-        found = np.concatenate(
-            [detector.probability(b[None], a[None]) for b, a in zip(golden.before, golden.after, strict=True)]
-        )
-    threshold = bundle.manifest.threshold
-    agreement = float(((found > threshold) == (golden.probability > threshold)).mean())
-    if not (agreement >= GOLDEN_AGREEMENT and np.isfinite(found).all()):
+        found = _answers(detector.probability, golden)
+    agreement = _same_pixels(found, golden.probability, bundle.manifest.threshold)
+    if not agreement >= GOLDEN_AGREEMENT:
         raise GateFailed(
             f"engine {entry.name} agrees with the golden tiles in only {100 * agreement:.2f} % of pixels "
             f"(at least {100 * GOLDEN_AGREEMENT:.0f} % needed); do not use it, build it again"
         )
-    return f"{entry.name}: {100 * agreement:.3f} % of the golden tiles' pixels agree"
+    line = f"{entry.name}: {100 * agreement:.3f} % of the golden tiles' pixels agree"
+    return f"{line}; {_check_parts(bundle, entry, golden, found)}" if entry.split else line
+
+
+def _check_parts(bundle: Bundle, entry: EngineEntry, golden: GoldenTiles, whole: Probability) -> str:
+    """``whole``: what the engine answers on the golden tiles, which its encoder and head must answer, too."""
+    with open_split(bundle, entry) as parts:
+        found = _answers(lambda before, after: parts.compare(parts.encode(before), parts.encode(after)), golden)
+    agreement = _same_pixels(found, whole, bundle.manifest.threshold)
+    if not agreement >= PARTS_AGREEMENT:
+        raise GateFailed(
+            f"encoder and head of engine {entry.name} agree with the engine in only {100 * agreement:.2f} % of the "
+            f"golden tiles' pixels (at least {100 * PARTS_AGREEMENT:.0f} % needed); do not use them, build it again"
+        )
+    return f"encoder and head agree with it in {100 * agreement:.3f} %"
+
+
+def _answers(predict: Predict, golden: GoldenTiles) -> Probability:
+    """float32 (G, T, T), tile by tile."""
+    return np.concatenate([predict(b[None], a[None]) for b, a in zip(golden.before, golden.after, strict=True)])
+
+
+def _same_pixels(found: Probability, expected: Probability, threshold: float) -> float:
+    """Share of pixels with the same mask; 0 where ``found`` has NaN or Inf."""
+    return float(((found > threshold) == (expected > threshold)).mean()) if np.isfinite(found).all() else 0.0

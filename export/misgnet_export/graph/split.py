@@ -76,12 +76,18 @@ def _part(model: onnx.ModelProto, inputs: list[TensorEntry], outputs: list[Tenso
     model.graph.value_info.extend(map(_value_info, (*inputs, *outputs)))
     part = Extractor(model).extract_model([entry.name for entry in inputs], [entry.name for entry in outputs])
     del part.graph.value_info[:]
-    try:
-        onnx.checker.check_model(part, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        read = ", ".join(entry.name for entry in inputs)
-        raise not_cut(f"what is computed from {read} is no graph of its own: {error}") from error
+    if missing := _missing(part.graph):
+        raise not_cut(f"what is computed from {', '.join(e.name for e in inputs)} also needs {', '.join(missing)}")
+    onnx.checker.check_model(part, full_check=True)
     return part
+
+
+def _missing(graph: onnx.GraphProto) -> list[str]:
+    """What nodes read and nothing in the graph provides."""
+    provided = {item.name for item in (*graph.input, *graph.initializer)}
+    provided.update(name for node in graph.node for name in node.output)
+    needed = dict.fromkeys(name for node in graph.node for name in node.input if name)  # without a name: left out
+    return [name for name in needed if name not in provided]
 
 
 def _value_info(entry: TensorEntry) -> onnx.ValueInfoProto:
