@@ -24,7 +24,7 @@ class FakeSplit:
 
     def __init__(self, interface: Interface = INTERFACE, features: list[TensorEntry] = FEATURES) -> None:
         self.interface, self.features = interface, features
-        self.encoder = self.engine = SimpleNamespace(device=self.device)
+        self.encoder = self.engine = SimpleNamespace(device=self.device, streams=1)
         self.encoded = 0
         self.factor = np.float32(1)
 

@@ -68,7 +68,9 @@ class Place:
 
 def fake_detector(engine: Callable[[], FakeEngine]) -> Any:
     @contextmanager
-    def opened(bundle: object, name: str) -> Iterator[tuple[ChangeDetector, Any, str]]:
+    def opened(
+        bundle: object, name: str, streams: object, threads: object
+    ) -> Iterator[tuple[ChangeDetector, Any, str]]:
         with ChangeDetector(engine(), INTERFACE) as detector:
             yield detector, FLOAT, "a fake"
 
@@ -117,6 +119,18 @@ def test_scenes_of_any_size(place: Place, size: tuple[int, int], overlap: int) -
     np.testing.assert_allclose(read(place.out / "p.tif"), wanted, atol=1e-6)
 
 
+def test_streams_share_the_work_and_give_the_same_bytes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.run(place.all)
+    names = "change.tif", "p.tif"
+    alone = [(place.out / name).read_bytes() for name in names]
+    engine = FakeEngine(INTERFACE, streams=3)
+    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: engine))
+    report = place.run(replace(place.all, streams=3, force=True))
+    assert report.tiles == sum(engine.batches) == 30 and report.seconds > 0
+    assert "30 tiles in " in report.lines(place.change)[1]
+    assert alone == [(place.out / name).read_bytes() for name in names]
+
+
 def test_a_cog_is_one_with_the_same_pixels(place: Place) -> None:
     place.run(place.all)
     plain = read(place.change), read(place.out / "p.tif")
@@ -163,7 +177,7 @@ def test_blocks_that_cannot_be_read_are_counted_once(place: Place) -> None:
     lost[256:288, 160:] = True
     assert report.unread == (9, lost.sum())
     assert np.array_equal(read(place.change) == 255, lost)
-    assert "9 blocks" in report.lines(place.change)[1]
+    assert "9 blocks" in report.lines(place.change)[2]
 
 
 def test_a_warning_of_a_shift(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -420,7 +434,7 @@ from misgnet_runtime.scenes import predict
 from misgnet_runtime.scenes.options import SceneOptions
 
 @contextmanager
-def opened(bundle, name):
+def opened(bundle, name, streams, threads):
     interface = Interface(256, 4)
     with ChangeDetector(FakeEngine(interface), interface) as detector:
         yield detector, FLOAT, "a fake"

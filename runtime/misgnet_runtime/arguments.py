@@ -33,6 +33,8 @@ Align = Annotated[bool, _output("--align", text="warp AFTER onto BEFORE's grid (
 AlignAll = Annotated[bool, _output("--align", text="warp every date onto the first's grid (bilinear)")]
 Overlap = Annotated[_OptionalInt, _output(text="pixels that neighbouring tiles share and blend; a quarter without")]
 Batch = Annotated[int, _output(text="tiles that the engine gets at once")]
+Streams = Annotated[_OptionalInt, _output(text="batches at once, sharing the device; what suits the engine without")]
+Threads = Annotated[_OptionalInt, _output(text="of the CPU, in all streams; all usable cores without")]
 Restart = Annotated[bool, _output("--restart", text="start anew what an ended run of this output began")]
 RestartAll = Annotated[bool, _output("--restart", text="start anew what ended runs began; finished outputs too")]
 Bands = Annotated[_OptionalText, _pixels("which bands are red, green and blue: 3,2,1")]

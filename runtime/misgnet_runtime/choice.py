@@ -10,7 +10,7 @@ import msgspec
 
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.detector import ChangeDetector
-from misgnet_runtime.engines import Engine, open_engine_file
+from misgnet_runtime.engines import Engine, open_engine_file, streams_for_scenes
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.manifest import EngineEntry
@@ -26,17 +26,19 @@ Opened = TypeVar("Opened")
 
 @contextmanager
 def open_detector(
-    bundle: Bundle, engine: str = "auto", streams: int = 1
+    bundle: Bundle, engine: str = "auto", streams: int | None = 1, threads: int | None = None
 ) -> Iterator[tuple[ChangeDetector, EngineEntry, str]]:
     """The detector of the engine called ``engine``, its entry, and why it was taken.
 
-    ``streams``: batches that it takes at once. "auto" takes the first of :func:`ranked` that opens. Raises
-    UnavailableError with the reason of each engine where none opens, UsageError for an unknown name.
+    ``streams``: batches that it takes at once, None for as many as keep its device busy; ``threads``: of the CPU, all
+    usable cores without. "auto" takes the first of :func:`ranked` that opens. Raises UnavailableError with the reason
+    of each engine where none opens, UsageError for an unknown name.
     """
     interface = bundle.manifest.interface
 
     def open_one(entry: EngineEntry) -> Engine:
-        return open_engine_file(entry, bundle.path, interface.max_batch, streams=streams)
+        lanes = streams or streams_for_scenes(entry)
+        return open_engine_file(entry, bundle.path, interface.max_batch, threads, lanes)
 
     entries = ranked_here(bundle) if engine == "auto" else [bundle.engine_entry(engine)]
     opened, entry, reason = first_that_opens(entries, open_one, engine)

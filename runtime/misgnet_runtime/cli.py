@@ -39,6 +39,8 @@ def predict(
     align: arguments.Align = False,
     overlap: arguments.Overlap = None,
     batch: arguments.Batch = 4,
+    streams: arguments.Streams = None,
+    threads: arguments.Threads = None,
     restart: arguments.Restart = False,
     bands: arguments.Bands = None,
     scale: arguments.Scale = None,
@@ -63,8 +65,8 @@ def predict(
     first = Declared.parse("before-", before_bands, before_scale, before_offset, before_stretch).over(common)
     second = Declared.parse("after-", after_bands, after_scale, after_offset, after_stretch).over(common)
     options = SceneOptions(
-        first, second, align, overlap, batch, cog, probability, vector, quicklook, min_area, simplify, engine, force,
-        restart,
+        first, second, align, overlap, batch, streams, threads, cog, probability, vector, quicklook, min_area, simplify,
+        engine, force, restart,
     )  # fmt: skip
     if output.suffix.lower() in (".tif", ".tiff"):
         _predict_scene(bundle, before, after, output, options)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.choice import first_that_opens, ranked_here
 from misgnet_runtime.detector import Probability, as_input, misfit, to_probability
-from misgnet_runtime.engines import Engine, open_engine_file
+from misgnet_runtime.engines import Engine, open_engine_file, streams_for_scenes
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.manifest import EngineEntry, Interface, TensorEntry, head_inputs
 
@@ -87,16 +87,20 @@ def open_split(bundle: Bundle, entry: EngineEntry, threads: int | None = None, s
 
 @contextmanager
 def choose_split(
-    bundle: Bundle, engine: str = "auto", streams: int = 1
+    bundle: Bundle, engine: str = "auto", streams: int | None = 1, threads: int | None = None
 ) -> Iterator[tuple[SplitDetector, EngineEntry, str]]:
     """Both parts of the engine called ``engine``, its entry, and why it was taken; see :func:`choice.open_detector`.
 
     "auto" takes the fastest split engine that runs here. Raises UsageError where what is asked for is not split.
     """
+
+    def open_one(entry: EngineEntry) -> SplitDetector:
+        return open_split(bundle, entry, threads, streams or streams_for_scenes(entry))
+
     entries = [e for e in ranked_here(bundle) if e.split] if engine == "auto" else [bundle.engine_entry(engine)]
     if not entries:
         raise UsageError(f"no engine of bundle {bundle.path} is split; build it by misgnet-export build --split")
-    opened, entry, reason = first_that_opens(entries, lambda entry: open_split(bundle, entry, streams=streams), engine)
+    opened, entry, reason = first_that_opens(entries, open_one, engine)
     with opened as detector:
         yield detector, entry, reason
 

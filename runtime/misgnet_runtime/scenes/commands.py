@@ -26,6 +26,8 @@ def encode(
     force: Annotated[bool, typer.Option("--force", help="replace an existing output")] = False,
     overlap: arguments.Overlap = None,
     batch: arguments.Batch = 4,
+    streams: arguments.Streams = None,
+    threads: arguments.Threads = None,
     restart: arguments.Restart = False,
     bands: arguments.Bands = None,
     scale: arguments.Scale = None,
@@ -40,7 +42,10 @@ def encode(
     from misgnet_runtime.scenes.options import Declared, SceneOptions
 
     declared = Declared.parse("", bands, scale, offset, stretch)
-    options = SceneOptions(before=declared, overlap=overlap, batch=batch, engine=engine, force=force, restart=restart)
+    options = SceneOptions(
+        before=declared, overlap=overlap, batch=batch, streams=streams, threads=threads, engine=engine, force=force,
+        restart=restart,
+    )  # fmt: skip
     with _bar() as progress:
         report = encode_file(bundle, raster, output, options, tell=_tell, progress=progress)
     for line in report.lines():
@@ -69,6 +74,8 @@ def series(
     align: arguments.AlignAll = False,
     overlap: arguments.Overlap = None,
     batch: arguments.Batch = 4,
+    streams: arguments.Streams = None,
+    threads: arguments.Threads = None,
     restart: arguments.RestartAll = False,
     bands: arguments.Bands = None,
     scale: arguments.Scale = None,
@@ -94,7 +101,7 @@ def series(
     first = Declared.parse("before-", before_bands, before_scale, before_offset, before_stretch).over(common)
     later = Declared.parse("after-", after_bands, after_scale, after_offset, after_stretch).over(common)
     scene = SceneOptions(
-        first, later, align, overlap, batch, cog, min_area=min_area, simplify=simplify, engine=engine, force=force,
+        first, later, align, overlap, batch, streams, threads, cog, min_area=min_area, simplify=simplify, engine=engine, force=force,
         restart=restart,
     )  # fmt: skip
     asked = {"probability": probability, "vector": vector, "quicklook": quicklook}

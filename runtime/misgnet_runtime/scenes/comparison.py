@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.images import Mask, RgbImage
 from misgnet_runtime.scenes.features import FeatureFile, names_of, valid_pixels
-from misgnet_runtime.scenes.inference import fill
+from misgnet_runtime.scenes.inference import Work, fill
 from misgnet_runtime.scenes.journal import Journal
 from misgnet_runtime.scenes.run import Run
 from misgnet_runtime.scenes.scaling import Scaling
@@ -96,14 +96,14 @@ def compare(
     stored: tuple[FeatureFile | None, FeatureFile | None],
     journal: Journal,
     progress: Progress | None,
-) -> None:
+) -> Work:
     """Compute the rows that ``journal`` lacks, as :func:`fill`; ``stored``: the features of both dates, if any."""
 
     def answer(tiles: tuple[Tiles, Tiles]) -> NDArray[np.float32]:
         before, after = (one.features(detector.encode) for one in tiles)
         return detector.compare(before, after)
 
-    fill(journal, run.layout, lambda first: _read(run, stored, first), answer, progress)
+    return fill(journal, run.layout, lambda first: _read(run, stored, first), answer, progress, run.streams)
 
 
 def _read(

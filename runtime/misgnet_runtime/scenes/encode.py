@@ -61,7 +61,7 @@ def encode_file(
     output = Path(os.path.realpath(output))
     if not progress_folder(output).exists():
         refuse_existing(output, options.force)
-    with open_split_engine(read_bundle(bundle_path), options.engine) as engine:
+    with open_split_engine(read_bundle(bundle_path), options) as engine:
         encoding = look_at_encoding(engine, raster, options)
         tell(f"{raster.name}: {encoding.date.scaling}")
         try:

@@ -53,6 +53,11 @@ class SplitEngine:
     def device(self) -> str:
         return self.detector.encoder.device
 
+    @property
+    def streams(self) -> int:
+        """Batches at once."""
+        return self.detector.encoder.streams
+
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
@@ -95,9 +100,9 @@ class Encoding:
 
 
 @contextmanager
-def open_split_engine(bundle: Bundle, engine: str) -> Iterator[SplitEngine]:
+def open_split_engine(bundle: Bundle, options: SceneOptions) -> Iterator[SplitEngine]:
     """Raises as :func:`misgnet_runtime.split.choose_split`."""
-    with choose_split(bundle, engine) as (detector, entry, reason):
+    with choose_split(bundle, options.engine, options.streams, options.threads) as (detector, entry, reason):
         yield SplitEngine(bundle, detector, entry, reason)
 
 
@@ -128,7 +133,7 @@ def make_features(
         if (found := open_features(output)).misfit(footer) is None:
             return found, raw.count
     tell(f"features of {encoding.date.path.name}: {raw.count:,} tiles, {raw.count * raw.size / 2**20:,.1f} MiB")
-    settings = {**footer.settings, "--batch": str(options.batch)}
+    settings = {**footer.settings, "--batch": str(options.batch), "--streams": str(encoding.engine.streams)}
     with open_journal(output, raw, settings, restart=options.restart) as journal:
         if not journal.publishing:
             refuse_existing(output, options.force)
@@ -160,7 +165,7 @@ def _encode_tiles(encoding: Encoding, journal: Journal, progress: Progress | Non
         reading, images = item
         return reading, encode(images) if reading.tiles else []
 
-    run_pipeline(lambda: _read(encoding, finished), work, writer.take)
+    run_pipeline(lambda: _read(encoding, finished), work, writer.take, encoding.engine.streams)
 
 
 def _read(encoding: Encoding, finished: int) -> Generator[tuple[Reading, RgbImage], None, None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,17 +26,28 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Task:
-    """How a scene is run; ``open_pair`` opens it anew, for the thread that reads."""
+    """How a scene is run; ``open_pair`` opens it anew, for the thread that reads. ``streams``: batches at once."""
 
     open_pair: Callable[[], AbstractContextManager[Pair]]
     scalings: tuple[Scaling, Scaling]
     layout: Layout
     batch: int
+    streams: int = 1
 
 
-def infer(task: Task, predict: Predict, journal: Journal, progress: Progress | None = None) -> None:
+@dataclass(frozen=True)
+class Work:
+    """Tiles that the engine was given, and the seconds from the first pixel read to the last row on the disk."""
+
+    tiles: int
+    seconds: float
+
+
+def infer(task: Task, predict: Predict, journal: Journal, progress: Progress | None = None) -> Work:
     """Compute the rows that ``journal`` lacks, as :func:`fill`."""
-    fill(journal, task.layout, lambda first: _read(task, first), lambda images: predict(*images), progress)
+    return fill(
+        journal, task.layout, lambda first: _read(task, first), lambda images: predict(*images), progress, task.streams
+    )
 
 
 def fill(
@@ -44,15 +56,16 @@ def fill(
     read: Callable[[int], Generator[tuple[Reading, Item], None, None]],
     answer: Callable[[Item], NDArray[np.float32]],
     progress: Progress | None,
-) -> None:
-    """Compute the rows that ``journal`` lacks; ``progress`` is told of rows of tiles.
+    streams: int = 1,
+) -> Work:
+    """Compute the rows that ``journal`` lacks, ``streams`` batches at once; ``progress`` is told of rows of tiles.
 
     ``read`` yields strips from a row of tiles on; ``answer`` makes probabilities, float32 (B, T, T), of those tiles
     that have data. Raises GateFailed where these are NaN or Inf, InputError where the disk refuses. What is finished
     stays.
     """
     if journal.finished == layout.rows.length:
-        return
+        return Work(0, 0.0)
     first = layout.rows.first_reaching(journal.finished)
     writer = _Writer(layout, first, journal, progress)
 
@@ -60,7 +73,9 @@ def fill(
         reading, images = item
         return reading, _finite(answer(images)) if reading.tiles else np.empty((0, 0, 0), np.float32)
 
-    run_pipeline(lambda: read(first), work, writer.take)
+    begin = time.perf_counter()
+    run_pipeline(lambda: read(first), work, writer.take, streams)
+    return Work(writer.tiles, time.perf_counter() - begin)
 
 
 def _read(task: Task, first: int) -> Generator[tuple[Reading, tuple[RgbImage, RgbImage]], None, None]:
@@ -87,12 +102,14 @@ class _Writer:
         self._valid = np.empty((layout.rows.tile, layout.columns.length), np.bool_)
         self._told = set(journal.holes)
         self._holes: set[Hole] = set()
+        self.tiles = 0
 
     def take(self, answered: tuple[Reading, NDArray[np.float32]]) -> None:
         reading, answer = answered
         columns = reading.strip.columns
         self._valid[: len(reading.valid), columns.start : columns.stop] = reading.valid
         self._holes |= reading.holes
+        self.tiles += len(reading.tiles)
         for column, probability in zip(reading.tiles, answer, strict=True):
             self._blender.add(column, probability)
         if reading.strip.last:

@@ -58,8 +58,9 @@ class Declared:
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """``overlap`` in pixels, a quarter of a tile without; ``min_area`` in m² (in pixels where the raster lies nowhere),
-    ``simplify`` in pixels.
+    """``overlap`` in pixels, a quarter of a tile without; ``streams``: batches at once, what suits the engine without,
+    on ``threads`` of the CPU together; ``min_area`` in m² (in pixels where the raster lies nowhere), ``simplify`` in
+    pixels.
     """
 
     before: Declared = field(default_factory=Declared)
@@ -67,6 +68,8 @@ class SceneOptions:
     align: bool = False
     overlap: int | None = None
     batch: int = 4
+    streams: int | None = None
+    threads: int | None = None
     cog: bool = False
     probability: Path | None = None
     vector: Path | None = None
@@ -95,9 +98,10 @@ class SceneOptions:
     def check_numbers(self) -> None:
         """UsageError where a number cannot be meant."""
         for option, number, least in (
-            ("--batch", self.batch, 1), ("--min-area", self.min_area, 0), ("--simplify", self.simplify, 0),
+            ("--batch", self.batch, 1), ("--streams", self.streams, 1), ("--threads", self.threads, 1),
+            ("--min-area", self.min_area, 0), ("--simplify", self.simplify, 0),
         ):  # fmt: skip
-            if not number >= least:
+            if number is not None and not number >= least:
                 raise UsageError(f"{option} is {number}; it is {least} or more")
 
     def overlap_of(self, tile: int) -> int:

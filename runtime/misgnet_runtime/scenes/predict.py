@@ -10,7 +10,7 @@ from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.choice import open_detector
 from misgnet_runtime.detector import ChangeDetector
-from misgnet_runtime.scenes.inference import Task, infer
+from misgnet_runtime.scenes.inference import Task, Work, infer
 from misgnet_runtime.scenes.inputs import look_at
 from misgnet_runtime.scenes.journal import Journal, discard_progress, progress_folder
 from misgnet_runtime.scenes.options import SceneOptions
@@ -46,8 +46,11 @@ def predict_scene_files(
     for line in inputs.words():
         tell(line)
     try:
-        with open_detector(bundle, options.engine) as (detector, entry, reason):
-            run = Run(bundle, inputs, options, outputs, detector.interface, entry, detector.engine.device, reason)
+        with open_detector(bundle, options.engine, options.streams, options.threads) as (detector, entry, reason):
+            engine = detector.engine
+            run = Run(
+                bundle, inputs, options, outputs, detector.interface, entry, engine.device, engine.streams, reason
+            )
             report = run_pair(run, lambda run, journal: _infer(run, detector, journal, progress))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(INTERRUPTED) from None
@@ -55,7 +58,6 @@ def predict_scene_files(
     return report
 
 
-def _infer(run: Run, detector: ChangeDetector, journal: Journal, progress: Progress | None) -> None:
-    infer(
-        Task(run.inputs.open_pair, run.inputs.scalings, run.layout, run.batch), detector.probability, journal, progress
-    )
+def _infer(run: Run, detector: ChangeDetector, journal: Journal, progress: Progress | None) -> Work:
+    task = Task(run.inputs.open_pair, run.inputs.scalings, run.layout, run.batch, run.streams)
+    return infer(task, detector.probability, journal, progress)

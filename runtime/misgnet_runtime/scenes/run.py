@@ -10,6 +10,7 @@ from pathlib import Path
 from misgnet_runtime.bundle import MANIFEST, Bundle, file_sha256
 from misgnet_runtime.manifest import EngineEntry, Interface
 from misgnet_runtime.outputs import refuse_existing, resumable_errors
+from misgnet_runtime.scenes.inference import Work
 from misgnet_runtime.scenes.inputs import Inputs
 from misgnet_runtime.scenes.journal import Journal, Probabilities, Raw, open_journal
 from misgnet_runtime.scenes.options import SceneOptions
@@ -27,6 +28,7 @@ class SceneReport:
     """What was written. Shares are 0 to 1: of changed pixels among those with data, and of those without data.
 
     ``unread``: blocks of the inputs that cannot be read, and their pixels; ``resumed``: rows that were there already.
+    ``tiles``: what the engine was given in this run; ``seconds``: from the first pixel read to the last row written.
     """
 
     height: int
@@ -36,6 +38,8 @@ class SceneReport:
     unread: tuple[int, int]
     polygons: int | None
     resumed: int
+    tiles: int
+    seconds: float
     engine: str
     reason: str
 
@@ -46,6 +50,8 @@ class SceneReport:
             f"{output}: {self.width} x {self.height} px, {100 * self.changed_share:.2f} % changed{polygons}, "
             f"{100 * self.nodata_share:.2f} % without data, engine {self.engine} ({self.reason})"
         ]
+        if self.tiles:
+            found.append(f"{self.tiles} tiles in {self.seconds:.1f} s, {self.tiles / self.seconds:.1f} tiles/s")
         if self.unread[0]:
             found.append(f"warning: {self.unread[0]} blocks ({self.unread[1]} px) could not be read; they have no data")
         if self.resumed:
@@ -57,8 +63,8 @@ class SceneReport:
 class Run:
     """All that one pair's map depends on. ``outputs``: the change raster, then the products in the options' order.
 
-    ``device``: what the engine runs on; ``tags``: of the outputs, beside those of every run; ``features``: digests of
-    the stored ones that are compared.
+    ``device``: what the engine runs on, ``streams`` batches at once; ``tags``: more, for the outputs; ``features``:
+    digests of the stored ones that are compared.
     """
 
     bundle: Bundle
@@ -68,6 +74,7 @@ class Run:
     interface: Interface
     entry: EngineEntry
     device: str
+    streams: int
     reason: str
     tags: dict[str, str] = field(default_factory=dict)
     features: list[str] = field(default_factory=list)
@@ -97,13 +104,14 @@ class Run:
             "the scaling of after": str(after.scaling),
             "the grid": self.inputs.grid.words(),
             "--overlap": str(self.overlap),
+            "--streams": str(self.streams),
             **{f"--{name.replace('_', '-')}": str(getattr(self.options, name)) for name in _SETTINGS},
             **{f"--{name}": os.path.realpath(path) for name, path in self.options.products().items()},
             **({"the features": " and ".join(self.features)} if self.features else {}),
         }
 
 
-def run_pair(run: Run, compute: Callable[[Run, Journal], None]) -> SceneReport:
+def run_pair(run: Run, compute: Callable[[Run, Journal], Work]) -> SceneReport:
     """Compute what the journal lacks by ``compute``, and write all outputs; what was noted stays for the caller.
 
     Raises UsageError where an output exists, or what was begun is another run; else as ``compute``.
@@ -117,9 +125,9 @@ def run_pair(run: Run, compute: Callable[[Run, Journal], None]) -> SceneReport:
         if not journal.publishing:
             refuse_outputs(run.outputs, run.options.force)
         resumed = journal.finished
-        compute(run, journal)
+        work = compute(run, journal)
         counts, polygons = _publish(run, settings, journal)
-        return _report(run, journal, counts, polygons, resumed)
+        return _report(run, journal, work, counts, polygons, resumed)
 
 
 def refuse_outputs(outputs: list[Path], force: bool) -> None:
@@ -170,11 +178,12 @@ def _tags(run: Run, settings: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _report(run: Run, journal: Journal, counts: Counts, polygons: int | None, resumed: int) -> SceneReport:
+def _report(run: Run, journal: Journal, work: Work, counts: Counts, polygons: int | None, resumed: int) -> SceneReport:
     grid = run.inputs.grid
     pixels = grid.height * grid.width
     unread = len(journal.holes), sum(height * width for *_, height, width in journal.holes)
     changed = counts.changed / max(1, pixels - counts.nodata)
     return SceneReport(
-        grid.height, grid.width, changed, counts.nodata / pixels, unread, polygons, resumed, run.entry.name, run.reason
-    )
+        grid.height, grid.width, changed, counts.nodata / pixels, unread, polygons, resumed, work.tiles, work.seconds,
+        run.entry.name, run.reason,
+    )  # fmt: skip

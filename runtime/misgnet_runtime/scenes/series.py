@@ -70,7 +70,7 @@ def run_series(
     if "vector" in options.products:
         load_vector_libraries()
     try:
-        with open_split_engine(read_bundle(bundle_path), options.scene.engine) as engine:
+        with open_split_engine(read_bundle(bundle_path), options.scene) as engine:
             _Series(engine, folder, options, listener).run(reference, dates)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(INTERRUPTED) from None
@@ -138,7 +138,7 @@ class _Series:
         engine, outputs = self._engine, [change, *options.products().values()]
         run = Run(
             engine.bundle, inputs, options, outputs, engine.detector.interface, engine.entry, engine.device,
-            engine.reason,
+            engine.streams, engine.reason,
         )  # fmt: skip
         same = _digest(run)
         begun = progress_folder(change).exists()

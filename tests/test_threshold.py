@@ -1,0 +1,61 @@
+"""The tuned threshold against scikit-learn's F1 at every step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import f1_score
+
+from misgnet_export.threshold import tune_threshold
+from misgnet_runtime.errors import InputError
+from misgnet_runtime.tiles import TileSet
+
+TILE = 32
+
+
+def tile_set(root: Path, labels: list[np.ndarray]) -> TileSet:
+    for folder in ("A", "B", "label"):
+        (root / folder).mkdir()
+    for index, label in enumerate(labels):
+        for folder in ("A", "B"):  # the first pixel tells the fake network which tile it sees
+            Image.fromarray(np.full((*label.shape, 3), index, np.uint8)).save(root / folder / f"{index}.png")
+        Image.fromarray(label.astype(np.uint8) * 255).save(root / "label" / f"{index}.png")
+    return TileSet.open(root, TILE)
+
+
+def test_it_is_the_best_of_all_steps(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = [rng.random((TILE, TILE)) < share for share in (0.1, 0.3)]
+    answers = [
+        np.where(label, 0.1, 0).astype(np.float32) + 0.4 * rng.random(label.shape, np.float32) for label in labels
+    ]
+    seen: list[tuple[int, int]] = []
+    found = tune_threshold(
+        lambda before, after: np.stack([answers[tile[0, 0, 0]] for tile in before]), tile_set(tmp_path, labels),
+        lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    truth, probability = np.concatenate(labels).ravel(), np.concatenate(answers).ravel()
+    f1 = {t: f1_score(truth, probability > t) for t in np.arange(1, 1000) / 1000}
+    assert found.f1 == pytest.approx(max(f1.values())) == pytest.approx(f1[found.threshold])
+    assert found.f1_at_half == pytest.approx(f1[0.5]) and found.f1 > found.f1_at_half
+    assert found.tiles == 2 and seen == [(1, 2), (2, 2)]
+    assert str(found).startswith(f"{found.threshold:g} on 2 validation tiles: F1 0.")
+
+
+def test_of_equally_good_ones_the_middle_is_taken(tmp_path: Path) -> None:
+    label = np.zeros((TILE, TILE), bool)
+    label[:9] = True
+    found = tune_threshold(
+        lambda before, after: np.where(label, 0.8, 0.2)[None].astype(np.float32), tile_set(tmp_path, [label]),
+        lambda done, total: None,
+    )  # fmt: skip
+    assert found.threshold == pytest.approx(0.5, abs=0.002) and found.f1 == found.f1_at_half == 1
+
+
+def test_labels_without_change_cannot_tune(tmp_path: Path) -> None:
+    tiles = tile_set(tmp_path, [np.zeros((TILE, TILE), bool)])
+    with pytest.raises(InputError, match="the labels of --val hold no change"):
+        tune_threshold(lambda before, after: np.zeros((1, TILE, TILE), np.float32), tiles, lambda done, total: None)
