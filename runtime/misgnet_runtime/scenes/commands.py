@@ -101,8 +101,8 @@ def series(
     first = Declared.parse("before-", before_bands, before_scale, before_offset, before_stretch).over(common)
     later = Declared.parse("after-", after_bands, after_scale, after_offset, after_stretch).over(common)
     scene = SceneOptions(
-        first, later, align, overlap, batch, streams, threads, cog, min_area=min_area, simplify=simplify, engine=engine, force=force,
-        restart=restart,
+        first, later, align, overlap, batch, streams, threads, cog, min_area=min_area, simplify=simplify,
+        engine=engine, force=force, restart=restart,
     )  # fmt: skip
     asked = {"probability": probability, "vector": vector, "quicklook": quicklook}
     products = frozenset(name for name, wanted in asked.items() if wanted)
