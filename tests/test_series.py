@@ -29,6 +29,7 @@ from misgnet_runtime.scenes import encoding as encoding_module
 from misgnet_runtime.scenes import predict as predict_module
 from misgnet_runtime.scenes import series as series_module
 from misgnet_runtime.scenes.encode import encode_file
+from misgnet_runtime.scenes.grids import Grid
 from misgnet_runtime.scenes.options import Declared, SceneOptions, SeriesOptions
 from misgnet_runtime.scenes.predict import predict_scene_files
 from misgnet_runtime.scenes.run import SceneReport
@@ -224,10 +225,15 @@ def test_blocks_that_cannot_be_read_are_counted_as_by_predict(place: Place, cons
 # --- grids
 
 
+def moved(columns: float, rows: float) -> Any:
+    """The scenes' place, moved by pixels."""
+    return from_origin(PLACE["transform"].c + columns / 2, PLACE["transform"].f - rows / 2, 0.5, 0.5)
+
+
 @pytest.mark.parametrize("consecutive", [False, True])
 def test_dates_of_other_grids_are_warped_onto_the_first(place: Place, consecutive: bool) -> None:
     for path, seed in zip(place.dates, (1, 2, 3), strict=True):
-        write_raster(path, later(seed), transform=from_origin(400_000 + seed, 5_000_000 - 0.25, 0.5, 0.5))
+        write_raster(path, later(seed), transform=moved(2 * seed, 0.5))
     aligned = SceneOptions(align=True)
     place.run(replace(PROBABLE, scene=aligned, consecutive=consecutive))
     with rasterio.open(place.out / "d3.tif") as dataset:
@@ -237,6 +243,24 @@ def test_dates_of_other_grids_are_warped_onto_the_first(place: Place, consecutiv
 
 
 # --- consecutive
+
+
+def test_grids_a_part_of_a_pixel_apart_are_taken_for_the_firsts(place: Place) -> None:
+    """Tiles begin on a grid of the ground, rounded to pixels: that of one date alone would be another one."""
+    nudged = moved(0.4, 0.4)
+    options = replace(PROBABLE, consecutive=True, scene=SceneOptions(overlap=13))
+    write_raster(place.dates[0], later(1), transform=nudged)
+    anchors = {
+        Grid(H, W, rasterio.CRS.from_user_input(PLACE["crs"]), transform).anchor
+        for transform in (PLACE["transform"], nudged)
+    }
+    assert len(anchors) == 2
+    place.run(options)
+    write_raster(place.dates[0], later(1))
+    for before, after in zip([place.reference, *place.dates], place.dates, strict=False):
+        check_equal(place, before, after, options.scene)
+        with rasterio.open(place.out / after.name) as dataset:
+            assert dataset.transform == PLACE["transform"]
 
 
 def test_each_date_is_compared_with_the_one_before(

@@ -36,7 +36,9 @@ Batch = Annotated[int, _output(text="tiles that the engine gets at once")]
 Streams = Annotated[_OptionalInt, _output(text="batches at once, sharing the device; what suits the engine without")]
 Threads = Annotated[_OptionalInt, _output(text="of the CPU, in all streams; all usable cores without")]
 Restart = Annotated[bool, _output("--restart", text="start anew what an ended run of this output began")]
-RestartAll = Annotated[bool, _output("--restart", text="start anew what ended runs began; finished outputs too")]
+RestartAll = Annotated[
+    bool, _output("--restart", text="start anew what ended runs began, with --force also what they finished")
+]
 Bands = Annotated[_OptionalText, _pixels("which bands are red, green and blue: 3,2,1")]
 Scale = Annotated[_OptionalText, _pixels("value * scale + offset is 0 for black, 1 for white; one number or three")]
 Offset = Annotated[_OptionalText, _pixels("one number or three; 0 without")]

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from misgnet_runtime import arguments
-from misgnet_runtime.callables import Progress
 from misgnet_runtime.console import err_console, out_console
+
+if TYPE_CHECKING:
+    from misgnet_runtime.callables import Progress
 
 _Bundle = Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build --split")]
 _Engine = Annotated[str, typer.Option(help="an engine of the bundle, or auto")]

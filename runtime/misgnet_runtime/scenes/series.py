@@ -107,7 +107,7 @@ class _Series:
             if self._options.consecutive and following:
                 self._discard({comparison.before, comparison.after} - {following.before})
         if self._options.discard_features and not self._failures:
-            self._discard({comparisons[-1].before, comparisons[-1].after})
+            self._discard({encoding for last in comparisons[-1:] for encoding in (last.before, last.after)})
         self._raise_first(len(dates))
 
     def _look_at_all(self, reference: Path, dates: Sequence[Path]) -> list[_Comparison]:
@@ -129,9 +129,8 @@ class _Series:
         return found
 
     def _comparison(self, before: Encoding, after: Encoding) -> _Comparison:
-        align = self._options.scene.align
-        # A first date that is not warped lies on its own grid: nothing is put onto that.
-        inputs = look_at_pair(before.date, after.date, align=align, grid=before.grid if before.aligned else None)
+        grid = None if before.first else before.grid  # the first is not warped onto itself
+        inputs = look_at_pair(before.date, after.date, align=self._options.scene.align, grid=grid)
         for line in inputs.warnings():
             self._listener.tell(f"{after.date.path.name}: {line}")
         change, options = self._options.of_date(self._folder, after.date.path)
@@ -180,12 +179,11 @@ class _Series:
         return made
 
     def _is_given(self, encoding: Encoding) -> bool:
-        return self._options.features is not None and encoding.first
+        return encoding.first and self._options.features is not None
 
     def _place(self, encoding: Encoding) -> Path:
-        if self._options.features is not None and encoding.first:
-            return self._options.features
-        return self._folder / f"{encoding.date.path.stem}{SUFFIX}"
+        given = self._options.features if encoding.first else None
+        return given or self._folder / f"{encoding.date.path.stem}{SUFFIX}"
 
     def _discard(self, encodings: set[Encoding]) -> None:
         """Remove dates' features from the folder, where they are what this call would make."""
