@@ -1,4 +1,4 @@
-"""A stand-in for the module ``tensorrt`` as it is in 10.3, 10.16 and 11.1, over a FakeDriver.
+"""A stand-in for the module ``tensorrt`` as it is in 10.3, 10.16 and 11.1, or ``tensorrt_rtx``, over a FakeDriver.
 
 A "model" is JSON (:func:`model`), a "plan" is JSON with the version that built it. The network computes the
 mean absolute difference of two images over the channels, divided by 255.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from enum import Enum, IntEnum
+from functools import partial
 from math import prod
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,23 +18,26 @@ import numpy as np
 from fake_cuda import FakeDriver
 
 NUMPY = {"UINT8": np.uint8, "FLOAT": np.float32, "HALF": np.float16}
+WORKING_MEMORY = 512  # bytes, of one execution context
 LAYERS = ("CAST", "QUANTIZE", "DEQUANTIZE", "DEQUANTIZE", "CONVOLUTION")
 
 
-def model(*, size: int = 4, out: str = "FLOAT", batch: int = -1, error: str = "", outputs: int = 1) -> bytes:
+def model(
+    *, size: int = 4, out: str = "FLOAT", batch: int = -1, error: str = "", outputs: int = 1, capturable: bool = True
+) -> bytes:
     image = [batch, size, size, 3]
     tensors = {"before": ("UINT8", image), "after": ("UINT8", image)}
     results = {"probability": (out, [batch, size, size])} if outputs else {}
-    return json.dumps({"inputs": tensors, "outputs": results, "error": error}).encode()
+    return json.dumps({"inputs": tensors, "outputs": results, "error": error, "capturable": capturable}).encode()
 
 
-def make_tensorrt(version: str, driver: FakeDriver) -> Any:
+def make_tensorrt(version: str, driver: FakeDriver, *, rtx: bool = False) -> Any:
     """The module of that version; ``module.seen`` is what was done with it."""
     major, minor = (int(part) for part in version.split(".")[:2])
-    module: Any = ModuleType("tensorrt")
+    module: Any = ModuleType("tensorrt_rtx" if rtx else "tensorrt")
     module.__version__ = version
     module.driver = driver
-    module.seen = SimpleNamespace(flags=None, config=None, canceled=False)
+    module.seen = SimpleNamespace(flags=None, config=None, canceled=False, contexts=[])
     module.Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
     # Values that differ between versions: an integer kept from one of them must show.
     members = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1 + (minor >= 16)} if major < 11 else {}
@@ -43,6 +47,10 @@ def make_tensorrt(version: str, driver: FakeDriver) -> Any:
     module.DataType = Enum("DataType", "FLOAT HALF UINT8 BF16")
     module.LayerType = Enum("LayerType", "CAST QUANTIZE DEQUANTIZE CONVOLUTION")
     module.MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE")
+    module.ExecutionContextAllocationStrategy = Enum("Strategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED")
+    if rtx:
+        module.ComputeCapability = IntEnum("ComputeCapability", "CURRENT SM86 SM87 SM89")
+        module.CudaGraphStrategy = Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
     for kind in (Builder, IBuilderConfig, OnnxParser, Runtime):
         setattr(module, kind.__name__, type(kind.__name__, (kind,), {"module": module}))
     module.ILogger = type("ILogger", (), {})
@@ -153,6 +161,7 @@ class Cache:
 class IBuilderConfig(_Bound):
     progress_monitor: Any = None
     builder_optimization_level = 3
+    num_compute_capabilities = 0
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger
@@ -163,6 +172,9 @@ class IBuilderConfig(_Bound):
     def add_optimization_profile(self, profile: Profile) -> int:
         self.profiles.append(profile)
         return len(self.profiles) - 1
+
+    def set_compute_capability(self, capability: Any, index: int) -> bool:
+        return index < self.num_compute_capabilities
 
     def set_memory_pool_limit(self, pool: Any, size: int) -> None:
         self.pools[pool.name] = size
@@ -195,12 +207,13 @@ class Runtime(_Bound):
             said = f"expecting library version {plan['version']}, got {self.module.__version__}"
             self.logger.log(self.module.Severity.ERROR, said)
             return None
-        return CudaEngine(self.module, plan)
+        return CudaEngine(self.module, plan, self.logger)
 
 
 class CudaEngine:
-    def __init__(self, module: Any, plan: dict[str, Any]) -> None:
+    def __init__(self, module: Any, plan: dict[str, Any], logger: Any) -> None:
         self.module = module
+        self.logger = logger
         self.plan = plan
         self.tensors = {**plan["inputs"], **plan["outputs"]}
         self.num_io_tensors = len(self.tensors)
@@ -221,43 +234,85 @@ class CudaEngine:
         assert profile == 0
         return list(self.plan["profile"][name])
 
-    def create_execution_context(self) -> Any:
+    device_memory_size_v2 = WORKING_MEMORY
+
+    def create_runtime_config(self) -> Any:
+        return RuntimeConfig()
+
+    def create_execution_context(self, how: Any) -> Any:
+        assert self.module.driver.is_current()
+        strategy = how.strategy if isinstance(how, RuntimeConfig) else how
+        assert strategy.name == "USER_MANAGED"
+        graphs = getattr(how, "cuda_graph_strategy", None)
+        self.module.seen.contexts.append(graphs.name if graphs else "plain")
         return ExecutionContext(self)
 
 
+class RuntimeConfig:
+    """Of TensorRT for RTX."""
+
+    strategy: Any = None
+    cuda_graph_strategy: Any = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+
 class ExecutionContext:
+    """Refuses to run in a capture before it ran its shape outside of one; ``state`` counts changes of its shape."""
+
     def __init__(self, engine: CudaEngine) -> None:
         self.engine = engine
         self.driver: FakeDriver = engine.module.driver
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
+        self.memory = 0
+        self.state = 0
+        self.settled = False
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert self.driver.memory[memory].nbytes == size >= self.engine.device_memory_size_v2
+        self.memory = memory
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.driver.calls.append(("set_input_shape", name, shape))
         low, _, high = self.engine.plan["profile"][name]
         fits = all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
-        if fits:
+        if fits and self.shapes.get(name) != shape:
             self.shapes[name] = shape
+            self.state += 1
+            self.settled = False
         return fits
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.driver.calls.append(("set_tensor_address", name, address))
         self.addresses[name] = address
+        self.state += 1
         return address in self.driver.memory
 
     def execute_async_v3(self, stream: int) -> bool:
         self.driver.calls.append(("execute", stream))
-        if set(self.shapes) != set(self.engine.plan["inputs"]) or set(self.addresses) != set(self.engine.tensors):
+        assert self.driver.is_current()
+        engine = self.engine
+        if set(self.shapes) != set(engine.plan["inputs"]) or set(self.addresses) != set(engine.tensors):
             return False
-        self.driver.enqueue(stream, self._compute)
+        capturing = self.driver.capturing(stream)
+        if capturing and not (engine.plan["capturable"] and self.settled):
+            said = "operation not permitted when stream is capturing"
+            engine.logger.log(engine.module.Severity.ERROR, said)
+            return False
+        self.settled = True
+        state = self.state if capturing else None
+        self.driver.enqueue(stream, partial(self._compute, dict(self.shapes), dict(self.addresses), state))
         return True
 
-    def _compute(self) -> None:
-        before, after = (self._input(name).astype(np.float32) for name in ("before", "after"))
+    def _compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], state: int | None) -> None:
+        assert state in (None, self.state), "a context was changed after a graph of it was captured"
+        self.driver.memory[self.memory][:] = 0xEE
+        before, after = (
+            self.driver.memory[addresses[name]][: prod(shapes[name])].reshape(shapes[name]).astype(np.float32)
+            for name in ("before", "after")
+        )
         dtype = NUMPY[self.engine.tensors["probability"][0]]
         result = (np.abs(before - after).mean(-1) / 255).astype(dtype).view(np.uint8).reshape(-1)
-        self.driver.memory[self.addresses["probability"]][: result.nbytes] = result
-
-    def _input(self, name: str) -> Any:
-        shape = self.shapes[name]
-        return self.driver.memory[self.addresses[name]][: prod(shape)].reshape(shape)
+        self.driver.memory[addresses["probability"]][: result.nbytes] = result

@@ -61,9 +61,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle for the CPU, for a processor that is another one, and for what is installed beside ONNX Runtime."""
+    """A split bundle for the CPU, for another processor, and for what is installed beside ONNX Runtime."""
     output = tmp_path_factory.mktemp("built") / "bundle"
-    targets = ["--target", "cpu", "--target", OTHER]
+    targets = ["--split", "--target", "cpu", "--target", OTHER]
     if has("openvino"):
         targets += ["--target", "openvino"]
     if has("tensorrt_rtx"):
@@ -78,6 +78,26 @@ def test_the_bundle_holds_what_its_manifest_says(bundle: Path) -> None:
     assert {e.name for e in manifest.engines} >= {"cpu", "cpu-float32", OTHER}
     assert manifest.tile == TILE and manifest.inputs[0].shape == [-1, TILE, TILE, 3]
     assert [item.name for item in bundle.parent.iterdir()] == ["bundle"], "nothing is left beside the bundle"
+
+
+def test_every_engine_is_split_and_its_parts_answer_as_it_does(bundle: Path) -> None:
+    manifest = decode_manifest(bundle / "manifest.json")
+    sides = [TILE // 4, TILE // 8, TILE // 16]
+    assert [f.shape for f in manifest.features] == [
+        [-1, c, side, side] for c, side in zip((64, 128, 320), sides, strict=True)
+    ]
+    for engine in manifest.engines:
+        assert engine.split
+        whole = engine.file.rpartition(".")
+        assert engine.split.encoder == f"{whole[0]}_encoder.{whole[2]}"
+        assert engine.split.head == f"{whole[0]}_head.{whole[2]}"
+    assert manifest.file("head graph for cpu").precision == "int8"
+    result = run("misgnet_runtime.cli", "verify", bundle)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith("cpu")]
+    assert len(lines) >= 2 and all(line.endswith("in 100.000 %") or "not run" in line for line in lines)
+    stages = json.loads((bundle / "evidence" / "build.json").read_text())["stages"]
+    assert {"split float", "split cpu"} <= {stage["name"] for stage in stages}
 
 
 def test_int8_is_small_and_mostly_int8(bundle: Path) -> None:

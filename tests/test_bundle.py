@@ -343,6 +343,16 @@ def test_what_are_no_golden_tiles_is_refused(tmp_path: Path, kind: str) -> None:
         read_golden(path)
 
 
+def test_golden_tiles_that_say_they_are_encrypted_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "golden.npz"
+    write_golden(path, GoldenTiles(*images(1, 4, 4), np.ones((1, 4, 4), np.float32)))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the first flag of an entry in a ZIP file's directory
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="encrypted"):
+        read_golden(path)
+
+
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_damaged_golden_tiles_never_raise_anything_else(

@@ -1,159 +1,87 @@
-"""The two CUDA libraries, each played by a fake of the calls that are used."""
-# ruff: noqa: N802, N815 (the names are CUDA's)
+"""One suite over the fake driver, the two CUDA libraries played over it, and what this machine really has."""
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import sys
-from enum import IntEnum
-from types import SimpleNamespace
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
+import gpu
+from fake_cuda import FakeDriver
+from fake_cuda_libraries import FakePyCuda, FakeRuntime, Status
 from misgnet_runtime import cuda
-from misgnet_runtime.cuda import CudaDriver, CudaPython, PyCuda, first_device, open_driver
+from misgnet_runtime.cuda import Bytes, CudaDriver, CudaGraphs, CudaPython, PyCuda, first_device, open_driver
 from misgnet_runtime.errors import UnavailableError
 
 LIBRARIES = ("cuda", "cuda.bindings", "cuda.bindings.runtime", "cuda.cudart", "pycuda", "pycuda.driver")
 
 
-class Status(IntEnum):
-    cudaSuccess = 0
-    cudaErrorMemoryAllocation = 2
-    cudaErrorNoDevice = 100
+DRIVERS: dict[str, Callable[[], CudaDriver]] = {
+    "fake": FakeDriver,
+    "cuda-python": lambda: CudaPython(FakeRuntime()),
+    "pycuda": lambda: PyCuda(FakePyCuda()),
+    **{f"real {name}": partial(gpu.DRIVERS.__getitem__, name) for name in gpu.DRIVERS},
+}
 
 
-class FakeRuntime:
-    """cuda-python's way: every call returns a tuple that starts with a status; memory is this process's."""
-
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="to device", cudaMemcpyDeviceToHost="to host")
-
-    def __init__(self, status: Status = Status.cudaSuccess) -> None:
-        self.status = status
-        self.memory: dict[int, Any] = {}
-        self.kinds: list[str] = []
-
-    def cudaGetDeviceCount(self) -> tuple[Any, ...]:
-        return self.status, 1
-
-    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
-        return self.status, SimpleNamespace(name=b"Orin\0\0", major=8, minor=7, totalGlobalMem=1 << 33)
-
-    def cudaMalloc(self, size: int) -> tuple[Any, ...]:
-        if size > 1 << 20:
-            return Status.cudaErrorMemoryAllocation, None
-        block = (ctypes.c_uint8 * size)()
-        self.memory[ctypes.addressof(block)] = block
-        return self.status, ctypes.addressof(block)
-
-    cudaMallocHost = cudaMalloc
-
-    def cudaFree(self, address: int) -> tuple[Any, ...]:
-        del self.memory[address]
-        return (self.status,)
-
-    cudaFreeHost = cudaFree
-
-    def cudaStreamCreate(self) -> tuple[Any, ...]:
-        return self.status, 77
-
-    def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
-        assert stream == 77
-        return (self.status,)
-
-    cudaStreamSynchronize = cudaStreamDestroy
-
-    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: str, stream: int) -> tuple[Any, ...]:
-        ctypes.memmove(to, source, size)
-        self.kinds.append(kind)
-        assert stream == 77
-        return (self.status,)
+@pytest.mark.skipif(not gpu.DRIVERS, reason=f"the real CUDA was not tested: {'; '.join(gpu.REASONS)}")
+def test_the_suite_runs_on_this_machines_gpu() -> None:
+    assert len(DRIVERS) > 3
 
 
-class FakePyCuda:
-    """pycuda's way: objects that free themselves, exceptions for errors."""
-
-    class Error(Exception):
-        pass
-
-    def __init__(self, failure: str = "") -> None:
-        self.failure = failure
-        self.pushed = 0
-        self.freed: list[int] = []
-        self.Device = type("Device", (FakePyCudaDevice,), {"driver": self})
-
-    def init(self) -> None:
-        if self.failure:
-            raise self.Error(self.failure)
-
-    def mem_alloc(self, size: int) -> Any:
-        if size > 1 << 20:
-            raise self.Error("cuMemAlloc failed: out of memory")
-        return FakeAllocation(self, size)
-
-    def pagelocked_empty(self, size: int, dtype: Any) -> Any:
-        return np.empty(size, dtype)
-
-    def Stream(self) -> Any:
-        return SimpleNamespace(handle=77, synchronize=lambda: None)
-
-    def memcpy_htod_async(self, to: int, host: Any, stream: Any) -> None:
-        assert stream.handle == 77
-        ctypes.memmove(to, host.ctypes.data, host.nbytes)
-
-    def memcpy_dtoh_async(self, host: Any, source: int, stream: Any) -> None:
-        assert stream.handle == 77
-        ctypes.memmove(host.ctypes.data, source, host.nbytes)
-
-
-class FakePyCudaDevice:
-    driver: FakePyCuda
-
-    def __init__(self, index: int) -> None:
-        assert index == 0
-
-    @staticmethod
-    def count() -> int:
-        return 1
-
-    def retain_primary_context(self) -> Any:
-        def push() -> None:
-            self.driver.pushed += 1
-
-        return SimpleNamespace(push=push, pop=lambda: None)
-
-    def compute_capability(self) -> tuple[int, int]:
-        return (8, 7)
-
-    def name(self) -> str:
-        return "Orin"
-
-    def total_memory(self) -> int:
-        return 1 << 33
-
-
-class FakeAllocation:
-    def __init__(self, driver: FakePyCuda, size: int) -> None:
-        self.driver = driver
-        self.block = (ctypes.c_uint8 * size)()
-
-    def __int__(self) -> int:
-        return ctypes.addressof(self.block)
-
-    def free(self) -> None:
-        self.driver.freed.append(int(self))
-
-
-@pytest.fixture(params=["cuda-python", "pycuda"])
+@pytest.fixture(params=DRIVERS)
 def driver(request: pytest.FixtureRequest) -> CudaDriver:
-    return CudaPython(FakeRuntime()) if request.param == "cuda-python" else PyCuda(FakePyCuda())
+    return DRIVERS[request.param]()
 
 
-def test_the_device_is_described(driver: CudaDriver) -> None:
-    assert first_device(driver) == cuda.Device("Orin", "sm87", 1 << 33)
+@pytest.fixture
+def graphs(driver: CudaDriver) -> CudaGraphs:
+    if driver.graphs is None:
+        pytest.skip("pycuda has no graphs")
+    return driver.graphs
+
+
+class Copies:
+    """A stream that copies 4 bytes from ``there`` to the device and to ``back``."""
+
+    def __init__(self, driver: CudaDriver, taken: ExitStack) -> None:
+        self.driver = driver
+        self.stream = driver.create_stream()
+        taken.callback(driver.destroy_stream, self.stream)
+        self.address = driver.allocate(4)
+        taken.callback(driver.free, self.address)
+        self.there, self.back = (self.pinned(taken) for _ in range(2))
+        self.event = driver.create_event()
+        taken.callback(driver.destroy_event, self.event)
+
+    def pinned(self, taken: ExitStack) -> Bytes:
+        host = self.driver.allocate_host(4)
+        taken.callback(self.driver.free_host, host)
+        host[:] = 0
+        return host
+
+    def queue(self) -> None:
+        self.driver.copy_to_device(self.address, self.there, self.stream)
+        self.driver.copy_to_host(self.back, self.address, self.stream)
+
+    def wait(self) -> list[int]:
+        self.driver.record_event(self.event, self.stream)
+        self.driver.synchronize_event(self.event)
+        found: list[int] = self.back.tolist()
+        return found
+
+
+@pytest.fixture
+def copies(driver: CudaDriver) -> Any:
+    with ExitStack() as taken:
+        yield Copies(driver, taken)
 
 
 def test_bytes_go_to_the_device_and_back(driver: CudaDriver) -> None:
@@ -172,29 +100,148 @@ def test_bytes_go_to_the_device_and_back(driver: CudaDriver) -> None:
     driver.destroy_stream(stream)
 
 
-def test_directions_of_cuda_python() -> None:
-    runtime = FakeRuntime()
-    driver = CudaPython(runtime)
-    address, host = driver.allocate(4), driver.allocate_host(4)
-    driver.copy_to_device(address, host, 77)
-    driver.copy_to_host(host, address, 77)
-    assert runtime.kinds == ["to device", "to host"]
-    driver.free(address)
-    driver.free_host(host)
-    assert not runtime.memory
+def test_an_event_is_waited_for_by_a_thread_and_by_another_stream(driver: CudaDriver, copies: Copies) -> None:
+    other, first = driver.create_stream(), driver.create_event()
+    copies.there[:] = 7
+    driver.copy_to_device(copies.address, copies.there, copies.stream)
+    driver.record_event(first, copies.stream)
+    driver.wait_for_event(other, first)
+    driver.copy_to_host(copies.back, copies.address, other)
+    driver.record_event(copies.event, other)
+    driver.synchronize_event(copies.event)
+    assert copies.back.tolist() == [7] * 4
+    assert 0 <= driver.elapsed_ms(first, copies.event) < 60_000
+    driver.destroy_event(first)
+    driver.destroy_stream(other)
 
 
-def test_pycuda_frees_and_pushes_the_primary_context() -> None:
-    library = FakePyCuda()
-    driver = PyCuda(library)
-    address = driver.allocate(4)
-    driver.free(address)
-    assert (library.freed, library.pushed) == ([address], 1)
+def test_an_event_that_was_never_recorded_is_not_waited_for(driver: CudaDriver, copies: Copies) -> None:
+    driver.synchronize_event(copies.event)
+    driver.wait_for_event(copies.stream, copies.event)
+    copies.queue()
+    assert copies.wait() == [0] * 4
+
+
+def test_a_graph_does_nothing_until_it_is_launched_and_then_each_time(graphs: CudaGraphs, copies: Copies) -> None:
+    copies.there[:] = 1
+    graph = graphs.capture(copies.stream, copies.queue)
+    assert copies.wait() == [0] * 4
+    for value in (2, 3):
+        copies.there[:] = value
+        graphs.launch(graph, copies.stream)
+        assert copies.wait() == [value] * 4
+    graphs.destroy(graph)
+
+
+def test_what_waits_or_allocates_breaks_a_capture_and_nothing_else(
+    driver: CudaDriver, graphs: CudaGraphs, copies: Copies
+) -> None:
+    for breaks in (lambda: driver.synchronize(copies.stream), lambda: driver.free(driver.allocate(4))):
+
+        def queue(breaks: Callable[[], None] = breaks) -> None:
+            copies.queue()
+            breaks()
+
+        with pytest.raises(UnavailableError, match="cudaErrorStreamCapture"):
+            graphs.capture(copies.stream, queue)
+    copies.there[:] = 5
+    copies.queue()
+    assert copies.wait() == [5] * 4
+
+
+def test_an_exception_ends_a_capture(graphs: CudaGraphs, copies: Copies) -> None:
+    def queue() -> None:
+        copies.queue()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        graphs.capture(copies.stream, queue)
+    assert copies.wait() == [0] * 4
+    copies.there[:] = 6
+    graph = graphs.capture(copies.stream, copies.queue)
+    graphs.launch(graph, copies.stream)
+    assert copies.wait() == [6] * 4
+    graphs.destroy(graph)
+
+
+def test_other_threads_wait_and_allocate_while_one_captures(
+    driver: CudaDriver, graphs: CudaGraphs, copies: Copies
+) -> None:
+    with ExitStack() as taken, ThreadPoolExecutor(1) as pool:
+
+        def elsewhere() -> list[int]:
+            others = Copies(driver, taken)
+            others.there[:] = 9
+            others.queue()
+            return others.wait()
+
+        def queue() -> None:
+            copies.queue()
+            assert pool.submit(elsewhere).result() == [9] * 4
+
+        graphs.destroy(graphs.capture(copies.stream, queue))
+
+
+def test_threads_have_streams_of_their_own(driver: CudaDriver) -> None:
+    def work(value: int) -> list[int]:
+        with ExitStack() as taken:
+            copies = Copies(driver, taken)
+            copies.there[:] = value
+            copies.queue()
+            return copies.wait()
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(work, range(12))) == [[value] * 4 for value in range(12)]
 
 
 def test_too_little_memory_is_told(driver: CudaDriver) -> None:
-    with pytest.raises(UnavailableError, match=r"cudaErrorMemoryAllocation|out of memory"):
-        driver.allocate(1 << 30)
+    with pytest.raises(UnavailableError, match=r"(?i)memory"):
+        driver.allocate(1 << 50)
+
+
+@pytest.mark.parametrize("name", ["cuda-python", "pycuda"])
+def test_the_device_is_described(name: str) -> None:
+    assert first_device(DRIVERS[name]()) == cuda.Device("Orin", "sm87", 1 << 33)
+
+
+def test_a_broken_capture_leaves_no_error_to_the_next_asker() -> None:
+    """TensorRT asks for CUDA's last error after it queued its own work."""
+    runtime = FakeRuntime()
+    driver = CudaPython(runtime)
+    assert driver.graphs
+    with ExitStack() as taken:
+        copies = Copies(driver, taken)
+        with pytest.raises(UnavailableError, match="cudaErrorStreamCaptureUnsupported"):
+            driver.graphs.capture(copies.stream, lambda: driver.synchronize(copies.stream))
+        assert runtime.last_error == Status.cudaSuccess
+        graph = driver.graphs.capture(copies.stream, copies.queue)
+        assert not runtime.gpu.captured, "what was captured is of no use once it is a graph"
+        driver.graphs.destroy(graph)
+    assert runtime.gpu.empty
+
+
+def test_pycudas_context_is_current_only_while_it_is_used() -> None:
+    """pycuda aborts the process where a thread ends with a context."""
+    library = FakePyCuda()
+    driver = PyCuda(library)
+    with ExitStack() as taken, ThreadPoolExecutor(1) as pool:
+        copies = Copies(driver, taken)
+        assert pool.submit(copies.queue).result() is None
+        assert copies.wait() == [0] * 4
+        with pytest.raises(UnavailableError):
+            driver.allocate(1 << 50)
+        with driver.current():
+            assert library.pushed.total() == 1, "TensorRT's calls find it, too"
+    assert library.gpu.empty and not library.outside and not library.pushed.total()
+
+
+def test_a_thread_is_left_on_the_device_that_it_was_on() -> None:
+    runtime = FakeRuntime()
+    driver = CudaPython(runtime)
+    runtime.device = 1
+    with driver.current():
+        assert runtime.device == 0
+    assert runtime.device == 1
 
 
 def test_a_missing_driver_is_told_with_its_error() -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
 import fake_tensorrt
+import gpu
 from bundles import DATA, FLOAT, INT8, TILE, expected, images, make_bundle
 from fake_cuda import FakeDriver
 from misgnet_runtime import machine
@@ -23,10 +27,11 @@ from misgnet_runtime.choice import measured_here, open_detector, ranked
 from misgnet_runtime.engines import Engine, TensorSpec, open_engine_file
 from misgnet_runtime.engines.openvino import OpenVinoEngine
 from misgnet_runtime.engines.ort import OnnxRuntimeEngine
+from misgnet_runtime.engines.ort_cuda import OnnxRuntimeCudaEngine
 from misgnet_runtime.engines.tensorrt import open_plan
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
 from misgnet_runtime.manifest import EngineEntry
-from misgnet_runtime.plans import PlanOptions, compile_plan
+from misgnet_runtime.plans import Plan, PlanOptions, compile_plan
 
 MAX_BATCH = 4
 BF16_FLAGS = ["avx512_bf16", "amx_bf16"]
@@ -54,8 +59,8 @@ class Conformance:
         assert engine.max_batch == MAX_BATCH and engine.device
 
     def test_every_batch_is_answered_in_any_order(self, engine: Engine) -> None:
-        for batch in (MAX_BATCH, 1, 3, 1, MAX_BATCH):
-            arrays = self.arrays(engine, batch, seed=batch)
+        for seed, batch in enumerate((MAX_BATCH, 1, 3, 1, MAX_BATCH) * 2):
+            arrays = self.arrays(engine, batch, seed)
             found = engine.infer(arrays)["probability"]
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, expected(**arrays), atol=1e-6)
@@ -97,6 +102,18 @@ class Conformance:
         for arrays, answer in zip(asked, found, strict=True):
             np.testing.assert_allclose(answer["probability"], expected(**arrays), atol=1e-6)
 
+    def test_closing_waits_for_the_batches_that_run(self, engine: Engine) -> None:
+        arrays = self.arrays(engine, 2)
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(engine.infer, arrays) for _ in range(8)]
+            asked[0].result()
+            engine.close()
+        for future in asked:
+            if future.exception() is None:
+                np.testing.assert_allclose(future.result()["probability"], expected(**arrays), atol=1e-6)
+            else:
+                assert "is closed; open it again" in str(future.exception())
+
     def test_a_closed_engine_says_so_and_a_second_close_does_nothing(self, engine: Engine) -> None:
         arrays = self.arrays(engine, 1)
         engine.close()
@@ -126,13 +143,64 @@ class TestOpenVino(Conformance):
         return OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, streams=request.param)
 
 
+class TestOnnxRuntimeOnCuda(Conformance):
+    """Played by the CPU."""
+
+    @pytest.fixture(params=[1, 3])
+    def engine_of_kind(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
+        play_cuda(monkeypatch)
+        return OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH, streams=request.param)
+
+
 class TestTensorRT(Conformance):
-    @pytest.fixture
-    def engine_of_kind(self, monkeypatch: pytest.MonkeyPatch) -> Engine:
-        driver = FakeDriver("sm87")
-        monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make_tensorrt("10.3.0", driver))
-        plan = compile_plan(fake_tensorrt.model(), PlanOptions("tensorrt", max_batch=MAX_BATCH), driver=driver)
-        return open_plan(plan.data, "tensorrt", driver)
+    """Over a fake of each version that has ways of its own."""
+
+    @pytest.fixture(params=itertools.product(["10.3.0", "10.16.1", "11.1.0", "rtx 1.7.1"], [1, 3]), ids=str)
+    def engine_of_kind(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
+        (version, streams), driver = request.param, FakeDriver("sm87")
+        vendor = "rtx" if version.startswith("rtx") else "tensorrt"
+        module = fake_tensorrt.make_tensorrt(version.removeprefix("rtx "), driver, rtx=vendor == "rtx")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        plan = compile_plan(fake_tensorrt.model(), PlanOptions(vendor, max_batch=MAX_BATCH), driver=driver)
+        return open_plan(plan.data, vendor, driver, streams=streams)
+
+
+class TestTensorRTHere(Conformance):
+    """The real one, through each library that finds the GPU."""
+
+    __test__ = bool(gpu.DRIVERS)
+
+    @pytest.fixture(params=itertools.product(["tensorrt", "rtx"], gpu.DRIVERS, [1, 3]), ids=str)
+    def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
+        vendor, library, streams = request.param
+        try:
+            return open_plan(real_plan(vendor).data, vendor, gpu.DRIVERS[library], streams=streams)
+        except UnavailableError as error:
+            pytest.skip(str(error))
+
+
+class TestOnnxRuntimeOnCudaHere(Conformance):
+    """The real one, where onnxruntime has the provider."""
+
+    __test__ = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+    @pytest.fixture(params=[1, 3])
+    def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
+        try:
+            return OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH, streams=request.param)
+        except UnavailableError as error:
+            pytest.skip(str(error))
+
+
+@functools.cache
+def real_plan(vendor: str) -> Plan:
+    """Of the graph that all kinds run, by the real TensorRT for the GPU at hand."""
+    return compile_plan((DATA / "tiny_float.onnx").read_bytes(), PlanOptions(vendor, max_batch=MAX_BATCH))
+
+
+@pytest.mark.skipif(not gpu.DRIVERS, reason=f"no engine ran on a real GPU: {'; '.join(gpu.REASONS)}")
+def test_the_suite_runs_on_this_machines_gpu() -> None:
+    assert TestTensorRTHere.__test__
 
 
 # Files
@@ -149,6 +217,85 @@ def test_a_file_that_is_no_graph_is_bad_input(tmp_path: Path, kind: Any, content
     with pytest.raises(InputError, match=r"cannot open .*graph\.onnx") as caught:
         open_engine_file(entry, tmp_path, MAX_BATCH)
     assert len(str(caught.value).splitlines()) == 1
+
+
+# ONNX Runtime on a GPU
+
+CUDA = EngineEntry("cuda", "onnxruntime-cuda", FLOAT.file, FLOAT.file, "float32", "1")
+
+
+class CpuInPlaceOfCuda(onnxruntime.InferenceSession):  # type: ignore[misc, name-defined]
+    """A session on the CPU that calls itself CUDA; ``asked`` is what the last one was opened with."""
+
+    asked: Mapping[str, Any]
+    found = "CUDAExecutionProvider"
+
+    def __init__(self, source: Any, options: Any, **more: Any) -> None:
+        type(self).asked = more
+        super().__init__(source, options, providers=["CPUExecutionProvider"])
+
+    def get_providers(self) -> list[str]:
+        return [self.found, "CPUExecutionProvider"]
+
+
+def play_cuda(monkeypatch: pytest.MonkeyPatch, session: Any = CpuInPlaceOfCuda) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn.so.9"), raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+
+
+def test_onnx_runtime_is_asked_for_a_gpu_in_float32_and_for_nothing_in_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play_cuda(monkeypatch)
+    with open_engine_file(CUDA, make_bundle(tmp_path / "bundle"), MAX_BATCH) as engine:
+        asked = CpuInPlaceOfCuda.asked
+        assert engine.device == "CUDA device 0 (ONNX Runtime)"
+        assert asked["providers"][0][0] == "CUDAExecutionProvider" and asked["providers"][0][1]["use_tf32"] == "0"
+        assert asked["enable_fallback"] is False and not engine._session._enable_fallback  # type: ignore[attr-defined]
+    assert not capsys.readouterr().out, "what onnxruntime prints is no part of a command's answer"
+
+
+def test_without_its_cuda_provider_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(UnavailableError, match=r"has no CUDA provider; .*pip install 'onnxruntime-gpu"):
+        OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH)
+
+
+def test_a_session_that_takes_the_cpu_in_silence_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    play_cuda(monkeypatch)
+    monkeypatch.setattr(CpuInPlaceOfCuda, "found", "CPUExecutionProvider")
+    with pytest.raises(UnavailableError, match=r"takes CPUExecutionProvider; .*: Failed to load libcudnn"):
+        OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH)
+
+
+@pytest.mark.parametrize(("graph", "error"), [("tiny_float.onnx", UnavailableError), ("no.onnx", InputError)])
+def test_the_graph_or_the_gpu_is_to_blame(monkeypatch: pytest.MonkeyPatch, graph: str, error: type[Exception]) -> None:
+    session = onnxruntime.InferenceSession
+
+    def refuse(source: Any, options: Any, *, providers: Any, **more: Any) -> Any:
+        if "CPUExecutionProvider" not in providers[:1]:
+            raise RuntimeError("CUDA failure 2: out of memory")
+        return session(source, options, providers=providers)
+
+    play_cuda(monkeypatch, refuse)
+    with pytest.raises(error, match=r"out of memory" if error is UnavailableError else r"cannot open .*no\.onnx"):
+        OnnxRuntimeCudaEngine(DATA / graph, MAX_BATCH)
+
+
+def test_a_gpu_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    play_cuda(monkeypatch)
+    with OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH) as engine:
+        monkeypatch.setattr(CpuInPlaceOfCuda, "run", lambda *_: 1 / 0)
+        before, after = images(1, TILE, TILE)
+        with pytest.raises(UnavailableError, match="onnxruntime failed on CUDA device 0"):
+            engine.infer({"before": before, "after": after})
+
+
+def test_auto_passes_over_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with open_detector(read_bundle(make_bundle(tmp_path / "bundle", engines=[FLOAT, CUDA]))) as (_, taken, reason):
+        assert taken == FLOAT and "cuda does not run: the installed onnxruntime" in reason
 
 
 # OpenVINO
@@ -252,17 +399,24 @@ def test_the_order_of_engines() -> None:
         FLOAT, entry("openvino-bf16", "openvino", "bf16", *BF16_FLAGS), INT8, VNNI,
         entry("openvino", "openvino", "int8"),
         entry("rtx-sm86-fp16", "rtx", "float16"), entry("rtx-sm86", "rtx", "int8+float16"),
-        entry("tensorrt", "tensorrt", "int8+float16"),
+        entry("tensorrt", "tensorrt", "int8+float16"), CUDA,
     ]  # fmt: skip
     assert [e.name for e in ranked(entries, {})] == [
-        "tensorrt", "rtx-sm86", "rtx-sm86-fp16", "openvino", "cpu-vnni", "cpu", "openvino-bf16", "cpu-float32",
+        "tensorrt", "rtx-sm86", "rtx-sm86-fp16", "cuda", "openvino", "cpu-vnni", "cpu", "openvino-bf16", "cpu-float32",
     ]  # fmt: skip
 
 
 def test_what_was_measured_on_this_processor_orders_the_engines_of_the_cpu() -> None:
-    entries = [FLOAT, INT8, entry("openvino", "openvino", "int8"), ARM, entry("rtx-sm86", "rtx", "int8+float16")]
+    entries = [FLOAT, INT8, entry("openvino", "openvino", "int8"), ARM, CUDA, entry("rtx-sm86", "rtx", "int8+float16")]
     speeds = {"cpu": 16.0, "openvino": 11.0, "cpu-float32": 12.0}
-    assert [e.name for e in ranked(entries, speeds)] == ["rtx-sm86", "cpu", "cpu-float32", "openvino", "cpu-arm"]
+    assert [e.name for e in ranked(entries, speeds)] == [
+        "rtx-sm86",
+        "cuda",
+        "cpu",
+        "cpu-float32",
+        "openvino",
+        "cpu-arm",
+    ]
 
 
 def test_timings_count_only_on_the_processor_they_were_taken_on(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def test_parts_that_answer_something_else_fail_the_build(
     tmp_path: Path, few: list[Tile], monkeypatch: pytest.MonkeyPatch, precision: str, factor: float
 ) -> None:
     monkeypatch.setattr(splitting, "split_graph", lambda *a: scaled_head(split_graph(*a), factor))
-    with pytest.raises(GateFailed, match="encoder and head of the graph 'float' differs from the whole graph"):
+    with pytest.raises(GateFailed, match="the graph 'float' in two parts differs from the whole one"):
         split_graphs(REQUEST, [written(tmp_path, two_stage(), precision)], few, tmp_path, quiet())
     assert [path.name for path in (tmp_path / "graphs").iterdir()] == ["float.onnx"]
 
@@ -275,7 +275,7 @@ def test_features_that_float16_cannot_keep_fail_the_build(tmp_path: Path, few: l
     item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * np.float32(1e5), item.name))
     with (
         np.errstate(over="ignore"),
-        pytest.raises(GateFailed, match="with features kept in float16, differs from the whole graph"),
+        pytest.raises(GateFailed, match="in two parts with features kept in float16 differs from the whole one"),
     ):
         split_graphs(REQUEST, [written(tmp_path, model)], few, tmp_path, quiet())
 

@@ -16,6 +16,7 @@ from PIL import Image
 from bundles import FLOAT, INT8, RTX, SPLIT_FLOAT, SPLIT_INT8, TILE, edit, expected, images, make_bundle, write_image
 from misgnet_runtime import cli
 from misgnet_runtime.console import make_app, run_app
+from misgnet_runtime.engines import Engine
 from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, UnavailableError, UsageError
 from misgnet_runtime.split import SplitDetector
 from misgnet_runtime.verify import verify_bundle
@@ -206,6 +207,19 @@ def test_info_says_what_each_engine_was_made_for(place: Place, run: Run, monkeyp
     assert found["cpu"].startswith(
         "cpu, for avx512_vnni or avx_vnni: does not run: it needs a processor with avx512_vnni"
     )
+
+
+def test_info_says_what_an_engine_does_without(place: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "notes", ("batches are not replayed as CUDA graphs: pycuda has none",))
+    out = run("info", str(place.bundle)).out
+    assert "runs on CPU; batches are not replayed as CUDA graphs: pycuda has none\n" in out
+
+
+def test_info_knows_the_engine_that_any_gpu_can_run(place: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    edit(place.bundle, lambda m: m["engines"][0].update(name="cuda", kind="onnxruntime-cuda"))
+    out = run("info", str(place.bundle)).out
+    assert "cuda, for any GPU that CUDA and onnxruntime-gpu support: does not run: the installed onnxruntime" in out
 
 
 def test_info_says_which_engines_are_split(tmp_path: Path, run: Run) -> None:

@@ -7,12 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import onnxruntime
 import pytest
+from rich.console import Console
 
 pytest.importorskip("onnx", reason="the compiler needs the [export] extra")
 
 from misgnet_calibration.recipes import CPU, OPENVINO, TENSORRT, TENSORRT_FP16
+from misgnet_export.draft import GraphFile
+from misgnet_export.engines import make_engines
 from misgnet_export.products import PRODUCTS, product_of, recipes_of
+from misgnet_export.progress import StageLog
 from misgnet_export.request import BuildRequest, check_request
 from misgnet_runtime import machine
 from misgnet_runtime.errors import UnavailableError
@@ -28,9 +33,9 @@ def test_every_target_is_in_the_table_and_every_engine_has_one() -> None:
 
 
 def test_precision_is_that_of_the_graph_or_what_the_float_graph_is_computed_in() -> None:
-    names = ("cpu-arm", "openvino", "openvino-bf16", "rtx-sm86,sm89", "rtx-sm86-fp16", "tensorrt-fp16")
+    names = ("cpu-arm", "openvino", "openvino-bf16", "rtx-sm86,sm89", "rtx-sm86-fp16", "tensorrt-fp16", "cuda")
     assert [product_of(parse_target(name)).precision for name in names] == [
-        "int8", "int8", "bf16", "int8+float16", "float16", "float16",
+        "int8", "int8", "bf16", "int8+float16", "float16", "float16", "float32",
     ]  # fmt: skip
 
 
@@ -38,6 +43,20 @@ def test_a_recipe_that_several_targets_share_is_taken_once() -> None:
     names = ("openvino-bf16", "rtx-sm86", "cpu", "tensorrt", "rtx-sm89-fp16", "openvino")
     assert recipes_of(map(parse_target, names)) == [TENSORRT, CPU, TENSORRT_FP16, OPENVINO]
     assert recipes_of([Target("openvino-bf16")]) == []
+
+
+def test_the_target_cuda_is_the_float_graph_and_no_file_of_its_own() -> None:
+    float_graph = GraphFile("float", "graphs/float.onnx", "float32", 1)
+    _, entry = make_engines(asked("cuda"), [float_graph], Path("nowhere"), StageLog(Console(quiet=True)))
+    assert (entry.name, entry.kind, entry.file, entry.precision) == (
+        "cuda", "onnxruntime-cuda", float_graph.file, "float32",
+    )  # fmt: skip
+    assert entry.vendor_version == onnxruntime.__version__
+
+
+def test_the_target_cuda_can_be_built_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    check_request(asked("cuda"))
 
 
 def asked(*targets: str) -> BuildRequest:

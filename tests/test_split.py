@@ -8,13 +8,29 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from bundles import DATA, FEATURES, FLOAT, INT8, INTERFACE, RTX, SPLIT_FLOAT, SPLIT_INT8, TILE, edit, expected, images
+from bundles import (
+    DATA,
+    FEATURES,
+    FLOAT,
+    INT8,
+    INTERFACE,
+    RTX,
+    SPLIT_FLOAT,
+    SPLIT_INT8,
+    TILE,
+    edit,
+    expected,
+    images,
+    spec,
+)
 from bundles import make_bundle as whole_bundle
 from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.choice import open_detector
+from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
-from misgnet_runtime.manifest import EngineEntry, Interface, head_inputs
+from misgnet_runtime.manifest import EngineEntry, head_inputs
+from misgnet_runtime.normalisation import normalise
 from misgnet_runtime.split import SplitDetector, choose_split, open_split
 
 
@@ -50,8 +66,28 @@ def test_features_are_what_the_manifest_states_in_its_order(tmp_path: Path) -> N
     np.testing.assert_array_equal(found[1][:, 0], pixels[..., 2])
 
 
+class FloatEncoder(Engine):
+    """Takes normalised images and answers their channels."""
+
+    device = "a fake"
+    max_batch = INTERFACE.max_batch
+    inputs = (TensorSpec("image", "float32", (-1, 3, TILE, TILE)),)
+    outputs = tuple(map(spec, FEATURES))
+
+    def _infer(self, lane: None, arrays: Arrays, batch: int) -> Arrays:
+        return {"feature1": arrays["image"][:, :2], "feature2": arrays["image"][:, 2:]}
+
+    def _release(self) -> None: ...
+
+
 def test_float32_images_are_normalised_in_front_of_the_encoder() -> None:
-    assert Interface(64, 4, "float32").encoder_inputs()[0].shape == [-1, 3, 64, 64]
+    pixels, _ = images(2, TILE, TILE)
+    interface = replace(INTERFACE, input="float32")
+    with SplitDetector(FloatEncoder(), watched("float_head"), interface, FEATURES) as parts:
+        np.testing.assert_array_equal(np.concatenate(parts.encode(pixels), 1), normalise(pixels))
+
+
+def test_the_head_reads_the_first_dates_features_first() -> None:
     names = [entry.name for entry in head_inputs(FEATURES)]
     assert names == ["before_feature1", "before_feature2", "after_feature1", "after_feature2"]
 

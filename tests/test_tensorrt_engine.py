@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import fake_tensorrt
 from fake_cuda import FakeDriver
-from fake_tensorrt import make_tensorrt, model
-from misgnet_runtime.engines.tensorrt import TensorRTEngine, open_plan
+from fake_tensorrt import WORKING_MEMORY, make_tensorrt, model
+from misgnet_runtime.engines.replay import KEPT
+from misgnet_runtime.engines.tensorrt import open_plan
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError, UsageError
 from misgnet_runtime.plans import MachineFacts, Plan, PlanFacts, PlanOptions, check_plan_fits, compile_plan
 
@@ -91,42 +95,139 @@ def test_results_are_the_callers_own(tensorrt: Any, driver: FakeDriver) -> None:
     np.testing.assert_allclose(result, expected(first), atol=1e-6)
 
 
-def test_the_calls_of_one_inference_come_in_order(tensorrt: Any, driver: FakeDriver) -> None:
-    engine = open_plan(compiled(driver).data, "tensorrt", driver)
-    engine.infer(images(3))
-    assert [call[0] for call in driver.calls] == [
-        "set_input_shape",
-        "set_input_shape",
-        "set_tensor_address",
-        "set_tensor_address",
-        "set_tensor_address",
-        "copy_to_device",
-        "copy_to_device",
-        "execute",
-        "copy_to_host",
-        "synchronize",
-    ]
-    assert driver.calls[0][1:] == ("before", (3, 4, 4, 3))
-    # Only the batch travels, not the whole buffer for eight.
-    sizes = [call[2] for call in driver.calls if call[0].startswith("copy")]
-    assert sizes == [3 * 48, 3 * 48, 3 * 16 * 4]
+SHAPES = ["set_input_shape"] * 2
+WHOLE_BATCH = ["copy_to_device", "copy_to_device", "execute", "copy_to_host"]
+WAIT = ["record_event", "synchronize_event"]
 
 
-def test_memory_is_for_the_largest_batch_and_given_back(tensorrt: Any, driver: FakeDriver) -> None:
-    engine = open_plan(compiled(driver).data, "tensorrt", driver)
-    assert sorted(memory.nbytes for memory in driver.memory.values()) == [8 * 48, 8 * 48, 8 * 16 * 4]
+def calls(driver: FakeDriver) -> list[str]:
+    """The names of what was done since the last time."""
+    found, driver.calls = [call[0] for call in driver.calls], []
+    return found
+
+
+def test_the_calls_of_an_inference_come_in_order(tensorrt: Any, driver: FakeDriver) -> None:
+    with open_plan(compiled(driver).data, "tensorrt", driver) as engine:
+        assert calls(driver) == ["set_tensor_address"] * 3
+        engine.infer(images(3))
+        assert driver.calls[0][1:] == ("before", (3, 4, 4, 3))
+        # Only the batch travels, not the whole buffer for eight.
+        sizes = [call[2] for call in driver.calls if call[0].startswith("copy")]
+        assert sizes == [3 * 48, 3 * 48, 3 * 16 * 4]
+        assert calls(driver) == [*SHAPES, *WHOLE_BATCH, *WAIT]
+
+
+def test_a_batch_that_comes_again_is_captured_once_it_was_answered(tensorrt: Any, driver: FakeDriver) -> None:
+    """In a context of its own, which ran the batch before: TensorRT does what a new shape needs when it first runs."""
+    with open_plan(compiled(driver).data, "tensorrt", driver) as engine:
+        engine.infer(images(3))
+        calls(driver)
+        engine.infer(images(3))
+        plain = [*SHAPES, *WHOLE_BATCH, *WAIT]
+        assert calls(driver) == [
+            *plain, *["set_tensor_address"] * 3, *plain, "begin_capture", *WHOLE_BATCH, "end_capture",
+        ]  # fmt: skip
+        for seed in range(2):
+            arrays = images(3, seed)
+            np.testing.assert_allclose(engine.infer(arrays)["probability"], expected(arrays), atol=1e-6)
+            assert calls(driver) == ["launch", *WAIT]
+        assert engine.notes == ()
+
+
+def test_graphs_of_several_batches_answer_in_any_order(tensorrt: Any, driver: FakeDriver) -> None:
+    with open_plan(compiled(driver).data, "tensorrt", driver) as engine:
+        for seed, batch in enumerate([1, 2, 3, 4, 5, 6, 7, 8] * 3 + [8, 1, 7, 2]):
+            arrays = images(batch, seed)
+            np.testing.assert_allclose(engine.infer(arrays)["probability"], expected(arrays), atol=1e-6)
+        assert len(driver.executable) == KEPT < 8
+        assert calls(driver).count("launch") == KEPT + 2
+
+
+def test_a_plan_that_cannot_be_captured_runs_call_by_call_and_says_why(tensorrt: Any, driver: FakeDriver) -> None:
+    with open_plan(compiled(driver, model(capturable=False)).data, "tensorrt", driver) as engine:
+        for seed in range(5):
+            arrays = images(2, seed)
+            np.testing.assert_allclose(engine.infer(arrays)["probability"], expected(arrays), atol=1e-6)
+        assert calls(driver).count("begin_capture") == 1, "it is tried once"
+        (note,) = engine.notes
+        assert note.startswith("batches are not replayed as CUDA graphs: ") and "when stream is capturing" in note
+        assert not driver.captured and not driver.executable
+
+
+def test_a_library_without_graphs_runs_call_by_call_and_says_so(tensorrt: Any, driver: FakeDriver) -> None:
+    driver.graphs = None
+    with open_plan(compiled(driver).data, "tensorrt", driver, streams=2) as engine:
+        assert engine.notes == ("batches are not replayed as CUDA graphs: fake has none",)
+        for seed in range(3):
+            arrays = images(2, seed)
+            np.testing.assert_allclose(engine.infer(arrays)["probability"], expected(arrays), atol=1e-6)
+
+
+def test_without_memory_for_a_graph_batches_are_answered(
+    tensorrt: Any, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_plan(compiled(driver).data, "tensorrt", driver) as engine:
+        monkeypatch.setattr(fake_tensorrt.CudaEngine, "create_execution_context", lambda *_: None)
+        for seed in range(3):
+            arrays = images(2, seed)
+            np.testing.assert_allclose(engine.infer(arrays)["probability"], expected(arrays), atol=1e-6)
+        assert "the plan cannot run here" in engine.notes[0]
+
+
+def test_tensorrt_for_rtx_replays_by_itself(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compiles kernels in the background: a capture of ours would keep those that stand in for them."""
+    module = make_tensorrt("1.7.1", driver, rtx=True)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
+    plan = compiled(driver, options=PlanOptions("rtx", ("sm87",), max_batch=8))
+    with open_plan(plan.data, "rtx", driver, streams=2) as engine:
+        for seed in range(3):
+            arrays = images(2, seed)
+            np.testing.assert_allclose(engine.infer(arrays)["probability"], expected(arrays), atol=1e-6)
+        assert engine.notes == () and "begin_capture" not in calls(driver)
+        assert module.seen.contexts == ["WHOLE_GRAPH_CAPTURE"] * 2
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_memory_is_for_the_largest_batch_of_each_stream_and_given_back(
+    tensorrt: Any, driver: FakeDriver, streams: int
+) -> None:
+    engine = open_plan(compiled(driver).data, "tensorrt", driver, streams=streams)
+    of_a_lane = [8 * 48, 8 * 48, 8 * 16 * 4, WORKING_MEMORY]
+    assert sorted(memory.nbytes for memory in driver.memory.values()) == sorted(of_a_lane * streams)
+    for _ in range(3 * streams):
+        engine.infer(images(2))
+    assert len(driver.executable) == streams, "each lane has a graph of its own"
     engine.close()
     engine.close()
-    assert not driver.memory and not driver.pinned and not driver.queues
+    assert driver.empty
 
 
-def test_memory_is_given_back_where_there_is_too_little(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = FakeDriver("sm87", memory=8 * 48 + 100)
+@pytest.mark.parametrize("memory", [100, 8 * 48 + 600, 2500, 3500])
+def test_memory_is_given_back_where_there_is_too_little(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = FakeDriver("sm87", memory=memory)
     install("10.3.0", small, monkeypatch)
     plan = compiled(small)
-    with pytest.raises(MemoryError):
-        open_plan(plan.data, "tensorrt", small)
-    assert not small.memory and not small.pinned and not small.queues
+    with pytest.raises(UnavailableError, match="cudaErrorMemoryAllocation"):
+        open_plan(plan.data, "tensorrt", small, streams=2)
+    assert small.empty
+
+
+def test_a_stream_copies_while_another_one_computes(
+    tensorrt: Any, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither thread comes back from its wait before the other one waits too."""
+    both = Barrier(2, timeout=20)
+    wait = driver.synchronize_event
+
+    def synchronize_event(event: int) -> None:
+        both.wait()
+        wait(event)
+
+    monkeypatch.setattr(driver, "synchronize_event", synchronize_event)
+    asked = [images(2, seed) for seed in range(2)]
+    with open_plan(compiled(driver).data, "tensorrt", driver, streams=2) as engine, ThreadPoolExecutor(2) as pool:
+        for arrays, found in zip(asked, pool.map(engine.infer, asked), strict=True):
+            np.testing.assert_allclose(found["probability"], expected(arrays), atol=1e-6)
 
 
 @pytest.mark.parametrize("batch", [0, 9])
@@ -144,18 +245,22 @@ def test_a_batch_below_the_smallest_is_refused(tensorrt: Any, driver: FakeDriver
         engine.infer(images(1))
 
 
-def test_a_refused_call_is_told(tensorrt: Any, driver: FakeDriver) -> None:
-    engine = open_plan(compiled(driver).data, "tensorrt", driver)
-    assert isinstance(engine, TensorRTEngine)
-    engine._context.execute_async_v3 = lambda stream: False
-    with pytest.raises(MisgnetError, match="refused the execution"):
-        engine.infer(images(1))
+def test_a_refused_call_is_told_and_the_next_one_is_answered(
+    tensorrt: Any, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_plan(compiled(driver).data, "tensorrt", driver) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(fake_tensorrt.ExecutionContext, "execute_async_v3", lambda *_: False)
+            with pytest.raises(MisgnetError, match="refused the execution of a batch"):
+                engine.infer(images(1))
+        assert calls(driver)[-1] == "synchronize", "the copies that were queued still read the buffers"
+        np.testing.assert_allclose(engine.infer(images(2))["probability"], expected(images(2)), atol=1e-6)
 
 
 def test_a_tensor_that_numpy_lacks_is_refused(tensorrt: Any, driver: FakeDriver) -> None:
     with pytest.raises(InputError, match="'probability' is BF16"):
         open_plan(compiled(driver, model(out="BF16")).data, "tensorrt", driver)
-    assert not driver.memory and not driver.queues
+    assert driver.empty
 
 
 def test_strong_typing_is_asked_for_by_name(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:

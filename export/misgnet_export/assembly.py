@@ -40,6 +40,7 @@ _TOOLS = (
     "onnxscript",
     "onnxsim",
     "onnxruntime",
+    "onnxruntime-gpu",
     "numpy",
     "openvino",
     "tensorrt-rtx",

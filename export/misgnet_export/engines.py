@@ -30,7 +30,7 @@ def make_engines(request: BuildRequest, graphs: list[GraphFile], root: Path, log
 
 def _opened(name: str, product: Product, graph: GraphFile) -> EngineEntry:
     """A graph that its engine opens as it is, and optimises for the machine when it does."""
-    version = import_module(product.engine).__version__.partition("-")[0]
+    version = import_module(product.library).__version__.partition("-")[0]
     return EngineEntry(
         name, product.engine, graph.file, graph.file, product.precision, version, needs=list(product.needs),
         split=graph.split,

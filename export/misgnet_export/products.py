@@ -28,6 +28,11 @@ class Product:
         return self.recipe.precision if self.recipe else self.float_type
 
     @property
+    def library(self) -> str:
+        """The Python package of an engine that opens the graph itself."""
+        return self.engine.removesuffix("-cuda")
+
+    @property
     def has_plan(self) -> bool:
         """Whether a plan is compiled from the graph; other engines open the graph itself."""
         return self.engine in ("rtx", "tensorrt")
@@ -41,6 +46,7 @@ PRODUCTS: Mapping[Kind, Product] = {
     "cpu": Product("onnxruntime", CPU),
     "cpu-vnni": Product("onnxruntime", CPU_VNNI, _VNNI),
     "cpu-arm": Product("onnxruntime", CPU_ARM, ("aarch64",)),
+    "cuda": Product("onnxruntime-cuda", None),
     "openvino": Product("openvino", OPENVINO, (*_VNNI, "aarch64")),
     "openvino-bf16": Product("openvino", None, _BF16, "bf16"),
     "rtx": Product("rtx", TENSORRT),

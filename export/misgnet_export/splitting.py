@@ -42,7 +42,7 @@ def _split(request: BuildRequest, graph: GraphFile, few: Sequence[Tile], root: P
     parts = split_graph(whole, request.interface)
     agreement = _check(request, graph, whole, parts, few, stage)
     encoder, head = (_write(root, graph, *part) for part in (("encoder", parts.encoder), ("head", parts.head)))
-    sizes = [(root / name).stat().st_size / 1e6 for name in (encoder, head)]
+    sizes = [part.ByteSize() / 1e6 for part in (parts.encoder, parts.head)]
     stage.finding = f"encoder {sizes[0]:.1f} MB, head {sizes[1]:.1f} MB; {agreement}"
     return replace(graph, split=SplitEntry(encoder, head, encoder, head), features=parts.features)
 
@@ -63,11 +63,11 @@ def _check(
     with _detector(parts, request.interface) as detector:
         composed = _composed(detector, few, stage.progress)
     direct, kept = (compare(expected, found, request.threshold) for found in composed)
-    what, before = f"encoder and head of the graph '{graph.name}'", "the whole graph"
+    what, before = f"the graph '{graph.name}' in two parts", "the whole one"
     if graph.precision == "float32":
         require_same(direct, request.interface, what, before)
     require_masks(direct, what, before)
-    require_masks(kept, f"{what}, with features kept in float16,", before)
+    require_masks(kept, f"{what} with features kept in float16", before)
     return f"as the whole: {direct}; features in float16: {kept}"
 
 

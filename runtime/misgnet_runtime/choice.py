@@ -15,10 +15,12 @@ from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.manifest import EngineEntry
 
-# Kinds of engine, each with INT8 or without, the fastest first: plans for a GPU, INT8 on the CPU, float on the CPU.
-_GPU = ("tensorrt", "rtx")
+# Kinds of engine, each with INT8 or without, the fastest first: plans for a GPU, graphs on a GPU (without kernels
+# for INT8), INT8 on the CPU, float on the CPU.
+_GPU = ("tensorrt", "rtx", "onnxruntime-cuda")
 _FASTEST_FIRST = (
     ("tensorrt", True), ("tensorrt", False), ("rtx", True), ("rtx", False),
+    ("onnxruntime-cuda", False), ("onnxruntime-cuda", True),
     ("openvino", True), ("onnxruntime", True), ("openvino", False), ("onnxruntime", False),
 )  # fmt: skip
 Opened = TypeVar("Opened")
@@ -60,7 +62,7 @@ def ranked_here(bundle: Bundle) -> list[EngineEntry]:
 
 
 def ranked(entries: list[EngineEntry], speeds: Mapping[str, float]) -> list[EngineEntry]:
-    """Plans for a GPU first; then by ``speeds``, pairs/s by engine, of those that have any; then by kind.
+    """Those on a GPU first, then by ``speeds``, pairs/s by engine, of those that have any; then by kind.
 
     Of one kind what was made for certain processors comes before what any will run.
     """

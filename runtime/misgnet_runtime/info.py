@@ -63,6 +63,8 @@ def _results(bundle: Bundle) -> dict[str, _Result]:
 
 def _made_for(entry: EngineEntry) -> str:
     """The GPUs and the system of a plan, or what a processor must have."""
+    if entry.kind == "onnxruntime-cuda":
+        return "any GPU that CUDA and onnxruntime-gpu support"
     gpus = ", ".join(entry.compute_capabilities)
     return f"{gpus} on {entry.platform}" if gpus else " or ".join(entry.needs) or "any processor"
 
@@ -70,7 +72,7 @@ def _made_for(entry: EngineEntry) -> str:
 def _here(bundle: Bundle, entry: EngineEntry) -> str:
     try:
         with open_detector(bundle, entry.name) as (detector, _, _):
-            return f"runs on {detector.engine.device}"
+            return "; ".join((f"runs on {detector.engine.device}", *detector.engine.notes))
     except UnavailableError as error:
         return f"does not run: {error}"
 

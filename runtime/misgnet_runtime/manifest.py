@@ -22,7 +22,7 @@ InputForm = Literal["uint8", "float32"]
 OutputForm = Literal["probability", "logits", "mask"]
 # What of the measured F1 drop must stay within the limit: the point estimate, or the upper end of its interval.
 GateRule = Literal["point", "upper"]
-EngineKind = Literal["onnxruntime", "openvino", "rtx", "tensorrt"]
+EngineKind = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "rtx", "tensorrt"]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1, lt=1 << 31)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]

@@ -41,6 +41,10 @@ def open_engine_file(
         from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(root / entry.file, max_batch, threads, streams)
+    if entry.kind == "onnxruntime-cuda":
+        from misgnet_runtime.engines.ort_cuda import OnnxRuntimeCudaEngine
+
+        return OnnxRuntimeCudaEngine(root / entry.file, max_batch, threads, streams)
     from misgnet_runtime.engines.tensorrt import open_plan
     from misgnet_runtime.plans import PlanFacts
 
@@ -49,4 +53,4 @@ def open_engine_file(
         data = (root / entry.file).read_bytes()
     except OSError as error:
         raise InputError(f"plan {root / entry.file} cannot be read: {error}") from error
-    return open_plan(data, entry.kind, facts=facts)
+    return open_plan(data, entry.kind, facts=facts, streams=streams)

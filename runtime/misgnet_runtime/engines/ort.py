@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class OnnxRuntimeEngine(Engine):
     """One ONNX graph in an onnxruntime session on the CPU."""
 
     device = "CPU"
+    _providers: Sequence[Any] = ("CPUExecutionProvider",)
 
     def __init__(self, graph: Path | bytes, max_batch: int, threads: int | None = None, streams: int = 1) -> None:
         """``threads``: that compute at once, in all streams; without it as many as this process may use cores.
@@ -33,8 +35,10 @@ class OnnxRuntimeEngine(Engine):
         source = os.fspath(graph) if isinstance(graph, Path) else graph
         try:
             self._session = onnxruntime.InferenceSession(
-                source, _options(threads, streams), providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
-            )
+                source, _options(threads, streams), providers=self._providers,
+                disabled_optimizers=_DISABLED, enable_fallback=False,
+            )  # fmt: skip
+            self._session.disable_fallback()  # which is for a batch that fails, the other for opening
         except Exception as error:  # onnxruntime's errors have no common base below Exception
             raise InputError(f"onnxruntime cannot open {name}: {error}") from error
         self.max_batch = max_batch

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
-from math import prod
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from misgnet_runtime.cuda import Bytes, CudaDriver, Device, first_device, open_driver
+from misgnet_runtime.cuda import CudaDriver, Device, first_device, open_driver
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
-from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
+from misgnet_runtime.engines.contexts import Contexts
+from misgnet_runtime.engines.lanes import Lane, Tensors
+from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.plans.facts import MachineFacts, PlanFacts, check_plan_fits, this_platform
 from misgnet_runtime.plans.log import VendorLog, make_logger
 from misgnet_runtime.plans.vendor import load_vendor, rules, vendor_version
@@ -30,10 +27,11 @@ DTYPES = {
 
 
 def open_plan(
-    data: bytes, vendor: str, driver: CudaDriver | None = None, *, facts: PlanFacts | None = None
+    data: bytes, vendor: str, driver: CudaDriver | None = None, *, facts: PlanFacts | None = None, streams: int = 1
 ) -> TensorRTEngine:
     """Open the bytes of a plan with the vendor module "rtx" or "tensorrt" on CUDA device 0.
 
+    ``streams``: batches that run at once; each takes its own buffers and working memory on the device.
     Deserialising runs native code: verify the bytes' digest or signature first. With ``facts``, what the
     plan was built for, a misfit is told before anything is deserialised.
 
@@ -46,31 +44,14 @@ def open_plan(
     if facts is not None:
         machine = MachineFacts(vendor, vendor_version(module), device.compute_capability, this_platform())
         check_plan_fits(facts, machine)
-    return TensorRTEngine(data, module, vendor, driver, device)
-
-
-@dataclass(frozen=True)
-class _Buffer:
-    """A tensor's memory for the largest batch: on the device, and pinned on the host."""
-
-    spec: TensorSpec
-    address: int
-    host: Bytes
-
-    def view(self, batch: int) -> NDArray[Any]:
-        """The host's first ``batch`` items, in the tensor's dtype and shape."""
-        flat = self.part(batch).view(self.spec.dtype)
-        return flat.reshape(batch, *self.spec.shape[1:])
-
-    def part(self, batch: int) -> Bytes:
-        return self.host[: _item_bytes(self.spec) * batch]
+    with driver.current():
+        return TensorRTEngine(data, module, vendor, driver, device, streams)
 
 
 class TensorRTEngine(Engine):
-    """One plan, one execution context, one stream; see :func:`open_plan`."""
+    """One plan, and a lane for each batch that may run at once; see :func:`open_plan`."""
 
-    def __init__(self, data: bytes, module: Any, vendor: str, driver: CudaDriver, device: Device) -> None:
-        super().__init__()
+    def __init__(self, data: bytes, module: Any, vendor: str, driver: CudaDriver, device: Device, streams: int) -> None:
         self.device = f"{device.name} ({device.compute_capability})"
         self._driver = driver
         self._log = VendorLog()
@@ -81,62 +62,35 @@ class TensorRTEngine(Engine):
             title = f"{rules(vendor).title} {vendor_version(module)}"
             reason = self._log.last_errors()
             raise UnavailableError(f"{title} cannot open the plan on {self.device}: {reason}")
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise UnavailableError(f"the plan cannot run on {self.device}: {self._log.last_errors()}")
         self.inputs, self.outputs = _tensor_specs(self._engine, module)
         self.min_batch, self.max_batch = _batch_range(self._engine, self.inputs)
-        self._allocate()
+        self._lanes = self._take_lanes(Contexts(module, self._engine, self._log), driver, streams)
+        super().__init__(self._lanes)
 
-    def _allocate(self) -> None:
+    def _take_lanes(self, contexts: Contexts, driver: CudaDriver, streams: int) -> list[Lane]:
         """Take all device memory at once; what was taken is given back where a later part fails."""
-        driver = self._driver
+        tensors = Tensors(self.inputs, self.outputs, self.max_batch)
         with ExitStack() as taken:
-            self._stream = driver.create_stream()
-            taken.callback(driver.destroy_stream, self._stream)
-            self._buffers = {spec.name: self._buffer(spec, taken) for spec in (*self.inputs, *self.outputs)}
+            lanes = [Lane(contexts, tensors, driver, taken) for _ in range(streams)]
             self._taken = taken.pop_all()
+        return lanes
 
-    def _buffer(self, spec: TensorSpec, taken: ExitStack) -> _Buffer:
-        size = _item_bytes(spec) * self.max_batch
-        address = self._driver.allocate(size)
-        taken.callback(self._driver.free, address)
-        host = self._driver.allocate_host(size)
-        taken.callback(self._driver.free_host, host)
-        return _Buffer(spec, address, host)
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(lane.note for lane in self._lanes if lane.note))
 
-    def _infer(self, lane: Any, arrays: Arrays, batch: int) -> Arrays:  # noqa: ARG002
+    def _infer(self, lane: Lane, arrays: Arrays, batch: int) -> Arrays:
         if batch < self.min_batch:
             raise InputError(f"a batch of {batch} is too small for this plan, which starts at {self.min_batch}")
-        for spec in self.inputs:
-            shape = (batch, *spec.shape[1:])
-            self._accept(self._context.set_input_shape(spec.name, shape), f"shape {shape}", spec.name)
-        for name, buffer in self._buffers.items():
-            self._accept(self._context.set_tensor_address(name, buffer.address), "address", name)
-        for spec in self.inputs:
-            self._send(self._buffers[spec.name], arrays[spec.name])
-        self._accept(self._context.execute_async_v3(self._stream), "execution", "batch")
-        for spec in self.outputs:
-            buffer = self._buffers[spec.name]
-            self._driver.copy_to_host(buffer.part(batch), buffer.address, self._stream)
-        self._driver.synchronize(self._stream)
-        # The pinned memory is the engine's and is overwritten by the next batch: hand out copies.
-        return {spec.name: self._buffers[spec.name].view(batch).copy() for spec in self.outputs}
-
-    def _send(self, buffer: _Buffer, array: NDArray[Any]) -> None:
-        batch = array.shape[0]
-        np.copyto(buffer.view(batch), array, casting="equiv")
-        self._driver.copy_to_device(buffer.address, buffer.part(batch), self._stream)
-
-    def _accept(self, accepted: bool, what: str, name: str) -> None:
-        if not accepted:
-            raise MisgnetError(f"TensorRT refused the {what} of '{name}': {self._log.last_errors()}")
+        with self._driver.current():
+            return lane.infer(arrays, batch)
 
     def _release(self) -> None:
-        """Context before engine before runtime, then the device's memory."""
-        self._context = self._engine = self._runtime = None
-        self._buffers = {}
-        self._taken.close()
+        """Contexts before the memory that they use, and before the engine; the engine before its runtime."""
+        with self._driver.current():
+            self._lanes.clear()
+            self._taken.close()
+            self._engine = self._runtime = None
 
 
 def _tensor_specs(engine: Any, module: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -167,7 +121,3 @@ def _batch_range(engine: Any, inputs: tuple[TensorSpec, ...]) -> tuple[int, int]
     """The smallest and largest batch that every input's first optimization profile takes."""
     profiles = [engine.get_tensor_profile_shape(spec.name, 0) for spec in inputs]
     return max(int(low[0]) for low, _, _ in profiles), min(int(high[0]) for _, _, high in profiles)
-
-
-def _item_bytes(spec: TensorSpec) -> int:
-    return prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize

@@ -36,8 +36,10 @@ RULES = {
 #                     TensorRT 10.3   10.16    11.x              for RTX 1.2 to 1.7
 # STRONGLY_TYPED      needed          needed   ignored or gone   needed
 # PROGRESS            present         present  present           present
+# OWN_GRAPHS          gone            gone     gone              present
 STRONGLY_TYPED = ("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
 PROGRESS = ("IBuilderConfig", "progress_monitor")
+OWN_GRAPHS = ("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE")
 
 
 def rules(vendor: str) -> VendorRules:

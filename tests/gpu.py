@@ -1,0 +1,21 @@
+"""The GPU of this machine, for the tests that run the real thing where there is one."""
+
+from __future__ import annotations
+
+from misgnet_runtime import cuda
+from misgnet_runtime.cuda import CudaDriver, CudaPython, PyCuda, first_device
+from misgnet_runtime.errors import UnavailableError
+
+DRIVERS: dict[str, CudaDriver] = {}
+"""By library; each finds a GPU."""
+REASONS: list[str] = []
+"""Why a library is not among them."""
+
+for _load, _kind in ((cuda._load_cuda_python, CudaPython), (cuda._load_pycuda, PyCuda)):
+    try:
+        _driver = _kind(_load())
+        first_device(_driver)
+    except (ImportError, UnavailableError) as error:
+        REASONS.append(f"{_kind.library}: {error}")
+    else:
+        DRIVERS[_kind.library] = _driver
