@@ -186,6 +186,7 @@ class _Writer:
         self._record, self._journal, self._progress = encoding.record, journal, progress
         self._begun = journal.finished
         self._waiting: list[NDArray[Any]] = []
+        self._told = set(journal.holes)
         self._holes: set[Hole] = set()
 
     def take(self, encoded: tuple[Reading, list[NDArray[np.float32]]]) -> None:
@@ -195,7 +196,8 @@ class _Writer:
         self._waiting += [records[index : index + 1] for index in range(there, len(records))]
         self._holes |= reading.holes
         if strip.last or len(self._waiting) * self._record.itemsize >= _AT_ONCE:
-            self._journal.add(self._waiting, tuple(sorted(self._holes - self._journal.holes)))
+            self._journal.add(self._waiting, tuple(sorted(self._holes - self._told)))
+            self._told |= self._holes
             self._waiting = []
         if self._progress and strip.last:
             self._progress(strip.row + 1, len(strip.layout.rows.starts))
