@@ -493,7 +493,7 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[
 def test_memory_does_not_grow_with_the_scene(place: Place) -> None:
     """The larger one has 100 MiB of features for each date."""
     peaks = []
-    for height in (256, 4096):
+    for height in (1024, 4096):
         for path in (place.reference, place.dates[0]):
             with rasterio.open(
                 path, "w", driver="GTiff", width=4096, height=height, count=3, dtype="uint8", tiled=True, nodata=0,
