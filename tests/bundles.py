@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from misgnet_runtime.bundle import MANIFEST, describe_files
+from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.golden import GoldenTiles, write_golden
 from misgnet_runtime.manifest import (
@@ -134,6 +136,18 @@ class FakeEngine(Engine):
 
     def _release(self) -> None:
         self.closed = True
+
+
+def fake_detector(engine: Callable[[], FakeEngine]) -> Any:
+    """In the place of ``open_detector``, with the engine that ``engine`` makes."""
+
+    @contextmanager
+    def opened(*_: object) -> Iterator[tuple[ChangeDetector, EngineEntry, str]]:
+        found = engine()
+        with ChangeDetector(found, found.interface) as detector:
+            yield detector, FLOAT, "a fake"
+
+    return opened
 
 
 def spec(entry: TensorEntry) -> TensorSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A split bundle for the CPU, for another processor, and for what is installed beside ONNX Runtime."""
     output = tmp_path_factory.mktemp("built") / "bundle"
-    targets = ["--split", "--target", "cpu", "--target", OTHER]
+    targets = ["--split", "--threshold", "tuned", "--target", "cpu", "--target", OTHER]
     if has("openvino"):
         targets += ["--target", "openvino"]
     if has("tensorrt_rtx"):
@@ -78,6 +79,16 @@ def test_the_bundle_holds_what_its_manifest_says(bundle: Path) -> None:
     assert {e.name for e in manifest.engines} >= {"cpu", "cpu-float32", OTHER}
     assert manifest.tile == TILE and manifest.inputs[0].shape == [-1, TILE, TILE, 3]
     assert [item.name for item in bundle.parent.iterdir()] == ["bundle"], "nothing is left beside the bundle"
+
+
+def test_the_threshold_is_the_best_on_the_validation_tiles(bundle: Path) -> None:
+    manifest = decode_manifest(bundle / "manifest.json")
+    number, f1, half = re.fullmatch(
+        r"tuned: ([0-9.]+) on 12 validation tiles: F1 ([0-9.]+), ([0-9.]+) with 0.5", manifest.threshold_from
+    ).groups()
+    assert float(number) == manifest.threshold and float(f1) >= float(half) > 0.5
+    assert json.loads((bundle / "evidence" / "parity.json").read_text())["threshold"] == manifest.threshold
+    assert manifest.threshold_from in (bundle / "evidence" / "report.html").read_text()
 
 
 def test_every_engine_is_split_and_its_parts_answer_as_it_does(bundle: Path) -> None:
@@ -225,6 +236,8 @@ BAD_REQUESTS = {
     "an unknown target": (["--target", "tpu"], 2, "tpu"),
     "a tile that is no multiple of 32": (["--tile", "100"], 2, "100"),
     "too few calibration tiles": (["--calib-tiles", "8"], 4, "at least 16"),
+    "a threshold that is no number": (["--threshold", "best"], 2, "or: tuned"),
+    "a threshold to tune for a mask": (["--threshold", "tuned", "--output-form", "mask"], 2, "needs --val"),
     "TensorRT without a GPU or its library": (["--target", "tensorrt"], 5, "tensorrt"),
     "a compute capability that does not exist": (["--target", "rtx-sm11"], 2, "sm11"),
 }

@@ -17,7 +17,7 @@ import pytest
 rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from bundles import FEATURES, SPLIT_FLOAT, TILE, edit, make_bundle
-from endings import die_at, in_child
+from ends import die_at, in_child
 from fake_split import FakeSplit
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
 from misgnet_runtime.scenes import encoding as encoding_module
@@ -136,7 +136,7 @@ def test_a_run_that_is_killed_anywhere_is_gone_on_with(place: Place) -> None:
         place.file.unlink()
 
         def doomed(number: int = number) -> None:
-            die_at(number, encoding_module)
+            die_at(number)
             place.run()
 
         if in_child(doomed) == 0:

@@ -310,3 +310,17 @@ def test_a_target_with_plans_gets_three(tmp_path: Path, monkeypatch: pytest.Monk
     assert [name for name, *_ in log.done] == [
         "compile rtx-sm86", "compile rtx-sm86 encoder", "compile rtx-sm86 head",
     ]  # fmt: skip
+
+
+def test_an_engine_in_bf16_is_not_split(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    parts = SplitEntry("e", "h", "e", "h")
+    graphs = [
+        GraphFile(name, f"graphs/{name}.onnx", precision, 1, split=parts)
+        for name, precision in (("float", "float32"), ("openvino", "int8"))
+    ]
+    request = replace(REQUEST, targets=(parse_target("openvino"), parse_target("openvino-bf16")))
+    found = engines.make_engines(request, graphs, tmp_path, quiet())
+    assert {entry.name: entry.split for entry in found} == {
+        "cpu-float32": parts, "openvino": parts, "openvino-bf16": None,
+    }  # fmt: skip

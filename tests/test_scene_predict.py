@@ -9,8 +9,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,9 @@ rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from rasterio.transform import from_origin
 
-from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, make_bundle
-from endings import die_at, in_child
+from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector, make_bundle
+from ends import die_at, in_child
 from misgnet_runtime import cli
-from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
 from misgnet_runtime.scenes import predict as predict_module
 from misgnet_runtime.scenes.journal import progress_folder
@@ -64,17 +63,6 @@ class Place:
 
     def names(self) -> set[str]:
         return {path.name for path in self.out.iterdir()} if self.out.exists() else set()
-
-
-def fake_detector(engine: Callable[[], FakeEngine]) -> Any:
-    @contextmanager
-    def opened(
-        bundle: object, name: str, streams: object, threads: object
-    ) -> Iterator[tuple[ChangeDetector, Any, str]]:
-        with ChangeDetector(engine(), INTERFACE) as detector:
-            yield detector, FLOAT, "a fake"
-
-    return opened
 
 
 @pytest.fixture
@@ -268,7 +256,7 @@ def test_a_run_that_is_killed_anywhere_is_gone_on_with(place: Place) -> None:
             path.unlink()
 
         def doomed(number: int = number) -> None:
-            die_at(number, predict_module)
+            die_at(number)
             place.run(options)
 
         if in_child(doomed) == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -21,13 +22,12 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
 from bundles import FLOAT, SPLIT_FLOAT, SPLIT_INT8, edit, make_bundle
-from endings import die_at, in_child
+from ends import die_at, in_child
 from fake_split import FakeSplit
 from misgnet_runtime import cli
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
 from misgnet_runtime.scenes import encoding as encoding_module
 from misgnet_runtime.scenes import predict as predict_module
-from misgnet_runtime.scenes import series as series_module
 from misgnet_runtime.scenes.encode import encode_file
 from misgnet_runtime.scenes.grids import Grid
 from misgnet_runtime.scenes.options import Declared, SceneOptions, SeriesOptions
@@ -308,7 +308,7 @@ def test_a_series_that_is_killed_anywhere_is_gone_on_with(place: Place, consecut
             path.unlink()
 
         def doomed(number: int = number) -> None:
-            die_at(number, encoding_module, series_module)
+            die_at(number)
             place.run(options, dates)
 
         if in_child(doomed) == 0:
@@ -549,3 +549,17 @@ def test_the_command_takes_scalings_of_the_first_date_and_of_the_others(
     with rasterio.open(place.out / "d1.tif") as first, rasterio.open(place.out / "d2.tif") as second:
         assert first.tags()["MISGNET_BEFORE_SCALING"].startswith("bands 3,2,1")
         assert second.tags()["MISGNET_BEFORE_SCALING"] == first.tags()["MISGNET_AFTER_SCALING"]
+
+
+def test_a_program_reads_what_was_written_and_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path)
+    place.dates[0].write_bytes(b"no raster")
+    call = ("series", place.bundle, place.reference, *place.dates, "-o", place.out, "--log", "json")
+    assert command(monkeypatch, *call) == InputError.exit_code
+    captured = capsys.readouterr()
+    results = [json.loads(line) for line in captured.out.splitlines()]
+    assert [Path(result["output"]).name for result in results] == ["d2.tif", "d3.tif"]
+    assert results[0]["nodata_share"] == 0
+    assert "1 of 3 dates failed" in json.loads(captured.err.splitlines()[-1])["message"]

@@ -118,6 +118,14 @@ def test_a_bundle_that_is_not_split_says_how_to_split_it(tmp_path: Path, engine:
         pass
 
 
+def test_an_engine_that_is_not_split_says_which_are(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError, match=r"engine cpu of .* is not split; take one of cpu-float32$"),
+        choose_split(make_bundle(tmp_path, SPLIT_FLOAT, INT8), "cpu"),
+    ):
+        pass
+
+
 def test_an_unknown_engine_is_refused_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cpu-float32"), choose_split(make_bundle(tmp_path), "gpu"):
         pass

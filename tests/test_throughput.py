@@ -1,10 +1,14 @@
-"""Throughput: a process an engine, measured in turn, and none of them left behind."""
+"""Throughput: a process an engine, measured in turn, with threads that call at once, and none of them left behind."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -14,7 +18,8 @@ from bundles import FLOAT, INT8, INTERFACE, RTX, make_bundle
 from misgnet_runtime import throughput
 from misgnet_runtime.errors import MisgnetError
 from misgnet_runtime.manifest import EngineEntry
-from misgnet_runtime.throughput import ROUNDS, Task, measure
+from misgnet_runtime.throughput import ROUNDS, Round, Task, Timing, WarmUp, measure
+from misgnet_runtime.throughput_worker import time_calls, warm_up
 
 
 @pytest.fixture
@@ -46,7 +51,7 @@ def test_engines_are_timed_in_turn(
     turns: list[str] = []
     run = throughput._Worker.run
 
-    def noted(self: throughput._Worker, calls: int) -> list[float]:
+    def noted(self: throughput._Worker, calls: int) -> Round:
         turns.append(self.name)
         return run(self, calls)
 
@@ -54,13 +59,17 @@ def test_engines_are_timed_in_turn(
     rounds: list[tuple[int, int]] = []
     timings = measure([task(bundle, FLOAT), task(bundle, INT8, 4)], 0.05, lambda *done: rounds.append(done))
     first, second = "cpu-float32 at batch 1", "cpu at batch 4"
-    assert turns == [first, second] * (1 + ROUNDS)
+    assert turns == [first, second] * ROUNDS
     assert rounds == [(i, ROUNDS) for i in range(1, ROUNDS + 1)]
     assert [(t.engine, t.precision, t.batch) for t in timings] == [("cpu-float32", "float32", 1), ("cpu", "int8", 4)]
     for timing in timings:
         assert 0 < timing.p50_ms <= timing.p90_ms <= timing.p99_ms
         assert timing.calls >= 2 * ROUNDS and timing.calls % ROUNDS == 0
-        assert timing.pairs_per_second > 0
+        assert timing.max_ms is not None and timing.p99_ms <= timing.max_ms
+        assert len(timing.rounds) == ROUNDS
+        assert min(timing.rounds) <= timing.pairs_per_second <= max(timing.rounds)
+        assert timing.warm_up is not None and timing.warm_up.calls % 3 == 0
+        assert (timing.streams, timing.energy) == (1, [])
     assert [w.process.returncode for w in workers] == [-9, -9]
 
 
@@ -89,17 +98,87 @@ def test_a_worker_that_is_killed_is_an_error(bundle: Path, workers: list[through
 
 def test_a_worker_ends_with_its_parent(bundle: Path) -> None:
     """A parent that dies closes the worker's input."""
-    command = [sys.executable, "-m", "misgnet_runtime.throughput"]
+    command = [sys.executable, "-m", "misgnet_runtime.throughput_worker"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=throughput._environment()) as worker:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=throughput.worker_environment()) as worker:
         assert worker.stdin and worker.stdout
         worker.stdin.write(msgspec.json.encode(task(bundle, FLOAT)) + b"\n3\n")
         worker.stdin.flush()
-        assert len(msgspec.json.decode(worker.stdout.readline(), type=list[float])) == 3
+        msgspec.json.decode(worker.stdout.readline(), type=WarmUp)
+        assert len(msgspec.json.decode(worker.stdout.readline(), type=Round).milliseconds) == 3
         worker.stdin.close()
         assert worker.wait(timeout=30) == 0
 
 
 def test_a_worker_finds_the_package_where_its_parent_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", ["", "/somewhere"])
-    assert throughput._environment()["PYTHONPATH"] == os.pathsep.join([str(Path.cwd()), "/somewhere"])
+    assert throughput.worker_environment()["PYTHONPATH"] == os.pathsep.join([str(Path.cwd()), "/somewhere"])
+
+
+# Streams, warm-up, power
+
+
+def test_as_many_threads_call_at_once_as_there_are_streams() -> None:
+    together = threading.Barrier(3, timeout=10)  # a call returns only while two others run
+    with ThreadPoolExecutor(3) as pool:
+        found = time_calls(together.wait, 9, pool)
+    assert len(found.milliseconds) == 9
+    assert found.seconds < sum(found.milliseconds) / 1000 + 0.1
+
+
+def test_throughput_counts_the_time_on_the_wall() -> None:
+    """Three calls of 30 ms at once are three times as many pairs a second as one after another."""
+    with ThreadPoolExecutor(3) as pool:
+        found = time_calls(lambda: time.sleep(0.03), 6, pool)
+    measured = throughput._Measured(WarmUp(3, 0.1, True, 0.03), [found, found])
+    timing = throughput._timing(Task(FLOAT, "", INTERFACE, "", 4, streams=3), measured, set())
+    assert timing.calls == 12 and timing.streams == 3
+    assert timing.pairs_per_second == pytest.approx(4 * 6 / found.seconds)
+    assert timing.pairs_per_second > 2 * 4 / (timing.p50_ms / 1000)
+
+
+def test_a_worker_runs_its_streams(bundle: Path) -> None:
+    wanted = msgspec.structs.replace(task(bundle, FLOAT), streams=2)
+    (timing,) = measure([wanted], 0.02, rounds=2)
+    assert timing.streams == 2 and len(timing.rounds) == 2
+    assert timing.calls >= 8 and timing.calls % 4 == 0
+    assert timing.warm_up is not None and timing.warm_up.calls % 6 == 0
+
+
+def windows(*medians: float) -> Callable[[int], Round]:
+    """Rounds whose calls take so many milliseconds, one after the other."""
+    left = iter(medians)
+    return lambda calls: Round(0.5, [next(left)] * calls)
+
+
+def test_warm_up_ends_when_two_windows_agree() -> None:
+    found = warm_up(windows(90, 60, 50, 49), Task(FLOAT, "", INTERFACE, "", 1, streams=2))
+    assert (found.calls, found.steady) == (24, True)
+    assert found.seconds_per_call == pytest.approx(0.5 / 6)
+
+
+def test_warm_up_ends_unsteady_when_its_time_is_up() -> None:
+    found = warm_up(windows(90, 60), Task(FLOAT, "", INTERFACE, "", 1, warm_up=0.0))
+    assert (found.calls, found.steady) == (3, False)
+
+
+def test_energy_is_power_over_the_time_of_a_pair(bundle: Path) -> None:
+    class Meter:
+        source, total = "a fake", "VDD_IN"
+
+        def read(self) -> dict[str, float]:
+            return {"VDD_IN": 12.0, "VDD_SOC": 3.0}
+
+    (timing,) = measure([task(bundle, FLOAT, 2)], 0.02, rounds=2, meters=[Meter()])
+    whole, part = timing.energy
+    assert (whole.rail, whole.total, part.rail, part.total) == ("VDD_IN", True, "VDD_SOC", False)
+    assert whole.watts == pytest.approx(12) and part.watts == pytest.approx(3)
+    assert whole.joules_per_pair == pytest.approx(12 / timing.pairs_per_second)
+
+
+def test_timings_of_earlier_versions_are_read() -> None:
+    old = (
+        b'{"engine":"cpu","precision":"int8","batch":1,"calls":9,"p50_ms":1,"p90_ms":2,"p99_ms":3,"pairs_per_second":9}'
+    )
+    timing = msgspec.json.decode(old, type=Timing)
+    assert (timing.streams, timing.max_ms, timing.rounds, timing.warm_up, timing.energy) == (1, None, [], None, [])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from misgnet_export.report.html import short_path
 from misgnet_export.request import BuildRequest
 from misgnet_runtime.bundle import MANIFEST, describe_files, file_sha256
 from misgnet_runtime.golden import write_golden
-from misgnet_runtime.machine import describe_machine
+from misgnet_runtime.machine import describe_machine, installed_versions
 from misgnet_runtime.manifest import (
     SCHEMA_VERSION,
     Calibration,
@@ -120,6 +119,7 @@ def _report_data(
                 "Decisions",
                 f"made on {short_path(str(request.val))}" if request.val else "defaults: no validation set was given",
             ),
+            ("Threshold", f"{draft.evidence.parity.threshold:g}, {_threshold_from(draft)}"),
         ],
         parity=draft.evidence.parity,
         timings=draft.evidence.timings,
@@ -132,6 +132,10 @@ def _report_data(
     )
 
 
+def _threshold_from(draft: Draft) -> str:
+    return f"tuned: {draft.tuned}" if draft.tuned else "given"
+
+
 def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
     interface = request.interface
     return Manifest(
@@ -140,7 +144,8 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         created=_now(),
         tile=interface.tile,
         overlap=0,
-        threshold=request.threshold,
+        threshold=draft.evidence.parity.threshold,
+        threshold_from=_threshold_from(draft),
         class_names=["unchanged", "changed"],
         interface=interface,
         inputs=interface.inputs(),
@@ -173,13 +178,7 @@ def parity_summary(parity: ParityReport) -> dict[str, Any]:
 
 def tool_versions() -> dict[str, str]:
     """Versions of what takes part in a build, as far as it is installed."""
-    found = {"python": platform.python_version()}
-    for name in _TOOLS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed_versions(_TOOLS)}
 
 
 def _calibration(request: BuildRequest, draft: Draft) -> Calibration:

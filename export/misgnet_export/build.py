@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
 from rich.console import Console
-from rich.markup import escape
 
-from misgnet.checkpoint import load_network
 from misgnet.evaluation import predict_probability
 from misgnet.network import MISGNet
 from misgnet_calibration.observations import ObservationKey, Observed
 from misgnet_calibration.placement_rules import EVERYTHING_RULES
 from misgnet_calibration.recipes import Recipe
-from misgnet_calibration.selection import FewTilesWarning, Selection, draw_tiles, select_tiles
-from misgnet_export.agreement import Answers, answers, answers_of, compare, require_same
+from misgnet_export.agreement import Answers, answers, answers_of, compare, detector_of, require_same
 from misgnet_export.assembly import write_bundle, write_golden_tiles, write_rejected
 from misgnet_export.decision import Decision
 from misgnet_export.draft import FLOAT_GRAPH, Draft, Evidence, GraphFile, Sets, lowest
 from misgnet_export.engines import make_engines
 from misgnet_export.evidence import choose_golden, judge_engines, time_engines
-from misgnet_export.features import encoder_features
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.half import with_half_features
 from misgnet_export.graph.simplify import simplify_graph
 from misgnet_export.int8 import quantize_recipe
+from misgnet_export.loading import load_sets
 from misgnet_export.placement import quantization_entry
 from misgnet_export.products import recipes_of
 from misgnet_export.progress import StageLog
@@ -38,16 +34,16 @@ from misgnet_export.report import parity_table
 from misgnet_export.report.control import control_table, record_of
 from misgnet_export.request import BuildRequest, check_request
 from misgnet_export.splitting import split_graphs
+from misgnet_export.threshold import Tuned, tune_threshold
 from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.outputs import refuse_existing, replace_folder
-from misgnet_runtime.tiles import Tile, TileSet, check_disjoint, read_source
+from misgnet_runtime.tiles import Tile, TileSet
 
 _CHECK_TILES = 8
-_DECISION_TILES = 32
-_REPRESENT = "to represent the set: strata of change and brightness, apart in the float encoder's features"
+_THRESHOLD_TILES = 128
 
 
 @dataclass(frozen=True)
@@ -86,9 +82,10 @@ def build(request: BuildRequest, console: Console) -> Built:
 
 
 def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
-    sets, network = _load(request, log)
+    sets, network = load_sets(request, log)
     few = tuple(sets.calib.spread(_CHECK_TILES).tiles())
     simplified = _simplify(request, _export(request, network, few, log), few, log)
+    request, tuned = _with_threshold(request, simplified, log)
     whole = [
         _write_graph(root, "float", "float32", simplified.model),
         *_quantize(request, simplified, few, sets, root, log),
@@ -96,7 +93,7 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
     graphs = split_graphs(request, whole, few, root, log)
     engines = make_engines(request, graphs, root, log)
     evidence = _judge(request, network, sets, engines, root, log)
-    draft = Draft(sets, graphs, engines, evidence)
+    draft = Draft(sets, graphs, engines, evidence, tuned)
     if not evidence.parity.passed:
         return draft
     ran = {e.engine for e in evidence.parity.engines if e.status == "run"}
@@ -122,60 +119,6 @@ def torch_predictor(network: MISGNet) -> Predict:
     return lambda before, after: predict_probability(network, before, after)
 
 
-def _load(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
-    with log.stage("read weights and tiles") as stage:
-        network = load_network(request.weights)
-        tile = request.interface.tile
-        calib, evaluation = TileSet.open(request.calib, tile), TileSet.open(request.evaluation, tile)
-        val = TileSet.open(request.val, tile) if request.val else None
-        _check_sets(calib, val, evaluation)
-        decision = val.spread(_DECISION_TILES) if val is not None else None
-        _read_all([s for s in (decision, evaluation) if s is not None], stage.progress)
-        stage.finding = f"{len(calib)} calibration, {len(val or ())} validation, {len(evaluation)} evaluation tiles"
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", FewTilesWarning)
-        chosen, how, selection = _select(request, network, calib, log)
-    for warning in caught:
-        log.console.print(f"[yellow]warning[/] {escape(str(warning.message))}", soft_wrap=True)
-    return Sets(chosen, decision, evaluation, how, selection), network
-
-
-def _select(
-    request: BuildRequest, network: MISGNet, calib: TileSet, log: StageLog
-) -> tuple[TileSet, str, Selection | None]:
-    """The tiles that calibrate, how they were chosen in words, and the report of why where they represent more."""
-    count = min(request.calib_tiles, len(calib))
-    selection = None
-    with log.stage("select calibration tiles") as stage:
-        if request.selection == "represent" and count < len(calib):
-            selection = select_tiles(calib, count, request.seed, encoder_features(network), stage.progress)
-            chosen, how = selection.tiles, _REPRESENT
-        elif request.selection == "first":
-            chosen, how = calib.subset(range(count)), "the first ones"
-        else:
-            chosen = draw_tiles(calib, count, request.seed)
-            how = "drawn at random" if count < len(calib) else "all of them"
-        if selection is None:
-            _read_all([chosen], stage.progress)
-        stage.finding = f"{count} of {len(calib)} tiles, {how}"
-    return chosen, how, selection
-
-
-def _check_sets(calib: TileSet, val: TileSet | None, evaluation: TileSet) -> None:
-    check_disjoint(calib, evaluation, ("calibration", "evaluation"))
-    if val is not None:
-        check_disjoint(calib, val, ("calibration", "validation"))
-        check_disjoint(val, evaluation, ("validation", "evaluation"))
-
-
-def _read_all(sets: list[TileSet], progress: Progress) -> None:
-    """Read every image once: a damaged one is named now, not minutes later."""
-    sources = [source for tiles in sets for source in tiles.sources]
-    for done, source in enumerate(sources, 1):
-        read_source(source)
-        progress(done, len(sources))
-
-
 def _export(request: BuildRequest, network: MISGNet, few: Sequence[Tile], log: StageLog) -> Answered:
     with log.stage("export to ONNX") as stage:
         model = export_graph(network, request.interface)
@@ -195,6 +138,18 @@ def _simplify(request: BuildRequest, exported: Answered, few: Sequence[Tile], lo
         require_same(found, request.interface, "the simplified graph", "the exported one")
         stage.finding = f"{len(model.graph.node)} nodes, {found}"
     return Answered(model, answered)
+
+
+def _with_threshold(request: BuildRequest, simplified: Answered, log: StageLog) -> tuple[BuildRequest, Tuned | None]:
+    """``request`` with the threshold that is tuned, where it asks for that."""
+    if not request.tune_threshold or request.val is None:
+        return request, None
+    with log.stage("tune the threshold") as stage:
+        tiles = TileSet.open(request.val, request.interface.tile).spread(_THRESHOLD_TILES)
+        with detector_of(simplified.model, request.interface) as detector:
+            tuned = tune_threshold(detector.probability, tiles, stage.progress)
+        stage.finding = str(tuned)
+    return replace(request, threshold=tuned.threshold), tuned
 
 
 def _quantize(

@@ -61,7 +61,9 @@ def build(
     seed: Annotated[int, typer.Option(help="seed of the draw")] = 0,
     max_f1_drop: Annotated[float, typer.Option(help="allowed F1 drop in points; may be negative")] = 0.5,
     gate: Gate = "point",
-    threshold: Annotated[float, typer.Option(help="probability above which a pixel is changed")] = 0.5,
+    threshold: Annotated[
+        str, typer.Option(help="probability above which a pixel is changed; tuned: the best on --val")
+    ] = "0.5",
     input_form: Annotated[
         InputForm, typer.Option("--input", help="uint8 (raw NHWC images) or float32 (normalised NCHW)")
     ] = "uint8",
@@ -72,7 +74,8 @@ def build(
     licence: Annotated[str, typer.Option(help="licence of the weights, for the manifest")] = "not stated",
     timing_cache: Annotated[Path | None, typer.Option(help="TensorRT's timing cache, read and written")] = None,
     split: Annotated[
-        bool, typer.Option("--split", help="also encoder and head of each engine, for series of dates encoded once")
+        bool,
+        typer.Option("--split", help="also encoder and head of each engine but BF16, for series of dates encoded once"),
     ] = False,
 ) -> None:
     """A checkpoint in; engines, manifest and evidence out, if INT8 keeps F1."""
@@ -82,17 +85,28 @@ def build(
     from misgnet_export.request import BuildRequest
 
     interface = Interface(tile, max_batch, input_form, output_form)
+    number, tuned = _threshold(threshold)
     targets = tuple(dict.fromkeys(parse_target(t) for t in target or ["cpu"]))
     request = BuildRequest(
         weights, calib, evaluation, val, targets, output, interface, force, calib_tiles, selection, observer,
-        observations, placement, repair, control_minutes, seed, max_f1_drop, gate, threshold, bundle_version,
-        licence, timing_cache, split,
+        observations, placement, repair, control_minutes, seed, max_f1_drop, gate, number, bundle_version,
+        licence, timing_cache, split, tuned,
     )  # fmt: skip
     built = run(request, out_console)
     out_console.print(stage_table(built.stages))
     out_console.print(parity_table(built.draft.evidence.parity))
     out_console.print(throughput_table(built.draft.evidence.timings))
     out_console.print(f"bundle: {built.bundle}\nreport: {built.report}", soft_wrap=True, highlight=False)
+
+
+def _threshold(text: str) -> tuple[float, bool]:
+    """The number, and whether it is to be tuned; UsageError for other words."""
+    if text == "tuned":
+        return 0.5, True
+    try:
+        return float(text), False
+    except ValueError:
+        raise UsageError(f"--threshold is '{text}'; it is a number between 0 and 1, or: tuned") from None
 
 
 @app.command()

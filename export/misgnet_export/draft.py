@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from misgnet_calibration.selection import Selection
 from misgnet_export.report import TilePicture
 from misgnet_export.report.control import ControlRecord
+from misgnet_export.threshold import Tuned
 from misgnet_runtime.golden import GoldenTiles
 from misgnet_runtime.manifest import EngineEntry, Quantization, SplitEntry, TensorEntry
 from misgnet_runtime.parity import ParityReport
@@ -66,9 +67,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Draft:
-    """A bundle before its manifest is written."""
+    """A bundle before its manifest is written; ``tuned``: its threshold, where it was not given."""
 
     sets: Sets
     graphs: list[GraphFile]
     engines: list[EngineEntry]
     evidence: Evidence
+    tuned: Tuned | None = None

@@ -29,11 +29,14 @@ def make_engines(request: BuildRequest, graphs: list[GraphFile], root: Path, log
 
 
 def _opened(name: str, product: Product, graph: GraphFile) -> EngineEntry:
-    """A graph that its engine opens as it is, and optimises for the machine when it does."""
+    """A graph that its engine opens as it is, and optimises for the machine when it does.
+
+    In BF16 without its parts: OpenVINO rounds elsewhere in them, and 99.95 % of the golden tiles' pixels were the same.
+    """
     version = import_module(product.library).__version__.partition("-")[0]
     return EngineEntry(
         name, product.engine, graph.file, graph.file, product.precision, version, needs=list(product.needs),
-        split=graph.split,
+        split=graph.split if product.precision != "bf16" else None,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ RepairChoice = Literal["auto", "always", "never"]
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """One build. ``threshold`` is on the probability of change; ``max_f1_drop`` is in points."""
+    """One build. ``threshold`` is on the probability of change, and may be tuned; ``max_f1_drop`` is in points."""
 
     weights: Path
     calib: Path
@@ -50,6 +50,7 @@ class BuildRequest:
     licence: str = "not stated"
     timing_cache: Path | None = None
     split: bool = False
+    tune_threshold: bool = False
 
     def plan_options(self, target: Target) -> PlanOptions:
         """Profile 1 / 4 / 16, within the bundle's largest batch."""
@@ -71,6 +72,8 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError(f"--threshold is {request.threshold}; it must lie between 0 and 1")
     if request.interface.output == "mask" and request.threshold != 0.5:
         raise UsageError("a graph that answers with a mask has the threshold 0.5 built in; use --output probability")
+    if request.tune_threshold and (request.val is None or request.interface.output == "mask"):
+        raise UsageError("--threshold tuned needs --val, and a graph that answers with a probability or logits")
     if request.observer not in (AUTO, PER_TENSOR) and named(request.observer) is None:
         asked = f"--observer is '{request.observer}'"
         raise UsageError(f"{asked}; it is auto, per-tensor, max, mse, entropy or 'percentile P', 0 < P <= 100")

@@ -1,4 +1,4 @@
-"""The words of ``misgnet-run``'s commands for GeoTIFFs, and what they mean. Cheap to import."""
+"""The words of ``misgnet-run``'s commands that several share, and what they mean. Cheap to import."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
+
+from misgnet_runtime.log import LogFormat, use
 
 _OptionalPath = Optional[Path]  # noqa: UP045 - typer on 3.10
 _OptionalText = Optional[str]  # noqa: UP045
@@ -20,6 +22,22 @@ def _pixels(text: str) -> Any:
     return typer.Option(help=text, rich_help_panel="GeoTIFF input: what its pixels are; nothing is guessed from values")
 
 
+Log = Annotated[
+    LogFormat,
+    typer.Option(
+        help="lines for a person, or one JSON object a line; also behind the command", callback=use, is_eager=True
+    ),
+]
+Engine = Annotated[str, typer.Option(help="an engine of the bundle, or auto")]
+Force = Annotated[bool, typer.Option("--force", help="replace existing outputs")]
+BeforePath = Annotated[
+    Path, typer.Argument(help="the earlier date: an 8-bit RGB image or a folder of them; for -o X.tif a GeoTIFF")
+]
+AfterPath = Annotated[Path, typer.Argument(help="the later date: same size and grid; in a folder the same names")]
+MaskOrMap = Annotated[
+    Path,
+    typer.Option("-o", "--output", help=".png: mask of 0 and 255; .tif: georeferenced change; for folders: of masks"),
+]
 ProbabilityFile = Annotated[_OptionalPath, _output(text="also the probability of change, .tif of float32")]
 VectorFile = Annotated[_OptionalPath, _output(text="also polygons of what changed: .gpkg, .geojson or .fgb")]
 QuicklookFile = Annotated[_OptionalPath, _output(text="also a small .png of before, after and change")]

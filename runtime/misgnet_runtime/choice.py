@@ -23,13 +23,15 @@ _FASTEST_FIRST = (
     ("onnxruntime-cuda", False), ("onnxruntime-cuda", True),
     ("openvino", True), ("onnxruntime", True), ("openvino", False), ("onnxruntime", False),
 )  # fmt: skip
-Opened = TypeVar("Opened")
+
+Opened = tuple[ChangeDetector, EngineEntry, str]
+Runnable = TypeVar("Runnable")
 
 
 @contextmanager
 def open_detector(
     bundle: Bundle, engine: str = "auto", streams: int | None = 1, threads: int | None = None
-) -> Iterator[tuple[ChangeDetector, EngineEntry, str]]:
+) -> Iterator[Opened]:
     """The detector of the engine called ``engine``, its entry, and why it was taken.
 
     ``streams``: batches that it takes at once, None for as many as keep its device busy; ``threads``: of the CPU, all
@@ -77,7 +79,8 @@ def ranked(entries: list[EngineEntry], speeds: Mapping[str, float]) -> list[Engi
 def measured_here(bundle: Bundle) -> dict[str, float]:
     """Pairs/s by engine at batch 1 as the build measured them, if that was on a processor like this one."""
     manifest = bundle.manifest
-    if manifest.machine.get("processor") != describe_machine()["processor"]:
+    here = describe_machine()
+    if any(manifest.machine.get(key) != here.get(key) for key in ("processor", "model")):  # arm64 names the model only
         return {}
     try:
         timings = msgspec.convert(manifest.latency.get("timings", []), list[_Speed])
@@ -87,8 +90,8 @@ def measured_here(bundle: Bundle) -> dict[str, float]:
 
 
 def first_that_opens(
-    entries: list[EngineEntry], open_one: Callable[[EngineEntry], Opened], asked: str
-) -> tuple[Opened, EngineEntry, str]:
+    entries: list[EngineEntry], open_one: Callable[[EngineEntry], Runnable], asked: str
+) -> tuple[Runnable, EngineEntry, str]:
     """What ``open_one`` makes of the first entry that runs here, the entry, and why it was taken.
 
     ``asked``: an engine's name, or "auto". Raises UnavailableError with the reason of each where none runs.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from misgnet_runtime import arguments
-from misgnet_runtime.console import err_console, make_app, out_console, run_app
+from misgnet_runtime.bench.command import bench
+from misgnet_runtime.console import make_app, out_console, run_app
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.scenes.commands import COMMANDS
+from misgnet_runtime.log import JsonLog, current
+from misgnet_runtime.scenes.commands import encode, series
+from misgnet_runtime.watch.command import watch
 
 if TYPE_CHECKING:
     from misgnet_runtime.scenes.options import SceneOptions
@@ -21,15 +25,20 @@ app = make_app(
 )
 
 
+@app.callback()
+def every_command(*, log: arguments.Log = "text") -> None:
+    """What all commands take."""
+
+
 @app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build")],
-    before: Annotated[Path, typer.Argument(help="the earlier date: an 8-bit RGB image; for -o X.tif a GeoTIFF")],
-    after: Annotated[Path, typer.Argument(help="the later date, same size and grid")],
+    before: arguments.BeforePath,
+    after: arguments.AfterPath,
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help=".png: mask of 0 and 255; .tif: georeferenced change")],
-    engine: Annotated[str, typer.Option(help="an engine of the bundle, or auto")] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="replace existing outputs")] = False,
+    output: arguments.MaskOrMap,
+    engine: arguments.Engine = "auto",
+    force: arguments.Force = False,
     probability: arguments.ProbabilityFile = None,
     vector: arguments.VectorFile = None,
     quicklook: arguments.QuicklookFile = None,
@@ -55,66 +64,82 @@ def predict(
     after_offset: arguments.OneDate = None,
     after_stretch: arguments.OneDate = None,
 ) -> None:
-    """The change between two dates: a mask of two images, or a GeoTIFF of two GeoTIFFs of any size.
+    """The change between two dates: a mask of two images, masks of two folders of images that have equal names,
+    or a GeoTIFF of two GeoTIFFs of any size.
 
-    A GeoTIFF's run that was interrupted is gone on with by the same command.
+    A folder's or GeoTIFF's run that was interrupted is gone on with by the same command.
     """
-    from misgnet_runtime.scenes.options import Declared, SceneOptions
+    from misgnet_runtime.scenes.options import SceneOptions, declared_dates
 
-    common = Declared.parse("", bands, scale, offset, stretch)
-    first = Declared.parse("before-", before_bands, before_scale, before_offset, before_stretch).over(common)
-    second = Declared.parse("after-", after_bands, after_scale, after_offset, after_stretch).over(common)
+    first, second = declared_dates(
+        (bands, scale, offset, stretch),
+        (before_bands, before_scale, before_offset, before_stretch),
+        (after_bands, after_scale, after_offset, after_stretch),
+    )
     options = SceneOptions(
         first, second, align, overlap, batch, streams, threads, cog, probability, vector, quicklook, min_area, simplify,
         engine, force, restart,
     )  # fmt: skip
-    if output.suffix.lower() in (".tif", ".tiff"):
+    if before.is_dir() or after.is_dir():
+        _refuse_scene_words(output, replace(options, batch=SceneOptions().batch, streams=None, threads=None))
+        _predict_folders(bundle, before, after, output, options)
+    elif output.suffix.lower() in (".tif", ".tiff"):
         _predict_scene(bundle, before, after, output, options)
-    elif options != SceneOptions(engine=engine, force=force):
-        raise UsageError(f"output {output.name} is a plain mask; options for scenes need one that ends in .tif")
     else:
-        _predict_image(bundle, before, after, output, engine, force)
+        _refuse_scene_words(output, options)
+        _predict_image(bundle, before, after, output, options)
 
 
-def _predict_image(bundle: Path, before: Path, after: Path, output: Path, engine: str, force: bool) -> None:
+def _refuse_scene_words(output: Path, options: SceneOptions) -> None:
+    from misgnet_runtime.scenes.options import SceneOptions
+
+    if options != SceneOptions(engine=options.engine, force=options.force):
+        raise UsageError(f"output {output.name} is for plain masks; options for scenes need one that ends in .tif")
+
+
+def _predict_image(bundle: Path, before: Path, after: Path, output: Path, options: SceneOptions) -> None:
     from misgnet_runtime.predict import predict_files
 
-    result = predict_files(bundle, before, after, output, engine=engine, force=force)
-    _say(
-        f"{output}: {result.width} x {result.height} px, {100 * result.changed_share:.2f} % changed, "
-        f"engine {result.engine} ({result.reason})"
-    )
+    report = predict_files(bundle, before, after, output, engine=options.engine, force=options.force)
+    _say(report.line(output), output=output, **asdict(report))
+
+
+def _predict_folders(bundle: Path, before: Path, after: Path, output: Path, options: SceneOptions) -> None:
+    from misgnet_runtime.folders import predict_folders
+
+    with current().progress("pairs") as progress:
+        report = predict_folders(
+            bundle, before, after, output, engine=options.engine, batch=options.batch, streams=options.streams,
+            threads=options.threads, force=options.force, progress=progress,
+        )  # fmt: skip
+    _say(report.line(output), output=output, **asdict(report))
 
 
 def _predict_scene(bundle: Path, before: Path, after: Path, output: Path, options: SceneOptions) -> None:
-    from rich.progress import Progress
-
     from misgnet_runtime.scenes.predict import predict_scene_files
 
-    with Progress(console=err_console, transient=True) as bar:
-        task = bar.add_task("rows of tiles", total=None)
-        result = predict_scene_files(
-            bundle, before, after, output, options, tell=_tell,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
-    for line in result.lines(output):
-        _say(line)
+    with current().progress("rows of tiles") as progress:
+        report = predict_scene_files(bundle, before, after, output, options, tell=_tell, progress=progress)
+    _say(*report.lines(output), output=output, **asdict(report))
 
 
-def _say(line: str) -> None:
-    out_console.print(line, soft_wrap=True, highlight=False, markup=False)
+def _say(*lines: str, **figures: object) -> None:
+    current().result(list(lines), **figures)
 
 
 def _tell(line: str) -> None:
-    err_console.print(line, soft_wrap=True, highlight=False, markup=False)
+    current().note(line)
 
 
 @app.command()
 def info(bundle: Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build")]) -> None:
     """What is in a bundle, and what this machine can run of it and why not."""
-    from misgnet_runtime.info import print_info
+    from misgnet_runtime.info import bundle_facts, print_info
 
-    print_info(bundle, out_console)
+    if isinstance(current(), JsonLog):
+        _say(f"bundle {bundle}", **bundle_facts(bundle))
+    else:
+        print_info(bundle, out_console)
 
 
 @app.command()
@@ -129,8 +154,10 @@ def verify(
         _say(line)
 
 
-for command in COMMANDS:
-    app.command()(command)
+app.command()(bench)
+app.command()(encode)
+app.command()(series)
+app.command()(watch)
 
 
 def main() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
+from itertools import islice
+from typing import Any
 
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
 
-from misgnet_runtime.errors import MisgnetError
+from misgnet_runtime import log
+from misgnet_runtime.errors import MisgnetError, UsageError
+from misgnet_runtime.log import err_console, out_console
 
-err_console = Console(stderr=True)
-out_console = Console()
+__all__ = ["err_console", "make_app", "out_console", "run_app"]
+
+# Of click, which newer versions of typer bring along under another name.
+_WRONG_CALL: Any = typer.BadParameter.__bases__[0]
 
 
 def run_app(app: Callable[[], object]) -> None:
@@ -22,15 +27,55 @@ def run_app(app: Callable[[], object]) -> None:
     try:
         app()
     except MisgnetError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        log.current().error(" ".join(str(error).split()), type(error).__name__, error.exit_code)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt as error:
-        print(f"interrupted; {error or 'nothing was left behind'}", file=sys.stderr)
+    except (_InterruptedError, KeyboardInterrupt) as error:
+        log.current().error(f"interrupted; {error or 'nothing was left behind'}", "interrupted", 130)
         raise SystemExit(130) from None
+    except Exception as error:
+        log.current().bug(error)
+        raise SystemExit(1) from None
 
 
 def make_app(name: str, help_text: str) -> typer.Typer:
     """A typer app with the project's common settings."""
     return typer.Typer(
-        name=name, help=help_text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
-    )
+        name=name, cls=_Group, help=help_text, no_args_is_help=True, add_completion=False,
+        pretty_exceptions_enable=False,
+    )  # fmt: skip
+
+
+class _InterruptedError(Exception):
+    """A KeyboardInterrupt, which typer would take for an end without words."""
+
+
+class _Group(TyperGroup):
+    """All commands of an app; its option ``--log``, if it has one, is also taken after the command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = any(option.name == "log" for option in self.params)
+        return super().parse_args(ctx, _log_first(args) if known else args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _InterruptedError(*error.args) from None
+        except _WRONG_CALL as error:
+            if isinstance(log.current(), log.JsonLog):
+                raise UsageError(error.format_message()) from error
+            raise
+
+
+def _log_first(words: list[str]) -> list[str]:
+    """Every ``--log FORMAT`` moved to the front; what follows ``--`` stays as it is."""
+    end = words.index("--") if "--" in words else len(words)
+    moved: list[str] = []
+    others: list[str] = []
+    rest = iter(words[:end])
+    for word in rest:
+        if word == "--log":
+            moved += [word, *islice(rest, 1)]
+        else:
+            (moved if word.startswith("--log=") else others).append(word)
+    return moved + others + words[end:]

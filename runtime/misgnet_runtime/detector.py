@@ -36,15 +36,19 @@ class ChangeDetector:
         (output,) = self.engine.infer(arrays_for(self.interface, before, after)).values()
         return to_probability(output, self.interface)
 
-    def scene_probability(self, before: RgbImage, after: RgbImage) -> Probability:
-        """A pair of any size, uint8 (H, W, 3) -> float32 (H, W), tile by tile; see :func:`predict_scene`.
-
-        Raises GateFailed where the engine answers NaN or Inf: a threshold would call that "no change".
-        """
-        found = predict_scene(self.probability, before, after, self.interface.tile, self.interface.max_batch)
+    def sound_probability(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
+        """As :meth:`probability`, without NaN or Inf: a threshold would call them "no change"; GateFailed there."""
+        found = self.probability(before, after)
         if not np.isfinite(found).all():
             raise GateFailed(f"the engine on {self.engine.device} answers NaN or Inf; run misgnet-run verify")
         return found
+
+    def scene_probability(self, before: RgbImage, after: RgbImage) -> Probability:
+        """A pair of any size, uint8 (H, W, 3) -> float32 (H, W), tile by tile; see :func:`predict_scene`.
+
+        Raises GateFailed as :meth:`sound_probability`.
+        """
+        return predict_scene(self.sound_probability, before, after, self.interface.tile, self.interface.max_batch)
 
     def __enter__(self) -> ChangeDetector:
         return self

@@ -4,6 +4,7 @@ MisgnetError            1  a bug, unless it is one of the kinds below
 ├── UsageError          2  the command was called wrongly (an output exists, an unknown target)
 ├── GateFailed          3  the numbers are outside what was allowed
 ├── InputError          4  a file or folder is not what it must be
+│   └── StorageError    4  the disk of a result has no room, or refuses
 └── UnavailableError    5  a device, driver or library is missing on this machine
 
 A message says what was asked, what was found, and what to do next, on one line.
@@ -28,6 +29,10 @@ class GateFailed(MisgnetError):  # noqa: N818 - not every one is a bug
 
 class InputError(MisgnetError):
     exit_code = 4
+
+
+class StorageError(InputError):
+    """Nothing is wrong with what was read: the same call may succeed later."""
 
 
 class UnavailableError(MisgnetError):

@@ -41,6 +41,13 @@ def print_info(path: Path, console: Console) -> None:
     console.print(_files(bundle))
 
 
+def bundle_facts(path: Path) -> dict[str, object]:
+    """The same for a program: the manifest, and by engine whether it opens here, ranked as they are in the table."""
+    bundle = read_bundle(path)
+    here = {entry.name: _here(bundle, entry) for entry in ranked_here(bundle)}
+    return {"bundle": path, "manifest": bundle.manifest, "here": here}
+
+
 def _engines(bundle: Bundle, entries: list[EngineEntry]) -> Table:
     columns = (_whole("engine"), "precision", "split", "F1", "drop, points")
     table = Table(*columns, title="Engines, the fastest first")

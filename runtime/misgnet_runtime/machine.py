@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from misgnet_runtime.device.sysfs import ROOT, read_text
 from misgnet_runtime.errors import UnavailableError
 
 _FEATURES = (
     "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm",
 )  # fmt: skip
+_RELEASE = re.compile(r"# R(\d+) \(release\), REVISION: ([\d.]+)")
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, instruction sets that matter for INT8, cores, memory in GiB, system, Python."""
+def describe_machine(root: Path = ROOT) -> dict[str, Any]:
+    """Processor, instruction sets that matter for INT8, cores, memory in GiB, system, Python; of a board its model.
+
+    Of a Jetson also the release of its Linux. ``root``: where those two are read.
+    """
     info, flags = _cpu_info(), cpu_flags()
     return {
         "processor": info.get("model name") or platform.processor() or platform.machine(),
@@ -26,7 +33,19 @@ def describe_machine() -> dict[str, Any]:
         "features": [f for f in _FEATURES if f in flags],
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        **_board(root),
     }
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those distributions that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def architecture() -> str:
@@ -63,7 +82,18 @@ def usable_cores() -> int:
 def machine_line(machine: dict[str, Any]) -> str:
     """One line for a table's caption."""
     features = ", ".join(machine["features"]) or "no INT8 extensions known"
-    return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {features}"
+    board = "".join(f"{machine[key]}, " for key in ("model", "jetson_linux") if key in machine)
+    return f"{board}{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {features}"
+
+
+def _board(root: Path) -> dict[str, str]:
+    """What an arm64 board is called, and R36.3.0 of a Jetson; an arm64 processor itself has no name."""
+    release = _RELEASE.match(read_text(root / "etc/nv_tegra_release") or "")
+    found = {
+        "model": read_text(root / "proc/device-tree/model"),
+        "jetson_linux": f"R{release[1]}.{release[2]}" if release else None,
+    }
+    return {key: value for key, value in found.items() if value}
 
 
 def _cpu_info() -> dict[str, str]:

@@ -274,6 +274,7 @@ class Manifest(Struct, frozen=True):
     machine: dict[str, Any]
     licence: str
     gate: GateRule = "point"
+    threshold_from: str = "given"
     features: list[TensorEntry] = []
 
     def file(self, role: str) -> FileEntry:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.errors import StorageError, UsageError
 
 _DISK_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG,
@@ -30,19 +30,19 @@ def refuse_existing(path: Path, force: bool) -> None:
 
 def publish(temporary: Path, path: Path) -> None:
     """Give a finished file its name, so that a crash at any moment leaves the old file or the new one."""
-    _sync(temporary)
+    sync(temporary)
     temporary.chmod(0o666 & ~_umask())
     temporary.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
 def resumable_errors(path: Path) -> Iterator[None]:
-    """Around writing only what a later run goes on with: InputError where the system refuses."""
+    """Around writing only what a later run goes on with: StorageError where the system refuses."""
     try:
         yield
     except OSError as error:
-        raise InputError(
+        raise StorageError(
             f"{path} cannot be written: {error.strerror or error}; make room or choose another -o, and run the "
             "same command again"
         ) from error
@@ -87,7 +87,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
             _sync_tree(temporary)
             temporary.chmod(0o777 & ~_umask())
             _move_into_place(temporary, path)
-            _sync(path.parent)
+            sync(path.parent)
     finally:
         os.close(lock)
         _remove(temporary)
@@ -99,7 +99,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _DISK_ERRORS:
-            raise InputError(f"output {path} cannot be written: {error.strerror}; nothing was left there") from error
+            raise StorageError(f"output {path} cannot be written: {error.strerror}; nothing was left there") from error
         raise
 
 
@@ -167,11 +167,12 @@ def _umask() -> int:
 def _sync_tree(folder: Path) -> None:
     for parent, _, names in os.walk(folder):
         for name in names:
-            _sync(Path(parent) / name)
-        _sync(Path(parent))
+            sync(Path(parent) / name)
+        sync(Path(parent))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Put a file's bytes, or a folder's names, on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from misgnet_runtime.images import check_mask_name, read_pair, write_mask
+from misgnet_runtime.images import RgbImage, check_mask_name, read_pair, write_mask
 from misgnet_runtime.outputs import refuse_existing, replace_file
-from misgnet_runtime.session import open_bundle
+from misgnet_runtime.session import BundleSession, open_bundle
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,13 @@ class Prediction:
     engine: str
     reason: str
 
+    def line(self, output: Path) -> str:
+        """For a person."""
+        return (
+            f"{output}: {self.width} x {self.height} px, {100 * self.changed_share:.2f} % changed, "
+            f"engine {self.engine} ({self.reason})"
+        )
+
 
 def predict_files(
     bundle_path: Path, before_path: Path, after_path: Path, output: Path, *, engine: str = "auto", force: bool = False
@@ -31,9 +38,14 @@ def predict_files(
     """
     check_mask_name(output)
     refuse_existing(output, force)
-    before, after = read_pair(before_path, after_path)
+    images = read_pair(before_path, after_path)
     with open_bundle(bundle_path, engine) as bundle:
-        mask = bundle.predict(before, after).mask
+        return predict_images(bundle, *images, output)
+
+
+def predict_images(bundle: BundleSession, before: RgbImage, after: RgbImage, output: Path) -> Prediction:
+    """The mask of two images, uint8 (H, W, 3), as ``output``, whole or not at all; what is there is replaced."""
+    mask = bundle.predict(before, after).mask
     with replace_file(output) as temporary:
         write_mask(temporary, mask)
     return Prediction(mask.shape[0], mask.shape[1], float(mask.mean()), bundle.engine.name, bundle.reason)

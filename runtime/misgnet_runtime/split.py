@@ -69,9 +69,9 @@ def open_split(bundle: Bundle, entry: EngineEntry, threads: int | None = None, s
     Raises UsageError where the engine is not split, UnavailableError and InputError where a part does not open.
     """
     if entry.split is None:
-        raise UsageError(
-            f"engine {entry.name} of bundle {bundle.path} is not split; build it by misgnet-export build --split"
-        )
+        split = ", ".join(other.name for other in bundle.manifest.engines if other.split)
+        advice = f"take one of {split}" if split else "build it by misgnet-export build --split"
+        raise UsageError(f"engine {entry.name} of bundle {bundle.path} is not split; {advice}")
     interface = bundle.manifest.interface
 
     def open_part(file: str) -> Engine:

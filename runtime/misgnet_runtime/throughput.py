@@ -1,36 +1,40 @@
 """Latency and throughput: each engine in a process of its own, all of them measured in alternating rounds.
 
-A worker (``python -m misgnet_runtime.throughput``) opens one engine, warms it up and then times as many calls
+A worker (see :mod:`misgnet_runtime.throughput_worker`) opens one engine, warms it up and then times as many calls
 as it is told, one line of JSON for each request. Two engines in one process would compete with their thread
 pools; rounds in turn keep a ratio meaningful when the machine's speed drifts.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from misgnet_runtime.callables import Progress
-from misgnet_runtime.detector import ChangeDetector
-from misgnet_runtime.engines import open_engine_file
+from misgnet_runtime.device.power import Energy, PowerMeter, count_energy
 from misgnet_runtime.errors import MisgnetError
-from misgnet_runtime.golden import read_golden
 from misgnet_runtime.manifest import EngineEntry, Interface, Struct
 
 ROUNDS = 5
+WARM_UP_SECONDS = 10.0
 
 
 class Task(Struct, frozen=True):
-    """What a worker opens: an engine's entry, the folder its paths start from, the batch and the threads."""
+    """What a worker opens: an engine's entry, the folder its paths start from, the batch, the threads, the streams.
+
+    So many threads as there are ``streams`` call the engine, each again as soon as it has its answer. ``warm_up``:
+    seconds after which an engine that is not steady yet is measured nevertheless.
+    """
 
     entry: EngineEntry
     root: str
@@ -38,10 +42,40 @@ class Task(Struct, frozen=True):
     golden: str
     batch: int
     threads: int | None = None
+    streams: int = 1
+    warm_up: float = WARM_UP_SECONDS
+
+
+class WarmUp(Struct, frozen=True):
+    """What came before the first round: how much, and whether the calls' time had settled within 5 %."""
+
+    calls: int
+    seconds: float
+    steady: bool
+    seconds_per_call: float
+
+
+class Round(Struct, frozen=True):
+    """Some calls, from the first one's start to the last one's end, and the milliseconds of each."""
+
+    seconds: float
+    milliseconds: list[float]
+
+
+class RailEnergy(Struct, frozen=True):
+    """Mean power of a rail, and its energy for one image pair; ``total``: it carries the whole module."""
+
+    rail: str
+    watts: float
+    joules_per_pair: float
+    total: bool
 
 
 class Timing(Struct, frozen=True):
-    """Latency of one call in milliseconds, and image pairs a second, over ``calls`` calls of ``batch`` pairs."""
+    """Latency of one call in milliseconds, and image pairs a second, over ``calls`` calls of ``batch`` pairs.
+
+    ``rounds``: pairs a second of each round. Of bundles that an earlier version built only the first eight are known.
+    """
 
     engine: str
     precision: str
@@ -51,23 +85,46 @@ class Timing(Struct, frozen=True):
     p90_ms: float
     p99_ms: float
     pairs_per_second: float
+    max_ms: float | None = None
+    streams: int = 1
+    rounds: list[float] = msgspec.field(default_factory=list)
+    warm_up: WarmUp | None = None
+    energy: list[RailEnergy] = msgspec.field(default_factory=list)
 
 
-def measure(tasks: list[Task], seconds: float = 2.0, progress: Progress | None = None) -> list[Timing]:
-    """Time all tasks side by side: ``ROUNDS`` rounds, each about ``seconds`` / ``ROUNDS`` a task.
+@dataclass
+class _Measured:
+    """What is known of one task so far."""
+
+    warm_up: WarmUp
+    rounds: list[Round] = field(default_factory=list)
+    energy: Energy = field(default_factory=Energy)
+
+
+def measure(
+    tasks: Sequence[Task],
+    seconds: float = 2.0,
+    progress: Progress | None = None,
+    *,
+    rounds: int = ROUNDS,
+    meters: Sequence[PowerMeter] = (),
+) -> list[Timing]:
+    """Time all tasks side by side: ``rounds`` rounds, each about ``seconds`` / ``rounds`` a task.
 
     Raises MisgnetError with a worker's own words where one fails.
     """
     with ExitStack() as running:
         workers = [running.enter_context(closing(_Worker(task))) for task in tasks]
-        times: list[list[float]] = [[] for _ in tasks]
-        calls = [max(2, round(seconds / ROUNDS / worker.warm_up())) for worker in workers]
-        for done in range(1, ROUNDS + 1):
-            for index, worker in enumerate(workers):
-                times[index] += worker.run(calls[index])
+        found = [_Measured(worker.warm_up()) for worker in workers]
+        for done in range(1, rounds + 1):
+            for worker, measured in zip(workers, found, strict=True):
+                calls = _calls(worker.task, measured.warm_up, seconds / rounds)
+                with count_energy(meters, measured.energy):
+                    measured.rounds.append(worker.run(calls))
             if progress:
-                progress(done, ROUNDS)
-    return [_timing(task, np.array(ms)) for task, ms in zip(tasks, times, strict=True)]
+                progress(done, rounds)
+    totals = {meter.total for meter in meters}
+    return [_timing(task, measured, totals) for task, measured in zip(tasks, found, strict=True)]
 
 
 class _Worker:
@@ -75,77 +132,65 @@ class _Worker:
 
     def __init__(self, task: Task) -> None:
         self.name = f"{task.entry.name} at batch {task.batch}"
-        command = [sys.executable, "-m", "misgnet_runtime.throughput"]
+        command = [sys.executable, "-m", "misgnet_runtime.throughput_worker"]
         # A file, not a pipe: a library that writes pages of warnings must not fill a pipe and block.
         self.words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, env=_environment()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, env=worker_environment()
         )
-        self.task = msgspec.json.encode(task)
+        self.task = task
 
-    def warm_up(self) -> float:
-        """Tell the worker its task and wait until the engine is warm; seconds of one call."""
-        self._send(self.task)
-        return self.run(3)[-1] / 1000
+    def warm_up(self) -> WarmUp:
+        """Tell the worker its task and wait until the engine is warm."""
+        return msgspec.json.decode(self._ask(msgspec.json.encode(self.task)), type=WarmUp)
 
-    def run(self, calls: int) -> list[float]:
-        """Milliseconds of each of ``calls`` calls."""
-        self._send(str(calls).encode())
-        assert self.process.stdout
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise MisgnetError(f"the benchmark of {self.name} ended early: {self._last_words()}")
-        return msgspec.json.decode(answer, type=list[float])
+    def run(self, calls: int) -> Round:
+        return msgspec.json.decode(self._ask(str(calls).encode()), type=Round)
 
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
         self.words.close()
 
-    def _send(self, line: bytes) -> None:
-        assert self.process.stdin
+    def _ask(self, line: bytes) -> bytes:
+        assert self.process.stdin and self.process.stdout
         try:
             self.process.stdin.write(line + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            raise MisgnetError(f"the benchmark of {self.name} ended early: {self._last_words()}") from None
+            raise self._failure() from None
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise self._failure()
+        return answer
 
-    def _last_words(self) -> str:
+    def _failure(self) -> MisgnetError:
         self.process.communicate()
         self.words.seek(0)
-        return (self.words.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        last = (self.words.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        return MisgnetError(f"the benchmark of {self.name} ended early: {last}")
 
 
-def _environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
     """The parent's environment, with its import path: it may run from a checkout that is not installed."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path)}
 
 
-def _timing(task: Task, ms: NDArray[np.float64]) -> Timing:
+def _calls(task: Task, warm_up: WarmUp, seconds: float) -> int:
+    """As many as fit, at least two a stream and equally many for each."""
+    each = seconds / warm_up.seconds_per_call / task.streams
+    return task.streams * max(2, math.ceil(each))
+
+
+def _timing(task: Task, measured: _Measured, totals: set[str | None]) -> Timing:
+    ms = np.concatenate([part.milliseconds for part in measured.rounds])
     p50, p90, p99 = (float(x) for x in np.percentile(ms, (50, 90, 99)))
+    speeds = [task.batch * len(part.milliseconds) / part.seconds for part in measured.rounds]
+    speed = task.batch * len(ms) / sum(part.seconds for part in measured.rounds)
+    energy = [
+        RailEnergy(rail, watts, watts / speed, rail in totals) for rail, watts in measured.energy.mean_watts().items()
+    ]
     return Timing(
-        task.entry.name, task.entry.precision, task.batch, len(ms), p50, p90, p99,
-        1000 * task.batch * len(ms) / float(ms.sum()),
+        task.entry.name, task.entry.precision, task.batch, len(ms), p50, p90, p99, speed, float(ms.max()),
+        task.streams, speeds, measured.warm_up, energy,
     )  # fmt: skip
-
-
-def _serve() -> None:
-    """The worker: a task on the first line, then a number of calls on each further line."""
-    task = msgspec.json.decode(sys.stdin.buffer.readline(), type=Task)
-    tiles = read_golden(Path(task.golden))
-    picked = np.resize(np.arange(len(tiles.before)), task.batch)
-    before, after = tiles.before[picked], tiles.after[picked]
-    engine = open_engine_file(task.entry, Path(task.root), task.interface.max_batch, task.threads)
-    with ChangeDetector(engine, task.interface) as detector:
-        for line in sys.stdin.buffer:
-            times = []
-            for _ in range(int(line)):
-                start = time.perf_counter()
-                detector.probability(before, after)
-                times.append(1000 * (time.perf_counter() - start))
-            sys.stdout.buffer.write(msgspec.json.encode(times) + b"\n")
-            sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    _serve()

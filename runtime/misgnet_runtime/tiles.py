@@ -161,23 +161,32 @@ def find_sources(root: Path, *, labelled: bool = True) -> list[Source]:
 
     Raises InputError as :meth:`TileSet.open`.
     """
-    names = ("A", "B", "label") if labelled else ("A", "B")
-    parts = {name: _images_by_stem(root, name) for name in names}
-    for name, files in parts.items():
-        for stem, path in parts["A"].items():
+    return find_pairs(root / "A", root / "B", root / "label" if labelled else None)
+
+
+def find_pairs(before: Path, after: Path, label: Path | None = None) -> list[Source]:
+    """The images of two folders, and their labels where there is a folder of them, that have equal names.
+
+    Raises InputError where a folder is missing or empty, or an image has no partner.
+    """
+    folders = [folder for folder in (before, after, label) if folder is not None]
+    parts = [_images_by_stem(folder) for folder in folders]
+    for folder, files in zip(folders, parts, strict=True):
+        for stem, path in parts[0].items():
             if stem not in files:
-                raise InputError(f"{path} has no partner in {root / name}")
+                raise InputError(f"{path} has no partner in {folder}")
         for stem, path in files.items():
-            if stem not in parts["A"]:
-                raise InputError(f"{path} has no partner in {root / 'A'}")
-    labels = parts.get("label", {})
-    return [Source(s, p, parts["B"][s], labels.get(s)) for s, p in sorted(parts["A"].items())]
+            if stem not in parts[0]:
+                raise InputError(f"{path} has no partner in {before}")
+    labels = parts[2] if label is not None else {}
+    return [Source(s, p, parts[1][s], labels.get(s)) for s, p in sorted(parts[0].items())]
 
 
-def _images_by_stem(root: Path, name: str) -> dict[str, Path]:
-    folder = root / name
+def _images_by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise InputError(f"folder {folder} does not exist; tiles lie in A/, B/ and label/ with equal names")
+        raise InputError(
+            f"folder {folder} does not exist; images of a pair have equal names, each date in a folder of its own"
+        )
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):

@@ -9,9 +9,9 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.machine import check_processor, usable_cores
 from misgnet_runtime.manifest import EngineEntry
 
-__all__ = ["Engine", "TensorSpec", "open_engine_file", "streams_for_scenes"]
+__all__ = ["MOST_STREAMS", "Engine", "TensorSpec", "open_engine_file", "streams_for_scenes"]
 
-_MOST_STREAMS = 4  # each takes memory for a batch of its own
+MOST_STREAMS = 4  # each takes memory for a batch of its own
 
 
 def streams_for_scenes(entry: EngineEntry) -> int:
@@ -19,7 +19,7 @@ def streams_for_scenes(entry: EngineEntry) -> int:
 
     A core that computes a batch alone waits for no other one; on a GPU the copies of one batch hide behind another.
     """
-    return min(_MOST_STREAMS, usable_cores()) if entry.kind in ("onnxruntime", "openvino") else 2
+    return min(MOST_STREAMS, usable_cores()) if entry.kind in ("onnxruntime", "openvino") else 2
 
 
 def open_engine_file(

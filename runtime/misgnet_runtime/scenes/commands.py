@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from misgnet_runtime import arguments
-from misgnet_runtime.console import err_console, out_console
+from misgnet_runtime.log import current
 
 if TYPE_CHECKING:
-    from misgnet_runtime.callables import Progress
+    from misgnet_runtime.scenes.run import SceneReport
 
 _Bundle = Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build --split")]
-_Engine = Annotated[str, typer.Option(help="an engine of the bundle, or auto")]
 
 
 def encode(
@@ -24,7 +22,7 @@ def encode(
     raster: Annotated[Path, typer.Argument(help="one date, a GeoTIFF of any size")],
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="its features, for series; ends in .features")],
-    engine: _Engine = "auto",
+    engine: arguments.Engine = "auto",
     force: Annotated[bool, typer.Option("--force", help="replace an existing output")] = False,
     overlap: arguments.Overlap = None,
     batch: arguments.Batch = 4,
@@ -48,10 +46,9 @@ def encode(
         before=declared, overlap=overlap, batch=batch, streams=streams, threads=threads, engine=engine, force=force,
         restart=restart,
     )  # fmt: skip
-    with _bar() as progress:
-        report = encode_file(bundle, raster, output, options, tell=_tell, progress=progress)
-    for line in report.lines():
-        _say(line)
+    with current().progress("rows of tiles") as progress:
+        report = encode_file(bundle, raster, output, options, tell=current().note, progress=progress)
+    current().result(report.lines(), output=output, **report.figures())
 
 
 def series(
@@ -65,7 +62,7 @@ def series(
     discard_features: Annotated[
         bool, typer.Option("--discard-features", help="keep none in the folder for a later series")
     ] = False,
-    engine: _Engine = "auto",
+    engine: arguments.Engine = "auto",
     force: Annotated[bool, typer.Option("--force", help="replace existing outputs of other runs")] = False,
     probability: arguments.WithProbability = False,
     vector: arguments.WithVector = False,
@@ -96,12 +93,14 @@ def series(
 
     A series that was interrupted is gone on with by the same command, and one with more dates by the longer command.
     """
-    from misgnet_runtime.scenes.options import Declared, SceneOptions, SeriesOptions
+    from misgnet_runtime.scenes.options import SceneOptions, SeriesOptions, declared_dates
     from misgnet_runtime.scenes.series import Listener, run_series
 
-    common = Declared.parse("", bands, scale, offset, stretch)
-    first = Declared.parse("before-", before_bands, before_scale, before_offset, before_stretch).over(common)
-    later = Declared.parse("after-", after_bands, after_scale, after_offset, after_stretch).over(common)
+    first, later = declared_dates(
+        (bands, scale, offset, stretch),
+        (before_bands, before_scale, before_offset, before_stretch),
+        (after_bands, after_scale, after_offset, after_stretch),
+    )
     scene = SceneOptions(
         first, later, align, overlap, batch, streams, threads, cog, min_area=min_area, simplify=simplify,
         engine=engine, force=force, restart=restart,
@@ -109,27 +108,9 @@ def series(
     asked = {"probability": probability, "vector": vector, "quicklook": quicklook}
     products = frozenset(name for name, wanted in asked.items() if wanted)
     options = SeriesOptions(scene, products, consecutive, features, discard_features)
-    with _bar() as progress:
-        listener = Listener(_tell, lambda path, report: _say(*report.lines(path)), progress)
-        run_series(bundle, reference, dates, output, options, listener)
 
+    def finished(path: Path, report: SceneReport) -> None:
+        current().result(report.lines(path), output=path, **asdict(report))
 
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    from rich.progress import Progress as Bar
-
-    with Bar(console=err_console, transient=True) as bar:
-        task = bar.add_task("rows of tiles", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _say(*lines: str) -> None:
-    for line in lines:
-        out_console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def _tell(line: str) -> None:
-    err_console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-COMMANDS: tuple[Callable[..., None], ...] = (encode, series)
+    with current().progress("rows of tiles") as progress:
+        run_series(bundle, reference, dates, output, options, Listener(current().note, finished, progress))

@@ -39,6 +39,15 @@ class EncodeReport:
             found.append(f"gone on from tile {self.resumed} of an ended run")
         return found
 
+    def figures(self) -> dict[str, object]:
+        """For a program."""
+        footer = self.features.footer
+        return {
+            "tiles": len(footer.crc32), "bytes": self.features.path.stat().st_size, "unread": len(footer.holes),
+            "resumed": self.resumed, "engine": self.engine.entry.name, "reason": self.engine.reason,
+            "sha256": self.features.sha256,
+        }  # fmt: skip
+
 
 def encode_file(
     bundle_path: Path,

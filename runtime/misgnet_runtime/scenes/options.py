@@ -56,6 +56,15 @@ class Declared:
         )
 
 
+_Words = tuple[str | None, str | None, str | None, str | None]
+
+
+def declared_dates(both: _Words, before: _Words, after: _Words) -> tuple[Declared, Declared]:
+    """What is said of each date, from bands, scale, offset and stretch; raises as :meth:`Declared.parse`."""
+    common = Declared.parse("", *both)
+    return Declared.parse("before-", *before).over(common), Declared.parse("after-", *after).over(common)
+
+
 @dataclass(frozen=True)
 class SceneOptions:
     """``overlap`` in pixels, a quarter of a tile without; ``streams``: batches at once, what suits the engine without,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
-from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.callables import Progress
-from misgnet_runtime.choice import open_detector
+from misgnet_runtime.choice import Opened, open_detector
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.scenes.inference import Task, Work, infer
 from misgnet_runtime.scenes.inputs import look_at
@@ -35,18 +37,37 @@ def predict_scene_files(
     Raises UsageError, InputError, UnavailableError or GateFailed; then no output has its name.
     """
     options = options or SceneOptions()
+    bundle = read_bundle(bundle_path)
+    opening = partial(open_detector, bundle, options.engine, options.streams, options.threads)
+    return predict_opened(bundle, opening, before, after, output, options, tell=tell, progress=progress)
+
+
+def predict_opened(
+    bundle: Bundle,
+    opening: Callable[[], AbstractContextManager[Opened]],
+    before: Path,
+    after: Path,
+    output: Path,
+    options: SceneOptions,
+    *,
+    tell: Callable[[str], None],
+    progress: Progress | None = None,
+) -> SceneReport:
+    """As :func:`predict_scene_files`, with a bundle that was read; ``opening`` gives its engine when all else is known.
+
+    An engine that serves many scenes stays open: ``opening`` is :func:`contextlib.nullcontext` of it.
+    """
     options.check(output)
     if options.vector:
         load_vector_libraries()
     outputs = [Path(os.path.realpath(path)) for path in (output, *options.products().values())]
     if not progress_folder(outputs[0]).exists():
         refuse_outputs(outputs, options.force)
-    bundle = read_bundle(bundle_path)
     inputs = look_at(before, after, options)
     for line in inputs.words():
         tell(line)
     try:
-        with open_detector(bundle, options.engine, options.streams, options.threads) as (detector, entry, reason):
+        with opening() as (detector, entry, reason):
             engine = detector.engine
             run = Run(
                 bundle, inputs, options, outputs, detector.interface, entry, engine.device, engine.streams, reason

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.errors import InputError
+from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.outputs import publish, resumable_errors
 from misgnet_runtime.scenes.geotiff import GDAL, load_rasterio
 from misgnet_runtime.scenes.grids import Grid
@@ -44,7 +44,7 @@ class MapWriter:
     cog: bool
 
     def change(self, path: Path) -> Counts:
-        """uint8: 0 unchanged, 1 changed, 255 without data; InputError where it cannot be written."""
+        """uint8: 0 unchanged, 1 changed, 255 without data; StorageError where it cannot be written."""
         changed = nodata = 0
         for _, classes in self._strips("uint8"):
             changed += int((classes == CHANGED).sum())
@@ -53,7 +53,7 @@ class MapWriter:
         return Counts(changed, nodata)
 
     def probability(self, path: Path) -> None:
-        """float32, 0 to 1, NaN without data; InputError where it cannot be written."""
+        """float32, 0 to 1, NaN without data; StorageError where it cannot be written."""
         self._write(path, "float32", float("nan"), 3, "AVERAGE")
 
     def _classes(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -97,12 +97,12 @@ class MapWriter:
         """A full disk may go unreported when GDAL closes a file: what was written is compared."""
         for window, pixels in self._strips(dtype):
             if not np.array_equal(dataset.read(1, window=window), pixels, equal_nan=dtype != "uint8"):
-                raise InputError(f"{dataset.name} was not written whole; make room, and run the same command again")
+                raise StorageError(f"{dataset.name} was not written whole; make room, and run the same command again")
 
 
 @contextmanager
 def gdal_errors(rasterio: Any, path: Path) -> Iterator[None]:
-    """Around writing only: InputError where GDAL or the system refuses."""
+    """Around writing only: StorageError where the system refuses, InputError where GDAL does."""
     try:
         with resumable_errors(path):
             yield

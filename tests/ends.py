@@ -1,4 +1,4 @@
-"""Runs that end before they are done: killed at any call that makes something lasting, or at any time."""
+"""Processes that end at a moment of their own: killed after a time, or at a call that makes something lasting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 
@@ -31,11 +30,8 @@ def in_child(body: Callable[[], object], after: float | None = None) -> int:
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
-def die_at(number: int, *modules: ModuleType) -> None:
-    """From here on the ``number``-th call that makes something lasting is not lived through.
-
-    ``modules``: where ``discard_progress`` is called.
-    """
+def die_at(number: int) -> None:
+    """From here on the ``number``-th call that makes something lasting is not lived through."""
     calls = 0
 
     def watched(function: Any) -> Any:
@@ -50,5 +46,4 @@ def die_at(number: int, *modules: ModuleType) -> None:
 
     os.fsync = watched(os.fsync)
     Path.replace = watched(Path.replace)  # type: ignore[method-assign]
-    for module in modules:
-        module.discard_progress = watched(module.discard_progress)  # type: ignore[attr-defined]
+    Path.unlink = watched(Path.unlink)  # type: ignore[method-assign]

@@ -1,0 +1,86 @@
+"""``misgnet-run predict`` on a pair of GeoTIFFs, in a process of its own: how fast, and how much memory it took.
+
+python -m misgnet_runtime.bench.scene    (a task as JSON on its input; the figures as JSON on its output)
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from misgnet_runtime.console import run_app
+from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, UnavailableError, UsageError
+from misgnet_runtime.manifest import Count, Struct
+from misgnet_runtime.throughput import worker_environment
+
+_KINDS = {kind.exit_code: kind for kind in (UsageError, GateFailed, InputError, UnavailableError)}
+
+
+class SceneTask(Struct, frozen=True):
+    """A pair of 8-bit RGB GeoTIFFs on one grid, the change raster to write, and how."""
+
+    bundle: str
+    before: str
+    after: str
+    output: str
+    engine: str
+    batch: int
+    streams: int
+    threads: int | None
+
+
+class SceneRun(Struct, frozen=True):
+    """Tiles computed, seconds from the first one read to the last row written, and the most memory in use."""
+
+    tiles: Count
+    seconds: float
+    peak_bytes: Count
+
+
+def run_scene(task: SceneTask) -> SceneRun:
+    """Raises what ``predict`` raises, with its words."""
+    command = [sys.executable, "-m", "misgnet_runtime.bench.scene"]
+    ended = subprocess.run(
+        command, input=msgspec.json.encode(task), capture_output=True, env=worker_environment(), check=False
+    )
+    if ended.returncode:
+        last = (ended.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        kind = _KINDS.get(ended.returncode, MisgnetError)
+        raise kind(f"predict on {task.before} and {task.after}: {last.removeprefix('error: ')}")
+    return msgspec.json.decode(ended.stdout, type=SceneRun)
+
+
+def check_scene(before: Path, after: Path) -> None:
+    """Before anything slow: raises as ``predict`` does where the pair cannot be read, or not without declarations."""
+    from misgnet_runtime.scenes.options import Declared
+    from misgnet_runtime.scenes.sampling import find_scaling
+    from misgnet_runtime.scenes.source import open_pair
+
+    with open_pair(before, after, align=False) as pair:
+        for source in (pair.before, pair.after):
+            find_scaling(source, Declared())
+
+
+def main() -> None:
+    from misgnet_runtime.scenes.options import SceneOptions
+    from misgnet_runtime.scenes.predict import predict_scene_files
+
+    task = msgspec.json.decode(sys.stdin.buffer.read(), type=SceneTask)
+    options = SceneOptions(engine=task.engine, batch=task.batch, streams=task.streams, threads=task.threads)
+    paths = Path(task.bundle), Path(task.before), Path(task.after), Path(task.output)
+    report = predict_scene_files(*paths, options, tell=lambda _: None)
+    sys.stdout.buffer.write(msgspec.json.encode(SceneRun(report.tiles, report.seconds, _peak_bytes())))
+
+
+def _peak_bytes() -> int:
+    """Of this program alone: ``ru_maxrss`` would count the parent too, whose memory a child begins with."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(found[1]) if found else 0
+
+
+if __name__ == "__main__":
+    run_app(main)

@@ -1,0 +1,152 @@
+"""Which masks of a folder are written, kept in the folder until all are, so that a killed run can be gone on with.
+
+``OUT/.progress/`` holds ``journal.jsonl``: by what the masks are made, then a line for each few masks, written when
+they are whole on the disk. Then they get their names; those that a killed run left without get theirs later.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+import msgspec
+
+from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.images import Mask, write_mask
+from misgnet_runtime.lines import append_line, hold
+from misgnet_runtime.manifest import Count, Struct
+from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors, sync
+from misgnet_runtime.tiles import Source
+
+FORMAT = 1
+Stamp = tuple[int, int, int, int]
+
+
+class Header(Struct, frozen=True):
+    """By what masks are made, by the words a user knows it by."""
+
+    format: int
+    settings: dict[str, str]
+
+
+class Written(Struct, frozen=True):
+    """A mask: its pair's name, the state of both files (sizes in bytes, times of change in ns), and its pixels."""
+
+    name: str
+    stamp: Stamp
+    pixels: Count
+    changed: Count
+
+
+class _Line(Struct, frozen=True):
+    masks: tuple[Written, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The open record of ``output``: what is written, by name, and where more is added."""
+
+    output: Path
+    handle: FileIO
+    written: dict[str, Written]
+
+    def write(self, masks: Sequence[tuple[Written, Mask]]) -> None:
+        """Give masks, bool (H, W), their names; StorageError where the disk refuses, and the others stay."""
+        places = [progress_folder(self.output) / f"{about.name}.png" for about, _ in masks]
+        with resumable_errors(self.output):
+            for place, (_, mask) in zip(places, masks, strict=True):
+                part = place.with_suffix(".part")  # under its mask's name a file is whole
+                write_mask(part, mask)
+                sync(part)
+                part.replace(place)
+            append_line(self.handle, _Line(tuple(about for about, _ in masks)))
+            os.fsync(self.handle)
+        self.publish([about for about, _ in masks])
+
+    def publish(self, masks: Sequence[Written]) -> None:
+        """Give those of ``masks`` their names that have none yet; all are whole."""
+        with resumable_errors(self.output):
+            for about in masks:
+                place = progress_folder(self.output) / f"{about.name}.png"
+                if place.exists():
+                    publish(place, self.output / place.name)
+        self.written.update((about.name, about) for about in masks)
+
+
+def progress_folder(output: Path) -> Path:
+    return output / ".progress"
+
+
+def stamp_of(source: Source) -> Stamp:
+    """The state of a pair's files; InputError where one is gone."""
+    try:
+        before, after = source.before.stat(), source.after.stat()
+    except OSError as error:
+        raise InputError(f"image {error.filename} cannot be read: {error.strerror}") from error
+    return before.st_size, before.st_mtime_ns, after.st_size, after.st_mtime_ns
+
+
+@contextmanager
+def open_record(output: Path, settings: dict[str, str], sources: Sequence[Source], force: bool) -> Iterator[Record]:
+    """The record of ``output``, begun where there is none, or anew with ``force`` where it is of other settings.
+
+    UsageError where another run is at work, the masks were begun otherwise, or one exists that no run of these
+    wrote; StorageError where the disk refuses. The record is removed when the block succeeds.
+    """
+    folder = progress_folder(output)
+    if not folder.exists():
+        _refuse(output, sources, {}, force)
+    with resumable_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / "journal.jsonl").open("a+b", buffering=0)
+    with handle:
+        if not hold(handle):
+            raise UsageError(f"another run is writing {output}; wait for it, or choose another -o")
+        lines, length = _read(handle, Header(FORMAT, settings), output, force)
+        named = {mask.name: mask for line in lines for mask in line.masks}
+        _refuse(output, sources, named, force)
+        with resumable_errors(folder):
+            handle.truncate(length)
+            if not length:
+                append_line(handle, Header(FORMAT, settings))
+        record = Record(output, handle, named)
+        record.publish(lines[-1].masks if lines else ())
+        yield record
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse(output: Path, sources: Sequence[Source], own: dict[str, Written], force: bool) -> None:
+    for source in sources:
+        if source.name not in own:
+            refuse_existing(output / f"{source.name}.png", force)
+
+
+def _read(handle: FileIO, asked: Header, output: Path, force: bool) -> tuple[list[_Line], int]:
+    """The lines of a run like this one, and how many bytes count; none of another run's where it may be replaced."""
+    handle.seek(0)
+    content = handle.read()
+    *lines, torn = content.split(b"\n")
+    try:
+        header = msgspec.json.decode(lines[0], type=Header) if lines else asked
+        found = [msgspec.json.decode(line, type=_Line) for line in lines[1:]]
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        if force:
+            return [], 0
+        raise UsageError(f"the journal of {output} is damaged ({error}); begin anew with --force") from error
+    if header == asked:
+        return found, len(content) - len(torn)
+    if found and not force:
+        raise UsageError(
+            f"{output} was begun with {_shown(header)}, and now it is {_shown(asked)}; give the same command again to "
+            "go on, or begin anew with --force"
+        )
+    return [], 0
+
+
+def _shown(header: Header) -> str:
+    return ", ".join(f"{name} {value}" for name, value in header.settings.items())

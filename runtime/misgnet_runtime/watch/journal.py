@@ -1,0 +1,160 @@
+"""``watch.jsonl``: what a watcher did with which pair. Lines are only ever appended, and on the disk when they count.
+
+``started`` (the bundle, the engine, the options), then for each pair ``begun``, and ``done`` or ``failed``. Between
+begun and done stands ``complete``: the results are whole in ``.working/`` and are about to get their names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from misgnet_runtime.errors import UsageError
+from misgnet_runtime.lines import append_line, hold
+from misgnet_runtime.manifest import Count, Sha256, Struct
+from misgnet_runtime.outputs import resumable_errors
+
+JOURNAL = "watch.jsonl"
+FORMAT = 1
+
+
+class FileState(Struct, frozen=True):
+    """A file that was read: its size in bytes and the time of its last write in ns."""
+
+    name: str
+    size: Count
+    mtime_ns: int
+    sha256: Sha256
+
+
+class Started(Struct, frozen=True, tag="started"):
+    """What the pairs that follow are processed by; ``settings``: by the words a user knows them by."""
+
+    time: datetime
+    format: int
+    bundle: Sha256
+    engine: str
+    settings: dict[str, str]
+
+
+class Begun(Struct, frozen=True, tag="begun"):
+    time: datetime
+    pair: str
+    before: FileState
+    after: FileState
+
+    @property
+    def state(self) -> tuple[tuple[str, int, int], ...]:
+        """As :attr:`FilePair.state`."""
+        return tuple((file.name, file.size, file.mtime_ns) for file in (self.before, self.after))
+
+    def same_files(self, other: Begun) -> bool:
+        """Whether both are of equal bytes under equal names."""
+        ours, theirs = ([(f.name, f.sha256) for f in (begun.before, begun.after)] for begun in (self, other))
+        return ours == theirs
+
+
+class Complete(Struct, frozen=True, tag="complete"):
+    """``outputs``: names in the output folder, the last one of them published last; ``figures``: of the report."""
+
+    time: datetime
+    pair: str
+    outputs: tuple[str, ...]
+    figures: dict[str, Any]
+
+
+class Done(Struct, frozen=True, tag="done"):
+    time: datetime
+    pair: str
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    time: datetime
+    pair: str
+    message: str
+
+
+Entry = Started | Begun | Complete | Done | Failed
+
+
+class Journal:
+    """An open journal: how each pair ended, which one has not, and where more is added."""
+
+    def __init__(self, handle: FileIO, entries: list[Entry], length: int) -> None:
+        self._handle, self._length = handle, length
+        self.started: Started | None = None
+        self.unfinished: Begun | None = None
+        self.complete: Complete | None = None
+        self.ended: dict[str, tuple[Begun, Done | Failed]] = {}
+        self.done: set[str] = set()  # pairs that were done at some time: their outputs are this journal's
+        for entry in entries:
+            self._take(entry)
+
+    def add(self, entry: Entry) -> None:
+        """Put an entry on the disk; StorageError where it refuses, and then a later call may be heard."""
+        with resumable_errors(Path(str(self._handle.name))):
+            self._handle.truncate(self._length)  # what a full disk left of a line
+            append_line(self._handle, entry)
+            os.fsync(self._handle)
+        self._length = self._handle.tell()
+        self._take(entry)
+
+    def failed(self) -> set[str]:
+        """The names of the pairs that ended so."""
+        return {name for name, (_, end) in self.ended.items() if isinstance(end, Failed)}
+
+    def _take(self, entry: Entry) -> None:
+        if isinstance(entry, Started):
+            self.started = entry
+        elif isinstance(entry, Begun):
+            self.unfinished = entry
+        elif isinstance(entry, Complete):
+            self.complete = entry
+        elif self.unfinished is not None:
+            self.ended[entry.pair] = self.unfinished, entry
+            self.done |= {entry.pair} if isinstance(entry, Done) else set()
+            self.unfinished = self.complete = None
+
+
+@contextmanager
+def open_journal(output: Path) -> Iterator[Journal]:
+    """The journal of ``output``, begun where there is none; one watcher at a time may hold it.
+
+    UsageError where another watcher is at work or a line is damaged, StorageError where the disk refuses.
+    """
+    path = output / JOURNAL
+    with resumable_errors(path):
+        output.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a+b", buffering=0)
+    with handle:
+        if not hold(handle):
+            raise UsageError(f"another watcher is at work on {output}; stop it, or choose another -o")
+        handle.seek(0)
+        content = handle.read()
+        *lines, torn = content.split(b"\n")
+        entries = [_decode(line, number, path) for number, line in enumerate(lines, 1)]
+        yield Journal(handle, entries, len(content) - len(torn))
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def _decode(line: bytes, number: int, path: Path) -> Entry:
+    try:
+        entry: Entry = msgspec.json.decode(line, type=Entry)
+        if isinstance(entry, Started) and entry.format != FORMAT:
+            raise ValueError(f"format {entry.format}")
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise UsageError(
+            f"{path}, line {number} is damaged, or another version's ({error}); choose another -o, or move it away: "
+            "then what lies there counts as not processed"
+        ) from error
+    return entry
