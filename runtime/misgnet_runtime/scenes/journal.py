@@ -26,7 +26,6 @@ from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.lines import append_line, hold
 from misgnet_runtime.manifest import Count, Struct
 from misgnet_runtime.outputs import resumable_errors
-from misgnet_runtime.tiling import Span
 
 FORMAT = 2
 _JOURNAL = "journal.jsonl"
@@ -67,24 +66,6 @@ class Band(Struct, frozen=True, tag="band"):
 
 class Publishing(Struct, frozen=True, tag="publishing"):
     """All outputs are complete and are given their names: those that exist are this run's own."""
-
-
-@dataclass(frozen=True)
-class Probabilities:
-    """The whole map on disk, float32 (``height``, ``width``), NaN without data."""
-
-    path: Path
-    height: int
-    width: int
-
-    def read(self, rows: Span, columns: Span | None = None) -> NDArray[np.float32]:
-        """float32 (h, w), of all columns without ``columns``; InputError where the file is shorter than it must be."""
-        wanted = slice(columns.start, columns.stop) if columns else slice(None)
-        try:
-            mapped = np.memmap(self.path, np.float32, "r", shape=(self.height, self.width))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.path} is cut off or cannot be read; start anew with --restart") from error
-        return np.array(mapped[rows.start : rows.stop, wanted])
 
 
 class Journal:

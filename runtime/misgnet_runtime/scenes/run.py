@@ -12,8 +12,9 @@ from misgnet_runtime.manifest import EngineEntry, Interface
 from misgnet_runtime.outputs import refuse_existing, resumable_errors
 from misgnet_runtime.scenes.inference import Work
 from misgnet_runtime.scenes.inputs import Inputs
-from misgnet_runtime.scenes.journal import Journal, Probabilities, Raw, open_journal
+from misgnet_runtime.scenes.journal import Journal, Raw, open_journal
 from misgnet_runtime.scenes.options import SceneOptions
+from misgnet_runtime.scenes.probabilities import Probabilities
 from misgnet_runtime.scenes.products import Counts, MapWriter, publish_all, staged
 from misgnet_runtime.scenes.quicklook import write_quicklook
 from misgnet_runtime.scenes.vectors import VectorOptions, write_polygons
