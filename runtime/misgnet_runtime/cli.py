@@ -13,6 +13,7 @@ from misgnet_runtime.bench.command import bench
 from misgnet_runtime.console import make_app, out_console, run_app
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.log import JsonLog, current
+from misgnet_runtime.scenes.commands import encode, series
 from misgnet_runtime.watch.command import watch
 
 if TYPE_CHECKING:
@@ -154,6 +155,8 @@ def verify(
 
 
 app.command()(bench)
+app.command()(encode)
+app.command()(series)
 app.command()(watch)
 
 

@@ -44,6 +44,13 @@ def open_geotiff(rasterio: Any, path: Path) -> Any:
         raise InputError(f"raster {path} cannot be opened as a GeoTIFF: {error}") from error
 
 
+def read_tags(path: Path) -> dict[str, str]:
+    """A GeoTIFF's tags; InputError where it is none."""
+    rasterio = load_rasterio("a scene")
+    with rasterio.Env(**GDAL), open_geotiff(rasterio, path) as dataset:
+        return dict(dataset.tags())
+
+
 def check_memory(dataset: Any, at_once: int, what: str) -> None:
     """InputError where ``at_once`` bytes, or a block of the file, are too many.
 

@@ -13,39 +13,15 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.errors import GateFailed
-from misgnet_runtime.images import Mask, RgbImage
+from misgnet_runtime.images import RgbImage
 from misgnet_runtime.scenes.journal import Journal
 from misgnet_runtime.scenes.pipeline import run_pipeline
 from misgnet_runtime.scenes.scaling import Scaling
 from misgnet_runtime.scenes.source import Hole, Pair
+from misgnet_runtime.scenes.strips import Reading, strips
 from misgnet_runtime.scenes.windows import Blender, Layout
-from misgnet_runtime.tiling import Span, reflect
 
-
-@dataclass(frozen=True)
-class Strip:
-    """Neighbouring tiles of one row, read at once.
-
-    ``tiles``: the columns of those that have data, B of them; ``columns``: what the strip covers of the scene;
-    ``valid``: where there is data, bool (h, w); ``last``: the strip ends its row.
-    """
-
-    tiles: tuple[int, ...]
-    columns: Span
-    valid: Mask
-    holes: frozenset[Hole]
-    last: bool
-
-
-@dataclass(frozen=True)
-class Chunk(Strip):
-    """A strip's pixels, uint8 (B, T, T, 3) of both dates."""
-
-    before: RgbImage
-    after: RgbImage
-
-
-AnyStrip = TypeVar("AnyStrip", bound=Strip)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -70,64 +46,48 @@ class Work:
 def infer(task: Task, predict: Predict, journal: Journal, progress: Progress | None = None) -> Work:
     """Compute the rows that ``journal`` lacks, as :func:`fill`."""
     return fill(
-        journal, task.layout, lambda first: _chunks(task, first),
-        lambda chunk: predict(chunk.before, chunk.after), progress, task.streams,
-    )  # fmt: skip
+        journal, task.layout, lambda first: _read(task, first), lambda images: predict(*images), progress, task.streams
+    )
 
 
 def fill(
     journal: Journal,
     layout: Layout,
-    read: Callable[[int], Generator[AnyStrip, None, None]],
-    answer: Callable[[AnyStrip], NDArray[np.float32]],
+    read: Callable[[int], Generator[tuple[Reading, Item], None, None]],
+    answer: Callable[[Item], NDArray[np.float32]],
     progress: Progress | None,
     streams: int = 1,
 ) -> Work:
     """Compute the rows that ``journal`` lacks, ``streams`` batches at once; ``progress`` is told of rows of tiles.
 
-    ``read`` yields strips from a row of tiles on; ``answer`` gives the probabilities of one that has data, float32
-    (B, T, T). Raises GateFailed where these are NaN or Inf, InputError where the disk refuses. What is finished stays.
+    ``read`` yields strips from a row of tiles on; ``answer`` makes probabilities, float32 (B, T, T), of those tiles
+    that have data. Raises GateFailed where these are NaN or Inf, InputError where the disk refuses. What is finished
+    stays.
     """
     if journal.finished == layout.rows.length:
         return Work(0, 0.0)
     first = layout.rows.first_reaching(journal.finished)
     writer = _Writer(layout, first, journal, progress)
 
-    def work(strip: AnyStrip) -> tuple[Strip, NDArray[np.float32]]:
-        return strip, checked(answer(strip)) if strip.tiles else np.empty((0, 0, 0), np.float32)
+    def work(item: tuple[Reading, Item]) -> tuple[Reading, NDArray[np.float32]]:
+        reading, images = item
+        return reading, _finite(answer(images)) if reading.tiles else np.empty((0, 0, 0), np.float32)
 
     begin = time.perf_counter()
     run_pipeline(lambda: read(first), work, writer.take, streams)
     return Work(writer.tiles, time.perf_counter() - begin)
 
 
-def _chunks(task: Task, first: int) -> Generator[Chunk, None, None]:
+def _read(task: Task, first: int) -> Generator[tuple[Reading, tuple[RgbImage, RgbImage]], None, None]:
+    """Strips, each with its tiles that have data, uint8 (B, T, T, 3) of both dates."""
     with task.open_pair() as pair:
-        for row, tiles in task.layout.strips(task.batch, first):
-            yield _read_chunk(pair, task, row, tiles)
+        for strip in strips(task.layout, task.batch, first):
+            pixels = pair.read(task.scalings, strip.rows, strip.columns)
+            reading = Reading(strip, pixels.valid, pixels.holes)
+            yield reading, (strip.stack(pixels.before, reading.tiles), strip.stack(pixels.after, reading.tiles))
 
 
-def _read_chunk(pair: Pair, task: Task, row: int, tiles: range) -> Chunk:
-    axis = task.layout.columns
-    rows, columns = task.layout.rows.window(row), axis.windows(tiles)
-    pixels = pair.read(task.scalings, rows, columns)
-    parts = {tile: axis.window(tile).within(columns) for tile in tiles}
-    seen = tuple(tile for tile, part in parts.items() if pixels.valid[:, part].any())
-    before, after = (stack_tiles(image, [parts[t] for t in seen], axis.tile) for image in (pixels.before, pixels.after))
-    last = tiles[-1] == len(axis.starts) - 1
-    return Chunk(seen, columns, pixels.valid, pixels.holes, last, before, after)
-
-
-def stack_tiles(image: RgbImage, parts: list[slice], tile: int) -> RgbImage:
-    """uint8 (B, T, T, 3); a scene smaller than a tile is reflected."""
-    stacked = np.empty((len(parts), tile, tile, 3), np.uint8)
-    for index, part in enumerate(parts):
-        stacked[index] = reflect(image[:, part], tile, tile)
-    return stacked
-
-
-def checked(answer: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What an engine answers; GateFailed where that is not finite."""
+def _finite(answer: NDArray[np.float32]) -> NDArray[np.float32]:
     if not np.isfinite(answer).all():
         raise GateFailed("the engine answers NaN or Inf; run misgnet-run verify")
     return answer
@@ -144,14 +104,15 @@ class _Writer:
         self._holes: set[Hole] = set()
         self.tiles = 0
 
-    def take(self, answered: tuple[Strip, NDArray[np.float32]]) -> None:
-        strip, answer = answered
-        self._valid[: len(strip.valid), strip.columns.start : strip.columns.stop] = strip.valid
-        self._holes |= strip.holes
-        self.tiles += len(strip.tiles)
-        for column, probability in zip(strip.tiles, answer, strict=True):
+    def take(self, answered: tuple[Reading, NDArray[np.float32]]) -> None:
+        reading, answer = answered
+        columns = reading.strip.columns
+        self._valid[: len(reading.valid), columns.start : columns.stop] = reading.valid
+        self._holes |= reading.holes
+        self.tiles += len(reading.tiles)
+        for column, probability in zip(reading.tiles, answer, strict=True):
             self._blender.add(column, probability)
-        if strip.last:
+        if reading.strip.last:
             self._end_row()
 
     def _end_row(self) -> None:

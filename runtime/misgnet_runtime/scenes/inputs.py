@@ -49,26 +49,30 @@ class Inputs:
     def words(self) -> list[str]:
         """What a user should know before the run: scalings, and a warning."""
         lines = [f"{date}: {scaling}" for date, scaling in zip(("before", "after"), self.scalings, strict=True)]
-        if self.shift and max(map(abs, self.shift)) > 1:
-            lines.append(
-                f"warning: the second date lies about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} columns "
-                "beside the first; what does not move may be taken for change: register them first"
-            )
-        return lines
+        return [*lines, *self.warnings()]
+
+    def warnings(self) -> list[str]:
+        if not self.shift or max(map(abs, self.shift)) <= 1:
+            return []
+        return [
+            f"warning: the second date lies about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} columns beside "
+            "the first; what does not move may be taken for change: register them first"
+        ]
 
 
-def look_at(before: Path | Date, after: Path, options: SceneOptions, grid: Grid | None = None) -> Inputs:
-    """All that is decided before the first tile; a first date that was looked at already is taken as it is.
-
-    Raises as :func:`open_pair`, which knows ``grid``, and :func:`find_scaling`.
-    """
-    path = before.path if isinstance(before, Date) else before
-    opened = partial(open_pair, path, after, align=options.align, grid=grid)
-    with opened() as pair:
-        first = before if isinstance(before, Date) else look_at_date(pair.before, path, options.before)
+def look_at(before: Path, after: Path, options: SceneOptions) -> Inputs:
+    """All that is decided before the first tile; raises as :func:`open_pair` and :func:`find_scaling`."""
+    with open_pair(before, after, align=options.align) as pair:
+        first = look_at_date(pair.before, before, options.before)
         second = look_at_date(pair.after, after, options.after)
-        shift = residual_shift(pair, (first.scaling, second.scaling))
-        return Inputs(first, second, pair.grid, shift, opened)
+    return look_at_pair(first, second, align=options.align)
+
+
+def look_at_pair(before: Date, after: Date, *, align: bool, grid: Grid | None = None) -> Inputs:
+    """Two dates that were looked at, on ``grid``, that of the first without one; raises as :func:`open_pair`."""
+    opened = partial(open_pair, before.path, after.path, align=align, grid=grid)
+    with opened() as pair:
+        return Inputs(before, after, pair.grid, residual_shift(pair, (before.scaling, after.scaling)), opened)
 
 
 def look_at_date(raster: Raster, path: Path, declared: Declared) -> Date:

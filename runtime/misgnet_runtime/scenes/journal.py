@@ -26,9 +26,9 @@ from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.lines import append_line, hold
 from misgnet_runtime.manifest import Count, Struct
 from misgnet_runtime.outputs import resumable_errors
-from misgnet_runtime.tiling import Span
 
 FORMAT = 2
+_JOURNAL = "journal.jsonl"
 
 
 class Header(Struct, frozen=True, tag="scene"):
@@ -68,24 +68,6 @@ class Publishing(Struct, frozen=True, tag="publishing"):
     """All outputs are complete and are given their names: those that exist are this run's own."""
 
 
-@dataclass(frozen=True)
-class Probabilities:
-    """The whole map on disk, float32 (``height``, ``width``), NaN without data."""
-
-    path: Path
-    height: int
-    width: int
-
-    def read(self, rows: Span, columns: Span | None = None) -> NDArray[np.float32]:
-        """float32 (h, w), of all columns without ``columns``; InputError where the file is shorter than it must be."""
-        wanted = slice(columns.start, columns.stop) if columns else slice(None)
-        try:
-            mapped = np.memmap(self.path, np.float32, "r", shape=(self.height, self.width))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.path} is cut off or cannot be read; start anew with --restart") from error
-        return np.array(mapped[rows.start : rows.stop, wanted])
-
-
 class Journal:
     """An open journal: what is finished, and where more is added. One thread at a time."""
 
@@ -117,17 +99,28 @@ class Journal:
                 data = part.reshape(-1).view(np.uint8).data
                 stop = (bands[-1].stop if bands else self.finished) + len(part)
                 bands.append(Band(stop, zlib.crc32(data), holes))
-                while data:  # a full disk may take a part
-                    data = data[self._raw.write(data) :]
+                self._write(data)
             os.fsync(self._raw)
             self._append(*bands)
         self.bands += bands
+
+    def complete(self, footer: bytes) -> None:
+        """End the raw file, all of whose units are there, by ``footer``."""
+        with resumable_errors(self.path):
+            self._raw.truncate(self.finished * self._header.size)
+            self._raw.seek(0, os.SEEK_END)
+            self._write(memoryview(footer))
+            os.fsync(self._raw)
 
     def publish(self) -> None:
         """Note that all outputs are complete and about to get their names."""
         with resumable_errors(self.path):
             self._append(Publishing())
         self.publishing = True
+
+    def _write(self, data: memoryview) -> None:
+        while data:  # a full disk may take a part
+            data = data[self._raw.write(data) :]
 
     def _append(self, *values: Struct) -> None:
         for value in values:
@@ -150,7 +143,7 @@ def open_journal(output: Path, raw: Raw, settings: dict[str, str], *, restart: b
     _check_room(folder / raw.name, raw)
     with resumable_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / "journal.jsonl").open("a+b", buffering=0)
+        handle = (folder / _JOURNAL).open("a+b", buffering=0)
     with handle:
         if not hold(handle):
             raise UsageError(f"another run is writing {output}; wait for it, or choose another -o")
@@ -168,6 +161,13 @@ def discard_progress(output: Path) -> None:
     for path in progress_folder(output).glob("*.raw"):
         path.unlink(missing_ok=True)
     shutil.rmtree(progress_folder(output), ignore_errors=True)
+
+
+def was_published(output: Path) -> bool:
+    """Whether a run of ``output`` ended when its outputs were complete, and its progress is still there."""
+    journal = progress_folder(output) / _JOURNAL
+    entries = _parse(journal.read_bytes(), output)[1] if journal.exists() else []
+    return any(isinstance(entry, Publishing) for entry in entries)
 
 
 def _check_room(path: Path, raw: Raw) -> None:

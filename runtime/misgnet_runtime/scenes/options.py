@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from misgnet_runtime.errors import UsageError
@@ -121,6 +121,32 @@ class SceneOptions:
         """The outputs beside the change raster that were asked for, by option."""
         asked = {"probability": self.probability, "vector": self.vector, "quicklook": self.quicklook}
         return {name: path for name, path in asked.items() if path is not None}
+
+
+@dataclass(frozen=True)
+class SeriesOptions:
+    """``scene``: of each pair, but for the products' names: ``products`` are asked for, and named after their date.
+
+    ``scene.before`` is said of the reference, ``scene.after`` of every other date. ``features``: of the reference, as
+    ``misgnet-run encode`` made them.
+    """
+
+    scene: SceneOptions = field(default_factory=SceneOptions)
+    products: frozenset[str] = frozenset()
+    consecutive: bool = False
+    features: Path | None = None
+    discard_features: bool = False
+
+    def of_date(self, folder: Path, date: Path) -> tuple[Path, SceneOptions]:
+        """The change raster of a date, and its options with the names of its products."""
+
+        def named(product: str, ending: str) -> Path | None:
+            return folder / f"{date.stem}{ending}" if product in self.products else None
+
+        return folder / f"{date.stem}.tif", replace(
+            self.scene, probability=named("probability", ".probability.tif"), vector=named("vector", ".gpkg"),
+            quicklook=named("quicklook", ".png"),
+        )  # fmt: skip
 
 
 def _numbers(option: str, text: str | None, counts: tuple[int, ...], example: str) -> tuple[float, ...] | None:

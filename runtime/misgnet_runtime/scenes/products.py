@@ -17,7 +17,7 @@ from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.outputs import publish, resumable_errors
 from misgnet_runtime.scenes.geotiff import GDAL, load_rasterio
 from misgnet_runtime.scenes.grids import Grid
-from misgnet_runtime.scenes.journal import Probabilities
+from misgnet_runtime.scenes.probabilities import Probabilities
 from misgnet_runtime.tiling import Span
 
 UNCHANGED, CHANGED, NODATA = 0, 1, 255

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from misgnet_runtime.images import RgbImage
-from misgnet_runtime.scenes.journal import Probabilities
+from misgnet_runtime.scenes.probabilities import Probabilities
 from misgnet_runtime.scenes.scaling import Scaling
 from misgnet_runtime.scenes.source import Pair
 from misgnet_runtime.tiling import Span

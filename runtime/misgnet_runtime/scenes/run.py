@@ -12,8 +12,9 @@ from misgnet_runtime.manifest import EngineEntry, Interface
 from misgnet_runtime.outputs import refuse_existing, resumable_errors
 from misgnet_runtime.scenes.inference import Work
 from misgnet_runtime.scenes.inputs import Inputs
-from misgnet_runtime.scenes.journal import Journal, Probabilities, Raw, open_journal
+from misgnet_runtime.scenes.journal import Journal, Raw, open_journal
 from misgnet_runtime.scenes.options import SceneOptions
+from misgnet_runtime.scenes.probabilities import Probabilities
 from misgnet_runtime.scenes.products import Counts, MapWriter, publish_all, staged
 from misgnet_runtime.scenes.quicklook import write_quicklook
 from misgnet_runtime.scenes.vectors import VectorOptions, write_polygons
@@ -63,7 +64,8 @@ class SceneReport:
 class Run:
     """All that one pair's map depends on. ``outputs``: the change raster, then the products in the options' order.
 
-    ``device``: what the engine runs on, ``streams`` batches at once; ``tags``: more, for the outputs.
+    ``device``: what the engine runs on, ``streams`` batches at once; ``tags``: more, for the outputs; ``features``:
+    digests of the stored ones that are compared.
     """
 
     bundle: Bundle
@@ -76,6 +78,7 @@ class Run:
     streams: int
     reason: str
     tags: dict[str, str] = field(default_factory=dict)
+    features: list[str] = field(default_factory=list)
 
     @property
     def overlap(self) -> int:
@@ -105,6 +108,7 @@ class Run:
             "--streams": str(self.streams),
             **{f"--{name.replace('_', '-')}": str(getattr(self.options, name)) for name in _SETTINGS},
             **{f"--{name}": os.path.realpath(path) for name, path in self.options.products().items()},
+            **({"the features": " and ".join(self.features)} if self.features else {}),
         }
 
 

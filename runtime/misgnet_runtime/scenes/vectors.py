@@ -15,7 +15,7 @@ import numpy as np
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.scenes.geotiff import GDAL, load_rasterio, mapped
 from misgnet_runtime.scenes.grids import Grid
-from misgnet_runtime.scenes.journal import Probabilities
+from misgnet_runtime.scenes.probabilities import Probabilities
 from misgnet_runtime.scenes.products import CHANGED
 from misgnet_runtime.tiling import Span
 

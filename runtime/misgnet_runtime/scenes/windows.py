@@ -6,7 +6,6 @@ the sums of a whole scene are never needed, and a row of tiles finishes the rows
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -41,10 +40,6 @@ class Axis:
     def window(self, index: int) -> Span:
         """The pixels of the scene that a tile sees; fewer than a tile's where the scene is smaller than one."""
         return Span(self.starts[index], min(self.starts[index] + self.tile, self.length))
-
-    def windows(self, indices: range) -> Span:
-        """The pixels that neighbouring tiles see together."""
-        return Span(self.window(indices[0]).start, self.window(indices[-1]).stop)
 
     def finished(self, index: int) -> Span:
         """The pixels that no later tile reaches, and that the tile before did not finish."""
@@ -84,13 +79,6 @@ class Layout:
 
     rows: Axis
     columns: Axis
-
-    def strips(self, batch: int, first: int = 0) -> Iterator[tuple[int, range]]:
-        """Rows from ``first`` on, each with its columns by at most ``batch`` neighbours."""
-        count = len(self.columns.starts)
-        for row in range(first, len(self.rows.starts)):
-            for begin in range(0, count, batch):
-                yield row, range(begin, min(begin + batch, count))
 
 
 def lay_out(height: int, width: int, tile: int, overlap: int, anchor: tuple[int, int] = (0, 0)) -> Layout:

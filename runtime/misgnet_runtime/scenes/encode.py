@@ -1,0 +1,80 @@
+"""A GeoTIFF to a file of its features."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.callables import Progress
+from misgnet_runtime.errors import UsageError
+from misgnet_runtime.outputs import refuse_existing
+from misgnet_runtime.scenes.encoding import SplitEngine, look_at_encoding, make_features, open_split_engine
+from misgnet_runtime.scenes.features import SUFFIX, FeatureFile
+from misgnet_runtime.scenes.journal import progress_folder
+from misgnet_runtime.scenes.options import SceneOptions
+from misgnet_runtime.scenes.run import INTERRUPTED
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What was written; ``resumed``: tiles that were there already, of an ended run."""
+
+    features: FeatureFile
+    engine: SplitEngine
+    resumed: int
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        path, footer = self.features.path, self.features.footer
+        found = [
+            f"{path}: {len(footer.crc32):,} tiles, {path.stat().st_size / 2**20:,.1f} MiB, "
+            f"engine {self.engine.entry.name} ({self.engine.reason})"
+        ]
+        if footer.holes:
+            found.append(f"warning: {len(footer.holes)} blocks could not be read; they have no data")
+        if self.resumed:
+            found.append(f"gone on from tile {self.resumed} of an ended run")
+        return found
+
+    def figures(self) -> dict[str, object]:
+        """For a program."""
+        footer = self.features.footer
+        return {
+            "tiles": len(footer.crc32), "bytes": self.features.path.stat().st_size, "unread": len(footer.holes),
+            "resumed": self.resumed, "engine": self.engine.entry.name, "reason": self.engine.reason,
+            "sha256": self.features.sha256,
+        }  # fmt: skip
+
+
+def encode_file(
+    bundle_path: Path,
+    raster: Path,
+    output: Path,
+    options: SceneOptions | None = None,
+    *,
+    tell: Callable[[str], None] = print,
+    progress: Progress | None = None,
+) -> EncodeReport:
+    """Write the features of a GeoTIFF, for :func:`misgnet_runtime.scenes.series.run_series`, as ``output``.
+
+    ``options.before`` says what the raster's pixels are. Else as :func:`predict_scene_files`; GateFailed also where a
+    feature does not fit float16, UsageError where the bundle is not split.
+    """
+    options = options or SceneOptions()
+    options.check_numbers()
+    if output.suffix != SUFFIX:
+        raise UsageError(f"--output is {output.name}; choose a name that ends in {SUFFIX}")
+    output = Path(os.path.realpath(output))
+    if not progress_folder(output).exists():
+        refuse_existing(output, options.force)
+    with open_split_engine(read_bundle(bundle_path), options) as engine:
+        encoding = look_at_encoding(engine, raster, options)
+        tell(f"{raster.name}: {encoding.date.scaling}")
+        try:
+            made, resumed = make_features(encoding, output, tell=tell, progress=progress)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(INTERRUPTED) from None
+    return EncodeReport(made, engine, resumed)

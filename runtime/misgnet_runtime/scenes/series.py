@@ -1,0 +1,222 @@
+"""A reference and every new date, or each date and the one before: encoded once, and compared by their features."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+
+import msgspec
+
+from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.callables import Progress
+from misgnet_runtime.errors import InputError, MisgnetError, UsageError
+from misgnet_runtime.scenes.comparison import compare
+from misgnet_runtime.scenes.encoding import (
+    Encoding,
+    SplitEngine,
+    look_at_encoding,
+    make_features,
+    open_split_engine,
+    was_named,
+)
+from misgnet_runtime.scenes.features import SUFFIX, FeatureFile, open_features
+from misgnet_runtime.scenes.geotiff import read_tags
+from misgnet_runtime.scenes.inputs import look_at_pair
+from misgnet_runtime.scenes.journal import discard_progress, progress_folder
+from misgnet_runtime.scenes.options import SeriesOptions
+from misgnet_runtime.scenes.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
+from misgnet_runtime.scenes.vectors import load_vector_libraries
+
+_SAME_RUN = "MISGNET_RUN_SHA256"
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told: notes and errors by ``tell``, each change raster that is complete by ``finished``."""
+
+    tell: Callable[[str], None]
+    finished: Callable[[Path, SceneReport], None]
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Two dates that are to be compared; ``done``: all outputs are there, of the very same run."""
+
+    before: Encoding
+    after: Encoding
+    run: Run
+    done: bool
+
+
+def run_series(
+    bundle_path: Path, reference: Path, dates: Sequence[Path], folder: Path, options: SeriesOptions, listener: Listener
+) -> None:
+    """Write ``folder``/DATE.tif for each of ``dates``, the change since ``reference`` or since the date before.
+
+    The reference's features are kept in ``folder``, or in consecutive mode those of the last two dates; a later call
+    goes on with them. A date whose outputs are of the very same run is done. One that fails does not keep the others
+    from being run; then the first error is raised in the end, with how many failed. Raises UsageError before the first
+    date for names that cannot be meant, and for a bundle that is not split; else as :func:`predict_scene_files`.
+    """
+    folder = Path(os.path.realpath(folder))
+    _check_names(reference, dates, folder, options)
+    options.scene.check_numbers()
+    if "vector" in options.products:
+        load_vector_libraries()
+    try:
+        with open_split_engine(read_bundle(bundle_path), options.scene) as engine:
+            _Series(engine, folder, options, listener).run(reference, dates)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(INTERRUPTED) from None
+
+
+def _check_names(reference: Path, dates: Sequence[Path], folder: Path, options: SeriesOptions) -> None:
+    """UsageError unless every date has outputs of its own, and none lies where an input does."""
+    inputs = [os.path.realpath(path) for path in (reference, *dates, *([options.features] if options.features else []))]
+    taken: dict[str, Path] = {}
+    for date in [*([reference] if options.consecutive else []), *dates]:
+        change, scene = options.of_date(folder, date)
+        for output in map(str, (change, *scene.products().values())):
+            if output in taken:
+                raise UsageError(f"{taken[output]} and {date} would both become {output}; give one another name")
+            if output in inputs:
+                raise UsageError(f"output {output} is an input of the series; choose another -o")
+            taken[output] = date
+
+
+class _Series:
+    """One call's work: everything is looked at, then each date is run."""
+
+    def __init__(self, engine: SplitEngine, folder: Path, options: SeriesOptions, listener: Listener) -> None:
+        self._engine, self._folder, self._options, self._listener = engine, folder, options, listener
+        self._failures: list[tuple[Path, MisgnetError]] = []
+
+    def run(self, reference: Path, dates: Sequence[Path]) -> None:
+        comparisons = self._look_at_all(reference, dates)
+        if not self._options.consecutive and not all(one.done for one in comparisons):
+            self._features(comparisons[0].before)  # no date can be run without: what fails here ends the call
+        for comparison, following in zip_longest(comparisons, comparisons[1:]):
+            with self._noted(comparison.after.date.path):
+                self._compare(comparison)
+            if self._options.consecutive and following:
+                self._discard({comparison.before, comparison.after} - {following.before})
+        if self._options.discard_features and not self._failures:
+            self._discard({encoding for last in comparisons[-1:] for encoding in (last.before, last.after)})
+        self._raise_first(len(dates))
+
+    def _look_at_all(self, reference: Path, dates: Sequence[Path]) -> list[_Comparison]:
+        """What is to be compared; a date that cannot be is noted."""
+        scene, found = self._options.scene, []
+        first = look_at_encoding(self._engine, reference, scene)
+        self._listener.tell(f"{reference.name}: {first.date.scaling}")
+        before: Encoding | None = first
+        for path in dates:
+            after = None
+            with self._noted(path):
+                after = look_at_encoding(self._engine, path, scene, first.grid)
+                self._listener.tell(f"{path.name}: {after.date.scaling}")
+                if before is None:
+                    raise InputError("there is nothing to compare it with: the date before it failed")
+                found.append(self._comparison(before, after))
+            if self._options.consecutive:
+                before = after
+        return found
+
+    def _comparison(self, before: Encoding, after: Encoding) -> _Comparison:
+        grid = None if before.first else before.grid  # the first is not warped onto itself
+        inputs = look_at_pair(before.date, after.date, align=self._options.scene.align, grid=grid)
+        for line in inputs.warnings():
+            self._listener.tell(f"{after.date.path.name}: {line}")
+        change, options = self._options.of_date(self._folder, after.date.path)
+        engine, outputs = self._engine, [change, *options.products().values()]
+        run = Run(
+            engine.bundle, inputs, options, outputs, engine.detector.interface, engine.entry, engine.device,
+            engine.streams, engine.reason,
+        )  # fmt: skip
+        same = _digest(run)
+        begun = progress_folder(change).exists()
+        done = not begun and not options.restart and _is_done(outputs, same)
+        if not begun and not done:
+            refuse_outputs(outputs, options.force)
+        return _Comparison(before, after, replace(run, tags={"MISGNET_SPLIT": "yes", _SAME_RUN: same}), done)
+
+    def _compare(self, comparison: _Comparison) -> None:
+        run, output = comparison.run, comparison.run.outputs[0]
+        if comparison.done:
+            self._listener.tell(f"{output} is there already, of the very same run")
+            return
+        before = self._features(comparison.before)
+        after = self._features(comparison.after) if self._options.consecutive else None
+        run = replace(run, features=[stored.sha256 for stored in (before, after) if stored])
+        detector, progress = self._engine.detector, self._listener.progress
+        report = run_pair(run, lambda run, journal: compare(run, detector, (before, after), journal, progress))
+        discard_progress(output)
+        self._listener.finished(output, report)
+
+    def _features(self, encoding: Encoding) -> FeatureFile:
+        """Those that are there, of this very date, bundle and options, or made now."""
+        path, given = self._place(encoding), self._is_given(encoding)
+        if given or path.exists():
+            found = open_features(path)
+            words = found.misfit(encoding.footer())
+            if words is None:
+                if was_named(path):
+                    discard_progress(path)
+                return found
+            if given or not encoding.options.force:
+                raise UsageError(
+                    f"features {path} were made with {words}; encode the raster again, or choose another -o"
+                )
+        made, resumed = make_features(encoding, path, tell=self._listener.tell, progress=self._listener.progress)
+        if resumed:
+            self._listener.tell(f"{path.name}: gone on from tile {resumed} of an ended run")
+        return made
+
+    def _is_given(self, encoding: Encoding) -> bool:
+        return encoding.first and self._options.features is not None
+
+    def _place(self, encoding: Encoding) -> Path:
+        given = self._options.features if encoding.first else None
+        return given or self._folder / f"{encoding.date.path.stem}{SUFFIX}"
+
+    def _discard(self, encodings: set[Encoding]) -> None:
+        """Remove dates' features from the folder, where they are what this call would make."""
+        for encoding in encodings:
+            path = self._place(encoding)
+            with suppress(InputError):  # none are there
+                if not self._is_given(encoding) and open_features(path).misfit(encoding.footer()) is None:
+                    path.unlink()
+
+    @contextmanager
+    def _noted(self, date: Path) -> Iterator[None]:
+        try:
+            yield
+        except MisgnetError as error:
+            self._listener.tell(f"error: {date}: {error}; the other dates are run")
+            self._failures.append((date, error))
+
+    def _raise_first(self, count: int) -> None:
+        if self._failures:
+            date, error = self._failures[0]
+            raise type(error)(f"{len(self._failures)} of {count} dates failed, first {date}: {error}") from error
+
+
+def _digest(run: Run) -> str:
+    """SHA-256 of all that a run's outputs depend on, wherever they lie."""
+    settings = {**run.settings(), **dict.fromkeys((f"--{name}" for name in run.options.products()), "yes")}
+    return hashlib.sha256(msgspec.json.encode(sorted(settings.items()))).hexdigest()
+
+
+def _is_done(outputs: list[Path], same: str) -> bool:
+    """Whether all outputs are there, and a run of that digest wrote them: the change raster gets its name last."""
+    if not all(path.exists() for path in outputs):
+        return False
+    with suppress(InputError):
+        return read_tags(outputs[0]).get(_SAME_RUN) == same
+    return False
