@@ -23,7 +23,7 @@ from typing import Any
 from misgnet_runtime.bench.plan import BenchOptions, Plan, make_plan, tasks_of
 from misgnet_runtime.bench.scene import SceneTask, run_scene
 from misgnet_runtime.bundle import Bundle, read_bundle
-from misgnet_runtime.engines import streams_for_scenes
+from misgnet_runtime.engines import batch_for_scenes, streams_for_scenes
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.images import image_size, read_image
 from misgnet_runtime.machine import describe_machine, machine_line, usable_cores
@@ -91,9 +91,10 @@ class Bench:
     def of(cls, options: argparse.Namespace) -> Bench:
         bundle = read_bundle(options.bundle)
         asked = (options.engine,) if options.engine else ()
-        engine = make_plan(bundle, BenchOptions(asked, (options.batch,), (1,))).runs[0].engine
-        streams = options.streams or streams_for_scenes(bundle.engine_entry(engine))
-        wishes = BenchOptions((engine,), (options.batch,), (streams,), options.threads, options.seconds)
+        engine = make_plan(bundle, BenchOptions(asked, (), (1,))).runs[0].engine
+        entry = bundle.engine_entry(engine)
+        batch, streams = options.batch or batch_for_scenes(entry), options.streams or streams_for_scenes(entry)
+        wishes = BenchOptions((engine,), (batch,), (streams,), options.threads, options.seconds)
         return cls(bundle, make_plan(bundle, wishes), wishes)
 
     def engine_speed(self) -> float:
@@ -130,8 +131,12 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for trial in bench.trials(pairs, options.rounds, folder):
         print(trial, file=sys.stderr, flush=True)
         trials.append(asdict(trial))
-    settings = {name: getattr(options, name) for name in ("batch", "seconds", "rounds")}
-    settings |= {"streams": bench.plan.streams[0], "threads": options.threads or usable_cores()}
+    settings = {name: getattr(options, name) for name in ("seconds", "rounds")}
+    settings |= {
+        "batch": bench.plan.batches[0],
+        "streams": bench.plan.streams[0],
+        "threads": options.threads or usable_cores(),
+    }
     engine = bench.plan.runs[0].engine
     return {"machine": describe_machine(), "engine": engine, "settings": settings, "trials": trials}
 
@@ -164,8 +169,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--side", type=int, default=16384, help="side of the large pair, px [16384]")
     parser.add_argument("--small", type=int, default=4096, help="side of the small pair, px [4096]")
     parser.add_argument("--engine", help="an engine of the bundle [the fastest that runs here]")
-    parser.add_argument("--batch", type=int, default=4, help="tiles that the engine gets at once [4]")
-    parser.add_argument("--streams", type=int, help="batches at once [what predict takes for the engine]")
+    parser.add_argument("--batch", type=int, help="tiles that the engine gets at once [what predict takes]")
+    parser.add_argument("--streams", type=int, help="batches at once [what predict takes]")
     parser.add_argument("--threads", type=int, help="that compute on the CPU [one a core]")
     parser.add_argument("--rounds", type=int, default=1, help="runs of predict on each pair [1]")
     parser.add_argument("--seconds", type=float, default=20.0, help="that the engine alone is measured each time [20]")

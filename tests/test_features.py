@@ -175,7 +175,7 @@ OTHERS: dict[str, tuple[Callable[[Place], object], SceneOptions, str]] = {
     "raster": (lambda p: write_raster(p.raster, PIXELS[:, ::-1]), SceneOptions(), "the raster"),
     "bundle": (lambda p: edit(p.bundle, lambda m: m.update(threshold=0.4)), SceneOptions(), "the bundle"),
     "scaling": (lambda p: None, SceneOptions(before=Declared(bands=(3, 2, 1))), "and now it is bands 3,2,1"),
-    "batch": (lambda p: None, SceneOptions(batch=1), "--batch 4, and now it is 1"),
+    "batch": (lambda p: None, SceneOptions(batch=2), "--batch 1, and now it is 2"),
 }
 
 

@@ -68,7 +68,7 @@ def answer(name: str) -> np.ndarray:
 
 def test_every_pair_has_its_mask_and_batches_are_full(place: Place, batches: list[int]) -> None:
     told: list[tuple[int, int]] = []
-    report = place.run(progress=lambda done, total: told.append((done, total)))
+    report = place.run(batch=4, progress=lambda done, total: told.append((done, total)))
     assert set(place.masks()) == {f"{name}.png" for name in SIZES}
     assert sorted(path.name for path in place.out.iterdir()) == sorted(place.masks())  # nothing hidden is left
     for name in SIZES:
@@ -191,7 +191,7 @@ def test_pairs_that_changed_are_done_again(place: Place, monkeypatch: pytest.Mon
     _, after = images(64, 64, seed=9)
     write_image(place.after / "a.png", after)
     (place.out / "b.png").unlink()
-    report = place.run()
+    report = place.run(batch=4)
     assert (report.resumed, len(batches)) == (1, 2)  # of c; 1 + 1 + 1 + 1 + 1 tiles
     with Image.open(place.out / "a.png") as mask:
         wanted = expected(images(64, 64, seed=0)[0], after) > 0.5

@@ -56,8 +56,9 @@ class Place:
 
     def run(self, options: SceneOptions | None = None, change: Path | None = None) -> SceneReport:
         said: list[str] = []
+        asked = options or SceneOptions()
         paths = self.bundle, self.before, self.after, change or self.change
-        report = predict_scene_files(*paths, options or SceneOptions(), tell=said.append)
+        report = predict_scene_files(*paths, replace(asked, batch=asked.batch or 4), tell=said.append)
         assert said[0].startswith("before: ") and said[1].startswith("after: ")
         return report
 

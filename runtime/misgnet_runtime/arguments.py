@@ -50,7 +50,7 @@ Simplify = Annotated[float, _output(text="how far outlines of polygons may move,
 Align = Annotated[bool, _output("--align", text="warp AFTER onto BEFORE's grid (bilinear) where it has another")]
 AlignAll = Annotated[bool, _output("--align", text="warp every date onto the first's grid (bilinear)")]
 Overlap = Annotated[_OptionalInt, _output(text="pixels that neighbouring tiles share and blend; a quarter without")]
-Batch = Annotated[int, _output(text="tiles that the engine gets at once")]
+Batch = Annotated[_OptionalInt, _output(text="tiles that the engine gets at once; what suits it without")]
 Streams = Annotated[_OptionalInt, _output(text="batches at once, sharing the device; what suits the engine without")]
 Threads = Annotated[_OptionalInt, _output(text="of the CPU, in all streams; all usable cores without")]
 Restart = Annotated[bool, _output("--restart", text="start anew what an ended run of this output began")]

@@ -47,7 +47,7 @@ def predict(
     simplify: arguments.Simplify = 0.0,
     align: arguments.Align = False,
     overlap: arguments.Overlap = None,
-    batch: arguments.Batch = 4,
+    batch: arguments.Batch = None,
     streams: arguments.Streams = None,
     threads: arguments.Threads = None,
     restart: arguments.Restart = False,
@@ -81,7 +81,7 @@ def predict(
         engine, force, restart,
     )  # fmt: skip
     if before.is_dir() or after.is_dir():
-        _refuse_scene_words(output, replace(options, batch=SceneOptions().batch, streams=None, threads=None))
+        _refuse_scene_words(output, replace(options, batch=None, streams=None, threads=None))
         _predict_folders(bundle, before, after, output, options)
     elif output.suffix.lower() in (".tif", ".tiff"):
         _predict_scene(bundle, before, after, output, options)

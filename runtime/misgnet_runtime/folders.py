@@ -56,7 +56,7 @@ def predict_folders(
     output: Path,
     *,
     engine: str = "auto",
-    batch: int = 4,
+    batch: int | None = None,
     streams: int | None = None,
     threads: int | None = None,
     force: bool = False,
@@ -68,7 +68,8 @@ def predict_folders(
     pairs whose files have changed since are done again. ``progress`` is told of pairs. Raises InputError that names
     the file, UsageError where a mask exists; GateFailed where the engine answers NaN or Inf. What is finished stays.
     """
-    SceneOptions(batch=batch, streams=streams, threads=threads).check_numbers()
+    options = SceneOptions(batch=batch, streams=streams, threads=threads)
+    options.check_numbers()
     if output.resolve() in (before.resolve(), after.resolve()):
         raise UsageError(f"output {output} is a folder of images that are read; choose another -o")
     sources = find_pairs(before, after)
@@ -81,18 +82,23 @@ def predict_folders(
         }
         try:
             with open_record(Path(os.path.realpath(output)), settings, sources, force) as record:
-                return _run(opened, bundle.manifest.threshold, sources, record, batch, progress)
+                return _run(opened, bundle.manifest.threshold, sources, record, options, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(INTERRUPTED) from None
 
 
 def _run(
-    opened: Opened, threshold: float, sources: list[Source], record: Record, batch: int, progress: Progress | None
+    opened: Opened,
+    threshold: float,
+    sources: list[Source],
+    record: Record,
+    options: SceneOptions,
+    progress: Progress | None,
 ) -> FolderReport:
     detector, entry, reason = opened
     todo = [source for source in sources if not _is_written(source, record)]
     writer = _Writer(threshold, record, len(sources) - len(todo), len(sources), progress)
-    tile, size = detector.interface.tile, min(batch, detector.interface.max_batch)
+    tile, size = detector.interface.tile, options.batch_of(entry, detector.interface)
     start = time.perf_counter()
     run_pipeline(
         lambda: _batches(todo, tile, size),

@@ -9,8 +9,9 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.machine import check_processor, usable_cores
 from misgnet_runtime.manifest import EngineEntry
 
-__all__ = ["MOST_STREAMS", "Engine", "TensorSpec", "open_engine_file", "streams_for_scenes"]
+__all__ = ["MOST_STREAMS", "Engine", "TensorSpec", "batch_for_scenes", "open_engine_file", "streams_for_scenes"]
 
+_ON_CPU = ("onnxruntime", "openvino")
 MOST_STREAMS = 4  # each takes memory for a batch of its own
 
 
@@ -19,7 +20,12 @@ def streams_for_scenes(entry: EngineEntry) -> int:
 
     A core that computes a batch alone waits for no other one; on a GPU the copies of one batch hide behind another.
     """
-    return min(MOST_STREAMS, usable_cores()) if entry.kind in ("onnxruntime", "openvino") else 2
+    return min(MOST_STREAMS, usable_cores()) if entry.kind in _ON_CPU else 2
+
+
+def batch_for_scenes(entry: EngineEntry) -> int:
+    """Tiles in a batch that serve a scene best: on a CPU one alone stays in the caches, a GPU wants more of them."""
+    return 1 if entry.kind in _ON_CPU else 4
 
 
 def open_engine_file(

@@ -75,6 +75,10 @@ class Encoding:
     open_raster: Callable[[], AbstractContextManager[Raster]]
 
     @property
+    def batch(self) -> int:
+        return self.options.batch_of(self.engine.entry, self.engine.detector.interface)
+
+    @property
     def layout(self) -> Layout:
         tile, grid = self.engine.detector.interface.tile, self.grid
         return lay_out(grid.height, grid.width, tile, self.options.overlap_of(tile), grid.anchor)
@@ -133,7 +137,7 @@ def make_features(
         if (found := open_features(output)).misfit(footer) is None:
             return found, raw.count
     tell(f"features of {encoding.date.path.name}: {raw.count:,} tiles, {raw.count * raw.size / 2**20:,.1f} MiB")
-    settings = {**footer.settings, "--batch": str(options.batch), "--streams": str(encoding.engine.streams)}
+    settings = {**footer.settings, "--batch": str(encoding.batch), "--streams": str(encoding.engine.streams)}
     with open_journal(output, raw, settings, restart=options.restart) as journal:
         if not journal.publishing:
             refuse_existing(output, options.force)
@@ -170,9 +174,8 @@ def _encode_tiles(encoding: Encoding, journal: Journal, progress: Progress | Non
 
 def _read(encoding: Encoding, finished: int) -> Generator[tuple[Reading, RgbImage], None, None]:
     """Strips, whole, that are not on the disk yet: an engine's answer may depend on what else is in a batch."""
-    batch = min(encoding.options.batch, encoding.engine.detector.interface.max_batch)
     with encoding.open_raster() as raster:
-        for strip in strips(encoding.layout, batch, finished // len(encoding.layout.columns.starts)):
+        for strip in strips(encoding.layout, encoding.batch, finished // len(encoding.layout.columns.starts)):
             if strip.numbers.stop > finished:
                 image, valid, holes = raster.rgb(encoding.date.scaling, strip.rows, strip.columns)
                 reading = Reading(strip, valid, holes)

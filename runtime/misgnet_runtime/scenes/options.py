@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from misgnet_runtime.engines import batch_for_scenes
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.manifest import EngineEntry, Interface
 
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".fgb")
 
@@ -67,16 +69,16 @@ def declared_dates(both: _Words, before: _Words, after: _Words) -> tuple[Declare
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """``overlap`` in pixels, a quarter of a tile without; ``streams``: batches at once, what suits the engine without,
-    on ``threads`` of the CPU together; ``min_area`` in m² (in pixels where the raster lies nowhere), ``simplify`` in
-    pixels.
+    """``overlap`` in pixels, a quarter of a tile without; ``streams`` batches of ``batch`` tiles, as suits the engine
+    without, on ``threads`` of the CPU together; ``min_area`` in m² (in pixels where the raster lies nowhere),
+    ``simplify`` in pixels.
     """
 
     before: Declared = field(default_factory=Declared)
     after: Declared = field(default_factory=Declared)
     align: bool = False
     overlap: int | None = None
-    batch: int = 4
+    batch: int | None = None
     streams: int | None = None
     threads: int | None = None
     cog: bool = False
@@ -112,6 +114,10 @@ class SceneOptions:
         ):  # fmt: skip
             if number is not None and not number >= least:
                 raise UsageError(f"{option} is {number}; it is {least} or more")
+
+    def batch_of(self, entry: EngineEntry, interface: Interface) -> int:
+        """Tiles that the engine of ``entry`` gets at once."""
+        return min(self.batch or batch_for_scenes(entry), interface.max_batch)
 
     def overlap_of(self, tile: int) -> int:
         """Pixels that neighbouring tiles of ``tile`` pixels share."""

@@ -21,7 +21,7 @@ from misgnet_runtime.scenes.vectors import VectorOptions, write_polygons
 from misgnet_runtime.scenes.windows import Layout, lay_out
 
 INTERRUPTED = "what is finished is kept; the same command goes on from there"
-_SETTINGS = ("align", "batch", "cog", "min_area", "simplify")
+_SETTINGS = ("align", "cog", "min_area", "simplify")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Run:
 
     @property
     def batch(self) -> int:
-        return min(self.options.batch, self.interface.max_batch)
+        return self.options.batch_of(self.entry, self.interface)
 
     def settings(self) -> dict[str, str]:
         """What the map and its products depend on, by the words a user knows it by."""
@@ -105,6 +105,7 @@ class Run:
             "the scaling of after": str(after.scaling),
             "the grid": self.inputs.grid.words(),
             "--overlap": str(self.overlap),
+            "--batch": str(self.batch),
             "--streams": str(self.streams),
             **{f"--{name.replace('_', '-')}": str(getattr(self.options, name)) for name in _SETTINGS},
             **{f"--{name}": os.path.realpath(path) for name, path in self.options.products().items()},

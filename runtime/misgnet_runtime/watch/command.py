@@ -38,7 +38,7 @@ def watch(
     simplify: arguments.Simplify = 0.0,
     align: arguments.Align = False,
     overlap: arguments.Overlap = None,
-    batch: arguments.Batch = 4,
+    batch: arguments.Batch = None,
     streams: arguments.Streams = None,
     threads: arguments.Threads = None,
     bands: arguments.Bands = None,
