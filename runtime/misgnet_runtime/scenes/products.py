@@ -107,9 +107,11 @@ def gdal_errors(rasterio: Any, path: Path) -> Iterator[None]:
         with resumable_errors(path):
             yield
     except rasterio.errors.RasterioError as error:
+        reason: BaseException = error
+        while reason.__cause__:  # rasterio's own words are "see previous exception"
+            reason = reason.__cause__
         raise InputError(
-            f"{path} cannot be written: {error.__cause__ or error}; make room or choose another -o, and run the same "
-            "command again"
+            f"{path} cannot be written: {reason}; make room or choose another -o, and run the same command again"
         ) from error
 
 
