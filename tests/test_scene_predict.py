@@ -530,7 +530,7 @@ def test_the_command(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     words = ("--scale", 1 / 25500, "--before-bands", "1,2,3", "--vector", place.out / "c.geojson", "--min-area", 800)
     assert command(monkeypatch, *pair, "-o", place.change, *words) == 0
     captured = capsys.readouterr()
-    assert f"{place.change}: 210 x 300 px, " in captured.out and "1 polygons" in captured.out
+    assert f"{place.change}: 210 x 300 px, " in captured.out and "1 polygon," in captured.out
     assert "before: bands 1,2,3, scale 3.92157e-05" in captured.err
     assert np.array_equal(read(place.change), difference() > 0.5)
     assert len(json.loads((place.out / "c.geojson").read_text())["features"]) == 1
