@@ -14,7 +14,6 @@ from misgnet_calibration.selection import Selection
 from misgnet_export.draft import FLOAT_GRAPH, Draft, Evidence, lowest
 from misgnet_export.report import ReportData, render
 from misgnet_export.report.control import draw_control
-from misgnet_export.report.figures import plural
 from misgnet_export.report.html import short_path
 from misgnet_export.request import BuildRequest
 from misgnet_runtime.bundle import MANIFEST, describe_files, file_sha256
@@ -30,6 +29,7 @@ from misgnet_runtime.manifest import (
 )
 from misgnet_runtime.parity import ParityReport
 from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.words import plural
 
 GOLDEN = "golden/tiles.npz"
 _TOOLS = (

@@ -10,7 +10,6 @@ import numpy as np
 
 from misgnet_export.progress import Stage, StageLog
 from misgnet_export.report import TilePicture, pick_tiles
-from misgnet_export.report.figures import plural
 from misgnet_runtime.callables import Predict
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines import open_engine_file
@@ -21,6 +20,7 @@ from misgnet_runtime.manifest import EngineEntry, GateRule, Interface
 from misgnet_runtime.parity import EngineParity, Judged, ParityReport, Status, compare, judge, report
 from misgnet_runtime.throughput import Task, Timing, measure
 from misgnet_runtime.tiles import Tile, TileSet, read_tile, stack
+from misgnet_runtime.words import plural
 
 WORST_SHOWN = 6
 TYPICAL_SHOWN = 3

@@ -17,6 +17,7 @@ from misgnet_export.report.pictures import data_uri
 from misgnet_export.report.tables import plain_table
 from misgnet_runtime.manifest import Fraction, Struct
 from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.words import plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,8 +143,8 @@ def summary(record: ControlRecord) -> str:
 
 def _effort(record: ControlRecord) -> str:
     estimates = sum(step.estimated for step in record.steps)
-    text = figures.plural(len(record.steps) - estimates, "evaluation")
-    return f"{text} and {figures.plural(estimates, 'estimate')} on fewer tiles (~)" if estimates else text
+    text = plural(len(record.steps) - estimates, "evaluation")
+    return f"{text} and {plural(estimates, 'estimate')} on fewer tiles (~)" if estimates else text
 
 
 def draw_control(record: ControlRecord, folder: Path, name: str = "control") -> list[Path]:

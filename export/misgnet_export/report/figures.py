@@ -51,11 +51,6 @@ def size(count: int) -> str:
     return f"{count / 1024:.1f} KiB" if count < 1024**2 else f"{count / 1024**2:.2f} MiB"
 
 
-def plural(count: int, noun: str) -> str:
-    """``1 tile``, ``2 tiles``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def verdict_word(engine: EngineParity) -> str:
     """``pass``, ``FAIL`` or, without a verdict, a dash."""
     if engine.verdict is None:

@@ -14,6 +14,7 @@ from misgnet_runtime.machine import machine_line
 from misgnet_runtime.manifest import RepairEntry
 from misgnet_runtime.parity import EngineParity, ParityReport
 from misgnet_runtime.throughput import Timing
+from misgnet_runtime.words import plural
 
 PLOT_WIDTH = 150  # px, of the drawn intervals
 
@@ -61,6 +62,7 @@ def render(data: ReportData) -> str:
     )  # fmt: skip
     shown = {
         "fig": figures,
+        "plural": plural,
         "pic": pictures,
         "control": control,
         "axis": drop_axis(data.parity),
@@ -84,7 +86,7 @@ def headline(data: ReportData) -> str:
     failed = [e.engine for e in judged if e.verdict and not e.verdict.passed]
     proxies = sum(e.status == "proxy" for e in judged)
     how = f" ({proxies} of them by proxy)" if proxies else ""
-    scope = f"{len(judged)} of {figures.plural(len(engines), 'engine')} judged{how}"
+    scope = f"{len(judged)} of {plural(len(engines), 'engine')} judged{how}"
     if not judged:
         return f"Nothing proven: {scope}"
     if failed:
@@ -124,7 +126,7 @@ def _interval_caveats(report: ParityReport) -> list[str]:
     run = [e for e in report.engines if e.f1_drop_points is not None]
     found = []
     if any(figures.few_sources(e.interval) for e in run):
-        few = f"{figures.plural(report.sources, 'source image')} only, fewer than {figures.FEW_SOURCES}"
+        few = f"{plural(report.sources, 'source image')} only, fewer than {figures.FEW_SOURCES}"
         found.append(f"the intervals rest on {few}: they are rough")
     if alone := [e.engine for e in run if e.interval is None]:
         found.append(f"no interval for {', '.join(alone)}: that needs at least two source images")

@@ -9,6 +9,7 @@ from rich.text import Text
 from misgnet_export.report import figures
 from misgnet_runtime.parity import EngineParity, ParityReport
 from misgnet_runtime.throughput import Timing
+from misgnet_runtime.words import plural
 
 _STYLES = {"pass": "green", "FAIL": "bold red"}
 
@@ -28,7 +29,7 @@ def parity_table(report: ParityReport) -> Table:
     judged = [(e.engine, e.verdict) for e in report.engines if e.verdict]
     rules = [f"{engine}: {verdict.reason}" for engine, verdict in judged if verdict.rule != "F1 drop"]
     rough = any(figures.few_sources(e.interval) for e in report.engines)
-    note = [f"~ rough: {figures.plural(report.sources, 'source image')} only"] if rough else []
+    note = [f"~ rough: {plural(report.sources, 'source image')} only"] if rough else []
     table.caption = Text("\n".join(reasons + rules + note), style="dim")
     return table
 

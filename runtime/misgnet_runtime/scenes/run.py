@@ -19,6 +19,7 @@ from misgnet_runtime.scenes.products import Counts, MapWriter, publish_all, stag
 from misgnet_runtime.scenes.quicklook import write_quicklook
 from misgnet_runtime.scenes.vectors import VectorOptions, write_polygons
 from misgnet_runtime.scenes.windows import Layout, lay_out
+from misgnet_runtime.words import plural
 
 INTERRUPTED = "what is finished is kept; the same command goes on from there"
 _SETTINGS = ("align", "cog", "min_area", "simplify")
@@ -46,13 +47,14 @@ class SceneReport:
 
     def lines(self, output: Path) -> list[str]:
         """For a person."""
-        polygons = "" if self.polygons is None else f", {self.polygons} polygon{'s' * (self.polygons != 1)}"
+        polygons = "" if self.polygons is None else f", {plural(self.polygons, 'polygon')}"
         found = [
             f"{output}: {self.width} x {self.height} px, {100 * self.changed_share:.2f} % changed{polygons}, "
             f"{100 * self.nodata_share:.2f} % without data, engine {self.engine} ({self.reason})"
         ]
         if self.tiles:
-            found.append(f"{self.tiles} tiles in {self.seconds:.1f} s, {self.tiles / self.seconds:.1f} tiles/s")
+            speed = self.tiles / self.seconds
+            found.append(f"{plural(self.tiles, 'tile')} in {self.seconds:.1f} s, {speed:.1f} tiles/s")
         if self.unread[0]:
             found.append(f"warning: {self.unread[0]} blocks ({self.unread[1]} px) could not be read; they have no data")
         if self.resumed:
