@@ -506,7 +506,7 @@ def test_memory_does_not_grow_with_the_scene(place: Place) -> None:
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         peaks.append(int(ended.stdout.split()[-1]))
         size = (place.root / str(height) / "d1.features").stat().st_size
-    assert size > 95 << 20 and peaks[1] < 1.15 * peaks[0] + 16  # GDAL keeps at most 16 MiB of blocks
+    assert size > 95 << 20 and peaks[1] < peaks[0] + 60  # GDAL's cache and the queues fill; features would be 150
 
 
 # --- the command
