@@ -22,6 +22,7 @@ import numpy as np
 
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.device.power import Energy, PowerMeter, count_energy
+from misgnet_runtime.engines.settings import EngineSettings
 from misgnet_runtime.errors import MisgnetError
 from misgnet_runtime.manifest import EngineEntry, Interface, Struct
 
@@ -44,6 +45,7 @@ class Task(Struct, frozen=True):
     threads: int | None = None
     streams: int = 1
     warm_up: float = WARM_UP_SECONDS
+    settings: EngineSettings = EngineSettings()
 
 
 class WarmUp(Struct, frozen=True):

@@ -30,7 +30,9 @@ def serve() -> None:
     tiles = read_golden(Path(task.golden))
     picked = np.resize(np.arange(len(tiles.before)), task.batch)
     before, after = tiles.before[picked], tiles.after[picked]
-    engine = open_engine_file(task.entry, Path(task.root), task.interface.max_batch, task.threads, task.streams)
+    engine = open_engine_file(
+        task.entry, Path(task.root), task.interface.max_batch, task.threads, task.streams, task.settings
+    )
     with ChangeDetector(engine, task.interface) as detector, ThreadPoolExecutor(task.streams) as pool:
 
         def run(calls: int) -> Round:

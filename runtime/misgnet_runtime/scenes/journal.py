@@ -29,6 +29,7 @@ from misgnet_runtime.outputs import resumable_errors
 
 FORMAT = 2
 _JOURNAL = "journal.jsonl"
+_TUNED = {"--batch", "--streams"}  # what misgnet-run tune chooses, of what a map depends on
 
 
 class Header(Struct, frozen=True, tag="scene"):
@@ -217,9 +218,8 @@ def _compare(found: Header, asked: Header, output: Path) -> None:
     if found.format != asked.format:
         raise UsageError(f"{output} was begun by another version of this program; start anew with --restart")
     if words := difference(found.settings, asked.settings):
-        raise UsageError(
-            f"{output} was begun with {words}; give the same command again to go on, or start anew with --restart"
-        )
+        advice = tuned_since(found.settings, asked.settings) or "give the same command again to go on"
+        raise UsageError(f"{output} was begun with {words}; {advice}, or start anew with --restart")
     if found != asked:
         raise UsageError(f"{output} was begun for another size of scene; start anew with --restart")
 
@@ -231,6 +231,15 @@ def difference(then: dict[str, str], now: dict[str, str]) -> str | None:
         if old != new:
             return f"{name} {old}, and now it is {new}"
     return None
+
+
+def tuned_since(then: dict[str, str], now: dict[str, str]) -> str | None:
+    """What to give to go on as then, where nothing has changed but what is tuned: "... give --batch 1 to go on"."""
+    changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    if not set(changed) <= _TUNED & then.keys():
+        return None
+    given = " ".join(f"{name} {then[name]}" for name in changed)
+    return f"misgnet-run tune chooses {' and '.join(changed)} where they are not given: give {given} to go on"
 
 
 def _whole_bands(raw: FileIO, header: Header, bands: list[Band]) -> list[Band]:

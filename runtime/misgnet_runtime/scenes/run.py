@@ -65,7 +65,7 @@ class Run:
     """All that one pair's map depends on. ``outputs``: the change raster, then the products in the options' order.
 
     ``device``: what the engine runs on, ``streams`` batches at once; ``tags``: more, for the outputs; ``features``:
-    digests of the stored ones that are compared.
+    digests of the stored ones that are compared; ``tuned_batch``: tiles at once, where no other number was asked for.
     """
 
     bundle: Bundle
@@ -79,6 +79,7 @@ class Run:
     reason: str
     tags: dict[str, str] = field(default_factory=dict)
     features: list[str] = field(default_factory=list)
+    tuned_batch: int | None = None
 
     @property
     def overlap(self) -> int:
@@ -91,7 +92,7 @@ class Run:
 
     @property
     def batch(self) -> int:
-        return self.options.batch_of(self.entry, self.interface)
+        return self.options.batch_of(self.entry, self.interface, self.tuned_batch)
 
     def settings(self) -> dict[str, str]:
         """What the map and its products depend on, by the words a user knows it by."""
@@ -171,6 +172,8 @@ def _tags(run: Run, settings: dict[str, str]) -> dict[str, str]:
         "MISGNET_ENGINE": settings["the engine"],
         "MISGNET_THRESHOLD": f"{manifest.threshold:g}",
         "MISGNET_OVERLAP": settings["--overlap"],
+        "MISGNET_BATCH": settings["--batch"],
+        "MISGNET_STREAMS": settings["--streams"],
         "MISGNET_ALIGNED": settings["--align"],
         "MISGNET_BEFORE_SHA256": settings["the before raster"],
         "MISGNET_BEFORE_SCALING": settings["the scaling of before"],

@@ -27,7 +27,7 @@ from misgnet_runtime.scenes.encoding import (
 from misgnet_runtime.scenes.features import SUFFIX, FeatureFile, open_features
 from misgnet_runtime.scenes.geotiff import read_tags
 from misgnet_runtime.scenes.inputs import look_at_pair
-from misgnet_runtime.scenes.journal import discard_progress, progress_folder
+from misgnet_runtime.scenes.journal import discard_progress, progress_folder, tuned_since
 from misgnet_runtime.scenes.options import SeriesOptions
 from misgnet_runtime.scenes.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
 from misgnet_runtime.scenes.vectors import load_vector_libraries
@@ -137,12 +137,13 @@ class _Series:
         engine, outputs = self._engine, [change, *options.products().values()]
         run = Run(
             engine.bundle, inputs, options, outputs, engine.detector.interface, engine.entry, engine.device,
-            engine.streams, engine.reason,
+            engine.streams, engine.reason, tuned_batch=engine.detector.batch,
         )  # fmt: skip
         same = _digest(run)
         begun = progress_folder(change).exists()
         done = not begun and not options.restart and _is_done(outputs, same)
-        if not begun and not done:
+        if not begun and not done and not options.force:
+            _refuse_tuned_since(run)
             refuse_outputs(outputs, options.force)
         return _Comparison(before, after, replace(run, tags={"MISGNET_SPLIT": "yes", _SAME_RUN: same}), done)
 
@@ -209,8 +210,22 @@ class _Series:
 
 def _digest(run: Run) -> str:
     """SHA-256 of all that a run's outputs depend on, wherever they lie."""
-    settings = {**run.settings(), **dict.fromkeys((f"--{name}" for name in run.options.products()), "yes")}
-    return hashlib.sha256(msgspec.json.encode(sorted(settings.items()))).hexdigest()
+    return _digest_of(run, run.settings())
+
+
+def _digest_of(run: Run, settings: dict[str, str]) -> str:
+    placed = {**settings, **dict.fromkeys((f"--{name}" for name in run.options.products()), "yes")}
+    return hashlib.sha256(msgspec.json.encode(sorted(placed.items()))).hexdigest()
+
+
+def _refuse_tuned_since(run: Run) -> None:
+    """UsageError where the outputs are of this run, but for what misgnet-run tune has changed since."""
+    change, now = run.outputs[0], run.settings()
+    with suppress(InputError):
+        tags = read_tags(change)
+        then = {**now, "--batch": tags.get("MISGNET_BATCH", ""), "--streams": tags.get("MISGNET_STREAMS", "")}
+        if tags.get(_SAME_RUN) == _digest_of(run, then) and (advice := tuned_since(then, now)):
+            raise UsageError(f"output {change} is of the same run but for that: {advice}, or replace it with --force")
 
 
 def _is_done(outputs: list[Path], same: str) -> bool:
