@@ -59,7 +59,10 @@ def tune_bundle(
 
 
 def tune_engine(bundle: Bundle, entry: EngineEntry, seconds: float, tell: Callable[[str], None]) -> Tuning:
-    """Find both goals' settings in about ``seconds``; nothing is kept yet. Raises as opening the engine."""
+    """Find both goals' settings in about ``seconds``; nothing is kept yet.
+
+    Raises UsageError where that was too little, else as opening the engine.
+    """
     max_batch = bundle.manifest.interface.max_batch
     defaults = {goal: default_setting(entry, goal, max_batch) for goal in _GOALS}
     wanted = {goal: changes(entry, goal, max_batch) for goal in _GOALS}
@@ -72,6 +75,8 @@ def tune_engine(bundle: Bundle, entry: EngineEntry, seconds: float, tell: Callab
         compare = Comparison(bundle, entry, goal, budget, check.problem)
         found[goal], more = find_setting(defaults[goal], wanted[goal], partial(_tell, tell, entry, compare))
         trials += more
+    if trials and all(trial.gain is None for trial in trials):
+        raise UsageError(f"nothing of {entry.name} could be measured, last: {trials[-1].remark}; give more --minutes")
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     return Tuning(FORMAT, created, place_of(bundle, entry), found["latency"], found["throughput"], trials)
 

@@ -52,7 +52,8 @@ class Trial(Struct, frozen=True):
         """For a person."""
         if self.gain is None or self.remark:
             return self.remark
-        return f"{'taken' if self.taken else 'not taken'}, {100 * self.gain:+.1f} % ± {100 * (self.spread or 0):.1f}"
+        taken = "taken" if self.taken else "not taken"
+        return f"{taken}, {100 * self.gain:+.1f} %, spread {100 * (self.spread or 0):.1f}"
 
 
 class Place(Struct, frozen=True):

@@ -44,7 +44,7 @@ def lines(report: TuneReport) -> Iterator[str]:
 
 def _figures(trial: Trial) -> tuple[str, str, str, str]:
     if trial.gain is None or trial.spread is None:
-        return ("n/a",) * 4
+        return ("",) * 4
     return (
         f"{trial.pairs_per_second:.1f}", f"{trial.against_pairs_per_second:.1f}", f"{100 * trial.gain:+.1f}",
         f"{100 * trial.spread:.1f}",
