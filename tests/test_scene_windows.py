@@ -28,7 +28,8 @@ def blended(layout: Layout, answers: np.ndarray, first: int = 0) -> list[np.ndar
     for row in range(first, len(layout.rows.starts)):
         for column in range(len(layout.columns.starts)):
             blender.add(column, answers[row, column])
-        bands.append(blender.finish())
+        with blender.finish() as rows:
+            bands.append(rows.copy())
     return bands
 
 

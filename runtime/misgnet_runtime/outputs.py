@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +26,14 @@ def refuse_existing(path: Path, force: bool) -> None:
     """UsageError where ``path`` exists and ``force`` is off."""
     if os.path.lexists(path) and not force:
         raise UsageError(f"output {path} exists; choose another -o, or replace it with --force")
+
+
+def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """UsageError where an output is one of ``inputs``, under whatever name."""
+    read = set(map(os.path.realpath, inputs))
+    for path in outputs:
+        if os.path.realpath(path) in read:
+            raise UsageError(f"output {path} is an input as well; choose another -o")
 
 
 def publish(temporary: Path, path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misgnet_runtime.images import RgbImage, check_mask_name, read_pair, write_mask
-from misgnet_runtime.outputs import refuse_existing, replace_file
+from misgnet_runtime.outputs import refuse_existing, refuse_inputs, replace_file
 from misgnet_runtime.session import BundleSession, open_bundle
 
 
@@ -44,6 +44,7 @@ def predict_files(
     is no PNG by its name.
     """
     check_mask_name(output)
+    refuse_inputs([output], [before_path, after_path])
     refuse_existing(output, force)
     images = read_pair(before_path, after_path)
     with open_bundle(bundle_path, engine, tuned=tuned) as bundle:

@@ -116,12 +116,12 @@ class _Writer:
             self._end_row()
 
     def _end_row(self) -> None:
-        rows, valid = self._blender.finish(), self._valid
         span = self._layout.rows.finished(self._row)
-        rows[~valid[: span.length]] = np.nan
-        if span.stop > self._journal.finished:  # else a row that is computed again for what reaches beyond it
-            self._journal.add([rows], tuple(sorted(self._holes - self._told)))
-            self._told |= self._holes
+        with self._blender.finish() as rows:
+            rows[~self._valid[: span.length]] = np.nan
+            if span.stop > self._journal.finished:  # else a row that is computed again for what reaches beyond it
+                self._journal.add([rows], tuple(sorted(self._holes - self._told)))
+                self._told |= self._holes
         self._row += 1
         if self._progress:
             self._progress(self._row, len(self._layout.rows.starts))

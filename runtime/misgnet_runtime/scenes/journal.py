@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from rich.filesize import decimal
 
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.lines import append_line, hold
@@ -177,8 +178,8 @@ def _check_room(path: Path, raw: Raw) -> None:
     needed, free = raw.count * raw.size - there, shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            f"{raw.words} takes {needed / 2**30:,.1f} GiB beside the output, where {free / 2**30:,.1f} GiB are free; "
-            "is its header damaged? If not, make room, choose another -o, or cut the scene"
+            f"{raw.words} takes {decimal(needed)} beside the output, where {decimal(free)} are free; is its header "
+            "damaged? If not, make room, choose another -o, or cut the scene"
         )
 
 

@@ -12,6 +12,7 @@ from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.choice import Opened, open_detector
 from misgnet_runtime.detector import ChangeDetector
+from misgnet_runtime.outputs import refuse_inputs
 from misgnet_runtime.scenes.inference import Task, Work, infer
 from misgnet_runtime.scenes.inputs import look_at
 from misgnet_runtime.scenes.journal import Journal, discard_progress, progress_folder
@@ -63,6 +64,7 @@ def predict_opened(
     if options.vector:
         load_vector_libraries()
     outputs = [Path(os.path.realpath(path)) for path in (output, *options.products().values())]
+    refuse_inputs((output, *options.products().values()), (before, after))
     if not progress_folder(outputs[0]).exists():
         refuse_outputs(outputs, options.force)
     inputs = look_at(before, after, options)

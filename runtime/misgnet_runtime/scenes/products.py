@@ -22,7 +22,7 @@ from misgnet_runtime.tiling import Span
 
 UNCHANGED, CHANGED, NODATA = 0, 1, 255
 _COLOURS = {UNCHANGED: (0, 0, 0, 255), CHANGED: (255, 0, 0, 255), NODATA: (0, 0, 0, 0)}
-_BLOCK = 256
+_BLOCK, _BLOCKS = 256, 8  # pixels of a block, and blocks that are written at once
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class MapWriter:
     def change(self, path: Path) -> Counts:
         """uint8: 0 unchanged, 1 changed, 255 without data; StorageError where it cannot be written."""
         changed = nodata = 0
-        for _, classes in self._strips("uint8"):
+        for _, classes in self._windows("uint8"):
             changed += int((classes == CHANGED).sum())
             nodata += int((classes == NODATA).sum())
         self._write(path, "uint8", NODATA, 1, "MODE")
@@ -61,12 +61,13 @@ class MapWriter:
         classes[np.isnan(values)] = NODATA
         return classes
 
-    def _strips(self, dtype: str) -> Iterator[tuple[Any, NDArray[Any]]]:
-        """Windows of the raster, top to bottom, with their pixels."""
+    def _windows(self, dtype: str) -> Iterator[tuple[Any, NDArray[Any]]]:
+        """Windows of the raster, a row of blocks after the other, with their pixels."""
         for rows in Span(0, self.grid.height).split(_BLOCK):
-            values = self.probabilities.read(rows)
-            window = (rows.start, rows.stop), (0, self.grid.width)
-            yield window, self._classes(values) if dtype == "uint8" else values
+            for columns in Span(0, self.grid.width).split(_BLOCKS * _BLOCK):
+                values = self.probabilities.read(rows, columns)
+                window = (rows.start, rows.stop), (columns.start, columns.stop)
+                yield window, self._classes(values) if dtype == "uint8" else values
 
     def _write(self, path: Path, dtype: str, nodata: float, predictor: int, resampling: str) -> None:
         rasterio = load_rasterio("a scene")
@@ -76,7 +77,7 @@ class MapWriter:
                 dataset.update_tags(**self.tags)
                 if dtype == "uint8":
                     dataset.write_colormap(1, _COLOURS)
-                for window, pixels in self._strips(dtype):
+                for window, pixels in self._windows(dtype):
                     dataset.write(pixels, 1, window=window)
             if self.cog:
                 copy = {"compress": "deflate", "overview_resampling": resampling, "bigtiff": "IF_SAFER"}
@@ -95,7 +96,7 @@ class MapWriter:
 
     def _read_back(self, dataset: Any, dtype: str) -> None:
         """A full disk may go unreported when GDAL closes a file: what was written is compared."""
-        for window, pixels in self._strips(dtype):
+        for window, pixels in self._windows(dtype):
             if not np.array_equal(dataset.read(1, window=window), pixels, equal_nan=dtype != "uint8"):
                 raise StorageError(f"{dataset.name} was not written whole; make room, and run the same command again")
 
@@ -107,9 +108,11 @@ def gdal_errors(rasterio: Any, path: Path) -> Iterator[None]:
         with resumable_errors(path):
             yield
     except rasterio.errors.RasterioError as error:
+        reason: BaseException = error
+        while reason.__cause__:  # rasterio's own words are "see previous exception"
+            reason = reason.__cause__
         raise InputError(
-            f"{path} cannot be written: {error.__cause__ or error}; make room or choose another -o, and run the same "
-            "command again"
+            f"{path} cannot be written: {reason}; make room or choose another -o, and run the same command again"
         ) from error
 
 

@@ -46,7 +46,7 @@ class SceneReport:
 
     def lines(self, output: Path) -> list[str]:
         """For a person."""
-        polygons = "" if self.polygons is None else f", {self.polygons} polygons"
+        polygons = "" if self.polygons is None else f", {self.polygons} polygon{'s' * (self.polygons != 1)}"
         found = [
             f"{output}: {self.width} x {self.height} px, {100 * self.changed_share:.2f} % changed{polygons}, "
             f"{100 * self.nodata_share:.2f} % without data, engine {self.engine} ({self.reason})"

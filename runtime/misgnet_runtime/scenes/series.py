@@ -15,6 +15,7 @@ import msgspec
 from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
+from misgnet_runtime.outputs import refuse_inputs
 from misgnet_runtime.scenes.comparison import compare
 from misgnet_runtime.scenes.encoding import (
     Encoding,
@@ -78,15 +79,15 @@ def run_series(
 
 def _check_names(reference: Path, dates: Sequence[Path], folder: Path, options: SeriesOptions) -> None:
     """UsageError unless every date has outputs of its own, and none lies where an input does."""
-    inputs = [os.path.realpath(path) for path in (reference, *dates, *([options.features] if options.features else []))]
+    inputs = [reference, *dates, *([options.features] if options.features else [])]
     taken: dict[str, Path] = {}
     for date in [*([reference] if options.consecutive else []), *dates]:
         change, scene = options.of_date(folder, date)
-        for output in map(str, (change, *scene.products().values())):
+        outputs = change, *scene.products().values()
+        refuse_inputs(outputs, inputs)
+        for output in map(str, outputs):
             if output in taken:
                 raise UsageError(f"{taken[output]} and {date} would both become {output}; give one another name")
-            if output in inputs:
-                raise UsageError(f"output {output} is an input of the series; choose another -o")
             taken[output] = date
 
 
