@@ -27,10 +27,10 @@ from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.lines import append_line, hold
 from misgnet_runtime.manifest import Count, Struct
 from misgnet_runtime.outputs import resumable_errors
+from misgnet_runtime.tuning.since import tuned_since
 
 FORMAT = 2
 _JOURNAL = "journal.jsonl"
-_TUNED = {"--batch", "--streams"}  # what misgnet-run tune chooses, of what a map depends on
 
 
 class Header(Struct, frozen=True, tag="scene"):
@@ -232,15 +232,6 @@ def difference(then: dict[str, str], now: dict[str, str]) -> str | None:
         if old != new:
             return f"{name} {old}, and now it is {new}"
     return None
-
-
-def tuned_since(then: dict[str, str], now: dict[str, str]) -> str | None:
-    """What to give to go on as then, where nothing has changed but what is tuned: "... give --batch 1 to go on"."""
-    changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
-    if not changed or not set(changed) <= _TUNED & then.keys():
-        return None
-    given = " ".join(f"{name} {then[name]}" for name in changed)
-    return f"misgnet-run tune chooses {' and '.join(changed)} where they are not given: give {given} to go on"
 
 
 def _whole_bands(raw: FileIO, header: Header, bands: list[Band]) -> list[Band]:

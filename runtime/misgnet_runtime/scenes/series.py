@@ -28,10 +28,11 @@ from misgnet_runtime.scenes.encoding import (
 from misgnet_runtime.scenes.features import SUFFIX, FeatureFile, open_features
 from misgnet_runtime.scenes.geotiff import read_tags
 from misgnet_runtime.scenes.inputs import look_at_pair
-from misgnet_runtime.scenes.journal import discard_progress, progress_folder, tuned_since
+from misgnet_runtime.scenes.journal import discard_progress, progress_folder
 from misgnet_runtime.scenes.options import SeriesOptions
 from misgnet_runtime.scenes.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
 from misgnet_runtime.scenes.vectors import load_vector_libraries
+from misgnet_runtime.tuning.since import tuned_since
 
 _SAME_RUN = "MISGNET_RUN_SHA256"
 
