@@ -327,7 +327,7 @@ def test_a_cache_that_cannot_be_written_is_told_before_anything_is_measured(
     (tmp_path / "cache").unlink()
     monkeypatch.setattr(store.os, "access", lambda *_: False)
     with pytest.raises(StorageError, match="no right to write there"):
-        prepare(place_of(bundle, FLOAT))
+        prepare()
 
 
 # What is used

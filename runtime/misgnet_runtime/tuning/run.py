@@ -45,7 +45,7 @@ def tune_bundle(
     bundle = read_bundle(path)
     plan = make_plan(bundle, BenchOptions(engines))
     entries = [bundle.engine_entry(run.engine) for run in plan.runs]
-    prepare(place_of(bundle, entries[0]))
+    prepare()
     tunings: list[Tuning] = []
     files: list[str] = []
     try:

@@ -42,12 +42,12 @@ def place_of(bundle: Bundle, entry: EngineEntry) -> Place:
 def path_of(place: Place) -> Path:
     """Of the file that is kept for ``place``, whatever the library's version: an older one's tuning is found there."""
     digest = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(place, library="")))
-    return cache_folder() / "tuning" / f"{digest.hexdigest()[:32]}.json"
+    return _folder() / f"{digest.hexdigest()[:32]}.json"
 
 
-def prepare(place: Place) -> None:
+def prepare() -> None:
     """Before anything slow: StorageError where nothing could be kept."""
-    folder = path_of(place).parent
+    folder = _folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         problem = None if os.access(folder, os.W_OK) else "no right to write there"
@@ -83,6 +83,10 @@ def kept(bundle: Bundle, entry: EngineEntry) -> Tuning | None:
         )
         return None
     return found
+
+
+def _folder() -> Path:
+    return cache_folder() / "tuning"
 
 
 def _read(path: Path) -> Tuning | None:
