@@ -27,10 +27,11 @@ from misgnet_runtime.scenes.journal import Raw, open_journal
 from misgnet_runtime.split import choose_split
 from misgnet_runtime.throughput import Task, Timing
 from misgnet_runtime.tuning import answers, candidates, search, store
+from misgnet_runtime.tuning import run as run_module
 from misgnet_runtime.tuning.answers import AnswerCheck
 from misgnet_runtime.tuning.candidates import changes, default_setting
 from misgnet_runtime.tuning.run import TuneReport, tune_bundle
-from misgnet_runtime.tuning.search import Budget, Comparison, find_setting, gain_and_spread
+from misgnet_runtime.tuning.search import Budget, Compare, Comparison, find_setting, gain_and_spread
 from misgnet_runtime.tuning.settings import FORMAT, Found, Goal, Setting, Trial, Tuning
 from misgnet_runtime.tuning.store import keep, kept, path_of, place_of, prepare
 
@@ -112,11 +113,12 @@ def test_second_threads_of_cores_are_tried_where_there_are_any(
 # When it is taken
 
 
-def judged(gains: dict[str, float]) -> tuple[Callable[[Setting, Setting], Trial], list[tuple[str, str]]]:
+def judged(gains: dict[str, float]) -> tuple[Compare, list[tuple[str, str]]]:
     """A comparison that takes what has a gain, and the pairs that it was asked for."""
     asked: list[tuple[str, str]] = []
 
-    def compare(setting: Setting, against: Setting) -> Trial:
+    def compare(setting: Setting, against: Setting, always: bool) -> Trial:
+        assert always is (against == Setting(4, 1, 1) and bool(asked) and asked[-1][1] != against.words())
         asked.append((setting.words(), against.words()))
         gain = gains.get(setting.words(), -0.1)
         return Trial("latency", setting, against, 1.0, 1.0, gain, 0.01, taken=gain > 0)
@@ -143,7 +145,7 @@ def test_the_default_stays_where_nothing_is_better_or_where_it_was_luck() -> Non
     assert found == Found(default) and not any(trial.taken for trial in trials)
     assert found.words() == "4 threads in 1 stream, batch 1, as without tuning"
 
-    def lucky_once(setting: Setting, against: Setting, seen: list[Setting] = []) -> Trial:  # noqa: B006
+    def lucky_once(setting: Setting, against: Setting, _: bool, seen: list[Setting] = []) -> Trial:  # noqa: B006
         seen.append(setting)
         return Trial("latency", setting, against, taken=seen.count(setting) == 1 and len(seen) == 1)
 
@@ -182,7 +184,7 @@ def test_a_setting_is_taken_where_it_is_faster_by_more_than_the_spread_and_answe
         return timings(tasks, lambda task: rounds if task.threads == 1 else [10.0] * 7)
 
     monkeypatch.setattr(search, "measure", measure)
-    trial = comparison(bundle, problem=problem)(Setting(1, 1, 1, EngineSettings(arena=False)), ONE)
+    trial = comparison(bundle, problem=problem)(Setting(1, 1, 1, EngineSettings(arena=False)), ONE, False)
     assert trial.taken is taken
     assert trial.remark == (problem if problem == "answers differ" else "")
     assert (trial.pairs_per_second, trial.against_pairs_per_second) == (np.median(rounds), 10.0)
@@ -195,10 +197,11 @@ def test_what_cannot_be_measured_is_noted(bundle: Bundle, monkeypatch: pytest.Mo
         raise MisgnetError("the benchmark of cpu at batch 16 ended early: no message")
 
     monkeypatch.setattr(search, "measure", measure)
-    trial = comparison(bundle)(MANY, ONE)
+    trial = comparison(bundle)(MANY, ONE, False)
     assert not trial.taken and trial.remark.startswith("not measured: the benchmark of cpu at batch 16 ended early")
-    trial = comparison(bundle, seconds=0.9)(MANY, ONE)
+    trial = comparison(bundle, seconds=0.9)(MANY, ONE, False)
     assert not trial.taken and trial.verdict() == "not measured: no time was left"
+    assert "ended early" in comparison(bundle, seconds=0.9)(MANY, ONE, True).remark
 
 
 def test_time_is_shared_out_to_the_comparisons_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,9 +210,9 @@ def test_time_is_shared_out_to_the_comparisons_that_are_left(monkeypatch: pytest
     assert budget.share() == 10.0
     budget.overhead = 26.0
     assert budget.share() == 2.0
-    assert budget.share() == 17.0
+    assert budget.share() == 17.0 and not budget.is_over()
     budget.overhead = 59.5
-    assert budget.share() is None
+    assert budget.share() == 0.5 and budget.is_over()
 
 
 # Answers
@@ -450,6 +453,15 @@ def test_scenes_are_run_as_tuned_for_many(run: Run, bundle: Bundle, tmp_path: Pa
             assert (dataset.tags()["MISGNET_BATCH"], dataset.tags()["MISGNET_STREAMS"]) == tags
 
 
+@pytest.mark.parametrize("load", [0.2, 1.5])
+def test_company_on_the_machine_is_told(
+    run: Run, quick: None, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, load: float
+) -> None:
+    monkeypatch.setattr(run_module.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    err = run("tune", bundle.path, "--engine", "cpu")[2]
+    assert ("warning: 1.5 threads ran here in the last minute" in err) is (load > 1)
+
+
 def test_folders_are_run_as_tuned_for_many(run: Run, quick: None, bundle: Bundle, tmp_path: Path) -> None:
     keep(tuned(bundle, throughput=Setting(2, 2, 3)))
     for date, pixels in zip("ab", images(70, 50), strict=True):
@@ -465,7 +477,7 @@ def test_a_program_gets_one_result(run: Run, quick: None, bundle: Bundle) -> Non
     code, out, err = run("--log", "json", "tune", bundle.path, "--engine", "cpu")
     (result,) = map(json.loads, out.splitlines())
     assert code == 0 and result["tunings"][0]["latency"]["gain"] == pytest.approx(0.5)
-    assert {json.loads(line)["event"] for line in err.splitlines()} == {"note"}
+    assert {json.loads(line)["event"] for line in err.splitlines()} - {"warning"} == {"note"}
 
 
 def test_too_little_time_keeps_nothing(run: Run, quick: None, bundle: Bundle) -> None:
@@ -496,5 +508,5 @@ def test_an_interruption_says_what_is_kept(
 
 def test_real_processes_are_measured(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "ROUNDS", 2)
-    trial = comparison(bundle, 1.1)(replace(ONE, engine=EngineSettings(arena=False)), ONE)
+    trial = comparison(bundle, 1.1)(replace(ONE, engine=EngineSettings(arena=False)), ONE, False)
     assert trial.remark == "" and trial.gain is not None and trial.pairs_per_second

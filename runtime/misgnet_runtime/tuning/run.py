@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,7 @@ from misgnet_runtime.tuning.settings import FORMAT, Found, Goal, Setting, Trial,
 from misgnet_runtime.tuning.store import keep, place_of, prepare
 
 MINUTES = 3.0  # an engine
+_BUSY = 0.5  # threads that want to run
 _GOALS: tuple[Goal, ...] = ("latency", "throughput")
 
 
@@ -46,6 +48,10 @@ def tune_bundle(
     plan = make_plan(bundle, BenchOptions(engines))
     entries = [bundle.engine_entry(run.engine) for run in plan.runs]
     prepare()
+    if (load := os.getloadavg()[0]) > _BUSY:
+        tell(
+            f"warning: {load:.1f} threads ran here in the last minute; what is found may be best for such company only"
+        )
     tunings: list[Tuning] = []
     files: list[str] = []
     try:
@@ -81,7 +87,9 @@ def tune_engine(bundle: Bundle, entry: EngineEntry, seconds: float, tell: Callab
     return Tuning(FORMAT, created, place_of(bundle, entry), found["latency"], found["throughput"], trials)
 
 
-def _tell(tell: Callable[[str], None], entry: EngineEntry, compare: Compare, setting: Setting, other: Setting) -> Trial:
-    trial = compare(setting, other)
+def _tell(
+    tell: Callable[[str], None], entry: EngineEntry, compare: Compare, setting: Setting, other: Setting, always: bool
+) -> Trial:
+    trial = compare(setting, other, always)
     tell(f"{entry.name}, {trial.goal}: {setting.words()}: {trial.verdict()}")
     return trial

@@ -20,7 +20,8 @@ ROUNDS = 7
 _LEAST_SECONDS = 0.5  # of each side in all rounds; with less nothing is learnt
 _WARM_UP_SECONDS = 3.0
 
-Compare = Callable[[Setting, Setting], Trial]
+# A setting and the one that it would replace; and whether the trial is held even where the time is over.
+Compare = Callable[[Setting, Setting, bool], Trial]
 
 
 def find_setting(default: Setting, changes: Iterable[Change], compare: Compare) -> tuple[Found, list[Trial]]:
@@ -31,11 +32,11 @@ def find_setting(default: Setting, changes: Iterable[Change], compare: Compare) 
     best, trials = default, list[Trial]()
     for change in changes:
         if (candidate := change(best)) != best:
-            trials.append(compare(candidate, best))
+            trials.append(compare(candidate, best, False))
             best = candidate if trials[-1].taken else best
     if best == default:
         return Found(default), trials
-    trials.append(last := compare(best, default))
+    trials.append(last := compare(best, default, True))
     return Found(best, last.gain or 0.0) if last.taken else Found(default), trials
 
 
@@ -47,12 +48,15 @@ class Budget:
     comparisons: int
     overhead: float = 0.0
 
-    def share(self) -> float | None:
-        """Seconds to measure each side of the next comparison; None where that is too little."""
+    def is_over(self) -> bool:
+        """Whether one more comparison would take longer than is left."""
+        return self.end - time.monotonic() < self.overhead + 2 * _LEAST_SECONDS
+
+    def share(self) -> float:
+        """Seconds to measure each side of the next comparison."""
         left = (self.end - time.monotonic()) / max(1, self.comparisons)
         self.comparisons -= 1
-        seconds = (left - self.overhead) / 2
-        return seconds if seconds >= _LEAST_SECONDS else None
+        return max(_LEAST_SECONDS, (left - self.overhead) / 2)
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,11 @@ class Comparison:
     budget: Budget
     problem: Callable[[Setting], str | None]
 
-    def __call__(self, setting: Setting, against: Setting) -> Trial:
+    def __call__(self, setting: Setting, against: Setting, always: bool) -> Trial:
         """A trial, taken where the rounds' ratios are above 1 by more than they spread and the answers stay."""
-        seconds, start = self.budget.share(), time.monotonic()
-        if seconds is None:
+        if self.budget.is_over() and not always:
             return Trial(self.goal, setting, against, remark="not measured: no time was left")
+        seconds, start = self.budget.share(), time.monotonic()
         try:
             tasks = [self._task(side) for side in (setting, against)]
             ours, theirs = (timing.rounds for timing in measure(tasks, seconds, rounds=ROUNDS))
