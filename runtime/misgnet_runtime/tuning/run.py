@@ -49,9 +49,7 @@ def tune_bundle(
     entries = [bundle.engine_entry(run.engine) for run in plan.runs]
     prepare()
     if (load := os.getloadavg()[0]) > _BUSY:
-        tell(
-            f"warning: {load:.1f} threads ran here in the last minute; what is found may be best for such company only"
-        )
+        tell(f"warning: {load:.1f} threads ran here in the last minute; what is found may suit a machine so busy only")
     tunings: list[Tuning] = []
     files: list[str] = []
     try:
