@@ -172,8 +172,6 @@ def _tags(run: Run, settings: dict[str, str]) -> dict[str, str]:
         "MISGNET_ENGINE": settings["the engine"],
         "MISGNET_THRESHOLD": f"{manifest.threshold:g}",
         "MISGNET_OVERLAP": settings["--overlap"],
-        "MISGNET_BATCH": settings["--batch"],
-        "MISGNET_STREAMS": settings["--streams"],
         "MISGNET_ALIGNED": settings["--align"],
         "MISGNET_BEFORE_SHA256": settings["the before raster"],
         "MISGNET_BEFORE_SCALING": settings["the scaling of before"],

@@ -147,7 +147,7 @@ class _Series:
         if not begun and not done and not options.force:
             _refuse_tuned_since(run)
             refuse_outputs(outputs, options.force)
-        return _Comparison(before, after, replace(run, tags={"MISGNET_SPLIT": "yes", _SAME_RUN: same}), done)
+        return _Comparison(before, after, replace(run, tags=_tags(run, same)), done)
 
     def _compare(self, comparison: _Comparison) -> None:
         run, output = comparison.run, comparison.run.outputs[0]
@@ -208,6 +208,15 @@ class _Series:
         if self._failures:
             date, error = self._failures[0]
             raise type(error)(f"{len(self._failures)} of {count} dates failed, first {date}: {error}") from error
+
+
+def _tags(run: Run, same: str) -> dict[str, str]:
+    """By which a later call knows the outputs of this run, and of one that differs by what was tuned since."""
+    settings = run.settings()
+    return {
+        "MISGNET_SPLIT": "yes", _SAME_RUN: same, "MISGNET_BATCH": settings["--batch"],
+        "MISGNET_STREAMS": settings["--streams"],
+    }  # fmt: skip
 
 
 def _digest(run: Run) -> str:
