@@ -89,7 +89,7 @@ def test_many_at_once() -> None:
     four = "4 threads in 4 streams"
     assert words(FLOAT, "throughput") == [
         *(f"4 threads in {n} stream{'s' * (n > 1)}, batch 1" for n in (1, 2, 3)),
-        f"{four}, batch 2", f"{four}, batch 4", f"{four}, batch 1, no arena",
+        f"{four}, batch 1, no arena", f"{four}, batch 2", f"{four}, batch 4",
     ]  # fmt: skip
     assert "3 threads in 2 streams, batch 1" in words(FLOAT, "throughput", Setting(4, 2, 1))
     assert "4 threads in 2 streams, batch 1, no spinning" in words(FLOAT, "throughput", Setting(4, 2, 1))

@@ -26,17 +26,18 @@ def default_setting(entry: EngineEntry, goal: Goal, max_batch: int) -> Setting:
 
 
 def changes(entry: EngineEntry, goal: Goal, max_batch: int) -> list[Change]:
-    """In the order in which they are tried, each on the best that was found before."""
+    """In the order in which they are tried, each on the best that was found before; what takes longest comes last."""
     found: list[Change] = []
     if goal == "throughput":
         most = min(MOST_STREAMS, usable_cores()) if is_on_cpu(entry) else MOST_STREAMS
         found += [partial(replace, streams=streams) for streams in range(1, most + 1)]
     if is_on_cpu(entry):
         found += [partial(_on_threads, threads=threads) for threads in _fewer_threads(usable_cores())]
+    found += _switches(entry)
     if goal == "throughput":
         batches = (1, 2, 4) if is_on_cpu(entry) else (1, 2, 4, 8, 16)
         found += [partial(replace, batch=batch) for batch in batches if batch <= max_batch]
-    return found + list(_switches(entry))
+    return found
 
 
 def _fewer_threads(cores: int) -> Iterable[int]:
