@@ -422,7 +422,7 @@ def test_the_command_says_what_it_tried_and_later_runs_use_it(
     assert "cpu, for many: 4 threads in 4 streams, batch 1, no arena, 1.50 times as fast" in out
     assert "rtx-sm86: not tuned: " in out and "Medians of 7 rounds" in out
     assert f"cpu-float32, latency: {taken}: taken, +50.0 %, spread 0.0" in err
-    assert "batch 2: not taken, +20.0 %, spread 90.0" in err
+    assert "batch 2, no arena: not taken, +20.0 %, spread 90.0" in err
     found = msgspec.json.decode(report.read_bytes(), type=TuneReport)
     assert [tuning.place.engine for tuning in found.tunings] == ["cpu", "cpu-float32"]
     assert all(Path(file).is_file() for file in found.files)

@@ -26,15 +26,26 @@ def serve() -> None:
 
 
 def rows_for(seconds: float) -> int:
-    """Of square matrices whose product takes about ``seconds``; a product takes as long as the cube of its rows."""
-    first, second, found = matrices(_PROBE)
+    """Of square matrices whose product takes about ``seconds``; a product takes as long as the cube of its rows.
+
+    What a small one takes says roughly how many, and what these take says it better.
+    """
+    rows = _PROBE
+    for _ in range(2):
+        wanted = round(rows * math.pow(seconds / seconds_of(rows), 1 / 3))
+        rows = min(max(wanted, _SIZES[0]), _SIZES[1])
+    return rows
+
+
+def seconds_of(rows: int) -> float:
+    """Median time of a product."""
+    first, second, found = matrices(rows)
     taken = []
     for _ in range(_TRIES):
         start = time.perf_counter()
         np.matmul(first, second, out=found)
         taken.append(time.perf_counter() - start)
-    rows = round(_PROBE * math.pow(seconds / statistics.median(taken), 1 / 3))
-    return min(max(rows, _SIZES[0]), _SIZES[1])
+    return statistics.median(taken)
 
 
 def matrices(rows: int) -> NDArray[np.float32]:
