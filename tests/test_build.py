@@ -148,8 +148,9 @@ def test_float_int8_and_pytorch_agree_on_a_pair(bundle: Path, data: Path, tmp_pa
         out = tmp_path / f"{engine}.png"
         assert run("misgnet_runtime.cli", "predict", bundle, *pair, "-o", out, "--engine", engine).returncode == 0
         masks[engine] = read_image_mask(out)
-    out = tmp_path / "torch.png"
-    assert run("misgnet.cli", "predict", WEIGHTS, *pair, "--tile", TILE, "-o", out).returncode == 0
+    out, threshold = tmp_path / "torch.png", decode_manifest(bundle / "manifest.json").threshold
+    same = ["--tile", TILE, "--threshold", threshold]
+    assert run("misgnet.cli", "predict", WEIGHTS, *pair, *same, "-o", out).returncode == 0
     assert (masks["cpu-float32"] == read_image_mask(out)).mean() > 0.9999
     assert (masks["cpu"] == read_image_mask(out)).mean() > 0.98
     assert masks["cpu"].any()
