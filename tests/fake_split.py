@@ -21,6 +21,7 @@ class FakeSplit:
     """
 
     device = "a fake"
+    batch = None
 
     def __init__(self, interface: Interface = INTERFACE, features: list[TensorEntry] = FEATURES) -> None:
         self.interface, self.features = interface, features

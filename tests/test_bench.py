@@ -219,6 +219,15 @@ def test_what_was_measured_is_said() -> None:
     assert not any(line.startswith(("power mode", "scene", "power by")) for line in found)
 
 
+def test_the_slowest_calls_are_compared_with_a_matrix_products() -> None:
+    """At batch 1 and one stream, where it was timed."""
+    product = timing("matrix product", "float32", 99.0)
+    found = list(lines(report(matrix_product=msgspec.structs.replace(product, p50_ms=5.0, p99_ms=6.0))))
+    words = "cpu 24.68, cpu-float32 24.68; of a plain float32 matrix product by NumPy, 5.0 ms long, in the same rounds"
+    assert f"p99 over p50 of single calls at batch 1: {words} 1.20" in found
+    assert not any("matrix product" in line for line in lines(report()))
+
+
 def test_the_state_of_a_jetson_is_said() -> None:
     there = msgspec.structs.replace(conditions(ORIN, ("MAXN (0)", "15W (2)")), after=SILENT)
     found = list(lines(report(conditions=there, power=Power(["INA3221"], []))))
@@ -245,7 +254,7 @@ def test_the_command_prints_a_table_and_writes_json(run: Run, root: Path, tmp_pa
         ("cpu", 1, 2), ("cpu-float32", 1, 2), ("cpu", 3, 2), ("cpu-float32", 3, 2),
     ]  # fmt: skip
     assert all(len(t.rounds) == 2 and t.warm_up and not t.warm_up.steady for t in found.timings)
-    assert found.bundle_sha256 == file_sha256(root / MANIFEST)
+    assert found.bundle_sha256 == file_sha256(root / MANIFEST) and found.matrix_product is None
     assert found.conditions.machine["python"] and found.conditions.versions["numpy"]
     assert found.created.endswith("+00:00")
     assert found.warnings[-1].startswith("not steady after their warm-up (engine at batch, streams): cpu at 1, 2; ")

@@ -24,7 +24,7 @@ from fake_cuda import FakeDriver
 from misgnet_runtime import machine
 from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.choice import measured_here, open_detector, ranked
-from misgnet_runtime.engines import Engine, TensorSpec, open_engine_file
+from misgnet_runtime.engines import Engine, EngineSettings, TensorSpec, open_engine_file
 from misgnet_runtime.engines.openvino import OpenVinoEngine
 from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 from misgnet_runtime.engines.ort_cuda import OnnxRuntimeCudaEngine
@@ -134,6 +134,31 @@ class TestOnnxRuntime(Conformance):
     @pytest.fixture(params=[1, 3])
     def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
         return OnnxRuntimeEngine(DATA / "tiny_float.onnx", MAX_BATCH, streams=request.param)
+
+
+class TestOnnxRuntimeTuned(Conformance):
+    """With all that a tuning may change."""
+
+    @pytest.fixture(params=[1, 3])
+    def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
+        settings = EngineSettings(spinning=False, arena=False)
+        engine = OnnxRuntimeEngine(DATA / "tiny_float.onnx", MAX_BATCH, streams=request.param, settings=settings)
+        options = engine._session.get_session_options()
+        assert not options.enable_cpu_mem_arena
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        return engine
+
+
+class TestOpenVinoTuned(Conformance):
+    """With all that a tuning may change."""
+
+    @pytest.fixture(params=[1, 3])
+    def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+        settings = EngineSettings(pinning=True, hyper_threading=True)
+        engine = OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, streams=request.param, settings=settings)
+        assert engine._compiled.get_property("ENABLE_CPU_PINNING")
+        return engine
 
 
 class TestOpenVino(Conformance):

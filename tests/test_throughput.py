@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import msgspec
 import pytest
 
 from bundles import FLOAT, INT8, INTERFACE, RTX, make_bundle
-from misgnet_runtime import throughput
+from misgnet_runtime import throughput, throughput_product
 from misgnet_runtime.errors import MisgnetError
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.throughput import ROUNDS, Round, Task, Timing, WarmUp, measure
@@ -160,6 +161,26 @@ def test_warm_up_ends_when_two_windows_agree() -> None:
 def test_warm_up_ends_unsteady_when_its_time_is_up() -> None:
     found = warm_up(windows(90, 60), Task(FLOAT, "", INTERFACE, "", 1, warm_up=0.0))
     assert (found.calls, found.steady) == (3, False)
+
+
+def test_a_matrix_product_takes_turns_with_the_engines(bundle: Path, workers: list[throughput._Worker]) -> None:
+    found = measure([task(bundle, FLOAT), task(bundle, INT8)], 0.02, rounds=2, product=True)
+    assert [timing.engine for timing in found] == ["cpu-float32", "cpu", "matrix product"]
+    assert (found[2].batch, found[2].streams, len(found[2].rounds)) == (1, 1, 2) and found[2].p99_ms >= found[2].p50_ms
+    product = workers[2].task
+    assert isinstance(product, throughput.Product) and product.threads == 1
+    assert product.seconds == min(t.warm_up.seconds_per_call for t in found[:2] if t.warm_up)
+
+
+def test_a_product_is_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine where one of 512 rows takes a second, and the first look is disturbed."""
+    looks = itertools.count()
+    monkeypatch.setattr(
+        throughput_product, "seconds_of", lambda rows: (rows / 512) ** 3 * (1 if next(looks) % 2 else 4)
+    )
+    assert [throughput_product.rows_for(seconds) for seconds in (1.0, 8.0, 1e-9, 1e9)] == [512, 1024, 64, 4096]
+    monkeypatch.undo()
+    assert throughput_product.seconds_of(64) > 0
 
 
 def test_energy_is_power_over_the_time_of_a_pair(bundle: Path) -> None:

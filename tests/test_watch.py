@@ -683,6 +683,18 @@ def test_other_options_begin_an_interrupted_scene_anew(place: Place, monkeypatch
     assert place.log.results[0]["resumed"] == 0
 
 
+def test_what_was_tuned_since_begins_an_interrupted_scene_anew_and_says_so(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
+    stopped_scene(place, monkeypatch)
+    monkeypatch.setattr(service, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, streams=2)))
+    assert place.run().done == 1
+    assert place.log.results[0]["resumed"] == 0
+    words = "the engine cpu-float32 on a fake, 1 streams, batch 1, and now it is cpu-float32 on a fake, 2 streams"
+    assert any(f"s was begun with {words}" in note for note in place.log.notes)
+
+
 def test_an_interrupted_pair_that_changed_is_begun_anew(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
     from scenes import scene, write_raster

@@ -53,6 +53,7 @@ Overlap = Annotated[_OptionalInt, _output(text="pixels that neighbouring tiles s
 Batch = Annotated[_OptionalInt, _output(text="tiles that the engine gets at once; what suits it without")]
 Streams = Annotated[_OptionalInt, _output(text="batches at once, sharing the device; what suits the engine without")]
 Threads = Annotated[_OptionalInt, _output(text="of the CPU, in all streams; all usable cores without")]
+NoTuned = Annotated[bool, typer.Option("--no-tuned", help="not as misgnet-run tune found best here, but as elsewhere")]
 Restart = Annotated[bool, _output("--restart", text="start anew what an ended run of this output began")]
 RestartAll = Annotated[
     bool, _output("--restart", text="start anew what ended runs began, with --force also what they finished")

@@ -10,10 +10,12 @@ import msgspec
 
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.detector import ChangeDetector
-from misgnet_runtime.engines import Engine, open_engine_file, streams_for_scenes
+from misgnet_runtime.engines import Engine, open_engine_file
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.manifest import EngineEntry
+from misgnet_runtime.tuning.settings import Goal
+from misgnet_runtime.tuning.use import Use, Wish
 
 # Kinds of engine, each with INT8 or without, the fastest first: plans for a GPU, graphs on a GPU (without kernels
 # for INT8), INT8 on the CPU, float on the CPU.
@@ -30,24 +32,31 @@ Runnable = TypeVar("Runnable")
 
 @contextmanager
 def open_detector(
-    bundle: Bundle, engine: str = "auto", streams: int | None = 1, threads: int | None = None
+    bundle: Bundle,
+    engine: str = "auto",
+    streams: int | None = 1,
+    threads: int | None = None,
+    batch: int | None = None,
+    goal: Goal | None = None,
 ) -> Iterator[Opened]:
     """The detector of the engine called ``engine``, its entry, and why it was taken.
 
     ``streams``: batches that it takes at once, None for as many as keep its device busy; ``threads``: of the CPU, all
-    usable cores without. "auto" takes the first of :func:`ranked` that opens. Raises UnavailableError with the reason
-    of each engine where none opens, UsageError for an unknown name.
+    usable cores without; ``batch``: the tiles at once that the caller means to give it. With a ``goal`` what is not
+    given is what was tuned for it here, if anything was. "auto" takes the first of :func:`ranked` that opens. Raises
+    UnavailableError with the reason of each engine where none opens, UsageError for an unknown name.
     """
-    interface = bundle.manifest.interface
+    interface, wish = bundle.manifest.interface, Wish(goal, streams, threads, batch)
 
-    def open_one(entry: EngineEntry) -> Engine:
-        lanes = streams or streams_for_scenes(entry)
-        return open_engine_file(entry, bundle.path, interface.max_batch, threads, lanes)
+    def open_one(entry: EngineEntry) -> tuple[Engine, Use]:
+        use = wish.use_of(bundle, entry)
+        opened = open_engine_file(entry, bundle.path, interface.max_batch, use.threads, use.streams, use.settings)
+        return opened, use
 
     entries = ranked_here(bundle) if engine == "auto" else [bundle.engine_entry(engine)]
-    opened, entry, reason = first_that_opens(entries, open_one, engine)
-    with ChangeDetector(opened, interface) as detector:
-        yield detector, entry, reason
+    (opened, use), entry, reason = first_that_opens(entries, open_one, engine)
+    with ChangeDetector(opened, interface, use.batch) as detector:
+        yield detector, entry, f"{reason}{use.words}"
 
 
 class _Speed(msgspec.Struct):

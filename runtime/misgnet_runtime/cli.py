@@ -14,6 +14,7 @@ from misgnet_runtime.console import make_app, out_console, run_app
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.log import JsonLog, current
 from misgnet_runtime.scenes.commands import encode, series
+from misgnet_runtime.tuning.command import tune
 from misgnet_runtime.watch.command import watch
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def predict(
     batch: arguments.Batch = None,
     streams: arguments.Streams = None,
     threads: arguments.Threads = None,
+    no_tuned: arguments.NoTuned = False,
     restart: arguments.Restart = False,
     bands: arguments.Bands = None,
     scale: arguments.Scale = None,
@@ -78,7 +80,7 @@ def predict(
     )
     options = SceneOptions(
         first, second, align, overlap, batch, streams, threads, cog, probability, vector, quicklook, min_area, simplify,
-        engine, force, restart,
+        engine, force, restart, not no_tuned,
     )  # fmt: skip
     if before.is_dir() or after.is_dir():
         _refuse_scene_words(output, replace(options, batch=None, streams=None, threads=None))
@@ -93,14 +95,16 @@ def predict(
 def _refuse_scene_words(output: Path, options: SceneOptions) -> None:
     from misgnet_runtime.scenes.options import SceneOptions
 
-    if options != SceneOptions(engine=options.engine, force=options.force):
+    if options != SceneOptions(engine=options.engine, force=options.force, tuned=options.tuned):
         raise UsageError(f"output {output.name} is for plain masks; options for scenes need one that ends in .tif")
 
 
 def _predict_image(bundle: Path, before: Path, after: Path, output: Path, options: SceneOptions) -> None:
     from misgnet_runtime.predict import predict_files
 
-    report = predict_files(bundle, before, after, output, engine=options.engine, force=options.force)
+    report = predict_files(
+        bundle, before, after, output, engine=options.engine, tuned=options.tuned, force=options.force
+    )
     _say(report.line(output), output=output, **asdict(report))
 
 
@@ -110,7 +114,7 @@ def _predict_folders(bundle: Path, before: Path, after: Path, output: Path, opti
     with current().progress("pairs") as progress:
         report = predict_folders(
             bundle, before, after, output, engine=options.engine, batch=options.batch, streams=options.streams,
-            threads=options.threads, force=options.force, progress=progress,
+            threads=options.threads, tuned=options.tuned, force=options.force, progress=progress,
         )  # fmt: skip
     _say(report.line(output), output=output, **asdict(report))
 
@@ -157,6 +161,7 @@ def verify(
 app.command()(bench)
 app.command()(encode)
 app.command()(series)
+app.command()(tune)
 app.command()(watch)
 
 

@@ -30,7 +30,7 @@ def run_app(app: Callable[[], object]) -> None:
         log.current().error(" ".join(str(error).split()), type(error).__name__, error.exit_code)
         raise SystemExit(error.exit_code) from None
     except (_InterruptedError, KeyboardInterrupt) as error:
-        log.current().error(f"interrupted; {error or 'nothing was left behind'}", "interrupted", 130)
+        log.current().error(f"interrupted; {str(error) or 'nothing was left behind'}", "interrupted", 130)
         raise SystemExit(130) from None
     except Exception as error:
         log.current().bug(error)

@@ -21,15 +21,17 @@ Probability = NDArray[np.float32]
 class ChangeDetector:
     """A network that runs here. Owns its engine; use it in a ``with`` block. Threads may share it, as its engine.
 
-    Raises InputError, and closes the engine, where it is not what ``interface`` says.
+    ``batch``: tiles at once where there are many, if that was asked for or tuned. Raises InputError, and closes the
+    engine, where it is not what ``interface`` says.
     """
 
-    def __init__(self, engine: Engine, interface: Interface) -> None:
+    def __init__(self, engine: Engine, interface: Interface, batch: int | None = None) -> None:
         if found := misfit(engine, interface.inputs(), interface.outputs(), interface.max_batch):
             engine.close()
             raise InputError(f"the engine does not fit its interface: {found}; build the bundle again")
         self.engine = engine
         self.interface = interface
+        self.batch = batch
 
     def probability(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
         """uint8 RGB tiles (B, T, T, 3) of both dates -> probability of change, float32 (B, T, T)."""

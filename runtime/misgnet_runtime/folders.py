@@ -59,22 +59,24 @@ def predict_folders(
     batch: int | None = None,
     streams: int | None = None,
     threads: int | None = None,
+    tuned: bool = True,
     force: bool = False,
     progress: Progress | None = None,
 ) -> FolderReport:
     """Write the masks of two folders' pairs as ``output``/NAME.png, of 0 and 255, each whole when it appears.
 
     Images may be of any size; each pair is in memory as a whole. A run that ended is gone on with by the same call;
-    pairs whose files have changed since are done again. ``progress`` is told of pairs. Raises InputError that names
+    pairs whose files have changed since are done again. ``tuned``: what of ``batch``, ``streams`` and ``threads`` is
+    not given is what was tuned here. ``progress`` is told of pairs. Raises InputError that names
     the file, UsageError where a mask exists; GateFailed where the engine answers NaN or Inf. What is finished stays.
     """
-    options = SceneOptions(batch=batch, streams=streams, threads=threads)
+    options = SceneOptions(batch=batch, streams=streams, threads=threads, tuned=tuned)
     options.check_numbers()
     if output.resolve() in (before.resolve(), after.resolve()):
         raise UsageError(f"output {output} is a folder of images that are read; choose another -o")
     sources = find_pairs(before, after)
     bundle = read_bundle(bundle_path)
-    with open_detector(bundle, engine, streams, threads) as opened:
+    with open_detector(bundle, engine, streams, threads, batch, options.goal) as opened:
         detector, entry, _ = opened
         settings = {
             "the bundle": file_sha256(bundle.path / MANIFEST),
@@ -98,7 +100,7 @@ def _run(
     detector, entry, reason = opened
     todo = [source for source in sources if not _is_written(source, record)]
     writer = _Writer(threshold, record, len(sources) - len(todo), len(sources), progress)
-    tile, size = detector.interface.tile, options.batch_of(entry, detector.interface)
+    tile, size = detector.interface.tile, options.batch_of(entry, detector.interface, detector.batch)
     start = time.perf_counter()
     run_pipeline(
         lambda: _batches(todo, tile, size),

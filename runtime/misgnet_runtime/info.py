@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.choice import open_detector, ranked_here
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.manifest import EngineEntry, Quantization
+from misgnet_runtime.tuning.store import kept
 
 
 class _Result(msgspec.Struct):
@@ -79,9 +81,15 @@ def _made_for(entry: EngineEntry) -> str:
 def _here(bundle: Bundle, entry: EngineEntry) -> str:
     try:
         with open_detector(bundle, entry.name) as (detector, _, _):
-            return "; ".join((f"runs on {detector.engine.device}", *detector.engine.notes))
+            return "; ".join((f"runs on {detector.engine.device}", *detector.engine.notes, *_tuned(bundle, entry)))
     except UnavailableError as error:
         return f"does not run: {error}"
+
+
+def _tuned(bundle: Bundle, entry: EngineEntry) -> Iterator[str]:
+    if tuning := kept(bundle, entry):
+        yield f"tuned here for one pair: {tuning.latency.words()}"
+        yield f"for many: {tuning.throughput.words()}"
 
 
 def _precisions(bundle: Bundle) -> Table:

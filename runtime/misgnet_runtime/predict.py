@@ -29,9 +29,16 @@ class Prediction:
 
 
 def predict_files(
-    bundle_path: Path, before_path: Path, after_path: Path, output: Path, *, engine: str = "auto", force: bool = False
+    bundle_path: Path,
+    before_path: Path,
+    after_path: Path,
+    output: Path,
+    *,
+    engine: str = "auto",
+    tuned: bool = True,
+    force: bool = False,
 ) -> Prediction:
-    """Write the change mask of a pair as PNG (0 and 255), whole or not at all.
+    """Write the change mask of a pair as PNG (0 and 255), whole or not at all; ``tuned`` as for :func:`open_bundle`.
 
     Raises InputError for a bundle or image that is not what it must be, UsageError where ``output`` exists or
     is no PNG by its name.
@@ -40,7 +47,7 @@ def predict_files(
     refuse_inputs([output], [before_path, after_path])
     refuse_existing(output, force)
     images = read_pair(before_path, after_path)
-    with open_bundle(bundle_path, engine) as bundle:
+    with open_bundle(bundle_path, engine, tuned=tuned) as bundle:
         return predict_images(bundle, *images, output)
 
 

@@ -15,6 +15,7 @@ from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.choice import open_detector
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.manifest import EngineEntry, Manifest
+from misgnet_runtime.tuning.settings import Goal
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,17 @@ class BundleSession:
 
 
 @contextmanager
-def open_bundle(path: str | os.PathLike[str], engine: str = "auto", streams: int = 1) -> Iterator[BundleSession]:
+def open_bundle(
+    path: str | os.PathLike[str], engine: str = "auto", streams: int = 1, *, tuned: bool = True
+) -> Iterator[BundleSession]:
     """Check the bundle's files, then open one of its engines: by name, or the fastest that runs here.
 
-    ``streams``: so many batches of several threads run at once, sharing the device.
+    ``streams``: so many batches of several threads run at once, sharing the device; ``tuned``: the engine is opened as
+    ``misgnet-run tune`` found best here, if it was run.
     Raises InputError for a bundle that is not what its manifest says, UsageError for an unknown engine,
     UnavailableError with the reason where none can run on this machine.
     """
     bundle = read_bundle(Path(path))
-    with open_detector(bundle, engine, streams) as (detector, entry, reason):
+    goal: Goal = "latency" if streams == 1 else "throughput"
+    with open_detector(bundle, engine, streams, goal=goal if tuned else None) as (detector, entry, reason):
         yield BundleSession(bundle.manifest, entry, reason, detector)

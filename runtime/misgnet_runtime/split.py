@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.choice import first_that_opens, ranked_here
 from misgnet_runtime.detector import Probability, as_input, misfit, to_probability
-from misgnet_runtime.engines import Engine, open_engine_file, streams_for_scenes
+from misgnet_runtime.engines import Engine, open_engine_file
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.manifest import EngineEntry, Interface, TensorEntry, head_inputs
+from misgnet_runtime.tuning.settings import Goal
+from misgnet_runtime.tuning.use import Use, Wish
 
 Features = Sequence[NDArray[np.float32]]
 
@@ -23,11 +25,18 @@ Features = Sequence[NDArray[np.float32]]
 class SplitDetector:
     """Encoder and head of one engine. Owns both; use it in a ``with`` block. Threads may share it, as its engines.
 
-    ``features``: what the encoder answers for one date. Raises InputError, and closes both engines, where they
-    are not what ``interface`` and ``features`` say.
+    ``features``: what the encoder answers for one date; ``batch``: tiles at once, if that was asked for or tuned.
+    Raises InputError, and closes both engines, where they are not what ``interface`` and ``features`` say.
     """
 
-    def __init__(self, encoder: Engine, head: Engine, interface: Interface, features: list[TensorEntry]) -> None:
+    def __init__(
+        self,
+        encoder: Engine,
+        head: Engine,
+        interface: Interface,
+        features: list[TensorEntry],
+        batch: int | None = None,
+    ) -> None:
         with ExitStack() as owned:
             owned.enter_context(encoder)
             owned.enter_context(head)
@@ -38,6 +47,7 @@ class SplitDetector:
         self.head = head
         self.interface = interface
         self.features = features
+        self.batch = batch
 
     def encode(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """uint8 RGB tiles (B, T, T, 3) of one date -> its features (B, ...), in the order of ``features``."""
@@ -63,8 +73,8 @@ class SplitDetector:
         self._owned.close()
 
 
-def open_split(bundle: Bundle, entry: EngineEntry, threads: int | None = None, streams: int = 1) -> SplitDetector:
-    """Open both parts of ``entry``, an engine of ``bundle``; ``threads`` and ``streams`` as for a whole engine.
+def open_split(bundle: Bundle, entry: EngineEntry, use: Use | None = None) -> SplitDetector:
+    """Open both parts of ``entry``, an engine of ``bundle``, each to be used as the whole engine is.
 
     Raises UsageError where the engine is not split, UnavailableError and InputError where a part does not open.
     """
@@ -72,37 +82,45 @@ def open_split(bundle: Bundle, entry: EngineEntry, threads: int | None = None, s
         split = ", ".join(other.name for other in bundle.manifest.engines if other.split)
         advice = f"take one of {split}" if split else "build it by misgnet-export build --split"
         raise UsageError(f"engine {entry.name} of bundle {bundle.path} is not split; {advice}")
-    interface = bundle.manifest.interface
+    interface, use = bundle.manifest.interface, use or Use()
 
     def open_part(file: str) -> Engine:
         part = msgspec.structs.replace(entry, file=file)
-        return open_engine_file(part, bundle.path, interface.max_batch, threads, streams)
+        return open_engine_file(part, bundle.path, interface.max_batch, use.threads, use.streams, use.settings)
 
     with ExitStack() as opened:
         encoder = opened.enter_context(open_part(entry.split.encoder))
         head = open_part(entry.split.head)
         opened.pop_all()
-    return SplitDetector(encoder, head, interface, bundle.manifest.features)
+    return SplitDetector(encoder, head, interface, bundle.manifest.features, use.batch)
 
 
 @contextmanager
 def choose_split(
-    bundle: Bundle, engine: str = "auto", streams: int | None = 1, threads: int | None = None
+    bundle: Bundle,
+    engine: str = "auto",
+    streams: int | None = 1,
+    threads: int | None = None,
+    batch: int | None = None,
+    goal: Goal | None = None,
 ) -> Iterator[tuple[SplitDetector, EngineEntry, str]]:
     """Both parts of the engine called ``engine``, its entry, and why it was taken; see :func:`choice.open_detector`.
 
-    "auto" takes the fastest split engine that runs here. Raises UsageError where what is asked for is not split.
+    "auto" takes the fastest split engine that runs here; what was tuned of a whole engine holds for its parts. Raises
+    UsageError where what is asked for is not split.
     """
+    wish = Wish(goal, streams, threads, batch)
 
-    def open_one(entry: EngineEntry) -> SplitDetector:
-        return open_split(bundle, entry, threads, streams or streams_for_scenes(entry))
+    def open_one(entry: EngineEntry) -> tuple[SplitDetector, Use]:
+        use = wish.use_of(bundle, entry)
+        return open_split(bundle, entry, use), use
 
     entries = [e for e in ranked_here(bundle) if e.split] if engine == "auto" else [bundle.engine_entry(engine)]
     if not entries:
         raise UsageError(f"no engine of bundle {bundle.path} is split; build it by misgnet-export build --split")
-    opened, entry, reason = first_that_opens(entries, open_one, engine)
+    (opened, use), entry, reason = first_that_opens(entries, open_one, engine)
     with opened as detector:
-        yield detector, entry, reason
+        yield detector, entry, f"{reason}{use.words}"
 
 
 def _check(part: str, engine: Engine, inputs: list[TensorEntry], outputs: list[TensorEntry], max_batch: int) -> None:

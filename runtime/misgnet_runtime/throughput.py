@@ -22,7 +22,9 @@ import numpy as np
 
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.device.power import Energy, PowerMeter, count_energy
+from misgnet_runtime.engines.settings import EngineSettings
 from misgnet_runtime.errors import MisgnetError
+from misgnet_runtime.machine import usable_cores
 from misgnet_runtime.manifest import EngineEntry, Interface, Struct
 
 ROUNDS = 5
@@ -44,6 +46,30 @@ class Task(Struct, frozen=True):
     threads: int | None = None
     streams: int = 1
     warm_up: float = WARM_UP_SECONDS
+    settings: EngineSettings = EngineSettings()
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def precision(self) -> str:
+        return self.entry.precision
+
+
+class Product(Struct, frozen=True):
+    """Instead of an engine's call: a plain float32 matrix product of NumPy that takes about ``seconds``.
+
+    It shows how evenly this machine computes whatever it is given.
+    """
+
+    seconds: float
+    threads: int | None = None
+    batch: int = 1
+    streams: int = 1
+    warm_up: float = WARM_UP_SECONDS
+    name: str = "matrix product"
+    precision: str = "float32"
 
 
 class WarmUp(Struct, frozen=True):
@@ -108,14 +134,20 @@ def measure(
     *,
     rounds: int = ROUNDS,
     meters: Sequence[PowerMeter] = (),
+    product: bool = False,
 ) -> list[Timing]:
     """Time all tasks side by side: ``rounds`` rounds, each about ``seconds`` / ``rounds`` a task.
 
+    With ``product`` the last timing is that of a :class:`Product` about as long as the fastest task's calls.
     Raises MisgnetError with a worker's own words where one fails.
     """
     with ExitStack() as running:
         workers = [running.enter_context(closing(_Worker(task))) for task in tasks]
         found = [_Measured(worker.warm_up()) for worker in workers]
+        if product:
+            seconds = min(measured.warm_up.seconds_per_call for measured in found)
+            workers.append(running.enter_context(closing(_Worker(Product(seconds, tasks[0].threads)))))
+            found.append(_Measured(workers[-1].warm_up()))
         for done in range(1, rounds + 1):
             for worker, measured in zip(workers, found, strict=True):
                 calls = _calls(worker.task, measured.warm_up, seconds / rounds)
@@ -124,19 +156,23 @@ def measure(
             if progress:
                 progress(done, rounds)
     totals = {meter.total for meter in meters}
-    return [_timing(task, measured, totals) for task, measured in zip(tasks, found, strict=True)]
+    return [_timing(worker.task, measured, totals) for worker, measured in zip(workers, found, strict=True)]
 
 
 class _Worker:
     """The parent's end of one worker process."""
 
-    def __init__(self, task: Task) -> None:
-        self.name = f"{task.entry.name} at batch {task.batch}"
-        command = [sys.executable, "-m", "misgnet_runtime.throughput_worker"]
+    def __init__(self, task: Task | Product) -> None:
+        self.name = f"{task.name} at batch {task.batch}"
+        module, environment = "misgnet_runtime.throughput_worker", worker_environment()
+        if isinstance(task, Product):
+            module = "misgnet_runtime.throughput_product"
+            environment["OPENBLAS_NUM_THREADS"] = str(task.threads or usable_cores())
+        command = [sys.executable, "-m", module]
         # A file, not a pipe: a library that writes pages of warnings must not fill a pipe and block.
         self.words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, env=worker_environment()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, env=environment
         )
         self.task = task
 
@@ -176,13 +212,13 @@ def worker_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path)}
 
 
-def _calls(task: Task, warm_up: WarmUp, seconds: float) -> int:
+def _calls(task: Task | Product, warm_up: WarmUp, seconds: float) -> int:
     """As many as fit, at least two a stream and equally many for each."""
     each = seconds / warm_up.seconds_per_call / task.streams
     return task.streams * max(2, math.ceil(each))
 
 
-def _timing(task: Task, measured: _Measured, totals: set[str | None]) -> Timing:
+def _timing(task: Task | Product, measured: _Measured, totals: set[str | None]) -> Timing:
     ms = np.concatenate([part.milliseconds for part in measured.rounds])
     p50, p90, p99 = (float(x) for x in np.percentile(ms, (50, 90, 99)))
     speeds = [task.batch * len(part.milliseconds) / part.seconds for part in measured.rounds]
@@ -191,6 +227,6 @@ def _timing(task: Task, measured: _Measured, totals: set[str | None]) -> Timing:
         RailEnergy(rail, watts, watts / speed, rail in totals) for rail, watts in measured.energy.mean_watts().items()
     ]
     return Timing(
-        task.entry.name, task.entry.precision, task.batch, len(ms), p50, p90, p99, speed, float(ms.max()),
+        task.name, task.precision, task.batch, len(ms), p50, p90, p99, speed, float(ms.max()),
         task.streams, speeds, measured.warm_up, energy,
     )  # fmt: skip

@@ -19,7 +19,7 @@ import numpy as np
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines import open_engine_file
 from misgnet_runtime.golden import read_golden
-from misgnet_runtime.throughput import Round, Task, WarmUp
+from misgnet_runtime.throughput import Product, Round, Task, WarmUp
 
 _WINDOW = 3  # calls of a stream whose median is compared with that of the window before
 _SETTLED = 0.05
@@ -30,11 +30,19 @@ def serve() -> None:
     tiles = read_golden(Path(task.golden))
     picked = np.resize(np.arange(len(tiles.before)), task.batch)
     before, after = tiles.before[picked], tiles.after[picked]
-    engine = open_engine_file(task.entry, Path(task.root), task.interface.max_batch, task.threads, task.streams)
-    with ChangeDetector(engine, task.interface) as detector, ThreadPoolExecutor(task.streams) as pool:
+    engine = open_engine_file(
+        task.entry, Path(task.root), task.interface.max_batch, task.threads, task.streams, task.settings
+    )
+    with ChangeDetector(engine, task.interface) as detector:
+        serve_calls(lambda: detector.probability(before, after), task)
+
+
+def serve_calls(call: Callable[[], object], task: Task | Product) -> None:
+    """Warm up, then time as many calls as each line of the input says."""
+    with ThreadPoolExecutor(task.streams) as pool:
 
         def run(calls: int) -> Round:
-            return time_calls(lambda: detector.probability(before, after), calls, pool)
+            return time_calls(call, calls, pool)
 
         _answer(warm_up(run, task))
         for line in sys.stdin.buffer:
@@ -54,7 +62,7 @@ def time_calls(call: Callable[[], object], calls: int, pool: ThreadPoolExecutor)
     return Round(time.perf_counter() - start, found)
 
 
-def warm_up(run: Callable[[int], Round], task: Task) -> WarmUp:
+def warm_up(run: Callable[[int], Round], task: Task | Product) -> WarmUp:
     """Run windows of calls until the medians of two in a row agree, or ``task.warm_up`` seconds are over."""
     calls, before, start = 0, 0.0, time.perf_counter()
     while True:

@@ -49,7 +49,7 @@ def check_golden(bundle: Bundle, entry: EngineEntry, golden: GoldenTiles) -> str
     """
     with open_detector(bundle, entry.name) as (detector, _, _):
         found = _answers(detector.probability, golden)
-    agreement = _same_pixels(found, golden.probability, bundle.manifest.threshold)
+    agreement = same_pixels(found, golden.probability, bundle.manifest.threshold)
     if not agreement >= GOLDEN_AGREEMENT:
         raise GateFailed(
             f"engine {entry.name} agrees with the golden tiles in only {100 * agreement:.2f} % of pixels "
@@ -63,7 +63,7 @@ def _check_parts(bundle: Bundle, entry: EngineEntry, golden: GoldenTiles, whole:
     """``whole``: what the engine answers on the golden tiles, which its encoder and head must answer, too."""
     with open_split(bundle, entry) as parts:
         found = _answers(lambda before, after: parts.compare(parts.encode(before), parts.encode(after)), golden)
-    agreement = _same_pixels(found, whole, bundle.manifest.threshold)
+    agreement = same_pixels(found, whole, bundle.manifest.threshold)
     if not agreement >= PARTS_AGREEMENT:
         raise GateFailed(
             f"encoder and head of engine {entry.name} agree with the engine in only {100 * agreement:.2f} % of the "
@@ -77,6 +77,6 @@ def _answers(predict: Predict, golden: GoldenTiles) -> Probability:
     return np.concatenate([predict(b[None], a[None]) for b, a in zip(golden.before, golden.after, strict=True)])
 
 
-def _same_pixels(found: Probability, expected: Probability, threshold: float) -> float:
+def same_pixels(found: Probability, expected: Probability, threshold: float) -> float:
     """Share of pixels with the same mask; 0 where ``found`` has NaN or Inf."""
     return float(((found > threshold) == (expected > threshold)).mean()) if np.isfinite(found).all() else 0.0

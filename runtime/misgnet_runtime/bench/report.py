@@ -61,6 +61,7 @@ class BenchReport(Struct, frozen=True):
     """``created``: ISO 8601, UTC; ``bundle_sha256``: of the manifest, which states every file's digest.
 
     ``ratios``: pairs a second of each timing over those of the engine ``reference`` at the same batch and streams.
+    ``matrix_product``: a plain one, timed in the rounds of batch 1 and one stream, for about as long as a call there.
     """
 
     created: str
@@ -77,6 +78,7 @@ class BenchReport(Struct, frozen=True):
     conditions: Conditions
     scene: SceneFigure | None
     warnings: list[str]
+    matrix_product: Timing | None = None
 
 
 def choose_reference(timings: list[Timing]) -> str:

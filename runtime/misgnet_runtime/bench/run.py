@@ -44,18 +44,18 @@ def run_bench(path: Path, options: BenchOptions, progress: Progress | None = Non
     meters, missing = find_meters()
     mode, before, watched = power_mode(), read_state(), list[DeviceState]()
     with watch_state(watched):
-        timings = _measure_all(bundle, plan, options, meters, progress)
+        timings, product = _measure_all(bundle, plan, options, meters, progress)
     scene = _scene(path, options.scene, options.threads, fastest(timings)) if options.scene else None
     states = before, summary(watched), read_state()
     return _report(
         bundle, plan, options, timings, Power([meter.source for meter in meters], missing),
-        Conditions(describe_machine(), installed_versions(_VERSIONS), (mode, power_mode()), *states), scene,
+        Conditions(describe_machine(), installed_versions(_VERSIONS), (mode, power_mode()), *states), scene, product,
     )  # fmt: skip
 
 
 def _report(
     bundle: Bundle, plan: Plan, options: BenchOptions, timings: list[Timing], power: Power, conditions: Conditions,
-    scene: SceneFigure | None,
+    scene: SceneFigure | None, product: Timing | None,
 ) -> BenchReport:  # fmt: skip
     reference = choose_reference(timings)
     return BenchReport(
@@ -73,21 +73,26 @@ def _report(
         conditions=conditions,
         scene=scene,
         warnings=[*throttling([conditions.before, conditions.during, conditions.after]), *_unsettled(timings)],
+        matrix_product=product,
     )
 
 
 def _measure_all(
     bundle: Bundle, plan: Plan, options: BenchOptions, meters: Sequence[PowerMeter], progress: Progress | None
-) -> list[Timing]:
-    """Setting after setting, and at each of them all engines side by side."""
+) -> tuple[list[Timing], Timing | None]:
+    """Setting after setting, and at each all engines side by side; also the matrix product beside single calls."""
     settings = plan.settings()
     found: list[Timing] = []
+    product = None
     for index, (batch, streams) in enumerate(settings):
         tasks = tasks_of(bundle, plan, options, batch, streams)
         before = index * options.rounds
         tell = progress and partial(_tell_of_all, progress, before, len(settings))
-        found += measure(tasks, options.seconds, tell, rounds=options.rounds, meters=meters)
-    return found
+        alone = (batch, streams) == (1, 1)
+        found += measure(tasks, options.seconds, tell, rounds=options.rounds, meters=meters, product=alone)
+        if alone:
+            product = found.pop()
+    return found, product
 
 
 def _tell_of_all(progress: Progress, before: int, settings: int, done: int, rounds: int) -> None:

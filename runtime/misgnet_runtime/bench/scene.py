@@ -70,7 +70,9 @@ def main() -> None:
     from misgnet_runtime.scenes.predict import predict_scene_files
 
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=SceneTask)
-    options = SceneOptions(engine=task.engine, batch=task.batch, streams=task.streams, threads=task.threads)
+    options = SceneOptions(
+        engine=task.engine, batch=task.batch, streams=task.streams, threads=task.threads, tuned=False
+    )
     paths = Path(task.bundle), Path(task.before), Path(task.after), Path(task.output)
     report = predict_scene_files(*paths, options, tell=lambda _: None)
     sys.stdout.buffer.write(msgspec.json.encode(SceneRun(report.tiles, report.seconds, _peak_bytes())))

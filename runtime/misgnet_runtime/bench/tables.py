@@ -35,6 +35,8 @@ def lines(report: BenchReport) -> Iterator[str]:
         yield f"power by {', '.join(report.power.meters)}: mean watts of a round, times its seconds, by its pairs"
     if report.power.missing:
         yield f"power not measured: {'; '.join(report.power.missing)}"
+    if report.matrix_product:
+        yield _evenness(report.timings, report.matrix_product)
     if report.scene:
         yield _scene(report.scene)
     yield from (f"warning: {warning}" for warning in report.warnings)
@@ -87,6 +89,16 @@ def _method(report: BenchReport) -> str:
         f"{settings.rounds} alternating rounds, about {settings.seconds:g} s or {min(calls)} to {max(calls)} calls "
         f"each in all; warm-up before that, until two windows of calls agree within 5 % or {settings.warm_up:g} s are "
         f"over: {min(warm):.1f} to {max(warm):.1f} s"
+    )
+
+
+def _evenness(timings: list[Timing], product: Timing) -> str:
+    """What of the slowest calls may be the machine's own doing."""
+    alone = [t for t in timings if (t.batch, t.streams) == (product.batch, product.streams)]
+    engines = ", ".join(f"{t.engine} {t.p99_ms / t.p50_ms:.2f}" for t in alone)
+    return (
+        f"p99 over p50 of single calls at batch 1: {engines}; of a plain float32 matrix product by NumPy, "
+        f"{product.p50_ms:.1f} ms long, in the same rounds {product.p99_ms / product.p50_ms:.2f}"
     )
 
 

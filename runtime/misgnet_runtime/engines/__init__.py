@@ -5,14 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from misgnet_runtime.engines.base import Engine, TensorSpec
+from misgnet_runtime.engines.settings import EngineSettings
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.machine import check_processor, usable_cores
 from misgnet_runtime.manifest import EngineEntry
 
-__all__ = ["MOST_STREAMS", "Engine", "TensorSpec", "batch_for_scenes", "open_engine_file", "streams_for_scenes"]
+__all__ = [
+    "MOST_STREAMS", "Engine", "EngineSettings", "TensorSpec", "batch_for_scenes", "is_on_cpu", "open_engine_file",
+    "streams_for_scenes",
+]  # fmt: skip
 
-_ON_CPU = ("onnxruntime", "openvino")
 MOST_STREAMS = 4  # each takes memory for a batch of its own
+
+
+def is_on_cpu(entry: EngineEntry) -> bool:
+    return entry.kind in ("onnxruntime", "openvino")
 
 
 def streams_for_scenes(entry: EngineEntry) -> int:
@@ -20,33 +27,40 @@ def streams_for_scenes(entry: EngineEntry) -> int:
 
     A core that computes a batch alone waits for no other one; on a GPU the copies of one batch hide behind another.
     """
-    return min(MOST_STREAMS, usable_cores()) if entry.kind in _ON_CPU else 2
+    return min(MOST_STREAMS, usable_cores()) if is_on_cpu(entry) else 2
 
 
 def batch_for_scenes(entry: EngineEntry) -> int:
     """Tiles in a batch that serve a scene best: on a CPU one alone stays in the caches, a GPU wants more of them."""
-    return 1 if entry.kind in _ON_CPU else 4
+    return 1 if is_on_cpu(entry) else 4
 
 
 def open_engine_file(
-    entry: EngineEntry, root: Path, max_batch: int, threads: int | None = None, streams: int = 1
+    entry: EngineEntry,
+    root: Path,
+    max_batch: int,
+    threads: int | None = None,
+    streams: int = 1,
+    settings: EngineSettings | None = None,
 ) -> Engine:
     """Open the engine that ``entry`` describes; its paths start at ``root``.
 
-    ``streams``: batches that run at once, on ``threads`` of the CPU together (all usable cores without).
+    ``streams``: batches that run at once, on ``threads`` of the CPU together (all usable cores without); ``settings``:
+    what serves most machines without, and for an engine on a GPU always.
 
     Raises UnavailableError where this machine lacks the device, the processor, the library or the right version,
     and InputError where the file cannot be opened.
     """
     check_processor(entry.needs)
+    settings = settings or EngineSettings()
     if entry.kind == "openvino":
         from misgnet_runtime.engines.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(root / entry.file, max_batch, threads, streams, precision=entry.precision)
+        return OpenVinoEngine(root / entry.file, max_batch, threads, streams, settings, precision=entry.precision)
     if entry.kind == "onnxruntime":
         from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(root / entry.file, max_batch, threads, streams)
+        return OnnxRuntimeEngine(root / entry.file, max_batch, threads, streams, settings)
     if entry.kind == "onnxruntime-cuda":
         from misgnet_runtime.engines.ort_cuda import OnnxRuntimeCudaEngine
 

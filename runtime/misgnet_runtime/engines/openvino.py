@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
+from misgnet_runtime.engines.settings import EngineSettings
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.machine import usable_cores
 from misgnet_runtime.plans.log import one_line
@@ -32,7 +33,14 @@ class OpenVinoEngine(Engine):
     """One ONNX graph compiled by OpenVINO for the CPU."""
 
     def __init__(
-        self, graph: Path, max_batch: int, threads: int | None = None, streams: int = 1, *, precision: str = "float32"
+        self,
+        graph: Path,
+        max_batch: int,
+        threads: int | None = None,
+        streams: int = 1,
+        settings: EngineSettings | None = None,
+        *,
+        precision: str = "float32",
     ) -> None:
         """``precision``: of the manifest's entry; ``threads``: in all streams, all usable cores by default.
 
@@ -45,7 +53,8 @@ class OpenVinoEngine(Engine):
             # It would compute in float32, or emulate: slower, and other numbers than those that were judged.
             raise UnavailableError("OpenVINO does not compute in BF16 on this processor; take another engine")
         try:
-            compiled = core.compile_model(core.read_model(graph), "CPU", _options(wanted, threads, streams))
+            options = _options(wanted, threads, streams, settings or EngineSettings())
+            compiled = core.compile_model(core.read_model(graph), "CPU", options)
         except Exception as error:  # OpenVINO raises RuntimeError, its bindings TypeError and others
             raise InputError(f"OpenVINO cannot open {graph}: {one_line(str(error))}") from error
         _check_type(compiled, wanted)
@@ -64,14 +73,15 @@ class OpenVinoEngine(Engine):
         self._compiled = None
 
 
-def _options(wanted: str, threads: int | None, streams: int) -> dict[str, Any]:
-    """Each stream for the least latency. Pinned threads would meet those of other processes on one core."""
+def _options(wanted: str, threads: int | None, streams: int, settings: EngineSettings) -> dict[str, Any]:
+    """Each stream for the least latency, which leaves the second threads of cores out if nothing else is said."""
     return {
         "INFERENCE_PRECISION_HINT": wanted,
         "INFERENCE_NUM_THREADS": threads or usable_cores(),
         "NUM_STREAMS": streams,
         "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,
+        "ENABLE_CPU_PINNING": settings.pinning,
+        **({"ENABLE_HYPER_THREADING": True} if settings.hyper_threading else {}),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import onnxruntime
 
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
+from misgnet_runtime.engines.settings import EngineSettings
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.machine import usable_cores
 
@@ -25,7 +26,14 @@ class OnnxRuntimeEngine(Engine):
     device = "CPU"
     _providers: Sequence[Any] = ("CPUExecutionProvider",)
 
-    def __init__(self, graph: Path | bytes, max_batch: int, threads: int | None = None, streams: int = 1) -> None:
+    def __init__(
+        self,
+        graph: Path | bytes,
+        max_batch: int,
+        threads: int | None = None,
+        streams: int = 1,
+        settings: EngineSettings | None = None,
+    ) -> None:
         """``threads``: that compute at once, in all streams; without it as many as this process may use cores.
 
         Raises InputError where onnxruntime cannot open ``graph``.
@@ -35,7 +43,7 @@ class OnnxRuntimeEngine(Engine):
         source = os.fspath(graph) if isinstance(graph, Path) else graph
         try:
             self._session = onnxruntime.InferenceSession(
-                source, _options(threads, streams), providers=self._providers,
+                source, _options(threads, streams, settings or EngineSettings()), providers=self._providers,
                 disabled_optimizers=_DISABLED, enable_fallback=False,
             )  # fmt: skip
             self._session.disable_fallback()  # which is for a batch that fails, the other for opening
@@ -53,10 +61,12 @@ class OnnxRuntimeEngine(Engine):
         self._session = None
 
 
-def _options(threads: int | None, streams: int) -> onnxruntime.SessionOptions:
+def _options(threads: int | None, streams: int, settings: EngineSettings) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     # Each stream's caller computes too; the session's own threads, one fewer than this number, help all of them.
     options.intra_op_num_threads = max(1, (threads or usable_cores()) - streams + 1)
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spinning)))
+    options.enable_cpu_mem_arena = settings.arena
     options.log_severity_level = 3
     return options
 

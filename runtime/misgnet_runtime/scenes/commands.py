@@ -28,6 +28,7 @@ def encode(
     batch: arguments.Batch = None,
     streams: arguments.Streams = None,
     threads: arguments.Threads = None,
+    no_tuned: arguments.NoTuned = False,
     restart: arguments.Restart = False,
     bands: arguments.Bands = None,
     scale: arguments.Scale = None,
@@ -44,7 +45,7 @@ def encode(
     declared = Declared.parse("", bands, scale, offset, stretch)
     options = SceneOptions(
         before=declared, overlap=overlap, batch=batch, streams=streams, threads=threads, engine=engine, force=force,
-        restart=restart,
+        restart=restart, tuned=not no_tuned,
     )  # fmt: skip
     with current().progress("rows of tiles") as progress:
         report = encode_file(bundle, raster, output, options, tell=current().note, progress=progress)
@@ -75,6 +76,7 @@ def series(
     batch: arguments.Batch = None,
     streams: arguments.Streams = None,
     threads: arguments.Threads = None,
+    no_tuned: arguments.NoTuned = False,
     restart: arguments.RestartAll = False,
     bands: arguments.Bands = None,
     scale: arguments.Scale = None,
@@ -103,7 +105,7 @@ def series(
     )
     scene = SceneOptions(
         first, later, align, overlap, batch, streams, threads, cog, min_area=min_area, simplify=simplify,
-        engine=engine, force=force, restart=restart,
+        engine=engine, force=force, restart=restart, tuned=not no_tuned,
     )  # fmt: skip
     asked = {"probability": probability, "vector": vector, "quicklook": quicklook}
     products = frozenset(name for name, wanted in asked.items() if wanted)

@@ -76,7 +76,8 @@ class Encoding:
 
     @property
     def batch(self) -> int:
-        return self.options.batch_of(self.engine.entry, self.engine.detector.interface)
+        detector = self.engine.detector
+        return self.options.batch_of(self.engine.entry, detector.interface, detector.batch)
 
     @property
     def layout(self) -> Layout:
@@ -106,7 +107,8 @@ class Encoding:
 @contextmanager
 def open_split_engine(bundle: Bundle, options: SceneOptions) -> Iterator[SplitEngine]:
     """Raises as :func:`misgnet_runtime.split.choose_split`."""
-    with choose_split(bundle, options.engine, options.streams, options.threads) as (detector, entry, reason):
+    wishes = options.engine, options.streams, options.threads, options.batch, options.goal
+    with choose_split(bundle, *wishes) as (detector, entry, reason):
         yield SplitEngine(bundle, detector, entry, reason)
 
 

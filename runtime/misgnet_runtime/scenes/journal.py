@@ -27,6 +27,7 @@ from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.lines import append_line, hold
 from misgnet_runtime.manifest import Count, Struct
 from misgnet_runtime.outputs import resumable_errors
+from misgnet_runtime.tuning.since import tuned_since
 
 FORMAT = 2
 _JOURNAL = "journal.jsonl"
@@ -218,9 +219,8 @@ def _compare(found: Header, asked: Header, output: Path) -> None:
     if found.format != asked.format:
         raise UsageError(f"{output} was begun by another version of this program; start anew with --restart")
     if words := difference(found.settings, asked.settings):
-        raise UsageError(
-            f"{output} was begun with {words}; give the same command again to go on, or start anew with --restart"
-        )
+        advice = tuned_since(found.settings, asked.settings) or "give the same command again to go on"
+        raise UsageError(f"{output} was begun with {words}; {advice}, or start anew with --restart")
     if found != asked:
         raise UsageError(f"{output} was begun for another size of scene; start anew with --restart")
 

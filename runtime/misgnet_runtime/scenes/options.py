@@ -8,6 +8,7 @@ from pathlib import Path
 from misgnet_runtime.engines import batch_for_scenes
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.manifest import EngineEntry, Interface
+from misgnet_runtime.tuning.settings import Goal
 
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".fgb")
 
@@ -70,8 +71,8 @@ def declared_dates(both: _Words, before: _Words, after: _Words) -> tuple[Declare
 @dataclass(frozen=True)
 class SceneOptions:
     """``overlap`` in pixels, a quarter of a tile without; ``streams`` batches of ``batch`` tiles, as suits the engine
-    without, on ``threads`` of the CPU together; ``min_area`` in m² (in pixels where the raster lies nowhere),
-    ``simplify`` in pixels.
+    without, on ``threads`` of the CPU together; where ``tuned``, what is not given of these three is what was tuned
+    here; ``min_area`` in m² (in pixels where the raster lies nowhere), ``simplify`` in pixels.
     """
 
     before: Declared = field(default_factory=Declared)
@@ -90,6 +91,7 @@ class SceneOptions:
     engine: str = "auto"
     force: bool = False
     restart: bool = False
+    tuned: bool = True
 
     def check(self, output: Path) -> None:
         """UsageError where the files' names or the numbers cannot be meant."""
@@ -115,9 +117,14 @@ class SceneOptions:
             if number is not None and not number >= least:
                 raise UsageError(f"{option} is {number}; it is {least} or more")
 
-    def batch_of(self, entry: EngineEntry, interface: Interface) -> int:
-        """Tiles that the engine of ``entry`` gets at once."""
-        return min(self.batch or batch_for_scenes(entry), interface.max_batch)
+    @property
+    def goal(self) -> Goal | None:
+        """What the engine is opened for."""
+        return "throughput" if self.tuned else None
+
+    def batch_of(self, entry: EngineEntry, interface: Interface, tuned: int | None = None) -> int:
+        """Tiles that the engine of ``entry`` gets at once; ``tuned``: what was found best for it here."""
+        return min(self.batch or tuned or batch_for_scenes(entry), interface.max_batch)
 
     def overlap_of(self, tile: int) -> int:
         """Pixels that neighbouring tiles of ``tile`` pixels share."""

@@ -39,7 +39,9 @@ def predict_scene_files(
     """
     options = options or SceneOptions()
     bundle = read_bundle(bundle_path)
-    opening = partial(open_detector, bundle, options.engine, options.streams, options.threads)
+    opening = partial(
+        open_detector, bundle, options.engine, options.streams, options.threads, options.batch, options.goal
+    )
     return predict_opened(bundle, opening, before, after, output, options, tell=tell, progress=progress)
 
 
@@ -72,8 +74,9 @@ def predict_opened(
         with opening() as (detector, entry, reason):
             engine = detector.engine
             run = Run(
-                bundle, inputs, options, outputs, detector.interface, entry, engine.device, engine.streams, reason
-            )
+                bundle, inputs, options, outputs, detector.interface, entry, engine.device, engine.streams, reason,
+                tuned_batch=detector.batch,
+            )  # fmt: skip
             report = run_pair(run, lambda run, journal: _infer(run, detector, journal, progress))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(INTERRUPTED) from None

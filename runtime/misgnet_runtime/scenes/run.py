@@ -67,7 +67,7 @@ class Run:
     """All that one pair's map depends on. ``outputs``: the change raster, then the products in the options' order.
 
     ``device``: what the engine runs on, ``streams`` batches at once; ``tags``: more, for the outputs; ``features``:
-    digests of the stored ones that are compared.
+    digests of the stored ones that are compared; ``tuned_batch``: tiles at once, where no other number was asked for.
     """
 
     bundle: Bundle
@@ -81,6 +81,7 @@ class Run:
     reason: str
     tags: dict[str, str] = field(default_factory=dict)
     features: list[str] = field(default_factory=list)
+    tuned_batch: int | None = None
 
     @property
     def overlap(self) -> int:
@@ -93,7 +94,7 @@ class Run:
 
     @property
     def batch(self) -> int:
-        return self.options.batch_of(self.entry, self.interface)
+        return self.options.batch_of(self.entry, self.interface, self.tuned_batch)
 
     def settings(self) -> dict[str, str]:
         """What the map and its products depend on, by the words a user knows it by."""

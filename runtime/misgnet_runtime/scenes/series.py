@@ -32,6 +32,7 @@ from misgnet_runtime.scenes.journal import discard_progress, progress_folder
 from misgnet_runtime.scenes.options import SeriesOptions
 from misgnet_runtime.scenes.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
 from misgnet_runtime.scenes.vectors import load_vector_libraries
+from misgnet_runtime.tuning.since import tuned_since
 
 _SAME_RUN = "MISGNET_RUN_SHA256"
 
@@ -138,14 +139,15 @@ class _Series:
         engine, outputs = self._engine, [change, *options.products().values()]
         run = Run(
             engine.bundle, inputs, options, outputs, engine.detector.interface, engine.entry, engine.device,
-            engine.streams, engine.reason,
+            engine.streams, engine.reason, tuned_batch=engine.detector.batch,
         )  # fmt: skip
         same = _digest(run)
         begun = progress_folder(change).exists()
         done = not begun and not options.restart and _is_done(outputs, same)
-        if not begun and not done:
+        if not begun and not done and not options.force:
+            _refuse_tuned_since(run)
             refuse_outputs(outputs, options.force)
-        return _Comparison(before, after, replace(run, tags={"MISGNET_SPLIT": "yes", _SAME_RUN: same}), done)
+        return _Comparison(before, after, replace(run, tags=_tags(run, same)), done)
 
     def _compare(self, comparison: _Comparison) -> None:
         run, output = comparison.run, comparison.run.outputs[0]
@@ -208,10 +210,33 @@ class _Series:
             raise type(error)(f"{len(self._failures)} of {count} dates failed, first {date}: {error}") from error
 
 
+def _tags(run: Run, same: str) -> dict[str, str]:
+    """By which a later call knows the outputs of this run, and of one that differs by what was tuned since."""
+    settings = run.settings()
+    return {
+        "MISGNET_SPLIT": "yes", _SAME_RUN: same, "MISGNET_BATCH": settings["--batch"],
+        "MISGNET_STREAMS": settings["--streams"],
+    }  # fmt: skip
+
+
 def _digest(run: Run) -> str:
     """SHA-256 of all that a run's outputs depend on, wherever they lie."""
-    settings = {**run.settings(), **dict.fromkeys((f"--{name}" for name in run.options.products()), "yes")}
-    return hashlib.sha256(msgspec.json.encode(sorted(settings.items()))).hexdigest()
+    return _digest_of(run, run.settings())
+
+
+def _digest_of(run: Run, settings: dict[str, str]) -> str:
+    placed = {**settings, **dict.fromkeys((f"--{name}" for name in run.options.products()), "yes")}
+    return hashlib.sha256(msgspec.json.encode(sorted(placed.items()))).hexdigest()
+
+
+def _refuse_tuned_since(run: Run) -> None:
+    """UsageError where the outputs are of this run, but for what misgnet-run tune has changed since."""
+    change, now = run.outputs[0], run.settings()
+    with suppress(InputError):
+        tags = read_tags(change)
+        then = {**now, "--batch": tags.get("MISGNET_BATCH", ""), "--streams": tags.get("MISGNET_STREAMS", "")}
+        if tags.get(_SAME_RUN) == _digest_of(run, then) and (advice := tuned_since(then, now)):
+            raise UsageError(f"output {change} is of the same run but for that: {advice}, or replace it with --force")
 
 
 def _is_done(outputs: list[Path], same: str) -> bool:

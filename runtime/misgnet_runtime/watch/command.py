@@ -41,6 +41,7 @@ def watch(
     batch: arguments.Batch = None,
     streams: arguments.Streams = None,
     threads: arguments.Threads = None,
+    no_tuned: arguments.NoTuned = False,
     bands: arguments.Bands = None,
     scale: arguments.Scale = None,
     offset: arguments.Offset = None,
@@ -70,18 +71,9 @@ def watch(
         (after_bands, after_scale, after_offset, after_stretch),
     )
     scene = SceneOptions(
-        *dates,
-        align,
-        overlap,
-        batch,
-        streams,
-        threads,
-        cog,
-        min_area=min_area,
-        simplify=simplify,
-        engine=engine,
-        force=True,
-    )
+        *dates, align, overlap, batch, streams, threads, cog, min_area=min_area, simplify=simplify, engine=engine,
+        force=True, tuned=not no_tuned,
+    )  # fmt: skip
     options = WatchOptions(
         Naming(before_suffix, after_suffix, marker), Products(probability, vector, quicklook), scene, settle, poll,
         once, reprocess, retry_failed, force,

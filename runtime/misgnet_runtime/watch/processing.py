@@ -29,9 +29,10 @@ class Processor:
 
     @property
     def engine(self) -> str:
-        """Its name, what it runs on, and how many batches at once."""
+        """Its name, what it runs on, how many batches at once, and tiles in them."""
         detector, entry, _ = self.opened
-        return f"{entry.name} on {detector.engine.device}, {detector.engine.streams} streams"
+        batch = self.options.scene.batch_of(entry, detector.interface, detector.batch)
+        return f"{entry.name} on {detector.engine.device}, {detector.engine.streams} streams, batch {batch}"
 
     def process(self, pair: FilePair, folder: Path) -> dict[str, Any]:
         """Write the results of ``pair`` to ``folder``, the map or mask last: where it is, all are. Its figures.

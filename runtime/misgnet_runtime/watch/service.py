@@ -38,10 +38,12 @@ def watch_folder(bundle_path: Path, folder: Path, output: Path, options: WatchOp
     report = WatchReport()
     with _until_stopped() as stop, open_journal(output) as journal:
         bundle, scene = read_bundle(bundle_path), options.scene
-        with open_detector(bundle, scene.engine, scene.streams, scene.threads) as opened:
+        wishes = scene.engine, scene.streams, scene.threads, scene.batch, scene.goal
+        with open_detector(bundle, *wishes) as opened:
+            _, entry, reason = opened
             worker = Worker(output, Processor(bundle, opened, options, log), journal, report, log)
             worker.start()
-            log.note(f"watching {folder}, {len(journal.ended)} pairs processed before, engine {opened[1].name}")
+            log.note(f"watching {folder}, {len(journal.ended)} pairs processed before, engine {entry.name} ({reason})")
             _Watch(folder, options, worker, log, stop).run()
     return report
 

@@ -11,6 +11,7 @@ from misgnet_runtime.bundle import MANIFEST, file_sha256
 from misgnet_runtime.errors import InputError, MisgnetError, StorageError, UnavailableError, UsageError
 from misgnet_runtime.log import Log
 from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors
+from misgnet_runtime.scenes.journal import difference
 from misgnet_runtime.watch.journal import FORMAT, Begun, Complete, Done, Failed, FileState, Journal, Started, now
 from misgnet_runtime.watch.pairing import File, FilePair
 from misgnet_runtime.watch.processing import Processor
@@ -64,6 +65,7 @@ class Worker:
         if last is None or (last.bundle, last.engine, last.settings) != (
             started.bundle, started.engine, started.settings,
         ):  # fmt: skip
+            self._tell_of_another_start(last, started)
             self._clear()  # of what was begun otherwise
             self._journal.add(started)
 
@@ -151,6 +153,12 @@ class Worker:
 
     def _warn(self, pair: FilePair, message: str) -> None:
         self._log.note(f"warning: {pair.name}: {message}", pair=pair.name)
+
+    def _tell_of_another_start(self, last: Started | None, now: Started) -> None:
+        """What was begun is not gone on with where its options, or what was tuned for its engine, have changed."""
+        if last is not None and self.unfinished is not None:
+            words = difference(*({"the engine": s.engine, **s.settings} for s in (last, now))) or "another bundle"
+            self._log.note(f"{self.unfinished} was begun with {words}; it is processed anew", pair=self.unfinished)
 
     def _refuse_others_outputs(self, pair: FilePair) -> None:
         if pair.name not in self._journal.done:

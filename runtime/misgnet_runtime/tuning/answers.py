@@ -1,0 +1,66 @@
+"""Whether an engine answers as it must under a setting: golden tiles, and its own answers where nothing is tuned."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from misgnet_runtime.bundle import Bundle
+from misgnet_runtime.callables import Predict
+from misgnet_runtime.detector import ChangeDetector, Probability
+from misgnet_runtime.engines import open_engine_file
+from misgnet_runtime.errors import MisgnetError
+from misgnet_runtime.golden import GoldenTiles, read_golden
+from misgnet_runtime.manifest import EngineEntry
+from misgnet_runtime.split import open_split
+from misgnet_runtime.tuning.settings import Setting
+from misgnet_runtime.tuning.use import Use
+from misgnet_runtime.verify import GOLDEN_AGREEMENT, same_pixels
+
+_OWN_AGREEMENT = 0.999  # share of pixels; INT8 answers depend a little on how tiles share a batch
+
+
+class AnswerCheck:
+    """Of one engine; its answers under ``default`` are what other settings must keep. Raises as opening it."""
+
+    def __init__(self, bundle: Bundle, entry: EngineEntry, default: Setting) -> None:
+        self._bundle, self._entry = bundle, entry
+        self._golden = read_golden(bundle.file(bundle.manifest.file("golden tiles").path))
+        self._own = self._answers(default)
+
+    def problem(self, setting: Setting) -> str | None:
+        """Why ``setting`` is not to be used; None where the answers stay."""
+        try:
+            found = self._answers(setting)
+        except MisgnetError as error:
+            return str(error)
+        for part, answers in found.items():
+            for words, expected, least in (
+                ("the golden tiles", self._golden.probability, GOLDEN_AGREEMENT),
+                ("those of the default", self._own[part], _OWN_AGREEMENT),
+            ):
+                share = same_pixels(answers, expected, self._bundle.manifest.threshold)
+                if not share >= least:
+                    return f"answers of {part} agree with {words} in only {100 * share:.2f} % of pixels"
+        return None
+
+    def _answers(self, setting: Setting) -> dict[str, Probability]:
+        """Of the whole engine, and of its two parts where it is split."""
+        bundle, entry, interface = self._bundle, self._entry, self._bundle.manifest.interface
+        use = Use(setting.threads, setting.streams, setting.batch, setting.engine)
+        engine = open_engine_file(entry, bundle.path, interface.max_batch, use.threads, use.streams, use.settings)
+        with ChangeDetector(engine, interface) as detector:
+            found = {"the engine": _answers(detector.probability, self._golden, setting.batch)}
+        if entry.split:
+            with open_split(bundle, entry, use) as parts:
+                found["its parts"] = _answers(
+                    lambda before, after: parts.compare(parts.encode(before), parts.encode(after)),
+                    self._golden, setting.batch,
+                )  # fmt: skip
+        return found
+
+
+def _answers(predict: Predict, golden: GoldenTiles, batch: int) -> Probability:
+    """float32 (G, T, T), ``batch`` tiles at once: the first ones again where the last are too few."""
+    count = len(golden.before)
+    picked = np.resize(np.arange(count), -(-count // batch) * batch).reshape(-1, batch)
+    return np.concatenate([predict(golden.before[part], golden.after[part]) for part in picked])[:count]

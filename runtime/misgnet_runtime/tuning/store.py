@@ -1,0 +1,140 @@
+"""Where tunings are kept: a JSON file for each bundle, engine and machine, in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from misgnet_runtime.bundle import MANIFEST, Bundle, file_sha256
+from misgnet_runtime.cuda import first_device, open_driver
+from misgnet_runtime.engines import MOST_STREAMS, is_on_cpu
+from misgnet_runtime.engines.openvino import load_openvino
+from misgnet_runtime.errors import StorageError, UnavailableError
+from misgnet_runtime.log import current
+from misgnet_runtime.machine import describe_machine, usable_cores
+from misgnet_runtime.manifest import EngineEntry, encode
+from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.plans.vendor import load_vendor, rules, vendor_version
+from misgnet_runtime.tuning.settings import FORMAT, Place, Setting, Tuning
+
+_MAX_BYTES = 1 << 20
+
+
+def cache_folder() -> Path:
+    """$MISGNET_CACHE, else misgnet in $XDG_CACHE_HOME, else in ~/.cache."""
+    if own := os.environ.get("MISGNET_CACHE"):
+        return Path(own)
+    common = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - no home is no error
+    return Path(common, "misgnet")
+
+
+def place_of(bundle: Bundle, entry: EngineEntry) -> Place:
+    """This bundle's engine on this machine. Raises UnavailableError where the engine's library is missing."""
+    machine = describe_machine()
+    processor = ", ".join(str(machine[key]) for key in ("processor", "model") if key in machine)
+    digest = file_sha256(bundle.path / MANIFEST)
+    return Place(digest, entry.name, processor, usable_cores(), _gpu(entry), _library(entry))
+
+
+def path_of(place: Place) -> Path:
+    """Of the file that is kept for ``place``, whatever the library's version: an older one's tuning is found there."""
+    digest = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(place, library="")))
+    return _folder() / f"{digest.hexdigest()[:32]}.json"
+
+
+def prepare() -> None:
+    """Before anything slow: StorageError where nothing could be kept."""
+    folder = _folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        problem = None if os.access(folder, os.W_OK) else "no right to write there"
+    except OSError as error:
+        problem = str(error.strerror)
+    if problem:
+        raise StorageError(f"settings cannot be kept in {folder}: {problem}; name another folder in MISGNET_CACHE")
+
+
+def keep(tuning: Tuning) -> Path:
+    """Write the tuning, whole or not at all; the file's path."""
+    path = path_of(tuning.place)
+    with replace_file(path) as temporary:
+        temporary.write_bytes(encode(tuning))
+    return path
+
+
+def kept(bundle: Bundle, entry: EngineEntry) -> Tuning | None:
+    """What is kept of this bundle's engine on this machine; what is no use is told, and as good as not there.
+
+    Raises UnavailableError where the engine's library is missing.
+    """
+    place = place_of(bundle, entry)
+    path = path_of(place)
+    try:
+        found = _read(path)
+        problem = None if found is None else _misfit(found, place, bundle.manifest.interface.max_batch)
+    except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        found, problem = None, " ".join(str(error).split())
+    if problem:
+        current().note(
+            f"warning: the tuning of {entry.name} in {path} is not used: {problem}; run misgnet-run tune {bundle.path}"
+        )
+        return None
+    return found
+
+
+def _folder() -> Path:
+    return cache_folder() / "tuning"
+
+
+def _read(path: Path) -> Tuning | None:
+    """None where there is no file. Raises OSError and ValueError."""
+    if not path.exists():
+        return None
+    if not path.is_file():  # a named pipe would wait for ever
+        raise ValueError("it is no file")
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
+    return msgspec.json.decode(data, type=Tuning)
+
+
+def _misfit(found: Tuning, place: Place, max_batch: int) -> str | None:
+    """Why a tuning does not hold at ``place``."""
+    if found.format != FORMAT:
+        return f"it has format {found.format}, this version reads {FORMAT}"
+    if found.place.library != place.library:
+        return f"it was measured with {found.place.library}, here is {place.library}"
+    if found.place != place:
+        return "it is of another bundle, engine or machine"
+    if not all(_can_run(setting, place, max_batch) for setting in (found.latency.setting, found.throughput.setting)):
+        return "it has settings that this machine cannot run"
+    return None
+
+
+def _can_run(setting: Setting, place: Place, max_batch: int) -> bool:
+    return setting.batch <= max_batch and setting.streams <= MOST_STREAMS and (setting.threads or 1) <= place.cores
+
+
+def _library(entry: EngineEntry) -> str:
+    if entry.kind in ("rtx", "tensorrt"):
+        return f"{rules(entry.kind).title} {vendor_version(load_vendor(entry.kind))}"
+    if entry.kind == "openvino":
+        return f"OpenVINO {load_openvino().__version__}"
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def _gpu(entry: EngineEntry) -> str:
+    """Empty where no library for it is installed; then the engine says what it lacks."""
+    if is_on_cpu(entry):
+        return ""
+    try:
+        device = first_device(open_driver())
+    except UnavailableError:
+        return ""
+    return f"{device.name} ({device.compute_capability})"
