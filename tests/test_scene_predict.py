@@ -423,7 +423,7 @@ from misgnet_runtime.scenes import predict
 from misgnet_runtime.scenes.options import SceneOptions
 
 @contextmanager
-def opened(bundle, name, streams, threads):
+def opened(bundle, name, *others):
     interface = Interface(256, 4)
     with ChangeDetector(FakeEngine(interface), interface) as detector:
         yield detector, FLOAT, "a fake"
