@@ -167,6 +167,8 @@ def test_a_matrix_product_takes_turns_with_the_engines(bundle: Path, workers: li
     found = measure([task(bundle, FLOAT), task(bundle, INT8)], 0.02, rounds=2, product=True)
     assert [timing.engine for timing in found] == ["cpu-float32", "cpu", "matrix product"]
     assert (found[2].batch, found[2].streams, len(found[2].rounds)) == (1, 1, 2) and found[2].p99_ms >= found[2].p50_ms
+    for worker, timing in zip(workers, found, strict=True):  # each as long as asked, whatever the product takes
+        assert timing.warm_up and timing.calls == 2 * throughput._calls(worker.task, timing.warm_up, 0.01)
     product = workers[2].task
     assert isinstance(product, throughput.Product) and product.threads == 1
     assert product.seconds == min(t.warm_up.seconds_per_call for t in found[:2] if t.warm_up)

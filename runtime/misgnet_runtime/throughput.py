@@ -145,8 +145,8 @@ def measure(
         workers = [running.enter_context(closing(_Worker(task))) for task in tasks]
         found = [_Measured(worker.warm_up()) for worker in workers]
         if product:
-            seconds = min(measured.warm_up.seconds_per_call for measured in found)
-            workers.append(running.enter_context(closing(_Worker(Product(seconds, tasks[0].threads)))))
+            call = min(measured.warm_up.seconds_per_call for measured in found)
+            workers.append(running.enter_context(closing(_Worker(Product(call, tasks[0].threads)))))
             found.append(_Measured(workers[-1].warm_up()))
         for done in range(1, rounds + 1):
             for worker, measured in zip(workers, found, strict=True):
