@@ -20,6 +20,10 @@ class Bundle:
     path: Path
     manifest: Manifest
 
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which states those of all other files."""
+        return file_sha256(self.path / MANIFEST)
+
     def engine_entry(self, name: str) -> EngineEntry:
         """The engine called ``name``; UsageError lists the others."""
         for entry in self.manifest.engines:

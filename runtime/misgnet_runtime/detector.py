@@ -40,10 +40,7 @@ class ChangeDetector:
 
     def sound_probability(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
         """As :meth:`probability`, without NaN or Inf: a threshold would call them "no change"; GateFailed there."""
-        found = self.probability(before, after)
-        if not np.isfinite(found).all():
-            raise GateFailed(f"the engine on {self.engine.device} answers NaN or Inf; run misgnet-run verify")
-        return found
+        return sound(self.probability(before, after), f"the engine on {self.engine.device}")
 
     def scene_probability(self, before: RgbImage, after: RgbImage) -> Probability:
         """A pair of any size, uint8 (H, W, 3) -> float32 (H, W), tile by tile; see :func:`predict_scene`.
@@ -59,6 +56,13 @@ class ChangeDetector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.engine.close()
+
+
+def sound(answer: Probability, who: str) -> Probability:
+    """``answer``; GateFailed where it has NaN or Inf, naming ``who`` gave it."""
+    if not np.isfinite(answer).all():
+        raise GateFailed(f"{who} answers NaN or Inf; run misgnet-run verify")
+    return answer
 
 
 def arrays_for(interface: Interface, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Arrays:

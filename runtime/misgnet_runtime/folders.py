@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misgnet_runtime.bundle import MANIFEST, file_sha256, read_bundle
+from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.choice import Opened, open_detector
 from misgnet_runtime.detector import Probability
@@ -79,7 +79,7 @@ def predict_folders(
     with open_detector(bundle, engine, streams, threads, batch, options.goal) as opened:
         detector, entry, _ = opened
         settings = {
-            "the bundle": file_sha256(bundle.path / MANIFEST),
+            "the bundle": bundle.digest(),
             "the engine": f"{entry.name} on {detector.engine.device}",
         }
         try:

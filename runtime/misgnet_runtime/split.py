@@ -64,6 +64,10 @@ class SplitDetector:
         (output,) = self.head.infer(dict(zip(names, (*before, *after), strict=True))).values()
         return to_probability(output, self.interface)
 
+    def probability(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
+        """As :meth:`ChangeDetector.probability`, each date by itself."""
+        return self.compare(self.encode(before), self.encode(after))
+
     def __enter__(self) -> SplitDetector:
         return self
 

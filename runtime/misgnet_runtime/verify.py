@@ -62,7 +62,7 @@ def check_golden(bundle: Bundle, entry: EngineEntry, golden: GoldenTiles) -> str
 def _check_parts(bundle: Bundle, entry: EngineEntry, golden: GoldenTiles, whole: Probability) -> str:
     """``whole``: what the engine answers on the golden tiles, which its encoder and head must answer, too."""
     with open_split(bundle, entry) as parts:
-        found = _answers(lambda before, after: parts.compare(parts.encode(before), parts.encode(after)), golden)
+        found = _answers(parts.probability, golden)
     agreement = same_pixels(found, whole, bundle.manifest.threshold)
     if not agreement >= PARTS_AGREEMENT:
         raise GateFailed(

@@ -20,7 +20,7 @@ from misgnet_runtime.bench.report import (
     ratios_to,
 )
 from misgnet_runtime.bench.scene import SceneTask, check_scene, run_scene
-from misgnet_runtime.bundle import MANIFEST, Bundle, file_sha256, read_bundle
+from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.device.nvpmodel import power_mode
 from misgnet_runtime.device.power import PowerMeter, find_meters
@@ -62,7 +62,7 @@ def _report(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         bundle=str(bundle.path),
         bundle_version=bundle.manifest.bundle_version,
-        bundle_sha256=file_sha256(bundle.path / MANIFEST),
+        bundle_sha256=bundle.digest(),
         settings=Settings(options.seconds, options.rounds, options.warm_up, options.threads or usable_cores()),
         engines=plan.runs,
         not_run=plan.not_run,

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.bundle import MANIFEST, Bundle, file_sha256
+from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.images import RgbImage
 from misgnet_runtime.manifest import EngineEntry
@@ -92,7 +92,7 @@ class Encoding:
         """What a file of these features says, but for its holes and checksums."""
         layout, detector = self.layout, self.engine.detector
         settings = {
-            "the bundle": file_sha256(self.engine.bundle.path / MANIFEST),
+            "the bundle": self.engine.bundle.digest(),
             "the engine": f"{self.engine.entry.name} on {self.engine.device}",
             "the raster": self.date.sha256,
             "the scaling": str(self.date.scaling),

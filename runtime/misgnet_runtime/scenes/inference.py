@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.callables import Predict, Progress
-from misgnet_runtime.errors import GateFailed
+from misgnet_runtime.detector import sound
 from misgnet_runtime.images import RgbImage
 from misgnet_runtime.scenes.journal import Journal
 from misgnet_runtime.scenes.pipeline import run_pipeline
@@ -71,7 +71,7 @@ def fill(
 
     def work(item: tuple[Reading, Item]) -> tuple[Reading, NDArray[np.float32]]:
         reading, images = item
-        return reading, _finite(answer(images)) if reading.tiles else np.empty((0, 0, 0), np.float32)
+        return reading, sound(answer(images), "the engine") if reading.tiles else np.empty((0, 0, 0), np.float32)
 
     begin = time.perf_counter()
     run_pipeline(lambda: read(first), work, writer.take, streams)
@@ -85,12 +85,6 @@ def _read(task: Task, first: int) -> Generator[tuple[Reading, tuple[RgbImage, Rg
             pixels = pair.read(task.scalings, strip.rows, strip.columns)
             reading = Reading(strip, pixels.valid, pixels.holes)
             yield reading, (strip.stack(pixels.before, reading.tiles), strip.stack(pixels.after, reading.tiles))
-
-
-def _finite(answer: NDArray[np.float32]) -> NDArray[np.float32]:
-    if not np.isfinite(answer).all():
-        raise GateFailed("the engine answers NaN or Inf; run misgnet-run verify")
-    return answer
 
 
 class _Writer:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from misgnet_runtime.bundle import MANIFEST, Bundle, file_sha256
+from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.manifest import EngineEntry, Interface
 from misgnet_runtime.outputs import refuse_existing, resumable_errors
 from misgnet_runtime.scenes.inference import Work
@@ -100,7 +100,7 @@ class Run:
         """What the map and its products depend on, by the words a user knows it by."""
         before, after = self.inputs.before, self.inputs.after
         return {
-            "the bundle": file_sha256(self.bundle.path / MANIFEST),
+            "the bundle": self.bundle.digest(),
             "the engine": f"{self.entry.name} on {self.device}",
             "the before raster": before.sha256,
             "the after raster": after.sha256,

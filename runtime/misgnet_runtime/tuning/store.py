@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from misgnet_runtime.bundle import MANIFEST, Bundle, file_sha256
+from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.cuda import first_device, open_driver
 from misgnet_runtime.engines import MOST_STREAMS, is_on_cpu
 from misgnet_runtime.engines.openvino import load_openvino
@@ -35,7 +35,7 @@ def place_of(bundle: Bundle, entry: EngineEntry) -> Place:
     """This bundle's engine on this machine. Raises UnavailableError where the engine's library is missing."""
     machine = describe_machine()
     processor = ", ".join(str(machine[key]) for key in ("processor", "model") if key in machine)
-    digest = file_sha256(bundle.path / MANIFEST)
+    digest = bundle.digest()
     return Place(digest, entry.name, processor, usable_cores(), _gpu(entry), _library(entry))
 
 

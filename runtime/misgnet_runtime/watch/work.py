@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from misgnet_runtime.bundle import MANIFEST, file_sha256
+from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.errors import InputError, MisgnetError, StorageError, UnavailableError, UsageError
 from misgnet_runtime.log import Log
 from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors
@@ -170,7 +170,7 @@ class Worker:
 
     def _started(self) -> Started:
         processor = self._processor
-        digest = file_sha256(processor.bundle.path / MANIFEST)
+        digest = processor.bundle.digest()
         return Started(now(), FORMAT, digest, processor.engine, self._options.settings())
 
 
