@@ -19,6 +19,10 @@ _ONNX = "onnx.ai/onnx/operators: what the operator reads and writes"
 _ASKED = "asked for with --placement all"
 _OPENVINO = "docs.openvino.ai, OpenVINO Low Precision Transformations"
 _OPENVINO_CONV = "docs.openvino.ai, ConvolutionTransformation: activations dequantized per tensor"
+_MEASURED_DEPTHWISE = (
+    "measured on LEVIR-CD in ONNX Runtime 1.32 and OpenVINO 2026.4: as many pixels agree as with it in float, the "
+    "graph is 1.1 to 1.25 times as fast"
+)
 _MEASURED_RESIDUAL = (
     "github.com/Jonah-May-OSS/wyoming-whisper-trt/issues/1052: feature cosine 0.61 with Add and LayerNorm in INT8, "
     "0.98 without"
@@ -64,10 +68,14 @@ _NO_WEIGHT = (
     ),
     Rule("not weighted", "float", "no multiply-adds to gain", _TENSORRT, weighted=False),
 )  # fmt: skip
+_FLOAT_DEPTHWISE = Rule(
+    "depthwise convolution", "float", "gains little in INT8 and loses much", _MODELOPT, ("Conv",), grouped=True
+)
+_INT8_DEPTHWISE = Rule(
+    "depthwise convolution", "int8", "the MLP's widest maps stay INT8: a quarter of their bytes, no more lost",
+    _MEASURED_DEPTHWISE, ("Conv",), weighted=True, grouped=True,
+)  # fmt: skip
 _SMALL = (
-    Rule(
-        "depthwise convolution", "float", "gains little in INT8 and loses much", _MODELOPT, ("Conv",), grouped=True
-    ),
     Rule(
         "few channels", "float", "below 16 the vector units are not filled", _MODELOPT, ("Conv", "MatMul", "Gemm"),
         fewer_channels=16,
@@ -95,11 +103,12 @@ _LAST_CONV = Rule(
 TENSORRT_RULES = (
     *_NO_WEIGHT,
     _GEMM,
+    _FLOAT_DEPTHWISE,
     *_SMALL,
     *_weighted(f"{_TENSORRT}: quantize all inputs of weighted operators"),
     *_REST,
 )
-ORT_X86_RULES = (*_NO_WEIGHT, _GEMM, *_SMALL, _LAST_CONV, *_weighted(_ORT), *_REST)
+ORT_X86_RULES = (*_NO_WEIGHT, _GEMM, _INT8_DEPTHWISE, *_SMALL, _LAST_CONV, *_weighted(_ORT), *_REST)
 ORT_ARM_RULES = ORT_X86_RULES
 # No rule for what loses much or gains little: where accuracy control is to find that out by itself.
 EVERYTHING_RULES = (
@@ -124,4 +133,4 @@ FLOAT16_RULES = (
         "docs.nvidia.com/deeplearning/tensorrt, Strongly Typed Networks",
     ),
 )  # fmt: skip
-OPENVINO_RULES = (*_NO_WEIGHT, _GEMM, *_SMALL, *_weighted(f"{_OPENVINO}; {_OPENVINO_CONV}"), *_REST)
+OPENVINO_RULES = (*_NO_WEIGHT, _GEMM, _INT8_DEPTHWISE, *_SMALL, *_weighted(f"{_OPENVINO}; {_OPENVINO_CONV}"), *_REST)

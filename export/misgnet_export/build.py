@@ -21,6 +21,7 @@ from misgnet_export.decision import Decision
 from misgnet_export.draft import FLOAT_GRAPH, Draft, Evidence, GraphFile, Sets, lowest
 from misgnet_export.engines import make_engines
 from misgnet_export.evidence import choose_golden, judge_engines, time_engines
+from misgnet_export.graph.algebra import rewrite
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.half import with_half_features
 from misgnet_export.graph.simplify import simplify_graph
@@ -84,11 +85,12 @@ def build(request: BuildRequest, console: Console) -> Built:
 def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
     sets, network = load_sets(request, log)
     few = tuple(sets.calib.spread(_CHECK_TILES).tiles())
-    simplified = _simplify(request, _export(request, network, few, log), few, log)
-    request, tuned = _with_threshold(request, simplified, log)
+    exported = _export(request, network, few, log)
+    rewritten = _rewrite(request, _simplify(request, exported, few, log), few, log)
+    request, tuned = _with_threshold(request, rewritten, log)
     whole = [
-        _write_graph(root, "float", "float32", simplified.model),
-        *_quantize(request, simplified, few, sets, root, log),
+        _write_graph(root, "float", "float32", rewritten.model),
+        *_quantize(request, rewritten, few, sets, root, log),
     ]
     graphs = split_graphs(request, whole, few, root, log)
     engines = make_engines(request, graphs, root, log)
@@ -140,31 +142,41 @@ def _simplify(request: BuildRequest, exported: Answered, few: Sequence[Tile], lo
     return Answered(model, answered)
 
 
-def _with_threshold(request: BuildRequest, simplified: Answered, log: StageLog) -> tuple[BuildRequest, Tuned | None]:
+def _rewrite(request: BuildRequest, simplified: Answered, few: Sequence[Tile], log: StageLog) -> Answered:
+    with log.stage("rewrite") as stage:
+        model = rewrite(simplified.model)
+        answered = answers_of(model, request.interface, few, stage.progress)
+        found = compare(simplified.answers, answered, request.threshold)
+        require_same(found, request.interface, "the rewritten graph", "the simplified one")
+        stage.finding = f"{len(model.graph.node)} nodes, {found}"
+    return Answered(model, answered)
+
+
+def _with_threshold(request: BuildRequest, rewritten: Answered, log: StageLog) -> tuple[BuildRequest, Tuned | None]:
     """``request`` with the threshold that is tuned, where it asks for that."""
     if not request.tune_threshold or request.val is None:
         return request, None
     with log.stage("tune the threshold") as stage:
         tiles = TileSet.open(request.val, request.interface.tile).spread(_THRESHOLD_TILES)
-        with detector_of(simplified.model, request.interface) as detector:
+        with detector_of(rewritten.model, request.interface) as detector:
             tuned = tune_threshold(detector.probability, tiles, stage.progress)
         stage.finding = str(tuned)
     return replace(request, threshold=tuned.threshold), tuned
 
 
 def _quantize(
-    request: BuildRequest, simplified: Answered, few: Sequence[Tile], sets: Sets, root: Path, log: StageLog
+    request: BuildRequest, rewritten: Answered, few: Sequence[Tile], sets: Sets, root: Path, log: StageLog
 ) -> list[GraphFile]:
     recipes = [_placed(recipe, request) for recipe in recipes_of(request.targets)]
     if not recipes:
         return []
-    start = _calibrate(request, simplified, few, sets, recipes, log)
+    start = _calibrate(request, rewritten, few, sets, recipes, log)
     graphs = []
     for recipe in recipes:
         found = quantize_recipe(request, start, recipe, log)
         model = with_half_features(found.quantized.model, request.interface) if request.split else found.quantized.model
         written = _write_graph(root, recipe.name, recipe.precision, model)
-        entry = quantization_entry(written.file, recipe, found, simplified.model)
+        entry = quantization_entry(written.file, recipe, found, rewritten.model)
         control = record_of(found.control) if found.control else None
         graphs.append(replace(written, quantization=entry, control=control))
         if control:
@@ -177,9 +189,9 @@ def _placed(recipe: Recipe, request: BuildRequest) -> Recipe:
 
 
 def _calibrate(
-    request: BuildRequest, simplified: Answered, few: Sequence[Tile], sets: Sets, recipes: list[Recipe], log: StageLog
+    request: BuildRequest, rewritten: Answered, few: Sequence[Tile], sets: Sets, recipes: list[Recipe], log: StageLog
 ) -> Calibrated:
-    model = simplified.model
+    model = rewritten.model
     with log.stage("calibrate") as stage:
         observed, reused = _observed(request, model, sets.calib, recipes, stage.progress)
         decision = None
@@ -187,7 +199,7 @@ def _calibrate(
             decision = Decision.of(model, request.interface, sets.decision, request.threshold, stage.progress)
         stage.finding = f"{len(observed.histograms)} activations on {len(sets.calib)} tiles of both dates"
         stage.finding += f"; {request.observations}: {reused}" if reused else ""
-    return Calibrated(model, request.interface, observed, sets.calib, few, simplified.answers, decision)
+    return Calibrated(model, request.interface, observed, sets.calib, few, rewritten.answers, decision)
 
 
 def _observed(

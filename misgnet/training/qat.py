@@ -30,7 +30,9 @@ from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.manifest import Int8Numbers, Manifest, NodePlacement, Quantization, Steps, encode
 
 DEFAULT_GRAPH = "cpu"
-_OPERATORS = {"MatMul": (nn.Linear, 1), "Conv": (nn.Conv2d, 0)}  # with the axis of the output channels in ONNX
+# What may have become an operator, and the axis of its output channels in ONNX. An MLP's linear layers are 1 x 1
+# convolutions there.
+_OPERATORS = {"MatMul": ((nn.Linear,), 1), "Conv": ((nn.Conv2d, nn.Linear), 0)}
 
 
 def places_of(bundle: Path, graph: str | None = None) -> tuple[NodePlacement, ...]:
@@ -127,11 +129,11 @@ def _layer(network: MISGNet, entry: NodePlacement) -> nn.Module:
         raise InputError(f"{where} is of no module of the network: there is no '{name}'") from error
     if isinstance(layer, FakeQuantLinear | FakeQuantConv2d):
         raise InputError(f"{where} is the second of the module '{name}', which has one place")
-    kind, axis = _OPERATORS.get(entry.operator, (None, 0))
-    if kind is None or not isinstance(layer, kind) or entry.int8 is None or entry.int8.weight_axis != axis:
+    kinds, axis = _OPERATORS.get(entry.operator, ((), 0))
+    if not isinstance(layer, kinds) or entry.int8 is None or entry.int8.weight_axis != axis:
         raise InputError(
-            f"{where} cannot be trained: '{name}' is a {type(layer).__name__}; only nn.Linear as MatMul and "
-            "nn.Conv2d as Conv have fake quantization; build the bundle with other rules"
+            f"{where} cannot be trained: '{name}' is a {type(layer).__name__}; only nn.Linear as MatMul or "
+            "Conv and nn.Conv2d as Conv have fake quantization; build the bundle with other rules"
         )
     return layer
 

@@ -1,0 +1,110 @@
+"""A linear layer of tokens is a 1 x 1 convolution of the map: an MLP with a depthwise convolution stays a map.
+
+The wide maps between both linear layers, four to eight times the channels, are then never turned; what is turned
+are the narrow tokens in front of and behind the MLP. Bias, and in INT8 the requantizing, are part of a convolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from misgnet_calibration.graph import attribute
+from misgnet_export.graph.algebra.rewriting import Rewriting, permutation
+from misgnet_export.graph.algebra.tokens import TO_MAP, TO_TOKENS
+
+_ELEMENTWISE = ("Gelu", "Relu")  # compute each value by itself, so that a transpose may come before or behind
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A MatMul with a constant weight (C_in, C_out), and the Add of a constant bias that alone reads it."""
+
+    product: onnx.NodeProto
+    add: onnx.NodeProto
+
+
+def mlps_on_maps(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Linear layers directly in front of and behind a depthwise convolution, as convolutions of the map."""
+    rewriting = Rewriting(model)
+    for conv in rewriting.graph.nodes:
+        if conv.op_type == "Conv" and attribute(conv, "group", 1) > 1:
+            _in_front(rewriting, conv)
+            _behind(rewriting, conv)
+    return rewriting.finish()
+
+
+def _in_front(rewriting: Rewriting, conv: onnx.NodeProto) -> None:
+    """tokens -> linear -> grid -> map, as tokens -> grid -> map -> 1 x 1 convolution."""
+    graph = rewriting.graph
+    turn = graph.producer.get(conv.input[0])
+    grid = graph.producer.get(turn.input[0]) if permutation(turn) == TO_MAP and turn is not None else None
+    linear = _linear(rewriting, graph.producer.get(grid.input[0])) if grid is not None else None
+    if turn is None or grid is None or linear is None or grid.op_type != "Reshape":
+        return
+    if any(len(graph.consumers[node.output[0]]) != 1 for node in (turn, grid, linear.add)):
+        return
+    name, product = turn.output[0], linear.product
+    _, _, height, width = graph.shape(name)
+    sizes = rewriting.sizes(height, width, graph.shape(product.input[1])[0])
+    gridded = rewriting.add("Reshape", [product.input[0], sizes], f"{name}_grid", product)
+    turned = rewriting.add("Transpose", [gridded], f"{name}_map", product, perm=TO_MAP)
+    _convolve(rewriting, linear, turned, name)
+    rewriting.drop(grid, turn)
+
+
+def _behind(rewriting: Rewriting, conv: onnx.NodeProto) -> None:
+    """map -> tokens -> elementwise -> linear, as map -> elementwise -> 1 x 1 convolution -> tokens."""
+    turn = rewriting.reader(conv.output[0], "Transpose")
+    flat = rewriting.reader(turn.output[0], "Reshape") if permutation(turn) == TO_TOKENS and turn is not None else None
+    if turn is None or flat is None:
+        return
+    chain = _elementwise(rewriting, flat.output[0])
+    last = chain[-1].output[0] if chain else flat.output[0]
+    product = rewriting.reader(last, "MatMul")
+    linear = _linear(rewriting, rewriting.reader(product.output[0], "Add")) if product is not None else None
+    if linear is None or linear.product.input[0] != last:
+        return
+    if chain:
+        chain[0].input[0] = conv.output[0]
+    name = linear.add.output[0]
+    mapped = _convolve(rewriting, linear, last if chain else conv.output[0], f"{name}_map")
+    turned = rewriting.add("Transpose", [mapped], f"{name}_grid", linear.add, perm=TO_TOKENS)
+    rewriting.add("Reshape", [turned, rewriting.sizes(*rewriting.graph.shape(name)[1:])], name, linear.add)
+    rewriting.drop(turn, flat)
+
+
+def _elementwise(rewriting: Rewriting, name: str) -> list[onnx.NodeProto]:
+    """The nodes behind ``name`` that compute each value by itself, as long as each is the only reader."""
+    found = []
+    while node := rewriting.reader(name, *_ELEMENTWISE):
+        found.append(node)
+        name = node.output[0]
+    return found
+
+
+def _linear(rewriting: Rewriting, add: onnx.NodeProto | None) -> _Linear | None:
+    graph = rewriting.graph
+    product = graph.producer.get(add.input[0]) if add is not None and add.op_type == "Add" else None
+    if add is None or product is None or product.op_type != "MatMul" or add.input[1] not in graph.constants:
+        return None
+    weight = graph.weight_of(product)
+    alone = rewriting.reader(product.output[0], "Add") is add
+    return _Linear(product, add) if weight and alone and len(graph.shape(weight)) == 2 else None
+
+
+def _convolve(rewriting: Rewriting, linear: _Linear, source: str, output: str) -> str:
+    """A 1 x 1 convolution of ``source`` in the place of ``linear``."""
+    weight = linear.product.input[1]
+    kernel = rewriting.constant(f"{weight}_kernel", _kernel(rewriting.graph.constant(weight)))
+    rewriting.drop(linear.product, linear.add)
+    return rewriting.add("Conv", [source, kernel, linear.add.input[1]], output, linear.product, kernel_shape=[1, 1])
+
+
+def _kernel(weight: NDArray[Any]) -> NDArray[Any]:
+    """(C_in, C_out) -> (C_out, C_in, 1, 1)."""
+    return np.ascontiguousarray(weight.T[:, :, None, None])

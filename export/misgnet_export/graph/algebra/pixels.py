@@ -1,0 +1,75 @@
+"""Normalised images in fewer steps: the standard deviation goes into the first convolution, the mean is taken off both
+dates at once.
+
+conv(gain * x - offset) = conv'(x - offset / gain), where conv' has its weights times the gain of their channel. The
+mean cannot go into the bias: the convolution pads with zeros, which stand for the mean there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from misgnet_calibration.graph import attribute
+from misgnet_export.graph.algebra.rewriting import Rewriting, permutation
+from misgnet_export.graph.algebra.tokens import TO_MAP
+
+
+@dataclass(frozen=True)
+class _Date:
+    """gain * transposed(pixels) - offset of one date: its nodes from the Transpose on."""
+
+    pixels: str
+    gain: NDArray[np.float64]
+    offset: NDArray[np.float64]
+    nodes: tuple[onnx.NodeProto, ...]
+
+
+def fold_normalisation(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Both dates joined before they are normalised; a graph that takes normalised images stays as it is."""
+    rewriting = Rewriting(model)
+    for join in rewriting.graph.nodes:
+        if join.op_type != "Concat" or attribute(join, "axis", 0) != 0:
+            continue
+        dates = [_date(rewriting, name) for name in join.input]
+        conv = rewriting.reader(join.output[0], "Conv")
+        found = [date for date in dates if date is not None]
+        if conv is not None and len(found) == len(dates) and _same(found) and rewriting.graph.weight_of(conv):
+            _fold(rewriting, join, conv, found)
+    return rewriting.finish()
+
+
+def _date(rewriting: Rewriting, name: str) -> _Date | None:
+    graph = rewriting.graph
+    subtract = graph.producer.get(name)
+    multiply = graph.producer.get(subtract.input[0]) if subtract is not None and subtract.op_type == "Sub" else None
+    turn = graph.producer.get(multiply.input[0]) if multiply is not None and multiply.op_type == "Mul" else None
+    if subtract is None or multiply is None or turn is None or permutation(turn) != TO_MAP:
+        return None
+    gain, offset = multiply.input[1], subtract.input[1]
+    if gain not in graph.constants or offset not in graph.constants:
+        return None
+    numbers = [graph.constant(name).astype(np.float64) for name in (gain, offset)]
+    return _Date(turn.input[0], numbers[0], numbers[1], (turn, multiply, subtract))
+
+
+def _same(dates: list[_Date]) -> bool:
+    first = dates[0]
+    channels = first.gain.shape[1:2] * 2
+    if (first.gain.shape, first.offset.shape) != ((1, channels[0], 1, 1),) * 2:
+        return False
+    return all(np.array_equal(d.gain, first.gain) and np.array_equal(d.offset, first.offset) for d in dates)
+
+
+def _fold(rewriting: Rewriting, join: onnx.NodeProto, conv: onnx.NodeProto, dates: list[_Date]) -> None:
+    gain, offset = dates[0].gain, dates[0].offset
+    weight = (rewriting.graph.constant(conv.input[1]).astype(np.float64) * gain).astype(np.float32)
+    mean = rewriting.constant("image_mean", (offset / gain).astype(np.float32))
+    both = rewriting.add("Concat", [date.pixels for date in dates], f"{join.output[0]}_pixels", join, axis=0)
+    turned = rewriting.add("Transpose", [both], f"{both}_map", join, perm=TO_MAP)
+    rewriting.add("Sub", [turned, mean], join.output[0], join)  # of maps: three numbers along a row take ten times
+    conv.input[1] = rewriting.constant(f"{conv.input[1]}_gain", weight)
+    rewriting.drop(join, *(node for date in dates for node in date.nodes))

@@ -1,0 +1,55 @@
+"""Between tokens (B, N, C) and maps (B, C, h, w): a transpose of four axes, which engines merge into what is beside it.
+
+A PyTorch network turns the tokens first and then gives them their grid, two steps that move every value. With the
+grid first, (B, h, w, C), the transpose is the one between "channels last" and "channels first": ONNX Runtime and
+OpenVINO take it into the reordering in front of or behind a convolution, or drop it where that reads channels last.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from misgnet_export.graph.algebra.rewriting import Rewriting, permutation
+
+TO_MAP, TO_TOKENS = (0, 3, 1, 2), (0, 2, 3, 1)
+_TURNED = (0, 2, 1)
+
+
+def tokens_channels_last(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Every pair of Transpose (0, 2, 1) and Reshape between tokens and a map, the other way round."""
+    rewriting = Rewriting(model)
+    for node in rewriting.graph.nodes:
+        if permutation(node) == _TURNED:
+            _turn_to_map(rewriting, node)
+        elif node.op_type == "Reshape":
+            _turn_to_tokens(rewriting, node)
+    return rewriting.finish()
+
+
+def _turn_to_map(rewriting: Rewriting, transpose: onnx.NodeProto) -> None:
+    reshape = rewriting.reader(transpose.output[0], "Reshape")
+    if reshape is None or len(shape := rewriting.graph.shape(reshape.output[0])) != 4:
+        return
+    _, channels, height, width = shape
+    if channels != rewriting.graph.shape(transpose.output[0])[1]:
+        return
+    name = reshape.output[0]
+    grid = rewriting.add(
+        "Reshape", [transpose.input[0], rewriting.sizes(height, width, channels)], f"{name}_grid", reshape
+    )  # fmt: skip
+    rewriting.add("Transpose", [grid], name, reshape, perm=TO_MAP)
+    rewriting.drop(transpose, reshape)
+
+
+def _turn_to_tokens(rewriting: Rewriting, reshape: onnx.NodeProto) -> None:
+    transpose = rewriting.reader(reshape.output[0], "Transpose")
+    source = reshape.input[0]
+    if transpose is None or permutation(transpose) != _TURNED or len(rewriting.graph.shape(source)) != 4:
+        return
+    _, channels, count = rewriting.graph.shape(reshape.output[0])
+    if channels != rewriting.graph.shape(source)[1]:
+        return
+    name = transpose.output[0]
+    grid = rewriting.add("Transpose", [source], f"{name}_grid", transpose, perm=TO_TOKENS)
+    rewriting.add("Reshape", [grid, rewriting.sizes(count, channels)], name, transpose)
+    rewriting.drop(reshape, transpose)
