@@ -14,6 +14,7 @@ import onnx
 from golden import make_images, make_network
 from misgnet.evaluation import predict_probability
 from misgnet_export.agreement import Agreement, detector_of, require_close, require_same
+from misgnet_export.graph.algebra import rewrite
 from misgnet_export.graph.deployed import Deployed
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
@@ -48,15 +49,33 @@ def test_the_golden_weights_with_norm_factor_4_have_a_node_without_pixels() -> N
     assert min(sums) < 1e-9
 
 
-@pytest.mark.parametrize("simplified", [False, True], ids=["exported", "simplified"])
-def test_the_graph_answers_as_the_network_does(simplified: bool) -> None:
+@pytest.mark.parametrize("stage", ["exported", "simplified", "rewritten"])
+def test_the_graph_answers_as_the_network_does(stage: str) -> None:
     network, images = make_network(SEED, norm=4), make_images(SEED, 3, TILE, TILE)  # 3: another batch than the example
-    model = simplify_graph(exported()) if simplified else exported()
+    model = exported() if stage == "exported" else simplify_graph(exported())
+    model = rewrite(model) if stage == "rewritten" else model
     with torch.inference_mode():
         expected = network(*images).numpy()
     found = logits_of(model, *images)
     assert np.isfinite(found).all()
     assert np.abs(found - expected).max() < 1e-3
+
+
+def test_rewriting_moves_no_logit_by_more_than_float32_rounds() -> None:
+    images = make_images(SEED, 3, TILE, TILE)
+    simplified = simplify_graph(exported())
+    expected, found = logits_of(simplified, *images), logits_of(rewrite(simplified), *images)
+    assert np.abs(found - expected).max() < 1e-4 * expected.std()
+
+
+def test_the_rewritten_graph_turns_only_what_is_narrow() -> None:
+    """Six MLPs are convolutions from end to end, and no transpose of three axes is left in the encoder."""
+    nodes = [node for node in rewrite(simplify_graph(exported())).graph.node if node.name.startswith("backbone")]
+    kernels = [name for node in nodes if node.op_type == "Conv" for name in node.input if name.endswith("_kernel")]
+    assert len(kernels) == 12
+    turned = [list(node.attribute[0].ints) for node in nodes if node.op_type == "Transpose"]
+    assert [0, 2, 1] not in turned and turned.count([0, 3, 1, 2]) == 15 and turned.count([0, 2, 3, 1]) == 15
+    assert not [node for node in nodes if node.op_type == "Mul"], "attention's scale is in its query"
 
 
 def test_both_dates_are_inputs_of_their_own() -> None:

@@ -39,7 +39,7 @@ def _fits(
     is_conv = conv.op_type == "Conv" and len(conv.input) == 3 and graph.weight_of(conv) is not None
     if not (along_channels and index is not None and index.shape == () and index == 1 and alone and is_conv):
         return False
-    return graph.shape(conv.input[1])[0] == 2 and conv.input[2] in graph.constants
+    return rewriting.shape(conv.input[1])[0] == 2 and conv.input[2] in graph.constants
 
 
 def _merge(

@@ -49,8 +49,8 @@ def _in_front(rewriting: Rewriting, conv: onnx.NodeProto) -> None:
     if any(len(graph.consumers[node.output[0]]) != 1 for node in (turn, grid, linear.add)):
         return
     name, product = turn.output[0], linear.product
-    _, _, height, width = graph.shape(name)
-    sizes = rewriting.sizes(height, width, graph.shape(product.input[1])[0])
+    _, _, height, width = rewriting.shape(name)
+    sizes = rewriting.sizes(height, width, rewriting.shape(product.input[1])[0])
     gridded = rewriting.add("Reshape", [product.input[0], sizes], f"{name}_grid", product)
     turned = rewriting.add("Transpose", [gridded], f"{name}_map", product, perm=TO_MAP)
     _convolve(rewriting, linear, turned, name)
@@ -74,7 +74,7 @@ def _behind(rewriting: Rewriting, conv: onnx.NodeProto) -> None:
     name = linear.add.output[0]
     mapped = _convolve(rewriting, linear, last if chain else conv.output[0], f"{name}_map")
     turned = rewriting.add("Transpose", [mapped], f"{name}_grid", linear.add, perm=TO_TOKENS)
-    rewriting.add("Reshape", [turned, rewriting.sizes(*rewriting.graph.shape(name)[1:])], name, linear.add)
+    rewriting.add("Reshape", [turned, rewriting.sizes(*rewriting.shape(name)[1:])], name, linear.add)
     rewriting.drop(turn, flat)
 
 
@@ -94,7 +94,7 @@ def _linear(rewriting: Rewriting, add: onnx.NodeProto | None) -> _Linear | None:
         return None
     weight = graph.weight_of(product)
     alone = rewriting.reader(product.output[0], "Add") is add
-    return _Linear(product, add) if weight and alone and len(graph.shape(weight)) == 2 else None
+    return _Linear(product, add) if weight and alone and len(rewriting.shape(weight)) == 2 else None
 
 
 def _convolve(rewriting: Rewriting, linear: _Linear, source: str, output: str) -> str:

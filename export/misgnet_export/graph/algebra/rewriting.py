@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from misgnet_calibration.graph import Graph, scope
 from misgnet_calibration.qdq import drop_unused, in_order
-from misgnet_calibration.shapes import copied
+from misgnet_calibration.shapes import copied, dimensions, types_of_one_pair
 
 
 class Rewriting:
@@ -24,6 +24,7 @@ class Rewriting:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = copied(model)
         self.graph = Graph(self.model)
+        self._types = types_of_one_pair(model)
         self._added: list[onnx.NodeProto] = []
         self._dropped: set[str] = set()
 
@@ -49,6 +50,12 @@ class Rewriting:
     def sizes(self, *dimensions: int) -> str:
         """The target of a Reshape whose first axis, the batch, is what is left."""
         return self.constant("to_" + "_".join(map(str, dimensions)), np.array([-1, *dimensions], np.int64))
+
+    def shape(self, name: str) -> list[int]:
+        """Dimensions for one image pair, before any change. Raises InputError where one cannot be inferred."""
+        if name in self.graph.constants:
+            return list(self.graph.constants[name].dims)
+        return dimensions(self._types, name)
 
     def reader(self, name: str, *operators: str) -> onnx.NodeProto | None:
         """The one node that reads ``name``, where it is one of ``operators`` and ``name`` is no output."""

@@ -28,10 +28,10 @@ def tokens_channels_last(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _turn_to_map(rewriting: Rewriting, transpose: onnx.NodeProto) -> None:
     reshape = rewriting.reader(transpose.output[0], "Reshape")
-    if reshape is None or len(shape := rewriting.graph.shape(reshape.output[0])) != 4:
+    if reshape is None or len(shape := rewriting.shape(reshape.output[0])) != 4:
         return
     _, channels, height, width = shape
-    if channels != rewriting.graph.shape(transpose.output[0])[1]:
+    if channels != rewriting.shape(transpose.output[0])[1]:
         return
     name = reshape.output[0]
     grid = rewriting.add(
@@ -44,10 +44,10 @@ def _turn_to_map(rewriting: Rewriting, transpose: onnx.NodeProto) -> None:
 def _turn_to_tokens(rewriting: Rewriting, reshape: onnx.NodeProto) -> None:
     transpose = rewriting.reader(reshape.output[0], "Transpose")
     source = reshape.input[0]
-    if transpose is None or permutation(transpose) != _TURNED or len(rewriting.graph.shape(source)) != 4:
+    if transpose is None or permutation(transpose) != _TURNED or len(rewriting.shape(source)) != 4:
         return
-    _, channels, count = rewriting.graph.shape(reshape.output[0])
-    if channels != rewriting.graph.shape(source)[1]:
+    _, channels, count = rewriting.shape(reshape.output[0])
+    if channels != rewriting.shape(source)[1]:
         return
     name = transpose.output[0]
     grid = rewriting.add("Transpose", [source], f"{name}_grid", transpose, perm=TO_TOKENS)

@@ -1,0 +1,217 @@
+"""Rewrites keep the function and take the work out; where something else reads what they would change, they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="rewriting needs the [export] extra")
+
+import onnxruntime
+from onnx import numpy_helper
+
+from misgnet_export.graph.algebra import rewrite
+from misgnet_export.graph.algebra.answer import merge_answer
+from misgnet_export.graph.algebra.attention import fold_attention_scale
+from misgnet_export.graph.algebra.linear import mlps_on_maps
+from misgnet_export.graph.algebra.pixels import fold_normalisation
+from misgnet_export.graph.algebra.tokens import tokens_channels_last
+
+Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
+Sizes = dict[str, tuple[int, ...]]
+
+MLP = """
+    turned = Transpose <perm = [0, 2, 1]> (hidden)
+    map = Reshape (turned, to_map)
+    deep = Conv <group = 8, pads = [1, 1, 1, 1]> (map, depth_w, depth_b)
+    flat = Reshape (deep, to_flat)
+    back = Transpose <perm = [0, 2, 1]> (flat)
+    gelu = Gelu (back)
+    second = MatMul (gelu, second_w)
+    y = Add (second, second_b)
+"""
+MLP_HEAD = """
+    first = MatMul (x, first_w)
+    hidden = Add (first, first_b)
+"""
+MLP_SIZES: Sizes = {
+    "first_w": (4, 8), "first_b": (8,), "depth_w": (8, 1, 3, 3), "depth_b": (8,), "second_w": (8, 4), "second_b": (4,),
+}  # fmt: skip
+RESHAPES = {"to_map": [-1, 8, 4, 6], "to_flat": [-1, 8, 24]}
+ATTENTION = """
+    q0 = MatMul (x, q_w)
+    q1 = Add (q0, q_b)
+    q2 = Reshape (q1, to_heads)
+    q = Transpose <perm = [0, 2, 1, 3]> (q2)
+    scores = MatMul (q, k)
+    scaled = Mul (scores, scale)
+    y = Softmax <axis = -1> (scaled)
+"""
+ANSWER = """
+    logits = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+    large = Resize <mode = "linear"> (logits, , scales)
+    classes = Softmax <axis = 1> (large)
+    y = Gather <axis = 1> (classes, one)
+"""
+PIXELS = """
+    a0 = Cast <to = 1> (before)
+    a1 = Transpose <perm = [0, 3, 1, 2]> (a0)
+    a2 = Mul (a1, gain)
+    a3 = Sub (a2, offset)
+    b0 = Cast <to = 1> (after)
+    b1 = Transpose <perm = [0, 3, 1, 2]> (b0)
+    b2 = Mul (b1, gain)
+    b3 = Sub (b2, offset)
+    both = Concat <axis = 0> (a3, b3)
+    y = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (both, w, c)
+"""
+GAIN = np.array([0.017, 0.018, 0.02], np.float32).reshape(1, 3, 1, 1)
+
+
+def model_of(inputs: str, output: str, body: str, sizes: Sizes, **values: object) -> onnx.ModelProto:
+    """A graph of ``body`` with random constants of ``sizes``, and with ``values``; nodes are named by their output."""
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 20]> g ({inputs}) => ({output}) {{ {body} }}'
+    )  # fmt: skip
+    generator = np.random.default_rng(7)
+    constants = {name: generator.normal(size=shape).astype(np.float32) for name, shape in sizes.items()}
+    constants |= {name: np.asarray(value) for name, value in values.items()}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    for node in model.graph.node:
+        node.name = f"part/{node.op_type}_{node.output[0]}"
+    onnx.checker.check_model(model)
+    return model
+
+
+def mlp(extra: str = "", output: str = "float[B,24,4] y", body: str = MLP_HEAD + MLP) -> onnx.ModelProto:
+    reshapes = {name: np.array(value, np.int64) for name, value in RESHAPES.items()}
+    return model_of("float[B,24,4] x", output, body + extra, MLP_SIZES, **reshapes)
+
+
+def attention(scale: float = 0.25, extra: str = "", output: str = "float[B,2,5,7] y") -> onnx.ModelProto:
+    heads = np.array([-1, 5, 2, 16], np.int64)
+    inputs, sizes = "float[B,5,8] x, float[B,2,16,7] k", {"q_w": (8, 32), "q_b": (32,)}
+    return model_of(inputs, output, ATTENTION + extra, sizes, to_heads=heads, scale=np.float32(scale))
+
+
+def answer(index: int = 1, extra: str = "", output: str = "float[B,8,8] y") -> onnx.ModelProto:
+    values = {"scales": np.array([1, 1, 2, 2], np.float32), "one": np.int64(index)}
+    return model_of("float[B,3,4,4] x", output, ANSWER + extra, {"w": (2, 3, 3, 3), "b": (2,)}, **values)
+
+
+def pixels(second_gain: np.ndarray = GAIN) -> onnx.ModelProto:
+    body = PIXELS.replace("(b1, gain)", "(b1, gain2)")
+    offset = np.array([2.1, 2.0, 1.8], np.float32).reshape(1, 3, 1, 1)
+    inputs, sizes = "uint8[B,8,8,3] before, uint8[B,8,8,3] after", {"w": (4, 3, 3, 3), "c": (4,)}
+    return model_of(inputs, "float[N,4,4,4] y", body, sizes, gain=GAIN, gain2=second_gain, offset=offset)
+
+
+def run(model: onnx.ModelProto) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    generator = np.random.default_rng(3)
+    feed = {}
+    for entry in session.get_inputs():
+        shape = [3 if not isinstance(size, int) else size for size in entry.shape]
+        raw = generator.normal(size=shape) if entry.type == "tensor(float)" else generator.integers(0, 256, shape)
+        feed[entry.name] = raw.astype(np.float32 if entry.type == "tensor(float)" else np.uint8)
+    return session.run(None, feed)
+
+
+def operators(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def same(before: onnx.ModelProto, after: onnx.ModelProto) -> bool:
+    return all(
+        np.abs(a - b).max() < 2e-6 * max(1.0, np.abs(a).max()) for a, b in zip(run(before), run(after), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "step"),
+    [
+        (mlp, tokens_channels_last), (mlp, rewrite), (attention, fold_attention_scale), (answer, merge_answer),
+        (pixels, fold_normalisation),
+    ],
+)  # fmt: skip
+def test_a_rewrite_keeps_the_function_and_changes_the_graph(make: Callable[[], onnx.ModelProto], step: Rewrite) -> None:
+    model = make()
+    untouched = model.SerializeToString()
+    found = step(model)
+    assert same(model, found)
+    assert sorted(operators(found)) != sorted(operators(model)) or found.graph.node[2] != model.graph.node[2]
+    assert model.SerializeToString() == untouched, "the model that came in stays as it is"
+    assert step(found).graph.node == found.graph.node, "there is nothing left to do"
+
+
+def test_tokens_become_a_map_by_a_grid_and_one_transpose_of_four_axes() -> None:
+    found = tokens_channels_last(mlp())
+    perms = [list(node.attribute[0].ints) for node in found.graph.node if node.op_type == "Transpose"]
+    assert perms == [[0, 3, 1, 2], [0, 2, 3, 1]]
+
+
+def test_an_mlp_stays_a_map_between_its_narrow_ends() -> None:
+    found = rewrite(mlp())
+    assert operators(found) == ["Reshape", "Transpose", "Conv", "Conv", "Gelu", "Conv", "Transpose", "Reshape"]
+    shapes = {item.name: list(item.dims) for item in found.graph.initializer}
+    assert shapes["first_w_kernel"] == [8, 4, 1, 1] and shapes["second_w_kernel"] == [4, 8, 1, 1]
+    assert "first_w" not in shapes, "what nothing reads any more is gone"
+    assert {node.name.rpartition("/")[0] for node in found.graph.node} == {"part"}
+
+
+@pytest.mark.parametrize("name", ["hidden", "deep", "back", "gelu", "first", "second"])
+def test_an_mlp_whose_inside_is_read_elsewhere_still_computes_the_same(name: str) -> None:
+    model = mlp(
+        f"z = Neg ({name})",
+        "float[B,24,4] y, float[B,U,V] z" if name != "deep" else "float[B,24,4] y, float[B,U,V,W] z",
+    )
+    found = rewrite(model)
+    assert same(model, found)
+    assert operators(found).count("MatMul") >= 1, "the linear layer that is read stays one"
+
+
+def test_a_linear_layer_without_bias_or_with_a_computed_weight_stays() -> None:
+    bare = mlp(body="hidden = MatMul (x, first_w)" + MLP)
+    assert operators(rewrite(bare)).count("MatMul") == 1 and same(bare, rewrite(bare))
+    computed = mlp(body="w = Neg (first_w)\n" + MLP_HEAD.replace("(x, first_w)", "(x, w)") + MLP)
+    assert operators(mlps_on_maps(tokens_channels_last(computed))).count("MatMul") == 1
+
+
+def test_a_scale_that_is_a_power_of_two_goes_into_the_query() -> None:
+    found = fold_attention_scale(attention())
+    assert "Mul" not in operators(found)
+    assert np.array_equal(run(attention())[0], run(found)[0]), "nothing is rounded by it"
+
+
+def test_other_scales_and_scores_that_are_read_elsewhere_stay() -> None:
+    for model in (
+        attention(0.3), attention(-0.25),
+        attention(extra="z = Neg (scores)", output="float[B,2,5,7] y, float[B,2,5,7] z"),
+        attention(extra="z = Neg (q1)", output="float[B,2,5,7] y, float[B,5,32] z"),
+    ):  # fmt: skip
+        assert "Mul" in operators(fold_attention_scale(model))
+
+
+def test_two_classes_become_one_channel() -> None:
+    found = merge_answer(answer())
+    assert operators(found) == ["Conv", "Resize", "Sigmoid", "Squeeze"]
+    assert sorted(list(item.dims) for item in found.graph.initializer if "difference" in item.name) == [
+        [1],
+        [1, 3, 3, 3],
+    ]
+
+
+def test_the_other_class_and_logits_that_are_read_elsewhere_stay() -> None:
+    for model in (answer(0), answer(extra="z = Neg (logits)", output="float[B,8,8] y, float[B,2,4,4] z")):
+        assert "Softmax" in operators(merge_answer(model))
+
+
+def test_both_dates_are_joined_before_they_are_normalised() -> None:
+    found = fold_normalisation(pixels())
+    assert operators(found) == ["Cast", "Cast", "Concat", "Transpose", "Sub", "Conv"]
+
+
+def test_dates_that_are_normalised_apart_stay() -> None:
+    assert "Mul" in operators(fold_normalisation(pixels(GAIN * 2)))
