@@ -15,7 +15,7 @@ from misgnet_calibration.graph import Graph
 from misgnet_calibration.observers import Range
 from misgnet_calibration.per_tensor import PerTensor, choose_per_tensor
 from misgnet_calibration.placement import activations, place
-from misgnet_calibration.recipes import CPU, TENSORRT
+from misgnet_calibration.recipes import CPU, OPENVINO, TENSORRT, Recipe
 from misgnet_export.quantization import observe
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.manifest import Interface
@@ -35,6 +35,17 @@ outlier (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batc
     probability = MatMul (wide, weight)
 }
 """
+# The same 32 channels as a map, which a depthwise convolution reads.
+_DEPTHWISE = """
+deep (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,32,32,32] probability) {
+    first = Cast <to = 1> (before)
+    second = Cast <to = 1> (after)
+    size = Sub (first, second)
+    map = Transpose <perm = [0, 3, 1, 2]> (size)
+    wide = Conv (map, widen)
+    probability = Conv <group = 32, pads = [1, 1, 1, 1]> (wide, weight)
+}
+"""
 WIDE = Range(-20_000.0, 20_000.0)
 TIGHT = Range(-400.0, 400.0)
 
@@ -49,21 +60,34 @@ def outlier(weight_of_outlier: float):
     return parsed(_GRAPH, constants)
 
 
+def depthwise(weight_of_outlier: float):
+    rng = np.random.default_rng(0)
+    widen = rng.standard_normal((32, 3, 1, 1)).astype(np.float32)
+    widen[-1] *= 50
+    weight = rng.standard_normal((32, 1, 3, 3)).astype(np.float32)
+    weight[-1] *= weight_of_outlier
+    return parsed(_DEPTHWISE, {"widen": widen, "weight": weight})
+
+
 @pytest.fixture
 def tiles(tmp_path: Path) -> TileSet:
     return TileSet.open(write_tiles(tmp_path / "tiles", 6), SIDE)
 
 
-def chosen(model, tiles: TileSet, candidates: dict[Calibrator, Range]) -> PerTensor:
-    places = [p for p in place(Graph(model), TENSORRT) if p.activation == "wide"]
+def chosen(model, tiles: TileSet, candidates: dict[Calibrator, Range], recipe: Recipe = TENSORRT) -> PerTensor:
+    places = [p for p in place(Graph(model), recipe) if p.activation == "wide"]
+    assert places
     ranges = {calibrator: {"wide": found} for calibrator, found in candidates.items()}
-    return choose_per_tensor(model, INTERFACE, tiles, places, TENSORRT, ranges)
+    return choose_per_tensor(model, INTERFACE, tiles, places, recipe, ranges)
 
 
 @pytest.mark.parametrize(("weight", "expected"), [(0.0, NARROW), (1.0, MAX)], ids=["ignored", "read"])
-def test_an_outlier_is_clipped_where_no_weight_reads_it_and_kept_where_one_does(tiles, weight, expected) -> None:
+@pytest.mark.parametrize(("make", "recipe"), [(outlier, TENSORRT), (depthwise, OPENVINO)])
+def test_an_outlier_is_clipped_where_no_weight_reads_it_and_kept_where_one_does(
+    tiles, make, recipe, weight, expected
+) -> None:
     """The tensor is the same both times; only what it is multiplied with tells the two apart."""
-    found = chosen(outlier(weight), tiles, {MAX: WIDE, NARROW: TIGHT})
+    found = chosen(make(weight), tiles, {MAX: WIDE, NARROW: TIGHT}, recipe)
     assert found.of("wide") is expected
 
 

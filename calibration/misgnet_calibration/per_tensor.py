@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from misgnet_calibration.calibrators import DEFAULT, PER_TENSOR, Calibrator
 from misgnet_calibration.collect import counted
-from misgnet_calibration.graph import Graph
+from misgnet_calibration.graph import Graph, attribute
 from misgnet_calibration.levels import as_quantized
 from misgnet_calibration.observers import Range, sampling_step
 from misgnet_calibration.passes import runs
@@ -74,7 +74,7 @@ def choose_per_tensor(
 
 @dataclass(frozen=True)
 class _Consumer:
-    """What reads a tensor: an operator with its weight as a matrix (K, C), or, without, whatever comes later."""
+    """What reads a tensor: an operator with its weight as a matrix for each group (G, K, C), or whatever comes later."""
 
     node: onnx.NodeProto | None = None
     kernel: tuple[int, ...] = ()
@@ -96,7 +96,10 @@ class _Consumer:
         return sampled_rows(self.node, values, self.kernel, ROWS, seed)
 
     def _product(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        return rows if self.weight is None else rows @ self.weight
+        """Of rows (N, G * K) what each group computes, (G, N, C)."""
+        if self.weight is None:
+            return rows
+        return rows.reshape(len(rows), len(self.weight), -1).transpose(1, 0, 2) @ self.weight
 
 
 def _consumers(graph: Graph, places: Sequence[AnyPlace]) -> dict[str, list[_Consumer]]:
@@ -104,8 +107,10 @@ def _consumers(graph: Graph, places: Sequence[AnyPlace]) -> dict[str, list[_Cons
     found: dict[str, list[_Consumer]] = defaultdict(list)
     for place in weighted(places):
         weight = graph.constant(place.weight).astype(np.float32)
-        matrix, kernel = as_matrix(weight, place.weight_axis), tuple(weight.shape[2:])
-        found[place.activation].append(_Consumer(graph.by_name[place.node], kernel, matrix))
+        node, kernel = graph.by_name[place.node], tuple(weight.shape[2:])
+        groups = attribute(node, "group", 1)
+        parts = np.stack([as_matrix(part, place.weight_axis) for part in np.split(weight, groups)])
+        found[place.activation].append(_Consumer(node, kernel, parts))
     for name in activations(places):
         if name not in found:
             found[name] = [_Consumer()]

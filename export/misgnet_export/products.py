@@ -47,7 +47,7 @@ PRODUCTS: Mapping[Kind, Product] = {
     "cpu-vnni": Product("onnxruntime", CPU_VNNI, _VNNI),
     "cpu-arm": Product("onnxruntime", CPU_ARM, ("aarch64",)),
     "cuda": Product("onnxruntime-cuda", None),
-    "openvino": Product("openvino", OPENVINO, (*_VNNI, "aarch64")),
+    "openvino": Product("openvino", OPENVINO),
     "openvino-bf16": Product("openvino", None, _BF16, "bf16"),
     "rtx": Product("rtx", TENSORRT),
     "rtx-fp16": Product("rtx", TENSORRT_FP16),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -108,14 +108,19 @@ def quantized_as(
     """The graph by the observer ``asked`` for, and all that were tried where the deciding tiles choose one."""
     if asked == AUTO and start.decision is not None:
         tried = try_calibrators(start, recipe, progress)
-        return tried[best({name: c.loss.agreement for name, c in tried.items() if c.loss})], tried
+        chosen = tried[best({name: c.loss.agreement for name, c in tried.items() if c.loss})]
+        return quantized_with(chosen.calibrator, start, recipe) if recipe.float16 else chosen, tried
     if asked == PER_TENSOR:
         return quantized_with(per_tensor(start, recipe, _candidate_ranges(start, recipe), progress), start, recipe), {}
     return quantized_with(named(asked) or DEFAULT, start, recipe), {}
 
 
 def try_calibrators(start: Calibrated, recipe: Recipe, progress: Progress) -> dict[str, Candidate]:
-    """By name each calibrator of CANDIDATES, and their choice for each tensor: the graph and what it loses."""
+    """By name each calibrator of CANDIDATES, and their choice for each tensor: the graph and what it loses.
+
+    What a recipe computes in float16 is float32 in these graphs: ranges are compared, and half precision is slow here.
+    """
+    recipe = replace(recipe, float16=False)
     tried: dict[str, Candidate] = {}
     for done, calibrator in enumerate(CANDIDATES, 1):
         tried[calibrator.name] = quantized_with(calibrator, start, recipe)
