@@ -39,6 +39,10 @@ class Exam:
     work: Path
     limit_s: float
 
+    @property
+    def log(self) -> Path:
+        return self.work / "engines.txt"
+
 
 def examine(exam: Exam, entrants: Sequence[Entrant]) -> tuple[list[tuple[Row, Entrant]], list[Absent]]:
     """A row for each entrant, scored against the first one; and those whose own choice is a row already.
@@ -48,16 +52,27 @@ def examine(exam: Exam, entrants: Sequence[Entrant]) -> tuple[list[tuple[Row, En
     first, reference = _answered(exam, entrants[0])
     rows, absent = [(_scored(first, reference, reference), entrants[0])], list[Absent]()
     for entrant in entrants[1:]:
+        before = rows[-1][0]
         try:
+            if _is_again(exam, entrant, before):
+                absent.append(Absent(f"{entrant.title} in {entrant.engine}'s own precision", _same(before)))
+                continue
             row, found = _answered(exam, entrant)
         except (ContenderFailed, GateFailed) as error:
             rows.append((_failed(exam, entrant, error), entrant))
             continue
-        if chooses_itself(entrant) and row.precision == rows[-1][0].precision and row.title == rows[-1][0].title:
-            absent.append(Absent(f"{row.title} in {row.engine}'s own precision", _same(row)))
-            continue
         rows.append((_scored(row, reference, found), entrant))
     return rows, absent
+
+
+def _is_again(exam: Exam, entrant: Entrant, before: Row) -> bool:
+    """Whether an engine that is left to itself would only give ``before`` once more."""
+    if not chooses_itself(entrant) or (before.title, before.engine) != (entrant.title, entrant.engine):
+        return False
+    if before.failed:
+        return True
+    with start(entrant, exam.log, exam.limit_s) as guest:
+        return bool(open_for(guest, entrant, exam.threads)["precision"] == before.precision)
 
 
 def open_for(guest: Guest, entrant: Entrant, threads: int, setting: Any = ALONE) -> Answer:
@@ -80,7 +95,7 @@ def _answered(exam: Exam, entrant: Entrant) -> tuple[Row, list[Judged]]:
     if said is None:
         with step(f"{entrant.title} in {entrant.engine}: answering"):
             kept.emptied(folder)
-            with start(entrant, exam.work / "engines.txt", exam.limit_s) as guest:
+            with start(entrant, exam.log, exam.limit_s) as guest:
                 said = open_for(guest, entrant, exam.threads)
                 said |= guest.ask("answer", tiles=exam.handed, out=answers)
         kept.write(folder, key, said)
@@ -88,7 +103,8 @@ def _answered(exam: Exam, entrant: Entrant) -> tuple[Row, list[Judged]]:
     found = judge(entrant.title, predict, exam.tiles, exam.threshold)
     row = Row(
         entrant.key, entrant.title, entrant.engine, entrant.side, said["precision"] or entrant.precision,
-        notes=list(entrant.notes), peak_mib=said["peak_mib"], versions=said["versions"],
+        notes=list(entrant.notes), peak_mib=said["peak_mib"],
+        versions={**entrant.made_with, **said["versions"]},
     )  # fmt: skip
     return row, found
 
@@ -123,5 +139,8 @@ def _scored(row: Row, reference: list[Judged], found: list[Judged]) -> Row:
     )  # fmt: skip
 
 
-def _same(row: Row) -> str:
-    return f"left to itself it computes in {row.precision} on this processor, which is the row already there"
+def _same(before: Row) -> str:
+    """Why there is no second row."""
+    if before.failed:
+        return f"it failed in {before.precision} already"
+    return f"left to itself it computes in {before.precision} on this processor, and that row is there"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Entrant:
     """One row to come. ``program``: how its process is started, or why it cannot be.
 
     ``opening``: what its engine is opened with; ``made_of``: digests of all that its answers depend on; ``notes``:
-    what its figures must be read with.
+    what its figures must be read with; ``made_with``: versions of what made its graph.
     """
 
     key: str
@@ -43,6 +43,7 @@ class Entrant:
     made_of: tuple[str, ...] = ()
     precision: str = ""
     notes: tuple[str, ...] = ()
+    made_with: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
@@ -89,9 +90,14 @@ def straight_exports(ground: Ground) -> list[Entrant]:
     return [guest_entrant(ground, STRAIGHT, "straight export", engine, ground.straight) for engine in engines]
 
 
-def quantized_peers(ground: Ground, peer: Contender, graph: Path | ContenderFailed) -> list[Entrant]:
+def quantized_peers(
+    ground: Ground, peer: Contender, graph: Path | ContenderFailed, made_with: Mapping[str, str]
+) -> list[Entrant]:  # fmt: skip
     """What a peer made of the straight export, in the engines that are meant to run it."""
-    return [guest_entrant(ground, peer.key, peer.title, engine, graph) for engine in peer.engines]
+    return [
+        replace(guest_entrant(ground, peer.key, peer.title, engine, graph), made_with=made_with)
+        for engine in peer.engines
+    ]
 
 
 def guest_entrant(

@@ -19,6 +19,7 @@ from benchmarks.speed.entrants import Entrant
 from benchmarks.speed.report import Latency, Setting, Throughput, Tried
 
 TRIALS = 3  # measurements of a setting before the rounds
+TRIAL_SHARE = 0.5  # of a round's time
 PRODUCT = "matrix product"
 Found = TypeVar("Found")
 Guests = Mapping[str, Guest]
@@ -136,7 +137,7 @@ def _try(course: Course, entrant: Entrant, guest: Guest) -> list[Tried]:
     tried = []
     for setting in entrant.settings:
         open_for(guest, entrant, course.threads, setting)
-        rates = [_rate(course, guest, setting) for _ in range(TRIALS)]
+        rates = [_rate(course, guest, setting, TRIAL_SHARE) for _ in range(TRIALS)]
         tried.append(Tried(setting, statistics.median(rates)))
     tried.sort(key=lambda one: one.pairs_per_second)
     open_for(guest, entrant, course.threads, tried[-1].setting)
@@ -150,7 +151,7 @@ def throughput_rounds(
 
     def ask(key: str, guest: Guest, _number: int) -> float:
         best = tried[key][-1]
-        return _rate(course, guest, best.setting, best.pairs_per_second)
+        return _rate(course, guest, best.setting)
 
     found = in_rounds("throughput", guests, course.rounds, ask)
     return {
@@ -162,14 +163,13 @@ def throughput_of(rates: list[float], tried: list[Tried]) -> Throughput:
     return Throughput(tried[-1].setting, statistics.median(rates), min(rates), max(rates), rates, tried)
 
 
-def _rate(course: Course, guest: Guest, setting: Setting, expected: float | None = None) -> float:
-    """Pairs a second in about ``course.seconds``; ``expected``: a guess, taken from a first few batches without."""
+def _rate(course: Course, guest: Guest, setting: Setting, share: float = 1.0) -> float:
+    """Pairs a second, over about ``share`` of a round's time."""
     batch, streams = setting.batch, setting.streams
 
     def seconds(calls: int) -> float:
         return float(guest.ask("rate", tiles=course.tiles, batch=batch, calls=calls)["seconds"])
 
-    first = seconds(streams)  # fills the caches, and is not counted
-    pairs = expected or streams * batch / first
-    calls = streams * max(2, round(course.seconds * pairs / batch / streams))
+    # One batch a stream fills the caches: it says how many there will be, and is not counted.
+    calls = streams * max(2, round(share * course.seconds / seconds(streams)))
     return calls * batch / seconds(calls)

@@ -91,17 +91,19 @@ def line_up(
     """All entrants, the straight export in ONNX Runtime first; and who has no row."""
     entrants = [*straight_exports(ground), *networks(ground)]
     for peer in peers:
-        entrants += quantized_peers(ground, peer, _quantized(source, peer))
+        entrants += quantized_peers(ground, peer, *_quantized(source, peer))
     ours, absent = bundle_engines(ground)
     return [*entrants, *ours], absent
 
 
-def _quantized(source: Source, peer: Contender) -> Path | ContenderFailed:
+def _quantized(source: Source, peer: Contender) -> tuple[Path | ContenderFailed, dict[str, str]]:
+    """The peer's graph, or why there is none, and the versions of what made it."""
     with step(f"{peer.title}: quantizing"):
         try:
-            return quantized(source, peer)[0]
+            graph, answer = quantized(source, peer)
         except ContenderFailed as error:
-            return error
+            return error, {}
+    return graph, answer["versions"]
 
 
 def _some(sets: Sets, count: int | None) -> Sets:

@@ -13,6 +13,7 @@ _HEAD = (
     "contender", "run in", "F1", "drop, points", "pixels that agree", "one pair: p50, p99 ms",
     "pairs/s (lowest to highest)", "streams x batch", "x best peer", "x eager", "of FP32, INT8 peak",
 )  # fmt: skip
+_TOLD = ("torch", "onnxruntime", "nncf", "openvino")
 
 
 def markdown(report: Report) -> str:
@@ -99,8 +100,9 @@ def _tried(rows: Sequence[Row]) -> str:
 
 
 def _versions(rows: Sequence[Row]) -> str:
-    every = {name: version for row in rows for name, version in row.versions.items()}
-    return ", ".join(f"{name} {version}" for name, version in sorted(every.items()))
+    """Of what made and ran the graphs, without what they only use; several where environments differ."""
+    every = {(name, version) for row in rows for name, version in row.versions.items() if name in _TOLD}
+    return ", ".join(f"{name} {version}" for name, version in sorted(every)) or "not known"
 
 
 def _latency(found: Latency | None) -> str:
