@@ -321,7 +321,7 @@ def ground(tmp_path: Path, python: Path = Path(sys.executable), **changes: Any) 
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"none")
     given = read_bundle(bundles.make_bundle(tmp_path / "bundle", engines=(bundles.FLOAT, bundles.INT8, bundles.RTX)))
-    return Ground(given, weights, FLOAT_GRAPH, lambda name: python, 2)
+    return Ground(given, weights, FLOAT_GRAPH, lambda name: python, 2, tmp_path)
 
 
 def test_guests_answer_alike_at_every_setting_and_answers_are_kept(

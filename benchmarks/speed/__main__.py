@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.contest import kept
 from benchmarks.speed.plot import draw
 from benchmarks.speed.report import Report
-from benchmarks.speed.run import Options, run
+from benchmarks.speed.run import SKIPPABLE, Options, run
 from benchmarks.speed.table import markdown
 from misgnet_runtime.errors import MisgnetError, UsageError
 from misgnet_runtime.machine import usable_cores
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--val", type=Path, help="folder of A/ B/ label/ for the decisions of a build from WEIGHTS")
     add("--eval", type=Path, required=True, dest="evaluation", help="folder of A/ B/ label/ that judges")
     add("--eval-tiles", type=int, help="judge on the first ones only, for a quick look [all]")
+    add("--skip", nargs="+", default=(), choices=SKIPPABLE, help="leave these contenders out")
     add("--cache", type=Path, default=home / "misgnet-int8-peers", help="where the environments are kept")
     add("--keep", type=Path, help="keep graphs, tiles, answers and logs here; the next run takes what fits from it")
     add("--threads", type=int, default=usable_cores(), help="threads of an engine [all cores]")

@@ -54,13 +54,14 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Ground:
-    """What all start from. ``python_of``: the interpreter of an environment by name, as in :mod:`contest.peers`."""
+    """What all start from. ``python_of``: the interpreter of an environment by name; ``work``: the run's folder."""
 
     bundle: Bundle
     weights: Path
     straight: Path
     python_of: Callable[[str], Path]
     threads: int
+    work: Path
 
 
 def grid(threads: int, max_batch: int, *, streams: bool = True) -> tuple[Setting, ...]:
@@ -72,10 +73,12 @@ def grid(threads: int, max_batch: int, *, streams: bool = True) -> tuple[Setting
 def networks(ground: Ground) -> list[Entrant]:
     """PyTorch with this interpreter. A process runs one batch at a time, so more pairs at once are a batch."""
     interface = ground.bundle.manifest.interface
+    # What torch.compile has compiled is kept as all else that takes minutes.
+    program = own("benchmarks.speed.own.network", TORCHINDUCTOR_CACHE_DIR=str(ground.work / "inductor"))
     given = {"weights": ground.weights.resolve(), "interface": msgspec.to_builtins(interface)}
     return [
         Entrant(
-            key, title, "PyTorch", "peer", own("benchmarks.speed.own.network"), {**given, "compiled": compiled},
+            key, title, "PyTorch", "peer", program, {**given, "compiled": compiled},
             grid(ground.threads, interface.max_batch, streams=False), (file_sha256(ground.weights), repr(interface)),
         )
         for key, title, compiled in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,16 @@ from benchmarks.contest.ours import Sets, open_sets
 from benchmarks.contest.peers import Source, quantized, step
 from benchmarks.contest.start import open_start, straight_graph
 from benchmarks.speed.answers import Exam, examine
-from benchmarks.speed.entrants import Entrant, Ground, bundle_engines, networks, quantized_peers, straight_exports
+from benchmarks.speed.entrants import (
+    COMPILED,
+    EAGER,
+    Entrant,
+    Ground,
+    bundle_engines,
+    networks,
+    quantized_peers,
+    straight_exports,
+)
 from benchmarks.speed.peaks import measure_peaks, multipliers
 from benchmarks.speed.race import Course, race
 from benchmarks.speed.ratios import timed_rows
@@ -30,11 +39,15 @@ from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.machine import describe_machine
 
 QUANTIZERS = tuple(peer for peer in PEERS if peer.key in ("quantize_static", "nncf", "nncf-transformer"))
+SKIPPABLE = (EAGER, COMPILED, *(peer.key for peer in QUANTIZERS))
 
 
 @dataclass(frozen=True)
 class Options:
-    """As the command takes them; ``limit``: minutes; ``eval_tiles``: the first ones only, all without."""
+    """As the command takes them.
+
+    ``limit``: minutes; ``eval_tiles``: the first ones only, all without; ``skip``: keys of :data:`SKIPPABLE`.
+    """
 
     start: Path
     weights: Path | None
@@ -47,6 +60,7 @@ class Options:
     seconds: float
     limit: float
     eval_tiles: int | None = None
+    skip: tuple[str, ...] = ()
 
     def build_options(self) -> list[str]:
         """Of a build from WEIGHTS: all that this project has for a CPU of this kind."""
@@ -67,9 +81,9 @@ def run(options: Options, work: Path) -> Report:
         calibration = hand_over(sets.calibration, interface, work / "calibration")
         evaluation = hand_over(sets.evaluation, interface, work / "evaluation")
     python_of = interpreters(options.cache, limit_s)
-    ground = Ground(bundle, weights, straight, python_of, options.threads)
+    ground = Ground(bundle, weights, straight, python_of, options.threads, work)
     source = Source(straight, sets.calibration, calibration, work, python_of, limit_s)
-    entrants, absent = line_up(ground, source)
+    entrants, absent = line_up(ground, source, options.skip)
     exam = Exam(sets.evaluation, evaluation, interface, bundle.manifest.threshold, options.threads, work, limit_s)
     examined, again = examine(exam, entrants)
     course = Course(evaluation, options.threads, options.rounds, options.seconds, work, limit_s)
@@ -85,15 +99,15 @@ def run(options: Options, work: Path) -> Report:
     )  # fmt: skip
 
 
-def line_up(
-    ground: Ground, source: Source, peers: Sequence[Contender] = QUANTIZERS
-) -> tuple[list[Entrant], list[Absent]]:
-    """All entrants, the straight export in ONNX Runtime first; and who has no row."""
-    entrants = [*straight_exports(ground), *networks(ground)]
-    for peer in peers:
-        entrants += quantized_peers(ground, peer, *_quantized(source, peer))
+def line_up(ground: Ground, source: Source, skipped: Collection[str] = ()) -> tuple[list[Entrant], list[Absent]]:
+    """All entrants, the straight export in ONNX Runtime first; and who has no row. ``skipped``: keys."""
+    wanted = [network for network in networks(ground) if network.key not in skipped]
+    entrants = [*straight_exports(ground), *wanted]
+    for peer in QUANTIZERS:
+        if peer.key not in skipped:
+            entrants += quantized_peers(ground, peer, *_quantized(source, peer))
     ours, absent = bundle_engines(ground)
-    return [*entrants, *ours], absent
+    return [*entrants, *ours], [*(Absent(key, "left out by --skip") for key in skipped), *absent]
 
 
 def _quantized(source: Source, peer: Contender) -> tuple[Path | ContenderFailed, dict[str, str]]:

@@ -60,7 +60,7 @@ def one_by_one(tiles: Inputs) -> Iterator[Inputs]:
     """The tiles in their order, each as a batch of one."""
     count = len(next(iter(tiles.values())))
     for index in range(count):
-        yield {name: np.ascontiguousarray(array[index : index + 1]) for name, array in tiles.items()}
+        yield {name: np.array(array[index : index + 1]) for name, array in tiles.items()}
 
 
 def count_of(tiles: Inputs) -> int:
