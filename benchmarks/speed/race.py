@@ -137,7 +137,8 @@ def _try(course: Course, entrant: Entrant, guest: Guest) -> list[Tried]:
     tried = []
     for setting in entrant.settings:
         open_for(guest, entrant, course.threads, setting)
-        rates = [_rate(course, guest, setting, TRIAL_SHARE) for _ in range(TRIALS)]
+        calls = _calls_for(course, guest, setting, TRIAL_SHARE)
+        rates = [_rate(course, guest, setting, calls) for _ in range(TRIALS)]
         tried.append(Tried(setting, statistics.median(rates)))
     tried.sort(key=lambda one: one.pairs_per_second)
     open_for(guest, entrant, course.threads, tried[-1].setting)
@@ -150,8 +151,8 @@ def throughput_rounds(
     """Pairs a second of all, each at the setting that it has open: the last one of those ``tried``."""
 
     def ask(key: str, guest: Guest, _number: int) -> float:
-        best = tried[key][-1]
-        return _rate(course, guest, best.setting)
+        best = tried[key][-1].setting
+        return _rate(course, guest, best, _calls_for(course, guest, best))
 
     found = in_rounds("throughput", guests, course.rounds, ask)
     return {
@@ -163,13 +164,16 @@ def throughput_of(rates: list[float], tried: list[Tried]) -> Throughput:
     return Throughput(tried[-1].setting, statistics.median(rates), min(rates), max(rates), rates, tried)
 
 
-def _rate(course: Course, guest: Guest, setting: Setting, share: float = 1.0) -> float:
-    """Pairs a second, over about ``share`` of a round's time."""
-    batch, streams = setting.batch, setting.streams
+def _calls_for(course: Course, guest: Guest, setting: Setting, share: float = 1.0) -> int:
+    """Batches that take about ``share`` of a round's time: one a stream, which is not counted, says how many."""
+    first = _seconds(course, guest, setting, setting.streams)
+    return setting.streams * max(2, round(share * course.seconds / first))
 
-    def seconds(calls: int) -> float:
-        return float(guest.ask("rate", tiles=course.tiles, batch=batch, calls=calls)["seconds"])
 
-    # One batch a stream fills the caches: it says how many there will be, and is not counted.
-    calls = streams * max(2, round(share * course.seconds / seconds(streams)))
-    return calls * batch / seconds(calls)
+def _rate(course: Course, guest: Guest, setting: Setting, calls: int) -> float:
+    """Pairs a second."""
+    return calls * setting.batch / _seconds(course, guest, setting, calls)
+
+
+def _seconds(course: Course, guest: Guest, setting: Setting, calls: int) -> float:
+    return float(guest.ask("rate", tiles=course.tiles, batch=setting.batch, calls=calls)["seconds"])
