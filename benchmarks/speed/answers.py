@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,6 +23,8 @@ from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.manifest import Interface
 from misgnet_runtime.parity import Judged, judge
 from misgnet_runtime.tiles import TileSet
+
+_OUR_ERROR = re.compile(r"misgnet_runtime\.errors\.\w+: ")  # as a traceback begins it
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def _version(name: str) -> str | None:
 
 
 def _failed(exam: Exam, entrant: Entrant, error: Exception) -> Row:
-    reason = str(error).replace(f"{exam.work}/", "")
+    reason = _OUR_ERROR.sub("", str(error).replace(f"{exam.work}/", ""))
     return Row(
         entrant.key, entrant.title, entrant.engine, entrant.side, entrant.precision, reason, list(entrant.notes)
     )  # fmt: skip

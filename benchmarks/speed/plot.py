@@ -63,7 +63,7 @@ def _fill(axes: Any, rows: Sequence[Row]) -> None:
 
 def _label(row: Row, height: float) -> str:
     below = "" if height == row.f1 else f", F1 {row.f1:.3f}"
-    return f"{row.name}: {_speed(row):.1f}{below}"
+    return f"{row.name.replace('`', '')}: {_speed(row):.1f}{below}"
 
 
 def _speed(row: Row) -> float:

@@ -107,7 +107,7 @@ def line_up(ground: Ground, source: Source, skipped: Collection[str] = ()) -> tu
         if peer.key not in skipped:
             entrants += quantized_peers(ground, peer, *_quantized(source, peer))
     ours, absent = bundle_engines(ground)
-    return [*entrants, *ours], [*(Absent(key, "left out by --skip") for key in skipped), *absent]
+    return [*entrants, *ours], [*(Absent(f"`{key}`", "left out by --skip") for key in skipped), *absent]
 
 
 def _quantized(source: Source, peer: Contender) -> tuple[Path | ContenderFailed, dict[str, str]]:
