@@ -17,18 +17,18 @@ pytest.importorskip("onnxruntime.quantization", reason="needs what the extra [ex
 
 import bundles
 import graphs
-from benchmarks.int8_peers import environments, guest, kept, ours
+from benchmarks.contest import environments, guest, kept, ours, peers
+from benchmarks.contest.contenders import ONNX_RUNTIME, OPENVINO, OPENVINO_OWN, PEERS, Contender
+from benchmarks.contest.environments import REQUIREMENTS, interpreters, pins, prepare
+from benchmarks.contest.guest import GUESTS, ContenderFailed, Guest, foreign
+from benchmarks.contest.handover import hand_over, replay
+from benchmarks.contest.ours import Recorded, Sets, open_sets
+from benchmarks.contest.share import Product, costs_of, plain, products_of, run_products, share_of
 from benchmarks.int8_peers import graphs as contenders_graphs
 from benchmarks.int8_peers.__main__ import check
 from benchmarks.int8_peers.comparison import _is_again, compare
-from benchmarks.int8_peers.contenders import ONNX_RUNTIME, OPENVINO, OPENVINO_OWN, PEERS, Contender
-from benchmarks.int8_peers.environments import REQUIREMENTS, interpreters, pins, prepare
 from benchmarks.int8_peers.graphs import Graph, Task, candidates
-from benchmarks.int8_peers.guest import GUESTS, ContenderFailed, Guest
-from benchmarks.int8_peers.handover import hand_over, replay
-from benchmarks.int8_peers.ours import Recorded, Sets, open_sets
 from benchmarks.int8_peers.report import Made, Report, Row, table
-from benchmarks.int8_peers.share import Product, costs_of, plain, products_of, run_products, share_of
 from benchmarks.int8_peers.timing import Speed, measure, speed
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.errors import InputError, UsageError
@@ -228,13 +228,13 @@ def test_quantize_static_is_compared_and_what_fails_is_a_row(tmp_path: Path) -> 
 
 def test_a_run_that_goes_on_takes_the_graphs_that_still_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    ask = contenders_graphs._ask
+    ask = peers._ask
 
-    def counting(context: Any, contender: Contender, *rest: Any) -> Any:
+    def counting(source: Any, contender: Contender, *rest: Any) -> Any:
         asked.append(contender.key)
-        return ask(context, contender, *rest)
+        return ask(source, contender, *rest)
 
-    monkeypatch.setattr(contenders_graphs, "_ask", counting)
+    monkeypatch.setattr(peers, "_ask", counting)
     first = task(tmp_path, peers=(peer("same"), peer("other")))
     (_, *before, _) = candidates(contenders_graphs.prepare(first))
     (first.work / "other" / "answer.json").write_text('{"key": "cut o')
@@ -281,7 +281,7 @@ def test_a_guest_that_fails_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyP
     log = tmp_path / "log.txt"
     log.write_text("words of an earlier guest\n")
     with (
-        Guest(Path(sys.executable), "guest.py", log, 0.6) as opened,
+        Guest(foreign(Path(sys.executable), "guest.py"), log, 0.6) as opened,
         pytest.raises(ContenderFailed, match=words),
     ):
         opened.ask("anything")
@@ -376,9 +376,13 @@ def test_guests_take_turns_and_one_that_fails_stops_none_of_the_others() -> None
                 raise ContenderFailed("it died")
             return {"ms": [10.0] * request["calls"]}
 
+        def pause(self) -> None:
+            turns.append(f"{self.name} rests")
+
     guests: Any = {0: Fake("a", True), 1: Fake("b", False), 2: Fake("c", True)}
     found = measure(guests, Path(), 2, 0.1)
-    assert turns == ["c", "b", "a", "a", "c", "c", "a"]
+    assert [turn for turn in turns if "rests" not in turn] == ["c", "b", "a", "a", "c", "c", "a"]
+    assert all(turns[index + 1] == f"{name} rests" for index, name in enumerate(turns) if name in ("a", "c"))
     assert found == {0: Speed(100, 100, 100, 10, 20), 1: "it died", 2: Speed(100, 100, 100, 10, 20)}
 
 

@@ -1,13 +1,13 @@
-"""INT8 by others and by this project, side by side: the same float graph, calibration tiles and test set.
+"""INT8 by others and by this project, side by side: the same weights, calibration tiles and test set.
 
-    python -m benchmarks.int8_peers BUNDLE --calib DATA/train --eval DATA/test [--json FILE]
+    python -m benchmarks.int8_peers BUNDLE --weights WEIGHTS --calib DATA/train --eval DATA/test [--json FILE]
     python -m benchmarks.int8_peers WEIGHTS --calib DATA/train --val DATA/val --eval DATA/test [--json FILE]
 
-Run it from the checkout's root. BUNDLE was made by ``misgnet-export build`` with the CPU among its targets; from
-WEIGHTS one is built first. Contenders: onnxruntime's quantize_static, NVIDIA Model-Optimizer, NNCF with OpenVINO
-with both of its presets, and the float graph. Each has its own virtual environment, installed below --cache the
-first time (some gigabytes from PyPI), and its own processes. A contender that fails is a row that says why.
-The table goes to stdout, progress to stderr.
+Run it from the checkout's root. BUNDLE was made of WEIGHTS by ``misgnet-export build`` with the CPU among its
+targets; from WEIGHTS alone one is built first. Contenders: onnxruntime's quantize_static, NVIDIA Model-Optimizer, NNCF
+with OpenVINO with both of its presets, all of them from the straight export of the weights, and that export in float.
+Each has its own virtual environment, installed below --cache the first time (some gigabytes from PyPI), and its own
+processes. A contender that fails is a row that says why. The table goes to stdout, progress to stderr.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.int8_peers import kept
+from benchmarks.contest import kept
+from benchmarks.contest.contenders import FLOAT, ONNX_RUNTIME, OURS, PEERS
+from benchmarks.contest.environments import interpreters
+from benchmarks.contest.ours import Recorded, Sets, open_sets, recorded
+from benchmarks.contest.start import open_start, straight_graph
 from benchmarks.int8_peers.comparison import compare
-from benchmarks.int8_peers.contenders import FLOAT, ONNX_RUNTIME, OURS, PEERS
-from benchmarks.int8_peers.environments import interpreters
 from benchmarks.int8_peers.graphs import Task
-from benchmarks.int8_peers.ours import Recorded, Sets, build_bundle, open_graphs, open_sets, recorded
 from benchmarks.int8_peers.report import Made, Report, Row, table
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.errors import MisgnetError, UsageError
@@ -33,13 +31,14 @@ from misgnet_runtime.machine import describe_machine, usable_cores
 from misgnet_runtime.manifest import encode
 from misgnet_runtime.outputs import replace_file
 
+_INT8 = "int8 graph for cpu"  # its role in the manifest
 _SAME = ((FLOAT, "cpu-float32"), (OURS, "cpu"))  # a contender, and the bundle's engine with the same graph
 
 
 def main() -> None:
     options = _parser().parse_args()
     try:
-        with _work_folder(options.keep) as work:
+        with kept.work_folder(options.keep) as work:
             report = run(options, work)
         if options.json:
             with replace_file(options.json) as temporary:
@@ -54,8 +53,9 @@ def run(options: argparse.Namespace, work: Path) -> Report:
     """Build or open the bundle, compare, and check the baseline against the bundle's own evidence."""
     if options.start.is_dir() and options.calib_tiles:
         raise UsageError("--calib-tiles is for a build from WEIGHTS; a BUNDLE is compared on the tiles that made it")
-    root = options.start if options.start.is_dir() else _build(options, work)
-    bundle, float_graph, own_graph = open_graphs(root)
+    bundle, weights = open_start(options.start, options.weights, _build_options(options), work)
+    float_graph = straight_graph(weights, bundle.manifest.interface, work)
+    own_graph = bundle.file(bundle.manifest.file(_INT8).path)
     sets = open_sets(bundle, options.calib, options.evaluation)
     known = recorded(bundle)
     task = Task(
@@ -105,22 +105,11 @@ def _facts(sets: Sets) -> dict[str, object]:
     }
 
 
-def _build(options: argparse.Namespace, work: Path) -> Path:
+def _build_options(options: argparse.Namespace) -> list[str]:
     sets = ["--calib", str(options.calib), "--eval", str(options.evaluation)]
     sets += ["--val", str(options.val)] if options.val else []
     sets += ["--calib-tiles", str(options.calib_tiles)] if options.calib_tiles else []
-    return build_bundle(options.start, sets, work / "bundle")
-
-
-@contextmanager
-def _work_folder(keep: Path | None) -> Iterator[Path]:
-    """A folder for tiles, graphs and logs; one that is to be kept is new, or of an earlier run that goes on."""
-    if keep is None:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-        return
-    kept.open_folder(keep)
-    yield keep.resolve()
+    return [*sets, "--target", "cpu"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     add = parser.add_argument
     add("start", type=Path, metavar="BUNDLE|WEIGHTS", help="a bundle's folder, or a checkpoint")
+    add("--weights", type=Path, help="the checkpoint that BUNDLE was built from")
     add("--calib", type=Path, required=True, help="folder of A/ B/ label/ that calibrates every contender")
     add("--eval", type=Path, required=True, dest="evaluation", help="folder of A/ B/ label/ that judges")
     add("--val", type=Path, help="folder of A/ B/ label/ for the decisions of a build from WEIGHTS")

@@ -10,17 +10,17 @@ from typing import Any
 import msgspec
 import onnx
 
-from benchmarks.int8_peers.contenders import Engine
-from benchmarks.int8_peers.graphs import Candidate, Context, Graph, Task, candidates, prepare, step
-from benchmarks.int8_peers.guest import ContenderFailed, Guest
-from benchmarks.int8_peers.handover import replay
+from benchmarks.contest.contenders import Engine
+from benchmarks.contest.guest import ContenderFailed, Guest, foreign
+from benchmarks.contest.handover import replay
+from benchmarks.contest.peers import step
+from benchmarks.contest.scoring import scores_of
+from benchmarks.contest.share import Product, Share, run_products, share_of
+from benchmarks.int8_peers.graphs import Candidate, Context, Graph, Task, candidates, prepare
 from benchmarks.int8_peers.report import Row
-from benchmarks.int8_peers.share import Product, Share, run_products, share_of
 from benchmarks.int8_peers.timing import Speed, measure
-from misgnet_export.agreement import INT8_AGREEMENT
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.parity import Judged, judge
-from misgnet_runtime.parity import compare as parity
 
 Description = dict[str, Any]
 
@@ -73,12 +73,10 @@ def _judge(context: Context, candidate: Candidate, engine: Engine) -> tuple[Row,
 
 def _scored(row: Row, reference: list[Judged], found: list[Judged]) -> Row:
     """``row`` with the figures of its masks against the reference's and the labels."""
-    figures = parity(row.engine, row.precision, reference, found, 0.0, device=row.engine)
-    agreement = figures.agreement or 0.0
-    broken = [f"broken: fewer than {100 * INT8_AGREEMENT:.0f} % of the pixels agree"]
+    scores = scores_of(reference, found)
     return msgspec.structs.replace(
-        row, f1=figures.scores["f1"], drop_points=figures.f1_drop_points, agreement=agreement,
-        interval=figures.interval, notes=[*row.notes, *(broken if agreement < INT8_AGREEMENT else [])],
+        row, f1=scores.f1, drop_points=scores.drop_points, agreement=scores.agreement, interval=scores.interval,
+        notes=[*row.notes, *scores.notes],
     )  # fmt: skip
 
 
@@ -90,7 +88,8 @@ def _opened(
     if isinstance(candidate.graph, ContenderFailed):
         raise candidate.graph
     task, graph = context.task, candidate.graph
-    with Guest(task.python_of(engine.environment), engine.script, task.work / "engines.txt", task.limit_s) as guest:
+    program = foreign(task.python_of(engine.environment), engine.script)
+    with Guest(program, task.work / "engines.txt", task.limit_s) as guest:
         settings = {"threads": task.threads, "precision": engine.precision, "optimised": optimised}
         yield guest, graph, guest.ask("open", graph=graph.path, **settings)
 

@@ -1,21 +1,19 @@
-"""The graphs that are compared: the float one, this project's, and what each peer makes of the float one."""
+"""The graphs that are compared: the straight export, this project's, and what each peer makes of the former."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from benchmarks.int8_peers import kept
-from benchmarks.int8_peers.contenders import FLOAT, GIVEN_ENGINES, OURS, PEERS, Contender, Engine
-from benchmarks.int8_peers.guest import Answer, ContenderFailed, Guest
-from benchmarks.int8_peers.handover import hand_over
+from benchmarks.contest.contenders import FLOAT, GIVEN_ENGINES, OURS, PEERS, Contender, Engine
+from benchmarks.contest.guest import ContenderFailed
+from benchmarks.contest.handover import hand_over
+from benchmarks.contest.peers import Source, quantized, step
+from benchmarks.contest.share import Product, Share, costs_of, products_of, share_of
 from benchmarks.int8_peers.report import Made
-from benchmarks.int8_peers.share import Product, Share, costs_of, products_of, share_of
 from misgnet_runtime.manifest import Interface
 from misgnet_runtime.tiles import TileSet
 
@@ -24,8 +22,9 @@ from misgnet_runtime.tiles import TileSet
 class Task:
     """What is compared, on what, and how long it may take.
 
-    ``own``: how this project's graph was made; ``python_of``: the interpreter of an environment by name;
-    ``seconds``: of one engine in one round; ``limit_s``: of one step of a contender.
+    ``float_graph``: the straight export, which the peers start from; ``own``: how this project's graph was made;
+    ``python_of``: the interpreter of an environment by name; ``seconds``: of one engine in one round; ``limit_s``: of
+    one step of a contender.
     """
 
     float_graph: Path
@@ -110,37 +109,16 @@ def make(context: Context, peer: Contender) -> Candidate:
 
 def _quantize(context: Context, peer: Contender) -> Graph:
     task = context.task
-    folder, python = task.work / peer.key, task.python_of(peer.environment)
-    out, key = folder / f"int8{peer.suffix}", kept.key_of(task.float_graph, task.calibration, peer)
-    answer = kept.read(folder, key)
-    if answer is None:
-        answer = _ask(context, peer, python, kept.emptied(folder), out)
-        kept.write(folder, key, answer)
-    size = sum(path.stat().st_size for path in folder.glob("int8.*"))  # OpenVINO's weights are a file of their own
+    source = Source(
+        task.float_graph, task.calibration, context.calibration, task.work, task.python_of, task.limit_s
+    )  # fmt: skip
+    out, answer = quantized(source, peer)
+    size = sum(path.stat().st_size for path in out.parent.glob("int8.*"))  # OpenVINO's weights are a file of their own
     made = Made(size / 1e6, answer["seconds"], answer["peak_mib"], answer["versions"])
     if "products" not in answer:
         return _onnx_graph(context, out, made)
     return Graph(out, made, share_of([Product(**product) for product in answer["products"]], context.costs))
 
 
-def _ask(context: Context, peer: Contender, python: Path, folder: Path, out: Path) -> Answer:
-    """The peer's answer to its one request, in a process of ``python``; its graph lies at ``out`` then."""
-    # A copy of its own: some write beside the graph that they read.
-    source = folder / "float.onnx"
-    source.write_bytes(context.task.float_graph.read_bytes())
-    with Guest(python, peer.script, folder / "log.txt", context.task.limit_s) as guest:
-        answer = guest.ask("quantize", graph=source, tiles=context.calibration, out=out, settings=peer.settings)
-    if not out.is_file():
-        raise ContenderFailed(f"{peer.script} ended without a graph")
-    return answer
-
-
 def _onnx_graph(context: Context, path: Path, made: Made) -> Graph:
     return Graph(path, made, share_of(products_of(onnx.load(path)), context.costs))
-
-
-@contextmanager
-def step(what: str) -> Iterator[None]:
-    """Say on stderr what is being done."""
-    print(what, file=sys.stderr, flush=True)
-    yield

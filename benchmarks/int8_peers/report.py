@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import field
 
-from benchmarks.int8_peers.share import Share
+from benchmarks.contest.share import Share
 from benchmarks.int8_peers.timing import Speed
 from misgnet_runtime.gate import Interval
 from misgnet_runtime.machine import machine_line

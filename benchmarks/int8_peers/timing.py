@@ -1,13 +1,13 @@
-"""Throughput: every engine in a process of its own, all of them in rounds that take turns."""
+"""Throughput at batch 1: every engine in a process of its own, all of them in rounds that take turns."""
 
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.int8_peers.guest import ContenderFailed, Guest
+from benchmarks.contest.guest import Guest
+from benchmarks.contest.rounds import in_rounds
 from misgnet_runtime.manifest import Struct
 
 
@@ -24,23 +24,15 @@ class Speed(Struct, frozen=True):
 def measure(guests: Mapping[int, Guest], tiles: Path, rounds: int, seconds: float) -> dict[int, Speed | str]:
     """The speed of each opened guest, or why it has none. ``seconds``: of one engine in one round."""
     calls: dict[int, int] = {}
-    found: dict[int, list[list[float]]] = {key: [] for key in guests}
-    failed: dict[int, str] = {}
-    for number in range(1 + rounds):  # the first one warms up
-        for key, guest in _turn(guests, number):
-            if key in failed:
-                continue
-            try:
-                times = guest.ask("time", tiles=tiles, calls=calls.get(key, 3))["ms"]
-            except ContenderFailed as error:
-                failed[key] = str(error)
-                continue
-            if number:
-                found[key].append(times)
-            else:
-                calls[key] = max(3, round(1000 * seconds / times[-1]))
-        print(f"throughput: round {number} of {rounds}", file=sys.stderr, flush=True)
-    return {key: failed[key] if key in failed else speed(found[key]) for key in guests}
+
+    def ask(key: int, guest: Guest, number: int) -> list[float]:
+        times: list[float] = guest.ask("time", tiles=tiles, calls=calls.get(key, 3))["ms"]
+        if not number:
+            calls[key] = max(3, round(1000 * seconds / times[-1]))
+        return times
+
+    found = in_rounds("throughput", guests, rounds, ask)
+    return {key: times if isinstance(times, str) else speed(times) for key, times in found.items()}
 
 
 def speed(rounds: list[list[float]]) -> Speed:
@@ -48,9 +40,3 @@ def speed(rounds: list[list[float]]) -> Speed:
     rates = [1000 * len(times) / sum(times) for times in rounds]
     every = [ms for times in rounds for ms in times]
     return Speed(statistics.median(rates), min(rates), max(rates), statistics.median(every), len(every))
-
-
-def _turn(guests: Mapping[int, Guest], number: int) -> list[tuple[int, Guest]]:
-    """There and back, so that nobody always runs behind the same neighbour."""
-    order = list(guests.items())
-    return order if number % 2 else order[::-1]

@@ -1,4 +1,4 @@
-"""The parent's end of a guest: a script in a contender's own environment and process."""
+"""The parent's end of a guest: a process of its own, most often in a contender's own environment."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from misgnet_runtime.errors import MisgnetError
+from misgnet_runtime.throughput import worker_environment
 
 Answer = dict[str, Any]
 GUESTS = Path(__file__).with_name("guests")
@@ -21,20 +25,40 @@ class ContenderFailed(MisgnetError):  # noqa: N818 - it may be as it should be
     """A contender could not be installed, crashed, took too long, or answered what is no answer."""
 
 
+@dataclass(frozen=True)
+class Program:
+    """How a guest is started: its name in messages, the command, and the environment that it sees."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(repr=False)
+
+
+def foreign(python: Path, script: str) -> Program:
+    """A script of ``guests/`` with the interpreter of a contender's own environment."""
+    return Program(script, (str(python), str(GUESTS / script)), _environment())
+
+
+def own(module: str, **environment: str) -> Program:
+    """A module of this checkout with this interpreter and all that it can import; ``environment`` is added."""
+    return Program(module.rpartition(".")[2], (sys.executable, "-m", module), {**worker_environment(), **environment})
+
+
 class Guest:
     """One process that answers requests, see ``guests/exchange.py``. Use it in a ``with`` block.
 
     Its words go to the end of ``log``. ``limit_s``: the longest that one request may take, in seconds.
     """
 
-    def __init__(self, python: Path, script: str, log: Path, limit_s: float) -> None:
-        self._script = script
+    def __init__(self, program: Program, log: Path, limit_s: float) -> None:
+        self._script = program.name
         self._limit_s = limit_s
         self._log = log
+        self._paused = False
         with log.open("ab") as words:
             self._start_of_words = words.tell()
             self._process = subprocess.Popen(
-                [python, GUESTS / script], bufsize=0, cwd=log.parent, env=_environment(),
+                program.command, bufsize=0, cwd=log.parent, env=program.environment,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words,
             )  # fmt: skip
 
@@ -42,12 +66,20 @@ class Guest:
         """The answer to one request; ContenderFailed in the guest's own words where there is none."""
         assert self._process.stdin
         line = json.dumps({"do": do, **request}, default=str).encode() + b"\n"
+        if self._paused:
+            self._process.send_signal(signal.SIGCONT)
+            self._paused = False
         try:
             self._process.stdin.write(line)
         except BrokenPipeError:
             raise self._failure() from None
         answer: Answer = json.loads(self._read_line())
         return answer
+
+    def pause(self) -> None:
+        """Stop the process until it is asked again: threads that look for work all the time take none of others'."""
+        self._process.send_signal(signal.SIGSTOP)
+        self._paused = True
 
     def close(self) -> None:
         self._process.kill()

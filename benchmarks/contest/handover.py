@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.int8_peers.guest import ContenderFailed
-from benchmarks.int8_peers.kept import emptied
+from benchmarks.contest.guest import ContenderFailed
+from benchmarks.contest.kept import emptied
 from misgnet_runtime.callables import Predict
 from misgnet_runtime.detector import arrays_for, to_probability
 from misgnet_runtime.manifest import Interface

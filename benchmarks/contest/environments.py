@@ -9,7 +9,7 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.int8_peers.guest import ContenderFailed
+from benchmarks.contest.guest import ContenderFailed
 from misgnet_runtime.errors import InputError
 
 REQUIREMENTS = Path(__file__).with_name("requirements")

@@ -1,4 +1,4 @@
-"""This project's side: a bundle with the float graph that all start from, and its own INT8 graph."""
+"""This project's side: a bundle, the sets that it was built with, and what it says of its own build."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from misgnet_calibration.selection import FewTilesWarning, draw_tiles
-from misgnet_runtime.bundle import Bundle, read_bundle
+from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.errors import InputError, MisgnetError
 from misgnet_runtime.tiles import TileSet, check_disjoint
-
-_FLOAT, _INT8 = "float graph", "int8 graph for cpu"  # roles in the manifest
 
 
 @dataclass(frozen=True)
@@ -39,20 +37,14 @@ class Recorded:
 
 
 def build_bundle(weights: Path, options: list[str], output: Path) -> Path:
-    """Build a bundle of ``weights`` for the CPU; raises MisgnetError where the build fails, after its own words."""
-    command = [sys.executable, "-m", "misgnet_export.cli", "build", str(weights), *options, "--target", "cpu"]
-    code = subprocess.run([*command, "-o", str(output)], check=False, stdout=sys.stderr).returncode
+    """Build a bundle of ``weights``; raises MisgnetError where the build fails, after its own words."""
+    command = [sys.executable, "-m", "misgnet_export.cli", "build", str(weights), *options, "-o", str(output)]
+    code = subprocess.run(command, check=False, stdout=sys.stderr).returncode
     if code:
         error = MisgnetError(f"the bundle of {weights} could not be built; its own message is above")
         error.exit_code = code
         raise error
     return output
-
-
-def open_graphs(root: Path) -> tuple[Bundle, Path, Path]:
-    """The bundle, its float graph and its INT8 graph for the CPU."""
-    bundle = read_bundle(root)
-    return bundle, root / bundle.manifest.file(_FLOAT).path, root / bundle.manifest.file(_INT8).path
 
 
 def open_sets(bundle: Bundle, calib: Path, evaluation: Path) -> Sets:

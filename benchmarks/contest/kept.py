@@ -1,6 +1,6 @@
-"""What a run leaves in the folder of ``--keep``, and what a later one may take from it: the peers' graphs.
+"""What a run leaves in the folder of ``--keep``, and what a later one may take from it: graphs, and answers.
 
-A peer's graph is taken again where nothing that it depends on has changed. Answers and speeds are always new.
+They are taken again where nothing that they depend on has changed. Speeds are always new.
 """
 
 from __future__ import annotations
@@ -8,17 +8,31 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.int8_peers.contenders import Contender
-from benchmarks.int8_peers.environments import REQUIREMENTS
-from benchmarks.int8_peers.guest import GUESTS, Answer
+from benchmarks.contest.contenders import Contender
+from benchmarks.contest.environments import REQUIREMENTS
+from benchmarks.contest.guest import GUESTS, Answer
 from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.tiles import TileSet
 
-_MARK = "int8_peers"  # an empty file: the folder is a run's own
+_MARK = "contest"  # an empty file: the folder is a run's own
 _ANSWER = "answer.json"
+
+
+@contextmanager
+def work_folder(keep: Path | None) -> Iterator[Path]:
+    """A folder for tiles, graphs and logs; one that is to be kept is new, or of an earlier run that goes on."""
+    if keep is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    open_folder(keep)
+    yield keep.resolve()
 
 
 def open_folder(folder: Path) -> None:
@@ -46,7 +60,7 @@ def key_of(float_graph: Path, calibration: TileSet, peer: Contender) -> str:
 
 
 def read(folder: Path, key: str) -> Answer | None:
-    """The answer that came with the graph in ``folder``, where both are there and of the same ``key``."""
+    """What a guest said of the file that it left in ``folder``, where both are there and of the same ``key``."""
     try:
         found = json.loads((folder / _ANSWER).read_bytes())
     except (OSError, ValueError):  # none yet, or cut off while it was written
@@ -56,5 +70,5 @@ def read(folder: Path, key: str) -> Answer | None:
 
 
 def write(folder: Path, key: str, answer: Answer) -> None:
-    """Keep ``answer``; written last, it says that the graph beside it is whole."""
+    """Keep ``answer``; written last, it says that the file beside it is whole."""
     (folder / _ANSWER).write_text(json.dumps({"key": key, "answer": answer}))

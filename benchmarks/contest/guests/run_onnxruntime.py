@@ -1,0 +1,31 @@
+"""ONNX Runtime on the CPU at its defaults: every optimisation it has by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from exchange import Inputs, Opened, in_threads, serve_engine, versions
+
+
+def open_engine(request: dict[str, Any]) -> Opened:
+    """``optimised``: where to write the graph that is really run; ``streams``: threads that share the session."""
+    streams = request.get("streams", 1)
+    options = onnxruntime.SessionOptions()
+    # Callers compute, too: with one of them on each core the session needs no threads of its own.
+    options.intra_op_num_threads = max(1, request["threads"] // streams)
+    options.log_severity_level = 3
+    if request.get("optimised"):
+        options.optimized_model_filepath = request["optimised"]
+    session = onnxruntime.InferenceSession(request["graph"], options, providers=["CPUExecutionProvider"])
+
+    def predict(inputs: Inputs) -> np.ndarray:
+        return np.asarray(session.run(None, inputs)[0])
+
+    description = {"precision": "", "versions": versions("onnxruntime", "numpy")}
+    return Opened(predict, description, in_threads(predict, streams) if streams > 1 else None)
+
+
+if __name__ == "__main__":
+    serve_engine(open_engine)

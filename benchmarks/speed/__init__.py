@@ -1,0 +1,1 @@
+"""This project beside its peers: speed and F1 from the same weights; ``__main__`` says how to run it."""

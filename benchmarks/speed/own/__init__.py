@@ -1,0 +1,1 @@
+"""Guests that run in this project's own environment: PyTorch, the bundle's engines, and plain matrix products."""

@@ -1,0 +1,33 @@
+"""An engine of the bundle as the runtime opens and runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from benchmarks.contest.guests.exchange import Inputs, Opened, in_threads, serve_engine
+from misgnet_runtime.engines import open_engine_file
+from misgnet_runtime.machine import installed_versions
+from misgnet_runtime.manifest import EngineEntry
+
+
+def open_engine(request: dict[str, Any]) -> Opened:
+    """``entry``: of the manifest, its paths start at ``root``; ``max_batch``: the largest that it may be asked for."""
+    entry = msgspec.convert(request["entry"], EngineEntry)
+    streams = request["streams"]
+    engine = open_engine_file(entry, Path(request["root"]), request["max_batch"], request["threads"], streams)
+
+    def predict(inputs: Inputs) -> np.ndarray:
+        (found,) = engine.infer(inputs).values()
+        return found
+
+    libraries = installed_versions(("onnxruntime" if entry.kind == "onnxruntime" else "openvino", "numpy"))
+    description = {"precision": entry.precision, "versions": libraries}
+    return Opened(predict, description, in_threads(predict, streams) if streams > 1 else None)
+
+
+if __name__ == "__main__":
+    serve_engine(open_engine)

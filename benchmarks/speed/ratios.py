@@ -1,0 +1,53 @@
+"""Rows with their times, ratios and shares. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from msgspec.structs import replace
+
+from benchmarks.speed.entrants import EAGER
+from benchmarks.speed.peaks import best_peak
+from benchmarks.speed.race import Times
+from benchmarks.speed.report import Peak, Row, Work
+
+
+def timed_rows(rows: Sequence[Row], times: Mapping[str, Times], work: Work, peaks: Sequence[Peak]) -> list[Row]:
+    """``rows`` with what the race has found, compared with each other and with the machine's matrix peaks."""
+    return with_ratios([_timed(row, times.get(row.key, Times())) for row in rows], work, peaks)
+
+
+def _timed(row: Row, times: Times) -> Row:
+    notes = [*row.notes, *([f"not timed to the end: {times.failed}"] if times.failed else [])]
+    return replace(row, latency=times.latency, throughput=times.throughput, notes=notes)
+
+
+def with_ratios(rows: Sequence[Row], work: Work, peaks: Sequence[Peak]) -> list[Row]:
+    """Against the fastest peer, whatever its answers are worth, against PyTorch eager, and against the peaks."""
+    peer, eager = best_peer(rows), next((row for row in rows if row.key == EAGER), None)
+    rates = [found.median if (found := best_peak(peaks, kind)) else None for kind in ("float32", "int8")]
+
+    def compared(row: Row) -> Row:
+        speed = _speed(row)
+        shares = [None if speed is None or not rate else speed * work.operations / rate for rate in rates]
+        return replace(
+            row, to_best_peer=_ratio(speed, peer), to_eager=_ratio(speed, eager), of_float32_peak=shares[0],
+            of_int8_peak=shares[1],
+        )  # fmt: skip
+
+    return [compared(row) for row in rows]
+
+
+def best_peer(rows: Sequence[Row]) -> Row | None:
+    """The fastest of all that are not this project's."""
+    peers = [row for row in rows if row.side == "peer" and row.throughput]
+    return max(peers, key=lambda row: _speed(row) or 0.0, default=None)
+
+
+def _speed(row: Row) -> float | None:
+    return row.throughput.median if row.throughput else None
+
+
+def _ratio(speed: float | None, base: Row | None) -> float | None:
+    other = _speed(base) if base else None
+    return speed / other if speed and other else None

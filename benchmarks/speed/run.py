@@ -1,0 +1,137 @@
+"""The benchmark from a bundle and its weights to the report."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from benchmarks.contest.contenders import PEERS, Contender
+from benchmarks.contest.environments import interpreters
+from benchmarks.contest.guest import ContenderFailed
+from benchmarks.contest.handover import hand_over
+from benchmarks.contest.ours import Sets, open_sets
+from benchmarks.contest.peers import Source, quantized, step
+from benchmarks.contest.start import open_start, straight_graph
+from benchmarks.speed.answers import Exam, examine
+from benchmarks.speed.entrants import (
+    COMPILED,
+    EAGER,
+    Entrant,
+    Ground,
+    bundle_engines,
+    networks,
+    quantized_peers,
+    straight_exports,
+)
+from benchmarks.speed.peaks import measure_peaks, multipliers
+from benchmarks.speed.race import Course, race
+from benchmarks.speed.ratios import timed_rows
+from benchmarks.speed.report import Absent, Report
+from benchmarks.speed.targets import targets_of
+from benchmarks.speed.work import work_of
+from misgnet_runtime.bundle import file_sha256
+from misgnet_runtime.machine import describe_machine
+
+QUANTIZERS = tuple(peer for peer in PEERS if peer.key in ("quantize_static", "nncf", "nncf-transformer"))
+SKIPPABLE = (EAGER, COMPILED, *(peer.key for peer in QUANTIZERS))
+
+
+@dataclass(frozen=True)
+class Options:
+    """As the command takes them.
+
+    ``limit``: minutes; ``eval_tiles``: the first ones only, all without; ``skip``: keys of :data:`SKIPPABLE`.
+    """
+
+    start: Path
+    weights: Path | None
+    calib: Path
+    val: Path | None
+    evaluation: Path
+    cache: Path
+    threads: int
+    rounds: int
+    seconds: float
+    limit: float
+    eval_tiles: int | None = None
+    skip: tuple[str, ...] = ()
+
+    def build_options(self) -> list[str]:
+        """Of a build from WEIGHTS: all that this project has for a CPU of this kind."""
+        sets = ["--calib", str(self.calib), "--eval", str(self.evaluation)]
+        sets += ["--val", str(self.val)] if self.val else []
+        return [*sets, "--target", "cpu", "--target", "openvino"]
+
+
+def run(options: Options, work: Path) -> Report:
+    """Make all contenders, score them, and time them. ``work``: a folder for graphs, tiles, answers and logs."""
+    load_before = os.getloadavg()[0]
+    limit_s = 60 * options.limit
+    bundle, weights = open_start(options.start, options.weights, options.build_options(), work)
+    interface = bundle.manifest.interface
+    sets = _some(open_sets(bundle, options.calib, options.evaluation), options.eval_tiles)
+    straight = straight_graph(weights, interface, work)
+    with step("handing over the tiles"):
+        calibration = hand_over(sets.calibration, interface, work / "calibration")
+        evaluation = hand_over(sets.evaluation, interface, work / "evaluation")
+    python_of = interpreters(options.cache, limit_s)
+    ground = Ground(bundle, weights, straight, python_of, options.threads, work)
+    source = Source(straight, sets.calibration, calibration, work, python_of, limit_s)
+    entrants, absent = line_up(ground, source, options.skip)
+    exam = Exam(sets.evaluation, evaluation, interface, bundle.manifest.threshold, options.threads, work, limit_s)
+    examined, again = examine(exam, entrants)
+    course = Course(evaluation, options.threads, options.rounds, options.seconds, work, limit_s)
+    times, product = race(course, [entrant for row, entrant in examined if not row.failed])
+    peaks = measure_peaks(course, multipliers(python_of, options.threads))
+    work_of_pair = work_of(onnx.load(straight))
+    rows = timed_rows([row for row, _ in examined], times, work_of_pair, peaks)
+    return Report(
+        datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), describe_machine(),
+        {name: getattr(options, name) for name in ("threads", "rounds", "seconds")}, _facts(sets), bundle.digest(),
+        file_sha256(weights), work_of_pair, rows, [*absent, *again], product, peaks, targets_of(rows, product),
+        load_before, os.getloadavg()[0],
+    )  # fmt: skip
+
+
+def line_up(ground: Ground, source: Source, skipped: Collection[str] = ()) -> tuple[list[Entrant], list[Absent]]:
+    """All entrants, the straight export in ONNX Runtime first; and who has no row. ``skipped``: keys."""
+    wanted = [network for network in networks(ground) if network.key not in skipped]
+    entrants = [*straight_exports(ground), *wanted]
+    for peer in QUANTIZERS:
+        if peer.key not in skipped:
+            entrants += quantized_peers(ground, peer, *_quantized(source, peer))
+    ours, absent = bundle_engines(ground)
+    return [*entrants, *ours], [*(Absent(f"`{key}`", "left out by --skip") for key in skipped), *absent]
+
+
+def _quantized(source: Source, peer: Contender) -> tuple[Path | ContenderFailed, dict[str, str]]:
+    """The peer's graph, or why there is none, and the versions of what made it."""
+    with step(f"{peer.title}: quantizing"):
+        try:
+            graph, answer = quantized(source, peer)
+        except ContenderFailed as error:
+            return error, {}
+    return graph, answer["versions"]
+
+
+def _some(sets: Sets, count: int | None) -> Sets:
+    if count is None or count >= len(sets.evaluation):
+        return sets
+    return Sets(sets.calibration, sets.chosen, sets.evaluation.subset(range(count)))
+
+
+def _facts(sets: Sets) -> dict[str, Any]:
+    return {
+        "calibration_tiles": len(sets.calibration),
+        "calibration_chosen": sets.chosen,
+        "calibration_sha256": sets.calibration.digest(),
+        "evaluation_tiles": len(sets.evaluation),
+        "evaluation_images": len(sets.evaluation.sources),
+        "evaluation_sha256": sets.evaluation.digest(),
+    }

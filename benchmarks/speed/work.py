@@ -1,0 +1,27 @@
+"""What one pair costs, counted on the straight export."""
+
+from __future__ import annotations
+
+from math import prod
+
+import onnx
+
+from benchmarks.contest.share import PRODUCTS
+from benchmarks.speed.report import Work
+from misgnet_calibration.graph import Graph
+
+
+def work_of(model: onnx.ModelProto) -> Work:
+    """Multiply-adds of all convolutions and matrix products for one pair. Nothing else is counted."""
+    graph = Graph(model)
+    products = [node for node in graph.nodes if node.op_type in PRODUCTS]
+    weighted = [node for node in products if graph.weight_of(node)]
+    between = [node for node in products if not graph.weight_of(node)]
+    return Work(sum(map(graph.multiply_adds, weighted)), sum(_between(graph, node) for node in between))
+
+
+def _between(graph: Graph, node: onnx.NodeProto) -> int:
+    """Of a product of two activations: a sum over the first one's last axis for each value of the output."""
+    if node.op_type != "MatMul":
+        return 0
+    return prod(graph.shape(node.output[0])) * graph.shape(node.input[0])[-1]
