@@ -143,7 +143,7 @@ def _pool(bundle: Bundle, output: Path, options: BatchOptions, listener: Listene
     if options.ray is None:
         workers = options.workers or 1
         cores = options.cores or (None if workers == 1 else max(1, usable_cores() // workers))
-        listener.note(f"{plural(workers, 'process')} of this machine")
+        listener.note(f"{plural(workers, 'worker')} on this machine")
         yield ProcessPool(_with_cores(setup, cores), workers)
         return
     from misgnet_runtime.batch.ray import RayPool, ray_cluster, ray_slots
