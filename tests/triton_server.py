@@ -1,7 +1,7 @@
 """A real Triton server, from the package nvidia-pytriton, which holds the server and its Python backend alone.
 
-The backend that a repository asks for is therefore written in Python, in ``data/triton_onnxruntime.py``: the server, its
-reading of ``config.pbtxt``, warm-up, queue and network are Triton's; only the few lines that call ONNX Runtime are not.
+The backend that a repository asks for is therefore written in Python, in ``data/triton_onnxruntime.py``: the server,
+its reading of ``config.pbtxt``, warm-up, queue and network are Triton's; the lines that call ONNX Runtime are not.
 """
 
 from __future__ import annotations

@@ -90,7 +90,8 @@ class Record:
         with resumable_errors(Path(str(self._handle.name))):
             self._handle.truncate(self._length)  # what a full disk left of a line
             append_line(self._handle, entry)
-            os.fsync(self._handle)
+            if isinstance(entry, Done):  # the others may be lost with the machine: then less counts as tried
+                os.fsync(self._handle)
         self._length = os.fstat(self._handle.fileno()).st_size
         self._take(entry)
 

@@ -153,8 +153,7 @@ class SceneWorker:
         """Leave what an ended worker began, where it was begun alike; else begin anew."""
         if not (folder / _MAKER).exists() or (folder / _MAKER).read_bytes() != maker:
             _clear(folder)
-            with replace_file(folder / _MAKER) as temporary:
-                temporary.write_bytes(maker)
+            (folder / _MAKER).write_bytes(maker)  # half of it is not equal either
 
     def _open(self, bundle: Bundle, options: SceneOptions) -> Opened:
         threads, streams = options.threads or self._setup.threads, options.streams or self._setup.streams
