@@ -25,6 +25,7 @@ pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 from bundles import FakeEngine, edit, fake_detector, make_bundle
 from ends import die_at, in_child
 from misgnet_runtime import console
+from misgnet_runtime.batch import driver as batch_driver
 from misgnet_runtime.batch import run as batch_run
 from misgnet_runtime.batch import worker as batch_worker
 from misgnet_runtime.batch.driver import Driver, Listener
@@ -307,6 +308,21 @@ def test_without_any_worker_no_scene_fails(tmp_path: Path) -> None:
     with opened(tmp_path) as record, pytest.raises(UnavailableError, match="no engine runs here; exit code 1"):
         drive(tasks(*"abc"), tmp_path, pool, record, told)
     assert pool.started.count(1) == 3 and pool.closed and not told.failed and not record.begun
+
+
+def test_waiting_for_a_worker_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(FakePool):
+        looks = 0
+
+        def wait(self) -> list[Event]:
+            self.looks += 1
+            return super().wait() if self.looks > 5 else []
+
+    monkeypatch.setattr(batch_driver, "_PATIENCE", 0.0)
+    told = Told()
+    with opened(tmp_path) as record:
+        drive(tasks("a"), tmp_path, Late(1), record, told)
+    assert [note for note in told.notes if "no worker is ready yet" in note] == told.notes[:1] and told.done == ["a"]
 
 
 def test_what_an_interruption_leaves_counts_as_not_tried(tmp_path: Path) -> None:
@@ -719,7 +735,7 @@ def test_forty_scenes_by_two_processes_of_which_one_is_killed(place: Place) -> N
 
 
 def test_workers_end_with_a_driver_that_is_killed(place: Place) -> None:
-    place.add("big", 3000, 2000)
+    place.add("big", 2000, 1500)
     command = [sys.executable, "-m", "misgnet_runtime.cli", "batch", str(place.bundle), str(place.table())]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
     driver = subprocess.Popen([*command, "-o", str(place.out)], env=environment, stderr=subprocess.DEVNULL)

@@ -167,9 +167,7 @@ def inspect(
 def triton(
     bundle: Annotated[Path, typer.Argument(help="a bundle made by build")],
     output: Annotated[Path, typer.Option("-o", "--output", help="the model repository, a folder")],
-    engine: Annotated[
-        list[str] | None, typer.Option(help="may be repeated; without it all that fit")
-    ] = None,
+    engine: Annotated[list[str] | None, typer.Option(help="may be repeated; without it all that fit")] = None,
     instances: Annotated[int | None, typer.Option(help="of each engine; on a GPU 2 without, on a CPU 1")] = None,
     queue_delay: Annotated[int, typer.Option(help="µs that a request waits for others to share a batch")] = 2000,
     force: Annotated[bool, typer.Option("--force", help="replace an existing repository")] = False,

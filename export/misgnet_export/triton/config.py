@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from misgnet_runtime.engines import MOST_STREAMS, is_on_cpu, streams_for_scenes
-from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.manifest import EngineEntry, Interface, TensorEntry
 
 _TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
@@ -46,6 +46,12 @@ class Serving:
 
     instances: int | None = None
     queue_delay: int = 2000
+
+    def check(self) -> None:
+        """UsageError where a number cannot be meant."""
+        for option, number, least in (("--instances", self.instances, 1), ("--queue-delay", self.queue_delay, 0)):
+            if number is not None and number < least:
+                raise UsageError(f"{option} is {number}; it is {least} or more")
 
 
 def load_schema() -> Any:

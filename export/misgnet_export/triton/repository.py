@@ -54,8 +54,7 @@ def write_repository(
     fits no backend, InputError where the bundle is not what it must be, UnavailableError without Triton's schema.
     """
     refuse_existing(output, force)
-    if serving.queue_delay < 0 or (serving.instances or 1) < 1:
-        raise UsageError(f"--instances is {serving.instances} and --queue-delay {serving.queue_delay}; none is below 0")
+    serving.check()
     load_schema()
     bundle = read_bundle(bundle_path)
     entries = [bundle.engine_entry(name) for name in engines] or bundle.manifest.engines

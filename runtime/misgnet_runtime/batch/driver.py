@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.outputs import refuse_existing
 
 _MOST_STARTS = 3  # of a worker in a row that dies before it is ready
+_PATIENCE = 30.0  # seconds without any worker until that is told
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,15 @@ class Driver:
         try:
             for place in places:
                 self._pool.start(place)
+            patience = time.monotonic() + _PATIENCE
             while self._queue or self._busy:
                 for event in self._pool.wait():
                     self._take(event)
                 if len(self._lost) == len(places):
                     raise UnavailableError(f"no worker can be had: {'; '.join(dict.fromkeys(self._lost.values()))}")
+                if not self._workers and time.monotonic() > patience:
+                    self._listener.note("no worker is ready yet: the bundle opens slowly, or the cluster has no room")
+                    patience = math.inf
         finally:
             self._pool.close()
             for task in self._busy.values():

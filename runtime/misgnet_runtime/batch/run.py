@@ -132,7 +132,8 @@ def _is_done(task: Task, record: Record, output: Path) -> bool:
 def _work(
     tasks: Sequence[Task], bundle: Bundle, output: Path, record: Record, options: BatchOptions, listener: Listener
 ) -> None:
-    with _interruptible(), _pool(bundle, output, options, listener) as pool:
+    # Ray takes SIGTERM for itself when it is connected to, so that comes first.
+    with _pool(bundle, output, options, listener) as pool, _interruptible():
         Driver(tasks, output, pool, record, options.retries, listener).run()
 
 
