@@ -152,7 +152,9 @@ def _pool(bundle: Bundle, output: Path, options: BatchOptions, listener: Listene
     cores = options.cores or 1
     with ray_cluster(options.ray) as ray:
         slots = ray_slots(ray.cluster_resources(), runs_on_gpu(bundle, scene.engine), options.workers, cores)
-        listener.note(f"{plural(slots.count, 'actor')} of {plural(slots.cores, 'core')} and {slots.gpus} GPUs each")
+        listener.note(
+            f"{plural(slots.count, 'actor')} of {plural(slots.cores, 'core')} and {plural(slots.gpus, 'GPU')} each"
+        )
         yield RayPool(ray, setup if slots.gpus else _with_cores(setup, cores), slots)
 
 
