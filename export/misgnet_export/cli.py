@@ -163,6 +163,28 @@ def inspect(
         out_console.print(f"picture: {picture}", soft_wrap=True, highlight=False)
 
 
+@app.command()
+def triton(
+    bundle: Annotated[Path, typer.Argument(help="a bundle made by build")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="the model repository, a folder")],
+    engine: Annotated[list[str] | None, typer.Option(help="may be repeated; without it all that fit")] = None,
+    instances: Annotated[int | None, typer.Option(help="of each engine; on a GPU 2 without, on a CPU 1")] = None,
+    queue_delay: Annotated[int, typer.Option(help="µs that a request waits for others to share a batch")] = 2000,
+    force: Annotated[bool, typer.Option("--force", help="replace an existing repository")] = False,
+) -> None:
+    """The bundle's engines as a model repository for the Triton Inference Server."""
+    from misgnet_export.triton.config import Serving
+    from misgnet_export.triton.repository import write_repository
+
+    written = write_repository(bundle, output, engine or [], Serving(instances, queue_delay), force=force)
+    for name, why in written.left_out.items():
+        err_console.print(f"left out: {name}: {why}", soft_wrap=True, highlight=False)
+    for model in written.models:
+        note = f"; {model.note}" if model.note else ""
+        out_console.print(f"{model.name}: backend {model.backend}{note}", soft_wrap=True, highlight=False)
+    out_console.print(f"repository: {output}", soft_wrap=True, highlight=False)
+
+
 def _check_picture(path: Path, force: bool) -> None:
     if path.suffix.lower() not in (".png", ".svg"):
         raise UsageError(f"-o is {path}; the picture is a .png or .svg")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from misgnet_runtime import arguments
+from misgnet_runtime.batch.command import batch as run_many
 from misgnet_runtime.bench.command import bench
 from misgnet_runtime.console import make_app, out_console, run_app
 from misgnet_runtime.errors import UsageError
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 app = make_app(
     "misgnet-run",
-    "Run a bundle on this machine. Exit codes: 2 usage, 3 a failed gate, 4 bad input, 5 a missing device or library.",
+    "Run a bundle on this machine. Exit codes: 2 usage, 3 a failed gate, 4 bad input, 5 a missing device or library, "
+    "6 some scenes of a batch.",
 )
 
 
@@ -158,6 +160,7 @@ def verify(
         _say(line)
 
 
+app.command("batch")(run_many)
 app.command()(bench)
 app.command()(encode)
 app.command()(series)

@@ -5,7 +5,8 @@ MisgnetError            1  a bug, unless it is one of the kinds below
 ├── GateFailed          3  the numbers are outside what was allowed
 ├── InputError          4  a file or folder is not what it must be
 │   └── StorageError    4  the disk of a result has no room, or refuses
-└── UnavailableError    5  a device, driver or library is missing on this machine
+├── UnavailableError    5  a device, driver or library is missing on this machine
+└── ScenesFailed        6  some of many scenes failed, and all others are done
 
 A message says what was asked, what was found, and what to do next, on one line.
 """
@@ -37,3 +38,7 @@ class StorageError(InputError):
 
 class UnavailableError(MisgnetError):
     exit_code = 5
+
+
+class ScenesFailed(MisgnetError):  # noqa: N818 - the others are done
+    exit_code = 6

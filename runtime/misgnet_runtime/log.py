@@ -3,7 +3,7 @@
 Every object has ``time`` (RFC 3339, UTC), ``level`` (info, warning or error), ``event``, and ``message``, what a person
 would have read. The others depend on ``event``; null is what does not apply, or is no number:
 
-    note      what to know of a run; ``watch`` adds ``pair`` where it speaks of one
+    note      what to know of a run; ``watch`` adds ``pair`` and ``batch`` ``scene`` where they speak of one
     warning   the same, where something may be wrong
     progress  ``steps``, what is counted, ``done`` and ``total``; at most one a second
     result    what was found or written: the fields of the command's report, as numbers

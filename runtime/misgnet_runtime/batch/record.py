@@ -1,0 +1,170 @@
+"""``batch.jsonl`` in the output folder: what became of which scene. Lines are only ever appended.
+
+Each part of a table that is processed in shares has a record of its own, ``batch-3-of-8.jsonl``; all of them are read.
+``started`` (the bundle), then for each scene ``begun``, and ``done``, ``failed``, or ``returned`` where the run was
+interrupted. A scene that was begun and has no end was in the hands of something that died.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from heapq import merge
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from misgnet_runtime.batch.table import Shard
+from misgnet_runtime.errors import UsageError
+from misgnet_runtime.lines import append_line, hold
+from misgnet_runtime.manifest import Count, Sha256, Struct
+from misgnet_runtime.outputs import resumable_errors
+
+FORMAT = 1
+_NAME = re.compile(r"batch(?:-(\d+)-of-(\d+))?\.jsonl")
+
+
+class Started(Struct, frozen=True, tag="started"):
+    time: datetime
+    format: int
+    bundle: Sha256
+
+
+class Begun(Struct, frozen=True, tag="begun"):
+    """``key``: as :meth:`Scene.key`; ``outputs``: that are the run's own from here on."""
+
+    time: datetime
+    scene: str
+    key: Sha256
+    outputs: tuple[str, ...]
+
+
+class Returned(Struct, frozen=True, tag="returned"):
+    time: datetime
+    scene: str
+
+
+class Done(Struct, frozen=True, tag="done"):
+    """``figures``: of the report; ``worker``: where it was done."""
+
+    time: datetime
+    scene: str
+    key: Sha256
+    outputs: tuple[str, ...]
+    attempts: Count
+    worker: str
+    figures: dict[str, Any]
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    time: datetime
+    scene: str
+    attempts: Count
+    message: str
+
+
+Entry = Started | Begun | Returned | Done | Failed
+End = Done | Failed
+
+
+class Record:
+    """An open record: how scenes ended the last time, and how often they were begun since, without an end."""
+
+    def __init__(self, handle: FileIO, length: int, entries: Iterable[Entry]) -> None:
+        self._handle, self._length = handle, length
+        self.bundle: str | None = None
+        self.ended: dict[str, End] = {}
+        self.begun: Counter[str] = Counter()
+        self.own: set[str] = set()  # outputs that some run of this folder began
+        for entry in entries:
+            self._take(entry)
+
+    def add(self, entry: Entry) -> None:
+        """Put an entry on the disk; StorageError where it refuses, and then a later call may be heard."""
+        with resumable_errors(Path(str(self._handle.name))):
+            self._handle.truncate(self._length)  # what a full disk left of a line
+            append_line(self._handle, entry)
+            if isinstance(entry, Done):  # the others may be lost with the machine: then less counts as tried
+                os.fsync(self._handle)
+        self._length = os.fstat(self._handle.fileno()).st_size
+        self._take(entry)
+
+    def _take(self, entry: Entry) -> None:
+        if isinstance(entry, Started):
+            self.bundle = entry.bundle
+            return
+        if isinstance(entry, Begun):
+            self.begun[entry.scene] += 1
+            self.own.update(entry.outputs)
+        elif isinstance(entry, Returned):
+            self.begun[entry.scene] -= 1
+        else:
+            self.begun[entry.scene] = 0
+            self.ended[entry.scene] = entry
+
+
+@contextmanager
+def open_record(output: Path, shard: Shard) -> Iterator[Record]:
+    """The record of a part of ``output``'s scenes, begun where there is none; one run at a time may hold a scene.
+
+    UsageError where another run of the same scenes is at work or a line is damaged; StorageError where the disk
+    refuses.
+    """
+    path = output / f"batch{shard.suffix}.jsonl"
+    with resumable_errors(path):
+        output.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a+b", buffering=0)
+    with handle:
+        if not hold(handle):
+            raise UsageError(f"another run is at work on these scenes of {output}; wait for it, or choose another -o")
+        own, length = _read(path)
+        others = [_read(other)[0] for other in _others(output, path, shard)]
+        yield Record(handle, length, merge(own, *others, key=lambda entry: entry.time))
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def _others(output: Path, path: Path, shard: Shard) -> list[Path]:
+    """The records of other parts; UsageError where a run is at work on one that shares scenes with ``shard``."""
+    found = []
+    for other in sorted(output.iterdir()):
+        name = _NAME.fullmatch(other.name)
+        if name is None or other == path:
+            continue
+        if int(name[2] or 1) != shard.count and _is_held(other):
+            raise UsageError(f"another run is at work on some of these scenes ({other}); wait for it to end")
+        found.append(other)
+    return found
+
+
+def _is_held(path: Path) -> bool:
+    with path.open("r+b", buffering=0) as handle:
+        return not hold(handle)
+
+
+def _read(path: Path) -> tuple[list[Entry], int]:
+    """The entries of a record, and how many bytes count."""
+    content = path.read_bytes()
+    *lines, torn = content.split(b"\n")
+    return [_decode(line, number, path) for number, line in enumerate(lines, 1)], len(content) - len(torn)
+
+
+def _decode(line: bytes, number: int, path: Path) -> Entry:
+    try:
+        entry: Entry = msgspec.json.decode(line, type=Entry)
+        if isinstance(entry, Started) and entry.format != FORMAT:
+            raise ValueError(f"format {entry.format}")
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise UsageError(
+            f"{path}, line {number} is damaged, or another version's ({error}); choose another -o, or move it away: "
+            "then its scenes count as not processed"
+        ) from error
+    return entry

@@ -1,0 +1,124 @@
+"""The table of scenes: CSV with the columns ``id``, ``before``, ``after``, and options of predict as further ones."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from misgnet_runtime.batch.scene import OPTIONS, Scene
+from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.outputs import refuse_inputs
+
+_NEEDED = ("id", "before", "after")
+_LONGEST = 200  # bytes of an id: file systems allow 255 for a name with its ending
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part ``index`` of ``count`` equal ones, from 0: every ``count``-th scene."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str | None) -> Shard:
+        """From "3/8"; UsageError for anything else."""
+        if text is None:
+            return cls()
+        index, slash, count = text.partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise UsageError(f"--shard is '{text}'; it is INDEX/COUNT, counted from 0: 0/8 to 7/8 are all of 8 parts")
+        return cls(int(index), int(count))
+
+    def of(self, scenes: list[Scene]) -> list[Scene]:
+        """Stays the same where scenes are added at the end."""
+        return scenes[self.index :: self.count]
+
+    @property
+    def suffix(self) -> str:
+        """For the names of this part's files: "" of the whole."""
+        return "" if self.count == 1 else f"-{self.index}-of-{self.count}"
+
+
+def read_table(path: Path, common: Mapping[str, str], output: Path) -> list[Scene]:
+    """The scenes of a table; ``common``: options of those whose own cell is empty. Relative paths begin at the table.
+
+    What is wrong with the table as a whole raises InputError before anything runs: no such file, a missing or unknown
+    column, an id that is no file name, two scenes of one id or output, an output that is an input. A cell that
+    cannot be meant is its scene's own failure.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            scenes = list(_scenes(csv.reader(file), path, common))
+    except OSError as error:
+        raise InputError(f"table {path} cannot be read: {error.strerror}") from error
+    except (csv.Error, UnicodeError) as error:
+        raise InputError(f"table {path} is no CSV in UTF-8: {error}") from error
+    if not scenes:
+        raise InputError(f"table {path} has no scenes below its header")
+    _check_outputs(scenes, path, output)
+    return scenes
+
+
+def _scenes(rows: Iterator[list[str]], path: Path, common: Mapping[str, str]) -> Iterator[Scene]:
+    columns = _columns(next(rows, []), path)
+    lines: dict[str, int] = {}
+    for line, row in enumerate(rows, 2):
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) > len(columns):
+            raise InputError(f"table {path}, row {line} has {len(row)} cells for {len(columns)} columns")
+        cells = dict(zip(columns, (cell.strip() for cell in row), strict=False))
+        name = _checked_id(cells.pop("id", ""), path, line)
+        if name in lines:
+            raise InputError(f"table {path}, rows {lines[name]} and {line} both have the id '{name}'; ids are unique")
+        lines[name] = line
+        before, after = (_address(path, cells.pop(date, "")) for date in ("before", "after"))
+        yield Scene(name, before, after, {**common, **{word: cell for word, cell in cells.items() if cell}})
+
+
+def _columns(header: list[str], path: Path) -> list[str]:
+    """Names of columns, also written as on the command line: ``--min-area`` is ``min_area``."""
+    found = [name.strip().lower().removeprefix("--").replace("-", "_") for name in header]
+    missing = [name for name in _NEEDED if name not in found]
+    unknown = [name for name in found if name not in (*_NEEDED, *OPTIONS)]
+    for problem, names in (("lacks the columns", missing), ("has unknown columns", unknown)):
+        if names:
+            known = f"{', '.join(_NEEDED)}, and options of predict: {', '.join(OPTIONS)}"
+            raise InputError(f"table {path} {problem} {', '.join(map(repr, names))}; it has {known}")
+    if len(set(found)) < len(found):
+        raise InputError(f"table {path} has a column twice: {', '.join(found)}")
+    return found
+
+
+def _checked_id(name: str, path: Path, line: int) -> str:
+    wrong = not name or name.startswith(".") or "/" in name or not name.isprintable()
+    if wrong or len(os.fsencode(name)) > _LONGEST:
+        raise InputError(
+            f"table {path}, row {line}: the id is '{name}'; outputs are named after it, so it is a file name without "
+            f"'/', of at most {_LONGEST} bytes, and does not begin with a dot"
+        )
+    return name
+
+
+def _address(table: Path, cell: str) -> Path:
+    """A file's path; none for an empty cell."""
+    return (table.parent / cell).absolute() if cell else Path()
+
+
+def _check_outputs(scenes: Iterable[Scene], path: Path, output: Path) -> None:
+    taken: dict[str, str] = {}
+    for scene in scenes:
+        try:
+            names = scene.outputs().values()
+        except UsageError:  # told when the scene's turn comes
+            continue
+        for name in names:
+            if name in taken:
+                raise InputError(f"table {path}: '{taken[name]}' and '{scene.id}' would both become {name}")
+            taken[name] = scene.id
+    inputs = [date for scene in scenes for date in (scene.before, scene.after)]
+    refuse_inputs((output / name for name in taken), inputs)

@@ -1,0 +1,153 @@
+"""Tables of small scenes, and workers that answer at once or run in the test's own process."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from misgnet_runtime.batch.driver import Driver, Listener
+from misgnet_runtime.batch.pool import Ended, Event, Ready
+from misgnet_runtime.batch.record import Done, Failed, Record, open_record
+from misgnet_runtime.batch.run import BatchOptions, BatchReport, run_batch
+from misgnet_runtime.batch.scene import Scene
+from misgnet_runtime.batch.table import Shard
+from misgnet_runtime.batch.worker import Hello, Outcome, SceneWorker, Setup, Task
+from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.scenes.options import SceneOptions
+from misgnet_runtime.scenes.predict import predict_scene_files
+from scenes import read, scene, write_raster
+
+FIGURES = {"changed_share": 0.5, "unread": [0, 0]}
+KEY = "0" * 64
+
+
+def write_table(path: Path, header: str, *rows: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+@dataclass
+class Told:
+    """Who listens, and what was heard."""
+
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def listener(self) -> Listener:
+        return Listener(lambda scene, line: self.lines.append((scene, line)), self.notes.append, self._ended)
+
+    def _ended(self, end: Done | Failed) -> None:
+        if isinstance(end, Failed):
+            self.failed[end.scene] = end.message
+        else:
+            self.done.append(end.scene)
+
+
+class FakePool:
+    """Workers that answer at once, by ``answer`` of place, scene and how often it was given."""
+
+    def __init__(self, size: int, answer: Callable[[int, str, int], Event] | None = None) -> None:
+        self.size, self._answer = size, answer or (lambda place, scene, time: Ended(place, Outcome(FIGURES)))
+        self.given: list[str] = []
+        self.started: list[int] = []
+        self.closed = False
+        self._events: list[Event] = []
+
+    def start(self, place: int) -> None:
+        self.started.append(place)
+        self._events.append(self.begun(place))
+
+    def begun(self, place: int) -> Event:
+        return Ready(place, Hello(f"here:{place}", "a fake"))
+
+    def give(self, place: int, task: Task) -> None:
+        self.given.append(task.scene.id)
+        self._events.append(self._answer(place, task.scene.id, self.given.count(task.scene.id)))
+
+    def wait(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def tasks(*names: str, **words: str) -> list[Task]:
+    return [Task(Scene(name, Path("a"), Path("b"), words), KEY) for name in names]
+
+
+@contextmanager
+def opened(output: Path, shard: Shard | None = None) -> Iterator[Record]:
+    with open_record(output, shard or Shard()) as record:
+        yield record
+
+
+def drive(todo: list[Task], output: Path, pool: FakePool, record: Record, told: Told, retries: int = 2) -> None:
+    Driver(todo, output, pool, record, retries, told.listener()).run()
+    assert pool.closed
+
+
+@dataclass
+class Place:
+    """A bundle, pairs of rasters, a table of them, and an output folder."""
+
+    root: Path
+    bundle: Path
+    out: Path
+    rows: list[str] = field(default_factory=list)
+
+    def add(self, name: str, height: int = 80, width: int = 100, *cells: str) -> Scene:
+        before, after = scene(height, width, len(self.rows))
+        paths = [
+            write_raster(self.root / f"in/{name}_{date}.tif", pixels)
+            for date, pixels in (("before", before), ("after", after))
+        ]
+        self.rows.append(",".join([name, *(f"in/{path.name}" for path in paths), *cells]))
+        return Scene(name, *paths, {})
+
+    def table(self, *columns: str) -> Path:
+        return write_table(self.root / "scenes.csv", ",".join(["id", "before", "after", *columns]), *self.rows)
+
+    def setup(self) -> Setup:
+        return Setup(self.bundle, read_bundle(self.bundle).digest(), self.out, SceneOptions())
+
+    def run(self, told: Told | None = None, **options: Any) -> BatchReport:
+        return run_batch(self.bundle, self.table(), self.out, BatchOptions(**options), (told or Told()).listener())
+
+    def alone(self, name: str) -> np.ndarray:
+        """What predict answers for one scene."""
+        output = self.root / f"alone_{name}.tif"
+        dates = (self.root / f"in/{name}_{date}.tif" for date in ("before", "after"))
+        predict_scene_files(self.bundle, *dates, output, tell=lambda _: None)
+        return read(output)
+
+
+class InProcess(FakePool):
+    """Real workers, of this process."""
+
+    def __init__(self, setup: Setup, size: int) -> None:
+        super().__init__(size)
+        self._setup = setup
+        self._workers: dict[int, SceneWorker] = {}
+
+    def begun(self, place: int) -> Event:
+        self._workers[place] = SceneWorker(self._setup)
+        return Ready(place, self._workers[place].start())
+
+    def give(self, place: int, task: Task) -> None:
+        self.given.append(task.scene.id)
+        self._events.append(Ended(place, self._workers[place].run(task)))
+
+
+def results(place: Place, name: str = "results.csv") -> dict[str, dict[str, str]]:
+    with (place.out / name).open(newline="") as file:
+        return {row["id"]: row for row in csv.DictReader(file)}
