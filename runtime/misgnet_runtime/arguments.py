@@ -33,7 +33,7 @@ RequireSignature = Annotated[
     _OptionalPath,
     typer.Option(
         "--require-signature",
-        help="PEM of public keys or certificates that must have signed a bundle before anything of it is read; also behind the command",
+        help="PEM of public keys or certificates; a bundle must be signed by one before anything of it is read",
         metavar="KEY", envvar=VARIABLE, callback=use_key, is_eager=True,
     ),
 ]  # fmt: skip
