@@ -25,7 +25,7 @@ from misgnet_runtime import bundle as bundle_module
 from misgnet_runtime import choice, cli, open_bundle
 from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.errors import InputError, StorageError
-from misgnet_runtime.trust import policy
+from misgnet_runtime.trust import files, policy
 from misgnet_runtime.trust import signed as signed_module
 from misgnet_runtime.trust.policy import VARIABLE, Trust
 from signatures import SIGNATURE, digests_of, make_key, prepare, sign_folder, write_public
@@ -113,7 +113,12 @@ def test_a_signature_is_no_extra_file_where_none_is_required(signed: Path) -> No
     assert read_bundle(signed).signed is None
 
 
-def test_first_middle_and_last_byte_of_every_file(signed: Path, trust: Trust, decoded: list[str]) -> None:
+@pytest.mark.parametrize("mode", [0o755, 0o777])
+def test_first_middle_and_last_byte_of_every_file(
+    signed: Path, trust: Trust, state: Path, decoded: list[str], mode: int
+) -> None:
+    """Where files are checked in their place, and where they are copied."""
+    signed.chmod(mode)
     changed = 0
     for path in [signed / name for name in (*digests_of(signed), SIGNATURE)]:
         data = path.read_bytes()
@@ -123,7 +128,7 @@ def test_first_middle_and_last_byte_of_every_file(signed: Path, trust: Trust, de
                 read_bundle(signed, trust)
             changed += 1
         path.write_bytes(data)
-    assert changed == 3 * 7 and set(decoded) <= CLOSED
+    assert changed == 3 * 7 and set(decoded) <= CLOSED and not list(state.iterdir())
 
 
 Damage = Callable[[Path, random.Random], object]
@@ -207,10 +212,25 @@ def test_200_changed_bundles_are_refused_with_nothing_loaded(
     for number in range(25):
         root = shutil.copytree(signed, tmp_path / f"copy{number}")
         damage(root, random.Random(number))
-        with pytest.raises(InputError, match="is refused, signed files are required"):
+        with pytest.raises(InputError, match="is refused, signed files are required") as refused:
             read_bundle(root, trust)
+        assert damage is not _link or "link" in str(refused.value)
     assert set(decoded) <= (SIGNED if damage in (_downgrade, _expire) else CLOSED)
     assert _records(tmp_path / "state") == accepted
+
+
+def test_a_folder_that_would_take_for_ever_is_refused_at_once(
+    signed: Path, trust: Trust, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (signed / "engines/rtx.plan").open("r+b") as file:
+        file.truncate(files.MAX_BYTES)  # without a byte on the disk
+    with pytest.raises(InputError, match="that is no bundle"):
+        read_bundle(signed, trust)
+    os.truncate(signed / "engines/rtx.plan", 13)
+    monkeypatch.setattr(files, "MAX_ENTRIES", 9)
+    with pytest.raises(InputError, match="more than 9 files and folders"):
+        read_bundle(signed, trust)
+    assert set(decoded) <= CLOSED
 
 
 def test_what_was_checked_is_what_runs(signed: Path, trust: Trust, state: Path) -> None:
@@ -238,8 +258,6 @@ def test_what_lies_on_another_disk_is_copied(
     signed: Path, trust: Trust, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stick may answer twice with different bytes."""
-    from misgnet_runtime.trust import files
-
     device = signed.stat().st_dev
     stat = Path.stat
 

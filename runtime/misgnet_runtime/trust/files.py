@@ -16,6 +16,7 @@ from misgnet_runtime.trust.envelope import MAX_SIGNATURE_BYTES
 from misgnet_runtime.trust.private import only_ours, unsafe_ancestor
 
 MAX_ENTRIES = 10_000
+MAX_BYTES = 16 << 30  # of all files: a sparse file of any size costs who sends it nothing
 _PART = 1 << 20
 
 
@@ -32,6 +33,7 @@ def read_signature(root: Path) -> bytes:
 def check_names(root: Path, digests: Mapping[str, str]) -> None:
     """Raises InputError unless the files below ``root`` are those of ``digests`` and the signature, and no links."""
     missing = {*digests, SIGNATURE}
+    size = 0
     for number, (name, entry) in enumerate(_entries(root)):
         if number >= MAX_ENTRIES:
             raise InputError(f"it holds more than {MAX_ENTRIES} files and folders; that is no bundle")
@@ -42,6 +44,9 @@ def check_names(root: Path, digests: Mapping[str, str]) -> None:
         if name not in missing:
             raise InputError(f"it holds {name!r}, which was not signed")
         missing.remove(name)
+        size += entry.stat(follow_symlinks=False).st_size
+        if size > MAX_BYTES:
+            raise InputError(f"its files have more than {MAX_BYTES} bytes; that is no bundle")
     if missing:
         raise InputError(f"it lacks {min(missing)!r}, which was signed")
 
