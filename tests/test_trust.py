@@ -23,7 +23,7 @@ from bundles import make_bundle
 from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.trust import private
-from misgnet_runtime.trust.envelope import decode_envelope
+from misgnet_runtime.trust.envelope import decode_envelope, signed_digests
 from misgnet_runtime.trust.keys import read_anchors
 from misgnet_runtime.trust.policy import Trust
 from misgnet_runtime.trust.release import CLOCK_TOLERANCE, Issue, Version, moment, refusal
@@ -31,6 +31,7 @@ from misgnet_runtime.trust.state import open_state
 from signatures import (
     SIGNATURE,
     certify,
+    digests_of,
     make_key,
     prepare,
     sign_folder,
@@ -171,6 +172,47 @@ def test_another_format(bundle: Path, change: dict[str, object]) -> None:
     whole = json.loads((sign_folder(bundle, KEY) / SIGNATURE).read_bytes())
     with pytest.raises(InputError, match=r"as model-signing 1\.x writes"):
         decode_envelope(json.dumps({**whole, **change}).encode())
+
+
+_TRICKS = [
+    "../x",
+    "/x",
+    "a/../x",
+    "./x",
+    "a//x",
+    "a/",
+    "",
+    "a\\x",
+    "c:x",
+    "a\nx",
+    "a\u200bx",
+    "a\u0308x",
+    "\u212a",
+    SIGNATURE,
+]
+
+
+@pytest.mark.parametrize("name", _TRICKS, ids=ascii)
+def test_names_that_are_no_plain_paths(bundle: Path, name: str) -> None:
+    """Even where such a file is there and was signed: what a name means must not depend on who reads it."""
+    sign_folder(bundle, KEY, digests=[*digests_of(bundle).items(), (name, "0" * 64)])
+    with pytest.raises(InputError, match="which is no plain relative path"):
+        signed_digests(decode_envelope((bundle / SIGNATURE).read_bytes()))
+
+
+@pytest.mark.parametrize("twin", ["Manifest.json", "manifest.json", "graphs/float.ONNX", "graphs/\ufb02oat.onnx"])
+def test_names_that_are_one_on_other_disks(bundle: Path, twin: str) -> None:
+    """By case, as on macOS and on sticks, or by a ligature."""
+    sign_folder(bundle, KEY, digests=[*digests_of(bundle).items(), (twin, "0" * 64)])
+    with pytest.raises(InputError, match="names a file twice"):
+        signed_digests(decode_envelope((bundle / SIGNATURE).read_bytes()))
+
+
+@pytest.mark.parametrize(("digest", "said"), [("00" * 31, "are no SHA-256"), ("x" * 64, "cannot be read")])
+def test_digests_that_are_none(bundle: Path, digest: str, said: str) -> None:
+    sign_folder(bundle, KEY, change=lambda s: s["predicate"]["resources"][0].update(digest=digest))
+    with pytest.raises(InputError, match=said):
+        signed_digests(decode_envelope((bundle / SIGNATURE).read_bytes()))
 
 
 # Versions and the clock

@@ -142,8 +142,9 @@ def _check_kind(statement: _Statement) -> None:
 
 def _problem(statement: _Statement, digests: Mapping[str, bytes]) -> str | None:
     total = hashlib.sha256(b"".join(digests.values())).hexdigest()
-    if bad := next((name for name in digests if not _is_plain(name)), None):
-        return f"names {bad!r}, which is no plain relative path"
+    bad = [name for name in digests if not _is_plain(name)]
+    if bad:
+        return f"names {bad[0]!r}, which is no plain relative path"
     if any(len(digest) != 32 for digest in digests.values()):
         return "states digests that are no SHA-256"
     if len({name.casefold() for name in digests}) < len(statement.predicate.resources):
