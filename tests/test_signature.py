@@ -219,6 +219,30 @@ def test_200_changed_bundles_are_refused_with_nothing_loaded(
     assert _records(tmp_path / "state") == accepted
 
 
+@pytest.mark.parametrize("mode", [0o755, 0o777])
+@pytest.mark.parametrize("name", [SIGNATURE, "manifest.json", "graphs/int8.onnx"])
+def test_a_pipe_in_the_place_of_a_file_does_not_wait(signed: Path, trust: Trust, name: str, mode: int) -> None:
+    signed.chmod(mode)
+    (signed / name).unlink()
+    os.mkfifo(signed / name)
+    with pytest.raises(InputError, match="is no file"):
+        read_bundle(signed, trust)
+
+
+def test_what_the_manifest_says_otherwise_than_the_signature(signed: Path, trust: Trust) -> None:
+    """Signed by the right key, but not what was built: a file that the manifest does not list, or with other bytes."""
+    (signed / "more.txt").write_text("more")
+    with pytest.raises(InputError, match=r"manifest and signature differ on 'more\.txt'"):
+        read_bundle(sign_folder(signed, KEY), trust)
+    (signed / "more.txt").unlink()
+    (signed / "graphs/int8.onnx").write_bytes(b"other")
+    with pytest.raises(InputError, match=r"manifest and signature differ on 'graphs/int8\.onnx'"):
+        read_bundle(sign_folder(signed, KEY), trust)
+    (signed / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"no manifest\.json"):
+        read_bundle(sign_folder(signed, KEY), trust)
+
+
 def test_a_folder_that_would_take_for_ever_is_refused_at_once(
     signed: Path, trust: Trust, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,6 +215,12 @@ def test_digests_that_are_none(bundle: Path, digest: str, said: str) -> None:
         signed_digests(decode_envelope((bundle / SIGNATURE).read_bytes()))
 
 
+def test_a_statement_that_contradicts_itself(bundle: Path) -> None:
+    sign_folder(bundle, KEY, change=lambda s: s["subject"][0]["digest"].update(sha256="0" * 64))
+    with pytest.raises(InputError, match="contradicts its own digest"):
+        signed_digests(decode_envelope((bundle / SIGNATURE).read_bytes()))
+
+
 # Versions and the clock
 
 VERSIONS = st.builds(Version, st.integers(0, 5), st.datetimes(timezones=st.just(timezone.utc)))

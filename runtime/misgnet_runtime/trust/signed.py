@@ -76,8 +76,6 @@ def _check(root: Path, anchors: Anchors, trust: Trust, state: State) -> Checked:
     envelope = decode_envelope(read_signature(root))
     signer = find_signer(envelope, anchors)
     digests = signed_digests(envelope)
-    if MANIFEST not in digests:
-        raise InputError(f"{MANIFEST} was not signed")
     check_names(root, digests)
     folder = _checked_folder(root, digests, state)
     issue = read_issue(folder.path / MANIFEST)
