@@ -415,6 +415,8 @@ def test_a_session_of_python(signed: Path, trust: Trust, monkeypatch: pytest.Mon
         shutil.rmtree(signed / "graphs")
         found = session.predict(before, after).probability
     np.testing.assert_allclose(found, expected(before, after), atol=1e-5)
+    with pytest.raises(InputError, match="is missing, or no file"), open_bundle(signed, require_signature=""):
+        pass
     monkeypatch.setenv(VARIABLE, str(trust.key))
     with pytest.raises(InputError, match="lacks 'graphs/"), open_bundle(signed):
         pass

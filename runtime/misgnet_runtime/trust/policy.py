@@ -48,9 +48,10 @@ def required(key: str | os.PathLike[str] | None = None, allow_older: bool = Fals
 
     None where nothing is required. Raises UsageError where an older bundle is allowed, but no key is there.
     """
-    found = key or _command_line.key or os.environ.get(VARIABLE)
+    given = _command_line.key if key is None else key  # an empty name is refused as no key, not taken for none asked
+    found = os.environ.get(VARIABLE) or None if given is None else given
     older = allow_older or _command_line.allow_older
-    if found:
+    if found is not None:
         return Trust(Path(found), older)
     if older:
         raise UsageError(f"older bundles are refused only where a signature is required; give a key, or set {VARIABLE}")
