@@ -15,7 +15,7 @@ import pytest
 
 from bundles import FLOAT, RTX, expected, images, make_bundle, write_image
 from misgnet_runtime import cli, log
-from misgnet_runtime.console import _log_first
+from misgnet_runtime.console import _shared_first
 
 SIZE = (70, 90)
 Objects = list[dict[str, Any]]
@@ -89,8 +89,8 @@ def test_the_option_stands_before_or_behind_the_command(call: Any, words: tuple[
 
 def test_what_follows_two_dashes_stays() -> None:
     words = ["info", "--log", "json", "--", "--log", "text"]
-    assert _log_first(words) == ["--log", "json", "info", "--", "--log", "text"]
-    assert _log_first(["info", "--log"]) == ["--log", "info"]
+    assert _shared_first(words, {"--log": 1}) == ["--log", "json", "info", "--", "--log", "text"]
+    assert _shared_first(["info", "--log"], {"--log": 1}) == ["--log", "info"]
 
 
 def test_the_next_command_is_for_a_person_again(call: Any) -> None:

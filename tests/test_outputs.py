@@ -240,7 +240,7 @@ def test_folder_that_is_being_synced_is_not_removed(tmp_path: Path, monkeypatch:
     sync = outputs._sync_tree
 
     def sync_while_another_run_starts(folder: Path) -> None:
-        outputs._remove_stale(target)
+        outputs.remove_stale(target)
         seen.append(folder.exists())
         sync(folder)
 

@@ -8,6 +8,8 @@ from typing import Annotated, Optional
 import typer
 
 from misgnet_export.request import PlacementChoice, RepairChoice, SelectionRule
+from misgnet_export.signing_command import sign
+from misgnet_runtime import arguments
 from misgnet_runtime.console import err_console, make_app, out_console, run_app
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
 from misgnet_runtime.manifest import GateRule, InputForm, Interface, OutputForm
@@ -22,6 +24,13 @@ app = make_app(
 
 _GATE_HELP = "what must stay within --max-f1-drop: the drop (point), or the upper end of its 95 % interval (upper)"
 Gate = Annotated[GateRule, typer.Option(help=_GATE_HELP)]
+
+
+@app.callback()
+def every_command(
+    *, require_signature: arguments.RequireSignature = None, allow_older: arguments.AllowOlder = False
+) -> None:
+    """What all commands that read a bundle take, before the command or behind it."""
 
 
 @app.command()
@@ -205,6 +214,9 @@ def _need_compiler() -> None:
         raise UnavailableError(
             f"build needs {error.name}; install it with: pip install 'misgnet-export[export]'"
         ) from error
+
+
+app.command()(sign)
 
 
 def main() -> None:

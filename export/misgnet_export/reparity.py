@@ -37,9 +37,9 @@ def reparity(
         raise InputError(f"bundle {path} holds no float graph to compare with; build it again")
     others = [e for e in bundle.manifest.engines if e.precision != "float32"]
     allowed = bundle.manifest.max_f1_drop if max_f1_drop is None else max_f1_drop
-    with ChangeDetector(open_engine_file(floats[0], path, interface.max_batch), interface) as reference:
+    with ChangeDetector(open_engine_file(floats[0], bundle.path, interface.max_batch), interface) as reference:
         return judge_engines(
-            others, path, interface, tiles, ("the bundle's float graph", reference.probability),
+            others, bundle.path, interface, tiles, ("the bundle's float graph", reference.probability),
             bundle.manifest.threshold, allowed, gate or bundle.manifest.gate, log,
         )[0]  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from misgnet_runtime.log import LogFormat, use
+from misgnet_runtime.trust.policy import VARIABLE, use_allow_older, use_key
 
 _OptionalPath = Optional[Path]  # noqa: UP045 - typer on 3.10
 _OptionalText = Optional[str]  # noqa: UP045
@@ -28,6 +29,22 @@ Log = Annotated[
         help="lines for a person, or one JSON object a line; also behind the command", callback=use, is_eager=True
     ),
 ]
+RequireSignature = Annotated[
+    _OptionalPath,
+    typer.Option(
+        "--require-signature",
+        help="PEM of public keys or certificates; a bundle must be signed by one before anything of it is read",
+        metavar="KEY", envvar=VARIABLE, callback=use_key, is_eager=True,
+    ),
+]  # fmt: skip
+AllowOlder = Annotated[
+    bool,
+    typer.Option(
+        "--allow-older",
+        help="the operator's decision: also a signed bundle that is older than the newest accepted here, or expired",
+        callback=use_allow_older, is_eager=True,
+    ),
+]  # fmt: skip
 Engine = Annotated[str, typer.Option(help="an engine of the bundle, or auto")]
 Force = Annotated[bool, typer.Option("--force", help="replace existing outputs")]
 BeforePath = Annotated[

@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.manifest import EngineEntry, FileEntry, Manifest, decode_manifest
+from misgnet_runtime.trust.policy import Trust, required
+
+if TYPE_CHECKING:
+    from misgnet_runtime.trust.signed import Folder, Signed
 
 MANIFEST = "manifest.json"
+SIGNATURE = "model.sig"  # as OpenSSF Model Signing names it
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle whose files have the digests that its manifest states."""
+    """An opened bundle whose files have the digests that its manifest states.
+
+    ``path``: where its files are opened, which may be a private copy of the one that was named, ``name``; the copy is
+    removed with the last reference to the bundle. ``signed``: how it was signed, where that was required.
+    """
 
     path: Path
     manifest: Manifest
+    signed: Signed | None = None
+    folder: Folder | None = field(default=None, repr=False, compare=False)
+    named: Path | None = None
+
+    @property
+    def name(self) -> Path:
+        """The path that the user gave."""
+        return self.named or self.path
 
     def digest(self) -> str:
         """SHA-256 of the manifest, which states those of all other files."""
@@ -30,21 +48,33 @@ class Bundle:
             if entry.name == name:
                 return entry
         known = ", ".join(e.name for e in self.manifest.engines)
-        raise UsageError(f"bundle {self.path} has no engine '{name}'; it has {known}")
+        raise UsageError(f"bundle {self.name} has no engine '{name}'; it has {known}")
 
     def file(self, relative: str) -> Path:
         """The path of a file that the manifest lists."""
         if relative not in {entry.path for entry in self.manifest.files}:
-            raise InputError(f"bundle {self.path} does not list the file '{relative}'")
+            raise InputError(f"bundle {self.name} does not list the file '{relative}'")
         return self.path / relative
 
 
-def read_bundle(path: Path) -> Bundle:
+def read_bundle(path: Path, trust: Trust | None = None) -> Bundle:
     """Open ``path`` and check every file against the manifest.
 
+    With ``trust``, or where the command line or the environment requires a signature, nothing is read of the bundle,
+    not even the manifest, before its signature over all files was checked; see :func:`trust.signed.check_signed`.
     Raises InputError where a file is missing, extra, a link, outside the folder, or has other bytes. Folders
-    without files do not count.
+    without files do not count, nor does the signature.
     """
+    if trust := trust or required():
+        from misgnet_runtime.trust.signed import check_signed
+
+        checked = check_signed(path, trust)
+        return Bundle(checked.folder.path, checked.manifest, checked.signed, checked.folder, path)
+    return read_unsigned(path)
+
+
+def read_unsigned(path: Path) -> Bundle:
+    """The same, whatever is required of signatures: for who is about to sign."""
     if (path / MANIFEST).is_symlink():
         raise InputError(f"bundle {path} has a link in the place of {MANIFEST}")
     bundle = Bundle(path, decode_manifest(path / MANIFEST))
@@ -52,14 +82,15 @@ def read_bundle(path: Path) -> Bundle:
     for entry in listed.values():
         _check_file(path, entry)
     for found in _all_files(path):
-        if found not in listed and found != MANIFEST:
+        if found not in listed and found not in (MANIFEST, SIGNATURE):
             raise InputError(f"bundle {path} holds '{found}', which its manifest does not list")
     return bundle
 
 
 def describe_files(root: Path, roles: dict[str, tuple[str, str | None]]) -> list[FileEntry]:
     """Entries for all files below ``root``; ``roles`` gives role and precision by relative path."""
-    return [_describe(root, name, *roles[name]) for name in sorted(_all_files(root)) if name != MANIFEST]
+    names = sorted({*_all_files(root)} - {MANIFEST, SIGNATURE})
+    return [_describe(root, name, *roles[name]) for name in names]
 
 
 def file_sha256(path: Path) -> str:

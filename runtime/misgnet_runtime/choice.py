@@ -94,7 +94,7 @@ def measured_here(bundle: Bundle) -> dict[str, float]:
     try:
         timings = msgspec.convert(manifest.latency.get("timings", []), list[_Speed])
     except msgspec.ValidationError as error:
-        raise InputError(f"bundle {bundle.path}: the manifest's timings cannot be read: {error}") from error
+        raise InputError(f"bundle {bundle.name}: the manifest's timings cannot be read: {error}") from error
     return {timing.engine: timing.pairs_per_second for timing in timings if timing.batch == 1}
 
 

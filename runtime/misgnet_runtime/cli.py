@@ -29,8 +29,13 @@ app = make_app(
 
 
 @app.callback()
-def every_command(*, log: arguments.Log = "text") -> None:
-    """What all commands take."""
+def every_command(
+    *,
+    log: arguments.Log = "text",
+    require_signature: arguments.RequireSignature = None,
+    allow_older: arguments.AllowOlder = False,
+) -> None:
+    """What all commands take, before the command or behind it."""
 
 
 @app.command()
@@ -153,7 +158,7 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build")],
     engine: Annotated[Optional[str], typer.Option(help="one engine [default: all that can run here]")] = None,  # noqa: UP045 - typer on 3.10
 ) -> None:
-    """Check every file's digest, then the golden tiles on this machine's engines."""
+    """Check every file's digest, and the signature if one is required; then golden tiles on this machine's engines."""
     from misgnet_runtime.verify import verify_bundle
 
     for line in verify_bundle(bundle, engine):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -50,11 +50,12 @@ class _InterruptedError(Exception):
 
 
 class _Group(TyperGroup):
-    """All commands of an app; its option ``--log``, if it has one, is also taken after the command."""
+    """All commands of an app; the app's own options are also taken after the command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        known = any(option.name == "log" for option in self.params)
-        return super().parse_args(ctx, _log_first(args) if known else args)
+        options: list[Any] = self.params
+        shared = {word: int(not option.is_flag) for option in options for word in option.opts}
+        return super().parse_args(ctx, _shared_first(args, shared))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -67,15 +68,18 @@ class _Group(TyperGroup):
             raise
 
 
-def _log_first(words: list[str]) -> list[str]:
-    """Every ``--log FORMAT`` moved to the front; what follows ``--`` stays as it is."""
+def _shared_first(words: list[str], shared: Mapping[str, int]) -> list[str]:
+    """Every option of ``shared``, with so many words behind it, moved to the front.
+
+    What follows ``--`` stays as it is.
+    """
     end = words.index("--") if "--" in words else len(words)
     moved: list[str] = []
     others: list[str] = []
     rest = iter(words[:end])
     for word in rest:
-        if word == "--log":
-            moved += [word, *islice(rest, 1)]
+        if word in shared:
+            moved += [word, *islice(rest, shared[word])]
         else:
-            (moved if word.startswith("--log=") else others).append(word)
+            (moved if word.split("=")[0] in shared else others).append(word)
     return moved + others + words[end:]

@@ -35,6 +35,8 @@ def print_info(path: Path, console: Console) -> None:
         f"weights {m.source_weights_sha256[:16]}",
     ):
         console.print(line, soft_wrap=True, markup=False)
+    if bundle.signed:
+        console.print(bundle.signed.words(), soft_wrap=True, markup=False)
     entries = ranked_here(bundle)
     console.print(_engines(bundle, entries))
     for entry in entries:
@@ -47,7 +49,8 @@ def bundle_facts(path: Path) -> dict[str, object]:
     """The same for a program: the manifest, and by engine whether it opens here, ranked as they are in the table."""
     bundle = read_bundle(path)
     here = {entry.name: _here(bundle, entry) for entry in ranked_here(bundle)}
-    return {"bundle": path, "manifest": bundle.manifest, "here": here}
+    signed = bundle.signed.words() if bundle.signed else None
+    return {"bundle": path, "manifest": bundle.manifest, "here": here, "signed": signed}
 
 
 def _engines(bundle: Bundle, entries: list[EngineEntry]) -> Table:
@@ -66,7 +69,7 @@ def _results(bundle: Bundle) -> dict[str, _Result]:
     try:
         found = msgspec.convert(bundle.manifest.metrics.get("engines", []), list[_Result])
     except msgspec.ValidationError as error:
-        raise InputError(f"bundle {bundle.path}: the manifest's metrics cannot be read: {error}") from error
+        raise InputError(f"bundle {bundle.name}: the manifest's metrics cannot be read: {error}") from error
     return {result.engine: result for result in found}
 
 

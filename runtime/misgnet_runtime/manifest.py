@@ -248,6 +248,17 @@ class Quantization(Struct, frozen=True):
         return {name: count / total for name, count in found.items()}
 
 
+class Release(Struct, frozen=True):
+    """What was said when the bundle was prepared to be signed; times in ISO 8601, UTC.
+
+    Devices remember the newest version of each ``product``; from ``expires`` on they refuse the bundle.
+    """
+
+    product: Annotated[str, Meta(max_length=200)]
+    signed: str
+    expires: str | None = None
+
+
 class Manifest(Struct, frozen=True):
     """What a bundle holds. ``features``: what the encoders of its split engines answer for one date's images."""
 
@@ -276,6 +287,7 @@ class Manifest(Struct, frozen=True):
     gate: GateRule = "point"
     threshold_from: str = "given"
     features: list[TensorEntry] = []
+    release: Release | None = None
 
     def file(self, role: str) -> FileEntry:
         """The one file with ``role``; InputError where the bundle has none."""
@@ -293,7 +305,7 @@ def encode(value: Any) -> bytes:
 
 def decode_manifest(path: Path) -> Manifest:
     """Read a manifest; InputError where it is missing, too large, of another schema, malformed or contradictory."""
-    data = _read_limited(path)
+    data = read_manifest_bytes(path)
     try:
         version = msgspec.json.decode(data, type=_Version).schema_version
         if version != SCHEMA_VERSION:
@@ -312,7 +324,8 @@ class _Version(msgspec.Struct):
     schema_version: int
 
 
-def _read_limited(path: Path) -> bytes:
+def read_manifest_bytes(path: Path) -> bytes:
+    """InputError where the manifest is missing, no file, or too large to be one."""
     try:
         if path.exists() and not path.is_file():  # a named pipe would wait for ever
             raise InputError(f"manifest {path} is no file")

@@ -87,8 +87,8 @@ def replace_folder(path: Path) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path)
-        temporary, lock = _locked_folder(path)
+        remove_stale(path)
+        temporary, lock = locked_folder(path)
     try:
         with _disk_errors(path):
             yield temporary
@@ -115,7 +115,7 @@ def _prefix(path: Path) -> str:
     return f".{path.name}.building-"
 
 
-def _locked_folder(path: Path) -> tuple[Path, int]:
+def locked_folder(path: Path) -> tuple[Path, int]:
     """A new folder beside ``path`` and a handle that holds its lock for as long as this process lives."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
@@ -128,7 +128,8 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
             os.close(handle)
 
 
-def _remove_stale(path: Path) -> None:
+def remove_stale(path: Path) -> None:
+    """Remove folders that :func:`locked_folder` made beside ``path`` for processes that have ended."""
     for folder in [p for p in path.parent.iterdir() if p.name.startswith(_prefix(path))]:
         with suppress(OSError):
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -15,6 +15,7 @@ from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.choice import open_detector
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.manifest import EngineEntry, Manifest
+from misgnet_runtime.trust.policy import required
 from misgnet_runtime.tuning.settings import Goal
 
 
@@ -49,16 +50,24 @@ class BundleSession:
 
 @contextmanager
 def open_bundle(
-    path: str | os.PathLike[str], engine: str = "auto", streams: int = 1, *, tuned: bool = True
+    path: str | os.PathLike[str],
+    engine: str = "auto",
+    streams: int = 1,
+    *,
+    tuned: bool = True,
+    require_signature: str | os.PathLike[str] | None = None,
+    allow_older: bool = False,
 ) -> Iterator[BundleSession]:
     """Check the bundle's files, then open one of its engines: by name, or the fastest that runs here.
 
     ``streams``: so many batches of several threads run at once, sharing the device; ``tuned``: the engine is opened as
-    ``misgnet-run tune`` found best here, if it was run.
+    ``misgnet-run tune`` found best here, if it was run. ``require_signature``: a PEM file of public keys or
+    certificates, else $MISGNET_REQUIRE_SIGNATURE; then nothing of the bundle is read before its signature over all
+    files was checked, and one that has expired or is older than was accepted before is refused, unless ``allow_older``.
     Raises InputError for a bundle that is not what its manifest says, UsageError for an unknown engine,
     UnavailableError with the reason where none can run on this machine.
     """
-    bundle = read_bundle(Path(path))
+    bundle = read_bundle(Path(path), required(require_signature, allow_older))
     goal: Goal = "latency" if streams == 1 else "throughput"
     with open_detector(bundle, engine, streams, goal=goal if tuned else None) as (detector, entry, reason):
         yield BundleSession(bundle.manifest, entry, reason, detector)

@@ -85,7 +85,7 @@ def open_split(bundle: Bundle, entry: EngineEntry, use: Use | None = None) -> Sp
     if entry.split is None:
         split = ", ".join(other.name for other in bundle.manifest.engines if other.split)
         advice = f"take one of {split}" if split else "build it by misgnet-export build --split"
-        raise UsageError(f"engine {entry.name} of bundle {bundle.path} is not split; {advice}")
+        raise UsageError(f"engine {entry.name} of bundle {bundle.name} is not split; {advice}")
     interface, use = bundle.manifest.interface, use or Use()
 
     def open_part(file: str) -> Engine:
@@ -121,7 +121,7 @@ def choose_split(
 
     entries = [e for e in ranked_here(bundle) if e.split] if engine == "auto" else [bundle.engine_entry(engine)]
     if not entries:
-        raise UsageError(f"no engine of bundle {bundle.path} is split; build it by misgnet-export build --split")
+        raise UsageError(f"no engine of bundle {bundle.name} is split; build it by misgnet-export build --split")
     (opened, use), entry, reason = first_that_opens(entries, open_one, engine)
     with opened as detector:
         yield detector, entry, f"{reason}{use.words}"

@@ -29,6 +29,8 @@ def verify_bundle(path: Path, engine: str | None = None) -> Iterator[str]:
     bundle = read_bundle(path)
     asked = bundle.manifest.engines if engine is None else [bundle.engine_entry(engine)]
     yield f"{len(bundle.manifest.files)} files match their digests"
+    if bundle.signed:
+        yield bundle.signed.words()
     golden = read_golden(bundle.file(bundle.manifest.file("golden tiles").path))
     refused: list[str] = []
     for entry in asked:

@@ -60,7 +60,7 @@ def _report(
     reference = choose_reference(timings)
     return BenchReport(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        bundle=str(bundle.path),
+        bundle=str(bundle.name),
         bundle_version=bundle.manifest.bundle_version,
         bundle_sha256=bundle.digest(),
         settings=Settings(options.seconds, options.rounds, options.warm_up, options.threads or usable_cores()),

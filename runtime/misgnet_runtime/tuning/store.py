@@ -79,7 +79,7 @@ def kept(bundle: Bundle, entry: EngineEntry) -> Tuning | None:
         found, problem = None, " ".join(str(error).split())
     if problem:
         current().note(
-            f"warning: the tuning of {entry.name} in {path} is not used: {problem}; run misgnet-run tune {bundle.path}"
+            f"warning: the tuning of {entry.name} in {path} is not used: {problem}; run misgnet-run tune {bundle.name}"
         )
         return None
     return found

@@ -1,0 +1,112 @@
+"""What this device remembers: the newest version that it accepted, by signing key and product.
+
+One small JSON file each, in a folder that only this user can write. Whoever can write there, or remove it, can make the
+device forget: that is this user, and root.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from misgnet_runtime.errors import InputError, StorageError
+from misgnet_runtime.manifest import Struct, encode
+from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.trust.private import unsafe_ancestor
+from misgnet_runtime.trust.release import Version, moment
+
+_FORMAT = 1
+_MAX_BYTES = 1 << 16
+
+
+class _Accepted(Struct, frozen=True):
+    format: int
+    key: str
+    product: str
+    version: int
+    signed: str
+
+
+def state_folder() -> Path:
+    """$MISGNET_STATE, else misgnet in $XDG_STATE_HOME, else in ~/.local/state."""
+    if own := os.environ.get("MISGNET_STATE"):
+        return Path(own)
+    common = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111 - no home is no error
+    return Path(common, "misgnet")
+
+
+@dataclass(frozen=True)
+class State:
+    """An open, locked state folder; see :func:`open_state`."""
+
+    folder: Path
+
+    def newest(self, product: str, keys: Iterable[str]) -> Version | None:
+        """The newest version of ``product`` that was accepted by any of ``keys``; InputError for a damaged record."""
+        return max(filter(None, (self._read(self._path(key, product)) for key in keys)), default=None)
+
+    def accept(self, product: str, key: str, version: Version) -> None:
+        """Remember ``version``, if it is newer than what is remembered. Raises StorageError."""
+        path = self._path(key, product)
+        known = self._read(path)
+        if known is None or known < version:
+            record = _Accepted(_FORMAT, key, product, version.number, version.signed.isoformat())
+            with replace_file(path) as temporary:
+                temporary.write_bytes(encode(record))
+
+    def _path(self, key: str, product: str) -> Path:
+        return self.folder / "accepted" / f"{hashlib.sha256(f'{key} {product}'.encode()).hexdigest()[:32]}.json"
+
+    def _read(self, path: Path) -> Version | None:
+        try:
+            with path.open("rb") as file:
+                record = msgspec.json.decode(file.read(_MAX_BYTES), type=_Accepted)
+            if record.format != _FORMAT:
+                raise ValueError(f"it has format {record.format}, this version reads {_FORMAT}")
+            return Version(record.version, moment(record.signed))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
+            raise InputError(
+                f"the newest accepted version in {path} cannot be read: {error}; remove the file to accept any version"
+            ) from error
+
+
+@contextmanager
+def open_state() -> Iterator[State]:
+    """The state, held for this process alone. Made, with mode 0700, where it is missing.
+
+    Raises StorageError where it cannot be made, InputError where another user could write there.
+    """
+    folder = Path(os.path.realpath(state_folder()))
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise StorageError(f"{_told(folder)} cannot be opened: {error.strerror}; name another one") from error
+    try:
+        _check_private(folder, os.fstat(handle))
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield State(folder)
+    finally:
+        os.close(handle)
+
+
+def _check_private(folder: Path, status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid():
+        raise InputError(f"{_told(folder)} belongs to another user; name one of your own")
+    if status.st_mode & 0o077:
+        raise InputError(f"{_told(folder)} is open to other users; close it: chmod 700 {folder}")
+    if parent := unsafe_ancestor(folder):
+        raise InputError(f"{_told(folder)} can be replaced by other users, who may write in {parent}; name another one")
+
+
+def _told(folder: Path) -> str:
+    return f"folder {folder} ($MISGNET_STATE), where accepted versions are remembered,"
