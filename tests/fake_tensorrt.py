@@ -46,7 +46,7 @@ def make_tensorrt(version: str, driver: FakeDriver, *, rtx: bool = False) -> Any
     module.TensorIOMode = Enum("TensorIOMode", "NONE INPUT OUTPUT")
     module.DataType = Enum("DataType", "FLOAT HALF UINT8 BF16")
     module.LayerType = Enum("LayerType", "CAST QUANTIZE DEQUANTIZE CONVOLUTION")
-    module.MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE")
+    module.MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE TACTIC_DRAM")
     module.ExecutionContextAllocationStrategy = Enum("Strategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED")
     if rtx:
         module.ComputeCapability = IntEnum("ComputeCapability", "CURRENT SM86 SM87 SM89")
@@ -177,6 +177,9 @@ class IBuilderConfig(_Bound):
         return index < self.num_compute_capabilities
 
     def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+        if pool.name == "TACTIC_DRAM" and size & size - 1:  # as the real one: it logs an error and keeps what it had
+            self.logger.log(self.module.Severity.ERROR, "setMemoryPoolLimit: not a power of 2")
+            return
         self.pools[pool.name] = size
 
     def create_timing_cache(self, data: bytes) -> Cache:
