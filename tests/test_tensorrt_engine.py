@@ -392,9 +392,7 @@ def test_a_newer_driver_or_one_that_is_not_known_passes() -> None:
 def test_memory_is_counted_for_all_streams_before_any_is_taken() -> None:
     check_plan_fits(PLAN, MACHINE, 2)
     check_plan_fits(PLAN, replace(MACHINE, free_bytes=None), 9)
-    with pytest.raises(
-        UnavailableError, match=r"3 at once it takes at least 320 MiB .*, and 250 MiB are free"
-    ):
+    with pytest.raises(UnavailableError, match=r"3 at once it takes at least 320 MiB .*, and 250 MiB are free"):
         check_plan_fits(PLAN, MACHINE, 3)
 
 

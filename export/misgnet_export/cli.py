@@ -72,6 +72,16 @@ def build(
     ] = "probability",
     bundle_version: Annotated[int, typer.Option(help="a number that only grows")] = 1,
     licence: Annotated[str, typer.Option(help="licence of the weights, for the manifest")] = "not stated",
+    on_device: Annotated[
+        bool,
+        typer.Option(
+            "--on-device",
+            help="plans of tensorrt and rtx are left to misgnet-run compile where they run; Jetson's always",
+        ),
+    ] = False,
+    ship_eval: Annotated[
+        int, typer.Option(help="evaluation tiles in the bundle, for the gate on the device; they show their pixels")
+    ] = 0,
     timing_cache: Annotated[Path | None, typer.Option(help="TensorRT's timing cache, read and written")] = None,
     split: Annotated[
         bool,
@@ -90,7 +100,7 @@ def build(
     request = BuildRequest(
         weights, calib, evaluation, val, targets, output, interface, force, calib_tiles, selection, observer,
         observations, placement, repair, control_minutes, seed, max_f1_drop, gate, number, bundle_version,
-        licence, timing_cache, split, tuned,
+        licence, timing_cache, split, tuned, on_device, ship_eval,
     )  # fmt: skip
     built = run(request, out_console)
     out_console.print(stage_table(built.stages))

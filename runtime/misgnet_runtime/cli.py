@@ -10,6 +10,7 @@ import typer
 
 from misgnet_runtime import arguments
 from misgnet_runtime.bench.command import bench
+from misgnet_runtime.compiled.command import compile_plans
 from misgnet_runtime.console import make_app, out_console, run_app
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.log import JsonLog, current
@@ -159,6 +160,7 @@ def verify(
 
 
 app.command()(bench)
+app.command("compile")(compile_plans)
 app.command()(encode)
 app.command()(series)
 app.command()(tune)
