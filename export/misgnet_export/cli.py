@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from misgnet_export.request import PlacementChoice, RepairChoice, SelectionRule
+from misgnet_export.wheelhouse import PlatformName
 from misgnet_runtime.console import err_console, make_app, out_console, run_app
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
 from misgnet_runtime.manifest import GateRule, InputForm, Interface, OutputForm
@@ -171,6 +172,30 @@ def inspect(
     if picture is not None:
         draw_precision(quantizations, picture)
         out_console.print(f"picture: {picture}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def wheelhouse(
+    platform: Annotated[PlatformName, typer.Option(help="the machine that installs from it")],
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("-o", "--output", help="its folder, which is filled further [default: wheelhouse-PLATFORM]"),
+    ] = None,
+    project: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="a checkout of this project, or its Git address [default: the one that runs]"),
+    ] = None,
+) -> None:
+    """A folder of wheels for a machine without a network, and the list of them with the lines that install it."""
+    from misgnet_export.wheelhouse import LIST, fill_wheelhouse, install_lines
+
+    def tell(line: str) -> None:
+        err_console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    folder = output or Path(f"wheelhouse-{platform}")
+    fill_wheelhouse(platform, folder, project, tell)
+    lines = [f"{len(list(folder.glob('*.whl')))} wheels and {LIST} in {folder}; there:", *install_lines(platform)]
+    out_console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
 
 
 def _check_picture(path: Path, force: bool) -> None:
