@@ -320,7 +320,7 @@ def test_too_little_memory_for_the_plan_is_told(tmp_path: Path, tensorrt: Any, m
     [
         (
             {"compute_capabilities": ["sm110"]},
-            r"made for sm110, this GPU is sm87 \(Fake GPU\); build for it with: ",
+            r"made for sm110, this GPU is sm87 \(Fake GPU\); build for this one with",
         ),
         ({"platform": "linux-riscv"}, "made for linux-riscv, this is linux-"),
     ],
@@ -332,6 +332,20 @@ def test_another_board_is_told_before_anything_is_built(
     with pytest.raises(UnavailableError, match=said):
         compile_bundle(bundle, CompileOptions())
     assert tensorrt.seen.builds == 0 and not cache.exists()
+
+
+def test_of_several_boards_engines_only_those_of_this_one_are_compiled(
+    tmp_path: Path, tensorrt: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thor = replace(DEVICE, name="jetson-thor", compute_capabilities=["sm110"])
+    bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT, thor, DEVICE])
+    (bundle / GRAPH).write_bytes(fake_tensorrt.model(size=TILE))
+    described(bundle)
+    (activation,) = compile_bundle(bundle, CompileOptions())
+    assert activation.slot.engine == "jetson-orin"
+    assert "jetson-thor is made for sm110, this GPU is sm87 (Fake GPU); it is left out" in capsys.readouterr().err
+    with pytest.raises(UnavailableError, match="jetson-thor is made for sm110"):
+        compile_bundle(bundle, CompileOptions(("jetson-orin", "jetson-thor")))
 
 
 def test_a_bundles_own_plan_that_does_not_fit_is_made_anew_here(

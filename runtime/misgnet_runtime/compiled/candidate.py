@@ -58,7 +58,7 @@ def find_or_compile(
         return Candidate(key, data, record.facts, record.seconds, made_with, cached=True)
     plan = _compile(store, key, graph, memory, driver, share)
     facts = replace(plan.facts, cuda_driver=driver.version())
-    return Candidate(key, plan.data, facts, plan.seconds, memory, notes=(*plan.notes, *plan.warnings))
+    return Candidate(key, plan.data, facts, plan.seconds, memory, notes=plan.notes)
 
 
 def _compile(

@@ -29,7 +29,7 @@ Tell = Callable[..., None]
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """``engines``: by name, or all that are to be compiled on the device; ``again``: also what was compiled before."""
+    """``engines``: by name, or all that are to be compiled on this device; ``again``: also what was compiled before."""
 
     engines: tuple[str, ...] = ()
     workspace_bytes: int | None = None
@@ -65,8 +65,7 @@ def compile_bundle(
         load_vendor(entry.kind)
     driver = driver or open_driver()
     here = Here(driver, first_device(driver), PlanStore())
-    for entry in entries:
-        _check_made_for(entry, here.device)
+    entries = _made_for(entries, here.device, options, tell)
     here.store.prepare()
     done: list[Activation] = []
     failed: list[GateFailed] = []
@@ -96,18 +95,29 @@ def _asked(bundle: Bundle, engines: tuple[str, ...]) -> list[EngineEntry]:
     return entries
 
 
-def _check_made_for(entry: EngineEntry, device: Device) -> None:
+def _made_for(entries: list[EngineEntry], device: Device, options: CompileOptions, tell: Tell) -> list[EngineEntry]:
+    """Those that may be compiled here; UnavailableError for one that was asked for by name, or where none may."""
+    misfits = {entry.name: problem for entry in entries if (problem := _misfit(entry, device))}
+    fitting = [entry for entry in entries if entry.name not in misfits]
+    if misfits and (options.engines or not fitting):
+        raise UnavailableError(
+            f"{'; '.join(misfits.values())}; build for this one with: misgnet-export build ... --target tensorrt "
+            "--on-device"
+        )
+    for name, problem in misfits.items():
+        tell(f"{problem}; it is left out", engine=name)
+    return fitting
+
+
+def _misfit(entry: EngineEntry, device: Device) -> str | None:
     """Only an engine that was left to the device says for which; a bundle's own plan may be made anew for any."""
     made_for, here = entry.compute_capabilities, this_platform()
-    if not entry.on_device:
-        return
-    if entry.platform not in ("any", here):
-        raise UnavailableError(f"engine {entry.name} is made for {entry.platform}, this is {here}")
-    if made_for and device.compute_capability not in made_for:
-        raise UnavailableError(
-            f"engine {entry.name} is made for {', '.join(made_for)}, this GPU is {device.compute_capability} "
-            f"({device.name}); build for it with: misgnet-export build ... --target tensorrt --on-device"
-        )
+    if entry.on_device and entry.platform not in ("any", here):
+        return f"engine {entry.name} is made for {entry.platform}, this is {here}"
+    if entry.on_device and made_for and device.compute_capability not in made_for:
+        found = f"{device.compute_capability} ({device.name})"
+        return f"engine {entry.name} is made for {', '.join(made_for)}, this GPU is {found}"
+    return None
 
 
 def _compile_engine(bundle: Bundle, entry: EngineEntry, options: CompileOptions, here: Here, tell: Tell) -> Activation:
