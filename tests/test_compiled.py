@@ -343,9 +343,25 @@ def test_of_several_boards_engines_only_those_of_this_one_are_compiled(
     described(bundle)
     (activation,) = compile_bundle(bundle, CompileOptions())
     assert activation.slot.engine == "jetson-orin"
-    assert "jetson-thor is made for sm110, this GPU is sm87 (Fake GPU); it is left out" in capsys.readouterr().err
+    assert (
+        "engine jetson-thor is left out: engine jetson-thor is made for sm110, this GPU is sm87 (Fake GPU)"
+        in capsys.readouterr().err
+    )
     with pytest.raises(UnavailableError, match="jetson-thor is made for sm110"):
         compile_bundle(bundle, CompileOptions(("jetson-orin", "jetson-thor")))
+
+
+def test_an_engine_whose_library_is_missing_is_left_out_unless_it_was_asked_for(
+    tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT, replace(DEVICE, name="rtx", kind="rtx"), DEVICE])
+    (bundle / GRAPH).write_bytes(fake_tensorrt.model(size=TILE))
+    described(bundle)
+    compile_bundle(bundle, CompileOptions())
+    assert "engine rtx is left out: TensorRT for RTX was asked for, but importing" in capsys.readouterr().err
+    with pytest.raises(UnavailableError, match="importing tensorrt_rtx failed"):
+        compile_bundle(bundle, CompileOptions(("rtx",)))
 
 
 def test_a_bundles_own_plan_that_does_not_fit_is_made_anew_here(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from misgnet_runtime.compiled.memory import BuilderMemory
@@ -44,10 +45,10 @@ class Candidate:
 
 
 def find_or_compile(
-    store: PlanStore, key: PlanKey, graph: bytes, memory: BuilderMemory, driver: CudaDriver, share: Share,
+    store: PlanStore, key: PlanKey, graph: bytes, memory: Callable[[], BuilderMemory], driver: CudaDriver, share: Share,
     again: bool = False,
 ) -> Candidate:  # fmt: skip
-    """The plan of ``key`` that was made before, unless ``again``, or a new one of ``graph``.
+    """The plan of ``key`` that was made before, unless ``again``, or a new one of ``graph``, made in ``memory``.
 
     Raises UnavailableError where the builder fails, InputError where it refuses the graph.
     """
@@ -56,9 +57,10 @@ def find_or_compile(
         record, data = found
         made_with = BuilderMemory(record.workspace_bytes, record.builder_bytes)
         return Candidate(key, data, record.facts, record.seconds, made_with, cached=True)
-    plan = _compile(store, key, graph, memory, driver, share)
+    limits = memory()
+    plan = _compile(store, key, graph, limits, driver, share)
     facts = replace(plan.facts, cuda_driver=driver.version())
-    return Candidate(key, plan.data, facts, plan.seconds, memory, notes=plan.notes)
+    return Candidate(key, plan.data, facts, plan.seconds, limits, notes=plan.notes)
 
 
 def _compile(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from misgnet_runtime.bundle import Bundle, file_sha256, read_bundle
+from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.compiled.candidate import Candidate, find_or_compile
 from misgnet_runtime.compiled.memory import BuilderMemory, builder_memory
 from misgnet_runtime.compiled.opening import slot_of
-from misgnet_runtime.compiled.proof import prove
-from misgnet_runtime.compiled.records import FORMAT, Activation, PlanKey
+from misgnet_runtime.compiled.proof import Candidates, Proof, prove
+from misgnet_runtime.compiled.records import FORMAT, Activation, PlanKey, Slot
 from misgnet_runtime.compiled.store import PlanStore
 from misgnet_runtime.compiled.teller import BuildTeller, duration
 from misgnet_runtime.cuda import CudaDriver, Device, first_device, open_driver
@@ -25,6 +27,7 @@ from misgnet_runtime.plans.facts import free_bytes, mebibytes, this_platform
 from misgnet_runtime.plans.vendor import load_vendor, vendor_version
 
 Tell = Callable[..., None]
+_ELSEWHERE = "; build for this one with: misgnet-export build ... --target tensorrt --on-device"
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,10 @@ def compile_bundle(
     tell = tell or current().note
     bundle = read_bundle(path)
     entries = _asked(bundle, options.engines)
-    for entry in entries:
-        load_vendor(entry.kind)
+    entries = _without(entries, _library_missing, options, tell)
     driver = driver or open_driver()
     here = Here(driver, first_device(driver), PlanStore())
-    entries = _made_for(entries, here.device, options, tell)
+    entries = _without(entries, partial(_misfit, device=here.device), options, tell, _ELSEWHERE)
     here.store.prepare()
     done: list[Activation] = []
     failed: list[GateFailed] = []
@@ -95,18 +97,26 @@ def _asked(bundle: Bundle, engines: tuple[str, ...]) -> list[EngineEntry]:
     return entries
 
 
-def _made_for(entries: list[EngineEntry], device: Device, options: CompileOptions, tell: Tell) -> list[EngineEntry]:
-    """Those that may be compiled here; UnavailableError for one that was asked for by name, or where none may."""
-    misfits = {entry.name: problem for entry in entries if (problem := _misfit(entry, device))}
-    fitting = [entry for entry in entries if entry.name not in misfits]
-    if misfits and (options.engines or not fitting):
-        raise UnavailableError(
-            f"{'; '.join(misfits.values())}; build for this one with: misgnet-export build ... --target tensorrt "
-            "--on-device"
-        )
-    for name, problem in misfits.items():
-        tell(f"{problem}; it is left out", engine=name)
+def _without(
+    entries: list[EngineEntry], problem: Callable[[EngineEntry], str | None], options: CompileOptions, tell: Tell,
+    advice: str = "",
+) -> list[EngineEntry]:  # fmt: skip
+    """Those that have no ``problem``; UnavailableError for one that was asked for by name, or where all have one."""
+    problems = {entry.name: found for entry in entries if (found := problem(entry))}
+    fitting = [entry for entry in entries if entry.name not in problems]
+    if problems and (options.engines or not fitting):
+        raise UnavailableError("; ".join(dict.fromkeys(problems.values())) + advice)
+    for name, found in problems.items():
+        tell(f"engine {name} is left out: {found}", engine=name)
     return fitting
+
+
+def _library_missing(entry: EngineEntry) -> str | None:
+    try:
+        load_vendor(entry.kind)
+    except UnavailableError as error:
+        return str(error)
+    return None
 
 
 def _misfit(entry: EngineEntry, device: Device) -> str | None:
@@ -130,20 +140,18 @@ def _compile_engine(bundle: Bundle, entry: EngineEntry, options: CompileOptions,
         for candidate in candidates.values():
             here.store.discard(slot, candidate.key, candidate.sha256)
         raise
+    return _use(here, slot, candidates, proof)
+
+
+def _use(here: Here, slot: Slot, candidates: Candidates, proof: Proof) -> Activation:
+    """Keep what is new of the plans that proved themselves, and make them the active ones."""
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     records = {graph: candidate.record(created) for graph, candidate in proof.candidates.items()}
     for graph, record in records.items():
         if not candidates[graph].cached:
             here.store.keep(record, candidates[graph].data)
-    activation = Activation(
-        FORMAT,
-        created,
-        slot,
-        proof.device,
-        records,
-        proof.golden,
-        proof.parity and msgspec.structs.replace(proof.parity, tiles=[]),
-    )
+    parity = proof.parity and msgspec.structs.replace(proof.parity, tiles=[])
+    activation = Activation(FORMAT, created, slot, proof.device, records, proof.golden, parity)
     here.store.activate(activation)
     return activation
 
@@ -157,14 +165,15 @@ def _candidate(
 ) -> Candidate:
     path = bundle.file(graph)
     what = entry.name if graph == entry.graph else f"{entry.name}, {path.stem.rpartition('_')[2]}"
-    key = _key(entry, file_sha256(path), options, here.device)
-    memory = _memory(here, options)
+    data = path.read_bytes()
+    key = _key(entry, hashlib.sha256(data).hexdigest(), options, here.device)
+    memory = partial(_memory, here, options)
     with current().progress(f"per mille of {what}") as bar:
         teller = BuildTeller(what, bar, tell)
-        found = find_or_compile(here.store, key, path.read_bytes(), memory, here.driver, teller, options.again)
+        found = find_or_compile(here.store, key, data, memory, here.driver, teller, options.again)
     for note in found.notes:
         tell(f"{what}: {note}", engine=entry.name)
-    limits = f"workspace {mebibytes(memory.workspace_bytes)}, in all {mebibytes(memory.builder_bytes)}"
+    limits = f"workspace {mebibytes(found.memory.workspace_bytes)}, in all {mebibytes(found.memory.builder_bytes)}"
     made = "compiled here before" if found.cached else f"compiled in {duration(found.seconds)}, {limits}"
     tell(f"{what}: {made}; {len(found.data) / 1e6:.1f} MB", engine=entry.name, seconds=found.seconds)
     return found
