@@ -156,6 +156,18 @@ def test_a_board_shares_its_memory_with_the_system(tmp_path: Path, monkeypatch: 
         compile_bundle(device_bundle(tmp_path / "bundle"), CompileOptions())
 
 
+def test_what_was_compiled_before_needs_no_memory_for_a_build(
+    tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = device_bundle(tmp_path / "bundle")
+    compile_bundle(bundle, CompileOptions())
+    tensorrt.driver = use_driver(FakeDriver("sm87", memory=64 << 20), monkeypatch)
+    compile_bundle(bundle, CompileOptions())
+    with pytest.raises(UnavailableError, match="a build needs 512 MiB"):
+        compile_bundle(bundle, CompileOptions(again=True))
+    answers(bundle)
+
+
 def test_how_much_a_build_may_take() -> None:
     nano = builder_memory(2400 << 20)
     assert (nano.workspace_bytes, nano.builder_bytes) == (600 << 20, 1800 << 20)
