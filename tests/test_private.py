@@ -36,6 +36,13 @@ def test_where_nothing_is_nothing_is_found(folder: PrivateFolder) -> None:
     assert folder.read("one", LIMIT) is None and folder.names() == []
 
 
+def test_where_nothing_is_nobody_is_asked_who_may_write_there(folder: PrivateFolder, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    assert folder.read("one", LIMIT) is None
+    with pytest.raises(InputError, match="may be changed by others"):
+        folder.prepare()
+
+
 def test_it_is_made_for_its_user_alone_whatever_the_umask(folder: PrivateFolder, tmp_path: Path) -> None:
     before = os.umask(0o002)
     try:

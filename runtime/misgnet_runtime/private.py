@@ -131,12 +131,12 @@ class PrivateFolder:
     @contextmanager
     def _opened(self) -> Iterator[int]:
         """A handle of the folder, once it is known to be its user's alone. FileNotFoundError where there is none."""
-        _check_way(self.path)
         try:
             handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except NotADirectoryError:  # what Linux says of a link, too
             raise InputError(f"{self.path} must be a folder, and no link; remove it, or {_ADVICE}") from None
         try:
+            _check_way(self.path)
             facts = os.fstat(handle)
             if facts.st_uid != os.geteuid():
                 raise InputError(f"folder {self.path} belongs to user {facts.st_uid}, not to this one; {_ADVICE}")
