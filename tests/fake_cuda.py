@@ -38,7 +38,12 @@ class FakeDriver:
 
     library = "fake"
 
-    def __init__(self, capability: str = "sm87", devices: int = 1, memory: int = 1 << 30) -> None:
+    def __init__(
+        self, capability: str = "sm87", devices: int = 1, memory: int = 1 << 30, *, version: str = "12.6",
+        integrated: bool = False,
+    ) -> None:  # fmt: skip
+        self._version = version
+        self._integrated = integrated
         self.graphs: CudaGraphs | None = FakeGraphs(self)
         self.calls: list[tuple[Any, ...]] = []
         self.memory: dict[int, Bytes] = {}
@@ -77,7 +82,13 @@ class FakeDriver:
         return self._devices
 
     def device(self) -> Device:
-        return Device("Fake GPU", self._capability, 1 << 30)
+        return Device("Fake GPU", self._capability, 1 << 30, self._integrated)
+
+    def version(self) -> str:
+        return self._version
+
+    def free_memory(self) -> int:
+        return self._left
 
     def allocate(self, size: int) -> int:
         self._not_in_capture("cudaMalloc")

@@ -54,7 +54,13 @@ class FakeRuntime:
         return self.status, 1
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
-        return self.status, SimpleNamespace(name=b"Orin\0\0", major=8, minor=7, totalGlobalMem=1 << 33)
+        return self.status, SimpleNamespace(name=b"Orin\0\0", major=8, minor=7, totalGlobalMem=1 << 33, integrated=1)
+
+    def cudaDriverGetVersion(self) -> tuple[Any, ...]:
+        return self.status, 12060
+
+    def cudaMemGetInfo(self) -> tuple[Any, ...]:
+        return self.status, self.gpu.free_memory(), 1 << 33
 
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
         return self._value(self.gpu.allocate, size)
@@ -150,6 +156,7 @@ class FakePyCuda:
     """
 
     event_flags = SimpleNamespace(BLOCKING_SYNC=1)
+    device_attribute = SimpleNamespace(INTEGRATED="integrated")
 
     class Error(Exception):
         pass
@@ -165,6 +172,12 @@ class FakePyCuda:
     def init(self) -> None:
         if self.failure:
             raise self.Error(self.failure)
+
+    def get_driver_version(self) -> int:
+        return 12060
+
+    def mem_get_info(self) -> tuple[int, int]:
+        return self.call("cuMemGetInfo", self.gpu.free_memory), 1 << 33
 
     def mem_alloc(self, size: int) -> Any:
         return _Allocation(self, self.call("cuMemAlloc", self.gpu.allocate, size))
@@ -221,6 +234,9 @@ class _Device:
 
     def name(self) -> str:
         return "Orin"
+
+    def get_attribute(self, attribute: str) -> int:
+        return {"integrated": 1}[attribute]
 
     def total_memory(self) -> int:
         return 1 << 33

@@ -6,6 +6,7 @@ mean absolute difference of two images over the channels, divided by 255.
 
 from __future__ import annotations
 
+import itertools
 import json
 from enum import Enum, IntEnum
 from functools import partial
@@ -14,11 +15,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fake_cuda import FakeDriver
 
 NUMPY = {"UINT8": np.uint8, "FLOAT": np.float32, "HALF": np.float16}
 WORKING_MEMORY = 512  # bytes, of one execution context
+_NOISE = itertools.count()
 LAYERS = ("CAST", "QUANTIZE", "DEQUANTIZE", "DEQUANTIZE", "CONVOLUTION")
 
 
@@ -31,13 +34,26 @@ def model(
     return json.dumps({"inputs": tensors, "outputs": results, "error": error, "capturable": capturable}).encode()
 
 
+def parts(size: int) -> tuple[bytes, bytes]:
+    """The models of its encoder, whose features are red and green, and blue, and of its head."""
+    image = {"image": ("UINT8", [-1, size, size, 3])}
+    features = {f"feature{n}": ("FLOAT", [-1, channels, size, size]) for n, channels in ((1, 2), (2, 1))}
+    both = {f"{date}_{name}": tensor for date in ("before", "after") for name, tensor in features.items()}
+    answer = {"probability": ("FLOAT", [-1, size, size])}
+    more = {"error": "", "capturable": True}
+    return tuple(  # type: ignore[return-value]
+        json.dumps({"inputs": inputs, "outputs": outputs, **more}).encode()
+        for inputs, outputs in ((image, features), (both, answer))
+    )
+
+
 def make_tensorrt(version: str, driver: FakeDriver, *, rtx: bool = False) -> Any:
     """The module of that version; ``module.seen`` is what was done with it."""
     major, minor = (int(part) for part in version.split(".")[:2])
     module: Any = ModuleType("tensorrt_rtx" if rtx else "tensorrt")
     module.__version__ = version
     module.driver = driver
-    module.seen = SimpleNamespace(flags=None, config=None, canceled=False, contexts=[])
+    module.seen = SimpleNamespace(flags=None, config=None, canceled=False, contexts=[], builds=0)
     module.Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
     # Values that differ between versions: an integer kept from one of them must show.
     members = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1 + (minor >= 16)} if major < 11 else {}
@@ -46,7 +62,7 @@ def make_tensorrt(version: str, driver: FakeDriver, *, rtx: bool = False) -> Any
     module.TensorIOMode = Enum("TensorIOMode", "NONE INPUT OUTPUT")
     module.DataType = Enum("DataType", "FLOAT HALF UINT8 BF16")
     module.LayerType = Enum("LayerType", "CAST QUANTIZE DEQUANTIZE CONVOLUTION")
-    module.MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE")
+    module.MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE TACTIC_DRAM")
     module.ExecutionContextAllocationStrategy = Enum("Strategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED")
     if rtx:
         module.ComputeCapability = IntEnum("ComputeCapability", "CURRENT SM86 SM87 SM89")
@@ -95,7 +111,9 @@ class Builder(_Bound):
         config.progress_monitor.phase_finish("Building engine")
         if config.cache is not None:
             config.cache.timings += 1
+        self.module.seen.builds += 1
         plan = {"version": self.module.__version__, "profile": config.profiles[0].shapes, **network.graph}
+        plan["noise"] = next(_NOISE)  # two builds of one graph differ
         return json.dumps(plan).encode()
 
 
@@ -177,6 +195,9 @@ class IBuilderConfig(_Bound):
         return index < self.num_compute_capabilities
 
     def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+        if pool.name == "TACTIC_DRAM" and size & size - 1:  # as the real one: it logs an error and keeps what it had
+            self.logger.log(self.module.Severity.ERROR, "setMemoryPoolLimit: not a power of 2")
+            return
         self.pools[pool.name] = size
 
     def create_timing_cache(self, data: bytes) -> Cache:
@@ -309,10 +330,24 @@ class ExecutionContext:
     def _compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], state: int | None) -> None:
         assert state in (None, self.state), "a context was changed after a graph of it was captured"
         self.driver.memory[self.memory][:] = 0xEE
-        before, after = (
-            self.driver.memory[addresses[name]][: prod(shapes[name])].reshape(shapes[name]).astype(np.float32)
-            for name in ("before", "after")
-        )
-        dtype = NUMPY[self.engine.tensors["probability"][0]]
-        result = (np.abs(before - after).mean(-1) / 255).astype(dtype).view(np.uint8).reshape(-1)
-        self.driver.memory[addresses["probability"]][: result.nbytes] = result
+        arrays = {name: self._read(name, shapes[name], addresses[name]) for name in self.engine.plan["inputs"]}
+        for name, result in _network(arrays).items():
+            data = result.astype(NUMPY[self.engine.tensors[name][0]]).reshape(-1).view(np.uint8)
+            self.driver.memory[addresses[name]][: data.nbytes] = data
+
+    def _read(self, name: str, shape: tuple[int, ...], address: int) -> NDArray[np.float32]:
+        dtype = np.dtype(NUMPY[self.engine.tensors[name][0]])
+        data = self.driver.memory[address][: prod(shape) * dtype.itemsize]
+        return data.view(dtype).reshape(shape).astype(np.float32)
+
+
+def _network(arrays: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """What the whole network answers, its encoder, or its head."""
+    if "image" in arrays:
+        planes = np.moveaxis(arrays["image"], 3, 1)
+        return {"feature1": planes[:, :2], "feature2": planes[:, 2:]}
+    if "before" in arrays:
+        return {"probability": np.abs(arrays["before"] - arrays["after"]).mean(-1) / 255}
+    dates = [[arrays[f"{date}_feature{n}"] for n in (1, 2)] for date in ("before", "after")]
+    before, after = (np.concatenate(features, 1) for features in dates)
+    return {"probability": np.abs(before - after).mean(1) / 255}

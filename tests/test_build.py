@@ -21,8 +21,11 @@ pytest.importorskip("torch", reason="the build needs the [export] extra")
 
 from misgnet.synthetic import write_split
 from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.choice import open_detector
+from misgnet_runtime.evaluation import evaluation_files, judge_on_device, read_evaluation
 from misgnet_runtime.machine import architecture
 from misgnet_runtime.manifest import decode_manifest
+from misgnet_runtime.tiles import TileSet
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"
@@ -65,6 +68,7 @@ def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A split bundle for the CPU, for another processor, and for what is installed beside ONNX Runtime."""
     output = tmp_path_factory.mktemp("built") / "bundle"
     targets = ["--split", "--threshold", "tuned", "--target", "cpu", "--target", OTHER]
+    targets += ["--target", "jetson-orin", "--ship-eval", "10"]
     if has("openvino"):
         targets += ["--target", "openvino"]
     if has("tensorrt_rtx"):
@@ -76,7 +80,7 @@ def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_bundle_holds_what_its_manifest_says(bundle: Path) -> None:
     manifest = read_bundle(bundle).manifest
-    assert {e.name for e in manifest.engines} >= {"cpu", "cpu-float32", OTHER}
+    assert {e.name for e in manifest.engines} >= {"cpu", "cpu-float32", OTHER, "jetson-orin"}
     assert manifest.tile == TILE and manifest.inputs[0].shape == [-1, TILE, TILE, 3]
     assert [item.name for item in bundle.parent.iterdir()] == ["bundle"], "nothing is left beside the bundle"
 
@@ -109,6 +113,37 @@ def test_every_engine_is_split_and_its_parts_answer_as_it_does(bundle: Path) -> 
     assert len(lines) >= 2 and all(line.endswith("in 100.000 %") or "not run" in line for line in lines)
     stages = json.loads((bundle / "evidence" / "build.json").read_text())["stages"]
     assert {"split float", "split cpu"} <= {stage["name"] for stage in stages}
+
+
+def test_what_a_jetson_needs_to_compile_by_itself_is_there(bundle: Path) -> None:
+    opened = read_bundle(bundle)
+    entry = opened.engine_entry("jetson-orin")
+    assert entry.compiled == "to be compiled on the device" and entry.file == entry.graph == "graphs/int8_tensorrt.onnx"
+    assert (entry.compute_capabilities, entry.platform, entry.batches) == (["sm87"], "linux-aarch64", (1, 4, 16))
+    assert entry.split.encoder == entry.split.encoder_graph and entry.split.head == entry.split.head_graph
+    (judged,) = (e for e in opened.manifest.metrics["engines"] if e["engine"] == "jetson-orin")
+    assert (judged["status"], judged["reason"]) == ("proxy", "to be compiled on the device")
+    assert judged["verdict"]["passed"] and judged["device"] == "CPU"
+
+
+def test_the_gate_of_the_build_is_that_of_the_device(bundle: Path, data: Path) -> None:
+    """On ten of the sixteen tiles, whose masks and labels came along: the float graph meets them, and INT8 passes."""
+    opened = read_bundle(bundle)
+    assert [len(read_evaluation(path)) for path in evaluation_files(opened)] == [8, 2]
+    for name in ("cpu-float32", "cpu"):
+        with open_detector(opened, name) as (detector, entry, _):
+            found = judge_on_device(opened, entry, detector.probability, detector.engine.device)
+        assert found.verdict.passed and len(found.tiles) == 10 and found.interval.sources == 4
+        assert found.agreement > (0.99999 if name == "cpu-float32" else 0.99)
+    names = {ref.name for ref in TileSet.open(data / "test", TILE)}
+    assert {tile.name for tile in found.tiles} < names
+
+
+def test_compile_says_what_this_machine_lacks(bundle: Path) -> None:
+    result = run("misgnet_runtime.cli", "compile", bundle)
+    assert result.returncode == 5 and "TensorRT" in result.stderr, result.stderr
+    result = run("misgnet_runtime.cli", "info", bundle)
+    assert "jetson-orin, for sm87 on linux-aarch64: does not run" in result.stdout
 
 
 def test_int8_is_small_and_mostly_int8(bundle: Path) -> None:

@@ -246,6 +246,8 @@ def test_an_interface_that_makes_no_sense_is_refused(bundle: Path, field: str, v
         lambda m: m["engines"].append(m["engines"][0]),
         lambda m: m["engines"][0].update(kind="pickle"),
         lambda m: m["engines"][0].update(batches=[0, 1, 2]),
+        lambda m: m["engines"][0].update(compiled="to be compiled on the device"),
+        lambda m: m["engines"][0].update(compiled="somewhere"),
         lambda m: m["files"].append(m["files"][0]),
         lambda m: m["files"][0].update(size=-1),
         lambda m: m["files"][0].update(sha256="0"),

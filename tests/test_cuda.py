@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from fake_cuda import FakeDriver
 from fake_cuda_libraries import FakePyCuda, FakeRuntime, Status
 from misgnet_runtime import cuda
 from misgnet_runtime.cuda import Bytes, CudaDriver, CudaGraphs, CudaPython, PyCuda, first_device, open_driver
+from misgnet_runtime.cuda.driver import version_text
 from misgnet_runtime.errors import UnavailableError
 
 LIBRARIES = ("cuda", "cuda.bindings", "cuda.bindings.runtime", "cuda.cudart", "pycuda", "pycuda.driver")
@@ -201,7 +203,19 @@ def test_too_little_memory_is_told(driver: CudaDriver) -> None:
 
 @pytest.mark.parametrize("name", ["cuda-python", "pycuda"])
 def test_the_device_is_described(name: str) -> None:
-    assert first_device(DRIVERS[name]()) == cuda.Device("Orin", "sm87", 1 << 33)
+    assert first_device(DRIVERS[name]()) == cuda.Device("Orin", "sm87", 1 << 33, integrated=True)
+
+
+def test_the_driver_says_its_version_and_what_is_free(driver: CudaDriver) -> None:
+    assert re.fullmatch(r"\d+\.\d", driver.version())
+    free = driver.free_memory()
+    address = driver.allocate(1 << 24)
+    assert 0 < driver.free_memory() < free <= driver.device().memory_bytes
+    driver.free(address)
+
+
+def test_a_versions_number_is_read_as_cuda_writes_it() -> None:
+    assert [version_text(number) for number in (11080, 12060, 13000)] == ["11.8", "12.6", "13.0"]
 
 
 def test_a_broken_capture_leaves_no_error_to_the_next_asker() -> None:

@@ -334,5 +334,9 @@ def test_a_board_is_described_by_its_model(tmp_path: Path) -> None:
     assert here["model"] == "NVIDIA Jetson Orin NX Engineering Reference Developer Kit"
     assert here["jetson_linux"] == "R36.3.0"
     assert machine.machine_line(here).startswith(f"{here['model']}, R36.3.0, {here['processor']}, ")
+    assert machine.available_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir(exist_ok=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 7 kB\nMemAvailable:    2048 kB\nSwapFree: 9 kB\n")
+    assert machine.available_memory(tmp_path) == 2 << 20
     plain = machine.describe_machine(tmp_path / "nowhere")
     assert "model" not in plain and "jetson_linux" not in plain

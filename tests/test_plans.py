@@ -17,6 +17,7 @@ from fake_cuda import FakeDriver
 from misgnet_runtime.engines.tensorrt import open_plan
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
 from misgnet_runtime.plans import Plan, PlanOptions, compile_plan, load_vendor
+from misgnet_runtime.plans.progress import Phases
 from misgnet_runtime.plans.vendor import known_capabilities, parse_version
 
 onnx = pytest.importorskip("onnx", reason="the tiny graphs are made with onnx")
@@ -170,6 +171,30 @@ def test_progress_is_told_in_order() -> None:
     assert all(0 <= done <= total for _, done, total in steps)
     first = [done for phase, done, _ in steps if phase == steps[0][0]]
     assert first == sorted(first) and first[-1] > 0
+
+
+def test_the_share_of_the_whole_only_grows() -> None:
+    shares: list[float] = []
+    compile_plan(tiny_graph(), RTX, share=shares.append)
+    assert len(set(shares)) > 10 and shares == sorted(shares) and shares[0] >= 0 and 0.8 < shares[-1] <= 1
+
+
+def test_phases_are_parts_of_the_steps_that_they_are_in() -> None:
+    phases = Phases()
+    phases.start("whole", None, 4)
+    phases.step("whole", 1)
+    phases.start("part", "whole", 2)
+    phases.start("inner", "part", 10)
+    phases.step("inner", 5)
+    assert phases.share() == pytest.approx((1 + (0.5 / 2)) / 4)
+    phases.finish("inner")
+    phases.finish("part")  # before the step that it was part of: what was told stays
+    assert phases.share() == pytest.approx((1 + (0.5 / 2)) / 4)
+    phases.step("whole", 4)
+    assert phases.share() == 1
+    phases.finish("whole")
+    phases.start("whole", None, 0)
+    assert phases.share() == 1
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a bug in the display")])

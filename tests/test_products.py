@@ -20,8 +20,8 @@ from misgnet_export.products import PRODUCTS, product_of, recipes_of
 from misgnet_export.progress import StageLog
 from misgnet_export.request import BuildRequest, check_request
 from misgnet_runtime import machine
-from misgnet_runtime.errors import UnavailableError
-from misgnet_runtime.manifest import EngineKind, Interface
+from misgnet_runtime.errors import UnavailableError, UsageError
+from misgnet_runtime.manifest import EngineEntry, EngineKind, Interface
 from misgnet_runtime.targets import Kind, Target, parse_target
 
 REQUEST = BuildRequest(Path("w"), Path("c"), Path("e"), None, (), Path("out"), Interface(32, 4))
@@ -57,6 +57,46 @@ def test_the_target_cuda_is_the_float_graph_and_no_file_of_its_own() -> None:
 def test_the_target_cuda_can_be_built_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     check_request(asked("cuda"))
+
+
+@pytest.mark.parametrize("target", ["jetson-orin", "jetson-thor-fp16"])
+def test_a_jetsons_plan_is_always_left_to_it(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, library, None)
+    request = asked(target)
+    check_request(request)
+    entry = deferred(request)
+    board = ["sm87"] if "orin" in target else ["sm110"]
+    assert (entry.kind, entry.compute_capabilities, entry.platform) == ("tensorrt", board, "linux-aarch64")
+
+
+@pytest.mark.parametrize(("target", "capabilities"), [("tensorrt", []), ("rtx-sm86,sm89", ["sm86", "sm89"])])
+def test_other_plans_are_left_to_the_device_where_that_is_asked_for(
+    target: str, capabilities: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for library in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UnavailableError, match=r"or add --on-device, and run misgnet-run compile where it runs"):
+        check_request(asked(target))
+    request = replace(asked(target), on_device=True)
+    check_request(request)
+    entry = deferred(request)
+    assert (entry.compute_capabilities, entry.platform, entry.on_device) == (capabilities, "any", True)
+    assert entry.file == entry.graph == "graphs/int8_tensorrt.onnx" and entry.vendor_version == ""
+
+
+def deferred(request: BuildRequest) -> EngineEntry:
+    graphs = [GraphFile("float", "graphs/float.onnx", "float32", 1)]
+    for recipe, name in ((TENSORRT, "int8"), (TENSORRT_FP16, "float16")):
+        graphs.append(GraphFile(recipe.name, f"graphs/{name}_tensorrt.onnx", recipe.precision, 1))
+    return make_engines(request, graphs, Path("nowhere"), StageLog(Console(quiet=True)))[1]
+
+
+def test_what_cannot_be_meant_is_refused() -> None:
+    with pytest.raises(UsageError, match="--on-device was given, but no target has a plan"):
+        check_request(replace(asked("cpu"), on_device=True))
+    with pytest.raises(UsageError, match="--ship-eval is -1"):
+        check_request(replace(asked("cpu"), ship_eval=-1))
 
 
 def asked(*targets: str) -> BuildRequest:

@@ -14,6 +14,8 @@ from misgnet_runtime.targets import Target, parse_target
         ("openvino", Target("openvino"), "openvino", "openvino"),
         ("openvino-bf16", Target("openvino-bf16"), "openvino-bf16", "openvino-bf16"),
         ("tensorrt", Target("tensorrt"), "tensorrt", "tensorrt"),
+        ("Jetson-Orin", Target("jetson-orin"), "jetson-orin", "jetson-orin"),
+        ("jetson-thor-fp16", Target("jetson-thor-fp16"), "jetson-thor-fp16", "jetson-thor-fp16"),
         ("tensorrt-fp16", Target("tensorrt-fp16"), "tensorrt-fp16", "tensorrt-fp16"),
         ("rtx-sm86", Target("rtx", ("sm86",)), "rtx-sm86", "rtx-sm86"),
         ("rtx-sm86,sm89", Target("rtx", ("sm86", "sm89")), "rtx-sm86,sm89", "rtx-sm86-sm89"),
@@ -49,6 +51,9 @@ def test_a_target_has_one_canonical_name(text: str, target: Target, name: str, s
         "rtx-sm86-fp16-fp16",
         "tensorrt-sm86-fp16",
         "rtx-sm1",
+        "jetson",
+        "jetson-nano",
+        "jetson-orin-sm87",
     ],
 )
 def test_another_text_is_refused_with_the_accepted_forms(text: str) -> None:

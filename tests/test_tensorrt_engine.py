@@ -19,7 +19,7 @@ from fake_tensorrt import WORKING_MEMORY, make_tensorrt, model
 from misgnet_runtime.engines.replay import KEPT
 from misgnet_runtime.engines.tensorrt import open_plan
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError, UsageError
-from misgnet_runtime.plans import MachineFacts, Plan, PlanFacts, PlanOptions, check_plan_fits, compile_plan
+from misgnet_runtime.plans import MachineFacts, Plan, PlanFacts, PlanOptions, check_plan_fits, compile_plan, facts
 
 VERSIONS = ("10.3.0", "10.16.1", "11.1.0")
 OPTIONS = PlanOptions("tensorrt", max_batch=8)
@@ -64,9 +64,10 @@ def test_the_plan_says_what_it_is_bound_to(tensorrt: Any, driver: FakeDriver) ->
 
 
 def test_options_reach_the_builder(tensorrt: Any, driver: FakeDriver) -> None:
-    compiled(driver, options=replace(OPTIONS, workspace_bytes=1 << 20, optimization_level=5, min_batch=2))
+    memory = {"workspace_bytes": 1 << 20, "builder_bytes": (1 << 22) + 5}
+    compiled(driver, options=replace(OPTIONS, optimization_level=5, min_batch=2, **memory))
     config = tensorrt.seen.config
-    assert config.pools == {"WORKSPACE": 1 << 20}
+    assert config.pools == {"WORKSPACE": 1 << 20, "TACTIC_DRAM": 1 << 22}
     assert config.builder_optimization_level == 5
     shapes = [(batch, 4, 4, 3) for batch in (2, 4, 8)]
     assert config.profiles[0].shapes == {"before": shapes, "after": shapes}
@@ -337,6 +338,9 @@ def test_progress_and_interrupt(tensorrt: Any, driver: FakeDriver) -> None:
     steps: list[tuple[str, int, int]] = []
     compiled(driver, progress=lambda *step: steps.append(step))
     assert steps == [("Building engine", done, 3) for done in range(4)]
+    shares: list[float] = []
+    compiled(driver, share=shares.append)
+    assert shares == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
     def stop(phase: str, done: int, total: int) -> None:
         if done == 1:
@@ -370,14 +374,41 @@ def test_batches_must_ascend(batches: tuple[int, int, int]) -> None:
         PlanOptions("tensorrt", (), *batches)
 
 
-PLAN = PlanFacts("tensorrt", "10.3.0", ("sm87",), "linux-aarch64")
-MACHINE = MachineFacts("tensorrt", "10.3.0", "sm87", "linux-aarch64")
+PLAN = PlanFacts("tensorrt", "10.3.0", ("sm87",), "linux-aarch64", "12.6", 20 << 20, 100 << 20)
+MACHINE = MachineFacts("tensorrt", "10.3.0", "sm87", "linux-aarch64", "12.6", 250 << 20)
 
 
 @pytest.mark.parametrize("version", ["10.3.0", "10.3.0.30"])
 def test_a_fitting_plan_passes(version: str) -> None:
     check_plan_fits(PLAN, replace(MACHINE, vendor_version=version))
     check_plan_fits(replace(PLAN, compute_capabilities=("sm86", "sm87")), MACHINE)
+
+
+def test_a_newer_driver_or_one_that_is_not_known_passes() -> None:
+    check_plan_fits(PLAN, replace(MACHINE, cuda_driver="13.0"))
+    check_plan_fits(replace(PLAN, cuda_driver=""), replace(MACHINE, cuda_driver="11.8"))
+
+
+def test_memory_is_counted_for_all_streams_before_any_is_taken() -> None:
+    check_plan_fits(PLAN, MACHINE, 2)
+    check_plan_fits(PLAN, replace(MACHINE, free_bytes=None), 9)
+    with pytest.raises(UnavailableError, match=r"3 at once it takes at least 320 MiB .*, and 250 MiB are free"):
+        check_plan_fits(PLAN, MACHINE, 3)
+
+
+def test_an_integrated_gpu_has_the_memory_that_the_system_would_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "available_memory", lambda: 5 << 30)
+    for integrated, expected in ((True, 5 << 30), (False, 1 << 30)):
+        driver = FakeDriver(integrated=integrated)
+        assert facts.free_bytes(driver, driver.device()) == expected
+    monkeypatch.setattr(facts, "available_memory", lambda: None)
+    driver = FakeDriver(integrated=True)
+    assert facts.free_bytes(driver, driver.device()) == 1 << 30
+
+
+def test_the_rebuild_that_is_known_is_told() -> None:
+    with pytest.raises(UnavailableError, match=r"rebuild with: misgnet-run compile b --engine e$"):
+        check_plan_fits(PLAN, replace(MACHINE, vendor_version="11.1"), rebuild="misgnet-run compile b --engine e")
 
 
 @pytest.mark.parametrize(
@@ -387,6 +418,7 @@ def test_a_fitting_plan_passes(version: str) -> None:
         ({"compute_capability": "sm89"}, ("sm87", "sm89")),
         ({"platform": "linux-x86_64"}, ("linux-aarch64", "linux-x86_64")),
         ({"vendor": "rtx"}, ("by tensorrt", "with rtx")),
+        ({"cuda_driver": "12.2"}, ("driver for CUDA 12.6", "one is for CUDA 12.2")),
     ],
 )
 def test_a_misfit_names_both_sides_and_the_rebuild(change: dict[str, str], sides: tuple[str, str]) -> None:
@@ -407,6 +439,17 @@ def test_a_misfit_is_told_before_deserialising(tensorrt: Any, driver: FakeDriver
     tensorrt.Runtime = None  # whoever deserialises fails
     with pytest.raises(UnavailableError, match="built for sm86, this GPU is sm87"):
         open_plan(plan.data, "tensorrt", driver, facts=replace(plan.facts, compute_capabilities=("sm86",)))
+
+
+def test_a_plan_without_memory_for_it_is_not_deserialised(tensorrt: Any, driver: FakeDriver) -> None:
+    plan = compiled(driver)
+    with open_plan(plan.data, "tensorrt", driver, facts=plan.facts, streams=2) as engine:
+        needed = replace(plan.facts, stream_bytes=engine.stream_bytes).memory_bytes(2)
+        assert needed == len(plan.data) + sum(memory.nbytes for memory in driver.memory.values())
+    tensorrt.Runtime = None
+    small = FakeDriver("sm87", memory=needed - 1)
+    with pytest.raises(UnavailableError, match="does not fit this machine now"):
+        open_plan(plan.data, "tensorrt", small, facts=replace(plan.facts, stream_bytes=engine.stream_bytes), streams=2)
 
 
 def test_a_plan_that_the_vendor_refuses_carries_its_reason(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:

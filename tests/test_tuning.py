@@ -23,6 +23,7 @@ from misgnet_runtime.console import out_console
 from misgnet_runtime.engines import EngineSettings
 from misgnet_runtime.errors import MisgnetError, StorageError, UsageError
 from misgnet_runtime.manifest import EngineEntry
+from misgnet_runtime.private import PrivateFolder, cache_folder
 from misgnet_runtime.scenes.journal import Raw, open_journal
 from misgnet_runtime.split import choose_split
 from misgnet_runtime.throughput import Task, Timing
@@ -251,11 +252,11 @@ def test_other_answers_are_a_problem(
 def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     monkeypatch.setenv("HOME", "/home/one")
-    assert store.cache_folder() == Path(os.environ["MISGNET_CACHE"])
+    assert cache_folder() == Path(os.environ["MISGNET_CACHE"])
     monkeypatch.delenv("MISGNET_CACHE")
-    assert store.cache_folder() == Path("/x/misgnet")
+    assert cache_folder() == Path("/x/misgnet")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert store.cache_folder() == Path("/home/one/.cache/misgnet")
+    assert cache_folder() == Path("/home/one/.cache/misgnet")
 
 
 def test_what_was_kept_is_found_again_for_that_engine_alone(bundle: Bundle, tmp_path: Path) -> None:
@@ -278,9 +279,9 @@ def test_another_machine_has_a_file_of_its_own(bundle: Bundle, monkeypatch: pyte
 
 def damage(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
     def damaged(path: Path) -> None:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes().split(b"\n", 1)[1])
         change(values)
-        path.write_text(json.dumps(values))
+        PrivateFolder(path.parent).write_sealed(path.name, json.dumps(values).encode())
 
     return damaged
 
@@ -296,8 +297,9 @@ def pipe(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "is not used: "),
         (lambda path: path.write_bytes(b"\xff{"), "is not used: "),
         (lambda path: path.write_bytes(b"[" * 100_000), "is not used: "),
-        (lambda path: path.write_bytes(b" " * (1 << 21)), "larger than 1048576 bytes"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "is not used: "),
+        (lambda path: path.write_bytes(b" " * (1 << 21)), "larger than 1048641 bytes"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "its digest is not that of what it holds"),
+        (lambda path: path.parent.chmod(0o750), "is open to others (mode 0750)"),
         (pipe, "it is no file"),
         (damage(lambda v: v.update(format=0)), "it has format 0, this version reads 1"),
         (damage(lambda v: v["place"].update(library="onnxruntime 1.0")), "measured with onnxruntime 1.0, here is onnx"),
@@ -324,10 +326,10 @@ def test_a_cache_that_cannot_be_written_is_told_before_anything_is_measured(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(StorageError, match=r"cannot be kept in .*: .*; name another folder in MISGNET_CACHE"):
+    with pytest.raises(StorageError, match=r"nothing can be kept in .*: .*; name another folder in MISGNET_CACHE"):
         tune_bundle(bundle.path)
     (tmp_path / "cache").unlink()
-    monkeypatch.setattr(store.os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(StorageError, match="no right to write there"):
         prepare()
 

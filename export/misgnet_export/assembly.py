@@ -16,7 +16,9 @@ from misgnet_export.report import ReportData, render
 from misgnet_export.report.control import draw_control
 from misgnet_export.report.html import short_path
 from misgnet_export.request import BuildRequest
+from misgnet_export.shipping import EVALUATION
 from misgnet_runtime.bundle import MANIFEST, describe_files, file_sha256
+from misgnet_runtime.evaluation import ROLE
 from misgnet_runtime.golden import write_golden
 from misgnet_runtime.machine import describe_machine, installed_versions
 from misgnet_runtime.manifest import (
@@ -209,8 +211,8 @@ def _roles(root: Path, draft: Draft) -> dict[str, tuple[str, str | None]]:
         found = {engine.file: ("engine", engine.precision)}
         roles = found | _part_roles(engine.split, f"of {engine.name}", engine.precision) | roles
     roles[GOLDEN] = ("golden tiles", None)
-    for path in (root / "evidence").iterdir():
-        roles[f"evidence/{path.name}"] = ("evidence", None)
+    for folder, role in (("evidence", "evidence"), (EVALUATION, ROLE)):
+        roles |= {path.relative_to(root).as_posix(): (role, None) for path in (root / folder).glob("*")}
     return roles
 
 

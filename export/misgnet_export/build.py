@@ -34,6 +34,7 @@ from misgnet_export.quantization import Calibrated, observe, observe_or_reuse
 from misgnet_export.report import parity_table
 from misgnet_export.report.control import control_table, record_of
 from misgnet_export.request import BuildRequest, check_request
+from misgnet_export.shipping import ship_evaluation
 from misgnet_export.splitting import split_graphs
 from misgnet_export.threshold import Tuned, tune_threshold
 from misgnet_runtime.bundle import file_sha256
@@ -98,6 +99,8 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
     draft = Draft(sets, graphs, engines, evidence, tuned)
     if not evidence.parity.passed:
         return draft
+    if request.ship_eval:
+        ship_evaluation(request, torch_predictor(network), sets.evaluation, root, log)
     ran = {e.engine for e in evidence.parity.engines if e.status == "run"}
     runnable = [entry for entry in engines if entry.name in ran]
     timings = time_engines(runnable, root, request.interface, write_golden_tiles(root, evidence), log)

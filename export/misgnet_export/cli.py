@@ -9,6 +9,7 @@ import typer
 
 from misgnet_export.request import PlacementChoice, RepairChoice, SelectionRule
 from misgnet_export.signing_command import sign
+from misgnet_export.wheelhouse import PlatformName
 from misgnet_runtime import arguments
 from misgnet_runtime.console import err_console, make_app, out_console, run_app
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
@@ -81,6 +82,16 @@ def build(
     ] = "probability",
     bundle_version: Annotated[int, typer.Option(help="a number that only grows")] = 1,
     licence: Annotated[str, typer.Option(help="licence of the weights, for the manifest")] = "not stated",
+    on_device: Annotated[
+        bool,
+        typer.Option(
+            "--on-device",
+            help="plans of tensorrt and rtx are left to misgnet-run compile where they run; Jetson's always",
+        ),
+    ] = False,
+    ship_eval: Annotated[
+        int, typer.Option(help="evaluation tiles in the bundle, for the gate on the device; they show their pixels")
+    ] = 0,
     timing_cache: Annotated[Path | None, typer.Option(help="TensorRT's timing cache, read and written")] = None,
     split: Annotated[
         bool,
@@ -99,7 +110,7 @@ def build(
     request = BuildRequest(
         weights, calib, evaluation, val, targets, output, interface, force, calib_tiles, selection, observer,
         observations, placement, repair, control_minutes, seed, max_f1_drop, gate, number, bundle_version,
-        licence, timing_cache, split, tuned,
+        licence, timing_cache, split, tuned, on_device, ship_eval,
     )  # fmt: skip
     built = run(request, out_console)
     out_console.print(stage_table(built.stages))
@@ -192,6 +203,30 @@ def triton(
         note = f"; {model.note}" if model.note else ""
         out_console.print(f"{model.name}: backend {model.backend}{note}", soft_wrap=True, highlight=False)
     out_console.print(f"repository: {output}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def wheelhouse(
+    platform: Annotated[PlatformName, typer.Option(help="the machine that installs from it")],
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("-o", "--output", help="its folder, which is filled further [default: wheelhouse-PLATFORM]"),
+    ] = None,
+    project: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="a checkout of this project, or its Git address [default: the one that runs]"),
+    ] = None,
+) -> None:
+    """A folder of wheels for a machine without a network, and the list of them with the lines that install it."""
+    from misgnet_export.wheelhouse import LIST, fill_wheelhouse, install_lines
+
+    def tell(line: str) -> None:
+        err_console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    folder = output or Path(f"wheelhouse-{platform}")
+    fill_wheelhouse(platform, folder, project, tell)
+    lines = [f"{len(list(folder.glob('*.whl')))} wheels and {LIST} in {folder}; there:", *install_lines(platform)]
+    out_console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
 
 
 def _check_picture(path: Path, force: bool) -> None:

@@ -21,7 +21,9 @@ def make_engines(request: BuildRequest, graphs: list[GraphFile], root: Path, log
     for target in request.targets:
         product = product_of(target)
         graph = by_name[product.recipe.name if product.recipe else "float"]
-        if product.has_plan:
+        if request.compiles_on_device(target):
+            entries.append(_left_to_the_device(request, target, product, graph))
+        elif product.has_plan:
             entries.append(_compiled(request, target, graph, root, log))
         else:
             entries.append(_opened(target.name, product, graph))
@@ -40,6 +42,17 @@ def _opened(name: str, product: Product, graph: GraphFile) -> EngineEntry:
     )  # fmt: skip
 
 
+def _left_to_the_device(request: BuildRequest, target: Target, product: Product, graph: GraphFile) -> EngineEntry:
+    """A graph from which ``misgnet-run compile`` makes the plan, and what may make it."""
+    options, board = request.plan_options(target), product.board
+    return EngineEntry(
+        target.name, product.engine, graph.file, graph.file, graph.precision, "",
+        list(board.compute_capabilities if board else target.compute_capabilities), board.platform if board else "any",
+        (options.min_batch, options.opt_batch, options.max_batch), split=graph.split,
+        compiled="to be compiled on the device",
+    )  # fmt: skip
+
+
 def _compiled(request: BuildRequest, target: Target, graph: GraphFile, root: Path, log: StageLog) -> EngineEntry:
     options = request.plan_options(target)
     file, plan = _compile(request, target, graph.file, root, log)
@@ -51,7 +64,7 @@ def _compiled(request: BuildRequest, target: Target, graph: GraphFile, root: Pat
     return EngineEntry(
         target.name, product_of(target).engine, file, graph.file, graph.precision,
         plan.vendor_version, list(plan.compute_capabilities), plan.platform,
-        (options.min_batch, options.opt_batch, options.max_batch), split=split,
+        (options.min_batch, options.opt_batch, options.max_batch), split=split, cuda_driver=plan.cuda_driver,
     )  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def _runnable(entry: EngineEntry, root: Path, interface: Interface) -> Iterator[
         stand_in = EngineEntry(entry.name, "onnxruntime", entry.graph, entry.graph, entry.precision, "")
         engine = open_engine_file(stand_in, root, interface.max_batch)
         status = "proxy"
-        reason = f"not run: {error}"
+        reason = entry.compiled if entry.on_device else f"not run: {error}"
     with ChangeDetector(engine, interface) as detector:
         yield detector, status, reason
 

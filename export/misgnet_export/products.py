@@ -11,16 +11,26 @@ from misgnet_runtime.targets import Kind, Target
 
 
 @dataclass(frozen=True)
+class Board:
+    """What a plan is compiled on, by itself."""
+
+    compute_capabilities: tuple[str, ...]
+    platform: str
+
+
+@dataclass(frozen=True)
 class Product:
     """``recipe``: of its graph; None is the float graph itself, computed in ``float_type``.
 
-    ``needs``: one of these is what the processor must have, as in the manifest's engine entry.
+    ``needs``: one of these is what the processor must have, as in the manifest's engine entry. ``board``: of a plan
+    that can only be compiled there.
     """
 
     engine: EngineKind
     recipe: Recipe | None
     needs: tuple[str, ...] = ()
     float_type: str = "float32"
+    board: Board | None = None
 
     @property
     def precision(self) -> str:
@@ -41,6 +51,9 @@ class Product:
 _VNNI = ("avx512_vnni", "avx_vnni")  # without it x86 adds two products with 8-bit weights in 16 bits: they saturate
 _BF16 = ("avx512_bf16", "amx_bf16")
 
+_ORIN = Board(("sm87",), "linux-aarch64")
+_THOR = Board(("sm110",), "linux-aarch64")  # since CUDA 13; before, it was sm101
+
 FLOAT = Product("onnxruntime", None)  # in every bundle
 PRODUCTS: Mapping[Kind, Product] = {
     "cpu": Product("onnxruntime", CPU),
@@ -53,6 +66,10 @@ PRODUCTS: Mapping[Kind, Product] = {
     "rtx-fp16": Product("rtx", TENSORRT_FP16),
     "tensorrt": Product("tensorrt", TENSORRT),
     "tensorrt-fp16": Product("tensorrt", TENSORRT_FP16),
+    "jetson-orin": Product("tensorrt", TENSORRT, board=_ORIN),
+    "jetson-orin-fp16": Product("tensorrt", TENSORRT_FP16, board=_ORIN),
+    "jetson-thor": Product("tensorrt", TENSORRT, board=_THOR),
+    "jetson-thor-fp16": Product("tensorrt", TENSORRT_FP16, board=_THOR),
 }
 
 

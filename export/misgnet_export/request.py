@@ -25,7 +25,10 @@ RepairChoice = Literal["auto", "always", "never"]
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """One build. ``threshold`` is on the probability of change, and may be tuned; ``max_f1_drop`` is in points."""
+    """One build. ``threshold`` is on the probability of change, and may be tuned; ``max_f1_drop`` is in points.
+
+    ``on_device``: plans are compiled where they run; ``ship_eval``: so many evaluation tiles travel with them.
+    """
 
     weights: Path
     calib: Path
@@ -51,6 +54,13 @@ class BuildRequest:
     timing_cache: Path | None = None
     split: bool = False
     tune_threshold: bool = False
+    on_device: bool = False
+    ship_eval: int = 0
+
+    def compiles_on_device(self, target: Target) -> bool:
+        """Whether the plan of ``target`` is left to ``misgnet-run compile``."""
+        product = product_of(target)
+        return product.board is not None or (self.on_device and product.has_plan)
 
     def plan_options(self, target: Target) -> PlanOptions:
         """Profile 1 / 4 / 16, within the bundle's largest batch."""
@@ -79,14 +89,20 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError(f"{asked}; it is auto, per-tensor, max, mse, entropy or 'percentile P', 0 < P <= 100")
     if not request.control_minutes >= 0:
         raise UsageError(f"--control-minutes is {request.control_minutes}; it must be 0 (none) or more")
+    if request.ship_eval < 0:
+        raise UsageError(f"--ship-eval is {request.ship_eval}; it is a number of tiles, or 0 for none")
+    if request.on_device and not any(product_of(target).has_plan for target in request.targets):
+        raise UsageError("--on-device was given, but no target has a plan; add --target tensorrt or rtx-smNN")
     for target in request.targets:
         _check_target(request, target)
 
 
 def _check_target(request: BuildRequest, target: Target) -> None:
     product = product_of(target)
-    if product.has_plan:
-        check_options(request.plan_options(target))
+    if request.compiles_on_device(target):
+        request.plan_options(target)
+    elif product.has_plan:
+        _check_compiler(request, target)
     elif product.engine == "openvino":
         load_openvino()
     if product.recipe is not None:
@@ -95,3 +111,10 @@ def _check_target(request: BuildRequest, target: Target) -> None:
         check_processor(product.needs)
     except UnavailableError as error:  # the float graph in ONNX Runtime would be no proxy of it
         raise UnavailableError(f"--target {target.name} can be judged only where it runs: {error}") from error
+
+
+def _check_compiler(request: BuildRequest, target: Target) -> None:
+    try:
+        check_options(request.plan_options(target))
+    except UnavailableError as error:
+        raise UnavailableError(f"{error}; or add --on-device, and run misgnet-run compile where it runs") from error

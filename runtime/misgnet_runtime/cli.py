@@ -11,6 +11,7 @@ import typer
 from misgnet_runtime import arguments
 from misgnet_runtime.batch.command import batch as run_many
 from misgnet_runtime.bench.command import bench
+from misgnet_runtime.compiled.command import compile_plans
 from misgnet_runtime.console import make_app, out_console, run_app
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.log import JsonLog, current
@@ -167,6 +168,7 @@ def verify(
 
 app.command("batch")(run_many)
 app.command()(bench)
+app.command("compile")(compile_plans)
 app.command()(encode)
 app.command()(series)
 app.command()(tune)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError
 
-_READ_ERRORS = (  # what NumPy's reader raises on damaged archives
+READ_ERRORS = (  # what NumPy's reader raises on damaged archives
     OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, SyntaxError,
     RuntimeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
@@ -36,7 +36,7 @@ def read_golden(path: Path) -> GoldenTiles:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             tiles = GoldenTiles(arrays["before"], arrays["after"], arrays["probability"])
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise InputError(f"golden tiles {path} cannot be read: {error}") from error
     if not _fit_together(tiles):
         raise InputError(f"golden tiles {path} do not hold uint8 (G, T, T, 3) twice and float32 (G, T, T)")

@@ -78,6 +78,8 @@ def _made_for(entry: EngineEntry) -> str:
     if entry.kind == "onnxruntime-cuda":
         return "any GPU that CUDA and onnxruntime-gpu support"
     gpus = ", ".join(entry.compute_capabilities)
+    if entry.on_device:
+        return f"{gpus or 'any GPU of TensorRT'}{'' if entry.platform == 'any' else f' on {entry.platform}'}"
     return f"{gpus} on {entry.platform}" if gpus else " or ".join(entry.needs) or "any processor"
 
 

@@ -37,6 +37,12 @@ def describe_machine(root: Path = ROOT) -> dict[str, Any]:
     }
 
 
+def available_memory(root: Path = ROOT) -> int | None:
+    """Bytes that programs may still take without swapping, by Linux's estimate; None where it gives none."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", read_text(root / "proc/meminfo") or "", re.MULTILINE)
+    return 1024 * int(found[1]) if found else None
+
+
 def installed_versions(names: Iterable[str]) -> dict[str, str]:
     """The versions of those distributions that are installed."""
     found = {}

@@ -118,7 +118,9 @@ class EngineEntry(Struct, frozen=True):
 
     ``precision``: "float32", "bf16", "float16", "int8", or "int8+float16". ``needs``: the processor must have one of
     these, instruction sets by Linux's names or an architecture ("aarch64"); without any, every processor will do.
-    ``split``: the same engine in two parts, where the bundle was built with them.
+    ``split``: the same engine in two parts, where the bundle was built with them. ``cuda_driver``: the CUDA version of
+    the driver that a plan was built with. An engine ``compiled`` on the device opens no file of the bundle:
+    ``misgnet-run compile`` makes its plan from the graph, where it runs, and ``vendor_version`` is empty.
     """
 
     name: str
@@ -132,6 +134,12 @@ class EngineEntry(Struct, frozen=True):
     batches: tuple[Positive, Positive, Positive] = (1, 4, 16)
     needs: list[str] = []
     split: SplitEntry | None = None
+    compiled: Literal["by the build", "to be compiled on the device"] = "by the build"
+    cuda_driver: str = ""
+
+    @property
+    def on_device(self) -> bool:
+        return self.compiled == "to be compiled on the device"
 
     def all_files(self) -> list[str]:
         """The files that it opens and those that they were made from, by relative path."""
@@ -348,7 +356,9 @@ def _contradiction(m: Manifest) -> str | None:
     )
     unlisted = [name for engine in m.engines for name in engine.all_files() if name not in paths]
     split = any(engine.split for engine in m.engines)
+    graphs = [engine.name for engine in m.engines if engine.on_device and engine.kind not in ("rtx", "tensorrt")]
     found = {
+        f"has engines to be compiled on the device that are no plans: {', '.join(graphs)}": bool(graphs),
         "lists a file twice": len(paths) < len(m.files),
         "lists an engine twice": len({e.name for e in m.engines}) < len(m.engines),
         f"has engines whose files it does not list: {', '.join(unlisted)}": bool(unlisted),

@@ -112,6 +112,11 @@ def judge(
     return judged
 
 
+def judged_of(name: str, source: str, mask: Mask, label: Mask) -> Judged:
+    """One tile's own pixels, bool (H, W), against their label."""
+    return Judged(name, source, (mask.shape[0], mask.shape[1]), np.packbits(mask), Confusion.of(mask, label))
+
+
 def compare(
     engine: str, precision: str, reference: list[Judged], found: list[Judged], max_f1_drop: float,
     *, device: str, status: Status = "run", reason: str = "", gate: GateRule = "point",
@@ -157,9 +162,7 @@ def by_source(judged: list[Judged]) -> list[Confusion]:
 
 def _judged(tile: Tile, mask: Mask) -> Judged:
     rows, columns = tile.owned
-    own, label = mask[rows, columns], tile.label[rows, columns]
-    shape = (own.shape[0], own.shape[1])
-    return Judged(tile.ref.name, tile.ref.source.name, shape, np.packbits(own), Confusion.of(own, label))
+    return judged_of(tile.ref.name, tile.ref.source.name, mask[rows, columns], tile.label[rows, columns])
 
 
 def _tile_parity(reference: Judged, found: Judged) -> TileParity:

@@ -1,4 +1,4 @@
-"""The names of what a bundle is built for: ``cpu``, ``cuda``, ``rtx-sm86,sm89``, ``tensorrt-fp16``."""
+"""The names of what a bundle is built for: ``cpu``, ``cuda``, ``rtx-sm86,sm89``, ``jetson-orin``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,24 @@ from typing import Literal, get_args
 from misgnet_runtime.errors import UsageError
 
 Kind = Literal[
-    "cpu", "cpu-vnni", "cpu-arm", "cuda", "openvino", "openvino-bf16", "rtx", "rtx-fp16", "tensorrt", "tensorrt-fp16"
+    "cpu",
+    "cpu-vnni",
+    "cpu-arm",
+    "cuda",
+    "openvino",
+    "openvino-bf16",
+    "rtx",
+    "rtx-fp16",
+    "tensorrt",
+    "tensorrt-fp16",
+    "jetson-orin",
+    "jetson-orin-fp16",
+    "jetson-thor",
+    "jetson-thor-fp16",
 ]
 
 ACCEPTED = (
-    "cpu, cpu-vnni, cpu-arm, cuda, openvino, openvino-bf16, tensorrt, tensorrt-fp16, "
+    "cpu, cpu-vnni, cpu-arm, cuda, openvino, openvino-bf16, tensorrt[-fp16], jetson-orin[-fp16], jetson-thor[-fp16], "
     "or rtx-smNN[,smNN...][-fp16] such as rtx-sm86,sm89 and rtx-sm86-fp16"
 )
 

@@ -50,21 +50,38 @@ def check_golden(bundle: Bundle, entry: EngineEntry, golden: GoldenTiles) -> str
     UnavailableError where the engine cannot run here.
     """
     with open_detector(bundle, entry.name) as (detector, _, _):
-        found = _answers(detector.probability, golden)
+        line, found = golden_agreement(bundle, entry, detector.probability, golden)
+    if entry.split is None:
+        return line
+    with open_split(bundle, entry) as parts:
+        return f"{line}; {parts_agreement(bundle, entry, parts.probability, golden, found)}"
+
+
+def golden_agreement(
+    bundle: Bundle, entry: EngineEntry, predict: Predict, golden: GoldenTiles
+) -> tuple[str, Probability]:
+    """What ``predict``, the engine ``entry``, answers on the golden tiles, and a line that says how well.
+
+    Raises GateFailed below 95 % of equal pixels.
+    """
+    found = _answers(predict, golden)
     agreement = same_pixels(found, golden.probability, bundle.manifest.threshold)
     if not agreement >= GOLDEN_AGREEMENT:
         raise GateFailed(
             f"engine {entry.name} agrees with the golden tiles in only {100 * agreement:.2f} % of pixels "
             f"(at least {100 * GOLDEN_AGREEMENT:.0f} % needed); do not use it, build it again"
         )
-    line = f"{entry.name}: {100 * agreement:.3f} % of the golden tiles' pixels agree"
-    return f"{line}; {_check_parts(bundle, entry, golden, found)}" if entry.split else line
+    return f"{entry.name}: {100 * agreement:.3f} % of the golden tiles' pixels agree", found
 
 
-def _check_parts(bundle: Bundle, entry: EngineEntry, golden: GoldenTiles, whole: Probability) -> str:
-    """``whole``: what the engine answers on the golden tiles, which its encoder and head must answer, too."""
-    with open_split(bundle, entry) as parts:
-        found = _answers(parts.probability, golden)
+def parts_agreement(
+    bundle: Bundle, entry: EngineEntry, predict: Predict, golden: GoldenTiles, whole: Probability
+) -> str:
+    """``whole``: what the engine answers on the golden tiles, which ``predict``, its parts together, must answer, too.
+
+    Raises GateFailed below 99 % of equal pixels.
+    """
+    found = _answers(predict, golden)
     agreement = same_pixels(found, whole, bundle.manifest.threshold)
     if not agreement >= PARTS_AGREEMENT:
         raise GateFailed(

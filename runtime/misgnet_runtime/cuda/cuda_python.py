@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from misgnet_runtime.cuda.driver import Bytes, CudaGraphs, Device
+from misgnet_runtime.cuda.driver import Bytes, CudaGraphs, Device, version_text
 from misgnet_runtime.errors import UnavailableError
 
 
@@ -43,7 +43,15 @@ class CudaPython:
     def device(self) -> Device:
         facts = self.call("cudaGetDeviceProperties", 0)
         name = facts.name.decode() if isinstance(facts.name, bytes) else str(facts.name)
-        return Device(name.rstrip("\0"), f"sm{facts.major}{facts.minor}", int(facts.totalGlobalMem))
+        capability = f"sm{facts.major}{facts.minor}"
+        return Device(name.rstrip("\0"), capability, int(facts.totalGlobalMem), bool(facts.integrated))
+
+    def version(self) -> str:
+        return version_text(int(self.call("cudaDriverGetVersion")))
+
+    def free_memory(self) -> int:
+        with self.current():
+            return int(self.call("cudaMemGetInfo"))  # the first of free and total
 
     def allocate(self, size: int) -> int:
         return int(self.call("cudaMalloc", size))
@@ -95,7 +103,7 @@ class CudaPython:
         return float(self.call("cudaEventElapsedTime", start, end))
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """The one value of a call that gives (status, value), or None of one that gives (status,)."""
+        """The first value of a call that gives (status, value, ...), or None of one that gives (status,)."""
         try:
             status, *values = getattr(self._runtime, name)(*arguments)
         except RuntimeError as error:  # how the binding says that the driver's own library is not there

@@ -15,11 +15,17 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU; ``compute_capability`` is written as "sm86"."""
+    """A GPU; ``compute_capability`` is written as "sm86". ``integrated``: it shares the processor's memory."""
 
     name: str
     compute_capability: str
     memory_bytes: int
+    integrated: bool = False
+
+
+def version_text(number: int) -> str:
+    """ "12.6" of CUDA's 12060."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 class CudaGraphs(Protocol):
@@ -57,6 +63,12 @@ class CudaDriver(Protocol):
     def device_count(self) -> int: ...
 
     def device(self) -> Device: ...
+
+    def version(self) -> str:
+        """Of CUDA, the newest that the driver knows: "12.6"."""
+
+    def free_memory(self) -> int:
+        """Of the device, in bytes. Of an integrated one CUDA leaves out what the system would give back on demand."""
 
     def allocate(self, size: int) -> int: ...
 

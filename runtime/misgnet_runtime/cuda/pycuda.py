@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from misgnet_runtime.cuda.driver import Bytes, CudaGraphs, Device
+from misgnet_runtime.cuda.driver import Bytes, CudaGraphs, Device, version_text
 from misgnet_runtime.errors import UnavailableError
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, for which pycuda has no name
@@ -52,7 +52,15 @@ class PyCuda:
     def device(self) -> Device:
         device = self._driver.Device(0)
         major, minor = device.compute_capability()
-        return Device(str(device.name()), f"sm{major}{minor}", int(device.total_memory()))
+        integrated = bool(device.get_attribute(self._driver.device_attribute.INTEGRATED))
+        return Device(str(device.name()), f"sm{major}{minor}", int(device.total_memory()), integrated)
+
+    def version(self) -> str:
+        return version_text(int(self._driver.get_driver_version()))
+
+    def free_memory(self) -> int:
+        with self.current() as driver:
+            return int(driver.mem_get_info()[0])
 
     def allocate(self, size: int) -> int:
         with self.current() as driver:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from misgnet_runtime.engines.base import Engine, TensorSpec
 from misgnet_runtime.engines.settings import EngineSettings
-from misgnet_runtime.errors import InputError
 from misgnet_runtime.machine import check_processor, usable_cores
 from misgnet_runtime.manifest import EngineEntry
 
@@ -49,7 +48,7 @@ def open_engine_file(
     what serves most machines without, and for an engine on a GPU always.
 
     Raises UnavailableError where this machine lacks the device, the processor, the library or the right version,
-    and InputError where the file cannot be opened.
+    or has no plan for it yet, and InputError where the file cannot be opened.
     """
     check_processor(entry.needs)
     settings = settings or EngineSettings()
@@ -65,12 +64,6 @@ def open_engine_file(
         from misgnet_runtime.engines.ort_cuda import OnnxRuntimeCudaEngine
 
         return OnnxRuntimeCudaEngine(root / entry.file, max_batch, threads, streams)
-    from misgnet_runtime.engines.tensorrt import open_plan
-    from misgnet_runtime.plans import PlanFacts
+    from misgnet_runtime.compiled.opening import open_plan_of
 
-    facts = PlanFacts(entry.kind, entry.vendor_version, tuple(entry.compute_capabilities), entry.platform)
-    try:
-        data = (root / entry.file).read_bytes()
-    except OSError as error:
-        raise InputError(f"plan {root / entry.file} cannot be read: {error}") from error
-    return open_plan(data, entry.kind, facts=facts, streams=streams)
+    return open_plan_of(entry, root, streams)

@@ -42,7 +42,7 @@ class _Buffer:
         return flat.reshape(batch, *self.spec.shape[1:])
 
     def part(self, batch: int) -> Bytes:
-        return self.host[: _item_bytes(self.spec) * batch]
+        return self.host[: item_bytes(self.spec) * batch]
 
 
 class Lane:
@@ -68,7 +68,7 @@ class Lane:
         self._context = self._new_context()
 
     def _take_buffer(self, spec: TensorSpec, taken: ExitStack) -> _Buffer:
-        size = _item_bytes(spec) * self._tensors.max_batch
+        size = item_bytes(spec) * self._tensors.max_batch
         address = self._driver.allocate(size)
         taken.callback(self._driver.free, address)
         host = self._driver.allocate_host(size)
@@ -143,5 +143,5 @@ def _replay(contexts: Contexts, driver: CudaDriver, stream: int) -> Replay:
     return Replay(driver.graphs, stream)
 
 
-def _item_bytes(spec: TensorSpec) -> int:
+def item_bytes(spec: TensorSpec) -> int:
     return prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize

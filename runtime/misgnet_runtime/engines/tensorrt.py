@@ -8,9 +8,9 @@ from typing import Any
 from misgnet_runtime.cuda import CudaDriver, Device, first_device, open_driver
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.engines.contexts import Contexts
-from misgnet_runtime.engines.lanes import Lane, Tensors
+from misgnet_runtime.engines.lanes import Lane, Tensors, item_bytes
 from misgnet_runtime.errors import InputError, UnavailableError
-from misgnet_runtime.plans.facts import MachineFacts, PlanFacts, check_plan_fits, this_platform
+from misgnet_runtime.plans.facts import PlanFacts, check_plan_fits, this_machine
 from misgnet_runtime.plans.log import VendorLog, make_logger
 from misgnet_runtime.plans.vendor import load_vendor, rules, vendor_version
 
@@ -27,13 +27,14 @@ DTYPES = {
 
 
 def open_plan(
-    data: bytes, vendor: str, driver: CudaDriver | None = None, *, facts: PlanFacts | None = None, streams: int = 1
-) -> TensorRTEngine:
+    data: bytes, vendor: str, driver: CudaDriver | None = None, *, facts: PlanFacts | None = None, streams: int = 1,
+    rebuild: str | None = None,
+) -> TensorRTEngine:  # fmt: skip
     """Open the bytes of a plan with the vendor module "rtx" or "tensorrt" on CUDA device 0.
 
     ``streams``: batches that run at once; each takes its own buffers and working memory on the device.
     Deserialising runs native code: verify the bytes' digest or signature first. With ``facts``, what the
-    plan was built for, a misfit is told before anything is deserialised.
+    plan was built for, a misfit is told before anything is deserialised, with the command that would ``rebuild`` it.
 
     Raises UnavailableError without the vendor, a CUDA driver or a device, or where the plan does not fit
     them; InputError for tensors that NumPy cannot hold.
@@ -42,14 +43,16 @@ def open_plan(
     driver = driver or open_driver()
     device = first_device(driver)
     if facts is not None:
-        machine = MachineFacts(vendor, vendor_version(module), device.compute_capability, this_platform())
-        check_plan_fits(facts, machine)
+        check_plan_fits(facts, this_machine(vendor, module, driver, device), streams, rebuild)
     with driver.current():
         return TensorRTEngine(data, module, vendor, driver, device, streams)
 
 
 class TensorRTEngine(Engine):
-    """One plan, and a lane for each batch that may run at once; see :func:`open_plan`."""
+    """One plan, and a lane for each batch that may run at once; see :func:`open_plan`.
+
+    ``stream_bytes``: what each stream takes of the device's memory, besides the plan itself.
+    """
 
     def __init__(self, data: bytes, module: Any, vendor: str, driver: CudaDriver, device: Device, streams: int) -> None:
         self.device = f"{device.name} ({device.compute_capability})"
@@ -64,7 +67,9 @@ class TensorRTEngine(Engine):
             raise UnavailableError(f"{title} cannot open the plan on {self.device}: {reason}")
         self.inputs, self.outputs = _tensor_specs(self._engine, module)
         self.min_batch, self.max_batch = _batch_range(self._engine, self.inputs)
-        self._lanes = self._take_lanes(Contexts(module, self._engine, self._log), driver, streams)
+        contexts = Contexts(module, self._engine, self._log)
+        self.stream_bytes = contexts.memory_bytes + (2 if device.integrated else 1) * self._buffer_bytes()
+        self._lanes = self._take_lanes(contexts, driver, streams)
         super().__init__(self._lanes)
 
     def _take_lanes(self, contexts: Contexts, driver: CudaDriver, streams: int) -> list[Lane]:
@@ -74,6 +79,10 @@ class TensorRTEngine(Engine):
             lanes = [Lane(contexts, tensors, driver, taken) for _ in range(streams)]
             self._taken = taken.pop_all()
         return lanes
+
+    def _buffer_bytes(self) -> int:
+        """Of a stream, on the device; as many on the host, which is the same memory where the GPU is integrated."""
+        return self.max_batch * sum(item_bytes(spec) for spec in (*self.inputs, *self.outputs))
 
     @property
     def notes(self) -> tuple[str, ...]:

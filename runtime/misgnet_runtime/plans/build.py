@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.plans.log import VendorLog, make_logger, one_line
 from misgnet_runtime.plans.plan import PlanOptions
-from misgnet_runtime.plans.progress import Cancellation, Progress, deferred_interrupt, make_monitor
-from misgnet_runtime.plans.timing import load_timing_cache, save_timing_cache
+from misgnet_runtime.plans.progress import Cancellation, Progress, Share, deferred_interrupt, make_monitor
+from misgnet_runtime.plans.timing import CacheFile, load_timing_cache, save_timing_cache
 from misgnet_runtime.plans.vendor import PROGRESS, has, network_flags, rules, vendor_version
 from misgnet_runtime.targets import sorted_capabilities
 
@@ -42,6 +41,10 @@ class Build:
         options, config = self._options, self._config
         if options.workspace_bytes is not None:
             config.set_memory_pool_limit(self._module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+        if options.builder_bytes is not None:
+            # On a board that shares its memory the default is three quarters of all there is, free or not.
+            power = 1 << options.builder_bytes.bit_length() - 1  # others are refused
+            config.set_memory_pool_limit(self._module.MemoryPoolType.TACTIC_DRAM, power)
         if options.optimization_level is not None:
             config.builder_optimization_level = options.optimization_level
         if options.vendor == "rtx":
@@ -67,11 +70,11 @@ class Build:
         if self._config.add_optimization_profile(profile) < 0:
             raise MisgnetError(f"the optimization profile was refused: {self.log.last_errors()}")
 
-    def run(self, timing_cache: Path | None, progress: Progress | None) -> bytes:
-        """The serialised engine; raises what ``progress`` raised, or MisgnetError with the reason."""
+    def run(self, timing_cache: CacheFile | None, progress: Progress | None, share: Share | None) -> bytes:
+        """The serialised engine; raises what ``progress`` or ``share`` raised, or MisgnetError with the reason."""
         cancellation = Cancellation()
         if has(self._module, PROGRESS):
-            self._config.progress_monitor = make_monitor(self._module, progress, cancellation)
+            self._config.progress_monitor = make_monitor(self._module, progress, cancellation, share)
         cached = timing_cache is not None and self._take_timing_cache(timing_cache)
         with deferred_interrupt(cancellation):
             serialized = self._builder.build_serialized_network(self._network, self._config)
@@ -82,11 +85,11 @@ class Build:
             self._note(save_timing_cache(self._config, timing_cache))
         return bytes(serialized)
 
-    def _take_timing_cache(self, path: Path) -> bool:
+    def _take_timing_cache(self, file: CacheFile) -> bool:
         if not rules(self._options.vendor).keeps_timing_cache:
             self._note("timing cache unused: TensorRT for RTX keeps none")
             return False
-        self._note(load_timing_cache(self._config, path, self.log))
+        self._note(load_timing_cache(self._config, file, self.log))
         return True
 
     def _note(self, note: str | None) -> None:

@@ -16,7 +16,8 @@ from misgnet_runtime.plans.build import Build
 from misgnet_runtime.plans.facts import this_platform
 from misgnet_runtime.plans.log import counted
 from misgnet_runtime.plans.plan import Plan, PlanOptions
-from misgnet_runtime.plans.progress import Progress
+from misgnet_runtime.plans.progress import Progress, Share
+from misgnet_runtime.plans.timing import CacheFile, PlainFile
 from misgnet_runtime.plans.vendor import known_capabilities, load_vendor, rules, vendor_version
 from misgnet_runtime.targets import sorted_capabilities
 
@@ -25,15 +26,17 @@ def compile_plan(
     onnx_model: bytes,
     options: PlanOptions,
     *,
-    timing_cache: Path | None = None,
+    timing_cache: Path | CacheFile | None = None,
     progress: Progress | None = None,
+    share: Share | None = None,
     driver: CudaDriver | None = None,
 ) -> Plan:
     """Compile a graph whose inputs have a dynamic first axis, the batch, and no other dynamic axis.
 
     ``timing_cache`` is read where it is there and written afterwards; nothing about it is fatal.
     ``progress`` gets (phase, steps done, steps in all); phases nest, and their names are the vendor's.
-    What it raises, or a Ctrl-C, stops the build at its next step and comes out here.
+    ``share`` gets how much of the whole is done, 0 to 1. What they raise, or a Ctrl-C, stops the build at its next
+    step and comes out here.
 
     Raises UnavailableError without the vendor, or without a GPU where one is needed; UsageError for a
     compute capability that the vendor does not know; InputError where the parser refuses the graph;
@@ -45,7 +48,8 @@ def compile_plan(
     build = Build(module, options)
     build.parse(onnx_model)
     build.configure()
-    data = build.run(timing_cache, progress)
+    cache = PlainFile(timing_cache) if isinstance(timing_cache, Path) else timing_cache
+    data = build.run(cache, progress, share)
     kinds = build.layer_kinds()
     return Plan(
         data=data,
@@ -59,6 +63,7 @@ def compile_plan(
         dequantize_layers=kinds["DEQUANTIZE"],
         warnings=counted(build.log.warnings),
         notes=tuple(build.notes),
+        cuda_driver="" if options.compute_capabilities else (driver or open_driver()).version(),
     )
 
 

@@ -13,8 +13,10 @@ from misgnet_runtime.plans.vendor import rules
 class PlanOptions:
     """How to compile; ``vendor`` is "rtx" or "tensorrt".
 
-    ``compute_capabilities`` ("sm86", ...) are for RTX only; none means this machine's GPU. Raises UsageError
-    unless 1 <= min_batch <= opt_batch <= max_batch.
+    ``compute_capabilities`` ("sm86", ...) are for RTX only; none means this machine's GPU. ``workspace_bytes``: of one
+    operator; ``builder_bytes``: of all that the builder takes while it measures, of which the next lower power of 2
+    counts. Without them TensorRT takes what the device has. Raises UsageError unless 1 <= min_batch <= opt_batch <=
+    max_batch.
     """
 
     vendor: str
@@ -23,6 +25,7 @@ class PlanOptions:
     opt_batch: int = 4
     max_batch: int = 16
     workspace_bytes: int | None = None
+    builder_bytes: int | None = None
     optimization_level: int | None = None
 
     def __post_init__(self) -> None:
@@ -56,8 +59,11 @@ class Plan:
     dequantize_layers: int
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    cuda_driver: str = ""
 
     @property
     def facts(self) -> PlanFacts:
         """What the plan is bound to, for a manifest."""
-        return PlanFacts(self.vendor, self.vendor_version, self.compute_capabilities, self.platform)
+        return PlanFacts(
+            self.vendor, self.vendor_version, self.compute_capabilities, self.platform, self.cuda_driver, len(self.data)
+        )

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 Progress = Callable[[str, int, int], None]
+Share = Callable[[float], None]  # told how much of the whole is done, 0 to 1, ever more
 
 
 class Cancellation:
@@ -27,7 +28,41 @@ class Cancellation:
             raise self.error
 
 
-def make_monitor(module: Any, progress: Progress | None, cancellation: Cancellation) -> Any:
+class Phases:
+    """The phases that are under way, each a part of a step of the one that it was started in."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, tuple[str | None, int, int]] = {}  # by name: parent, steps done, steps in all
+        self._told = 0.0
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        self._steps[name] = parent, 0, steps
+
+    def step(self, name: str, done: int) -> None:
+        parent, _, steps = self._steps.get(name, (None, 0, done))
+        self._steps[name] = parent, done, steps
+
+    def finish(self, name: str) -> None:
+        self._steps.pop(name, None)
+
+    def of(self, name: str) -> int:
+        """The steps of a phase in all."""
+        return self._steps[name][2]
+
+    def share(self) -> float:
+        """How much of the outermost phase is done, 0 to 1; it never falls."""
+        outermost = next((name for name, (parent, _, _) in self._steps.items() if parent is None), None)
+        if outermost is not None:
+            self._told = max(self._told, self._share(outermost))
+        return self._told
+
+    def _share(self, name: str) -> float:
+        _, done, steps = self._steps[name]
+        within = sum(self._share(inner) for inner, (parent, _, _) in self._steps.items() if parent == name)
+        return min(1.0, (done + min(1.0, within)) / max(1, steps))
+
+
+def make_monitor(module: Any, progress: Progress | None, cancellation: Cancellation, share: Share | None = None) -> Any:
     """An ``IProgressMonitor`` of the vendor module.
 
     It calls ``progress(phase, steps done, steps in all)``; phases nest and their names are the vendor's.
@@ -36,24 +71,28 @@ def make_monitor(module: Any, progress: Progress | None, cancellation: Cancellat
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             module.IProgressMonitor.__init__(self)  # pybind11 wants the base initialised by name
-            self._steps: dict[str, int] = {}
+            self._phases = Phases()
 
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:  # noqa: ARG002
-            self._steps[phase_name] = num_steps
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._phases.start(phase_name, parent_phase, num_steps)
             self._tell(phase_name, 0)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
+            self._phases.step(phase_name, step + 1)
             self._tell(phase_name, step + 1)
             return cancellation.error is None
 
         def phase_finish(self, phase_name: str) -> None:
-            self._steps.pop(phase_name, None)
+            self._phases.finish(phase_name)
 
         def _tell(self, phase: str, done: int) -> None:
-            if progress is None or cancellation.error is not None:
+            if cancellation.error is not None:
                 return
             try:
-                progress(phase, done, self._steps.get(phase, done))
+                if progress is not None:
+                    progress(phase, done, self._phases.of(phase))
+                if share is not None:
+                    share(self._phases.share())
             except BaseException as error:
                 cancellation.error = error
 

@@ -17,19 +17,27 @@ from misgnet_runtime.errors import UnavailableError, UsageError
 
 @dataclass(frozen=True)
 class VendorRules:
-    """What cannot be detected: behaviour that changes while the names stay."""
+    """What cannot be detected: behaviour that changes while the names stay. ``elsewhere``: another way to get it."""
 
     module: str
     title: str
     oldest: tuple[int, int]
     always_strongly_typed: tuple[int, int] | None  # from this version on, with or without the flag
     keeps_timing_cache: bool
+    elsewhere: str = ""
 
 
 RULES = {
     # For RTX the timing cache calls do nothing since 1.2, and log CUDA errors where there is no driver.
     "rtx": VendorRules("tensorrt_rtx", "TensorRT for RTX", (1, 2), None, keeps_timing_cache=False),
-    "tensorrt": VendorRules("tensorrt", "TensorRT", (10, 3), (11, 0), keeps_timing_cache=True),
+    "tensorrt": VendorRules(
+        "tensorrt",
+        "TensorRT",
+        (10, 3),
+        (11, 0),
+        keeps_timing_cache=True,
+        elsewhere=" (on a Jetson it is JetPack's: make the environment by python3 -m venv --system-site-packages)",
+    ),
 }
 
 # What comes and goes between releases, as (class, member):
@@ -61,7 +69,7 @@ def load_vendor(vendor: str) -> ModuleType:
     except (ImportError, OSError) as error:  # OSError: the wheel is there, one of its libraries is not
         raise UnavailableError(
             f"{rule.title} was asked for, but importing {rule.module} failed: {error}; "
-            f"install it with: pip install 'misgnet-export[{vendor}]'"
+            f"install it with: pip install 'misgnet-export[{vendor}]'{rule.elsewhere}"
         ) from error
     if parse_version(vendor_version(module)) < rule.oldest:
         wanted = ".".join(map(str, rule.oldest))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import msgspec
@@ -12,23 +11,15 @@ from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.cuda import first_device, open_driver
 from misgnet_runtime.engines import MOST_STREAMS, is_on_cpu
 from misgnet_runtime.engines.openvino import load_openvino
-from misgnet_runtime.errors import StorageError, UnavailableError
+from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.log import current
 from misgnet_runtime.machine import describe_machine, usable_cores
 from misgnet_runtime.manifest import EngineEntry, encode
-from misgnet_runtime.outputs import replace_file
 from misgnet_runtime.plans.vendor import load_vendor, rules, vendor_version
+from misgnet_runtime.private import PrivateFolder
 from misgnet_runtime.tuning.settings import FORMAT, Place, Setting, Tuning
 
 _MAX_BYTES = 1 << 20
-
-
-def cache_folder() -> Path:
-    """$MISGNET_CACHE, else misgnet in $XDG_CACHE_HOME, else in ~/.cache."""
-    if own := os.environ.get("MISGNET_CACHE"):
-        return Path(own)
-    common = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - no home is no error
-    return Path(common, "misgnet")
 
 
 def place_of(bundle: Bundle, entry: EngineEntry) -> Place:
@@ -42,27 +33,19 @@ def place_of(bundle: Bundle, entry: EngineEntry) -> Place:
 def path_of(place: Place) -> Path:
     """Of the file that is kept for ``place``, whatever the library's version: an older one's tuning is found there."""
     digest = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(place, library="")))
-    return _folder() / f"{digest.hexdigest()[:32]}.json"
+    return _folder().path / f"{digest.hexdigest()[:32]}.json"
 
 
 def prepare() -> None:
-    """Before anything slow: StorageError where nothing could be kept."""
-    folder = _folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        problem = None if os.access(folder, os.W_OK) else "no right to write there"
-    except OSError as error:
-        problem = str(error.strerror)
-    if problem:
-        raise StorageError(f"settings cannot be kept in {folder}: {problem}; name another folder in MISGNET_CACHE")
+    """Before anything slow: StorageError where nothing could be kept, InputError where others could change it."""
+    _folder().prepare()
 
 
 def keep(tuning: Tuning) -> Path:
     """Write the tuning, whole or not at all; the file's path."""
-    path = path_of(tuning.place)
-    with replace_file(path) as temporary:
-        temporary.write_bytes(encode(tuning))
-    return path
+    folder = _folder()
+    folder.prepare()
+    return folder.write_sealed(path_of(tuning.place).name, encode(tuning))
 
 
 def kept(bundle: Bundle, entry: EngineEntry) -> Tuning | None:
@@ -73,9 +56,10 @@ def kept(bundle: Bundle, entry: EngineEntry) -> Tuning | None:
     place = place_of(bundle, entry)
     path = path_of(place)
     try:
-        found = _read(path)
+        data = _folder().read_sealed(path.name, _MAX_BYTES)
+        found = None if data is None else msgspec.json.decode(data, type=Tuning)
         problem = None if found is None else _misfit(found, place, bundle.manifest.interface.max_batch)
-    except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+    except (InputError, OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         found, problem = None, " ".join(str(error).split())
     if problem:
         current().note(
@@ -85,21 +69,8 @@ def kept(bundle: Bundle, entry: EngineEntry) -> Tuning | None:
     return found
 
 
-def _folder() -> Path:
-    return cache_folder() / "tuning"
-
-
-def _read(path: Path) -> Tuning | None:
-    """None where there is no file. Raises OSError and ValueError."""
-    if not path.exists():
-        return None
-    if not path.is_file():  # a named pipe would wait for ever
-        raise ValueError("it is no file")
-    with path.open("rb") as file:
-        data = file.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
-    return msgspec.json.decode(data, type=Tuning)
+def _folder() -> PrivateFolder:
+    return PrivateFolder.of("tuning")
 
 
 def _misfit(found: Tuning, place: Place, max_batch: int) -> str | None:

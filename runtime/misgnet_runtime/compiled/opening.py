@@ -1,0 +1,80 @@
+"""Opens the plan of an engine: the one that was compiled here and proved itself, else the bundle's own."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from misgnet_runtime.bundle import MANIFEST, file_sha256
+from misgnet_runtime.compiled.records import PlanRecord, Slot
+from misgnet_runtime.compiled.store import PlanStore
+from misgnet_runtime.cuda import CudaDriver, Device, first_device, open_driver
+from misgnet_runtime.engines.base import Engine
+from misgnet_runtime.engines.tensorrt import open_plan
+from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.log import current
+from misgnet_runtime.manifest import EngineEntry
+from misgnet_runtime.plans.facts import PlanFacts, this_platform
+from misgnet_runtime.plans.vendor import load_vendor
+
+
+def open_plan_of(entry: EngineEntry, root: Path, streams: int, driver: CudaDriver | None = None) -> Engine:
+    """The plan of ``entry``, an engine of the bundle in ``root``, or of the part of it whose file the entry names.
+
+    Raises UnavailableError where this machine cannot run it or has not compiled it, with the command that does;
+    InputError where the plan is damaged, or lies where others may have changed it.
+    """
+    load_vendor(entry.kind)
+    driver = driver or open_driver()
+    command = compile_command(root, entry.name)
+    if found := _compiled_here(entry, root, first_device(driver)):
+        record, data = found
+        return open_plan(data, entry.kind, driver, facts=record.facts, streams=streams, rebuild=command)
+    if entry.on_device:
+        raise UnavailableError(f"its plan is to be compiled on the device; run there: {command}")
+    facts, data = _of_the_bundle(entry, root)
+    return open_plan(data, entry.kind, driver, facts=facts, streams=streams, rebuild=command)
+
+
+def compile_command(root: Path, engine: str) -> str:
+    return f"misgnet-run compile {shlex.quote(str(root))} --engine {shlex.quote(engine)}"
+
+
+def slot_of(bundle_sha256: str, entry: EngineEntry, device: Device) -> Slot:
+    return Slot(bundle_sha256, entry.name, device.compute_capability, this_platform())
+
+
+def graph_of(entry: EngineEntry) -> str:
+    """The graph that the entry's file was made from, or is to be made from; the file may be that of a part."""
+    graphs = {entry.file: entry.graph}
+    if entry.split is not None:
+        graphs |= {entry.split.encoder: entry.split.encoder_graph, entry.split.head: entry.split.head_graph}
+    return graphs[entry.file]
+
+
+def _compiled_here(entry: EngineEntry, root: Path, device: Device) -> tuple[PlanRecord, bytes] | None:
+    if not (root / MANIFEST).is_file():  # a bundle that is still being built
+        return None
+    store, slot = PlanStore(), slot_of(file_sha256(root / MANIFEST), entry, device)
+    try:
+        active = store.active(slot)
+        record = active.plans.get(graph_of(entry)) if active else None
+        return None if record is None else (record, store.plan(record))
+    except InputError as error:
+        advice = f"run: {compile_command(root, entry.name)}"
+        if entry.on_device:
+            raise InputError(f"what was compiled here of engine {entry.name} is not used: {error}; {advice}") from error
+        current().note(f"warning: {entry.name} runs by the bundle's own plan: {error}; {advice}")
+        return None
+
+
+def _of_the_bundle(entry: EngineEntry, root: Path) -> tuple[PlanFacts, bytes]:
+    try:
+        data = (root / entry.file).read_bytes()
+    except OSError as error:
+        raise InputError(f"plan {root / entry.file} cannot be read: {error}") from error
+    capabilities = tuple(entry.compute_capabilities)
+    facts = PlanFacts(
+        entry.kind, entry.vendor_version, capabilities, entry.platform, entry.cuda_driver, plan_bytes=len(data)
+    )
+    return facts, data

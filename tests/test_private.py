@@ -1,0 +1,179 @@
+"""The folders of what was made on this machine: nobody else may have changed what is in them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from misgnet_runtime import private
+from misgnet_runtime.errors import InputError, StorageError, UsageError
+from misgnet_runtime.private import PrivateFolder
+
+LIMIT = 1000
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PrivateFolder:
+    monkeypatch.setenv("MISGNET_CACHE", str(tmp_path / "some" / "cache"))
+    return PrivateFolder.of("plans")
+
+
+@pytest.fixture
+def filled(folder: PrivateFolder) -> PrivateFolder:
+    folder.prepare()
+    folder.write_sealed("one", b"contents")
+    return folder
+
+
+def test_where_nothing_is_nothing_is_found(folder: PrivateFolder) -> None:
+    assert folder.read("one", LIMIT) is None
+    folder.prepare()
+    assert folder.read("one", LIMIT) is None and folder.names() == []
+
+
+def test_where_nothing_is_nobody_is_asked_who_may_write_there(folder: PrivateFolder, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    assert folder.read("one", LIMIT) is None
+    with pytest.raises(InputError, match="may be changed by others"):
+        folder.prepare()
+
+
+def test_it_is_made_for_its_user_alone_whatever_the_umask(folder: PrivateFolder, tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        folder.prepare()
+    finally:
+        os.umask(before)
+    for path in (folder.path, tmp_path / "some" / "cache", tmp_path / "some"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    folder.write("one", b"1")
+
+
+def test_what_was_written_is_read_again_and_removed(filled: PrivateFolder) -> None:
+    assert filled.read_sealed("one", LIMIT) == b"contents"
+    assert filled.names() == ["one"]
+    filled.remove("one")
+    filled.remove("one")
+    assert filled.names() == []
+
+
+def test_a_folder_that_an_earlier_version_left_readable_is_closed(filled: PrivateFolder) -> None:
+    filled.path.chmod(0o755)
+    with pytest.raises(InputError, match=r"open to others \(mode 0755\)"):
+        filled.read("one", LIMIT)
+    filled.prepare()
+    assert filled.read_sealed("one", LIMIT) == b"contents"
+
+
+@pytest.mark.parametrize("position", [0, 30, 64, 65, -1])
+def test_a_changed_byte_is_found(filled: PrivateFolder, position: int) -> None:
+    data = bytearray((filled.path / "one").read_bytes())
+    data[position] ^= 1
+    (filled.path / "one").write_bytes(data)
+    with pytest.raises(InputError, match="its digest is not that of what it holds"):
+        filled.read_sealed("one", LIMIT)
+
+
+def open_to_the_group(folder: PrivateFolder) -> None:
+    folder.path.chmod(0o770)
+
+
+def linked_folder(folder: PrivateFolder) -> None:
+    elsewhere = folder.path.rename(folder.path.parent / "elsewhere")
+    folder.path.symlink_to(elsewhere)
+
+
+def file_in_its_place(folder: PrivateFolder) -> None:
+    folder.remove("one")
+    folder.path.rmdir()
+    folder.path.write_text("a file")
+
+
+def linked_file(folder: PrivateFolder) -> None:
+    (folder.path / "one").rename(folder.path / "two")
+    (folder.path / "one").symlink_to("two")
+
+
+def pipe(folder: PrivateFolder) -> None:
+    folder.remove("one")
+    os.mkfifo(folder.path / "one")
+
+
+def open_parent(folder: PrivateFolder) -> None:
+    folder.path.parent.chmod(0o777)
+
+
+def open_grandparent(folder: PrivateFolder) -> None:
+    folder.path.parent.parent.chmod(0o770)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (open_to_the_group, r"plans is open to others \(mode 0770\).*; remove it, or name another folder in MISGNET_C"),
+        (linked_folder, "plans must be a folder, and no link"),
+        (file_in_its_place, "plans must be a folder, and no link"),
+        (open_parent, r"cache, in which plans lies, may be changed by others \(mode 0777\); run: chmod go-w"),
+        (open_grandparent, r"some, in which plans lies, may be changed by others \(mode 0770\)"),
+        (pipe, "one cannot be used: it is no file"),
+    ],
+)
+def test_what_others_may_have_changed_is_refused(
+    filled: PrivateFolder, change: Callable[[PrivateFolder], None], said: str
+) -> None:
+    change(filled)
+    with pytest.raises(InputError, match=said):
+        filled.read("one", LIMIT)
+
+
+def test_a_link_in_the_place_of_a_file_is_neither_followed_nor_replaced(filled: PrivateFolder) -> None:
+    linked_file(filled)
+    with pytest.raises(InputError, match="it is a link"):
+        filled.read("one", LIMIT)
+    with pytest.raises(InputError, match="is a link, which was not put there by this program"):
+        filled.write("one", b"new")
+    assert (filled.path / "two").read_bytes().endswith(b"contents")
+
+
+@pytest.mark.parametrize("call", ["prepare", "names"])
+def test_a_folder_of_another_user_is_refused(filled: PrivateFolder, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    real = os.fstat
+    foreign = os.geteuid() + 1
+
+    def fstat(handle: int) -> Any:
+        facts = real(handle)
+        return os.stat_result((*facts[:4], foreign, *facts[5:10]))
+
+    monkeypatch.setattr(private.os, "fstat", fstat)
+    with pytest.raises(InputError, match=rf"belongs to user {foreign}, not to this one"):
+        getattr(filled, call)()
+
+
+def test_the_limit_holds(filled: PrivateFolder) -> None:
+    assert filled.read("one", 73) and filled.read_sealed("one", 8) == b"contents"
+    with pytest.raises(InputError, match="larger than 72 bytes"):
+        filled.read("one", 72)
+
+
+def test_a_full_disk_leaves_what_was_there(filled: PrivateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match="No space left"):
+        filled.write_sealed("one", b"new")
+    assert filled.read_sealed("one", LIMIT) == b"contents" and filled.names() == ["one"]
+
+
+def test_one_process_at_a_time(filled: PrivateFolder) -> None:
+    with filled.locked("compiles"):
+        with pytest.raises(UsageError, match="another process of this user compiles; wait"), filled.locked("compiles"):
+            pass
+        assert filled.read_sealed("one", LIMIT) == b"contents"
+    with filled.locked("compiles"):
+        pass

@@ -1,0 +1,104 @@
+"""The folder of wheels: its list, what pip is asked for, and what is told where there is no network."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from misgnet_export import wheelhouse
+from misgnet_export.wheelhouse import LIST, PLATFORMS, PlatformName, fill_wheelhouse, install_lines, missing
+from misgnet_runtime.errors import InputError, UnavailableError
+
+tomllib = pytest.importorskip("tomllib", reason="the host side needs Python 3.11")
+ROOT = Path(__file__).parents[1]
+
+
+class Pip:
+    """Makes a wheel of all that it is asked for, but of ``absent``."""
+
+    def __init__(self, *absent: str) -> None:
+        self.absent, self.calls = absent, []
+
+    def __call__(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        self.calls.append(list(arguments))
+        folder = Path(arguments[arguments.index("-w" if arguments[0] == "wheel" else "-d") + 1])
+        names = [Path(arguments[-1]).name] if arguments[0] == "wheel" else (folder / LIST).read_text().splitlines()
+        if names == [ROOT.name]:
+            names = ["misgnet-export"]
+        for name in (re.match(r"[\w-]+", line)[0] for line in names if not line.startswith("#")):
+            if name in self.absent:
+                return subprocess.CompletedProcess([], 1, "", f"WARNING: x\nERROR: No matching distribution for {name}")
+            (folder / f"{name.replace('-', '_')}-1.0-py3-none-any.whl").touch()
+        return subprocess.CompletedProcess([], 0, "", "")
+
+
+def test_every_platform_has_a_list() -> None:
+    assert PLATFORMS.keys() == set(get_args(PlatformName))
+
+
+@pytest.mark.parametrize("name", get_args(PlatformName))
+def test_the_lists_hold_what_the_runtime_depends_on(name: PlatformName) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = {re.match(r"[\w-]+", line)[0] for line in PLATFORMS[name].requirements}
+    assert {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]} <= listed
+    assert "cuda-python" in listed and ("jetpack" in name) == (not any("tensorrt" in line for line in listed))
+
+
+@pytest.mark.parametrize(
+    ("name", "python", "first"),
+    [("jetpack6", "3.10", "manylinux_2_35_aarch64"), ("x86-cuda13", "3.12", "manylinux_2_35_x86_64")],
+)
+def test_pip_is_asked_for_the_other_machines_wheels(
+    tmp_path: Path, name: PlatformName, python: str, first: str
+) -> None:
+    run = Pip()
+    fill_wheelhouse(name, tmp_path / "w", str(ROOT), lambda _: None, run)
+    download = run.calls[-1]
+    assert download[:2] == ["download", "--only-binary=:all:"]
+    assert download[download.index("--python-version") + 1] == python
+    tags = [tag for word, tag in itertools.pairwise(download) if word == "--platform"]
+    assert tags[0] == first and tags[-1].startswith("manylinux2014_") and len(tags) == len(set(tags))
+    assert [call[-1] for call in run.calls[:-1]] == [str(ROOT), *PLATFORMS[name].sources]
+    assert missing(PLATFORMS[name], tmp_path / "w") == []
+
+
+def test_the_list_says_how_to_install_and_pip_reads_it(tmp_path: Path) -> None:
+    fill_wheelhouse("jetpack6", tmp_path, None, lambda _: None, Pip())
+    text = (tmp_path / LIST).read_text()
+    assert all(f"# {line}\n" in text for line in install_lines("jetpack6"))
+    assert "venv --system-site-packages venv" in text and "--no-index --find-links ." in text
+    assert "numpy>=1.26,<2.3\n" in text
+
+
+def test_a_wheel_that_is_there_is_not_built_again(tmp_path: Path) -> None:
+    fill_wheelhouse("jetpack7", tmp_path, None, lambda _: None, Pip())
+    again = Pip()
+    fill_wheelhouse("jetpack7", tmp_path, None, lambda _: None, again)
+    assert [call[0] for call in again.calls] == ["download"]
+
+
+def test_without_a_network_what_is_missing_is_told_and_the_list_is_there(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"No matching distribution for numpy; .*missing of: .*numpy.*network"):
+        fill_wheelhouse("jetpack6", tmp_path, None, lambda _: None, Pip("numpy"))
+    assert (tmp_path / LIST).is_file()
+    said = missing(PLATFORMS["jetpack6"], tmp_path)
+    assert "misgnet-export" not in said and "numpy>=1.26,<2.3" in said and "msgspec>=0.19" not in said
+
+
+def test_without_pip_the_list_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheelhouse.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UnavailableError, match=r"is written; to download what it names, run first"):
+        fill_wheelhouse("jetpack6", tmp_path, None, lambda _: None, Pip())
+    assert (tmp_path / LIST).is_file()
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="which is a file"):
+        fill_wheelhouse("jetpack6", tmp_path / "file", None, lambda _: None, Pip())
