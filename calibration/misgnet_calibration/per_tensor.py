@@ -74,7 +74,7 @@ def choose_per_tensor(
 
 @dataclass(frozen=True)
 class _Consumer:
-    """What reads a tensor: an operator with its weight as a matrix for each group (G, K, C), or whatever comes later."""
+    """What reads a tensor: an operator with its weight, a matrix for each group (G, K, C), or whatever comes later."""
 
     node: onnx.NodeProto | None = None
     kernel: tuple[int, ...] = ()
