@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import onnx
+import onnx_ir
 import torch
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
+from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
 from misgnet.network import MISGNet
 from misgnet_export.graph.deployed import Deployed
@@ -36,14 +39,25 @@ def export_graph(network: MISGNet, interface: Interface) -> onnx.ModelProto:
         converted = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=names,
             output_names=[interface.outputs()[0].name], dynamic_shapes={name: {0: "batch"} for name in names},
-            verbose=False,
+            verbose=False, optimize=False,
         )  # fmt: skip
     if converted is None:
         raise GateFailed("torch.onnx.export returned nothing for this network")
+    _fold(converted.model)
     model = converted.model_proto
     _name_nodes(model)
     _check(model, interface)
     return model
+
+
+def _fold(model: onnx_ir.Model) -> None:
+    """Constants folded and made initializers, without the exporter's rewriting.
+
+    That takes a third of the export's time, onnxsim does what is left of it, and it drops ``x + 1e-9``.
+    """
+    fold_constants(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    remove_unused_nodes(model)
 
 
 def _check(model: onnx.ModelProto, interface: Interface) -> None:
