@@ -19,7 +19,7 @@ from fake_cuda import FakeDriver
 from misgnet_runtime import ChangeMap, open_bundle
 from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.choice import open_detector, ranked
-from misgnet_runtime.detector import ChangeDetector
+from misgnet_runtime.detector import ChangeDetector, tile_per_stream
 from misgnet_runtime.engines import Engine, TensorSpec
 from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 from misgnet_runtime.engines.tensorrt import open_plan
@@ -248,3 +248,22 @@ def test_the_package_has_no_other_names() -> None:
     assert not hasattr(misgnet_runtime, "open_bundel")
     with pytest.raises(ImportError):
         from misgnet_runtime import nothing  # type: ignore[attr-defined]  # noqa: F401
+
+
+# Many tiles
+
+
+def test_each_stream_takes_a_tile_of_the_batch_in_order() -> None:
+    before, after = images(5, 8, 8)
+    interface = Interface(8, 8, "uint8", "probability")
+    with ChangeDetector(FakeEngine(interface), interface) as detector:
+        whole = detector.probability(before, after)
+    engine = FakeEngine(interface, streams=2)
+    with ChangeDetector(engine, interface) as detector, tile_per_stream(detector) as predict:
+        assert np.array_equal(predict(before, after), whole) and engine.batches == [1] * 5
+
+
+def test_with_one_stream_a_batch_stays_whole() -> None:
+    interface = Interface(8, 8, "uint8", "probability")
+    with ChangeDetector(FakeEngine(interface), interface) as detector, tile_per_stream(detector) as predict:
+        assert predict == detector.probability

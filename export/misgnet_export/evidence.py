@@ -11,8 +11,8 @@ import numpy as np
 from misgnet_export.progress import Stage, StageLog
 from misgnet_export.report import TilePicture, pick_tiles
 from misgnet_runtime.callables import Predict
-from misgnet_runtime.detector import ChangeDetector
-from misgnet_runtime.engines import open_engine_file
+from misgnet_runtime.detector import ChangeDetector, tile_per_stream
+from misgnet_runtime.engines import is_on_cpu, open_engine_file, streams_for_scenes
 from misgnet_runtime.errors import GateFailed, UnavailableError
 from misgnet_runtime.gate import Verdict
 from misgnet_runtime.golden import GoldenTiles
@@ -66,7 +66,8 @@ def _judged(
     detector, status, reason = running
     device = detector.engine.device
     try:
-        found = judge(entry.name, detector.probability, tiles, threshold, progress=stage.progress)
+        with tile_per_stream(detector) as predict:
+            found = judge(entry.name, predict, tiles, threshold, progress=stage.progress)
     except GateFailed as error:
         return _without_answer(entry, status, reason, device, error), None
     result = compare(entry.name, entry.precision, expected, found, max_f1_drop,
@@ -89,16 +90,21 @@ def _runnable(entry: EngineEntry, root: Path, interface: Interface) -> Iterator[
     status: Status = "run"
     reason = ""
     try:
-        engine = open_engine_file(entry, root, interface.max_batch)
+        engine = open_engine_file(entry, root, interface.max_batch, streams=_streams(entry))
     except UnavailableError as error:
         if entry.precision == "bf16":
             raise
         stand_in = EngineEntry(entry.name, "onnxruntime", entry.graph, entry.graph, entry.precision, "")
-        engine = open_engine_file(stand_in, root, interface.max_batch)
+        engine = open_engine_file(stand_in, root, interface.max_batch, streams=_streams(stand_in))
         status = "proxy"
         reason = entry.compiled if entry.on_device else f"not run: {error}"
     with ChangeDetector(engine, interface) as detector:
         yield detector, status, reason
+
+
+def _streams(entry: EngineEntry) -> int:
+    """A GPU is given whole batches, one after the other."""
+    return streams_for_scenes(entry) if is_on_cpu(entry) else 1
 
 
 def _pictures(tiles: TileSet, reference: list[Judged], found: list[Judged], result: EngineParity) -> list[TilePicture]:

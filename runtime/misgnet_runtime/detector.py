@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from misgnet_runtime.callables import Predict
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.errors import GateFailed, InputError
 from misgnet_runtime.images import RgbImage
@@ -56,6 +60,24 @@ class ChangeDetector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.engine.close()
+
+
+@contextmanager
+def tile_per_stream(detector: ChangeDetector) -> Iterator[Predict]:
+    """:meth:`ChangeDetector.probability` with its batch cut into tiles, as many at once as the engine has streams.
+
+    On a CPU a core that computes one tile alone waits for no other. With one stream the batch stays whole.
+    """
+    if detector.engine.streams == 1:
+        yield detector.probability
+        return
+    with ThreadPoolExecutor(detector.engine.streams) as pool:
+
+        def predict(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
+            pairs = [(before[i : i + 1], after[i : i + 1]) for i in range(len(before))]
+            return np.concatenate(list(pool.map(lambda pair: detector.probability(*pair), pairs)))
+
+        yield predict
 
 
 def sound(answer: Probability, who: str) -> Probability:
