@@ -56,7 +56,7 @@ def tiles(tmp_path: Path) -> TileSet:
 
 
 def judged(monkeypatch: pytest.MonkeyPatch, tiles: TileSet, entry: EngineEntry, value: float) -> ParityReport:
-    def open_it(asked: EngineEntry, root: Path, max_batch: int) -> Engine:
+    def open_it(asked: EngineEntry, root: Path, max_batch: int, streams: int) -> Engine:
         if asked.kind != "onnxruntime":
             raise UnavailableError("no such device here")
         return Constant(value)
