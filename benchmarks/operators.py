@@ -150,7 +150,7 @@ def summed(calls: list[list[tuple[str, str, float]]]) -> list[Operator]:
 def graphs_of(bundle: Bundle, others: list[Path]) -> list[tuple[str, str, Path]]:
     """(name, kind of engine, graph), the float graph and the others in every kind."""
     manifest = bundle.manifest
-    every = [("float graph", bundle.file(manifest.file("float graph").path)), *((str(path), path) for path in others)]
+    every = [("float graph", bundle.file(manifest.file("float graph").path)), *((path.name, path) for path in others)]
     found = [(name, kind, path) for name, path in every for kind in PROFILERS]
     return found + [
         (entry.name, entry.kind, bundle.file(entry.graph))
