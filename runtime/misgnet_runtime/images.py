@@ -15,6 +15,7 @@ from PIL import Image, ImageFile
 from misgnet_runtime.errors import InputError, UsageError
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+_FORMATS = ("PNG", "TIFF", "JPEG")  # whatever the name says: Pillow knows dozens, and gives PostScript to Ghostscript
 _DECODE_ERRORS = (  # what Pillow's readers raise on damaged files
     OSError, SyntaxError, ValueError, MemoryError, EOFError, LookupError, TypeError, ArithmeticError,
     AttributeError, RuntimeError, struct.error, zlib.error,
@@ -107,10 +108,12 @@ def _decode(path: Path, *, wide: bool = True) -> Image.Image:
 
 
 def _opened(path: Path) -> ImageFile.ImageFile:
+    if path.exists() and not path.is_file():  # a named pipe would wait for ever
+        raise InputError(f"image {path} is no file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path)
+            return Image.open(path, formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise InputError(f"image {path} is too large to be read whole: {error}") from error
     except FileNotFoundError as error:
