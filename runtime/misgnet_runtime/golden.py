@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from misgnet_runtime.errors import InputError
 _MOST_BYTES = 512 << 20  # of all arrays: a small archive can unfold to any size
 _READ_ERRORS = (  # what NumPy's reader raises on damaged archives
     OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, SyntaxError,
-    RuntimeError, zipfile.BadZipFile, zlib.error,
+    RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
 )  # fmt: skip
 
 
@@ -60,8 +61,10 @@ def _check_archive(path: Path) -> None:
 
 
 def _fit_together(tiles: GoldenTiles) -> bool:
-    shape = tiles.probability.shape
     dates = (tiles.before, tiles.after)
+    if not all(isinstance(array, np.ndarray) for array in (*dates, tiles.probability)):  # a member that is no .npy
+        return False
+    shape = tiles.probability.shape
     return (
         len(shape) == 3 and shape[0] > 0 and tiles.probability.dtype == np.float32
         and all(date.shape == (*shape, 3) and date.dtype == np.uint8 for date in dates)

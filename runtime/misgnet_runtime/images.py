@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,8 @@ def _decode(path: Path, *, wide: bool = True) -> Image.Image:
         if not wide and any(";16" in str(part) for part in image.tile):
             raise InputError(f"image {path} has 16 bits per channel; this command needs 8-bit RGB")
         try:
-            image.load()
+            with _unwarned():
+                image.load()
         except _DECODE_ERRORS as error:
             raise InputError(f"image {path} is damaged or truncated: {error}") from error
         return image.copy()
@@ -111,8 +114,7 @@ def _opened(path: Path) -> ImageFile.ImageFile:
     if path.exists() and not path.is_file():  # a named pipe would wait for ever
         raise InputError(f"image {path} is no file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _unwarned():
             return Image.open(path, formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise InputError(f"image {path} is too large to be read whole: {error}") from error
@@ -120,3 +122,11 @@ def _opened(path: Path) -> ImageFile.ImageFile:
         raise InputError(f"image {path} does not exist") from error
     except _DECODE_ERRORS as error:
         raise InputError(f"image {path} cannot be read: {error}") from error
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Pillow warns of large images, which are read, and of damage, which either is an error or harms no pixel."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
