@@ -206,7 +206,7 @@ def test_records_nested_without_end(tmp_path: Path, opened: Callable[[Path], Any
 def test_a_table_with_zero_bytes(tmp_path: Path) -> None:
     table = tmp_path / "scenes.csv"
     table.write_bytes(b"id,before,after\na,b\0,c\n")
-    with pytest.raises(InputError, match="zero byte"):
+    with pytest.raises(InputError, match=r"zero byte|no CSV"):
         read_table(table, {}, tmp_path / "out")
 
 

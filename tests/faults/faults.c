@@ -58,9 +58,9 @@ static int watched(int at, const char *path) {
     return below(here);
 }
 
-/* What becomes of a call: NONE, or a mode. `room`: whether it takes room on the disk. */
+/* What becomes of a call: NONE, or a mode. `room`: whether it takes room: 0 never, 1 yes, 2 what was told already. */
 static int fate(int room) {
-    if (full && room) { errno = code; return FAIL; }
+    if (full && room == 1) { errno = code; return FAIL; }
     if (++count != target || mode == NONE) return NONE;
     if (mode == KILL && !room) raise(SIGKILL);
     if (sticky && !room) return NONE; /* a full disk still removes */
@@ -171,8 +171,8 @@ OPENAT(openat64)
 FOPEN(fopen)
 FOPEN(fopen64)
 
-int fsync(int fd) { REAL(fsync); MAY_FAIL(watched_fd(fd), 1); return real(fd); }
-int fdatasync(int fd) { REAL(fdatasync); MAY_FAIL(watched_fd(fd), 1); return real(fd); }
+int fsync(int fd) { REAL(fsync); MAY_FAIL(watched_fd(fd), 2); return real(fd); }
+int fdatasync(int fd) { REAL(fdatasync); MAY_FAIL(watched_fd(fd), 2); return real(fd); }
 int ftruncate(int fd, off_t size) { REAL(ftruncate); MAY_FAIL(watched_fd(fd), 1); return real(fd, size); }
 int ftruncate64(int fd, off64_t size) { REAL(ftruncate64); MAY_FAIL(watched_fd(fd), 1); return real(fd, size); }
 int mkdir(const char *path, mode_t rights) { REAL(mkdir); MAY_FAIL(watched(AT_FDCWD, path), 1); return real(path, rights); }
