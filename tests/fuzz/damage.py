@@ -6,6 +6,7 @@ the code behind the first check, which random bytes seldom pass.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -32,6 +33,22 @@ _VALUES = [
     "18446744073709551616", "1" + "0" * 400, "9" * 5_000, '"\\ud800"', "[]", "{}", "[[]]", "[" * 5_000 + "]" * 5_000,
     '{"a":' * 5_000 + "1" + "}" * 5_000, "[" + "0," * 20_000 + "0]", "[1073741824,1073741824]", "[-1,0,0]", "NaN",
 ]  # fmt: skip
+_WORDS = [
+    "yes",
+    "no",
+    "1,2",
+    "1,2,3,4",
+    "98,2",
+    "-1,200",
+    "inf",
+    "1e9",
+    "a.tif",
+    "a/b.png",
+    "./a.tif",
+    "//a.tif",
+    "a.tif/",
+    "9" * 5_000,
+]
 _HOLE = "\N{REPLACEMENT CHARACTER}hole"  # stands for raw text until the rest is encoded
 
 
@@ -84,6 +101,25 @@ def damaged_features(seeds: Sequence[bytes]) -> Files:
         return seed[: -48 - length] + content + tail
 
     edits = st.lists(st.tuples(st.integers(0, 1 << 16), _ACTIONS, _RAW), min_size=1, max_size=3)
+    return st.builds(edit, st.sampled_from(list(seeds)), edits)
+
+
+def damaged_table(seeds: Sequence[bytes]) -> Files:
+    """Cells of a CSV file given other words, in a table that is whole."""
+
+    def edit(seed: bytes, edits: list[tuple[int, int, str]]) -> bytes:
+        rows = list(csv.reader(io.StringIO(seed.decode("utf-8-sig"))))
+        for row, column, word in edits:
+            cells = rows[row % len(rows)]
+            cells[column % len(cells)] = word
+        out = io.StringIO()
+        csv.writer(out).writerows(rows)
+        return out.getvalue().encode("utf-8", "surrogatepass")
+
+    words = st.sampled_from([*_TEXTS, *_WORDS]) | st.text(
+        alphabet="aZ09 ,;\"'\n\r\t\0./\\-\u00e4\u0308\u2028\U0001f697", max_size=12
+    )
+    edits = st.lists(st.tuples(st.integers(1, 99), st.integers(0, 99), words), min_size=1, max_size=4)
     return st.builds(edit, st.sampled_from(list(seeds)), edits)
 
 

@@ -91,8 +91,7 @@ def _encoded(form: str, options: dict[str, Any]) -> bytes:
 
 
 def geotiff(folder: Path) -> Prepared:
-    import rasterio
-
+    from misgnet_runtime.errors import MisgnetError
     from misgnet_runtime.scenes.inputs import look_at
     from misgnet_runtime.scenes.options import Declared, SceneOptions
     from scenes import scene, write_raster
@@ -108,9 +107,14 @@ def geotiff(folder: Path) -> Prepared:
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        with rasterio.Env():
-            for align, declared in ((False, Declared()), (True, Declared(stretch=(2, 98)))):
+        errors: list[MisgnetError] = []
+        for align, declared in ((False, Declared()), (False, Declared(stretch=(2, 98))), (True, Declared())):
+            try:
                 _look(partial(look_at, good, path, SceneOptions(after=declared, align=align)))
+            except MisgnetError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     return read, seeds
 

@@ -75,5 +75,5 @@ TARGETS = {
     "features": Target(of_pixels.features, any_of(damage.damaged_features, _bytes)),
     "golden": Target(of_bundles.golden, any_of(damage.damaged_zip, _bytes), 640),
     "tuning": Target(of_bundles.tuning, any_of(_json, _bytes)),
-    "table": Target(of_records.table, _csv),
+    "table": Target(of_records.table, any_of(damage.damaged_table, damage.damaged_table, _csv)),
 }
