@@ -30,7 +30,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), *(str(ROOT / part) for part in ("tests", "", "export", "calibration", "runtime"))]
 
-from operations import OPERATIONS, Operation, State
+from looking import State
+from operations import OPERATIONS, Operation
 
 from misgnet_runtime.errors import MisgnetError
 
