@@ -146,7 +146,9 @@ def _read(handle: FileIO, asked: Header, output: Path, force: bool) -> tuple[lis
 
 
 def _decode(line: bytes, number: int) -> Header | _Line:
-    return msgspec.json.decode(line, type=Header if number == 1 else _Line)
+    if number == 1:
+        return msgspec.json.decode(line, type=Header)
+    return msgspec.json.decode(line, type=_Line)
 
 
 def _parts(lines: list[Header | _Line], asked: Header) -> tuple[Header, list[_Line]]:
