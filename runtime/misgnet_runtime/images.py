@@ -112,7 +112,7 @@ def _decode(path: Path, *, wide: bool = True) -> Image.Image:
 
 def _opened(path: Path) -> ImageFile.ImageFile:
     if path.exists() and not path.is_file():  # a named pipe would wait for ever
-        raise InputError(f"image {path} is no file")
+        raise InputError(f"image {path} cannot be read: it is no file")
     try:
         with _unwarned():
             return Image.open(path, formats=_FORMATS)
