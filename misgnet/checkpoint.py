@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ _COUNTS = (torch.int64, torch.int32, *_FLOATS)
 _MAX_NESTING = 8
 _MAX_NAME = 1000
 _MAX_ENTRIES = 100_000
+_MAX_BYTES = 1 << 30
 
 Value = TypeVar("Value")
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -60,9 +62,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """All weights of a safetensors file or a pickle in float32, under their own names; raises as
-    :func:`load_checkpoint`, but for keys and shapes, which are not checked."""
+    :func:`load_checkpoint`, but for keys and shapes, which are not checked; 1 GiB is the most."""
     path = Path(path)
     with _open_entries(path) as entries:
+        size = 4 * sum(math.prod(entry.shape) for entry in entries.values())
+        if size > _MAX_BYTES:  # tensors may share numbers, so a small file can hold any number of large ones
+            raise InputError(f"checkpoint {path} declares {size} bytes of weights, and {_MAX_BYTES} are the most")
         return {key: _read_checked(path, key, entry) for key, entry in entries.items()}
 
 
@@ -92,6 +97,8 @@ def save_checkpoint(
 
 @contextmanager
 def _open_entries(path: Path) -> Iterator[dict[str, _Entry]]:
+    if path.exists() and not path.is_file():  # a named pipe would wait for ever
+        raise InputError(f"checkpoint {path} is no file")
     try:
         with path.open("rb") as file:
             head = file.read(16)

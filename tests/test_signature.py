@@ -332,12 +332,14 @@ def _commands(root: Path) -> dict[str, list[str]]:
         "series": [before, after, "-o", out],
         "encode": [before, "-o", f"{out}.features"],
         "watch": [folders[0], "-o", out, "--once"],
+        "batch": [str(root / "scenes.csv"), "-o", out],
         "bench": [],
         "tune": [],
         "verify": [],
         "info": [],
         "parity": ["--eval", str(root)],
         "inspect": [],
+        "triton": ["-o", out],
     }
 
 
@@ -350,7 +352,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["x", *map(str, words)])
-        module = export_cli if {"parity", "inspect"} & set(map(str, words)) else cli
+        module = export_cli if {"parity", "inspect", "triton"} & set(map(str, words)) else cli
         with pytest.raises(SystemExit) as ended:
             module.main()
         return int(ended.value.code or 0), *capsys.readouterr()
@@ -372,13 +374,16 @@ def test_every_command_refuses(
     how: str,
 ) -> None:
     """A bundle that nobody signed ends each command with exit code 4 and one line, however a signature is required."""
-    if command in ("predict scene", "series", "encode", "watch"):
+    if command in ("predict scene", "series", "encode", "watch", "batch"):
         pytest.importorskip("rasterio")
+    if command == "triton":
+        pytest.importorskip("tritonclient")
     bundle = make_bundle(tmp_path / "bundle", engines=[SPLIT_FLOAT, INT8])
     for name, pixels in zip(("A", "B"), images(64, 64), strict=True):
         write_image(tmp_path / name / "1.png", pixels)
         write_image(tmp_path / {"A": "before.png", "B": "after.png"}[name], pixels)
     write_image(tmp_path / "label" / "1.png", np.zeros((64, 64), np.uint8))
+    (tmp_path / "scenes.csv").write_text("id,before,after\n1,before.png,after.png\n")
     option = ["--require-signature", trust.key]
     words = [command.split(maxsplit=1)[0], bundle, *_commands(tmp_path)[command]]
     monkeypatch.setenv(VARIABLE, str(trust.key) if how == "environment" else "")

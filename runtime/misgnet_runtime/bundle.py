@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"  # as OpenSSF Model Signing names it
+MAX_BYTES = 16 << 30  # of all files: a sparse file of any size costs who sends it nothing
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def read_unsigned(path: Path) -> Bundle:
         raise InputError(f"bundle {path} has a link in the place of {MANIFEST}")
     bundle = Bundle(path, decode_manifest(path / MANIFEST))
     listed = {entry.path: entry for entry in bundle.manifest.files}
+    if (size := sum(entry.size for entry in listed.values())) > MAX_BYTES:
+        raise InputError(f"manifest of {path} lists files of {size} bytes, more than {MAX_BYTES}; that is no bundle")
     for entry in listed.values():
         _check_file(path, entry)
     for found in _all_files(path):

@@ -18,7 +18,7 @@ import msgspec
 
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.images import Mask, write_mask
-from misgnet_runtime.lines import append_line, hold
+from misgnet_runtime.lines import FileName, append_line, decode_lines, hold
 from misgnet_runtime.manifest import Count, Struct
 from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors, sync
 from misgnet_runtime.tiles import Source
@@ -37,7 +37,7 @@ class Header(Struct, frozen=True):
 class Written(Struct, frozen=True):
     """A mask: its pair's name, the state of both files (sizes in bytes, times of change in ns), and its pixels."""
 
-    name: str
+    name: FileName
     stamp: Stamp
     pixels: Count
     changed: Count
@@ -128,24 +128,34 @@ def _refuse(output: Path, sources: Sequence[Source], own: dict[str, Written], fo
 
 def _read(handle: FileIO, asked: Header, output: Path, force: bool) -> tuple[list[_Line], int]:
     """The lines of a run like this one, and how many bytes count; none of another run's where it may be replaced."""
-    handle.seek(0)
-    content = handle.read()
-    *lines, torn = content.split(b"\n")
     try:
-        header = msgspec.json.decode(lines[0], type=Header) if lines else asked
-        found = [msgspec.json.decode(line, type=_Line) for line in lines[1:]]
+        lines, length = decode_lines(handle, _decode)
     except (msgspec.MsgspecError, UnicodeError) as error:
         if force:
             return [], 0
         raise UsageError(f"the journal of {output} is damaged ({error}); begin anew with --force") from error
+    header, found = _parts(lines, asked)
     if header == asked:
-        return found, len(content) - len(torn)
+        return found, length
     if found and not force:
         raise UsageError(
             f"{output} was begun with {_shown(header)}, and now it is {_shown(asked)}; give the same command again to "
             "go on, or begin anew with --force"
         )
     return [], 0
+
+
+def _decode(line: bytes, number: int) -> Header | _Line:
+    if number == 1:
+        return msgspec.json.decode(line, type=Header)
+    return msgspec.json.decode(line, type=_Line)
+
+
+def _parts(lines: list[Header | _Line], asked: Header) -> tuple[Header, list[_Line]]:
+    """The header, ``asked`` where there is none yet, and what follows it."""
+    first = lines[0] if lines else asked
+    assert isinstance(first, Header)
+    return first, [line for line in lines if isinstance(line, _Line)]
 
 
 def _shown(header: Header) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError
 
+_MOST_BYTES = 512 << 20  # of all arrays: a small archive can unfold to any size
 READ_ERRORS = (  # what NumPy's reader raises on damaged archives
     OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, SyntaxError,
-    RuntimeError, zipfile.BadZipFile, zlib.error,
+    RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
 )  # fmt: skip
 
 
@@ -34,6 +36,7 @@ def write_golden(path: Path, tiles: GoldenTiles) -> None:
 def read_golden(path: Path) -> GoldenTiles:
     """Read what :func:`write_golden` wrote; InputError where it is damaged or holds something else."""
     try:
+        _check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:
             tiles = GoldenTiles(arrays["before"], arrays["after"], arrays["probability"])
     except READ_ERRORS as error:
@@ -43,9 +46,25 @@ def read_golden(path: Path) -> GoldenTiles:
     return tiles
 
 
+def _check_archive(path: Path) -> None:
+    """ValueError where it holds more than it may, or is packed in a way that NumPy never writes."""
+    if path.exists() and not path.is_file():  # a named pipe would wait for ever
+        raise ValueError("it is no file")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    size = sum(entry.file_size for entry in entries)
+    if size > _MOST_BYTES:
+        raise ValueError(f"they declare {size} bytes, and {_MOST_BYTES} are the most")
+    # The others' readers unfold what they get as a whole, whatever was declared.
+    if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
+        raise ValueError("they are compressed in another way than deflate")
+
+
 def _fit_together(tiles: GoldenTiles) -> bool:
-    shape = tiles.probability.shape
     dates = (tiles.before, tiles.after)
+    if not all(isinstance(array, np.ndarray) for array in (*dates, tiles.probability)):  # a member that is no .npy
+        return False
+    shape = tiles.probability.shape
     return (
         len(shape) == 3 and shape[0] > 0 and tiles.probability.dtype == np.float32
         and all(date.shape == (*shape, 3) and date.dtype == np.uint8 for date in dates)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from PIL import Image, ImageFile
 from misgnet_runtime.errors import InputError, UsageError
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+_FORMATS = ("PNG", "TIFF", "JPEG")  # whatever the name says: Pillow knows dozens, and gives PostScript to Ghostscript
 _DECODE_ERRORS = (  # what Pillow's readers raise on damaged files
     OSError, SyntaxError, ValueError, MemoryError, EOFError, LookupError, TypeError, ArithmeticError,
     AttributeError, RuntimeError, struct.error, zlib.error,
@@ -100,20 +103,30 @@ def _decode(path: Path, *, wide: bool = True) -> Image.Image:
         if not wide and any(";16" in str(part) for part in image.tile):
             raise InputError(f"image {path} has 16 bits per channel; this command needs 8-bit RGB")
         try:
-            image.load()
+            with _unwarned():
+                image.load()
         except _DECODE_ERRORS as error:
             raise InputError(f"image {path} is damaged or truncated: {error}") from error
         return image.copy()
 
 
 def _opened(path: Path) -> ImageFile.ImageFile:
+    if path.exists() and not path.is_file():  # a named pipe would wait for ever
+        raise InputError(f"image {path} cannot be read: it is no file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path)
+        with _unwarned():
+            return Image.open(path, formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise InputError(f"image {path} is too large to be read whole: {error}") from error
     except FileNotFoundError as error:
         raise InputError(f"image {path} does not exist") from error
     except _DECODE_ERRORS as error:
         raise InputError(f"image {path} cannot be read: {error}") from error
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Pillow warns of large images, which are read, and of damage, which either is an error or harms no pixel."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

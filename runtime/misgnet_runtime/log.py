@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from misgnet_runtime.callables import Progress
 
 LogFormat = Literal["text", "json"]
-err_console = Console(stderr=True)
-out_console = Console()
+err_console = Console(stderr=True, emoji=False)  # a path may hold :car:
+out_console = Console(emoji=False)
 _WARNING = "warning: "
 _SECONDS = 1.0  # between two progress events
 

@@ -16,22 +16,27 @@ from datetime import datetime, timezone
 from heapq import merge
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from misgnet_runtime.batch.table import Shard
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.lines import append_line, hold
-from misgnet_runtime.manifest import Count, Sha256, Struct
+from misgnet_runtime.lines import append_line, decode_lines, hold
+from misgnet_runtime.manifest import Sha256, Struct
 from misgnet_runtime.outputs import resumable_errors
 
 FORMAT = 1
 _NAME = re.compile(r"batch(?:-(\d+)-of-(\d+))?\.jsonl")
 
 
+Moment = Annotated[datetime, Meta(tz=True)]  # those of several records are put in order
+_Whole = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+
+
 class Started(Struct, frozen=True, tag="started"):
-    time: datetime
+    time: Moment
     format: int
     bundle: Sha256
 
@@ -39,34 +44,49 @@ class Started(Struct, frozen=True, tag="started"):
 class Begun(Struct, frozen=True, tag="begun"):
     """``key``: as :meth:`Scene.key`; ``outputs``: that are the run's own from here on."""
 
-    time: datetime
+    time: Moment
     scene: str
     key: Sha256
     outputs: tuple[str, ...]
 
 
 class Returned(Struct, frozen=True, tag="returned"):
-    time: datetime
+    time: Moment
     scene: str
 
 
 class Done(Struct, frozen=True, tag="done"):
     """``figures``: of the report; ``worker``: where it was done."""
 
-    time: datetime
+    time: Moment
     scene: str
     key: Sha256
-    outputs: tuple[str, ...]
-    attempts: Count
+    outputs: Annotated[tuple[str, ...], Meta(min_length=1)]
+    attempts: _Whole
     worker: str
     figures: dict[str, Any]
 
 
 class Failed(Struct, frozen=True, tag="failed"):
-    time: datetime
+    time: Moment
     scene: str
-    attempts: Count
+    attempts: _Whole
     message: str
+
+
+class _Figures(msgspec.Struct):
+    """Of a report, what the table of results is made of."""
+
+    changed_share: float
+    unread: tuple[_Whole, _Whole]
+    nodata_share: float | None = None
+    seconds: float | None = None
+    polygons: _Whole | None = None
+    height: _Whole | None = None
+    width: _Whole | None = None
+    tiles: _Whole | None = None
+    resumed: _Whole | None = None
+    engine: str | None = None
 
 
 Entry = Started | Begun | Returned | Done | Failed
@@ -137,7 +157,7 @@ def _others(output: Path, path: Path, shard: Shard) -> list[Path]:
     found = []
     for other in sorted(output.iterdir()):
         name = _NAME.fullmatch(other.name)
-        if name is None or other == path:
+        if name is None or other == path or not other.is_file():
             continue
         if int(name[2] or 1) != shard.count and _is_held(other):
             raise UsageError(f"another run is at work on some of these scenes ({other}); wait for it to end")
@@ -152,9 +172,8 @@ def _is_held(path: Path) -> bool:
 
 def _read(path: Path) -> tuple[list[Entry], int]:
     """The entries of a record, and how many bytes count."""
-    content = path.read_bytes()
-    *lines, torn = content.split(b"\n")
-    return [_decode(line, number, path) for number, line in enumerate(lines, 1)], len(content) - len(torn)
+    with path.open("rb", buffering=0) as handle:
+        return decode_lines(handle, lambda line, number: _decode(line, number, path))
 
 
 def _decode(line: bytes, number: int, path: Path) -> Entry:
@@ -162,7 +181,9 @@ def _decode(line: bytes, number: int, path: Path) -> Entry:
         entry: Entry = msgspec.json.decode(line, type=Entry)
         if isinstance(entry, Started) and entry.format != FORMAT:
             raise ValueError(f"format {entry.format}")
-    except (msgspec.MsgspecError, ValueError) as error:
+        if isinstance(entry, Done):
+            msgspec.convert(entry.figures, _Figures)
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise UsageError(
             f"{path}, line {number} is damaged, or another version's ({error}); choose another -o, or move it away: "
             "then its scenes count as not processed"

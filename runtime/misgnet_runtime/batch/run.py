@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +23,7 @@ from misgnet_runtime.choice import ranked_here
 from misgnet_runtime.engines import MOST_STREAMS, is_on_cpu
 from misgnet_runtime.errors import ScenesFailed, UsageError
 from misgnet_runtime.machine import usable_cores
+from misgnet_runtime.trust.policy import required_elsewhere
 from misgnet_runtime.words import plural
 
 INTERRUPTED = "what is done is kept; the same command goes on from there"
@@ -140,7 +141,7 @@ def _work(
 @contextmanager
 def _pool(bundle: Bundle, output: Path, options: BatchOptions, listener: Listener) -> Iterator[Pool]:
     scene = Scene("x", Path(), Path(), options.words).options()
-    setup = Setup(bundle.path.absolute(), bundle.digest(), output, scene)
+    setup = Setup(bundle.name.absolute(), bundle.digest(), output, scene, trust=required_elsewhere())
     if options.ray is None:
         workers = options.workers or 1
         cores = options.cores or (None if workers == 1 else max(1, usable_cores() // workers))
@@ -168,7 +169,7 @@ def _with_cores(setup: Setup, cores: int | None) -> Setup:
     """Each worker on its own share of the cores: as many threads, and no more batches at once."""
     if cores is None:
         return setup
-    return Setup(setup.bundle, setup.digest, setup.output, setup.engine, cores, min(cores, MOST_STREAMS))
+    return replace(setup, threads=cores, streams=min(cores, MOST_STREAMS))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.outputs import refuse_inputs
 
 _NEEDED = ("id", "before", "after")
+_MOST_BYTES = 256 << 20  # some million scenes
 _LONGEST = 200  # bytes of an id: file systems allow 255 for a name with its ending
 
 
@@ -50,6 +51,7 @@ def read_table(path: Path, common: Mapping[str, str], output: Path) -> list[Scen
     column, an id that is no file name, two scenes of one id or output, an output that is an input. A cell that
     cannot be meant is its scene's own failure.
     """
+    _check_file(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             scenes = list(_scenes(csv.reader(file), path, common))
@@ -61,6 +63,13 @@ def read_table(path: Path, common: Mapping[str, str], output: Path) -> list[Scen
         raise InputError(f"table {path} has no scenes below its header")
     _check_outputs(scenes, path, output)
     return scenes
+
+
+def _check_file(path: Path) -> None:
+    if path.exists() and not path.is_file():  # a named pipe would wait for ever
+        raise InputError(f"table {path} is no file")
+    if path.exists() and (size := path.stat().st_size) > _MOST_BYTES:
+        raise InputError(f"table {path} has {size} bytes, and {_MOST_BYTES} are the most; cut it into several")
 
 
 def _scenes(rows: Iterator[list[str]], path: Path, common: Mapping[str, str]) -> Iterator[Scene]:
@@ -76,6 +85,8 @@ def _scenes(rows: Iterator[list[str]], path: Path, common: Mapping[str, str]) ->
         if name in lines:
             raise InputError(f"table {path}, rows {lines[name]} and {line} both have the id '{name}'; ids are unique")
         lines[name] = line
+        if any("\0" in cell for cell in cells.values()):
+            raise InputError(f"table {path}, row {line} holds a zero byte, which no file's name has")
         before, after = (_address(path, cells.pop(date, "")) for date in ("before", "after"))
         yield Scene(name, before, after, {**common, **{word: cell for word, cell in cells.items() if cell}})
 

@@ -23,6 +23,7 @@ from misgnet_runtime.outputs import publish, replace_file, resumable_errors
 from misgnet_runtime.scenes.geotiff import load_rasterio
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.predict import predict_opened
+from misgnet_runtime.trust.policy import Trust
 
 _WORK = ".batch"
 _REPORT = "report.json"  # its being there says that all outputs are whole
@@ -32,7 +33,10 @@ _PATIENCE = 30.0  # seconds for a worker that is being ended to let go of its sc
 
 @dataclass(frozen=True)
 class Setup:
-    """What all workers share. ``threads``, ``streams``: of a worker whose scene names no others; None: as suits."""
+    """What all workers share. ``threads``, ``streams``: of a worker whose scene names no others; None: as suits.
+
+    ``trust``: by whom the bundle must be signed, which each worker checks where it runs, before it opens anything.
+    """
 
     bundle: Path
     digest: str
@@ -40,6 +44,7 @@ class Setup:
     engine: SceneOptions
     threads: int | None = None
     streams: int | None = None
+    trust: Trust | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,9 @@ class SceneWorker:
     def start(self) -> Hello:
         """Open bundle and engine; raises UnavailableError or InputError where they do not open here."""
         load_rasterio("a scene")
-        bundle = read_bundle(self._setup.bundle)
+        bundle = read_bundle(self._setup.bundle, self._setup.trust)
         if bundle.digest() != self._setup.digest:
-            raise InputError(f"bundle {bundle.path} is another one on {socket.gethostname()} than where the run began")
+            raise InputError(f"bundle {bundle.name} is another one on {socket.gethostname()} than where the run began")
         self._bundle = bundle
         _, entry, reason = self._open(bundle, self._setup.engine)
         return Hello(f"{socket.gethostname()}:{os.getpid()}", f"{entry.name} ({reason})")

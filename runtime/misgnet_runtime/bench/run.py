@@ -27,6 +27,7 @@ from misgnet_runtime.device.power import PowerMeter, find_meters
 from misgnet_runtime.device.state import DeviceState, read_state, summary, throttling, watch_state
 from misgnet_runtime.machine import describe_machine, installed_versions, usable_cores
 from misgnet_runtime.throughput import Timing, measure
+from misgnet_runtime.trust.policy import required_elsewhere
 
 _VERSIONS = ("misgnet-export", "numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
@@ -103,7 +104,9 @@ def _scene(bundle: Path, pair: tuple[Path, Path], threads: int | None, timing: T
     """Of the engine and the setting that ``timing`` measured."""
     with tempfile.TemporaryDirectory() as folder:
         places = str(bundle), str(pair[0]), str(pair[1]), f"{folder}/change.tif"
-        task = SceneTask(*places, timing.engine, timing.batch, timing.streams, threads)
+        trust = required_elsewhere()
+        signed = (None, False) if trust is None else (str(trust.key), trust.allow_older)
+        task = SceneTask(*places, timing.engine, timing.batch, timing.streams, threads, *signed)
         found = run_scene(task)
     speed, alone = found.tiles / found.seconds, timing.pairs_per_second
     return SceneFigure(

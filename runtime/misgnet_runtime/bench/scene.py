@@ -21,7 +21,10 @@ _KINDS = {kind.exit_code: kind for kind in (UsageError, GateFailed, InputError, 
 
 
 class SceneTask(Struct, frozen=True):
-    """A pair of 8-bit RGB GeoTIFFs on one grid, the change raster to write, and how."""
+    """A pair of 8-bit RGB GeoTIFFs on one grid, the change raster to write, and how.
+
+    ``key``: by which the bundle must be signed, None where nothing is required; ``allow_older``: as :class:`Trust`.
+    """
 
     bundle: str
     before: str
@@ -31,6 +34,8 @@ class SceneTask(Struct, frozen=True):
     batch: int
     streams: int
     threads: int | None
+    key: str | None = None
+    allow_older: bool = False
 
 
 class SceneRun(Struct, frozen=True):
@@ -68,8 +73,11 @@ def check_scene(before: Path, after: Path) -> None:
 def main() -> None:
     from misgnet_runtime.scenes.options import SceneOptions
     from misgnet_runtime.scenes.predict import predict_scene_files
+    from misgnet_runtime.trust.policy import use_allow_older, use_key
 
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=SceneTask)
+    use_key(None if task.key is None else Path(task.key))
+    use_allow_older(task.allow_older)
     options = SceneOptions(
         engine=task.engine, batch=task.batch, streams=task.streams, threads=task.threads, tuned=False
     )

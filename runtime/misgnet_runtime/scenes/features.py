@@ -29,7 +29,7 @@ FORMAT = 1
 SUFFIX = ".features"
 _MAGIC = b"MISGFEAT"
 _TAIL = 32 + 8 + len(_MAGIC)
-_MOST_FOOTER = 256 << 20  # some 20 million tiles
+_MOST_FOOTER = 64 << 20  # some 5 million tiles
 _VALID = "pixels with data"
 Block = tuple[Count, Count, Count, Count]
 
@@ -133,6 +133,8 @@ def open_features(path: Path) -> FeatureFile:
 
     InputError where it is missing, something else, cut off, damaged, or of another version.
     """
+    if path.exists() and not path.is_file():  # a named pipe would wait for ever
+        raise InputError(f"features {path} are no file")
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -143,7 +145,7 @@ def open_features(path: Path) -> FeatureFile:
     tiles = len(footer.rows) * len(footer.columns)
     try:
         records = tiles * record_type(footer.features, footer.tile).itemsize
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:  # what NumPy raises for shapes and names that cannot be
         raise InputError(f"features {path} cannot be understood: {error}; encode the raster again") from error
     if len(footer.crc32) != tiles or size != records + len(content) + _TAIL:
         raise InputError(f"features {path} are not as long as they say; encode the raster again")

@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from rich.filesize import decimal
 
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.lines import append_line, hold
+from misgnet_runtime.lines import append_line, decode_lines, hold
 from misgnet_runtime.manifest import Count, Struct
 from misgnet_runtime.outputs import resumable_errors
 from misgnet_runtime.tuning.since import tuned_since
 
 FORMAT = 2
 _JOURNAL = "journal.jsonl"
+_PART = 1 << 20
 
 
 class Header(Struct, frozen=True, tag="scene"):
@@ -168,8 +169,10 @@ def discard_progress(output: Path) -> None:
 def was_published(output: Path) -> bool:
     """Whether a run of ``output`` ended when its outputs were complete, and its progress is still there."""
     journal = progress_folder(output) / _JOURNAL
-    entries = _parse(journal.read_bytes(), output)[1] if journal.exists() else []
-    return any(isinstance(entry, Publishing) for entry in entries)
+    if not journal.is_file():
+        return False
+    with journal.open("rb", buffering=0) as handle:
+        return any(isinstance(entry, Publishing) for entry in _parse(handle, output)[1])
 
 
 def _check_room(path: Path, raw: Raw) -> None:
@@ -185,8 +188,7 @@ def _check_room(path: Path, raw: Raw) -> None:
 
 def _go_on(handle: FileIO, raw: FileIO, header: Header, output: Path) -> tuple[list[Band], bool]:
     """The bands that are on the disk, whole; the journal is cut behind them, or begun."""
-    handle.seek(0)
-    found, entries, length = _parse(handle.read(), output)
+    found, entries, length = _parse(handle, output)
     bands = [entry for entry in entries if isinstance(entry, Band)]
     if found is not None and bands:  # what holds no work may be of any scene
         _compare(found, header, output)
@@ -202,17 +204,21 @@ def _go_on(handle: FileIO, raw: FileIO, header: Header, output: Path) -> tuple[l
     return whole, len(whole) == len(bands) and any(isinstance(entry, Publishing) for entry in entries)
 
 
-def _parse(content: bytes, output: Path) -> tuple[Header | None, list[Band | Publishing], int]:
+def _parse(handle: FileIO, output: Path) -> tuple[Header | None, list[Band | Publishing], int]:
     """The header (None where it was never finished), the entries, and how many bytes count."""
-    *lines, torn = content.split(b"\n")
     try:
-        if not lines:
-            return None, [], 0
-        header = msgspec.json.decode(lines[0], type=Header)
-        entries = [msgspec.json.decode(line, type=Band | Publishing) for line in lines[1:]]
+        found, length = decode_lines(handle, _decode)
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise UsageError(f"the journal of {output} is damaged ({error}); start anew with --restart") from error
-    return header, entries, len(content) - len(torn)
+    header = found[0] if found else None
+    assert header is None or isinstance(header, Header)
+    return header, [entry for entry in found if not isinstance(entry, Header)], length
+
+
+def _decode(line: bytes, number: int) -> Header | Band | Publishing:
+    if number == 1:
+        return msgspec.json.decode(line, type=Header)
+    return msgspec.json.decode(line, type=Band | Publishing)
 
 
 def _compare(found: Header, asked: Header, output: Path) -> None:
@@ -239,9 +245,19 @@ def _whole_bands(raw: FileIO, header: Header, bands: list[Band]) -> list[Band]:
     whole: list[Band] = []
     raw.seek(0)
     for band in bands:
-        size = (band.stop - (whole[-1].stop if whole else 0)) * header.size
-        data = raw.read(max(0, size))
-        if not data or len(data) < size or zlib.crc32(data) != band.crc32:
+        start = whole[-1].stop if whole else 0
+        if not start < band.stop <= header.count or _crc32(raw, (band.stop - start) * header.size) != band.crc32:
             break
         whole.append(band)
     return whole
+
+
+def _crc32(raw: FileIO, size: int) -> int | None:
+    """Of the next ``size`` bytes; None where there are fewer. A damaged journal can ask for any number of them."""
+    found = 0
+    while size:
+        part = raw.read(min(size, _PART))
+        if not part:
+            return None
+        found, size = zlib.crc32(part, found), size - len(part)
+    return found

@@ -9,14 +9,13 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from misgnet_runtime.bundle import SIGNATURE
+from misgnet_runtime.bundle import MAX_BYTES, SIGNATURE
 from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.outputs import resumable_errors
 from misgnet_runtime.trust.envelope import MAX_SIGNATURE_BYTES
 from misgnet_runtime.trust.private import only_ours, unsafe_ancestor
 
 MAX_ENTRIES = 10_000
-MAX_BYTES = 16 << 30  # of all files: a sparse file of any size costs who sends it nothing
 _PART = 1 << 20
 
 

@@ -56,3 +56,9 @@ def required(key: str | os.PathLike[str] | None = None, allow_older: bool = Fals
     if older:
         raise UsageError(f"older bundles are refused only where a signature is required; give a key, or set {VARIABLE}")
     return None
+
+
+def required_elsewhere() -> Trust | None:
+    """As :func:`required`, for a process that knows neither this one's command line nor its folder."""
+    found = required()
+    return None if found is None else Trust(found.key.absolute(), found.allow_older)

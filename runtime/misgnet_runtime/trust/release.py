@@ -60,7 +60,10 @@ def read_issue(manifest: Path) -> Issue:
 def moment(text: str) -> datetime:
     """A date or a time in ISO 8601, in UTC where it names no zone. Raises ValueError."""
     found = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    return found.replace(tzinfo=found.tzinfo or timezone.utc).astimezone(timezone.utc)
+    try:
+        return found.replace(tzinfo=found.tzinfo or timezone.utc).astimezone(timezone.utc)
+    except OverflowError as error:  # in the first or the last hours that there are
+        raise ValueError(f"{text} is no time in UTC: {error}") from error
 
 
 def refusal(issue: Issue, newest: Version | None, now: datetime) -> str | None:

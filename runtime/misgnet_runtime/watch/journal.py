@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.lines import append_line, hold
+from misgnet_runtime.lines import FileName, append_line, decode_lines, hold
 from misgnet_runtime.manifest import Count, Sha256, Struct
 from misgnet_runtime.outputs import resumable_errors
 
@@ -66,7 +66,7 @@ class Complete(Struct, frozen=True, tag="complete"):
 
     time: datetime
     pair: str
-    outputs: tuple[str, ...]
+    outputs: tuple[FileName, ...]
     figures: dict[str, Any]
 
 
@@ -136,11 +136,7 @@ def open_journal(output: Path) -> Iterator[Journal]:
     with handle:
         if not hold(handle):
             raise UsageError(f"another watcher is at work on {output}; stop it, or choose another -o")
-        handle.seek(0)
-        content = handle.read()
-        *lines, torn = content.split(b"\n")
-        entries = [_decode(line, number, path) for number, line in enumerate(lines, 1)]
-        yield Journal(handle, entries, len(content) - len(torn))
+        yield Journal(handle, *decode_lines(handle, lambda line, number: _decode(line, number, path)))
 
 
 def now() -> datetime:
@@ -152,7 +148,7 @@ def _decode(line: bytes, number: int, path: Path) -> Entry:
         entry: Entry = msgspec.json.decode(line, type=Entry)
         if isinstance(entry, Started) and entry.format != FORMAT:
             raise ValueError(f"format {entry.format}")
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise UsageError(
             f"{path}, line {number} is damaged, or another version's ({error}); choose another -o, or move it away: "
             "then what lies there counts as not processed"

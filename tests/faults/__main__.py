@@ -1,0 +1,211 @@
+"""Faults at every write: a full disk, an error of the disk, a write that takes half, kill -9. In the repository's root:
+
+    python tests/faults                       # every operation, every call that changes a file, each kind of fault
+    python tests/faults scene batch           # these alone
+    python tests/faults --points 20           # so many calls of each operation, evenly spread, with kinds in turn
+
+Needs a C compiler (``cc``) on Linux. Afterwards each result must be the old one or the new one, the error one of the
+project's own, and the same work, begun again, must end well. Prints what was otherwise; the exit code is 1 then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import errno
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), *(str(ROOT / part) for part in ("tests", "", "export", "calibration", "runtime"))]
+
+from looking import State
+from operations import OPERATIONS, Operation
+
+from misgnet_runtime.errors import MisgnetError
+
+_COUNT, _FAIL, _SHORT, _KILL = range(4)  # as in faults.c
+KINDS = {
+    "ENOSPC": (_FAIL, errno.ENOSPC, True), "EIO": (_FAIL, errno.EIO, False), "short": (_SHORT, errno.ENOSPC, True),
+    "kill": (_KILL, 0, False),
+}  # fmt: skip
+_OWN_ERROR, _BUG = 2, 3
+PATIENCE = 60  # seconds
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run ended: the signal or exit status, its own count of calls, and what a bug has to say."""
+
+    status: int
+    calls: int
+    words: str
+
+    @property
+    def well(self) -> bool:
+        return self.status == 0
+
+
+def main() -> int:
+    options = _options()
+    if "MISGNET_FAULTS" not in os.environ:
+        return _preloaded()
+    problems = 0
+    for name in options.operations:
+        problems += _Trial(name, OPERATIONS[name]).all(options.points)
+    return 1 if problems else 0
+
+
+def _preloaded() -> int:
+    """This program again, with the library that makes calls fail."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "faults.so")
+        options = ["-O1", "-shared", "-fPIC", "-U_FORTIFY_SOURCE"]
+        subprocess.run(["cc", *options, "-o", str(library), str(HERE / "faults.c"), "-ldl"], check=True)
+        environment = {**os.environ, "LD_PRELOAD": str(library), "MISGNET_FAULTS": folder, "OMP_NUM_THREADS": "1"}
+        for variable in ("MISGNET_STATE", "MISGNET_CACHE"):
+            environment[variable] = str(Path(folder, variable))
+        return subprocess.run([sys.executable, str(HERE), *sys.argv[1:]], env=environment, check=False).returncode
+
+
+class _Trial:
+    """One operation, again and again from the same old state."""
+
+    def __init__(self, name: str, operation: Operation) -> None:
+        self._name, self._operation = name, operation
+        base = Path(os.environ["MISGNET_FAULTS"], name)
+        self._template, self.root = base / "template", base / "work"
+        self._words = base / "words"
+        for module in operation.modules:
+            importlib.import_module(module)
+        prepared = _child(lambda: operation.prepare(self._template), self._words)
+        assert prepared.well, prepared.words
+        self._library = ctypes.CDLL(None)
+
+    def all(self, points: int | None) -> int:
+        """The number of problems."""
+        start, ends = time.monotonic(), Counter[str]()
+        self._renew()
+        before = self._operation.look(self.root)
+        clean = self._run("count", 0)
+        assert clean.well, clean.words
+        after, calls = self._operation.look(self.root), clean.calls
+        assert before != after
+        problems = 0
+        for kind, number in _plan(calls, points):
+            found, end = self._problem(kind, number, before, after)
+            ends[end] += 1
+            if found:
+                problems += 1
+                print(f"{self._name}: {kind} at call {number} of {calls}: {found}", flush=True)
+        words = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
+        print(
+            f"{self._name}: {sum(ends.values())} faults at {calls} calls in {time.monotonic() - start:.0f} s: {words}; "
+            f"{problems} problems", flush=True,
+        )  # fmt: skip
+        return problems
+
+    def _problem(self, kind: str, number: int, before: State, after: State) -> tuple[str | None, str]:
+        self._renew()
+        end = self._run(kind, number)
+        try:
+            found = self._look(end, before, after)
+        except Exception as error:  # a result that cannot be read is the worst
+            found = f"a result is broken: {type(error).__name__}: {error}"
+        told = {0: "passed over", _OWN_ERROR: "told", _BUG: "crashed"}.get(end.status, "killed")
+        return (found and f"{found} (the run {told}) {end.words}"), told
+
+    def _look(self, end: End, before: State, after: State) -> str | None:
+        if end.status == _BUG:
+            return "no error of the project's own"
+        if end.status not in (0, _OWN_ERROR, -signal.SIGKILL):
+            return f"ended by {end.status}"
+        state = self._operation.look(self.root)
+        for name in {*before, *after, *state}:
+            if state.get(name) not in (before.get(name), after.get(name)):
+                return f"{name} is neither old nor new"
+        if end.well and state != after:
+            return "ended well, and its results are not there"
+        again = self._run("count", 0)
+        if not again.well:
+            return f"the next run ended with {again.status}: {again.words}"
+        if self._operation.look(self.root) != after:
+            return "the next run has other results"
+        return None
+
+    def _renew(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+        shutil.copytree(self._template, self.root, symlinks=True)
+
+    def _run(self, kind: str, number: int) -> End:
+        mode, code, stays = KINDS.get(kind, (_COUNT, 0, False))
+
+        def body() -> None:
+            self._library.fault_arm(os.fsencode(self.root), ctypes.c_long(number), mode, code, stays)
+            self._operation.run(self.root)
+
+        return _child(body, self._words, self._library)
+
+
+def _child(body: object, words: Path, library: ctypes.CDLL | None = None) -> End:
+    """Run ``body`` in a fork of this process, which has opened no engine yet; 60 s at most."""
+    words.parent.mkdir(parents=True, exist_ok=True)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = _BUG
+        try:
+            signal.alarm(PATIENCE)
+            body()  # type: ignore[operator]
+            status = 0
+        except MisgnetError as error:
+            status = _OWN_ERROR
+            words.write_text(str(error))
+        except BaseException:
+            words.write_text("".join(traceback.format_exc().splitlines(keepends=True)[-14:]))
+        finally:
+            if library is not None:
+                os.write(writing, str(library.fault_count()).encode())
+            os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        calls = int(pipe.read() or b"0")
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    text = words.read_text() if words.exists() else ""
+    words.unlink(missing_ok=True)
+    return End(status, calls, text)
+
+
+def _plan(calls: int, points: int | None) -> list[tuple[str, int]]:
+    """Every kind at every call; or at ``points`` of them, each kind in its turn."""
+    if points is None:
+        return [(kind, number) for kind in KINDS for number in range(1, calls + 1)]
+    chosen = sorted({1 + index * calls // points for index in range(points)})
+    return [(list(KINDS)[index % len(KINDS)], number) for index, number in enumerate(chosen)]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python tests/faults", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "operations", nargs="*", default=list(OPERATIONS), metavar="OPERATION", help=", ".join(OPERATIONS)
+    )
+    parser.add_argument("--points", type=int, help="calls of each operation; without it every call, by every kind")
+    options = parser.parse_args()
+    if unknown := set(options.operations) - set(OPERATIONS):
+        parser.error(f"no such operation: {', '.join(sorted(unknown))}; there are {', '.join(OPERATIONS)}")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

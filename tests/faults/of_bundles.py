@@ -1,0 +1,112 @@
+"""What makes a bundle, signs it, and remembers that it was accepted."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from looking import State
+
+from bundles import make_bundle
+
+
+def sign(root: Path) -> None:
+    from signatures import make_key, prepare, sign_folder, write_private
+
+    sign_folder(prepare(make_bundle(root / "out/bundle")), make_key())
+    write_private(root / "key.pem", make_key())
+
+
+def run_sign(root: Path) -> None:
+    from misgnet_export.signing import SignRequest, sign_bundle
+
+    sign_bundle(SignRequest(root / "out/bundle", root / "key.pem", version=2, force=True))
+
+
+def look_sign(root: Path) -> State:
+    """Signatures are never the same twice: the version that one is rightly for."""
+    from misgnet_runtime.trust.envelope import decode_envelope, signed_digests
+    from misgnet_runtime.trust.files import check_digests, check_names
+
+    path = root / "out/bundle"
+    digests = signed_digests(decode_envelope((path / "model.sig").read_bytes()))
+    check_names(path, digests)
+    check_digests(path, digests)
+    return {"version": json.loads((path / "manifest.json").read_bytes())["bundle_version"]}
+
+
+def build(root: Path) -> None:
+    make_bundle(root / "out/bundle", flip=True)
+
+
+def run_build(root: Path) -> None:
+    """``build`` with stages that take no time: the files are a tiny bundle's, written where those of a build are."""
+    from types import SimpleNamespace
+
+    from misgnet_export import build as module
+
+    def stages(_request: object, folder: Path, _log: object) -> Any:
+        make_bundle(folder)
+        return SimpleNamespace(evidence=SimpleNamespace(parity=SimpleNamespace(passed=True)))
+
+    def manifest(folder: Path, *_: object) -> None:
+        content = (folder / "manifest.json").read_bytes()
+        (folder / "manifest.json").write_bytes(content)
+
+    request: Any = SimpleNamespace(output=root / "out/bundle", force=True)
+    with _replaced(module, _run_stages=stages, write_bundle=manifest, check_request=lambda _: None):
+        from rich.console import Console
+
+        module.build(request, Console(file=open(os.devnull, "w")))  # noqa: PTH123, SIM115
+
+
+@contextmanager
+def _replaced(module: Any, **values: object) -> Iterator[None]:
+    before = {name: getattr(module, name) for name in values}
+    for name, value in values.items():
+        setattr(module, name, value)
+    yield
+    for name, value in before.items():
+        setattr(module, name, value)
+
+
+def look_bundle(root: Path) -> State:
+    from misgnet_runtime.bundle import read_bundle
+
+    return {"bundle": read_bundle(root / "out/bundle").digest()}
+
+
+def accept(root: Path) -> None:
+    """A device that has accepted version 1 is given version 2."""
+    from misgnet_runtime.bundle import read_bundle
+    from signatures import make_key, prepare, sign_folder, write_public
+
+    bundle = make_bundle(root / "bundle")
+    os.environ["MISGNET_STATE"] = str(root / "out")
+    trust = _trust(root, write_public(root / "key.pub", make_key()))
+    for version in (1, 2):
+        sign_folder(prepare(bundle, version=version), make_key())
+        if version == 1:
+            read_bundle(bundle, trust)
+
+
+def _trust(root: Path, key: Path) -> Any:
+    from misgnet_runtime.trust.policy import Trust
+
+    return Trust(root / key.name)
+
+
+def run_accept(root: Path) -> None:
+    from misgnet_runtime.bundle import read_bundle
+
+    os.environ["MISGNET_STATE"] = str(root / "out")
+    read_bundle(root / "bundle", _trust(root, Path("key.pub")))
+
+
+def look_accepted(root: Path) -> State:
+    (path,) = [path for path in (root / "out/accepted").iterdir() if not path.name.startswith(".")]
+    return {"accepted": json.loads(path.read_bytes())["version"]}

@@ -1,0 +1,45 @@
+"""What writes: inputs and an old state, the work, and what a user sees of its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import of_bundles
+import of_runs
+from looking import State, files
+
+
+@dataclass(frozen=True)
+class Operation:
+    """``prepare``: makes inputs and old results below a folder; ``run``: the work, the same each time it is begun anew.
+
+    ``look``: of each result what it is, whole; a result that is not there is not named. Each must be the old one or the
+    new one, whatever happened. ``modules``: imported once, before the runs.
+    """
+
+    prepare: Callable[[Path], object]
+    run: Callable[[Path], object]
+    look: Callable[[Path], State]
+    modules: tuple[str, ...] = ()
+
+
+_ENGINE = ("onnxruntime", "misgnet_runtime.predict", "misgnet_runtime.folders")
+_SCENE = (
+    *_ENGINE, "rasterio", "pyogrio", "shapely", "misgnet_runtime.scenes.series", "misgnet_runtime.scenes.vectors",
+    "misgnet_runtime.batch.run", "misgnet_runtime.watch.service",
+)  # fmt: skip
+_TRUST = ("cryptography.x509.verification", "misgnet_runtime.trust.signed")
+_SIGN = (*_TRUST, "model_signing.signing", "misgnet_export.signing")
+OPERATIONS = {
+    "build": Operation(of_bundles.build, of_bundles.run_build, of_bundles.look_bundle, ("misgnet_export.build",)),
+    "image": Operation(of_runs.image, of_runs.run_image, files("out/*"), _ENGINE),
+    "folders": Operation(of_runs.folders, of_runs.run_folders, files("out/*.png"), _ENGINE),
+    "scene": Operation(of_runs.scene, of_runs.run_scene, files("out/*"), _SCENE),
+    "series": Operation(of_runs.series, of_runs.run_series, files("out/*.tif"), _SCENE),
+    "batch": Operation(of_runs.batch, of_runs.run_batch, of_runs.look_batch, _SCENE),
+    "watch": Operation(of_runs.watch, of_runs.run_watch, files("out/*.tif"), _SCENE),
+    "sign": Operation(of_bundles.sign, of_bundles.run_sign, of_bundles.look_sign, _SIGN),
+    "accept": Operation(of_bundles.accept, of_bundles.run_accept, of_bundles.look_accepted, _TRUST),
+}

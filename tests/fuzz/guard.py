@@ -1,0 +1,98 @@
+"""What no input may do, watched while a reader has it: run code, reach outside, take long, take much memory.
+
+Memory is limited by RLIMIT_AS, processor time by a timer, and Python's audit events tell of files that are opened,
+processes, sockets and code that is run. (What a C library opens by itself is not told; GDAL's reach is limited by its
+driver and options, which tests/test_scene_reading.py checks.)
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from misgnet_runtime.errors import MisgnetError
+
+SECONDS = 20  # of processor time, for one input: far above what any takes on a busy machine, far below for ever
+_RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.", "ctypes.dlopen", "exec")
+
+
+class Broken(BaseException):
+    """A promise is broken; no reader can take it for an error of its own."""
+
+
+class Guard:
+    """Watches one process. ``folder``: all that may be opened, beside what ``warm`` inputs made it open before."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = os.path.realpath(folder)
+        self._known: set[str] = set()
+        self._watching = self._learning = False
+        self._broken: list[str] = []
+        for name in ("cp437", "latin-1", "utf-16", "utf-8-sig", "idna"):  # imported when they are first needed
+            codecs.lookup(name)
+        sys.addaudithook(self._heard)
+        signal.signal(signal.SIGVTALRM, self._late)
+
+    def learn(self, call: Callable[[], object]) -> bool:
+        """A good input: the modules and files it needs are known from here on. Whether it is read to its end."""
+        self._learning = True
+        try:
+            call()
+        except MisgnetError:  # as good as a file can be that is of another kind
+            return False
+        finally:
+            self._learning = False
+        return True
+
+    def check(self, call: Callable[[], object]) -> str:
+        """Raises Broken; the kind of the project's error that came out, or "read"."""
+        self._broken.clear()
+        self._watching = True
+        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+        try:
+            call()
+            found = "read"
+        except MisgnetError as error:
+            found = type(error).__name__
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            self._watching = False
+        if self._broken:
+            raise Broken("; ".join(self._broken))
+        return found
+
+    def _heard(self, event: str, args: tuple[Any, ...]) -> None:
+        if not (self._watching or self._learning):
+            return
+        if event == "open" and isinstance(args[0], str | bytes):
+            self._opened(os.path.realpath(os.fsdecode(args[0])))
+        elif self._watching and event.startswith(_RUNS):
+            self._broken.append(f"{event} {str(args)[:200]}")
+
+    def _opened(self, path: str) -> None:
+        if self._learning:
+            self._known.add(path)
+        elif not path.startswith(f"{self._folder}/") and path not in self._known and path != self._folder:
+            self._broken.append(f"opened {path}")
+
+    def _late(self, *_: object) -> None:
+        raise Broken(f"took more than {SECONDS} s of processor time")
+
+
+@contextmanager
+def memory(more: int) -> Iterator[None]:
+    """At most so many bytes of address space beyond those in use now."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -1,0 +1,141 @@
+"""Readers of a bundle's files, of what vouches for them, and of what a device keeps."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from readers import Prepared, Reader, written
+
+from bundles import INT8, SPLIT_FLOAT, make_bundle
+
+
+def manifest(folder: Path) -> Prepared:
+    from rich.console import Console
+
+    from misgnet_runtime.info import bundle_facts, print_info
+
+    root = make_bundle(folder / "bundle", engines=[SPLIT_FLOAT, INT8])
+
+    def read(data: bytes) -> None:
+        (root / "manifest.json").write_bytes(data)
+        print_info(root, Console(file=io.StringIO()))
+        bundle_facts(root)
+
+    return read, [(root / "manifest.json").read_bytes()]
+
+
+def _signed(folder: Path, name: str) -> tuple[Reader, list[bytes], Path]:
+    """A signed bundle whose file ``name`` is another one; a manifest is signed as it is, so that it is read."""
+    from misgnet_runtime.bundle import read_bundle
+    from misgnet_runtime.trust.policy import Trust
+    from signatures import make_key, prepare, sign_folder, write_public
+
+    key = make_key()
+    trust = Trust(write_public(folder / "key.pub", key))
+    root = sign_folder(prepare(make_bundle(folder / "bundle"), expires="2099-01-01T00:00:00+00:00"), key)
+
+    def read(data: bytes) -> None:
+        shutil.rmtree(folder / "state/accepted", ignore_errors=True)
+        (root / name).write_bytes(data)
+        if name == "manifest.json":
+            sign_folder(root, key)
+        read_bundle(root, trust)
+
+    return read, [(root / name).read_bytes()], root
+
+
+def signature(folder: Path) -> Prepared:
+    read, seeds, _ = _signed(folder, "model.sig")
+    return read, seeds
+
+
+def signed_manifest(folder: Path) -> Prepared:
+    read, seeds, _ = _signed(folder, "manifest.json")
+    return read, seeds
+
+
+def statement(folder: Path) -> Prepared:
+    """What was signed is damaged itself: whoever holds a key can sign anything."""
+    from misgnet_runtime.trust.envelope import decode_envelope
+    from signatures import make_key, sign_folder
+
+    read, seeds, root = _signed(folder, "model.sig")
+
+    def read_statement(data: bytes) -> None:
+        def replace(statement: dict[str, Any]) -> None:
+            statement.clear()
+            statement.update(json.loads(data))
+
+        sign_folder(root, make_key(), change=replace)
+        read((root / "model.sig").read_bytes())
+
+    def tolerant(data: bytes) -> None:
+        try:
+            json.loads(data)
+        except (ValueError, RecursionError):
+            return
+        read_statement(data)
+
+    return tolerant, [decode_envelope(seeds[0]).payload]
+
+
+def accepted(folder: Path) -> Prepared:
+    """What the device remembers."""
+    read, seeds, _ = _signed(folder, "model.sig")
+    read(seeds[0])
+    (path,) = (folder / "state/accepted").iterdir()
+    from misgnet_runtime.trust.state import open_state
+
+    with open_state() as state:
+        record = path.read_bytes()
+
+    def read_state(data: bytes) -> None:
+        path.write_bytes(data)
+        state._read(path)
+
+    return read_state, [record]
+
+
+def key(folder: Path) -> Prepared:
+    from misgnet_runtime.trust.keys import read_anchors
+    from signatures import certify, make_key, write_certificates, write_public
+
+    key = make_key()
+    seeds = [
+        write_public(folder / "two.pub", key, make_key(2)).read_bytes(),
+        write_certificates(folder / "a.crt", certify("a", key, ("a", key), authority=True)).read_bytes(),
+    ]
+    return written(folder / "key.pem", read_anchors), seeds
+
+
+def golden(folder: Path) -> Prepared:
+    from misgnet_runtime.golden import read_golden
+
+    root = make_bundle(folder / "bundle")
+    path = folder / "tiles.npz"
+    good = (root / "golden/tiles.npz").read_bytes()
+    return written(path, read_golden), [good]
+
+
+def tuning(folder: Path) -> Prepared:
+    from misgnet_runtime.bundle import read_bundle
+    from misgnet_runtime.tuning.settings import FORMAT, Found, Setting, Trial, Tuning
+    from misgnet_runtime.tuning.store import keep, kept, place_of
+
+    bundle = read_bundle(make_bundle(folder / "bundle"))
+    entry = bundle.engine_entry("cpu")
+    setting = Setting(1, 1, 1)
+    trial = Trial("latency", setting, setting, 1.0, 1.0, 0.0, 0.1)
+    path = keep(Tuning(FORMAT, "2026-01-01", place_of(bundle, entry), Found(setting), Found(setting), [trial]))
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        found = kept(bundle, entry)
+        if found is not None:
+            found.latency.words()
+
+    return read, [path.read_bytes()]

@@ -1,0 +1,145 @@
+"""Readers of weights, images, rasters and features."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from readers import Prepared, written
+
+from bundles import images as make_images
+from misgnet_runtime.tiling import Span
+
+
+def checkpoint(folder: Path) -> Prepared:
+    import torch
+
+    from misgnet.checkpoint import load_checkpoint, read_tensors
+    from misgnet_runtime.errors import MisgnetError
+    from published import light_state, save_network, snapshot
+
+    whole = light_state(stage_4=False)
+    small = {key: whole[key] for key in list(whole)[:4]}
+    torch.save(small, folder / "state.pt")
+    torch.save(snapshot(small), folder / "snapshot.pt")
+    save_network(folder / "network.pt", small)
+    path = folder / "weights.pt"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        try:
+            load_checkpoint(path)
+        except MisgnetError:
+            read_tensors(path)
+
+    return read, [(folder / f"{name}.pt").read_bytes() for name in ("state", "snapshot", "network")]
+
+
+def safetensors(folder: Path) -> Prepared:
+    import torch
+    from safetensors.torch import save
+
+    from misgnet.checkpoint import read_tensors
+
+    kinds = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8)
+    tensors = {str(kind): torch.ones((2, 3)).to(kind) for kind in kinds}
+    seeds = [save({"a": torch.ones(2, 3), "b": torch.zeros(4)}, {"format": "pt"}), save(tensors)]
+    path = folder / "weights.safetensors"
+    return written(path, read_tensors), seeds
+
+
+def images(folder: Path) -> Prepared:
+    from misgnet_runtime.errors import MisgnetError
+    from misgnet_runtime.images import image_size, read_image, read_label
+
+    path = folder / "tile.png"  # whatever the format: names say nothing
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        try:
+            image_size(path)
+            read_label(path)
+        except MisgnetError:
+            read_image(path)
+
+    return read, [_encoded(*form) for form in _FORMS]
+
+
+_FORMS: list[tuple[str, dict[str, Any]]] = [
+    ("PNG", {}), ("PNG", {"mode": "P"}), ("PNG", {"mode": "1"}), ("JPEG", {}), ("TIFF", {}),
+    ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "tiff_deflate"}), ("TIFF", {"compression": "jpeg"}),
+]  # fmt: skip
+# Others' formats, which Pillow or GDAL would know by their first bytes.
+_TOKENS = [
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(touch pwned) system\n", b"GIF89a", b"BM", b"<VRTDataset>",
+    b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x97JB2\r\n\x1a\n",
+]  # fmt: skip
+
+
+def _encoded(form: str, options: dict[str, Any]) -> bytes:
+    out = io.BytesIO()
+    image = Image.fromarray(make_images(24, 20)[0])
+    image = image.convert(options["mode"]) if "mode" in options else image
+    image.save(out, form, **{name: value for name, value in options.items() if name != "mode"})
+    return out.getvalue()
+
+
+def geotiff(folder: Path) -> Prepared:
+    from misgnet_runtime.errors import MisgnetError
+    from misgnet_runtime.scenes.inputs import look_at
+    from misgnet_runtime.scenes.options import Declared, SceneOptions
+    from scenes import scene, write_raster
+
+    before, after = scene(96, 80)
+    good = write_raster(folder / "before.tif", before)
+    mask, wide = np.full((96, 80), 255, np.uint8), after.astype(np.uint16)
+    forms: list[dict[str, Any]] = [{}, {"compress": "lzw"}, {"compress": "jpeg"}, {"tiled": False}, {"nodata": 0},
+                                   {"BIGTIFF": "YES"}, {"mask": mask}]  # fmt: skip
+    seeds = [write_raster(folder / f"{n}.tif", after, **form).read_bytes() for n, form in enumerate(forms)]
+    seeds.append(write_raster(folder / "wide.tif", wide).read_bytes())
+    path = folder / "after.tif"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        errors: list[MisgnetError] = []
+        for align, declared in ((False, Declared()), (False, Declared(stretch=(2, 98))), (True, Declared())):
+            try:
+                _look(partial(look_at, good, path, SceneOptions(after=declared, align=align)))
+            except MisgnetError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    return read, seeds
+
+
+def _look(look: Callable[[], Any]) -> None:
+    inputs = look()
+    with inputs.open_pair() as pair:
+        pair.read(inputs.scalings, Span(0, 64), Span(16, 80))
+
+
+def features(folder: Path) -> Prepared:
+    from misgnet_runtime.manifest import TensorEntry
+    from misgnet_runtime.scenes.features import Footer, footer_bytes, open_features, pack, record_type, valid_pixels
+
+    features = [TensorEntry("feature1", "float32", [-1, 2, 4, 4], "NCHW")]
+    record = record_type(features, 8)
+    records = pack(record, [np.ones((4, 2, 4, 4), np.float32)], np.ones((4, 8, 8), np.bool_))
+    sums = [zlib.crc32(records[n : n + 1].view(np.uint8).data) for n in range(4)]
+    footer = Footer(1, {"the engine": "cpu"}, 8, [0, 6], [0, 6], features, [(0, 0, 4, 4)], sums)
+    path = folder / "date.features"
+
+    def read(path: Path) -> None:
+        found = open_features(path)
+        found.misfit(footer)
+        for tile in range(min(len(found.footer.crc32), 8)):
+            valid_pixels(found.read(range(tile, tile + 1)), found.footer.tile)
+
+    return written(path, read), [records.tobytes() + footer_bytes(footer)]

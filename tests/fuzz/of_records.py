@@ -1,0 +1,149 @@
+"""Readers of journals and tables."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from readers import Prepared
+
+
+def scene_journal(folder: Path) -> Prepared:
+    from misgnet_runtime.scenes.journal import Raw, open_journal, progress_folder, was_published
+
+    output, raw, settings = folder / "change.tif", Raw("probability.raw", 40, 64, "the scene"), {"--overlap": "16"}
+    parts = [np.full((8, 16), n, np.float32) for n in range(4)]
+    with open_journal(output, raw, settings, restart=False) as journal:
+        journal.add(parts[:2], (("before", 0, 0, 32, 32),))
+        journal.add(parts[2:], ())
+        journal.publish()
+    path = progress_folder(output) / "journal.jsonl"
+    content = path.read_bytes()
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        was_published(output)
+        with open_journal(output, raw, settings, restart=False) as journal:
+            assert journal.finished <= raw.count and isinstance(journal.holes, frozenset)
+
+    return read, [content]
+
+
+def folder_record(folder: Path) -> Prepared:
+    from misgnet_runtime.folder_record import Written, open_record, progress_folder
+    from misgnet_runtime.tiles import Source
+
+    output, settings = folder / "out", {"the engine": "cpu"}
+    sources = [Source(name, folder / f"{name}.png", folder / f"{name}.png", None) for name in "ab"]
+    path = progress_folder(output) / "journal.jsonl"
+
+    class Stop(Exception):  # noqa: N818 - as a kill: the record stays
+        pass
+
+    @contextmanager
+    def begun() -> Any:
+        try:
+            with open_record(output, settings, sources, force=False) as record:
+                yield record
+                raise Stop
+        except Stop:
+            pass
+
+    with begun() as record:
+        record.write([(Written(name, (1, 2, 3, 4), 64, 1), np.ones((8, 8), np.bool_)) for name in "ab"])
+    content = path.read_bytes()
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        with begun():
+            pass
+
+    return read, [content]
+
+
+def watch_journal(folder: Path) -> Prepared:
+    from misgnet_runtime.outputs import publish
+    from misgnet_runtime.watch.journal import Begun, Complete, Done, Failed, FileState, Started, now, open_journal
+
+    output = folder / "out"
+    files = [FileState(name, 5, 6, "0" * 64) for name in ("a_before.tif", "a_after.tif")]
+    begun = Begun(now(), "a", *files)
+    complete = Complete(now(), "a", ("a_change.tif",), {"changed_share": 0.5, "unread": [0, 0]})
+    with open_journal(output) as journal:
+        for entry in (
+            Started(now(), 1, "0" * 64, "cpu", {}), begun, complete, Done(now(), "a"), begun, Failed(now(), "a", "no"),
+            begun, complete,
+        ):  # fmt: skip
+            journal.add(entry)
+    content = (output / "watch.jsonl").read_bytes()
+    (output / ".working").mkdir()
+
+    def read(data: bytes) -> None:
+        (output / "watch.jsonl").write_bytes(data)
+        with open_journal(output) as journal:
+            journal.failed()
+            for name in journal.complete.outputs if journal.complete else ():  # as the next watcher does
+                if (output / ".working" / name).exists():
+                    publish(output / ".working" / name, output / name)
+
+    return read, [content]
+
+
+def batch_record(folder: Path) -> Prepared:
+    from misgnet_runtime.batch.record import Begun, Done, Failed, Returned, Started, now, open_record
+    from misgnet_runtime.batch.results import write_results
+    from misgnet_runtime.batch.scene import Scene
+    from misgnet_runtime.batch.table import Shard
+
+    output, key = folder / "out", "0" * 64
+    figures = {
+        "changed_share": 0.5,
+        "nodata_share": 0.0,
+        "unread": [0, 0],
+        "height": 5,
+        "polygons": None,
+        "engine": "cpu",
+    }
+    scenes = [Scene(name, Path("a"), Path("b"), {}) for name in "abc"]
+    for shard, name in ((Shard(), "a"), (Shard(1, 2), "b")):
+        with open_record(output, shard) as record:
+            for entry in (
+                Started(now(), 1, key), Begun(now(), name, key, (f"{name}.tif",)), Returned(now(), name),
+                Begun(now(), name, key, (f"{name}.tif",)), Done(now(), name, key, (f"{name}.tif",), 1, "here", figures),
+                Failed(now(), "c", 3, "no"),
+            ):  # fmt: skip
+                record.add(entry)
+    path = output / "batch.jsonl"
+    content = path.read_bytes()
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        with open_record(output, Shard()) as record:
+            write_results(output, Shard(), scenes, record)
+
+    return read, [content]
+
+
+def table(folder: Path) -> Prepared:
+    from misgnet_runtime.batch.table import read_table
+    from misgnet_runtime.errors import UsageError
+
+    path = folder / "scenes.csv"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        for scene in read_table(path, {"engine": "cpu"}, folder / "out"):
+            scene.key("0" * 64)
+            scene.before.is_file()
+            try:  # of its own, which is told when its turn comes
+                scene.options()
+                for name in scene.outputs().values():
+                    assert (folder / "out" / name).resolve().is_relative_to(folder / "out")
+            except UsageError:
+                pass
+
+    header = "id,before,after,output,quicklook,vector,overlap,min_area,before_bands,scale,stretch,align"
+    rows = ['s1,a.tif,b.tif,north/s1.tif,yes,s1.gpkg,16,2.5,"1,2,3",0.5,,yes', 's2,../a.tif,/b.tif,,,,,,,,"2,98",']
+    return read, ["\n".join([header, *rows, ""]).encode(), b"\xef\xbb\xbfid,before,after\n\xc3\xa4,a,b\n"]

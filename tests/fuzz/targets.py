@@ -1,0 +1,79 @@
+"""Each reader of files from outside, and how good files are damaged for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import damage
+import of_bundles
+import of_pixels
+import of_records
+from damage import Files, any_of
+from readers import Prepared
+
+
+@dataclass(frozen=True)
+class Target:
+    """``prepare``: in an empty folder, how a file's bytes are read, and good ones; ``files``: what is made of these.
+
+    ``megabytes``: the most that reading may take.
+    """
+
+    prepare: Callable[[Path], Prepared]
+    files: Callable[[Sequence[bytes]], Files]
+    megabytes: int = 256
+
+
+# Others' formats, which Pillow or GDAL would know by their first bytes.
+_TOKENS = [
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(touch pwned) system\n", b"GIF89a", b"BM", b"<VRTDataset>",
+    b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x97JB2\r\n\x1a\n",
+]  # fmt: skip
+_PICKLE = [
+    b"c", b"R", b"b", b"\x81", b"\x93", b"s", b"t", b"u", b"e", b"(", b")", b"}", b"]", b"\x94", b"h\x00", b"Q",
+    b"K\x00",
+    b"j\x00\x00\x00\x00", b"cos\nsystem\n", b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f",
+]  # fmt: skip
+_CSV = [
+    b"\0", b'"', b",", b"\n", b"\r", b"../", b"/", b"\xff", b"nan", b"-1", b"1e999", b"9" * 5000, b"x" * 140_000, b"s1",
+    b"no", b"\xc2\x85",
+]  # fmt: skip
+_bytes, _json = damage.damaged_bytes, damage.damaged_json
+_csv, _pickle = partial(damage.damaged_bytes, tokens=_CSV), partial(damage.damaged_zip, tokens=_PICKLE)
+
+
+def _any_image(seeds: Sequence[bytes]) -> Files:
+    of = {start: [seed for seed in seeds if seed.startswith(start)] for start in (b"\x89PNG", b"II*\0")}
+    formats = [damage.damaged_png(of[b"\x89PNG"]), damage.damaged_tiff(of[b"II*\0"])]
+    return damage.damaged_bytes(seeds, _TOKENS) | formats[0] | formats[1]
+
+
+def _any_geotiff(seeds: Sequence[bytes]) -> Files:
+    classic = [seed for seed in seeds if seed.startswith(b"II*\0")]
+    return damage.damaged_bytes(seeds, _TOKENS) | damage.damaged_tiff(classic) | damage.damaged_tiff(classic)
+
+
+TARGETS = {
+    "manifest": Target(of_bundles.manifest, any_of(_json, _json, _bytes), 768),
+    "signature": Target(of_bundles.signature, any_of(_json, _bytes)),
+    "statement": Target(of_bundles.statement, _json),
+    "signed-manifest": Target(of_bundles.signed_manifest, _json),
+    "accepted": Target(of_bundles.accepted, any_of(_json, _bytes)),
+    "key": Target(of_bundles.key, _bytes),
+    "checkpoint": Target(of_pixels.checkpoint, any_of(_pickle, _pickle, _bytes)),
+    "safetensors": Target(of_pixels.safetensors, any_of(damage.damaged_safetensors, _bytes)),
+    "images": Target(of_pixels.images, _any_image, 1024),
+    "geotiff": Target(of_pixels.geotiff, _any_geotiff, 1536),
+    "scene-journal": Target(of_records.scene_journal, any_of(damage.damaged_lines, _bytes)),
+    "folder-record": Target(of_records.folder_record, any_of(damage.damaged_lines, _bytes)),
+    "watch-journal": Target(of_records.watch_journal, any_of(damage.damaged_lines, _bytes)),
+    "batch-record": Target(of_records.batch_record, any_of(damage.damaged_lines, _bytes)),
+    "features": Target(of_pixels.features, any_of(damage.damaged_features, _bytes)),
+    "golden": Target(of_bundles.golden, any_of(damage.damaged_zip, _bytes), 640),
+    "tuning": Target(of_bundles.tuning, any_of(_json, _bytes)),
+    "table": Target(of_records.table, any_of(damage.damaged_table, damage.damaged_table, _csv)),
+}
