@@ -743,6 +743,14 @@ def test_damaged_evaluation_tiles_are_refused(tmp_path: Path) -> None:
             read_evaluation(path)
 
 
+def test_evaluation_tiles_that_unfold_to_more_than_the_limit_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tiles.npz"
+    np.savez_compressed(path, before=np.zeros((700 << 20,), np.uint8))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(InputError, match="cannot be read: they declare"):
+        read_evaluation(path)
+
+
 def test_a_record_of_another_version_is_told(
     tmp_path: Path, tensorrt: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,7 @@ def write_golden(path: Path, tiles: GoldenTiles) -> None:
 def read_golden(path: Path) -> GoldenTiles:
     """Read what :func:`write_golden` wrote; InputError where it is damaged or holds something else."""
     try:
-        _check_archive(path)
+        check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:
             tiles = GoldenTiles(arrays["before"], arrays["after"], arrays["probability"])
     except READ_ERRORS as error:
@@ -46,7 +46,7 @@ def read_golden(path: Path) -> GoldenTiles:
     return tiles
 
 
-def _check_archive(path: Path) -> None:
+def check_archive(path: Path) -> None:
     """ValueError where it holds more than it may, or is packed in a way that NumPy never writes."""
     if path.exists() and not path.is_file():  # a named pipe would wait for ever
         raise ValueError("it is no file")
