@@ -34,12 +34,12 @@ def test_damaged_files(target: str, tmp_path: Path) -> None:
     for module, targets in NEEDS.items():
         if target in targets:
             pytest.importorskip(module)
-    much = ["--minutes", str(float(MINUTES) / len(TARGETS))] if MINUTES else ["--examples", "60"]
+    much = ["--minutes", str(float(MINUTES) / len(TARGETS))] if MINUTES else ["--examples", "40"]
     command = [sys.executable, str(FUZZ), target, *much, "--keep", str(tmp_path)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, f"{found.stdout}\n{found.stderr[-3000:]}"
     kept = len(list((FUZZ / "found" / target).glob("*")))
-    assert f"{target}: " in found.stdout and int(found.stdout.split(f"{target}: ")[1].split()[0]) >= 30 + kept
+    assert f"{target}: " in found.stdout and int(found.stdout.split(f"{target}: ")[1].split()[0]) >= 20 + kept
 
 
 def test_all_targets_are_here() -> None:

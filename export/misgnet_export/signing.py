@@ -60,8 +60,9 @@ def sign_bundle(request: SignRequest) -> Signed:
     path = Path(os.path.realpath(request.bundle))
     with replace_folder(path) as temporary:
         staged = temporary / _STAGE / path.name  # the library keeps the folder's name, for people
-        shutil.copytree(path, staged, copy_function=_link, ignore=shutil.ignore_patterns(SIGNATURE))
-        (staged / MANIFEST).unlink()  # a hard link: writing into it would change the bundle that is there
+        staged.mkdir(parents=True)
+        for entry in manifest.files:  # one by one: of a whole folder shutil tells no reason that a disk had
+            _link(path / entry.path, staged / entry.path)
         (staged / MANIFEST).write_bytes(encode(manifest))
         _write_signature(library, staged, request)
         signed = _check(staged, anchors)
@@ -160,10 +161,10 @@ def _check(folder: Path, anchors: Anchors) -> Signed:
     return Signed(signer, read_issue(folder / MANIFEST), digests)
 
 
-def _link(source: str, target: str) -> str:
+def _link(source: Path, target: Path) -> None:
     """A second name for the same bytes, or a copy on disks that know none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-    return target
