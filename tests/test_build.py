@@ -33,6 +33,10 @@ TILE = 128
 OTHER = "cpu-vnni" if architecture() == "aarch64" else "cpu-arm"  # what this processor is not
 
 
+# No time is spent on choosing and mending.
+QUICK = ("--observer", "max", "--repair", "never", "--control-minutes", 0)
+
+
 def has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
@@ -226,8 +230,7 @@ def test_a_tampered_bundle_is_refused_by_parity_and_predict(bundle: Path, data: 
 
 def test_a_failed_gate_leaves_evidence_and_no_bundle(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    hopeless = ("--max-f1-drop", -100, "--repair", "never", "--control-minutes", 0)  # no time is spent on mending
-    result = run("misgnet_export.cli", *build_arguments(data, output, *hopeless))
+    result = run("misgnet_export.cli", *build_arguments(data, output, "--max-f1-drop", -100, *QUICK))
     assert result.returncode == 3, result.stderr
     assert not output.exists()
     rejected = tmp_path / "bundle.rejected"
@@ -240,7 +243,7 @@ def test_a_failed_gate_leaves_evidence_and_no_bundle(data: Path, tmp_path: Path)
 @pytest.mark.parametrize("stage", ["export to ONNX", "calibrate", "judge cpu"])
 def test_a_kill_leaves_no_bundle_and_the_next_build_cleans_up(data: Path, tmp_path: Path, stage: str) -> None:
     output = tmp_path / "bundle"
-    command = [sys.executable, "-u", "-m", "misgnet_export.cli", *map(str, build_arguments(data, output))]
+    command = [sys.executable, "-u", "-m", "misgnet_export.cli", *map(str, build_arguments(data, output, *QUICK))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
     assert process.stdout
     for line in process.stdout:
@@ -257,7 +260,7 @@ def test_a_kill_leaves_no_bundle_and_the_next_build_cleans_up(data: Path, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-PREVIOUS = {"export to ONNX": "read weights", "calibrate": "simplify", "judge cpu": "judge PyTorch"}
+PREVIOUS = {"export to ONNX": "read weights", "calibrate": "rewrite", "judge cpu": "judge PyTorch"}
 
 
 def test_an_existing_bundle_survives_a_refused_and_a_failed_build(bundle: Path, data: Path) -> None:
