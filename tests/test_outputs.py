@@ -105,6 +105,17 @@ def test_failure_leaves_what_was_there(
     assert not existing or read(target) == "old"
 
 
+def test_a_disk_that_does_not_remove_keeps_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by tests/faults: an error in removing what is hidden ended the command, though its result was there."""
+
+    def unlink(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    write_file(tmp_path / "out", "new")
+    assert read(tmp_path / "out") == "new"
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
 @BOTH
 def test_full_disk_leaves_the_old_output(

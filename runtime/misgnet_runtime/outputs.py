@@ -73,7 +73,8 @@ def replace_file(path: Path) -> Iterator[Path]:
             yield temporary
             publish(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is gone where all went well; what a disk keeps of it is hidden
+            temporary.unlink()
 
 
 @contextmanager
@@ -145,7 +146,8 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 def _move_into_place(source: Path, target: Path) -> None:
