@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import onnxruntime
 import pytest
@@ -24,6 +24,7 @@ from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.manifest import EngineEntry, EngineKind, Interface
 from misgnet_runtime.targets import Kind, Target, parse_target
 
+NO_NETWORK: Any = None  # none of these targets converts it
 REQUEST = BuildRequest(Path("w"), Path("c"), Path("e"), None, (), Path("out"), Interface(32, 4))
 
 
@@ -47,7 +48,7 @@ def test_a_recipe_that_several_targets_share_is_taken_once() -> None:
 
 def test_the_target_cuda_is_the_float_graph_and_no_file_of_its_own() -> None:
     float_graph = GraphFile("float", "graphs/float.onnx", "float32", 1)
-    _, entry = make_engines(asked("cuda"), [float_graph], Path("nowhere"), StageLog(Console(quiet=True)))
+    _, entry = make_engines(asked("cuda"), [float_graph], NO_NETWORK, Path("nowhere"), StageLog(Console(quiet=True)))
     assert (entry.name, entry.kind, entry.file, entry.precision) == (
         "cuda", "onnxruntime-cuda", float_graph.file, "float32",
     )  # fmt: skip
@@ -89,11 +90,11 @@ def deferred(request: BuildRequest) -> EngineEntry:
     graphs = [GraphFile("float", "graphs/float.onnx", "float32", 1)]
     for recipe, name in ((TENSORRT, "int8"), (TENSORRT_FP16, "float16")):
         graphs.append(GraphFile(recipe.name, f"graphs/{name}_tensorrt.onnx", recipe.precision, 1))
-    return make_engines(request, graphs, Path("nowhere"), StageLog(Console(quiet=True)))[1]
+    return make_engines(request, graphs, NO_NETWORK, Path("nowhere"), StageLog(Console(quiet=True)))[1]
 
 
 def test_what_cannot_be_meant_is_refused() -> None:
-    with pytest.raises(UsageError, match="--on-device was given, but no target has a plan"):
+    with pytest.raises(UsageError, match="--on-device was given, but no target leaves its plan to it"):
         check_request(replace(asked("cpu"), on_device=True))
     with pytest.raises(UsageError, match="--ship-eval is -1"):
         check_request(replace(asked("cpu"), ship_eval=-1))

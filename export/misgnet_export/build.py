@@ -94,7 +94,7 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
         *_quantize(request, rewritten, few, sets, root, log),
     ]
     graphs = split_graphs(request, whole, few, root, log)
-    engines = make_engines(request, graphs, root, log)
+    engines = make_engines(request, graphs, network, root, log)
     evidence = _judge(request, network, sets, engines, root, log)
     draft = Draft(sets, graphs, engines, evidence, tuned)
     if not evidence.parity.passed:

@@ -1,20 +1,24 @@
-"""The engines of a bundle: the float graph, and for each target its graph, or a plan compiled from it."""
+"""The engines of a bundle: the float graph, and for each target its graph, or a plan of it or of the network."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
 
+from misgnet.network import MISGNet
 from misgnet_export.draft import FLOAT_ENGINE, GraphFile
 from misgnet_export.products import FLOAT, Product, product_of
 from misgnet_export.progress import StageLog
 from misgnet_export.request import BuildRequest
+from misgnet_export.torch_tensorrt import compile_program
 from misgnet_runtime.manifest import EngineEntry, SplitEntry
 from misgnet_runtime.plans import Plan, compile_plan
 from misgnet_runtime.targets import Target
 
 
-def make_engines(request: BuildRequest, graphs: list[GraphFile], root: Path, log: StageLog) -> list[EngineEntry]:
+def make_engines(
+    request: BuildRequest, graphs: list[GraphFile], network: MISGNet, root: Path, log: StageLog
+) -> list[EngineEntry]:
     """Entries of the float engine, which is in every bundle, and of all targets; plans are written below ``root``."""
     by_name = {graph.name: graph for graph in graphs}
     entries = [_opened(FLOAT_ENGINE, FLOAT, by_name["float"])]
@@ -23,6 +27,8 @@ def make_engines(request: BuildRequest, graphs: list[GraphFile], root: Path, log
         graph = by_name[product.recipe.name if product.recipe else "float"]
         if request.compiles_on_device(target):
             entries.append(_left_to_the_device(request, target, product, graph))
+        elif product.from_program:
+            entries.append(_converted(request, target, network, graph, root, log))
         elif product.has_plan:
             entries.append(_compiled(request, target, graph, root, log))
         else:
@@ -68,6 +74,28 @@ def _compiled(request: BuildRequest, target: Target, graph: GraphFile, root: Pat
     )  # fmt: skip
 
 
+def _converted(
+    request: BuildRequest, target: Target, network: MISGNet, graph: GraphFile, root: Path, log: StageLog
+) -> EngineEntry:
+    """A plan of the exported program; ``graph`` is the same network, for where the plan cannot be opened.
+
+    Without its parts, which are cut out of the ONNX graph.
+    """
+    options = request.plan_options(target)
+    with log.stage(f"compile {target.name}") as stage:
+        plan = compile_program(network, request.interface, options, request.timing_cache)
+        file = _write_plan(root, target.slug, plan.data)
+        stage.finding = (
+            f"Torch-TensorRT {plan.converter_version} with TensorRT {plan.vendor_version} for "
+            f"{plan.compute_capability}, {plan.operators} operators, {len(plan.data) / 1e6:.1f} MB"
+        )
+    return EngineEntry(
+        target.name, product_of(target).engine, file, graph.file, graph.precision, plan.vendor_version,
+        [plan.compute_capability], plan.platform, (options.min_batch, options.opt_batch, options.max_batch),
+        cuda_driver=plan.cuda_driver,
+    )  # fmt: skip
+
+
 def _compile(
     request: BuildRequest, target: Target, graph: str, root: Path, log: StageLog, part: str = ""
 ) -> tuple[str, Plan]:
@@ -77,11 +105,17 @@ def _compile(
             (root / graph).read_bytes(), request.plan_options(target), timing_cache=request.timing_cache,
             progress=stage.phase_progress,
         )  # fmt: skip
-        file = f"engines/{target.slug}{part and f'_{part}'}.plan"
-        (root / file).parent.mkdir(exist_ok=True)
-        (root / file).write_bytes(plan.data)
+        file = _write_plan(root, f"{target.slug}{part and f'_{part}'}", plan.data)
         stage.finding = (
             f"{plan.vendor} {plan.vendor_version} for {', '.join(plan.compute_capabilities)}, "
             f"{plan.layers} layers, {len(plan.data) / 1e6:.1f} MB"
         )
     return file, plan
+
+
+def _write_plan(root: Path, name: str, data: bytes) -> str:
+    """The file's path from ``root``."""
+    file = f"engines/{name}.plan"
+    (root / file).parent.mkdir(exist_ok=True)
+    (root / file).write_bytes(data)
+    return file

@@ -23,7 +23,7 @@ class Product:
     """``recipe``: of its graph; None is the float graph itself, computed in ``float_type``.
 
     ``needs``: one of these is what the processor must have, as in the manifest's engine entry. ``board``: of a plan
-    that can only be compiled there.
+    that can only be compiled there. ``from_program``: its plan is compiled by Torch-TensorRT from the exported program.
     """
 
     engine: EngineKind
@@ -31,6 +31,7 @@ class Product:
     needs: tuple[str, ...] = ()
     float_type: str = "float32"
     board: Board | None = None
+    from_program: bool = False
 
     @property
     def precision(self) -> str:
@@ -44,7 +45,7 @@ class Product:
 
     @property
     def has_plan(self) -> bool:
-        """Whether a plan is compiled from the graph; other engines open the graph itself."""
+        """Whether a plan is compiled; other engines open the graph itself."""
         return self.engine in ("rtx", "tensorrt")
 
 
@@ -66,6 +67,7 @@ PRODUCTS: Mapping[Kind, Product] = {
     "rtx-fp16": Product("rtx", TENSORRT_FP16),
     "tensorrt": Product("tensorrt", TENSORRT),
     "tensorrt-fp16": Product("tensorrt", TENSORRT_FP16),
+    "torch-tensorrt": Product("tensorrt", None, from_program=True),
     "jetson-orin": Product("tensorrt", TENSORRT, board=_ORIN),
     "jetson-orin-fp16": Product("tensorrt", TENSORRT_FP16, board=_ORIN),
     "jetson-thor": Product("tensorrt", TENSORRT, board=_THOR),

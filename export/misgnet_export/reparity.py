@@ -35,7 +35,7 @@ def reparity(
     floats = [e for e in bundle.manifest.engines if e.precision == "float32"]
     if not floats:
         raise InputError(f"bundle {path} holds no float graph to compare with; build it again")
-    others = [e for e in bundle.manifest.engines if e.precision != "float32"]
+    others = [e for e in bundle.manifest.engines if e is not floats[0]]
     allowed = bundle.manifest.max_f1_drop if max_f1_drop is None else max_f1_drop
     with ChangeDetector(open_engine_file(floats[0], bundle.path, interface.max_batch), interface) as reference:
         return judge_engines(

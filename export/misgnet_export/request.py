@@ -8,6 +8,7 @@ from typing import Literal
 
 from misgnet_calibration.calibrators import AUTO, PER_TENSOR, named
 from misgnet_export.products import product_of
+from misgnet_export.torch_tensorrt import check_torch_tensorrt
 from misgnet_runtime.engines.openvino import load_openvino
 from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.machine import check_processor
@@ -60,7 +61,7 @@ class BuildRequest:
     def compiles_on_device(self, target: Target) -> bool:
         """Whether the plan of ``target`` is left to ``misgnet-run compile``."""
         product = product_of(target)
-        return product.board is not None or (self.on_device and product.has_plan)
+        return product.board is not None or (self.on_device and product.has_plan and not product.from_program)
 
     def plan_options(self, target: Target) -> PlanOptions:
         """Profile 1 / 4 / 16, within the bundle's largest batch."""
@@ -91,8 +92,10 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError(f"--control-minutes is {request.control_minutes}; it must be 0 (none) or more")
     if request.ship_eval < 0:
         raise UsageError(f"--ship-eval is {request.ship_eval}; it is a number of tiles, or 0 for none")
-    if request.on_device and not any(product_of(target).has_plan for target in request.targets):
-        raise UsageError("--on-device was given, but no target has a plan; add --target tensorrt or rtx-smNN")
+    if request.on_device and not any(map(request.compiles_on_device, request.targets)):
+        raise UsageError(
+            "--on-device was given, but no target leaves its plan to it; add --target tensorrt or rtx-smNN"
+        )
     for target in request.targets:
         _check_target(request, target)
 
@@ -101,6 +104,8 @@ def _check_target(request: BuildRequest, target: Target) -> None:
     product = product_of(target)
     if request.compiles_on_device(target):
         request.plan_options(target)
+    elif product.from_program:
+        check_torch_tensorrt(request.plan_options(target))
     elif product.has_plan:
         _check_compiler(request, target)
     elif product.engine == "openvino":

@@ -29,13 +29,9 @@ def export_graph(network: MISGNet, interface: Interface) -> onnx.ModelProto:
     Node names are the module's dotted name and the operator, so that reports and placement rules can speak
     of parts of the network. Raises GateFailed where the exported graph lost an input or an operator.
     """
-    deployed = Deployed(network, interface).eval()
-    batch = torch.export.Dim("batch", min=1, max=interface.max_batch)
+    program = export_program(network, interface)
     names = [entry.name for entry in interface.inputs()]
     with _quiet():
-        program = torch.export.export(
-            deployed, deployed.example(), dynamic_shapes={name: {0: batch} for name in names}, strict=False
-        )
         converted = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=names,
             output_names=[interface.outputs()[0].name], dynamic_shapes={name: {0: "batch"} for name in names},
@@ -58,6 +54,17 @@ def _fold(model: onnx_ir.Model) -> None:
     fold_constants(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     remove_unused_nodes(model)
+
+
+def export_program(network: MISGNet, interface: Interface, device: str = "cpu") -> torch.export.ExportedProgram:
+    """``network`` as a program of ``interface``'s inputs; it is moved to ``device``, where the program is captured."""
+    deployed = Deployed(network, interface).eval().to(device)
+    batch = torch.export.Dim("batch", min=1, max=interface.max_batch)
+    before, after = (images.to(device) for images in deployed.example())
+    with _quiet():
+        return torch.export.export(
+            deployed, (before, after), dynamic_shapes={e.name: {0: batch} for e in interface.inputs()}, strict=False
+        )
 
 
 def _check(model: onnx.ModelProto, interface: Interface) -> None:
