@@ -1,0 +1,51 @@
+"""Masks that another machine made with a bundle, against those that this one makes with it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from misgnet_runtime.bundle import Bundle, read_bundle
+from misgnet_runtime.detector import ChangeDetector
+from misgnet_runtime.engines import open_engine_file
+from misgnet_runtime.images import Mask, RgbImage, read_pair
+
+
+def own_mask(bundle: Bundle, engine: str, before: RgbImage, after: RgbImage) -> Mask:
+    """bool (H, W), by the graph of ``engine`` even where it is meant for another processor than this one."""
+    entry = msgspec.structs.replace(bundle.engine_entry(engine), needs=[])
+    interface = bundle.manifest.interface
+    with ChangeDetector(open_engine_file(entry, bundle.path, interface.max_batch), interface) as detector:
+        return detector.scene_probability(before, after) > bundle.manifest.threshold
+
+
+def read_mask(path: Path) -> Mask:
+    with Image.open(path) as image:
+        return np.asarray(image) > 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """One line for each engine; 3 where fewer pixels than ``--least`` are equal, else 0."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("bundle", "before", "after", "masks"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("engines", nargs="+")
+    parser.add_argument("--least", type=float, default=0.999, help="share of equal pixels, 0 to 1")
+    asked = parser.parse_args(arguments)
+    bundle, images = read_bundle(asked.bundle), read_pair(asked.before, asked.after)
+    shares = []
+    for engine in asked.engines:
+        found, own = read_mask(asked.masks / f"{engine}.png"), own_mask(bundle, engine, *images)
+        shares.append(float((found == own).mean()) if found.shape == own.shape else 0.0)
+        print(f"{engine}: {100 * shares[-1]:.4f} % of {own.size} pixels are equal, {int(own.sum())} changed")
+    return 0 if min(shares) >= asked.least else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# The default install and real predictions on an emulated aarch64 processor, compared with this machine's masks.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: tests/aarch64/run.sh [-w WORK] [-c CPU] [-l SHARE] BUNDLE BEFORE AFTER [ENGINE...]
+
+Installs this checkout with its default dependencies by the pip of an arm64 Debian, runs `misgnet-run predict` there for
+each ENGINE (default: cpu-float32 cpu) and compares each mask with the one that this machine computes.
+
+  -w WORK    what is kept between runs: the root, wheels, the installation, masks [default: .aarch64 in the checkout]
+  -c CPU     cortex-a76, which has dot products as Orin's has, or cortex-a57, a Nano's [default: cortex-a76]
+  -l SHARE   of pixels that must be equal [default: 0.999]
+
+Needs root (debootstrap, chroot), a network for Debian's and Python's packages (the first time), and what
+`apt-get install qemu-user-static debootstrap` brings. MIRROR: of Debian [default: http://deb.debian.org/debian];
+PYTHON: with this project's runtime and pip [default: the checkout's .venv, else python3].
+TEXT
+}
+
+fail() {
+  echo "run.sh: $1" >&2
+  exit "$2"
+}
+
+checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+work=$checkout/.aarch64 cpu=cortex-a76 least=0.999
+while getopts hw:c:l: option; do
+  case $option in
+    h) usage && exit 0 ;;
+    w) work=$OPTARG ;;
+    c) cpu=$OPTARG ;;
+    l) least=$OPTARG ;;
+    *) usage >&2 && exit 2 ;;
+  esac
+done
+shift $((OPTIND - 1))
+if (($# < 3)); then
+  usage >&2
+  exit 2
+fi
+case $cpu in
+  cortex-a76) part=0xd0b more=" atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp" ;;
+  cortex-a57) part=0xd07 more="" ;;
+  *) fail "-c is $cpu; it is cortex-a76 or cortex-a57" 2 ;;
+esac
+bundle=$1 before=$2 after=$3
+shift 3
+if (($# == 0)); then set -- cpu-float32 cpu; fi
+for path in "$bundle/manifest.json" "$before" "$after"; do
+  [[ -f $path ]] || fail "there is no $path" 4
+done
+
+# Prints the first of the given commands that is there.
+first_of() {
+  local name
+  for name in "$@"; do command -v "$name" && return; done
+  fail "needs ${*: -1}; install it with: apt-get install qemu-user-static debootstrap" 5
+}
+
+qemu=$(first_of qemu-aarch64-static qemu-aarch64)
+debootstrap=$(first_of debootstrap)
+python=${PYTHON:-$checkout/.venv/bin/python}
+[[ -x $python ]] || python=$(first_of python3)
+mkdir -p "$work"
+work=$(cd "$work" && pwd)
+root=$work/root wheels=$work/wheels inside=$work/root/work
+((EUID == 0)) || fail "debootstrap and chroot need root" 5
+
+# Packages are unpacked and not configured: that would start arm64 programs from others, for which the kernel must know
+# them (binfmt_misc); Python needs no more than its files.
+make_root() {
+  rm -rf "$root"
+  "$debootstrap" --foreign --arch=arm64 --variant=minbase --include=python3,python3-pip,libstdc++6 bookworm "$root" \
+    "${MIRROR:-http://deb.debian.org/debian}"
+  local package
+  for package in "$root"/var/cache/apt/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
+  touch "$root.complete"
+}
+
+# By the arm64 pip, which sees this machine's network settings and certificates outside of the root.
+install_project() {
+  rm -rf "$wheels" "$inside"
+  mkdir -p "$inside/masks"
+  "$python" -m pip wheel --quiet --no-deps --wheel-dir "$wheels" "$checkout"
+  env -u PYTHONPATH -u PYTHONHOME "$qemu" -cpu "$cpu" -L "$root" "$root/usr/bin/python3" -m pip install --quiet \
+    --root-user-action=ignore --only-binary=:all: --target "$inside/site" "$wheels"/misgnet_export-*.whl
+}
+
+# ONNX Runtime asks Linux for the processor, and must not find this machine's: then it crashes.
+describe_processor() {
+  mkdir -p "$root/proc" "$root/sys/devices/system/cpu"
+  echo 0 | tee "$root/sys/devices/system/cpu/possible" >"$root/sys/devices/system/cpu/present"
+  {
+    printf 'processor\t: 0\nFeatures\t: fp asimd aes pmull sha1 sha2 crc32%s\n' "$more"
+    printf 'CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x1\n'
+    printf 'CPU part\t: %s\nCPU revision\t: 1\n' "$part"
+  } >"$root/proc/cpuinfo"
+}
+
+# The emulated Python, where there is nothing but the root.
+arm() {
+  env -i PATH=/usr/bin HOME=/work PYTHONPATH=/work/site "$(command -v chroot)" "$root" \
+    /qemu -cpu "$cpu" /usr/bin/python3 "$@"
+}
+
+[[ -e $root.complete ]] || make_root
+install_project
+describe_processor
+cp "$qemu" "$root/qemu"
+cp -rL "$bundle" "$inside/bundle"
+cp "$before" "$inside/before"
+cp "$after" "$inside/after"
+arm -c 'import platform as p, onnxruntime as o, numpy as n
+print(f"{p.machine()}, Python {p.python_version()}, ONNX Runtime {o.__version__}, NumPy {n.__version__}")'
+for engine in "$@"; do
+  arm /work/site/bin/misgnet-run predict /work/bundle /work/before /work/after --engine "$engine" \
+    -o "/work/masks/$engine.png"
+done
+PYTHONPATH=$checkout/runtime${PYTHONPATH:+:$PYTHONPATH} "$python" "$checkout/tests/aarch64/compare.py" \
+  "$bundle" "$before" "$after" "$inside/masks" --least "$least" "$@"
