@@ -75,8 +75,6 @@ def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--split",
         "--threshold",
         "tuned",
-        "--observer",
-        "percentile 99.99",
         "--target",
         "cpu",
         "--target",
