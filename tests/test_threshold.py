@@ -59,3 +59,18 @@ def test_labels_without_change_cannot_tune(tmp_path: Path) -> None:
     tiles = tile_set(tmp_path, [np.zeros((TILE, TILE), bool)])
     with pytest.raises(InputError, match="the labels of --val hold no change"):
         tune_threshold(lambda before, after: np.zeros((1, TILE, TILE), np.float32), tiles, lambda done, total: None)
+
+
+def test_several_tiles_at_once_find_the_same(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    labels = [rng.random((TILE, TILE)) < 0.2 for _ in range(3)]
+    answers = [np.clip(label + rng.normal(0, 0.4, label.shape), 0, 1).astype(np.float32) for label in labels]
+    sizes: list[int] = []
+
+    def predict(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        sizes.append(len(before))
+        return np.stack([answers[tile[0, 0, 0]] for tile in before])
+
+    tiles = tile_set(tmp_path, labels)
+    one, two = (tune_threshold(predict, tiles, lambda done, total: None, batch=batch) for batch in (1, 2))
+    assert one == two and sizes == [1, 1, 1, 2, 1]

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.detector import ChangeDetector, tile_per_stream
-from misgnet_runtime.engines import MOST_STREAMS
+from misgnet_runtime.engines import streams_on_cpu
 from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 from misgnet_runtime.errors import GateFailed
-from misgnet_runtime.machine import usable_cores
 from misgnet_runtime.manifest import Interface
 from misgnet_runtime.tiles import Tile, stack
 
@@ -39,8 +38,8 @@ class Agreement:
 
 def detector_of(model: onnx.ModelProto, interface: Interface) -> ChangeDetector:
     """``model`` in ONNX Runtime, with a stream for each core, up to four."""
-    streams = min(MOST_STREAMS, usable_cores())
-    return ChangeDetector(OnnxRuntimeEngine(model.SerializeToString(), interface.max_batch, streams=streams), interface)
+    engine = OnnxRuntimeEngine(model.SerializeToString(), interface.max_batch, streams=streams_on_cpu())
+    return ChangeDetector(engine, interface)
 
 
 def answers_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from misgnet_export.splitting import split_graphs
 from misgnet_export.threshold import Tuned, tune_threshold
 from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.callables import Predict, Progress
+from misgnet_runtime.detector import tile_per_stream
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.outputs import refuse_existing, replace_folder
@@ -46,6 +47,12 @@ from misgnet_runtime.tiles import Tile, TileSet
 
 _CHECK_TILES = 8
 _THRESHOLD_TILES = 128
+Transform = Callable[[onnx.ModelProto], onnx.ModelProto]
+# What is done to the exported graph: by which function, the stage's name, and what it and the graph before are called.
+_TRANSFORMS: tuple[tuple[Transform, str, tuple[str, str]], ...] = (
+    (simplify_graph, "simplify", ("the simplified graph", "the exported one")),
+    (rewrite, "rewrite", ("the rewritten graph", "the simplified one")),
+)
 
 
 @dataclass(frozen=True)
@@ -86,12 +93,13 @@ def build(request: BuildRequest, console: Console) -> Built:
 def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
     sets, network = load_sets(request, log)
     few = tuple(sets.calib.spread(_CHECK_TILES).tiles())
-    exported = _export(request, network, few, log)
-    rewritten = _rewrite(request, _simplify(request, exported, few, log), few, log)
-    request, tuned = _with_threshold(request, rewritten, log)
+    graph = _export(request, network, few, log)
+    for transform, name, described in _TRANSFORMS:
+        graph = _transformed(request, graph, few, log, transform, name, described)
+    request, tuned = _with_threshold(request, graph, log)
     whole = [
-        _write_graph(root, "float", "float32", rewritten.model),
-        *_quantize(request, rewritten, few, sets, root, log),
+        _write_graph(root, "float", "float32", graph.model),
+        *_quantize(request, graph, few, sets, root, log),
     ]
     graphs = split_graphs(request, whole, few, root, log)
     engines = make_engines(request, graphs, network, root, log)
@@ -135,22 +143,16 @@ def _export(request: BuildRequest, network: MISGNet, few: Sequence[Tile], log: S
     return Answered(model, answered)
 
 
-def _simplify(request: BuildRequest, exported: Answered, few: Sequence[Tile], log: StageLog) -> Answered:
-    with log.stage("simplify") as stage:
-        model = simplify_graph(exported.model)
+def _transformed(
+    request: BuildRequest, before: Answered, few: Sequence[Tile], log: StageLog, transform: Transform, name: str,
+    described: tuple[str, str],
+) -> Answered:  # fmt: skip
+    """What ``transform`` makes of the graph, which must answer as ``before``; ``described``: both, for the error."""
+    with log.stage(name) as stage:
+        model = transform(before.model)
         answered = answers_of(model, request.interface, few, stage.progress)
-        found = compare(exported.answers, answered, request.threshold)
-        require_same(found, request.interface, "the simplified graph", "the exported one")
-        stage.finding = f"{len(model.graph.node)} nodes, {found}"
-    return Answered(model, answered)
-
-
-def _rewrite(request: BuildRequest, simplified: Answered, few: Sequence[Tile], log: StageLog) -> Answered:
-    with log.stage("rewrite") as stage:
-        model = rewrite(simplified.model)
-        answered = answers_of(model, request.interface, few, stage.progress)
-        found = compare(simplified.answers, answered, request.threshold)
-        require_same(found, request.interface, "the rewritten graph", "the simplified one")
+        found = compare(before.answers, answered, request.threshold)
+        require_same(found, request.interface, *described)
         stage.finding = f"{len(model.graph.node)} nodes, {found}"
     return Answered(model, answered)
 
@@ -161,8 +163,8 @@ def _with_threshold(request: BuildRequest, rewritten: Answered, log: StageLog) -
         return request, None
     with log.stage("tune the threshold") as stage:
         tiles = TileSet.open(request.val, request.interface.tile).spread(_THRESHOLD_TILES)
-        with detector_of(rewritten.model, request.interface) as detector:
-            tuned = tune_threshold(detector.probability, tiles, stage.progress)
+        with detector_of(rewritten.model, request.interface) as detector, tile_per_stream(detector) as predict:
+            tuned = tune_threshold(predict, tiles, stage.progress, batch=detector.engine.streams)
         stage.finding = str(tuned)
     return replace(request, threshold=tuned.threshold), tuned
 

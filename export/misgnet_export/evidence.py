@@ -12,7 +12,7 @@ from misgnet_export.progress import Stage, StageLog
 from misgnet_export.report import TilePicture, pick_tiles
 from misgnet_runtime.callables import Predict
 from misgnet_runtime.detector import ChangeDetector, tile_per_stream
-from misgnet_runtime.engines import is_on_cpu, open_engine_file, streams_for_scenes
+from misgnet_runtime.engines import is_on_cpu, open_engine_file, streams_on_cpu
 from misgnet_runtime.errors import GateFailed, UnavailableError
 from misgnet_runtime.gate import Verdict
 from misgnet_runtime.golden import GoldenTiles
@@ -104,7 +104,7 @@ def _runnable(entry: EngineEntry, root: Path, interface: Interface) -> Iterator[
 
 def _streams(entry: EngineEntry) -> int:
     """A GPU is given whole batches, one after the other."""
-    return streams_for_scenes(entry) if is_on_cpu(entry) else 1
+    return streams_on_cpu() if is_on_cpu(entry) else 1
 
 
 def _pictures(tiles: TileSet, reference: list[Judged], found: list[Judged], result: EngineParity) -> list[TilePicture]:

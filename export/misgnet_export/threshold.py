@@ -27,14 +27,17 @@ class Tuned:
         return f"{self.threshold:g} on {self.tiles} validation tiles: F1 {self.f1:.4f}, {self.f1_at_half:.4f} with 0.5"
 
 
-def tune_threshold(predict: Predict, tiles: TileSet, progress: Progress) -> Tuned:
-    """Try all thresholds in steps of 0.001; of equally good ones the middle is taken.
+def tune_threshold(predict: Predict, tiles: TileSet, progress: Progress, batch: int = 1) -> Tuned:
+    """Try all thresholds in steps of 0.001; of equally good ones the middle is taken. ``batch``: tiles at once.
 
     Raises InputError where no label of ``tiles`` holds change: then there is no F1.
     """
     counts = np.zeros((2, _STEPS), np.int64)
-    for done, tile in enumerate(tiles.tiles(), 1):
-        counts += _histograms(predict(*stack([tile]))[0][tile.owned], tile.label[tile.owned])
+    done = 0
+    for part in tiles.batches(batch):
+        for tile, probability in zip(part, predict(*stack(part)), strict=True):
+            counts += _histograms(probability[tile.owned], tile.label[tile.owned])
+        done += len(part)
         progress(done, len(tiles))
     if not counts[1].any():
         raise InputError("--threshold tuned: the labels of --val hold no change; give a number, or other tiles")

@@ -20,7 +20,7 @@ from misgnet_runtime.batch.table import Shard, read_table
 from misgnet_runtime.batch.worker import Setup, Task, discard_work
 from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.choice import ranked_here
-from misgnet_runtime.engines import MOST_STREAMS, is_on_cpu
+from misgnet_runtime.engines import is_on_cpu, streams_on_cpu
 from misgnet_runtime.errors import ScenesFailed, UsageError
 from misgnet_runtime.machine import usable_cores
 from misgnet_runtime.trust.policy import required_elsewhere
@@ -169,7 +169,7 @@ def _with_cores(setup: Setup, cores: int | None) -> Setup:
     """Each worker on its own share of the cores: as many threads, and no more batches at once."""
     if cores is None:
         return setup
-    return replace(setup, threads=cores, streams=min(cores, MOST_STREAMS))
+    return replace(setup, threads=cores, streams=streams_on_cpu(cores))
 
 
 @contextmanager

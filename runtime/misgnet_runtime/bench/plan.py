@@ -8,7 +8,7 @@ from pathlib import Path
 
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.choice import open_detector, ranked_here
-from misgnet_runtime.engines import MOST_STREAMS
+from misgnet_runtime.engines import streams_on_cpu
 from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.machine import usable_cores
 from misgnet_runtime.manifest import EngineEntry, Struct
@@ -93,7 +93,7 @@ def make_plan(bundle: Bundle, options: BenchOptions) -> Plan:
         which = "an engine that was asked for does not run" if asked else "no engine runs"
         raise UnavailableError(f"{which} here: {reasons}")
     batches = options.batches or [size for size in (1, 4, min(max_batch, _LARGEST_BATCH)) if size <= max_batch]
-    streams = options.streams or (1, min(MOST_STREAMS, options.threads or usable_cores()))
+    streams = options.streams or (1, streams_on_cpu(options.threads or usable_cores()))
     return Plan(runs, not_run, sorted(set(batches)), sorted(set(streams)))
 
 

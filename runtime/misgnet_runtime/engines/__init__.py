@@ -11,7 +11,7 @@ from misgnet_runtime.manifest import EngineEntry
 
 __all__ = [
     "MOST_STREAMS", "Engine", "EngineSettings", "TensorSpec", "batch_for_scenes", "is_on_cpu", "open_engine_file",
-    "streams_for_scenes",
+    "streams_for_scenes", "streams_on_cpu",
 ]  # fmt: skip
 
 MOST_STREAMS = 4  # each takes memory for a batch of its own
@@ -21,12 +21,18 @@ def is_on_cpu(entry: EngineEntry) -> bool:
     return entry.kind in ("onnxruntime", "openvino")
 
 
+def streams_on_cpu(cores: int | None = None) -> int:
+    """One for each of ``cores``, or of all that are usable, but four at most: a core that computes a batch alone waits
+    for no other one."""
+    return min(MOST_STREAMS, cores or usable_cores())
+
+
 def streams_for_scenes(entry: EngineEntry) -> int:
     """Batches at once that keep the engine's device busy where there is always a next one.
 
-    A core that computes a batch alone waits for no other one; on a GPU the copies of one batch hide behind another.
+    On a GPU the copies of one batch hide behind another.
     """
-    return min(MOST_STREAMS, usable_cores()) if is_on_cpu(entry) else 2
+    return streams_on_cpu() if is_on_cpu(entry) else 2
 
 
 def batch_for_scenes(entry: EngineEntry) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from misgnet_runtime.device.sysfs import ROOT, read_int
-from misgnet_runtime.engines import MOST_STREAMS, batch_for_scenes, is_on_cpu, streams_for_scenes
+from misgnet_runtime.engines import MOST_STREAMS, batch_for_scenes, is_on_cpu, streams_for_scenes, streams_on_cpu
 from misgnet_runtime.machine import usable_cores
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.tuning.settings import Goal, Setting
@@ -29,7 +29,7 @@ def changes(entry: EngineEntry, goal: Goal, max_batch: int) -> list[Change]:
     """In the order in which they are tried, each on the best that was found before; what takes longest comes last."""
     found: list[Change] = []
     if goal == "throughput":
-        most = min(MOST_STREAMS, usable_cores()) if is_on_cpu(entry) else MOST_STREAMS
+        most = streams_on_cpu(usable_cores()) if is_on_cpu(entry) else MOST_STREAMS
         found += [partial(replace, streams=streams) for streams in range(1, most + 1)]
     if is_on_cpu(entry):
         found += [partial(_on_threads, threads=threads) for threads in _fewer_threads(usable_cores())]
