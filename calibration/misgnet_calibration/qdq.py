@@ -87,9 +87,7 @@ class _Writer:
         node.input[:] = [self._activation(name) if name in place.tensors else name for name in node.input]
 
     def finish(self) -> onnx.ModelProto:
-        nodes = in_order([*self.model.graph.node, *self.added])
-        del self.model.graph.node[:]
-        self.model.graph.node.extend(nodes)
+        put_in_order(self.model, [*self.model.graph.node, *self.added])
         del self.model.graph.value_info[:]
         drop_unused(self.model)
         onnx.checker.check_model(self.model)
@@ -164,6 +162,13 @@ def drop_unused(model: onnx.ModelProto) -> None:
     kept = [item for item in model.graph.initializer if item.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
+
+
+def put_in_order(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+    """Let ``nodes``, the model's own or others, be all of its nodes."""
+    ordered = in_order(nodes)
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)
 
 
 def in_order(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:

@@ -7,7 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from misgnet_calibration.graph import Graph, scope
-from misgnet_calibration.qdq import in_order
+from misgnet_calibration.qdq import put_in_order
 from misgnet_calibration.shapes import copied
 from misgnet_export.graph.cut import find_cut
 from misgnet_runtime.manifest import Interface
@@ -31,9 +31,7 @@ def with_half_features(model: onnx.ModelProto, interface: Interface) -> onnx.Mod
             added += _rounding(found.name, scope(graph.producer[found.name]))
             for name in found.slices:
                 graph.by_name[name].input[0] = added[-1].output[0]
-    nodes = in_order([*graph.nodes, *added])
-    del graph.model.graph.node[:]
-    graph.model.graph.node.extend(nodes)
+    put_in_order(graph.model, [*graph.nodes, *added])
     if added:
         graph.model.graph.initializer.append(numpy_helper.from_array(_FACTOR, _FACTOR_NAME))
     onnx.checker.check_model(graph.model)

@@ -20,6 +20,11 @@ def simplify_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     left = [node.name for node in simplified.graph.node if node.op_type == "BatchNormalization"]
     if left:
         raise GateFailed(f"{len(left)} batch norms were not folded, the first is '{left[0]}'")
-    inferred = onnx.shape_inference.infer_shapes(simplified, strict_mode=True, data_prop=True)
+    return with_shapes(simplified)
+
+
+def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model``, checked, with the shape of every tensor stated; raises onnx's errors where one cannot be inferred."""
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     onnx.checker.check_model(inferred)
     return inferred

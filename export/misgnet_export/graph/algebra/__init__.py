@@ -9,6 +9,7 @@ from misgnet_export.graph.algebra.attention import fold_attention_scale
 from misgnet_export.graph.algebra.linear import mlps_on_maps
 from misgnet_export.graph.algebra.pixels import fold_normalisation
 from misgnet_export.graph.algebra.tokens import tokens_channels_last
+from misgnet_export.graph.simplify import with_shapes
 
 __all__ = ["rewrite"]
 
@@ -29,4 +30,4 @@ def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     for step in _REWRITES:
         model = step(model)
-    return model
+    return with_shapes(model)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from misgnet_calibration.graph import Graph, scope
-from misgnet_calibration.qdq import drop_unused, in_order
-from misgnet_calibration.shapes import copied, dimensions, types_of_one_pair
+from misgnet_calibration.qdq import drop_unused, put_in_order
+from misgnet_calibration.shapes import copied
 
 
 class Rewriting:
@@ -24,7 +24,7 @@ class Rewriting:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = copied(model)
         self.graph = Graph(self.model)
-        self._types = types_of_one_pair(model)
+        self._before = Graph(model)
         self._added: list[onnx.NodeProto] = []
         self._dropped: set[str] = set()
 
@@ -53,9 +53,7 @@ class Rewriting:
 
     def shape(self, name: str) -> list[int]:
         """Dimensions for one image pair, before any change. Raises InputError where one cannot be inferred."""
-        if name in self.graph.constants:
-            return list(self.graph.constants[name].dims)
-        return dimensions(self._types, name)
+        return self._before.shape(name)
 
     def reader(self, name: str, *operators: str) -> onnx.NodeProto | None:
         """The one node that reads ``name``, where it is one of ``operators`` and ``name`` is no output."""
@@ -64,16 +62,12 @@ class Rewriting:
         return readers[0] if fits else None
 
     def finish(self) -> onnx.ModelProto:
-        """The changed copy, in order, with its shapes inferred anew and without what nothing reads."""
-        kept = [node for node in self.model.graph.node if node.name not in self._dropped]
-        nodes = [_copy(node) for node in in_order([*kept, *self._added])]
-        del self.model.graph.node[:]
-        self.model.graph.node.extend(nodes)
+        """The changed copy, in order and without what nothing reads; shapes within it are not stated any more."""
+        kept = [node for node in self.graph.nodes if node.name not in self._dropped]
+        put_in_order(self.model, [*kept, *self._added])
         drop_unused(self.model)
         del self.model.graph.value_info[:]
-        inferred = onnx.shape_inference.infer_shapes(self.model, strict_mode=True, data_prop=True)
-        onnx.checker.check_model(inferred)
-        return inferred
+        return self.model
 
 
 def permutation(node: onnx.NodeProto | None) -> tuple[int, ...]:
@@ -81,9 +75,3 @@ def permutation(node: onnx.NodeProto | None) -> tuple[int, ...]:
     if node is None or node.op_type != "Transpose":
         return ()
     return next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy
