@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,6 +39,7 @@ from misgnet_runtime.targets import parse_target
 from misgnet_runtime.tiles import Tile, TileSet
 
 INTERFACE = Interface(SIDE, 4)
+NO_NETWORK: Any = None  # none of these targets converts it
 REQUEST = BuildRequest(Path("w"), Path("c"), Path("e"), None, (), Path("out"), INTERFACE, split=True)
 RECIPES = pytest.mark.parametrize(
     "recipe", [None, CPU, CPU_ARM, OPENVINO, TENSORRT, TENSORRT_FP16], ids=lambda r: r.name if r else "float"
@@ -301,7 +303,7 @@ def test_a_target_with_plans_gets_three(tmp_path: Path, monkeypatch: pytest.Monk
     ]
     log = quiet()
     request = replace(REQUEST, targets=(parse_target("rtx-sm86"),))
-    float_entry, entry = engines.make_engines(request, graphs, tmp_path, log)
+    float_entry, entry = engines.make_engines(request, graphs, NO_NETWORK, tmp_path, log)
     assert float_entry.split is None
     assert entry.split == SplitEntry("engines/rtx-sm86_encoder.plan", "engines/rtx-sm86_head.plan", *parts)
     assert (tmp_path / entry.split.head).read_bytes() == b"plan of int8_head"
@@ -320,7 +322,7 @@ def test_an_engine_in_bf16_is_not_split(tmp_path: Path) -> None:
         for name, precision in (("float", "float32"), ("openvino", "int8"))
     ]
     request = replace(REQUEST, targets=(parse_target("openvino"), parse_target("openvino-bf16")))
-    found = engines.make_engines(request, graphs, tmp_path, quiet())
+    found = engines.make_engines(request, graphs, NO_NETWORK, tmp_path, quiet())
     assert {entry.name: entry.split for entry in found} == {
         "cpu-float32": parts, "openvino": parts, "openvino-bf16": None,
     }  # fmt: skip
