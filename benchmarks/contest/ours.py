@@ -25,6 +25,17 @@ class Sets:
     chosen: str
     evaluation: TileSet
 
+    def facts(self) -> dict[str, Any]:
+        """For a report."""
+        return {
+            "calibration_tiles": len(self.calibration),
+            "calibration_chosen": self.chosen,
+            "calibration_sha256": self.calibration.digest(),
+            "evaluation_tiles": len(self.evaluation),
+            "evaluation_images": len(self.evaluation.sources),
+            "evaluation_sha256": self.evaluation.digest(),
+        }
+
 
 @dataclass(frozen=True)
 class Recorded:

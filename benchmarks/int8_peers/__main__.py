@@ -68,7 +68,7 @@ def run(options: argparse.Namespace, work: Path) -> Report:
     settings = {name: getattr(options, name) for name in ("threads", "rounds", "seconds")}
     settings["load_before"] = round(os.getloadavg()[0], 1)  # who else was using the cores
     rows = compare(task)
-    return Report(describe_machine(), settings, _facts(sets), check(rows, known, sets), rows)
+    return Report(describe_machine(), settings, sets.facts(), check(rows, known, sets), rows)
 
 
 def check(rows: list[Row], known: Recorded, sets: Sets) -> str:
@@ -92,17 +92,6 @@ def _own_made(graph: Path, known: Recorded, bundle: Bundle) -> Made:
 def _own_notes(known: Recorded) -> tuple[str, ...]:
     stages = ", ".join(known.stages)
     return (f"seconds are those of the build's stages ({stages}), whose memory is not measured apart",)
-
-
-def _facts(sets: Sets) -> dict[str, object]:
-    return {
-        "calibration_tiles": len(sets.calibration),
-        "calibration_chosen": sets.chosen,
-        "calibration_sha256": sets.calibration.digest(),
-        "evaluation_tiles": len(sets.evaluation),
-        "evaluation_images": len(sets.evaluation.sources),
-        "evaluation_sha256": sets.evaluation.digest(),
-    }
 
 
 def _build_options(options: argparse.Namespace) -> list[str]:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
@@ -93,7 +92,7 @@ def run(options: Options, work: Path) -> Report:
     rows = timed_rows([row for row, _ in examined], times, work_of_pair, peaks)
     return Report(
         datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), describe_machine(),
-        {name: getattr(options, name) for name in ("threads", "rounds", "seconds")}, _facts(sets), bundle.digest(),
+        {name: getattr(options, name) for name in ("threads", "rounds", "seconds")}, sets.facts(), bundle.digest(),
         file_sha256(weights), work_of_pair, rows, [*absent, *again], product, peaks, targets_of(rows, product),
         load_before, os.getloadavg()[0],
     )  # fmt: skip
@@ -124,14 +123,3 @@ def _some(sets: Sets, count: int | None) -> Sets:
     if count is None or count >= len(sets.evaluation):
         return sets
     return Sets(sets.calibration, sets.chosen, sets.evaluation.subset(range(count)))
-
-
-def _facts(sets: Sets) -> dict[str, Any]:
-    return {
-        "calibration_tiles": len(sets.calibration),
-        "calibration_chosen": sets.chosen,
-        "calibration_sha256": sets.calibration.digest(),
-        "evaluation_tiles": len(sets.evaluation),
-        "evaluation_images": len(sets.evaluation.sources),
-        "evaluation_sha256": sets.evaluation.digest(),
-    }
