@@ -9,9 +9,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bundles import FLOAT, RTX, images, make_bundle, write_image
+from misgnet_runtime.manifest import EngineKind
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,6 +67,27 @@ except SystemExit as ended:
     out = python(code, "predict", str(bundle), *pair, "-o", str(tmp_path / "mask.png"))
     assert (tmp_path / "mask.png").is_file()
     assert "engine cpu-float32 (fastest that runs here; rtx-sm86 does not run: TensorRT for RTX was asked for" in out
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
+def test_nothing_is_reported(kind: EngineKind, tmp_path: Path) -> None:
+    """Both libraries would keep an identifier of the user or the device below the home, and send reports with it."""
+    pytest.importorskip(kind)
+    engine = msgspec.structs.replace(FLOAT, name="asked", kind=kind)
+    bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT, engine])
+    pair = [str(write_image(tmp_path / f"{i}.png", pixels)) for i, pixels in enumerate(images(70, 50))]
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": str(ROOT / "runtime")}
+    code = """
+import sys
+sys.addaudithook(lambda event, arguments: sys.exit(f"{event} {arguments}") if event.startswith("socket.") else None)
+from misgnet_runtime.cli import main
+main()
+"""
+    command = [sys.executable, "-c", code, "predict", str(bundle), *pair, "--engine", "asked"]
+    subprocess.run([*command, "-o", str(tmp_path / "mask.png")], check=True, env=environment, timeout=120)
+    assert [path for path in home.rglob("*") if "misgnet" not in path.parts and path.is_file()] == []
 
 
 def test_importing_the_package_or_the_command_is_cheap() -> None:

@@ -19,6 +19,9 @@ from misgnet_runtime.machine import usable_cores
 _DISABLED = ["WeightBiasQuantization"]
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}  # the others have NumPy's names
 
+if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":  # for where it was imported before this package
+    onnxruntime.disable_telemetry_events()
+
 
 class OnnxRuntimeEngine(Engine):
     """One ONNX graph in an onnxruntime session on the CPU."""
