@@ -253,17 +253,12 @@ def test_the_package_has_no_other_names() -> None:
 # Many tiles
 
 
-def test_each_stream_takes_a_tile_of_the_batch_in_order() -> None:
+@pytest.mark.parametrize(("streams", "largest", "batches"), [(2, 8, [1] * 5), (1, 8, [5]), (1, 2, [2, 2, 1])])
+def test_any_number_of_tiles_is_answered_in_order(streams: int, largest: int, batches: list[int]) -> None:
     before, after = images(5, 8, 8)
-    interface = Interface(8, 8, "uint8", "probability")
-    with ChangeDetector(FakeEngine(interface), interface) as detector:
-        whole = detector.probability(before, after)
-    engine = FakeEngine(interface, streams=2)
+    whole, interface = Interface(8, 8, "uint8", "probability"), Interface(8, largest, "uint8", "probability")
+    with ChangeDetector(FakeEngine(whole), whole) as detector:
+        expected = detector.probability(before, after)
+    engine = FakeEngine(interface, streams=streams)
     with ChangeDetector(engine, interface) as detector, tile_per_stream(detector) as predict:
-        assert np.array_equal(predict(before, after), whole) and engine.batches == [1] * 5
-
-
-def test_with_one_stream_a_batch_stays_whole() -> None:
-    interface = Interface(8, 8, "uint8", "probability")
-    with ChangeDetector(FakeEngine(interface), interface) as detector, tile_per_stream(detector) as predict:
-        assert predict == detector.probability
+        assert np.array_equal(predict(before, after), expected) and engine.batches == batches

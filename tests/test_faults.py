@@ -21,7 +21,8 @@ if sys.platform != "linux" or shutil.which("cc") is None:
 FAULTS = Path(__file__).with_name("faults")
 NEEDS = {"build": ("onnx", "torch"), "sign": ("model_signing",), "accept": ("cryptography",)}
 POINTS = {
-    "build": 6, "image": 8, "folders": 8, "scene": 16, "series": 10, "batch": 16, "watch": 8, "sign": 8, "accept": 8,
+    "build": 6, "image": 8, "folders": 8, "scene": 16, "series": 10, "batch": 16, "watch": 8, "sign": 8,
+    "compile": 8, "accept": 8,
 }  # fmt: skip
 
 

@@ -186,13 +186,13 @@ def test_features_of_another_size_number_or_type_are_refused(tmp_path: Path) -> 
 def test_a_head_that_cannot_be_opened_leaves_no_encoder_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Watched] = []
 
-    def open_file(entry: EngineEntry, root: Path, *_: object) -> Watched:
+    def open_file(entry: EngineEntry, root: Path, *_: object, **__: object) -> Watched:
         if "head" in entry.file:
             raise InputError("a broken head")
         opened.append(Watched(root / entry.file, INTERFACE.max_batch))
         return opened[-1]
 
-    monkeypatch.setattr("misgnet_runtime.split.open_engine_file", open_file)
+    monkeypatch.setattr("misgnet_runtime.tuning.use.open_engine_file", open_file)
     with pytest.raises(InputError, match="a broken head"):
         open_split(make_bundle(tmp_path), SPLIT_FLOAT)
     assert [engine.closed for engine in opened] == [1]

@@ -27,7 +27,7 @@ from misgnet_runtime.private import PrivateFolder, cache_folder
 from misgnet_runtime.scenes.journal import Raw, open_journal
 from misgnet_runtime.split import choose_split
 from misgnet_runtime.throughput import Task, Timing
-from misgnet_runtime.tuning import answers, candidates, search, store
+from misgnet_runtime.tuning import candidates, search, store
 from misgnet_runtime.tuning import run as run_module
 from misgnet_runtime.tuning.answers import AnswerCheck
 from misgnet_runtime.tuning.candidates import changes, default_setting
@@ -242,7 +242,7 @@ def test_other_answers_are_a_problem(
             (found,) = super()._infer(lane, arrays, batch).values()
             return {"probability": (change(found) if batch > 1 else found).astype(np.float32)}
 
-    monkeypatch.setattr(answers, "open_engine_file", lambda *_: Other(INTERFACE))
+    monkeypatch.setattr("misgnet_runtime.tuning.use.open_engine_file", lambda *_, **__: Other(INTERFACE))
     assert problem in str(AnswerCheck(bundle, FLOAT, ONE).problem(Setting(2, 1, 3)))
 
 

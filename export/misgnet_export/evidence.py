@@ -12,7 +12,7 @@ from misgnet_export.progress import Stage, StageLog
 from misgnet_export.report import TilePicture, pick_tiles
 from misgnet_runtime.callables import Predict
 from misgnet_runtime.detector import ChangeDetector, tile_per_stream
-from misgnet_runtime.engines import is_on_cpu, open_engine_file, streams_on_cpu
+from misgnet_runtime.engines import Engine, is_on_cpu, open_engine_file, streams_on_cpu
 from misgnet_runtime.errors import GateFailed, UnavailableError
 from misgnet_runtime.gate import Verdict
 from misgnet_runtime.golden import GoldenTiles
@@ -90,21 +90,22 @@ def _runnable(entry: EngineEntry, root: Path, interface: Interface) -> Iterator[
     status: Status = "run"
     reason = ""
     try:
-        engine = open_engine_file(entry, root, interface.max_batch, streams=_streams(entry))
+        engine = open_to_judge(entry, root, interface)
     except UnavailableError as error:
         if entry.precision == "bf16":
             raise
         stand_in = EngineEntry(entry.name, "onnxruntime", entry.graph, entry.graph, entry.precision, "")
-        engine = open_engine_file(stand_in, root, interface.max_batch, streams=_streams(stand_in))
+        engine = open_to_judge(stand_in, root, interface)
         status = "proxy"
         reason = entry.compiled if entry.on_device else f"not run: {error}"
     with ChangeDetector(engine, interface) as detector:
         yield detector, status, reason
 
 
-def _streams(entry: EngineEntry) -> int:
-    """A GPU is given whole batches, one after the other."""
-    return streams_on_cpu() if is_on_cpu(entry) else 1
+def open_to_judge(entry: EngineEntry, root: Path, interface: Interface) -> Engine:
+    """With a stream for each core; a GPU is given whole batches, one after the other."""
+    streams = streams_on_cpu() if is_on_cpu(entry) else 1
+    return open_engine_file(entry, root, interface.max_batch, streams=streams)
 
 
 def _pictures(tiles: TileSet, reference: list[Judged], found: list[Judged], result: EngineParity) -> list[TilePicture]:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from misgnet_export.evidence import judge_engines
+from misgnet_export.evidence import judge_engines, open_to_judge
 from misgnet_export.progress import StageLog
 from misgnet_export.report import junit_xml
 from misgnet_runtime.bundle import read_bundle
-from misgnet_runtime.detector import ChangeDetector
-from misgnet_runtime.engines import open_engine_file
+from misgnet_runtime.detector import ChangeDetector, tile_per_stream
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.manifest import GateRule, encode
 from misgnet_runtime.outputs import replace_file
@@ -37,9 +36,12 @@ def reparity(
         raise InputError(f"bundle {path} holds no float graph to compare with; build it again")
     others = [e for e in bundle.manifest.engines if e is not floats[0]]
     allowed = bundle.manifest.max_f1_drop if max_f1_drop is None else max_f1_drop
-    with ChangeDetector(open_engine_file(floats[0], bundle.path, interface.max_batch), interface) as reference:
+    with (
+        ChangeDetector(open_to_judge(floats[0], bundle.path, interface), interface) as reference,
+        tile_per_stream(reference) as predict,
+    ):
         return judge_engines(
-            others, bundle.path, interface, tiles, ("the bundle's float graph", reference.probability),
+            others, bundle.path, interface, tiles, ("the bundle's float graph", predict),
             bundle.manifest.threshold, allowed, gate or bundle.manifest.gate, log,
         )[0]  # fmt: skip
 

@@ -10,7 +10,7 @@ import msgspec
 
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.detector import ChangeDetector
-from misgnet_runtime.engines import Engine, open_engine_file
+from misgnet_runtime.engines import Engine
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.manifest import EngineEntry
@@ -50,8 +50,7 @@ def open_detector(
 
     def open_one(entry: EngineEntry) -> tuple[Engine, Use]:
         use = wish.use_of(bundle, entry)
-        opened = open_engine_file(entry, bundle.path, interface.max_batch, use.threads, use.streams, use.settings)
-        return opened, use
+        return use.open(bundle, entry), use
 
     entries = ranked_here(bundle) if engine == "auto" else [bundle.engine_entry(engine)]
     (opened, use), entry, reason = first_that_opens(entries, open_one, engine)

@@ -64,18 +64,17 @@ class ChangeDetector:
 
 @contextmanager
 def tile_per_stream(detector: ChangeDetector) -> Iterator[Predict]:
-    """:meth:`ChangeDetector.probability` with its batch cut into tiles, as many at once as the engine has streams.
+    """:meth:`ChangeDetector.probability` for any number of tiles: one at a time for each stream of the engine.
 
-    On a CPU a core that computes one tile alone waits for no other. With one stream the batch stays whole.
+    On a CPU a core that computes one tile alone waits for no other. With one stream they come in the largest batches
+    that the engine takes.
     """
-    if detector.engine.streams == 1:
-        yield detector.probability
-        return
+    size = 1 if detector.engine.streams > 1 else detector.interface.max_batch
     with ThreadPoolExecutor(detector.engine.streams) as pool:
 
         def predict(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
-            pairs = [(before[i : i + 1], after[i : i + 1]) for i in range(len(before))]
-            return np.concatenate(list(pool.map(lambda pair: detector.probability(*pair), pairs)))
+            parts = [slice(start, start + size) for start in range(0, len(before), size)]
+            return np.concatenate(list(pool.map(lambda part: detector.probability(before[part], after[part]), parts)))
 
         yield predict
 

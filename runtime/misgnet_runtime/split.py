@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.choice import first_that_opens, ranked_here
 from misgnet_runtime.detector import Probability, as_input, misfit, to_probability
-from misgnet_runtime.engines import Engine, open_engine_file
+from misgnet_runtime.engines import Engine
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.manifest import EngineEntry, Interface, TensorEntry, head_inputs
 from misgnet_runtime.tuning.settings import Goal
@@ -89,8 +89,7 @@ def open_split(bundle: Bundle, entry: EngineEntry, use: Use | None = None) -> Sp
     interface, use = bundle.manifest.interface, use or Use()
 
     def open_part(file: str) -> Engine:
-        part = msgspec.structs.replace(entry, file=file)
-        return open_engine_file(part, bundle.path, interface.max_batch, use.threads, use.streams, use.settings)
+        return use.open(bundle, msgspec.structs.replace(entry, file=file))
 
     with ExitStack() as opened:
         encoder = opened.enter_context(open_part(entry.split.encoder))

@@ -1,9 +1,10 @@
-"""What makes a bundle, signs it, and remembers that it was accepted."""
+"""What makes a bundle, signs it, compiles its plans on a device, and remembers that it was accepted."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,3 +111,45 @@ def run_accept(root: Path) -> None:
 def look_accepted(root: Path) -> State:
     (path,) = [path for path in (root / "out/accepted").iterdir() if not path.name.startswith(".")]
     return {"accepted": json.loads(path.read_bytes())["version"]}
+
+
+def compile_plans(root: Path) -> None:
+    """A device that has compiled a plan already, and is asked for one with another optimisation level."""
+    from device_bundles import device_bundle
+
+    device_bundle(root / "bundle", tiles=2)
+    _compile(root, 2)
+
+
+def run_compile(root: Path) -> None:
+    _compile(root, 4)
+
+
+def _compile(root: Path, level: int) -> None:
+    """By fakes of TensorRT and CUDA: what is written is what the real ones would have given."""
+    from fake_cuda import FakeDriver
+    from fake_tensorrt import make_tensorrt
+    from misgnet_runtime.compiled.run import CompileOptions, compile_bundle
+
+    os.environ["MISGNET_CACHE"] = str(root / "out")
+    driver = FakeDriver("sm87", memory=1 << 30)
+    sys.modules["tensorrt"] = make_tensorrt("10.3.0", driver)
+    options = CompileOptions(optimization_level=level)
+    compile_bundle(root / "bundle", options, driver, tell=lambda *_, **__: None)
+
+
+def look_compiled(root: Path) -> State:
+    """The level of the plan that is used, whose bytes are checked."""
+    from device_bundles import DEVICE
+    from fake_cuda import FakeDriver
+    from misgnet_runtime.bundle import read_bundle
+    from misgnet_runtime.compiled.opening import slot_of
+    from misgnet_runtime.compiled.store import PlanStore
+
+    os.environ["MISGNET_CACHE"] = str(root / "out")
+    store = PlanStore()
+    active = store.active(slot_of(read_bundle(root / "bundle").digest(), DEVICE, FakeDriver("sm87").device()))
+    assert active is not None
+    (record,) = active.plans.values()
+    assert store.plan(record)
+    return {"level": record.key.optimization_level}

@@ -32,6 +32,7 @@ _SCENE = (
 )  # fmt: skip
 _TRUST = ("cryptography.x509.verification", "misgnet_runtime.trust.signed")
 _SIGN = (*_TRUST, "model_signing.signing", "misgnet_export.signing")
+_COMPILE = ("misgnet_runtime.compiled.run", "onnxruntime")
 OPERATIONS = {
     "build": Operation(of_bundles.build, of_bundles.run_build, of_bundles.look_bundle, ("misgnet_export.build",)),
     "image": Operation(of_runs.image, of_runs.run_image, files("out/*"), _ENGINE),
@@ -41,5 +42,6 @@ OPERATIONS = {
     "batch": Operation(of_runs.batch, of_runs.run_batch, of_runs.look_batch, _SCENE),
     "watch": Operation(of_runs.watch, of_runs.run_watch, files("out/*.tif"), _SCENE),
     "sign": Operation(of_bundles.sign, of_bundles.run_sign, of_bundles.look_sign, _SIGN),
+    "compile": Operation(of_bundles.compile_plans, of_bundles.run_compile, of_bundles.look_compiled, _COMPILE),
     "accept": Operation(of_bundles.accept, of_bundles.run_accept, of_bundles.look_accepted, _TRUST),
 }

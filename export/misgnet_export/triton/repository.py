@@ -98,7 +98,7 @@ def _speeds(bundle: Bundle, entry: EngineEntry) -> dict[int, float]:
     try:
         timings = msgspec.convert(bundle.manifest.latency.get("timings", []), list[_Speed])
     except msgspec.ValidationError as error:
-        raise InputError(f"bundle {bundle.path}: the manifest's timings cannot be read: {error}") from error
+        raise InputError(f"bundle {bundle.name}: the manifest's timings cannot be read: {error}") from error
     return {timing.batch: timing.pairs_per_second for timing in timings if timing.engine == entry.name}
 
 

@@ -18,16 +18,19 @@ from misgnet_runtime.plans.facts import PlanFacts, this_platform
 from misgnet_runtime.plans.vendor import load_vendor
 
 
-def open_plan_of(entry: EngineEntry, root: Path, streams: int, driver: CudaDriver | None = None) -> Engine:
+def open_plan_of(
+    entry: EngineEntry, root: Path, streams: int, driver: CudaDriver | None = None, named: Path | None = None
+) -> Engine:
     """The plan of ``entry``, an engine of the bundle in ``root``, or of the part of it whose file the entry names.
 
+    ``named``: how the user calls the bundle, where ``root`` is a private copy of it.
     Raises UnavailableError where this machine cannot run it or has not compiled it, with the command that does;
     InputError where the plan is damaged, or lies where others may have changed it.
     """
     load_vendor(entry.kind)
     driver = driver or open_driver()
-    command = compile_command(root, entry.name)
-    if found := _compiled_here(entry, root, first_device(driver)):
+    command = compile_command(named or root, entry.name)
+    if found := _compiled_here(entry, root, first_device(driver), command):
         record, data = found
         return open_plan(data, entry.kind, driver, facts=record.facts, streams=streams, rebuild=command)
     if entry.on_device:
@@ -36,8 +39,8 @@ def open_plan_of(entry: EngineEntry, root: Path, streams: int, driver: CudaDrive
     return open_plan(data, entry.kind, driver, facts=facts, streams=streams, rebuild=command)
 
 
-def compile_command(root: Path, engine: str) -> str:
-    return f"misgnet-run compile {shlex.quote(str(root))} --engine {shlex.quote(engine)}"
+def compile_command(bundle: Path, engine: str) -> str:
+    return f"misgnet-run compile {shlex.quote(str(bundle))} --engine {shlex.quote(engine)}"
 
 
 def slot_of(bundle_sha256: str, entry: EngineEntry, device: Device) -> Slot:
@@ -52,7 +55,7 @@ def graph_of(entry: EngineEntry) -> str:
     return graphs[entry.file]
 
 
-def _compiled_here(entry: EngineEntry, root: Path, device: Device) -> tuple[PlanRecord, bytes] | None:
+def _compiled_here(entry: EngineEntry, root: Path, device: Device, command: str) -> tuple[PlanRecord, bytes] | None:
     if not (root / MANIFEST).is_file():  # a bundle that is still being built
         return None
     store, slot = PlanStore(), slot_of(file_sha256(root / MANIFEST), entry, device)
@@ -61,7 +64,7 @@ def _compiled_here(entry: EngineEntry, root: Path, device: Device) -> tuple[Plan
         record = active.plans.get(graph_of(entry)) if active else None
         return None if record is None else (record, store.plan(record))
     except InputError as error:
-        advice = f"run: {compile_command(root, entry.name)}"
+        advice = f"run: {command}"
         if entry.on_device:
             raise InputError(f"what was compiled here of engine {entry.name} is not used: {error}; {advice}") from error
         current().note(f"warning: {entry.name} runs by the bundle's own plan: {error}; {advice}")

@@ -93,7 +93,7 @@ def _asked(bundle: Bundle, engines: tuple[str, ...]) -> list[EngineEntry]:
     if not entries:
         names = ", ".join(entry.name for entry in plans)
         hint = f"name one by --engine to compile it anew: {names}" if plans else "it has none for TensorRT at all"
-        raise UsageError(f"bundle {bundle.path} has no engine to be compiled on the device; {hint}")
+        raise UsageError(f"bundle {bundle.name} has no engine to be compiled on the device; {hint}")
     return entries
 
 

@@ -47,11 +47,13 @@ def open_engine_file(
     threads: int | None = None,
     streams: int = 1,
     settings: EngineSettings | None = None,
+    named: Path | None = None,
 ) -> Engine:
     """Open the engine that ``entry`` describes; its paths start at ``root``.
 
     ``streams``: batches that run at once, on ``threads`` of the CPU together (all usable cores without); ``settings``:
-    what serves most machines without, and for an engine on a GPU always.
+    what serves most machines without, and for an engine on a GPU always; ``named``: how the user calls the bundle,
+    where ``root`` is a private copy of it.
 
     Raises UnavailableError where this machine lacks the device, the processor, the library or the right version,
     or has no plan for it yet, and InputError where the file cannot be opened.
@@ -72,4 +74,4 @@ def open_engine_file(
         return OnnxRuntimeCudaEngine(root / entry.file, max_batch, threads, streams)
     from misgnet_runtime.compiled.opening import open_plan_of
 
-    return open_plan_of(entry, root, streams)
+    return open_plan_of(entry, root, streams, named=named)

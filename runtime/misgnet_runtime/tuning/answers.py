@@ -7,7 +7,6 @@ import numpy as np
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.callables import Predict
 from misgnet_runtime.detector import ChangeDetector, Probability
-from misgnet_runtime.engines import open_engine_file
 from misgnet_runtime.errors import MisgnetError
 from misgnet_runtime.golden import GoldenTiles, read_golden
 from misgnet_runtime.manifest import EngineEntry
@@ -47,8 +46,7 @@ class AnswerCheck:
         """Of the whole engine, and of its two parts where it is split."""
         bundle, entry, interface = self._bundle, self._entry, self._bundle.manifest.interface
         use = Use(setting.threads, setting.streams, setting.batch, setting.engine)
-        engine = open_engine_file(entry, bundle.path, interface.max_batch, use.threads, use.streams, use.settings)
-        with ChangeDetector(engine, interface) as detector:
+        with ChangeDetector(use.open(bundle, entry), interface) as detector:
             found = {"the engine": _answers(detector.probability, self._golden, setting.batch)}
         if entry.split:
             with open_split(bundle, entry, use) as parts:

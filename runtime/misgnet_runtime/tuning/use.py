@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from misgnet_runtime.bundle import Bundle
-from misgnet_runtime.engines import EngineSettings, streams_for_scenes
+from misgnet_runtime.engines import Engine, EngineSettings, open_engine_file, streams_for_scenes
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.tuning.settings import Goal, Setting
 from misgnet_runtime.tuning.store import kept
@@ -20,6 +20,11 @@ class Use:
     batch: int | None = None
     settings: EngineSettings | None = None
     words: str = ""
+
+    def open(self, bundle: Bundle, entry: EngineEntry) -> Engine:
+        """An engine of ``bundle``; raises as :func:`open_engine_file`."""
+        batch = bundle.manifest.interface.max_batch
+        return open_engine_file(entry, bundle.path, batch, self.threads, self.streams, self.settings, named=bundle.name)
 
 
 @dataclass(frozen=True)
