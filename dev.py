@@ -11,6 +11,7 @@ python3 dev.py types    mypy, strict for the runtime
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 import sys
@@ -36,7 +37,9 @@ def demo(arguments: list[str]) -> None:
 
 
 def test(arguments: list[str]) -> None:
-    run("pytest", *arguments)
+    """Files of tests side by side, with a core for each process: two that both take all cores wait for each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads
+    run("pytest", "-n", min(4, os.cpu_count() or 1), "--dist", "loadfile", *arguments)
 
 
 def lint(arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import itertools
 import re
 import subprocess
@@ -102,3 +103,19 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="which is a file"):
         fill_wheelhouse("jetpack6", tmp_path / "file", None, lambda _: None, Pip())
+
+
+def test_a_wheel_is_built_beside_the_checkout_and_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setuptools reads the file that this variable names; it would take a checkout's own build/ into the wheel."""
+    seen: list[Path] = []
+
+    def run(command: Sequence[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        settings = configparser.ConfigParser()
+        assert settings.read(env["DIST_EXTRA_CONFIG"])
+        seen.append(Path(settings["build"]["build_base"]))
+        assert seen[0].parent.is_dir() and "PATH" in env
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    wheelhouse.pip(["wheel", "."])
+    assert seen[0].is_absolute() and not seen[0].parent.exists()
