@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
+
 from misgnet_runtime.errors import MisgnetError
 
 SECONDS = 20  # of processor time, for one input: far above what any takes on a busy machine, far below for ever
@@ -37,6 +39,7 @@ class Guard:
         self._broken: list[str] = []
         for name in ("cp437", "latin-1", "utf-16", "utf-8-sig", "idna"):  # imported when they are first needed
             codecs.lookup(name)
+        cell_len("\u6f22")  # a library's table, read when a message with wide characters is first measured
         sys.addaudithook(self._heard)
         signal.signal(signal.SIGVTALRM, self._late)
 
