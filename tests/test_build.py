@@ -286,6 +286,7 @@ BAD_REQUESTS = {
     "a threshold that is no number": (["--threshold", "best"], 2, "or: tuned"),
     "a threshold to tune for a mask": (["--threshold", "tuned", "--output-form", "mask"], 2, "needs --val"),
     "TensorRT without a GPU or its library": (["--target", "tensorrt"], 5, "tensorrt"),
+    "a licence that no manifest holds": (["--licence", "x" * 5000], 2, "5000 characters"),
     "a compute capability that does not exist": (["--target", "rtx-sm11"], 2, "sm11"),
 }
 

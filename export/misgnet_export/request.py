@@ -12,7 +12,7 @@ from misgnet_export.torch_tensorrt import check_torch_tensorrt
 from misgnet_runtime.engines.openvino import load_openvino
 from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.machine import check_processor
-from misgnet_runtime.manifest import GateRule, Interface
+from misgnet_runtime.manifest import MAX_WORDS, GateRule, Interface
 from misgnet_runtime.plans import PlanOptions, check_options
 from misgnet_runtime.targets import Target
 
@@ -90,6 +90,8 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError(f"{asked}; it is auto, per-tensor, max, mse, entropy or 'percentile P', 0 < P <= 100")
     if not request.control_minutes >= 0:
         raise UsageError(f"--control-minutes is {request.control_minutes}; it must be 0 (none) or more")
+    if len(request.licence) > MAX_WORDS:
+        raise UsageError(f"--licence has {len(request.licence)} characters; name it, or give its address ({MAX_WORDS})")
     if request.ship_eval < 0:
         raise UsageError(f"--ship-eval is {request.ship_eval}; it is a number of tiles, or 0 for none")
     if request.on_device and not any(map(request.compiles_on_device, request.targets)):

@@ -26,6 +26,11 @@ EngineKind = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "rtx", "tens
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1, lt=1 << 31)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
+# Nobody writes longer ones, and laying out a table takes the square of a cell's length.
+MAX_WORDS = 4096
+Name = Annotated[str, Meta(max_length=200)]
+Words = Annotated[str, Meta(max_length=MAX_WORDS)]
+FilePath = Annotated[str, Meta(max_length=1024)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -39,10 +44,10 @@ class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TensorEntry(Struct, frozen=True):
     """A graph's input or output; -1 in ``shape`` is the batch."""
 
-    name: str
-    dtype: str
+    name: Name
+    dtype: Name
     shape: list[int]
-    layout: str
+    layout: Name
 
 
 class Interface(Struct, frozen=True):
@@ -85,20 +90,20 @@ def head_inputs(features: list[TensorEntry]) -> list[TensorEntry]:
 class Preprocessing(Struct, frozen=True):
     """What a pixel goes through before the network sees it."""
 
-    bands: list[str] = msgspec.field(default_factory=lambda: ["red", "green", "blue"])
+    bands: list[Words] = msgspec.field(default_factory=lambda: ["red", "green", "blue"])
     scale: float = 1 / 255
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    nodata: str = "refused: transparent pixels are an error"
+    nodata: Words = "refused: transparent pixels are an error"
     where: Literal["in the graph", "in the runtime"] = "in the graph"
 
 
 class FileEntry(Struct, frozen=True):
-    path: str
+    path: FilePath
     sha256: Sha256
     size: Count
-    role: str
-    precision: str | None = None
+    role: Name
+    precision: Name | None = None
 
 
 class SplitEntry(Struct, frozen=True):
@@ -107,10 +112,10 @@ class SplitEntry(Struct, frozen=True):
     ``encoder``, ``head``: the files that are opened; ``encoder_graph``, ``head_graph``: what they were made from.
     """
 
-    encoder: str
-    head: str
-    encoder_graph: str
-    head_graph: str
+    encoder: FilePath
+    head: FilePath
+    encoder_graph: FilePath
+    head_graph: FilePath
 
 
 class EngineEntry(Struct, frozen=True):
@@ -123,19 +128,19 @@ class EngineEntry(Struct, frozen=True):
     ``misgnet-run compile`` makes its plan from the graph, where it runs, and ``vendor_version`` is empty.
     """
 
-    name: str
+    name: Name
     kind: EngineKind
-    file: str
-    graph: str
-    precision: str
-    vendor_version: str
-    compute_capabilities: list[str] = []
-    platform: str = "any"
+    file: FilePath
+    graph: FilePath
+    precision: Name
+    vendor_version: Name
+    compute_capabilities: list[Name] = []
+    platform: Name = "any"
     batches: tuple[Positive, Positive, Positive] = (1, 4, 16)
-    needs: list[str] = []
+    needs: list[Name] = []
     split: SplitEntry | None = None
     compiled: Literal["by the build", "to be compiled on the device"] = "by the build"
-    cuda_driver: str = ""
+    cuda_driver: Name = ""
 
     @property
     def on_device(self) -> bool:
@@ -150,18 +155,18 @@ class Calibration(Struct, frozen=True):
     """The tiles that activations' ranges were observed on, how they were chosen, and those that decided."""
 
     tiles: int
-    tiles_sha256: str
+    tiles_sha256: Words
     seed: int
-    decided_on: str
-    selection: str = "drawn at random"
+    decided_on: Words
+    selection: Words = "drawn at random"
 
 
 class PlacementRule(Struct, frozen=True):
     """Why operators have their precision, and who says so."""
 
-    name: str
-    why: str
-    source: str
+    name: Words
+    why: Words
+    source: Words
 
 
 class Steps(Struct, frozen=True):
@@ -201,10 +206,10 @@ class NodePlacement(Struct, frozen=True):
     undo it; ``operands``: of an INT8 operator without a weight, what each activation that it reads is counted in.
     """
 
-    node: str
-    operator: str
+    node: Words
+    operator: Words
     precision: Literal["int8", "float16", "float32"]
-    rule: str
+    rule: Words
     multiply_adds: Count
     int8: Int8Numbers | None = None
     divided_by: list[Annotated[float, Meta(gt=0)]] = []
@@ -217,9 +222,9 @@ class RepairEntry(Struct, frozen=True):
     Shares of equal pixels, and mean differences of the probability of change, before and after.
     """
 
-    name: str
+    name: Words
     kept: bool
-    finding: str
+    finding: Words
     pixels_before: float
     pixels_after: float
     mean_before: float
@@ -234,18 +239,18 @@ class Quantization(Struct, frozen=True):
     A graph without INT8 has 16 ``weight_bits`` and the calibrator "none".
     """
 
-    graph: str
-    recipe: str
+    graph: FilePath
+    recipe: Name
     quantized_nodes: int
     weight_bits: int
     int8_share_of_multiply_adds: Fraction
-    calibrator: str
-    candidates: dict[str, float] = {}
-    float32_nodes: list[str] = []
+    calibrator: Name
+    candidates: dict[Words, float] = {}
+    float32_nodes: list[Words] = []
     rules: list[PlacementRule] = []
     placement: list[NodePlacement] = []
     repairs: list[RepairEntry] = []
-    calibrators: dict[str, str] = {}
+    calibrators: dict[Words, Words] = {}
 
     def shares(self) -> dict[str, float]:
         """Share of the weights' multiply-adds in each precision, the lowest precision first."""
@@ -263,8 +268,8 @@ class Release(Struct, frozen=True):
     """
 
     product: Annotated[str, Meta(max_length=200)]
-    signed: str
-    expires: str | None = None
+    signed: Words
+    expires: Words | None = None
 
 
 class Manifest(Struct, frozen=True):
@@ -272,28 +277,28 @@ class Manifest(Struct, frozen=True):
 
     schema_version: int
     bundle_version: Count
-    created: str
+    created: Words
     tile: int
     overlap: int
     threshold: Annotated[float, Meta(gt=0, lt=1)]
-    class_names: list[str]
+    class_names: list[Words]
     interface: Interface
     inputs: list[TensorEntry]
     outputs: list[TensorEntry]
     preprocessing: Preprocessing
-    source_weights_sha256: str
+    source_weights_sha256: Words
     calibration: Calibration
     quantization: list[Quantization]
-    engines: Annotated[list[EngineEntry], Meta(min_length=1)]
-    files: list[FileEntry]
+    engines: Annotated[list[EngineEntry], Meta(min_length=1, max_length=256)]
+    files: Annotated[list[FileEntry], Meta(max_length=10_000)]
     max_f1_drop: float
-    metrics: dict[str, Any]
-    latency: dict[str, Any]
-    tool_versions: dict[str, str]
-    machine: dict[str, Any]
-    licence: str
+    metrics: dict[Words, Any]
+    latency: dict[Words, Any]
+    tool_versions: dict[Words, Words]
+    machine: dict[Words, Any]
+    licence: Words
     gate: GateRule = "point"
-    threshold_from: str = "given"
+    threshold_from: Words = "given"
     features: list[TensorEntry] = []
     release: Release | None = None
 
