@@ -12,7 +12,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -160,9 +160,13 @@ def open_journal(output: Path, raw: Raw, settings: dict[str, str], *, restart: b
 
 
 def discard_progress(output: Path) -> None:
-    """Remove what a finished run needs no more, the large file first: a kill in between leaves next to nothing."""
+    """Remove what a finished run needs no more, the large file first: a kill in between leaves next to nothing.
+
+    What the disk keeps of it is hidden, and no reason to call the results a failure.
+    """
     for path in progress_folder(output).glob("*.raw"):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
     shutil.rmtree(progress_folder(output), ignore_errors=True)
 
 
