@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from PIL import Image
 
-from misgnet_runtime.bundle import MANIFEST, describe_files
+from misgnet_runtime.bundle import describe_files
+from misgnet_runtime.bundle_files import MANIFEST
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.golden import GoldenTiles, write_golden

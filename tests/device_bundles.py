@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 import fake_tensorrt
 from bundles import FLOAT, INTERFACE, TILE, expected, images, make_bundle
-from misgnet_runtime.bundle import MANIFEST, describe_files
+from misgnet_runtime.bundle import describe_files
+from misgnet_runtime.bundle_files import MANIFEST
 from misgnet_runtime.evaluation import ROLE, EvaluationTiles, write_evaluation
 from misgnet_runtime.manifest import EngineEntry, SplitEntry, decode_manifest, encode
 

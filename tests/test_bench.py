@@ -31,7 +31,8 @@ from misgnet_runtime.bench.report import (
 from misgnet_runtime.bench.run import run_bench
 from misgnet_runtime.bench.scene import SceneTask, run_scene
 from misgnet_runtime.bench.tables import lines, tables
-from misgnet_runtime.bundle import MANIFEST, Bundle, file_sha256, read_bundle
+from misgnet_runtime.bundle import Bundle, file_sha256, read_bundle
+from misgnet_runtime.bundle_files import MANIFEST
 from misgnet_runtime.console import out_console
 from misgnet_runtime.device.state import Clock, DeviceState
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundles import DATA, FLOAT, edit, images, make_bundle
-from misgnet_runtime.bundle import MANIFEST, describe_files, read_bundle
+from misgnet_runtime.bundle import describe_files, read_bundle
+from misgnet_runtime.bundle_files import MANIFEST
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.golden import GoldenTiles, read_golden, write_golden
 from misgnet_runtime.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, encode

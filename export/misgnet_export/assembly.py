@@ -17,7 +17,8 @@ from misgnet_export.report.control import draw_control
 from misgnet_export.report.html import short_path
 from misgnet_export.request import BuildRequest
 from misgnet_export.shipping import EVALUATION
-from misgnet_runtime.bundle import MANIFEST, describe_files, file_sha256
+from misgnet_runtime.bundle import describe_files, file_sha256
+from misgnet_runtime.bundle_files import MANIFEST
 from misgnet_runtime.evaluation import ROLE
 from misgnet_runtime.golden import write_golden
 from misgnet_runtime.machine import describe_machine, installed_versions

@@ -11,7 +11,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from misgnet_runtime.bundle import MANIFEST, SIGNATURE, read_unsigned
+from misgnet_runtime.bundle import read_unsigned
+from misgnet_runtime.bundle_files import MANIFEST, SIGNATURE
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
 from misgnet_runtime.manifest import Manifest, Release, encode
 from misgnet_runtime.outputs import refuse_existing, replace_folder

@@ -8,16 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from misgnet_runtime.bundle_files import MANIFEST, MAX_BYTES, SIGNATURE
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.manifest import EngineEntry, FileEntry, Manifest, decode_manifest
 from misgnet_runtime.trust.policy import Trust, required
 
 if TYPE_CHECKING:
     from misgnet_runtime.trust.signed import Folder, Signed
-
-MANIFEST = "manifest.json"
-SIGNATURE = "model.sig"  # as OpenSSF Model Signing names it
-MAX_BYTES = 16 << 30  # of all files: a sparse file of any size costs who sends it nothing
 
 
 @dataclass(frozen=True)

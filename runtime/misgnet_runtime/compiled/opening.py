@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from misgnet_runtime.bundle import MANIFEST, file_sha256
+from misgnet_runtime.bundle import file_sha256
+from misgnet_runtime.bundle_files import MANIFEST
 from misgnet_runtime.compiled.records import PlanRecord, Slot
 from misgnet_runtime.compiled.store import PlanStore
 from misgnet_runtime.cuda import CudaDriver, Device, first_device, open_driver

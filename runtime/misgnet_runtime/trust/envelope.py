@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from misgnet_runtime.bundle import SIGNATURE
+from misgnet_runtime.bundle_files import SIGNATURE
 from misgnet_runtime.errors import InputError
 
 MAX_SIGNATURE_BYTES = 8 << 20

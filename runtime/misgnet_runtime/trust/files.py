@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from misgnet_runtime.bundle import MAX_BYTES, SIGNATURE
+from misgnet_runtime.bundle_files import MAX_BYTES, SIGNATURE
 from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.outputs import resumable_errors
 from misgnet_runtime.trust.envelope import MAX_SIGNATURE_BYTES

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from misgnet_runtime.bundle import MANIFEST
+from misgnet_runtime.bundle_files import MANIFEST
 from misgnet_runtime.errors import InputError, MisgnetError
 from misgnet_runtime.log import current
 from misgnet_runtime.manifest import Manifest, decode_manifest
