@@ -16,14 +16,15 @@ pytest.importorskip("hypothesis", reason="needs the [dev] extra")
 
 FUZZ = Path(__file__).with_name("fuzz")
 NEEDS = {
+    "onnx": ("observations",),
     "torch": ("checkpoint", "safetensors"),
     "rasterio": ("geotiff",),
     "cryptography": ("signature", "statement", "signed-manifest", "accepted", "key"),
 }
 TARGETS = [
     "manifest", "signature", "statement", "signed-manifest", "accepted", "key", "checkpoint", "safetensors", "images",
-    "geotiff", "scene-journal", "folder-record", "watch-journal", "batch-record", "features", "golden", "tuning",
-    "table",
+    "geotiff", "scene-journal", "folder-record", "watch-journal", "batch-record", "features", "golden",
+    "evaluation", "observations", "plans", "tuning", "table",
 ]  # fmt: skip
 MINUTES = os.environ.get("MISGNET_FUZZ_MINUTES")
 

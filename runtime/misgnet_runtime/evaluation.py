@@ -109,6 +109,8 @@ def _judge(
 
 
 def _fit_together(tiles: EvaluationTiles) -> bool:
+    if not all(isinstance(array, np.ndarray) for array in vars(tiles).values()):  # a member that is no .npy
+        return False
     shape = tiles.label.shape
     if len(shape) != 3 or shape[0] == 0:
         return False

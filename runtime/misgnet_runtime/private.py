@@ -79,7 +79,7 @@ class PrivateFolder:
                 raise InputError(f"{self.path / name} cannot be used: it is no file")
             if facts.st_uid != os.geteuid():
                 raise InputError(f"{self.path / name} cannot be used: it belongs to user {facts.st_uid}")
-            data = file.read(limit + 1)
+            data = file.read(min(facts.st_size, limit) + 1)  # Python takes as much memory as it is asked for
         if len(data) > limit:
             raise InputError(f"{self.path / name} cannot be used: it is larger than {limit} bytes")
         return data

@@ -37,7 +37,15 @@ class Guard:
         self._known: set[str] = set()
         self._watching = self._learning = False
         self._broken: list[str] = []
-        for name in ("cp437", "latin-1", "utf-16", "utf-8-sig", "idna"):  # imported when they are first needed
+        for name in (
+            "cp437",
+            "latin-1",
+            "utf-16",
+            "utf-16-be",
+            "utf-32-be",
+            "utf-8-sig",
+            "idna",
+        ):  # imported when they are first needed
             codecs.lookup(name)
         cell_len("\u6f22")  # a library's table, read when a message with wide characters is first measured
         sys.addaudithook(self._heard)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import damage
 import of_bundles
+import of_devices
 import of_pixels
 import of_records
 from damage import Files, any_of
@@ -74,6 +75,9 @@ TARGETS = {
     "batch-record": Target(of_records.batch_record, any_of(damage.damaged_lines, _bytes)),
     "features": Target(of_pixels.features, any_of(damage.damaged_features, _bytes)),
     "golden": Target(of_bundles.golden, any_of(damage.damaged_zip, _bytes), 640),
+    "evaluation": Target(of_devices.evaluation, any_of(damage.damaged_zip, _bytes), 640),
+    "observations": Target(of_devices.observations, any_of(damage.damaged_zip, _bytes), 640),
+    "plans": Target(of_devices.plans, any_of(_json, _bytes)),
     "tuning": Target(of_bundles.tuning, any_of(_json, _bytes)),
     "table": Target(of_records.table, any_of(damage.damaged_table, damage.damaged_table, _csv)),
 }

@@ -1,0 +1,78 @@
+"""Readers of what a build and a device keep for the next time, and of the tiles that a bundle carries to the gate."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import numpy as np
+from readers import Prepared, written
+
+
+def evaluation(folder: Path) -> Prepared:
+    from device_bundles import evaluation_tiles
+    from misgnet_runtime.evaluation import read_evaluation, write_evaluation
+
+    good = io.BytesIO()
+    write_evaluation(good, evaluation_tiles(0, 2))  # type: ignore[arg-type]  # NumPy takes both
+    return written(folder / "tiles.npz", read_evaluation), [good.getvalue()]
+
+
+def observations(folder: Path) -> Prepared:
+    from misgnet_calibration.observations import ObservationKey, Observed, load_observations, save_observations
+    from misgnet_calibration.observers import Histogram
+
+    key, path = ObservationKey("tiles", "weights", "graph"), folder / "observations.npz"
+    seen = Histogram()
+    seen.observe(np.linspace(-1, 2, 100, dtype=np.float32))
+    save_observations(path, Observed({"a": seen}, {"a": 2.0}), key)
+    return written(path, lambda path: load_observations(path, key)), [path.read_bytes()]
+
+
+def plans(folder: Path) -> Prepared:
+    """Which plan is used, the record of a plan, and kernel timings: each as it is, and behind its digest."""
+    from device_bundles import DEVICE
+    from fake_cuda import FakeDriver
+    from misgnet_runtime.compiled.opening import slot_of
+    from misgnet_runtime.compiled.records import FORMAT, Activation, PlanKey, PlanRecord
+    from misgnet_runtime.compiled.store import PlanStore
+    from misgnet_runtime.manifest import encode
+
+    os.environ["MISGNET_CACHE"] = str(folder / "cache")
+    store, slot = PlanStore(), slot_of("0" * 64, DEVICE, FakeDriver("sm87").device())
+    key = PlanKey("tensorrt", "10.3.0", "sm87", "linux-aarch64", "0" * 64, (1, 4, 16))
+    record = PlanRecord(FORMAT, "2026-01-01", key, hashlib.sha256(b"plan").hexdigest(), 4, "12.6", 0, 0, 0, 1.0)
+    active = Activation(FORMAT, "2026-01-01", slot, "a fake", {DEVICE.graph: record}, "", None)
+    store.prepare()
+    store.keep(record, b"plan")
+    store.activate(active)
+    store.timings(key).write(b"timings")
+    names = [slot.name() + ".json", key.name() + ".json", store.timings(key).name]
+
+    def read(data: bytes) -> None:
+        for name in names:
+            for contents in (data, hashlib.sha256(data).hexdigest().encode() + b"\n" + data):
+                (folder / "cache/plans" / name).write_bytes(contents)
+                with redirect_stderr(io.StringIO()):  # its warnings
+                    _look(store, slot, key)
+
+    return read, [encode(active), encode(record)]
+
+
+def _look(store: object, slot: object, key: object) -> None:
+    """All that a device asks of what it keeps; what others may have changed is told by an error each time."""
+    from typing import Any
+
+    from misgnet_runtime.errors import InputError
+
+    kept: Any = store
+    for ask in (lambda: kept.active(slot), lambda: kept.cached(key), kept.timings(key).read, kept.sweep):
+        try:
+            found = ask()
+            for record in getattr(found, "plans", {}).values():
+                kept.plan(record)
+        except InputError:
+            pass
