@@ -19,6 +19,7 @@ import msgspec
 from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.manifest import Struct, encode
 from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.private import user_folder
 from misgnet_runtime.trust.private import unsafe_ancestor
 from misgnet_runtime.trust.release import Version, moment
 
@@ -36,10 +37,7 @@ class _Accepted(Struct, frozen=True):
 
 def state_folder() -> Path:
     """$MISGNET_STATE, else misgnet in $XDG_STATE_HOME, else in ~/.local/state."""
-    if own := os.environ.get("MISGNET_STATE"):
-        return Path(own)
-    common = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111 - no home is no error
-    return Path(common, "misgnet")
+    return user_folder("MISGNET_STATE", "XDG_STATE_HOME", "~/.local/state")
 
 
 @dataclass(frozen=True)
