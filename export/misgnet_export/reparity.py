@@ -14,7 +14,7 @@ from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines import open_engine_file
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.manifest import GateRule, encode
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
 from misgnet_runtime.parity import ParityReport
 from misgnet_runtime.tiles import TileSet
 
@@ -47,5 +47,4 @@ def reparity(
 def write_results(report: ParityReport, json_file: Path | None, junit_file: Path | None) -> None:
     for path, data in ((json_file, encode(report)), (junit_file, junit_xml(report))):
         if path is not None:
-            with replace_file(path) as temporary:
-                temporary.write_bytes(data)
+            write_file(path, data)

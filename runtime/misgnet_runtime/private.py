@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misgnet_runtime.errors import InputError, StorageError, UsageError
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
 
 _ADVICE = "name another folder in MISGNET_CACHE"
 _SEAL = 65  # bytes: 64 digits and a newline
@@ -107,8 +107,7 @@ class PrivateFolder:
             path = self.path / name
             if path.is_symlink():
                 raise InputError(f"{path} is a link, which was not put there by this program; remove it")
-            with replace_file(path) as temporary:
-                temporary.write_bytes(data)
+            write_file(path, data)
         return path
 
     def write_sealed(self, name: str, contents: bytes) -> Path:

@@ -18,7 +18,7 @@ import msgspec
 
 from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.manifest import Struct, encode
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
 from misgnet_runtime.private import user_folder
 from misgnet_runtime.trust.private import unsafe_ancestor
 from misgnet_runtime.trust.release import Version, moment
@@ -56,8 +56,7 @@ class State:
         known = self._read(path)
         if known is None or known < version:
             record = _Accepted(_FORMAT, key, product, version.number, version.signed.isoformat())
-            with replace_file(path) as temporary:
-                temporary.write_bytes(encode(record))
+            write_file(path, encode(record))
 
     def _path(self, key: str, product: str) -> Path:
         return self.folder / "accepted" / f"{hashlib.sha256(f'{key} {product}'.encode()).hexdigest()[:32]}.json"
