@@ -101,13 +101,7 @@ def answer(seed: int) -> np.ndarray:
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of every call of any engine that is opened."""
     found: list[int] = []
-
-    def opened() -> FakeEngine:
-        engine = FakeEngine(INTERFACE)
-        engine.batches = found
-        return engine
-
-    monkeypatch.setattr(service, "open_detector", fake_detector(opened))
+    monkeypatch.setattr(service, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, batches=found)))
     return found
 
 
