@@ -37,7 +37,7 @@ from misgnet_export.quantization import observe
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.machine import describe_machine, machine_line
 from misgnet_runtime.manifest import Interface
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
 from misgnet_runtime.tiles import TileSet, check_disjoint
 
 CHOICES = ("represent", "random", "first")
@@ -161,9 +161,8 @@ def main() -> None:
     print(f"\n{len(bench.calib)} tiles to choose from, {bench.calibrator.name}; {machine_line(describe_machine())}")
     if options.json:
         report: dict[str, Any] = {"machine": describe_machine(), "observer": bench.calibrator.name}
-        with replace_file(options.json) as temporary:
-            text = json.dumps({**report, "trials": [asdict(t) for t in found]}, indent=2)
-            temporary.write_text(text + "\n", encoding="utf-8")
+        text = json.dumps({**report, "trials": [asdict(t) for t in found]}, indent=2)
+        write_file(options.json, f"{text}\n".encode())
 
 
 if __name__ == "__main__":

@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 from msgspec import field
 
+from benchmarks.commands import new_parser, told_errors
 from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.detector import arrays_for
-from misgnet_runtime.errors import MisgnetError, UnavailableError
+from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.golden import read_golden
-from misgnet_runtime.machine import describe_machine, installed_versions, machine_line, usable_cores
+from misgnet_runtime.machine import describe_machine, installed_versions, machine_line
 from misgnet_runtime.manifest import Struct, encode
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
 
 Feed = dict[str, np.ndarray]
 # A graph and one pair after the other to what each call took: (operator, kernel) and milliseconds of each node.
@@ -69,18 +70,17 @@ class Report(Struct, frozen=True):
 
 
 def in_onnxruntime(graph: Path, feeds: list[Feed]) -> list[list[tuple[str, str, float]]]:
-    """ONNX Runtime's profile, whose nodes are those of the graph that it has made of ``graph``."""
+    """ONNX Runtime's profile, opened as the runtime does; its nodes are those that it has made of ``graph``'s."""
     import onnxruntime
 
+    from misgnet_runtime.engines.ort import DISABLED_OPTIMIZERS, session_options
+
     with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
+        options = session_options()
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        options.intra_op_num_threads = usable_cores()
-        options.log_severity_level = 3
-        # As the runtime opens it.
         session = onnxruntime.InferenceSession(
-            str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+            str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS
         )
         for feed in feeds:
             session.run(None, feed)
@@ -102,14 +102,13 @@ def _of_events(events: Iterable[dict[str, Any]]) -> list[list[tuple[str, str, fl
 
 def in_openvino(graph: Path, feeds: list[Feed]) -> list[list[tuple[str, str, float]]]:
     """OpenVINO's performance counters, of the nodes that it runs; compiled for one pair as the runtime does."""
-    from misgnet_runtime.engines.openvino import load_openvino
+    from misgnet_runtime.engines.openvino import compile_options, fix_batch, load_openvino
 
     openvino = load_openvino()
     core = openvino.Core()
     model = core.read_model(graph)
-    model.reshape({port: openvino.PartialShape([1, *list(port.partial_shape)[1:]]) for port in model.inputs})
-    options = {"PERF_COUNT": True, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    call = core.compile_model(model, "CPU", {**options, "INFERENCE_NUM_THREADS": usable_cores()}).create_infer_request()
+    fix_batch(openvino, model)
+    call = core.compile_model(model, "CPU", {**compile_options("f32"), "PERF_COUNT": True}).create_infer_request()
     found = []
     for feed in feeds:
         call.infer(feed)
@@ -183,7 +182,7 @@ def lines(report: Report) -> list[str]:
 
 def main() -> None:
     options = _parser().parse_args()
-    try:
+    with told_errors():
         bundle = read_bundle(options.bundle)
         load = round(os.getloadavg()[0], 1)
         feeds = feeds_of(bundle, options.calls)
@@ -191,23 +190,15 @@ def main() -> None:
         versions = installed_versions(("onnxruntime", "openvino", "numpy"))
         report = Report(describe_machine(), versions, load, options.calls, profiles)
         if options.json:
-            with replace_file(options.json) as temporary:
-                temporary.write_bytes(encode(report))
-    except MisgnetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+            write_file(options.json, encode(report))
     print("\n".join(lines(report)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.operators", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = new_parser("operators", __doc__)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("--graph", type=Path, nargs="+", default=[], metavar="FILE.onnx", help="profile these, too")
     parser.add_argument("--calls", type=int, default=20, help="calls that are counted, after the warm-up [20]")
-    parser.add_argument("--json", type=Path, help="write all figures as JSON")
     return parser
 
 

@@ -27,7 +27,7 @@ from misgnet_runtime.engines import batch_for_scenes, streams_for_scenes
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.images import image_size, read_image
 from misgnet_runtime.machine import describe_machine, machine_line, usable_cores
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
 from misgnet_runtime.throughput import measure
 
 METRES_PER_PIXEL = 0.5
@@ -185,8 +185,7 @@ def main() -> None:
         report = run(options, Path(folder))
     print(table(report))
     if options.json:
-        with replace_file(options.json) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_file(options.json, (json.dumps(report, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

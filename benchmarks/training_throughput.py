@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from misgnet_runtime.machine import describe_machine, machine_line
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
 
 PRECISIONS = ("bf16", "fp32")
 # Multiply-adds counted as two: 12.5 GFLOP forward for a pair of 256 x 256, and twice that backward.
@@ -44,8 +44,7 @@ def main() -> None:
     report = summary(found, options)
     print(table(report))
     if options.json:
-        with replace_file(options.json) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_file(options.json, (json.dumps(report, indent=2) + "\n").encode())
 
 
 def run_rounds(folder: Path, options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from misgnet._unpickle import Record, TensorRef, TorchArchive, shown
 from misgnet.network import MISGNet, build_misgnet
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
 
 # Encoder stage 4 is in published checkpoints and never reaches the output.
 _UNUSED = ("backbone.patch_embed4.", "backbone.block4.", "backbone.norm4.")
@@ -91,8 +91,7 @@ def save_checkpoint(
         key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
         for key, value in network.state_dict().items()
     }
-    with replace_file(Path(path)) as temporary:
-        temporary.write_bytes(save(state, metadata={"format": "pt", **(metadata or {})}))
+    write_file(Path(path), save(state, metadata={"format": "pt", **(metadata or {})}))
 
 
 @contextmanager

@@ -103,13 +103,15 @@ class FakeEngine(Engine):
 
     device = "a fake"
 
-    def __init__(self, interface: Interface, *, nan: bool = False, streams: int = 1) -> None:
+    def __init__(
+        self, interface: Interface, *, nan: bool = False, streams: int = 1, batches: list[int] | None = None
+    ) -> None:
         super().__init__((None,) * streams)
         self.interface = interface
         self.max_batch = interface.max_batch
         self.inputs = tuple(map(spec, interface.inputs()))
         self.outputs = tuple(map(spec, interface.outputs()))
-        self.batches: list[int] = []
+        self.batches = [] if batches is None else batches
         self.nan = nan
         self.closed = False
 

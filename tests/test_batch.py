@@ -21,6 +21,7 @@ pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from batches import InProcess, Place, Told, opened, results
 from bundles import edit, make_bundle
+from commands import exit_code
 from misgnet_runtime import console
 from misgnet_runtime.batch import run as batch_run
 from misgnet_runtime.batch.ray import Slots, ray_slots
@@ -327,26 +328,14 @@ def test_forty_scenes_on_a_cluster_of_two_workers_of_which_one_is_killed(
 
 
 def test_the_command_ends_with_its_own_code(
-    place: Place, here: list[InProcess], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: Place, here: list[InProcess], capsys: pytest.CaptureFixture[str]
 ) -> None:
     place.add("a", 80, 100, "yes")
     place.add("b", 80, 100, "")
     (place.root / "in/b_after.tif").unlink()
-    words = [
-        "batch",
-        str(place.bundle),
-        str(place.table("cog")),
-        "-o",
-        str(place.out),
-        "--ray",
-        "none",
-        "--overlap",
-        "0",
-    ]
-    monkeypatch.setattr(sys, "argv", ["misgnet-run", *words, "--probability", "--log", "json"])
-    with pytest.raises(SystemExit) as ended:
-        console.run_app(app)
-    assert ended.value.code == 6
+    words = ["batch", place.bundle, place.table("cog"), "-o", place.out, "--ray", "none", "--overlap", 0]
+    words += ["--probability", "--log", "json"]
+    assert exit_code(lambda: console.run_app(app), "misgnet-run", *words) == 6
     said, errors = capsys.readouterr()
     *lines, last = map(json.loads, said.splitlines())
     assert [line["scene"] for line in lines] == ["a"] and lines[0]["outputs"] == ["a.probability.tif", "a.tif"]
@@ -357,9 +346,7 @@ def test_the_command_ends_with_its_own_code(
     assert read_tags(place.out / "a.tif")["MISGNET_OVERLAP"] == "0"
 
 
-def test_a_kubernetes_job_does_it_in_shares(
-    place: Place, here: list[InProcess], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kubernetes_job_does_it_in_shares(place: Place, here: list[InProcess]) -> None:
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
     job = yaml.safe_load((ROOT / "examples/kubernetes/batch-job.yaml").read_text())
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
@@ -378,8 +365,5 @@ def test_a_kubernetes_job_does_it_in_shares(
         arguments = [names.get(word, word) for word in container["args"]]
         for name, value in values.items():
             arguments = [word.replace(name, value) for word in arguments]
-        monkeypatch.setattr(sys, "argv", ["misgnet-run", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            console.run_app(app)
-        assert not ended.value.code
+        assert exit_code(lambda: console.run_app(app), "misgnet-run", *arguments) == 0
     assert sorted(path.stem for path in place.out.glob("*.tif")) == sorted(f"s{i}" for i in range(12))

@@ -11,9 +11,10 @@ pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 from batches import FIGURES, KEY, FakePool, Told, drive, opened, tasks
 from misgnet_runtime.batch import driver as batch_driver
 from misgnet_runtime.batch.pool import Died, Ended, Event, Unusable
-from misgnet_runtime.batch.record import Begun, Failed, now
+from misgnet_runtime.batch.record import Begun, Failed
 from misgnet_runtime.batch.table import Shard
 from misgnet_runtime.batch.worker import Outcome
+from misgnet_runtime.clock import now
 from misgnet_runtime.errors import UnavailableError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]

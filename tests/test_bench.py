@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ import msgspec
 import pytest
 
 from bundles import FLOAT, INT8, INTERFACE, RTX, make_bundle
+from commands import exit_code
 from misgnet_runtime import cli, log
 from misgnet_runtime.bench import plan as plan_module
 from misgnet_runtime.bench import run as run_module
@@ -58,11 +58,7 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     monkeypatch.setattr(out_console, "_width", 80)
 
     def call(*arguments: str, form: str = "text") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["misgnet-run", "--log", form, "bench", str(root), *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
+        return exit_code(cli.main, "misgnet-run", "--log", form, "bench", root, *arguments), *capsys.readouterr()
 
     with warnings.catch_warnings():
         yield call

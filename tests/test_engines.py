@@ -352,7 +352,8 @@ def test_bf16_is_refused_where_openvino_computes_something_else(
             return capabilities
 
     monkeypatch.setattr(openvino, "Core", Core)
-    monkeypatch.setattr("misgnet_runtime.engines.openvino._options", lambda *_: {"INFERENCE_PRECISION_HINT": "f32"})
+    options = lambda *_: {"INFERENCE_PRECISION_HINT": "f32"}  # noqa: E731
+    monkeypatch.setattr("misgnet_runtime.engines.openvino.compile_options", options)
     with pytest.raises(UnavailableError, match=message):
         OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, precision="bf16")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -16,6 +15,7 @@ import pytest
 from PIL import Image
 
 from bundles import INTERFACE, FakeEngine, edit, expected, fake_detector, images, make_bundle, write_image
+from commands import exit_code
 from ends import die_at, in_child
 from misgnet_runtime import cli, folders
 from misgnet_runtime.errors import GateFailed, InputError, StorageError, UsageError
@@ -47,13 +47,7 @@ class Place:
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of every call of any engine that is opened."""
     found: list[int] = []
-
-    def opened() -> FakeEngine:
-        engine = FakeEngine(INTERFACE)
-        engine.batches = found
-        return engine
-
-    monkeypatch.setattr(folders, "open_detector", fake_detector(opened))
+    monkeypatch.setattr(folders, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, batches=found)))
     return found
 
 
@@ -316,21 +310,17 @@ def test_a_run_that_is_killed_anywhere_is_gone_on_with(
 # --- the command
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["misgnet-run", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
+command = partial(exit_code, cli.main, "misgnet-run")
 
 
-def test_the_command(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     call = ("predict", place.bundle, place.before, place.after, "-o", place.out)
-    assert command(monkeypatch, *call, "--align") == 2
+    assert command(*call, "--align") == 2
     assert "options for scenes" in capsys.readouterr().err
-    assert command(monkeypatch, *call, "--batch", 2) == 0
+    assert command(*call, "--batch", 2) == 0
     captured = capsys.readouterr()
     assert captured.err == "" and captured.out.startswith(f"{place.out}: 6 pairs, ") and "pairs/s" in captured.out
-    assert command(monkeypatch, *call, "--force", "--log", "json") == 0
+    assert command(*call, "--force", "--log", "json") == 0
     (found,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert (found["pairs"], found["resumed"], type(found["pairs_per_second"])) == (6, 0, float)
-    assert command(monkeypatch, "predict", place.bundle, place.before, place.after / "a.png", "-o", place.out) == 4
+    assert command("predict", place.bundle, place.before, place.after / "a.png", "-o", place.out) == 4

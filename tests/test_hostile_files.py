@@ -22,6 +22,7 @@ from misgnet_runtime import golden, lines
 from misgnet_runtime.batch import record as batch_record
 from misgnet_runtime.batch.table import Shard, read_table
 from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.clock import now
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.folder_record import Header, open_record
 from misgnet_runtime.golden import read_golden
@@ -34,7 +35,7 @@ from misgnet_runtime.scenes.journal import Band, Raw, open_journal, progress_fol
 from misgnet_runtime.tiles import Source
 from misgnet_runtime.trust.release import moment
 from misgnet_runtime.watch import journal as watch_journal
-from misgnet_runtime.watch.journal import FileState, now
+from misgnet_runtime.watch.journal import FileState
 
 ZEROS = "0" * 64
 

@@ -16,7 +16,7 @@ from rich.console import Console
 pytest.importorskip("onnxsim", reason="the compiler needs the [export] extra")
 pytest.importorskip("torch", reason="the compiler needs the [export] extra")
 
-from graphs import images, parsed
+from graphs import parsed, write_tiles
 from misgnet_calibration.accuracy import NO_NUMBERS
 from misgnet_calibration.observations import ObservationKey, Observed
 from misgnet_calibration.observers import Histogram
@@ -74,17 +74,12 @@ def change_graph(seed: int = 0) -> onnx.ModelProto:
 
 def write(root: Path, count: int, seed: int) -> TileSet:
     """Random pairs whose labels are what the float graph answers, but for one pixel in fifty."""
-    for part, pixels in zip(("A", "B"), images(count, seed), strict=True):
-        (root / part).mkdir(parents=True)
-        for index, image in enumerate(pixels):
-            Image.fromarray(image).save(root / part / f"{index:03}.png")
-    (root / "label").mkdir()
-    for index in range(count):
-        Image.fromarray(np.zeros((32, 32), np.uint8)).save(root / "label" / f"{index:03}.png")
-    noise = np.random.default_rng(seed)
-    for index, answer in enumerate(answers_of(change_graph(), INTERFACE, list(TileSet.open(root, 32).tiles()))):
+    write_tiles(root, count, seed)
+    noise, files = np.random.default_rng(seed), sorted((root / "label").iterdir())
+    found = answers_of(change_graph(), INTERFACE, list(TileSet.open(root, 32).tiles()))
+    for file, answer in zip(files, found, strict=True):
         label = (answer > 0.5) ^ (noise.random(answer.shape) < 0.02)
-        Image.fromarray(np.where(label, 255, 0).astype(np.uint8)).save(root / "label" / f"{index:03}.png")
+        Image.fromarray(np.where(label, 255, 0).astype(np.uint8)).save(file)
     return TileSet.open(root, 32)
 
 

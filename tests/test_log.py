@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from bundles import FLOAT, RTX, expected, images, make_bundle, write_image
+from commands import exit_code
 from misgnet_runtime import cli, log
 from misgnet_runtime.console import _shared_first
 
@@ -42,13 +43,9 @@ def text_again() -> Iterator[None]:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def call(capsys: pytest.CaptureFixture[str]) -> Any:
     def run(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["misgnet-run", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return Outcome(int(ended.value.code or 0), captured.out, captured.err)
+        return Outcome(exit_code(cli.main, "misgnet-run", *words), *capsys.readouterr())
 
     return run
 

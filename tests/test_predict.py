@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from bundles import FLOAT, INT8, RTX, SPLIT_FLOAT, SPLIT_INT8, TILE, edit, expected, images, make_bundle, write_image
+from commands import exit_code
 from misgnet_runtime import cli
 from misgnet_runtime.console import make_app, run_app
 from misgnet_runtime.engines import Engine
@@ -65,15 +66,9 @@ def place(tmp_path: Path) -> Place:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process; processes of their own cost a second each."""
-
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["misgnet-run", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return Outcome(int(ended.value.code or 0), captured.out, captured.err)
+        return Outcome(exit_code(cli.main, "misgnet-run", *arguments), *capsys.readouterr())
 
     return call
 
@@ -303,17 +298,14 @@ def test_an_error_is_one_line_and_its_code(kind: type[MisgnetError], capsys: pyt
     assert capsys.readouterr().err == "error: many lines of text\n"
 
 
-def test_an_interruption_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interruption_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None:
     app = make_app("x", "x")
 
     @app.command()
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys, "argv", ["x"])
-    with pytest.raises(SystemExit) as ended:
-        run_app(app)
-    assert ended.value.code == 130
+    assert exit_code(lambda: run_app(app), "x") == 130
     assert "Traceback" not in capsys.readouterr().err
 
 

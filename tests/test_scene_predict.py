@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 from rasterio.transform import from_origin
 
 from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector, make_bundle
+from commands import exit_code
 from ends import die_at, in_child
 from misgnet_runtime import cli
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
@@ -513,11 +515,7 @@ def test_what_is_not_installed_is_named(
 # --- the command
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["misgnet-run", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
+command = partial(exit_code, cli.main, "misgnet-run")
 
 
 def test_the_command(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -525,10 +523,10 @@ def test_the_command(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for path, pixels in ((place.before, BEFORE), (place.after, AFTER)):
         write_raster(path, pixels.astype(np.uint16) * 100)
     pair = ("predict", place.bundle, place.before, place.after)
-    assert command(monkeypatch, *pair, "-o", place.change) == 4
+    assert command(*pair, "-o", place.change) == 4
     assert "holds uint16" in capsys.readouterr().err
     words = ("--scale", 1 / 25500, "--before-bands", "1,2,3", "--vector", place.out / "c.geojson", "--min-area", 800)
-    assert command(monkeypatch, *pair, "-o", place.change, *words) == 0
+    assert command(*pair, "-o", place.change, *words) == 0
     captured = capsys.readouterr()
     assert f"{place.change}: 210 x 300 px, " in captured.out and "1 polygon," in captured.out
     assert "before: bands 1,2,3, scale 3.92157e-05" in captured.err
@@ -536,9 +534,7 @@ def test_the_command(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert len(json.loads((place.out / "c.geojson").read_text())["features"]) == 1
 
 
-def test_a_png_takes_no_options_of_scenes(
-    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_png_takes_no_options_of_scenes(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     pair = ("predict", place.bundle, place.before, place.after)
-    assert command(monkeypatch, *pair, "-o", place.out / "m.png", "--align") == 2
+    assert command(*pair, "-o", place.out / "m.png", "--align") == 2
     assert "need one that ends in .tif" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
 from bundles import FLOAT, SPLIT_FLOAT, SPLIT_INT8, edit, make_bundle
+from commands import exit_code
 from ends import die_at, in_child
 from fake_split import FakeSplit
 from misgnet_runtime import cli
@@ -527,52 +529,44 @@ def test_memory_does_not_grow_with_the_scene(place: Place) -> None:
 # --- the command
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["misgnet-run", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
+command = partial(exit_code, cli.main, "misgnet-run")
 
 
-def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = Place(tmp_path)
     file = place.root / "reference.features"
-    assert command(monkeypatch, "encode", place.bundle, place.reference, "-o", file, "--engine", "cpu") == 0
+    assert command("encode", place.bundle, place.reference, "-o", file, "--engine", "cpu") == 0
     captured = capsys.readouterr()
     assert f"{file}: 6 tiles" in captured.out and "reference.tif: bands 1,2,3" in captured.err
     place.dates[1].write_bytes(b"no raster")
     words = ("-o", place.out, "--features", file, "--engine", "cpu", "--probability", "--quicklook", "--vector")
     call = ("series", place.bundle, place.reference, *place.dates, *words)
-    assert command(monkeypatch, *call) == InputError.exit_code
+    assert command(*call) == InputError.exit_code
     captured = capsys.readouterr()
     assert f"{place.out / 'd1.tif'}: 110 x 150 px" in captured.out and "d2.tif" not in captured.out
     assert re.search(r"error: 1 of 3 dates failed, first .*d2\.tif", captured.err)
     write_raster(place.dates[1], later(2))
-    assert command(monkeypatch, *call) == 0
+    assert command(*call) == 0
     assert "d1.tif is there already" in capsys.readouterr().err
     assert place.names() == {f"d{n}.{end}" for n in (1, 2, 3) for end in ("tif", "probability.tif", "png", "gpkg")}
 
 
-def test_the_command_takes_scalings_of_the_first_date_and_of_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_takes_scalings_of_the_first_date_and_of_the_others(tmp_path: Path) -> None:
     place = Place(tmp_path)
     for path, seed in zip(place.dates, (1, 2, 3), strict=True):
         write_raster(path, later(seed).astype(np.uint16) * 100)
     words = ("-o", place.out, "--after-scale", 1 / 25500, "--before-bands", "3,2,1", "--consecutive")
-    assert command(monkeypatch, "series", place.bundle, place.reference, *place.dates, *words) == 0
+    assert command("series", place.bundle, place.reference, *place.dates, *words) == 0
     with rasterio.open(place.out / "d1.tif") as first, rasterio.open(place.out / "d2.tif") as second:
         assert first.tags()["MISGNET_BEFORE_SCALING"].startswith("bands 3,2,1")
         assert second.tags()["MISGNET_BEFORE_SCALING"] == first.tags()["MISGNET_AFTER_SCALING"]
 
 
-def test_a_program_reads_what_was_written_and_what_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_program_reads_what_was_written_and_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = Place(tmp_path)
     place.dates[0].write_bytes(b"no raster")
     call = ("series", place.bundle, place.reference, *place.dates, "-o", place.out, "--log", "json")
-    assert command(monkeypatch, *call) == InputError.exit_code
+    assert command(*call) == InputError.exit_code
     captured = capsys.readouterr()
     results = [json.loads(line) for line in captured.out.splitlines()]
     assert [Path(result["output"]).name for result in results] == ["d2.tif", "d3.tif"]

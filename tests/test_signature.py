@@ -20,6 +20,7 @@ pytest.importorskip(
 )
 
 from bundles import INT8, SPLIT_FLOAT, expected, images, make_bundle, write_image
+from commands import exit_code
 from misgnet_export import cli as export_cli
 from misgnet_runtime import bundle as bundle_module
 from misgnet_runtime import choice, cli, open_bundle
@@ -347,15 +348,12 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
+def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
     """A command in this process: its exit code, output and error."""
 
     def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["x", *map(str, words)])
         module = export_cli if {"parity", "inspect", "triton"} & set(map(str, words)) else cli
-        with pytest.raises(SystemExit) as ended:
-            module.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
+        return exit_code(module.main, "x", *words), *capsys.readouterr()
 
     yield run
     policy.use_key(None)

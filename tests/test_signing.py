@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 from bundles import make_bundle
+from commands import exit_code
 from misgnet_export import cli, signing
 from misgnet_runtime.bundle import read_bundle, read_unsigned
 from misgnet_runtime.errors import InputError
@@ -42,16 +43,13 @@ def bundle(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def sign(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sign:
+def sign(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> Sign:
     """The command with the bundle and, without another ``--key``, the test's key: exit code, output, error."""
     key = write_private(tmp_path / "key.pem", KEY)
 
     def call(*words: object) -> tuple[int, str, str]:
         given = words if "--key" in words else ("--key", key, *words)
-        monkeypatch.setattr(sys, "argv", ["misgnet-export", "sign", str(bundle), *map(str, given)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
+        return exit_code(cli.main, "misgnet-export", "sign", bundle, *given), *capsys.readouterr()
 
     return call
 
@@ -210,10 +208,7 @@ def test_a_bundle_by_its_link_and_with_a_requirement_set(
     monkeypatch.setenv("MISGNET_REQUIRE_SIGNATURE", str(public))
     link = tmp_path / "current"
     link.symlink_to(bundle)
-    words = ["misgnet-export", "sign", str(link), "--key", str(write_private(tmp_path / "k.pem", KEY))]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit):
-        cli.main()
+    assert exit_code(cli.main, "misgnet-export", "sign", link, "--key", write_private(tmp_path / "k.pem", KEY)) == 0
     assert link.is_symlink() and read_bundle(link).name == link
     assert read_bundle(shutil.copytree(bundle, tmp_path / "copy")).signed is not None
 

@@ -15,6 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from bundles import FLOAT, INT8, INTERFACE, RTX, TILE, edit, images, make_bundle, write_image
+from commands import exit_code
 from misgnet_export.cli import app
 from misgnet_export.triton.config import BACKENDS, Serving, preferred_batches
 from misgnet_export.triton.repository import CONFIG, Repository, write_repository
@@ -179,15 +180,10 @@ def test_every_kind_of_engine_is_known() -> None:
     assert set(BACKENDS) | {"rtx"} == set(get_args(EngineKind))
 
 
-def test_the_command(
-    tmp_path: Path, schema: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command(tmp_path: Path, schema: Any, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = make_bundle(tmp_path / "bundle", engines=[RTX, PLAN, INT8])
-    words = ["triton", str(bundle), "-o", str(tmp_path / "models"), "--instances", "2"]
-    monkeypatch.setattr(sys, "argv", ["misgnet-export", *words])
-    with pytest.raises(SystemExit) as ended:
-        console.run_app(app)
-    assert not ended.value.code
+    words = ["triton", bundle, "-o", tmp_path / "models", "--instances", "2"]
+    assert exit_code(lambda: console.run_app(app), "misgnet-export", *words) == 0
     said, warned = capsys.readouterr()
     assert "misgnet-tensorrt: backend tensorrt; the server needs the TensorRT version" in said
     assert "left out: rtx-sm86: Triton has no backend" in warned

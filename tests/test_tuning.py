@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from bundles import FLOAT, INT8, INTERFACE, RTX, SPLIT_FLOAT, FakeEngine, images, make_bundle, write_image
+from commands import exit_code
 from misgnet_runtime import cli, log, open_bundle
 from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.choice import open_detector
@@ -402,11 +402,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     monkeypatch.setattr(out_console, "_width", 80)
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["misgnet-run", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
+        return exit_code(cli.main, "misgnet-run", *arguments), *capsys.readouterr()
 
     with warnings.catch_warnings():
         yield call

@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 
 from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector, images, make_bundle, write_image
+from commands import exit_code
 from ends import die_at, in_child
 from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.errors import InputError, StorageError, UnavailableError, UsageError
@@ -100,13 +101,7 @@ def answer(seed: int) -> np.ndarray:
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of every call of any engine that is opened."""
     found: list[int] = []
-
-    def opened() -> FakeEngine:
-        engine = FakeEngine(INTERFACE)
-        engine.batches = found
-        return engine
-
-    monkeypatch.setattr(service, "open_detector", fake_detector(opened))
+    monkeypatch.setattr(service, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, batches=found)))
     return found
 
 
@@ -394,9 +389,7 @@ def test_geotiffs_become_maps_and_products(place: Place) -> None:
     assert place.log.results[0]["polygons"] == 2
 
 
-def test_the_command_says_how_geotiffs_are_read(
-    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_how_geotiffs_are_read(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
     pytest.importorskip("pyogrio", reason="polygons need the [geo] extra")
     from misgnet_runtime import cli
@@ -410,11 +403,8 @@ def test_the_command_says_how_geotiffs_are_read(
         "--after-suffix", "-new", "--probability", "--vector", "geojson", "--min-area", 5000,
         "--before-scale", 1 / 25500, "--after-bands", "3,2,1",
     )  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["misgnet-run", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    captured = capsys.readouterr()
-    assert ended.value.code == 0 and captured.out.endswith(f"{place.out}: 1 pairs done, 0 failed\n")
+    code, captured = exit_code(cli.main, "misgnet-run", *words), capsys.readouterr()
+    assert code == 0 and captured.out.endswith(f"{place.out}: 1 pairs done, 0 failed\n")
     assert "watching" in captured.err and "before: bands 1,2,3, scale 3.92157e-05" in captured.err
     assert place.names() == {"s_change.tif", "s_probability.tif", "s_change.geojson"}
     before, after = (np.moveaxis(date, 0, 2) for date in dates)

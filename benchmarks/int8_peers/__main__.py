@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
+from benchmarks.commands import add_contest_options, new_parser, told_errors
 from benchmarks.contest import kept
 from benchmarks.contest.contenders import FLOAT, ONNX_RUNTIME, OURS, PEERS
 from benchmarks.contest.environments import interpreters
@@ -26,10 +26,10 @@ from benchmarks.int8_peers.comparison import compare
 from benchmarks.int8_peers.graphs import Task
 from benchmarks.int8_peers.report import Made, Report, Row, table
 from misgnet_runtime.bundle import Bundle
-from misgnet_runtime.errors import MisgnetError, UsageError
-from misgnet_runtime.machine import describe_machine, usable_cores
+from misgnet_runtime.errors import UsageError
+from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.manifest import encode
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
 
 _INT8 = "int8 graph for cpu"  # its role in the manifest
 _SAME = ((FLOAT, "cpu-float32"), (OURS, "cpu"))  # a contender, and the bundle's engine with the same graph
@@ -37,15 +37,11 @@ _SAME = ((FLOAT, "cpu-float32"), (OURS, "cpu"))  # a contender, and the bundle's
 
 def main() -> None:
     options = _parser().parse_args()
-    try:
+    with told_errors():
         with kept.work_folder(options.keep) as work:
             report = run(options, work)
         if options.json:
-            with replace_file(options.json) as temporary:
-                temporary.write_bytes(encode(report))
-    except MisgnetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+            write_file(options.json, encode(report))
     print(table(report))
 
 
@@ -102,26 +98,11 @@ def _build_options(options: argparse.Namespace) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.int8_peers", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    parser = new_parser("int8_peers", __doc__)
+    add_contest_options(parser, seconds=1.0)
     add = parser.add_argument
-    add("start", type=Path, metavar="BUNDLE|WEIGHTS", help="a bundle's folder, or a checkpoint")
-    add("--weights", type=Path, help="the checkpoint that BUNDLE was built from")
-    add("--calib", type=Path, required=True, help="folder of A/ B/ label/ that calibrates every contender")
-    add("--eval", type=Path, required=True, dest="evaluation", help="folder of A/ B/ label/ that judges")
-    add("--val", type=Path, help="folder of A/ B/ label/ for the decisions of a build from WEIGHTS")
     add("--calib-tiles", type=int, help="calibration tiles of a build from WEIGHTS [128]")
     add("--only", nargs="+", choices=[peer.key for peer in PEERS], help="these contenders only, beside float and ours")
-    add("--cache", type=Path, default=home / "misgnet-int8-peers", help="where the environments are kept")
-    add("--keep", type=Path, help="keep graphs, tiles, answers and logs here; the next run takes what fits from it")
-    add("--threads", type=int, default=usable_cores(), help="threads of an engine [all cores]")
-    add("--rounds", type=int, default=5, help="rounds of the timing [5]")
-    add("--seconds", type=float, default=1.0, help="seconds of an engine in a round [1]")
-    add("--limit", type=float, default=30.0, help="minutes that one step of a contender may take [30]")
-    add("--json", type=Path, help="write all figures as JSON")
     return parser
 
 

@@ -15,41 +15,35 @@ goes to stdout, progress to stderr.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
+from benchmarks.commands import add_contest_options, new_parser, told_errors
 from benchmarks.contest import kept
 from benchmarks.speed.plot import draw
 from benchmarks.speed.report import Report
 from benchmarks.speed.run import SKIPPABLE, Options, run
 from benchmarks.speed.table import markdown
-from misgnet_runtime.errors import MisgnetError, UsageError
-from misgnet_runtime.machine import usable_cores
+from misgnet_runtime.errors import UsageError
 from misgnet_runtime.manifest import encode
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
 
 
 def main(arguments: list[str] | None = None) -> None:
     given = vars(_parser().parse_args(arguments))
     files = {name: given.pop(name) for name in ("json", "markdown", "plot")}
     keep = given.pop("keep")
-    try:
+    with told_errors():
         options = _checked(Options(**given))
         with kept.work_folder(keep) as work:
             report = run(options, work)
         _write(report, files)
-    except MisgnetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
     print(markdown(report), end="")
 
 
 def _write(report: Report, files: dict[str, Path | None]) -> None:
     for path, data in ((files["json"], encode(report)), (files["markdown"], markdown(report).encode())):
         if path:
-            with replace_file(path) as temporary:
-                temporary.write_bytes(data)
+            write_file(path, data)
     if files["plot"]:
         draw(report, files["plot"])
 
@@ -63,25 +57,11 @@ def _checked(options: Options) -> Options:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    parser = new_parser("speed", __doc__)
+    add_contest_options(parser, seconds=2.0)
     add = parser.add_argument
-    add("start", type=Path, metavar="BUNDLE|WEIGHTS", help="a bundle's folder, or a checkpoint")
-    add("--weights", type=Path, help="the checkpoint that BUNDLE was built from")
-    add("--calib", type=Path, required=True, help="folder of A/ B/ label/ that calibrates every contender")
-    add("--val", type=Path, help="folder of A/ B/ label/ for the decisions of a build from WEIGHTS")
-    add("--eval", type=Path, required=True, dest="evaluation", help="folder of A/ B/ label/ that judges")
     add("--eval-tiles", type=int, help="judge on the first ones only, for a quick look [all]")
     add("--skip", nargs="+", default=(), choices=SKIPPABLE, help="leave these contenders out")
-    add("--cache", type=Path, default=home / "misgnet-int8-peers", help="where the environments are kept")
-    add("--keep", type=Path, help="keep graphs, tiles, answers and logs here; the next run takes what fits from it")
-    add("--threads", type=int, default=usable_cores(), help="threads of an engine [all cores]")
-    add("--rounds", type=int, default=5, help="rounds of each timing [5]")
-    add("--seconds", type=float, default=2.0, help="seconds of a contender in a round [2]")
-    add("--limit", type=float, default=30.0, help="minutes that one step of a contender may take [30]")
-    add("--json", type=Path, help="write all figures as JSON")
     add("--markdown", type=Path, help="write the table as Markdown, too")
     add("--plot", type=Path, help="write throughput against F1 as PNG")
     return parser

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from benchmarks.speed.report import Absent, Report
 from benchmarks.speed.targets import targets_of
 from benchmarks.speed.work import work_of
 from misgnet_runtime.bundle import file_sha256
+from misgnet_runtime.clock import timestamp
 from misgnet_runtime.machine import describe_machine
 
 QUANTIZERS = tuple(peer for peer in PEERS if peer.key in ("quantize_static", "nncf", "nncf-transformer"))
@@ -91,7 +91,7 @@ def run(options: Options, work: Path) -> Report:
     work_of_pair = work_of(onnx.load(straight))
     rows = timed_rows([row for row, _ in examined], times, work_of_pair, peaks)
     return Report(
-        datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), describe_machine(),
+        timestamp(), describe_machine(),
         {name: getattr(options, name) for name in ("threads", "rounds", "seconds")}, sets.facts(), bundle.digest(),
         file_sha256(weights), work_of_pair, rows, [*absent, *again], product, peaks, targets_of(rows, product),
         load_before, os.getloadavg()[0],

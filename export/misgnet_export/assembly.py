@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import platform
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from misgnet_export.request import BuildRequest
 from misgnet_export.shipping import EVALUATION
 from misgnet_runtime.bundle import describe_files, file_sha256
 from misgnet_runtime.bundle_files import MANIFEST
+from misgnet_runtime.clock import timestamp
 from misgnet_runtime.evaluation import ROLE
 from misgnet_runtime.golden import write_golden
 from misgnet_runtime.machine import describe_machine, installed_versions
@@ -104,7 +104,7 @@ def _report_data(
     calib = draft.sets.calib
     return ReportData(
         title=f"MISGNet bundle “{request.output.name}”",
-        created=_now(),
+        created=timestamp(),
         passed=draft.evidence.parity.passed,
         facts=[
             ("Weights", f"{request.weights.name}, SHA-256 {file_sha256(request.weights)[:16]}"),
@@ -144,7 +144,7 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
     return Manifest(
         schema_version=SCHEMA_VERSION,
         bundle_version=request.bundle_version,
-        created=_now(),
+        created=timestamp(),
         tile=interface.tile,
         overlap=0,
         threshold=draft.evidence.parity.threshold,
@@ -219,7 +219,3 @@ def _roles(root: Path, draft: Draft) -> dict[str, tuple[str, str | None]]:
 
 def _part_roles(split: SplitEntry | None, of: str, precision: str) -> dict[str, tuple[str, str | None]]:
     return {split.encoder: (f"encoder {of}", precision), split.head: (f"head {of}", precision)} if split else {}
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -13,7 +13,7 @@ from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.detector import ChangeDetector, tile_per_stream
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.manifest import GateRule, encode
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
 from misgnet_runtime.parity import ParityReport
 from misgnet_runtime.tiles import TileSet
 
@@ -49,5 +49,4 @@ def reparity(
 def write_results(report: ParityReport, json_file: Path | None, junit_file: Path | None) -> None:
     for path, data in ((json_file, encode(report)), (junit_file, junit_xml(report))):
         if path is not None:
-            with replace_file(path) as temporary:
-                temporary.write_bytes(data)
+            write_file(path, data)

@@ -6,14 +6,13 @@ import copy
 import importlib
 import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from misgnet_export.quiet import quiet
 from misgnet_runtime.cuda import open_driver
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.manifest import Interface
@@ -86,7 +85,8 @@ def compile_program(
     capability = check_torch_tensorrt(options)
     module = load_torch_tensorrt()
     program = export_program(copy.deepcopy(network), interface, DEVICE)
-    with tempfile.TemporaryDirectory() as folder, _silent():
+    # Its log tells errors with all their frames, its warnings are of its own deprecated calls.
+    with tempfile.TemporaryDirectory() as folder, quiet("torch_tensorrt", logging.CRITICAL):
         settings = conversion_settings(module, interface, options, timing_cache or Path(folder) / "timings")
         try:
             data = module.dynamo.convert_exported_program_to_serialized_trt_engine(program, **settings)
@@ -131,17 +131,3 @@ def _first_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return one_line(str(error).partition("\n")[0]) or type(error).__name__
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without its log, which tells errors with all their frames, and without warnings of its own deprecated calls."""
-    logger = logging.getLogger("torch_tensorrt")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

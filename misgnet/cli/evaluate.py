@@ -13,7 +13,7 @@ from misgnet.cli.options import Bar, Batch, Device, Force, Threshold, TileSide, 
 from misgnet_runtime.console import out_console
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.metrics import Confusion
-from misgnet_runtime.outputs import refuse_existing, replace_file
+from misgnet_runtime.outputs import refuse_existing, replace_file, write_file
 from misgnet_runtime.tiles import TileSet
 
 _MAPS_HELP = "error maps of the worst tiles, PNG [default: beside the JSON file, if there is one]"
@@ -49,8 +49,7 @@ def evaluate(
         counts, shown = evaluate_with_worst(network, tiles, worst if maps else 0, batch, threshold, bar.move)
     _print_table(tiles, counts)
     if json_file is not None:
-        with replace_file(json_file) as temporary:
-            temporary.write_text(json.dumps(_content(tiles, counts, threshold), indent=2) + "\n", encoding="utf-8")
+        write_file(json_file, (json.dumps(_content(tiles, counts, threshold), indent=2) + "\n").encode())
     if maps is not None:
         with replace_file(maps) as temporary:
             draw_worst(shown).save(temporary, format="PNG")

@@ -18,7 +18,7 @@ from msgspec import field
 
 from misgnet.datasets.split import Edges
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.lines import append_line, encode_line, hold
+from misgnet_runtime.lines import append_line, encode_line, open_held
 from misgnet_runtime.manifest import Count, Sha256, Struct
 from misgnet_runtime.outputs import resumable_errors
 
@@ -74,11 +74,7 @@ def open_record(folder: Path, header: Header, rasters: Mapping[str, Path]) -> It
     the sources are others or a line is damaged; then nothing is changed. ``rasters``: paths for the messages.
     """
     path = folder / RECORD
-    with resumable_errors(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a+b", buffering=0)
-    with handle:
-        _lock(handle, folder)
+    with open_held(path, f"another run is preparing {folder}; wait for it, or choose another -o") as handle:
         handle.seek(0)
         content = handle.read()
         found, done, length = parse(content, path, header)
@@ -130,11 +126,6 @@ def _decode_done(line: bytes, number: int, path: Path) -> Done:
 
 class _Version(msgspec.Struct):
     format: int
-
-
-def _lock(handle: FileIO, folder: Path) -> None:
-    if not hold(handle):
-        raise UsageError(f"another run is preparing {folder}; wait for it, or choose another -o")
 
 
 def _compare(found: Header, asked: Header, folder: Path, rasters: Mapping[str, Path]) -> None:

@@ -21,7 +21,7 @@ from misgnet.training.state import STATE_FILE
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.manifest import NodePlacement
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
 from misgnet_runtime.tiles import TileSet
 
 CONFIG_FILE = "config.json"
@@ -94,8 +94,7 @@ def write_config(run: Path, recipe: Recipe, start: Start, tiles: Mapping[str, Ti
         "threads": torch.get_num_threads(),
         "machine": describe_machine(),
     }
-    with replace_file(run / CONFIG_FILE) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_file(run / CONFIG_FILE, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_config(run: Path, tiles: Mapping[str, TileSet]) -> tuple[Recipe, Start]:

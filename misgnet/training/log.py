@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import replace_file, write_file
 
 LOG_FILE = "log.jsonl"
 
@@ -130,8 +130,7 @@ def _cut(path: Path, start: int) -> None:
     """Keep of an older log what came before ``start``; steps after the saved state are done again."""
     if path.exists():
         kept = [entry for entry in read_log(path) if _before(entry, start)]
-        with replace_file(path) as temporary:
-            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        write_file(path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
 
 
 def _before(entry: dict[str, Any], start: int) -> bool:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
 
 STATE_FILE = "state.safetensors"
 _FORMAT = "misgnet-training-1"
@@ -50,8 +50,7 @@ def save_state(
         tensors |= {f"adamw.{kind}.{names[index]}": torch.as_tensor(value) for kind, value in moments.items()}
     metadata = {"format": _FORMAT, "counters": json.dumps(asdict(counters)), "scaler": json.dumps(scaler.state_dict())}
     content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, metadata)
-    with replace_file(path) as temporary:
-        temporary.write_bytes(content)
+    write_file(path, content)
 
 
 def load_state(

@@ -58,8 +58,8 @@ def open_detector(
         yield detector, entry, f"{reason}{use.words}"
 
 
-class _Speed(msgspec.Struct):
-    """What the manifest's timings keep of one engine."""
+class Speed(msgspec.Struct, frozen=True):
+    """Of what the build measured of one engine: image pairs a second, ``batch`` of them at once."""
 
     engine: str
     batch: int
@@ -86,15 +86,18 @@ def ranked(entries: list[EngineEntry], speeds: Mapping[str, float]) -> list[Engi
 
 def measured_here(bundle: Bundle) -> dict[str, float]:
     """Pairs/s by engine at batch 1 as the build measured them, if that was on a processor like this one."""
-    manifest = bundle.manifest
-    here = describe_machine()
-    if any(manifest.machine.get(key) != here.get(key) for key in ("processor", "model")):  # arm64 names the model only
+    there, here = bundle.manifest.machine, describe_machine()
+    if any(there.get(key) != here.get(key) for key in ("processor", "model")):  # arm64 names the model only
         return {}
+    return {speed.engine: speed.pairs_per_second for speed in measured_by_build(bundle) if speed.batch == 1}
+
+
+def measured_by_build(bundle: Bundle) -> list[Speed]:
+    """What the manifest says of its engines' speeds. Raises InputError where that cannot be read."""
     try:
-        timings = msgspec.convert(manifest.latency.get("timings", []), list[_Speed])
+        return msgspec.convert(bundle.manifest.latency.get("timings", []), list[Speed])
     except msgspec.ValidationError as error:
         raise InputError(f"bundle {bundle.name}: the manifest's timings cannot be read: {error}") from error
-    return {timing.engine: timing.pairs_per_second for timing in timings if timing.batch == 1}
 
 
 def first_that_opens(

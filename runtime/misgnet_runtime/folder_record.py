@@ -18,7 +18,7 @@ import msgspec
 
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.images import Mask, write_mask
-from misgnet_runtime.lines import FileName, append_line, decode_lines, hold
+from misgnet_runtime.lines import FileName, append_line, decode_lines, open_held
 from misgnet_runtime.manifest import Count, Struct
 from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors, sync
 from misgnet_runtime.tiles import Source
@@ -101,12 +101,8 @@ def open_record(output: Path, settings: dict[str, str], sources: Sequence[Source
     folder = progress_folder(output)
     if not folder.exists():
         _refuse(output, sources, {}, force)
-    with resumable_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / "journal.jsonl").open("a+b", buffering=0)
-    with handle:
-        if not hold(handle):
-            raise UsageError(f"another run is writing {output}; wait for it, or choose another -o")
+    busy = f"another run is writing {output}; wait for it, or choose another -o"
+    with open_held(folder / "journal.jsonl", busy) as handle:
         lines, length = _read(handle, Header(FORMAT, settings), output, force)
         named = {mask.name: mask for line in lines for mask in line.masks}
         _refuse(output, sources, named, force)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import FileIO
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -14,6 +16,7 @@ from msgspec import Meta
 
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.manifest import Struct
+from misgnet_runtime.outputs import resumable_errors
 
 MOST_LINE = 64 << 20  # bytes of one value; a longer line is read in parts, and none of them is whole
 Entry = TypeVar("Entry")
@@ -25,11 +28,43 @@ def encode_line(value: Struct) -> bytes:
     return msgspec.json.encode(value) + b"\n"
 
 
+@contextmanager
+def open_held(path: Path, busy: str) -> Iterator[FileIO]:
+    """A record to read and to append to, made with its folder where there is none; nobody else holds it meanwhile.
+
+    UsageError with the words ``busy`` where another process holds it, StorageError where the disk refuses.
+    """
+    with resumable_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a+b", buffering=0)
+    with handle:
+        if not hold(handle):
+            raise UsageError(busy)
+        yield handle
+
+
+def add_line(handle: FileIO, length: int, value: Struct, *, sync: bool = True) -> int:
+    """Append a line to the ``length`` bytes that count, with ``sync`` on the disk; how many bytes count then.
+
+    StorageError where the disk refuses: a part of a line that it left does not count, and goes with the next call.
+    """
+    with resumable_errors(Path(str(handle.name))):
+        handle.truncate(length)
+        append_line(handle, value)
+        if sync:
+            os.fsync(handle)
+        return os.fstat(handle.fileno()).st_size
+
+
 def append_line(handle: FileIO, value: Struct) -> None:
     """Write all of a line; a full disk may leave a part of it. Raises OSError."""
-    rest = memoryview(encode_line(value))
-    while rest:  # without a buffer, a full disk may take a part
-        rest = rest[handle.write(rest) :]
+    write_all(handle, memoryview(encode_line(value)))
+
+
+def write_all(handle: FileIO, data: memoryview) -> None:
+    """Write all of ``data``; a full disk may leave a part of it. Raises OSError."""
+    while data:  # without a buffer, a full disk may take a part
+        data = data[handle.write(data) :]
 
 
 def decode_lines(handle: FileIO, decode: Callable[[bytes, int], Entry]) -> tuple[list[Entry], int]:
@@ -49,6 +84,18 @@ def decode_lines(handle: FileIO, decode: Callable[[bytes, int], Entry]) -> tuple
             entries.append(decode(line.removesuffix(b"\n"), len(entries) + 1))
             length += len(line)
     return entries, length
+
+
+@contextmanager
+def line_errors(path: Path, number: int, without: str) -> Iterator[None]:
+    """Around decoding a line: UsageError where it is damaged; ``without``: what follows where the record is gone."""
+    try:
+        yield
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        raise UsageError(
+            f"{path}, line {number} is damaged, or another version's ({error}); choose another -o, or move it away: "
+            f"then {without}"
+        ) from error
 
 
 def hold(handle: FileIO) -> bool:

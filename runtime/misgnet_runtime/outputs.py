@@ -77,6 +77,12 @@ def replace_file(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """:func:`replace_file` by ``data``."""
+    with replace_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; it takes the place of ``path`` when the block succeeds.

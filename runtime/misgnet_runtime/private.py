@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misgnet_runtime.errors import InputError, StorageError, UsageError
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
 
 _ADVICE = "name another folder in MISGNET_CACHE"
 _SEAL = 65  # bytes: 64 digits and a newline
@@ -26,10 +26,17 @@ _SEAL = 65  # bytes: 64 digits and a newline
 
 def cache_folder() -> Path:
     """$MISGNET_CACHE, else misgnet in $XDG_CACHE_HOME, else in ~/.cache."""
-    if own := os.environ.get("MISGNET_CACHE"):
-        return Path(own)
-    common = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - no home is no error
-    return Path(common, "misgnet")
+    return user_folder("MISGNET_CACHE", "XDG_CACHE_HOME", "~/.cache")
+
+
+def user_folder(own: str, common: str, default: str) -> Path:
+    """The folder that the variable ``own`` names, else misgnet in that of the variable ``common``, else in ``default``.
+
+    ``default`` may begin with ``~``, which stays where the user has no home.
+    """
+    if found := os.environ.get(own):
+        return Path(found)
+    return Path(os.environ.get(common) or os.path.expanduser(default), "misgnet")  # noqa: PTH111 - no home is no error
 
 
 @dataclass(frozen=True)
@@ -100,8 +107,7 @@ class PrivateFolder:
             path = self.path / name
             if path.is_symlink():
                 raise InputError(f"{path} is a link, which was not put there by this program; remove it")
-            with replace_file(path) as temporary:
-                temporary.write_bytes(data)
+            write_file(path, data)
         return path
 
     def write_sealed(self, name: str, contents: bytes) -> Path:

@@ -64,8 +64,9 @@ def folder_record(folder: Path) -> Prepared:
 
 
 def watch_journal(folder: Path) -> Prepared:
+    from misgnet_runtime.clock import now
     from misgnet_runtime.outputs import publish
-    from misgnet_runtime.watch.journal import Begun, Complete, Done, Failed, FileState, Started, now, open_journal
+    from misgnet_runtime.watch.journal import Begun, Complete, Done, Failed, FileState, Started, open_journal
 
     output = folder / "out"
     files = [FileState(name, 5, 6, "0" * 64) for name in ("a_before.tif", "a_after.tif")]
@@ -92,10 +93,11 @@ def watch_journal(folder: Path) -> Prepared:
 
 
 def batch_record(folder: Path) -> Prepared:
-    from misgnet_runtime.batch.record import Begun, Done, Failed, Returned, Started, now, open_record
+    from misgnet_runtime.batch.record import Begun, Done, Failed, Returned, Started, open_record
     from misgnet_runtime.batch.results import write_results
     from misgnet_runtime.batch.scene import Scene
     from misgnet_runtime.batch.table import Shard
+    from misgnet_runtime.clock import now
 
     output, key = folder / "out", "0" * 64
     figures = {

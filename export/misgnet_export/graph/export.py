@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from ast import literal_eval
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
 import onnx
 import onnx_ir
@@ -16,11 +14,14 @@ from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
 from misgnet.network import MISGNet
 from misgnet_export.graph.deployed import Deployed
+from misgnet_export.quiet import quiet
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.manifest import Interface
 
 OPSET = 20  # the first with Gelu; LayerNormalization came with 17
 _SINGLE_OPERATORS = {"LayerNormalization", "Gelu"}
+# The exporter warns of torchvision's absence and of its own deprecated calls; neither helps a user.
+_quiet = partial(quiet, "torch.onnx", logging.WARNING)
 
 
 def export_graph(network: MISGNet, interface: Interface) -> onnx.ModelProto:
@@ -96,17 +97,3 @@ def _scope(node: onnx.NodeProto) -> str:
     scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
     modules = [s for s in literal_eval(scopes)[:-1] if s.startswith("network.")]
     return modules[-1].removeprefix("network.") if modules else ""
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns of torchvision's absence and of its own deprecated calls; neither helps a user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from misgnet_export.triton.config import BACKENDS, Serving, load_schema, model_config
 from misgnet_runtime.bundle import Bundle, read_bundle
+from misgnet_runtime.choice import measured_by_build
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.outputs import refuse_existing, replace_folder
@@ -35,14 +34,6 @@ class Repository:
 
     models: list[Model]
     left_out: dict[str, str]
-
-
-class _Speed(msgspec.Struct):
-    """What the manifest's timings keep of one engine."""
-
-    engine: str
-    batch: int
-    pairs_per_second: float
 
 
 def write_repository(
@@ -95,11 +86,8 @@ def _facts(bundle: Bundle, entry: EngineEntry) -> dict[str, str]:
 
 
 def _speeds(bundle: Bundle, entry: EngineEntry) -> dict[int, float]:
-    try:
-        timings = msgspec.convert(bundle.manifest.latency.get("timings", []), list[_Speed])
-    except msgspec.ValidationError as error:
-        raise InputError(f"bundle {bundle.name}: the manifest's timings cannot be read: {error}") from error
-    return {timing.batch: timing.pairs_per_second for timing in timings if timing.engine == entry.name}
+    measured = measured_by_build(bundle)
+    return {speed.batch: speed.pairs_per_second for speed in measured if speed.engine == entry.name}
 
 
 def _text(config: Any) -> str:

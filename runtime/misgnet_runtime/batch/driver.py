@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misgnet_runtime.batch.pool import Died, Ended, Event, Pool, Ready, Unusable
-from misgnet_runtime.batch.record import Begun, Done, End, Failed, Record, Returned, now
+from misgnet_runtime.batch.record import Begun, Done, End, Failed, Record, Returned
 from misgnet_runtime.batch.scene import is_yes
 from misgnet_runtime.batch.worker import Outcome, Task, discard_work
 from misgnet_runtime.callables import Progress
+from misgnet_runtime.clock import now
 from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.outputs import refuse_existing
 

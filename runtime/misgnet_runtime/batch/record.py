@@ -7,12 +7,11 @@ interrupted. A scene that was begun and has no end was in the hands of something
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import datetime
 from heapq import merge
 from io import FileIO
 from pathlib import Path
@@ -23,9 +22,8 @@ from msgspec import Meta
 
 from misgnet_runtime.batch.table import Shard
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.lines import append_line, decode_lines, hold
+from misgnet_runtime.lines import add_line, decode_lines, hold, line_errors, open_held
 from misgnet_runtime.manifest import Sha256, Struct
-from misgnet_runtime.outputs import resumable_errors
 
 FORMAT = 1
 _NAME = re.compile(r"batch(?:-(\d+)-of-(\d+))?\.jsonl")
@@ -107,12 +105,8 @@ class Record:
 
     def add(self, entry: Entry) -> None:
         """Put an entry on the disk; StorageError where it refuses, and then a later call may be heard."""
-        with resumable_errors(Path(str(self._handle.name))):
-            self._handle.truncate(self._length)  # what a full disk left of a line
-            append_line(self._handle, entry)
-            if isinstance(entry, Done):  # the others may be lost with the machine: then less counts as tried
-                os.fsync(self._handle)
-        self._length = os.fstat(self._handle.fileno()).st_size
+        sync = isinstance(entry, Done)  # the others may be lost with the machine: then less counts as tried
+        self._length = add_line(self._handle, self._length, entry, sync=sync)
         self._take(entry)
 
     def _take(self, entry: Entry) -> None:
@@ -137,19 +131,11 @@ def open_record(output: Path, shard: Shard) -> Iterator[Record]:
     refuses.
     """
     path = output / f"batch{shard.suffix}.jsonl"
-    with resumable_errors(path):
-        output.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a+b", buffering=0)
-    with handle:
-        if not hold(handle):
-            raise UsageError(f"another run is at work on these scenes of {output}; wait for it, or choose another -o")
+    busy = f"another run is at work on these scenes of {output}; wait for it, or choose another -o"
+    with open_held(path, busy) as handle:
         own, length = _read(path)
         others = [_read(other)[0] for other in _others(output, path, shard)]
         yield Record(handle, length, merge(own, *others, key=lambda entry: entry.time))
-
-
-def now() -> datetime:
-    return datetime.now(timezone.utc)
 
 
 def _others(output: Path, path: Path, shard: Shard) -> list[Path]:
@@ -177,15 +163,10 @@ def _read(path: Path) -> tuple[list[Entry], int]:
 
 
 def _decode(line: bytes, number: int, path: Path) -> Entry:
-    try:
+    with line_errors(path, number, "its scenes count as not processed"):
         entry: Entry = msgspec.json.decode(line, type=Entry)
         if isinstance(entry, Started) and entry.format != FORMAT:
             raise ValueError(f"format {entry.format}")
         if isinstance(entry, Done):
             msgspec.convert(entry.figures, _Figures)
-    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
-        raise UsageError(
-            f"{path}, line {number} is damaged, or another version's ({error}); choose another -o, or move it away: "
-            "then its scenes count as not processed"
-        ) from error
     return entry

@@ -13,13 +13,14 @@ from types import FrameType
 from misgnet_runtime.batch.driver import Driver, Listener
 from misgnet_runtime.batch.local import ProcessPool
 from misgnet_runtime.batch.pool import Pool
-from misgnet_runtime.batch.record import FORMAT, Done, Failed, Record, Started, now, open_record
+from misgnet_runtime.batch.record import FORMAT, Done, Failed, Record, Started, open_record
 from misgnet_runtime.batch.results import write_results
 from misgnet_runtime.batch.scene import Scene
 from misgnet_runtime.batch.table import Shard, read_table
 from misgnet_runtime.batch.worker import Setup, Task, discard_work
 from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.choice import ranked_here
+from misgnet_runtime.clock import now
 from misgnet_runtime.engines import is_on_cpu, streams_on_cpu
 from misgnet_runtime.errors import ScenesFailed, UsageError
 from misgnet_runtime.machine import usable_cores

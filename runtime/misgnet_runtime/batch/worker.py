@@ -19,7 +19,7 @@ from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.choice import Opened, open_detector
 from misgnet_runtime.errors import InputError, MisgnetError, StorageError
 from misgnet_runtime.lines import hold
-from misgnet_runtime.outputs import publish, replace_file, resumable_errors
+from misgnet_runtime.outputs import publish, resumable_errors, write_file
 from misgnet_runtime.scenes.geotiff import load_rasterio
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.predict import predict_opened
@@ -134,8 +134,7 @@ class SceneWorker:
             replace(options, force=True, **products),  # type: ignore[arg-type]
             tell=lambda line: notes.extend([line] if line.startswith("warning: ") else []),
         )  # fmt: skip
-        with replace_file(places["output"].parent / _REPORT) as temporary:
-            temporary.write_bytes(msgspec.json.encode(asdict(report)))
+        write_file(places["output"].parent / _REPORT, msgspec.json.encode(asdict(report)))
 
     def _publish(self, places: dict[str, Path], outputs: dict[str, str]) -> None:
         """Give what is whole its names; a worker that was killed may have done so with some."""

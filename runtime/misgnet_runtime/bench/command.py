@@ -35,7 +35,7 @@ def bench(
     from misgnet_runtime.bench.run import run_bench
     from misgnet_runtime.bench.tables import lines, tables
     from misgnet_runtime.manifest import encode
-    from misgnet_runtime.outputs import refuse_existing, replace_file
+    from misgnet_runtime.outputs import refuse_existing, write_file
 
     if json_file is not None:
         refuse_existing(json_file, force)
@@ -45,8 +45,7 @@ def bench(
     with current().progress("rounds") as progress:
         report = run_bench(bundle, options, progress)
     if json_file is not None:
-        with replace_file(json_file) as temporary:
-            temporary.write_bytes(encode(report))
+        write_file(json_file, encode(report))
     if not isinstance(current(), JsonLog):
         for table in tables(report):
             out_console.print(table)

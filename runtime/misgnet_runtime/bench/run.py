@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -22,6 +21,7 @@ from misgnet_runtime.bench.report import (
 from misgnet_runtime.bench.scene import SceneTask, check_scene, run_scene
 from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.callables import Progress
+from misgnet_runtime.clock import timestamp
 from misgnet_runtime.device.nvpmodel import power_mode
 from misgnet_runtime.device.power import PowerMeter, find_meters
 from misgnet_runtime.device.state import DeviceState, read_state, summary, throttling, watch_state
@@ -60,7 +60,7 @@ def _report(
 ) -> BenchReport:  # fmt: skip
     reference = choose_reference(timings)
     return BenchReport(
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        created=timestamp(),
         bundle=str(bundle.name),
         bundle_version=bundle.manifest.bundle_version,
         bundle_sha256=bundle.digest(),

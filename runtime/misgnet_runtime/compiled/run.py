@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from misgnet_runtime.bundle import Bundle, read_bundle
+from misgnet_runtime.clock import timestamp
 from misgnet_runtime.compiled.candidate import Candidate, find_or_compile
 from misgnet_runtime.compiled.memory import BuilderMemory, builder_memory
 from misgnet_runtime.compiled.opening import slot_of
@@ -145,7 +145,7 @@ def _compile_engine(bundle: Bundle, entry: EngineEntry, options: CompileOptions,
 
 def _use(here: Here, slot: Slot, candidates: Candidates, proof: Proof) -> Activation:
     """Keep what is new of the plans that proved themselves, and make them the active ones."""
-    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    created = timestamp()
     records = {graph: candidate.record(created) for graph, candidate in proof.candidates.items()}
     for graph, record in records.items():
         if not candidates[graph].cached:

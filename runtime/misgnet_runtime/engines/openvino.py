@@ -78,11 +78,11 @@ class OpenVinoEngine(Engine):
             # It would compute in float32, or emulate: slower, and other numbers than those that were judged.
             raise UnavailableError("OpenVINO does not compute in BF16 on this processor; take another engine")
         try:
-            options = _options(wanted, threads, streams, settings or EngineSettings())
+            options = compile_options(wanted, threads, streams, settings)
             model = core.read_model(graph)
             self.inputs = tuple(map(_spec, model.inputs))
             self.outputs = tuple(map(_spec, model.outputs))
-            model.reshape({port: _for_one(openvino, port) for port in model.inputs})
+            fix_batch(openvino, model)
             compiled = core.compile_model(model, "CPU", options)
         except Exception as error:  # OpenVINO raises RuntimeError, its bindings TypeError and others
             raise InputError(f"OpenVINO cannot open {graph}: {one_line(str(error))}") from error
@@ -104,10 +104,16 @@ class OpenVinoEngine(Engine):
         self._compiled = None
 
 
-def _options(wanted: str, threads: int | None, streams: int, settings: EngineSettings) -> dict[str, Any]:
-    """Each stream for the least latency, which leaves the second threads of cores out if nothing else is said."""
+def compile_options(
+    precision: str, threads: int | None = None, streams: int = 1, settings: EngineSettings | None = None
+) -> dict[str, Any]:
+    """Each stream for the least latency, which leaves the second threads of cores out if nothing else is said.
+
+    ``precision``: as OpenVINO names it, of an INT8 graph that of the remainder.
+    """
+    settings = settings or EngineSettings()
     return {
-        "INFERENCE_PRECISION_HINT": wanted,
+        "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": threads or usable_cores(),
         "NUM_STREAMS": streams,
         "PERFORMANCE_HINT": "LATENCY",
@@ -123,12 +129,13 @@ def _check_type(compiled: Any, wanted: str) -> None:
         raise UnavailableError(f"OpenVINO was asked to compute in {wanted} and takes {found} on this processor")
 
 
-def _for_one(openvino: Any, port: Any) -> Any:
-    """The shape of ``port`` for a batch of one."""
-    shape = openvino.PartialShape(port.partial_shape)
-    if shape[0].is_dynamic:
-        shape[0] = 1
-    return shape
+def fix_batch(openvino: Any, model: Any) -> None:
+    """Give a model that OpenVINO has read a batch of one where its batch is dynamic."""
+    shapes = {port: openvino.PartialShape(port.partial_shape) for port in model.inputs}
+    for shape in shapes.values():
+        if shape[0].is_dynamic:
+            shape[0] = 1
+    model.reshape(shapes)
 
 
 def _spec(port: Any) -> TensorSpec:

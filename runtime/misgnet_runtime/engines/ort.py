@@ -16,7 +16,7 @@ from misgnet_runtime.machine import usable_cores
 
 # It quantizes the float biases of Q/DQ convolutions anew, with scales that are too coarse in float16: the
 # TensorRT graph then answers differently here than it says (3 to 4 times the error, measured on 1.32).
-_DISABLED = ["WeightBiasQuantization"]
+DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}  # the others have NumPy's names
 
 if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":  # for where it was imported before this package
@@ -46,8 +46,8 @@ class OnnxRuntimeEngine(Engine):
         source = os.fspath(graph) if isinstance(graph, Path) else graph
         try:
             self._session = onnxruntime.InferenceSession(
-                source, _options(threads, streams, settings or EngineSettings()), providers=self._providers,
-                disabled_optimizers=_DISABLED, enable_fallback=False,
+                source, session_options(threads, streams, settings), providers=self._providers,
+                disabled_optimizers=DISABLED_OPTIMIZERS, enable_fallback=False,
             )  # fmt: skip
             self._session.disable_fallback()  # which is for a batch that fails, the other for opening
         except Exception as error:  # onnxruntime's errors have no common base below Exception
@@ -64,8 +64,11 @@ class OnnxRuntimeEngine(Engine):
         self._session = None
 
 
-def _options(threads: int | None, streams: int, settings: EngineSettings) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
+def session_options(
+    threads: int | None = None, streams: int = 1, settings: EngineSettings | None = None
+) -> onnxruntime.SessionOptions:
+    """``threads``: that compute at once, in all streams; all usable cores without."""
+    options, settings = onnxruntime.SessionOptions(), settings or EngineSettings()
     # Each stream's caller computes too; the session's own threads, one fewer than this number, help all of them.
     options.intra_op_num_threads = max(1, (threads or usable_cores()) - streams + 1)
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spinning)))

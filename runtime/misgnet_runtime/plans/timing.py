@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
 from misgnet_runtime.plans.log import VendorLog
 
 
@@ -33,8 +33,7 @@ class PlainFile:
         return self._path.read_bytes()
 
     def write(self, data: bytes) -> None:
-        with replace_file(self._path) as temporary:
-            temporary.write_bytes(data)
+        write_file(self._path, data)
 
 
 def load_timing_cache(config: Any, file: CacheFile, log: VendorLog) -> str | None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.filesize import decimal
 
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.lines import append_line, decode_lines, hold
+from misgnet_runtime.lines import append_line, decode_lines, open_held, write_all
 from misgnet_runtime.manifest import Count, Struct
 from misgnet_runtime.outputs import resumable_errors
 from misgnet_runtime.tuning.since import tuned_since
@@ -102,7 +102,7 @@ class Journal:
                 data = part.reshape(-1).view(np.uint8).data
                 stop = (bands[-1].stop if bands else self.finished) + len(part)
                 bands.append(Band(stop, zlib.crc32(data), holes))
-                self._write(data)
+                write_all(self._raw, data)
             os.fsync(self._raw)
             self._append(*bands)
         self.bands += bands
@@ -112,7 +112,7 @@ class Journal:
         with resumable_errors(self.path):
             self._raw.truncate(self.finished * self._header.size)
             self._raw.seek(0, os.SEEK_END)
-            self._write(memoryview(footer))
+            write_all(self._raw, memoryview(footer))
             os.fsync(self._raw)
 
     def publish(self) -> None:
@@ -120,10 +120,6 @@ class Journal:
         with resumable_errors(self.path):
             self._append(Publishing())
         self.publishing = True
-
-    def _write(self, data: memoryview) -> None:
-        while data:  # a full disk may take a part
-            data = data[self._raw.write(data) :]
 
     def _append(self, *values: Struct) -> None:
         for value in values:
@@ -144,12 +140,8 @@ def open_journal(output: Path, raw: Raw, settings: dict[str, str], *, restart: b
     """
     folder, header = progress_folder(output), raw.header(settings)
     _check_room(folder / raw.name, raw)
-    with resumable_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / _JOURNAL).open("a+b", buffering=0)
-    with handle:
-        if not hold(handle):
-            raise UsageError(f"another run is writing {output}; wait for it, or choose another -o")
+    busy = f"another run is writing {output}; wait for it, or choose another -o"
+    with open_held(folder / _JOURNAL, busy) as handle:
         with resumable_errors(folder):
             if restart:
                 handle.truncate(0)

@@ -18,7 +18,8 @@ import msgspec
 
 from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.manifest import Struct, encode
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.outputs import write_file
+from misgnet_runtime.private import user_folder
 from misgnet_runtime.trust.private import unsafe_ancestor
 from misgnet_runtime.trust.release import Version, moment
 
@@ -36,10 +37,7 @@ class _Accepted(Struct, frozen=True):
 
 def state_folder() -> Path:
     """$MISGNET_STATE, else misgnet in $XDG_STATE_HOME, else in ~/.local/state."""
-    if own := os.environ.get("MISGNET_STATE"):
-        return Path(own)
-    common = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111 - no home is no error
-    return Path(common, "misgnet")
+    return user_folder("MISGNET_STATE", "XDG_STATE_HOME", "~/.local/state")
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,7 @@ class State:
         known = self._read(path)
         if known is None or known < version:
             record = _Accepted(_FORMAT, key, product, version.number, version.signed.isoformat())
-            with replace_file(path) as temporary:
-                temporary.write_bytes(encode(record))
+            write_file(path, encode(record))
 
     def _path(self, key: str, product: str) -> Path:
         return self.folder / "accepted" / f"{hashlib.sha256(f'{key} {product}'.encode()).hexdigest()[:32]}.json"

@@ -32,7 +32,7 @@ def tune(
     from msgspec.structs import asdict
 
     from misgnet_runtime.manifest import encode
-    from misgnet_runtime.outputs import refuse_existing, replace_file
+    from misgnet_runtime.outputs import refuse_existing, write_file
     from misgnet_runtime.tuning.run import tune_bundle
     from misgnet_runtime.tuning.tables import lines, table
 
@@ -40,8 +40,7 @@ def tune(
         refuse_existing(json_file, force)
     report = tune_bundle(bundle, tuple(engine or ()), minutes, current().note)
     if json_file is not None:
-        with replace_file(json_file) as temporary:
-            temporary.write_bytes(encode(report))
+        write_file(json_file, encode(report))
     if not isinstance(current(), JsonLog):
         for tuning in report.tunings:
             out_console.print(table(tuning))

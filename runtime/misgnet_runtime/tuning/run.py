@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from misgnet_runtime.bench.plan import BenchOptions, NotRun, make_plan
 from misgnet_runtime.bundle import Bundle, read_bundle
+from misgnet_runtime.clock import timestamp
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.manifest import EngineEntry, Struct
 from misgnet_runtime.tuning.answers import AnswerCheck
@@ -81,8 +81,7 @@ def tune_engine(bundle: Bundle, entry: EngineEntry, seconds: float, tell: Callab
         trials += more
     if trials and all(trial.gain is None for trial in trials):
         raise UsageError(f"nothing of {entry.name} could be measured, last: {trials[-1].remark}; give more --minutes")
-    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return Tuning(FORMAT, created, place_of(bundle, entry), found["latency"], found["throughput"], trials)
+    return Tuning(FORMAT, timestamp(), place_of(bundle, entry), found["latency"], found["throughput"], trials)
 
 
 def _tell(

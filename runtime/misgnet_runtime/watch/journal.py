@@ -6,20 +6,17 @@ begun and done stands ``complete``: the results are whole in ``.working/`` and a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import datetime
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from misgnet_runtime.errors import UsageError
-from misgnet_runtime.lines import FileName, append_line, decode_lines, hold
+from misgnet_runtime.lines import FileName, add_line, decode_lines, line_errors, open_held
 from misgnet_runtime.manifest import Count, Sha256, Struct
-from misgnet_runtime.outputs import resumable_errors
 
 JOURNAL = "watch.jsonl"
 FORMAT = 1
@@ -99,11 +96,7 @@ class Journal:
 
     def add(self, entry: Entry) -> None:
         """Put an entry on the disk; StorageError where it refuses, and then a later call may be heard."""
-        with resumable_errors(Path(str(self._handle.name))):
-            self._handle.truncate(self._length)  # what a full disk left of a line
-            append_line(self._handle, entry)
-            os.fsync(self._handle)
-        self._length = self._handle.tell()
+        self._length = add_line(self._handle, self._length, entry)
         self._take(entry)
 
     def failed(self) -> set[str]:
@@ -130,27 +123,13 @@ def open_journal(output: Path) -> Iterator[Journal]:
     UsageError where another watcher is at work or a line is damaged, StorageError where the disk refuses.
     """
     path = output / JOURNAL
-    with resumable_errors(path):
-        output.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a+b", buffering=0)
-    with handle:
-        if not hold(handle):
-            raise UsageError(f"another watcher is at work on {output}; stop it, or choose another -o")
+    with open_held(path, f"another watcher is at work on {output}; stop it, or choose another -o") as handle:
         yield Journal(handle, *decode_lines(handle, lambda line, number: _decode(line, number, path)))
 
 
-def now() -> datetime:
-    return datetime.now(timezone.utc)
-
-
 def _decode(line: bytes, number: int, path: Path) -> Entry:
-    try:
+    with line_errors(path, number, "what lies there counts as not processed"):
         entry: Entry = msgspec.json.decode(line, type=Entry)
         if isinstance(entry, Started) and entry.format != FORMAT:
             raise ValueError(f"format {entry.format}")
-    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
-        raise UsageError(
-            f"{path}, line {number} is damaged, or another version's ({error}); choose another -o, or move it away: "
-            "then what lies there counts as not processed"
-        ) from error
     return entry

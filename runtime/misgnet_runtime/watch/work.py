@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from misgnet_runtime.bundle import file_sha256
+from misgnet_runtime.clock import now
 from misgnet_runtime.errors import InputError, MisgnetError, StorageError, UnavailableError, UsageError
 from misgnet_runtime.log import Log
 from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors
 from misgnet_runtime.scenes.journal import difference
-from misgnet_runtime.watch.journal import FORMAT, Begun, Complete, Done, Failed, FileState, Journal, Started, now
+from misgnet_runtime.watch.journal import FORMAT, Begun, Complete, Done, Failed, FileState, Journal, Started
 from misgnet_runtime.watch.pairing import File, FilePair
 from misgnet_runtime.watch.processing import Processor
 
