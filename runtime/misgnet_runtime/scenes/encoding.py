@@ -26,8 +26,7 @@ from misgnet_runtime.scenes.journal import (
     Raw,
     discard_progress,
     open_journal,
-    progress_folder,
-    was_published,
+    was_named,
 )
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.pipeline import run_pipeline
@@ -149,11 +148,6 @@ def make_features(
         _publish(journal, footer, output)
     discard_progress(output)
     return open_features(output), resumed
-
-
-def was_named(output: Path) -> bool:
-    """Whether a run of ``output`` was killed after that had its name, and before its progress was discarded."""
-    return was_published(output) and not (progress_folder(output) / _RAW).exists()
 
 
 def _raw(encoding: Encoding, footer: Footer) -> Raw:

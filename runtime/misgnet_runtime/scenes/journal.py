@@ -162,6 +162,16 @@ def discard_progress(output: Path) -> None:
     shutil.rmtree(progress_folder(output), ignore_errors=True)
 
 
+def was_begun(output: Path) -> bool:
+    """Whether there is something to go on with; a kill may leave less of a run that was all but done."""
+    return (progress_folder(output) / _JOURNAL).exists() and not was_named(output)
+
+
+def was_named(output: Path) -> bool:
+    """Whether a run of ``output`` was killed after that had its name, and before its progress was discarded."""
+    return was_published(output) and not any(progress_folder(output).glob("*.raw"))
+
+
 def was_published(output: Path) -> bool:
     """Whether a run of ``output`` ended when its outputs were complete, and its progress is still there."""
     journal = progress_folder(output) / _JOURNAL

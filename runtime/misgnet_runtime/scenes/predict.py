@@ -15,7 +15,7 @@ from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.outputs import refuse_inputs
 from misgnet_runtime.scenes.inference import Task, Work, infer
 from misgnet_runtime.scenes.inputs import look_at
-from misgnet_runtime.scenes.journal import Journal, discard_progress, progress_folder
+from misgnet_runtime.scenes.journal import Journal, discard_progress, was_begun
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
 from misgnet_runtime.scenes.vectors import load_vector_libraries
@@ -65,7 +65,7 @@ def predict_opened(
         load_vector_libraries()
     outputs = [Path(os.path.realpath(path)) for path in (output, *options.products().values())]
     refuse_inputs((output, *options.products().values()), (before, after))
-    if not progress_folder(outputs[0]).exists():
+    if not was_begun(outputs[0]):
         refuse_outputs(outputs, options.force)
     inputs = look_at(before, after, options)
     for line in inputs.words():

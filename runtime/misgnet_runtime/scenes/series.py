@@ -23,12 +23,11 @@ from misgnet_runtime.scenes.encoding import (
     look_at_encoding,
     make_features,
     open_split_engine,
-    was_named,
 )
 from misgnet_runtime.scenes.features import SUFFIX, FeatureFile, open_features
 from misgnet_runtime.scenes.geotiff import read_tags
 from misgnet_runtime.scenes.inputs import look_at_pair
-from misgnet_runtime.scenes.journal import discard_progress, progress_folder
+from misgnet_runtime.scenes.journal import discard_progress, was_begun, was_named
 from misgnet_runtime.scenes.options import SeriesOptions
 from misgnet_runtime.scenes.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
 from misgnet_runtime.scenes.vectors import load_vector_libraries
@@ -142,7 +141,7 @@ class _Series:
             engine.streams, engine.reason, tuned_batch=engine.detector.batch,
         )  # fmt: skip
         same = _digest(run)
-        begun = progress_folder(change).exists()
+        begun = was_begun(change)
         done = not begun and not options.restart and _is_done(outputs, same)
         if not begun and not done and not options.force:
             _refuse_tuned_since(run)
@@ -152,6 +151,7 @@ class _Series:
     def _compare(self, comparison: _Comparison) -> None:
         run, output = comparison.run, comparison.run.outputs[0]
         if comparison.done:
+            discard_progress(output)
             self._listener.tell(f"{output} is there already, of the very same run")
             return
         before = self._features(comparison.before)
