@@ -28,7 +28,7 @@ from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector,
 from commands import exit_code
 from ends import die_at, in_child
 from misgnet_runtime import cli
-from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
+from misgnet_runtime.errors import GateFailed, InputError, StorageError, UnavailableError, UsageError
 from misgnet_runtime.scenes import predict as predict_module
 from misgnet_runtime.scenes.journal import progress_folder
 from misgnet_runtime.scenes.options import SceneOptions
@@ -238,6 +238,22 @@ def test_polygons_without_a_place_are_in_pixels(place: Place) -> None:
         place.run(place.all)
     meta, *_ = pyogrio.raw.read(place.out / "change.gpkg")
     assert list(meta["fields"]) == ["pixels", "probability"]
+
+
+def test_polygons_that_the_disk_did_not_keep_are_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where closing a GeoPackage fails, GDAL tells nobody, and the layer is empty."""
+    pyogrio = pytest.importorskip("pyogrio")
+    write = pyogrio.raw.write
+
+    def write_none(path: Path, outlines: Any, fields: list[Any], *rest: Any, **more: Any) -> None:
+        write(path, outlines[:0], [values[:0] for values in fields], *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pyogrio.raw, "write", write_none)
+        with pytest.raises(StorageError, match=r"change.gpkg was written and holds something else"):
+            place.run(place.all)
+    assert not (place.out / "change.gpkg").exists()
+    assert place.run(place.all).polygons == 2
 
 
 # --- ends

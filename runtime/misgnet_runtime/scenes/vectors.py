@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.errors import InputError, StorageError, UnavailableError
 from misgnet_runtime.scenes.geotiff import GDAL, load_rasterio, mapped
 from misgnet_runtime.scenes.grids import Grid
 from misgnet_runtime.scenes.probabilities import Probabilities
@@ -45,7 +46,8 @@ def write_polygons(path: Path, change: Path, probabilities: Probabilities, grid:
     """Write the changed areas of the raster ``change``; how many there are.
 
     Fields: pixels, probability, and area_m2 where the raster lies somewhere. GeoJSON is in longitude and latitude, as
-    RFC 7946 wants it. Raises UnavailableError without pyogrio and shapely, InputError where it cannot be written.
+    RFC 7946 wants it. Raises UnavailableError without pyogrio and shapely, InputError where it cannot be written,
+    StorageError where the disk keeps something else.
     """
     pyogrio, shapely = (_load(name) for name in ("pyogrio", "shapely"))
     found, areas = [], []
@@ -147,3 +149,19 @@ def _write(pyogrio: Any, path: Path, outlines: Any, fields: dict[str, Any], grid
         raise InputError(
             f"{path} cannot be written: {error}; make room or choose another name, and run the same command again"
         ) from error
+    if not _is_written(pyogrio, path, fields["pixels"]):
+        raise StorageError(f"{path} was written and holds something else; look at the disk, and run the command again")
+
+
+def _is_written(pyogrio: Any, path: Path, pixels: NDArray[np.int64]) -> bool:
+    """Read again: what fails when GDAL closes a GeoPackage is told to nobody, and its layer is empty then.
+
+    In any order, which FlatGeobuf makes its own.
+    """
+    try:
+        meta, _, outlines, columns = pyogrio.raw.read(path)
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError):
+        return False
+    names = list(meta["fields"])
+    found = columns[names.index("pixels")] if "pixels" in names else np.empty(0)
+    return len(outlines) == len(pixels) and np.array_equal(np.sort(found), np.sort(pixels))
