@@ -105,7 +105,7 @@ def read_config(run: Path, tiles: Mapping[str, TileSet]) -> tuple[Recipe, Start]
         recipe, start, known = _recipe(content["recipe"]), _start(content["start"]), content["tiles"]
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: there is no run to go on with; leave --resume out") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}; start the run anew with --force") from error
     for name, part in tiles.items():
         if known.get(name) != (found := _identity(part)):

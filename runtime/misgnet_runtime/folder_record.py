@@ -126,7 +126,7 @@ def _read(handle: FileIO, asked: Header, output: Path, force: bool) -> tuple[lis
     """The lines of a run like this one, and how many bytes count; none of another run's where it may be replaced."""
     try:
         lines, length = decode_lines(handle, _decode)
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         if force:
             return [], 0
         raise UsageError(f"the journal of {output} is damaged ({error}); begin anew with --force") from error

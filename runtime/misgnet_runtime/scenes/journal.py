@@ -214,7 +214,7 @@ def _parse(handle: FileIO, output: Path) -> tuple[Header | None, list[Band | Pub
     """The header (None where it was never finished), the entries, and how many bytes count."""
     try:
         found, length = decode_lines(handle, _decode)
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise UsageError(f"the journal of {output} is damaged ({error}); start anew with --restart") from error
     header = found[0] if found else None
     assert header is None or isinstance(header, Header)

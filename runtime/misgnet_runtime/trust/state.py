@@ -70,7 +70,7 @@ class State:
             return Version(record.version, moment(record.signed))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
+        except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
             raise InputError(
                 f"the newest accepted version in {path} cannot be read: {error}; remove the file to accept any version"
             ) from error
