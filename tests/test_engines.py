@@ -326,11 +326,13 @@ def test_auto_passes_over_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: p
 # OpenVINO
 
 
-@pytest.mark.parametrize(("precision", "found"), [("int8", "f32"), ("float32", "f32"), ("bf16", "bf16")])
+@pytest.mark.parametrize(
+    ("precision", "found"), [("int8", "f32"), ("float32", "f32"), ("bf16", "bf16"), ("int8+bf16", "bf16")]
+)
 def test_openvino_computes_in_the_type_of_the_entry(precision: str, found: str) -> None:
     """By itself it takes BF16 for any graph where the processor has it."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    if precision == "bf16" and not machine.cpu_flags().intersection(BF16_FLAGS):
+    if found == "bf16" and not machine.cpu_flags().intersection(BF16_FLAGS):
         pytest.skip("this processor has no BF16")
     engine = OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, 1, precision=precision)
     compiled = engine._compiled
@@ -338,12 +340,13 @@ def test_openvino_computes_in_the_type_of_the_entry(precision: str, found: str) 
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8+bf16"])
 @pytest.mark.parametrize(
     ("capabilities", "message"),
     [(["FP32", "INT8"], "does not compute in BF16 on this processor"), (["BF16"], "compute in bf16 and takes f32")],
 )
 def test_bf16_is_refused_where_openvino_computes_something_else(
-    monkeypatch: pytest.MonkeyPatch, capabilities: list[str], message: str
+    monkeypatch: pytest.MonkeyPatch, capabilities: list[str], message: str, precision: str
 ) -> None:
     openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
@@ -355,7 +358,7 @@ def test_bf16_is_refused_where_openvino_computes_something_else(
     options = lambda *_: {"INFERENCE_PRECISION_HINT": "f32"}  # noqa: E731
     monkeypatch.setattr("misgnet_runtime.engines.openvino.compile_options", options)
     with pytest.raises(UnavailableError, match=message):
-        OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, precision="bf16")
+        OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, precision=precision)
 
 
 def test_without_openvino_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,12 +426,13 @@ def test_auto_passes_over_what_the_processor_cannot_run(tmp_path: Path, monkeypa
 def test_the_order_of_engines() -> None:
     entries = [
         FLOAT, entry("openvino-bf16", "openvino", "bf16", *BF16_FLAGS), INT8, VNNI,
-        entry("openvino", "openvino", "int8"),
+        entry("openvino", "openvino", "int8"), entry("openvino-int8-bf16", "openvino", "int8+bf16", *BF16_FLAGS),
         entry("rtx-sm86-fp16", "rtx", "float16"), entry("rtx-sm86", "rtx", "int8+float16"),
         entry("tensorrt", "tensorrt", "int8+float16"), CUDA,
     ]  # fmt: skip
     assert [e.name for e in ranked(entries, {})] == [
-        "tensorrt", "rtx-sm86", "rtx-sm86-fp16", "cuda", "openvino", "cpu-vnni", "cpu", "openvino-bf16", "cpu-float32",
+        "tensorrt", "rtx-sm86", "rtx-sm86-fp16", "cuda", "openvino-int8-bf16", "openvino", "cpu-vnni", "cpu",
+        "openvino-bf16", "cpu-float32",
     ]  # fmt: skip
 
 

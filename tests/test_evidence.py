@@ -24,6 +24,7 @@ from misgnet_runtime.tiles import TileSet
 TILE = 32
 INTERFACE = Interface(TILE, 4)
 CPU = EngineEntry("cpu", "onnxruntime", "int8.onnx", "int8.onnx", "int8", "1")
+INT8_BF16 = EngineEntry("openvino-int8-bf16", "openvino", "int8.onnx", "int8.onnx", "int8+bf16", "1")
 BF16 = EngineEntry("openvino-bf16", "openvino", "float.onnx", "float.onnx", "bf16", "1", needs=["avx512_bf16"])
 CUDA = EngineEntry("cuda", "onnxruntime-cuda", "float.onnx", "float.onnx", "float32", "1")
 PLAN = EngineEntry("rtx-sm86", "rtx", "sm86.plan", "int8.onnx", "int8+float16", "1", ["sm86"])
@@ -77,7 +78,7 @@ def test_an_engine_that_finds_nothing_fails(monkeypatch: pytest.MonkeyPatch, til
     assert not report.passed and report.engines[0].f1_drop_points == 100
 
 
-@pytest.mark.parametrize("entry", [PLAN, CUDA], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", [PLAN, CUDA, INT8_BF16], ids=lambda entry: entry.name)
 def test_an_engine_without_its_device_is_not_run_and_judged_by_proxy(
     monkeypatch: pytest.MonkeyPatch, tiles: TileSet, entry: EngineEntry
 ) -> None:

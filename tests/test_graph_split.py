@@ -321,8 +321,8 @@ def test_an_engine_in_bf16_is_not_split(tmp_path: Path) -> None:
         GraphFile(name, f"graphs/{name}.onnx", precision, 1, split=parts)
         for name, precision in (("float", "float32"), ("openvino", "int8"))
     ]
-    request = replace(REQUEST, targets=(parse_target("openvino"), parse_target("openvino-bf16")))
+    request = replace(REQUEST, targets=tuple(map(parse_target, ("openvino", "openvino-bf16", "openvino-int8-bf16"))))
     found = engines.make_engines(request, graphs, NO_NETWORK, tmp_path, quiet())
     assert {entry.name: entry.split for entry in found} == {
-        "cpu-float32": parts, "openvino": parts, "openvino-bf16": None,
+        "cpu-float32": parts, "openvino": parts, "openvino-bf16": None, "openvino-int8-bf16": None,
     }  # fmt: skip

@@ -34,14 +34,17 @@ def test_every_target_is_in_the_table_and_every_engine_has_one() -> None:
 
 
 def test_precision_is_that_of_the_graph_or_what_the_float_graph_is_computed_in() -> None:
-    names = ("cpu-arm", "openvino", "openvino-bf16", "rtx-sm86,sm89", "rtx-sm86-fp16", "tensorrt-fp16", "cuda")
+    names = (
+        "cpu-arm", "openvino", "openvino-bf16", "openvino-int8-bf16", "rtx-sm86,sm89", "rtx-sm86-fp16", "tensorrt-fp16",
+        "cuda",
+    )  # fmt: skip
     assert [product_of(parse_target(name)).precision for name in names] == [
-        "int8", "int8", "bf16", "int8+float16", "float16", "float16", "float32",
+        "int8", "int8", "bf16", "int8+bf16", "int8+float16", "float16", "float16", "float32",
     ]  # fmt: skip
 
 
 def test_a_recipe_that_several_targets_share_is_taken_once() -> None:
-    names = ("openvino-bf16", "rtx-sm86", "cpu", "tensorrt", "rtx-sm89-fp16", "openvino")
+    names = ("openvino-bf16", "rtx-sm86", "cpu", "tensorrt", "rtx-sm89-fp16", "openvino", "openvino-int8-bf16")
     assert recipes_of(map(parse_target, names)) == [TENSORRT, CPU, TENSORRT_FP16, OPENVINO]
     assert recipes_of([Target("openvino-bf16")]) == []
 
@@ -116,12 +119,12 @@ def test_bf16_is_built_only_where_it_can_be_judged(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx2"})
     with pytest.raises(UnavailableError, match=r"openvino-bf16 can be judged only where it runs: .*avx512_bf16 or amx"):
         check_request(asked("cpu", "openvino-bf16"))
-    check_request(asked("openvino"))
+    check_request(asked("openvino", "openvino-int8-bf16"))  # whose INT8 shows in ONNX Runtime
     monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx512_bf16"})
     check_request(asked("openvino-bf16"))
 
 
-@pytest.mark.parametrize("name", ["openvino", "openvino-bf16"])
+@pytest.mark.parametrize("name", ["openvino", "openvino-bf16", "openvino-int8-bf16"])
 def test_without_openvino_a_build_says_so_before_it_starts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UnavailableError, match=r"pip install 'misgnet-export\[openvino\]'"):

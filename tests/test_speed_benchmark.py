@@ -48,9 +48,11 @@ from benchmarks.speed.plot import draw, heights
 from benchmarks.speed.race import Course, Times, latency_of, throughput_of
 from benchmarks.speed.ratios import best_peer, timed_rows, with_ratios
 from benchmarks.speed.report import Absent, Latency, Peak, Report, Row, Setting, Target, Throughput, Tried, Work
+from benchmarks.speed.run import targets_here
 from benchmarks.speed.table import markdown
 from benchmarks.speed.targets import jitter_target, targets_of
 from benchmarks.speed.work import work_of
+from misgnet_runtime import machine
 from misgnet_runtime.bundle import file_sha256, read_bundle
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.manifest import encode
@@ -468,3 +470,18 @@ def test_the_engines_that_choose_their_precision_are_known(tmp_path: Path) -> No
     assert [chooses_itself(one) for one in made] == [False, False, True]
     assert len({one.key for one in made}) == 3
     assert onnx.load(start.straight)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"avx2"}, ["cpu", "openvino"]),
+        ({"avx512_vnni", "avx512_bf16"}, ["cpu", "cpu-vnni", "openvino", "openvino-bf16", "openvino-int8-bf16"]),
+    ],
+)
+def test_all_that_runs_on_this_processor_takes_part(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: list[str]
+) -> None:
+    monkeypatch.setattr(machine, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(machine, "architecture", lambda: "x86_64")
+    assert targets_here() == expected

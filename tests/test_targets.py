@@ -13,6 +13,7 @@ from misgnet_runtime.targets import Target, parse_target
         ("cuda", Target("cuda"), "cuda", "cuda"),
         ("openvino", Target("openvino"), "openvino", "openvino"),
         ("openvino-bf16", Target("openvino-bf16"), "openvino-bf16", "openvino-bf16"),
+        ("openvino-int8-bf16", Target("openvino-int8-bf16"), "openvino-int8-bf16", "openvino-int8-bf16"),
         ("tensorrt", Target("tensorrt"), "tensorrt", "tensorrt"),
         ("Jetson-Orin", Target("jetson-orin"), "jetson-orin", "jetson-orin"),
         ("jetson-thor-fp16", Target("jetson-thor-fp16"), "jetson-thor-fp16", "jetson-thor-fp16"),
@@ -57,6 +58,6 @@ def test_a_target_has_one_canonical_name(text: str, target: Target, name: str, s
     ],
 )
 def test_another_text_is_refused_with_the_accepted_forms(text: str) -> None:
-    with pytest.raises(UsageError, match=r"cpu-vnni.*openvino-bf16.*rtx-smNN\[,smNN\.\.\.\]\[-fp16\]") as caught:
+    with pytest.raises(UsageError, match=r"cpu-vnni.*openvino-int8-bf16.*rtx-smNN\[,smNN\.\.\.\]\[-fp16\]") as caught:
         parse_target(text)
     assert f"'{text}'" in str(caught.value)

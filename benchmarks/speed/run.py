@@ -33,9 +33,11 @@ from benchmarks.speed.ratios import timed_rows
 from benchmarks.speed.report import Absent, Report
 from benchmarks.speed.targets import targets_of
 from benchmarks.speed.work import work_of
+from misgnet_export.products import PRODUCTS
 from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.clock import timestamp
-from misgnet_runtime.machine import describe_machine
+from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.machine import check_processor, describe_machine
 
 QUANTIZERS = tuple(peer for peer in PEERS if peer.key in ("quantize_static", "nncf", "nncf-transformer"))
 SKIPPABLE = (EAGER, COMPILED, *(peer.key for peer in QUANTIZERS))
@@ -65,7 +67,21 @@ class Options:
         """Of a build from WEIGHTS: all that this project has for a CPU of this kind."""
         sets = ["--calib", str(self.calib), "--eval", str(self.evaluation)]
         sets += ["--val", str(self.val)] if self.val else []
-        return [*sets, "--target", "cpu", "--target", "openvino"]
+        return [*sets, *(word for target in targets_here() for word in ("--target", target))]
+
+
+def targets_here() -> list[str]:
+    """The targets for a CPU that run on this one."""
+    on_cpu = {name: product for name, product in PRODUCTS.items() if product.engine in ("onnxruntime", "openvino")}
+    return [name for name, product in on_cpu.items() if _fits(product.needs)]
+
+
+def _fits(needs: Collection[str]) -> bool:
+    try:
+        check_processor(needs)
+    except UnavailableError:
+        return False
+    return True
 
 
 def run(options: Options, work: Path) -> Report:

@@ -44,7 +44,7 @@ def _opened(name: str, product: Product, graph: GraphFile) -> EngineEntry:
     version = import_module(product.library).__version__.partition("-")[0]
     return EngineEntry(
         name, product.engine, graph.file, graph.file, product.precision, version, needs=list(product.needs),
-        split=graph.split if product.precision != "bf16" else None,
+        split=None if "bf16" in product.precision else graph.split,
     )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ class Board:
 
 @dataclass(frozen=True)
 class Product:
-    """``recipe``: of its graph; None is the float graph itself, computed in ``float_type``.
+    """``recipe``: of its graph; None is the float graph itself. ``float_type``: what an engine for the CPU computes in
+    where its graph is float32.
 
     ``needs``: one of these is what the processor must have, as in the manifest's engine entry. ``board``: of a plan
     that can only be compiled there. ``from_program``: its plan is compiled by Torch-TensorRT from the exported program.
@@ -36,7 +37,9 @@ class Product:
     @property
     def precision(self) -> str:
         """As the manifest says it."""
-        return self.recipe.precision if self.recipe else self.float_type
+        if self.recipe is None:
+            return self.float_type
+        return f"{self.recipe.precision}+bf16" if self.float_type == "bf16" else self.recipe.precision
 
     @property
     def library(self) -> str:
@@ -63,6 +66,7 @@ PRODUCTS: Mapping[Kind, Product] = {
     "cuda": Product("onnxruntime-cuda", None),
     "openvino": Product("openvino", OPENVINO),
     "openvino-bf16": Product("openvino", None, _BF16, "bf16"),
+    "openvino-int8-bf16": Product("openvino", OPENVINO, _BF16, "bf16"),
     "rtx": Product("rtx", TENSORRT),
     "rtx-fp16": Product("rtx", TENSORRT_FP16),
     "tensorrt": Product("tensorrt", TENSORRT),

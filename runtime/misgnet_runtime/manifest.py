@@ -121,8 +121,8 @@ class SplitEntry(Struct, frozen=True):
 class EngineEntry(Struct, frozen=True):
     """One engine: the file it opens, the graph that it was made from, and where it can run.
 
-    ``precision``: "float32", "bf16", "float16", "int8", or "int8+float16". ``needs``: the processor must have one of
-    these, instruction sets by Linux's names or an architecture ("aarch64"); without any, every processor will do.
+    ``precision``: "float32", "bf16", "float16", "int8", "int8+bf16", or "int8+float16". ``needs``: the processor must
+    have one of these, instruction sets by Linux's names or an architecture ("aarch64"); without any, every one will do.
     ``split``: the same engine in two parts, where the bundle was built with them. ``cuda_driver``: the CUDA version of
     the driver that a plan was built with. An engine ``compiled`` on the device opens no file of the bundle:
     ``misgnet-run compile`` makes its plan from the graph, where it runs, and ``vendor_version`` is empty.

@@ -16,6 +16,7 @@ Kind = Literal[
     "cuda",
     "openvino",
     "openvino-bf16",
+    "openvino-int8-bf16",
     "rtx",
     "rtx-fp16",
     "tensorrt",
@@ -28,8 +29,8 @@ Kind = Literal[
 ]
 
 ACCEPTED = (
-    "cpu, cpu-vnni, cpu-arm, cuda, openvino, openvino-bf16, tensorrt[-fp16], torch-tensorrt, jetson-orin[-fp16], "
-    "jetson-thor[-fp16], or rtx-smNN[,smNN...][-fp16] such as rtx-sm86,sm89 and rtx-sm86-fp16"
+    "cpu, cpu-vnni, cpu-arm, cuda, openvino[-bf16], openvino-int8-bf16, tensorrt[-fp16], torch-tensorrt, "
+    "jetson-orin[-fp16], jetson-thor[-fp16], or rtx-smNN[,smNN...][-fp16] such as rtx-sm86,sm89 and rtx-sm86-fp16"
 )
 
 _NAMED: dict[str, Kind] = {kind: kind for kind in get_args(Kind) if not kind.startswith("rtx")}

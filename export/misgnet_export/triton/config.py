@@ -137,4 +137,4 @@ def _backend_parameters(entry: EngineEntry, serving: Serving) -> dict[str, str]:
     if entry.kind != "openvino":
         return {}
     streams = {"NUM_STREAMS": str(min(MOST_STREAMS, serving.instances or 1)), "PERFORMANCE_HINT": "LATENCY"}
-    return {**streams, "HINT_BF16": "YES"} if entry.precision == "bf16" else streams
+    return {**streams, "HINT_BF16": "YES"} if "bf16" in entry.precision else streams

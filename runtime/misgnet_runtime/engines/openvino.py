@@ -73,7 +73,7 @@ class OpenVinoEngine(Engine):
         """
         openvino = load_openvino()
         core = openvino.Core()
-        wanted = "bf16" if precision == "bf16" else "f32"  # of an INT8 graph the remainder
+        wanted = "bf16" if "bf16" in precision else "f32"  # of an INT8 graph the remainder
         if wanted == "bf16" and _BF16 not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             # It would compute in float32, or emulate: slower, and other numbers than those that were judged.
             raise UnavailableError("OpenVINO does not compute in BF16 on this processor; take another engine")
