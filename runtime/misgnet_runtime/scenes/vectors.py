@@ -156,11 +156,13 @@ def _write(pyogrio: Any, path: Path, outlines: Any, fields: dict[str, Any], grid
 def _is_written(pyogrio: Any, path: Path, pixels: NDArray[np.int64]) -> bool:
     """Read again: what fails when GDAL closes a GeoPackage is told to nobody, and its layer is empty then.
 
-    In any order, which FlatGeobuf makes its own.
+    What GDAL warns of counts, too. In any order, which FlatGeobuf makes its own.
     """
     try:
-        meta, _, outlines, columns = pyogrio.raw.read(path)
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            meta, _, outlines, columns = pyogrio.raw.read(path)
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, RuntimeWarning):
         return False
     names = list(meta["fields"])
     found = columns[names.index("pixels")] if "pixels" in names else np.empty(0)
