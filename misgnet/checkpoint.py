@@ -19,6 +19,7 @@ from safetensors.torch import save
 from misgnet._unpickle import Record, TensorRef, TorchArchive, shown
 from misgnet.network import MISGNet, build_misgnet
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.files import is_no_file
 from misgnet_runtime.outputs import write_file
 
 # Encoder stage 4 is in published checkpoints and never reaches the output.
@@ -96,7 +97,7 @@ def save_checkpoint(
 
 @contextmanager
 def _open_entries(path: Path) -> Iterator[dict[str, _Entry]]:
-    if path.exists() and not path.is_file():  # a named pipe would wait for ever
+    if is_no_file(path):
         raise InputError(f"checkpoint {path} is no file")
     try:
         with path.open("rb") as file:

@@ -15,10 +15,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin
+from PIL import EpsImagePlugin, Image
 
 from bundles import edit, make_bundle
-from misgnet_runtime import golden, lines
+from commands import exit_code
+from misgnet_runtime import cli, golden, lines
 from misgnet_runtime.batch import record as batch_record
 from misgnet_runtime.batch.table import Shard, read_table
 from misgnet_runtime.bundle import read_bundle
@@ -265,3 +266,26 @@ def test_weights_that_share_their_numbers(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1).expand(1 << 20, 1 << 20)}, tmp_path / "weights.pt")
     with pytest.raises(InputError, match="declares 4398046511104 bytes of weights"):
         read_tensors(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "watch", "series", "predict", "batch"])
+def test_a_name_that_the_system_cannot_have_is_bad_input(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, bundle = "x" * 5000, make_bundle(tmp_path / "bundle")
+    words = {"watch": [bundle, long], "series": [bundle, f"{long}.tif", "b.tif"], "batch": [bundle, f"{long}.csv"]}
+    found = words.get(command, [bundle, f"{long}.png", "b.png"] if command == "predict" else [long])
+    out = [] if command in ("info", "verify") else ["-o", tmp_path / "out.png"]
+    if command == "series":
+        found = [long, "a.tif", "b.tif"]
+    assert exit_code(cli.main, "misgnet-run", command, *found, *out) == 4
+    told = capsys.readouterr().err
+    assert "Traceback" not in told and "too long" in told
+
+
+def test_an_image_that_does_not_fit_into_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(path)
+    monkeypatch.setattr(Image.Image, "convert", lambda *_, **__: bytearray(1 << 62))
+    with pytest.raises(InputError, match="does not fit into the memory that is left"):
+        read_image(path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -10,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from misgnet_runtime import log
-from misgnet_runtime.errors import MisgnetError, UsageError
+from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.log import err_console, out_console
 
 __all__ = ["err_console", "make_app", "out_console", "run_app"]
@@ -25,7 +27,8 @@ def run_app(app: Callable[[], object]) -> None:
     A KeyboardInterrupt may say what it left behind.
     """
     try:
-        app()
+        with _short_names():
+            app()
     except MisgnetError as error:
         log.current().error(" ".join(str(error).split()), type(error).__name__, error.exit_code)
         raise SystemExit(error.exit_code) from None
@@ -35,6 +38,18 @@ def run_app(app: Callable[[], object]) -> None:
     except Exception as error:
         log.current().bug(error)
         raise SystemExit(1) from None
+
+
+@contextmanager
+def _short_names() -> Iterator[None]:
+    """Nobody asks of every path whether its name is one that the system can have."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = str(error.filename)
+        raise InputError(f"{name[:80]}... has {len(name)} characters, which is too long for a name here") from error
 
 
 def make_app(name: str, help_text: str) -> typer.Typer:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.files import is_no_file
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 _FORMATS = ("PNG", "TIFF", "JPEG")  # whatever the name says: Pillow knows dozens, and gives PostScript to Ghostscript
@@ -28,6 +29,11 @@ Mask = NDArray[np.bool_]
 
 def read_image(path: Path) -> RgbImage:
     """An 8-bit RGB image as uint8 (H, W, 3). InputError for anything else; an opaque alpha is dropped."""
+    with _in_memory(path):
+        return _rgb(path)
+
+
+def _rgb(path: Path) -> RgbImage:
     image = _decode(path, wide=False)
     if image.mode not in ("RGB", "RGBA", "P"):
         raise InputError(f"image {path} has Pillow mode '{image.mode}'; this command needs 8-bit RGB")
@@ -52,6 +58,11 @@ def read_label(path: Path) -> Mask:
 
     A palette counts by its colours where these are black and white, else by its numbers.
     """
+    with _in_memory(path):
+        return _label(path)
+
+
+def _label(path: Path) -> Mask:
     image = _decode(path)
     values = _one_channel(path, image)
     if image.mode == "P" and not _is_binary(values):
@@ -111,7 +122,7 @@ def _decode(path: Path, *, wide: bool = True) -> Image.Image:
 
 
 def _opened(path: Path) -> ImageFile.ImageFile:
-    if path.exists() and not path.is_file():  # a named pipe would wait for ever
+    if is_no_file(path):
         raise InputError(f"image {path} cannot be read: it is no file")
     try:
         with _unwarned():
@@ -122,6 +133,15 @@ def _opened(path: Path) -> ImageFile.ImageFile:
         raise InputError(f"image {path} does not exist") from error
     except _DECODE_ERRORS as error:
         raise InputError(f"image {path} cannot be read: {error}") from error
+
+
+@contextmanager
+def _in_memory(path: Path) -> Iterator[None]:
+    """Pixels are read within Pillow's limit, and may be converted to four times that."""
+    try:
+        yield
+    except MemoryError:
+        raise InputError(f"image {path} does not fit into the memory that is left; cut it into tiles") from None
 
 
 @contextmanager

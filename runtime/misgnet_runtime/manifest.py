@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.files import is_no_file
 from misgnet_runtime.normalisation import IMAGENET_MEAN, IMAGENET_STD
 
 SCHEMA_VERSION = 1
@@ -340,7 +341,7 @@ class _Version(msgspec.Struct):
 def read_manifest_bytes(path: Path) -> bytes:
     """InputError where the manifest is missing, no file, or too large to be one."""
     try:
-        if path.exists() and not path.is_file():  # a named pipe would wait for ever
+        if is_no_file(path):
             raise InputError(f"manifest {path} is no file")
         with path.open("rb") as file:
             data = file.read(MAX_MANIFEST_BYTES + 1)

@@ -131,6 +131,7 @@ def batch_record(folder: Path) -> Prepared:
 def table(folder: Path) -> Prepared:
     from misgnet_runtime.batch.table import read_table
     from misgnet_runtime.errors import UsageError
+    from misgnet_runtime.files import is_file
 
     path = folder / "scenes.csv"
 
@@ -138,7 +139,7 @@ def table(folder: Path) -> Prepared:
         path.write_bytes(data)
         for scene in read_table(path, {"engine": "cpu"}, folder / "out"):
             scene.key("0" * 64)
-            scene.before.is_file()
+            is_file(scene.before)
             try:  # of its own, which is told when its turn comes
                 scene.options()
                 for name in scene.outputs().values():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from misgnet_runtime.batch.scene import OPTIONS, Scene
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.files import is_file, is_no_file
 from misgnet_runtime.outputs import refuse_inputs
 
 _NEEDED = ("id", "before", "after")
@@ -66,9 +67,9 @@ def read_table(path: Path, common: Mapping[str, str], output: Path) -> list[Scen
 
 
 def _check_file(path: Path) -> None:
-    if path.exists() and not path.is_file():  # a named pipe would wait for ever
+    if is_no_file(path):
         raise InputError(f"table {path} is no file")
-    if path.exists() and (size := path.stat().st_size) > _MOST_BYTES:
+    if is_file(path) and (size := path.stat().st_size) > _MOST_BYTES:
         raise InputError(f"table {path} has {size} bytes, and {_MOST_BYTES} are the most; cut it into several")
 
 

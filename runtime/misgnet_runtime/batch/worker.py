@@ -18,6 +18,7 @@ from misgnet_runtime.batch.scene import Scene
 from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.choice import Opened, open_detector
 from misgnet_runtime.errors import InputError, MisgnetError, StorageError
+from misgnet_runtime.files import is_file
 from misgnet_runtime.lines import hold
 from misgnet_runtime.outputs import publish, resumable_errors, write_file
 from misgnet_runtime.scenes.geotiff import load_rasterio
@@ -112,7 +113,7 @@ class SceneWorker:
         assert self._bundle is not None
         options, outputs = task.scene.options(), task.scene.outputs()
         for date, path in (("before", task.scene.before), ("after", task.scene.after)):
-            if not path.is_file():
+            if not is_file(path):
                 raise InputError(f"the {date} raster {path if path.name else '(an empty cell)'} is no file")
         opened = self._open(self._bundle, options)
         with _held(work_folder(self._setup.output, task.scene.id)) as folder:

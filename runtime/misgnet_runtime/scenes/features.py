@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import GateFailed, InputError
+from misgnet_runtime.files import is_no_file
 from misgnet_runtime.images import Mask
 from misgnet_runtime.manifest import Count, Positive, Struct, TensorEntry
 from misgnet_runtime.scenes.journal import difference
@@ -133,7 +134,7 @@ def open_features(path: Path) -> FeatureFile:
 
     InputError where it is missing, something else, cut off, damaged, or of another version.
     """
-    if path.exists() and not path.is_file():  # a named pipe would wait for ever
+    if is_no_file(path):
         raise InputError(f"features {path} are no file")
     try:
         with path.open("rb") as file:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.files import is_file
 from misgnet_runtime.images import Mask, RgbImage
 from misgnet_runtime.scenes.geotiff import GDAL, check_memory, load_rasterio, open_geotiff
 from misgnet_runtime.scenes.grids import Grid, check_overlap, check_same
@@ -170,7 +171,7 @@ def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool 
 
 
 def _checked(rasterio: Any, path: Path) -> Any:
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"raster {path} does not exist")
     dataset = open_geotiff(rasterio, path)
     check_memory(dataset, 0, "a window")
