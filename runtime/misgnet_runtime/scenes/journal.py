@@ -169,7 +169,12 @@ def was_begun(output: Path) -> bool:
 
 def was_named(output: Path) -> bool:
     """Whether a run of ``output`` was killed after that had its name, and before its progress was discarded."""
-    return was_published(output) and not any(progress_folder(output).glob("*.raw"))
+    if any(progress_folder(output).glob("*.raw")):
+        return False
+    try:
+        return was_published(output)
+    except UsageError:  # it is damaged, which whoever opens it is told, but where all begins anew
+        return False
 
 
 def was_published(output: Path) -> bool:
