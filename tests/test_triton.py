@@ -32,7 +32,10 @@ PLAN = replace(RTX, name="tensorrt", kind="tensorrt")
 CUDA = replace(FLOAT, name="cuda", kind="onnxruntime-cuda")
 OPENVINO = replace(INT8, name="openvino", kind="openvino")
 BF16 = replace(FLOAT, name="openvino-bf16", kind="openvino", precision="bf16")
-EVERY = [FLOAT, INT8, RTX, PLAN, CUDA, OPENVINO, BF16]
+ON_DEVICE = replace(
+    PLAN, name="jetson-orin", file=INT8.graph, graph=INT8.graph, compiled="to be compiled on the device"
+)  # fmt: skip
+EVERY = [FLOAT, INT8, RTX, PLAN, CUDA, OPENVINO, BF16, ON_DEVICE]
 
 
 @pytest.fixture
@@ -54,8 +57,9 @@ def written(tmp_path: Path, engines: list[EngineEntry], interface: Interface = I
 
 def test_every_engine_that_fits_is_a_model(tmp_path: Path, schema: Any) -> None:
     found = written(tmp_path, EVERY)
-    assert [model.engine for model in found.models] == [entry.name for entry in EVERY if entry is not RTX]
-    assert list(found.left_out) == ["rtx-sm86"] and "Triton has no backend" in found.left_out["rtx-sm86"]
+    assert [model.engine for model in found.models] == [e.name for e in EVERY if e not in (RTX, ON_DEVICE)]
+    assert list(found.left_out) == ["rtx-sm86", "jetson-orin"] and "Triton has no backend" in found.left_out["rtx-sm86"]
+    assert "holds no plan" in found.left_out["jetson-orin"]
     models = tmp_path / "models"
     assert {str(p.relative_to(models)) for p in models.rglob("*") if p.is_file()} == {
         f"misgnet-{model.engine}/{name}"

@@ -49,8 +49,8 @@ def write_repository(
     load_schema()
     bundle = read_bundle(bundle_path)
     entries = [bundle.engine_entry(name) for name in engines] or bundle.manifest.engines
-    fitting = [entry for entry in entries if entry.kind in BACKENDS]
-    left_out = {entry.name: _why_not(entry) for entry in entries if entry.kind not in BACKENDS}
+    left_out = {entry.name: problem for entry in entries if (problem := _why_not(entry))}
+    fitting = [entry for entry in entries if entry.name not in left_out]
     if not fitting or (engines and left_out):
         raise UsageError("; ".join(f"engine {name}: {why}" for name, why in left_out.items()))
     with replace_folder(output) as folder:
@@ -58,8 +58,15 @@ def write_repository(
     return Repository(models, left_out)
 
 
-def _why_not(entry: EngineEntry) -> str:
-    return f"Triton has no backend for engines of the kind '{entry.kind}'; a tensorrt target is one for NVIDIA GPUs"
+def _why_not(entry: EngineEntry) -> str | None:
+    if entry.kind not in BACKENDS:
+        return f"Triton has no backend for engines of the kind '{entry.kind}'; a tensorrt target is one for NVIDIA GPUs"
+    if entry.on_device:
+        return (
+            "the bundle holds no plan of it, which its device compiles and keeps for itself; build the bundle on the "
+            "server's machine with --target tensorrt"
+        )
+    return None
 
 
 def _write_model(bundle: Bundle, entry: EngineEntry, folder: Path, serving: Serving) -> Model:
@@ -72,7 +79,8 @@ def _write_model(bundle: Bundle, entry: EngineEntry, folder: Path, serving: Serv
         name, entry, bundle.manifest.interface, _speeds(bundle, entry), serving, _facts(bundle, entry)
     )
     (folder / name / CONFIG).write_text(_text(config))
-    return Model(name, entry.name, backend.backend, backend.note)
+    note = "" if "bf16" in entry.precision else backend.note
+    return Model(name, entry.name, backend.backend, note)
 
 
 def _facts(bundle: Bundle, entry: EngineEntry) -> dict[str, str]:
