@@ -25,6 +25,11 @@ SECONDS = 20  # of processor time, for one input: far above what any takes on a 
 _RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.", "ctypes.dlopen", "exec")
 
 
+_CODECS = (  # imported when they are first needed
+    "cp437", "latin-1", "utf-16", "utf-16-be", "utf-16-le", "utf-32", "utf-32-be", "utf-32-le", "utf-8-sig", "idna",
+)  # fmt: skip
+
+
 class Broken(BaseException):
     """A promise is broken; no reader can take it for an error of its own."""
 
@@ -37,15 +42,7 @@ class Guard:
         self._known: set[str] = set()
         self._watching = self._learning = False
         self._broken: list[str] = []
-        for name in (
-            "cp437",
-            "latin-1",
-            "utf-16",
-            "utf-16-be",
-            "utf-32-be",
-            "utf-8-sig",
-            "idna",
-        ):  # imported when they are first needed
+        for name in _CODECS:
             codecs.lookup(name)
         cell_len("\u6f22")  # a library's table, read when a message with wide characters is first measured
         sys.addaudithook(self._heard)
