@@ -14,7 +14,7 @@ from misgnet_calibration.calibrators import Calibrating
 from misgnet_calibration.observers import BINS, SAMPLE, Histogram, Range
 from misgnet_calibration.recipes import Recipe
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.golden import READ_ERRORS, check_archive
+from misgnet_runtime.golden import READ_ERRORS, read_arrays
 from misgnet_runtime.outputs import replace_file
 
 _FORMAT = f"misgnet-observations-1, {BINS} bins, {SAMPLE} values"
@@ -61,12 +61,11 @@ def load_observations(path: Path, key: ObservationKey) -> tuple[Observed | None,
     if not path.exists():
         return None, "nothing saved yet"
     try:
-        check_archive(path)
-        with np.load(path, allow_pickle=False) as file:
-            header = json.loads(bytes(file["header"]))
-            if problem := _misfit(header, key):
-                return None, problem
-            return _observed(header, file["extremes"], file["counts"]), "used again"
+        (text,) = read_arrays(path, ["header"])
+        header = json.loads(bytes(text))
+        if problem := _misfit(header, key):
+            return None, problem
+        return _observed(header, *read_arrays(path, ["extremes", "counts"])), "used again"
     except READ_ERRORS as error:
         raise InputError(
             f"saved observations {path} cannot be read: {error}; remove the file to observe anew"

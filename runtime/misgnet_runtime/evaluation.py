@@ -17,7 +17,7 @@ from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.detector import sound
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.golden import READ_ERRORS, check_archive
+from misgnet_runtime.golden import READ_ERRORS, read_arrays
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.parity import EngineParity, Judged, compare, judged_of
 
@@ -64,9 +64,7 @@ def write_evaluation(path: Path, tiles: EvaluationTiles) -> None:
 def read_evaluation(path: Path) -> EvaluationTiles:
     """Read what :func:`write_evaluation` wrote; InputError where it is damaged or holds something else."""
     try:
-        check_archive(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            tiles = EvaluationTiles(*(arrays[field.name] for field in fields(EvaluationTiles)))
+        tiles = EvaluationTiles(*read_arrays(path, [field.name for field in fields(EvaluationTiles)]))
     except READ_ERRORS as error:
         raise InputError(f"evaluation tiles {path} cannot be read: {error}") from error
     if not _fit_together(tiles):
@@ -109,8 +107,6 @@ def _judge(
 
 
 def _fit_together(tiles: EvaluationTiles) -> bool:
-    if not all(isinstance(array, np.ndarray) for array in vars(tiles).values()):  # a member that is no .npy
-        return False
     shape = tiles.label.shape
     if len(shape) != 3 or shape[0] == 0:
         return False

@@ -5,8 +5,10 @@ from __future__ import annotations
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +39,7 @@ def write_golden(path: Path, tiles: GoldenTiles) -> None:
 def read_golden(path: Path) -> GoldenTiles:
     """Read what :func:`write_golden` wrote; InputError where it is damaged or holds something else."""
     try:
-        check_archive(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            tiles = GoldenTiles(arrays["before"], arrays["after"], arrays["probability"])
+        tiles = GoldenTiles(*read_arrays(path, ("before", "after", "probability")))
     except READ_ERRORS as error:
         raise InputError(f"golden tiles {path} cannot be read: {error}") from error
     if not _fit_together(tiles):
@@ -47,8 +47,20 @@ def read_golden(path: Path) -> GoldenTiles:
     return tiles
 
 
-def check_archive(path: Path) -> None:
-    """ValueError where it holds more than it may, or is packed in a way that NumPy never writes."""
+def read_arrays(path: Path, names: Iterable[str]) -> list[NDArray[Any]]:
+    """The arrays of an archive by :func:`numpy.savez`, nothing of which is run.
+
+    Raises READ_ERRORS where it is damaged, lacks one, holds more than it may, or is packed as NumPy never does it.
+    """
+    _check_archive(path)
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in names}
+    if bad := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise ValueError(f"{', '.join(bad)} in it is no array")
+    return list(arrays.values())
+
+
+def _check_archive(path: Path) -> None:
     if is_no_file(path):
         raise ValueError("it is no file")
     with zipfile.ZipFile(path) as archive:
@@ -63,8 +75,6 @@ def check_archive(path: Path) -> None:
 
 def _fit_together(tiles: GoldenTiles) -> bool:
     dates = (tiles.before, tiles.after)
-    if not all(isinstance(array, np.ndarray) for array in (*dates, tiles.probability)):  # a member that is no .npy
-        return False
     shape = tiles.probability.shape
     return (
         len(shape) == 3 and shape[0] > 0 and tiles.probability.dtype == np.float32
