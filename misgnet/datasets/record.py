@@ -19,7 +19,7 @@ from msgspec import field
 from misgnet.datasets.split import Edges
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.lines import append_line, encode_line, open_held
-from misgnet_runtime.manifest import Count, Sha256, Struct
+from misgnet_runtime.manifest import JSON_ERRORS, Count, Sha256, Struct
 from misgnet_runtime.outputs import resumable_errors
 
 RECORD = "prepare.jsonl"
@@ -111,7 +111,7 @@ def _decode_header(line: bytes, path: Path) -> Header:
                 "prepare it anew with --force"
             )
         return msgspec.json.decode(line, type=Header)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+    except JSON_ERRORS as error:
         raise UsageError(
             f"{path} is no record of `misgnet prepare` ({error}); choose another -o, or replace it with --force"
         ) from error
@@ -120,7 +120,7 @@ def _decode_header(line: bytes, path: Path) -> Header:
 def _decode_done(line: bytes, number: int, path: Path) -> Done:
     try:
         return msgspec.json.decode(line, type=Done)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+    except JSON_ERRORS as error:
         raise InputError(f"{path}, line {number} is damaged ({error}); {ANEW}") from error
 
 

@@ -19,7 +19,7 @@ import msgspec
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.images import Mask, write_mask
 from misgnet_runtime.lines import FileName, append_line, decode_lines, open_held
-from misgnet_runtime.manifest import Count, Struct
+from misgnet_runtime.manifest import JSON_ERRORS, Count, Struct
 from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors, sync
 from misgnet_runtime.tiles import Source
 
@@ -126,7 +126,7 @@ def _read(handle: FileIO, asked: Header, output: Path, force: bool) -> tuple[lis
     """The lines of a run like this one, and how many bytes count; none of another run's where it may be replaced."""
     try:
         lines, length = decode_lines(handle, _decode)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+    except JSON_ERRORS as error:
         if force:
             return [], 0
         raise UsageError(f"the journal of {output} is damaged ({error}); begin anew with --force") from error

@@ -35,6 +35,8 @@ FilePath = Annotated[str, Meta(max_length=1024)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
+# What decoding JSON from outside raises; each reader makes its own error of it.
+JSON_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeError)
 _DATES = ("before", "after")
 
 
@@ -327,7 +329,7 @@ def decode_manifest(path: Path) -> Manifest:
                 f"manifest {path} has schema {version}, this version reads {SCHEMA_VERSION}; build the bundle again"
             )
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+    except JSON_ERRORS as error:
         raise InputError(f"manifest {path} cannot be read: {error}") from error
     if problem := _contradiction(manifest):
         raise InputError(f"manifest {path} {problem}; build the bundle again")

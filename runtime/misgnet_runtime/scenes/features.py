@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.errors import GateFailed, InputError
 from misgnet_runtime.files import is_no_file
 from misgnet_runtime.images import Mask
-from misgnet_runtime.manifest import Count, Positive, Struct, TensorEntry
+from misgnet_runtime.manifest import JSON_ERRORS, Count, Positive, Struct, TensorEntry
 from misgnet_runtime.scenes.journal import difference
 
 FORMAT = 1
@@ -178,5 +178,5 @@ def _decode(content: bytes, path: Path) -> Footer:
                 f"features {path} have format {version}, this version reads {FORMAT}; encode the raster again"
             )
         return msgspec.json.decode(content, type=Footer)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+    except JSON_ERRORS as error:
         raise InputError(f"features {path} cannot be understood: {error}; encode the raster again") from error

@@ -25,7 +25,7 @@ from rich.filesize import decimal
 
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.lines import append_line, decode_lines, open_held, write_all
-from misgnet_runtime.manifest import Count, Struct
+from misgnet_runtime.manifest import JSON_ERRORS, Count, Struct
 from misgnet_runtime.outputs import resumable_errors
 from misgnet_runtime.tuning.since import tuned_since
 
@@ -219,7 +219,7 @@ def _parse(handle: FileIO, output: Path) -> tuple[Header | None, list[Band | Pub
     """The header (None where it was never finished), the entries, and how many bytes count."""
     try:
         found, length = decode_lines(handle, _decode)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+    except JSON_ERRORS as error:
         raise UsageError(f"the journal of {output} is damaged ({error}); start anew with --restart") from error
     header = found[0] if found else None
     assert header is None or isinstance(header, Header)

@@ -17,6 +17,7 @@ import msgspec
 
 from misgnet_runtime.bundle_files import SIGNATURE
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.manifest import JSON_ERRORS
 
 MAX_SIGNATURE_BYTES = 8 << 20
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -102,7 +103,7 @@ def decode_envelope(data: bytes) -> Envelope:
     """Of a signature file's bytes. Raises InputError for any other format."""
     try:
         found = msgspec.json.decode(data, type=_SignatureFile)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+    except JSON_ERRORS as error:
         raise InputError(f"{SIGNATURE} cannot be read: {error}") from error
     dsse, chain = found.dsse_envelope, found.verification_material.x509_certificate_chain
     if found.media_type != _MEDIA_TYPE or dsse.payload_type != _PAYLOAD_TYPE or len(dsse.signatures) != 1:
