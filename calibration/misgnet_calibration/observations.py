@@ -14,7 +14,7 @@ from misgnet_calibration.calibrators import Calibrating
 from misgnet_calibration.observers import BINS, SAMPLE, Histogram, Range
 from misgnet_calibration.recipes import Recipe
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.golden import READ_ERRORS, read_arrays
+from misgnet_runtime.npz import READ_ERRORS, read_arrays
 from misgnet_runtime.outputs import replace_file
 
 _FORMAT = f"misgnet-observations-1, {BINS} bins, {SAMPLE} values"

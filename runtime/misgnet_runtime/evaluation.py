@@ -17,8 +17,8 @@ from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.detector import sound
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.golden import READ_ERRORS, read_arrays
 from misgnet_runtime.manifest import EngineEntry
+from misgnet_runtime.npz import READ_ERRORS, read_arrays
 from misgnet_runtime.parity import EngineParity, Judged, compare, judged_of
 
 ROLE = "evaluation tiles"

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.files import is_no_file
-
-_MOST_BYTES = 512 << 20  # of all arrays: a small archive can unfold to any size
-READ_ERRORS = (  # what NumPy's reader raises on damaged archives
-    OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, SyntaxError,
-    RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
-)  # fmt: skip
+from misgnet_runtime.npz import READ_ERRORS, read_arrays
 
 
 @dataclass(frozen=True)
@@ -45,32 +34,6 @@ def read_golden(path: Path) -> GoldenTiles:
     if not _fit_together(tiles):
         raise InputError(f"golden tiles {path} do not hold uint8 (G, T, T, 3) twice and float32 (G, T, T)")
     return tiles
-
-
-def read_arrays(path: Path, names: Iterable[str]) -> list[NDArray[Any]]:
-    """The arrays of an archive by :func:`numpy.savez`, nothing of which is run.
-
-    Raises READ_ERRORS where it is damaged, lacks one, holds more than it may, or is packed as NumPy never does it.
-    """
-    _check_archive(path)
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in names}
-    if bad := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-        raise ValueError(f"{', '.join(bad)} in it is no array")
-    return list(arrays.values())
-
-
-def _check_archive(path: Path) -> None:
-    if is_no_file(path):
-        raise ValueError("it is no file")
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    size = sum(entry.file_size for entry in entries)
-    if size > _MOST_BYTES:
-        raise ValueError(f"they declare {size} bytes, and {_MOST_BYTES} are the most")
-    # The others' readers unfold what they get as a whole, whatever was declared.
-    if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
-        raise ValueError("they are compressed in another way than deflate")
 
 
 def _fit_together(tiles: GoldenTiles) -> bool:
