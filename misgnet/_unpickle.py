@@ -297,7 +297,9 @@ class TorchArchive:
 
     def _find_pickle(self) -> str:
         """What stands before the names of all entries."""
-        names = [e.filename for e in self._zip.entries() if e.filename.endswith("/data.pkl") or e.filename == "data.pkl"]
+        names = [
+            e.filename for e in self._zip.entries() if e.filename.endswith("/data.pkl") or e.filename == "data.pkl"
+        ]
         if len(names) != 1:
             raise self._broken("it is a zip file without the one data.pkl of torch.save")
         return names[0].removesuffix("data.pkl")

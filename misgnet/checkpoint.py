@@ -113,7 +113,9 @@ def _open_entries(path: Path) -> Iterator[dict[str, _Entry]]:
         found = f"it begins with {head[:8]!r}" if head else "it is empty"
         raise InputError(f"checkpoint {path} is neither safetensors nor a file of torch.save: {found}")
     if (length := int.from_bytes(head[:8], "little")) > SAFETENSORS_HEADER_BYTES:
-        raise InputError(f"checkpoint {path} has a header of {length} bytes, and {SAFETENSORS_HEADER_BYTES} are the most")
+        raise InputError(
+            f"checkpoint {path} has a header of {length} bytes, and {SAFETENSORS_HEADER_BYTES} are the most"
+        )
     yield from _safetensors_entries(path)
 
 

@@ -1,5 +1,7 @@
 """Where a bundle's own files lie in its folder, and how much it may hold."""
 
+from misgnet_runtime.limits import BUNDLE_BYTES
+
 MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"  # as OpenSSF Model Signing names it
-MAX_BYTES = 16 << 30  # of all files: a sparse file of any size costs who sends it nothing
+MAX_BYTES = BUNDLE_BYTES  # of all files

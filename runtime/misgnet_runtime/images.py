@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.files import is_no_file
+from misgnet_runtime.image_limits import check_parts
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 _FORMATS = ("PNG", "TIFF", "JPEG")  # whatever the name says: Pillow knows dozens, and gives PostScript to Ghostscript
@@ -125,6 +126,7 @@ def _opened(path: Path) -> ImageFile.ImageFile:
     if is_no_file(path):
         raise InputError(f"image {path} cannot be read: it is no file")
     try:
+        check_parts(path)
         with _unwarned():
             return Image.open(path, formats=_FORMATS)
     except Image.DecompressionBombError as error:

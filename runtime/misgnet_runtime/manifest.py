@@ -14,10 +14,10 @@ from msgspec import Meta
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.files import is_no_file
+from misgnet_runtime.limits import MANIFEST_BYTES, MANIFEST_VALUES
 from misgnet_runtime.normalisation import IMAGENET_MEAN, IMAGENET_STD
 
 SCHEMA_VERSION = 1
-MAX_MANIFEST_BYTES = 16 << 20
 
 InputForm = Literal["uint8", "float32"]
 OutputForm = Literal["probability", "logits", "mask"]
@@ -346,13 +346,15 @@ def read_manifest_bytes(path: Path) -> bytes:
         if is_no_file(path):
             raise InputError(f"manifest {path} is no file")
         with path.open("rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES + 1)
+            data = file.read(MANIFEST_BYTES + 1)
     except FileNotFoundError as error:
         raise InputError(f"{path.parent} is no bundle: it has no {path.name}") from error
     except OSError as error:
         raise InputError(f"manifest {path} cannot be read: {error}") from error
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise InputError(f"manifest {path} is larger than {MAX_MANIFEST_BYTES} bytes; that is no manifest")
+    if len(data) > MANIFEST_BYTES:
+        raise InputError(f"manifest {path} is larger than {MANIFEST_BYTES} bytes; that is no manifest")
+    if data.count(b"{") + data.count(b"[") > MANIFEST_VALUES:
+        raise InputError(f"manifest {path} has more than {MANIFEST_VALUES} lists and objects; that is no manifest")
     return data
 
 

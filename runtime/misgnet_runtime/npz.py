@@ -27,14 +27,14 @@ _HEADER = 10  # bytes before the words of a header: magic, version, length
 _MOST_WORDS = 10_000  # bytes of a header's words, as NumPy allows
 
 
-def read_arrays(path: Path, names: Iterable[str]) -> list[NDArray[Any]]:
+def read_arrays(source: Path | io.BytesIO, names: Iterable[str]) -> list[NDArray[Any]]:
     """The arrays of an archive by :func:`numpy.savez`, nothing of which is run.
 
     Raises READ_ERRORS where it is damaged, lacks one, holds more than it may, or is packed as NumPy never does it.
     """
-    if is_no_file(path):
+    if isinstance(source, Path) and is_no_file(source):
         raise ValueError("not a regular file")
-    with LimitedZip(path, ARCHIVE_DIRECTORY_BYTES) as archive:
+    with LimitedZip(source, ARCHIVE_DIRECTORY_BYTES) as archive:
         size = sum(entry.file_size for entry in archive.entries())
         if size > ARCHIVE_BYTES:
             raise ValueError(f"they declare {size} bytes, and {ARCHIVE_BYTES} are the most")

@@ -1,15 +1,16 @@
-"""Zip files from outside: neither their directory nor an entry takes more memory than allowed, whatever they declare."""
+"""Zip files from outside: neither the directory nor an entry takes more memory than allowed, whatever is declared."""
 
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 ZIP_ERRORS = (  # what zipfile raises on damaged files
-    zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, LookupError, MemoryError, OverflowError,
+    zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, LookupError, MemoryError,
+    OverflowError,
 )  # fmt: skip
 _TAIL = (1 << 16) + 22  # bytes: a comment at its longest, which zipfile looks for, and what stands before it
 _PART = 1 << 16
@@ -18,27 +19,31 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class _Sparing(io.BufferedReader):
-    """Refuses to read much at once: zipfile reads a directory as a whole, and makes an object of each of its entries."""
+    """Refuses to read much at once: zipfile reads a directory as a whole, and makes objects of all entries."""
 
     most: int
+    length: int
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or size < 0:
-            size = os.fstat(self.fileno()).st_size - self.tell()
+            size = self.length - self.tell()
         if size > max(self.most, _TAIL):
             raise zipfile.BadZipFile(f"its directory has {size} bytes, and {self.most} are the most")
         return super().read(size)
 
 
 class LimitedZip:
-    """An open zip file, a context manager. ``directory``: bytes of its directory at most, some 50 for an entry.
+    """An open zip file, a context manager. Raises ZIP_ERRORS.
 
-    Raises ZIP_ERRORS.
+    Args:
+        source: A path, or the bytes of a file.
+        directory: Bytes of its directory at most, some 50 for an entry.
     """
 
-    def __init__(self, path: Path, directory: int) -> None:
-        self._file = _Sparing(io.FileIO(path))
-        self._file.most = directory
+    def __init__(self, source: Path | io.BytesIO, directory: int) -> None:
+        raw: Any = io.FileIO(source) if isinstance(source, Path) else source
+        self._file = _Sparing(raw)
+        self._file.most, self._file.length = directory, raw.seek(0, io.SEEK_END)
         try:
             self._zip = zipfile.ZipFile(self._file)
         except BaseException:
