@@ -1,7 +1,7 @@
-"""What an image file may hold beside its pixels, checked before Pillow reads it: Pillow's own limit is of pixels alone.
+"""What an image file may hold beside its pixels, checked before Pillow reads it: Pillow limits pixels alone.
 
-Pillow walks over chunks, segments and tags one by one, keeps most of them, and decodes a scan of a JPEG as often as there
-is one: a small or sparse file can ask for any time and memory.
+Pillow walks over chunks, segments and tags one by one, keeps most of them, and decodes every scan of a JPEG: a small or
+sparse file can ask for any time and memory.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from typing import BinaryIO
 
 from misgnet_runtime.limits import IMAGE_EXTRA_BYTES, IMAGE_PARTS, JPEG_SCANS, TIFF_TAGS
 
-_MARKER = re.compile(
-    rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL
-)  # of JPEG: neither a pixel's byte, padding nor a restart
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # of JPEG: no pixels, padding or restart
 _SCAN, _END, _ALONE = 0xDA, 0xD9, (0x01, 0xD8)
 _GAP = 1 << 16  # bytes between a JPEG's segments
 _PART = 1 << 16

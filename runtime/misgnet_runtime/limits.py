@@ -1,7 +1,7 @@
 """How much of a file from outside is read: each limit stands here once, for its reader, for SECURITY.md and for tests.
 
-``python tests/limits --table`` prints the table of SECURITY.md. ``tests/test_limits.py`` compares the two, and measures that
-no file of many hostile families takes more processor time or memory than its row promises.
+``python tests/limits --table`` prints the table of SECURITY.md. ``tests/test_limits.py`` compares the two, and measures
+that no file of many hostile families takes more processor time or memory than its row promises.
 """
 
 from __future__ import annotations
@@ -85,15 +85,15 @@ class Reader:
 READERS = (
     Reader("manifest", "`manifest.json`", "strict JSON of known fields", (
         Limit("of JSON", MANIFEST_BYTES, "bytes", "it states the numbers of each operator of each graph"),
-        Limit("lists and objects", MANIFEST_VALUES, "", "some 5 for an operator; an empty one takes 3 bytes, and 64 of memory"),
+        Limit("lists and objects", MANIFEST_VALUES, "", "some 5 for an operator; an empty one takes much memory"),
         Limit("of files that it lists", BUNDLE_BYTES, "bytes", "a sparse file of any size costs who sends it nothing"),
         Limit("files", BUNDLE_FILES, "", "a bundle has some 20"),
     ), 10, 320),
-    Reader("checkpoint", "checkpoint, a pickle", "by an unpickler that calls nothing (`misgnet/_unpickle.py`); no byte of "
-           "the file counts twice", (
-        Limit("of pickle", PICKLE_BYTES, "bytes", "a snapshot with its optimizer has 0.2 MB; the numbers lie elsewhere"),
+    Reader("checkpoint", "checkpoint, a pickle", "by an unpickler that calls nothing (`misgnet/_unpickle.py`); "
+           "no byte of the file counts twice", (
+        Limit("of pickle", PICKLE_BYTES, "bytes", "a snapshot with its optimizer has 0.2 MB without its numbers"),
         Limit("instructions", PICKLE_STEPS, "", "a snapshot has 60,000, and each may make an object"),
-        Limit("characters of a key; keys that are no text are dropped", PICKLE_KEY, "", "hashes of numbers can collide"),
+        Limit("characters of a key, which is text", PICKLE_KEY, "", "hashes of numbers can be made to collide"),
         Limit("of its zip directory", CHECKPOINT_DIRECTORY_BYTES, "bytes", "a snapshot has 1,400 entries, 80 kB"),
         Limit("tensors", CHECKPOINT_ENTRIES, "", "an EMA wrapper has 2,000"),
         Limit("of numbers", WEIGHTS_BYTES, "bytes", "tensors may share numbers: a file of any size may declare more"),
@@ -112,8 +112,8 @@ READERS = (
     Reader("label", "labels", "as images; 0 and 255, or 0 and 1", (
         Limit("pixels", IMAGE_PIXELS, "", "Pillow's own limit"),
     ), 20, 1_280),
-    Reader("golden", "golden and evaluation tiles, saved observations", "`.npz` without pickles, stored or deflated, opened "
-           "by one zip reader", (
+    Reader("golden", "golden and evaluation tiles, saved observations", "`.npz` without pickles, stored or "
+           "deflated, opened by one zip reader", (
         Limit("unpacked", ARCHIVE_BYTES, "bytes", "8 evaluation tiles of 1,024 px have 67 MB"),
         Limit("of its zip directory", ARCHIVE_DIRECTORY_BYTES, "bytes", "it has 7 entries"),
         Limit("of JSON in observations", OBSERVATIONS_HEADER_BYTES, "bytes", "names of some thousand tensors"),
@@ -121,14 +121,15 @@ READERS = (
     Reader("features", "features of a date", "records mapped a few at a time", (
         Limit("of footer", FEATURES_FOOTER_BYTES, "bytes", "some 1.3 million tiles: 150,000 x 150,000 px at least"),
     ), 10, 640),
-    Reader("journal", "journals of scenes, folders, watchers and batches", "line by line; names of files in them stay in their "
-           "folder; what the lines say", (
+    Reader("journal", "journals of scenes, folders, watchers and batches", "line by line; names of files in them "
+           "stay in their folder; what the lines say", (
         Limit("in a line", JOURNAL_LINE_BYTES, "bytes", "the longest line of a scene names its unreadable blocks"),
     ), 10, 320),
     Reader("tuning", "tuning", "strict JSON behind its digest", (
         Limit("", TUNING_BYTES, "bytes", "some 100 trials"),
     ), 2, 64),
-    Reader("plans", "records of compiled plans, kernel timings", "strict JSON behind its digest, opaque bytes behind theirs", (
+    Reader("plans", "records of compiled plans, kernel timings", "strict JSON behind its digest, opaque "
+           "bytes behind theirs", (
         Limit("of JSON", PLAN_RECORD_BYTES, "bytes", "a record has 1 kB"),
         Limit("of timings", KERNEL_TIMINGS_BYTES, "bytes", "TensorRT's have some MB"),
     ), 10, 1_100),

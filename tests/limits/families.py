@@ -1,7 +1,7 @@
 """Families of hostile files: one idea each, at the largest size that its reader takes, and just above a limit of it.
 
-A family has a reader of ``misgnet_runtime.limits.READERS`` by its name, so that its promise is compared with what reading
-the file takes.
+A family has a reader of ``misgnet_runtime.limits.READERS`` by its name, so that the promise is compared with what
+reading the file takes.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def many_members(path: Path, over: bool, count: int = 1_200, most: int = 1 << 20
     count = most if over else count
     entry = [
         struct.pack(
-            "<4sHHHHHHIIIHHHHHII", b"PK\x01\x02", 20, 20, 0, 0, 0, 0, zlib.crc32(data), len(data), len(data), 7, 0, 0, 0, 0,
-            0, 0,
+            "<4sHHHHHHIIIHHHHHII", b"PK\x01\x02", 20, 20, 0, 0, 0, 0, zlib.crc32(data), len(data), len(data),
+            7, 0, 0, 0, 0, 0, 0,
         ) + f"{number:07}".encode()
         for number in range(count)
     ]  # fmt: skip
@@ -476,8 +476,8 @@ def _batch_record(folder: Path) -> Read:
 
 
 DONE = (
-    '{"type":"done","time":"2026-01-01T00:00:00Z","scene":"%07d","key":"' + "0" * 64 + '","outputs":["a.tif"],"attempts":1,'
-    '"worker":"here","figures":{"changed_share":0.5,"unread":[0,0],"more":%s}}\n'
+    '{"type":"done","time":"2026-01-01T00:00:00Z","scene":"%07d","key":"' + "0" * 64 + '","outputs":["a.tif"],'
+    '"attempts":1,"worker":"here","figures":{"changed_share":0.5,"unread":[0,0],"more":%s}}\n'
 )  # fmt: skip
 
 
@@ -527,10 +527,10 @@ def table(
 
 TABLES = {
     "table-scenes": table(lambda n: f"{n},a,b"),
-    "table-products": table(lambda n: f"{n},a,b,yes,yes,yes,yes", "id,before,after,output,probability,vector,quicklook"),
+    "table-products": table(lambda n: f"{n},a,b" + ",yes" * 4, "id,before,after,output,probability,vector,quicklook"),
     "table-options": table(
-        lambda n: f"{n},data/{n}/before.tif,data/{n}/after.tif,cpu,maps/{n}.tif,p/{n}.tif,v/{n}.gpkg,q/{n}.png,16,1.5,\"1,2,3\""
-        f",0.5,\"3,2,1\",\"3,2,1\"", f"id,before,after,{MORE}",
+        lambda n: f"{n},data/{n}/before.tif,data/{n}/after.tif,cpu,maps/{n}.tif,p/{n}.tif,v/{n}.gpkg,q/{n}.png,16,1.5,"
+        '"1,2,3",0.5,"3,2,1","3,2,1"', f"id,before,after,{MORE}",
     ),
     "table-deep-paths": table(lambda n: f"{n},{'a/' * 15_000}{n},b"),
     "table-empty-lines": table(lambda _: ""),
@@ -540,8 +540,8 @@ TABLES = {
 }  # fmt: skip
 
 
-def _png_bomb(over: bool) -> bytes:
-    return _chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(60 * MIB), 9)) * (200 if over else 1)
+def _png_bomb(over: bool, kind: bytes = b"zTXt") -> bytes:
+    return _chunk(kind, b"a\0\0" + zlib.compress(bytes(60 * MIB), 9)) * (200 if over else 1)
 
 
 FAMILIES: dict[str, Family] = {
@@ -583,7 +583,7 @@ FAMILIES: dict[str, Family] = {
     "png-pixels": Family("image", _image, png(width=SIDE, height=SIDE)),
     "png-transparent": Family("image", _image, png(width=SIDE, height=SIDE, color=6)),
     "png-texts": Family("image", _image, png(before=_png_bomb), has_over=True),
-    "png-profile": Family("image", _image, png(before=lambda _: _chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(60 * MIB), 9)))),
+    "png-profile": Family("image", _image, png(before=lambda _: _png_bomb(False, b"iCCP"))),
     "png-chunks": Family("image", _image, png(
         before=lambda over: _chunk(b"prIv") * (2_000_000 if over else 99_000)), has_over=True),
     "png-empty-data": Family("image", _image, png(

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-CPU_SECONDS = 100  # the system ends a reader that takes more
+CPU_SECONDS = int(os.environ.get("MISGNET_CPU_SECONDS", "60"))  # the system ends a reader that takes more
 ADDRESS_SPACE = 6 << 30  # and gives it no more memory: the machine is not the reader's alone
 
 
@@ -42,15 +43,19 @@ def measured(families: list[str], folder: Path) -> Iterator[Reading]:
         for over in (False, True) if found.has_over else (False,):
             for old in folder.glob("file*"):
                 old.unlink()
-            _in_a_child(lambda over=over: found.make(path, over) or "")  # type: ignore[misc]
+            _in_a_child(partial(_make, found.make, path, over))
             if found.prepare not in prepared:
                 home = folder / str(len(prepared))
                 home.mkdir()
                 prepared[found.prepare] = found.prepare(home)
-            read = prepared[found.prepare]
-            code, words = _in_a_child(lambda read=read: _measure(lambda: read(path)))  # type: ignore[misc]
+            code, words = _in_a_child(partial(_measure, partial(prepared[found.prepare], path)))
             figures = json.loads(words) if code == 0 else (CPU_SECONDS, 0, 0, f"broken: ended by {-code}")
             yield Reading(family, over, *figures)
+
+
+def _make(make: Callable[[Path, bool], None], path: Path, over: bool) -> str:
+    make(path, over)
+    return ""
 
 
 def _in_a_child(call: Callable[[], str]) -> tuple[int, str]:
@@ -58,12 +63,12 @@ def _in_a_child(call: Callable[[], str]) -> tuple[int, str]:
     source, sink = os.pipe()
     if child := os.fork():
         os.close(sink)
-        with open(source) as file:
+        with os.fdopen(source) as file:
             words = file.read()
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), words
     status = 1
     try:
-        with open(sink, "w") as file, redirect_stdout(sys.stderr):
+        with os.fdopen(sink, "w") as file, redirect_stdout(sys.stderr):
             file.write(call())
         status = 0
     finally:

@@ -104,7 +104,7 @@ class _Rows:
 
 def _scenes(rows: _Rows, path: Path, common: Mapping[str, str]) -> Iterator[Scene]:
     found = iter(rows)
-    columns, folder = _columns(next(found, []), path), os.path.abspath(path.parent)
+    columns, folder = _columns(next(found, []), path), str(path.parent.absolute())
     lines: dict[str, int] = {}
     for line, row in enumerate(found, 2):
         cells = [cell.strip() for cell in row]
@@ -163,7 +163,7 @@ def _check_outputs(scenes: Sequence[Scene], path: Path, output: Path) -> None:
             if name in taken:
                 raise InputError(f"table {path}: '{taken[name]}' and '{scene.id}' would both become {name}")
             taken[name] = scene.id
-    _refuse_inputs(taken, scenes, os.path.abspath(output))
+    _refuse_inputs(taken, scenes, str(output.absolute()))
 
 
 def _refuse_inputs(names: Mapping[str, str], scenes: Sequence[Scene], output: str) -> None:
