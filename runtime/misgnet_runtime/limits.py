@@ -15,6 +15,12 @@ MANIFEST_VALUES = 200_000
 BUNDLE_BYTES = 16 * _GIB
 BUNDLE_FILES = 10_000
 
+# Of these the readers' own constants are the definition; tests/test_limits.py compares them.
+SIGNATURE_BYTES = 8 * _MIB
+KEY_BYTES = 1 * _MIB
+ACCEPTED_BYTES = 64 * _KIB
+GEOTIFF_BYTES = 512 * _MIB
+
 PICKLE_BYTES = 4 * _MIB
 PICKLE_STEPS = 1_000_000
 PICKLE_KEY = 500
@@ -89,6 +95,12 @@ READERS = (
         Limit("of files that it lists", BUNDLE_BYTES, "bytes", "a sparse file of any size costs who sends it nothing"),
         Limit("files", BUNDLE_FILES, "", "a bundle has some 20"),
     ), 10, 320),
+    Reader("signature", "`model.sig`", "JSON", (
+        Limit("", SIGNATURE_BYTES, "bytes", "certificates and a digest of each file have some kB"),
+    ), 10, 256),
+    Reader("key", "key file", "PEM", (
+        Limit("", KEY_BYTES, "bytes", "a root's certificate has 2 kB"),
+    ), 10, 64),
     Reader("checkpoint", "checkpoint, a pickle", "by an unpickler that calls nothing (`misgnet/_unpickle.py`); "
            "no byte of the file counts twice", (
         Limit("of pickle", PICKLE_BYTES, "bytes", "a snapshot with its optimizer has 0.2 MB without its numbers"),
@@ -112,6 +124,9 @@ READERS = (
     Reader("label", "labels", "as images; 0 and 255, or 0 and 1", (
         Limit("pixels", IMAGE_PIXELS, "", "Pillow's own limit"),
     ), 20, 1_280),
+    Reader("geotiff", "GeoTIFF", "by GDAL's GTiff driver alone: no VRT, nothing beside the file, one thread", (
+        Limit("for a block, or for what is read at once", GEOTIFF_BYTES, "bytes", "256 rows of 40,000 px take 120 MB"),
+    ), 20, 1_536),
     Reader("golden", "golden and evaluation tiles, saved observations", "`.npz` without pickles, stored or "
            "deflated, opened by one zip reader", (
         Limit("unpacked", ARCHIVE_BYTES, "bytes", "8 evaluation tiles of 1,024 px have 67 MB"),
@@ -127,6 +142,9 @@ READERS = (
     ), 10, 320),
     Reader("tuning", "tuning", "strict JSON behind its digest", (
         Limit("", TUNING_BYTES, "bytes", "some 100 trials"),
+    ), 2, 64),
+    Reader("accepted", "accepted versions", "strict JSON", (
+        Limit("", ACCEPTED_BYTES, "bytes", "a record has 300 bytes"),
     ), 2, 64),
     Reader("plans", "records of compiled plans, kernel timings", "strict JSON behind its digest, opaque "
            "bytes behind theirs", (

@@ -284,14 +284,14 @@ class Manifest(Struct, frozen=True):
     tile: int
     overlap: int
     threshold: Annotated[float, Meta(gt=0, lt=1)]
-    class_names: list[Words]
+    class_names: Annotated[list[Words], Meta(max_length=256)]
     interface: Interface
     inputs: list[TensorEntry]
     outputs: list[TensorEntry]
     preprocessing: Preprocessing
     source_weights_sha256: Words
     calibration: Calibration
-    quantization: list[Quantization]
+    quantization: Annotated[list[Quantization], Meta(max_length=256)]
     engines: Annotated[list[EngineEntry], Meta(min_length=1, max_length=256)]
     files: Annotated[list[FileEntry], Meta(max_length=10_000)]
     max_f1_drop: float

@@ -31,7 +31,8 @@ def main() -> int:
         return 0
     if not options.json:
         print("| family | s | MiB | MiB of addresses | ends as |\n|---|---|---|---|---|")
-    names = [name for name in FAMILIES if name.startswith(tuple(options.families or ("",)))]
+    begins = tuple(options.families or ("",))
+    names = options.families if options.exactly else [name for name in FAMILIES if name.startswith(begins)]
     with tempfile.TemporaryDirectory() as folder:
         for reading in measured(names, Path(folder)):
             print(as_json(reading) if options.json else reading.line(), flush=True)
@@ -42,6 +43,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python tests/limits", description=__doc__.splitlines()[0])
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=", ".join(FAMILIES))
     parser.add_argument("--table", action="store_true", help="print the table of limits")
+    parser.add_argument("--exactly", action="store_true", help="the families of these names")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each reading")
     return parser.parse_args()
 
