@@ -25,6 +25,7 @@ app = make_app(
 )
 
 _GATE_HELP = "what must stay within --max-f1-drop: the drop (point), or the upper end of its 95 % interval (upper)"
+_PROXY_HELP = "in the JUnit report an engine that passes only by proxy counts as passed [default: as skipped]"
 Gate = Annotated[GateRule, typer.Option(help=_GATE_HELP)]
 
 
@@ -144,6 +145,7 @@ def parity(
         Optional[GateRule],  # noqa: UP045
         typer.Option(help="point or upper, as for build [default: the bundle's]"),
     ] = None,
+    accept_proxy: Annotated[bool, typer.Option("--accept-proxy", help=_PROXY_HELP)] = False,
     force: Annotated[bool, typer.Option("--force", help="replace existing output files")] = False,
 ) -> None:
     """Prove an existing bundle again, against its own float graph; needs no torch."""
@@ -154,7 +156,7 @@ def parity(
     for path in outputs:
         refuse_existing(path, force)
     result = reparity(bundle, evaluation, max_f1_drop, gate, err_console)
-    write_results(result, json_file, junit_file)
+    write_results(result, json_file, junit_file, accept_proxy=accept_proxy, force=force)
     out_console.print(parity_table(result))
     if not result.passed:
         raise GateFailed(result.failures)
@@ -183,7 +185,7 @@ def inspect(
         for table in tables:
             out_console.print(table)
     if picture is not None:
-        draw_precision(quantizations, picture)
+        draw_precision(quantizations, picture, force=force)
         out_console.print(f"picture: {picture}", soft_wrap=True, highlight=False)
 
 
