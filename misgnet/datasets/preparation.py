@@ -141,6 +141,7 @@ def _open_plan(dataset: Dataset, source: Path, options: PrepareOptions) -> Itera
             FORMAT, dataset, options.tile, {split: sum(p.split == split for p in placed) for split in SPLITS},
             options.seed, options.edges, size, {role: file_digest(path) for role, path in found.rasters.items()},
         )  # fmt: skip
+        scene.check_unchanged()  # by the digests, too
         drawn = {split: sum(p.split == split and not p.is_edge for p in placed) for split in SPLITS}
         official = _WHU_COUNTS if (size, options.tile) == (_WHU_SIZE, _WHU_TILE) else None
         units, edge_tiles = strips(scene, placed, options.tile), len(placed) - sum(drawn.values())
@@ -174,7 +175,11 @@ def _finish(unit: Unit, record: Record, writer: TileWriter) -> _Outcome:
                 raise InputError(f"{path} is another file than when its tiles were made; {ANEW}")
         if digest_on_disk(writer.folder, known.tiles) == known.sha256:
             return _Outcome(known)
-    tiles = unit.read()
+    read = unit.read()
+    for path, then, now in zip(unit.sources, digests, read.sources, strict=True):
+        if now != then:
+            raise InputError(f"{path} changed while it was read; leave it as it is and run the same command again")
+    tiles = read.tiles
     written = writer.write(tiles)
     changed: Counter[str] = Counter()
     for tile in tiles:
