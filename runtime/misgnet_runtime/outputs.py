@@ -103,7 +103,7 @@ def replace_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
     where another process made it while this one waited or the block ran.
     """
     asked, path = path, Path(os.path.realpath(path))
-    with _alone(path):
+    with alone(path):
         refuse_existing(asked, force)
         with _disk_errors(path):
             remove_stale(path)
@@ -121,8 +121,9 @@ def replace_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """While this process is the only one that makes ``path``."""
+def alone(path: Path) -> Iterator[None]:
+    """While this process is the only one that makes ``path``: another one waits, as :func:`lock.acquire` does."""
+    path = Path(os.path.realpath(path))
     with ExitStack() as stack:
         with _disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
