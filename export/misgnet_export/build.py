@@ -41,7 +41,7 @@ from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.detector import tile_per_stream
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.manifest import EngineEntry
-from misgnet_runtime.outputs import refuse_existing, replace_folder
+from misgnet_runtime.outputs import refuse_existing, refuse_inputs, replace_folder
 from misgnet_runtime.tiles import Tile
 
 _CHECK_TILES = 8
@@ -78,6 +78,8 @@ def build(request: BuildRequest, console: Console) -> Built:
     Raises GateFailed where a stage disagrees with the one before, or where the gate fails; then the evidence
     lies in ``<output>.rejected`` and there is no bundle. Nothing else is ever left.
     """
+    sets = [path for path in (request.calib, request.val, request.evaluation) if path is not None]
+    refuse_inputs([request.output], [request.weights, *sets])
     refuse_existing(request.output, request.force)
     check_request(request)
     log = StageLog(console)

@@ -30,11 +30,14 @@ def refuse_existing(path: Path, force: bool) -> None:
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """UsageError where an output is one of ``inputs``, under whatever name."""
-    read = set(map(os.path.realpath, inputs))
+    """UsageError where an output is one of ``inputs``, under whatever name, or a folder that one lies in."""
+    read = [Path(os.path.realpath(path)) for path in inputs]
     for path in outputs:
-        if os.path.realpath(path) in read:
+        place = Path(os.path.realpath(path))
+        if place in read:
             raise UsageError(f"output {path} is an input as well; choose another -o")
+        if inside := next((found for found in read if place in found.parents), None):
+            raise UsageError(f"output {path} is a folder that the input {inside} lies in; choose another -o")
 
 
 def publish(temporary: Path, path: Path, *, force: bool = True) -> None:
