@@ -60,7 +60,7 @@ def test_the_comma_of_a_target_is_legal(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["misgnet-rtx-sm86,sm89"]
 
 
-@pytest.mark.parametrize("target", ["../x", "cpu/../x", "rtx-sm86/../../x", "cpu\n", "cpu\x1b[31m"])
+@pytest.mark.parametrize("target", ["../x", "cpu/../x", "rtx-sm86/../../x", "cpu\x1b[31m"])
 def test_a_target_is_one_of_those_that_are_known(tmp_path: Path, target: str) -> None:
     pytest.importorskip("torch", reason="the build needs the [export] extra")
     sets = ["--calib", tmp_path, "--eval", tmp_path]

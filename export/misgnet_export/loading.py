@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import warnings
 
-from rich.markup import escape
-
 from misgnet.checkpoint import read_network
 from misgnet.network import MISGNet
 from misgnet_calibration.selection import FewTilesWarning, Selection, draw_tiles, select_tiles
@@ -14,6 +12,7 @@ from misgnet_export.features import encoder_features
 from misgnet_export.progress import StageLog
 from misgnet_export.request import BuildRequest
 from misgnet_runtime.callables import Progress
+from misgnet_runtime.log import current
 from misgnet_runtime.tiles import TileSet, check_disjoint, read_source
 
 _DECISION_TILES = 32
@@ -35,7 +34,7 @@ def load_sets(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
         warnings.simplefilter("always", FewTilesWarning)
         chosen, how, selection = _select(request, network, calib, log)
     for warning in caught:
-        log.console.print(f"[yellow]warning[/] {escape(str(warning.message))}", soft_wrap=True)
+        current().warning(str(warning.message))
     return Sets(chosen, val, decision, evaluation, how, weights_sha256, selection), network
 
 

@@ -56,7 +56,8 @@ class PairUnit:
         """The tiles of the pair, row by row. InputError names the file that is at fault."""
         data = read_files(self.source)
         before, after, label = decode_source(self.source, data)
-        cells = cover(*label.shape, self.tile)
+        height, width = label.shape
+        cells = cover(height, width, self.tile)
         names = tile_names(self.source.name, cells)
         tiles = [
             TilePixels(self.split, name, cut(before, cell), cut(after, cell), cut(label, cell))
