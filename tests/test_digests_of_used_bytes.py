@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -252,19 +253,39 @@ def prepare(source: Path, output: Path) -> int:
 def test_a_source_that_changes_while_it_is_prepared_is_not_recorded(
     levir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part: str
 ) -> None:
-    from misgnet.datasets import preparation
+    from misgnet.datasets.layouts import PairUnit
 
     (path,) = (levir / "train" / part).iterdir()
-    digest = preparation.file_digest
+    read = PairUnit.read
 
-    def digest_and_exchange(asked: Path) -> str:
-        found = digest(asked)
-        if asked == path:
+    def exchange_and_read(unit: PairUnit) -> object:
+        if path in unit.sources:
             Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-        return found
+        return read(unit)
 
-    monkeypatch.setattr(preparation, "file_digest", digest_and_exchange)
+    monkeypatch.setattr(PairUnit, "read", exchange_and_read)
     assert prepare(levir, tmp_path / "out") == 4
     assert "changed while it was read" in " ".join(capsys.readouterr().err.split())
     record = (tmp_path / "out" / "prepare.jsonl").read_text().splitlines()
     assert not any(json.loads(line).get("unit") == f"train/{path.stem}" for line in record)
+
+
+# --- what tells that a file changed
+
+
+def test_a_snapshot_sees_a_change_that_leaves_no_trace_in_its_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writes within one tick of a file system's clock."""
+    from misgnet_runtime import snapshot
+
+    path = tmp_path / "file"
+    path.write_text("first")
+    now = time.time_ns()
+    monkeypatch.setattr(snapshot, "_state", lambda _: (5, now, now))
+    found = snapshot.Snapshot([path])
+    assert found.sha256(path) == sha256(path)
+    found.check()
+    path.write_text("other")
+    with pytest.raises(InputError, match="changed while it was read"):
+        found.check()

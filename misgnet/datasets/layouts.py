@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from pathlib import Path
 
 from misgnet.datasets.record import FORMAT, Dataset, Header
 from misgnet.datasets.split import SPLITS
-from misgnet.datasets.units import Plan, Skipped, TilePixels, UnitPixels
+from misgnet.datasets.units import Plan, Skipped, TilePixels
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.images import SUFFIXES, image_size
-from misgnet_runtime.tiles import Source, decode_source, read_files
+from misgnet_runtime.images import SUFFIXES, image_size, read_label, read_pair
+from misgnet_runtime.tiles import Source
 from misgnet_runtime.tiling import Cell, cover, cut
 
 
@@ -42,6 +41,7 @@ class PairUnit:
 
     split: str
     source: Source
+    label: Path
     tile: int
 
     @property
@@ -50,20 +50,24 @@ class PairUnit:
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        return self.source.paths
+        return self.source.before, self.source.after, self.label
 
-    def read(self) -> UnitPixels:
+    def read(self) -> list[TilePixels]:
         """The tiles of the pair, row by row. InputError names the file that is at fault."""
-        data = read_files(self.source)
-        before, after, label = decode_source(self.source, data)
+        before, after = read_pair(self.source.before, self.source.after)
+        label = read_label(self.label)
         height, width = label.shape
+        if label.shape != before.shape[:2]:
+            raise InputError(
+                f"{self.label} is {width} x {height} px, {self.source.before} is "
+                f"{before.shape[1]} x {before.shape[0]} px; a pair and its label have one size"
+            )
         cells = cover(height, width, self.tile)
         names = tile_names(self.source.name, cells)
-        tiles = [
+        return [
             TilePixels(self.split, name, cut(before, cell), cut(after, cell), cut(label, cell))
             for name, cell in zip(names, cells, strict=True)
         ]
-        return UnitPixels(tiles, tuple(hashlib.sha256(part).hexdigest() for part in data))
 
 
 def tile_names(stem: str, cells: list[Cell]) -> list[str]:
@@ -87,7 +91,7 @@ def plan_pairs(dataset: Dataset, source: Path, tile: int) -> Plan:
         skipped += _strangers(source / split, layout.parts)
         _check_partners(source / split, files)
         before, after, label = files.values()
-        pairs = [PairUnit(split, Source(s, before[s], after[s], label[s]), tile) for s in sorted(before)]
+        pairs = [PairUnit(split, Source(s, before[s], after[s], None), label[s], tile) for s in sorted(before)]
         _check_tile_names(pairs)
         units += pairs
     found = {split: sum(unit.split == split for unit in units) for split in SPLITS}

@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet.datasets.split import PlacedCell
-from misgnet.datasets.units import TilePixels, UnitPixels
+from misgnet.datasets.units import TilePixels
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.images import Mask, RgbImage
 from misgnet_runtime.scenes.geotiff import GDAL, check_memory, has_place, load_rasterio, open_geotiff, same_place
+from misgnet_runtime.snapshot import Snapshot
 from misgnet_runtime.tiling import Cell, Span, cut
-
-FileState = tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Scene:
     before: Any  # rasterio's open datasets
     after: Any
     label: Any
-    states: Mapping[Path, FileState]  # of the files, before they were opened
+    snapshot: Snapshot  # of the files, before they were opened
 
     @property
     def height(self) -> int:
@@ -38,14 +37,6 @@ class Scene:
     @property
     def width(self) -> int:
         return int(self.before.width)
-
-    def check_unchanged(self) -> None:
-        """InputError where a raster is not the one any more that was opened: the record's digests name that one."""
-        for path, state in self.states.items():
-            if file_state(path) != state:
-                raise InputError(
-                    f"raster {path} changed while it was read; leave it as it is and run the same command again"
-                )
 
     def read(self, rows: Span) -> tuple[RgbImage, RgbImage, Mask]:
         """Both dates uint8 (h, W, 3) and the label bool (h, W) of ``rows``.
@@ -80,11 +71,11 @@ class StripUnit:
     def sources(self) -> tuple[Path, ...]:
         return ()
 
-    def read(self) -> UnitPixels:
+    def read(self) -> list[TilePixels]:
         """The tiles from left to right; what lies beyond the scene is reflected."""
         rows = self.cells[0].cell.rows
         before, after, label = self.scene.read(rows)
-        self.scene.check_unchanged()
+        self.scene.snapshot.check()
         tiles = []
         for placed in self.cells:
             left = placed.cell.columns.start
@@ -92,16 +83,7 @@ class StripUnit:
             window = Cell(Span(0, self.tile), Span(left, left + self.tile), rows, placed.cell.columns)
             dates = cut(before, window), cut(after, window)
             tiles.append(TilePixels(placed.split, name, *dates, cut(label, window)))
-        return UnitPixels(tiles, ())
-
-
-def file_state(path: Path) -> FileState:
-    """What changes with every write to a file or to its name; None where it cannot be asked: opening it says why."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        return tiles
 
 
 def strips(scene: Scene, cells: list[PlacedCell], tile: int) -> tuple[StripUnit, ...]:
@@ -118,12 +100,12 @@ def open_scene(paths: Mapping[str, Path], tile: int) -> Iterator[Scene]:
     wide to be read in strips of ``tile`` rows, or lies on another grid.
     """
     rasterio = _rasterio()
-    states = {path: file_state(path) for path in paths.values()}
+    snapshot = Snapshot(paths.values())
     with rasterio.Env(**GDAL), ExitStack() as stack:
         opened = {role: stack.enter_context(open_geotiff(rasterio, path)) for role, path in paths.items()}
         for role, dataset in opened.items():
             _check_kind(dataset, is_label=role == "label")
-        scene = Scene(**opened, states=states)
+        scene = Scene(**opened, snapshot=snapshot)
         _check_memory(scene, tile)
         for dataset in (scene.after, scene.label):
             _check_grid(scene.before, dataset)

@@ -8,7 +8,6 @@ from typing import Protocol
 
 from misgnet.datasets.record import Header
 from misgnet_runtime.images import Mask, RgbImage
-from misgnet_runtime.manifest import Sha256
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,6 @@ class TilePixels:
         return f"{self.split}/{self.name}"
 
 
-@dataclass(frozen=True)
-class UnitPixels:
-    """The tiles of a unit, and SHA-256 of the bytes that they were decoded from, in the order of ``Unit.sources``."""
-
-    tiles: list[TilePixels]
-    sources: tuple[Sha256, ...]
-
-
 class Unit(Protocol):
     """An image pair, or a strip of the scene."""
 
@@ -45,7 +36,7 @@ class Unit(Protocol):
     def sources(self) -> tuple[Path, ...]:
         """The files that it is made of, other than the header's rasters."""
 
-    def read(self) -> UnitPixels:
+    def read(self) -> list[TilePixels]:
         """Its tiles, always the same ones in the same order. InputError names the file that is at fault."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import warnings
 import zlib
@@ -24,43 +23,18 @@ _DECODE_ERRORS = (  # what Pillow's readers raise on damaged files
     OSError, SyntaxError, ValueError, MemoryError, EOFError, LookupError, TypeError, ArithmeticError,
     AttributeError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
-_MAX_BYTES = 1 << 30  # of a file that is read whole; no image within Pillow's limit of pixels needs more
 RgbImage = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 
-def read_bytes(path: Path) -> bytes:
-    """An image's file, so that what is decoded is what was hashed; InputError where it cannot be read or is too large.
-
-    Raises InputError as :func:`read_image` for a file that is not there.
-    """
-    if is_no_file(path):
-        raise InputError(f"image {path} cannot be read: it is not a regular file")
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except FileNotFoundError as error:
-        raise InputError(f"image {path} does not exist") from error
-    except OSError as error:
-        raise InputError(f"image {path} cannot be read: {error.strerror or error}") from error
-    except MemoryError:
-        raise InputError(f"image {path} does not fit into the memory that is left; cut it into tiles") from None
-    if len(data) > _MAX_BYTES:
-        raise InputError(f"image {path} is larger than {_MAX_BYTES} bytes; cut it into tiles")
-    return data
-
-
-def read_image(path: Path, data: bytes | None = None) -> RgbImage:
-    """An 8-bit RGB image as uint8 (H, W, 3). InputError for anything else; an opaque alpha is dropped.
-
-    ``data``: the file's bytes where they were read before (:func:`read_bytes`); then the file is not read again.
-    """
+def read_image(path: Path) -> RgbImage:
+    """An 8-bit RGB image as uint8 (H, W, 3). InputError for anything else; an opaque alpha is dropped."""
     with _in_memory(path):
-        return _rgb(path, data)
+        return _rgb(path)
 
 
-def _rgb(path: Path, data: bytes | None) -> RgbImage:
-    image = _decode(path, data, wide=False)
+def _rgb(path: Path) -> RgbImage:
+    image = _decode(path, wide=False)
     if image.mode not in ("RGB", "RGBA", "P"):
         raise InputError(f"image {path} has Pillow mode '{image.mode}'; this command needs 8-bit RGB")
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
@@ -79,18 +53,17 @@ def read_pair(before: Path, after: Path) -> tuple[RgbImage, RgbImage]:
     return first, second
 
 
-def read_label(path: Path, data: bytes | None = None) -> Mask:
+def read_label(path: Path) -> Mask:
     """A change label as bool (H, W). InputError unless its values are 0 and 255, or 0 and 1.
 
-    A palette counts by its colours where these are black and white, else by its numbers. ``data`` as for
-    :func:`read_image`.
+    A palette counts by its colours where these are black and white, else by its numbers.
     """
     with _in_memory(path):
-        return _label(path, data)
+        return _label(path)
 
 
-def _label(path: Path, data: bytes | None) -> Mask:
-    image = _decode(path, data)
+def _label(path: Path) -> Mask:
+    image = _decode(path)
     values = _one_channel(path, image)
     if image.mode == "P" and not _is_binary(values):
         values = np.asarray(image)
@@ -135,9 +108,9 @@ def write_mask(path: Path, mask: Mask) -> None:
     Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path, format="PNG")
 
 
-def _decode(path: Path, data: bytes | None, *, wide: bool = True) -> Image.Image:
+def _decode(path: Path, *, wide: bool = True) -> Image.Image:
     """The pixels; Pillow would reduce 16-bit colour to 8 bits silently, InputError unless ``wide``."""
-    with _opened(path, data) as image:
+    with _opened(path) as image:
         if not wide and any(";16" in str(part) for part in image.tile):
             raise InputError(f"image {path} has 16 bits per channel; this command needs 8-bit RGB")
         try:
@@ -148,12 +121,12 @@ def _decode(path: Path, data: bytes | None, *, wide: bool = True) -> Image.Image
         return image.copy()
 
 
-def _opened(path: Path, data: bytes | None = None) -> ImageFile.ImageFile:
-    if data is None and is_no_file(path):
+def _opened(path: Path) -> ImageFile.ImageFile:
+    if is_no_file(path):
         raise InputError(f"image {path} cannot be read: it is no file")
     try:
         with _unwarned():
-            return Image.open(path if data is None else io.BytesIO(data), formats=_FORMATS)
+            return Image.open(path, formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise InputError(f"image {path} is too large to be read whole: {error}") from error
     except FileNotFoundError as error:

@@ -12,7 +12,8 @@ import numpy as np
 
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.images import SUFFIXES, Mask, RgbImage, image_size, read_bytes, read_image, read_label
+from misgnet_runtime.images import SUFFIXES, Mask, RgbImage, image_size, read_image, read_label
+from misgnet_runtime.snapshot import Snapshot
 from misgnet_runtime.tiling import Cell, cover, cut
 
 Images = tuple[RgbImage, RgbImage, Mask]
@@ -178,18 +179,8 @@ def check_disjoint(first: TileSet, second: TileSet, roles: tuple[str, str], prog
 
 def load_source(source: Source) -> Images:
     """Both dates uint8 (H, W, 3) and the label bool (H, W) of a whole pair; InputError names a bad file."""
-    return decode_source(source, read_files(source))
-
-
-def read_files(source: Source) -> list[bytes]:
-    """The bytes of all files of a pair; InputError names one that cannot be read."""
-    return [read_bytes(path) for path in source.paths]
-
-
-def decode_source(source: Source, data: Sequence[bytes]) -> Images:
-    """As :func:`load_source`, from the bytes of :attr:`Source.paths`."""
-    before, after = read_image(source.before, data[0]), read_image(source.after, data[1])
-    label = np.zeros(before.shape[:2], np.bool_) if source.label is None else read_label(source.label, data[2])
+    before, after = read_image(source.before), read_image(source.after)
+    label = np.zeros(before.shape[:2], np.bool_) if source.label is None else read_label(source.label)
     for path, part in zip(source.paths[1:], (after, label), strict=False):
         _check_size(path, part.shape[:2], source.before, before.shape[:2])
     return before, after, label
@@ -202,30 +193,17 @@ def read_source(source: Source) -> Images:
     Raises InputError where the files hold other bytes than when the source was first read: what is measured on a set
     of tiles, and named by its digest, is measured on one and the same set.
     """
-    data = read_files(source)
-    found = _sha256(*data[:2]), _sha256(*data[2:])
-    if source.seen.files not in (None, found):
-        raise _changed(source)
-    images = decode_source(source, data)
-    if images[0].shape[:2] != _size(source):
-        raise _changed(source)
+    snapshot = Snapshot(source.paths)
+    images = load_source(source)
+    found = snapshot.sha256(source.before, source.after), snapshot.sha256(source.label) if source.label else ""
+    snapshot.check()
+    if source.seen.files not in (None, found) or images[0].shape[:2] != _size(source):
+        raise InputError(
+            f"the files of the image pair {source.before} changed while they were in use; leave them as they are and "
+            "run the same command again"
+        )
     source.seen.files = found
     return images
-
-
-def _changed(source: Source) -> InputError:
-    return InputError(
-        f"the files of the image pair {source.before} changed while they were in use; leave them as they are and run "
-        "the same command again"
-    )
-
-
-def _sha256(*parts: bytes) -> str:
-    """Of the parts one after the other; empty where there is none."""
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(part)
-    return total.hexdigest() if parts else ""
 
 
 def _size(source: Source) -> tuple[int, int]:
@@ -257,7 +235,7 @@ def _identities(source: Source) -> dict[str, Path]:
 
 
 def _pixels_sha256(image: RgbImage) -> str:
-    return _sha256(f"{image.shape}".encode(), image.tobytes())
+    return hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
 
 
 def find_sources(root: Path, *, labelled: bool = True) -> list[Source]:
