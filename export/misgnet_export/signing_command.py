@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from misgnet_runtime.console import out_console
+from misgnet_runtime.log import current
 
 
 def sign(
@@ -42,4 +42,4 @@ def sign(
     request = SignRequest(
         bundle, key, certificate, tuple(chain or ()), product, bundle_version, expires, key_password, force
     )
-    out_console.print(f"{bundle}: {sign_bundle(request).words()}", soft_wrap=True, highlight=False, markup=False)
+    current().result([f"{bundle}: {sign_bundle(request).words()}"])

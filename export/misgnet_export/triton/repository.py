@@ -13,7 +13,7 @@ from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.choice import measured_by_build
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.manifest import EngineEntry
-from misgnet_runtime.outputs import refuse_existing, replace_folder
+from misgnet_runtime.outputs import refuse_existing, refuse_inputs, replace_folder
 
 CONFIG = "config.pbtxt"
 
@@ -44,6 +44,7 @@ def write_repository(
     Raises UsageError where ``output`` exists, a number cannot be meant, or an engine that was asked for
     fits no backend, InputError where the bundle is not what it must be, UnavailableError without Triton's schema.
     """
+    refuse_inputs([output], [bundle_path])
     refuse_existing(output, force)
     serving.check()
     load_schema()
@@ -53,7 +54,7 @@ def write_repository(
     fitting = [entry for entry in entries if entry.name not in left_out]
     if not fitting or (engines and left_out):
         raise UsageError("; ".join(f"engine {name}: {why}" for name, why in left_out.items()))
-    with replace_folder(output) as folder:
+    with replace_folder(output, force=force) as folder:
         models = [_write_model(bundle, entry, folder, serving) for entry in fitting]
     return Repository(models, left_out)
 
