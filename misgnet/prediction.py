@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def predict_folder(
     for source in sources:  # only headers are read, so that a misfit is named before minutes are spent
         common_size(source)
     changed = pixels = 0
-    with replace_folder(output) as folder:
+    with replace_folder(output, force=force) as folder:
         for number, source in enumerate(sources, 1):
             name = source.name
             paths = folder / f"{name}.png", folder / "probability" / f"{name}.tif", folder / "overlay" / f"{name}.png"
@@ -75,7 +76,7 @@ def predict_files(
     for path, wanted in zip(paths, (True, options.probability, options.overlay), strict=True):
         if wanted:
             refuse_existing(path, force)
-    mask = _predict(network, before, after, paths, options, _write_atomically)
+    mask = _predict(network, before, after, paths, options, partial(_write_atomically, force))
     return Predicted(1, float(mask.mean()))
 
 
@@ -108,6 +109,6 @@ def _write_directly(path: Path, writer: Writer) -> None:
     writer(path)
 
 
-def _write_atomically(path: Path, writer: Writer) -> None:
-    with replace_file(path) as temporary:
+def _write_atomically(force: bool, path: Path, writer: Writer) -> None:
+    with replace_file(path, force=force) as temporary:
         writer(temporary)

@@ -49,9 +49,9 @@ def evaluate(
         counts, shown = evaluate_with_worst(network, tiles, worst if maps else 0, batch, threshold, bar.move)
     _print_table(tiles, counts)
     if json_file is not None:
-        write_file(json_file, (json.dumps(_content(tiles, counts, threshold), indent=2) + "\n").encode())
+        write_file(json_file, (json.dumps(_content(tiles, counts, threshold), indent=2) + "\n").encode(), force=force)
     if maps is not None:
-        with replace_file(maps) as temporary:
+        with replace_file(maps, force=force) as temporary:
             draw_worst(shown).save(temporary, format="PNG")
         out_console.print(f"error maps of the {len(shown)} worst tiles: {maps}", soft_wrap=True, highlight=False)
 

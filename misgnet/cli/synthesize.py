@@ -27,7 +27,7 @@ def synthesize(
     refuse_existing(output, force)
     if size < 64 or size % 32:
         raise UsageError(f"--size is {size}; tiles are drawn at multiples of 32 from 64 on")
-    with replace_folder(output) as folder:
+    with replace_folder(output, force=force) as folder:
         for index, (name, count) in enumerate((("train", train_pairs), ("val", val_pairs), ("test", test_pairs))):
             if count:
                 with Bar(name) as bar:

@@ -81,7 +81,7 @@ def rule_table(quantization: Quantization) -> Table:
     return table
 
 
-def draw_precision(quantizations: Sequence[Quantization], path: Path) -> None:
+def draw_precision(quantizations: Sequence[Quantization], path: Path, *, force: bool = True) -> None:
     """Write a picture, PNG or SVG by its suffix. Needs matplotlib.
 
     For each graph its operators in order, a row a block, coloured by precision; beside them the multiply-adds.
@@ -99,7 +99,7 @@ def draw_precision(quantizations: Sequence[Quantization], path: Path) -> None:
         _draw_costs(right, found)
     handles = [Patch(color=COLOURS[p], label=NAMES[p]) for p in PRECISIONS]
     figure.legend(handles=handles, loc="outside upper center", ncols=3)
-    with replace_file(path) as temporary:
+    with replace_file(path, force=force) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110)
 
 

@@ -52,7 +52,7 @@ def write_repository(
     fitting = [entry for entry in entries if entry.name not in left_out]
     if not fitting or (engines and left_out):
         raise UsageError("; ".join(f"engine {name}: {why}" for name, why in left_out.items()))
-    with replace_folder(output) as folder:
+    with replace_folder(output, force=force) as folder:
         models = [_write_model(bundle, entry, folder, serving) for entry in fitting]
     return Repository(models, left_out)
 
