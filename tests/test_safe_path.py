@@ -108,7 +108,7 @@ def test_a_child_process_ends_with_the_one_that_started_it(tmp_path: Path) -> No
         "import os, time\n\ndef wait(connection):\n    connection.send(os.getpid())\n    time.sleep(60)\n"
     )
     script = "from endless import wait\nfrom misgnet_runtime.children import start\n"
-    script += "print(start(wait).connection.recv(), flush=True)\nimport os\nos.kill(os.getpid(), 9)\n"
+    script += "child = start(wait)\nprint(child.connection.recv(), flush=True)\nimport os\nos.kill(os.getpid(), 9)\n"
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *SOURCES])}
     ended = subprocess.run(
         [sys.executable, "-c", script], env=variables, stdout=subprocess.PIPE, text=True, check=False

@@ -82,7 +82,7 @@ def _root(module: str) -> str | None:
 
 @dataclass(frozen=True)
 class Child:
-    """A process that runs a function, and this end of the connection to it."""
+    """A process that runs a function, and this end of the connection to it. Dropping this object ends the process."""
 
     process: subprocess.Popen[bytes]
     connection: Connection
