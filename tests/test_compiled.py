@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -91,7 +90,8 @@ def kept(folder: Path) -> list[str]:
 
 def test_the_command_names_the_bundle_as_its_user_does(tmp_path: Path, tensorrt: Any) -> None:
     """A signed bundle may be opened in a private copy, which is gone when the command is run."""
-    bundle = dataclasses.replace(read_bundle(device_bundle(tmp_path / "copy")), named=Path("/media/stick"))
+    bundle = read_bundle(device_bundle(tmp_path / "copy"))
+    bundle.files.name = Path("/media/stick")
     wanted = r"run there: misgnet-run compile /media/stick --engine jetson-orin$"
     with pytest.raises(UnavailableError, match=wanted), open_detector(bundle, DEVICE.name):
         pass
