@@ -319,9 +319,12 @@ def encode(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def decode_manifest(path: Path) -> Manifest:
-    """Read a manifest; InputError where it is missing, too large, of another schema, malformed or contradictory."""
-    data = read_manifest_bytes(path)
+def decode_manifest(path: Path, data: bytes | None = None) -> Manifest:
+    """Read a manifest; InputError where it is missing, too large, of another schema, malformed or contradictory.
+
+    ``data``: its bytes, where they were read and checked before; ``path`` is then for messages.
+    """
+    data = read_manifest_bytes(path) if data is None else data
     try:
         version = msgspec.json.decode(data, type=_Version).schema_version
         if version != SCHEMA_VERSION:
