@@ -105,7 +105,8 @@ def _scene(bundle: Path, pair: tuple[Path, Path], threads: int | None, timing: T
     with tempfile.TemporaryDirectory() as folder:
         places = str(bundle), str(pair[0]), str(pair[1]), f"{folder}/change.tif"
         trust = required_elsewhere()
-        signed = (None, False) if trust is None else (str(trust.key), trust.allow_older)
+        key = None if trust is None or trust.key is None else str(trust.key)
+        signed = key, trust is not None and trust.allow_older
         task = SceneTask(*places, timing.engine, timing.batch, timing.streams, threads, *signed)
         found = run_scene(task)
     speed, alone = found.tiles / found.seconds, timing.pairs_per_second

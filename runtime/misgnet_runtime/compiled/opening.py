@@ -17,6 +17,7 @@ from misgnet_runtime.log import current
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.plans.facts import PlanFacts, this_platform
 from misgnet_runtime.plans.vendor import load_vendor
+from misgnet_runtime.private import NoFolderError
 
 
 def open_plan_of(
@@ -59,11 +60,14 @@ def graph_of(entry: EngineEntry) -> str:
 def _compiled_here(entry: EngineEntry, root: Path, device: Device, command: str) -> tuple[PlanRecord, bytes] | None:
     if not (root / MANIFEST).is_file():  # a bundle that is still being built
         return None
-    store, slot = PlanStore(), slot_of(file_sha256(root / MANIFEST), entry, device)
+    slot = slot_of(file_sha256(root / MANIFEST), entry, device)
     try:
+        store = PlanStore()
         active = store.active(slot)
         record = active.plans.get(graph_of(entry)) if active else None
         return None if record is None else (record, store.plan(record))
+    except NoFolderError:
+        return None
     except InputError as error:
         advice = f"run: {command}"
         if entry.on_device:

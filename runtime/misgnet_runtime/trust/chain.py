@@ -48,8 +48,8 @@ def verify_chain(leaf: Certificate, between: Sequence[Certificate], trusted: Seq
 def check_use(leaf: Certificate) -> None:
     """Raise ValueError unless ``leaf`` is made for signing code.
 
-    Extended uses restrict a certificate (RFC 5280, 4.2.1.12): where they are stated, codeSigning must be one of them, and
-    anyExtendedKeyUsage does not stand for it. Elsewhere digitalSignature is enough.
+    Extended uses restrict a certificate (RFC 5280, 4.2.1.12): where they are stated, codeSigning must be one of them,
+    and anyExtendedKeyUsage does not stand for it. Elsewhere digitalSignature is enough.
     """
     from cryptography import x509
     from cryptography.x509.oid import ExtendedKeyUsageOID

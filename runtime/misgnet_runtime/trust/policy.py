@@ -21,7 +21,7 @@ SYSTEM_POLICY = Path("/etc/misgnet/policy.toml")  # no option or variable moves 
 class Trust:
     """What a bundle must meet, besides the policy files of the machine that checks it."""
 
-    key: Path | None  # PEM file of public keys, certificates or both, any of which may have signed; None: policy files only
+    key: Path | None  # PEM of public keys and certificates, any of which may have signed; None: policy files only
     allow_older: bool = False  # accept an expired or older bundle too, where every policy file permits that
     policy: Path | None = None  # a further policy file, for a process that does not have this one's environment
 

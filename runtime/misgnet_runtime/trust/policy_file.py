@@ -21,7 +21,8 @@ from msgspec import Meta
 
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.manifest import Count, Struct
-from misgnet_runtime.trust.keys import MAX_KEY_BYTES, parse_anchors
+from misgnet_runtime.trust.keys import MAX_KEY_BYTES, parse_anchors, read_anchors
+from misgnet_runtime.trust.policy import Trust, policy_files
 from misgnet_runtime.trust.private import read_protected
 from misgnet_runtime.trust.requirement import Entry, Requirement
 
@@ -37,6 +38,19 @@ class _Product(Struct, frozen=True):
 
 class _PolicyFile(Struct, frozen=True):
     product: Annotated[list[_Product], Meta(min_length=1)]
+
+
+def read_requirements(trust: Trust) -> tuple[Requirement, ...]:
+    """Return what a bundle must meet: the key of ``trust`` and every policy file that applies here.
+
+    Raises InputError for a key or a policy that cannot be used, UsageError where $MISGNET_POLICY is set to nothing,
+    UnavailableError without ``cryptography``.
+    """
+    found = [] if trust.key is None else [Requirement(str(trust.key), (Entry(read_anchors(trust.key)),))]
+    found += [read_policy(path) for path in policy_files(trust.policy)]
+    if not found:
+        raise InputError("a signature is required, but there is neither a key nor a policy file any more")
+    return tuple(found)
 
 
 def read_policy(path: Path) -> Requirement:

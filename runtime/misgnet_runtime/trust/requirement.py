@@ -54,6 +54,12 @@ def signed_entries(envelope: Envelope, requirements: Iterable[Requirement]) -> t
     return tuple(match for requirement in requirements for match in _matches(envelope, requirement))
 
 
+def keys_for(issue: Issue, requirements: Iterable[Requirement]) -> frozenset[str]:
+    """Return the fingerprints of all keys that may sign the bundle's product: what any of them signed counts."""
+    entries = [entry for requirement in requirements for entry in requirement.entries_for(issue.product)]
+    return frozenset[str]().union(*(entry.anchors.fingerprints() for entry in entries))
+
+
 def _matches(envelope: Envelope, requirement: Requirement) -> list[Match]:
     found, problem = [], None
     for entry in requirement.entries:
@@ -62,7 +68,7 @@ def _matches(envelope: Envelope, requirement: Requirement) -> list[Match]:
         except InputError as error:
             problem = problem or error
     if not found and problem is not None:
-        raise InputError(f"{problem} (required by {requirement.source})") from problem
+        raise InputError(f"by {requirement.source}, {problem}") from problem
     return found
 
 
@@ -89,7 +95,8 @@ def below_minimum(issue: Issue, matches: Iterable[Match]) -> str | None:
     strictest = max(matches, key=lambda match: match.entry.minimum_version)
     if issue.version.number >= strictest.entry.minimum_version:
         return None
-    return f"it is {issue.version.words()}, but {strictest.requirement.source} requires {strictest.entry.minimum_version} or newer"
+    wanted = f"{strictest.requirement.source} requires version {strictest.entry.minimum_version} or newer"
+    return f"it is {issue.version.words()}, but {wanted}"
 
 
 def forbids_older(matches: Iterable[Match]) -> str | None:
