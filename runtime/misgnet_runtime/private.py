@@ -8,7 +8,6 @@ lies in. Each file begins with the SHA-256 of its contents, or is named by it; t
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import pwd
@@ -18,7 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from misgnet_runtime.errors import InputError, StorageError, UsageError
+from misgnet_runtime.errors import InputError, StorageError
+from misgnet_runtime.lock import acquire
 from misgnet_runtime.outputs import write_file
 
 _ADVICE = "name another folder in MISGNET_CACHE"
@@ -152,12 +152,12 @@ class PrivateFolder:
 
     @contextmanager
     def locked(self, what: str) -> Iterator[None]:
-        """For one process at a time; UsageError that names ``what`` where another one has it."""
+        """For one process at a time: waits for another one, which is logged.
+
+        Raises LockTimeoutError, which names ``what`` the other one does, where that does not end in time.
+        """
         with self._opened() as folder:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"another process of this user {what}; wait until it has ended") from None
+            acquire(folder, self.path, f"another process of this user {what}")
             yield
 
     @contextmanager

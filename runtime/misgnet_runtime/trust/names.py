@@ -10,11 +10,12 @@ from misgnet_runtime.bundle_files import SIGNATURE
 MAX_NAME = 1024  # characters; normalising takes the square of a run of combining marks
 
 # Default_Ignorable_Code_Point of DerivedCoreProperties.txt (Unicode 14 to 16), which Python does not know: drawn as
-# nothing by rule. The last two are drawn as nothing by their definition: Braille's blank cell, music's null note head.
+# nothing by rule. The last line has what is drawn as nothing by definition: Braille's blank cell, music's null note
+# head, and joiners and fillers of single scripts.
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
-    "\u2800\U0001d159]"
+    "\u2800\U0001d159\u2d7f\U0001107f\U00011a47\U00011a99\U00016fe4]"
 )
 
 
