@@ -6,6 +6,7 @@ of Model Signing: ECDSA on P-256, P-384 and P-521 with SHA-256, SHA-384 and SHA-
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import hashlib
 import re
@@ -168,7 +169,7 @@ def _pem_blocks(path: Path, data: bytes) -> list[tuple[bytes, bytes]]:
 def _split_pem(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Each line is inspected once. A block that does not end is an error: a truncated file must not trust less."""
     label, lines = b"", list[bytes]()
-    for line in map(bytes.strip, data.splitlines()):
+    for line in map(bytes.strip, data.removeprefix(codecs.BOM_UTF8).splitlines()):
         mark = _PEM_LINE.fullmatch(line)
         if label:
             lines.append(line)
