@@ -234,34 +234,24 @@ class _InertUnpickler(pickle._Unpickler):
 
 
 class TorchArchive:
-    """The zip form of torch.save (PyTorch 1.6 and later), opened without running anything of it; a context manager.
+    """The zip form of torch.save (PyTorch 1.6 and later), opened without running anything of it.
 
     ``root`` is the pickled object, made of plain values, :class:`Record` and :class:`TensorRef`.
     Raises InputError where the file is truncated, foreign or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: io.BytesIO) -> None:
         self._path = path
-        self._unread = min(path.stat().st_size, WEIGHTS_BYTES)  # entries share no bytes: this bounds the memory
+        self._unread = min(file.seek(0, io.SEEK_END), WEIGHTS_BYTES)  # entries share no bytes: this bounds the memory
         try:
-            self._zip = LimitedZip(path, CHECKPOINT_DIRECTORY_BYTES)
+            self._zip = LimitedZip(file, CHECKPOINT_DIRECTORY_BYTES)
         except ZIP_ERRORS as error:
             why = f"its zip directory cannot be read ({error}); the file is truncated or damaged"
             raise self._broken(why) from error
         self._storages: dict[str, torch.Tensor] = {}
-        try:
-            self._prefix = self._find_pickle()
-            self._check_byte_order()
-            self.root = self._unpickle(f"{self._prefix}data.pkl")
-        except BaseException:
-            self._zip.close()
-            raise
-
-    def __enter__(self) -> TorchArchive:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._zip.close()
+        self._prefix = self._find_pickle()
+        self._check_byte_order()
+        self.root = self._unpickle(f"{self._prefix}data.pkl")
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
         """The tensor that ``ref`` points to: a view of the storage's numbers, which other tensors may share."""

@@ -77,11 +77,12 @@ def test_limits_that_stand_with_their_readers_are_those_of_the_table() -> None:
     """Their modules are the readers' own; the table repeats them."""
     pytest.importorskip("cryptography")
     from misgnet_runtime import limits
-    from misgnet_runtime.trust import envelope, files, keys, state
+    from misgnet_runtime.trust import chain, envelope, keys, names, policy_file, state
 
     assert envelope.MAX_SIGNATURE_BYTES == limits.SIGNATURE_BYTES
-    assert files.MAX_ENTRIES == limits.BUNDLE_FILES
-    assert (keys._MAX_BYTES, state._MAX_BYTES) == (limits.KEY_BYTES, limits.ACCEPTED_BYTES)
+    assert (chain.MAX_CERTIFICATES, chain.MAX_CHAIN_BYTES) == (limits.CERTIFICATES, limits.CERTIFICATE_BYTES)
+    assert (keys.MAX_KEY_BYTES, state._MAX_BYTES) == (limits.KEY_BYTES, limits.ACCEPTED_BYTES)
+    assert (names.MAX_NAME, policy_file.MAX_POLICY_BYTES) == (limits.SIGNED_NAME, limits.POLICY_BYTES)
 
 
 def test_a_raster_is_read_within_the_limit_of_the_table() -> None:

@@ -17,6 +17,10 @@ BUNDLE_FILES = 10_000
 
 # Of these the readers' own constants are the definition; tests/test_limits.py compares them.
 SIGNATURE_BYTES = 8 * _MIB
+CERTIFICATES = 8
+CERTIFICATE_BYTES = 64 * _KIB
+SIGNED_NAME = 1_024
+POLICY_BYTES = 64 * _KIB
 KEY_BYTES = 1 * _MIB
 ACCEPTED_BYTES = 64 * _KIB
 GEOTIFF_BYTES = 512 * _MIB
@@ -97,10 +101,17 @@ READERS = (
     ), 10, 320),
     Reader("signature", "`model.sig`", "JSON", (
         Limit("", SIGNATURE_BYTES, "bytes", "certificates and a digest of each file have some kB"),
+        Limit("different certificates", CERTIFICATES, "", "public authorities go no deeper"),
+        Limit("of certificates", CERTIFICATE_BYTES, "bytes", "one has 2 kB"),
+        Limit("signed names", BUNDLE_FILES, "", "as in a manifest"),
+        Limit("characters of a name", SIGNED_NAME, "", "normalising takes the square of a run of marks"),
     ), 10, 256),
     Reader("key", "key file", "PEM", (
         Limit("", KEY_BYTES, "bytes", "a root's certificate has 2 kB"),
     ), 10, 64),
+    Reader("policy", "policy file", "TOML of known fields", (
+        Limit("", POLICY_BYTES, "bytes", "some 500 products"),
+    ), 2, 64),
     Reader("checkpoint", "checkpoint, a pickle", "by an unpickler that calls nothing (`misgnet/_unpickle.py`); "
            "no byte of the file counts twice", (
         Limit("of pickle", PICKLE_BYTES, "bytes", "a snapshot with its optimizer has 0.2 MB without its numbers"),
