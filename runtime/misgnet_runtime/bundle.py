@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from misgnet_runtime.bundle_files import MANIFEST, MAX_BYTES, SIGNATURE
 from misgnet_runtime.checked import CheckedFiles
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.limits import MANIFEST_BYTES
 from misgnet_runtime.manifest import (
-    MANIFEST_BYTES,
     EngineEntry,
     FileEntry,
     Manifest,
