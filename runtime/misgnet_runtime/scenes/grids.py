@@ -77,7 +77,7 @@ def check_overlap(rasterio: Any, first: Grid, second: Grid) -> None:
     edges = rasterio.transform.array_bounds(second.height, second.width, second.transform)
     try:
         west, south, east, north = rasterio.warp.transform_bounds(second.crs, first.crs, *edges)
-    except rasterio.errors.RasterioError as error:
+    except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:  # PROJ's are only of the latter
         raise InputError(f"after, {second}, cannot be put into {first.crs.to_string()}: {error}") from error
     left, bottom, right, top = rasterio.transform.array_bounds(first.height, first.width, first.transform)
     if not (west < right and left < east and south < top and bottom < north):
