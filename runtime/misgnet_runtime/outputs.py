@@ -6,13 +6,17 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from misgnet_runtime.device.sysfs import read_text
 from misgnet_runtime.errors import StorageError, UsageError
+from misgnet_runtime.files import is_file
 from misgnet_runtime.lock import lock_file
 
 _DISK_ERRORS = (
@@ -21,12 +25,15 @@ _DISK_ERRORS = (
 )  # fmt: skip
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _AT_FDCWD = -100
+_UMASK = re.compile(r"^Umask:\s*([0-7]+)$", re.MULTILINE)
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """UsageError where ``path`` exists and ``force`` is off."""
+    """UsageError where ``path`` exists and ``force`` is off, or is something that ``force`` does not replace."""
     if os.path.lexists(path) and not force:
         raise UsageError(f"output {path} exists; choose another -o, or replace it with --force")
+    if os.path.exists(path) and not (is_file(path) or os.path.isdir(path)):  # noqa: PTH110, PTH112 - any name
+        raise UsageError(f"output {path} is not a regular file; choose another -o, --force does not replace it")
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
@@ -48,10 +55,19 @@ def publish(temporary: Path, path: Path, *, force: bool = True) -> None:
     sync(temporary)
     temporary.chmod(0o666 & ~_umask())
     if force:
-        temporary.replace(path)
+        _replace(temporary, path)
     else:
         _move_to_new(temporary, path)
     sync(path.parent)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """UsageError where that would take the place of a pipe, socket or device; the system itself refuses folders."""
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+            raise UsageError(f"output {path} is not a regular file; choose another -o, --force does not replace it")
+    temporary.replace(path)
 
 
 @contextmanager
@@ -81,7 +97,7 @@ def replace_file(path: Path, *, force: bool = True) -> Iterator[Path]:
         os.close(handle)
     temporary = Path(name)
     try:
-        with _disk_errors(path):
+        with _disk_errors(path, temporary):
             yield temporary
             publish(temporary, path, force=force)
     finally:
@@ -112,7 +128,7 @@ def replace_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
             remove_stale(path)
             temporary, lock = locked_folder(path)
         try:
-            with _disk_errors(path):
+            with _disk_errors(path, temporary):
                 yield temporary
                 _sync_tree(temporary)
                 temporary.chmod(0o777 & ~_umask())
@@ -135,11 +151,13 @@ def alone(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """StorageError for what a disk refuses; without a ``temporary`` any error is the disk's, else also those of it."""
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_ERRORS:
+        ours = temporary is None or Path(str(error.filename)).is_relative_to(temporary)
+        if ours or error.errno in _DISK_ERRORS:
             raise StorageError(f"output {path} cannot be written: {error.strerror}; nothing was left there") from error
         raise
 
@@ -232,9 +250,9 @@ def _rename(source: Path, target: Path, flags: int) -> bool:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """The umask of this process. It is not set to find it, as other threads make files meanwhile."""
+    found = _UMASK.search(read_text(Path("/proc/self/status")) or "")
+    return int(found[1], 8) if found else 0o077  # not known: for this user alone
 
 
 def _sync_tree(folder: Path) -> None:

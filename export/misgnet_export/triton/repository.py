@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +74,7 @@ def _write_model(bundle: Bundle, entry: EngineEntry, folder: Path, serving: Serv
     # Triton takes names of digits without a leading zero, and serves the highest.
     place = folder / name / str(max(1, bundle.manifest.bundle_version))
     place.mkdir(parents=True)
-    shutil.copyfile(bundle.file(entry.file), place / backend.file)
+    (place / backend.file).write_bytes(bundle.read(entry.file))
     config = model_config(
         name, entry, bundle.manifest.interface, _speeds(bundle, entry), serving, _facts(bundle, entry)
     )
