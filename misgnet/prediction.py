@@ -16,7 +16,7 @@ from misgnet.network import MISGNet
 from misgnet.pictures import overlay
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.images import RgbImage, check_mask_name, read_pair, write_mask
-from misgnet_runtime.outputs import refuse_existing, replace_file, replace_folder
+from misgnet_runtime.outputs import refuse_existing, refuse_inputs, replace_file, replace_folder
 from misgnet_runtime.tiles import common_size, find_sources
 
 Writer = Callable[[Path], None]
@@ -51,6 +51,7 @@ def predict_folder(
     date with changes drawn in). ``output`` appears when all are written. Raises InputError that names the file,
     UsageError where ``output`` exists.
     """
+    refuse_inputs([output], [data])
     refuse_existing(output, force)
     sources = find_sources(data, labelled=False)
     for source in sources:  # only headers are read, so that a misfit is named before minutes are spent
@@ -72,6 +73,7 @@ def predict_files(
 ) -> Predicted:
     """The mask of one pair as ``output`` (PNG); when asked, beside it NAME_probability.tif and NAME_overlay.png."""
     check_mask_name(output)
+    refuse_inputs([output], [before, after])
     paths = output, output.with_name(f"{output.stem}_probability.tif"), output.with_name(f"{output.stem}_overlay.png")
     for path, wanted in zip(paths, (True, options.probability, options.overlay), strict=True):
         if wanted:

@@ -19,8 +19,8 @@ from misgnet.cli.options import (
     check_numbers,
     need_torch,
 )
-from misgnet_runtime.console import out_console
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.log import current
 
 _FIRST_HELP = "folder with A/ and B/; or the image of the earlier date, 8-bit RGB"
 _AFTER_HELP = "image of the later date, same size"
@@ -64,7 +64,7 @@ def predict(
     else:
         done = predict_files(network, data, after, output, options, force=force)
     pairs = f"{done.pairs} pairs, " if after is None else ""
-    out_console.print(f"{output}: {pairs}{100 * done.changed_share:.2f} % changed", soft_wrap=True, highlight=False)
+    current().result([f"{output}: {pairs}{100 * done.changed_share:.2f} % changed"])
 
 
 def _check_output(output: Path, folder: bool, force: bool) -> None:

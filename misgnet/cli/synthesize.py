@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from misgnet.cli.options import Bar, Force, Output
-from misgnet_runtime.console import out_console
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.log import current
 from misgnet_runtime.outputs import refuse_existing, replace_folder
 
 
@@ -32,4 +32,4 @@ def synthesize(
             if count:
                 with Bar(name) as bar:
                     write_split(folder / name, count, 3 * seed + index + 1, size, bar.move)
-    out_console.print(f"{train_pairs} + {val_pairs} + {test_pairs} pairs: {output}", soft_wrap=True, highlight=False)
+    current().result([f"{train_pairs} + {val_pairs} + {test_pairs} pairs: {output}"])

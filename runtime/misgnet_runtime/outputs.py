@@ -37,11 +37,14 @@ def refuse_existing(path: Path, force: bool) -> None:
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """UsageError where an output is one of ``inputs``, under whatever name."""
-    read = set(map(os.path.realpath, inputs))
+    """UsageError where an output is one of ``inputs``, under whatever name, or a folder that one lies in."""
+    read = [Path(os.path.realpath(path)) for path in inputs]
     for path in outputs:
-        if os.path.realpath(path) in read:
+        place = Path(os.path.realpath(path))
+        if place in read:
             raise UsageError(f"output {path} is an input as well; choose another -o")
+        if inside := next((found for found in read if place in found.parents), None):
+            raise UsageError(f"output {path} is a folder that the input {inside} lies in; choose another -o")
 
 
 def publish(temporary: Path, path: Path, *, force: bool = True) -> None:
@@ -119,7 +122,7 @@ def replace_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
     where another process made it while this one waited or the block ran.
     """
     asked, path = path, Path(os.path.realpath(path))
-    with _alone(path):
+    with alone(path):
         refuse_existing(asked, force)
         with _disk_errors(path):
             remove_stale(path)
@@ -137,8 +140,9 @@ def replace_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """While this process is the only one that makes ``path``."""
+def alone(path: Path) -> Iterator[None]:
+    """While this process is the only one that makes ``path``: another one waits, as :func:`lock.acquire` does."""
+    path = Path(os.path.realpath(path))
     with ExitStack() as stack:
         with _disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.choice import measured_by_build
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.manifest import EngineEntry
-from misgnet_runtime.outputs import refuse_existing, replace_folder
+from misgnet_runtime.outputs import refuse_existing, refuse_inputs, replace_folder
 
 CONFIG = "config.pbtxt"
 
@@ -43,6 +43,7 @@ def write_repository(
     Raises UsageError where ``output`` exists, a number cannot be meant, or an engine that was asked for
     fits no backend, InputError where the bundle is not what it must be, UnavailableError without Triton's schema.
     """
+    refuse_inputs([output], [bundle_path])
     refuse_existing(output, force)
     serving.check()
     load_schema()

@@ -105,10 +105,9 @@ def _scene(bundle: Bundle, pair: tuple[Path, Path], threads: int | None, timing:
     with tempfile.TemporaryDirectory() as folder:
         places = str(bundle.name), str(pair[0]), str(pair[1]), f"{folder}/change.tif"
         trust = required_elsewhere()
-        key, allow_older = (None, False) if trust is None else (str(trust.key), trust.allow_older)
-        task = SceneTask(
-            *places, timing.engine, timing.batch, timing.streams, threads, key, allow_older, bundle.digest()
-        )
+        key = None if trust is None or trust.key is None else str(trust.key)
+        signed = key, trust is not None and trust.allow_older
+        task = SceneTask(*places, timing.engine, timing.batch, timing.streams, threads, *signed, bundle.digest())
         found = run_scene(task)
     speed, alone = found.tiles / found.seconds, timing.pairs_per_second
     return SceneFigure(

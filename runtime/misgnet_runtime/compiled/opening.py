@@ -16,6 +16,7 @@ from misgnet_runtime.log import current
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.plans.facts import PlanFacts, this_platform
 from misgnet_runtime.plans.vendor import load_vendor
+from misgnet_runtime.private import NoFolderError
 
 
 def open_plan_of(entry: EngineEntry, files: CheckedFiles, streams: int, driver: CudaDriver | None = None) -> Engine:
@@ -57,11 +58,14 @@ def _compiled_here(
 ) -> tuple[PlanRecord, bytes] | None:
     if files.manifest_sha256 is None:  # a bundle that is still being built
         return None
-    store, slot = PlanStore(), slot_of(files.manifest_sha256, entry, device)
+    slot = slot_of(files.manifest_sha256, entry, device)
     try:
+        store = PlanStore()
         active = store.active(slot)
         record = active.plans.get(graph_of(entry)) if active else None
         return None if record is None else (record, store.plan(record))
+    except NoFolderError:
+        return None
     except InputError as error:
         advice = f"run: {command}"
         if entry.on_device:
