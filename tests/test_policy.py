@@ -57,7 +57,7 @@ def named(keys: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 @pytest.fixture
 def system(keys: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     """Writes the policy file of the machine, which lies elsewhere here: no option or variable moves it."""
-    monkeypatch.setattr(policy, "SYSTEM_POLICY", keys / "policy.toml")
+    monkeypatch.setattr(policy, "SYSTEM_POLICY", keys / "policy.toml", raising=False)
     return lambda text: _write(keys / "policy.toml", text)
 
 
