@@ -17,7 +17,7 @@ _PIXELS = ("bands", "scale", "offset", "stretch")
 _DATES = ("", "before_", "after_")
 _FLAGS = ("align", "cog", "force", "restart", "no_tuned")
 _COUNTS = ("overlap", "batch", "streams", "threads")
-_NUMBERS = ("min_area", "simplify")
+_NUMBERS = ("min_area", "simplify", "max_unreadable")
 _ENDINGS = {"probability": ".probability.tif", "vector": ".gpkg", "quicklook": ".png", "output": ".tif"}
 _SUFFIXES = {"vector": VECTOR_SUFFIXES, "quicklook": (".png",)}
 # By these nothing in the outputs changes, or they are said anew of every run.

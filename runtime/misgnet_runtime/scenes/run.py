@@ -19,7 +19,7 @@ from misgnet_runtime.scenes.products import Counts, MapWriter, publish_all, stag
 from misgnet_runtime.scenes.quicklook import write_quicklook
 from misgnet_runtime.scenes.vectors import VectorOptions, write_polygons
 from misgnet_runtime.scenes.windows import Layout, lay_out
-from misgnet_runtime.words import plural
+from misgnet_runtime.words import changed_words, plural
 
 INTERRUPTED = "what is finished is kept; the same command goes on from there"
 _SETTINGS = ("align", "cog", "min_area", "simplify")
@@ -27,15 +27,16 @@ _SETTINGS = ("align", "cog", "min_area", "simplify")
 
 @dataclass(frozen=True)
 class SceneReport:
-    """What was written. Shares are 0 to 1: of changed pixels among those with data, and of those without data.
+    """What was written. Shares are 0 to 1: of changed pixels among the valid ones (None without any), of pixels without
+    data, of valid ones, and of either date's pixels that lie in unreadable blocks.
 
-    ``unread``: blocks of the inputs that cannot be read, and their pixels; ``resumed``: rows that were there already.
+    ``unread``: unreadable blocks of both dates, and their pixels; ``resumed``: rows that were there already.
     ``tiles``: what the engine was given in this run; ``seconds``: from the first pixel read to the last row written.
     """
 
     height: int
     width: int
-    changed_share: float
+    changed_share: float | None
     nodata_share: float
     unread: tuple[int, int]
     polygons: int | None
@@ -44,13 +45,16 @@ class SceneReport:
     seconds: float
     engine: str
     reason: str
+    valid_share: float
+    unreadable_share_before: float
+    unreadable_share_after: float
 
     def lines(self, output: Path) -> list[str]:
         """For a person."""
         polygons = "" if self.polygons is None else f", {plural(self.polygons, 'polygon')}"
         found = [
-            f"{output}: {self.width} x {self.height} px, {100 * self.changed_share:.2f} % changed{polygons}, "
-            f"{100 * self.nodata_share:.2f} % without data, engine {self.engine} ({self.reason})"
+            f"{output}: {self.width} x {self.height} px, "
+            f"{changed_words(self.changed_share, self.valid_share)}{polygons}, engine {self.engine} ({self.reason})"
         ]
         if self.tiles:
             speed = self.tiles / self.seconds
@@ -187,8 +191,8 @@ def _report(run: Run, journal: Journal, work: Work, counts: Counts, polygons: in
     grid = run.inputs.grid
     pixels = grid.height * grid.width
     unread = len(journal.holes), sum(height * width for *_, height, width in journal.holes)
-    changed = counts.changed / max(1, pixels - counts.nodata)
+    valid = pixels - counts.nodata
     return SceneReport(
-        grid.height, grid.width, changed, counts.nodata / pixels, unread, polygons, resumed, work.tiles, work.seconds,
-        run.entry.name, run.reason,
+        grid.height, grid.width, counts.changed / valid if valid else None, counts.nodata / pixels, unread, polygons,
+        resumed, work.tiles, work.seconds, run.entry.name, run.reason, valid / pixels, 0.0, 0.0,
     )  # fmt: skip
