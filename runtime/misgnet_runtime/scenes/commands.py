@@ -49,7 +49,7 @@ def encode(
         restart=restart, tuned=not no_tuned, max_unreadable=max_unreadable,
     )  # fmt: skip
     with current().progress("rows of tiles") as progress:
-        report = encode_file(bundle, raster, output, options, tell=current().note, progress=progress)
+        report = encode_file(bundle, raster, output, options, log=current(), progress=progress)
     current().result(report.lines(), output=output, **report.figures())
 
 
@@ -117,4 +117,4 @@ def series(
         current().result(report.lines(path), output=path, **asdict(report))
 
     with current().progress("rows of tiles") as progress:
-        run_series(bundle, reference, dates, output, options, Listener(current().note, finished, progress))
+        run_series(bundle, reference, dates, output, options, Listener(current(), finished, progress))
