@@ -1,7 +1,7 @@
 """Where a TIFF says that its blocks lie, checked against the file's size: before, and without, any decoder.
 
-Classic TIFF and BigTIFF of both byte orders, strips and tiles, one plane or several, and internal masks. No count in the
-file is trusted: memory is bounded by :data:`MOST_BLOCKS`, and a million blocks take some 20 ms.
+Classic TIFF and BigTIFF of both byte orders, strips and tiles, one plane or several, and internal masks. No count in
+the file is trusted: memory is bounded by :data:`MOST_BLOCKS`, and a million blocks take some 20 ms.
 
 TIFF Revision 6.0 (1992), sections 2, 8 and 15; the BigTIFF design of libtiff (2007).
 """
@@ -109,11 +109,14 @@ class _Reader:
         height, width = self._number(image, _HEIGHT), self._number(image, _WIDTH)
         if not (height and width):
             raise self._damaged("its image has no size")
-        masks = tuple(
-            self._layer(found) for found in directories if self._number(found, _SUBFILE) & (_MASK | _REDUCED) == _MASK
-        )
+        masks = tuple(self._layer(found) for found in directories if self._is_mask(found, height, width))
         layer = self._layer(image)
         return TiffBlocks(height, width, len(layer.absent), layer, masks)
+
+    def _is_mask(self, found: _Directory, height: int, width: int) -> bool:
+        """Whether a directory is the mask of all of the first image, not of an overview."""
+        size = self._number(found, _HEIGHT), self._number(found, _WIDTH)
+        return self._number(found, _SUBFILE) & (_MASK | _REDUCED) == _MASK and size == (height, width)
 
     def _directories(self) -> Iterator[_Directory]:
         seen: set[int] = set()
@@ -158,14 +161,16 @@ class _Reader:
         shape = planes, -(-height // block_height), -(-width // block_width)
         if (count := shape[0] * shape[1] * shape[2]) > MOST_BLOCKS:
             raise InputError(
-                f"raster {self._path} has {count:,} blocks, and {MOST_BLOCKS:,} are the most; write it in larger blocks "
-                "(gdal_translate -co TILED=YES), or cut it into parts"
+                f"raster {self._path} has {count:,} blocks, and {MOST_BLOCKS:,} are the most; write it in larger "
+                "blocks (gdal_translate -co TILED=YES), or cut it into parts"
             )
         most = self._plain_bytes(found, (block_height, block_width), tiled, height)
         absent, outside = self._flags(found, count, most, shape[1:])
         return Layer(block_height, block_width, absent.reshape(shape), outside.reshape(shape))
 
-    def _plain_bytes(self, found: _Directory, block: tuple[int, int], tiled: bool, height: int) -> tuple[int, int] | None:
+    def _plain_bytes(
+        self, found: _Directory, block: tuple[int, int], tiled: bool, height: int
+    ) -> tuple[int, int] | None:
         """Bytes of a block that is not compressed, and of one in the last row of blocks; None where they are unknown.
 
         Some writers give the last strip the length of a whole one.
