@@ -26,7 +26,9 @@ from commands import exit_code
 from ends import in_child
 from misgnet_runtime import cli
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
+from misgnet_runtime.scenes import inputs
 from misgnet_runtime.scenes import predict as predict_module
+from misgnet_runtime.scenes.inputs import look_at
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.predict import predict_scene_files
 from scenes import PLACE, read, scene, write_raster
@@ -505,8 +507,6 @@ def test_a_link_to_a_raster_changes_nothing(place: Place, monkeypatch: pytest.Mo
 
 
 def test_a_raster_replaced_while_it_is_hashed_is_noticed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from misgnet_runtime.scenes import inputs
-
     digest = inputs.file_sha256
 
     def replacing(path: Path) -> str:
@@ -522,11 +522,9 @@ def test_a_raster_replaced_while_it_is_hashed_is_noticed(place: Place, monkeypat
 
 @pytest.mark.parametrize("layout", ["tiles", "strips, not compressed", "big-endian BigTIFF", "planes"])
 def test_every_length_of_a_file_is_refused(place: Place, layout: str) -> None:
-    from misgnet_runtime.scenes.inputs import check_readable
-
     whole = write(place.after, AFTER, layout).read_bytes()
-    check_readable(place.after, "after", 0)
+    look_at(place.before, place.after, SceneOptions())
     for size in [*range(0, 700, 13), *np.linspace(700, len(whole) - 1, 40).astype(int)]:
         place.after.write_bytes(whole[:size])
         with pytest.raises(MisgnetError):
-            check_readable(place.after, "after", 0)
+            look_at(place.before, place.after, SceneOptions())

@@ -77,6 +77,11 @@ class Blocks:
         return sum(layer.absent.size for layer in self._layers)
 
     @property
+    def nodata_blocks(self) -> int:
+        """Blocks that were never written, and are nodata because the raster declares a value for that."""
+        return sum(int(layer.absent.sum()) for layer in self._layers) if self.nodata else 0
+
+    @property
     def has_gaps(self) -> bool:
         """Whether any block is unreadable, or absent and nodata."""
         return any(layer.absent.any() or layer.outside.any() for layer in self._layers)
