@@ -42,10 +42,10 @@ def test_the_blocks_are_those_that_gdal_finds(tmp_path: Path, variant: str) -> N
         height, width = dataset.block_shapes[0]
         planes = 3 if dataset.interleaving.name == "band" else 1
         rows, columns = -(-H // height), -(-W // width)
-        places = np.array([
-            [[sum(int(dataset.get_tag_item(f"BLOCK_{what}_{c}_{r}", "TIFF", bidx=band + 1)) for what in ("OFFSET", "SIZE"))
-              for c in range(columns)] for r in range(rows)] for band in range(planes)
-        ])  # fmt: skip
+        places = np.empty((planes, rows, columns), np.int64)
+        for plane, row, column in np.ndindex(places.shape):
+            tags = (f"BLOCK_{what}_{column}_{row}" for what in ("OFFSET", "SIZE"))
+            places[plane, row, column] = sum(int(dataset.get_tag_item(tag, "TIFF", bidx=plane + 1)) for tag in tags)
     for size in (len(content), len(content) - 1, len(content) * 2 // 3):
         path.write_bytes(content[:size])
         found = read_blocks(path)
@@ -85,14 +85,14 @@ def big_tiff(path: Path, count: int, *, claim: int | None = None, more: bytes = 
 def test_a_million_blocks_take_bounded_time_and_memory(tmp_path: Path) -> None:
     count = 1_000_000
     tables = np.concatenate([np.full(count, 8, "<u8"), np.ones(count, "<u8")])
-    tables[-3:] = 1 << 60
+    tables[count - 3 : count] = 1 << 60
     path = big_tiff(tmp_path / "x.tif", count, more=tables.tobytes())
     tracemalloc.start()
     start = time.process_time()
     blocks = Blocks(path, read_blocks(path), nodata=False)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert (blocks.count, blocks.unreadable) == (count, (0, 0))  # what is not compressed has a byte each
+    assert (blocks.count, blocks.unreadable) == (count, (3, 3))
     assert time.process_time() - start < 5 and peak < 160 << 20
 
 

@@ -66,9 +66,8 @@ class Inputs:
             log.info(f"{date}: {scaling}")
         for name, blocks in (("before", self.before.blocks), ("after", self.after.blocks)):
             if blocks.nodata_blocks:
-                log.info(
-                    f"{name}: {blocks.nodata_blocks:,} of {plural(blocks.count, 'block')} were never written: nodata"
-                )
+                some = f"{blocks.nodata_blocks:,} of {plural(blocks.count, 'block')}"
+                log.info(f"{name}: {some} were never written, which is nodata")
         self.warn(log)
 
     def warn(self, log: EventLog) -> None:
