@@ -31,7 +31,6 @@ from misgnet_runtime.scenes import predict as predict_module
 from misgnet_runtime.scenes.inputs import look_at
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.predict import predict_scene_files
-from misgnet_runtime.tiling import Span
 from scenes import PLACE, read, scene, write_raster
 
 H, W = 160, 128  # 5 x 4 blocks of 32 pixels
@@ -540,24 +539,3 @@ def test_every_length_of_a_file_is_refused(place: Place, layout: str) -> None:
         place.after.write_bytes(whole[:size])
         with pytest.raises(MisgnetError):
             look_at(place.before, place.after, SceneOptions())
-
-
-# --- training data
-
-
-@pytest.mark.parametrize("kind", ["truncated", "unfinished"])
-def test_a_label_that_lacks_blocks_is_no_label_of_no_change(tmp_path: Path, kind: str) -> None:
-    from misgnet.datasets.scene import open_scene
-
-    dates = (("before", BEFORE), ("after", AFTER))
-    paths = {role: write_raster(tmp_path / f"{role}.tif", pixels) for role, pixels in dates}
-    label = np.zeros((1, H, W), np.uint8)
-    label[:, 40:80, 40:80] = 255
-    paths["label"] = tmp_path / "label.tif"
-    if kind == "truncated":
-        write_raster(paths["label"], label, compress="none")
-        cut(paths["label"], -100)
-    else:
-        write_part(paths["label"], label)
-    with pytest.raises(InputError, match=r"label\.tif has \d+ unreadable block"), open_scene(paths, 64) as found:
-        found.read(Span(0, H))

@@ -17,9 +17,7 @@ from misgnet.datasets.units import TilePixels
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.images import Mask, RgbImage
 from misgnet_runtime.scenes.geotiff import GDAL, check_memory, has_place, load_rasterio, open_geotiff, same_place
-from misgnet_runtime.scenes.unreadable import Blocks
 from misgnet_runtime.tiling import Cell, Span, cut
-from misgnet_runtime.words import plural
 
 
 @dataclass(frozen=True)
@@ -95,28 +93,19 @@ def strips(scene: Scene, cells: list[PlacedCell], tile: int) -> tuple[StripUnit,
 def open_scene(paths: Mapping[str, Path], tile: int) -> Iterator[Scene]:
     """Open the rasters "before", "after" and "label", and check all that can be known before a pixel is read.
 
-    UnavailableError without rasterio; InputError names the raster that is no GeoTIFF of the right kind, is truncated,
-    too wide to be read in strips of ``tile`` rows, or lies on another grid.
+    UnavailableError without rasterio; InputError names the raster that is no GeoTIFF of the right kind, is too
+    wide to be read in strips of ``tile`` rows, or lies on another grid.
     """
     rasterio = _rasterio()
     with rasterio.Env(**GDAL), ExitStack() as stack:
         opened = {role: stack.enter_context(open_geotiff(rasterio, path)) for role, path in paths.items()}
         for role, dataset in opened.items():
             _check_kind(dataset, is_label=role == "label")
-            _check_whole(paths[role], dataset)
         scene = Scene(**opened)
         _check_memory(scene, tile)
         for dataset in (scene.after, scene.label):
             _check_grid(scene.before, dataset)
         yield scene
-
-
-def _check_whole(path: Path, dataset: Any) -> None:
-    """InputError where blocks are cut off or were never written: a label without them says that nothing changed."""
-    if count := Blocks.of(path, dataset).unreadable[0]:
-        raise InputError(
-            f"raster {path} has {plural(count, 'unreadable block')}: it is truncated or unfinished; fetch it again"
-        )
 
 
 def check_label(scene: Scene, tile: int) -> None:
