@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.lock import try_acquire
 from misgnet_runtime.manifest import Struct
 from misgnet_runtime.outputs import resumable_errors, sync
 
@@ -45,7 +45,7 @@ def _locked(path: Path, busy: str) -> FileIO:
         with resumable_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = path.open("a+b", buffering=0)
-        if not hold(handle):
+        if not try_acquire(handle.fileno()):
             handle.close()
             raise UsageError(busy)
         if _is_at(handle, path):
@@ -113,17 +113,6 @@ def line_errors(path: Path, number: int, without: str) -> Iterator[None]:
             f"{path}, line {number} is damaged, or another version's ({error}); choose another -o, or move it away: "
             f"then {without}"
         ) from error
-
-
-def hold(handle: FileIO) -> bool:
-    """Lock a record for as long as this process has it open; False where another process has it."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: then it is the user who must not start two
-        pass
-    return True
 
 
 class _Version(msgspec.Struct):
@@ -224,7 +213,9 @@ class Journal(Generic[Entry]):
             sync(self.path.parent)
 
     def _fill(self, handle: FileIO, entries: list[Entry]) -> None:
-        hold(handle)  # before it has the journal's name, so that no other process can lock it in between
+        try_acquire(
+            handle.fileno()
+        )  # before it has the journal's name, so that no other process can lock it in between
         handle.truncate(0)
         os.fchmod(handle.fileno(), stat.S_IMODE(os.fstat(self._handle.fileno()).st_mode))
         for start in range(0, len(entries), 1000):

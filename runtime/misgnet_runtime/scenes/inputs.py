@@ -10,6 +10,7 @@ from pathlib import Path
 
 from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.log import EventLog
 from misgnet_runtime.scenes.grids import Grid
 from misgnet_runtime.scenes.options import Declared, SceneOptions
 from misgnet_runtime.scenes.sampling import find_scaling, residual_shift
@@ -46,16 +47,22 @@ class Inputs:
     def scalings(self) -> tuple[Scaling, Scaling]:
         return self.before.scaling, self.after.scaling
 
-    def words(self) -> list[str]:
-        """What a user should know before the run: scalings, and a warning."""
-        lines = [f"{date}: {scaling}" for date, scaling in zip(("before", "after"), self.scalings, strict=True)]
-        return [*lines, *self.warnings()]
+    def report(self, log: EventLog) -> None:
+        """Log what a user should know before the run: scalings, and warnings."""
+        for date, scaling in zip(("before", "after"), self.scalings, strict=True):
+            log.info(f"{date}: {scaling}")
+        self.warn(log)
+
+    def warn(self, log: EventLog) -> None:
+        """Log the warnings alone."""
+        for warning in self.warnings():
+            log.warning(warning)
 
     def warnings(self) -> list[str]:
         if not self.shift or max(map(abs, self.shift)) <= 1:
             return []
         return [
-            f"warning: the second date lies about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} columns beside "
+            f"the second date lies about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} columns beside "
             "the first; what does not move may be taken for change: register them first"
         ]
 
