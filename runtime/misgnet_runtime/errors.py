@@ -7,6 +7,7 @@ MisgnetError            1  a bug, unless it is one of the kinds below
 │   ├── StorageError    4  the disk of a result has no room, or refuses
 │   └── LockTimeoutError 4  another process holds a lock for longer than --lock-timeout
 ├── UnavailableError    5  a device, driver or library is missing on this machine
+│   └── EngineError     5  an engine that was open failed in the middle of its work
 └── ScenesFailed        6  some of many scenes failed, and all others are done
 
 A message says what was asked, what was found, and what to do next, on one line.
@@ -43,6 +44,10 @@ class LockTimeoutError(InputError):
 
 class UnavailableError(MisgnetError):
     exit_code = 5
+
+
+class EngineError(UnavailableError):
+    """Nothing is known to be wrong with what the engine was given: opened again, it may work."""
 
 
 class ScenesFailed(MisgnetError):  # noqa: N818 - the others are done
