@@ -8,19 +8,17 @@ pools; rounds in turn keep a ratio meaningful when the machine's speed drifts.
 from __future__ import annotations
 
 import math
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from misgnet_runtime.callables import Progress
+from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.device.power import Energy, PowerMeter, count_energy
 from misgnet_runtime.engines.settings import EngineSettings
 from misgnet_runtime.errors import MisgnetError
@@ -164,15 +162,14 @@ class _Worker:
 
     def __init__(self, task: Task | Product) -> None:
         self.name = f"{task.name} at batch {task.batch}"
-        module, environment = "misgnet_runtime.throughput_worker", worker_environment()
+        module, variables = "misgnet_runtime.throughput_worker", environment()
         if isinstance(task, Product):
             module = "misgnet_runtime.throughput_product"
-            environment["OPENBLAS_NUM_THREADS"] = str(task.threads or usable_cores())
-        command = [sys.executable, "-m", module]
+            variables["OPENBLAS_NUM_THREADS"] = str(task.threads or usable_cores())
         # A file, not a pipe: a library that writes pages of warnings must not fill a pipe and block.
         self.words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, env=environment
+            python_command(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, env=variables
         )
         self.task = task
 
@@ -205,11 +202,6 @@ class _Worker:
         self.words.seek(0)
         last = (self.words.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
         return MisgnetError(f"the benchmark of {self.name} ended early: {last}")
-
-
-def worker_environment() -> dict[str, str]:
-    """The parent's environment, with its import path: it may run from a checkout that is not installed."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path)}
 
 
 def _calls(task: Task | Product, warm_up: WarmUp, seconds: float) -> int:

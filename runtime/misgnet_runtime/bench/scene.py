@@ -12,11 +12,11 @@ from pathlib import Path
 
 import msgspec
 
+from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.console import run_app
 from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, UnavailableError, UsageError
 from misgnet_runtime.log import collector
 from misgnet_runtime.manifest import Count, Struct
-from misgnet_runtime.throughput import worker_environment
 
 _KINDS = {kind.exit_code: kind for kind in (UsageError, GateFailed, InputError, UnavailableError)}
 
@@ -49,9 +49,9 @@ class SceneRun(Struct, frozen=True):
 
 def run_scene(task: SceneTask) -> SceneRun:
     """Raises what ``predict`` raises, with its words."""
-    command = [sys.executable, "-m", "misgnet_runtime.bench.scene"]
+    command = python_command("misgnet_runtime.bench.scene")
     ended = subprocess.run(
-        command, input=msgspec.json.encode(task), capture_output=True, env=worker_environment(), check=False
+        command, input=msgspec.json.encode(task), capture_output=True, env=environment(), check=False
     )
     if ended.returncode:
         last = (ended.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
