@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
-from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.errors import InputError, StorageError, UsageError
 from misgnet_runtime.lines import append_line, decode_lines, open_held, write_all
 from misgnet_runtime.manifest import JSON_ERRORS, Count, Struct
 from misgnet_runtime.outputs import resumable_errors
@@ -186,14 +186,27 @@ def was_published(output: Path) -> bool:
         return any(isinstance(entry, Publishing) for entry in _parse(handle, output)[1])
 
 
+def finished_units(output: Path) -> int:
+    """How many rows of a map, or tiles' features, an interrupted run of ``output`` left on the disk."""
+    journal = progress_folder(output) / _JOURNAL
+    try:
+        with journal.open("rb", buffering=0) as handle:
+            bands = [entry for entry in _parse(handle, output)[1] if isinstance(entry, Band)]
+    except (OSError, UsageError):  # none, or a damaged one, which counts for nothing
+        return 0
+    return bands[-1].stop if bands else 0
+
+
 def _check_room(path: Path, raw: Raw) -> None:
     folder = next(parent for parent in path.parents if parent.exists())
     there = path.stat().st_size if path.exists() else 0
-    needed, free = raw.count * raw.size - there, shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(
-            f"{raw.words} takes {decimal(needed)} beside the output, where {decimal(free)} are free; is its header "
-            "damaged? If not, make room, choose another -o, or cut the scene"
+    usage = shutil.disk_usage(folder)
+    needed = raw.count * raw.size - there
+    if needed > usage.free:
+        error = InputError if needed > usage.total else StorageError  # with room made, the same call may succeed
+        raise error(
+            f"{raw.words} takes {decimal(needed)} beside the output, where {decimal(usage.free)} are free; is its "
+            "header damaged? If not, make room, choose another -o, or cut the scene"
         )
 
 

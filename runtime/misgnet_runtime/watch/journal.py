@@ -65,7 +65,7 @@ class Begun(Struct, frozen=True, tag="begun"):
 
 
 class Read(Struct, frozen=True, tag="read"):
-    """The digests of the files of a pair that was begun."""
+    """The digests of the files of a pair that was begun, and is processed."""
 
     time: datetime
     pair: str
@@ -150,6 +150,11 @@ class Unfinished:
     complete: Complete | None = None
     unclean: Unclean | None = None
 
+    @property
+    def is_read(self) -> bool:
+        """Whether it was decided that the pair is processed."""
+        return self.begun.before.sha256 is not None
+
     def entries(self) -> Iterator[Entry]:
         """The lines that say the same."""
         yield self.begun
@@ -189,7 +194,9 @@ class Pairs:
         begun, last = pair.begun, self.ended.get(end.pair)
         if isinstance(end, Kept):
             if last is not None and end.same:
-                self.ended[end.pair] = replace(last, before=begun.before, after=begun.after)
+                before = replace(begun.before, sha256=last.before.sha256)
+                after = replace(begun.after, sha256=last.after.sha256)
+                self.ended[end.pair] = replace(last, before=before, after=after)
             return
         found = Ended(end.time, end.pair, begun.before, begun.after, "failed", done=last.done if last else 0)
         if isinstance(end, Failed):
@@ -221,10 +228,14 @@ class Journal:
         file.entries.clear()
         self._left = 0
 
-    def add(self, entry: Entry, *, sync: bool = True) -> None:
+    def add(self, entry: Entry) -> None:
         """Put an entry on the disk; StorageError where it refuses, and then a later call may succeed."""
-        self._file.append(entry, sync=sync)
+        self._file.append(entry, sync=not isinstance(entry, Read))  # without digests the files are read once more
         self.pairs.take(entry)
+
+    def failed(self) -> set[str]:
+        """The names of the pairs that ended so."""
+        return {name for name, end in self.pairs.ended.items() if end.outcome == "failed"}
 
     @property
     def is_long(self) -> bool:
@@ -232,13 +243,16 @@ class Journal:
         return self._file.lines > max(self.LINES, 2 * self._left)
 
     def compact(self, keep: Iterable[str]) -> None:
-        """Forget the ended pairs but those of ``keep``, and write what is left anew."""
-        keep = set(keep)
-        kept = Pairs(self.pairs.started, dict(self.pairs.ended), self.pairs.unfinished)
-        for name in self.pairs.ended.keys() - keep:
-            del kept.ended[name]
+        """Forget all pairs but those of ``keep``, and those that are complete, and write what is left anew."""
+        keep, pairs = set(keep), self.pairs
+        kept = Pairs(
+            pairs.started,
+            {name: end for name, end in pairs.ended.items() if name in keep},
+            {name: pair for name, pair in pairs.unfinished.items() if name in keep or pair.complete is not None},
+        )
         if kept.started is not None:  # its lines are of this version from here on
             kept.started = replace(kept.started, format=SCHEMA.format)
+        self._left = self._file.lines  # where the disk refuses, another time
         self._file.rewrite(kept.entries())
         self.pairs, self._left = kept, self._file.lines
 

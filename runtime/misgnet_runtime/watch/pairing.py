@@ -106,7 +106,9 @@ class Naming:
             elif pair := self._pair(name, folder, files, everything):
                 pairs.append(pair)
             elif links := [file for file in files if (folder / file).is_symlink()]:
-                remarks.append(f"{', '.join(map(ascii, links))}: links are not followed; move the files themselves here")
+                remarks.append(
+                    f"{', '.join(map(ascii, links))}: links are not followed; move the files themselves here"
+                )
         return pairs, remarks
 
     def _pair(self, name: str, folder: Path, files: list[str], everything: set[str]) -> FilePair | None:

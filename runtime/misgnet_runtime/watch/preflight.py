@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
 
 from rich.filesize import decimal
@@ -46,12 +47,22 @@ def check_files(pair: FilePair, output: Path) -> None:
 def file_digest(file: File) -> str:
     """SHA-256 of a file that is as it was found. Raises OSError where it is a link or not readable."""
     total = hashlib.sha256()
-    with open(os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb", buffering=0) as handle:
+    with _opened(file) as handle:
         left = file.size
         while left > 0 and (part := handle.read(min(left, 1 << 20))):
             total.update(part)
             left -= len(part)
     return total.hexdigest()
+
+
+def check_readable(pair: FilePair) -> None:
+    """OSError where one of the files may not be read, or is a link."""
+    for file in pair.files:
+        _opened(file).close()
+
+
+def _opened(file: File) -> FileIO:
+    return FileIO(os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
 
 
 def _longest_name(folder: Path) -> int:
