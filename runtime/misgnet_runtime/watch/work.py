@@ -32,7 +32,7 @@ from misgnet_runtime.watch.journal import (
 from misgnet_runtime.watch.options import ENDINGS, WatchOptions
 from misgnet_runtime.watch.pairing import File, FilePair
 from misgnet_runtime.watch.processing import Processor, folder_names
-from misgnet_runtime.words import plural
+from misgnet_runtime.words import changed_words, plural
 
 
 @dataclass
@@ -314,6 +314,7 @@ def _state(file: File, sha256: str | None = None) -> FileState:
 
 def _line(complete: Complete) -> str:
     """For a person."""
-    share: Any = complete.figures.get("changed_share")
-    changed = "" if share is None else f": {100 * share:.2f} % changed"
-    return f"{complete.pair}{changed}: {', '.join(reversed(complete.outputs))}"
+    figures, outputs = complete.figures, ", ".join(reversed(complete.outputs))
+    if "changed_share" not in figures:  # the process that knew them has ended
+        return f"{complete.pair}: {outputs}"
+    return f"{complete.pair}: {changed_words(figures['changed_share'], figures.get('valid_share', 1.0))}: {outputs}"
