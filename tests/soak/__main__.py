@@ -5,8 +5,8 @@
 
 Pairs arrive whole, in parts, with pauses, under names that change; some are damaged or hostile, and some end the
 process that reads them. The watcher is killed and asked to end again and again, and short processes come and go.
-Afterwards every good pair was done exactly once and its mask is right, every bad one is named, the watcher is alive, and
-its memory and its journal are bounded. Prints figures and what was otherwise; the exit code is 1 then.
+Afterwards every good pair was done exactly once and its mask is right, every bad one is named, the watcher is alive,
+and its memory and its journal are bounded. Prints figures and what was otherwise; the exit code is 1 then.
 """
 
 from __future__ import annotations

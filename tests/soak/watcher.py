@@ -35,8 +35,6 @@ def break_rule(name: str) -> None:
         attempts.crashed = lambda *_: False  # type: ignore[assignment]
     elif name == "mask":  # masks are of other pixels
         processing.read_pair = lambda *paths: tuple(np.roll(image, 3, 0) for image in read_pair(*paths))
-    elif name == "links":  # they are followed
-        Path.lstat = Path.stat  # type: ignore[method-assign, assignment]
     else:
         raise ValueError(name)
 
