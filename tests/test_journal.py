@@ -28,7 +28,8 @@ class Item(Struct, frozen=True, tag="item"):
 
 
 Line = Header | Item
-SCHEMA: JournalSchema[Line] = JournalSchema(Header, Line, (1, 2), "choose another -o")
+SCHEMA: JournalSchema[Line] = JournalSchema(Header, Item, (1, 2), "choose another -o")
+AGAIN: JournalSchema[Line] = JournalSchema(Header, Line, (1, 2), "choose another -o")
 HEADER = Header(2, {"--overlap": "16"})
 
 
@@ -68,7 +69,7 @@ def test_a_torn_last_line_does_not_count_and_goes(tmp_path: Path, torn: bytes) -
         ([b'{"type":"other","format":7,"more":1}'], 1, "it has format 7; this version reads format 1 and 2"),
         ([msgspec.json.encode(HEADER), b"no JSON"], 2, "damaged"),
         ([msgspec.json.encode(HEADER), b'{"type":"item"}'], 2, "damaged"),
-        ([msgspec.json.encode(HEADER), msgspec.json.encode(Header(9, {}))], 2, "it has format 9"),
+        ([msgspec.json.encode(HEADER), msgspec.json.encode(HEADER)], 2, "damaged"),
     ],
 )
 def test_a_damaged_line_is_refused_in_one_line(tmp_path: Path, lines: list[bytes], number: int, words: str) -> None:
@@ -81,6 +82,17 @@ def test_a_damaged_line_is_refused_in_one_line(tmp_path: Path, lines: list[bytes
     assert f"a.jsonl, line {number} is damaged" in message and words in message and "choose another -o" in message
     assert "format 1 and 2" in message and "\n" not in message
     assert path.read_bytes() == content
+
+
+def test_a_header_that_may_come_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with open_journal(path, AGAIN, "busy") as journal:
+        journal.append(Header(1, {}), Item("a"), HEADER)
+    with open_journal(path, AGAIN, "busy") as journal:
+        assert journal.entries == [Header(1, {}), Item("a"), HEADER]
+        journal.append(Header(9, {}))
+    with pytest.raises(UsageError, match=r"line 4 is damaged .*it has format 9"), open_journal(path, AGAIN, "busy"):
+        pass
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta
@@ -118,7 +118,7 @@ def line_errors(path: Path, number: int, without: str) -> Iterator[None]:
 class _Version(msgspec.Struct):
     """All that is read of a header before its format is known."""
 
-    format: int
+    format: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class JournalSchema(Generic[Entry]):
 
     # The first line's type; it has a ``format`` and holds what later runs are compared with: digests, settings.
     header: Any
-    # The union of all other lines' types; the header's type is one of them where it may come again.
+    # The union of all other lines' types. With the header's type among them it may come at any place, and again.
     entry: Any
     # The formats that are read; the last one is written.
     formats: tuple[int, ...]
@@ -140,15 +140,16 @@ class JournalSchema(Generic[Entry]):
 
     def decode(self, line: bytes, number: int) -> Entry:
         """The entry of line ``number``, from 1. Raises ValueError or RecursionError for a damaged line."""
-        if number == 1:
+        if number == 1:  # another version's header may lack fields, and have others
             self._check(msgspec.json.decode(line, type=_Version).format)
-        entry: Entry = msgspec.json.decode(line, type=self.header if number == 1 else self.entry)
+        first = number == 1 and self.header not in get_args(self.entry)
+        entry: Entry = msgspec.json.decode(line, type=self.header if first else self.entry)
         if isinstance(entry, self.header):
             self._check(entry.format)
         return entry
 
-    def _check(self, found: int) -> None:
-        if found not in self.formats:
+    def _check(self, found: int | None) -> None:
+        if found is not None and found not in self.formats:
             raise ValueError(f"it has format {found}")
 
     def read(self, handle: FileIO, path: Path) -> tuple[list[Entry], int]:

@@ -131,6 +131,11 @@ def progress_folder(output: Path) -> Path:
     return output.parent / f".{output.name}.progress"
 
 
+def raw_map(height: int, width: int) -> Raw:
+    """The raw file of a map of so many pixels."""
+    return Raw("probability.raw", height, width * 4, f"the scene has {width:,} x {height:,} px, and its map")
+
+
 @contextmanager
 def open_journal(output: Path, raw: Raw, settings: dict[str, str], *, restart: bool) -> Iterator[Journal]:
     """The journal of ``output``, begun where there is none or with ``restart``; one run at a time may hold it.
@@ -139,7 +144,7 @@ def open_journal(output: Path, raw: Raw, settings: dict[str, str], *, restart: b
     where the disk has no room for the raw file, or refuses.
     """
     folder, header = progress_folder(output), raw.header(settings)
-    _check_room(folder / raw.name, raw)
+    check_room(output, raw)
     busy = f"another run is writing {output}; wait for it, or choose another -o"
     with open_held(folder / _JOURNAL, busy) as handle:
         with resumable_errors(folder):
@@ -197,7 +202,9 @@ def finished_units(output: Path) -> int:
     return bands[-1].stop if bands else 0
 
 
-def _check_room(path: Path, raw: Raw) -> None:
+def check_room(output: Path, raw: Raw) -> None:
+    """Raises InputError where the disk of ``output`` can never hold the raw file, StorageError where it is too full."""
+    path = progress_folder(output) / raw.name
     folder = next(parent for parent in path.parents if parent.exists())
     there = path.stat().st_size if path.exists() else 0
     usage = shutil.disk_usage(folder)

@@ -82,9 +82,9 @@ class IsolatedProcessor:
         self._pair, self._end = "", 0.0
         self.engine, self.title = self._start()
 
-    def digests(self, pair: FilePair) -> tuple[str, str]:
+    def digests(self, pair: FilePair, folder: Path) -> tuple[str, str]:
         self._begin(pair)
-        found: tuple[str, str] = self._ask("digests", pair)
+        found: tuple[str, str] = self._ask("digests", pair, folder)
         return found
 
     def process(self, pair: FilePair, folder: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
@@ -13,12 +12,14 @@ from rich.filesize import decimal
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.images import image_size
-from misgnet_runtime.watch.pairing import File, FilePair, Kind
+from misgnet_runtime.scenes.geotiff import GDAL, load_rasterio, open_geotiff
+from misgnet_runtime.scenes.inputs import check_readable
+from misgnet_runtime.scenes.journal import check_room, raw_map
+from misgnet_runtime.watch.pairing import File, FilePair
 
 _NAME_BYTES = 255  # of a file's name, where the system gives no number
 _IMAGE_BYTES = 2 << 30  # of a PNG or JPEG file: what Pillow opens has 16-bit RGBA pixels for 1.4 GiB at most
-_ROOM = 4, 1 << 30  # a raster's file takes so many times its pixels, and so many bytes, at most
-_MAP_BYTES = 4  # of a pixel of the map that is made beside the output
+_ROOM = 4, 1 << 30  # a raster's file takes so many times its pixels, and so many bytes more
 
 
 def check_names(output: Path, outputs: Iterable[str]) -> None:
@@ -33,15 +34,21 @@ def check_names(output: Path, outputs: Iterable[str]) -> None:
             )
 
 
-def check_files(pair: FilePair, output: Path) -> None:
-    """InputError where a file's header cannot be read, or the file or its map is larger than that header explains."""
-    for file in pair.files:
-        most = _most_bytes(file.path, pair.kind, output)
+def check_files(pair: FilePair, result: Path, max_unreadable: float) -> None:
+    """InputError where a file's header cannot be read, or the file is larger than that header explains.
+
+    For rasters also where the disk of ``result``, the map, cannot hold it (StorageError where it may later), and
+    UnreadableError where more than ``max_unreadable`` percent are known not to be in the file.
+    """
+    for date, file in zip(("before", "after"), pair.files, strict=True):
+        most = _image_bytes(file) if pair.kind == "image" else _raster_bytes(file, result)
         if file.size > most:
             raise InputError(
                 f"image {file.path} has {decimal(file.size)}, and by its header at most {decimal(most)}; is it "
                 "damaged? It is not read"
             )
+        if pair.kind == "scene":
+            check_readable(file.path, date, max_unreadable)
 
 
 def file_digest(file: File) -> str:
@@ -55,7 +62,7 @@ def file_digest(file: File) -> str:
     return total.hexdigest()
 
 
-def check_readable(pair: FilePair) -> None:
+def check_permitted(pair: FilePair) -> None:
     """OSError where one of the files may not be read, or is a link."""
     for file in pair.files:
         _opened(file).close()
@@ -79,35 +86,22 @@ def _names_on_the_way(name: str) -> list[str]:
     return [name, f".{name}.progress", f"{temporary}-journal" if suffix == ".gpkg" else temporary]
 
 
-def _most_bytes(path: Path, kind: Kind, output: Path) -> int:
-    if kind == "image":
-        return _image_bytes(path)
-    from misgnet_runtime.scenes.geotiff import GDAL, load_rasterio, open_geotiff
-
-    rasterio = load_rasterio("a scene")
-    with rasterio.Env(**GDAL), open_geotiff(rasterio, path) as dataset:
-        pixels = dataset.width * dataset.height
-        _check_map(path, pixels, output)
-        value = max(map(_bytes_of, dataset.dtypes))
-        return int(_ROOM[0] * pixels * dataset.count * value + _ROOM[1])
-
-
-def _image_bytes(path: Path) -> int:
-    if path.lstat().st_size > _IMAGE_BYTES:  # not even the header: Pillow may read chunks of any size before it
+def _image_bytes(file: File) -> int:
+    if file.size > _IMAGE_BYTES:  # not even the header: Pillow may read chunks of any size before it
         return _IMAGE_BYTES
-    height, width = image_size(path)
+    height, width = image_size(file.path)
     return 16 * height * width + (64 << 20)
 
 
-def _check_map(path: Path, pixels: int, output: Path) -> None:
-    needed, total = _MAP_BYTES * pixels, shutil.disk_usage(output).total
-    if needed > total:
-        raise InputError(
-            f"raster {path} has {pixels:,} px by its header: its map takes {decimal(needed)}, and the disk of {output} "
-            f"has {decimal(total)}; is it damaged? If not, cut the scene"
-        )
+def _raster_bytes(file: File, result: Path) -> int:
+    rasterio = load_rasterio("a scene")
+    with rasterio.Env(**GDAL), open_geotiff(rasterio, file.path) as dataset:
+        check_room(result, raw_map(dataset.height, dataset.width))
+        value = max(map(_bytes_of, dataset.dtypes))
+        return int(_ROOM[0] * dataset.width * dataset.height * dataset.count * value + _ROOM[1])
 
 
 def _bytes_of(dtype: str) -> int:
-    digits = "".join(letter for letter in dtype if letter.isdigit())
-    return max(1, int(digits) // 8) if digits else 16
+    """Of one value, by rasterio's name of its type."""
+    bits = "".join(letter for letter in dtype if letter.isdigit())
+    return max(1, int(bits or 128) // 8)

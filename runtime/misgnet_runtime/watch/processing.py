@@ -23,7 +23,7 @@ from misgnet_runtime.session import BundleSession
 from misgnet_runtime.verify import golden_agreement
 from misgnet_runtime.watch.options import WatchOptions
 from misgnet_runtime.watch.pairing import FilePair, Kind
-from misgnet_runtime.watch.preflight import check_files, check_names, check_readable, file_digest
+from misgnet_runtime.watch.preflight import check_files, check_names, check_permitted, file_digest
 
 Open = Callable[[str], AbstractContextManager[Opened]]  # the engine with the name
 
@@ -36,8 +36,8 @@ class Processor(Protocol):
     # The engine's name, and why it was taken.
     title: str
 
-    def digests(self, pair: FilePair) -> tuple[str, str]:
-        """SHA-256 of both files of a pair that can be processed; InputError for one that cannot, OSError."""
+    def digests(self, pair: FilePair, folder: Path) -> tuple[str, str]:
+        """SHA-256 of both files of a pair that can be processed in ``folder``; InputError for one that cannot."""
 
     def process(self, pair: FilePair, folder: Path) -> dict[str, Any]:
         """Write the results of ``pair`` to ``folder``, the map or mask last: where it is, all are. Its figures.
@@ -61,10 +61,11 @@ class LocalProcessor:
         self._opened = self._stack.enter_context(opening(options.scene.engine))
         self.engine, self.title = self._described()
 
-    def digests(self, pair: FilePair) -> tuple[str, str]:
-        check_names(self._output, self._options.outputs(pair))
-        check_readable(pair)
-        check_files(pair, self._output)
+    def digests(self, pair: FilePair, folder: Path) -> tuple[str, str]:
+        names = self._options.outputs(pair)
+        check_names(self._output, names)
+        check_permitted(pair)
+        check_files(pair, folder / names[-1], self._options.scene.max_unreadable)
         before, after = map(file_digest, pair.files)
         return before, after
 

@@ -192,7 +192,7 @@ class Worker:
 
     def _is_kept(self, pair: FilePair, folder: Path, earlier: Begun | None) -> bool:
         """Read the pair's files whole; whether how they ended still counts. Else journal that they are processed."""
-        before, after = digests = self._read(pair)
+        before, after = digests = self._read(pair, folder)
         read = Begun(now(), pair.name, *(_state(*both) for both in zip(pair.files, digests, strict=True)))
         ended = self._journal.pairs.ended.get(pair.name)
         if ended is not None and pair.name not in self._retry:
@@ -205,11 +205,11 @@ class Worker:
         self._journal.add(Read(now(), pair.name, before, after))
         return False
 
-    def _read(self, pair: FilePair) -> tuple[str, str]:
+    def _read(self, pair: FilePair, folder: Path) -> tuple[str, str]:
         """The digests of both files; not read again for what a disk refused or an engine failed on."""
         known = self._digests.get(pair.name)
         if known is None or known[0] != pair.files:
-            known = self._digests[pair.name] = pair.files, self._processor.digests(pair)
+            known = self._digests[pair.name] = pair.files, self._processor.digests(pair, folder)
         if not pair.is_as_found():
             raise InputError("its files changed")
         return known[1]
