@@ -219,6 +219,49 @@ def test_a_truncated_upload_is_processed_again_when_it_is_whole(place: Place) ->
     assert place.run() == 0 and place.ends() == [("a", "failed"), ("a", "done")]
 
 
+def unfinished_rasters(place: Place) -> bytes:
+    """A pair of GeoTIFFs of which the second is half there; all of it."""
+    pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
+    from scenes import scene, write_raster
+
+    for date, pixels in zip(("before", "after"), scene(160, 128), strict=True):
+        whole = write_raster(place.folder / f"s_{date}.tif", pixels).read_bytes()
+    (place.folder / "s_after.tif").write_bytes(whole[: len(whole) // 2])
+    return whole
+
+
+def test_a_truncated_geotiff_fails_and_is_processed_when_it_is_whole(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = unfinished_rasters(place)
+    assert place.run() == 0 and place.ends() == [("s", "failed")]
+    assert not list(place.out.glob("*.tif")) and "unreadable" in place.messages()["s"]
+    assert "0 pairs done, 1 pair failed, 0 pending" in capsys.readouterr().out
+    (place.folder / "s_after.tif").write_bytes(whole)
+    assert place.run() == 0 and place.ends() == [("s", "failed"), ("s", "done")]
+    assert "100.00 % valid" in capsys.readouterr().out
+
+
+def test_what_was_done_with_unreadable_blocks_is_done_again_when_the_file_is_whole(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --reprocess, which other changes need; also where the journal was compacted between."""
+    whole = unfinished_rasters(place)
+    assert place.run("--max-unreadable", 90, "--log", "json") == 0 and place.ends() == [("s", "done")]
+    captured = capsys.readouterr()
+    (result, _) = map(json.loads, captured.out.splitlines())
+    assert "% changed of valid pixels" in result["message"] and 0 < result["valid_share"] < 1
+    levels = {e["level"] for e in map(json.loads, captured.err.splitlines()) if "unreadable" in e["message"]}
+    assert levels == {"warning"}
+    with watch_journal.open_journal(place.out) as journal:
+        journal.compact({"s"})
+    (place.folder / "s_after.tif").write_bytes(whole)
+    assert place.run() == 0 and place.times_done("s") == 2
+    assert "100.00 % valid" in capsys.readouterr().out
+    (place.folder / "s_after.tif").write_bytes((place.folder / "s_before.tif").read_bytes())
+    assert place.run() == 0 and place.times_done("s") == 2
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RecursionError("too deep"), LookupError("what")])
 def test_whatever_a_pair_raises_is_named(place: Place, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     place.add("a")

@@ -31,6 +31,8 @@ from supervisor import Supervisor
 
 from bundles import FLOAT, make_bundle
 
+_SHOWN = 40  # problems
+
 
 def main() -> int:
     options = _options()
@@ -59,10 +61,10 @@ def soak(root: Path, seed: int, options: argparse.Namespace) -> int:
     while not oracle.is_settled() and time.monotonic() < limit:
         watcher.look()
         time.sleep(0.2)
+    problems = oracle.problems()
     stop.set()
     churn.join()
-    problems = oracle.problems()
-    for problem in problems:
+    for problem in problems[:_SHOWN]:
         print(problem, flush=True)
     print(f"{oracle.figures()}; {len(problems)} problems", flush=True)
     return 1 if problems else 0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+PATIENCE = 60  # seconds for a watcher that was asked to end
 
 
 class Supervisor:
@@ -20,6 +21,7 @@ class Supervisor:
     def __init__(self, root: Path, broken: str | None) -> None:
         self._root = root
         self._asked: int | None = None  # the signal that it was sent last
+        self._asked_at = 0.0
         self._environment = {
             **os.environ, "PYTHONPATH": str(ROOT / "runtime"), "OMP_NUM_THREADS": "1", "SOAK_BROKEN": broken or "",
             "MISGNET_CACHE": str(root / "cache"),
@@ -32,23 +34,35 @@ class Supervisor:
     def look(self) -> None:
         """Start the watcher where it has ended, and measure its memory."""
         code = self._process.poll()
-        if code is None:
+        if code is None and self._asked and time.monotonic() - self._asked_at > PATIENCE:
+            self.ends[f"no end in {PATIENCE} s"] += 1
+            self._process.kill()
+            self._process.wait()
+            self._asked = None
+            self._start()
+        elif code is None:
             self._measure()
-            return
-        self.ends[self._name(code)] += 1
-        self._asked = None
-        self._start()
+        else:
+            self.ends[self._name(code)] += 1
+            self._asked = None
+            self._start()
 
     def signal(self, name: str) -> None:
         """Only once it is at work: a service manager waits for that, too."""
         if self._process.poll() is None and self._asked is None and time.monotonic() - self._since > 2.5:
             self._asked = getattr(signal, f"SIG{name}")
+            self._asked_at = time.monotonic()
             self._process.send_signal(self._asked)
 
     def end(self) -> str:
         """Ask the watcher to end, and say how it did."""
         self._process.send_signal(signal.SIGTERM)
-        return self._name(self._process.wait(60))
+        try:
+            return self._name(self._process.wait(PATIENCE))
+        except subprocess.TimeoutExpired:
+            return f"nothing in {PATIENCE} s"
+        finally:
+            self._process.kill()
 
     @property
     def alive(self) -> bool:

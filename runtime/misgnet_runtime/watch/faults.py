@@ -33,8 +33,12 @@ def refused_by_source(error: Exception) -> bool:
 
 
 def message_of(error: Exception) -> str:
-    """On one line, and with what is not UTF-8 escaped."""
-    text = str(error) if isinstance(error, MisgnetError) else f"{type(error).__name__}: {error}".removesuffix(": ")
+    """What a user is told of an error; of one that nobody foresaw with its type."""
+    return str(error) if isinstance(error, MisgnetError) else f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def one_line(text: str) -> str:
+    """On one line, and with what JSON cannot hold escaped: names may have bytes that are not UTF-8."""
     return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
 
 

@@ -105,7 +105,7 @@ class Naming:
                 remarks.append(remark)
             elif pair := self._pair(name, folder, files, everything):
                 pairs.append(pair)
-            elif links := [file for file in files if (folder / file).is_symlink()]:
+            elif links := [file for file in files if _is_link(folder / file)]:
                 remarks.append(
                     f"{', '.join(map(ascii, links))}: links are not followed; move the files themselves here"
                 )
@@ -127,6 +127,10 @@ class Naming:
             if len(times) == len(markers):
                 return max(times)
         return None
+
+
+def _is_link(path: Path) -> bool:
+    return os.path.islink(path)  # noqa: PTH114 - it raises nothing, whatever the folder's rights are
 
 
 def _kind(file: str) -> Kind | None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from misgnet_runtime.clock import now
-from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
+from misgnet_runtime.errors import GateFailed, InputError, StorageError, UnavailableError, UsageError
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors
 from misgnet_runtime.scenes.journal import difference
 from misgnet_runtime.watch import attempts
-from misgnet_runtime.watch.faults import message_of, refused_by_disk, refused_by_source
-from misgnet_runtime.watch.isolated import PairCrashedError, UnforeseenError
+from misgnet_runtime.watch.faults import message_of, one_line, refused_by_disk, refused_by_source
+from misgnet_runtime.watch.isolated import PairCrashedError
 from misgnet_runtime.watch.journal import (
     SCHEMA,
     Begun,
@@ -89,7 +89,7 @@ class Worker:
             )
         for pair in list(self.unfinished.values()):
             if pair.complete is not None:
-                self._finish(pair.complete)
+                self._finish_late(pair.complete)
             elif attempts.crashed(self._output, pair.begun.pair):
                 self._count_crash(pair.begun.pair)
         attempts.clear(self._output, keep=self.unfinished)
@@ -251,7 +251,7 @@ class Worker:
         elif isinstance(error, PairCrashedError):
             self._count_crash(pair.name, message_of(error))
         else:
-            self._fail(pair.name, str(error) if isinstance(error, UnforeseenError) else message_of(error))
+            self._fail(pair.name, message_of(error))
 
     def _finish(self, complete: Complete) -> None:
         """Give results that are whole their names; those that have them already are passed over."""
@@ -266,7 +266,20 @@ class Worker:
         self._report.done += 1
         self._log.result([_line(complete)], pair=complete.pair, outputs=complete.outputs, **complete.figures)
 
+    def _finish_late(self, complete: Complete) -> None:
+        """:meth:`_finish` what an earlier process completed; where the disk refuses, with the pair's next turn."""
+        try:
+            self._finish(complete)
+        except StorageError as error:
+            if not refused_by_disk(error):
+                self._fail(complete.pair, message_of(error))
+            elif self._options.once:
+                raise
+            else:
+                self._warn(complete.pair, message_of(error))
+
     def _fail(self, name: str, message: str) -> None:
+        message = one_line(message)
         self._journal.add(Failed(now(), name, message))
         self._ended(name)
         self._report.failed += 1
