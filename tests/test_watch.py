@@ -30,12 +30,12 @@ from logs import Collected
 from misgnet_runtime.errors import InputError, StorageError, UsageError
 from misgnet_runtime.watch import service
 from misgnet_runtime.watch.completeness import Settling, open_for_writing
+from misgnet_runtime.watch.ends import WatchReport
 from misgnet_runtime.watch.journal import Journal
 from misgnet_runtime.watch.options import Products, WatchOptions
 from misgnet_runtime.watch.pairing import File, FilePair, Naming
 from misgnet_runtime.watch.preflight import file_digest
 from misgnet_runtime.watch.service import watch_folder
-from misgnet_runtime.watch.work import WatchReport
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (70, 60)
@@ -607,7 +607,7 @@ def test_a_result_that_is_whole_is_not_computed_again(
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "add", add)
         if moment == "publish":
-            patched.setattr("misgnet_runtime.watch.work.publish", ended)
+            patched.setattr("misgnet_runtime.watch.ends.publish", ended)
         assert place.run().done == 0
     calls = len(batches)
     assert place.run().done == 1 and len(batches) == calls

@@ -48,8 +48,8 @@ class Supervisor:
             self._start()
 
     def signal(self, name: str) -> None:
-        """Only once it is at work: a service manager waits for that, too."""
-        if self._process.poll() is None and self._asked is None and time.monotonic() - self._since > 2.5:
+        """Not twice; and it is asked to end only where it can hear that, when its imports are done."""
+        if self._process.poll() is None and self._asked is None and (name == "KILL" or self._is_watching()):
             self._asked = getattr(signal, f"SIG{name}")
             self._asked_at = time.monotonic()
             self._process.send_signal(self._asked)
@@ -74,10 +74,16 @@ class Supervisor:
             self._root / "out", "--poll", "0.05", "--settle", "0.3", "--log", "json",
         ]  # fmt: skip
         with self.events.open("ab") as events, self.words.open("ab") as words:
+            self._said = words.tell()
             self._process = subprocess.Popen(
                 list(map(str, command)), env=self._environment, stdout=events, stderr=words
             )
         self._since = time.monotonic()
+
+    def _is_watching(self) -> bool:
+        with self.words.open("rb") as words:
+            words.seek(self._said)
+            return b'"watching ' in words.read()
 
     def _name(self, code: int) -> str:
         if code == -signal.SIGKILL and self._asked != signal.SIGKILL:

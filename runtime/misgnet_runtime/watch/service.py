@@ -18,13 +18,14 @@ from misgnet_runtime.log import EventLog
 from misgnet_runtime.trust.policy import required_elsewhere
 from misgnet_runtime.watch.backoff import Backoff
 from misgnet_runtime.watch.completeness import Settling
+from misgnet_runtime.watch.ends import WatchReport
 from misgnet_runtime.watch.faults import lacks_room
 from misgnet_runtime.watch.isolated import IsolatedProcessor, Setup
 from misgnet_runtime.watch.journal import open_journal
 from misgnet_runtime.watch.options import WatchOptions
 from misgnet_runtime.watch.pairing import FilePair, Kind
 from misgnet_runtime.watch.processing import LocalProcessor, Processor, missing_library
-from misgnet_runtime.watch.work import WatchReport, Worker
+from misgnet_runtime.watch.work import Worker
 
 _PATIENCE = 10  # rounds until a pair that the disk refused is tried again
 _REFUSALS = 3  # of pairs, one after the other, that end a round
@@ -142,7 +143,7 @@ class _Watch:
         refused: list[StorageError] = []
         in_a_row = 0
         for pair in pairs:
-            if self._stop.asked or in_a_row == _REFUSALS:
+            if self._stop.asked or (in_a_row == _REFUSALS and not self._options.once):
                 break
             if not self._backoff.allows(pair.name, time.monotonic()):
                 continue

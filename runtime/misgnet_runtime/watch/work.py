@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from misgnet_runtime.clock import now
-from misgnet_runtime.errors import GateFailed, InputError, StorageError, UnavailableError, UsageError
+from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
 from misgnet_runtime.log import EventLog
-from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors
+from misgnet_runtime.outputs import refuse_existing
 from misgnet_runtime.scenes.journal import difference
 from misgnet_runtime.watch import attempts
-from misgnet_runtime.watch.faults import message_of, one_line, refused_by_disk, refused_by_source
+from misgnet_runtime.watch.ends import Ends, WatchReport
+from misgnet_runtime.watch.faults import message_of, refused_by_disk, refused_by_source
 from misgnet_runtime.watch.isolated import PairCrashedError
 from misgnet_runtime.watch.journal import (
     SCHEMA,
     Begun,
     Complete,
-    Done,
     Ended,
-    Failed,
     FileState,
     Journal,
     Kept,
@@ -32,22 +30,6 @@ from misgnet_runtime.watch.journal import (
 from misgnet_runtime.watch.options import ENDINGS, WatchOptions
 from misgnet_runtime.watch.pairing import File, FilePair
 from misgnet_runtime.watch.processing import Processor, folder_names
-from misgnet_runtime.words import changed_words, plural
-
-
-@dataclass
-class WatchReport:
-    """Pairs that a process finished, that failed, and that were due and neither when it ended."""
-
-    done: int = 0
-    failed: int = 0
-    pending: int = 0
-
-    def line(self, output: Path) -> str:
-        """For a person."""
-        return (
-            f"{output}: {plural(self.done, 'pair')} done, {plural(self.failed, 'pair')} failed, {self.pending} pending"
-        )
 
 
 class Worker:
@@ -64,7 +46,8 @@ class Worker:
         log: EventLog,
     ) -> None:
         self._output, self._options, self._processor, self._journal = output, options, processor, journal
-        self._report, self._log = report, log
+        self._log = log
+        self._ends = Ends(output, options, journal, report, log)
         self._retry = journal.failed() if options.retry_failed else set()
         self._passed: dict[str, tuple[File, File]] = {}  # inspected, and left as they are
         self._digests: dict[str, tuple[tuple[File, File], tuple[str, str]]] = {}
@@ -89,9 +72,10 @@ class Worker:
             )
         for pair in list(self.unfinished.values()):
             if pair.complete is not None:
-                self._finish_late(pair.complete)
+                self._ends.finish_late(pair.complete)
             elif attempts.crashed(self._output, pair.begun.pair):
-                self._count_crash(pair.begun.pair)
+                self._ends.count_crash(pair.begun.pair)
+            self._let_go(pair.begun.pair)
         attempts.clear(self._output, keep=self.unfinished)
         if last is None or _by_what(last) != _by_what(started):
             self._report_another_start(last, started)
@@ -120,6 +104,7 @@ class Worker:
             except Exception as error:
                 self._end_badly(pair, error)
         self._current = None
+        self._let_go(pair.name)
 
     def release(self) -> None:
         """Note that the process was asked to end, so that what it does now is not taken for a crash."""
@@ -163,6 +148,12 @@ class Worker:
             if name not in names and pair.complete is None:
                 attempts.clear_pair(self._output, name)
 
+    def _let_go(self, name: str) -> None:
+        """Forget what is known of a pair that has ended for its next attempt."""
+        if name not in self.unfinished:
+            self._retry.discard(name)
+            self._digests.pop(name, None)
+
     def _is_wanted(self, pair: FilePair) -> bool:
         """Whether the pair is processed even if it is what it was when it ended: to be tried again, or begun again."""
         unfinished = self.unfinished.get(pair.name)
@@ -188,7 +179,7 @@ class Worker:
                 raise InputError("its files changed")
             complete = Complete(now(), pair.name, self._options.outputs(pair), figures)
             self._journal.add(complete)
-        self._finish(complete)
+        self._ends.finish(complete)
 
     def _is_kept(self, pair: FilePair, folder: Path, earlier: Begun | None) -> bool:
         """Read the pair's files whole; whether how they ended still counts. Else journal that they are processed."""
@@ -219,7 +210,9 @@ class Worker:
         self._passed[pair.name] = pair.files
         attempts.clear_pair(self._output, pair.name)
         if not same:
-            self._warn(pair.name, "its files have changed since it was processed; that is done anew with --reprocess")
+            self._ends.warn(
+                pair.name, "its files have changed since it was processed; that is done anew with --reprocess"
+            )
 
     def _figures(self, pair: FilePair, folder: Path) -> dict[str, Any]:
         """Process the pair, a second time where the engine fails, opened again, and passes its golden tiles."""
@@ -229,7 +222,7 @@ class Worker:
                 return self._processor.process(pair, folder)
             except (GateFailed, UnavailableError) as error:
                 message = message_of(error)
-                self._warn(pair.name, f"{message}; the engine is opened again, and checked with its golden tiles")
+                self._ends.warn(pair.name, f"{message}; the engine is opened again, and checked with its golden tiles")
             try:
                 self._processor.recover()
             except UnavailableError as error:
@@ -243,66 +236,15 @@ class Worker:
         if not pair.is_as_found():
             attempts.clear_pair(self._output, pair.name)
             how = "changed" if all(map(File.of, (file.path for file in pair.files))) else "vanished"
-            self._warn(pair.name, f"its files {how} while they were read; it waits until they are complete")
+            self._ends.warn(pair.name, f"its files {how} while they were read; it waits until they are complete")
         elif refused_by_disk(error):
             raise error
         elif refused_by_source(error):
             raise InputError(f"{pair.name} cannot be read: {message_of(error)}; waiting for it") from error
         elif isinstance(error, PairCrashedError):
-            self._count_crash(pair.name, message_of(error))
+            self._ends.count_crash(pair.name, message_of(error))
         else:
-            self._fail(pair.name, message_of(error))
-
-    def _finish(self, complete: Complete) -> None:
-        """Give results that are whole their names; those that have them already are passed over."""
-        folders = attempts.work_folder(self._output, complete.pair), self._output / attempts.WORKING
-        with resumable_errors(self._output):
-            for name in complete.outputs:
-                for folder in folders:  # the second one is an older version's
-                    if (folder / name).exists():
-                        publish(folder / name, self._output / name)
-        self._journal.add(Done(now(), complete.pair))
-        self._ended(complete.pair)
-        self._report.done += 1
-        self._log.result([_line(complete)], pair=complete.pair, outputs=complete.outputs, **complete.figures)
-
-    def _finish_late(self, complete: Complete) -> None:
-        """:meth:`_finish` what an earlier process completed; where the disk refuses, with the pair's next turn."""
-        try:
-            self._finish(complete)
-        except StorageError as error:
-            if not refused_by_disk(error):
-                self._fail(complete.pair, message_of(error))
-            elif self._options.once:
-                raise
-            else:
-                self._warn(complete.pair, message_of(error))
-
-    def _fail(self, name: str, message: str) -> None:
-        message = one_line(message)
-        self._journal.add(Failed(now(), name, message))
-        self._ended(name)
-        self._report.failed += 1
-        self._warn(name, message)
-
-    def _ended(self, name: str) -> None:
-        self._retry.discard(name)
-        self._digests.pop(name, None)
-        attempts.clear_pair(self._output, name)
-
-    def _count_crash(self, name: str, how: str = "a process ended while it worked on it") -> None:
-        """Journal that a pair ended its process, and fail it where it did so too often."""
-        entry, most = attempts.count_crash(self.unfinished[name], self._output), self._options.max_attempts
-        self._journal.add(entry)
-        attempts.forget_crash(self._output, name)
-        times = f"{how}, in {plural(entry.attempts, 'attempt')} without progress of {most}"
-        if entry.attempts >= most:
-            self._fail(name, f"{times}; it is set aside, try it again with --retry-failed")
-        else:
-            self._warn(name, f"{times}; it is tried again")
-
-    def _warn(self, name: str, message: str) -> None:
-        self._log.warning(f"{name}: {message}", pair=name)
+            self._ends.fail(pair.name, message_of(error))
 
     def _report_another_start(self, last: Started | None, started: Started) -> None:
         """What was begun is not resumed where its options, or what was tuned for its engine, have changed."""
@@ -323,11 +265,3 @@ def _by_what(started: Started) -> tuple[object, ...]:
 
 def _state(file: File, sha256: str | None = None) -> FileState:
     return FileState(file.path.name, file.size, file.mtime_ns, sha256)
-
-
-def _line(complete: Complete) -> str:
-    """For a person."""
-    figures, outputs = complete.figures, ", ".join(reversed(complete.outputs))
-    if "changed_share" not in figures:  # the process that knew them has ended
-        return f"{complete.pair}: {outputs}"
-    return f"{complete.pair}: {changed_words(figures['changed_share'], figures.get('valid_share', 1.0))}: {outputs}"
