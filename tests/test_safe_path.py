@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -108,7 +109,7 @@ def test_a_child_process_ends_with_the_one_that_started_it(tmp_path: Path) -> No
         "import os, time\n\ndef wait(connection):\n    connection.send(os.getpid())\n    time.sleep(60)\n"
     )
     script = "from endless import wait\nfrom misgnet_runtime.children import start\n"
-    script += "print(start(wait).connection.recv(), flush=True)\nimport os\nos.kill(os.getpid(), 9)\n"
+    script += "child = start(wait)\nprint(child.connection.recv(), flush=True)\nimport os\nos.kill(os.getpid(), 9)\n"
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *SOURCES])}
     ended = subprocess.run(
         [sys.executable, "-c", script], env=variables, stdout=subprocess.PIPE, text=True, check=False
@@ -119,3 +120,19 @@ def test_a_child_process_ends_with_the_one_that_started_it(tmp_path: Path) -> No
         time.sleep(0.05)
     assert ended.returncode == -signal.SIGKILL
     assert time.monotonic() < deadline
+
+
+def test_a_ray_cluster_is_not_given_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray puts the folder that its driver connects in on the import path of all its workers."""
+    from misgnet_runtime.batch.ray import ray_cluster
+
+    seen: list[Path] = []
+    fake = ModuleType("ray")
+    fake.__dict__.update(
+        is_initialized=lambda: False, init=lambda **_: seen.append(Path.cwd()), shutdown=lambda: seen.append(Path.cwd())
+    )
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.chdir(tmp_path)
+    with ray_cluster("auto"):
+        assert Path.cwd() == tmp_path
+    assert seen == [ROOT / "runtime", tmp_path]

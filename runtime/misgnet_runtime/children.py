@@ -12,8 +12,8 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -58,6 +58,19 @@ def import_path(*modules: str) -> list[str]:
     return list(dict.fromkeys([*kept, *filter(None, roots)]))
 
 
+@contextmanager
+def away_from_working_directory() -> Iterator[None]:
+    """Work in the folder of this package's code for a moment: for libraries that put the working directory on the
+    import path of processes of their own. Nothing else of this process may run meanwhile."""
+    before = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.chdir(_START.parents[1])
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
 def _is_absolute(entry: str) -> bool:
     return Path(entry).is_absolute()
 
@@ -82,7 +95,7 @@ def _root(module: str) -> str | None:
 
 @dataclass(frozen=True)
 class Child:
-    """A process that runs a function, and this end of the connection to it."""
+    """A process that runs a function, and this end of the connection to it. Dropping this object ends the process."""
 
     process: subprocess.Popen[bytes]
     connection: Connection
