@@ -21,6 +21,7 @@ from misgnet.network import MISGNet, build_misgnet
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.files import is_no_file
 from misgnet_runtime.outputs import write_file
+from misgnet_runtime.snapshot import Snapshot
 
 # Encoder stage 4 is in published checkpoints and never reaches the output.
 _UNUSED = ("backbone.patch_embed4.", "backbone.block4.", "backbone.norm4.")
@@ -77,6 +78,18 @@ def load_network(path: str | os.PathLike[str]) -> MISGNet:
     network = build_misgnet()
     network.load_state_dict(load_checkpoint(path))
     return network.eval()
+
+
+def read_network(path: str | os.PathLike[str]) -> tuple[MISGNet, str]:
+    """As :func:`load_network`, with the SHA-256 of the file that the weights were read from.
+
+    Raises InputError, too, where the file changed meanwhile.
+    """
+    snapshot = Snapshot([Path(path)])
+    network = load_network(path)
+    digest = snapshot.sha256(Path(path))
+    snapshot.check()
+    return network, digest
 
 
 def save_checkpoint(

@@ -9,7 +9,7 @@ import typer
 
 from misgnet_runtime.lock import use_lock_timeout
 from misgnet_runtime.log import LogFormat, use
-from misgnet_runtime.trust.policy import VARIABLE, use_allow_older, use_key
+from misgnet_runtime.trust.policy import POLICY_VARIABLE, SYSTEM_POLICY, VARIABLE, use_allow_older, use_key
 
 _OptionalPath = Optional[Path]  # noqa: UP045 - typer on 3.10
 _OptionalText = Optional[str]  # noqa: UP045
@@ -34,15 +34,17 @@ RequireSignature = Annotated[
     _OptionalPath,
     typer.Option(
         "--require-signature",
-        help="PEM of public keys or certificates; a bundle must be signed by one before anything of it is read",
-        metavar="KEY", envvar=VARIABLE, callback=use_key, is_eager=True,
+        help="PEM of public keys or certificates; a bundle must be signed by one before anything of it is read "
+        f"(default: ${VARIABLE}). Policy files apply besides: {SYSTEM_POLICY} and ${POLICY_VARIABLE}.",
+        metavar="KEY", callback=use_key, is_eager=True,
     ),
 ]  # fmt: skip
 AllowOlder = Annotated[
     bool,
     typer.Option(
         "--allow-older",
-        help="the operator's decision: also a signed bundle that is older than the newest accepted here, or expired",
+        help="Accept a signed bundle that has expired or is older than the newest one accepted here, where every "
+        "policy file permits it.",
         callback=use_allow_older, is_eager=True,
     ),
 ]  # fmt: skip
@@ -79,6 +81,15 @@ Overlap = Annotated[_OptionalInt, _output(text="pixels that neighbouring tiles s
 Batch = Annotated[_OptionalInt, _output(text="tiles that the engine gets at once; what suits it without")]
 Streams = Annotated[_OptionalInt, _output(text="batches at once, sharing the device; what suits the engine without")]
 Threads = Annotated[_OptionalInt, _output(text="of the CPU, in all streams; all usable cores without")]
+MaxUnreadable = Annotated[
+    float,
+    typer.Option(
+        "--max-unreadable",
+        help="percent of either date's pixels that may lie in unreadable blocks (truncated or damaged file); beyond "
+        "it the pair fails",
+        metavar="P", rich_help_panel="GeoTIFF input: what its pixels are; nothing is guessed from values",
+    ),
+]  # fmt: skip
 NoTuned = Annotated[bool, typer.Option("--no-tuned", help="not as misgnet-run tune found best here, but as elsewhere")]
 Restart = Annotated[bool, _output("--restart", text="start anew what an ended run of this output began")]
 RestartAll = Annotated[

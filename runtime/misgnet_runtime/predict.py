@@ -8,22 +8,27 @@ from pathlib import Path
 from misgnet_runtime.images import RgbImage, check_mask_name, read_pair, write_mask
 from misgnet_runtime.outputs import refuse_existing, refuse_inputs, replace_file
 from misgnet_runtime.session import BundleSession, open_bundle
+from misgnet_runtime.words import changed_words
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was written: size in pixels, share of changed pixels (0 to 1), and by which engine, why."""
+    """What was written: size in pixels, share of changed pixels (0 to 1), and by which engine, why.
+
+    All pixels of a plain image are valid.
+    """
 
     height: int
     width: int
     changed_share: float
     engine: str
     reason: str
+    valid_share: float = 1.0
 
     def line(self, output: Path) -> str:
         """For a person."""
         return (
-            f"{output}: {self.width} x {self.height} px, {100 * self.changed_share:.2f} % changed, "
+            f"{output}: {self.width} x {self.height} px, {changed_words(self.changed_share, self.valid_share)}, "
             f"engine {self.engine} ({self.reason})"
         )
 
@@ -48,12 +53,17 @@ def predict_files(
     refuse_existing(output, force)
     images = read_pair(before_path, after_path)
     with open_bundle(bundle_path, engine, tuned=tuned) as bundle:
-        return predict_images(bundle, *images, output)
+        return predict_images(bundle, *images, output, force=force)
 
 
-def predict_images(bundle: BundleSession, before: RgbImage, after: RgbImage, output: Path) -> Prediction:
-    """The mask of two images, uint8 (H, W, 3), as ``output``, whole or not at all; what is there is replaced."""
+def predict_images(
+    bundle: BundleSession, before: RgbImage, after: RgbImage, output: Path, *, force: bool = True
+) -> Prediction:
+    """The mask of two images, uint8 (H, W, 3), as ``output``, whole or not at all; without ``force`` none is replaced.
+
+    Raises UsageError for an ``output`` that exists and is not to be replaced.
+    """
     mask = bundle.predict(before, after).mask
-    with replace_file(output) as temporary:
+    with replace_file(output, force=force) as temporary:
         write_mask(temporary, mask)
     return Prediction(mask.shape[0], mask.shape[1], float(mask.mean()), bundle.engine.name, bundle.reason)

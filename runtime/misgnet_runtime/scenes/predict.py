@@ -19,11 +19,12 @@ from misgnet_runtime.scenes.inputs import look_at
 from misgnet_runtime.scenes.journal import Journal, discard_progress, was_begun
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
+from misgnet_runtime.scenes.unreadable import Tally
 from misgnet_runtime.scenes.vectors import load_vector_libraries
 
 
 def predict_scene_files(
-    bundle_path: Path,
+    bundle: Path | Bundle,
     before: Path,
     after: Path,
     output: Path,
@@ -39,7 +40,7 @@ def predict_scene_files(
     Raises UsageError, InputError, UnavailableError or GateFailed; then no output has its name.
     """
     options = options or SceneOptions()
-    bundle = read_bundle(bundle_path)
+    bundle = read_bundle(bundle) if isinstance(bundle, Path) else bundle
     opening = partial(
         open_detector, bundle, options.engine, options.streams, options.threads, options.batch, options.goal
     )
@@ -77,13 +78,13 @@ def predict_opened(
                 bundle, inputs, options, outputs, detector.interface, entry, engine.device, engine.streams, reason,
                 tuned_batch=detector.batch,
             )  # fmt: skip
-            report = run_pair(run, lambda run, journal: _infer(run, detector, journal, progress))
+            report = run_pair(run, lambda *parts: _infer(*parts, detector=detector, progress=progress), log)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(INTERRUPTED) from None
     discard_progress(outputs[0])
     return report
 
 
-def _infer(run: Run, detector: ChangeDetector, journal: Journal, progress: Progress | None) -> Work:
-    task = Task(run.inputs.open_pair, run.inputs.scalings, run.layout, run.batch, run.streams)
+def _infer(run: Run, journal: Journal, tally: Tally, *, detector: ChangeDetector, progress: Progress | None) -> Work:
+    task = Task(run.inputs.open_pair, run.inputs.scalings, run.layout, run.batch, tally, run.streams)
     return infer(task, detector.probability, journal, progress)
