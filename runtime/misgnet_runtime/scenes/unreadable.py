@@ -26,7 +26,8 @@ from misgnet_runtime.words import plural
 UnreadableBlock = tuple[str, int, int, int, int]
 # What is read of a window: stored values (B, h, w), where they are data, bool (h, w), and blocks that do not decode.
 Values = tuple[NDArray[Any], Mask, frozenset[UnreadableBlock]]
-_ROWS = 4096  # of blocks that are looked at together
+_MOST_CELLS = 1 << 26  # of blocks of two sizes that overlap, to find what they cover together
+_AT_ONCE = 1 << 18  # blocks that are counted together
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,17 @@ class _Flagged:
     def at(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Mask:
         """The flags of pixels at all of ``rows`` and ``columns``."""
         return np.asarray(self.flags[np.ix_(rows // self.height, columns // self.width)], np.bool_)
+
+    def area(self, rows: Span, columns: Span) -> int:
+        """Pixels of a window in flagged blocks."""
+        left, right = columns.start // self.width, -(-columns.stop // self.width)
+        widths = _within(left, right, self.width, columns)
+        step = max(1, _AT_ONCE // len(widths))
+        total = 0
+        for blocks in Span(rows.start // self.height, -(-rows.stop // self.height)).split(step):
+            flags = self.flags[blocks.start : blocks.stop, left:right]
+            total += int((flags @ widths) @ _within(blocks.start, blocks.stop, self.height, rows))
+        return total
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,11 @@ class Blocks:
         return sum(layer.absent.size for layer in self._layers)
 
     @property
+    def nodata_blocks(self) -> int:
+        """Blocks of the image that were never written, and are nodata: the raster declares a value for that."""
+        return int(self.tiff.image.absent.sum()) if self.nodata else 0
+
+    @cached_property
     def has_gaps(self) -> bool:
         """Whether any block is unreadable, or absent and nodata."""
         return any(layer.absent.any() or layer.outside.any() for layer in self._layers)
@@ -77,15 +94,19 @@ class Blocks:
         return blocks, self.unreadable_in(*whole) if blocks else 0
 
     def unreadable_in(self, rows: Span, columns: Span) -> int:
-        """Unreadable pixels of a window. Memory and time grow with its blocks, not with its pixels."""
+        """Unreadable pixels of a window. Memory and time grow with its blocks, not with its pixels.
+
+        Blocks of the image and of a mask that have other sizes are counted apart where they are very many.
+        """
+        if len(self._unreadable) <= 1:
+            return sum(flagged.area(rows, columns) for flagged in self._unreadable)
         edges = self._edges(rows, 0), self._edges(columns, 1)
+        if len(edges[0]) * len(edges[1]) > _MOST_CELLS:
+            apart = sum(flagged.area(rows, columns) for flagged in self._unreadable)
+            return min(apart, rows.length * columns.length)
         heights, widths = (np.diff(found, append=span.stop) for found, span in zip(edges, (rows, columns), strict=True))
-        total = 0
-        for start in range(0, len(heights), _ROWS):
-            part = slice(start, start + _ROWS)
-            cells = [flagged.at(edges[0][part], edges[1]) for flagged in self._unreadable]
-            total += int((np.logical_or.reduce(cells) @ widths) @ heights[part]) if cells else 0
-        return total
+        covered = np.logical_or.reduce([flagged.at(*edges) for flagged in self._unreadable])
+        return int((covered @ widths) @ heights)
 
     def gaps(self, bands: Iterable[int], rows: Span, columns: Span) -> Mask | None:
         """Pixels of a window, bool (h, w), without values in one of ``bands`` (from 1); None where there are none."""
@@ -114,17 +135,32 @@ class Blocks:
 
     @cached_property
     def _unreadable(self) -> list[_Flagged]:
-        found = [_flagged(layer, self._is_unreadable(layer)) for layer in self._layers]
-        return [flagged for flagged in found if flagged.flags.any()]
+        """Those of one size together."""
+        found: dict[tuple[int, int], _Flagged] = {}
+        for layer in self._layers:
+            flagged = _flagged(layer, self._is_unreadable(layer))
+            if flagged.flags.any():
+                size = flagged.height, flagged.width
+                there = found.get(size)
+                found[size] = _Flagged(*size, flagged.flags | there.flags) if there else flagged
+        return list(found.values())
 
     def _is_unreadable(self, layer: Layer) -> NDArray[np.bool_]:
-        return layer.outside if self.nodata else layer.outside | layer.absent
+        """A mask's block that was never written hides its pixels: GDAL leaves out those that hide all of theirs."""
+        absent_is_nodata = self.nodata or layer is not self.tiff.image
+        return layer.outside if absent_is_nodata else layer.outside | layer.absent
 
     def _edges(self, span: Span, axis: int) -> NDArray[np.int64]:
         """Where blocks begin within ``span``, and the span itself."""
         sizes = [(flagged.height, flagged.width)[axis] for flagged in self._unreadable]
         found = [np.arange(-(-span.start // size) * size, span.stop, size) for size in sizes]
         return np.unique(np.concatenate([np.array([span.start]), *found]))
+
+
+def _within(first: int, stop: int, size: int, span: Span) -> NDArray[np.int64]:
+    """How many of a span's pixels lie in each of the blocks from ``first`` to ``stop``."""
+    begins = np.arange(first, stop) * size
+    return np.minimum(begins + size, span.stop) - np.maximum(begins, span.start)
 
 
 def _flagged(layer: Layer, planes: NDArray[np.bool_]) -> _Flagged:
