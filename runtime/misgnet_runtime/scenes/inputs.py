@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.scenes.agreement import SAME_FILE, band_warnings, check_statements, wrong_order
 from misgnet_runtime.scenes.grids import Grid
+from misgnet_runtime.scenes.interpretation import Statement, acquired, statement
 from misgnet_runtime.scenes.options import Declared, SceneOptions
 from misgnet_runtime.scenes.sampling import find_scaling, residual_shift
 from misgnet_runtime.scenes.scaling import Scaling
@@ -19,12 +22,19 @@ from misgnet_runtime.scenes.source import Pair, Raster, open_pair
 
 @dataclass(frozen=True)
 class Date:
-    """One raster: its digest, its size and time on disk, and how its values become RGB."""
+    """One raster: its digest, its size and time on disk, and how its values become RGB.
+
+    ``declared``: what is said of its pixels, and ``stated``: what its file says of them; ``acquired``: when it was
+    taken, where its file says so.
+    """
 
     path: Path
     sha256: str
     stamp: tuple[int, int]
     scaling: Scaling
+    declared: Declared
+    stated: Statement
+    acquired: datetime | None
 
     def check_unchanged(self) -> None:
         """InputError where the file is not what was looked at."""
@@ -52,9 +62,14 @@ class Inputs:
         return [*lines, *self.warnings()]
 
     def warnings(self) -> list[str]:
+        found = [f"warning: {words}" for words in (*band_warnings(self.before), *band_warnings(self.after))]
+        if self.before.sha256 == self.after.sha256:
+            found.append(f"warning: {SAME_FILE}")
+        elif words := wrong_order(self.before.acquired, self.after.acquired):
+            found.append(f"warning: {words}")
         if not self.shift or max(map(abs, self.shift)) <= 1:
-            return []
-        return [
+            return found
+        return found + [
             f"warning: the second date lies about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} columns beside "
             "the first; what does not move may be taken for change: register them first"
         ]
@@ -70,6 +85,7 @@ def look_at(before: Path, after: Path, options: SceneOptions) -> Inputs:
 
 def look_at_pair(before: Date, after: Date, *, align: bool, grid: Grid | None = None) -> Inputs:
     """Two dates that were looked at, on ``grid``, that of the first without one; raises as :func:`open_pair`."""
+    check_statements(before, after)
     opened = partial(open_pair, before.path, after.path, align=align, grid=grid)
     with opened() as pair:
         return Inputs(before, after, pair.grid, residual_shift(pair, (before.scaling, after.scaling)), opened)
@@ -79,7 +95,8 @@ def look_at_date(raster: Raster, path: Path, declared: Declared) -> Date:
     """One date, open as ``raster`` on the grid of its map; raises as :func:`find_scaling`."""
     scaling = find_scaling(raster, declared)
     stamp = _stamp(path)
-    return Date(path, file_sha256(path), stamp, scaling)
+    stated = statement(raster.source, scaling.bands)
+    return Date(path, file_sha256(path), stamp, scaling, declared, stated, acquired(raster.source))
 
 
 def _stamp(path: Path) -> tuple[int, int]:

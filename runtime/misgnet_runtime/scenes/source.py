@@ -16,6 +16,7 @@ from misgnet_runtime.files import is_file
 from misgnet_runtime.images import Mask, RgbImage
 from misgnet_runtime.scenes.geotiff import GDAL, check_memory, load_rasterio, open_geotiff
 from misgnet_runtime.scenes.grids import Grid, check_overlap, check_same
+from misgnet_runtime.scenes.interpretation import check_interpretation
 from misgnet_runtime.scenes.scaling import Scaling
 from misgnet_runtime.tiling import Span
 
@@ -44,11 +45,12 @@ class Raster:
     date: str
     dataset: Any
     alpha: int | None
+    source: Any  # the file's own dataset, also where ``dataset`` warps it
     warped: bool = False
 
     @property
     def name(self) -> str:
-        return str(self.dataset.name)
+        return str(self.source.name)
 
     def read(self, bands: tuple[int, ...], rows: Span, columns: Span) -> tuple[NDArray[Any], Mask, frozenset[Hole]]:
         """Stored values (B, h, w), where they are data, bool (h, w), and the blocks that cannot be read.
@@ -160,14 +162,14 @@ def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool 
     """
     rasterio = load_rasterio("a scene")
     with rasterio.Env(**GDAL), ExitStack() as stack:
-        dataset = stack.enter_context(_checked(rasterio, path))
+        source = dataset = stack.enter_context(_checked(rasterio, path))
         warped = align and grid is not None
         if grid is not None and align:
             check_overlap(rasterio, grid, Grid.of(dataset))
             dataset = stack.enter_context(_warped(rasterio, dataset, grid))
         elif grid is not None:
             check_same(grid, Grid.of(dataset))
-        yield Raster(date, dataset, _alpha(dataset), warped)
+        yield Raster(date, dataset, _alpha(dataset), source, warped)
 
 
 def _checked(rasterio: Any, path: Path) -> Any:
@@ -175,6 +177,7 @@ def _checked(rasterio: Any, path: Path) -> Any:
         raise InputError(f"raster {path} does not exist")
     dataset = open_geotiff(rasterio, path)
     check_memory(dataset, 0, "a window")
+    check_interpretation(dataset, path)
     if kinds := {dtype for dtype in dataset.dtypes if np.dtype(_numpy_name(dtype)).kind not in "uif"}:
         raise InputError(f"raster {path} holds {' and '.join(sorted(kinds))}; a date has real numbers")
     if len(set(dataset.dtypes)) > 1:
