@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from logs import Collected
 from misgnet_runtime.batch.driver import Driver, Listener
 from misgnet_runtime.batch.pool import Ended, Event, Ready
 from misgnet_runtime.batch.record import Done, Failed, Record, open_record
@@ -37,13 +38,12 @@ def write_table(path: Path, header: str, *rows: str) -> Path:
 class Told:
     """Who listens, and what was heard."""
 
-    lines: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    logged: Collected = field(default_factory=Collected)
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
     def listener(self) -> Listener:
-        return Listener(lambda scene, line: self.lines.append((scene, line)), self.notes.append, self._ended)
+        return Listener(self.logged.log, self._ended)
 
     def _ended(self, end: Done | Failed) -> None:
         if isinstance(end, Failed):
@@ -127,7 +127,7 @@ class Place:
         """What predict answers for one scene."""
         output = self.root / f"alone_{name}.tif"
         dates = (self.root / f"in/{name}_{date}.tif" for date in ("before", "after"))
-        predict_scene_files(self.bundle, *dates, output, tell=lambda _: None)
+        predict_scene_files(self.bundle, *dates, output)
         return read(output)
 
 

@@ -186,7 +186,7 @@ def check_forty(place: Place, report: BatchReport, told: Told) -> None:
     assert (report.done, sorted(report.failed)) == (37, ["s20", "s3", "s33"])
     for name, words in (("s3", "GeoTIFF"), ("s20", "no file"), ("s33", "differ in size")):
         assert words in report.failed[name]
-    assert any(name == "s9" and "it is tried again" in line for name, line in told.lines)
+    assert any(line.startswith("s9: ") and "it is tried again" in line for line in told.logged.warnings)
     rows = results(place)
     assert rows["s9"]["attempts"] == "2" and {rows[f"s{i}"]["status"] for i in range(40) if i not in (3, 20, 33)} == {
         "done"
@@ -210,7 +210,7 @@ def test_forty_scenes_by_two_processes_of_which_one_is_killed(place: Place) -> N
     forty(place)
     told = Told()
     report = killed_in_the_middle(place, told, workers=2, words={"batch": "1"})
-    assert ("s9", "warning: its worker was killed by SIGKILL; out of memory, maybe; it is tried again") in told.lines
+    assert "s9: its worker was killed by SIGKILL; out of memory, maybe; it is tried again" in told.logged.warnings
     check_forty(place, report, told)
     assert int(results(place)["s9"]["resumed"]) > 0, "what the killed worker had on the disk is not computed again"
 
@@ -319,8 +319,8 @@ def test_forty_scenes_on_a_cluster_of_two_workers_of_which_one_is_killed(
         forty(place)
         told = Told()
         report = killed_in_the_middle(place, told, ray=address, words={"batch": "1"})
-        assert "2 actors of 1 core and 0 GPUs each" in told.notes
-        assert any(name == "s9" and "its worker died (ActorDiedError" in line for name, line in told.lines)
+        assert "2 actors of 1 core and 0 GPUs each" in told.logged.messages
+        assert any("s9: its worker died (ActorDiedError" in line for line in told.logged.warnings)
         check_forty(place, report, told)
 
 

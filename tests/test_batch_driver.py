@@ -45,7 +45,7 @@ def test_a_scene_whose_worker_dies_is_tried_again_behind_the_others(tmp_path: Pa
         drive(tasks(*"abcd"), tmp_path, pool, record, told)
         assert record.ended["b"].attempts == 2 and record.ended["a"].attempts == 1
     assert pool.given == ["a", "b", "c", "d", "b"]
-    assert ("b", "warning: its worker was killed; it is tried again") in told.lines
+    assert "b: its worker was killed; it is tried again" in told.logged.warnings
     assert sorted(told.done) == list("abcd") and pool.started == [0, 0]
 
 
@@ -63,7 +63,7 @@ def test_a_scene_that_ends_every_worker_is_given_up(tmp_path: Path) -> None:
 
 def test_what_is_the_scenes_own_fault_is_not_tried_again(tmp_path: Path) -> None:
     outcomes = {
-        "own": Outcome(message="no\nGeoTIFF", notes=("warning: it lies beside",)),
+        "own": Outcome(message="no\nGeoTIFF", warnings=("it lies beside",)),
         "disk": Outcome(message="the disk is full", again=True),
         "bug": Outcome(message="KeyError: 1", again=True, sick=True),
     }
@@ -73,7 +73,7 @@ def test_what_is_the_scenes_own_fault_is_not_tried_again(tmp_path: Path) -> None
         drive(tasks(*outcomes), tmp_path, pool, record, told, retries=1)
     assert [pool.given.count(name) for name in outcomes] == [1, 2, 2]
     assert told.failed["own"] == "no GeoTIFF" and "after 2 attempts" in told.failed["disk"]
-    assert ("own", "warning: it lies beside") in told.lines
+    assert "own: it lies beside" in told.logged.warnings
     assert pool.started == [0, 0, 0], "a worker to which something unforeseen happened is replaced"
 
 
@@ -86,7 +86,7 @@ def test_a_worker_that_cannot_begin_leaves_its_work_to_the_others(tmp_path: Path
     with opened(tmp_path) as record:
         drive(tasks(*"abc"), tmp_path, OneUnusable(2), record, told)
     assert sorted(told.done) == list("abc")
-    assert "warning: a worker cannot begin: no GPU" in told.notes
+    assert "a worker cannot begin: no GPU" in told.logged.warnings
 
 
 def test_without_any_worker_no_scene_fails(tmp_path: Path) -> None:
@@ -112,7 +112,9 @@ def test_waiting_for_a_worker_is_told_once(tmp_path: Path, monkeypatch: pytest.M
     told = Told()
     with opened(tmp_path) as record:
         drive(tasks("a"), tmp_path, Late(1), record, told)
-    assert [note for note in told.notes if "no worker is ready yet" in note] == told.notes[:1] and told.done == ["a"]
+    assert [note for note in told.logged.messages if "no worker is ready yet" in note] == told.logged.messages[
+        :1
+    ] and told.done == ["a"]
 
 
 def test_what_an_interruption_leaves_counts_as_not_tried(tmp_path: Path) -> None:

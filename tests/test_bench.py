@@ -212,7 +212,6 @@ def test_what_was_measured_is_said() -> None:
     assert "rtx-sm86: not run: no driver" in found
     assert "clocks not told by this system; temperatures not told by this system" in found
     assert "power not measured: no RAPL counters" in found
-    assert found[-1] == "warning: the machine throttled 3 times: core too hot"
     assert not any(line.startswith(("power mode", "scene", "power by")) for line in found)
 
 
@@ -262,7 +261,8 @@ def test_a_program_gets_the_report_in_one_line(run: Run) -> None:
     found = json.loads(out)
     assert (code, found["event"], found["level"]) == (0, "result", "info")
     assert [(timing["engine"], timing["batch"]) for timing in found["timings"]] == [("cpu", 1)]
-    assert json.loads(error.splitlines()[-1])["event"] == "progress"
+    events = [json.loads(line)["event"] for line in error.splitlines()]
+    assert "progress" in events and set(events) <= {"progress", "warning"}
 
 
 def test_an_existing_json_file_is_kept_and_nothing_is_measured(run: Run, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from bundles import FLOAT, INT8, RTX, TILE, edit, expected, images, make_bundle,
 from device_bundles import DEVICE, GRAPH, SPLIT, THRESHOLD, described, device_bundle, evaluation_tiles
 from fake_cuda import FakeDriver
 from fake_tensorrt import make_tensorrt
+from logs import Collected
 from misgnet_runtime import cli, log
 from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.choice import open_detector
@@ -583,7 +584,7 @@ def test_a_kill_at_any_moment_leaves_the_old_plan_or_the_new_one(
         if child == 0:
             with pytest.MonkeyPatch.context() as patch:
                 Killer(moment, lambda: os.kill(os.getpid(), signal.SIGKILL)).install(patch)
-                compile_bundle(bundle, CompileOptions(again=True), tell=lambda *_, **__: None)
+                compile_bundle(bundle, CompileOptions(again=True))
             os._exit(0)
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
         found = active_plan(bundle, driver)
@@ -610,7 +611,7 @@ def test_a_failing_disk_leaves_the_old_plan_or_the_new_one(
         try:
             with pytest.MonkeyPatch.context() as patch:
                 Killer(moment, fail).install(patch)
-                compile_bundle(bundle, CompileOptions(again=True), tell=lambda *_, **__: None)
+                compile_bundle(bundle, CompileOptions(again=True))
         except StorageError as error:
             failed += 1
             assert os.strerror(number) in str(error) and error.exit_code == 4
@@ -637,16 +638,14 @@ def test_an_interrupt_while_building_leaves_nothing(
 
 
 def test_time_left_is_told_now_and_then() -> None:
-    now, bar, told = [0.0], [], []
-    teller = BuildTeller(
-        "orin", lambda *step: bar.append(step), lambda text, **figures: told.append((text, figures)), lambda: now[0]
-    )
+    now, bar, logged = [0.0], [], Collected()
+    teller = BuildTeller("orin", lambda *step: bar.append(step), logged.log, lambda: now[0])
     for now[0], share in ((1, 0.001), (11, 0.01), (20, 0.05), (22, 0.1), (30, 0.1), (100, 0.8)):
         teller(share)
-    assert [text for text, _ in told] == [
+    assert logged.messages == [
         "orin: 1 %", "orin: 10 %, about 3 min left", "orin: 80 %, about 25 s left",
     ]  # fmt: skip
-    assert told[-1][1] == {"engine": "orin", "percent": 80, "seconds_left": pytest.approx(25)}
+    assert logged.fields_of("25 s left") == {"engine": "orin", "percent": 80, "seconds_left": pytest.approx(25)}
     assert bar[-1] == (800, 1000)
 
 

@@ -19,6 +19,7 @@ rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 from bundles import FEATURES, SPLIT_FLOAT, TILE, edit, make_bundle
 from ends import die_at, in_child
 from fake_split import FakeSplit
+from logs import Collected
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
 from misgnet_runtime.scenes import encoding as encoding_module
 from misgnet_runtime.scenes.encode import EncodeReport, encode_file
@@ -42,10 +43,10 @@ class Place:
         self.bundle = make_bundle(root / "bundle", engines=[SPLIT_FLOAT])
         self.raster = write_raster(root / "reference.tif", PIXELS)
         self.file = root / "out" / "reference.features"
-        self.said: list[str] = []
+        self.said = Collected()
 
     def run(self, options: SceneOptions | None = None) -> EncodeReport:
-        return encode_file(self.bundle, self.raster, self.file, options, tell=self.said.append)
+        return encode_file(self.bundle, self.raster, self.file, options, log=self.said.log)
 
     def names(self) -> set[str]:
         return {path.name for path in self.file.parent.iterdir()} if self.file.parent.exists() else set()
@@ -82,7 +83,7 @@ def test_records_are_the_encoders_answers_tile_by_tile(place: Place, size: tuple
 def test_the_files_size_is_told_before_and_kept(place: Place) -> None:
     report = place.run()
     tiles = len(report.features.footer.crc32)
-    assert f"{tiles} tiles, {tiles * RECORD.itemsize / 2**20:.1f} MiB" in place.said[-1]
+    assert f"{tiles} tiles, {tiles * RECORD.itemsize / 2**20:.1f} MiB" in place.said.messages[-1]
     assert 0 < place.file.stat().st_size - tiles * RECORD.itemsize < 4096
     assert place.names() == {"reference.features"} and f"{tiles} tiles" in report.lines()[0]
 

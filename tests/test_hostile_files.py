@@ -100,7 +100,7 @@ def test_a_bundle_of_files_without_end(tmp_path: Path) -> None:
 
 
 def test_names_are_told_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    current().note("[red]a:car:b.tif[/blue]")
+    current().info("[red]a:car:b.tif[/blue]")
     assert capsys.readouterr().err == "[red]a:car:b.tif[/blue]\n"
 
 

@@ -153,7 +153,8 @@ def test_a_bug_is_one_object(
 def test_progress_comes_once_a_second(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = 100.0
     monkeypatch.setattr(log.time, "monotonic", lambda: now)
-    with log.JsonLog().progress("tiles") as progress:
+    log.use("json")
+    with log.current().progress("tiles") as progress:
         for step in range(10):
             progress(step, 9)
             now += 0.25
@@ -164,8 +165,8 @@ def test_progress_comes_once_a_second(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_warnings_have_their_level(capsys: pytest.CaptureFixture[str]) -> None:
     log.use("json")
-    log.current().note("warning: look", pair="a")
-    log.current().note("look", pair="a")
+    log.current().warning("look", pair="a")
+    log.current().info("look", pair="a")
     warnings.warn("from a library", stacklevel=1)
     told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [(t["level"], t["event"], t["message"]) for t in told] == [
@@ -175,6 +176,7 @@ def test_warnings_have_their_level(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_no_number_is_null(capsys: pytest.CaptureFixture[str]) -> None:
-    log.JsonLog().result(["one", "two"], share=float("nan"), where=Path("x"), both=(1, 2))
+    log.use("json")
+    log.current().result(["one", "two"], share=float("nan"), where=Path("x"), both=(1, 2))
     (found,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert (found["message"], found["share"], found["where"], found["both"]) == ("one; two", None, "x", [1, 2])

@@ -27,6 +27,7 @@ from rasterio.transform import from_origin
 from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector, make_bundle
 from commands import exit_code
 from ends import die_at, in_child
+from logs import Collected
 from misgnet_runtime import cli
 from misgnet_runtime.errors import GateFailed, InputError, StorageError, UnavailableError, UsageError
 from misgnet_runtime.scenes import predict as predict_module
@@ -57,11 +58,11 @@ class Place:
         )
 
     def run(self, options: SceneOptions | None = None, change: Path | None = None) -> SceneReport:
-        said: list[str] = []
+        said = Collected()
         asked = options or SceneOptions()
         paths = self.bundle, self.before, self.after, change or self.change
-        report = predict_scene_files(*paths, replace(asked, batch=asked.batch or 4), tell=said.append)
-        assert said[0].startswith("before: ") and said[1].startswith("after: ")
+        report = predict_scene_files(*paths, replace(asked, batch=asked.batch or 4), log=said.log)
+        assert said.messages[0].startswith("before: ") and said.messages[1].startswith("after: ")
         return report
 
     def names(self) -> set[str]:
@@ -171,12 +172,13 @@ def test_blocks_that_cannot_be_read_are_counted_once(place: Place) -> None:
     assert "9 blocks" in report.lines(place.change)[2]
 
 
-def test_a_warning_of_a_shift(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warning_of_a_shift(place: Place) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (3, 600, 600), np.uint8)
     write_raster(place.before, noise)
     write_raster(place.after, np.roll(noise, (3, -4), (1, 2)))
-    predict_scene_files(place.bundle, place.before, place.after, place.change)
-    assert "about +3 rows and -4 columns" in capsys.readouterr().out
+    logged = Collected()
+    predict_scene_files(place.bundle, place.before, place.after, place.change, log=logged.log)
+    assert "about +3 rows and -4 columns" in logged.warnings[0]
 
 
 def test_the_quick_look_shows_what_changed(place: Place) -> None:
@@ -449,7 +451,7 @@ def opened(bundle, name, *others):
 predict.open_detector = opened
 bundle, before, after, out = map(Path, sys.argv[1:])
 options = SceneOptions(probability=out / "p.tif", quicklook=out / "look.png")
-predict.predict_scene_files(bundle, before, after, out / "change.tif", options, tell=lambda line: None)
+predict.predict_scene_files(bundle, before, after, out / "change.tif", options)
 print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 

@@ -26,6 +26,7 @@ from bundles import FLOAT, SPLIT_FLOAT, SPLIT_INT8, edit, make_bundle
 from commands import exit_code
 from ends import die_at, in_child
 from fake_split import FakeSplit
+from logs import Collected
 from misgnet_runtime import cli
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
 from misgnet_runtime.scenes import encoding as encoding_module
@@ -59,14 +60,14 @@ class Place:
         self.reference = write_raster(root / "in" / "reference.tif", REFERENCE)
         self.dates = [write_raster(root / "in" / f"d{seed}.tif", later(seed)) for seed in (1, 2, 3)]
         self.out = root / "out"
-        self.said: list[str] = []
+        self.said = Collected()
         self.reports: dict[str, SceneReport] = {}
 
     def run(self, options: SeriesOptions | None = None, dates: list[Path] | None = None) -> list[str]:
         """The names of the dates that were computed."""
-        self.said.clear()
+        self.said.records.clear()
         self.reports.clear()
-        listener = Listener(self.said.append, lambda path, report: self.reports.update({path.name: report}))
+        listener = Listener(self.said.log, lambda path, report: self.reports.update({path.name: report}))
         run_series(self.bundle, self.reference, dates or self.dates, self.out, options or SeriesOptions(), listener)
         return list(self.reports)
 
@@ -75,7 +76,7 @@ class Place:
         probability = self.root / "alone" / "p.tif"
         change = self.root / "alone" / "change.tif"
         asked = replace(options or SceneOptions(), force=True, probability=probability)
-        report = predict_scene_files(self.bundle, before, after, change, asked, tell=lambda line: None)
+        report = predict_scene_files(self.bundle, before, after, change, asked)
         return read(change), read(probability), report
 
     def names(self) -> set[str]:
@@ -122,7 +123,7 @@ def test_each_date_is_compared_with_the_reference(place: Place) -> None:
             assert dataset.crs == PLACE["crs"] and dataset.transform == PLACE["transform"]
             tags = dataset.tags()
             assert (tags["MISGNET_SPLIT"], tags["MISGNET_ENGINE"]) == ("yes", "cpu-float32 on a fake")
-    assert any(line.startswith("d2.tif: bands 1,2,3") for line in place.said)
+    assert any(line.startswith("d2.tif: bands 1,2,3") for line in place.said.messages)
 
 
 def test_each_date_is_encoded_once(place: Place, split: FakeSplit) -> None:
@@ -131,12 +132,12 @@ def test_each_date_is_encoded_once(place: Place, split: FakeSplit) -> None:
     more = write_raster(place.root / "in" / "d4.tif", later(4))
     assert place.run(dates=[*place.dates, more]) == ["d4.tif"]
     assert split.encoded == 5 * TILES
-    assert f"{place.out / 'd1.tif'} is there already, of the very same run" in place.said
+    assert f"{place.out / 'd1.tif'} is there already, of the very same run" in place.said.messages
 
 
 def test_features_that_encode_made_are_used(place: Place, split: FakeSplit) -> None:
     file = place.root / "kept.features"
-    encode_file(place.bundle, place.reference, file, tell=lambda line: None)
+    encode_file(place.bundle, place.reference, file)
     assert split.encoded == TILES
     place.run(replace(PROBABLE, features=file, discard_features=True))
     assert split.encoded == 4 * TILES and file.exists() and not place.names() & {"reference.features"}
@@ -361,7 +362,7 @@ def test_a_date_that_fails_does_not_keep_the_others(place: Place, damage: Callab
     with pytest.raises(InputError, match=rf"1 of 3 dates failed, first .*d2\.tif: .*{words}"):
         place.run()
     assert list(place.reports) == ["d1.tif", "d3.tif"]
-    assert any("the other dates are run" in line for line in place.said)
+    assert any("the other dates are run" in line for line in place.said.messages)
 
 
 def test_a_consecutive_date_that_fails_takes_its_neighbour_with_it(place: Place) -> None:
@@ -438,7 +439,7 @@ FEATURES_OF_OTHERS: dict[str, tuple[Callable[[Place], object], SceneOptions, str
 def test_features_of_another_kind_are_refused(place: Place, case: str, given: bool) -> None:
     change, options, words = FEATURES_OF_OTHERS[case]
     file = place.root / "kept.features" if given else place.out / "reference.features"
-    encode_file(place.bundle, place.reference, file, tell=lambda line: None)
+    encode_file(place.bundle, place.reference, file)
     change(place)
     asked = SeriesOptions(options, features=file if given else None)
     with pytest.raises(UsageError) as caught:
@@ -497,12 +498,13 @@ from bundles import TILE
 from fake_split import FakeSplit
 from misgnet_runtime.scenes import encoding
 from misgnet_runtime.scenes.options import SceneOptions, SeriesOptions
+from misgnet_runtime.log import current
 from misgnet_runtime.scenes.series import Listener, run_series
 
 encoding.choose_split = FakeSplit().opener()
 bundle, before, after, out = map(Path, sys.argv[1:])
 options = SeriesOptions(SceneOptions(overlap=0), consecutive=True)
-run_series(bundle, before, [after], out, options, Listener(print, print))
+run_series(bundle, before, [after], out, options, Listener(current(), print))
 print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 

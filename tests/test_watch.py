@@ -26,9 +26,9 @@ from PIL import Image
 from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector, images, make_bundle, write_image
 from commands import exit_code
 from ends import die_at, in_child
+from logs import Collected
 from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.errors import InputError, StorageError, UnavailableError, UsageError
-from misgnet_runtime.log import TextLog
 from misgnet_runtime.watch import service
 from misgnet_runtime.watch.completeness import Settling, open_for_writing
 from misgnet_runtime.watch.journal import Journal
@@ -42,24 +42,6 @@ SIZE = (70, 60)
 NOW = WatchOptions(settle=0, once=True)
 
 
-class Told(TextLog):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.results: list[dict[str, object]] = []
-
-    def note(self, message: str, **facts: object) -> None:
-        self.notes.append(message)
-
-    def result(self, lines: list[str], **figures: object) -> None:
-        self.results.append(figures)
-
-    @property
-    def warnings(self) -> list[str]:
-        return [note.removeprefix("warning: ") for note in self.notes if note.startswith("warning: ")]
-
-
 class Place:
     """A bundle, a folder that is watched and its output."""
 
@@ -68,15 +50,15 @@ class Place:
         self.bundle = make_bundle(root / "bundle", engines=[FLOAT])
         self.folder, self.out = root / "in", root / "out"
         self.folder.mkdir()
-        self.log = Told()
+        self.log = Collected()
 
     def add(self, name: str, seed: int = 0, suffix: str = ".png") -> None:
         for date, pixels in zip(("before", "after"), images(*SIZE, seed=seed), strict=True):
             write_image(self.folder / f"{name}_{date}{suffix}", pixels)
 
     def run(self, options: WatchOptions = NOW) -> WatchReport:
-        self.log = Told()
-        return watch_folder(self.bundle, self.folder, self.out, options, self.log)
+        self.log = Collected()
+        return watch_folder(self.bundle, self.folder, self.out, options, self.log.log)
 
     def journal(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.out / "watch.jsonl").read_text().splitlines()]
@@ -682,7 +664,7 @@ def test_what_was_tuned_since_begins_an_interrupted_scene_anew_and_says_so(
     assert place.run().done == 1
     assert place.log.results[0]["resumed"] == 0
     words = "the engine cpu-float32 on a fake, 1 streams, batch 1, and now it is cpu-float32 on a fake, 2 streams"
-    assert any(f"s was begun with {words}" in note for note in place.log.notes)
+    assert any(f"s was begun with {words}" in note for note in place.log.messages)
 
 
 def test_an_interrupted_pair_that_changed_is_begun_anew(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

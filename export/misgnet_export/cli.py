@@ -13,6 +13,7 @@ from misgnet_export.wheelhouse import PlatformName
 from misgnet_runtime import arguments
 from misgnet_runtime.console import err_console, make_app, out_console, run_app
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
+from misgnet_runtime.lock import DEFAULT_TIMEOUT
 from misgnet_runtime.manifest import GateRule, InputForm, Interface, OutputForm
 from misgnet_runtime.outputs import refuse_existing
 from misgnet_runtime.targets import ACCEPTED, parse_target
@@ -29,9 +30,12 @@ Gate = Annotated[GateRule, typer.Option(help=_GATE_HELP)]
 
 @app.callback()
 def every_command(
-    *, require_signature: arguments.RequireSignature = None, allow_older: arguments.AllowOlder = False
+    *,
+    require_signature: arguments.RequireSignature = None,
+    allow_older: arguments.AllowOlder = False,
+    lock_timeout: arguments.LockTimeout = DEFAULT_TIMEOUT,
 ) -> None:
-    """What all commands that read a bundle take, before the command or behind it."""
+    """What all commands take, before the command or behind it."""
 
 
 @app.command()

@@ -7,13 +7,22 @@ from misgnet.cli.predict import predict
 from misgnet.cli.prepare import prepare
 from misgnet.cli.synthesize import synthesize
 from misgnet.cli.train import train
+from misgnet_runtime import arguments
 from misgnet_runtime.console import make_app, run_app
+from misgnet_runtime.lock import DEFAULT_TIMEOUT
 
 app = make_app(
     "misgnet",
     "MISGNet in PyTorch: prepare data, train, evaluate, predict. "
     "Exit codes: 2 usage, 3 training diverged, 4 bad input, 5 a missing device or library.",
 )
+
+
+@app.callback()
+def every_command(*, lock_timeout: arguments.LockTimeout = DEFAULT_TIMEOUT) -> None:
+    """What all commands take, before the command or behind it."""
+
+
 for command in (prepare, train, evaluate, predict, synthesize):
     app.command()(command)
 

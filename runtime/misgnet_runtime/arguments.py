@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from misgnet_runtime.lock import use_lock_timeout
 from misgnet_runtime.log import LogFormat, use
 from misgnet_runtime.trust.policy import VARIABLE, use_allow_older, use_key
 
@@ -43,6 +44,14 @@ AllowOlder = Annotated[
         "--allow-older",
         help="the operator's decision: also a signed bundle that is older than the newest accepted here, or expired",
         callback=use_allow_older, is_eager=True,
+    ),
+]  # fmt: skip
+LockTimeout = Annotated[
+    float,
+    typer.Option(
+        "--lock-timeout",
+        help="seconds to wait for a lock that another process holds, then exit code 4",
+        metavar="SECONDS", callback=use_lock_timeout, is_eager=True,
     ),
 ]  # fmt: skip
 Engine = Annotated[str, typer.Option(help="an engine of the bundle, or auto")]

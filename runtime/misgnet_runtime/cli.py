@@ -14,7 +14,8 @@ from misgnet_runtime.bench.command import bench
 from misgnet_runtime.compiled.command import compile_plans
 from misgnet_runtime.console import make_app, out_console, run_app
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.log import JsonLog, current
+from misgnet_runtime.lock import DEFAULT_TIMEOUT
+from misgnet_runtime.log import current, is_json
 from misgnet_runtime.scenes.commands import encode, series
 from misgnet_runtime.tuning.command import tune
 from misgnet_runtime.watch.command import watch
@@ -35,6 +36,7 @@ def every_command(
     log: arguments.Log = "text",
     require_signature: arguments.RequireSignature = None,
     allow_older: arguments.AllowOlder = False,
+    lock_timeout: arguments.LockTimeout = DEFAULT_TIMEOUT,
 ) -> None:
     """What all commands take, before the command or behind it."""
 
@@ -131,7 +133,7 @@ def _predict_scene(bundle: Path, before: Path, after: Path, output: Path, option
     from misgnet_runtime.scenes.predict import predict_scene_files
 
     with current().progress("rows of tiles") as progress:
-        report = predict_scene_files(bundle, before, after, output, options, tell=_tell, progress=progress)
+        report = predict_scene_files(bundle, before, after, output, options, log=current(), progress=progress)
     _say(*report.lines(output), output=output, **asdict(report))
 
 
@@ -139,16 +141,12 @@ def _say(*lines: str, **figures: object) -> None:
     current().result(list(lines), **figures)
 
 
-def _tell(line: str) -> None:
-    current().note(line)
-
-
 @app.command()
 def info(bundle: Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build")]) -> None:
     """What is in a bundle, and what this machine can run of it and why not."""
     from misgnet_runtime.info import bundle_facts, print_info
 
-    if isinstance(current(), JsonLog):
+    if is_json():
         _say(f"bundle {bundle}", **bundle_facts(bundle))
     else:
         print_info(bundle, out_console)

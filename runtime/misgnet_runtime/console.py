@@ -26,14 +26,15 @@ def run_app(app: Callable[[], object]) -> None:
 
     A KeyboardInterrupt may say what it left behind.
     """
+    log.use("text")  # until an option says otherwise
     try:
         with _short_names():
             app()
     except MisgnetError as error:
-        log.current().error(" ".join(str(error).split()), type(error).__name__, error.exit_code)
+        log.current().fail(" ".join(str(error).split()), type(error).__name__, error.exit_code)
         raise SystemExit(error.exit_code) from None
     except (_InterruptedError, KeyboardInterrupt) as error:
-        log.current().error(f"interrupted; {str(error) or 'nothing was left behind'}", "interrupted", 130)
+        log.current().fail(f"interrupted; {str(error) or 'nothing was left behind'}", "interrupted", 130)
         raise SystemExit(130) from None
     except Exception as error:
         log.current().bug(error)
@@ -78,7 +79,7 @@ class _Group(TyperGroup):
         except KeyboardInterrupt as error:
             raise _InterruptedError(*error.args) from None
         except _WRONG_CALL as error:
-            if isinstance(log.current(), log.JsonLog):
+            if log.is_json():
                 raise UsageError(error.format_message()) from error
             raise
 

@@ -4,7 +4,8 @@ MisgnetError            1  a bug, unless it is one of the kinds below
 ├── UsageError          2  the command was called wrongly (an output exists, an unknown target)
 ├── GateFailed          3  the numbers are outside what was allowed
 ├── InputError          4  a file or folder is not what it must be
-│   └── StorageError    4  the disk of a result has no room, or refuses
+│   ├── StorageError    4  the disk of a result has no room, or refuses
+│   └── LockTimeoutError 4  another process holds a lock for longer than --lock-timeout
 ├── UnavailableError    5  a device, driver or library is missing on this machine
 └── ScenesFailed        6  some of many scenes failed, and all others are done
 
@@ -34,6 +35,10 @@ class InputError(MisgnetError):
 
 class StorageError(InputError):
     """Nothing is wrong with what was read: the same call may succeed later."""
+
+
+class LockTimeoutError(InputError):
+    """Another process held a lock for longer than ``--lock-timeout``: the same call may succeed later."""
 
 
 class UnavailableError(MisgnetError):

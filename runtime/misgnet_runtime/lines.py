@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.lock import try_acquire
 from misgnet_runtime.manifest import Struct
 from misgnet_runtime.outputs import resumable_errors
 
@@ -38,7 +38,7 @@ def open_held(path: Path, busy: str) -> Iterator[FileIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = path.open("a+b", buffering=0)
     with handle:
-        if not hold(handle):
+        if not try_acquire(handle.fileno()):
             raise UsageError(busy)
         yield handle
 
@@ -96,14 +96,3 @@ def line_errors(path: Path, number: int, without: str) -> Iterator[None]:
             f"{path}, line {number} is damaged, or another version's ({error}); choose another -o, or move it away: "
             f"then {without}"
         ) from error
-
-
-def hold(handle: FileIO) -> bool:
-    """Lock a record for as long as this process has it open; False where another process has it."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: then it is the user who must not start two
-        pass
-    return True

@@ -1,145 +1,204 @@
-"""What a command says: lines for a person, or with ``--log json`` one JSON object a line.
+"""What a command reports: lines for a person, or with ``--log json`` one JSON object a line.
 
-Every object has ``time`` (RFC 3339, UTC), ``level`` (info, warning or error), ``event``, and ``message``, what a person
-would have read. The others depend on ``event``; null is what does not apply, or is no number:
+Built on the standard :mod:`logging`: the code that logs decides the level, a formatter the form. Every JSON object
+has ``time`` (RFC 3339, UTC), ``level`` (info, warning or error), ``event``, and ``message``, the text a person
+would have read. The other fields depend on ``event``; null is what does not apply, or is no number:
 
-    note      what to know of a run; ``watch`` adds ``pair`` and ``batch`` ``scene`` where they speak of one
+    note      information about a run; ``watch`` adds ``pair`` and ``batch`` ``scene`` where it concerns one
     warning   the same, where something may be wrong
     progress  ``steps``, what is counted, ``done`` and ``total``; at most one a second
     result    what was found or written: the fields of the command's report, as numbers
     error     why a command ends: ``kind`` and ``exit_code``; for a bug also ``traceback``
 
-Results go to stdout and everything else to stderr, in both forms.
+Results go to stdout and everything else to stderr, in both forms. In text, control characters are escaped.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import traceback
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from rich.console import Console
 
+from misgnet_runtime.words import printable
+
 if TYPE_CHECKING:
     from misgnet_runtime.callables import Progress
+
+    _Adapter = logging.LoggerAdapter[logging.Logger]
+else:
+    _Adapter = logging.LoggerAdapter
 
 LogFormat = Literal["text", "json"]
 err_console = Console(stderr=True, emoji=False)  # a path may hold :car:
 out_console = Console(emoji=False)
-_WARNING = "warning: "
 _SECONDS = 1.0  # between two progress events
+_STANDARD = ("exc_info", "stack_info", "stacklevel")
+_EVENTS = {logging.INFO: "note", logging.WARNING: "warning"}
+_form: LogFormat = "text"
 
 
-class Log(ABC):
-    """Where a command's words go."""
+class EventLog(_Adapter):
+    """A logger whose events have fields: ``log.warning("blocks are missing", pair="a")``.
 
-    @abstractmethod
-    def note(self, message: str, **facts: object) -> None:
-        """What a user should know; a message that begins with "warning: " is a warning."""
+    ``info``, ``warning`` and ``error`` are those of :class:`logging.LoggerAdapter`; every other keyword is a field.
+    """
 
-    @abstractmethod
-    def result(self, lines: list[str], **figures: object) -> None:
-        """What was found or written: for a person, and by name."""
+    def __init__(self, logger: logging.Logger, fields: dict[str, object] | None = None) -> None:
+        super().__init__(logger, fields or {})
 
-    @abstractmethod
-    def progress(self, steps: str) -> AbstractContextManager[Progress]:
-        """A function to tell how many ``steps`` are done, and of how many."""
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        standard = {name: kwargs.pop(name) for name in _STANDARD if name in kwargs}
+        event = kwargs.pop("event", None)
+        return msg, {**standard, "extra": {"event": event, "fields": {**(self.extra or {}), **kwargs}}}
 
-    @abstractmethod
-    def error(self, message: str, kind: str, exit_code: int) -> None:
-        """Why the command ends; ``message`` is one line."""
+    def bind(self, **fields: object) -> EventLog:
+        """The same log; every event also has ``fields``."""
+        return EventLog(self.logger, {**(self.extra or {}), **fields})
 
-    @abstractmethod
+    def result(self, lines: list[str], **figures: Any) -> None:
+        """Report what was found or written: ``lines`` for a person, ``figures`` by name."""
+        self.info("\n".join(lines), event="result", **figures)
+
+    def fail(self, message: str, kind: str, exit_code: int) -> None:
+        """Report why the command ends; ``message`` is one line."""
+        self.error(message, event="error", kind=kind, exit_code=exit_code)
+
     def bug(self, error: Exception) -> None:
-        """An error that nobody foresaw; raised again for Python to show, or said."""
-
-
-class TextLog(Log):
-    """For a person: lines, and a bar where stderr is a terminal."""
-
-    def note(self, message: str, **_: object) -> None:
-        _print(err_console, message)
-
-    def result(self, lines: list[str], **_: object) -> None:
-        for line in lines:
-            _print(out_console, line)
+        """Report an error that nobody foresaw; in text it is raised again, for Python to show."""
+        if not is_json():
+            raise error
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        self.error(str(error), event="error", kind=type(error).__name__, exit_code=1, traceback=trace)
 
     @contextmanager
     def progress(self, steps: str) -> Iterator[Progress]:
+        """Yield a function that takes how many ``steps`` are done, and of how many."""
+        if is_json():
+            yield _at_most_one_a_second(
+                lambda done, total: self.info(
+                    f"{done} of {total} {steps}", event="progress", steps=steps, done=done, total=total
+                )
+            )
+            return
         from rich.progress import Progress as Bars
 
         with Bars(console=err_console, transient=True, disable=not err_console.is_terminal) as bars:
             task = bars.add_task(steps, total=None)
             yield lambda done, total: bars.update(task, completed=done, total=total)
 
-    def error(self, message: str, kind: str, exit_code: int) -> None:  # noqa: ARG002 - the process says it
-        print(message if kind == "interrupted" else f"error: {message}", file=sys.stderr)
 
-    def bug(self, error: Exception) -> None:
-        raise error
+class TextFormatter(logging.Formatter):
+    """Lines for a person; warnings and errors begin with their level. Control characters are escaped."""
 
-
-class JsonLog(Log):
-    """For a program: see the module's text."""
-
-    def note(self, message: str, **facts: object) -> None:
-        level, event = ("warning", "warning") if message.startswith(_WARNING) else ("info", "note")
-        self._write(sys.stderr, level, event, message.removeprefix(_WARNING), facts)
-
-    def result(self, lines: list[str], **figures: object) -> None:
-        self._write(sys.stdout, "info", "result", "; ".join(lines), figures)
-
-    @contextmanager
-    def progress(self, steps: str) -> Iterator[Progress]:
-        yield _at_most_one_a_second(
-            lambda done, total: self._write(
-                sys.stderr, "info", "progress", f"{done} of {total} {steps}",
-                {"steps": steps, "done": done, "total": total},
-            )
-        )  # fmt: skip
-
-    def error(self, message: str, kind: str, exit_code: int) -> None:
-        self._write(sys.stderr, "error", "error", message, {"kind": kind, "exit_code": exit_code})
-
-    def bug(self, error: Exception) -> None:
-        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        facts = {"kind": type(error).__name__, "exit_code": 1, "traceback": trace}
-        self._write(sys.stderr, "error", "error", str(error), facts)
-
-    def python_warning(self, message: Warning | str, *_where: object) -> None:
-        """In the place of :func:`warnings.showwarning`."""
-        self.note(f"{_WARNING}{message}")
-
-    def _write(self, stream: TextIO, level: str, event: str, message: str, facts: dict[str, object]) -> None:
-        found = {"time": datetime.now(timezone.utc), "level": level, "event": event, "message": message, **facts}
-        stream.write(msgspec.json.encode(found, enc_hook=str).decode() + "\n")
-        stream.flush()
+    def format(self, record: logging.LogRecord) -> str:
+        message, event = record.getMessage(), _event(record)
+        if event == "result":
+            return "\n".join(map(printable, message.split("\n"))) if message else ""
+        interrupted = getattr(record, "fields", {}).get("kind") == "interrupted"
+        level = "" if record.levelno < logging.WARNING or interrupted else f"{record.levelname.lower()}: "
+        return level + printable(message)
 
 
-_TEXT = TextLog()
-_CURRENT: ContextVar[Log] = ContextVar("log")
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line; see the module's text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        found = {
+            "time": datetime.fromtimestamp(record.created, timezone.utc),
+            "level": record.levelname.lower(),
+            "event": _event(record),
+            "message": message.replace("\n", "; ") if _event(record) == "result" else message,
+            **getattr(record, "fields", {}),
+        }
+        try:
+            return msgspec.json.encode(found, enc_hook=str).decode()
+        except UnicodeEncodeError:  # a file name that is not UTF-8
+            return msgspec.json.encode(_escaped(msgspec.to_builtins(found, enc_hook=str))).decode()
 
 
-def current() -> Log:
+class _StreamHandler(logging.Handler):
+    """Results to stdout, everything else to stderr; the streams are looked up at each event, as tests replace them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        result = _event(record) == "result"
+        text = self.format(record)
+        if _form == "json":
+            stream = sys.stdout if result else sys.stderr
+            stream.write(text + "\n")
+            stream.flush()
+        elif text:
+            (out_console if result else err_console).print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+class _ListHandler(logging.Handler):
+    def __init__(self, records: list[logging.LogRecord]) -> None:
+        super().__init__()
+        self._records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(record)
+
+
+_LOGGER = logging.getLogger("misgnet")
+_HANDLER = _StreamHandler()
+_FORMATTERS: dict[LogFormat, logging.Formatter] = {"text": TextFormatter(), "json": JsonFormatter()}
+
+
+def current() -> EventLog:
     """The log of this process."""
-    return _CURRENT.get(_TEXT)
+    return EventLog(_LOGGER)
 
 
 def use(form: LogFormat) -> LogFormat:
-    """Say everything in ``form`` from now on."""
-    log = JsonLog() if form == "json" else TextLog()
-    if isinstance(log, JsonLog):
-        warnings.showwarning = log.python_warning  # type: ignore[assignment]
-    _CURRENT.set(log)
+    """Write all events of this process to its streams, in ``form``. A program that imports the package need not."""
+    global _form  # noqa: PLW0603 - one for the process, as its streams are
+    _form = form
+    _HANDLER.setFormatter(_FORMATTERS[form])
+    _LOGGER.setLevel(logging.INFO)
+    _LOGGER.propagate = False
+    _LOGGER.addHandler(_HANDLER)  # once, however often it is called
+    if form == "json":
+        warnings.showwarning = _python_warning  # type: ignore[assignment]
     return form
+
+
+def is_json() -> bool:
+    """Whether events are written as JSON."""
+    return _form == "json"
+
+
+def collector() -> tuple[EventLog, list[logging.LogRecord]]:
+    """A log that writes nothing, and the list that its events are appended to."""
+    logger, records = logging.Logger("misgnet.collected", logging.INFO), list[logging.LogRecord]()
+    logger.addHandler(_ListHandler(records))
+    return EventLog(logger), records
+
+
+def _event(record: logging.LogRecord) -> str:
+    return getattr(record, "event", None) or _EVENTS.get(record.levelno, "note")
+
+
+def _python_warning(message: Warning | str, *_where: object) -> None:
+    """In the place of :func:`warnings.showwarning`."""
+    current().warning(" ".join(str(message).split()))
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_escaped(key): _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def _at_most_one_a_second(progress: Progress) -> Progress:
@@ -152,7 +211,3 @@ def _at_most_one_a_second(progress: Progress) -> Progress:
             progress(done, total)
 
     return told
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -135,7 +135,7 @@ def _compile(root: Path, level: int) -> None:
     driver = FakeDriver("sm87", memory=1 << 30)
     sys.modules["tensorrt"] = make_tensorrt("10.3.0", driver)
     options = CompileOptions(optimization_level=level)
-    compile_bundle(root / "bundle", options, driver, tell=lambda *_, **__: None)
+    compile_bundle(root / "bundle", options, driver)
 
 
 def look_compiled(root: Path) -> State:

@@ -76,7 +76,7 @@ def run_scene(root: Path) -> None:
         **{name: root / "out" / file for name, file in _PRODUCTS.items()},  # type: ignore[arg-type]
     )
     paths = root / "in/before.tif", root / "in/after.tif", root / "out/change.tif"
-    predict_scene_files(root / "bundle", *paths, options, tell=lambda _: None)
+    predict_scene_files(root / "bundle", *paths, options)
 
 
 def series(root: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from misgnet_runtime import arguments
-from misgnet_runtime.log import Log, current
+from misgnet_runtime.log import EventLog, current
 
 if TYPE_CHECKING:
     from misgnet_runtime.batch.driver import Listener
@@ -87,7 +87,7 @@ def words_of(given: Mapping[str, object]) -> dict[str, str]:
     return {name: "yes" if value is True else str(value) for name, value in said.items()}
 
 
-def _listener(log: Log, progress: object) -> Listener:
+def _listener(log: EventLog, progress: object) -> Listener:
     from misgnet_runtime.batch.driver import Listener
     from misgnet_runtime.batch.record import Done
 
@@ -97,10 +97,6 @@ def _listener(log: Log, progress: object) -> Listener:
             figures = {"scene": end.scene, "outputs": end.outputs, "attempts": end.attempts, **end.figures}
             log.result([f"{end.scene}: {share:.2f} % changed: {names}"], **figures)
         else:
-            log.note(f"warning: {end.scene} failed: {end.message}", scene=end.scene, attempts=end.attempts)
+            log.warning(f"{end.scene} failed: {end.message}", scene=end.scene, attempts=end.attempts)
 
-    def tell(scene: str, line: str) -> None:
-        warning = "warning: " if line.startswith("warning: ") else ""
-        log.note(f"{warning}{scene}: {line.removeprefix('warning: ')}", scene=scene)
-
-    return Listener(tell, log.note, ended, progress)  # type: ignore[arg-type]
+    return Listener(log, ended, progress)  # type: ignore[arg-type]

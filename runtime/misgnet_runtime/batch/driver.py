@@ -16,6 +16,7 @@ from misgnet_runtime.batch.worker import Outcome, Task, discard_work
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.clock import now
 from misgnet_runtime.errors import UnavailableError, UsageError
+from misgnet_runtime.log import EventLog
 from misgnet_runtime.outputs import refuse_existing
 
 _MOST_STARTS = 3  # of a worker in a row that dies before it is ready
@@ -24,12 +25,11 @@ _PATIENCE = 30.0  # seconds without any worker until that is told
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told: what to know of a scene by ``tell`` (its id, a line), of the run by ``note``, each end by ``ended``,
-    and how many scenes have ended by ``progress``.
+    """Who listens: what concerns the run or a scene (``scene``: its id) goes to ``log``, each end to ``ended``, and how
+    many scenes have ended to ``progress``.
     """
 
-    tell: Callable[[str, str], None]
-    note: Callable[[str], None]
+    log: EventLog
     ended: Callable[[End], None]
     progress: Progress | None = None
 
@@ -68,7 +68,9 @@ class Driver:
                 if len(self._lost) == len(places):
                     raise UnavailableError(f"no worker can be had: {'; '.join(dict.fromkeys(self._lost.values()))}")
                 if not self._workers and time.monotonic() > patience:
-                    self._listener.note("no worker is ready yet: the bundle opens slowly, or the cluster has no room")
+                    self._listener.log.info(
+                        "no worker is ready yet: the bundle opens slowly, or the cluster has no room"
+                    )
                     patience = math.inf
         finally:
             self._pool.close()
@@ -103,7 +105,7 @@ class Driver:
             self._deaths[place] = 0
             self._workers[place] = event.hello.place
             self._idle.append(place)
-            self._listener.note(f"worker {event.hello.place}: engine {event.hello.engine}")
+            self._listener.log.info(f"worker {event.hello.place}: engine {event.hello.engine}")
         elif isinstance(event, Ended):
             self._judge(self._busy.pop(place), place, event.outcome)
             if event.outcome.sick:
@@ -130,7 +132,7 @@ class Driver:
 
     def _lose(self, place: int, reason: str) -> None:
         self._lost[place] = reason
-        self._listener.note(f"warning: a worker cannot begin: {reason}")
+        self._listener.log.warning(f"a worker cannot begin: {reason}")
 
     def _deal(self) -> None:
         while self._queue and self._idle:
@@ -141,8 +143,8 @@ class Driver:
 
     def _judge(self, task: Task, place: int, outcome: Outcome) -> None:
         scene = task.scene
-        for line in outcome.notes:
-            self._listener.tell(scene.id, line)
+        for warning in outcome.warnings:
+            self._warn(scene.id, warning)
         if outcome.figures is None:
             (self._try_again if outcome.again else self._fail)(task, outcome.message)
             return
@@ -150,13 +152,16 @@ class Driver:
         worker = self._workers[place]
         self._end(Done(now(), scene.id, task.key, outputs, attempts, worker, outcome.figures))
 
+    def _warn(self, scene: str, message: str) -> None:
+        self._listener.log.warning(f"{scene}: {message}", scene=scene)
+
     def _try_again(self, task: Task, reason: str) -> None:
         """Later, when others had their turn; a scene that is never done must end at some time."""
         begun = self._record.begun[task.scene.id]
         if begun > self._retries:
             self._fail(task, f"{reason}; given up after {begun} attempts")
         else:
-            self._listener.tell(task.scene.id, f"warning: {reason}; it is tried again")
+            self._warn(task.scene.id, f"{reason}; it is tried again")
             self._queue.append(task)
 
     def _fail(self, task: Task, message: str) -> None:

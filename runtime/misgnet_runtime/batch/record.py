@@ -22,7 +22,8 @@ from msgspec import Meta
 
 from misgnet_runtime.batch.table import Shard
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.lines import add_line, decode_lines, hold, line_errors, open_held
+from misgnet_runtime.lines import add_line, decode_lines, line_errors, open_held
+from misgnet_runtime.lock import try_acquire
 from misgnet_runtime.manifest import Sha256, Struct
 
 FORMAT = 1
@@ -153,7 +154,7 @@ def _others(output: Path, path: Path, shard: Shard) -> list[Path]:
 
 def _is_held(path: Path) -> bool:
     with path.open("r+b", buffering=0) as handle:
-        return not hold(handle)
+        return not try_acquire(handle.fileno())
 
 
 def _read(path: Path) -> tuple[list[Entry], int]:

@@ -146,7 +146,7 @@ def _pool(bundle: Bundle, output: Path, options: BatchOptions, listener: Listene
     if options.ray is None:
         workers = options.workers or 1
         cores = options.cores or (None if workers == 1 else max(1, usable_cores() // workers))
-        listener.note(f"{plural(workers, 'worker')} on this machine")
+        listener.log.info(f"{plural(workers, 'worker')} on this machine")
         yield ProcessPool(_with_cores(setup, cores), workers)
         return
     from misgnet_runtime.batch.ray import RayPool, ray_cluster, ray_slots
@@ -154,7 +154,7 @@ def _pool(bundle: Bundle, output: Path, options: BatchOptions, listener: Listene
     cores = options.cores or 1
     with ray_cluster(options.ray) as ray:
         slots = ray_slots(ray.cluster_resources(), runs_on_gpu(bundle, scene.engine), options.workers, cores)
-        listener.note(
+        listener.log.info(
             f"{plural(slots.count, 'actor')} of {plural(slots.cores, 'core')} and {plural(slots.gpus, 'GPU')} each"
         )
         yield RayPool(ray, setup if slots.gpus else _with_cores(setup, cores), slots)

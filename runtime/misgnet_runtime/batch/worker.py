@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -19,7 +20,8 @@ from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.choice import Opened, open_detector
 from misgnet_runtime.errors import InputError, MisgnetError, StorageError
 from misgnet_runtime.files import is_file
-from misgnet_runtime.lines import hold
+from misgnet_runtime.lock import try_acquire
+from misgnet_runtime.log import EventLog, collector
 from misgnet_runtime.outputs import publish, resumable_errors, write_file
 from misgnet_runtime.scenes.geotiff import load_rasterio
 from misgnet_runtime.scenes.options import SceneOptions
@@ -66,14 +68,14 @@ class Hello:
 class Outcome:
     """What became of a scene: its report's ``figures``, or a ``message``.
 
-    ``again``: another attempt may succeed; ``sick``: what happened may have harmed the worker. ``notes``: warnings.
+    ``again``: another attempt may succeed; ``sick``: what happened may have harmed the worker. ``warnings``: logged.
     """
 
     figures: dict[str, Any] | None = None
     message: str = ""
     again: bool = False
     sick: bool = False
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class SceneWorker:
@@ -98,18 +100,20 @@ class SceneWorker:
 
     def run(self, task: Task) -> Outcome:
         """Do a scene; whatever is wrong with it is in the outcome."""
-        notes: list[str] = []
+        log, records = collector()
         try:
-            return Outcome(self._do(task, notes), notes=tuple(notes))
+            return Outcome(self._do(task, log), warnings=_warnings(records))
         except StorageError as error:
-            return Outcome(message=str(error), again=True, notes=tuple(notes))
+            return Outcome(message=str(error), again=True, warnings=_warnings(records))
         except MisgnetError as error:
-            return Outcome(message=str(error), notes=tuple(notes))
+            return Outcome(message=str(error), warnings=_warnings(records))
         except Exception as error:  # what nobody foresaw may be this worker's fault, or a moment's
             self._close()
-            return Outcome(message=f"{type(error).__name__}: {error}", again=True, sick=True, notes=tuple(notes))
+            return Outcome(
+                message=f"{type(error).__name__}: {error}", again=True, sick=True, warnings=_warnings(records)
+            )
 
-    def _do(self, task: Task, notes: list[str]) -> dict[str, Any]:
+    def _do(self, task: Task, log: EventLog) -> dict[str, Any]:
         assert self._bundle is not None
         options, outputs = task.scene.options(), task.scene.outputs()
         for date, path in (("before", task.scene.before), ("after", task.scene.after)):
@@ -120,20 +124,20 @@ class SceneWorker:
             self._keep_own(folder, self._maker(task, opened, options))
             places = {option: folder / f"{option}{Path(name).suffix.lower()}" for option, name in outputs.items()}
             if not (folder / _REPORT).exists():
-                self._predict(task.scene, opened, options, places, notes)
+                self._predict(task.scene, opened, options, places, log)
             self._publish(places, outputs)
             found: dict[str, Any] = msgspec.json.decode((folder / _REPORT).read_bytes())
             return found
 
     def _predict(
-        self, scene: Scene, opened: Opened, options: SceneOptions, places: dict[str, Path], notes: list[str]
+        self, scene: Scene, opened: Opened, options: SceneOptions, places: dict[str, Path], log: EventLog
     ) -> None:
         assert self._bundle is not None
         products = {option: place for option, place in places.items() if option != "output"}
         report = predict_opened(
             self._bundle, lambda: nullcontext(opened), scene.before, scene.after, places["output"],
             replace(options, force=True, **products),  # type: ignore[arg-type]
-            tell=lambda line: notes.extend([line] if line.startswith("warning: ") else []),
+            log=log,
         )  # fmt: skip
         write_file(places["output"].parent / _REPORT, msgspec.json.encode(asdict(report)))
 
@@ -173,6 +177,10 @@ class SceneWorker:
         self._stack.close()
 
 
+def _warnings(records: list[logging.LogRecord]) -> tuple[str, ...]:
+    return tuple(record.getMessage() for record in records if record.levelno >= logging.WARNING)
+
+
 def work_folder(output: Path, scene: str) -> Path:
     """Where a scene's parts lie until all are whole, and its report until the record has it."""
     return output / _WORK / scene
@@ -201,7 +209,7 @@ def _held(folder: Path) -> Iterator[Path]:
         handle = (folder / "lock").open("ab", buffering=0)
     end = time.monotonic() + _PATIENCE
     with handle:
-        while not hold(handle):
+        while not try_acquire(handle.fileno()):
             if time.monotonic() > end:
                 raise StorageError(f"another process is at work in {folder}; end it, and run the same command again")
             time.sleep(0.2)

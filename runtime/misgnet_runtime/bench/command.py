@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from misgnet_runtime.bench import arguments
-from misgnet_runtime.log import JsonLog, current, out_console
+from misgnet_runtime.log import current, is_json, out_console
 
 
 def bench(
@@ -46,7 +46,9 @@ def bench(
         report = run_bench(bundle, options, progress)
     if json_file is not None:
         write_file(json_file, encode(report))
-    if not isinstance(current(), JsonLog):
+    if not is_json():
         for table in tables(report):
             out_console.print(table)
+    for warning in report.warnings:
+        current().warning(warning)
     current().result(list(lines(report)), **asdict(report))

@@ -14,6 +14,7 @@ import msgspec
 
 from misgnet_runtime.console import run_app
 from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, UnavailableError, UsageError
+from misgnet_runtime.log import collector
 from misgnet_runtime.manifest import Count, Struct
 from misgnet_runtime.throughput import worker_environment
 
@@ -82,7 +83,7 @@ def main() -> None:
         engine=task.engine, batch=task.batch, streams=task.streams, threads=task.threads, tuned=False
     )
     paths = Path(task.bundle), Path(task.before), Path(task.after), Path(task.output)
-    report = predict_scene_files(*paths, options, tell=lambda _: None)
+    report = predict_scene_files(*paths, options, log=collector()[0])
     sys.stdout.buffer.write(msgspec.json.encode(SceneRun(report.tiles, report.seconds, _peak_bytes())))
 
 

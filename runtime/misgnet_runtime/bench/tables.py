@@ -39,7 +39,6 @@ def lines(report: BenchReport) -> Iterator[str]:
         yield _evenness(report.timings, report.matrix_product)
     if report.scene:
         yield _scene(report.scene)
-    yield from (f"warning: {warning}" for warning in report.warnings)
 
 
 def _speeds(report: BenchReport) -> Table:

@@ -68,7 +68,7 @@ def _compiled_here(entry: EngineEntry, root: Path, device: Device, command: str)
         advice = f"run: {command}"
         if entry.on_device:
             raise InputError(f"what was compiled here of engine {entry.name} is not used: {error}; {advice}") from error
-        current().note(f"warning: {entry.name} runs by the bundle's own plan: {error}; {advice}")
+        current().warning(f"{entry.name} runs by the bundle's own plan: {error}; {advice}")
         return None
 
 

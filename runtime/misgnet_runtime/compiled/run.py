@@ -21,12 +21,11 @@ from misgnet_runtime.compiled.store import PlanStore
 from misgnet_runtime.compiled.teller import BuildTeller, duration
 from misgnet_runtime.cuda import CudaDriver, Device, first_device, open_driver
 from misgnet_runtime.errors import GateFailed, UnavailableError, UsageError
-from misgnet_runtime.log import current
+from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.plans.facts import free_bytes, mebibytes, this_platform
 from misgnet_runtime.plans.vendor import load_vendor, vendor_version
 
-Tell = Callable[..., None]
 _ELSEWHERE = "; build for this one with: misgnet-export build ... --target tensorrt --on-device"
 
 
@@ -50,24 +49,24 @@ class Here:
 
 
 def compile_bundle(
-    path: Path, options: CompileOptions, driver: CudaDriver | None = None, tell: Tell | None = None
+    path: Path, options: CompileOptions, driver: CudaDriver | None = None, log: EventLog | None = None
 ) -> list[Activation]:
     """Compile the plans of the bundle's engines, prove each on this device, and use those that pass from now on.
 
     An engine that fails leaves the others their turn; what was active for it before stays so, unless it is what
-    failed. ``tell`` is told how it goes.
+    failed. ``log`` gets its progress.
 
     Raises GateFailed for engines that fail the golden tiles or the gate; UnavailableError where this machine cannot
     compile or run one; InputError for a bundle that is not what its manifest says, or a cache that others may have
     changed; StorageError where nothing can be kept; UsageError for an engine without a plan.
     """
-    tell = tell or current().note
+    log = log or current()
     bundle = read_bundle(path)
     entries = _asked(bundle, options.engines)
-    entries = _without(entries, _library_missing, options, tell)
+    entries = _without(entries, _library_missing, options, log)
     driver = driver or open_driver()
     here = Here(driver, first_device(driver), PlanStore())
-    entries = _without(entries, partial(_misfit, device=here.device), options, tell, _ELSEWHERE)
+    entries = _without(entries, partial(_misfit, device=here.device), options, log, _ELSEWHERE)
     here.store.prepare()
     done: list[Activation] = []
     failed: list[GateFailed] = []
@@ -75,10 +74,10 @@ def compile_bundle(
         here.store.sweep()
         for entry in entries:
             try:
-                done.append(_compile_engine(bundle, entry, options, here, tell))
+                done.append(_compile_engine(bundle, entry, options, here, log))
             except GateFailed as error:
                 failed.append(error)
-                tell(f"warning: {error}", engine=entry.name)
+                log.warning(str(error), engine=entry.name)
     if failed:
         raise GateFailed("; ".join(map(str, failed)) + "; no plan that failed is used")
     return done
@@ -98,7 +97,7 @@ def _asked(bundle: Bundle, engines: tuple[str, ...]) -> list[EngineEntry]:
 
 
 def _without(
-    entries: list[EngineEntry], problem: Callable[[EngineEntry], str | None], options: CompileOptions, tell: Tell,
+    entries: list[EngineEntry], problem: Callable[[EngineEntry], str | None], options: CompileOptions, log: EventLog,
     advice: str = "",
 ) -> list[EngineEntry]:  # fmt: skip
     """Those that have no ``problem``; UnavailableError for one that was asked for by name, or where all have one."""
@@ -107,7 +106,7 @@ def _without(
     if problems and (options.engines or not fitting):
         raise UnavailableError("; ".join(dict.fromkeys(problems.values())) + advice)
     for name, found in problems.items():
-        tell(f"engine {name} is left out: {found}", engine=name)
+        log.info(f"engine {name} is left out: {found}", engine=name)
     return fitting
 
 
@@ -130,10 +129,12 @@ def _misfit(entry: EngineEntry, device: Device) -> str | None:
     return None
 
 
-def _compile_engine(bundle: Bundle, entry: EngineEntry, options: CompileOptions, here: Here, tell: Tell) -> Activation:
+def _compile_engine(
+    bundle: Bundle, entry: EngineEntry, options: CompileOptions, here: Here, log: EventLog
+) -> Activation:
     slot = slot_of(bundle.digest(), entry, here.device)
-    candidates = {graph: _candidate(bundle, entry, graph, options, here, tell) for graph in _graphs(entry)}
-    tell(f"{entry.name}: the golden tiles and the gate run on {here.device.name}", engine=entry.name)
+    candidates = {graph: _candidate(bundle, entry, graph, options, here, log) for graph in _graphs(entry)}
+    log.info(f"{entry.name}: the golden tiles and the gate run on {here.device.name}", engine=entry.name)
     try:
         proof = prove(bundle, entry, candidates, here.driver)
     except GateFailed:
@@ -161,7 +162,7 @@ def _graphs(entry: EngineEntry) -> list[str]:
 
 
 def _candidate(
-    bundle: Bundle, entry: EngineEntry, graph: str, options: CompileOptions, here: Here, tell: Tell
+    bundle: Bundle, entry: EngineEntry, graph: str, options: CompileOptions, here: Here, log: EventLog
 ) -> Candidate:
     path = bundle.file(graph)
     what = entry.name if graph == entry.graph else f"{entry.name}, {path.stem.rpartition('_')[2]}"
@@ -169,13 +170,13 @@ def _candidate(
     key = _key(entry, hashlib.sha256(data).hexdigest(), options, here.device)
     memory = partial(_memory, here, options)
     with current().progress(f"per mille of {what}") as bar:
-        teller = BuildTeller(what, bar, tell)
+        teller = BuildTeller(what, bar, log)
         found = find_or_compile(here.store, key, data, memory, here.driver, teller, options.again)
     for note in found.notes:
-        tell(f"{what}: {note}", engine=entry.name)
+        log.info(f"{what}: {note}", engine=entry.name)
     limits = f"workspace {mebibytes(found.memory.workspace_bytes)}, in all {mebibytes(found.memory.builder_bytes)}"
     made = "compiled here before" if found.cached else f"compiled in {duration(found.seconds)}, {limits}"
-    tell(f"{what}: {made}; {len(found.data) / 1e6:.1f} MB", engine=entry.name, seconds=found.seconds)
+    log.info(f"{what}: {made}; {len(found.data) / 1e6:.1f} MB", engine=entry.name, seconds=found.seconds)
     return found
 
 

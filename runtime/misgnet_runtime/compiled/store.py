@@ -70,7 +70,7 @@ class PlanStore:
         try:
             return record, self.plan(record)
         except InputError as error:
-            current().note(f"warning: {error}; it is compiled again")
+            current().warning(f"{error}; it is compiled again")
             return None
 
     def plan(self, record: PlanRecord) -> bytes:
@@ -131,7 +131,7 @@ class PlanStore:
         try:
             return self._read(name, kind)
         except InputError as error:
-            current().note(f"warning: {error}")
+            current().warning(str(error))
             return None
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from misgnet_runtime.callables import Progress
+from misgnet_runtime.log import EventLog
 
 STEPS = 1000
 _EVERY = 10.0  # seconds between two lines
@@ -15,10 +16,8 @@ _EARLIEST = 0.02  # what is extrapolated from less is no estimate
 class BuildTeller:
     """A bar for whoever looks on, and a line now and then for logs."""
 
-    def __init__(
-        self, what: str, bar: Progress, tell: Callable[..., None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._what, self._bar, self._say, self._clock = what, bar, tell, clock
+    def __init__(self, what: str, bar: Progress, log: EventLog, clock: Callable[[], float] = time.monotonic) -> None:
+        self._what, self._bar, self._log, self._clock = what, bar, log, clock
         self._started = self._told = clock()
 
     def __call__(self, share: float) -> None:
@@ -30,7 +29,7 @@ class BuildTeller:
         left = seconds_left(now - self._started, share)
         words = "" if left is None else f", about {duration(left)} left"
         percent = round(100 * share)
-        self._say(f"{self._what}: {percent} %{words}", engine=self._what, percent=percent, seconds_left=left)
+        self._log.info(f"{self._what}: {percent} %{words}", engine=self._what, percent=percent, seconds_left=left)
 
 
 def seconds_left(elapsed: float, share: float) -> float | None:

@@ -20,6 +20,10 @@ class Described(Protocol):
     @property
     def path(self) -> Path: ...
     @property
+    def sha256(self) -> str: ...
+    @property
+    def acquired(self) -> datetime | None: ...
+    @property
     def scaling(self) -> Scaling: ...
     @property
     def declared(self) -> Declared: ...
@@ -50,6 +54,14 @@ def check_statements(before: Described, after: Described) -> None:
             f"{first.values()}, those of {after.path} {second.values()}; declare each date's: --before-scale, "
             "--before-offset, --after-scale and --after-offset"
         )
+
+
+def pair_warnings(before: Described, after: Described) -> list[str]:
+    """What may be wrong with two dates that are compared: their bands' colours, one file twice, their order."""
+    if before.sha256 == after.sha256:
+        return [*band_warnings(before), SAME_FILE]
+    order = wrong_order(before.acquired, after.acquired)
+    return [*band_warnings(before), *band_warnings(after), *([order] if order else [])]
 
 
 def band_warnings(date: Described) -> list[str]:

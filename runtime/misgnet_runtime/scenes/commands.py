@@ -48,7 +48,7 @@ def encode(
         restart=restart, tuned=not no_tuned,
     )  # fmt: skip
     with current().progress("rows of tiles") as progress:
-        report = encode_file(bundle, raster, output, options, tell=current().note, progress=progress)
+        report = encode_file(bundle, raster, output, options, log=current(), progress=progress)
     current().result(report.lines(), output=output, **report.figures())
 
 
@@ -115,4 +115,4 @@ def series(
         current().result(report.lines(path), output=path, **asdict(report))
 
     with current().progress("rows of tiles") as progress:
-        run_series(bundle, reference, dates, output, options, Listener(current().note, finished, progress))
+        run_series(bundle, reference, dates, output, options, Listener(current(), finished, progress))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.outputs import refuse_existing
 from misgnet_runtime.scenes.encoding import SplitEngine, look_at_encoding, make_features, open_split_engine
 from misgnet_runtime.scenes.features import SUFFIX, FeatureFile
@@ -55,7 +55,7 @@ def encode_file(
     output: Path,
     options: SceneOptions | None = None,
     *,
-    tell: Callable[[str], None] = print,
+    log: EventLog | None = None,
     progress: Progress | None = None,
 ) -> EncodeReport:
     """Write the features of a GeoTIFF, for :func:`misgnet_runtime.scenes.series.run_series`, as ``output``.
@@ -63,7 +63,7 @@ def encode_file(
     ``options.before`` says what the raster's pixels are. Else as :func:`predict_scene_files`; GateFailed also where a
     feature does not fit float16, UsageError where the bundle is not split.
     """
-    options = options or SceneOptions()
+    options, log = options or SceneOptions(), log or current()
     options.check_numbers()
     if output.suffix != SUFFIX:
         raise UsageError(f"--output is {output.name}; choose a name that ends in {SUFFIX}")
@@ -72,9 +72,9 @@ def encode_file(
         refuse_existing(output, options.force)
     with open_split_engine(read_bundle(bundle_path), options) as engine:
         encoding = look_at_encoding(engine, raster, options)
-        tell(f"{raster.name}: {encoding.date.scaling}")
+        log.info(f"{raster.name}: {encoding.date.scaling}")
         try:
-            made, resumed = make_features(encoding, output, tell=tell, progress=progress)
+            made, resumed = make_features(encoding, output, log=log, progress=progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(INTERRUPTED) from None
     return EncodeReport(made, engine, resumed)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.images import RgbImage
+from misgnet_runtime.log import EventLog
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors
 from misgnet_runtime.scenes.features import FORMAT, FeatureFile, Footer, footer_bytes, open_features, pack, record_type
@@ -124,11 +125,11 @@ def look_at_encoding(engine: SplitEngine, path: Path, options: SceneOptions, gri
 
 
 def make_features(
-    encoding: Encoding, output: Path, *, tell: Callable[[str], None], progress: Progress | None = None
+    encoding: Encoding, output: Path, *, log: EventLog, progress: Progress | None = None
 ) -> tuple[FeatureFile, int]:
     """Encode the date into ``output``; also how many tiles were there already, of an ended run.
 
-    ``tell`` gets the size that it will have. Raises UsageError where ``output`` exists, or what was begun is another
+    ``log`` gets the size that it will have. Raises UsageError where ``output`` exists, or what was begun is another
     run; GateFailed where a feature does not fit float16; InputError where the disk has no room, or refuses.
     """
     options, footer = encoding.options, encoding.footer()
@@ -137,7 +138,7 @@ def make_features(
         discard_progress(output)
         if (found := open_features(output)).misfit(footer) is None:
             return found, raw.count
-    tell(f"features of {encoding.date.path.name}: {raw.count:,} tiles, {raw.count * raw.size / 2**20:,.1f} MiB")
+    log.info(f"features of {encoding.date.path.name}: {raw.count:,} tiles, {raw.count * raw.size / 2**20:,.1f} MiB")
     settings = {**footer.settings, "--batch": str(encoding.batch), "--streams": str(encoding.engine.streams)}
     with open_journal(output, raw, settings, restart=options.restart) as journal:
         if not journal.publishing:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.scenes.agreement import SAME_FILE, band_warnings, check_statements, wrong_order
+from misgnet_runtime.log import EventLog
+from misgnet_runtime.scenes.agreement import check_statements, pair_warnings
 from misgnet_runtime.scenes.grids import Grid
 from misgnet_runtime.scenes.interpretation import Statement, acquired, statement
 from misgnet_runtime.scenes.options import Declared, SceneOptions
@@ -56,23 +57,25 @@ class Inputs:
     def scalings(self) -> tuple[Scaling, Scaling]:
         return self.before.scaling, self.after.scaling
 
-    def words(self) -> list[str]:
-        """What a user should know before the run: scalings, and a warning."""
-        lines = [f"{date}: {scaling}" for date, scaling in zip(("before", "after"), self.scalings, strict=True)]
-        return [*lines, *self.warnings()]
+    def report(self, log: EventLog) -> None:
+        """Log what a user should know before the run: scalings, and warnings."""
+        for date, scaling in zip(("before", "after"), self.scalings, strict=True):
+            log.info(f"{date}: {scaling}")
+        self.warn(log)
+
+    def warn(self, log: EventLog) -> None:
+        """Log the warnings alone."""
+        for warning in self.warnings():
+            log.warning(warning)
 
     def warnings(self) -> list[str]:
-        found = [f"warning: {words}" for words in (*band_warnings(self.before), *band_warnings(self.after))]
-        if self.before.sha256 == self.after.sha256:
-            found.append(f"warning: {SAME_FILE}")
-        elif words := wrong_order(self.before.acquired, self.after.acquired):
-            found.append(f"warning: {words}")
-        if not self.shift or max(map(abs, self.shift)) <= 1:
-            return found
-        return found + [
-            f"warning: the second date lies about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} columns beside "
-            "the first; what does not move may be taken for change: register them first"
-        ]
+        found = pair_warnings(self.before, self.after)
+        if self.shift and max(map(abs, self.shift)) > 1:
+            found.append(
+                f"the second date lies about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} columns beside "
+                "the first; what does not move may be taken for change: register them first"
+            )
+        return found
 
 
 def look_at(before: Path, after: Path, options: SceneOptions) -> Inputs:

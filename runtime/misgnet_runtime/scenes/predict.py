@@ -12,6 +12,7 @@ from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.choice import Opened, open_detector
 from misgnet_runtime.detector import ChangeDetector
+from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.outputs import refuse_inputs
 from misgnet_runtime.scenes.inference import Task, Work, infer
 from misgnet_runtime.scenes.inputs import look_at
@@ -28,12 +29,12 @@ def predict_scene_files(
     output: Path,
     options: SceneOptions | None = None,
     *,
-    tell: Callable[[str], None] = print,
+    log: EventLog | None = None,
     progress: Progress | None = None,
 ) -> SceneReport:
     """Write the change between two GeoTIFFs as ``output``, and what ``options`` ask for beside it.
 
-    ``tell`` gets what a user should know before the run: scalings, and a warning. Memory does not grow with the
+    ``log`` gets what a user should know: scalings, and warnings. Memory does not grow with the
     scene's height, and with its width by a tile's height of it. An interrupted run is gone on with by the same call.
     Raises UsageError, InputError, UnavailableError or GateFailed; then no output has its name.
     """
@@ -42,7 +43,7 @@ def predict_scene_files(
     opening = partial(
         open_detector, bundle, options.engine, options.streams, options.threads, options.batch, options.goal
     )
-    return predict_opened(bundle, opening, before, after, output, options, tell=tell, progress=progress)
+    return predict_opened(bundle, opening, before, after, output, options, log=log or current(), progress=progress)
 
 
 def predict_opened(
@@ -53,7 +54,7 @@ def predict_opened(
     output: Path,
     options: SceneOptions,
     *,
-    tell: Callable[[str], None],
+    log: EventLog,
     progress: Progress | None = None,
 ) -> SceneReport:
     """As :func:`predict_scene_files`, with a bundle that was read; ``opening`` gives its engine when all else is known.
@@ -68,8 +69,7 @@ def predict_opened(
     if not was_begun(outputs[0]):
         refuse_outputs(outputs, options.force)
     inputs = look_at(before, after, options)
-    for line in inputs.words():
-        tell(line)
+    inputs.report(log)
     try:
         with opening() as (detector, entry, reason):
             engine = detector.engine

@@ -15,6 +15,7 @@ import msgspec
 from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
+from misgnet_runtime.log import EventLog
 from misgnet_runtime.outputs import refuse_inputs
 from misgnet_runtime.scenes.comparison import compare
 from misgnet_runtime.scenes.encoding import (
@@ -38,9 +39,9 @@ _SAME_RUN = "MISGNET_RUN_SHA256"
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told: notes and errors by ``tell``, each change raster that is complete by ``finished``."""
+    """Who listens: notes, warnings and errors go to ``log``, each change raster that is complete to ``finished``."""
 
-    tell: Callable[[str], None]
+    log: EventLog
     finished: Callable[[Path, SceneReport], None]
     progress: Progress | None = None
 
@@ -115,13 +116,13 @@ class _Series:
         """What is to be compared; a date that cannot be is noted."""
         scene, found = self._options.scene, []
         first = look_at_encoding(self._engine, reference, scene)
-        self._listener.tell(f"{reference.name}: {first.date.scaling}")
+        self._listener.log.info(f"{reference.name}: {first.date.scaling}")
         before: Encoding | None = first
         for path in dates:
             after = None
             with self._noted(path):
                 after = look_at_encoding(self._engine, path, scene, first.grid)
-                self._listener.tell(f"{path.name}: {after.date.scaling}")
+                self._listener.log.info(f"{path.name}: {after.date.scaling}")
                 if before is None:
                     raise InputError("there is nothing to compare it with: the date before it failed")
                 found.append(self._comparison(before, after))
@@ -132,8 +133,8 @@ class _Series:
     def _comparison(self, before: Encoding, after: Encoding) -> _Comparison:
         grid = None if before.first else before.grid  # the first is not warped onto itself
         inputs = look_at_pair(before.date, after.date, align=self._options.scene.align, grid=grid)
-        for line in inputs.warnings():
-            self._listener.tell(f"{after.date.path.name}: {line}")
+        for warning in inputs.warnings():
+            self._listener.log.warning(f"{after.date.path.name}: {warning}")
         change, options = self._options.of_date(self._folder, after.date.path)
         engine, outputs = self._engine, [change, *options.products().values()]
         run = Run(
@@ -152,7 +153,7 @@ class _Series:
         run, output = comparison.run, comparison.run.outputs[0]
         if comparison.done:
             discard_progress(output)
-            self._listener.tell(f"{output} is there already, of the very same run")
+            self._listener.log.info(f"{output} is there already, of the very same run")
             return
         before = self._features(comparison.before)
         after = self._features(comparison.after) if self._options.consecutive else None
@@ -176,9 +177,9 @@ class _Series:
                 raise UsageError(
                     f"features {path} were made with {words}; encode the raster again, or choose another -o"
                 )
-        made, resumed = make_features(encoding, path, tell=self._listener.tell, progress=self._listener.progress)
+        made, resumed = make_features(encoding, path, log=self._listener.log, progress=self._listener.progress)
         if resumed:
-            self._listener.tell(f"{path.name}: gone on from tile {resumed} of an ended run")
+            self._listener.log.info(f"{path.name}: gone on from tile {resumed} of an ended run")
         return made
 
     def _is_given(self, encoding: Encoding) -> bool:
@@ -201,7 +202,7 @@ class _Series:
         try:
             yield
         except MisgnetError as error:
-            self._listener.tell(f"error: {date}: {error}; the other dates are run")
+            self._listener.log.error(f"{date}: {error}; the other dates are run")
             self._failures.append((date, error))
 
     def _raise_first(self, count: int) -> None:

@@ -92,7 +92,7 @@ def _check_issue(issue: Issue, signer: Signer, newest: Version | None, trust: Tr
     if problem and not trust.allow_older:
         raise InputError(f"{problem}; deploy a newer bundle, or run this one on purpose with --allow-older")
     if problem:
-        current().note(f"warning: run with --allow-older: {problem}")
+        current().warning(f"run with --allow-older: {problem}")
 
 
 def _outside(issue: Issue, signer: Signer) -> str | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from misgnet_runtime.log import JsonLog, current, out_console
+from misgnet_runtime.log import current, is_json, out_console
 
 _OptionalPath = Optional[Path]  # noqa: UP045 - typer on 3.10
 _Names = Optional[list[str]]  # noqa: UP045
@@ -38,10 +38,10 @@ def tune(
 
     if json_file is not None:
         refuse_existing(json_file, force)
-    report = tune_bundle(bundle, tuple(engine or ()), minutes, current().note)
+    report = tune_bundle(bundle, tuple(engine or ()), minutes, current())
     if json_file is not None:
         write_file(json_file, encode(report))
-    if not isinstance(current(), JsonLog):
+    if not is_json():
         for tuning in report.tunings:
             out_console.print(table(tuning))
     current().result(list(lines(report)), **asdict(report))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from misgnet_runtime.bench.plan import BenchOptions, NotRun, make_plan
 from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.clock import timestamp
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.manifest import EngineEntry, Struct
 from misgnet_runtime.tuning.answers import AnswerCheck
 from misgnet_runtime.tuning.candidates import changes, default_setting
@@ -35,26 +35,27 @@ class TuneReport(Struct, frozen=True):
 
 
 def tune_bundle(
-    path: Path, engines: tuple[str, ...] = (), minutes: float = MINUTES, tell: Callable[[str], None] = print
+    path: Path, engines: tuple[str, ...] = (), minutes: float = MINUTES, log: EventLog | None = None
 ) -> TuneReport:
-    """Tune ``engines``, or all that run here, for about ``minutes`` each; ``tell`` is told of each trial.
+    """Tune ``engines``, or all that run here, for about ``minutes`` each; each trial goes to ``log``.
 
     Raises UsageError for what cannot be meant, InputError for a bundle that is not what its manifest says,
     UnavailableError where no engine runs, and StorageError where nothing can be kept.
     """
     if not 0 < minutes < 24 * 60:
         raise UsageError(f"--minutes is {minutes:g}; it is above 0, and 3 will do")
+    log = log or current()
     bundle = read_bundle(path)
     plan = make_plan(bundle, BenchOptions(engines))
     entries = [bundle.engine_entry(run.engine) for run in plan.runs]
     prepare()
     if (load := os.getloadavg()[0]) > _BUSY:
-        tell(f"warning: {load:.1f} threads ran here in the last minute; what is found may suit a machine so busy only")
+        log.warning(f"{load:.1f} threads ran here in the last minute; what is found may suit a machine so busy only")
     tunings: list[Tuning] = []
     files: list[str] = []
     try:
         for entry in entries:
-            tunings.append(tune_engine(bundle, entry, 60 * minutes, tell))
+            tunings.append(tune_engine(bundle, entry, 60 * minutes, log))
             files.append(str(keep(tunings[-1])))
     except KeyboardInterrupt:
         kept = ", ".join(tuning.place.engine for tuning in tunings[: len(files)])
@@ -62,7 +63,7 @@ def tune_bundle(
     return TuneReport(str(path), minutes, tunings, files, plan.not_run)
 
 
-def tune_engine(bundle: Bundle, entry: EngineEntry, seconds: float, tell: Callable[[str], None]) -> Tuning:
+def tune_engine(bundle: Bundle, entry: EngineEntry, seconds: float, log: EventLog) -> Tuning:
     """Find both goals' settings in about ``seconds``; nothing is kept yet.
 
     Raises UsageError where that was too little, else as opening the engine.
@@ -77,16 +78,16 @@ def tune_engine(bundle: Bundle, entry: EngineEntry, seconds: float, tell: Callab
     for goal in _GOALS:
         check = AnswerCheck(bundle, entry, defaults[goal])
         compare = Comparison(bundle, entry, goal, budget, check.problem)
-        found[goal], more = find_setting(defaults[goal], wanted[goal], partial(_tell, tell, entry, compare))
+        found[goal], more = find_setting(defaults[goal], wanted[goal], partial(_logged, log, entry, compare))
         trials += more
     if trials and all(trial.gain is None for trial in trials):
         raise UsageError(f"nothing of {entry.name} could be measured, last: {trials[-1].remark}; give more --minutes")
     return Tuning(FORMAT, timestamp(), place_of(bundle, entry), found["latency"], found["throughput"], trials)
 
 
-def _tell(
-    tell: Callable[[str], None], entry: EngineEntry, compare: Compare, setting: Setting, other: Setting, always: bool
+def _logged(
+    log: EventLog, entry: EngineEntry, compare: Compare, setting: Setting, other: Setting, always: bool
 ) -> Trial:
     trial = compare(setting, other, always)
-    tell(f"{entry.name}, {trial.goal}: {setting.words()}: {trial.verdict()}")
+    log.info(f"{entry.name}, {trial.goal}: {setting.words()}: {trial.verdict()}")
     return trial

@@ -62,8 +62,8 @@ def kept(bundle: Bundle, entry: EngineEntry) -> Tuning | None:
     except (InputError, OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         found, problem = None, " ".join(str(error).split())
     if problem:
-        current().note(
-            f"warning: the tuning of {entry.name} in {path} is not used: {problem}; run misgnet-run tune {bundle.name}"
+        current().warning(
+            f"the tuning of {entry.name} in {path} is not used: {problem}; run misgnet-run tune {bundle.name}"
         )
         return None
     return found

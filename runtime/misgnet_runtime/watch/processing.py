@@ -10,7 +10,7 @@ from typing import Any
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.choice import Opened
 from misgnet_runtime.images import read_pair
-from misgnet_runtime.log import Log
+from misgnet_runtime.log import EventLog
 from misgnet_runtime.predict import predict_images
 from misgnet_runtime.scenes.predict import predict_opened
 from misgnet_runtime.session import BundleSession
@@ -25,7 +25,7 @@ class Processor:
     bundle: Bundle
     opened: Opened
     options: WatchOptions
-    log: Log
+    log: EventLog
 
     @property
     def engine(self) -> str:
@@ -56,6 +56,6 @@ class Processor:
             return asdict(
                 predict_opened(
                     self.bundle, lambda: nullcontext(self.opened), *paths, options,
-                    tell=lambda line: self.log.note(line, pair=pair.name), progress=progress,
+                    log=self.log.bind(pair=pair.name), progress=progress,
                 )
             )  # fmt: skip

@@ -13,7 +13,7 @@ from types import FrameType
 from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.choice import open_detector
 from misgnet_runtime.errors import InputError, StorageError, UsageError
-from misgnet_runtime.log import Log
+from misgnet_runtime.log import EventLog
 from misgnet_runtime.watch.completeness import Settling
 from misgnet_runtime.watch.journal import open_journal
 from misgnet_runtime.watch.options import WatchOptions
@@ -24,7 +24,7 @@ from misgnet_runtime.watch.work import WatchReport, Worker
 _PATIENCE = 10  # looks at the folder until a disk that refused is tried again
 
 
-def watch_folder(bundle_path: Path, folder: Path, output: Path, options: WatchOptions, log: Log) -> WatchReport:
+def watch_folder(bundle_path: Path, folder: Path, output: Path, options: WatchOptions, log: EventLog) -> WatchReport:
     """Process every pair of ``folder`` that is complete into ``output``, once, until SIGTERM or SIGINT, or ``once``.
 
     A pair that fails is journaled with its message, and the next one is taken. A folder that disappears and a disk
@@ -43,7 +43,7 @@ def watch_folder(bundle_path: Path, folder: Path, output: Path, options: WatchOp
             _, entry, reason = opened
             worker = Worker(output, Processor(bundle, opened, options, log), journal, report, log)
             worker.start()
-            log.note(f"watching {folder}, {len(journal.ended)} pairs processed before, engine {entry.name} ({reason})")
+            log.info(f"watching {folder}, {len(journal.ended)} pairs processed before, engine {entry.name} ({reason})")
             _Watch(folder, options, worker, log, stop).run()
     return report
 
@@ -75,7 +75,7 @@ def _until_stopped() -> Iterator[_Stop]:
 class _Watch:
     """The looks at one folder, and what was said of them."""
 
-    def __init__(self, folder: Path, options: WatchOptions, worker: Worker, log: Log, stop: _Stop) -> None:
+    def __init__(self, folder: Path, options: WatchOptions, worker: Worker, log: EventLog, stop: _Stop) -> None:
         self._folder, self._options, self._worker, self._log, self._stop = folder, options, worker, log, stop
         self._settling = Settling(options.settle)
         self._told: set[str] = set()
@@ -134,7 +134,7 @@ class _Watch:
     def _tell(self, remarks: set[str]) -> None:
         """Each once, for as long as it stays true."""
         for remark in sorted(remarks - self._told):
-            self._log.note(f"warning: {remark}")
+            self._log.warning(remark)
         self._told = remarks
 
 

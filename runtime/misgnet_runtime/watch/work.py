@@ -10,7 +10,7 @@ from typing import Any
 from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.clock import now
 from misgnet_runtime.errors import InputError, MisgnetError, StorageError, UnavailableError, UsageError
-from misgnet_runtime.log import Log
+from misgnet_runtime.log import EventLog
 from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors
 from misgnet_runtime.scenes.journal import difference
 from misgnet_runtime.watch.journal import FORMAT, Begun, Complete, Done, Failed, FileState, Journal, Started
@@ -35,7 +35,9 @@ class WatchReport:
 class Worker:
     """Processes pairs into ``output``, one at a time, and counts them in ``report``."""
 
-    def __init__(self, output: Path, processor: Processor, journal: Journal, report: WatchReport, log: Log) -> None:
+    def __init__(
+        self, output: Path, processor: Processor, journal: Journal, report: WatchReport, log: EventLog
+    ) -> None:
         self._output, self._processor, self._journal = output, processor, journal
         self._report, self._log = report, log
         self._options = processor.options
@@ -153,13 +155,13 @@ class Worker:
         self._warn(pair, message)
 
     def _warn(self, pair: FilePair, message: str) -> None:
-        self._log.note(f"warning: {pair.name}: {message}", pair=pair.name)
+        self._log.warning(f"{pair.name}: {message}", pair=pair.name)
 
     def _tell_of_another_start(self, last: Started | None, now: Started) -> None:
         """What was begun is not gone on with where its options, or what was tuned for its engine, have changed."""
         if last is not None and self.unfinished is not None:
             words = difference(*({"the engine": s.engine, **s.settings} for s in (last, now))) or "another bundle"
-            self._log.note(f"{self.unfinished} was begun with {words}; it is processed anew", pair=self.unfinished)
+            self._log.info(f"{self.unfinished} was begun with {words}; it is processed anew", pair=self.unfinished)
 
     def _refuse_others_outputs(self, pair: FilePair) -> None:
         if pair.name not in self._journal.done:

@@ -1,0 +1,66 @@
+"""Locks between processes (flock): the system drops a dead process's lock by itself."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from pathlib import Path
+
+from misgnet_runtime.errors import LockTimeoutError, UsageError
+from misgnet_runtime.log import current
+
+DEFAULT_TIMEOUT = 60.0  # seconds
+_POLL = 0.1  # seconds between two attempts
+_timeout = DEFAULT_TIMEOUT
+
+
+def use_lock_timeout(seconds: float) -> float:
+    """Wait at most ``seconds`` for any lock from now on, in this process; UsageError below 0."""
+    global _timeout  # noqa: PLW0603 - an option of the whole process
+    if not seconds >= 0:
+        raise UsageError(f"--lock-timeout is {seconds}; it is 0 or more seconds")
+    _timeout = seconds
+    return seconds
+
+
+def lock_timeout() -> float:
+    """Seconds that :func:`acquire` waits at most."""
+    return _timeout
+
+
+def try_acquire(handle: int) -> bool:
+    """Lock an open file or folder for as long as it is open here; False where another process holds it.
+
+    A file system without locks counts as locked: then it is the user who must not start two.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def acquire(handle: int, path: Path, what: str) -> None:
+    """Lock an open file or folder, waiting for it: that is logged once.
+
+    Args:
+        handle: its descriptor; the lock is held until it is closed.
+        path: what to call it in messages.
+        what: what the other process does, as in "another process is writing the bundle".
+
+    Raises:
+        LockTimeoutError: after :func:`lock_timeout` seconds.
+    """
+    if try_acquire(handle):
+        return
+    current().info(f"waiting for the lock on {path}: {what}")
+    end = time.monotonic() + _timeout
+    while not try_acquire(handle):
+        if time.monotonic() >= end:
+            raise LockTimeoutError(
+                f"{path} is still locked after {_timeout:g} s: {what}; wait until it has ended, or wait longer with "
+                "--lock-timeout"
+            )
+        time.sleep(_POLL)
