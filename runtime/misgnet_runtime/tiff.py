@@ -1,4 +1,4 @@
-"""The tags of a TIFF file, read without decoding a pixel: what Pillow and GDAL leave out, and without either of them."""
+"""The tags of a TIFF file, read without decoding a pixel, and without Pillow or GDAL."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.files import is_file
 
 ORIENTATION, PHOTOMETRIC, DATE_TIME = 274, 262, 306
 # What makes a TIFF a raster and not a picture: the tags of GeoTIFF, of sensor models (RPC), and those of GDAL.
@@ -58,8 +59,10 @@ class TiffHeader:
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether a file begins as a TIFF does; False where it cannot be read."""
+    """Whether a file begins as a TIFF does; False where it cannot be read, or is not a regular file."""
     try:
+        if not is_file(path):
+            return False
         with path.open("rb") as file:
             return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     except (OSError, ValueError):
@@ -116,16 +119,12 @@ def _directory(file: BinaryIO, order: str, big: bool, path: Path) -> dict[int, V
     entry = struct.Struct(order + ("HHQ8s" if big else "HHI4s"))
     table = file.read(count * entry.size)
     after = file.tell()
-    found = {tag: _values(file, order, kind, number, inline, big) for tag, kind, number, inline in _entries(entry, table)}
+    found = {tag: _values(file, order, big, *value) for tag, *value in entry.iter_unpack(table)}
     file.seek(after)
     return found
 
 
-def _entries(entry: struct.Struct, table: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    yield from entry.iter_unpack(table)
-
-
-def _values(file: BinaryIO, order: str, kind: int, count: int, inline: bytes, big: bool) -> Values:
+def _values(file: BinaryIO, order: str, big: bool, kind: int, count: int, inline: bytes) -> Values:
     size = _SIZES.get(kind, 1) * count
     if count > (_MOST_TEXT if kind == 2 else _MOST_NUMBERS) or (kind != 2 and kind not in _CODES):
         return None

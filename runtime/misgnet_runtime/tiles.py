@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.images import SUFFIXES, Mask, RgbImage, image_size, read_image, read_label
+from misgnet_runtime.images import SUFFIXES, Mask, RgbImage, image_size, read_label, read_pair
 from misgnet_runtime.tiling import Cell, cover, cut
 
 
@@ -145,7 +145,7 @@ def check_disjoint(first: TileSet, second: TileSet, roles: tuple[str, str]) -> N
 
 def load_source(source: Source) -> tuple[RgbImage, RgbImage, Mask]:
     """Both dates uint8 (H, W, 3) and the label bool (H, W) of a whole pair; InputError names a bad file."""
-    before, after = read_image(source.before), read_image(source.after)
+    before, after = read_pair(source.before, source.after)
     label = np.zeros(before.shape[:2], np.bool_) if source.label is None else read_label(source.label)
     return before, after, label
 

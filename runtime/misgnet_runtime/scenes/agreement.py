@@ -79,7 +79,7 @@ def wrong_order(before: datetime | None, after: datetime | None) -> str | None:
     if before is None or after is None or before < after:
         return None
     if before == after:
-        return f"BEFORE and AFTER were taken at the same time by their metadata, {_shown(before)}; are both dates right?"
+        return f"BEFORE and AFTER were taken at the same time by their metadata, {_shown(before)}; are both right?"
     return f"BEFORE was taken after AFTER by their metadata ({_shown(before)}, {_shown(after)}); are they exchanged?"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,14 @@ def check_interpretation(dataset: Any, path: Path) -> None:
 
 
 def _check_transform(dataset: Any, path: Path) -> None:
-    """Refuse what only looks like pixels without a place, or is no place at all."""
-    if has_place(dataset.transform):
+    """Refuse a raster that only seems not to be georeferenced, or whose transform is nonsense."""
+    transform = dataset.transform
+    if not has_place(transform) and not transform.is_identity:
+        raise InputError(f"raster {path} has the transform {tuple(transform)[:6]}, which has no inverse")
+    if not all(map(isfinite, (*transform, *~transform))):
+        raise InputError(f"raster {path} has the transform {tuple(transform)[:6]}, which is not finite")
+    if has_place(transform):
         return
-    if not dataset.transform.is_identity:
-        raise InputError(f"raster {path} has the transform {tuple(dataset.transform)[:6]}, which has no inverse")
     kind = "ground control points" if dataset.gcps[0] else "RPCs" if dataset.rpcs is not None else None
     if kind:
         raise InputError(
