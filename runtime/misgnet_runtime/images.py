@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import filecmp
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.files import is_no_file
-from misgnet_runtime.tiff import ORIENTATION, is_tiff, read_header
+from misgnet_runtime.tiff import DATE_TIME, ORIENTATION, is_tiff, read_header
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 _FORMATS = ("PNG", "TIFF", "JPEG")  # whatever the name says: Pillow knows dozens, and gives PostScript to Ghostscript
@@ -25,6 +27,7 @@ _DECODE_ERRORS = (  # what Pillow's readers raise on damaged files
     AttributeError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
 _WIDTH, _HEIGHT = 256, 257  # TIFF's tags
+_EXIF, _TAKEN = 34665, 36867  # EXIF's own directory, and DateTimeOriginal in it
 _LYING = (5, 6, 7, 8)  # orientations that exchange height and width
 RgbImage = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -128,6 +131,22 @@ def image_size(path: Path) -> tuple[int, int]:
             return (width, height) if header.number(ORIENTATION, 1) in _LYING else (height, width)
         lying = _exif(path, image).get(ORIENTATION, 1) in _LYING
         return (image.width, image.height) if lying else (image.height, image.width)
+
+
+def image_time(path: Path) -> datetime | None:
+    """When an image was taken by its EXIF or TIFF tags; None where it does not say, UTC where it names no zone."""
+    from misgnet_runtime.scenes.interpretation import parse_time
+
+    with _opened(path) as image:
+        exif = _exif(path, image)
+        taken = exif.get_ifd(_EXIF).get(_TAKEN) if _EXIF in exif else None
+        found = [taken, exif.get(DATE_TIME), read_header(path).text(DATE_TIME) if image.format == "TIFF" else None]
+    return next((time for text in found if isinstance(text, str) and (time := parse_time(text))), None)
+
+
+def same_bytes(first: Path, second: Path) -> bool:
+    """Whether two files that exist are one, or hold the same bytes."""
+    return first.samefile(second) or filecmp.cmp(first, second, shallow=False)
 
 
 def check_mask_name(path: Path) -> None:

@@ -26,7 +26,7 @@ class Declared:
     scale: tuple[float, ...] | None = None
     offset: tuple[float, ...] | None = None
     stretch: tuple[float, ...] | None = None
-    shared: frozenset[str] = field(default=frozenset(), compare=False)
+    shared: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @classmethod
     def parse(
@@ -99,7 +99,7 @@ class SceneOptions:
     def check(self, output: Path) -> None:
         """UsageError where the files' names or the numbers cannot be meant."""
         for option, path, suffixes in (
-            ("--output", output, (".tif", ".tiff")),
+            ("--output", output, (".tif", ".tiff", ".png")),
             ("--probability", self.probability, (".tif", ".tiff")),
             ("--vector", self.vector, VECTOR_SUFFIXES),
             ("--quicklook", self.quicklook, (".png",)),
