@@ -213,12 +213,13 @@ def test_a_killed_folder_of_rasters_is_resumed(place: Place) -> None:
     wanted = {path.name: path.read_bytes() for path in out.iterdir()}
     assert sorted(wanted) == ["a.tif", "b.tif", "c.tif"]
     resumed = set()
-    for point in range(0, 60, 5):
+    for point in range(2, 60, 9):
         shutil.rmtree(out)
-        in_child(partial(killed, point))
+        if in_child(partial(killed, point)) == 0:
+            break
         resumed.add(run())
         assert {path.name: path.read_bytes() for path in out.iterdir()} == wanted
-    assert resumed > {0, 2}
+    assert resumed >= {0, 1, 2}
 
 
 def test_options_of_an_interrupted_folder_are_not_exchanged(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

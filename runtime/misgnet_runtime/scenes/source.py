@@ -18,6 +18,7 @@ from misgnet_runtime.scenes.geotiff import GDAL, check_memory, load_rasterio, op
 from misgnet_runtime.scenes.grids import Grid, check_overlap, check_same
 from misgnet_runtime.scenes.interpretation import check_interpretation
 from misgnet_runtime.scenes.scaling import Scaling
+from misgnet_runtime.scenes.warping import alpha_band, read_warped, warped
 from misgnet_runtime.tiling import Span
 
 NEUTRAL = (124, 116, 104)  # ImageNet's mean: 0 to the network
@@ -98,8 +99,8 @@ class Raster:
     def _values(self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span) -> tuple[NDArray[Any], Mask]:
         window = rasterio.windows.Window(columns.start, rows.start, columns.length, rows.length)
         asked = [*bands, *([self.alpha] if self.alpha else [])]
-        if self.warped:  # GDAL warps all bands at once five times as fast as some of them
-            read = self.dataset.read(window=window)[[band - 1 for band in asked]]
+        if self.warped:
+            read = read_warped(rasterio, self.source, self.dataset, asked, window)
         else:
             read = self.dataset.read(asked, window=window)
         values = read[: len(bands)]
@@ -163,13 +164,13 @@ def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool 
     rasterio = load_rasterio("a scene")
     with rasterio.Env(**GDAL), ExitStack() as stack:
         source = dataset = stack.enter_context(_checked(rasterio, path))
-        warped = align and grid is not None
+        is_warped = align and grid is not None
         if grid is not None and align:
             check_overlap(rasterio, grid, Grid.of(dataset))
-            dataset = stack.enter_context(_warped(rasterio, dataset, grid))
+            dataset = stack.enter_context(warped(rasterio, dataset, grid))
         elif grid is not None:
             check_same(grid, Grid.of(dataset))
-        yield Raster(date, dataset, _alpha(dataset), source, warped)
+        yield Raster(date, dataset, alpha_band(dataset), source, is_warped)
 
 
 def _checked(rasterio: Any, path: Path) -> Any:
@@ -189,23 +190,6 @@ def _checked(rasterio: Any, path: Path) -> Any:
 
 def _numpy_name(dtype: str) -> str:
     return "complex64" if dtype.startswith("complex") else dtype
-
-
-def _alpha(dataset: Any) -> int | None:
-    """The alpha band's number, where the file says that it has one."""
-    names = [colour.name for colour in dataset.colorinterp]
-    return names.index("alpha") + 1 if "alpha" in names else None
-
-
-def _warped(rasterio: Any, dataset: Any, grid: Grid) -> Any:
-    """``dataset`` on ``grid``. One thread: GDAL before 3.12.1 warps wrongly with more.
-
-    An alpha band says what the raster does not cover, where it has no nodata value for that; five times as slow.
-    """
-    return rasterio.vrt.WarpedVRT(
-        dataset, crs=grid.crs, transform=grid.transform, width=grid.width, height=grid.height, num_threads=1,
-        resampling=rasterio.enums.Resampling.bilinear, add_alpha=dataset.nodata is None and _alpha(dataset) is None,
-    )  # fmt: skip
 
 
 def _common(first: Span, second: Span) -> Span:
