@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.files import is_file
 from misgnet_runtime.images import Mask, RgbImage
-from misgnet_runtime.scenes.geotiff import GDAL, check_memory, load_rasterio, open_geotiff
+from misgnet_runtime.scenes.geotiff import GDAL, cache_for, check_memory, load_rasterio, open_geotiff
 from misgnet_runtime.scenes.grids import Grid, check_overlap, check_same
 from misgnet_runtime.scenes.interpretation import check_interpretation
 from misgnet_runtime.scenes.scaling import Scaling
@@ -164,6 +164,7 @@ def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool 
     rasterio = load_rasterio("a scene")
     with rasterio.Env(**GDAL), ExitStack() as stack:
         source = dataset = stack.enter_context(_checked(rasterio, path))
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=cache_for(dataset)))
         is_warped = align and grid is not None
         if grid is not None and align:
             check_overlap(rasterio, grid, Grid.of(dataset))
