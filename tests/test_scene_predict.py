@@ -156,20 +156,19 @@ def test_tiles_without_data_are_not_run(place: Place, monkeypatch: pytest.Monkey
 def test_every_pixel_without_data_is_said(place: Place) -> None:
     write_raster(place.before, np.zeros_like(BEFORE), nodata=0)
     report = place.run(place.all)
-    assert (report.nodata_share, report.changed_share, report.polygons) == (1, 0, 0)
+    assert (report.nodata_share, report.changed_share, report.polygons) == (1, None, 0)
     assert (read(place.change) == 255).all()
 
 
 def test_blocks_that_cannot_be_read_are_counted_once(place: Place) -> None:
     write_raster(place.after, AFTER, compress="none")
     place.after.write_bytes(place.after.read_bytes()[: -9 * 32 * 32 * 3])
-    report = place.run()
+    report = place.run(SceneOptions(max_unreadable=100))
     lost = np.zeros((H, W), bool)
     lost[288:] = True  # 7 blocks of the last row, and 2 of the one above
     lost[256:288, 160:] = True
     assert report.unread == (9, lost.sum())
     assert np.array_equal(read(place.change) == 255, lost)
-    assert "9 blocks" in report.lines(place.change)[2]
 
 
 def test_a_warning_of_a_shift(place: Place) -> None:

@@ -6,8 +6,8 @@ be in vain: a checkpoint has no place for them, and the build that follows obser
 get their scale from what they are at each step, as that build will give it to them. Where the graph was smoothed,
 the network's weights are, too: they stay so in the checkpoint.
 
-Not imitated: a quantized bias, whose error of half a step of the INT32 sum is nothing to the output's own steps;
-and what of the graph is float16, which the network's precision is chosen for.
+Not imitated: a quantized bias, whose error of half a step of the INT32 sum is at most some hundredths of the output's
+own steps; and what of the graph is float16, which the network's precision is chosen for.
 """
 
 from __future__ import annotations

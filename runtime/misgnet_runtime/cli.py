@@ -63,6 +63,7 @@ def predict(
     threads: arguments.Threads = None,
     no_tuned: arguments.NoTuned = False,
     restart: arguments.Restart = False,
+    max_unreadable: arguments.MaxUnreadable = 0.0,
     bands: arguments.Bands = None,
     scale: arguments.Scale = None,
     offset: arguments.Offset = None,
@@ -90,7 +91,7 @@ def predict(
     )
     options = SceneOptions(
         first, second, align, overlap, batch, streams, threads, cog, probability, vector, quicklook, min_area, simplify,
-        engine, force, restart, not no_tuned,
+        engine, force, restart, not no_tuned, max_unreadable,
     )  # fmt: skip
     if before.is_dir() or after.is_dir():
         _predict_folders(bundle, before, after, output, options)

@@ -5,7 +5,8 @@ MisgnetError            1  a bug, unless it is one of the kinds below
 ├── GateFailed          3  the numbers are outside what was allowed
 ├── InputError          4  a file or folder is not what it must be
 │   ├── StorageError    4  the disk of a result has no room, or refuses
-│   └── LockTimeoutError 4  another process holds a lock for longer than --lock-timeout
+│   ├── LockTimeoutError 4  another process holds a lock for longer than --lock-timeout
+│   └── UnreadableError 4  more of a date's raster is unreadable than is allowed
 ├── UnavailableError    5  a device, driver or library is missing on this machine
 └── ScenesFailed        6  some of many scenes failed, and all others are done
 
@@ -39,6 +40,10 @@ class StorageError(InputError):
 
 class LockTimeoutError(InputError):
     """Another process held a lock for longer than ``--lock-timeout``: the same call may succeed later."""
+
+
+class UnreadableError(InputError):
+    """A date's raster is truncated, unfinished or damaged beyond ``--max-unreadable``."""
 
 
 class UnavailableError(MisgnetError):

@@ -39,6 +39,7 @@ from misgnet_runtime.scenes.predict import predict_opened
 from misgnet_runtime.scenes.run import INTERRUPTED
 from misgnet_runtime.tiles import Source, find_pairs
 from misgnet_runtime.tiling import Cell, cover, cut
+from misgnet_runtime.words import changed_words
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,14 @@ class FolderReport:
     pairs_per_second: float | None
     engine: str
     reason: str
+    valid_share: float = 1.0
 
     def line(self, output: Path) -> str:
         """For a person."""
         resumed = f" ({self.resumed} of an ended run)" if self.resumed else ""
         speed = "" if self.pairs_per_second is None else f"{self.pairs_per_second:.1f} pairs/s, "
         return (
-            f"{output}: {self.pairs} pairs{resumed}, {100 * self.changed_share:.2f} % changed, "
+            f"{output}: {self.pairs} pairs{resumed}, {changed_words(self.changed_share, self.valid_share)}, "
             f"{speed}engine {self.engine} ({self.reason})"
         )
 
@@ -112,7 +114,7 @@ def predict_folders(
             raise KeyboardInterrupt(INTERRUPTED) from None
 
 
-_PLAIN = ("batch", "streams", "threads", "engine", "force", "tuned")
+_PLAIN = ("batch", "streams", "threads", "engine", "force", "tuned", "max_unreadable")
 _SHOWN = ("before", "after", "align", "overlap", "cog")
 
 

@@ -13,22 +13,27 @@ from misgnet_runtime.outputs import refuse_existing, refuse_inputs, replace_file
 from misgnet_runtime.scenes.agreement import SAME_FILE, wrong_order
 from misgnet_runtime.session import BundleSession, open_bundle
 from misgnet_runtime.tiff import is_tiff, read_header
+from misgnet_runtime.words import changed_words
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was written: size in pixels, share of changed pixels (0 to 1), and by which engine, why."""
+    """What was written: size in pixels, share of changed pixels (0 to 1), and by which engine, why.
+
+    All pixels of a plain image are valid.
+    """
 
     height: int
     width: int
     changed_share: float
     engine: str
     reason: str
+    valid_share: float = 1.0
 
     def line(self, output: Path) -> str:
         """For a person."""
         return (
-            f"{output}: {self.width} x {self.height} px, {100 * self.changed_share:.2f} % changed, "
+            f"{output}: {self.width} x {self.height} px, {changed_words(self.changed_share, self.valid_share)}, "
             f"engine {self.engine} ({self.reason})"
         )
 

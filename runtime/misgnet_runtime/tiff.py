@@ -1,15 +1,14 @@
-"""The tags of a TIFF file, read without decoding a pixel, and without Pillow or GDAL."""
+"""What the tags of a TIFF file say of it, read without decoding a pixel, and without Pillow or GDAL."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.files import is_file
+from misgnet_runtime.scenes import tiff_blocks
 
 ORIENTATION, PHOTOMETRIC, DATE_TIME = 274, 262, 306
 # What makes a TIFF a raster and not a picture: the tags of GeoTIFF, of sensor models (RPC), and those of GDAL.
@@ -18,10 +17,7 @@ RASTER_TAGS = {
     50844: "RPC coefficients", 42112: "GDAL metadata", 42113: "a nodata value",
 }  # fmt: skip
 MOST_DIRECTORIES = 1024  # images, overviews and masks of one file; a real one has about 30
-MOST_ENTRIES = 4096  # tags of one directory; a real one has about 30
-_MOST_TEXT, _MOST_NUMBERS = 4096, 64  # of a tag whose value is kept
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_ASCII, _MOST_TEXT, _MOST_NUMBERS = 2, 4096, 64  # a type of tags; bytes and numbers of a value that is kept
 _SUBFILE, _OLD_SUBFILE = 254, 255
 _REDUCED, _MASK = 1, 4
 
@@ -61,11 +57,8 @@ class TiffHeader:
 def is_tiff(path: Path) -> bool:
     """Whether a file begins as a TIFF does; False where it cannot be read, or is not a regular file."""
     try:
-        if not is_file(path):
-            return False
-        with path.open("rb") as file:
-            return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    except (OSError, ValueError):
+        return is_file(path) and tiff_blocks.is_tiff(path)
+    except InputError:
         return False
 
 
@@ -73,71 +66,33 @@ def read_header(path: Path) -> TiffHeader:
     """Read the directories of a TIFF file.
 
     Raises:
-        InputError: The file cannot be read, is not a TIFF, or has too many directories or tags.
+        InputError: The file cannot be read, is not a TIFF or not a complete one, or has too many directories.
     """
-    try:
-        with path.open("rb") as file:
-            directories = list(_directories(file, path))
-    except (OSError, struct.error) as error:
-        raise InputError(f"{path} is not a complete TIFF file: {error}") from error
-    kinds = [_kind(tags) for tags in directories]
-    return TiffHeader(directories[0], sum(not kind & (_REDUCED | _MASK) for kind in kinds) or 1,
-                      sum(bool(kind & _MASK) for kind in kinds))  # fmt: skip
+    with path.open("rb") as file:
+        return _Reader(file, path).header()
 
 
-def _kind(tags: dict[int, Values]) -> int:
-    """The bits of NewSubfileType; the older SubfileType says 2 for a reduced image."""
-    old = tags.get(_OLD_SUBFILE)
-    if _SUBFILE not in tags and isinstance(old, tuple) and old:
-        return _REDUCED if old[0] == 2 else 0
-    found = tags.get(_SUBFILE)
-    return found[0] if isinstance(found, tuple) and found else 0
+class _Reader(tiff_blocks._Reader):
+    def header(self) -> TiffHeader:
+        found = list(islice(self._directories(), MOST_DIRECTORIES + 1))
+        if len(found) > MOST_DIRECTORIES:
+            raise InputError(f"{self._path} has more than {MOST_DIRECTORIES:,} directories; is the file damaged?")
+        if not found:
+            raise self._damaged("it has no directory")
+        kinds = [self._kind(directory) for directory in found]
+        tags = {tag: self._kept(entry) for tag, entry in found[0].items()}
+        pages = sum(not kind & (_REDUCED | _MASK) for kind in kinds)
+        return TiffHeader(tags, max(pages, 1), sum(bool(kind & _MASK) for kind in kinds))
 
+    def _kind(self, found: tiff_blocks._Directory) -> int:
+        """The bits of NewSubfileType; the older SubfileType says 2 for a reduced image."""
+        if _SUBFILE in found:
+            return self._number(found, _SUBFILE)
+        return _REDUCED if self._number(found, _OLD_SUBFILE) == 2 else 0
 
-def _directories(file: BinaryIO, path: Path) -> Iterator[dict[int, Values]]:
-    start = file.read(4)
-    order, big = ("<" if start[:2] == b"II" else ">"), start[2:] in (b"+\0", b"\0+")
-    if start not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        raise InputError(f"{path} is not a TIFF file")
-    offset, seen = _one(file, order + ("4xQ" if big else "I")), set[int]()
-    while offset and offset not in seen:
-        if len(seen) == MOST_DIRECTORIES:
-            raise InputError(f"{path} has more than {MOST_DIRECTORIES:,} directories; is the file damaged?")
-        seen.add(offset)
-        file.seek(offset)
-        yield _directory(file, order, big, path)
-        try:
-            offset = _one(file, order + ("Q" if big else "I"))
-        except struct.error:  # the last directory is at the end of a file that was cut off: readers ignore that
-            return
-
-
-def _directory(file: BinaryIO, order: str, big: bool, path: Path) -> dict[int, Values]:
-    count = _one(file, order + ("Q" if big else "H"))
-    if count > MOST_ENTRIES:
-        raise InputError(f"{path} has {count:,} tags in a directory, and {MOST_ENTRIES:,} are the most")
-    entry = struct.Struct(order + ("HHQ8s" if big else "HHI4s"))
-    table = file.read(count * entry.size)
-    after = file.tell()
-    found = {tag: _values(file, order, big, *value) for tag, *value in entry.iter_unpack(table)}
-    file.seek(after)
-    return found
-
-
-def _values(file: BinaryIO, order: str, big: bool, kind: int, count: int, inline: bytes) -> Values:
-    size = _SIZES.get(kind, 1) * count
-    if count > (_MOST_TEXT if kind == 2 else _MOST_NUMBERS) or (kind != 2 and kind not in _CODES):
+    def _kept(self, entry: tiff_blocks._Entry) -> Values:
+        if entry.kind == _ASCII and entry.count <= _MOST_TEXT:
+            return self._bytes(entry.at, entry.count, "text").split(b"\0")[0].decode("latin-1")
+        if entry.kind in tiff_blocks._WHOLE and entry.count <= _MOST_NUMBERS:
+            return tuple(int(value) for value in self._values(entry, slice(0, entry.count)))
         return None
-    data = inline[:size]
-    if size > len(inline):
-        file.seek(struct.unpack(order + ("Q" if big else "I"), inline)[0])
-        data = file.read(size)
-    if kind == 2:
-        return data.split(b"\0")[0].decode("latin-1")
-    return struct.unpack(f"{order}{count}{_CODES[kind]}", data)
-
-
-def _one(file: BinaryIO, form: str) -> int:
-    """The next whole number of a file; struct.error at its end."""
-    value = struct.unpack(form, file.read(struct.calcsize(form)))[0]
-    return int(value)

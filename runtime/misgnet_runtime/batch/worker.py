@@ -156,7 +156,8 @@ class SceneWorker:
         batch = options.batch_of(entry, detector.interface, detector.batch)
         engine = f"{entry.name} on {detector.engine.device}, {detector.engine.streams} streams, batch {batch}"
         place = os.path.realpath(self._setup.output)
-        return msgspec.json.encode({"scene": task.key, "engine": engine, "folder": place})
+        maker = {"scene": task.key, "engine": engine, "folder": place, "max_unreadable": options.max_unreadable}
+        return msgspec.json.encode(maker)
 
     def _keep_own(self, folder: Path, maker: bytes) -> None:
         """Leave what an ended worker began, where it was begun alike; else begin anew."""

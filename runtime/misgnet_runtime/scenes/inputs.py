@@ -1,8 +1,8 @@
-"""Rasters looked at before a run: their digests, their state on disk, their scalings, and whether two lie together."""
+"""Rasters inspected before a run: digest, state on disk, unreadable blocks, scaling, and whether two lie together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,12 +18,14 @@ from misgnet_runtime.scenes.interpretation import Statement, acquired, statement
 from misgnet_runtime.scenes.options import Declared, SceneOptions
 from misgnet_runtime.scenes.sampling import find_scaling, residual_shift
 from misgnet_runtime.scenes.scaling import Scaling
-from misgnet_runtime.scenes.source import Pair, Raster, open_pair
+from misgnet_runtime.scenes.source import FileStamp, Pair, Raster, open_pair, open_raster
+from misgnet_runtime.scenes.unreadable import Blocks, Tally, UnreadableBlock
 
 
 @dataclass(frozen=True)
 class Date:
-    """One raster: its digest, its size and time on disk, and how its values become RGB.
+    """One raster: the digest of its bytes, its file's state since before they were read, how its values become RGB, and
+    where its blocks lie.
 
     ``declared``: what is said of its pixels, and ``stated``: what its file says of them; ``acquired``: when it was
     taken, where its file says so.
@@ -31,16 +33,21 @@ class Date:
 
     path: Path
     sha256: str
-    stamp: tuple[int, int]
+    stamp: FileStamp
     scaling: Scaling
+    blocks: Blocks
     declared: Declared
     stated: Statement
     acquired: datetime | None
 
     def check_unchanged(self) -> None:
-        """InputError where the file is not what was looked at."""
-        if _stamp(self.path) != self.stamp:
-            raise InputError("an input raster was changed while it was read; start anew with --restart")
+        """InputError where the file is not the one that was read, or was written to since."""
+        now = FileStamp.of(self.path)
+        if now == self.stamp:
+            return
+        # Links and permissions change the last field too, and leave the bytes as they are.
+        if now[:-1] != self.stamp[:-1] or file_sha256(self.path) != self.sha256:
+            raise _changed(self.path)
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,10 @@ class Inputs:
     grid: Grid
     shift: tuple[float, float] | None
     open_pair: Callable[[], AbstractContextManager[Pair]]
+
+    def tally(self, limit: float, found: Iterable[UnreadableBlock] = ()) -> Tally:
+        """Counts unreadable blocks of both dates, beginning with those ``found``; UnreadableError above ``limit``."""
+        return Tally({"before": self.before.blocks, "after": self.after.blocks}, limit, found)
 
     @property
     def scalings(self) -> tuple[Scaling, Scaling]:
@@ -79,8 +90,12 @@ class Inputs:
 
 
 def look_at(before: Path, after: Path, options: SceneOptions) -> Inputs:
-    """All that is decided before the first tile; raises as :func:`open_pair` and :func:`find_scaling`."""
+    """All that is decided before the first tile; raises as :func:`open_pair` and :func:`find_scaling`.
+
+    UnreadableError where more of a date is known to be unreadable than ``options`` allow.
+    """
     with open_pair(before, after, align=options.align) as pair:
+        Tally({"before": pair.before.blocks, "after": pair.after.blocks}, options.max_unreadable)
         first = look_at_date(pair.before, before, options.before)
         second = look_at_date(pair.after, after, options.after)
     return look_at_pair(first, second, align=options.align)
@@ -94,17 +109,26 @@ def look_at_pair(before: Date, after: Date, *, align: bool, grid: Grid | None = 
         return Inputs(before, after, pair.grid, residual_shift(pair, (before.scaling, after.scaling)), opened)
 
 
+def check_readable(path: Path, date: str, limit: float) -> None:
+    """UnreadableError where more than ``limit`` percent of a raster is known to be unreadable.
+
+    Else raises as :func:`open_raster`.
+    """
+    with open_raster(path, date) as raster:
+        Tally({date: raster.blocks}, limit)
+
+
 def look_at_date(raster: Raster, path: Path, declared: Declared) -> Date:
     """One date, open as ``raster`` on the grid of its map; raises as :func:`find_scaling`."""
     scaling = find_scaling(raster, declared)
-    stamp = _stamp(path)
-    stated = statement(raster.source, scaling.bands)
-    return Date(path, file_sha256(path), stamp, scaling, declared, stated, acquired(raster.source))
+    digest = file_sha256(path)
+    if FileStamp.of(path) != raster.stamp:  # then it is not of the bytes that are read
+        raise _changed(path)
+    stated = statement(raster.file, scaling.bands)
+    return Date(path, digest, raster.stamp, scaling, raster.blocks, declared, stated, acquired(raster.file))
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise InputError(f"input {error.filename} cannot be read any more: {error.strerror}") from error
-    return found.st_size, found.st_mtime_ns
+def _changed(path: Path) -> InputError:
+    return InputError(
+        f"raster {path} was changed while it was read; when it is complete, run the command again with --restart"
+    )

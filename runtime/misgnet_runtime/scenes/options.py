@@ -75,7 +75,8 @@ def declared_dates(both: _Words, before: _Words, after: _Words) -> tuple[Declare
 class SceneOptions:
     """``overlap`` in pixels, a quarter of a tile without; ``streams`` batches of ``batch`` tiles, as suits the engine
     without, on ``threads`` of the CPU together; where ``tuned``, what is not given of these three is what was tuned
-    here; ``min_area`` in m² (in pixels where the raster lies nowhere), ``simplify`` in pixels.
+    here; ``min_area`` in m² (in pixels where the raster lies nowhere), ``simplify`` in pixels;
+    ``max_unreadable``: percent of either date's pixels that may lie in unreadable blocks.
     """
 
     before: Declared = field(default_factory=Declared)
@@ -95,6 +96,7 @@ class SceneOptions:
     force: bool = False
     restart: bool = False
     tuned: bool = True
+    max_unreadable: float = 0.0
 
     def check(self, output: Path) -> None:
         """UsageError where the files' names or the numbers cannot be meant."""
@@ -119,6 +121,8 @@ class SceneOptions:
         ):  # fmt: skip
             if number is not None and not number >= least:
                 raise UsageError(f"{option} is {number}; it is {least} or more")
+        if not 0 <= self.max_unreadable <= 100:  # NaN fails too
+            raise UsageError(f"--max-unreadable is {self.max_unreadable:g}; it is a percentage, 0 to 100")
 
     @property
     def goal(self) -> Goal | None:

@@ -20,6 +20,7 @@ from misgnet_runtime.scenes.journal import Journal, discard_progress, was_begun
 from misgnet_runtime.scenes.mask import check_mask, is_mask, warn_of_nodata
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
+from misgnet_runtime.scenes.unreadable import Tally
 from misgnet_runtime.scenes.vectors import load_vector_libraries
 
 
@@ -80,7 +81,7 @@ def predict_opened(
                 bundle, inputs, options, outputs, detector.interface, entry, engine.device, engine.streams, reason,
                 tuned_batch=detector.batch,
             )  # fmt: skip
-            report = run_pair(run, lambda run, journal: _infer(run, detector, journal, progress))
+            report = run_pair(run, lambda *parts: _infer(*parts, detector=detector, progress=progress), log)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(INTERRUPTED) from None
     discard_progress(outputs[0])
@@ -89,6 +90,6 @@ def predict_opened(
     return report
 
 
-def _infer(run: Run, detector: ChangeDetector, journal: Journal, progress: Progress | None) -> Work:
-    task = Task(run.inputs.open_pair, run.inputs.scalings, run.layout, run.batch, run.streams)
+def _infer(run: Run, journal: Journal, tally: Tally, *, detector: ChangeDetector, progress: Progress | None) -> Work:
+    task = Task(run.inputs.open_pair, run.inputs.scalings, run.layout, run.batch, tally, run.streams)
     return infer(task, detector.probability, journal, progress)

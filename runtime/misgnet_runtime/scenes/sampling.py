@@ -22,9 +22,9 @@ def find_scaling(raster: Raster, declared: Declared) -> Scaling:
 
     InputError where that is not declared, or cannot be done; UsageError for a band that is not there.
     """
-    colours = [colour.name for colour in raster.source.colorinterp]
+    colours = [colour.name for colour in raster.file.colorinterp]
     bands = choose_bands(declared, colours, raster.alpha, raster.name)
-    stated = statement(raster.source, bands)
+    stated = statement(raster.file, bands)
     if declared.stretch is None:
         return declared_scaling(declared, bands, raster.dataset.dtypes[bands[0] - 1], stated, raster.name)
     check_stretch(stated, raster.name)

@@ -42,6 +42,7 @@ def watch(
     streams: arguments.Streams = None,
     threads: arguments.Threads = None,
     no_tuned: arguments.NoTuned = False,
+    max_unreadable: arguments.MaxUnreadable = 0.0,
     bands: arguments.Bands = None,
     scale: arguments.Scale = None,
     offset: arguments.Offset = None,
@@ -72,7 +73,7 @@ def watch(
     )
     scene = SceneOptions(
         *dates, align, overlap, batch, streams, threads, cog, min_area=min_area, simplify=simplify, engine=engine,
-        force=True, tuned=not no_tuned,
+        force=True, tuned=not no_tuned, max_unreadable=max_unreadable,
     )  # fmt: skip
     options = WatchOptions(
         Naming(before_suffix, after_suffix, marker), Products(probability, vector, quicklook), scene, settle, poll,
