@@ -14,6 +14,7 @@ MOST_BYTES = 512 << 20  # of one block of a file, or of what is read at once
 MOST_DECODINGS = 128  # of each block of a file, as strips of tiles are read one after the other
 _STRIP_ROWS, _STRIP_COLUMNS, _STRIDE = 256, 2048, 192  # pixels of a strip as they are common, and between two of them
 _LEAST_CACHE = 16 << 20
+_SMALL = 64 << 20  # of a raster that is decoded once, since all of it stays in the cache
 GDAL = {
     "GDAL_CACHEMAX": _LEAST_CACHE,  # bytes: rasterio does not take small numbers for megabytes, as GDAL does
     # What lies beside a raster (masks, overviews, statistics) is neither hashed nor checked: it is not read.
@@ -84,7 +85,8 @@ def cache_for(dataset: Any) -> int:
     times = rows / _STRIDE
     if strip > MOST_BYTES:  # the blocks of a strip are gone when the next one needs them
         times *= max(1, width / _STRIP_COLUMNS)
-    if strip > MOST_BYTES and times > MOST_DECODINGS:
+    whole = int(dataset.height * dataset.width) * sum(_bytes_of(dtype) for dtype in dataset.dtypes)
+    if times > MOST_DECODINGS and whole > _SMALL:
         raise InputError(
             f"raster {dataset.name} is stored in blocks of {width:,} x {height:,} px, each of which would be decoded "
             f"{times:,.0f} times; write it in smaller ones: gdal_translate -co TILED=YES"
