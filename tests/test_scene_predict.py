@@ -509,7 +509,7 @@ def test_a_header_that_declares_terabytes_is_refused(place: Place) -> None:
         size = 2**20
         with rasterio.open(
             path, "w", driver="GTiff", width=size, height=size, count=3, dtype="uint8", tiled=True, sparse_ok=True,
-            blockxsize=4096, blockysize=4096, bigtiff="yes", **PLACE,
+            blockxsize=4096, blockysize=4096, bigtiff="yes", nodata=0, **PLACE,
         ):  # fmt: skip
             pass
     start = time.perf_counter()

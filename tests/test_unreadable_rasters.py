@@ -26,7 +26,9 @@ from commands import exit_code
 from ends import in_child
 from misgnet_runtime import cli
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
+from misgnet_runtime.scenes import inputs
 from misgnet_runtime.scenes import predict as predict_module
+from misgnet_runtime.scenes.inputs import look_at
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.predict import predict_scene_files
 from scenes import PLACE, read, scene, write_raster
@@ -164,6 +166,17 @@ def test_a_mask_that_is_cut_off_is_unreadable(place: Place) -> None:
     write_raster(place.after, AFTER, mask=mask, compress="none")
     cut(place.after, -30)
     refused(place, "after", "fetch")
+
+
+def test_a_mask_without_the_blocks_that_hide_all_is_whole(place: Place) -> None:
+    mask = np.zeros((H, W), np.uint8)
+    mask[:70] = 255
+    write_raster(place.after, AFTER, mask=mask)
+    with rasterio.open(place.after) as dataset:
+        assert dataset.mask_flag_enums[0][0].name == "per_dataset"
+    code, _, error = place.predict()
+    assert code == 0 and "warning: " not in error
+    assert np.array_equal(read(place.change) == 255, mask == 0)
 
 
 # --- blocks that were never written
@@ -505,8 +518,6 @@ def test_a_link_to_a_raster_changes_nothing(place: Place, monkeypatch: pytest.Mo
 
 
 def test_a_raster_replaced_while_it_is_hashed_is_noticed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from misgnet_runtime.scenes import inputs
-
     digest = inputs.file_sha256
 
     def replacing(path: Path) -> str:
@@ -522,11 +533,9 @@ def test_a_raster_replaced_while_it_is_hashed_is_noticed(place: Place, monkeypat
 
 @pytest.mark.parametrize("layout", ["tiles", "strips, not compressed", "big-endian BigTIFF", "planes"])
 def test_every_length_of_a_file_is_refused(place: Place, layout: str) -> None:
-    from misgnet_runtime.scenes.inputs import check_readable
-
     whole = write(place.after, AFTER, layout).read_bytes()
-    check_readable(place.after, "after", 0)
+    look_at(place.before, place.after, SceneOptions())
     for size in [*range(0, 700, 13), *np.linspace(700, len(whole) - 1, 40).astype(int)]:
         place.after.write_bytes(whole[:size])
         with pytest.raises(MisgnetError):
-            check_readable(place.after, "after", 0)
+            look_at(place.before, place.after, SceneOptions())

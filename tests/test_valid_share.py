@@ -15,7 +15,6 @@ pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 from bundles import FLOAT, SPLIT_FLOAT, images, make_bundle, write_image
 from commands import exit_code
 from misgnet_runtime import cli
-from misgnet_runtime.words import changed_words
 from scenes import read, scene, write_raster
 
 H, W = 100, 80
@@ -61,6 +60,8 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_the_words(share: float | None, valid: float, words: str) -> None:
+    from misgnet_runtime.words import changed_words
+
     assert changed_words(share, valid) == words
 
 
@@ -70,8 +71,9 @@ def test_a_scene_without_valid_pixels_is_no_scene_without_change(call: Any, fold
     given = ("predict", folder / "bundle", *dates, "-o", folder / "out/none.tif")
     if command == "series":
         given = ("series", folder / "split", *dates, "-o", folder / "out")
-    code, out, _ = call(*given)
+    code, out, error = call(*given)
     assert code == 0 and "no valid pixels" in out and "changed" not in out
+    assert "warning: " in error and "has no valid pixels" in error
     code, out, _ = call(*given, "--force", "--restart", "--log", "json")
     if command == "series":  # what is finished stays
         return

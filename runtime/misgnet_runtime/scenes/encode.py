@@ -70,8 +70,9 @@ def encode_file(
     output = Path(os.path.realpath(output))
     if not progress_folder(output).exists():
         refuse_existing(output, options.force)
+    bundle = read_bundle(bundle_path)
     check_readable(raster, "before", options.max_unreadable)
-    with open_split_engine(read_bundle(bundle_path), options) as engine:
+    with open_split_engine(bundle, options) as engine:
         encoding = look_at_encoding(engine, raster, options)
         log.info(f"{raster.name}: {encoding.date.scaling}")
         for warning in band_warnings(encoding.date):

@@ -20,6 +20,7 @@ from misgnet_runtime.scenes.sampling import find_scaling, residual_shift
 from misgnet_runtime.scenes.scaling import Scaling
 from misgnet_runtime.scenes.source import FileStamp, Pair, Raster, open_pair, open_raster
 from misgnet_runtime.scenes.unreadable import Blocks, Tally, UnreadableBlock
+from misgnet_runtime.words import plural
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class Inputs:
         """Log what a user should know before the run: scalings, and warnings."""
         for date, scaling in zip(("before", "after"), self.scalings, strict=True):
             log.info(f"{date}: {scaling}")
+        for name, blocks in (("before", self.before.blocks), ("after", self.after.blocks)):
+            if blocks.nodata_blocks:
+                some = f"{blocks.nodata_blocks:,} of {plural(blocks.count, 'block')}"
+                log.info(f"{name}: {some} were never written, which is nodata")
         self.warn(log)
 
     def warn(self, log: EventLog) -> None:

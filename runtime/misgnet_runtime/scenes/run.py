@@ -144,7 +144,10 @@ def run_pair(run: Run, compute: Callable[[Run, Journal, Tally], Work], log: Even
         counts, polygons = _publish(run, settings, journal, tally)
         for warning in tally.warnings():
             log.warning(warning)
-        return _report(run, tally, work, counts, polygons, resumed)
+        report = _report(run, tally, work, counts, polygons, resumed)
+        if report.changed_share is None:
+            log.warning(f"{run.outputs[0]} has no valid pixels: nowhere do both dates have data")
+        return report
 
 
 def refuse_outputs(outputs: list[Path], force: bool) -> None:

@@ -71,9 +71,10 @@ def run_series(
     options.scene.check_numbers()
     if "vector" in options.products:
         load_vector_libraries()
+    bundle = read_bundle(bundle_path)
     check_readable(reference, "before", options.scene.max_unreadable)
     try:
-        with open_split_engine(read_bundle(bundle_path), options.scene) as engine:
+        with open_split_engine(bundle, options.scene) as engine:
             _Series(engine, folder, options, listener).run(reference, dates)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(INTERRUPTED) from None

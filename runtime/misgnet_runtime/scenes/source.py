@@ -19,7 +19,7 @@ from misgnet_runtime.scenes.geotiff import GDAL, cache_for, check_memory, load_r
 from misgnet_runtime.scenes.grids import Grid, check_overlap, check_same
 from misgnet_runtime.scenes.interpretation import check_interpretation
 from misgnet_runtime.scenes.scaling import Scaling
-from misgnet_runtime.scenes.tiff_blocks import is_tiff, read_blocks
+from misgnet_runtime.scenes.tiff_blocks import may_be_tiff, read_blocks
 from misgnet_runtime.scenes.unreadable import Blocks, UnreadableBlock, Values
 from misgnet_runtime.scenes.warping import warp_window, warped
 from misgnet_runtime.tiling import Span
@@ -242,7 +242,7 @@ def _opened(rasterio: Any, path: Path) -> Any:
         return open_geotiff(rasterio, path)
     except InputError as error:
         try:
-            if is_tiff(path):
+            if may_be_tiff(path):
                 read_blocks(path)
         except UnreadableError as reason:
             raise UnreadableError(f"{error}; {reason}") from error

@@ -69,10 +69,11 @@ class _Entry:
 _Directory = dict[int, _Entry]
 
 
-def is_tiff(path: Path) -> bool:
-    """Whether a file begins as a TIFF does; InputError where it cannot be read."""
+def may_be_tiff(path: Path) -> bool:
+    """Whether a file begins as a TIFF does, or is too short to say; InputError where it cannot be read."""
     with _opened(path) as file:
-        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        start = file.read(4)
+    return any(known.startswith(start) for known in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
 
 
 def read_blocks(path: Path) -> TiffBlocks:

@@ -77,6 +77,11 @@ class Blocks:
         return sum(layer.absent.size for layer in self._layers)
 
     @property
+    def nodata_blocks(self) -> int:
+        """Blocks of the image that were never written, and are nodata: the raster declares a value for that."""
+        return int(self.tiff.image.absent.sum()) if self.nodata else 0
+
+    @property
     def has_gaps(self) -> bool:
         """Whether any block is unreadable, or absent and nodata."""
         return any(layer.absent.any() or layer.outside.any() for layer in self._layers)
@@ -141,7 +146,9 @@ class Blocks:
         return list(found.values())
 
     def _is_unreadable(self, layer: Layer) -> NDArray[np.bool_]:
-        return layer.outside if self.nodata else layer.outside | layer.absent
+        """A mask's block that was never written hides its pixels: GDAL leaves out those that hide all of theirs."""
+        absent_is_nodata = self.nodata or layer is not self.tiff.image
+        return layer.outside if absent_is_nodata else layer.outside | layer.absent
 
     def _edges(self, span: Span, axis: int) -> NDArray[np.int64]:
         """Where blocks begin within ``span``, and the span itself."""
