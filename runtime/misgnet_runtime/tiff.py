@@ -18,6 +18,7 @@ RASTER_TAGS = {
 }  # fmt: skip
 MOST_DIRECTORIES = 1024  # images, overviews and masks of one file; a real one has about 30
 _ASCII, _MOST_TEXT, _MOST_NUMBERS = 2, 4096, 64  # a type of tags; bytes and numbers of a value that is kept
+_HEADER = 8  # bytes before the first directory
 _SUBFILE, _OLD_SUBFILE = 254, 255
 _REDUCED, _MASK = 1, 4
 
@@ -57,8 +58,8 @@ class TiffHeader:
 def is_tiff(path: Path) -> bool:
     """Whether a file begins as a TIFF does; False where it cannot be read, or is not a regular file."""
     try:
-        return is_file(path) and tiff_blocks.is_tiff(path)
-    except InputError:
+        return is_file(path) and path.stat().st_size >= _HEADER and tiff_blocks.may_be_tiff(path)
+    except (InputError, OSError):
         return False
 
 
