@@ -186,6 +186,13 @@ def test_a_folder_of_rasters_gives_rasters(place: Place) -> None:
     assert place.run("out", "--force", folders=True)[0] == 0
 
 
+def test_a_folder_says_what_share_is_valid(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    write_raster(place.after, np.concatenate([AFTER[:, : H // 4] * 0 + 7, AFTER[:, H // 4 :]], 1), nodata=7)
+    line = ("predict", place.bundle, place.before.parent, place.after.parent, "-o", place.root / "out")
+    assert exit_code(cli.main, "misgnet-run", *line) == 0
+    assert "75.00 % valid" in capsys.readouterr().out
+
+
 def test_options_of_one_file_are_not_for_folders(place: Place) -> None:
     code, error = place.run("out", "--probability", "p.tif", folders=True)
     assert code == 2 and "for one pair" in error

@@ -37,7 +37,7 @@ class Header(Struct, frozen=True):
 
 
 class Written(Struct, frozen=True):
-    """A mask: its pair's name, the state of both files (sizes in bytes, times of change in ns), and its valid pixels.
+    """A mask: its pair's name, the state of both files (sizes in bytes, times of change in ns), and its pixels.
 
     ``suffix``: .png for a mask of images, .tif for the change raster of two GeoTIFFs.
     """
@@ -46,6 +46,7 @@ class Written(Struct, frozen=True):
     stamp: Stamp
     pixels: Count
     changed: Count
+    nodata: Count = 0
     suffix: Literal[".png", ".tif"] = ".png"
 
     @property

@@ -44,14 +44,15 @@ from misgnet_runtime.words import changed_words
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What was written: masks, of them those of an ended run, their share of changed pixels (0 to 1), and how fast.
+    """What was written: masks, of them those of an interrupted run, their share of changed pixels (0 to 1; None where
+    no pixel is valid), and how fast.
 
     ``pairs_per_second``: of this run, from the first file that is read to the last mask; None without any.
     """
 
     pairs: int
     resumed: int
-    changed_share: float
+    changed_share: float | None
     pairs_per_second: float | None
     engine: str
     reason: str
@@ -155,8 +156,12 @@ def _run(
             writer.finish([_run_scene(bundle, opened, source, record, options, log)])
     speed = len(todo) / (time.perf_counter() - start) if todo else None
     masks = [record.written[source.name] for source in sources]
-    changed = sum(mask.changed for mask in masks) / max(1, sum(mask.pixels for mask in masks))
-    return FolderReport(len(sources), len(sources) - len(todo), changed, speed, entry.name, reason)
+    pixels = sum(mask.pixels for mask in masks)
+    valid = pixels - sum(mask.nodata for mask in masks)
+    changed = sum(mask.changed for mask in masks) / valid if valid else None
+    return FolderReport(
+        len(sources), len(sources) - len(todo), changed, speed, entry.name, reason, valid / max(1, pixels)
+    )
 
 
 def _run_scene(
@@ -169,8 +174,10 @@ def _run_scene(
         bundle, lambda: nullcontext(opened), source.before, source.after, place, replace(options, force=True),
         log=log.bind(pair=source.name),
     )  # fmt: skip
-    valid = round(report.height * report.width * (1 - report.nodata_share))
-    about = Written(source.name, stamp, valid, round((report.changed_share or 0) * valid), ".tif")
+    pixels = report.height * report.width
+    nodata = round(pixels * report.nodata_share)
+    changed = round((report.changed_share or 0) * (pixels - nodata))
+    about = Written(source.name, stamp, pixels, changed, nodata, ".tif")
     record.note([about])
     return about
 
