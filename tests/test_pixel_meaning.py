@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +336,11 @@ def test_tiles_that_are_rasters_are_read_by_the_same_rules(tmp_path: Path) -> No
     write_raster(tmp_path / "B" / "t.tif", AFTER, transform=SOUTH_UP)
     with pytest.raises(InputError, match="mirror images"):
         load_source(source)
+    write_raster(tmp_path / "B" / "t.tif", AFTER)
+    for place, problem in ((PLACE["transform"], None), (SOUTH_UP, "mirror images")):
+        label = write_raster(tmp_path / "label" / "t.tif", np.zeros((1, H, W), np.uint8), transform=place)
+        with pytest.raises(InputError, match=problem) if problem else nullcontext():
+            load_source(replace(source, label=label))
     write_raster(tmp_path / "A" / "t.tif", np.zeros_like(BEFORE), nodata=0)
     write_raster(tmp_path / "B" / "t.tif", AFTER)
     with pytest.raises(InputError, match="nodata"):

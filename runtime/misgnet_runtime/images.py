@@ -80,11 +80,16 @@ def read_pair(before: Path, after: Path) -> tuple[RgbImage, RgbImage]:
     return first, second
 
 
-def read_label(path: Path) -> Mask:
+def read_label(path: Path, date: Path | None = None) -> Mask:
     """A change label as bool (H, W). InputError unless its values are 0 and 255, or 0 and 1.
 
+    Where it and the ``date`` it belongs to are rasters, they must lie on one grid.
     A palette counts by its colours where these are black and white, else by its numbers.
     """
+    if date is not None and is_raster(path) and is_raster(date):
+        from misgnet_runtime.scenes.whole import check_label
+
+        check_label(date, path)
     with _in_memory(path):
         return _label(path)
 

@@ -146,7 +146,7 @@ def check_disjoint(first: TileSet, second: TileSet, roles: tuple[str, str]) -> N
 def load_source(source: Source) -> tuple[RgbImage, RgbImage, Mask]:
     """Both dates uint8 (H, W, 3) and the label bool (H, W) of a whole pair; InputError names a bad file."""
     before, after = read_pair(source.before, source.after)
-    label = np.zeros(before.shape[:2], np.bool_) if source.label is None else read_label(source.label)
+    label = np.zeros(before.shape[:2], np.bool_) if source.label is None else read_label(source.label, source.before)
     return before, after, label
 
 

@@ -76,13 +76,13 @@ class Grid:
 
 def check_same(first: Grid, second: Grid) -> None:
     """InputError that shows both grids unless they are one, to half a pixel."""
-    problem = _difference(first, second)
+    problem = difference(first, second)
     if problem:
         advice = "; --align warps the second onto the first" if first.placed and second.placed else ""
         raise InputError(f"the two dates {problem}: before is {first}, after is {second}{advice}")
 
 
-def _difference(first: Grid, second: Grid) -> str | None:
+def difference(first: Grid, second: Grid) -> str | None:
     """Why two grids are not one; None where they are."""
     if (first.height, first.width) != (second.height, second.width):
         return "differ in size"

@@ -207,12 +207,13 @@ def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool 
     or share nothing.
     """
     rasterio = load_rasterio("a scene")
+    held = rasterio.env.getenv().get("GDAL_CACHEMAX", 0) if rasterio.env.hasenv() else 0  # what the other date needs
     with rasterio.Env(**GDAL), ExitStack() as stack:
         if not is_file(path):
             raise InputError(f"raster {path} does not exist")
         stamp = FileStamp.of(path)
         dataset = stack.enter_context(_checked(rasterio, path))
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=cache_for(dataset)))
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=max(held, cache_for(dataset))))
         raster = Raster(date, dataset, _alpha(dataset), stamp, Blocks.of(path, dataset))
         if grid is not None and align:
             check_overlap(rasterio, grid, Grid.of(dataset))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.images import RgbImage
-from misgnet_runtime.scenes.geotiff import check_memory
-from misgnet_runtime.scenes.grids import Grid
+from misgnet_runtime.scenes.geotiff import GDAL, check_memory, load_rasterio, open_geotiff
+from misgnet_runtime.scenes.grids import Grid, difference
 from misgnet_runtime.scenes.options import Declared
 from misgnet_runtime.scenes.sampling import find_scaling
 from misgnet_runtime.scenes.source import Raster, open_raster
@@ -36,6 +36,19 @@ def read_dates(before: Path, after: Path) -> tuple[RgbImage, RgbImage]:
         first = stack.enter_context(open_raster(before, "before"))
         second = stack.enter_context(open_raster(after, "after", Grid.of(first.dataset)))
         return _read(first), _read(second)
+
+
+def check_label(date: Path, label: Path) -> None:
+    """InputError where a date and its label are both georeferenced, and lie on different grids."""
+    rasterio = load_rasterio("a GeoTIFF")
+    with (
+        rasterio.Env(**GDAL),
+        open_geotiff(rasterio, date) as image,
+        open_geotiff(rasterio, label) as mask,
+    ):
+        first, second = Grid.of(image), Grid.of(mask)
+        if first.measured and second.measured and (problem := difference(first, second)):
+            raise InputError(f"label {label} and {date} {problem}: the date is {first}, the label is {second}")
 
 
 def size_of(path: Path) -> tuple[int, int]:
