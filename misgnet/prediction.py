@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from misgnet.network import MISGNet
 from misgnet.pictures import overlay
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.images import RgbImage, check_mask_name, read_pair, write_mask
-from misgnet_runtime.outputs import refuse_existing, replace_file, replace_folder
+from misgnet_runtime.outputs import refuse_existing, refuse_inputs, replace_file, replace_folder
 from misgnet_runtime.tiles import common_size, find_sources
 
 Writer = Callable[[Path], None]
@@ -50,12 +51,13 @@ def predict_folder(
     date with changes drawn in). ``output`` appears when all are written. Raises InputError that names the file,
     UsageError where ``output`` exists.
     """
+    refuse_inputs([output], [data])
     refuse_existing(output, force)
     sources = find_sources(data, labelled=False)
     for source in sources:  # only headers are read, so that a misfit is named before minutes are spent
         common_size(source)
     changed = pixels = 0
-    with replace_folder(output) as folder:
+    with replace_folder(output, force=force) as folder:
         for number, source in enumerate(sources, 1):
             name = source.name
             paths = folder / f"{name}.png", folder / "probability" / f"{name}.tif", folder / "overlay" / f"{name}.png"
@@ -71,11 +73,12 @@ def predict_files(
 ) -> Predicted:
     """The mask of one pair as ``output`` (PNG); when asked, beside it NAME_probability.tif and NAME_overlay.png."""
     check_mask_name(output)
+    refuse_inputs([output], [before, after])
     paths = output, output.with_name(f"{output.stem}_probability.tif"), output.with_name(f"{output.stem}_overlay.png")
     for path, wanted in zip(paths, (True, options.probability, options.overlay), strict=True):
         if wanted:
             refuse_existing(path, force)
-    mask = _predict(network, before, after, paths, options, _write_atomically)
+    mask = _predict(network, before, after, paths, options, partial(_write_atomically, force))
     return Predicted(1, float(mask.mean()))
 
 
@@ -108,6 +111,6 @@ def _write_directly(path: Path, writer: Writer) -> None:
     writer(path)
 
 
-def _write_atomically(path: Path, writer: Writer) -> None:
-    with replace_file(path) as temporary:
+def _write_atomically(force: bool, path: Path, writer: Writer) -> None:
+    with replace_file(path, force=force) as temporary:
         writer(temporary)

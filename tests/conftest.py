@@ -14,7 +14,8 @@ from misgnet_runtime.trust.policy import use_allow_older, use_key
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What was tuned on this machine changes no test; the folder is not there.
 os.environ["MISGNET_CACHE"] = str(Path(__file__).with_name("no-cache"))
-os.environ.pop("MISGNET_REQUIRE_SIGNATURE", None)
+for variable in ("MISGNET_REQUIRE_SIGNATURE", "MISGNET_POLICY"):
+    os.environ.pop(variable, None)
 
 
 @pytest.fixture(autouse=True)

@@ -155,9 +155,8 @@ def test_a_path_outside_the_bundle_is_refused(bundle: Path, name: str) -> None:
 
 def test_an_engine_whose_file_is_not_listed_is_refused(bundle: Path) -> None:
     """Its digest would never be checked."""
-    shutil.copy(bundle / "graphs/float.onnx", bundle.parent / "other.onnx")
-    edit(bundle, lambda m: m["engines"][0].update(file="../other.onnx"))
-    assert "does not list: ../other.onnx" in refused(bundle)
+    edit(bundle, lambda m: m["engines"][0].update(file="other.onnx"))
+    assert "does not list: other.onnx" in refused(bundle)
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:

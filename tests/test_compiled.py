@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -23,7 +22,7 @@ from device_bundles import DEVICE, GRAPH, SPLIT, THRESHOLD, described, device_bu
 from fake_cuda import FakeDriver
 from fake_tensorrt import make_tensorrt
 from logs import Collected
-from misgnet_runtime import cli, log
+from misgnet_runtime import cli, lock, log
 from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.choice import open_detector
 from misgnet_runtime.compiled import opening, store
@@ -33,7 +32,7 @@ from misgnet_runtime.compiled.records import Activation
 from misgnet_runtime.compiled.run import CompileOptions, compile_bundle
 from misgnet_runtime.compiled.store import PlanStore
 from misgnet_runtime.compiled.teller import BuildTeller, duration, seconds_left
-from misgnet_runtime.errors import GateFailed, InputError, StorageError, UnavailableError, UsageError
+from misgnet_runtime.errors import GateFailed, InputError, LockTimeoutError, StorageError, UnavailableError, UsageError
 from misgnet_runtime.evaluation import read_evaluation, write_evaluation
 from misgnet_runtime.plans import facts
 from misgnet_runtime.private import PrivateFolder
@@ -91,7 +90,8 @@ def kept(folder: Path) -> list[str]:
 
 def test_the_command_names_the_bundle_as_its_user_does(tmp_path: Path, tensorrt: Any) -> None:
     """A signed bundle may be opened in a private copy, which is gone when the command is run."""
-    bundle = dataclasses.replace(read_bundle(device_bundle(tmp_path / "copy")), named=Path("/media/stick"))
+    bundle = read_bundle(device_bundle(tmp_path / "copy"))
+    bundle.files.name = Path("/media/stick")
     wanted = r"run there: misgnet-run compile /media/stick --engine jetson-orin$"
     with pytest.raises(UnavailableError, match=wanted), open_detector(bundle, DEVICE.name):
         pass
@@ -507,11 +507,12 @@ def tensorrt_plan(driver: FakeDriver) -> bytes:
     return compile_plan(fake_tensorrt.model(size=TILE), PlanOptions("tensorrt", max_batch=4), driver=driver).data
 
 
-def test_two_builds_at_once_are_refused(tmp_path: Path, tensorrt: Any) -> None:
+def test_a_second_build_waits_for_the_first(tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_timeout", 0.1)
     bundle = device_bundle(tmp_path / "bundle")
     plans = PlanStore()
     plans.prepare()
-    with plans.compiling(), pytest.raises(UsageError, match="another process of this user compiles plans; wait"):
+    with plans.compiling(), pytest.raises(LockTimeoutError, match="another process of this user compiles plans; wait"):
         compile_bundle(bundle, CompileOptions())
 
 

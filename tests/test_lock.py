@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from commands import exit_code
+from logs import Collected
 from misgnet_runtime import cli, lock
 from misgnet_runtime.errors import LockTimeoutError, UsageError
 
@@ -32,18 +33,16 @@ def handles(tmp_path: Path) -> Iterator[tuple[int, int]]:
     os.close(second)
 
 
-def test_a_lock_that_is_held_ends_with_the_timeout(
-    handles: tuple[int, int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    caplog.set_level("INFO", "misgnet")
-    monkeypatch.setattr("misgnet_runtime.log._LOGGER.propagate", True)
+def test_a_lock_that_is_held_ends_with_the_timeout(handles: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Collected()
+    monkeypatch.setattr(lock, "current", lambda: seen.log)
     lock.use_lock_timeout(0.3)
     lock.acquire(handles[0], Path("bundle"), "another build")
     start = time.monotonic()
     with pytest.raises(LockTimeoutError, match=r"bundle is still locked after 0.3 s: another build;.*--lock-timeout"):
         lock.acquire(handles[1], Path("bundle"), "another build")
     assert 0.3 <= time.monotonic() - start < 5
-    assert caplog.messages == ["waiting for the lock on bundle: another build"]
+    assert seen.messages == ["waiting for the lock on bundle: another build"]
     os.close(handles[0])
 
 

@@ -73,7 +73,7 @@ def test_replaced_folder_keeps_nothing_of_the_old(tmp_path: Path) -> None:
 
 
 def test_folder_is_replaced_where_the_system_cannot_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outputs, "_exchange", lambda *_: False)
+    monkeypatch.setattr(outputs, "_rename", lambda *_: False)
     target = tmp_path / "out"
     write_folder(target, "old")
     write_folder(target, "new")
@@ -220,7 +220,8 @@ def test_killed_run_leaves_no_output_and_the_next_run_cleans_up(tmp_path: Path, 
     maker.send_signal(signal.SIGKILL)
     maker.communicate()
     assert not target.exists()
-    assert len(list(tmp_path.iterdir())) == 1, "the killed run left nothing to clean up"
+    left = sorted(path.name.rpartition(".")[2][:8] for path in tmp_path.iterdir())
+    assert left == ["building", "lock"], "the killed run left nothing to clean up"
     write_folder(target, "new")
     assert list(tmp_path.iterdir()) == [target]
 
@@ -237,8 +238,7 @@ def test_killed_run_leaves_the_old_output(tmp_path: Path) -> None:
 def test_folder_of_a_live_run_is_not_removed(tmp_path: Path) -> None:
     target = tmp_path / "out"
     maker = start_maker(target)
-    write_folder(target, "mine")
-    assert read(target) == "mine"
+    outputs.remove_stale(target)
     maker.communicate()  # its input closes, and it ends well
     assert maker.returncode == 0
     assert (target / "half").read_text() == "made"

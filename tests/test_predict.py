@@ -228,7 +228,7 @@ def test_info_prints_any_text_as_it_is(place: Place, run: Run) -> None:
         m.update(class_names=["[/]"], licence="[/bold]", metrics={})
         m["engines"][0].update(precision="[/b]")
         m["files"][0].update(role="[/r]")
-        m["quantization"][0].update(graph="[/g]")
+        m["quantization"][0].update(calibrator="[/g]")
 
     edit(place.bundle, change)
     outcome = run("info", str(place.bundle))

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from misgnet_runtime import private
-from misgnet_runtime.errors import InputError, StorageError, UsageError
+from misgnet_runtime import lock, private
+from misgnet_runtime.errors import InputError, LockTimeoutError, StorageError
 from misgnet_runtime.private import PrivateFolder
 
 LIMIT = 1000
@@ -170,9 +170,11 @@ def test_a_full_disk_leaves_what_was_there(filled: PrivateFolder, monkeypatch: p
     assert filled.read_sealed("one", LIMIT) == b"contents" and filled.names() == ["one"]
 
 
-def test_one_process_at_a_time(filled: PrivateFolder) -> None:
+def test_one_process_at_a_time(filled: PrivateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_timeout", 0.1)
     with filled.locked("compiles"):
-        with pytest.raises(UsageError, match="another process of this user compiles; wait"), filled.locked("compiles"):
+        said = "another process of this user compiles; wait"
+        with pytest.raises(LockTimeoutError, match=said), filled.locked("compiles"):
             pass
         assert filled.read_sealed("one", LIMIT) == b"contents"
     with filled.locked("compiles"):

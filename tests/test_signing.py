@@ -44,11 +44,16 @@ def bundle(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sign(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> Sign:
-    """The command with the bundle and, without another ``--key``, the test's key: exit code, output, error."""
+    """Runs the command with the bundle; returns exit code, output and error.
+
+    Adds the test's key and, for a bundle that was not signed yet, a product, unless others are given.
+    """
     key = write_private(tmp_path / "key.pem", KEY)
 
     def call(*words: object) -> tuple[int, str, str]:
         given = words if "--key" in words else ("--key", key, *words)
+        if "--product" not in words and not (bundle / SIGNATURE).exists():
+            given = (*given, "--product", "demo")
         return exit_code(cli.main, "misgnet-export", "sign", bundle, *given), *capsys.readouterr()
 
     return call
@@ -208,7 +213,8 @@ def test_a_bundle_by_its_link_and_with_a_requirement_set(
     monkeypatch.setenv("MISGNET_REQUIRE_SIGNATURE", str(public))
     link = tmp_path / "current"
     link.symlink_to(bundle)
-    assert exit_code(cli.main, "misgnet-export", "sign", link, "--key", write_private(tmp_path / "k.pem", KEY)) == 0
+    key = write_private(tmp_path / "k.pem", KEY)
+    assert exit_code(cli.main, "misgnet-export", "sign", link, "--key", key, "--product", "demo") == 0
     assert link.is_symlink() and read_bundle(link).name == link
     assert read_bundle(shutil.copytree(bundle, tmp_path / "copy")).signed is not None
 

@@ -25,6 +25,7 @@ from bundles import (
 )
 from bundles import make_bundle as whole_bundle
 from misgnet_runtime.bundle import Bundle, read_bundle
+from misgnet_runtime.checked import CheckedFiles
 from misgnet_runtime.choice import open_detector
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.engines.ort import OnnxRuntimeEngine
@@ -186,10 +187,10 @@ def test_features_of_another_size_number_or_type_are_refused(tmp_path: Path) -> 
 def test_a_head_that_cannot_be_opened_leaves_no_encoder_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Watched] = []
 
-    def open_file(entry: EngineEntry, root: Path, *_: object, **__: object) -> Watched:
+    def open_file(entry: EngineEntry, files: CheckedFiles, *_: object, **__: object) -> Watched:
         if "head" in entry.file:
             raise InputError("a broken head")
-        opened.append(Watched(root / entry.file, INTERFACE.max_batch))
+        opened.append(Watched(files.root / entry.file, INTERFACE.max_batch))
         return opened[-1]
 
     monkeypatch.setattr("misgnet_runtime.tuning.use.open_engine_file", open_file)

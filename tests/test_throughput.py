@@ -17,6 +17,7 @@ import pytest
 
 from bundles import FLOAT, INT8, INTERFACE, RTX, make_bundle
 from misgnet_runtime import throughput, throughput_product
+from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.errors import MisgnetError
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.throughput import ROUNDS, Round, Task, Timing, WarmUp, measure
@@ -99,9 +100,9 @@ def test_a_worker_that_is_killed_is_an_error(bundle: Path, workers: list[through
 
 def test_a_worker_ends_with_its_parent(bundle: Path) -> None:
     """A parent that dies closes the worker's input."""
-    command = [sys.executable, "-m", "misgnet_runtime.throughput_worker"]
+    command = python_command("misgnet_runtime.throughput_worker")
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=throughput.worker_environment()) as worker:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment()) as worker:
         assert worker.stdin and worker.stdout
         worker.stdin.write(msgspec.json.encode(task(bundle, FLOAT)) + b"\n3\n")
         worker.stdin.flush()
@@ -112,8 +113,9 @@ def test_a_worker_ends_with_its_parent(bundle: Path) -> None:
 
 
 def test_a_worker_finds_the_package_where_its_parent_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", ["", "/somewhere"])
-    assert throughput.worker_environment()["PYTHONPATH"] == os.pathsep.join([str(Path.cwd()), "/somewhere"])
+    monkeypatch.setattr(sys, "path", ["", "relative", "/somewhere"])
+    own = str(Path(throughput.__file__).parents[1])
+    assert environment()["PYTHONPATH"] == os.pathsep.join(["/somewhere", own])
 
 
 # Streams, warm-up, power

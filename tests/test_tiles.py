@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn import metrics as judge
 
-from misgnet_runtime import tiles as tiles_module
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.images import image_size, read_image, read_label, write_mask
 from misgnet_runtime.metrics import Confusion
@@ -44,13 +43,6 @@ def write_pair(
     save(root / "B" / (name + suffix), picture(height, width, seed + 1))
     mask = picture(height, width, seed + 2)[..., 0] > 127
     save(root / "label" / f"{name}.png", mask.astype(np.uint8) * np.uint8(255))
-
-
-@pytest.fixture(autouse=True)
-def fresh_caches() -> None:
-    """Files of one name and other bytes: what is remembered by path would be stale."""
-    tiles_module.source_digest.cache_clear()
-    tiles_module.read_source.cache_clear()
 
 
 # --- covering
@@ -131,7 +123,6 @@ def test_digest_follows_every_file_and_the_tiles(tmp_path: Path) -> None:
     assert TileSet.open(tmp_path, 64).digest() == digests[0]
     for part in ("A", "B", "label"):
         save(tmp_path / part / "a.png", np.zeros((64, 64, 3) if part != "label" else (64, 64), np.uint8))
-        tiles_module.source_digest.cache_clear()
         digests.append(TileSet.open(tmp_path, 64).digest())
     assert len(set(digests)) == len(digests)
 

@@ -9,7 +9,8 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.contest.guest import ContenderFailed
+from benchmarks.contest.guest import ContenderFailed, foreign_environment
+from misgnet_runtime.children import python_command
 from misgnet_runtime.errors import InputError
 
 REQUIREMENTS = Path(__file__).with_name("requirements")
@@ -72,9 +73,12 @@ def _create(folder: Path) -> None:
 
 
 def _install(python: Path, requirements: Path, limit_s: float) -> None:
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(requirements)]
+    options = ("--quiet", "--disable-pip-version-check", "-r", str(requirements))
+    command = python_command("pip", "install", *options, python=str(python))
     try:
-        done = subprocess.run(command, check=False, timeout=limit_s, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            command, check=False, timeout=limit_s, stderr=subprocess.PIPE, text=True, env=foreign_environment()
+        )
     except subprocess.TimeoutExpired:
         raise ContenderFailed(f"{requirements.name} was not installed within {limit_s / 60:g} minutes") from None
     if done.returncode:

@@ -7,15 +7,15 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from misgnet_runtime.children import environment as child_environment
+from misgnet_runtime.children import python_command
 from misgnet_runtime.errors import MisgnetError
-from misgnet_runtime.throughput import worker_environment
 
 Answer = dict[str, Any]
 GUESTS = Path(__file__).with_name("guests")
@@ -36,12 +36,13 @@ class Program:
 
 def foreign(python: Path, script: str) -> Program:
     """A script of ``guests/`` with the interpreter of a contender's own environment."""
-    return Program(script, (str(python), str(GUESTS / script)), _environment())
+    return Program(script, (str(python), str(GUESTS / script)), foreign_environment())
 
 
 def own(module: str, **environment: str) -> Program:
     """A module of this checkout with this interpreter and all that it can import; ``environment`` is added."""
-    return Program(module.rpartition(".")[2], (sys.executable, "-m", module), {**worker_environment(), **environment})
+    command = tuple(python_command(module))
+    return Program(module.rpartition(".")[2], command, child_environment(module, **environment))
 
 
 class Guest:
@@ -115,7 +116,7 @@ class Guest:
         return ContenderFailed(f"{self._script} {ended}: {lines[-1].strip()}")
 
 
-def _environment() -> dict[str, str]:
+def foreign_environment() -> dict[str, str]:
     """The parent's environment without its import path: a guest sees its own packages only."""
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     # CI: the contenders' libraries send no usage statistics then.

@@ -13,6 +13,7 @@ from typing import Any
 
 from misgnet_calibration.selection import FewTilesWarning, draw_tiles
 from misgnet_runtime.bundle import Bundle
+from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.errors import InputError, MisgnetError
 from misgnet_runtime.tiles import TileSet, check_disjoint
 
@@ -49,8 +50,9 @@ class Recorded:
 
 def build_bundle(weights: Path, options: list[str], output: Path) -> Path:
     """Build a bundle of ``weights``; raises MisgnetError where the build fails, after its own words."""
-    command = [sys.executable, "-m", "misgnet_export.cli", "build", str(weights), *options, "-o", str(output)]
-    code = subprocess.run(command, check=False, stdout=sys.stderr).returncode
+    module = "misgnet_export.cli"
+    command = python_command(module, "build", str(weights), *options, "-o", str(output))
+    code = subprocess.run(command, check=False, stdout=sys.stderr, env=environment(module)).returncode
     if code:
         error = MisgnetError(f"the bundle of {weights} could not be built; its own message is above")
         error.exit_code = code

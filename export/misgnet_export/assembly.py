@@ -16,7 +16,7 @@ from misgnet_export.report.control import draw_control
 from misgnet_export.report.html import short_path
 from misgnet_export.request import BuildRequest
 from misgnet_export.shipping import EVALUATION
-from misgnet_runtime.bundle import describe_files, file_sha256
+from misgnet_runtime.bundle import describe_files
 from misgnet_runtime.bundle_files import MANIFEST
 from misgnet_runtime.clock import timestamp
 from misgnet_runtime.evaluation import ROLE
@@ -107,7 +107,7 @@ def _report_data(
         created=timestamp(),
         passed=draft.evidence.parity.passed,
         facts=[
-            ("Weights", f"{request.weights.name}, SHA-256 {file_sha256(request.weights)[:16]}"),
+            ("Weights", f"{request.weights.name}, SHA-256 {draft.sets.weights_sha256[:16]}"),
             (
                 "Tile",
                 f"{request.interface.tile} x {request.interface.tile} px, batch 1 to {request.interface.max_batch}",
@@ -154,7 +154,7 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         inputs=interface.inputs(),
         outputs=interface.outputs(),
         preprocessing=Preprocessing(where="in the graph" if interface.input == "uint8" else "in the runtime"),
-        source_weights_sha256=file_sha256(request.weights),
+        source_weights_sha256=draft.sets.weights_sha256,
         calibration=_calibration(request, draft),
         quantization=[g.quantization for g in draft.graphs if g.quantization],
         engines=draft.engines,

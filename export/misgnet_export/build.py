@@ -37,13 +37,12 @@ from misgnet_export.request import BuildRequest, check_request
 from misgnet_export.shipping import ship_evaluation
 from misgnet_export.splitting import split_graphs
 from misgnet_export.threshold import Tuned, tune_threshold
-from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.detector import tile_per_stream
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.manifest import EngineEntry
-from misgnet_runtime.outputs import refuse_existing, replace_folder
-from misgnet_runtime.tiles import Tile, TileSet
+from misgnet_runtime.outputs import refuse_existing, refuse_inputs, replace_folder
+from misgnet_runtime.tiles import Tile
 
 _CHECK_TILES = 8
 _THRESHOLD_TILES = 128
@@ -79,10 +78,12 @@ def build(request: BuildRequest, console: Console) -> Built:
     Raises GateFailed where a stage disagrees with the one before, or where the gate fails; then the evidence
     lies in ``<output>.rejected`` and there is no bundle. Nothing else is ever left.
     """
+    sets = [path for path in (request.calib, request.val, request.evaluation) if path is not None]
+    refuse_inputs([request.output], [request.weights, *sets])
     refuse_existing(request.output, request.force)
     check_request(request)
     log = StageLog(console)
-    with replace_folder(request.output) as root:
+    with replace_folder(request.output, force=request.force) as root:
         draft = _run_stages(request, root, log)
         if not draft.evidence.parity.passed:
             raise _rejected(request, draft, log)
@@ -96,7 +97,7 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
     graph = _export(request, network, few, log)
     for transform, name, described in _TRANSFORMS:
         graph = _transformed(request, graph, few, log, transform, name, described)
-    request, tuned = _with_threshold(request, graph, log)
+    request, tuned = _with_threshold(request, sets, graph, log)
     whole = [
         _write_graph(root, "float", "float32", graph.model),
         *_quantize(request, graph, few, sets, root, log),
@@ -157,12 +158,14 @@ def _transformed(
     return Answered(model, answered)
 
 
-def _with_threshold(request: BuildRequest, rewritten: Answered, log: StageLog) -> tuple[BuildRequest, Tuned | None]:
+def _with_threshold(
+    request: BuildRequest, sets: Sets, rewritten: Answered, log: StageLog
+) -> tuple[BuildRequest, Tuned | None]:
     """``request`` with the threshold that is tuned, where it asks for that."""
-    if not request.tune_threshold or request.val is None:
+    if not request.tune_threshold or sets.val is None:
         return request, None
     with log.stage("tune the threshold") as stage:
-        tiles = TileSet.open(request.val, request.interface.tile).spread(_THRESHOLD_TILES)
+        tiles = sets.val.spread(_THRESHOLD_TILES)
         with detector_of(rewritten.model, request.interface) as detector, tile_per_stream(detector) as predict:
             tuned = tune_threshold(predict, tiles, stage.progress, batch=detector.engine.streams)
         stage.finding = str(tuned)
@@ -198,7 +201,7 @@ def _calibrate(
 ) -> Calibrated:
     model = rewritten.model
     with log.stage("calibrate") as stage:
-        observed, reused = _observed(request, model, sets.calib, recipes, stage.progress)
+        observed, reused = _observed(request, model, sets, recipes, stage.progress)
         decision = None
         if sets.decision is not None:
             decision = Decision.of(model, request.interface, sets.decision, request.threshold, stage.progress)
@@ -208,13 +211,13 @@ def _calibrate(
 
 
 def _observed(
-    request: BuildRequest, model: onnx.ModelProto, calib: TileSet, recipes: list[Recipe], progress: Progress
+    request: BuildRequest, model: onnx.ModelProto, sets: Sets, recipes: list[Recipe], progress: Progress
 ) -> tuple[Observed, str]:
     """What calibration sees, and where a file keeps it a word on whether that was used."""
     if request.observations is None:
-        return observe(model, request.interface, calib, recipes, progress), ""
-    key = ObservationKey(calib.digest(), file_sha256(request.weights), _digest(model))
-    return observe_or_reuse(request.observations, key, model, request.interface, calib, recipes, progress)
+        return observe(model, request.interface, sets.calib, recipes, progress), ""
+    key = ObservationKey(sets.calib.digest(), sets.weights_sha256, _digest(model))
+    return observe_or_reuse(request.observations, key, model, request.interface, sets.calib, recipes, progress)
 
 
 def _digest(model: onnx.ModelProto) -> str:

@@ -14,6 +14,7 @@ from misgnet_runtime import arguments
 from misgnet_runtime.console import err_console, make_app, out_console, run_app
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
 from misgnet_runtime.lock import DEFAULT_TIMEOUT
+from misgnet_runtime.log import current
 from misgnet_runtime.manifest import GateRule, InputForm, Interface, OutputForm
 from misgnet_runtime.outputs import refuse_existing
 from misgnet_runtime.targets import ACCEPTED, parse_target
@@ -25,6 +26,7 @@ app = make_app(
 )
 
 _GATE_HELP = "what must stay within --max-f1-drop: the drop (point), or the upper end of its 95 % interval (upper)"
+_PROXY_HELP = "in the JUnit report an engine that passes only by proxy counts as passed [default: as skipped]"
 Gate = Annotated[GateRule, typer.Option(help=_GATE_HELP)]
 
 
@@ -120,7 +122,7 @@ def build(
     out_console.print(stage_table(built.stages))
     out_console.print(parity_table(built.draft.evidence.parity))
     out_console.print(throughput_table(built.draft.evidence.timings))
-    out_console.print(f"bundle: {built.bundle}\nreport: {built.report}", soft_wrap=True, highlight=False)
+    current().result([f"bundle: {built.bundle}", f"report: {built.report}"])
 
 
 def _threshold(text: str) -> tuple[float, bool]:
@@ -144,6 +146,7 @@ def parity(
         Optional[GateRule],  # noqa: UP045
         typer.Option(help="point or upper, as for build [default: the bundle's]"),
     ] = None,
+    accept_proxy: Annotated[bool, typer.Option("--accept-proxy", help=_PROXY_HELP)] = False,
     force: Annotated[bool, typer.Option("--force", help="replace existing output files")] = False,
 ) -> None:
     """Prove an existing bundle again, against its own float graph; needs no torch."""
@@ -154,7 +157,7 @@ def parity(
     for path in outputs:
         refuse_existing(path, force)
     result = reparity(bundle, evaluation, max_f1_drop, gate, err_console)
-    write_results(result, json_file, junit_file)
+    write_results(result, json_file, junit_file, accept_proxy=accept_proxy, force=force)
     out_console.print(parity_table(result))
     if not result.passed:
         raise GateFailed(result.failures)
@@ -183,8 +186,8 @@ def inspect(
         for table in tables:
             out_console.print(table)
     if picture is not None:
-        draw_precision(quantizations, picture)
-        out_console.print(f"picture: {picture}", soft_wrap=True, highlight=False)
+        draw_precision(quantizations, picture, force=force)
+        current().result([f"picture: {picture}"])
 
 
 @app.command()
@@ -202,11 +205,10 @@ def triton(
 
     written = write_repository(bundle, output, engine or [], Serving(instances, queue_delay), force=force)
     for name, why in written.left_out.items():
-        err_console.print(f"left out: {name}: {why}", soft_wrap=True, highlight=False)
-    for model in written.models:
-        note = f"; {model.note}" if model.note else ""
-        out_console.print(f"{model.name}: backend {model.backend}{note}", soft_wrap=True, highlight=False)
-    out_console.print(f"repository: {output}", soft_wrap=True, highlight=False)
+        current().info(f"left out: {name}: {why}")
+    notes = (f"; {model.note}" if model.note else "" for model in written.models)
+    lines = [f"{model.name}: backend {model.backend}{note}" for model, note in zip(written.models, notes, strict=True)]
+    current().result([*lines, f"repository: {output}"])
 
 
 @app.command()
@@ -224,13 +226,10 @@ def wheelhouse(
     """A folder of wheels for a machine without a network, and the list of them with the lines that install it."""
     from misgnet_export.wheelhouse import LIST, fill_wheelhouse, install_lines
 
-    def tell(line: str) -> None:
-        err_console.print(line, soft_wrap=True, highlight=False, markup=False)
-
     folder = output or Path(f"wheelhouse-{platform}")
-    fill_wheelhouse(platform, folder, project, tell)
+    fill_wheelhouse(platform, folder, project, current().info)
     lines = [f"{len(list(folder.glob('*.whl')))} wheels and {LIST} in {folder}; there:", *install_lines(platform)]
-    out_console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    current().result(lines)
 
 
 def _check_picture(path: Path, force: bool) -> None:

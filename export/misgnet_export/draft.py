@@ -21,15 +21,19 @@ FLOAT_GRAPH = "graphs/float.onnx"
 
 @dataclass(frozen=True)
 class Sets:
-    """Three different sets: what calibrates, what decides (may be missing), what judges.
+    """What a build read: three different sets, which calibrate, validate (may be missing) and evaluate, and weights.
 
-    ``chosen``: how those that calibrate were, in words; ``selection``: why each, where they represent a larger set.
+    ``decision``: the validation tiles that quantization is decided on; ``chosen``: how the calibration tiles were
+    chosen, in words; ``weights_sha256``: of the bytes that the network was decoded from; ``selection``: why each
+    calibration tile was chosen, where they represent a larger set.
     """
 
     calib: TileSet
+    val: TileSet | None
     decision: TileSet | None
     evaluation: TileSet
     chosen: str
+    weights_sha256: str
     selection: Selection | None = None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from misgnet_export.progress import Stage, StageLog
 from misgnet_export.report import TilePicture, pick_tiles
 from misgnet_runtime.callables import Predict
+from misgnet_runtime.checked import CheckedFiles
 from misgnet_runtime.detector import ChangeDetector, tile_per_stream
 from misgnet_runtime.engines import Engine, is_on_cpu, open_engine_file, streams_on_cpu
 from misgnet_runtime.errors import GateFailed, UnavailableError
@@ -29,8 +30,8 @@ BATCHES = (1, 4)
 
 
 def judge_engines(
-    entries: Sequence[EngineEntry], root: Path, interface: Interface, tiles: TileSet, reference: tuple[str, Predict],
-    threshold: float, max_f1_drop: float, gate: GateRule, log: StageLog,
+    entries: Sequence[EngineEntry], root: Path | CheckedFiles, interface: Interface, tiles: TileSet,
+    reference: tuple[str, Predict], threshold: float, max_f1_drop: float, gate: GateRule, log: StageLog,
 ) -> tuple[ParityReport, dict[str, list[TilePicture]]]:  # fmt: skip
     """Run ``reference`` (name, function) and every engine on all ``tiles``.
 
@@ -82,7 +83,9 @@ def _without_answer(entry: EngineEntry, status: Status, reason: str, device: str
 
 
 @contextmanager
-def _runnable(entry: EngineEntry, root: Path, interface: Interface) -> Iterator[tuple[ChangeDetector, Status, str]]:
+def _runnable(
+    entry: EngineEntry, root: Path | CheckedFiles, interface: Interface
+) -> Iterator[tuple[ChangeDetector, Status, str]]:
     """The engine, or its graph in ONNX Runtime as a stated proxy where this machine cannot run it.
 
     Raises UnavailableError where that would prove nothing: a float graph says nothing of BF16.
@@ -102,7 +105,7 @@ def _runnable(entry: EngineEntry, root: Path, interface: Interface) -> Iterator[
         yield detector, status, reason
 
 
-def open_to_judge(entry: EngineEntry, root: Path, interface: Interface) -> Engine:
+def open_to_judge(entry: EngineEntry, root: Path | CheckedFiles, interface: Interface) -> Engine:
     """With a stream for each core; a GPU is given whole batches, one after the other."""
     streams = streams_on_cpu() if is_on_cpu(entry) else 1
     return open_engine_file(entry, root, interface.max_batch, streams=streams)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from rich.markup import escape
-
-from misgnet.checkpoint import load_network
+from misgnet.checkpoint import read_network
 from misgnet.network import MISGNet
 from misgnet_calibration.selection import FewTilesWarning, Selection, draw_tiles, select_tiles
 from misgnet_export.draft import Sets
@@ -14,6 +12,7 @@ from misgnet_export.features import encoder_features
 from misgnet_export.progress import StageLog
 from misgnet_export.request import BuildRequest
 from misgnet_runtime.callables import Progress
+from misgnet_runtime.log import current
 from misgnet_runtime.tiles import TileSet, check_disjoint, read_source
 
 _DECISION_TILES = 32
@@ -23,11 +22,11 @@ _REPRESENT = "to represent the set: strata of change and brightness, apart in th
 def load_sets(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
     """The three sets and the network. Raises InputError for what is damaged, or in two sets."""
     with log.stage("read weights and tiles") as stage:
-        network = load_network(request.weights)
+        network, weights_sha256 = read_network(request.weights)
         tile = request.interface.tile
         calib, evaluation = TileSet.open(request.calib, tile), TileSet.open(request.evaluation, tile)
         val = TileSet.open(request.val, tile) if request.val else None
-        _check_sets(calib, val, evaluation)
+        _check_sets(calib, val, evaluation, stage.progress)
         decision = val.spread(_DECISION_TILES) if val is not None else None
         _read_all([s for s in (decision, evaluation) if s is not None], stage.progress)
         stage.finding = f"{len(calib)} calibration, {len(val or ())} validation, {len(evaluation)} evaluation tiles"
@@ -35,8 +34,8 @@ def load_sets(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
         warnings.simplefilter("always", FewTilesWarning)
         chosen, how, selection = _select(request, network, calib, log)
     for warning in caught:
-        log.console.print(f"[yellow]warning[/] {escape(str(warning.message))}", soft_wrap=True)
-    return Sets(chosen, decision, evaluation, how, selection), network
+        current().warning(str(warning.message))
+    return Sets(chosen, val, decision, evaluation, how, weights_sha256, selection), network
 
 
 def _select(
@@ -60,16 +59,16 @@ def _select(
     return chosen, how, selection
 
 
-def _check_sets(calib: TileSet, val: TileSet | None, evaluation: TileSet) -> None:
-    check_disjoint(calib, evaluation, ("calibration", "evaluation"))
+def _check_sets(calib: TileSet, val: TileSet | None, evaluation: TileSet, progress: Progress) -> None:
+    check_disjoint(calib, evaluation, ("calibration", "evaluation"), progress)
     if val is not None:
-        check_disjoint(calib, val, ("calibration", "validation"))
-        check_disjoint(val, evaluation, ("validation", "evaluation"))
+        check_disjoint(calib, val, ("calibration", "validation"), progress)
+        check_disjoint(val, evaluation, ("validation", "evaluation"), progress)
 
 
 def _read_all(sets: list[TileSet], progress: Progress) -> None:
     """Read every image once: a damaged one is named now, not minutes later."""
-    sources = [source for tiles in sets for source in tiles.sources]
+    sources = [source for tiles in sets for source in tiles.sources if source.seen.files is None]
     for done, source in enumerate(sources, 1):
         read_source(source)
         progress(done, len(sources))

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from misgnet_runtime.words import printable
+
 
 @dataclass
 class Stage:
@@ -40,18 +42,18 @@ class StageLog:
                    TimeElapsedColumn())  # fmt: skip
         started = time.perf_counter()
         with Progress(*columns, console=self.console, transient=True) as bars:
-            task = bars.add_task(name, total=None, count="")
+            shown = escape(printable(name))
+            task = bars.add_task(shown, total=None, count="")
 
             def move(done: int, of: int) -> None:
                 bars.update(task, completed=done, total=of, count=f"{done}/{of}")
 
             def tell(text: str) -> None:
-                bars.update(task, description=f"{name}: {escape(text)}")
+                bars.update(task, description=f"{shown}: {escape(printable(text))}")
 
             stage = Stage(name, move, tell=tell)
             yield stage
         seconds = time.perf_counter() - started
         self.done.append((name, seconds, stage.finding))
-        self.console.print(
-            f"[green]done[/] {name} [dim]{seconds:.1f} s[/] {escape(stage.finding)}", soft_wrap=True, highlight=False
-        )
+        finding = escape(printable(stage.finding))
+        self.console.print(f"[green]done[/] {shown} [dim]{seconds:.1f} s[/] {finding}", soft_wrap=True, highlight=False)

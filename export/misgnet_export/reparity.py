@@ -37,16 +37,19 @@ def reparity(
     others = [e for e in bundle.manifest.engines if e is not floats[0]]
     allowed = bundle.manifest.max_f1_drop if max_f1_drop is None else max_f1_drop
     with (
-        ChangeDetector(open_to_judge(floats[0], bundle.path, interface), interface) as reference,
+        ChangeDetector(open_to_judge(floats[0], bundle.files, interface), interface) as reference,
         tile_per_stream(reference) as predict,
     ):
         return judge_engines(
-            others, bundle.path, interface, tiles, ("the bundle's float graph", predict),
+            others, bundle.files, interface, tiles, ("the bundle's float graph", predict),
             bundle.manifest.threshold, allowed, gate or bundle.manifest.gate, log,
         )[0]  # fmt: skip
 
 
-def write_results(report: ParityReport, json_file: Path | None, junit_file: Path | None) -> None:
-    for path, data in ((json_file, encode(report)), (junit_file, junit_xml(report))):
+def write_results(
+    report: ParityReport, json_file: Path | None, junit_file: Path | None, *, accept_proxy: bool, force: bool
+) -> None:
+    """Write the evidence; ``accept_proxy``: an engine that passes by proxy counts as passed in the JUnit report."""
+    for path, data in ((json_file, encode(report)), (junit_file, junit_xml(report, accept_proxy=accept_proxy))):
         if path is not None:
-            write_file(path, data)
+            write_file(path, data, force=force)

@@ -16,13 +16,15 @@ from misgnet_runtime.bundle_files import MANIFEST, SIGNATURE
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
 from misgnet_runtime.manifest import Manifest, Release, encode
 from misgnet_runtime.outputs import refuse_existing, replace_folder
-from misgnet_runtime.trust.chain import verify_chain
+from misgnet_runtime.trust.chain import check_size, check_use, verify_chain
 from misgnet_runtime.trust.envelope import decode_envelope, signed_digests
 from misgnet_runtime.trust.files import check_digests, check_names, read_signature
 from misgnet_runtime.trust.keys import Anchors, find_signer
+from misgnet_runtime.trust.names import text_problem
 from misgnet_runtime.trust.release import moment, read_issue
-from misgnet_runtime.trust.signed import Signed
+from misgnet_runtime.trust.signed import Signed, difference
 
+MAX_PRODUCT = 200  # as a manifest may hold
 _STAGE = ".signing"
 
 
@@ -30,8 +32,8 @@ _STAGE = ".signing"
 class SignRequest:
     """``key``: private, PEM, decrypted by ``password``; with the signer's ``certificate`` and those up to its root.
 
-    What is not given stays as the bundle has it: ``product``, without any the folder's name; ``version``; ``expires``,
-    an ISO date or time from which on devices refuse the bundle, in UTC where it names no zone.
+    What is not given stays as the bundle has it: ``product``, which must be given where the bundle records none;
+    ``version``; ``expires``, an ISO date or time from which on devices refuse the bundle (UTC where it names no zone).
     """
 
     bundle: Path
@@ -56,6 +58,7 @@ def sign_bundle(request: SignRequest) -> Signed:
         raise UsageError("--chain holds what lies between a certificate and its root; give --certificate as well")
     bundle = read_unsigned(request.bundle)
     refuse_existing(request.bundle / SIGNATURE, request.force)
+    _refuse_other_kinds(request.bundle / SIGNATURE)
     manifest = _prepared(bundle.manifest, request, datetime.now(timezone.utc))
     anchors = _own_anchors(request)
     path = Path(os.path.realpath(request.bundle))
@@ -66,11 +69,17 @@ def sign_bundle(request: SignRequest) -> Signed:
             _link(path / entry.path, staged / entry.path)
         (staged / MANIFEST).write_bytes(encode(manifest))
         _write_signature(library, staged, request)
-        signed = _check(staged, anchors)
+        signed = _check(staged, manifest, anchors)
         for child in staged.iterdir():
             child.rename(temporary / child.name)
         shutil.rmtree(temporary / _STAGE)
     return signed
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """``--force`` replaces a signature, not what else has its name."""
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+        raise InputError(f"{path} is not a regular file; remove it and sign again")
 
 
 def _library() -> Any:
@@ -86,11 +95,26 @@ def _library() -> Any:
 def _prepared(manifest: Manifest, request: SignRequest, now: datetime) -> Manifest:
     """The manifest with what a device needs to know of this release."""
     before = manifest.release
-    product = request.product or (before.product if before else Path(os.path.realpath(request.bundle)).name)
+    product = _product(request, before.product if before else "")
     expires = _expiry(request.expires, now) if request.expires else before.expires if before else None
     release = Release(product, now.isoformat(timespec="seconds"), expires)
     version = manifest.bundle_version if request.version is None else request.version
     return replace(manifest, bundle_version=version, release=release)
+
+
+def _product(request: SignRequest, before: str) -> str:
+    """Return the product's name, which devices compare as it is spelt."""
+    product = before if request.product is None else request.product
+    if not product:
+        raise UsageError(
+            f"bundle {request.bundle} records no product; name it with --product: devices remember the newest version "
+            "of each product, and a folder's name is not one"
+        )
+    if len(product) > MAX_PRODUCT:
+        raise UsageError(f"--product has {len(product)} characters; at most {MAX_PRODUCT} are allowed")
+    if problem := text_problem(product):
+        raise UsageError(f"--product is {product!a}: {problem}; devices compare it letter by letter")
+    return product
 
 
 def _expiry(text: str, now: datetime) -> str:
@@ -128,11 +152,14 @@ def _password(request: SignRequest) -> bytes | None:
 def _check_certificate(path: Path, chain_paths: tuple[Path, ...]) -> None:
     """ValueError for one that devices would refuse."""
     from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
 
     leaf = x509.load_pem_x509_certificate(path.read_bytes())
     chain = [found for other in chain_paths for found in x509.load_pem_x509_certificates(other.read_bytes())]
     if not leaf.not_valid_before_utc <= datetime.now(timezone.utc) <= leaf.not_valid_after_utc:
         raise ValueError(f"the certificate is valid from {leaf.not_valid_before_utc} to {leaf.not_valid_after_utc}")
+    check_use(leaf)
+    check_size([found.public_bytes(Encoding.DER) for found in (leaf, *chain)])
     if chain:
         verify_chain(leaf, chain[:-1], chain[-1:])
 
@@ -153,13 +180,15 @@ def _write_signature(library: Any, folder: Path, request: SignRequest) -> None:
         raise InputError(f"key {request.key} or its certificate cannot be used: {error}") from error
 
 
-def _check(folder: Path, anchors: Anchors) -> Signed:
-    """What a device will find. Raises InputError."""
+def _check(folder: Path, manifest: Manifest, anchors: Anchors) -> Signed:
+    """Return what a device will find. Raises InputError."""
     envelope = decode_envelope(read_signature(folder))
     signer, digests = find_signer(envelope, anchors), signed_digests(envelope)
     check_names(folder, digests)
     check_digests(folder, digests)
-    return Signed(signer, read_issue(folder / MANIFEST), digests)
+    if problem := difference(manifest, digests):  # a file was exchanged since the bundle was checked
+        raise InputError(problem)
+    return Signed(signer, read_issue(encode(manifest)), digests)
 
 
 def _link(source: Path, target: Path) -> None:

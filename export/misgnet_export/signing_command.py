@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from misgnet_runtime.console import out_console
+from misgnet_runtime.log import current
 
 
 def sign(
@@ -19,7 +19,11 @@ def sign(
         list[Path] | None, typer.Option(help="certificates between it and the root, in this order; may be repeated")
     ] = None,
     product: Annotated[
-        str | None, typer.Option(help="whose versions only grow", show_default="as before, or the folder's name")
+        str | None,
+        typer.Option(
+            help="Product that devices know the bundle by; required where the bundle records none.",
+            show_default="as recorded in the bundle",
+        ),
     ] = None,
     bundle_version: Annotated[
         int | None, typer.Option(min=0, help="a number that only grows", show_default="the bundle's")
@@ -42,4 +46,4 @@ def sign(
     request = SignRequest(
         bundle, key, certificate, tuple(chain or ()), product, bundle_version, expires, key_password, force
     )
-    out_console.print(f"{bundle}: {sign_bundle(request).words()}", soft_wrap=True, highlight=False, markup=False)
+    current().result([f"{bundle}: {sign_bundle(request).words()}"])

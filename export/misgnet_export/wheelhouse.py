@@ -7,16 +7,15 @@ Python needs besides stands in the lists.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.outputs import replace_file
 
@@ -75,12 +74,12 @@ Tell = Callable[[str], None]
 
 def pip(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Setuptools builds in a folder of its own: in a checkout, what an earlier build left would get into the wheel."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    command = python_command("pip", "--disable-pip-version-check", *arguments)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "setup.cfg")
         config.write_text(f"[build]\nbuild_base = {folder}/build\n")
-        environment = {**os.environ, "DIST_EXTRA_CONFIG": str(config)}
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        variables = environment("pip", DIST_EXTRA_CONFIG=str(config))
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
 
 
 def fill_wheelhouse(name: PlatformName, folder: Path, project: str | None, tell: Tell, run: Run = pip) -> None:

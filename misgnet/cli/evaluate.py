@@ -12,6 +12,7 @@ from rich.table import Table
 from misgnet.cli.options import Bar, Batch, Device, Force, Threshold, TileSide, Weights, check_numbers, need_torch
 from misgnet_runtime.console import out_console
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.log import current
 from misgnet_runtime.metrics import Confusion
 from misgnet_runtime.outputs import refuse_existing, replace_file, write_file
 from misgnet_runtime.tiles import TileSet
@@ -49,11 +50,11 @@ def evaluate(
         counts, shown = evaluate_with_worst(network, tiles, worst if maps else 0, batch, threshold, bar.move)
     _print_table(tiles, counts)
     if json_file is not None:
-        write_file(json_file, (json.dumps(_content(tiles, counts, threshold), indent=2) + "\n").encode())
+        write_file(json_file, (json.dumps(_content(tiles, counts, threshold), indent=2) + "\n").encode(), force=force)
     if maps is not None:
-        with replace_file(maps) as temporary:
+        with replace_file(maps, force=force) as temporary:
             draw_worst(shown).save(temporary, format="PNG")
-        out_console.print(f"error maps of the {len(shown)} worst tiles: {maps}", soft_wrap=True, highlight=False)
+        current().result([f"error maps of the {len(shown)} worst tiles: {maps}"])
 
 
 def _maps_path(maps: Path | None, json_file: Path | None, worst: int) -> Path | None:

@@ -19,8 +19,8 @@ from misgnet.cli.options import (
     check_numbers,
     need_torch,
 )
-from misgnet_runtime.console import out_console
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.log import current
 from misgnet_runtime.words import changed_words
 
 _FIRST_HELP = "folder with A/ and B/; or the image of the earlier date, 8-bit RGB"
@@ -66,7 +66,7 @@ def predict(
         done = predict_files(network, data, after, output, options, force=force)
     pairs = f"{done.pairs} pairs, " if after is None else ""
     changed = changed_words(done.changed_share, 1.0)  # all pixels of plain images are valid
-    out_console.print(f"{output}: {pairs}{changed}", soft_wrap=True, highlight=False)
+    current().result([f"{output}: {pairs}{changed}"])
 
 
 def _check_output(output: Path, folder: bool, force: bool) -> None:

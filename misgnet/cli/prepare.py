@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from misgnet.cli.options import Bar, TileSide
 from misgnet_runtime.console import err_console, out_console
+from misgnet_runtime.log import current
+from misgnet_runtime.words import printable
 
 if TYPE_CHECKING:
     from misgnet.datasets import PrepareReport
@@ -46,12 +49,20 @@ def prepare(
         raise typer.Exit(130) from None
     out_console.print(_table(report, output))
     for line in _remarks(report):
-        out_console.print(line, soft_wrap=True, highlight=False, markup=False)
+        current().result([line])
 
 
 def _table(report: PrepareReport, output: Path) -> Table:
     found = "tiles drawn" if report.dataset == "whu" else "image pairs"
-    table = Table("split", found, "published", "tiles written", "there already", "changed pixels", title=str(output))
+    table = Table(
+        "split",
+        found,
+        "published",
+        "tiles written",
+        "there already",
+        "changed pixels",
+        title=Text(printable(str(output))),
+    )
     for split in report.splits:
         published = "n/a" if split.official is None else str(split.official)
         counts = (split.found, published, split.written, split.kept)

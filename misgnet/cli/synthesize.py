@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from misgnet.cli.options import Bar, Force, Output
-from misgnet_runtime.console import out_console
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.log import current
 from misgnet_runtime.outputs import refuse_existing, replace_folder
 
 
@@ -27,9 +27,9 @@ def synthesize(
     refuse_existing(output, force)
     if size < 64 or size % 32:
         raise UsageError(f"--size is {size}; tiles are drawn at multiples of 32 from 64 on")
-    with replace_folder(output) as folder:
+    with replace_folder(output, force=force) as folder:
         for index, (name, count) in enumerate((("train", train_pairs), ("val", val_pairs), ("test", test_pairs))):
             if count:
                 with Bar(name) as bar:
                     write_split(folder / name, count, 3 * seed + index + 1, size, bar.move)
-    out_console.print(f"{train_pairs} + {val_pairs} + {test_pairs} pairs: {output}", soft_wrap=True, highlight=False)
+    current().result([f"{train_pairs} + {val_pairs} + {test_pairs} pairs: {output}"])

@@ -12,12 +12,12 @@ from threading import Event
 from typing import Annotated, Any, Literal, Optional
 
 import typer
-from rich.markup import escape
 
 from misgnet.cli.options import Device, TileSide, need_torch
 from misgnet.cli.training_display import TrainingDisplay
-from misgnet_runtime.console import err_console, out_console
+from misgnet_runtime.console import err_console
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.log import current
 from misgnet_runtime.tiles import TileSet
 
 _START, _LOSS, _DATA, _RUN = "Start", "Loss", "Augmentation", "Run"
@@ -161,7 +161,7 @@ def _warn_of_other_weights(bundle: Path, weights: Path) -> None:
     from misgnet.training.qat import built_from_others
 
     if text := built_from_others(bundle, weights):
-        err_console.print("[yellow]warning[/]", escape(text), soft_wrap=True, highlight=False)
+        current().warning(text)
 
 
 def _recipe(given: dict[str, Any]) -> Any:
@@ -200,7 +200,7 @@ def _tell_end(output: Path, outcome: Any) -> None:
         text = f"best validation F1 {outcome.best_f1:.4f}: {output / 'best.safetensors'}"
     else:
         text = f"stopped after {outcome.step} steps; the same command with --resume goes on"
-    out_console.print(text, soft_wrap=True, highlight=False)
+    current().result([text])
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from misgnet.datasets.scene import check_label, open_scene, strips
 from misgnet.datasets.split import SPLITS, Edges, grid, place
 from misgnet.datasets.units import Plan, Skipped, Unit
 from misgnet.datasets.writing import PARTS, TileWriter, digest_on_disk, tile_writer
-from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.outputs import replace_folder
+from misgnet_runtime.snapshot import Snapshot
 
 _WHU_SIZE, _WHU_TILE = (15354, 32570), 256
 _WHU_COUNTS = {"train": 6096, "val": 762, "test": 762}
@@ -137,9 +137,10 @@ def _open_plan(dataset: Dataset, source: Path, options: PrepareOptions) -> Itera
         if not placed:
             raise InputError(f"the scene {source} has only edge tiles of {options.tile} px; use --edges keep")
         check_label(scene, options.tile)
+        rasters = {role: scene.snapshot.sha256(path) for role, path in found.rasters.items()}
         header = Header(
             FORMAT, dataset, options.tile, {split: sum(p.split == split for p in placed) for split in SPLITS},
-            options.seed, options.edges, size, {role: file_digest(path) for role, path in found.rasters.items()},
+            options.seed, options.edges, size, rasters,
         )  # fmt: skip
         drawn = {split: sum(p.split == split and not p.is_edge for p in placed) for split in SPLITS}
         official = _WHU_COUNTS if (size, options.tile) == (_WHU_SIZE, _WHU_TILE) else None
@@ -167,7 +168,8 @@ def _check_known(units: Iterable[Unit], record: Record) -> None:
 def _finish(unit: Unit, record: Record, writer: TileWriter) -> _Outcome:
     """See that the unit's tiles are in place and recorded."""
     known = record.done.get(unit.key)
-    digests = tuple(file_digest(path) for path in unit.sources)
+    snapshot = Snapshot(unit.sources)
+    digests = tuple(map(snapshot.sha256, unit.sources))
     if known is not None:
         for path, now, then in zip(unit.sources, digests, known.sources, strict=False):
             if now != then:
@@ -175,6 +177,7 @@ def _finish(unit: Unit, record: Record, writer: TileWriter) -> _Outcome:
         if digest_on_disk(writer.folder, known.tiles) == known.sha256:
             return _Outcome(known)
     tiles = unit.read()
+    snapshot.check()
     written = writer.write(tiles)
     changed: Counter[str] = Counter()
     for tile in tiles:
@@ -212,11 +215,3 @@ def _foreign(folder: Path, keys: frozenset[str]) -> Iterator[Path]:
             for path in sorted((folder / split / part).glob("[!.]*")):
                 if path.suffix != ".png" or f"{split}/{path.stem}" not in keys:
                     yield path.relative_to(folder)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, read piece by piece. InputError where it cannot be read."""
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error

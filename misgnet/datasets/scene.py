@@ -20,6 +20,7 @@ from misgnet_runtime.scenes.geotiff import GDAL, check_memory, has_place, load_r
 from misgnet_runtime.scenes.interpretation import check_interpretation, statement
 from misgnet_runtime.scenes.options import Declared
 from misgnet_runtime.scenes.scaling import choose_bands
+from misgnet_runtime.snapshot import Snapshot
 from misgnet_runtime.tiling import Cell, Span, cut
 
 
@@ -30,6 +31,7 @@ class Scene:
     before: Any  # rasterio's open datasets
     after: Any
     label: Any
+    snapshot: Snapshot  # of the files, before they were opened
 
     @property
     def height(self) -> int:
@@ -76,6 +78,7 @@ class StripUnit:
         """The tiles from left to right; what lies beyond the scene is reflected."""
         rows = self.cells[0].cell.rows
         before, after, label = self.scene.read(rows)
+        self.scene.snapshot.check()
         tiles = []
         for placed in self.cells:
             left = placed.cell.columns.start
@@ -100,11 +103,12 @@ def open_scene(paths: Mapping[str, Path], tile: int) -> Iterator[Scene]:
     wide to be read in strips of ``tile`` rows, or lies on another grid.
     """
     rasterio = _rasterio()
+    snapshot = Snapshot(paths.values())
     with rasterio.Env(**GDAL), ExitStack() as stack:
         opened = {role: stack.enter_context(open_geotiff(rasterio, path)) for role, path in paths.items()}
         for role, dataset in opened.items():
             _check_kind(dataset, is_label=role == "label")
-        scene = Scene(**opened)
+        scene = Scene(**opened, snapshot=snapshot)
         _check_memory(scene, tile)
         for dataset in (scene.after, scene.label):
             _check_grid(scene.before, dataset)

@@ -8,6 +8,7 @@ outcome.best_f1
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from misgnet.training.ranks import check_batch, process_group
 from misgnet.training.recipe import Recipe, rate_factor
 from misgnet.training.state import Counters
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.outputs import refuse_existing
+from misgnet_runtime.outputs import alone, refuse_existing
 from misgnet_runtime.tiles import TileSet
 
 __all__ = ["Counters", "EpochReport", "Recipe", "Report", "Start", "StepReport", "rate_factor", "resume", "train"]
@@ -59,9 +60,11 @@ def train(
         trainer = Trainer(train_tiles, val_tiles, run, recipe, start, Surroundings(device, ranks, **surroundings))
         if not ranks.first:
             return trainer.fit()
-        with new_folder(run):
-            write_config(run, trainer.recipe, start, {"train": train_tiles, "val": val_tiles})
-            return trainer.fit()
+        with alone(run):
+            refuse_existing(run, force)  # another run may have made it since
+            with new_folder(run):
+                write_config(run, trainer.recipe, start, {"train": train_tiles, "val": val_tiles})
+                return trainer.fit()
 
 
 def resume(
@@ -84,10 +87,11 @@ def resume(
     with process_group(device) as ranks:
         check_batch(min(recipe.batch, len(train_tiles)), ranks)
         trainer = Trainer(train_tiles, val_tiles, run, recipe, start, Surroundings(device, ranks, **surroundings))
-        trainer.resume()
-        if ranks.first:
-            forget_older(run)
-        return trainer.fit()
+        with alone(run) if ranks.first else nullcontext():
+            trainer.resume()
+            if ranks.first:
+                forget_older(run)
+            return trainer.fit()
 
 
 def check_tiles(tiles: TileSet, recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from misgnet_runtime.lock import use_lock_timeout
 from misgnet_runtime.log import LogFormat, use
-from misgnet_runtime.trust.policy import VARIABLE, use_allow_older, use_key
+from misgnet_runtime.trust.policy import POLICY_VARIABLE, SYSTEM_POLICY, VARIABLE, use_allow_older, use_key
 
 _OptionalPath = Optional[Path]  # noqa: UP045 - typer on 3.10
 _OptionalText = Optional[str]  # noqa: UP045
@@ -34,15 +34,17 @@ RequireSignature = Annotated[
     _OptionalPath,
     typer.Option(
         "--require-signature",
-        help="PEM of public keys or certificates; a bundle must be signed by one before anything of it is read",
-        metavar="KEY", envvar=VARIABLE, callback=use_key, is_eager=True,
+        help="PEM of public keys or certificates; a bundle must be signed by one before anything of it is read "
+        f"(default: ${VARIABLE}). Policy files apply besides: {SYSTEM_POLICY} and ${POLICY_VARIABLE}.",
+        metavar="KEY", callback=use_key, is_eager=True,
     ),
 ]  # fmt: skip
 AllowOlder = Annotated[
     bool,
     typer.Option(
         "--allow-older",
-        help="the operator's decision: also a signed bundle that is older than the newest accepted here, or expired",
+        help="Accept a signed bundle that has expired or is older than the newest one accepted here, where every "
+        "policy file permits it.",
         callback=use_allow_older, is_eager=True,
     ),
 ]  # fmt: skip

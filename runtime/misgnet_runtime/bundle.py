@@ -5,12 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from misgnet_runtime.bundle_files import MANIFEST, MAX_BYTES, SIGNATURE
+from misgnet_runtime.checked import CheckedFiles
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.manifest import EngineEntry, FileEntry, Manifest, decode_manifest
+from misgnet_runtime.manifest import (
+    MAX_MANIFEST_BYTES,
+    EngineEntry,
+    FileEntry,
+    Manifest,
+    decode_manifest,
+    read_manifest_bytes,
+)
 from misgnet_runtime.trust.policy import Trust, required
 
 if TYPE_CHECKING:
@@ -27,6 +35,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    files: CheckedFiles = field(repr=False, compare=False)
     signed: Signed | None = None
     folder: Folder | None = field(default=None, repr=False, compare=False)
     named: Path | None = None
@@ -37,8 +46,9 @@ class Bundle:
         return self.named or self.path
 
     def digest(self) -> str:
-        """SHA-256 of the manifest, which states those of all other files."""
-        return file_sha256(self.path / MANIFEST)
+        """SHA-256 of the manifest as it was decoded, which states those of all other files."""
+        assert self.files.manifest_sha256
+        return self.files.manifest_sha256
 
     def engine_entry(self, name: str) -> EngineEntry:
         """The engine called ``name``; UsageError lists the others."""
@@ -49,10 +59,14 @@ class Bundle:
         raise UsageError(f"bundle {self.name} has no engine '{name}'; it has {known}")
 
     def file(self, relative: str) -> Path:
-        """The path of a file that the manifest lists."""
+        """The path of a file that the manifest lists; for messages, and for who does not mind other bytes there."""
         if relative not in {entry.path for entry in self.manifest.files}:
             raise InputError(f"bundle {self.name} does not list the file '{relative}'")
         return self.path / relative
+
+    def read(self, relative: str) -> bytes:
+        """The bytes of a file that the manifest lists, with the digest that it states."""
+        return self.files.read(relative)
 
 
 def read_bundle(path: Path, trust: Trust | None = None) -> Bundle:
@@ -61,13 +75,16 @@ def read_bundle(path: Path, trust: Trust | None = None) -> Bundle:
     With ``trust``, or where the command line or the environment requires a signature, nothing is read of the bundle,
     not even the manifest, before its signature over all files was checked; see :func:`trust.signed.check_signed`.
     Raises InputError where a file is missing, extra, a link, outside the folder, or has other bytes. Folders
-    without files do not count, nor does the signature.
+    without files do not count, nor does the signature. The folder may be renamed, replaced or overwritten afterwards:
+    what is read of the bundle later are the files that were checked, or an InputError.
     """
     if trust := trust or required():
         from misgnet_runtime.trust.signed import check_signed
 
         checked = check_signed(path, trust)
-        return Bundle(checked.folder.path, checked.manifest, checked.signed, checked.folder, path)
+        files = CheckedFiles(checked.folder.path, path)
+        files.expect(checked.manifest.files, checked.signed.digests[MANIFEST])
+        return Bundle(checked.folder.path, checked.manifest, files, checked.signed, checked.folder, path)
     return read_unsigned(path)
 
 
@@ -75,16 +92,20 @@ def read_unsigned(path: Path) -> Bundle:
     """The same, whatever is required of signatures: for who is about to sign."""
     if (path / MANIFEST).is_symlink():
         raise InputError(f"bundle {path} has a link in the place of {MANIFEST}")
-    bundle = Bundle(path, decode_manifest(path / MANIFEST))
-    listed = {entry.path: entry for entry in bundle.manifest.files}
+    read_manifest_bytes(path / MANIFEST)  # says what is wrong where there is none
+    files = CheckedFiles(path)
+    data = files.head(MANIFEST, MAX_MANIFEST_BYTES)  # of the folder that is open now, whatever has its name
+    manifest = decode_manifest(path / MANIFEST, data)
+    listed = {entry.path: entry for entry in manifest.files}
     if (size := sum(entry.size for entry in listed.values())) > MAX_BYTES:
         raise InputError(f"manifest of {path} lists files of {size} bytes, more than {MAX_BYTES}; that is no bundle")
     for entry in listed.values():
-        _check_file(path, entry)
+        _check_file(files, entry)
     for found in _all_files(path):
         if found not in listed and found not in (MANIFEST, SIGNATURE):
             raise InputError(f"bundle {path} holds '{found}', which its manifest does not list")
-    return bundle
+    files.expect(manifest.files, hashlib.sha256(data).hexdigest())
+    return Bundle(path, manifest, files)
 
 
 def describe_files(root: Path, roles: dict[str, tuple[str, str | None]]) -> list[FileEntry]:
@@ -106,20 +127,11 @@ def _describe(root: Path, name: str, role: str, precision: str | None) -> FileEn
     return FileEntry(name, file_sha256(path), path.stat().st_size, role, precision)
 
 
-def _check_file(root: Path, entry: FileEntry) -> None:
-    parts = PurePosixPath(entry.path).parts
-    if not parts or parts[0] == "/" or ".." in parts or "\\" in entry.path:
-        raise InputError(f"manifest of {root} names '{entry.path}', which lies outside the bundle")
-    path = root / entry.path
-    try:
-        if not path.is_file() or any((root / Path(*parts[: i + 1])).is_symlink() for i in range(len(parts))):
-            raise InputError(f"bundle {root} lacks the file '{entry.path}', or has a link in its place")
-        same = path.stat().st_size == entry.size and file_sha256(path) == entry.sha256
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise InputError(f"bundle {root}: '{entry.path}' cannot be read: {error}") from error
-    if not same:
+def _check_file(files: CheckedFiles, entry: FileEntry) -> None:
+    if not files.matches(entry):
         raise InputError(
-            f"bundle {root}: '{entry.path}' does not match the digest in its manifest; fetch or build the bundle again"
+            f"bundle {files.name}: '{entry.path}' does not match the digest in its manifest; fetch or build the bundle "
+            "again"
         )
 
 

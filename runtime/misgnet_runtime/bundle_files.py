@@ -3,3 +3,4 @@
 MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"  # as OpenSSF Model Signing names it
 MAX_BYTES = 16 << 30  # of all files: a sparse file of any size costs who sends it nothing
+MAX_ENTRIES = 10_000  # files and folders

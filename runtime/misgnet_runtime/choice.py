@@ -13,7 +13,7 @@ from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines import Engine
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.machine import describe_machine
-from misgnet_runtime.manifest import EngineEntry
+from misgnet_runtime.manifest import EngineEntry, EngineName
 from misgnet_runtime.tuning.settings import Goal
 from misgnet_runtime.tuning.use import Use, Wish
 
@@ -61,7 +61,7 @@ def open_detector(
 class Speed(msgspec.Struct, frozen=True):
     """Of what the build measured of one engine: image pairs a second, ``batch`` of them at once."""
 
-    engine: str
+    engine: EngineName
     batch: int
     pairs_per_second: float
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -14,6 +15,8 @@ from typer.core import TyperGroup
 from misgnet_runtime import log
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.log import err_console, out_console
+from misgnet_runtime.streams import steady_streams
+from misgnet_runtime.words import printable
 
 __all__ = ["err_console", "make_app", "out_console", "run_app"]
 
@@ -27,8 +30,13 @@ def run_app(app: Callable[[], object]) -> None:
     A KeyboardInterrupt may say what it left behind.
     """
     log.use("text")  # until an option says otherwise
+    with steady_streams():
+        _run(app)
+
+
+def _run(app: Callable[[], object]) -> None:
     try:
-        with _short_names():
+        with _usable_names():
             app()
     except MisgnetError as error:
         log.current().fail(" ".join(str(error).split()), type(error).__name__, error.exit_code)
@@ -42,10 +50,14 @@ def run_app(app: Callable[[], object]) -> None:
 
 
 @contextmanager
-def _short_names() -> Iterator[None]:
-    """Nobody asks of every path whether its name is one that the system can have."""
+def _usable_names() -> Iterator[None]:
+    """Nobody asks of every path whether its name is in UTF-8, and one that the system can have."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        if not any("\ud800" <= character <= "\udfff" for character in error.object):
+            raise
+        raise InputError(f"the name '{printable(error.object)}' is not in UTF-8; rename the file or folder") from error
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
@@ -71,17 +83,31 @@ class _Group(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         options: list[Any] = self.params
         shared = {word: int(not option.is_flag) for option in options for word in option.opts}
-        return super().parse_args(ctx, _shared_first(args, shared))
+        with _printable_usage():
+            return super().parse_args(ctx, _shared_first(args, shared))
 
     def invoke(self, ctx: Any) -> Any:
+        for word in sys.argv[1:]:
+            word.encode()  # else some libraries take a name that others do not
         try:
-            return super().invoke(ctx)
+            with _printable_usage():
+                return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise _InterruptedError(*error.args) from None
         except _WRONG_CALL as error:
             if log.is_json():
                 raise UsageError(error.format_message()) from error
             raise
+
+
+@contextmanager
+def _printable_usage() -> Iterator[None]:
+    """What was typed is shown in messages about a wrong call, which typer prints by itself."""
+    try:
+        yield
+    except _WRONG_CALL as error:
+        error.message = printable(error.message)
+        raise
 
 
 def _shared_first(words: list[str], shared: Mapping[str, int]) -> list[str]:

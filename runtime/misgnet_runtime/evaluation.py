@@ -5,6 +5,7 @@ They lie in files of a few tiles each, so that a small board never has many in m
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -61,10 +62,14 @@ def write_evaluation(path: Path, tiles: EvaluationTiles) -> None:
     np.savez_compressed(path, **arrays)
 
 
-def read_evaluation(path: Path) -> EvaluationTiles:
-    """Read what :func:`write_evaluation` wrote; InputError where it is damaged or holds something else."""
+def read_evaluation(path: Path, data: bytes | None = None) -> EvaluationTiles:
+    """Read what :func:`write_evaluation` wrote; InputError where it is damaged or holds something else.
+
+    ``data``: the file's bytes, where they were read before; ``path`` is then for messages.
+    """
+    source = path if data is None else io.BytesIO(data)
     try:
-        tiles = EvaluationTiles(*read_arrays(path, [field.name for field in fields(EvaluationTiles)]))
+        tiles = EvaluationTiles(*read_arrays(source, [field.name for field in fields(EvaluationTiles)]))
     except READ_ERRORS as error:
         raise InputError(f"evaluation tiles {path} cannot be read: {error}") from error
     if not _fit_together(tiles):
@@ -72,9 +77,9 @@ def read_evaluation(path: Path) -> EvaluationTiles:
     return tiles
 
 
-def evaluation_files(bundle: Bundle) -> list[Path]:
-    """Where a bundle's evaluation tiles lie; none where it was built without."""
-    return [bundle.file(file.path) for file in bundle.manifest.files if file.role == ROLE]
+def evaluation_files(bundle: Bundle) -> list[str]:
+    """Where a bundle's evaluation tiles lie in it; none where it was built without."""
+    return [file.path for file in bundle.manifest.files if file.role == ROLE]
 
 
 def judge_on_device(
@@ -87,7 +92,8 @@ def judge_on_device(
     manifest, files = bundle.manifest, evaluation_files(bundle)
     reference: list[Judged] = []
     found: list[Judged] = []
-    for number, tiles in enumerate(map(read_evaluation, files), 1):
+    for number, path in enumerate(files, 1):
+        tiles = read_evaluation(bundle.name / path, bundle.read(path))
         reference += tiles.judged(tiles.reference)
         found += _judge(entry, tiles, predict, min(_BATCH, manifest.interface.max_batch), manifest.threshold)
         if progress:

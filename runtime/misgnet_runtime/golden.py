@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.files import is_no_file
+
+if TYPE_CHECKING:
+    from misgnet_runtime.bundle import Bundle
 
 _MOST_BYTES = 512 << 20  # of all arrays: a small archive can unfold to any size
 READ_ERRORS = (  # what NumPy's reader raises on damaged archives
@@ -36,10 +40,20 @@ def write_golden(path: Path, tiles: GoldenTiles) -> None:
     np.savez_compressed(path, before=tiles.before, after=tiles.after, probability=tiles.probability)
 
 
-def read_golden(path: Path) -> GoldenTiles:
-    """Read what :func:`write_golden` wrote; InputError where it is damaged or holds something else."""
+def golden_of(bundle: Bundle) -> GoldenTiles:
+    """The golden tiles of a bundle, from the bytes that were checked."""
+    path = bundle.manifest.file("golden tiles").path
+    return read_golden(bundle.name / path, bundle.read(path))
+
+
+def read_golden(path: Path, data: bytes | None = None) -> GoldenTiles:
+    """Read what :func:`write_golden` wrote; InputError where it is damaged or holds something else.
+
+    ``data``: the file's bytes, where they were read before; ``path`` is then for messages.
+    """
+    source = path if data is None else io.BytesIO(data)
     try:
-        tiles = GoldenTiles(*read_arrays(path, ("before", "after", "probability")))
+        tiles = GoldenTiles(*read_arrays(source, ("before", "after", "probability")))
     except READ_ERRORS as error:
         raise InputError(f"golden tiles {path} cannot be read: {error}") from error
     if not _fit_together(tiles):
@@ -47,7 +61,7 @@ def read_golden(path: Path) -> GoldenTiles:
     return tiles
 
 
-def read_arrays(path: Path, names: Iterable[str]) -> list[NDArray[Any]]:
+def read_arrays(path: Path | BinaryIO, names: Iterable[str]) -> list[NDArray[Any]]:
     """The arrays of an archive by :func:`numpy.savez`, nothing of which is run.
 
     Raises READ_ERRORS where it is damaged, lacks one, holds more than it may, or is packed as NumPy never does it.
@@ -60,8 +74,8 @@ def read_arrays(path: Path, names: Iterable[str]) -> list[NDArray[Any]]:
     return list(arrays.values())
 
 
-def _check_archive(path: Path) -> None:
-    if is_no_file(path):
+def _check_archive(path: Path | BinaryIO) -> None:
+    if isinstance(path, Path) and is_no_file(path):
         raise ValueError("it is no file")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()

@@ -15,6 +15,7 @@ from misgnet_runtime.choice import open_detector, ranked_here
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.manifest import EngineEntry, Quantization
 from misgnet_runtime.tuning.store import kept
+from misgnet_runtime.words import printable
 
 
 class _Result(msgspec.Struct):
@@ -34,13 +35,14 @@ def print_info(path: Path, console: Console) -> None:
         f"tile {m.tile} px, threshold {m.threshold:g}, classes {', '.join(m.class_names)}, "
         f"weights {m.source_weights_sha256[:16]}",
     ):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(printable(line), soft_wrap=True, markup=False)
     if bundle.signed:
-        console.print(bundle.signed.words(), soft_wrap=True, markup=False)
+        console.print(printable(bundle.signed.words()), soft_wrap=True, markup=False)
     entries = ranked_here(bundle)
     console.print(_engines(bundle, entries))
     for entry in entries:
-        console.print(f"{entry.name}, for {_made_for(entry)}: {_here(bundle, entry)}", soft_wrap=True, markup=False)
+        line = f"{entry.name}, for {_made_for(entry)}: {_here(bundle, entry)}"
+        console.print(printable(line), soft_wrap=True, markup=False)
     console.print(_precisions(bundle))
     console.print(_files(bundle))
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from misgnet_runtime.errors import LockTimeoutError, UsageError
@@ -64,3 +67,41 @@ def acquire(handle: int, path: Path, what: str) -> None:
                 "--lock-timeout"
             )
         time.sleep(_POLL)
+
+
+@contextmanager
+def lock_file(file: Path, path: Path, what: str) -> Iterator[None]:
+    """Hold the lock of ``file``, which is made for that and removed; ``path`` and ``what`` as :func:`acquire`.
+
+    Raises LockTimeoutError, and OSError where the file cannot be made.
+    """
+    handle = _held(file, path, what)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # an empty hidden file may stay
+            file.unlink()
+        os.close(handle)
+
+
+def _held(file: Path, path: Path, what: str) -> int:
+    """A handle that holds the lock of the file that is there now: the process before may have removed its own."""
+    while True:
+        handle = _open(file)
+        try:
+            acquire(handle, path, what)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), file.lstat()):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _open(file: Path) -> int:
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT | flags, 0o666)
+    except PermissionError:  # another user's file is locked without writing
+        return os.open(file, os.O_RDONLY | flags)

@@ -26,7 +26,9 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
 from misgnet_runtime.words import printable
 
@@ -38,8 +40,28 @@ else:
     _Adapter = logging.LoggerAdapter
 
 LogFormat = Literal["text", "json"]
-err_console = Console(stderr=True, emoji=False)  # a path may hold :car:
-out_console = Console(emoji=False)
+
+
+class SafeConsole(Console):
+    """A console whose texts reach no terminal with control characters in them: only line ends stay."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(_printable_lines(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(_printable_lines(segment.text), segment.style)
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
+
+
+err_console = SafeConsole(stderr=True, emoji=False)  # a path may hold :car:
+out_console = SafeConsole(emoji=False)
 _SECONDS = 1.0  # between two progress events
 _STANDARD = ("exc_info", "stack_info", "stacklevel")
 _EVENTS = {logging.INFO: "note", logging.WARNING: "warning"}
@@ -66,7 +88,7 @@ class EventLog(_Adapter):
 
     def result(self, lines: list[str], **figures: Any) -> None:
         """Report what was found or written: ``lines`` for a person, ``figures`` by name."""
-        self.info("\n".join(lines), event="result", **figures)
+        self.info("\n".join(line.replace("\n", "\\n") for line in lines), event="result", **figures)
 
     def fail(self, message: str, kind: str, exit_code: int) -> None:
         """Report why the command ends; ``message`` is one line."""
@@ -102,7 +124,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         message, event = record.getMessage(), _event(record)
         if event == "result":
-            return "\n".join(map(printable, message.split("\n"))) if message else ""
+            return _printable_lines(message)
         interrupted = getattr(record, "fields", {}).get("kind") == "interrupted"
         level = "" if record.levelno < logging.WARNING or interrupted else f"{record.levelname.lower()}: "
         return level + printable(message)
@@ -167,6 +189,7 @@ def use(form: LogFormat) -> LogFormat:
     _LOGGER.setLevel(logging.INFO)
     _LOGGER.propagate = False
     _LOGGER.addHandler(_HANDLER)  # once, however often it is called
+    warnings.formatwarning = _warning_line
     if form == "json":
         warnings.showwarning = _python_warning  # type: ignore[assignment]
     return form
@@ -191,6 +214,11 @@ def _event(record: logging.LogRecord) -> str:
 def _python_warning(message: Warning | str, *_where: object) -> None:
     """In the place of :func:`warnings.showwarning`."""
     current().warning(" ".join(str(message).split()))
+
+
+def _warning_line(message: Warning | str, *_where: object, **_line: object) -> str:
+    """In the place of :func:`warnings.formatwarning`."""
+    return f"warning: {printable(' '.join(str(message).split()))}\n"
 
 
 def _escaped(value: Any) -> Any:

@@ -6,6 +6,7 @@ no sense: a manifest that this version does not understand is not run. The limit
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,10 +30,16 @@ Positive = Annotated[int, Meta(ge=1, lt=1 << 31)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 # Nobody writes longer ones, and laying out a table takes the square of a cell's length.
 MAX_WORDS = 4096
-Name = Annotated[str, Meta(max_length=200)]
+Name = Annotated[str, Meta(max_length=200, pattern=r"\A[ -~]*\Z")]
 Words = Annotated[str, Meta(max_length=MAX_WORDS)]
-FilePath = Annotated[str, Meta(max_length=1024)]
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+# Names become parts of paths and of other programs' settings: only what means the same to all of them.
+EngineName = Annotated[str, Meta(max_length=200, pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.,+-]*\Z")]
+TensorName = Annotated[str, Meta(max_length=200, pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_./:-]*\Z")]
+# Relative to the bundle, with slashes; no part is "." or "..".
+FilePath = Annotated[
+    str, Meta(max_length=1024, pattern=r"\A(?!(?:.*/)?\.{1,2}(?:/|\Z))[A-Za-z0-9_.,+=@~-]+(?:/[A-Za-z0-9_.,+=@~-]+)*\Z")
+]
+Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 # What decoding JSON from outside raises; each reader makes its own error of it.
@@ -47,7 +54,7 @@ class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TensorEntry(Struct, frozen=True):
     """A graph's input or output; -1 in ``shape`` is the batch."""
 
-    name: Name
+    name: TensorName
     dtype: Name
     shape: list[int]
     layout: Name
@@ -131,7 +138,7 @@ class EngineEntry(Struct, frozen=True):
     ``misgnet-run compile`` makes its plan from the graph, where it runs, and ``vendor_version`` is empty.
     """
 
-    name: Name
+    name: EngineName
     kind: EngineKind
     file: FilePath
     graph: FilePath
@@ -319,9 +326,12 @@ def encode(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def decode_manifest(path: Path) -> Manifest:
-    """Read a manifest; InputError where it is missing, too large, of another schema, malformed or contradictory."""
-    data = read_manifest_bytes(path)
+def decode_manifest(path: Path, data: bytes | None = None) -> Manifest:
+    """Read a manifest; InputError where it is missing, too large, of another schema, malformed or contradictory.
+
+    ``data``: its bytes, where they were read and checked before; ``path`` is then for messages.
+    """
+    data = read_manifest_bytes(path) if data is None else data
     try:
         version = msgspec.json.decode(data, type=_Version).schema_version
         if version != SCHEMA_VERSION:
@@ -330,10 +340,15 @@ def decode_manifest(path: Path) -> Manifest:
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except JSON_ERRORS as error:
-        raise InputError(f"manifest {path} cannot be read: {error}") from error
+        raise InputError(f"manifest {path} cannot be read: {_NOT_A_NAME.sub(_NAMES, str(error))}") from error
     if problem := _contradiction(manifest):
         raise InputError(f"manifest {path} {problem}; build the bundle again")
     return manifest
+
+
+# Instead of a regular expression: what a name may be.
+_NOT_A_NAME = re.compile(r"Expected `str` matching regex .*(?= - at )")
+_NAMES = "not a name that a bundle may hold (plain letters, digits and _ . , + -; relative paths below the bundle)"
 
 
 class _Version(msgspec.Struct):

@@ -59,7 +59,7 @@ def predict_files(
     images = read_pair(before_path, after_path)
     warn_of_images(before_path, after_path, current())
     with open_bundle(bundle_path, engine, tuned=tuned) as bundle:
-        return predict_images(bundle, *images, output)
+        return predict_images(bundle, *images, output, force=force)
 
 
 def are_rasters(before: Path, after: Path) -> bool:
@@ -87,9 +87,14 @@ def warn_of_images(before: Path, after: Path, log: EventLog) -> None:
         log.warning(f"{before.name}, {after.name}: {words}")
 
 
-def predict_images(bundle: BundleSession, before: RgbImage, after: RgbImage, output: Path) -> Prediction:
-    """The mask of two images, uint8 (H, W, 3), as ``output``, whole or not at all; what is there is replaced."""
+def predict_images(
+    bundle: BundleSession, before: RgbImage, after: RgbImage, output: Path, *, force: bool = True
+) -> Prediction:
+    """The mask of two images, uint8 (H, W, 3), as ``output``, whole or not at all; without ``force`` none is replaced.
+
+    Raises UsageError for an ``output`` that exists and is not to be replaced.
+    """
     mask = bundle.predict(before, after).mask
-    with replace_file(output) as temporary:
+    with replace_file(output, force=force) as temporary:
         write_mask(temporary, mask)
     return Prediction(mask.shape[0], mask.shape[1], float(mask.mean()), bundle.engine.name, bundle.reason)

@@ -8,35 +8,61 @@ lies in. Each file begins with the SHA-256 of its contents, or is named by it; t
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
+import pwd
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from misgnet_runtime.errors import InputError, StorageError, UsageError
+from misgnet_runtime.errors import InputError, StorageError
+from misgnet_runtime.lock import acquire
 from misgnet_runtime.outputs import write_file
 
 _ADVICE = "name another folder in MISGNET_CACHE"
 _SEAL = 65  # bytes: 64 digits and a newline
 
 
+class NoFolderError(InputError):
+    """No folder is named in which anything could be kept: whoever reads finds nothing, whoever writes fails."""
+
+
 def cache_folder() -> Path:
-    """$MISGNET_CACHE, else misgnet in $XDG_CACHE_HOME, else in ~/.cache."""
-    return user_folder("MISGNET_CACHE", "XDG_CACHE_HOME", "~/.cache")
+    """Return $MISGNET_CACHE, else misgnet in $XDG_CACHE_HOME, else in ~/.cache, also of a user without $HOME.
+
+    Raises NoFolderError where none of them is an absolute path, InputError where $MISGNET_CACHE is relative.
+    """
+    found = user_folder("MISGNET_CACHE", "XDG_CACHE_HOME", ".cache", home=_home_of_user())
+    if found is None:
+        raise NoFolderError("there is no folder to keep results in: set MISGNET_CACHE, XDG_CACHE_HOME or HOME")
+    return found
 
 
-def user_folder(own: str, common: str, default: str) -> Path:
-    """The folder that the variable ``own`` names, else misgnet in that of the variable ``common``, else in ``default``.
+def user_folder(own: str, common: str, below_home: str, home: str = "") -> Path | None:
+    """Return the folder that the variable ``own`` names, else misgnet in that of ``common``, else ``below_home``.
 
-    ``default`` may begin with ``~``, which stays where the user has no home.
+    ``home``: in the place of $HOME, where that is not set. What depends on the working directory is never returned:
+    a relative ``common`` counts as not set, as the XDG base directory specification asks, and so do ``~`` and other
+    relative homes. None where nothing is left. Raises InputError where ``own`` is relative.
     """
     if found := os.environ.get(own):
+        if not Path(found).is_absolute():
+            raise InputError(f"{own} is '{found}', which depends on the working directory; set it to an absolute path")
         return Path(found)
-    return Path(os.environ.get(common) or os.path.expanduser(default), "misgnet")  # noqa: PTH111 - no home is no error
+    base = os.environ.get(common, "")
+    if Path(base).is_absolute():
+        return Path(base, "misgnet")
+    home = os.environ.get("HOME") or home
+    return Path(home, below_home, "misgnet") if Path(home).is_absolute() else None
+
+
+def _home_of_user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -126,12 +152,12 @@ class PrivateFolder:
 
     @contextmanager
     def locked(self, what: str) -> Iterator[None]:
-        """For one process at a time; UsageError that names ``what`` where another one has it."""
+        """For one process at a time: waits for another one, which is logged.
+
+        Raises LockTimeoutError, which names ``what`` the other one does, where that does not end in time.
+        """
         with self._opened() as folder:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"another process of this user {what}; wait until it has ended") from None
+            acquire(folder, self.path, f"another process of this user {what}")
             yield
 
     @contextmanager

@@ -8,24 +8,24 @@ pools; rounds in turn keep a ratio meaningful when the machine's speed drifts.
 from __future__ import annotations
 
 import math
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from misgnet_runtime import errors
+from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.callables import Progress
+from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.device.power import Energy, PowerMeter, count_energy
 from misgnet_runtime.engines.settings import EngineSettings
 from misgnet_runtime.errors import MisgnetError
 from misgnet_runtime.machine import usable_cores
-from misgnet_runtime.manifest import EngineEntry, Interface, Struct
+from misgnet_runtime.manifest import EngineEntry, FileEntry, Interface, Struct
 
 ROUNDS = 5
 WARM_UP_SECONDS = 10.0
@@ -34,8 +34,10 @@ WARM_UP_SECONDS = 10.0
 class Task(Struct, frozen=True):
     """What a worker opens: an engine's entry, the folder its paths start from, the batch, the threads, the streams.
 
-    So many threads as there are ``streams`` call the engine, each again as soon as it has its answer. ``warm_up``:
-    seconds after which an engine that is not steady yet is measured nevertheless.
+    ``golden``: the tiles' file, by its path in ``root`` or from anywhere. So many threads as there are ``streams`` call
+    the engine, each again as soon as it has its answer. ``warm_up``: seconds after which an engine that is not steady
+    yet is measured nevertheless. ``files``, ``manifest_sha256``: of a bundle that was checked, whose bytes the worker
+    compares again.
     """
 
     entry: EngineEntry
@@ -47,6 +49,8 @@ class Task(Struct, frozen=True):
     streams: int = 1
     warm_up: float = WARM_UP_SECONDS
     settings: EngineSettings = EngineSettings()
+    files: list[FileEntry] = msgspec.field(default_factory=list)
+    manifest_sha256: str | None = None
 
     @property
     def name(self) -> str:
@@ -55,6 +59,19 @@ class Task(Struct, frozen=True):
     @property
     def precision(self) -> str:
         return self.entry.precision
+
+
+def task_of(
+    bundle: Bundle, entry: EngineEntry, batch: int, threads: int | None, streams: int, warm_up: float,
+    settings: EngineSettings | None = None,
+) -> Task:  # fmt: skip
+    """The task of an engine of a bundle that was checked; the worker opens the same bytes, or fails."""
+    manifest = bundle.manifest
+    golden = manifest.file("golden tiles").path
+    return Task(
+        entry, str(bundle.path), manifest.interface, golden, batch, threads, streams, warm_up,
+        settings or EngineSettings(), manifest.files, bundle.digest(),
+    )  # fmt: skip
 
 
 class Product(Struct, frozen=True):
@@ -164,15 +181,14 @@ class _Worker:
 
     def __init__(self, task: Task | Product) -> None:
         self.name = f"{task.name} at batch {task.batch}"
-        module, environment = "misgnet_runtime.throughput_worker", worker_environment()
+        module, variables = "misgnet_runtime.throughput_worker", environment()
         if isinstance(task, Product):
             module = "misgnet_runtime.throughput_product"
-            environment["OPENBLAS_NUM_THREADS"] = str(task.threads or usable_cores())
-        command = [sys.executable, "-m", module]
+            variables["OPENBLAS_NUM_THREADS"] = str(task.threads or usable_cores())
         # A file, not a pipe: a library that writes pages of warnings must not fill a pipe and block.
         self.words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, env=environment
+            python_command(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, env=variables
         )
         self.task = task
 
@@ -204,12 +220,11 @@ class _Worker:
         self.process.communicate()
         self.words.seek(0)
         last = (self.words.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        kind, _, message = last.removeprefix(f"{errors.__name__}.").partition(": ")
+        known = getattr(errors, kind, None) if message else None
+        if isinstance(known, type) and issubclass(known, MisgnetError):
+            return known(f"the benchmark of {self.name}: {message}")
         return MisgnetError(f"the benchmark of {self.name} ended early: {last}")
-
-
-def worker_environment() -> dict[str, str]:
-    """The parent's environment, with its import path: it may run from a checkout that is not installed."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path)}
 
 
 def _calls(task: Task | Product, warm_up: WarmUp, seconds: float) -> int:

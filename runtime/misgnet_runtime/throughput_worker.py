@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from misgnet_runtime.checked import CheckedFiles
 from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines import open_engine_file
 from misgnet_runtime.golden import read_golden
@@ -27,12 +28,14 @@ _SETTLED = 0.05
 
 def serve() -> None:
     task = msgspec.json.decode(sys.stdin.buffer.readline(), type=Task)
-    tiles = read_golden(Path(task.golden))
+    files = CheckedFiles(Path(task.root))
+    if task.manifest_sha256:
+        files.expect(task.files, task.manifest_sha256)
+    golden = files.read(task.golden) if task.manifest_sha256 else None
+    tiles = read_golden(Path(task.golden), golden)
     picked = np.resize(np.arange(len(tiles.before)), task.batch)
     before, after = tiles.before[picked], tiles.after[picked]
-    engine = open_engine_file(
-        task.entry, Path(task.root), task.interface.max_batch, task.threads, task.streams, task.settings
-    )
+    engine = open_engine_file(task.entry, files, task.interface.max_batch, task.threads, task.streams, task.settings)
     with ChangeDetector(engine, task.interface) as detector:
         serve_calls(lambda: detector.probability(before, after), task)
 

@@ -4,25 +4,47 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.images import SUFFIXES, Mask, RgbImage, image_size, read_label, read_pair
+from misgnet_runtime.snapshot import Snapshot
 from misgnet_runtime.tiling import Cell, cover, cut
 
+Images = tuple[RgbImage, RgbImage, Mask]
 
-@dataclass(frozen=True)
+
+@dataclass
+class _Seen:
+    """What a source held when it was first read.
+
+    ``size``: height and width by the headers; ``files``: SHA-256 of both dates' bytes together, and of the label's;
+    ``dates``: SHA-256 of each date's pixels, once they were asked for.
+    """
+
+    size: tuple[int, int] | None = None
+    files: tuple[str, str] | None = None
+    dates: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Source:
-    """One image pair on disk, and its label where there is one."""
+    """One image pair on disk, and its label where there is one. It holds the same bytes whenever it is read."""
 
     name: str
     before: Path
     after: Path
     label: Path | None
+    seen: _Seen = field(default_factory=_Seen, repr=False)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(path for path in (self.before, self.after, self.label) if path is not None)
 
 
 @dataclass(frozen=True)
@@ -68,7 +90,7 @@ class TileSet(Sequence[TileRef]):
         Raises InputError that names the folder or file: a folder or a partner is missing, sizes differ,
         a header cannot be read.
         """
-        refs = [TileRef(source, cell) for source in find_sources(root) for cell in cover(*common_size(source), tile)]
+        refs = [TileRef(source, cell) for source in find_sources(root) for cell in cover(*_size(source), tile)]
         return cls(root, tuple(refs), tile)
 
     def __len__(self) -> int:
@@ -101,12 +123,14 @@ class TileSet(Sequence[TileRef]):
             yield [read_tile(ref) for ref in self._refs[start : start + size]]
 
     def digest(self) -> str:
-        """SHA-256 over the files' bytes and the tiles' names: the identity of what was measured on."""
+        """SHA-256 over the files' bytes and the tiles' names: the identity of what was measured on.
+
+        These are the bytes that the tiles were decoded from, whatever the files hold by now.
+        """
         total = hashlib.sha256()
         for source in self.sources:
-            total.update(source_digest(source).encode())
-            if source.label is not None:
-                total.update(hashlib.sha256(source.label.read_bytes()).digest())
+            pair, label = _files_digests(source)
+            total.update(pair.encode() + bytes.fromhex(label))
         for ref in self._refs:
             total.update(ref.name.encode() + b"\n")
         return total.hexdigest()
@@ -123,37 +147,95 @@ def stack(tiles: Sequence[Tile]) -> tuple[RgbImage, RgbImage]:
     return np.stack([t.before for t in tiles]), np.stack([t.after for t in tiles])
 
 
-@lru_cache(maxsize=4096)
 def source_digest(source: Source) -> str:
-    """SHA-256 over the bytes of both dates: equal images have equal digests, whatever their names."""
-    total = hashlib.sha256()
-    for path in (source.before, source.after):
-        total.update(path.read_bytes())
-    return total.hexdigest()
+    """SHA-256 over the bytes of both dates: equal files have equal digests, whatever their names."""
+    return _files_digests(source)[0]
 
 
-def check_disjoint(first: TileSet, second: TileSet, roles: tuple[str, str]) -> None:
-    """InputError where an image pair is in both sets: what is judged must not have been decided on."""
-    digests = {source_digest(source): source for source in first.sources}
-    for source in second.sources:
-        if twin := digests.get(source_digest(source)):
-            raise InputError(
-                f"the image pair {source.before} of the {roles[1]} set is also in the {roles[0]} set "
-                f"({twin.before}); give each set images of its own"
-            )
+def check_disjoint(first: TileSet, second: TileSet, roles: tuple[str, str], progress: Progress | None = None) -> None:
+    """InputError where an image is in both sets: what is evaluated must not have been decided on.
+
+    Images are compared by their pixels, so that another encoding hides none: pairs, in either order of the dates, and
+    each date with the same date of the other set. A date of a single colour shows nothing and counts only in its pair.
+    """
+    sizes = {_size(source) for source in first.sources} & {_size(source) for source in second.sources}
+    known, other = ([source for source in part.sources if _size(source) in sizes] for part in (first, second))
+    total = len(known) + len(other)
+    images: dict[str, Path] = {}
+    for done, source in enumerate(known, 1):
+        images |= _identities(source)
+        if progress:
+            progress(done, total)
+    for done, source in enumerate(other, len(known) + 1):
+        for digest, path in _identities(source).items():
+            if digest in images:
+                raise InputError(
+                    f"the image {path} of the {roles[1]} set is also in the {roles[0]} set, with the same pixels as "
+                    f"{images[digest]}; give each set images of its own"
+                )
+        if progress:
+            progress(done, total)
 
 
-def load_source(source: Source) -> tuple[RgbImage, RgbImage, Mask]:
+def load_source(source: Source) -> Images:
     """Both dates uint8 (H, W, 3) and the label bool (H, W) of a whole pair; InputError names a bad file."""
     before, after = read_pair(source.before, source.after)
     label = np.zeros(before.shape[:2], np.bool_) if source.label is None else read_label(source.label, source.before)
+    for path, part in zip(source.paths[1:], (after, label), strict=False):
+        _check_size(path, part.shape[:2], source.before, before.shape[:2])
     return before, after, label
 
 
 @lru_cache(maxsize=1)
-def read_source(source: Source) -> tuple[RgbImage, RgbImage, Mask]:
-    """As :func:`load_source`; the last pair is kept, since its tiles are read one after the other."""
-    return load_source(source)
+def read_source(source: Source) -> Images:
+    """As :func:`load_source`; the last pair is kept, since its tiles are read one after the other.
+
+    Raises InputError where the files hold other bytes than when the source was first read: what is measured on a set
+    of tiles, and named by its digest, is measured on one and the same set.
+    """
+    snapshot = Snapshot(source.paths)
+    images = load_source(source)
+    found = snapshot.sha256(source.before, source.after), snapshot.sha256(source.label) if source.label else ""
+    snapshot.check()
+    if source.seen.files not in (None, found) or images[0].shape[:2] != _size(source):
+        raise InputError(
+            f"the files of the image pair {source.before} changed while they were in use; leave them as they are and "
+            "run the same command again"
+        )
+    source.seen.files = found
+    return images
+
+
+def _size(source: Source) -> tuple[int, int]:
+    """As :func:`common_size`, kept from the first time."""
+    if source.seen.size is None:
+        source.seen.size = common_size(source)
+    return source.seen.size
+
+
+def _files_digests(source: Source) -> tuple[str, str]:
+    if source.seen.files is None:
+        read_source(source)
+    assert source.seen.files is not None
+    return source.seen.files
+
+
+def _identities(source: Source) -> dict[str, Path]:
+    """What a pair's images are known by: the pixels of the pair, and those of each date that shows something."""
+    before, after, _ = read_source(source)
+    if source.seen.dates is None:
+        source.seen.dates = _pixels_sha256(before), _pixels_sha256(after)
+    found = {" ".join(sorted(source.seen.dates)): source.before}
+    for date, path, image, digest in zip(
+        ("before", "after"), (source.before, source.after), (before, after), source.seen.dates, strict=True
+    ):
+        if (image != image[0, 0]).any():
+            found[f"{date} {digest}"] = path
+    return found
+
+
+def _pixels_sha256(image: RgbImage) -> str:
+    return hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
 
 
 def find_sources(root: Path, *, labelled: bool = True) -> list[Source]:
@@ -202,11 +284,13 @@ def _images_by_stem(folder: Path) -> dict[str, Path]:
 def common_size(source: Source) -> tuple[int, int]:
     """Height and width of a pair and its label, from the headers; InputError where they differ."""
     size = image_size(source.before)
-    for path in (source.after, source.label):
-        if path is not None and image_size(path) != size:
-            found = image_size(path)
-            raise InputError(
-                f"{path} is {found[1]} x {found[0]} px, {source.before} is {size[1]} x {size[0]} px; "
-                "a pair has one size"
-            )
+    for path in source.paths[1:]:
+        _check_size(path, image_size(path), source.before, size)
     return size
+
+
+def _check_size(path: Path, size: tuple[int, ...], before: Path, wanted: tuple[int, ...]) -> None:
+    if size != wanted:
+        raise InputError(
+            f"{path} is {size[1]} x {size[0]} px, {before} is {wanted[1]} x {wanted[0]} px; a pair has one size"
+        )

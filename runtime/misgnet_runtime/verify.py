@@ -12,7 +12,7 @@ from misgnet_runtime.callables import Predict
 from misgnet_runtime.choice import open_detector
 from misgnet_runtime.detector import Probability
 from misgnet_runtime.errors import GateFailed, UnavailableError
-from misgnet_runtime.golden import GoldenTiles, read_golden
+from misgnet_runtime.golden import GoldenTiles, golden_of
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.split import open_split
 
@@ -31,7 +31,7 @@ def verify_bundle(path: Path, engine: str | None = None) -> Iterator[str]:
     yield f"{len(bundle.manifest.files)} files match their digests"
     if bundle.signed:
         yield bundle.signed.words()
-    golden = read_golden(bundle.file(bundle.manifest.file("golden tiles").path))
+    golden = golden_of(bundle)
     refused: list[str] = []
     for entry in asked:
         try:

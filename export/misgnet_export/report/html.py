@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -14,7 +15,7 @@ from misgnet_runtime.machine import machine_line
 from misgnet_runtime.manifest import RepairEntry
 from misgnet_runtime.parity import EngineParity, ParityReport
 from misgnet_runtime.throughput import Timing
-from misgnet_runtime.words import plural
+from misgnet_runtime.words import plural, printable
 
 PLOT_WIDTH = 150  # px, of the drawn intervals
 
@@ -58,7 +59,7 @@ def render(data: ReportData) -> str:
 
     environment = Environment(
         loader=PackageLoader("misgnet_export.report", "."),
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        autoescape=True, finalize=_visible, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     shown = {
         "fig": figures,
@@ -78,6 +79,14 @@ def render(data: ReportData) -> str:
         machine=machine_line(data.machine),
         evaluation_set=short_path(data.parity.evaluation_set),
     )
+
+
+def _visible(value: Any) -> Any:
+    """Texts with what a browser obeys or hides escaped (control and format characters); markup as it is."""
+    if not isinstance(value, str) or hasattr(value, "__html__") or value.isprintable():
+        return value
+    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(printable(c) if c not in "\n\t" and unicodedata.category(c) in hidden else c for c in value)
 
 
 def headline(data: ReportData) -> str:

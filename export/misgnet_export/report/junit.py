@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from misgnet_runtime.parity import EngineParity, ParityReport
 
 SUITE = "misgnet parity"
+Outcome = Literal["passed", "skipped", "failure"]
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def junit_xml(report: ParityReport) -> bytes:
-    """UTF-8 XML with one test case an engine: failed by its verdict, skipped where it has none."""
-    failed = [e for e in report.engines if e.verdict is not None and not e.verdict.passed]
-    skipped = [e for e in report.engines if e.verdict is None]
+def junit_xml(report: ParityReport, *, accept_proxy: bool = False) -> bytes:
+    """UTF-8 XML with one test case for each engine: failed by its verdict, skipped where nothing is proven.
+
+    That is an engine without a verdict, and one that passes only by proxy, unless ``accept_proxy``.
+    """
+    outcomes = [_outcome(engine, accept_proxy) for engine in report.engines]
     counts = {
-        "tests": str(len(report.engines)),
-        "failures": str(len(failed)),
+        "tests": str(len(outcomes)),
+        "failures": str(outcomes.count("failure")),
         "errors": "0",
-        "skipped": str(len(skipped)),
+        "skipped": str(outcomes.count("skipped")),
     }
     suites = Element("testsuites", {"name": SUITE, **counts})
     suite = SubElement(suites, "testsuite", {"name": SUITE, **counts})
     _add_properties(suite, _suite_properties(report))
-    for engine in report.engines:
-        _add_case(suite, engine)
+    for engine, outcome in zip(report.engines, outcomes, strict=True):
+        _add_case(suite, engine, outcome)
     ElementTree.indent(suites)
     text: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
     return text + b"\n"
@@ -42,17 +46,29 @@ def _suite_properties(report: ParityReport) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _add_case(suite: Element, engine: EngineParity) -> None:
+def _outcome(engine: EngineParity, accept_proxy: bool) -> Outcome:
+    if engine.verdict is None:
+        return "skipped"
+    if not engine.verdict.passed:
+        return "failure"
+    return "skipped" if engine.status == "proxy" and not accept_proxy else "passed"
+
+
+def _add_case(suite: Element, engine: EngineParity, outcome: Outcome) -> None:
     case = SubElement(suite, "testcase", {"classname": "misgnet.parity", "name": _clean(engine.engine)})
     _add_properties(case, _case_properties(engine))
-    if engine.verdict is None:
-        SubElement(case, "skipped", {"message": _clean(engine.reason or engine.status)})
-    elif not engine.verdict.passed:
+    by_proxy = f"evaluated only by proxy, its graph in ONNX Runtime: {engine.reason}"
+    if outcome == "skipped":
+        message = engine.reason or engine.status
+        if engine.verdict is not None:
+            message = f"{by_proxy}; {engine.verdict.reason}; --accept-proxy counts that as passed"
+        SubElement(case, "skipped", {"message": _clean(message)})
+    elif outcome == "failure" and engine.verdict is not None:
         why = {"type": engine.verdict.rule, "message": _clean(engine.verdict.reason)}
         failure = SubElement(case, "failure", why)
         failure.text = _clean("\n".join(["Tiles that differ most:", *engine.worst_tiles]))
     if engine.status == "proxy":
-        SubElement(case, "system-out").text = _clean(f"by proxy: {engine.reason}")
+        SubElement(case, "system-out").text = _clean(by_proxy)
 
 
 def _case_properties(engine: EngineParity) -> dict[str, object]:

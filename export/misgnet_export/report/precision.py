@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
-from rich.text import Text
 
 from misgnet_calibration.accuracy.groups import group_name
+from misgnet_export.report.tables import cell
 from misgnet_runtime.manifest import NodePlacement, Quantization
 from misgnet_runtime.outputs import replace_file
 
@@ -52,7 +52,9 @@ def block_of(node: str) -> str:
 
 def share_table(quantization: Quantization) -> Table:
     """Share of the weights' multiply-adds, and operators, in each precision."""
-    table = Table("precision", "multiply-adds", "operators", title=f"{quantization.graph} ({quantization.recipe})")
+    table = Table(
+        "precision", "multiply-adds", "operators", title=cell(f"{quantization.graph} ({quantization.recipe})")
+    )
     for name, share in quantization.shares().items():
         count = sum(entry.precision == name for entry in quantization.placement)
         table.add_row(NAMES[name], f"{100 * share:.2f} %", str(count))
@@ -68,7 +70,7 @@ def block_table(quantization: Quantization) -> Table:
     for block in found:
         parts = [f"{100 * block.multiply_adds[p] / block.total:.1f} %" if block.total else "-" for p in PRECISIONS]
         operators = ", ".join(f"{block.operators[p]} {NAMES[p]}" for p in PRECISIONS if block.operators[p])
-        table.add_row(Text(block.name), f"{100 * block.total / whole:.1f} %", *parts, operators)
+        table.add_row(cell(block.name), f"{100 * block.total / whole:.1f} %", *parts, operators)
     return table
 
 
@@ -77,11 +79,11 @@ def rule_table(quantization: Quantization) -> Table:
     table = Table("rule", "operators", "why", "source", title="Why")
     for rule in quantization.rules:
         count = sum(entry.rule == rule.name for entry in quantization.placement)
-        table.add_row(*map(Text, (rule.name, str(count), rule.why, rule.source)))
+        table.add_row(*map(cell, (rule.name, str(count), rule.why, rule.source)))
     return table
 
 
-def draw_precision(quantizations: Sequence[Quantization], path: Path) -> None:
+def draw_precision(quantizations: Sequence[Quantization], path: Path, *, force: bool = True) -> None:
     """Write a picture, PNG or SVG by its suffix. Needs matplotlib.
 
     For each graph its operators in order, a row a block, coloured by precision; beside them the multiply-adds.
@@ -99,7 +101,7 @@ def draw_precision(quantizations: Sequence[Quantization], path: Path) -> None:
         _draw_costs(right, found)
     handles = [Patch(color=COLOURS[p], label=NAMES[p]) for p in PRECISIONS]
     figure.legend(handles=handles, loc="outside upper center", ncols=3)
-    with replace_file(path) as temporary:
+    with replace_file(path, force=force) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110)
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 from misgnet_export.report import figures
 from misgnet_runtime.parity import EngineParity, ParityReport
 from misgnet_runtime.throughput import Timing
-from misgnet_runtime.words import plural
+from misgnet_runtime.words import plural, printable
 
 _STYLES = {"pass": "green", "FAIL": "bold red"}
 
@@ -30,7 +30,7 @@ def parity_table(report: ParityReport) -> Table:
     rules = [f"{engine}: {verdict.reason}" for engine, verdict in judged if verdict.rule != "F1 drop"]
     rough = any(figures.few_sources(e.interval) for e in report.engines)
     note = [f"~ rough: {plural(report.sources, 'source image')} only"] if rough else []
-    table.caption = Text("\n".join(reasons + rules + note), style="dim")
+    table.caption = Text("\n".join(map(printable, reasons + rules + note)), style="dim")
     return table
 
 
@@ -48,7 +48,7 @@ def throughput_table(timings: list[Timing]) -> Table:
     for name in ("Batch", "p50 ms", "p90 ms", "p99 ms", "Pairs/s", "vs float"):
         table.add_column(name, justify="right", no_wrap=True)
     for timing, ratio in zip(timings, figures.speed_ratios(timings), strict=True):
-        table.add_row(Text(timing.engine), Text(timing.precision), *_timing_cells(timing, ratio))
+        table.add_row(cell(timing.engine), cell(timing.precision), *_timing_cells(timing, ratio))
     return table
 
 
@@ -59,20 +59,25 @@ def stage_table(stages: list[tuple[str, float, str]]) -> Table:
     table.add_column("Seconds", justify="right", no_wrap=True)
     table.add_column("Checked and found", overflow="fold")
     for name, seconds, found in stages:
-        table.add_row(Text(name), f"{seconds:.1f}", Text(found))
+        table.add_row(cell(name), f"{seconds:.1f}", cell(found))
     return table
 
 
 def plain_table(title: str) -> Table:
     """A table without lines, and its title at the left; the title is never read as markup."""
-    heading = Text(title, style="bold")
+    heading = Text(printable(title), style="bold")
     return Table(title=heading, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def cell(text: str) -> Text:
+    """A text of a file or from a user: never read as markup, its control characters escaped."""
+    return Text(printable(text))
 
 
 def _parity_row(engine: EngineParity) -> list[Text]:
     word = figures.verdict_word(engine)
     cells = [engine.status, *_numbers(engine)] if engine.verdict else [engine.status, "", "", "", ""]
-    return [Text(engine.engine), *map(Text, cells), Text(word, style=_STYLES.get(word, "dim"))]
+    return [cell(engine.engine), *map(cell, cells), Text(word, style=_STYLES.get(word, "dim"))]
 
 
 def _numbers(engine: EngineParity) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.choice import measured_by_build
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.manifest import EngineEntry
-from misgnet_runtime.outputs import refuse_existing, replace_folder
+from misgnet_runtime.outputs import refuse_existing, refuse_inputs, replace_folder
 
 CONFIG = "config.pbtxt"
 
@@ -44,6 +43,7 @@ def write_repository(
     Raises UsageError where ``output`` exists, a number cannot be meant, or an engine that was asked for
     fits no backend, InputError where the bundle is not what it must be, UnavailableError without Triton's schema.
     """
+    refuse_inputs([output], [bundle_path])
     refuse_existing(output, force)
     serving.check()
     load_schema()
@@ -53,7 +53,7 @@ def write_repository(
     fitting = [entry for entry in entries if entry.name not in left_out]
     if not fitting or (engines and left_out):
         raise UsageError("; ".join(f"engine {name}: {why}" for name, why in left_out.items()))
-    with replace_folder(output) as folder:
+    with replace_folder(output, force=force) as folder:
         models = [_write_model(bundle, entry, folder, serving) for entry in fitting]
     return Repository(models, left_out)
 
@@ -74,7 +74,7 @@ def _write_model(bundle: Bundle, entry: EngineEntry, folder: Path, serving: Serv
     # Triton takes names of digits without a leading zero, and serves the highest.
     place = folder / name / str(max(1, bundle.manifest.bundle_version))
     place.mkdir(parents=True)
-    shutil.copyfile(bundle.file(entry.file), place / backend.file)
+    (place / backend.file).write_bytes(bundle.read(entry.file))
     config = model_config(
         name, entry, bundle.manifest.interface, _speeds(bundle, entry), serving, _facts(bundle, entry)
     )

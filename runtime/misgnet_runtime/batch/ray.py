@@ -9,6 +9,7 @@ from typing import Any
 
 from misgnet_runtime.batch.pool import Died, Ended, Event, Ready, Unusable
 from misgnet_runtime.batch.worker import Hello, Outcome, SceneWorker, Setup, Task
+from misgnet_runtime.children import away_from_working_directory
 from misgnet_runtime.errors import MisgnetError, UnavailableError, UsageError
 
 _LOOK = 1.0  # seconds of a wait
@@ -50,7 +51,8 @@ def ray_cluster(address: str) -> Iterator[Any]:
     mine = not ray.is_initialized()
     if mine:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="warning")
+            with away_from_working_directory():  # Ray's workers search the driver's for every import
+                ray.init(address=address, log_to_driver=False, logging_level="warning")
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UnavailableError(
                 f"no Ray cluster was found at '{address}' ({error}); start one with: ray start --head, "

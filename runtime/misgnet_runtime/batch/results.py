@@ -9,7 +9,7 @@ from typing import Any
 
 from misgnet_runtime.batch.record import Done, Failed, Record
 from misgnet_runtime.batch.scene import Scene
-from misgnet_runtime.batch.table import Shard
+from misgnet_runtime.batch.table import FORMULA, Shard
 from misgnet_runtime.outputs import replace_file
 
 Row = dict[str, Any]
@@ -61,8 +61,13 @@ def _write_csv(path: Path, rows: list[Row]) -> Path:
     with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**row, **{name: _as_text(row[name]) for name in _TEXT}} for row in rows)
     return path
+
+
+def _as_text(cell: str | None) -> str | None:
+    """With an apostrophe before what a spreadsheet would take for a formula: it shows the rest as text."""
+    return f"'{cell}" if cell and cell.startswith(FORMULA) else cell
 
 
 def _write_parquet(path: Path, rows: list[Row]) -> Path:

@@ -15,6 +15,8 @@ from misgnet_runtime.outputs import refuse_inputs
 
 _NEEDED = ("id", "before", "after")
 _MOST_BYTES = 256 << 20  # some million scenes
+# What spreadsheets take for the beginning of a formula, also in full width.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _LONGEST = 200  # bytes of an id: file systems allow 255 for a name with its ending
 
 
@@ -107,11 +109,11 @@ def _columns(header: list[str], path: Path) -> list[str]:
 
 
 def _checked_id(name: str, path: Path, line: int) -> str:
-    wrong = not name or name.startswith(".") or "/" in name or not name.isprintable()
+    wrong = not name or name.startswith((".", *FORMULA)) or "/" in name or not name.isprintable()
     if wrong or len(os.fsencode(name)) > _LONGEST:
         raise InputError(
             f"table {path}, row {line}: the id is '{name}'; outputs are named after it, so it is a file name without "
-            f"'/', of at most {_LONGEST} bytes, and does not begin with a dot"
+            f"'/', of at most {_LONGEST} bytes, and does not begin with a dot, '=', '+', '-' or '@'"
         )
     return name
 

@@ -45,7 +45,7 @@ def bench(
     with current().progress("rounds") as progress:
         report = run_bench(bundle, options, progress)
     if json_file is not None:
-        write_file(json_file, encode(report))
+        write_file(json_file, encode(report), force=force)
     if not is_json():
         for table in tables(report):
             out_console.print(table)

@@ -12,7 +12,7 @@ from misgnet_runtime.engines import streams_on_cpu
 from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.machine import usable_cores
 from misgnet_runtime.manifest import EngineEntry, Struct
-from misgnet_runtime.throughput import ROUNDS, WARM_UP_SECONDS, Task
+from misgnet_runtime.throughput import ROUNDS, WARM_UP_SECONDS, Task, task_of
 
 _LARGEST_BATCH = 16  # of those that are measured without being asked for
 
@@ -110,9 +110,5 @@ def _opened(bundle: Bundle, entries: list[EngineEntry]) -> tuple[list[RunsHere],
 
 def tasks_of(bundle: Bundle, plan: Plan, options: BenchOptions, batch: int, streams: int) -> list[Task]:
     """All engines at one setting."""
-    golden = bundle.file(bundle.manifest.file("golden tiles").path)
-    root, interface = str(bundle.path), bundle.manifest.interface
     entries = [bundle.engine_entry(engine.engine) for engine in plan.runs]
-    return [
-        Task(entry, root, interface, str(golden), batch, options.threads, streams, options.warm_up) for entry in entries
-    ]
+    return [task_of(bundle, entry, batch, options.threads, streams, options.warm_up) for entry in entries]

@@ -46,7 +46,7 @@ def run_bench(path: Path, options: BenchOptions, progress: Progress | None = Non
     mode, before, watched = power_mode(), read_state(), list[DeviceState]()
     with watch_state(watched):
         timings, product = _measure_all(bundle, plan, options, meters, progress)
-    scene = _scene(path, options.scene, options.threads, fastest(timings)) if options.scene else None
+    scene = _scene(bundle, options.scene, options.threads, fastest(timings)) if options.scene else None
     states = before, summary(watched), read_state()
     return _report(
         bundle, plan, options, timings, Power([meter.source for meter in meters], missing),
@@ -100,13 +100,14 @@ def _tell_of_all(progress: Progress, before: int, settings: int, done: int, roun
     progress(before + done, settings * rounds)
 
 
-def _scene(bundle: Path, pair: tuple[Path, Path], threads: int | None, timing: Timing) -> SceneFigure:
+def _scene(bundle: Bundle, pair: tuple[Path, Path], threads: int | None, timing: Timing) -> SceneFigure:
     """Of the engine and the setting that ``timing`` measured."""
     with tempfile.TemporaryDirectory() as folder:
-        places = str(bundle), str(pair[0]), str(pair[1]), f"{folder}/change.tif"
+        places = str(bundle.name), str(pair[0]), str(pair[1]), f"{folder}/change.tif"
         trust = required_elsewhere()
-        signed = (None, False) if trust is None else (str(trust.key), trust.allow_older)
-        task = SceneTask(*places, timing.engine, timing.batch, timing.streams, threads, *signed)
+        key = None if trust is None or trust.key is None else str(trust.key)
+        signed = key, trust is not None and trust.allow_older
+        task = SceneTask(*places, timing.engine, timing.batch, timing.streams, threads, *signed, bundle.digest())
         found = run_scene(task)
     speed, alone = found.tiles / found.seconds, timing.pairs_per_second
     return SceneFigure(

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import msgspec
 
+from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.console import run_app
 from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, UnavailableError, UsageError
 from misgnet_runtime.log import collector
 from misgnet_runtime.manifest import Count, Struct
-from misgnet_runtime.throughput import worker_environment
 
 _KINDS = {kind.exit_code: kind for kind in (UsageError, GateFailed, InputError, UnavailableError)}
 
@@ -24,7 +25,8 @@ _KINDS = {kind.exit_code: kind for kind in (UsageError, GateFailed, InputError, 
 class SceneTask(Struct, frozen=True):
     """A pair of 8-bit RGB GeoTIFFs on one grid, the change raster to write, and how.
 
-    ``key``: by which the bundle must be signed, None where nothing is required; ``allow_older``: as :class:`Trust`.
+    ``bundle_sha256``: of the manifest of the bundle that is measured. ``key``: by which it must be signed, None where
+    nothing is required; ``allow_older``: as :class:`Trust`.
     """
 
     bundle: str
@@ -37,6 +39,7 @@ class SceneTask(Struct, frozen=True):
     threads: int | None
     key: str | None = None
     allow_older: bool = False
+    bundle_sha256: str | None = None
 
 
 class SceneRun(Struct, frozen=True):
@@ -49,9 +52,9 @@ class SceneRun(Struct, frozen=True):
 
 def run_scene(task: SceneTask) -> SceneRun:
     """Raises what ``predict`` raises, with its words."""
-    command = [sys.executable, "-m", "misgnet_runtime.bench.scene"]
+    command = python_command("misgnet_runtime.bench.scene")
     ended = subprocess.run(
-        command, input=msgspec.json.encode(task), capture_output=True, env=worker_environment(), check=False
+        command, input=msgspec.json.encode(task), capture_output=True, env=environment(), check=False
     )
     if ended.returncode:
         last = (ended.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
@@ -82,8 +85,11 @@ def main() -> None:
     options = SceneOptions(
         engine=task.engine, batch=task.batch, streams=task.streams, threads=task.threads, tuned=False
     )
-    paths = Path(task.bundle), Path(task.before), Path(task.after), Path(task.output)
-    report = predict_scene_files(*paths, options, log=collector()[0])
+    bundle = read_bundle(Path(task.bundle))
+    if task.bundle_sha256 not in (None, bundle.digest()):
+        raise InputError(f"bundle {bundle.name} has changed since the bundle was checked; run the command again")
+    paths = Path(task.before), Path(task.after), Path(task.output)
+    report = predict_scene_files(bundle, *paths, options, log=collector()[0])
     sys.stdout.buffer.write(msgspec.json.encode(SceneRun(report.tiles, report.seconds, _peak_bytes())))
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from misgnet_runtime.bundle import file_sha256
-from misgnet_runtime.bundle_files import MANIFEST
+from misgnet_runtime.checked import CheckedFiles
 from misgnet_runtime.compiled.records import PlanRecord, Slot
 from misgnet_runtime.compiled.store import PlanStore
 from misgnet_runtime.cuda import CudaDriver, Device, first_device, open_driver
@@ -17,26 +16,24 @@ from misgnet_runtime.log import current
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.plans.facts import PlanFacts, this_platform
 from misgnet_runtime.plans.vendor import load_vendor
+from misgnet_runtime.private import NoFolderError
 
 
-def open_plan_of(
-    entry: EngineEntry, root: Path, streams: int, driver: CudaDriver | None = None, named: Path | None = None
-) -> Engine:
-    """The plan of ``entry``, an engine of the bundle in ``root``, or of the part of it whose file the entry names.
+def open_plan_of(entry: EngineEntry, files: CheckedFiles, streams: int, driver: CudaDriver | None = None) -> Engine:
+    """The plan of ``entry``, an engine of the bundle of ``files``, or of the part of it whose file the entry names.
 
-    ``named``: how the user calls the bundle, where ``root`` is a private copy of it.
     Raises UnavailableError where this machine cannot run it or has not compiled it, with the command that does;
     InputError where the plan is damaged, or lies where others may have changed it.
     """
     load_vendor(entry.kind)
     driver = driver or open_driver()
-    command = compile_command(named or root, entry.name)
-    if found := _compiled_here(entry, root, first_device(driver), command):
+    command = compile_command(files.name, entry.name)
+    if found := _compiled_here(entry, files, first_device(driver), command):
         record, data = found
         return open_plan(data, entry.kind, driver, facts=record.facts, streams=streams, rebuild=command)
     if entry.on_device:
         raise UnavailableError(f"its plan is to be compiled on the device; run there: {command}")
-    facts, data = _of_the_bundle(entry, root)
+    facts, data = _of_the_bundle(entry, files)
     return open_plan(data, entry.kind, driver, facts=facts, streams=streams, rebuild=command)
 
 
@@ -56,14 +53,19 @@ def graph_of(entry: EngineEntry) -> str:
     return graphs[entry.file]
 
 
-def _compiled_here(entry: EngineEntry, root: Path, device: Device, command: str) -> tuple[PlanRecord, bytes] | None:
-    if not (root / MANIFEST).is_file():  # a bundle that is still being built
+def _compiled_here(
+    entry: EngineEntry, files: CheckedFiles, device: Device, command: str
+) -> tuple[PlanRecord, bytes] | None:
+    if files.manifest_sha256 is None:  # a bundle that is still being built
         return None
-    store, slot = PlanStore(), slot_of(file_sha256(root / MANIFEST), entry, device)
+    slot = slot_of(files.manifest_sha256, entry, device)
     try:
+        store = PlanStore()
         active = store.active(slot)
         record = active.plans.get(graph_of(entry)) if active else None
         return None if record is None else (record, store.plan(record))
+    except NoFolderError:
+        return None
     except InputError as error:
         advice = f"run: {command}"
         if entry.on_device:
@@ -72,11 +74,8 @@ def _compiled_here(entry: EngineEntry, root: Path, device: Device, command: str)
         return None
 
 
-def _of_the_bundle(entry: EngineEntry, root: Path) -> tuple[PlanFacts, bytes]:
-    try:
-        data = (root / entry.file).read_bytes()
-    except OSError as error:
-        raise InputError(f"plan {root / entry.file} cannot be read: {error}") from error
+def _of_the_bundle(entry: EngineEntry, files: CheckedFiles) -> tuple[PlanFacts, bytes]:
+    data = files.read(entry.file)
     capabilities = tuple(entry.compute_capabilities)
     facts = PlanFacts(
         entry.kind, entry.vendor_version, capabilities, entry.platform, entry.cuda_driver, plan_bytes=len(data)

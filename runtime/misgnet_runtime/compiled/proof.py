@@ -13,7 +13,7 @@ from misgnet_runtime.detector import ChangeDetector, Probability
 from misgnet_runtime.engines.tensorrt import TensorRTEngine, open_plan
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.evaluation import evaluation_files, judge_on_device
-from misgnet_runtime.golden import GoldenTiles, read_golden
+from misgnet_runtime.golden import GoldenTiles, golden_of
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.parity import EngineParity
 from misgnet_runtime.split import SplitDetector
@@ -37,7 +37,7 @@ def prove(bundle: Bundle, entry: EngineEntry, candidates: Candidates, driver: Cu
 
     Raises GateFailed where they do not answer as they must, UnavailableError where they cannot be opened.
     """
-    golden = read_golden(bundle.file(bundle.manifest.file("golden tiles").path))
+    golden = golden_of(bundle)
     whole, device, line, found, parity = _whole(bundle, entry, candidates[entry.graph], golden, driver)
     measured = {entry.graph: whole}
     if entry.split is not None:

@@ -6,7 +6,7 @@ import hashlib
 
 import msgspec
 
-from misgnet_runtime.manifest import Count, Positive, Sha256, Struct
+from misgnet_runtime.manifest import Count, EngineName, FilePath, Positive, Sha256, Struct
 from misgnet_runtime.parity import EngineParity
 from misgnet_runtime.plans.facts import PlanFacts
 
@@ -59,7 +59,7 @@ class Slot(Struct, frozen=True):
     """What a plan may be active for: an engine of a bundle on a kind of GPU. ``bundle_sha256``: of the manifest."""
 
     bundle_sha256: Sha256
-    engine: str
+    engine: EngineName
     compute_capability: str
     platform: str
 
@@ -77,7 +77,7 @@ class Activation(Struct, frozen=True):
     created: str
     slot: Slot
     device: str
-    plans: dict[str, PlanRecord]
+    plans: dict[FilePath, PlanRecord]
     golden: str
     parity: EngineParity | None = None
 

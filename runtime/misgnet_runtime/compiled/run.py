@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
@@ -20,6 +20,7 @@ from misgnet_runtime.compiled.records import FORMAT, Activation, PlanKey, Slot
 from misgnet_runtime.compiled.store import PlanStore
 from misgnet_runtime.compiled.teller import BuildTeller, duration
 from misgnet_runtime.cuda import CudaDriver, Device, first_device, open_driver
+from misgnet_runtime.engines.onnx_file import read_graph
 from misgnet_runtime.errors import GateFailed, UnavailableError, UsageError
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.manifest import EngineEntry
@@ -164,9 +165,8 @@ def _graphs(entry: EngineEntry) -> list[str]:
 def _candidate(
     bundle: Bundle, entry: EngineEntry, graph: str, options: CompileOptions, here: Here, log: EventLog
 ) -> Candidate:
-    path = bundle.file(graph)
-    what = entry.name if graph == entry.graph else f"{entry.name}, {path.stem.rpartition('_')[2]}"
-    data = path.read_bytes()
+    what = entry.name if graph == entry.graph else f"{entry.name}, {PurePosixPath(graph).stem.rpartition('_')[2]}"
+    data = read_graph(bundle.files, graph)
     key = _key(entry, hashlib.sha256(data).hexdigest(), options, here.device)
     memory = partial(_memory, here, options)
     with current().progress(f"per mille of {what}") as bar:

@@ -41,7 +41,7 @@ class PlanStore:
         self._folder.prepare()
 
     def compiling(self) -> AbstractContextManager[None]:
-        """For one process at a time: two builders at once would take memory from each other. UsageError for others."""
+        """For one process at a time: two builders at once would take memory from each other. Others wait."""
         return self._folder.locked("compiles plans")
 
     def sweep(self) -> None:

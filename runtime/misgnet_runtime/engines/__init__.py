@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from misgnet_runtime.checked import CheckedFiles
 from misgnet_runtime.engines.base import Engine, TensorSpec
+from misgnet_runtime.engines.onnx_file import read_graph
 from misgnet_runtime.engines.settings import EngineSettings
 from misgnet_runtime.machine import check_processor, usable_cores
 from misgnet_runtime.manifest import EngineEntry
@@ -42,36 +44,37 @@ def batch_for_scenes(entry: EngineEntry) -> int:
 
 def open_engine_file(
     entry: EngineEntry,
-    root: Path,
+    root: Path | CheckedFiles,
     max_batch: int,
     threads: int | None = None,
     streams: int = 1,
     settings: EngineSettings | None = None,
-    named: Path | None = None,
 ) -> Engine:
-    """Open the engine that ``entry`` describes; its paths start at ``root``.
+    """Open the engine that ``entry`` describes, from the bytes that were checked.
 
+    ``root``: the files of a bundle, or the folder of one that is still being built.
     ``streams``: batches that run at once, on ``threads`` of the CPU together (all usable cores without); ``settings``:
-    what serves most machines without, and for an engine on a GPU always; ``named``: how the user calls the bundle,
-    where ``root`` is a private copy of it.
+    what serves most machines without, and for an engine on a GPU always.
 
     Raises UnavailableError where this machine lacks the device, the processor, the library or the right version,
     or has no plan for it yet, and InputError where the file cannot be opened.
     """
     check_processor(entry.needs)
     settings = settings or EngineSettings()
+    files = CheckedFiles(root) if isinstance(root, Path) else root
+    if entry.kind in ("rtx", "tensorrt"):
+        from misgnet_runtime.compiled.opening import open_plan_of
+
+        return open_plan_of(entry, files, streams)
+    graph, name = read_graph(files, entry.file), str(files.name / entry.file)
     if entry.kind == "openvino":
         from misgnet_runtime.engines.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(root / entry.file, max_batch, threads, streams, settings, precision=entry.precision)
+        return OpenVinoEngine(graph, max_batch, threads, streams, settings, precision=entry.precision, name=name)
     if entry.kind == "onnxruntime":
         from misgnet_runtime.engines.ort import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(root / entry.file, max_batch, threads, streams, settings)
-    if entry.kind == "onnxruntime-cuda":
-        from misgnet_runtime.engines.ort_cuda import OnnxRuntimeCudaEngine
+        return OnnxRuntimeEngine(graph, max_batch, threads, streams, settings, name=name)
+    from misgnet_runtime.engines.ort_cuda import OnnxRuntimeCudaEngine
 
-        return OnnxRuntimeCudaEngine(root / entry.file, max_batch, threads, streams)
-    from misgnet_runtime.compiled.opening import open_plan_of
-
-    return open_plan_of(entry, root, streams, named=named)
+    return OnnxRuntimeCudaEngine(graph, max_batch, threads, streams, name=name)

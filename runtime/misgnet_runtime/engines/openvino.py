@@ -58,15 +58,18 @@ class OpenVinoEngine(Engine):
 
     def __init__(
         self,
-        graph: Path,
+        graph: Path | bytes,
         max_batch: int,
         threads: int | None = None,
         streams: int = 1,
         settings: EngineSettings | None = None,
         *,
         precision: str = "float32",
+        name: str = "the graph in memory",
     ) -> None:
         """``precision``: of the manifest's entry; ``threads``: in all streams, all usable cores by default.
+
+        ``name``: of a graph in memory, for messages.
 
         Raises UnavailableError where OpenVINO is missing or would not compute in ``precision`` here, and InputError
         where it cannot open ``graph``.
@@ -85,7 +88,9 @@ class OpenVinoEngine(Engine):
             fix_batch(openvino, model)
             compiled = core.compile_model(model, "CPU", options)
         except Exception as error:  # OpenVINO raises RuntimeError, its bindings TypeError and others
-            raise InputError(f"OpenVINO cannot open {graph}: {one_line(str(error))}") from error
+            raise InputError(
+                f"OpenVINO cannot open {graph if isinstance(graph, Path) else name}: {one_line(str(error))}"
+            ) from error
         _check_type(compiled, wanted)
         self._compiled: Any = compiled
         super().__init__([compiled.create_infer_request() for _ in range(streams)])

@@ -36,13 +36,17 @@ class OnnxRuntimeEngine(Engine):
         threads: int | None = None,
         streams: int = 1,
         settings: EngineSettings | None = None,
+        *,
+        name: str = "",
     ) -> None:
         """``threads``: that compute at once, in all streams; without it as many as this process may use cores.
+
+        ``name``: of a graph in memory, for messages.
 
         Raises InputError where onnxruntime cannot open ``graph``.
         """
         super().__init__((None,) * streams)  # a session takes any number of batches at once
-        name = str(graph) if isinstance(graph, Path) else "the graph in memory"
+        name = str(graph) if isinstance(graph, Path) else name or "the graph in memory"
         source = os.fspath(graph) if isinstance(graph, Path) else graph
         try:
             self._session = onnxruntime.InferenceSession(

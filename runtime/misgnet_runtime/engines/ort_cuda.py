@@ -28,7 +28,9 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     device = "CUDA device 0 (ONNX Runtime)"
     _providers = ((_CUDA, _OPTIONS), "CPUExecutionProvider")  # the CPU for what works on shapes
 
-    def __init__(self, graph: Path | bytes, max_batch: int, threads: int | None = None, streams: int = 1) -> None:
+    def __init__(
+        self, graph: Path | bytes, max_batch: int, threads: int | None = None, streams: int = 1, *, name: str = ""
+    ) -> None:
         """``threads``: for what stays on the CPU.
 
         Raises UnavailableError where onnxruntime cannot compute on a GPU here: it would take the CPU and say nothing.
@@ -41,9 +43,9 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             )
         said = _load_libraries()
         try:
-            super().__init__(graph, max_batch, threads, streams)
+            super().__init__(graph, max_batch, threads, streams, name=name)
         except InputError as error:
-            OnnxRuntimeEngine(graph, max_batch).close()  # raises where it is the graph
+            OnnxRuntimeEngine(graph, max_batch, name=name).close()  # raises where it is the graph
             raise UnavailableError(f"onnxruntime computes nothing on a GPU here: {one_line(str(error))}") from error
         if (found := self._session.get_providers()[0]) != _CUDA:
             self.close()

@@ -25,7 +25,7 @@ from misgnet_runtime.scenes.vectors import load_vector_libraries
 
 
 def predict_scene_files(
-    bundle_path: Path,
+    bundle: Path | Bundle,
     before: Path,
     after: Path,
     output: Path,
@@ -41,7 +41,7 @@ def predict_scene_files(
     Raises UsageError, InputError, UnavailableError or GateFailed; then no output has its name.
     """
     options = options or SceneOptions()
-    bundle = read_bundle(bundle_path)
+    bundle = read_bundle(bundle) if isinstance(bundle, Path) else bundle
     opening = partial(
         open_detector, bundle, options.engine, options.streams, options.threads, options.batch, options.goal
     )

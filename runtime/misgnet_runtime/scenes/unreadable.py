@@ -81,7 +81,7 @@ class Blocks:
         """Blocks of the image that were never written, and are nodata: the raster declares a value for that."""
         return int(self.tiff.image.absent.sum()) if self.nodata else 0
 
-    @property
+    @cached_property
     def has_gaps(self) -> bool:
         """Whether any block is unreadable, or absent and nodata."""
         return any(layer.absent.any() or layer.outside.any() for layer in self._layers)

@@ -9,15 +9,15 @@ SHA-256 of every file. Only the outermost JSON is read before the signature is c
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
-from misgnet_runtime.bundle_files import SIGNATURE
+from misgnet_runtime.bundle_files import MAX_ENTRIES, SIGNATURE
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.manifest import JSON_ERRORS
+from misgnet_runtime.trust.names import MAX_NAME, folded, path_problem
 
 MAX_SIGNATURE_BYTES = 8 << 20
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -92,6 +92,13 @@ class Envelope:
     payload: bytes
     signature: bytes
     certificates: tuple[bytes, ...]
+    _digests: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+
+    def digest(self, name: str) -> bytes:
+        """Return the hash called ``name`` of what was signed, computed once however many keys are tried."""
+        if name not in self._digests:
+            self._digests[name] = hashlib.new(name, self.signed_bytes()).digest()
+        return self._digests[name]
 
     def signed_bytes(self) -> bytes:
         """DSSE's pre-authentication encoding (PAE) of the payload."""
@@ -143,24 +150,15 @@ def _check_kind(statement: _Statement) -> None:
 
 def _problem(statement: _Statement, digests: Mapping[str, bytes]) -> str | None:
     total = hashlib.sha256(b"".join(digests.values())).hexdigest()
-    bad = [name for name in digests if not _is_plain(name)]
-    if bad:
-        return f"names {bad[0]!r}, which is no plain relative path"
+    if len(statement.predicate.resources) > MAX_ENTRIES:
+        return f"names more than {MAX_ENTRIES} files"
+    for name in digests:
+        if problem := path_problem(name):
+            return f"names {name[:MAX_NAME]!a}, which is no plain relative path: {problem}"
     if any(len(digest) != 32 for digest in digests.values()):
         return "states digests that are no SHA-256"
-    if len({name.casefold() for name in digests}) < len(statement.predicate.resources):
+    if len(set(map(folded, digests))) < len(statement.predicate.resources):
         return "names a file twice"
     if [subject.digest.get("sha256") for subject in statement.subject] != [total]:
         return "contradicts its own digest"
     return None
-
-
-def _is_plain(name: str) -> bool:
-    """Whether ``name`` is a relative POSIX path as it would be listed, in the one form that Unicode composes."""
-    parts = name.split("/")
-    return (
-        not any(part in ("", ".", "..") for part in parts)
-        and not any(unicodedata.category(char) in ("Cc", "Cf", "Cs") or char in "\\:" for char in name)
-        and unicodedata.normalize("NFC", name) == name
-        and name != SIGNATURE
-    )

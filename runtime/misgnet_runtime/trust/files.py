@@ -9,13 +9,12 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from misgnet_runtime.bundle_files import MAX_BYTES, SIGNATURE
+from misgnet_runtime.bundle_files import MAX_BYTES, MAX_ENTRIES, SIGNATURE
 from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.outputs import resumable_errors
 from misgnet_runtime.trust.envelope import MAX_SIGNATURE_BYTES
 from misgnet_runtime.trust.private import only_ours, unsafe_ancestor
 
-MAX_ENTRIES = 10_000
 _PART = 1 << 20
 
 
@@ -88,6 +87,13 @@ def copy_checked(root: Path, digests: Mapping[str, str], target: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as file:
                 _check(name, digest, hash_file(root / name, sizes[name], file.write))
+
+
+def read_checked(path: Path, digest: str, limit: int) -> bytes:
+    """Return the bytes of a file, which are those that were signed; raises InputError for others."""
+    parts: list[bytes] = []
+    _check(path.name, digest, hash_file(path, limit, parts.append))
+    return b"".join(parts)
 
 
 def hash_file(path: Path, limit: int | None = None, take: Callable[[bytes], object] | None = None) -> str:

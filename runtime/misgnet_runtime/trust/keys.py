@@ -6,9 +6,11 @@ of Model Signing: ECDSA on P-256, P-384 and P-521 with SHA-256, SHA-384 and SHA-
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
     from cryptography.x509 import Certificate
 
-_MAX_BYTES = 1 << 20
-_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \1-----", re.DOTALL)
+MAX_KEY_BYTES = 1 << 20
+_PEM_LINE = re.compile(rb"-----(BEGIN|END) ([A-Z0-9 ]{1,64})-----")
 _HASHES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 
 
@@ -53,10 +55,24 @@ class Signer:
 
 
 def read_anchors(path: Path) -> Anchors:
-    """Public keys and certificates of a PEM file.
+    """Read the public keys and certificates of a PEM file.
 
     Raises InputError for a file without any or with a key of another kind, UnavailableError without ``cryptography``.
     """
+    try:
+        if not path.is_file():  # a named pipe would wait for ever
+            raise InputError(f"key {path} is missing, or no file")
+        with path.open("rb") as file:
+            data = file.read(MAX_KEY_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"key {path} cannot be read: {error.strerror}") from error
+    if len(data) > MAX_KEY_BYTES:
+        raise InputError(f"key {path} is larger than {MAX_KEY_BYTES} bytes; give a PEM file of public keys")
+    return parse_anchors(path, data)
+
+
+def parse_anchors(path: Path, data: bytes) -> Anchors:
+    """As :func:`read_anchors`, of the file's bytes; ``path`` is for messages."""
     try:
         from cryptography import x509
         from cryptography.exceptions import UnsupportedAlgorithm
@@ -65,7 +81,7 @@ def read_anchors(path: Path) -> Anchors:
         raise UnavailableError(
             "checking a signature needs cryptography; install it with: pip install 'misgnet-export[verify]'"
         ) from error
-    blocks = _pem_blocks(path)
+    blocks = _pem_blocks(path, data)
     try:
         keys = tuple(_curve_key(load_pem_public_key(block), path) for kind, block in blocks if kind == b"PUBLIC KEY")
         certificates = tuple(x509.load_pem_x509_certificate(block) for kind, block in blocks if kind == b"CERTIFICATE")
@@ -96,12 +112,14 @@ def _find_by_certificate(envelope: Envelope, anchors: Anchors) -> Signer:
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
 
-    from misgnet_runtime.trust.chain import verify_chain
+    from misgnet_runtime.trust.chain import check_size, verify_chain
 
     unreadable = (UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
     try:
-        leaf, *between = map(x509.load_der_x509_certificate, envelope.certificates)
+        encoded = list(dict.fromkeys(envelope.certificates))  # a chain's file often repeats the signer's
+        check_size(encoded)
+        leaf, *between = map(x509.load_der_x509_certificate, encoded)
         root = verify_chain(leaf, between, anchors.certificates)
         key = leaf.public_key()
     except (ValueError, *unreadable) as error:
@@ -117,9 +135,11 @@ def _verifies(key: EllipticCurvePublicKey, envelope: Envelope) -> bool:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+    from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
+    name = _HASHES[key.curve.name]
     try:
-        key.verify(envelope.signature, envelope.signed_bytes(), ECDSA(getattr(hashes, _HASHES[key.curve.name])()))
+        key.verify(envelope.signature, envelope.digest(name), ECDSA(Prehashed(getattr(hashes, name)())))
     except InvalidSignature:
         return False
     return True
@@ -133,17 +153,34 @@ def _curve_key(key: PublicKeyTypes, path: Path) -> EllipticCurvePublicKey:
     return key
 
 
-def _pem_blocks(path: Path) -> list[tuple[bytes, bytes]]:
+def _pem_blocks(path: Path, data: bytes) -> list[tuple[bytes, bytes]]:
+    """Return label and text of each block. Raises InputError for a private key, and where there is no public one."""
     try:
-        if not path.is_file():  # a named pipe would wait for ever
-            raise InputError(f"key {path} is missing, or no file")
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"key {path} cannot be read: {error.strerror}") from error
-    blocks = [(match[1], match[0]) for match in _PEM.finditer(data)] if len(data) <= _MAX_BYTES else []
+        blocks = list(_split_pem(data))
+    except ValueError as error:
+        raise InputError(f"key {path} cannot be read: {error}") from error
     if any(b"PRIVATE" in kind for kind, _ in blocks):
         raise InputError(f"key {path} is a private key, which stays with who signs; give the public key or certificate")
     if not any(kind in (b"PUBLIC KEY", b"CERTIFICATE") for kind, _ in blocks):
         raise InputError(f"key {path} holds no public key or certificate in PEM; openssl ec -pubout writes one")
     return blocks
+
+
+def _split_pem(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Each line is inspected once. A block that does not end is an error: a truncated file must not trust less."""
+    label, lines = b"", list[bytes]()
+    for line in map(bytes.strip, data.removeprefix(codecs.BOM_UTF8).splitlines()):
+        mark = _PEM_LINE.fullmatch(line)
+        if label:
+            lines.append(line)
+        if mark is None:
+            continue
+        if mark[1] == b"BEGIN" and not label:
+            label, lines = mark[2], [line]
+        elif mark[1] == b"END" and mark[2] == label:
+            yield label, b"\n".join(lines) + b"\n"
+            label = b""
+        else:
+            raise ValueError(f"a PEM block is not complete: {line.decode()} stands without its counterpart")
+    if label:
+        raise ValueError(f"a PEM block is not complete: {label.decode()} does not end")

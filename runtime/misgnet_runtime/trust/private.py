@@ -32,6 +32,27 @@ def _is_ours(status: os.stat_result, may_be_shared: bool = False) -> bool:
     return not others and not group
 
 
+def read_protected(path: Path, limit: int) -> bytes:
+    """Read a regular file that only this user and root can change or replace, by its own name and by what it links to.
+
+    Raises OSError where the system refuses, and ValueError that says what is wrong with the file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not blocking: a named pipe would wait for ever
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        if not _is_ours(status):
+            raise ValueError(f"another user may change it; run: chown root {path} && chmod 644 {path}")
+        for name in (Path(os.path.realpath(path)), Path(os.path.realpath(path.parent), path.name)):
+            if parent := unsafe_ancestor(name):
+                raise ValueError(f"another user may replace it, by writing in {parent}")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"it is larger than {limit} bytes")
+    return data
+
+
 @cache
 def _is_own_group(gid: int) -> bool:
     """Whether a group has no member but this user, as most distributions give each; or is root's."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 import msgspec
 
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.manifest import Release, read_manifest_bytes
+from misgnet_runtime.manifest import Release
 
 CLOCK_TOLERANCE = timedelta(hours=1)  # between the clock of who signs and the device's
 
@@ -45,10 +44,10 @@ class _Stated(msgspec.Struct):
     release: Release | None = None
 
 
-def read_issue(manifest: Path) -> Issue:
+def read_issue(manifest: bytes) -> Issue:
     """Read nothing else of a manifest whose signature was checked. Raises InputError where that cannot be read."""
     try:
-        stated = msgspec.json.decode(read_manifest_bytes(manifest), type=_Stated)
+        stated = msgspec.json.decode(manifest, type=_Stated)
         release = stated.release or Release("", stated.created)
         expires = None if release.expires is None else moment(release.expires)
         version = Version(stated.bundle_version, moment(release.signed))

@@ -13,14 +13,31 @@ from pathlib import Path
 from misgnet_runtime.bundle_files import MANIFEST
 from misgnet_runtime.errors import InputError, MisgnetError
 from misgnet_runtime.log import current
-from misgnet_runtime.manifest import Manifest, decode_manifest
+from misgnet_runtime.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
 from misgnet_runtime.outputs import locked_folder, remove_stale
 from misgnet_runtime.trust.envelope import decode_envelope, signed_digests
-from misgnet_runtime.trust.files import check_digests, check_names, copy_checked, is_settled, read_signature
-from misgnet_runtime.trust.keys import Anchors, Signer, find_signer, read_anchors
+from misgnet_runtime.trust.files import (
+    check_digests,
+    check_names,
+    copy_checked,
+    is_settled,
+    read_checked,
+    read_signature,
+)
+from misgnet_runtime.trust.keys import Signer
 from misgnet_runtime.trust.policy import Trust
-from misgnet_runtime.trust.release import Issue, Version, read_issue, refusal
-from misgnet_runtime.trust.state import State, open_state
+from misgnet_runtime.trust.policy_file import read_requirements
+from misgnet_runtime.trust.release import Issue, read_issue, refusal
+from misgnet_runtime.trust.requirement import (
+    Match,
+    Requirement,
+    applicable,
+    below_minimum,
+    forbids_older,
+    keys_for,
+    signed_entries,
+)
+from misgnet_runtime.trust.state import State, open_state, prepare_state
 
 
 @dataclass(frozen=True)
@@ -56,43 +73,77 @@ class Folder:
 
 
 def check_signed(path: Path, trust: Trust) -> Checked:
-    """Check signature, names, bytes, version and expiry of the bundle at ``path``, in this order; read its manifest.
+    """Check signature, names, bytes, product, version and expiry of the bundle at ``path``, in this order.
 
+    Its manifest is decoded last, from the bytes that were signed. The state is locked only while the accepted version
+    is compared and replaced.
     Raises InputError that says what is wrong, UnavailableError without ``cryptography``, StorageError where the newest
-    accepted version cannot be kept.
+    accepted version cannot be kept, LockTimeoutError where another process keeps the state locked.
     """
-    anchors = read_anchors(trust.key)
+    requirements = read_requirements(trust)
     root = Path(os.path.realpath(path))
     if not root.is_dir():
         raise InputError(f"{path} is no bundle: it is no folder")
-    with open_state() as state:
-        try:
-            return _check(root, anchors, trust, state)
-        except MisgnetError as error:
-            raise type(error)(f"bundle {path} is refused, signed files are required ({trust.key}): {error}") from error
+    state = prepare_state()
+    try:
+        return _check(root, requirements, trust, state)
+    except MisgnetError as error:
+        sources = ", ".join(requirement.source for requirement in requirements)
+        raise type(error)(f"bundle {path} is refused, signed files are required ({sources}): {error}") from error
 
 
-def _check(root: Path, anchors: Anchors, trust: Trust, state: State) -> Checked:
+def _check(root: Path, requirements: tuple[Requirement, ...], trust: Trust, state: State) -> Checked:
     envelope = decode_envelope(read_signature(root))
-    signer = find_signer(envelope, anchors)
+    signed = signed_entries(envelope, requirements)
     digests = signed_digests(envelope)
     check_names(root, digests)
     folder = _checked_folder(root, digests, state)
-    issue = read_issue(folder.path / MANIFEST)
-    _check_issue(issue, signer, state.newest(issue.product, {signer.fingerprint, *anchors.fingerprints()}), trust)
-    manifest = decode_manifest(folder.path / MANIFEST)
-    if problem := _difference(manifest, digests):
+    data = _manifest_bytes(folder.path, digests)
+    issue = read_issue(data)
+    candidate = _Candidate(issue, applicable(issue, requirements, signed), keys_for(issue, requirements), trust)
+    candidate.check(state)
+    manifest = decode_manifest(folder.path / MANIFEST, data)
+    if problem := difference(manifest, digests):
         raise InputError(problem)
-    state.accept(issue.product, signer.fingerprint, issue.version)
-    return Checked(folder, manifest, Signed(signer, issue, digests))
+    with open_state() as locked:
+        warning = candidate.check(locked)  # another process may have accepted a newer one meanwhile
+        candidate.accept(locked)
+    if warning:
+        current().warning(f"run with --allow-older: {warning}")
+    return Checked(folder, manifest, Signed(candidate.matches[0].signer, issue, digests))
 
 
-def _check_issue(issue: Issue, signer: Signer, newest: Version | None, trust: Trust) -> None:
-    problem = refusal(issue, newest, datetime.now(timezone.utc)) or _outside(issue, signer)
-    if problem and not trust.allow_older:
-        raise InputError(f"{problem}; deploy a newer bundle, or run this one on purpose with --allow-older")
-    if problem:
-        current().warning(f"run with --allow-older: {problem}")
+@dataclass(frozen=True)
+class _Candidate:
+    """A bundle whose signature is right: may it run here?"""
+
+    issue: Issue
+    matches: tuple[Match, ...]  # the entries that it meets, at least one of each requirement
+    keys: frozenset[str]  # fingerprints of all keys that are trusted for its product
+    trust: Trust
+
+    def check(self, state: State) -> str | None:
+        """Raise InputError where it may not run; return what is wrong with it where the operator accepts that."""
+        if problem := below_minimum(self.issue, self.matches):
+            raise InputError(f"{problem}; deploy a newer bundle")
+        newest = state.newest(self.issue.product, self.keys)
+        outside = (_outside(self.issue, match.signer) for match in self.matches)
+        problem = refusal(self.issue, newest, datetime.now(timezone.utc)) or next(filter(None, outside), None)
+        if problem and (source := forbids_older(self.matches)):
+            raise InputError(f"{problem}; deploy a newer bundle: {source} does not permit --allow-older")
+        if problem and not self.trust.allow_older:
+            raise InputError(f"{problem}; deploy a newer bundle, or run this one on purpose with --allow-older")
+        return problem
+
+    def accept(self, state: State) -> None:
+        for key in {match.signer.fingerprint for match in self.matches}:
+            state.accept(self.issue.product, key, self.issue.version)
+
+
+def _manifest_bytes(folder: Path, digests: Mapping[str, str]) -> bytes:
+    if MANIFEST not in digests:
+        raise InputError(f"it is no bundle: it has no {MANIFEST}")
+    return read_checked(folder / MANIFEST, digests[MANIFEST], MAX_MANIFEST_BYTES)
 
 
 def _outside(issue: Issue, signer: Signer) -> str | None:
@@ -108,8 +159,8 @@ def _outside(issue: Issue, signer: Signer) -> str | None:
     )
 
 
-def _difference(manifest: Manifest, digests: Mapping[str, str]) -> str | None:
-    """What the manifest says otherwise than the signature; the digests of both are of the same bytes then."""
+def difference(manifest: Manifest, digests: Mapping[str, str]) -> str | None:
+    """Return what the manifest says otherwise than the signature, which is of the same bytes."""
     listed = {entry.path: entry.sha256 for entry in manifest.files}
     signed = {name: digest for name, digest in digests.items() if name != MANIFEST}
     names = [name for name in {*listed, *signed} if listed.get(name) != signed.get(name)]

@@ -6,7 +6,6 @@ device forget: that is this user, and root.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from misgnet_runtime.errors import InputError, StorageError
+from misgnet_runtime.lock import acquire
 from misgnet_runtime.manifest import Struct, encode
 from misgnet_runtime.outputs import write_file
 from misgnet_runtime.private import user_folder
@@ -36,13 +36,22 @@ class _Accepted(Struct, frozen=True):
 
 
 def state_folder() -> Path:
-    """$MISGNET_STATE, else misgnet in $XDG_STATE_HOME, else in ~/.local/state."""
-    return user_folder("MISGNET_STATE", "XDG_STATE_HOME", "~/.local/state")
+    """Return $MISGNET_STATE, else misgnet in $XDG_STATE_HOME, else in ~/.local/state.
+
+    Raises InputError without any of them: a folder that depends on where a command runs would remember nothing.
+    """
+    found = user_folder("MISGNET_STATE", "XDG_STATE_HOME", ".local/state")
+    if found is None:
+        raise InputError(
+            "there is no folder to remember accepted versions in: HOME is not set to an absolute path; set "
+            "MISGNET_STATE, XDG_STATE_HOME or HOME"
+        )
+    return found
 
 
 @dataclass(frozen=True)
 class State:
-    """An open, locked state folder; see :func:`open_state`."""
+    """A state folder that only this user can change; records are whole whenever they are read."""
 
     folder: Path
 
@@ -51,7 +60,7 @@ class State:
         return max(filter(None, (self._read(self._path(key, product)) for key in keys)), default=None)
 
     def accept(self, product: str, key: str, version: Version) -> None:
-        """Remember ``version``, if it is newer than what is remembered. Raises StorageError."""
+        """Remember ``version``, if it is newer than what is remembered; while locked. Raises StorageError."""
         path = self._path(key, product)
         known = self._read(path)
         if known is None or known < version:
@@ -76,22 +85,35 @@ class State:
             ) from error
 
 
+def prepare_state() -> State:
+    """Make the state folder, with mode 0700, where it is missing. Raises as :func:`open_state`, but does not wait."""
+    with _opened() as (state, _):
+        return state
+
+
 @contextmanager
 def open_state() -> Iterator[State]:
-    """The state, held for this process alone. Made, with mode 0700, where it is missing.
+    """The state, held for this process alone.
 
-    Raises StorageError where it cannot be made, InputError where another user could write there.
+    Raises StorageError where it cannot be made, InputError where another user could write there or no folder is named,
+    LockTimeoutError where another process does not let go of it.
     """
+    with _opened() as (state, handle):
+        acquire(handle, state.folder, "another process compares and replaces the accepted versions")
+        yield state
+
+
+@contextmanager
+def _opened() -> Iterator[tuple[State, int]]:
     folder = Path(os.path.realpath(state_folder()))
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise StorageError(f"{_told(folder)} cannot be opened: {error.strerror}; name another one") from error
     try:
         _check_private(folder, os.fstat(handle))
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield State(folder)
+        yield State(folder), handle
     finally:
         os.close(handle)
 

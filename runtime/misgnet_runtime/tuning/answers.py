@@ -8,7 +8,7 @@ from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.callables import Predict
 from misgnet_runtime.detector import ChangeDetector, Probability
 from misgnet_runtime.errors import MisgnetError
-from misgnet_runtime.golden import GoldenTiles, read_golden
+from misgnet_runtime.golden import GoldenTiles, golden_of
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.split import open_split
 from misgnet_runtime.tuning.settings import Setting
@@ -23,7 +23,7 @@ class AnswerCheck:
 
     def __init__(self, bundle: Bundle, entry: EngineEntry, default: Setting) -> None:
         self._bundle, self._entry = bundle, entry
-        self._golden = read_golden(bundle.file(bundle.manifest.file("golden tiles").path))
+        self._golden = golden_of(bundle)
         self._own = self._answers(default)
 
     def problem(self, setting: Setting) -> str | None:

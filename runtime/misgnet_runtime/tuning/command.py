@@ -40,7 +40,7 @@ def tune(
         refuse_existing(json_file, force)
     report = tune_bundle(bundle, tuple(engine or ()), minutes, current())
     if json_file is not None:
-        write_file(json_file, encode(report))
+        write_file(json_file, encode(report), force=force)
     if not is_json():
         for tuning in report.tunings:
             out_console.print(table(tuning))

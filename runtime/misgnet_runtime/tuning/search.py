@@ -12,7 +12,7 @@ import numpy as np
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.errors import MisgnetError
 from misgnet_runtime.manifest import EngineEntry
-from misgnet_runtime.throughput import Task, measure
+from misgnet_runtime.throughput import Task, measure, task_of
 from misgnet_runtime.tuning.candidates import Change
 from misgnet_runtime.tuning.settings import Found, Goal, Setting, Trial
 
@@ -95,11 +95,9 @@ class Comparison:
         )  # fmt: skip
 
     def _task(self, setting: Setting) -> Task:
-        golden = self.bundle.file(self.bundle.manifest.file("golden tiles").path)
-        return Task(
-            self.entry, str(self.bundle.path), self.bundle.manifest.interface, str(golden), setting.batch,
-            setting.threads, setting.streams, _WARM_UP_SECONDS, setting.engine,
-        )  # fmt: skip
+        return task_of(
+            self.bundle, self.entry, setting.batch, setting.threads, setting.streams, _WARM_UP_SECONDS, setting.engine
+        )
 
 
 def gain_and_spread(ours: list[float], theirs: list[float]) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from misgnet_runtime.engines import EngineSettings
-from misgnet_runtime.manifest import Count, Positive, Sha256, Struct
+from misgnet_runtime.manifest import Count, EngineName, Positive, Sha256, Struct
 
 # One pair at a time, or as many as there are: scenes, series, folders.
 Goal = Literal["latency", "throughput"]
@@ -60,7 +60,7 @@ class Place(Struct, frozen=True):
     """What a tuning holds for. ``bundle_sha256``: of the manifest; ``gpu``: empty for an engine on the CPU."""
 
     bundle_sha256: Sha256
-    engine: str
+    engine: EngineName
     processor: str
     cores: Count
     gpu: str

@@ -16,7 +16,7 @@ from misgnet_runtime.log import current
 from misgnet_runtime.machine import describe_machine, usable_cores
 from misgnet_runtime.manifest import EngineEntry, encode
 from misgnet_runtime.plans.vendor import load_vendor, rules, vendor_version
-from misgnet_runtime.private import PrivateFolder
+from misgnet_runtime.private import NoFolderError, PrivateFolder
 from misgnet_runtime.tuning.settings import FORMAT, Place, Setting, Tuning
 
 _MAX_BYTES = 1 << 20
@@ -54,16 +54,20 @@ def kept(bundle: Bundle, entry: EngineEntry) -> Tuning | None:
     Raises UnavailableError where the engine's library is missing.
     """
     place = place_of(bundle, entry)
-    path = path_of(place)
+    where = ""
     try:
+        path = path_of(place)
+        where = f" in {path}"
         data = _folder().read_sealed(path.name, _MAX_BYTES)
         found = None if data is None else msgspec.json.decode(data, type=Tuning)
         problem = None if found is None else _misfit(found, place, bundle.manifest.interface.max_batch)
+    except NoFolderError:
+        return None
     except (InputError, OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         found, problem = None, " ".join(str(error).split())
     if problem:
         current().warning(
-            f"the tuning of {entry.name} in {path} is not used: {problem}; run misgnet-run tune {bundle.name}"
+            f"the tuning of {entry.name}{where} is not used: {problem}; run misgnet-run tune {bundle.name}"
         )
         return None
     return found

@@ -24,7 +24,7 @@ class Use:
     def open(self, bundle: Bundle, entry: EngineEntry) -> Engine:
         """An engine of ``bundle``; raises as :func:`open_engine_file`."""
         batch = bundle.manifest.interface.max_batch
-        return open_engine_file(entry, bundle.path, batch, self.threads, self.streams, self.settings, named=bundle.name)
+        return open_engine_file(entry, bundle.files, batch, self.threads, self.streams, self.settings)
 
 
 @dataclass(frozen=True)
