@@ -217,7 +217,7 @@ def test_features_beyond_float16_are_refused(place: Place, factor: float, words:
 
 
 def test_a_disk_without_room_is_told_with_the_numbers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000, total=2000))
     with pytest.raises(InputError, match=r"110 x 150 px, and a file of its features takes .* where 1\.0 kB are free"):
         place.run()
     assert not place.names()

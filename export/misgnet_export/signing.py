@@ -63,6 +63,7 @@ def sign_bundle(request: SignRequest) -> Signed:
     anchors = _own_anchors(request)
     path = Path(os.path.realpath(request.bundle))
     with replace_folder(path) as temporary:
+        refuse_existing(request.bundle / SIGNATURE, request.force)  # signed by another process that this one waited for
         staged = temporary / _STAGE / path.name  # the library keeps the folder's name, for people
         staged.mkdir(parents=True)
         for entry in manifest.files:  # one by one: of a whole folder shutil tells no reason that a disk had

@@ -8,6 +8,7 @@ MisgnetError            1  a bug, unless it is one of the kinds below
 │   ├── LockTimeoutError 4  another process holds a lock for longer than --lock-timeout
 │   └── UnreadableError 4  more of a date's raster is unreadable than is allowed
 ├── UnavailableError    5  a device, driver or library is missing on this machine
+│   └── EngineError     5  an engine that was open failed in the middle of its work
 └── ScenesFailed        6  some of many scenes failed, and all others are done
 
 A message says what was asked, what was found, and what to do next, on one line.
@@ -48,6 +49,10 @@ class UnreadableError(InputError):
 
 class UnavailableError(MisgnetError):
     exit_code = 5
+
+
+class EngineError(UnavailableError):
+    """Nothing is known to be wrong with what the engine was given: opened again, it may work."""
 
 
 class ScenesFailed(MisgnetError):  # noqa: N818 - the others are done

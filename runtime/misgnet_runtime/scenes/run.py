@@ -15,7 +15,7 @@ from misgnet_runtime.outputs import refuse_existing, resumable_errors
 from misgnet_runtime.scenes.geotiff import read_tags
 from misgnet_runtime.scenes.inference import Work
 from misgnet_runtime.scenes.inputs import Inputs
-from misgnet_runtime.scenes.journal import Journal, Raw, open_journal
+from misgnet_runtime.scenes.journal import Journal, open_journal, raw_map
 from misgnet_runtime.scenes.mask import is_mask, write_png
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.probabilities import Probabilities
@@ -131,10 +131,7 @@ def run_pair(run: Run, compute: Callable[[Run, Journal, Tally], Work], log: Even
     published, where more of a date is unreadable than the options allow; else as ``compute``.
     """
     grid, settings = run.inputs.grid, run.settings()
-    raw = Raw(
-        "probability.raw", grid.height, grid.width * 4,
-        f"the scene has {grid.width:,} x {grid.height:,} px, and its map",
-    )  # fmt: skip
+    raw = raw_map(grid.height, grid.width)
     with open_journal(run.outputs[0], raw, settings, restart=run.options.restart) as journal:
         if not journal.publishing:
             refuse_outputs(run.outputs, run.options.force)
