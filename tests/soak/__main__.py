@@ -32,6 +32,7 @@ from supervisor import Supervisor
 from bundles import FLOAT, make_bundle
 
 _SHOWN = 40  # problems
+_WAITING = 60  # pairs
 
 
 def main() -> int:
@@ -71,12 +72,14 @@ def soak(root: Path, seed: int, options: argparse.Namespace) -> int:
 
 
 def _act(chance: random.Random, arrivals: Arrivals, watcher: Supervisor, oracle: Oracle) -> None:
+    """One thing that happens; nothing new arrives while more is waiting than a loaded machine gets done."""
     action = chance.choices(["good", "bad", "crash", "take", "TERM", "KILL"], [60, 16, 1.5, 30, 2, 3])[0]
+    waiting = oracle.waiting()
     if action == "take":
         oracle.take(chance)
     elif action in ("TERM", "KILL"):
         watcher.signal(action)
-    else:
+    elif len(waiting) < _WAITING and not (action == "crash" and any("crash" in name for name in waiting)):
         arrivals.add(action)
 
 

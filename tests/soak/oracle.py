@@ -53,12 +53,14 @@ class Oracle:
 
     def is_settled(self) -> bool:
         """Whether all that must come has come."""
-        known, words = self._journal(), self._words()
-        return (
-            all(known.get(pair.name, Known()).done for pair in self._pairs("good"))
-            and all(known.get(pair.name, Known()).failed is not None for pair in self._pairs("failed"))
-            and all(self._is_reported(pair, words) for pair in self._pairs("reported"))
-        )
+        words = self._words()
+        return not self.waiting() and all(self._is_reported(pair, words) for pair in self._pairs("reported"))
+
+    def waiting(self) -> list[str]:
+        """The names of pairs that are in the folder, and have not ended as they must."""
+        known = self._journal()
+        good = [pair.name for pair in self._pairs("good") if not known.get(pair.name, Known()).done]
+        return good + [pair.name for pair in self._pairs("failed") if known.get(pair.name, Known()).failed is None]
 
     def problems(self) -> list[str]:
         known, words = self._journal(), self._words()
