@@ -50,7 +50,8 @@ _JETPACK = "TensorRT and its Python module come with JetPack (python3-libnvinfer
 PLATFORMS: dict[PlatformName, Platform] = {
     "jetpack6": Platform(
         "JetPack 6: Orin, TensorRT 10.3, CUDA 12.6", "3.10", "aarch64", 35,
-        (*_RUNTIME, "numpy>=1.26,<2.3", "onnxruntime>=1.23.2,<1.24", "Pillow>=12.3,<13", "tomli>=2.0.1", "cuda-python>=12.6,<13"), system=_JETPACK,
+        (*_RUNTIME, "numpy>=1.26,<2.3", "onnxruntime>=1.23.2,<1.24", "Pillow>=12.3,<13",
+         "tomli>=2.0.1", "cuda-python>=12.6,<13"), system=_JETPACK,
     ),
     "jetpack7": Platform(
         "JetPack 7: Orin and Thor, TensorRT 10.16 to 11.x, CUDA 13", "3.12", "aarch64", 39,
