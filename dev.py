@@ -3,6 +3,8 @@
 
 python3 dev.py demo     build and run a bundle from the demo weights and generated tiles
 python3 dev.py test     run the test suite (further arguments go to pytest)
+python3 dev.py lowest   run the runtime's tests with the lowest versions that pyproject.toml allows, in .venv-lowest,
+                        by the Python that runs this (3.10 to 3.12)
 python3 dev.py lint     ruff
 python3 dev.py format   ruff format
 python3 dev.py types    mypy, strict for the runtime
@@ -13,14 +15,24 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
+LOWEST = ROOT / ".venv-lowest"
+LOWEST_EXTRAS = ("geo", "verify")  # of the runtime
+TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "scikit-learn")
+REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(\[[\w, -]+\])?\s*>=\s*(?P<lowest>[\w.]+)[^;]*(?P<marker>;.*)?")
 WEIGHTS = "examples/misgnet_synthetic_fp16.safetensors"
 
 
@@ -37,9 +49,19 @@ def demo(arguments: list[str]) -> None:
 
 
 def test(arguments: list[str]) -> None:
+    run_tests(VENV, arguments)
+
+
+def lowest(arguments: list[str]) -> None:
+    """Without PyTorch and onnx, all tests but the runtime's skip: see tests/conftest.py."""
+    run_tests(LOWEST, arguments)
+
+
+def run_tests(environment: Path, arguments: list[str]) -> None:
     """Files of tests side by side, with a core for each process: two that both take all cores wait for each other."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads
-    run("pytest", "-n", min(4, os.cpu_count() or 1), "--dist", "loadfile", *arguments)
+    workers = ("-n", min(4, os.cpu_count() or 1), "--dist", "loadfile")
+    run("pytest", *workers, *arguments, environment=environment)
 
 
 def lint(arguments: list[str]) -> None:
@@ -55,45 +77,73 @@ def types(arguments: list[str]) -> None:
 
 
 TASKS: dict[str, Callable[[list[str]], None]] = {
-    "demo": demo, "test": test, "lint": lint, "format": format_code, "types": types,
+    "demo": demo, "test": test, "lowest": lowest, "lint": lint, "format": format_code, "types": types,
 }  # fmt: skip
 
 
-def run(command: str, *arguments: object) -> None:
-    """Run a command of the virtual environment, shown first; its exit code ends this script."""
+def run(command: str, *arguments: object, environment: Path = VENV) -> None:
+    """Run a command of a virtual environment, shown first; its exit code ends this script."""
     words = [str(word) for word in arguments]
     print("$", command, *words, flush=True)
-    code = subprocess.run([VENV / "bin" / command, *words], cwd=ROOT, check=False).returncode
+    code = subprocess.run([environment / "bin" / command, *words], cwd=ROOT, check=False).returncode
     if code:
         raise SystemExit(code)
 
 
 def set_up() -> None:
     """Create .venv and install everything, pinned; done again only when the project's needs change."""
-    stamp = VENV / "installed"
-    needs = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
-    digest = hashlib.sha256(needs + sys.version.encode()).hexdigest()
-    if stamp.is_file() and stamp.read_text() == digest:
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    install(VENV, pins, [".[export,train,rtx,openvino,dev]"], "PyTorch, OpenVINO and TensorRT-RTX are large")
+
+
+def set_up_lowest() -> None:
+    """Create .venv-lowest: the runtime and its extras at their lower bounds, and what the tests need."""
+    if sys.version_info >= (3, 13):
+        raise SystemExit("numpy 1.26, the lowest version allowed, has no wheel for Python 3.13: use 3.10, 3.11 or 3.12")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    bounded = [*project["dependencies"], *(one for extra in LOWEST_EXTRAS for one in extras[extra])]
+    pins = "".join(f"{pin}\n" for pin in lowest_pins(bounded))
+    tools = [one for one in extras["dev"] if re.split(r"[^\w.-]", one)[0] in TEST_TOOLS]
+    install(LOWEST, pins, [f".[{','.join(LOWEST_EXTRAS)}]", *tools], "the lowest versions allowed")
+
+
+def lowest_pins(requirements: Iterable[str]) -> list[str]:
+    """Constraints for pip that allow only the lower bound of each requirement, on the Pythons that it is for."""
+    pins = []
+    for requirement in requirements:
+        found = REQUIREMENT.fullmatch(requirement)
+        if found is None:
+            raise SystemExit(f"pyproject.toml gives no lower bound for '{requirement}': write NAME>=VERSION")
+        pins.append(f"{found['name']}=={found['lowest']}{found['marker'] or ''}")
+    return pins
+
+
+def install(environment: Path, pins: str, needs: list[str], why: str) -> None:
+    """A virtual environment with the project, editable, and ``needs``, no other versions than ``pins`` allow."""
+    stamp = environment / "installed"
+    wanted = (ROOT / "pyproject.toml").read_bytes() + pins.encode() + sys.version.encode()
+    digest = hashlib.sha256(wanted).hexdigest()
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
         return
-    print(
-        f"setting up {VENV}: PyTorch, OpenVINO and TensorRT-RTX are large, the first time takes some minutes",
-        flush=True,
-    )
-    venv.create(VENV, with_pip=True, clear=True)
-    pip = [VENV / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-c", "constraints.txt", "-e", ".[export,train,rtx,openvino,dev]"], cwd=ROOT, check=True)
-    stamp.write_text(digest)
+    print(f"setting up {environment}: {why}, the first time takes some minutes", flush=True)
+    venv.create(environment, with_pip=True, clear=True)
+    constraints = environment / "constraints.txt"
+    constraints.write_text(pins, encoding="utf-8")
+    pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-c", constraints, "-e", *needs], cwd=ROOT, check=True)
+    stamp.write_text(digest, encoding="utf-8")
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):
-        found = platform.python_version()
-        raise SystemExit(f"the compiler needs Python 3.11 or later, this is {found}; only the runtime runs on 3.10")
     task = TASKS.get(sys.argv[1]) if len(sys.argv) > 1 else None
     if task is None:
         print(__doc__, file=sys.stderr)
         raise SystemExit(2)
-    set_up()
+    if sys.version_info < (3, 11) and task is not lowest:
+        found = platform.python_version()
+        raise SystemExit(f"the compiler needs Python 3.11 or later, this is {found}; only `dev.py lowest` runs on 3.10")
+    (set_up_lowest if task is lowest else set_up)()
     task(sys.argv[2:])
 
 

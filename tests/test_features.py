@@ -122,8 +122,9 @@ def test_tiles_without_data_are_not_encoded(place: Place) -> None:
 def test_blocks_that_cannot_be_read_are_counted(place: Place) -> None:
     write_raster(place.raster, PIXELS, compress="none")
     place.raster.write_bytes(place.raster.read_bytes()[: -2 * 32 * 32 * 3])
-    report = place.run()
-    assert len(report.features.footer.holes) == 2 and "2 blocks" in report.lines()[1]
+    report = place.run(SceneOptions(max_unreadable=100))
+    assert len(report.features.footer.holes) == report.figures()["unread"] == 2
+    assert any("2 unreadable blocks" in warning for warning in place.said.warnings)
 
 
 # --- ends
@@ -216,7 +217,7 @@ def test_features_beyond_float16_are_refused(place: Place, factor: float, words:
 
 
 def test_a_disk_without_room_is_told_with_the_numbers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000, total=2000))
     with pytest.raises(InputError, match=r"110 x 150 px, and a file of its features takes .* where 1\.0 kB are free"):
         place.run()
     assert not place.names()

@@ -57,7 +57,7 @@ def named(keys: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 @pytest.fixture
 def system(keys: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     """Writes the policy file of the machine, which lies elsewhere here: no option or variable moves it."""
-    monkeypatch.setattr(policy, "SYSTEM_POLICY", keys / "policy.toml")
+    monkeypatch.setattr(policy, "SYSTEM_POLICY", keys / "policy.toml", raising=False)
     return lambda text: _write(keys / "policy.toml", text)
 
 
@@ -373,6 +373,17 @@ def _link_to_what_others_may_replace(path: Path) -> None:
     shared.chmod(0o777)
 
 
+def _by_way_of_a_folder_of_others(path: Path) -> None:
+    """A link in the middle, whose own place and end are safe."""
+    shared, safe = path.parent.parent / "shared", path.parent.parent / "safe"
+    shared.mkdir()
+    safe.mkdir()
+    path.rename(safe / "policy")
+    (shared / "middle").symlink_to(safe)
+    path.symlink_to("../shared/middle/policy")
+    shared.chmod(0o777)
+
+
 def _writable_key(path: Path) -> None:
     (path.parent / "key.pub").chmod(0o666)
 
@@ -383,7 +394,8 @@ def _below_a_file(path: Path) -> None:
 
 
 BROKEN = [
-    _dangling, _folder, _pipe, _writable, _writable_folder, _link_to_what_others_may_replace, _writable_key,
+    _dangling, _folder, _pipe, _writable, _writable_folder, _link_to_what_others_may_replace,
+    _by_way_of_a_folder_of_others, _writable_key,
     _below_a_file,
 ]  # fmt: skip
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterator
+from functools import partial
 
 import pytest
 
+from ends import in_child
 from misgnet_runtime.scenes.pipeline import run_pipeline
 
 
@@ -98,3 +100,27 @@ def test_a_failure_ends_all_and_is_raised(stage: str, kind: type[BaseException])
         run_pipeline(read, lambda i: fail_at("work", i), lambda i: written.append(fail_at("write", i)))
     assert written == list(range(len(written))) and len(written) <= 3
     assert closed.is_set()
+
+
+def interrupted_at_the_start(number: int) -> None:
+    """Ends the process with 1 where a thread is left."""
+    real = threading.Thread.start
+    started = []
+
+    def start(thread: threading.Thread) -> None:
+        real(thread)
+        started.append(thread)
+        if len(started) == number:
+            raise KeyboardInterrupt
+
+    threading.Thread.start = start  # type: ignore[method-assign]
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(lambda: (i for i in range(1000)), lambda i: i, lambda _: None)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_interruption_while_threads_are_started_leaves_none(number: int) -> None:
+    """They would keep the process from its end."""
+    in_child(partial(interrupted_at_the_start, number))

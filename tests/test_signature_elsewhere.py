@@ -129,5 +129,5 @@ def test_what_times_engines_opens_the_checked_copy(place: Place, trust: Trust, s
     place.bundle.chmod(0o777)
     bundle, options = read_bundle(place.bundle, trust), BenchOptions(("cpu",))
     (task,) = tasks_of(bundle, make_plan(bundle, options), options, 1, 1)
-    for path in (Path(task.root), Path(task.golden)):
+    for path in (Path(task.root), Path(task.root, task.golden)):
         assert path.is_relative_to(state) and path.exists()

@@ -18,7 +18,7 @@ import pytest
 from bundles import FLOAT, INT8, INTERFACE, RTX, make_bundle
 from misgnet_runtime import throughput, throughput_product
 from misgnet_runtime.children import environment, python_command
-from misgnet_runtime.errors import MisgnetError
+from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.throughput import ROUNDS, Round, Task, Timing, WarmUp, measure
 from misgnet_runtime.throughput_worker import time_calls, warm_up
@@ -76,17 +76,17 @@ def test_engines_are_timed_in_turn(
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "kind", "words"),
     [
-        ({"file": "nowhere.onnx"}, "onnxruntime cannot open"),
-        ({"kind": "rtx", "file": RTX.file}, "UnavailableError"),
+        ({"file": "nowhere.onnx"}, InputError, r"lacks the file 'nowhere\.onnx'"),
+        ({"kind": "rtx", "file": RTX.file}, UnavailableError, ""),
     ],
 )
 def test_a_worker_that_fails_is_told_in_its_own_words(
-    bundle: Path, workers: list[throughput._Worker], change: dict[str, str], words: str
+    bundle: Path, workers: list[throughput._Worker], change: dict[str, str], kind: type[MisgnetError], words: str
 ) -> None:
     entry = msgspec.structs.replace(INT8, **change)
-    with pytest.raises(MisgnetError, match=f"the benchmark of cpu at batch 1 ended early: .*{words}"):
+    with pytest.raises(kind, match=f"the benchmark of cpu at batch 1 ended early: .*{words}"):
         measure([task(bundle, FLOAT), task(bundle, entry)], 0.05)
     assert len(workers) == 2
     assert all(w.process.returncode is not None for w in workers)

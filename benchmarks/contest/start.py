@@ -24,6 +24,7 @@ from misgnet_runtime.bundle import Bundle, file_sha256, read_bundle
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.manifest import Interface
 from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.snapshot import Snapshot
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxsim")
 
@@ -64,10 +65,12 @@ def straight_graph(weights: Path, interface: Interface, work: Path) -> Path:
     """The straight export of ``weights`` in ``work``, made where it is not there yet."""
     folder = work / "straight"
     folder.mkdir(exist_ok=True)
+    snapshot = Snapshot([weights])  # the graph's name is made of their digest
     graph = folder / f"{_key(weights, interface)}.onnx"
     if not graph.is_file():
         with step("exporting the weights to ONNX"), replace_file(graph) as temporary:
             onnx.save(simplify_graph(export_graph(load_network(weights), interface)), temporary)
+            snapshot.check()
     return graph
 
 

@@ -34,10 +34,10 @@ from benchmarks.speed.report import Absent, Report
 from benchmarks.speed.targets import targets_of
 from benchmarks.speed.work import work_of
 from misgnet_export.products import PRODUCTS
-from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.clock import timestamp
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.machine import check_processor, describe_machine
+from misgnet_runtime.snapshot import Snapshot
 
 QUANTIZERS = tuple(peer for peer in PEERS if peer.key in ("quantize_static", "nncf", "nncf-transformer"))
 SKIPPABLE = (EAGER, COMPILED, *(peer.key for peer in QUANTIZERS))
@@ -91,6 +91,8 @@ def run(options: Options, work: Path) -> Report:
     bundle, weights = open_start(options.start, options.weights, options.build_options(), work)
     interface = bundle.manifest.interface
     sets = _some(open_sets(bundle, options.calib, options.evaluation), options.eval_tiles)
+    snapshot = Snapshot([weights])
+    weights_sha256 = snapshot.sha256(weights)
     straight = straight_graph(weights, interface, work)
     with step("handing over the tiles"):
         calibration = hand_over(sets.calibration, interface, work / "calibration")
@@ -106,10 +108,11 @@ def run(options: Options, work: Path) -> Report:
     peaks = measure_peaks(course, multipliers(python_of, options.threads))
     work_of_pair = work_of(onnx.load(straight))
     rows = timed_rows([row for row, _ in examined], times, work_of_pair, peaks)
+    snapshot.check()  # every entrant read the weights for itself
     return Report(
         timestamp(), describe_machine(),
         {name: getattr(options, name) for name in ("threads", "rounds", "seconds")}, sets.facts(), bundle.digest(),
-        file_sha256(weights), work_of_pair, rows, [*absent, *again], product, peaks, targets_of(rows, product),
+        weights_sha256, work_of_pair, rows, [*absent, *again], product, peaks, targets_of(rows, product),
         load_before, os.getloadavg()[0],
     )  # fmt: skip
 

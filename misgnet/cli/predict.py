@@ -21,6 +21,7 @@ from misgnet.cli.options import (
 )
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.log import current
+from misgnet_runtime.words import changed_words
 
 _FIRST_HELP = "folder with A/ and B/; or the image of the earlier date, 8-bit RGB"
 _AFTER_HELP = "image of the later date, same size"
@@ -64,7 +65,8 @@ def predict(
     else:
         done = predict_files(network, data, after, output, options, force=force)
     pairs = f"{done.pairs} pairs, " if after is None else ""
-    current().result([f"{output}: {pairs}{100 * done.changed_share:.2f} % changed"])
+    changed = changed_words(done.changed_share, 1.0)  # all pixels of plain images are valid
+    current().result([f"{output}: {pairs}{changed}"])
 
 
 def _check_output(output: Path, folder: bool, force: bool) -> None:

@@ -81,6 +81,15 @@ Overlap = Annotated[_OptionalInt, _output(text="pixels that neighbouring tiles s
 Batch = Annotated[_OptionalInt, _output(text="tiles that the engine gets at once; what suits it without")]
 Streams = Annotated[_OptionalInt, _output(text="batches at once, sharing the device; what suits the engine without")]
 Threads = Annotated[_OptionalInt, _output(text="of the CPU, in all streams; all usable cores without")]
+MaxUnreadable = Annotated[
+    float,
+    typer.Option(
+        "--max-unreadable",
+        help="percent of either date's pixels that may lie in unreadable blocks (truncated or damaged file); beyond "
+        "it the pair fails",
+        metavar="P", rich_help_panel="GeoTIFF input: what its pixels are; nothing is guessed from values",
+    ),
+]  # fmt: skip
 NoTuned = Annotated[bool, typer.Option("--no-tuned", help="not as misgnet-run tune found best here, but as elsewhere")]
 Restart = Annotated[bool, _output("--restart", text="start anew what an ended run of this output began")]
 RestartAll = Annotated[

@@ -57,7 +57,8 @@ def _usable_names() -> Iterator[None]:
     except UnicodeEncodeError as error:
         if not any("\ud800" <= character <= "\udfff" for character in error.object):
             raise
-        raise InputError(f"the name '{printable(error.object)}' is not in UTF-8; rename the file or folder") from error
+        name = printable(error.object)[:200]
+        raise InputError(f"the name '{name}' is not in UTF-8; rename the file or folder") from error
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise

@@ -62,8 +62,9 @@ def open_bundle(
 
     ``streams``: so many batches of several threads run at once, sharing the device; ``tuned``: the engine is opened as
     ``misgnet-run tune`` found best here, if it was run. ``require_signature``: a PEM file of public keys or
-    certificates, else $MISGNET_REQUIRE_SIGNATURE; then nothing of the bundle is read before its signature over all
-    files was checked, and one that has expired or is older than was accepted before is refused, unless ``allow_older``.
+    certificates, else $MISGNET_REQUIRE_SIGNATURE; policy files apply besides. Then nothing of the bundle is read before
+    its signature over all files was checked, and one that has expired or is older than was accepted before is refused,
+    unless ``allow_older`` and every policy file permit it.
     Raises InputError for a bundle that is not what its manifest says, UsageError for an unknown engine,
     UnavailableError with the reason where none can run on this machine.
     """

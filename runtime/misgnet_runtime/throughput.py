@@ -223,7 +223,7 @@ class _Worker:
         kind, _, message = last.removeprefix(f"{errors.__name__}.").partition(": ")
         known = getattr(errors, kind, None) if message else None
         if isinstance(known, type) and issubclass(known, MisgnetError):
-            return known(f"the benchmark of {self.name}: {message}")
+            return known(f"the benchmark of {self.name} ended early: {message}")
         return MisgnetError(f"the benchmark of {self.name} ended early: {last}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.images import SUFFIXES, Mask, RgbImage, image_size, read_image, read_label
+from misgnet_runtime.images import SUFFIXES, Mask, RgbImage, image_size, read_label, read_pair
 from misgnet_runtime.snapshot import Snapshot
 from misgnet_runtime.tiling import Cell, cover, cut
 
@@ -179,10 +179,10 @@ def check_disjoint(first: TileSet, second: TileSet, roles: tuple[str, str], prog
 
 def load_source(source: Source) -> Images:
     """Both dates uint8 (H, W, 3) and the label bool (H, W) of a whole pair; InputError names a bad file."""
-    before, after = read_image(source.before), read_image(source.after)
-    label = np.zeros(before.shape[:2], np.bool_) if source.label is None else read_label(source.label)
-    for path, part in zip(source.paths[1:], (after, label), strict=False):
-        _check_size(path, part.shape[:2], source.before, before.shape[:2])
+    before, after = read_pair(source.before, source.after)
+    label = np.zeros(before.shape[:2], np.bool_) if source.label is None else read_label(source.label, source.before)
+    if source.label is not None:
+        _check_size(source.label, label.shape, source.before, before.shape[:2])
     return before, after, label
 
 
@@ -273,6 +273,8 @@ def _images_by_stem(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
+        if not path.name.isprintable() and any("\ud800" <= character <= "\udfff" for character in path.name):
+            raise InputError(f"the name of {str(path)!a} is not UTF-8; rename the file")
         if path.stem in found:
             raise InputError(f"{found[path.stem]} and {path} have the same name; which one is meant is not clear")
         found[path.stem] = path

@@ -3,6 +3,24 @@
 from __future__ import annotations
 
 
+def changed_words(share: float | None, valid: float) -> str:
+    """The changed share of the valid pixels, and the share of the valid ones, both given as 0 to 1.
+
+    ``share`` is None where no pixel is valid.
+    """
+    if share is None:
+        return "no valid pixels"
+    return f"{100 * share:.2f} % changed of valid pixels, {_percent(valid)} valid"
+
+
+def _percent(share: float) -> str:
+    """Two decimals; what is not all does not read as 100 %, and what is something not as 0 %."""
+    text = f"{100 * share:.2f} %"
+    if share < 1 and text == "100.00 %":
+        return "> 99.99 %"
+    return "< 0.01 %" if share > 0 and text == "0.00 %" else text
+
+
 def plural(count: int, noun: str) -> str:
     """``1 tile``, ``2 tiles``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

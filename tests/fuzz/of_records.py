@@ -66,7 +66,19 @@ def folder_record(folder: Path) -> Prepared:
 def watch_journal(folder: Path) -> Prepared:
     from misgnet_runtime.clock import now
     from misgnet_runtime.outputs import publish
-    from misgnet_runtime.watch.journal import Begun, Complete, Done, Failed, FileState, Started, open_journal
+    from misgnet_runtime.watch.journal import (
+        Begun,
+        Complete,
+        Done,
+        Ended,
+        Failed,
+        FileState,
+        Kept,
+        Read,
+        Started,
+        Unclean,
+        open_journal,
+    )
 
     output = folder / "out"
     files = [FileState(name, 5, 6, "0" * 64) for name in ("a_before.tif", "a_after.tif")]
@@ -75,7 +87,8 @@ def watch_journal(folder: Path) -> Prepared:
     with open_journal(output) as journal:
         for entry in (
             Started(now(), 1, "0" * 64, "cpu", {}), begun, complete, Done(now(), "a"), begun, Failed(now(), "a", "no"),
-            begun, complete,
+            begun, Kept(now(), "a", True), Ended(now(), "b", *files, "done", "", 1, True), begun,
+            Read(now(), "a", "0" * 64, "1" * 64), Unclean(now(), "a", 1, 8), complete,
         ):  # fmt: skip
             journal.add(entry)
     content = (output / "watch.jsonl").read_bytes()
@@ -85,9 +98,11 @@ def watch_journal(folder: Path) -> Prepared:
         (output / "watch.jsonl").write_bytes(data)
         with open_journal(output) as journal:
             journal.failed()
-            for name in journal.complete.outputs if journal.complete else ():  # as the next watcher does
+            complete = [pair.complete for pair in journal.pairs.unfinished.values() if pair.complete is not None]
+            for name in (name for entry in complete for name in entry.outputs):  # as the next watcher does
                 if (output / ".working" / name).exists():
                     publish(output / ".working" / name, output / name)
+            journal.compact({"a"})
 
     return read, [content]
 

@@ -14,10 +14,10 @@ from rich.text import Text
 from misgnet_calibration.accuracy import ControlReport, Effect, Phase, Step, Stopped, listed, loss
 from misgnet_export.report import figures
 from misgnet_export.report.pictures import data_uri
-from misgnet_export.report.tables import cell, plain_table
+from misgnet_export.report.tables import cell, plain, plain_table
 from misgnet_runtime.manifest import Fraction, Struct
 from misgnet_runtime.outputs import replace_file
-from misgnet_runtime.words import plural, printable
+from misgnet_runtime.words import plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,7 +120,7 @@ def control_table(record: ControlRecord) -> Table:
         table.add_column(name, **how)
     for step in record.steps:
         table.add_row(*_cells(step, record), style="bold" if step.number == record.result else "")
-    table.caption = Text(printable(summary(record)), style="dim")
+    table.caption = Text(plain(summary(record)), style="dim")
     return table
 
 

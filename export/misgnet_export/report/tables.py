@@ -30,7 +30,7 @@ def parity_table(report: ParityReport) -> Table:
     rules = [f"{engine}: {verdict.reason}" for engine, verdict in judged if verdict.rule != "F1 drop"]
     rough = any(figures.few_sources(e.interval) for e in report.engines)
     note = [f"~ rough: {plural(report.sources, 'source image')} only"] if rough else []
-    table.caption = Text("\n".join(map(printable, reasons + rules + note)), style="dim")
+    table.caption = Text("\n".join(map(plain, reasons + rules + note)), style="dim")
     return table
 
 
@@ -65,13 +65,18 @@ def stage_table(stages: list[tuple[str, float, str]]) -> Table:
 
 def plain_table(title: str) -> Table:
     """A table without lines, and its title at the left; the title is never read as markup."""
-    heading = Text(printable(title), style="bold")
+    heading = Text(plain(title), style="bold")
     return Table(title=heading, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def cell(text: str) -> Text:
     """A text of a file or from a user: never read as markup, its control characters escaped."""
-    return Text(printable(text))
+    return Text(plain(text))
+
+
+def plain(text: str) -> str:
+    """As :func:`printable`, with common spaces for those that figures hold."""
+    return printable(text.replace("\xa0", " "))
 
 
 def _parity_row(engine: EngineParity) -> list[Text]:

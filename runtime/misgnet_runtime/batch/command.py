@@ -10,6 +10,7 @@ import typer
 
 from misgnet_runtime import arguments
 from misgnet_runtime.log import EventLog, current
+from misgnet_runtime.words import changed_words
 
 if TYPE_CHECKING:
     from misgnet_runtime.batch.driver import Listener
@@ -46,6 +47,7 @@ def batch(
     threads: arguments.Threads = None,
     no_tuned: arguments.NoTuned = False,
     restart: arguments.Restart = False,
+    max_unreadable: arguments.MaxUnreadable = 0.0,
     bands: arguments.Bands = None,
     scale: arguments.Scale = None,
     offset: arguments.Offset = None,
@@ -93,9 +95,10 @@ def _listener(log: EventLog, progress: object) -> Listener:
 
     def ended(end: End) -> None:
         if isinstance(end, Done):
-            share, names = 100 * end.figures["changed_share"], ", ".join(reversed(end.outputs))
+            changed = changed_words(end.figures["changed_share"], end.figures.get("valid_share", 1.0))
+            names = ", ".join(reversed(end.outputs))
             figures = {"scene": end.scene, "outputs": end.outputs, "attempts": end.attempts, **end.figures}
-            log.result([f"{end.scene}: {share:.2f} % changed: {names}"], **figures)
+            log.result([f"{end.scene}: {changed}: {names}"], **figures)
         else:
             log.warning(f"{end.scene} failed: {end.message}", scene=end.scene, attempts=end.attempts)
 

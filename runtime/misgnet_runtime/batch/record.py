@@ -76,9 +76,12 @@ class Failed(Struct, frozen=True, tag="failed"):
 class _Figures(msgspec.Struct):
     """Of a report, what the table of results is made of."""
 
-    changed_share: float
+    changed_share: float | None
     unread: tuple[_Whole, _Whole]
     nodata_share: float | None = None
+    valid_share: float | None = None
+    unreadable_share_before: float | None = None
+    unreadable_share_after: float | None = None
     seconds: float | None = None
     polygons: _Whole | None = None
     height: _Whole | None = None

@@ -15,11 +15,12 @@ from misgnet_runtime.outputs import replace_file
 Row = dict[str, Any]
 _TEXT = ("id", "status", "before", "after", "output", "products", "engine", "worker", "finished", "message")
 _WHOLE = ("attempts", "height", "width", "unread_blocks", "unread_pixels", "polygons", "tiles", "resumed")
-_REAL = ("changed_share", "nodata_share", "seconds")
+_SHARES = ("changed_share", "valid_share", "nodata_share", "unreadable_share_before", "unreadable_share_after")
+_REAL = (*_SHARES, "seconds")
 COLUMNS = (
-    "id", "status", "changed_share", "nodata_share", "polygons", "output", "products", "message", "attempts", "height",
-    "width", "unread_blocks", "unread_pixels", "tiles", "resumed", "seconds", "engine", "worker", "finished", "before",
-    "after",
+    "id", "status", "changed_share", "valid_share", "nodata_share", "polygons", "output", "products", "message",
+    "attempts", "height", "width", "unread_blocks", "unread_pixels", "unreadable_share_before",
+    "unreadable_share_after", "tiles", "resumed", "seconds", "engine", "worker", "finished", "before", "after",
 )  # fmt: skip
 
 

@@ -128,7 +128,16 @@ def _is_done(task: Task, record: Record, output: Path) -> bool:
     end = record.ended.get(task.scene.id)
     if not isinstance(end, Done) or end.key != task.key or record.begun[task.scene.id]:
         return False
-    return all((output / name).exists() for name in end.outputs)
+    return _is_allowed(task.scene, end) and all((output / name).exists() for name in end.outputs)
+
+
+def _is_allowed(scene: Scene, end: Done) -> bool:
+    """Whether no more of either date was unreadable than the options of this run allow."""
+    shares = (end.figures.get(f"unreadable_share_{date}") or 0 for date in ("before", "after"))
+    try:
+        return 100 * max(shares) <= scene.options().max_unreadable
+    except UsageError:  # it fails when its turn comes
+        return False
 
 
 def _work(

@@ -17,11 +17,12 @@ _PIXELS = ("bands", "scale", "offset", "stretch")
 _DATES = ("", "before_", "after_")
 _FLAGS = ("align", "cog", "force", "restart", "no_tuned")
 _COUNTS = ("overlap", "batch", "streams", "threads")
-_NUMBERS = ("min_area", "simplify")
+_NUMBERS = ("min_area", "simplify", "max_unreadable")
 _ENDINGS = {"probability": ".probability.tif", "vector": ".gpkg", "quicklook": ".png", "output": ".tif"}
 _SUFFIXES = {"vector": VECTOR_SUFFIXES, "quicklook": (".png",)}
-# By these nothing in the outputs changes, or they are said anew of every run.
-_NOT_KEPT = ("force", "restart", "threads", "streams", "no_tuned")
+# By these nothing in the outputs changes, or they are said anew of every run; whether what a finished scene lacks is
+# still allowed is checked by itself.
+_NOT_KEPT = ("force", "restart", "threads", "streams", "no_tuned", "max_unreadable")
 OPTIONS = (
     "engine", *_ENDINGS, *_FLAGS, *_COUNTS, *_NUMBERS, *(date + name for date in _DATES for name in _PIXELS),
 )  # fmt: skip

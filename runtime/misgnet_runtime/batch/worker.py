@@ -18,7 +18,7 @@ import msgspec
 from misgnet_runtime.batch.scene import Scene
 from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.choice import Opened, open_detector
-from misgnet_runtime.errors import InputError, MisgnetError, StorageError
+from misgnet_runtime.errors import EngineError, InputError, MisgnetError, StorageError
 from misgnet_runtime.files import is_file
 from misgnet_runtime.lock import try_acquire
 from misgnet_runtime.log import EventLog, collector
@@ -105,6 +105,9 @@ class SceneWorker:
             return Outcome(self._do(task, log), warnings=_warnings(records))
         except StorageError as error:
             return Outcome(message=str(error), again=True, warnings=_warnings(records))
+        except EngineError as error:  # opened again, it may work
+            self._close()
+            return Outcome(message=str(error), again=True, sick=True, warnings=_warnings(records))
         except MisgnetError as error:
             return Outcome(message=str(error), warnings=_warnings(records))
         except Exception as error:  # what nobody foresaw may be this worker's fault, or a moment's
@@ -156,7 +159,8 @@ class SceneWorker:
         batch = options.batch_of(entry, detector.interface, detector.batch)
         engine = f"{entry.name} on {detector.engine.device}, {detector.engine.streams} streams, batch {batch}"
         place = os.path.realpath(self._setup.output)
-        return msgspec.json.encode({"scene": task.key, "engine": engine, "folder": place})
+        maker = {"scene": task.key, "engine": engine, "folder": place, "max_unreadable": options.max_unreadable}
+        return msgspec.json.encode(maker)
 
     def _keep_own(self, folder: Path, maker: bytes) -> None:
         """Leave what an ended worker began, where it was begun alike; else begin anew."""

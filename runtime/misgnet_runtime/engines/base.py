@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.errors import InputError, MisgnetError
+from misgnet_runtime.errors import EngineError, InputError, MisgnetError
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -57,7 +57,7 @@ class Engine(ABC):
 
         ``arrays`` holds every input by name, with the dtype and shape of its spec and one common
         batch of 1 to ``max_batch``. The returned arrays belong to the caller.
-        Raises InputError where the arrays do not fit.
+        Raises InputError where the arrays do not fit, EngineError with the backend's message where it fails.
         """
         batch = check_inputs(self.inputs, arrays, self.max_batch)
         contiguous = {spec.name: np.ascontiguousarray(arrays[spec.name]) for spec in self.inputs}
@@ -66,6 +66,11 @@ class Engine(ABC):
             if self._closed:
                 raise MisgnetError(f"this engine on {self.device} is closed; open it again")
             return self._infer(lane, contiguous, batch)
+        except (MisgnetError, MemoryError):
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise EngineError(f"the engine on {self.device} failed: {reason}") from error
         finally:
             self._free.put(lane)
 

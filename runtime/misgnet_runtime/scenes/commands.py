@@ -30,6 +30,7 @@ def encode(
     threads: arguments.Threads = None,
     no_tuned: arguments.NoTuned = False,
     restart: arguments.Restart = False,
+    max_unreadable: arguments.MaxUnreadable = 0.0,
     bands: arguments.Bands = None,
     scale: arguments.Scale = None,
     offset: arguments.Offset = None,
@@ -45,7 +46,7 @@ def encode(
     declared = Declared.parse("", bands, scale, offset, stretch)
     options = SceneOptions(
         before=declared, overlap=overlap, batch=batch, streams=streams, threads=threads, engine=engine, force=force,
-        restart=restart, tuned=not no_tuned,
+        restart=restart, tuned=not no_tuned, max_unreadable=max_unreadable,
     )  # fmt: skip
     with current().progress("rows of tiles") as progress:
         report = encode_file(bundle, raster, output, options, log=current(), progress=progress)
@@ -78,6 +79,7 @@ def series(
     threads: arguments.Threads = None,
     no_tuned: arguments.NoTuned = False,
     restart: arguments.RestartAll = False,
+    max_unreadable: arguments.MaxUnreadable = 0.0,
     bands: arguments.Bands = None,
     scale: arguments.Scale = None,
     offset: arguments.Offset = None,
@@ -105,7 +107,7 @@ def series(
     )
     scene = SceneOptions(
         first, later, align, overlap, batch, streams, threads, cog, min_area=min_area, simplify=simplify,
-        engine=engine, force=force, restart=restart, tuned=not no_tuned,
+        engine=engine, force=force, restart=restart, tuned=not no_tuned, max_unreadable=max_unreadable,
     )  # fmt: skip
     asked = {"probability": probability, "vector": vector, "quicklook": quicklook}
     products = frozenset(name for name, wanted in asked.items() if wanted)

@@ -19,8 +19,9 @@ from misgnet_runtime.scenes.inference import Work, fill
 from misgnet_runtime.scenes.journal import Journal
 from misgnet_runtime.scenes.run import Run
 from misgnet_runtime.scenes.scaling import Scaling
-from misgnet_runtime.scenes.source import Hole, Raster, neutralised
+from misgnet_runtime.scenes.source import Raster, neutralised
 from misgnet_runtime.scenes.strips import Reading, Strip, strips
+from misgnet_runtime.scenes.unreadable import Tally, UnreadableBlock
 from misgnet_runtime.split import SplitDetector
 
 Features = list[NDArray[np.float32]]
@@ -66,7 +67,7 @@ class _Stored:
         self._raster, self._scaling = raster, scaling
         self._records = stored.read(strip.numbers)
         self.valid = _joined(strip, valid_pixels(self._records, stored.footer.tile))
-        self.holes = frozenset[Hole]((raster.date, *block) for block in stored.footer.holes)
+        self.holes = frozenset[UnreadableBlock]((raster.date, *block) for block in stored.footer.holes)
 
     def tiles(self, reading: Reading) -> Tiles:
         strip = reading.strip
@@ -95,25 +96,30 @@ def compare(
     detector: SplitDetector,
     stored: tuple[FeatureFile | None, FeatureFile | None],
     journal: Journal,
+    tally: Tally,
     progress: Progress | None,
 ) -> Work:
-    """Compute the rows that ``journal`` lacks, as :func:`fill`; ``stored``: the features of both dates, if any."""
+    """Compute the rows that ``journal`` lacks, as :func:`fill`; ``stored``: the features of both dates, if any.
+
+    ``tally`` counts blocks that do not decode; UnreadableError where they are more than it allows.
+    """
 
     def answer(tiles: tuple[Tiles, Tiles]) -> NDArray[np.float32]:
         before, after = (one.features(detector.encode) for one in tiles)
         return detector.compare(before, after)
 
-    return fill(journal, run.layout, lambda first: _read(run, stored, first), answer, progress, run.streams)
+    return fill(journal, run.layout, lambda first: _read(run, stored, tally, first), answer, progress, run.streams)
 
 
 def _read(
-    run: Run, stored: tuple[FeatureFile | None, FeatureFile | None], first: int
+    run: Run, stored: tuple[FeatureFile | None, FeatureFile | None], tally: Tally, first: int
 ) -> Generator[tuple[Reading, tuple[Tiles, Tiles]], None, None]:
     scalings = run.inputs.scalings
     with run.inputs.open_pair() as pair:
         for strip in strips(run.layout, run.batch, first):
             before = _view(pair.before, scalings[0], strip, stored[0])
             after = _view(pair.after, scalings[1], strip, stored[1])
+            tally.add(before.holes | after.holes)
             reading = Reading(strip, before.valid & after.valid, before.holes | after.holes)
             yield reading, (before.tiles(reading), after.tiles(reading))
 

@@ -11,8 +11,10 @@ from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.outputs import refuse_existing
+from misgnet_runtime.scenes.agreement import band_warnings
 from misgnet_runtime.scenes.encoding import SplitEngine, look_at_encoding, make_features, open_split_engine
 from misgnet_runtime.scenes.features import SUFFIX, FeatureFile
+from misgnet_runtime.scenes.inputs import check_readable
 from misgnet_runtime.scenes.journal import progress_folder
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.run import INTERRUPTED
@@ -33,8 +35,6 @@ class EncodeReport:
             f"{path}: {len(footer.crc32):,} tiles, {path.stat().st_size / 2**20:,.1f} MiB, "
             f"engine {self.engine.entry.name} ({self.engine.reason})"
         ]
-        if footer.holes:
-            found.append(f"warning: {len(footer.holes)} blocks could not be read; they have no data")
         if self.resumed:
             found.append(f"gone on from tile {self.resumed} of an ended run")
         return found
@@ -70,9 +70,13 @@ def encode_file(
     output = Path(os.path.realpath(output))
     if not progress_folder(output).exists():
         refuse_existing(output, options.force)
-    with open_split_engine(read_bundle(bundle_path), options) as engine:
+    bundle = read_bundle(bundle_path)
+    check_readable(raster, "before", options.max_unreadable)
+    with open_split_engine(bundle, options) as engine:
         encoding = look_at_encoding(engine, raster, options)
         log.info(f"{raster.name}: {encoding.date.scaling}")
+        for warning in band_warnings(encoding.date):
+            log.warning(warning)
         try:
             made, resumed = make_features(encoding, output, log=log, progress=progress)
         except KeyboardInterrupt:

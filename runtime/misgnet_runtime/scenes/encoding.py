@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,16 @@ from misgnet_runtime.images import RgbImage
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors
-from misgnet_runtime.scenes.features import FORMAT, FeatureFile, Footer, footer_bytes, open_features, pack, record_type
+from misgnet_runtime.scenes.features import (
+    FORMAT,
+    Block,
+    FeatureFile,
+    Footer,
+    footer_bytes,
+    open_features,
+    pack,
+    record_type,
+)
 from misgnet_runtime.scenes.grids import Grid
 from misgnet_runtime.scenes.inputs import Date, look_at_date
 from misgnet_runtime.scenes.journal import (
@@ -31,8 +40,9 @@ from misgnet_runtime.scenes.journal import (
 )
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.pipeline import run_pipeline
-from misgnet_runtime.scenes.source import Hole, Raster, neutralised, open_raster
+from misgnet_runtime.scenes.source import Raster, neutralised, open_raster
 from misgnet_runtime.scenes.strips import Reading, strips
+from misgnet_runtime.scenes.unreadable import Tally, UnreadableBlock
 from misgnet_runtime.scenes.windows import Layout, lay_out
 from misgnet_runtime.split import SplitDetector, choose_split
 
@@ -75,6 +85,16 @@ class Encoding:
     open_raster: Callable[[], AbstractContextManager[Raster]]
 
     @property
+    def name(self) -> str:
+        """Which date of a pair it is."""
+        return "before" if self.first else "after"
+
+    def tally(self, blocks: Iterable[UnreadableBlock | Block]) -> Tally:
+        """Counts unreadable blocks, beginning with ``blocks``; UnreadableError above what the options allow."""
+        found = [(self.name, *block[-4:]) for block in blocks]
+        return Tally({self.name: self.date.blocks}, self.options.max_unreadable, found)
+
+    @property
     def batch(self) -> int:
         detector = self.engine.detector
         return self.options.batch_of(self.engine.entry, detector.interface, detector.batch)
@@ -115,13 +135,16 @@ def open_split_engine(bundle: Bundle, options: SceneOptions) -> Iterator[SplitEn
 def look_at_encoding(engine: SplitEngine, path: Path, options: SceneOptions, grid: Grid | None = None) -> Encoding:
     """A raster on its own grid, whose pixels are what ``options.before`` says, or on ``grid``, by ``options.after``.
 
-    Raises as :func:`open_raster` and :func:`find_scaling`.
+    Raises as :func:`open_raster` and :func:`find_scaling`; UnreadableError where more of it is known to be unreadable
+    than ``options`` allow.
     """
     first = grid is None
     opened = partial(open_raster, path, "before" if first else "after", grid, align=options.align)
     with opened() as raster:
+        Tally({raster.date: raster.blocks}, options.max_unreadable)
         date = look_at_date(raster, path, options.before if first else options.after)
-        return Encoding(engine, date, grid or Grid.of(raster.dataset), first, raster.warped, options, opened)
+        own, aligned = grid or Grid.of(raster.dataset), raster.source is not None
+        return Encoding(engine, date, own, first, aligned, options, opened)
 
 
 def make_features(
@@ -144,9 +167,12 @@ def make_features(
         if not journal.publishing:
             refuse_existing(output, options.force)
         resumed = journal.finished
-        _encode_tiles(encoding, journal, progress)
+        tally = encoding.tally(journal.holes)
+        _encode_tiles(encoding, journal, tally, progress)
         encoding.date.check_unchanged()
-        _publish(journal, footer, output)
+        _publish(encoding, journal, footer, output)
+    for warning in tally.warnings():
+        log.warning(warning)
     discard_progress(output)
     return open_features(output), resumed
 
@@ -157,7 +183,7 @@ def _raw(encoding: Encoding, footer: Footer) -> Raw:
     return Raw(_RAW, tiles, encoding.record.itemsize, words)
 
 
-def _encode_tiles(encoding: Encoding, journal: Journal, progress: Progress | None) -> None:
+def _encode_tiles(encoding: Encoding, journal: Journal, tally: Tally, progress: Progress | None) -> None:
     encode = encoding.engine.detector.encode
     finished = journal.finished
     writer = _Writer(encoding, journal, progress)
@@ -166,15 +192,16 @@ def _encode_tiles(encoding: Encoding, journal: Journal, progress: Progress | Non
         reading, images = item
         return reading, encode(images) if reading.tiles else []
 
-    run_pipeline(lambda: _read(encoding, finished), work, writer.take, encoding.engine.streams)
+    run_pipeline(lambda: _read(encoding, tally, finished), work, writer.take, encoding.engine.streams)
 
 
-def _read(encoding: Encoding, finished: int) -> Generator[tuple[Reading, RgbImage], None, None]:
+def _read(encoding: Encoding, tally: Tally, finished: int) -> Generator[tuple[Reading, RgbImage], None, None]:
     """Strips, whole, that are not on the disk yet: an engine's answer may depend on what else is in a batch."""
     with encoding.open_raster() as raster:
         for strip in strips(encoding.layout, encoding.batch, finished // len(encoding.layout.columns.starts)):
             if strip.numbers.stop > finished:
                 image, valid, holes = raster.rgb(encoding.date.scaling, strip.rows, strip.columns)
+                tally.add(holes)
                 reading = Reading(strip, valid, holes)
                 yield reading, strip.stack(neutralised(image, valid), reading.tiles)
 
@@ -187,7 +214,7 @@ class _Writer:
         self._begun = journal.finished
         self._waiting: list[NDArray[Any]] = []
         self._told = set(journal.holes)
-        self._holes: set[Hole] = set()
+        self._holes: set[UnreadableBlock] = set()
 
     def take(self, encoded: tuple[Reading, list[NDArray[np.float32]]]) -> None:
         reading, values = encoded
@@ -215,9 +242,10 @@ class _Writer:
         return records
 
 
-def _publish(journal: Journal, footer: Footer, output: Path) -> None:
+def _publish(encoding: Encoding, journal: Journal, footer: Footer, output: Path) -> None:
     """Complete the raw file, and give it its name."""
-    holes = sorted(block for _, *block in journal.holes)
+    known = encoding.date.blocks.blocks(encoding.name)
+    holes = sorted({block[1:] for block in (*journal.holes, *known)})
     checksums = [band.crc32 for band in journal.bands]
     complete = msgspec.structs.replace(footer, holes=holes, crc32=checksums)
     with resumable_errors(output):

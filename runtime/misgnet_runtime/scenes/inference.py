@@ -17,8 +17,9 @@ from misgnet_runtime.images import RgbImage
 from misgnet_runtime.scenes.journal import Journal
 from misgnet_runtime.scenes.pipeline import run_pipeline
 from misgnet_runtime.scenes.scaling import Scaling
-from misgnet_runtime.scenes.source import Hole, Pair
+from misgnet_runtime.scenes.source import Pair
 from misgnet_runtime.scenes.strips import Reading, strips
+from misgnet_runtime.scenes.unreadable import Tally, UnreadableBlock
 from misgnet_runtime.scenes.windows import Blender, Layout
 
 Item = TypeVar("Item")
@@ -26,12 +27,15 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Task:
-    """How a scene is run; ``open_pair`` opens it anew, for the thread that reads. ``streams``: batches at once."""
+    """How a scene is run; ``open_pair`` opens it anew, for the thread that reads, where ``tally`` counts what does not
+    decode. ``streams``: batches at once.
+    """
 
     open_pair: Callable[[], AbstractContextManager[Pair]]
     scalings: tuple[Scaling, Scaling]
     layout: Layout
     batch: int
+    tally: Tally
     streams: int = 1
 
 
@@ -83,6 +87,7 @@ def _read(task: Task, first: int) -> Generator[tuple[Reading, tuple[RgbImage, Rg
     with task.open_pair() as pair:
         for strip in strips(task.layout, task.batch, first):
             pixels = pair.read(task.scalings, strip.rows, strip.columns)
+            task.tally.add(pixels.holes)
             reading = Reading(strip, pixels.valid, pixels.holes)
             yield reading, (strip.stack(pixels.before, reading.tiles), strip.stack(pixels.after, reading.tiles))
 
@@ -93,9 +98,9 @@ class _Writer:
     def __init__(self, layout: Layout, first: int, journal: Journal, progress: Progress | None) -> None:
         self._layout, self._row, self._journal, self._progress = layout, first, journal, progress
         self._blender = Blender(layout, first)
-        self._valid = np.empty((layout.rows.tile, layout.columns.length), np.bool_)
+        self._valid = np.empty((min(layout.rows.tile, layout.rows.length), layout.columns.length), np.bool_)
         self._told = set(journal.holes)
-        self._holes: set[Hole] = set()
+        self._holes: set[UnreadableBlock] = set()
         self.tiles = 0
 
     def take(self, answered: tuple[Reading, NDArray[np.float32]]) -> None:

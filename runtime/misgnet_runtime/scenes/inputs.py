@@ -1,36 +1,54 @@
-"""Rasters looked at before a run: their digests, their state on disk, their scalings, and whether two lie together."""
+"""Rasters inspected before a run: digest, state on disk, unreadable blocks, scaling, and whether two lie together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.log import EventLog
+from misgnet_runtime.scenes.agreement import check_statements, pair_warnings
 from misgnet_runtime.scenes.grids import Grid
+from misgnet_runtime.scenes.interpretation import Statement, acquired, statement
 from misgnet_runtime.scenes.options import Declared, SceneOptions
 from misgnet_runtime.scenes.sampling import find_scaling, residual_shift
 from misgnet_runtime.scenes.scaling import Scaling
-from misgnet_runtime.scenes.source import Pair, Raster, open_pair
+from misgnet_runtime.scenes.source import FileStamp, Pair, Raster, open_pair, open_raster
+from misgnet_runtime.scenes.unreadable import Blocks, Tally, UnreadableBlock
+from misgnet_runtime.words import plural
 
 
 @dataclass(frozen=True)
 class Date:
-    """One raster: its digest, its size and time on disk, and how its values become RGB."""
+    """One raster: the digest of its bytes, its file's state since before they were read, how its values become RGB, and
+    where its blocks lie.
+
+    ``declared``: what is said of its pixels, and ``stated``: what its file says of them; ``acquired``: when it was
+    taken, where its file says so.
+    """
 
     path: Path
     sha256: str
-    stamp: tuple[int, int]
+    stamp: FileStamp
     scaling: Scaling
+    blocks: Blocks
+    declared: Declared
+    stated: Statement
+    acquired: datetime | None
 
     def check_unchanged(self) -> None:
-        """InputError where the file is not what was looked at."""
-        if _stamp(self.path) != self.stamp:
-            raise InputError("an input raster was changed while it was read; start anew with --restart")
+        """InputError where the file is not the one that was read, or was written to since."""
+        now = FileStamp.of(self.path)
+        if now == self.stamp:
+            return
+        # Links and permissions change the last field too, and leave the bytes as they are.
+        if now[:-1] != self.stamp[:-1] or file_sha256(self.path) != self.sha256:
+            raise _changed(self.path)
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,10 @@ class Inputs:
     shift: tuple[float, float] | None
     open_pair: Callable[[], AbstractContextManager[Pair]]
 
+    def tally(self, limit: float, found: Iterable[UnreadableBlock] = ()) -> Tally:
+        """Counts unreadable blocks of both dates, beginning with those ``found``; UnreadableError above ``limit``."""
+        return Tally({"before": self.before.blocks, "after": self.after.blocks}, limit, found)
+
     @property
     def scalings(self) -> tuple[Scaling, Scaling]:
         return self.before.scaling, self.after.scaling
@@ -51,6 +73,10 @@ class Inputs:
         """Log what a user should know before the run: scalings, and warnings."""
         for date, scaling in zip(("before", "after"), self.scalings, strict=True):
             log.info(f"{date}: {scaling}")
+        for name, blocks in (("before", self.before.blocks), ("after", self.after.blocks)):
+            if blocks.nodata_blocks:
+                some = f"{blocks.nodata_blocks:,} of {plural(blocks.count, 'block')}"
+                log.info(f"{name}: {some} were never written, which is nodata")
         self.warn(log)
 
     def warn(self, log: EventLog) -> None:
@@ -59,17 +85,22 @@ class Inputs:
             log.warning(warning)
 
     def warnings(self) -> list[str]:
-        if not self.shift or max(map(abs, self.shift)) <= 1:
-            return []
-        return [
-            f"the second date lies about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} columns beside "
-            "the first; what does not move may be taken for change: register them first"
-        ]
+        found = pair_warnings(self.before, self.after)
+        if self.shift and max(map(abs, self.shift)) > 1:
+            found.append(
+                f"the second date lies about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} columns beside "
+                "the first; what does not move may be taken for change: register them first"
+            )
+        return found
 
 
 def look_at(before: Path, after: Path, options: SceneOptions) -> Inputs:
-    """All that is decided before the first tile; raises as :func:`open_pair` and :func:`find_scaling`."""
+    """All that is decided before the first tile; raises as :func:`open_pair` and :func:`find_scaling`.
+
+    UnreadableError where more of a date is known to be unreadable than ``options`` allow.
+    """
     with open_pair(before, after, align=options.align) as pair:
+        Tally({"before": pair.before.blocks, "after": pair.after.blocks}, options.max_unreadable)
         first = look_at_date(pair.before, before, options.before)
         second = look_at_date(pair.after, after, options.after)
     return look_at_pair(first, second, align=options.align)
@@ -77,21 +108,32 @@ def look_at(before: Path, after: Path, options: SceneOptions) -> Inputs:
 
 def look_at_pair(before: Date, after: Date, *, align: bool, grid: Grid | None = None) -> Inputs:
     """Two dates that were looked at, on ``grid``, that of the first without one; raises as :func:`open_pair`."""
+    check_statements(before, after)
     opened = partial(open_pair, before.path, after.path, align=align, grid=grid)
     with opened() as pair:
         return Inputs(before, after, pair.grid, residual_shift(pair, (before.scaling, after.scaling)), opened)
 
 
+def check_readable(path: Path, date: str, limit: float) -> None:
+    """UnreadableError where more than ``limit`` percent of a raster is known to be unreadable.
+
+    Else raises as :func:`open_raster`.
+    """
+    with open_raster(path, date) as raster:
+        Tally({date: raster.blocks}, limit)
+
+
 def look_at_date(raster: Raster, path: Path, declared: Declared) -> Date:
     """One date, open as ``raster`` on the grid of its map; raises as :func:`find_scaling`."""
     scaling = find_scaling(raster, declared)
-    stamp = _stamp(path)
-    return Date(path, file_sha256(path), stamp, scaling)
+    digest = file_sha256(path)
+    if FileStamp.of(path) != raster.stamp:  # then it is not of the bytes that are read
+        raise _changed(path)
+    stated = statement(raster.file, scaling.bands)
+    return Date(path, digest, raster.stamp, scaling, raster.blocks, declared, stated, acquired(raster.file))
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise InputError(f"input {error.filename} cannot be read any more: {error.strerror}") from error
-    return found.st_size, found.st_mtime_ns
+def _changed(path: Path) -> InputError:
+    return InputError(
+        f"raster {path} was changed while it was read; when it is complete, run the command again with --restart"
+    )

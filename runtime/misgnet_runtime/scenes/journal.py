@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
-from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.errors import InputError, StorageError, UsageError
 from misgnet_runtime.lines import append_line, decode_lines, open_held, write_all
 from misgnet_runtime.manifest import JSON_ERRORS, Count, Struct
 from misgnet_runtime.outputs import resumable_errors
@@ -131,6 +131,11 @@ def progress_folder(output: Path) -> Path:
     return output.parent / f".{output.name}.progress"
 
 
+def raw_map(height: int, width: int) -> Raw:
+    """The raw file of a map of so many pixels."""
+    return Raw("probability.raw", height, width * 4, f"the scene has {width:,} x {height:,} px, and its map")
+
+
 @contextmanager
 def open_journal(output: Path, raw: Raw, settings: dict[str, str], *, restart: bool) -> Iterator[Journal]:
     """The journal of ``output``, begun where there is none or with ``restart``; one run at a time may hold it.
@@ -139,7 +144,7 @@ def open_journal(output: Path, raw: Raw, settings: dict[str, str], *, restart: b
     where the disk has no room for the raw file, or refuses.
     """
     folder, header = progress_folder(output), raw.header(settings)
-    _check_room(folder / raw.name, raw)
+    check_room(output, raw)
     busy = f"another run is writing {output}; wait for it, or choose another -o"
     with open_held(folder / _JOURNAL, busy) as handle:
         with resumable_errors(folder):
@@ -186,14 +191,29 @@ def was_published(output: Path) -> bool:
         return any(isinstance(entry, Publishing) for entry in _parse(handle, output)[1])
 
 
-def _check_room(path: Path, raw: Raw) -> None:
+def finished_units(output: Path) -> int:
+    """How many rows of a map, or tiles' features, an interrupted run of ``output`` left on the disk."""
+    journal = progress_folder(output) / _JOURNAL
+    try:
+        with journal.open("rb", buffering=0) as handle:
+            bands = [entry for entry in _parse(handle, output)[1] if isinstance(entry, Band)]
+    except (OSError, UsageError):  # none, or a damaged one, which counts for nothing
+        return 0
+    return bands[-1].stop if bands else 0
+
+
+def check_room(output: Path, raw: Raw) -> None:
+    """Raises InputError where the disk of ``output`` can never hold the raw file, StorageError where it is too full."""
+    path = progress_folder(output) / raw.name
     folder = next(parent for parent in path.parents if parent.exists())
     there = path.stat().st_size if path.exists() else 0
-    needed, free = raw.count * raw.size - there, shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(
-            f"{raw.words} takes {decimal(needed)} beside the output, where {decimal(free)} are free; is its header "
-            "damaged? If not, make room, choose another -o, or cut the scene"
+    usage = shutil.disk_usage(folder)
+    needed = raw.count * raw.size - there
+    if needed > usage.free:
+        error = InputError if needed > usage.total else StorageError  # with room made, the same call may succeed
+        raise error(
+            f"{raw.words} takes {decimal(needed)} beside the output, where {decimal(usage.free)} are free; is its "
+            "header damaged? If not, make room, choose another -o, or cut the scene"
         )
 
 

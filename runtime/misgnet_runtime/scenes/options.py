@@ -19,12 +19,14 @@ class Declared:
 
     ``bands``: which are red, green and blue, from 1. A stored value times ``scale`` plus ``offset`` is 0 for black and
     1 for white, one number or three; or ``stretch``: the percentiles of each band that become black and white.
+    ``shared``: which of them are said of both dates at once.
     """
 
     bands: tuple[float, ...] | None = None
     scale: tuple[float, ...] | None = None
     offset: tuple[float, ...] | None = None
     stretch: tuple[float, ...] | None = None
+    shared: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @classmethod
     def parse(
@@ -56,6 +58,7 @@ class Declared:
             self.scale or (None if self.stretch else common.scale),
             self.offset or (None if self.stretch else common.offset),
             self.stretch or (None if scaled else common.stretch),
+            frozenset(name for name in ("bands", "scale", "offset") if getattr(self, name) is None),
         )
 
 
@@ -72,7 +75,8 @@ def declared_dates(both: _Words, before: _Words, after: _Words) -> tuple[Declare
 class SceneOptions:
     """``overlap`` in pixels, a quarter of a tile without; ``streams`` batches of ``batch`` tiles, as suits the engine
     without, on ``threads`` of the CPU together; where ``tuned``, what is not given of these three is what was tuned
-    here; ``min_area`` in m² (in pixels where the raster lies nowhere), ``simplify`` in pixels.
+    here; ``min_area`` in m² (in pixels where the raster lies nowhere), ``simplify`` in pixels;
+    ``max_unreadable``: percent of either date's pixels that may lie in unreadable blocks.
     """
 
     before: Declared = field(default_factory=Declared)
@@ -92,11 +96,12 @@ class SceneOptions:
     force: bool = False
     restart: bool = False
     tuned: bool = True
+    max_unreadable: float = 0.0
 
     def check(self, output: Path) -> None:
         """UsageError where the files' names or the numbers cannot be meant."""
         for option, path, suffixes in (
-            ("--output", output, (".tif", ".tiff")),
+            ("--output", output, (".tif", ".tiff", ".png")),
             ("--probability", self.probability, (".tif", ".tiff")),
             ("--vector", self.vector, VECTOR_SUFFIXES),
             ("--quicklook", self.quicklook, (".png",)),
@@ -116,6 +121,8 @@ class SceneOptions:
         ):  # fmt: skip
             if number is not None and not number >= least:
                 raise UsageError(f"{option} is {number}; it is {least} or more")
+        if not 0 <= self.max_unreadable <= 100:  # NaN fails too
+            raise UsageError(f"--max-unreadable is {self.max_unreadable:g}; it is a percentage, 0 to 100")
 
     @property
     def goal(self) -> Goal | None:

@@ -39,9 +39,9 @@ def run_pipeline(
         Thread(target=_guarded, args=(lambda: _feed(read, inward, stop), stop, failures), name="misgnet-read"),
         Thread(target=_guarded, args=(lambda: _drain(write, outward, stop), stop, failures), name="misgnet-write"),
     ]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:  # an interruption may come between the two
+            thread.start()
         with suppress(_StoppedError):
             while (item := _get(inward, stop)) is not None:
                 _put(outward, pool.submit(work, item), stop)
@@ -51,7 +51,8 @@ def run_pipeline(
         raise
     finally:
         for thread in threads:
-            thread.join()
+            with suppress(RuntimeError):  # it was not started
+                thread.join()
         pool.shutdown(cancel_futures=True)
     if failures:
         raise failures[0]

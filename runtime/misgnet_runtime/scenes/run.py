@@ -8,34 +8,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from misgnet_runtime.bundle import Bundle
+from misgnet_runtime.errors import InputError, UnreadableError
+from misgnet_runtime.log import EventLog
 from misgnet_runtime.manifest import EngineEntry, Interface
 from misgnet_runtime.outputs import refuse_existing, resumable_errors
+from misgnet_runtime.scenes.geotiff import read_tags
 from misgnet_runtime.scenes.inference import Work
 from misgnet_runtime.scenes.inputs import Inputs
-from misgnet_runtime.scenes.journal import Journal, Raw, open_journal
+from misgnet_runtime.scenes.journal import Journal, open_journal, raw_map
+from misgnet_runtime.scenes.mask import is_mask, write_png
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.probabilities import Probabilities
 from misgnet_runtime.scenes.products import Counts, MapWriter, publish_all, staged
 from misgnet_runtime.scenes.quicklook import write_quicklook
+from misgnet_runtime.scenes.unreadable import Tally
 from misgnet_runtime.scenes.vectors import VectorOptions, write_polygons
 from misgnet_runtime.scenes.windows import Layout, lay_out
-from misgnet_runtime.words import plural
+from misgnet_runtime.words import changed_words, plural
 
 INTERRUPTED = "what is finished is kept; the same command goes on from there"
+_UNREADABLE = "MISGNET_UNREADABLE"  # tags: percent of each date's pixels
 _SETTINGS = ("align", "cog", "min_area", "simplify")
 
 
 @dataclass(frozen=True)
 class SceneReport:
-    """What was written. Shares are 0 to 1: of changed pixels among those with data, and of those without data.
+    """What was written. Shares are 0 to 1: of changed pixels among the valid ones (None without any), of pixels without
+    data, of valid ones, and of either date's pixels that lie in unreadable blocks.
 
-    ``unread``: blocks of the inputs that cannot be read, and their pixels; ``resumed``: rows that were there already.
+    ``unread``: unreadable blocks of both dates, and their pixels; ``resumed``: rows that were there already.
     ``tiles``: what the engine was given in this run; ``seconds``: from the first pixel read to the last row written.
     """
 
     height: int
     width: int
-    changed_share: float
+    changed_share: float | None
     nodata_share: float
     unread: tuple[int, int]
     polygons: int | None
@@ -44,19 +51,20 @@ class SceneReport:
     seconds: float
     engine: str
     reason: str
+    valid_share: float
+    unreadable_share_before: float
+    unreadable_share_after: float
 
     def lines(self, output: Path) -> list[str]:
         """For a person."""
         polygons = "" if self.polygons is None else f", {plural(self.polygons, 'polygon')}"
         found = [
-            f"{output}: {self.width} x {self.height} px, {100 * self.changed_share:.2f} % changed{polygons}, "
-            f"{100 * self.nodata_share:.2f} % without data, engine {self.engine} ({self.reason})"
+            f"{output}: {self.width} x {self.height} px, "
+            f"{changed_words(self.changed_share, self.valid_share)}{polygons}, engine {self.engine} ({self.reason})"
         ]
         if self.tiles:
             speed = self.tiles / self.seconds
             found.append(f"{plural(self.tiles, 'tile')} in {self.seconds:.1f} s, {speed:.1f} tiles/s")
-        if self.unread[0]:
-            found.append(f"warning: {self.unread[0]} blocks ({self.unread[1]} px) could not be read; they have no data")
         if self.resumed:
             found.append(f"gone on from row {self.resumed} of an ended run")
         return found
@@ -116,23 +124,27 @@ class Run:
         }
 
 
-def run_pair(run: Run, compute: Callable[[Run, Journal], Work]) -> SceneReport:
+def run_pair(run: Run, compute: Callable[[Run, Journal, Tally], Work], log: EventLog) -> SceneReport:
     """Compute what the journal lacks by ``compute``, and write all outputs; what was noted stays for the caller.
 
-    Raises UsageError where an output exists, or what was begun is another run; else as ``compute``.
+    Raises UsageError where an output exists, or what was begun is another run; UnreadableError, and then nothing is
+    published, where more of a date is unreadable than the options allow; else as ``compute``.
     """
     grid, settings = run.inputs.grid, run.settings()
-    raw = Raw(
-        "probability.raw", grid.height, grid.width * 4,
-        f"the scene has {grid.width:,} x {grid.height:,} px, and its map",
-    )  # fmt: skip
+    raw = raw_map(grid.height, grid.width)
     with open_journal(run.outputs[0], raw, settings, restart=run.options.restart) as journal:
         if not journal.publishing:
             refuse_outputs(run.outputs, run.options.force)
         resumed = journal.finished
-        work = compute(run, journal)
-        counts, polygons = _publish(run, settings, journal)
-        return _report(run, journal, work, counts, polygons, resumed)
+        tally = run.inputs.tally(run.options.max_unreadable, journal.holes)
+        work = compute(run, journal, tally)
+        counts, polygons = _publish(run, settings, journal, tally)
+        for warning in tally.warnings():
+            log.warning(warning)
+        report = _report(run, tally, work, counts, polygons, resumed)
+        if report.changed_share is None:
+            log.warning(f"{run.outputs[0]} has no valid pixels: nowhere do both dates have data")
+        return report
 
 
 def refuse_outputs(outputs: list[Path], force: bool) -> None:
@@ -141,19 +153,37 @@ def refuse_outputs(outputs: list[Path], force: bool) -> None:
         refuse_existing(path, force)
 
 
-def _publish(run: Run, settings: dict[str, str], journal: Journal) -> tuple[Counts, int | None]:
+def refuse_unreadable(change: Path, limit: float) -> None:
+    """UnreadableError where a finished map says that more of a date was unreadable than ``limit`` percent."""
+    tags = read_tags(change)
+    for date in ("before", "after"):
+        try:
+            percent = float(tags.get(f"{_UNREADABLE}_{date.upper()}", 0))
+        except ValueError:
+            raise InputError(f"the tags of {change} are damaged; replace it with --force --restart") from None
+        if percent > limit:
+            raise UnreadableError(
+                f"{change} was made with {percent:g} % of the {date} raster unreadable, and {limit:g} % are allowed; "
+                f"fetch the raster again, or allow them with --max-unreadable {percent:g}"
+            )
+
+
+def _publish(run: Run, settings: dict[str, str], journal: Journal, tally: Tally) -> tuple[Counts, int | None]:
     """Write all outputs, and give them their names when all are complete."""
     options, inputs, threshold = run.options, run.inputs, run.bundle.manifest.threshold
     probabilities = Probabilities(journal.path, inputs.grid.height, inputs.grid.width)
-    writer = MapWriter(probabilities, inputs.grid, threshold, _tags(run, settings), options.cog)
+    writer = MapWriter(probabilities, inputs.grid, threshold, _tags(run, settings, tally), options.cog)
     with staged(run.outputs) as places:
         by_name = dict(zip(options.products(), places[1:], strict=True))
-        counts, polygons = writer.change(places[0]), None
+        change = places[0].with_name("change.tif") if is_mask(places[0]) else places[0]
+        counts, polygons = writer.change(change), None
+        if change != places[0]:
+            write_png(change, places[0])
         if place := by_name.get("probability"):
             writer.probability(place)
         if place := by_name.get("vector"):
             smallest = VectorOptions(options.min_area, options.simplify)
-            polygons = write_polygons(place, places[0], probabilities, inputs.grid, smallest)
+            polygons = write_polygons(place, change, probabilities, inputs.grid, smallest)
         if place := by_name.get("quicklook"):
             with inputs.open_pair() as pair, resumable_errors(place):
                 write_quicklook(place, pair, inputs.scalings, probabilities, threshold)
@@ -164,7 +194,7 @@ def _publish(run: Run, settings: dict[str, str], journal: Journal) -> tuple[Coun
     return counts, polygons
 
 
-def _tags(run: Run, settings: dict[str, str]) -> dict[str, str]:
+def _tags(run: Run, settings: dict[str, str], tally: Tally) -> dict[str, str]:
     """What was run on what, for the outputs; nothing of this moment, so that equal runs have equal bytes."""
     manifest = run.bundle.manifest
     return {
@@ -179,16 +209,17 @@ def _tags(run: Run, settings: dict[str, str]) -> dict[str, str]:
         "MISGNET_BEFORE_SCALING": settings["the scaling of before"],
         "MISGNET_AFTER_SHA256": settings["the after raster"],
         "MISGNET_AFTER_SCALING": settings["the scaling of after"],
+        **{f"{_UNREADABLE}_{date.upper()}": f"{100 * tally.share(date):.6g}" for date in ("before", "after")},
         **run.tags,
     }
 
 
-def _report(run: Run, journal: Journal, work: Work, counts: Counts, polygons: int | None, resumed: int) -> SceneReport:
+def _report(run: Run, tally: Tally, work: Work, counts: Counts, polygons: int | None, resumed: int) -> SceneReport:
     grid = run.inputs.grid
     pixels = grid.height * grid.width
-    unread = len(journal.holes), sum(height * width for *_, height, width in journal.holes)
-    changed = counts.changed / max(1, pixels - counts.nodata)
+    valid = pixels - counts.nodata
     return SceneReport(
-        grid.height, grid.width, changed, counts.nodata / pixels, unread, polygons, resumed, work.tiles, work.seconds,
-        run.entry.name, run.reason,
+        grid.height, grid.width, counts.changed / valid if valid else None, counts.nodata / pixels, tally.unread,
+        polygons, resumed, work.tiles, work.seconds, run.entry.name, run.reason, valid / pixels, tally.share("before"),
+        tally.share("after"),
     )  # fmt: skip

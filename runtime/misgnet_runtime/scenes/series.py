@@ -27,10 +27,10 @@ from misgnet_runtime.scenes.encoding import (
 )
 from misgnet_runtime.scenes.features import SUFFIX, FeatureFile, open_features
 from misgnet_runtime.scenes.geotiff import read_tags
-from misgnet_runtime.scenes.inputs import look_at_pair
+from misgnet_runtime.scenes.inputs import check_readable, look_at_pair
 from misgnet_runtime.scenes.journal import discard_progress, was_begun, was_named
 from misgnet_runtime.scenes.options import SeriesOptions
-from misgnet_runtime.scenes.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
+from misgnet_runtime.scenes.run import INTERRUPTED, Run, SceneReport, refuse_outputs, refuse_unreadable, run_pair
 from misgnet_runtime.scenes.vectors import load_vector_libraries
 from misgnet_runtime.tuning.since import tuned_since
 
@@ -71,8 +71,10 @@ def run_series(
     options.scene.check_numbers()
     if "vector" in options.products:
         load_vector_libraries()
+    bundle = read_bundle(bundle_path)
+    check_readable(reference, "before", options.scene.max_unreadable)
     try:
-        with open_split_engine(read_bundle(bundle_path), options.scene) as engine:
+        with open_split_engine(bundle, options.scene) as engine:
             _Series(engine, folder, options, listener).run(reference, dates)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(INTERRUPTED) from None
@@ -147,6 +149,8 @@ class _Series:
         if not begun and not done and not options.force:
             _refuse_tuned_since(run)
             refuse_outputs(outputs, options.force)
+        if done:
+            refuse_unreadable(change, self._options.scene.max_unreadable)
         return _Comparison(before, after, replace(run, tags=_tags(run, same)), done)
 
     def _compare(self, comparison: _Comparison) -> None:
@@ -158,8 +162,10 @@ class _Series:
         before = self._features(comparison.before)
         after = self._features(comparison.after) if self._options.consecutive else None
         run = replace(run, features=[stored.sha256 for stored in (before, after) if stored])
-        detector, progress = self._engine.detector, self._listener.progress
-        report = run_pair(run, lambda run, journal: compare(run, detector, (before, after), journal, progress))
+        detector, progress, log = self._engine.detector, self._listener.progress, self._listener.log
+        report = run_pair(
+            run, lambda run, journal, tally: compare(run, detector, (before, after), journal, tally, progress), log
+        )
         discard_progress(output)
         self._listener.finished(output, report)
 
@@ -172,6 +178,7 @@ class _Series:
             if words is None:
                 if was_named(path):
                     discard_progress(path)
+                encoding.tally(found.footer.holes)
                 return found
             if given or not encoding.options.force:
                 raise UsageError(

@@ -5,28 +5,51 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.errors import InputError
+from misgnet_runtime.errors import InputError, UnreadableError
 from misgnet_runtime.files import is_file
 from misgnet_runtime.images import Mask, RgbImage
-from misgnet_runtime.scenes.geotiff import GDAL, check_memory, load_rasterio, open_geotiff
+from misgnet_runtime.scenes.geotiff import GDAL, cache_for, check_memory, load_rasterio, open_geotiff
 from misgnet_runtime.scenes.grids import Grid, check_overlap, check_same
+from misgnet_runtime.scenes.interpretation import check_interpretation
 from misgnet_runtime.scenes.scaling import Scaling
+from misgnet_runtime.scenes.tiff_blocks import may_be_tiff, read_blocks
+from misgnet_runtime.scenes.unreadable import Blocks, UnreadableBlock, Values
+from misgnet_runtime.scenes.warping import warp_window, warped
 from misgnet_runtime.tiling import Span
 
+_MOST_WARPED_BANDS = 8
 NEUTRAL = (124, 116, 104)  # ImageNet's mean: 0 to the network
-# A block that cannot be read: date ("before" or "after"), its first row and column, its height and width.
-Hole = tuple[str, int, int, int, int]
+
+
+class FileStamp(NamedTuple):
+    """Which file is at a path, and in what state: another one in its place, or a write to it, changes this."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileStamp:
+        """InputError where it is gone."""
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise InputError(f"raster {path} cannot be read any more: {error.strerror}") from error
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Both dates uint8 (h, w, 3), where both have data, bool (h, w), and the blocks that cannot be read.
+    """Both dates uint8 (h, w, 3), where both have data, bool (h, w), and the blocks that do not decode.
 
     Where either date has no data, both have the same neutral colour: nothing changes there, or at its border.
     """
@@ -34,45 +57,70 @@ class Pixels:
     before: RgbImage
     after: RgbImage
     valid: Mask
-    holes: frozenset[Hole] = frozenset()
+    holes: frozenset[UnreadableBlock] = frozenset()
 
 
 @dataclass(frozen=True)
 class Raster:
-    """One date, open; ``alpha`` is its alpha band (from 1). One thread at a time may read."""
+    """One date, open; ``alpha`` is its alpha band (from 1). One thread at a time may read.
+
+    ``stamp``, ``blocks``: of its file, taken as it was opened; ``source``: the file's own raster, where ``dataset`` is
+    warped.
+    """
 
     date: str
     dataset: Any
     alpha: int | None
-    warped: bool = False
+    stamp: FileStamp
+    blocks: Blocks
+    source: Raster | None = None
+
+    @property
+    def file(self) -> Any:
+        """The file's own dataset, also where ``dataset`` is warped."""
+        return self.dataset if self.source is None else self.source.dataset
 
     @property
     def name(self) -> str:
-        return str(self.dataset.name)
+        return str(self.file.name)
 
-    def read(self, bands: tuple[int, ...], rows: Span, columns: Span) -> tuple[NDArray[Any], Mask, frozenset[Hole]]:
-        """Stored values (B, h, w), where they are data, bool (h, w), and the blocks that cannot be read.
+    def read(self, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
+        """Stored values (B, h, w), where they are data, bool (h, w), and the blocks that do not decode.
 
-        NaN and Inf are no data, nor is what a mask or an alpha of 0 hides. The file's nodata value is one in
-        every band where values are 8-bit, since there it is a colour too, and else in any band.
+        Unreadable blocks, known before or not, are no data; nor are NaN and Inf, or what a mask or an alpha of 0 hides.
+        The file's nodata value is one in every band where values are 8-bit, since there it is a colour too, and else in
+        any band.
         """
         rasterio = load_rasterio("a scene")
+        # GDAL would warp what is missing as zeros, and all bands in time that grows with the square of their number.
+        if self.source is not None and (self.blocks.has_gaps or self.dataset.count > _MOST_WARPED_BANDS):
+            return self._from_source(rasterio, self.source, bands, rows, columns)
+        unreadable = frozenset[UnreadableBlock]()
         try:
-            return *self._values(rasterio, bands, rows, columns), frozenset()
+            values, valid = self._values(rasterio, bands, rows, columns)
         except rasterio.errors.RasterioError:
-            return self._by_block(rasterio, bands, rows, columns)
+            if self.source is not None:
+                return self._from_source(rasterio, self.source, bands, rows, columns)
+            values, valid, unreadable = self._by_block(rasterio, bands, rows, columns)
+        gaps = self.blocks.gaps(self._with_alpha(bands), rows, columns) if self.source is None else None
+        return values, valid if gaps is None else valid & ~gaps, unreadable
 
-    def rgb(self, scaling: Scaling, rows: Span, columns: Span) -> tuple[RgbImage, Mask, frozenset[Hole]]:
+    def rgb(self, scaling: Scaling, rows: Span, columns: Span) -> tuple[RgbImage, Mask, frozenset[UnreadableBlock]]:
         """The window as 8-bit RGB, uint8 (h, w, 3); the rest as of :meth:`read`."""
-        values, valid, holes = self.read(scaling.bands, rows, columns)
-        return scaling.apply(values), valid, holes
+        values, valid, unreadable = self.read(scaling.bands, rows, columns)
+        return scaling.apply(values), valid, unreadable
 
-    def _by_block(
-        self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span
-    ) -> tuple[NDArray[Any], Mask, frozenset[Hole]]:
+    def _from_source(self, rasterio: Any, source: Raster, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
+        read = partial(source.read, bands)
+        return warp_window(rasterio, read, source.dataset, self.dataset, len(bands), rows, columns)
+
+    def _with_alpha(self, bands: tuple[int, ...]) -> list[int]:
+        return [*bands, *([self.alpha] if self.alpha else [])]
+
+    def _by_block(self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
         values = np.zeros((len(bands), rows.length, columns.length), self.dataset.dtypes[bands[0] - 1])
         valid = np.zeros(values.shape[1:], np.bool_)
-        holes = set()
+        unreadable: set[UnreadableBlock] = set()
         for block_rows, block_columns in self._blocks(rows, columns):
             part = _common(rows, block_rows), _common(columns, block_columns)
             inside = part[0].within(rows), part[1].within(columns)
@@ -80,8 +128,8 @@ class Raster:
                 values[(slice(None), *inside)], valid[inside] = self._values(rasterio, bands, *part)
             except rasterio.errors.RasterioError:
                 where = block_rows.start, block_columns.start, block_rows.length, block_columns.length
-                holes.add((self.date, *where))
-        return values, valid, frozenset(holes)
+                unreadable.add((self.date, *where))
+        return values, valid, frozenset(unreadable)
 
     def _blocks(self, rows: Span, columns: Span) -> Iterator[tuple[Span, Span]]:
         """The file's blocks that a window touches."""
@@ -95,8 +143,8 @@ class Raster:
 
     def _values(self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span) -> tuple[NDArray[Any], Mask]:
         window = rasterio.windows.Window(columns.start, rows.start, columns.length, rows.length)
-        asked = [*bands, *([self.alpha] if self.alpha else [])]
-        if self.warped:  # GDAL warps all bands at once five times as fast as some of them
+        asked = self._with_alpha(bands)
+        if self.source is not None:  # GDAL warps all bands at once five times as fast as some of them
             read = self.dataset.read(window=window)[[band - 1 for band in asked]]
         else:
             read = self.dataset.read(asked, window=window)
@@ -126,11 +174,11 @@ class Pair:
     grid: Grid
 
     def read(self, scalings: tuple[Scaling, Scaling], rows: Span, columns: Span) -> Pixels:
-        """The window's pixels; a block that cannot be read is a hole."""
-        before, first, unread = self.before.rgb(scalings[0], rows, columns)
-        after, second, holes = self.after.rgb(scalings[1], rows, columns)
+        """The window's pixels."""
+        before, first, unreadable = self.before.rgb(scalings[0], rows, columns)
+        after, second, also = self.after.rgb(scalings[1], rows, columns)
         valid = first & second
-        return Pixels(neutralised(before, valid), neutralised(after, valid), valid, unread | holes)
+        return Pixels(neutralised(before, valid), neutralised(after, valid), valid, unreadable | also)
 
 
 def neutralised(image: RgbImage, valid: Mask) -> RgbImage:
@@ -159,22 +207,28 @@ def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool 
     or share nothing.
     """
     rasterio = load_rasterio("a scene")
+    held = rasterio.env.getenv().get("GDAL_CACHEMAX", 0) if rasterio.env.hasenv() else 0  # what the other date needs
     with rasterio.Env(**GDAL), ExitStack() as stack:
+        if not is_file(path):
+            raise InputError(f"raster {path} does not exist")
+        stamp = FileStamp.of(path)
         dataset = stack.enter_context(_checked(rasterio, path))
-        warped = align and grid is not None
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=max(held, cache_for(dataset))))
+        raster = Raster(date, dataset, _alpha(dataset), stamp, Blocks.of(path, dataset))
         if grid is not None and align:
             check_overlap(rasterio, grid, Grid.of(dataset))
-            dataset = stack.enter_context(_warped(rasterio, dataset, grid))
+            without_nodata = dataset.nodata is None and raster.alpha is None
+            vrt = stack.enter_context(warped(rasterio, dataset, grid, add_alpha=without_nodata))
+            raster = Raster(date, vrt, _alpha(vrt), stamp, raster.blocks, raster)
         elif grid is not None:
             check_same(grid, Grid.of(dataset))
-        yield Raster(date, dataset, _alpha(dataset), warped)
+        yield raster
 
 
 def _checked(rasterio: Any, path: Path) -> Any:
-    if not is_file(path):
-        raise InputError(f"raster {path} does not exist")
-    dataset = open_geotiff(rasterio, path)
+    dataset = _opened(rasterio, path)
     check_memory(dataset, 0, "a window")
+    check_interpretation(dataset, path)
     if kinds := {dtype for dtype in dataset.dtypes if np.dtype(_numpy_name(dtype)).kind not in "uif"}:
         raise InputError(f"raster {path} holds {' and '.join(sorted(kinds))}; a date has real numbers")
     if len(set(dataset.dtypes)) > 1:
@@ -182,6 +236,18 @@ def _checked(rasterio: Any, path: Path) -> Any:
             f"raster {path} mixes {' and '.join(sorted(set(dataset.dtypes)))}; a date has one type of values"
         )
     return dataset
+
+
+def _opened(rasterio: Any, path: Path) -> Any:
+    try:
+        return open_geotiff(rasterio, path)
+    except InputError as error:
+        try:
+            if may_be_tiff(path):
+                read_blocks(path)
+        except UnreadableError as reason:
+            raise UnreadableError(f"{error}; {reason}") from error
+        raise
 
 
 def _numpy_name(dtype: str) -> str:
@@ -192,17 +258,6 @@ def _alpha(dataset: Any) -> int | None:
     """The alpha band's number, where the file says that it has one."""
     names = [colour.name for colour in dataset.colorinterp]
     return names.index("alpha") + 1 if "alpha" in names else None
-
-
-def _warped(rasterio: Any, dataset: Any, grid: Grid) -> Any:
-    """``dataset`` on ``grid``. One thread: GDAL before 3.12.1 warps wrongly with more.
-
-    An alpha band says what the raster does not cover, where it has no nodata value for that; five times as slow.
-    """
-    return rasterio.vrt.WarpedVRT(
-        dataset, crs=grid.crs, transform=grid.transform, width=grid.width, height=grid.height, num_threads=1,
-        resampling=rasterio.enums.Resampling.bilinear, add_alpha=dataset.nodata is None and _alpha(dataset) is None,
-    )  # fmt: skip
 
 
 def _common(first: Span, second: Span) -> Span:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from misgnet_runtime.images import Mask, RgbImage
-from misgnet_runtime.scenes.source import Hole
+from misgnet_runtime.scenes.unreadable import UnreadableBlock
 from misgnet_runtime.scenes.windows import Layout
 from misgnet_runtime.tiling import Span, reflect
 
@@ -63,7 +63,7 @@ class Reading:
 
     strip: Strip
     valid: Mask
-    holes: frozenset[Hole]
+    holes: frozenset[UnreadableBlock]
 
     @cached_property
     def tiles(self) -> tuple[int, ...]:

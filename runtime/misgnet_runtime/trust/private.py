@@ -6,7 +6,7 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def _is_ours(status: os.stat_result, may_be_shared: bool = False) -> bool:
 
 
 def read_protected(path: Path, limit: int) -> bytes:
-    """Read a regular file that only this user and root can change or replace, by its own name and by what it links to.
+    """Read a regular file that only this user and root can change or replace, or anything on the way to it.
 
     Raises OSError where the system refuses, and ValueError that says what is wrong with the file.
     """
@@ -44,13 +44,34 @@ def read_protected(path: Path, limit: int) -> bytes:
             raise ValueError("it is not a regular file")
         if not _is_ours(status):
             raise ValueError(f"another user may change it; run: chown root {path} && chmod 644 {path}")
-        for name in (Path(os.path.realpath(path)), Path(os.path.realpath(path.parent), path.name)):
-            if parent := unsafe_ancestor(name):
-                raise ValueError(f"another user may replace it, by writing in {parent}")
+        for entry, entry_status in _way_to(path):
+            if not _is_ours(entry_status, may_be_shared=True):
+                raise ValueError(f"another user may replace it: {entry} is theirs, or open to them")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"it is larger than {limit} bytes")
     return data
+
+
+def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield every folder and every link that the system follows to open ``path``, which has no endless links.
+
+    A link has no rights of its own: who may change it is who owns it, or who may write in its folder.
+    """
+    current, pending = Path("/"), list(path.absolute().parts[1:])
+    yield current, current.stat()
+    while pending:
+        part = pending.pop(0)
+        entry = current.parent if part == ".." else current / part
+        status = entry.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            yield entry, os.stat_result((stat.S_IFLNK | 0o644, *status[1:10]))
+            target = entry.readlink()
+            pending = [*(part for part in target.parts if part != "/"), *pending]
+            current = Path("/") if target.is_absolute() else current
+        else:
+            yield entry, status
+            current = entry
 
 
 @cache

@@ -12,6 +12,7 @@ from misgnet_runtime import arguments
 from misgnet_runtime.log import current
 
 _Text = Optional[str]  # noqa: UP045 - typer on 3.10
+_Seconds = Optional[float]  # noqa: UP045
 _Vector = Optional[Literal["gpkg", "geojson", "fgb"]]  # noqa: UP045
 
 
@@ -29,6 +30,12 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="process what is complete now, and end")] = False,
     reprocess: Annotated[bool, typer.Option("--reprocess", help="process pairs anew whose files have changed")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="try pairs again that failed before")] = False,
+    max_attempts: Annotated[
+        int, typer.Option(help="of a pair that end the process without progress, before it counts as failed")
+    ] = 3,
+    max_seconds: Annotated[
+        _Seconds, typer.Option(help="of each pair, in a process of its own (default: no limit)")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace others' outputs; go on with another bundle")] = False,
     probability: Annotated[bool, typer.Option("--probability", help="also NAME_probability.tif")] = False,
     vector: Annotated[_Vector, typer.Option(help="also polygons, as NAME_change with this ending")] = None,
@@ -42,6 +49,7 @@ def watch(
     streams: arguments.Streams = None,
     threads: arguments.Threads = None,
     no_tuned: arguments.NoTuned = False,
+    max_unreadable: arguments.MaxUnreadable = 0.0,
     bands: arguments.Bands = None,
     scale: arguments.Scale = None,
     offset: arguments.Offset = None,
@@ -58,7 +66,7 @@ def watch(
     """Process every pair of images that is completely written in a folder, once, in the order in which they came.
 
     Pairs of GeoTIFFs become maps, pairs of PNG or JPEG images masks. OUT/watch.jsonl says what became of each; a
-    watcher that is started again goes on from there. SIGTERM and Ctrl-C end it.
+    watcher that is started again resumes from there. SIGTERM and Ctrl-C end it. Links are not followed.
     """
     from misgnet_runtime.scenes.options import SceneOptions, declared_dates
     from misgnet_runtime.watch.options import Products, WatchOptions
@@ -72,11 +80,11 @@ def watch(
     )
     scene = SceneOptions(
         *dates, align, overlap, batch, streams, threads, cog, min_area=min_area, simplify=simplify, engine=engine,
-        force=True, tuned=not no_tuned,
+        force=True, tuned=not no_tuned, max_unreadable=max_unreadable,
     )  # fmt: skip
     options = WatchOptions(
         Naming(before_suffix, after_suffix, marker), Products(probability, vector, quicklook), scene, settle, poll,
-        once, reprocess, retry_failed, force,
+        once, reprocess, retry_failed, force, max_attempts, max_seconds,
     )  # fmt: skip
     report = watch_folder(bundle, folder, output, options, current())
     current().result([report.line(output)], output=output, **asdict(report))

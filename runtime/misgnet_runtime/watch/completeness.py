@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from misgnet_runtime.watch.pairing import File, FilePair
 
+_PROC = Path("/proc")
 _WRITING = 0o3  # of a descriptor's flags: 1 for writing, 2 for both
 
 
@@ -35,12 +37,12 @@ class Settling:
 
 
 def open_for_writing(files: Iterable[File]) -> set[File]:
-    """Those that a process has open for writing, where /proc tells: this user's processes, or all for root."""
+    """Those that a process has open for writing, as far as /proc shows: this user's processes, or all for root."""
     wanted = {(file.path.name, file.device, file.inode): file for file in files}
     names = {name for name, _, _ in wanted}
     found = set()
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*") if wanted else ():
-        with suppress(OSError):
+    for descriptor in _descriptors() if wanted else ():
+        with suppress(OSError):  # it was closed, or its process has ended
             name = descriptor.readlink().name
             if name in names:  # else nothing is asked of a file that may lie on a disk that does not answer
                 state = descriptor.stat()
@@ -48,6 +50,20 @@ def open_for_writing(files: Iterable[File]) -> set[File]:
                 if file is not None and _flags(descriptor) & _WRITING:
                     found.add(file)
     return found
+
+
+def _descriptors() -> Iterator[Path]:
+    """``/proc/PID/fd/N`` of all processes that may be asked. Processes end at any moment, also while they are read."""
+    for process in _names(_PROC):
+        if process.isdigit():
+            folder = _PROC / process / "fd"
+            yield from (folder / descriptor for descriptor in _names(folder))
+
+
+def _names(folder: Path) -> list[str]:
+    with suppress(OSError):
+        return os.listdir(folder)  # noqa: PTH208 - pathlib raises what a process that ends leaves half-read
+    return []
 
 
 def _flags(descriptor: Path) -> int:

@@ -7,7 +7,13 @@ from pathlib import Path
 
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.scenes.options import VECTOR_SUFFIXES, SceneOptions
+from misgnet_runtime.tuning.settings import Goal
 from misgnet_runtime.watch.pairing import FilePair, Naming
+
+# All that outputs' names may end in, behind the pair's.
+ENDINGS = (
+    "_change.png", "_change.tif", "_probability.tif", "_quicklook.png", *(f"_change{end}" for end in VECTOR_SUFFIXES)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,9 @@ class WatchOptions:
     """``settle`` and ``poll`` in seconds; ``scene``: how pairs of GeoTIFFs are processed, without its files' names.
 
     ``reprocess``: pairs whose files have changed since they were processed; ``retry_failed``: those that failed before;
-    ``force``: outputs that are there already are replaced, and another bundle may go on.
+    ``force``: outputs that are there already are replaced, and another bundle may go on; ``max_attempts``: that end the
+    process without progress, until a pair is set aside as failed; ``max_seconds``: of each pair, in a process of its
+    own.
     """
 
     naming: Naming = field(default_factory=Naming)
@@ -36,16 +44,26 @@ class WatchOptions:
     reprocess: bool = False
     retry_failed: bool = False
     force: bool = False
+    max_attempts: int = 3
+    max_seconds: float | None = None
 
     def check(self) -> None:
         """UsageError for what cannot be meant, before any pair fails for it."""
         self.naming.check()
         if self.products.vector and f".{self.products.vector}" not in VECTOR_SUFFIXES:
             raise UsageError(f"--vector is '{self.products.vector}'; it is gpkg, geojson or fgb")
-        for option, number, least in (("--settle", self.settle, 0), ("--poll", self.poll, 0.01)):
-            if not number >= least:
+        for option, number, least in (
+            ("--settle", self.settle, 0), ("--poll", self.poll, 0.01), ("--max-attempts", self.max_attempts, 1),
+            ("--max-seconds", self.max_seconds, 0.1),
+        ):  # fmt: skip
+            if number is not None and not number >= least:
                 raise UsageError(f"{option} is {number}; it is {least} or more")
         self.scene_options("x", Path()).check(Path("x_change.tif"))
+
+    @property
+    def wishes(self) -> tuple[int | None, int | None, int | None, Goal | None]:
+        """How an engine is opened: as :func:`open_detector` takes it, behind its name."""
+        return self.scene.streams, self.scene.threads, self.scene.batch, self.scene.goal
 
     def outputs(self, pair: FilePair) -> tuple[str, ...]:
         """The names of what is made of a pair, the map or mask last."""

@@ -29,9 +29,9 @@ class File:
 
     @classmethod
     def of(cls, path: Path) -> File | None:
-        """None where there is none, or no plain file; a link is what it points to."""
+        """None where there is no regular file; a link counts as none."""
         with suppress(OSError):
-            found = path.stat()
+            found = path.lstat()
             if S_ISREG(found.st_mode):
                 return cls(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino)
         return None
@@ -105,6 +105,10 @@ class Naming:
                 remarks.append(remark)
             elif pair := self._pair(name, folder, files, everything):
                 pairs.append(pair)
+            elif links := [file for file in files if _is_link(folder / file)]:
+                remarks.append(
+                    f"{', '.join(map(ascii, links))}: links are not followed; move the files themselves here"
+                )
         return pairs, remarks
 
     def _pair(self, name: str, folder: Path, files: list[str], everything: set[str]) -> FilePair | None:
@@ -125,6 +129,10 @@ class Naming:
         return None
 
 
+def _is_link(path: Path) -> bool:
+    return os.path.islink(path)  # noqa: PTH114 - it raises nothing, whatever the folder's rights are
+
+
 def _kind(file: str) -> Kind | None:
     """By its extension; None for what is no image."""
     return KINDS.get(f".{file.rpartition('.')[2].lower()}")
@@ -138,7 +146,7 @@ def _unclear(files: list[str]) -> str | None:
     if len(set(map(_kind, files))) > 1:
         return f"{listed} are a GeoTIFF and another image; they are not taken for a pair"
     try:
-        os.fsencode(files[0]).decode()
+        os.fsencode("".join(files)).decode()
     except UnicodeDecodeError:
         return f"{listed} have names that are not UTF-8; rename them"
     return None

@@ -2,190 +2,266 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.clock import now
-from misgnet_runtime.errors import InputError, MisgnetError, StorageError, UnavailableError, UsageError
+from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
 from misgnet_runtime.log import EventLog
-from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors
+from misgnet_runtime.outputs import refuse_existing
 from misgnet_runtime.scenes.journal import difference
-from misgnet_runtime.watch.journal import FORMAT, Begun, Complete, Done, Failed, FileState, Journal, Started
+from misgnet_runtime.watch import attempts
+from misgnet_runtime.watch.ends import Ends, WatchReport
+from misgnet_runtime.watch.faults import message_of, refused_by_disk, refused_by_source
+from misgnet_runtime.watch.isolated import PairCrashedError
+from misgnet_runtime.watch.journal import (
+    SCHEMA,
+    Begun,
+    Complete,
+    Ended,
+    FileState,
+    Journal,
+    Kept,
+    Read,
+    Started,
+    Unfinished,
+)
+from misgnet_runtime.watch.options import ENDINGS, WatchOptions
 from misgnet_runtime.watch.pairing import File, FilePair
-from misgnet_runtime.watch.processing import Processor
-
-WORKING = ".working"
-
-
-@dataclass
-class WatchReport:
-    """Pairs that a process finished, and that failed."""
-
-    done: int = 0
-    failed: int = 0
-
-    def line(self, output: Path) -> str:
-        """For a person."""
-        return f"{output}: {self.done} pairs done, {self.failed} failed"
+from misgnet_runtime.watch.processing import Processor, folder_names
 
 
 class Worker:
     """Processes pairs into ``output``, one at a time, and counts them in ``report``."""
 
     def __init__(
-        self, output: Path, processor: Processor, journal: Journal, report: WatchReport, log: EventLog
+        self,
+        output: Path,
+        options: WatchOptions,
+        processor: Processor,
+        journal: Journal,
+        *,
+        report: WatchReport,
+        log: EventLog,
     ) -> None:
-        self._output, self._processor, self._journal = output, processor, journal
-        self._report, self._log = report, log
-        self._options = processor.options
-        self._retry = journal.failed() if self._options.retry_failed else set()
-        self._passed: set[tuple[File, File]] = set()  # looked at, and left as they are
+        self._output, self._options, self._processor, self._journal = output, options, processor, journal
+        self._log = log
+        self._ends = Ends(output, options, journal, report, log)
+        self._retry = journal.failed() if options.retry_failed else set()
+        self._passed: dict[str, tuple[File, File]] = {}  # inspected, and left as they are
+        self._digests: dict[str, tuple[tuple[File, File], tuple[str, str]]] = {}
+        self._current: str | None = None
 
     @property
-    def unfinished(self) -> str | None:
-        """The name of the pair that was begun and has not ended."""
-        return self._journal.unfinished.pair if self._journal.unfinished else None
+    def unfinished(self) -> dict[str, Unfinished]:
+        """The pairs that were begun and have not ended, by name."""
+        return self._journal.pairs.unfinished
 
-    def start(self) -> None:
-        """Finish what an ended watcher completed, and journal by what the next pairs are processed.
+    def start(self, bundle: str) -> None:
+        """Finish what an ended watcher completed, count what crashed it, and journal how pairs are processed from here.
 
-        UsageError where those before were of another bundle, but with ``force``.
+        UsageError where those before were of another ``bundle`` (its digest), but with ``force``.
         """
-        started = self._started()
-        last = self._journal.started
+        started = Started(now(), SCHEMA.format, bundle, self._processor.engine, self._options.settings())
+        last = self._journal.pairs.started
         if last is not None and last.bundle != started.bundle and not self._options.force:
             raise UsageError(
                 f"{self._output} holds the results of the bundle {last.bundle[:16]}, and this one is "
                 f"{started.bundle[:16]}; choose another -o, or go on with this one with --force"
             )
-        if self._journal.complete is not None:
-            self._finish(self._journal.complete)
-        if self._journal.unfinished is None:
-            self._clear()  # what was done, but for this
-        if last is None or (last.bundle, last.engine, last.settings) != (
-            started.bundle, started.engine, started.settings,
-        ):  # fmt: skip
-            self._tell_of_another_start(last, started)
-            self._clear()  # of what was begun otherwise
+        for pair in list(self.unfinished.values()):
+            if pair.complete is not None:
+                self._ends.finish_late(pair.complete)
+            elif attempts.crashed(self._output, pair.begun.pair):
+                self._ends.count_crash(pair.begun.pair)
+            self._let_go(pair.begun.pair)
+        attempts.clear(self._output, keep=self.unfinished)
+        if last is None or _by_what(last) != _by_what(started):
+            self._report_another_start(last, started)
+            attempts.clear(self._output)  # of what was begun otherwise
             self._journal.add(started)
 
     def is_due(self, pair: FilePair) -> bool:
         """Whether the pair is new, has other files than when it ended, or is to be tried again."""
-        ended = self._journal.ended.get(pair.name)
-        changed = ended is None or ended[0].state != pair.state
-        return pair.files not in self._passed and (changed or self._is_wanted(pair))
+        ended = self._journal.pairs.ended.get(pair.name)
+        changed = ended is None or ended.begun.state != pair.state
+        return self._passed.get(pair.name) != pair.files and (changed or self._is_wanted(pair))
 
     def take(self, pair: FilePair) -> None:
         """Process a pair that is due, unless its bytes are those that were processed, or old ones are kept.
 
-        Raises StorageError and UnavailableError, which are no fault of the pair's, and InputError where a file cannot
-        be read: the pair stays due.
+        Raises StorageError where the disk refuses and UnavailableError where the engine fails, which are no fault of
+        the pair's, and InputError where a file cannot be read for now: the pair stays due.
         """
-        begun = Begun(now(), pair.name, *map(_state, pair.files))
         if not pair.is_as_found():
             return
-        ended = self._journal.ended.get(pair.name)
-        if ended is not None and not self._is_wanted(pair):
-            same = ended[0].same_files(begun)
-            if same or (isinstance(ended[1], Done) and not self._options.reprocess):
-                self._passed.add(pair.files)
-                if not same:
-                    words = "its files have changed since it was processed; that is done anew with --reprocess"
-                    self._warn(pair, words)
-                return
-        self._process(pair, begun)
-        if self.unfinished is None:
-            self._retry.discard(pair.name)
+        earlier = self._begin(pair)
+        self._current = pair.name
+        with attempts.running(self._output, pair.name) as folder:
+            try:
+                self._attempt(pair, folder, earlier)
+            except Exception as error:
+                self._end_badly(pair, error)
+        self._current = None
+        self._let_go(pair.name)
+
+    def release(self) -> None:
+        """Note that the process was asked to end, so that what it does now is not taken for a crash."""
+        if self._current is not None:
+            attempts.forget_crash(self._output, self._current)
+
+    def make_room(self, pair: FilePair) -> bool:
+        """Remove what is kept of larger pairs that the disk refused, for a smaller one; whether there was any."""
+        size = sum(file.size for file in pair.files)
+        larger = [
+            name
+            for name, other in self.unfinished.items()
+            if name != pair.name and other.complete is None and other.begun.before.size + other.begun.after.size > size
+            and attempts.work_folder(self._output, name).exists()
+        ]  # fmt: skip
+        for name in larger:
+            self._log.warning(f"{name}: its rows are discarded, to make room for {pair.name}", pair=name)
+            attempts.clear_pair(self._output, name)
+        return bool(larger)
+
+    def compact(self, names: Iterable[str]) -> None:
+        """Make a long journal short; ``names``: of what is in the folder.
+
+        It forgets a pair of which neither a file there nor an output is left: should it come again, it is a new one.
+        """
+        if self._journal.is_long:
+            here, made = set(names), folder_names(self._output)
+            pairs = self._journal.pairs
+            states: dict[str, Begun | Ended] = {**pairs.ended, **{n: p.begun for n, p in pairs.unfinished.items()}}
+            self._journal.compact(
+                name
+                for name, state in states.items()
+                if here & {state.before.name, state.after.name} or any(name + ending in made for ending in ENDINGS)
+            )
+
+    def forget(self, names: set[str]) -> None:
+        """Keep only what concerns pairs called ``names``, which are in the folder: in memory, and of what is begun."""
+        self._passed = {name: files for name, files in self._passed.items() if name in names}
+        self._digests = {name: known for name, known in self._digests.items() if name in names}
+        for name, pair in self.unfinished.items():
+            if name not in names and pair.complete is None:
+                attempts.clear_pair(self._output, name)
+
+    def _let_go(self, name: str) -> None:
+        """Forget what is known of a pair that has ended for its next attempt."""
+        if name not in self.unfinished:
+            self._retry.discard(name)
+            self._digests.pop(name, None)
 
     def _is_wanted(self, pair: FilePair) -> bool:
         """Whether the pair is processed even if it is what it was when it ended: to be tried again, or begun again."""
-        return pair.name in self._retry or pair.name == self.unfinished
+        unfinished = self.unfinished.get(pair.name)
+        return pair.name in self._retry or (unfinished is not None and unfinished.is_read)
 
-    def _process(self, pair: FilePair, begun: Begun) -> None:
-        folder = self._begin(begun)
-        try:
+    def _begin(self, pair: FilePair) -> Begun | None:
+        """Journal that the pair is begun. By what it was begun before, where it has not ended."""
+        unfinished = self.unfinished.get(pair.name)
+        if self._is_wanted(pair):
+            self._retry.add(pair.name)  # also where its files are others by now
+        if unfinished is None or unfinished.begun.state != pair.state:
+            self._journal.add(Begun(now(), pair.name, *map(_state, pair.files)))
+        return None if unfinished is None else unfinished.begun
+
+    def _attempt(self, pair: FilePair, folder: Path, earlier: Begun | None) -> None:
+        complete = self.unfinished[pair.name].complete
+        if complete is None:
+            if self._is_kept(pair, folder, earlier):
+                return
             self._refuse_others_outputs(pair)
-            figures = self._processor.process(pair, folder)
-        except (StorageError, UnavailableError):
-            raise
-        except Exception as error:  # whatever is wrong with this pair, the next one is taken
-            if pair.is_as_found():
-                self._fail(pair, str(error) if isinstance(error, MisgnetError) else f"{type(error).__name__}: {error}")
-            else:
-                self._warn(pair, "its files changed or vanished while they were read; it waits until they are complete")
-            return
+            figures = self._figures(pair, folder)
+            if not pair.is_as_found():
+                raise InputError("its files changed")
+            complete = Complete(now(), pair.name, self._options.outputs(pair), figures)
+            self._journal.add(complete)
+        self._ends.finish(complete)
+
+    def _is_kept(self, pair: FilePair, folder: Path, earlier: Begun | None) -> bool:
+        """Read the pair's files whole; whether how they ended still counts. Else journal that they are processed."""
+        before, after = digests = self._read(pair, folder)
+        read = Begun(now(), pair.name, *(_state(*both) for both in zip(pair.files, digests, strict=True)))
+        ended = self._journal.pairs.ended.get(pair.name)
+        if ended is not None and pair.name not in self._retry:
+            same = ended.begun.same_files(read)
+            if same or not (ended.outcome == "failed" or ended.incomplete or self._options.reprocess):
+                self._keep(pair, same)
+                return True
+        if earlier is None or not earlier.same_files(read):
+            attempts.start_over(folder)
+        self._journal.add(Read(now(), pair.name, before, after))
+        return False
+
+    def _read(self, pair: FilePair, folder: Path) -> tuple[str, str]:
+        """The digests of both files; not read again for what a disk refused or an engine failed on."""
+        known = self._digests.get(pair.name)
+        if known is None or known[0] != pair.files:
+            known = self._digests[pair.name] = pair.files, self._processor.digests(pair, folder)
         if not pair.is_as_found():
-            self._clear()
-            self._warn(pair, "its files changed while they were read; it waits until they are complete")
-            return
-        complete = Complete(now(), pair.name, self._options.outputs(pair), figures)
-        self._journal.add(complete)
-        self._finish(complete)
+            raise InputError("its files changed")
+        return known[1]
 
-    def _begin(self, begun: Begun) -> Path:
-        """The folder of the pair's results; what an ended process left there of the same files stays."""
-        unfinished = self._journal.unfinished
-        if unfinished is None or unfinished.pair != begun.pair or not unfinished.same_files(begun):
-            self._clear()
-            self._journal.add(begun)
-        folder = self._output / WORKING
-        with resumable_errors(folder):
-            folder.mkdir(exist_ok=True)
-        return folder
+    def _keep(self, pair: FilePair, same: bool) -> None:
+        self._journal.add(Kept(now(), pair.name, same))
+        self._passed[pair.name] = pair.files
+        attempts.clear_pair(self._output, pair.name)
+        if not same:
+            self._ends.warn(
+                pair.name, "its files have changed since it was processed; that is done anew with --reprocess"
+            )
 
-    def _finish(self, complete: Complete) -> None:
-        """Give results that are whole their names; those that have them already are passed over."""
-        with resumable_errors(self._output):
-            for name in complete.outputs:
-                if (self._output / WORKING / name).exists():
-                    publish(self._output / WORKING / name, self._output / name)
-        self._journal.add(Done(now(), complete.pair))
-        self._clear()
-        self._report.done += 1
-        self._log.result([_line(complete)], pair=complete.pair, outputs=complete.outputs, **complete.figures)
+    def _figures(self, pair: FilePair, folder: Path) -> dict[str, Any]:
+        """Process the pair, a second time where the engine fails, opened again, and passes its golden tiles."""
+        message = ""
+        for _ in range(2):
+            try:
+                return self._processor.process(pair, folder)
+            except (GateFailed, UnavailableError) as error:
+                message = message_of(error)
+                self._ends.warn(pair.name, f"{message}; the engine is opened again, and checked with its golden tiles")
+            try:
+                self._processor.recover()
+            except UnavailableError as error:
+                raise UnavailableError(f"the engine failed on pair {pair.name} ({message}); {error}") from error
+        raise InputError(f"the engine failed on it twice, and passes its golden tiles: {message}")
 
-    def _fail(self, pair: FilePair, message: str) -> None:
-        message = " ".join(message.split())
-        self._journal.add(Failed(now(), pair.name, message))
-        self._clear()
-        self._report.failed += 1
-        self._warn(pair, message)
+    def _end_badly(self, pair: FilePair, error: Exception) -> None:
+        """Fail a pair for its own faults; raise others, and leave it due."""
+        if isinstance(error, UnavailableError):
+            raise error
+        if not pair.is_as_found():
+            attempts.clear_pair(self._output, pair.name)
+            how = "changed" if all(map(File.of, (file.path for file in pair.files))) else "vanished"
+            self._ends.warn(pair.name, f"its files {how} while they were read; it waits until they are complete")
+        elif refused_by_disk(error):
+            raise error
+        elif refused_by_source(error):
+            raise InputError(f"{pair.name} cannot be read: {message_of(error)}; waiting for it") from error
+        elif isinstance(error, PairCrashedError):
+            self._ends.count_crash(pair.name, message_of(error))
+        else:
+            self._ends.fail(pair.name, message_of(error))
 
-    def _warn(self, pair: FilePair, message: str) -> None:
-        self._log.warning(f"{pair.name}: {message}", pair=pair.name)
-
-    def _tell_of_another_start(self, last: Started | None, now: Started) -> None:
-        """What was begun is not gone on with where its options, or what was tuned for its engine, have changed."""
-        if last is not None and self.unfinished is not None:
-            words = difference(*({"the engine": s.engine, **s.settings} for s in (last, now))) or "another bundle"
-            self._log.info(f"{self.unfinished} was begun with {words}; it is processed anew", pair=self.unfinished)
+    def _report_another_start(self, last: Started | None, started: Started) -> None:
+        """What was begun is not resumed where its options, or what was tuned for its engine, have changed."""
+        for name in self.unfinished if last is not None else ():
+            words = difference(*({"the engine": s.engine, **s.settings} for s in (last, started) if s is not None))
+            self._log.info(f"{name} was begun with {words or 'another bundle'}; it is processed anew", pair=name)
 
     def _refuse_others_outputs(self, pair: FilePair) -> None:
-        if pair.name not in self._journal.done:
+        ended = self._journal.pairs.ended.get(pair.name)
+        if ended is None or not ended.done:
             for name in self._options.outputs(pair):
                 refuse_existing(self._output / name, self._options.force)
 
-    def _clear(self) -> None:
-        shutil.rmtree(self._output / WORKING, ignore_errors=True)
 
-    def _started(self) -> Started:
-        processor = self._processor
-        digest = processor.bundle.digest()
-        return Started(now(), FORMAT, digest, processor.engine, self._options.settings())
+def _by_what(started: Started) -> tuple[object, ...]:
+    return started.format, started.bundle, started.engine, started.settings
 
 
-def _state(file: File) -> FileState:
-    try:
-        return FileState(file.path.name, file.size, file.mtime_ns, file_sha256(file.path))
-    except OSError as error:
-        raise InputError(f"image {file.path} cannot be read: {error.strerror}; waiting for it") from error
-
-
-def _line(complete: Complete) -> str:
-    """For a person."""
-    share: Any = complete.figures.get("changed_share")
-    changed = "" if share is None else f": {100 * share:.2f} % changed"
-    return f"{complete.pair}{changed}: {', '.join(reversed(complete.outputs))}"
+def _state(file: File, sha256: str | None = None) -> FileState:
+    return FileState(file.path.name, file.size, file.mtime_ns, sha256)

@@ -1,0 +1,48 @@
+"""``misgnet-run watch``, but that pairs called crash-... end the process, and that the journal is compacted early.
+
+``SOAK_BROKEN`` names a rule that is broken, for tests of the oracle.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from misgnet_runtime import cli
+from misgnet_runtime.watch import attempts, journal, processing, work
+
+SHORT = 100  # lines of a journal that is not compacted
+
+real = processing.read_pair
+
+
+def read_pair(before: Path, after: Path) -> Any:
+    if before.name.startswith("crash-"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(before, after)
+
+
+def break_rule(name: str) -> None:
+    if name == "once":  # pairs are done again
+        work.Worker.is_due = lambda self, pair: True  # type: ignore[method-assign]
+        work.Worker._is_kept = lambda *_: False  # type: ignore[method-assign]
+    elif name == "attempts":  # crashes are not counted
+        attempts.crashed = lambda *_: False  # type: ignore[assignment]
+    elif name == "mask":  # masks are of other pixels
+        processing.read_pair = lambda *paths: tuple(np.roll(image, 3, 0) for image in read_pair(*paths))
+    else:
+        raise ValueError(name)
+
+
+if __name__ == "__main__":
+    processing.read_pair = read_pair
+    journal.Journal.LINES = SHORT
+    if broken := os.environ.get("SOAK_BROKEN"):
+        break_rule(broken)
+    sys.argv[0] = "misgnet-run"
+    cli.main()
