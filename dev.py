@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 LOWEST = ROOT / ".venv-lowest"
 LOWEST_EXTRAS = ("geo", "verify")  # of the runtime
-TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis")
+TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "scikit-learn")
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(\[[\w, -]+\])?\s*>=\s*(?P<lowest>[\w.]+)[^;]*(?P<marker>;.*)?")
 WEIGHTS = "examples/misgnet_synthetic_fp16.safetensors"
 
@@ -53,7 +53,7 @@ def test(arguments: list[str]) -> None:
 
 
 def lowest(arguments: list[str]) -> None:
-    """Without PyTorch and onnx, all tests but the runtime's skip themselves."""
+    """Without PyTorch and onnx, all tests but the runtime's skip: see tests/conftest.py."""
     run_tests(LOWEST, arguments)
 
 

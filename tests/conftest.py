@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,32 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MISGNET_CACHE"] = str(Path(__file__).with_name("no-cache"))
 for variable in ("MISGNET_REQUIRE_SIGNATURE", "MISGNET_POLICY"):
     os.environ.pop(variable, None)
+
+COMPILER = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "jinja2", "matplotlib", "safetensors", "sympy"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Where only the runtime is installed, as by ``dev.py lowest``, modules that import the compiler's needs skip.
+
+    Nowhere else: with PyTorch there, a package that is missing is an error.
+    """
+    report = yield
+    lacking = missing_package(report)
+    if lacking in COMPILER and importlib.util.find_spec("torch") is None:
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, f"Skipped: {lacking} is not installed: the compiler's tests")
+    return report
+
+
+def missing_package(report: pytest.CollectReport) -> str | None:
+    """Of the import that ended the collection of a module."""
+    call = getattr(report, "call", None)
+    error = call.excinfo.value if report.failed and call and call.excinfo else None
+    cause = error and (error if isinstance(error, ModuleNotFoundError) else error.__cause__)
+    return cause.name.partition(".")[0] if isinstance(cause, ModuleNotFoundError) and cause.name else None
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ from misgnet_runtime.folder_record import Header, open_record
 from misgnet_runtime.golden import read_golden
 from misgnet_runtime.images import image_size, read_image
 from misgnet_runtime.lines import decode_lines, encode_line
-from misgnet_runtime.log import current
+from misgnet_runtime.log import current, use
 from misgnet_runtime.manifest import Struct
 from misgnet_runtime.scenes.features import open_features
 from misgnet_runtime.scenes.journal import Band, Raw, open_journal, progress_folder
@@ -100,6 +100,7 @@ def test_a_bundle_of_files_without_end(tmp_path: Path) -> None:
 
 
 def test_names_are_told_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    use("text")
     current().info("[red]a:car:b.tif[/blue]")
     assert capsys.readouterr().err == "[red]a:car:b.tif[/blue]\n"
 

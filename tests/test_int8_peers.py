@@ -289,7 +289,7 @@ def test_a_guest_that_fails_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_guest_sees_nothing_of_this_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "here")
-    assert "PYTHONPATH" not in guest._environment()
+    assert "PYTHONPATH" not in guest.foreign_environment()
     for path in GUESTS.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

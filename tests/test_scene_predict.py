@@ -24,7 +24,7 @@ rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from rasterio.transform import from_origin
 
-from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector, make_bundle
+from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector, make_bundle, write_image
 from commands import exit_code
 from ends import die_at, in_child
 from logs import Collected
@@ -551,7 +551,8 @@ def test_the_command(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert len(json.loads((place.out / "c.geojson").read_text())["features"]) == 1
 
 
-def test_a_png_takes_no_options_of_scenes(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    pair = ("predict", place.bundle, place.before, place.after)
+def test_images_take_no_options_of_scenes(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    images = (write_image(place.out / f"{n}.png", np.zeros((8, 8, 3), np.uint8)) for n in ("before", "after"))
+    pair = ("predict", place.bundle, *images)
     assert command(*pair, "-o", place.out / "m.png", "--align") == 2
     assert "need one that ends in .tif" in capsys.readouterr().err

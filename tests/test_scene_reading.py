@@ -238,7 +238,7 @@ def test_align_puts_the_second_onto_the_first(tmp_path: Path) -> None:
 
 def test_align_needs_common_ground(tmp_path: Path) -> None:
     for place, words in (({"transform": from_origin(900_000, 4_999_992, 0.5, 0.5)}, "share no ground"),
-                         ({"crs": None, "transform": None}, "needs two rasters with a place")):  # fmt: skip
+                         ({"crs": None, "transform": None}, "needs two georeferenced rasters")):  # fmt: skip
         refused(InputError, words, folder=tmp_path, align=True, second=place)
 
 

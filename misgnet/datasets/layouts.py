@@ -55,7 +55,7 @@ class PairUnit:
     def read(self) -> list[TilePixels]:
         """The tiles of the pair, row by row. InputError names the file that is at fault."""
         before, after = read_pair(self.source.before, self.source.after)
-        label = read_label(self.label)
+        label = read_label(self.label, self.source.before)
         height, width = label.shape
         if label.shape != before.shape[:2]:
             raise InputError(

@@ -17,6 +17,9 @@ from misgnet.datasets.units import TilePixels
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.images import Mask, RgbImage
 from misgnet_runtime.scenes.geotiff import GDAL, check_memory, has_place, load_rasterio, open_geotiff, same_place
+from misgnet_runtime.scenes.interpretation import check_interpretation, statement
+from misgnet_runtime.scenes.options import Declared
+from misgnet_runtime.scenes.scaling import choose_bands
 from misgnet_runtime.snapshot import Snapshot
 from misgnet_runtime.tiling import Cell, Span, cut
 
@@ -148,6 +151,20 @@ def _check_kind(dataset: Any, is_label: bool) -> None:
     alpha = dataset.count == 4 and dataset.colorinterp[3].name == "alpha"
     if set(dataset.dtypes) != {"uint8"} or not (dataset.count == 1 if is_label else dataset.count == 3 or alpha):
         raise InputError(f"raster {dataset.name} has {found}; {'a label' if is_label else 'a date'} has {wanted}")
+    if not is_label:
+        _check_meaning(dataset)
+
+
+def _check_meaning(dataset: Any) -> None:
+    """InputError where a date's bands are not red, green and blue of 8 bits, in this order, by what the file says."""
+    check_interpretation(dataset, Path(dataset.name))
+    if choose_bands(Declared(), [colour.name for colour in dataset.colorinterp], 4, dataset.name) != (1, 2, 3):
+        raise InputError(
+            f"raster {dataset.name} holds its colours in another order than red, green, blue; put them in order: "
+            "gdal_translate -b 3 -b 2 -b 1"
+        )
+    if (found := statement(dataset, (1, 2, 3))).values() != "nothing":
+        raise InputError(f"raster {dataset.name} states {found.values()}; a date has plain 8-bit values")
 
 
 def _check_memory(scene: Scene, tile: int) -> None:

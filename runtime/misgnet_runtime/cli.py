@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -77,8 +77,8 @@ def predict(
     after_offset: arguments.OneDate = None,
     after_stretch: arguments.OneDate = None,
 ) -> None:
-    """The change between two dates: a mask of two images, masks of two folders of images that have equal names,
-    or a GeoTIFF of two GeoTIFFs of any size.
+    """The change between two dates: a mask of two images, a GeoTIFF (or with -o X.png a mask) of two GeoTIFFs of any
+    size, or those of all pairs of equal names in two folders.
 
     A folder's or GeoTIFF's run that was interrupted is gone on with by the same command.
     """
@@ -94,13 +94,18 @@ def predict(
         engine, force, restart, not no_tuned, max_unreadable,
     )  # fmt: skip
     if before.is_dir() or after.is_dir():
-        _refuse_scene_words(output, replace(options, batch=None, streams=None, threads=None))
         _predict_folders(bundle, before, after, output, options)
-    elif output.suffix.lower() in (".tif", ".tiff"):
+    elif output.suffix.lower() in (".tif", ".tiff") or _are_rasters(before, after):
         _predict_scene(bundle, before, after, output, options)
     else:
         _refuse_scene_words(output, options)
         _predict_image(bundle, before, after, output, options)
+
+
+def _are_rasters(before: Path, after: Path) -> bool:
+    from misgnet_runtime.predict import are_rasters
+
+    return are_rasters(before, after)
 
 
 def _refuse_scene_words(output: Path, options: SceneOptions) -> None:
@@ -125,7 +130,7 @@ def _predict_folders(bundle: Path, before: Path, after: Path, output: Path, opti
     with current().progress("pairs") as progress:
         report = predict_folders(
             bundle, before, after, output, engine=options.engine, batch=options.batch, streams=options.streams,
-            threads=options.threads, tuned=options.tuned, force=options.force, progress=progress,
+            threads=options.threads, tuned=options.tuned, force=options.force, progress=progress, scene=options,
         )  # fmt: skip
     _say(report.line(output), output=output, **asdict(report))
 

@@ -1,4 +1,4 @@
-"""Which masks of a folder are written, kept in the folder until all are, so that a killed run can be gone on with.
+"""Which outputs of a folder are written, kept in the folder until all are, so that a killed run can be resumed.
 
 ``OUT/.progress/`` holds ``journal.jsonl``: by what the masks are made, then a line for each few masks, written when
 they are whole on the disk. Then they get their names; those that a killed run left without get theirs later.
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -21,9 +22,10 @@ from misgnet_runtime.images import Mask, write_mask
 from misgnet_runtime.lines import FileName, append_line, decode_lines, open_held
 from misgnet_runtime.manifest import JSON_ERRORS, Count, Struct
 from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors, sync
+from misgnet_runtime.predict import are_rasters
 from misgnet_runtime.tiles import Source
 
-FORMAT = 1
+FORMAT = 2
 Stamp = tuple[int, int, int, int]
 
 
@@ -35,12 +37,22 @@ class Header(Struct, frozen=True):
 
 
 class Written(Struct, frozen=True):
-    """A mask: its pair's name, the state of both files (sizes in bytes, times of change in ns), and its pixels."""
+    """A mask: its pair's name, the state of both files (sizes in bytes, times of change in ns), and its pixels.
+
+    ``suffix``: .png for a mask of images, .tif for the change raster of two GeoTIFFs.
+    """
 
     name: FileName
     stamp: Stamp
     pixels: Count
     changed: Count
+    nodata: Count = 0
+    suffix: Literal[".png", ".tif"] = ".png"
+
+    @property
+    def file(self) -> str:
+        """The name of the output."""
+        return f"{self.name}{self.suffix}"
 
 
 class _Line(Struct, frozen=True):
@@ -64,15 +76,20 @@ class Record:
                 write_mask(part, mask)
                 sync(part)
                 part.replace(place)
-            append_line(self.handle, _Line(tuple(about for about, _ in masks)))
+        self.note([about for about, _ in masks])
+
+    def note(self, masks: Sequence[Written]) -> None:
+        """Record outputs that are whole in :func:`progress_folder`, and give them their names."""
+        with resumable_errors(self.output):
+            append_line(self.handle, _Line(tuple(masks)))
             os.fsync(self.handle)
-        self.publish([about for about, _ in masks])
+        self.publish(masks)
 
     def publish(self, masks: Sequence[Written]) -> None:
         """Give those of ``masks`` their names that have none yet; all are whole."""
         with resumable_errors(self.output):
             for about in masks:
-                place = progress_folder(self.output) / f"{about.name}.png"
+                place = progress_folder(self.output) / about.file
                 if place.exists():
                     publish(place, self.output / place.name)
         self.written.update((about.name, about) for about in masks)
@@ -109,6 +126,7 @@ def open_record(output: Path, settings: dict[str, str], sources: Sequence[Source
         with resumable_errors(folder):
             handle.truncate(length)
             if not length:
+                _clear(folder)
                 append_line(handle, Header(FORMAT, settings))
         record = Record(output, handle, named)
         record.publish(lines[-1].masks if lines else ())
@@ -116,10 +134,25 @@ def open_record(output: Path, settings: dict[str, str], sources: Sequence[Source
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def output_of(source: Source) -> str:
+    """The name of a pair's output: a mask of images, a change raster of GeoTIFFs; raises as :func:`are_rasters`."""
+    return f"{source.name}.tif" if are_rasters(source.before, source.after) else f"{source.name}.png"
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an interrupted run of other settings left beside the journal."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix in (".tif", ".png", ".part"):
+            path.unlink()
+
+
 def _refuse(output: Path, sources: Sequence[Source], own: dict[str, Written], force: bool) -> None:
     for source in sources:
-        if source.name not in own:
-            refuse_existing(output / f"{source.name}.png", force)
+        name = output_of(source)
+        if source.name not in own or own[source.name].file != name:
+            refuse_existing(output / name, force)
 
 
 def _read(handle: FileIO, asked: Header, output: Path, force: bool) -> tuple[list[_Line], int]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import filecmp
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.files import is_no_file
+from misgnet_runtime.tiff import DATE_TIME, ORIENTATION, is_tiff, read_header
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 _FORMATS = ("PNG", "TIFF", "JPEG")  # whatever the name says: Pillow knows dozens, and gives PostScript to Ghostscript
@@ -23,14 +26,33 @@ _DECODE_ERRORS = (  # what Pillow's readers raise on damaged files
     OSError, SyntaxError, ValueError, MemoryError, EOFError, LookupError, TypeError, ArithmeticError,
     AttributeError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
+_WIDTH, _HEIGHT = 256, 257  # TIFF's tags
+_EXIF, _TAKEN = 34665, 36867  # EXIF's own directory, and DateTimeOriginal in it
+_LYING = (5, 6, 7, 8)  # orientations that exchange height and width
 RgbImage = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 
 def read_image(path: Path) -> RgbImage:
-    """An 8-bit RGB image as uint8 (H, W, 3). InputError for anything else; an opaque alpha is dropped."""
+    """An 8-bit RGB image as uint8 (H, W, 3), upright as its EXIF orientation says; an opaque alpha is dropped.
+
+    A TIFF that is a raster is read as one date of a scene, without scaling. InputError for anything else.
+    """
+    if is_raster(path):
+        from misgnet_runtime.scenes.whole import read_date
+
+        return read_date(path)
     with _in_memory(path):
         return _rgb(path)
+
+
+def is_raster(path: Path) -> bool:
+    """Whether a file is a TIFF that says more than a picture does: where it lies, what is nodata, how it is scaled.
+
+    Raises:
+        InputError: The file is a TIFF whose directories cannot be read.
+    """
+    return is_tiff(path) and bool(read_header(path).raster_words)
 
 
 def _rgb(path: Path) -> RgbImage:
@@ -43,7 +65,12 @@ def _rgb(path: Path) -> RgbImage:
 
 
 def read_pair(before: Path, after: Path) -> tuple[RgbImage, RgbImage]:
-    """Both dates as uint8 (H, W, 3); InputError where their sizes differ, or as :func:`read_image`."""
+    """Both dates as uint8 (H, W, 3); InputError where their sizes or grids differ, or as :func:`read_image`."""
+    rasters = [path for path in (before, after) if is_raster(path)]
+    if rasters:
+        from misgnet_runtime.scenes.whole import read_dates
+
+        return read_dates(before, after)
     first, second = read_image(before), read_image(after)
     if first.shape != second.shape:
         raise InputError(
@@ -53,11 +80,16 @@ def read_pair(before: Path, after: Path) -> tuple[RgbImage, RgbImage]:
     return first, second
 
 
-def read_label(path: Path) -> Mask:
+def read_label(path: Path, date: Path | None = None) -> Mask:
     """A change label as bool (H, W). InputError unless its values are 0 and 255, or 0 and 1.
 
+    Where it and the ``date`` it belongs to are rasters, they must lie on one grid.
     A palette counts by its colours where these are black and white, else by its numbers.
     """
+    if date is not None and is_raster(path) and is_raster(date):
+        from misgnet_runtime.scenes.whole import check_label
+
+        check_label(date, path)
     with _in_memory(path):
         return _label(path)
 
@@ -92,9 +124,34 @@ def _is_binary(values: NDArray[Any]) -> bool:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width from the file's header, in pixels."""
+    """Height and width of the upright image from the file's header, in pixels."""
+    if is_raster(path):
+        from misgnet_runtime.scenes.whole import size_of
+
+        return size_of(path)
     with _opened(path) as image:
-        return image.height, image.width
+        if image.format == "TIFF":  # Pillow exchanges sides by the orientation from 11.2 on
+            header = read_header(path)
+            height, width = header.number(_HEIGHT, image.height), header.number(_WIDTH, image.width)
+            return (width, height) if header.number(ORIENTATION, 1) in _LYING else (height, width)
+        lying = _exif(path, image).get(ORIENTATION, 1) in _LYING
+        return (image.width, image.height) if lying else (image.height, image.width)
+
+
+def image_time(path: Path) -> datetime | None:
+    """When an image was taken by its EXIF or TIFF tags; None where it does not say, UTC where it names no zone."""
+    from misgnet_runtime.scenes.interpretation import parse_time
+
+    with _opened(path) as image:
+        exif = _exif(path, image)
+        taken = exif.get_ifd(_EXIF).get(_TAKEN) if _EXIF in exif else None
+        found = [taken, exif.get(DATE_TIME), read_header(path).text(DATE_TIME) if image.format == "TIFF" else None]
+    return next((time for text in found if isinstance(text, str) and (time := parse_time(text))), None)
+
+
+def same_bytes(first: Path, second: Path) -> bool:
+    """Whether two files that exist are one, or hold the same bytes."""
+    return first.samefile(second) or filecmp.cmp(first, second, shallow=False)
 
 
 def check_mask_name(path: Path) -> None:
@@ -111,14 +168,47 @@ def write_mask(path: Path, mask: Mask) -> None:
 def _decode(path: Path, *, wide: bool = True) -> Image.Image:
     """The pixels; Pillow would reduce 16-bit colour to 8 bits silently, InputError unless ``wide``."""
     with _opened(path) as image:
+        if (count := _count(path, image)) > 1:
+            raise InputError(f"image {path} holds {count} images; which one is meant is not clear")
         if not wide and any(";16" in str(part) for part in image.tile):
             raise InputError(f"image {path} has 16 bits per channel; this command needs 8-bit RGB")
         try:
             with _unwarned():
                 image.load()
+                return ImageOps.exif_transpose(image)
         except _DECODE_ERRORS as error:
             raise InputError(f"image {path} is damaged or truncated: {error}") from error
-        return image.copy()
+
+
+def _count(path: Path, image: ImageFile.ImageFile) -> int:
+    """Images of a TIFF without its overviews, or of an animated PNG. What follows a JPEG's first is a preview of it."""
+    if image.format == "TIFF":
+        return read_header(path).pages
+    return int(getattr(image, "n_frames", 1)) if image.format == "PNG" else 1
+
+
+def _exif(path: Path, image: ImageFile.ImageFile) -> Image.Exif:
+    """The EXIF of an image whose pixels need not be decoded for it, if it stands before them."""
+    try:
+        with _unwarned():
+            if image.format == "PNG" and not _exif_follows(path):
+                return Image.Image.getexif(image)  # PngImageFile's would decode all pixels first
+            return image.getexif()
+    except _DECODE_ERRORS as error:
+        raise InputError(f"image {path} cannot be read: {error}") from error
+
+
+def _exif_follows(path: Path) -> bool:
+    """Whether a PNG has EXIF, or text that may hold it, behind its pixels."""
+    pixels = False
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(chunk := file.read(8)) == 8 and chunk[4:] != b"IEND":
+            pixels = pixels or chunk[4:] == b"IDAT"
+            if pixels and chunk[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            file.seek(int.from_bytes(chunk[:4], "big") + 4, 1)
+    return False
 
 
 def _opened(path: Path) -> ImageFile.ImageFile:

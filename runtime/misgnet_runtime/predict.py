@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from misgnet_runtime.images import RgbImage, check_mask_name, read_pair, write_mask
+from misgnet_runtime.errors import InputError
+from misgnet_runtime.files import is_file
+from misgnet_runtime.images import RgbImage, check_mask_name, image_time, is_raster, read_pair, same_bytes, write_mask
+from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.outputs import refuse_existing, refuse_inputs, replace_file
+from misgnet_runtime.scenes.agreement import SAME_FILE, wrong_order
 from misgnet_runtime.session import BundleSession, open_bundle
+from misgnet_runtime.tiff import is_tiff, read_header
 from misgnet_runtime.words import changed_words
 
 
@@ -52,8 +57,34 @@ def predict_files(
     refuse_inputs([output], [before_path, after_path])
     refuse_existing(output, force)
     images = read_pair(before_path, after_path)
+    warn_of_images(before_path, after_path, current())
     with open_bundle(bundle_path, engine, tuned=tuned) as bundle:
         return predict_images(bundle, *images, output, force=force)
+
+
+def are_rasters(before: Path, after: Path) -> bool:
+    """Whether a pair is one of rasters, which are run as scenes whatever their output is called.
+
+    Raises:
+        InputError: One is a raster, and the other one is not a TIFF.
+    """
+    rasters = [path for path in (before, after) if is_raster(path)]
+    others = [path for path in (before, after) if rasters and is_file(path) and not is_tiff(path)]
+    if others:
+        words = ", ".join(read_header(rasters[0]).raster_words)
+        raise InputError(
+            f"{rasters[0]} is a raster (it has {words}), and {others[0]} is not a TIFF; compare two GeoTIFFs of one "
+            "grid, or two plain images"
+        )
+    return bool(rasters)
+
+
+def warn_of_images(before: Path, after: Path, log: EventLog) -> None:
+    """Log where two images are one file, or their metadata say that the later date is the earlier one."""
+    if same_bytes(before, after):
+        log.warning(f"{before.name}, {after.name}: {SAME_FILE}")
+    elif words := wrong_order(image_time(before), image_time(after)):
+        log.warning(f"{before.name}, {after.name}: {words}")
 
 
 def predict_images(

@@ -180,7 +180,7 @@ def check_disjoint(first: TileSet, second: TileSet, roles: tuple[str, str], prog
 def load_source(source: Source) -> Images:
     """Both dates uint8 (H, W, 3) and the label bool (H, W) of a whole pair; InputError names a bad file."""
     before, after = read_pair(source.before, source.after)
-    label = np.zeros(before.shape[:2], np.bool_) if source.label is None else read_label(source.label)
+    label = np.zeros(before.shape[:2], np.bool_) if source.label is None else read_label(source.label, source.before)
     if source.label is not None:
         _check_size(source.label, label.shape, source.before, before.shape[:2])
     return before, after, label

@@ -11,6 +11,7 @@ from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.outputs import refuse_existing
+from misgnet_runtime.scenes.agreement import band_warnings
 from misgnet_runtime.scenes.encoding import SplitEngine, look_at_encoding, make_features, open_split_engine
 from misgnet_runtime.scenes.features import SUFFIX, FeatureFile
 from misgnet_runtime.scenes.inputs import check_readable
@@ -74,6 +75,8 @@ def encode_file(
     with open_split_engine(bundle, options) as engine:
         encoding = look_at_encoding(engine, raster, options)
         log.info(f"{raster.name}: {encoding.date.scaling}")
+        for warning in band_warnings(encoding.date):
+            log.warning(warning)
         try:
             made, resumed = make_features(encoding, output, log=log, progress=progress)
         except KeyboardInterrupt:

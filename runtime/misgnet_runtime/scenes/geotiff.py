@@ -11,8 +11,12 @@ from typing import Any
 from misgnet_runtime.errors import InputError, UnavailableError
 
 MOST_BYTES = 512 << 20  # of one block of a file, or of what is read at once
+MOST_DECODINGS = 128  # of each block of a file, as strips of tiles are read one after the other
+_STRIP_ROWS, _STRIP_COLUMNS, _STRIDE = 256, 2048, 192  # pixels of a strip as they are common, and between two of them
+_LEAST_CACHE = 16 << 20
+_SMALL = 64 << 20  # of a raster that is decoded once, since all of it stays in the cache
 GDAL = {
-    "GDAL_CACHEMAX": 16 << 20,  # bytes: rasterio does not take small numbers for megabytes, as GDAL does
+    "GDAL_CACHEMAX": _LEAST_CACHE,  # bytes: rasterio does not take small numbers for megabytes, as GDAL does
     # What lies beside a raster (masks, overviews, statistics) is neither hashed nor checked: it is not read.
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
@@ -66,6 +70,28 @@ def check_memory(dataset: Any, at_once: int, what: str) -> None:
                 f"{size >> 20:,} MiB, and {MOST_BYTES >> 20} are the most; is the file damaged? If not, write it "
                 "in smaller blocks (gdal_translate -co TILED=YES), or cut it into parts"
             )
+
+
+def cache_for(dataset: Any) -> int:
+    """Bytes of GDAL's cache with which blocks are decoded once for each row of tiles.
+
+    Raises:
+        InputError: Blocks are so large, in a way that does not suit tiles, that each would be decoded too often.
+    """
+    height, width = dataset.block_shapes[0]
+    rows = min(dataset.height, (-(-_STRIP_ROWS // height) + 1) * height)
+    columns = min(dataset.width, (-(-_STRIP_COLUMNS // width) + 1) * width)
+    strip = int(rows * columns) * sum(_bytes_of(dtype) for dtype in dataset.dtypes)
+    times = rows / _STRIDE
+    if strip > MOST_BYTES:  # the blocks of a strip are gone when the next one needs them
+        times *= max(1, width / _STRIP_COLUMNS)
+    whole = int(dataset.height * dataset.width) * sum(_bytes_of(dtype) for dtype in dataset.dtypes)
+    if times > MOST_DECODINGS and whole > _SMALL:
+        raise InputError(
+            f"raster {dataset.name} is stored in blocks of {width:,} x {height:,} px, each of which would be decoded "
+            f"{times:,.0f} times; write it in smaller ones: gdal_translate -co TILED=YES"
+        )
+    return max(_LEAST_CACHE, 2 * min(strip, MOST_BYTES))  # both dates have their blocks there
 
 
 def _bytes_of(dtype: str) -> int:

@@ -98,7 +98,7 @@ class _Writer:
     def __init__(self, layout: Layout, first: int, journal: Journal, progress: Progress | None) -> None:
         self._layout, self._row, self._journal, self._progress = layout, first, journal, progress
         self._blender = Blender(layout, first)
-        self._valid = np.empty((layout.rows.tile, layout.columns.length), np.bool_)
+        self._valid = np.empty((min(layout.rows.tile, layout.rows.length), layout.columns.length), np.bool_)
         self._told = set(journal.holes)
         self._holes: set[UnreadableBlock] = set()
         self.tiles = 0

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.log import EventLog
+from misgnet_runtime.scenes.agreement import check_statements, pair_warnings
 from misgnet_runtime.scenes.grids import Grid
+from misgnet_runtime.scenes.interpretation import Statement, acquired, statement
 from misgnet_runtime.scenes.options import Declared, SceneOptions
 from misgnet_runtime.scenes.sampling import find_scaling, residual_shift
 from misgnet_runtime.scenes.scaling import Scaling
@@ -24,6 +27,9 @@ from misgnet_runtime.words import plural
 class Date:
     """One raster: the digest of its bytes, its file's state since before they were read, how its values become RGB, and
     where its blocks lie.
+
+    ``declared``: what is said of its pixels, and ``stated``: what its file says of them; ``acquired``: when it was
+    taken, where its file says so.
     """
 
     path: Path
@@ -31,6 +37,9 @@ class Date:
     stamp: FileStamp
     scaling: Scaling
     blocks: Blocks
+    declared: Declared
+    stated: Statement
+    acquired: datetime | None
 
     def check_unchanged(self) -> None:
         """InputError where the file is not the one that was read, or was written to since."""
@@ -76,12 +85,13 @@ class Inputs:
             log.warning(warning)
 
     def warnings(self) -> list[str]:
-        if not self.shift or max(map(abs, self.shift)) <= 1:
-            return []
-        return [
-            f"the second date lies about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} columns beside "
-            "the first; what does not move may be taken for change: register them first"
-        ]
+        found = pair_warnings(self.before, self.after)
+        if self.shift and max(map(abs, self.shift)) > 1:
+            found.append(
+                f"the second date lies about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} columns beside "
+                "the first; what does not move may be taken for change: register them first"
+            )
+        return found
 
 
 def look_at(before: Path, after: Path, options: SceneOptions) -> Inputs:
@@ -98,6 +108,7 @@ def look_at(before: Path, after: Path, options: SceneOptions) -> Inputs:
 
 def look_at_pair(before: Date, after: Date, *, align: bool, grid: Grid | None = None) -> Inputs:
     """Two dates that were looked at, on ``grid``, that of the first without one; raises as :func:`open_pair`."""
+    check_statements(before, after)
     opened = partial(open_pair, before.path, after.path, align=align, grid=grid)
     with opened() as pair:
         return Inputs(before, after, pair.grid, residual_shift(pair, (before.scaling, after.scaling)), opened)
@@ -118,7 +129,8 @@ def look_at_date(raster: Raster, path: Path, declared: Declared) -> Date:
     digest = file_sha256(path)
     if FileStamp.of(path) != raster.stamp:  # then it is not of the bytes that are read
         raise _changed(path)
-    return Date(path, digest, raster.stamp, scaling, raster.blocks)
+    stated = statement(raster.file, scaling.bands)
+    return Date(path, digest, raster.stamp, scaling, raster.blocks, declared, stated, acquired(raster.file))
 
 
 def _changed(path: Path) -> InputError:

@@ -19,12 +19,14 @@ class Declared:
 
     ``bands``: which are red, green and blue, from 1. A stored value times ``scale`` plus ``offset`` is 0 for black and
     1 for white, one number or three; or ``stretch``: the percentiles of each band that become black and white.
+    ``shared``: which of them are said of both dates at once.
     """
 
     bands: tuple[float, ...] | None = None
     scale: tuple[float, ...] | None = None
     offset: tuple[float, ...] | None = None
     stretch: tuple[float, ...] | None = None
+    shared: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @classmethod
     def parse(
@@ -56,6 +58,7 @@ class Declared:
             self.scale or (None if self.stretch else common.scale),
             self.offset or (None if self.stretch else common.offset),
             self.stretch or (None if scaled else common.stretch),
+            frozenset(name for name in ("bands", "scale", "offset") if getattr(self, name) is None),
         )
 
 
@@ -98,7 +101,7 @@ class SceneOptions:
     def check(self, output: Path) -> None:
         """UsageError where the files' names or the numbers cannot be meant."""
         for option, path, suffixes in (
-            ("--output", output, (".tif", ".tiff")),
+            ("--output", output, (".tif", ".tiff", ".png")),
             ("--probability", self.probability, (".tif", ".tiff")),
             ("--vector", self.vector, VECTOR_SUFFIXES),
             ("--quicklook", self.quicklook, (".png",)),

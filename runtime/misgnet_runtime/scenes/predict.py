@@ -17,6 +17,7 @@ from misgnet_runtime.outputs import refuse_inputs
 from misgnet_runtime.scenes.inference import Task, Work, infer
 from misgnet_runtime.scenes.inputs import look_at
 from misgnet_runtime.scenes.journal import Journal, discard_progress, was_begun
+from misgnet_runtime.scenes.mask import check_mask, is_mask, warn_of_nodata
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
 from misgnet_runtime.scenes.unreadable import Tally
@@ -33,7 +34,7 @@ def predict_scene_files(
     log: EventLog | None = None,
     progress: Progress | None = None,
 ) -> SceneReport:
-    """Write the change between two GeoTIFFs as ``output``, and what ``options`` ask for beside it.
+    """Write the change between two GeoTIFFs as ``output``, .tif or .png, and what ``options`` ask for beside it.
 
     ``log`` gets what a user should know: scalings, and warnings. Memory does not grow with the
     scene's height, and with its width by a tile's height of it. An interrupted run is gone on with by the same call.
@@ -71,6 +72,8 @@ def predict_opened(
         refuse_outputs(outputs, options.force)
     inputs = look_at(before, after, options)
     inputs.report(log)
+    if is_mask(output):
+        check_mask(inputs.grid, output, log)
     try:
         with opening() as (detector, entry, reason):
             engine = detector.engine
@@ -82,6 +85,8 @@ def predict_opened(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(INTERRUPTED) from None
     discard_progress(outputs[0])
+    if is_mask(output):
+        warn_of_nodata(output, report.nodata_share, log)
     return report
 
 

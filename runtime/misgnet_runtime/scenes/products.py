@@ -87,7 +87,7 @@ class MapWriter:
                 self._read_back(dataset, dtype)
 
     def _profile(self, dtype: str, nodata: float, predictor: int) -> dict[str, Any]:
-        placed = {"crs": self.grid.crs, "transform": self.grid.transform} if self.grid.placed else {}
+        placed = {"crs": self.grid.crs, **({"transform": self.grid.transform} if self.grid.measured else {})}
         return {
             "driver": "GTiff", "height": self.grid.height, "width": self.grid.width, "count": 1, "dtype": dtype,
             "nodata": nodata, "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate",

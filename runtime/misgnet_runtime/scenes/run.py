@@ -16,6 +16,7 @@ from misgnet_runtime.scenes.geotiff import read_tags
 from misgnet_runtime.scenes.inference import Work
 from misgnet_runtime.scenes.inputs import Inputs
 from misgnet_runtime.scenes.journal import Journal, open_journal, raw_map
+from misgnet_runtime.scenes.mask import is_mask, write_png
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.probabilities import Probabilities
 from misgnet_runtime.scenes.products import Counts, MapWriter, publish_all, staged
@@ -174,12 +175,15 @@ def _publish(run: Run, settings: dict[str, str], journal: Journal, tally: Tally)
     writer = MapWriter(probabilities, inputs.grid, threshold, _tags(run, settings, tally), options.cog)
     with staged(run.outputs) as places:
         by_name = dict(zip(options.products(), places[1:], strict=True))
-        counts, polygons = writer.change(places[0]), None
+        change = places[0].with_name("change.tif") if is_mask(places[0]) else places[0]
+        counts, polygons = writer.change(change), None
+        if change != places[0]:
+            write_png(change, places[0])
         if place := by_name.get("probability"):
             writer.probability(place)
         if place := by_name.get("vector"):
             smallest = VectorOptions(options.min_area, options.simplify)
-            polygons = write_polygons(place, places[0], probabilities, inputs.grid, smallest)
+            polygons = write_polygons(place, change, probabilities, inputs.grid, smallest)
         if place := by_name.get("quicklook"):
             with inputs.open_pair() as pair, resumable_errors(place):
                 write_quicklook(place, pair, inputs.scalings, probabilities, threshold)

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.images import RgbImage
+from misgnet_runtime.scenes.interpretation import statement
 from misgnet_runtime.scenes.options import Declared
-from misgnet_runtime.scenes.scaling import Scaling, choose_bands, declared_scaling, stretched
+from misgnet_runtime.scenes.scaling import Scaling, check_stretch, choose_bands, declared_scaling, stretched
 from misgnet_runtime.scenes.source import Pair, Raster
 from misgnet_runtime.tiling import Span
 
@@ -21,10 +22,12 @@ def find_scaling(raster: Raster, declared: Declared) -> Scaling:
 
     InputError where that is not declared, or cannot be done; UsageError for a band that is not there.
     """
-    colours = raster.dataset.count
+    colours = [colour.name for colour in raster.file.colorinterp]
     bands = choose_bands(declared, colours, raster.alpha, raster.name)
+    stated = statement(raster.file, bands)
     if declared.stretch is None:
-        return declared_scaling(declared, bands, raster.dataset.dtypes[bands[0] - 1], raster.name)
+        return declared_scaling(declared, bands, raster.dataset.dtypes[bands[0] - 1], stated, raster.name)
+    check_stretch(stated, raster.name)
     picked = []
     for rows, columns in spread(raster.dataset.height, raster.dataset.width, _SAMPLES, _SAMPLE):
         values, valid, _ = raster.read(bands, rows, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.images import RgbImage
+from misgnet_runtime.scenes.interpretation import RGB, UNSTATED, Statement
 from misgnet_runtime.scenes.options import Declared
 
 
@@ -43,37 +45,61 @@ class Scaling:
         return np.moveaxis(np.rint(scaled).astype(np.uint8), 0, 2)
 
 
-def choose_bands(declared: Declared, count: int, alpha: int | None, name: str) -> tuple[int, int, int]:
-    """Declared bands, or all of a raster that has three beside its ``alpha`` band (its number, from 1).
+def choose_bands(declared: Declared, colours: Sequence[str], alpha: int | None, name: str) -> tuple[int, int, int]:
+    """Declared bands, or those that the file calls red, green and blue, or all of a raster that has three and says
+    nothing of their colours; ``alpha``: its alpha band (from 1), which is none of them.
 
     UsageError for a band that is not there, InputError where nothing says which three are meant.
     """
-    if declared.bands is None:
-        colours = [band for band in range(1, count + 1) if band != alpha]
-        if len(colours) != 3:
-            raise InputError(
-                f"raster {name} has {count} band{'s' * (count > 1)}; say which are red, green and blue: --bands 3,2,1, "
-                "or --before-bands and --after-bands"
-            )
-        return colours[0], colours[1], colours[2]
-    red, green, blue = (int(band) for band in declared.bands)
-    if max(red, green, blue) > count:
-        raise UsageError(f"band {max(red, green, blue)} was asked for, and {name} has {count}")
-    return red, green, blue
+    if declared.bands is not None:
+        red, green, blue = (int(band) for band in declared.bands)
+        if max(red, green, blue) > len(colours):
+            raise UsageError(f"band {max(red, green, blue)} was asked for, and {name} has {len(colours)}")
+        return red, green, blue
+    stated = [[band for band, colour in enumerate(colours, 1) if colour == wanted] for wanted in RGB]
+    if all(len(bands) == 1 for bands in stated):
+        return stated[0][0], stated[1][0], stated[2][0]
+    others = [band for band in range(1, len(colours) + 1) if band != alpha]
+    if len(others) == 3 and all(colours[band - 1] in UNSTATED for band in others):
+        return others[0], others[1], others[2]
+    shown = ", ".join(colours[:8]) + ", ..." * (len(colours) > 8)
+    says = "" if set(colours) <= {*UNSTATED, "alpha"} else f" that the file calls {shown}"
+    raise InputError(
+        f"raster {name} has {len(colours)} band{'s' * (len(colours) > 1)}{says}; say which are red, green and blue: "
+        "--bands 3,2,1, or --before-bands and --after-bands"
+    )
 
 
-def declared_scaling(declared: Declared, bands: tuple[int, int, int], dtype: str, name: str) -> Scaling:
-    """The scaling that is declared without a look at the values; InputError without one, unless they are 8-bit."""
+def declared_scaling(
+    declared: Declared, bands: tuple[int, int, int], dtype: str, stated: Statement, name: str
+) -> Scaling:
+    """The scaling that is declared, of values that are not looked at.
+
+    Raises:
+        InputError: Nothing is declared, and values are not 8-bit, or the file says that they are to be scaled.
+    """
+    full = 2 ** (stated.bits or 8) - 1
     if declared.scale is None and declared.offset is None:
-        if dtype == "uint8":
-            return Scaling(bands, None, (0, 0, 0), "8-bit")
+        if dtype == "uint8" and not stated.scaled and not stated.inverted:
+            white = _three(1 / full) if stated.bits else None
+            return Scaling(bands, white, (0, 0, 0), f"{stated.bits or 8}-bit")
+        what = f"{dtype} with {stated.values()} in its tags" if stated.scaled or stated.inverted else dtype
         raise InputError(
-            f"raster {name} holds {dtype}, and nothing says how its values become brightness; declare --scale and "
-            "--offset (value * scale + offset is 0 for black, 1 for white), or ask for --stretch 2,98 "
+            f"raster {name} holds {what}, and nothing says how its values become brightness; declare --scale and "
+            "--offset (stored value * scale + offset is 0 for black, 1 for white), or ask for --stretch 2,98 "
             "(percentiles of each band); each also for one date: --before-scale, --after-stretch, ..."
         )
-    default = 1 / 255 if dtype == "uint8" else 1.0
+    default = 1 / full if dtype == "uint8" else 1.0
     return Scaling(bands, _three(declared.scale or (default,)), _three(declared.offset or (0.0,)), "declared")
+
+
+def check_stretch(stated: Statement, name: str) -> None:
+    """InputError where low stored values are bright by what the file says: a stretch would invert them."""
+    if stated.inverted or min(stated.scales) <= 0:
+        raise InputError(
+            f"raster {name} states {stated.values()}, so that a stretch would make a negative of it; declare --scale "
+            "and --offset"
+        )
 
 
 def stretched(bands: tuple[int, int, int], values: NDArray[Any], percentiles: tuple[float, ...], name: str) -> Scaling:

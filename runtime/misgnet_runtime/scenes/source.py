@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from misgnet_runtime.errors import InputError, UnreadableError
 from misgnet_runtime.files import is_file
 from misgnet_runtime.images import Mask, RgbImage
-from misgnet_runtime.scenes.geotiff import GDAL, check_memory, load_rasterio, open_geotiff
+from misgnet_runtime.scenes.geotiff import GDAL, cache_for, check_memory, load_rasterio, open_geotiff
 from misgnet_runtime.scenes.grids import Grid, check_overlap, check_same
+from misgnet_runtime.scenes.interpretation import check_interpretation
 from misgnet_runtime.scenes.scaling import Scaling
 from misgnet_runtime.scenes.tiff_blocks import may_be_tiff, read_blocks
 from misgnet_runtime.scenes.unreadable import Blocks, UnreadableBlock, Values
 from misgnet_runtime.scenes.warping import warp_window, warped
 from misgnet_runtime.tiling import Span
 
+_MOST_WARPED_BANDS = 8
 NEUTRAL = (124, 116, 104)  # ImageNet's mean: 0 to the network
 
 
@@ -74,8 +76,13 @@ class Raster:
     source: Raster | None = None
 
     @property
+    def file(self) -> Any:
+        """The file's own dataset, also where ``dataset`` is warped."""
+        return self.dataset if self.source is None else self.source.dataset
+
+    @property
     def name(self) -> str:
-        return str(self.dataset.name)
+        return str(self.file.name)
 
     def read(self, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
         """Stored values (B, h, w), where they are data, bool (h, w), and the blocks that do not decode.
@@ -85,7 +92,8 @@ class Raster:
         any band.
         """
         rasterio = load_rasterio("a scene")
-        if self.source is not None and self.blocks.has_gaps:  # GDAL would warp what is missing as zeros
+        # GDAL would warp what is missing as zeros, and all bands in time that grows with the square of their number.
+        if self.source is not None and (self.blocks.has_gaps or self.dataset.count > _MOST_WARPED_BANDS):
             return self._from_source(rasterio, self.source, bands, rows, columns)
         unreadable = frozenset[UnreadableBlock]()
         try:
@@ -199,11 +207,13 @@ def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool 
     or share nothing.
     """
     rasterio = load_rasterio("a scene")
+    held = rasterio.env.getenv().get("GDAL_CACHEMAX", 0) if rasterio.env.hasenv() else 0  # what the other date needs
     with rasterio.Env(**GDAL), ExitStack() as stack:
         if not is_file(path):
             raise InputError(f"raster {path} does not exist")
         stamp = FileStamp.of(path)
         dataset = stack.enter_context(_checked(rasterio, path))
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=max(held, cache_for(dataset))))
         raster = Raster(date, dataset, _alpha(dataset), stamp, Blocks.of(path, dataset))
         if grid is not None and align:
             check_overlap(rasterio, grid, Grid.of(dataset))
@@ -218,6 +228,7 @@ def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool 
 def _checked(rasterio: Any, path: Path) -> Any:
     dataset = _opened(rasterio, path)
     check_memory(dataset, 0, "a window")
+    check_interpretation(dataset, path)
     if kinds := {dtype for dtype in dataset.dtypes if np.dtype(_numpy_name(dtype)).kind not in "uif"}:
         raise InputError(f"raster {path} holds {' and '.join(sorted(kinds))}; a date has real numbers")
     if len(set(dataset.dtypes)) > 1:

@@ -63,7 +63,7 @@ def write_polygons(path: Path, change: Path, probabilities: Probabilities, grid:
     if grid.placed:
         fields["area_m2"] = np.array(areas, np.float64)
     outlines = shapely.simplify([one.outline for one in found], options.simplify, preserve_topology=True)
-    outlines = shapely.transform(outlines, lambda points: _on_ground(grid, points)) if grid.placed else outlines
+    outlines = shapely.transform(outlines, lambda points: _on_ground(grid, points)) if grid.measured else outlines
     _write(pyogrio, path, shapely.to_wkb(outlines), fields, grid)
     return len(found)
 
@@ -89,7 +89,7 @@ def _changes(shapely: Any, change: Path, probabilities: Probabilities, grid: Gri
         for shape, value in rasterio.features.shapes(band, mask=band, connectivity=4):
             if value == CHANGED:
                 outline = shapely.geometry.shape(shape)
-                if grid.placed:
+                if grid.measured:
                     outline = shapely.transform(outline, lambda points: _in_pixels(grid, points))
                 yield Change(outline, round(outline.area), _mean_probability(rasterio, outline, probabilities))
 

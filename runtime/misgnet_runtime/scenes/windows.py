@@ -14,8 +14,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.errors import UsageError
+from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.tiling import Span
+
+MOST_SIDE = 1 << 20  # pixels: weights and places of tiles take some 20 bytes for each
+MOST_MAP_BYTES = 1 << 30  # of the rows of a map that are not finished: a tile's height of its width
+_PIXEL_BYTES = 5  # of an unfinished pixel: its sum of probabilities, and whether it is valid
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,18 @@ class Layout:
 def lay_out(height: int, width: int, tile: int, overlap: int, anchor: tuple[int, int] = (0, 0)) -> Layout:
     """Tiles over ``height`` x ``width`` pixels, on a grid through the pixel ``anchor``, (row, column).
 
-    UsageError unless 0 <= ``overlap`` <= 3/4 ``tile``.
+    Raises:
+        UsageError: Not 0 <= ``overlap`` <= 3/4 ``tile``.
+        InputError: The scene is too long, or too wide for a row of tiles in memory.
     """
     if not 0 <= overlap <= 3 * tile // 4:
         raise UsageError(f"--overlap is {overlap}; it is from 0 to 3/4 of a tile, here {3 * tile // 4} px")
+    unfinished = min(tile, height) * width * _PIXEL_BYTES
+    if max(height, width) > MOST_SIDE or unfinished > MOST_MAP_BYTES:
+        raise InputError(
+            f"the scene has {width:,} x {height:,} px, and a row of its tiles takes {unfinished >> 20:,} MiB; the most "
+            f"are {MOST_SIDE:,} px along a side, and {MOST_MAP_BYTES >> 20:,} MiB: cut it into parts"
+        )
     return Layout(Axis(height, tile, overlap, anchor[0]), Axis(width, tile, overlap, anchor[1]))
 
 
@@ -102,7 +114,7 @@ class Blender:
     def __init__(self, layout: Layout, first: int = 0) -> None:
         self._layout = layout
         self._weights = layout.rows.weights(), layout.columns.weights()
-        self._sums = np.zeros((layout.rows.tile, layout.columns.length), np.float32)
+        self._sums = np.zeros((min(layout.rows.tile, layout.rows.length), layout.columns.length), np.float32)
         self._row = first
 
     def add(self, column: int, answer: NDArray[np.float32]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.choice import Opened
 from misgnet_runtime.errors import MisgnetError, UnavailableError
-from misgnet_runtime.golden import read_golden
+from misgnet_runtime.golden import golden_of
 from misgnet_runtime.images import read_pair
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.predict import predict_images
@@ -88,7 +88,7 @@ class LocalProcessor:
         """UnavailableError where the open engine fails the golden tiles."""
         detector, entry, _ = self._opened
         try:
-            golden = read_golden(self._bundle.file(self._bundle.manifest.file("golden tiles").path))
+            golden = golden_of(self._bundle)
             golden_agreement(self._bundle, entry, detector.probability, golden)
         except (MisgnetError, MemoryError) as error:
             raise UnavailableError(f"opened again, engine {entry.name} fails its golden tiles: {error}") from error

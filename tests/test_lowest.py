@@ -1,0 +1,44 @@
+"""`dev.py lowest`: the lower bounds in pyproject.toml become what pip may install."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import dev
+
+
+def test_each_lower_bound_becomes_the_only_version() -> None:
+    given = [
+        "msgspec>=0.19", "Pillow>=13.0; python_version >= '3.11'", "torch>=2.9,<2.15", "tritonclient[grpc]>=2.40",
+        "onnx-ir >= 1.0, < 2 ; sys_platform == 'linux'",
+    ]  # fmt: skip
+    assert dev.lowest_pins(given) == [
+        "msgspec==0.19", "Pillow==13.0; python_version >= '3.11'", "torch==2.9", "tritonclient==2.40",
+        "onnx-ir==1.0; sys_platform == 'linux'",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ["msgspec", "msgspec<1", "msgspec==0.19", "misgnet-export[geo]"])
+def test_requirement_without_a_lower_bound_is_refused(given: str) -> None:
+    with pytest.raises(SystemExit, match="no lower bound"):
+        dev.lowest_pins([given])
+
+
+def test_the_runtime_and_its_extras_have_a_bound_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As set_up_lowest asks pip for them: no second list, and not the compiler's."""
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(dev, "install", lambda where, pins, needs, why: asked.update(pins=pins, needs=needs))
+    monkeypatch.setattr(dev.sys, "version_info", (3, 12))
+    dev.set_up_lowest()
+    names = {line.partition("==")[0] for line in str(asked["pins"]).splitlines()}
+    assert {"numpy", "onnxruntime", "Pillow", "rasterio", "shapely", "cryptography"} <= names
+    assert not names & {"torch", "onnx", "jinja2"}
+    needs = asked["needs"]
+    assert isinstance(needs, list) and needs[0] == ".[geo,verify]"
+    assert {need.partition(">")[0] for need in needs[1:]} == set(dev.TEST_TOOLS)
