@@ -210,7 +210,7 @@ class TorchArchive:
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path = path
-        self._unread = os.fstat(file.fileno()).st_size  # entries share no bytes: this bounds the memory
+        self._unread = file.seek(0, os.SEEK_END)  # entries share no bytes: this bounds the memory
         try:
             self._zip = zipfile.ZipFile(file)
             names = [n for n in self._zip.namelist() if n.endswith("/data.pkl") or n == "data.pkl"]

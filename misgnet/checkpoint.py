@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from misgnet._unpickle import Record, TensorRef, TorchArchive, shown
 from misgnet.network import MISGNet, build_misgnet
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.files import is_no_file
 from misgnet_runtime.outputs import write_file
-from misgnet_runtime.snapshot import Snapshot
 
 # Encoder stage 4 is in published checkpoints and never reaches the output.
 _UNUSED = ("backbone.patch_embed4.", "backbone.block4.", "backbone.norm4.")
@@ -35,6 +35,10 @@ _MAX_NAME = 1000
 _MAX_ENTRIES = 100_000
 _MAX_BYTES = 1 << 30
 
+_SAFETENSORS_ERRORS = (  # all that its reader raises on damaged files and on types that PyTorch does not have
+    SafetensorError, json.JSONDecodeError, KeyError, ValueError, AssertionError, RuntimeError,
+)  # fmt: skip
+
 Value = TypeVar("Value")
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -47,6 +51,18 @@ class _Entry:
     read: Callable[[], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class _File:
+    """A checkpoint's bytes, read once: what is decoded is what ``sha256`` names, whatever becomes of the file."""
+
+    path: Path
+    data: bytes
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """The network's state dict in float32, from safetensors or any published pickle form.
 
@@ -54,42 +70,31 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     is taken. Raises InputError, naming the key or the place, for a missing, unexpected or wrongly shaped
     key, for NaN or Inf, and for a truncated or foreign file.
     """
-    path = Path(path)
-    with _open_entries(path) as entries:
-        named = _averaged(entries)
-        used = {key: entry for key, entry in named.items() if not key.startswith(_UNUSED)}
-        _check_keys(path, used)
-        return {key: _read_checked(path, key, entry) for key, entry in used.items()}
+    return _state_dict(_read_file(Path(path)))
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """All weights of a safetensors file or a pickle in float32, under their own names; raises as
     :func:`load_checkpoint`, but for keys and shapes, which are not checked; 1 GiB is the most."""
     path = Path(path)
-    with _open_entries(path) as entries:
-        size = 4 * sum(math.prod(entry.shape) for entry in entries.values())
-        if size > _MAX_BYTES:  # tensors may share numbers, so a small file can hold any number of large ones
-            raise InputError(f"checkpoint {path} declares {size} bytes of weights, and {_MAX_BYTES} are the most")
-        return {key: _read_checked(path, key, entry) for key, entry in entries.items()}
+    entries = _entries(_read_file(path))
+    size = 4 * sum(math.prod(entry.shape) for entry in entries.values())
+    if size > _MAX_BYTES:  # tensors may share numbers, so a small file can hold any number of large ones
+        raise InputError(f"checkpoint {path} declares {size} bytes of weights, and {_MAX_BYTES} are the most")
+    return {key: _read_checked(path, key, entry) for key, entry in entries.items()}
 
 
 def load_network(path: str | os.PathLike[str]) -> MISGNet:
     """The network with the weights of ``path``, in evaluation mode; raises as :func:`load_checkpoint`."""
-    network = build_misgnet()
-    network.load_state_dict(load_checkpoint(path))
-    return network.eval()
+    return read_network(path)[0]
 
 
 def read_network(path: str | os.PathLike[str]) -> tuple[MISGNet, str]:
-    """As :func:`load_network`, with the SHA-256 of the file that the weights were read from.
-
-    Raises InputError, too, where the file changed meanwhile.
-    """
-    snapshot = Snapshot([Path(path)])
-    network = load_network(path)
-    digest = snapshot.sha256(Path(path))
-    snapshot.check()
-    return network, digest
+    """As :func:`load_network`, with the SHA-256 of the bytes that the weights were decoded from."""
+    file = _read_file(Path(path))
+    network = build_misgnet()
+    network.load_state_dict(_state_dict(file))
+    return network.eval(), file.sha256
 
 
 def save_checkpoint(
@@ -108,38 +113,47 @@ def save_checkpoint(
     write_file(Path(path), save(state, metadata={"format": "pt", **(metadata or {})}))
 
 
-@contextmanager
-def _open_entries(path: Path) -> Iterator[dict[str, _Entry]]:
+def _state_dict(file: _File) -> dict[str, torch.Tensor]:
+    """As :func:`load_checkpoint`, of a file that was read."""
+    named = _averaged(_entries(file))
+    used = {key: entry for key, entry in named.items() if not key.startswith(_UNUSED)}
+    _check_keys(file.path, used)
+    return {key: _read_checked(file.path, key, entry) for key, entry in used.items()}
+
+
+def _read_file(path: Path) -> _File:
     if is_no_file(path):
-        raise InputError(f"checkpoint {path} is no file")
+        raise InputError(f"checkpoint {path} is not a regular file")
     try:
         with path.open("rb") as file:
-            head = file.read(16)
-            if head[:2] == b"PK":
-                file.seek(0)
-                yield _archive_entries(path, TorchArchive(path, file))
-                return
+            data = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
+    if len(data) > _MAX_BYTES:
+        raise InputError(f"checkpoint {path} is larger than {_MAX_BYTES} bytes; a published one has a tenth of that")
+    return _File(path, data)
+
+
+def _entries(file: _File) -> dict[str, _Entry]:
+    head = file.data[:16]
+    if head[:2] == b"PK":
+        return _archive_entries(file.path, TorchArchive(file.path, io.BytesIO(file.data)))
     if head == _LEGACY_MAGIC[:16]:
         form = "the pickle form of PyTorch before 1.6"
-        raise InputError(f"checkpoint {path} has {form}; save it again with a newer one")
+        raise InputError(f"checkpoint {file.path} has {form}; save it again with a newer one")
     if len(head) < 9 or head[8:9] != b"{":
         found = f"it begins with {head[:8]!r}" if head else "it is empty"
-        raise InputError(f"checkpoint {path} is neither safetensors nor a file of torch.save: {found}")
-    yield from _safetensors_entries(path)
+        raise InputError(f"checkpoint {file.path} is neither safetensors nor a file of torch.save: {found}")
+    return _safetensors_entries(file)
 
 
-def _safetensors_entries(path: Path) -> Iterator[dict[str, _Entry]]:
+def _safetensors_entries(file: _File) -> dict[str, _Entry]:
     try:
-        with safe_open(path, framework="pt") as file:
-            yield {
-                key: _Entry(tuple(file.get_slice(key).get_shape()), partial(file.get_tensor, key))
-                for key in file.keys()  # noqa: SIM118 - safe_open is no mapping
-            }
-    except (SafetensorError, json.JSONDecodeError) as error:
-        size = path.stat().st_size
-        raise InputError(f"checkpoint {path} is damaged or truncated at {size} bytes: {error}") from error
+        tensors = load(file.data)
+    except _SAFETENSORS_ERRORS as error:
+        size = len(file.data)
+        raise InputError(f"checkpoint {file.path} is damaged or truncated at {size} bytes: {error}") from error
+    return {key: _Entry(tuple(value.shape), value.detach) for key, value in tensors.items()}
 
 
 def _archive_entries(path: Path, archive: TorchArchive) -> dict[str, _Entry]:

@@ -58,7 +58,6 @@ def sign_bundle(request: SignRequest) -> Signed:
         raise UsageError("--chain holds what lies between a certificate and its root; give --certificate as well")
     bundle = read_unsigned(request.bundle)
     refuse_existing(request.bundle / SIGNATURE, request.force)
-    _refuse_other_kinds(request.bundle / SIGNATURE)
     manifest = _prepared(bundle.manifest, request, datetime.now(timezone.utc))
     anchors = _own_anchors(request)
     path = Path(os.path.realpath(request.bundle))
@@ -75,12 +74,6 @@ def sign_bundle(request: SignRequest) -> Signed:
             child.rename(temporary / child.name)
         shutil.rmtree(temporary / _STAGE)
     return signed
-
-
-def _refuse_other_kinds(path: Path) -> None:
-    """``--force`` replaces a signature, not what else has its name."""
-    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
-        raise InputError(f"{path} is not a regular file; remove it and sign again")
 
 
 def _library() -> Any:

@@ -23,7 +23,7 @@ PlatformName = Literal["jetpack6", "jetpack7", "x86-cuda12", "x86-cuda13"]
 LIST = "requirements.txt"
 _PROJECT = "misgnet-export"
 _NVIDIA = "https://pypi.nvidia.com"  # where TensorRT's libraries are; PyPI has the rest
-_RUNTIME = ("msgspec>=0.19", "Pillow>=10.1", "rich>=13.7", "typer>=0.19", "typing-extensions>=4.6")
+_RUNTIME = ("msgspec>=0.19", "rich>=13.7", "typer>=0.19", "typing-extensions>=4.6")
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,17 @@ _JETPACK = "TensorRT and its Python module come with JetPack (python3-libnvinfer
 PLATFORMS: dict[PlatformName, Platform] = {
     "jetpack6": Platform(
         "JetPack 6: Orin, TensorRT 10.3, CUDA 12.6", "3.10", "aarch64", 35,
-        (*_RUNTIME, "numpy>=1.26,<2.3", "onnxruntime>=1.20,<1.24", "cuda-python>=12.6,<13"), system=_JETPACK,
+        (*_RUNTIME, "numpy>=1.26,<2.3", "onnxruntime>=1.23.2,<1.24", "Pillow>=12.3,<13",
+         "tomli>=2.0.1", "cuda-python>=12.6,<13"), system=_JETPACK,
     ),
     "jetpack7": Platform(
         "JetPack 7: Orin and Thor, TensorRT 10.16 to 11.x, CUDA 13", "3.12", "aarch64", 39,
-        (*_RUNTIME, "numpy>=1.26", "onnxruntime>=1.20", "cuda-python>=13,<14"), system=_JETPACK,
+        (*_RUNTIME, "numpy>=1.26", "onnxruntime>=1.31", "Pillow>=13.0", "cuda-python>=13,<14"), system=_JETPACK,
     ),
     **{
         f"x86-cuda{major}": Platform(  # type: ignore[misc]
             f"x86_64 with CUDA {major}", "3.12", "x86_64", 35,
-            (*_RUNTIME, "numpy>=1.26", "onnxruntime>=1.20", f"cuda-python>={least},<{major + 1}",
+            (*_RUNTIME, "numpy>=1.26", "onnxruntime>=1.31", "Pillow>=13.0", f"cuda-python>={least},<{major + 1}",
              f"tensorrt-cu{major}>=10.3,<12"),
             sources=(f"tensorrt-cu{major}>=10.3,<12",), index=_NVIDIA, system="the NVIDIA driver",
         )
