@@ -17,7 +17,7 @@ from msgspec import Meta
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.limits import JOURNAL_LINE_BYTES
 from misgnet_runtime.lock import try_acquire
-from misgnet_runtime.manifest import Struct
+from misgnet_runtime.manifest import JSON_ERRORS, Struct
 from misgnet_runtime.outputs import resumable_errors, sync
 
 MOST_LINE = JOURNAL_LINE_BYTES  # a longer line is read in parts, and none of them is whole
@@ -109,7 +109,7 @@ def line_errors(path: Path, number: int, without: str) -> Iterator[None]:
     """Around decoding a line: UsageError where it is damaged; ``without``: what follows where the record is gone."""
     try:
         yield
-    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+    except JSON_ERRORS as error:
         raise UsageError(
             f"{path}, line {number} is damaged, or another version's ({error}); choose another -o, or move it away: "
             f"then {without}"
@@ -140,7 +140,7 @@ class JournalSchema(Generic[Entry]):
         return self.formats[-1]
 
     def decode(self, line: bytes, number: int) -> Entry:
-        """The entry of line ``number``, from 1. Raises ValueError or RecursionError for a damaged line."""
+        """The entry of line ``number``, from 1. Raises one of JSON_ERRORS for a damaged line."""
         if number == 1:  # another version's header may lack fields, and have others
             self._check(msgspec.json.decode(line, type=_Version).format)
         first = number == 1 and self.header not in get_args(self.entry)
@@ -159,7 +159,7 @@ class JournalSchema(Generic[Entry]):
         def decode(line: bytes, number: int) -> Entry:
             try:
                 return self.decode(line, number)
-            except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+            except JSON_ERRORS as error:
                 known = " and ".join(map(str, self.formats))
                 raise UsageError(
                     f"{path}, line {number} is damaged or of another version ({error}; this version reads format "

@@ -42,8 +42,9 @@ FilePath = Annotated[
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
-# What decoding JSON from outside raises; each reader makes its own error of it.
-JSON_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeError)
+# What decoding JSON or TOML from outside raises, and a check of what it says; each reader makes its own error of it.
+# msgspec's errors are ValueErrors only since its version 0.22.
+JSON_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 _DATES = ("before", "after")
 
 

@@ -22,7 +22,7 @@ from misgnet_runtime.compiled.records import FORMAT, Activation, PlanKey, PlanRe
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import KERNEL_TIMINGS_BYTES, PLAN_RECORD_BYTES
 from misgnet_runtime.log import current
-from misgnet_runtime.manifest import encode
+from misgnet_runtime.manifest import JSON_ERRORS, encode
 from misgnet_runtime.private import PrivateFolder
 
 _PLAN, _RECORD, _ACTIVE = ".plan", ".json", "active-"
@@ -119,7 +119,7 @@ class PlanStore:
         try:
             data = self._folder.read_sealed(name, PLAN_RECORD_BYTES)
             found = None if data is None else msgspec.json.decode(data, type=kind)
-        except (OSError, msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        except (OSError, *JSON_ERRORS) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
         if found is not None and found.format != FORMAT:
             raise InputError(f"{path} has format {found.format}, this version reads {FORMAT}")

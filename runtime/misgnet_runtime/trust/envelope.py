@@ -133,7 +133,7 @@ def signed_digests(envelope: Envelope) -> Mapping[str, str]:
         statement = msgspec.json.decode(envelope.payload, type=_Statement)
         _check_kind(statement)
         digests = {r.name: bytes.fromhex(r.digest) for r in statement.predicate.resources}
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+    except JSON_ERRORS as error:
         raise InputError(f"the statement that was signed cannot be read: {error}") from error
     if problem := _problem(statement, digests):
         raise InputError(f"the statement that was signed {problem}; sign the bundle again")

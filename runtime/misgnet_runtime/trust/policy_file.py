@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from misgnet_runtime.errors import InputError, UnavailableError
-from misgnet_runtime.manifest import Count, Struct
+from misgnet_runtime.manifest import JSON_ERRORS, Count, Struct
 from misgnet_runtime.trust.keys import MAX_KEY_BYTES, parse_anchors, read_anchors
 from misgnet_runtime.trust.policy import Trust, policy_files
 from misgnet_runtime.trust.private import read_protected
@@ -63,7 +63,7 @@ def read_policy(path: Path) -> Requirement:
         found = _decode(read_protected(path, MAX_POLICY_BYTES))
     except OSError as error:
         raise InputError(f"{words} cannot be read: {error.strerror}; every bundle is refused until it can") from error
-    except (ValueError, RecursionError) as error:  # TOML's, msgspec's and Unicode's errors are ValueErrors
+    except JSON_ERRORS as error:
         raise InputError(f"{words} cannot be used: {error}; every bundle is refused until it is corrected") from error
     return Requirement(words, tuple(_entry(product, path) for product in found.product))
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 import msgspec
 
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.manifest import Release
+from misgnet_runtime.manifest import JSON_ERRORS, Release
 
 CLOCK_TOLERANCE = timedelta(hours=1)  # between the clock of who signs and the device's
 
@@ -52,7 +52,7 @@ def read_issue(manifest: bytes) -> Issue:
         expires = None if release.expires is None else moment(release.expires)
         version = Version(stated.bundle_version, moment(release.signed))
         return Issue(release.product, version, expires, stated.release is not None)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+    except JSON_ERRORS as error:
         raise InputError(f"its manifest states no version that can be read: {error}") from error
 
 

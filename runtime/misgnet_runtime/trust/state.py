@@ -17,7 +17,7 @@ import msgspec
 
 from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.lock import acquire
-from misgnet_runtime.manifest import Struct, encode
+from misgnet_runtime.manifest import JSON_ERRORS, Struct, encode
 from misgnet_runtime.outputs import write_file
 from misgnet_runtime.private import user_folder
 from misgnet_runtime.trust.private import unsafe_ancestor
@@ -79,7 +79,7 @@ class State:
             return Version(record.version, moment(record.signed))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        except (OSError, *JSON_ERRORS) as error:
             raise InputError(
                 f"the newest accepted version in {path} cannot be read: {error}; remove the file to accept any version"
             ) from error

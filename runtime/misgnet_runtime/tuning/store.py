@@ -15,7 +15,7 @@ from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.limits import TUNING_BYTES
 from misgnet_runtime.log import current
 from misgnet_runtime.machine import describe_machine, usable_cores
-from misgnet_runtime.manifest import EngineEntry, encode
+from misgnet_runtime.manifest import JSON_ERRORS, EngineEntry, encode
 from misgnet_runtime.plans.vendor import load_vendor, rules, vendor_version
 from misgnet_runtime.private import NoFolderError, PrivateFolder
 from misgnet_runtime.tuning.settings import FORMAT, Place, Setting, Tuning
@@ -62,7 +62,7 @@ def kept(bundle: Bundle, entry: EngineEntry) -> Tuning | None:
         problem = None if found is None else _misfit(found, place, bundle.manifest.interface.max_batch)
     except NoFolderError:
         return None
-    except (InputError, OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+    except (InputError, OSError, *JSON_ERRORS) as error:
         found, problem = None, " ".join(str(error).split())
     if problem:
         current().warning(
