@@ -71,22 +71,3 @@ def test_every_reader_has_its_limits_and_a_reason_for_each() -> None:
         assert row.seconds > 0 and row.mebibytes > 0 and row.limits
         assert all(limit.value > 0 and limit.reason for limit in row.limits), row.name
     assert {family.reader for family in FAMILIES.values()} <= {row.name for row in READERS}
-
-
-def test_limits_that_stand_with_their_readers_are_those_of_the_table() -> None:
-    """Their modules are the readers' own; the table repeats them."""
-    pytest.importorskip("cryptography")
-    from misgnet_runtime import limits
-    from misgnet_runtime.trust import chain, envelope, keys, names, policy_file, state
-
-    assert envelope.MAX_SIGNATURE_BYTES == limits.SIGNATURE_BYTES
-    assert (chain.MAX_CERTIFICATES, chain.MAX_CHAIN_BYTES) == (limits.CERTIFICATES, limits.CERTIFICATE_BYTES)
-    assert (keys.MAX_KEY_BYTES, state._MAX_BYTES) == (limits.KEY_BYTES, limits.ACCEPTED_BYTES)
-    assert (names.MAX_NAME, policy_file.MAX_POLICY_BYTES) == (limits.SIGNED_NAME, limits.POLICY_BYTES)
-
-
-def test_a_raster_is_read_within_the_limit_of_the_table() -> None:
-    geotiff = pytest.importorskip("misgnet_runtime.scenes.geotiff")
-    from misgnet_runtime import limits
-
-    assert geotiff.MOST_BYTES == limits.GEOTIFF_BYTES

@@ -23,14 +23,20 @@ SIGNED_NAME = 1_024
 POLICY_BYTES = 64 * _KIB
 KEY_BYTES = 1 * _MIB
 ACCEPTED_BYTES = 64 * _KIB
+
 GEOTIFF_BYTES = 512 * _MIB
+GEOTIFF_SIDE = 1 << 20
+GEOTIFF_MAP_BYTES = 1 * _GIB
+GEOTIFF_DECODINGS = 128
+GEOTIFF_BLOCKS = 1 << 24
+GEOTIFF_DIRECTORIES = 1_024
 
 PICKLE_BYTES = 4 * _MIB
 PICKLE_STEPS = 1_000_000
 PICKLE_KEY = 500
 CHECKPOINT_DIRECTORY_BYTES = 4 * _MIB
 CHECKPOINT_ENTRIES = 20_000
-WEIGHTS_BYTES = 1 * _GIB
+WEIGHTS_BYTES = 512 * _MIB
 SAFETENSORS_HEADER_BYTES = 4 * _MIB
 
 IMAGE_PIXELS = 178_956_970
@@ -137,6 +143,11 @@ READERS = (
     ), 20, 1_280),
     Reader("geotiff", "GeoTIFF", "by GDAL's GTiff driver alone: no VRT, nothing beside the file, one thread", (
         Limit("for a block, or for what is read at once", GEOTIFF_BYTES, "bytes", "256 rows of 40,000 px take 120 MB"),
+        Limit("pixels along a side", GEOTIFF_SIDE, "", "places and weights of tiles take some 20 bytes for each"),
+        Limit("of the map's unfinished rows (width x tile)", GEOTIFF_MAP_BYTES, "bytes", "838,860 px wide at 256 px"),
+        Limit("decodings of a block", GEOTIFF_DECODINGS, "", "blocks that do not suit tiles are decoded often"),
+        Limit("blocks", GEOTIFF_BLOCKS, "", "a byte or two of memory for each; 256 px blocks make 10^12 pixels"),
+        Limit("images, overviews and masks", GEOTIFF_DIRECTORIES, "", "a real file has about 30"),
     ), 20, 1_536),
     Reader("golden", "golden and evaluation tiles, saved observations", "`.npz` without pickles, stored or "
            "deflated, opened by one zip reader", (
