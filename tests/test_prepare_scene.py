@@ -353,7 +353,7 @@ def declare(path: Path, width: int, height: int, block: int, count: int = 3) -> 
     """A file without a pixel that declares many."""
     options = {"tiled": True, "blockxsize": block, "blockysize": block, "SPARSE_OK": "TRUE", "BIGTIFF": "YES"}
     profile = {"driver": "GTiff", "width": width, "height": height, "count": count, "dtype": "uint8"}
-    with rasterio.open(path, "w", **profile, **options):
+    with rasterio.open(path, "w", **profile, **options, nodata=0):
         pass
 
 
@@ -436,6 +436,21 @@ def test_a_cut_raster_is_named_and_what_was_read_stays(tmp_path: Path, role: str
     else:  # its digest is in the header
         with pytest.raises(InputError, match=f"the {role} raster .*--force"):
             run(source, out)
+
+
+@pytest.mark.parametrize("role", ["before", "label"])
+def test_an_unfinished_raster_is_refused(source: Path, tmp_path: Path, role: str) -> None:
+    """What a killed writer leaves: a label would say that nothing has changed where it was never written."""
+    path, pixels = source / NAMES[role], LABEL if role == "label" else BEFORE
+    for nodata in (None, 0):
+        options = {"tiled": True, "blockxsize": 64, "blockysize": 64, "SPARSE_OK": "TRUE", "nodata": nodata, **PLACE}
+        profile = {"width": WIDTH, "height": HEIGHT, "count": len(pixels), "dtype": "uint8", **options}
+        with rasterio.open(path, "w", driver="GTiff", **profile) as dataset:
+            dataset.write(pixels[:, :64], window=Window(0, 0, WIDTH, 64))
+        if nodata is None:
+            refused(InputError, source, tmp_path / "out", str(path), "18 blocks of 24 were never written")
+    run(source, tmp_path / "out")
+    assert (tiles(tmp_path / "out", "label")[128, 128] == 0).all()
 
 
 def test_places_less_than_half_a_pixel_apart_are_one(source: Path, tmp_path: Path) -> None:
