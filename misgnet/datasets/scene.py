@@ -162,12 +162,13 @@ def _check_kind(dataset: Any, is_label: bool) -> None:
 def _check_meaning(dataset: Any) -> None:
     """InputError where a date's bands are not red, green and blue of 8 bits, in this order, by what the file says."""
     check_interpretation(dataset, Path(dataset.name))
-    if choose_bands(Declared(), [colour.name for colour in dataset.colorinterp], 4, dataset.name) != (1, 2, 3):
+    colours = [colour.name for colour in dataset.colorinterp]
+    if choose_bands(Declared(), colours, 4, dataset.name) != (1, 2, 3):
         raise InputError(
             f"raster {dataset.name} holds its colours in another order than red, green, blue; put them in order: "
             "gdal_translate -b 3 -b 2 -b 1"
         )
-    if (found := statement(dataset, (1, 2, 3))).values() != "nothing":
+    if (found := statement(dataset, (1, 2, 3), colours)).values() != "nothing":
         raise InputError(f"raster {dataset.name} states {found.values()}; a date has plain 8-bit values")
 
 
