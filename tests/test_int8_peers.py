@@ -429,7 +429,7 @@ def test_the_bundle_s_calibration_tiles_are_found_again(tmp_path: Path, indices:
     (opened.path / "evidence/selection.json").write_bytes(msgspec.json.encode({"tiles": names}))
     evaluation = labelled(tmp_path / "eval", 2)
     sets = open_sets(opened, tmp_path / "calib", evaluation)
-    assert list(sets.calibration) == list(chosen)
+    assert [ref.name for ref in sets.calibration] == [ref.name for ref in chosen]
     with pytest.raises(InputError, match="was calibrated on 16 tiles that are not in"):
         open_sets(opened, graphs.write_tiles(tmp_path / "other", 20, seed=9), evaluation)
 
