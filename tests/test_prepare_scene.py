@@ -25,6 +25,7 @@ from misgnet.datasets import PrepareOptions, PrepareReport, prepare, writing
 from misgnet.datasets.rasters import classify
 from misgnet.datasets.scene import first_bad_row
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError, UsageError
+from misgnet_runtime.log import use
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 ROOT = Path(__file__).resolve().parents[1]
@@ -481,6 +482,7 @@ def test_without_rasterio_the_install_line_is_named(
 
 
 def test_the_command_tells_of_the_edges(source: Path, tmp_path: Path) -> None:
+    use("text")  # as a command line does
     (source / NAMES["before"]).rename(source / "early.tif")
     app = typer.Typer()
     app.command()(command)

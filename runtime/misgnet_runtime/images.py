@@ -145,7 +145,7 @@ def image_time(path: Path) -> datetime | None:
     """When an image was taken by its EXIF or TIFF tags; None where it does not say, UTC where it names no zone."""
     from misgnet_runtime.scenes.interpretation import parse_time
 
-    with _opened(path) as image:
+    with _opened(path) as image, _unwarned():
         exif = _exif(path, image)
         taken = exif.get_ifd(_EXIF).get(_TAKEN) if _EXIF in exif else None
         found = [taken, exif.get(DATE_TIME), read_header(path).text(DATE_TIME) if image.format == "TIFF" else None]
