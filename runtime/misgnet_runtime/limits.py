@@ -21,6 +21,8 @@ CERTIFICATES = 8
 CERTIFICATE_BYTES = 64 * _KIB
 SIGNED_NAME = 1_024
 POLICY_BYTES = 64 * _KIB
+POLICY_LINE = 4 * _KIB
+POLICY_NAME = 128
 KEY_BYTES = 1 * _MIB
 ACCEPTED_BYTES = 64 * _KIB
 
@@ -117,6 +119,8 @@ READERS = (
     ), 10, 64),
     Reader("policy", "policy file", "TOML of known fields", (
         Limit("", POLICY_BYTES, "bytes", "some 500 products"),
+        Limit("in a line", POLICY_LINE, "bytes", "the longest path"),
+        Limit("of a field's name", POLICY_NAME, "bytes", "one of dotted parts takes the square of their number"),
     ), 2, 64),
     Reader("checkpoint", "checkpoint, a pickle", "by an unpickler that calls nothing (`misgnet/_unpickle.py`); "
            "no byte of the file counts twice", (

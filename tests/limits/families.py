@@ -544,6 +544,26 @@ TABLES = {
 }  # fmt: skip
 
 
+# Policy files
+
+
+def _policy(_folder: Path) -> Read:
+    from misgnet_runtime.trust.policy_file import read_policy
+
+    return read_policy
+
+
+def policy(*lines: str, dots: int) -> Any:
+    """A file of names in ``dots`` parts, as many lines as fit; over the limit a single name of all of it."""
+
+    def make(path: Path, over: bool) -> None:
+        parts = ".a" * dots
+        text = "".join(line.format(parts=parts, number=number) for number in range(500) for line in lines)
+        path.write_text("a" + ".a" * 32_000 + " = 1\n" if over else text[: 1 << 16].rpartition("\n")[0])
+
+    return make
+
+
 def _png_bomb(over: bool, kind: bytes = b"zTXt") -> bytes:
     return _chunk(kind, b"a\0\0" + zlib.compress(bytes(60 * MIB), 9)) * (200 if over else 1)
 
@@ -619,5 +639,8 @@ FAMILIES: dict[str, Family] = {
     "features-entries": Family("features", _features, footer("features", _feature), has_over=True),
     "journal-line": Family("journal", _batch_record, record_of_one_line, has_over=True),
     "journal-lines": Family("journal", _batch_record, record_of_many_lines),
+    "policy-headers": Family("policy", _policy, policy("[b{number}{parts}]\n", dots=60), has_over=True),
+    "policy-dotted": Family("policy", _policy, policy("[c{number}{parts}]\n", "d{parts} = 1\n", dots=60)),
+    "policy-quoted": Family("policy", _policy, policy('"="{parts} = 1\n', dots=2_000)),
     **{name: Family("table", _table, make, name == "table-scenes", name in SLOW) for name, make in TABLES.items()},
 }  # fmt: skip
