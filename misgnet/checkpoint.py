@@ -73,7 +73,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """All weights of a safetensors file or a pickle in float32, under their own names; raises as
-    :func:`load_checkpoint`, but for keys and shapes, which are not checked; 1 GiB is the most."""
+    :func:`load_checkpoint`, but for keys and shapes, which are not checked."""
     path = Path(path)
     entries = _entries(_read_file(path))
     size = 4 * sum(math.prod(entry.shape) for entry in entries.values())
@@ -163,6 +163,8 @@ def _safetensors_entries(file: _File) -> dict[str, _Entry]:
 
 def _archive_entries(path: Path, archive: TorchArchive) -> dict[str, _Entry]:
     refs = _find_tensors(archive.root)
+    if len(refs) > CHECKPOINT_ENTRIES:  # they may share numbers, so a small file can hold any number of them
+        raise InputError(f"checkpoint {path} holds more than {CHECKPOINT_ENTRIES} tensors")
     if not refs:
         raise InputError(f"checkpoint {path} holds no network: no state dict and no module was found in it")
     return {key: _Entry(ref.shape, partial(archive.tensor, ref)) for key, ref in refs.items()}
@@ -188,7 +190,10 @@ def _find_tensors(root: Any) -> dict[str, TensorRef]:
 
 
 def _module_tensors(module: Record) -> dict[str, TensorRef]:
-    """Parameters and buffers of a pickled module by dotted name; no module is entered twice."""
+    """Parameters and buffers of a pickled module by dotted name; no module is entered twice.
+
+    More of them and of submodules than a checkpoint may hold are not looked at.
+    """
     found: dict[str, TensorRef] = {}
     seen: set[int] = set()
     stack: list[tuple[str, Record]] = [("", module)]

@@ -13,7 +13,7 @@ from misgnet_runtime.batch import driver as batch_driver
 from misgnet_runtime.batch.pool import Died, Ended, Event, Unusable
 from misgnet_runtime.batch.record import Begun, Failed
 from misgnet_runtime.batch.table import Shard
-from misgnet_runtime.batch.worker import Outcome
+from misgnet_runtime.batch.worker import Outcome, Task
 from misgnet_runtime.clock import now
 from misgnet_runtime.errors import UnavailableError, UsageError
 
@@ -161,6 +161,22 @@ def test_an_output_that_another_made_is_kept(tmp_path: Path) -> None:
 
 
 # The record
+
+
+def test_scenes_that_need_no_worker_are_not_looked_for_among_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That would take the square of a table's lines."""
+    compared = []
+    monkeypatch.setattr(Task, "__eq__", lambda one, other: compared.append(one) or one is other)
+    names = [f"scene{number}" for number in range(20)]
+    for name in names[10:]:
+        (tmp_path / f"{name}.tif").write_bytes(b"a map")
+    pool, told = FakePool(1), Told()
+    with opened(tmp_path) as record:
+        drive(tasks(*names), tmp_path, pool, record, told)
+    assert list(told.failed) == names[10:] and pool.given == names[:10]
+    assert not compared
 
 
 def test_a_line_without_its_end_does_not_count_and_a_damaged_one_is_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,15 @@ def test_images_have_times_too(place: Place) -> None:
     for path, pixels, time in zip(paths, (BEFORE, AFTER), (NEW, OLD), strict=True):
         Image.fromarray(np.moveaxis(pixels, 0, 2)).save(path, "TIFF", tiffinfo={306: time})
     assert [EXCHANGED in words for words in place.predict(*paths, "out.png")] == [True]
+
+
+def test_a_damaged_directory_of_a_camera_is_no_reason_to_refuse_an_image(place: Place) -> None:
+    """The place of EXIF's own directory is before the beginning of the file."""
+    pointer = struct.pack("<2sHIHHHIiI", b"II", 42, 8, 1, 0x8769, 9, 1, -1, 0)
+    paths = place.root / "a.jpg", place.root / "b.jpg"
+    for path, pixels in zip(paths, (BEFORE, AFTER), strict=True):
+        Image.fromarray(np.moveaxis(pixels, 0, 2)).save(path, exif=b"Exif\0\0" + pointer)
+    assert place.predict(*paths, "out.png") == []
 
 
 def test_folders_say_which_pair_it_is(place: Place) -> None:

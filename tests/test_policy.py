@@ -461,3 +461,13 @@ def test_a_policy_by_a_link_is_read(signed: Path, keys: Path, system: Write, cal
 def test_older_without_any_requirement_stays_an_error(signed: Path, system: Write) -> None:
     with pytest.raises(UsageError, match="older bundles are refused only where a signature is required"):
         policy.required(None, True)
+
+
+def test_a_system_folder_that_is_not_mounted_is_no_permission(
+    signed: Path, keys: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "SYSTEM_POLICY", tmp_path / "link" / "policy.toml")
+    (tmp_path / "link").symlink_to(tmp_path / "not mounted")
+    assert "link/policy.toml cannot be read: No such file or directory" in refusal(call, signed)
+    (tmp_path / "not mounted").mkdir()
+    assert call("info", signed)[0] == 0, "there is no policy"

@@ -12,13 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from misgnet_runtime.limits import IMAGE_EXTRA_BYTES, IMAGE_PARTS, JPEG_SCANS, TIFF_TAGS
+from misgnet_runtime.limits import (
+    IMAGE_EXTRA_BYTES,
+    IMAGE_PARTS,
+    JPEG_SCANS,
+    TIFF_TAGS,
+    TIFF_TILE_PIXELS,
+    TIFF_TILED_PIXELS,
+)
 
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # of JPEG: no pixels, padding or restart
 _SCAN, _END, _ALONE = 0xDA, 0xD9, (0x01, 0xD8)
 _GAP = 1 << 16  # bytes between a JPEG's segments
 _PART = 1 << 16
 _TRUNCATED = "it is truncated: it ends before its own end is marked; fetch the file again"
+_ROUNDING = 16  # pixels: what sides of tiles are multiples of
+_SIDES = (256, 257, 322, 323)  # TIFF's tags of the width and height of the image, and of a tile
 _OFFSETS = (273, 324)  # TIFF's tags with the places of all strips, or of all tiles
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
@@ -93,9 +102,27 @@ def _check_tiff(file: BinaryIO) -> None:
         raise ValueError(f"it has {count} tags, and {TIFF_TAGS} are the most")
     table = file.read(count * entry.size)
     parts = extra = 0
-    for tag, kind, number, _ in entry.iter_unpack(table[: len(table) // entry.size * entry.size]):
+    sides: dict[int, int] = {}
+    for tag, kind, number, value in entry.iter_unpack(table[: len(table) // entry.size * entry.size]):
         parts, extra = max(parts, number if tag in _OFFSETS else 0), extra + number * _SIZES.get(kind, 0)
+        if tag in _SIDES:
+            size = _SIZES.get(kind, 0)
+            side = int.from_bytes(value[:size], "little" if order == "<" else "big")
+            sides[tag] = max(side, sides.get(tag, 0))
     _check(parts, extra)
+    _check_tiles(*(sides.get(tag, 0) for tag in _SIDES))
+
+
+def _check_tiles(width: int, height: int, tile_width: int, tile_height: int) -> None:
+    """A tile is decoded as a whole, however little of it lies within the image."""
+    if not tile_width or not tile_height:
+        return
+    pixels = -(-width // tile_width) * tile_width * -(-height // tile_height) * tile_height
+    if pixels > TIFF_TILED_PIXELS:
+        raise ValueError(f"its tiles have {pixels} pixels, and {TIFF_TILED_PIXELS} are the most; save it anew")
+    fits = tile_width < width + _ROUNDING and tile_height < height + _ROUNDING
+    if not fits and tile_width * tile_height > TIFF_TILE_PIXELS:
+        raise ValueError(f"its tiles of {tile_width} x {tile_height} px are larger than the image; save it anew")
 
 
 def _check(parts: int, extra: int) -> None:

@@ -147,9 +147,18 @@ def image_time(path: Path) -> datetime | None:
 
     with _opened(path) as image, _unwarned():
         exif = _exif(path, image)
-        taken = exif.get_ifd(_EXIF).get(_TAKEN) if _EXIF in exif else None
-        found = [taken, exif.get(DATE_TIME), read_header(path).text(DATE_TIME) if image.format == "TIFF" else None]
+        found = [_taken(exif), exif.get(DATE_TIME)]
+        found += [read_header(path).text(DATE_TIME)] if image.format == "TIFF" else []
     return next((time for text in found if isinstance(text, str) and (time := parse_time(text))), None)
+
+
+def _taken(exif: Image.Exif) -> object:
+    """EXIF's own directory matters for nothing else, so a damaged one harms no image."""
+    try:
+        with _unwarned():
+            return exif.get_ifd(_EXIF).get(_TAKEN) if _EXIF in exif else None
+    except _DECODE_ERRORS:
+        return None
 
 
 def same_bytes(first: Path, second: Path) -> bool:

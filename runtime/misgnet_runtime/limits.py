@@ -21,6 +21,8 @@ CERTIFICATES = 8
 CERTIFICATE_BYTES = 64 * _KIB
 SIGNED_NAME = 1_024
 POLICY_BYTES = 64 * _KIB
+POLICY_LINE = 4 * _KIB
+POLICY_NAME = 128
 KEY_BYTES = 1 * _MIB
 ACCEPTED_BYTES = 64 * _KIB
 
@@ -44,6 +46,8 @@ IMAGE_PARTS = 100_000
 IMAGE_EXTRA_BYTES = 16 * _MIB
 JPEG_SCANS = 100
 TIFF_TAGS = 4_096
+TIFF_TILED_PIXELS = 2 * IMAGE_PIXELS
+TIFF_TILE_PIXELS = 1 << 24
 
 ARCHIVE_BYTES = 512 * _MIB
 ARCHIVE_DIRECTORY_BYTES = 64 * _KIB
@@ -117,6 +121,8 @@ READERS = (
     ), 10, 64),
     Reader("policy", "policy file", "TOML of known fields", (
         Limit("", POLICY_BYTES, "bytes", "some 500 products"),
+        Limit("in a line", POLICY_LINE, "bytes", "the longest path"),
+        Limit("of a field's name", POLICY_NAME, "bytes", "one of dotted parts takes the square of their number"),
     ), 2, 64),
     Reader("checkpoint", "checkpoint, a pickle", "by an unpickler that calls nothing (`misgnet/_unpickle.py`); "
            "no byte of the file counts twice", (
@@ -137,10 +143,12 @@ READERS = (
         Limit("beside the pixels", IMAGE_EXTRA_BYTES, "bytes", "colour profiles and previews have some MB"),
         Limit("scans of a JPEG", JPEG_SCANS, "", "encoders write some 10, and each costs as much as all pixels"),
         Limit("tags of a TIFF", TIFF_TAGS, "", "a real one has some 30"),
+        Limit("pixels in all of its tiles", TIFF_TILED_PIXELS, "", "whole tiles are decoded, beyond its sides as well"),
+        Limit("in one that is larger than the image", TIFF_TILE_PIXELS, "", "4,096 x 4,096; usual are 512 x 512"),
     ), 20, 2_560),
     Reader("label", "labels", "as images; 0 and 255, or 0 and 1", (
         Limit("pixels", IMAGE_PIXELS, "", "Pillow's own limit"),
-    ), 20, 1_280),
+    ), 20, 2_560),
     Reader("geotiff", "GeoTIFF", "by GDAL's GTiff driver alone: no VRT, nothing beside the file, one thread", (
         Limit("for a block, or for what is read at once", GEOTIFF_BYTES, "bytes", "256 rows of 40,000 px take 120 MB"),
         Limit("pixels along a side", GEOTIFF_SIDE, "", "places and weights of tiles take some 20 bytes for each"),

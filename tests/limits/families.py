@@ -229,6 +229,18 @@ def _equal_keys(most: int) -> bytes:
     return b"}" + _text(key) + b"q\x000" + _text(key) + b"q\x010" + b"h\x00Nsh\x01Ns" * min(most // 24, 160_000)
 
 
+def many_names(path: Path, over: bool) -> None:
+    """A state dict of one number by many names."""
+    number = b"ctorch._utils\n_rebuild_tensor_v2\n((" + (
+        _text("storage") + b"ctorch\nFloatStorage\n" + _text("0") + _text("cpu") + b"K\x01tQ"
+        b"K\x00K\x01\x85K\x01\x85\x89}tR"
+    )  # fmt: skip
+    names = b"".join(_text(f"{n:x}") + b"h\x00" for n in range(200_000 if over else 20_000))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + number + b"q\x000}(" + names + b"u.")
+        archive.writestr("archive/data/0", bytes(4))
+
+
 def _shared_names(_most: int) -> bytes:
     """Modules that share a parameter of a long name: each has a name of its own, which begins with a long one."""
     record = b"ca\nb\n)R}"
@@ -366,6 +378,19 @@ def tiff_strips(path: Path, over: bool) -> None:
     path.write_bytes(
         b"II*\0" + start + offsets + b"\1\0\0\0" * count + struct.pack("<H", len(tags)) + entries + bytes(4)
     )
+
+
+def tiff_tiles(path: Path, over: bool) -> None:
+    """A row of pixels in tall tiles, all of which lie in the same bytes."""
+    side, count = (16_000, 11_000) if over else (4_096, 21)
+    tile, arrays = zlib.compress(bytes(side * side * 3), 9), 4 * count
+    start = 8 + len(tile) + len(tile) % 2
+    tags = [(256, 4, 1, side * count), (257, 3, 1, 1), (258, 3, 3, start + 2 * arrays), (259, 3, 1, 8), (262, 3, 1, 2),
+            (277, 3, 1, 3), (322, 4, 1, side), (323, 4, 1, side), (324, 4, count, start),
+            (325, 4, count, start + arrays)]  # fmt: skip
+    data = tile.ljust(start - 8, b"\0") + struct.pack("<I", 8) * count + struct.pack("<I", len(tile)) * count
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data) + 6) + data + b"\x08\0" * 3 + directory)
 
 
 def tiff_tags(path: Path, over: bool) -> None:
@@ -544,6 +569,26 @@ TABLES = {
 }  # fmt: skip
 
 
+# Policy files
+
+
+def _policy(_folder: Path) -> Read:
+    from misgnet_runtime.trust.policy_file import read_policy
+
+    return read_policy
+
+
+def policy(*lines: str, dots: int) -> Any:
+    """A file of names in ``dots`` parts, as many lines as fit; over the limit a single name of all of it."""
+
+    def make(path: Path, over: bool) -> None:
+        parts = ".a" * dots
+        text = "".join(line.format(parts=parts, number=number) for number in range(500) for line in lines)
+        path.write_text("a" + ".a" * 32_000 + " = 1\n" if over else text[: 1 << 16].rpartition("\n")[0])
+
+    return make
+
+
 def _png_bomb(over: bool, kind: bytes = b"zTXt") -> bytes:
     return _chunk(kind, b"a\0\0" + zlib.compress(bytes(60 * MIB), 9)) * (200 if over else 1)
 
@@ -583,6 +628,7 @@ FAMILIES: dict[str, Family] = {
     "pickle-shared-names": Family("checkpoint", _checkpoint, pickled(_shared_names)),
     "pickle-steps": Family("checkpoint", _checkpoint, pickled(lambda _: b"](" + b"N" * 3_000_000 + b"e")),
     "checkpoint-shared-numbers": Family("checkpoint", _checkpoint, sharing_numbers, has_over=True, slow=True),
+    "checkpoint-names": Family("checkpoint", _checkpoint, many_names, has_over=True),
     "checkpoint-members": Family("checkpoint", _checkpoint, many_torch_members, has_over=True),
     "safetensors-tensors": Family("safetensors", _checkpoint, many_tensors, has_over=True),
     "safetensors-dimensions": Family("safetensors", _checkpoint, many_dimensions, has_over=True),
@@ -596,10 +642,12 @@ FAMILIES: dict[str, Family] = {
         inside=lambda over: _chunk(b"IDAT") * (2_000_000 if over else 99_000)), has_over=True),
     "png-label": Family("label", _label, png(width=SIDE, height=SIDE, color=0)),
     "png-wide-label": Family("label", _label, png(width=SIDE, height=SIDE, color=0, depth=16), slow=True),
+    "png-colour-label": Family("label", _label, png(width=SIDE, height=SIDE), slow=True),
     "jpeg-scans": Family("image", _image, jpeg_scans, has_over=True, slow=True),
     "jpeg-segments": Family("image", _image, jpeg_segments, has_over=True),
     "png-sparse": Family("image", _image, sparse_chunk),
     "tiff-strips": Family("image", _image, tiff_strips, has_over=True),
+    "tiff-tiles": Family("image", _image, tiff_tiles, has_over=True),
     "tiff-tags": Family("image", _image, tiff_tags, has_over=True),
     "tiff-many-tags": Family("image", _image, bigtiff_tags),
     "manifest-metrics": Family("manifest", _manifest, manifest(metrics={"a": "HERE"}, unit=b"{},"), has_over=True),
@@ -619,5 +667,8 @@ FAMILIES: dict[str, Family] = {
     "features-entries": Family("features", _features, footer("features", _feature), has_over=True),
     "journal-line": Family("journal", _batch_record, record_of_one_line, has_over=True),
     "journal-lines": Family("journal", _batch_record, record_of_many_lines),
+    "policy-headers": Family("policy", _policy, policy("[b{number}{parts}]\n", dots=60), has_over=True),
+    "policy-dotted": Family("policy", _policy, policy("[c{number}{parts}]\n", "d{parts} = 1\n", dots=60)),
+    "policy-quoted": Family("policy", _policy, policy('"="{parts} = 1\n', dots=2_000)),
     **{name: Family("table", _table, make, name == "table-scenes", name in SLOW) for name, make in TABLES.items()},
 }  # fmt: skip

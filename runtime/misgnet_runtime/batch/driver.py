@@ -79,10 +79,13 @@ class Driver:
 
     def _refuse(self) -> None:
         """Fail what needs no worker for it."""
-        for task in list(self._queue):
+        fitting = deque[Task]()
+        for task in self._queue:
             if message := self._objection(task):
-                self._queue.remove(task)
                 self._fail(task, message)
+            else:
+                fitting.append(task)
+        self._queue = fitting
 
     def _objection(self, task: Task) -> str | None:
         begun = self._record.begun[task.scene.id]

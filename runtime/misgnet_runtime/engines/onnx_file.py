@@ -13,6 +13,7 @@ _DEEPEST = 100  # as protobuf's own readers
 _VARINT, _LENGTH, _GROUP, _GROUP_END = 0, 2, 3, 4  # kinds of fields
 _SIZES = {1: 8, 5: 4, 6: 0, 7: 0}  # bytes, of the other kinds; the last two do not exist
 _MOST_VARINT = 10  # bytes
+_FIELD = (1 << 32) - 1  # bits beyond these are dropped by protobuf, too
 _LOCATION, _EXTERNAL_DATA = 14, 13  # fields of a tensor
 
 
@@ -63,7 +64,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
     position = groups = 0  # groups: an old form of messages, which readers pass over
     while position < len(data):
         key, position = _varint(data, position)
-        number, kind = key >> 3, key & 7
+        number, kind = (key & _FIELD) >> 3, key & 7
         if kind in (_GROUP, _GROUP_END):
             groups += 1 if kind == _GROUP else -1
             continue

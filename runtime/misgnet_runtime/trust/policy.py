@@ -97,7 +97,7 @@ def _may_exist(path: Path) -> bool:
     try:
         path.lstat()
     except FileNotFoundError:
-        return False
+        return path.parent.is_symlink() and not path.parent.exists()  # a disk that is not there now may hold it
     except OSError:
         pass
     return True

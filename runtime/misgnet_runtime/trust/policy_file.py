@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from misgnet_runtime.errors import InputError, UnavailableError
-from misgnet_runtime.limits import POLICY_BYTES
+from misgnet_runtime.limits import POLICY_BYTES, POLICY_LINE, POLICY_NAME
 from misgnet_runtime.manifest import JSON_ERRORS, Count, Struct
 from misgnet_runtime.trust.keys import MAX_KEY_BYTES, parse_anchors, read_anchors
 from misgnet_runtime.trust.policy import Trust, policy_files
@@ -79,7 +79,21 @@ def _decode(data: bytes) -> _PolicyFile:
             raise UnavailableError(
                 "a policy file on Python 3.10 needs tomli; install it with: pip install 'misgnet-export[verify]'"
             ) from error
+    for number, line in enumerate(data.split(b"\n"), 1):
+        _check_line(line, number)
     return msgspec.convert(tomllib.loads(data.decode()), type=_PolicyFile)
+
+
+def _check_line(line: bytes, number: int) -> None:
+    """Raise ValueError for a long line, or a long name in it: of dotted parts that takes the square of their number.
+
+    A quoted name may hold anything, so a line that begins with one counts as a whole.
+    """
+    name = line.partition(b"=")[0]
+    if b'"' in name or b"'" in name:
+        name = line
+    if len(line) > POLICY_LINE or (len(name) > POLICY_NAME and not line.lstrip().startswith(b"#")):
+        raise ValueError(f"line {number} is too long: at most {POLICY_LINE} bytes, and {POLICY_NAME} of a field's name")
 
 
 def _entry(product: _Product, policy: Path) -> Entry:
