@@ -8,18 +8,19 @@ the pickle runs either: a :class:`TensorRef` remembers where the numbers lie, an
 from __future__ import annotations
 
 import io
-import os
 import pickle
-import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.limits import CHECKPOINT_DIRECTORY_BYTES, PICKLE_BYTES, PICKLE_KEY, PICKLE_STEPS, WEIGHTS_BYTES
+from misgnet_runtime.zips import ZIP_ERRORS, LimitedZip
 
 _DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -28,12 +29,9 @@ _DTYPES = {
     "BoolStorage": torch.bool, "UntypedStorage": torch.uint8,
 }  # fmt: skip
 _DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
-_MAX_PICKLE_BYTES = 8 << 20  # a snapshot with its optimizer needs less than 1 MB; the numbers lie elsewhere
 _MAX_DIMENSIONS = 16
 _MAX_ARGUMENTS = 64
-_ZIP_ERRORS = (  # all that zipfile raises on damaged files
-    zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, OverflowError, MemoryError, struct.error,
-)  # fmt: skip
+_MAX_MEMO = 1 << 32
 
 
 def shown(name: str) -> str:
@@ -43,6 +41,8 @@ def shown(name: str) -> str:
 
 class Record:
     """An object of a class that is not loaded: its state, inert; the constructor's arguments are dropped."""
+
+    __slots__ = ("state",)
 
     def __init__(self, *_: Any) -> None:
         self.state: Any = None
@@ -58,16 +58,21 @@ class Record:
     def __setitem__(self, key: Any, value: Any) -> None: ...
 
 
-class _Mapping(dict[Any, Any]):
-    """A dict or OrderedDict. Starts empty; a tuple within a tuple is no key: hashing a deep one crashes."""
+class _Mapping(dict[str, Any]):
+    """A dict or OrderedDict, of which only text keys are kept: tensors and modules have no others.
+
+    Hashes of numbers and tuples can be chosen to collide, hashing a deep tuple crashes, and comparing long equal
+    texts takes long.
+    """
+
+    __slots__ = ()
 
     def __init__(self) -> None:
         super().__init__()
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if isinstance(key, tuple) and any(isinstance(k, tuple) for k in key):
-            raise pickle.UnpicklingError("a nested tuple as a key")
-        super().__setitem__(key, value)
+        if type(key) is str and len(key) <= PICKLE_KEY:
+            super().__setitem__(key, value)
 
 
 @dataclass(frozen=True)
@@ -120,16 +125,33 @@ def _numbers(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
+def _counted(step: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An instruction of the unpickler that counts: each makes at most one object, and most take some bytes."""
+
+    @wraps(step)
+    def counted(self: _InertUnpickler) -> None:
+        self.steps += 1
+        if self.steps > PICKLE_STEPS:
+            raise pickle.UnpicklingError(f"more than {PICKLE_STEPS} instructions")
+        step(self)
+
+    return counted
+
+
 class _InertUnpickler(pickle._Unpickler):
     """The unpickler of the standard library that is written in Python: its instructions can be replaced.
 
     The one in C allocates whatever a memo index asks for, and sets attributes on any object.
     """
 
+    steps = 0
+
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
-    stack: list[Any]  # these three are the base class's
+    stack: list[Any]  # these are the base class's
+    memo: dict[int, Any]
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
+    readline: Callable[[], bytes]
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "collections" and name == "OrderedDict":
@@ -184,6 +206,13 @@ class _InertUnpickler(pickle._Unpickler):
         self.pop_mark()
         self.append(Record())
 
+    def _put(self) -> None:
+        """A memo index as text: larger ones would have hashes that collide."""
+        index = int(self.readline()[:-1])
+        if not 0 <= index < _MAX_MEMO:
+            raise pickle.UnpicklingError("a memo index that makes no sense")
+        self.memo[index] = self.stack[-1]
+
     def _refuse(self) -> None:
         raise pickle.UnpicklingError("an instruction that torch.save never writes")
 
@@ -194,11 +223,14 @@ class _InertUnpickler(pickle._Unpickler):
     dispatch[pickle.EMPTY_DICT[0]] = _empty_dict
     dispatch[pickle.EMPTY_SET[0]] = _empty_set
     dispatch[pickle.FROZENSET[0]] = _frozen_set
+    dispatch[pickle.PUT[0]] = _put
     for _opcode in (
         pickle.DICT, pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID,
         pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER,
     ):  # fmt: skip
         dispatch[_opcode[0]] = _refuse
+    for _opcode_number, _step in list(dispatch.items()):
+        dispatch[_opcode_number] = _counted(_step)
 
 
 class TorchArchive:
@@ -208,24 +240,21 @@ class TorchArchive:
     Raises InputError where the file is truncated, foreign or damaged.
     """
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: io.BytesIO) -> None:
         self._path = path
-        self._unread = file.seek(0, os.SEEK_END)  # entries share no bytes: this bounds the memory
+        self._unread = min(file.seek(0, io.SEEK_END), WEIGHTS_BYTES)  # entries share no bytes: this bounds the memory
         try:
-            self._zip = zipfile.ZipFile(file)
-            names = [n for n in self._zip.namelist() if n.endswith("/data.pkl") or n == "data.pkl"]
-        except _ZIP_ERRORS as error:
+            self._zip = LimitedZip(file, CHECKPOINT_DIRECTORY_BYTES)
+        except ZIP_ERRORS as error:
             why = f"its zip directory cannot be read ({error}); the file is truncated or damaged"
             raise self._broken(why) from error
-        if len(names) != 1:
-            raise self._broken("it is a zip file without the one data.pkl of torch.save")
-        self._prefix = names[0].removesuffix("data.pkl")
         self._storages: dict[str, torch.Tensor] = {}
+        self._prefix = self._find_pickle()
         self._check_byte_order()
-        self.root = self._unpickle(names[0])
+        self.root = self._unpickle(f"{self._prefix}data.pkl")
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
-        """The tensor that ``ref`` points to, copied out of the file."""
+        """The tensor that ``ref`` points to: a view of the storage's numbers, which other tensors may share."""
         flat = self._storage(ref.storage)
         if flat.nbytes % ref.dtype.itemsize:
             name = shown(ref.storage.key)
@@ -235,7 +264,7 @@ class TorchArchive:
         if 0 in ref.shape or last >= flat.numel():
             name = shown(ref.storage.key)
             raise self._broken(f"a tensor reaches element {last} of storage {name}, which has {flat.numel()}")
-        return flat.as_strided(ref.shape, ref.stride, ref.offset).clone()
+        return flat.as_strided(ref.shape, ref.stride, ref.offset)
 
     def _storage(self, storage: _Storage) -> torch.Tensor:
         if storage.key not in self._storages:
@@ -243,7 +272,7 @@ class TorchArchive:
             if len(data) != storage.count * storage.dtype.itemsize:
                 declared = f"{storage.count} x {storage.dtype} declared"
                 raise self._broken(f"storage {shown(storage.key)} has {len(data)} bytes, {declared}")
-            flat = torch.frombuffer(bytearray(data or b"\0" * 8), dtype=torch.uint8)[: len(data)]
+            flat = torch.frombuffer(data or bytearray(8), dtype=torch.uint8)[: len(data)]
             self._storages[storage.key] = flat.view(storage.dtype)
         return self._storages[storage.key]
 
@@ -256,26 +285,37 @@ class TorchArchive:
             reason = " ".join(str(error).split())[:200]
             raise self._broken(f"its pickle cannot be read ({type(error).__name__}: {reason})") from error
 
+    def _find_pickle(self) -> str:
+        """What stands before the names of all entries."""
+        names = [
+            e.filename for e in self._zip.entries() if e.filename.endswith("/data.pkl") or e.filename == "data.pkl"
+        ]
+        if len(names) != 1:
+            raise self._broken("it is a zip file without the one data.pkl of torch.save")
+        return names[0].removesuffix("data.pkl")
+
     def _check_byte_order(self) -> None:
         name = f"{self._prefix}byteorder"
-        if name in self._zip.namelist() and self._read(name) != b"little":
+        if any(entry.filename == name for entry in self._zip.entries()) and self._read(name) != b"little":
             raise self._broken("it was saved on a big-endian machine; save it again on a little-endian one")
 
-    def _read(self, name: str) -> bytes:
+    def _read(self, name: str) -> bytearray:
         try:
-            info = self._zip.getinfo(name)
+            entry = self._zip.entry(name)
         except KeyError as error:
             raise self._broken(f"its entry {shown(name)} is missing") from error
-        self._unread -= info.file_size
-        too_large = name.endswith(".pkl") and info.file_size > _MAX_PICKLE_BYTES
-        if info.compress_type != zipfile.ZIP_STORED or too_large:
+        self._unread -= entry.file_size
+        too_large = name.endswith(".pkl") and entry.file_size > PICKLE_BYTES
+        if entry.compress_type != zipfile.ZIP_STORED or too_large:
             raise self._broken(f"its entry {shown(name)} is compressed or too large")
         if self._unread < 0:
-            raise self._broken(f"its entries up to {shown(name)} declare more bytes than the file has")
+            raise self._broken(
+                f"its entries up to {shown(name)} declare more bytes than the file has, or than {WEIGHTS_BYTES}"
+            )
         try:
-            return self._zip.read(info)
-        except _ZIP_ERRORS as error:
-            where = f"its entry {shown(name)} at byte {info.header_offset}"
+            return self._zip.read(entry, entry.file_size)
+        except ZIP_ERRORS as error:
+            where = f"its entry {shown(name)} at byte {entry.header_offset}"
             raise self._broken(f"{where} cannot be read ({error})") from error
 
     def _broken(self, why: str) -> InputError:

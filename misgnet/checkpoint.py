@@ -21,6 +21,7 @@ from misgnet._unpickle import Record, TensorRef, TorchArchive, shown
 from misgnet.network import MISGNet, build_misgnet
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.files import is_no_file
+from misgnet_runtime.limits import CHECKPOINT_ENTRIES, PICKLE_KEY, SAFETENSORS_HEADER_BYTES, WEIGHTS_BYTES
 from misgnet_runtime.outputs import write_file
 
 # Encoder stage 4 is in published checkpoints and never reaches the output.
@@ -29,11 +30,8 @@ _PREFIXES = ("module.", "_orig_mod.")
 _AVERAGED = "ema_model."
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COUNTS = (torch.int64, torch.int32, *_FLOATS)
-# Far above what a published file has; a hostile one does not keep us busy.
-_MAX_NESTING = 8
-_MAX_NAME = 1000
-_MAX_ENTRIES = 100_000
-_MAX_BYTES = 1 << 30
+_MAX_NESTING = 8  # far above what a published file has
+_PART = 1 << 20
 
 _SAFETENSORS_ERRORS = (  # all that its reader raises on damaged files and on types that PyTorch does not have
     SafetensorError, json.JSONDecodeError, KeyError, ValueError, AssertionError, RuntimeError,
@@ -79,8 +77,8 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     path = Path(path)
     entries = _entries(_read_file(path))
     size = 4 * sum(math.prod(entry.shape) for entry in entries.values())
-    if size > _MAX_BYTES:  # tensors may share numbers, so a small file can hold any number of large ones
-        raise InputError(f"checkpoint {path} declares {size} bytes of weights, and {_MAX_BYTES} are the most")
+    if size > WEIGHTS_BYTES:  # tensors may share numbers, so a small file can hold any number of large ones
+        raise InputError(f"checkpoint {path} declares {size} bytes of weights, and {WEIGHTS_BYTES} are the most")
     return {key: _read_checked(path, key, entry) for key, entry in entries.items()}
 
 
@@ -126,11 +124,11 @@ def _read_file(path: Path) -> _File:
         raise InputError(f"checkpoint {path} is not a regular file")
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+            data = file.read(WEIGHTS_BYTES + 1)
     except OSError as error:
         raise InputError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
-    if len(data) > _MAX_BYTES:
-        raise InputError(f"checkpoint {path} is larger than {_MAX_BYTES} bytes; a published one has a tenth of that")
+    if len(data) > WEIGHTS_BYTES:
+        raise InputError(f"checkpoint {path} is larger than {WEIGHTS_BYTES} bytes; a published one has a tenth of that")
     return _File(path, data)
 
 
@@ -144,6 +142,10 @@ def _entries(file: _File) -> dict[str, _Entry]:
     if len(head) < 9 or head[8:9] != b"{":
         found = f"it begins with {head[:8]!r}" if head else "it is empty"
         raise InputError(f"checkpoint {file.path} is neither safetensors nor a file of torch.save: {found}")
+    if (length := int.from_bytes(head[:8], "little")) > SAFETENSORS_HEADER_BYTES:
+        raise InputError(
+            f"checkpoint {file.path} has a header of {length} bytes, and {SAFETENSORS_HEADER_BYTES} are the most"
+        )
     return _safetensors_entries(file)
 
 
@@ -190,14 +192,14 @@ def _module_tensors(module: Record) -> dict[str, TensorRef]:
     entries = 0
     while stack:
         prefix, record = stack.pop()
-        if id(record) in seen or len(prefix) > _MAX_NAME:
+        if id(record) in seen or len(prefix) > PICKLE_KEY:
             continue
         seen.add(id(record))
         state = record.attributes()
         tensors = _string_items(state.get("_parameters")) + _string_items(state.get("_buffers"))
         children = _string_items(state.get("_modules"))
         entries += len(tensors) + len(children)
-        if entries > _MAX_ENTRIES:
+        if entries > CHECKPOINT_ENTRIES:
             return {}
         found.update({prefix + k: v for k, v in tensors if isinstance(v, TensorRef)})
         stack.extend((f"{prefix}{k}.", v) for k, v in children if isinstance(v, Record))
@@ -248,10 +250,10 @@ def _read_checked(path: Path, key: str, entry: _Entry) -> torch.Tensor:
     if key.endswith("num_batches_tracked"):
         if value.dtype not in _COUNTS:
             raise InputError(f"checkpoint {path}: '{key}' holds {value.dtype}, a counter must be int64")
-        return value.to(torch.int64)
+        return value.to(torch.int64, copy=True)
     if value.dtype not in _FLOATS:
         raise InputError(f"checkpoint {path}: '{key}' holds {value.dtype}, weights must be floating point")
-    value = value.to(torch.float32)
-    if not bool(torch.isfinite(value).all()):
+    value = value.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    if not all(bool(torch.isfinite(part).all()) for part in value.flatten().split(_PART)):
         raise InputError(f"checkpoint {path}: '{key}' holds NaN or Inf")
     return value

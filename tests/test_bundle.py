@@ -21,7 +21,8 @@ from misgnet_runtime.bundle import describe_files, read_bundle
 from misgnet_runtime.bundle_files import MANIFEST
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.golden import GoldenTiles, read_golden, write_golden
-from misgnet_runtime.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, encode
+from misgnet_runtime.limits import MANIFEST_BYTES
+from misgnet_runtime.manifest import Manifest, decode_manifest, encode
 
 FILES = ("engines/rtx.plan", "evidence/report.html", "golden/tiles.npz", "graphs/float.onnx", "graphs/int8.onnx")
 Values = dict[str, Any]
@@ -199,7 +200,7 @@ def test_deep_nesting_within_a_field_is_refused(bundle: Path) -> None:
 
 def test_a_huge_manifest_is_not_read(bundle: Path) -> None:
     with (bundle / MANIFEST).open("r+b") as file:
-        file.truncate(MAX_MANIFEST_BYTES + 1)
+        file.truncate(MANIFEST_BYTES + 1)
     assert "larger than" in refused(bundle)
 
 

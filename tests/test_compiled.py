@@ -758,7 +758,7 @@ def test_evaluation_tiles_that_unfold_to_more_than_the_limit_are_refused(
     path = tmp_path / "tiles.npz"
     write_evaluation(path, evaluation_tiles(1, 2))
     read_evaluation(path)
-    monkeypatch.setattr("misgnet_runtime.golden._MOST_BYTES", 100)
+    monkeypatch.setattr("misgnet_runtime.npz.ARCHIVE_BYTES", 100)
     with pytest.raises(InputError, match="cannot be read: they declare"):
         read_evaluation(path)
 

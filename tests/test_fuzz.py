@@ -18,13 +18,13 @@ FUZZ = Path(__file__).with_name("fuzz")
 NEEDS = {
     "onnx": ("observations",),
     "torch": ("checkpoint", "safetensors"),
-    "rasterio": ("geotiff",),
+    "rasterio": ("geotiff", "geotiff-families"),
     "cryptography": ("signature", "statement", "signed-manifest", "accepted", "key"),
 }
 TARGETS = [
     "manifest", "signature", "statement", "signed-manifest", "accepted", "key", "checkpoint", "safetensors", "images",
     "geotiff", "scene-journal", "folder-record", "watch-journal", "batch-record", "features", "golden",
-    "evaluation", "observations", "plans", "tuning", "table",
+    "evaluation", "observations", "plans", "tuning", "table", "manifest-names", "geotiff-families", "table-families",
 ]  # fmt: skip
 MINUTES = os.environ.get("MISGNET_FUZZ_MINUTES")
 
@@ -70,14 +70,13 @@ sys.path.insert(0, {str(FUZZ)!r})
 spec = importlib.util.spec_from_file_location("fuzz_main", {str(FUZZ / "__main__.py")!r})
 main = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(main)
-import guard, targets
-guard.SECONDS = 0.5
+import targets
 good = []
 def read(data):
     if not good:
         return good.append(data)
     {body}
-main.TARGETS["tuning"] = targets.Target(lambda folder: (read, [b"x"]), targets.damage.damaged_bytes)
+main.TARGETS["tuning"] = targets.Target(lambda folder: (read, [b"x"]), targets.damage.damaged_bytes, seconds=0.5)
 sys.exit(main.main())
 """
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

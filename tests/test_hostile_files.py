@@ -19,7 +19,7 @@ from PIL import EpsImagePlugin, Image
 
 from bundles import edit, make_bundle
 from commands import exit_code
-from misgnet_runtime import cli, golden, lines
+from misgnet_runtime import cli, lines, npz
 from misgnet_runtime.batch import record as batch_record
 from misgnet_runtime.batch.table import Shard, read_table
 from misgnet_runtime.bundle import read_bundle
@@ -68,7 +68,7 @@ def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_golden_tiles_that_unfold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "tiles.npz"
     np.savez_compressed(path, before=np.zeros(1 << 20, np.uint8))
-    monkeypatch.setattr(golden, "_MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(npz, "ARCHIVE_BYTES", 1 << 20)
     assert path.stat().st_size < 1 << 12
     with pytest.raises(InputError, match="declare 1048704 bytes, and 1048576 are the most"):
         read_golden(path)

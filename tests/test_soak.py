@@ -33,7 +33,7 @@ def test_whatever_comes_every_good_pair_is_done_once_and_every_bad_one_named() -
 @pytest.mark.parametrize(
     ("rule", "minutes", "patience", "words"),
     [
-        ("once", "0.1", "30", "is good, and was done"),
+        ("once", "0.1", "12", "is good, and was done"),
         ("mask", "0.1", "30", "the mask of"),
         ("attempts", "0.25", "8", "is bad, and not named in the journal"),
     ],

@@ -718,3 +718,18 @@ def test_the_command_runs_pairs_in_a_process(place: Place, capsys: pytest.Captur
     assert place.run("--max-seconds", 60) == 0
     assert place.ends() == [("a", "done")] and "1 pair done, 0 pairs failed, 0 pending" in capsys.readouterr().out
     assert exit_code(cli.main, "misgnet-run", *place.words("--max-seconds", 0)) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_process_of_pairs_ends_with_the_watcher(place: Place, number: int) -> None:
+    command = [sys.executable, "-m", "misgnet_runtime.cli", *place.words("--max-seconds", 60)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None and "watching" in process.stderr.readline()
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(number)
+        assert process.wait(30) == (0 if number == signal.SIGTERM else -number)
+    end = time.monotonic() + 20
+    while Path(f"/proc/{child}/status").exists() and "(zombie)" not in Path(f"/proc/{child}/status").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -14,7 +14,8 @@ from misgnet_calibration.calibrators import Calibrating
 from misgnet_calibration.observers import BINS, SAMPLE, Histogram, Range
 from misgnet_calibration.recipes import Recipe
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.golden import READ_ERRORS, read_arrays
+from misgnet_runtime.limits import OBSERVATIONS_HEADER_BYTES
+from misgnet_runtime.npz import READ_ERRORS, read_arrays
 from misgnet_runtime.outputs import replace_file
 
 _FORMAT = f"misgnet-observations-1, {BINS} bins, {SAMPLE} values"
@@ -62,6 +63,8 @@ def load_observations(path: Path, key: ObservationKey) -> tuple[Observed | None,
         return None, "nothing saved yet"
     try:
         (text,) = read_arrays(path, ["header"])
+        if text.nbytes > OBSERVATIONS_HEADER_BYTES:
+            raise ValueError(f"its header has {text.nbytes} bytes, and {OBSERVATIONS_HEADER_BYTES} are the most")
         header = json.loads(bytes(text))
         if problem := _misfit(header, key):
             return None, problem
@@ -81,6 +84,8 @@ def _misfit(header: Mapping[str, Any], key: ObservationKey) -> str | None:
 
 def _observed(header: Mapping[str, Any], extremes: Any, counts: Any) -> Observed:
     histograms = {}
+    if extremes.shape != (len(header["names"]), 2) or counts.shape != (len(header["names"]), BINS):
+        raise ValueError("its numbers are not those of its tensors")
     for name, (low, high), row in zip(header["names"], extremes.tolist(), counts, strict=True):
         histogram = Histogram()
         histogram.low, histogram.high, histogram.counts = low, high, row

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from misgnet_runtime.bundle_files import MANIFEST, MAX_BYTES, SIGNATURE
 from misgnet_runtime.checked import CheckedFiles
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.limits import MANIFEST_BYTES
 from misgnet_runtime.manifest import (
-    MAX_MANIFEST_BYTES,
     EngineEntry,
     FileEntry,
     Manifest,
@@ -94,7 +94,7 @@ def read_unsigned(path: Path) -> Bundle:
         raise InputError(f"bundle {path} has a link in the place of {MANIFEST}")
     read_manifest_bytes(path / MANIFEST)  # says what is wrong where there is none
     files = CheckedFiles(path)
-    data = files.head(MANIFEST, MAX_MANIFEST_BYTES)  # of the folder that is open now, whatever has its name
+    data = files.head(MANIFEST, MANIFEST_BYTES)  # of the folder that is open now, whatever has its name
     manifest = decode_manifest(path / MANIFEST, data)
     listed = {entry.path: entry for entry in manifest.files}
     if (size := sum(entry.size for entry in listed.values())) > MAX_BYTES:

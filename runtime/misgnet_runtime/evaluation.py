@@ -18,8 +18,9 @@ from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.detector import sound
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.golden import READ_ERRORS, read_arrays
+from misgnet_runtime.golden import packed_tiles
 from misgnet_runtime.manifest import EngineEntry
+from misgnet_runtime.npz import READ_ERRORS, read_arrays
 from misgnet_runtime.parity import EngineParity, Judged, compare, judged_of
 
 ROLE = "evaluation tiles"
@@ -93,7 +94,7 @@ def judge_on_device(
     reference: list[Judged] = []
     found: list[Judged] = []
     for number, path in enumerate(files, 1):
-        tiles = read_evaluation(bundle.name / path, bundle.read(path))
+        tiles = read_evaluation(bundle.name / path, packed_tiles(bundle, path))
         reference += tiles.judged(tiles.reference)
         found += _judge(entry, tiles, predict, min(_BATCH, manifest.interface.max_batch), manifest.threshold)
         if progress:

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import io
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.files import is_no_file
+from misgnet_runtime.limits import ARCHIVE_BYTES
+from misgnet_runtime.npz import READ_ERRORS, read_arrays
 
 if TYPE_CHECKING:
     from misgnet_runtime.bundle import Bundle
-
-_MOST_BYTES = 512 << 20  # of all arrays: a small archive can unfold to any size
-READ_ERRORS = (  # what NumPy's reader raises on damaged archives
-    OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, SyntaxError,
-    RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,15 @@ def write_golden(path: Path, tiles: GoldenTiles) -> None:
 def golden_of(bundle: Bundle) -> GoldenTiles:
     """The golden tiles of a bundle, from the bytes that were checked."""
     path = bundle.manifest.file("golden tiles").path
-    return read_golden(bundle.name / path, bundle.read(path))
+    return read_golden(bundle.name / path, packed_tiles(bundle, path))
+
+
+def packed_tiles(bundle: Bundle, path: str) -> bytes:
+    """The bytes of an archive of tiles in a bundle; InputError where it is larger than what may be unpacked of it."""
+    size = next(entry.size for entry in bundle.manifest.files if entry.path == path)
+    if size > ARCHIVE_BYTES:
+        raise InputError(f"tiles {bundle.name / path} have {size} bytes, and {ARCHIVE_BYTES} are the most")
+    return bundle.read(path)
 
 
 def read_golden(path: Path, data: bytes | None = None) -> GoldenTiles:
@@ -59,32 +58,6 @@ def read_golden(path: Path, data: bytes | None = None) -> GoldenTiles:
     if not _fit_together(tiles):
         raise InputError(f"golden tiles {path} do not hold uint8 (G, T, T, 3) twice and float32 (G, T, T)")
     return tiles
-
-
-def read_arrays(path: Path | BinaryIO, names: Iterable[str]) -> list[NDArray[Any]]:
-    """The arrays of an archive by :func:`numpy.savez`, nothing of which is run.
-
-    Raises READ_ERRORS where it is damaged, lacks one, holds more than it may, or is packed as NumPy never does it.
-    """
-    _check_archive(path)
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in names}
-    if bad := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-        raise ValueError(f"{', '.join(bad)} in it is no array")
-    return list(arrays.values())
-
-
-def _check_archive(path: Path | BinaryIO) -> None:
-    if isinstance(path, Path) and is_no_file(path):
-        raise ValueError("it is no file")
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    size = sum(entry.file_size for entry in entries)
-    if size > _MOST_BYTES:
-        raise ValueError(f"they declare {size} bytes, and {_MOST_BYTES} are the most")
-    # The others' readers unfold what they get as a whole, whatever was declared.
-    if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
-        raise ValueError("they are compressed in another way than deflate")
 
 
 def _fit_together(tiles: GoldenTiles) -> bool:

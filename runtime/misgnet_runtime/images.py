@@ -18,6 +18,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.files import is_no_file
+from misgnet_runtime.image_limits import check_parts
 from misgnet_runtime.tiff import DATE_TIME, ORIENTATION, is_tiff, read_header
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
@@ -215,6 +216,7 @@ def _opened(path: Path) -> ImageFile.ImageFile:
     if is_no_file(path):
         raise InputError(f"image {path} cannot be read: it is no file")
     try:
+        check_parts(path)
         with _unwarned():
             return Image.open(path, formats=_FORMATS)
     except Image.DecompressionBombError as error:

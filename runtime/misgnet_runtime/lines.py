@@ -15,11 +15,12 @@ import msgspec
 from msgspec import Meta
 
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.limits import JOURNAL_LINE_BYTES
 from misgnet_runtime.lock import try_acquire
 from misgnet_runtime.manifest import JSON_ERRORS, Struct
 from misgnet_runtime.outputs import resumable_errors, sync
 
-MOST_LINE = 64 << 20  # bytes of one value; a longer line is read in parts, and none of them is whole
+MOST_LINE = JOURNAL_LINE_BYTES  # a longer line is read in parts, and none of them is whole
 Entry = TypeVar("Entry", bound=Struct)
 # What a record names is moved or looked for: never what lies outside the record's folder.
 FileName = Annotated[str, Meta(pattern=r"^(?!\.{1,2}$)[^/\x00]+$")]

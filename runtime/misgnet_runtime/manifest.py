@@ -15,10 +15,10 @@ from msgspec import Meta
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.files import is_no_file
+from misgnet_runtime.limits import MANIFEST_BYTES, MANIFEST_VALUES
 from misgnet_runtime.normalisation import IMAGENET_MEAN, IMAGENET_STD
 
 SCHEMA_VERSION = 1
-MAX_MANIFEST_BYTES = 16 << 20
 
 InputForm = Literal["uint8", "float32"]
 OutputForm = Literal["probability", "logits", "mask"]
@@ -292,14 +292,14 @@ class Manifest(Struct, frozen=True):
     tile: int
     overlap: int
     threshold: Annotated[float, Meta(gt=0, lt=1)]
-    class_names: list[Words]
+    class_names: Annotated[list[Words], Meta(max_length=256)]
     interface: Interface
     inputs: list[TensorEntry]
     outputs: list[TensorEntry]
     preprocessing: Preprocessing
     source_weights_sha256: Words
     calibration: Calibration
-    quantization: list[Quantization]
+    quantization: Annotated[list[Quantization], Meta(max_length=256)]
     engines: Annotated[list[EngineEntry], Meta(min_length=1, max_length=256)]
     files: Annotated[list[FileEntry], Meta(max_length=10_000)]
     max_f1_drop: float
@@ -333,6 +333,8 @@ def decode_manifest(path: Path, data: bytes | None = None) -> Manifest:
     ``data``: its bytes, where they were read and checked before; ``path`` is then for messages.
     """
     data = read_manifest_bytes(path) if data is None else data
+    if data.count(b"{") + data.count(b"[") > MANIFEST_VALUES:
+        raise InputError(f"manifest {path} has more than {MANIFEST_VALUES} lists and objects; that is no manifest")
     try:
         version = msgspec.json.decode(data, type=_Version).schema_version
         if version != SCHEMA_VERSION:
@@ -362,13 +364,13 @@ def read_manifest_bytes(path: Path) -> bytes:
         if is_no_file(path):
             raise InputError(f"manifest {path} is no file")
         with path.open("rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES + 1)
+            data = file.read(MANIFEST_BYTES + 1)
     except FileNotFoundError as error:
         raise InputError(f"{path.parent} is no bundle: it has no {path.name}") from error
     except OSError as error:
         raise InputError(f"manifest {path} cannot be read: {error}") from error
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise InputError(f"manifest {path} is larger than {MAX_MANIFEST_BYTES} bytes; that is no manifest")
+    if len(data) > MANIFEST_BYTES:
+        raise InputError(f"manifest {path} is larger than {MANIFEST_BYTES} bytes; that is no manifest")
     return data
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.files import is_file
+from misgnet_runtime.limits import GEOTIFF_DIRECTORIES
 from misgnet_runtime.scenes import tiff_blocks
 
 ORIENTATION, PHOTOMETRIC, DATE_TIME = 274, 262, 306
@@ -16,7 +17,7 @@ RASTER_TAGS = {
     33550: "a pixel scale", 33922: "tie points", 34264: "a transform", 34735: "a coordinate system",
     50844: "RPC coefficients", 42112: "GDAL metadata", 42113: "a nodata value",
 }  # fmt: skip
-MOST_DIRECTORIES = 1024  # images, overviews and masks of one file; a real one has about 30
+MOST_DIRECTORIES = GEOTIFF_DIRECTORIES  # images, overviews and masks of one file
 _ASCII, _MOST_TEXT, _MOST_NUMBERS = 2, 4096, 64  # a type of tags; bytes and numbers of a value that is kept
 _HEADER = 8  # bytes before the first directory
 _SUBFILE, _OLD_SUBFILE = 254, 255

@@ -87,7 +87,7 @@ class _Runner:
         """Raises nothing: what goes wrong is told once for each place where it does."""
         try:
             with memory(self.target.megabytes << 20):
-                self.ends[self._guard.check(lambda: self._read(data))] += 1
+                self.ends[self._guard.check(lambda: self._read(data), self.target.seconds)] += 1
         except KeyboardInterrupt:
             raise
         except BaseException as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 import damage
 import of_bundles
 import of_devices
+import of_families
 import of_pixels
 import of_records
 from damage import Files, any_of
@@ -20,12 +21,14 @@ from readers import Prepared
 class Target:
     """``prepare``: in an empty folder, how a file's bytes are read, and good ones; ``files``: what is made of these.
 
-    ``megabytes``: the most that reading may take.
+    ``megabytes`` and ``seconds`` of processor time: the most that reading may take. These files are small: it is less
+    than misgnet_runtime.limits promises of the largest, and far above what any takes on a busy machine.
     """
 
     prepare: Callable[[Path], Prepared]
     files: Callable[[Sequence[bytes]], Files]
     megabytes: int = 256
+    seconds: float = 5
 
 
 # Others' formats, which Pillow or GDAL would know by their first bytes.
@@ -67,8 +70,8 @@ TARGETS = {
     "key": Target(of_bundles.key, _bytes),
     "checkpoint": Target(of_pixels.checkpoint, any_of(_pickle, _pickle, _bytes)),
     "safetensors": Target(of_pixels.safetensors, any_of(damage.damaged_safetensors, _bytes)),
-    "images": Target(of_pixels.images, _any_image, 1024),
-    "geotiff": Target(of_pixels.geotiff, _any_geotiff, 1536),
+    "images": Target(of_pixels.images, _any_image, 1024, seconds=20),
+    "geotiff": Target(of_pixels.geotiff, _any_geotiff, 1536, seconds=20),
     "scene-journal": Target(of_records.scene_journal, any_of(damage.damaged_lines, _bytes)),
     "folder-record": Target(of_records.folder_record, any_of(damage.damaged_lines, _bytes)),
     "watch-journal": Target(of_records.watch_journal, any_of(damage.damaged_lines, _bytes)),
@@ -80,4 +83,7 @@ TARGETS = {
     "plans": Target(of_devices.plans, any_of(_json, _bytes)),
     "tuning": Target(of_bundles.tuning, any_of(_json, _bytes)),
     "table": Target(of_records.table, any_of(damage.damaged_table, damage.damaged_table, _csv)),
+    "manifest-names": Target(of_families.manifest_names, of_families.renamed, 768),
+    "geotiff-families": Target(of_families.geotiff, of_families.rasters, 1536, seconds=20),
+    "table-families": Target(of_families.table, of_families.tables, seconds=20),
 }

@@ -31,7 +31,7 @@ _NO = ("", "no", "false", "0")
 Number = TypeVar("Number", int, float)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Scene:
     """``before``, ``after``: absolute paths; ``words``: options of predict, by the names of their columns."""
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from misgnet_runtime.batch.scene import OPTIONS, Scene
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.files import is_file, is_no_file
-from misgnet_runtime.outputs import refuse_inputs
+from misgnet_runtime.limits import TABLE_BYTES, TABLE_LINES, TABLE_ROW
 
 _NEEDED = ("id", "before", "after")
-_MOST_BYTES = 256 << 20  # some million scenes
 # What spreadsheets take for the beginning of a formula, also in full width.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _LONGEST = 200  # bytes of an id: file systems allow 255 for a name with its ending
@@ -57,7 +58,7 @@ def read_table(path: Path, common: Mapping[str, str], output: Path) -> list[Scen
     _check_file(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            scenes = list(_scenes(csv.reader(file), path, common))
+            scenes = list(_scenes(_Rows(file, path), path, common))
     except OSError as error:
         raise InputError(f"table {path} cannot be read: {error.strerror}") from error
     except (csv.Error, UnicodeError) as error:
@@ -70,28 +71,58 @@ def read_table(path: Path, common: Mapping[str, str], output: Path) -> list[Scen
 
 def _check_file(path: Path) -> None:
     if is_no_file(path):
-        raise InputError(f"table {path} is no file")
-    if is_file(path) and (size := path.stat().st_size) > _MOST_BYTES:
-        raise InputError(f"table {path} has {size} bytes, and {_MOST_BYTES} are the most; cut it into several")
+        raise InputError(f"table {path} is not a regular file")
+    if is_file(path) and (size := path.stat().st_size) > TABLE_BYTES:
+        raise InputError(f"table {path} has {size} bytes, and {TABLE_BYTES} are the most; cut it into several")
 
 
-def _scenes(rows: Iterator[list[str]], path: Path, common: Mapping[str, str]) -> Iterator[Scene]:
-    columns = _columns(next(rows, []), path)
+class _Rows:
+    """The rows of a CSV file; InputError where it has too many lines, or a row too many characters.
+
+    A row may take many lines, and a line many rows' memory: both are counted as they are read.
+    """
+
+    def __init__(self, file: TextIO, path: Path) -> None:
+        self._file, self._path = file, path
+        self._lines = self._length = 0
+
+    def __iter__(self) -> Iterator[list[str]]:
+        for row in csv.reader(self._read_lines()):
+            self._length = 0
+            yield row
+
+    def _read_lines(self) -> Iterator[str]:
+        while line := self._file.readline(TABLE_ROW + 1):
+            self._lines += 1
+            self._length += len(line)
+            if self._lines > TABLE_LINES:
+                raise InputError(f"table {self._path} has more than {TABLE_LINES} lines; cut it into several")
+            if self._length > TABLE_ROW:
+                raise InputError(
+                    f"table {self._path}: the row that ends in line {self._lines} has more than {TABLE_ROW} characters"
+                )
+            yield line
+
+
+def _scenes(rows: _Rows, path: Path, common: Mapping[str, str]) -> Iterator[Scene]:
+    found = iter(rows)
+    columns, folder = _columns(next(found, []), path), str(path.parent.absolute())
     lines: dict[str, int] = {}
-    for line, row in enumerate(rows, 2):
-        if not any(cell.strip() for cell in row):
+    for line, row in enumerate(found, 2):
+        cells = [cell.strip() for cell in row]
+        if not any(cells):
             continue
-        if len(row) > len(columns):
-            raise InputError(f"table {path}, row {line} has {len(row)} cells for {len(columns)} columns")
-        cells = dict(zip(columns, (cell.strip() for cell in row), strict=False))
-        name = _checked_id(cells.pop("id", ""), path, line)
+        if len(cells) > len(columns):
+            raise InputError(f"table {path}, row {line} has {len(cells)} cells for {len(columns)} columns")
+        words = {column: cell for column, cell in zip(columns, cells, strict=False) if cell}
+        name = _checked_id(words.pop("id", ""), path, line)
         if name in lines:
             raise InputError(f"table {path}, rows {lines[name]} and {line} both have the id '{name}'; ids are unique")
         lines[name] = line
-        if any("\0" in cell for cell in cells.values()):
+        if any("\0" in cell for cell in cells):
             raise InputError(f"table {path}, row {line} holds a zero byte, which no file's name has")
-        before, after = (_address(path, cells.pop(date, "")) for date in ("before", "after"))
-        yield Scene(name, before, after, {**common, **{word: cell for word, cell in cells.items() if cell}})
+        before, after = (_address(folder, words.pop(date, "")) for date in ("before", "after"))
+        yield Scene(name, before, after, {**common, **words} if words else common)
 
 
 def _columns(header: list[str], path: Path) -> list[str]:
@@ -118,21 +149,40 @@ def _checked_id(name: str, path: Path, line: int) -> str:
     return name
 
 
-def _address(table: Path, cell: str) -> Path:
+def _address(folder: str, cell: str) -> Path:
     """A file's path; none for an empty cell."""
-    return (table.parent / cell).absolute() if cell else Path()
+    return Path(f"{folder}/{cell}" if cell[:1] != "/" else cell) if cell else Path()
 
 
-def _check_outputs(scenes: Iterable[Scene], path: Path, output: Path) -> None:
+def _check_outputs(scenes: Sequence[Scene], path: Path, output: Path) -> None:
     taken: dict[str, str] = {}
     for scene in scenes:
         try:
             names = scene.outputs().values()
-        except UsageError:  # told when the scene's turn comes
+        except UsageError:  # reported when the scene's turn comes
             continue
         for name in names:
             if name in taken:
                 raise InputError(f"table {path}: '{taken[name]}' and '{scene.id}' would both become {name}")
             taken[name] = scene.id
-    inputs = [date for scene in scenes for date in (scene.before, scene.after)]
-    refuse_inputs((output / name for name in taken), inputs)
+    _refuse_inputs(taken, scenes, str(output.absolute()))
+
+
+def _refuse_inputs(names: Mapping[str, str], scenes: Sequence[Scene], output: str) -> None:
+    """UsageError where an output is an input, by its path or as the same file by another one.
+
+    As :func:`misgnet_runtime.outputs.refuse_inputs`, without a look at every folder of every path.
+    """
+    paths = {os.path.normpath(str(date)) for scene in scenes for date in (scene.before, scene.after)}
+    files = {_identity(date) for date in paths}
+    for name in names:
+        found = os.path.normpath(f"{output}/{name}")
+        if found in paths or ((identity := _identity(found)) is not None and identity in files):
+            raise UsageError(f"output {found} is an input as well; choose another -o")
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    with suppress(OSError, ValueError):
+        status = os.stat(path)  # noqa: PTH116 - a hundred thousand of them
+        return status.st_dev, status.st_ino
+    return None

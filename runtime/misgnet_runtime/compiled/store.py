@@ -20,13 +20,12 @@ import msgspec
 
 from misgnet_runtime.compiled.records import FORMAT, Activation, PlanKey, PlanRecord, Slot
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.limits import KERNEL_TIMINGS_BYTES, PLAN_RECORD_BYTES
 from misgnet_runtime.log import current
 from misgnet_runtime.manifest import JSON_ERRORS, encode
 from misgnet_runtime.private import PrivateFolder
 
 _PLAN, _RECORD, _ACTIVE = ".plan", ".json", "active-"
-_MAX_RECORD = 16 << 20
-_MAX_TIMINGS = 512 << 20
 Kept = TypeVar("Kept", PlanRecord, Activation)
 
 
@@ -118,7 +117,7 @@ class PlanStore:
         """A record, None where there is none; InputError where it is damaged or of another version."""
         path = self._folder.path / name
         try:
-            data = self._folder.read_sealed(name, _MAX_RECORD)
+            data = self._folder.read_sealed(name, PLAN_RECORD_BYTES)
             found = None if data is None else msgspec.json.decode(data, type=kind)
         except (OSError, *JSON_ERRORS) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
@@ -143,7 +142,7 @@ class TimingFile:
         self._folder = folder
 
     def read(self) -> bytes:
-        data = self._folder.read_sealed(self.name, _MAX_TIMINGS)
+        data = self._folder.read_sealed(self.name, KERNEL_TIMINGS_BYTES)
         if data is None:
             raise FileNotFoundError(self.name)
         return data

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.errors import GateFailed, InputError
 from misgnet_runtime.files import is_no_file
 from misgnet_runtime.images import Mask
+from misgnet_runtime.limits import FEATURES_FOOTER_BYTES
 from misgnet_runtime.manifest import JSON_ERRORS, Count, Positive, Struct, TensorEntry
 from misgnet_runtime.scenes.journal import difference
 
@@ -30,7 +31,6 @@ FORMAT = 1
 SUFFIX = ".features"
 _MAGIC = b"MISGFEAT"
 _TAIL = 32 + 8 + len(_MAGIC)
-_MOST_FOOTER = 64 << 20  # some 5 million tiles
 _VALID = "pixels with data"
 Block = tuple[Count, Count, Count, Count]
 
@@ -158,7 +158,7 @@ def _read_footer(file: Any, size: int, path: Path) -> tuple[bytes, str]:
     file.seek(max(0, size - _TAIL))
     tail = file.read(_TAIL)
     length = int.from_bytes(tail[32:40], "little")
-    if tail[40:] != _MAGIC or length > min(size - _TAIL, _MOST_FOOTER):
+    if tail[40:] != _MAGIC or length > min(size - _TAIL, FEATURES_FOOTER_BYTES):
         raise InputError(f"{path} holds no features, or is cut off; encode the raster again")
     file.seek(size - _TAIL - length)
     content = file.read(length)

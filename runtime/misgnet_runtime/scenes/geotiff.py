@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.limits import GEOTIFF_BYTES, GEOTIFF_DECODINGS
 
-MOST_BYTES = 512 << 20  # of one block of a file, or of what is read at once
-MOST_DECODINGS = 128  # of each block of a file, as strips of tiles are read one after the other
+MOST_BYTES = GEOTIFF_BYTES  # of one block of a file, or of what is read at once
+MOST_DECODINGS = GEOTIFF_DECODINGS  # of each block, as strips of tiles are read one after the other
 _STRIP_ROWS, _STRIP_COLUMNS, _STRIDE = 256, 2048, 192  # pixels of a strip as they are common, and between two of them
 _LEAST_CACHE = 16 << 20
 _SMALL = 64 << 20  # of a raster that is decoded once, since all of it stays in the cache

@@ -103,7 +103,7 @@ def check_overlap(rasterio: Any, first: Grid, second: Grid) -> None:
         raise InputError(f"--align needs two georeferenced rasters: before is {first}, after is {second}")
     try:
         west, south, east, north = rasterio.warp.transform_bounds(second.crs, first.crs, *second.bounds)
-    except rasterio.errors.RasterioError as error:
+    except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:  # PROJ's are only of the latter
         raise InputError(f"after, {second}, cannot be put into {first.crs.to_string()}: {error}") from error
     left, bottom, right, top = first.bounds
     if not (west < right and left < east and south < top and bottom < north):

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError, UnreadableError
+from misgnet_runtime.limits import GEOTIFF_BLOCKS
 
-MOST_BLOCKS = 1 << 24  # of all planes of a file together; a byte or two of memory for each
+MOST_BLOCKS = GEOTIFF_BLOCKS  # of all planes of a file together
 _MOST_DIRECTORIES, _MOST_ENTRIES = 1 << 16, 1 << 12
 _PART = 1 << 20  # entries of a table that are read at once
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}

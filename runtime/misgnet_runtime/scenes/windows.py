@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.limits import GEOTIFF_MAP_BYTES, GEOTIFF_SIDE
 from misgnet_runtime.tiling import Span
 
-MOST_SIDE = 1 << 20  # pixels: weights and places of tiles take some 20 bytes for each
-MOST_MAP_BYTES = 1 << 30  # of the rows of a map that are not finished: a tile's height of its width
+MOST_SIDE = GEOTIFF_SIDE  # pixels
+MOST_MAP_BYTES = GEOTIFF_MAP_BYTES  # of the rows of a map that are not finished: a tile's height of its width
 _PIXEL_BYTES = 5  # of an unfinished pixel: its sum of probabilities, and whether it is valid
 
 

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from misgnet_runtime.limits import CERTIFICATE_BYTES, CERTIFICATES
+
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate, ExtendedKeyUsage
 
-MAX_CERTIFICATES = 8  # of the signer and between it and a root, which is deeper than public authorities go
-MAX_CHAIN_BYTES = 64 << 10  # DER of all of them
+MAX_CERTIFICATES = CERTIFICATES  # of the signer and between it and a root
+MAX_CHAIN_BYTES = CERTIFICATE_BYTES  # DER of all of them
 
 
 def check_size(certificates: Sequence[bytes]) -> None:

@@ -16,10 +16,11 @@ import msgspec
 
 from misgnet_runtime.bundle_files import MAX_ENTRIES, SIGNATURE
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.limits import SIGNATURE_BYTES
 from misgnet_runtime.manifest import JSON_ERRORS
 from misgnet_runtime.trust.names import MAX_NAME, folded, path_problem
 
-MAX_SIGNATURE_BYTES = 8 << 20
+MAX_SIGNATURE_BYTES = SIGNATURE_BYTES
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.limits import KEY_BYTES
 from misgnet_runtime.trust.envelope import Envelope
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
     from cryptography.x509 import Certificate
 
-MAX_KEY_BYTES = 1 << 20
+MAX_KEY_BYTES = KEY_BYTES
 _PEM_LINE = re.compile(rb"-----(BEGIN|END) ([A-Z0-9 ]{1,64})-----")
 _HASHES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 

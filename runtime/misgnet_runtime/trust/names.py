@@ -6,8 +6,9 @@ import re
 import unicodedata
 
 from misgnet_runtime.bundle_files import SIGNATURE
+from misgnet_runtime.limits import SIGNED_NAME
 
-MAX_NAME = 1024  # characters; normalising takes the square of a run of combining marks
+MAX_NAME = SIGNED_NAME  # characters
 
 # Default_Ignorable_Code_Point of DerivedCoreProperties.txt (Unicode 14 to 16), which Python does not know: drawn as
 # nothing by rule. The last line has what is drawn as nothing by definition: Braille's blank cell, music's null note

@@ -20,13 +20,14 @@ import msgspec
 from msgspec import Meta
 
 from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.limits import POLICY_BYTES
 from misgnet_runtime.manifest import JSON_ERRORS, Count, Struct
 from misgnet_runtime.trust.keys import MAX_KEY_BYTES, parse_anchors, read_anchors
 from misgnet_runtime.trust.policy import Trust, policy_files
 from misgnet_runtime.trust.private import read_protected
 from misgnet_runtime.trust.requirement import Entry, Requirement
 
-MAX_POLICY_BYTES = 64 << 10
+MAX_POLICY_BYTES = POLICY_BYTES
 
 
 class _Product(Struct, frozen=True):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from misgnet_runtime.bundle_files import MANIFEST
 from misgnet_runtime.errors import InputError, MisgnetError
+from misgnet_runtime.limits import MANIFEST_BYTES
 from misgnet_runtime.log import current
-from misgnet_runtime.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
+from misgnet_runtime.manifest import Manifest, decode_manifest
 from misgnet_runtime.outputs import locked_folder, remove_stale
 from misgnet_runtime.trust.envelope import decode_envelope, signed_digests
 from misgnet_runtime.trust.files import (
@@ -143,7 +144,7 @@ class _Candidate:
 def _manifest_bytes(folder: Path, digests: Mapping[str, str]) -> bytes:
     if MANIFEST not in digests:
         raise InputError(f"it is no bundle: it has no {MANIFEST}")
-    return read_checked(folder / MANIFEST, digests[MANIFEST], MAX_MANIFEST_BYTES)
+    return read_checked(folder / MANIFEST, digests[MANIFEST], MANIFEST_BYTES)
 
 
 def _outside(issue: Issue, signer: Signer) -> str | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from misgnet_runtime.errors import InputError, StorageError
+from misgnet_runtime.limits import ACCEPTED_BYTES
 from misgnet_runtime.lock import acquire
 from misgnet_runtime.manifest import JSON_ERRORS, Struct, encode
 from misgnet_runtime.outputs import write_file
@@ -24,7 +25,7 @@ from misgnet_runtime.trust.private import unsafe_ancestor
 from misgnet_runtime.trust.release import Version, moment
 
 _FORMAT = 1
-_MAX_BYTES = 1 << 16
+_MAX_BYTES = ACCEPTED_BYTES
 
 
 class _Accepted(Struct, frozen=True):

@@ -12,14 +12,13 @@ from misgnet_runtime.cuda import first_device, open_driver
 from misgnet_runtime.engines import MOST_STREAMS, is_on_cpu
 from misgnet_runtime.engines.openvino import load_openvino
 from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.limits import TUNING_BYTES
 from misgnet_runtime.log import current
 from misgnet_runtime.machine import describe_machine, usable_cores
 from misgnet_runtime.manifest import JSON_ERRORS, EngineEntry, encode
 from misgnet_runtime.plans.vendor import load_vendor, rules, vendor_version
 from misgnet_runtime.private import NoFolderError, PrivateFolder
 from misgnet_runtime.tuning.settings import FORMAT, Place, Setting, Tuning
-
-_MAX_BYTES = 1 << 20
 
 
 def place_of(bundle: Bundle, entry: EngineEntry) -> Place:
@@ -58,7 +57,7 @@ def kept(bundle: Bundle, entry: EngineEntry) -> Tuning | None:
     try:
         path = path_of(place)
         where = f" in {path}"
-        data = _folder().read_sealed(path.name, _MAX_BYTES)
+        data = _folder().read_sealed(path.name, TUNING_BYTES)
         found = None if data is None else msgspec.json.decode(data, type=Tuning)
         problem = None if found is None else _misfit(found, place, bundle.manifest.interface.max_batch)
     except NoFolderError:

@@ -15,7 +15,7 @@ from misgnet_runtime.errors import MisgnetError, UnavailableError
 from misgnet_runtime.golden import golden_of
 from misgnet_runtime.images import read_pair
 from misgnet_runtime.log import EventLog
-from misgnet_runtime.predict import predict_images
+from misgnet_runtime.predict import predict_images, warn_of_images
 from misgnet_runtime.scenes.geotiff import load_rasterio
 from misgnet_runtime.scenes.predict import predict_opened
 from misgnet_runtime.scenes.vectors import load_vector_libraries
@@ -105,6 +105,7 @@ class LocalProcessor:
     def _image(self, pair: FilePair, result: Path) -> dict[str, Any]:
         detector, entry, reason = self._opened
         session = BundleSession(self._bundle.manifest, entry, reason, detector)
+        warn_of_images(pair.before.path, pair.after.path, self._log.bind(pair=pair.name))
         return asdict(predict_images(session, *read_pair(pair.before.path, pair.after.path), result))
 
     def _scene(self, pair: FilePair, result: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from misgnet_runtime.watch.options import WatchOptions
 from misgnet_runtime.watch.pairing import FilePair, Kind
 from misgnet_runtime.watch.processing import LocalProcessor, Processor, missing_library
 from misgnet_runtime.watch.work import Worker
+from misgnet_runtime.words import plural
 
 _PATIENCE = 10  # rounds until a pair that the disk refused is tried again
 _REFUSALS = 3  # of pairs, one after the other, that end a round
@@ -51,7 +52,7 @@ def watch_folder(bundle_path: Path, folder: Path, output: Path, options: WatchOp
             stop.release = worker.release
             worker.start(bundle.digest())
             ended = journal.pairs.ended
-            log.info(f"watching {folder}, {len(ended)} pairs processed before, engine {processor.title}")
+            log.info(f"watching {folder}, {plural(len(ended), 'pair')} processed before, engine {processor.title}")
             watch = _Watch(folder, options, worker, log, stop)
             try:
                 watch.run()

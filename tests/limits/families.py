@@ -1,0 +1,623 @@
+"""Families of hostile files: one idea each, at the largest size that its reader takes, and just above a limit of it.
+
+A family has a reader of ``misgnet_runtime.limits.READERS`` by its name, so that the promise is compared with what
+reading the file takes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Read = Callable[[Path], object]
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Family:
+    """``reader``: as in READERS; ``prepare``: reads a good file in a folder, and gives the function that is measured;
+    ``make``: writes the file, just over a limit where the second argument is true and ``has_over``."""
+
+    reader: str
+    prepare: Callable[[Path], Read]
+    make: Callable[[Path, bool], None]
+    has_over: bool = False
+    slow: bool = False  # not measured by the suite but by ``python tests/limits``
+
+
+# Archives of NumPy
+
+
+def _golden(folder: Path) -> Read:
+    from misgnet_runtime.golden import GoldenTiles, read_golden, write_golden
+
+    zeros = np.zeros((1, 8, 8, 3), np.uint8)
+    write_golden(folder / "good.npz", GoldenTiles(zeros, zeros, np.zeros((1, 8, 8), np.float32)))
+    read_golden(folder / "good.npz")
+    return read_golden
+
+
+def _npy(shape: tuple[int, ...], descr: str = "|u1", data: bytes = b"") -> bytes:
+    words = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}".encode()
+    words += b" " * (-(len(words) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(words)) + words + data
+
+
+def _archive(path: Path, members: dict[str, bytes], packed: int = zipfile.ZIP_DEFLATED) -> None:
+    with zipfile.ZipFile(path, "w", packed, compresslevel=1) as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+
+
+NAMES = ("before", "after", "probability")
+
+
+def polyglot(path: Path, _over: bool) -> None:
+    """An array of 3 GiB to NumPy, which looks at the first bytes; an archive of a few bytes to a zip reader."""
+    _archive(path, dict.fromkeys(NAMES, _npy((0,))))
+    path.write_bytes(_npy((3 << 30,)) + bytes(8000) + path.read_bytes())
+
+
+def unfolding(path: Path, over: bool) -> None:
+    """All that may be unpacked, of zeros."""
+    part = 511 * MIB // 3 + (MIB if over else 0)
+    _archive(path, dict.fromkeys(NAMES, _npy((part,), data=bytes(part))))
+
+
+def lying_sizes(path: Path, _over: bool) -> None:
+    """Entries that declare 170 MiB each and hold nothing."""
+    _archive(path, dict.fromkeys(NAMES, _npy((170 * MIB,))), zipfile.ZIP_STORED)
+    _change_directory(path, 24, struct.pack("<I", 170 * MIB))
+
+
+def _change_directory(path: Path, at: int, value: bytes) -> None:
+    data = bytearray(path.read_bytes())
+    place = data.find(b"PK\x01\x02")
+    while place >= 0:
+        data[place + at : place + at + len(value)] = value
+        place = data.find(b"PK\x01\x02", place + 46)
+    path.write_bytes(data)
+
+
+def many_members(path: Path, over: bool, count: int = 1_200, most: int = 1 << 20) -> None:
+    """A directory of many entries, all of them the same few bytes."""
+    data = _npy((0,))
+    local = struct.pack("<4sHHHHHIIIHH", b"PK\x03\x04", 20, 0, 0, 0, 0, zlib.crc32(data), len(data), len(data), 5, 0)
+    count = most if over else count
+    entry = [
+        struct.pack(
+            "<4sHHHHHHIIIHHHHHII", b"PK\x01\x02", 20, 20, 0, 0, 0, 0, zlib.crc32(data), len(data), len(data),
+            7, 0, 0, 0, 0, 0, 0,
+        ) + f"{number:07}".encode()
+        for number in range(count)
+    ]  # fmt: skip
+    directory, start = b"".join(entry), len(local) + 5 + len(data)
+    ends = struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, count, count, len(directory), start)
+    zip64 = b"PK\x06\x06" + ends + b"PK\x06\x07" + struct.pack("<IQI", 0, start + len(directory), 1)
+    end = struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, len(directory), start, 0)
+    path.write_bytes(local + b"a.npy" + data + directory + zip64 + end)
+
+
+def empty_items(path: Path, _over: bool) -> None:
+    """2**62 items that take no bytes."""
+    _archive(path, dict.fromkeys(NAMES, _npy((1 << 62,), "<U0")))
+
+
+def odd_types(path: Path, _over: bool) -> None:
+    """Items of 2 GiB each, and records of 300 fields."""
+    _archive(
+        path, {"before": _npy((1,), "<U500000000"), "after": _npy((1,), "<V2000000000"), "probability": _npy((1,))}
+    )
+
+
+def nested_header(path: Path, _over: bool) -> None:
+    words = b"(" * 9_000
+    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(words)) + words
+    _archive(path, dict.fromkeys(NAMES, data))
+
+
+def _evaluation(folder: Path) -> Read:
+    from misgnet_runtime.evaluation import EvaluationTiles, read_evaluation, write_evaluation
+
+    write_evaluation(folder / "good.npz", EvaluationTiles(*_evaluation_arrays(1, 8).values()))
+    read_evaluation(folder / "good.npz")
+    return read_evaluation
+
+
+def _evaluation_arrays(count: int, size: int) -> dict[str, Any]:
+    date, mask = np.zeros((count, size, size, 3), np.uint8), np.zeros((count, size, size), np.bool_)
+    return {
+        "before": date, "after": date, "label": mask, "reference": mask, "owned": np.zeros((count, 4), np.int64),
+        "names": np.array(["a"] * count), "sources": np.array(["a"] * count),
+    }  # fmt: skip
+
+
+def evaluation_of_many_tiles(path: Path, over: bool) -> None:
+    """Tiles of one pixel, each with a name."""
+    np.savez_compressed(path.with_suffix(".npz"), **_evaluation_arrays(12_000_000 if over else 10_000_000, 1))
+    path.with_suffix(".npz").rename(path)
+
+
+# Pickles
+
+
+def _checkpoint(folder: Path) -> Read:
+    import torch
+
+    from misgnet.checkpoint import load_checkpoint, read_tensors
+    from misgnet_runtime.errors import MisgnetError
+
+    torch.save({"a": torch.ones(3)}, folder / "good.pt")
+    read_tensors(folder / "good.pt")
+
+    def read(path: Path) -> None:
+        try:
+            load_checkpoint(path)
+        except MisgnetError:
+            read_tensors(path)
+
+    read(folder / "good.pt")
+    return read
+
+
+def _text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def _long(value: int) -> bytes:
+    data = value.to_bytes(16, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+MODEL, TAIL = _text("model"), b"N"
+BYTES = 4 * MIB - 64  # of a pickle that is read
+
+
+def pickled(body: Callable[[int], bytes]) -> Callable[[Path, bool], None]:
+    """A checkpoint with a pickle by ``body``, of at most so many bytes."""
+
+    def make(path: Path, over: bool) -> None:
+        data = b"\x80\x02" + body(2 * BYTES if over else BYTES) + b"."
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", data)
+
+    return make
+
+
+def _repeated(unit: bytes, steps: int, most: int, before: bytes = b"", after: bytes = b"") -> bytes:
+    """As many units as the bytes and a million instructions allow; twice as many instructions above the bytes."""
+    allowed = 999_000 if most <= BYTES else 10_000_000
+    return before + unit * min((most - len(before) - len(after)) // len(unit), allowed // steps) + after
+
+
+def _colliding(key: Callable[[int], bytes], steps: int) -> Callable[[int], bytes]:
+    """A dict whose keys all have one hash."""
+
+    def body(most: int) -> bytes:
+        allowed = 999_000 if most <= BYTES else 10_000_000
+        size = len(key(1)) + 1
+        return b"}(" + b"".join(key(n) + b"N" for n in range(min((most - 3) // size, allowed // (steps + 1)))) + b"u"
+
+    return body
+
+
+PRIME = (1 << 61) - 1  # what hashes of whole numbers are taken by
+
+
+def _distinct_sets(most: int) -> bytes:
+    return b"\x8f(" + b"".join(_long(n * PRIME) for n in range(min(most // 19, 900_000))) + b"\x90"
+
+
+def _memo(most: int) -> bytes:
+    return b"N" + b"".join(f"p{n * PRIME}\n".encode() for n in range(1, min(most // 26, 900_000)))
+
+
+def _equal_keys(most: int) -> bytes:
+    """Two long equal texts, set in turn: each is compared with the other."""
+    key = "k" * (MIB // 2)
+    return b"}" + _text(key) + b"q\x000" + _text(key) + b"q\x010" + b"h\x00Nsh\x01Ns" * min(most // 24, 160_000)
+
+
+def _shared_names(_most: int) -> bytes:
+    """Modules that share a parameter of a long name: each has a name of its own, which begins with a long one."""
+    record = b"ca\nb\n)R}"
+    leaf = _text("_parameters") + b"}" + _text("p" * 499) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + (
+        b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text("0") + _text("cpu") + b"K\x01tQ" + b"K\x00))\x89"
+        b"ccollections\nOrderedDict\n)RtR"
+    ) + b"s"  # fmt: skip
+    names = [_text(f"{n:0499}") for n in range(5_000)]
+    children = b"".join(name + record + _text("_parameters") + b"h\x01sb" for name in names)
+    return (
+        b"}q\x01"
+        + leaf[len(_text("_parameters")) + 1 :]
+        + b"0"
+        + record
+        + _text("_modules")
+        + b"}("
+        + children
+        + b"usb"
+    )
+
+
+def sharing_numbers(path: Path, over: bool) -> None:
+    """One number that is a tensor of a GiB."""
+    import torch
+
+    torch.save({"a": torch.zeros(1, dtype=torch.float64).expand((1 << 28) + (MIB if over else 0))}, path)
+
+
+def many_torch_members(path: Path, over: bool) -> None:
+    many_members(path, over, 75_000)
+
+
+# Weights in safetensors
+
+
+def _header(path: Path, header: bytes) -> None:
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+def many_tensors(path: Path, over: bool) -> None:
+    count = (100 if over else 4) * MIB // 60 - 10
+    _header(path, b"{" + b",".join(
+        b'"%07d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(count)) + b"}")  # fmt: skip
+
+
+def many_dimensions(path: Path, over: bool) -> None:
+    shape = b"0," * (((100 if over else 4) * MIB - 100) // 2)
+    _header(path, b'{"a":{"dtype":"F32","shape":[%s0],"data_offsets":[0,0]}}' % shape)
+
+
+# Images
+
+
+def _image(folder: Path) -> Read:
+    from misgnet_runtime.images import image_size, read_image, read_label
+
+    def read(path: Path) -> None:
+        image_size(path)
+        read_image(path)
+
+    for form in ("PNG", "TIFF", "JPEG"):
+        Image.new("RGB", (8, 8)).save(folder / "good.png", form)
+        read(folder / "good.png")
+        read_label(folder / "good.png")
+    return read
+
+
+def _label(folder: Path) -> Read:
+    from misgnet_runtime.images import read_label
+
+    _image(folder)
+    return read_label
+
+
+def _chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _png(width: int, height: int, before: bytes = b"", inside: bytes = b"", *, color: int = 2, depth: int = 8) -> bytes:
+    channels = {0: 1, 2: 3, 6: 4}[color]
+    packer, row = zlib.compressobj(9), bytes(1 + width * channels * depth // 8)
+    pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    head = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
+    return head + before + _chunk(b"IDAT", pixels[:20]) + inside + _chunk(b"IDAT", pixels[20:]) + _chunk(b"IEND")
+
+
+def png(**parts: Any) -> Callable[[Path, bool], None]:
+    def make(path: Path, over: bool) -> None:
+        found = {name: part(over) if callable(part) else part for name, part in parts.items()}
+        path.write_bytes(_png(**{"width": 8, "height": 8, **found}))
+
+    return make
+
+
+SIDE = 13_377  # pixels of a square, just within Pillow's limit
+
+
+def jpeg_scans(path: Path, over: bool) -> None:
+    """A large progressive JPEG whose scans refine again and again; each costs as much as the whole image."""
+    width = height = 4_000 if over else SIDE
+    head = b"\xff\xd8" + b"\xff\xdb\x00\x43\x00" + b"\x01" * 64
+    head += b"\xff\xc2" + struct.pack(">HBHHB", 17, 8, height, width, 3) + b"\x01\x11\x00\x02\x11\x00\x03\x11\x00"
+    table = b"\xff\xc4\x00\x14%s" + b"\x01" + b"\x00" * 15 + b"%s"
+    head += table % (b"\x00", b"\x00") + table % (b"\x10", b"\xe0")  # DC: difference 0; AC: the end of 2**14 blocks
+    dc = b"\xff\xda" + struct.pack(">HB", 12, 3) + b"\x01\x00\x02\x00\x03\x00\x00\x00\x00"
+    blocks = (width // 8 + 1) * (height // 8 + 1)
+    ac = b"\xff\xda" + struct.pack(">HB", 8, 1) + b"\x01\x00\x01\x3f\x00" + bytes(2 * blocks // (1 << 14) + 4)
+    scans = 2_000 if over else 98
+    path.write_bytes(head + dc + bytes(3 * blocks // 8 + 1) + ac * scans + b"\xff\xd9")
+
+
+def jpeg_segments(path: Path, over: bool) -> None:
+    """Comments without a word, or padding."""
+    good = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(good, "JPEG")
+    more = b"\xff\xfe\x00\x02" * 2_000_000 if over else b"\xff" * 65_000 + b"\xff\xfe\x00\x02" * 98_000
+    path.write_bytes(good.getvalue()[:2] + more + good.getvalue()[2:])
+
+
+def sparse_chunk(path: Path, _over: bool) -> None:
+    """A chunk of 2 GiB that takes no room on a disk."""
+    data = _png(8, 8)
+    with path.open("wb") as file:
+        file.write(data[:33] + struct.pack(">I", (1 << 31) - 1) + b"prIv")
+        file.truncate(3 << 30)
+
+
+def tiff_strips(path: Path, over: bool) -> None:
+    """Strips of a byte, a million of them."""
+    count = 4_000_000 if over else 99_000
+    tags = [(256, 3, 1, 1), (257, 4, 1, count), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, count, 8),
+            (277, 3, 1, 1), (278, 3, 1, 1), (279, 4, count, 8 + 4 * count)]  # fmt: skip
+    offsets, entries = bytes(4 * count), b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    start = struct.pack("<I", 8 + 8 * count)
+    path.write_bytes(
+        b"II*\0" + start + offsets + b"\1\0\0\0" * count + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+
+
+def tiff_tags(path: Path, over: bool) -> None:
+    """Tags that all point to the same bytes."""
+    count, size = (60_000, MIB) if over else (4_080, 4_000)
+    width = [
+        (256, 3, 1, 8),
+        (257, 3, 1, 8),
+        (258, 3, 1, 8),
+        (262, 3, 1, 1),
+        (273, 4, 1, 8),
+        (278, 3, 1, 8),
+        (279, 4, 1, 64),
+    ]
+    tags = width + [(1_000 + n, 7, size, 8) for n in range(count)]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    content = bytes(size)
+    path.write_bytes(
+        b"II*\0" + struct.pack("<I", 8 + size) + content + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+
+
+def bigtiff_tags(path: Path, _over: bool) -> None:
+    """Two million tags."""
+    tags = struct.pack("<HHQQ", 256, 3, 1, 8) * 2_000_000
+    path.write_bytes(b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2_000_000) + tags + bytes(8))
+
+
+# What a bundle and a device keep
+
+
+def _manifest(folder: Path) -> Read:
+    from rich.console import Console
+
+    from bundles import INT8, SPLIT_FLOAT, make_bundle
+    from misgnet_runtime.info import bundle_facts, print_info
+
+    root = make_bundle(folder / "bundle", engines=[SPLIT_FLOAT, INT8])
+
+    def read(path: Path) -> None:
+        path.replace(root / "manifest.json")
+        print_info(root, Console(file=io.StringIO()))
+        bundle_facts(root)
+
+    print_info(root, Console(file=io.StringIO()))
+    bundle_facts(root)
+    return read
+
+
+def manifest(**fields: Any) -> Callable[[Path, bool], None]:
+    """A manifest with ``fields``, one of which holds "HERE": there ``unit`` is repeated in a list of all its bytes."""
+    unit: bytes = fields.pop("unit")
+
+    def make(path: Path, over: bool) -> None:
+        from bundles import INT8, SPLIT_FLOAT, make_bundle
+
+        with tempfile.TemporaryDirectory() as folder:
+            root = make_bundle(Path(folder) / "bundle", engines=[SPLIT_FLOAT, INT8])
+            good = {**json.loads((root / "manifest.json").read_bytes()), **fields}
+        most, values = 16 * MIB - 20_000, sum(map(unit.count, (b"[", b"{")))
+        count = min(most // len(unit), 195_000 // values if values and not over else most)
+        items = b"[" + unit * count + unit.rstrip(b",") + b"]"
+        path.write_bytes(json.dumps(good).encode().replace(b'"HERE"', items))
+
+    return make
+
+
+def _features(folder: Path) -> Read:
+    from misgnet_runtime.scenes.features import Footer, footer_bytes, open_features
+
+    (folder / "good.features").write_bytes(footer_bytes(Footer(1, {}, 8, [], [], [], [], [])))
+    open_features(folder / "good.features")
+    return open_features
+
+
+FOOTER = {"format": 1, "settings": {}, "tile": 8, "rows": [], "columns": [], "features": [], "holes": [], "crc32": []}
+
+
+def footer(name: str, unit: Callable[[int], bytes]) -> Callable[[Path, bool], None]:
+    """A footer whose field ``name`` takes all its bytes."""
+
+    def make(path: Path, over: bool) -> None:
+        import hashlib
+
+        most = (64 if over else 16) * MIB - 1_000
+        size = len(unit(1))
+        items = b",".join(unit(n) for n in range(most // (size + 1)))
+        content = json.dumps({**FOOTER, name: "HERE"}).encode().replace(b'"HERE"', b"[" + items + b"]")
+        tail = hashlib.sha256(content).digest() + len(content).to_bytes(8, "little") + b"MISGFEAT"
+        path.write_bytes(content + tail)
+
+    return make
+
+
+def _feature(number: int) -> bytes:
+    return b'{"name":"%07d","dtype":"f","shape":[-1,0],"layout":""}' % number
+
+
+def _batch_record(folder: Path) -> Read:
+    from misgnet_runtime.batch.record import open_record
+    from misgnet_runtime.batch.table import Shard
+
+    with open_record(folder / "out", Shard()):
+        pass
+
+    def read(path: Path) -> None:
+        path.replace(folder / "out/batch.jsonl")
+        with open_record(folder / "out", Shard()):
+            pass
+
+    return read
+
+
+DONE = (
+    '{"type":"done","time":"2026-01-01T00:00:00Z","scene":"%07d","key":"' + "0" * 64 + '","outputs":["a.tif"],'
+    '"attempts":1,"worker":"here","figures":{"changed_share":0.5,"unread":[0,0],"more":%s}}\n'
+)  # fmt: skip
+
+
+def record_of_one_line(path: Path, over: bool) -> None:
+    most = (64 if over else 4) * MIB - 1_000
+    path.write_text(DONE % (1, "[" + "{}," * (most // 3) + "0]"))
+
+
+def record_of_many_lines(path: Path, _over: bool) -> None:
+    with path.open("w") as file:
+        file.writelines(DONE % (n, "0") for n in range(200_000))
+
+
+# Tables of scenes
+
+
+def _table(folder: Path) -> Read:
+    from misgnet_runtime.batch.table import read_table
+
+    (folder / "good.csv").write_text("id,before,after\na,b,c\n")
+    read_table(folder / "good.csv", {}, folder / "out")
+    return lambda path: read_table(path, {"engine": "cpu"}, folder / "out")
+
+
+LINES = 199_990
+MORE = "engine,output,probability,vector,quicklook,overlap,min_area,bands,scale,before_bands,after_bands"
+
+
+def table(
+    row: Callable[[int], str], header: str = "id,before,after", *, most: int = 63 * MIB, lines: int = LINES
+) -> Any:
+    """Rows until the lines or the bytes are at their limit; ten times as many over it."""
+
+    def make(path: Path, over: bool) -> None:
+        left, count = most, 1_500_000 if over else lines
+        with path.open("w") as file:
+            file.write(header + "\n")
+            for number in range(count):
+                text = row(number)
+                left -= len(text) + 1
+                if left < 0 and not over:
+                    break
+                file.write(text + "\n")
+
+    return make
+
+
+TABLES = {
+    "table-scenes": table(lambda n: f"{n},a,b"),
+    "table-products": table(lambda n: f"{n},a,b" + ",yes" * 4, "id,before,after,output,probability,vector,quicklook"),
+    "table-options": table(
+        lambda n: f"{n},data/{n}/before.tif,data/{n}/after.tif,cpu,maps/{n}.tif,p/{n}.tif,v/{n}.gpkg,q/{n}.png,16,1.5,"
+        '"1,2,3",0.5,"3,2,1","3,2,1"', f"id,before,after,{MORE}",
+    ),
+    "table-deep-paths": table(lambda n: f"{n},{'a/' * 15_000}{n},b"),
+    "table-empty-lines": table(lambda _: ""),
+    "table-cells": table(lambda _: "," * 65_000),
+    "table-quoted": table(lambda _: '"\n",', lines=90_000),
+    "table-one-row": table(lambda _: "x" * MIB, most=60 * MIB),
+}  # fmt: skip
+
+
+def _png_bomb(over: bool, kind: bytes = b"zTXt") -> bytes:
+    return _chunk(kind, b"a\0\0" + zlib.compress(bytes(60 * MIB), 9)) * (200 if over else 1)
+
+
+SLOW_PICKLES = ("colliding-set", "empty-lists", "ordered-dicts", "marks", "memoized", "tuples", "long-number")
+SLOW = ("table-options", "table-products", "table-deep-paths")
+FAMILIES: dict[str, Family] = {
+    "npz-polyglot": Family("golden", _golden, polyglot),
+    "npz-unfolding": Family("golden", _golden, unfolding, has_over=True),
+    "npz-lying-sizes": Family("golden", _golden, lying_sizes),
+    "npz-members": Family("golden", _golden, many_members, has_over=True),
+    "npz-empty-items": Family("golden", _golden, empty_items),
+    "npz-odd-types": Family("golden", _golden, odd_types),
+    "npz-nested-header": Family("golden", _golden, nested_header),
+    "npz-many-tiles": Family("golden", _evaluation, evaluation_of_many_tiles, has_over=True, slow=True),
+    **{
+        f"pickle-{name}": Family("checkpoint", _checkpoint, pickled(body), True, name in SLOW_PICKLES)
+        for name, body in {
+            "colliding-numbers": _colliding(lambda n: _long(n * PRIME), 1),
+            "colliding-tuples": _colliding(lambda n: _long(n * PRIME) + b"\x85", 2),
+            "colliding-set": _distinct_sets,
+            "colliding-memo": _memo,
+            "equal-keys": _equal_keys,
+            "empty-dicts": lambda most: _repeated(b"}", 1, most, b"](", b"e"),
+            "empty-lists": lambda most: _repeated(b"]", 1, most, b"](", b"e"),
+            "empty-sets": lambda most: _repeated(b"\x8f", 1, most, b"](", b"e"),
+            "records": lambda most: _repeated(b"h\x00)R", 3, most, b"ca\nb\nq\x000](", b"e"),
+            "ordered-dicts": lambda most: _repeated(b"h\x00)R", 3, most, b"ccollections\nOrderedDict\nq\x000](", b"e"),
+            "marks": lambda most: b"(" * min(most, 990_000 if most <= BYTES else most) + b"t",
+            "memoized": lambda most: _repeated(b"]\x94", 2, most, b"](", b"e"),
+            "tuples": lambda most: _repeated(b"\x85", 1, most, b")"),
+            "long-number": lambda most: b"\x8b" + struct.pack("<I", most - 10) + b"\x7f" * (most - 10),
+            "digits": lambda most: b"F" + b"9" * (most - 10) + b"\n",
+            "text": lambda most: b"X" + struct.pack("<I", most - 10 & ~3) + "\U0001f600".encode() * ((most - 10) // 4),
+        }.items()
+    },
+    "pickle-shared-names": Family("checkpoint", _checkpoint, pickled(_shared_names)),
+    "pickle-steps": Family("checkpoint", _checkpoint, pickled(lambda _: b"](" + b"N" * 3_000_000 + b"e")),
+    "checkpoint-shared-numbers": Family("checkpoint", _checkpoint, sharing_numbers, has_over=True, slow=True),
+    "checkpoint-members": Family("checkpoint", _checkpoint, many_torch_members, has_over=True),
+    "safetensors-tensors": Family("safetensors", _checkpoint, many_tensors, has_over=True),
+    "safetensors-dimensions": Family("safetensors", _checkpoint, many_dimensions, has_over=True),
+    "png-pixels": Family("image", _image, png(width=SIDE, height=SIDE)),
+    "png-transparent": Family("image", _image, png(width=SIDE, height=SIDE, color=6), slow=True),
+    "png-texts": Family("image", _image, png(before=_png_bomb), has_over=True),
+    "png-profile": Family("image", _image, png(before=lambda _: _png_bomb(False, b"iCCP"))),
+    "png-chunks": Family("image", _image, png(
+        before=lambda over: _chunk(b"prIv") * (2_000_000 if over else 99_000)), has_over=True),
+    "png-empty-data": Family("image", _image, png(
+        inside=lambda over: _chunk(b"IDAT") * (2_000_000 if over else 99_000)), has_over=True),
+    "png-label": Family("label", _label, png(width=SIDE, height=SIDE, color=0)),
+    "png-wide-label": Family("label", _label, png(width=SIDE, height=SIDE, color=0, depth=16), slow=True),
+    "jpeg-scans": Family("image", _image, jpeg_scans, has_over=True, slow=True),
+    "jpeg-segments": Family("image", _image, jpeg_segments, has_over=True),
+    "png-sparse": Family("image", _image, sparse_chunk),
+    "tiff-strips": Family("image", _image, tiff_strips, has_over=True),
+    "tiff-tags": Family("image", _image, tiff_tags, has_over=True),
+    "tiff-many-tags": Family("image", _image, bigtiff_tags),
+    "manifest-metrics": Family("manifest", _manifest, manifest(metrics={"a": "HERE"}, unit=b"{},"), has_over=True),
+    "manifest-lists": Family("manifest", _manifest, manifest(metrics={"a": "HERE"}, unit=b"[],"), has_over=True),
+    "manifest-digits": Family("manifest", _manifest, manifest(metrics={"a": "HERE"}, unit=b"9")),
+    "manifest-numbers": Family("manifest", _manifest, manifest(metrics={"a": "HERE"}, unit=b"300,")),
+    "manifest-fraction": Family("manifest", _manifest, manifest(metrics={"a": "HERE"}, unit=b"0." + b"9" * 500 + b",")),
+    "manifest-nodes": Family("manifest", _manifest, manifest(quantization=[{
+        "graph": "", "recipe": "", "quantized_nodes": 0, "weight_bits": 8, "int8_share_of_multiply_adds": 0,
+        "calibrator": "", "placement": "HERE",
+    }], unit=b'{"node":"","operator":"","precision":"int8","rule":"","multiply_adds":0},'), has_over=True),
+    "manifest-graphs": Family("manifest", _manifest, manifest(quantization="HERE", unit=(
+        b'{"graph":"","recipe":"","quantized_nodes":0,"weight_bits":8,"int8_share_of_multiply_adds":0,"calibrator":""},'
+    )), has_over=True),
+    "features-rows": Family("features", _features, footer("rows", lambda n: b"%d" % (300 + n % 700)), has_over=True),
+    "features-holes": Family("features", _features, footer("holes", lambda _: b"[0,0,0,0]"), has_over=True),
+    "features-entries": Family("features", _features, footer("features", _feature), has_over=True),
+    "journal-line": Family("journal", _batch_record, record_of_one_line, has_over=True),
+    "journal-lines": Family("journal", _batch_record, record_of_many_lines),
+    **{name: Family("table", _table, make, name == "table-scenes", name in SLOW) for name, make in TABLES.items()},
+}  # fmt: skip
