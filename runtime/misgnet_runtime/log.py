@@ -112,9 +112,12 @@ class EventLog(_Adapter):
                 )
             )
             return
+        if not err_console.is_terminal:  # Rich before 14.3 ends a disabled bar with an empty line
+            yield lambda *_: None
+            return
         from rich.progress import Progress as Bars
 
-        with Bars(console=err_console, transient=True, disable=not err_console.is_terminal) as bars:
+        with Bars(console=err_console, transient=True) as bars:
             task = bars.add_task(steps, total=None)
             yield lambda done, total: bars.update(task, completed=done, total=total)
 
