@@ -631,6 +631,24 @@ def test_weeks_for_each_pair_fail_none(place: Place) -> None:
     assert place.run("--max-seconds", "1e8") == 0 and place.ends() == [("a", "done")]
 
 
+def test_what_a_disk_refuses_takes_no_time_of_a_pair(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal's disk refuses for longer than --max-seconds, between the reading of a pair and its processing."""
+    from misgnet_runtime.watch.isolated import IsolatedProcessor
+    from misgnet_runtime.watch.pairing import FilePair
+
+    place.add("a")
+    before, after = (File.of(place.folder / f"a_{date}.png") for date in ("before", "after"))
+    assert before is not None and after is not None
+    pair, left = FilePair("a", "image", before, after, None), []
+    processor = object.__new__(IsolatedProcessor)
+    processor.__dict__.update(_child=object(), _seconds=0.5, _pair="", _left=0.0, _end=0.0)
+    monkeypatch.setattr(processor, "_ask", lambda *_: left.append(processor._end - time.monotonic()))
+    processor.digests(pair, place.out)
+    time.sleep(0.6)
+    processor.process(pair, place.out)
+    assert len(left) == 2 and left[1] > 0.3
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(watch_journal.Journal, "LINES", 10, raising=False)
