@@ -124,9 +124,12 @@ def _read_file(path: Path) -> _File:
         raise InputError(f"checkpoint {path} is not a regular file")
     try:
         with path.open("rb") as file:
-            data = file.read(WEIGHTS_BYTES + 1)
+            size = min(os.fstat(file.fileno()).st_size, WEIGHTS_BYTES)  # Python takes as much memory as it is asked for
+            data = file.read(size + 1)
     except OSError as error:
         raise InputError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
+    except MemoryError:
+        raise InputError(f"checkpoint {path} does not fit into the memory that is left") from None
     if len(data) > WEIGHTS_BYTES:
         raise InputError(f"checkpoint {path} is larger than {WEIGHTS_BYTES} bytes; a published one has a tenth of that")
     return _File(path, data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MISGNET_CACHE"] = str(Path(__file__).with_name("no-cache"))
 for variable in ("MISGNET_REQUIRE_SIGNATURE", "MISGNET_POLICY"):
     os.environ.pop(variable, None)
+
+with suppress(ImportError):  # most tests do without it
+    import hypothesis
+
+    # How long an example takes says more about the machine than about the code.
+    hypothesis.settings.register_profile("project", deadline=None)
+    hypothesis.settings.load_profile("project")
 
 COMPILER = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "jinja2", "matplotlib", "safetensors", "sympy"}
 

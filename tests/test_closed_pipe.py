@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundles import edit, make_bundle, write_image
+from bundles import FLOAT, edit, images, make_bundle, write_image
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [str(ROOT / folder) for folder in (".", "export", "calibration", "runtime")]
@@ -91,3 +91,22 @@ def test_a_batch_is_done_without_a_reader(root: Path, closed: str) -> None:
     code, _ = run(root, "batch", "bundle", "table.csv", "-o", "out", "--workers", "1", closed=closed)
     assert code == 6
     assert (root.parent / "out/a.tif").is_file() and (root.parent / "out/results.csv").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a disk without room")
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("command", ["info", "verify", "watch"])
+def test_a_disk_without_room_for_what_is_printed_stops_no_work(tmp_path: Path, command: str, buffered: str) -> None:
+    bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT])
+    for name in ("a", "b"):
+        for date, pixels in zip(("before", "after"), images(70, 60), strict=True):
+            write_image(tmp_path / f"in/{name}_{date}.png", pixels)
+    more = {"watch": [tmp_path / "in", "-o", tmp_path, "--once", "--settle", "0"]}
+    words = [sys.executable, "-m", "misgnet_runtime.cli", command, bundle, *more.get(command, [])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES), "PYTHONUNBUFFERED": buffered}
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run(list(map(str, words)), stdout=full, stderr=-1, env=environment, text=True, check=False)
+        assert subprocess.run(list(map(str, words)), stdout=-1, stderr=full, env=environment, check=True).stdout
+    last = "error: what this command prints cannot be written: No space left on device; make room for it"
+    assert (found.returncode, found.stderr.splitlines()[-1]) == (4, last) and "Traceback" not in found.stderr
+    assert command != "watch" or all((tmp_path / f"{name}_change.png").exists() for name in ("a", "b"))

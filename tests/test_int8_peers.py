@@ -31,6 +31,7 @@ from benchmarks.int8_peers.graphs import Graph, Task, candidates
 from benchmarks.int8_peers.report import Made, Report, Row, table
 from benchmarks.int8_peers.timing import Speed, measure, speed
 from misgnet_runtime.bundle import Bundle
+from misgnet_runtime.checked import CheckedFiles
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.manifest import Calibration, Interface
 from misgnet_runtime.normalisation import normalise
@@ -416,7 +417,7 @@ def bundle(tmp_path: Path, calibration: Calibration) -> Bundle:
     from misgnet_runtime.manifest import decode_manifest
 
     manifest = msgspec.structs.replace(decode_manifest(root / "manifest.json"), tile=32, calibration=calibration)
-    return Bundle(root, manifest)
+    return Bundle(root, manifest, CheckedFiles(root))
 
 
 @pytest.mark.parametrize("indices", [[0, 3, 5, *range(6, 19)], list(range(16))])
@@ -428,7 +429,7 @@ def test_the_bundle_s_calibration_tiles_are_found_again(tmp_path: Path, indices:
     (opened.path / "evidence/selection.json").write_bytes(msgspec.json.encode({"tiles": names}))
     evaluation = labelled(tmp_path / "eval", 2)
     sets = open_sets(opened, tmp_path / "calib", evaluation)
-    assert list(sets.calibration) == list(chosen)
+    assert [ref.name for ref in sets.calibration] == [ref.name for ref in chosen]
     with pytest.raises(InputError, match="was calibrated on 16 tiles that are not in"):
         open_sets(opened, graphs.write_tiles(tmp_path / "other", 20, seed=9), evaluation)
 

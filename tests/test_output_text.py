@@ -91,17 +91,14 @@ def test_tables_hold_no_control_characters() -> None:
 
     from misgnet_runtime.log import out_console
 
-    written = io.StringIO()
     table = Table("a\x1b[2J", "b\x1b[2J", title="t\x9b", caption=Text("c\u202e"))
     table.add_row("x\x07", Text("y\x1b]8;;http://x\x1b\\", style="bold"))
-    out_console.file, before = written, out_console.file
-    try:
+    with out_console.capture() as captured:
         out_console.print(table)
         out_console.print("[bold]kept[/bold] \x1b[0m")
-    finally:
-        out_console.file = before
-    assert all(line.isprintable() for line in written.getvalue().split("\n")), ascii(written.getvalue())
-    assert "\\x1b[2J" in written.getvalue() and "[bold]" not in written.getvalue()
+    written = captured.get()
+    assert all(line.isprintable() for line in written.split("\n")), ascii(written)
+    assert "\\x1b[2J" in written and "[bold]" not in written
 
 
 # Names that are not UTF-8

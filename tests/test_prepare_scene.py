@@ -25,6 +25,7 @@ from misgnet.datasets import PrepareOptions, PrepareReport, prepare, writing
 from misgnet.datasets.rasters import classify
 from misgnet.datasets.scene import first_bad_row
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError, UsageError
+from misgnet_runtime.log import use
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 ROOT = Path(__file__).resolve().parents[1]
@@ -353,7 +354,7 @@ def declare(path: Path, width: int, height: int, block: int, count: int = 3) -> 
     """A file without a pixel that declares many."""
     options = {"tiled": True, "blockxsize": block, "blockysize": block, "SPARSE_OK": "TRUE", "BIGTIFF": "YES"}
     profile = {"driver": "GTiff", "width": width, "height": height, "count": count, "dtype": "uint8"}
-    with rasterio.open(path, "w", **profile, **options):
+    with rasterio.open(path, "w", **profile, **options, nodata=0):
         pass
 
 
@@ -438,6 +439,21 @@ def test_a_cut_raster_is_named_and_what_was_read_stays(tmp_path: Path, role: str
             run(source, out)
 
 
+@pytest.mark.parametrize("role", ["before", "label"])
+def test_an_unfinished_raster_is_refused(source: Path, tmp_path: Path, role: str) -> None:
+    """What a killed writer leaves: a label would say that nothing has changed where it was never written."""
+    path, pixels = source / NAMES[role], LABEL if role == "label" else BEFORE
+    for nodata in (None, 0):
+        options = {"tiled": True, "blockxsize": 64, "blockysize": 64, "SPARSE_OK": "TRUE", "nodata": nodata, **PLACE}
+        profile = {"width": WIDTH, "height": HEIGHT, "count": len(pixels), "dtype": "uint8", **options}
+        with rasterio.open(path, "w", driver="GTiff", **profile) as dataset:
+            dataset.write(pixels[:, :64], window=Window(0, 0, WIDTH, 64))
+        if nodata is None:
+            refused(InputError, source, tmp_path / "out", str(path), "18 blocks of 24 were never written")
+    run(source, tmp_path / "out")
+    assert (tiles(tmp_path / "out", "label")[128, 128] == 0).all()
+
+
 def test_places_less_than_half_a_pixel_apart_are_one(source: Path, tmp_path: Path) -> None:
     write_raster(
         source / NAMES["label"], LABEL, crs="EPSG:2193", transform=from_origin(1_570_000.05, 5_180_000, 0.2, 0.2)
@@ -466,6 +482,7 @@ def test_without_rasterio_the_install_line_is_named(
 
 
 def test_the_command_tells_of_the_edges(source: Path, tmp_path: Path) -> None:
+    use("text")  # as a command line does
     (source / NAMES["before"]).rename(source / "early.tif")
     app = typer.Typer()
     app.command()(command)

@@ -14,12 +14,12 @@ from rich.table import Table
 from commands import exit_code
 from misgnet_export import cli
 from misgnet_export.progress import StageLog
-from misgnet_export.report import parity_table, render, stage_table, throughput_table
+from misgnet_export.report import parity_table, stage_table, throughput_table
 from misgnet_export.report.precision import share_table
 from misgnet_runtime.manifest import Quantization
 from misgnet_runtime.throughput import Timing
 from misgnet_runtime.tiles import TileSet
-from test_report import data_of, not_run, parity, report_of
+from test_report import data_of, not_run, page_of, parity, report_of
 
 ODD = "x\x1b[31m\x9b2J\u202e[bold]\nforged: line\u2028\u200b"
 
@@ -61,7 +61,7 @@ def test_stages_are_escaped() -> None:
 
 def test_the_page_shows_control_characters_escaped() -> None:
     data = data_of(report_of([parity([0, 1, 0, 0])]))
-    page = render(replace(data, facts=[("Weights", ODD)], stages=[(ODD, 1.0, ODD)]))
+    page = page_of(replace(data, facts=[("Weights", ODD)], stages=[(ODD, 1.0, ODD)]))
     assert "x\\x1b[31m\\x9b2J\\u202e[bold]" in page
     assert all(line.replace("\t", "").replace("\xa0", "").isprintable() for line in page.split("\n"))
 

@@ -274,6 +274,35 @@ def test_truncated_image_is_named(tmp_path: Path, suffix: str, share: float) -> 
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(("suffix", "zeros"), [(".jpg", 0.5), (".png", 0.02), (".png", 0.5)])
+def test_an_unfinished_copy_with_room_for_all_is_named(tmp_path: Path, suffix: str, zeros: float) -> None:
+    """Copies that reserve their room end in zeros, which decode: to grey in a JPEG, to black at a PNG's end."""
+    pixels = picture(64, 64) if suffix == ".jpg" else np.repeat(picture(64, 1), 64, axis=1)
+    content = bytearray(save(tmp_path / f"x{suffix}", pixels).read_bytes())
+    count = int(zeros * len(content))
+    content[-count:] = bytes(count)
+    path = tmp_path / f"y{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="truncated") as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [read_image, read_label])
+def test_a_tiff_without_its_strips_is_named(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    """What a killed writer leaves: Pillow would take the file's first bytes for pixels."""
+    path = save(tmp_path / "x.tif", picture(64, 64))
+    content = bytearray(path.read_bytes())
+    (directory,) = struct.unpack_from("<L", content, 4)
+    for entry in range(directory + 2, len(content) - 11, 12):
+        if struct.unpack_from("<H", content, entry) == (273,):
+            content[entry + 8 : entry + 12] = bytes(4)
+            break
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="1 unreadable block of 1: the file is truncated or unfinished"):
+        read(path)
+
+
 @pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"compression": "tiff_deflate"}])
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -271,6 +271,16 @@ def test_the_warning_goes_to_stderr_and_the_limit_is_that_of_each_date(place: Pl
     ]
 
 
+@pytest.mark.parametrize("blocks", [7, 14])  # of 100: in floating point 7 of them are more than 7 percent
+def test_the_limit_itself_is_allowed(place: Place, blocks: int) -> None:
+    for path, pixels in zip((place.before, place.after), scene(320, 320), strict=True):
+        write_raster(path, pixels, compress="none")
+    cut(place.after, -blocks * BLOCK)
+    refused(place, f"({blocks} % of its pixels)", options=("--max-unreadable", blocks - 0.001))
+    code, _, error = place.predict("--max-unreadable", blocks)
+    assert code == 0 and f"({blocks} % of its pixels)" in error
+
+
 @pytest.mark.parametrize("percent", ["-1", "101", "nan"])
 def test_the_limit_is_a_percentage(place: Place, percent: str) -> None:
     code, _, error = place.predict("--max-unreadable", percent)
@@ -301,6 +311,14 @@ def test_a_block_that_does_not_decode_fails_the_pair(place: Place) -> None:
     lost = np.zeros((H, W), bool)
     lost[64:96, 32:64] = True
     assert np.array_equal(read(place.change) == 255, lost)
+
+
+@pytest.mark.parametrize("date", ["before", "after"])
+def test_a_last_block_that_does_not_decode_is_no_error_of_what_follows(place: Place, date: str) -> None:
+    """A stretch reads it last, and rasterio then raises GDAL's last error for the colour of a band."""
+    damage(getattr(place, date), 15)
+    code, _, error = place.predict("--stretch", "2,98", "--max-unreadable", "5")
+    assert code == 0 and f"the {date} raster" in error and "1 unreadable block (5 %" in error
 
 
 def test_a_pair_ends_when_too_much_of_it_does_not_decode(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -608,6 +608,29 @@ def test_a_journal_of_the_first_format_is_resumed(place: Place) -> None:
     assert [e["format"] for e in place.journal() if e["type"] == "started"] == [1, 2]
 
 
+def test_every_start_with_the_same_options_is_the_same(place: Place) -> None:
+    """Python orders sets by other numbers in every process; a scene that was begun would never be resumed."""
+    for seed in "1234":
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-m", "misgnet_runtime.cli", *place.words("--once")]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert [entry["type"] for entry in place.journal()] == ["started"]
+
+
+@pytest.mark.parametrize(
+    ("option", "number"), [("--max-seconds", "inf"), ("--max-seconds", "1e10"), ("--poll", "inf"), ("--settle", "inf")]
+)
+def test_times_that_the_system_cannot_wait_for_are_refused(place: Place, option: str, number: str) -> None:
+    place.add("a")
+    assert place.run(option, number) == 2 and not place.out.exists()
+
+
+def test_weeks_for_each_pair_fail_none(place: Place) -> None:
+    """The system itself waits for some weeks at most."""
+    place.add("a")
+    assert place.run("--max-seconds", "1e8") == 0 and place.ends() == [("a", "done")]
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(watch_journal.Journal, "LINES", 10, raising=False)

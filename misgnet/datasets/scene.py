@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 
 from misgnet.datasets.split import PlacedCell
 from misgnet.datasets.units import TilePixels
-from misgnet_runtime.errors import InputError
+from misgnet_runtime.errors import InputError, UnreadableError
 from misgnet_runtime.images import Mask, RgbImage
 from misgnet_runtime.scenes.geotiff import GDAL, check_memory, has_place, load_rasterio, open_geotiff, same_place
 from misgnet_runtime.scenes.interpretation import check_interpretation, statement
 from misgnet_runtime.scenes.options import Declared
 from misgnet_runtime.scenes.scaling import choose_bands
+from misgnet_runtime.scenes.unreadable import Blocks
 from misgnet_runtime.snapshot import Snapshot
 from misgnet_runtime.tiling import Cell, Span, cut
+from misgnet_runtime.words import plural
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def open_scene(paths: Mapping[str, Path], tile: int) -> Iterator[Scene]:
     """Open the rasters "before", "after" and "label", and check all that can be known before a pixel is read.
 
     UnavailableError without rasterio; InputError names the raster that is no GeoTIFF of the right kind, is too
-    wide to be read in strips of ``tile`` rows, or lies on another grid.
+    wide to be read in strips of ``tile`` rows, lies on another grid, or is unfinished.
     """
     rasterio = _rasterio()
     snapshot = Snapshot(paths.values())
@@ -112,6 +114,8 @@ def open_scene(paths: Mapping[str, Path], tile: int) -> Iterator[Scene]:
         _check_memory(scene, tile)
         for dataset in (scene.after, scene.label):
             _check_grid(scene.before, dataset)
+        for role, path in paths.items():
+            _check_written(path, opened[role])
         yield scene
 
 
@@ -158,12 +162,13 @@ def _check_kind(dataset: Any, is_label: bool) -> None:
 def _check_meaning(dataset: Any) -> None:
     """InputError where a date's bands are not red, green and blue of 8 bits, in this order, by what the file says."""
     check_interpretation(dataset, Path(dataset.name))
-    if choose_bands(Declared(), [colour.name for colour in dataset.colorinterp], 4, dataset.name) != (1, 2, 3):
+    colours = [colour.name for colour in dataset.colorinterp]
+    if choose_bands(Declared(), colours, 4, dataset.name) != (1, 2, 3):
         raise InputError(
             f"raster {dataset.name} holds its colours in another order than red, green, blue; put them in order: "
             "gdal_translate -b 3 -b 2 -b 1"
         )
-    if (found := statement(dataset, (1, 2, 3))).values() != "nothing":
+    if (found := statement(dataset, (1, 2, 3), colours)).values() != "nothing":
         raise InputError(f"raster {dataset.name} states {found.values()}; a date has plain 8-bit values")
 
 
@@ -188,6 +193,20 @@ def _check_grid(first: Any, second: Any) -> None:
         raise InputError(
             f"{first.name} lies at {tuple(first.transform)[:6]}, {second.name} at {tuple(second.transform)[:6]} "
             "(the transform's a to f); a scene has one grid"
+        )
+
+
+def _check_written(path: Path, dataset: Any) -> None:
+    """UnreadableError where blocks were never written, as a killed writer leaves them: GDAL reads zeros there.
+
+    In a raster that declares a nodata value they are nodata.
+    """
+    blocks = Blocks.of(path, dataset)
+    count = int(blocks.tiff.image.absent.sum())
+    if count and not blocks.nodata:
+        raise UnreadableError(
+            f"raster {path} is unfinished: {plural(count, 'block')} of {blocks.tiff.image.absent.size:,} were never "
+            "written, and it declares no nodata value for them; fetch the file again"
         )
 
 

@@ -30,14 +30,14 @@ def run_app(app: Callable[[], object]) -> None:
     A KeyboardInterrupt may say what it left behind.
     """
     log.use("text")  # until an option says otherwise
-    with steady_streams():
-        _run(app)
+    with steady_streams() as check:
+        _run(app, check)
 
 
-def _run(app: Callable[[], object]) -> None:
+def _run(app: Callable[[], object], check: Callable[[], None]) -> None:
     try:
         with _usable_names():
-            app()
+            _finish(app, check)
     except MisgnetError as error:
         log.current().fail(" ".join(str(error).split()), type(error).__name__, error.exit_code)
         raise SystemExit(error.exit_code) from None
@@ -47,6 +47,17 @@ def _run(app: Callable[[], object]) -> None:
     except Exception as error:
         log.current().bug(error)
         raise SystemExit(1) from None
+
+
+def _finish(app: Callable[[], object], check: Callable[[], None]) -> None:
+    """Run the app, and where it succeeds ``check`` that what it printed was written."""
+    try:
+        app()
+    except SystemExit as end:  # how a typer app succeeds, too
+        if not end.code:
+            check()
+        raise
+    check()
 
 
 @contextmanager

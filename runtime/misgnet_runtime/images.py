@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
-from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.errors import InputError, UnreadableError, UsageError
 from misgnet_runtime.files import is_no_file
 from misgnet_runtime.image_limits import check_parts
+from misgnet_runtime.scenes.tiff_blocks import read_blocks
 from misgnet_runtime.tiff import DATE_TIME, ORIENTATION, is_tiff, read_header
+from misgnet_runtime.words import plural
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 _FORMATS = ("PNG", "TIFF", "JPEG")  # whatever the name says: Pillow knows dozens, and gives PostScript to Ghostscript
@@ -143,7 +145,7 @@ def image_time(path: Path) -> datetime | None:
     """When an image was taken by its EXIF or TIFF tags; None where it does not say, UTC where it names no zone."""
     from misgnet_runtime.scenes.interpretation import parse_time
 
-    with _opened(path) as image:
+    with _opened(path) as image, _unwarned():
         exif = _exif(path, image)
         found = [_taken(exif), exif.get(DATE_TIME)]
         found += [read_header(path).text(DATE_TIME)] if image.format == "TIFF" else []
@@ -180,6 +182,8 @@ def _decode(path: Path, *, wide: bool = True) -> Image.Image:
     with _opened(path) as image:
         if (count := _count(path, image)) > 1:
             raise InputError(f"image {path} holds {count} images; which one is meant is not clear")
+        if image.format == "TIFF":
+            _check_blocks(path)
         if not wide and any(";16" in str(part) for part in image.tile):
             raise InputError(f"image {path} has 16 bits per channel; this command needs 8-bit RGB")
         try:
@@ -188,6 +192,16 @@ def _decode(path: Path, *, wide: bool = True) -> Image.Image:
                 return ImageOps.exif_transpose(image)
         except _DECODE_ERRORS as error:
             raise InputError(f"image {path} is damaged or truncated: {error}") from error
+
+
+def _check_blocks(path: Path) -> None:
+    """UnreadableError where a TIFF is truncated or unfinished: Pillow reads a strip without a place from byte 0."""
+    layer = read_blocks(path).image
+    if count := int((layer.absent | layer.outside).sum()):
+        raise UnreadableError(
+            f"image {path} has {plural(count, 'unreadable block')} of {layer.absent.size:,}: the file is truncated or "
+            "unfinished; fetch it again"
+        )
 
 
 def _count(path: Path, image: ImageFile.ImageFile) -> int:

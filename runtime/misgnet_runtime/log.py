@@ -21,7 +21,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +30,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from misgnet_runtime.errors import StorageError
 from misgnet_runtime.words import printable
 
 if TYPE_CHECKING:
@@ -111,9 +112,12 @@ class EventLog(_Adapter):
                 )
             )
             return
+        if not err_console.is_terminal:  # Rich before 14.3 ends a disabled bar with an empty line
+            yield lambda *_: None
+            return
         from rich.progress import Progress as Bars
 
-        with Bars(console=err_console, transient=True, disable=not err_console.is_terminal) as bars:
+        with Bars(console=err_console, transient=True) as bars:
             task = bars.add_task(steps, total=None)
             yield lambda done, total: bars.update(task, completed=done, total=total)
 
@@ -149,9 +153,16 @@ class JsonFormatter(logging.Formatter):
 
 
 class _StreamHandler(logging.Handler):
-    """Results to stdout, everything else to stderr; the streams are looked up at each event, as tests replace them."""
+    """Results to stdout, everything else to stderr; the streams are looked up at each event, as tests replace them.
+
+    A disk that has no room for what is logged does not stop the work.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
+        with suppress(StorageError):
+            self._write(record)
+
+    def _write(self, record: logging.LogRecord) -> None:
         result = _event(record) == "result"
         text = self.format(record)
         if _form == "json":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
+
 
 def changed_words(share: float | None, valid: float) -> str:
     """The changed share of the valid pixels, and the share of the valid ones, both given as 0 to 1.
@@ -32,4 +34,10 @@ def printable(text: str) -> str:
 
 
 def _printable_character(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+    """As Python's ``unicode_escape`` codec has it, which would be imported for it."""
+    if character.isprintable():
+        return character
+    if character in _SHORT:
+        return _SHORT[character]
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

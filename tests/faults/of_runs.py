@@ -85,12 +85,13 @@ def series(root: Path) -> None:
 
 
 def run_series(root: Path) -> None:
+    from misgnet_runtime.log import collector
     from misgnet_runtime.scenes.options import SceneOptions, SeriesOptions
     from misgnet_runtime.scenes.series import Listener, run_series
 
     options = SeriesOptions(SceneOptions(engine="cpu-float32", batch=1))
     dates = [root / f"in/{name}.tif" for name in ("two", "three")]
-    listener = Listener(lambda _: None, lambda *_: None)
+    listener = Listener(collector()[0], lambda *_: None)
     run_series(root / "bundle", root / "in/one.tif", dates, root / "out", options, listener)
 
 

@@ -81,6 +81,9 @@ class Guard:
         if not (self._watching or self._learning):
             return
         if event == "open" and isinstance(args[0], str | bytes):
+            name = os.fsdecode(args[0])
+            if args[1] is None and not os.path.isabs(name) and ".." not in name.split("/"):  # noqa: PTH117
+                return  # by os.open below a folder that is open already
             self._opened(os.path.realpath(os.fsdecode(args[0])))
         elif self._watching and event.startswith(_RUNS):
             self._broken.append(f"{event} {str(args)[:200]}")

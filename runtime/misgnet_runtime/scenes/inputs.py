@@ -129,7 +129,7 @@ def look_at_date(raster: Raster, path: Path, declared: Declared) -> Date:
     digest = file_sha256(path)
     if FileStamp.of(path) != raster.stamp:  # then it is not of the bytes that are read
         raise _changed(path)
-    stated = statement(raster.file, scaling.bands)
+    stated = statement(raster.file, scaling.bands, raster.colours)
     return Date(path, digest, raster.stamp, scaling, raster.blocks, declared, stated, acquired(raster.file))
 
 

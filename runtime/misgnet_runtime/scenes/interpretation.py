@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from math import isfinite
@@ -60,13 +61,16 @@ class Statement:
         return " and ".join([*said, *["0 is white"] * self.inverted]) or "nothing"
 
 
-def statement(dataset: Any, bands: tuple[int, ...]) -> Statement:
-    """What the file of an open dataset, not of a warped one, says of some of its bands (from 1)."""
+def statement(dataset: Any, bands: tuple[int, ...], colours: Sequence[str]) -> Statement:
+    """What the file of an open dataset, not of a warped one, says of some of its bands (from 1).
+
+    ``colours``: GDAL's name of each of its bands'.
+    """
     bits = [dataset.tags(band, ns="IMAGE_STRUCTURE").get("NBITS") for band in bands]
     whole = [int(b) for b in bits if b and b.isdigit()]
     real = dataset.dtypes[bands[0] - 1].startswith("float")
     return Statement(
-        tuple(dataset.colorinterp[band - 1].name for band in bands),
+        tuple(colours[band - 1] for band in bands),
         tuple(float(dataset.scales[band - 1]) for band in bands),
         tuple(float(dataset.offsets[band - 1]) for band in bands),
         min(whole) if whole and not real else None,  # float16 is told by its bits, and is read as what it is

@@ -22,9 +22,8 @@ def find_scaling(raster: Raster, declared: Declared) -> Scaling:
 
     InputError where that is not declared, or cannot be done; UsageError for a band that is not there.
     """
-    colours = [colour.name for colour in raster.file.colorinterp]
-    bands = choose_bands(declared, colours, raster.alpha, raster.name)
-    stated = statement(raster.file, bands)
+    bands = choose_bands(declared, raster.colours, raster.alpha, raster.name)
+    stated = statement(raster.file, bands, raster.colours)
     if declared.stretch is None:
         return declared_scaling(declared, bands, raster.dataset.dtypes[bands[0] - 1], stated, raster.name)
     check_stretch(stated, raster.name)

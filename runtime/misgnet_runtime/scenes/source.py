@@ -64,8 +64,9 @@ class Pixels:
 class Raster:
     """One date, open; ``alpha`` is its alpha band (from 1). One thread at a time may read.
 
-    ``stamp``, ``blocks``: of its file, taken as it was opened; ``source``: the file's own raster, where ``dataset`` is
-    warped.
+    ``stamp``, ``blocks``, ``colours`` (GDAL's name of each band's): of its file, taken as it was opened, since
+    rasterio's ``colorinterp`` raises the error of an earlier read that failed; ``source``: the file's own raster,
+    where ``dataset`` is warped.
     """
 
     date: str
@@ -73,6 +74,7 @@ class Raster:
     alpha: int | None
     stamp: FileStamp
     blocks: Blocks
+    colours: tuple[str, ...]
     source: Raster | None = None
 
     @property
@@ -214,12 +216,13 @@ def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool 
         stamp = FileStamp.of(path)
         dataset = stack.enter_context(_checked(rasterio, path))
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=max(held, cache_for(dataset))))
-        raster = Raster(date, dataset, _alpha(dataset), stamp, Blocks.of(path, dataset))
+        colours = _colours(dataset)
+        raster = Raster(date, dataset, _alpha(colours), stamp, Blocks.of(path, dataset), colours)
         if grid is not None and align:
             check_overlap(rasterio, grid, Grid.of(dataset))
             without_nodata = dataset.nodata is None and raster.alpha is None
             vrt = stack.enter_context(warped(rasterio, dataset, grid, add_alpha=without_nodata))
-            raster = Raster(date, vrt, _alpha(vrt), stamp, raster.blocks, raster)
+            raster = Raster(date, vrt, _alpha(_colours(vrt)), stamp, raster.blocks, colours, raster)
         elif grid is not None:
             check_same(grid, Grid.of(dataset))
         yield raster
@@ -254,10 +257,13 @@ def _numpy_name(dtype: str) -> str:
     return "complex64" if dtype.startswith("complex") else dtype
 
 
-def _alpha(dataset: Any) -> int | None:
+def _colours(dataset: Any) -> tuple[str, ...]:
+    return tuple(colour.name for colour in dataset.colorinterp)
+
+
+def _alpha(colours: tuple[str, ...]) -> int | None:
     """The alpha band's number, where the file says that it has one."""
-    names = [colour.name for colour in dataset.colorinterp]
-    return names.index("alpha") + 1 if "alpha" in names else None
+    return colours.index("alpha") + 1 if "alpha" in colours else None
 
 
 def _common(first: Span, second: Span) -> Span:

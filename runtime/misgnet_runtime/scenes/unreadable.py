@@ -28,6 +28,7 @@ UnreadableBlock = tuple[str, int, int, int, int]
 Values = tuple[NDArray[Any], Mask, frozenset[UnreadableBlock]]
 _MOST_CELLS = 1 << 26  # of blocks of two sizes that overlap, to find what they cover together
 _AT_ONCE = 1 << 18  # blocks that are counted together
+_ROUNDING = 1 + 1e-12  # of a limit that is no binary fraction: 0.7 percent of 1000 pixels are 7
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,8 @@ class Tally:
                 self._blocks[date] += 1
                 self._pixels[date] += height * width - known
         for date in self._dates:
-            if 100 * self.share(date) > self._limit:
+            # Not of the share, which rounds: 7 of 100 pixels are no more than 7 percent.
+            if 100 * self._pixels[date] > self._limit * self._dates[date].pixels * _ROUNDING:
                 raise UnreadableError(self._refusal(date))
 
     def warnings(self) -> list[str]:

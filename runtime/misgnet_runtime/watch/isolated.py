@@ -26,6 +26,7 @@ from misgnet_runtime.watch.pairing import FilePair
 from misgnet_runtime.watch.processing import LocalProcessor
 
 _PATIENCE = 600.0  # seconds that opening an engine may take
+_LONGEST_WAIT = 3600.0  # seconds of one wait for the process
 
 
 class PairCrashedError(InputError):
@@ -79,17 +80,20 @@ class IsolatedProcessor:
     def __init__(self, setup: Setup, seconds: float, log: EventLog) -> None:
         self._setup, self._seconds, self._log = setup, seconds, log
         self._child: Child | None = None
-        self._pair, self._end = "", 0.0
+        self._pair, self._left, self._end = "", 0.0, 0.0
         self.engine, self.title = self._start()
 
     def digests(self, pair: FilePair, folder: Path) -> tuple[str, str]:
         self._begin(pair)
         found: tuple[str, str] = self._ask("digests", pair, folder)
+        self._left = self._end - time.monotonic()
         return found
 
     def process(self, pair: FilePair, folder: Path) -> dict[str, Any]:
         if self._pair != pair.name:
             self._begin(pair)
+        else:  # what a disk refused since then takes nothing of the pair's time
+            self._end = time.monotonic() + self._left
         self._pair = ""
         found: dict[str, Any] = self._ask("process", pair, folder)
         return found
@@ -140,7 +144,7 @@ class IsolatedProcessor:
         Raises TimeoutError where it takes too long and PairCrashedError where it ended; then it is gone.
         """
         try:
-            while child.connection.poll(max(0.0, self._end - time.monotonic())):
+            while self._has_answer(child):
                 found = child.connection.recv()
                 if isinstance(found, _Raised):
                     raise found.error()
@@ -155,6 +159,13 @@ class IsolatedProcessor:
             raise
         self.close()
         raise TimeoutError
+
+    def _has_answer(self, child: Child) -> bool:
+        """Wait until the process sends something, or its time is over; the system takes no wait of weeks."""
+        while (left := self._end - time.monotonic()) > 0:
+            if child.connection.poll(min(left, _LONGEST_WAIT)):
+                return True
+        return False
 
 
 @contextmanager

@@ -15,6 +15,8 @@ ENDINGS = (
     "_change.png", "_change.tif", "_probability.tif", "_quicklook.png", *(f"_change{end}" for end in VECTOR_SUFFIXES)
 )  # fmt: skip
 
+_MOST = 1_000_000_000  # seconds or attempts: what the system can wait for
+
 
 @dataclass(frozen=True)
 class Products:
@@ -56,8 +58,8 @@ class WatchOptions:
             ("--settle", self.settle, 0), ("--poll", self.poll, 0.01), ("--max-attempts", self.max_attempts, 1),
             ("--max-seconds", self.max_seconds, 0.1),
         ):  # fmt: skip
-            if number is not None and not number >= least:
-                raise UsageError(f"{option} is {number}; it is {least} or more")
+            if number is not None and not least <= number <= _MOST:
+                raise UsageError(f"{option} is {number}; it is {least} or more, and {_MOST:,} at most")
         self.scene_options("x", Path()).check(Path("x_change.tif"))
 
     @property
@@ -86,6 +88,6 @@ class WatchOptions:
         """What the results depend on, for the journal."""
         scene, found = asdict(self.scene), asdict(self.products)
         for date in ("before", "after"):
-            found.update({f"{date}-{name}": value for name, value in scene[date].items()})
+            found.update({f"{date}-{name}": value for name, value in scene[date].items() if name != "shared"})
         found.update({name: scene[name] for name in ("align", "overlap", "batch", "cog", "min_area", "simplify")})
         return {name: str(value) for name, value in found.items() if value is not None}
