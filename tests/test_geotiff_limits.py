@@ -181,3 +181,20 @@ def test_a_thousand_directories_are_refused_quickly(tmp_path: Path) -> None:
             is_raster(path)
 
     assert in_child(run) == 0
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "block", "fits"),
+    [(1, 60_000, 13_376, False), (60_000, 1, 13_376, False), (1, 40_000, 3_344, True), (100, 100_000, 512, True),
+     (1, 1, 8_192, True)],
+)  # fmt: skip
+def test_blocks_that_lie_mostly_beyond_the_raster_are_refused(
+    tmp_path: Path, height: int, width: int, block: int, fits: bool
+) -> None:
+    """They may all lie in the same bytes of a small file, and each is decoded as a whole."""
+    with rasterio.open(declare(tmp_path / "a.tif", height, width, **tiled(block, block))) as dataset:
+        if fits:
+            assert geotiff.cache_for(dataset) >= block * block * 3, "a block is decoded once"
+        else:
+            with pytest.raises(InputError, match="which lie mostly beyond it"):
+                geotiff.cache_for(dataset)

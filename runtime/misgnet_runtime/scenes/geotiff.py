@@ -15,6 +15,7 @@ MOST_BYTES = GEOTIFF_BYTES  # of one block of a file, or of what is read at once
 MOST_DECODINGS = GEOTIFF_DECODINGS  # of each block, as strips of tiles are read one after the other
 _STRIP_ROWS, _STRIP_COLUMNS, _STRIDE = 256, 2048, 192  # pixels of a strip as they are common, and between two of them
 _LEAST_CACHE = 16 << 20
+_MOST_BEYOND = 4  # times a raster's own size that its whole blocks may have
 _SMALL = 64 << 20  # of a raster that is decoded once, since all of it stays in the cache
 GDAL = {
     "GDAL_CACHEMAX": _LEAST_CACHE,  # bytes: rasterio does not take small numbers for megabytes, as GDAL does
@@ -80,13 +81,20 @@ def cache_for(dataset: Any) -> int:
         InputError: Blocks are so large, in a way that does not suit tiles, that each would be decoded too often.
     """
     height, width = dataset.block_shapes[0]
-    rows = min(dataset.height, (-(-_STRIP_ROWS // height) + 1) * height)
-    columns = min(dataset.width, (-(-_STRIP_COLUMNS // width) + 1) * width)
-    strip = int(rows * columns) * sum(_bytes_of(dtype) for dtype in dataset.dtypes)
-    times = rows / _STRIDE
+    pixel = sum(_bytes_of(dtype) for dtype in dataset.dtypes)
+    down, across = -(-dataset.height // height), -(-dataset.width // width)
+    # Blocks are decoded as a whole, however little of them lies within the raster.
+    rows = min(down, -(-_STRIP_ROWS // height) + 1) * height
+    strip = int(rows * min(across, -(-_STRIP_COLUMNS // width) + 1) * width) * pixel
+    times = min(rows, dataset.height) / _STRIDE
     if strip > MOST_BYTES:  # the blocks of a strip are gone when the next one needs them
         times *= max(1, width / _STRIP_COLUMNS)
-    whole = int(dataset.height * dataset.width) * sum(_bytes_of(dtype) for dtype in dataset.dtypes)
+    whole, decoded = int(dataset.height * dataset.width) * pixel, int(down * height * across * width) * pixel
+    if decoded > _MOST_BEYOND * whole + MOST_BYTES:
+        raise InputError(
+            f"raster {dataset.name} of {dataset.width:,} x {dataset.height:,} px is stored in blocks of {width:,} x "
+            f"{height:,} px, which lie mostly beyond it; write it in smaller ones: gdal_translate -co TILED=YES"
+        )
     if times > MOST_DECODINGS and whole > _SMALL:
         raise InputError(
             f"raster {dataset.name} is stored in blocks of {width:,} x {height:,} px, each of which would be decoded "
