@@ -24,6 +24,7 @@ from misgnet.cli.prepare import prepare as command
 from misgnet.datasets import PrepareOptions, PrepareReport, prepare, writing
 from misgnet.datasets.split import MOST_TILES, counts, grid, place
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
+from misgnet_runtime.log import use
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = PrepareOptions(tile=32)
@@ -562,6 +563,7 @@ def test_a_grid_without_end_is_refused() -> None:
 
 
 def run(*arguments: object) -> tuple[int, str, MisgnetError | None]:
+    use("text")  # as the console script does
     app = typer.Typer()
     app.command()(command)
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])

@@ -25,7 +25,7 @@ _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # of JPEG: no p
 _SCAN, _END, _ALONE = 0xDA, 0xD9, (0x01, 0xD8)
 _GAP = 1 << 16  # bytes between a JPEG's segments
 _PART = 1 << 16
-_TRUNCATED = "it is truncated: it ends before its own end is marked; fetch the file again"
+_TRUNCATED = "it ends before its own end is marked; fetch the file again"
 _ROUNDING = 16  # pixels: what sides of tiles are multiples of
 _SIDES = (256, 257, 322, 323)  # TIFF's tags of the width and height of the image, and of a tile
 _OFFSETS = (273, 324)  # TIFF's tags with the places of all strips, or of all tiles
@@ -35,7 +35,7 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 def check_parts(path: Path) -> None:
     """Raises ValueError where an image has more parts, or more bytes beside its pixels, than any needs; OSError.
 
-    Also where a PNG or JPEG has no end: Pillow decodes zeros, as unfinished copies have them, to grey or black.
+    EOFError where a PNG or JPEG has no end: Pillow decodes zeros, as unfinished copies have them, to grey or black.
     """
     with path.open("rb") as file:
         start = file.read(8)
@@ -53,7 +53,7 @@ def _check_png(file: BinaryIO) -> None:
         if head[4:] == b"IEND":
             return
         file.seek(length + 4, 1)
-    raise ValueError(_TRUNCATED)
+    raise EOFError(_TRUNCATED)
 
 
 def _check_jpeg(file: BinaryIO) -> None:
@@ -72,7 +72,7 @@ def _check_jpeg(file: BinaryIO) -> None:
             words = f"more than {JPEG_SCANS} scans" if scans > JPEG_SCANS else "bytes between its segments"
             raise ValueError(f"it has {words}; save it anew")
     if not found:
-        raise ValueError(_TRUNCATED)
+        raise EOFError(_TRUNCATED)
 
 
 def _next_marker(file: BinaryIO) -> tuple[int, int] | None:

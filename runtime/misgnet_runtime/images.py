@@ -246,6 +246,8 @@ def _opened(path: Path) -> ImageFile.ImageFile:
         raise InputError(f"image {path} is too large to be read whole: {error}") from error
     except FileNotFoundError as error:
         raise InputError(f"image {path} does not exist") from error
+    except EOFError as error:
+        raise InputError(f"image {path} is damaged or truncated: {error}") from error
     except _DECODE_ERRORS as error:
         raise InputError(f"image {path} cannot be read: {error}") from error
 
