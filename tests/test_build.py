@@ -141,7 +141,7 @@ def test_what_a_jetson_needs_to_compile_by_itself_is_there(bundle: Path) -> None
 def test_the_gate_of_the_build_is_that_of_the_device(bundle: Path, data: Path) -> None:
     """On ten of the sixteen tiles, whose masks and labels came along: the float graph meets them, and INT8 passes."""
     opened = read_bundle(bundle)
-    assert [len(read_evaluation(path)) for path in evaluation_files(opened)] == [8, 2]
+    assert [len(read_evaluation(bundle / path)) for path in evaluation_files(opened)] == [8, 2]
     for name in ("cpu-float32", "cpu"):
         with open_detector(opened, name) as (detector, entry, _):
             found = judge_on_device(opened, entry, detector.probability, detector.engine.device)
@@ -245,7 +245,8 @@ def test_a_failed_gate_leaves_evidence_and_no_bundle(data: Path, tmp_path: Path)
     assert {p.name for p in rejected.iterdir()} >= {"parity.json", "report.html"}
     assert not list(rejected.rglob("*.onnx")) and not (rejected / "manifest.json").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["bundle.rejected"]
-    assert "Verdict" in result.stdout and len(result.stderr.strip().splitlines()) == 1
+    assert "Verdict" in result.stdout
+    assert [line.partition(":")[0] for line in result.stderr.strip().splitlines()] == ["warning", "error"]
 
 
 @pytest.mark.parametrize("stage", ["export to ONNX", "judge cpu"])
@@ -262,7 +263,7 @@ def test_a_kill_leaves_no_bundle_and_the_next_build_cleans_up(data: Path, tmp_pa
     process.communicate()
     assert not output.exists()
     left = list(tmp_path.iterdir())
-    assert all(p.name.startswith(".bundle.building-") for p in left)
+    assert all(p.name.startswith(".bundle.building-") or p.name == ".bundle.lock" for p in left)
     refused = run("misgnet_export.cli", *build_arguments(tmp_path, output))  # bad input, but it cleans up first
     assert refused.returncode == 4
     assert list(tmp_path.iterdir()) == []
