@@ -58,7 +58,8 @@ def run_build(root: Path) -> None:
         content = (folder / "manifest.json").read_bytes()
         (folder / "manifest.json").write_bytes(content)
 
-    request: Any = SimpleNamespace(output=root / "out/bundle", force=True)
+    inputs = dict.fromkeys(("weights", "calib", "val", "evaluation"), root / "in")
+    request: Any = SimpleNamespace(output=root / "out/bundle", force=True, **inputs)
     with _replaced(module, _run_stages=stages, write_bundle=manifest, check_request=lambda _: None):
         from rich.console import Console
 
