@@ -20,6 +20,7 @@ from misgnet_runtime.limits import (
     TIFF_TILE_PIXELS,
     TIFF_TILED_PIXELS,
 )
+from misgnet_runtime.tiff import TYPE_SIZES
 
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # of JPEG: no pixels, padding or restart
 _SCAN, _END, _ALONE = 0xDA, 0xD9, (0x01, 0xD8)
@@ -29,7 +30,6 @@ _TRUNCATED = "it ends before its own end is marked; fetch the file again"
 _ROUNDING = 16  # pixels: what sides of tiles are multiples of
 _SIDES = (256, 257, 322, 323)  # TIFF's tags of the width and height of the image, and of a tile
 _OFFSETS = (273, 324)  # TIFF's tags with the places of all strips, or of all tiles
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
 def check_parts(path: Path) -> None:
@@ -104,9 +104,9 @@ def _check_tiff(file: BinaryIO) -> None:
     parts = extra = 0
     sides: dict[int, int] = {}
     for tag, kind, number, value in entry.iter_unpack(table[: len(table) // entry.size * entry.size]):
-        parts, extra = max(parts, number if tag in _OFFSETS else 0), extra + number * _SIZES.get(kind, 0)
+        parts, extra = max(parts, number if tag in _OFFSETS else 0), extra + number * TYPE_SIZES.get(kind, 0)
         if tag in _SIDES:
-            size = _SIZES.get(kind, 0)
+            size = TYPE_SIZES.get(kind, 0)
             side = int.from_bytes(value[:size], "little" if order == "<" else "big")
             sides[tag] = max(side, sides.get(tag, 0))
     _check(parts, extra)
