@@ -31,11 +31,12 @@ from misgnet_runtime.bench.report import (
 from misgnet_runtime.bench.run import run_bench
 from misgnet_runtime.bench.scene import SceneTask, run_scene
 from misgnet_runtime.bench.tables import lines, tables
-from misgnet_runtime.bundle import Bundle, file_sha256, read_bundle
+from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.bundle_files import MANIFEST
 from misgnet_runtime.console import out_console
 from misgnet_runtime.device.state import Clock, DeviceState
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
+from misgnet_runtime.files import file_sha256
 from misgnet_runtime.throughput import RailEnergy, Timing, WarmUp
 
 QUICK = ("--seconds", "0.02", "--rounds", "2", "--warm-up", "0", "--threads", "1")

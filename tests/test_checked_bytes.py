@@ -14,10 +14,11 @@ import pytest
 from bundles import DATA, FLOAT, INT8, TILE, edit, expected, images, make_bundle
 from misgnet_runtime.bench.plan import BenchOptions, make_plan, tasks_of
 from misgnet_runtime.bench.run import run_bench
-from misgnet_runtime.bundle import Bundle, file_sha256, read_bundle
+from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.bundle_files import MANIFEST
 from misgnet_runtime.choice import open_detector
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.files import file_sha256
 from misgnet_runtime.throughput import measure
 from misgnet_runtime.verify import verify_bundle
 

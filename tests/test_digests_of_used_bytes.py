@@ -282,7 +282,7 @@ def test_a_snapshot_sees_a_change_that_leaves_no_trace_in_its_times(
     path = tmp_path / "file"
     path.write_text("first")
     now = time.time_ns()
-    monkeypatch.setattr(snapshot, "_state", lambda _: (5, now, now))
+    monkeypatch.setattr(snapshot, "_state", lambda _: snapshot.FileStamp(0, 0, 5, now, now))
     found = snapshot.Snapshot([path])
     assert found.sha256(path) == sha256(path)
     found.check()

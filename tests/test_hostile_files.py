@@ -33,7 +33,6 @@ from misgnet_runtime.log import current, use
 from misgnet_runtime.manifest import Struct
 from misgnet_runtime.scenes.features import open_features
 from misgnet_runtime.scenes.journal import Band, Raw, open_journal, progress_folder
-from misgnet_runtime.tiles import Source
 from misgnet_runtime.trust.release import moment
 from misgnet_runtime.watch import journal as watch_journal
 from misgnet_runtime.watch.journal import FileState
@@ -160,8 +159,8 @@ def test_a_record_of_masks_that_names_files_outside(tmp_path: Path) -> None:
     header = Header(1, {"the engine": "cpu"})
     line = {"masks": [{"name": "../../victim", "stamp": [1, 2, 3, 4], "pixels": 1, "changed": 0}]}
     (folder / "journal.jsonl").write_bytes(encode_line(header) + json.dumps(line).encode() + b"\n")
-    source = Source("a", tmp_path / "a", tmp_path / "a", None)
-    with pytest.raises(UsageError, match="is damaged"), open_record(tmp_path / "out", header.settings, [source], False):
+    outputs = {"a": "a.png"}
+    with pytest.raises(UsageError, match="is damaged"), open_record(tmp_path / "out", header.settings, outputs, False):
         pass
     assert victim.read_bytes() == b"stays"
 

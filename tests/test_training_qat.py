@@ -44,8 +44,8 @@ from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
 from misgnet_export.placement import placement_entries
 from misgnet_export.quantization import observe
-from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.files import file_sha256
 from misgnet_runtime.manifest import Int8Numbers, Interface, NodePlacement, Steps
 from misgnet_runtime.tiles import TileSet, stack
 

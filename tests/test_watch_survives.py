@@ -586,7 +586,8 @@ OLD = """{"type":"started","time":"2026-01-01T00:00:00Z","format":1,"bundle":"BU
 
 def test_a_journal_of_the_first_format_is_resumed(place: Place) -> None:
     """One pair is done, and the results of another one are whole; a third one is new."""
-    from misgnet_runtime.bundle import file_sha256, read_bundle
+    from misgnet_runtime.bundle import read_bundle
+    from misgnet_runtime.files import file_sha256
 
     place.add("a")
     states = []

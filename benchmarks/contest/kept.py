@@ -16,8 +16,8 @@ from pathlib import Path
 from benchmarks.contest.contenders import Contender
 from benchmarks.contest.environments import REQUIREMENTS
 from benchmarks.contest.guest import GUESTS, Answer
-from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.files import file_sha256
 from misgnet_runtime.tiles import TileSet
 
 _MARK = "contest"  # an empty file: the folder is a run's own

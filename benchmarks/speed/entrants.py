@@ -15,8 +15,9 @@ from benchmarks.contest.contenders import ONNX_RUNTIME, OPENVINO, OPENVINO_OWN, 
 from benchmarks.contest.environments import REQUIREMENTS
 from benchmarks.contest.guest import ContenderFailed, Program, foreign, own
 from benchmarks.speed.report import Absent, Setting, Side
-from misgnet_runtime.bundle import Bundle, file_sha256
+from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.engines import is_on_cpu
+from misgnet_runtime.files import file_sha256
 from misgnet_runtime.manifest import EngineEntry
 
 ALONE = Setting(1, 1)

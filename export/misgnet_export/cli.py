@@ -18,7 +18,6 @@ from misgnet_runtime.log import current
 from misgnet_runtime.manifest import GateRule, InputForm, Interface, OutputForm
 from misgnet_runtime.outputs import refuse_existing
 from misgnet_runtime.targets import ACCEPTED, parse_target
-from misgnet_runtime.words import printable
 
 app = make_app(
     "misgnet-export",
@@ -209,7 +208,7 @@ def triton(
         current().info(f"left out: {name}: {why}")
     notes = (f"; {model.note}" if model.note else "" for model in written.models)
     lines = [f"{model.name}: backend {model.backend}{note}" for model, note in zip(written.models, notes, strict=True)]
-    current().result([printable(line) for line in (*lines, f"repository: {output}")])
+    current().result([*lines, f"repository: {output}"])
 
 
 @app.command()

@@ -25,8 +25,9 @@ from misgnet.network.decoder import Decode
 from misgnet.network.guidance import ConvNorm
 from misgnet.training.fake_quantization import FakeQuantConv2d, FakeQuantLinear, fake_quantize
 from misgnet.training.smoothing import smooth
-from misgnet_runtime.bundle import file_sha256, read_bundle
+from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.files import file_sha256
 from misgnet_runtime.manifest import Int8Numbers, Manifest, NodePlacement, Quantization, Steps, encode
 
 DEFAULT_GRAPH = "cpu"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from misgnet_runtime.bundle_files import MANIFEST, MAX_BYTES, SIGNATURE
 from misgnet_runtime.checked import CheckedFiles
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.files import file_sha256
 from misgnet_runtime.limits import MANIFEST_BYTES
 from misgnet_runtime.manifest import (
     EngineEntry,
@@ -112,14 +113,6 @@ def describe_files(root: Path, roles: dict[str, tuple[str, str | None]]) -> list
     """Entries for all files below ``root``; ``roles`` gives role and precision by relative path."""
     names = sorted({*_all_files(root)} - {MANIFEST, SIGNATURE})
     return [_describe(root, name, *roles[name]) for name in names]
-
-
-def file_sha256(path: Path) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            total.update(part)
-    return total.hexdigest()
 
 
 def _describe(root: Path, name: str, role: str, precision: str | None) -> FileEntry:

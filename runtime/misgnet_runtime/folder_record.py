@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
@@ -22,7 +22,6 @@ from misgnet_runtime.images import Mask, write_mask
 from misgnet_runtime.lines import FileName, append_line, decode_lines, open_held
 from misgnet_runtime.manifest import JSON_ERRORS, Count, Struct
 from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors, sync
-from misgnet_runtime.predict import are_rasters
 from misgnet_runtime.tiles import Source
 
 FORMAT = 2
@@ -109,20 +108,21 @@ def stamp_of(source: Source) -> Stamp:
 
 
 @contextmanager
-def open_record(output: Path, settings: dict[str, str], sources: Sequence[Source], force: bool) -> Iterator[Record]:
+def open_record(output: Path, settings: dict[str, str], outputs: Mapping[str, str], force: bool) -> Iterator[Record]:
     """The record of ``output``, begun where there is none, or anew with ``force`` where it is of other settings.
 
-    UsageError where another run is at work, the masks were begun otherwise, or one exists that no run of these
-    wrote; StorageError where the disk refuses. The record is removed when the block succeeds.
+    ``outputs``: the name of each pair's output, by the pair's name. UsageError where another run is at work, the masks
+    were begun otherwise, or one exists that no run of these wrote; StorageError where the disk refuses. The record is
+    removed when the block succeeds.
     """
     folder = progress_folder(output)
     if not folder.exists():
-        _refuse(output, sources, {}, force)
+        _refuse(output, outputs, {}, force)
     busy = f"another run is writing {output}; wait for it, or choose another -o"
     with open_held(folder / "journal.jsonl", busy) as handle:
         lines, length = _read(handle, Header(FORMAT, settings), output, force)
         named = {mask.name: mask for line in lines for mask in line.masks}
-        _refuse(output, sources, named, force)
+        _refuse(output, outputs, named, force)
         with resumable_errors(folder):
             handle.truncate(length)
             if not length:
@@ -134,11 +134,6 @@ def open_record(output: Path, settings: dict[str, str], sources: Sequence[Source
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def output_of(source: Source) -> str:
-    """The name of a pair's output: a mask of images, a change raster of GeoTIFFs; raises as :func:`are_rasters`."""
-    return f"{source.name}.tif" if are_rasters(source.before, source.after) else f"{source.name}.png"
-
-
 def _clear(folder: Path) -> None:
     """Remove what an interrupted run of other settings left beside the journal."""
     for path in folder.iterdir():
@@ -148,10 +143,9 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def _refuse(output: Path, sources: Sequence[Source], own: dict[str, Written], force: bool) -> None:
-    for source in sources:
-        name = output_of(source)
-        if source.name not in own or own[source.name].file != name:
+def _refuse(output: Path, outputs: Mapping[str, str], own: dict[str, Written], force: bool) -> None:
+    for pair, name in outputs.items():
+        if pair not in own or own[pair].file != name:
             refuse_existing(output / name, force)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,7 +25,6 @@ from misgnet_runtime.folder_record import (
     Stamp,
     Written,
     open_record,
-    output_of,
     progress_folder,
     stamp_of,
 )
@@ -98,7 +97,8 @@ def predict_folders(
     if output.resolve() in (before.resolve(), after.resolve()):
         raise UsageError(f"output {output} is a folder of images that are read; choose another -o")
     sources = find_pairs(before, after)
-    scenes = [source for source in sources if are_rasters(source.before, source.after)]
+    scenes = {source.name for source in sources if are_rasters(source.before, source.after)}
+    outputs = {source.name: f"{source.name}{'.tif' if source.name in scenes else '.png'}" for source in sources}
     _check_options(output, options, scenes)
     bundle = read_bundle(bundle_path)
     with open_detector(bundle, engine, streams, threads, batch, options.goal) as opened:
@@ -109,8 +109,8 @@ def predict_folders(
             **({"the options of scenes": _shown(options)} if scenes else {}),
         }
         try:
-            with open_record(Path(os.path.realpath(output)), settings, sources, force) as record:
-                return _run(opened, bundle, sources, scenes, record, options, log, progress)
+            with open_record(Path(os.path.realpath(output)), settings, outputs, force) as record:
+                return _run(opened, bundle, sources, outputs, record, options, log, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(INTERRUPTED) from None
 
@@ -124,7 +124,7 @@ def _shown(options: SceneOptions) -> str:
     return " ".join(f"{name} {getattr(options, name)}" for name in _SHOWN)
 
 
-def _check_options(output: Path, options: SceneOptions, scenes: list[Source]) -> None:
+def _check_options(output: Path, options: SceneOptions, scenes: set[str]) -> None:
     """UsageError for options that two folders cannot have; UnavailableError where GeoTIFFs cannot be read."""
     if options.products() or options.min_area or options.simplify:
         raise UsageError(f"output {output} is a folder; --probability, --vector and --quicklook are for one pair")
@@ -136,12 +136,12 @@ def _check_options(output: Path, options: SceneOptions, scenes: list[Source]) ->
 
 
 def _run(
-    opened: Opened, bundle: Bundle, sources: list[Source], scenes: list[Source], record: Record, options: SceneOptions,
-    log: EventLog, progress: Progress | None,
+    opened: Opened, bundle: Bundle, sources: list[Source], outputs: Mapping[str, str], record: Record,
+    options: SceneOptions, log: EventLog, progress: Progress | None,
 ) -> FolderReport:  # fmt: skip
     detector, entry, reason = opened
-    todo = [source for source in sources if not _is_written(source, record)]
-    images = [source for source in todo if source not in scenes]
+    todo = [source for source in sources if not _is_written(source, outputs[source.name], record)]
+    images, scenes = ([s for s in todo if outputs[s.name].endswith(kind)] for kind in (".png", ".tif"))
     writer = _Writer(bundle.manifest.threshold, record, len(sources) - len(todo), len(sources), progress)
     tile, size = detector.interface.tile, options.batch_of(entry, detector.interface, detector.batch)
     start = time.perf_counter()
@@ -151,9 +151,8 @@ def _run(
         writer.take,
         detector.engine.streams,
     )
-    for source in todo:
-        if source in scenes:
-            writer.finish([_run_scene(bundle, opened, source, record, options, log)])
+    for source in scenes:
+        writer.finish([_run_scene(bundle, opened, source, record, options, log)])
     speed = len(todo) / (time.perf_counter() - start) if todo else None
     masks = [record.written[source.name] for source in sources]
     pixels = sum(mask.pixels for mask in masks)
@@ -182,8 +181,9 @@ def _run_scene(
     return about
 
 
-def _is_written(source: Source, record: Record) -> bool:
-    mask, name = record.written.get(source.name), output_of(source)
+def _is_written(source: Source, name: str, record: Record) -> bool:
+    """Whether the pair's output, called ``name``, is there and of its files as they are."""
+    mask = record.written.get(source.name)
     return bool(mask and mask.file == name and mask.stamp == stamp_of(source) and (record.output / name).exists())
 
 

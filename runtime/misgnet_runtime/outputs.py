@@ -136,7 +136,7 @@ def replace_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
                 sync(path.parent)
         finally:
             os.close(lock)
-            _remove(temporary)
+            remove(temporary)
 
 
 @contextmanager
@@ -191,9 +191,9 @@ def remove_stale(path: Path) -> None:
                 os.close(handle)
 
 
-def _remove(path: Path) -> None:
-    """Remove a folder, or the file that was in its place, if it is there."""
-    if path.is_dir():
+def remove(path: Path) -> None:
+    """Remove a folder, or the file or link that is in its place, if it is there; what a disk refuses stays."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):

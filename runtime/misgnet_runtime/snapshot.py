@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.files import file_sha256
 
-State = tuple[int, ...] | None
 _RECENT = 2 * 10**9  # ns: within a tick of the file system's clock a second change leaves the same times
+
+
+class FileStamp(NamedTuple):
+    """Which file is at a path, and in what state: another one in its place, or a write to it, changes this."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileStamp:
+        """Raises OSError where there is none."""
+        found = path.stat()
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class Snapshot:
@@ -42,28 +58,21 @@ class Snapshot:
 
     def _is_recent(self) -> bool:
         now = time.time_ns()
-        return any(now - max(state[-2:]) < _RECENT for state in self._states.values() if state)
+        return any(now - max(state.mtime_ns, state.ctime_ns) < _RECENT for state in self._states.values() if state)
 
 
-def _state(path: Path) -> State:
-    """What changes with every write to a file, and where another one takes its name; None where there is none."""
+def _state(path: Path) -> FileStamp | None:
     try:
-        found = path.stat()
+        return FileStamp.of(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _sha256(paths: Iterable[Path]) -> str:
-    total = hashlib.sha256()
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                while part := file.read(1 << 20):
-                    total.update(part)
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    return total.hexdigest()
+def _sha256(paths: tuple[Path, ...]) -> str:
+    try:
+        return file_sha256(*paths)
+    except OSError as error:
+        raise InputError(f"{error.filename or paths[0]} cannot be read: {error.strerror or error}") from error
 
 
 def _changed(path: Path) -> InputError:

@@ -33,10 +33,9 @@ def scene_journal(folder: Path) -> Prepared:
 
 def folder_record(folder: Path) -> Prepared:
     from misgnet_runtime.folder_record import Written, open_record, progress_folder
-    from misgnet_runtime.tiles import Source
 
     output, settings = folder / "out", {"the engine": "cpu"}
-    sources = [Source(name, folder / f"{name}.png", folder / f"{name}.png", None) for name in "ab"]
+    outputs = {name: f"{name}.png" for name in "ab"}
     path = progress_folder(output) / "journal.jsonl"
 
     class Stop(Exception):  # noqa: N818 - as a kill: the record stays
@@ -45,7 +44,7 @@ def folder_record(folder: Path) -> Prepared:
     @contextmanager
     def begun() -> Any:
         try:
-            with open_record(output, settings, sources, force=False) as record:
+            with open_record(output, settings, outputs, force=False) as record:
                 yield record
                 raise Stop
         except Stop:

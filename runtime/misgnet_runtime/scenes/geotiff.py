@@ -63,7 +63,7 @@ def check_memory(dataset: Any, at_once: int, what: str) -> None:
     A header of some hundred bytes can declare terabytes.
     """
     block = max(height * width for height, width in dataset.block_shapes) * sum(
-        _bytes_of(dtype) for dtype in dataset.dtypes
+        bytes_of(dtype) for dtype in dataset.dtypes
     )
     for name, size in ((what, at_once), ("a block of the file", block)):
         if size > MOST_BYTES:
@@ -81,7 +81,7 @@ def cache_for(dataset: Any) -> int:
         InputError: Blocks are so large, in a way that does not suit tiles, that each would be decoded too often.
     """
     height, width = dataset.block_shapes[0]
-    pixel = sum(_bytes_of(dtype) for dtype in dataset.dtypes)
+    pixel = sum(bytes_of(dtype) for dtype in dataset.dtypes)
     down, across = -(-dataset.height // height), -(-dataset.width // width)
     # Blocks are decoded as a whole, however little of them lies within the raster.
     rows = min(down, -(-_STRIP_ROWS // height) + 1) * height
@@ -103,7 +103,7 @@ def cache_for(dataset: Any) -> int:
     return max(_LEAST_CACHE, 2 * min(strip, MOST_BYTES))  # both dates have their blocks there
 
 
-def _bytes_of(dtype: str) -> int:
+def bytes_of(dtype: str) -> int:
     """Of one value, by rasterio's name of its type; 16 for complex ones that NumPy does not know."""
     digits = "".join(c for c in dtype if c.isdigit())
     return int(digits) // 8 if digits else 16

@@ -9,8 +9,8 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from misgnet_runtime.bundle import file_sha256
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.files import file_sha256
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.scenes.agreement import check_statements, pair_warnings
 from misgnet_runtime.scenes.grids import Grid
@@ -18,8 +18,9 @@ from misgnet_runtime.scenes.interpretation import Statement, acquired, statement
 from misgnet_runtime.scenes.options import Declared, SceneOptions
 from misgnet_runtime.scenes.sampling import find_scaling, residual_shift
 from misgnet_runtime.scenes.scaling import Scaling
-from misgnet_runtime.scenes.source import FileStamp, Pair, Raster, open_pair, open_raster
+from misgnet_runtime.scenes.source import Pair, Raster, open_pair, open_raster, stamp_of
 from misgnet_runtime.scenes.unreadable import Blocks, Tally, UnreadableBlock
+from misgnet_runtime.snapshot import FileStamp
 from misgnet_runtime.words import plural
 
 
@@ -43,7 +44,7 @@ class Date:
 
     def check_unchanged(self) -> None:
         """InputError where the file is not the one that was read, or was written to since."""
-        now = FileStamp.of(self.path)
+        now = stamp_of(self.path)
         if now == self.stamp:
             return
         # Links and permissions change the last field too, and leave the bytes as they are.
@@ -127,7 +128,7 @@ def look_at_date(raster: Raster, path: Path, declared: Declared) -> Date:
     """One date, open as ``raster`` on the grid of its map; raises as :func:`find_scaling`."""
     scaling = find_scaling(raster, declared)
     digest = file_sha256(path)
-    if FileStamp.of(path) != raster.stamp:  # then it is not of the bytes that are read
+    if stamp_of(path) != raster.stamp:  # then it is not of the bytes that are read
         raise _changed(path)
     stated = statement(raster.file, scaling.bands, raster.colours)
     return Date(path, digest, raster.stamp, scaling, raster.blocks, declared, stated, acquired(raster.file))

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from misgnet_runtime.scenes.scaling import Scaling
 from misgnet_runtime.scenes.tiff_blocks import read_blocks
 from misgnet_runtime.scenes.unreadable import Blocks, UnreadableBlock, Values
 from misgnet_runtime.scenes.warping import warp_window, warped
+from misgnet_runtime.snapshot import FileStamp
 from misgnet_runtime.tiff import may_be_tiff
 from misgnet_runtime.tiling import Span
 
@@ -29,23 +30,12 @@ _MOST_WARPED_BANDS = 8
 NEUTRAL = (124, 116, 104)  # ImageNet's mean: 0 to the network
 
 
-class FileStamp(NamedTuple):
-    """Which file is at a path, and in what state: another one in its place, or a write to it, changes this."""
-
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-    @classmethod
-    def of(cls, path: Path) -> FileStamp:
-        """InputError where it is gone."""
-        try:
-            found = path.stat()
-        except OSError as error:
-            raise InputError(f"raster {path} cannot be read any more: {error.strerror}") from error
-        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+def stamp_of(path: Path) -> FileStamp:
+    """The state of a raster's file; InputError where it is gone."""
+    try:
+        return FileStamp.of(path)
+    except OSError as error:
+        raise InputError(f"raster {path} cannot be read any more: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -214,7 +204,7 @@ def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool 
     with rasterio.Env(**GDAL), ExitStack() as stack:
         if not is_file(path):
             raise InputError(f"raster {path} does not exist")
-        stamp = FileStamp.of(path)
+        stamp = stamp_of(path)
         dataset = stack.enter_context(_checked(rasterio, path))
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=max(held, cache_for(dataset))))
         colours = _colours(dataset)

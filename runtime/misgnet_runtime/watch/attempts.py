@@ -7,13 +7,12 @@ too, which goes at every end that is no crash: a disk without room does not prev
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from misgnet_runtime.clock import now
-from misgnet_runtime.outputs import resumable_errors
+from misgnet_runtime.outputs import remove, resumable_errors
 from misgnet_runtime.scenes.journal import finished_units
 from misgnet_runtime.watch.journal import Unclean, Unfinished
 
@@ -64,14 +63,14 @@ def clear(output: Path, keep: Iterable[str] = ()) -> None:
     kept = {work_folder(output, pair).name for pair in keep}
     for path in _list(output / WORKING):
         if path.name not in kept:
-            _remove(path)
+            remove(path)
     if not kept:
         with suppress(OSError):
             (output / WORKING).rmdir()
 
 
 def clear_pair(output: Path, pair: str) -> None:
-    _remove(work_folder(output, pair))
+    remove(work_folder(output, pair))
     with suppress(OSError):  # others are still worked on
         (output / WORKING).rmdir()
 
@@ -80,18 +79,10 @@ def start_over(folder: Path) -> None:
     """Remove what an earlier attempt left in the folder of a pair that is worked on."""
     for path in _list(folder):
         if path.name != _RUNNING:
-            _remove(path)
+            remove(path)
 
 
 def _list(folder: Path) -> list[Path]:
     with suppress(OSError):
         return list(folder.iterdir())
     return []
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()

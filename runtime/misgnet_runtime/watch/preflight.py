@@ -12,7 +12,7 @@ from rich.filesize import decimal
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.images import image_size
-from misgnet_runtime.scenes.geotiff import GDAL, load_rasterio, open_geotiff
+from misgnet_runtime.scenes.geotiff import GDAL, bytes_of, load_rasterio, open_geotiff
 from misgnet_runtime.scenes.inputs import check_readable
 from misgnet_runtime.scenes.journal import check_room, raw_map
 from misgnet_runtime.watch.pairing import File, FilePair
@@ -97,11 +97,5 @@ def _raster_bytes(file: File, result: Path) -> int:
     rasterio = load_rasterio("a scene")
     with rasterio.Env(**GDAL), open_geotiff(rasterio, file.path) as dataset:
         check_room(result, raw_map(dataset.height, dataset.width))
-        value = max(map(_bytes_of, dataset.dtypes))
+        value = max(map(bytes_of, dataset.dtypes))
         return int(_ROOM[0] * dataset.width * dataset.height * dataset.count * value + _ROOM[1])
-
-
-def _bytes_of(dtype: str) -> int:
-    """Of one value, by rasterio's name of its type."""
-    bits = "".join(letter for letter in dtype if letter.isdigit())
-    return max(1, int(bits or 128) // 8)
