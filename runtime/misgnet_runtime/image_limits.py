@@ -70,7 +70,7 @@ def _check_jpeg(file: BinaryIO) -> None:
         _check(count, extra + gaps)
         if scans > JPEG_SCANS or gaps > _GAP:
             words = f"more than {JPEG_SCANS} scans" if scans > JPEG_SCANS else "bytes between its segments"
-            raise ValueError(f"it has {words}; save it anew")
+            raise ValueError(f"it has {words}; save it again")
     if not found:
         raise EOFError(_TRUNCATED)
 
@@ -119,15 +119,15 @@ def _check_tiles(width: int, height: int, tile_width: int, tile_height: int) -> 
         return
     pixels = -(-width // tile_width) * tile_width * -(-height // tile_height) * tile_height
     if pixels > TIFF_TILED_PIXELS:
-        raise ValueError(f"its tiles have {pixels} pixels, and {TIFF_TILED_PIXELS} are the most; save it anew")
+        raise ValueError(f"its tiles have {pixels} pixels, and {TIFF_TILED_PIXELS} are the most; save it again")
     fits = tile_width < width + _ROUNDING and tile_height < height + _ROUNDING
     if not fits and tile_width * tile_height > TIFF_TILE_PIXELS:
-        raise ValueError(f"its tiles of {tile_width} x {tile_height} px are larger than the image; save it anew")
+        raise ValueError(f"its tiles of {tile_width} x {tile_height} px are larger than the image; save it again")
 
 
 def _check(parts: int, extra: int) -> None:
     if parts > IMAGE_PARTS:
-        raise ValueError(f"it has more than {IMAGE_PARTS} chunks, segments, strips or tiles; save it anew")
+        raise ValueError(f"it has more than {IMAGE_PARTS} chunks, segments, strips or tiles; save it again")
     if extra > IMAGE_EXTRA_BYTES:
         raise ValueError(f"it has more than {IMAGE_EXTRA_BYTES} bytes beside its pixels; save it without them")
 

@@ -31,10 +31,11 @@ def watch(
     reprocess: Annotated[bool, typer.Option("--reprocess", help="process pairs anew whose files have changed")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="try pairs again that failed before")] = False,
     max_attempts: Annotated[
-        int, typer.Option(help="of a pair that end the process without progress, before it counts as failed")
+        int,
+        typer.Option(help="times that a pair may end the process without progress before it is set aside as failed"),
     ] = 3,
     max_seconds: Annotated[
-        _Seconds, typer.Option(help="of each pair, in a process of its own (default: no limit)")
+        _Seconds, typer.Option(help="time limit for each pair, which then has a process of its own (default: no limit)")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace others' outputs; go on with another bundle")] = False,
     probability: Annotated[bool, typer.Option("--probability", help="also NAME_probability.tif")] = False,

@@ -33,7 +33,7 @@ def refused_by_source(error: Exception) -> bool:
 
 
 def message_of(error: Exception) -> str:
-    """What a user is told of an error; of one that nobody foresaw with its type."""
+    """The message of an error; of one that nobody foresaw with its type."""
     return str(error) if isinstance(error, MisgnetError) else f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
