@@ -19,8 +19,8 @@ from PIL import Image, ImageFile, ImageOps
 from misgnet_runtime.errors import InputError, UnreadableError, UsageError
 from misgnet_runtime.files import is_no_file
 from misgnet_runtime.image_limits import check_parts
-from misgnet_runtime.scenes.tiff_blocks import read_blocks
 from misgnet_runtime.tiff import DATE_TIME, ORIENTATION, is_tiff, read_header
+from misgnet_runtime.tiff_blocks import read_blocks
 from misgnet_runtime.words import plural
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")

@@ -19,11 +19,11 @@ from misgnet_runtime.scenes.geotiff import GDAL, cache_for, check_memory, load_r
 from misgnet_runtime.scenes.grids import Grid, check_overlap, check_same
 from misgnet_runtime.scenes.interpretation import check_interpretation
 from misgnet_runtime.scenes.scaling import Scaling
-from misgnet_runtime.scenes.tiff_blocks import read_blocks
 from misgnet_runtime.scenes.unreadable import Blocks, UnreadableBlock, Values
 from misgnet_runtime.scenes.warping import warp_window, warped
 from misgnet_runtime.snapshot import FileStamp
 from misgnet_runtime.tiff import may_be_tiff
+from misgnet_runtime.tiff_blocks import read_blocks
 from misgnet_runtime.tiling import Span
 
 _MOST_WARPED_BANDS = 8

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.errors import UnreadableError
 from misgnet_runtime.images import Mask
-from misgnet_runtime.scenes.tiff_blocks import Layer, TiffBlocks, read_blocks
+from misgnet_runtime.tiff_blocks import Layer, TiffBlocks, read_blocks
 from misgnet_runtime.tiling import Span
 from misgnet_runtime.words import plural
 
