@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from misgnet.network import MISGNet
 from misgnet.tensors import normalise, unit_range
-from misgnet_runtime.callables import Progress
-from misgnet_runtime.images import Mask
+from misgnet_runtime.callables import Mask, Progress
 from misgnet_runtime.metrics import Confusion
 from misgnet_runtime.scene import predict_scene
 from misgnet_runtime.tiles import Tile, TileSet, stack

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from misgnet.evaluation import JudgedTile
-from misgnet_runtime.images import Mask, RgbImage
+from misgnet_runtime.callables import Mask, RgbImage
 
 # Colours apart in lightness as well as in hue, so that colour-blind readers can tell them apart.
 LEGEND: tuple[tuple[str, tuple[int, int, int]], ...] = (

@@ -14,8 +14,8 @@ from PIL import Image
 from misgnet.evaluation import predict_pair
 from misgnet.network import MISGNet
 from misgnet.pictures import overlay
-from misgnet_runtime.callables import Progress
-from misgnet_runtime.images import RgbImage, check_mask_name, read_pair, write_mask
+from misgnet_runtime.callables import Progress, RgbImage
+from misgnet_runtime.images import check_mask_name, read_pair, write_mask
 from misgnet_runtime.outputs import refuse_existing, refuse_inputs, replace_file, replace_folder
 from misgnet_runtime.tiles import common_size, find_sources
 

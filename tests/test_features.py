@@ -22,9 +22,10 @@ from fake_split import FakeSplit
 from logs import Collected
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
 from misgnet_runtime.scenes import encoding as encoding_module
+from misgnet_runtime.scenes.declared import Declared
 from misgnet_runtime.scenes.encode import EncodeReport, encode_file
 from misgnet_runtime.scenes.features import open_features, record_type, valid_pixels
-from misgnet_runtime.scenes.options import Declared, SceneOptions
+from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.source import NEUTRAL
 from misgnet_runtime.scenes.windows import lay_out
 from scenes import scene, write_raster

@@ -20,8 +20,9 @@ from ends import in_child
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import reader
 from misgnet_runtime.scenes import geotiff
+from misgnet_runtime.scenes.declared import Declared
 from misgnet_runtime.scenes.geotiff import open_geotiff
-from misgnet_runtime.scenes.options import Declared, SceneOptions
+from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.predict import predict_scene_files
 from misgnet_runtime.scenes.windows import lay_out
 from scenes import read, scene, write_raster

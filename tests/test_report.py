@@ -27,8 +27,8 @@ from misgnet_export.report import (
     stage_table,
     throughput_table,
 )
+from misgnet_runtime.callables import Mask
 from misgnet_runtime.gate import Interval
-from misgnet_runtime.images import Mask
 from misgnet_runtime.metrics import Confusion
 from misgnet_runtime.parity import EngineParity, Judged, ParityReport, TileParity, compare
 from misgnet_runtime.throughput import Timing

@@ -31,9 +31,10 @@ from misgnet_runtime import cli
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
 from misgnet_runtime.scenes import encoding as encoding_module
 from misgnet_runtime.scenes import predict as predict_module
+from misgnet_runtime.scenes.declared import Declared
 from misgnet_runtime.scenes.encode import encode_file
 from misgnet_runtime.scenes.grids import Grid
-from misgnet_runtime.scenes.options import Declared, SceneOptions, SeriesOptions
+from misgnet_runtime.scenes.options import SceneOptions, SeriesOptions
 from misgnet_runtime.scenes.predict import predict_scene_files
 from misgnet_runtime.scenes.run import SceneReport
 from misgnet_runtime.scenes.series import Listener, run_series

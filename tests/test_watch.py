@@ -356,7 +356,7 @@ def test_geotiffs_become_maps_and_products(place: Place) -> None:
         write_raster(place.folder / f"s_{date}.tif", pixels.astype(np.uint16) * 100)
     place.run()
     assert "holds uint16" in place.journal()[-1]["message"]  # declared nowhere
-    from misgnet_runtime.scenes.options import Declared
+    from misgnet_runtime.scenes.declared import Declared
 
     declared = Declared(scale=(1 / 25500,))
     options = replace(

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from misgnet.datasets.split import PlacedCell
 from misgnet.datasets.units import TilePixels
+from misgnet_runtime.callables import Mask, RgbImage
 from misgnet_runtime.errors import InputError, UnreadableError
-from misgnet_runtime.images import Mask, RgbImage
+from misgnet_runtime.scenes.declared import Declared
 from misgnet_runtime.scenes.geotiff import GDAL, check_memory, has_place, load_rasterio, open_geotiff, same_place
 from misgnet_runtime.scenes.interpretation import check_interpretation, statement
-from misgnet_runtime.scenes.options import Declared
 from misgnet_runtime.scenes.scaling import choose_bands
 from misgnet_runtime.scenes.unreadable import Blocks
 from misgnet_runtime.snapshot import Snapshot

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from misgnet.datasets.record import Header
-from misgnet_runtime.images import Mask, RgbImage
+from misgnet_runtime.callables import Mask, RgbImage
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import torch
 from misgnet.augmentation import Pair, augment
 from misgnet.tensors import tile_tensors
 from misgnet.training.recipe import Recipe
+from misgnet_runtime.callables import Mask, RgbImage
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.images import Mask, RgbImage
 from misgnet_runtime.tiles import Source, Tile, TileRef, TileSet, load_source
 from misgnet_runtime.tiling import cut
 

@@ -82,7 +82,8 @@ def predict(
 
     A folder's or GeoTIFF's run that was interrupted is gone on with by the same command.
     """
-    from misgnet_runtime.scenes.options import SceneOptions, declared_dates
+    from misgnet_runtime.scenes.declared import declared_dates
+    from misgnet_runtime.scenes.options import SceneOptions
 
     first, second = declared_dates(
         (bands, scale, offset, stretch),

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.callables import Predict
+from misgnet_runtime.callables import Predict, RgbImage
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.errors import GateFailed, InputError
-from misgnet_runtime.images import RgbImage
 from misgnet_runtime.manifest import Interface, TensorEntry
 from misgnet_runtime.normalisation import normalise
 from misgnet_runtime.scene import predict_scene

@@ -17,8 +17,9 @@ from typing import Literal
 
 import msgspec
 
+from misgnet_runtime.callables import Mask
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.images import Mask, write_mask
+from misgnet_runtime.images import write_mask
 from misgnet_runtime.lines import FileName, append_line, decode_lines, open_held
 from misgnet_runtime.manifest import JSON_ERRORS, Count, Struct
 from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors, sync

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from misgnet_runtime.bundle import Bundle, read_bundle
-from misgnet_runtime.callables import Progress
+from misgnet_runtime.callables import Mask, Progress, RgbImage
 from misgnet_runtime.choice import Opened, open_detector
 from misgnet_runtime.detector import Probability
 from misgnet_runtime.errors import UsageError
@@ -28,7 +28,7 @@ from misgnet_runtime.folder_record import (
     progress_folder,
     stamp_of,
 )
-from misgnet_runtime.images import Mask, RgbImage, read_pair
+from misgnet_runtime.images import read_pair
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.predict import are_rasters, warn_of_images
 from misgnet_runtime.scenes.geotiff import load_rasterio

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
+from misgnet_runtime.callables import Mask, RgbImage
 from misgnet_runtime.errors import InputError, UnreadableError, UsageError
 from misgnet_runtime.files import is_no_file
 from misgnet_runtime.image_limits import check_parts
@@ -32,8 +33,6 @@ _DECODE_ERRORS = (  # what Pillow's readers raise on damaged files
 _WIDTH, _HEIGHT = 256, 257  # TIFF's tags
 _EXIF, _TAKEN = 34665, 36867  # EXIF's own directory, and DateTimeOriginal in it
 _LYING = (5, 6, 7, 8)  # orientations that exchange height and width
-RgbImage = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
 
 
 def read_image(path: Path) -> RgbImage:

@@ -8,7 +8,7 @@ from operator import add
 
 import numpy as np
 
-from misgnet_runtime.images import Mask
+from misgnet_runtime.callables import Mask
 
 
 @dataclass(frozen=True)

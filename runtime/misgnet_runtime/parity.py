@@ -9,10 +9,9 @@ import numpy as np
 from msgspec import field
 from numpy.typing import NDArray
 
-from misgnet_runtime.callables import Predict, Progress
+from misgnet_runtime.callables import Mask, Predict, Progress
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.gate import Interval, Verdict, bootstrap_drop, decide, f1_drop
-from misgnet_runtime.images import Mask
 from misgnet_runtime.manifest import GateRule, Struct
 from misgnet_runtime.metrics import Confusion
 from misgnet_runtime.tiles import Tile, TileSet, stack

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from misgnet_runtime.callables import RgbImage
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.files import is_file
-from misgnet_runtime.images import RgbImage, check_mask_name, image_time, is_raster, read_pair, same_bytes, write_mask
+from misgnet_runtime.images import check_mask_name, image_time, is_raster, read_pair, same_bytes, write_mask
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.outputs import refuse_existing, refuse_inputs, replace_file
 from misgnet_runtime.scenes.agreement import SAME_FILE, wrong_order

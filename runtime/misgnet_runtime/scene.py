@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.callables import Predict
+from misgnet_runtime.callables import Predict, RgbImage
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.images import RgbImage
 from misgnet_runtime.tiling import cover, cut
 
 

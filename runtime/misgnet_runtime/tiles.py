@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from misgnet_runtime.callables import Progress
+from misgnet_runtime.callables import Mask, Progress, RgbImage
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.images import SUFFIXES, Mask, RgbImage, image_size, read_label, read_pair
+from misgnet_runtime.images import SUFFIXES, image_size, read_label, read_pair
 from misgnet_runtime.snapshot import Snapshot
 from misgnet_runtime.tiling import Cell, cover, cut
 

@@ -92,8 +92,9 @@ def _encoded(form: str, options: dict[str, Any]) -> bytes:
 
 def geotiff(folder: Path) -> Prepared:
     from misgnet_runtime.errors import MisgnetError
+    from misgnet_runtime.scenes.declared import Declared
     from misgnet_runtime.scenes.inputs import look_at
-    from misgnet_runtime.scenes.options import Declared, SceneOptions
+    from misgnet_runtime.scenes.options import SceneOptions
     from scenes import scene, write_raster
 
     before, after = scene(96, 80)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from misgnet_runtime.images import Mask, RgbImage
+from misgnet_runtime.callables import Mask, RgbImage
 from misgnet_runtime.parity import EngineParity, TileParity
 
 Kind = Literal["worst", "typical"]

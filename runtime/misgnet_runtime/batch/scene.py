@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.scenes.options import VECTOR_SUFFIXES, SceneOptions, declared_dates
+from misgnet_runtime.scenes.declared import declared_dates
+from misgnet_runtime.scenes.options import VECTOR_SUFFIXES, SceneOptions
 
 _PIXELS = ("bands", "scale", "offset", "stretch")
 _DATES = ("", "before_", "after_")

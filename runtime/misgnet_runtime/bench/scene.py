@@ -65,7 +65,7 @@ def run_scene(task: SceneTask) -> SceneRun:
 
 def check_scene(before: Path, after: Path) -> None:
     """Before anything slow: raises as ``predict`` does where the pair cannot be read, or not without declarations."""
-    from misgnet_runtime.scenes.options import Declared
+    from misgnet_runtime.scenes.declared import Declared
     from misgnet_runtime.scenes.sampling import find_scaling
     from misgnet_runtime.scenes.source import open_pair
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.scenes.declared import Declared
 from misgnet_runtime.scenes.interpretation import RGB, UNSTATED, Statement
-from misgnet_runtime.scenes.options import Declared
 from misgnet_runtime.scenes.scaling import Scaling
 
 SAME_FILE = "BEFORE and AFTER are the same file, so nothing can have changed; is one of them meant to be another date?"

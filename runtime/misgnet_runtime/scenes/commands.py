@@ -40,8 +40,9 @@ def encode(
 
     A run that was interrupted is gone on with by the same command.
     """
+    from misgnet_runtime.scenes.declared import Declared
     from misgnet_runtime.scenes.encode import encode_file
-    from misgnet_runtime.scenes.options import Declared, SceneOptions
+    from misgnet_runtime.scenes.options import SceneOptions
 
     declared = Declared.parse("", bands, scale, offset, stretch)
     options = SceneOptions(
@@ -97,7 +98,8 @@ def series(
 
     A series that was interrupted is gone on with by the same command, and one with more dates by the longer command.
     """
-    from misgnet_runtime.scenes.options import SceneOptions, SeriesOptions, declared_dates
+    from misgnet_runtime.scenes.declared import declared_dates
+    from misgnet_runtime.scenes.options import SceneOptions, SeriesOptions
     from misgnet_runtime.scenes.series import Listener, run_series
 
     first, later = declared_dates(

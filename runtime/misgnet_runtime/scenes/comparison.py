@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.callables import Progress
-from misgnet_runtime.images import Mask, RgbImage
+from misgnet_runtime.callables import Mask, Progress, RgbImage
 from misgnet_runtime.scenes.features import FeatureFile, names_of, valid_pixels
 from misgnet_runtime.scenes.inference import Work, fill
 from misgnet_runtime.scenes.journal import Journal

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.bundle import Bundle
-from misgnet_runtime.callables import Progress
-from misgnet_runtime.images import RgbImage
+from misgnet_runtime.callables import Progress, RgbImage
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.manifest import EngineEntry
 from misgnet_runtime.outputs import publish, refuse_existing, resumable_errors

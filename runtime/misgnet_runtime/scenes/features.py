@@ -20,9 +20,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from misgnet_runtime.callables import Mask
 from misgnet_runtime.errors import GateFailed, InputError
 from misgnet_runtime.files import is_no_file
-from misgnet_runtime.images import Mask
 from misgnet_runtime.limits import FEATURES_FOOTER_BYTES
 from misgnet_runtime.manifest import JSON_ERRORS, Count, Positive, Struct, TensorEntry
 from misgnet_runtime.scenes.journal import difference

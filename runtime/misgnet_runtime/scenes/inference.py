@@ -11,9 +11,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.callables import Predict, Progress
+from misgnet_runtime.callables import Predict, Progress, RgbImage
 from misgnet_runtime.detector import sound
-from misgnet_runtime.images import RgbImage
 from misgnet_runtime.scenes.journal import Journal
 from misgnet_runtime.scenes.pipeline import run_pipeline
 from misgnet_runtime.scenes.scaling import Scaling

@@ -13,9 +13,10 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.files import file_sha256
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.scenes.agreement import check_statements, pair_warnings
+from misgnet_runtime.scenes.declared import Declared
 from misgnet_runtime.scenes.grids import Grid
 from misgnet_runtime.scenes.interpretation import Statement, acquired, statement
-from misgnet_runtime.scenes.options import Declared, SceneOptions
+from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.sampling import find_scaling, residual_shift
 from misgnet_runtime.scenes.scaling import Scaling
 from misgnet_runtime.scenes.source import Pair, Raster, open_pair, open_raster, stamp_of

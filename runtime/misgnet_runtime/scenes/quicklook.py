@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from misgnet_runtime.images import RgbImage
+from misgnet_runtime.callables import RgbImage
 from misgnet_runtime.scenes.probabilities import Probabilities
 from misgnet_runtime.scenes.scaling import Scaling
 from misgnet_runtime.scenes.source import Pair

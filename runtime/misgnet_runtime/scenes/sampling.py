@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.images import RgbImage
+from misgnet_runtime.callables import RgbImage
+from misgnet_runtime.scenes.declared import Declared
 from misgnet_runtime.scenes.interpretation import statement
-from misgnet_runtime.scenes.options import Declared
 from misgnet_runtime.scenes.scaling import Scaling, check_stretch, choose_bands, declared_scaling, stretched
 from misgnet_runtime.scenes.source import Pair, Raster
 from misgnet_runtime.tiling import Span

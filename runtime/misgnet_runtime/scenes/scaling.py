@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from misgnet_runtime.callables import RgbImage
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.images import RgbImage
+from misgnet_runtime.scenes.declared import Declared
 from misgnet_runtime.scenes.interpretation import RGB, UNSTATED, Statement
-from misgnet_runtime.scenes.options import Declared
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from misgnet_runtime.callables import Mask, RgbImage
 from misgnet_runtime.errors import InputError, UnreadableError
 from misgnet_runtime.files import is_file
-from misgnet_runtime.images import Mask, RgbImage
 from misgnet_runtime.scenes.geotiff import GDAL, cache_for, check_memory, load_rasterio, open_geotiff
 from misgnet_runtime.scenes.grids import Grid, check_overlap, check_same
 from misgnet_runtime.scenes.interpretation import check_interpretation

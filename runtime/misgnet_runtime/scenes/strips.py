@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from misgnet_runtime.images import Mask, RgbImage
+from misgnet_runtime.callables import Mask, RgbImage
 from misgnet_runtime.scenes.unreadable import UnreadableBlock
 from misgnet_runtime.scenes.windows import Layout
 from misgnet_runtime.tiling import Span, reflect

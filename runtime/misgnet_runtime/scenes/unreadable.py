@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from misgnet_runtime.callables import Mask
 from misgnet_runtime.errors import UnreadableError
-from misgnet_runtime.images import Mask
 from misgnet_runtime.tiff_blocks import Layer, TiffBlocks, read_blocks
 from misgnet_runtime.tiling import Span
 from misgnet_runtime.words import plural

@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+from misgnet_runtime.callables import RgbImage
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.images import RgbImage
+from misgnet_runtime.scenes.declared import Declared
 from misgnet_runtime.scenes.geotiff import GDAL, check_memory, load_rasterio, open_geotiff
 from misgnet_runtime.scenes.grids import Grid, difference
-from misgnet_runtime.scenes.options import Declared
 from misgnet_runtime.scenes.sampling import find_scaling
 from misgnet_runtime.scenes.source import Raster, open_raster
 from misgnet_runtime.tiling import Span

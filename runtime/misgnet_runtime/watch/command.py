@@ -69,7 +69,8 @@ def watch(
     Pairs of GeoTIFFs become maps, pairs of PNG or JPEG images masks. OUT/watch.jsonl says what became of each; a
     watcher that is started again resumes from there. SIGTERM and Ctrl-C end it. Links are not followed.
     """
-    from misgnet_runtime.scenes.options import SceneOptions, declared_dates
+    from misgnet_runtime.scenes.declared import declared_dates
+    from misgnet_runtime.scenes.options import SceneOptions
     from misgnet_runtime.watch.options import Products, WatchOptions
     from misgnet_runtime.watch.pairing import Naming
     from misgnet_runtime.watch.service import watch_folder
