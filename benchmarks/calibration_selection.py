@@ -24,21 +24,21 @@ import numpy as np
 import onnx
 
 from misgnet.checkpoint import load_network
-from misgnet_calibration.calibrators import DEFAULT, Calibrator, named
-from misgnet_calibration.observers import Range
-from misgnet_calibration.quantize import quantize
-from misgnet_calibration.recipes import CPU
-from misgnet_calibration.selection import FewTilesWarning, TileFacts, describe_tiles, draw_tiles, pick
-from misgnet_export.decision import Decision
-from misgnet_export.features import encoder_features
+from misgnet_calibration.quantizer.quantize import quantize
+from misgnet_calibration.quantizer.recipes import CPU
+from misgnet_calibration.statistics.calibrators import DEFAULT, Calibrator, named
+from misgnet_calibration.statistics.observers import Range
+from misgnet_calibration.statistics.tile_selection import FewTilesWarning, TileFacts, describe_tiles, draw_tiles, pick
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
-from misgnet_export.quantization import observe
+from misgnet_export.pipeline.calibrate import observe
+from misgnet_export.pipeline.features import encoder_features
+from misgnet_export.pipeline.validation_loss import Decision
+from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.machine import describe_machine, machine_line
-from misgnet_runtime.manifest import Interface
-from misgnet_runtime.outputs import write_file
-from misgnet_runtime.tiles import TileSet, check_disjoint
+from misgnet_runtime.raster.dataset import TileSet, check_disjoint
+from misgnet_runtime.storage.atomic import write_file
 
 CHOICES = ("represent", "random", "first")
 

@@ -25,13 +25,13 @@ import numpy as np
 from msgspec import field
 
 from benchmarks.commands import new_parser, told_errors
-from misgnet_runtime.bundle import Bundle, read_bundle
-from misgnet_runtime.detector import arrays_for
+from misgnet_runtime.bundle.golden import read_golden
+from misgnet_runtime.bundle.manifest import Struct, encode
+from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.errors import UnavailableError
-from misgnet_runtime.golden import read_golden
+from misgnet_runtime.inference.detector import arrays_for
 from misgnet_runtime.machine import describe_machine, installed_versions, machine_line
-from misgnet_runtime.manifest import Struct, encode
-from misgnet_runtime.outputs import write_file
+from misgnet_runtime.storage.atomic import write_file
 
 Feed = dict[str, np.ndarray]
 # A graph and one pair after the other to what each call took: (operator, kernel) and milliseconds of each node.
@@ -73,7 +73,7 @@ def in_onnxruntime(graph: Path, feeds: list[Feed]) -> list[list[tuple[str, str, 
     """ONNX Runtime's profile, opened as the runtime does; its nodes are those that it has made of ``graph``'s."""
     import onnxruntime
 
-    from misgnet_runtime.engines.ort import DISABLED_OPTIMIZERS, session_options
+    from misgnet_runtime.engines.onnxruntime import DISABLED_OPTIMIZERS, session_options
 
     with tempfile.TemporaryDirectory() as folder:
         options = session_options()

@@ -20,15 +20,15 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from misgnet_runtime.bench.plan import BenchOptions, Plan, make_plan, tasks_of
-from misgnet_runtime.bench.scene import SceneTask, run_scene
-from misgnet_runtime.bundle import Bundle, read_bundle
+from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.engines import batch_for_scenes, streams_for_scenes
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.images import image_size, read_image
+from misgnet_runtime.inference.throughput import measure
 from misgnet_runtime.machine import describe_machine, machine_line, usable_cores
-from misgnet_runtime.outputs import write_file
-from misgnet_runtime.throughput import measure
+from misgnet_runtime.measure.bench.matrix import BenchOptions, Plan, make_plan, tasks_of
+from misgnet_runtime.measure.bench.scene import SceneTask, run_scene
+from misgnet_runtime.raster.images import image_size, read_image
+from misgnet_runtime.storage.atomic import write_file
 
 METRES_PER_PIXEL = 0.5
 BLOCK = 512

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from misgnet_runtime.machine import describe_machine, machine_line
-from misgnet_runtime.outputs import write_file
+from misgnet_runtime.storage.atomic import write_file
 
 PRECISIONS = ("bf16", "fp32")
 # Multiply-adds counted as two: 12.5 GFLOP forward for a pair of 256 x 256, and twice that backward.
@@ -69,7 +69,7 @@ def measure(precision: Any, tiles: Path, options: argparse.Namespace) -> dict[st
     import torch
 
     from misgnet.training import Recipe, StepReport, train
-    from misgnet_runtime.tiles import TileSet
+    from misgnet_runtime.raster.dataset import TileSet
 
     data = TileSet.open(tiles, options.tile)
     recipe = Recipe(minutes=options.seconds / 60, batch=options.batch, precision=precision, validate_every=10**6)

@@ -17,9 +17,9 @@ import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
-from misgnet_runtime.images import Mask, RgbImage, read_pair, write_mask
-from misgnet_runtime.outputs import replace_file
-from misgnet_runtime.scene import predict_scene
+from misgnet_runtime.inference.tiled import predict_scene
+from misgnet_runtime.raster.images import Mask, RgbImage, read_pair, write_mask
+from misgnet_runtime.storage.atomic import replace_file
 
 
 class RemoteModel:

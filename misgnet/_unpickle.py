@@ -20,7 +20,7 @@ import torch
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import CHECKPOINT_DIRECTORY_BYTES, PICKLE_BYTES, PICKLE_KEY, PICKLE_STEPS, WEIGHTS_BYTES
-from misgnet_runtime.zips import ZIP_ERRORS, LimitedZip
+from misgnet_runtime.storage.zips import ZIP_ERRORS, LimitedZip
 
 _DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,

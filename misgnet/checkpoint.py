@@ -20,9 +20,9 @@ from safetensors.torch import load, save
 from misgnet._unpickle import Record, TensorRef, TorchArchive, shown
 from misgnet.network import MISGNet, build_misgnet
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.files import is_no_file
 from misgnet_runtime.limits import CHECKPOINT_ENTRIES, PICKLE_KEY, SAFETENSORS_HEADER_BYTES, WEIGHTS_BYTES
-from misgnet_runtime.outputs import write_file
+from misgnet_runtime.storage.atomic import write_file
+from misgnet_runtime.storage.files import is_no_file
 
 # Encoder stage 4 is in published checkpoints and never reaches the output.
 _UNUSED = ("backbone.patch_embed4.", "backbone.block4.", "backbone.norm4.")

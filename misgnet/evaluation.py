@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from misgnet.network import MISGNet
 from misgnet.tensors import normalise, unit_range
+from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.callables import Mask, Progress
-from misgnet_runtime.metrics import Confusion
-from misgnet_runtime.scene import predict_scene
-from misgnet_runtime.tiles import Tile, TileSet, stack
+from misgnet_runtime.inference.tiled import predict_scene
+from misgnet_runtime.raster.dataset import Tile, TileSet, stack
 
 
 @dataclass(frozen=True)

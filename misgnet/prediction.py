@@ -15,9 +15,9 @@ from misgnet.evaluation import predict_pair
 from misgnet.network import MISGNet
 from misgnet.pictures import overlay
 from misgnet_runtime.callables import Progress, RgbImage
-from misgnet_runtime.images import check_mask_name, read_pair, write_mask
-from misgnet_runtime.outputs import refuse_existing, refuse_inputs, replace_file, replace_folder
-from misgnet_runtime.tiles import common_size, find_sources
+from misgnet_runtime.raster.dataset import common_size, find_sources
+from misgnet_runtime.raster.images import check_mask_name, read_pair, write_mask
+from misgnet_runtime.storage.atomic import refuse_existing, refuse_inputs, replace_file, replace_folder
 
 Writer = Callable[[Path], None]
 

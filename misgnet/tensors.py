@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from misgnet_runtime.normalisation import IMAGENET_MEAN, IMAGENET_STD
-from misgnet_runtime.tiles import Tile, stack
+from misgnet_runtime.bundle.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from misgnet_runtime.raster.dataset import Tile, stack
 
 
 def unit_range(images: np.ndarray) -> Tensor:

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from logs import Collected
-from misgnet_runtime.batch.driver import Driver, Listener
-from misgnet_runtime.batch.pool import Ended, Event, Ready
-from misgnet_runtime.batch.record import Done, Failed, Record, open_record
-from misgnet_runtime.batch.run import BatchOptions, BatchReport, run_batch
-from misgnet_runtime.batch.scene import Scene
-from misgnet_runtime.batch.table import Shard
-from misgnet_runtime.batch.worker import Hello, Outcome, SceneWorker, Setup, Task
-from misgnet_runtime.bundle import read_bundle
-from misgnet_runtime.scenes.options import SceneOptions
-from misgnet_runtime.scenes.predict import predict_scene_files
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.jobs.batch.driver import Driver, Listener
+from misgnet_runtime.jobs.batch.pool import Ended, Event, Ready
+from misgnet_runtime.jobs.batch.record import Done, Failed, Record, open_record
+from misgnet_runtime.jobs.batch.row import Scene
+from misgnet_runtime.jobs.batch.run import BatchOptions, BatchReport, run_batch
+from misgnet_runtime.jobs.batch.table import Shard
+from misgnet_runtime.jobs.batch.worker import Hello, Outcome, SceneWorker, Setup, Task
+from misgnet_runtime.jobs.scene.options import SceneOptions
+from misgnet_runtime.jobs.scene.predict import predict_scene_files
 from scenes import read, scene, write_raster
 
 FIGURES = {"changed_share": 0.5, "unread": [0, 0]}

@@ -14,12 +14,9 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from PIL import Image
 
-from misgnet_runtime.bundle import describe_files
-from misgnet_runtime.bundle_files import MANIFEST
-from misgnet_runtime.detector import ChangeDetector
-from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
-from misgnet_runtime.golden import GoldenTiles, write_golden
-from misgnet_runtime.manifest import (
+from misgnet_runtime.bundle.golden import GoldenTiles, write_golden
+from misgnet_runtime.bundle.layout import MANIFEST
+from misgnet_runtime.bundle.manifest import (
     SCHEMA_VERSION,
     Calibration,
     EngineEntry,
@@ -31,7 +28,10 @@ from misgnet_runtime.manifest import (
     TensorEntry,
     encode,
 )
-from misgnet_runtime.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from misgnet_runtime.bundle.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from misgnet_runtime.bundle.reader import describe_files
+from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
+from misgnet_runtime.inference.detector import ChangeDetector
 
 DATA = Path(__file__).with_name("data")
 TILE = 64

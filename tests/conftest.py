@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from misgnet_runtime.trust.policy import use_allow_older, use_key
+from misgnet_runtime.bundle.signing.policy import use_allow_older, use_key
 
 # One thread is enough for tests, and many times faster where other work runs on the same cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

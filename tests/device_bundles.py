@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 import fake_tensorrt
 from bundles import FLOAT, INTERFACE, TILE, expected, images, make_bundle
-from misgnet_runtime.bundle import describe_files
-from misgnet_runtime.bundle_files import MANIFEST
-from misgnet_runtime.evaluation import ROLE, EvaluationTiles, write_evaluation
-from misgnet_runtime.manifest import EngineEntry, SplitEntry, decode_manifest, encode
+from misgnet_runtime.accuracy.evaluation_tiles import ROLE, EvaluationTiles, write_evaluation
+from misgnet_runtime.bundle.layout import MANIFEST
+from misgnet_runtime.bundle.manifest import EngineEntry, SplitEntry, decode_manifest, encode
+from misgnet_runtime.bundle.reader import describe_files
 
 GRAPH, ENCODER, HEAD = "graphs/int8.onnx", "graphs/encoder.onnx", "graphs/int8_head.onnx"
 DEVICE = EngineEntry(

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from misgnet_runtime.cuda import Bytes, CudaGraphs, Device
+from misgnet_runtime.engines.cuda import Bytes, CudaGraphs, Device
 from misgnet_runtime.errors import UnavailableError
 
 Work = Callable[[], None]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fake_cuda import FakeDriver
-from misgnet_runtime.cuda import Bytes
+from misgnet_runtime.engines.cuda import Bytes
 from misgnet_runtime.errors import UnavailableError
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundles import FEATURES, INTERFACE, SPLIT_FLOAT
-from misgnet_runtime.manifest import Interface, TensorEntry
+from misgnet_runtime.bundle.manifest import Interface, TensorEntry
 
 
 class FakeSplit:

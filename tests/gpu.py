@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from misgnet_runtime import cuda
-from misgnet_runtime.cuda import CudaDriver, CudaPython, PyCuda, first_device
+from misgnet_runtime.engines import cuda
+from misgnet_runtime.engines.cuda import CudaDriver, CudaPython, PyCuda, first_device
 from misgnet_runtime.errors import UnavailableError
 
 DRIVERS: dict[str, CudaDriver] = {}

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).with_name("aarch64")))
 import compare
 
 from bundles import FLOAT, INT8, TILE, expected, images, make_bundle, write_image
-from misgnet_runtime.images import write_mask
+from misgnet_runtime.raster.images import write_mask
 
 SCRIPT = Path(__file__).parent / "aarch64" / "run.sh"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")

@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from graphs import images, parsed, two_branch
-from misgnet_calibration.accuracy import (
+from misgnet_calibration.algorithms.accuracy_control import (
     NO_NUMBERS,
     ControlReport,
     Effect,
@@ -35,7 +35,7 @@ from misgnet_calibration.accuracy import (
     passes,
     ties_of,
 )
-from misgnet_calibration.accuracy.decision import (
+from misgnet_calibration.algorithms.accuracy_control.decision import (
     best,
     closest,
     excess,
@@ -46,20 +46,20 @@ from misgnet_calibration.accuracy.decision import (
     reason,
     seconds_left,
 )
-from misgnet_calibration.accuracy.groups import group_name
-from misgnet_calibration.graph import Graph
-from misgnet_calibration.observers import Histogram, Range
-from misgnet_calibration.placement import activations, int8_share, place
-from misgnet_calibration.placement_rules import EVERYTHING_RULES
-from misgnet_calibration.quantize import quantize
-from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
+from misgnet_calibration.algorithms.accuracy_control.groups import group_name
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.placement import activations, int8_share, place
+from misgnet_calibration.quantizer.quantize import quantize
+from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, Recipe
+from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
+from misgnet_calibration.statistics.observers import Histogram, Range
 from misgnet_export.report import render
 from misgnet_export.report.control import ControlRecord, control_table, draw_control, record_of, step_rows, summary
-from misgnet_runtime.engines.ort import OnnxRuntimeEngine
+from misgnet_runtime.accuracy.gate import decide, f1_drop
+from misgnet_runtime.accuracy.metrics import Confusion
+from misgnet_runtime.bundle.manifest import RepairEntry, encode
+from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.gate import decide, f1_drop
-from misgnet_runtime.manifest import RepairEntry, encode
-from misgnet_runtime.metrics import Confusion
 from test_report import Page, data_of, parity, report_of
 
 LIMIT = 0.5

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from bundles import FLOAT, RTX, images, make_bundle, write_image
-from misgnet_runtime.manifest import EngineKind
+from misgnet_runtime.bundle.manifest import EngineKind
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -95,7 +95,7 @@ def test_importing_the_package_or_the_command_is_cheap() -> None:
 import sys
 import misgnet_runtime
 first = set(sys.modules)
-import misgnet_runtime.cli
+import misgnet_runtime.cli.main
 print(sorted(n for n in first if "." not in n and n in {"numpy", "onnxruntime", "msgspec", "typer", "rich", "PIL"}))
 print(sorted(n for n in sys.modules if n in {"numpy", "onnxruntime", "PIL"}))
 """

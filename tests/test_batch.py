@@ -22,15 +22,15 @@ pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 from batches import InProcess, Place, Told, opened, results
 from bundles import edit, make_bundle
 from commands import exit_code
-from misgnet_runtime import console
-from misgnet_runtime.batch import run as batch_run
-from misgnet_runtime.batch.ray import Slots, ray_slots
-from misgnet_runtime.batch.run import BatchReport, runs_on_gpu
-from misgnet_runtime.batch.table import Shard
-from misgnet_runtime.batch.worker import Setup, Task, work_folder
-from misgnet_runtime.bundle import read_bundle
-from misgnet_runtime.cli import app
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.cli import app as console
+from misgnet_runtime.cli.main import app
 from misgnet_runtime.errors import ScenesFailed, UnavailableError, UsageError
+from misgnet_runtime.jobs.batch import run as batch_run
+from misgnet_runtime.jobs.batch.ray import Slots, ray_slots
+from misgnet_runtime.jobs.batch.run import BatchReport, runs_on_gpu
+from misgnet_runtime.jobs.batch.table import Shard
+from misgnet_runtime.jobs.batch.worker import Setup, Task, work_folder
 from scenes import read, scene, write_raster
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -341,7 +341,7 @@ def test_the_command_ends_with_its_own_code(
     assert [line["scene"] for line in lines] == ["a"] and lines[0]["outputs"] == ["a.probability.tif", "a.tif"]
     assert (last["done"], list(last["failed"])) == (1, ["b"])
     assert "1 of 2 scenes failed: b (the after raster" in json.loads(errors.splitlines()[-1])["message"]
-    from misgnet_runtime.scenes.geotiff import read_tags
+    from misgnet_runtime.raster.geotiff import read_tags
 
     assert read_tags(place.out / "a.tif")["MISGNET_OVERLAP"] == "0"
 

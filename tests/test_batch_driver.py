@@ -9,13 +9,13 @@ import pytest
 pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from batches import FIGURES, KEY, FakePool, Told, drive, opened, tasks
-from misgnet_runtime.batch import driver as batch_driver
-from misgnet_runtime.batch.pool import Died, Ended, Event, Unusable
-from misgnet_runtime.batch.record import Begun, Failed
-from misgnet_runtime.batch.table import Shard
-from misgnet_runtime.batch.worker import Outcome, Task
 from misgnet_runtime.clock import now
 from misgnet_runtime.errors import UnavailableError, UsageError
+from misgnet_runtime.jobs.batch import driver as batch_driver
+from misgnet_runtime.jobs.batch.pool import Died, Ended, Event, Unusable
+from misgnet_runtime.jobs.batch.record import Begun, Failed
+from misgnet_runtime.jobs.batch.table import Shard
+from misgnet_runtime.jobs.batch.worker import Outcome, Task
 
 ROOT = Path(__file__).resolve().parents[1]
 

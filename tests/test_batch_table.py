@@ -10,11 +10,11 @@ import pytest
 pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from batches import KEY, FakePool, Told, drive, opened, write_table
-from misgnet_runtime.batch.scene import Scene
-from misgnet_runtime.batch.table import Shard, read_table
-from misgnet_runtime.batch.worker import Task
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.scenes.options import SceneOptions
+from misgnet_runtime.jobs.batch.row import Scene
+from misgnet_runtime.jobs.batch.table import Shard, read_table
+from misgnet_runtime.jobs.batch.worker import Task
+from misgnet_runtime.jobs.scene.options import SceneOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,10 +12,10 @@ pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 from batches import KEY, Place
 from bundles import FakeEngine, fake_detector, make_bundle
 from ends import die_at, in_child
-from misgnet_runtime.batch import worker as batch_worker
-from misgnet_runtime.batch.worker import SceneWorker, Setup, Task, work_folder
-from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.errors import InputError, StorageError
+from misgnet_runtime.jobs.batch import worker as batch_worker
+from misgnet_runtime.jobs.batch.worker import SceneWorker, Setup, Task, work_folder
 from scenes import read
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,11 +14,18 @@ import pytest
 
 from bundles import FLOAT, INT8, INTERFACE, RTX, make_bundle
 from commands import exit_code
-from misgnet_runtime import cli, log
-from misgnet_runtime.bench import plan as plan_module
-from misgnet_runtime.bench import run as run_module
-from misgnet_runtime.bench.plan import BenchOptions, NotRun, RunsHere, make_plan, tasks_of
-from misgnet_runtime.bench.report import (
+from misgnet_runtime import log
+from misgnet_runtime.bundle.layout import MANIFEST
+from misgnet_runtime.bundle.reader import Bundle, read_bundle
+from misgnet_runtime.cli import main as cli
+from misgnet_runtime.cli.app import out_console
+from misgnet_runtime.cli.bench_tables import lines, tables
+from misgnet_runtime.errors import InputError, UnavailableError, UsageError
+from misgnet_runtime.inference.throughput import RailEnergy, Timing, WarmUp
+from misgnet_runtime.measure.bench import matrix as plan_module
+from misgnet_runtime.measure.bench import run as run_module
+from misgnet_runtime.measure.bench.matrix import BenchOptions, NotRun, RunsHere, make_plan, tasks_of
+from misgnet_runtime.measure.bench.report import (
     BenchReport,
     Conditions,
     Power,
@@ -28,16 +35,10 @@ from misgnet_runtime.bench.report import (
     fastest,
     ratios_to,
 )
-from misgnet_runtime.bench.run import run_bench
-from misgnet_runtime.bench.scene import SceneTask, run_scene
-from misgnet_runtime.bench.tables import lines, tables
-from misgnet_runtime.bundle import Bundle, read_bundle
-from misgnet_runtime.bundle_files import MANIFEST
-from misgnet_runtime.console import out_console
-from misgnet_runtime.device.state import Clock, DeviceState
-from misgnet_runtime.errors import InputError, UnavailableError, UsageError
-from misgnet_runtime.files import file_sha256
-from misgnet_runtime.throughput import RailEnergy, Timing, WarmUp
+from misgnet_runtime.measure.bench.run import run_bench
+from misgnet_runtime.measure.bench.scene import SceneTask, run_scene
+from misgnet_runtime.measure.sensors.clocks import Clock, DeviceState
+from misgnet_runtime.storage.files import file_sha256
 
 QUICK = ("--seconds", "0.02", "--rounds", "2", "--warm-up", "0", "--threads", "1")
 Run = Callable[..., tuple[int, str, str]]

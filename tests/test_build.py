@@ -20,12 +20,12 @@ from PIL import Image
 pytest.importorskip("torch", reason="the build needs the [export] extra")
 
 from misgnet.synthetic import write_split
-from misgnet_runtime.bundle import read_bundle
-from misgnet_runtime.choice import open_detector
-from misgnet_runtime.evaluation import evaluation_files, judge_on_device, read_evaluation
+from misgnet_runtime.accuracy.evaluation_tiles import evaluation_files, judge_on_device, read_evaluation
+from misgnet_runtime.bundle.manifest import decode_manifest
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.machine import architecture
-from misgnet_runtime.manifest import decode_manifest
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"
@@ -208,7 +208,7 @@ def read_image_mask(path: Path) -> np.ndarray:
 
 
 def test_parity_again_needs_no_torch(bundle: Path, data: Path, tmp_path: Path) -> None:
-    blocked = "import sys; sys.modules.update(torch=None, onnx=None); from misgnet_export.cli import main; main()"
+    blocked = "import sys; sys.modules.update(torch=None, onnx=None); from misgnet_export.cli.main import main; main()"
     out = [tmp_path / "parity.json", tmp_path / "parity.xml"]
     arguments = ["parity", bundle, "--eval", data / "test", "--json", out[0], "--junit", out[1]]
     command = [sys.executable, "-c", blocked, *map(str, arguments)]
@@ -313,7 +313,7 @@ def test_the_same_images_cannot_calibrate_and_judge(data: Path, tmp_path: Path) 
 
 
 def test_parity_json_is_the_typed_report(bundle: Path) -> None:
-    from misgnet_runtime.parity import ParityReport
+    from misgnet_runtime.accuracy.parity import ParityReport
 
     report = msgspec.json.decode((bundle / "evidence" / "parity.json").read_bytes(), type=ParityReport)
     assert report.passed and report.changed_share > 0

@@ -9,13 +9,13 @@ import pytest
 from onnx import numpy_helper
 
 from graphs import SIDE, parsed, two_branch, write_tiles
-from misgnet_calibration.collect import collect, magnitudes
-from misgnet_calibration.observers import Histogram
-from misgnet_calibration.selection import FewTilesWarning, draw_tiles
-from misgnet_runtime.engines.ort import OnnxRuntimeEngine
+from misgnet_calibration.statistics.collect import collect, magnitudes
+from misgnet_calibration.statistics.observers import Histogram
+from misgnet_calibration.statistics.tile_selection import FewTilesWarning, draw_tiles
+from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.manifest import Interface
-from misgnet_runtime.tiles import TileSet, stack
+from misgnet_runtime.raster.dataset import TileSet, stack
 
 INTERFACE = Interface(SIDE, 4)
 
@@ -41,7 +41,7 @@ def test_few_tiles_are_warned_of(tiles):
         assert len(draw_tiles(many, 100, seed=0)) == 100
 
 
-@pytest.mark.filterwarnings("ignore::misgnet_calibration.selection.FewTilesWarning")
+@pytest.mark.filterwarnings("ignore::misgnet_calibration.statistics.tile_selection.FewTilesWarning")
 def test_the_seed_decides_which_tiles(tiles):
     names = [[ref.name for ref in draw_tiles(tiles, 16, seed)] for seed in (3, 3, 4)]
     assert names[0] == names[1] != names[2]

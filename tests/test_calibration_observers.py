@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from misgnet_calibration.calibrators import CANDIDATES, DEFAULT, ENTROPY, MAX, MSE, named, percentile
-from misgnet_calibration.entropy import divergence, even_bins
-from misgnet_calibration.observers import BINS, SAMPLE, Histogram, Range, sampling_step
-from misgnet_calibration.squared_error import occupied, squared_error
+from misgnet_calibration.statistics.calibrators import CANDIDATES, DEFAULT, ENTROPY, MAX, MSE, named, percentile
+from misgnet_calibration.statistics.entropy import divergence, even_bins
+from misgnet_calibration.statistics.observers import BINS, SAMPLE, Histogram, Range, sampling_step
+from misgnet_calibration.statistics.squared_error import occupied, squared_error
 from misgnet_runtime.errors import InputError
 
 FLOATS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)

@@ -10,19 +10,19 @@ import pytest
 from PIL import Image
 
 from graphs import parsed
-from misgnet_calibration import overflow
-from misgnet_calibration.collect import magnitudes
-from misgnet_calibration.graph import Graph
-from misgnet_calibration.observers import Range
-from misgnet_calibration.overflow import Mended, float16_peaks, mend_overflow
-from misgnet_calibration.precision import float32_reasons
-from misgnet_calibration.recipes import TENSORRT, TENSORRT_FP16, Recipe
-from misgnet_calibration.repair import Inputs
-from misgnet_runtime.detector import arrays_for
-from misgnet_runtime.engines.ort import OnnxRuntimeEngine
+from misgnet_calibration.algorithms import Inputs
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer import overflow
+from misgnet_calibration.quantizer.float16 import float32_reasons
+from misgnet_calibration.quantizer.overflow import Mended, float16_peaks, mend_overflow
+from misgnet_calibration.quantizer.recipes import TENSORRT, TENSORRT_FP16, Recipe
+from misgnet_calibration.statistics.collect import magnitudes
+from misgnet_calibration.statistics.observers import Range
+from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from misgnet_runtime.errors import GateFailed
-from misgnet_runtime.manifest import Interface
-from misgnet_runtime.tiles import Tile, TileSet, stack
+from misgnet_runtime.inference.detector import arrays_for
+from misgnet_runtime.raster.dataset import Tile, TileSet, stack
 
 INTERFACE = Interface(32, 4, output="logits")
 _GRAPH = """

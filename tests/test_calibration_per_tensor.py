@@ -10,16 +10,16 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="calibration needs the [export] extra")
 
 from graphs import SIDE, parsed, two_branch, write_tiles
-from misgnet_calibration.calibrators import CANDIDATES, DEFAULT, MAX, Calibrator, percentile
-from misgnet_calibration.graph import Graph
-from misgnet_calibration.observers import Range
-from misgnet_calibration.per_tensor import PerTensor, choose_per_tensor
-from misgnet_calibration.placement import activations, place
-from misgnet_calibration.recipes import CPU, OPENVINO, TENSORRT, Recipe
-from misgnet_export.quantization import observe
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.per_tensor_range import PerTensor, choose_per_tensor
+from misgnet_calibration.quantizer.placement import activations, place
+from misgnet_calibration.quantizer.recipes import CPU, OPENVINO, TENSORRT, Recipe
+from misgnet_calibration.statistics.calibrators import CANDIDATES, DEFAULT, MAX, Calibrator, percentile
+from misgnet_calibration.statistics.observers import Range
+from misgnet_export.pipeline.calibrate import observe
+from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.manifest import Interface
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
 
 INTERFACE = Interface(SIDE, 8)
 NARROW = percentile(50)

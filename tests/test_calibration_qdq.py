@@ -11,13 +11,13 @@ import pytest
 from onnx import numpy_helper
 
 from graphs import images, parsed, two_branch
-from misgnet_calibration.graph import Graph, scope
-from misgnet_calibration.levels import activation_parameters, bias_levels, weight_levels, weight_scale
-from misgnet_calibration.observers import Histogram, Range
-from misgnet_calibration.placement import activations, int8_share, place
-from misgnet_calibration.qdq import in_order, quantize_graph
-from misgnet_calibration.quantize import quantize
-from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
+from misgnet_calibration.onnx_graph.graph import Graph, scope
+from misgnet_calibration.quantizer.placement import activations, int8_share, place
+from misgnet_calibration.quantizer.qdq import in_order, quantize_graph
+from misgnet_calibration.quantizer.quantize import quantize
+from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, Recipe
+from misgnet_calibration.quantizer.scales import activation_parameters, bias_levels, weight_levels, weight_scale
+from misgnet_calibration.statistics.observers import Histogram, Range
 from misgnet_runtime.errors import InputError
 
 RECIPES = pytest.mark.parametrize("recipe", [CPU, TENSORRT], ids=lambda recipe: recipe.name)

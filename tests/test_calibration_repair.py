@@ -15,16 +15,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from graphs import SIDE, images, parsed, two_branch, write_tiles
-from misgnet_calibration.collect import collect, magnitudes
-from misgnet_calibration.edits import bias_of, with_bias
-from misgnet_calibration.graph import Graph
-from misgnet_calibration.observers import Histogram, Range
-from misgnet_calibration.passes import spread
-from misgnet_calibration.placement import activations, int8_share, place, weighted
-from misgnet_calibration.placement_rules import EVERYTHING_RULES
-from misgnet_calibration.quantize import quantize
-from misgnet_calibration.recipes import CPU, TENSORRT, Recipe
-from misgnet_calibration.repair import (
+from misgnet_calibration.algorithms import (
     Inputs,
     RoundingError,
     Score,
@@ -37,13 +28,22 @@ from misgnet_calibration.repair import (
     smooth,
     smoothing_factors,
 )
-from misgnet_calibration.repair.bias import channel_means, ranks, shrunken_mean
-from misgnet_calibration.repair.norms import rescaled, scalable_norms
-from misgnet_calibration.rows import as_matrix, from_matrix, sampled_rows
-from misgnet_calibration.rules import check_tensorrt_rules
+from misgnet_calibration.algorithms.bias_correction import channel_means, ranks, shrunken_mean
+from misgnet_calibration.algorithms.layer_norms import rescaled, scalable_norms
+from misgnet_calibration.onnx_graph.edits import bias_of, with_bias
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.checks import check_tensorrt_rules
+from misgnet_calibration.quantizer.conv_rows import as_matrix, from_matrix, sampled_rows
+from misgnet_calibration.quantizer.placement import activations, int8_share, place, weighted
+from misgnet_calibration.quantizer.quantize import quantize
+from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, Recipe
+from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
+from misgnet_calibration.statistics.collect import collect, magnitudes
+from misgnet_calibration.statistics.intermediate import spread
+from misgnet_calibration.statistics.observers import Histogram, Range
+from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.manifest import Interface
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
 
 INTERFACE = Interface(SIDE, 8)
 RECIPES = pytest.mark.parametrize("recipe", [CPU, TENSORRT], ids=lambda recipe: recipe.name)
@@ -631,7 +631,7 @@ def test_memory_does_not_grow_with_the_tiles(tiles, step):
 
 def test_a_repaired_graph_compiles_with_tensorrt_rtx(tiles):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
-    from misgnet_runtime.plans import PlanOptions, compile_plan
+    from misgnet_runtime.engines.tensorrt import PlanOptions, compile_plan
 
     model = with_outliers()
     scores: Mapping[int, Score] = {n: Score(1 / (n + 1), 1.0) for n in range(4)}

@@ -10,17 +10,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphs import parsed, two_branch
-from misgnet_calibration.graph import Graph
-from misgnet_calibration.observers import Range
-from misgnet_calibration.placement import activations, place
-from misgnet_calibration.precision import fits_float16, float32_reasons, to_float16
-from misgnet_calibration.qdq import quantize_graph
-from misgnet_calibration.quantize import quantize
-from misgnet_calibration.recipes import CPU, TENSORRT
-from misgnet_calibration.rules import check_numbers, check_tensorrt_rules
-from misgnet_calibration.storage import compress_constants
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.checks import check_numbers, check_tensorrt_rules
+from misgnet_calibration.quantizer.float16 import fits_float16, float32_reasons, to_float16
+from misgnet_calibration.quantizer.placement import activations, place
+from misgnet_calibration.quantizer.qdq import quantize_graph
+from misgnet_calibration.quantizer.quantize import quantize
+from misgnet_calibration.quantizer.recipes import CPU, TENSORRT
+from misgnet_calibration.quantizer.weight_storage import compress_constants
+from misgnet_calibration.statistics.observers import Range
+from misgnet_runtime.engines.tensorrt import PlanOptions, compile_plan
 from misgnet_runtime.errors import GateFailed
-from misgnet_runtime.plans import PlanOptions, compile_plan
 
 
 def quantized(recipe=TENSORRT, peaks: dict[str, float] | None = None) -> onnx.ModelProto:

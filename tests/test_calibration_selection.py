@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from misgnet_calibration.calibrators import MAX
-from misgnet_calibration.observations import ObservationKey, Observed, load_observations, save_observations
-from misgnet_calibration.observers import Histogram
-from misgnet_calibration.recipes import CPU
-from misgnet_calibration.selection import (
+from misgnet_calibration.quantizer.recipes import CPU
+from misgnet_calibration.statistics.cache import ObservationKey, Observed, load_observations, save_observations
+from misgnet_calibration.statistics.calibrators import MAX
+from misgnet_calibration.statistics.observers import Histogram
+from misgnet_calibration.statistics.tile_selection import (
     FewTilesWarning,
     TileFacts,
     allocate,
@@ -27,7 +27,7 @@ from misgnet_calibration.selection import (
     stratify,
 )
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
 
 SIDE = 32
 ALONE = np.random.default_rng(0)
@@ -137,7 +137,7 @@ def test_facts_are_those_of_the_tiles(tiles: TileSet) -> None:
     assert wide[0].features.shape == (64,)
 
 
-@pytest.mark.filterwarnings("ignore::misgnet_calibration.selection.FewTilesWarning")
+@pytest.mark.filterwarnings("ignore::misgnet_calibration.statistics.tile_selection.FewTilesWarning")
 def test_selection_reads_all_and_returns_some(tiles: TileSet) -> None:
     seen: list[int] = []
     found = select_tiles(tiles, 16, 0, colour, lambda done, of: seen.append(done))

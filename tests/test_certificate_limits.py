@@ -22,9 +22,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bundles import make_bundle
 from commands import exit_code
-from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle.signing.policy import Trust
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.trust.policy import Trust
 from signatures import (
     SIGNATURE,
     certify,
@@ -171,7 +171,7 @@ def test_sign_refuses_a_certificate_that_devices_would_refuse(
 ) -> None:
     """Also where no chain is given."""
     pytest.importorskip("model_signing", reason="signing needs model-signing: pip install 'misgnet-export[sign]'")
-    from misgnet_export import cli
+    from misgnet_export.cli import main as cli
 
     certificate = write_certificates(tmp_path / "leaf.pem", _leaf(x509.ExtendedKeyUsage([_USES.SERVER_AUTH])))
     words = ["--key", write_private(tmp_path / "leaf.key", LEAF), "--certificate", certificate, "--product", "survey"]

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from bundles import DATA, FLOAT, INT8, TILE, edit, expected, images, make_bundle
-from misgnet_runtime.bench.plan import BenchOptions, make_plan, tasks_of
-from misgnet_runtime.bench.run import run_bench
-from misgnet_runtime.bundle import Bundle, read_bundle
-from misgnet_runtime.bundle_files import MANIFEST
-from misgnet_runtime.choice import open_detector
+from misgnet_runtime.bundle.layout import MANIFEST
+from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.files import file_sha256
-from misgnet_runtime.throughput import measure
-from misgnet_runtime.verify import verify_bundle
+from misgnet_runtime.inference.selection import open_detector
+from misgnet_runtime.inference.self_test import verify_bundle
+from misgnet_runtime.inference.throughput import measure
+from misgnet_runtime.measure.bench.matrix import BenchOptions, make_plan, tasks_of
+from misgnet_runtime.measure.bench.run import run_bench
+from misgnet_runtime.storage.files import file_sha256
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_processes_that_measure_open_the_bundle_that_was_checked(root: Path) -> 
 
 def test_a_scene_is_measured_with_the_bundle_that_was_checked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
-    from misgnet_runtime.bench import run as run_module
+    from misgnet_runtime.measure.bench import run as run_module
     from scenes import scene, write_raster
 
     pair = [write_raster(root.parent / f"{i}.tif", pixels) for i, pixels in enumerate(scene(80, 100))]

@@ -15,7 +15,7 @@ from bundles import FLOAT, edit, images, make_bundle, write_image
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [str(ROOT / folder) for folder in (".", "export", "calibration", "runtime")]
-CALL = "import sys\nfrom misgnet_runtime.cli import main\nsys.argv = ['misgnet-run', *sys.argv[1:]]\nmain()\n"
+CALL = "import sys\nfrom misgnet_runtime.cli.main import main\nsys.argv = ['misgnet-run', *sys.argv[1:]]\nmain()\n"
 
 
 @pytest.fixture

@@ -22,22 +22,25 @@ from device_bundles import DEVICE, GRAPH, SPLIT, THRESHOLD, described, device_bu
 from fake_cuda import FakeDriver
 from fake_tensorrt import make_tensorrt
 from logs import Collected
-from misgnet_runtime import cli, lock, log
-from misgnet_runtime.bundle import read_bundle
-from misgnet_runtime.choice import open_detector
-from misgnet_runtime.compiled import opening, store
-from misgnet_runtime.compiled import run as run_module
-from misgnet_runtime.compiled.memory import LEAST, builder_memory
-from misgnet_runtime.compiled.records import Activation
-from misgnet_runtime.compiled.run import CompileOptions, compile_bundle
-from misgnet_runtime.compiled.store import PlanStore
-from misgnet_runtime.compiled.teller import BuildTeller, duration, seconds_left
+from misgnet_runtime import log
+from misgnet_runtime.accuracy.evaluation_tiles import read_evaluation, write_evaluation
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.cli import main as cli
+from misgnet_runtime.engines.tensorrt import compatibility as facts
+from misgnet_runtime.engines.tensorrt import open as opening
+from misgnet_runtime.engines.tensorrt import plan_cache as store
+from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore
+from misgnet_runtime.engines.tensorrt.plan_records import Activation
 from misgnet_runtime.errors import GateFailed, InputError, LockTimeoutError, StorageError, UnavailableError, UsageError
-from misgnet_runtime.evaluation import read_evaluation, write_evaluation
-from misgnet_runtime.plans import facts
-from misgnet_runtime.private import PrivateFolder
-from misgnet_runtime.split import open_split
-from misgnet_runtime.verify import verify_bundle
+from misgnet_runtime.inference.selection import open_detector
+from misgnet_runtime.inference.self_test import verify_bundle
+from misgnet_runtime.inference.split_detector import open_split
+from misgnet_runtime.jobs.compile import run as run_module
+from misgnet_runtime.jobs.compile.memory import LEAST, builder_memory
+from misgnet_runtime.jobs.compile.progress import BuildTeller, duration, seconds_left
+from misgnet_runtime.jobs.compile.run import CompileOptions, compile_bundle
+from misgnet_runtime.storage import lock
+from misgnet_runtime.storage.private import PrivateFolder
 
 VERSIONS = ("10.3.0", "10.16.1", "11.1.0")
 FREE = 1 << 30
@@ -502,7 +505,7 @@ def test_the_bundles_own_plan_runs_where_the_cache_is_no_use(
 
 
 def tensorrt_plan(driver: FakeDriver) -> bytes:
-    from misgnet_runtime.plans import PlanOptions, compile_plan
+    from misgnet_runtime.engines.tensorrt import PlanOptions, compile_plan
 
     return compile_plan(fake_tensorrt.model(size=TILE), PlanOptions("tensorrt", max_batch=4), driver=driver).data
 
@@ -538,7 +541,7 @@ class Killer:
         self.moment, self.end, self.seen = moment, end, 0
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        from misgnet_runtime import outputs
+        from misgnet_runtime.storage import atomic as outputs
 
         for owner, name in (
             (Path, "write_bytes"), (Path, "chmod"), (Path, "replace"), (outputs, "sync"), (outputs.tempfile, "mkstemp"),
@@ -758,7 +761,7 @@ def test_evaluation_tiles_that_unfold_to_more_than_the_limit_are_refused(
     path = tmp_path / "tiles.npz"
     write_evaluation(path, evaluation_tiles(1, 2))
     read_evaluation(path)
-    monkeypatch.setattr("misgnet_runtime.npz.ARCHIVE_BYTES", 100)
+    monkeypatch.setattr("misgnet_runtime.storage.npz.ARCHIVE_BYTES", 100)
     with pytest.raises(InputError, match="cannot be read: they declare"):
         read_evaluation(path)
 

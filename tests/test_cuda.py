@@ -17,9 +17,9 @@ import pytest
 import gpu
 from fake_cuda import FakeDriver
 from fake_cuda_libraries import FakePyCuda, FakeRuntime, Status
-from misgnet_runtime import cuda
-from misgnet_runtime.cuda import Bytes, CudaDriver, CudaGraphs, CudaPython, PyCuda, first_device, open_driver
-from misgnet_runtime.cuda.driver import version_text
+from misgnet_runtime.engines import cuda
+from misgnet_runtime.engines.cuda import Bytes, CudaDriver, CudaGraphs, CudaPython, PyCuda, first_device, open_driver
+from misgnet_runtime.engines.cuda.driver import version_text
 from misgnet_runtime.errors import UnavailableError
 
 LIBRARIES = ("cuda", "cuda.bindings", "cuda.bindings.runtime", "cuda.cudart", "pycuda", "pycuda.driver")

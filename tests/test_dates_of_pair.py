@@ -15,7 +15,7 @@ from PIL import Image
 
 from bundles import FLOAT, SPLIT_FLOAT, make_bundle, write_image
 from commands import exit_code
-from misgnet_runtime import cli
+from misgnet_runtime.cli import main as cli
 from scenes import scene, write_raster
 
 BEFORE, AFTER = scene(70, 80)
@@ -158,7 +158,7 @@ def test_series_and_batch_and_watch_warn(place: Place) -> None:
     ],
 )  # fmt: skip
 def test_times_as_they_are_written(text: str | None, expected: str | None) -> None:
-    from misgnet_runtime.scenes.interpretation import parse_time
+    from misgnet_runtime.raster.interpretation import parse_time
 
     found = parse_time(text)
     assert (found.isoformat() if found else None) == expected

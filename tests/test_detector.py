@@ -17,15 +17,15 @@ import fake_tensorrt
 from bundles import DATA, FLOAT, INT8, INTERFACE, RTX, TILE, FakeEngine, edit, expected, images, make_bundle
 from fake_cuda import FakeDriver
 from misgnet_runtime import ChangeMap, open_bundle
-from misgnet_runtime.bundle import read_bundle
-from misgnet_runtime.choice import open_detector, ranked
-from misgnet_runtime.detector import ChangeDetector, tile_per_stream
+from misgnet_runtime.bundle.manifest import EngineEntry, InputForm, Interface, OutputForm
+from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.engines import Engine, TensorSpec
-from misgnet_runtime.engines.ort import OnnxRuntimeEngine
-from misgnet_runtime.engines.tensorrt import open_plan
+from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from misgnet_runtime.engines.tensorrt import PlanOptions, compile_plan
+from misgnet_runtime.engines.tensorrt.engine import open_plan
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
-from misgnet_runtime.manifest import EngineEntry, InputForm, Interface, OutputForm
-from misgnet_runtime.plans import PlanOptions, compile_plan
+from misgnet_runtime.inference.detector import ChangeDetector, tile_per_stream
+from misgnet_runtime.inference.selection import open_detector, ranked
 
 FORMS = list(product(get_args(InputForm), get_args(OutputForm)))
 

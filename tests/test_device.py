@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from misgnet_runtime import machine
-from misgnet_runtime.device import rapl
-from misgnet_runtime.device import state as state_module
-from misgnet_runtime.device.ina3221 import find_ina3221
-from misgnet_runtime.device.nvidia import find_nvidia_smi
-from misgnet_runtime.device.nvpmodel import power_mode
-from misgnet_runtime.device.power import Energy, count_energy, find_meters
-from misgnet_runtime.device.rapl import find_rapl
-from misgnet_runtime.device.state import Clock, DeviceState, read_state, summary, throttling, watch_state
-from misgnet_runtime.device.sysfs import read_int, read_text
 from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.measure.sensors import clocks as state_module
+from misgnet_runtime.measure.sensors import rapl
+from misgnet_runtime.measure.sensors.clocks import Clock, DeviceState, read_state, summary, throttling, watch_state
+from misgnet_runtime.measure.sensors.ina3221 import find_ina3221
+from misgnet_runtime.measure.sensors.nvidia import find_nvidia_smi
+from misgnet_runtime.measure.sensors.nvpmodel import power_mode
+from misgnet_runtime.measure.sensors.power import Energy, count_energy, find_meters
+from misgnet_runtime.measure.sensors.rapl import find_rapl
+from misgnet_runtime.sysfs import read_int, read_text
 
 Program = Callable[[str, str], None]
 CPU = "sys/devices/system/cpu"

@@ -20,16 +20,16 @@ from commands import exit_code
 from misgnet import cli as misgnet_cli
 from misgnet.checkpoint import load_network, save_checkpoint
 from misgnet.synthetic import write_split
-from misgnet_export import cli
-from misgnet_export.assembly import write_bundle
-from misgnet_export.draft import Draft, Evidence, GraphFile, Sets
-from misgnet_export.loading import load_sets
-from misgnet_export.progress import StageLog
-from misgnet_export.request import BuildRequest
+from misgnet_export.cli import main as cli
+from misgnet_export.pipeline.loading import load_sets
+from misgnet_export.pipeline.progress import StageLog
+from misgnet_export.pipeline.request import BuildRequest
+from misgnet_export.pipeline.result import Draft, Evidence, GraphFile, Sets
+from misgnet_export.pipeline.write_bundle import write_bundle
+from misgnet_runtime.accuracy.parity import judge, report
+from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.manifest import Interface
-from misgnet_runtime.parity import judge, report
-from misgnet_runtime.tiles import TileSet, check_disjoint, read_tile
+from misgnet_runtime.raster.dataset import TileSet, check_disjoint, read_tile
 
 WEIGHTS = Path(__file__).parents[1] / "examples" / "misgnet_synthetic_fp16.safetensors"
 SETS = ("train", "val", "test")
@@ -277,7 +277,7 @@ def test_a_snapshot_sees_a_change_that_leaves_no_trace_in_its_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two writes within one tick of a file system's clock."""
-    from misgnet_runtime import snapshot
+    from misgnet_runtime.storage import snapshot
 
     path = tmp_path / "file"
     path.write_text("first")

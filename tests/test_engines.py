@@ -23,16 +23,16 @@ import gpu
 from bundles import DATA, FLOAT, INT8, TILE, expected, images, make_bundle
 from fake_cuda import FakeDriver
 from misgnet_runtime import machine
-from misgnet_runtime.bundle import read_bundle
-from misgnet_runtime.choice import measured_here, open_detector, ranked
+from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.engines import Engine, EngineSettings, TensorSpec, open_engine_file
+from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from misgnet_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from misgnet_runtime.engines.openvino import OpenVinoEngine
-from misgnet_runtime.engines.ort import OnnxRuntimeEngine
-from misgnet_runtime.engines.ort_cuda import OnnxRuntimeCudaEngine
-from misgnet_runtime.engines.tensorrt import open_plan
+from misgnet_runtime.engines.tensorrt import Plan, PlanOptions, compile_plan
+from misgnet_runtime.engines.tensorrt.engine import open_plan
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
-from misgnet_runtime.manifest import EngineEntry
-from misgnet_runtime.plans import Plan, PlanOptions, compile_plan
+from misgnet_runtime.inference.selection import measured_here, open_detector, ranked
 
 MAX_BATCH = 4
 BF16_FLAGS = ["avx512_bf16", "amx_bf16"]

@@ -18,10 +18,10 @@ from misgnet.network import MISGNet
 from misgnet.pictures import CHANGE, LEGEND, draw_worst, error_map, overlay
 from misgnet.prediction import PredictOptions, predict_files, predict_folder
 from misgnet.synthetic import write_split
+from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.images import read_image, read_label
-from misgnet_runtime.metrics import Confusion
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.raster.images import read_image, read_label
 
 WEIGHTS = Path(__file__).parents[1] / "examples" / "misgnet_synthetic_fp16.safetensors"
 

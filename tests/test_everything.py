@@ -11,19 +11,19 @@ import onnx
 import pytest
 
 from graphs import parsed, two_branch
-from misgnet_calibration.graph import Graph
-from misgnet_calibration.observers import Range
-from misgnet_calibration.placement import OperandPlace, activations, place, placements, weighted
-from misgnet_calibration.placement_rules import EVERYTHING_RULES
-from misgnet_calibration.precision import to_float16
-from misgnet_calibration.qdq import quantize_graph
-from misgnet_calibration.quantize import QuantizedGraph, quantize
-from misgnet_calibration.recipes import CPU, OPENVINO, RECIPES, TENSORRT, Recipe
-from misgnet_calibration.rules import check_tensorrt_rules
-from misgnet_export.placement import placement_entries
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.checks import check_tensorrt_rules
+from misgnet_calibration.quantizer.float16 import to_float16
+from misgnet_calibration.quantizer.placement import OperandPlace, activations, place, placements, weighted
+from misgnet_calibration.quantizer.qdq import quantize_graph
+from misgnet_calibration.quantizer.quantize import QuantizedGraph, quantize
+from misgnet_calibration.quantizer.recipes import CPU, OPENVINO, RECIPES, TENSORRT, Recipe
+from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
+from misgnet_calibration.statistics.observers import Range
+from misgnet_export.pipeline.quantization_record import placement_entries
+from misgnet_runtime.bundle.manifest import Steps
+from misgnet_runtime.engines.tensorrt import PlanOptions, compile_plan
 from misgnet_runtime.errors import GateFailed
-from misgnet_runtime.manifest import Steps
-from misgnet_runtime.plans import PlanOptions, compile_plan
 from test_calibration_qdq import dq_of, feeds_of_two_branch, run
 
 ALL_CPU, ALL_TENSORRT = (replace(recipe, rules=EVERYTHING_RULES) for recipe in (CPU, TENSORRT))

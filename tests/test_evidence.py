@@ -12,14 +12,14 @@ from rich.console import Console
 
 pytest.importorskip("onnx", reason="the reports come with the [export] extra")
 
-from misgnet_export import evidence
-from misgnet_export.progress import StageLog
+from misgnet_export.pipeline import evaluate as evidence
+from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.report import parity_table
+from misgnet_runtime.accuracy.parity import ParityReport
+from misgnet_runtime.bundle.manifest import EngineEntry, Interface
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.errors import UnavailableError
-from misgnet_runtime.manifest import EngineEntry, Interface
-from misgnet_runtime.parity import ParityReport
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
 
 TILE = 32
 INTERFACE = Interface(TILE, 4)

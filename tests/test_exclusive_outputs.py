@@ -13,9 +13,10 @@ import pytest
 
 from commands import exit_code
 from misgnet import cli
-from misgnet_runtime import lock, outputs
 from misgnet_runtime.errors import LockTimeoutError, UsageError
-from misgnet_runtime.outputs import publish, replace_file, replace_folder
+from misgnet_runtime.storage import atomic as outputs
+from misgnet_runtime.storage import lock
+from misgnet_runtime.storage.atomic import publish, replace_file, replace_folder
 
 # `misgnet synthesize`, which says when it is at work and goes on when it gets a line
 SLOW = """

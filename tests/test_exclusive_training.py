@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch", reason="the network needs the [train] extra
 from misgnet import training
 from misgnet.synthetic import write_split
 from misgnet.training import Recipe, StepReport, resume, train
-from misgnet_runtime import lock
 from misgnet_runtime.errors import LockTimeoutError, UsageError
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.storage import lock
 
 SHORT = Recipe(batch=2, epochs=1, precision="fp32")
 CPU = torch.device("cpu")

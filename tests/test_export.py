@@ -13,14 +13,14 @@ import onnx
 
 from golden import make_images, make_network
 from misgnet.evaluation import predict_probability
-from misgnet_export.agreement import Agreement, detector_of, require_close, require_same
 from misgnet_export.graph.algebra import rewrite
 from misgnet_export.graph.deployed import Deployed
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
-from misgnet_runtime.engines.ort import OnnxRuntimeEngine
+from misgnet_export.pipeline.agreement import Agreement, detector_of, require_close, require_same
+from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from misgnet_runtime.errors import GateFailed
-from misgnet_runtime.manifest import Interface
 
 TILE = 128
 LOGITS = Interface(TILE, 8, "float32", "logits")

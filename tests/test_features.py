@@ -21,13 +21,13 @@ from ends import die_at, in_child
 from fake_split import FakeSplit
 from logs import Collected
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
-from misgnet_runtime.scenes import encoding as encoding_module
-from misgnet_runtime.scenes.declared import Declared
-from misgnet_runtime.scenes.encode import EncodeReport, encode_file
-from misgnet_runtime.scenes.features import open_features, record_type, valid_pixels
-from misgnet_runtime.scenes.options import SceneOptions
-from misgnet_runtime.scenes.source import NEUTRAL
-from misgnet_runtime.scenes.windows import lay_out
+from misgnet_runtime.jobs.scene.options import SceneOptions
+from misgnet_runtime.jobs.series import encoding as encoding_module
+from misgnet_runtime.jobs.series.encode import EncodeReport, encode_file
+from misgnet_runtime.jobs.series.features import open_features, record_type, valid_pixels
+from misgnet_runtime.raster.blending import lay_out
+from misgnet_runtime.raster.declared import Declared
+from misgnet_runtime.raster.reader import NEUTRAL
 from scenes import scene, write_raster
 
 H, W = 150, 110

@@ -17,9 +17,10 @@ from PIL import Image
 from bundles import INTERFACE, FakeEngine, edit, expected, fake_detector, images, make_bundle, write_image
 from commands import exit_code
 from ends import die_at, in_child
-from misgnet_runtime import cli, folders
+from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import GateFailed, InputError, StorageError, UsageError
-from misgnet_runtime.folders import FolderReport, predict_folders
+from misgnet_runtime.jobs import folder as folders
+from misgnet_runtime.jobs.folder import FolderReport, predict_folders
 
 SIZES = {"a": (64, 64), "b": (64, 64), "c": (100, 70), "d": (10, 30), "e": (64, 64), "f": (64, 64)}
 
@@ -205,9 +206,9 @@ def test_a_half_written_mask_never_gets_its_name(place: Place, monkeypatch: pyte
     def nothing(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for function, instead in (("folder_record.write_mask", half), ("folders.run_pipeline", nothing)):
+    for function, instead in (("folder_record.write_mask", half), ("folder.run_pipeline", nothing)):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(f"misgnet_runtime.{function}", instead)
+            patched.setattr(f"misgnet_runtime.jobs.{function}", instead)
             place.run(batch=1)
         assert place.masks() == whole
     assert place.run().resumed == 2

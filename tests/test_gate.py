@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from misgnet_runtime.gate import Interval, bootstrap_drop, decide, f1_drop
-from misgnet_runtime.metrics import Confusion
+from misgnet_runtime.accuracy.gate import Interval, bootstrap_drop, decide, f1_drop
+from misgnet_runtime.accuracy.metrics import Confusion
 
 COUNTS = st.integers(0, 10**9)
 HALF = Confusion(tp=100, fp=100, fn=100, tn=700)  # F1 0.5

@@ -18,8 +18,8 @@ from rasterio.transform import from_origin
 from bundles import FLOAT, make_bundle, write_image
 from commands import exit_code
 from ends import die_at, in_child
-from misgnet_runtime import cli
-from misgnet_runtime.folders import predict_folders
+from misgnet_runtime.cli import main as cli
+from misgnet_runtime.jobs.folder import predict_folders
 from scenes import read, scene, write_raster
 
 H, W = 96, 80
@@ -150,7 +150,7 @@ def test_a_raster_without_rasterio_is_not_taken_for_an_image(
 
 
 def test_an_interrupted_png_is_resumed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    import misgnet_runtime.scenes.run as module
+    import misgnet_runtime.jobs.scene.run as module
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -164,7 +164,7 @@ def test_an_interrupted_png_is_resumed(place: Place, monkeypatch: pytest.MonkeyP
 
 
 def test_a_scene_too_large_for_a_png_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("misgnet_runtime.scenes.mask.MOST_PNG_PIXELS", H * W - 1)
+    monkeypatch.setattr("misgnet_runtime.raster.mask.MOST_PNG_PIXELS", H * W - 1)
     code, error = place.run("mask.png")
     assert code == 4 and "choose -o mask.tif" in error
 

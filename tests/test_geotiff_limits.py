@@ -18,13 +18,13 @@ from rasterio.transform import from_origin
 from bundles import FLOAT, make_bundle
 from ends import in_child
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.jobs.scene.options import SceneOptions
+from misgnet_runtime.jobs.scene.predict import predict_scene_files
 from misgnet_runtime.limits import reader
-from misgnet_runtime.scenes import geotiff
-from misgnet_runtime.scenes.declared import Declared
-from misgnet_runtime.scenes.geotiff import open_geotiff
-from misgnet_runtime.scenes.options import SceneOptions
-from misgnet_runtime.scenes.predict import predict_scene_files
-from misgnet_runtime.scenes.windows import lay_out
+from misgnet_runtime.raster import geotiff
+from misgnet_runtime.raster.blending import lay_out
+from misgnet_runtime.raster.declared import Declared
+from misgnet_runtime.raster.geotiff import open_geotiff
 from scenes import read, scene, write_raster
 
 # Of the CPU's time, and of memory: small files take less than the table allows those with pixels.
@@ -167,7 +167,7 @@ def test_a_warped_raster_of_many_bands_is_that_of_its_three(tmp_path: Path, dtyp
 
 
 def test_a_thousand_directories_are_refused_quickly(tmp_path: Path) -> None:
-    from misgnet_runtime.images import is_raster
+    from misgnet_runtime.raster.images import is_raster
 
     path = tmp_path / "many.tif"
     entry = (254).to_bytes(2, "little") + b"\4\0" + (1).to_bytes(4, "little") + bytes(4)

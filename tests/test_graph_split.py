@@ -17,26 +17,27 @@ from rich.console import Console
 pytest.importorskip("onnxsim", reason="the compiler needs the [export] extra")
 
 from graphs import SIDE, images, parsed, two_stage, write_tiles
-from misgnet_calibration.graph import Graph
-from misgnet_calibration.observers import Range
-from misgnet_calibration.placement import activations, place
-from misgnet_calibration.quantize import quantize
-from misgnet_calibration.recipes import CPU, CPU_ARM, OPENVINO, TENSORRT, TENSORRT_FP16, Recipe
-from misgnet_export import engines, splitting
-from misgnet_export.draft import GraphFile
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.placement import activations, place
+from misgnet_calibration.quantizer.quantize import quantize
+from misgnet_calibration.quantizer.recipes import CPU, CPU_ARM, OPENVINO, TENSORRT, TENSORRT_FP16, Recipe
+from misgnet_calibration.statistics.observers import Range
 from misgnet_export.graph.half import with_half_features
 from misgnet_export.graph.split import SplitGraph, split_graph
-from misgnet_export.progress import StageLog
-from misgnet_export.request import BuildRequest
-from misgnet_export.splitting import split_graphs
-from misgnet_runtime.detector import ChangeDetector
-from misgnet_runtime.engines.ort import OnnxRuntimeEngine
+from misgnet_export.pipeline import compile as engines
+from misgnet_export.pipeline import split as splitting
+from misgnet_export.pipeline.progress import StageLog
+from misgnet_export.pipeline.request import BuildRequest
+from misgnet_export.pipeline.result import GraphFile
+from misgnet_export.pipeline.split import split_graphs
+from misgnet_runtime.bundle.manifest import Interface, SplitEntry
+from misgnet_runtime.bundle.targets import parse_target
+from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from misgnet_runtime.engines.tensorrt import Plan, PlanOptions
 from misgnet_runtime.errors import GateFailed
-from misgnet_runtime.manifest import Interface, SplitEntry
-from misgnet_runtime.plans import Plan, PlanOptions
-from misgnet_runtime.split import SplitDetector
-from misgnet_runtime.targets import parse_target
-from misgnet_runtime.tiles import Tile, TileSet
+from misgnet_runtime.inference.detector import ChangeDetector
+from misgnet_runtime.inference.split_detector import SplitDetector
+from misgnet_runtime.raster.dataset import Tile, TileSet
 
 INTERFACE = Interface(SIDE, 4)
 NO_NETWORK: Any = None  # none of these targets converts it

@@ -19,23 +19,25 @@ from PIL import EpsImagePlugin, Image
 
 from bundles import edit, make_bundle
 from commands import exit_code
-from misgnet_runtime import cli, lines, npz
-from misgnet_runtime.batch import record as batch_record
-from misgnet_runtime.batch.table import Shard, read_table
-from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.bundle.golden import read_golden
+from misgnet_runtime.bundle.manifest import Struct
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle.signing.release import moment
+from misgnet_runtime.cli import main as cli
 from misgnet_runtime.clock import now
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.folder_record import Header, open_record
-from misgnet_runtime.golden import read_golden
-from misgnet_runtime.images import image_size, read_image
-from misgnet_runtime.lines import decode_lines, encode_line
+from misgnet_runtime.jobs.batch import record as batch_record
+from misgnet_runtime.jobs.batch.table import Shard, read_table
+from misgnet_runtime.jobs.folder_record import Header, open_record
+from misgnet_runtime.jobs.journal import Band, Raw, open_journal, progress_folder
+from misgnet_runtime.jobs.series.features import open_features
+from misgnet_runtime.jobs.watch import journal as watch_journal
+from misgnet_runtime.jobs.watch.journal import FileState
 from misgnet_runtime.log import current, use
-from misgnet_runtime.manifest import Struct
-from misgnet_runtime.scenes.features import open_features
-from misgnet_runtime.scenes.journal import Band, Raw, open_journal, progress_folder
-from misgnet_runtime.trust.release import moment
-from misgnet_runtime.watch import journal as watch_journal
-from misgnet_runtime.watch.journal import FileState
+from misgnet_runtime.raster.images import image_size, read_image
+from misgnet_runtime.storage import jsonl as lines
+from misgnet_runtime.storage import npz
+from misgnet_runtime.storage.jsonl import decode_lines, encode_line
 
 ZEROS = "0" * 64
 

@@ -30,12 +30,12 @@ from benchmarks.int8_peers.comparison import _is_again, compare
 from benchmarks.int8_peers.graphs import Graph, Task, candidates
 from benchmarks.int8_peers.report import Made, Report, Row, table
 from benchmarks.int8_peers.timing import Speed, measure, speed
-from misgnet_runtime.bundle import Bundle
-from misgnet_runtime.checked import CheckedFiles
+from misgnet_runtime.bundle.checked import CheckedFiles
+from misgnet_runtime.bundle.manifest import Calibration, Interface
+from misgnet_runtime.bundle.preprocessing import normalise
+from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.manifest import Calibration, Interface
-from misgnet_runtime.normalisation import normalise
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
 
 INTERFACE = Interface(graphs.SIDE, 4)
 STEM, BODY, HEAD = 32 * 32 * 3 * 9 * 16, 32 * 32 * 16 * 9 * 16, 32 * 32 * 16
@@ -414,7 +414,7 @@ def test_the_table_has_a_line_for_every_row_and_says_why_one_failed() -> None:
 def bundle(tmp_path: Path, calibration: Calibration) -> Bundle:
     """A bundle whose manifest says ``calibration``, for tiles of 32 px."""
     root = bundles.make_bundle(tmp_path / "bundle")
-    from misgnet_runtime.manifest import decode_manifest
+    from misgnet_runtime.bundle.manifest import decode_manifest
 
     manifest = msgspec.structs.replace(decode_manifest(root / "manifest.json"), tile=32, calibration=calibration)
     return Bundle(root, manifest, CheckedFiles(root))

@@ -17,21 +17,21 @@ pytest.importorskip("onnxsim", reason="the compiler needs the [export] extra")
 pytest.importorskip("torch", reason="the compiler needs the [export] extra")
 
 from graphs import parsed, write_tiles
-from misgnet_calibration.accuracy import NO_NUMBERS
-from misgnet_calibration.observations import ObservationKey, Observed
-from misgnet_calibration.observers import Histogram
-from misgnet_calibration.placement_rules import EVERYTHING_RULES
-from misgnet_calibration.recipes import CPU, TENSORRT, TENSORRT_FP16, Recipe
-from misgnet_export.agreement import answers_of
-from misgnet_export.decision import Decision
-from misgnet_export.int8 import RecipeGraph, limit_of, quantize_recipe
-from misgnet_export.placement import quantization_entry
-from misgnet_export.progress import StageLog
-from misgnet_export.quantization import Calibrated, observe, observe_or_reuse
-from misgnet_export.request import BuildRequest
+from misgnet_calibration.algorithms.accuracy_control import NO_NUMBERS
+from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, TENSORRT_FP16, Recipe
+from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
+from misgnet_calibration.statistics.cache import ObservationKey, Observed
+from misgnet_calibration.statistics.observers import Histogram
+from misgnet_export.pipeline.agreement import answers_of
+from misgnet_export.pipeline.calibrate import Calibrated, observe, observe_or_reuse
+from misgnet_export.pipeline.progress import StageLog
+from misgnet_export.pipeline.quantization_record import quantization_entry
+from misgnet_export.pipeline.quantize import RecipeGraph, limit_of, quantize_recipe
+from misgnet_export.pipeline.request import BuildRequest
+from misgnet_export.pipeline.validation_loss import Decision
+from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import GateFailed
-from misgnet_runtime.manifest import Interface
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
 
 INTERFACE = Interface(32, 4)
 REQUEST = BuildRequest(Path("w"), Path("c"), Path("e"), None, (), Path("out"), INTERFACE, repair="never")
@@ -86,7 +86,7 @@ def write(root: Path, count: int, seed: int) -> TileSet:
 @pytest.fixture(autouse=True)
 def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random network answers near the threshold almost everywhere, and ordinary INT8 changes 0.8 % of pixels."""
-    monkeypatch.setattr("misgnet_export.int8._DIFFERING", 0.015)
+    monkeypatch.setattr("misgnet_export.pipeline.quantize._DIFFERING", 0.015)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_half_of_the_allowed_drop_is_kept_in_reserve() -> None:
 
 
 def test_a_strict_gate_lets_fewer_pixels_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("misgnet_export.int8._DIFFERING", 0.002)
+    monkeypatch.setattr("misgnet_export.pipeline.quantize._DIFFERING", 0.002)
     assert [limit_of(drop).agreement for drop in (-1.0, 0.1, 0.25, 0.4, 0.5, 2.0)] == pytest.approx(
         [0.999, 0.999, 0.999, 0.9984, 0.998, 0.998]
     )

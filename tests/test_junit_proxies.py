@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 import pytest
 
 from commands import exit_code
-from misgnet_export import cli
-from misgnet_runtime.parity import EngineParity, ParityReport, compare
+from misgnet_export.cli import main as cli
+from misgnet_runtime.accuracy.parity import EngineParity, ParityReport, compare
 from test_report import REASON, not_run, parity, report_of, side
 
 
@@ -22,7 +22,7 @@ ENGINES = [parity([0, 1, 0, 0]), by_proxy(0, "rtx"), by_proxy(30, "trt"), not_ru
 
 
 def run_parity(monkeypatch: pytest.MonkeyPatch, path: Path, report: ParityReport, *words: object) -> int:
-    monkeypatch.setattr("misgnet_export.reparity.reparity", lambda *_: report)
+    monkeypatch.setattr("misgnet_export.pipeline.reparity.reparity", lambda *_: report)
     return exit_code(cli.main, "misgnet-export", "parity", "b", "--eval", "e", "--junit", path, *words)
 
 
@@ -71,7 +71,7 @@ def test_results_that_appeared_meanwhile_stay(
         path.write_text("another run's")
         return report_of(ENGINES[:1])
 
-    monkeypatch.setattr("misgnet_export.reparity.reparity", prove)
+    monkeypatch.setattr("misgnet_export.pipeline.reparity.reparity", prove)
     command = ["misgnet-export", "parity", "b", "--eval", "e", "--junit", str(path)]
     assert exit_code(cli.main, *command) == 2
     assert path.read_text() == "another run's"

@@ -14,8 +14,9 @@ import pytest
 
 from commands import exit_code
 from logs import Collected
-from misgnet_runtime import cli, lock
+from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import LockTimeoutError, UsageError
+from misgnet_runtime.storage import lock
 
 
 @pytest.fixture(autouse=True)

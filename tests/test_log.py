@@ -15,8 +15,9 @@ import pytest
 
 from bundles import FLOAT, RTX, expected, images, make_bundle, write_image
 from commands import exit_code
-from misgnet_runtime import cli, log
-from misgnet_runtime.console import _shared_first
+from misgnet_runtime import log
+from misgnet_runtime.cli import main as cli
+from misgnet_runtime.cli.app import _shared_first
 
 SIZE = (70, 90)
 Objects = list[dict[str, Any]]
@@ -128,7 +129,7 @@ def interrupted(*_: object, **__: object) -> None:
 def test_an_interruption_says_what_is_left(
     pair: tuple[Path, ...], call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("misgnet_runtime.predict.predict_files", interrupted)
+    monkeypatch.setattr("misgnet_runtime.jobs.image.predict_files", interrupted)
     command = ("predict", *pair, "-o", tmp_path / "m.png")
     outcome = call(*command)
     assert (outcome.code, outcome.out, outcome.error) == (130, "", "interrupted; a part is kept\n")
@@ -140,7 +141,7 @@ def test_an_interruption_says_what_is_left(
 def test_a_bug_is_one_object(
     pair: tuple[Path, ...], call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("misgnet_runtime.predict.predict_files", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("misgnet_runtime.jobs.image.predict_files", lambda *_, **__: 1 / 0)
     outcome = call("predict", *pair, "-o", tmp_path / "m.png", "--log", "json")
     _, (told,) = outcome.objects
     assert (outcome.code, told["kind"], told["exit_code"]) == (1, "ZeroDivisionError", 1)

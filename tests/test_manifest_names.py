@@ -11,8 +11,8 @@ import pytest
 
 from bundles import RTX, SPLIT_INT8, edit, make_bundle
 from commands import exit_code
-from misgnet_runtime import cli
-from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import InputError
 
 Change = Callable[[dict[str, Any]], object]
@@ -79,8 +79,8 @@ def test_names_that_builds_make_are_legal(tmp_path: Path, name: str) -> None:
 
 def test_triton_writes_nothing_outside_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's schema is not needed: the manifest is refused first. Of old sources the engine's name left ``-o``."""
-    from misgnet_export.triton import repository
-    from misgnet_export.triton.config import Serving
+    from misgnet_export.integrations.triton import repository
+    from misgnet_export.integrations.triton.config import Serving
 
     monkeypatch.setattr(repository, "load_schema", lambda: None)
     monkeypatch.setattr(repository, "model_config", lambda *_: SimpleNamespace())

@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="the network needs the [train] extra")
 
 from misgnet.checkpoint import load_network
 from misgnet.evaluation import evaluate
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"

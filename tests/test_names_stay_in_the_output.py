@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from bundles import FLOAT, INT8, edit, make_bundle
 from commands import exit_code
-from misgnet_export import cli
-from misgnet_export.triton import repository
+from misgnet_export.cli import main as cli
+from misgnet_export.integrations.triton import repository
 
 NAMES = ["x/../../../escaped", "/tmp/escaped", "..", "x/y", "x\\..\\y", "x\ny", "x\x1b[31m", "x\u202ey", "", "."]
 

@@ -13,7 +13,7 @@ from benchmarks import operators
 from benchmarks.operators import PROFILERS, WARM_UP, Operator, Profile, Report, feeds_of, lines, profile, summed
 from bundles import make_bundle
 from commands import exit_code
-from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.errors import UnavailableError
 
 

@@ -19,7 +19,7 @@ from bundles import edit, make_bundle, write_image
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [str(ROOT / folder) for folder in (".", "export", "calibration", "runtime")]
 ODD = "\x1b[31m\u202e\x07\x9b2J\r\nforged: line\u2028\u200b"  # colours, an order of reading, a bell, a second line
-CALL = "import sys\nfrom {0}.cli import main\nsys.argv = sys.argv[1:]\nmain()\n"
+CALL = "import sys\nfrom {0}.cli.main import main\nsys.argv = sys.argv[1:]\nmain()\n"
 
 
 @pytest.fixture
@@ -165,8 +165,8 @@ def test_a_working_directory_that_is_not_utf8_is_bad_input_or_does_not_matter(ro
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\uff1d1", "\uff20x", '"=1+1"'])
 def test_an_id_that_a_spreadsheet_takes_for_a_formula_is_refused(tmp_path: Path, name: str) -> None:
-    from misgnet_runtime.batch.table import read_table
     from misgnet_runtime.errors import InputError
+    from misgnet_runtime.jobs.batch.table import read_table
 
     table = tmp_path / "t.csv"
     table.write_text(f"id,before,after\n{name},a.tif,b.tif\n", encoding="utf-8")
@@ -181,10 +181,10 @@ def test_results_hold_no_formulas_and_numbers_stay_numbers(tmp_path: Path) -> No
     from types import SimpleNamespace
     from typing import Any
 
-    from misgnet_runtime.batch.record import Failed
-    from misgnet_runtime.batch.results import write_results
-    from misgnet_runtime.batch.scene import Scene
-    from misgnet_runtime.batch.table import Shard
+    from misgnet_runtime.jobs.batch.record import Failed
+    from misgnet_runtime.jobs.batch.results import write_results
+    from misgnet_runtime.jobs.batch.row import Scene
+    from misgnet_runtime.jobs.batch.table import Shard
 
     messages = ["=cmd|' /C calc'!A0", "+1", "-2", "@x", "\t=1", "\r=1", "\n=1", "\uff1d1", "plain; text"]
     scenes = [Scene(f"s{i}", Path("=a.tif"), Path("/b.tif"), {}) for i in range(len(messages))]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from misgnet_runtime import outputs
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.outputs import refuse_existing, replace_file, replace_folder
+from misgnet_runtime.storage import atomic as outputs
+from misgnet_runtime.storage.atomic import refuse_existing, replace_file, replace_folder
 
 MAKER = """
 import sys, time

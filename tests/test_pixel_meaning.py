@@ -22,10 +22,10 @@ from rasterio.transform import Affine
 
 from bundles import FLOAT, make_bundle, write_image
 from commands import exit_code
-from misgnet_runtime import cli
+from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.images import image_size, read_image
-from misgnet_runtime.tiles import TileSet, load_source
+from misgnet_runtime.raster.dataset import TileSet, load_source
+from misgnet_runtime.raster.images import image_size, read_image
 from scenes import PLACE, read, scene, write_raster
 
 H, W = 96, 80

@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 
 from graphs import parsed, two_branch
-from misgnet_calibration.graph import Graph
-from misgnet_calibration.placement import Placement, place, placements
-from misgnet_calibration.placement_rules import Rule
-from misgnet_calibration.recipes import CPU, CPU_ARM, CPU_VNNI, OPENVINO, RECIPES, TENSORRT, TENSORRT_FP16, Recipe
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.placement import Placement, place, placements
+from misgnet_calibration.quantizer.recipes import (
+    CPU,
+    CPU_ARM,
+    CPU_VNNI,
+    OPENVINO,
+    RECIPES,
+    TENSORRT,
+    TENSORRT_FP16,
+    Recipe,
+)
+from misgnet_calibration.quantizer.rules import Rule
 
 EVERY = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 EVERY_INT8 = pytest.mark.parametrize("recipe", [r for r in RECIPES if r.int8], ids=lambda recipe: recipe.name)

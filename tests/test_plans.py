@@ -14,11 +14,11 @@ import pytest
 from numpy.typing import NDArray
 
 from fake_cuda import FakeDriver
-from misgnet_runtime.engines.tensorrt import open_plan
+from misgnet_runtime.engines.tensorrt import Plan, PlanOptions, compile_plan, load_vendor
+from misgnet_runtime.engines.tensorrt.bindings import known_capabilities, parse_version
+from misgnet_runtime.engines.tensorrt.engine import open_plan
+from misgnet_runtime.engines.tensorrt.progress import Phases
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
-from misgnet_runtime.plans import Plan, PlanOptions, compile_plan, load_vendor
-from misgnet_runtime.plans.progress import Phases
-from misgnet_runtime.plans.vendor import known_capabilities, parse_version
 
 onnx = pytest.importorskip("onnx", reason="the tiny graphs are made with onnx")
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")

@@ -16,10 +16,11 @@ if sys.version_info < (3, 11):
 
 from bundles import make_bundle
 from commands import exit_code
-from misgnet_runtime import cli, open_bundle
-from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime import open_bundle
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle.signing import policy
+from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.trust import policy
 from signatures import certify, make_key, prepare, sign_folder, write_certificates, write_public
 
 KEY, OTHER = make_key(), make_key(2)
@@ -159,7 +160,7 @@ def test_a_certificate_of_the_policys_root(bundle: Path, named: Write, call: Cal
 def test_only_version_product_and_times_are_read_of_what_a_policy_refuses(
     signed: Path, named: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from misgnet_runtime.trust import signed as module
+    from misgnet_runtime.bundle.signing import verify as module
 
     monkeypatch.setattr(module, "decode_manifest", lambda *_: pytest.fail("a refused bundle was loaded"))
     for text in ('name = "roads"\nkey = "key.pub"', 'key = "key.pub"\nminimum_version = 6', 'key = "other.pub"'):
@@ -431,7 +432,7 @@ def test_a_policy_of_another_user_refuses_every_bundle(
             found[4] = os.geteuid() + 1
         return os.stat_result(found[:10])
 
-    monkeypatch.setattr("misgnet_runtime.trust.private.os.fstat", anothers)
+    monkeypatch.setattr("misgnet_runtime.storage.private_state.os.fstat", anothers)
     assert "another user may change it" in refusal(call, signed)
 
 

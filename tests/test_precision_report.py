@@ -15,14 +15,14 @@ pytest.importorskip("onnx", reason="the compiler needs the [export] extra")
 
 from bundles import edit, make_bundle
 from graphs import two_branch
-from misgnet_calibration.graph import Graph
-from misgnet_calibration.observers import Range
-from misgnet_calibration.placement import activations, place
-from misgnet_calibration.quantize import quantize
-from misgnet_calibration.recipes import CPU, TENSORRT
-from misgnet_export.placement import placement_entries
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.placement import activations, place
+from misgnet_calibration.quantizer.quantize import quantize
+from misgnet_calibration.quantizer.recipes import CPU, TENSORRT
+from misgnet_calibration.statistics.observers import Range
+from misgnet_export.pipeline.quantization_record import placement_entries
 from misgnet_export.report.precision import block_of, block_table, blocks, draw_precision, rule_table, share_table
-from misgnet_runtime.manifest import NodePlacement, PlacementRule, Quantization
+from misgnet_runtime.bundle.manifest import NodePlacement, PlacementRule, Quantization
 
 ROOT = Path(__file__).parents[1]
 PLACEMENT = [

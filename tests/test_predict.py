@@ -15,12 +15,12 @@ from PIL import Image
 
 from bundles import FLOAT, INT8, RTX, SPLIT_FLOAT, SPLIT_INT8, TILE, edit, expected, images, make_bundle, write_image
 from commands import exit_code
-from misgnet_runtime import cli
-from misgnet_runtime.console import make_app, run_app
+from misgnet_runtime.cli import main as cli
+from misgnet_runtime.cli.app import make_app, run_app
 from misgnet_runtime.engines import Engine
 from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, UnavailableError, UsageError
-from misgnet_runtime.split import SplitDetector
-from misgnet_runtime.verify import verify_bundle
+from misgnet_runtime.inference.self_test import verify_bundle
+from misgnet_runtime.inference.split_detector import SplitDetector
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (90, 150)

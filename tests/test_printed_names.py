@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from commands import exit_code
-from misgnet_export import cli
-from misgnet_export.progress import StageLog
+from misgnet_export.cli import main as cli
+from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.report import parity_table, stage_table, throughput_table
 from misgnet_export.report.precision import share_table
-from misgnet_runtime.manifest import Quantization
-from misgnet_runtime.throughput import Timing
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.bundle.manifest import Quantization
+from misgnet_runtime.inference.throughput import Timing
+from misgnet_runtime.raster.dataset import TileSet
 from test_report import data_of, not_run, page_of, parity, report_of
 
 ODD = "x\x1b[31m\x9b2J\u202e[bold]\nforged: line\u2028\u200b"
@@ -69,7 +69,7 @@ def test_the_page_shows_control_characters_escaped() -> None:
 def test_paths_are_not_read_as_markup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from misgnet_export.triton import repository
+    from misgnet_export.integrations.triton import repository
 
     found = repository.Repository([repository.Model(ODD, ODD, "onnxruntime", ODD)], {ODD: ODD})
     monkeypatch.setattr(repository, "write_repository", lambda *_, **__: found)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from misgnet_runtime import lock, private
 from misgnet_runtime.errors import InputError, LockTimeoutError, StorageError
-from misgnet_runtime.private import PrivateFolder
+from misgnet_runtime.storage import lock, private
+from misgnet_runtime.storage.private import PrivateFolder
 
 LIMIT = 1000
 

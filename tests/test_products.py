@@ -13,16 +13,16 @@ from rich.console import Console
 
 pytest.importorskip("onnx", reason="the compiler needs the [export] extra")
 
-from misgnet_calibration.recipes import CPU, OPENVINO, TENSORRT, TENSORRT_FP16
-from misgnet_export.draft import GraphFile
-from misgnet_export.engines import make_engines
-from misgnet_export.products import PRODUCTS, product_of, recipes_of
-from misgnet_export.progress import StageLog
-from misgnet_export.request import BuildRequest, check_request
+from misgnet_calibration.quantizer.recipes import CPU, OPENVINO, TENSORRT, TENSORRT_FP16
+from misgnet_export.pipeline.compile import make_engines
+from misgnet_export.pipeline.progress import StageLog
+from misgnet_export.pipeline.request import BuildRequest, check_request
+from misgnet_export.pipeline.result import GraphFile
+from misgnet_export.pipeline.targets import PRODUCTS, product_of, recipes_of
 from misgnet_runtime import machine
+from misgnet_runtime.bundle.manifest import EngineEntry, EngineKind, Interface
+from misgnet_runtime.bundle.targets import Kind, Target, parse_target
 from misgnet_runtime.errors import UnavailableError, UsageError
-from misgnet_runtime.manifest import EngineEntry, EngineKind, Interface
-from misgnet_runtime.targets import Kind, Target, parse_target
 
 NO_NETWORK: Any = None  # none of these targets converts it
 REQUEST = BuildRequest(Path("w"), Path("c"), Path("e"), None, (), Path("out"), Interface(32, 4))

@@ -13,9 +13,9 @@ import pytest
 
 from bundles import make_bundle, write_image
 from commands import exit_code
-from misgnet_runtime import cli
+from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import MisgnetError
-from misgnet_runtime.outputs import replace_file, replace_folder, write_file
+from misgnet_runtime.storage.atomic import replace_file, replace_folder, write_file
 
 Make = Callable[[Path], object]
 

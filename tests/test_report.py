@@ -27,11 +27,11 @@ from misgnet_export.report import (
     stage_table,
     throughput_table,
 )
+from misgnet_runtime.accuracy.gate import Interval
+from misgnet_runtime.accuracy.metrics import Confusion
+from misgnet_runtime.accuracy.parity import EngineParity, Judged, ParityReport, TileParity, compare
 from misgnet_runtime.callables import Mask
-from misgnet_runtime.gate import Interval
-from misgnet_runtime.metrics import Confusion
-from misgnet_runtime.parity import EngineParity, Judged, ParityReport, TileParity, compare
-from misgnet_runtime.throughput import Timing
+from misgnet_runtime.inference.throughput import Timing
 
 SIZE = 20
 HOSTILE = "<script>alert(1)</script>"

@@ -17,10 +17,11 @@ pytest.importorskip("cryptography", reason="needs cryptography: pip install 'mis
 
 from bundles import images, make_bundle, write_image
 from commands import exit_code
-from misgnet_runtime import cli, open_bundle
-from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime import open_bundle
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle.signing.policy import Trust
+from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.trust.policy import Trust
 from signatures import SIGNATURE, make_key, prepare, sign_folder, write_private, write_public
 
 KEY = make_key()
@@ -216,7 +217,7 @@ def test_an_older_bundle_is_refused_where_a_newer_one_is_accepted_meanwhile(
 ) -> None:
     """Between the first comparison and the lock."""
     newer = sign_folder(prepare(shutil.copytree(signed, tmp_path / "newer"), version=6), KEY)
-    from misgnet_runtime.trust import signed as module
+    from misgnet_runtime.bundle.signing import verify as module
 
     decode = module.decode_manifest
 
@@ -233,7 +234,7 @@ def test_what_is_parsed_of_a_manifest_is_what_was_signed(
     state: Path, signed: Path, key: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A manifest that is exchanged behind the check, by this user: what is read is the signed one, or nothing."""
-    from misgnet_runtime.trust import signed as module
+    from misgnet_runtime.bundle.signing import verify as module
 
     check, content = module.check_digests, (signed / "manifest.json").read_bytes()
 
@@ -252,7 +253,7 @@ def test_what_is_parsed_of_a_manifest_is_what_was_signed(
 @pytest.fixture
 def sign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Call:
     pytest.importorskip("model_signing", reason="signing needs model-signing: pip install 'misgnet-export[sign]'")
-    from misgnet_export import cli as export_cli
+    from misgnet_export.cli import main as export_cli
 
     key = write_private(tmp_path / "key.pem", KEY)
 
@@ -310,7 +311,7 @@ def test_a_file_that_is_exchanged_while_it_is_signed_is_found(
 ) -> None:
     """Devices would refuse the bundle: its manifest states the other bytes."""
     pytest.importorskip("model_signing")
-    from misgnet_export import signing
+    from misgnet_export.integrations import signing
 
     bundle, link = make_bundle(tmp_path / "release-4"), signing._link
 

@@ -34,7 +34,7 @@ def here(tmp_path: Path) -> Path:
         (folder / f"{name}.py").write_text(
             f"open({str(tmp_path / 'marks')!r}, 'a').write('{name} ')\nraise SystemExit(9)"
         )
-    (tmp_path / "misgnet-run").write_text("from misgnet_runtime.cli import main\nmain()\n")
+    (tmp_path / "misgnet-run").write_text("from misgnet_runtime.cli.main import main\nmain()\n")
     return folder
 
 
@@ -62,7 +62,8 @@ def test_an_empty_entry_of_pythonpath_does_not_reach_child_processes(here: Path)
     for name in POISON:
         (here / f"{name}.py").unlink(missing_ok=True)
     script.write_text(
-        "import os\nfrom misgnet_runtime import throughput, throughput_worker\nfrom misgnet_runtime.cli import main\n"
+        "import os\nfrom misgnet_runtime.inference import throughput, throughput_worker\n"
+        "from misgnet_runtime.cli.main import main\n"
         "os.rename('later.py', 'statistics.py')\nmain()\n"
     )
     path = os.pathsep.join(["", *SOURCES])
@@ -124,7 +125,7 @@ def test_a_child_process_ends_with_the_one_that_started_it(tmp_path: Path) -> No
 
 def test_a_ray_cluster_is_not_given_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray puts the folder that its driver connects in on the import path of all its workers."""
-    from misgnet_runtime.batch.ray import ray_cluster
+    from misgnet_runtime.jobs.batch.ray import ray_cluster
 
     seen: list[Path] = []
     fake = ModuleType("ray")

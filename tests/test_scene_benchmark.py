@@ -12,8 +12,8 @@ rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 from benchmarks import scene_throughput
 from benchmarks.scene_throughput import Bench, Trial, cells, make_scene, table
 from bundles import FLOAT, INT8, images, make_bundle, write_image
-from misgnet_runtime.bench.scene import SceneRun, SceneTask
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.measure.bench.scene import SceneRun, SceneTask
 
 
 def test_cells_cover_a_square_once() -> None:

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from ends import in_child
-from misgnet_runtime.scenes.pipeline import run_pipeline
+from misgnet_runtime.jobs.scene.pipeline import run_pipeline
 
 
 @pytest.fixture(autouse=True)

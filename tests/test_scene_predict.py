@@ -28,12 +28,12 @@ from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector,
 from commands import exit_code
 from ends import die_at, in_child
 from logs import Collected
-from misgnet_runtime import cli
+from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import GateFailed, InputError, StorageError, UnavailableError, UsageError
-from misgnet_runtime.scenes import predict as predict_module
-from misgnet_runtime.scenes.journal import progress_folder
-from misgnet_runtime.scenes.options import SceneOptions
-from misgnet_runtime.scenes.predict import SceneReport, predict_scene_files
+from misgnet_runtime.jobs.journal import progress_folder
+from misgnet_runtime.jobs.scene import predict as predict_module
+from misgnet_runtime.jobs.scene.options import SceneOptions
+from misgnet_runtime.jobs.scene.predict import SceneReport, predict_scene_files
 from scenes import PLACE, read, scene, write_raster
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,11 +15,11 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
-from misgnet_runtime.scenes.declared import Declared
-from misgnet_runtime.scenes.options import SceneOptions
-from misgnet_runtime.scenes.sampling import find_scaling, phase_shift, residual_shift, spread
-from misgnet_runtime.scenes.source import NEUTRAL, Pixels, open_pair
-from misgnet_runtime.tiling import Span
+from misgnet_runtime.jobs.scene.options import SceneOptions
+from misgnet_runtime.raster.declared import Declared
+from misgnet_runtime.raster.reader import NEUTRAL, Pixels, open_pair
+from misgnet_runtime.raster.statistics import find_scaling, phase_shift, residual_shift, spread
+from misgnet_runtime.raster.tiling import Span
 from scenes import scene, write_raster
 
 H, W = 90, 140

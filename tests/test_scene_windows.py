@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.scenes.windows import Axis, Blender, Layout, lay_out
+from misgnet_runtime.raster.blending import Axis, Blender, Layout, lay_out
 
 
 @st.composite

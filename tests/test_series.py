@@ -27,17 +27,17 @@ from commands import exit_code
 from ends import die_at, in_child
 from fake_split import FakeSplit
 from logs import Collected
-from misgnet_runtime import cli
+from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
-from misgnet_runtime.scenes import encoding as encoding_module
-from misgnet_runtime.scenes import predict as predict_module
-from misgnet_runtime.scenes.declared import Declared
-from misgnet_runtime.scenes.encode import encode_file
-from misgnet_runtime.scenes.grids import Grid
-from misgnet_runtime.scenes.options import SceneOptions, SeriesOptions
-from misgnet_runtime.scenes.predict import predict_scene_files
-from misgnet_runtime.scenes.run import SceneReport
-from misgnet_runtime.scenes.series import Listener, run_series
+from misgnet_runtime.jobs.scene import predict as predict_module
+from misgnet_runtime.jobs.scene.options import SceneOptions, SeriesOptions
+from misgnet_runtime.jobs.scene.predict import predict_scene_files
+from misgnet_runtime.jobs.scene.run import SceneReport
+from misgnet_runtime.jobs.series import encoding as encoding_module
+from misgnet_runtime.jobs.series.encode import encode_file
+from misgnet_runtime.jobs.series.series import Listener, run_series
+from misgnet_runtime.raster.declared import Declared
+from misgnet_runtime.raster.grid import Grid
 from scenes import PLACE, read, scene, write_raster
 
 ROOT = Path(__file__).resolve().parents[1]

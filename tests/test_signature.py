@@ -21,14 +21,16 @@ pytest.importorskip(
 
 from bundles import INT8, SPLIT_FLOAT, expected, images, make_bundle, write_image
 from commands import exit_code
-from misgnet_export import cli as export_cli
-from misgnet_runtime import bundle as bundle_module
-from misgnet_runtime import choice, cli, open_bundle
-from misgnet_runtime.bundle import read_bundle
+from misgnet_export.cli import main as export_cli
+from misgnet_runtime import open_bundle
+from misgnet_runtime.bundle import reader as bundle_module
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle.signing import files, policy
+from misgnet_runtime.bundle.signing import verify as signed_module
+from misgnet_runtime.bundle.signing.policy import VARIABLE, Trust
+from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import InputError, StorageError
-from misgnet_runtime.trust import files, policy
-from misgnet_runtime.trust import signed as signed_module
-from misgnet_runtime.trust.policy import VARIABLE, Trust
+from misgnet_runtime.inference import selection as choice
 from signatures import SIGNATURE, digests_of, make_key, prepare, sign_folder, write_public
 
 DATA = Path(__file__).with_name("data") / "signed"
@@ -84,7 +86,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(msgspec.json, "decode", spy)
     monkeypatch.setattr(signed_module, "decode_manifest", never)
     monkeypatch.setattr(bundle_module, "decode_manifest", never)
-    monkeypatch.setattr("misgnet_runtime.tuning.use.open_engine_file", never)
+    monkeypatch.setattr("misgnet_runtime.inference.tuned_use.open_engine_file", never)
     return found
 
 
@@ -426,7 +428,7 @@ def test_a_session_of_python(signed: Path, trust: Trust, monkeypatch: pytest.Mon
 
 
 def test_cryptography_is_missing(signed: Path, trust: Trust) -> None:
-    blocked = "import sys; sys.modules.update(cryptography=None); from misgnet_runtime.cli import main; main()"
+    blocked = "import sys; sys.modules.update(cryptography=None); from misgnet_runtime.cli.main import main; main()"
     command = [sys.executable, "-c", blocked, "info", str(signed)]
     found = subprocess.run(
         [*command, "--require-signature", str(trust.key)], text=True, capture_output=True, check=False

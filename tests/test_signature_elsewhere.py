@@ -14,16 +14,16 @@ pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from batches import InProcess, Place
 from bundles import make_bundle
-from misgnet_runtime.batch import run as batch_run
-from misgnet_runtime.batch.local import ProcessPool
-from misgnet_runtime.batch.pool import Event, Pool, Unusable
-from misgnet_runtime.batch.worker import SceneWorker, Setup
-from misgnet_runtime.bench.plan import BenchOptions, make_plan, tasks_of
-from misgnet_runtime.bench.scene import SceneTask, run_scene
-from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle.signing import policy
+from misgnet_runtime.bundle.signing.policy import VARIABLE, Trust
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.trust import policy
-from misgnet_runtime.trust.policy import VARIABLE, Trust
+from misgnet_runtime.jobs.batch import run as batch_run
+from misgnet_runtime.jobs.batch.local import ProcessPool
+from misgnet_runtime.jobs.batch.pool import Event, Pool, Unusable
+from misgnet_runtime.jobs.batch.worker import SceneWorker, Setup
+from misgnet_runtime.measure.bench.matrix import BenchOptions, make_plan, tasks_of
+from misgnet_runtime.measure.bench.scene import SceneTask, run_scene
 from scenes import scene, write_raster
 from signatures import make_key, prepare, sign_folder, write_public
 from test_batch import ray_of_two
@@ -106,7 +106,7 @@ def test_a_process_of_its_own_runs_what_is_signed(place: Place, trust: Trust) ->
 def test_an_actor_of_ray_refuses(
     place: Place, trust: Trust, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from misgnet_runtime.batch.ray import RayPool, Slots, ray_cluster
+    from misgnet_runtime.jobs.batch.ray import RayPool, Slots, ray_cluster
 
     with ray_of_two(tmp_path_factory.mktemp("r"), monkeypatch) as address, ray_cluster(address) as ray:
         event = first_event(RayPool(ray, replace(place.setup(), trust=trust), Slots(1, 0, 1)))

@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("cryptography", reason="needs cryptography: pip install 'misgnet-export[verify]'")
 
 from bundles import make_bundle
-from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle.signing.policy import Trust
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.trust.policy import Trust
 from signatures import digests_of, make_key, prepare, sign_folder, write_public
 
 KEY = make_key()
@@ -94,7 +94,7 @@ def test_names_in_other_scripts_are_accepted(bundle: Path, trust: Trust, name: s
 
 def test_no_ignorable_character_is_forgotten() -> None:
     """Those that Unicode's own name calls so, and all of the categories: independent of the table in the source."""
-    from misgnet_runtime.trust.names import text_problem
+    from misgnet_runtime.bundle.signing.names import text_problem
 
     words = ("VARIATION SELECTOR", "FILLER", "INVISIBLE", "ZERO WIDTH", "JOINER", "WORD JOINER", "LANGUAGE TAG")
     named = [c for c in map(chr, range(0x110000)) if any(w in unicodedata.name(c, "") for w in words)]

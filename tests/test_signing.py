@@ -21,10 +21,11 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from bundles import make_bundle
 from commands import exit_code
-from misgnet_export import cli, signing
-from misgnet_runtime.bundle import read_bundle, read_unsigned
+from misgnet_export.cli import main as cli
+from misgnet_export.integrations import signing
+from misgnet_runtime.bundle.reader import read_bundle, read_unsigned
+from misgnet_runtime.bundle.signing.policy import Trust
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.trust.policy import Trust
 from signatures import SIGNATURE, certify, digests_of, make_key, write_certificates, write_private, write_public
 
 KEY = make_key()
@@ -220,7 +221,7 @@ def test_a_bundle_by_its_link_and_with_a_requirement_set(
 
 
 def test_the_library_is_missing(bundle: Path, tmp_path: Path) -> None:
-    blocked = "import sys; sys.modules.update(model_signing=None); from misgnet_export.cli import main; main()"
+    blocked = "import sys; sys.modules.update(model_signing=None); from misgnet_export.cli.main import main; main()"
     key = write_private(tmp_path / "k.pem", KEY)
     line = [sys.executable, "-c", blocked, "sign", str(bundle), "--key", str(key)]
     found = subprocess.run(line, text=True, capture_output=True, check=False)

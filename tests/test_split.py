@@ -24,15 +24,15 @@ from bundles import (
     spec,
 )
 from bundles import make_bundle as whole_bundle
-from misgnet_runtime.bundle import Bundle, read_bundle
-from misgnet_runtime.checked import CheckedFiles
-from misgnet_runtime.choice import open_detector
+from misgnet_runtime.bundle.checked import CheckedFiles
+from misgnet_runtime.bundle.manifest import EngineEntry, head_inputs
+from misgnet_runtime.bundle.preprocessing import normalise
+from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
-from misgnet_runtime.engines.ort import OnnxRuntimeEngine
+from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
-from misgnet_runtime.manifest import EngineEntry, head_inputs
-from misgnet_runtime.normalisation import normalise
-from misgnet_runtime.split import SplitDetector, choose_split, open_split
+from misgnet_runtime.inference.selection import open_detector
+from misgnet_runtime.inference.split_detector import SplitDetector, choose_split, open_split
 
 
 def make_bundle(root: Path, *engines: EngineEntry) -> Bundle:
@@ -193,7 +193,7 @@ def test_a_head_that_cannot_be_opened_leaves_no_encoder_open(tmp_path: Path, mon
         opened.append(Watched(files.root / entry.file, INTERFACE.max_batch))
         return opened[-1]
 
-    monkeypatch.setattr("misgnet_runtime.tuning.use.open_engine_file", open_file)
+    monkeypatch.setattr("misgnet_runtime.inference.tuned_use.open_engine_file", open_file)
     with pytest.raises(InputError, match="a broken head"):
         open_split(make_bundle(tmp_path), SPLIT_FLOAT)
     assert [engine.closed for engine in opened] == [1]

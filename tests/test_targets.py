@@ -1,7 +1,7 @@
 import pytest
 
+from misgnet_runtime.bundle.targets import Target, parse_target
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.targets import Target, parse_target
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 import fake_tensorrt
 from fake_cuda import FakeDriver
 from fake_tensorrt import WORKING_MEMORY, make_tensorrt, model
-from misgnet_runtime.engines.replay import KEPT
-from misgnet_runtime.engines.tensorrt import open_plan
+from misgnet_runtime.engines.tensorrt import MachineFacts, Plan, PlanFacts, PlanOptions, check_plan_fits, compile_plan
+from misgnet_runtime.engines.tensorrt import compatibility as facts
+from misgnet_runtime.engines.tensorrt.engine import open_plan
+from misgnet_runtime.engines.tensorrt.replay import KEPT
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError, UsageError
-from misgnet_runtime.plans import MachineFacts, Plan, PlanFacts, PlanOptions, check_plan_fits, compile_plan, facts
 
 VERSIONS = ("10.3.0", "10.16.1", "11.1.0")
 OPTIONS = PlanOptions("tensorrt", max_batch=8)

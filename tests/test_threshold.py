@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from misgnet_export.threshold import tune_threshold
+from misgnet_export.pipeline.threshold import tune_threshold
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
 
 TILE = 32
 

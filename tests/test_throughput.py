@@ -16,12 +16,13 @@ import msgspec
 import pytest
 
 from bundles import FLOAT, INT8, INTERFACE, RTX, make_bundle
-from misgnet_runtime import throughput, throughput_product
+from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
-from misgnet_runtime.manifest import EngineEntry
-from misgnet_runtime.throughput import ROUNDS, Round, Task, Timing, WarmUp, measure
-from misgnet_runtime.throughput_worker import time_calls, warm_up
+from misgnet_runtime.inference import throughput
+from misgnet_runtime.inference.throughput import ROUNDS, Round, Task, Timing, WarmUp, measure
+from misgnet_runtime.inference.throughput_worker import time_calls, warm_up
+from misgnet_runtime.measure import matrix_baseline as throughput_product
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_a_worker_that_is_killed_is_an_error(bundle: Path, workers: list[through
 
 def test_a_worker_ends_with_its_parent(bundle: Path) -> None:
     """A parent that dies closes the worker's input."""
-    command = python_command("misgnet_runtime.throughput_worker")
+    command = python_command("misgnet_runtime.inference.throughput_worker")
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment()) as worker:
         assert worker.stdin and worker.stdout

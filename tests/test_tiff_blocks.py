@@ -14,9 +14,9 @@ import pytest
 rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.scenes.unreadable import Blocks, Tally
-from misgnet_runtime.tiff_blocks import MOST_BLOCKS, Layer, read_blocks
-from misgnet_runtime.tiling import Span
+from misgnet_runtime.raster.tiff_blocks import MOST_BLOCKS, Layer, read_blocks
+from misgnet_runtime.raster.tiling import Span
+from misgnet_runtime.raster.unreadable import Blocks, Tally
 from scenes import scene, write_raster
 
 H, W = 90, 140

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn import metrics as judge
 
+from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.images import image_size, read_image, read_label, write_mask
-from misgnet_runtime.metrics import Confusion
-from misgnet_runtime.tiles import TileSet, check_disjoint, read_tile, stack
-from misgnet_runtime.tiling import cover, cut
+from misgnet_runtime.raster.dataset import TileSet, check_disjoint, read_tile, stack
+from misgnet_runtime.raster.images import image_size, read_image, read_label, write_mask
+from misgnet_runtime.raster.tiling import cover, cut
 
 RANDOM = np.random.default_rng(0)
 

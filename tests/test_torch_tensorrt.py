@@ -20,22 +20,22 @@ from fake_cuda import FakeDriver
 from misgnet import load_network
 from misgnet.evaluation import predict_probability
 from misgnet.synthetic import write_split
-from misgnet_export import torch_tensorrt
-from misgnet_export.draft import GraphFile
-from misgnet_export.engines import make_engines
-from misgnet_export.evidence import judge_engines
-from misgnet_export.progress import StageLog
-from misgnet_export.reparity import reparity
-from misgnet_export.request import BuildRequest, check_request
-from misgnet_export.torch_tensorrt import compile_program, load_torch_tensorrt
-from misgnet_runtime.compiled import opening
+from misgnet_export.integrations import torch_tensorrt
+from misgnet_export.integrations.torch_tensorrt import compile_program, load_torch_tensorrt
+from misgnet_export.pipeline.compile import make_engines
+from misgnet_export.pipeline.evaluate import judge_engines
+from misgnet_export.pipeline.progress import StageLog
+from misgnet_export.pipeline.reparity import reparity
+from misgnet_export.pipeline.request import BuildRequest, check_request
+from misgnet_export.pipeline.result import GraphFile
+from misgnet_runtime.bundle.manifest import EngineEntry, Interface
+from misgnet_runtime.bundle.targets import parse_target
 from misgnet_runtime.engines import open_engine_file
+from misgnet_runtime.engines.tensorrt import PlanOptions
+from misgnet_runtime.engines.tensorrt import compiler as compile_module
+from misgnet_runtime.engines.tensorrt import open as opening
 from misgnet_runtime.errors import UnavailableError, UsageError
-from misgnet_runtime.manifest import EngineEntry, Interface
-from misgnet_runtime.plans import PlanOptions
-from misgnet_runtime.plans import compile as compile_module
-from misgnet_runtime.targets import parse_target
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
 
 WEIGHTS = Path(__file__).parents[1] / "examples" / "misgnet_synthetic_fp16.safetensors"
 TARGET = parse_target("torch-tensorrt")

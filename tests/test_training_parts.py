@@ -25,7 +25,7 @@ from misgnet.training.batches import BatchReader, SourceCache, epoch_batches
 from misgnet.training.ranks import Ranks, check_batch
 from misgnet.training.start import batch_norms, freeze, load_encoder, set_training, trainable
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
-from misgnet_runtime.tiles import TileSet, read_tile
+from misgnet_runtime.raster.dataset import TileSet, read_tile
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_cache_keeps_within_its_limit_and_sees_changed_files(tmp_path: Path, mon
 
 
 def _load(source):  # type: ignore[no-untyped-def]
-    from misgnet_runtime.tiles import load_source
+    from misgnet_runtime.raster.dataset import load_source
 
     return load_source(source)
 

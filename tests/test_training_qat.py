@@ -28,26 +28,26 @@ from misgnet.training import Counters, Recipe, Report, Start, StepReport, qat, r
 from misgnet.training.average import AveragedNetwork
 from misgnet.training.fake_quantization import FakeQuantConv2d, FakeQuantLinear, folding, weight_scale
 from misgnet.training.recipe import rate_factor
-from misgnet_calibration.calibrators import DEFAULT
-from misgnet_calibration.graph import Graph
-from misgnet_calibration.levels import activation_parameters
-from misgnet_calibration.levels import weight_scale as written_scale
-from misgnet_calibration.observations import Observed
-from misgnet_calibration.observers import Range
-from misgnet_calibration.placement import Place
-from misgnet_calibration.quantize import QuantizedGraph, quantize
-from misgnet_calibration.recipes import CPU, CPU_ARM, TENSORRT
-from misgnet_calibration.recipes import Recipe as Int8Recipe
-from misgnet_calibration.repair.norms import rescaled, scalable_norms
-from misgnet_export.agreement import answers_of
+from misgnet_calibration.algorithms.layer_norms import rescaled, scalable_norms
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.placement import Place
+from misgnet_calibration.quantizer.quantize import QuantizedGraph, quantize
+from misgnet_calibration.quantizer.recipes import CPU, CPU_ARM, TENSORRT
+from misgnet_calibration.quantizer.recipes import Recipe as Int8Recipe
+from misgnet_calibration.quantizer.scales import activation_parameters
+from misgnet_calibration.quantizer.scales import weight_scale as written_scale
+from misgnet_calibration.statistics.cache import Observed
+from misgnet_calibration.statistics.calibrators import DEFAULT
+from misgnet_calibration.statistics.observers import Range
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
-from misgnet_export.placement import placement_entries
-from misgnet_export.quantization import observe
+from misgnet_export.pipeline.agreement import answers_of
+from misgnet_export.pipeline.calibrate import observe
+from misgnet_export.pipeline.quantization_record import placement_entries
+from misgnet_runtime.bundle.manifest import Int8Numbers, Interface, NodePlacement, Steps
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.files import file_sha256
-from misgnet_runtime.manifest import Int8Numbers, Interface, NodePlacement, Steps
-from misgnet_runtime.tiles import TileSet, stack
+from misgnet_runtime.raster.dataset import TileSet, stack
+from misgnet_runtime.storage.files import file_sha256
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"

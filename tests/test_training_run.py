@@ -27,7 +27,7 @@ from misgnet.losses import LossWeights
 from misgnet.synthetic import write_split
 from misgnet.training import Counters, EpochReport, Recipe, Report, Start, StepReport, resume, train
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
-from misgnet_runtime.tiles import TileSet, stack
+from misgnet_runtime.raster.dataset import TileSet, stack
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"

@@ -16,15 +16,15 @@ from msgspec.structs import replace
 
 from bundles import FLOAT, INT8, INTERFACE, RTX, TILE, edit, images, make_bundle, write_image
 from commands import exit_code
-from misgnet_export.cli import app
-from misgnet_export.triton.config import BACKENDS, Serving, preferred_batches
-from misgnet_export.triton.repository import CONFIG, Repository, write_repository
-from misgnet_runtime import console
+from misgnet_export.cli.main import app
+from misgnet_export.integrations.triton.config import BACKENDS, Serving, preferred_batches
+from misgnet_export.integrations.triton.repository import CONFIG, Repository, write_repository
+from misgnet_runtime.api import open_bundle
+from misgnet_runtime.bundle.manifest import EngineEntry, Interface
+from misgnet_runtime.cli import app as console
 from misgnet_runtime.errors import UnavailableError, UsageError
-from misgnet_runtime.images import read_label
-from misgnet_runtime.manifest import EngineEntry, Interface
-from misgnet_runtime.predict import predict_files
-from misgnet_runtime.session import open_bundle
+from misgnet_runtime.jobs.image import predict_files
+from misgnet_runtime.raster.images import read_label
 from triton_server import find_server, running_server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,7 +179,7 @@ def test_without_the_schema_the_install_line_is_told(tmp_path: Path, monkeypatch
 def test_every_kind_of_engine_is_known() -> None:
     from typing import get_args
 
-    from misgnet_runtime.manifest import EngineKind
+    from misgnet_runtime.bundle.manifest import EngineKind
 
     assert set(BACKENDS) | {"rtx"} == set(get_args(EngineKind))
 

@@ -20,14 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundles import make_bundle
-from misgnet_runtime.bundle import read_bundle
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle.signing.envelope import decode_envelope, signed_digests
+from misgnet_runtime.bundle.signing.keys import read_anchors
+from misgnet_runtime.bundle.signing.policy import Trust
+from misgnet_runtime.bundle.signing.release import CLOCK_TOLERANCE, Issue, Version, moment, refusal
+from misgnet_runtime.bundle.signing.rollback import open_state
 from misgnet_runtime.errors import InputError, StorageError
-from misgnet_runtime.trust import private
-from misgnet_runtime.trust.envelope import decode_envelope, signed_digests
-from misgnet_runtime.trust.keys import read_anchors
-from misgnet_runtime.trust.policy import Trust
-from misgnet_runtime.trust.release import CLOCK_TOLERANCE, Issue, Version, moment, refusal
-from misgnet_runtime.trust.state import open_state
+from misgnet_runtime.storage import private_state as private
 from signatures import (
     SIGNATURE,
     certify,

@@ -16,25 +16,27 @@ from msgspec.structs import replace
 
 from bundles import FLOAT, INT8, INTERFACE, RTX, SPLIT_FLOAT, FakeEngine, images, make_bundle, write_image
 from commands import exit_code
-from misgnet_runtime import cli, log, open_bundle
-from misgnet_runtime.bundle import Bundle, read_bundle
-from misgnet_runtime.choice import open_detector
-from misgnet_runtime.console import out_console
+from misgnet_runtime import log, open_bundle
+from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.bundle.reader import Bundle, read_bundle
+from misgnet_runtime.cli import main as cli
+from misgnet_runtime.cli.app import out_console
 from misgnet_runtime.engines import EngineSettings
 from misgnet_runtime.errors import MisgnetError, StorageError, UsageError
-from misgnet_runtime.manifest import EngineEntry
-from misgnet_runtime.private import PrivateFolder, cache_folder
-from misgnet_runtime.scenes.journal import Raw, open_journal
-from misgnet_runtime.split import choose_split
-from misgnet_runtime.throughput import Task, Timing
-from misgnet_runtime.tuning import candidates, search, store
-from misgnet_runtime.tuning import run as run_module
-from misgnet_runtime.tuning.answers import AnswerCheck
-from misgnet_runtime.tuning.candidates import changes, default_setting
-from misgnet_runtime.tuning.run import TuneReport, tune_bundle
-from misgnet_runtime.tuning.search import Budget, Compare, Comparison, find_setting, gain_and_spread
-from misgnet_runtime.tuning.settings import FORMAT, Found, Goal, Setting, Trial, Tuning
-from misgnet_runtime.tuning.store import keep, kept, path_of, place_of, prepare
+from misgnet_runtime.inference import tuned_store as store
+from misgnet_runtime.inference.selection import open_detector
+from misgnet_runtime.inference.split_detector import choose_split
+from misgnet_runtime.inference.throughput import Task, Timing
+from misgnet_runtime.inference.tuned_settings import FORMAT, Found, Goal, Setting, Trial, Tuning
+from misgnet_runtime.inference.tuned_store import keep, kept, path_of, place_of, prepare
+from misgnet_runtime.jobs.journal import Raw, open_journal
+from misgnet_runtime.measure.tuning import candidates, search
+from misgnet_runtime.measure.tuning import run as run_module
+from misgnet_runtime.measure.tuning.answers import AnswerCheck
+from misgnet_runtime.measure.tuning.candidates import changes, default_setting
+from misgnet_runtime.measure.tuning.run import TuneReport, tune_bundle
+from misgnet_runtime.measure.tuning.search import Budget, Compare, Comparison, find_setting, gain_and_spread
+from misgnet_runtime.storage.private import PrivateFolder, cache_folder
 
 OPENVINO = EngineEntry("openvino", "openvino", FLOAT.file, FLOAT.file, "float32", "any")
 ONE, MANY = Setting(2, 1, 1), Setting(2, 2, 1)
@@ -46,7 +48,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four cores, whatever this machine has, and a cache of its own; words are for a person."""
     log.use("text")
     monkeypatch.setenv("MISGNET_CACHE", str(tmp_path / "cache"))
-    for name in ("engines", "tuning.candidates", "tuning.store"):
+    for name in ("engines", "measure.tuning.candidates", "inference.tuned_store"):
         monkeypatch.setattr(f"misgnet_runtime.{name}.usable_cores", lambda: 4)
 
 
@@ -242,7 +244,7 @@ def test_other_answers_are_a_problem(
             (found,) = super()._infer(lane, arrays, batch).values()
             return {"probability": (change(found) if batch > 1 else found).astype(np.float32)}
 
-    monkeypatch.setattr("misgnet_runtime.tuning.use.open_engine_file", lambda *_, **__: Other(INTERFACE))
+    monkeypatch.setattr("misgnet_runtime.inference.tuned_use.open_engine_file", lambda *_, **__: Other(INTERFACE))
     assert problem in str(AnswerCheck(bundle, FLOAT, ONE).problem(Setting(2, 1, 3)))
 
 
@@ -436,7 +438,7 @@ def test_scenes_are_run_as_tuned_for_many(
     run: Run, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
-    from misgnet_runtime.scenes import predict as predict_module
+    from misgnet_runtime.jobs.scene import predict as predict_module
     from scenes import scene, write_raster
 
     real, used = predict_module.infer, list[tuple[int, int]]()

@@ -24,13 +24,13 @@ from rasterio.windows import Window
 from bundles import FLOAT, INTERFACE, SPLIT_FLOAT, FakeEngine, fake_detector, make_bundle
 from commands import exit_code
 from ends import in_child
-from misgnet_runtime import cli
+from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
-from misgnet_runtime.scenes import inputs
-from misgnet_runtime.scenes import predict as predict_module
-from misgnet_runtime.scenes.inputs import look_at
-from misgnet_runtime.scenes.options import SceneOptions
-from misgnet_runtime.scenes.predict import predict_scene_files
+from misgnet_runtime.jobs.scene import inputs
+from misgnet_runtime.jobs.scene import predict as predict_module
+from misgnet_runtime.jobs.scene.inputs import look_at
+from misgnet_runtime.jobs.scene.options import SceneOptions
+from misgnet_runtime.jobs.scene.predict import predict_scene_files
 from scenes import PLACE, read, scene, write_raster
 
 H, W = 160, 128  # 5 x 4 blocks of 32 pixels

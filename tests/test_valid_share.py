@@ -14,7 +14,7 @@ pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from bundles import FLOAT, SPLIT_FLOAT, images, make_bundle, write_image
 from commands import exit_code
-from misgnet_runtime import cli
+from misgnet_runtime.cli import main as cli
 from scenes import read, scene, write_raster
 
 H, W = 100, 80
@@ -60,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_the_words(share: float | None, valid: float, words: str) -> None:
-    from misgnet_runtime.words import changed_words
+    from misgnet_runtime.formatting import changed_words
 
     assert changed_words(share, valid) == words
 

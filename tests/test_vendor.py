@@ -10,10 +10,10 @@ import pytest
 
 from fake_cuda import FakeDriver
 from fake_tensorrt import make_tensorrt
+from misgnet_runtime.engines.tensorrt import PlanOptions, compile_plan
+from misgnet_runtime.engines.tensorrt.bindings import parse_version, same_version
+from misgnet_runtime.engines.tensorrt.logger import VendorLog, counted
 from misgnet_runtime.errors import UnavailableError, UsageError
-from misgnet_runtime.plans import PlanOptions, compile_plan
-from misgnet_runtime.plans.log import VendorLog, counted
-from misgnet_runtime.plans.vendor import parse_version, same_version
 
 
 @pytest.mark.parametrize(("vendor", "module"), [("rtx", "tensorrt_rtx"), ("tensorrt", "tensorrt")])

@@ -28,14 +28,14 @@ from commands import exit_code
 from ends import die_at, in_child
 from logs import Collected
 from misgnet_runtime.errors import InputError, StorageError, UsageError
-from misgnet_runtime.watch import service
-from misgnet_runtime.watch.completeness import Settling, open_for_writing
-from misgnet_runtime.watch.ends import WatchReport
-from misgnet_runtime.watch.journal import Journal
-from misgnet_runtime.watch.options import Products, WatchOptions
-from misgnet_runtime.watch.pairing import File, FilePair, Naming
-from misgnet_runtime.watch.preflight import file_digest
-from misgnet_runtime.watch.service import watch_folder
+from misgnet_runtime.jobs.watch import service
+from misgnet_runtime.jobs.watch.completeness import Settling, open_for_writing
+from misgnet_runtime.jobs.watch.ends import WatchReport
+from misgnet_runtime.jobs.watch.journal import Journal
+from misgnet_runtime.jobs.watch.options import Products, WatchOptions
+from misgnet_runtime.jobs.watch.pairing import File, FilePair, Naming
+from misgnet_runtime.jobs.watch.preflight import file_digest
+from misgnet_runtime.jobs.watch.service import watch_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (70, 60)
@@ -263,7 +263,7 @@ def test_a_damaged_pair_is_journaled_and_the_next_is_taken(place: Place) -> None
 
 def test_whatever_a_pair_raises_the_next_is_taken(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.add("a")
-    monkeypatch.setattr("misgnet_runtime.watch.processing.read_pair", lambda *_: 1 / 0)
+    monkeypatch.setattr("misgnet_runtime.jobs.watch.processing.read_pair", lambda *_: 1 / 0)
     assert place.run().failed == 1
     assert place.journal()[-1]["message"] == "ZeroDivisionError: division by zero"
 
@@ -320,7 +320,7 @@ def test_files_that_vanish_while_they_are_read_are_no_failure(place: Place, monk
         raise InputError(f"image {paths[0]} does not exist")
 
     with monkeypatch.context() as patched:
-        patched.setattr("misgnet_runtime.watch.processing.read_pair", lost)
+        patched.setattr("misgnet_runtime.jobs.watch.processing.read_pair", lost)
         assert place.run().failed == 0
     assert place.ends() == []
     (place.root / "gone").rename(place.folder)
@@ -338,7 +338,7 @@ def test_a_file_that_cannot_be_read_is_told_and_waited_for(place: Place, monkeyp
         return file_digest(file)
 
     with monkeypatch.context() as patched:
-        patched.setattr("misgnet_runtime.watch.processing.file_digest", refused)
+        patched.setattr("misgnet_runtime.jobs.watch.processing.file_digest", refused)
         assert place.run() == WatchReport(done=1, pending=1)
     assert [w for w in place.log.warnings if "a cannot be read:" in w and "Permission denied: " in w]
     assert place.run() == WatchReport(done=1) and place.log.warnings == []
@@ -356,7 +356,7 @@ def test_geotiffs_become_maps_and_products(place: Place) -> None:
         write_raster(place.folder / f"s_{date}.tif", pixels.astype(np.uint16) * 100)
     place.run()
     assert "holds uint16" in place.journal()[-1]["message"]  # declared nowhere
-    from misgnet_runtime.scenes.declared import Declared
+    from misgnet_runtime.raster.declared import Declared
 
     declared = Declared(scale=(1 / 25500,))
     options = replace(
@@ -374,7 +374,7 @@ def test_geotiffs_become_maps_and_products(place: Place) -> None:
 def test_the_command_says_how_geotiffs_are_read(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
     pytest.importorskip("pyogrio", reason="polygons need the [geo] extra")
-    from misgnet_runtime import cli
+    from misgnet_runtime.cli import main as cli
     from scenes import read, scene, write_raster
 
     dates = scene(90, 80)
@@ -484,7 +484,7 @@ def test_a_full_disk_fails_no_pair(place: Place, monkeypatch: pytest.MonkeyPatch
 def test_what_is_tried_again_is_gone_on_with(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.add("a")
     with monkeypatch.context() as patched:
-        patched.setattr("misgnet_runtime.watch.processing.read_pair", lambda *_: 1 / 0)
+        patched.setattr("misgnet_runtime.jobs.watch.processing.read_pair", lambda *_: 1 / 0)
         assert place.run().failed == 1
     with monkeypatch.context() as patched:
         refusing_disk(patched, 1)  # "begun" is on the disk
@@ -607,7 +607,7 @@ def test_a_result_that_is_whole_is_not_computed_again(
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "add", add)
         if moment == "publish":
-            patched.setattr("misgnet_runtime.watch.ends.publish", ended)
+            patched.setattr("misgnet_runtime.jobs.watch.ends.publish", ended)
         assert place.run().done == 0
     calls = len(batches)
     assert place.run().done == 1 and len(batches) == calls

@@ -21,13 +21,13 @@ import pytest
 from bundles import FLOAT, INTERFACE, FakeEngine, fake_detector, images, make_bundle, write_image
 from commands import exit_code
 from ends import in_child
-from misgnet_runtime import cli
+from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import StorageError
-from misgnet_runtime.scenes import journal as scene_journal
-from misgnet_runtime.watch import journal as watch_journal
-from misgnet_runtime.watch import processing, service
-from misgnet_runtime.watch.completeness import open_for_writing
-from misgnet_runtime.watch.pairing import File
+from misgnet_runtime.jobs import journal as scene_journal
+from misgnet_runtime.jobs.watch import journal as watch_journal
+from misgnet_runtime.jobs.watch import processing, service
+from misgnet_runtime.jobs.watch.completeness import open_for_writing
+from misgnet_runtime.jobs.watch.pairing import File
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (70, 60)
@@ -586,8 +586,8 @@ OLD = """{"type":"started","time":"2026-01-01T00:00:00Z","format":1,"bundle":"BU
 
 def test_a_journal_of_the_first_format_is_resumed(place: Place) -> None:
     """One pair is done, and the results of another one are whole; a third one is new."""
-    from misgnet_runtime.bundle import read_bundle
-    from misgnet_runtime.files import file_sha256
+    from misgnet_runtime.bundle.reader import read_bundle
+    from misgnet_runtime.storage.files import file_sha256
 
     place.add("a")
     states = []
@@ -634,8 +634,8 @@ def test_weeks_for_each_pair_fail_none(place: Place) -> None:
 
 def test_what_a_disk_refuses_takes_no_time_of_a_pair(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The journal's disk refuses for longer than --max-seconds, between the reading of a pair and its processing."""
-    from misgnet_runtime.watch.isolated import IsolatedProcessor
-    from misgnet_runtime.watch.pairing import FilePair
+    from misgnet_runtime.jobs.watch.isolated import IsolatedProcessor
+    from misgnet_runtime.jobs.watch.pairing import FilePair
 
     place.add("a")
     before, after = (File.of(place.folder / f"a_{date}.png") for date in ("before", "after"))
@@ -708,7 +708,7 @@ def test_equal_bytes_are_read_once_more_and_never_again(place: Place, monkeypatc
 
 def slow_and_crashing(connection: Connection, setup: Any) -> None:
     """As the process of pairs, but that some take long, and some end it."""
-    from misgnet_runtime.watch import isolated
+    from misgnet_runtime.jobs.watch import isolated
 
     real = processing.read_pair
 
@@ -727,7 +727,7 @@ def slow_and_crashing(connection: Connection, setup: Any) -> None:
 
 def test_a_pair_that_takes_too_long_is_ended(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     from misgnet_runtime import children
-    from misgnet_runtime.watch import isolated
+    from misgnet_runtime.jobs.watch import isolated
 
     for number, name in enumerate(("slow", "crash", "bug", "good", "n" * 236)):
         place.add(name, number)

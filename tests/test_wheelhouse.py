@@ -12,8 +12,15 @@ from typing import get_args
 
 import pytest
 
-from misgnet_export import wheelhouse
-from misgnet_export.wheelhouse import LIST, PLATFORMS, PlatformName, fill_wheelhouse, install_lines, missing
+from misgnet_export.integrations import wheelhouse
+from misgnet_export.integrations.wheelhouse import (
+    LIST,
+    PLATFORMS,
+    PlatformName,
+    fill_wheelhouse,
+    install_lines,
+    missing,
+)
 from misgnet_runtime.errors import InputError, UnavailableError
 
 tomllib = pytest.importorskip("tomllib", reason="the host side needs Python 3.11")

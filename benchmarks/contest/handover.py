@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from benchmarks.contest.guest import ContenderFailed
 from benchmarks.contest.kept import emptied
+from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.callables import Predict
-from misgnet_runtime.detector import arrays_for, to_probability
-from misgnet_runtime.manifest import Interface
-from misgnet_runtime.tiles import TileSet, stack
+from misgnet_runtime.inference.detector import arrays_for, to_probability
+from misgnet_runtime.raster.dataset import TileSet, stack
 
 
 def hand_over(tiles: TileSet, interface: Interface, folder: Path) -> Path:

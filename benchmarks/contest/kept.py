@@ -17,8 +17,8 @@ from benchmarks.contest.contenders import Contender
 from benchmarks.contest.environments import REQUIREMENTS
 from benchmarks.contest.guest import GUESTS, Answer
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.files import file_sha256
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.storage.files import file_sha256
 
 _MARK = "contest"  # an empty file: the folder is a run's own
 _ANSWER = "answer.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.contest import kept
 from benchmarks.contest.contenders import Contender
 from benchmarks.contest.guest import Answer, ContenderFailed, Guest, foreign
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from misgnet_export.agreement import INT8_AGREEMENT
-from misgnet_runtime.gate import Interval
-from misgnet_runtime.parity import Judged
-from misgnet_runtime.parity import compare as parity
+from misgnet_export.pipeline.agreement import INT8_AGREEMENT
+from misgnet_runtime.accuracy.gate import Interval
+from misgnet_runtime.accuracy.parity import Judged
+from misgnet_runtime.accuracy.parity import compare as parity
 
 
 @dataclass(frozen=True)

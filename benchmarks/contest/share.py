@@ -13,8 +13,8 @@ from typing import Any
 
 import onnx
 
-from misgnet_calibration.graph import Graph
-from misgnet_runtime.manifest import Struct
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_runtime.bundle.manifest import Struct
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 # What ONNX Runtime computes INT8 products with.

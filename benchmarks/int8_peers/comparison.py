@@ -19,8 +19,8 @@ from benchmarks.contest.share import Product, Share, run_products, share_of
 from benchmarks.int8_peers.graphs import Candidate, Context, Graph, Task, candidates, prepare
 from benchmarks.int8_peers.report import Row
 from benchmarks.int8_peers.timing import Speed, measure
+from misgnet_runtime.accuracy.parity import Judged, judge
 from misgnet_runtime.errors import GateFailed
-from misgnet_runtime.parity import Judged, judge
 
 Description = dict[str, Any]
 

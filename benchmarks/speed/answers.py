@@ -18,11 +18,11 @@ from benchmarks.contest.peers import step
 from benchmarks.contest.scoring import scores_of
 from benchmarks.speed.entrants import ALONE, Entrant, chooses_itself
 from benchmarks.speed.report import Absent, Row
+from misgnet_runtime.accuracy.parity import Judged, judge
+from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.machine import describe_machine
-from misgnet_runtime.manifest import Interface
-from misgnet_runtime.parity import Judged, judge
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
 
 _OUR_ERROR = re.compile(r"misgnet_runtime\.errors\.\w+: ")  # as a traceback begins it
 

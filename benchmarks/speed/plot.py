@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.speed.report import Report, Row
 from misgnet_runtime.machine import machine_line
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.storage.atomic import replace_file
 
 SHOWN_DROP = 0.01  # of F1; who lies further below the best stands on the lower edge, with its F1 in words
 _COLOURS = {"peer": "#4a5a66", "ours": "#c1440e"}

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from msgspec import field
 
-from misgnet_runtime.gate import Interval
-from misgnet_runtime.manifest import Struct
+from misgnet_runtime.accuracy.gate import Interval
+from misgnet_runtime.bundle.manifest import Struct
 
 # Who made what is run: this project, or anybody else.
 Side = Literal["peer", "ours"]

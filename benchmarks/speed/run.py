@@ -33,11 +33,11 @@ from benchmarks.speed.ratios import timed_rows
 from benchmarks.speed.report import Absent, Report
 from benchmarks.speed.targets import targets_of
 from benchmarks.speed.work import work_of
-from misgnet_export.products import PRODUCTS
+from misgnet_export.pipeline.targets import PRODUCTS
 from misgnet_runtime.clock import timestamp
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.machine import check_processor, describe_machine
-from misgnet_runtime.snapshot import Snapshot
+from misgnet_runtime.storage.snapshot import Snapshot
 
 QUANTIZERS = tuple(peer for peer in PEERS if peer.key in ("quantize_static", "nncf", "nncf-transformer"))
 SKIPPABLE = (EAGER, COMPILED, *(peer.key for peer in QUANTIZERS))

@@ -7,9 +7,9 @@ from misgnet.cli.predict import predict
 from misgnet.cli.prepare import prepare
 from misgnet.cli.synthesize import synthesize
 from misgnet.cli.train import train
-from misgnet_runtime import arguments
-from misgnet_runtime.console import make_app, run_app
-from misgnet_runtime.lock import DEFAULT_TIMEOUT
+from misgnet_runtime.cli import options as arguments
+from misgnet_runtime.cli.app import make_app, run_app
+from misgnet_runtime.storage.lock import DEFAULT_TIMEOUT
 
 app = make_app(
     "misgnet",

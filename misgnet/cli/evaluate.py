@@ -10,12 +10,12 @@ import typer
 from rich.table import Table
 
 from misgnet.cli.options import Bar, Batch, Device, Force, Threshold, TileSide, Weights, check_numbers, need_torch
-from misgnet_runtime.console import out_console
+from misgnet_runtime.accuracy.metrics import Confusion
+from misgnet_runtime.cli.app import out_console
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.log import current
-from misgnet_runtime.metrics import Confusion
-from misgnet_runtime.outputs import refuse_existing, replace_file, write_file
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.storage.atomic import refuse_existing, replace_file, write_file
 
 _MAPS_HELP = "error maps of the worst tiles, PNG [default: beside the JSON file, if there is one]"
 

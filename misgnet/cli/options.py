@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, TaskID
 
-from misgnet_runtime.console import err_console
+from misgnet_runtime.cli.app import err_console
 from misgnet_runtime.errors import UnavailableError, UsageError
 
 Weights = Annotated[Path, typer.Argument(help="checkpoint: safetensors or any published MISGNet file")]

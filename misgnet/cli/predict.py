@@ -20,8 +20,8 @@ from misgnet.cli.options import (
     need_torch,
 )
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.formatting import changed_words
 from misgnet_runtime.log import current
-from misgnet_runtime.words import changed_words
 
 _FIRST_HELP = "folder with A/ and B/; or the image of the earlier date, 8-bit RGB"
 _AFTER_HELP = "image of the later date, same size"
@@ -71,8 +71,8 @@ def predict(
 
 def _check_output(output: Path, folder: bool, force: bool) -> None:
     """Refuse before the weights are read."""
-    from misgnet_runtime.images import check_mask_name
-    from misgnet_runtime.outputs import refuse_existing
+    from misgnet_runtime.raster.images import check_mask_name
+    from misgnet_runtime.storage.atomic import refuse_existing
 
     if not folder:
         check_mask_name(output)

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from misgnet.cli.options import Bar, TileSide
-from misgnet_runtime.console import err_console, out_console
+from misgnet_runtime.cli.app import err_console, out_console
+from misgnet_runtime.formatting import printable
 from misgnet_runtime.log import current
-from misgnet_runtime.words import printable
 
 if TYPE_CHECKING:
     from misgnet.datasets import PrepareReport

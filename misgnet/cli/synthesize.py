@@ -9,7 +9,7 @@ import typer
 from misgnet.cli.options import Bar, Force, Output
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.log import current
-from misgnet_runtime.outputs import refuse_existing, replace_folder
+from misgnet_runtime.storage.atomic import refuse_existing, replace_folder
 
 
 def synthesize(

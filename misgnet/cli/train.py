@@ -15,10 +15,10 @@ import typer
 
 from misgnet.cli.options import Device, TileSide, need_torch
 from misgnet.cli.training_display import TrainingDisplay
-from misgnet_runtime.console import err_console
+from misgnet_runtime.cli.app import err_console
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.log import current
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
 
 _START, _LOSS, _DATA, _RUN = "Start", "Loss", "Augmentation", "Run"
 _QAT = "Quantization-aware fine-tuning"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from misgnet_runtime.console import err_console
+from misgnet_runtime.cli.app import err_console
 
 if TYPE_CHECKING:
     from misgnet.training import EpochReport, Report, StepReport

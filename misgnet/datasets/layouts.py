@@ -11,9 +11,9 @@ from misgnet.datasets.record import FORMAT, Dataset, Header
 from misgnet.datasets.split import SPLITS
 from misgnet.datasets.units import Plan, Skipped, TilePixels
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.images import SUFFIXES, image_size, read_label, read_pair
-from misgnet_runtime.tiles import Source
-from misgnet_runtime.tiling import Cell, cover, cut
+from misgnet_runtime.raster.dataset import Source
+from misgnet_runtime.raster.images import SUFFIXES, image_size, read_label, read_pair
+from misgnet_runtime.raster.tiling import Cell, cover, cut
 
 
 @dataclass(frozen=True)

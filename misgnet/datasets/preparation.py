@@ -17,8 +17,8 @@ from misgnet.datasets.units import Plan, Skipped, Unit
 from misgnet.datasets.writing import PARTS, TileWriter, digest_on_disk, tile_writer
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.outputs import replace_folder
-from misgnet_runtime.snapshot import Snapshot
+from misgnet_runtime.storage.atomic import replace_folder
+from misgnet_runtime.storage.snapshot import Snapshot
 
 _WHU_SIZE, _WHU_TILE = (15354, 32570), 256
 _WHU_COUNTS = {"train": 6096, "val": 762, "test": 762}

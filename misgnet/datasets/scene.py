@@ -16,14 +16,14 @@ from misgnet.datasets.split import PlacedCell
 from misgnet.datasets.units import TilePixels
 from misgnet_runtime.callables import Mask, RgbImage
 from misgnet_runtime.errors import InputError, UnreadableError
-from misgnet_runtime.scenes.declared import Declared
-from misgnet_runtime.scenes.geotiff import GDAL, check_memory, has_place, load_rasterio, open_geotiff, same_place
-from misgnet_runtime.scenes.interpretation import check_interpretation, statement
-from misgnet_runtime.scenes.scaling import choose_bands
-from misgnet_runtime.scenes.unreadable import Blocks
-from misgnet_runtime.snapshot import Snapshot
-from misgnet_runtime.tiling import Cell, Span, cut
-from misgnet_runtime.words import plural
+from misgnet_runtime.formatting import plural
+from misgnet_runtime.raster.declared import Declared
+from misgnet_runtime.raster.geotiff import GDAL, check_memory, has_place, load_rasterio, open_geotiff, same_place
+from misgnet_runtime.raster.interpretation import check_interpretation, statement
+from misgnet_runtime.raster.scaling import choose_bands
+from misgnet_runtime.raster.tiling import Cell, Span, cut
+from misgnet_runtime.raster.unreadable import Blocks
+from misgnet_runtime.storage.snapshot import Snapshot
 
 
 @dataclass(frozen=True)

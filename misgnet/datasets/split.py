@@ -15,7 +15,7 @@ import numpy as np
 from numpy.random import PCG64
 
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.tiling import Span
+from misgnet_runtime.raster.tiling import Span
 
 Edges = Literal["keep", "drop"]
 SPLITS = ("train", "val", "test")

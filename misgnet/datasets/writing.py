@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from misgnet.datasets.split import SPLITS
-from misgnet_runtime.outputs import resumable_errors
+from misgnet_runtime.storage.atomic import resumable_errors
 
 if TYPE_CHECKING:
     from misgnet.datasets.units import TilePixels

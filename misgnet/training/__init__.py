@@ -23,8 +23,8 @@ from misgnet.training.ranks import check_batch, process_group
 from misgnet.training.recipe import Recipe, rate_factor
 from misgnet.training.state import Counters
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.outputs import alone, refuse_existing
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.storage.atomic import alone, refuse_existing
 
 __all__ = ["Counters", "EpochReport", "Recipe", "Report", "Start", "StepReport", "rate_factor", "resume", "train"]
 

@@ -20,8 +20,8 @@ from misgnet.tensors import tile_tensors
 from misgnet.training.recipe import Recipe
 from misgnet_runtime.callables import Mask, RgbImage
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.tiles import Source, Tile, TileRef, TileSet, load_source
-from misgnet_runtime.tiling import cut
+from misgnet_runtime.raster.dataset import Source, Tile, TileRef, TileSet, load_source
+from misgnet_runtime.raster.tiling import cut
 
 _AHEAD = 2  # batches that are read while the network works on one
 _ORDER, _SAMPLE = 0, 1  # streams of random numbers

@@ -18,11 +18,11 @@ from misgnet.losses import LossWeights
 from misgnet.training.qat import places_of, places_sha256
 from misgnet.training.recipe import Recipe
 from misgnet.training.state import STATE_FILE
+from misgnet_runtime.bundle.manifest import NodePlacement
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.machine import describe_machine
-from misgnet_runtime.manifest import NodePlacement
-from misgnet_runtime.outputs import write_file
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.storage.atomic import write_file
 
 CONFIG_FILE = "config.json"
 

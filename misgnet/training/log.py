@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.outputs import replace_file, write_file
+from misgnet_runtime.storage.atomic import replace_file, write_file
 
 LOG_FILE = "log.jsonl"
 

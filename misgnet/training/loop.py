@@ -29,9 +29,9 @@ from misgnet.training.ranks import Ranks
 from misgnet.training.recipe import Freeze, Recipe, rate_factor
 from misgnet.training.start import freeze, initialise, load_encoder, set_training, to_channels_last, trainable
 from misgnet.training.state import STATE_FILE, Counters, load_state, save_state
+from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.errors import GateFailed, InputError
-from misgnet_runtime.metrics import Confusion
-from misgnet_runtime.tiles import TileSet
+from misgnet_runtime.raster.dataset import TileSet
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.outputs import write_file
+from misgnet_runtime.storage.atomic import write_file
 
 STATE_FILE = "state.safetensors"
 _FORMAT = "misgnet-training-1"

@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from misgnet_runtime.session import BundleSession, ChangeMap, open_bundle
+    from misgnet_runtime.api import BundleSession, ChangeMap, open_bundle
 
 __all__ = ["BundleSession", "ChangeMap", "open_bundle"]
 
@@ -28,6 +28,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from misgnet_runtime import session
+    from misgnet_runtime import api as session
 
     return getattr(session, name)

@@ -31,7 +31,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from misgnet_runtime.errors import StorageError
-from misgnet_runtime.words import printable
+from misgnet_runtime.formatting import printable
 
 if TYPE_CHECKING:
     from misgnet_runtime.callables import Progress

@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from misgnet_runtime.device.sysfs import ROOT, read_text
 from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.sysfs import ROOT, read_text
 
 _FEATURES = (
     "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm",

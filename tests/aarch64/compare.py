@@ -11,11 +11,11 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from misgnet_runtime.bundle import Bundle, read_bundle
+from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.callables import Mask, RgbImage
-from misgnet_runtime.detector import ChangeDetector
 from misgnet_runtime.engines import open_engine_file
-from misgnet_runtime.images import read_pair
+from misgnet_runtime.inference.detector import ChangeDetector
+from misgnet_runtime.raster.images import read_pair
 
 
 def own_mask(bundle: Bundle, engine: str, before: RgbImage, after: RgbImage) -> Mask:

@@ -23,15 +23,15 @@ def sign(root: Path) -> None:
 
 
 def run_sign(root: Path) -> None:
-    from misgnet_export.signing import SignRequest, sign_bundle
+    from misgnet_export.integrations.signing import SignRequest, sign_bundle
 
     sign_bundle(SignRequest(root / "out/bundle", root / "key.pem", version=2, force=True))
 
 
 def look_sign(root: Path) -> State:
     """Signatures are never the same twice: the version that one is rightly for."""
-    from misgnet_runtime.trust.envelope import decode_envelope, signed_digests
-    from misgnet_runtime.trust.files import check_digests, check_names
+    from misgnet_runtime.bundle.signing.envelope import decode_envelope, signed_digests
+    from misgnet_runtime.bundle.signing.files import check_digests, check_names
 
     path = root / "out/bundle"
     digests = signed_digests(decode_envelope((path / "model.sig").read_bytes()))
@@ -48,7 +48,7 @@ def run_build(root: Path) -> None:
     """``build`` with stages that take no time: the files are a tiny bundle's, written where those of a build are."""
     from types import SimpleNamespace
 
-    from misgnet_export import build as module
+    from misgnet_export.pipeline import build as module
 
     def stages(_request: object, folder: Path, _log: object) -> Any:
         make_bundle(folder)
@@ -77,14 +77,14 @@ def _replaced(module: Any, **values: object) -> Iterator[None]:
 
 
 def look_bundle(root: Path) -> State:
-    from misgnet_runtime.bundle import read_bundle
+    from misgnet_runtime.bundle.reader import read_bundle
 
     return {"bundle": read_bundle(root / "out/bundle").digest()}
 
 
 def accept(root: Path) -> None:
     """A device that has accepted version 1 is given version 2."""
-    from misgnet_runtime.bundle import read_bundle
+    from misgnet_runtime.bundle.reader import read_bundle
     from signatures import make_key, prepare, sign_folder, write_public
 
     bundle = make_bundle(root / "bundle")
@@ -97,13 +97,13 @@ def accept(root: Path) -> None:
 
 
 def _trust(root: Path, key: Path) -> Any:
-    from misgnet_runtime.trust.policy import Trust
+    from misgnet_runtime.bundle.signing.policy import Trust
 
     return Trust(root / key.name)
 
 
 def run_accept(root: Path) -> None:
-    from misgnet_runtime.bundle import read_bundle
+    from misgnet_runtime.bundle.reader import read_bundle
 
     os.environ["MISGNET_STATE"] = str(root / "out")
     read_bundle(root / "bundle", _trust(root, Path("key.pub")))
@@ -130,7 +130,7 @@ def _compile(root: Path, level: int) -> None:
     """By fakes of TensorRT and CUDA: what is written is what the real ones would have given."""
     from fake_cuda import FakeDriver
     from fake_tensorrt import make_tensorrt
-    from misgnet_runtime.compiled.run import CompileOptions, compile_bundle
+    from misgnet_runtime.jobs.compile.run import CompileOptions, compile_bundle
 
     os.environ["MISGNET_CACHE"] = str(root / "out")
     driver = FakeDriver("sm87", memory=1 << 30)
@@ -143,9 +143,9 @@ def look_compiled(root: Path) -> State:
     """The level of the plan that is used, whose bytes are checked."""
     from device_bundles import DEVICE
     from fake_cuda import FakeDriver
-    from misgnet_runtime.bundle import read_bundle
-    from misgnet_runtime.compiled.opening import slot_of
-    from misgnet_runtime.compiled.store import PlanStore
+    from misgnet_runtime.bundle.reader import read_bundle
+    from misgnet_runtime.engines.tensorrt.open import slot_of
+    from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore
 
     os.environ["MISGNET_CACHE"] = str(root / "out")
     store = PlanStore()

@@ -22,7 +22,7 @@ def image(root: Path) -> None:
 
 
 def run_image(root: Path) -> None:
-    from misgnet_runtime.predict import predict_files
+    from misgnet_runtime.jobs.image import predict_files
 
     predict_files(
         root / "bundle",
@@ -41,7 +41,7 @@ def folders(root: Path) -> None:
 
 
 def run_folders(root: Path) -> None:
-    from misgnet_runtime.folders import predict_folders
+    from misgnet_runtime.jobs.folder import predict_folders
 
     predict_folders(root / "bundle", root / "in/before", root / "in/after", root / "out", engine="cpu", batch=1)
 
@@ -66,8 +66,8 @@ def scene(root: Path) -> None:
 
 
 def run_scene(root: Path) -> None:
-    from misgnet_runtime.scenes.options import SceneOptions
-    from misgnet_runtime.scenes.predict import predict_scene_files
+    from misgnet_runtime.jobs.scene.options import SceneOptions
+    from misgnet_runtime.jobs.scene.predict import predict_scene_files
 
     options = SceneOptions(
         engine="cpu",
@@ -85,9 +85,9 @@ def series(root: Path) -> None:
 
 
 def run_series(root: Path) -> None:
+    from misgnet_runtime.jobs.scene.options import SceneOptions, SeriesOptions
+    from misgnet_runtime.jobs.series.series import Listener, run_series
     from misgnet_runtime.log import collector
-    from misgnet_runtime.scenes.options import SceneOptions, SeriesOptions
-    from misgnet_runtime.scenes.series import Listener, run_series
 
     options = SeriesOptions(SceneOptions(engine="cpu-float32", batch=1))
     dates = [root / f"in/{name}.tif" for name in ("two", "three")]
@@ -110,8 +110,8 @@ def batch(root: Path) -> None:
 def run_batch(root: Path) -> None:
     """In this process: a worker of its own would have a life of its own. Scene c fails, as it should."""
     from batches import InProcess, Told
-    from misgnet_runtime.batch import run as batch_run
     from misgnet_runtime.errors import StorageError
+    from misgnet_runtime.jobs.batch import run as batch_run
 
     batch_run.ProcessPool = InProcess  # type: ignore[assignment, misc]
     options = batch_run.BatchOptions({"engine": "cpu", "batch": "1"})
@@ -136,9 +136,9 @@ def watch(root: Path) -> None:
 
 def run_watch(root: Path) -> None:
     from misgnet_runtime.errors import StorageError
+    from misgnet_runtime.jobs.watch.options import WatchOptions
+    from misgnet_runtime.jobs.watch.service import watch_folder
     from misgnet_runtime.log import current
-    from misgnet_runtime.watch.options import WatchOptions
-    from misgnet_runtime.watch.service import watch_folder
 
     report = watch_folder(root / "bundle", root / "in", root / "out", WatchOptions(once=True, settle=0.0), current())
     if report.failed:

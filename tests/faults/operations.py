@@ -25,16 +25,18 @@ class Operation:
     modules: tuple[str, ...] = ()
 
 
-_ENGINE = ("onnxruntime", "misgnet_runtime.predict", "misgnet_runtime.folders")
+_ENGINE = ("onnxruntime", "misgnet_runtime.jobs.image", "misgnet_runtime.jobs.folder")
 _SCENE = (
-    *_ENGINE, "rasterio", "pyogrio", "shapely", "misgnet_runtime.scenes.series", "misgnet_runtime.scenes.vectors",
-    "misgnet_runtime.batch.run", "misgnet_runtime.watch.service",
+    *_ENGINE, "rasterio", "pyogrio", "shapely", "misgnet_runtime.jobs.series.series", "misgnet_runtime.raster.polygons",
+    "misgnet_runtime.jobs.batch.run", "misgnet_runtime.jobs.watch.service",
 )  # fmt: skip
-_TRUST = ("cryptography.x509.verification", "misgnet_runtime.trust.signed")
-_SIGN = (*_TRUST, "model_signing.signing", "misgnet_export.signing")
-_COMPILE = ("misgnet_runtime.compiled.run", "onnxruntime")
+_TRUST = ("cryptography.x509.verification", "misgnet_runtime.bundle.signing.verify")
+_SIGN = (*_TRUST, "model_signing.signing", "misgnet_export.integrations.signing")
+_COMPILE = ("misgnet_runtime.jobs.compile.run", "onnxruntime")
 OPERATIONS = {
-    "build": Operation(of_bundles.build, of_bundles.run_build, of_bundles.look_bundle, ("misgnet_export.build",)),
+    "build": Operation(
+        of_bundles.build, of_bundles.run_build, of_bundles.look_bundle, ("misgnet_export.pipeline.build",)
+    ),
     "image": Operation(of_runs.image, of_runs.run_image, files("out/*"), _ENGINE),
     "folders": Operation(of_runs.folders, of_runs.run_folders, files("out/*.png"), _ENGINE),
     "scene": Operation(of_runs.scene, of_runs.run_scene, files("out/*"), _SCENE),

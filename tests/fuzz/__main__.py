@@ -34,7 +34,7 @@ if "atheris" in sys.argv:  # before anything imports the readers: their branches
     import atheris
 
     with atheris.instrument_imports(include=["misgnet", "misgnet_runtime", "pickle", "zipfile", "csv"]):
-        for module in ("misgnet.checkpoint", "misgnet_runtime.info", "misgnet_runtime.folders", "targets"):
+        for module in ("misgnet.checkpoint", "misgnet_runtime.cli.info", "misgnet_runtime.jobs.folder", "targets"):
             importlib.import_module(module)
 
 from hypothesis import HealthCheck, Phase, given, settings

@@ -17,7 +17,7 @@ from bundles import INT8, SPLIT_FLOAT, make_bundle
 def manifest(folder: Path) -> Prepared:
     from rich.console import Console
 
-    from misgnet_runtime.info import bundle_facts, print_info
+    from misgnet_runtime.cli.info import bundle_facts, print_info
 
     root = make_bundle(folder / "bundle", engines=[SPLIT_FLOAT, INT8])
 
@@ -31,8 +31,8 @@ def manifest(folder: Path) -> Prepared:
 
 def _signed(folder: Path, name: str) -> tuple[Reader, list[bytes], Path]:
     """A signed bundle whose file ``name`` is another one; a manifest is signed as it is, so that it is read."""
-    from misgnet_runtime.bundle import read_bundle
-    from misgnet_runtime.trust.policy import Trust
+    from misgnet_runtime.bundle.reader import read_bundle
+    from misgnet_runtime.bundle.signing.policy import Trust
     from signatures import make_key, prepare, sign_folder, write_public
 
     key = make_key()
@@ -61,7 +61,7 @@ def signed_manifest(folder: Path) -> Prepared:
 
 def statement(folder: Path) -> Prepared:
     """What was signed is damaged itself: whoever holds a key can sign anything."""
-    from misgnet_runtime.trust.envelope import decode_envelope
+    from misgnet_runtime.bundle.signing.envelope import decode_envelope
     from signatures import make_key, sign_folder
 
     read, seeds, root = _signed(folder, "model.sig")
@@ -89,7 +89,7 @@ def accepted(folder: Path) -> Prepared:
     read, seeds, _ = _signed(folder, "model.sig")
     read(seeds[0])
     (path,) = (folder / "state/accepted").iterdir()
-    from misgnet_runtime.trust.state import open_state
+    from misgnet_runtime.bundle.signing.rollback import open_state
 
     with open_state() as state:
         record = path.read_bytes()
@@ -102,7 +102,7 @@ def accepted(folder: Path) -> Prepared:
 
 
 def key(folder: Path) -> Prepared:
-    from misgnet_runtime.trust.keys import read_anchors
+    from misgnet_runtime.bundle.signing.keys import read_anchors
     from signatures import certify, make_key, write_certificates, write_public
 
     key = make_key()
@@ -114,7 +114,7 @@ def key(folder: Path) -> Prepared:
 
 
 def golden(folder: Path) -> Prepared:
-    from misgnet_runtime.golden import read_golden
+    from misgnet_runtime.bundle.golden import read_golden
 
     root = make_bundle(folder / "bundle")
     path = folder / "tiles.npz"
@@ -123,9 +123,9 @@ def golden(folder: Path) -> Prepared:
 
 
 def tuning(folder: Path) -> Prepared:
-    from misgnet_runtime.bundle import read_bundle
-    from misgnet_runtime.tuning.settings import FORMAT, Found, Setting, Trial, Tuning
-    from misgnet_runtime.tuning.store import keep, kept, place_of
+    from misgnet_runtime.bundle.reader import read_bundle
+    from misgnet_runtime.inference.tuned_settings import FORMAT, Found, Setting, Trial, Tuning
+    from misgnet_runtime.inference.tuned_store import keep, kept, place_of
 
     bundle = read_bundle(make_bundle(folder / "bundle"))
     entry = bundle.engine_entry("cpu")

@@ -14,7 +14,7 @@ from readers import Prepared, written
 
 def evaluation(folder: Path) -> Prepared:
     from device_bundles import evaluation_tiles
-    from misgnet_runtime.evaluation import read_evaluation, write_evaluation
+    from misgnet_runtime.accuracy.evaluation_tiles import read_evaluation, write_evaluation
 
     good = io.BytesIO()
     write_evaluation(good, evaluation_tiles(0, 2))  # type: ignore[arg-type]  # NumPy takes both
@@ -22,8 +22,8 @@ def evaluation(folder: Path) -> Prepared:
 
 
 def observations(folder: Path) -> Prepared:
-    from misgnet_calibration.observations import ObservationKey, Observed, load_observations, save_observations
-    from misgnet_calibration.observers import Histogram
+    from misgnet_calibration.statistics.cache import ObservationKey, Observed, load_observations, save_observations
+    from misgnet_calibration.statistics.observers import Histogram
 
     key, path = ObservationKey("tiles", "weights", "graph"), folder / "observations.npz"
     seen = Histogram()
@@ -36,10 +36,10 @@ def plans(folder: Path) -> Prepared:
     """Which plan is used, the record of a plan, and kernel timings: each as it is, and behind its digest."""
     from device_bundles import DEVICE
     from fake_cuda import FakeDriver
-    from misgnet_runtime.compiled.opening import slot_of
-    from misgnet_runtime.compiled.records import FORMAT, Activation, PlanKey, PlanRecord
-    from misgnet_runtime.compiled.store import PlanStore
-    from misgnet_runtime.manifest import encode
+    from misgnet_runtime.bundle.manifest import encode
+    from misgnet_runtime.engines.tensorrt.open import slot_of
+    from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore
+    from misgnet_runtime.engines.tensorrt.plan_records import FORMAT, Activation, PlanKey, PlanRecord
 
     os.environ["MISGNET_CACHE"] = str(folder / "cache")
     store, slot = PlanStore(), slot_of("0" * 64, DEVICE, FakeDriver("sm87").device())

@@ -61,9 +61,9 @@ def _replaced(value: Any, old: str, new: str) -> Any:
 
 def manifest_names(folder: Path) -> Prepared:
     """Triton's repository and a verification, of engines by any name; files of these names exist where they can."""
-    from misgnet_export.triton import repository
-    from misgnet_export.triton.config import Serving
-    from misgnet_runtime.bundle import read_bundle
+    from misgnet_export.integrations.triton import repository
+    from misgnet_export.integrations.triton.config import Serving
+    from misgnet_runtime.bundle.reader import read_bundle
 
     root, output = make_bundle(folder / "bundle", engines=[SPLIT_FLOAT, INT8]), folder / "work/out/triton"
     good = (root / "manifest.json").read_bytes()
@@ -222,7 +222,7 @@ def tables(seeds: Sequence[bytes]) -> Files:
 def table(folder: Path) -> Prepared:
     import of_records
 
-    from misgnet_runtime.batch.table import read_table
+    from misgnet_runtime.jobs.batch.table import read_table
 
     _, seeds = of_records.table(folder)
     path = folder / "scenes.csv"

@@ -14,7 +14,7 @@ from PIL import Image
 from readers import Prepared, written
 
 from bundles import images as make_images
-from misgnet_runtime.tiling import Span
+from misgnet_runtime.raster.tiling import Span
 
 
 def checkpoint(folder: Path) -> Prepared:
@@ -56,7 +56,7 @@ def safetensors(folder: Path) -> Prepared:
 
 def images(folder: Path) -> Prepared:
     from misgnet_runtime.errors import MisgnetError
-    from misgnet_runtime.images import image_size, read_image, read_label
+    from misgnet_runtime.raster.images import image_size, read_image, read_label
 
     path = folder / "tile.png"  # whatever the format: names say nothing
 
@@ -92,9 +92,9 @@ def _encoded(form: str, options: dict[str, Any]) -> bytes:
 
 def geotiff(folder: Path) -> Prepared:
     from misgnet_runtime.errors import MisgnetError
-    from misgnet_runtime.scenes.declared import Declared
-    from misgnet_runtime.scenes.inputs import look_at
-    from misgnet_runtime.scenes.options import SceneOptions
+    from misgnet_runtime.jobs.scene.inputs import look_at
+    from misgnet_runtime.jobs.scene.options import SceneOptions
+    from misgnet_runtime.raster.declared import Declared
     from scenes import scene, write_raster
 
     before, after = scene(96, 80)
@@ -127,8 +127,15 @@ def _look(look: Callable[[], Any]) -> None:
 
 
 def features(folder: Path) -> Prepared:
-    from misgnet_runtime.manifest import TensorEntry
-    from misgnet_runtime.scenes.features import Footer, footer_bytes, open_features, pack, record_type, valid_pixels
+    from misgnet_runtime.bundle.manifest import TensorEntry
+    from misgnet_runtime.jobs.series.features import (
+        Footer,
+        footer_bytes,
+        open_features,
+        pack,
+        record_type,
+        valid_pixels,
+    )
 
     features = [TensorEntry("feature1", "float32", [-1, 2, 4, 4], "NCHW")]
     record = record_type(features, 8)

@@ -11,7 +11,7 @@ from readers import Prepared
 
 
 def scene_journal(folder: Path) -> Prepared:
-    from misgnet_runtime.scenes.journal import Raw, open_journal, progress_folder, was_published
+    from misgnet_runtime.jobs.journal import Raw, open_journal, progress_folder, was_published
 
     output, raw, settings = folder / "change.tif", Raw("probability.raw", 40, 64, "the scene"), {"--overlap": "16"}
     parts = [np.full((8, 16), n, np.float32) for n in range(4)]
@@ -32,7 +32,7 @@ def scene_journal(folder: Path) -> Prepared:
 
 
 def folder_record(folder: Path) -> Prepared:
-    from misgnet_runtime.folder_record import Written, open_record, progress_folder
+    from misgnet_runtime.jobs.folder_record import Written, open_record, progress_folder
 
     output, settings = folder / "out", {"the engine": "cpu"}
     outputs = {name: f"{name}.png" for name in "ab"}
@@ -64,8 +64,7 @@ def folder_record(folder: Path) -> Prepared:
 
 def watch_journal(folder: Path) -> Prepared:
     from misgnet_runtime.clock import now
-    from misgnet_runtime.outputs import publish
-    from misgnet_runtime.watch.journal import (
+    from misgnet_runtime.jobs.watch.journal import (
         Begun,
         Complete,
         Done,
@@ -78,6 +77,7 @@ def watch_journal(folder: Path) -> Prepared:
         Unclean,
         open_journal,
     )
+    from misgnet_runtime.storage.atomic import publish
 
     output = folder / "out"
     files = [FileState(name, 5, 6, "0" * 64) for name in ("a_before.tif", "a_after.tif")]
@@ -107,11 +107,11 @@ def watch_journal(folder: Path) -> Prepared:
 
 
 def batch_record(folder: Path) -> Prepared:
-    from misgnet_runtime.batch.record import Begun, Done, Failed, Returned, Started, open_record
-    from misgnet_runtime.batch.results import write_results
-    from misgnet_runtime.batch.scene import Scene
-    from misgnet_runtime.batch.table import Shard
     from misgnet_runtime.clock import now
+    from misgnet_runtime.jobs.batch.record import Begun, Done, Failed, Returned, Started, open_record
+    from misgnet_runtime.jobs.batch.results import write_results
+    from misgnet_runtime.jobs.batch.row import Scene
+    from misgnet_runtime.jobs.batch.table import Shard
 
     output, key = folder / "out", "0" * 64
     figures = {
@@ -143,9 +143,9 @@ def batch_record(folder: Path) -> Prepared:
 
 
 def table(folder: Path) -> Prepared:
-    from misgnet_runtime.batch.table import read_table
     from misgnet_runtime.errors import UsageError
-    from misgnet_runtime.files import is_file
+    from misgnet_runtime.jobs.batch.table import read_table
+    from misgnet_runtime.storage.files import is_file
 
     path = folder / "scenes.csv"
 

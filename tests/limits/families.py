@@ -40,7 +40,7 @@ class Family:
 
 
 def _golden(folder: Path) -> Read:
-    from misgnet_runtime.golden import GoldenTiles, read_golden, write_golden
+    from misgnet_runtime.bundle.golden import GoldenTiles, read_golden, write_golden
 
     zeros = np.zeros((1, 8, 8, 3), np.uint8)
     write_golden(folder / "good.npz", GoldenTiles(zeros, zeros, np.zeros((1, 8, 8), np.float32)))
@@ -128,7 +128,7 @@ def nested_header(path: Path, _over: bool) -> None:
 
 
 def _evaluation(folder: Path) -> Read:
-    from misgnet_runtime.evaluation import EvaluationTiles, read_evaluation, write_evaluation
+    from misgnet_runtime.accuracy.evaluation_tiles import EvaluationTiles, read_evaluation, write_evaluation
 
     write_evaluation(folder / "good.npz", EvaluationTiles(*_evaluation_arrays(1, 8).values()))
     read_evaluation(folder / "good.npz")
@@ -295,7 +295,7 @@ def many_dimensions(path: Path, over: bool) -> None:
 
 
 def _image(folder: Path) -> Read:
-    from misgnet_runtime.images import image_size, read_image, read_label
+    from misgnet_runtime.raster.images import image_size, read_image, read_label
 
     def read(path: Path) -> None:
         image_size(path)
@@ -309,7 +309,7 @@ def _image(folder: Path) -> Read:
 
 
 def _label(folder: Path) -> Read:
-    from misgnet_runtime.images import read_label
+    from misgnet_runtime.raster.images import read_label
 
     _image(folder)
     return read_label
@@ -426,7 +426,7 @@ def _manifest(folder: Path) -> Read:
     from rich.console import Console
 
     from bundles import INT8, SPLIT_FLOAT, make_bundle
-    from misgnet_runtime.info import bundle_facts, print_info
+    from misgnet_runtime.cli.info import bundle_facts, print_info
 
     root = make_bundle(folder / "bundle", engines=[SPLIT_FLOAT, INT8])
 
@@ -459,7 +459,7 @@ def manifest(**fields: Any) -> Callable[[Path, bool], None]:
 
 
 def _features(folder: Path) -> Read:
-    from misgnet_runtime.scenes.features import Footer, footer_bytes, open_features
+    from misgnet_runtime.jobs.series.features import Footer, footer_bytes, open_features
 
     (folder / "good.features").write_bytes(footer_bytes(Footer(1, {}, 8, [], [], [], [], [])))
     open_features(folder / "good.features")
@@ -490,8 +490,8 @@ def _feature(number: int) -> bytes:
 
 
 def _batch_record(folder: Path) -> Read:
-    from misgnet_runtime.batch.record import open_record
-    from misgnet_runtime.batch.table import Shard
+    from misgnet_runtime.jobs.batch.record import open_record
+    from misgnet_runtime.jobs.batch.table import Shard
 
     with open_record(folder / "out", Shard()):
         pass
@@ -524,7 +524,7 @@ def record_of_many_lines(path: Path, _over: bool) -> None:
 
 
 def _table(folder: Path) -> Read:
-    from misgnet_runtime.batch.table import read_table
+    from misgnet_runtime.jobs.batch.table import read_table
 
     (folder / "good.csv").write_text("id,before,after\na,b,c\n")
     read_table(folder / "good.csv", {}, folder / "out")
@@ -573,7 +573,7 @@ TABLES = {
 
 
 def _policy(_folder: Path) -> Read:
-    from misgnet_runtime.trust.policy_file import read_policy
+    from misgnet_runtime.bundle.signing.policy_file import read_policy
 
     return read_policy
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from misgnet_runtime import cli
-from misgnet_runtime.watch import attempts, journal, processing, work
+from misgnet_runtime.cli import main as cli
+from misgnet_runtime.jobs.watch import attempts, journal, processing
+from misgnet_runtime.jobs.watch import worker as work
 
 SHORT = 100  # lines of a journal that is not compacted
 

@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 
 from benchmarks.contest.guests.exchange import Inputs, Opened, in_threads, serve_engine
+from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.engines import open_engine_file
 from misgnet_runtime.machine import installed_versions
-from misgnet_runtime.manifest import EngineEntry
 
 
 def open_engine(request: dict[str, Any]) -> Opened:

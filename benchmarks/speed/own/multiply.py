@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contest.guests.exchange import serve, versions
-from misgnet_runtime.throughput_product import matrices, rows_for
+from misgnet_runtime.measure.matrix_baseline import matrices, rows_for
 
 _held: list[Any] = []
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx
 
-from misgnet_calibration.graph import Graph, attribute
+from misgnet_calibration.onnx_graph.graph import Graph, attribute
+from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import GateFailed
-from misgnet_runtime.manifest import Interface
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from misgnet_calibration.accuracy import ControlReport, Effect, Phase, Step, Stopped, listed, loss
+from misgnet_calibration.algorithms.accuracy_control import ControlReport, Effect, Phase, Step, Stopped, listed, loss
 from misgnet_export.report import figures
 from misgnet_export.report.pictures import data_uri
 from misgnet_export.report.tables import cell, plain, plain_table
-from misgnet_runtime.manifest import Fraction, Struct
-from misgnet_runtime.outputs import replace_file
-from misgnet_runtime.words import plural
+from misgnet_runtime.bundle.manifest import Fraction, Struct
+from misgnet_runtime.formatting import plural
+from misgnet_runtime.storage.atomic import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ class EffectRecord(Struct, frozen=True):
 
 
 class StepRecord(Struct, frozen=True):
-    """One evaluation; see ``misgnet_calibration.accuracy.Step``. A figure that is not finite is None.
+    """One evaluation; see ``misgnet_calibration.algorithms.accuracy_control.Step``. A figure not finite is None.
 
     ``estimated``: on fewer tiles, to rank and not to decide.
     ``loss_points`` is what was held against the limit: the F1 drop, or the pixels that disagree.

@@ -6,9 +6,9 @@ import math
 import re
 from pathlib import PurePosixPath
 
-from misgnet_runtime.gate import Interval
-from misgnet_runtime.parity import EngineParity, ParityReport
-from misgnet_runtime.throughput import Timing
+from misgnet_runtime.accuracy.gate import Interval
+from misgnet_runtime.accuracy.parity import EngineParity, ParityReport
+from misgnet_runtime.inference.throughput import Timing
 
 FEW_SOURCES = 10
 MINUS = "\N{MINUS SIGN}"

@@ -11,11 +11,11 @@ from typing import Any
 from misgnet_export.report import control, figures, pictures
 from misgnet_export.report.control import ControlRecord
 from misgnet_export.report.pictures import TilePicture
+from misgnet_runtime.accuracy.parity import EngineParity, ParityReport
+from misgnet_runtime.bundle.manifest import RepairEntry
+from misgnet_runtime.formatting import plural, printable
+from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.machine import machine_line
-from misgnet_runtime.manifest import RepairEntry
-from misgnet_runtime.parity import EngineParity, ParityReport
-from misgnet_runtime.throughput import Timing
-from misgnet_runtime.words import plural, printable
 
 PLOT_WIDTH = 150  # px, of the drawn intervals
 

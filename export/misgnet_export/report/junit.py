@@ -7,7 +7,7 @@ from typing import Literal
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from misgnet_runtime.parity import EngineParity, ParityReport
+from misgnet_runtime.accuracy.parity import EngineParity, ParityReport
 
 SUITE = "misgnet parity"
 Outcome = Literal["passed", "skipped", "failure"]

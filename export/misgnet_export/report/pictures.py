@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from misgnet_runtime.accuracy.parity import EngineParity, TileParity
 from misgnet_runtime.callables import Mask, RgbImage
-from misgnet_runtime.parity import EngineParity, TileParity
 
 Kind = Literal["worst", "typical"]
 

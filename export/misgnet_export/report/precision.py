@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.table import Column, Table
 
-from misgnet_calibration.accuracy.groups import group_name
+from misgnet_calibration.algorithms.accuracy_control.groups import group_name
 from misgnet_export.report.tables import cell
-from misgnet_runtime.manifest import NodePlacement, Quantization
-from misgnet_runtime.outputs import replace_file
+from misgnet_runtime.bundle.manifest import NodePlacement, Quantization
+from misgnet_runtime.storage.atomic import replace_file
 
 PRECISIONS = ("int8", "float16", "float32")
 NAMES = {"int8": "INT8", "float16": "FP16", "float32": "FP32"}

@@ -7,9 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from misgnet_export.report import figures
-from misgnet_runtime.parity import EngineParity, ParityReport
-from misgnet_runtime.throughput import Timing
-from misgnet_runtime.words import plural, printable
+from misgnet_runtime.accuracy.parity import EngineParity, ParityReport
+from misgnet_runtime.formatting import plural, printable
+from misgnet_runtime.inference.throughput import Timing
 
 _STYLES = {"pass": "green", "FAIL": "bold red"}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from misgnet_runtime.checked import CheckedFiles
+from misgnet_runtime.bundle.checked import CheckedFiles
+from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.engines.base import Engine, TensorSpec
 from misgnet_runtime.engines.onnx_file import read_graph
-from misgnet_runtime.engines.settings import EngineSettings
+from misgnet_runtime.engines.options import EngineSettings
 from misgnet_runtime.machine import check_processor, usable_cores
-from misgnet_runtime.manifest import EngineEntry
 
 __all__ = [
     "MOST_STREAMS", "Engine", "EngineSettings", "TensorSpec", "batch_for_scenes", "is_on_cpu", "open_engine_file",
@@ -63,7 +63,7 @@ def open_engine_file(
     settings = settings or EngineSettings()
     files = CheckedFiles(root) if isinstance(root, Path) else root
     if entry.kind in ("rtx", "tensorrt"):
-        from misgnet_runtime.compiled.opening import open_plan_of
+        from misgnet_runtime.engines.tensorrt.open import open_plan_of
 
         return open_plan_of(entry, files, streams)
     graph, name = read_graph(files, entry.file), str(files.name / entry.file)
@@ -72,9 +72,9 @@ def open_engine_file(
 
         return OpenVinoEngine(graph, max_batch, threads, streams, settings, precision=entry.precision, name=name)
     if entry.kind == "onnxruntime":
-        from misgnet_runtime.engines.ort import OnnxRuntimeEngine
+        from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(graph, max_batch, threads, streams, settings, name=name)
-    from misgnet_runtime.engines.ort_cuda import OnnxRuntimeCudaEngine
+    from misgnet_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 
     return OnnxRuntimeCudaEngine(graph, max_batch, threads, streams, name=name)

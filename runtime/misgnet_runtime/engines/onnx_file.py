@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from misgnet_runtime.checked import CheckedFiles
+from misgnet_runtime.bundle.checked import CheckedFiles
 from misgnet_runtime.errors import InputError
 
 _DEEPEST = 100  # as protobuf's own readers

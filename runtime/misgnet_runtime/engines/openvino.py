@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
-from misgnet_runtime.engines.settings import EngineSettings
+from misgnet_runtime.engines.options import EngineSettings
+from misgnet_runtime.engines.tensorrt.logger import one_line
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.machine import usable_cores
-from misgnet_runtime.plans.log import one_line
 
 _BF16 = "BF16"  # as OpenVINO names it among a device's capabilities
 

@@ -1,0 +1,194 @@
+"""Repair before retreat: smoothing, rounding and bias correction, each kept only where the whole graph gains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from misgnet_calibration.algorithms.bias_correction import correct_bias
+from misgnet_calibration.algorithms.rounding import learn_rounding
+from misgnet_calibration.algorithms.smooth_quant import smooth
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.placement import AnyPlace, place, weighted
+from misgnet_calibration.quantizer.quantize import QuantizedGraph, quantize
+from misgnet_calibration.quantizer.recipes import Recipe
+from misgnet_calibration.statistics.observers import Range
+from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.callables import Progress
+from misgnet_runtime.raster.dataset import TileSet
+
+PIXELS_OF_NOISE = 1e-5  # share of pixels that may flip back without counting: 20 of 32 tiles
+
+
+class Measured(Protocol):
+    """How far a graph is from the float graph on tiles that decide, as ``misgnet_export.pipeline.agreement.Agreement``."""
+
+    @property
+    def mean(self) -> float: ...
+    @property
+    def pixels(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean absolute difference of the probability of change, and share of pixels with the same mask."""
+
+    mean: float
+    pixels: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One repair that was tried, for the manifest and the report; ``finding``: what it did, in words."""
+
+    name: str
+    before: Score
+    after: Score
+    seconds: float
+    kept: bool
+    finding: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that :func:`misgnet_calibration.quantizer.quantize.quantize` takes, so that it can be done again.
+
+    A node that is reverted to float later goes into ``keep_float``; its levels and correction are then unused.
+    """
+
+    model: onnx.ModelProto
+    ranges: Mapping[str, Range]
+    peaks: Mapping[str, float]
+    keep_float: frozenset[str] = frozenset()
+    levels: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
+    bias: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    float32: Mapping[str, str] = field(default_factory=dict)
+
+    def quantize(self, recipe: Recipe) -> QuantizedGraph:
+        return quantize(
+            self.model, recipe, self.ranges, self.peaks,
+            keep_float=self.keep_float, levels=self.levels, bias=self.bias, float32=self.float32,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """The best graph that was found, what it is made from, its score, and everything that was tried."""
+
+    quantized: QuantizedGraph
+    inputs: Inputs
+    score: Score
+    attempts: tuple[Attempt, ...]
+
+
+Step = Literal["smoothing", "rounding", "bias"]
+RangesOf = Callable[[onnx.ModelProto], Mapping[str, Range]]
+Decide = Callable[[onnx.ModelProto], Measured]
+
+
+def repair(
+    model: onnx.ModelProto, interface: Interface, tiles: TileSet, recipe: Recipe, ranges_of: RangesOf,
+    peaks: Mapping[str, float], decide: Decide, progress: Progress | None = None,
+    *, keep_float: Collection[str] = (), steps: Sequence[Step] = ("smoothing", "rounding", "bias"),
+) -> Repaired:  # fmt: skip
+    """Quantize the float graph ``model`` for ``recipe`` and repair it, one of ``steps`` after the other.
+
+    ``ranges_of`` observes a float graph's activations on the calibration ``tiles``; it is asked again after
+    smoothing, which changes them. ``peaks`` as ``quantize`` takes them. ``decide`` measures a quantized graph on
+    tiles that did not calibrate. ``progress`` counts hundredths of a step. Raises what ``quantize`` and the
+    steps raise, InputError and GateFailed.
+    """
+    inputs = Inputs(model, ranges_of(model), peaks, frozenset(keep_float))
+    quantized = inputs.quantize(recipe)
+    best = Repaired(quantized, inputs, _score(decide(quantized.model)), ())
+    for index, name in enumerate(steps):
+        work = _Work(interface, tiles, recipe, ranges_of, decide, _part(progress, index, len(steps)))
+        best = _tried(best, name, work)
+    return best
+
+
+def _tried(best: Repaired, name: Step, work: _Work) -> Repaired:
+    """``best`` with one repair more, or as it was; the attempt is told of in either case."""
+    started = time.perf_counter()
+    inputs, finding = _STEPS[name](best.inputs, work)
+    quantized = inputs.quantize(work.recipe)
+    score = _score(work.decide(quantized.model))
+    kept = is_better(best.score, score)
+    attempt = Attempt(name, best.score, score, time.perf_counter() - started, kept, finding)
+    attempts = (*best.attempts, attempt)
+    return Repaired(quantized, inputs, score, attempts) if kept else replace(best, attempts=attempts)
+
+
+def is_better(before: Score, after: Score) -> bool:
+    """Whether a repair is kept: the probabilities are closer, and no more masks differ than by chance.
+
+    The mean difference moves with every pixel; the masks only with those next to the threshold, so that a
+    handful of them decides nothing. NaN is never better.
+    """
+    return after.mean < before.mean and after.pixels >= before.pixels - PIXELS_OF_NOISE
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every step is given beside the graph."""
+
+    interface: Interface
+    tiles: TileSet
+    recipe: Recipe
+    ranges_of: RangesOf
+    decide: Decide
+    progress: Progress | None
+
+
+def _smoothing(given: Inputs, work: _Work) -> tuple[Inputs, str]:
+    found = smooth(given.model, work.interface, work.tiles, work.recipe, work.progress)
+    changed = [c for c in found.choices if c.alpha is not None]
+    finding = f"outliers moved into the weights behind {len(changed)} of {len(found.choices)} LayerNorms"
+    if not changed:
+        return given, finding
+    peaks = {**given.peaks, **{name: peak for name, peak in found.peaks.items() if name in given.peaks}}
+    return replace(given, model=found.model, ranges=work.ranges_of(found.model), peaks=peaks), finding
+
+
+def _rounding(given: Inputs, work: _Work) -> tuple[Inputs, str]:
+    places = _places(given, work)
+    found = learn_rounding(given.model, work.interface, work.tiles, places, work.recipe, given.ranges, work.progress)
+    finding = f"{len(found.levels)} of {len(weighted(places))} weights rounded anew"
+    return replace(given, levels=found.levels), finding
+
+
+def _bias(given: Inputs, work: _Work) -> tuple[Inputs, str]:
+    places = _places(given, work)
+    found = correct_bias(
+        given.model, work.interface, work.tiles, places, work.recipe, given.ranges, given.levels, work.progress
+    )
+    finding = f"{len(found.corrections)} of {len(weighted(places))} biases corrected"
+    return replace(given, bias=found.corrections), finding
+
+
+_STEPS: Mapping[Step, Callable[[Inputs, _Work], tuple[Inputs, str]]] = {
+    "smoothing": _smoothing,
+    "rounding": _rounding,
+    "bias": _bias,
+}
+
+
+def _places(given: Inputs, work: _Work) -> list[AnyPlace]:
+    return [p for p in place(Graph(given.model), work.recipe) if p.node not in given.keep_float]
+
+
+def _score(found: Measured) -> Score:
+    return Score(found.mean, found.pixels)
+
+
+def _part(progress: Progress | None, index: int, count: int) -> Progress | None:
+    """Progress of one step of ``count`` as a part of the whole, in hundredths of a step."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(100 * index + 100 * done // max(1, total), 100 * count)

@@ -1,0 +1,189 @@
+"""SmoothQuant: outliers of activations moved into the weights that read them.
+
+Source: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
+ICML 2023, equation 4. A tensor has one step for all its channels, so that a channel with large values costs the
+others their resolution; weights have a step for each output channel, and room. Here alpha is chosen for each
+norm by the error that quantizing causes in the products behind it, as the paper's 0.5 is no law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from misgnet_calibration.algorithms.layer_norms import Factors, Norm, multiplied, rescaled, scalable_norms
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.conv_rows import Rows, as_matrix, sampled_rows
+from misgnet_calibration.quantizer.placement import place, weighted
+from misgnet_calibration.quantizer.recipes import Recipe
+from misgnet_calibration.quantizer.scales import as_quantized, weight_levels, weight_scale
+from misgnet_calibration.statistics.collect import counted
+from misgnet_calibration.statistics.intermediate import runs, spread
+from misgnet_calibration.statistics.observers import Range
+from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.callables import Progress
+from misgnet_runtime.raster.dataset import TileSet
+
+TILES = 64  # that are looked at, at most
+ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)
+SAMPLED_ROWS = 512  # that the error of a product is estimated on, over all tiles
+LARGEST_FACTOR = 64.0  # and its inverse; the weights' own steps give out before
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was done behind one norm: ``alpha``, None for nothing, and the errors that decided.
+
+    ``errors``: mean squared error of the products by their mean square, summed over the quantized readers, by alpha.
+    """
+
+    norm: str
+    alpha: float | None
+    errors: Mapping[float | None, float]
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """A graph that computes what the one before did, and the largest magnitudes where they are others now."""
+
+    model: onnx.ModelProto
+    choices: tuple[Choice, ...]
+    peaks: Mapping[str, float]
+
+
+def smooth(
+    model: onnx.ModelProto, interface: Interface, tiles: TileSet, recipe: Recipe, progress: Progress | None = None
+) -> Smoothed:
+    """Move outliers behind the LayerNorms of the float graph into weights, wherever that lowers the error.
+
+    One pass over at most TILES of ``tiles``, evenly spread; memory is a few hundred rows for each product,
+    however many there are. Activations must be observed again afterwards. Raises InputError that names the tile
+    where an activation is NaN or Inf, or where there are fewer than two tiles.
+    """
+    tiles = spread(tiles, TILES)
+    graph = Graph(model)
+    quantized = {p.node for p in weighted(place(graph, recipe))}
+    norms = scalable_norms(graph, quantized)
+    if not norms:
+        return Smoothed(model, (), {})
+    judged = [
+        replace(n, readers=tuple(r for r in n.readers if r.node in quantized)) for n in norms
+    ]  # others lose nothing
+    seen = _observe(model, graph, interface, tiles, judged, progress)
+    chosen = [(norm, *_choose(graph, norm, seen, recipe)) for norm in judged]
+    factors = {norm.node: by for norm, choice, by in chosen if choice.alpha is not None}
+    peaks = {
+        name: float((seen.peaks[norm.node] / factors[norm.node]).max())
+        for norm in norms if norm.node in factors
+        for name in norm.tensors
+    }  # fmt: skip
+    return Smoothed(rescaled(model, norms, factors), tuple(choice for _, choice, _ in chosen), peaks)
+
+
+def smoothing_factors(activation: NDArray[np.float32], weight: NDArray[np.float32], alpha: float) -> Factors:
+    """Factors (C,) from the largest magnitudes (C,) of the activation's and of the weight's channels.
+
+    max|X|^alpha / max|W|^(1 - alpha), the activation is divided by it. A channel that is silent on either side
+    keeps its size. Only the factors' ratios matter: their geometric mean is 1, so that no range moves as a whole.
+    """
+    x, w = activation.astype(np.float64), weight.astype(np.float64)
+    active = (x > 0) & (w > 0)
+    if not active.any():
+        return np.ones(len(x), np.float32)
+    logarithms = alpha * np.log(x[active]) - (1 - alpha) * np.log(w[active])
+    limit = np.log(LARGEST_FACTOR)
+    factors = np.ones(len(x))
+    factors[active] = np.exp(np.clip(logarithms - logarithms.mean(), -limit, limit))
+    return factors.astype(np.float32)
+
+
+def best_alpha(errors: Mapping[float | None, float]) -> float | None:
+    """The alpha with the smallest error, None where nothing is better than to leave things as they are."""
+    return min(errors, key=lambda alpha: (errors[alpha], alpha is not None))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Largest magnitudes (C,) by norm, and rows (N, K) that each reader multiplies with its weight, by node."""
+
+    peaks: Mapping[str, NDArray[np.float32]]
+    rows: Mapping[str, Rows]
+
+
+def _observe(
+    model: onnx.ModelProto, graph: Graph, interface: Interface, tiles: TileSet, norms: list[Norm],
+    progress: Progress | None,
+) -> _Seen:  # fmt: skip
+    names = [*(norm.tensors[0] for norm in norms), *(r.activation for norm in norms for r in norm.readers)]
+    peaks: dict[str, NDArray[np.float32]] = {}
+    sampled: dict[str, list[Rows]] = {}
+    each = -(-SAMPLED_ROWS // len(tiles))
+    for seed, values in enumerate(runs(model, interface, tiles.tiles(), names, counted(progress, len(tiles)))):
+        for norm in norms:
+            channels = np.abs(values[norm.tensors[0]]).reshape(-1, values[norm.tensors[0]].shape[-1]).max(axis=0)
+            peaks[norm.node] = np.maximum(peaks.get(norm.node, 0), channels)
+            for reader in norm.readers:
+                node = graph.by_name[reader.node]
+                rows = sampled_rows(node, values[reader.activation], _kernel(graph, node), each, seed)
+                sampled.setdefault(reader.node, []).append(rows)
+    return _Seen(peaks, {name: np.concatenate(parts) for name, parts in sampled.items()})
+
+
+def _choose(graph: Graph, norm: Norm, seen: _Seen, recipe: Recipe) -> tuple[Choice, Factors]:
+    candidates: dict[float | None, Factors] = {None: np.ones(len(seen.peaks[norm.node]), np.float32)}
+    candidates |= {alpha: _factors(graph, norm, seen, alpha) for alpha in ALPHAS}
+    errors = {alpha: _error(graph, norm, seen, by, recipe) for alpha, by in candidates.items()}
+    best = best_alpha(errors)
+    return Choice(norm.node, best, errors), candidates[best]
+
+
+def _factors(graph: Graph, norm: Norm, seen: _Seen, alpha: float) -> Factors:
+    weights = [_by_input_channel(graph, reader.node, reader.input_axis) for reader in norm.readers]
+    return smoothing_factors(seen.peaks[norm.node], np.max(weights, axis=0), alpha)
+
+
+def _by_input_channel(graph: Graph, node: str, axis: int) -> NDArray[np.float32]:
+    """Largest magnitude (C,) of the weights that meet each channel."""
+    weight = np.abs(graph.constant(graph.by_name[node].input[1]))
+    return np.asarray(weight.max(axis=tuple(i for i in range(weight.ndim) if i != axis)), np.float32)
+
+
+def _error(graph: Graph, norm: Norm, seen: _Seen, by: Factors, recipe: Recipe) -> float:
+    """What quantizing does to all products behind ``norm`` when its channels are divided by ``by``."""
+    every = [_scaled(seen.rows[reader.node], by) for reader in norm.readers]
+    found = _range(every)  # the readers see the same values, arranged
+    return sum(
+        _product_error(graph, reader.node, reader.input_axis, rows, by, found, recipe)
+        for reader, rows in zip(norm.readers, every, strict=True)
+    )
+
+
+def _product_error(
+    graph: Graph, node: str, input_axis: int, rows: Rows, by: Factors, found: Range, recipe: Recipe
+) -> float:
+    weight = multiplied(graph.constant(graph.by_name[node].input[1]).astype(np.float32), by, input_axis)
+    axis = 1 - input_axis  # of the output channels
+    scale = weight_scale(weight, axis, recipe, None, 1.0)
+    levels = as_matrix(weight_levels(weight, scale, axis, recipe), axis)
+    exact = rows @ as_matrix(weight, axis)
+    rounded = as_quantized(rows, found, recipe) @ (levels * scale).astype(np.float32)
+    power = float(np.square(exact, dtype=np.float64).mean())
+    return float(np.square(exact - rounded, dtype=np.float64).mean()) / power if power else 0.0
+
+
+def _scaled(rows: Rows, factors: Factors) -> Rows:
+    """Each channel by its factor; a convolution's row holds a channel's whole patch before the next one's."""
+    return np.divide(rows, np.repeat(factors, rows.shape[1] // len(factors)), dtype=np.float32)
+
+
+def _range(every: Iterable[Rows]) -> Range:
+    low, high = zip(*((float(rows.min()), float(rows.max())) for rows in every), strict=True)
+    return Range(min(0.0, *low), max(0.0, *high))
+
+
+def _kernel(graph: Graph, node: onnx.NodeProto) -> tuple[int, ...]:
+    return tuple(graph.shape(node.input[1])[2:])

@@ -1,0 +1,76 @@
+"""Constants of a float graph written anew: weights, norms' scales and biases. The graph's nodes stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.onnx_graph.shapes import copied
+from misgnet_calibration.quantizer.qdq import drop_unused
+
+Operand = tuple[str, int]  # a node's name, and which of its inputs
+
+
+def with_constants(model: onnx.ModelProto, values: Mapping[Operand, NDArray[np.float32]]) -> onnx.ModelProto:
+    """A copy of ``model`` in which the constants at ``values`` are those, in the shape that they have.
+
+    A constant that other operands read, too, stays for them, and the changed one gets a name of its own.
+    """
+    model = copied(model)
+    graph = Graph(model)
+    for (name, index), value in values.items():
+        node = graph.by_name[name]
+        old = node.input[index]
+        changed = numpy_helper.from_array(value.astype(np.float32).reshape(graph.shape(old)), old)
+        if _operands(graph, old) == 1:
+            graph.constants[old].CopyFrom(changed)
+            continue
+        changed.name = node.input[index] = f"{old}_of_{name}_{index}"
+        model.graph.initializer.append(changed)
+    drop_unused(model)
+    return model
+
+
+def bias_of(graph: Graph, node: onnx.NodeProto) -> Operand | None:
+    """Where the constant lies that is added to each output channel of ``node``; None where there is none.
+
+    A convolution's own bias, or of a matrix product the constant of the Add that alone reads it.
+    """
+    if node.op_type == "Conv":
+        return (node.name, 2) if len(node.input) > 2 and node.input[2] in graph.constants else None
+    readers = graph.consumers[node.output[0]]
+    if len(readers) != 1 or readers[0].op_type != "Add" or node.output[0] in graph.outputs():
+        return None
+    index = 1 - list(readers[0].input).index(node.output[0])
+    name, channels = readers[0].input[index], graph.shape(node.input[1])[-1]
+    per_channel = name in graph.constants and graph.shape(name)[-1:] == [channels] == [_size(graph, name)]
+    return (readers[0].name, index) if per_channel else None
+
+
+def with_bias(model: onnx.ModelProto, corrections: Mapping[str, NDArray[np.float32]]) -> onnx.ModelProto:
+    """A copy of ``model`` where ``corrections`` (C,), by operator, are added to the operators' constant biases.
+
+    An operator without one (:func:`bias_of`) stays as it is: a further Add would cost what INT8 gained.
+    """
+    graph = Graph(model)
+    found = {name: bias_of(graph, graph.by_name[name]) for name in corrections}
+    values = {}
+    for name, operand in found.items():
+        if operand is not None:
+            bias = graph.constant(graph.by_name[operand[0]].input[operand[1]])
+            values[operand] = (bias.astype(np.float64) + corrections[name].reshape(bias.shape)).astype(np.float32)
+    return with_constants(model, values)
+
+
+def _operands(graph: Graph, name: str) -> int:
+    """How many inputs of nodes, or outputs of the graph, ``name`` is."""
+    return sum(list(node.input).count(name) for node in graph.consumers[name]) + (name in graph.outputs())
+
+
+def _size(graph: Graph, name: str) -> int:
+    return int(np.prod(graph.shape(name)))

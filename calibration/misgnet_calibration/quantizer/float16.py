@@ -1,0 +1,182 @@
+"""Writes float16 types into a graph, for engines whose networks are strongly typed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from misgnet_calibration.onnx_graph.graph import Graph, attribute, scope
+from misgnet_calibration.onnx_graph.shapes import copied
+from misgnet_calibration.quantizer.qdq import drop_unused
+from misgnet_calibration.quantizer.recipes import FLOAT16_SAFE_MAGNITUDE, FLOAT32_SCOPES
+from misgnet_runtime.errors import GateFailed
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+# Inputs that keep their type: Resize's region and scales are float32 by definition, the others take any type.
+_ANY_TYPE = {"Resize": (1, 2), "Cast": (0,), "Shape": (0,)}
+FLOAT16_LARGEST = 65504.0
+# Where these read dequantized values. onnxruntime 1.32 makes a QLinearConcat of such a Concat, which takes scales in
+# float32 only, and then refuses its own graph.
+_FLOAT32_DEQUANTIZED = ("Concat",)
+_FLOAT32_SOURCES = ("Constant", "ConstantOfShape")  # their type is that of an attribute
+_SMALLEST = 2.0**-14  # the smallest normal float16
+# Operators that square their input inside, as normalisations do for a variance: 255.9 squared is 65504.
+_SQUARING = frozenset({
+    "LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization",
+    "MeanVarianceNormalization", "LpNormalization", "ReduceL2", "ReduceSumSquare",
+})  # fmt: skip
+_SQUARED_FROM = 256.0
+
+
+def float32_reasons(graph: Graph, peaks: Mapping[str, float]) -> dict[str, str]:
+    """Nodes that stay float32, each with the reason.
+
+    These are the guidance, whatever reads or writes activations above 512, whatever squares activations from 256 on
+    inside, and whatever reads a constant that float16 cannot hold, such as a guard of 1e-12 against a division by
+    zero. ``peaks``: largest magnitude by tensor.
+    """
+    constants = {name for name in graph.constants if graph.is_float(name)}
+    unfit = {
+        name: "a constant that float16 cannot hold" for name in constants if not fits_float16(graph.constant(name))
+    }
+    unfit |= {name: f"activations up to {peak:.0f}" for name, peak in peaks.items() if peak > FLOAT16_SAFE_MAGNITUDE}
+    found = {}
+    for node in graph.nodes:
+        if scope(node).startswith(FLOAT32_SCOPES):
+            found[node.name] = "guidance: its exponents do not survive half precision"
+        elif bad := [unfit[name] for name in (*node.input, *node.output) if name in unfit]:
+            found[node.name] = bad[0]
+        elif node.op_type in _SQUARING and (peak := peaks.get(node.input[0], 0.0)) >= _SQUARED_FROM:
+            found[node.name] = f"squares activations up to {peak:.0f}, which overflows"
+    return found
+
+
+def fits_float16(values: NDArray[np.generic]) -> bool:
+    """Whether float16 holds a constant: its largest magnitude is 0 or normal there, or nothing is rounded."""
+    wide = values.astype(np.float64)
+    peak = np.abs(wide).max(initial=0.0)
+    if peak == 0 or _SMALLEST <= peak <= FLOAT16_LARGEST:
+        return True
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(peak) and (wide.astype(np.float16) == wide).all())
+
+
+def to_float16(model: onnx.ModelProto, keep_float32: Iterable[str]) -> onnx.ModelProto:
+    """A copy of ``model`` whose nodes compute in float16, except those of ``keep_float32``.
+
+    A QuantizeLinear has the type of what it reads; a DequantizeLinear has the type of its reader, and is
+    doubled where the readers differ, so that no Cast comes between it and the operator. Inputs and outputs
+    keep their types. Raises GateFailed where float16 cannot hold a constant.
+    """
+    return _Typer(model, set(keep_float32)).run()
+
+
+class _Typer:
+    def __init__(self, model: onnx.ModelProto, keep: set[str]) -> None:
+        self.model = copied(model)
+        self.keep = keep
+        self.graph = Graph(self.model)
+        inputs = [value.name for value in self.model.graph.input]
+        self.types: dict[str, int] = {x: TensorProto.FLOAT for x in inputs if self.graph.is_float(x)}
+        self.dequantizers: dict[str, onnx.NodeProto] = {}  # by output; written when somebody reads it
+        self.converted: dict[tuple[str, int], str] = {}
+        self.nodes: list[onnx.NodeProto] = []
+        self.extra: list[onnx.TensorProto] = []
+
+    def run(self) -> onnx.ModelProto:
+        for node in self.graph.nodes:
+            if node.op_type == "DequantizeLinear" and node.output[0] not in self.graph.outputs():
+                self.dequantizers[node.output[0]] = node
+                self.types[node.output[0]] = TensorProto.FLOAT
+            else:
+                self._type(node, self._wanted(node))
+        for output in self.model.graph.output:
+            self._restore_output(output.name)
+        return self._finished()
+
+    def _finished(self) -> onnx.ModelProto:
+        nodes = [copied_node(node) for node in self.nodes]  # before the originals go
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(nodes)
+        self.model.graph.initializer.extend(self.extra)
+        del self.model.graph.value_info[:]
+        drop_unused(self.model)
+        onnx.checker.check_model(self.model, full_check=True)
+        return self.model
+
+    def _wanted(self, node: onnx.NodeProto) -> int:
+        """The float type that ``node`` computes in."""
+        if node.op_type == "QuantizeLinear":
+            return self._float_type(node.input[0]) or TensorProto.FLOAT
+        stays = node.name in self.keep or scope(node).startswith(FLOAT32_SCOPES)
+        stays |= node.op_type in _FLOAT32_DEQUANTIZED and any(name in self.dequantizers for name in node.input)
+        return TensorProto.FLOAT if stays or node.op_type in _FLOAT32_SOURCES else TensorProto.FLOAT16
+
+    def _type(self, node: onnx.NodeProto, wanted: int) -> None:
+        skipped = _ANY_TYPE.get(node.op_type, ())
+        for index, name in enumerate(node.input):
+            if self._float_type(name) in _FLOATS and (index not in skipped or name in self.dequantizers):
+                node.input[index] = self._as(name, wanted, node)
+        if node.op_type == "Cast" and attribute(node, "to", 0) == TensorProto.FLOAT:
+            next(a for a in node.attribute if a.name == "to").i = wanted
+        self.nodes.append(node)
+        self.types.update({name: wanted for name in node.output if name and self.graph.is_float(name)})
+
+    def _float_type(self, name: str) -> int | None:
+        if name in self.graph.constants:
+            return self.graph.elem_type(name)
+        return self.types.get(name)
+
+    def _as(self, name: str, wanted: int, reader: onnx.NodeProto) -> str:
+        """``name`` with the type ``wanted``: itself, or a twin that all readers share."""
+        if self._float_type(name) == wanted and name not in self.dequantizers:
+            return name
+        key = (name, wanted)
+        if key not in self.converted:
+            self.converted[key] = self._twin(name, wanted, reader)
+        return self.converted[key]
+
+    def _twin(self, name: str, wanted: int, reader: onnx.NodeProto) -> str:
+        """A converted constant, a dequantizer of that type, or a Cast; it stands before its first reader."""
+        twin = f"{name}_{'half' if wanted == TensorProto.FLOAT16 else 'single'}"
+        if name in self.graph.constants:
+            self.extra.append(_half_constant(self.graph.constants[name], twin))
+        elif name in self.dequantizers:
+            node = copied_node(self.dequantizers[name])
+            node.name, node.output[0] = f"{node.name}_{twin[len(name) + 1 :]}", twin
+            self._type(node, wanted)
+            self.types[twin] = wanted
+        else:
+            label = f"{scope(reader)}/Cast_{twin}"
+            self.nodes.append(helper.make_node("Cast", [name], [twin], label, to=wanted))
+        return twin
+
+    def _restore_output(self, name: str) -> None:
+        """A float output stays float32 under its own name."""
+        if self.types.get(name) != TensorProto.FLOAT16:
+            return
+        inner = f"{name}_half"
+        for node in self.nodes:
+            node.input[:] = [inner if x == name else x for x in node.input]
+            node.output[:] = [inner if x == name else x for x in node.output]
+        self.nodes.append(helper.make_node("Cast", [inner], [name], f"/Cast_{name}", to=TensorProto.FLOAT))
+
+
+def _half_constant(item: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    values = numpy_helper.to_array(item)
+    if not fits_float16(values):
+        raise GateFailed(
+            f"float16 cannot hold the constant '{item.name}', which reaches {np.abs(values).max():.3g}; "
+            "keep the nodes that read it in float32"
+        )
+    return numpy_helper.from_array(values.astype(np.float16), name)
+
+
+def copied_node(node: onnx.NodeProto) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy

@@ -1,0 +1,117 @@
+"""A calibrator for each tensor: the one whose range causes the least error in what is computed from the tensor.
+
+How far a tensor's own values are off says little: a channel that meets small weights may be clipped at no cost, and
+one that meets large ones may not. So the candidates are compared behind the operators that read the tensor: the
+product of the weight with the tensor as INT8 sees it, against that with the float tensor, at sampled positions of
+some calibration tiles. Only the activation is quantized there, so that the weight's error does not blur the choice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from misgnet_calibration.onnx_graph.graph import Graph, attribute
+from misgnet_calibration.quantizer.conv_rows import as_matrix, sampled_rows
+from misgnet_calibration.quantizer.placement import AnyPlace, activations, weighted
+from misgnet_calibration.quantizer.recipes import Recipe
+from misgnet_calibration.quantizer.scales import as_quantized
+from misgnet_calibration.statistics.calibrators import DEFAULT, PER_TENSOR, Calibrator
+from misgnet_calibration.statistics.collect import counted
+from misgnet_calibration.statistics.intermediate import runs
+from misgnet_calibration.statistics.observers import Range, sampling_step
+from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.callables import Progress
+from misgnet_runtime.raster.dataset import TileSet
+
+TILES = 16  # evenly spread; each gives ROWS positions of every operator
+ROWS = 64
+_TINY = 1e-30
+
+Errors = dict[str, NDArray[np.float64]]  # by tensor, of each candidate
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """The calibrator that was chosen for each tensor; the default one for a tensor that was not asked about."""
+
+    chosen: Mapping[str, Calibrator]
+    name: str = PER_TENSOR
+
+    def of(self, tensor: str) -> Calibrator:
+        return self.chosen.get(tensor, DEFAULT)
+
+    def __str__(self) -> str:
+        counts = Counter(calibrator.name for calibrator in self.chosen.values())
+        return f"{self.name}: {', '.join(f'{count} {name}' for name, count in counts.most_common())}"
+
+
+def choose_per_tensor(
+    model: onnx.ModelProto, interface: Interface, tiles: TileSet, places: Sequence[AnyPlace], recipe: Recipe,
+    candidates: Mapping[Calibrator, Mapping[str, Range]], progress: Progress | None = None,
+) -> PerTensor:  # fmt: skip
+    """For every activation of ``places`` the calibrator, of ``candidates`` with their ranges, that errs least.
+
+    Of candidates that err alike the first is taken. Raises InputError that names the tile where an activation is
+    NaN or Inf.
+    """
+    names, few = activations(places), tiles.spread(TILES)
+    consumers = _consumers(Graph(model), places)
+    totals: Errors = defaultdict(lambda: np.zeros(len(candidates)))
+    for seed, values in enumerate(runs(model, interface, few.tiles(), names, counted(progress, len(few)))):
+        for name in names:
+            ranges = [found[name] for found in candidates.values()]
+            for consumer in consumers[name]:
+                totals[name] += consumer.errors(values[name], ranges, recipe, seed)
+    calibrators = list(candidates)
+    return PerTensor({name: calibrators[int(np.argmin(total))] for name, total in totals.items()})
+
+
+@dataclass(frozen=True)
+class _Consumer:
+    """What reads a tensor: an operator with its weight, a matrix for each group (G, K, C), or whatever comes later."""
+
+    node: onnx.NodeProto | None = None
+    kernel: tuple[int, ...] = ()
+    weight: NDArray[np.float32] | None = None
+
+    def errors(
+        self, values: NDArray[np.float32], ranges: Iterable[Range], recipe: Recipe, seed: int
+    ) -> NDArray[np.float64]:
+        """Mean squared error with each of ``ranges``, by the mean square of what is computed without it."""
+        rows = self._rows(values, seed)
+        power = np.square(self._product(rows), dtype=np.float64).mean()
+        off = [self._product(as_quantized(rows, found, recipe) - rows) for found in ranges]
+        return np.array([np.square(x, dtype=np.float64).mean() for x in off]) / max(power, _TINY)
+
+    def _rows(self, values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+        if self.node is None:
+            flat = values.reshape(-1)
+            return flat[:: sampling_step(flat.size)]
+        return sampled_rows(self.node, values, self.kernel, ROWS, seed)
+
+    def _product(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of rows (N, G * K) what each group computes, (G, N, C)."""
+        if self.weight is None:
+            return rows
+        return rows.reshape(len(rows), len(self.weight), -1).transpose(1, 0, 2) @ self.weight
+
+
+def _consumers(graph: Graph, places: Sequence[AnyPlace]) -> dict[str, list[_Consumer]]:
+    """By tensor, the weighted operators that read it in INT8; a tensor without any stands for itself."""
+    found: dict[str, list[_Consumer]] = defaultdict(list)
+    for place in weighted(places):
+        weight = graph.constant(place.weight).astype(np.float32)
+        node, kernel = graph.by_name[place.node], tuple(weight.shape[2:])
+        groups = attribute(node, "group", 1)
+        parts = np.stack([as_matrix(part, place.weight_axis) for part in np.split(weight, groups)])
+        found[place.activation].append(_Consumer(node, kernel, parts))
+    for name in activations(places):
+        if name not in found:
+            found[name] = [_Consumer()]
+    return found

@@ -1,0 +1,144 @@
+"""Which places of the float graph become INT8, by the recipe's table of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx
+
+from misgnet_calibration.onnx_graph.graph import Graph, attribute, output_axis
+from misgnet_calibration.quantizer.recipes import Recipe
+from misgnet_calibration.quantizer.rules import Rule
+
+
+@dataclass(frozen=True)
+class Place:
+    """One quantized operator with a constant weight: activation and weight, and its output where that is INT8, too."""
+
+    node: str
+    activation: str
+    weight: str
+    weight_axis: int
+    bias: str | None
+    output: str | None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """What is quantized for it, and needs a range."""
+        return (self.activation, self.output) if self.output else (self.activation,)
+
+
+@dataclass(frozen=True)
+class OperandPlace:
+    """One quantized operator without a constant weight: the float activations that it reads, each once."""
+
+    node: str
+    tensors: tuple[str, ...]
+
+
+AnyPlace = Place | OperandPlace
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a rule decided for one operator of the float graph."""
+
+    node: str
+    operator: str
+    rule: Rule
+    multiply_adds: int  # of one image pair, with a constant weight
+
+
+def placements(graph: Graph, recipe: Recipe) -> list[Placement]:
+    """Every operator with the rule that decides on it, in the order of the nodes."""
+    found = [(node, _decide(graph, node, recipe)) for node in graph.nodes]
+    return [Placement(node.name, node.op_type, rule, graph.multiply_adds(node)) for node, rule in found]
+
+
+def place(graph: Graph, recipe: Recipe) -> list[AnyPlace]:
+    """The places that ``recipe`` quantizes in ``graph``, in the order of the nodes."""
+    chosen = [p.node for p in placements(graph, recipe) if p.rule.decision == "int8"]
+    return [_place(graph, graph.by_name[name], recipe) for name in chosen]
+
+
+def weighted(places: Iterable[AnyPlace]) -> list[Place]:
+    """Those of ``places`` that have a weight."""
+    return [p for p in places if isinstance(p, Place)]
+
+
+def activations(places: Iterable[AnyPlace]) -> list[str]:
+    """Tensors whose range is needed, each once."""
+    return list(dict.fromkeys(name for p in places for name in p.tensors))
+
+
+def int8_share(graph: Graph, places: Iterable[AnyPlace]) -> float:
+    """Share of the multiply-adds with constant weights that run in INT8."""
+    quantized = {p.node for p in places}
+    costs = {node.name: graph.multiply_adds(node) for node in graph.nodes}
+    return sum(costs[name] for name in quantized) / max(1, sum(costs.values()))
+
+
+def _decide(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> Rule:
+    """The first rule that fits; a table ends with one that fits everything."""
+    return next(rule for rule in recipe.rules if _fits(graph, node, rule, recipe))
+
+
+def _fits(graph: Graph, node: onnx.NodeProto, rule: Rule, recipe: Recipe) -> bool:
+    if rule.operators and node.op_type not in rule.operators:
+        return False
+    kinds = ((rule.weighted, _is_weighted), (rule.activations, _operands), (rule.grouped, _is_grouped))
+    if any(wanted is not None and wanted != bool(found(graph, node)) for wanted, found in kinds):
+        return False
+    if rule.feeds_output is not None and rule.feeds_output != _feeds_output(graph, node, recipe):
+        return False
+    if rule.fewer_channels is not None and not _channels(graph, node) < rule.fewer_channels:
+        return False
+    return rule.fewer_rows is None or graph.rows(node) < rule.fewer_rows
+
+
+def _is_weighted(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether a constant matrix or kernel meets a float activation."""
+    weight = graph.weight_of(node)
+    readable = graph.is_float(node.input[0]) and not attribute(node, "transA", 0)
+    return weight is not None and readable and len(graph.shape(weight)) in (2, 4)
+
+
+def _is_grouped(_: Graph, node: onnx.NodeProto) -> bool:
+    return attribute(node, "group", 1) != 1
+
+
+def _operands(graph: Graph, node: onnx.NodeProto) -> tuple[str, ...]:
+    """The float activations that ``node`` reads, each once; but of a Resize the scales, which are sizes."""
+    read = node.input[:1] if node.op_type == "Resize" else node.input
+    return tuple(dict.fromkeys(x for x in read if x not in graph.constants and graph.is_float(x)))
+
+
+def _channels(graph: Graph, node: onnx.NodeProto) -> int:
+    weight = graph.weight_of(node)
+    return min(graph.shape(weight)[:2]) if weight else 0
+
+
+def _feeds_output(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> bool:
+    return recipe.quantize_conv_outputs and _quantizable_output(graph, node) in graph.outputs()
+
+
+def _place(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> AnyPlace:
+    if not _is_weighted(graph, node):
+        return OperandPlace(node.name, _operands(graph, node))
+    is_conv = node.op_type == "Conv"
+    bias = _constant_bias(graph, node) if is_conv and recipe.quantize_bias else None
+    output = _quantizable_output(graph, node) if is_conv and recipe.quantize_conv_outputs else None
+    return Place(node.name, node.input[0], node.input[1], output_axis(node), bias, output)
+
+
+def _constant_bias(graph: Graph, conv: onnx.NodeProto) -> str | None:
+    return str(conv.input[2]) if len(conv.input) > 2 and conv.input[2] in graph.constants else None
+
+
+def _quantizable_output(graph: Graph, conv: onnx.NodeProto) -> str:
+    """The convolution's output, or that of the ReLU which is its only consumer: both become one operator."""
+    consumers = graph.consumers[conv.output[0]]
+    if len(consumers) == 1 and consumers[0].op_type == "Relu" and conv.output[0] not in graph.outputs():
+        return str(consumers[0].output[0])
+    return str(conv.output[0])

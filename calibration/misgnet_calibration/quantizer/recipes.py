@@ -1,0 +1,93 @@
+"""What each kind of engine wants, as data: number formats here, places in ``placement_rules``.
+
+Sources: onnxruntime's quantization guide (U8S8 on x86, 7-bit weights where VNNI may be missing, S8S8 on ARM; a
+convolution runs in INT8 only with a quantized output); TensorRT's developer guide, "Working with quantized types"
+(explicit Q/DQ, symmetric, zero point 0, weights per output channel, no quantized bias); OpenVINO's guide to low
+precision transformations (activations per tensor, either sign; weights per output channel and symmetric).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from misgnet_calibration.quantizer.rules import (
+    FLOAT16_RULES,
+    OPENVINO_RULES,
+    ORT_ARM_RULES,
+    ORT_X86_RULES,
+    TENSORRT_RULES,
+    Rule,
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the quantized places of a graph are written, which these are, and what the rest is computed in.
+
+    Without a rule for INT8 the graph has no such places, and ``weight_bits`` is that of its float16 weights.
+    """
+
+    name: str
+    symmetric_activations: bool  # INT8 with zero point 0; otherwise UINT8 with one
+    weight_bits: int
+    quantize_conv_outputs: bool
+    quantize_bias: bool
+    float16: bool
+    rules: tuple[Rule, ...]
+
+    @property
+    def int8(self) -> bool:
+        """Whether anything is quantized."""
+        return any(rule.decision == "int8" for rule in self.rules)
+
+    @property
+    def precision(self) -> str:
+        """As manifests say it: "int8", "int8+float16" or "float16"."""
+        return "+".join(["int8"] * self.int8 + ["float16"] * self.float16)
+
+
+# 7-bit weights: without VNNI the CPU adds two UINT8 x INT8 products in 16 bits, which saturates with 8.
+CPU = Recipe(
+    "cpu",
+    symmetric_activations=False,
+    weight_bits=7,
+    quantize_conv_outputs=True,
+    quantize_bias=True,
+    float16=False,
+    rules=ORT_X86_RULES,
+)
+CPU_VNNI = replace(CPU, name="cpu-vnni", weight_bits=8)
+CPU_ARM = Recipe(
+    "cpu-arm",
+    symmetric_activations=True,
+    weight_bits=8,
+    quantize_conv_outputs=True,
+    quantize_bias=True,
+    float16=False,
+    rules=ORT_ARM_RULES,
+)
+OPENVINO = Recipe(
+    "openvino",
+    symmetric_activations=False,
+    weight_bits=7,  # as for ONNX Runtime: without VNNI its kernels add in 16 bits, too
+    quantize_conv_outputs=False,
+    quantize_bias=False,
+    float16=False,
+    rules=OPENVINO_RULES,
+)
+TENSORRT = Recipe(
+    "tensorrt",
+    symmetric_activations=True,
+    weight_bits=8,
+    quantize_conv_outputs=False,
+    quantize_bias=False,
+    float16=True,
+    rules=TENSORRT_RULES,
+)
+TENSORRT_FP16 = replace(TENSORRT, name="tensorrt-fp16", weight_bits=16, rules=FLOAT16_RULES)
+RECIPES = (CPU, CPU_VNNI, CPU_ARM, OPENVINO, TENSORRT, TENSORRT_FP16)
+
+# Modules whose numbers do not survive half precision: exponents of thousands, sums of 1e-20 that still decide
+# a direction.
+FLOAT32_SCOPES = ("MGLNet",)
+FLOAT16_SAFE_MAGNITUDE = 512.0  # NVIDIA's quantization guides keep larger activations in FP32

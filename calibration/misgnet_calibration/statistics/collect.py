@@ -1,0 +1,132 @@
+"""Runs the float graph over tiles and lets observers see its activations.
+
+The time is that of the float graph: observing costs a twentieth of it. Tiles go through one by one, so memory
+is that of one tile's activations, and an error names its tile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
+
+import onnx
+from onnx import TensorProto, helper
+
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.onnx_graph.shapes import copied
+from misgnet_calibration.statistics.observers import Observer
+from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.callables import Progress
+from misgnet_runtime.engines.base import Arrays
+from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from misgnet_runtime.errors import InputError
+from misgnet_runtime.inference.detector import arrays_for
+from misgnet_runtime.raster.dataset import Tile, TileSet, stack
+
+Told = Callable[[], None]
+
+# Operators that only arrange values: what comes out has the peak of what went in.
+_ARRANGING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
+
+
+def collect(
+    model: onnx.ModelProto,
+    interface: Interface,
+    tiles: TileSet,
+    observers: Mapping[str, Observer],
+    progress: Progress | None = None,
+) -> None:
+    """Show every tensor named in ``observers`` to its observer, tile by tile.
+
+    Raises InputError that names the tile and the tensor where an activation is NaN or Inf.
+    """
+    exposing = _exposing(model, list(observers))
+    for tile, values in run_tiles(exposing, interface, tiles.tiles(), counted(progress, len(tiles))):
+        for name, observer in observers.items():
+            try:
+                observer.observe(values[name])
+            except ValueError as error:
+                raise InputError(f"calibration tile {tile.ref.name}: {error} of '{name}'") from error
+
+
+def magnitudes(
+    model: onnx.ModelProto, interface: Interface, tiles: TileSet, progress: Progress | None = None
+) -> dict[str, float]:
+    """Largest absolute value of every float32 tensor over ``tiles``.
+
+    Raises InputError that names the tile and the tensor where one is NaN.
+    """
+    graph = Graph(model)
+    names = [x for node in graph.nodes for x in node.output if x and graph.is_float(x)]
+    arranged = {x: graph.producer[x].input[0] for x in names if graph.producer[x].op_type in _ARRANGING}
+    measured = [x for x in names if arranged.get(x) not in graph.producer]
+    peaks = dict.fromkeys(names, 0.0)
+    for tile, found in tile_peaks(model, measured, interface, tiles.tiles(), counted(progress, len(tiles))):
+        for name, peak in found.items():
+            if math.isnan(peak):
+                raise InputError(f"calibration tile {tile.ref.name}: NaN among the activations of '{name}'")
+            peaks[name] = max(peaks[name], peak)
+    for name in names:  # in the order of the nodes, so that a chain passes its peak on
+        if arranged.get(name) in peaks:
+            peaks[name] = peaks[arranged[name]]
+    return peaks
+
+
+def tile_peaks(
+    model: onnx.ModelProto, names: list[str], interface: Interface, tiles: Iterable[Tile], told: Told | None = None
+) -> Iterator[tuple[Tile, dict[str, float]]]:
+    """Every tile with the largest absolute value of each float tensor in ``names``, float16 or float32.
+
+    NaN where a tensor has NaN in it. Only scalars leave the engine.
+    """
+    reduced, outputs = _with_peaks(model, names)
+    exposing = _exposing(reduced, [x for pair in outputs.values() for x in pair], shape=[])
+    for tile, values in run_tiles(exposing, interface, tiles, told):
+        scalars = ((name, float(values[largest]), float(values[total])) for name, (largest, total) in outputs.items())
+        # onnxruntime's ReduceMax passes over NaN; a sum does not.
+        yield tile, {name: math.nan if math.isnan(total) else largest for name, largest, total in scalars}
+
+
+def run_tiles(
+    graph: bytes, interface: Interface, tiles: Iterable[Tile], told: Told | None = None
+) -> Iterator[tuple[Tile, Arrays]]:
+    """Every tile with the inputs and outputs of ``graph`` on it; ``told`` is called after each."""
+    with OnnxRuntimeEngine(graph, max_batch=1) as engine:
+        for tile in tiles:
+            arrays = arrays_for(interface, *stack([tile]))
+            yield tile, {**arrays, **engine.infer(arrays)}
+            if told:
+                told()
+
+
+def counted(progress: Progress | None, total: int) -> Told | None:
+    """Tells ``progress`` one step more each time that it is called."""
+    steps = count(1)
+    return None if progress is None else lambda: progress(next(steps), total)
+
+
+def _with_peaks(model: onnx.ModelProto, names: list[str]) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
+    """The model with the largest and the sum of each tensor's magnitudes behind it, and the names of those scalars."""
+    model = copied(model)
+    outputs = {}
+    for index, name in enumerate(names):
+        single, size, largest, total = (f"peak:{part}:{index}" for part in ("single", "size", "max", "sum"))
+        outputs[name] = (largest, total)
+        model.graph.node.extend([
+            helper.make_node("Cast", [name], [single], f"measure/{single}", to=TensorProto.FLOAT),
+            helper.make_node("Abs", [single], [size], f"measure/{size}"),
+            helper.make_node("ReduceMax", [size], [largest], f"measure/{largest}", keepdims=0),
+            helper.make_node("ReduceSum", [size], [total], f"measure/{total}", keepdims=0),
+        ])  # fmt: skip
+    return model, outputs
+
+
+def _exposing(model: onnx.ModelProto, names: list[str], shape: list[int] | None = None) -> bytes:
+    """The model with the float tensors ``names`` as additional outputs."""
+    exposed = copied(model)
+    present = {value.name for value in (*model.graph.output, *model.graph.input)}
+    exposed.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names if name not in present
+    )
+    return bytes(exposed.SerializeToString())

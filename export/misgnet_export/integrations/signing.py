@@ -1,0 +1,194 @@
+"""Signs a bundle with OpenSSF Model Signing; devices check it by themselves (``misgnet_runtime.bundle.signing``)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from misgnet_runtime.bundle.layout import MANIFEST, SIGNATURE
+from misgnet_runtime.bundle.manifest import Manifest, Release, encode
+from misgnet_runtime.bundle.reader import read_unsigned
+from misgnet_runtime.bundle.signing.chain import check_size, check_use, verify_chain
+from misgnet_runtime.bundle.signing.envelope import decode_envelope, signed_digests
+from misgnet_runtime.bundle.signing.files import check_digests, check_names, read_signature
+from misgnet_runtime.bundle.signing.keys import Anchors, find_signer
+from misgnet_runtime.bundle.signing.names import text_problem
+from misgnet_runtime.bundle.signing.release import moment, read_issue
+from misgnet_runtime.bundle.signing.verify import Signed, difference
+from misgnet_runtime.errors import InputError, UnavailableError, UsageError
+from misgnet_runtime.storage.atomic import refuse_existing, replace_folder
+
+MAX_PRODUCT = 200  # as a manifest may hold
+_STAGE = ".signing"
+
+
+@dataclass(frozen=True)
+class SignRequest:
+    """``key``: private, PEM, decrypted by ``password``; with the signer's ``certificate`` and those up to its root.
+
+    What is not given stays as the bundle has it: ``product``, which must be given where the bundle records none;
+    ``version``; ``expires``, an ISO date or time from which on devices refuse the bundle (UTC where it names no zone).
+    """
+
+    bundle: Path
+    key: Path
+    certificate: Path | None = None
+    chain: tuple[Path, ...] = ()
+    product: str | None = None
+    version: int | None = None
+    expires: str | None = None
+    password: str | None = None
+    force: bool = False
+
+
+def sign_bundle(request: SignRequest) -> Signed:
+    """Write product, version, time and expiry into the manifest, and ``model.sig``; the bundle is exchanged as a whole.
+
+    Nothing changes where anything fails. Raises UsageError for a signed bundle without ``force``, InputError for a
+    damaged bundle, a key or a certificate that cannot be used, UnavailableError without the library.
+    """
+    library = _library()
+    if request.chain and request.certificate is None:
+        raise UsageError("--chain holds what lies between a certificate and its root; give --certificate as well")
+    bundle = read_unsigned(request.bundle)
+    refuse_existing(request.bundle / SIGNATURE, request.force)
+    manifest = _prepared(bundle.manifest, request, datetime.now(timezone.utc))
+    anchors = _own_anchors(request)
+    path = Path(os.path.realpath(request.bundle))
+    with replace_folder(path) as temporary:
+        refuse_existing(request.bundle / SIGNATURE, request.force)  # signed by another process that this one waited for
+        staged = temporary / _STAGE / path.name  # the library keeps the folder's name, for people
+        staged.mkdir(parents=True)
+        for entry in manifest.files:  # one by one: of a whole folder shutil tells no reason that a disk had
+            _link(path / entry.path, staged / entry.path)
+        (staged / MANIFEST).write_bytes(encode(manifest))
+        _write_signature(library, staged, request)
+        signed = _check(staged, manifest, anchors)
+        for child in staged.iterdir():
+            child.rename(temporary / child.name)
+        shutil.rmtree(temporary / _STAGE)
+    return signed
+
+
+def _library() -> Any:
+    try:
+        import model_signing
+    except ImportError as error:
+        raise UnavailableError(
+            f"sign needs {error.name}; install model-signing with: pip install 'misgnet-export[sign]'"
+        ) from error
+    return model_signing
+
+
+def _prepared(manifest: Manifest, request: SignRequest, now: datetime) -> Manifest:
+    """The manifest with what a device needs to know of this release."""
+    before = manifest.release
+    product = _product(request, before.product if before else "")
+    expires = _expiry(request.expires, now) if request.expires else before.expires if before else None
+    release = Release(product, now.isoformat(timespec="seconds"), expires)
+    version = manifest.bundle_version if request.version is None else request.version
+    return replace(manifest, bundle_version=version, release=release)
+
+
+def _product(request: SignRequest, before: str) -> str:
+    """Return the product's name, which devices compare as it is spelt."""
+    product = before if request.product is None else request.product
+    if not product:
+        raise UsageError(
+            f"bundle {request.bundle} records no product; name it with --product: devices remember the newest version "
+            "of each product, and a folder's name is not one"
+        )
+    if len(product) > MAX_PRODUCT:
+        raise UsageError(f"--product has {len(product)} characters; at most {MAX_PRODUCT} are allowed")
+    if problem := text_problem(product):
+        raise UsageError(f"--product is {product!a}: {problem}; devices compare it letter by letter")
+    return product
+
+
+def _expiry(text: str, now: datetime) -> str:
+    try:
+        found = moment(text)
+    except ValueError:
+        raise UsageError(
+            f"--expires is '{text}'; it is a date, 2027-01-01, or a time, 2027-01-01T12:00+01:00"
+        ) from None
+    if found <= now:
+        raise UsageError(f"--expires is '{text}', which is over; give a date in the future")
+    return found.isoformat()
+
+
+def _own_anchors(request: SignRequest) -> Anchors:
+    """The public half of what signs. Raises InputError where it cannot be used."""
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        private = load_pem_private_key(request.key.read_bytes(), _password(request))
+        if not isinstance(private, EllipticCurvePrivateKey):
+            raise ValueError("it must be on P-256, P-384 or P-521")
+        if request.certificate:
+            _check_certificate(request.certificate, request.chain)
+    except (OSError, TypeError, ValueError) as error:  # TypeError: a password is missing, or one too many
+        raise InputError(f"key {request.key} or its certificate cannot be used: {error}") from error
+    return Anchors((private.public_key(),), ())
+
+
+def _password(request: SignRequest) -> bytes | None:
+    return request.password.encode() if request.password else None
+
+
+def _check_certificate(path: Path, chain_paths: tuple[Path, ...]) -> None:
+    """ValueError for one that devices would refuse."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    leaf = x509.load_pem_x509_certificate(path.read_bytes())
+    chain = [found for other in chain_paths for found in x509.load_pem_x509_certificates(other.read_bytes())]
+    if not leaf.not_valid_before_utc <= datetime.now(timezone.utc) <= leaf.not_valid_after_utc:
+        raise ValueError(f"the certificate is valid from {leaf.not_valid_before_utc} to {leaf.not_valid_after_utc}")
+    check_use(leaf)
+    check_size([found.public_bytes(Encoding.DER) for found in (leaf, *chain)])
+    if chain:
+        verify_chain(leaf, chain[:-1], chain[-1:])
+
+
+def _write_signature(library: Any, folder: Path, request: SignRequest) -> None:
+    """As ``model_signing sign`` does, but nothing beside the signature itself is left out."""
+    hashing = library.hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=False)
+    config = library.signing.Config().set_hashing_config(hashing)
+    try:
+        if request.certificate is None:
+            config.use_elliptic_key_signer(private_key=request.key, password=_password(request))
+        else:
+            config.use_certificate_signer(
+                private_key=request.key, signing_certificate=request.certificate, certificate_chain=request.chain
+            )
+        config.sign(folder, folder / SIGNATURE)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"key {request.key} or its certificate cannot be used: {error}") from error
+
+
+def _check(folder: Path, manifest: Manifest, anchors: Anchors) -> Signed:
+    """Return what a device will find. Raises InputError."""
+    envelope = decode_envelope(read_signature(folder))
+    signer, digests = find_signer(envelope, anchors), signed_digests(envelope)
+    check_names(folder, digests)
+    check_digests(folder, digests)
+    if problem := difference(manifest, digests):  # a file was exchanged since the bundle was checked
+        raise InputError(problem)
+    return Signed(signer, read_issue(encode(manifest)), digests)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for the same bytes, or a copy on disks that know none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

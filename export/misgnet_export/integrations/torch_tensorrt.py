@@ -1,0 +1,133 @@
+"""The exported program as a TensorRT plan, by Torch-TensorRT's dynamo path. To run it takes no torch."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import tempfile
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from misgnet_export.graph.quiet import quiet
+from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.engines.cuda import open_driver
+from misgnet_runtime.engines.tensorrt import PlanOptions, check_options, load_vendor
+from misgnet_runtime.engines.tensorrt.bindings import parse_version, vendor_version
+from misgnet_runtime.engines.tensorrt.compatibility import this_platform
+from misgnet_runtime.engines.tensorrt.logger import one_line
+from misgnet_runtime.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from misgnet.network import MISGNet
+
+OLDEST = (2, 14)  # the first whose plans have the names of tensors that they are asked to have
+DEVICE = "cuda:0"
+_ANYWHERE = "--target tensorrt --on-device leaves the plan to the GPU that runs it"
+
+
+@dataclass(frozen=True)
+class ProgramPlan:
+    """A serialised engine, what it is bound to, and of how many operators of the exported program it was made."""
+
+    data: bytes = field(repr=False)
+    operators: int
+    converter_version: str
+    vendor_version: str
+    compute_capability: str
+    platform: str
+    cuda_driver: str
+
+
+def load_torch_tensorrt() -> Any:
+    """Import ``torch_tensorrt``; UnavailableError where it is missing, too old, or made for TensorRT for RTX."""
+    install = "install it with: pip install 'misgnet-export[torch-tensorrt]'"
+    try:
+        with redirect_stdout(StringIO()):  # it prints what it raises
+            module = importlib.import_module("torch_tensorrt")
+    except Exception as error:  # where TensorRT is missing it raises just that
+        found = f"importing torch_tensorrt failed: {one_line(str(error))}"
+        raise UnavailableError(f"Torch-TensorRT was asked for, but {found}; {install}; {_ANYWHERE}") from error
+    if parse_version(module.__version__) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise UnavailableError(f"Torch-TensorRT {oldest} or newer is needed, found {module.__version__}; {install}")
+    if module.ENABLED_FEATURES.tensorrt_rtx:
+        raise UnavailableError(f"this Torch-TensorRT is made for TensorRT for RTX; {install}, or use --target rtx-smNN")
+    return module
+
+
+def check_torch_tensorrt(options: PlanOptions) -> str:
+    """The compute capability that a plan would be made for; UnavailableError where this machine can make none."""
+    import torch
+
+    load_torch_tensorrt()
+    if not torch.cuda.is_available():
+        raise UnavailableError(
+            f"Torch-TensorRT compiles on the GPU that runs the plan, but torch {torch.__version__} finds no CUDA here; "
+            f"see what nvidia-smi says, and that torch is no build for the CPU; {_ANYWHERE}"
+        )
+    (capability,) = check_options(options)
+    return capability
+
+
+def compile_program(
+    network: MISGNet, interface: Interface, options: PlanOptions, timing_cache: Path | None = None
+) -> ProgramPlan:
+    """Export ``network`` on the GPU and convert all of it, in float32 without TF32; the plan's batch is dynamic.
+
+    Raises UnavailableError without the library or a GPU, or where Torch-TensorRT fails, naming what it cannot convert.
+    """
+    from misgnet_export.graph.export import export_program
+
+    capability = check_torch_tensorrt(options)
+    module = load_torch_tensorrt()
+    program = export_program(copy.deepcopy(network), interface, DEVICE)
+    # Its log tells errors with all their frames, its warnings are of its own deprecated calls.
+    with tempfile.TemporaryDirectory() as folder, quiet("torch_tensorrt", logging.CRITICAL):
+        settings = conversion_settings(module, interface, options, timing_cache or Path(folder) / "timings")
+        try:
+            data = module.dynamo.convert_exported_program_to_serialized_trt_engine(program, **settings)
+        except Exception as error:  # its own kinds, torch's, and TensorRT's
+            raise UnavailableError(
+                f"Torch-TensorRT {module.__version__} cannot convert the network: {_first_cause(error)}; use "
+                "--target tensorrt, which converts the ONNX graph"
+            ) from error
+    return ProgramPlan(
+        bytes(data), sum(node.op == "call_function" for node in program.graph.nodes), module.__version__,
+        vendor_version(load_vendor("tensorrt")), capability, this_platform(), open_driver().version(),
+    )  # fmt: skip
+
+
+def conversion_settings(module: Any, interface: Interface, options: PlanOptions, timings: Path) -> dict[str, Any]:
+    """What Torch-TensorRT is called with: nothing is left to torch, and tensors have ``interface``'s names."""
+    import torch
+
+    (output,) = interface.outputs()
+    return {
+        "arg_inputs": [_input(module, entry.dtype, entry.shape[1:], options) for entry in interface.inputs()],
+        "arg_input_binding_names": tuple(entry.name for entry in interface.inputs()),
+        "output_binding_names": output.name,
+        "device": torch.device(DEVICE),
+        "disable_tf32": True,
+        "require_full_compilation": True,
+        "workspace_size": options.workspace_bytes or 0,  # 0: no limit
+        "optimization_level": options.optimization_level,
+        "timing_cache_path": str(timings),
+    }
+
+
+def _input(module: Any, dtype: str, rest: list[int], options: PlanOptions) -> Any:
+    import torch
+
+    low, best, high = ((batch, *rest) for batch in (options.min_batch, options.opt_batch, options.max_batch))
+    return module.Input(min_shape=low, opt_shape=best, max_shape=high, dtype=getattr(torch, dtype))
+
+
+def _first_cause(error: BaseException) -> str:
+    """What the innermost error says: those around it show the whole module."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return one_line(str(error).partition("\n")[0]) or type(error).__name__

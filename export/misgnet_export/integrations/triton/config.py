@@ -1,0 +1,140 @@
+"""What Triton is told of one engine: ``config.pbtxt``, made by Triton's own protobuf schema.
+
+Pre- and postprocessing are in the graphs, so a model is one engine and no ensemble. Which parameters a backend takes
+is from the backends' own READMEs (triton-inference-server: onnxruntime_backend, openvino_backend, tensorrt_backend).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from misgnet_runtime.bundle.manifest import EngineEntry, Interface, TensorEntry
+from misgnet_runtime.engines import MOST_STREAMS, is_on_cpu, streams_for_scenes
+from misgnet_runtime.errors import UnavailableError, UsageError
+
+_TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """``backend`` opens a model's ``file``; ``note``: what differs from the engine that was judged, for a user."""
+
+    backend: str
+    file: str
+    note: str = ""
+
+
+# By kind of engine. A plan of TensorRT for RTX has no entry: no backend of Triton opens one.
+BACKENDS: Mapping[str, Backend] = {
+    "tensorrt": Backend(
+        "tensorrt", "model.plan", "the server needs the TensorRT version and the GPU that the plan was compiled for"
+    ),
+    "onnxruntime": Backend("onnxruntime", "model.onnx"),
+    "onnxruntime-cuda": Backend("onnxruntime", "model.onnx", "the backend may compute in TF32, the engine does not"),
+    "openvino": Backend(
+        "openvino", "model.onnx",
+        "on a processor with BF16 the backend computes in BF16 what is not INT8, the engine in float32",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Serving:
+    """``instances`` of an engine, as suits it without; a request waits ``queue_delay`` µs at most for others."""
+
+    instances: int | None = None
+    queue_delay: int = 2000
+
+    def check(self) -> None:
+        """UsageError where a number cannot be meant."""
+        for option, number, least in (("--instances", self.instances, 1), ("--queue-delay", self.queue_delay, 0)):
+            if number is not None and number < least:
+                raise UsageError(f"{option} is {number}; it is {least} or more")
+
+
+def load_schema() -> Any:
+    """Triton's ``model_config_pb2``; UnavailableError with the install line where it is missing."""
+    try:
+        from tritonclient.grpc import model_config_pb2
+    except ImportError as error:
+        raise UnavailableError(
+            f"Triton's schema was asked for, and {error.name} is missing; pip install 'misgnet-export[triton]'"
+        ) from error
+    return model_config_pb2
+
+
+def preferred_batches(entry: EngineEntry, speeds: Mapping[int, float], largest: int) -> list[int]:
+    """Batches that are worth waiting for: the fastest as measured, if that is not 1.
+
+    ``speeds``: pairs/s by batch, as the build measured them. A plan that was never measured has its profile.
+    """
+    found = {batch: speed for batch, speed in speeds.items() if batch <= largest}
+    if len(found) > 1:
+        best = max(found, key=lambda batch: (found[batch], -batch))
+        return [best] if best > 1 else []
+    return [] if is_on_cpu(entry) else sorted({min(batch, largest) for batch in entry.batches[1:]} - {1})
+
+
+def model_config(
+    name: str,
+    entry: EngineEntry,
+    interface: Interface,
+    speeds: Mapping[int, float],
+    serving: Serving,
+    parameters: Mapping[str, str],
+) -> Any:
+    """The ``ModelConfig`` of an engine; ``parameters``: what a client may ask the server of the model."""
+    schema, backend = load_schema(), BACKENDS[entry.kind]
+    # OpenVINO's backend takes batches of one size, or the shape as it is: then clients send whole batches.
+    batched = backend.backend != "openvino"
+    largest = _largest(entry, interface) if batched else 0
+    config = schema.ModelConfig(
+        name=name, backend=backend.backend, default_model_filename=backend.file, max_batch_size=largest
+    )
+    for target, tensors in ((config.input, interface.inputs()), (config.output, interface.outputs())):
+        for tensor in tensors:
+            target.add(name=tensor.name, data_type=_type(schema, tensor), dims=tensor.shape[1 if batched else 0 :])
+    _add_instances(schema, config, entry, serving)
+    preferred = preferred_batches(entry, speeds, largest)
+    if batched:
+        config.dynamic_batching.preferred_batch_size.extend(preferred)
+        config.dynamic_batching.max_queue_delay_microseconds = serving.queue_delay if preferred else 0
+    for batch in (1, *preferred):
+        _add_warm_up(schema, config, interface.inputs(), batch, batched)
+    for key, value in {**_backend_parameters(entry, serving), **parameters}.items():
+        config.parameters[key].string_value = value
+    return config
+
+
+def _largest(entry: EngineEntry, interface: Interface) -> int:
+    return min(interface.max_batch, entry.batches[2]) if entry.kind == "tensorrt" else interface.max_batch
+
+
+def _type(schema: Any, tensor: TensorEntry) -> int:
+    return int(schema.DataType.Value(_TYPES[tensor.dtype]))
+
+
+def _add_instances(schema: Any, config: Any, entry: EngineEntry, serving: Serving) -> None:
+    """On a GPU two, so that one copies while the other computes; on a CPU one has all cores."""
+    kind = schema.ModelInstanceGroup.KIND_CPU if is_on_cpu(entry) else schema.ModelInstanceGroup.KIND_GPU
+    count = serving.instances or (1 if is_on_cpu(entry) else streams_for_scenes(entry))
+    config.instance_group.add(kind=kind, count=count)
+
+
+def _add_warm_up(schema: Any, config: Any, inputs: Sequence[TensorEntry], batch: int, batched: bool) -> None:
+    """A request of noise before the model counts as ready: the first one of a size prepares much."""
+    sample = config.model_warmup.add(name=f"batch of {batch}", batch_size=batch if batched else 1)
+    for tensor in inputs:
+        dims = tensor.shape[1:] if batched else [batch, *tensor.shape[1:]]
+        sample.inputs[tensor.name].CopyFrom(
+            schema.ModelWarmup.Input(data_type=_type(schema, tensor), dims=dims, random_data=True)
+        )
+
+
+def _backend_parameters(entry: EngineEntry, serving: Serving) -> dict[str, str]:
+    if entry.kind != "openvino":
+        return {}
+    streams = {"NUM_STREAMS": str(min(MOST_STREAMS, serving.instances or 1)), "PERFORMANCE_HINT": "LATENCY"}
+    return {**streams, "HINT_BF16": "YES"} if "bf16" in entry.precision else streams

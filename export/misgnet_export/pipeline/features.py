@@ -1,0 +1,39 @@
+"""What the float encoder makes of tiles: the features that calibration tiles are selected by."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from misgnet.network import MISGNet
+from misgnet.tensors import normalise, unit_range
+from misgnet_calibration.statistics.tile_selection import Features
+
+_HALVED_FROM = 128  # px; half the resolution tells kinds of tiles apart as well, in a quarter of the time
+
+
+def encoder_features(network: MISGNet) -> Features:
+    """uint8 tiles (B, T, T, 3) of both dates -> float32 (B, F): mean and deviation of every channel of every stage.
+
+    Of each the mean over the dates and their difference, so that what changed counts and its direction does not.
+    """
+
+    @torch.inference_mode()
+    def features(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
+        images = normalise(unit_range(np.concatenate((before, after))))
+        if images.shape[-1] >= _HALVED_FROM:
+            images = F.avg_pool2d(images, 2)
+        maps = network.backbone(images)
+        first, second = torch.cat([_moments(x) for x in maps], 1).chunk(2)
+        return torch.cat(((first + second) / 2, (first - second).abs()), 1).numpy()
+
+    return features
+
+
+def _moments(maps: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, 2C)."""
+    flat = maps.flatten(2)
+    return torch.cat((flat.mean(2), flat.std(2)), 1)

@@ -1,0 +1,74 @@
+"""The first stages of a build: weights and tiles are read, and those tiles chosen that calibrate."""
+
+from __future__ import annotations
+
+import warnings
+
+from misgnet.checkpoint import read_network
+from misgnet.network import MISGNet
+from misgnet_calibration.statistics.tile_selection import FewTilesWarning, Selection, draw_tiles, select_tiles
+from misgnet_export.pipeline.features import encoder_features
+from misgnet_export.pipeline.progress import StageLog
+from misgnet_export.pipeline.request import BuildRequest
+from misgnet_export.pipeline.result import Sets
+from misgnet_runtime.callables import Progress
+from misgnet_runtime.log import current
+from misgnet_runtime.raster.dataset import TileSet, check_disjoint, read_source
+
+_DECISION_TILES = 32
+_REPRESENT = "to represent the set: strata of change and brightness, apart in the float encoder's features"
+
+
+def load_sets(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
+    """The three sets and the network. Raises InputError for what is damaged, or in two sets."""
+    with log.stage("read weights and tiles") as stage:
+        network, weights_sha256 = read_network(request.weights)
+        tile = request.interface.tile
+        calib, evaluation = TileSet.open(request.calib, tile), TileSet.open(request.evaluation, tile)
+        val = TileSet.open(request.val, tile) if request.val else None
+        _check_sets(calib, val, evaluation, stage.progress)
+        decision = val.spread(_DECISION_TILES) if val is not None else None
+        _read_all([s for s in (decision, evaluation) if s is not None], stage.progress)
+        stage.finding = f"{len(calib)} calibration, {len(val or ())} validation, {len(evaluation)} evaluation tiles"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FewTilesWarning)
+        chosen, how, selection = _select(request, network, calib, log)
+    for warning in caught:
+        current().warning(str(warning.message))
+    return Sets(chosen, val, decision, evaluation, how, weights_sha256, selection), network
+
+
+def _select(
+    request: BuildRequest, network: MISGNet, calib: TileSet, log: StageLog
+) -> tuple[TileSet, str, Selection | None]:
+    """The tiles that calibrate, how they were chosen in words, and the report of why where they represent more."""
+    count = min(request.calib_tiles, len(calib))
+    selection = None
+    with log.stage("select calibration tiles") as stage:
+        if request.selection == "represent" and count < len(calib):
+            selection = select_tiles(calib, count, request.seed, encoder_features(network), stage.progress)
+            chosen, how = selection.tiles, _REPRESENT
+        elif request.selection == "first":
+            chosen, how = calib.subset(range(count)), "the first ones"
+        else:
+            chosen = draw_tiles(calib, count, request.seed)
+            how = "drawn at random" if count < len(calib) else "all of them"
+        if selection is None:
+            _read_all([chosen], stage.progress)
+        stage.finding = f"{count} of {len(calib)} tiles, {how}"
+    return chosen, how, selection
+
+
+def _check_sets(calib: TileSet, val: TileSet | None, evaluation: TileSet, progress: Progress) -> None:
+    check_disjoint(calib, evaluation, ("calibration", "evaluation"), progress)
+    if val is not None:
+        check_disjoint(calib, val, ("calibration", "validation"), progress)
+        check_disjoint(val, evaluation, ("validation", "evaluation"), progress)
+
+
+def _read_all(sets: list[TileSet], progress: Progress) -> None:
+    """Read every image once: a damaged one is named now, not minutes later."""
+    sources = [source for tiles in sets for source in tiles.sources if source.seen.files is None]
+    for done, source in enumerate(sources, 1):
+        read_source(source)
+        progress(done, len(sources))

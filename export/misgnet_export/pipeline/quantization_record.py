@@ -1,0 +1,138 @@
+"""What became of every operator of an INT8 or float16 graph, how and why, as the manifest keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from misgnet_calibration.algorithms import Attempt
+from misgnet_calibration.onnx_graph.graph import Graph, attribute
+from misgnet_calibration.quantizer.per_tensor_range import PerTensor
+from misgnet_calibration.quantizer.placement import OperandPlace, Place, Placement, placements, weighted
+from misgnet_calibration.quantizer.quantize import QuantizedGraph
+from misgnet_calibration.quantizer.recipes import Recipe
+from misgnet_export.pipeline.quantize import RecipeGraph
+from misgnet_runtime.bundle.manifest import Int8Numbers, NodePlacement, PlacementRule, Quantization, RepairEntry, Steps
+
+Precision = Literal["int8", "float16", "float32"]
+_CONTROL = "measured by accuracy control"
+_REVERTED = PlacementRule("reverted", "in INT8 it cost more F1 or pixels than was allowed", _CONTROL)
+_REVERTED_FREE = PlacementRule(
+    "reverted at no cost", "without weights, INT8 won no multiply-adds, and all of that kind lost too much", _CONTROL
+)
+_HALF_ROUNDING = 2.0**-10  # a scale written as float16 is off by half of it
+_HALF_SOURCE = "float16's range and precision, on activations of calibration and validation tiles"
+
+
+def quantization_entry(file: str, recipe: Recipe, found: RecipeGraph, model: onnx.ModelProto) -> Quantization:
+    """What the manifest says of the graph in ``file``; ``model`` is the float graph before any repair."""
+    quantized = found.quantized
+    rules, entries = placement_entries(Graph(model), recipe, quantized)
+    calibrator = found.calibrator.name if found.calibrator else "none"
+    return Quantization(
+        file, recipe.name, len(quantized.places), recipe.weight_bits, quantized.int8_share, calibrator,
+        {name: agreement.pixels for name, agreement in found.tried.items()}, list(quantized.float32), rules,
+        entries, [_repair_entry(attempt) for attempt in found.repairs], _calibrators(found),
+    )  # fmt: skip
+
+
+def _calibrators(found: RecipeGraph) -> dict[str, str]:
+    """By tensor its calibrator, where each has its own."""
+    chosen = found.calibrator.chosen if isinstance(found.calibrator, PerTensor) else {}
+    return {name: calibrator.name for name, calibrator in chosen.items()}
+
+
+def placement_entries(
+    graph: Graph, recipe: Recipe, quantized: QuantizedGraph
+) -> tuple[list[PlacementRule], list[NodePlacement]]:
+    """The rules that decided, each once, and every operator of the float ``graph`` with its precision and rule.
+
+    ``graph``: as it was exported, before any repair, so that what smoothing changed of it is found.
+    """
+    int8, operands, divided = int8_numbers(quantized), operand_steps(quantized), smoothing_factors(graph, quantized)
+    rules: dict[str, PlacementRule] = {}
+    entries = []
+    for placed in placements(graph, recipe):
+        is_int8 = placed.node in int8 or placed.node in operands
+        rule = _rule(placed, is_int8, quantized.float32)
+        rules.setdefault(rule.name, rule)
+        precision: Precision = "int8" if is_int8 else _float_type(placed.node, recipe, quantized.float32)
+        entries.append(
+            NodePlacement(
+                placed.node, placed.operator, precision, rule.name, placed.multiply_adds, int8.get(placed.node),
+                divided.get(placed.node, []), operands.get(placed.node, []),
+            )
+        )  # fmt: skip
+    return list(rules.values()), entries
+
+
+def int8_numbers(quantized: QuantizedGraph) -> dict[str, Int8Numbers]:
+    """By INT8 operator with a weight, what it counts in: read from the Q/DQ nodes that its graph was written with."""
+    graph = Graph(quantized.model)
+    return {place.node: _numbers(graph, place, quantized.recipe) for place in weighted(quantized.places)}
+
+
+def operand_steps(quantized: QuantizedGraph) -> dict[str, list[Steps]]:
+    """By INT8 operator without a weight, what each activation that it reads is counted in; read from its graph, too."""
+    graph = Graph(quantized.model)
+    found = {}
+    for place in quantized.places:
+        if isinstance(place, OperandPlace):
+            makers = [graph.producer.get(name) for name in graph.by_name[place.node].input]
+            found[place.node] = [_steps(graph, m) for m in makers if m and m.op_type == "DequantizeLinear"]
+    return found
+
+
+def smoothing_factors(graph: Graph, quantized: QuantizedGraph) -> dict[str, list[float]]:
+    """By LayerNorm of the float ``graph``, what smoothing divided its channels by before they were quantized."""
+    written = Graph(quantized.model)
+    found = {}
+    for node in graph.nodes:
+        if node.op_type == "LayerNormalization" and node.input[1] in graph.constants:
+            old = graph.constant(node.input[1]).astype(np.float64)
+            new = written.constant(written.by_name[node.name].input[1]).astype(np.float64)
+            factors = np.divide(old, new, out=np.ones_like(old), where=new != 0)
+            if np.abs(factors - 1).max() > _HALF_ROUNDING:
+                found[node.name] = factors.tolist()
+    return found
+
+
+def _numbers(graph: Graph, place: Place, recipe: Recipe) -> Int8Numbers:
+    found = [graph.producer.get(name) for name in graph.by_name[place.node].input]
+    activation, weight, bias = (*found, None)[:3]
+    assert activation is not None and weight is not None
+    written = graph.consumers[place.output] if place.output else []
+    output = next((_steps(graph, node) for node in written if node.op_type == "QuantizeLinear"), None)
+    return Int8Numbers(
+        _steps(graph, activation), recipe.weight_bits, attribute(weight, "axis", 1), output,
+        quantized_bias=bias is not None and bias.op_type == "DequantizeLinear", float16_scales=recipe.float16,
+    )  # fmt: skip
+
+
+def _steps(graph: Graph, node: onnx.NodeProto) -> Steps:
+    """Scale and zero point of a Q or DQ node of an activation."""
+    zero = graph.constant(node.input[2])
+    return Steps(float(graph.constant(node.input[1])), int(zero), bool(zero.dtype.kind == "i"))
+
+
+def _rule(placed: Placement, is_int8: bool, wide: Mapping[str, str]) -> PlacementRule:
+    if not is_int8:
+        if placed.rule.decision == "int8":
+            return _REVERTED if placed.multiply_adds else _REVERTED_FREE
+        if placed.node in wide:
+            return PlacementRule(f"float32: {wide[placed.node]}", wide[placed.node], _HALF_SOURCE)
+    return PlacementRule(placed.rule.name, placed.rule.why, placed.rule.source)
+
+
+def _float_type(node: str, recipe: Recipe, wide: Collection[str]) -> Literal["float16", "float32"]:
+    return "float16" if recipe.float16 and node not in wide else "float32"
+
+
+def _repair_entry(attempt: Attempt) -> RepairEntry:
+    return RepairEntry(
+        attempt.name, attempt.kept, attempt.finding, attempt.before.pixels, attempt.after.pixels,
+        attempt.before.mean, attempt.after.mean, round(attempt.seconds, 2),
+    )  # fmt: skip

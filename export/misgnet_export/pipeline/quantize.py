@@ -1,0 +1,183 @@
+"""The stages of one recipe: quantize; where that loses too much, repair; where it still does, retreat to float.
+
+What is float16 then is checked for overflow; of a recipe without INT8 that is all there is to do.
+
+All of it is decided on calibration and validation tiles. The evaluation tiles are looked at once, by the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import onnx
+
+from misgnet_calibration.algorithms import Attempt, Inputs, Repaired, Score, repair
+from misgnet_calibration.algorithms.accuracy_control import (
+    ControlReport,
+    Limit,
+    Step,
+    control,
+    groups_of,
+    listed,
+    passes,
+    ties_of,
+)
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.overflow import mend_overflow
+from misgnet_calibration.quantizer.quantize import QuantizedGraph
+from misgnet_calibration.quantizer.recipes import Recipe
+from misgnet_calibration.statistics.calibrators import Calibrating
+from misgnet_calibration.statistics.observers import Range
+from misgnet_export.pipeline.agreement import Agreement, answers_of, compare, require_close
+from misgnet_export.pipeline.calibrate import Calibrated, observe, quantized_as
+from misgnet_export.pipeline.progress import StageLog
+from misgnet_export.pipeline.request import BuildRequest
+from misgnet_export.pipeline.validation_loss import Decision, Loss
+
+# The choice is made on few tiles and is the best of many there: half of what the gate allows is kept in reserve.
+_RESERVE = 0.5
+# Share of pixels whose mask may differ where the gate allows half a point, and where it allows next to nothing;
+# ordinary INT8 has about 0.0006.
+_DIFFERING, _LEAST_DIFFERING = 0.002, 0.001
+
+
+@dataclass(frozen=True)
+class RecipeGraph:
+    """The graph of a recipe, and how it came about; no calibrator had a part in one without INT8."""
+
+    quantized: QuantizedGraph
+    inputs: Inputs
+    calibrator: Calibrating | None = None
+    tried: Mapping[str, Agreement] = field(default_factory=dict)
+    repairs: tuple[Attempt, ...] = ()
+    control: ControlReport | None = None
+
+
+def quantize_recipe(request: BuildRequest, start: Calibrated, recipe: Recipe, log: StageLog) -> RecipeGraph:
+    """All stages for ``recipe``. GateFailed where the graph is broken, not merely lossy."""
+    if recipe.int8:
+        found, loss = _quantize(request, start, recipe, log)
+        if start.decision is not None and loss is not None:
+            found = _mend(request, start, start.decision, found, loss, recipe, log)
+    else:
+        inputs = Inputs(start.model, {}, start.observed.peaks)
+        found = RecipeGraph(inputs.quantize(recipe), inputs)
+    if recipe.float16:
+        found = _check_float16(request, start, found, recipe, log)
+    answered = answers_of(found.quantized.model, request.interface, start.few)
+    close = compare(start.answers, answered, request.threshold)
+    require_close(close, f"the graph for {recipe.name}", "the float graph")
+    return found
+
+
+def _check_float16(
+    request: BuildRequest, start: Calibrated, found: RecipeGraph, recipe: Recipe, log: StageLog
+) -> RecipeGraph:
+    """Overflow is looked for on the checking and the deciding tiles, which calibrated nothing or little."""
+    tiles = [*start.few, *(start.decision.tiles if start.decision else ())]
+    with log.stage(f"check float16 for {recipe.name}") as stage:
+        mended = mend_overflow(found.inputs, found.quantized, request.interface, tiles, stage.progress)
+        added = f"{len(mended.added)} of them since they overflowed" if mended.added else "no overflow"
+        room = f"{mended.largest} and could be {mended.headroom:.0f} times as large" if mended.largest else "no float16"
+        stage.finding = f"{len(mended.quantized.float32)} operators in float32, {added}; {room}"
+    return replace(found, quantized=mended.quantized, inputs=mended.inputs)
+
+
+def _mend(
+    request: BuildRequest, start: Calibrated, decision: Decision, found: RecipeGraph, loss: Loss, recipe: Recipe,
+    log: StageLog,
+) -> RecipeGraph:  # fmt: skip
+    """Repair before retreat, each where the deciding tiles ask for it."""
+    limit = limit_of(request.max_f1_drop)
+    kept = passes(loss.measurement, limit)
+    if request.repair == "always" or (request.repair == "auto" and not kept):
+        found = _repair(start, decision, found, recipe, log)
+        kept = passes(decision.loss(found.quantized.model).measurement, limit)
+    if request.control_minutes > 0 and not kept:
+        found = _control(request, decision, found, recipe, log)
+    return found
+
+
+def limit_of(max_f1_drop: float) -> Limit:
+    """What may be lost on the tiles that decide: half of the points that the gate allows on others, and few pixels.
+
+    On few tiles F1 can even rise while a graph is broken; the pixels that differ from the float graph's show it, and
+    fewer may where the gate is strict.
+    """
+    points = max_f1_drop * _RESERVE if max_f1_drop > 0 else max_f1_drop
+    differing = max(_LEAST_DIFFERING, min(_DIFFERING, max_f1_drop * _DIFFERING / 0.5))
+    return Limit(points, 1 - max(differing, points / 1000))
+
+
+def _quantize(
+    request: BuildRequest, start: Calibrated, recipe: Recipe, log: StageLog
+) -> tuple[RecipeGraph, Loss | None]:
+    """The graph by the calibrator that was asked for, or by the best one, and what it loses where tiles decide."""
+    with log.stage(f"quantize to INT8 for {recipe.name}") as stage:
+        chosen, tried = quantized_as(request.observer, start, recipe, stage.progress)
+        stage.finding = f"{_described(chosen.quantized)}, {chosen.calibrator}"
+    agreeing = {name: candidate.loss.agreement for name, candidate in tried.items() if candidate.loss}
+    return RecipeGraph(chosen.quantized, chosen.inputs, chosen.calibrator, agreeing), chosen.loss
+
+
+def _repair(start: Calibrated, decision: Decision, found: RecipeGraph, recipe: Recipe, log: StageLog) -> RecipeGraph:
+    calibrator = found.calibrator
+    assert calibrator is not None
+
+    def ranges_of(model: onnx.ModelProto) -> Mapping[str, Range]:
+        seen = start.observed if model is start.model else observe(model, decision.interface, start.calib, [recipe])
+        return seen.ranges(calibrator, recipe)
+
+    with log.stage(f"repair for {recipe.name}") as stage:
+        better: Repaired = repair(
+            start.model, decision.interface, start.calib, recipe, ranges_of, start.observed.peaks,
+            lambda model: decision.loss(model).agreement, stage.progress,
+        )  # fmt: skip
+        kept = [attempt.name for attempt in better.attempts if attempt.kept] or ["nothing"]
+        first = better.attempts[0].before if better.attempts else better.score
+        stage.finding = f"kept {', '.join(kept)}: {_gain(first, better.score)}"
+    return replace(found, quantized=better.quantized, inputs=better.inputs, repairs=better.attempts)
+
+
+def _control(
+    request: BuildRequest, decision: Decision, found: RecipeGraph, recipe: Recipe, log: StageLog
+) -> RecipeGraph:
+    graph = Graph(found.inputs.model)
+    limit = limit_of(request.max_f1_drop)
+    groups = groups_of(graph, found.quantized.places)
+    nodes = {group.name: group.nodes for group in groups}
+    few, wide = decision.fewer(), replace(recipe, float16=False)  # INT8 is ranked, and half precision is slow here
+
+    def keeping(names: frozenset[str]) -> Inputs:
+        return replace(found.inputs, keep_float=frozenset(node for name in names for node in nodes[name]))
+
+    with log.stage(f"accuracy control for {recipe.name}") as stage:
+
+        def listen(step: Step, left: float) -> None:
+            lost = "n/a" if step.measurement.f1_drop is None else f"{step.measurement.f1_drop:+.3f} points"
+            stage.tell(
+                f"step {step.number}, {step.phase}: {lost}, {100 * step.int8_share:.1f} % INT8, {left:.0f} s left"
+            )
+
+        report = control(
+            groups, lambda names: decision.loss(keeping(names).quantize(recipe).model).measurement,
+            limit.points, 60 * request.control_minutes, min_agreement=limit.agreement,
+            estimate=lambda names: few.loss(keeping(names).quantize(wide).model).measurement,
+            ties=ties_of(groups, found.quantized.places),
+            total_multiply_adds=sum(graph.multiply_adds(node) for node in graph.nodes), listen=listen,
+        )  # fmt: skip
+        inputs = keeping(frozenset(report.result.float_groups))
+        quantized = inputs.quantize(recipe)
+        floats = listed(report.result.float_groups, groups)
+        stage.finding = f"{_described(quantized)}; {report.result.reason}; float again: {floats}"
+    return replace(found, quantized=quantized, inputs=inputs, control=report)
+
+
+def _described(quantized: QuantizedGraph) -> str:
+    return f"{len(quantized.places)} places, {100 * quantized.int8_share:.1f} % of the multiply-adds"
+
+
+def _gain(before: Score, after: Score) -> str:
+    pixels = f"{100 * before.pixels:.3f} to {100 * after.pixels:.3f} % of pixels agree"
+    return f"{pixels}, mean difference {before.mean:.1e} to {after.mean:.1e}"

@@ -1,0 +1,55 @@
+"""Parity of an existing bundle against its own float graph: for CI, and for a set of the user's own. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from misgnet_export.pipeline.evaluate import judge_engines, open_to_judge
+from misgnet_export.pipeline.progress import StageLog
+from misgnet_export.report import junit_xml
+from misgnet_runtime.accuracy.parity import ParityReport
+from misgnet_runtime.bundle.manifest import GateRule, encode
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.errors import InputError
+from misgnet_runtime.inference.detector import ChangeDetector, tile_per_stream
+from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.storage.atomic import write_file
+
+
+def reparity(
+    path: Path, evaluation: Path, max_f1_drop: float | None, gate: GateRule | None, console: Console
+) -> ParityReport:
+    """Judge every engine of the bundle on ``evaluation``; ``max_f1_drop`` in points and ``gate`` are
+    the bundle's own by default.
+
+    Raises InputError where the bundle's files do not match its manifest, before anything of it is opened.
+    """
+    log = StageLog(console)
+    with log.stage("check the bundle's digests"):
+        bundle = read_bundle(path)
+        tiles = TileSet.open(evaluation, bundle.manifest.tile)
+    interface = bundle.manifest.interface
+    floats = [e for e in bundle.manifest.engines if e.precision == "float32"]
+    if not floats:
+        raise InputError(f"bundle {path} holds no float graph to compare with; build it again")
+    others = [e for e in bundle.manifest.engines if e is not floats[0]]
+    allowed = bundle.manifest.max_f1_drop if max_f1_drop is None else max_f1_drop
+    with (
+        ChangeDetector(open_to_judge(floats[0], bundle.files, interface), interface) as reference,
+        tile_per_stream(reference) as predict,
+    ):
+        return judge_engines(
+            others, bundle.files, interface, tiles, ("the bundle's float graph", predict),
+            bundle.manifest.threshold, allowed, gate or bundle.manifest.gate, log,
+        )[0]  # fmt: skip
+
+
+def write_results(
+    report: ParityReport, json_file: Path | None, junit_file: Path | None, *, accept_proxy: bool, force: bool
+) -> None:
+    """Write the evidence; ``accept_proxy``: an engine that passes by proxy counts as passed in the JUnit report."""
+    for path, data in ((json_file, encode(report)), (junit_file, junit_xml(report, accept_proxy=accept_proxy))):
+        if path is not None:
+            write_file(path, data, force=force)

@@ -1,0 +1,214 @@
+"""Writes a bundle's manifest and evidence, or a rejected build's evidence alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from misgnet_calibration.statistics.tile_selection import Selection
+from misgnet_export.pipeline.request import BuildRequest
+from misgnet_export.pipeline.result import FLOAT_GRAPH, Draft, Evidence, lowest
+from misgnet_export.pipeline.ship_evaluation import EVALUATION
+from misgnet_export.report import ReportData, render
+from misgnet_export.report.control import draw_control
+from misgnet_export.report.html import short_path
+from misgnet_runtime.accuracy.evaluation_tiles import ROLE
+from misgnet_runtime.accuracy.parity import ParityReport
+from misgnet_runtime.bundle.golden import write_golden
+from misgnet_runtime.bundle.layout import MANIFEST
+from misgnet_runtime.bundle.manifest import SCHEMA_VERSION, Calibration, Manifest, Preprocessing, SplitEntry, encode
+from misgnet_runtime.bundle.reader import describe_files
+from misgnet_runtime.clock import timestamp
+from misgnet_runtime.formatting import plural
+from misgnet_runtime.machine import describe_machine, installed_versions
+from misgnet_runtime.raster.dataset import TileSet
+
+GOLDEN = "golden/tiles.npz"
+_TOOLS = (
+    "misgnet-export",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxsim",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "numpy",
+    "openvino",
+    "tensorrt-rtx",
+    "tensorrt",
+)
+
+
+def write_bundle(root: Path, request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]]) -> None:
+    """The evidence and, last, the manifest over all files below ``root``."""
+    _write_evidence(root / "evidence", request, draft, stages)
+    manifest = _manifest(root, request, draft)
+    (root / MANIFEST).write_bytes(encode(manifest))
+
+
+def write_golden_tiles(root: Path, evidence: Evidence) -> Path:
+    """Write the golden tiles of a build that passed."""
+    assert evidence.golden is not None
+    path = root / GOLDEN
+    path.parent.mkdir(exist_ok=True)
+    write_golden(path, evidence.golden)
+    return path
+
+
+def write_rejected(root: Path, request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]]) -> None:
+    """The evidence of a build that did not pass; no graph, no engine, no manifest."""
+    _write_evidence(root, request, draft, stages)
+
+
+def _write_evidence(folder: Path, request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]]) -> None:
+    folder.mkdir(exist_ok=True)
+    machine = describe_machine()
+    (folder / "parity.json").write_bytes(encode(draft.evidence.parity))
+    throughput = {"machine": machine, "timings": draft.evidence.timings}
+    (folder / "throughput.json").write_bytes(encode(throughput))
+    if draft.sets.selection is not None:
+        (folder / "selection.json").write_bytes(encode(_selection(draft.sets.selection)))
+    for graph in draft.graphs:
+        if graph.control is not None:
+            (folder / f"control_{graph.name}.json").write_bytes(encode(graph.control))
+            draw_control(graph.control, folder, f"control_{graph.name}")
+    build = {"stages": [{"name": n, "seconds": round(s, 2), "finding": f} for n, s, f in stages], "machine": machine}
+    (folder / "build.json").write_bytes(encode(build))
+    (folder / "report.html").write_text(render(_report_data(request, draft, stages, machine)), encoding="utf-8")
+
+
+def _selection(found: Selection) -> dict[str, Any]:
+    """Which tiles calibrate and why, as JSON."""
+    how = "strata of changed share and brightness; within one, tiles far apart in the float encoder's features"
+    return {
+        "how": how,
+        "strata": [dataclasses.asdict(stratum) for stratum in found.strata],
+        "tiles": [dataclasses.asdict(tile) for tile in found.picked],
+    }
+
+
+def _report_data(
+    request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]], machine: dict[str, Any]
+) -> ReportData:
+    calib = draft.sets.calib
+    return ReportData(
+        title=f"MISGNet bundle “{request.output.name}”",
+        created=timestamp(),
+        passed=draft.evidence.parity.passed,
+        facts=[
+            ("Weights", f"{request.weights.name}, SHA-256 {draft.sets.weights_sha256[:16]}"),
+            (
+                "Tile",
+                f"{request.interface.tile} x {request.interface.tile} px, batch 1 to {request.interface.max_batch}",
+            ),
+            ("Targets", ", ".join(t.name for t in request.targets)),
+            (
+                "Calibration",
+                f"{len(calib)} tiles of {plural(len(calib.sources), 'image')} from {short_path(str(request.calib))}, "
+                f"seed {request.seed}",
+            ),
+            (
+                "Decisions",
+                f"made on {short_path(str(request.val))}" if request.val else "defaults: no validation set was given",
+            ),
+            ("Threshold", f"{draft.evidence.parity.threshold:g}, {_threshold_from(draft)}"),
+        ],
+        parity=draft.evidence.parity,
+        timings=draft.evidence.timings,
+        machine=machine,
+        stages=stages,
+        files=[(g.file, g.size) for g in draft.graphs],
+        pictures=dict(draft.evidence.pictures),
+        repairs={g.name: g.quantization.repairs for g in draft.graphs if g.quantization and g.quantization.repairs},
+        controls={g.name: g.control for g in draft.graphs if g.control},
+    )
+
+
+def _threshold_from(draft: Draft) -> str:
+    return f"tuned: {draft.tuned}" if draft.tuned else "given"
+
+
+def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
+    interface = request.interface
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        bundle_version=request.bundle_version,
+        created=timestamp(),
+        tile=interface.tile,
+        overlap=0,
+        threshold=draft.evidence.parity.threshold,
+        threshold_from=_threshold_from(draft),
+        class_names=["unchanged", "changed"],
+        interface=interface,
+        inputs=interface.inputs(),
+        outputs=interface.outputs(),
+        preprocessing=Preprocessing(where="in the graph" if interface.input == "uint8" else "in the runtime"),
+        source_weights_sha256=draft.sets.weights_sha256,
+        calibration=_calibration(request, draft),
+        quantization=[g.quantization for g in draft.graphs if g.quantization],
+        engines=draft.engines,
+        files=describe_files(root, _roles(root, draft)),
+        max_f1_drop=request.max_f1_drop,
+        gate=request.gate,
+        features=draft.graphs[0].features,
+        metrics=parity_summary(draft.evidence.parity),
+        latency={"timings": msgspec.to_builtins(draft.evidence.timings)},
+        tool_versions=tool_versions(),
+        machine=describe_machine(),
+        licence=request.licence,
+    )
+
+
+def parity_summary(parity: ParityReport) -> dict[str, Any]:
+    """The manifest's copy of the evidence: scores without the single tiles."""
+    engines = [
+        {k: v for k, v in msgspec.to_builtins(e).items() if k not in ("tiles", "worst_tiles")} for e in parity.engines
+    ]
+    whole = {k: v for k, v in msgspec.to_builtins(parity).items() if k != "engines"}
+    return {**whole, "engines": engines}
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what takes part in a build, as far as it is installed."""
+    return {"python": platform.python_version(), **installed_versions(_TOOLS)}
+
+
+def _calibration(request: BuildRequest, draft: Draft) -> Calibration:
+    decision = draft.sets.decision
+    return Calibration(
+        tiles=len(draft.sets.calib),
+        tiles_sha256=draft.sets.calib.digest(),
+        seed=request.seed,
+        decided_on=_decided_on(request, decision),
+        selection=draft.sets.chosen,
+    )
+
+
+def _decided_on(request: BuildRequest, decision: TileSet | None) -> str:
+    if request.observer != "auto":
+        return f"no tiles: {request.observer} was asked for"
+    return f"{len(decision)} validation tiles" if decision else "no tiles: the default calibrator"
+
+
+def _roles(root: Path, draft: Draft) -> dict[str, tuple[str, str | None]]:
+    roles: dict[str, tuple[str, str | None]] = {
+        g.file: ("float graph" if g.file == FLOAT_GRAPH else f"{lowest(g.precision)} graph for {g.name}", g.precision)
+        for g in draft.graphs
+    }
+    for graph in draft.graphs:
+        roles |= _part_roles(graph.split, f"graph for {graph.name}", graph.precision)
+    for engine in draft.engines:
+        found = {engine.file: ("engine", engine.precision)}
+        roles = found | _part_roles(engine.split, f"of {engine.name}", engine.precision) | roles
+    roles[GOLDEN] = ("golden tiles", None)
+    for folder, role in (("evidence", "evidence"), (EVALUATION, ROLE)):
+        roles |= {path.relative_to(root).as_posix(): (role, None) for path in (root / folder).glob("*")}
+    return roles
+
+
+def _part_roles(split: SplitEntry | None, of: str, precision: str) -> dict[str, tuple[str, str | None]]:
+    return {split.encoder: (f"encoder {of}", precision), split.head: (f"head {of}", precision)} if split else {}

@@ -1,0 +1,153 @@
+"""A bundle's folder against what was signed of it, and a copy where others could change it afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from misgnet_runtime.bundle.layout import MAX_BYTES, MAX_ENTRIES, SIGNATURE
+from misgnet_runtime.bundle.signing.envelope import MAX_SIGNATURE_BYTES
+from misgnet_runtime.errors import InputError, StorageError
+from misgnet_runtime.storage.atomic import resumable_errors
+from misgnet_runtime.storage.private_state import only_ours, unsafe_ancestor
+
+_PART = 1 << 20
+
+
+def read_signature(root: Path) -> bytes:
+    """The signature file's bytes. Raises InputError where it is missing, a link, no file, or too large."""
+    parts: list[bytes] = []
+    try:
+        _read(root / SIGNATURE, MAX_SIGNATURE_BYTES, parts.append)
+    except FileNotFoundError as error:
+        raise InputError(f"it is not signed: it has no {SIGNATURE}; misgnet-export sign writes it") from error
+    return b"".join(parts)
+
+
+def check_names(root: Path, digests: Mapping[str, str]) -> None:
+    """Raises InputError unless the files below ``root`` are those of ``digests`` and the signature, and no links."""
+    missing = {*digests, SIGNATURE}
+    size = 0
+    for number, (name, entry) in enumerate(_entries(root)):
+        if number >= MAX_ENTRIES:
+            raise InputError(f"it holds more than {MAX_ENTRIES} files and folders; that is no bundle")
+        if entry.is_symlink():
+            raise InputError(f"it has a link in the place of {name!r}")
+        if entry.is_dir(follow_symlinks=False):
+            continue
+        if name not in missing:
+            raise InputError(f"it holds {name!r}, which was not signed")
+        missing.remove(name)
+        size += entry.stat(follow_symlinks=False).st_size
+        if size > MAX_BYTES:
+            raise InputError(f"its files have more than {MAX_BYTES} bytes; that is no bundle")
+    if missing:
+        raise InputError(f"it lacks {min(missing)!r}, which was signed")
+
+
+def is_settled(root: Path, state: Path) -> bool:
+    """Whether nobody but this user and root could change a file of ``root`` from now on.
+
+    What lies on another disk than the device's state may be removable or remote, and has rights of its own.
+    """
+    try:
+        paths = [root, *(root / name for name, _ in _entries(root))]
+        device = state.stat().st_dev
+        here = all(path.lstat().st_dev == device for path in paths)
+        return here and only_ours(paths) and unsafe_ancestor(root) is None
+    except OSError:
+        return False
+
+
+def check_digests(root: Path, digests: Mapping[str, str]) -> None:
+    """Raises InputError where a file has other bytes than were signed."""
+    for name, digest in digests.items():
+        _check(name, digest, hash_file(root / name))
+
+
+def copy_checked(root: Path, digests: Mapping[str, str], target: Path) -> None:
+    """The same, where each file is read once, and what was read is written below ``target``.
+
+    Raises StorageError where ``target`` has no room.
+    """
+    sizes = {name: (root / name).lstat().st_size for name in digests}
+    room = shutil.disk_usage(target).free
+    if sum(sizes.values()) > room:
+        raise StorageError(
+            f"others could change it here, so it is copied to {target.parent} first; that needs "
+            f"{sum(sizes.values())} bytes, and {room} are free"
+        )
+    for name, digest in digests.items():
+        path = target / name
+        with resumable_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                _check(name, digest, hash_file(root / name, sizes[name], file.write))
+
+
+def read_checked(path: Path, digest: str, limit: int) -> bytes:
+    """Return the bytes of a file, which are those that were signed; raises InputError for others."""
+    parts: list[bytes] = []
+    _check(path.name, digest, hash_file(path, limit, parts.append))
+    return b"".join(parts)
+
+
+def hash_file(path: Path, limit: int | None = None, take: Callable[[bytes], object] | None = None) -> str:
+    """SHA-256 of a regular file that is no link, told to ``take`` part by part; InputError for anything else."""
+    total = hashlib.sha256()
+
+    def both(part: bytes) -> None:
+        total.update(part)
+        if take:
+            take(part)
+
+    try:
+        _read(path, limit, both)
+    except FileNotFoundError as error:
+        raise InputError(f"it lacks {path.name!r}, which was signed") from error
+    return total.hexdigest()
+
+
+def _check(name: str, expected: str, found: str) -> None:
+    if found != expected:
+        raise InputError(f"{name!r} has other bytes than were signed")
+
+
+def _read(path: Path, limit: int | None, take: Callable[[bytes], object]) -> None:
+    """Raises InputError for what is no regular file or grows beyond ``limit``, and FileNotFoundError."""
+    try:
+        # Not blocking: a named pipe would wait for ever. No link as the last part: whoever put it there chose a target.
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path.name!r} cannot be read, or is a link: {error.strerror}") from error
+    with os.fdopen(handle, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise InputError(f"{path.name!r} is no file")
+        done = 0
+        while part := file.read(_PART):
+            done += len(part)
+            if limit is not None and done > limit:
+                raise InputError(f"{path.name!r} is larger than {limit} bytes, or grows while it is read")
+            take(part)
+
+
+def _entries(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Everything below ``root`` by relative path; links are not followed."""
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(root / folder) as found:
+                for entry in found:
+                    name = f"{folder}/{entry.name}" if folder else entry.name
+                    yield name, entry
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(name)
+        except OSError as error:
+            raise InputError(f"folder {folder or '.'!r} cannot be read: {error.strerror}") from error

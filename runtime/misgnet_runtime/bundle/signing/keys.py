@@ -1,0 +1,187 @@
+"""The operator's key file, and which of its keys or certificates a signature is from.
+
+The signature's own key hint is not looked at: a key either verifies the bytes or does not. Curves and hashes are those
+of Model Signing: ECDSA on P-256, P-384 and P-521 with SHA-256, SHA-384 and SHA-512.
+"""
+
+from __future__ import annotations
+
+import codecs
+import datetime
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from misgnet_runtime.bundle.signing.envelope import Envelope
+from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.limits import KEY_BYTES
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+    from cryptography.x509 import Certificate
+
+MAX_KEY_BYTES = KEY_BYTES
+_PEM_LINE = re.compile(rb"-----(BEGIN|END) ([A-Z0-9 ]{1,64})-----")
+_HASHES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """What is trusted: public keys, and certificates that signers' certificates lead to."""
+
+    keys: tuple[EllipticCurvePublicKey, ...]
+    certificates: tuple[Certificate, ...]
+
+    def fingerprints(self) -> frozenset[str]:
+        """Of all of them; see :class:`Signer`."""
+        found = (*self.keys, *(certificate.public_key() for certificate in self.certificates))
+        return frozenset(map(fingerprint, found))
+
+
+@dataclass(frozen=True)
+class Signer:
+    """Which of the operator's anchors a signature leads to.
+
+    ``fingerprint``: SHA-256 of its public key (SubjectPublicKeyInfo, DER); ``words``: for a person; ``valid``: from
+    when to when the signer's certificate is valid, if there is one.
+    """
+
+    fingerprint: str
+    words: str
+    valid: tuple[datetime.datetime, datetime.datetime] | None = None
+
+
+def read_anchors(path: Path) -> Anchors:
+    """Read the public keys and certificates of a PEM file.
+
+    Raises InputError for a file without any or with a key of another kind, UnavailableError without ``cryptography``.
+    """
+    try:
+        if not path.is_file():  # a named pipe would wait for ever
+            raise InputError(f"key {path} is missing, or no file")
+        with path.open("rb") as file:
+            data = file.read(MAX_KEY_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"key {path} cannot be read: {error.strerror}") from error
+    if len(data) > MAX_KEY_BYTES:
+        raise InputError(f"key {path} is larger than {MAX_KEY_BYTES} bytes; give a PEM file of public keys")
+    return parse_anchors(path, data)
+
+
+def parse_anchors(path: Path, data: bytes) -> Anchors:
+    """As :func:`read_anchors`, of the file's bytes; ``path`` is for messages."""
+    try:
+        from cryptography import x509
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    except ImportError as error:
+        raise UnavailableError(
+            "checking a signature needs cryptography; install it with: pip install 'misgnet-export[verify]'"
+        ) from error
+    blocks = _pem_blocks(path, data)
+    try:
+        keys = tuple(_curve_key(load_pem_public_key(block), path) for kind, block in blocks if kind == b"PUBLIC KEY")
+        certificates = tuple(x509.load_pem_x509_certificate(block) for kind, block in blocks if kind == b"CERTIFICATE")
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        raise InputError(f"key {path} cannot be read: {error}") from error
+    return Anchors(keys, certificates)
+
+
+def fingerprint(key: PublicKeyTypes) -> str:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def find_signer(envelope: Envelope, anchors: Anchors) -> Signer:
+    """Who signed ``envelope``. Raises InputError where it was none of ``anchors``, or the signature is damaged."""
+    for key in anchors.keys:
+        if _verifies(key, envelope):
+            found = fingerprint(key)
+            return Signer(found, f"key {found[:16]}")
+    if envelope.certificates and anchors.certificates:
+        return _find_by_certificate(envelope, anchors)
+    raise InputError("its signature is damaged, or by another key than required")
+
+
+def _find_by_certificate(envelope: Envelope, anchors: Anchors) -> Signer:
+    """By the signer's certificate; as in Model Signing it must have been valid at its own beginning."""
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    from misgnet_runtime.bundle.signing.chain import check_size, verify_chain
+
+    unreadable = (UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+
+    try:
+        encoded = list(dict.fromkeys(envelope.certificates))  # a chain's file often repeats the signer's
+        check_size(encoded)
+        leaf, *between = map(x509.load_der_x509_certificate, encoded)
+        root = verify_chain(leaf, between, anchors.certificates)
+        key = leaf.public_key()
+    except (ValueError, *unreadable) as error:
+        raise InputError(f"its signer's certificate is not accepted: {error}") from error
+    if not _verifies(_curve_key(key, Path("the signer's certificate")), envelope):
+        raise InputError("its signature is damaged, or by another key than the certificate's")
+    found = fingerprint(root.public_key())
+    words = f"{leaf.subject.rfc4514_string()}, certified under {found[:16]}"
+    return Signer(found, words, (leaf.not_valid_before_utc, leaf.not_valid_after_utc))
+
+
+def _verifies(key: EllipticCurvePublicKey, envelope: Envelope) -> bool:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+    from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+
+    name = _HASHES[key.curve.name]
+    try:
+        key.verify(envelope.signature, envelope.digest(name), ECDSA(Prehashed(getattr(hashes, name)())))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _curve_key(key: PublicKeyTypes, path: Path) -> EllipticCurvePublicKey:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+
+    if not isinstance(key, EllipticCurvePublicKey) or key.curve.name not in _HASHES:
+        raise InputError(f"{path} holds a key that Model Signing does not use; it must be on P-256, P-384 or P-521")
+    return key
+
+
+def _pem_blocks(path: Path, data: bytes) -> list[tuple[bytes, bytes]]:
+    """Return label and text of each block. Raises InputError for a private key, and where there is no public one."""
+    try:
+        blocks = list(_split_pem(data))
+    except ValueError as error:
+        raise InputError(f"key {path} cannot be read: {error}") from error
+    if any(b"PRIVATE" in kind for kind, _ in blocks):
+        raise InputError(f"key {path} is a private key, which stays with who signs; give the public key or certificate")
+    if not any(kind in (b"PUBLIC KEY", b"CERTIFICATE") for kind, _ in blocks):
+        raise InputError(f"key {path} holds no public key or certificate in PEM; openssl ec -pubout writes one")
+    return blocks
+
+
+def _split_pem(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Each line is inspected once. A block that does not end is an error: a truncated file must not trust less."""
+    label, lines = b"", list[bytes]()
+    for line in map(bytes.strip, data.removeprefix(codecs.BOM_UTF8).splitlines()):
+        mark = _PEM_LINE.fullmatch(line)
+        if label:
+            lines.append(line)
+        if mark is None:
+            continue
+        if mark[1] == b"BEGIN" and not label:
+            label, lines = mark[2], [line]
+        elif mark[1] == b"END" and mark[2] == label:
+            yield label, b"\n".join(lines) + b"\n"
+            label = b""
+        else:
+            raise ValueError(f"a PEM block is not complete: {line.decode()} stands without its counterpart")
+    if label:
+        raise ValueError(f"a PEM block is not complete: {label.decode()} does not end")

@@ -1,0 +1,6 @@
+"""``python -m misgnet_runtime.cli``."""
+
+from misgnet_runtime.cli.main import main
+
+if __name__ == "__main__":
+    main()

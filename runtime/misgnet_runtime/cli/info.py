@@ -1,0 +1,131 @@
+"""What a bundle holds, for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from misgnet_runtime.bundle.manifest import EngineEntry, Quantization
+from misgnet_runtime.bundle.reader import Bundle, read_bundle
+from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.formatting import printable
+from misgnet_runtime.inference.selection import open_detector, ranked_here
+from misgnet_runtime.inference.tuned_store import kept
+
+
+class _Result(msgspec.Struct):
+    """What the manifest's metrics keep of one engine."""
+
+    engine: str
+    f1_drop_points: float | None = None
+    scores: dict[str, float | None] = msgspec.field(default_factory=dict)
+
+
+def print_info(path: Path, console: Console) -> None:
+    """Print engines, quantization, files and whether each engine opens here; digests are checked first."""
+    bundle = read_bundle(path)
+    m = bundle.manifest
+    for line in (
+        f"bundle {path}, version {m.bundle_version}, made {m.created}, licence: {m.licence}",
+        f"tile {m.tile} px, threshold {m.threshold:g}, classes {', '.join(m.class_names)}, "
+        f"weights {m.source_weights_sha256[:16]}",
+    ):
+        console.print(printable(line), soft_wrap=True, markup=False)
+    if bundle.signed:
+        console.print(printable(bundle.signed.words()), soft_wrap=True, markup=False)
+    entries = ranked_here(bundle)
+    console.print(_engines(bundle, entries))
+    for entry in entries:
+        line = f"{entry.name}, for {_made_for(entry)}: {_here(bundle, entry)}"
+        console.print(printable(line), soft_wrap=True, markup=False)
+    console.print(_precisions(bundle))
+    console.print(_files(bundle))
+
+
+def bundle_facts(path: Path) -> dict[str, object]:
+    """The same for a program: the manifest, and by engine whether it opens here, ranked as they are in the table."""
+    bundle = read_bundle(path)
+    here = {entry.name: _here(bundle, entry) for entry in ranked_here(bundle)}
+    signed = bundle.signed.words() if bundle.signed else None
+    return {"bundle": path, "manifest": bundle.manifest, "here": here, "signed": signed}
+
+
+def _engines(bundle: Bundle, entries: list[EngineEntry]) -> Table:
+    columns = (_whole("engine"), "precision", "split", "F1", "drop, points")
+    table = Table(*columns, title="Engines, the fastest first")
+    results = _results(bundle)
+    for entry in entries:
+        result = results.get(entry.name, _Result(entry.name))
+        f1, drop = _number(result.scores.get("f1"), 4), _number(result.f1_drop_points, 3)
+        split = "yes" if entry.split else "no"
+        table.add_row(escape(entry.name), escape(entry.precision), split, f1, drop)
+    return table
+
+
+def _results(bundle: Bundle) -> dict[str, _Result]:
+    try:
+        found = msgspec.convert(bundle.manifest.metrics.get("engines", []), list[_Result])
+    except msgspec.ValidationError as error:
+        raise InputError(f"bundle {bundle.name}: the manifest's metrics cannot be read: {error}") from error
+    return {result.engine: result for result in found}
+
+
+def _made_for(entry: EngineEntry) -> str:
+    """The GPUs and the system of a plan, or what a processor must have."""
+    if entry.kind == "onnxruntime-cuda":
+        return "any GPU that CUDA and onnxruntime-gpu support"
+    gpus = ", ".join(entry.compute_capabilities)
+    if entry.on_device:
+        return f"{gpus or 'any GPU of TensorRT'}{'' if entry.platform == 'any' else f' on {entry.platform}'}"
+    return f"{gpus} on {entry.platform}" if gpus else " or ".join(entry.needs) or "any processor"
+
+
+def _here(bundle: Bundle, entry: EngineEntry) -> str:
+    try:
+        with open_detector(bundle, entry.name) as (detector, _, _):
+            return "; ".join((f"runs on {detector.engine.device}", *detector.engine.notes, *_tuned(bundle, entry)))
+    except UnavailableError as error:
+        return f"does not run: {error}"
+
+
+def _tuned(bundle: Bundle, entry: EngineEntry) -> Iterator[str]:
+    if tuning := kept(bundle, entry):
+        yield f"tuned here for one pair: {tuning.latency.words()}"
+        yield f"for many: {tuning.throughput.words()}"
+
+
+def _precisions(bundle: Bundle) -> Table:
+    columns = ("INT8, %", "FP16, %", "FP32, %", "INT8 nodes", _whole("calibrator"))
+    table = Table(_whole("graph"), *columns, title="Multiply-adds with weights, by precision")
+    for q in bundle.manifest.quantization:
+        name = q.graph.removeprefix("graphs/").removesuffix(".onnx")
+        table.add_row(escape(name), *_shares(q), str(q.quantized_nodes), escape(q.calibrator))
+    return table
+
+
+def _shares(q: Quantization) -> list[str]:
+    """Of INT8, FP16 and FP32."""
+    if not q.placement:  # of a bundle that an earlier version made
+        return [f"{100 * q.int8_share_of_multiply_adds:.1f}", "n/a", "n/a"]
+    return [f"{100 * share:.1f}" for share in q.shares().values()]
+
+
+def _files(bundle: Bundle) -> Table:
+    table = Table(_whole("file"), "role", "MB", "SHA-256", title="Files")
+    for entry in bundle.manifest.files:
+        table.add_row(escape(entry.path), escape(entry.role), f"{entry.size / 1e6:.2f}", entry.sha256[:12])
+    return table
+
+
+def _whole(name: str) -> Column:
+    """A column whose entries are never cut short."""
+    return Column(name, no_wrap=True)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"

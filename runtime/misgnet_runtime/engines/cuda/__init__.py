@@ -1,0 +1,57 @@
+"""The little of CUDA that an engine needs, over cuda-python or pycuda, whichever is installed.
+
+Everything is on device 0, in its primary context, the one that the vendor's runtime uses.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from misgnet_runtime.engines.cuda.cuda_python import CudaPython
+from misgnet_runtime.engines.cuda.driver import Bytes, CudaDriver, CudaGraphs, Device
+from misgnet_runtime.engines.cuda.pycuda import PyCuda
+from misgnet_runtime.errors import UnavailableError
+
+__all__ = ["Bytes", "CudaDriver", "CudaGraphs", "CudaPython", "Device", "PyCuda", "first_device", "open_driver"]
+
+
+def open_driver() -> CudaDriver:
+    """The CUDA of this machine.
+
+    Raises UnavailableError where no library is installed, or where it finds no driver.
+    """
+    reasons = []
+    for name, load, driver in (
+        ("cuda-python", _load_cuda_python, CudaPython),
+        ("pycuda", _load_pycuda, PyCuda),
+    ):
+        try:
+            library = load()
+        except ImportError as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        opened: CudaDriver = driver(library)
+        return opened
+    raise UnavailableError(
+        f"no CUDA library for Python can be imported ({'; '.join(reasons)}); install one with: "
+        "pip install cuda-python, or pip install 'misgnet-export[pycuda]' where the CUDA toolkit is"
+    )
+
+
+def first_device(driver: CudaDriver) -> Device:
+    """Device 0; UnavailableError where there is none."""
+    if driver.device_count() < 1:
+        raise UnavailableError(f"no CUDA device was found through {driver.library}; see what nvidia-smi says")
+    return driver.device()
+
+
+def _load_cuda_python() -> Any:
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ImportError:
+        return importlib.import_module("cuda.cudart")  # cuda-python before 12.6
+
+
+def _load_pycuda() -> Any:
+    return importlib.import_module("pycuda.driver")

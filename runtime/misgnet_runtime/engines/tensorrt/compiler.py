@@ -1,0 +1,106 @@
+"""From an ONNX graph to a TensorRT plan, with either vendor module and one code path.
+
+Networks are strongly typed: the graph's Q/DQ nodes and float types decide every precision, because that is
+the one way that means the same from TensorRT 10.3 to 11.x and in TensorRT for RTX.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import ModuleType
+
+from misgnet_runtime.bundle.targets import sorted_capabilities
+from misgnet_runtime.engines.cuda import CudaDriver, first_device, open_driver
+from misgnet_runtime.engines.tensorrt.bindings import known_capabilities, load_vendor, rules, vendor_version
+from misgnet_runtime.engines.tensorrt.builder import Build
+from misgnet_runtime.engines.tensorrt.compatibility import this_platform
+from misgnet_runtime.engines.tensorrt.logger import counted
+from misgnet_runtime.engines.tensorrt.plan import Plan, PlanOptions
+from misgnet_runtime.engines.tensorrt.progress import Progress, Share
+from misgnet_runtime.engines.tensorrt.timing_cache import CacheFile, PlainFile
+from misgnet_runtime.errors import UnavailableError, UsageError
+
+
+def compile_plan(
+    onnx_model: bytes,
+    options: PlanOptions,
+    *,
+    timing_cache: Path | CacheFile | None = None,
+    progress: Progress | None = None,
+    share: Share | None = None,
+    driver: CudaDriver | None = None,
+) -> Plan:
+    """Compile a graph whose inputs have a dynamic first axis, the batch, and no other dynamic axis.
+
+    ``timing_cache`` is read where it is there and written afterwards; nothing about it is fatal.
+    ``progress`` gets (phase, steps done, steps in all); phases nest, and their names are the vendor's.
+    ``share`` gets how much of the whole is done, 0 to 1. What they raise, or a Ctrl-C, stops the build at its next
+    step and comes out here.
+
+    Raises UnavailableError without the vendor, or without a GPU where one is needed; UsageError for a
+    compute capability that the vendor does not know; InputError where the parser refuses the graph;
+    MisgnetError where the vendor fails to build.
+    """
+    module = load_vendor(options.vendor)
+    capabilities = check_options(options, driver)
+    started = time.perf_counter()
+    build = Build(module, options)
+    build.parse(onnx_model)
+    build.configure()
+    cache = PlainFile(timing_cache) if isinstance(timing_cache, Path) else timing_cache
+    data = build.run(cache, progress, share)
+    kinds = build.layer_kinds()
+    return Plan(
+        data=data,
+        vendor=options.vendor,
+        vendor_version=vendor_version(module),
+        compute_capabilities=capabilities,
+        platform=this_platform(),
+        seconds=time.perf_counter() - started,
+        layers=kinds.total(),
+        quantize_layers=kinds["QUANTIZE"],
+        dequantize_layers=kinds["DEQUANTIZE"],
+        warnings=counted(build.log.warnings),
+        notes=tuple(build.notes),
+        cuda_driver="" if options.compute_capabilities else (driver or open_driver()).version(),
+    )
+
+
+def check_options(options: PlanOptions, driver: CudaDriver | None = None) -> tuple[str, ...]:
+    """What a plan will run on, checked before any work: the capabilities asked for, or this machine's GPU's.
+
+    Raises UnavailableError and UsageError as :func:`compile_plan` does.
+    """
+    module = load_vendor(options.vendor)
+    if options.compute_capabilities:
+        return _asked_capabilities(module, options)
+    return (_own_capability(module, options, driver),)
+
+
+def _asked_capabilities(module: ModuleType, options: PlanOptions) -> tuple[str, ...]:
+    known = known_capabilities(module)
+    asked = sorted_capabilities(options.compute_capabilities)
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise UsageError(
+            f"{rules(options.vendor).title} {vendor_version(module)} does not compile for "
+            f"{', '.join(unknown)}; it has {', '.join(known) or 'no choice'}"
+        )
+    return asked
+
+
+def _own_capability(module: ModuleType, options: PlanOptions, driver: CudaDriver | None) -> str:
+    title = rules(options.vendor).title
+    try:
+        device = first_device(driver or open_driver())
+    except UnavailableError as error:
+        hint = "; or name compute capabilities, as in --target rtx-sm86" if options.vendor == "rtx" else ""
+        raise UnavailableError(f"{title} must compile for this machine's GPU, but {error}{hint}") from error
+    known = known_capabilities(module)
+    if options.vendor == "rtx" and device.compute_capability not in known:
+        raise UnavailableError(
+            f"{title} {vendor_version(module)} makes no plans for {device.name} "
+            f"({device.compute_capability}); it has {', '.join(known)}"
+        )
+    return device.compute_capability

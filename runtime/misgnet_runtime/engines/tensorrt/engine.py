@@ -1,0 +1,132 @@
+"""The engine over a TensorRT plan, of TensorRT for RTX or of TensorRT itself, on CUDA device 0."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
+from misgnet_runtime.engines.cuda import CudaDriver, Device, first_device, open_driver
+from misgnet_runtime.engines.tensorrt.bindings import load_vendor, rules, vendor_version
+from misgnet_runtime.engines.tensorrt.compatibility import PlanFacts, check_plan_fits, this_machine
+from misgnet_runtime.engines.tensorrt.contexts import Contexts
+from misgnet_runtime.engines.tensorrt.logger import VendorLog, make_logger
+from misgnet_runtime.engines.tensorrt.streams import Lane, Tensors, item_bytes
+from misgnet_runtime.errors import InputError, UnavailableError
+
+# By the vendor's enum names; BF16, FP8 and the 4-bit types have no NumPy counterpart.
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
+
+
+def open_plan(
+    data: bytes, vendor: str, driver: CudaDriver | None = None, *, facts: PlanFacts | None = None, streams: int = 1,
+    rebuild: str | None = None,
+) -> TensorRTEngine:  # fmt: skip
+    """Open the bytes of a plan with the vendor module "rtx" or "tensorrt" on CUDA device 0.
+
+    ``streams``: batches that run at once; each takes its own buffers and working memory on the device.
+    Deserialising runs native code: verify the bytes' digest or signature first. With ``facts``, what the
+    plan was built for, a misfit is told before anything is deserialised, with the command that would ``rebuild`` it.
+
+    Raises UnavailableError without the vendor, a CUDA driver or a device, or where the plan does not fit
+    them; InputError for tensors that NumPy cannot hold.
+    """
+    module = load_vendor(vendor)
+    driver = driver or open_driver()
+    device = first_device(driver)
+    if facts is not None:
+        check_plan_fits(facts, this_machine(vendor, module, driver, device), streams, rebuild)
+    with driver.current():
+        return TensorRTEngine(data, module, vendor, driver, device, streams)
+
+
+class TensorRTEngine(Engine):
+    """One plan, and a lane for each batch that may run at once; see :func:`open_plan`.
+
+    ``stream_bytes``: what each stream takes of the device's memory, besides the plan itself.
+    """
+
+    def __init__(self, data: bytes, module: Any, vendor: str, driver: CudaDriver, device: Device, streams: int) -> None:
+        self.device = f"{device.name} ({device.compute_capability})"
+        self._driver = driver
+        self._log = VendorLog()
+        self._logger = make_logger(module, self._log)
+        self._runtime = module.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            title = f"{rules(vendor).title} {vendor_version(module)}"
+            reason = self._log.last_errors()
+            raise UnavailableError(f"{title} cannot open the plan on {self.device}: {reason}")
+        self.inputs, self.outputs = _tensor_specs(self._engine, module)
+        self.min_batch, self.max_batch = _batch_range(self._engine, self.inputs)
+        contexts = Contexts(module, self._engine, self._log)
+        self.stream_bytes = contexts.memory_bytes + (2 if device.integrated else 1) * self._buffer_bytes()
+        self._lanes = self._take_lanes(contexts, driver, streams)
+        super().__init__(self._lanes)
+
+    def _take_lanes(self, contexts: Contexts, driver: CudaDriver, streams: int) -> list[Lane]:
+        """Take all device memory at once; what was taken is given back where a later part fails."""
+        tensors = Tensors(self.inputs, self.outputs, self.max_batch)
+        with ExitStack() as taken:
+            lanes = [Lane(contexts, tensors, driver, taken) for _ in range(streams)]
+            self._taken = taken.pop_all()
+        return lanes
+
+    def _buffer_bytes(self) -> int:
+        """Of a stream, on the device; as many on the host, which is the same memory where the GPU is integrated."""
+        return self.max_batch * sum(item_bytes(spec) for spec in (*self.inputs, *self.outputs))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(lane.note for lane in self._lanes if lane.note))
+
+    def _infer(self, lane: Lane, arrays: Arrays, batch: int) -> Arrays:
+        if batch < self.min_batch:
+            raise InputError(f"a batch of {batch} is too small for this plan, which starts at {self.min_batch}")
+        with self._driver.current():
+            return lane.infer(arrays, batch)
+
+    def _release(self) -> None:
+        """Contexts before the memory that they use, and before the engine; the engine before its runtime."""
+        with self._driver.current():
+            self._lanes.clear()
+            self._taken.close()
+            self._engine = self._runtime = None
+
+
+def _tensor_specs(engine: Any, module: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The inputs and the outputs of a deserialised engine, in its order."""
+    inputs: list[TensorSpec] = []
+    outputs: list[TensorSpec] = []
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        is_input = engine.get_tensor_mode(name) == module.TensorIOMode.INPUT
+        (inputs if is_input else outputs).append(_tensor_spec(engine, name))
+    return tuple(inputs), tuple(outputs)
+
+
+def _tensor_spec(engine: Any, name: str) -> TensorSpec:
+    shape = tuple(int(size) for size in engine.get_tensor_shape(name))
+    dtype = DTYPES.get(engine.get_tensor_dtype(name).name)
+    if dtype is None:
+        found = engine.get_tensor_dtype(name).name
+        raise InputError(f"plan tensor '{name}' is {found}; cast it in the graph to one of {', '.join(DTYPES)}")
+    if not shape or shape[0] != -1 or -1 in shape[1:]:
+        raise InputError(
+            f"plan tensor '{name}' has shape {shape}; its first axis, the batch, must be dynamic (-1), and no other"
+        )
+    return TensorSpec(name, dtype, shape)
+
+
+def _batch_range(engine: Any, inputs: tuple[TensorSpec, ...]) -> tuple[int, int]:
+    """The smallest and largest batch that every input's first optimization profile takes."""
+    profiles = [engine.get_tensor_profile_shape(spec.name, 0) for spec in inputs]
+    return max(int(low[0]) for low, _, _ in profiles), min(int(high[0]) for _, _, high in profiles)

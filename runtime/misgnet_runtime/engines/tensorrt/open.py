@@ -1,0 +1,83 @@
+"""Opens the plan of an engine: the one that was compiled here and proved itself, else the bundle's own."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from misgnet_runtime.bundle.checked import CheckedFiles
+from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.engines.base import Engine
+from misgnet_runtime.engines.cuda import CudaDriver, Device, first_device, open_driver
+from misgnet_runtime.engines.tensorrt.bindings import load_vendor
+from misgnet_runtime.engines.tensorrt.compatibility import PlanFacts, this_platform
+from misgnet_runtime.engines.tensorrt.engine import open_plan
+from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore
+from misgnet_runtime.engines.tensorrt.plan_records import PlanRecord, Slot
+from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.log import current
+from misgnet_runtime.storage.private import NoFolderError
+
+
+def open_plan_of(entry: EngineEntry, files: CheckedFiles, streams: int, driver: CudaDriver | None = None) -> Engine:
+    """The plan of ``entry``, an engine of the bundle of ``files``, or of the part of it whose file the entry names.
+
+    Raises UnavailableError where this machine cannot run it or has not compiled it, with the command that does;
+    InputError where the plan is damaged, or lies where others may have changed it.
+    """
+    load_vendor(entry.kind)
+    driver = driver or open_driver()
+    command = compile_command(files.name, entry.name)
+    if found := _compiled_here(entry, files, first_device(driver), command):
+        record, data = found
+        return open_plan(data, entry.kind, driver, facts=record.facts, streams=streams, rebuild=command)
+    if entry.on_device:
+        raise UnavailableError(f"its plan is to be compiled on the device; run there: {command}")
+    facts, data = _of_the_bundle(entry, files)
+    return open_plan(data, entry.kind, driver, facts=facts, streams=streams, rebuild=command)
+
+
+def compile_command(bundle: Path, engine: str) -> str:
+    return f"misgnet-run compile {shlex.quote(str(bundle))} --engine {shlex.quote(engine)}"
+
+
+def slot_of(bundle_sha256: str, entry: EngineEntry, device: Device) -> Slot:
+    return Slot(bundle_sha256, entry.name, device.compute_capability, this_platform())
+
+
+def graph_of(entry: EngineEntry) -> str:
+    """The graph that the entry's file was made from, or is to be made from; the file may be that of a part."""
+    graphs = {entry.file: entry.graph}
+    if entry.split is not None:
+        graphs |= {entry.split.encoder: entry.split.encoder_graph, entry.split.head: entry.split.head_graph}
+    return graphs[entry.file]
+
+
+def _compiled_here(
+    entry: EngineEntry, files: CheckedFiles, device: Device, command: str
+) -> tuple[PlanRecord, bytes] | None:
+    if files.manifest_sha256 is None:  # a bundle that is still being built
+        return None
+    slot = slot_of(files.manifest_sha256, entry, device)
+    try:
+        store = PlanStore()
+        active = store.active(slot)
+        record = active.plans.get(graph_of(entry)) if active else None
+        return None if record is None else (record, store.plan(record))
+    except NoFolderError:
+        return None
+    except InputError as error:
+        advice = f"run: {command}"
+        if entry.on_device:
+            raise InputError(f"what was compiled here of engine {entry.name} is not used: {error}; {advice}") from error
+        current().warning(f"{entry.name} runs by the bundle's own plan: {error}; {advice}")
+        return None
+
+
+def _of_the_bundle(entry: EngineEntry, files: CheckedFiles) -> tuple[PlanFacts, bytes]:
+    data = files.read(entry.file)
+    capabilities = tuple(entry.compute_capabilities)
+    facts = PlanFacts(
+        entry.kind, entry.vendor_version, capabilities, entry.platform, entry.cuda_driver, plan_bytes=len(data)
+    )
+    return facts, data

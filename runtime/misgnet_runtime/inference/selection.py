@@ -1,0 +1,123 @@
+"""Which engine of a bundle runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+import msgspec
+
+from misgnet_runtime.bundle.manifest import EngineEntry, EngineName
+from misgnet_runtime.bundle.reader import Bundle
+from misgnet_runtime.engines import Engine
+from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.inference.detector import ChangeDetector
+from misgnet_runtime.inference.tuned_settings import Goal
+from misgnet_runtime.inference.tuned_use import Use, Wish
+from misgnet_runtime.machine import describe_machine
+
+# Kinds of engine, each with INT8 or without, the fastest first: plans for a GPU, graphs on a GPU (without kernels
+# for INT8), INT8 on the CPU, float on the CPU.
+_GPU = ("tensorrt", "rtx", "onnxruntime-cuda")
+_FASTEST_FIRST = (
+    ("tensorrt", True), ("tensorrt", False), ("rtx", True), ("rtx", False),
+    ("onnxruntime-cuda", False), ("onnxruntime-cuda", True),
+    ("openvino", True), ("onnxruntime", True), ("openvino", False), ("onnxruntime", False),
+)  # fmt: skip
+
+Opened = tuple[ChangeDetector, EngineEntry, str]
+Runnable = TypeVar("Runnable")
+
+
+@contextmanager
+def open_detector(
+    bundle: Bundle,
+    engine: str = "auto",
+    streams: int | None = 1,
+    threads: int | None = None,
+    batch: int | None = None,
+    goal: Goal | None = None,
+) -> Iterator[Opened]:
+    """The detector of the engine called ``engine``, its entry, and why it was taken.
+
+    ``streams``: batches that it takes at once, None for as many as keep its device busy; ``threads``: of the CPU, all
+    usable cores without; ``batch``: the tiles at once that the caller means to give it. With a ``goal`` what is not
+    given is what was tuned for it here, if anything was. "auto" takes the first of :func:`ranked` that opens. Raises
+    UnavailableError with the reason of each engine where none opens, UsageError for an unknown name.
+    """
+    interface, wish = bundle.manifest.interface, Wish(goal, streams, threads, batch)
+
+    def open_one(entry: EngineEntry) -> tuple[Engine, Use]:
+        use = wish.use_of(bundle, entry)
+        return use.open(bundle, entry), use
+
+    entries = ranked_here(bundle) if engine == "auto" else [bundle.engine_entry(engine)]
+    (opened, use), entry, reason = first_that_opens(entries, open_one, engine)
+    with ChangeDetector(opened, interface, use.batch) as detector:
+        yield detector, entry, f"{reason}{use.words}"
+
+
+class Speed(msgspec.Struct, frozen=True):
+    """Of what the build measured of one engine: image pairs a second, ``batch`` of them at once."""
+
+    engine: EngineName
+    batch: int
+    pairs_per_second: float
+
+
+def ranked_here(bundle: Bundle) -> list[EngineEntry]:
+    """The bundle's engines, the fastest first. Raises InputError where the manifest's timings cannot be read."""
+    return ranked(bundle.manifest.engines, measured_here(bundle))
+
+
+def ranked(entries: list[EngineEntry], speeds: Mapping[str, float]) -> list[EngineEntry]:
+    """Those on a GPU first, then by ``speeds``, pairs/s by engine, of those that have any; then by kind.
+
+    Of one kind what was made for certain processors comes before what any will run.
+    """
+
+    def place(entry: EngineEntry) -> tuple[bool, float, int, bool]:
+        kind = _FASTEST_FIRST.index((entry.kind, "int8" in entry.precision))
+        return entry.kind not in _GPU, -speeds.get(entry.name, 0.0), kind, not entry.needs
+
+    return sorted(entries, key=place)
+
+
+def measured_here(bundle: Bundle) -> dict[str, float]:
+    """Pairs/s by engine at batch 1 as the build measured them, if that was on a processor like this one."""
+    there, here = bundle.manifest.machine, describe_machine()
+    if any(there.get(key) != here.get(key) for key in ("processor", "model")):  # arm64 names the model only
+        return {}
+    return {speed.engine: speed.pairs_per_second for speed in measured_by_build(bundle) if speed.batch == 1}
+
+
+def measured_by_build(bundle: Bundle) -> list[Speed]:
+    """What the manifest says of its engines' speeds. Raises InputError where that cannot be read."""
+    try:
+        return msgspec.convert(bundle.manifest.latency.get("timings", []), list[Speed])
+    except msgspec.ValidationError as error:
+        raise InputError(f"bundle {bundle.name}: the manifest's timings cannot be read: {error}") from error
+
+
+def first_that_opens(
+    entries: list[EngineEntry], open_one: Callable[[EngineEntry], Runnable], asked: str
+) -> tuple[Runnable, EngineEntry, str]:
+    """What ``open_one`` makes of the first entry that runs here, the entry, and why it was taken.
+
+    ``asked``: an engine's name, or "auto". Raises UnavailableError with the reason of each where none runs.
+    """
+    refused: list[tuple[str, UnavailableError]] = []
+    for entry in entries:
+        try:
+            opened = open_one(entry)
+        except UnavailableError as error:
+            refused.append((entry.name, error))
+            continue
+        if asked != "auto":
+            return opened, entry, "as asked"
+        reasons = "".join(f"; {name} does not run: {error}" for name, error in refused)
+        return opened, entry, f"fastest that runs here{reasons}"
+    if len(refused) == 1:
+        raise refused[0][1]
+    raise UnavailableError("no engine runs here: " + "; ".join(f"{name}: {error}" for name, error in refused))

@@ -1,0 +1,131 @@
+"""Split engines: each date goes through the encoder alone, and the head compares any two dates' features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from misgnet_runtime.bundle.manifest import EngineEntry, Interface, TensorEntry, head_inputs
+from misgnet_runtime.bundle.reader import Bundle
+from misgnet_runtime.engines import Engine
+from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.inference.detector import Probability, as_input, misfit, to_probability
+from misgnet_runtime.inference.selection import first_that_opens, ranked_here
+from misgnet_runtime.inference.tuned_settings import Goal
+from misgnet_runtime.inference.tuned_use import Use, Wish
+
+Features = Sequence[NDArray[np.float32]]
+
+
+class SplitDetector:
+    """Encoder and head of one engine. Owns both; use it in a ``with`` block. Threads may share it, as its engines.
+
+    ``features``: what the encoder answers for one date; ``batch``: tiles at once, if that was asked for or tuned.
+    Raises InputError, and closes both engines, where they are not what ``interface`` and ``features`` say.
+    """
+
+    def __init__(
+        self,
+        encoder: Engine,
+        head: Engine,
+        interface: Interface,
+        features: list[TensorEntry],
+        batch: int | None = None,
+    ) -> None:
+        with ExitStack() as owned:
+            owned.enter_context(encoder)
+            owned.enter_context(head)
+            _check("encoder", encoder, interface.encoder_inputs(), features, interface.max_batch)
+            _check("head", head, head_inputs(features), interface.outputs(), interface.max_batch)
+            self._owned = owned.pop_all()
+        self.encoder = encoder
+        self.head = head
+        self.interface = interface
+        self.features = features
+        self.batch = batch
+
+    def encode(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """uint8 RGB tiles (B, T, T, 3) of one date -> its features (B, ...), in the order of ``features``."""
+        (entry,) = self.interface.encoder_inputs()
+        found = self.encoder.infer({entry.name: as_input(images, self.interface)})
+        return [found[feature.name] for feature in self.features]
+
+    def compare(self, before: Features, after: Features) -> Probability:
+        """The features of both dates, as :meth:`encode` answers -> probability of change, float32 (B, T, T).
+
+        Raises InputError where an array does not fit, ValueError where there are more or fewer than ``features``.
+        """
+        names = [entry.name for entry in head_inputs(self.features)]
+        (output,) = self.head.infer(dict(zip(names, (*before, *after), strict=True))).values()
+        return to_probability(output, self.interface)
+
+    def probability(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
+        """As :meth:`ChangeDetector.probability`, each date by itself."""
+        return self.compare(self.encode(before), self.encode(after))
+
+    def __enter__(self) -> SplitDetector:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._owned.close()
+
+
+def open_split(bundle: Bundle, entry: EngineEntry, use: Use | None = None) -> SplitDetector:
+    """Open both parts of ``entry``, an engine of ``bundle``, each to be used as the whole engine is.
+
+    Raises UsageError where the engine is not split, UnavailableError and InputError where a part does not open.
+    """
+    if entry.split is None:
+        split = ", ".join(other.name for other in bundle.manifest.engines if other.split)
+        advice = f"take one of {split}" if split else "build it by misgnet-export build --split"
+        raise UsageError(f"engine {entry.name} of bundle {bundle.name} is not split; {advice}")
+    interface, use = bundle.manifest.interface, use or Use()
+
+    def open_part(file: str) -> Engine:
+        return use.open(bundle, msgspec.structs.replace(entry, file=file))
+
+    with ExitStack() as opened:
+        encoder = opened.enter_context(open_part(entry.split.encoder))
+        head = open_part(entry.split.head)
+        opened.pop_all()
+    return SplitDetector(encoder, head, interface, bundle.manifest.features, use.batch)
+
+
+@contextmanager
+def choose_split(
+    bundle: Bundle,
+    engine: str = "auto",
+    streams: int | None = 1,
+    threads: int | None = None,
+    batch: int | None = None,
+    goal: Goal | None = None,
+) -> Iterator[tuple[SplitDetector, EngineEntry, str]]:
+    """Both parts of the engine called ``engine``, its entry, and why it was taken; see :func:`choice.open_detector`.
+
+    "auto" takes the fastest split engine that runs here; what was tuned of a whole engine holds for its parts. Raises
+    UsageError where what is asked for is not split.
+    """
+    wish = Wish(goal, streams, threads, batch)
+
+    def open_one(entry: EngineEntry) -> tuple[SplitDetector, Use]:
+        use = wish.use_of(bundle, entry)
+        return open_split(bundle, entry, use), use
+
+    entries = [e for e in ranked_here(bundle) if e.split] if engine == "auto" else [bundle.engine_entry(engine)]
+    if not entries:
+        raise UsageError(f"no engine of bundle {bundle.name} is split; build it by misgnet-export build --split")
+    (opened, use), entry, reason = first_that_opens(entries, open_one, engine)
+    with opened as detector:
+        yield detector, entry, f"{reason}{use.words}"
+
+
+def _check(part: str, engine: Engine, inputs: list[TensorEntry], outputs: list[TensorEntry], max_batch: int) -> None:
+    if found := misfit(engine, inputs, outputs, max_batch):
+        raise InputError(f"the {part} does not fit its interface: {found}; build the bundle again")

@@ -1,0 +1,247 @@
+"""Latency and throughput: each engine in a process of its own, all of them measured in alternating rounds.
+
+A worker (see :mod:`misgnet_runtime.inference.throughput_worker`) opens one engine, warms it up and then times as many
+calls as it is told, one line of JSON for each request. Two engines in one process would compete with their thread
+pools; rounds in turn keep a ratio meaningful when the machine's speed drifts.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from misgnet_runtime import errors
+from misgnet_runtime.bundle.manifest import EngineEntry, FileEntry, Interface, Struct
+from misgnet_runtime.bundle.reader import Bundle
+from misgnet_runtime.callables import Progress
+from misgnet_runtime.children import environment, python_command
+from misgnet_runtime.engines.options import EngineSettings
+from misgnet_runtime.errors import MisgnetError
+from misgnet_runtime.machine import usable_cores
+from misgnet_runtime.measure.sensors.power import Energy, PowerMeter, count_energy
+
+ROUNDS = 5
+WARM_UP_SECONDS = 10.0
+
+
+class Task(Struct, frozen=True):
+    """What a worker opens: an engine's entry, the folder its paths start from, the batch, the threads, the streams.
+
+    ``golden``: the tiles' file, by its path in ``root`` or from anywhere. So many threads as there are ``streams`` call
+    the engine, each again as soon as it has its answer. ``warm_up``: seconds after which an engine that is not steady
+    yet is measured nevertheless. ``files``, ``manifest_sha256``: of a bundle that was checked, whose bytes the worker
+    compares again.
+    """
+
+    entry: EngineEntry
+    root: str
+    interface: Interface
+    golden: str
+    batch: int
+    threads: int | None = None
+    streams: int = 1
+    warm_up: float = WARM_UP_SECONDS
+    settings: EngineSettings = EngineSettings()
+    files: list[FileEntry] = msgspec.field(default_factory=list)
+    manifest_sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def precision(self) -> str:
+        return self.entry.precision
+
+
+def task_of(
+    bundle: Bundle, entry: EngineEntry, batch: int, threads: int | None, streams: int, warm_up: float,
+    settings: EngineSettings | None = None,
+) -> Task:  # fmt: skip
+    """The task of an engine of a bundle that was checked; the worker opens the same bytes, or fails."""
+    manifest = bundle.manifest
+    golden = manifest.file("golden tiles").path
+    return Task(
+        entry, str(bundle.path), manifest.interface, golden, batch, threads, streams, warm_up,
+        settings or EngineSettings(), manifest.files, bundle.digest(),
+    )  # fmt: skip
+
+
+class Product(Struct, frozen=True):
+    """Instead of an engine's call: a plain float32 matrix product of NumPy that takes about ``seconds``.
+
+    It shows how evenly this machine computes whatever it is given.
+    """
+
+    seconds: float
+    threads: int | None = None
+    batch: int = 1
+    streams: int = 1
+    warm_up: float = WARM_UP_SECONDS
+    name: str = "matrix product"
+    precision: str = "float32"
+
+
+class WarmUp(Struct, frozen=True):
+    """What came before the first round: how much, and whether the calls' time had settled within 5 %."""
+
+    calls: int
+    seconds: float
+    steady: bool
+    seconds_per_call: float
+
+
+class Round(Struct, frozen=True):
+    """Some calls, from the first one's start to the last one's end, and the milliseconds of each."""
+
+    seconds: float
+    milliseconds: list[float]
+
+
+class RailEnergy(Struct, frozen=True):
+    """Mean power of a rail, and its energy for one image pair; ``total``: it carries the whole module."""
+
+    rail: str
+    watts: float
+    joules_per_pair: float
+    total: bool
+
+
+class Timing(Struct, frozen=True):
+    """Latency of one call in milliseconds, and image pairs a second, over ``calls`` calls of ``batch`` pairs.
+
+    ``rounds``: pairs a second of each round. Of bundles that an earlier version built only the first eight are known.
+    """
+
+    engine: str
+    precision: str
+    batch: int
+    calls: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    pairs_per_second: float
+    max_ms: float | None = None
+    streams: int = 1
+    rounds: list[float] = msgspec.field(default_factory=list)
+    warm_up: WarmUp | None = None
+    energy: list[RailEnergy] = msgspec.field(default_factory=list)
+
+
+@dataclass
+class _Measured:
+    """What is known of one task so far."""
+
+    warm_up: WarmUp
+    rounds: list[Round] = field(default_factory=list)
+    energy: Energy = field(default_factory=Energy)
+
+
+def measure(
+    tasks: Sequence[Task],
+    seconds: float = 2.0,
+    progress: Progress | None = None,
+    *,
+    rounds: int = ROUNDS,
+    meters: Sequence[PowerMeter] = (),
+    product: bool = False,
+) -> list[Timing]:
+    """Time all tasks side by side: ``rounds`` rounds, each about ``seconds`` / ``rounds`` a task.
+
+    With ``product`` the last timing is that of a :class:`Product` about as long as the fastest task's calls.
+    Raises MisgnetError with a worker's own words where one fails.
+    """
+    with ExitStack() as running:
+        workers = [running.enter_context(closing(_Worker(task))) for task in tasks]
+        found = [_Measured(worker.warm_up()) for worker in workers]
+        if product:
+            call = min(measured.warm_up.seconds_per_call for measured in found)
+            workers.append(running.enter_context(closing(_Worker(Product(call, tasks[0].threads)))))
+            found.append(_Measured(workers[-1].warm_up()))
+        for done in range(1, rounds + 1):
+            for worker, measured in zip(workers, found, strict=True):
+                calls = _calls(worker.task, measured.warm_up, seconds / rounds)
+                with count_energy(meters, measured.energy):
+                    measured.rounds.append(worker.run(calls))
+            if progress:
+                progress(done, rounds)
+    totals = {meter.total for meter in meters}
+    return [_timing(worker.task, measured, totals) for worker, measured in zip(workers, found, strict=True)]
+
+
+class _Worker:
+    """The parent's end of one worker process."""
+
+    def __init__(self, task: Task | Product) -> None:
+        self.name = f"{task.name} at batch {task.batch}"
+        module, variables = "misgnet_runtime.inference.throughput_worker", environment()
+        if isinstance(task, Product):
+            module = "misgnet_runtime.measure.matrix_baseline"
+            variables["OPENBLAS_NUM_THREADS"] = str(task.threads or usable_cores())
+        # A file, not a pipe: a library that writes pages of warnings must not fill a pipe and block.
+        self.words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
+        self.process = subprocess.Popen(
+            python_command(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, env=variables
+        )
+        self.task = task
+
+    def warm_up(self) -> WarmUp:
+        """Tell the worker its task and wait until the engine is warm."""
+        return msgspec.json.decode(self._ask(msgspec.json.encode(self.task)), type=WarmUp)
+
+    def run(self, calls: int) -> Round:
+        return msgspec.json.decode(self._ask(str(calls).encode()), type=Round)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.words.close()
+
+    def _ask(self, line: bytes) -> bytes:
+        assert self.process.stdin and self.process.stdout
+        try:
+            self.process.stdin.write(line + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._failure() from None
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise self._failure()
+        return answer
+
+    def _failure(self) -> MisgnetError:
+        self.process.communicate()
+        self.words.seek(0)
+        last = (self.words.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        kind, _, message = last.removeprefix(f"{errors.__name__}.").partition(": ")
+        known = getattr(errors, kind, None) if message else None
+        if isinstance(known, type) and issubclass(known, MisgnetError):
+            return known(f"the benchmark of {self.name} ended early: {message}")
+        return MisgnetError(f"the benchmark of {self.name} ended early: {last}")
+
+
+def _calls(task: Task | Product, warm_up: WarmUp, seconds: float) -> int:
+    """As many as fit, at least two a stream and equally many for each."""
+    each = seconds / warm_up.seconds_per_call / task.streams
+    return task.streams * max(2, math.ceil(each))
+
+
+def _timing(task: Task | Product, measured: _Measured, totals: set[str | None]) -> Timing:
+    ms = np.concatenate([part.milliseconds for part in measured.rounds])
+    p50, p90, p99 = (float(x) for x in np.percentile(ms, (50, 90, 99)))
+    speeds = [task.batch * len(part.milliseconds) / part.seconds for part in measured.rounds]
+    speed = task.batch * len(ms) / sum(part.seconds for part in measured.rounds)
+    energy = [
+        RailEnergy(rail, watts, watts / speed, rail in totals) for rail, watts in measured.energy.mean_watts().items()
+    ]
+    return Timing(
+        task.name, task.precision, task.batch, len(ms), p50, p90, p99, speed, float(ms.max()),
+        task.streams, speeds, measured.warm_up, energy,
+    )  # fmt: skip

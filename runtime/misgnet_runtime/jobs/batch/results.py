@@ -1,0 +1,81 @@
+"""The table of all scenes: ``results.csv``, and ``results.parquet`` where pyarrow is installed."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from misgnet_runtime.jobs.batch.record import Done, Failed, Record
+from misgnet_runtime.jobs.batch.row import Scene
+from misgnet_runtime.jobs.batch.table import FORMULA, Shard
+from misgnet_runtime.storage.atomic import replace_file
+
+Row = dict[str, Any]
+_TEXT = ("id", "status", "before", "after", "output", "products", "engine", "worker", "finished", "message")
+_WHOLE = ("attempts", "height", "width", "unread_blocks", "unread_pixels", "polygons", "tiles", "resumed")
+_SHARES = ("changed_share", "valid_share", "nodata_share", "unreadable_share_before", "unreadable_share_after")
+_REAL = (*_SHARES, "seconds")
+COLUMNS = (
+    "id", "status", "changed_share", "valid_share", "nodata_share", "polygons", "output", "products", "message",
+    "attempts", "height", "width", "unread_blocks", "unread_pixels", "unreadable_share_before",
+    "unreadable_share_after", "tiles", "resumed", "seconds", "engine", "worker", "finished", "before", "after",
+)  # fmt: skip
+
+
+def write_results(output: Path, shard: Shard, scenes: Sequence[Scene], record: Record) -> list[Path]:
+    """Write a row for each of ``scenes``, in the table's order; each file is whole when it appears."""
+    rows = [_row(scene, record) for scene in scenes]
+    stem = output / f"results{shard.suffix}"
+    written = [_write_csv(stem.with_name(f"{stem.name}.csv"), rows)]
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        return written
+    return [*written, _write_parquet(stem.with_name(f"{stem.name}.parquet"), rows)]
+
+
+def _row(scene: Scene, record: Record) -> Row:
+    """None for what does not apply. Status: done, failed, or waiting for a run that is not interrupted."""
+    end = record.ended.get(scene.id)
+    row = dict.fromkeys(COLUMNS) | {"id": scene.id, "before": str(scene.before), "after": str(scene.after)}
+    if isinstance(end, Failed):
+        return row | {"status": "failed", "message": end.message, "attempts": end.attempts, "finished": _time(end)}
+    if end is None:
+        return row | {"status": "waiting"}
+    *products, change = end.outputs
+    blocks, pixels = end.figures["unread"]
+    return row | {
+        **{name: end.figures[name] for name in COLUMNS if name in end.figures},
+        "status": "done", "attempts": end.attempts, "finished": _time(end), "worker": end.worker, "output": change,
+        "products": " ".join(products), "unread_blocks": blocks, "unread_pixels": pixels,
+    }  # fmt: skip
+
+
+def _time(end: Done | Failed) -> str:
+    return end.time.isoformat()
+
+
+def _write_csv(path: Path, rows: list[Row]) -> Path:
+    with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows({**row, **{name: _as_text(row[name]) for name in _TEXT}} for row in rows)
+    return path
+
+
+def _as_text(cell: str | None) -> str | None:
+    """With an apostrophe before what a spreadsheet would take for a formula: it shows the rest as text."""
+    return f"'{cell}" if cell and cell.startswith(FORMULA) else cell
+
+
+def _write_parquet(path: Path, rows: list[Row]) -> Path:
+    import pyarrow
+    from pyarrow import parquet
+
+    kinds = {**dict.fromkeys(_TEXT, "string"), **dict.fromkeys(_WHOLE, "int64"), **dict.fromkeys(_REAL, "float64")}
+    schema = pyarrow.schema([(name, pyarrow.type_for_alias(kinds[name])) for name in COLUMNS])
+    with replace_file(path) as temporary:
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary)
+    return path

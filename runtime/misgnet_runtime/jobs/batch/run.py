@@ -1,0 +1,202 @@
+"""A run over a table of scenes, from the table to the results: on this machine, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+
+from misgnet_runtime.bundle.reader import Bundle, read_bundle
+from misgnet_runtime.bundle.signing.policy import required_elsewhere
+from misgnet_runtime.clock import now
+from misgnet_runtime.engines import is_on_cpu, streams_on_cpu
+from misgnet_runtime.errors import ScenesFailed, UsageError
+from misgnet_runtime.formatting import plural
+from misgnet_runtime.inference.selection import ranked_here
+from misgnet_runtime.jobs.batch.driver import Driver, Listener
+from misgnet_runtime.jobs.batch.local import ProcessPool
+from misgnet_runtime.jobs.batch.pool import Pool
+from misgnet_runtime.jobs.batch.record import FORMAT, Done, Failed, Record, Started, open_record
+from misgnet_runtime.jobs.batch.results import write_results
+from misgnet_runtime.jobs.batch.row import Scene
+from misgnet_runtime.jobs.batch.table import Shard, read_table
+from misgnet_runtime.jobs.batch.worker import Setup, Task, discard_work
+from misgnet_runtime.machine import usable_cores
+
+INTERRUPTED = "what is done is kept; the same command goes on from there"
+_NAMED = 10  # failed scenes in the last line; all are in the table
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """``words``: options of predict for scenes that say nothing else. ``ray``: a cluster's address, "auto" for this
+    machine's, None for processes here. ``workers``: at most so many, each on ``cores``; ``retries``: further attempts
+    of a scene whose worker died.
+    """
+
+    words: Mapping[str, str] = field(default_factory=dict)
+    shard: Shard = field(default_factory=Shard)
+    ray: str | None = None
+    workers: int | None = None
+    cores: int | None = None
+    retries: int = 2
+
+    def check(self) -> None:
+        """UsageError where a number cannot be meant."""
+        for option, number, least in (
+            ("--workers", self.workers, 1), ("--cores", self.cores, 1), ("--retries", self.retries, 0),
+        ):  # fmt: skip
+            if number is not None and number < least:
+                raise UsageError(f"{option} is {number}; it is {least} or more")
+        Scene("x", Path(), Path(), self.words).options()
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """Scenes of this part: done, of them by earlier runs, and failed, by id with their messages; the tables' files."""
+
+    done: int
+    earlier: int
+    failed: dict[str, str]
+    tables: list[Path]
+
+    def line(self, output: Path) -> str:
+        """For a person."""
+        earlier = f" ({self.earlier} by earlier runs)" if self.earlier else ""
+        tables = ", ".join(path.name for path in self.tables)
+        return f"{output}: {plural(self.done, 'scene')} done{earlier}, {len(self.failed)} failed; {tables}"
+
+    def raise_failed(self) -> None:
+        """ScenesFailed with the names of those that failed, if any did."""
+        if self.failed:
+            some = [f"{name} ({message})" for name, message in list(self.failed.items())[:_NAMED]]
+            more = f", and {len(self.failed) - _NAMED} more" if len(self.failed) > _NAMED else ""
+            raise ScenesFailed(
+                f"{len(self.failed)} of {self.done + len(self.failed)} scenes failed: {', '.join(some)}{more}; mend "
+                "them and give the same command again: what is done is not done again"
+            )
+
+
+def run_batch(bundle_path: Path, table: Path, output: Path, options: BatchOptions, listener: Listener) -> BatchReport:
+    """Process the scenes of ``table`` into ``output``, those that are done already passed over.
+
+    A scene that fails keeps no other from being done, and its reason is in the report and in the tables. Failed scenes
+    of an earlier run are tried again, and scenes whose files or options have changed are done again. Raises InputError
+    for a table or bundle that is not what it must be, UsageError where another run is at work or another bundle was,
+    UnavailableError where no worker can be had, StorageError where the disk refuses.
+    """
+    options.check()
+    output = Path(os.path.realpath(output))
+    scenes = options.shard.of(read_table(table, options.words, output))
+    bundle = read_bundle(bundle_path)
+    with open_record(output, options.shard) as record:
+        tasks, earlier = _due(scenes, bundle, record, output, options)
+        try:
+            if tasks:
+                _work(tasks, bundle, output, record, options, listener)
+        finally:
+            tables = write_results(output, options.shard, scenes, record)
+        ends = {scene.id: record.ended[scene.id] for scene in scenes}
+        failed = {name: end.message for name, end in ends.items() if isinstance(end, Failed)}
+        return BatchReport(len(ends) - len(failed), earlier, failed, tables)
+
+
+def _due(
+    scenes: Sequence[Scene], bundle: Bundle, record: Record, output: Path, options: BatchOptions
+) -> tuple[list[Task], int]:
+    """What is to be done, and how many scenes are done already."""
+    digest = bundle.digest()
+    if record.bundle not in (None, digest) and options.words.get("force") != "yes":
+        raise UsageError(
+            f"{output} holds the results of the bundle {str(record.bundle)[:16]}, and this one is {digest[:16]}; "
+            "choose another -o, or do all of them anew with --force"
+        )
+    if record.bundle != digest:
+        record.add(Started(now(), FORMAT, digest))
+    tasks = [Task(scene, scene.key(digest)) for scene in scenes]
+    due = [task for task in tasks if not _is_done(task, record, output)]
+    for scene in {task.scene.id for task in tasks} - {task.scene.id for task in due}:
+        discard_work(output, scene)
+    return due, len(tasks) - len(due)
+
+
+def _is_done(task: Task, record: Record, output: Path) -> bool:
+    end = record.ended.get(task.scene.id)
+    if not isinstance(end, Done) or end.key != task.key or record.begun[task.scene.id]:
+        return False
+    return _is_allowed(task.scene, end) and all((output / name).exists() for name in end.outputs)
+
+
+def _is_allowed(scene: Scene, end: Done) -> bool:
+    """Whether no more of either date was unreadable than the options of this run allow."""
+    shares = (end.figures.get(f"unreadable_share_{date}") or 0 for date in ("before", "after"))
+    try:
+        return 100 * max(shares) <= scene.options().max_unreadable
+    except UsageError:  # it fails when its turn comes
+        return False
+
+
+def _work(
+    tasks: Sequence[Task], bundle: Bundle, output: Path, record: Record, options: BatchOptions, listener: Listener
+) -> None:
+    # Ray takes SIGTERM for itself when it is connected to, so that comes first.
+    with _pool(bundle, output, options, listener) as pool, _interruptible():
+        Driver(tasks, output, pool, record, options.retries, listener).run()
+
+
+@contextmanager
+def _pool(bundle: Bundle, output: Path, options: BatchOptions, listener: Listener) -> Iterator[Pool]:
+    scene = Scene("x", Path(), Path(), options.words).options()
+    setup = Setup(bundle.name.absolute(), bundle.digest(), output, scene, trust=required_elsewhere())
+    if options.ray is None:
+        workers = options.workers or 1
+        cores = options.cores or (None if workers == 1 else max(1, usable_cores() // workers))
+        listener.log.info(f"{plural(workers, 'worker')} on this machine")
+        yield ProcessPool(_with_cores(setup, cores), workers)
+        return
+    from misgnet_runtime.jobs.batch.ray import RayPool, ray_cluster, ray_slots
+
+    cores = options.cores or 1
+    with ray_cluster(options.ray) as ray:
+        slots = ray_slots(ray.cluster_resources(), runs_on_gpu(bundle, scene.engine), options.workers, cores)
+        listener.log.info(
+            f"{plural(slots.count, 'actor')} of {plural(slots.cores, 'core')} and {plural(slots.gpus, 'GPU')} each"
+        )
+        yield RayPool(ray, setup if slots.gpus else _with_cores(setup, cores), slots)
+
+
+def runs_on_gpu(bundle: Bundle, engine: str) -> bool:
+    """Whether the engine of this name is for a GPU, or with "auto" any of them is."""
+    entries = ranked_here(bundle) if engine == "auto" else [bundle.engine_entry(engine)]
+    return not all(map(is_on_cpu, entries))
+
+
+def _with_cores(setup: Setup, cores: int | None) -> Setup:
+    """Each worker on its own share of the cores: as many threads, and no more batches at once."""
+    if cores is None:
+        return setup
+    return replace(setup, threads=cores, streams=streams_on_cpu(cores))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that what was begun counts as not tried."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not the main thread: then it is for whoever owns it
+        yield
+        return
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,82 @@
+"""A plan before it has proven itself: in memory alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from misgnet_runtime.engines.cuda import CudaDriver
+from misgnet_runtime.engines.tensorrt import Plan, PlanFacts, PlanOptions, compile_plan
+from misgnet_runtime.engines.tensorrt.bindings import parse_version
+from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore
+from misgnet_runtime.engines.tensorrt.plan_records import FORMAT, PlanKey, PlanRecord
+from misgnet_runtime.engines.tensorrt.progress import Share
+from misgnet_runtime.errors import MisgnetError, UnavailableError
+from misgnet_runtime.jobs.compile.memory import BuilderMemory
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """``cached``: it was made before, and is proven anew. ``notes``: what to know of how it was made."""
+
+    key: PlanKey
+    data: bytes
+    facts: PlanFacts
+    seconds: float
+    memory: BuilderMemory
+    cached: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+    def measured(self, stream_bytes: int) -> Candidate:
+        """With what a stream of it takes, which shows when it is open."""
+        return replace(self, facts=replace(self.facts, stream_bytes=stream_bytes))
+
+    def record(self, created: str) -> PlanRecord:
+        facts = self.facts
+        return PlanRecord(
+            FORMAT, created, self.key, self.sha256, len(self.data), facts.cuda_driver, facts.stream_bytes,
+            self.memory.workspace_bytes, self.memory.builder_bytes, self.seconds,
+        )  # fmt: skip
+
+
+def find_or_compile(
+    store: PlanStore, key: PlanKey, graph: bytes, memory: Callable[[], BuilderMemory], driver: CudaDriver, share: Share,
+    again: bool = False,
+) -> Candidate:  # fmt: skip
+    """The plan of ``key`` that was made before, unless ``again``, or a new one of ``graph``, made in ``memory``.
+
+    Raises UnavailableError where the builder fails, InputError where it refuses the graph.
+    """
+    found = None if again else store.cached(key)
+    if found and parse_version(found[0].cuda_driver) <= parse_version(driver.version()):
+        record, data = found
+        made_with = BuilderMemory(record.workspace_bytes, record.builder_bytes)
+        return Candidate(key, data, record.facts, record.seconds, made_with, cached=True)
+    limits = memory()
+    plan = _compile(store, key, graph, limits, driver, share)
+    facts = replace(plan.facts, cuda_driver=driver.version())
+    return Candidate(key, plan.data, facts, plan.seconds, limits, notes=plan.notes)
+
+
+def _compile(
+    store: PlanStore, key: PlanKey, graph: bytes, memory: BuilderMemory, driver: CudaDriver, share: Share
+) -> Plan:
+    capabilities = (key.compute_capability,) if key.vendor == "rtx" else ()
+    options = PlanOptions(
+        key.vendor, capabilities, *key.batches, workspace_bytes=memory.workspace_bytes,
+        builder_bytes=memory.builder_bytes, optimization_level=key.optimization_level,
+    )  # fmt: skip
+    timings = store.timings(key) if key.vendor == "tensorrt" else None
+    try:
+        return compile_plan(graph, options, timing_cache=timings, share=share, driver=driver)
+    except MisgnetError as error:
+        if type(error) is not MisgnetError:
+            raise
+        raise UnavailableError(
+            f"{error}; if memory was short, end what else runs here or choose another --workspace"
+        ) from error

@@ -1,0 +1,82 @@
+"""What a plan must show before it is used: the golden tiles, and the F1 gate where the bundle has tiles for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from misgnet_runtime.accuracy.evaluation_tiles import evaluation_files, judge_on_device
+from misgnet_runtime.accuracy.parity import EngineParity
+from misgnet_runtime.bundle.golden import GoldenTiles, golden_of
+from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.bundle.reader import Bundle
+from misgnet_runtime.engines.cuda import CudaDriver
+from misgnet_runtime.engines.tensorrt.engine import TensorRTEngine, open_plan
+from misgnet_runtime.errors import GateFailed
+from misgnet_runtime.inference.detector import ChangeDetector, Probability
+from misgnet_runtime.inference.self_test import golden_agreement, parts_agreement
+from misgnet_runtime.inference.split_detector import SplitDetector
+from misgnet_runtime.jobs.compile.candidate import Candidate
+
+Candidates = Mapping[str, Candidate]  # by the graph's file
+
+
+@dataclass(frozen=True)
+class Proof:
+    """``candidates``: with what they take of the device; ``golden``: a line; ``parity``: the gate's verdict, if any."""
+
+    candidates: Candidates
+    device: str
+    golden: str
+    parity: EngineParity | None
+
+
+def prove(bundle: Bundle, entry: EngineEntry, candidates: Candidates, driver: CudaDriver) -> Proof:
+    """Run the plans of ``entry`` here.
+
+    Raises GateFailed where they do not answer as they must, UnavailableError where they cannot be opened.
+    """
+    golden = golden_of(bundle)
+    whole, device, line, found, parity = _whole(bundle, entry, candidates[entry.graph], golden, driver)
+    measured = {entry.graph: whole}
+    if entry.split is not None:
+        files = (entry.split.encoder_graph, entry.split.head_graph)
+        parts, said = _parts(bundle, entry, [candidates[file] for file in files], golden, found, driver)
+        measured |= dict(zip(files, parts, strict=True))
+        line = f"{line}; {said}"
+    return Proof(measured, device, line, parity)
+
+
+def _whole(
+    bundle: Bundle, entry: EngineEntry, candidate: Candidate, golden: GoldenTiles, driver: CudaDriver
+) -> tuple[Candidate, str, str, Probability, EngineParity | None]:
+    engine = _open(candidate, driver)
+    with ChangeDetector(engine, bundle.manifest.interface) as detector:
+        line, found = golden_agreement(bundle, entry, detector.probability, golden)
+        parity = None
+        if evaluation_files(bundle):
+            parity = judge_on_device(bundle, entry, detector.probability, engine.device)
+    if parity is not None and parity.verdict is not None and not parity.verdict.passed:
+        raise GateFailed(f"engine {entry.name} fails the gate on this device: {parity.verdict.reason}")
+    return candidate.measured(engine.stream_bytes), engine.device, line, found, parity
+
+
+def _parts(
+    bundle: Bundle, entry: EngineEntry, candidates: list[Candidate], golden: GoldenTiles, whole: Probability,
+    driver: CudaDriver,
+) -> tuple[list[Candidate], str]:  # fmt: skip
+    with ExitStack() as opened:
+        encoder = _open(candidates[0], driver)
+        opened.callback(encoder.close)
+        head = _open(candidates[1], driver)
+        opened.callback(head.close)
+        parts = SplitDetector(encoder, head, bundle.manifest.interface, bundle.manifest.features)
+        line = parts_agreement(bundle, entry, parts.probability, golden, whole)
+    sizes = (encoder.stream_bytes, head.stream_bytes)
+    return [candidate.measured(size) for candidate, size in zip(candidates, sizes, strict=True)], line
+
+
+def _open(candidate: Candidate, driver: CudaDriver) -> TensorRTEngine:
+    """Preflight comes first for a plan of the cache, too: the driver may be another one since."""
+    return open_plan(candidate.data, candidate.key.vendor, driver, facts=candidate.facts)

@@ -1,0 +1,192 @@
+"""A bundle's plans, compiled where they run: built, proven, and only then used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.bundle.reader import Bundle, read_bundle
+from misgnet_runtime.clock import timestamp
+from misgnet_runtime.engines.cuda import CudaDriver, Device, first_device, open_driver
+from misgnet_runtime.engines.onnx_file import read_graph
+from misgnet_runtime.engines.tensorrt.bindings import load_vendor, vendor_version
+from misgnet_runtime.engines.tensorrt.compatibility import free_bytes, mebibytes, this_platform
+from misgnet_runtime.engines.tensorrt.open import slot_of
+from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore
+from misgnet_runtime.engines.tensorrt.plan_records import FORMAT, Activation, PlanKey, Slot
+from misgnet_runtime.errors import GateFailed, UnavailableError, UsageError
+from misgnet_runtime.jobs.compile.candidate import Candidate, find_or_compile
+from misgnet_runtime.jobs.compile.memory import BuilderMemory, builder_memory
+from misgnet_runtime.jobs.compile.progress import BuildTeller, duration
+from misgnet_runtime.jobs.compile.proof import Candidates, Proof, prove
+from misgnet_runtime.log import EventLog, current
+
+_ELSEWHERE = "; build for this one with: misgnet-export build ... --target tensorrt --on-device"
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """``engines``: by name, or all that are to be compiled on this device; ``again``: also what was compiled before."""
+
+    engines: tuple[str, ...] = ()
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Here:
+    """The machine that compiles."""
+
+    driver: CudaDriver
+    device: Device
+    store: PlanStore
+
+
+def compile_bundle(
+    path: Path, options: CompileOptions, driver: CudaDriver | None = None, log: EventLog | None = None
+) -> list[Activation]:
+    """Compile the plans of the bundle's engines, prove each on this device, and use those that pass from now on.
+
+    An engine that fails leaves the others their turn; what was active for it before stays so, unless it is what
+    failed. ``log`` gets its progress.
+
+    Raises GateFailed for engines that fail the golden tiles or the gate; UnavailableError where this machine cannot
+    compile or run one; InputError for a bundle that is not what its manifest says, or a cache that others may have
+    changed; StorageError where nothing can be kept; UsageError for an engine without a plan.
+    """
+    log = log or current()
+    bundle = read_bundle(path)
+    entries = _asked(bundle, options.engines)
+    entries = _without(entries, _library_missing, options, log)
+    driver = driver or open_driver()
+    here = Here(driver, first_device(driver), PlanStore())
+    entries = _without(entries, partial(_misfit, device=here.device), options, log, _ELSEWHERE)
+    here.store.prepare()
+    done: list[Activation] = []
+    failed: list[GateFailed] = []
+    with here.store.compiling():
+        here.store.sweep()
+        for entry in entries:
+            try:
+                done.append(_compile_engine(bundle, entry, options, here, log))
+            except GateFailed as error:
+                failed.append(error)
+                log.warning(str(error), engine=entry.name)
+    if failed:
+        raise GateFailed("; ".join(map(str, failed)) + "; no plan that failed is used")
+    return done
+
+
+def _asked(bundle: Bundle, engines: tuple[str, ...]) -> list[EngineEntry]:
+    plans = [entry for entry in bundle.manifest.engines if entry.kind in ("rtx", "tensorrt")]
+    entries = [bundle.engine_entry(name) for name in engines] or [entry for entry in plans if entry.on_device]
+    for entry in entries:
+        if entry not in plans:
+            raise UsageError(f"engine {entry.name} opens its graph itself, so there is nothing to compile")
+    if not entries:
+        names = ", ".join(entry.name for entry in plans)
+        hint = f"name one by --engine to compile it anew: {names}" if plans else "it has none for TensorRT at all"
+        raise UsageError(f"bundle {bundle.name} has no engine to be compiled on the device; {hint}")
+    return entries
+
+
+def _without(
+    entries: list[EngineEntry], problem: Callable[[EngineEntry], str | None], options: CompileOptions, log: EventLog,
+    advice: str = "",
+) -> list[EngineEntry]:  # fmt: skip
+    """Those that have no ``problem``; UnavailableError for one that was asked for by name, or where all have one."""
+    problems = {entry.name: found for entry in entries if (found := problem(entry))}
+    fitting = [entry for entry in entries if entry.name not in problems]
+    if problems and (options.engines or not fitting):
+        raise UnavailableError("; ".join(dict.fromkeys(problems.values())) + advice)
+    for name, found in problems.items():
+        log.info(f"engine {name} is left out: {found}", engine=name)
+    return fitting
+
+
+def _library_missing(entry: EngineEntry) -> str | None:
+    try:
+        load_vendor(entry.kind)
+    except UnavailableError as error:
+        return str(error)
+    return None
+
+
+def _misfit(entry: EngineEntry, device: Device) -> str | None:
+    """Only an engine that was left to the device says for which; a bundle's own plan may be made anew for any."""
+    made_for, here = entry.compute_capabilities, this_platform()
+    if entry.on_device and entry.platform not in ("any", here):
+        return f"engine {entry.name} is made for {entry.platform}, this is {here}"
+    if entry.on_device and made_for and device.compute_capability not in made_for:
+        found = f"{device.compute_capability} ({device.name})"
+        return f"engine {entry.name} is made for {', '.join(made_for)}, this GPU is {found}"
+    return None
+
+
+def _compile_engine(
+    bundle: Bundle, entry: EngineEntry, options: CompileOptions, here: Here, log: EventLog
+) -> Activation:
+    slot = slot_of(bundle.digest(), entry, here.device)
+    candidates = {graph: _candidate(bundle, entry, graph, options, here, log) for graph in _graphs(entry)}
+    log.info(f"{entry.name}: the golden tiles and the gate run on {here.device.name}", engine=entry.name)
+    try:
+        proof = prove(bundle, entry, candidates, here.driver)
+    except GateFailed:
+        for candidate in candidates.values():
+            here.store.discard(slot, candidate.key, candidate.sha256)
+        raise
+    return _use(here, slot, candidates, proof)
+
+
+def _use(here: Here, slot: Slot, candidates: Candidates, proof: Proof) -> Activation:
+    """Keep what is new of the plans that proved themselves, and make them the active ones."""
+    created = timestamp()
+    records = {graph: candidate.record(created) for graph, candidate in proof.candidates.items()}
+    for graph, record in records.items():
+        if not candidates[graph].cached:
+            here.store.keep(record, candidates[graph].data)
+    parity = proof.parity and msgspec.structs.replace(proof.parity, tiles=[])
+    activation = Activation(FORMAT, created, slot, proof.device, records, proof.golden, parity)
+    here.store.activate(activation)
+    return activation
+
+
+def _graphs(entry: EngineEntry) -> list[str]:
+    return [entry.graph, *([entry.split.encoder_graph, entry.split.head_graph] if entry.split else [])]
+
+
+def _candidate(
+    bundle: Bundle, entry: EngineEntry, graph: str, options: CompileOptions, here: Here, log: EventLog
+) -> Candidate:
+    what = entry.name if graph == entry.graph else f"{entry.name}, {PurePosixPath(graph).stem.rpartition('_')[2]}"
+    data = read_graph(bundle.files, graph)
+    key = _key(entry, hashlib.sha256(data).hexdigest(), options, here.device)
+    memory = partial(_memory, here, options)
+    with current().progress(f"per mille of {what}") as bar:
+        teller = BuildTeller(what, bar, log)
+        found = find_or_compile(here.store, key, data, memory, here.driver, teller, options.again)
+    for note in found.notes:
+        log.info(f"{what}: {note}", engine=entry.name)
+    limits = f"workspace {mebibytes(found.memory.workspace_bytes)}, in all {mebibytes(found.memory.builder_bytes)}"
+    made = "compiled here before" if found.cached else f"compiled in {duration(found.seconds)}, {limits}"
+    log.info(f"{what}: {made}; {len(found.data) / 1e6:.1f} MB", engine=entry.name, seconds=found.seconds)
+    return found
+
+
+def _memory(here: Here, options: CompileOptions) -> BuilderMemory:
+    with here.driver.current():  # CUDA's own share is taken by then
+        return builder_memory(free_bytes(here.driver, here.device), options.workspace_bytes)
+
+
+def _key(entry: EngineEntry, graph_sha256: str, options: CompileOptions, device: Device) -> PlanKey:
+    return PlanKey(
+        entry.kind, vendor_version(load_vendor(entry.kind)), device.compute_capability, this_platform(), graph_sha256,
+        entry.batches, options.workspace_bytes, options.optimization_level,
+    )  # fmt: skip

@@ -1,0 +1,101 @@
+"""One image pair from files to a mask file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from misgnet_runtime.api import BundleSession, open_bundle
+from misgnet_runtime.callables import RgbImage
+from misgnet_runtime.errors import InputError
+from misgnet_runtime.formatting import changed_words
+from misgnet_runtime.jobs.scene.agreement import SAME_FILE, wrong_order
+from misgnet_runtime.log import EventLog, current
+from misgnet_runtime.raster.images import check_mask_name, image_time, is_raster, read_pair, same_bytes, write_mask
+from misgnet_runtime.raster.tiff import is_tiff, read_header
+from misgnet_runtime.storage.atomic import refuse_existing, refuse_inputs, replace_file
+from misgnet_runtime.storage.files import is_file
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was written: size in pixels, share of changed pixels (0 to 1), and by which engine, why.
+
+    All pixels of a plain image are valid.
+    """
+
+    height: int
+    width: int
+    changed_share: float
+    engine: str
+    reason: str
+    valid_share: float = 1.0
+
+    def line(self, output: Path) -> str:
+        """For a person."""
+        return (
+            f"{output}: {self.width} x {self.height} px, {changed_words(self.changed_share, self.valid_share)}, "
+            f"engine {self.engine} ({self.reason})"
+        )
+
+
+def predict_files(
+    bundle_path: Path,
+    before_path: Path,
+    after_path: Path,
+    output: Path,
+    *,
+    engine: str = "auto",
+    tuned: bool = True,
+    force: bool = False,
+) -> Prediction:
+    """Write the change mask of a pair as PNG (0 and 255), whole or not at all; ``tuned`` as for :func:`open_bundle`.
+
+    Raises InputError for a bundle or image that is not what it must be, UsageError where ``output`` exists or
+    is no PNG by its name.
+    """
+    check_mask_name(output)
+    refuse_inputs([output], [before_path, after_path])
+    refuse_existing(output, force)
+    images = read_pair(before_path, after_path)
+    warn_of_images(before_path, after_path, current())
+    with open_bundle(bundle_path, engine, tuned=tuned) as bundle:
+        return predict_images(bundle, *images, output, force=force)
+
+
+def are_rasters(before: Path, after: Path) -> bool:
+    """Whether a pair is one of rasters, which are run as scenes whatever their output is called.
+
+    Raises:
+        InputError: One is a raster, and the other one is not a TIFF.
+    """
+    rasters = [path for path in (before, after) if is_raster(path)]
+    others = [path for path in (before, after) if rasters and is_file(path) and not is_tiff(path)]
+    if others:
+        words = ", ".join(read_header(rasters[0]).raster_words)
+        raise InputError(
+            f"{rasters[0]} is a raster (it has {words}), and {others[0]} is not a TIFF; compare two GeoTIFFs of one "
+            "grid, or two plain images"
+        )
+    return bool(rasters)
+
+
+def warn_of_images(before: Path, after: Path, log: EventLog) -> None:
+    """Log where two images are one file, or their metadata say that the later date is the earlier one."""
+    if same_bytes(before, after):
+        log.warning(f"{before.name}, {after.name}: {SAME_FILE}")
+    elif words := wrong_order(image_time(before), image_time(after)):
+        log.warning(f"{before.name}, {after.name}: {words}")
+
+
+def predict_images(
+    bundle: BundleSession, before: RgbImage, after: RgbImage, output: Path, *, force: bool = True
+) -> Prediction:
+    """The mask of two images, uint8 (H, W, 3), as ``output``, whole or not at all; without ``force`` none is replaced.
+
+    Raises UsageError for an ``output`` that exists and is not to be replaced.
+    """
+    mask = bundle.predict(before, after).mask
+    with replace_file(output, force=force) as temporary:
+        write_mask(temporary, mask)
+    return Prediction(mask.shape[0], mask.shape[1], float(mask.mean()), bundle.engine.name, bundle.reason)

@@ -1,0 +1,127 @@
+"""Two dates to the map on disk by their features: stored ones where there are, and new ones where there must be.
+
+Where either date has no data, :mod:`source` gives both the neutral colour before an engine sees them. A date's stored
+features were made with its own pixels without data alone: they stand for a tile where the other date lacks no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from misgnet_runtime.callables import Mask, Progress, RgbImage
+from misgnet_runtime.inference.split_detector import SplitDetector
+from misgnet_runtime.jobs.journal import Journal
+from misgnet_runtime.jobs.scene.infer import Work, fill
+from misgnet_runtime.jobs.scene.run import Run
+from misgnet_runtime.jobs.scene.strips import Reading, Strip, strips
+from misgnet_runtime.jobs.series.features import FeatureFile, names_of, valid_pixels
+from misgnet_runtime.raster.reader import Raster, neutralised
+from misgnet_runtime.raster.scaling import Scaling
+from misgnet_runtime.raster.unreadable import Tally, UnreadableBlock
+
+Features = list[NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One date's tiles of a strip, B of them: ``stored`` features, float32 (B, ...), none where no tile has any.
+
+    Those at ``fresh`` are to be encoded, of ``images``, uint8 (F, T, T, 3).
+    """
+
+    stored: Features
+    fresh: Sequence[int]
+    images: RgbImage
+
+    def features(self, encode: Callable[[NDArray[np.uint8]], Features]) -> Features:
+        if not self.fresh:
+            return self.stored
+        encoded = encode(self.images)
+        if not self.stored:
+            return encoded
+        for whole, part in zip(self.stored, encoded, strict=True):
+            whole[self.fresh] = part
+        return self.stored
+
+
+class _Pixels:
+    """A strip of a date without stored features."""
+
+    def __init__(self, raster: Raster, scaling: Scaling, strip: Strip) -> None:
+        self._image, self.valid, self.holes = raster.rgb(scaling, strip.rows, strip.columns)
+
+    def tiles(self, reading: Reading) -> Tiles:
+        image = neutralised(self._image, reading.valid)
+        return Tiles([], range(len(reading.tiles)), reading.strip.stack(image, reading.tiles))
+
+
+class _Stored:
+    """A strip of a date with stored features; its pixels are read only where these do not stand."""
+
+    def __init__(self, raster: Raster, scaling: Scaling, strip: Strip, stored: FeatureFile) -> None:
+        self._raster, self._scaling = raster, scaling
+        self._records = stored.read(strip.numbers)
+        self.valid = _joined(strip, valid_pixels(self._records, stored.footer.tile))
+        self.holes = frozenset[UnreadableBlock]((raster.date, *block) for block in stored.footer.holes)
+
+    def tiles(self, reading: Reading) -> Tiles:
+        strip = reading.strip
+        other = self.valid != reading.valid
+        fresh = [index for index, tile in enumerate(reading.tiles) if other[:, strip.part(tile)].any()]
+        image = np.empty((strip.rows.length, strip.columns.length, 3), np.uint8)
+        if fresh:
+            pixels, _, _ = self._raster.rgb(self._scaling, strip.rows, strip.columns)
+            image = neutralised(pixels, reading.valid)
+        records = self._records[[tile - strip.tiles.start for tile in reading.tiles]]
+        stored = [records[name].astype(np.float32) for name in names_of(records.dtype)]
+        return Tiles(stored, fresh, strip.stack(image, [reading.tiles[index] for index in fresh]))
+
+
+def _joined(strip: Strip, masks: Mask) -> Mask:
+    """Where a strip has data, bool (h, w), from its tiles' (B, T, T)."""
+    rows, columns = strip.rows.length, strip.columns.length
+    valid = np.zeros((rows, columns), np.bool_)
+    for tile, mask in zip(strip.tiles, masks, strict=True):
+        valid[:, strip.part(tile)] = mask[:rows, :columns]
+    return valid
+
+
+def compare(
+    run: Run,
+    detector: SplitDetector,
+    stored: tuple[FeatureFile | None, FeatureFile | None],
+    journal: Journal,
+    tally: Tally,
+    progress: Progress | None,
+) -> Work:
+    """Compute the rows that ``journal`` lacks, as :func:`fill`; ``stored``: the features of both dates, if any.
+
+    ``tally`` counts blocks that do not decode; UnreadableError where they are more than it allows.
+    """
+
+    def answer(tiles: tuple[Tiles, Tiles]) -> NDArray[np.float32]:
+        before, after = (one.features(detector.encode) for one in tiles)
+        return detector.compare(before, after)
+
+    return fill(journal, run.layout, lambda first: _read(run, stored, tally, first), answer, progress, run.streams)
+
+
+def _read(
+    run: Run, stored: tuple[FeatureFile | None, FeatureFile | None], tally: Tally, first: int
+) -> Generator[tuple[Reading, tuple[Tiles, Tiles]], None, None]:
+    scalings = run.inputs.scalings
+    with run.inputs.open_pair() as pair:
+        for strip in strips(run.layout, run.batch, first):
+            before = _view(pair.before, scalings[0], strip, stored[0])
+            after = _view(pair.after, scalings[1], strip, stored[1])
+            tally.add(before.holes | after.holes)
+            reading = Reading(strip, before.valid & after.valid, before.holes | after.holes)
+            yield reading, (before.tiles(reading), after.tiles(reading))
+
+
+def _view(raster: Raster, scaling: Scaling, strip: Strip, stored: FeatureFile | None) -> _Pixels | _Stored:
+    return _Pixels(raster, scaling, strip) if stored is None else _Stored(raster, scaling, strip, stored)

@@ -1,0 +1,97 @@
+"""How a pair ends: its results get their names, or it is failed with a reason; journaled, counted and logged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from misgnet_runtime.clock import now
+from misgnet_runtime.errors import StorageError
+from misgnet_runtime.formatting import changed_words, plural
+from misgnet_runtime.jobs.watch import attempts
+from misgnet_runtime.jobs.watch.faults import message_of, one_line, refused_by_disk
+from misgnet_runtime.jobs.watch.journal import Complete, Done, Failed, Journal
+from misgnet_runtime.jobs.watch.options import WatchOptions
+from misgnet_runtime.log import EventLog
+from misgnet_runtime.storage.atomic import publish, resumable_errors
+
+
+@dataclass
+class WatchReport:
+    """Pairs that a process finished, that failed, and that were due and neither when it ended."""
+
+    done: int = 0
+    failed: int = 0
+    pending: int = 0
+
+    def line(self, output: Path) -> str:
+        """For a person."""
+        return (
+            f"{output}: {plural(self.done, 'pair')} done, {plural(self.failed, 'pair')} failed, {self.pending} pending"
+        )
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Ends pairs of ``output``, and counts them in ``report``."""
+
+    output: Path
+    options: WatchOptions
+    journal: Journal
+    report: WatchReport
+    log: EventLog
+
+    def finish(self, complete: Complete) -> None:
+        """Give results that are whole their names; those that have them already are passed over."""
+        folders = attempts.work_folder(self.output, complete.pair), self.output / attempts.WORKING
+        with resumable_errors(self.output):
+            for name in complete.outputs:
+                for folder in folders:  # the second one is an older version's
+                    if (folder / name).exists():
+                        publish(folder / name, self.output / name)
+        self.journal.add(Done(now(), complete.pair))
+        attempts.clear_pair(self.output, complete.pair)
+        self.report.done += 1
+        self.log.result([_line(complete)], pair=complete.pair, outputs=complete.outputs, **complete.figures)
+
+    def finish_late(self, complete: Complete) -> None:
+        """:meth:`finish` what an earlier process completed; where the disk refuses, with the pair's next turn."""
+        try:
+            self.finish(complete)
+        except StorageError as error:
+            if not refused_by_disk(error):
+                self.fail(complete.pair, message_of(error))
+            elif self.options.once:
+                raise
+            else:
+                self.warn(complete.pair, message_of(error))
+
+    def fail(self, name: str, message: str) -> None:
+        message = one_line(message)
+        self.journal.add(Failed(now(), name, message))
+        attempts.clear_pair(self.output, name)
+        self.report.failed += 1
+        self.warn(name, message)
+
+    def count_crash(self, name: str, how: str = "a process ended while it worked on it") -> None:
+        """Journal that a pair ended its process, and fail it where it did so too often."""
+        unfinished, most = self.journal.pairs.unfinished[name], self.options.max_attempts
+        entry = attempts.count_crash(unfinished, self.output)
+        self.journal.add(entry)
+        attempts.forget_crash(self.output, name)
+        times = f"{how}, in {plural(entry.attempts, 'attempt')} without progress of {most}"
+        if entry.attempts >= most:
+            self.fail(name, f"{times}; it is set aside, try it again with --retry-failed")
+        else:
+            self.warn(name, f"{times}; it is tried again")
+
+    def warn(self, name: str, message: str) -> None:
+        self.log.warning(f"{name}: {message}", pair=name)
+
+
+def _line(complete: Complete) -> str:
+    """For a person."""
+    figures, outputs = complete.figures, ", ".join(reversed(complete.outputs))
+    if "changed_share" not in figures:  # the process that knew them has ended
+        return f"{complete.pair}: {outputs}"
+    return f"{complete.pair}: {changed_words(figures['changed_share'], figures.get('valid_share', 1.0))}: {outputs}"

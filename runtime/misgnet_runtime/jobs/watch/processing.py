@@ -1,0 +1,140 @@
+"""One pair to its results, in a folder of their own: by the engine that is open for all pairs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from misgnet_runtime.api import BundleSession
+from misgnet_runtime.bundle.golden import golden_of
+from misgnet_runtime.bundle.reader import Bundle
+from misgnet_runtime.errors import MisgnetError, UnavailableError
+from misgnet_runtime.inference.selection import Opened
+from misgnet_runtime.inference.self_test import golden_agreement
+from misgnet_runtime.jobs.image import predict_images, warn_of_images
+from misgnet_runtime.jobs.scene.predict import predict_opened
+from misgnet_runtime.jobs.watch.options import WatchOptions
+from misgnet_runtime.jobs.watch.pairing import FilePair, Kind
+from misgnet_runtime.jobs.watch.preflight import check_files, check_names, check_permitted, file_digest
+from misgnet_runtime.log import EventLog
+from misgnet_runtime.raster.geotiff import load_rasterio
+from misgnet_runtime.raster.images import read_pair
+from misgnet_runtime.raster.polygons import load_vector_libraries
+
+Open = Callable[[str], AbstractContextManager[Opened]]  # the engine with the name
+
+
+class Processor(Protocol):
+    """What makes results of pairs: in this process, or in one of its own."""
+
+    # The engine's name, what it runs on, how many batches at once, and tiles in them.
+    engine: str
+    # The engine's name, and why it was taken.
+    title: str
+
+    def digests(self, pair: FilePair, folder: Path) -> tuple[str, str]:
+        """SHA-256 of both files of a pair that can be processed in ``folder``; InputError for one that cannot."""
+
+    def process(self, pair: FilePair, folder: Path) -> dict[str, Any]:
+        """Write the results of ``pair`` to ``folder``, the map or mask last: where it is, all are. Its figures.
+
+        What an interrupted run left in ``folder`` is used. Raises MisgnetError of many kinds.
+        """
+
+    def recover(self) -> None:
+        """Open the engine anew, and check it with the golden tiles; UnavailableError where it fails them."""
+
+    def close(self) -> None: ...
+
+
+class LocalProcessor:
+    """A processor in this process."""
+
+    def __init__(self, bundle: Bundle, opening: Open, output: Path, options: WatchOptions, log: EventLog) -> None:
+        self._bundle, self._opening, self._output = bundle, opening, output
+        self._options, self._log = options, log
+        self._stack = ExitStack()
+        self._opened = self._stack.enter_context(opening(options.scene.engine))
+        self.engine, self.title = self._described()
+
+    def digests(self, pair: FilePair, folder: Path) -> tuple[str, str]:
+        names = self._options.outputs(pair)
+        check_names(self._output, names)
+        check_permitted(pair)
+        check_files(pair, folder / names[-1], self._options.scene.max_unreadable)
+        before, after = map(file_digest, pair.files)
+        return before, after
+
+    def process(self, pair: FilePair, folder: Path) -> dict[str, Any]:
+        result = folder / self._options.outputs(pair)[-1]
+        if result.exists():
+            return {}
+        return self._scene(pair, result) if pair.kind == "scene" else self._image(pair, result)
+
+    def recover(self) -> None:
+        entry = self._opened[1]
+        self._stack.close()
+        try:
+            self._opened = self._stack.enter_context(self._opening(entry.name))
+        except (MisgnetError, MemoryError) as error:
+            raise UnavailableError(f"engine {entry.name} does not open again: {error}") from error
+        self.check()
+
+    def check(self) -> None:
+        """UnavailableError where the open engine fails the golden tiles."""
+        detector, entry, _ = self._opened
+        try:
+            golden = golden_of(self._bundle)
+            golden_agreement(self._bundle, entry, detector.probability, golden)
+        except (MisgnetError, MemoryError) as error:
+            raise UnavailableError(f"opened again, engine {entry.name} fails its golden tiles: {error}") from error
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def _described(self) -> tuple[str, str]:
+        detector, entry, reason = self._opened
+        batch = self._options.scene.batch_of(entry, detector.interface, detector.batch)
+        device = f"{entry.name} on {detector.engine.device}"
+        return f"{device}, {detector.engine.streams} streams, batch {batch}", f"{entry.name} ({reason})"
+
+    def _image(self, pair: FilePair, result: Path) -> dict[str, Any]:
+        detector, entry, reason = self._opened
+        session = BundleSession(self._bundle.manifest, entry, reason, detector)
+        warn_of_images(pair.before.path, pair.after.path, self._log.bind(pair=pair.name))
+        return asdict(predict_images(session, *read_pair(pair.before.path, pair.after.path), result))
+
+    def _scene(self, pair: FilePair, result: Path) -> dict[str, Any]:
+        options = self._options.scene_options(pair.name, result.parent)
+        paths = pair.before.path, pair.after.path, result
+        with self._log.progress("rows of tiles") as progress:
+            return asdict(
+                predict_opened(
+                    self._bundle, lambda: nullcontext(self._opened), *paths, options,
+                    log=self._log.bind(pair=pair.name), progress=progress,
+                )
+            )  # fmt: skip
+
+
+def missing_library(kind: Kind, options: WatchOptions) -> str | None:
+    """Why pairs of a kind cannot be processed on this machine; None where they can."""
+    try:
+        if kind == "scene":
+            load_rasterio("a scene")
+            if options.products.vector:
+                load_vector_libraries()
+    except UnavailableError as error:
+        return str(error)
+    return None
+
+
+def folder_names(folder: Path) -> set[str]:
+    """The names in a folder; none where it is not there."""
+    try:
+        return set(os.listdir(folder))  # noqa: PTH208 - only names
+    except OSError:
+        return set()

@@ -1,0 +1,162 @@
+"""What decides how fast a machine is: clocks, temperatures, and what throttled it, now and while something runs."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+
+from msgspec.structs import replace
+
+from misgnet_runtime.bundle.manifest import Struct
+from misgnet_runtime.sysfs import ROOT, read_int, read_text
+
+# Of devfreq: 17000000.gpu (JetPack 6), 17000000.ga10b and 17000000.gv11b (5), 17000000.gp10b and 57000000.gpu (4).
+_GPUS = re.compile(r"\w+\.(gpu|ga10b|gv11b|gp10b)")
+_PERIOD = 1.0  # seconds between two readings of a watch
+_PLACEHOLDER = "PMIC-Die"  # of the TX family: always 100 degrees
+_COLDEST = -200_000  # thousandths of a degree; a sensor that is off says -256000
+# Of the Orin's hwmon ``soctherm_oc``, see "Over-current Throttling" in the Jetson Linux Developer Guide.
+_THROTTLES = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "instantaneous over-current"}
+
+
+class Clock(Struct, frozen=True):
+    """In MHz, with the limits that are set; ``base``: of a processor with a turbo, what it keeps for ever."""
+
+    name: str
+    current: float
+    lowest: float
+    highest: float
+    governor: str
+    base: float | None = None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the clock may not change, as ``jetson_clocks`` leaves it."""
+        return self.lowest == self.highest
+
+    @property
+    def held_back(self) -> bool:
+        """Whether the clock is over 5 % lower than what was asked of it."""
+        asked = min(self.highest, self.base or self.highest)
+        return (self.pinned or self.governor == "performance") and self.current < 0.95 * asked
+
+
+class DeviceState(Struct, frozen=True):
+    """``temperatures`` in degrees Celsius by zone; ``throttled``: events since the machine started, by cause.
+
+    ``memory_mhz``: of a Jetson, where this user may read it.
+    """
+
+    clocks: list[Clock]
+    memory_mhz: float | None
+    temperatures: dict[str, float]
+    throttled: dict[str, int]
+
+
+def read_state(root: Path = ROOT) -> DeviceState:
+    """All of it now. What the machine does not tell is left out."""
+    memory = read_int(root / "sys/kernel/debug/bpmp/debug/clk/emc/rate")  # in Hz, for root only
+    clocks = [*_cpu_clocks(root), *_gpu_clocks(root)]
+    throttled = {**_processor_events(root), **dict(_board_events(root))}
+    return DeviceState(clocks, None if memory is None else memory / 1e6, dict(_temperatures(root)), throttled)
+
+
+@contextmanager
+def watch_state(states: list[DeviceState], root: Path = ROOT) -> Iterator[None]:
+    """Add to ``states`` what is read at the start of the block and then every second."""
+    stop = Event()
+
+    def watch() -> None:
+        states.append(read_state(root))
+        while not stop.wait(_PERIOD):
+            states.append(read_state(root))
+
+    thread = Thread(target=watch, name="misgnet-state")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def summary(states: Sequence[DeviceState]) -> DeviceState:
+    """Median clocks, highest temperatures, and the events until the last of ``states``."""
+    last = states[-1]
+    currents: dict[str, list[float]] = {}
+    for clock in (clock for state in states for clock in state.clocks):
+        currents.setdefault(clock.name, []).append(clock.current)
+    clocks = [replace(clock, current=statistics.median(currents[clock.name])) for clock in last.clocks]
+    memory = [state.memory_mhz for state in states if state.memory_mhz is not None]
+    highest: dict[str, float] = {}
+    for zone, value in (item for state in states for item in state.temperatures.items()):
+        highest[zone] = max(value, highest.get(zone, value))
+    return DeviceState(clocks, statistics.median(memory) if memory else None, highest, last.throttled)
+
+
+def throttling(states: Sequence[DeviceState]) -> list[str]:
+    """What slowed the machine down from the first of ``states`` to the last, or held it back at one of them."""
+    first, last = states[0].throttled, states[-1].throttled
+    events = {cause: count - first.get(cause, 0) for cause, count in last.items()}
+    held_back = {
+        clock.name: f"the clock of {clock.name} was at {clock.current:.0f} of {clock.highest:.0f} MHz, though it is "
+        f"{'pinned' if clock.pinned else 'governed for performance'}"
+        for state in states
+        for clock in state.clocks
+        if clock.held_back
+    }
+    throttled = [f"the machine throttled {count} times: {cause}" for cause, count in events.items() if count > 0]
+    return [*throttled, *held_back.values()]
+
+
+def _cpu_clocks(root: Path) -> Iterator[Clock]:
+    """One clock for the cores that share it."""
+    policies = (root / "sys/devices/system/cpu/cpufreq").glob("policy*")
+    for policy in sorted(policies, key=lambda path: int(path.name[len("policy") :])):
+        cores = (read_text(policy / "related_cpus") or "?").split()
+        name = f"CPU {cores[0]}-{cores[-1]}" if len(cores) > 1 else f"CPU {cores[0]}"
+        files = "scaling_cur_freq", "scaling_min_freq", "scaling_max_freq", "base_frequency"
+        yield from _clock(name, [read_int(policy / file) for file in files], 1e3, policy / "scaling_governor")
+
+
+def _gpu_clocks(root: Path) -> Iterator[Clock]:
+    for folder in sorted((root / "sys/class/devfreq").glob("*")):
+        if _GPUS.fullmatch(folder.name):
+            files = "cur_freq", "min_freq", "max_freq"
+            yield from _clock("GPU", [*(read_int(folder / file) for file in files), None], 1e6, folder / "governor")
+
+
+def _clock(name: str, values: list[int | None], per_mhz: float, governor: Path) -> Iterator[Clock]:
+    """One clock, or none where it cannot be read; ``values``: current, lowest, highest and base clock."""
+    current, lowest, highest, base = (None if value is None else value / per_mhz for value in values)
+    if current is not None and lowest is not None and highest is not None:
+        yield Clock(name, current, lowest, highest, read_text(governor) or "unknown", base)
+
+
+def _temperatures(root: Path) -> Iterator[tuple[str, float]]:
+    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+        name, value = read_text(zone / "type"), read_int(zone / "temp")
+        if name and name != _PLACEHOLDER and value is not None and value > _COLDEST:
+            yield name, value / 1000
+
+
+def _processor_events(root: Path) -> dict[str, int]:
+    """Of x86: how often a core or a package became too hot, summed over them."""
+    found: dict[str, int] = {}
+    for part in ("core", "package"):
+        files = (root / "sys/devices/system/cpu").glob(f"cpu*/thermal_throttle/{part}_throttle_count")
+        counts = [count for file in files if (count := read_int(file)) is not None]
+        if counts:
+            found[f"{part} too hot"] = sum(counts)
+    return found
+
+
+def _board_events(root: Path) -> Iterator[tuple[str, int]]:
+    for name in (root / "sys/class/hwmon").glob("hwmon*/name"):
+        if read_text(name) == "soctherm_oc":
+            counts = {cause: read_int(name.with_name(f"{file}_event_cnt")) for file, cause in _THROTTLES.items()}
+            yield from ((cause, count) for cause, count in counts.items() if count is not None)

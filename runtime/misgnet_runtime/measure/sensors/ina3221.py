@@ -1,0 +1,93 @@
+"""The INA3221 power monitors of a Jetson, by their rails' names.
+
+JetPack 5 and 6 (kernel's hwmon driver): bus voltage in mV and current in mA for each of three channels, see
+https://docs.kernel.org/hwmon/ina3221.html. JetPack 4 (NVIDIA's iio driver ``ina3221x``): power in mW, see the Jetson
+Linux Developer Guide 32, "Clock Frequency and Power Management".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.sysfs import ROOT, read_int, read_text
+
+_DRIVERS = Path("sys/bus/i2c/drivers")
+# What together is the whole module. VDD_IN and POM_5V_IN measure its input. The AGX modules have no rail for that:
+# VIN_SYS_5V0 is one supply beside others (https://github.com/rbonghi/jetson_stats/issues/344), and theirs add up
+# (issue 51 there quotes NVIDIA for the Xavier). VDDQ_VDD2_1V8AO has 5 V too and is taken to hang on VIN_SYS_5V0:
+# it is told, and not added again.
+_WHOLE = (
+    ("VDD_IN",),
+    ("POM_5V_IN",),
+    ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
+    ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),
+)
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One rail: files whose product, divided by ``divisor``, is watts."""
+
+    rail: str
+    files: tuple[Path, ...]
+    divisor: float
+
+    def watts(self) -> float | None:
+        """None where the monitor does not answer."""
+        product = 1.0
+        for file in self.files:
+            value = read_int(file)
+            if value is None:
+                return None
+            product *= value
+        return product / self.divisor
+
+
+class Ina3221:
+    """All channels of a board's monitors."""
+
+    source = "INA3221"
+
+    def __init__(self, channels: list[Channel]) -> None:
+        self._channels = channels
+        rails = {channel.rail for channel in channels}
+        self._whole = next((whole for whole in _WHOLE if rails.issuperset(whole)), ())
+        self.total = " + ".join(self._whole) or None
+
+    def read(self) -> dict[str, float]:
+        """Watts by rail at this moment, and their sum where only several rails together are the whole module."""
+        found = {channel.rail: channel.watts() for channel in self._channels}
+        watts = {rail: value for rail, value in found.items() if value is not None}
+        if self.total and watts.keys() >= set(self._whole):
+            watts[self.total] = sum(watts[rail] for rail in self._whole)
+        return watts
+
+
+def find_ina3221(root: Path = ROOT) -> Ina3221:
+    """Raises UnavailableError where there is none, or none whose channels can be read."""
+    channels = [*_hwmon_channels(root / _DRIVERS / "ina3221"), *_iio_channels(root / _DRIVERS / "ina3221x")]
+    if not channels:
+        raise UnavailableError("no INA3221 of a Jetson")
+    readable = [channel for channel in channels if channel.watts() is not None]
+    if not readable:
+        raise UnavailableError(f"the INA3221 of {', '.join(c.rail for c in channels)} cannot be read")
+    return Ina3221(readable)
+
+
+def _hwmon_channels(driver: Path) -> Iterator[Channel]:
+    for number in (1, 2, 3):  # in7 is the sum of the shunts' voltages
+        for label in sorted(driver.glob(f"*/hwmon/hwmon*/in{number}_label")):
+            rail = read_text(label)
+            if rail and rail != "NC":  # not connected
+                files = label.with_name(f"in{number}_input"), label.with_name(f"curr{number}_input")
+                yield Channel(rail, files, 1e6)
+
+
+def _iio_channels(driver: Path) -> Iterator[Channel]:
+    for number in (0, 1, 2):
+        for name in sorted(driver.glob(f"*/iio*device*/rail_name_{number}")):
+            if rail := read_text(name):
+                yield Channel(rail, (name.with_name(f"in_power{number}_input"),), 1e3)

@@ -1,0 +1,87 @@
+"""Energy by rail: meters that tell watts, and a count of the joules while something runs. Nothing is estimated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Thread
+from typing import Protocol
+
+from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.measure.sensors.ina3221 import find_ina3221
+from misgnet_runtime.measure.sensors.nvidia import find_nvidia_smi
+from misgnet_runtime.measure.sensors.rapl import find_rapl
+from misgnet_runtime.sysfs import ROOT
+
+_PERIOD = 0.1  # seconds between two readings
+
+
+class PowerMeter(Protocol):
+    """``source``: what is read; ``total``: the rail that is the whole module, where one is."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def total(self) -> str | None: ...
+
+    def read(self) -> dict[str, float]:
+        """Watts by rail, now or on average since the last call; without the rails that do not answer."""
+
+
+def find_meters(root: Path = ROOT) -> tuple[list[PowerMeter], list[str]]:
+    """What measures power here, and why the others do not."""
+    finders: list[Callable[[], PowerMeter]] = [lambda: find_ina3221(root), lambda: find_rapl(root), find_nvidia_smi]
+    meters, missing = [], []
+    for find in finders:
+        try:
+            meters.append(find())
+        except UnavailableError as error:
+            missing.append(str(error))
+    return meters, missing
+
+
+@dataclass
+class Energy:
+    """Joules by rail, and the seconds that the rail answered in."""
+
+    joules: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, watts: dict[str, float], seconds: float) -> None:
+        for rail, value in watts.items():
+            self.joules[rail] = self.joules.get(rail, 0.0) + value * seconds
+            self.seconds[rail] = self.seconds.get(rail, 0.0) + seconds
+
+    def mean_watts(self) -> dict[str, float]:
+        return {rail: joules / self.seconds[rail] for rail, joules in self.joules.items()}
+
+
+@contextmanager
+def count_energy(meters: Sequence[PowerMeter], energy: Energy) -> Iterator[None]:
+    """Add to ``energy`` what the meters read in the block, about ten times a second, each in a thread of its own."""
+    stop = Event()
+    threads = [Thread(target=_count, args=(meter, energy, stop), name="misgnet-power") for meter in meters]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def _count(meter: PowerMeter, energy: Energy, stop: Event) -> None:
+    """A reading stands for the time since the one before; the first only begins that time."""
+    meter.read()
+    before = time.perf_counter()
+    stopped = False
+    while not stopped:
+        stopped = stop.wait(_PERIOD)
+        watts, now = meter.read(), time.perf_counter()
+        energy.add(watts, now - before)
+        before = now

@@ -1,0 +1,268 @@
+"""Images and labels from files, checked: 8-bit RGB, and labels that say changed or not."""
+
+from __future__ import annotations
+
+import filecmp
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps
+
+from misgnet_runtime.callables import Mask, RgbImage
+from misgnet_runtime.errors import InputError, UnreadableError, UsageError
+from misgnet_runtime.formatting import plural
+from misgnet_runtime.raster.image_limits import check_parts
+from misgnet_runtime.raster.tiff import DATE_TIME, ORIENTATION, is_tiff, read_header
+from misgnet_runtime.raster.tiff_blocks import read_blocks
+from misgnet_runtime.storage.files import is_no_file
+
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+_FORMATS = ("PNG", "TIFF", "JPEG")  # whatever the name says: Pillow knows dozens, and gives PostScript to Ghostscript
+_DECODE_ERRORS = (  # what Pillow's readers raise on damaged files
+    OSError, SyntaxError, ValueError, MemoryError, EOFError, LookupError, TypeError, ArithmeticError,
+    AttributeError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
+_WIDTH, _HEIGHT = 256, 257  # TIFF's tags
+_EXIF, _TAKEN = 34665, 36867  # EXIF's own directory, and DateTimeOriginal in it
+_LYING = (5, 6, 7, 8)  # orientations that exchange height and width
+
+
+def read_image(path: Path) -> RgbImage:
+    """An 8-bit RGB image as uint8 (H, W, 3), upright as its EXIF orientation says; an opaque alpha is dropped.
+
+    A TIFF that is a raster is read as one date of a scene, without scaling. InputError for anything else.
+    """
+    if is_raster(path):
+        from misgnet_runtime.raster.whole import read_date
+
+        return read_date(path)
+    with _in_memory(path):
+        return _rgb(path)
+
+
+def is_raster(path: Path) -> bool:
+    """Whether a file is a TIFF that says more than a picture does: where it lies, what is nodata, how it is scaled.
+
+    Raises:
+        InputError: The file is a TIFF whose directories cannot be read.
+    """
+    return is_tiff(path) and bool(read_header(path).raster_words)
+
+
+def _rgb(path: Path) -> RgbImage:
+    image = _decode(path, wide=False)
+    if image.mode not in ("RGB", "RGBA", "P"):
+        raise InputError(f"image {path} has Pillow mode '{image.mode}'; this command needs 8-bit RGB")
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        raise InputError(f"image {path} has transparent pixels; this command needs 8-bit RGB without nodata")
+    return np.asarray(image.convert("RGB"))
+
+
+def read_pair(before: Path, after: Path) -> tuple[RgbImage, RgbImage]:
+    """Both dates as uint8 (H, W, 3); InputError where their sizes or grids differ, or as :func:`read_image`."""
+    rasters = [path for path in (before, after) if is_raster(path)]
+    if rasters:
+        from misgnet_runtime.raster.whole import read_dates
+
+        return read_dates(before, after)
+    first, second = read_image(before), read_image(after)
+    if first.shape != second.shape:
+        raise InputError(
+            f"{before} is {first.shape[1]} x {first.shape[0]} px, {after} is {second.shape[1]} x "
+            f"{second.shape[0]} px; a pair has one size and one grid"
+        )
+    return first, second
+
+
+def read_label(path: Path, date: Path | None = None) -> Mask:
+    """A change label as bool (H, W). InputError unless its values are 0 and 255, or 0 and 1.
+
+    Where it and the ``date`` it belongs to are rasters, they must lie on one grid.
+    A palette counts by its colours where these are black and white, else by its numbers.
+    """
+    if date is not None and is_raster(path) and is_raster(date):
+        from misgnet_runtime.raster.whole import check_label
+
+        check_label(date, path)
+    with _in_memory(path):
+        return _label(path)
+
+
+def _label(path: Path) -> Mask:
+    image = _decode(path)
+    values = _one_channel(path, image)
+    if image.mode == "P" and not _is_binary(values):
+        values = np.asarray(image)
+    if not _is_binary(values):
+        found = np.unique(values)
+        shown = ", ".join(str(v) for v in found[:6]) + (", ..." if len(found) > 6 else "")
+        raise InputError(f"label {path} has the values {shown}; a label has 0 and 255, or 0 and 1")
+    return np.asarray(values != 0, np.bool_)
+
+
+def _one_channel(path: Path, image: Image.Image) -> NDArray[Any]:
+    """Grey values (H, W) of any mode; InputError for a colour image."""
+    if image.mode == "LA":
+        image = image.getchannel("L")
+    if len(image.getbands()) == 1 and image.mode != "P":
+        return np.asarray(image)
+    pixels = np.asarray(image.convert("RGB"))
+    if image.mode != "P" and not (pixels == pixels[..., :1]).all():
+        raise InputError(f"label {path} is a colour image; a label has one channel of 0 and 255, or 0 and 1")
+    return np.asarray(pixels.max(2))
+
+
+def _is_binary(values: NDArray[Any]) -> bool:
+    found = set(np.unique(values).tolist())
+    return found <= {0, 255} or found <= {0, 1}
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of the upright image from the file's header, in pixels."""
+    if is_raster(path):
+        from misgnet_runtime.raster.whole import size_of
+
+        return size_of(path)
+    with _opened(path) as image:
+        if image.format == "TIFF":  # Pillow exchanges sides by the orientation from 11.2 on
+            header = read_header(path)
+            height, width = header.number(_HEIGHT, image.height), header.number(_WIDTH, image.width)
+            return (width, height) if header.number(ORIENTATION, 1) in _LYING else (height, width)
+        lying = _exif(path, image).get(ORIENTATION, 1) in _LYING
+        return (image.width, image.height) if lying else (image.height, image.width)
+
+
+def image_time(path: Path) -> datetime | None:
+    """When an image was taken by its EXIF or TIFF tags; None where it does not say, UTC where it names no zone."""
+    from misgnet_runtime.raster.interpretation import parse_time
+
+    with _opened(path) as image, _unwarned():
+        exif = _exif(path, image)
+        found = [_taken(exif), exif.get(DATE_TIME)]
+        found += [read_header(path).text(DATE_TIME)] if image.format == "TIFF" else []
+    return next((time for text in found if isinstance(text, str) and (time := parse_time(text))), None)
+
+
+def _taken(exif: Image.Exif) -> object:
+    """EXIF's own directory matters for nothing else, so a damaged one harms no image."""
+    try:
+        with _unwarned():
+            return exif.get_ifd(_EXIF).get(_TAKEN) if _EXIF in exif else None
+    except _DECODE_ERRORS:
+        return None
+
+
+def same_bytes(first: Path, second: Path) -> bool:
+    """Whether two files that exist are one, or hold the same bytes."""
+    return first.samefile(second) or filecmp.cmp(first, second, shallow=False)
+
+
+def check_mask_name(path: Path) -> None:
+    """UsageError where the name of a mask's file promises something else than PNG."""
+    if path.suffix.lower() not in ("", ".png"):
+        raise UsageError(f"masks are written as PNG, and {path.name} says otherwise; choose a name that ends in .png")
+
+
+def write_mask(path: Path, mask: Mask) -> None:
+    """Write bool (H, W) as an 8-bit PNG with 0 and 255."""
+    Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path, format="PNG")
+
+
+def _decode(path: Path, *, wide: bool = True) -> Image.Image:
+    """The pixels; Pillow would reduce 16-bit colour to 8 bits silently, InputError unless ``wide``."""
+    with _opened(path) as image:
+        if (count := _count(path, image)) > 1:
+            raise InputError(f"image {path} holds {count} images; which one is meant is not clear")
+        if image.format == "TIFF":
+            _check_blocks(path)
+        if not wide and any(";16" in str(part) for part in image.tile):
+            raise InputError(f"image {path} has 16 bits per channel; this command needs 8-bit RGB")
+        try:
+            with _unwarned():
+                image.load()
+                return ImageOps.exif_transpose(image)
+        except _DECODE_ERRORS as error:
+            raise InputError(f"image {path} is damaged or truncated: {error}") from error
+
+
+def _check_blocks(path: Path) -> None:
+    """UnreadableError where a TIFF is truncated or unfinished: Pillow reads a strip without a place from byte 0."""
+    layer = read_blocks(path).image
+    if count := int((layer.absent | layer.outside).sum()):
+        raise UnreadableError(
+            f"image {path} has {plural(count, 'unreadable block')} of {layer.absent.size:,}: the file is truncated or "
+            "unfinished; fetch it again"
+        )
+
+
+def _count(path: Path, image: ImageFile.ImageFile) -> int:
+    """Images of a TIFF without its overviews, or of an animated PNG. What follows a JPEG's first is a preview of it."""
+    if image.format == "TIFF":
+        return read_header(path).pages
+    return int(getattr(image, "n_frames", 1)) if image.format == "PNG" else 1
+
+
+def _exif(path: Path, image: ImageFile.ImageFile) -> Image.Exif:
+    """The EXIF of an image whose pixels need not be decoded for it, if it stands before them."""
+    try:
+        with _unwarned():
+            if image.format == "PNG" and not _exif_follows(path):
+                return Image.Image.getexif(image)  # PngImageFile's would decode all pixels first
+            return image.getexif()
+    except _DECODE_ERRORS as error:
+        raise InputError(f"image {path} cannot be read: {error}") from error
+
+
+def _exif_follows(path: Path) -> bool:
+    """Whether a PNG has EXIF, or text that may hold it, behind its pixels."""
+    pixels = False
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(chunk := file.read(8)) == 8 and chunk[4:] != b"IEND":
+            pixels = pixels or chunk[4:] == b"IDAT"
+            if pixels and chunk[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            file.seek(int.from_bytes(chunk[:4], "big") + 4, 1)
+    return False
+
+
+def _opened(path: Path) -> ImageFile.ImageFile:
+    if is_no_file(path):
+        raise InputError(f"image {path} cannot be read: it is no file")
+    try:
+        check_parts(path)
+        with _unwarned():
+            return Image.open(path, formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"image {path} is too large to be read whole: {error}") from error
+    except FileNotFoundError as error:
+        raise InputError(f"image {path} does not exist") from error
+    except EOFError as error:
+        raise InputError(f"image {path} is damaged or truncated: {error}") from error
+    except _DECODE_ERRORS as error:
+        raise InputError(f"image {path} cannot be read: {error}") from error
+
+
+@contextmanager
+def _in_memory(path: Path) -> Iterator[None]:
+    """Pixels are read within Pillow's limit, and may be converted to four times that."""
+    try:
+        yield
+    except MemoryError:
+        raise InputError(f"image {path} does not fit into the memory that is left; cut it into tiles") from None
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Pillow warns of large images, which are read, and of damage, which either is an error or harms no pixel."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,261 @@
+"""Pixels of both dates of a scene by windows: 8-bit RGB, and where there is data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from misgnet_runtime.callables import Mask, RgbImage
+from misgnet_runtime.errors import InputError, UnreadableError
+from misgnet_runtime.raster.geotiff import GDAL, cache_for, check_memory, load_rasterio, open_geotiff
+from misgnet_runtime.raster.grid import Grid, check_overlap, check_same
+from misgnet_runtime.raster.interpretation import check_interpretation
+from misgnet_runtime.raster.scaling import Scaling
+from misgnet_runtime.raster.tiff import may_be_tiff
+from misgnet_runtime.raster.tiff_blocks import read_blocks
+from misgnet_runtime.raster.tiling import Span
+from misgnet_runtime.raster.unreadable import Blocks, UnreadableBlock, Values
+from misgnet_runtime.raster.warping import warp_window, warped
+from misgnet_runtime.storage.files import is_file
+from misgnet_runtime.storage.snapshot import FileStamp
+
+_MOST_WARPED_BANDS = 8
+NEUTRAL = (124, 116, 104)  # ImageNet's mean: 0 to the network
+
+
+def stamp_of(path: Path) -> FileStamp:
+    """The state of a raster's file; InputError where it is gone."""
+    try:
+        return FileStamp.of(path)
+    except OSError as error:
+        raise InputError(f"raster {path} cannot be read any more: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Both dates uint8 (h, w, 3), where both have data, bool (h, w), and the blocks that do not decode.
+
+    Where either date has no data, both have the same neutral colour: nothing changes there, or at its border.
+    """
+
+    before: RgbImage
+    after: RgbImage
+    valid: Mask
+    holes: frozenset[UnreadableBlock] = frozenset()
+
+
+@dataclass(frozen=True)
+class Raster:
+    """One date, open; ``alpha`` is its alpha band (from 1). One thread at a time may read.
+
+    ``stamp``, ``blocks``, ``colours`` (GDAL's name of each band's): of its file, taken as it was opened, since
+    rasterio's ``colorinterp`` raises the error of an earlier read that failed; ``source``: the file's own raster,
+    where ``dataset`` is warped.
+    """
+
+    date: str
+    dataset: Any
+    alpha: int | None
+    stamp: FileStamp
+    blocks: Blocks
+    colours: tuple[str, ...]
+    source: Raster | None = None
+
+    @property
+    def file(self) -> Any:
+        """The file's own dataset, also where ``dataset`` is warped."""
+        return self.dataset if self.source is None else self.source.dataset
+
+    @property
+    def name(self) -> str:
+        return str(self.file.name)
+
+    def read(self, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
+        """Stored values (B, h, w), where they are data, bool (h, w), and the blocks that do not decode.
+
+        Unreadable blocks, known before or not, are no data; nor are NaN and Inf, or what a mask or an alpha of 0 hides.
+        The file's nodata value is one in every band where values are 8-bit, since there it is a colour too, and else in
+        any band.
+        """
+        rasterio = load_rasterio("a scene")
+        # GDAL would warp what is missing as zeros, and all bands in time that grows with the square of their number.
+        if self.source is not None and (self.blocks.has_gaps or self.dataset.count > _MOST_WARPED_BANDS):
+            return self._from_source(rasterio, self.source, bands, rows, columns)
+        unreadable = frozenset[UnreadableBlock]()
+        try:
+            values, valid = self._values(rasterio, bands, rows, columns)
+        except rasterio.errors.RasterioError:
+            if self.source is not None:
+                return self._from_source(rasterio, self.source, bands, rows, columns)
+            values, valid, unreadable = self._by_block(rasterio, bands, rows, columns)
+        gaps = self.blocks.gaps(self._with_alpha(bands), rows, columns) if self.source is None else None
+        return values, valid if gaps is None else valid & ~gaps, unreadable
+
+    def rgb(self, scaling: Scaling, rows: Span, columns: Span) -> tuple[RgbImage, Mask, frozenset[UnreadableBlock]]:
+        """The window as 8-bit RGB, uint8 (h, w, 3); the rest as of :meth:`read`."""
+        values, valid, unreadable = self.read(scaling.bands, rows, columns)
+        return scaling.apply(values), valid, unreadable
+
+    def _from_source(self, rasterio: Any, source: Raster, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
+        read = partial(source.read, bands)
+        return warp_window(rasterio, read, source.dataset, self.dataset, len(bands), rows, columns)
+
+    def _with_alpha(self, bands: tuple[int, ...]) -> list[int]:
+        return [*bands, *([self.alpha] if self.alpha else [])]
+
+    def _by_block(self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
+        values = np.zeros((len(bands), rows.length, columns.length), self.dataset.dtypes[bands[0] - 1])
+        valid = np.zeros(values.shape[1:], np.bool_)
+        unreadable: set[UnreadableBlock] = set()
+        for block_rows, block_columns in self._blocks(rows, columns):
+            part = _common(rows, block_rows), _common(columns, block_columns)
+            inside = part[0].within(rows), part[1].within(columns)
+            try:
+                values[(slice(None), *inside)], valid[inside] = self._values(rasterio, bands, *part)
+            except rasterio.errors.RasterioError:
+                where = block_rows.start, block_columns.start, block_rows.length, block_columns.length
+                unreadable.add((self.date, *where))
+        return values, valid, frozenset(unreadable)
+
+    def _blocks(self, rows: Span, columns: Span) -> Iterator[tuple[Span, Span]]:
+        """The file's blocks that a window touches."""
+        height, width = self.dataset.block_shapes[0]
+        for top in range(rows.start // height * height, rows.stop, height):
+            for left in range(columns.start // width * width, columns.stop, width):
+                yield (
+                    Span(top, min(top + height, self.dataset.height)),
+                    Span(left, min(left + width, self.dataset.width)),
+                )
+
+    def _values(self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span) -> tuple[NDArray[Any], Mask]:
+        window = rasterio.windows.Window(columns.start, rows.start, columns.length, rows.length)
+        asked = self._with_alpha(bands)
+        if self.source is not None:  # GDAL warps all bands at once five times as fast as some of them
+            read = self.dataset.read(window=window)[[band - 1 for band in asked]]
+        else:
+            read = self.dataset.read(asked, window=window)
+        values = read[: len(bands)]
+        valid = self._is_data(values)
+        if self.alpha:
+            valid &= read[-1] != 0
+        if any(flag.name == "per_dataset" for flag in self.dataset.mask_flag_enums[0]) and not self.alpha:
+            valid &= self.dataset.read_masks(1, window=window) != 0
+        return values, valid
+
+    def _is_data(self, values: NDArray[Any]) -> Mask:
+        nodata = self.dataset.nodata
+        valid = np.isfinite(values).all(axis=0)
+        if nodata is not None and not np.isnan(nodata):
+            same = values == np.asarray(nodata).astype(values.dtype)
+            valid &= ~(same.all(axis=0) if values.dtype == np.uint8 else same.any(axis=0))
+        return np.asarray(valid, np.bool_)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both dates on the grid of the first; see :func:`open_pair`. One thread at a time may read."""
+
+    before: Raster
+    after: Raster
+    grid: Grid
+
+    def read(self, scalings: tuple[Scaling, Scaling], rows: Span, columns: Span) -> Pixels:
+        """The window's pixels."""
+        before, first, unreadable = self.before.rgb(scalings[0], rows, columns)
+        after, second, also = self.after.rgb(scalings[1], rows, columns)
+        valid = first & second
+        return Pixels(neutralised(before, valid), neutralised(after, valid), valid, unreadable | also)
+
+
+def neutralised(image: RgbImage, valid: Mask) -> RgbImage:
+    """uint8 (h, w, 3), of the neutral colour where ``valid`` (h, w) is False."""
+    return image if valid.all() else np.where(valid[..., None], image, np.array(NEUTRAL, np.uint8))
+
+
+@contextmanager
+def open_pair(before: Path, after: Path, *, align: bool, grid: Grid | None = None) -> Iterator[Pair]:
+    """Both rasters, checked as far as their headers go; each thread opens its own.
+
+    Both lie on ``grid``, that of the first without one; with ``align`` what does not is warped onto it as it is read.
+    Raises as :func:`open_raster`.
+    """
+    with open_raster(before, "before", grid, align=align) as first:
+        grid = grid or Grid.of(first.dataset)
+        with open_raster(after, "after", grid, align=align) as second:
+            yield Pair(first, second, grid)
+
+
+@contextmanager
+def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool = False) -> Iterator[Raster]:
+    """One date, on ``grid`` where there is one; with ``align`` it is warped onto that (bilinear), as it is read.
+
+    InputError names the raster that is no GeoTIFF or too large in one piece, and shows both grids where they differ
+    or share nothing.
+    """
+    rasterio = load_rasterio("a scene")
+    held = rasterio.env.getenv().get("GDAL_CACHEMAX", 0) if rasterio.env.hasenv() else 0  # what the other date needs
+    with rasterio.Env(**GDAL), ExitStack() as stack:
+        if not is_file(path):
+            raise InputError(f"raster {path} does not exist")
+        stamp = stamp_of(path)
+        dataset = stack.enter_context(_checked(rasterio, path))
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=max(held, cache_for(dataset))))
+        colours = _colours(dataset)
+        raster = Raster(date, dataset, _alpha(colours), stamp, Blocks.of(path, dataset), colours)
+        if grid is not None and align:
+            check_overlap(rasterio, grid, Grid.of(dataset))
+            without_nodata = dataset.nodata is None and raster.alpha is None
+            vrt = stack.enter_context(warped(rasterio, dataset, grid, add_alpha=without_nodata))
+            raster = Raster(date, vrt, _alpha(_colours(vrt)), stamp, raster.blocks, colours, raster)
+        elif grid is not None:
+            check_same(grid, Grid.of(dataset))
+        yield raster
+
+
+def _checked(rasterio: Any, path: Path) -> Any:
+    dataset = _opened(rasterio, path)
+    check_memory(dataset, 0, "a window")
+    check_interpretation(dataset, path)
+    if kinds := {dtype for dtype in dataset.dtypes if np.dtype(_numpy_name(dtype)).kind not in "uif"}:
+        raise InputError(f"raster {path} holds {' and '.join(sorted(kinds))}; a date has real numbers")
+    if len(set(dataset.dtypes)) > 1:
+        raise InputError(
+            f"raster {path} mixes {' and '.join(sorted(set(dataset.dtypes)))}; a date has one type of values"
+        )
+    return dataset
+
+
+def _opened(rasterio: Any, path: Path) -> Any:
+    try:
+        return open_geotiff(rasterio, path)
+    except InputError as error:
+        try:
+            if may_be_tiff(path):
+                read_blocks(path)
+        except UnreadableError as reason:
+            raise UnreadableError(f"{error}; {reason}") from error
+        raise
+
+
+def _numpy_name(dtype: str) -> str:
+    return "complex64" if dtype.startswith("complex") else dtype
+
+
+def _colours(dataset: Any) -> tuple[str, ...]:
+    return tuple(colour.name for colour in dataset.colorinterp)
+
+
+def _alpha(colours: tuple[str, ...]) -> int | None:
+    """The alpha band's number, where the file says that it has one."""
+    return colours.index("alpha") + 1 if "alpha" in colours else None
+
+
+def _common(first: Span, second: Span) -> Span:
+    return Span(max(first.start, second.start), min(first.stop, second.stop))

@@ -1,0 +1,86 @@
+"""A look at a scene before it is run: its percentiles, and whether the two dates lie on each other."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from misgnet_runtime.callables import RgbImage
+from misgnet_runtime.raster.declared import Declared
+from misgnet_runtime.raster.interpretation import statement
+from misgnet_runtime.raster.reader import Pair, Raster
+from misgnet_runtime.raster.scaling import Scaling, check_stretch, choose_bands, declared_scaling, stretched
+from misgnet_runtime.raster.tiling import Span
+
+_SAMPLES, _SAMPLE = 8, 128  # windows along each axis, and their size in pixels
+_WINDOWS, _WINDOW = 3, 256  # the same for the shift
+_CLEAR_PEAK = 0.05  # of phase correlation; noise of this size stays below 0.02
+
+
+def find_scaling(raster: Raster, declared: Declared) -> Scaling:
+    """How the raster's values become 8-bit RGB; a stretch looks at 8 x 8 windows of 128 x 128 px.
+
+    InputError where that is not declared, or cannot be done; UsageError for a band that is not there.
+    """
+    bands = choose_bands(declared, raster.colours, raster.alpha, raster.name)
+    stated = statement(raster.file, bands, raster.colours)
+    if declared.stretch is None:
+        return declared_scaling(declared, bands, raster.dataset.dtypes[bands[0] - 1], stated, raster.name)
+    check_stretch(stated, raster.name)
+    picked = []
+    for rows, columns in spread(raster.dataset.height, raster.dataset.width, _SAMPLES, _SAMPLE):
+        values, valid, _ = raster.read(bands, rows, columns)
+        picked.append(values[:, valid])
+    return stretched(bands, np.concatenate(picked, axis=1), declared.stretch, raster.name)
+
+
+def spread(height: int, width: int, count: int, size: int) -> list[tuple[Span, Span]]:
+    """At most ``count`` x ``count`` windows of at most ``size`` pixels, evenly spread and without overlap."""
+    axes = []
+    for length in (height, width):
+        number = max(1, min(count, length // size))
+        begins = [i * max(0, length - size) // max(1, number - 1) for i in range(number)]
+        axes.append([Span(begin, min(begin + size, length)) for begin in begins])
+    return [(rows, columns) for rows in axes[0] for columns in axes[1]]
+
+
+def residual_shift(pair: Pair, scalings: tuple[Scaling, Scaling]) -> tuple[float, float] | None:
+    """Rows and columns by which the second date's content lies beside the first's, the median over 3 x 3 windows.
+
+    None where too few windows have data and a clear peak to say.
+    """
+    found = []
+    for rows, columns in spread(pair.grid.height, pair.grid.width, _WINDOWS, _WINDOW):
+        pixels = pair.read(scalings, rows, columns)
+        if pixels.valid.mean() > 0.9:
+            row, column, peak = phase_shift(pixels.before, pixels.after)
+            if peak > _CLEAR_PEAK:
+                found.append((row, column))
+    if len(found) < 2:
+        return None
+    row, column = np.median(np.array(found), axis=0)
+    return float(row), float(column)
+
+
+def phase_shift(before: RgbImage, after: RgbImage) -> tuple[float, float, float]:
+    """Shift in rows and columns of uint8 (h, w, 3) against another, in whole pixels, and the peak's height, 0 to 1.
+
+    Kuglin and Hines, "The phase correlation image alignment method", 1975.
+    """
+    first, second = (np.fft.rfft2(_windowed(image)) for image in (before, after))
+    cross = second * first.conj()
+    surface = np.fft.irfft2(cross / np.maximum(np.abs(cross), 1e-9), before.shape[:2])
+    row, column = np.unravel_index(int(surface.argmax()), surface.shape)
+    height, width = surface.shape
+    return (
+        float((row + height // 2) % height - height // 2),
+        float((column + width // 2) % width - width // 2),
+        float(surface.max()),
+    )
+
+
+def _windowed(image: RgbImage) -> NDArray[np.float64]:
+    """Brightness without its mean, fading to 0 at the edges: a cut edge is no structure."""
+    grey = image.mean(axis=2)
+    fade = np.outer(*(np.hanning(length + 2)[1:-1] for length in grey.shape))
+    return np.asarray((grey - grey.mean()) * fade, np.float64)

@@ -1,0 +1,153 @@
+"""Where a TIFF says that its blocks lie, checked against the file's size: before, and without, any decoder.
+
+Classic TIFF and BigTIFF of both byte orders, strips and tiles, one plane or several, and internal masks. No count in
+the file is trusted: memory is bounded by :data:`MOST_BLOCKS`, and a million blocks take some 50 ms.
+
+TIFF Revision 6.0 (1992), sections 2, 8 and 15; the BigTIFF design of libtiff (2007).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from misgnet_runtime.errors import InputError
+from misgnet_runtime.limits import GEOTIFF_BLOCKS
+from misgnet_runtime.raster.tiff import MASK, REDUCED, SUBFILE, TYPE_SIZES, Directory, Entry, TiffReader, opened
+
+MOST_BLOCKS = GEOTIFF_BLOCKS  # of all planes of a file together
+_PART = 1 << 20  # entries of a table that are read at once
+_YCBCR = 6
+(
+    _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIPS, _SAMPLES, _ROWS, _STRIP_SIZES, _PLANES,
+    _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_SIZES,
+) = 256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 322, 323, 324, 325  # fmt: skip
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The blocks of an image or of its mask, each ``block_height`` x ``block_width`` pixels; flags are (P, R, C).
+
+    ``absent``: a block's offset or length is 0, as a writer that was killed leaves it, or a sparse one;
+    ``outside``: it does not lie within the file.
+    """
+
+    block_height: int
+    block_width: int
+    absent: Flags
+    outside: Flags
+
+
+@dataclass(frozen=True)
+class TiffBlocks:
+    """The first image of a file and its internal masks; ``planes``: 1 where all bands of a pixel are in one block."""
+
+    height: int
+    width: int
+    planes: int
+    image: Layer
+    masks: tuple[Layer, ...]
+
+
+def read_blocks(path: Path) -> TiffBlocks:
+    """What a TIFF's directories say of its blocks.
+
+    Raises UnreadableError where a directory or a tag's value lies beyond the end of the file, InputError where the
+    directories are no such thing.
+    """
+    with opened(path) as file:
+        return _BlockReader(file, path).blocks()
+
+
+class _BlockReader(TiffReader):
+    def blocks(self) -> TiffBlocks:
+        directories = self.directories()
+        image = next(directories, None)
+        if image is None:
+            raise self.damaged("it has no directory")
+        height, width = self.number(image, _HEIGHT), self.number(image, _WIDTH)
+        if not (height and width):
+            raise self.damaged("its image has no size")
+        masks = tuple(self._layer(found) for found in directories if self._is_mask(found, height, width))
+        layer = self._layer(image)
+        return TiffBlocks(height, width, len(layer.absent), layer, masks)
+
+    def _is_mask(self, found: Directory, height: int, width: int) -> bool:
+        """Whether a directory is the mask of all of the first image, not of an overview."""
+        size = self.number(found, _HEIGHT), self.number(found, _WIDTH)
+        return self.number(found, SUBFILE) & (MASK | REDUCED) == MASK and size == (height, width)
+
+    def _layer(self, found: Directory) -> Layer:
+        """Raises UnreadableError where a tag's value lies beyond the end."""
+        for tag, entry in found.items():
+            if entry.at + entry.count * TYPE_SIZES.get(entry.kind, 0) > self.size:
+                raise self.cut_off(f"tag {tag}")
+        height, width = self.number(found, _HEIGHT), self.number(found, _WIDTH)
+        tiled = _TILE_WIDTH in found or _TILE_HEIGHT in found
+        block_height = self.number(found, _TILE_HEIGHT) if tiled else min(self.number(found, _ROWS, height), height)
+        block_width = self.number(found, _TILE_WIDTH) if tiled else width
+        if not (block_height and block_width):
+            raise self.damaged("its blocks have no size")
+        planes = self.number(found, _SAMPLES, 1) if self.number(found, _PLANES, 1) == 2 else 1
+        shape = planes, -(-height // block_height), -(-width // block_width)
+        if (count := shape[0] * shape[1] * shape[2]) > MOST_BLOCKS:
+            raise InputError(
+                f"raster {self.path} has {count:,} blocks, and {MOST_BLOCKS:,} are the most; write it in larger "
+                "blocks (gdal_translate -co TILED=YES), or cut it into parts"
+            )
+        most = self._plain_bytes(found, (block_height, block_width), tiled, height)
+        absent, outside = self._flags(found, count, most, shape[1:])
+        return Layer(block_height, block_width, absent.reshape(shape), outside.reshape(shape))
+
+    def _plain_bytes(
+        self, found: Directory, block: tuple[int, int], tiled: bool, height: int
+    ) -> tuple[int, int] | None:
+        """Bytes of a block that is not compressed, and of one in the last row of blocks; None where they are unknown.
+
+        Some writers give the last strip the length of a whole one.
+        """
+        if self.number(found, _COMPRESSION, 1) != 1 or self.number(found, _PHOTOMETRIC) == _YCBCR:
+            return None
+        samples = 1 if self.number(found, _PLANES, 1) == 2 else self.number(found, _SAMPLES, 1)
+        row = -(-block[1] * samples * self.number(found, _BITS, 1) // 8)
+        last = block[0] if tiled else height - (height - 1) // block[0] * block[0]
+        return row * block[0], row * last
+
+    def _flags(
+        self, found: Directory, count: int, plain: tuple[int, int] | None, shape: tuple[int, ...]
+    ) -> tuple[Flags, Flags]:
+        """Of each block: whether it is absent, and whether it lies outside of the file."""
+        offsets, sizes = found.get(_TILES, found.get(_STRIPS)), found.get(_TILE_SIZES, found.get(_STRIP_SIZES))
+        if offsets is None:
+            raise self.damaged("it does not say where its blocks lie")
+        absent, outside = np.ones(count, np.bool_), np.zeros(count, np.bool_)
+        end = np.uint64(self.size)
+        for start in range(0, min(count, offsets.count), _PART):
+            part = slice(start, min(start + _PART, count, offsets.count))
+            at = self.values(offsets, part)
+            size = self._lengths(sizes, part, plain, shape)
+            absent[part] = (at == 0) | (size == 0)
+            outside[part] = ~absent[part] & ((at >= end) | (size > end - np.minimum(at, end)))
+        return absent, outside
+
+    def _lengths(
+        self, sizes: Entry | None, part: slice, plain: tuple[int, int] | None, shape: tuple[int, ...]
+    ) -> NDArray[np.uint64]:
+        """Bytes of each block; at most what it needs where it is not compressed, 1 where nothing says."""
+        number = part.stop - part.start
+        if plain is None:
+            needed = None
+        else:
+            row = np.arange(part.start, part.stop) // shape[1] % shape[0]
+            needed = np.where(row == shape[0] - 1, plain[1], plain[0]).astype(np.uint64)
+        if sizes is None:
+            return np.ones(number, np.uint64) if needed is None else needed
+        found = np.zeros(number, np.uint64)
+        if sizes.count > part.start:
+            there = self.values(sizes, slice(part.start, min(part.stop, sizes.count)))
+            found[: len(there)] = there
+        return found if needed is None else np.minimum(found, needed)

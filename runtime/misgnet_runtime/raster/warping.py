@@ -1,0 +1,92 @@
+"""A raster on another grid: by GDAL's warped raster, and where its blocks are missing from the source's own pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil, floor
+from typing import Any
+
+import numpy as np
+
+from misgnet_runtime.raster.geotiff import mapped
+from misgnet_runtime.raster.grid import Grid
+from misgnet_runtime.raster.tiling import Span
+from misgnet_runtime.raster.unreadable import Values
+
+_POINTS = 22  # along each edge of a window, to find where it lies in the source
+_MOST_BYTES = 64 << 20  # of the source's pixels at once
+_WHOLE = 0.999  # of a pixel's bilinear weights that must lie on valid pixels
+Read = Callable[[Span, Span], Values]
+
+
+def warped(rasterio: Any, dataset: Any, grid: Grid, *, add_alpha: bool) -> Any:
+    """``dataset`` on ``grid``, bilinear. One thread: GDAL before 3.12.1 warps wrongly with more.
+
+    An alpha band says what the raster does not cover, where it has no nodata value for that; five times as slow.
+    """
+    return rasterio.vrt.WarpedVRT(
+        dataset, crs=grid.crs, transform=grid.transform, width=grid.width, height=grid.height, num_threads=1,
+        resampling=rasterio.enums.Resampling.bilinear, add_alpha=add_alpha,
+    )  # fmt: skip
+
+
+def warp_window(rasterio: Any, read: Read, source: Any, target: Any, count: int, rows: Span, columns: Span) -> Values:
+    """A window of ``target``'s grid from ``count`` bands that ``read`` gives of windows of ``source``; bilinear.
+
+    A pixel is valid where all that it is made of is: what touches a pixel without data is none.
+    """
+    window = source_window(rasterio, source, target, rows, columns)
+    size = window[0].length * window[1].length * count * np.dtype(source.dtypes[0]).itemsize if window else 0
+    if size > _MOST_BYTES and max(rows.length, columns.length) > 1:
+        return _halves(rasterio, read, source, target, count, rows, columns)
+    values = np.zeros((count, rows.length, columns.length), source.dtypes[0])
+    weights = np.zeros(values.shape[1:], np.float32)
+    if window is None:
+        return values, weights > 0, frozenset()
+    stored, valid, unreadable = read(*window)
+    stored = np.where(valid, stored, 0).astype(stored.dtype)
+    for given, made in ((stored, values), (valid.astype(np.float32), weights)):
+        rasterio.warp.reproject(
+            given, made, src_crs=source.crs, dst_crs=target.crs, src_transform=_transform(rasterio, source, *window),
+            dst_transform=_transform(rasterio, target, rows, columns), num_threads=1,
+            resampling=rasterio.enums.Resampling.bilinear,
+        )  # fmt: skip
+    return values, weights > _WHOLE, unreadable
+
+
+def _halves(rasterio: Any, read: Read, source: Any, target: Any, count: int, rows: Span, columns: Span) -> Values:
+    """A window in two parts, where its source is too large to be read at once."""
+    if rows.length >= columns.length:
+        parts, axis = [(part, columns) for part in rows.split(ceil(rows.length / 2))], 0
+    else:
+        parts, axis = [(rows, part) for part in columns.split(ceil(columns.length / 2))], 1
+    found = [warp_window(rasterio, read, source, target, count, *part) for part in parts]
+    values = np.concatenate([part[0] for part in found], axis + 1)
+    return values, np.concatenate([part[1] for part in found], axis), found[0][2] | found[1][2]
+
+
+def source_window(rasterio: Any, source: Any, target: Any, rows: Span, columns: Span) -> tuple[Span, Span] | None:
+    """The rows and columns of ``source`` that a window of ``target`` is made of; None where it covers none of it."""
+    across, down = (np.linspace(span.start, span.stop, _POINTS) for span in (columns, rows))
+    edge = [(x, y) for x in across for y in (rows.start, rows.stop)]
+    edge += [(x, y) for x in (columns.start, columns.stop) for y in down]
+    eastings, northings = zip(*(mapped(target.transform, x, y) for x, y in edge), strict=True)
+    there = rasterio.warp.transform(target.crs, source.crs, list(eastings), list(northings))
+    points = np.array([mapped(~source.transform, x, y) for x, y in zip(*there, strict=True)])
+    points = points[np.isfinite(points).all(axis=1)]
+    if not len(points):
+        return None
+    low, high = points.min(axis=0), points.max(axis=0)
+    found = []
+    for axis, limit, span in ((1, source.height, rows), (0, source.width, columns)):
+        reach = 2 + ceil(2 * max(1.0, (high[axis] - low[axis]) / span.length))
+        start, stop = max(0, floor(low[axis]) - reach), min(limit, ceil(high[axis]) + reach)
+        if start >= stop:
+            return None
+        found.append(Span(start, stop))
+    return found[0], found[1]
+
+
+def _transform(rasterio: Any, dataset: Any, rows: Span, columns: Span) -> Any:
+    window = rasterio.windows.Window(columns.start, rows.start, columns.length, rows.length)
+    return rasterio.windows.transform(window, dataset.transform)
