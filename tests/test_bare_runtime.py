@@ -57,7 +57,7 @@ import misgnet_runtime
 for module in pkgutil.walk_packages(misgnet_runtime.__path__, "misgnet_runtime."):
     importlib.import_module(module.name)
 assert not {name.partition(".")[0] for name in sys.modules} & ABSENT
-from misgnet_runtime.cli import main
+from misgnet_runtime.cli.main import main
 try:
     main()
 except SystemExit as ended:
@@ -82,7 +82,7 @@ def test_nothing_is_reported(kind: EngineKind, tmp_path: Path) -> None:
     code = """
 import sys
 sys.addaudithook(lambda event, arguments: sys.exit(f"{event} {arguments}") if event.startswith("socket.") else None)
-from misgnet_runtime.cli import main
+from misgnet_runtime.cli.main import main
 main()
 """
     command = [sys.executable, "-c", code, "predict", str(bundle), *pair, "--engine", "asked"]

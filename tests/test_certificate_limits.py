@@ -241,7 +241,7 @@ READ = """
 import resource, sys
 from pathlib import Path
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.trust.keys import read_anchors
+from misgnet_runtime.bundle.signing.keys import read_anchors
 
 resource.setrlimit(resource.RLIMIT_CPU, (15, 15))
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))

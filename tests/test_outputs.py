@@ -20,7 +20,7 @@ from misgnet_runtime.storage.atomic import refuse_existing, replace_file, replac
 MAKER = """
 import sys, time
 from pathlib import Path
-from misgnet_runtime.outputs import replace_folder
+from misgnet_runtime.storage.atomic import replace_folder
 with replace_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("made")
     print("ready", flush=True)

@@ -436,10 +436,10 @@ import re, sys
 from contextlib import contextmanager
 from pathlib import Path
 from bundles import FLOAT, FakeEngine
-from misgnet_runtime.detector import ChangeDetector
-from misgnet_runtime.manifest import Interface
-from misgnet_runtime.scenes import predict
-from misgnet_runtime.scenes.options import SceneOptions
+from misgnet_runtime.inference.detector import ChangeDetector
+from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.jobs.scene import predict
+from misgnet_runtime.jobs.scene.options import SceneOptions
 
 @contextmanager
 def opened(bundle, name, *others):

@@ -498,10 +498,10 @@ import re, sys
 from pathlib import Path
 from bundles import TILE
 from fake_split import FakeSplit
-from misgnet_runtime.scenes import encoding
-from misgnet_runtime.scenes.options import SceneOptions, SeriesOptions
+from misgnet_runtime.jobs.series import encoding
+from misgnet_runtime.jobs.scene.options import SceneOptions, SeriesOptions
 from misgnet_runtime.log import current
-from misgnet_runtime.scenes.series import Listener, run_series
+from misgnet_runtime.jobs.series.series import Listener, run_series
 
 encoding.choose_split = FakeSplit().opener()
 bundle, before, after, out = map(Path, sys.argv[1:])

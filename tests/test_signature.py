@@ -302,8 +302,8 @@ def test_a_copy_that_a_killed_process_left_is_removed(signed: Path, trust: Trust
     script = f"""
 import os, sys
 from pathlib import Path
-from misgnet_runtime.bundle import read_bundle
-from misgnet_runtime.trust.policy import Trust
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle.signing.policy import Trust
 found = read_bundle(Path({str(signed)!r}), Trust(Path({str(trust.key)!r})))
 print(found.path, flush=True)
 os._exit(9)

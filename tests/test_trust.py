@@ -351,7 +351,7 @@ def test_a_damaged_record_accepts_nothing(tmp_path: Path, bundle: Path, state: P
 def test_many_processes_at_once_keep_the_newest(state: Path) -> None:
     script = """
 import sys
-from misgnet_runtime.trust.state import Version, open_state, moment
+from misgnet_runtime.bundle.signing.rollback import Version, open_state, moment
 for number in map(int, sys.argv[1:]):
     with open_state() as state:
         state.accept("p", "k", Version(number, moment("2026-01-01")))

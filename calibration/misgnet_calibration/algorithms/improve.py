@@ -27,7 +27,7 @@ PIXELS_OF_NOISE = 1e-5  # share of pixels that may flip back without counting: 2
 
 
 class Measured(Protocol):
-    """How far a graph is from the float graph on tiles that decide, as ``misgnet_export.pipeline.agreement.Agreement``."""
+    """How far a graph is from the float graph on deciding tiles: ``misgnet_export.pipeline.agreement.Agreement``."""
 
     @property
     def mean(self) -> float: ...
