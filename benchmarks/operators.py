@@ -26,12 +26,12 @@ from msgspec import field
 
 from benchmarks.commands import new_parser, told_errors
 from misgnet_runtime.bundle.golden import read_golden
-from misgnet_runtime.bundle.manifest import Struct, encode
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.inference.detector import arrays_for
 from misgnet_runtime.machine import describe_machine, installed_versions, machine_line
 from misgnet_runtime.storage.atomic import write_file
+from misgnet_runtime.storage.schema import Struct, encode
 
 Feed = dict[str, np.ndarray]
 # A graph and one pair after the other to what each call took: (operator, kernel) and milliseconds of each node.

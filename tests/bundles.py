@@ -26,12 +26,12 @@ from misgnet_runtime.bundle.manifest import (
     Quantization,
     SplitEntry,
     TensorEntry,
-    encode,
 )
 from misgnet_runtime.bundle.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from misgnet_runtime.bundle.reader import describe_files
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.inference.detector import ChangeDetector
+from misgnet_runtime.storage.schema import encode
 
 DATA = Path(__file__).with_name("data")
 TILE = 64

@@ -13,8 +13,9 @@ import fake_tensorrt
 from bundles import FLOAT, INTERFACE, TILE, expected, images, make_bundle
 from misgnet_runtime.accuracy.evaluation_tiles import ROLE, EvaluationTiles, write_evaluation
 from misgnet_runtime.bundle.layout import MANIFEST
-from misgnet_runtime.bundle.manifest import EngineEntry, SplitEntry, decode_manifest, encode
+from misgnet_runtime.bundle.manifest import EngineEntry, SplitEntry, decode_manifest
 from misgnet_runtime.bundle.reader import describe_files
+from misgnet_runtime.storage.schema import encode
 
 GRAPH, ENCODER, HEAD = "graphs/int8.onnx", "graphs/encoder.onnx", "graphs/int8_head.onnx"
 DEVICE = EngineEntry(

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from bundles import DATA, FLOAT, edit, images, make_bundle
 from misgnet_runtime.bundle.golden import GoldenTiles, read_golden, write_golden
 from misgnet_runtime.bundle.layout import MANIFEST
-from misgnet_runtime.bundle.manifest import Manifest, decode_manifest, encode
+from misgnet_runtime.bundle.manifest import Manifest, decode_manifest
 from misgnet_runtime.bundle.reader import describe_files, read_bundle
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.limits import MANIFEST_BYTES
+from misgnet_runtime.storage.schema import encode
 
 FILES = ("engines/rtx.plan", "evidence/report.html", "golden/tiles.npz", "graphs/float.onnx", "graphs/int8.onnx")
 Values = dict[str, Any]

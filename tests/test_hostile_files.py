@@ -20,7 +20,6 @@ from PIL import EpsImagePlugin, Image
 from bundles import edit, make_bundle
 from commands import exit_code
 from misgnet_runtime.bundle.golden import read_golden
-from misgnet_runtime.bundle.manifest import Struct
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.bundle.signing.release import moment
 from misgnet_runtime.cli import main as cli
@@ -38,6 +37,7 @@ from misgnet_runtime.raster.images import image_size, read_image
 from misgnet_runtime.storage import jsonl as lines
 from misgnet_runtime.storage import npz
 from misgnet_runtime.storage.jsonl import decode_lines, encode_line
+from misgnet_runtime.storage.schema import Struct
 
 ZEROS = "0" * 64
 

@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from ends import die_at, in_child
-from misgnet_runtime.bundle.manifest import Struct
 from misgnet_runtime.errors import StorageError, UsageError
 from misgnet_runtime.storage.jsonl import JournalSchema, open_journal
+from misgnet_runtime.storage.schema import Struct
 
 
 class Header(Struct, frozen=True, tag="header"):

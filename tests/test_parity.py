@@ -12,9 +12,9 @@ from bundles import expected, images, write_image
 from misgnet_runtime.accuracy.gate import Verdict
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.accuracy.parity import EngineParity, Judged, ParityReport, by_source, compare, judge, report
-from misgnet_runtime.bundle.manifest import encode
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.storage.schema import encode
 
 SIZES = {"a": (40, 70), "b": (32, 32), "c": (20, 45)}  # tiles of 32: 2 x 3, 1 x 1, 1 x 2
 TILES = 9

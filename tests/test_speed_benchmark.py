@@ -53,11 +53,11 @@ from benchmarks.speed.table import markdown
 from benchmarks.speed.targets import jitter_target, targets_of
 from benchmarks.speed.work import work_of
 from misgnet_runtime import machine
-from misgnet_runtime.bundle.manifest import encode
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.storage.files import file_sha256
+from misgnet_runtime.storage.schema import encode
 
 FLOAT_GRAPH = bundles.DATA / "tiny_float.onnx"
 PIXEL = Work(400, 100)  # 1,000 operations a pair

@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from misgnet_calibration.onnx_graph.graph import Graph
-from misgnet_runtime.bundle.manifest import Struct
+from misgnet_runtime.storage.schema import Struct
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 # What ONNX Runtime computes INT8 products with.

@@ -25,11 +25,11 @@ from benchmarks.contest.start import open_start, straight_graph
 from benchmarks.int8_peers.comparison import compare
 from benchmarks.int8_peers.graphs import Task
 from benchmarks.int8_peers.report import Made, Report, Row, table
-from misgnet_runtime.bundle.manifest import encode
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.storage.atomic import write_file
+from misgnet_runtime.storage.schema import encode
 
 _INT8 = "int8 graph for cpu"  # its role in the manifest
 _SAME = ((FLOAT, "cpu-float32"), (OURS, "cpu"))  # a contender, and the bundle's engine with the same graph

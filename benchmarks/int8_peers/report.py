@@ -9,8 +9,8 @@ from msgspec import field
 from benchmarks.contest.share import Share
 from benchmarks.int8_peers.timing import Speed
 from misgnet_runtime.accuracy.gate import Interval
-from misgnet_runtime.bundle.manifest import Struct
 from misgnet_runtime.machine import machine_line
+from misgnet_runtime.storage.schema import Struct
 
 
 class Made(Struct, frozen=True):

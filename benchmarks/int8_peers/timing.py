@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.contest.guest import Guest
 from benchmarks.contest.rounds import in_rounds
-from misgnet_runtime.bundle.manifest import Struct
+from misgnet_runtime.storage.schema import Struct
 
 
 class Speed(Struct, frozen=True):

@@ -23,9 +23,9 @@ from benchmarks.speed.plot import draw
 from benchmarks.speed.report import Report
 from benchmarks.speed.run import SKIPPABLE, Options, run
 from benchmarks.speed.table import markdown
-from misgnet_runtime.bundle.manifest import encode
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.storage.atomic import write_file
+from misgnet_runtime.storage.schema import encode
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from msgspec import field
 
 from misgnet_runtime.accuracy.gate import Interval
-from misgnet_runtime.bundle.manifest import Struct
+from misgnet_runtime.storage.schema import Struct
 
 # Who made what is run: this project, or anybody else.
 Side = Literal["peer", "ours"]

@@ -17,10 +17,10 @@ import msgspec
 from msgspec import field
 
 from misgnet.datasets.split import Edges
-from misgnet_runtime.bundle.manifest import JSON_ERRORS, Count, Sha256, Struct
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.storage.atomic import resumable_errors
 from misgnet_runtime.storage.jsonl import append_line, encode_line, open_held
+from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Sha256, Struct
 
 RECORD = "prepare.jsonl"
 FORMAT = 1

@@ -25,10 +25,11 @@ from misgnet.network.decoder import Decode
 from misgnet.network.guidance import ConvNorm
 from misgnet.training.fake_quantization import FakeQuantConv2d, FakeQuantLinear, fake_quantize
 from misgnet.training.smoothing import smooth
-from misgnet_runtime.bundle.manifest import Int8Numbers, Manifest, NodePlacement, Quantization, Steps, encode
+from misgnet_runtime.bundle.manifest import Int8Numbers, Manifest, NodePlacement, Quantization, Steps
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.storage.files import file_sha256
+from misgnet_runtime.storage.schema import encode
 
 DEFAULT_GRAPH = "cpu"
 # What may have become an operator, and the axis of its output channels in ONNX. An MLP's linear layers are 1 x 1

@@ -36,10 +36,10 @@ def plans(folder: Path) -> Prepared:
     """Which plan is used, the record of a plan, and kernel timings: each as it is, and behind its digest."""
     from device_bundles import DEVICE
     from fake_cuda import FakeDriver
-    from misgnet_runtime.bundle.manifest import encode
     from misgnet_runtime.engines.tensorrt.open import slot_of
     from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore
     from misgnet_runtime.engines.tensorrt.plan_records import FORMAT, Activation, PlanKey, PlanRecord
+    from misgnet_runtime.storage.schema import encode
 
     os.environ["MISGNET_CACHE"] = str(folder / "cache")
     store, slot = PlanStore(), slot_of("0" * 64, DEVICE, FakeDriver("sm87").device())

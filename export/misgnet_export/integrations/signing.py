@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from misgnet_runtime.bundle.layout import MANIFEST, SIGNATURE
-from misgnet_runtime.bundle.manifest import Manifest, Release, encode
+from misgnet_runtime.bundle.manifest import Manifest, Release
 from misgnet_runtime.bundle.reader import read_unsigned
 from misgnet_runtime.bundle.signing.chain import check_size, check_use, verify_chain
 from misgnet_runtime.bundle.signing.envelope import decode_envelope, signed_digests
@@ -23,6 +23,7 @@ from misgnet_runtime.bundle.signing.release import moment, read_issue
 from misgnet_runtime.bundle.signing.verify import Signed, difference
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
 from misgnet_runtime.storage.atomic import refuse_existing, replace_folder
+from misgnet_runtime.storage.schema import encode
 
 MAX_PRODUCT = 200  # as a manifest may hold
 _STAGE = ".signing"

@@ -15,9 +15,9 @@ from misgnet_calibration.algorithms.accuracy_control import ControlReport, Effec
 from misgnet_export.report import figures
 from misgnet_export.report.pictures import data_uri
 from misgnet_export.report.tables import cell, plain, plain_table
-from misgnet_runtime.bundle.manifest import Fraction, Struct
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.storage.atomic import replace_file
+from misgnet_runtime.storage.schema import Fraction, Struct
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

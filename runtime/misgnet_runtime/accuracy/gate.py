@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.accuracy.metrics import Confusion
-from misgnet_runtime.bundle.manifest import GateRule, Struct
+from misgnet_runtime.bundle.manifest import GateRule
+from misgnet_runtime.storage.schema import Struct
 
 RESAMPLES = 10_000
 

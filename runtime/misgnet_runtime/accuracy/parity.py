@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.accuracy.gate import Interval, Verdict, bootstrap_drop, decide, f1_drop
 from misgnet_runtime.accuracy.metrics import Confusion
-from misgnet_runtime.bundle.manifest import GateRule, Struct
+from misgnet_runtime.bundle.manifest import GateRule
 from misgnet_runtime.callables import Mask, Predict, Progress
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.raster.dataset import Tile, TileSet, stack
+from misgnet_runtime.storage.schema import Struct
 
 Status = Literal["run", "proxy", "not run"]
 

@@ -17,6 +17,7 @@ from misgnet_runtime.bundle.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import MANIFEST_BYTES, MANIFEST_VALUES
 from misgnet_runtime.storage.files import is_no_file
+from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Fraction, Positive, Sha256, Struct
 
 SCHEMA_VERSION = 1
 
@@ -25,9 +26,6 @@ OutputForm = Literal["probability", "logits", "mask"]
 # What of the measured F1 drop must stay within the limit: the point estimate, or the upper end of its interval.
 GateRule = Literal["point", "upper"]
 EngineKind = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "rtx", "tensorrt"]
-Count = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(ge=1, lt=1 << 31)]
-Fraction = Annotated[float, Meta(ge=0, le=1)]
 # Nobody writes longer ones, and laying out a table takes the square of a cell's length.
 MAX_WORDS = 4096
 Name = Annotated[str, Meta(max_length=200, pattern=r"\A[ -~]*\Z")]
@@ -39,17 +37,9 @@ TensorName = Annotated[str, Meta(max_length=200, pattern=r"\A[A-Za-z0-9_][A-Za-z
 FilePath = Annotated[
     str, Meta(max_length=1024, pattern=r"\A(?!(?:.*/)?\.{1,2}(?:/|\Z))[A-Za-z0-9_.,+=@~-]+(?:/[A-Za-z0-9_.,+=@~-]+)*\Z")
 ]
-Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
-# What decoding JSON or TOML from outside raises, and a check of what it says; each reader makes its own error of it.
-# msgspec's errors are ValueErrors only since its version 0.22.
-JSON_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 _DATES = ("before", "after")
-
-
-class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of everything that is kept as JSON."""
 
 
 class TensorEntry(Struct, frozen=True):
@@ -145,10 +135,10 @@ class EngineEntry(Struct, frozen=True):
     graph: FilePath
     precision: Name
     vendor_version: Name
-    compute_capabilities: list[Name] = []
+    compute_capabilities: list[Name] = msgspec.field(default_factory=list)
     platform: Name = "any"
     batches: tuple[Positive, Positive, Positive] = (1, 4, 16)
-    needs: list[Name] = []
+    needs: list[Name] = msgspec.field(default_factory=list)
     split: SplitEntry | None = None
     compiled: Literal["by the build", "to be compiled on the device"] = "by the build"
     cuda_driver: Name = ""
@@ -223,8 +213,8 @@ class NodePlacement(Struct, frozen=True):
     rule: Words
     multiply_adds: Count
     int8: Int8Numbers | None = None
-    divided_by: list[Annotated[float, Meta(gt=0)]] = []
-    operands: list[Steps] = []
+    divided_by: list[Annotated[float, Meta(gt=0)]] = msgspec.field(default_factory=list)
+    operands: list[Steps] = msgspec.field(default_factory=list)
 
 
 class RepairEntry(Struct, frozen=True):
@@ -256,12 +246,12 @@ class Quantization(Struct, frozen=True):
     weight_bits: int
     int8_share_of_multiply_adds: Fraction
     calibrator: Name
-    candidates: dict[Words, float] = {}
-    float32_nodes: list[Words] = []
-    rules: list[PlacementRule] = []
-    placement: list[NodePlacement] = []
-    repairs: list[RepairEntry] = []
-    calibrators: dict[Words, Words] = {}
+    candidates: dict[Words, float] = msgspec.field(default_factory=dict)
+    float32_nodes: list[Words] = msgspec.field(default_factory=list)
+    rules: list[PlacementRule] = msgspec.field(default_factory=list)
+    placement: list[NodePlacement] = msgspec.field(default_factory=list)
+    repairs: list[RepairEntry] = msgspec.field(default_factory=list)
+    calibrators: dict[Words, Words] = msgspec.field(default_factory=dict)
 
     def shares(self) -> dict[str, float]:
         """Share of the weights' multiply-adds in each precision, the lowest precision first."""
@@ -310,7 +300,7 @@ class Manifest(Struct, frozen=True):
     licence: Words
     gate: GateRule = "point"
     threshold_from: Words = "given"
-    features: list[TensorEntry] = []
+    features: list[TensorEntry] = msgspec.field(default_factory=list)
     release: Release | None = None
 
     def file(self, role: str) -> FileEntry:
@@ -320,11 +310,6 @@ class Manifest(Struct, frozen=True):
                 return entry
         roles = sorted({f.role for f in self.files})
         raise InputError(f"the bundle has no file with the role '{role}'; it has {roles}")
-
-
-def encode(value: Any) -> bytes:
-    """Readable JSON with a final newline."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
 def decode_manifest(path: Path, data: bytes | None = None) -> Manifest:

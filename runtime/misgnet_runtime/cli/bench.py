@@ -31,11 +31,11 @@ def bench(
     """
     from msgspec.structs import asdict
 
-    from misgnet_runtime.bundle.manifest import encode
     from misgnet_runtime.cli.bench_tables import lines, tables
     from misgnet_runtime.measure.bench.matrix import BenchOptions
     from misgnet_runtime.measure.bench.run import run_bench
     from misgnet_runtime.storage.atomic import refuse_existing, write_file
+    from misgnet_runtime.storage.schema import encode
 
     if json_file is not None:
         refuse_existing(json_file, force)

@@ -31,10 +31,10 @@ def tune(
     """
     from msgspec.structs import asdict
 
-    from misgnet_runtime.bundle.manifest import encode
     from misgnet_runtime.cli.tune_tables import lines, table
     from misgnet_runtime.measure.tuning.run import tune_bundle
     from misgnet_runtime.storage.atomic import refuse_existing, write_file
+    from misgnet_runtime.storage.schema import encode
 
     if json_file is not None:
         refuse_existing(json_file, force)

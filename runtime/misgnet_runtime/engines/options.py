@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from misgnet_runtime.bundle.manifest import Struct
+from misgnet_runtime.storage.schema import Struct
 
 
 class EngineSettings(Struct, frozen=True):

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from misgnet_runtime import errors
-from misgnet_runtime.bundle.manifest import EngineEntry, FileEntry, Interface, Struct
+from misgnet_runtime.bundle.manifest import EngineEntry, FileEntry, Interface
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.children import environment, python_command
@@ -26,6 +26,7 @@ from misgnet_runtime.engines.options import EngineSettings
 from misgnet_runtime.errors import MisgnetError
 from misgnet_runtime.machine import usable_cores
 from misgnet_runtime.measure.sensors.power import Energy, PowerMeter, count_energy
+from misgnet_runtime.storage.schema import Struct
 
 ROUNDS = 5
 WARM_UP_SECONDS = 10.0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from misgnet_runtime.bundle.manifest import Count, EngineName, Positive, Sha256, Struct
+from misgnet_runtime.bundle.manifest import EngineName
 from misgnet_runtime.engines import EngineSettings
+from misgnet_runtime.storage.schema import Count, Positive, Sha256, Struct
 
 # One pair at a time, or as many as there are: scenes, series, folders.
 Goal = Literal["latency", "throughput"]

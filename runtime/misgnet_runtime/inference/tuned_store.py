@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from misgnet_runtime.bundle.manifest import JSON_ERRORS, EngineEntry, encode
+from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines import MOST_STREAMS, is_on_cpu
 from misgnet_runtime.engines.cuda import first_device, open_driver
@@ -19,6 +19,7 @@ from misgnet_runtime.limits import TUNING_BYTES
 from misgnet_runtime.log import current
 from misgnet_runtime.machine import describe_machine, usable_cores
 from misgnet_runtime.storage.private import NoFolderError, PrivateFolder
+from misgnet_runtime.storage.schema import JSON_ERRORS, encode
 
 
 def place_of(bundle: Bundle, entry: EngineEntry) -> Place:

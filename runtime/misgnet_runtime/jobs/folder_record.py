@@ -17,13 +17,13 @@ from typing import Literal
 
 import msgspec
 
-from misgnet_runtime.bundle.manifest import JSON_ERRORS, Count, Struct
 from misgnet_runtime.callables import Mask
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.raster.dataset import Source
 from misgnet_runtime.raster.images import write_mask
 from misgnet_runtime.storage.atomic import publish, refuse_existing, resumable_errors, sync
 from misgnet_runtime.storage.jsonl import FileName, append_line, decode_lines, open_held
+from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Struct
 
 FORMAT = 2
 Stamp = tuple[int, int, int, int]

@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
-from misgnet_runtime.bundle.manifest import JSON_ERRORS, Count, Struct
 from misgnet_runtime.errors import InputError, StorageError, UsageError
 from misgnet_runtime.jobs.tuned_since import tuned_since
 from misgnet_runtime.storage.atomic import resumable_errors
 from misgnet_runtime.storage.jsonl import append_line, decode_lines, open_held, write_all
+from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Struct
 
 FORMAT = 2
 _JOURNAL = "journal.jsonl"

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Generic, TypeVar, get_args
 import msgspec
 from msgspec import Meta
 
-from misgnet_runtime.bundle.manifest import JSON_ERRORS, Struct
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.limits import JOURNAL_LINE_BYTES
 from misgnet_runtime.storage.atomic import resumable_errors, sync
 from misgnet_runtime.storage.lock import try_acquire
+from misgnet_runtime.storage.schema import JSON_ERRORS, Struct
 
 MOST_LINE = JOURNAL_LINE_BYTES  # a longer line is read in parts, and none of them is whole
 Entry = TypeVar("Entry", bound=Struct)

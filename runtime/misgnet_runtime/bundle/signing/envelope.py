@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from misgnet_runtime.bundle.layout import MAX_ENTRIES, SIGNATURE
-from misgnet_runtime.bundle.manifest import JSON_ERRORS
 from misgnet_runtime.bundle.signing.names import MAX_NAME, folded, path_problem
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import SIGNATURE_BYTES
+from misgnet_runtime.storage.schema import JSON_ERRORS
 
 MAX_SIGNATURE_BYTES = SIGNATURE_BYTES
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"

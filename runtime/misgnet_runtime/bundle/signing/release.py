@@ -7,8 +7,9 @@ from datetime import datetime, timedelta, timezone
 
 import msgspec
 
-from misgnet_runtime.bundle.manifest import JSON_ERRORS, Release
+from misgnet_runtime.bundle.manifest import Release
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.storage.schema import JSON_ERRORS
 
 CLOCK_TOLERANCE = timedelta(hours=1)  # between the clock of who signs and the device's
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 
-from misgnet_runtime.bundle.manifest import JSON_ERRORS, Struct, encode
 from misgnet_runtime.bundle.signing.release import Version, moment
 from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.limits import ACCEPTED_BYTES
@@ -23,6 +22,7 @@ from misgnet_runtime.storage.atomic import write_file
 from misgnet_runtime.storage.lock import acquire
 from misgnet_runtime.storage.private import user_folder
 from misgnet_runtime.storage.private_state import unsafe_ancestor
+from misgnet_runtime.storage.schema import JSON_ERRORS, Struct, encode
 
 _FORMAT = 1
 _MAX_BYTES = ACCEPTED_BYTES

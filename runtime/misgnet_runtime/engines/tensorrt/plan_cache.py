@@ -18,12 +18,12 @@ from typing import TypeVar
 
 import msgspec
 
-from misgnet_runtime.bundle.manifest import JSON_ERRORS, encode
 from misgnet_runtime.engines.tensorrt.plan_records import FORMAT, Activation, PlanKey, PlanRecord, Slot
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import KERNEL_TIMINGS_BYTES, PLAN_RECORD_BYTES
 from misgnet_runtime.log import current
 from misgnet_runtime.storage.private import PrivateFolder
+from misgnet_runtime.storage.schema import JSON_ERRORS, encode
 
 _PLAN, _RECORD, _ACTIVE = ".plan", ".json", "active-"
 Kept = TypeVar("Kept", PlanRecord, Activation)

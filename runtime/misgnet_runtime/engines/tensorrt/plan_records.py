@@ -7,8 +7,9 @@ import hashlib
 import msgspec
 
 from misgnet_runtime.accuracy.parity import EngineParity
-from misgnet_runtime.bundle.manifest import Count, EngineName, FilePath, Positive, Sha256, Struct
+from misgnet_runtime.bundle.manifest import EngineName, FilePath
 from misgnet_runtime.engines.tensorrt.compatibility import PlanFacts
+from misgnet_runtime.storage.schema import Count, Positive, Sha256, Struct
 
 FORMAT = 1
 

@@ -20,11 +20,11 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from misgnet_runtime.bundle.manifest import Sha256, Struct
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.jobs.batch.table import Shard
 from misgnet_runtime.storage.jsonl import add_line, decode_lines, line_errors, open_held
 from misgnet_runtime.storage.lock import try_acquire
+from misgnet_runtime.storage.schema import Sha256, Struct
 
 FORMAT = 1
 _NAME = re.compile(r"batch(?:-(\d+)-of-(\d+))?\.jsonl")

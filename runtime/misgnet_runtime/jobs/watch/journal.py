@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
-from misgnet_runtime.bundle.manifest import Count, Sha256, Struct
 from misgnet_runtime.storage import jsonl as lines
 from misgnet_runtime.storage.jsonl import FileName, JournalSchema
+from misgnet_runtime.storage.schema import Count, Sha256, Struct
 
 JOURNAL = "watch.jsonl"
 

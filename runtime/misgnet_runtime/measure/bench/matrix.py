@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from misgnet_runtime.bundle.manifest import EngineEntry, Struct
+from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines import streams_on_cpu
 from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.inference.selection import open_detector, ranked_here
 from misgnet_runtime.inference.throughput import ROUNDS, WARM_UP_SECONDS, Task, task_of
 from misgnet_runtime.machine import usable_cores
+from misgnet_runtime.storage.schema import Struct
 
 _LARGEST_BATCH = 16  # of those that are measured without being asked for
 

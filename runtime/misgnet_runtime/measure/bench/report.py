@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from misgnet_runtime.bundle.manifest import Struct
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.measure.bench.matrix import NotRun, RunsHere
 from misgnet_runtime.measure.sensors.clocks import DeviceState
+from misgnet_runtime.storage.schema import Struct
 
 
 class Settings(Struct, frozen=True):

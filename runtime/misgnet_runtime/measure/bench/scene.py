@@ -12,12 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from misgnet_runtime.bundle.manifest import Count, Struct
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.cli.app import run_app
 from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, UnavailableError, UsageError
 from misgnet_runtime.log import collector
+from misgnet_runtime.storage.schema import Count, Struct
 
 _KINDS = {kind.exit_code: kind for kind in (UsageError, GateFailed, InputError, UnavailableError)}
 

@@ -7,7 +7,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from misgnet_runtime.bundle.manifest import EngineEntry, Struct
+from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.clock import timestamp
 from misgnet_runtime.errors import UsageError
@@ -18,6 +18,7 @@ from misgnet_runtime.measure.bench.matrix import BenchOptions, NotRun, make_plan
 from misgnet_runtime.measure.tuning.answers import AnswerCheck
 from misgnet_runtime.measure.tuning.candidates import changes, default_setting
 from misgnet_runtime.measure.tuning.search import Budget, Compare, Comparison, find_setting
+from misgnet_runtime.storage.schema import Struct
 
 MINUTES = 3.0  # an engine
 _BUSY = 0.5  # threads that want to run
