@@ -23,18 +23,18 @@ from misgnet_runtime.cli import main as cli
 from misgnet_runtime.cli.app import out_console
 from misgnet_runtime.engines import EngineSettings, ExecutionOptions
 from misgnet_runtime.errors import MisgnetError, StorageError, UsageError
-from misgnet_runtime.inference import tuned_store as store
+from misgnet_runtime.inference import tuned as store
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.inference.split_detector import choose_split
 from misgnet_runtime.inference.throughput import Task, Timing
+from misgnet_runtime.inference.tuned import keep, kept, path_of, place_of, prepare
 from misgnet_runtime.inference.tuned_settings import FORMAT, Found, Goal, Setting, Trial, Tuning
-from misgnet_runtime.inference.tuned_store import keep, kept, path_of, place_of, prepare
 from misgnet_runtime.jobs.journal import Raw, open_journal
+from misgnet_runtime.measure import tune as run_module
+from misgnet_runtime.measure.tune import TuneReport, tune_bundle
 from misgnet_runtime.measure.tuning import candidates, search
-from misgnet_runtime.measure.tuning import run as run_module
 from misgnet_runtime.measure.tuning.answers import AnswerCheck
 from misgnet_runtime.measure.tuning.candidates import changes, default_setting
-from misgnet_runtime.measure.tuning.run import TuneReport, tune_bundle
 from misgnet_runtime.measure.tuning.search import Budget, Compare, Comparison, find_setting, gain_and_spread
 from misgnet_runtime.storage.private import PrivateFolder, cache_folder
 
@@ -48,7 +48,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four cores, whatever this machine has, and a cache of its own; words are for a person."""
     log.use("text")
     monkeypatch.setenv("MISGNET_CACHE", str(tmp_path / "cache"))
-    for name in ("engines", "measure.tuning.candidates", "inference.tuned_store"):
+    for name in ("engines", "measure.tuning.candidates", "inference.tuned"):
         monkeypatch.setattr(f"misgnet_runtime.{name}.usable_cores", lambda: 4)
 
 

@@ -124,8 +124,8 @@ def golden(folder: Path) -> Prepared:
 
 def tuning(folder: Path) -> Prepared:
     from misgnet_runtime.bundle.reader import read_bundle
+    from misgnet_runtime.inference.tuned import keep, kept, place_of
     from misgnet_runtime.inference.tuned_settings import FORMAT, Found, Setting, Trial, Tuning
-    from misgnet_runtime.inference.tuned_store import keep, kept, place_of
 
     bundle = read_bundle(make_bundle(folder / "bundle"))
     entry = bundle.engine_entry("cpu")

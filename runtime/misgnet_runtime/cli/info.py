@@ -16,7 +16,7 @@ from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.formatting import printable
 from misgnet_runtime.inference.selection import open_detector, ranked_here
-from misgnet_runtime.inference.tuned_store import kept
+from misgnet_runtime.inference.tuned import kept
 
 
 class _Result(msgspec.Struct):

@@ -32,7 +32,7 @@ def tune(
     from msgspec.structs import asdict
 
     from misgnet_runtime.cli.tune_tables import lines, table
-    from misgnet_runtime.measure.tuning.run import tune_bundle
+    from misgnet_runtime.measure.tune import tune_bundle
     from misgnet_runtime.storage.atomic import refuse_existing, write_file
     from misgnet_runtime.storage.schema import encode
 

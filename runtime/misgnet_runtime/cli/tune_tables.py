@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from misgnet_runtime.inference.tuned_settings import Trial, Tuning
-from misgnet_runtime.measure.tuning.run import TuneReport
+from misgnet_runtime.measure.tune import TuneReport
 from misgnet_runtime.measure.tuning.search import ROUNDS
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines import Engine, EngineSettings, ExecutionOptions, open_engine_file, streams_for_scenes
+from misgnet_runtime.inference.tuned import kept
 from misgnet_runtime.inference.tuned_settings import Goal, Setting
-from misgnet_runtime.inference.tuned_store import kept
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.clock import timestamp
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.inference.tuned import keep, place_of, prepare
 from misgnet_runtime.inference.tuned_settings import FORMAT, Found, Goal, Setting, Trial, Tuning
-from misgnet_runtime.inference.tuned_store import keep, place_of, prepare
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.measure.bench.matrix import BenchOptions, NotRun, make_plan
 from misgnet_runtime.measure.tuning.answers import AnswerCheck
