@@ -8,7 +8,7 @@ from pathlib import Path
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface
 from misgnet_runtime.engines import ExecutionOptions, batch_for_scenes
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.inference.tuned_settings import Goal
+from misgnet_runtime.inference.tuned import Goal
 from misgnet_runtime.raster.declared import Declared
 
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".fgb")
