@@ -10,7 +10,7 @@ from misgnet_runtime.callables import RgbImage
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.formatting import changed_words
 from misgnet_runtime.inference.selection import Opened, open_detector
-from misgnet_runtime.jobs.scene.agreement import SAME_FILE, wrong_order
+from misgnet_runtime.jobs.scene.consistency import SAME_FILE, wrong_order
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.raster.images import check_mask_name, image_time, is_raster, read_pair, same_bytes, write_mask
 from misgnet_runtime.raster.tiff import is_tiff, read_header
