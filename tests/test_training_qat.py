@@ -94,7 +94,10 @@ def observed(model: Any, data: Path) -> Observed:
 
 def written(model: Any, seen: Observed, recipe: Int8Recipe, *, width: float = 1.0, original: Any = None) -> Written:
     """What a build writes; ``width`` scales the observed ranges, ``original`` is the graph before repairs."""
-    ranges = {n: Range(r.low * width, r.high * width) for n, r in seen.ranges(DEFAULT, recipe).items()}
+    ranges = {
+        n: Range(r.low * width, r.high * width)
+        for n, r in seen.ranges(DEFAULT, symmetric=recipe.symmetric_activations).items()
+    }
     graph = quantize(model, recipe, ranges, seen.peaks)
     entries = placement_entries(Graph(original or model), recipe, graph)[1]
     return Written(graph, ranges, entries)
