@@ -18,13 +18,13 @@ import onnxruntime
 from typer.testing import CliRunner
 
 from bundles import edit, make_bundle
-from misgnet.augmentation import Augmentation
 from misgnet.checkpoint import load_checkpoint, load_network
 from misgnet.cli import app
 from misgnet.evaluation import evaluate, predict_probability
 from misgnet.network import MISGNet, build_misgnet
 from misgnet.synthetic import write_split
 from misgnet.training import Counters, Recipe, Report, Start, StepReport, qat, resume, train
+from misgnet.training.augmentation import Augmentation
 from misgnet.training.average import AveragedNetwork
 from misgnet.training.fake_quantization import FakeQuantConv2d, FakeQuantLinear, folding, weight_scale
 from misgnet.training.recipe import rate_factor
