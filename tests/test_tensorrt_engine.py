@@ -16,10 +16,17 @@ from numpy.typing import NDArray
 import fake_tensorrt
 from fake_cuda import FakeDriver
 from fake_tensorrt import WORKING_MEMORY, make_tensorrt, model
-from misgnet_runtime.engines.tensorrt import MachineFacts, Plan, PlanFacts, PlanOptions, check_plan_fits, compile_plan
+from misgnet_runtime.engines.tensorrt import (
+    MachineCompatibility,
+    Plan,
+    PlanCompatibility,
+    PlanOptions,
+    check_plan_fits,
+    compile_plan,
+)
 from misgnet_runtime.engines.tensorrt import compatibility as facts
 from misgnet_runtime.engines.tensorrt.engine import open_plan
-from misgnet_runtime.engines.tensorrt.replay import KEPT
+from misgnet_runtime.engines.tensorrt.streams import KEPT
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError, UsageError
 
 VERSIONS = ("10.3.0", "10.16.1", "11.1.0")
@@ -58,7 +65,7 @@ def expected(arrays: dict[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
 
 def test_the_plan_says_what_it_is_bound_to(tensorrt: Any, driver: FakeDriver) -> None:
     plan = compiled(driver)
-    assert plan.facts.vendor_version == tensorrt.__version__
+    assert plan.compatibility.vendor_version == tensorrt.__version__
     assert plan.compute_capabilities == ("sm87",)
     assert (plan.layers, plan.quantize_layers, plan.dequantize_layers) == (5, 1, 2)
     assert plan.notes == ()
@@ -198,7 +205,7 @@ def test_memory_is_for_the_largest_batch_of_each_stream_and_given_back(
     assert sorted(memory.nbytes for memory in driver.memory.values()) == sorted(of_a_lane * streams)
     for _ in range(3 * streams):
         engine.infer(images(2))
-    assert len(driver.executable) == streams, "each lane has a graph of its own"
+    assert len(driver.executable) == streams, "each stream context has a graph of its own"
     engine.close()
     engine.close()
     assert driver.empty
@@ -375,8 +382,8 @@ def test_batches_must_ascend(batches: tuple[int, int, int]) -> None:
         PlanOptions("tensorrt", (), *batches)
 
 
-PLAN = PlanFacts("tensorrt", "10.3.0", ("sm87",), "linux-aarch64", "12.6", 20 << 20, 100 << 20)
-MACHINE = MachineFacts("tensorrt", "10.3.0", "sm87", "linux-aarch64", "12.6", 250 << 20)
+PLAN = PlanCompatibility("tensorrt", "10.3.0", ("sm87",), "linux-aarch64", "12.6", 20 << 20, 100 << 20)
+MACHINE = MachineCompatibility("tensorrt", "10.3.0", "sm87", "linux-aarch64", "12.6", 250 << 20)
 
 
 @pytest.mark.parametrize("version", ["10.3.0", "10.3.0.30"])
@@ -429,8 +436,8 @@ def test_a_misfit_names_both_sides_and_the_rebuild(change: dict[str, str], sides
 
 
 def test_a_misfit_of_rtx_is_rebuilt_for_the_gpu_at_hand() -> None:
-    plan = PlanFacts("rtx", "1.7.1", ("sm86", "sm89"), "linux-x86_64")
-    machine = MachineFacts("rtx", "1.7.1.116", "sm120", "linux-x86_64")
+    plan = PlanCompatibility("rtx", "1.7.1", ("sm86", "sm89"), "linux-x86_64")
+    machine = MachineCompatibility("rtx", "1.7.1.116", "sm120", "linux-x86_64")
     with pytest.raises(UnavailableError, match=r"built for sm86, sm89, this GPU is sm120.*--target rtx-sm120"):
         check_plan_fits(plan, machine)
 
@@ -439,18 +446,26 @@ def test_a_misfit_is_told_before_deserialising(tensorrt: Any, driver: FakeDriver
     plan = compiled(driver)
     tensorrt.Runtime = None  # whoever deserialises fails
     with pytest.raises(UnavailableError, match="built for sm86, this GPU is sm87"):
-        open_plan(plan.data, "tensorrt", driver, facts=replace(plan.facts, compute_capabilities=("sm86",)))
+        open_plan(
+            plan.data, "tensorrt", driver, compatibility=replace(plan.compatibility, compute_capabilities=("sm86",))
+        )
 
 
 def test_a_plan_without_memory_for_it_is_not_deserialised(tensorrt: Any, driver: FakeDriver) -> None:
     plan = compiled(driver)
-    with open_plan(plan.data, "tensorrt", driver, facts=plan.facts, streams=2) as engine:
-        needed = replace(plan.facts, stream_bytes=engine.stream_bytes).memory_bytes(2)
+    with open_plan(plan.data, "tensorrt", driver, compatibility=plan.compatibility, streams=2) as engine:
+        needed = replace(plan.compatibility, stream_bytes=engine.stream_bytes).memory_bytes(2)
         assert needed == len(plan.data) + sum(memory.nbytes for memory in driver.memory.values())
     tensorrt.Runtime = None
     small = FakeDriver("sm87", memory=needed - 1)
     with pytest.raises(UnavailableError, match="does not fit this machine now"):
-        open_plan(plan.data, "tensorrt", small, facts=replace(plan.facts, stream_bytes=engine.stream_bytes), streams=2)
+        open_plan(
+            plan.data,
+            "tensorrt",
+            small,
+            compatibility=replace(plan.compatibility, stream_bytes=engine.stream_bytes),
+            streams=2,
+        )
 
 
 def test_a_plan_that_the_vendor_refuses_carries_its_reason(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:

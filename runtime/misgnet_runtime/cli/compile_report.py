@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from misgnet_runtime.engines.tensorrt.plan_records import Activation
+from misgnet_runtime.engines.tensorrt.plan_cache import Activation
 
 
 def line(activation: Activation) -> str:

@@ -1,7 +1,7 @@
 """What a plan was built for, what a machine has, and whether the two fit.
 
 No vendor API says beforehand whether a plan fits, and deserialising one runs native code: the manifest, or the record
-of a plan that was compiled here, keeps these facts, and they are compared first.
+of a plan that was compiled here, keeps this compatibility information, which is compared first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from misgnet_runtime.machine import architecture, available_memory
 
 
 @dataclass(frozen=True)
-class PlanFacts:
+class PlanCompatibility:
     """What a plan is bound to: ``vendor`` is "rtx" or "tensorrt", capabilities are "sm86", ...
 
     ``cuda_driver``: the CUDA version of the driver that it was built with, empty where there was none;
@@ -39,7 +39,7 @@ class PlanFacts:
 
 
 @dataclass(frozen=True)
-class MachineFacts:
+class MachineCompatibility:
     """The vendor module, the GPU, its driver and the system that a plan would run on; memory in bytes."""
 
     vendor: str
@@ -55,9 +55,9 @@ def this_platform() -> str:
     return f"{platform.system().lower()}-{architecture()}"
 
 
-def this_machine(vendor: str, module: Any, driver: CudaDriver, device: Device) -> MachineFacts:
+def this_machine(vendor: str, module: Any, driver: CudaDriver, device: Device) -> MachineCompatibility:
     """What is here. ``module``: the vendor's."""
-    return MachineFacts(
+    return MachineCompatibility(
         vendor, vendor_version(module), device.compute_capability, this_platform(), driver.version(),
         free_bytes(driver, device),
     )  # fmt: skip
@@ -69,7 +69,9 @@ def free_bytes(driver: CudaDriver, device: Device) -> int:
     return driver.free_memory() if system is None else system
 
 
-def check_plan_fits(plan: PlanFacts, machine: MachineFacts, streams: int = 1, rebuild: str | None = None) -> None:
+def check_plan_fits(
+    plan: PlanCompatibility, machine: MachineCompatibility, streams: int = 1, rebuild: str | None = None
+) -> None:
     """Raise UnavailableError, naming both sides and how to ``rebuild``, where the plan cannot run on the machine."""
     if misfit := _misfit(plan, machine):
         # A plan for RTX is rebuilt for the capability at hand; TensorRT always builds for its own GPU.
@@ -88,7 +90,7 @@ def mebibytes(size: int) -> str:
     return f"{size / 2**20:.0f} MiB"
 
 
-def _misfit(plan: PlanFacts, machine: MachineFacts) -> str | None:
+def _misfit(plan: PlanCompatibility, machine: MachineCompatibility) -> str | None:
     if plan.vendor != machine.vendor:
         return f"it was built by {plan.vendor}, opened with {machine.vendor}"
     if plan.platform != machine.platform:

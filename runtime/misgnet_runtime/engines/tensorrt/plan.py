@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from misgnet_runtime.engines.tensorrt.bindings import rules
-from misgnet_runtime.engines.tensorrt.compatibility import PlanFacts
+from misgnet_runtime.engines.tensorrt.compatibility import PlanCompatibility
 from misgnet_runtime.errors import UsageError
 
 
@@ -62,8 +62,8 @@ class Plan:
     cuda_driver: str = ""
 
     @property
-    def facts(self) -> PlanFacts:
+    def compatibility(self) -> PlanCompatibility:
         """What the plan is bound to, for a manifest."""
-        return PlanFacts(
+        return PlanCompatibility(
             self.vendor, self.vendor_version, self.compute_capabilities, self.platform, self.cuda_driver, len(self.data)
         )

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from misgnet_runtime.engines.cuda import CudaDriver
-from misgnet_runtime.engines.tensorrt import Plan, PlanFacts, PlanOptions, compile_plan
+from misgnet_runtime.engines.tensorrt import Plan, PlanCompatibility, PlanOptions, compile_plan
 from misgnet_runtime.engines.tensorrt.bindings import parse_version
-from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore
-from misgnet_runtime.engines.tensorrt.plan_records import FORMAT, PlanKey, PlanRecord
+from misgnet_runtime.engines.tensorrt.plan_cache import FORMAT, PlanKey, PlanRecord, PlanStore
 from misgnet_runtime.engines.tensorrt.progress import Share
 from misgnet_runtime.errors import MisgnetError, UnavailableError
 from misgnet_runtime.jobs.compile.memory import BuilderMemory
@@ -22,7 +21,7 @@ class Candidate:
 
     key: PlanKey
     data: bytes
-    facts: PlanFacts
+    compatibility: PlanCompatibility
     seconds: float
     memory: BuilderMemory
     cached: bool = False
@@ -34,12 +33,12 @@ class Candidate:
 
     def measured(self, stream_bytes: int) -> Candidate:
         """With what a stream of it takes, which shows when it is open."""
-        return replace(self, facts=replace(self.facts, stream_bytes=stream_bytes))
+        return replace(self, compatibility=replace(self.compatibility, stream_bytes=stream_bytes))
 
     def record(self, created: str) -> PlanRecord:
-        facts = self.facts
+        bound = self.compatibility
         return PlanRecord(
-            FORMAT, created, self.key, self.sha256, len(self.data), facts.cuda_driver, facts.stream_bytes,
+            FORMAT, created, self.key, self.sha256, len(self.data), bound.cuda_driver, bound.stream_bytes,
             self.memory.workspace_bytes, self.memory.builder_bytes, self.seconds,
         )  # fmt: skip
 
@@ -56,11 +55,11 @@ def find_or_compile(
     if found and parse_version(found[0].cuda_driver) <= parse_version(driver.version()):
         record, data = found
         made_with = BuilderMemory(record.workspace_bytes, record.builder_bytes)
-        return Candidate(key, data, record.facts, record.seconds, made_with, cached=True)
+        return Candidate(key, data, record.compatibility, record.seconds, made_with, cached=True)
     limits = memory()
     plan = _compile(store, key, graph, limits, driver, share)
-    facts = replace(plan.facts, cuda_driver=driver.version())
-    return Candidate(key, plan.data, facts, plan.seconds, limits, notes=plan.notes)
+    compatibility = replace(plan.compatibility, cuda_driver=driver.version())
+    return Candidate(key, plan.data, compatibility, plan.seconds, limits, notes=plan.notes)
 
 
 def _compile(

@@ -79,4 +79,4 @@ def _parts(
 
 def _open(candidate: Candidate, driver: CudaDriver) -> TensorRTEngine:
     """Preflight comes first for a plan of the cache, too: the driver may be another one since."""
-    return open_plan(candidate.data, candidate.key.vendor, driver, facts=candidate.facts)
+    return open_plan(candidate.data, candidate.key.vendor, driver, compatibility=candidate.compatibility)

@@ -18,12 +18,11 @@ from misgnet_runtime.engines.onnx_file import read_graph
 from misgnet_runtime.engines.tensorrt.bindings import load_vendor, vendor_version
 from misgnet_runtime.engines.tensorrt.compatibility import free_bytes, mebibytes, this_platform
 from misgnet_runtime.engines.tensorrt.open import slot_of
-from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore
-from misgnet_runtime.engines.tensorrt.plan_records import FORMAT, Activation, PlanKey, Slot
+from misgnet_runtime.engines.tensorrt.plan_cache import FORMAT, Activation, PlanKey, PlanStore, Slot
 from misgnet_runtime.errors import GateFailed, UnavailableError, UsageError
 from misgnet_runtime.jobs.compile.candidate import Candidate, find_or_compile
 from misgnet_runtime.jobs.compile.memory import BuilderMemory, builder_memory
-from misgnet_runtime.jobs.compile.progress import BuildTeller, duration
+from misgnet_runtime.jobs.compile.progress import BuildProgress, duration
 from misgnet_runtime.jobs.compile.proof import Candidates, Proof, prove
 from misgnet_runtime.log import EventLog, current
 
@@ -170,8 +169,8 @@ def _candidate(
     key = _key(entry, hashlib.sha256(data).hexdigest(), options, here.device)
     memory = partial(_memory, here, options)
     with current().progress(f"per mille of {what}") as bar:
-        teller = BuildTeller(what, bar, log)
-        found = find_or_compile(here.store, key, data, memory, here.driver, teller, options.again)
+        share = BuildProgress(what, bar, log)
+        found = find_or_compile(here.store, key, data, memory, here.driver, share, options.again)
     for note in found.notes:
         log.info(f"{what}: {note}", engine=entry.name)
     limits = f"workspace {mebibytes(found.memory.workspace_bytes)}, in all {mebibytes(found.memory.builder_bytes)}"
