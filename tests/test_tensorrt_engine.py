@@ -30,7 +30,7 @@ from misgnet_runtime.engines.tensorrt.streams import KEPT
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError, UsageError
 
 VERSIONS = ("10.3.0", "10.16.1", "11.1.0")
-OPTIONS = PlanOptions("tensorrt", max_batch=8)
+OPTIONS = PlanOptions(vendor="tensorrt", max_batch=8)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def expected(arrays: dict[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
 def test_the_plan_says_what_it_is_bound_to(tensorrt: Any, driver: FakeDriver) -> None:
     plan = compiled(driver)
     assert plan.compatibility.vendor_version == tensorrt.__version__
-    assert plan.compute_capabilities == ("sm87",)
+    assert plan.compatibility.compute_capabilities == ("sm87",)
     assert (plan.layers, plan.quantize_layers, plan.dequantize_layers) == (5, 1, 2)
     assert plan.notes == ()
 
@@ -187,7 +187,7 @@ def test_tensorrt_for_rtx_replays_by_itself(driver: FakeDriver, monkeypatch: pyt
     """It compiles kernels in the background: a capture of ours would keep those that stand in for them."""
     module = make_tensorrt("1.7.1", driver, rtx=True)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
-    plan = compiled(driver, options=PlanOptions("rtx", ("sm87",), max_batch=8))
+    plan = compiled(driver, options=PlanOptions(vendor="rtx", compute_capabilities=("sm87",), max_batch=8))
     with open_plan(plan.data, "rtx", driver, streams=2) as engine:
         for seed in range(3):
             arrays = images(2, seed)
@@ -373,17 +373,23 @@ def test_without_a_gpu_nothing_is_built(driver: FakeDriver, monkeypatch: pytest.
 
 def test_capabilities_are_not_for_tensorrt() -> None:
     with pytest.raises(UsageError, match="only for the GPU of this machine"):
-        PlanOptions("tensorrt", ("sm86",))
+        PlanOptions(vendor="tensorrt", compute_capabilities=("sm86",))
 
 
 @pytest.mark.parametrize("batches", [(0, 4, 16), (4, 2, 16), (1, 32, 16)])
 def test_batches_must_ascend(batches: tuple[int, int, int]) -> None:
     with pytest.raises(UsageError, match="must ascend"):
-        PlanOptions("tensorrt", (), *batches)
+        PlanOptions(vendor="tensorrt", min_batch=batches[0], opt_batch=batches[1], max_batch=batches[2])
 
 
-PLAN = PlanCompatibility("tensorrt", "10.3.0", ("sm87",), "linux-aarch64", "12.6", 20 << 20, 100 << 20)
-MACHINE = MachineCompatibility("tensorrt", "10.3.0", "sm87", "linux-aarch64", "12.6", 250 << 20)
+PLAN = PlanCompatibility(
+    vendor="tensorrt", vendor_version="10.3.0", compute_capabilities=("sm87",), platform="linux-aarch64",
+    cuda_driver="12.6", plan_bytes=20 << 20, stream_bytes=100 << 20,
+)  # fmt: skip
+MACHINE = MachineCompatibility(
+    vendor="tensorrt", vendor_version="10.3.0", compute_capability="sm87", platform="linux-aarch64",
+    cuda_driver="12.6", free_bytes=250 << 20,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("version", ["10.3.0", "10.3.0.30"])
@@ -436,8 +442,12 @@ def test_a_misfit_names_both_sides_and_the_rebuild(change: dict[str, str], sides
 
 
 def test_a_misfit_of_rtx_is_rebuilt_for_the_gpu_at_hand() -> None:
-    plan = PlanCompatibility("rtx", "1.7.1", ("sm86", "sm89"), "linux-x86_64")
-    machine = MachineCompatibility("rtx", "1.7.1.116", "sm120", "linux-x86_64")
+    plan = PlanCompatibility(
+        vendor="rtx", vendor_version="1.7.1", compute_capabilities=("sm86", "sm89"), platform="linux-x86_64"
+    )
+    machine = MachineCompatibility(
+        vendor="rtx", vendor_version="1.7.1.116", compute_capability="sm120", platform="linux-x86_64"
+    )
     with pytest.raises(UnavailableError, match=r"built for sm86, sm89, this GPU is sm120.*--target rtx-sm120"):
         check_plan_fits(plan, machine)
 

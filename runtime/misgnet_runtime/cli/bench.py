@@ -40,8 +40,9 @@ def bench(
     if json_file is not None:
         refuse_existing(json_file, force)
     options = BenchOptions(
-        tuple(engine or ()), tuple(batch or ()), tuple(streams or ()), threads, seconds, rounds, warm_up, scene
-    )
+        engines=tuple(engine or ()), batches=tuple(batch or ()), streams=tuple(streams or ()), threads=threads,
+        seconds=seconds, rounds=rounds, warm_up=warm_up, scene=scene,
+    )  # fmt: skip
     with current().progress("rounds") as progress:
         report = run_bench(bundle, options, progress)
     if json_file is not None:

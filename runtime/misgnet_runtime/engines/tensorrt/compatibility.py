@@ -16,7 +16,7 @@ from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.machine import architecture, available_memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlanCompatibility:
     """What a plan is bound to: ``vendor`` is "rtx" or "tensorrt", capabilities are "sm86", ...
 
@@ -38,7 +38,7 @@ class PlanCompatibility:
         return self.plan_bytes + streams * self.stream_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MachineCompatibility:
     """The vendor module, the GPU, its driver and the system that a plan would run on; memory in bytes."""
 
@@ -58,9 +58,13 @@ def this_platform() -> str:
 def this_machine(vendor: str, module: Any, driver: CudaDriver, device: Device) -> MachineCompatibility:
     """What is here. ``module``: the vendor's."""
     return MachineCompatibility(
-        vendor, vendor_version(module), device.compute_capability, this_platform(), driver.version(),
-        free_bytes(driver, device),
-    )  # fmt: skip
+        vendor=vendor,
+        vendor_version=vendor_version(module),
+        compute_capability=device.compute_capability,
+        platform=this_platform(),
+        cuda_driver=driver.version(),
+        free_bytes=free_bytes(driver, device),
+    )
 
 
 def free_bytes(driver: CudaDriver, device: Device) -> int:

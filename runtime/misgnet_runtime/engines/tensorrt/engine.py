@@ -26,8 +26,8 @@ DTYPES = {
 
 
 def open_plan(
-    data: bytes, vendor: str, driver: CudaDriver | None = None, *, compatibility: PlanCompatibility | None = None, streams: int = 1,
-    rebuild: str | None = None,
+    data: bytes, vendor: str, driver: CudaDriver | None = None, *, compatibility: PlanCompatibility | None = None,
+    streams: int = 1, rebuild: str | None = None,
 ) -> TensorRTEngine:  # fmt: skip
     """Open the bytes of a plan with the vendor module "rtx" or "tensorrt" on CUDA device 0.
 
@@ -44,7 +44,7 @@ def open_plan(
     if compatibility is not None:
         check_plan_fits(compatibility, this_machine(vendor, module, driver, device), streams, rebuild)
     with driver.current():
-        return TensorRTEngine(data, module, vendor, driver, device, streams)
+        return TensorRTEngine(data, module, vendor, driver, device, streams=streams)
 
 
 class TensorRTEngine(Engine):
@@ -53,7 +53,9 @@ class TensorRTEngine(Engine):
     ``stream_bytes``: what each stream takes of the device's memory, besides the plan itself.
     """
 
-    def __init__(self, data: bytes, module: Any, vendor: str, driver: CudaDriver, device: Device, streams: int) -> None:
+    def __init__(
+        self, data: bytes, module: Any, vendor: str, driver: CudaDriver, device: Device, *, streams: int
+    ) -> None:
         self.device = f"{device.name} ({device.compute_capability})"
         self._driver = driver
         self._log = VendorLog()
@@ -68,12 +70,10 @@ class TensorRTEngine(Engine):
         self.min_batch, self.max_batch = _batch_range(self._engine, self.inputs)
         contexts = ExecutionContexts(module, self._engine, self._log)
         self.stream_bytes = contexts.memory_bytes + (2 if device.integrated else 1) * self._buffer_bytes()
-        self._stream_contexts = self._make_stream_contexts(contexts, driver, streams)
+        self._stream_contexts = self._take_contexts(contexts, driver, streams)
         super().__init__(self._stream_contexts)
 
-    def _make_stream_contexts(
-        self, contexts: ExecutionContexts, driver: CudaDriver, streams: int
-    ) -> list[StreamContext]:
+    def _take_contexts(self, contexts: ExecutionContexts, driver: CudaDriver, streams: int) -> list[StreamContext]:
         """Take all device memory at once; what was taken is given back where a later part fails."""
         tensors = Tensors(self.inputs, self.outputs, self.max_batch)
         with ExitStack() as taken:

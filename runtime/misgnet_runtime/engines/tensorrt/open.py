@@ -75,8 +75,12 @@ def _compiled_here(
 
 def _of_the_bundle(entry: EngineEntry, files: CheckedFiles) -> tuple[PlanCompatibility, bytes]:
     data = files.read(entry.file)
-    capabilities = tuple(entry.compute_capabilities)
     compatibility = PlanCompatibility(
-        entry.kind, entry.vendor_version, capabilities, entry.platform, entry.cuda_driver, plan_bytes=len(data)
+        vendor=entry.kind,
+        vendor_version=entry.vendor_version,
+        compute_capabilities=tuple(entry.compute_capabilities),
+        platform=entry.platform,
+        cuda_driver=entry.cuda_driver,
+        plan_bytes=len(data),
     )
     return compatibility, data

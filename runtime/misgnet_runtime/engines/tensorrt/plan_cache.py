@@ -68,9 +68,14 @@ class PlanRecord(Struct, frozen=True):
     def compatibility(self) -> PlanCompatibility:
         key = self.key
         return PlanCompatibility(
-            key.vendor, key.vendor_version, (key.compute_capability,), key.platform, self.cuda_driver, self.size,
-            self.stream_bytes,
-        )  # fmt: skip
+            vendor=key.vendor,
+            vendor_version=key.vendor_version,
+            compute_capabilities=(key.compute_capability,),
+            platform=key.platform,
+            cuda_driver=self.cuda_driver,
+            plan_bytes=self.size,
+            stream_bytes=self.stream_bytes,
+        )
 
 
 class Slot(Struct, frozen=True):
