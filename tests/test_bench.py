@@ -19,7 +19,7 @@ from misgnet_runtime.bundle.layout import MANIFEST
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.cli.app import out_console
-from misgnet_runtime.cli.bench_tables import lines, tables
+from misgnet_runtime.cli.bench import lines, tables
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
 from misgnet_runtime.inference.throughput import RailEnergy, Timing, WarmUp
 from misgnet_runtime.measure.bench import matrix as plan_module
