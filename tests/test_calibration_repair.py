@@ -638,5 +638,7 @@ def test_a_repaired_graph_compiles_with_tensorrt_rtx(tiles):
     peaks = magnitudes(model, INTERFACE, tiles)
     found = repair(model, INTERFACE, tiles, TENSORRT, ranges_on(tiles, TENSORRT), peaks, lambda _: next(asked))
     assert all(a.kept for a in found.attempts)
-    plan = compile_plan(found.quantized.model.SerializeToString(), PlanOptions("rtx", ("sm86",)))
+    plan = compile_plan(
+        found.quantized.model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",))
+    )
     assert plan.quantize_layers > 0
