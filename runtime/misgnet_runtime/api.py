@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.bundle.manifest import EngineEntry, Manifest
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.bundle.signing.policy import required
+from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.selection import open_detector
