@@ -139,7 +139,8 @@ def test_a_bundle_without_any_engine_for_here(tmp_path: Path) -> None:
 def timing(engine: str, precision: str, speed: float, batch: int = 1, streams: int = 1, **more: Any) -> Timing:
     rounds, warm = [speed * 0.9, speed * 1.1], WarmUp(6, 0.4, True, 0.01)
     return Timing(
-        engine, precision, batch, 10, 5.0, 66.6, 123.4, speed, 2345.6, streams, rounds, warm, **more
+        engine=engine, precision=precision, batch=batch, calls=10, p50_ms=5.0, p90_ms=66.6, p99_ms=123.4,
+        pairs_per_second=speed, max_ms=2345.6, streams=streams, rounds=rounds, warm_up=warm, **more,
     )  # fmt: skip
 
 
@@ -156,15 +157,18 @@ SILENT = DeviceState([], None, {}, {})
 
 def conditions(state: DeviceState = SILENT, modes: tuple[str | None, str | None] = (None, None)) -> Conditions:
     machine = {"processor": "a processor", "cores": 2, "memory_gib": 8.0, "features": ["avx2"]}
-    return Conditions(machine, {"numpy": "2"}, modes, state, state, state)
+    return Conditions(
+        machine=machine, versions={"numpy": "2"}, power_modes=modes, before=state, during=state, after=state
+    )
 
 
 def report(timings: list[Timing] = TIMINGS, **changes: Any) -> BenchReport:
     name = choose_reference(timings)
     found = BenchReport(
-        "2026-01-01T00:00:00+00:00", "bundle", 1, "0" * 64, Settings(5.0, 2, 10.0, 2),
-        [RunsHere("cpu", "int8", "CPU")], [NotRun("rtx-sm86", "no driver")], timings, name, ratios_to(name, timings),
-        Power([], ["no RAPL counters"]), conditions(), None, [],
+        created="2026-01-01T00:00:00+00:00", bundle="bundle", bundle_version=1, bundle_sha256="0" * 64,
+        settings=Settings(5.0, 2, 10.0, 2), engines=[RunsHere("cpu", "int8", "CPU")],
+        not_run=[NotRun("rtx-sm86", "no driver")], timings=timings, reference=name, ratios=ratios_to(name, timings),
+        power=Power([], ["no RAPL counters"]), conditions=conditions(), scene=None, warnings=[],
     )  # fmt: skip
     return msgspec.structs.replace(found, **changes)
 
@@ -378,6 +382,15 @@ def test_a_scene_that_is_not_there_is_an_error(run: Run) -> None:
 
 
 def test_the_scene_is_said() -> None:
-    scene = SceneFigure("cpu", 4, 2, 900, 50.0, 18.0, 20.0, 0.9)
+    scene = SceneFigure(
+        engine="cpu",
+        batch=4,
+        streams=2,
+        tiles=900,
+        seconds=50.0,
+        tiles_per_second=18.0,
+        engine_pairs_per_second=20.0,
+        share=0.9,
+    )
     words = "scene with cpu, batch 4, streams 2: 900 tiles in 50.0 s, 18.0 tiles/s, 0.90 of the engine's 20.0 pairs/s"
     assert words in lines(report(scene=scene))
