@@ -162,11 +162,12 @@ class Journal(Generic[Entry]):
         succeed.
         """
         with resumable_errors(self.path):
-            self._handle.truncate(self._length)
+            if self._size() != self._length:  # else a file that is complete would change
+                self._handle.truncate(self._length)
             write_all(self._handle, memoryview(b"".join(map(encode_line, entries))))
             if sync:
                 os.fsync(self._handle)
-            self._length = os.fstat(self._handle.fileno()).st_size
+            self._length = self._size()
         self.lines += len(entries)
 
     def start_over(self, *entries: Entry) -> None:
@@ -193,7 +194,7 @@ class Journal(Generic[Entry]):
                 raise
             self._handle.close()
             self._handle, self.lines = handle, len(kept)
-            self._length = os.fstat(handle.fileno()).st_size
+            self._length = self._size()
             sync(self.path.parent)
 
     def _fill(self, handle: FileIO, path: Path, entries: list[Entry]) -> None:
@@ -203,6 +204,9 @@ class Journal(Generic[Entry]):
         for start in range(0, len(entries), 1000):
             write_all(handle, memoryview(b"".join(map(encode_line, entries[start : start + 1000]))))
         os.fsync(handle)
+
+    def _size(self) -> int:
+        return os.fstat(self._handle.fileno()).st_size
 
     def close(self) -> None:
         self._handle.close()
