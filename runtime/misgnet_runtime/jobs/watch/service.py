@@ -18,13 +18,13 @@ from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.jobs.watch.backoff import Backoff
 from misgnet_runtime.jobs.watch.completeness import Settling
-from misgnet_runtime.jobs.watch.ends import WatchReport
-from misgnet_runtime.jobs.watch.faults import lacks_room
 from misgnet_runtime.jobs.watch.isolated import IsolatedProcessor, Setup
 from misgnet_runtime.jobs.watch.journal import open_journal
 from misgnet_runtime.jobs.watch.options import WatchOptions
+from misgnet_runtime.jobs.watch.outcomes import WatchReport
 from misgnet_runtime.jobs.watch.pairing import FilePair, Kind
 from misgnet_runtime.jobs.watch.processing import LocalProcessor, Processor, missing_library
+from misgnet_runtime.jobs.watch.retry import lacks_room
 from misgnet_runtime.jobs.watch.worker import Worker
 from misgnet_runtime.log import EventLog
 
@@ -63,7 +63,10 @@ def watch_folder(bundle_path: Path, folder: Path, output: Path, options: WatchOp
 
 def _processor(bundle: Bundle, path: Path, output: Path, options: WatchOptions, log: EventLog) -> Processor:
     if options.max_seconds is None:
-        return LocalProcessor(bundle, lambda name: open_detector(bundle, name, *options.wishes), output, options, log)
+        return LocalProcessor(
+            bundle, lambda name: open_detector(bundle, name, options.scene.execution, goal=options.scene.goal), output,
+            options, log,
+        )  # fmt: skip
     setup = Setup(path.absolute(), bundle.digest(), required_elsewhere(), output.absolute(), options)
     return IsolatedProcessor(setup, options.max_seconds, log)
 
