@@ -26,7 +26,7 @@ from misgnet_runtime.cli import main as cli
 from misgnet_runtime.cli.app import out_console
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.engines.tensorrt import open as opening
-from misgnet_runtime.errors import GateFailed, MisgnetError, StorageError, UnavailableError
+from misgnet_runtime.errors import GateFailed, MisgnetError, StorageError, UnavailableError, UsageError
 from misgnet_runtime.inference import self_test, tuned
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.inference.split_detector import choose_split
@@ -34,6 +34,7 @@ from misgnet_runtime.inference.throughput import Task, Timing
 from misgnet_runtime.inference.tuned import Goal, Measurement, Place, Setting, Tuning, keep, kept, path_of, prepare
 from misgnet_runtime.jobs.compile import run as compile_run
 from misgnet_runtime.jobs.compile.run import CompileOptions, compile_bundle
+from misgnet_runtime.jobs.journal import Raw, open_journal
 from misgnet_runtime.measure import tune as tune_module
 from misgnet_runtime.measure.tune import TuneReport, choose, settings_of, tune_bundle
 from misgnet_runtime.storage.private import PrivateFolder, cache_folder
@@ -431,6 +432,25 @@ def test_an_open_bundle_says_what_was_tuned(bundle: Bundle) -> None:
     ):
         with open_bundle(bundle.path, "auto", streams, tuned=on) as session:
             assert session.engine.name == engine and session.reason.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("now", "advice"),
+    [
+        ({"--batch": "4"}, "tune chooses --batch where they are not given: give --batch 1 to resume, or start over"),
+        ({"--batch": "4", "--streams": "1"}, "--batch and --streams where .* give --batch 1 --streams 2 to resume"),
+        ({"the engine": "cpu-float32 on CPU", "--batch": "4"}, "give --batch 1 --engine cpu to resume"),
+        ({"the engine": "cpu on CPU (OpenVINO)"}, r"now it is cpu on CPU \(OpenVINO\); rerun the same command"),
+        ({"--batch": "4", "--overlap": "16"}, "started with --batch 1, and now it is 4; rerun the same command"),
+    ],
+)
+def test_a_run_started_before_a_tuning_says_how_to_resume(tmp_path: Path, now: dict[str, str], advice: str) -> None:
+    raw, output = Raw("probability.raw", 2, 4, "a map"), tmp_path / "change.tif"
+    then = {"the engine": "cpu on CPU", "--batch": "1", "--streams": "2", "--overlap": "8"}
+    with open_journal(output, raw, then, restart=False) as journal:
+        journal.add([np.zeros((1, 4), np.uint8)], ())
+    with pytest.raises(UsageError, match=advice), open_journal(output, raw, then | now, restart=False):
+        pass
 
 
 # The command
