@@ -13,7 +13,8 @@ from misgnet_runtime.bundle.layout import MAX_BYTES, MAX_ENTRIES, SIGNATURE
 from misgnet_runtime.bundle.signing.envelope import MAX_SIGNATURE_BYTES
 from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.storage.atomic import resumable_errors
-from misgnet_runtime.storage.private_state import only_ours, unsafe_ancestor
+from misgnet_runtime.storage.files import open_unlinked
+from misgnet_runtime.storage.permissions import exchangeable, only_ours
 
 _PART = 1 << 20
 
@@ -58,7 +59,7 @@ def is_settled(root: Path, state: Path) -> bool:
         paths = [root, *(root / name for name, _ in _entries(root))]
         device = state.stat().st_dev
         here = all(path.lstat().st_dev == device for path in paths)
-        return here and only_ours(paths) and unsafe_ancestor(root) is None
+        return here and only_ours(paths) and exchangeable(root) is None
     except OSError:
         return False
 
@@ -120,8 +121,7 @@ def _check(name: str, expected: str, found: str) -> None:
 def _read(path: Path, limit: int | None, take: Callable[[bytes], object]) -> None:
     """Raises InputError for what is no regular file or grows beyond ``limit``, and FileNotFoundError."""
     try:
-        # Not blocking: a named pipe would wait for ever. No link as the last part: whoever put it there chose a target.
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = open_unlinked(path)  # whoever put a link there chose a target
     except FileNotFoundError:
         raise
     except OSError as error:

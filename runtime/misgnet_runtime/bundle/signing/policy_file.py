@@ -24,7 +24,7 @@ from misgnet_runtime.bundle.signing.policy import Trust, policy_files
 from misgnet_runtime.bundle.signing.requirement import Entry, Requirement
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.limits import POLICY_BYTES, POLICY_LINE, POLICY_NAME
-from misgnet_runtime.storage.private_state import read_protected
+from misgnet_runtime.storage.permissions import read_protected
 from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Struct
 
 MAX_POLICY_BYTES = POLICY_BYTES

@@ -10,7 +10,7 @@ from pathlib import Path
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.bundle.signing.policy import required_elsewhere
 from misgnet_runtime.callables import Progress
-from misgnet_runtime.clock import timestamp
+from misgnet_runtime.formatting import timestamp
 from misgnet_runtime.inference.throughput import Timing, measure
 from misgnet_runtime.machine import describe_machine, installed_versions, usable_cores
 from misgnet_runtime.measure.bench.matrix import BenchOptions, Plan, make_plan, tasks_of

@@ -11,8 +11,8 @@ from threading import Event, Thread
 
 from msgspec.structs import replace
 
+from misgnet_runtime.machine import ROOT, read_int, read_text
 from misgnet_runtime.storage.schema import Struct
-from misgnet_runtime.sysfs import ROOT, read_int, read_text
 
 # Of devfreq: 17000000.gpu (JetPack 6), 17000000.ga10b and 17000000.gv11b (5), 17000000.gp10b and 57000000.gpu (4).
 _GPUS = re.compile(r"\w+\.(gpu|ga10b|gv11b|gp10b)")

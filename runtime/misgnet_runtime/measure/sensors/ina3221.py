@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misgnet_runtime.errors import UnavailableError
-from misgnet_runtime.sysfs import ROOT, read_int, read_text
+from misgnet_runtime.machine import ROOT, read_int, read_text
 
 _DRIVERS = Path("sys/bus/i2c/drivers")
 # What together is the whole module. VDD_IN and POM_5V_IN measure its input. The AGX modules have no rail for that:
