@@ -50,7 +50,9 @@ def evaluation_tiles(seed: int, count: int, wrong: bool = False) -> EvaluationTi
     owned = np.tile(np.array([0, TILE, 8, TILE], np.int64), (count, 1))
     names = np.array([f"image_{seed}@{index},0" for index in range(count)], np.str_)
     sources = np.array([f"image_{seed}"] * count, np.str_)
-    return EvaluationTiles(before, after, masks, masks, owned, names, sources)
+    return EvaluationTiles(
+        before=before, after=after, label=masks, reference=masks, owned=owned, names=names, sources=sources
+    )
 
 
 def described(root: Path, **changes: Any) -> Path:

@@ -417,7 +417,7 @@ def bundle(tmp_path: Path, calibration: Calibration) -> Bundle:
     from misgnet_runtime.bundle.manifest import decode_manifest
 
     manifest = msgspec.structs.replace(decode_manifest(root / "manifest.json"), tile=32, calibration=calibration)
-    return Bundle(root, manifest, CheckedFiles(root))
+    return Bundle(path=root, manifest=manifest, files=CheckedFiles(root))
 
 
 @pytest.mark.parametrize("indices", [[0, 3, 5, *range(6, 19)], list(range(16))])

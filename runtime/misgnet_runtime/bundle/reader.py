@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from misgnet_runtime.bundle.signing.verify import Folder, Signed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """An opened bundle whose files have the digests that its manifest states.
 
@@ -79,7 +79,10 @@ def read_bundle(path: Path, trust: Trust | None = None) -> Bundle:
         checked = check_signed(path, trust)
         files = CheckedFiles(checked.folder.path, path)
         files.expect(checked.manifest.files, checked.signed.digests[MANIFEST])
-        return Bundle(checked.folder.path, checked.manifest, files, checked.signed, checked.folder, path)
+        return Bundle(
+            path=checked.folder.path, manifest=checked.manifest, files=files, signed=checked.signed,
+            folder=checked.folder, named=path,
+        )  # fmt: skip
     return read_unsigned(path)
 
 
@@ -100,7 +103,7 @@ def read_unsigned(path: Path) -> Bundle:
         if found not in listed and found not in (MANIFEST, SIGNATURE):
             raise InputError(f"bundle {path} holds '{found}', which its manifest does not list")
     files.expect(manifest.files, hashlib.sha256(data).hexdigest())
-    return Bundle(path, manifest, files)
+    return Bundle(path=path, manifest=manifest, files=files)
 
 
 def describe_files(root: Path, roles: dict[str, tuple[str, str | None]]) -> list[FileEntry]:
