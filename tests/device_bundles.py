@@ -12,7 +12,7 @@ from msgspec.structs import replace
 import fake_tensorrt
 from bundles import FLOAT, INTERFACE, TILE, expected, images, make_bundle
 from misgnet_runtime.accuracy.evaluation_tiles import ROLE, EvaluationTiles, write_evaluation
-from misgnet_runtime.bundle.layout import MANIFEST
+from misgnet_runtime.bundle import MANIFEST
 from misgnet_runtime.bundle.manifest import EngineEntry, SplitEntry, decode_manifest
 from misgnet_runtime.bundle.reader import describe_files
 from misgnet_runtime.storage.schema import encode

@@ -31,8 +31,9 @@ from benchmarks.int8_peers.graphs import Graph, Task, candidates
 from benchmarks.int8_peers.report import Made, Report, Row, table
 from benchmarks.int8_peers.timing import Speed, measure, speed
 from misgnet_runtime.bundle.checked import CheckedFiles
-from misgnet_runtime.bundle.manifest import Calibration, Interface
+from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.bundle.preprocessing import normalise
+from misgnet_runtime.bundle.quantization import Calibration
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.raster.dataset import TileSet

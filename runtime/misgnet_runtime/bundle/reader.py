@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from misgnet_runtime.bundle import MANIFEST, SIGNATURE
 from misgnet_runtime.bundle.checked import CheckedFiles
-from misgnet_runtime.bundle.layout import MANIFEST, MAX_BYTES, SIGNATURE
 from misgnet_runtime.bundle.manifest import EngineEntry, FileEntry, Manifest, decode_manifest, read_manifest_bytes
 from misgnet_runtime.bundle.signing.policy import Trust, required
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.limits import MANIFEST_BYTES
+from misgnet_runtime.limits import BUNDLE_BYTES, MANIFEST_BYTES
 from misgnet_runtime.storage.files import file_sha256
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def read_unsigned(path: Path) -> Bundle:
     data = files.head(MANIFEST, MANIFEST_BYTES)  # of the folder that is open now, whatever has its name
     manifest = decode_manifest(path / MANIFEST, data)
     listed = {entry.path: entry for entry in manifest.files}
-    if (size := sum(entry.size for entry in listed.values())) > MAX_BYTES:
-        raise InputError(f"manifest of {path} lists files of {size} bytes, more than {MAX_BYTES}; that is no bundle")
+    if (size := sum(entry.size for entry in listed.values())) > BUNDLE_BYTES:
+        raise InputError(f"manifest of {path} lists files of {size} bytes, more than {BUNDLE_BYTES}; that is no bundle")
     for entry in listed.values():
         _check_file(files, entry)
     for found in _all_files(path):

@@ -9,9 +9,9 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from misgnet_runtime.bundle.layout import MAX_BYTES, MAX_ENTRIES, SIGNATURE
-from misgnet_runtime.bundle.signing.envelope import MAX_SIGNATURE_BYTES
+from misgnet_runtime.bundle import SIGNATURE
 from misgnet_runtime.errors import InputError, StorageError
+from misgnet_runtime.limits import BUNDLE_BYTES, BUNDLE_FILES, SIGNATURE_BYTES
 from misgnet_runtime.storage.atomic import resumable_errors
 from misgnet_runtime.storage.files import open_unlinked
 from misgnet_runtime.storage.permissions import exchangeable, only_ours
@@ -23,7 +23,7 @@ def read_signature(root: Path) -> bytes:
     """The signature file's bytes. Raises InputError where it is missing, a link, no file, or too large."""
     parts: list[bytes] = []
     try:
-        _read(root / SIGNATURE, MAX_SIGNATURE_BYTES, parts.append)
+        _read(root / SIGNATURE, SIGNATURE_BYTES, parts.append)
     except FileNotFoundError as error:
         raise InputError(f"it is not signed: it has no {SIGNATURE}; misgnet-export sign writes it") from error
     return b"".join(parts)
@@ -34,8 +34,8 @@ def check_names(root: Path, digests: Mapping[str, str]) -> None:
     missing = {*digests, SIGNATURE}
     size = 0
     for number, (name, entry) in enumerate(_entries(root)):
-        if number >= MAX_ENTRIES:
-            raise InputError(f"it holds more than {MAX_ENTRIES} files and folders; that is no bundle")
+        if number >= BUNDLE_FILES:
+            raise InputError(f"it holds more than {BUNDLE_FILES} files and folders; that is no bundle")
         if entry.is_symlink():
             raise InputError(f"it has a link in the place of {name!r}")
         if entry.is_dir(follow_symlinks=False):
@@ -44,8 +44,8 @@ def check_names(root: Path, digests: Mapping[str, str]) -> None:
             raise InputError(f"it holds {name!r}, which was not signed")
         missing.remove(name)
         size += entry.stat(follow_symlinks=False).st_size
-        if size > MAX_BYTES:
-            raise InputError(f"its files have more than {MAX_BYTES} bytes; that is no bundle")
+        if size > BUNDLE_BYTES:
+            raise InputError(f"its files have more than {BUNDLE_BYTES} bytes; that is no bundle")
     if missing:
         raise InputError(f"it lacks {min(missing)!r}, which was signed")
 

@@ -21,7 +21,6 @@ from misgnet_runtime.storage.private import PrivateFolder, user_folder
 from misgnet_runtime.storage.schema import JSON_ERRORS, Struct, encode
 
 _FORMAT = 1
-_MAX_BYTES = ACCEPTED_BYTES
 
 
 class _Accepted(Struct, frozen=True):
@@ -66,7 +65,7 @@ class State:
 
     def _read(self, name: str) -> Version | None:
         try:
-            data = self.folder.read(name, _MAX_BYTES)
+            data = self.folder.read(name, ACCEPTED_BYTES)
             if data is None:
                 return None
             record = msgspec.json.decode(data, type=_Accepted)

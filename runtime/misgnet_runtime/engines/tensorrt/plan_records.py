@@ -7,7 +7,7 @@ import hashlib
 import msgspec
 
 from misgnet_runtime.accuracy.parity import EngineParity
-from misgnet_runtime.bundle.manifest import EngineName, FilePath
+from misgnet_runtime.bundle.fields import EngineName, FilePath
 from misgnet_runtime.engines.tensorrt.compatibility import PlanFacts
 from misgnet_runtime.storage.schema import Count, Positive, Sha256, Struct
 
