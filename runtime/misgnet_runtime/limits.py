@@ -123,7 +123,8 @@ READERS = (
         Limit("in a line", POLICY_LINE, "bytes", "the longest path"),
         Limit("of a field's name", POLICY_NAME, "bytes", "one of dotted parts takes the square of their number"),
     ), seconds=2, mebibytes=64),
-    Reader(name="checkpoint", file="checkpoint, a pickle", how="by an unpickler that calls nothing (`misgnet/_unpickle.py`); "
+    Reader(name="checkpoint", file="checkpoint, a pickle",
+           how="by an unpickler that calls nothing (`misgnet/_unpickle.py`); "
            "no byte of the file counts twice", limits=(
         Limit("of pickle", PICKLE_BYTES, "bytes", "a snapshot with its optimizer has 0.2 MB without its numbers"),
         Limit("instructions", PICKLE_STEPS, "", "a snapshot has 60,000, and each may make an object"),
@@ -132,11 +133,13 @@ READERS = (
         Limit("tensors", CHECKPOINT_ENTRIES, "", "an EMA wrapper has 2,000"),
         Limit("of numbers", WEIGHTS_BYTES, "bytes", "tensors may share numbers: a file of any size may declare more"),
     ), seconds=20, mebibytes=2_304),
-    Reader(name="safetensors", file="safetensors", how="by the `safetensors` library; no byte outside the file", limits=(
+    Reader(name="safetensors", file="safetensors",
+           how="by the `safetensors` library; no byte outside the file", limits=(
         Limit("of header", SAFETENSORS_HEADER_BYTES, "bytes", "MISGNet's has 0.1 MB, and the library reads 100 MB"),
         Limit("of numbers, where shapes are not known before", WEIGHTS_BYTES, "bytes", "as of a pickle"),
     ), seconds=20, mebibytes=2_304),
-    Reader(name="image", file="tiles and images", how="PNG, TIFF or JPEG by their first bytes, whatever the name", limits=(
+    Reader(name="image", file="tiles and images",
+           how="PNG, TIFF or JPEG by their first bytes, whatever the name", limits=(
         Limit("pixels", IMAGE_PIXELS, "", "Pillow's own limit"),
         Limit("chunks, segments, strips or tiles", IMAGE_PARTS, "", "libpng writes 70,000 for the most pixels"),
         Limit("beside the pixels", IMAGE_EXTRA_BYTES, "bytes", "colour profiles and previews have some MB"),
@@ -148,7 +151,8 @@ READERS = (
     Reader(name="label", file="labels", how="as images; 0 and 255, or 0 and 1", limits=(
         Limit("pixels", IMAGE_PIXELS, "", "Pillow's own limit"),
     ), seconds=20, mebibytes=2_560),
-    Reader(name="geotiff", file="GeoTIFF", how="by GDAL's GTiff driver alone: no VRT, nothing beside the file, one thread", limits=(
+    Reader(name="geotiff", file="GeoTIFF",
+           how="by GDAL's GTiff driver alone: no VRT, nothing beside the file, one thread", limits=(
         Limit("for a block, or for what is read at once", GEOTIFF_BYTES, "bytes", "256 rows of 40,000 px take 120 MB"),
         Limit("pixels along a side", GEOTIFF_SIDE, "", "places and weights of tiles take some 20 bytes for each"),
         Limit("of the map's unfinished rows (width x tile)", GEOTIFF_MAP_BYTES, "bytes", "838,860 px wide at 256 px"),
@@ -156,16 +160,19 @@ READERS = (
         Limit("blocks", GEOTIFF_BLOCKS, "", "a byte or two of memory for each; 256 px blocks make 10^12 pixels"),
         Limit("images, overviews and masks", GEOTIFF_DIRECTORIES, "", "a real file has about 30"),
     ), seconds=20, mebibytes=1_536),
-    Reader(name="golden", file="golden and evaluation tiles, saved observations", how="`.npz` without pickles, stored or "
+    Reader(name="golden", file="golden and evaluation tiles, saved observations",
+           how="`.npz` without pickles, stored or "
            "deflated, opened by one zip reader", limits=(
         Limit("unpacked", ARCHIVE_BYTES, "bytes", "8 evaluation tiles of 1,024 px have 67 MB"),
         Limit("of its zip directory", ARCHIVE_DIRECTORY_BYTES, "bytes", "it has 7 entries"),
         Limit("of JSON in observations", OBSERVATIONS_HEADER_BYTES, "bytes", "names of some thousand tensors"),
     ), seconds=10, mebibytes=576),
-    Reader(name="features", file="features of a date", how="records mapped a few at a time", limits=(
+    Reader(name="features", file="features of a date",
+           how="records mapped a few at a time", limits=(
         Limit("of footer", FEATURES_FOOTER_BYTES, "bytes", "some 1.3 million tiles: 150,000 x 150,000 px at least"),
     ), seconds=10, mebibytes=640),
-    Reader(name="journal", file="journals of scenes, folders, watchers and batches", how="line by line; names of files in them "
+    Reader(name="journal", file="journals of scenes, folders, watchers and batches",
+           how="line by line; names of files in them "
            "stay in their folder; what the lines say", limits=(
         Limit("in a line", JOURNAL_LINE_BYTES, "bytes", "the longest line of a scene names its unreadable blocks"),
     ), seconds=10, mebibytes=320),
