@@ -108,6 +108,8 @@ def _parameter(one: Stated) -> Parameter:
 
 
 def _text(default: Any) -> str:
+    if default is None:
+        return ""
     return ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
