@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.bundle.manifest import EngineEntry, Manifest
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.bundle.signing.policy import required
+from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.selection import open_detector
@@ -119,7 +120,7 @@ def open_bundle(
     goal: Goal = "latency" if streams == 1 else "throughput"
     with ExitStack() as opened:
         detector, entry, reason = opened.enter_context(
-            open_detector(bundle, engine, streams, goal=goal if tuned else None)
+            open_detector(bundle, engine, ExecutionOptions(streams=streams), goal=goal if tuned else None)
         )
         return BundleSession(bundle.manifest, entry, reason, detector=detector, opened=opened.pop_all())
 
