@@ -18,7 +18,7 @@ from misgnet_runtime.storage.atomic import refuse_existing, refuse_inputs, repla
 from misgnet_runtime.storage.files import is_file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
     """What was written: size in pixels, share of changed pixels (0 to 1), and by which engine, why.
 
@@ -102,4 +102,7 @@ def predict_images(
     mask = detector.scene_probability(before, after) > threshold
     with replace_file(output, force=force) as temporary:
         write_mask(temporary, mask)
-    return Prediction(mask.shape[0], mask.shape[1], float(mask.mean()), entry.name, reason)
+    height, width = mask.shape
+    return Prediction(
+        height=height, width=width, changed_share=float(mask.mean()), engine=entry.name, reason=reason
+    )  # fmt: skip

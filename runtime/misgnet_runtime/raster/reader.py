@@ -245,12 +245,6 @@ def _checked(rasterio: Any, path: Path) -> Any:
     dataset = _opened(rasterio, path)
     check_memory(dataset, 0, "a window")
     check_interpretation(dataset, path)
-    if kinds := {dtype for dtype in dataset.dtypes if np.dtype(_numpy_name(dtype)).kind not in "uif"}:
-        raise InputError(f"raster {path} holds {' and '.join(sorted(kinds))}; a date has real numbers")
-    if len(set(dataset.dtypes)) > 1:
-        raise InputError(
-            f"raster {path} mixes {' and '.join(sorted(set(dataset.dtypes)))}; a date has one type of values"
-        )
     return dataset
 
 
@@ -264,10 +258,6 @@ def _opened(rasterio: Any, path: Path) -> Any:
         except UnreadableError as reason:
             raise UnreadableError(f"{error}; {reason}") from error
         raise
-
-
-def _numpy_name(dtype: str) -> str:
-    return "complex64" if dtype.startswith("complex") else dtype
 
 
 def _colours(dataset: Any) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ _AT_ONCE = 32 << 20  # bytes that wait for the disk
 
 @dataclass(frozen=True)
 class SplitEngine:
-    """A bundle's engine in two parts, open; which it is, and why."""
+    """A split engine that a series is run with: a bundle, its open detector, which engine that is, and why."""
 
     bundle: Bundle
     detector: SplitDetector
@@ -108,8 +108,10 @@ class Encoding:
             "--align": str(self.aligned),
             "--overlap": str(layout.rows.overlap),
         }
-        rows, columns = list(layout.rows.starts), list(layout.columns.starts)
-        return Footer(FORMAT, settings, detector.interface.tile, rows, columns, detector.features, holes=[], crc32=[])
+        return Footer(
+            format=FORMAT, settings=settings, tile=detector.interface.tile, rows=list(layout.rows.starts),
+            columns=list(layout.columns.starts), features=detector.features, holes=[], crc32=[],
+        )  # fmt: skip
 
 
 @contextmanager

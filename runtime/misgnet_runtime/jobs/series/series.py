@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-
-import msgspec
 
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.callables import Progress
@@ -28,15 +25,12 @@ from misgnet_runtime.jobs.series.encoding import (
     open_split_engine,
 )
 from misgnet_runtime.jobs.series.features import SUFFIX, FeatureFile, open_features
-from misgnet_runtime.jobs.tuned_since import tuned_since
+from misgnet_runtime.jobs.series.finished import digest, is_done, refuse_tuned_since, tags
 from misgnet_runtime.log import EventLog
-from misgnet_runtime.raster.geotiff import read_tags
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.polygons import load_vector_libraries
 from misgnet_runtime.raster.reader import Pair, Raster, open_raster
 from misgnet_runtime.storage.atomic import refuse_inputs
-
-_SAME_RUN = "MISGNET_RUN_SHA256"
 
 
 @dataclass(frozen=True)
@@ -170,15 +164,15 @@ class _Series:
             interface=engine.detector.interface, entry=engine.entry, device=engine.device, streams=engine.streams,
             reason=engine.reason, tuned_batch=engine.detector.batch,
         )  # fmt: skip
-        same = _digest(run)
+        same = digest(run)
         begun = was_begun(change)
-        done = not begun and not options.restart and _is_done(outputs, same)
+        done = not begun and not options.restart and is_done(outputs, same)
         if not begun and not done and not options.force:
-            _refuse_tuned_since(run)
+            refuse_tuned_since(run)
             refuse_outputs(outputs, options.force)
         if done:
             refuse_unreadable(change, self._options.scene.max_unreadable)
-        return _Comparison(before, after, replace(run, tags=_tags(run, same)), done)
+        return _Comparison(before, after, replace(run, tags=tags(run, same)), done)
 
     def _compare(self, comparison: _Comparison) -> None:
         run, output = comparison.run, comparison.run.outputs[0]
@@ -244,41 +238,3 @@ class _Series:
         if self._failures:
             date, error = self._failures[0]
             raise type(error)(f"{len(self._failures)} of {count} dates failed, first {date}: {error}") from error
-
-
-def _tags(run: Run, same: str) -> dict[str, str]:
-    """By which a later call knows the outputs of this run, and of one that differs by what was tuned since."""
-    settings = run.settings()
-    return {
-        "MISGNET_SPLIT": "yes", _SAME_RUN: same, "MISGNET_BATCH": settings["--batch"],
-        "MISGNET_STREAMS": settings["--streams"],
-    }  # fmt: skip
-
-
-def _digest(run: Run) -> str:
-    """SHA-256 of all that a run's outputs depend on, wherever they lie."""
-    return _digest_of(run, run.settings())
-
-
-def _digest_of(run: Run, settings: dict[str, str]) -> str:
-    placed = {**settings, **dict.fromkeys((f"--{name}" for name in run.options.products()), "yes")}
-    return hashlib.sha256(msgspec.json.encode(sorted(placed.items()))).hexdigest()
-
-
-def _refuse_tuned_since(run: Run) -> None:
-    """UsageError where the outputs are of this run, but for what misgnet-run tune has changed since."""
-    change, now = run.outputs[0], run.settings()
-    with suppress(InputError):
-        tags = read_tags(change)
-        then = {**now, "--batch": tags.get("MISGNET_BATCH", ""), "--streams": tags.get("MISGNET_STREAMS", "")}
-        if tags.get(_SAME_RUN) == _digest_of(run, then) and (advice := tuned_since(then, now)):
-            raise UsageError(f"output {change} is of the same run but for that: {advice}, or replace it with --force")
-
-
-def _is_done(outputs: list[Path], same: str) -> bool:
-    """Whether all outputs are there, and a run of that digest wrote them: the change raster gets its name last."""
-    if not all(path.exists() for path in outputs):
-        return False
-    with suppress(InputError):
-        return read_tags(outputs[0]).get(_SAME_RUN) == same
-    return False
