@@ -179,21 +179,6 @@ def test_scenes_that_need_no_worker_are_not_looked_for_among_all_others(
     assert not compared
 
 
-def test_a_line_without_its_end_does_not_count_and_a_damaged_one_is_told(tmp_path: Path) -> None:
-    with opened(tmp_path) as record:
-        record.add(Begun(now(), "a", KEY, ("a.tif",)))
-    path = tmp_path / "batch.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole + whole[:30])
-    with opened(tmp_path) as record:
-        assert record.begun["a"] == 1
-        record.add(Failed(now(), "a", 1, "no"))
-    assert path.read_bytes().startswith(whole) and path.read_bytes().count(b"\n") == 2
-    path.write_bytes(whole + b'{"type":"done"}\n')
-    with pytest.raises(UsageError, match=r"line 2 is damaged"), opened(tmp_path):
-        pass
-
-
 def test_runs_of_the_same_scenes_exclude_each_other(tmp_path: Path) -> None:
     with opened(tmp_path, Shard(0, 2)):
         with pytest.raises(UsageError, match="another run is at work on these scenes"), opened(tmp_path, Shard(0, 2)):

@@ -12,6 +12,7 @@ rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 from benchmarks import scene_throughput
 from benchmarks.scene_throughput import Bench, Trial, cells, make_scene, table
 from bundles import FLOAT, INT8, images, make_bundle, write_image
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.measure.bench.scene import SceneRun, SceneTask
 
@@ -65,7 +66,9 @@ def test_the_engine_alone_is_measured_before_and_after_each_run(bench: Bench, mo
     assert [trial.side for trial in found] == [4, 16, 4, 16]
     assert [trial.engine_pairs_per_second for trial in found] == [11.0, 14.0, 18.0, 20.0]
     assert found[3] == Trial(16, 90, 10.0, 9.0, 20.0, 0.45, 300.0)
-    assert {(task.engine, task.batch, task.streams, task.threads) for task in asked} == {("cpu", 1, 3, 2)}
+    assert {(task.engine, task.execution) for task in asked} == {
+        ("cpu", ExecutionOptions(threads=2, streams=3, batch=1))
+    }
     assert len({task.output for task in asked}) == 4
 
 

@@ -115,8 +115,9 @@ def test_an_actor_of_ray_refuses(
 
 def test_the_scene_of_bench_refuses(tmp_path: Path, place: Place, trust: Trust) -> None:
     """The bundle could be another one by now than what bench itself has checked."""
-    pair = [str(write_raster(tmp_path / f"{n}.tif", pixels)) for n, pixels in enumerate(scene(64, 64))]
-    task = SceneTask(str(place.bundle), *pair, str(tmp_path / "change.tif"), "cpu", 1, 1, None, str(trust.key))
+    before, after = (write_raster(tmp_path / f"{n}.tif", pixels) for n, pixels in enumerate(scene(64, 64)))
+    output = tmp_path / "change.tif"
+    task = SceneTask(bundle=place.bundle, before=before, after=after, output=output, engine="cpu", trust=trust)
     with pytest.raises(InputError, match=UNSIGNED):
         run_scene(task)
     sign_folder(place.bundle, KEY)
@@ -127,7 +128,7 @@ def test_what_times_engines_opens_the_checked_copy(place: Place, trust: Trust, s
     """Its process opens one engine's files of a folder that bench and tune have checked, and nobody else can change."""
     sign_folder(place.bundle, KEY)
     place.bundle.chmod(0o777)
-    bundle, options = read_bundle(place.bundle, trust), BenchOptions(("cpu",))
+    bundle, options = read_bundle(place.bundle, trust), BenchOptions(engines=("cpu",))
     (task,) = tasks_of(bundle, make_plan(bundle, options), options, 1, 1)
     for path in (Path(task.root), Path(task.root, task.golden)):
         assert path.is_relative_to(state) and path.exists()

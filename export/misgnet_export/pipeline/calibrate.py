@@ -8,11 +8,10 @@ from pathlib import Path
 
 import onnx
 
-from misgnet_calibration.algorithms import Inputs
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.per_tensor_range import PerTensor, choose_per_tensor
 from misgnet_calibration.quantizer.placement import activations, place
-from misgnet_calibration.quantizer.quantize import QuantizedGraph
+from misgnet_calibration.quantizer.quantize import Inputs, QuantizedGraph
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.cache import ObservationKey, Observed, load_observations, save_observations
 from misgnet_calibration.statistics.calibrators import (
@@ -140,7 +139,9 @@ def try_calibrators(start: Calibrated, recipe: Recipe, progress: Progress) -> di
 
 def quantized_with(calibrator: Calibrating, start: Calibrated, recipe: Recipe) -> Candidate:
     """The INT8 graph for ``recipe`` with the ranges of ``calibrator``."""
-    inputs = Inputs(start.model, start.observed.ranges(calibrator, recipe), start.observed.peaks)
+    inputs = Inputs(
+        start.model, start.observed.ranges(calibrator, symmetric=recipe.symmetric_activations), start.observed.peaks
+    )
     quantized = inputs.quantize(recipe)
     return Candidate(calibrator, inputs, quantized, start.decision.loss(quantized.model) if start.decision else None)
 
@@ -155,7 +156,10 @@ def per_tensor(
 
 
 def _candidate_ranges(start: Calibrated, recipe: Recipe) -> dict[Calibrator, Mapping[str, Range]]:
-    return {calibrator: start.observed.ranges(calibrator, recipe) for calibrator in CANDIDATES}
+    return {
+        calibrator: start.observed.ranges(calibrator, symmetric=recipe.symmetric_activations)
+        for calibrator in CANDIDATES
+    }
 
 
 def best(tried: Mapping[str, Agreement]) -> str:

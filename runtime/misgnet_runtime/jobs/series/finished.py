@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.jobs.journal import tuned_since
 from misgnet_runtime.jobs.scene.run import Run
-from misgnet_runtime.jobs.tuned_since import tuned_since
 from misgnet_runtime.raster.geotiff import read_tags
 
 _SAME_RUN = "MISGNET_RUN_SHA256"
