@@ -24,6 +24,8 @@ from misgnet_runtime.jobs.scene.predict import predict_scene_files
 from misgnet_runtime.jobs.series import encoding
 from misgnet_runtime.jobs.series.encode import encode_file
 from misgnet_runtime.jobs.series.series import Listener, run_series
+from misgnet_runtime.jobs.watch.options import Products, WatchOptions
+from misgnet_runtime.jobs.watch.service import watch_folder
 from misgnet_runtime.raster import writer
 from misgnet_runtime.raster.declared import Declared
 from scenes import read, scene, write_raster
@@ -144,3 +146,13 @@ def test_consecutive_series_opens_a_pair_once_to_inspect_and_once_to_run(
 ) -> None:
     series(tmp_path, SeriesOptions(consecutive=True), FakeSplit().opener(), monkeypatch)
     assert opened == {"a.tif": 1, "b.tif": 4, "c.tif": 4, "d.tif": 2}
+
+
+def test_watcher_opens_a_raster_for_its_header_and_to_run(tmp_path: Path, opened: Counter[str]) -> None:
+    """A pair that its headers refuse is never read whole: headers come first, then both digests, then the run."""
+    bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT])
+    rasters(tmp_path, ["s_before", "s_after"])
+    options = WatchOptions(settle=0, once=True, products=Products(probability=True, quicklook=True))
+    report = watch_folder(bundle, tmp_path / INPUTS, tmp_path / "out", options, Collected().log)
+    assert report.done == 1
+    assert opened == {"s_before.tif": 2, "s_after.tif": 2}

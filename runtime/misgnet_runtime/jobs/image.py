@@ -7,6 +7,7 @@ from pathlib import Path
 
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.callables import RgbImage
+from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.formatting import changed_words
 from misgnet_runtime.inference.selection import Opened, open_detector
@@ -61,7 +62,8 @@ def predict_files(
     images = read_pair(before_path, after_path)
     warn_of_images(before_path, after_path, current())
     bundle = read_bundle(bundle_path)
-    with open_detector(bundle, engine, goal="latency" if tuned else None) as opened:
+    execution = ExecutionOptions(streams=1)
+    with open_detector(bundle, engine, execution, goal="latency" if tuned else None) as opened:
         return predict_images(opened, *images, output, threshold=bundle.manifest.threshold, force=force)
 
 

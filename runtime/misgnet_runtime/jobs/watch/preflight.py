@@ -1,4 +1,7 @@
-"""What is asked of a pair before its files are read whole: names, sizes and headers, in milliseconds at any size."""
+"""What is asked of a pair before its files are read whole: names, sizes and headers, in milliseconds at any size.
+
+A run opens rasters anew: a file that is refused here is neither hashed nor run.
+"""
 
 from __future__ import annotations
 
