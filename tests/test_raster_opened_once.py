@@ -82,7 +82,7 @@ def all_products(folder: Path, **options: Any) -> SceneOptions:
     ids=["raster", "mask", "cog", "aligned"],
 )
 def test_pair_with_all_products_is_opened_and_thresholded_once(
-    name: str, options: dict[str, Any], tmp_path: Path, opened: Counter[str], thresholded: list[int],
+    *, name: str, options: dict[str, Any], tmp_path: Path, opened: Counter[str], thresholded: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE)))

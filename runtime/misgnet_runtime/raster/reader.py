@@ -48,7 +48,7 @@ class Pixels:
     before: RgbImage
     after: RgbImage
     valid: Mask
-    holes: frozenset[UnreadableBlock] = frozenset()
+    unreadable: frozenset[UnreadableBlock] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)

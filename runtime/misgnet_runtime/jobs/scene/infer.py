@@ -97,8 +97,8 @@ def fill(
 def _pixels(task: MapTask, strip: Strip) -> tuple[Reading, tuple[RgbImage, RgbImage]]:
     """A strip, and its tiles that have data, uint8 (B, T, T, 3) of both dates."""
     pixels = task.pair.read(task.scalings, strip.rows, strip.columns)
-    task.tally.add(pixels.holes)
-    reading = Reading(strip, pixels.valid, pixels.holes)
+    task.tally.add(pixels.unreadable)
+    reading = Reading(strip, pixels.valid, pixels.unreadable)
     return reading, (strip.stack(pixels.before, reading.tiles), strip.stack(pixels.after, reading.tiles))
 
 
@@ -111,14 +111,14 @@ class _Writer:
         self._blender = Blender(layout, first)
         self._valid = np.empty((min(layout.rows.tile, layout.rows.length), layout.columns.length), np.bool_)
         self._told = set(task.journal.holes)
-        self._holes: set[UnreadableBlock] = set()
+        self._unreadable: set[UnreadableBlock] = set()
         self.tiles = 0
 
     def take(self, answered: tuple[Reading, NDArray[np.float32]]) -> None:
         reading, answer = answered
         columns = reading.strip.columns
         self._valid[: len(reading.valid), columns.start : columns.stop] = reading.valid
-        self._holes |= reading.holes
+        self._unreadable |= reading.unreadable
         self.tiles += len(reading.tiles)
         for column, probability in zip(reading.tiles, answer, strict=True):
             self._blender.add(column, probability)
@@ -130,8 +130,8 @@ class _Writer:
         with self._blender.finish() as rows:
             rows[~self._valid[: span.length]] = np.nan
             if span.stop > self._journal.finished:  # else a row that is computed again for what reaches beyond it
-                self._journal.add([rows], tuple(sorted(self._holes - self._told)))
-                self._told |= self._holes
+                self._journal.add([rows], tuple(sorted(self._unreadable - self._told)))
+                self._told |= self._unreadable
         self._row += 1
         if self._progress:
             self._progress(self._row, len(self._layout.rows.starts))

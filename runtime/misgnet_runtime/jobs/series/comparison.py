@@ -50,7 +50,7 @@ class _Pixels:
     """A strip of a date without stored features."""
 
     def __init__(self, raster: Raster, scaling: Scaling, strip: Strip) -> None:
-        self._image, self.valid, self.holes = raster.rgb(scaling, strip.rows, strip.columns)
+        self._image, self.valid, self.unreadable = raster.rgb(scaling, strip.rows, strip.columns)
 
     def tiles(self, reading: Reading) -> Tiles:
         image = neutralised(self._image, reading.valid)
@@ -64,7 +64,7 @@ class _Stored:
         self._raster, self._scaling = raster, scaling
         self._records = stored.read(strip.numbers)
         self.valid = _joined(strip, valid_pixels(self._records, stored.footer.tile))
-        self.holes = frozenset[UnreadableBlock]((raster.date, *block) for block in stored.footer.holes)
+        self.unreadable = frozenset[UnreadableBlock]((raster.date, *block) for block in stored.footer.holes)
 
     def tiles(self, reading: Reading) -> Tiles:
         strip = reading.strip
@@ -103,8 +103,8 @@ def _read(
 ) -> tuple[Reading, tuple[Tiles, Tiles]]:
     before = _view(task.pair.before, task.scalings[0], strip, stored[0])
     after = _view(task.pair.after, task.scalings[1], strip, stored[1])
-    task.tally.add(before.holes | after.holes)
-    reading = Reading(strip, before.valid & after.valid, before.holes | after.holes)
+    task.tally.add(before.unreadable | after.unreadable)
+    reading = Reading(strip, before.valid & after.valid, before.unreadable | after.unreadable)
     return reading, (before.tiles(reading), after.tiles(reading))
 
 

@@ -193,9 +193,9 @@ def _read(
         for strip in strips(encoding.layout, encoding.batch, finished // len(encoding.layout.columns.starts)):
             if strip.numbers.stop > finished:
                 image, valid, found = raster.rgb(encoding.date.scaling, strip.rows, strip.columns)
-                holes = frozenset[UnreadableBlock]((encoding.name, *block[1:]) for block in found)
-                tally.add(holes)
-                reading = Reading(strip, valid, holes)
+                unreadable = frozenset[UnreadableBlock]((encoding.name, *block[1:]) for block in found)
+                tally.add(unreadable)
+                reading = Reading(strip, valid, unreadable)
                 yield reading, strip.stack(neutralised(image, valid), reading.tiles)
 
 
@@ -207,17 +207,17 @@ class _Writer:
         self._begun = journal.finished
         self._waiting: list[NDArray[Any]] = []
         self._told = set(journal.holes)
-        self._holes: set[UnreadableBlock] = set()
+        self._unreadable: set[UnreadableBlock] = set()
 
     def take(self, encoded: tuple[Reading, list[NDArray[np.float32]]]) -> None:
         reading, values = encoded
         strip, records = reading.strip, self._records(reading, values)
         there = max(0, self._begun - strip.numbers.start)  # of a strip that was begun before
         self._waiting += [records[index : index + 1] for index in range(there, len(records))]
-        self._holes |= reading.holes
+        self._unreadable |= reading.unreadable
         if strip.last or len(self._waiting) * self._record.itemsize >= _AT_ONCE:
-            self._journal.add(self._waiting, tuple(sorted(self._holes - self._told)))
-            self._told |= self._holes
+            self._journal.add(self._waiting, tuple(sorted(self._unreadable - self._told)))
+            self._told |= self._unreadable
             self._waiting = []
         if self._progress and strip.last:
             self._progress(strip.row + 1, len(strip.layout.rows.starts))
