@@ -29,7 +29,8 @@ from misgnet_export.pipeline.write_bundle import write_bundle
 from misgnet_runtime.accuracy.parity import judge, report
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.raster.dataset import TileSet, check_disjoint, read_tile
+from misgnet_runtime.raster.dataset import TileSet, read_tile
+from misgnet_runtime.raster.leakage import check_disjoint
 
 WEIGHTS = Path(__file__).parents[1] / "examples" / "misgnet_synthetic_fp16.safetensors"
 SETS = ("train", "val", "test")

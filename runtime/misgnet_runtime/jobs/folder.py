@@ -161,8 +161,8 @@ def _run_scene(
     log.info(f"{source.name}: {source.before.name} and {source.after.name} are GeoTIFFs")
     stamp, place = stamp_of(source), progress_folder(record.output) / f"{source.name}.tif"
     report = predict_opened(
-        bundle, lambda: nullcontext(opened), source.before, source.after, place, replace(options, force=True),
-        log=log.bind(pair=source.name),
+        bundle, lambda: nullcontext(opened), source.before, source.after, place,
+        options=replace(options, force=True), log=log.bind(pair=source.name),
     )  # fmt: skip
     pixels = report.height * report.width
     nodata = round(pixels * report.nodata_share)
