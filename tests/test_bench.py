@@ -15,7 +15,7 @@ import pytest
 from bundles import FLOAT, INT8, INTERFACE, RTX, make_bundle
 from commands import exit_code
 from misgnet_runtime import log
-from misgnet_runtime.bundle.layout import MANIFEST
+from misgnet_runtime.bundle import MANIFEST
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.bundle.signing.policy import Trust
 from misgnet_runtime.cli import main as cli

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.bundle.signing.policy import required_elsewhere
 from misgnet_runtime.callables import Progress
-from misgnet_runtime.clock import timestamp
 from misgnet_runtime.engines.options import ExecutionOptions
+from misgnet_runtime.formatting import timestamp
 from misgnet_runtime.inference.throughput import RailEnergy, Task, Timing, Workload, measure
 from misgnet_runtime.machine import describe_machine, installed_versions, usable_cores
 from misgnet_runtime.measure.bench.matrix import BenchOptions, Plan, make_plan, tasks_of

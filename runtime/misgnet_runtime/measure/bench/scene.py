@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from misgnet_runtime.bundle.layout import MANIFEST
+from misgnet_runtime.bundle import MANIFEST
 from misgnet_runtime.bundle.signing.policy import Trust
 from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
