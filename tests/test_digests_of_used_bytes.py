@@ -29,7 +29,8 @@ from misgnet_export.pipeline.write_bundle import write_bundle
 from misgnet_runtime.accuracy.parity import judge, report
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.raster.dataset import TileSet, check_disjoint, read_tile
+from misgnet_runtime.raster.dataset import TileSet, read_tile
+from misgnet_runtime.raster.leakage import check_disjoint
 
 WEIGHTS = Path(__file__).parents[1] / "examples" / "misgnet_synthetic_fp16.safetensors"
 SETS = ("train", "val", "test")
@@ -73,7 +74,7 @@ def load(data: Path, weights: Path) -> tuple[BuildRequest, Sets]:
 def finish(request: BuildRequest, sets: Sets, folder: Path) -> None:
     """The last stage of a build, as if nothing had happened between."""
     reference = judge("float", lambda before, after: np.zeros(before.shape[:3], np.float32), sets.evaluation, 0.5)
-    parity = report("float", reference, sets.evaluation, 0.5, 1.0, [])
+    parity = report("float", reference, sets.evaluation, [], threshold=0.5, max_f1_drop=1.0)
     (folder / "graphs").mkdir(parents=True)
     (folder / "graphs" / "float.onnx").touch()
     graph = GraphFile("float", "graphs/float.onnx", "float32", 0)

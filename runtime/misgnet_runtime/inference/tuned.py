@@ -10,7 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from misgnet_runtime.bundle.manifest import EngineEntry, EngineName
+from misgnet_runtime.bundle.fields import EngineName
+from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines import MOST_STREAMS, ExecutionOptions, is_on_cpu, streams_for_scenes
 from misgnet_runtime.engines.cuda import first_device, open_driver

@@ -13,7 +13,6 @@ import numpy as np
 from misgnet_runtime.bundle.golden import golden_of
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
-from misgnet_runtime.clock import timestamp
 from misgnet_runtime.engines import (
     MOST_STREAMS,
     ExecutionOptions,
@@ -22,6 +21,7 @@ from misgnet_runtime.engines import (
     streams_for_scenes,
 )
 from misgnet_runtime.errors import GateFailed, MisgnetError, UnavailableError, UsageError
+from misgnet_runtime.formatting import timestamp
 from misgnet_runtime.inference.selection import ranked_here
 from misgnet_runtime.inference.self_test import check_golden
 from misgnet_runtime.inference.throughput import Task, measure, task_of
