@@ -2,7 +2,7 @@
 
 from misgnet_calibration.algorithms.bias_correction import BiasCorrection, correct_bias
 from misgnet_calibration.algorithms.improve import Attempt, Measured, Repaired, Score, is_better, repair
-from misgnet_calibration.algorithms.rounding import Rounding, RoundingError, learn_rounding, rounded_levels
+from misgnet_calibration.algorithms.rounding import Rounding, RoundingError, learn_rounding, round_weights
 from misgnet_calibration.algorithms.smooth_quant import Choice, Smoothed, best_alpha, smooth, smoothing_factors
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "is_better",
     "learn_rounding",
     "repair",
-    "rounded_levels",
+    "round_weights",
     "smooth",
     "smoothing_factors",
 ]
