@@ -648,5 +648,7 @@ def test_a_repaired_graph_compiles_with_tensorrt_rtx(tiles):
         ranges_of=ranges_on(tiles, TENSORRT), absolute_maxima=peaks, decide=lambda _: next(asked),
     )  # fmt: skip
     assert all(a.kept for a in found.attempts)
-    plan = compile_plan(found.quantized.model.SerializeToString(), PlanOptions("rtx", ("sm86",)))
+    plan = compile_plan(
+        found.quantized.model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",))
+    )
     assert plan.quantize_layers > 0

@@ -40,7 +40,7 @@ from misgnet_runtime.raster.dataset import TileSet
 WEIGHTS = Path(__file__).parents[1] / "examples" / "misgnet_synthetic_fp16.safetensors"
 TARGET = parse_target("torch-tensorrt")
 REQUEST = BuildRequest(WEIGHTS, Path("c"), Path("e"), None, (TARGET,), Path("out"), Interface(64, 4))
-OPTIONS = PlanOptions("tensorrt", min_batch=1, opt_batch=2, max_batch=3)
+OPTIONS = PlanOptions(vendor="tensorrt", min_batch=1, opt_batch=2, max_batch=3)
 FLOAT_GRAPH = GraphFile("float", "graphs/float.onnx", "float32", 1)
 QUIET = Console(file=io.StringIO())
 

@@ -61,7 +61,7 @@ PLATFORMS: dict[PlatformName, Platform] = {
         f"x86-cuda{major}": Platform(  # type: ignore[misc]
             f"x86_64 with CUDA {major}", "3.12", "x86_64", 35,
             (*_RUNTIME, "numpy>=1.26", "onnxruntime>=1.31", "Pillow>=13.0", f"cuda-python>={least},<{major + 1}",
-             f"tensorrt-cu{major}>=10.3,<12"),
+             "nvidia-ml-py>=11.515", f"tensorrt-cu{major}>=10.3,<12"),
             sources=(f"tensorrt-cu{major}>=10.3,<12",), index=_NVIDIA, system="the NVIDIA driver",
         )
         for major, least in ((12, "12.6"), (13, "13.0"))

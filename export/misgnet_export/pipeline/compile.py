@@ -62,6 +62,7 @@ def _left_to_the_device(request: BuildRequest, target: Target, product: Product,
 def _compiled(request: BuildRequest, target: Target, graph: GraphFile, root: Path, log: StageLog) -> EngineEntry:
     options = request.plan_options(target)
     file, plan = _compile(request, target, graph.file, root, log)
+    bound = plan.compatibility
     split = None
     if graph.split is not None:
         parts = {"encoder": graph.split.encoder_graph, "head": graph.split.head_graph}
@@ -69,8 +70,8 @@ def _compiled(request: BuildRequest, target: Target, graph: GraphFile, root: Pat
         split = SplitEntry(*plans, *parts.values())
     return EngineEntry(
         target.name, product_of(target).engine, file, graph.file, graph.precision,
-        plan.vendor_version, list(plan.compute_capabilities), plan.platform,
-        (options.min_batch, options.opt_batch, options.max_batch), split=split, cuda_driver=plan.cuda_driver,
+        bound.vendor_version, list(bound.compute_capabilities), bound.platform,
+        (options.min_batch, options.opt_batch, options.max_batch), split=split, cuda_driver=bound.cuda_driver,
     )  # fmt: skip
 
 
@@ -106,8 +107,9 @@ def _compile(
             progress=stage.phase_progress,
         )  # fmt: skip
         file = _write_plan(root, f"{target.slug}{part and f'_{part}'}", plan.data)
+        bound = plan.compatibility
         stage.finding = (
-            f"{plan.vendor} {plan.vendor_version} for {', '.join(plan.compute_capabilities)}, "
+            f"{bound.vendor} {bound.vendor_version} for {', '.join(bound.compute_capabilities)}, "
             f"{plan.layers} layers, {len(plan.data) / 1e6:.1f} MB"
         )
     return file, plan
