@@ -463,8 +463,8 @@ def test_repairs_work_on_what_has_weights_and_leave_the_rest(tiles, recipe):
     sites = quantizer_sites(Graph(model), everything)
     assert len(weighted(sites)) < len(sites)
     found = repair(
-        model, INTERFACE, tiles, everything, ranges_on(tiles, everything), {},
-        lambda quantized: Score(error(model, quantized), 1.0),
+        model, INTERFACE, tiles, everything, ranges_of=ranges_on(tiles, everything), absolute_maxima={},
+        decide=lambda quantized: Score(error(model, quantized), 1.0),
     )  # fmt: skip
     assert found.attempts[0].name == "smoothing" and found.attempts[0].kept
     assert [p.node for p in found.quantized.sites] == [p.node for p in sites]
@@ -517,7 +517,7 @@ def test_a_shared_weight_has_levels_of_its_own_where_they_were_learned(tiles):
     given = inputs_of(two_branch(), tiles, TENSORRT)
     sites = {p.node: p for p in quantizer_sites(Graph(given.model), TENSORRT)}
     one = sites[node_named(given.model, "decoder_one")]
-    found = learn_rounding(given.model, INTERFACE, tiles, [one], TENSORRT, given.ranges)
+    found = learn_rounding(given.model, INTERFACE, tiles, [one], TENSORRT, ranges=given.ranges)
     quantized = replace(given, quantized_weights=found.quantized_weights).quantize(TENSORRT).model
     names = [item.name for item in quantized.graph.initializer if "shared_w" in item.name and "levels" in item.name]
     assert len(names) == 1 + len(found.quantized_weights) == 2
@@ -566,7 +566,15 @@ def test_repairs_are_tried_one_after_the_other_and_obey_the_rules(tiles, recipe)
 def test_a_repair_is_kept_only_if_the_measure_gets_better(tiles, better):
     scores = iter(Score(1.0 - 0.1 * n if better else 1.0, 0.9) for n in range(9))
     plain = inputs_of(with_outliers(), tiles, CPU)
-    found = repair(with_outliers(), INTERFACE, tiles, CPU, ranges_on(tiles, CPU), {}, lambda _: next(scores))
+    found = repair(
+        with_outliers(),
+        INTERFACE,
+        tiles,
+        CPU,
+        ranges_of=ranges_on(tiles, CPU),
+        absolute_maxima={},
+        decide=lambda _: next(scores),
+    )
     assert [a.kept for a in found.attempts] == [better] * 3
     assert (found.inputs.quantized_weights != {}) == (found.inputs.bias != {}) == better
     assert (found.quantized.model == plain.quantize(CPU).model) == (not better)
@@ -576,8 +584,8 @@ def test_steps_and_float_nodes_are_the_callers_choice(tiles):
     model = two_branch()
     kept = node_named(model, "encoder_second")
     found = repair(
-        model, INTERFACE, tiles, CPU, ranges_on(tiles, CPU), {}, lambda _: Score(1, 1), keep_float=[kept],
-        steps=["rounding"],
+        model, INTERFACE, tiles, CPU, ranges_of=ranges_on(tiles, CPU), absolute_maxima={},
+        decide=lambda _: Score(1, 1), keep_float=[kept], steps=["rounding"],
     )  # fmt: skip
     assert [a.name for a in found.attempts] == ["rounding"]
     assert found.inputs.keep_float == {kept} and kept not in {p.node for p in found.quantized.sites}
@@ -598,7 +606,16 @@ def test_a_single_tile_repairs_nothing(tiles, step):
     given = inputs_of(two_branch(), tiles, CPU)
     one = tiles.subset([0])
     with pytest.raises(InputError, match=r"1 calibration tiles .* needs two"):
-        repair(given.model, INTERFACE, one, CPU, lambda _: given.ranges, {}, lambda _: Score(1, 1), steps=[step])
+        repair(
+            given.model,
+            INTERFACE,
+            one,
+            CPU,
+            ranges_of=lambda _: given.ranges,
+            absolute_maxima={},
+            decide=lambda _: Score(1, 1),
+            steps=[step],
+        )
 
 
 def test_tiles_are_spread_over_the_set(tiles):
@@ -626,7 +643,16 @@ def test_memory_does_not_grow_with_the_tiles(tiles, step):
     def peak(times: int) -> float:
         many = TileSet(tiles.root, tuple(ref for refs in repeat(tuple(tiles), times) for ref in refs), SIDE)
         tracemalloc.start()
-        repair(model, INTERFACE, many, CPU, lambda _: given.ranges, {}, lambda _: Score(1, 1), steps=[step])
+        repair(
+            model,
+            INTERFACE,
+            many,
+            CPU,
+            ranges_of=lambda _: given.ranges,
+            absolute_maxima={},
+            decide=lambda _: Score(1, 1),
+            steps=[step],
+        )
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
