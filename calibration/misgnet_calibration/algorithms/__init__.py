@@ -1,4 +1,4 @@
-"""Repairs of an INT8 graph that keep every operator in INT8: smoothing, learned rounding, bias correction."""
+"""Makes an INT8 graph more accurate: SmoothQuant, learned rounding, bias correction, and accuracy control."""
 
 from misgnet_calibration.algorithms.bias_correction import BiasCorrection, correct_bias
 from misgnet_calibration.algorithms.improve import Attempt, Measured, Repaired, Score, is_better, repair
