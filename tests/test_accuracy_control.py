@@ -521,7 +521,7 @@ def test_ties_are_decided_by_the_order_of_the_groups():
     ("limit", "budget", "options", "said"),
     [
         (math.nan, 1, {}, "points"), (math.inf, 1, {}, "points"), (0.1, -1, {}, "seconds"),
-        (0.1, math.nan, {}, "seconds"), (0.1, 1, {"total_multiply_adds": 5}, "multiply-adds"),
+        (0.1, math.nan, {}, "seconds"), (0.1, 1, {"total_macs": 5}, "multiply-adds"),
         (0.1, 1, {"min_agreement": 99.9}, "agreement"), (0.1, 1, {"min_agreement": math.nan}, "agreement"),
     ],
 )  # fmt: skip
