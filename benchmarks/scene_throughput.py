@@ -22,6 +22,7 @@ from typing import Any
 
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.engines import batch_for_scenes, streams_for_scenes
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.throughput import measure
 from misgnet_runtime.machine import describe_machine, machine_line, usable_cores
@@ -126,8 +127,10 @@ class Bench:
 
     def _task(self, pair: Pair, output: Path) -> SceneTask:
         ((batch, streams),) = self.plan.settings()
-        paths = (str(path) for path in (self.bundle.path, *pair, output))
-        return SceneTask(*paths, self.plan.runs[0].engine, batch, streams, self.options.threads)
+        return SceneTask(
+            bundle=self.bundle.path, before=pair[0], after=pair[1], output=output, engine=self.plan.runs[0].engine,
+            execution=ExecutionOptions(threads=self.options.threads, streams=streams, batch=batch),
+        )  # fmt: skip
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

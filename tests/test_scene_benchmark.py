@@ -12,6 +12,7 @@ rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 from benchmarks import scene_throughput
 from benchmarks.scene_throughput import Bench, Trial, cells, make_scene, table
 from bundles import FLOAT, INT8, images, make_bundle, write_image
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.measure.bench.scene import SceneRun, SceneTask
 
@@ -67,7 +68,9 @@ def test_the_engine_alone_is_measured_before_and_after_each_run(bench: Bench, mo
     assert found[3] == Trial(
         side=16, tiles=90, seconds=10.0, tiles_per_second=9.0, engine_pairs_per_second=20.0, share=0.45, peak_mib=300.0
     )
-    assert {(task.engine, task.batch, task.streams, task.threads) for task in asked} == {("cpu", 1, 3, 2)}
+    assert {(task.engine, task.execution) for task in asked} == {
+        ("cpu", ExecutionOptions(threads=2, streams=3, batch=1))
+    }
     assert len({task.output for task in asked}) == 4
 
 

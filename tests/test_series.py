@@ -406,12 +406,14 @@ def test_what_was_tuned_since_is_named(place: Place, split: FakeSplit) -> None:
     """The map of another batch is another one; nothing tells a user where that came from but this message."""
     place.run()
     split.batch = 2
-    with pytest.raises(UsageError, match=r"of the same run but for that: misgnet-run tune .*: give --batch 1 to go on"):
+    with pytest.raises(
+        UsageError, match=r"of the same run but for that: misgnet-run tune .*: give --batch 1 to resume"
+    ):
         place.run()
     assert place.run(SeriesOptions(SceneOptions(batch=1))) == []
     assert place.run(SeriesOptions(SceneOptions(force=True))) == ["d1.tif", "d2.tif", "d3.tif"]
     split.batch = None
-    with pytest.raises(UsageError, match="give --batch 2 to go on"):
+    with pytest.raises(UsageError, match="give --batch 2 to resume"):
         place.run()
     with pytest.raises(UsageError, match=r"exists; choose another -o"):
         place.run(SeriesOptions(SceneOptions(overlap=8)))

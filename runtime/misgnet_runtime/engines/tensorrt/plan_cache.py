@@ -19,7 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from misgnet_runtime.accuracy.parity import EngineParity
-from misgnet_runtime.bundle.manifest import EngineName, FilePath
+from misgnet_runtime.bundle.fields import EngineName, FilePath
 from misgnet_runtime.engines.tensorrt.compatibility import PlanCompatibility
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import KERNEL_TIMINGS_BYTES, PLAN_RECORD_BYTES

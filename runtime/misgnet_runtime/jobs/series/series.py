@@ -15,7 +15,7 @@ import msgspec
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
-from misgnet_runtime.jobs.journal import discard_progress, was_begun, was_named
+from misgnet_runtime.jobs.journal import discard_progress, tuned_since, was_begun, was_named
 from misgnet_runtime.jobs.scene.inputs import check_readable, look_at_pair
 from misgnet_runtime.jobs.scene.options import SeriesOptions
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, refuse_unreadable, run_pair
@@ -28,7 +28,6 @@ from misgnet_runtime.jobs.series.encoding import (
     open_split_engine,
 )
 from misgnet_runtime.jobs.series.features import SUFFIX, FeatureFile, open_features
-from misgnet_runtime.jobs.tuned_since import tuned_since
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.geotiff import read_tags
 from misgnet_runtime.raster.polygons import load_vector_libraries

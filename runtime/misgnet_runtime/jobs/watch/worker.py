@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from misgnet_runtime.clock import now
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
-from misgnet_runtime.jobs.journal import difference
+from misgnet_runtime.formatting import now
 from misgnet_runtime.jobs.watch import attempts
 from misgnet_runtime.jobs.watch.isolated import PairCrashedError
 from misgnet_runtime.jobs.watch.journal import (
@@ -30,6 +29,7 @@ from misgnet_runtime.jobs.watch.processing import Processor, folder_names
 from misgnet_runtime.jobs.watch.retry import message_of, refused_by_disk, refused_by_source
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.storage.atomic import refuse_existing
+from misgnet_runtime.storage.jsonl import difference
 
 
 class Worker:
@@ -248,9 +248,9 @@ class Worker:
 
     def _report_another_start(self, last: Started | None, started: Started) -> None:
         """What was begun is not resumed where its options, or what was tuned for its engine, have changed."""
-        for name in self.unfinished if last is not None else ():
-            words = difference(*({"the engine": s.engine, **s.settings} for s in (last, started) if s is not None))
-            self._log.info(f"{name} was begun with {words or 'another bundle'}; it is processed anew", pair=name)
+        words = None if last is None else difference(_by_what(last), _by_what(started))
+        for name in self.unfinished if words else ():
+            self._log.info(f"{name} was begun with {words}; it is processed anew", pair=name)
 
     def _refuse_others_outputs(self, pair: FilePair) -> None:
         ended = self._journal.pairs.ended.get(pair.name)
@@ -259,8 +259,13 @@ class Worker:
                 refuse_existing(self._output / name, self._options.force)
 
 
-def _by_what(started: Started) -> tuple[object, ...]:
-    return started.format, started.bundle, started.engine, started.settings
+def _by_what(started: Started) -> dict[str, str]:
+    return {
+        "the journal's format": str(started.format),
+        "the bundle": started.bundle[:16],
+        "the engine": started.engine,
+        **started.settings,
+    }
 
 
 def _state(file: File, sha256: str | None = None) -> FileState:
