@@ -9,8 +9,8 @@ import typer
 
 from misgnet_export.cli.sign import sign
 from misgnet_export.integrations.wheelhouse import PlatformName
-from misgnet_export.pipeline.request import PlacementChoice, RepairChoice, SelectionRule
-from misgnet_runtime.bundle.manifest import GateRule, InputForm, Interface, OutputForm
+from misgnet_export.pipeline.request import PlacementChoice, RepairChoice, SelectionRule, Threshold
+from misgnet_runtime.bundle.manifest import GateRule, InputForm, OutputForm
 from misgnet_runtime.bundle.targets import ACCEPTED, parse_target
 from misgnet_runtime.cli import options as arguments
 from misgnet_runtime.cli.app import err_console, make_app, out_console, run_app
@@ -110,13 +110,14 @@ def build(
     from misgnet_export.pipeline.request import BuildRequest
     from misgnet_export.report import parity_table, stage_table, throughput_table
 
-    interface = Interface(tile, max_batch, input_form, output_form)
-    number, tuned = _threshold(threshold)
-    targets = tuple(dict.fromkeys(parse_target(t) for t in target or ["cpu"]))
     request = BuildRequest(
-        weights, calib, evaluation, val, targets, output, interface, force, calib_tiles, selection, observer,
-        observations, placement, repair, control_minutes, seed, max_f1_drop, gate, number, bundle_version,
-        licence, timing_cache, split, tuned, on_device, ship_eval,
+        weights=weights, calib=calib, evaluation=evaluation, val=val, output=output, force=force,
+        targets=tuple(dict.fromkeys(parse_target(t) for t in target or ["cpu"])),
+        tile=tile, max_batch=max_batch, input_form=input_form, output_form=output_form,
+        calib_tiles=calib_tiles, selection=selection, observer=observer, observations=observations,
+        placement=placement, repair=repair, control_minutes=control_minutes, seed=seed, max_f1_drop=max_f1_drop,
+        gate=gate, threshold=_threshold(threshold), bundle_version=bundle_version, licence=licence,
+        timing_cache=timing_cache, split=split, on_device=on_device, ship_eval=ship_eval,
     )  # fmt: skip
     built = run(request, out_console)
     out_console.print(stage_table(built.stages))
@@ -125,12 +126,12 @@ def build(
     current().result([f"bundle: {built.bundle}", f"report: {built.report}"])
 
 
-def _threshold(text: str) -> tuple[float, bool]:
-    """The number, and whether it is to be tuned; UsageError for other words."""
+def _threshold(text: str) -> Threshold:
+    """UsageError for other words."""
     if text == "tuned":
-        return 0.5, True
+        return "tuned"
     try:
-        return float(text), False
+        return float(text)
     except ValueError:
         raise UsageError(f"--threshold is '{text}'; it is a number between 0 and 1, or: tuned") from None
 

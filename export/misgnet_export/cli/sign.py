@@ -44,6 +44,7 @@ def sign(
     from misgnet_export.integrations.signing import SignRequest, sign_bundle
 
     request = SignRequest(
-        bundle, key, certificate, tuple(chain or ()), product, bundle_version, expires, key_password, force
-    )
+        bundle=bundle, key=key, certificate=certificate, chain=tuple(chain or ()), product=product,
+        version=bundle_version, expires=expires, password=key_password, force=force,
+    )  # fmt: skip
     current().result([f"{bundle}: {sign_bundle(request).words()}"])

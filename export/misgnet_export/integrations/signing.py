@@ -29,7 +29,7 @@ MAX_PRODUCT = 200  # as a manifest may hold
 _STAGE = ".signing"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SignRequest:
     """``key``: private, PEM, decrypted by ``password``; with the signer's ``certificate`` and those up to its root.
 

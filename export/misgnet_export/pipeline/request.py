@@ -9,7 +9,7 @@ from typing import Literal
 from misgnet_calibration.statistics.calibrators import AUTO, PER_TENSOR, named
 from misgnet_export.integrations.torch_tensorrt import check_torch_tensorrt
 from misgnet_export.pipeline.targets import product_of
-from misgnet_runtime.bundle.manifest import MAX_WORDS, GateRule, Interface
+from misgnet_runtime.bundle.manifest import MAX_WORDS, GateRule, InputForm, Interface, OutputForm
 from misgnet_runtime.bundle.targets import Target
 from misgnet_runtime.engines.openvino import load_openvino
 from misgnet_runtime.engines.tensorrt import PlanOptions, check_options
@@ -22,11 +22,22 @@ SelectionRule = Literal["represent", "random", "first"]
 PlacementChoice = Literal["rules", "all"]
 # Repairs of the INT8 graph: where it loses too much on the validation tiles, in any case, or not at all.
 RepairChoice = Literal["auto", "always", "never"]
+# A probability, or "tuned": the one with the best F1 on the validation tiles.
+Threshold = float | Literal["tuned"]
 
 
 @dataclass(frozen=True)
+class AccuracyPolicy:
+    """What an engine is held to."""
+
+    threshold: float  # probability of change above which a pixel is changed, 0 to 1
+    max_f1_drop: float  # points of F1 that an engine may lose; may be negative
+    gate: GateRule  # what must stay within them: the drop, or the upper end of its interval
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """One build. ``threshold`` is on the probability of change, and may be tuned; ``max_f1_drop`` is in points.
+    """One build. ``threshold`` is on the probability of change, or found on ``val``; ``max_f1_drop`` is in points.
 
     ``on_device``: plans are compiled where they run; ``ship_eval``: so many evaluation tiles travel with them.
     """
@@ -34,11 +45,12 @@ class BuildRequest:
     weights: Path
     calib: Path
     evaluation: Path
-    val: Path | None
-    targets: tuple[Target, ...]
     output: Path
-    interface: Interface
+    val: Path | None = None
+    targets: tuple[Target, ...] = (Target("cpu"),)
     force: bool = False
+    tile: int = 256
+    max_batch: int = 16
     calib_tiles: int = 128
     selection: SelectionRule = "represent"
     observer: str = AUTO
@@ -49,14 +61,25 @@ class BuildRequest:
     seed: int = 0
     max_f1_drop: float = 0.5
     gate: GateRule = "point"
-    threshold: float = 0.5
+    threshold: Threshold = 0.5
+    input_form: InputForm = "uint8"
+    output_form: OutputForm = "probability"
     bundle_version: int = 1
     licence: str = "not stated"
-    timing_cache: Path | None = None
-    split: bool = False
-    tune_threshold: bool = False
     on_device: bool = False
     ship_eval: int = 0
+    timing_cache: Path | None = None
+    split: bool = False
+
+    @property
+    def interface(self) -> Interface:
+        return Interface(self.tile, self.max_batch, self.input_form, self.output_form)
+
+    @property
+    def policy(self) -> AccuracyPolicy:
+        """With 0.5 for a threshold that is yet to be tuned."""
+        threshold = 0.5 if self.threshold == "tuned" else self.threshold
+        return AccuracyPolicy(threshold, self.max_f1_drop, self.gate)
 
     def compiles_on_device(self, target: Target) -> bool:
         """Whether the plan of ``target`` is left to ``misgnet-run compile``."""
@@ -74,17 +97,12 @@ def check_request(request: BuildRequest) -> None:
 
     Raises UsageError for numbers out of range, UnavailableError where a target's library or device is missing.
     """
-    tile, batch = request.interface.tile, request.interface.max_batch
+    tile, batch = request.tile, request.max_batch
     if tile < 32 or tile % 32:
         raise UsageError(f"--tile is {tile}; the network takes multiples of 32 from 32 on")
     if not 2 <= batch <= 256:
         raise UsageError(f"--max-batch is {batch}; it must be 2 to 256, or the exported batch is not dynamic")
-    if not 0 < request.threshold < 1:
-        raise UsageError(f"--threshold is {request.threshold}; it must lie between 0 and 1")
-    if request.interface.output == "mask" and request.threshold != 0.5:
-        raise UsageError("a graph that answers with a mask has the threshold 0.5 built in; use --output probability")
-    if request.tune_threshold and (request.val is None or request.interface.output == "mask"):
-        raise UsageError("--threshold tuned needs --val, and a graph that answers with a probability or logits")
+    _check_threshold(request)
     if request.observer not in (AUTO, PER_TENSOR) and named(request.observer) is None:
         asked = f"--observer is '{request.observer}'"
         raise UsageError(f"{asked}; it is auto, per-tensor, max, mse, entropy or 'percentile P', 0 < P <= 100")
@@ -100,6 +118,17 @@ def check_request(request: BuildRequest) -> None:
         )
     for target in request.targets:
         _check_target(request, target)
+
+
+def _check_threshold(request: BuildRequest) -> None:
+    if request.threshold == "tuned":
+        if request.val is None or request.output_form == "mask":
+            raise UsageError("--threshold tuned needs --val, and a graph that answers with a probability or logits")
+        return
+    if not 0 < request.threshold < 1:
+        raise UsageError(f"--threshold is {request.threshold}; it must lie between 0 and 1")
+    if request.output_form == "mask" and request.threshold != 0.5:
+        raise UsageError("a graph that answers with a mask has the threshold 0.5 built in; use --output probability")
 
 
 def _check_target(request: BuildRequest, target: Target) -> None:
