@@ -31,6 +31,7 @@ from misgnet_runtime.bundle.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from misgnet_runtime.bundle.reader import describe_files
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.inference.detector import ChangeDetector
+from misgnet_runtime.inference.selection import Opened
 from misgnet_runtime.storage.schema import encode
 
 DATA = Path(__file__).with_name("data")
@@ -145,10 +146,10 @@ def fake_detector(engine: Callable[[], FakeEngine]) -> Any:
     """In the place of ``open_detector``, with the engine that ``engine`` makes."""
 
     @contextmanager
-    def opened(*_: object) -> Iterator[tuple[ChangeDetector, EngineEntry, str]]:
+    def opened(*_: object, **__: object) -> Iterator[Opened]:
         found = engine()
         with ChangeDetector(found, found.interface) as detector:
-            yield detector, FLOAT, "a fake"
+            yield Opened(detector, FLOAT, "a fake")
 
     return opened
 

@@ -48,7 +48,9 @@ class FakeSplit:
         """In the place of ``choose_split``, and of ``open_detector``."""
 
         @contextmanager
-        def opened(bundle: object, engine: str = "auto", *more: object) -> Iterator[tuple[FakeSplit, Any, str]]:
+        def opened(
+            bundle: object, engine: str = "auto", *_: object, goal: object = None
+        ) -> Iterator[tuple[FakeSplit, Any, str]]:
             yield self, SPLIT_FLOAT, "a fake"
 
         return opened

@@ -13,6 +13,7 @@ from batches import KEY, Place
 from bundles import FakeEngine, fake_detector, make_bundle
 from ends import die_at, in_child
 from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.jobs.batch import worker as batch_worker
 from misgnet_runtime.jobs.batch.worker import SceneWorker, Setup, Task, work_folder
@@ -32,8 +33,8 @@ def test_the_engine_is_opened_once_and_for_scenes_that_ask_for_another(
     wishes: list[tuple[object, ...]] = []
     one = place.add("one")
 
-    def opening(bundle: object, *wish: object) -> object:
-        wishes.append(wish)
+    def opening(bundle: object, engine: str, execution: ExecutionOptions, *, goal: object) -> object:
+        wishes.append((engine, execution, goal))
         return fake_detector(lambda: FakeEngine(read_bundle(place.bundle).manifest.interface))()
 
     monkeypatch.setattr(batch_worker, "open_detector", opening)
@@ -42,7 +43,7 @@ def test_the_engine_is_opened_once_and_for_scenes_that_ask_for_another(
     for name, words in (("a", {}), ("b", {}), ("c", {"threads": "1"}), ("d", {"threads": "1"})):
         outcome = worker.run(Task(replace(one, id=name, words=words), KEY))
         assert outcome.figures, outcome.message
-    assert wishes == [("auto", 2, 3, None, "throughput"), ("auto", 2, 1, None, "throughput")]
+    assert wishes == [("auto", ExecutionOptions(threads=threads, streams=2), "throughput") for threads in (3, 1)]
 
 
 def test_another_bundle_on_a_node_is_refused(place: Place) -> None:

@@ -18,6 +18,7 @@ from misgnet_export.pipeline.request import AccuracyPolicy
 from misgnet_export.report import parity_table
 from misgnet_runtime.accuracy.parity import ParityReport
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface
+from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.raster.dataset import TileSet
@@ -58,7 +59,7 @@ def tiles(tmp_path: Path) -> TileSet:
 
 
 def judged(monkeypatch: pytest.MonkeyPatch, tiles: TileSet, entry: EngineEntry, value: float) -> ParityReport:
-    def open_it(asked: EngineEntry, root: Path, max_batch: int, streams: int) -> Engine:
+    def open_it(asked: EngineEntry, root: Path, max_batch: int, execution: ExecutionOptions) -> Engine:
         if asked.kind != "onnxruntime":
             raise UnavailableError("no such device here")
         return Constant(value)

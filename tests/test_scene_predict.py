@@ -442,7 +442,7 @@ from misgnet_runtime.jobs.scene import predict
 from misgnet_runtime.jobs.scene.options import SceneOptions
 
 @contextmanager
-def opened(bundle, name, *others):
+def opened(bundle, name, *others, **more):
     interface = Interface(256, 4)
     with ChangeDetector(FakeEngine(interface), interface) as detector:
         yield detector, FLOAT, "a fake"

@@ -115,7 +115,7 @@ def test_a_worker_ends_with_its_parent(bundle: Path) -> None:
 
 def test_a_worker_finds_the_package_where_its_parent_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", ["", "relative", "/somewhere"])
-    own = str(Path(throughput.__file__).parents[1])
+    own = str(Path(throughput.__file__).parents[2])
     assert environment()["PYTHONPATH"] == os.pathsep.join(["/somewhere", own])
 
 

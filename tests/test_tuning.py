@@ -21,7 +21,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.cli.app import out_console
-from misgnet_runtime.engines import EngineSettings
+from misgnet_runtime.engines import EngineSettings, ExecutionOptions
 from misgnet_runtime.errors import MisgnetError, StorageError, UsageError
 from misgnet_runtime.inference import tuned_store as store
 from misgnet_runtime.inference.selection import open_detector
@@ -76,7 +76,7 @@ def test_defaults_are_what_is_used_without_tuning(bundle: Bundle) -> None:
     assert default_setting(FLOAT, "throughput", 16) == Setting(4, 4, 1)
     assert default_setting(RTX, "throughput", 16) == Setting(None, 2, 4)
     assert default_setting(RTX, "throughput", 2) == Setting(None, 2, 2)
-    with open_detector(bundle, "cpu", None) as (detector, _, _):
+    with open_detector(bundle, "cpu") as (detector, _, _):
         assert detector.engine.streams == 4
 
 
@@ -317,7 +317,7 @@ def test_what_is_no_use_is_told_and_passed_over(
     bundle: Bundle, capsys: pytest.CaptureFixture[str], change: Callable[[Path], object], problem: str
 ) -> None:
     change(keep(tuned(bundle)))
-    with open_detector(bundle, FLOAT.name, None, goal="throughput") as (detector, _, reason):
+    with open_detector(bundle, FLOAT.name, goal="throughput") as (detector, _, reason):
         assert (reason, detector.engine.streams, detector.batch) == ("as asked", 4, None)
     told = capsys.readouterr().err
     assert told.startswith("warning: the tuning of cpu-float32 in ") and told.count("\n") == 1
@@ -342,24 +342,25 @@ def test_a_cache_that_cannot_be_written_is_told_before_anything_is_measured(
 def test_what_is_asked_for_comes_before_what_was_tuned(bundle: Bundle) -> None:
     keep(tuned(bundle, throughput=Setting(3, 2, 4, EngineSettings(arena=False))))
     many = "3 threads in 2 streams, batch 4, no arena"
-    for wishes, streams, batch, said in (
+    for (*asked, goal), streams, batch, said in (
         ((None, None, None, "throughput"), 2, 4, f"as asked; tuned here: {many}"),
         ((3, None, None, "throughput"), 3, 4, "as asked; tuned here with what was asked for: 3 threads in 3 streams, "),
         ((None, None, 1, "throughput"), 2, 1, "as asked; tuned here with what was asked for: 3 threads in 2 streams, "),
         ((1, None, None, "latency"), 1, 1, "as asked; tuned here: 2 threads in 1 stream, batch 1"),
         ((1, None, None, None), 1, None, "as asked"),
     ):  # fmt: skip
-        with open_detector(bundle, FLOAT.name, *wishes) as (detector, _, reason):  # type: ignore[arg-type]
+        execution = ExecutionOptions(**dict(zip(("streams", "threads", "batch"), asked, strict=True)))  # type: ignore[arg-type]
+        with open_detector(bundle, FLOAT.name, execution, goal=goal) as (detector, _, reason):  # type: ignore[arg-type]
             assert (detector.engine.streams, detector.batch) == (streams, batch) and reason.startswith(said)
 
 
 def test_the_parts_of_a_split_engine_are_used_as_the_whole(tmp_path: Path) -> None:
     bundle = read_bundle(make_bundle(tmp_path / "split", engines=[SPLIT_FLOAT]))
     keep(tuned(bundle, throughput=Setting(4, 3, 2), entry=SPLIT_FLOAT))
-    with choose_split(bundle, streams=None, goal="throughput") as (parts, _, reason):
+    with choose_split(bundle, goal="throughput") as (parts, _, reason):
         assert (parts.encoder.streams, parts.head.streams, parts.batch) == (3, 3, 2)
         assert reason.endswith("; tuned here: 4 threads in 3 streams, batch 2")
-    with choose_split(bundle, streams=None) as (parts, _, _):
+    with choose_split(bundle) as (parts, _, _):
         assert (parts.encoder.streams, parts.batch) == (4, None)
 
 

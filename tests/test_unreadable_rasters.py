@@ -135,7 +135,7 @@ def write_strips(path: Path, pixels: NDArray[Any], options: dict[str, Any]) -> P
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_truncated_date_fails_by_its_header(place: Place, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object) -> None:
+    def never(*_: object, **__: object) -> None:
         raise UnavailableError("the engine was opened")
 
     monkeypatch.setattr(predict_module, "open_detector", never)

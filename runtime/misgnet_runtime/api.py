@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.bundle.manifest import EngineEntry, Manifest
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.bundle.signing.policy import required
+from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.inference.tuned_settings import Goal
@@ -70,5 +71,6 @@ def open_bundle(
     """
     bundle = read_bundle(Path(path), required(require_signature, allow_older))
     goal: Goal = "latency" if streams == 1 else "throughput"
-    with open_detector(bundle, engine, streams, goal=goal if tuned else None) as (detector, entry, reason):
+    execution = ExecutionOptions(streams=streams)
+    with open_detector(bundle, engine, execution, goal=goal if tuned else None) as (detector, entry, reason):
         yield BundleSession(bundle.manifest, entry, reason, detector)

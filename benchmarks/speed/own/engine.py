@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.contest.guests.exchange import Inputs, Opened, in_threads, serve_engine
 from misgnet_runtime.bundle.manifest import EngineEntry
-from misgnet_runtime.engines import open_engine_file
+from misgnet_runtime.engines import ExecutionOptions, open_engine_file
 from misgnet_runtime.machine import installed_versions
 
 
@@ -18,7 +18,8 @@ def open_engine(request: dict[str, Any]) -> Opened:
     """``entry``: of the manifest, its paths start at ``root``; ``max_batch``: the largest that it may be asked for."""
     entry = msgspec.convert(request["entry"], EngineEntry)
     streams = request["streams"]
-    engine = open_engine_file(entry, Path(request["root"]), request["max_batch"], request["threads"], streams)
+    execution = ExecutionOptions(threads=request["threads"], streams=streams)
+    engine = open_engine_file(entry, Path(request["root"]), request["max_batch"], execution)
 
     def predict(inputs: Inputs) -> np.ndarray:
         (found,) = engine.infer(inputs).values()

@@ -18,7 +18,7 @@ from misgnet_runtime.accuracy.parity import EngineParity, Judged, ParityReport, 
 from misgnet_runtime.bundle.checked import CheckedFiles
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface
 from misgnet_runtime.callables import Predict
-from misgnet_runtime.engines import Engine, is_on_cpu, open_engine_file, streams_on_cpu
+from misgnet_runtime.engines import Engine, ExecutionOptions, is_on_cpu, open_engine_file, streams_on_cpu
 from misgnet_runtime.errors import GateFailed, UnavailableError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.detector import ChangeDetector, tile_per_stream
@@ -112,7 +112,7 @@ def _runnable(entry: EngineEntry, files: Path | CheckedFiles, interface: Interfa
 def open_to_judge(entry: EngineEntry, files: Path | CheckedFiles, interface: Interface) -> Engine:
     """With a stream for each core; a GPU is given whole batches, one after the other."""
     streams = streams_on_cpu() if is_on_cpu(entry) else 1
-    return open_engine_file(entry, files, interface.max_batch, streams=streams)
+    return open_engine_file(entry, files, interface.max_batch, ExecutionOptions(streams=streams))
 
 
 def _pictures(tiles: TileSet, reference: list[Judged], found: list[Judged], result: EngineParity) -> list[TilePicture]:

@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from misgnet_runtime.bundle.manifest import EngineEntry, Quantization
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
+from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.formatting import printable
 from misgnet_runtime.inference.selection import open_detector, ranked_here
@@ -87,7 +88,7 @@ def _made_for(entry: EngineEntry) -> str:
 
 def _here(bundle: Bundle, entry: EngineEntry) -> str:
     try:
-        with open_detector(bundle, entry.name) as (detector, _, _):
+        with open_detector(bundle, entry.name, ExecutionOptions(streams=1)) as (detector, _, _):
             return "; ".join((f"runs on {detector.engine.device}", *detector.engine.notes, *_tuned(bundle, entry)))
     except UnavailableError as error:
         return f"does not run: {error}"

@@ -8,12 +8,12 @@ from misgnet_runtime.bundle.checked import CheckedFiles
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.engines.base import Engine, TensorSpec
 from misgnet_runtime.engines.onnx_file import read_graph
-from misgnet_runtime.engines.options import EngineSettings
+from misgnet_runtime.engines.options import DEFAULT_EXECUTION, EngineSettings, ExecutionOptions
 from misgnet_runtime.machine import check_processor, usable_cores
 
 __all__ = [
-    "MOST_STREAMS", "Engine", "EngineSettings", "TensorSpec", "batch_for_scenes", "is_on_cpu", "open_engine_file",
-    "streams_for_scenes", "streams_on_cpu",
+    "DEFAULT_EXECUTION", "MOST_STREAMS", "Engine", "EngineSettings", "ExecutionOptions", "TensorSpec",
+    "batch_for_scenes", "is_on_cpu", "open_engine_file", "streams_for_scenes", "streams_on_cpu",
 ]  # fmt: skip
 
 MOST_STREAMS = 4  # each takes memory for a batch of its own
@@ -46,21 +46,27 @@ def open_engine_file(
     entry: EngineEntry,
     root: Path | CheckedFiles,
     max_batch: int,
-    threads: int | None = None,
-    streams: int = 1,
+    execution: ExecutionOptions = DEFAULT_EXECUTION,
+    *,
     settings: EngineSettings | None = None,
 ) -> Engine:
     """Open the engine that ``entry`` describes, from the bytes that were checked.
 
-    ``root``: the files of a bundle, or the folder of one that is still being built.
-    ``streams``: batches that run at once, on ``threads`` of the CPU together (all usable cores without); ``settings``:
-    what serves most machines without, and for an engine on a GPU always.
+    Args:
+        entry: The engine's entry in the manifest.
+        root: The files of a bundle, or the folder of one that is still being built.
+        max_batch: The most tiles of an inference call.
+        execution: Threads (default: all usable cores) and streams (default: one); the batch is the caller's.
+        settings: Of the library on a CPU (default: what serves most machines).
 
-    Raises UnavailableError where this machine lacks the device, the processor, the library or the right version,
-    or has no plan for it yet, and InputError where the file cannot be opened.
+    Raises:
+        UnavailableError: This machine lacks the device, the processor, the library or the right version, or has no plan
+            for it yet.
+        InputError: The file cannot be opened.
     """
     check_processor(entry.needs)
     settings = settings or EngineSettings()
+    threads, streams = execution.threads, execution.streams or 1
     files = CheckedFiles(root) if isinstance(root, Path) else root
     if entry.kind in ("rtx", "tensorrt"):
         from misgnet_runtime.engines.tensorrt.open import open_plan_of

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from misgnet_runtime.bundle.manifest import EngineEntry, EngineName
 from misgnet_runtime.bundle.reader import Bundle
-from misgnet_runtime.engines import Engine
+from misgnet_runtime.engines import DEFAULT_EXECUTION, Engine, ExecutionOptions
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.tuned_settings import Goal
@@ -26,27 +26,32 @@ _FASTEST_FIRST = (
     ("openvino", True), ("onnxruntime", True), ("openvino", False), ("onnxruntime", False),
 )  # fmt: skip
 
-Opened = tuple[ChangeDetector, EngineEntry, str]
 Runnable = TypeVar("Runnable")
+
+
+class Opened(NamedTuple):
+    """An open engine of a bundle."""
+
+    detector: ChangeDetector
+    entry: EngineEntry
+    reason: str  # why it was taken
 
 
 @contextmanager
 def open_detector(
     bundle: Bundle,
     engine: str = "auto",
-    streams: int | None = 1,
-    threads: int | None = None,
-    batch: int | None = None,
+    execution: ExecutionOptions = DEFAULT_EXECUTION,
+    *,
     goal: Goal | None = None,
 ) -> Iterator[Opened]:
     """The detector of the engine called ``engine``, its entry, and why it was taken.
 
-    ``streams``: batches that it takes at once, None for as many as keep its device busy; ``threads``: of the CPU, all
-    usable cores without; ``batch``: the tiles at once that the caller means to give it. With a ``goal`` what is not
-    given is what was tuned for it here, if anything was. "auto" takes the first of :func:`ranked` that opens. Raises
-    UnavailableError with the reason of each engine where none opens, UsageError for an unknown name.
+    ``execution``: by default all usable cores, as many streams as keep the device busy, and the caller's batch. With a
+    ``goal`` what is not given is what was tuned for it here, if anything was. "auto" takes the first of :func:`ranked`
+    that opens. Raises UnavailableError with the reason of each engine where none opens, UsageError for an unknown name.
     """
-    interface, wish = bundle.manifest.interface, Wish(goal, streams, threads, batch)
+    interface, wish = bundle.manifest.interface, Wish(goal, execution)
 
     def open_one(entry: EngineEntry) -> tuple[Engine, Use]:
         use = wish.use_of(bundle, entry)
@@ -55,7 +60,7 @@ def open_detector(
     entries = ranked_here(bundle) if engine == "auto" else [bundle.engine_entry(engine)]
     (opened, use), entry, reason = first_that_opens(entries, open_one, engine)
     with ChangeDetector(opened, interface, use.batch) as detector:
-        yield detector, entry, f"{reason}{use.words}"
+        yield Opened(detector, entry, f"{reason}{use.words}")
 
 
 class Speed(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from misgnet_runtime.bundle.golden import GoldenTiles, golden_of
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.callables import Predict
+from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import GateFailed, UnavailableError
 from misgnet_runtime.inference.detector import Probability
 from misgnet_runtime.inference.selection import open_detector
@@ -49,7 +50,7 @@ def check_golden(bundle: Bundle, entry: EngineEntry, golden: GoldenTiles) -> str
     Raises GateFailed below 95 % of equal pixels, or below 99 % between the engine and its parts together;
     UnavailableError where the engine cannot run here.
     """
-    with open_detector(bundle, entry.name) as (detector, _, _):
+    with open_detector(bundle, entry.name, ExecutionOptions(streams=1)) as (detector, _, _):
         line, found = golden_agreement(bundle, entry, detector.probability, golden)
     if entry.split is None:
         return line

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface, TensorEntry, head_inputs
 from misgnet_runtime.bundle.reader import Bundle
-from misgnet_runtime.engines import Engine
+from misgnet_runtime.engines import DEFAULT_EXECUTION, Engine, ExecutionOptions
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.inference.detector import Probability, as_input, misfit, to_probability
 from misgnet_runtime.inference.selection import first_that_opens, ranked_here
@@ -102,9 +102,8 @@ def open_split(bundle: Bundle, entry: EngineEntry, use: Use | None = None) -> Sp
 def choose_split(
     bundle: Bundle,
     engine: str = "auto",
-    streams: int | None = 1,
-    threads: int | None = None,
-    batch: int | None = None,
+    execution: ExecutionOptions = DEFAULT_EXECUTION,
+    *,
     goal: Goal | None = None,
 ) -> Iterator[tuple[SplitDetector, EngineEntry, str]]:
     """Both parts of the engine called ``engine``, its entry, and why it was taken; see :func:`choice.open_detector`.
@@ -112,7 +111,7 @@ def choose_split(
     "auto" takes the fastest split engine that runs here; what was tuned of a whole engine holds for its parts. Raises
     UsageError where what is asked for is not split.
     """
-    wish = Wish(goal, streams, threads, batch)
+    wish = Wish(goal, execution)
 
     def open_one(entry: EngineEntry) -> tuple[SplitDetector, Use]:
         use = wish.use_of(bundle, entry)

@@ -22,7 +22,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry, FileEntry, Interface
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.children import environment, python_command
-from misgnet_runtime.engines.options import EngineSettings
+from misgnet_runtime.engines.options import DEFAULT_EXECUTION, EngineSettings, ExecutionOptions
 from misgnet_runtime.errors import MisgnetError
 from misgnet_runtime.machine import usable_cores
 from misgnet_runtime.measure.sensors.power import Energy, PowerMeter, count_energy
@@ -63,15 +63,23 @@ class Task(Struct, frozen=True):
 
 
 def task_of(
-    bundle: Bundle, entry: EngineEntry, batch: int, threads: int | None, streams: int, warm_up: float,
+    bundle: Bundle,
+    entry: EngineEntry,
+    execution: ExecutionOptions = DEFAULT_EXECUTION,
+    warm_up: float = WARM_UP_SECONDS,
+    *,
     settings: EngineSettings | None = None,
-) -> Task:  # fmt: skip
-    """The task of an engine of a bundle that was checked; the worker opens the same bytes, or fails."""
+) -> Task:
+    """The task of an engine of a bundle that was checked; the worker opens the same bytes, or fails.
+
+    ``execution``: one stream and batch 1 by default.
+    """
     manifest = bundle.manifest
     golden = manifest.file("golden tiles").path
     return Task(
-        entry, str(bundle.path), manifest.interface, golden, batch, threads, streams, warm_up,
-        settings or EngineSettings(), manifest.files, bundle.digest(),
+        entry=entry, root=str(bundle.path), interface=manifest.interface, golden=golden, batch=execution.batch or 1,
+        threads=execution.threads, streams=execution.streams or 1, warm_up=warm_up,
+        settings=settings or EngineSettings(), files=manifest.files, manifest_sha256=bundle.digest(),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from misgnet_runtime.bundle.checked import CheckedFiles
 from misgnet_runtime.bundle.golden import read_golden
-from misgnet_runtime.engines import open_engine_file
+from misgnet_runtime.engines import ExecutionOptions, open_engine_file
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.throughput import Product, Round, Task, WarmUp
 
@@ -35,7 +35,8 @@ def serve() -> None:
     tiles = read_golden(Path(task.golden), golden)
     picked = np.resize(np.arange(len(tiles.before)), task.batch)
     before, after = tiles.before[picked], tiles.after[picked]
-    engine = open_engine_file(task.entry, files, task.interface.max_batch, task.threads, task.streams, task.settings)
+    execution = ExecutionOptions(threads=task.threads, streams=task.streams)
+    engine = open_engine_file(task.entry, files, task.interface.max_batch, execution, settings=task.settings)
     with ChangeDetector(engine, task.interface) as detector:
         serve_calls(lambda: detector.probability(before, after), task)
 

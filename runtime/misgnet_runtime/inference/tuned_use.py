@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
-from misgnet_runtime.engines import Engine, EngineSettings, open_engine_file, streams_for_scenes
+from misgnet_runtime.engines import Engine, EngineSettings, ExecutionOptions, open_engine_file, streams_for_scenes
 from misgnet_runtime.inference.tuned_settings import Goal, Setting
 from misgnet_runtime.inference.tuned_store import kept
 
@@ -24,7 +24,8 @@ class Use:
     def open(self, bundle: Bundle, entry: EngineEntry) -> Engine:
         """An engine of ``bundle``; raises as :func:`open_engine_file`."""
         batch = bundle.manifest.interface.max_batch
-        return open_engine_file(entry, bundle.files, batch, self.threads, self.streams, self.settings)
+        execution = ExecutionOptions(threads=self.threads, streams=self.streams)
+        return open_engine_file(entry, bundle.files, batch, execution, settings=self.settings)
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,18 @@ class Wish:
     """What an engine is opened for, and what was asked for; without a ``goal`` nothing that was tuned is looked for."""
 
     goal: Goal | None
-    streams: int | None
-    threads: int | None
-    batch: int | None
+    execution: ExecutionOptions
 
     def use_of(self, bundle: Bundle, entry: EngineEntry) -> Use:
         """Raises UnavailableError where the library of the engine is missing."""
         tuning = kept(bundle, entry) if self.goal else None
+        asked_for = self.execution
         if self.goal is None or tuning is None:
-            return Use(self.threads, self.streams or streams_for_scenes(entry), self.batch)
+            return Use(asked_for.threads, asked_for.streams or streams_for_scenes(entry), asked_for.batch)
         tuned = tuning.setting(self.goal)
         found = Setting(
-            self.threads or tuned.threads, self.streams or tuned.streams, self.batch or tuned.batch, tuned.engine
-        )
+            asked_for.threads or tuned.threads, asked_for.streams or tuned.streams, asked_for.batch or tuned.batch,
+            tuned.engine,
+        )  # fmt: skip
         asked = "" if found == tuned else " with what was asked for"
         return Use(found.threads, found.streams, found.batch, found.engine, f"; tuned here{asked}: {found.words()}")

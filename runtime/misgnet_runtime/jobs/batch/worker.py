@@ -17,6 +17,7 @@ import msgspec
 
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.bundle.signing.policy import Trust
+from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import EngineError, InputError, MisgnetError, StorageError
 from misgnet_runtime.inference.selection import Opened, open_detector
 from misgnet_runtime.jobs.batch.row import Scene
@@ -170,10 +171,12 @@ class SceneWorker:
 
     def _open(self, bundle: Bundle, options: SceneOptions) -> Opened:
         threads, streams = options.threads or self._setup.threads, options.streams or self._setup.streams
-        wish = (options.engine, streams, threads, options.batch, options.goal)
+        execution = ExecutionOptions(threads=threads, streams=streams, batch=options.batch)
+        wish = (options.engine, execution, options.goal)
         if self._opened is None or wish != self._wish:
             self._close()
-            self._opened, self._wish = self._stack.enter_context(open_detector(bundle, *wish)), wish
+            opening = open_detector(bundle, options.engine, execution, goal=options.goal)
+            self._opened, self._wish = self._stack.enter_context(opening), wish
         return self._opened
 
     def _close(self) -> None:

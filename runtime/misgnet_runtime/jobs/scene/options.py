@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface
-from misgnet_runtime.engines import batch_for_scenes
+from misgnet_runtime.engines import ExecutionOptions, batch_for_scenes
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.inference.tuned_settings import Goal
 from misgnet_runtime.raster.declared import Declared
@@ -66,6 +66,11 @@ class SceneOptions:
                 raise UsageError(f"{option} is {number}; it is {least} or more")
         if not 0 <= self.max_unreadable <= 100:  # NaN fails too
             raise UsageError(f"--max-unreadable is {self.max_unreadable:g}; it is a percentage, 0 to 100")
+
+    @property
+    def execution(self) -> ExecutionOptions:
+        """How the engine is run."""
+        return ExecutionOptions(threads=self.threads, streams=self.streams, batch=self.batch)
 
     @property
     def goal(self) -> Goal | None:

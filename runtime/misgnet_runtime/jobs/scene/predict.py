@@ -42,9 +42,7 @@ def predict_scene_files(
     """
     options = options or SceneOptions()
     bundle = read_bundle(bundle) if isinstance(bundle, Path) else bundle
-    opening = partial(
-        open_detector, bundle, options.engine, options.streams, options.threads, options.batch, options.goal
-    )
+    opening = partial(open_detector, bundle, options.engine, options.execution, goal=options.goal)
     return predict_opened(bundle, opening, before, after, output, options, log=log or current(), progress=progress)
 
 

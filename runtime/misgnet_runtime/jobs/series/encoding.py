@@ -120,8 +120,8 @@ class Encoding:
 @contextmanager
 def open_split_engine(bundle: Bundle, options: SceneOptions) -> Iterator[SplitEngine]:
     """Raises as :func:`misgnet_runtime.inference.split_detector.choose_split`."""
-    wishes = options.engine, options.streams, options.threads, options.batch, options.goal
-    with choose_split(bundle, *wishes) as (detector, entry, reason):
+    opening = choose_split(bundle, options.engine, options.execution, goal=options.goal)
+    with opening as (detector, entry, reason):
         yield SplitEngine(bundle, detector, entry, reason)
 
 

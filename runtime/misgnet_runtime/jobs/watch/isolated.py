@@ -231,7 +231,8 @@ def _opened(setup: Setup, log: EventLog) -> LocalProcessor:
     if bundle.digest() != setup.digest:
         raise UnavailableError(f"bundle {bundle.name} is another one than where the watch began; start it again")
     return LocalProcessor(
-        bundle, lambda name: open_detector(bundle, name, *options.wishes), setup.output, options, log
+        bundle, lambda name: open_detector(bundle, name, options.scene.execution, goal=options.scene.goal),
+        setup.output, options, log,
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.inference.tuned_settings import Goal
 from misgnet_runtime.jobs.scene.options import VECTOR_SUFFIXES, SceneOptions
 from misgnet_runtime.jobs.watch.pairing import FilePair, Naming
 
@@ -61,11 +60,6 @@ class WatchOptions:
             if number is not None and not least <= number <= _MOST:
                 raise UsageError(f"{option} is {number}; it is {least} or more, and {_MOST:,} at most")
         self.scene_options("x", Path()).check(Path("x_change.tif"))
-
-    @property
-    def wishes(self) -> tuple[int | None, int | None, int | None, Goal | None]:
-        """How an engine is opened: as :func:`open_detector` takes it, behind its name."""
-        return self.scene.streams, self.scene.threads, self.scene.batch, self.scene.goal
 
     def outputs(self, pair: FilePair) -> tuple[str, ...]:
         """The names of what is made of a pair, the map or mask last."""

@@ -63,7 +63,10 @@ def watch_folder(bundle_path: Path, folder: Path, output: Path, options: WatchOp
 
 def _processor(bundle: Bundle, path: Path, output: Path, options: WatchOptions, log: EventLog) -> Processor:
     if options.max_seconds is None:
-        return LocalProcessor(bundle, lambda name: open_detector(bundle, name, *options.wishes), output, options, log)
+        return LocalProcessor(
+            bundle, lambda name: open_detector(bundle, name, options.scene.execution, goal=options.scene.goal), output,
+            options, log,
+        )  # fmt: skip
     setup = Setup(path.absolute(), bundle.digest(), required_elsewhere(), output.absolute(), options)
     return IsolatedProcessor(setup, options.max_seconds, log)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
-from misgnet_runtime.engines import streams_on_cpu
+from misgnet_runtime.engines import ExecutionOptions, streams_on_cpu
 from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.inference.selection import open_detector, ranked_here
 from misgnet_runtime.inference.throughput import ROUNDS, WARM_UP_SECONDS, Task, task_of
@@ -102,7 +102,7 @@ def _opened(bundle: Bundle, entries: list[EngineEntry]) -> tuple[list[RunsHere],
     runs, not_run = [], []
     for entry in entries:
         try:
-            with open_detector(bundle, entry.name) as (detector, _, _):
+            with open_detector(bundle, entry.name, ExecutionOptions(streams=1)) as (detector, _, _):
                 runs.append(RunsHere(entry.name, entry.precision, detector.engine.device))
         except UnavailableError as error:
             not_run.append(NotRun(entry.name, str(error)))
@@ -112,4 +112,5 @@ def _opened(bundle: Bundle, entries: list[EngineEntry]) -> tuple[list[RunsHere],
 def tasks_of(bundle: Bundle, plan: Plan, options: BenchOptions, batch: int, streams: int) -> list[Task]:
     """All engines at one setting."""
     entries = [bundle.engine_entry(engine.engine) for engine in plan.runs]
-    return [task_of(bundle, entry, batch, options.threads, streams, options.warm_up) for entry in entries]
+    execution = ExecutionOptions(threads=options.threads, streams=streams, batch=batch)
+    return [task_of(bundle, entry, execution, options.warm_up) for entry in entries]

@@ -11,6 +11,7 @@ import numpy as np
 
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
+from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import MisgnetError
 from misgnet_runtime.inference.throughput import Task, measure, task_of
 from misgnet_runtime.inference.tuned_settings import Found, Goal, Setting, Trial
@@ -95,9 +96,8 @@ class Comparison:
         )  # fmt: skip
 
     def _task(self, setting: Setting) -> Task:
-        return task_of(
-            self.bundle, self.entry, setting.batch, setting.threads, setting.streams, _WARM_UP_SECONDS, setting.engine
-        )
+        execution = ExecutionOptions(threads=setting.threads, streams=setting.streams, batch=setting.batch)
+        return task_of(self.bundle, self.entry, execution, _WARM_UP_SECONDS, settings=setting.engine)
 
 
 def gain_and_spread(ours: list[float], theirs: list[float]) -> tuple[float, float]:
