@@ -84,7 +84,7 @@ class Bench:
 
 
 def ranges_on(model: onnx.ModelProto, tiles: TileSet, interface: Interface, calibrator: Calibrator) -> dict[str, Range]:
-    return observe(model, interface, tiles, [CPU]).ranges(calibrator, CPU)
+    return observe(model, interface, tiles, [CPU]).ranges(calibrator, symmetric=CPU.symmetric_activations)
 
 
 def range_error(found: Mapping[str, Range], whole: Mapping[str, Range]) -> float:

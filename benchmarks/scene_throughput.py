@@ -91,10 +91,12 @@ class Bench:
     def of(cls, options: argparse.Namespace) -> Bench:
         bundle = read_bundle(options.bundle)
         asked = (options.engine,) if options.engine else ()
-        engine = make_plan(bundle, BenchOptions(asked, (), (1,))).runs[0].engine
+        engine = make_plan(bundle, BenchOptions(engines=asked, streams=(1,))).runs[0].engine
         entry = bundle.engine_entry(engine)
         batch, streams = options.batch or batch_for_scenes(entry), options.streams or streams_for_scenes(entry)
-        wishes = BenchOptions((engine,), (batch,), (streams,), options.threads, options.seconds)
+        wishes = BenchOptions(
+            engines=(engine,), batches=(batch,), streams=(streams,), threads=options.threads, seconds=options.seconds
+        )
         return cls(bundle, make_plan(bundle, wishes), wishes)
 
     def engine_speed(self) -> float:

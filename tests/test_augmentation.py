@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the network needs the [train] extra")
 
-from misgnet.augmentation import Augmentation, augment
+from misgnet.training.augmentation import Augmentation, augment
 
 PLAIN = Augmentation(colour=0)
 

@@ -23,7 +23,7 @@ import sys
 from importlib.abc import MetaPathFinder
 
 ABSENT = {"torch", "onnx", "onnxsim", "onnxscript", "scipy", "jinja2", "safetensors", "sklearn", "cuda", "pycuda",
-          "cryptography", "model_signing",
+          "cryptography", "model_signing", "pynvml",
           "tensorrt", "tensorrt_rtx", "rasterio", "pyogrio", "shapely",
           "misgnet", "misgnet_export", "misgnet_calibration"}
 

@@ -19,7 +19,7 @@ from misgnet_runtime.bundle.layout import MANIFEST
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.cli.app import out_console
-from misgnet_runtime.cli.bench_tables import lines, tables
+from misgnet_runtime.cli.bench import lines, tables
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
 from misgnet_runtime.inference.throughput import RailEnergy, Timing, WarmUp
 from misgnet_runtime.measure.bench import matrix as plan_module
@@ -82,16 +82,18 @@ def test_all_that_runs_here_is_measured_by_default(bundle: Bundle, monkeypatch: 
 @pytest.mark.parametrize(("largest", "batches"), [(1, [1]), (3, [1, 3]), (16, [1, 4, 16]), (64, [1, 4, 16])])
 def test_batches_by_default(bundle: Bundle, largest: int, batches: list[int]) -> None:
     manifest = msgspec.structs.replace(bundle.manifest, interface=msgspec.structs.replace(INTERFACE, max_batch=largest))
-    assert make_plan(replace(bundle, manifest=manifest), BenchOptions(("cpu",))).batches == batches
+    assert make_plan(replace(bundle, manifest=manifest), BenchOptions(engines=("cpu",))).batches == batches
 
 
 def test_streams_by_default_are_no_more_than_the_threads(bundle: Bundle) -> None:
-    assert make_plan(bundle, BenchOptions(("cpu",), threads=1)).streams == [1]
-    assert make_plan(bundle, BenchOptions(("cpu",), threads=3)).streams == [1, 3]
+    assert make_plan(bundle, BenchOptions(engines=("cpu",), threads=1)).streams == [1]
+    assert make_plan(bundle, BenchOptions(engines=("cpu",), threads=3)).streams == [1, 3]
 
 
 def test_wishes_are_kept_to_once_each(bundle: Bundle) -> None:
-    options = BenchOptions(("cpu-float32", "cpu", "cpu"), (2, 1, 2), (3,), threads=2, warm_up=1.5)
+    options = BenchOptions(
+        engines=("cpu-float32", "cpu", "cpu"), batches=(2, 1, 2), streams=(3,), threads=2, warm_up=1.5
+    )
     plan = make_plan(bundle, options)
     assert plan.settings() == [(1, 3), (2, 3)]
     tasks = tasks_of(bundle, plan, options, 2, 3)
@@ -102,7 +104,7 @@ def test_wishes_are_kept_to_once_each(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (BenchOptions(("tpu",)), "has no engine 'tpu'; it has cpu-float32, cpu, rtx-sm86"),
+        (BenchOptions(engines=("tpu",)), "has no engine 'tpu'; it has cpu-float32, cpu, rtx-sm86"),
         (BenchOptions(batches=(1, 5)), "--batch is 5; the engines of this bundle take at most 4"),
         (BenchOptions(batches=(0,)), "--batch is 0; it is 1 or more"),
         (BenchOptions(streams=(2, -1)), "--streams is -1"),
@@ -121,7 +123,7 @@ def test_what_cannot_be_meant_is_refused(bundle: Bundle, options: BenchOptions, 
 
 def test_an_engine_that_was_asked_for_must_run(bundle: Bundle) -> None:
     with pytest.raises(UnavailableError, match=r"an engine that was asked for does not run here: rtx-sm86: \w+"):
-        make_plan(bundle, BenchOptions(("cpu", "rtx-sm86")))
+        make_plan(bundle, BenchOptions(engines=("cpu", "rtx-sm86")))
 
 
 def test_a_bundle_without_any_engine_for_here(tmp_path: Path) -> None:
@@ -302,7 +304,9 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_a_scene_is_a_share_of_what_its_engine_can(root: Path, pair: tuple[Path, Path]) -> None:
-    options = BenchOptions(("cpu-float32",), (2,), (2,), 2, 0.02, 1, 0.0, pair)
+    options = BenchOptions(
+        engines=("cpu-float32",), batches=(2,), streams=(2,), threads=2, seconds=0.02, rounds=1, warm_up=0.0, scene=pair
+    )
     found = run_bench(root, options).scene
     assert found is not None
     assert (found.engine, found.batch, found.streams) == ("cpu-float32", 2, 2)

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from graphs import parsed
-from misgnet_calibration.algorithms import Inputs
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer import overflow
 from misgnet_calibration.quantizer.float16 import float32_reasons
 from misgnet_calibration.quantizer.overflow import Mended, float16_peaks, mend_overflow
+from misgnet_calibration.quantizer.quantize import Inputs
 from misgnet_calibration.quantizer.recipes import TENSORRT, TENSORRT_FP16, Recipe
 from misgnet_calibration.statistics.collect import magnitudes
 from misgnet_calibration.statistics.observers import Range

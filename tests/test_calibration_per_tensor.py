@@ -99,11 +99,13 @@ def test_of_equal_candidates_the_first_is_taken(tiles) -> None:
 def test_every_activation_gets_one_and_ranges_are_its_calibrators(tiles, recipe) -> None:
     model = two_branch()
     observed = observe(model, INTERFACE, tiles, [recipe])
-    ranges = {calibrator: observed.ranges(calibrator, recipe) for calibrator in CANDIDATES}
+    ranges = {
+        calibrator: observed.ranges(calibrator, symmetric=recipe.symmetric_activations) for calibrator in CANDIDATES
+    }
     places = place(Graph(model), recipe)
     found = choose_per_tensor(model, INTERFACE, tiles, places, recipe, ranges)
     assert set(found.chosen) == set(activations(places))
-    mixed = observed.ranges(found, recipe)
+    mixed = observed.ranges(found, symmetric=recipe.symmetric_activations)
     assert all(mixed[name] == ranges[calibrator][name] for name, calibrator in found.chosen.items())
 
 

@@ -11,9 +11,10 @@ import pytest
 from onnx import numpy_helper
 
 from graphs import images, parsed, two_branch
+from misgnet_calibration.onnx_graph.edits import in_order
 from misgnet_calibration.onnx_graph.graph import Graph, scope
 from misgnet_calibration.quantizer.placement import activations, int8_share, place
-from misgnet_calibration.quantizer.qdq import in_order, quantize_graph
+from misgnet_calibration.quantizer.qdq import quantize_graph
 from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, Recipe
 from misgnet_calibration.quantizer.scales import activation_parameters, bias_levels, weight_levels, weight_scale

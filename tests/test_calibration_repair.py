@@ -16,7 +16,6 @@ from onnx import numpy_helper
 
 from graphs import SIDE, images, parsed, two_branch, write_tiles
 from misgnet_calibration.algorithms import (
-    Inputs,
     RoundingError,
     Score,
     best_alpha,
@@ -35,7 +34,7 @@ from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.checks import check_tensorrt_rules
 from misgnet_calibration.quantizer.conv_rows import as_matrix, from_matrix, sampled_rows
 from misgnet_calibration.quantizer.placement import activations, int8_share, place, weighted
-from misgnet_calibration.quantizer.quantize import quantize
+from misgnet_calibration.quantizer.quantize import Inputs, quantize
 from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, Recipe
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
 from misgnet_calibration.statistics.collect import collect, magnitudes
@@ -639,5 +638,7 @@ def test_a_repaired_graph_compiles_with_tensorrt_rtx(tiles):
     peaks = magnitudes(model, INTERFACE, tiles)
     found = repair(model, INTERFACE, tiles, TENSORRT, ranges_on(tiles, TENSORRT), peaks, lambda _: next(asked))
     assert all(a.kept for a in found.attempts)
-    plan = compile_plan(found.quantized.model.SerializeToString(), PlanOptions("rtx", ("sm86",)))
+    plan = compile_plan(
+        found.quantized.model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",))
+    )
     assert plan.quantize_layers > 0

@@ -42,7 +42,9 @@ def test_the_tensorrt_graph_keeps_the_rules_and_compiles():
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     model = quantized()
     check_tensorrt_rules(model)
-    plan = compile_plan(model.SerializeToString(), PlanOptions("rtx", ("sm86",), max_batch=4))
+    plan = compile_plan(
+        model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",), max_batch=4)
+    )
     assert plan.data
     assert plan.quantize_layers == 6
     assert plan.dequantize_layers == 6 + 5, "two products share one weight"

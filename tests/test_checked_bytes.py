@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from misgnet_runtime.inference.throughput import measure
 from misgnet_runtime.measure.bench.matrix import BenchOptions, make_plan, tasks_of
 from misgnet_runtime.measure.bench.run import run_bench
 from misgnet_runtime.storage.files import file_sha256
+
+QUICK = BenchOptions(engines=(FLOAT.name,), batches=(1,), streams=(1,), threads=1, seconds=0.02, rounds=1, warm_up=0.0)
 
 
 @pytest.fixture
@@ -105,8 +108,7 @@ def test_golden_tiles_are_those_that_were_checked(root: Path) -> None:
 
 def test_processes_that_measure_open_the_bundle_that_was_checked(root: Path) -> None:
     bundle = read_bundle(root)
-    options = BenchOptions((FLOAT.name,), (1,), (1,), 1, 0.02, 1, 0.0)
-    tasks = tasks_of(bundle, make_plan(bundle, options), options, 1, 1)
+    tasks = tasks_of(bundle, make_plan(bundle, QUICK), QUICK, 1, 1)
     assert measure(tasks, 0.02, rounds=1)
     deploy(root)
     with pytest.raises(InputError, match="has changed since the bundle was checked"):
@@ -126,7 +128,7 @@ def test_a_scene_is_measured_with_the_bundle_that_was_checked(root: Path, monkey
         return real(*words)
 
     monkeypatch.setattr(run_module, "fastest", deploying)
-    options = BenchOptions((FLOAT.name,), (1,), (1,), 1, 0.02, 1, 0.0, (pair[0], pair[1]))
+    options = replace(QUICK, scene=(pair[0], pair[1]))
     with pytest.raises(InputError, match="has changed since the bundle was checked"):
         run_bench(root, options)
 

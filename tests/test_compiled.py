@@ -29,15 +29,14 @@ from misgnet_runtime.cli import main as cli
 from misgnet_runtime.engines.tensorrt import compatibility as facts
 from misgnet_runtime.engines.tensorrt import open as opening
 from misgnet_runtime.engines.tensorrt import plan_cache as store
-from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore
-from misgnet_runtime.engines.tensorrt.plan_records import Activation
+from misgnet_runtime.engines.tensorrt.plan_cache import Activation, PlanStore
 from misgnet_runtime.errors import GateFailed, InputError, LockTimeoutError, StorageError, UnavailableError, UsageError
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.inference.self_test import verify_bundle
 from misgnet_runtime.inference.split_detector import open_split
 from misgnet_runtime.jobs.compile import run as run_module
 from misgnet_runtime.jobs.compile.memory import LEAST, builder_memory
-from misgnet_runtime.jobs.compile.progress import BuildTeller, duration, seconds_left
+from misgnet_runtime.jobs.compile.progress import BuildProgress, duration, seconds_left
 from misgnet_runtime.jobs.compile.run import CompileOptions, compile_bundle
 from misgnet_runtime.storage import lock
 from misgnet_runtime.storage.private import PrivateFolder
@@ -116,7 +115,7 @@ def test_a_plan_is_compiled_proven_and_then_used(
     assert activation.golden == "jetson-orin: 100.000 % of the golden tiles' pixels agree"
     (record,) = activation.plans.values()
     assert record.key.vendor_version == version and record.cuda_driver == "12.6"
-    assert record.facts.memory_bytes(1) > record.size > 0
+    assert record.compatibility.memory_bytes(1) > record.size > 0
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     assert kept(cache) == ["json", "json", "plan", "timing"]
@@ -334,7 +333,7 @@ def test_an_older_driver_is_told_and_a_plan_is_made_with_it(
 def test_too_little_memory_for_the_plan_is_told(tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = device_bundle(tmp_path / "bundle")
     (activation,) = compile_bundle(bundle, CompileOptions())
-    needed = activation.plans[GRAPH].facts.memory_bytes(1)
+    needed = activation.plans[GRAPH].compatibility.memory_bytes(1)
     tensorrt.driver = use_driver(FakeDriver("sm87", memory=needed - 1), monkeypatch)
     with pytest.raises(UnavailableError, match="does not fit this machine now: with 1 at once"):
         answers(bundle)
@@ -507,7 +506,7 @@ def test_the_bundles_own_plan_runs_where_the_cache_is_no_use(
 def tensorrt_plan(driver: FakeDriver) -> bytes:
     from misgnet_runtime.engines.tensorrt import PlanOptions, compile_plan
 
-    return compile_plan(fake_tensorrt.model(size=TILE), PlanOptions("tensorrt", max_batch=4), driver=driver).data
+    return compile_plan(fake_tensorrt.model(size=TILE), PlanOptions(vendor="tensorrt", max_batch=4), driver=driver).data
 
 
 def test_a_second_build_waits_for_the_first(tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -632,7 +631,7 @@ def test_an_interrupt_while_building_leaves_nothing(
         if share > 0.5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(BuildTeller, "__call__", press)
+    monkeypatch.setattr(BuildProgress, "__call__", press)
     with pytest.raises(KeyboardInterrupt):
         compile_bundle(device_bundle(tmp_path / "bundle"), CompileOptions())
     assert tensorrt.seen.canceled and kept(cache) == []
@@ -643,9 +642,9 @@ def test_an_interrupt_while_building_leaves_nothing(
 
 def test_time_left_is_told_now_and_then() -> None:
     now, bar, logged = [0.0], [], Collected()
-    teller = BuildTeller("orin", lambda *step: bar.append(step), logged.log, lambda: now[0])
+    progress = BuildProgress("orin", lambda *step: bar.append(step), logged.log, lambda: now[0])
     for now[0], share in ((1, 0.001), (11, 0.01), (20, 0.05), (22, 0.1), (30, 0.1), (100, 0.8)):
-        teller(share)
+        progress(share)
     assert logged.messages == [
         "orin: 1 %", "orin: 10 %, about 3 min left", "orin: 80 %, about 25 s left",
     ]  # fmt: skip

@@ -158,7 +158,7 @@ def test_series_and_batch_and_watch_warn(place: Place) -> None:
     ],
 )  # fmt: skip
 def test_times_as_they_are_written(text: str | None, expected: str | None) -> None:
-    from misgnet_runtime.raster.interpretation import parse_time
+    from misgnet_runtime.raster.metadata import parse_time
 
     found = parse_time(text)
     assert (found.isoformat() if found else None) == expected

@@ -165,7 +165,7 @@ def test_a_plan_that_is_not_its_interface_is_refused(other: Interface, monkeypat
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make_tensorrt("10.3.0", driver))
 
     def plan() -> Engine:
-        options = PlanOptions("tensorrt", max_batch=8)
+        options = PlanOptions(vendor="tensorrt", max_batch=8)
         return open_plan(compile_plan(fake_tensorrt.model(), options, driver=driver).data, "tensorrt", driver)
 
     with pytest.raises(InputError, match="does not fit its interface"):

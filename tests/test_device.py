@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fake_nvml import FakeNvml
 from misgnet_runtime import machine
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.measure.sensors import clocks as state_module
 from misgnet_runtime.measure.sensors import rapl
 from misgnet_runtime.measure.sensors.clocks import Clock, DeviceState, read_state, summary, throttling, watch_state
 from misgnet_runtime.measure.sensors.ina3221 import find_ina3221
-from misgnet_runtime.measure.sensors.nvidia import find_nvidia_smi
+from misgnet_runtime.measure.sensors.nvidia import find_nvml
 from misgnet_runtime.measure.sensors.nvpmodel import power_mode
 from misgnet_runtime.measure.sensors.power import Energy, count_energy, find_meters
 from misgnet_runtime.measure.sensors.rapl import find_rapl
@@ -70,7 +72,6 @@ ORIN = {
     "sys/kernel/debug/bpmp/debug/clk/emc/rate": 3_199_000_000,
     "sys/class/thermal/thermal_zone0/type": "cpu-thermal", "sys/class/thermal/thermal_zone0/temp": 48_250,
     "sys/class/thermal/thermal_zone1/type": "cv0-thermal", "sys/class/thermal/thermal_zone1/temp": -256_000,
-    "sys/class/thermal/thermal_zone2/type": "PMIC-Die", "sys/class/thermal/thermal_zone2/temp": 100_000,
     "sys/class/thermal/thermal_zone3/type": "gpu-thermal",
     "sys/class/hwmon/hwmon1/name": "ina3221",
     "sys/class/hwmon/hwmon2/name": "soctherm_oc", "sys/class/hwmon/hwmon2/oc1_event_cnt": 0,
@@ -84,7 +85,8 @@ ORIN = {
 
 @pytest.fixture(autouse=True)
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """Puts a program of a name on the path; without any, none of the machine's own is found."""
+    """Puts a program of a name on the path; without any, neither the machine's own nor its NVML is found."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # type: ignore[arg-type]
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -124,24 +126,6 @@ def test_an_agx_has_no_rail_for_the_whole_module(tmp_path: Path) -> None:
     assert meter.read() == pytest.approx(
         {"VDD_GPU_SOC": 9.5, "VDD_CPU_CV": 3.8, "VIN_SYS_5V0": 4, "VDDQ_VDD2_1V8AO": 0.5, meter.total: 17.3}
     )
-
-
-def test_the_six_rails_of_an_agx_xavier_add_up(tmp_path: Path) -> None:
-    first = hwmon("1-0040", ("GPU", 19_000, 100), ("CPU", 19_000, 100), ("SOC", 19_000, 100))
-    second = hwmon("1-0041", ("CV", 19_000, 0), ("VDDRQ", 19_000, 50), ("SYS5V", 5000, 500))
-    meter = find_ina3221(tree(tmp_path, {**first, **second}))
-    assert meter.total == "GPU + CPU + SOC + CV + VDDRQ + SYS5V"
-    assert meter.read()[meter.total] == pytest.approx(3 * 1.9 + 0.95 + 2.5)
-
-
-def test_rails_of_a_nano_with_jetpack_4(tmp_path: Path) -> None:
-    folder = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
-    rails = {"POM_5V_IN": 2500, "POM_5V_GPU": 400, "POM_5V_CPU": 700}
-    files = {f"{folder}/rail_name_{i}": rail for i, rail in enumerate(rails)}
-    files |= {f"{folder}/in_power{i}_input": str(value) for i, value in enumerate(rails.values())}
-    meter = find_ina3221(tree(tmp_path, dict(files)))
-    assert meter.total == "POM_5V_IN"
-    assert meter.read() == pytest.approx({"POM_5V_IN": 2.5, "POM_5V_GPU": 0.4, "POM_5V_CPU": 0.7})
 
 
 def test_a_rail_that_stops_answering_is_left_out_and_so_is_the_sum_with_it(tmp_path: Path) -> None:
@@ -185,26 +169,42 @@ def test_counters_that_only_root_may_read_are_said_to_be_there(tmp_path: Path) -
         find_rapl(tmp_path)
 
 
-def test_boards_of_nvidia_smi(program: Program) -> None:
-    program("nvidia-smi", 'echo "0, NVIDIA A100, 61.52"; echo "1, Tesla K80, [N/A]"; echo "2, NVIDIA L4, 16"')
-    meter = find_nvidia_smi()
+def nvml(monkeypatch: pytest.MonkeyPatch, milliwatts: dict[str, int | None], driver: bool = True) -> FakeNvml:
+    fake = FakeNvml(milliwatts, driver)
+    monkeypatch.setitem(sys.modules, "pynvml", fake)  # type: ignore[arg-type]
+    return fake
+
+
+def test_boards_of_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = nvml(monkeypatch, {"NVIDIA A100": 61_520, "Tesla K80": None, "NVIDIA L4": 16_000})
+    ((meter,), _) = find_meters(tmp_path)
+    assert (meter.source, meter.total) == ("NVML", None)
     assert meter.read() == {"GPU 0 (NVIDIA A100)": 61.52, "GPU 2 (NVIDIA L4)": 16.0}
-    assert meter.total is None
+    fake.milliwatts["NVIDIA A100"] = None
+    assert meter.read() == {"GPU 2 (NVIDIA L4)": 16.0}
 
 
-@pytest.mark.parametrize("script", ["", "echo 'NVIDIA-SMI has failed: no driver'; exit 9", 'echo "0, Orin, [N/A]"'])
-def test_nvidia_smi_that_tells_nothing(program: Program, script: str) -> None:
-    if script:
-        program("nvidia-smi", script)
-    with pytest.raises(UnavailableError, match="no nvidia-smi"):
-        find_nvidia_smi()
+@pytest.mark.parametrize(
+    ("milliwatts", "driver", "reason"),
+    [
+        ({}, False, "no NVML: NVML Shared Library Not Found"),
+        ({}, True, "NVML: no GPU reports its power"),
+        ({"Orin (nvgpu)": None}, True, "NVML: no GPU reports its power"),
+    ],
+)
+def test_why_nvml_measures_nothing(
+    monkeypatch: pytest.MonkeyPatch, milliwatts: dict[str, int | None], driver: bool, reason: str
+) -> None:
+    nvml(monkeypatch, milliwatts, driver)
+    with pytest.raises(UnavailableError, match=f"^{reason}$"):
+        find_nvml()
 
 
 def test_meters_and_why_there_are_no_others(tmp_path: Path) -> None:
     assert find_meters(tmp_path)[0] == []
     meters, missing = find_meters(tree(tmp_path, ORIN))
     assert [meter.source for meter in meters] == ["INA3221"]
-    assert missing == ["no RAPL counters", "no nvidia-smi that tells a GPU's power"]
+    assert missing == ["no RAPL counters", "no NVML: pip install nvidia-ml-py where there is an NVIDIA GPU"]
 
 
 def test_energy_counts_the_seconds_that_a_rail_answered() -> None:
@@ -230,6 +230,11 @@ def test_energy_counts_the_seconds_that_a_rail_answered() -> None:
 # The machine's state
 
 
+def test_a_pinned_gpu_clock(tmp_path: Path) -> None:
+    (clock,) = read_state(tree(tmp_path, devfreq("17000000.gpu", 1_300_500_000, 1_300_500_000, 1_300_500_000))).clocks
+    assert (clock.name, clock.current, clock.pinned, clock.held_back) == ("GPU", 1300.5, True, False)
+
+
 def test_state_of_an_orin(tmp_path: Path) -> None:
     state = read_state(tree(tmp_path, ORIN))
     assert state.clocks == [
@@ -239,12 +244,6 @@ def test_state_of_an_orin(tmp_path: Path) -> None:
     assert state.memory_mhz == 3199.0
     assert state.temperatures == {"cpu-thermal": 48.25}
     assert state.throttled == {"under-voltage": 0, "instantaneous over-current": 7}
-
-
-@pytest.mark.parametrize("name", ["17000000.ga10b", "17000000.gv11b", "57000000.gpu", "17000000.gp10b"])
-def test_gpu_clocks_of_other_jetsons(tmp_path: Path, name: str) -> None:
-    (clock,) = read_state(tree(tmp_path, devfreq(name, 1_300_500_000, 1_300_500_000, 1_300_500_000))).clocks
-    assert (clock.name, clock.current, clock.pinned, clock.held_back) == ("GPU", 1300.5, True, False)
 
 
 def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:

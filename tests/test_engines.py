@@ -187,7 +187,7 @@ class TestTensorRT(Conformance):
         vendor = "rtx" if version.startswith("rtx") else "tensorrt"
         module = fake_tensorrt.make_tensorrt(version.removeprefix("rtx "), driver, rtx=vendor == "rtx")
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        plan = compile_plan(fake_tensorrt.model(), PlanOptions(vendor, max_batch=MAX_BATCH), driver=driver)
+        plan = compile_plan(fake_tensorrt.model(), PlanOptions(vendor=vendor, max_batch=MAX_BATCH), driver=driver)
         return open_plan(plan.data, vendor, driver, streams=streams)
 
 
@@ -221,7 +221,7 @@ class TestOnnxRuntimeOnCudaHere(Conformance):
 @functools.cache
 def real_plan(vendor: str) -> Plan:
     """Of the graph that all kinds run, by the real TensorRT for the GPU at hand."""
-    return compile_plan((DATA / "tiny_float.onnx").read_bytes(), PlanOptions(vendor, max_batch=MAX_BATCH))
+    return compile_plan((DATA / "tiny_float.onnx").read_bytes(), PlanOptions(vendor=vendor, max_batch=MAX_BATCH))
 
 
 @pytest.mark.skipif(not gpu.DRIVERS, reason=f"no engine ran on a real GPU: {'; '.join(gpu.REASONS)}")

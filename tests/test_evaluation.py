@@ -13,10 +13,10 @@ from sklearn import metrics as judge
 torch = pytest.importorskip("torch", reason="the network needs the [train] extra")
 
 from misgnet.checkpoint import load_network
-from misgnet.evaluation import JudgedTile, evaluate, evaluate_with_worst, judge_tiles, predict_pair
+from misgnet.evaluation import EvaluatedTile, evaluate, evaluate_tiles, evaluate_with_worst, predict_pair
+from misgnet.evaluation.files import PredictOptions, predict_files, predict_folder
+from misgnet.evaluation.pictures import CHANGE, LEGEND, draw_worst, error_map, overlay
 from misgnet.network import MISGNet
-from misgnet.pictures import CHANGE, LEGEND, draw_worst, error_map, overlay
-from misgnet.prediction import PredictOptions, predict_files, predict_folder
 from misgnet.synthetic import write_split
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.errors import InputError, UsageError
@@ -63,7 +63,7 @@ def test_scores_are_those_of_scikit_learn_over_all_pixels(network: MISGNet, data
 
 def test_worst_tiles_come_first_and_no_more_than_asked(network: MISGNet, data: Path) -> None:
     tiles = TileSet.open(data, 64)
-    everything = sorted((judged.wrong for judged in judge_tiles(network, tiles)), reverse=True)
+    everything = sorted((judged.wrong for judged in evaluate_tiles(network, tiles)), reverse=True)
     total, worst = evaluate_with_worst(network, tiles, 3)
     assert [judged.wrong for judged in worst] == everything[:3] and everything[0] > everything[-1]
     assert total == evaluate(network, tiles)
@@ -81,7 +81,7 @@ def test_error_map_has_a_colour_for_each_kind() -> None:
 
 
 def test_sheet_shows_dates_label_and_errors_of_each_tile(network: MISGNet, data: Path) -> None:
-    judged = list(judge_tiles(network, TileSet.open(data, 128)))
+    judged = list(evaluate_tiles(network, TileSet.open(data, 128)))
     sheet = np.asarray(draw_worst(judged))
     for tile in judged:
         assert sheet.shape[1] > 4 * 128
@@ -166,8 +166,8 @@ def test_one_pair_and_what_is_written_beside_its_mask(network: MISGNet, data: Pa
 
 
 def test_counts_of_a_judged_tile_leave_padding_out(network: MISGNet, data: Path) -> None:
-    (judged,) = [j for j in judge_tiles(network, TileSet.open(data, 128)) if j.tile.ref.source.name == "pair_00001"]
-    assert isinstance(judged, JudgedTile) and isinstance(judged.confusion, Confusion)
+    (judged,) = [j for j in evaluate_tiles(network, TileSet.open(data, 128)) if j.tile.ref.source.name == "pair_00001"]
+    assert isinstance(judged, EvaluatedTile) and isinstance(judged.confusion, Confusion)
     assert judged.confusion.pixels == 100 * 70 and judged.mask.shape == (128, 128)
 
 

@@ -206,7 +206,9 @@ def test_an_operator_without_weights_can_be_kept_float(recipe: Recipe) -> None:
 def test_tensorrt_rtx_compiles_everything() -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     found = quantized(two_branch(), ALL_TENSORRT, feeds_of_two_branch())
-    plan = compile_plan(found.model.SerializeToString(), PlanOptions("rtx", ("sm86",), max_batch=4))
+    plan = compile_plan(
+        found.model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",), max_batch=4)
+    )
     assert plan.data
     assert plan.quantize_layers == len(activations(found.places))
 
@@ -216,7 +218,9 @@ def test_tensorrt_rtx_compiles_attention_pooling_and_resizing() -> None:
     model = many()
     del model.graph.output[-1]  # RTX answers with sizes in INT64 only where they are asked for
     found = quantized(model, ALL_TENSORRT, feeds_of_many())
-    plan = compile_plan(found.model.SerializeToString(), PlanOptions("rtx", ("sm86",), max_batch=4))
+    plan = compile_plan(
+        found.model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",), max_batch=4)
+    )
     assert plan.quantize_layers == len(activations(found.places))
 
 

@@ -33,7 +33,7 @@ from misgnet_export.pipeline.split import split_graphs
 from misgnet_runtime.bundle.manifest import Interface, SplitEntry
 from misgnet_runtime.bundle.targets import parse_target
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
-from misgnet_runtime.engines.tensorrt import Plan, PlanOptions
+from misgnet_runtime.engines.tensorrt import Plan, PlanCompatibility, PlanOptions
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.split_detector import SplitDetector
@@ -295,7 +295,12 @@ def test_a_target_with_plans_gets_three(tmp_path: Path, monkeypatch: pytest.Monk
 
     def compile_plan(graph: bytes, options: PlanOptions, **_: object) -> Plan:
         compiled.append((graph, options))
-        return Plan(b"plan of " + graph, "rtx", "1.2", ("sm86",), "linux-x86_64", 1.0, 3, 0, 0)
+        bound = PlanCompatibility(
+            vendor="rtx", vendor_version="1.2", compute_capabilities=("sm86",), platform="linux-x86_64"
+        )
+        return Plan(
+            data=b"plan of " + graph, compatibility=bound, seconds=1.0, layers=3, quantize_layers=0, dequantize_layers=0
+        )
 
     monkeypatch.setattr(engines, "compile_plan", compile_plan)
     (tmp_path / "graphs").mkdir()

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the network needs the [train] extra")
 
-from misgnet.losses import LossWeights, change_loss, dice_loss, distillation_loss, focal_loss
+from misgnet.training.losses import LossWeights, change_loss, dice_loss, distillation_loss, focal_loss
 
 
 def logits_for(probability: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from misgnet_runtime.errors import InputError, UnavailableError, UsageError
 onnx = pytest.importorskip("onnx", reason="the tiny graphs are made with onnx")
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
 
-RTX = PlanOptions("rtx", ("sm86", "sm89"))
+RTX = PlanOptions(vendor="rtx", compute_capabilities=("sm86", "sm89"))
 HALF = onnx.TensorProto.FLOAT16
 
 
@@ -86,8 +86,8 @@ def plan() -> Plan:
 
 def test_one_plan_for_two_capabilities(plan: Plan) -> None:
     assert len(plan.data) > 10_000
-    assert plan.compute_capabilities == ("sm86", "sm89")
-    assert parse_version(plan.vendor_version) >= (1, 2)
+    assert plan.compatibility.compute_capabilities == ("sm86", "sm89")
+    assert parse_version(plan.compatibility.vendor_version) >= (1, 2)
     assert (plan.quantize_layers, plan.dequantize_layers) == (2, 4)
     assert plan.layers > 10
     assert 0 < plan.seconds < 600
@@ -95,13 +95,21 @@ def test_one_plan_for_two_capabilities(plan: Plan) -> None:
 
 
 def test_capabilities_change_the_plan(plan: Plan) -> None:
-    one = compile_plan(tiny_graph(), PlanOptions("rtx", ("sm75",)))
-    assert one.compute_capabilities == ("sm75",)
+    one = compile_plan(tiny_graph(), PlanOptions(vendor="rtx", compute_capabilities=("sm75",)))
+    assert one.compatibility.compute_capabilities == ("sm75",)
     assert one.data != plan.data
 
 
 def test_options_are_taken(plan: Plan) -> None:
-    options = PlanOptions("rtx", ("sm86",), 2, 2, 2, workspace_bytes=1 << 28, optimization_level=1)
+    options = PlanOptions(
+        vendor="rtx",
+        compute_capabilities=("sm86",),
+        min_batch=2,
+        opt_batch=2,
+        max_batch=2,
+        workspace_bytes=1 << 28,
+        optimization_level=1,
+    )
     assert compile_plan(tiny_graph(), options).data
 
 
@@ -135,10 +143,10 @@ def test_a_refused_graph_is_an_input_error(graph: bytes, messages: tuple[str, ..
 
 def test_an_unknown_capability_is_told_with_those_known() -> None:
     with pytest.raises(UsageError, match=r"does not compile for sm31; it has .*sm86, sm89") as caught:
-        compile_plan(tiny_graph(), PlanOptions("rtx", ("sm86", "sm31")))
+        compile_plan(tiny_graph(), PlanOptions(vendor="rtx", compute_capabilities=("sm86", "sm31")))
     assert caught.value.exit_code == 2
     with pytest.raises(UsageError, match="'86' is not a compute capability"):
-        compile_plan(tiny_graph(), PlanOptions("rtx", ("86",)))
+        compile_plan(tiny_graph(), PlanOptions(vendor="rtx", compute_capabilities=("86",)))
 
 
 def test_the_capabilities_of_the_module_ascend() -> None:
@@ -153,9 +161,9 @@ def test_the_capabilities_of_the_module_ascend() -> None:
 
 def test_without_capabilities_a_gpu_is_needed() -> None:
     with pytest.raises(UnavailableError, match=r"no CUDA device.*--target rtx-sm86"):
-        compile_plan(tiny_graph(), PlanOptions("rtx"), driver=FakeDriver(devices=0))
+        compile_plan(tiny_graph(), PlanOptions(vendor="rtx"), driver=FakeDriver(devices=0))
     with pytest.raises(UnavailableError, match=r"no plans for Fake GPU \(sm70\); it has sm75"):
-        compile_plan(tiny_graph(), PlanOptions("rtx"), driver=FakeDriver("sm70"))
+        compile_plan(tiny_graph(), PlanOptions(vendor="rtx"), driver=FakeDriver("sm70"))
 
 
 def test_a_plan_that_cannot_be_opened_here_says_why(plan: Plan) -> None:

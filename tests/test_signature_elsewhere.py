@@ -127,7 +127,7 @@ def test_what_times_engines_opens_the_checked_copy(place: Place, trust: Trust, s
     """Its process opens one engine's files of a folder that bench and tune have checked, and nobody else can change."""
     sign_folder(place.bundle, KEY)
     place.bundle.chmod(0o777)
-    bundle, options = read_bundle(place.bundle, trust), BenchOptions(("cpu",))
+    bundle, options = read_bundle(place.bundle, trust), BenchOptions(engines=("cpu",))
     (task,) = tasks_of(bundle, make_plan(bundle, options), options, 1, 1)
     for path in (Path(task.root), Path(task.root, task.golden)):
         assert path.is_relative_to(state) and path.exists()

@@ -16,14 +16,21 @@ from numpy.typing import NDArray
 import fake_tensorrt
 from fake_cuda import FakeDriver
 from fake_tensorrt import WORKING_MEMORY, make_tensorrt, model
-from misgnet_runtime.engines.tensorrt import MachineFacts, Plan, PlanFacts, PlanOptions, check_plan_fits, compile_plan
+from misgnet_runtime.engines.tensorrt import (
+    MachineCompatibility,
+    Plan,
+    PlanCompatibility,
+    PlanOptions,
+    check_plan_fits,
+    compile_plan,
+)
 from misgnet_runtime.engines.tensorrt import compatibility as facts
 from misgnet_runtime.engines.tensorrt.engine import open_plan
-from misgnet_runtime.engines.tensorrt.replay import KEPT
+from misgnet_runtime.engines.tensorrt.streams import KEPT
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError, UsageError
 
 VERSIONS = ("10.3.0", "10.16.1", "11.1.0")
-OPTIONS = PlanOptions("tensorrt", max_batch=8)
+OPTIONS = PlanOptions(vendor="tensorrt", max_batch=8)
 
 
 @pytest.fixture
@@ -58,8 +65,8 @@ def expected(arrays: dict[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
 
 def test_the_plan_says_what_it_is_bound_to(tensorrt: Any, driver: FakeDriver) -> None:
     plan = compiled(driver)
-    assert plan.facts.vendor_version == tensorrt.__version__
-    assert plan.compute_capabilities == ("sm87",)
+    assert plan.compatibility.vendor_version == tensorrt.__version__
+    assert plan.compatibility.compute_capabilities == ("sm87",)
     assert (plan.layers, plan.quantize_layers, plan.dequantize_layers) == (5, 1, 2)
     assert plan.notes == ()
 
@@ -180,7 +187,7 @@ def test_tensorrt_for_rtx_replays_by_itself(driver: FakeDriver, monkeypatch: pyt
     """It compiles kernels in the background: a capture of ours would keep those that stand in for them."""
     module = make_tensorrt("1.7.1", driver, rtx=True)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
-    plan = compiled(driver, options=PlanOptions("rtx", ("sm87",), max_batch=8))
+    plan = compiled(driver, options=PlanOptions(vendor="rtx", compute_capabilities=("sm87",), max_batch=8))
     with open_plan(plan.data, "rtx", driver, streams=2) as engine:
         for seed in range(3):
             arrays = images(2, seed)
@@ -198,7 +205,7 @@ def test_memory_is_for_the_largest_batch_of_each_stream_and_given_back(
     assert sorted(memory.nbytes for memory in driver.memory.values()) == sorted(of_a_lane * streams)
     for _ in range(3 * streams):
         engine.infer(images(2))
-    assert len(driver.executable) == streams, "each lane has a graph of its own"
+    assert len(driver.executable) == streams, "each stream context has a graph of its own"
     engine.close()
     engine.close()
     assert driver.empty
@@ -366,17 +373,23 @@ def test_without_a_gpu_nothing_is_built(driver: FakeDriver, monkeypatch: pytest.
 
 def test_capabilities_are_not_for_tensorrt() -> None:
     with pytest.raises(UsageError, match="only for the GPU of this machine"):
-        PlanOptions("tensorrt", ("sm86",))
+        PlanOptions(vendor="tensorrt", compute_capabilities=("sm86",))
 
 
 @pytest.mark.parametrize("batches", [(0, 4, 16), (4, 2, 16), (1, 32, 16)])
 def test_batches_must_ascend(batches: tuple[int, int, int]) -> None:
     with pytest.raises(UsageError, match="must ascend"):
-        PlanOptions("tensorrt", (), *batches)
+        PlanOptions(vendor="tensorrt", min_batch=batches[0], opt_batch=batches[1], max_batch=batches[2])
 
 
-PLAN = PlanFacts("tensorrt", "10.3.0", ("sm87",), "linux-aarch64", "12.6", 20 << 20, 100 << 20)
-MACHINE = MachineFacts("tensorrt", "10.3.0", "sm87", "linux-aarch64", "12.6", 250 << 20)
+PLAN = PlanCompatibility(
+    vendor="tensorrt", vendor_version="10.3.0", compute_capabilities=("sm87",), platform="linux-aarch64",
+    cuda_driver="12.6", plan_bytes=20 << 20, stream_bytes=100 << 20,
+)  # fmt: skip
+MACHINE = MachineCompatibility(
+    vendor="tensorrt", vendor_version="10.3.0", compute_capability="sm87", platform="linux-aarch64",
+    cuda_driver="12.6", free_bytes=250 << 20,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("version", ["10.3.0", "10.3.0.30"])
@@ -429,8 +442,12 @@ def test_a_misfit_names_both_sides_and_the_rebuild(change: dict[str, str], sides
 
 
 def test_a_misfit_of_rtx_is_rebuilt_for_the_gpu_at_hand() -> None:
-    plan = PlanFacts("rtx", "1.7.1", ("sm86", "sm89"), "linux-x86_64")
-    machine = MachineFacts("rtx", "1.7.1.116", "sm120", "linux-x86_64")
+    plan = PlanCompatibility(
+        vendor="rtx", vendor_version="1.7.1", compute_capabilities=("sm86", "sm89"), platform="linux-x86_64"
+    )
+    machine = MachineCompatibility(
+        vendor="rtx", vendor_version="1.7.1.116", compute_capability="sm120", platform="linux-x86_64"
+    )
     with pytest.raises(UnavailableError, match=r"built for sm86, sm89, this GPU is sm120.*--target rtx-sm120"):
         check_plan_fits(plan, machine)
 
@@ -439,18 +456,26 @@ def test_a_misfit_is_told_before_deserialising(tensorrt: Any, driver: FakeDriver
     plan = compiled(driver)
     tensorrt.Runtime = None  # whoever deserialises fails
     with pytest.raises(UnavailableError, match="built for sm86, this GPU is sm87"):
-        open_plan(plan.data, "tensorrt", driver, facts=replace(plan.facts, compute_capabilities=("sm86",)))
+        open_plan(
+            plan.data, "tensorrt", driver, compatibility=replace(plan.compatibility, compute_capabilities=("sm86",))
+        )
 
 
 def test_a_plan_without_memory_for_it_is_not_deserialised(tensorrt: Any, driver: FakeDriver) -> None:
     plan = compiled(driver)
-    with open_plan(plan.data, "tensorrt", driver, facts=plan.facts, streams=2) as engine:
-        needed = replace(plan.facts, stream_bytes=engine.stream_bytes).memory_bytes(2)
+    with open_plan(plan.data, "tensorrt", driver, compatibility=plan.compatibility, streams=2) as engine:
+        needed = replace(plan.compatibility, stream_bytes=engine.stream_bytes).memory_bytes(2)
         assert needed == len(plan.data) + sum(memory.nbytes for memory in driver.memory.values())
     tensorrt.Runtime = None
     small = FakeDriver("sm87", memory=needed - 1)
     with pytest.raises(UnavailableError, match="does not fit this machine now"):
-        open_plan(plan.data, "tensorrt", small, facts=replace(plan.facts, stream_bytes=engine.stream_bytes), streams=2)
+        open_plan(
+            plan.data,
+            "tensorrt",
+            small,
+            compatibility=replace(plan.compatibility, stream_bytes=engine.stream_bytes),
+            streams=2,
+        )
 
 
 def test_a_plan_that_the_vendor_refuses_carries_its_reason(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:

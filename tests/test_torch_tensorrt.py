@@ -39,7 +39,7 @@ from misgnet_runtime.raster.dataset import TileSet
 
 WEIGHTS = Path(__file__).parents[1] / "examples" / "misgnet_synthetic_fp16.safetensors"
 REQUEST = request_of("torch-tensorrt", weights=WEIGHTS, tile=64)
-OPTIONS = PlanOptions("tensorrt", min_batch=1, opt_batch=2, max_batch=3)
+OPTIONS = PlanOptions(vendor="tensorrt", min_batch=1, opt_batch=2, max_batch=3)
 FLOAT_GRAPH = GraphFile(name="float", file="graphs/float.onnx", precision="float32", size=1)
 QUIET = Console(file=io.StringIO())
 

@@ -15,11 +15,11 @@ torch = pytest.importorskip("torch", reason="the network needs the [train] extra
 from safetensors.torch import save_file
 
 from golden import make_network
-from misgnet.augmentation import Augmentation
 from misgnet.devices import choose_device, choose_precision
 from misgnet.network import build_misgnet
 from misgnet.synthetic import write_split
 from misgnet.training import Recipe, rate_factor
+from misgnet.training.augmentation import Augmentation
 from misgnet.training.average import AveragedNetwork
 from misgnet.training.batches import BatchReader, SourceCache, epoch_batches
 from misgnet.training.ranks import Ranks, check_batch

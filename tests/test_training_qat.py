@@ -18,13 +18,13 @@ import onnxruntime
 from typer.testing import CliRunner
 
 from bundles import edit, make_bundle
-from misgnet.augmentation import Augmentation
 from misgnet.checkpoint import load_checkpoint, load_network
 from misgnet.cli import app
 from misgnet.evaluation import evaluate, predict_probability
 from misgnet.network import MISGNet, build_misgnet
 from misgnet.synthetic import write_split
 from misgnet.training import Counters, Recipe, Report, Start, StepReport, qat, resume, train
+from misgnet.training.augmentation import Augmentation
 from misgnet.training.average import AveragedNetwork
 from misgnet.training.fake_quantization import FakeQuantConv2d, FakeQuantLinear, folding, weight_scale
 from misgnet.training.recipe import rate_factor
@@ -94,7 +94,10 @@ def observed(model: Any, data: Path) -> Observed:
 
 def written(model: Any, seen: Observed, recipe: Int8Recipe, *, width: float = 1.0, original: Any = None) -> Written:
     """What a build writes; ``width`` scales the observed ranges, ``original`` is the graph before repairs."""
-    ranges = {n: Range(r.low * width, r.high * width) for n, r in seen.ranges(DEFAULT, recipe).items()}
+    ranges = {
+        n: Range(r.low * width, r.high * width)
+        for n, r in seen.ranges(DEFAULT, symmetric=recipe.symmetric_activations).items()
+    }
     graph = quantize(model, recipe, ranges, seen.peaks)
     entries = placement_entries(Graph(original or model), recipe, graph)[1]
     return Written(graph, ranges, entries)

@@ -23,9 +23,9 @@ from safetensors import safe_open
 
 from misgnet.checkpoint import load_checkpoint, load_network, save_checkpoint
 from misgnet.evaluation import evaluate, predict_probability
-from misgnet.losses import LossWeights
 from misgnet.synthetic import write_split
 from misgnet.training import Counters, EpochReport, Recipe, Report, Start, StepReport, resume, train
+from misgnet.training.losses import LossWeights
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
 from misgnet_runtime.raster.dataset import TileSet, stack
 

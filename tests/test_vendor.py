@@ -30,7 +30,7 @@ def test_a_missing_vendor_names_the_install_line(
 
     monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(UnavailableError) as caught:
-        compile_plan(b"", PlanOptions(vendor))
+        compile_plan(b"", PlanOptions(vendor=vendor))
     said = str(caught.value)
     assert module in said and str(error) in said and f"pip install 'misgnet-export[{vendor}]'" in said
     assert caught.value.exit_code == 5
@@ -48,13 +48,13 @@ def test_tensorrt_without_any_cuda_library(monkeypatch: pytest.MonkeyPatch) -> N
     ):
         monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UnavailableError, match=r"this machine's GPU.*pip install cuda-python") as caught:
-        compile_plan(b"", PlanOptions("tensorrt"))
+        compile_plan(b"", PlanOptions(vendor="tensorrt"))
     assert caught.value.exit_code == 5
 
 
 def test_an_unknown_vendor_is_refused() -> None:
     with pytest.raises(UsageError, match="unknown vendor 'openvino'; the vendors are rtx, tensorrt"):
-        PlanOptions("openvino")
+        PlanOptions(vendor="openvino")
 
 
 def test_versions() -> None:

@@ -30,9 +30,9 @@ from logs import Collected
 from misgnet_runtime.errors import InputError, StorageError, UsageError
 from misgnet_runtime.jobs.watch import service
 from misgnet_runtime.jobs.watch.completeness import Settling, open_for_writing
-from misgnet_runtime.jobs.watch.ends import WatchReport
 from misgnet_runtime.jobs.watch.journal import Journal
 from misgnet_runtime.jobs.watch.options import Products, WatchOptions
+from misgnet_runtime.jobs.watch.outcomes import WatchReport
 from misgnet_runtime.jobs.watch.pairing import File, FilePair, Naming
 from misgnet_runtime.jobs.watch.preflight import file_digest
 from misgnet_runtime.jobs.watch.service import watch_folder
@@ -607,7 +607,7 @@ def test_a_result_that_is_whole_is_not_computed_again(
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "add", add)
         if moment == "publish":
-            patched.setattr("misgnet_runtime.jobs.watch.ends.publish", ended)
+            patched.setattr("misgnet_runtime.jobs.watch.outcomes.publish", ended)
         assert place.run().done == 0
     calls = len(batches)
     assert place.run().done == 1 and len(batches) == calls

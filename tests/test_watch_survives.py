@@ -521,10 +521,10 @@ def test_a_disk_too_full_for_a_large_pair_takes_small_ones(place: Place, monkeyp
         place.add(name, 1)
     real = processing.predict_images
 
-    def predict(session: Any, before: Any, after: Any, result: Path) -> Any:
+    def predict(opened: Any, before: Any, after: Any, result: Path, *, threshold: float) -> Any:
         if result.name.startswith("large"):
             raise refused()
-        return real(session, before, after, result)
+        return real(opened, before, after, result, threshold=threshold)
 
     with monkeypatch.context() as patched:
         patched.setattr(processing, "predict_images", predict)
@@ -540,12 +540,12 @@ def test_what_is_kept_of_a_large_pair_makes_room_for_a_small_one(place: Place, m
     place.add("small", 1)
     real = processing.predict_images
 
-    def predict(session: Any, before: Any, after: Any, result: Path) -> Any:
+    def predict(opened: Any, before: Any, after: Any, result: Path, *, threshold: float) -> Any:
         if result.name.startswith("large"):
             result.with_name("rows").write_bytes(b"much")
         if list(place.out.rglob("rows")):
             raise refused()
-        return real(session, before, after, result)
+        return real(opened, before, after, result, threshold=threshold)
 
     with monkeypatch.context() as patched:
         patched.setattr(processing, "predict_images", predict)
@@ -560,7 +560,7 @@ def test_a_disk_that_refuses_everything_is_waited_for(
         place.add(f"p{number}", number)
     calls: list[Path] = []
 
-    def predict(_session: Any, _before: Any, _after: Any, result: Path) -> Any:
+    def predict(_opened: Any, _before: Any, _after: Any, result: Path, **_threshold: float) -> Any:
         calls.append(result)
         raise refused()
 

@@ -21,6 +21,7 @@ _MAPS_HELP = "error maps of the worst tiles, PNG [default: beside the JSON file,
 
 
 def evaluate(
+    *,
     weights: Weights,
     data: Annotated[Path, typer.Argument(help="folder with A/ B/ label/")],
     json_file: Annotated[Optional[Path], typer.Option("--json", help="write the scores as JSON")] = None,  # noqa: UP045
@@ -37,7 +38,7 @@ def evaluate(
     from misgnet.checkpoint import load_network
     from misgnet.devices import choose_device
     from misgnet.evaluation import evaluate_with_worst
-    from misgnet.pictures import draw_worst
+    from misgnet.evaluation.pictures import draw_worst
 
     check_numbers(tile, batch, threshold)
     maps = _maps_path(maps, json_file, worst)
@@ -47,7 +48,9 @@ def evaluate(
     network = load_network(weights).to(choose_device(device))
     tiles = TileSet.open(data, tile)
     with Bar("evaluate") as bar:
-        counts, shown = evaluate_with_worst(network, tiles, worst if maps else 0, batch, threshold, bar.move)
+        counts, shown = evaluate_with_worst(
+            network, tiles, worst if maps else 0, batch=batch, threshold=threshold, progress=bar.move
+        )
     _print_table(tiles, counts)
     if json_file is not None:
         write_file(json_file, (json.dumps(_content(tiles, counts, threshold), indent=2) + "\n").encode(), force=force)

@@ -49,7 +49,7 @@ def predict(
     need_torch()
     from misgnet.checkpoint import load_network
     from misgnet.devices import choose_device
-    from misgnet.prediction import PredictOptions, predict_files, predict_folder
+    from misgnet.evaluation.files import PredictOptions, predict_files, predict_folder
 
     check_numbers(tile, batch, threshold)
     if after is None and not data.is_dir():

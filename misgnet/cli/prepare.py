@@ -21,6 +21,7 @@ _SHOWN = 20  # skipped files that are named
 
 
 def prepare(
+    *,
     dataset: Annotated[Literal["levir", "sysu", "whu"], typer.Argument(help="LEVIR-CD, SYSU-CD or WHU-CD")],
     source: Annotated[Path, typer.Argument(help="the unpacked download, as it came")],
     output: Annotated[Path, typer.Option("-o", "--output", help="folder of tiles; a run that ended goes on there")],
@@ -39,7 +40,7 @@ def prepare(
     from misgnet.datasets import PrepareOptions
     from misgnet.datasets import prepare as run
 
-    options = PrepareOptions(tile, seed, edges, before, after, label, force)
+    options = PrepareOptions(tile=tile, seed=seed, edges=edges, before=before, after=after, label=label, force=force)
     try:
         with Bar("prepare") as bar:
             report = run(dataset, source, output, options, bar.move)

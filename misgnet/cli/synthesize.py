@@ -13,6 +13,7 @@ from misgnet_runtime.storage.atomic import refuse_existing, replace_folder
 
 
 def synthesize(
+    *,
     output: Output,
     train_pairs: Annotated[int, typer.Option("--train", help="pairs in train/")] = 160,
     val_pairs: Annotated[int, typer.Option("--val", help="pairs in val/")] = 48,

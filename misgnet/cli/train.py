@@ -39,6 +39,7 @@ class FreezePart(str, Enum):
 
 
 def train(
+    *,
     context: typer.Context,
     data: Annotated[Path, typer.Argument(help="folder with train/ and val/, each with A/ B/ label/")],
     output: Annotated[Path, typer.Option("-o", "--output", help="folder of the run")],
@@ -165,9 +166,9 @@ def _warn_of_other_weights(bundle: Path, weights: Path) -> None:
 
 
 def _recipe(given: dict[str, Any]) -> Any:
-    from misgnet.augmentation import Augmentation
-    from misgnet.losses import LossWeights
     from misgnet.training import Recipe
+    from misgnet.training.augmentation import Augmentation
+    from misgnet.training.losses import LossWeights
 
     own = {name: given[name] for name in _OWN}
     own["freeze"] = _parts(given["freeze"])

@@ -95,7 +95,13 @@ def plan_pairs(dataset: Dataset, source: Path, tile: int) -> Plan:
         _check_tile_names(pairs)
         units += pairs
     found = {split: sum(unit.split == split for unit in units) for split in SPLITS}
-    return Plan(Header(FORMAT, dataset, tile, found), tuple(units), found, layout.official, tuple(skipped))
+    return Plan(
+        header=Header(FORMAT, dataset, tile, found),
+        units=tuple(units),
+        found=found,
+        official=layout.official,
+        skipped=tuple(skipped),
+    )
 
 
 def _check_folders(source: Path, layout: Layout) -> None:

@@ -24,7 +24,7 @@ _WHU_SIZE, _WHU_TILE = (15354, 32570), 256
 _WHU_COUNTS = {"train": 6096, "val": 762, "test": 762}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
     """``seed``, ``edges`` and the rasters are for the WHU-CD scene alone."""
 
@@ -43,7 +43,7 @@ class PrepareOptions:
         return {role: path for role, path in named.items() if path is not None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SplitReport:
     """What became of one split."""
 
@@ -145,7 +145,10 @@ def _open_plan(dataset: Dataset, source: Path, options: PrepareOptions) -> Itera
         drawn = {split: sum(p.split == split and not p.is_edge for p in placed) for split in SPLITS}
         official = _WHU_COUNTS if (size, options.tile) == (_WHU_SIZE, _WHU_TILE) else None
         units, edge_tiles = strips(scene, placed, options.tile), len(placed) - sum(drawn.values())
-        yield Plan(header, units, drawn, official, found.skipped, found.rasters, edge_tiles)
+        yield Plan(
+            header=header, units=units, found=drawn, official=official, skipped=found.skipped, rasters=found.rasters,
+            edge_tiles=edge_tiles,
+        )  # fmt: skip
 
 
 def _run(plan: Plan, folder: Path, progress: Progress | None) -> PrepareReport:
@@ -198,8 +201,9 @@ def _report(plan: Plan, outcomes: list[_Outcome], folder: Path) -> PrepareReport
     area = plan.header.tile**2
     splits = tuple(
         SplitReport(
-            split, plan.found[split], plan.official[split] if plan.official else None, tiles[split], new[split],
-            changed[split] / (tiles[split] * area) if tiles[split] else 0.0,
+            name=split, found=plan.found[split], official=plan.official[split] if plan.official else None,
+            tiles=tiles[split], written=new[split],
+            changed=changed[split] / (tiles[split] * area) if tiles[split] else 0.0,
         )
         for split in SPLITS
     )  # fmt: skip

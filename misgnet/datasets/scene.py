@@ -19,7 +19,7 @@ from misgnet_runtime.errors import InputError, UnreadableError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.geotiff import GDAL, check_memory, has_place, load_rasterio, open_geotiff, same_place
-from misgnet_runtime.raster.interpretation import check_interpretation, statement
+from misgnet_runtime.raster.metadata import check_interpretation, statement
 from misgnet_runtime.raster.scaling import choose_bands
 from misgnet_runtime.raster.tiling import Cell, Span, cut
 from misgnet_runtime.raster.unreadable import Blocks

@@ -26,7 +26,7 @@ class Change:
     appearing: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class District:
     """How a neighbourhood is built: ranges of lengths in pixels, and chances."""
 
@@ -94,16 +94,16 @@ def _building(rng: Generator, district: District, change: Change, spot: _Spot, e
     red, green, blue = colours[rng.integers(len(colours))]
     light = float(rng.uniform(0.88, 1.12))
     return Building(
-        centre,
-        angle,
-        main,
-        _wing(rng, main) if rng.random() < district.wing else None,
-        roof,
-        (red * light, green * light, blue * light),
-        float(rng.uniform(5, 9)),
-        _presence(rng, change),
-        bool(rng.random() < 0.4),
-        setback + 2 if rng.random() < 0.6 else 0.0,
+        centre=centre,
+        angle=angle,
+        main=main,
+        wing=_wing(rng, main) if rng.random() < district.wing else None,
+        roof=roof,
+        colour=(red * light, green * light, blue * light),
+        height=float(rng.uniform(5, 9)),
+        present=_presence(rng, change),
+        bare_site=bool(rng.random() < 0.4),
+        drive=setback + 2 if rng.random() < 0.6 else 0.0,
     )
 
 

@@ -14,7 +14,7 @@ from misgnet.synthetic.scene import MARGIN, Colour
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Light:
     """How one date looks: season, sun and camera."""
 

@@ -17,10 +17,16 @@ CAR_COLOURS: tuple[Colour, ...] = (
 )
 
 _DISTRICTS = (
-    District((24, 44), (20, 33), (7, 18), (96, 136), pitched=0.95, wing=0.5, occupied=0.92),  # houses
-    District((22, 40), (18, 30), (14, 40), (120, 180), pitched=0.85, wing=0.4, occupied=0.8),  # village
-    District((36, 68), (28, 48), (14, 30), (130, 180), pitched=0.2, wing=0.35, occupied=0.85),  # business
-)
+    District(  # houses
+        length=(24, 44), depth=(20, 33), gap=(7, 18), street_spacing=(96, 136), pitched=0.95, wing=0.5, occupied=0.92,
+    ),
+    District(  # village
+        length=(22, 40), depth=(18, 30), gap=(14, 40), street_spacing=(120, 180), pitched=0.85, wing=0.4, occupied=0.8,
+    ),
+    District(  # business
+        length=(36, 68), depth=(28, 48), gap=(14, 30), street_spacing=(130, 180), pitched=0.2, wing=0.35, occupied=0.85,
+    ),
+)  # fmt: skip
 _DISTRICT_CHANCES = (0.55, 0.2, 0.25)
 
 
@@ -32,7 +38,14 @@ def plan_scene(rng: Generator, size: int) -> Scene:
     roads = _plan_roads(rng, size, angle, district)
     buildings = plan_buildings(rng, size, roads, district, change)
     cars = (_plan_cars(rng, size, roads), _plan_cars(rng, size, roads))
-    return Scene(size, roads, buildings, _plan_trees(rng, size, roads), _plan_fields(rng, size, angle), cars)
+    return Scene(
+        size=size,
+        roads=roads,
+        buildings=buildings,
+        trees=_plan_trees(rng, size, roads),
+        fields=_plan_fields(rng, size, angle),
+        cars=cars,
+    )
 
 
 def _plan_change(rng: Generator) -> Change:

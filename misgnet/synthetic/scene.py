@@ -38,7 +38,7 @@ class Box:
         return [(self.u0, self.v0), (self.u1, self.v0), (self.u1, self.v1), (self.u0, self.v1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Building:
     """One building: `main` centred on `centre`, with an optional `wing` that sticks out of its v1 side."""
 
@@ -119,7 +119,7 @@ class Car:
     colour: Colour
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scene:
     """Everything that stands on `size` x `size` pixels at either date."""
 

@@ -57,7 +57,9 @@ def train(
         check_batch(min(recipe.batch, len(train_tiles)), ranks)
         if ranks.first:
             refuse_existing(run, force)  # before the weights are read
-        trainer = Trainer(train_tiles, val_tiles, run, recipe, start, Surroundings(device, ranks, **surroundings))
+        trainer = Trainer(
+            train_tiles, val_tiles, run, recipe, start, at=Surroundings(device=device, ranks=ranks, **surroundings)
+        )
         if not ranks.first:
             return trainer.fit()
         with alone(run):
@@ -86,7 +88,9 @@ def resume(
     _check_asked(run, recipe, start, asked or {})
     with process_group(device) as ranks:
         check_batch(min(recipe.batch, len(train_tiles)), ranks)
-        trainer = Trainer(train_tiles, val_tiles, run, recipe, start, Surroundings(device, ranks, **surroundings))
+        trainer = Trainer(
+            train_tiles, val_tiles, run, recipe, start, at=Surroundings(device=device, ranks=ranks, **surroundings)
+        )
         with alone(run) if ranks.first else nullcontext():
             trainer.resume()
             if ranks.first:

@@ -15,8 +15,8 @@ from threading import Lock
 import numpy as np
 import torch
 
-from misgnet.augmentation import Pair, augment
 from misgnet.tensors import tile_tensors
+from misgnet.training.augmentation import Pair, augment
 from misgnet.training.recipe import Recipe
 from misgnet_runtime.callables import Mask, RgbImage
 from misgnet_runtime.errors import InputError

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from misgnet.augmentation import Augmentation
-from misgnet.losses import LossWeights
+from misgnet.training.augmentation import Augmentation
+from misgnet.training.losses import LossWeights
 from misgnet.training.qat import places_of, places_sha256
 from misgnet.training.recipe import Recipe
 from misgnet.training.state import STATE_FILE

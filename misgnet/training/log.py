@@ -14,7 +14,7 @@ from misgnet_runtime.storage.atomic import replace_file, write_file
 LOG_FILE = "log.jsonl"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepReport:
     """One training step. ``share``: how much of the run is over, 0 to 1; the speed includes waiting for data."""
 
@@ -28,7 +28,7 @@ class StepReport:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpochReport:
     """The averaged weights on the validation tiles, after ``step`` steps; fractions of the changed class."""
 

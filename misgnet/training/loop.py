@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from misgnet.augmentation import Pair
 from misgnet.checkpoint import load_checkpoint, load_network, save_checkpoint
 from misgnet.devices import autocast, choose_precision
 from misgnet.evaluation import evaluate
-from misgnet.losses import change_loss, distillation_loss
 from misgnet.network import MISGNet, build_misgnet
 from misgnet.tensors import normalise
+from misgnet.training.augmentation import Pair
 from misgnet.training.average import AveragedNetwork
 from misgnet.training.batches import BatchReader, SourceCache, epoch_batches
 from misgnet.training.folder import Start
 from misgnet.training.log import EpochReport, Report, RunLog, StepReport, draw_curves
+from misgnet.training.losses import change_loss, distillation_loss
 from misgnet.training.qat import fake_quantized
 from misgnet.training.ranks import Ranks
 from misgnet.training.recipe import Freeze, Recipe, rate_factor
@@ -34,7 +34,7 @@ from misgnet_runtime.errors import GateFailed, InputError
 from misgnet_runtime.raster.dataset import TileSet
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Surroundings:
     """Where and how a run computes: nothing here changes what it learns."""
 
@@ -49,7 +49,9 @@ class Surroundings:
 class Trainer:
     """One run over the tiles of ``train`` and ``val`` in the folder ``run``."""
 
-    def __init__(self, train: TileSet, val: TileSet, run: Path, recipe: Recipe, start: Start, at: Surroundings) -> None:
+    def __init__(
+        self, train: TileSet, val: TileSet, run: Path, recipe: Recipe, start: Start, *, at: Surroundings
+    ) -> None:
         _make_deterministic(at.device, recipe.seed)
         self.tiles, self.val, self.run, self.at = train, val, run, at
         self.recipe = replace(recipe, precision=choose_precision(recipe.precision, at.device))
@@ -143,7 +145,10 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.average.update(self.network, step)
-        return StepReport(step, self.counters.epoch, share, loss.item(), rate, norm.item(), 0.0, 0.0)
+        return StepReport(
+            step=step, epoch=self.counters.epoch, share=share, loss=loss.item(), learning_rate=rate,
+            gradient_norm=norm.item(), pairs_per_second=0.0, seconds=0.0,
+        )  # fmt: skip
 
     def _loss(self, batch: Pair) -> Tensor:
         before, after, label = (x.to(self.at.device, non_blocking=True) for x in batch)
@@ -183,8 +188,10 @@ class Trainer:
         self._losses.clear()
         counters = replace(self.counters, seconds=time.monotonic() - self._started)
         self._tell(
-            EpochReport(counters.step, counters.epoch, counters.seconds, loss, scores.f1, scores.precision,
-                        scores.recall, scores.iou, best)
+            EpochReport(
+                step=counters.step, epoch=counters.epoch, seconds=counters.seconds, train_loss=loss, f1=scores.f1,
+                precision=scores.precision, recall=scores.recall, iou=scores.iou, best=best,
+            )
         )  # fmt: skip
         self._write(self._draw)
 
@@ -201,8 +208,8 @@ class Trainer:
 
     def _save(self) -> None:
         self.counters = replace(self.counters, seconds=time.monotonic() - self._started)
-        parts = self.network, self.average.network, self.optimizer, self.scaler
-        self._write(lambda: save_state(self.run / STATE_FILE, self.counters, *parts))
+        parts = self.network, self.average.network, self.optimizer
+        self._write(lambda: save_state(self.run / STATE_FILE, self.counters, *parts, scaler=self.scaler))
         self._saved = time.monotonic()
 
     def _save_now_and_then(self) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from misgnet.augmentation import Augmentation
 from misgnet.devices import Precision
-from misgnet.losses import LossWeights
+from misgnet.training.augmentation import Augmentation
+from misgnet.training.losses import LossWeights
 from misgnet_runtime.errors import UsageError
 
 Freeze = Literal["encoder", "norms"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to train. The defaults are the published recipe, and what it does not state.
 

@@ -22,7 +22,7 @@ STATE_FILE = "state.safetensors"
 _FORMAT = "misgnet-training-1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Counters:
     """Where a run stands: steps done in all, and in the epoch that comes next or goes on."""
 
@@ -40,6 +40,7 @@ def save_state(
     network: nn.Module,
     average: nn.Module,
     optimizer: torch.optim.Optimizer,
+    *,
     scaler: torch.amp.GradScaler,
 ) -> None:
     """Write the state, whole or not at all; InputError where the disk is full."""

@@ -1,12 +1,14 @@
-"""The package's face: a bundle opened once, then asked for the change between two images."""
+"""The public API: a bundle opened once, then asked for the change between two images."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+import weakref
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry, Manifest
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.bundle.signing.policy import required
 from misgnet_runtime.engines import ExecutionOptions
+from misgnet_runtime.errors import UsageError
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.inference.tuned_settings import Goal
@@ -29,27 +32,61 @@ class ChangeMap:
 
 
 class BundleSession:
-    """An open bundle; see :func:`open_bundle`. ``engine`` runs, chosen for the ``reason``.
+    """An open bundle for arrays, as users of the package hold it; made by :func:`open_bundle`.
 
-    Threads may share it: as many batches as it was opened with streams run at once, others wait.
+    Close it with :meth:`close`, or use it in a ``with`` block; garbage collection closes it too, with a
+    ResourceWarning. Threads may share it: as many batches as it was opened with streams run at once, others wait.
+
+    Attributes:
+        manifest: What the bundle says of itself.
+        engine: The engine that runs.
+        reason: Why that engine was chosen.
     """
 
-    def __init__(self, manifest: Manifest, engine: EngineEntry, reason: str, detector: ChangeDetector) -> None:
+    def __init__(
+        self, manifest: Manifest, engine: EngineEntry, reason: str, *, detector: ChangeDetector, opened: ExitStack
+    ) -> None:
         self.manifest = manifest
         self.engine = engine
         self.reason = reason
         self._detector = detector
+        self._opened = opened
+        self._abandoned = weakref.finalize(self, _release, opened, f"unclosed {self!r}")
 
     def predict(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> ChangeMap:
-        """The change between two RGB images of one size, uint8 (H, W, 3); the arrays belong to the caller.
+        """Return the change between two RGB images of one size, uint8 (H, W, 3); the arrays belong to the caller.
 
-        Raises InputError for other arrays, GateFailed where the engine answers NaN or Inf.
+        Raises:
+            InputError: The arrays are something else.
+            GateFailed: The engine's output has NaN or Inf.
+            UsageError: The session is closed.
         """
+        self._check_open()
         probability = self._detector.scene_probability(before, after)
         return ChangeMap(probability, probability > self.manifest.threshold)
 
+    def close(self) -> None:
+        """Wait until no batch runs, then release the engine and its memory; a second call does nothing."""
+        if self._abandoned.detach():
+            self._opened.close()
 
-@contextmanager
+    def _check_open(self) -> None:
+        if not self._abandoned.alive:
+            raise UsageError(f"this session of engine {self.engine.name} is closed; open the bundle again")
+
+    def __repr__(self) -> str:
+        return f"<BundleSession of engine {self.engine.name}>"
+
+    def __enter__(self) -> BundleSession:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 def open_bundle(
     path: str | os.PathLike[str],
     engine: str = "auto",
@@ -58,19 +95,37 @@ def open_bundle(
     tuned: bool = True,
     require_signature: str | os.PathLike[str] | None = None,
     allow_older: bool = False,
-) -> Iterator[BundleSession]:
-    """Check the bundle's files, then open one of its engines: by name, or the fastest that runs here.
+) -> BundleSession:
+    """Check a bundle's files and open one of its engines; whatever is wrong is raised here, not at the ``with``.
 
-    ``streams``: so many batches of several threads run at once, sharing the device; ``tuned``: the engine is opened as
-    ``misgnet-run tune`` found best here, if it was run. ``require_signature``: a PEM file of public keys or
-    certificates, else $MISGNET_REQUIRE_SIGNATURE; policy files apply besides. Then nothing of the bundle is read before
-    its signature over all files was checked, and one that has expired or is older than was accepted before is refused,
-    unless ``allow_older`` and every policy file permit it.
-    Raises InputError for a bundle that is not what its manifest says, UsageError for an unknown engine,
-    UnavailableError with the reason where none can run on this machine.
+    Where a signature is required, nothing of the bundle is read before its signature over all files was checked, and a
+    bundle that has expired or is older than one accepted before is refused, unless ``allow_older`` and every policy
+    file permit it.
+
+    Args:
+        path: The bundle's folder.
+        engine: Its engine, by name; "auto" for the fastest that runs here.
+        streams: Batches of several threads that run at once, sharing the device.
+        tuned: Use the settings that ``misgnet-run tune`` saved here, if any.
+        require_signature: A PEM file of public keys or certificates (default: $MISGNET_REQUIRE_SIGNATURE); policy files
+            apply besides.
+        allow_older: See above.
+
+    Raises:
+        InputError: The bundle is not what its manifest says, or not signed as required.
+        UsageError: The bundle has no such engine.
+        UnavailableError: None of its engines runs on this machine; the message has the reason of each.
     """
     bundle = read_bundle(Path(path), required(require_signature, allow_older))
     goal: Goal = "latency" if streams == 1 else "throughput"
-    execution = ExecutionOptions(streams=streams)
-    with open_detector(bundle, engine, execution, goal=goal if tuned else None) as (detector, entry, reason):
-        yield BundleSession(bundle.manifest, entry, reason, detector)
+    with ExitStack() as opened:
+        detector, entry, reason = opened.enter_context(
+            open_detector(bundle, engine, ExecutionOptions(streams=streams), goal=goal if tuned else None)
+        )
+        return BundleSession(bundle.manifest, entry, reason, detector=detector, opened=opened.pop_all())
+
+
+def _release(opened: ExitStack, message: str) -> None:
+    """Close what a session that nobody closed had opened: it was collected, or the process ends."""
+    opened.close()
+    warnings.warn(message, ResourceWarning, stacklevel=2)

@@ -10,7 +10,7 @@ Installs this checkout with its default dependencies by the pip of an arm64 Debi
 each ENGINE (default: cpu-float32 cpu) and compares each mask with the one that this machine computes.
 
   -w WORK    what is kept between runs: the root, wheels, the installation, masks [default: .aarch64 in the checkout]
-  -c CPU     cortex-a76, which has dot products as Orin's has, or cortex-a57, a Nano's [default: cortex-a76]
+  -c CPU     cortex-a76, which has dot products as Orin's has, or cortex-a57, which has none [default: cortex-a76]
   -l SHARE   of pixels that must be equal [default: 0.999]
 
 Needs root (debootstrap, chroot), a network for Debian's and Python's packages (the first time), and what

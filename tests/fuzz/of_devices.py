@@ -37,8 +37,7 @@ def plans(folder: Path) -> Prepared:
     from device_bundles import DEVICE
     from fake_cuda import FakeDriver
     from misgnet_runtime.engines.tensorrt.open import slot_of
-    from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore
-    from misgnet_runtime.engines.tensorrt.plan_records import FORMAT, Activation, PlanKey, PlanRecord
+    from misgnet_runtime.engines.tensorrt.plan_cache import FORMAT, Activation, PlanKey, PlanRecord, PlanStore
     from misgnet_runtime.storage.schema import encode
 
     os.environ["MISGNET_CACHE"] = str(folder / "cache")

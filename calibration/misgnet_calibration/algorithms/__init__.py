@@ -1,7 +1,7 @@
 """Repairs of an INT8 graph that keep every operator in INT8: smoothing, learned rounding, bias correction."""
 
 from misgnet_calibration.algorithms.bias_correction import BiasCorrection, correct_bias
-from misgnet_calibration.algorithms.improve import Attempt, Inputs, Measured, Repaired, Score, is_better, repair
+from misgnet_calibration.algorithms.improve import Attempt, Measured, Repaired, Score, is_better, repair
 from misgnet_calibration.algorithms.rounding import Rounding, RoundingError, learn_rounding, rounded_levels
 from misgnet_calibration.algorithms.smooth_quant import Choice, Smoothed, best_alpha, smooth, smoothing_factors
 
@@ -9,7 +9,6 @@ __all__ = [
     "Attempt",
     "BiasCorrection",
     "Choice",
-    "Inputs",
     "Measured",
     "Repaired",
     "Rounding",

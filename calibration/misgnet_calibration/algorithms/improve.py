@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from misgnet_calibration.algorithms.bias_correction import correct_bias
 from misgnet_calibration.algorithms.rounding import learn_rounding
 from misgnet_calibration.algorithms.smooth_quant import smooth
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.placement import AnyPlace, place, weighted
-from misgnet_calibration.quantizer.quantize import QuantizedGraph, quantize
+from misgnet_calibration.quantizer.quantize import Inputs, QuantizedGraph
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.observers import Range
 from misgnet_runtime.bundle.manifest import Interface
@@ -53,28 +51,6 @@ class Attempt:
     seconds: float
     kept: bool
     finding: str
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """All that :func:`misgnet_calibration.quantizer.quantize.quantize` takes, so that it can be done again.
-
-    A node that is reverted to float later goes into ``keep_float``; its levels and correction are then unused.
-    """
-
-    model: onnx.ModelProto
-    ranges: Mapping[str, Range]
-    peaks: Mapping[str, float]
-    keep_float: frozenset[str] = frozenset()
-    levels: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
-    bias: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    float32: Mapping[str, str] = field(default_factory=dict)
-
-    def quantize(self, recipe: Recipe) -> QuantizedGraph:
-        return quantize(
-            self.model, recipe, self.ranges, self.peaks,
-            keep_float=self.keep_float, levels=self.levels, bias=self.bias, float32=self.float32,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)

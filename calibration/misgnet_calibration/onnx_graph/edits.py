@@ -1,4 +1,4 @@
-"""Constants of a float graph written anew: weights, norms' scales and biases. The graph's nodes stay as they are."""
+"""Edits of a graph: new values of its constants (weights, norms' scales, biases), and the order of its nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from onnx import numpy_helper
 
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.onnx_graph.shapes import copied
-from misgnet_calibration.quantizer.qdq import drop_unused
 
 Operand = tuple[str, int]  # a node's name, and which of its inputs
 
@@ -65,6 +64,39 @@ def with_bias(model: onnx.ModelProto, corrections: Mapping[str, NDArray[np.float
             bias = graph.constant(graph.by_name[operand[0]].input[operand[1]])
             values[operand] = (bias.astype(np.float64) + corrections[name].reshape(bias.shape)).astype(np.float32)
     return with_constants(model, values)
+
+
+def drop_unused(model: onnx.ModelProto) -> None:
+    """Remove initializers that no node reads and that are no outputs."""
+    used = {name for node in model.graph.node for name in node.input}
+    used |= {value.name for value in model.graph.output}
+    kept = [item for item in model.graph.initializer if item.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def put_in_order(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+    """Let ``nodes``, the model's own or others, be all of its nodes."""
+    ordered = in_order(nodes)
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)
+
+
+def in_order(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Topological order, stable: a node moves only where it must, to just before its first reader."""
+    producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    ordered: dict[int, onnx.NodeProto] = {}
+
+    def emit(index: int) -> None:
+        if index not in ordered:
+            for name in nodes[index].input:
+                if name in producer:
+                    emit(producer[name])
+            ordered[index] = nodes[index]
+
+    for index in range(len(nodes)):
+        emit(index)
+    return list(ordered.values())
 
 
 def _operands(graph: Graph, name: str) -> int:

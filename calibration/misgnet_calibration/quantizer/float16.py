@@ -9,9 +9,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from misgnet_calibration.onnx_graph.edits import drop_unused
 from misgnet_calibration.onnx_graph.graph import Graph, attribute, scope
 from misgnet_calibration.onnx_graph.shapes import copied
-from misgnet_calibration.quantizer.qdq import drop_unused
 from misgnet_calibration.quantizer.recipes import FLOAT16_SAFE_MAGNITUDE, FLOAT32_SCOPES
 from misgnet_runtime.errors import GateFailed
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 
 from onnx import TensorProto
 
-from misgnet_calibration.algorithms import Inputs
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.float16 import FLOAT16_LARGEST
-from misgnet_calibration.quantizer.quantize import QuantizedGraph
+from misgnet_calibration.quantizer.quantize import Inputs, QuantizedGraph
 from misgnet_calibration.statistics.collect import counted, tile_peaks
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.callables import Progress

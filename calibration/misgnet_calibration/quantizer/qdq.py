@@ -9,6 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from misgnet_calibration.onnx_graph.edits import drop_unused, put_in_order
 from misgnet_calibration.onnx_graph.graph import Graph, scope
 from misgnet_calibration.onnx_graph.shapes import copied
 from misgnet_calibration.quantizer.placement import AnyPlace, OperandPlace, Place, activations
@@ -153,36 +154,3 @@ class _Writer:
     def _node(self, operator: str, inputs: list[str], output: str, within: str, axis: int | None = None) -> None:
         name = f"{within}/{operator}_{output}"
         self.added.append(helper.make_node(operator, inputs, [output], name, axis=axis))  # None: left out
-
-
-def drop_unused(model: onnx.ModelProto) -> None:
-    """Remove initializers that no node reads and that are no outputs."""
-    used = {name for node in model.graph.node for name in node.input}
-    used |= {value.name for value in model.graph.output}
-    kept = [item for item in model.graph.initializer if item.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-
-
-def put_in_order(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
-    """Let ``nodes``, the model's own or others, be all of its nodes."""
-    ordered = in_order(nodes)
-    del model.graph.node[:]
-    model.graph.node.extend(ordered)
-
-
-def in_order(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Topological order, stable: a node moves only where it must, to just before its first reader."""
-    producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    ordered: dict[int, onnx.NodeProto] = {}
-
-    def emit(index: int) -> None:
-        if index not in ordered:
-            for name in nodes[index].input:
-                if name in producer:
-                    emit(producer[name])
-            ordered[index] = nodes[index]
-
-    for index in range(len(nodes)):
-        emit(index)
-    return list(ordered.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -69,6 +69,28 @@ def quantize(
     quantized = compress_constants(quantized)
     _check(quantized, recipe, places)
     return QuantizedGraph(quantized, recipe, tuple(places), int8_share(graph, places), kept)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that :func:`quantize` takes, so that it can be done again.
+
+    A node that is reverted to float later goes into ``keep_float``; its levels and correction are then unused.
+    """
+
+    model: onnx.ModelProto
+    ranges: Mapping[str, Range]
+    peaks: Mapping[str, float]
+    keep_float: frozenset[str] = frozenset()
+    levels: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
+    bias: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    float32: Mapping[str, str] = field(default_factory=dict)
+
+    def quantize(self, recipe: Recipe) -> QuantizedGraph:
+        return quantize(
+            self.model, recipe, self.ranges, self.peaks,
+            keep_float=self.keep_float, levels=self.levels, bias=self.bias, float32=self.float32,
+        )  # fmt: skip
 
 
 def _check_names(graph: Graph, names: Collection[str]) -> None:

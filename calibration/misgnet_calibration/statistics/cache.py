@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.calibrators import Calibrating
 from misgnet_calibration.statistics.observers import BINS, SAMPLE, Histogram, Range
 from misgnet_runtime.errors import InputError
@@ -37,9 +36,8 @@ class Observed:
     histograms: Mapping[str, Histogram]
     peaks: Mapping[str, float]
 
-    def ranges(self, calibrator: Calibrating, recipe: Recipe) -> dict[str, Range]:
-        """The range that ``calibrator`` keeps of each tensor for the types of ``recipe``."""
-        symmetric = recipe.symmetric_activations
+    def ranges(self, calibrator: Calibrating, *, symmetric: bool) -> dict[str, Range]:
+        """The range that ``calibrator`` keeps of each tensor, for INT8 around 0 if ``symmetric``, else for UINT8."""
         return {name: calibrator.of(name).choose(seen, symmetric) for name, seen in self.histograms.items()}
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from misgnet_calibration.onnx_graph.edits import drop_unused
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.onnx_graph.shapes import copied
-from misgnet_calibration.quantizer.qdq import drop_unused
 from misgnet_calibration.statistics.collect import Told, run_tiles
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.engines.base import Arrays

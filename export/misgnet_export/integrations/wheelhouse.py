@@ -50,8 +50,11 @@ class Platform:
     @property
     def requirements(self) -> list[str]:
         """What is downloaded, in the versions that this project's own metadata asks for."""
-        cuda = _versions(self.python)["cuda-python"] & SpecifierSet(f"=={self.cuda}.*")
-        return [*map(str, needs(self.python)), _BESIDES, f"cuda-python{cuda}", *self.sources]
+        gpu = _versions(self.python)
+        cuda = gpu.pop("cuda-python") & SpecifierSet(f"=={self.cuda}.*")
+        gpu.pop("tensorrt")
+        others = [] if self.jetpack else [f"{name}{versions}" for name, versions in gpu.items()]
+        return [*map(str, needs(self.python)), _BESIDES, f"cuda-python{cuda}", *others, *self.sources]
 
     @property
     def sources(self) -> list[str]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from misgnet_calibration.algorithms import Inputs
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.per_tensor_range import PerTensor, choose_per_tensor
 from misgnet_calibration.quantizer.placement import place
-from misgnet_calibration.quantizer.quantize import QuantizedGraph
+from misgnet_calibration.quantizer.quantize import Inputs, QuantizedGraph
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.calibrators import (
     AUTO,
@@ -67,7 +66,7 @@ def try_calibrators(start: Calibrated, recipe: Recipe, progress: Progress) -> di
 
 def quantized_with(calibrator: Calibrating, start: Calibrated, recipe: Recipe) -> Candidate:
     """The INT8 graph for ``recipe`` with the ranges of ``calibrator``."""
-    inputs = Inputs(start.model, start.observed.ranges(calibrator, recipe), start.observed.peaks)
+    inputs = Inputs(start.model, _ranges(calibrator, start, recipe), start.observed.peaks)
     quantized = inputs.quantize(recipe)
     return Candidate(calibrator, inputs, quantized, start.decision.loss(quantized.model) if start.decision else None)
 
@@ -82,7 +81,11 @@ def per_tensor(
 
 
 def _candidate_ranges(start: Calibrated, recipe: Recipe) -> dict[Calibrator, Mapping[str, Range]]:
-    return {calibrator: start.observed.ranges(calibrator, recipe) for calibrator in CANDIDATES}
+    return {calibrator: _ranges(calibrator, start, recipe) for calibrator in CANDIDATES}
+
+
+def _ranges(calibrator: Calibrating, start: Calibrated, recipe: Recipe) -> Mapping[str, Range]:
+    return start.observed.ranges(calibrator, symmetric=recipe.symmetric_activations)
 
 
 def best(tried: Mapping[str, Agreement]) -> str:

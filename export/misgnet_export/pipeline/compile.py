@@ -71,6 +71,7 @@ def _left_to_the_device(request: BuildRequest, target: Target, product: Product,
 
 def _compiled(context: BuildContext, target: Target, graph: GraphFile) -> EngineEntry:
     file, plan = _compile(context, target, graph.file)
+    bound = plan.compatibility
     split = None
     if graph.split is not None:
         parts = {"encoder": graph.split.encoder_graph, "head": graph.split.head_graph}
@@ -82,12 +83,12 @@ def _compiled(context: BuildContext, target: Target, graph: GraphFile) -> Engine
         file=file,
         graph=graph.file,
         precision=graph.precision,
-        vendor_version=plan.vendor_version,
-        compute_capabilities=list(plan.compute_capabilities),
-        platform=plan.platform,
+        vendor_version=bound.vendor_version,
+        compute_capabilities=list(bound.compute_capabilities),
+        platform=bound.platform,
         batches=_profile(context.request.plan_options(target)),
         split=split,
-        cuda_driver=plan.cuda_driver,
+        cuda_driver=bound.cuda_driver,
     )
 
 
@@ -131,8 +132,9 @@ def _compile(context: BuildContext, target: Target, graph: str, part: str = "") 
             progress=stage.phase_progress,
         )  # fmt: skip
         file = _write_plan(root, f"{target.slug}{part and f'_{part}'}", plan.data)
+        bound = plan.compatibility
         stage.finding = (
-            f"{plan.vendor} {plan.vendor_version} for {', '.join(plan.compute_capabilities)}, "
+            f"{bound.vendor} {bound.vendor_version} for {', '.join(bound.compute_capabilities)}, "
             f"{plan.layers} layers, {len(plan.data) / 1e6:.1f} MB"
         )
     return file, plan

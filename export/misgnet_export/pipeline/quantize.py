@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx
 
-from misgnet_calibration.algorithms import Attempt, Inputs, Repaired, Score, repair
+from misgnet_calibration.algorithms import Attempt, Repaired, Score, repair
 from misgnet_calibration.algorithms.accuracy_control import (
     ControlReport,
     Limit,
@@ -25,7 +25,7 @@ from misgnet_calibration.algorithms.accuracy_control import (
 )
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.overflow import mend_overflow
-from misgnet_calibration.quantizer.quantize import QuantizedGraph
+from misgnet_calibration.quantizer.quantize import Inputs, QuantizedGraph
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.calibrators import Calibrating
 from misgnet_calibration.statistics.observers import Range
@@ -130,7 +130,7 @@ def _repair(
 
     def ranges_of(model: onnx.ModelProto) -> Mapping[str, Range]:
         seen = start.observed if model is start.model else observe(model, decision.interface, start.calib, [recipe])
-        return seen.ranges(calibrator, recipe)
+        return seen.ranges(calibrator, symmetric=recipe.symmetric_activations)
 
     with context.log.stage(f"repair for {recipe.name}") as stage:
         better: Repaired = repair(

@@ -89,7 +89,10 @@ class BuildRequest:
     def plan_options(self, target: Target) -> PlanOptions:
         """Profile 1 / 4 / 16, within the bundle's largest batch."""
         largest = self.interface.max_batch
-        return PlanOptions(product_of(target).engine, target.compute_capabilities, 1, min(4, largest), largest)
+        return PlanOptions(
+            vendor=product_of(target).engine, compute_capabilities=target.compute_capabilities,
+            min_batch=1, opt_batch=min(4, largest), max_batch=largest,
+        )  # fmt: skip
 
 
 def check_request(request: BuildRequest) -> None:

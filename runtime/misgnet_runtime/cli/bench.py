@@ -1,29 +1,65 @@
-"""``misgnet-run bench``."""
+"""``misgnet-run bench``, and its report for a person. Cheap to import.
+
+The tables fit 80 columns. Texts are never read as markup.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+from rich.text import Text
 
-from misgnet_runtime.cli import bench_options as arguments
 from misgnet_runtime.log import current, is_json, out_console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from misgnet_runtime.inference.throughput import Timing
+    from misgnet_runtime.measure.bench.report import BenchReport, Conditions, SceneFigure
+    from misgnet_runtime.measure.sensors.clocks import Clock, DeviceState
+
+_OptionalPath = Optional[Path]  # noqa: UP045 - typer on 3.10
+_OptionalPair = Optional[tuple[Path, Path]]  # noqa: UP045
+_OptionalInt = Optional[int]  # noqa: UP045
+_Names = Optional[list[str]]  # noqa: UP045
+_Numbers = Optional[list[int]]  # noqa: UP045
+
+_UNTOLD = "not told by this system"
+_SCENE = "BEFORE.tif AFTER.tif, 8-bit RGB on one grid: also predict's tiles/s there, with the fastest that was measured"
+
+
+def _several(*names: str, text: str, default: str) -> Any:
+    return typer.Option(*names, help=f"{text}, repeated for more", show_default=default)
+
+
+Engines = Annotated[_Names, _several("--engine", text="an engine", default="all that run here")]
+Batches = Annotated[_Numbers, _several("--batch", text="pairs a call", default="1, 4 and the largest up to 16")]
+Streams = Annotated[_Numbers, _several("--streams", text="calls at once", default="1, and one a core, 4 at most")]
+Threads = Annotated[_OptionalInt, typer.Option(help="that compute on the CPU", show_default="one a core")]
+Seconds = Annotated[float, typer.Option(help="measured of each engine at each batch and streams")]
+Rounds = Annotated[int, typer.Option(help="turns that these seconds are shared out to, the engines alternating")]
+WarmUp = Annotated[float, typer.Option(help="seconds after which an engine that is not steady is measured anyway")]
+Scene = Annotated[_OptionalPair, typer.Option(help=_SCENE)]
+JsonFile = Annotated[_OptionalPath, typer.Option("--json", help="write all that was found as JSON")]
+Force = Annotated[bool, typer.Option("--force", help="replace an existing JSON file")]
 
 
 def bench(
     bundle: Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build")],
     *,
-    engine: arguments.Engines = None,
-    batch: arguments.Batches = None,
-    streams: arguments.Streams = None,
-    threads: arguments.Threads = None,
-    seconds: arguments.Seconds = 5.0,
-    rounds: arguments.Rounds = 5,
-    warm_up: arguments.WarmUp = 10.0,
-    scene: arguments.Scene = None,
-    json_file: arguments.JsonFile = None,
-    force: arguments.Force = False,
+    engine: Engines = None,
+    batch: Batches = None,
+    streams: Streams = None,
+    threads: Threads = None,
+    seconds: Seconds = 5.0,
+    rounds: Rounds = 5,
+    warm_up: WarmUp = 10.0,
+    scene: Scene = None,
+    json_file: JsonFile = None,
+    force: Force = False,
 ) -> None:
     """How fast this machine runs the engines, at what power, and in what state it was.
 
@@ -31,7 +67,6 @@ def bench(
     """
     from msgspec.structs import asdict
 
-    from misgnet_runtime.cli.bench_tables import lines, tables
     from misgnet_runtime.measure.bench.matrix import BenchOptions
     from misgnet_runtime.measure.bench.run import run_bench
     from misgnet_runtime.storage.atomic import refuse_existing, write_file
@@ -40,8 +75,9 @@ def bench(
     if json_file is not None:
         refuse_existing(json_file, force)
     options = BenchOptions(
-        tuple(engine or ()), tuple(batch or ()), tuple(streams or ()), threads, seconds, rounds, warm_up, scene
-    )
+        engines=tuple(engine or ()), batches=tuple(batch or ()), streams=tuple(streams or ()), threads=threads,
+        seconds=seconds, rounds=rounds, warm_up=warm_up, scene=scene,
+    )  # fmt: skip
     with current().progress("rounds") as progress:
         report = run_bench(bundle, options, progress)
     if json_file is not None:
@@ -52,3 +88,131 @@ def bench(
     for warning in report.warnings:
         current().warning(warning)
     current().result(list(lines(report)), **asdict(report))
+
+
+def tables(report: BenchReport) -> list[Table]:
+    """The speeds, and the energies where something measured power."""
+    return [_speeds(report), *([_energies(report)] if any(t.energy for t in report.timings) else [])]
+
+
+def lines(report: BenchReport) -> Iterator[str]:
+    """What was measured and where, what was not and why, the scene, and warnings."""
+    from misgnet_runtime.machine import machine_line
+
+    conditions = report.conditions
+    yield machine_line(conditions.machine)
+    yield _method(report)
+    yield from (f"{engine.engine} runs on {engine.device}" for engine in report.engines)
+    yield from (f"{engine.engine}: not run: {engine.reason}" for engine in report.not_run)
+    if conditions.power_modes[0]:
+        yield f"power mode {conditions.power_modes[0]} before, {conditions.power_modes[1]} after"
+    yield from _states(conditions)
+    if report.power.meters:
+        yield f"power by {', '.join(report.power.meters)}: mean watts of a round, times its seconds, by its pairs"
+    if report.power.missing:
+        yield f"power not measured: {'; '.join(report.power.missing)}"
+    if report.matrix_product:
+        yield _evenness(report.timings, report.matrix_product)
+    if report.scene:
+        yield _scene(report.scene)
+
+
+def _speeds(report: BenchReport) -> Table:
+    table = _table("Latency of one call, and throughput")
+    for name in ("p50,\nms", "p90,\nms", "p99,\nms", "max,\nms", "Pairs/s", "Of rounds,\nlow to high", "Ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for timing, ratio in zip(report.timings, report.ratios, strict=True):
+        times = (timing.p50_ms, timing.p90_ms, timing.p99_ms, timing.max_ms or 0.0)
+        spread = f"{_short(min(timing.rounds))} to {_short(max(timing.rounds))}"
+        table.add_row(
+            *_setting(timing), *map(_short, times), _short(timing.pairs_per_second), spread, f"{ratio:.2f} x"
+        )  # fmt: skip
+    table.caption = Text(f"Ratio: to {report.reference} at the same batch and streams", style="dim")
+    return table
+
+
+def _energies(report: BenchReport) -> Table:
+    table = _table("Power and energy by rail")
+    table.add_column("Rail", overflow="fold")
+    for name in ("Mean W", "J per pair"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for timing in report.timings:
+        for entry in timing.energy:
+            rail = f"{entry.rail} (the whole module)" if entry.total else entry.rail
+            table.add_row(*_setting(timing), Text(rail), f"{entry.watts:.2f}", f"{entry.joules_per_pair:.4f}")
+    return table
+
+
+def _table(title: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    heading = Text(title, style="bold")
+    table = Table(title=heading, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("Engine", overflow="fold", min_width=10)
+    table.add_column("Batch,\nstreams", justify="right", no_wrap=True)
+    return table
+
+
+def _setting(timing: Timing) -> tuple[Text, str]:
+    return Text(timing.engine), f"{timing.batch}, {timing.streams}"
+
+
+def _method(report: BenchReport) -> str:
+    settings = report.settings
+    calls = [timing.calls for timing in report.timings]
+    warm = [timing.warm_up.seconds for timing in report.timings if timing.warm_up]
+    return (
+        f"each engine in a process of its own with {settings.threads} threads, those of one batch and streams in "
+        f"{settings.rounds} alternating rounds, about {settings.seconds:g} s or {min(calls)} to {max(calls)} calls "
+        f"each in all; warm-up before that, until two windows of calls agree within 5 % or {settings.warm_up:g} s are "
+        f"over: {min(warm):.1f} to {max(warm):.1f} s"
+    )
+
+
+def _evenness(timings: list[Timing], product: Timing) -> str:
+    """What of the slowest calls may be the machine's own doing."""
+    alone = [t for t in timings if (t.batch, t.streams) == (product.batch, product.streams)]
+    engines = ", ".join(f"{t.engine} {t.p99_ms / t.p50_ms:.2f}" for t in alone)
+    return (
+        f"p99 over p50 of single calls at batch 1: {engines}; of a plain float32 matrix product by NumPy, "
+        f"{product.p50_ms:.1f} ms long, in the same rounds {product.p99_ms / product.p50_ms:.2f}"
+    )
+
+
+def _states(conditions: Conditions) -> list[str]:
+    """One line where a machine tells the same, or nothing, each time."""
+    before, during, after = map(_state, (conditions.before, conditions.during, conditions.after))
+    if before == during == after:
+        return [before]
+    during = f"while engines ran (median clocks, highest temperatures): {during}"
+    return [f"before: {before}", during, f"after: {after}"]
+
+
+def _state(state: DeviceState) -> str:
+    """Clocks of one kind, limit and governor together: a large processor has one for each core."""
+    kinds: dict[tuple[str, float, str], list[Clock]] = {}
+    for clock in state.clocks:
+        kinds.setdefault((clock.name.split()[0], clock.highest, clock.governor), []).append(clock)
+    clocks = [_clock(*kind, clocks) for kind, clocks in kinds.items()]
+    memory = [] if state.memory_mhz is None else [f"memory {state.memory_mhz:.0f} MHz"]
+    temperatures = [f"{zone} {value:.1f} °C" for zone, value in state.temperatures.items()]
+    return f"clocks {', '.join([*clocks, *memory]) or _UNTOLD}; temperatures {', '.join(temperatures) or _UNTOLD}"
+
+
+def _clock(kind: str, highest: float, governor: str, clocks: list[Clock]) -> str:
+    low, high = (f"{limit(clock.current for clock in clocks):.0f}" for limit in (min, max))
+    pinned = ", pinned" if all(clock.pinned for clock in clocks) else ""
+    return f"{kind} {low if low == high else f'{low} to {high}'} of {highest:.0f} MHz ({governor}{pinned})"
+
+
+def _scene(scene: SceneFigure) -> str:
+    return (
+        f"scene with {scene.engine}, batch {scene.batch}, streams {scene.streams}: {scene.tiles} tiles in "
+        f"{scene.seconds:.1f} s, {scene.tiles_per_second:.1f} tiles/s, {scene.share:.2f} of the engine's "
+        f"{scene.engine_pairs_per_second:.1f} pairs/s"
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"

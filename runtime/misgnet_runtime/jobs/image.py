@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from misgnet_runtime.api import BundleSession, open_bundle
+from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.callables import RgbImage
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.formatting import changed_words
-from misgnet_runtime.jobs.scene.agreement import SAME_FILE, wrong_order
+from misgnet_runtime.inference.selection import Opened, open_detector
+from misgnet_runtime.jobs.scene.consistency import SAME_FILE, wrong_order
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.raster.images import check_mask_name, image_time, is_raster, read_pair, same_bytes, write_mask
 from misgnet_runtime.raster.tiff import is_tiff, read_header
@@ -49,18 +50,19 @@ def predict_files(
     tuned: bool = True,
     force: bool = False,
 ) -> Prediction:
-    """Write the change mask of a pair as PNG (0 and 255), whole or not at all; ``tuned`` as for :func:`open_bundle`.
+    """Write the change mask of a pair as PNG (0 and 255), whole or not at all.
 
-    Raises InputError for a bundle or image that is not what it must be, UsageError where ``output`` exists or
-    is no PNG by its name.
+    ``tuned``: use the settings that ``misgnet-run tune`` saved here. Raises InputError for a bundle or image that is
+    not what it must be, UsageError where ``output`` exists or is no PNG by its name.
     """
     check_mask_name(output)
     refuse_inputs([output], [before_path, after_path])
     refuse_existing(output, force)
     images = read_pair(before_path, after_path)
     warn_of_images(before_path, after_path, current())
-    with open_bundle(bundle_path, engine, tuned=tuned) as bundle:
-        return predict_images(bundle, *images, output, force=force)
+    bundle = read_bundle(bundle_path)
+    with open_detector(bundle, engine, goal="latency" if tuned else None) as opened:
+        return predict_images(opened, *images, output, threshold=bundle.manifest.threshold, force=force)
 
 
 def are_rasters(before: Path, after: Path) -> bool:
@@ -89,13 +91,15 @@ def warn_of_images(before: Path, after: Path, log: EventLog) -> None:
 
 
 def predict_images(
-    bundle: BundleSession, before: RgbImage, after: RgbImage, output: Path, *, force: bool = True
+    opened: Opened, before: RgbImage, after: RgbImage, output: Path, *, threshold: float, force: bool = True
 ) -> Prediction:
-    """The mask of two images, uint8 (H, W, 3), as ``output``, whole or not at all; without ``force`` none is replaced.
+    """Write the mask of two images, uint8 (H, W, 3), as ``output``, whole or not at all.
 
-    Raises UsageError for an ``output`` that exists and is not to be replaced.
+    Raises:
+        UsageError: ``output`` exists, and ``force`` is off.
     """
-    mask = bundle.predict(before, after).mask
+    detector, entry, reason = opened
+    mask = detector.scene_probability(before, after) > threshold
     with replace_file(output, force=force) as temporary:
         write_mask(temporary, mask)
-    return Prediction(mask.shape[0], mask.shape[1], float(mask.mean()), bundle.engine.name, bundle.reason)
+    return Prediction(mask.shape[0], mask.shape[1], float(mask.mean()), entry.name, reason)

@@ -41,7 +41,7 @@ def read_image(path: Path) -> RgbImage:
     A TIFF that is a raster is read as one date of a scene, without scaling. InputError for anything else.
     """
     if is_raster(path):
-        from misgnet_runtime.raster.whole import read_date
+        from misgnet_runtime.raster.geotiff_images import read_date
 
         return read_date(path)
     with _in_memory(path):
@@ -70,7 +70,7 @@ def read_pair(before: Path, after: Path) -> tuple[RgbImage, RgbImage]:
     """Both dates as uint8 (H, W, 3); InputError where their sizes or grids differ, or as :func:`read_image`."""
     rasters = [path for path in (before, after) if is_raster(path)]
     if rasters:
-        from misgnet_runtime.raster.whole import read_dates
+        from misgnet_runtime.raster.geotiff_images import read_dates
 
         return read_dates(before, after)
     first, second = read_image(before), read_image(after)
@@ -89,7 +89,7 @@ def read_label(path: Path, date: Path | None = None) -> Mask:
     A palette counts by its colours where these are black and white, else by its numbers.
     """
     if date is not None and is_raster(path) and is_raster(date):
-        from misgnet_runtime.raster.whole import check_label
+        from misgnet_runtime.raster.geotiff_images import check_label
 
         check_label(date, path)
     with _in_memory(path):
@@ -128,7 +128,7 @@ def _is_binary(values: NDArray[Any]) -> bool:
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width of the upright image from the file's header, in pixels."""
     if is_raster(path):
-        from misgnet_runtime.raster.whole import size_of
+        from misgnet_runtime.raster.geotiff_images import size_of
 
         return size_of(path)
     with _opened(path) as image:
@@ -142,7 +142,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def image_time(path: Path) -> datetime | None:
     """When an image was taken by its EXIF or TIFF tags; None where it does not say, UTC where it names no zone."""
-    from misgnet_runtime.raster.interpretation import parse_time
+    from misgnet_runtime.raster.metadata import parse_time
 
     with _opened(path) as image, _unwarned():
         exif = _exif(path, image)

@@ -16,7 +16,7 @@ from misgnet_runtime.callables import Mask, RgbImage
 from misgnet_runtime.errors import InputError, UnreadableError
 from misgnet_runtime.raster.geotiff import GDAL, cache_for, check_memory, load_rasterio, open_geotiff
 from misgnet_runtime.raster.grid import Grid, check_overlap, check_same
-from misgnet_runtime.raster.interpretation import check_interpretation
+from misgnet_runtime.raster.metadata import check_interpretation
 from misgnet_runtime.raster.scaling import Scaling
 from misgnet_runtime.raster.tiff import may_be_tiff
 from misgnet_runtime.raster.tiff_blocks import read_blocks

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.callables import RgbImage
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.raster.declared import Declared
-from misgnet_runtime.raster.interpretation import RGB, UNSTATED, Statement
+from misgnet_runtime.raster.metadata import RGB, UNSTATED, Statement
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.callables import RgbImage
 from misgnet_runtime.raster.declared import Declared
-from misgnet_runtime.raster.interpretation import statement
+from misgnet_runtime.raster.metadata import statement
 from misgnet_runtime.raster.reader import Pair, Raster
 from misgnet_runtime.raster.scaling import Scaling, check_stretch, choose_bands, declared_scaling, stretched
 from misgnet_runtime.raster.tiling import Span

@@ -131,7 +131,7 @@ class _Graphs:
             self._abandon(stream)
             raise
         try:
-            # Its arguments are the same from CUDA 11.4 to 13, unlike those of cudaGraphInstantiate.
+            # Its arguments are the same in CUDA 12 and 13, unlike those of cudaGraphInstantiate.
             return int(self._call("cudaGraphInstantiateWithFlags", captured, 0))
         finally:
             self._call("cudaGraphDestroy", captured)

@@ -15,7 +15,7 @@ from types import ModuleType
 from misgnet_runtime.errors import UnavailableError, UsageError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VendorRules:
     """What cannot be detected: behaviour that changes while the names stay. ``elsewhere``: another way to get it."""
 
@@ -28,13 +28,18 @@ class VendorRules:
 
 
 RULES = {
-    # For RTX the timing cache calls do nothing since 1.2, and log CUDA errors where there is no driver.
-    "rtx": VendorRules("tensorrt_rtx", "TensorRT for RTX", (1, 2), None, keeps_timing_cache=False),
+    "rtx": VendorRules(
+        module="tensorrt_rtx",
+        title="TensorRT for RTX",
+        oldest=(1, 2),
+        always_strongly_typed=None,
+        keeps_timing_cache=False,  # its calls do nothing since 1.2, and log CUDA errors where there is no driver
+    ),
     "tensorrt": VendorRules(
-        "tensorrt",
-        "TensorRT",
-        (10, 3),
-        (11, 0),
+        module="tensorrt",
+        title="TensorRT",
+        oldest=(10, 3),
+        always_strongly_typed=(11, 0),
         keeps_timing_cache=True,
         elsewhere=" (on a Jetson it is JetPack's: make the environment by python3 -m venv --system-site-packages)",
     ),

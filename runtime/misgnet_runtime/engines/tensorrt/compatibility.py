@@ -1,7 +1,7 @@
 """What a plan was built for, what a machine has, and whether the two fit.
 
 No vendor API says beforehand whether a plan fits, and deserialising one runs native code: the manifest, or the record
-of a plan that was compiled here, keeps these facts, and they are compared first.
+of a plan that was compiled here, keeps this compatibility information, which is compared first.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.machine import architecture, available_memory
 
 
-@dataclass(frozen=True)
-class PlanFacts:
+@dataclass(frozen=True, kw_only=True)
+class PlanCompatibility:
     """What a plan is bound to: ``vendor`` is "rtx" or "tensorrt", capabilities are "sm86", ...
 
     ``cuda_driver``: the CUDA version of the driver that it was built with, empty where there was none;
@@ -38,8 +38,8 @@ class PlanFacts:
         return self.plan_bytes + streams * self.stream_bytes
 
 
-@dataclass(frozen=True)
-class MachineFacts:
+@dataclass(frozen=True, kw_only=True)
+class MachineCompatibility:
     """The vendor module, the GPU, its driver and the system that a plan would run on; memory in bytes."""
 
     vendor: str
@@ -55,12 +55,16 @@ def this_platform() -> str:
     return f"{platform.system().lower()}-{architecture()}"
 
 
-def this_machine(vendor: str, module: Any, driver: CudaDriver, device: Device) -> MachineFacts:
+def this_machine(vendor: str, module: Any, driver: CudaDriver, device: Device) -> MachineCompatibility:
     """What is here. ``module``: the vendor's."""
-    return MachineFacts(
-        vendor, vendor_version(module), device.compute_capability, this_platform(), driver.version(),
-        free_bytes(driver, device),
-    )  # fmt: skip
+    return MachineCompatibility(
+        vendor=vendor,
+        vendor_version=vendor_version(module),
+        compute_capability=device.compute_capability,
+        platform=this_platform(),
+        cuda_driver=driver.version(),
+        free_bytes=free_bytes(driver, device),
+    )
 
 
 def free_bytes(driver: CudaDriver, device: Device) -> int:
@@ -69,7 +73,9 @@ def free_bytes(driver: CudaDriver, device: Device) -> int:
     return driver.free_memory() if system is None else system
 
 
-def check_plan_fits(plan: PlanFacts, machine: MachineFacts, streams: int = 1, rebuild: str | None = None) -> None:
+def check_plan_fits(
+    plan: PlanCompatibility, machine: MachineCompatibility, streams: int = 1, rebuild: str | None = None
+) -> None:
     """Raise UnavailableError, naming both sides and how to ``rebuild``, where the plan cannot run on the machine."""
     if misfit := _misfit(plan, machine):
         # A plan for RTX is rebuilt for the capability at hand; TensorRT always builds for its own GPU.
@@ -88,7 +94,7 @@ def mebibytes(size: int) -> str:
     return f"{size / 2**20:.0f} MiB"
 
 
-def _misfit(plan: PlanFacts, machine: MachineFacts) -> str | None:
+def _misfit(plan: PlanCompatibility, machine: MachineCompatibility) -> str | None:
     if plan.vendor != machine.vendor:
         return f"it was built by {plan.vendor}, opened with {machine.vendor}"
     if plan.platform != machine.platform:

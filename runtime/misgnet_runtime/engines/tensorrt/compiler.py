@@ -14,7 +14,7 @@ from misgnet_runtime.bundle.targets import sorted_capabilities
 from misgnet_runtime.engines.cuda import CudaDriver, first_device, open_driver
 from misgnet_runtime.engines.tensorrt.bindings import known_capabilities, load_vendor, rules, vendor_version
 from misgnet_runtime.engines.tensorrt.builder import Build
-from misgnet_runtime.engines.tensorrt.compatibility import this_platform
+from misgnet_runtime.engines.tensorrt.compatibility import PlanCompatibility, this_platform
 from misgnet_runtime.engines.tensorrt.logger import counted
 from misgnet_runtime.engines.tensorrt.plan import Plan, PlanOptions
 from misgnet_runtime.engines.tensorrt.progress import Progress, Share
@@ -51,19 +51,23 @@ def compile_plan(
     cache = PlainFile(timing_cache) if isinstance(timing_cache, Path) else timing_cache
     data = build.run(cache, progress, share)
     kinds = build.layer_kinds()
-    return Plan(
-        data=data,
+    compatibility = PlanCompatibility(
         vendor=options.vendor,
         vendor_version=vendor_version(module),
         compute_capabilities=capabilities,
         platform=this_platform(),
+        cuda_driver="" if options.compute_capabilities else (driver or open_driver()).version(),
+        plan_bytes=len(data),
+    )
+    return Plan(
+        data=data,
+        compatibility=compatibility,
         seconds=time.perf_counter() - started,
         layers=kinds.total(),
         quantize_layers=kinds["QUANTIZE"],
         dequantize_layers=kinds["DEQUANTIZE"],
         warnings=counted(build.log.warnings),
         notes=tuple(build.notes),
-        cuda_driver="" if options.compute_capabilities else (driver or open_driver()).version(),
     )
 
 

@@ -8,10 +8,9 @@ from typing import Any
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.engines.cuda import CudaDriver, Device, first_device, open_driver
 from misgnet_runtime.engines.tensorrt.bindings import load_vendor, rules, vendor_version
-from misgnet_runtime.engines.tensorrt.compatibility import PlanFacts, check_plan_fits, this_machine
-from misgnet_runtime.engines.tensorrt.contexts import Contexts
+from misgnet_runtime.engines.tensorrt.compatibility import PlanCompatibility, check_plan_fits, this_machine
 from misgnet_runtime.engines.tensorrt.logger import VendorLog, make_logger
-from misgnet_runtime.engines.tensorrt.streams import Lane, Tensors, item_bytes
+from misgnet_runtime.engines.tensorrt.streams import ExecutionContexts, StreamContext, Tensors, item_bytes
 from misgnet_runtime.errors import InputError, UnavailableError
 
 # By the vendor's enum names; BF16, FP8 and the 4-bit types have no NumPy counterpart.
@@ -27,14 +26,14 @@ DTYPES = {
 
 
 def open_plan(
-    data: bytes, vendor: str, driver: CudaDriver | None = None, *, facts: PlanFacts | None = None, streams: int = 1,
-    rebuild: str | None = None,
+    data: bytes, vendor: str, driver: CudaDriver | None = None, *, compatibility: PlanCompatibility | None = None,
+    streams: int = 1, rebuild: str | None = None,
 ) -> TensorRTEngine:  # fmt: skip
     """Open the bytes of a plan with the vendor module "rtx" or "tensorrt" on CUDA device 0.
 
     ``streams``: batches that run at once; each takes its own buffers and working memory on the device.
-    Deserialising runs native code: verify the bytes' digest or signature first. With ``facts``, what the
-    plan was built for, a misfit is told before anything is deserialised, with the command that would ``rebuild`` it.
+    Deserialising runs native code: verify the bytes' digest or signature first. With ``compatibility``, what the
+    plan was built for, a misfit raises before anything is deserialised, with the command that would ``rebuild`` it.
 
     Raises UnavailableError without the vendor, a CUDA driver or a device, or where the plan does not fit
     them; InputError for tensors that NumPy cannot hold.
@@ -42,19 +41,21 @@ def open_plan(
     module = load_vendor(vendor)
     driver = driver or open_driver()
     device = first_device(driver)
-    if facts is not None:
-        check_plan_fits(facts, this_machine(vendor, module, driver, device), streams, rebuild)
+    if compatibility is not None:
+        check_plan_fits(compatibility, this_machine(vendor, module, driver, device), streams, rebuild)
     with driver.current():
-        return TensorRTEngine(data, module, vendor, driver, device, streams)
+        return TensorRTEngine(data, module, vendor, driver, device, streams=streams)
 
 
 class TensorRTEngine(Engine):
-    """One plan, and a lane for each batch that may run at once; see :func:`open_plan`.
+    """One plan, and a stream context for each batch that may run at once; see :func:`open_plan`.
 
     ``stream_bytes``: what each stream takes of the device's memory, besides the plan itself.
     """
 
-    def __init__(self, data: bytes, module: Any, vendor: str, driver: CudaDriver, device: Device, streams: int) -> None:
+    def __init__(
+        self, data: bytes, module: Any, vendor: str, driver: CudaDriver, device: Device, *, streams: int
+    ) -> None:
         self.device = f"{device.name} ({device.compute_capability})"
         self._driver = driver
         self._log = VendorLog()
@@ -67,18 +68,18 @@ class TensorRTEngine(Engine):
             raise UnavailableError(f"{title} cannot open the plan on {self.device}: {reason}")
         self.inputs, self.outputs = _tensor_specs(self._engine, module)
         self.min_batch, self.max_batch = _batch_range(self._engine, self.inputs)
-        contexts = Contexts(module, self._engine, self._log)
+        contexts = ExecutionContexts(module, self._engine, self._log)
         self.stream_bytes = contexts.memory_bytes + (2 if device.integrated else 1) * self._buffer_bytes()
-        self._lanes = self._take_lanes(contexts, driver, streams)
-        super().__init__(self._lanes)
+        self._stream_contexts = self._take_contexts(contexts, driver, streams)
+        super().__init__(self._stream_contexts)
 
-    def _take_lanes(self, contexts: Contexts, driver: CudaDriver, streams: int) -> list[Lane]:
+    def _take_contexts(self, contexts: ExecutionContexts, driver: CudaDriver, streams: int) -> list[StreamContext]:
         """Take all device memory at once; what was taken is given back where a later part fails."""
         tensors = Tensors(self.inputs, self.outputs, self.max_batch)
         with ExitStack() as taken:
-            lanes = [Lane(contexts, tensors, driver, taken) for _ in range(streams)]
+            made = [StreamContext(contexts, tensors, driver, taken) for _ in range(streams)]
             self._taken = taken.pop_all()
-        return lanes
+        return made
 
     def _buffer_bytes(self) -> int:
         """Of a stream, on the device; as many on the host, which is the same memory where the GPU is integrated."""
@@ -86,18 +87,18 @@ class TensorRTEngine(Engine):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(lane.note for lane in self._lanes if lane.note))
+        return tuple(dict.fromkeys(context.note for context in self._stream_contexts if context.note))
 
-    def _infer(self, lane: Lane, arrays: Arrays, batch: int) -> Arrays:
+    def _infer(self, context: StreamContext, arrays: Arrays, batch: int) -> Arrays:
         if batch < self.min_batch:
             raise InputError(f"a batch of {batch} is too small for this plan, which starts at {self.min_batch}")
         with self._driver.current():
-            return lane.infer(arrays, batch)
+            return context.infer(arrays, batch)
 
     def _release(self) -> None:
-        """Contexts before the memory that they use, and before the engine; the engine before its runtime."""
+        """ExecutionContexts before the memory that they use, and before the engine; the engine before its runtime."""
         with self._driver.current():
-            self._lanes.clear()
+            self._stream_contexts.clear()
             self._taken.close()
             self._engine = self._runtime = None
 

@@ -10,10 +10,9 @@ from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.engines.base import Engine
 from misgnet_runtime.engines.cuda import CudaDriver, Device, first_device, open_driver
 from misgnet_runtime.engines.tensorrt.bindings import load_vendor
-from misgnet_runtime.engines.tensorrt.compatibility import PlanFacts, this_platform
+from misgnet_runtime.engines.tensorrt.compatibility import PlanCompatibility, this_platform
 from misgnet_runtime.engines.tensorrt.engine import open_plan
-from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore
-from misgnet_runtime.engines.tensorrt.plan_records import PlanRecord, Slot
+from misgnet_runtime.engines.tensorrt.plan_cache import PlanRecord, PlanStore, Slot
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.log import current
 from misgnet_runtime.storage.private import NoFolderError
@@ -30,11 +29,11 @@ def open_plan_of(entry: EngineEntry, files: CheckedFiles, streams: int, driver: 
     command = compile_command(files.name, entry.name)
     if found := _compiled_here(entry, files, first_device(driver), command):
         record, data = found
-        return open_plan(data, entry.kind, driver, facts=record.facts, streams=streams, rebuild=command)
+        return open_plan(data, entry.kind, driver, compatibility=record.compatibility, streams=streams, rebuild=command)
     if entry.on_device:
         raise UnavailableError(f"its plan is to be compiled on the device; run there: {command}")
-    facts, data = _of_the_bundle(entry, files)
-    return open_plan(data, entry.kind, driver, facts=facts, streams=streams, rebuild=command)
+    compatibility, data = _of_the_bundle(entry, files)
+    return open_plan(data, entry.kind, driver, compatibility=compatibility, streams=streams, rebuild=command)
 
 
 def compile_command(bundle: Path, engine: str) -> str:
@@ -74,10 +73,14 @@ def _compiled_here(
         return None
 
 
-def _of_the_bundle(entry: EngineEntry, files: CheckedFiles) -> tuple[PlanFacts, bytes]:
+def _of_the_bundle(entry: EngineEntry, files: CheckedFiles) -> tuple[PlanCompatibility, bytes]:
     data = files.read(entry.file)
-    capabilities = tuple(entry.compute_capabilities)
-    facts = PlanFacts(
-        entry.kind, entry.vendor_version, capabilities, entry.platform, entry.cuda_driver, plan_bytes=len(data)
+    compatibility = PlanCompatibility(
+        vendor=entry.kind,
+        vendor_version=entry.vendor_version,
+        compute_capabilities=tuple(entry.compute_capabilities),
+        platform=entry.platform,
+        cuda_driver=entry.cuda_driver,
+        plan_bytes=len(data),
     )
-    return facts, data
+    return compatibility, data

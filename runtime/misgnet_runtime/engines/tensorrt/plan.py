@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from misgnet_runtime.engines.tensorrt.bindings import rules
-from misgnet_runtime.engines.tensorrt.compatibility import PlanFacts
+from misgnet_runtime.engines.tensorrt.compatibility import PlanCompatibility
 from misgnet_runtime.errors import UsageError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """How to compile; ``vendor`` is "rtx" or "tensorrt".
 
@@ -40,7 +40,7 @@ class PlanOptions:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A serialised engine and what is known of it.
 
@@ -49,21 +49,10 @@ class Plan:
     """
 
     data: bytes = field(repr=False)
-    vendor: str
-    vendor_version: str
-    compute_capabilities: tuple[str, ...]
-    platform: str
+    compatibility: PlanCompatibility
     seconds: float
     layers: int
     quantize_layers: int
     dequantize_layers: int
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    cuda_driver: str = ""
-
-    @property
-    def facts(self) -> PlanFacts:
-        """What the plan is bound to, for a manifest."""
-        return PlanFacts(
-            self.vendor, self.vendor_version, self.compute_capabilities, self.platform, self.cuda_driver, len(self.data)
-        )

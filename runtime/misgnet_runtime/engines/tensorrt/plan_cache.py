@@ -18,14 +18,93 @@ from typing import TypeVar
 
 import msgspec
 
-from misgnet_runtime.engines.tensorrt.plan_records import FORMAT, Activation, PlanKey, PlanRecord, Slot
+from misgnet_runtime.accuracy.parity import EngineParity
+from misgnet_runtime.bundle.manifest import EngineName, FilePath
+from misgnet_runtime.engines.tensorrt.compatibility import PlanCompatibility
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import KERNEL_TIMINGS_BYTES, PLAN_RECORD_BYTES
 from misgnet_runtime.log import current
 from misgnet_runtime.storage.private import PrivateFolder
-from misgnet_runtime.storage.schema import JSON_ERRORS, encode
+from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Sha256, Struct, encode
 
+FORMAT = 1
 _PLAN, _RECORD, _ACTIVE = ".plan", ".json", "active-"
+
+
+class PlanKey(Struct, frozen=True):
+    """What decides a plan. ``workspace_bytes``: as asked for; None is what the free memory gave."""
+
+    vendor: str
+    vendor_version: str
+    compute_capability: str
+    platform: str
+    graph_sha256: Sha256
+    batches: tuple[Positive, Positive, Positive]
+    workspace_bytes: Count | None = None
+    optimization_level: Count | None = None
+
+    def name(self) -> str:
+        return _digest(self)
+
+
+class PlanRecord(Struct, frozen=True):
+    """A plan: SHA-256 and size of its bytes, the driver it was built with, and what a stream takes of the device.
+
+    ``workspace_bytes`` and ``builder_bytes``: what the builder was allowed; ``seconds``: what it took.
+    """
+
+    format: int
+    created: str
+    key: PlanKey
+    sha256: Sha256
+    size: Count
+    cuda_driver: str
+    stream_bytes: Count
+    workspace_bytes: Count
+    builder_bytes: Count
+    seconds: float
+
+    @property
+    def compatibility(self) -> PlanCompatibility:
+        key = self.key
+        return PlanCompatibility(
+            vendor=key.vendor,
+            vendor_version=key.vendor_version,
+            compute_capabilities=(key.compute_capability,),
+            platform=key.platform,
+            cuda_driver=self.cuda_driver,
+            plan_bytes=self.size,
+            stream_bytes=self.stream_bytes,
+        )
+
+
+class Slot(Struct, frozen=True):
+    """What a plan may be active for: an engine of a bundle on a kind of GPU. ``bundle_sha256``: of the manifest."""
+
+    bundle_sha256: Sha256
+    engine: EngineName
+    compute_capability: str
+    platform: str
+
+    def name(self) -> str:
+        return f"active-{_digest(self)}"
+
+
+class Activation(Struct, frozen=True):
+    """The plans that are used in a slot, by their graphs' files, and how they proved themselves.
+
+    ``golden``: what the golden tiles showed; ``parity``: the gate's verdict, where the bundle has evaluation tiles.
+    """
+
+    format: int
+    created: str
+    slot: Slot
+    device: str
+    plans: dict[FilePath, PlanRecord]
+    golden: str
+    parity: EngineParity | None = None
+
+
 Kept = TypeVar("Kept", PlanRecord, Activation)
 
 
@@ -149,3 +228,7 @@ class TimingFile:
 
     def write(self, data: bytes) -> None:
         self._folder.write_sealed(self.name, data)
+
+
+def _digest(value: Struct) -> str:
+    return hashlib.sha256(msgspec.json.encode(value)).hexdigest()[:32]

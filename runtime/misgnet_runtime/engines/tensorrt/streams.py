@@ -1,22 +1,25 @@
-"""What one batch needs for itself while a TensorRT plan runs it: a stream, buffers, a context, graphs to replay."""
+"""Stream contexts of a TensorRT plan: a stream, buffers and an execution context each, and CUDA graphs to replay."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.engines.base import Arrays, TensorSpec
-from misgnet_runtime.engines.cuda import Bytes, CudaDriver
-from misgnet_runtime.engines.tensorrt.contexts import Context, Contexts
-from misgnet_runtime.engines.tensorrt.replay import Replay
-from misgnet_runtime.errors import MisgnetError
+from misgnet_runtime.engines.cuda import Bytes, CudaDriver, CudaGraphs
+from misgnet_runtime.engines.tensorrt.bindings import OWN_GRAPHS, has
+from misgnet_runtime.engines.tensorrt.logger import VendorLog
+from misgnet_runtime.errors import MisgnetError, UnavailableError
+
+KEPT = 4  # a scene needs two: for its full batches, and for the rest of each row
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,117 @@ class _Buffer:
         return self.host[: item_bytes(self.spec) * batch]
 
 
-class Lane:
-    """Runs one batch at a time. Lanes have all for themselves, so that one copies while another computes.
+class ExecutionContext:
+    """One execution context, for one thread at a time; what TensorRT refuses is a MisgnetError."""
+
+    def __init__(self, context: Any, log: VendorLog) -> None:
+        self._context = context
+        self._log = log
+
+    def set_addresses(self, addresses: Mapping[str, int]) -> None:
+        """Where the tensors lie on the device."""
+        for name, address in addresses.items():
+            self._accept(self._context.set_tensor_address(name, address), f"address of '{name}'")
+
+    def set_batch(self, inputs: Iterable[TensorSpec], batch: int) -> None:
+        for spec in inputs:
+            shape = (batch, *spec.shape[1:])
+            self._accept(self._context.set_input_shape(spec.name, shape), f"shape {shape} of '{spec.name}'")
+
+    def execute(self, stream: int) -> None:
+        """Queue the computing of a batch."""
+        self._accept(self._context.execute_async_v3(stream), "execution of a batch")
+
+    def _accept(self, accepted: bool, what: str) -> None:
+        if not accepted:
+            raise MisgnetError(f"TensorRT refused the {what}: {self._log.last_errors()}")
+
+
+class ExecutionContexts:
+    """Makes contexts of one plan, for any thread. They share its weights; the memory that they work in is given.
+
+    TensorRT for RTX captures and replays graphs itself where it is told to: it alone knows when the kernels for a
+    shape are ready, which it compiles in the background.
+    """
+
+    def __init__(self, module: Any, engine: Any, log: VendorLog) -> None:
+        self.replay_themselves = has(module, OWN_GRAPHS)
+        self.memory_bytes = max(1, int(engine.device_memory_size_v2))  # of one context
+        self._engine = engine
+        self._log = log
+        self._making = Lock()
+        self._how: Any = module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.replay_themselves:
+            strategy, self._how = self._how, engine.create_runtime_config()
+            self._how.set_execution_context_allocation_strategy(strategy)
+            self._how.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+
+    def make(self, memory: int) -> ExecutionContext:
+        """A context that works in ``memory``; contexts that never run at the same time may share it.
+
+        Raises UnavailableError where TensorRT makes none.
+        """
+        with self._making:
+            context = self._engine.create_execution_context(self._how)
+        if context is None:
+            raise UnavailableError(f"the plan cannot run here: {self._log.last_errors()}")
+        context.set_device_memory(memory, self.memory_bytes)
+        return ExecutionContext(context, self._log)
+
+
+class GraphReplay:
+    """The graphs of one stream; ``note`` says why there are none, where that is so for good."""
+
+    def __init__(self, graphs: CudaGraphs | None, stream: int, note: str | None = None) -> None:
+        self.note = note
+        self._graphs = graphs
+        self._stream = stream
+        self._seen: set[int] = set()
+        self._kept: dict[int, tuple[int, ExecutionContext]] = {}
+
+    def launch(self, batch: int) -> bool:
+        """Queue the whole batch, if its graph is kept."""
+        if self._graphs is None or batch not in self._kept:
+            return False
+        self._graphs.launch(self._kept[batch][0], self._stream)
+        return True
+
+    def wants(self, batch: int) -> bool:
+        """Whether a batch that just ran is worth a graph: its size came before, and there is room."""
+        again = batch in self._seen
+        self._seen.add(batch)
+        possible = self._graphs is not None and self.note is None
+        return possible and again and batch not in self._kept and len(self._kept) < KEPT
+
+    def keep(self, batch: int, context: ExecutionContext, queue: Callable[[], None]) -> None:
+        """Capture ``queue``, which runs a batch in ``context``.
+
+        A graph holds the state of its context, which must have run a batch of this size before (TensorRT does what
+        a new shape needs when it first runs) and which nothing else may use afterwards.
+        Raises MisgnetError where it cannot be captured.
+        """
+        assert self._graphs is not None  # it was wanted
+        self._kept[batch] = self._graphs.capture(self._stream, queue), context
+
+    def give_up(self, note: str) -> None:
+        """Capture nothing more; what is kept stays."""
+        self.note = note
+
+    def forget(self) -> None:
+        """Destroy all graphs, and let their contexts go."""
+        while self._graphs is not None and self._kept:
+            _, (graph, _) = self._kept.popitem()
+            self._graphs.destroy(graph)
+
+
+class StreamContext:
+    """Runs one batch at a time. Each has all for itself, so that one copies while another computes.
 
     The first batch of a size is queued call by call. After the second its graph is captured, in a context of its
     own, and from the third on the whole batch is one launch.
     """
 
-    def __init__(self, contexts: Contexts, tensors: Tensors, driver: CudaDriver, taken: ExitStack) -> None:
+    def __init__(self, contexts: ExecutionContexts, tensors: Tensors, driver: CudaDriver, taken: ExitStack) -> None:
         """``taken`` gives back what is taken of the device. Raises UnavailableError where there is too little."""
         self._contexts, self._tensors, self._driver = contexts, tensors, driver
         self._stream = driver.create_stream()
@@ -75,8 +181,8 @@ class Lane:
         taken.callback(self._driver.free_host, host)
         return _Buffer(spec, address, host)
 
-    def _new_context(self) -> Context:
-        """A context over the lane's buffers and memory, which is enough for all: no two run at the same time."""
+    def _new_context(self) -> ExecutionContext:
+        """A context over its buffers and memory, which is enough for all: no two run at the same time."""
         context = self._contexts.make(self._memory)
         context.set_addresses({name: buffer.address for name, buffer in self._buffers.items()})
         return context
@@ -93,17 +199,17 @@ class Lane:
         with self._settled():
             if not self._replay.launch(batch):
                 self._run(self._context, batch)
-        # The pinned memory is the lane's and is overwritten by the next batch: hand out copies.
+        # The pinned memory is the context's own and is overwritten by the next batch: hand out copies.
         answer = {spec.name: self._buffers[spec.name].view(batch).copy() for spec in self._tensors.outputs}
         if self._replay.wants(batch):
             self._capture(batch)
         return answer
 
-    def _run(self, context: Context, batch: int) -> None:
+    def _run(self, context: ExecutionContext, batch: int) -> None:
         context.set_batch(self._tensors.inputs, batch)
         self._queue(context, batch)
 
-    def _queue(self, context: Context, batch: int) -> None:
+    def _queue(self, context: ExecutionContext, batch: int) -> None:
         """Copies to the device, the computing, and copies back; the context knows the batch."""
         for spec in self._tensors.inputs:
             buffer = self._buffers[spec.name]
@@ -135,12 +241,12 @@ class Lane:
             self._replay.give_up(f"batches are not replayed as CUDA graphs: {error}")
 
 
-def _replay(contexts: Contexts, driver: CudaDriver, stream: int) -> Replay:
+def _replay(contexts: ExecutionContexts, driver: CudaDriver, stream: int) -> GraphReplay:
     if contexts.replay_themselves:
-        return Replay(None, stream)
+        return GraphReplay(None, stream)
     if driver.graphs is None:
-        return Replay(None, stream, f"batches are not replayed as CUDA graphs: {driver.library} has none")
-    return Replay(driver.graphs, stream)
+        return GraphReplay(None, stream, f"batches are not replayed as CUDA graphs: {driver.library} has none")
+    return GraphReplay(driver.graphs, stream)
 
 
 def item_bytes(spec: TensorSpec) -> int:

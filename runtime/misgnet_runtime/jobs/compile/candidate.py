@@ -7,22 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from misgnet_runtime.engines.cuda import CudaDriver
-from misgnet_runtime.engines.tensorrt import Plan, PlanFacts, PlanOptions, compile_plan
+from misgnet_runtime.engines.tensorrt import Plan, PlanCompatibility, PlanOptions, compile_plan
 from misgnet_runtime.engines.tensorrt.bindings import parse_version
-from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore
-from misgnet_runtime.engines.tensorrt.plan_records import FORMAT, PlanKey, PlanRecord
+from misgnet_runtime.engines.tensorrt.plan_cache import FORMAT, PlanKey, PlanRecord, PlanStore
 from misgnet_runtime.engines.tensorrt.progress import Share
 from misgnet_runtime.errors import MisgnetError, UnavailableError
 from misgnet_runtime.jobs.compile.memory import BuilderMemory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """``cached``: it was made before, and is proven anew. ``notes``: what to know of how it was made."""
 
     key: PlanKey
     data: bytes
-    facts: PlanFacts
+    compatibility: PlanCompatibility
     seconds: float
     memory: BuilderMemory
     cached: bool = False
@@ -34,19 +33,19 @@ class Candidate:
 
     def measured(self, stream_bytes: int) -> Candidate:
         """With what a stream of it takes, which shows when it is open."""
-        return replace(self, facts=replace(self.facts, stream_bytes=stream_bytes))
+        return replace(self, compatibility=replace(self.compatibility, stream_bytes=stream_bytes))
 
     def record(self, created: str) -> PlanRecord:
-        facts = self.facts
         return PlanRecord(
-            FORMAT, created, self.key, self.sha256, len(self.data), facts.cuda_driver, facts.stream_bytes,
-            self.memory.workspace_bytes, self.memory.builder_bytes, self.seconds,
+            format=FORMAT, created=created, key=self.key, sha256=self.sha256, size=len(self.data),
+            cuda_driver=self.compatibility.cuda_driver, stream_bytes=self.compatibility.stream_bytes,
+            workspace_bytes=self.memory.workspace_bytes, builder_bytes=self.memory.builder_bytes, seconds=self.seconds,
         )  # fmt: skip
 
 
 def find_or_compile(
-    store: PlanStore, key: PlanKey, graph: bytes, memory: Callable[[], BuilderMemory], driver: CudaDriver, share: Share,
-    again: bool = False,
+    store: PlanStore, key: PlanKey, graph: bytes, driver: CudaDriver, *, memory: Callable[[], BuilderMemory],
+    share: Share, again: bool = False,
 ) -> Candidate:  # fmt: skip
     """The plan of ``key`` that was made before, unless ``again``, or a new one of ``graph``, made in ``memory``.
 
@@ -56,19 +55,25 @@ def find_or_compile(
     if found and parse_version(found[0].cuda_driver) <= parse_version(driver.version()):
         record, data = found
         made_with = BuilderMemory(record.workspace_bytes, record.builder_bytes)
-        return Candidate(key, data, record.facts, record.seconds, made_with, cached=True)
+        return Candidate(
+            key=key, data=data, compatibility=record.compatibility, seconds=record.seconds, memory=made_with,
+            cached=True,
+        )  # fmt: skip
     limits = memory()
-    plan = _compile(store, key, graph, limits, driver, share)
-    facts = replace(plan.facts, cuda_driver=driver.version())
-    return Candidate(key, plan.data, facts, plan.seconds, limits, notes=plan.notes)
+    plan = _compile(store, key, graph, driver, memory=limits, share=share)
+    return Candidate(
+        key=key, data=plan.data, compatibility=replace(plan.compatibility, cuda_driver=driver.version()),
+        seconds=plan.seconds, memory=limits, notes=plan.notes,
+    )  # fmt: skip
 
 
 def _compile(
-    store: PlanStore, key: PlanKey, graph: bytes, memory: BuilderMemory, driver: CudaDriver, share: Share
+    store: PlanStore, key: PlanKey, graph: bytes, driver: CudaDriver, *, memory: BuilderMemory, share: Share
 ) -> Plan:
-    capabilities = (key.compute_capability,) if key.vendor == "rtx" else ()
+    smallest, best, largest = key.batches
     options = PlanOptions(
-        key.vendor, capabilities, *key.batches, workspace_bytes=memory.workspace_bytes,
+        vendor=key.vendor, compute_capabilities=(key.compute_capability,) if key.vendor == "rtx" else (),
+        min_batch=smallest, opt_batch=best, max_batch=largest, workspace_bytes=memory.workspace_bytes,
         builder_bytes=memory.builder_bytes, optimization_level=key.optimization_level,
     )  # fmt: skip
     timings = store.timings(key) if key.vendor == "tensorrt" else None

@@ -13,7 +13,7 @@ _EVERY = 10.0  # seconds between two lines
 _EARLIEST = 0.02  # what is extrapolated from less is no estimate
 
 
-class BuildTeller:
+class BuildProgress:
     """A bar for whoever looks on, and a line now and then for logs."""
 
     def __init__(self, what: str, bar: Progress, log: EventLog, clock: Callable[[], float] = time.monotonic) -> None:

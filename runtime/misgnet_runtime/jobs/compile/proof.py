@@ -42,7 +42,7 @@ def prove(bundle: Bundle, entry: EngineEntry, candidates: Candidates, driver: Cu
     measured = {entry.graph: whole}
     if entry.split is not None:
         files = (entry.split.encoder_graph, entry.split.head_graph)
-        parts, said = _parts(bundle, entry, [candidates[file] for file in files], golden, found, driver)
+        parts, said = _parts(bundle, entry, [candidates[file] for file in files], driver, golden=golden, whole=found)
         measured |= dict(zip(files, parts, strict=True))
         line = f"{line}; {said}"
     return Proof(measured, device, line, parity)
@@ -63,8 +63,8 @@ def _whole(
 
 
 def _parts(
-    bundle: Bundle, entry: EngineEntry, candidates: list[Candidate], golden: GoldenTiles, whole: Probability,
-    driver: CudaDriver,
+    bundle: Bundle, entry: EngineEntry, candidates: list[Candidate], driver: CudaDriver, *, golden: GoldenTiles,
+    whole: Probability,
 ) -> tuple[list[Candidate], str]:  # fmt: skip
     with ExitStack() as opened:
         encoder = _open(candidates[0], driver)
@@ -79,4 +79,4 @@ def _parts(
 
 def _open(candidate: Candidate, driver: CudaDriver) -> TensorRTEngine:
     """Preflight comes first for a plan of the cache, too: the driver may be another one since."""
-    return open_plan(candidate.data, candidate.key.vendor, driver, facts=candidate.facts)
+    return open_plan(candidate.data, candidate.key.vendor, driver, compatibility=candidate.compatibility)

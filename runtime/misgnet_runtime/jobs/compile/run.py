@@ -18,12 +18,11 @@ from misgnet_runtime.engines.onnx_file import read_graph
 from misgnet_runtime.engines.tensorrt.bindings import load_vendor, vendor_version
 from misgnet_runtime.engines.tensorrt.compatibility import free_bytes, mebibytes, this_platform
 from misgnet_runtime.engines.tensorrt.open import slot_of
-from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore
-from misgnet_runtime.engines.tensorrt.plan_records import FORMAT, Activation, PlanKey, Slot
+from misgnet_runtime.engines.tensorrt.plan_cache import FORMAT, Activation, PlanKey, PlanStore, Slot
 from misgnet_runtime.errors import GateFailed, UnavailableError, UsageError
 from misgnet_runtime.jobs.compile.candidate import Candidate, find_or_compile
 from misgnet_runtime.jobs.compile.memory import BuilderMemory, builder_memory
-from misgnet_runtime.jobs.compile.progress import BuildTeller, duration
+from misgnet_runtime.jobs.compile.progress import BuildProgress, duration
 from misgnet_runtime.jobs.compile.proof import Candidates, Proof, prove
 from misgnet_runtime.log import EventLog, current
 
@@ -40,13 +39,16 @@ class CompileOptions:
     again: bool = False
 
 
-@dataclass(frozen=True)
-class Here:
-    """The machine that compiles."""
+@dataclass(frozen=True, kw_only=True)
+class Compilation:
+    """What is compiled, how, and on which machine."""
 
+    bundle: Bundle
+    options: CompileOptions
     driver: CudaDriver
     device: Device
     store: PlanStore
+    log: EventLog
 
 
 def compile_bundle(
@@ -66,16 +68,18 @@ def compile_bundle(
     entries = _asked(bundle, options.engines)
     entries = _without(entries, _library_missing, options, log)
     driver = driver or open_driver()
-    here = Here(driver, first_device(driver), PlanStore())
-    entries = _without(entries, partial(_misfit, device=here.device), options, log, _ELSEWHERE)
-    here.store.prepare()
+    run = Compilation(
+        bundle=bundle, options=options, driver=driver, device=first_device(driver), store=PlanStore(), log=log
+    )
+    entries = _without(entries, partial(_misfit, device=run.device), options, log, _ELSEWHERE)
+    run.store.prepare()
     done: list[Activation] = []
     failed: list[GateFailed] = []
-    with here.store.compiling():
-        here.store.sweep()
+    with run.store.compiling():
+        run.store.sweep()
         for entry in entries:
             try:
-                done.append(_compile_engine(bundle, entry, options, here, log))
+                done.append(_compile_engine(run, entry))
             except GateFailed as error:
                 failed.append(error)
                 log.warning(str(error), engine=entry.name)
@@ -130,31 +134,37 @@ def _misfit(entry: EngineEntry, device: Device) -> str | None:
     return None
 
 
-def _compile_engine(
-    bundle: Bundle, entry: EngineEntry, options: CompileOptions, here: Here, log: EventLog
-) -> Activation:
-    slot = slot_of(bundle.digest(), entry, here.device)
-    candidates = {graph: _candidate(bundle, entry, graph, options, here, log) for graph in _graphs(entry)}
-    log.info(f"{entry.name}: the golden tiles and the gate run on {here.device.name}", engine=entry.name)
+def _compile_engine(run: Compilation, entry: EngineEntry) -> Activation:
+    slot = slot_of(run.bundle.digest(), entry, run.device)
+    candidates = {graph: _candidate(run, entry, graph) for graph in _graphs(entry)}
+    run.log.info(f"{entry.name}: the golden tiles and the gate run on {run.device.name}", engine=entry.name)
     try:
-        proof = prove(bundle, entry, candidates, here.driver)
+        proof = prove(run.bundle, entry, candidates, run.driver)
     except GateFailed:
         for candidate in candidates.values():
-            here.store.discard(slot, candidate.key, candidate.sha256)
+            run.store.discard(slot, candidate.key, candidate.sha256)
         raise
-    return _use(here, slot, candidates, proof)
+    return _use(run, slot, candidates, proof)
 
 
-def _use(here: Here, slot: Slot, candidates: Candidates, proof: Proof) -> Activation:
+def _use(run: Compilation, slot: Slot, candidates: Candidates, proof: Proof) -> Activation:
     """Keep what is new of the plans that proved themselves, and make them the active ones."""
     created = timestamp()
     records = {graph: candidate.record(created) for graph, candidate in proof.candidates.items()}
     for graph, record in records.items():
         if not candidates[graph].cached:
-            here.store.keep(record, candidates[graph].data)
+            run.store.keep(record, candidates[graph].data)
     parity = proof.parity and msgspec.structs.replace(proof.parity, tiles=[])
-    activation = Activation(FORMAT, created, slot, proof.device, records, proof.golden, parity)
-    here.store.activate(activation)
+    activation = Activation(
+        format=FORMAT,
+        created=created,
+        slot=slot,
+        device=proof.device,
+        plans=records,
+        golden=proof.golden,
+        parity=parity,
+    )
+    run.store.activate(activation)
     return activation
 
 
@@ -162,31 +172,36 @@ def _graphs(entry: EngineEntry) -> list[str]:
     return [entry.graph, *([entry.split.encoder_graph, entry.split.head_graph] if entry.split else [])]
 
 
-def _candidate(
-    bundle: Bundle, entry: EngineEntry, graph: str, options: CompileOptions, here: Here, log: EventLog
-) -> Candidate:
+def _candidate(run: Compilation, entry: EngineEntry, graph: str) -> Candidate:
     what = entry.name if graph == entry.graph else f"{entry.name}, {PurePosixPath(graph).stem.rpartition('_')[2]}"
-    data = read_graph(bundle.files, graph)
-    key = _key(entry, hashlib.sha256(data).hexdigest(), options, here.device)
-    memory = partial(_memory, here, options)
+    data = read_graph(run.bundle.files, graph)
+    key = _key(run, entry, hashlib.sha256(data).hexdigest())
     with current().progress(f"per mille of {what}") as bar:
-        teller = BuildTeller(what, bar, log)
-        found = find_or_compile(here.store, key, data, memory, here.driver, teller, options.again)
+        found = find_or_compile(
+            run.store, key, data, run.driver, memory=partial(_memory, run),
+            share=BuildProgress(what, bar, run.log), again=run.options.again,
+        )  # fmt: skip
     for note in found.notes:
-        log.info(f"{what}: {note}", engine=entry.name)
+        run.log.info(f"{what}: {note}", engine=entry.name)
     limits = f"workspace {mebibytes(found.memory.workspace_bytes)}, in all {mebibytes(found.memory.builder_bytes)}"
     made = "compiled here before" if found.cached else f"compiled in {duration(found.seconds)}, {limits}"
-    log.info(f"{what}: {made}; {len(found.data) / 1e6:.1f} MB", engine=entry.name, seconds=found.seconds)
+    run.log.info(f"{what}: {made}; {len(found.data) / 1e6:.1f} MB", engine=entry.name, seconds=found.seconds)
     return found
 
 
-def _memory(here: Here, options: CompileOptions) -> BuilderMemory:
-    with here.driver.current():  # CUDA's own share is taken by then
-        return builder_memory(free_bytes(here.driver, here.device), options.workspace_bytes)
+def _memory(run: Compilation) -> BuilderMemory:
+    with run.driver.current():  # CUDA's own share is taken by then
+        return builder_memory(free_bytes(run.driver, run.device), run.options.workspace_bytes)
 
 
-def _key(entry: EngineEntry, graph_sha256: str, options: CompileOptions, device: Device) -> PlanKey:
+def _key(run: Compilation, entry: EngineEntry, graph_sha256: str) -> PlanKey:
     return PlanKey(
-        entry.kind, vendor_version(load_vendor(entry.kind)), device.compute_capability, this_platform(), graph_sha256,
-        entry.batches, options.workspace_bytes, options.optimization_level,
-    )  # fmt: skip
+        vendor=entry.kind,
+        vendor_version=vendor_version(load_vendor(entry.kind)),
+        compute_capability=run.device.compute_capability,
+        platform=this_platform(),
+        graph_sha256=graph_sha256,
+        batches=entry.batches,
+        workspace_bytes=run.options.workspace_bytes,
+        optimization_level=run.options.optimization_level,
+    )

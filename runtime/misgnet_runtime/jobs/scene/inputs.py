@@ -11,12 +11,12 @@ from pathlib import Path
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.formatting import plural
-from misgnet_runtime.jobs.scene.agreement import check_statements, pair_warnings
+from misgnet_runtime.jobs.scene.consistency import check_statements, pair_warnings
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.grid import Grid
-from misgnet_runtime.raster.interpretation import Statement, acquired, statement
+from misgnet_runtime.raster.metadata import Statement, acquired, statement
 from misgnet_runtime.raster.reader import Pair, Raster, open_pair, open_raster, stamp_of
 from misgnet_runtime.raster.scaling import Scaling
 from misgnet_runtime.raster.statistics import find_scaling, residual_shift

@@ -10,7 +10,7 @@ from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.jobs.journal import progress_folder
-from misgnet_runtime.jobs.scene.agreement import band_warnings
+from misgnet_runtime.jobs.scene.consistency import band_warnings
 from misgnet_runtime.jobs.scene.inputs import check_readable
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.run import INTERRUPTED

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from misgnet_runtime.api import BundleSession
 from misgnet_runtime.bundle.golden import golden_of
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.errors import MisgnetError, UnavailableError
@@ -103,10 +102,9 @@ class LocalProcessor:
         return f"{device}, {detector.engine.streams} streams, batch {batch}", f"{entry.name} ({reason})"
 
     def _image(self, pair: FilePair, result: Path) -> dict[str, Any]:
-        detector, entry, reason = self._opened
-        session = BundleSession(self._bundle.manifest, entry, reason, detector)
-        warn_of_images(pair.before.path, pair.after.path, self._log.bind(pair=pair.name))
-        return asdict(predict_images(session, *read_pair(pair.before.path, pair.after.path), result))
+        paths, threshold = (pair.before.path, pair.after.path), self._bundle.manifest.threshold
+        warn_of_images(*paths, self._log.bind(pair=pair.name))
+        return asdict(predict_images(self._opened, *read_pair(*paths), result, threshold=threshold))
 
     def _scene(self, pair: FilePair, result: Path) -> dict[str, Any]:
         options = self._options.scene_options(pair.name, result.parent)

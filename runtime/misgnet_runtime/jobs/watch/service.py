@@ -18,13 +18,13 @@ from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.jobs.watch.backoff import Backoff
 from misgnet_runtime.jobs.watch.completeness import Settling
-from misgnet_runtime.jobs.watch.ends import WatchReport
-from misgnet_runtime.jobs.watch.faults import lacks_room
 from misgnet_runtime.jobs.watch.isolated import IsolatedProcessor, Setup
 from misgnet_runtime.jobs.watch.journal import open_journal
 from misgnet_runtime.jobs.watch.options import WatchOptions
+from misgnet_runtime.jobs.watch.outcomes import WatchReport
 from misgnet_runtime.jobs.watch.pairing import FilePair, Kind
 from misgnet_runtime.jobs.watch.processing import LocalProcessor, Processor, missing_library
+from misgnet_runtime.jobs.watch.retry import lacks_room
 from misgnet_runtime.jobs.watch.worker import Worker
 from misgnet_runtime.log import EventLog
 

@@ -10,8 +10,6 @@ from misgnet_runtime.clock import now
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
 from misgnet_runtime.jobs.journal import difference
 from misgnet_runtime.jobs.watch import attempts
-from misgnet_runtime.jobs.watch.ends import Ends, WatchReport
-from misgnet_runtime.jobs.watch.faults import message_of, refused_by_disk, refused_by_source
 from misgnet_runtime.jobs.watch.isolated import PairCrashedError
 from misgnet_runtime.jobs.watch.journal import (
     SCHEMA,
@@ -26,8 +24,10 @@ from misgnet_runtime.jobs.watch.journal import (
     Unfinished,
 )
 from misgnet_runtime.jobs.watch.options import ENDINGS, WatchOptions
+from misgnet_runtime.jobs.watch.outcomes import Ends, WatchReport
 from misgnet_runtime.jobs.watch.pairing import File, FilePair
 from misgnet_runtime.jobs.watch.processing import Processor, folder_names
+from misgnet_runtime.jobs.watch.retry import message_of, refused_by_disk, refused_by_source
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.storage.atomic import refuse_existing
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +13,8 @@ from msgspec.structs import replace
 from misgnet_runtime.storage.schema import Struct
 from misgnet_runtime.sysfs import ROOT, read_int, read_text
 
-# Of devfreq: 17000000.gpu (JetPack 6), 17000000.ga10b and 17000000.gv11b (5), 17000000.gp10b and 57000000.gpu (4).
-_GPUS = re.compile(r"\w+\.(gpu|ga10b|gv11b|gp10b)")
+_GPU = "17000000.gpu"  # of devfreq, on an Orin
 _PERIOD = 1.0  # seconds between two readings of a watch
-_PLACEHOLDER = "PMIC-Die"  # of the TX family: always 100 degrees
 _COLDEST = -200_000  # thousandths of a degree; a sensor that is off says -256000
 # Of the Orin's hwmon ``soctherm_oc``, see "Over-current Throttling" in the Jetson Linux Developer Guide.
 _THROTTLES = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "instantaneous over-current"}
@@ -124,10 +121,9 @@ def _cpu_clocks(root: Path) -> Iterator[Clock]:
 
 
 def _gpu_clocks(root: Path) -> Iterator[Clock]:
-    for folder in sorted((root / "sys/class/devfreq").glob("*")):
-        if _GPUS.fullmatch(folder.name):
-            files = "cur_freq", "min_freq", "max_freq"
-            yield from _clock("GPU", [*(read_int(folder / file) for file in files), None], 1e6, folder / "governor")
+    folder = root / "sys/class/devfreq" / _GPU
+    files = "cur_freq", "min_freq", "max_freq"
+    yield from _clock("GPU", [*(read_int(folder / file) for file in files), None], 1e6, folder / "governor")
 
 
 def _clock(name: str, values: list[int | None], per_mhz: float, governor: Path) -> Iterator[Clock]:
@@ -140,7 +136,7 @@ def _clock(name: str, values: list[int | None], per_mhz: float, governor: Path) 
 def _temperatures(root: Path) -> Iterator[tuple[str, float]]:
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
         name, value = read_text(zone / "type"), read_int(zone / "temp")
-        if name and name != _PLACEHOLDER and value is not None and value > _COLDEST:
+        if name and value is not None and value > _COLDEST:
             yield name, value / 1000
 
 

@@ -1,8 +1,7 @@
 """The INA3221 power monitors of a Jetson, by their rails' names.
 
-JetPack 5 and 6 (kernel's hwmon driver): bus voltage in mV and current in mA for each of three channels, see
-https://docs.kernel.org/hwmon/ina3221.html. JetPack 4 (NVIDIA's iio driver ``ina3221x``): power in mW, see the Jetson
-Linux Developer Guide 32, "Clock Frequency and Power Management".
+The kernel's hwmon driver (JetPack 6 and 7) gives bus voltage in mV and current in mA for each of three channels, see
+https://docs.kernel.org/hwmon/ina3221.html.
 """
 
 from __future__ import annotations
@@ -14,36 +13,25 @@ from pathlib import Path
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.sysfs import ROOT, read_int, read_text
 
-_DRIVERS = Path("sys/bus/i2c/drivers")
-# What together is the whole module. VDD_IN and POM_5V_IN measure its input. The AGX modules have no rail for that:
-# VIN_SYS_5V0 is one supply beside others (https://github.com/rbonghi/jetson_stats/issues/344), and theirs add up
-# (issue 51 there quotes NVIDIA for the Xavier). VDDQ_VDD2_1V8AO has 5 V too and is taken to hang on VIN_SYS_5V0:
-# it is told, and not added again.
-_WHOLE = (
-    ("VDD_IN",),
-    ("POM_5V_IN",),
-    ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
-    ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),
-)
+_DRIVER = Path("sys/bus/i2c/drivers/ina3221")
+# What together is the whole module. VDD_IN measures its input. The AGX Orin has no rail for that: VIN_SYS_5V0 is one
+# supply beside others (https://github.com/rbonghi/jetson_stats/issues/344). VDDQ_VDD2_1V8AO has 5 V too and is taken
+# to hang on VIN_SYS_5V0: it is reported, and not added again.
+_WHOLE = (("VDD_IN",), ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"))
 
 
 @dataclass(frozen=True)
 class Channel:
-    """One rail: files whose product, divided by ``divisor``, is watts."""
+    """One rail, and the files of its millivolts and milliamperes."""
 
     rail: str
-    files: tuple[Path, ...]
-    divisor: float
+    voltage: Path
+    current: Path
 
     def watts(self) -> float | None:
         """None where the monitor does not answer."""
-        product = 1.0
-        for file in self.files:
-            value = read_int(file)
-            if value is None:
-                return None
-            product *= value
-        return product / self.divisor
+        voltage, current = read_int(self.voltage), read_int(self.current)
+        return None if voltage is None or current is None else voltage * current / 1e6
 
 
 class Ina3221:
@@ -68,7 +56,7 @@ class Ina3221:
 
 def find_ina3221(root: Path = ROOT) -> Ina3221:
     """Raises UnavailableError where there is none, or none whose channels can be read."""
-    channels = [*_hwmon_channels(root / _DRIVERS / "ina3221"), *_iio_channels(root / _DRIVERS / "ina3221x")]
+    channels = list(_channels(root / _DRIVER))
     if not channels:
         raise UnavailableError("no INA3221 of a Jetson")
     readable = [channel for channel in channels if channel.watts() is not None]
@@ -77,17 +65,9 @@ def find_ina3221(root: Path = ROOT) -> Ina3221:
     return Ina3221(readable)
 
 
-def _hwmon_channels(driver: Path) -> Iterator[Channel]:
+def _channels(driver: Path) -> Iterator[Channel]:
     for number in (1, 2, 3):  # in7 is the sum of the shunts' voltages
         for label in sorted(driver.glob(f"*/hwmon/hwmon*/in{number}_label")):
             rail = read_text(label)
             if rail and rail != "NC":  # not connected
-                files = label.with_name(f"in{number}_input"), label.with_name(f"curr{number}_input")
-                yield Channel(rail, files, 1e6)
-
-
-def _iio_channels(driver: Path) -> Iterator[Channel]:
-    for number in (0, 1, 2):
-        for name in sorted(driver.glob(f"*/iio*device*/rail_name_{number}")):
-            if rail := read_text(name):
-                yield Channel(rail, (name.with_name(f"in_power{number}_input"),), 1e3)
+                yield Channel(rail, label.with_name(f"in{number}_input"), label.with_name(f"curr{number}_input"))

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.measure.sensors.ina3221 import find_ina3221
-from misgnet_runtime.measure.sensors.nvidia import find_nvidia_smi
+from misgnet_runtime.measure.sensors.nvidia import find_nvml
 from misgnet_runtime.measure.sensors.rapl import find_rapl
 from misgnet_runtime.sysfs import ROOT
 
@@ -34,7 +34,7 @@ class PowerMeter(Protocol):
 
 def find_meters(root: Path = ROOT) -> tuple[list[PowerMeter], list[str]]:
     """What measures power here, and why the others do not."""
-    finders: list[Callable[[], PowerMeter]] = [lambda: find_ina3221(root), lambda: find_rapl(root), find_nvidia_smi]
+    finders: list[Callable[[], PowerMeter]] = [lambda: find_ina3221(root), lambda: find_rapl(root), find_nvml]
     meters, missing = [], []
     for find in finders:
         try:

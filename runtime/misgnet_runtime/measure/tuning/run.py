@@ -47,7 +47,7 @@ def tune_bundle(
         raise UsageError(f"--minutes is {minutes:g}; it is above 0, and 3 will do")
     log = log or current()
     bundle = read_bundle(path)
-    plan = make_plan(bundle, BenchOptions(engines))
+    plan = make_plan(bundle, BenchOptions(engines=engines))
     entries = [bundle.engine_entry(run.engine) for run in plan.runs]
     prepare()
     if (load := os.getloadavg()[0]) > _BUSY:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from misgnet.evaluation import JudgedTile
+from misgnet.evaluation.tiles import EvaluatedTile
 from misgnet_runtime.callables import Mask, RgbImage
 
 # Colours apart in lightness as well as in hue, so that colour-blind readers can tell them apart.
@@ -30,7 +30,7 @@ def error_map(predicted: Mask, label: Mask) -> RgbImage:
     return np.array([colour for _, colour in LEGEND], np.uint8)[codes]
 
 
-def draw_worst(tiles: Sequence[JudgedTile]) -> Image.Image:
+def draw_worst(tiles: Sequence[EvaluatedTile]) -> Image.Image:
     """A sheet with a row for each tile: both dates, label, error map; what of a tile is a neighbour's is darkened."""
     if not tiles:
         return _note("no tile has a wrong pixel")
@@ -41,11 +41,11 @@ def draw_worst(tiles: Sequence[JudgedTile]) -> Image.Image:
     brush, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for column, name in enumerate(_COLUMNS):
         brush.text((_GAP + column * (side + _GAP), 3), name, _INK, font)
-    for number, judged in enumerate(tiles):
+    for number, evaluated in enumerate(tiles):
         top = _LINE + number * row
-        for column, pixels in enumerate(_panels(judged)):
+        for column, pixels in enumerate(_panels(evaluated)):
             sheet.paste(Image.fromarray(pixels), (_GAP + column * (side + _GAP), top))
-        brush.text((_GAP, top + side + 2), _caption(judged), _INK, font)
+        brush.text((_GAP, top + side + 2), _caption(evaluated), _INK, font)
     _draw_legend(brush, font, _LINE + len(tiles) * row)
     return sheet
 
@@ -66,10 +66,10 @@ def _outline(mask: Mask) -> Mask:
     return np.asarray(mask & ~inside)
 
 
-def _panels(judged: JudgedTile) -> list[RgbImage]:
-    tile = judged.tile
+def _panels(evaluated: EvaluatedTile) -> list[RgbImage]:
+    tile = evaluated.tile
     label = np.repeat(np.where(tile.label, 255, 0).astype(np.uint8)[..., None], 3, axis=2)
-    panels = [tile.before, tile.after, label, error_map(judged.mask, tile.label)]
+    panels = [tile.before, tile.after, label, error_map(evaluated.mask, tile.label)]
     return [_darkened(panel, tile.owned) for panel in panels]
 
 
@@ -79,10 +79,10 @@ def _darkened(panel: RgbImage, owned: tuple[slice, slice]) -> RgbImage:
     return result
 
 
-def _caption(judged: JudgedTile) -> str:
-    counts = judged.confusion
+def _caption(evaluated: EvaluatedTile) -> str:
+    counts = evaluated.confusion
     f1 = "" if counts.f1 is None else f", F1 {counts.f1:.3f}"
-    return f"{judged.tile.ref.name}: {counts.fp} false positives, {counts.fn} false negatives{f1}"
+    return f"{evaluated.tile.ref.name}: {counts.fp} false positives, {counts.fn} false negatives{f1}"
 
 
 def _draw_legend(brush: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, top: int) -> None:

@@ -9,9 +9,9 @@ from misgnet_runtime.clock import now
 from misgnet_runtime.errors import StorageError
 from misgnet_runtime.formatting import changed_words, plural
 from misgnet_runtime.jobs.watch import attempts
-from misgnet_runtime.jobs.watch.faults import message_of, one_line, refused_by_disk
 from misgnet_runtime.jobs.watch.journal import Complete, Done, Failed, Journal
 from misgnet_runtime.jobs.watch.options import WatchOptions
+from misgnet_runtime.jobs.watch.retry import message_of, one_line, refused_by_disk
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.storage.atomic import publish, resumable_errors
 

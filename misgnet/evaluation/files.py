@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from misgnet.evaluation import predict_pair
+from misgnet.evaluation.pictures import overlay
+from misgnet.evaluation.tiles import predict_pair
 from misgnet.network import MISGNet
-from misgnet.pictures import overlay
 from misgnet_runtime.callables import Progress, RgbImage
 from misgnet_runtime.raster.dataset import common_size, find_sources
 from misgnet_runtime.raster.images import check_mask_name, read_pair, write_mask
@@ -61,7 +61,7 @@ def predict_folder(
         for number, source in enumerate(sources, 1):
             name = source.name
             paths = folder / f"{name}.png", folder / "probability" / f"{name}.tif", folder / "overlay" / f"{name}.png"
-            mask = _predict(network, source.before, source.after, paths, options, _write_directly)
+            mask = _predict(network, source.before, source.after, paths, options, write=_write_directly)
             changed, pixels = changed + int(mask.sum()), pixels + mask.size
             if progress:
                 progress(number, len(sources))
@@ -78,13 +78,13 @@ def predict_files(
     for path, wanted in zip(paths, (True, options.probability, options.overlay), strict=True):
         if wanted:
             refuse_existing(path, force)
-    mask = _predict(network, before, after, paths, options, partial(_write_atomically, force))
+    mask = _predict(network, before, after, paths, options, write=partial(_write_atomically, force))
     return Predicted(1, float(mask.mean()))
 
 
 def _predict(
     network: MISGNet, before: Path, after: Path, paths: tuple[Path, Path, Path], options: PredictOptions,
-    write: Callable[[Path, Writer], None],
+    *, write: Callable[[Path, Writer], None],
 ) -> NDArray[np.bool_]:  # fmt: skip
     images = read_pair(before, after)
     probability = predict_pair(network, *images, options.tile, options.batch)

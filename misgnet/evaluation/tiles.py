@@ -19,7 +19,7 @@ from misgnet_runtime.raster.dataset import Tile, TileSet, stack
 
 
 @dataclass(frozen=True)
-class JudgedTile:
+class EvaluatedTile:
     """One tile, the predicted mask bool (T, T), and its counts over the pixels that it answers for."""
 
     tile: Tile
@@ -58,37 +58,40 @@ def predict_pair(
     return predict_scene(lambda b, a: predict_probability(network, b, a), before, after, tile, batch)
 
 
-def judge_tiles(
+def evaluate_tiles(
     network: MISGNet, tiles: TileSet, batch: int = 4, threshold: float = 0.5, progress: Progress | None = None
-) -> Iterator[JudgedTile]:
+) -> Iterator[EvaluatedTile]:
     """Each tile with its mask and counts; a pixel counts once over all tiles, padding never."""
     for tile, probability in predict_tiles(network, tiles, batch, progress):
         mask = probability > threshold
-        yield JudgedTile(tile, mask, Confusion.of(mask[tile.owned], tile.label[tile.owned]))
+        yield EvaluatedTile(tile, mask, Confusion.of(mask[tile.owned], tile.label[tile.owned]))
 
 
 def evaluate(network: MISGNet, tiles: TileSet, batch: int = 4, progress: Progress | None = None) -> Confusion:
     """One confusion matrix over all pixels."""
-    return Confusion.total([judged.confusion for judged in judge_tiles(network, tiles, batch, progress=progress)])
+    return Confusion.total(
+        [evaluated.confusion for evaluated in evaluate_tiles(network, tiles, batch, progress=progress)]
+    )
 
 
 def evaluate_with_worst(
     network: MISGNet,
     tiles: TileSet,
     worst: int,
+    *,
     batch: int = 4,
     threshold: float = 0.5,
     progress: Progress | None = None,
-) -> tuple[Confusion, list[JudgedTile]]:
+) -> tuple[Confusion, list[EvaluatedTile]]:
     """As :func:`evaluate`, with up to ``worst`` tiles that have wrong pixels, the worst first.
 
     Only these are kept in memory, however many tiles there are.
     """
     total = Confusion()
-    kept: list[tuple[int, int, JudgedTile]] = []  # smallest first; the number breaks ties, the earlier tile stays
-    for number, judged in enumerate(judge_tiles(network, tiles, batch, threshold, progress)):
-        total += judged.confusion
-        heapq.heappush(kept, (judged.wrong, -number, judged))
+    kept: list[tuple[int, int, EvaluatedTile]] = []  # smallest first; the number breaks ties, the earlier tile stays
+    for number, evaluated in enumerate(evaluate_tiles(network, tiles, batch, threshold, progress)):
+        total += evaluated.confusion
+        heapq.heappush(kept, (evaluated.wrong, -number, evaluated))
         if len(kept) > worst:
             heapq.heappop(kept)
-    return total, [judged for wrong, _, judged in sorted(kept, reverse=True, key=lambda k: k[:2]) if wrong]
+    return total, [evaluated for wrong, _, evaluated in sorted(kept, reverse=True, key=lambda k: k[:2]) if wrong]

@@ -1,0 +1,16 @@
+"""The network on tiles and images: predictions, their scores, and pictures of both."""
+
+from misgnet.evaluation.tiles import (
+    EvaluatedTile,
+    evaluate,
+    evaluate_tiles,
+    evaluate_with_worst,
+    predict_pair,
+    predict_probability,
+    predict_tiles,
+)
+
+__all__ = [
+    "EvaluatedTile", "evaluate", "evaluate_tiles", "evaluate_with_worst", "predict_pair", "predict_probability",
+    "predict_tiles",
+]  # fmt: skip
