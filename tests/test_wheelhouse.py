@@ -26,6 +26,15 @@ from misgnet_runtime.errors import InputError, UnavailableError
 
 tomllib = pytest.importorskip("tomllib", reason="the host side needs Python 3.11")
 ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(autouse=True)
+def metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This checkout's, whatever is installed."""
+    gpu = [line for line in PROJECT["optional-dependencies"]["tensorrt"] if ";" not in line]
+    lines = [*PROJECT["dependencies"], *(f'{line}; extra == "tensorrt"' for line in gpu)]
+    monkeypatch.setattr(wheelhouse, "requires", lambda _: lines)
 
 
 class Pip:
@@ -53,10 +62,9 @@ def test_every_platform_has_a_list() -> None:
 
 @pytest.mark.parametrize("name", get_args(PlatformName))
 def test_the_lists_are_made_of_the_projects_own_requirements(name: PlatformName) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = PLATFORMS[name].requirements
     names = [re.match(r"[\w-]+", line)[0] for line in listed]
-    needed = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    needed = {re.match(r"[\w-]+", line)[0] for line in PROJECT["dependencies"]}
     assert len(set(names)) == len(names) and needed - {"tomli"} <= set(names)
     assert ("tomli" in names) == (PLATFORMS[name].python == "3.10") and not any(";" in line for line in listed)
     cuda = "12" if name in ("jetpack6", "x86-cuda12") else "13"
@@ -66,16 +74,15 @@ def test_the_lists_are_made_of_the_projects_own_requirements(name: PlatformName)
     )
 
 
-def test_each_python_gets_the_versions_that_exist_for_it() -> None:
+def test_each_python_gets_the_versions_that_exist_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     stated = [
         'numpy>=1.26', 'Pillow>=13.0; python_version >= "3.11"', 'Pillow>=12.3; python_version < "3.11"',
         'cuda-python>=12.6; sys_platform == "linux" and extra == "rtx"', 'tensorrt<12,>=10.3; extra == "tensorrt"',
     ]  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wheelhouse, "requires", lambda _: stated)
-        assert [*map(str, wheelhouse.needs("3.10"))] == ["numpy>=1.26", "Pillow>=12.3"]
-        assert [*map(str, wheelhouse.needs("3.12"))] == ["numpy>=1.26", "Pillow>=13.0"]
-        assert [*map(str, wheelhouse.needs("3.12", "tensorrt"))] == ["tensorrt<12,>=10.3"]
+    monkeypatch.setattr(wheelhouse, "requires", lambda _: stated)
+    assert [*map(str, wheelhouse.needs("3.10"))] == ["numpy>=1.26", "Pillow>=12.3"]
+    assert [*map(str, wheelhouse.needs("3.12"))] == ["numpy>=1.26", "Pillow>=13.0"]
+    assert [*map(str, wheelhouse.needs("3.12", "tensorrt"))] == ["tensorrt<12,>=10.3"]
 
 
 def test_without_the_projects_metadata_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -96,17 +96,13 @@ class ControlRecord(Struct, frozen=True):
 def record_of(report: ControlReport) -> ControlRecord:
     """``report`` as it is kept in a bundle."""
     return ControlRecord(
-        limit_points=report.limit.points,
-        min_agreement=report.limit.agreement,
-        budget_seconds=_finite(report.budget_seconds),
-        seconds=report.seconds,
-        passed=report.passed,
-        stopped=report.stopped,
-        result=report.result.number,
+        limit_points=report.limit.points, min_agreement=report.limit.agreement,
+        budget_seconds=_finite(report.budget_seconds), seconds=report.seconds, passed=report.passed,
+        stopped=report.stopped, result=report.result.number,
         groups=[GroupRecord(group.name, list(group.nodes), group.multiply_adds) for group in report.groups],
         ranking=[_effect_record(effect) for effect in report.effects],
         steps=[_step_record(step) for step in report.steps],
-    )
+    )  # fmt: skip
 
 
 def _effect_record(effect: Effect) -> EffectRecord:
@@ -117,21 +113,12 @@ def _effect_record(effect: Effect) -> EffectRecord:
 def _step_record(step: Step) -> StepRecord:
     found = step.measurement
     return StepRecord(
-        number=step.number,
-        phase=step.phase,
-        changed=list(step.changed),
-        float_groups=list(step.float_groups),
-        f1_drop_points=_finite(found.f1_drop),
-        loss_points=_finite(loss(found)),
-        agreement=found.agreement,
-        logit_error=_finite(found.logit_error),
-        seconds_per_pair=found.seconds_per_pair,
-        int8_share_of_multiply_adds=step.int8_share,
-        seconds=step.seconds,
-        accepted=step.accepted,
-        reason=step.reason,
+        number=step.number, phase=step.phase, changed=list(step.changed), float_groups=list(step.float_groups),
+        f1_drop_points=_finite(found.f1_drop), loss_points=_finite(loss(found)), agreement=found.agreement,
+        logit_error=_finite(found.logit_error), seconds_per_pair=found.seconds_per_pair,
+        int8_share_of_multiply_adds=step.int8_share, seconds=step.seconds, accepted=step.accepted, reason=step.reason,
         estimated=step.estimated,
-    )
+    )  # fmt: skip
 
 
 def _finite(value: float | None) -> float | None:

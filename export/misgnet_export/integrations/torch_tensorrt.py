@@ -96,14 +96,10 @@ def compile_program(
                 "--target tensorrt, which converts the ONNX graph"
             ) from error
     return ProgramPlan(
-        data=bytes(data),
-        operators=sum(node.op == "call_function" for node in program.graph.nodes),
-        converter_version=module.__version__,
-        vendor_version=vendor_version(load_vendor("tensorrt")),
-        compute_capability=capability,
-        platform=this_platform(),
-        cuda_driver=open_driver().version(),
-    )
+        data=bytes(data), operators=sum(node.op == "call_function" for node in program.graph.nodes),
+        converter_version=module.__version__, vendor_version=vendor_version(load_vendor("tensorrt")),
+        compute_capability=capability, platform=this_platform(), cuda_driver=open_driver().version(),
+    )  # fmt: skip
 
 
 def conversion_settings(module: Any, interface: Interface, options: PlanOptions, timings: Path) -> dict[str, Any]:

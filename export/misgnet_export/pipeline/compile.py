@@ -40,33 +40,22 @@ def _opened(name: str, product: Product, graph: GraphFile) -> EngineEntry:
     In BF16 without its parts: OpenVINO rounds elsewhere in them, and 99.95 % of the golden tiles' pixels were the same.
     """
     return EngineEntry(
-        name=name,
-        kind=product.engine,
-        file=graph.file,
-        graph=graph.file,
-        precision=product.precision,
-        vendor_version=import_module(product.library).__version__.partition("-")[0],
-        needs=list(product.needs),
+        name=name, kind=product.engine, file=graph.file, graph=graph.file, precision=product.precision,
+        vendor_version=import_module(product.library).__version__.partition("-")[0], needs=list(product.needs),
         split=None if "bf16" in product.precision else graph.split,
-    )
+    )  # fmt: skip
 
 
 def _left_to_the_device(request: BuildRequest, target: Target, product: Product, graph: GraphFile) -> EngineEntry:
     """A graph from which ``misgnet-run compile`` makes the plan, and what may make it."""
     board = product.board
     return EngineEntry(
-        name=target.name,
-        kind=product.engine,
-        file=graph.file,
-        graph=graph.file,
-        precision=graph.precision,
+        name=target.name, kind=product.engine, file=graph.file, graph=graph.file, precision=graph.precision,
         vendor_version="",
         compute_capabilities=list(board.compute_capabilities if board else target.compute_capabilities),
-        platform=board.platform if board else "any",
-        batches=_profile(request.plan_options(target)),
-        split=graph.split,
-        compiled="to be compiled on the device",
-    )
+        platform=board.platform if board else "any", batches=_profile(request.plan_options(target)),
+        split=graph.split, compiled="to be compiled on the device",
+    )  # fmt: skip
 
 
 def _compiled(context: BuildContext, target: Target, graph: GraphFile) -> EngineEntry:
@@ -78,18 +67,11 @@ def _compiled(context: BuildContext, target: Target, graph: GraphFile) -> Engine
         plans = [_compile(context, target, part_graph, part)[0] for part, part_graph in parts.items()]
         split = SplitEntry(*plans, *parts.values())
     return EngineEntry(
-        name=target.name,
-        kind=product_of(target).engine,
-        file=file,
-        graph=graph.file,
-        precision=graph.precision,
-        vendor_version=bound.vendor_version,
-        compute_capabilities=list(bound.compute_capabilities),
-        platform=bound.platform,
-        batches=_profile(context.request.plan_options(target)),
-        split=split,
+        name=target.name, kind=product_of(target).engine, file=file, graph=graph.file, precision=graph.precision,
+        vendor_version=bound.vendor_version, compute_capabilities=list(bound.compute_capabilities),
+        platform=bound.platform, batches=_profile(context.request.plan_options(target)), split=split,
         cuda_driver=bound.cuda_driver,
-    )
+    )  # fmt: skip
 
 
 def _converted(context: BuildContext, target: Target, graph: GraphFile, network: MISGNet) -> EngineEntry:
@@ -106,17 +88,10 @@ def _converted(context: BuildContext, target: Target, graph: GraphFile, network:
             f"{plan.compute_capability}, {plan.operators} operators, {len(plan.data) / 1e6:.1f} MB"
         )
     return EngineEntry(
-        name=target.name,
-        kind=product_of(target).engine,
-        file=file,
-        graph=graph.file,
-        precision=graph.precision,
-        vendor_version=plan.vendor_version,
-        compute_capabilities=[plan.compute_capability],
-        platform=plan.platform,
-        batches=_profile(options),
-        cuda_driver=plan.cuda_driver,
-    )
+        name=target.name, kind=product_of(target).engine, file=file, graph=graph.file, precision=graph.precision,
+        vendor_version=plan.vendor_version, compute_capabilities=[plan.compute_capability], platform=plan.platform,
+        batches=_profile(options), cuda_driver=plan.cuda_driver,
+    )  # fmt: skip
 
 
 def _profile(options: PlanOptions) -> tuple[int, int, int]:

@@ -33,19 +33,12 @@ def quantization_entry(file: str, recipe: Recipe, found: RecipeGraph, model: onn
     rules, entries = placement_entries(Graph(model), recipe, quantized)
     calibrator = found.calibrator.name if found.calibrator else "none"
     return Quantization(
-        graph=file,
-        recipe=recipe.name,
-        quantized_nodes=len(quantized.places),
-        weight_bits=recipe.weight_bits,
-        int8_share_of_multiply_adds=quantized.int8_share,
-        calibrator=calibrator,
+        graph=file, recipe=recipe.name, quantized_nodes=len(quantized.places), weight_bits=recipe.weight_bits,
+        int8_share_of_multiply_adds=quantized.int8_share, calibrator=calibrator,
         candidates={name: agreement.pixels for name, agreement in found.tried.items()},
-        float32_nodes=list(quantized.float32),
-        rules=rules,
-        placement=entries,
-        repairs=[_repair_entry(attempt) for attempt in found.repairs],
-        calibrators=_calibrators(found),
-    )
+        float32_nodes=list(quantized.float32), rules=rules, placement=entries,
+        repairs=[_repair_entry(attempt) for attempt in found.repairs], calibrators=_calibrators(found),
+    )  # fmt: skip
 
 
 def _calibrators(found: RecipeGraph) -> dict[str, str]:
@@ -71,16 +64,11 @@ def placement_entries(
         precision: Precision = "int8" if is_int8 else _float_type(placed.node, recipe, quantized.float32)
         entries.append(
             NodePlacement(
-                node=placed.node,
-                operator=placed.operator,
-                precision=precision,
-                rule=rule.name,
-                multiply_adds=placed.multiply_adds,
-                int8=int8.get(placed.node),
-                divided_by=divided.get(placed.node, []),
-                operands=operands.get(placed.node, []),
+                node=placed.node, operator=placed.operator, precision=precision, rule=rule.name,
+                multiply_adds=placed.multiply_adds, int8=int8.get(placed.node),
+                divided_by=divided.get(placed.node, []), operands=operands.get(placed.node, []),
             )
-        )
+        )  # fmt: skip
     return list(rules.values()), entries
 
 
@@ -122,13 +110,10 @@ def _numbers(graph: Graph, place: Place, recipe: Recipe) -> Int8Numbers:
     written = graph.consumers[place.output] if place.output else []
     output = next((_steps(graph, node) for node in written if node.op_type == "QuantizeLinear"), None)
     return Int8Numbers(
-        activation=_steps(graph, activation),
-        weight_bits=recipe.weight_bits,
-        weight_axis=attribute(weight, "axis", 1),
-        output=output,
-        quantized_bias=bias is not None and bias.op_type == "DequantizeLinear",
-        float16_scales=recipe.float16,
-    )
+        activation=_steps(graph, activation), weight_bits=recipe.weight_bits,
+        weight_axis=attribute(weight, "axis", 1), output=output,
+        quantized_bias=bias is not None and bias.op_type == "DequantizeLinear", float16_scales=recipe.float16,
+    )  # fmt: skip
 
 
 def _steps(graph: Graph, node: onnx.NodeProto) -> Steps:
@@ -152,12 +137,7 @@ def _float_type(node: str, recipe: Recipe, wide: Collection[str]) -> Literal["fl
 
 def _repair_entry(attempt: Attempt) -> RepairEntry:
     return RepairEntry(
-        name=attempt.name,
-        kept=attempt.kept,
-        finding=attempt.finding,
-        pixels_before=attempt.before.pixels,
-        pixels_after=attempt.after.pixels,
-        mean_before=attempt.before.mean,
-        mean_after=attempt.after.mean,
+        name=attempt.name, kept=attempt.kept, finding=attempt.finding, pixels_before=attempt.before.pixels,
+        pixels_after=attempt.after.pixels, mean_before=attempt.before.mean, mean_after=attempt.after.mean,
         seconds=round(attempt.seconds, 2),
-    )
+    )  # fmt: skip

@@ -60,14 +60,11 @@ def ship_evaluation(context: BuildContext, tiles: TileSet, predict: Predict) -> 
 def _with_masks(tiles: list[Tile], predict: Predict, threshold: float) -> EvaluationTiles:
     before, after = stack(tiles)
     return EvaluationTiles(
-        before=before,
-        after=after,
-        label=np.stack([tile.label for tile in tiles]),
-        reference=predict(before, after) > threshold,
-        owned=np.array([_owned(tile) for tile in tiles], np.int64),
+        before=before, after=after, label=np.stack([tile.label for tile in tiles]),
+        reference=predict(before, after) > threshold, owned=np.array([_owned(tile) for tile in tiles], np.int64),
         names=np.array([tile.ref.name for tile in tiles], np.str_),
         sources=np.array([tile.ref.source.name for tile in tiles], np.str_),
-    )
+    )  # fmt: skip
 
 
 def _owned(tile: Tile) -> tuple[int, int, int, int]:
