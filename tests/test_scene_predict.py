@@ -29,6 +29,7 @@ from commands import exit_code
 from ends import die_at, in_child
 from logs import Collected
 from misgnet_runtime.cli import main as cli
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import GateFailed, InputError, StorageError, UnavailableError, UsageError
 from misgnet_runtime.jobs.journal import progress_folder
 from misgnet_runtime.jobs.scene import predict as predict_module
@@ -368,7 +369,7 @@ OTHERS: dict[str, tuple[Callable[[Place], object], SceneOptions, str]] = {
     "after": (lambda p: write_raster(p.after, AFTER[::-1]), SceneOptions(), "the after raster"),
     "bundle": (lambda p: edit(p.bundle, lambda m: m.update(threshold=0.4)), SceneOptions(), "the bundle"),
     "overlap": (lambda p: None, SceneOptions(overlap=8), "--overlap 16, and now it is 8"),
-    "batch": (lambda p: None, SceneOptions(batch=1), "--batch 4, and now it is 1"),
+    "batch": (lambda p: None, SceneOptions(execution=ExecutionOptions(batch=1)), "--batch 4, and now it is 1"),
     "cog": (lambda p: None, SceneOptions(cog=True), "--cog False, and now it is True"),
 }
 

@@ -15,6 +15,7 @@ import msgspec
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.cli.app import run_app
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, UnavailableError, UsageError
 from misgnet_runtime.log import collector
 from misgnet_runtime.storage.schema import Count, Struct
@@ -82,9 +83,8 @@ def main() -> None:
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=SceneTask)
     use_key(None if task.key is None else Path(task.key))
     use_allow_older(task.allow_older)
-    options = SceneOptions(
-        engine=task.engine, batch=task.batch, streams=task.streams, threads=task.threads, tuned=False
-    )
+    execution = ExecutionOptions(batch=task.batch, streams=task.streams, threads=task.threads)
+    options = SceneOptions(engine=task.engine, execution=execution, tuned=False)
     bundle = read_bundle(Path(task.bundle))
     if task.bundle_sha256 not in (None, bundle.digest()):
         raise InputError(f"bundle {bundle.name} has changed since the bundle was checked; run the command again")
