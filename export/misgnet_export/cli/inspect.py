@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from misgnet_runtime.cli.app import out_console
+from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
 from misgnet_runtime.log import current
 from misgnet_runtime.storage.atomic import refuse_existing
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="a bundle made by build")],
+    bundle: BundlePath,
     *,
     picture: Annotated[
         Path | None, typer.Option("-o", "--output", help="draw the graphs' precision, .png or .svg")

@@ -9,6 +9,7 @@ import typer
 
 from misgnet_runtime.bundle.manifest import GateRule
 from misgnet_runtime.cli.app import err_console, out_console
+from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.storage.atomic import refuse_existing
 
@@ -16,7 +17,7 @@ _PROXY_HELP = "in the JUnit report an engine that passes only by proxy counts as
 
 
 def parity(
-    bundle: Annotated[Path, typer.Argument(help="a bundle made by build")],
+    bundle: BundlePath,
     *,
     evaluation: Annotated[Path, typer.Option("--eval", help="folder of A/ B/ label/ that judges")],
     json_file: Annotated[Path | None, typer.Option("--json", help="write the evidence as JSON")] = None,

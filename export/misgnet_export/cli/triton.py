@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.log import current
 
 
 def triton(
-    bundle: Annotated[Path, typer.Argument(help="a bundle made by build")],
+    bundle: BundlePath,
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="the model repository, a folder")],
     engine: Annotated[list[str] | None, typer.Option(help="may be repeated; without it all that fit")] = None,
