@@ -62,7 +62,7 @@ class Place:
         said = Collected()
         asked = options or SceneOptions()
         paths = self.bundle, self.before, self.after, change or self.change
-        report = predict_scene_files(*paths, replace(asked, batch=asked.batch or 4), log=said.log)
+        report = predict_scene_files(*paths, replace(asked, execution=asked.execution.over(ExecutionOptions(batch=4))), log=said.log)
         assert said.messages[0].startswith("before: ") and said.messages[1].startswith("after: ")
         return report
 
@@ -118,7 +118,7 @@ def test_streams_share_the_work_and_give_the_same_bytes(place: Place, monkeypatc
     alone = [(place.out / name).read_bytes() for name in names]
     engine = FakeEngine(INTERFACE, streams=3)
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: engine))
-    report = place.run(replace(place.all, streams=3, force=True))
+    report = place.run(replace(place.all, execution=ExecutionOptions(streams=3), force=True))
     assert report.tiles == sum(engine.batches) == 30 and report.seconds > 0
     assert "30 tiles in " in report.lines(place.change)[1]
     assert alone == [(place.out / name).read_bytes() for name in names]

@@ -18,9 +18,8 @@ from misgnet_runtime.errors import ScenesFailed, UsageError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.selection import ranked_here
 from misgnet_runtime.jobs.batch.driver import Driver, Listener
-from misgnet_runtime.jobs.batch.local import ProcessPool
 from misgnet_runtime.jobs.batch.options import BatchOptions
-from misgnet_runtime.jobs.batch.pool import Pool
+from misgnet_runtime.jobs.batch.pool import Pool, ProcessPool
 from misgnet_runtime.jobs.batch.record import FORMAT, Done, Failed, Record, Started, open_record
 from misgnet_runtime.jobs.batch.results import write_results
 from misgnet_runtime.jobs.batch.row import Scene
@@ -74,7 +73,7 @@ def run_batch(bundle_path: Path, table: Path, output: Path, options: BatchOption
         tasks, earlier = _due(scenes, bundle, record, output, options)
         try:
             if tasks:
-                _work(tasks, bundle, output, record, options, listener)
+                _work(tasks, bundle, output, record, options=options, listener=listener)
         finally:
             tables = write_results(output, options.shard, scenes, record)
         ends = {scene.id: record.ended[scene.id] for scene in scenes}
@@ -118,11 +117,11 @@ def _is_allowed(scene: Scene, end: Done) -> bool:
 
 
 def _work(
-    tasks: Sequence[Task], bundle: Bundle, output: Path, record: Record, options: BatchOptions, listener: Listener
+    tasks: Sequence[Task], bundle: Bundle, output: Path, record: Record, *, options: BatchOptions, listener: Listener
 ) -> None:
     # Ray takes SIGTERM for itself when it is connected to, so that comes first.
     with _pool(bundle, output, options, listener) as pool, _interruptible():
-        Driver(tasks, output, pool, record, options.retries, listener).run()
+        Driver(tasks, output, pool, record, retries=options.retries, listener=listener).run()
 
 
 @contextmanager
