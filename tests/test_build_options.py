@@ -88,6 +88,7 @@ def test_every_field_has_its_option(requests: list[BuildRequest]) -> None:
         (["--control-minutes", "-1"], "--control-minutes is -1.0; it is 0 or more"),
         (["--control-minutes", "nan"], "--control-minutes is nan"),
         (["--ship-eval", "-1"], "--ship-eval is -1; it is 0 or more"),
+        (["--bundle-version", "-1"], "--bundle-version is -1; it is 0 or more"),
         (["--tile", "100"], "--tile is 100; the network takes multiples of 32"),
         (["--max-batch", "1"], "--max-batch is 1"),
         (["--threshold", "1"], "--threshold is 1.0; it must lie between 0 and 1"),

@@ -116,9 +116,7 @@ def _quantize(context: BuildContext, start: Calibrated, recipe: Recipe) -> tuple
         chosen, tried = quantized_as(context.request.observer, start, recipe, stage.progress)
         stage.finding = f"{_described(chosen.quantized)}, {chosen.calibrator}"
     agreeing = {name: candidate.loss.agreement for name, candidate in tried.items() if candidate.loss}
-    found = RecipeGraph(
-        quantized=chosen.quantized, inputs=chosen.inputs, calibrator=chosen.calibrator, tried=agreeing
-    )  # fmt: skip
+    found = RecipeGraph(quantized=chosen.quantized, inputs=chosen.inputs, calibrator=chosen.calibrator, tried=agreeing)
     return found, chosen.loss
 
 

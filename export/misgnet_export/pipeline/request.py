@@ -89,7 +89,7 @@ class BuildRequest:
     )
     input_form: InputForm = option("uint8", help="uint8 (raw NHWC images) or float32 (normalised NCHW)", name="input")
     output_form: OutputForm = option("probability", help="probability, logits or mask")
-    bundle_version: int = option(1, help="a number that only grows")
+    bundle_version: int = option(1, help="a number that only grows", minimum=0)
     licence: str = option("not stated", help="licence of the weights, for the manifest")
     on_device: bool = option(
         False, help="plans of tensorrt and rtx are left to misgnet-run compile where they run; Jetson's always"
