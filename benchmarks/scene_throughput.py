@@ -22,6 +22,7 @@ from typing import Any
 
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.engines import batch_for_scenes, streams_for_scenes
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.throughput import measure
 from misgnet_runtime.machine import describe_machine, machine_line, usable_cores
@@ -35,7 +36,7 @@ BLOCK = 512
 Pair = tuple[Path, Path]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One run of predict on a square of ``side`` px, and the engine's speed around it in pairs/s."""
 
@@ -113,13 +114,23 @@ class Bench:
                 found = run_scene(self._task(pair, folder / f"change_{side}_{number}.tif"))
                 after = self.engine_speed()
                 speed, alone = found.tiles / found.seconds, (before + after) / 2
-                yield Trial(side, found.tiles, found.seconds, speed, alone, speed / alone, found.peak_bytes / 2**20)
+                yield Trial(
+                    side=side,
+                    tiles=found.tiles,
+                    seconds=found.seconds,
+                    tiles_per_second=speed,
+                    engine_pairs_per_second=alone,
+                    share=speed / alone,
+                    peak_mib=found.peak_bytes / 2**20,
+                )
                 before = after
 
     def _task(self, pair: Pair, output: Path) -> SceneTask:
         ((batch, streams),) = self.plan.settings()
-        paths = (str(path) for path in (self.bundle.path, *pair, output))
-        return SceneTask(*paths, self.plan.runs[0].engine, batch, streams, self.options.threads)
+        return SceneTask(
+            bundle=self.bundle.path, before=pair[0], after=pair[1], output=output, engine=self.plan.runs[0].engine,
+            execution=ExecutionOptions(threads=self.options.threads, streams=streams, batch=batch),
+        )  # fmt: skip
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

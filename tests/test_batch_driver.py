@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from batches import FIGURES, KEY, FakePool, Told, drive, opened, tasks
-from misgnet_runtime.clock import now
 from misgnet_runtime.errors import UnavailableError, UsageError
+from misgnet_runtime.formatting import now
 from misgnet_runtime.jobs.batch import driver as batch_driver
 from misgnet_runtime.jobs.batch.pool import Died, Ended, Event, Unusable
 from misgnet_runtime.jobs.batch.record import Begun, Failed
@@ -177,21 +177,6 @@ def test_scenes_that_need_no_worker_are_not_looked_for_among_all_others(
         drive(tasks(*names), tmp_path, pool, record, told)
     assert list(told.failed) == names[10:] and pool.given == names[:10]
     assert not compared
-
-
-def test_a_line_without_its_end_does_not_count_and_a_damaged_one_is_told(tmp_path: Path) -> None:
-    with opened(tmp_path) as record:
-        record.add(Begun(now(), "a", KEY, ("a.tif",)))
-    path = tmp_path / "batch.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole + whole[:30])
-    with opened(tmp_path) as record:
-        assert record.begun["a"] == 1
-        record.add(Failed(now(), "a", 1, "no"))
-    assert path.read_bytes().startswith(whole) and path.read_bytes().count(b"\n") == 2
-    path.write_bytes(whole + b'{"type":"done"}\n')
-    with pytest.raises(UsageError, match=r"line 2 is damaged"), opened(tmp_path):
-        pass
 
 
 def test_runs_of_the_same_scenes_exclude_each_other(tmp_path: Path) -> None:

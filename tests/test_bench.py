@@ -15,11 +15,13 @@ import pytest
 from bundles import FLOAT, INT8, INTERFACE, RTX, make_bundle
 from commands import exit_code
 from misgnet_runtime import log
-from misgnet_runtime.bundle.layout import MANIFEST
+from misgnet_runtime.bundle import MANIFEST
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
+from misgnet_runtime.bundle.signing.policy import Trust
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.cli.app import out_console
 from misgnet_runtime.cli.bench import lines, tables
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
 from misgnet_runtime.inference.throughput import RailEnergy, Timing, WarmUp
 from misgnet_runtime.measure.bench import matrix as plan_module
@@ -137,7 +139,8 @@ def test_a_bundle_without_any_engine_for_here(tmp_path: Path) -> None:
 def timing(engine: str, precision: str, speed: float, batch: int = 1, streams: int = 1, **more: Any) -> Timing:
     rounds, warm = [speed * 0.9, speed * 1.1], WarmUp(6, 0.4, True, 0.01)
     return Timing(
-        engine, precision, batch, 10, 5.0, 66.6, 123.4, speed, 2345.6, streams, rounds, warm, **more
+        engine=engine, precision=precision, batch=batch, calls=10, p50_ms=5.0, p90_ms=66.6, p99_ms=123.4,
+        pairs_per_second=speed, max_ms=2345.6, streams=streams, rounds=rounds, warm_up=warm, **more,
     )  # fmt: skip
 
 
@@ -154,15 +157,18 @@ SILENT = DeviceState([], None, {}, {})
 
 def conditions(state: DeviceState = SILENT, modes: tuple[str | None, str | None] = (None, None)) -> Conditions:
     machine = {"processor": "a processor", "cores": 2, "memory_gib": 8.0, "features": ["avx2"]}
-    return Conditions(machine, {"numpy": "2"}, modes, state, state, state)
+    return Conditions(
+        machine=machine, versions={"numpy": "2"}, power_modes=modes, before=state, during=state, after=state
+    )
 
 
 def report(timings: list[Timing] = TIMINGS, **changes: Any) -> BenchReport:
     name = choose_reference(timings)
     found = BenchReport(
-        "2026-01-01T00:00:00+00:00", "bundle", 1, "0" * 64, Settings(5.0, 2, 10.0, 2),
-        [RunsHere("cpu", "int8", "CPU")], [NotRun("rtx-sm86", "no driver")], timings, name, ratios_to(name, timings),
-        Power([], ["no RAPL counters"]), conditions(), None, [],
+        created="2026-01-01T00:00:00+00:00", bundle="bundle", bundle_version=1, bundle_sha256="0" * 64,
+        settings=Settings(5.0, 2, 10.0, 2), engines=[RunsHere("cpu", "int8", "CPU")],
+        not_run=[NotRun("rtx-sm86", "no driver")], timings=timings, reference=name, ratios=ratios_to(name, timings),
+        power=Power([], ["no RAPL counters"]), conditions=conditions(), scene=None, warnings=[],
     )  # fmt: skip
     return msgspec.structs.replace(found, **changes)
 
@@ -238,6 +244,24 @@ def test_the_state_of_a_jetson_is_said() -> None:
     assert f"while engines ran (median clocks, highest temperatures): {words}" in found
     assert any(line.startswith("power by INA3221: ") for line in found)
     assert not any("not measured" in line for line in found)
+
+
+def test_energy_is_power_over_the_time_of_a_pair(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Meter:
+        source, total = "a fake", "VDD_IN"
+
+        def read(self) -> dict[str, float]:
+            return {"VDD_IN": 12.0, "VDD_SOC": 3.0}
+
+    monkeypatch.setattr(run_module, "find_meters", lambda: ([Meter()], []))
+    options = BenchOptions(engines=("cpu",), batches=(1, 2), streams=(1,), threads=1, seconds=0.02, rounds=2, warm_up=0)
+    found = run_bench(root, options)
+    assert found.matrix_product is not None and [t.batch for t in found.timings] == [1, 2]
+    for timing in (*found.timings, found.matrix_product):
+        whole, part = timing.energy
+        assert (whole.rail, whole.total, part.rail, part.total) == ("VDD_IN", True, "VDD_SOC", False)
+        assert whole.watts == pytest.approx(12) and part.watts == pytest.approx(3)
+        assert whole.joules_per_pair == pytest.approx(12 / timing.pairs_per_second)
 
 
 # The command
@@ -317,13 +341,25 @@ def test_a_scene_is_a_share_of_what_its_engine_can(root: Path, pair: tuple[Path,
 
 def test_a_scene_is_run_in_a_process_that_tells_its_memory(root: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "change.tif"
-    found = run_scene(SceneTask(str(root), *map(str, pair), str(out), "cpu", 1, 1, None))
-    assert out.is_file()
+    found = run_scene(SceneTask(bundle=root, before=pair[0], after=pair[1], output=out, engine="cpu"))
+    assert out.is_file() and found.tiles >= 6 * 4
     assert 20 << 20 < found.peak_bytes < 2 << 30
 
 
+def test_the_scenes_command_has_the_measured_setting_and_what_signatures_are_required(tmp_path: Path) -> None:
+    paths = {name: tmp_path / name for name in ("bundle", "before", "after", "output")}
+    execution = ExecutionOptions(threads=3, streams=2, batch=4)
+    trust = Trust(tmp_path / "key", allow_older=True)
+    plain, asked = SceneTask(**paths, engine="cpu"), SceneTask(**paths, engine="cpu", execution=execution, trust=trust)
+    predict = ["predict", "--engine", "cpu", "-o", str(paths["output"]), "--no-tuned"]
+    end = ["--", *(str(paths[name]) for name in ("bundle", "before", "after"))]
+    assert plain.command()[-12:] == ["--log", "json", *predict, *end]
+    words = ["--log", "json", "--require-signature", str(tmp_path / "key"), "--allow-older", *predict]
+    assert asked.command()[-21:] == [*words, "--threads", "3", "--streams", "2", "--batch", "4", *end]
+
+
 def test_a_scene_that_fails_is_told_in_its_own_words(root: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    task = SceneTask(str(root), *map(str, pair), str(tmp_path / "change.tif"), "tpu", 1, 1, None)
+    task = SceneTask(bundle=root, before=pair[0], after=pair[1], output=tmp_path / "change.tif", engine="tpu")
     with pytest.raises(UsageError, match=r"predict on .*0.tif and .*1.tif: bundle .* has no engine 'tpu'"):
         run_scene(task)
 
@@ -347,6 +383,15 @@ def test_a_scene_that_is_not_there_is_an_error(run: Run) -> None:
 
 
 def test_the_scene_is_said() -> None:
-    scene = SceneFigure("cpu", 4, 2, 900, 50.0, 18.0, 20.0, 0.9)
+    scene = SceneFigure(
+        engine="cpu",
+        batch=4,
+        streams=2,
+        tiles=900,
+        seconds=50.0,
+        tiles_per_second=18.0,
+        engine_pairs_per_second=20.0,
+        share=0.9,
+    )
     words = "scene with cpu, batch 4, streams 2: 900 tiles in 50.0 s, 18.0 tiles/s, 0.90 of the engine's 20.0 pairs/s"
     assert words in lines(report(scene=scene))

@@ -26,6 +26,7 @@ from misgnet_runtime import log
 from misgnet_runtime.accuracy.evaluation_tiles import read_evaluation, write_evaluation
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.cli import main as cli
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.engines.tensorrt import compatibility as facts
 from misgnet_runtime.engines.tensorrt import open as opening
 from misgnet_runtime.engines.tensorrt import plan_cache as store
@@ -78,7 +79,7 @@ def tensorrt(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> Any:
 def answers(bundle: Path, engine: str = DEVICE.name) -> None:
     """The engine runs here, and answers as the network does."""
     before, after = images(2, TILE, TILE, seed=9)
-    with open_detector(read_bundle(bundle), engine) as (detector, _, _):
+    with open_detector(read_bundle(bundle), engine, ExecutionOptions(streams=1)) as (detector, _, _):
         np.testing.assert_allclose(detector.probability(before, after), expected(before, after), atol=1e-6)
 
 

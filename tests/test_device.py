@@ -12,6 +12,7 @@ import pytest
 from fake_nvml import FakeNvml
 from misgnet_runtime import machine
 from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.machine import read_int, read_text
 from misgnet_runtime.measure.sensors import clocks as state_module
 from misgnet_runtime.measure.sensors import rapl
 from misgnet_runtime.measure.sensors.clocks import Clock, DeviceState, read_state, summary, throttling, watch_state
@@ -20,7 +21,6 @@ from misgnet_runtime.measure.sensors.nvidia import find_nvml
 from misgnet_runtime.measure.sensors.nvpmodel import power_mode
 from misgnet_runtime.measure.sensors.power import Energy, count_energy, find_meters
 from misgnet_runtime.measure.sensors.rapl import find_rapl
-from misgnet_runtime.sysfs import read_int, read_text
 
 Program = Callable[[str, str], None]
 CPU = "sys/devices/system/cpu"
@@ -46,7 +46,9 @@ def hwmon(chip: str, *rails: tuple[str, int, int]) -> dict[str, object]:
     return found
 
 
-def policy(number: int, cores: str, current: int, lowest: int, highest: int, governor: str) -> dict[str, object]:
+def policy(number: int, cores: str, clocks: tuple[int, int, int], governor: str) -> dict[str, object]:
+    """``clocks``: current, lowest and highest, in kHz."""
+    current, lowest, highest = clocks
     folder = f"{CPU}/cpufreq/policy{number}"
     return {
         f"{folder}/related_cpus": cores, f"{folder}/scaling_cur_freq": current, f"{folder}/scaling_min_freq": lowest,
@@ -65,8 +67,8 @@ def devfreq(name: str, current: int, lowest: int, highest: int) -> dict[str, obj
 # JetPack 6 on an Orin NX.
 ORIN = {
     **hwmon("1-0040", ("VDD_IN", 5000, 2000), ("VDD_CPU_GPU_CV", 5000, 600), ("VDD_SOC", 5000, 400)),
-    **policy(0, "0 1 2 3", 1_190_400, 115_200, 1_984_000, "schedutil"),
-    **policy(4, "4 5 6 7", 1_190_400, 115_200, 1_984_000, "schedutil"),
+    **policy(0, "0 1 2 3", (1_190_400, 115_200, 1_984_000), "schedutil"),
+    **policy(4, "4 5 6 7", (1_190_400, 115_200, 1_984_000), "schedutil"),
     **devfreq("17000000.gpu", 306_000_000, 306_000_000, 918_000_000),
     **devfreq("15340000.vic", 1, 1, 2),
     "sys/kernel/debug/bpmp/debug/clk/emc/rate": 3_199_000_000,
@@ -291,7 +293,7 @@ def test_a_watch_reads_until_its_block_ends(tmp_path: Path, monkeypatch: pytest.
 def test_states_are_summed_up_as_median_clocks_and_highest_temperatures(tmp_path: Path) -> None:
     states = []
     for current, heat in ((500_000, 40_000), (1_500_000, 90_000), (1_600_000, 70_000)):
-        tree(tmp_path, policy(0, "0 1", current, 500_000, 2_000_000, "schedutil"))
+        tree(tmp_path, policy(0, "0 1", (current, 500_000, 2_000_000), "schedutil"))
         heats = {"sys/class/thermal/thermal_zone0/type": "cpu", "sys/class/thermal/thermal_zone0/temp": heat}
         states.append(read_state(tree(tmp_path, dict(heats))))
     found = summary(states)
@@ -304,22 +306,24 @@ def test_states_are_summed_up_as_median_clocks_and_highest_temperatures(tmp_path
     ("clock", "told"),
     [
         (
-            (0, "0", 1_000_000, 500_000, 2_000_000, "performance"),
+            (0, "0", (1_000_000, 500_000, 2_000_000), "performance"),
             "though it is governed for performance",
         ),
-        ((0, "0", 1_000_000, 2_000_000, 2_000_000, "userspace"), "though it is pinned"),
-        ((0, "0", 1_000_000, 500_000, 2_000_000, "schedutil"), None),
-        ((0, "0", 1_950_000, 500_000, 2_000_000, "performance"), None),
+        ((0, "0", (1_000_000, 2_000_000, 2_000_000), "userspace"), "though it is pinned"),
+        ((0, "0", (1_000_000, 500_000, 2_000_000), "schedutil"), None),
+        ((0, "0", (1_950_000, 500_000, 2_000_000), "performance"), None),
     ],
 )
-def test_a_clock_that_is_held_back_is_told_once(tmp_path: Path, clock: tuple[object, ...], told: str | None) -> None:
-    state = read_state(tree(tmp_path, policy(*clock)))  # type: ignore[arg-type]
+def test_a_clock_that_is_held_back_is_told_once(
+    tmp_path: Path, clock: tuple[int, str, tuple[int, int, int], str], told: str | None
+) -> None:
+    state = read_state(tree(tmp_path, policy(*clock)))
     assert throttling([state, state]) == ([f"the clock of CPU 0 was at 1000 of 2000 MHz, {told}"] if told else [])
 
 
 def test_a_turbo_is_no_promise(tmp_path: Path) -> None:
     files = {
-        **policy(0, "0", 2_900_000, 800_000, 3_800_000, "performance"),
+        **policy(0, "0", (2_900_000, 800_000, 3_800_000), "performance"),
         f"{CPU}/cpufreq/policy0/base_frequency": 2_800_000,
     }
     state = read_state(tree(tmp_path, files))

@@ -190,7 +190,7 @@ def test_another_input_bundle_or_option_is_refused(place: Place, case: str) -> N
     change(place)
     with pytest.raises(UsageError) as caught:
         place.run(options)
-    assert words in str(caught.value) and "start anew with --restart" in str(caught.value)
+    assert words in str(caught.value) and "start over with --restart" in str(caught.value)
     assert place.run(replace(options, restart=True)).resumed == 0
 
 

@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
@@ -23,8 +22,8 @@ from misgnet_runtime.bundle.golden import read_golden
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.bundle.signing.release import moment
 from misgnet_runtime.cli import main as cli
-from misgnet_runtime.clock import now
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.formatting import now
 from misgnet_runtime.jobs.batch import record as batch_record
 from misgnet_runtime.jobs.batch.table import Shard, read_table
 from misgnet_runtime.jobs.folder_record import Header, open_record
@@ -34,10 +33,8 @@ from misgnet_runtime.jobs.watch import journal as watch_journal
 from misgnet_runtime.jobs.watch.journal import FileState
 from misgnet_runtime.log import current, use
 from misgnet_runtime.raster.images import image_size, read_image
-from misgnet_runtime.storage import jsonl as lines
 from misgnet_runtime.storage import npz
-from misgnet_runtime.storage.jsonl import decode_lines, encode_line
-from misgnet_runtime.storage.schema import Struct
+from misgnet_runtime.storage.jsonl import encode_line
 
 ZEROS = "0" * 64
 
@@ -109,25 +106,6 @@ def test_names_are_told_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
 # Records
 
 
-class Number(Struct):
-    value: int
-
-
-def test_lines_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, text = tmp_path / "lines", b"".join(encode_line(Number(n)) for n in range(5))
-    path.write_bytes(text + b'{"value":')
-    decode: Callable[[bytes, int], tuple[Number, int]] = lambda line, number: (  # noqa: E731
-        msgspec.json.decode(line, type=Number), number,
-    )  # fmt: skip
-    with path.open("rb", buffering=0) as handle:
-        found, length = decode_lines(handle, decode)
-        assert [(number.value, index) for number, index in found] == [(n, n + 1) for n in range(5)]
-        assert length == len(text)
-        monkeypatch.setattr(lines, "MOST_LINE", 8)
-        with pytest.raises(msgspec.DecodeError):
-            decode_lines(handle, decode)
-
-
 RAW = Raw("probability.raw", 4, 64, "the scene")
 
 
@@ -192,21 +170,6 @@ def test_a_damaged_record_of_a_batch(tmp_path: Path, case: str) -> None:
         assert record.ended["a"].time == datetime.fromisoformat("2026-01-01T00:00:00+00:00")
 
 
-@pytest.mark.parametrize("opened", [
-    lambda root: batch_record.open_record(root, Shard()),
-    watch_journal.open_journal,
-])  # fmt: skip
-def test_records_nested_without_end(tmp_path: Path, opened: Callable[[Path], Any]) -> None:
-    deep = '{"a":' * 100_000 + "1" + "}" * 100_000
-    for name, entry in (
-        ("batch.jsonl", {**DONE, "figures": "DEEP"}),
-        ("watch.jsonl", {"type": "complete", "time": DONE["time"], "pair": "a", "outputs": ["a"], "figures": "DEEP"}),
-    ):
-        (tmp_path / name).write_text(json.dumps(entry).replace('"DEEP"', deep) + "\n")
-    with pytest.raises(UsageError, match="line 1 is damaged"), opened(tmp_path):
-        pass
-
-
 def test_a_table_with_zero_bytes(tmp_path: Path) -> None:
     table = tmp_path / "scenes.csv"
     table.write_bytes(b"id,before,after\na,b\0,c\n")
@@ -239,19 +202,6 @@ def test_a_pipe_is_no_file(tmp_path: Path, read: Callable[[Path], object]) -> No
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError):
         read(tmp_path / "pipe")
-
-
-@pytest.mark.parametrize(("name", "opened"), [
-    ("batch.jsonl", lambda root: batch_record.open_record(root, Shard())),
-    ("watch.jsonl", watch_journal.open_journal),
-    (".change.tif.progress/journal.jsonl", lambda root: open_journal(root / "change.tif", RAW, {}, restart=False)),
-    (".progress/journal.jsonl", lambda root: open_record(root, {}, [], False)),
-])  # fmt: skip
-def test_a_pipe_is_no_record(tmp_path: Path, name: str, opened: Callable[[Path], Any]) -> None:
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(UsageError, match="is no file"), opened(tmp_path):
-        pass
 
 
 def test_a_pipe_among_the_records_of_others(tmp_path: Path) -> None:

@@ -138,9 +138,9 @@ def test_edges_are_in_train_or_nowhere(source: Path, tmp_path: Path) -> None:
     edges = {name.split("/")[0] for name in kept.keys() - dropped.keys()}
     assert edges == {"train"}
     refused(UsageError, source, tmp_path / "keep2", "--seed is -1", seed=-1)
-    with pytest.raises(UsageError, match="edges keep, and drop"):
+    with pytest.raises(UsageError, match="edges keep, and now it is drop"):
         run(source, tmp_path / "keep", edges="drop")
-    with pytest.raises(UsageError, match="seed 0, and 5"):
+    with pytest.raises(UsageError, match="seed 0, and now it is 5"):
         run(source, tmp_path / "keep", seed=5)
 
 

@@ -62,7 +62,9 @@ class Place:
         said = Collected()
         asked = options or SceneOptions()
         paths = self.bundle, self.before, self.after, change or self.change
-        report = predict_scene_files(*paths, replace(asked, execution=asked.execution.over(ExecutionOptions(batch=4))), log=said.log)
+        report = predict_scene_files(
+            *paths, replace(asked, execution=asked.execution.over(ExecutionOptions(batch=4))), log=said.log
+        )
         assert said.messages[0].startswith("before: ") and said.messages[1].startswith("after: ")
         return report
 
@@ -381,7 +383,7 @@ def test_another_input_bundle_or_option_is_refused(place: Place, monkeypatch: py
     change(place)
     with pytest.raises(UsageError) as caught:
         place.run(options)
-    assert words in str(caught.value) and "start anew with --restart" in str(caught.value)
+    assert words in str(caught.value) and "start over with --restart" in str(caught.value)
     assert place.run(replace(options, restart=True)).resumed == 0
     assert place.names() == {"change.tif"}
 
@@ -395,26 +397,6 @@ def test_rows_whose_bytes_changed_are_computed_again(place: Place, monkeypatch: 
     raw.write_bytes(data)
     assert place.run().resumed == 0
     assert place.change.read_bytes() == (place.root / "whole.tif").read_bytes()
-
-
-@pytest.mark.parametrize("content", [b"\xff\n", b'{"type":"band"}\n', b"{}\nx\n"])
-def test_a_damaged_journal_is_told(place: Place, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    begin(place, monkeypatch)
-    (progress_folder(place.change) / "journal.jsonl").write_bytes(content)
-    with pytest.raises(UsageError, match=r"journal .* is damaged .*--restart"):
-        place.run()
-    place.run(SceneOptions(restart=True))
-
-
-def test_two_runs_at_once_are_refused(place: Place) -> None:
-    folder = progress_folder(place.change)
-    folder.mkdir(parents=True)
-    import fcntl
-
-    with (folder / "journal.jsonl").open("wb") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(UsageError, match="another run is writing"):
-            place.run()
 
 
 def test_an_input_that_changes_meanwhile_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,10 @@ class Place:
         self.said.records.clear()
         self.reports.clear()
         listener = Listener(self.said.log, lambda path, report: self.reports.update({path.name: report}))
-        run_series(self.bundle, self.reference, dates or self.dates, self.out, options or SeriesOptions(), listener)
+        run_series(
+            self.bundle, self.reference, dates or self.dates, self.out, options=options or SeriesOptions(),
+            listener=listener,
+        )  # fmt: skip
         return list(self.reports)
 
     def predict(self, before: Path, after: Path, options: SceneOptions | None = None) -> tuple[Any, Any, SceneReport]:
@@ -408,12 +411,14 @@ def test_what_was_tuned_since_is_named(place: Place, split: FakeSplit) -> None:
     """The map of another batch is another one; nothing tells a user where that came from but this message."""
     place.run()
     split.batch = 2
-    with pytest.raises(UsageError, match=r"of the same run but for that: misgnet-run tune .*: give --batch 1 to go on"):
+    with pytest.raises(
+        UsageError, match=r"of the same run but for that: misgnet-run tune .*: give --batch 1 to resume"
+    ):
         place.run()
     assert place.run(SeriesOptions(scene=SceneOptions(execution=ExecutionOptions(batch=1)))) == []
     assert place.run(SeriesOptions(scene=SceneOptions(force=True))) == ["d1.tif", "d2.tif", "d3.tif"]
     split.batch = None
-    with pytest.raises(UsageError, match="give --batch 2 to go on"):
+    with pytest.raises(UsageError, match="give --batch 2 to resume"):
         place.run()
     with pytest.raises(UsageError, match=r"exists; choose another -o"):
         place.run(SeriesOptions(scene=SceneOptions(overlap=8)))
@@ -509,7 +514,7 @@ from misgnet_runtime.jobs.series.series import Listener, run_series
 encoding.choose_split = FakeSplit().opener()
 bundle, before, after, out = map(Path, sys.argv[1:])
 options = SeriesOptions(scene=SceneOptions(overlap=0), consecutive=True)
-run_series(bundle, before, [after], out, options, Listener(current(), print))
+run_series(bundle, before, [after], out, options=options, listener=Listener(current(), print))
 print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 

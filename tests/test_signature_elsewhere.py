@@ -114,8 +114,9 @@ def test_an_actor_of_ray_refuses(
 
 def test_the_scene_of_bench_refuses(tmp_path: Path, place: Place, trust: Trust) -> None:
     """The bundle could be another one by now than what bench itself has checked."""
-    pair = [str(write_raster(tmp_path / f"{n}.tif", pixels)) for n, pixels in enumerate(scene(64, 64))]
-    task = SceneTask(str(place.bundle), *pair, str(tmp_path / "change.tif"), "cpu", 1, 1, None, str(trust.key))
+    before, after = (write_raster(tmp_path / f"{n}.tif", pixels) for n, pixels in enumerate(scene(64, 64)))
+    output = tmp_path / "change.tif"
+    task = SceneTask(bundle=place.bundle, before=before, after=after, output=output, engine="cpu", trust=trust)
     with pytest.raises(InputError, match=UNSIGNED):
         run_scene(task)
     sign_folder(place.bundle, KEY)

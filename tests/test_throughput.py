@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,8 @@ from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
 from misgnet_runtime.inference import throughput
 from misgnet_runtime.inference.throughput import ROUNDS, Round, Task, Timing, WarmUp, measure
 from misgnet_runtime.inference.throughput_worker import time_calls, warm_up
-from misgnet_runtime.measure import matrix_baseline as throughput_product
+from misgnet_runtime.measure import matrix_baseline
+from misgnet_runtime.measure.matrix_baseline import MatrixProduct
 
 
 @pytest.fixture
@@ -135,7 +137,7 @@ def test_throughput_counts_the_time_on_the_wall() -> None:
     with ThreadPoolExecutor(3) as pool:
         found = time_calls(lambda: time.sleep(0.03), 6, pool)
     measured = throughput._Measured(WarmUp(3, 0.1, True, 0.03), [found, found])
-    timing = throughput._timing(Task(FLOAT, "", INTERFACE, "", 4, streams=3), measured, set())
+    timing = throughput._timing(Task(FLOAT, "", INTERFACE, "", 4, streams=3), measured)
     assert timing.calls == 12 and timing.streams == 3
     assert timing.pairs_per_second == pytest.approx(4 * 6 / found.seconds)
     assert timing.pairs_per_second > 2 * 4 / (timing.p50_ms / 1000)
@@ -167,39 +169,42 @@ def test_warm_up_ends_unsteady_when_its_time_is_up() -> None:
 
 
 def test_a_matrix_product_takes_turns_with_the_engines(bundle: Path, workers: list[throughput._Worker]) -> None:
-    found = measure([task(bundle, FLOAT), task(bundle, INT8)], 0.02, rounds=2, product=True)
+    found = measure([task(bundle, FLOAT), task(bundle, INT8)], 0.02, rounds=2, beside=MatrixProduct)
     assert [timing.engine for timing in found] == ["cpu-float32", "cpu", "matrix product"]
     assert (found[2].batch, found[2].streams, len(found[2].rounds)) == (1, 1, 2) and found[2].p99_ms >= found[2].p50_ms
     for worker, timing in zip(workers, found, strict=True):  # each as long as asked, whatever the product takes
         assert timing.warm_up and timing.calls == 2 * throughput._calls(worker.task, timing.warm_up, 0.01)
     product = workers[2].task
-    assert isinstance(product, throughput.Product) and product.threads == 1
+    assert isinstance(product, MatrixProduct)
     assert product.seconds == min(t.warm_up.seconds_per_call for t in found[:2] if t.warm_up)
 
 
 def test_a_product_is_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine where one of 512 rows takes a second, and the first look is disturbed."""
     looks = itertools.count()
-    monkeypatch.setattr(
-        throughput_product, "seconds_of", lambda rows: (rows / 512) ** 3 * (1 if next(looks) % 2 else 4)
-    )
-    assert [throughput_product.rows_for(seconds) for seconds in (1.0, 8.0, 1e-9, 1e9)] == [512, 1024, 64, 4096]
+    monkeypatch.setattr(matrix_baseline, "seconds_of", lambda rows: (rows / 512) ** 3 * (1 if next(looks) % 2 else 4))
+    assert [matrix_baseline.rows_for(seconds) for seconds in (1.0, 8.0, 1e-9, 1e9)] == [512, 1024, 64, 4096]
     monkeypatch.undo()
-    assert throughput_product.seconds_of(64) > 0
+    assert matrix_baseline.seconds_of(64) > 0
 
 
-def test_energy_is_power_over_the_time_of_a_pair(bundle: Path) -> None:
-    class Meter:
-        source, total = "a fake", "VDD_IN"
+def test_each_round_runs_in_a_context_of_its_task(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[object] = []
+    run = throughput._Worker.run
 
-        def read(self) -> dict[str, float]:
-            return {"VDD_IN": 12.0, "VDD_SOC": 3.0}
+    def noted(self: throughput._Worker, calls: int) -> Round:
+        events.append(self.task.name)
+        return run(self, calls)
 
-    (timing,) = measure([task(bundle, FLOAT, 2)], 0.02, rounds=2, meters=[Meter()])
-    whole, part = timing.energy
-    assert (whole.rail, whole.total, part.rail, part.total) == ("VDD_IN", True, "VDD_SOC", False)
-    assert whole.watts == pytest.approx(12) and part.watts == pytest.approx(3)
-    assert whole.joules_per_pair == pytest.approx(12 / timing.pairs_per_second)
+    @contextmanager
+    def during(index: int) -> Iterator[None]:
+        events.append(index)
+        yield
+        events.append("end")
+
+    monkeypatch.setattr(throughput._Worker, "run", noted)
+    measure([task(bundle, FLOAT), task(bundle, INT8)], 0.02, rounds=2, during=during)
+    assert events == [0, "cpu-float32", "end", 1, "cpu", "end"] * 2
 
 
 def test_timings_of_earlier_versions_are_read() -> None:

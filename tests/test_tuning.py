@@ -377,9 +377,9 @@ def test_a_run_that_was_begun_before_a_tuning_says_how_to_go_on(tmp_path: Path) 
     with open_journal(output, raw, then, restart=False) as journal:
         journal.add([np.zeros((1, 4), np.uint8)], ())
     for now, advice in (
-        ({"--batch": "4"}, "tune chooses --batch where they are not given: give --batch 1 to go on, or start anew"),
-        ({"--batch": "4", "--streams": "1"}, "--batch and --streams where .* give --batch 1 --streams 2 to go on"),
-        ({"--batch": "4", "--overlap": "16"}, "begun with --batch 1, and now it is 4; give the same command again"),
+        ({"--batch": "4"}, "tune chooses --batch where they are not given: give --batch 1 to resume, or start over"),
+        ({"--batch": "4", "--streams": "1"}, "--batch and --streams where .* give --batch 1 --streams 2 to resume"),
+        ({"--batch": "4", "--overlap": "16"}, "started with --batch 1, and now it is 4; rerun the same command"),
     ):
         with pytest.raises(UsageError, match=advice), open_journal(output, raw, {**then, **now}, restart=False):
             pass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import random
@@ -417,33 +416,6 @@ def test_another_bundle_is_refused_but_with_force(place: Place) -> None:
         place.run()
     assert place.run(replace(NOW, force=True)).done == 1
     assert [e["type"] for e in place.journal()].count("started") == 2
-
-
-def test_two_watchers_of_one_output_are_refused(place: Place) -> None:
-    place.run()
-    with (place.out / "watch.jsonl").open("ab") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(UsageError, match="another watcher is at work"):
-            place.run()
-
-
-@pytest.mark.parametrize("line", [b"\xff", b"{}", b'{"type":"done"}', b'{"type":"started","format":9}'])
-def test_a_damaged_journal_is_told(place: Place, line: bytes) -> None:
-    place.run()
-    with (place.out / "watch.jsonl").open("ab") as handle:
-        handle.write(line + b"\n")
-    with pytest.raises(UsageError, match=r"watch\.jsonl, line 2 is damaged"):
-        place.run()
-
-
-def test_a_line_without_its_end_does_not_count(place: Place) -> None:
-    place.add("a")
-    place.run()
-    content = (place.out / "watch.jsonl").read_bytes()
-    (place.out / "watch.jsonl").write_bytes(content + b'{"type":"beg')
-    place.add("b")
-    assert place.run().done == 1
-    assert (place.out / "watch.jsonl").read_bytes().startswith(content + b'{"type":"begun"')
 
 
 def test_the_folder_must_be_there_and_not_the_output(place: Place) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from misgnet.datasets.record import FORMAT, Dataset, Header
+from misgnet.datasets.record import SCHEMA, Dataset, Header
 from misgnet.datasets.split import SPLITS
 from misgnet.datasets.units import Plan, Skipped, TilePixels
 from misgnet_runtime.errors import InputError
@@ -96,7 +96,7 @@ def plan_pairs(dataset: Dataset, source: Path, tile: int) -> Plan:
         units += pairs
     found = {split: sum(unit.split == split for unit in units) for split in SPLITS}
     return Plan(
-        header=Header(FORMAT, dataset, tile, found),
+        header=Header(format=SCHEMA.format, dataset=dataset, tile=tile, splits=found),
         units=tuple(units),
         found=found,
         official=layout.official,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from misgnet.datasets.layouts import plan_pairs
 from misgnet.datasets.rasters import Role, find_rasters
-from misgnet.datasets.record import ANEW, FORMAT, RECORD, Dataset, Done, Header, Record, open_record
+from misgnet.datasets.record import ANEW, RECORD, SCHEMA, Dataset, Done, Header, Record, open_record
 from misgnet.datasets.scene import check_label, open_scene, strips
 from misgnet.datasets.split import SPLITS, Edges, grid, place
 from misgnet.datasets.units import Plan, Skipped, Unit
@@ -139,9 +139,15 @@ def _open_plan(dataset: Dataset, source: Path, options: PrepareOptions) -> Itera
         check_label(scene, options.tile)
         rasters = {role: scene.snapshot.sha256(path) for role, path in found.rasters.items()}
         header = Header(
-            FORMAT, dataset, options.tile, {split: sum(p.split == split for p in placed) for split in SPLITS},
-            options.seed, options.edges, size, rasters,
-        )  # fmt: skip
+            format=SCHEMA.format,
+            dataset=dataset,
+            tile=options.tile,
+            splits={split: sum(p.split == split for p in placed) for split in SPLITS},
+            seed=options.seed,
+            edges=options.edges,
+            size=size,
+            rasters=rasters,
+        )
         drawn = {split: sum(p.split == split and not p.is_edge for p in placed) for split in SPLITS}
         official = _WHU_COUNTS if (size, options.tile) == (_WHU_SIZE, _WHU_TILE) else None
         units, edge_tiles = strips(scene, placed, options.tile), len(placed) - sum(drawn.values())

@@ -15,10 +15,15 @@ from typing import TYPE_CHECKING, Any
 from misgnet_export.graph.quiet import quiet
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.engines.cuda import open_driver
-from misgnet_runtime.engines.tensorrt import PlanOptions, check_options, load_vendor
-from misgnet_runtime.engines.tensorrt.bindings import parse_version, vendor_version
-from misgnet_runtime.engines.tensorrt.compatibility import this_platform
-from misgnet_runtime.engines.tensorrt.logger import one_line
+from misgnet_runtime.engines.tensorrt import (
+    PlanOptions,
+    check_options,
+    load_vendor,
+    one_line,
+    parse_version,
+    this_platform,
+    vendor_version,
+)
 from misgnet_runtime.errors import UnavailableError
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from pathlib import Path
 import onnx
 
 from misgnet_calibration.onnx_graph.graph import Graph
-from misgnet_calibration.quantizer.placement import activations, place
+from misgnet_calibration.quantizer.placement import activations, quantizer_sites
 from misgnet_calibration.quantizer.recipes import Recipe
-from misgnet_calibration.statistics.cache import ObservationKey, Observed, load_observations, save_observations
-from misgnet_calibration.statistics.collect import collect, magnitudes
+from misgnet_calibration.statistics.cache import ActivationStatistics, StatisticsKey, load_statistics, save_statistics
+from misgnet_calibration.statistics.collect import absolute_maxima, collect
 from misgnet_calibration.statistics.observers import Histogram
 from misgnet_export.pipeline.agreement import Answers
 from misgnet_export.pipeline.context import BuildContext
@@ -34,7 +34,7 @@ class Calibrated:
     model: onnx.ModelProto
     answers: Answers  # of the float graph on the tiles that every stage is checked on
     interface: Interface
-    observed: Observed
+    observed: ActivationStatistics
     calib: TileSet
     decision: Decision | None  # the tiles that decide; None without a validation set
 
@@ -47,7 +47,7 @@ def calibrate(context: BuildContext, graph: FloatGraph, sets: Sets, recipes: lis
         if file is None:
             observed, reused = observe_now(), ""
         else:
-            key = ObservationKey(sets.calib.digest(), sets.weights_sha256, _digest(model))
+            key = StatisticsKey(sets.calib.digest(), sets.weights_sha256, _digest(model))
             observed, word = observe_or_reuse(file, key, model, recipes, observe_now)
             reused = f"; {file}: {word}"
         decision = None
@@ -66,7 +66,7 @@ def observe(
     tiles: TileSet,
     recipes: list[Recipe],
     progress: Progress | None = None,
-) -> Observed:
+) -> ActivationStatistics:
     """One pass over the calibration tiles for all recipes together; a second over a few for the peaks.
 
     Recipes without INT8 need no ranges, and no pass over all tiles.
@@ -75,24 +75,25 @@ def observe(
     if histograms:
         collect(model, interface, tiles, histograms, progress)
     few = tiles.subset(range(0, len(tiles), max(1, len(tiles) // _PEAK_TILES)))
-    peaks = magnitudes(model, interface, few) if any(r.float16 for r in recipes) else {}
-    return Observed(histograms, peaks)
+    peaks = absolute_maxima(model, interface, few) if any(r.float16 for r in recipes) else {}
+    return ActivationStatistics(histograms, peaks)
 
 
 def observe_or_reuse(
-    path: Path, key: ObservationKey, model: onnx.ModelProto, recipes: list[Recipe], observe_now: Callable[[], Observed]
-) -> tuple[Observed, str]:
+    path: Path, key: StatisticsKey, model: onnx.ModelProto, recipes: list[Recipe],
+    observe_now: Callable[[], ActivationStatistics],
+) -> tuple[ActivationStatistics, str]:  # fmt: skip
     """What ``path`` holds of the same tiles, weights and graph, else observed now and saved there; and which it was.
 
     Raises InputError where the file cannot be read.
     """
-    saved, word = load_observations(path, key)
+    saved, word = load_statistics(path, key)
     if saved is not None:
         if _enough(saved, model, recipes):
             return saved, word
         word = "saved for other targets"
     found = observe_now()
-    save_observations(path, found, key)
+    save_statistics(path, found, key)
     return found, word
 
 
@@ -100,12 +101,12 @@ def _digest(model: onnx.ModelProto) -> str:
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _enough(saved: Observed, model: onnx.ModelProto, recipes: list[Recipe]) -> bool:
-    peaks = bool(saved.peaks) or not any(recipe.float16 for recipe in recipes)
+def _enough(saved: ActivationStatistics, model: onnx.ModelProto, recipes: list[Recipe]) -> bool:
+    peaks = bool(saved.absolute_maxima) or not any(recipe.float16 for recipe in recipes)
     return peaks and needed(model, recipes) <= saved.histograms.keys()
 
 
 def needed(model: onnx.ModelProto, recipes: list[Recipe]) -> set[str]:
     """The activations whose ranges the recipes' places need."""
     graph = Graph(model)
-    return {name for recipe in recipes for name in activations(place(graph, recipe))}
+    return {name for recipe in recipes for name in activations(quantizer_sites(graph, recipe))}

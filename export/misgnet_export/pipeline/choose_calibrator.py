@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.per_tensor_range import PerTensor, choose_per_tensor
-from misgnet_calibration.quantizer.placement import place
-from misgnet_calibration.quantizer.quantize import Inputs, QuantizedGraph
+from misgnet_calibration.quantizer.placement import quantizer_sites
+from misgnet_calibration.quantizer.quantize import QuantizationInputs, QuantizedGraph
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.calibrators import (
     AUTO,
@@ -31,7 +31,7 @@ class Candidate:
     """An INT8 graph with the ranges of one calibrator, and what it loses; None where no tiles decide."""
 
     calibrator: Calibrating
-    inputs: Inputs
+    inputs: QuantizationInputs
     quantized: QuantizedGraph
     loss: Loss | None
 
@@ -66,7 +66,9 @@ def try_calibrators(start: Calibrated, recipe: Recipe, progress: Progress) -> di
 
 def quantized_with(calibrator: Calibrating, start: Calibrated, recipe: Recipe) -> Candidate:
     """The INT8 graph for ``recipe`` with the ranges of ``calibrator``."""
-    inputs = Inputs(start.model, _ranges(calibrator, start, recipe), start.observed.peaks)
+    inputs = QuantizationInputs(
+        model=start.model, ranges=_ranges(calibrator, start, recipe), absolute_maxima=start.observed.absolute_maxima
+    )
     quantized = inputs.quantize(recipe)
     return Candidate(calibrator, inputs, quantized, start.decision.loss(quantized.model) if start.decision else None)
 
@@ -76,8 +78,10 @@ def per_tensor(
     progress: Progress | None = None,
 ) -> PerTensor:  # fmt: skip
     """For each tensor the calibrator, of those with ``ranges``, that errs least in what is computed from it."""
-    places = place(Graph(start.model), recipe)
-    return choose_per_tensor(start.model, start.interface, start.calib, places, recipe, ranges, progress)
+    sites = quantizer_sites(Graph(start.model), recipe)
+    return choose_per_tensor(
+        start.model, start.interface, start.calib, sites, recipe, candidates=ranges, progress=progress
+    )
 
 
 def _candidate_ranges(start: Calibrated, recipe: Recipe) -> dict[Calibrator, Mapping[str, Range]]:

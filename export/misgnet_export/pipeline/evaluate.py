@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -59,13 +59,14 @@ def judge_engines(
                 with _runnable(entry, files, interface) as running:
                     result, found = _judged(running, tiles, expected, policy, stage)
             except UnavailableError as error:
-                result, found = EngineParity(entry.name, entry.precision, "not run", str(error)), None
+                why, found = str(error), None
+                result = EngineParity(engine=entry.name, precision=entry.precision, status="not run", reason=why)
             if found is not None:
                 pictures[entry.name] = _pictures(tiles, expected, found, result)
             results.append(result)
             said = result.verdict.reason if result.verdict else result.reason
             stage.finding = said if result.status == "run" else f"{result.status}: {said}"
-    return report(name, expected, tiles, policy.threshold, policy.max_f1_drop, results, policy.gate), pictures
+    return report(name, expected, tiles, results, **asdict(policy)), pictures
 
 
 def _judged(
@@ -78,9 +79,11 @@ def _judged(
             found = judge(entry.name, predict, tiles, policy.threshold, progress=stage.progress)
     except GateFailed as error:
         verdict = Verdict(False, "finite answers", 0.0, 0.0, str(error))
-        return EngineParity(
-            entry.name, entry.precision, running.status, running.reason, device, verdict=verdict
-        ), None  # fmt: skip
+        failed = EngineParity(
+            engine=entry.name, precision=entry.precision, status=running.status, reason=running.reason,
+            device=device, verdict=verdict,
+        )  # fmt: skip
+        return failed, None
     result = compare(
         entry.name, entry.precision, expected, found, policy.max_f1_drop,
         device=device, status=running.status, reason=running.reason, gate=policy.gate,

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @takes_options
 def batch(
     bundle: BundlePath,
-    scenes: Annotated[Path, typer.Argument(help="CSV: id, before, after, and any option of predict as a column")],
+    scenes: Annotated[Path, typer.Argument(help="CSV: id, before, after, and any option of predict as a column.")],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="folder that gets ID.tif of each, and results.csv")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder that gets ID.tif of each, and results.csv.")],
     options: BatchOptions,
 ) -> None:
     """The change of many pairs of GeoTIFFs: on this machine, on a Ray cluster, or in shares by any scheduler.

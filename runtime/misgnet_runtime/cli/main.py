@@ -53,7 +53,7 @@ def info(bundle: BundlePath) -> None:
 @app.command()
 def verify(
     bundle: BundlePath,
-    engine: Annotated[Optional[str], typer.Option(help="one engine [default: all that can run here]")] = None,  # noqa: UP045 - typer on 3.10
+    engine: Annotated[Optional[str], typer.Option(help="One engine [default: all that can run here].")] = None,  # noqa: UP045 - typer on 3.10
 ) -> None:
     """Check every file's digest, and the signature if one is required; then golden tiles on this machine's engines."""
     from misgnet_runtime.inference.self_test import verify_bundle

@@ -17,10 +17,10 @@ from misgnet_runtime.storage.lock import use_lock_timeout
 
 _OptionalPath = Optional[Path]  # noqa: UP045 - typer on 3.10
 
-BundlePath = Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build")]
+BundlePath = Annotated[Path, typer.Argument(help="A bundle made by misgnet-export build.")]
 Log = Annotated[
     LogFormat,
-    typer.Option(help="lines for a person, or one JSON object a line", callback=use, is_eager=True),
+    typer.Option(help="Lines for a person, or one JSON object a line.", callback=use, is_eager=True),
 ]
 RequireSignature = Annotated[
     _OptionalPath,
@@ -44,7 +44,7 @@ LockTimeout = Annotated[
     float,
     typer.Option(
         "--lock-timeout",
-        help="seconds to wait for a lock that another process holds, then exit code 4",
+        help="Seconds to wait for a lock that another process holds, then exit code 4.",
         metavar="SECONDS", callback=use_lock_timeout, is_eager=True,
     ),
 ]  # fmt: skip

@@ -18,14 +18,14 @@ from misgnet_runtime.log import current
 def predict(
     bundle: BundlePath,
     before: Annotated[
-        Path, typer.Argument(help="the earlier date: an 8-bit RGB image or a folder of them; for -o X.tif a GeoTIFF")
+        Path, typer.Argument(help="The earlier date: an 8-bit RGB image or a folder of them; for -o X.tif a GeoTIFF.")
     ],
-    after: Annotated[Path, typer.Argument(help="the later date: same size and grid; in a folder the same names")],
+    after: Annotated[Path, typer.Argument(help="The later date: same size and grid; in a folder the same names.")],
     *,
     output: Annotated[
         Path,
         typer.Option(
-            "-o", "--output", help=".png: mask of 0 and 255; .tif: georeferenced change; for folders: of masks"
+            "-o", "--output", help=".png: mask of 0 and 255; .tif: georeferenced change; for folders: of masks."
         ),
     ],
     options: SceneOptions,

@@ -17,7 +17,7 @@ from misgnet_runtime.options import group
 if TYPE_CHECKING:
     from misgnet_runtime.jobs.scene.run import SceneReport
 
-_Bundle = Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build --split")]
+_Bundle = Annotated[Path, typer.Argument(help="A bundle made by misgnet-export build --split.")]
 _OF_PAIRS = (
     "before", "after", "align", "cog", "min_area", "simplify", "probability", "vector", "quicklook",
 )  # fmt: skip
@@ -25,15 +25,15 @@ _OF_PAIRS = (
 
 @dataclass(frozen=True, kw_only=True)
 class _EncodeOptions:
-    scene: SceneOptions = group(SceneOptions, without=_OF_PAIRS, help={"force": "replace an existing output"})
+    scene: SceneOptions = group(SceneOptions, without=_OF_PAIRS, help={"force": "Replace an existing output."})
 
 
 @takes_options
 def encode(
     bundle: _Bundle,
-    raster: Annotated[Path, typer.Argument(help="one date, a GeoTIFF of any size")],
+    raster: Annotated[Path, typer.Argument(help="One date, a GeoTIFF of any size.")],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="its features, for series; ends in .features")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Its features, for series; ends in .features.")],
     options: _EncodeOptions,
 ) -> None:
     """One date's features, kept so that any number of later dates are compared with it, each encoded once.
@@ -50,10 +50,10 @@ def encode(
 @takes_options
 def series(
     bundle: _Bundle,
-    reference: Annotated[Path, typer.Argument(help="the earliest date, a GeoTIFF of any size")],
-    dates: Annotated[list[Path], typer.Argument(help="the later ones: each is compared with the first")],
+    reference: Annotated[Path, typer.Argument(help="The earliest date, a GeoTIFF of any size.")],
+    dates: Annotated[list[Path], typer.Argument(help="The later ones: each is compared with the first.")],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="folder that gets DATE.tif for each of them")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder that gets DATE.tif for each of them.")],
     options: SeriesOptions,
 ) -> None:
     """The change of every later date since the first, or since the date before it: each date is encoded once.
@@ -66,4 +66,4 @@ def series(
         current().result(report.lines(path), output=path, **asdict(report))
 
     with current().progress("rows of tiles") as progress:
-        run_series(bundle, reference, dates, output, options, Listener(current(), finished, progress))
+        run_series(bundle, reference, dates, output, options=options, listener=Listener(current(), finished, progress))

@@ -16,9 +16,9 @@ from misgnet_runtime.log import current
 @takes_options
 def watch(
     bundle: BundlePath,
-    folder: Annotated[Path, typer.Argument(help="where pairs arrive: NAME_before.EXT and NAME_after.EXT")],
+    folder: Annotated[Path, typer.Argument(help="Where pairs arrive: NAME_before.EXT and NAME_after.EXT.")],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="folder of NAME_change.tif and .png, and a journal")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of NAME_change.tif and .png, and a journal.")],
     options: WatchOptions,
 ) -> None:
     """Process every pair of images that is completely written in a folder, once, in the order in which they came.

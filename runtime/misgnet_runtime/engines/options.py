@@ -13,11 +13,11 @@ class ExecutionOptions:
     """How an engine is run. None: chosen for the engine."""
 
     batch: int | None = option(
-        None, help="tiles per inference call (default: chosen per engine)", minimum=1, changes_output=True
+        None, help="Tiles per inference call (default: chosen per engine).", minimum=1, changes_output=True
     )
-    streams: int | None = option(None, help="batches in flight at once (default: chosen per engine)", minimum=1)
+    streams: int | None = option(None, help="Batches in flight at once (default: chosen per engine).", minimum=1)
     threads: int | None = option(
-        None, help="CPU threads shared by all streams (default: all available cores)", minimum=1
+        None, help="CPU threads shared by all streams (default: all available cores).", minimum=1
     )
 
     def over(self, default: ExecutionOptions) -> ExecutionOptions:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
 import msgspec
 import numpy as np
@@ -25,22 +26,44 @@ from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.engines.options import DEFAULT_EXECUTION, EngineSettings, ExecutionOptions
 from misgnet_runtime.errors import MisgnetError
 from misgnet_runtime.machine import usable_cores
-from misgnet_runtime.measure.sensors.power import Energy, PowerMeter, count_energy
 from misgnet_runtime.storage.schema import Struct
 
 ROUNDS = 5
 WARM_UP_SECONDS = 10.0
 
 
-class Task(Struct, frozen=True):
-    """What a worker opens: an engine's entry, the folder its paths start from, the batch, the threads, the streams.
+class Workload(Protocol):
+    """What a worker process calls again and again: a struct that is the first line of its input.
 
-    ``golden``: the tiles' file, by its path in ``root`` or from anywhere. So many threads as there are ``streams`` call
-    the engine, each again as soon as it has its answer. ``warm_up``: seconds after which an engine that is not steady
-    yet is measured nevertheless. ``files``, ``manifest_sha256``: of a bundle that was checked, whose bytes the worker
-    compares again.
+    ``worker``: the module of the process. ``threads``: all usable cores by default. So many threads as there are
+    ``streams`` call, each again as soon as it has its result. ``warm_up``: seconds after which a workload that is not
+    steady yet is measured nevertheless.
     """
 
+    @property
+    def worker(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def threads(self) -> int | None: ...
+    @property
+    def streams(self) -> int: ...
+    @property
+    def warm_up(self) -> float: ...
+
+
+class Task(Struct, frozen=True):
+    """A :class:`Workload`: an engine's entry, and the folder its paths start from.
+
+    ``golden``: the tiles' file, by its path in ``root`` or from anywhere. ``files``, ``manifest_sha256``: of a bundle
+    that was checked, whose bytes the worker compares again.
+    """
+
+    worker: ClassVar[str] = "misgnet_runtime.inference.throughput_worker"
     entry: EngineEntry
     root: str
     interface: Interface
@@ -81,21 +104,6 @@ def task_of(
         threads=execution.threads, streams=execution.streams or 1, warm_up=warm_up,
         settings=settings or EngineSettings(), files=manifest.files, manifest_sha256=bundle.digest(),
     )  # fmt: skip
-
-
-class Product(Struct, frozen=True):
-    """Instead of an engine's call: a plain float32 matrix product of NumPy that takes about ``seconds``.
-
-    It shows how evenly this machine computes whatever it is given.
-    """
-
-    seconds: float
-    threads: int | None = None
-    batch: int = 1
-    streams: int = 1
-    warm_up: float = WARM_UP_SECONDS
-    name: str = "matrix product"
-    precision: str = "float32"
 
 
 class WarmUp(Struct, frozen=True):
@@ -146,58 +154,58 @@ class Timing(Struct, frozen=True):
 
 @dataclass
 class _Measured:
-    """What is known of one task so far."""
+    """What is known of one workload so far."""
 
     warm_up: WarmUp
     rounds: list[Round] = field(default_factory=list)
-    energy: Energy = field(default_factory=Energy)
 
 
 def measure(
-    tasks: Sequence[Task],
+    tasks: Sequence[Workload],
     seconds: float = 2.0,
     progress: Progress | None = None,
     *,
     rounds: int = ROUNDS,
-    meters: Sequence[PowerMeter] = (),
-    product: bool = False,
+    during: Callable[[int], AbstractContextManager[object]] = lambda _: nullcontext(),
+    beside: Callable[[float], Workload] | None = None,
 ) -> list[Timing]:
     """Time all tasks side by side: ``rounds`` rounds, each about ``seconds`` / ``rounds`` a task.
 
-    With ``product`` the last timing is that of a :class:`Product` about as long as the fastest task's calls.
-    Raises MisgnetError with a worker's own words where one fails.
+    Args:
+        during: Makes the context of each round of the task with the given index.
+        beside: Makes one more workload, which is timed last, of the seconds that a call of the fastest task takes.
+
+    Raises:
+        MisgnetError: A worker fails; with its own message.
     """
     with ExitStack() as running:
         workers = [running.enter_context(closing(_Worker(task))) for task in tasks]
         found = [_Measured(worker.warm_up()) for worker in workers]
-        if product:
+        if beside:
             call = min(measured.warm_up.seconds_per_call for measured in found)
-            workers.append(running.enter_context(closing(_Worker(Product(call, tasks[0].threads)))))
+            workers.append(running.enter_context(closing(_Worker(beside(call)))))
             found.append(_Measured(workers[-1].warm_up()))
         for done in range(1, rounds + 1):
-            for worker, measured in zip(workers, found, strict=True):
+            for index, (worker, measured) in enumerate(zip(workers, found, strict=True)):
                 calls = _calls(worker.task, measured.warm_up, seconds / rounds)
-                with count_energy(meters, measured.energy):
+                with during(index):
                     measured.rounds.append(worker.run(calls))
             if progress:
                 progress(done, rounds)
-    totals = {meter.total for meter in meters}
-    return [_timing(worker.task, measured, totals) for worker, measured in zip(workers, found, strict=True)]
+    return [_timing(worker.task, measured) for worker, measured in zip(workers, found, strict=True)]
 
 
 class _Worker:
     """The parent's end of one worker process."""
 
-    def __init__(self, task: Task | Product) -> None:
+    def __init__(self, task: Workload) -> None:
         self.name = f"{task.name} at batch {task.batch}"
-        module, variables = "misgnet_runtime.inference.throughput_worker", environment()
-        if isinstance(task, Product):
-            module = "misgnet_runtime.measure.matrix_baseline"
-            variables["OPENBLAS_NUM_THREADS"] = str(task.threads or usable_cores())
+        variables = environment(OPENBLAS_NUM_THREADS=str(task.threads or usable_cores()))  # of NumPy's own products
         # A file, not a pipe: a library that writes pages of warnings must not fill a pipe and block.
         self.words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
+        pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            python_command(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words, env=variables
+            python_command(task.worker), stdin=pipe, stdout=pipe, stderr=self.words, env=variables
         )
         self.task = task
 
@@ -236,21 +244,18 @@ class _Worker:
         return MisgnetError(f"the benchmark of {self.name} ended early: {last}")
 
 
-def _calls(task: Task | Product, warm_up: WarmUp, seconds: float) -> int:
+def _calls(task: Workload, warm_up: WarmUp, seconds: float) -> int:
     """As many as fit, at least two a stream and equally many for each."""
     each = seconds / warm_up.seconds_per_call / task.streams
     return task.streams * max(2, math.ceil(each))
 
 
-def _timing(task: Task | Product, measured: _Measured, totals: set[str | None]) -> Timing:
+def _timing(task: Workload, measured: _Measured) -> Timing:
     ms = np.concatenate([part.milliseconds for part in measured.rounds])
     p50, p90, p99 = (float(x) for x in np.percentile(ms, (50, 90, 99)))
-    speeds = [task.batch * len(part.milliseconds) / part.seconds for part in measured.rounds]
-    speed = task.batch * len(ms) / sum(part.seconds for part in measured.rounds)
-    energy = [
-        RailEnergy(rail, watts, watts / speed, rail in totals) for rail, watts in measured.energy.mean_watts().items()
-    ]
     return Timing(
-        task.name, task.precision, task.batch, len(ms), p50, p90, p99, speed, float(ms.max()),
-        task.streams, speeds, measured.warm_up, energy,
+        engine=task.name, precision=task.precision, batch=task.batch, calls=len(ms), p50_ms=p50, p90_ms=p90, p99_ms=p99,
+        pairs_per_second=task.batch * len(ms) / sum(part.seconds for part in measured.rounds),
+        max_ms=float(ms.max()), streams=task.streams, warm_up=measured.warm_up,
+        rounds=[task.batch * len(part.milliseconds) / part.seconds for part in measured.rounds],
     )  # fmt: skip

@@ -20,7 +20,7 @@ from misgnet_runtime.bundle.checked import CheckedFiles
 from misgnet_runtime.bundle.golden import read_golden
 from misgnet_runtime.engines import ExecutionOptions, open_engine_file
 from misgnet_runtime.inference.detector import ChangeDetector
-from misgnet_runtime.inference.throughput import Product, Round, Task, WarmUp
+from misgnet_runtime.inference.throughput import Round, Task, WarmUp, Workload
 
 _WINDOW = 3  # calls of a stream whose median is compared with that of the window before
 _SETTLED = 0.05
@@ -41,7 +41,7 @@ def serve() -> None:
         serve_calls(lambda: detector.probability(before, after), task)
 
 
-def serve_calls(call: Callable[[], object], task: Task | Product) -> None:
+def serve_calls(call: Callable[[], object], task: Workload) -> None:
     """Warm up, then time as many calls as each line of the input says."""
     with ThreadPoolExecutor(task.streams) as pool:
 
@@ -66,7 +66,7 @@ def time_calls(call: Callable[[], object], calls: int, pool: ThreadPoolExecutor)
     return Round(time.perf_counter() - start, found)
 
 
-def warm_up(run: Callable[[int], Round], task: Task | Product) -> WarmUp:
+def warm_up(run: Callable[[int], Round], task: Workload) -> WarmUp:
     """Run windows of calls until the medians of two in a row agree, or ``task.warm_up`` seconds are over."""
     calls, before, start = 0, 0.0, time.perf_counter()
     while True:

@@ -6,26 +6,21 @@ they are whole on the disk. Then they get their names; those that a killed run l
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Literal
-
-import msgspec
 
 from misgnet_runtime.callables import Mask
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.raster.dataset import Source
 from misgnet_runtime.raster.images import write_mask
 from misgnet_runtime.storage.atomic import publish, refuse_existing, resumable_errors, sync
-from misgnet_runtime.storage.jsonl import FileName, append_line, decode_lines, open_held
-from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Struct
+from misgnet_runtime.storage.jsonl import FileName, Journal, JournalSchema, difference, open_journal
+from misgnet_runtime.storage.schema import Count, Struct
 
-FORMAT = 2
 Stamp = tuple[int, int, int, int]
 
 
@@ -59,12 +54,18 @@ class _Line(Struct, frozen=True):
     masks: tuple[Written, ...]
 
 
+Entry = Header | _Line
+SCHEMA: JournalSchema[Entry] = JournalSchema(
+    header=Header, entry=_Line, formats=(1, 2), advice="start over with --force"
+)
+
+
 @dataclass(frozen=True)
 class Record:
     """The open record of ``output``: what is written, by name, and where more is added."""
 
     output: Path
-    handle: FileIO
+    journal: Journal[Entry]
     written: dict[str, Written]
 
     def write(self, masks: Sequence[tuple[Written, Mask]]) -> None:
@@ -80,9 +81,7 @@ class Record:
 
     def note(self, masks: Sequence[Written]) -> None:
         """Record outputs that are whole in :func:`progress_folder`, and give them their names."""
-        with resumable_errors(self.output):
-            append_line(self.handle, _Line(tuple(masks)))
-            os.fsync(self.handle)
+        self.journal.append(_Line(tuple(masks)))
         self.publish(masks)
 
     def publish(self, masks: Sequence[Written]) -> None:
@@ -110,26 +109,34 @@ def stamp_of(source: Source) -> Stamp:
 
 @contextmanager
 def open_record(output: Path, settings: dict[str, str], outputs: Mapping[str, str], force: bool) -> Iterator[Record]:
-    """The record of ``output``, begun where there is none, or anew with ``force`` where it is of other settings.
+    """Open the record of ``output``, created where there is none; it is removed when the block succeeds.
 
-    ``outputs``: the name of each pair's output, by the pair's name. UsageError where another run is at work, the masks
-    were begun otherwise, or one exists that no run of these wrote; StorageError where the disk refuses. The record is
-    removed when the block succeeds.
+    Args:
+        output: the folder of the outputs.
+        settings: by what they are made.
+        outputs: the name of each pair's output, by the pair's name.
+        force: start over where the record is of other settings, or cannot be read.
+
+    Raises:
+        UsageError: where another run is at work, the record is damaged or of other settings, or an output exists that
+            no run of these wrote.
+        StorageError: where the disk refuses.
     """
-    folder = progress_folder(output)
+    folder, header = progress_folder(output), Header(SCHEMA.format, settings)
     if not folder.exists():
         _refuse(output, outputs, {}, force)
     busy = f"another run is writing {output}; wait for it, or choose another -o"
-    with open_held(folder / "journal.jsonl", busy) as handle:
-        lines, length = _read(handle, Header(FORMAT, settings), output, force)
-        named = {mask.name: mask for line in lines for mask in line.masks}
+    with open_journal(folder / "journal.jsonl", SCHEMA, busy, force=force) as journal:
+        lines = _resumed(journal.entries, header, output, force)
+        named = {mask.name: mask for line in lines or () for mask in line.masks}
         _refuse(output, outputs, named, force)
-        with resumable_errors(folder):
-            handle.truncate(length)
-            if not length:
+        if lines is None:
+            with resumable_errors(folder):
                 _clear(folder)
-                append_line(handle, Header(FORMAT, settings))
-        record = Record(output, handle, named)
+            journal.start_over(header)
+        elif journal.entries[0] != header:  # an older version's: its lines are of this one from here on
+            journal.rewrite([header, *lines])
+        record = Record(output, journal, named)
         record.publish(lines[-1].masks if lines else ())
         yield record
         shutil.rmtree(folder, ignore_errors=True)
@@ -150,37 +157,15 @@ def _refuse(output: Path, outputs: Mapping[str, str], own: dict[str, Written], f
             refuse_existing(output / name, force)
 
 
-def _read(handle: FileIO, asked: Header, output: Path, force: bool) -> tuple[list[_Line], int]:
-    """The lines of a run like this one, and how many bytes count; none of another run's where it may be replaced."""
-    try:
-        lines, length = decode_lines(handle, _decode)
-    except JSON_ERRORS as error:
-        if force:
-            return [], 0
-        raise UsageError(f"the journal of {output} is damaged ({error}); begin anew with --force") from error
-    header, found = _parts(lines, asked)
-    if header == asked:
-        return found, length
-    if found and not force:
+def _resumed(entries: Sequence[Entry], asked: Header, output: Path, force: bool) -> list[_Line] | None:
+    """The lines of a run like this one; None where there is none, or another run's may be replaced."""
+    found = entries[0] if entries else None
+    if not isinstance(found, Header):
+        return None
+    lines = [line for line in entries if isinstance(line, _Line)]
+    words = difference(found.settings, asked.settings)
+    if words and lines and not force:
         raise UsageError(
-            f"{output} was begun with {_shown(header)}, and now it is {_shown(asked)}; give the same command again to "
-            "go on, or begin anew with --force"
+            f"{output} was started with {words}; rerun the same command to resume, or start over with --force"
         )
-    return [], 0
-
-
-def _decode(line: bytes, number: int) -> Header | _Line:
-    if number == 1:
-        return msgspec.json.decode(line, type=Header)
-    return msgspec.json.decode(line, type=_Line)
-
-
-def _parts(lines: list[Header | _Line], asked: Header) -> tuple[Header, list[_Line]]:
-    """The header, ``asked`` where there is none yet, and what follows it."""
-    first = lines[0] if lines else asked
-    assert isinstance(first, Header)
-    return first, [line for line in lines if isinstance(line, _Line)]
-
-
-def _shown(header: Header) -> str:
-    return ", ".join(f"{name} {value}" for name, value in header.settings.items())
+    return None if words else lines

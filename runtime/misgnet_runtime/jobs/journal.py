@@ -1,4 +1,4 @@
-"""What is finished of a scene, kept beside its target so that a killed run can be gone on with.
+"""What is finished of a scene, kept beside its target so that a killed run can be resumed.
 
 ``.CHANGE.tif.progress/`` holds a raw file, written from its front in units of one size, and ``journal.jsonl``: what is
 computed, then a line for each band of units whose bytes are on the disk, with their checksum. Of a map the raw file is
@@ -18,20 +18,19 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
-from misgnet_runtime.errors import InputError, StorageError, UsageError
-from misgnet_runtime.jobs.tuned_since import tuned_since
+from misgnet_runtime.errors import InputError, MisgnetError, StorageError, UsageError
+from misgnet_runtime.storage import jsonl
 from misgnet_runtime.storage.atomic import resumable_errors
-from misgnet_runtime.storage.jsonl import append_line, decode_lines, open_held, write_all
-from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Struct
+from misgnet_runtime.storage.jsonl import JournalSchema, difference, read_journal, write_all
+from misgnet_runtime.storage.schema import Count, Struct
 
-FORMAT = 2
 _JOURNAL = "journal.jsonl"
 _PART = 1 << 20
+_TUNED = {"--batch", "--streams"}  # of what a map depends on
 
 
 class Header(Struct, frozen=True, tag="scene"):
@@ -56,7 +55,7 @@ class Raw:
     words: str
 
     def header(self, settings: dict[str, str]) -> Header:
-        return Header(FORMAT, self.count, self.size, settings)
+        return Header(SCHEMA.format, self.count, self.size, settings)
 
 
 class Band(Struct, frozen=True, tag="band"):
@@ -71,13 +70,19 @@ class Publishing(Struct, frozen=True, tag="publishing"):
     """All outputs are complete and are given their names: those that exist are this run's own."""
 
 
+Entry = Header | Band | Publishing
+SCHEMA: JournalSchema[Entry] = JournalSchema(
+    header=Header, entry=Band | Publishing, formats=(2,), advice="start over with --restart"
+)
+
+
 class Journal:
     """An open journal: what is finished, and where more is added. One thread at a time."""
 
-    def __init__(self, handle: FileIO, raw: FileIO, header: Header, bands: list[Band], publishing: bool) -> None:
-        self._handle, self._raw, self._header = handle, raw, header
-        self.bands = bands
-        self.publishing = publishing
+    def __init__(self, file: jsonl.Journal[Entry], raw: FileIO, header: Header) -> None:
+        self._file, self._raw, self._header = file, raw, header
+        self.bands: list[Band] = []
+        self.publishing = False
 
     @property
     def path(self) -> Path:
@@ -104,7 +109,7 @@ class Journal:
                 bands.append(Band(stop, zlib.crc32(data), holes))
                 write_all(self._raw, data)
             os.fsync(self._raw)
-            self._append(*bands)
+        self._file.append(*bands)
         self.bands += bands
 
     def complete(self, footer: bytes) -> None:
@@ -117,14 +122,20 @@ class Journal:
 
     def publish(self) -> None:
         """Note that all outputs are complete and about to get their names."""
-        with resumable_errors(self.path):
-            self._append(Publishing())
+        self._file.append(Publishing())
         self.publishing = True
 
-    def _append(self, *values: Struct) -> None:
-        for value in values:
-            append_line(self._handle, value)
-        os.fsync(self._handle)
+    def resume(self, output: Path) -> None:
+        """Take over the bands whose bytes are on the disk, and drop the lines of others; UsageError for another run."""
+        entries = self._file.entries
+        bands = [entry for entry in entries if isinstance(entry, Band)]
+        if bands:  # what holds no work may be of any scene
+            _refuse_another_run(entries[0], self._header, output)
+        self.bands = _whole_bands(self._raw, self._header, bands)
+        if not bands or len(self.bands) < len(bands):
+            self._file.start_over(self._header, *self.bands)
+        else:
+            self.publishing = any(isinstance(entry, Publishing) for entry in entries)
 
 
 def progress_folder(output: Path) -> Path:
@@ -138,22 +149,26 @@ def raw_map(height: int, width: int) -> Raw:
 
 @contextmanager
 def open_journal(output: Path, raw: Raw, settings: dict[str, str], *, restart: bool) -> Iterator[Journal]:
-    """The journal of ``output``, begun where there is none or with ``restart``; one run at a time may hold it.
+    """Open the journal of ``output``, created where there is none; with ``restart`` it starts over.
 
-    UsageError where another run is at work, or the journal is of another input, bundle or option; InputError
-    where the disk has no room for the raw file, or refuses.
+    Raises:
+        UsageError: where another run is at work, or the journal is damaged, of another format, or of another input,
+            bundle or option.
+        InputError: where the disk has no room for the raw file, or refuses.
     """
     folder, header = progress_folder(output), raw.header(settings)
     check_room(output, raw)
     busy = f"another run is writing {output}; wait for it, or choose another -o"
-    with open_held(folder / _JOURNAL, busy) as handle:
+    with jsonl.open_journal(folder / _JOURNAL, SCHEMA, busy, force=restart) as file:
         with resumable_errors(folder):
-            if restart:
-                handle.truncate(0)
             (folder / raw.name).touch()
-        with (folder / raw.name).open("r+b", buffering=0) as file:
-            bands, publishing = _go_on(handle, file, header, output)
-            yield Journal(handle, file, header, bands, publishing)
+        with (folder / raw.name).open("r+b", buffering=0) as handle:
+            journal = Journal(file, handle, header)
+            if restart:
+                file.start_over(header)
+            else:
+                journal.resume(output)
+            yield journal
 
 
 def discard_progress(output: Path) -> None:
@@ -178,28 +193,26 @@ def was_named(output: Path) -> bool:
         return False
     try:
         return was_published(output)
-    except UsageError:  # it is damaged, which whoever opens it is told, but where all begins anew
+    except MisgnetError:  # it cannot be read, which is reported by whoever opens it without --restart
         return False
 
 
 def was_published(output: Path) -> bool:
     """Whether a run of ``output`` ended when its outputs were complete, and its progress is still there."""
-    journal = progress_folder(output) / _JOURNAL
-    if not journal.is_file():
-        return False
-    with journal.open("rb", buffering=0) as handle:
-        return any(isinstance(entry, Publishing) for entry in _parse(handle, output)[1])
+    return any(isinstance(entry, Publishing) for entry in _read(output))
 
 
 def finished_units(output: Path) -> int:
     """How many rows of a map, or tiles' features, an interrupted run of ``output`` left on the disk."""
-    journal = progress_folder(output) / _JOURNAL
     try:
-        with journal.open("rb", buffering=0) as handle:
-            bands = [entry for entry in _parse(handle, output)[1] if isinstance(entry, Band)]
-    except (OSError, UsageError):  # none, or a damaged one, which counts for nothing
+        bands = [entry for entry in _read(output) if isinstance(entry, Band)]
+    except MisgnetError:  # what cannot be read counts for nothing
         return 0
     return bands[-1].stop if bands else 0
+
+
+def _read(output: Path) -> list[Entry]:
+    return read_journal(progress_folder(output) / _JOURNAL, SCHEMA)
 
 
 def check_room(output: Path, raw: Raw) -> None:
@@ -217,58 +230,22 @@ def check_room(output: Path, raw: Raw) -> None:
         )
 
 
-def _go_on(handle: FileIO, raw: FileIO, header: Header, output: Path) -> tuple[list[Band], bool]:
-    """The bands that are on the disk, whole; the journal is cut behind them, or begun."""
-    found, entries, length = _parse(handle, output)
-    bands = [entry for entry in entries if isinstance(entry, Band)]
-    if found is not None and bands:  # what holds no work may be of any scene
-        _compare(found, header, output)
-    whole = _whole_bands(raw, header, bands)
-    with resumable_errors(output):
-        if not bands or len(whole) < len(bands):
-            handle.truncate(0)
-            for value in (header, *whole):
-                append_line(handle, value)
-        else:
-            handle.truncate(length)
-        os.fsync(handle)
-    return whole, len(whole) == len(bands) and any(isinstance(entry, Publishing) for entry in entries)
-
-
-def _parse(handle: FileIO, output: Path) -> tuple[Header | None, list[Band | Publishing], int]:
-    """The header (None where it was never finished), the entries, and how many bytes count."""
-    try:
-        found, length = decode_lines(handle, _decode)
-    except JSON_ERRORS as error:
-        raise UsageError(f"the journal of {output} is damaged ({error}); start anew with --restart") from error
-    header = found[0] if found else None
-    assert header is None or isinstance(header, Header)
-    return header, [entry for entry in found if not isinstance(entry, Header)], length
-
-
-def _decode(line: bytes, number: int) -> Header | Band | Publishing:
-    if number == 1:
-        return msgspec.json.decode(line, type=Header)
-    return msgspec.json.decode(line, type=Band | Publishing)
-
-
-def _compare(found: Header, asked: Header, output: Path) -> None:
-    if found.format != asked.format:
-        raise UsageError(f"{output} was begun by another version of this program; start anew with --restart")
+def _refuse_another_run(found: Entry, asked: Header, output: Path) -> None:
+    assert isinstance(found, Header)
     if words := difference(found.settings, asked.settings):
-        advice = tuned_since(found.settings, asked.settings) or "give the same command again to go on"
-        raise UsageError(f"{output} was begun with {words}; {advice}, or start anew with --restart")
+        advice = tuned_since(found.settings, asked.settings) or "rerun the same command to resume"
+        raise UsageError(f"{output} was started with {words}; {advice}, or start over with --restart")
     if found != asked:
-        raise UsageError(f"{output} was begun for another size of scene; start anew with --restart")
+        raise UsageError(f"{output} was started for another size of scene; start over with --restart")
 
 
-def difference(then: dict[str, str], now: dict[str, str]) -> str | None:
-    """The first setting that is not what it was, with both values: "--overlap 16, and now it is 8"."""
-    for name in sorted(then.keys() | now.keys()):
-        old, new = (settings.get(name, "not set") for settings in (then, now))
-        if old != new:
-            return f"{name} {old}, and now it is {new}"
-    return None
+def tuned_since(then: dict[str, str], now: dict[str, str]) -> str | None:
+    """Say what to give to resume a run, where nothing differs but what is tuned: "... give --batch 1 to resume"."""
+    changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    if not changed or not set(changed) <= _TUNED & then.keys():
+        return None
+    given = " ".join(f"{name} {then[name]}" for name in changed)
+    return f"misgnet-run tune chooses {' and '.join(changed)} where they are not given: give {given} to resume"
 
 
 def _whole_bands(raw: FileIO, header: Header, bands: list[Band]) -> list[Band]:

@@ -1,4 +1,4 @@
-"""The process that times a plain matrix product; else as :mod:`misgnet_runtime.inference.throughput_worker`."""
+"""A plain matrix product of NumPy, timed beside engines: how evenly this machine computes whatever it is given."""
 
 from __future__ import annotations
 
@@ -6,21 +6,36 @@ import math
 import statistics
 import sys
 import time
+from typing import ClassVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.inference.throughput import Product
+from misgnet_runtime.inference.throughput import WARM_UP_SECONDS
 from misgnet_runtime.inference.throughput_worker import serve_calls
+from misgnet_runtime.storage.schema import Struct
 
 _PROBE = 512
 _TRIES = 5  # the first wakes NumPy's threads
 _SIZES = (64, 4096)  # rows that are too few to compute, and that take a whole 192 MiB
 
 
+class MatrixProduct(Struct, frozen=True):
+    """A :class:`~misgnet_runtime.inference.throughput.Workload` whose calls take about ``seconds`` each."""
+
+    worker: ClassVar[str] = "misgnet_runtime.measure.matrix_baseline"
+    seconds: float
+    threads: int | None = None
+    batch: int = 1
+    streams: int = 1
+    warm_up: float = WARM_UP_SECONDS
+    name: str = "matrix product"
+    precision: str = "float32"
+
+
 def serve() -> None:
-    task = msgspec.json.decode(sys.stdin.buffer.readline(), type=Product)
+    task = msgspec.json.decode(sys.stdin.buffer.readline(), type=MatrixProduct)
     first, second, found = matrices(rows_for(task.seconds))
     serve_calls(lambda: np.matmul(first, second, out=found), task)
 

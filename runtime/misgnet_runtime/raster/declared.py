@@ -35,16 +35,16 @@ _option: Any = partial(option, None, panel=PIXELS_PANEL, changes_output=True, re
 class Declared:
     """What is said of one date's raster; None where nothing is."""
 
-    bands: tuple[float, ...] | None = _option(help="which bands are red, green and blue: 3,2,1", parse=_bands)
+    bands: tuple[float, ...] | None = _option(help="Which bands are red, green and blue: 3,2,1.", parse=_bands)
     scale: tuple[float, ...] | None = _option(
-        help="value * scale + offset is 0 for black, 1 for white; one number or three",
+        help="value * scale + offset is 0 for black, 1 for white; one number or three.",
         parse=numbers(1, 3, like="0.0001"),
     )
     offset: tuple[float, ...] | None = _option(
-        help="one number or three (default: 0)", parse=numbers(1, 3, like="-0.1")
+        help="One number or three (default: 0).", parse=numbers(1, 3, like="-0.1")
     )
     stretch: tuple[float, ...] | None = _option(
-        help="instead: percentiles of each band that become black and white: 2,98", parse=_percentiles
+        help="Instead: percentiles of each band that become black and white: 2,98.", parse=_percentiles
     )
     shared: frozenset[str] = field(default=frozenset(), compare=False, repr=False)  # what is said of both dates at once
 

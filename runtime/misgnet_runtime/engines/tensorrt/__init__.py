@@ -1,17 +1,18 @@
-"""TensorRT plans: how a graph becomes a plan, and whether a plan fits a machine."""
+"""TensorRT and TensorRT for RTX: how a graph becomes a plan, whether a plan fits a machine, and the engine over it."""
 
-from misgnet_runtime.engines.tensorrt.bindings import load_vendor
-from misgnet_runtime.engines.tensorrt.compatibility import MachineCompatibility, PlanCompatibility, check_plan_fits
+from misgnet_runtime.engines.tensorrt.bindings import load_vendor, parse_version, vendor_version
+from misgnet_runtime.engines.tensorrt.compatibility import (
+    MachineCompatibility,
+    PlanCompatibility,
+    check_plan_fits,
+    this_platform,
+)
 from misgnet_runtime.engines.tensorrt.compiler import check_options, compile_plan
+from misgnet_runtime.engines.tensorrt.engine import open_plan
+from misgnet_runtime.engines.tensorrt.logger import one_line
 from misgnet_runtime.engines.tensorrt.plan import Plan, PlanOptions
 
 __all__ = [
-    "MachineCompatibility",
-    "Plan",
-    "PlanCompatibility",
-    "PlanOptions",
-    "check_options",
-    "check_plan_fits",
-    "compile_plan",
-    "load_vendor",
-]
+    "MachineCompatibility", "Plan", "PlanCompatibility", "PlanOptions", "check_options", "check_plan_fits",
+    "compile_plan", "load_vendor", "one_line", "open_plan", "parse_version", "this_platform", "vendor_version",
+]  # fmt: skip

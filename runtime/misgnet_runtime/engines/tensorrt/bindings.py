@@ -86,6 +86,8 @@ def load_vendor(vendor: str) -> ModuleType:
 
 
 def vendor_version(module: ModuleType) -> str:
+    """The version of the loaded library, which a plan is bound to: JetPack's is no installed distribution, and pip's
+    distributions have several names (tensorrt, tensorrt-cu12)."""
     return str(module.__version__)
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misgnet_runtime.callables import Progress
-from misgnet_runtime.clock import now
 from misgnet_runtime.errors import UnavailableError, UsageError
+from misgnet_runtime.formatting import now
 from misgnet_runtime.jobs.batch.pool import Died, Ended, Event, Pool, Ready, Unusable
 from misgnet_runtime.jobs.batch.record import Begun, Done, End, Failed, Record, Returned
 from misgnet_runtime.jobs.batch.row import is_yes
@@ -153,7 +153,17 @@ class Driver:
             return
         outputs, attempts = tuple(scene.outputs().values()), self._record.begun[scene.id]
         worker = self._workers[place]
-        self._end(Done(now(), scene.id, task.key, outputs, attempts, worker, outcome.figures))
+        self._end(
+            Done(
+                time=now(),
+                scene=scene.id,
+                key=task.key,
+                outputs=outputs,
+                attempts=attempts,
+                worker=worker,
+                figures=outcome.figures,
+            )
+        )
 
     def _warn(self, scene: str, message: str) -> None:
         self._listener.log.warning(f"{scene}: {message}", scene=scene)

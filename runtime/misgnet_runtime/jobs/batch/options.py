@@ -19,17 +19,19 @@ def _cluster(text: str) -> str | None:
 class BatchOptions:
     """How the scenes of a table are shared out, and what each of them is asked for where its own cells are empty."""
 
-    ray: str | None = option(None, help="a Ray cluster: auto, its address, or none for this machine", parse=_cluster)
+    ray: str | None = option(None, help="A Ray cluster: auto, its address, or none for this machine.", parse=_cluster)
     shard: Shard = option(
-        Shard(), help="INDEX/COUNT: this share of the scenes alone, 0/8 to 7/8", parse=Shard.parse, show_default=""
+        Shard(), help="INDEX/COUNT: this share of the scenes alone, 0/8 to 7/8.", parse=Shard.parse, show_default=""
     )
     workers: int | None = option(
-        None, help="at most so many at once; one here, on Ray one for each GPU or slot of cores", minimum=1
+        None, help="Most workers at once (default: 1; on Ray one for each GPU or slot of cores).", minimum=1
     )
-    cores: int | None = option(None, help="of each worker; 1 on Ray, here their share of all", minimum=1)
-    retries: int = option(2, help="further attempts of a scene whose worker died", minimum=0)
+    cores: int | None = option(
+        None, help="CPU cores of each worker (default: 1 on Ray, else an equal share of all).", minimum=1
+    )
+    retries: int = option(2, help="Further attempts of a scene whose worker died.", minimum=0)
     words: Mapping[str, str] = group(
-        RowOptions, without=("output",), as_text=True, help={"force": "replace others' outputs, and another bundle's"}
+        RowOptions, without=("output",), as_text=True, help={"force": "Replace others' outputs, and another bundle's."}
     )
 
     def check(self) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from heapq import merge
-from io import FileIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,11 +21,9 @@ from msgspec import Meta
 
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.jobs.batch.table import Shard
-from misgnet_runtime.storage.jsonl import add_line, decode_lines, line_errors, open_held
-from misgnet_runtime.storage.lock import try_acquire
+from misgnet_runtime.storage.jsonl import Journal, JournalSchema, is_held, open_journal, read_journal
 from misgnet_runtime.storage.schema import Sha256, Struct
 
-FORMAT = 1
 _NAME = re.compile(r"batch(?:-(\d+)-of-(\d+))?\.jsonl")
 
 
@@ -65,6 +62,9 @@ class Done(Struct, frozen=True, tag="done"):
     worker: str
     figures: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        msgspec.convert(self.figures, _Figures)
+
 
 class Failed(Struct, frozen=True, tag="failed"):
     time: Moment
@@ -93,13 +93,19 @@ class _Figures(msgspec.Struct):
 
 Entry = Started | Begun | Returned | Done | Failed
 End = Done | Failed
+SCHEMA: JournalSchema[Entry] = JournalSchema(
+    header=Started,
+    entry=Entry,
+    formats=(1,),
+    advice="choose another -o, or move it away: then its scenes count as not processed",
+)
 
 
 class Record:
     """An open record: how scenes ended the last time, and how often they were begun since, without an end."""
 
-    def __init__(self, handle: FileIO, length: int, entries: Iterable[Entry]) -> None:
-        self._handle, self._length = handle, length
+    def __init__(self, journal: Journal[Entry], entries: Iterable[Entry]) -> None:
+        self._journal = journal
         self.bundle: str | None = None
         self.ended: dict[str, End] = {}
         self.begun: Counter[str] = Counter()
@@ -110,7 +116,7 @@ class Record:
     def add(self, entry: Entry) -> None:
         """Put an entry on the disk; StorageError where it refuses, and then a later call may be heard."""
         sync = isinstance(entry, Done)  # the others may be lost with the machine: then less counts as tried
-        self._length = add_line(self._handle, self._length, entry, sync=sync)
+        self._journal.append(entry, sync=sync)
         self._take(entry)
 
     def _take(self, entry: Entry) -> None:
@@ -136,10 +142,9 @@ def open_record(output: Path, shard: Shard) -> Iterator[Record]:
     """
     path = output / f"batch{shard.suffix}.jsonl"
     busy = f"another run is at work on these scenes of {output}; wait for it, or choose another -o"
-    with open_held(path, busy) as handle:
-        own, length = _read(path)
-        others = [_read(other)[0] for other in _others(output, path, shard)]
-        yield Record(handle, length, merge(own, *others, key=lambda entry: entry.time))
+    with open_journal(path, SCHEMA, busy) as journal:
+        others = [read_journal(other, SCHEMA) for other in _others(output, path, shard)]
+        yield Record(journal, merge(journal.entries, *others, key=lambda entry: entry.time))
 
 
 def _others(output: Path, path: Path, shard: Shard) -> list[Path]:
@@ -149,28 +154,7 @@ def _others(output: Path, path: Path, shard: Shard) -> list[Path]:
         name = _NAME.fullmatch(other.name)
         if name is None or other == path or not other.is_file():
             continue
-        if int(name[2] or 1) != shard.count and _is_held(other):
+        if int(name[2] or 1) != shard.count and is_held(other):
             raise UsageError(f"another run is at work on some of these scenes ({other}); wait for it to end")
         found.append(other)
     return found
-
-
-def _is_held(path: Path) -> bool:
-    with path.open("r+b", buffering=0) as handle:
-        return not try_acquire(handle.fileno())
-
-
-def _read(path: Path) -> tuple[list[Entry], int]:
-    """The entries of a record, and how many bytes count."""
-    with path.open("rb", buffering=0) as handle:
-        return decode_lines(handle, lambda line, number: _decode(line, number, path))
-
-
-def _decode(line: bytes, number: int, path: Path) -> Entry:
-    with line_errors(path, number, "its scenes count as not processed"):
-        entry: Entry = msgspec.json.decode(line, type=Entry)
-        if isinstance(entry, Started) and entry.format != FORMAT:
-            raise ValueError(f"format {entry.format}")
-        if isinstance(entry, Done):
-            msgspec.convert(entry.figures, _Figures)
-    return entry

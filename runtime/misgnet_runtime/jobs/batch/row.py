@@ -23,10 +23,10 @@ class RowOptions:
     A cell of an output is yes, no, or a path below the folder of all outputs.
     """
 
-    output: str = option("yes", help="ID.tif", suffixes=(".tif", ".tiff"), changes_output=True)
-    probability: bool = option(False, help="also ID.probability.tif", suffixes=(".tif", ".tiff"), changes_output=True)
-    vector: bool = option(False, help="also ID.gpkg", suffixes=VECTOR_SUFFIXES, changes_output=True)
-    quicklook: bool = option(False, help="also ID.png", suffixes=(".png",), changes_output=True)
+    output: str = option("yes", help="The name of ID.tif.", suffixes=(".tif", ".tiff"), changes_output=True)
+    probability: bool = option(False, help="Also ID.probability.tif.", suffixes=(".tif", ".tiff"), changes_output=True)
+    vector: bool = option(False, help="Also ID.gpkg.", suffixes=VECTOR_SUFFIXES, changes_output=True)
+    quicklook: bool = option(False, help="Also ID.png.", suffixes=(".png",), changes_output=True)
     scene: SceneOptions = group(SceneOptions)
 
 

@@ -12,15 +12,14 @@ from types import FrameType
 
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.bundle.signing.policy import required_elsewhere
-from misgnet_runtime.clock import now
 from misgnet_runtime.engines import ExecutionOptions, is_on_cpu, streams_on_cpu
 from misgnet_runtime.errors import ScenesFailed, UsageError
-from misgnet_runtime.formatting import plural
+from misgnet_runtime.formatting import now, plural
 from misgnet_runtime.inference.selection import ranked_here
 from misgnet_runtime.jobs.batch.driver import Driver, Listener
 from misgnet_runtime.jobs.batch.options import BatchOptions
 from misgnet_runtime.jobs.batch.pool import Pool, ProcessPool
-from misgnet_runtime.jobs.batch.record import FORMAT, Done, Failed, Record, Started, open_record
+from misgnet_runtime.jobs.batch.record import SCHEMA, Done, Failed, Record, Started, open_record
 from misgnet_runtime.jobs.batch.results import write_results
 from misgnet_runtime.jobs.batch.row import Scene
 from misgnet_runtime.jobs.batch.table import read_table
@@ -92,7 +91,7 @@ def _due(
             "choose another -o, or do all of them anew with --force"
         )
     if record.bundle != digest:
-        record.add(Started(now(), FORMAT, digest))
+        record.add(Started(now(), SCHEMA.format, digest))
     tasks = [Task(scene, scene.key(digest)) for scene in scenes]
     due = [task for task in tasks if not _is_done(task, record, output)]
     for scene in {task.scene.id for task in tasks} - {task.scene.id for task in due}:

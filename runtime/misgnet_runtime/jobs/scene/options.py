@@ -26,48 +26,50 @@ _OUTPUT = Stated(
 class SceneOptions:
     """How a pair of dates becomes a map. Each field is an option of the commands, and a column of batch's table."""
 
-    engine: str = option("auto", help="an engine of the bundle, or auto", changes_output=True, recorded_as="the engine")
-    force: bool = option(False, help="replace existing outputs")
+    engine: str = option(
+        "auto", help="An engine of the bundle, or auto.", changes_output=True, recorded_as="the engine"
+    )
+    force: bool = option(False, help="Replace existing outputs.")
     probability: Path | None = option(
-        None, help="also the probability of change, .tif of float32", panel=OUTPUT_PANEL, suffixes=(".tif", ".tiff"),
+        None, help="Also the probability of change, .tif of float32.", panel=OUTPUT_PANEL, suffixes=(".tif", ".tiff"),
         changes_output=True,
     )  # fmt: skip
     vector: Path | None = option(
-        None, help="also polygons of what changed: .gpkg, .geojson or .fgb", panel=OUTPUT_PANEL,
+        None, help="Also polygons of what changed: .gpkg, .geojson or .fgb.", panel=OUTPUT_PANEL,
         suffixes=VECTOR_SUFFIXES, changes_output=True,
     )  # fmt: skip
     quicklook: Path | None = option(
-        None, help="also a small .png of before, after and change", panel=OUTPUT_PANEL, suffixes=(".png",),
+        None, help="Also a small .png of before, after and change.", panel=OUTPUT_PANEL, suffixes=(".png",),
         changes_output=True,
     )  # fmt: skip
-    cog: bool = option(False, help="write rasters as Cloud Optimized GeoTIFF", panel=OUTPUT_PANEL, changes_output=True)
+    cog: bool = option(False, help="Write rasters as Cloud Optimized GeoTIFF.", panel=OUTPUT_PANEL, changes_output=True)
     min_area: float = option(
-        0.0, help="smallest polygon in square metres (in pixels if the raster is not georeferenced)",
+        0.0, help="Smallest polygon in square metres (in pixels if the raster is not georeferenced).",
         panel=OUTPUT_PANEL, minimum=0, changes_output=True,
     )  # fmt: skip
     simplify: float = option(
-        0.0, help="how far outlines of polygons may move, in pixels", panel=OUTPUT_PANEL, minimum=0,
+        0.0, help="How far outlines of polygons may move, in pixels.", panel=OUTPUT_PANEL, minimum=0,
         changes_output=True,
     )  # fmt: skip
     align: bool = option(
-        False, help="warp AFTER onto BEFORE's grid (bilinear) where it has another", panel=OUTPUT_PANEL,
+        False, help="Warp AFTER onto BEFORE's grid (bilinear) where it has another.", panel=OUTPUT_PANEL,
         changes_output=True,
     )  # fmt: skip
     overlap: int | None = option(
-        None, help="pixels that neighbouring tiles share and blend (default: a quarter of a tile)",
+        None, help="Pixels that neighbouring tiles share and blend (default: a quarter of a tile).",
         panel=OUTPUT_PANEL, changes_output=True,
     )  # fmt: skip
     execution: ExecutionOptions = group(ExecutionOptions, panel=OUTPUT_PANEL)
-    tuned: bool = option(True, help="ignore settings saved by misgnet-run tune")
-    restart: bool = option(False, help="discard saved progress and start over", panel=OUTPUT_PANEL)
+    tuned: bool = option(True, help="Ignore settings saved by `misgnet-run tune`.")
+    restart: bool = option(False, help="Discard saved progress and start over.", panel=OUTPUT_PANEL)
     max_unreadable: float = option(
-        0.0, help="percent of either date's pixels that may lie in unreadable blocks (truncated or damaged file); "
-        "beyond it the pair fails",
+        0.0, help="Percent of either date's pixels that may lie in unreadable blocks (truncated or damaged file); "
+        "beyond it the pair fails.",
         metavar="P", panel=PIXELS_PANEL, minimum=0, maximum=100,
     )  # fmt: skip
     both: Declared = group(Declared)
-    before: Declared = group(Declared, prefix="before_", help="same as {flag}, for BEFORE only")
-    after: Declared = group(Declared, prefix="after_", help="same as {flag}, for AFTER only")
+    before: Declared = group(Declared, prefix="before_", help="Same as `{flag}`, for BEFORE only.")
+    after: Declared = group(Declared, prefix="after_", help="Same as `{flag}`, for AFTER only.")
 
     def check(self, output: Path) -> None:
         """Raise UsageError for invalid file names or values."""

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from misgnet_runtime.bundle.manifest import TensorEntry
 from misgnet_runtime.callables import Mask
 from misgnet_runtime.errors import GateFailed, InputError
-from misgnet_runtime.jobs.journal import difference
 from misgnet_runtime.limits import FEATURES_FOOTER_BYTES
 from misgnet_runtime.storage.files import is_no_file
+from misgnet_runtime.storage.jsonl import difference
 from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Struct
 
 FORMAT = 1

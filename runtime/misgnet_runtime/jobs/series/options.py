@@ -16,20 +16,20 @@ _WHOSE = {"before_": "the first date", "after_": "all later dates"}
 class SeriesOptions:
     """How a series becomes maps: ``scene`` of each pair; products are named after their date."""
 
-    consecutive: bool = option(False, help="compare each date with the one before")
-    features: Path | None = option(None, help="the reference's, made by encode")
-    discard_features: bool = option(False, help="keep none in the folder for a later series")
-    probability: bool = option(False, help="also DATE.probability.tif of float32", panel=OUTPUT_PANEL)
-    vector: bool = option(False, help="also polygons of what changed, DATE.gpkg", panel=OUTPUT_PANEL)
-    quicklook: bool = option(False, help="also a small picture of both dates and change, DATE.png", panel=OUTPUT_PANEL)
+    consecutive: bool = option(False, help="Compare each date with the one before.")
+    features: Path | None = option(None, help="The reference's, made by encode.")
+    discard_features: bool = option(False, help="Keep none in the folder for a later series.")
+    probability: bool = option(False, help="Also DATE.probability.tif of float32.", panel=OUTPUT_PANEL)
+    vector: bool = option(False, help="Also polygons of what changed, DATE.gpkg.", panel=OUTPUT_PANEL)
+    quicklook: bool = option(False, help="Also a small picture of both dates and change, DATE.png.", panel=OUTPUT_PANEL)
     scene: SceneOptions = group(
         SceneOptions,
         help={
-            "force": "replace existing outputs of other runs",
-            "align": "warp every date onto the first's grid (bilinear)",
-            "restart": "discard saved progress and start over, with --force also what is finished",
+            "force": "Replace existing outputs of other runs.",
+            "align": "Warp every date onto the first's grid (bilinear).",
+            "restart": "Discard saved progress and start over, with --force also what is finished.",
             **{
-                prefix + name: f"same as {flag(name)}, for {whose} only"
+                prefix + name: f"Same as `{flag(name)}`, for {whose} only."
                 for prefix, whose in _WHOSE.items()
                 for name in stated(Declared)
             },

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
-from misgnet_runtime.storage import jsonl as lines
+from misgnet_runtime.storage import jsonl
 from misgnet_runtime.storage.jsonl import FileName, JournalSchema
 from misgnet_runtime.storage.schema import Count, Sha256, Struct
 
@@ -138,7 +138,10 @@ class Ended(Struct, frozen=True, tag="ended"):
 
 Entry = Started | Begun | Read | Complete | Done | Failed | Kept | Unclean | Ended
 SCHEMA: JournalSchema[Entry] = JournalSchema(
-    Started, Entry, (1, 2), "choose another -o, or move it away: then what lies there counts as not processed"
+    header=Started,
+    entry=Entry,
+    formats=(1, 2),
+    advice="choose another -o, or move it away: then what lies there counts as not processed",
 )
 
 
@@ -198,7 +201,14 @@ class Pairs:
                 after = replace(begun.after, sha256=last.after.sha256)
                 self.ended[end.pair] = replace(last, before=before, after=after)
             return
-        found = Ended(end.time, end.pair, begun.before, begun.after, "failed", done=last.done if last else 0)
+        found = Ended(
+            time=end.time,
+            pair=end.pair,
+            before=begun.before,
+            after=begun.after,
+            outcome="failed",
+            done=last.done if last else 0,
+        )
         if isinstance(end, Failed):
             self.ended[end.pair] = replace(found, message=end.message)
         else:
@@ -220,7 +230,7 @@ class Journal:
     # Fewer lines than this are not compacted, nor fewer than twice what the last compaction left.
     LINES = 1000
 
-    def __init__(self, file: lines.Journal[Entry]) -> None:
+    def __init__(self, file: jsonl.Journal[Entry]) -> None:
         self._file = file
         self.pairs = Pairs()
         for entry in file.entries:
@@ -264,5 +274,5 @@ def open_journal(output: Path) -> Iterator[Journal]:
     Raises UsageError where another watcher is at work or a line is damaged, StorageError where the disk refuses.
     """
     busy = f"another watcher is at work on {output}; stop it, or choose another -o"
-    with lines.open_journal(output / JOURNAL, SCHEMA, busy) as file:
+    with jsonl.open_journal(output / JOURNAL, SCHEMA, busy) as file:
         yield Journal(file)

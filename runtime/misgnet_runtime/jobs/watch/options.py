@@ -25,26 +25,26 @@ class WatchOptions:
 
     naming: Naming = group(Naming)
     settle: float = option(
-        2.0, help="else: seconds that files must stay unchanged to be complete", minimum=0, maximum=_MOST
+        2.0, help="Else: seconds that files must stay unchanged to be complete.", minimum=0, maximum=_MOST
     )
-    poll: float = option(1.0, help="seconds between two looks at the folder", minimum=0.01, maximum=_MOST)
-    once: bool = option(False, help="process what is complete now, and end")
-    reprocess: bool = option(False, help="process pairs again whose files have changed")
-    retry_failed: bool = option(False, help="process pairs again that failed before")
+    poll: float = option(1.0, help="Seconds between two looks at the folder.", minimum=0.01, maximum=_MOST)
+    once: bool = option(False, help="Process what is complete now, and end.")
+    reprocess: bool = option(False, help="Process pairs again whose files have changed.")
+    retry_failed: bool = option(False, help="Process pairs again that failed before.")
     max_attempts: int = option(
-        3, help="times that a pair may end the process without progress before it is set aside as failed", minimum=1,
+        3, help="Times that a pair may end the process without progress before it is set aside as failed.", minimum=1,
         maximum=_MOST,
     )  # fmt: skip
     max_seconds: float | None = option(
-        None, help="time limit for each pair, which then has a process of its own (default: no limit)", minimum=0.1,
+        None, help="Time limit for each pair, which then has a process of its own (default: no limit).", minimum=0.1,
         maximum=_MOST,
     )  # fmt: skip
-    force: bool = option(False, help="replace outputs of other runs; resume with another bundle")
-    probability: bool = option(False, help="also NAME_probability.tif", changes_output=True)
+    force: bool = option(False, help="Replace outputs of other runs; resume with another bundle.")
+    probability: bool = option(False, help="Also NAME_probability.tif.", changes_output=True)
     vector: Literal["gpkg", "geojson", "fgb"] | None = option(
-        None, help="also polygons, as NAME_change with this ending", changes_output=True
+        None, help="Also polygons, as NAME_change with this ending.", changes_output=True
     )
-    quicklook: bool = option(False, help="also NAME_quicklook.png", changes_output=True)
+    quicklook: bool = option(False, help="Also NAME_quicklook.png.", changes_output=True)
     scene: SceneOptions = group(SceneOptions, without=("restart",), fixed={"force": True})
 
     def check(self) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from misgnet_runtime.clock import now
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
-from misgnet_runtime.jobs.journal import difference
+from misgnet_runtime.formatting import now
 from misgnet_runtime.jobs.watch import attempts
 from misgnet_runtime.jobs.watch.isolated import PairCrashedError
 from misgnet_runtime.jobs.watch.journal import (
@@ -24,12 +23,13 @@ from misgnet_runtime.jobs.watch.journal import (
     Unfinished,
 )
 from misgnet_runtime.jobs.watch.options import ENDINGS, WatchOptions
-from misgnet_runtime.jobs.watch.outcomes import Ends, WatchReport
+from misgnet_runtime.jobs.watch.outcomes import Outcomes, WatchReport
 from misgnet_runtime.jobs.watch.pairing import File, FilePair
 from misgnet_runtime.jobs.watch.processing import Processor, folder_names
 from misgnet_runtime.jobs.watch.retry import message_of, refused_by_disk, refused_by_source
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.storage.atomic import refuse_existing
+from misgnet_runtime.storage.jsonl import difference
 
 
 class Worker:
@@ -47,7 +47,7 @@ class Worker:
     ) -> None:
         self._output, self._options, self._processor, self._journal = output, options, processor, journal
         self._log = log
-        self._ends = Ends(output, options, journal, report, log)
+        self._outcomes = Outcomes(output, options, journal, report, log)
         self._retry = journal.failed() if options.retry_failed else set()
         self._passed: dict[str, tuple[File, File]] = {}  # inspected, and left as they are
         self._digests: dict[str, tuple[tuple[File, File], tuple[str, str]]] = {}
@@ -72,9 +72,9 @@ class Worker:
             )
         for pair in list(self.unfinished.values()):
             if pair.complete is not None:
-                self._ends.finish_late(pair.complete)
+                self._outcomes.finish_late(pair.complete)
             elif attempts.crashed(self._output, pair.begun.pair):
-                self._ends.count_crash(pair.begun.pair)
+                self._outcomes.count_crash(pair.begun.pair)
             self._let_go(pair.begun.pair)
         attempts.clear(self._output, keep=self.unfinished)
         if last is None or _by_what(last) != _by_what(started):
@@ -179,7 +179,7 @@ class Worker:
                 raise InputError("its files changed")
             complete = Complete(now(), pair.name, self._options.outputs(pair), figures)
             self._journal.add(complete)
-        self._ends.finish(complete)
+        self._outcomes.finish(complete)
 
     def _is_kept(self, pair: FilePair, folder: Path, earlier: Begun | None) -> bool:
         """Read the pair's files whole; whether how they ended still counts. Else journal that they are processed."""
@@ -210,7 +210,7 @@ class Worker:
         self._passed[pair.name] = pair.files
         attempts.clear_pair(self._output, pair.name)
         if not same:
-            self._ends.warn(
+            self._outcomes.warn(
                 pair.name, "its files have changed since it was processed; that is done anew with --reprocess"
             )
 
@@ -222,7 +222,9 @@ class Worker:
                 return self._processor.process(pair, folder)
             except (GateFailed, UnavailableError) as error:
                 message = message_of(error)
-                self._ends.warn(pair.name, f"{message}; the engine is opened again, and checked with its golden tiles")
+                self._outcomes.warn(
+                    pair.name, f"{message}; the engine is opened again, and checked with its golden tiles"
+                )
             try:
                 self._processor.recover()
             except UnavailableError as error:
@@ -236,21 +238,21 @@ class Worker:
         if not pair.is_as_found():
             attempts.clear_pair(self._output, pair.name)
             how = "changed" if all(map(File.of, (file.path for file in pair.files))) else "vanished"
-            self._ends.warn(pair.name, f"its files {how} while they were read; it waits until they are complete")
+            self._outcomes.warn(pair.name, f"its files {how} while they were read; it waits until they are complete")
         elif refused_by_disk(error):
             raise error
         elif refused_by_source(error):
             raise InputError(f"{pair.name} cannot be read: {message_of(error)}; waiting for it") from error
         elif isinstance(error, PairCrashedError):
-            self._ends.count_crash(pair.name, message_of(error))
+            self._outcomes.count_crash(pair.name, message_of(error))
         else:
-            self._ends.fail(pair.name, message_of(error))
+            self._outcomes.fail(pair.name, message_of(error))
 
     def _report_another_start(self, last: Started | None, started: Started) -> None:
         """What was begun is not resumed where its options, or what was tuned for its engine, have changed."""
-        for name in self.unfinished if last is not None else ():
-            words = difference(*({"the engine": s.engine, **s.settings} for s in (last, started) if s is not None))
-            self._log.info(f"{name} was begun with {words or 'another bundle'}; it is processed anew", pair=name)
+        words = None if last is None else difference(_by_what(last), _by_what(started))
+        for name in self.unfinished if words else ():
+            self._log.info(f"{name} was begun with {words}; it is processed anew", pair=name)
 
     def _refuse_others_outputs(self, pair: FilePair) -> None:
         ended = self._journal.pairs.ended.get(pair.name)
@@ -259,8 +261,13 @@ class Worker:
                 refuse_existing(self._output / name, self._options.force)
 
 
-def _by_what(started: Started) -> tuple[object, ...]:
-    return started.format, started.bundle, started.engine, started.settings
+def _by_what(started: Started) -> dict[str, str]:
+    return {
+        "the journal's format": str(started.format),
+        "the bundle": started.bundle[:16],
+        "the engine": started.engine,
+        **started.settings,
+    }
 
 
 def _state(file: File, sha256: str | None = None) -> FileState:

@@ -18,7 +18,7 @@ from misgnet_runtime.storage.schema import Struct
 _LARGEST_BATCH = 16  # of those that are measured without being asked for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchOptions:
     """Empty ``engines``, ``batches`` and ``streams`` stand for what :func:`make_plan` chooses.
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.bundle.signing.policy import required_elsewhere
 from misgnet_runtime.callables import Progress
-from misgnet_runtime.clock import timestamp
-from misgnet_runtime.inference.throughput import Timing, measure
+from misgnet_runtime.engines.options import ExecutionOptions
+from misgnet_runtime.formatting import timestamp
+from misgnet_runtime.inference.throughput import RailEnergy, Task, Timing, Workload, measure
 from misgnet_runtime.machine import describe_machine, installed_versions, usable_cores
 from misgnet_runtime.measure.bench.matrix import BenchOptions, Plan, make_plan, tasks_of
 from misgnet_runtime.measure.bench.report import (
@@ -25,15 +29,16 @@ from misgnet_runtime.measure.bench.report import (
     ratios_to,
 )
 from misgnet_runtime.measure.bench.scene import SceneTask, check_scene, run_scene
+from misgnet_runtime.measure.matrix_baseline import MatrixProduct
 from misgnet_runtime.measure.sensors.clocks import DeviceState, read_state, summary, throttling, watch_state
 from misgnet_runtime.measure.sensors.nvpmodel import power_mode
-from misgnet_runtime.measure.sensors.power import PowerMeter, find_meters
+from misgnet_runtime.measure.sensors.power import Energy, PowerMeter, count_energy, find_meters
 
 _VERSIONS = ("misgnet-export", "numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 
 def run_bench(path: Path, options: BenchOptions, progress: Progress | None = None) -> BenchReport:
-    """Measure what :func:`make_plan` finds; ``progress`` is told of rounds.
+    """Measure what :func:`make_plan` finds; ``progress`` gets the rounds that are done.
 
     Raises InputError for a bundle that is not what its manifest says, what :func:`make_plan` raises, MisgnetError
     where a worker fails, and for a scene what ``misgnet-run predict`` raises.
@@ -47,35 +52,20 @@ def run_bench(path: Path, options: BenchOptions, progress: Progress | None = Non
     with watch_state(watched):
         timings, product = _measure_all(bundle, plan, options, meters, progress)
     scene = _scene(bundle, options.scene, options.threads, fastest(timings)) if options.scene else None
-    states = before, summary(watched), read_state()
-    return _report(
-        bundle, plan, options, timings, Power([meter.source for meter in meters], missing),
-        Conditions(describe_machine(), installed_versions(_VERSIONS), (mode, power_mode()), *states), scene, product,
+    conditions = Conditions(
+        machine=describe_machine(), versions=installed_versions(_VERSIONS), power_modes=(mode, power_mode()),
+        before=before, during=summary(watched), after=read_state(),
     )  # fmt: skip
-
-
-def _report(
-    bundle: Bundle, plan: Plan, options: BenchOptions, timings: list[Timing], power: Power, conditions: Conditions,
-    scene: SceneFigure | None, product: Timing | None,
-) -> BenchReport:  # fmt: skip
     reference = choose_reference(timings)
     return BenchReport(
-        created=timestamp(),
-        bundle=str(bundle.name),
-        bundle_version=bundle.manifest.bundle_version,
+        created=timestamp(), bundle=str(bundle.name), bundle_version=bundle.manifest.bundle_version,
         bundle_sha256=bundle.digest(),
         settings=Settings(options.seconds, options.rounds, options.warm_up, options.threads or usable_cores()),
-        engines=plan.runs,
-        not_run=plan.not_run,
-        timings=timings,
-        reference=reference,
-        ratios=ratios_to(reference, timings),
-        power=power,
-        conditions=conditions,
-        scene=scene,
+        engines=plan.runs, not_run=plan.not_run, timings=timings, reference=reference,
+        ratios=ratios_to(reference, timings), power=Power([meter.source for meter in meters], missing),
+        conditions=conditions, scene=scene, matrix_product=product,
         warnings=[*throttling([conditions.before, conditions.during, conditions.after]), *_unsettled(timings)],
-        matrix_product=product,
-    )
+    )  # fmt: skip
 
 
 def _measure_all(
@@ -87,31 +77,51 @@ def _measure_all(
     product = None
     for index, (batch, streams) in enumerate(settings):
         tasks = tasks_of(bundle, plan, options, batch, streams)
-        before = index * options.rounds
-        tell = progress and partial(_tell_of_all, progress, before, len(settings))
-        alone = (batch, streams) == (1, 1)
-        found += measure(tasks, options.seconds, tell, rounds=options.rounds, meters=meters, product=alone)
-        if alone:
-            product = found.pop()
+        tell = progress and partial(_report_all, progress, index * options.rounds, len(settings))
+        if (batch, streams) == (1, 1):
+            *timings, product = _measure(tasks, options, meters, tell, partial(MatrixProduct, threads=options.threads))
+        else:
+            timings = _measure(tasks, options, meters, tell)
+        found += timings
     return found, product
 
 
-def _tell_of_all(progress: Progress, before: int, settings: int, done: int, rounds: int) -> None:
+def _measure(
+    tasks: Sequence[Task], options: BenchOptions, meters: Sequence[PowerMeter], progress: Progress | None,
+    beside: Callable[[float], Workload] | None = None,
+) -> list[Timing]:  # fmt: skip
+    """Time the engines at one setting, each with the energy that it took."""
+    energies: defaultdict[int, Energy] = defaultdict(Energy)
+    timings = measure(
+        tasks, options.seconds, progress, rounds=options.rounds,
+        during=lambda index: count_energy(meters, energies[index]), beside=beside,
+    )  # fmt: skip
+    totals = {meter.total for meter in meters}
+    return [replace(timing, energy=_rails(energies[i], timing, totals)) for i, timing in enumerate(timings)]
+
+
+def _rails(energy: Energy, timing: Timing, totals: Collection[str | None]) -> list[RailEnergy]:
+    watts = energy.mean_watts()
+    return [RailEnergy(rail, w, w / timing.pairs_per_second, rail in totals) for rail, w in watts.items()]
+
+
+def _report_all(progress: Progress, before: int, settings: int, done: int, rounds: int) -> None:
     progress(before + done, settings * rounds)
 
 
 def _scene(bundle: Bundle, pair: tuple[Path, Path], threads: int | None, timing: Timing) -> SceneFigure:
     """Of the engine and the setting that ``timing`` measured."""
+    execution = ExecutionOptions(threads=threads, streams=timing.streams, batch=timing.batch)
     with tempfile.TemporaryDirectory() as folder:
-        places = str(bundle.name), str(pair[0]), str(pair[1]), f"{folder}/change.tif"
-        trust = required_elsewhere()
-        key = None if trust is None or trust.key is None else str(trust.key)
-        signed = key, trust is not None and trust.allow_older
-        task = SceneTask(*places, timing.engine, timing.batch, timing.streams, threads, *signed, bundle.digest())
+        task = SceneTask(
+            bundle=bundle.name, before=pair[0], after=pair[1], output=Path(folder, "change.tif"), engine=timing.engine,
+            execution=execution, trust=required_elsewhere(), bundle_sha256=bundle.digest(),
+        )  # fmt: skip
         found = run_scene(task)
     speed, alone = found.tiles / found.seconds, timing.pairs_per_second
     return SceneFigure(
-        timing.engine, timing.batch, timing.streams, found.tiles, found.seconds, speed, alone, speed / alone
+        engine=timing.engine, batch=timing.batch, streams=timing.streams, tiles=found.tiles, seconds=found.seconds,
+        tiles_per_second=speed, engine_pairs_per_second=alone, share=speed / alone,
     )  # fmt: skip
 
 

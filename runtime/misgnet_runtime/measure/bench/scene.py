@@ -1,67 +1,75 @@
-"""``misgnet-run predict`` on a pair of GeoTIFFs, in a process of its own: how fast, and how much memory it took.
-
-python -m misgnet_runtime.measure.bench.scene    (a task as JSON on its input; the figures as JSON on its output)
-"""
+"""``misgnet-run predict`` on a pair of GeoTIFFs, in a process of its own: how fast, and how much memory it took."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
-import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
-import msgspec
-
-from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle import MANIFEST
+from misgnet_runtime.bundle.signing.policy import Trust
 from misgnet_runtime.children import environment, python_command
-from misgnet_runtime.cli.app import run_app
-from misgnet_runtime.engines.options import ExecutionOptions
+from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
 from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, UnavailableError, UsageError
-from misgnet_runtime.log import collector
-from misgnet_runtime.storage.schema import Count, Struct
+from misgnet_runtime.storage.files import file_sha256
 
 _KINDS = {kind.exit_code: kind for kind in (UsageError, GateFailed, InputError, UnavailableError)}
+_PERIOD = 0.05  # seconds between two looks at the memory
 
 
-class SceneTask(Struct, frozen=True):
-    """A pair of 8-bit RGB GeoTIFFs on one grid, the change raster to write, and how.
+@dataclass(frozen=True, kw_only=True)
+class SceneTask:
+    """A pair of 8-bit RGB GeoTIFFs on one grid, the change raster to write, and how."""
 
-    ``bundle_sha256``: of the manifest of the bundle that is measured. ``key``: by which it must be signed, None where
-    nothing is required; ``allow_older``: as :class:`Trust`.
-    """
-
-    bundle: str
-    before: str
-    after: str
-    output: str
+    bundle: Path
+    before: Path
+    after: Path
+    output: Path
     engine: str
-    batch: int
-    streams: int
-    threads: int | None
-    key: str | None = None
-    allow_older: bool = False
-    bundle_sha256: str | None = None
+    execution: ExecutionOptions = DEFAULT_EXECUTION
+    trust: Trust | None = None  # what the bundle must meet; None: no signature is required
+    bundle_sha256: str | None = None  # of the manifest that is measured
+
+    def command(self) -> list[str]:
+        shared = ["--log", "json"]
+        if self.trust and self.trust.key:
+            shared += ["--require-signature", str(self.trust.key)]
+        if self.trust and self.trust.allow_older:
+            shared += ["--allow-older"]
+        options = ["--engine", self.engine, "-o", str(self.output), "--no-tuned"]
+        for name in ("threads", "streams", "batch"):
+            if (number := getattr(self.execution, name)) is not None:
+                options += [f"--{name}", str(number)]
+        paths = map(str, (self.bundle, self.before, self.after))
+        return python_command("misgnet_runtime.cli", *shared, "predict", *options, "--", *paths)
 
 
-class SceneRun(Struct, frozen=True):
+@dataclass(frozen=True)
+class SceneRun:
     """Tiles computed, seconds from the first one read to the last row written, and the most memory in use."""
 
-    tiles: Count
+    tiles: int
     seconds: float
-    peak_bytes: Count
+    peak_bytes: int
 
 
 def run_scene(task: SceneTask) -> SceneRun:
-    """Raises what ``predict`` raises, with its words."""
-    command = python_command("misgnet_runtime.measure.bench.scene")
-    ended = subprocess.run(
-        command, input=msgspec.json.encode(task), capture_output=True, env=environment(), check=False
-    )
-    if ended.returncode:
-        last = (ended.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-        kind = _KINDS.get(ended.returncode, MisgnetError)
-        raise kind(f"predict on {task.before} and {task.after}: {last.removeprefix('error: ')}")
-    return msgspec.json.decode(ended.stdout, type=SceneRun)
+    """Raises what ``predict`` raises, with its message, and InputError where the bundle is not the measured one."""
+    _check_bundle(task)
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as messages:
+        code, peak = _run(task.command(), output, messages)
+        if code:
+            error = next((event for event in _events(messages) if event["event"] == "error"), {"message": "no message"})
+            kind = _KINDS.get(code, MisgnetError)
+            raise kind(f"predict on {task.before} and {task.after}: {error['message']}")
+        (report,) = _events(output)
+    _check_bundle(task)
+    return SceneRun(report["tiles"], report["seconds"], peak)
 
 
 def check_scene(before: Path, after: Path) -> None:
@@ -75,29 +83,36 @@ def check_scene(before: Path, after: Path) -> None:
             find_scaling(source, Declared())
 
 
-def main() -> None:
-    from misgnet_runtime.bundle.signing.policy import use_allow_older, use_key
-    from misgnet_runtime.jobs.scene.options import SceneOptions
-    from misgnet_runtime.jobs.scene.predict import predict_scene_files
-
-    task = msgspec.json.decode(sys.stdin.buffer.read(), type=SceneTask)
-    use_key(None if task.key is None else Path(task.key))
-    use_allow_older(task.allow_older)
-    execution = ExecutionOptions(batch=task.batch, streams=task.streams, threads=task.threads)
-    options = SceneOptions(engine=task.engine, execution=execution, tuned=False)
-    bundle = read_bundle(Path(task.bundle))
-    if task.bundle_sha256 not in (None, bundle.digest()):
-        raise InputError(f"bundle {bundle.name} has changed since the bundle was checked; run the command again")
-    paths = Path(task.before), Path(task.after), Path(task.output)
-    report = predict_scene_files(bundle, *paths, options, log=collector()[0])
-    sys.stdout.buffer.write(msgspec.json.encode(SceneRun(report.tiles, report.seconds, _peak_bytes())))
+def _check_bundle(task: SceneTask) -> None:
+    if task.bundle_sha256 not in (None, file_sha256(task.bundle / MANIFEST)):
+        raise InputError(f"bundle {task.bundle} has changed since the bundle was checked; run the command again")
 
 
-def _peak_bytes() -> int:
+def _run(command: list[str], output: IO[bytes], messages: IO[bytes]) -> tuple[int, int]:
+    """The exit code, and the most memory in use."""
+    peak = 0
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=messages, env=environment()) as run:
+        while run.poll() is None:
+            peak = max(peak, _peak_bytes(run.pid))
+            with suppress(subprocess.TimeoutExpired):
+                run.wait(_PERIOD)
+    return run.returncode, peak
+
+
+def _events(file: IO[bytes]) -> list[dict[str, Any]]:
+    """What the command printed as ``--log json``; other lines, of libraries, are left out."""
+    file.seek(0)
+    found = []
+    for line in file:
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def _peak_bytes(process: int) -> int:
     """Of this program alone: ``ru_maxrss`` would count the parent too, whose memory a child begins with."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    except OSError:  # it has ended, or this is no Linux
+        return 0
     return 1024 * int(found[1]) if found else 0
-
-
-if __name__ == "__main__":
-    run_app(main)

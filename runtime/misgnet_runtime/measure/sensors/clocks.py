@@ -10,8 +10,8 @@ from threading import Event, Thread
 
 from msgspec.structs import replace
 
+from misgnet_runtime.machine import ROOT, read_int, read_text
 from misgnet_runtime.storage.schema import Struct
-from misgnet_runtime.sysfs import ROOT, read_int, read_text
 
 _GPU = "17000000.gpu"  # of devfreq, on an Orin
 _PERIOD = 1.0  # seconds between two readings of a watch
@@ -130,7 +130,10 @@ def _clock(name: str, values: list[int | None], per_mhz: float, governor: Path) 
     """One clock, or none where it cannot be read; ``values``: current, lowest, highest and base clock."""
     current, lowest, highest, base = (None if value is None else value / per_mhz for value in values)
     if current is not None and lowest is not None and highest is not None:
-        yield Clock(name, current, lowest, highest, read_text(governor) or "unknown", base)
+        yield Clock(
+            name=name, current=current, lowest=lowest, highest=highest, governor=read_text(governor) or "unknown",
+            base=base,
+        )  # fmt: skip
 
 
 def _temperatures(root: Path) -> Iterator[tuple[str, float]]:
