@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misgnet_runtime.callables import Progress
-from misgnet_runtime.clock import now
 from misgnet_runtime.errors import UnavailableError, UsageError
+from misgnet_runtime.formatting import now
 from misgnet_runtime.jobs.batch.pool import Died, Ended, Event, Pool, Ready, Unusable
 from misgnet_runtime.jobs.batch.record import Begun, Done, End, Failed, Record, Returned
 from misgnet_runtime.jobs.batch.row import is_yes
@@ -38,7 +38,7 @@ class Driver:
     """One run over ``tasks``: each is tried ``retries`` times again where its worker dies or may have been at fault."""
 
     def __init__(
-        self, tasks: Sequence[Task], output: Path, pool: Pool, record: Record, retries: int, listener: Listener
+        self, tasks: Sequence[Task], output: Path, pool: Pool, record: Record, *, retries: int, listener: Listener
     ) -> None:
         self._output, self._pool, self._record = output, pool, record
         self._retries, self._listener = retries, listener

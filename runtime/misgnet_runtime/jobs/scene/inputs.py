@@ -106,7 +106,7 @@ def inspect(pair: Pair, options: SceneOptions) -> Inputs:
         InputError: As :func:`inspect_date` and :func:`inspect_pair`.
     """
     Tally({"before": pair.before.blocks, "after": pair.after.blocks}, options.max_unreadable)
-    return inspect_pair(pair, inspect_date(pair.before, options.before), inspect_date(pair.after, options.after))
+    return inspect_pair(pair, inspect_date(pair.before, options.dates[0]), inspect_date(pair.after, options.dates[1]))
 
 
 def inspect_pair(pair: Pair, before: Date, after: Date) -> Inputs:

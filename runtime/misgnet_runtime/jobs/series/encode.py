@@ -61,11 +61,11 @@ def encode_file(
 ) -> EncodeReport:
     """Write the features of a GeoTIFF, for :func:`misgnet_runtime.jobs.series.series.run_series`, as ``output``.
 
-    ``options.before`` says what the raster's pixels are. Else as :func:`predict_scene_files`; GateFailed also where a
+    ``options.dates[0]`` says what the raster's pixels are. Else as :func:`predict_scene_files`; GateFailed also where a
     feature does not fit float16, UsageError where the bundle is not split.
     """
     options, log = options or SceneOptions(), log or current()
-    options.check_numbers()
+    options.check_values()
     if output.suffix != SUFFIX:
         raise UsageError(f"--output is {output.name}; choose a name that ends in {SUFFIX}")
     output = Path(os.path.realpath(output))

@@ -123,14 +123,14 @@ def open_split_engine(bundle: Bundle, options: SceneOptions) -> Iterator[SplitEn
 
 
 def inspect_encoding(engine: SplitEngine, raster: Raster, options: SceneOptions, grid: Grid | None = None) -> Encoding:
-    """A raster, open on its own grid, whose pixels are what ``options.before`` says, or on ``grid``, by its ``after``.
+    """A raster, open on its own grid, whose pixels are as ``options`` say of the first date, or on ``grid`` as a later one.
 
     Raises as :func:`find_scaling`; UnreadableError where more of it is known to be unreadable than ``options`` allow.
     """
     first = grid is None
     check_readable(raster, options.max_unreadable)
     return Encoding(
-        engine=engine, date=inspect_date(raster, options.before if first else options.after),
+        engine=engine, date=inspect_date(raster, options.dates[0 if first else 1]),
         grid=grid or Grid.of(raster.dataset), first=first, aligned=raster.source is not None, options=options,
     )  # fmt: skip
 

@@ -14,7 +14,6 @@ from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.jobs.journal import discard_progress, was_begun, was_named
 from misgnet_runtime.jobs.scene.inputs import check_readable, inspect_pair
-from misgnet_runtime.jobs.scene.options import SeriesOptions
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, refuse_unreadable, run_pair
 from misgnet_runtime.jobs.series.comparison import compare
 from misgnet_runtime.jobs.series.encoding import (
@@ -26,6 +25,7 @@ from misgnet_runtime.jobs.series.encoding import (
 )
 from misgnet_runtime.jobs.series.features import SUFFIX, FeatureFile, open_features
 from misgnet_runtime.jobs.series.finished import digest, is_done, refuse_tuned_since, tags
+from misgnet_runtime.jobs.series.options import SeriesOptions
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.polygons import load_vector_libraries
@@ -70,8 +70,8 @@ def run_series(
     """
     folder = Path(os.path.realpath(folder))
     _check_names(reference, dates, folder, options)
-    options.scene.check_numbers()
-    if "vector" in options.products:
+    options.scene.check_values()
+    if options.vector:
         load_vector_libraries()
     bundle = read_bundle(bundle_path)
     try:
