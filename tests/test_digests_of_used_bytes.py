@@ -172,7 +172,9 @@ def again(source: Path, target: Path, suffix: str = ".png", **options: object) -
     assert target.with_suffix(suffix).read_bytes() != source.read_bytes()
 
 
-def pair_again(folder: Path, to: Path, name: str, suffix: str, options: dict[str, object], parts: str = "AB") -> None:
+def pair_again(
+    folder: Path, to: Path, name: str, suffix: str, options: dict[str, object], *, parts: str = "AB"
+) -> None:
     """The first pair of ``folder`` encoded anew in ``to``; of ``parts`` only, and otherwise other images."""
     for part in ("A", "B", "label"):
         source = min((folder / part).iterdir())
@@ -201,7 +203,7 @@ def test_images_with_equal_pixels_are_shared(tmp_path: Path, suffix: str, option
 @pytest.mark.parametrize("part", ["A", "B"])
 def test_one_date_with_equal_pixels_is_shared(tmp_path: Path, part: str) -> None:
     write_split(tmp_path / "one", 1, 1, 64)
-    pair_again(tmp_path / "one", tmp_path / "two", "again", ".png", {}, part)
+    pair_again(tmp_path / "one", tmp_path / "two", "again", ".png", {}, parts=part)
     with pytest.raises(InputError, match=rf"two/{part}/again\.png of the test set"):
         check_disjoint(TileSet.open(tmp_path / "one"), TileSet.open(tmp_path / "two"), ("calibration", "test"))
 

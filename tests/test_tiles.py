@@ -38,7 +38,7 @@ def save(path: Path, pixels: np.ndarray | Image.Image, **options: object) -> Pat
 
 
 def write_pair(
-    root: Path, name: str = "a", height: int = 64, width: int = 64, suffix: str = ".png", seed: int = 0
+    root: Path, name: str = "a", height: int = 64, width: int = 64, suffix: str = ".png", *, seed: int = 0
 ) -> None:
     save(root / "A" / (name + suffix), picture(height, width, seed))
     save(root / "B" / (name + suffix), picture(height, width, seed + 1))
