@@ -14,20 +14,19 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from PIL import Image
 
+from misgnet_runtime.bundle import MANIFEST
 from misgnet_runtime.bundle.golden import GoldenTiles, write_golden
-from misgnet_runtime.bundle.layout import MANIFEST
 from misgnet_runtime.bundle.manifest import (
     SCHEMA_VERSION,
-    Calibration,
     EngineEntry,
     Interface,
     Manifest,
     Preprocessing,
-    Quantization,
     SplitEntry,
     TensorEntry,
 )
 from misgnet_runtime.bundle.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from misgnet_runtime.bundle.quantization import Calibration, Quantization
 from misgnet_runtime.bundle.reader import describe_files
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.inference.detector import ChangeDetector

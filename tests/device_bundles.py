@@ -12,7 +12,7 @@ from msgspec.structs import replace
 import fake_tensorrt
 from bundles import FLOAT, INTERFACE, TILE, expected, images, make_bundle
 from misgnet_runtime.accuracy.evaluation_tiles import ROLE, EvaluationTiles, write_evaluation
-from misgnet_runtime.bundle.layout import MANIFEST
+from misgnet_runtime.bundle import MANIFEST
 from misgnet_runtime.bundle.manifest import EngineEntry, SplitEntry, decode_manifest
 from misgnet_runtime.bundle.reader import describe_files
 from misgnet_runtime.storage.schema import encode
@@ -50,7 +50,9 @@ def evaluation_tiles(seed: int, count: int, wrong: bool = False) -> EvaluationTi
     owned = np.tile(np.array([0, TILE, 8, TILE], np.int64), (count, 1))
     names = np.array([f"image_{seed}@{index},0" for index in range(count)], np.str_)
     sources = np.array([f"image_{seed}"] * count, np.str_)
-    return EvaluationTiles(before, after, masks, masks, owned, names, sources)
+    return EvaluationTiles(
+        before=before, after=after, label=masks, reference=masks, owned=owned, names=names, sources=sources
+    )
 
 
 def described(root: Path, **changes: Any) -> Path:

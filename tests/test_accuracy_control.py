@@ -57,7 +57,7 @@ from misgnet_export.report import render
 from misgnet_export.report.control import ControlRecord, control_table, draw_control, record_of, step_rows, summary
 from misgnet_runtime.accuracy.gate import decide, f1_drop
 from misgnet_runtime.accuracy.metrics import Confusion
-from misgnet_runtime.bundle.manifest import RepairEntry
+from misgnet_runtime.bundle.quantization import RepairEntry
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.storage.schema import encode

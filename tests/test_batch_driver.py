@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from batches import FIGURES, KEY, FakePool, Told, drive, opened, tasks
-from misgnet_runtime.clock import now
 from misgnet_runtime.errors import UnavailableError, UsageError
+from misgnet_runtime.formatting import now
 from misgnet_runtime.jobs.batch import driver as batch_driver
 from misgnet_runtime.jobs.batch.pool import Died, Ended, Event, Unusable
 from misgnet_runtime.jobs.batch.record import Begun, Failed

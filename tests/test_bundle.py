@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundles import DATA, FLOAT, edit, images, make_bundle
+from misgnet_runtime.bundle import MANIFEST
 from misgnet_runtime.bundle.golden import GoldenTiles, read_golden, write_golden
-from misgnet_runtime.bundle.layout import MANIFEST
 from misgnet_runtime.bundle.manifest import Manifest, decode_manifest
 from misgnet_runtime.bundle.reader import describe_files, read_bundle
 from misgnet_runtime.errors import InputError, UsageError

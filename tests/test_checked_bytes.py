@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bundles import DATA, FLOAT, INT8, TILE, edit, expected, images, make_bundle
-from misgnet_runtime.bundle.layout import MANIFEST
+from misgnet_runtime.bundle import MANIFEST
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.selection import open_detector

@@ -12,6 +12,7 @@ import pytest
 from fake_nvml import FakeNvml
 from misgnet_runtime import machine
 from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.machine import read_int, read_text
 from misgnet_runtime.measure.sensors import clocks as state_module
 from misgnet_runtime.measure.sensors import rapl
 from misgnet_runtime.measure.sensors.clocks import Clock, DeviceState, read_state, summary, throttling, watch_state
@@ -20,7 +21,6 @@ from misgnet_runtime.measure.sensors.nvidia import find_nvml
 from misgnet_runtime.measure.sensors.nvpmodel import power_mode
 from misgnet_runtime.measure.sensors.power import Energy, count_energy, find_meters
 from misgnet_runtime.measure.sensors.rapl import find_rapl
-from misgnet_runtime.sysfs import read_int, read_text
 
 Program = Callable[[str, str], None]
 CPU = "sys/devices/system/cpu"

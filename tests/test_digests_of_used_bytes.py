@@ -73,7 +73,7 @@ def load(data: Path, weights: Path) -> tuple[BuildRequest, Sets]:
 def finish(request: BuildRequest, sets: Sets, folder: Path) -> None:
     """The last stage of a build, as if nothing had happened between."""
     reference = judge("float", lambda before, after: np.zeros(before.shape[:3], np.float32), sets.evaluation, 0.5)
-    parity = report("float", reference, sets.evaluation, 0.5, 1.0, [])
+    parity = report("float", reference, sets.evaluation, [], threshold=0.5, max_f1_drop=1.0)
     (folder / "graphs").mkdir(parents=True)
     (folder / "graphs" / "float.onnx").touch()
     graph = GraphFile("float", "graphs/float.onnx", "float32", 0)

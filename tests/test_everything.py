@@ -21,7 +21,7 @@ from misgnet_calibration.quantizer.recipes import CPU, OPENVINO, RECIPES, TENSOR
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
 from misgnet_calibration.statistics.observers import Range
 from misgnet_export.pipeline.quantization_record import placement_entries
-from misgnet_runtime.bundle.manifest import Steps
+from misgnet_runtime.bundle.quantization import Steps
 from misgnet_runtime.engines.tensorrt import PlanOptions, compile_plan
 from misgnet_runtime.errors import GateFailed
 from test_calibration_qdq import dq_of, feeds_of_two_branch, run

@@ -22,8 +22,8 @@ from misgnet_runtime.bundle.golden import read_golden
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.bundle.signing.release import moment
 from misgnet_runtime.cli import main as cli
-from misgnet_runtime.clock import now
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.formatting import now
 from misgnet_runtime.jobs.batch import record as batch_record
 from misgnet_runtime.jobs.batch.table import Shard, read_table
 from misgnet_runtime.jobs.folder_record import Header, open_record

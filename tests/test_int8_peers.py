@@ -31,8 +31,9 @@ from benchmarks.int8_peers.graphs import Graph, Task, candidates
 from benchmarks.int8_peers.report import Made, Report, Row, table
 from benchmarks.int8_peers.timing import Speed, measure, speed
 from misgnet_runtime.bundle.checked import CheckedFiles
-from misgnet_runtime.bundle.manifest import Calibration, Interface
+from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.bundle.preprocessing import normalise
+from misgnet_runtime.bundle.quantization import Calibration
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.raster.dataset import TileSet
@@ -417,7 +418,7 @@ def bundle(tmp_path: Path, calibration: Calibration) -> Bundle:
     from misgnet_runtime.bundle.manifest import decode_manifest
 
     manifest = msgspec.structs.replace(decode_manifest(root / "manifest.json"), tile=32, calibration=calibration)
-    return Bundle(root, manifest, CheckedFiles(root))
+    return Bundle(path=root, manifest=manifest, files=CheckedFiles(root))
 
 
 @pytest.mark.parametrize("indices", [[0, 3, 5, *range(6, 19)], list(range(16))])

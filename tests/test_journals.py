@@ -18,8 +18,8 @@ import pytest
 
 from ends import die_at, in_child
 from misgnet.datasets import record as dataset_record
-from misgnet_runtime.clock import now
 from misgnet_runtime.errors import InputError, MisgnetError, StorageError, UsageError
+from misgnet_runtime.formatting import now
 from misgnet_runtime.jobs import folder_record
 from misgnet_runtime.jobs import journal as scene_journal
 from misgnet_runtime.jobs.batch import record as batch_record

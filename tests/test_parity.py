@@ -121,17 +121,19 @@ def test_a_report_passes_where_an_engine_was_judged_and_none_failed(
     tiles: TileSet, engines: list[bool | None], passed: bool
 ) -> None:
     reference, _ = both(tiles)
-    assert report("float", reference, tiles, 0.5, 0.5, [entry(e) for e in engines]).passed is passed
+    assert (
+        report("float", reference, tiles, [entry(e) for e in engines], threshold=0.5, max_f1_drop=0.5).passed is passed
+    )
 
 
 def test_the_evidence_is_json_and_says_what_it_was_measured_on(tiles: TileSet) -> None:
     reference, found = both(tiles)
     engines = [compare("cpu", "int8", reference, found, 0.5, device="CPU"), entry(None)]
-    values = json.loads(encode(report("float", reference, tiles, 0.5, 0.5, engines)))
+    values = json.loads(encode(report("float", reference, tiles, engines, threshold=0.5, max_f1_drop=0.5)))
     assert values["tiles"] == TILES and values["sources"] == len(SIZES)
     assert values["pixels"] == sum(h * w for h, w in SIZES.values())
     assert 0 < values["changed_share"] < 1
     assert values["evaluation_sha256"] == tiles.digest()
     assert len(values["engines"][0]["tiles"]) == TILES
     assert values["engines"][1]["verdict"] is None
-    assert isinstance(report("float", reference, tiles, 0.5, 0.5, engines), ParityReport)
+    assert isinstance(report("float", reference, tiles, engines, threshold=0.5, max_f1_drop=0.5), ParityReport)

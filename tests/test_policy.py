@@ -432,7 +432,7 @@ def test_a_policy_of_another_user_refuses_every_bundle(
             found[4] = os.geteuid() + 1
         return os.stat_result(found[:10])
 
-    monkeypatch.setattr("misgnet_runtime.storage.private_state.os.fstat", anothers)
+    monkeypatch.setattr("misgnet_runtime.storage.permissions.os.fstat", anothers)
     assert "another user may change it" in refusal(call, signed)
 
 

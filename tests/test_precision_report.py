@@ -22,7 +22,7 @@ from misgnet_calibration.quantizer.recipes import CPU, TENSORRT
 from misgnet_calibration.statistics.observers import Range
 from misgnet_export.pipeline.quantization_record import placement_entries
 from misgnet_export.report.precision import block_of, block_table, blocks, draw_precision, rule_table, share_table
-from misgnet_runtime.bundle.manifest import NodePlacement, PlacementRule, Quantization
+from misgnet_runtime.bundle.quantization import NodePlacement, PlacementRule, Quantization
 
 ROOT = Path(__file__).parents[1]
 PLACEMENT = [

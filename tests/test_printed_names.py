@@ -16,7 +16,7 @@ from misgnet_export.cli import main as cli
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.report import parity_table, stage_table, throughput_table
 from misgnet_export.report.precision import share_table
-from misgnet_runtime.bundle.manifest import Quantization
+from misgnet_runtime.bundle.quantization import Quantization
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.raster.dataset import TileSet
 from test_report import data_of, not_run, page_of, parity, report_of

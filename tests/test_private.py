@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from misgnet_runtime.errors import InputError, LockTimeoutError, StorageError
-from misgnet_runtime.storage import lock, private
+from misgnet_runtime.storage import lock, permissions
 from misgnet_runtime.storage.private import PrivateFolder
 
 LIMIT = 1000
@@ -39,7 +39,7 @@ def test_where_nothing_is_nothing_is_found(folder: PrivateFolder) -> None:
 def test_where_nothing_is_nobody_is_asked_who_may_write_there(folder: PrivateFolder, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     assert folder.read("one", LIMIT) is None
-    with pytest.raises(InputError, match="may be changed by others"):
+    with pytest.raises(InputError, match="can be exchanged by others"):
         folder.prepare()
 
 
@@ -62,11 +62,12 @@ def test_what_was_written_is_read_again_and_removed(filled: PrivateFolder) -> No
     assert filled.names() == []
 
 
-def test_a_folder_that_an_earlier_version_left_readable_is_closed(filled: PrivateFolder) -> None:
+def test_a_folder_that_is_open_to_readers_is_refused_until_it_is_closed(filled: PrivateFolder) -> None:
     filled.path.chmod(0o755)
-    with pytest.raises(InputError, match=r"open to others \(mode 0755\)"):
-        filled.read("one", LIMIT)
-    filled.prepare()
+    for call in (lambda: filled.read("one", LIMIT), filled.prepare):
+        with pytest.raises(InputError, match=rf"open to others \(mode 0755\).*chmod 700 {filled.path}"):
+            call()
+    filled.path.chmod(0o700)
     assert filled.read_sealed("one", LIMIT) == b"contents"
 
 
@@ -115,20 +116,47 @@ def open_grandparent(folder: PrivateFolder) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (open_to_the_group, r"plans is open to others \(mode 0770\).*; remove it, or name another folder in MISGNET_C"),
+        (
+            open_to_the_group,
+            r"plans is open to others \(mode 0770\).*; else remove it, or name another .* MISGNET_C",
+        ),
         (linked_folder, "plans must be a folder, and no link"),
         (file_in_its_place, "plans must be a folder, and no link"),
-        (open_parent, r"cache, in which plans lies, may be changed by others \(mode 0777\); run: chmod go-w"),
-        (open_grandparent, r"some, in which plans lies, may be changed by others \(mode 0770\)"),
+        (
+            open_parent,
+            r"plans can be exchanged by others: \S+some/cache is theirs.*; run: chmod go-w \S+cache,",
+        ),
+        (open_grandparent, r"plans can be exchanged by others: \S+some is theirs"),
         (pipe, "one cannot be used: it is no file"),
     ],
 )
 def test_what_others_may_have_changed_is_refused(
-    filled: PrivateFolder, change: Callable[[PrivateFolder], None], said: str
+    filled: PrivateFolder, change: Callable[[PrivateFolder], None], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(permissions, "_is_own_group", lambda _: False)
     change(filled)
     with pytest.raises(InputError, match=said):
         filled.read("one", LIMIT)
+
+
+def test_a_group_of_ones_own_is_nobody_else(filled: PrivateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the umask 002 of many distributions leaves folders."""
+    monkeypatch.setattr(permissions, "_is_own_group", lambda _: True)
+    open_grandparent(filled)
+    assert filled.read_sealed("one", LIMIT) == b"contents"
+
+
+def test_a_link_on_the_way_that_another_user_could_exchange_is_refused(
+    filled: PrivateFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "cache").symlink_to(filled.path.parent)
+    monkeypatch.setenv("MISGNET_CACHE", str(shared / "cache"))
+    assert PrivateFolder.of("plans").read_sealed("one", LIMIT) == b"contents"
+    shared.chmod(0o777)
+    with pytest.raises(InputError, match=r"can be exchanged by others: \S+/shared is theirs"):
+        PrivateFolder.of("plans").read("one", LIMIT)
 
 
 def test_a_link_in_the_place_of_a_file_is_neither_followed_nor_replaced(filled: PrivateFolder) -> None:
@@ -149,7 +177,7 @@ def test_a_folder_of_another_user_is_refused(filled: PrivateFolder, monkeypatch:
         facts = real(handle)
         return os.stat_result((*facts[:4], foreign, *facts[5:10]))
 
-    monkeypatch.setattr(private.os, "fstat", fstat)
+    monkeypatch.setattr(os, "fstat", fstat)
     with pytest.raises(InputError, match=rf"belongs to user {foreign}, not to this one"):
         getattr(filled, call)()
 

@@ -66,8 +66,9 @@ def report_of(engines: list[EngineParity], changed: int = 100, sources: int = 4)
     total = Confusion.total([j.confusion for j in side([0] * 4, changed)])
     share = total.changed / total.pixels
     return ParityReport(
-        "torch", "/data/private/LEVIR/test", "ab" * 32, 4, sources, total.pixels, share,
-        0.5, 1.0, total.scores(), engines,
+        reference="torch", evaluation_set="/data/private/LEVIR/test", evaluation_sha256="ab" * 32, tiles=4,
+        sources=sources, pixels=total.pixels, changed_share=share, threshold=0.5, max_f1_drop=1.0,
+        reference_scores=total.scores(), engines=engines,
     )  # fmt: skip
 
 
@@ -182,7 +183,10 @@ def test_tiles_are_picked_once_and_only_where_there_is_something_to_see() -> Non
 
 
 def test_equal_tiles_are_ordered_by_name() -> None:
-    tiles = [TileParity(name, "s", (1, 0, 0, 9), (1, 2, 0, 7), 2, 10) for name in "cab"]
+    tiles = [
+        TileParity(name=name, source="s", reference=(1, 0, 0, 9), engine=(1, 2, 0, 7), differing=2, pixels=10)
+        for name in "cab"
+    ]
     found = EngineParity("e", "int8", "run", "", tiles=tiles)
     assert pick_tiles(found, 1, 1) == [("a", "worst"), ("b", "typical")]
 

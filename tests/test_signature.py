@@ -250,11 +250,11 @@ def test_a_folder_that_would_take_for_ever_is_refused_at_once(
     signed: Path, trust: Trust, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (signed / "engines/rtx.plan").open("r+b") as file:
-        file.truncate(files.MAX_BYTES)  # without a byte on the disk
+        file.truncate(files.BUNDLE_BYTES)  # without a byte on the disk
     with pytest.raises(InputError, match="that is no bundle"):
         read_bundle(signed, trust)
     os.truncate(signed / "engines/rtx.plan", 13)
-    monkeypatch.setattr(files, "MAX_ENTRIES", 9)
+    monkeypatch.setattr(files, "BUNDLE_FILES", 9)
     with pytest.raises(InputError, match="more than 9 files and folders"):
         read_bundle(signed, trust)
     assert set(decoded) <= CLOSED

@@ -44,7 +44,8 @@ from misgnet_export.graph.simplify import simplify_graph
 from misgnet_export.pipeline.agreement import answers_of
 from misgnet_export.pipeline.calibrate import observe
 from misgnet_export.pipeline.quantization_record import placement_entries
-from misgnet_runtime.bundle.manifest import Int8Numbers, Interface, NodePlacement, Steps
+from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle.quantization import Int8Numbers, NodePlacement, Steps
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.raster.dataset import TileSet, stack
 from misgnet_runtime.storage.files import file_sha256

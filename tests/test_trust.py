@@ -27,7 +27,7 @@ from misgnet_runtime.bundle.signing.policy import Trust
 from misgnet_runtime.bundle.signing.release import CLOCK_TOLERANCE, Issue, Version, moment, refusal
 from misgnet_runtime.bundle.signing.rollback import open_state
 from misgnet_runtime.errors import InputError, StorageError
-from misgnet_runtime.storage import private_state as private
+from misgnet_runtime.storage import permissions
 from signatures import (
     SIGNATURE,
     certify,
@@ -304,7 +304,7 @@ def test_a_state_in_a_folder_where_others_could_replace_it(tmp_path: Path, monke
     shared.mkdir()
     shared.chmod(0o777)
     monkeypatch.setenv("MISGNET_STATE", str(shared / "state"))
-    with pytest.raises(InputError, match=f"may write in {shared}"), open_state():
+    with pytest.raises(InputError, match=f"can be exchanged by others: {shared} is theirs"), open_state():
         pass
     shared.chmod(0o1777)
     with open_state():
@@ -314,7 +314,7 @@ def test_a_state_in_a_folder_where_others_could_replace_it(tmp_path: Path, monke
 def test_a_state_of_another_user(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state.mkdir(mode=0o700)
     monkeypatch.setattr(os, "geteuid", lambda: state.stat().st_uid + 1)
-    with pytest.raises(InputError, match="belongs to another user"), open_state():
+    with pytest.raises(InputError, match=r"belongs to user \d+, not to this one"), open_state():
         pass
 
 
@@ -324,14 +324,29 @@ def test_a_group_of_ones_own_is_nobody_else(tmp_path: Path, monkeypatch: pytest.
     folder.mkdir()
     folder.chmod(0o775)
     for own in (True, False):
-        monkeypatch.setattr(private, "_is_own_group", lambda _, own=own: own)
-        assert private.only_ours([folder]) is own
+        monkeypatch.setattr(permissions, "_is_own_group", lambda _, own=own: own)
+        assert permissions.only_ours([folder]) is own
+
+
+def test_a_state_by_a_link_that_nobody_else_could_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As systemd makes them for DynamicUser=; whoever could exchange it would make the device forget."""
+    (tmp_path / "private").mkdir(mode=0o700)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "state").symlink_to(tmp_path / "private")
+    monkeypatch.setenv("MISGNET_STATE", str(shared / "state"))
+    with open_state() as state:
+        state.accept("p", "k", Version(1, moment("2026-01-01")))
+    assert len(list((tmp_path / "private" / "accepted").iterdir())) == 1
+    shared.chmod(0o777)
+    with pytest.raises(InputError, match=f"can be exchanged by others: {shared} is theirs"), open_state():
+        pass
 
 
 def test_a_state_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MISGNET_STATE", str(tmp_path / "file" / "state"))
-    with pytest.raises(StorageError, match=r"\$MISGNET_STATE"), open_state():
+    with pytest.raises(StorageError, match="name another folder in MISGNET_STATE"), open_state():
         pass
 
 

@@ -34,8 +34,8 @@ from benchmarks.speed.report import Absent, Report
 from benchmarks.speed.targets import targets_of
 from benchmarks.speed.work import work_of
 from misgnet_export.pipeline.targets import PRODUCTS
-from misgnet_runtime.clock import timestamp
 from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.formatting import timestamp
 from misgnet_runtime.machine import check_processor, describe_machine
 from misgnet_runtime.storage.snapshot import Snapshot
 

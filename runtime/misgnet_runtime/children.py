@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
 
+from misgnet_runtime.errors import UnavailableError
+
 _START = Path(__file__).with_name("child.py")
 _PACKAGE = __name__.partition(".")[0]
 
@@ -62,7 +64,15 @@ def import_path(*modules: str) -> list[str]:
 def away_from_working_directory() -> Iterator[None]:
     """Work in the folder of this package's code for a moment: for libraries that put the working directory on the
     import path of processes of their own. Nothing else of this process may run meanwhile."""
-    before = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    if not hasattr(os, "fchdir"):  # Windows neither opens folders nor removes or moves the working directory
+        name = Path.cwd()
+        os.chdir(_START.parents[1])
+        try:
+            yield
+        finally:
+            os.chdir(name)
+        return
+    before = os.open(".", os.O_RDONLY)
     try:
         os.chdir(_START.parents[1])
         yield
@@ -119,7 +129,10 @@ def start(target: Callable[..., object], *arguments: object) -> Child:
 
     ``target`` is a function at the top of an importable module. It talks through ``connection``; standard input is
     empty. The process ends when ``target`` returns, and at once when this process ends, however that happens.
+    Raises UnavailableError on Windows.
     """
+    if os.name == "nt":  # it passes no numbers of open files to other processes
+        raise UnavailableError("processes of their own for pairs and workers need Linux or macOS; predict needs none")
     ours, theirs = multiprocessing.Pipe()
     alive, lifeline = multiprocessing.Pipe(duplex=False)
     handles = theirs.fileno(), alive.fileno()

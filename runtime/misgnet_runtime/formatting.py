@@ -1,6 +1,8 @@
-"""Text for a person."""
+"""Text for a person, and the time, in UTC."""
 
 from __future__ import annotations
+
+from datetime import datetime, timezone
 
 _SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
@@ -41,3 +43,12 @@ def _printable_character(character: str) -> str:
         return _SHORT[character]
     number = ord(character)
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def timestamp() -> str:
+    """Now, in ISO 8601 and to the second, as manifests and reports state it."""
+    return now().isoformat(timespec="seconds")

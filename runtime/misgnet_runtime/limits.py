@@ -15,7 +15,6 @@ MANIFEST_VALUES = 200_000
 BUNDLE_BYTES = 16 * _GIB
 BUNDLE_FILES = 10_000
 
-# Of these the readers' own constants are the definition; tests/test_limits.py compares them.
 SIGNATURE_BYTES = 8 * _MIB
 CERTIFICATES = 8
 CERTIFICATE_BYTES = 64 * _KIB
@@ -78,7 +77,7 @@ class Limit:
         return f"{_amount(self.value, self.unit)} {self.quantity}".strip()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reader:
     """A kind of file, how it is read, its limits, and the most processor time and memory that one file takes.
 
@@ -103,41 +102,44 @@ class Reader:
 
 
 READERS = (
-    Reader("manifest", "`manifest.json`", "strict JSON of known fields", (
+    Reader(name="manifest", file="`manifest.json`", how="strict JSON of known fields", limits=(
         Limit("of JSON", MANIFEST_BYTES, "bytes", "it states the numbers of each operator of each graph"),
         Limit("lists and objects", MANIFEST_VALUES, "", "some 5 for an operator; an empty one takes much memory"),
         Limit("of files that it lists", BUNDLE_BYTES, "bytes", "a sparse file of any size costs who sends it nothing"),
         Limit("files", BUNDLE_FILES, "", "a bundle has some 20"),
-    ), 10, 320),
-    Reader("signature", "`model.sig`", "JSON", (
+    ), seconds=10, mebibytes=320),
+    Reader(name="signature", file="`model.sig`", how="JSON", limits=(
         Limit("", SIGNATURE_BYTES, "bytes", "certificates and a digest of each file have some kB"),
         Limit("different certificates", CERTIFICATES, "", "public authorities go no deeper"),
         Limit("of certificates", CERTIFICATE_BYTES, "bytes", "one has 2 kB"),
         Limit("signed names", BUNDLE_FILES, "", "as in a manifest"),
         Limit("characters of a name", SIGNED_NAME, "", "normalising takes the square of a run of marks"),
-    ), 10, 256),
-    Reader("key", "key file", "PEM", (
+    ), seconds=10, mebibytes=256),
+    Reader(name="key", file="key file", how="PEM", limits=(
         Limit("", KEY_BYTES, "bytes", "a root's certificate has 2 kB"),
-    ), 10, 64),
-    Reader("policy", "policy file", "TOML of known fields", (
+    ), seconds=10, mebibytes=64),
+    Reader(name="policy", file="policy file", how="TOML of known fields", limits=(
         Limit("", POLICY_BYTES, "bytes", "some 500 products"),
         Limit("in a line", POLICY_LINE, "bytes", "the longest path"),
         Limit("of a field's name", POLICY_NAME, "bytes", "one of dotted parts takes the square of their number"),
-    ), 2, 64),
-    Reader("checkpoint", "checkpoint, a pickle", "by an unpickler that calls nothing (`misgnet/_unpickle.py`); "
-           "no byte of the file counts twice", (
+    ), seconds=2, mebibytes=64),
+    Reader(name="checkpoint", file="checkpoint, a pickle",
+           how="by an unpickler that calls nothing (`misgnet/_unpickle.py`); "
+           "no byte of the file counts twice", limits=(
         Limit("of pickle", PICKLE_BYTES, "bytes", "a snapshot with its optimizer has 0.2 MB without its numbers"),
         Limit("instructions", PICKLE_STEPS, "", "a snapshot has 60,000, and each may make an object"),
         Limit("characters of a key, which is text", PICKLE_KEY, "", "hashes of numbers can be made to collide"),
         Limit("of its zip directory", CHECKPOINT_DIRECTORY_BYTES, "bytes", "a snapshot has 1,400 entries, 80 kB"),
         Limit("tensors", CHECKPOINT_ENTRIES, "", "an EMA wrapper has 2,000"),
         Limit("of numbers", WEIGHTS_BYTES, "bytes", "tensors may share numbers: a file of any size may declare more"),
-    ), 20, 2_304),
-    Reader("safetensors", "safetensors", "by the `safetensors` library; no byte outside the file", (
+    ), seconds=20, mebibytes=2_304),
+    Reader(name="safetensors", file="safetensors",
+           how="by the `safetensors` library; no byte outside the file", limits=(
         Limit("of header", SAFETENSORS_HEADER_BYTES, "bytes", "MISGNet's has 0.1 MB, and the library reads 100 MB"),
         Limit("of numbers, where shapes are not known before", WEIGHTS_BYTES, "bytes", "as of a pickle"),
-    ), 20, 2_304),
-    Reader("image", "tiles and images", "PNG, TIFF or JPEG by their first bytes, whatever the name", (
+    ), seconds=20, mebibytes=2_304),
+    Reader(name="image", file="tiles and images",
+           how="PNG, TIFF or JPEG by their first bytes, whatever the name", limits=(
         Limit("pixels", IMAGE_PIXELS, "", "Pillow's own limit"),
         Limit("chunks, segments, strips or tiles", IMAGE_PARTS, "", "libpng writes 70,000 for the most pixels"),
         Limit("beside the pixels", IMAGE_EXTRA_BYTES, "bytes", "colour profiles and previews have some MB"),
@@ -145,47 +147,51 @@ READERS = (
         Limit("tags of a TIFF", TIFF_TAGS, "", "a real one has some 30"),
         Limit("pixels in all of its tiles", TIFF_TILED_PIXELS, "", "whole tiles are decoded, beyond its sides as well"),
         Limit("in one that is larger than the image", TIFF_TILE_PIXELS, "", "4,096 x 4,096; usual are 512 x 512"),
-    ), 20, 2_560),
-    Reader("label", "labels", "as images; 0 and 255, or 0 and 1", (
+    ), seconds=20, mebibytes=2_560),
+    Reader(name="label", file="labels", how="as images; 0 and 255, or 0 and 1", limits=(
         Limit("pixels", IMAGE_PIXELS, "", "Pillow's own limit"),
-    ), 20, 2_560),
-    Reader("geotiff", "GeoTIFF", "by GDAL's GTiff driver alone: no VRT, nothing beside the file, one thread", (
+    ), seconds=20, mebibytes=2_560),
+    Reader(name="geotiff", file="GeoTIFF",
+           how="by GDAL's GTiff driver alone: no VRT, nothing beside the file, one thread", limits=(
         Limit("for a block, or for what is read at once", GEOTIFF_BYTES, "bytes", "256 rows of 40,000 px take 120 MB"),
         Limit("pixels along a side", GEOTIFF_SIDE, "", "places and weights of tiles take some 20 bytes for each"),
         Limit("of the map's unfinished rows (width x tile)", GEOTIFF_MAP_BYTES, "bytes", "838,860 px wide at 256 px"),
         Limit("decodings of a block", GEOTIFF_DECODINGS, "", "blocks that do not suit tiles are decoded often"),
         Limit("blocks", GEOTIFF_BLOCKS, "", "a byte or two of memory for each; 256 px blocks make 10^12 pixels"),
         Limit("images, overviews and masks", GEOTIFF_DIRECTORIES, "", "a real file has about 30"),
-    ), 20, 1_536),
-    Reader("golden", "golden and evaluation tiles, saved observations", "`.npz` without pickles, stored or "
-           "deflated, opened by one zip reader", (
+    ), seconds=20, mebibytes=1_536),
+    Reader(name="golden", file="golden and evaluation tiles, saved observations",
+           how="`.npz` without pickles, stored or "
+           "deflated, opened by one zip reader", limits=(
         Limit("unpacked", ARCHIVE_BYTES, "bytes", "8 evaluation tiles of 1,024 px have 67 MB"),
         Limit("of its zip directory", ARCHIVE_DIRECTORY_BYTES, "bytes", "it has 7 entries"),
         Limit("of JSON in observations", OBSERVATIONS_HEADER_BYTES, "bytes", "names of some thousand tensors"),
-    ), 10, 576),
-    Reader("features", "features of a date", "records mapped a few at a time", (
+    ), seconds=10, mebibytes=576),
+    Reader(name="features", file="features of a date",
+           how="records mapped a few at a time", limits=(
         Limit("of footer", FEATURES_FOOTER_BYTES, "bytes", "some 1.3 million tiles: 150,000 x 150,000 px at least"),
-    ), 10, 640),
-    Reader("journal", "journals of scenes, folders, watchers and batches", "line by line; names of files in them "
-           "stay in their folder; what the lines say", (
+    ), seconds=10, mebibytes=640),
+    Reader(name="journal", file="journals of scenes, folders, watchers and batches",
+           how="line by line; names of files in them "
+           "stay in their folder; what the lines say", limits=(
         Limit("in a line", JOURNAL_LINE_BYTES, "bytes", "the longest line of a scene names its unreadable blocks"),
-    ), 10, 320),
-    Reader("tuning", "tuning", "strict JSON behind its digest", (
+    ), seconds=10, mebibytes=320),
+    Reader(name="tuning", file="tuning", how="strict JSON behind its digest", limits=(
         Limit("", TUNING_BYTES, "bytes", "some 100 trials"),
-    ), 2, 64),
-    Reader("accepted", "accepted versions", "strict JSON", (
+    ), seconds=2, mebibytes=64),
+    Reader(name="accepted", file="accepted versions", how="strict JSON", limits=(
         Limit("", ACCEPTED_BYTES, "bytes", "a record has 300 bytes"),
-    ), 2, 64),
-    Reader("plans", "records of compiled plans, kernel timings", "strict JSON behind its digest, opaque "
-           "bytes behind theirs", (
+    ), seconds=2, mebibytes=64),
+    Reader(name="plans", file="records of compiled plans, kernel timings", how="strict JSON behind its digest, opaque "
+           "bytes behind theirs", limits=(
         Limit("of JSON", PLAN_RECORD_BYTES, "bytes", "a record has 1 kB"),
         Limit("of timings", KERNEL_TIMINGS_BYTES, "bytes", "TensorRT's have some MB"),
-    ), 10, 1_100),
-    Reader("table", "table of scenes", "CSV in UTF-8", (
+    ), seconds=10, mebibytes=1_100),
+    Reader(name="table", file="table of scenes", how="CSV in UTF-8", limits=(
         Limit("", TABLE_BYTES, "bytes", "300 bytes for each line"),
         Limit("lines", TABLE_LINES, "", "a scene takes 3 kB with its options; more go into several tables"),
         Limit("characters in a row", TABLE_ROW, "", "two paths and 28 options of the longest kind"),
-    ), 30, 768),
+    ), seconds=30, mebibytes=768),
 )  # fmt: skip
 
 

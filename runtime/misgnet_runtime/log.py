@@ -200,9 +200,7 @@ def use(form: LogFormat) -> LogFormat:
     _LOGGER.setLevel(logging.INFO)
     _LOGGER.propagate = False
     _LOGGER.addHandler(_HANDLER)  # once, however often it is called
-    warnings.formatwarning = _warning_line
-    if form == "json":
-        warnings.showwarning = _python_warning  # type: ignore[assignment]
+    warnings.showwarning = _python_warning  # type: ignore[assignment]
     return form
 
 
@@ -223,13 +221,8 @@ def _event(record: logging.LogRecord) -> str:
 
 
 def _python_warning(message: Warning | str, *_where: object) -> None:
-    """In the place of :func:`warnings.showwarning`."""
+    """In the place of :func:`warnings.showwarning`: what a library warns of, on one line."""
     current().warning(" ".join(str(message).split()))
-
-
-def _warning_line(message: Warning | str, *_where: object, **_line: object) -> str:
-    """In the place of :func:`warnings.formatwarning`."""
-    return f"warning: {printable(' '.join(str(message).split()))}\n"
 
 
 def _escaped(value: Any) -> Any:

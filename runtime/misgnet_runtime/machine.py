@@ -1,4 +1,4 @@
-"""What machine this is, for every figure that depends on it."""
+"""What machine this is, for every figure that depends on it, and the kernel's one-value files."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import os
 import platform
 import re
 from collections.abc import Collection, Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from misgnet_runtime.errors import UnavailableError
-from misgnet_runtime.sysfs import ROOT, read_text
 
+ROOT = Path("/")
 _FEATURES = (
     "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm",
 )  # fmt: skip
@@ -29,7 +28,7 @@ def describe_machine(root: Path = ROOT) -> dict[str, Any]:
         "processor": info.get("model name") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
         "cores": usable_cores(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": _memory_gib(),
         "features": [f for f in _FEATURES if f in flags],
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
@@ -45,6 +44,8 @@ def available_memory(root: Path = ROOT) -> int | None:
 
 def installed_versions(names: Iterable[str]) -> dict[str, str]:
     """The versions of those distributions that are installed."""
+    from importlib import metadata  # not cheap
+
     found = {}
     for name in names:
         try:
@@ -89,7 +90,32 @@ def machine_line(machine: dict[str, Any]) -> str:
     """One line for a table's caption."""
     features = ", ".join(machine["features"]) or "no INT8 extensions known"
     board = "".join(f"{machine[key]}, " for key in ("model", "jetson_linux") if key in machine)
-    return f"{board}{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {features}"
+    memory = f"{machine['memory_gib']} GiB" if machine["memory_gib"] else "memory not known"
+    return f"{board}{machine['processor']}, {machine['cores']} cores, {memory}, {features}"
+
+
+def read_text(path: Path) -> str | None:
+    """A kernel's text without the blanks around it, and the NUL that ends a device tree's; None: missing or refused."""
+    try:
+        return path.read_bytes().decode(errors="replace").strip("\0\n ")
+    except OSError:  # a sensor that is off answers EAGAIN or ENODATA
+        return None
+
+
+def read_int(path: Path) -> int | None:
+    """The same; None too where the file holds no whole number."""
+    try:
+        return int(read_text(path) or "")
+    except ValueError:
+        return None
+
+
+def _memory_gib() -> float | None:
+    """Of the whole machine; None where the system does not tell, as Windows and macOS."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError):
+        return None
 
 
 def _board(root: Path) -> dict[str, str]:
@@ -103,9 +129,6 @@ def _board(root: Path) -> dict[str, str]:
 
 
 def _cpu_info() -> dict[str, str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return {}
+    text = read_text(ROOT / "proc/cpuinfo") or ""
     lines = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
     return {key.strip(): value.strip() for key, value in lines}

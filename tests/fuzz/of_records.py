@@ -63,7 +63,7 @@ def folder_record(folder: Path) -> Prepared:
 
 
 def watch_journal(folder: Path) -> Prepared:
-    from misgnet_runtime.clock import now
+    from misgnet_runtime.formatting import now
     from misgnet_runtime.jobs.watch.journal import (
         Begun,
         Complete,
@@ -107,7 +107,7 @@ def watch_journal(folder: Path) -> Prepared:
 
 
 def batch_record(folder: Path) -> Prepared:
-    from misgnet_runtime.clock import now
+    from misgnet_runtime.formatting import now
     from misgnet_runtime.jobs.batch.record import Begun, Done, Failed, Returned, Started, open_record
     from misgnet_runtime.jobs.batch.results import write_results
     from misgnet_runtime.jobs.batch.row import Scene

@@ -130,7 +130,7 @@ def nested_header(path: Path, _over: bool) -> None:
 def _evaluation(folder: Path) -> Read:
     from misgnet_runtime.accuracy.evaluation_tiles import EvaluationTiles, read_evaluation, write_evaluation
 
-    write_evaluation(folder / "good.npz", EvaluationTiles(*_evaluation_arrays(1, 8).values()))
+    write_evaluation(folder / "good.npz", EvaluationTiles(**_evaluation_arrays(1, 8)))
     read_evaluation(folder / "good.npz")
     return read_evaluation
 

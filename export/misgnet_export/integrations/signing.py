@@ -11,13 +11,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from misgnet_runtime.bundle.layout import MANIFEST, SIGNATURE
+from misgnet_runtime.bundle import MANIFEST, SIGNATURE
 from misgnet_runtime.bundle.manifest import Manifest, Release
 from misgnet_runtime.bundle.reader import read_unsigned
-from misgnet_runtime.bundle.signing.chain import check_size, check_use, verify_chain
 from misgnet_runtime.bundle.signing.envelope import decode_envelope, signed_digests
 from misgnet_runtime.bundle.signing.files import check_digests, check_names, read_signature
-from misgnet_runtime.bundle.signing.keys import Anchors, find_signer
+from misgnet_runtime.bundle.signing.keys import Anchors, check_size, check_use, find_signer, verify_chain
 from misgnet_runtime.bundle.signing.names import text_problem
 from misgnet_runtime.bundle.signing.release import moment, read_issue
 from misgnet_runtime.bundle.signing.verify import Signed, difference

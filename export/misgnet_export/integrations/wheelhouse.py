@@ -23,7 +23,7 @@ PlatformName = Literal["jetpack6", "jetpack7", "x86-cuda12", "x86-cuda13"]
 LIST = "requirements.txt"
 _PROJECT = "misgnet-export"
 _NVIDIA = "https://pypi.nvidia.com"  # where TensorRT's libraries are; PyPI has the rest
-_RUNTIME = ("msgspec>=0.19", "rich>=13.7", "typer>=0.19", "typing-extensions>=4.6")
+_RUNTIME = ("msgspec>=0.19", "platformdirs>=4.12", "rich>=13.7", "typer>=0.19", "typing-extensions>=4.6")
 
 
 @dataclass(frozen=True)

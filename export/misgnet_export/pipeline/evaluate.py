@@ -50,13 +50,16 @@ def judge_engines(
                 with _runnable(entry, root, interface) as running:
                     result, found = _judged(entry, running, tiles, expected, threshold, max_f1_drop, gate, stage)
             except UnavailableError as error:
-                result, found = EngineParity(entry.name, entry.precision, "not run", str(error)), None
+                result, found = (
+                    EngineParity(engine=entry.name, precision=entry.precision, status="not run", reason=str(error)),
+                    None,
+                )
             if found is not None:
                 pictures[entry.name] = _pictures(tiles, expected, found, result)
             results.append(result)
             said = result.verdict.reason if result.verdict else result.reason
             stage.finding = said if result.status == "run" else f"{result.status}: {said}"
-    return report(name, expected, tiles, threshold, max_f1_drop, results, gate), pictures
+    return report(name, expected, tiles, results, threshold=threshold, max_f1_drop=max_f1_drop, gate=gate), pictures
 
 
 def _judged(
@@ -79,7 +82,9 @@ def _judged(
 def _without_answer(entry: EngineEntry, status: Status, reason: str, device: str, error: GateFailed) -> EngineParity:
     """A failed verdict for an engine whose answers are no numbers."""
     verdict = Verdict(False, "finite answers", 0.0, 0.0, str(error))
-    return EngineParity(entry.name, entry.precision, status, reason, device, verdict=verdict)
+    return EngineParity(
+        engine=entry.name, precision=entry.precision, status=status, reason=reason, device=device, verdict=verdict
+    )
 
 
 @contextmanager

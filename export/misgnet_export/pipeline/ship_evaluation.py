@@ -31,9 +31,10 @@ def ship_evaluation(request: BuildRequest, predict: Predict, tiles: TileSet, roo
 def _with_masks(tiles: list[Tile], predict: Predict, threshold: float) -> EvaluationTiles:
     before, after = stack(tiles)
     return EvaluationTiles(
-        before, after, np.stack([tile.label for tile in tiles]), predict(before, after) > threshold,
-        np.array([_owned(tile) for tile in tiles], np.int64), np.array([tile.ref.name for tile in tiles], np.str_),
-        np.array([tile.ref.source.name for tile in tiles], np.str_),
+        before=before, after=after, label=np.stack([tile.label for tile in tiles]),
+        reference=predict(before, after) > threshold, owned=np.array([_owned(tile) for tile in tiles], np.int64),
+        names=np.array([tile.ref.name for tile in tiles], np.str_),
+        sources=np.array([tile.ref.source.name for tile in tiles], np.str_),
     )  # fmt: skip
 
 

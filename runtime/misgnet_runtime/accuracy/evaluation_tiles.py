@@ -5,7 +5,6 @@ They lie in files of a few tiles each, so that a small board never has many in m
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,21 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from misgnet_runtime.accuracy.metrics import require_finite
 from misgnet_runtime.accuracy.parity import EngineParity, Judged, compare, judged_of
 from misgnet_runtime.bundle.golden import packed_tiles
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.inference.detector import sound
-from misgnet_runtime.storage.npz import READ_ERRORS, read_arrays
+from misgnet_runtime.storage.npz import read_archive
 
 ROLE = "evaluation tiles"
 TILES_IN_A_FILE = 8
 _BATCH = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationTiles:
     """N tiles of T x T pixels.
 
@@ -68,11 +67,9 @@ def read_evaluation(path: Path, data: bytes | None = None) -> EvaluationTiles:
 
     ``data``: the file's bytes, where they were read before; ``path`` is then for messages.
     """
-    source = path if data is None else io.BytesIO(data)
-    try:
-        tiles = EvaluationTiles(*read_arrays(source, [field.name for field in fields(EvaluationTiles)]))
-    except READ_ERRORS as error:
-        raise InputError(f"evaluation tiles {path} cannot be read: {error}") from error
+    names = [field.name for field in fields(EvaluationTiles)]
+    arrays: dict[str, Any] = dict(zip(names, read_archive("evaluation tiles", path, names, data), strict=True))
+    tiles = EvaluationTiles(**arrays)
     if not _fit_together(tiles):
         raise InputError(f"evaluation tiles {path} do not hold N tiles of T x T pixels, their masks, names and sources")
     return tiles
@@ -109,7 +106,7 @@ def _judge(
 ) -> Iterator[Judged]:
     for start in range(0, len(tiles), batch):
         part = slice(start, start + batch)
-        probability = sound(predict(tiles.before[part], tiles.after[part]), f"engine {entry.name}")
+        probability = require_finite(predict(tiles.before[part], tiles.after[part]), f"engine {entry.name}")
         yield from tiles.judged(probability > threshold, start)
 
 

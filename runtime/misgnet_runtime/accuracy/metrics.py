@@ -7,8 +7,10 @@ from functools import reduce
 from operator import add
 
 import numpy as np
+from numpy.typing import NDArray
 
 from misgnet_runtime.callables import Mask
+from misgnet_runtime.errors import GateFailed
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,13 @@ class Confusion:
         """precision, recall, f1, iou, accuracy, kappa: fractions of the changed class."""
         names = ("precision", "recall", "f1", "iou", "accuracy", "kappa")
         return {name: getattr(self, name) for name in names}
+
+
+def require_finite(probability: NDArray[np.float32], source: str) -> NDArray[np.float32]:
+    """Return ``probability``; raise GateFailed where it has NaN or Inf, which a threshold would call "no change"."""
+    if not np.isfinite(probability).all():
+        raise GateFailed(f"{source} answers NaN or Inf; run misgnet-run verify")
+    return probability
 
 
 def _ratio(part: float, whole: float) -> float | None:

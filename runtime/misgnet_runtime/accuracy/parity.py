@@ -128,7 +128,7 @@ def compare(
     agreement = 1 - sum(t.differing for t in tiles) / max(1, before.pixels)
     worst = sorted((t for t in tiles if t.differing), key=lambda t: (-t.differing, t.name))
     return EngineParity(
-        engine, precision, status, reason, device,
+        engine=engine, precision=precision, status=status, reason=reason, device=device,
         scores=after.scores(),
         f1_drop_points=f1_drop(before, after),
         interval=interval,
@@ -140,15 +140,15 @@ def compare(
 
 
 def report(
-    reference_name: str, reference: list[Judged], tiles: TileSet, threshold: float, max_f1_drop: float,
-    engines: list[EngineParity], gate: GateRule = "point",
+    reference_name: str, reference: list[Judged], tiles: TileSet, engines: list[EngineParity],
+    *, threshold: float, max_f1_drop: float, gate: GateRule = "point",
 ) -> ParityReport:  # fmt: skip
     """Put the engines' results together with what they were measured on."""
     total = Confusion.total([j.confusion for j in reference])
     return ParityReport(
-        reference_name, str(tiles.root), tiles.digest(), len(tiles), len(tiles.sources), total.pixels,
-        total.changed / max(1, total.pixels), threshold, max_f1_drop, total.scores(), engines,
-        gate,
+        reference=reference_name, evaluation_set=str(tiles.root), evaluation_sha256=tiles.digest(), tiles=len(tiles),
+        sources=len(tiles.sources), pixels=total.pixels, changed_share=total.changed / max(1, total.pixels),
+        threshold=threshold, max_f1_drop=max_f1_drop, reference_scores=total.scores(), engines=engines, gate=gate,
     )  # fmt: skip
 
 
@@ -168,8 +168,8 @@ def _judged(tile: Tile, mask: Mask) -> Judged:
 def _tile_parity(reference: Judged, found: Judged) -> TileParity:
     differing = int(np.count_nonzero(reference.mask != found.mask))
     return TileParity(
-        reference.name, reference.source, _tuple(reference.confusion), _tuple(found.confusion), differing,
-        reference.confusion.pixels,
+        name=reference.name, source=reference.source, reference=_tuple(reference.confusion),
+        engine=_tuple(found.confusion), differing=differing, pixels=reference.confusion.pixels,
     )  # fmt: skip
 
 

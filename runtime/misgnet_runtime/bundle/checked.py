@@ -6,18 +6,16 @@ import errno
 import hashlib
 import os
 import stat
-import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from misgnet_runtime.bundle.manifest import FileEntry
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.storage.files import OpenFolder
 
 _PART = 1 << 20
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-# Not blocking: a named pipe would wait for ever. Links are not followed: the bytes are those of this folder.
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class CheckedFiles:
@@ -34,10 +32,9 @@ class CheckedFiles:
         self.root, self.name = root, name or root
         self._entries: dict[str, FileEntry] | None = None
         try:
-            self._folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._folder = OpenFolder(root)
         except OSError as error:
             raise InputError(f"bundle {self.name} cannot be read: {error.strerror}") from error
-        weakref.finalize(self, os.close, self._folder)
 
     def expect(self, entries: Iterable[FileEntry], manifest_sha256: str) -> None:
         """From now on reading compares with ``entries``, those of the manifest."""
@@ -80,11 +77,8 @@ class CheckedFiles:
         """A regular file below the folder, none of whose parts is a link."""
         try:
             with ExitStack() as opened:
-                handle, parts = self._folder, PurePosixPath(relative).parts
-                for number, part in enumerate(parts, 1):
-                    folder = os.O_DIRECTORY if number < len(parts) else 0
-                    handle = os.open(part, _FLAGS | folder, dir_fd=handle)
-                    opened.callback(os.close, handle)
+                handle = self._folder.open_file(relative)
+                opened.callback(os.close, handle)
                 if not stat.S_ISREG(os.fstat(handle).st_mode):
                     raise FileNotFoundError(errno.ENOENT, "not a regular file")
                 yield handle

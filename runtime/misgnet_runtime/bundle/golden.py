@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import ARCHIVE_BYTES
-from misgnet_runtime.storage.npz import READ_ERRORS, read_arrays
+from misgnet_runtime.storage.npz import read_archive
 
 if TYPE_CHECKING:
     from misgnet_runtime.bundle.reader import Bundle
@@ -50,11 +49,7 @@ def read_golden(path: Path, data: bytes | None = None) -> GoldenTiles:
 
     ``data``: the file's bytes, where they were read before; ``path`` is then for messages.
     """
-    source = path if data is None else io.BytesIO(data)
-    try:
-        tiles = GoldenTiles(*read_arrays(source, ("before", "after", "probability")))
-    except READ_ERRORS as error:
-        raise InputError(f"golden tiles {path} cannot be read: {error}") from error
+    tiles = GoldenTiles(*read_archive("golden tiles", path, ("before", "after", "probability"), data))
     if not _fit_together(tiles):
         raise InputError(f"golden tiles {path} do not hold uint8 (G, T, T, 3) twice and float32 (G, T, T)")
     return tiles

@@ -13,11 +13,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from misgnet_runtime.bundle.fields import EngineName, FilePath, Name, TensorName, Words
 from misgnet_runtime.bundle.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from misgnet_runtime.bundle.quantization import Calibration, Quantization
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import MANIFEST_BYTES, MANIFEST_VALUES
 from misgnet_runtime.storage.files import is_no_file
-from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Fraction, Positive, Sha256, Struct
+from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Sha256, Struct
 
 SCHEMA_VERSION = 1
 
@@ -26,19 +28,6 @@ OutputForm = Literal["probability", "logits", "mask"]
 # What of the measured F1 drop must stay within the limit: the point estimate, or the upper end of its interval.
 GateRule = Literal["point", "upper"]
 EngineKind = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "rtx", "tensorrt"]
-# Nobody writes longer ones, and laying out a table takes the square of a cell's length.
-MAX_WORDS = 4096
-Name = Annotated[str, Meta(max_length=200, pattern=r"\A[ -~]*\Z")]
-Words = Annotated[str, Meta(max_length=MAX_WORDS)]
-# Names become parts of paths and of other programs' settings: only what means the same to all of them.
-EngineName = Annotated[str, Meta(max_length=200, pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.,+-]*\Z")]
-TensorName = Annotated[str, Meta(max_length=200, pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_./:-]*\Z")]
-# Relative to the bundle, with slashes; no part is "." or "..".
-FilePath = Annotated[
-    str, Meta(max_length=1024, pattern=r"\A(?!(?:.*/)?\.{1,2}(?:/|\Z))[A-Za-z0-9_.,+=@~-]+(?:/[A-Za-z0-9_.,+=@~-]+)*\Z")
-]
-
-
 _DATES = ("before", "after")
 
 
@@ -150,116 +139,6 @@ class EngineEntry(Struct, frozen=True):
     def all_files(self) -> list[str]:
         """The files that it opens and those that they were made from, by relative path."""
         return [self.file, self.graph, *(msgspec.structs.astuple(self.split) if self.split else ())]
-
-
-class Calibration(Struct, frozen=True):
-    """The tiles that activations' ranges were observed on, how they were chosen, and those that decided."""
-
-    tiles: int
-    tiles_sha256: Words
-    seed: int
-    decided_on: Words
-    selection: Words = "drawn at random"
-
-
-class PlacementRule(Struct, frozen=True):
-    """Why operators have their precision, and who says so."""
-
-    name: Words
-    why: Words
-    source: Words
-
-
-class Steps(Struct, frozen=True):
-    """What an activation is counted in: its value is ``scale * (level - zero)``, with INT8 levels or UINT8 ones."""
-
-    scale: Annotated[float, Meta(gt=0)]
-    zero: Annotated[int, Meta(ge=-128, le=255)]
-    signed: bool
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        """The lowest and the highest level."""
-        return (-128, 127) if self.signed else (0, 255)
-
-
-class Int8Numbers(Struct, frozen=True):
-    """What an INT8 operator counts in, as its graph states it: enough to compute as it does, in floating point.
-
-    A weight's levels are symmetric, ``weight_bits`` wide, in one scale for each output channel, which lie along
-    ``weight_axis``. ``output``: of what the operator, or the ReLU fused into it, writes in INT8. ``float16_scales``:
-    weights' scales are the next larger float16; ``quantized_bias``: the bias is INT32, in steps of both scales.
-    """
-
-    activation: Steps
-    weight_bits: Annotated[int, Meta(ge=2, le=8)]
-    weight_axis: Count
-    output: Steps | None = None
-    quantized_bias: bool = False
-    float16_scales: bool = False
-
-
-class NodePlacement(Struct, frozen=True):
-    """One operator of the float graph: what it is computed in, by which rule.
-
-    ``multiply_adds``: of one image pair, with a constant weight; ``int8``: the numbers of an INT8 operator with a
-    weight; ``divided_by``: what a LayerNorm's channels were divided by to smooth them, where the weights behind
-    undo it; ``operands``: of an INT8 operator without a weight, what each activation that it reads is counted in.
-    """
-
-    node: Words
-    operator: Words
-    precision: Literal["int8", "float16", "float32"]
-    rule: Words
-    multiply_adds: Count
-    int8: Int8Numbers | None = None
-    divided_by: list[Annotated[float, Meta(gt=0)]] = msgspec.field(default_factory=list)
-    operands: list[Steps] = msgspec.field(default_factory=list)
-
-
-class RepairEntry(Struct, frozen=True):
-    """One repair of an INT8 graph that was tried on the validation tiles, and kept where it helped.
-
-    Shares of equal pixels, and mean differences of the probability of change, before and after.
-    """
-
-    name: Words
-    kept: bool
-    finding: Words
-    pixels_before: float
-    pixels_after: float
-    mean_before: float
-    mean_after: float
-    seconds: float
-
-
-class Quantization(Struct, frozen=True):
-    """What became INT8 or float16 in one graph, and how.
-
-    ``candidates``: share of equal pixels by calibrator tried; ``calibrators``: by tensor, where each has its own.
-    A graph without INT8 has 16 ``weight_bits`` and the calibrator "none".
-    """
-
-    graph: FilePath
-    recipe: Name
-    quantized_nodes: int
-    weight_bits: int
-    int8_share_of_multiply_adds: Fraction
-    calibrator: Name
-    candidates: dict[Words, float] = msgspec.field(default_factory=dict)
-    float32_nodes: list[Words] = msgspec.field(default_factory=list)
-    rules: list[PlacementRule] = msgspec.field(default_factory=list)
-    placement: list[NodePlacement] = msgspec.field(default_factory=list)
-    repairs: list[RepairEntry] = msgspec.field(default_factory=list)
-    calibrators: dict[Words, Words] = msgspec.field(default_factory=dict)
-
-    def shares(self) -> dict[str, float]:
-        """Share of the weights' multiply-adds in each precision, the lowest precision first."""
-        total = max(1, sum(entry.multiply_adds for entry in self.placement))
-        found = dict.fromkeys(("int8", "float16", "float32"), 0)
-        for entry in self.placement:
-            found[entry.precision] += entry.multiply_adds
-        return {name: count / total for name, count in found.items()}
 
 
 class Release(Struct, frozen=True):

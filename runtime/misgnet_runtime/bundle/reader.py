@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from misgnet_runtime.bundle import MANIFEST, SIGNATURE
 from misgnet_runtime.bundle.checked import CheckedFiles
-from misgnet_runtime.bundle.layout import MANIFEST, MAX_BYTES, SIGNATURE
 from misgnet_runtime.bundle.manifest import EngineEntry, FileEntry, Manifest, decode_manifest, read_manifest_bytes
 from misgnet_runtime.bundle.signing.policy import Trust, required
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.limits import MANIFEST_BYTES
+from misgnet_runtime.limits import BUNDLE_BYTES, MANIFEST_BYTES
 from misgnet_runtime.storage.files import file_sha256
 
 if TYPE_CHECKING:
     from misgnet_runtime.bundle.signing.verify import Folder, Signed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """An opened bundle whose files have the digests that its manifest states.
 
@@ -79,7 +79,10 @@ def read_bundle(path: Path, trust: Trust | None = None) -> Bundle:
         checked = check_signed(path, trust)
         files = CheckedFiles(checked.folder.path, path)
         files.expect(checked.manifest.files, checked.signed.digests[MANIFEST])
-        return Bundle(checked.folder.path, checked.manifest, files, checked.signed, checked.folder, path)
+        return Bundle(
+            path=checked.folder.path, manifest=checked.manifest, files=files, signed=checked.signed,
+            folder=checked.folder, named=path,
+        )  # fmt: skip
     return read_unsigned(path)
 
 
@@ -92,15 +95,15 @@ def read_unsigned(path: Path) -> Bundle:
     data = files.head(MANIFEST, MANIFEST_BYTES)  # of the folder that is open now, whatever has its name
     manifest = decode_manifest(path / MANIFEST, data)
     listed = {entry.path: entry for entry in manifest.files}
-    if (size := sum(entry.size for entry in listed.values())) > MAX_BYTES:
-        raise InputError(f"manifest of {path} lists files of {size} bytes, more than {MAX_BYTES}; that is no bundle")
+    if (size := sum(entry.size for entry in listed.values())) > BUNDLE_BYTES:
+        raise InputError(f"manifest of {path} lists files of {size} bytes, more than {BUNDLE_BYTES}; that is no bundle")
     for entry in listed.values():
         _check_file(files, entry)
     for found in _all_files(path):
         if found not in listed and found not in (MANIFEST, SIGNATURE):
             raise InputError(f"bundle {path} holds '{found}', which its manifest does not list")
     files.expect(manifest.files, hashlib.sha256(data).hexdigest())
-    return Bundle(path, manifest, files)
+    return Bundle(path=path, manifest=manifest, files=files)
 
 
 def describe_files(root: Path, roles: dict[str, tuple[str, str | None]]) -> list[FileEntry]:

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from misgnet_runtime.bundle.manifest import EngineEntry, Quantization
+from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.bundle.quantization import Quantization
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import InputError, UnavailableError

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from misgnet_runtime.accuracy.metrics import require_finite
 from misgnet_runtime.bundle.manifest import Interface, TensorEntry
 from misgnet_runtime.bundle.preprocessing import normalise
 from misgnet_runtime.callables import Predict, RgbImage
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
-from misgnet_runtime.errors import GateFailed, InputError
+from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.tiled import predict_scene
 
 Probability = NDArray[np.float32]
@@ -43,7 +44,7 @@ class ChangeDetector:
 
     def sound_probability(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
         """As :meth:`probability`, without NaN or Inf: a threshold would call them "no change"; GateFailed there."""
-        return sound(self.probability(before, after), f"the engine on {self.engine.device}")
+        return require_finite(self.probability(before, after), f"the engine on {self.engine.device}")
 
     def scene_probability(self, before: RgbImage, after: RgbImage) -> Probability:
         """A pair of any size, uint8 (H, W, 3) -> float32 (H, W), tile by tile; see :func:`predict_scene`.
@@ -76,13 +77,6 @@ def tile_per_stream(detector: ChangeDetector) -> Iterator[Predict]:
             return np.concatenate(list(pool.map(lambda part: detector.probability(before[part], after[part]), parts)))
 
         yield predict
-
-
-def sound(answer: Probability, who: str) -> Probability:
-    """``answer``; GateFailed where it has NaN or Inf, naming ``who`` gave it."""
-    if not np.isfinite(answer).all():
-        raise GateFailed(f"{who} answers NaN or Inf; run misgnet-run verify")
-    return answer
 
 
 def arrays_for(interface: Interface, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Arrays:

@@ -8,7 +8,8 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from misgnet_runtime.bundle.manifest import EngineEntry, EngineName
+from misgnet_runtime.bundle.fields import EngineName
+from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines import DEFAULT_EXECUTION, Engine, ExecutionOptions
 from misgnet_runtime.errors import InputError, UnavailableError

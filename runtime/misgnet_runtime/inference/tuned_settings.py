@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from misgnet_runtime.bundle.manifest import EngineName
+from misgnet_runtime.bundle.fields import EngineName
 from misgnet_runtime.engines import EngineSettings
 from misgnet_runtime.storage.schema import Count, Positive, Sha256, Struct
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -15,9 +14,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from misgnet_runtime.errors import StorageError, UsageError
-from misgnet_runtime.storage.files import is_file
-from misgnet_runtime.storage.lock import lock_file
-from misgnet_runtime.sysfs import read_text
+from misgnet_runtime.machine import read_text
+from misgnet_runtime.storage.files import FOLDERS_OPEN, OpenFolder, is_file
+from misgnet_runtime.storage.lock import lock_file, lock_now, try_acquire
 
 _DISK_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG,
@@ -135,7 +134,7 @@ def replace_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
                 (_move_into_place if force else _move_to_new)(temporary, path)
                 sync(path.parent)
         finally:
-            os.close(lock)
+            lock.close()
             remove(temporary)
 
 
@@ -166,29 +165,26 @@ def _prefix(path: Path) -> str:
     return f".{path.name}.building-"
 
 
-def locked_folder(path: Path) -> tuple[Path, int]:
-    """A new folder beside ``path`` and a handle that holds its lock for as long as this process lives."""
+def locked_folder(path: Path) -> tuple[Path, OpenFolder]:
+    """A new folder beside ``path``, and what holds its lock until that is closed or this process ends."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
         with suppress(FileNotFoundError):  # another run removed it as a stale one before it was locked
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            with suppress(OSError):  # a file system without locks: then no run removes another's folder either
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            if folder.exists():
-                return folder, handle
-            os.close(handle)
+            opened = OpenFolder(folder)
+            if (opened.handle is None or try_acquire(opened.handle)) and folder.exists():
+                return folder, opened
+            opened.close()
 
 
 def remove_stale(path: Path) -> None:
-    """Remove folders that :func:`locked_folder` made beside ``path`` for processes that have ended."""
+    """Remove folders that :func:`locked_folder` made beside ``path`` for processes that have ended.
+
+    Where folders have no locks (some file systems, and Windows) they stay: they may be another run's.
+    """
     for folder in [p for p in path.parent.iterdir() if p.name.startswith(_prefix(path))]:
-        with suppress(OSError):
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError), OpenFolder(folder, links=False) as opened:
+            if opened.handle is not None and lock_now(opened.handle):
                 shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(handle)
 
 
 def remove(path: Path) -> None:
@@ -244,7 +240,7 @@ def _rename(source: Path, target: Path, flags: int) -> bool:
     """Linux's renameat2; False where it did nothing, as where the system or the file system does not know ``flags``."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # Windows loads no library without a name
         return False
     return bool(rename(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) == 0)
 
@@ -264,7 +260,9 @@ def _sync_tree(folder: Path) -> None:
 
 def sync(path: Path) -> None:
     """Put a file's bytes, or a folder's names, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    if not FOLDERS_OPEN and path.is_dir():
+        return  # there is nothing to be synced by: Windows opens no folders
+    handle = os.open(path, os.O_RDONLY if FOLDERS_OPEN else os.O_RDWR)  # Windows syncs only what may be written
     try:
         os.fsync(handle)
     finally:

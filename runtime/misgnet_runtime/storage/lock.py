@@ -1,8 +1,7 @@
-"""Locks between processes (flock): the system drops a dead process's lock by itself."""
+"""Locks between processes: flock, or msvcrt on Windows. The system drops a dead process's lock by itself."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -11,6 +10,37 @@ from pathlib import Path
 
 from misgnet_runtime.errors import LockTimeoutError, UsageError
 from misgnet_runtime.log import current
+from misgnet_runtime.storage.files import READ, OpenFolder, open_unlinked
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    # Windows refuses to read what is locked, so one byte is locked far behind all that is kept; positions have 31 bits.
+    _BYTE = (1 << 31) - 2
+
+    def lock_now(handle: int) -> bool:
+        position = os.lseek(handle, 0, os.SEEK_CUR)
+        os.lseek(handle, _BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except PermissionError:
+            return False
+        finally:
+            os.lseek(handle, position, os.SEEK_SET)
+        return True
+
+else:
+
+    def lock_now(handle: int) -> bool:
+        """Lock an open file or folder; False where another process holds it. OSError where there are no locks."""
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
 
 DEFAULT_TIMEOUT = 60.0  # seconds
 _POLL = 0.1  # seconds between two attempts
@@ -37,12 +67,9 @@ def try_acquire(handle: int) -> bool:
     A file system without locks counts as locked: then it is the user who must not start two.
     """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return lock_now(handle)
     except OSError:
-        pass
-    return True
+        return True
 
 
 def acquire(handle: int, path: Path, what: str) -> None:
@@ -70,6 +97,20 @@ def acquire(handle: int, path: Path, what: str) -> None:
 
 
 @contextmanager
+def lock_folder(folder: OpenFolder, what: str) -> Iterator[None]:
+    """Hold the lock of an open folder, on Windows that of a file beside it; as :func:`acquire`.
+
+    Elsewhere the lock is held until the folder is closed, which may be later.
+    """
+    if folder.handle is not None:
+        acquire(folder.handle, folder.path, what)
+        yield
+        return
+    with lock_file(folder.path.with_name(f".{folder.path.name}.lock"), folder.path, what):
+        yield
+
+
+@contextmanager
 def lock_file(file: Path, path: Path, what: str) -> Iterator[None]:
     """Hold the lock of ``file``, which is made for that and removed; ``path`` and ``what`` as :func:`acquire`.
 
@@ -79,7 +120,7 @@ def lock_file(file: Path, path: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # an empty hidden file may stay
+        with suppress(OSError):  # an empty hidden file may stay, as always on Windows, where it is open
             file.unlink()
         os.close(handle)
 
@@ -100,8 +141,7 @@ def _held(file: Path, path: Path, what: str) -> int:
 
 
 def _open(file: Path) -> int:
-    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        return os.open(file, os.O_RDWR | os.O_CREAT | flags, 0o666)
+        return open_unlinked(file, READ | os.O_RDWR | os.O_CREAT)
     except PermissionError:  # another user's file is locked without writing
-        return os.open(file, os.O_RDONLY | flags)
+        return open_unlinked(file)

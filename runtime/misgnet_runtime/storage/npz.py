@@ -17,6 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import ARCHIVE_BYTES, ARCHIVE_DIRECTORY_BYTES
 from misgnet_runtime.storage.files import is_no_file
 from misgnet_runtime.storage.zips import ZIP_ERRORS, LimitedZip
@@ -39,6 +40,14 @@ def read_arrays(source: Path | io.BytesIO, names: Iterable[str]) -> list[NDArray
         if size > ARCHIVE_BYTES:
             raise ValueError(f"they declare {size} bytes, and {ARCHIVE_BYTES} are the most")
         return [_array(name, archive.read(archive.entry(f"{name}.npy"), ARCHIVE_BYTES)) for name in names]
+
+
+def read_archive(kind: str, path: Path, names: Iterable[str], data: bytes | None = None) -> list[NDArray[Any]]:
+    """As :func:`read_arrays`, of a file or of its bytes ``data``; InputError names its ``kind`` and ``path``."""
+    try:
+        return read_arrays(path if data is None else io.BytesIO(data), names)
+    except READ_ERRORS as error:
+        raise InputError(f"{kind} {path} cannot be read: {error}") from error
 
 
 def _array(name: str, data: bytearray) -> NDArray[Any]:

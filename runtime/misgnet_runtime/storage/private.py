@@ -1,8 +1,8 @@
-"""What this machine made for itself (plans, timing caches, tunings) lies outside the bundle, in its user's folders.
+"""Folders of one user: what this machine made for itself (plans, tunings), and the versions that it accepted.
 
-Opening a plan runs native code, so whoever could write there could run code as the user. A folder is used only where
-nobody else can have changed it: it belongs to the user, has mode 0700, is no link, and nobody else may rename what it
-lies in. Each file begins with the SHA-256 of its contents, or is named by it; that is checked before any use.
+A plan is native code, and accepted versions keep old bundles out, so whoever could change such a folder could run code
+as the user. One is used only where nobody else can have changed it: it belongs to the user, has mode 0700, and nobody
+else may exchange it, or a folder or link on the way to it; see :mod:`misgnet_runtime.storage.permissions`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import pwd
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from typing import Literal
 
 from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.storage.atomic import write_file
-from misgnet_runtime.storage.lock import acquire
+from misgnet_runtime.storage.files import OpenFolder
+from misgnet_runtime.storage.lock import lock_folder
+from misgnet_runtime.storage.permissions import OWNERS, exchangeable, is_mine
 
-_ADVICE = "name another folder in MISGNET_CACHE"
 _SEAL = 65  # bytes: 64 digits and a newline
 
 
@@ -30,76 +32,82 @@ class NoFolderError(InputError):
 
 
 def cache_folder() -> Path:
-    """Return $MISGNET_CACHE, else misgnet in $XDG_CACHE_HOME, else in ~/.cache, also of a user without $HOME.
+    """Return $MISGNET_CACHE, else the system's folder for caches, on Linux $XDG_CACHE_HOME/misgnet or ~/.cache/misgnet.
 
     Raises NoFolderError where none of them is an absolute path, InputError where $MISGNET_CACHE is relative.
     """
-    found = user_folder("MISGNET_CACHE", "XDG_CACHE_HOME", ".cache", home=_home_of_user())
+    found = user_folder("MISGNET_CACHE", "cache")
     if found is None:
         raise NoFolderError("there is no folder to keep results in: set MISGNET_CACHE, XDG_CACHE_HOME or HOME")
     return found
 
 
-def user_folder(own: str, common: str, below_home: str, home: str = "") -> Path | None:
-    """Return the folder that the variable ``own`` names, else misgnet in that of ``common``, else ``below_home``.
+def user_folder(variable: str, kind: Literal["cache", "state"]) -> Path | None:
+    """Return the folder that ``variable`` names, else where the system keeps a program's cache or state.
 
-    ``home``: in the place of $HOME, where that is not set. What depends on the working directory is never returned:
-    a relative ``common`` counts as not set, as the XDG base directory specification asks, and so do ``~`` and other
-    relative homes. None where nothing is left. Raises InputError where ``own`` is relative.
+    What depends on the working directory is never returned: a relative $XDG_CACHE_HOME or $XDG_STATE_HOME counts as not
+    set, as its specification asks, and with a relative $HOME there is no folder. A state needs $HOME, a cache is also
+    kept in the home that the user database states. None where there is no folder.
+    Raises InputError where ``variable`` is relative.
     """
-    if found := os.environ.get(own):
+    if found := os.environ.get(variable):
         if not Path(found).is_absolute():
-            raise InputError(f"{own} is '{found}', which depends on the working directory; set it to an absolute path")
+            raise InputError(
+                f"{variable} is '{found}', which depends on the working directory; set it to an absolute path"
+            )
         return Path(found)
-    base = os.environ.get(common, "")
-    if Path(base).is_absolute():
-        return Path(base, "misgnet")
-    home = os.environ.get("HOME") or home
-    return Path(home, below_home, "misgnet") if Path(home).is_absolute() else None
+    home, common = (os.environ.get(name, "") for name in ("HOME", f"XDG_{kind.upper()}_HOME"))
+    if OWNERS and not any(Path(path).is_absolute() for path in (home, common)) and (home or kind == "state"):
+        return None
+    from platformdirs import PlatformDirs  # not cheap
 
-
-def _home_of_user() -> str:
+    folders = PlatformDirs("misgnet", appauthor=False)
     try:
-        return pwd.getpwuid(os.geteuid()).pw_dir
-    except KeyError:
-        return ""
+        path = folders.user_cache_path if kind == "cache" else folders.user_state_path
+    except RuntimeError:  # the user has no home
+        return None
+    return path if path.is_absolute() else None
 
 
 @dataclass(frozen=True)
 class PrivateFolder:
-    """A folder in the cache that only this user can read and write.
+    """A folder that only this user can read and write.
 
-    All methods raise InputError where it is not: another's, open to others, a link, or within what others may change.
+    All methods raise InputError where it is not: another's, open to others, or where others could exchange it.
     """
 
     path: Path
+    variable: str = "MISGNET_CACHE"  # which names another one
+    may_be_link: bool = False
 
     @classmethod
     def of(cls, name: str) -> PrivateFolder:
         """The folder ``name`` of this user's cache, which need not be there yet."""
         return cls(cache_folder() / name)
 
-    def prepare(self) -> None:
-        """Make it where it is not there; StorageError where nothing could be kept in it."""
+    def make(self) -> None:
+        """Make it where it is not there; StorageError where that fails."""
         try:
             _make(self.path)
-            _close_to_readers(self.path)
-            problem = None if os.access(self.path, os.W_OK) else "no right to write there"
+            with self._opened():
+                pass
         except OSError as error:
-            problem = str(error.strerror)
-        if problem:
-            raise StorageError(f"nothing can be kept in {self.path}: {problem}; {_ADVICE}")
-        with self._opened():
-            pass
+            raise self._unusable(error.strerror) from error
+
+    def prepare(self) -> None:
+        """As :meth:`make`, also StorageError where nothing could be written in it."""
+        self.make()
+        if not os.access(self.path, os.W_OK):
+            raise self._unusable("no right to write there")
 
     def read(self, name: str, limit: int) -> bytes | None:
         """The file's bytes, None where there is none; InputError where it is no file, a link or over ``limit`` bytes.
 
-        Raises OSError where the system refuses.
+        ``name`` may be a relative path with slashes. Raises OSError where the system refuses.
         """
         try:
             with self._opened() as folder:
-                handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+                handle = folder.open_file(name)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -107,12 +115,12 @@ class PrivateFolder:
                 raise InputError(f"{self.path / name} cannot be used: it is a link") from None
             raise
         with os.fdopen(handle, "rb") as file:
-            facts = os.fstat(handle)
-            if not stat.S_ISREG(facts.st_mode):
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{self.path / name} cannot be used: it is no file")
-            if facts.st_uid != os.geteuid():
-                raise InputError(f"{self.path / name} cannot be used: it belongs to user {facts.st_uid}")
-            data = file.read(min(facts.st_size, limit) + 1)  # Python takes as much memory as it is asked for
+            if not is_mine(status):
+                raise InputError(f"{self.path / name} cannot be used: it belongs to user {status.st_uid}")
+            data = file.read(min(status.st_size, limit) + 1)  # Python takes as much memory as it is asked for
         if len(data) > limit:
             raise InputError(f"{self.path / name} cannot be used: it is larger than {limit} bytes")
         return data
@@ -143,12 +151,12 @@ class PrivateFolder:
     def names(self) -> list[str]:
         """Of all that is there."""
         with self._opened() as folder:
-            return sorted(os.listdir(folder))  # noqa: PTH208 - of the folder that was checked
+            return folder.names()
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
         with self._opened() as folder, suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=folder)
+            folder.remove(name)
 
     @contextmanager
     def locked(self, what: str) -> Iterator[None]:
@@ -156,58 +164,51 @@ class PrivateFolder:
 
         Raises LockTimeoutError, which names ``what`` the other one does, where that does not end in time.
         """
-        with self._opened() as folder:
-            acquire(folder, self.path, f"another process of this user {what}")
+        with self._opened() as folder, lock_folder(folder, f"another process of this user {what}"):
             yield
 
     @contextmanager
-    def _opened(self) -> Iterator[int]:
-        """A handle of the folder, once it is known to be its user's alone. FileNotFoundError where there is none."""
+    def _opened(self) -> Iterator[OpenFolder]:
+        """The folder, once it is known to be its user's alone. FileNotFoundError where there is none."""
         try:
-            handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except NotADirectoryError:  # what Linux says of a link, too
-            raise InputError(f"{self.path} must be a folder, and no link; remove it, or {_ADVICE}") from None
-        try:
-            _check_way(self.path)
-            facts = os.fstat(handle)
-            if facts.st_uid != os.geteuid():
-                raise InputError(f"folder {self.path} belongs to user {facts.st_uid}, not to this one; {_ADVICE}")
-            if mode := stat.S_IMODE(facts.st_mode) & 0o077:
-                raise InputError(
-                    f"folder {self.path} is open to others (mode {mode | 0o700:04o}), who may have changed what is in "
-                    f"it; remove it, or {_ADVICE}"
-                )
-            yield handle
-        finally:
-            os.close(handle)
+            folder = OpenFolder(self.path, links=self.may_be_link)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            link = "" if self.may_be_link else ", and no link"
+            raise InputError(f"{self.path} must be a folder{link}; remove it, or {self._advice}") from None
+        with folder:
+            self._check(folder.stat())
+            yield folder
+
+    def _check(self, status: os.stat_result) -> None:
+        if not is_mine(status):
+            raise InputError(f"folder {self.path} belongs to user {status.st_uid}, not to this one; {self._advice}")
+        if OWNERS and (mode := stat.S_IMODE(status.st_mode)) & 0o077:
+            raise InputError(
+                f"folder {self.path} is open to others (mode {mode:04o}); if none of them changed what is in it, run: "
+                f"chmod 700 {self.path}; else remove it, or {self._advice}"
+            )
+        if entry := exchangeable(self.path):
+            raise InputError(
+                f"folder {self.path} can be exchanged by others: {entry} is theirs, or open to them; "
+                f"run: chmod go-w {entry}, or {self._advice}"
+            )
+
+    def _unusable(self, problem: str | None) -> StorageError:
+        return StorageError(f"nothing can be kept in {self.path}: {problem}; {self._advice}")
+
+    @property
+    def _advice(self) -> str:
+        return f"name another folder in {self.variable}"
 
 
 def _make(path: Path) -> None:
     """The folder and what it lies in, as far as that is missing, all for this user alone whatever the umask."""
-    for folder in reversed([path, *path.parents]):
+    missing = takewhile(lambda folder: not folder.exists(), [path, *path.parents])
+    for folder in reversed([*missing]):
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-
-
-def _close_to_readers(path: Path) -> None:
-    """What an earlier version left readable, but writable by its user alone, becomes private."""
-    facts = path.lstat()
-    if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o022:
-        path.chmod(0o700)
-
-
-def _check_way(path: Path) -> None:
-    """InputError where another user may exchange a folder that ``path`` lies in, as sshd asks of its keys' folders."""
-    trusted = {0, os.geteuid(), Path("/").stat().st_uid}  # in a container root has another number
-    for folder in Path(os.path.realpath(path.parent), "x").parents:
-        facts = folder.stat()
-        if facts.st_uid not in trusted:
-            raise InputError(f"folder {folder}, in which {path.name} lies, is user {facts.st_uid}'s; {_ADVICE}")
-        if facts.st_mode & 0o022 and not facts.st_mode & stat.S_ISVTX:
-            raise InputError(
-                f"folder {folder}, in which {path.name} lies, may be changed by others "
-                f"(mode {stat.S_IMODE(facts.st_mode):04o}); run: chmod go-w {folder}, or {_ADVICE}"
-            )
 
 
 def _seal(contents: bytes) -> bytes:

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from misgnet_runtime.bundle.layout import MAX_ENTRIES, SIGNATURE
-from misgnet_runtime.bundle.signing.names import MAX_NAME, folded, path_problem
+from misgnet_runtime.bundle import SIGNATURE
+from misgnet_runtime.bundle.signing.names import folded, path_problem
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.limits import SIGNATURE_BYTES
+from misgnet_runtime.limits import BUNDLE_FILES, SIGNED_NAME
 from misgnet_runtime.storage.schema import JSON_ERRORS
 
-MAX_SIGNATURE_BYTES = SIGNATURE_BYTES
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -151,11 +150,11 @@ def _check_kind(statement: _Statement) -> None:
 
 def _problem(statement: _Statement, digests: Mapping[str, bytes]) -> str | None:
     total = hashlib.sha256(b"".join(digests.values())).hexdigest()
-    if len(statement.predicate.resources) > MAX_ENTRIES:
-        return f"names more than {MAX_ENTRIES} files"
+    if len(statement.predicate.resources) > BUNDLE_FILES:
+        return f"names more than {BUNDLE_FILES} files"
     for name in digests:
         if problem := path_problem(name):
-            return f"names {name[:MAX_NAME]!a}, which is no plain relative path: {problem}"
+            return f"names {name[:SIGNED_NAME]!a}, which is no plain relative path: {problem}"
     if any(len(digest) != 32 for digest in digests.values()):
         return "states digests that are no SHA-256"
     if len(set(map(folded, digests))) < len(statement.predicate.resources):

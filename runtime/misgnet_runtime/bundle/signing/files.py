@@ -9,11 +9,12 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from misgnet_runtime.bundle.layout import MAX_BYTES, MAX_ENTRIES, SIGNATURE
-from misgnet_runtime.bundle.signing.envelope import MAX_SIGNATURE_BYTES
+from misgnet_runtime.bundle import SIGNATURE
 from misgnet_runtime.errors import InputError, StorageError
+from misgnet_runtime.limits import BUNDLE_BYTES, BUNDLE_FILES, SIGNATURE_BYTES
 from misgnet_runtime.storage.atomic import resumable_errors
-from misgnet_runtime.storage.private_state import only_ours, unsafe_ancestor
+from misgnet_runtime.storage.files import open_unlinked
+from misgnet_runtime.storage.permissions import exchangeable, only_ours
 
 _PART = 1 << 20
 
@@ -22,7 +23,7 @@ def read_signature(root: Path) -> bytes:
     """The signature file's bytes. Raises InputError where it is missing, a link, no file, or too large."""
     parts: list[bytes] = []
     try:
-        _read(root / SIGNATURE, MAX_SIGNATURE_BYTES, parts.append)
+        _read(root / SIGNATURE, SIGNATURE_BYTES, parts.append)
     except FileNotFoundError as error:
         raise InputError(f"it is not signed: it has no {SIGNATURE}; misgnet-export sign writes it") from error
     return b"".join(parts)
@@ -33,8 +34,8 @@ def check_names(root: Path, digests: Mapping[str, str]) -> None:
     missing = {*digests, SIGNATURE}
     size = 0
     for number, (name, entry) in enumerate(_entries(root)):
-        if number >= MAX_ENTRIES:
-            raise InputError(f"it holds more than {MAX_ENTRIES} files and folders; that is no bundle")
+        if number >= BUNDLE_FILES:
+            raise InputError(f"it holds more than {BUNDLE_FILES} files and folders; that is no bundle")
         if entry.is_symlink():
             raise InputError(f"it has a link in the place of {name!r}")
         if entry.is_dir(follow_symlinks=False):
@@ -43,8 +44,8 @@ def check_names(root: Path, digests: Mapping[str, str]) -> None:
             raise InputError(f"it holds {name!r}, which was not signed")
         missing.remove(name)
         size += entry.stat(follow_symlinks=False).st_size
-        if size > MAX_BYTES:
-            raise InputError(f"its files have more than {MAX_BYTES} bytes; that is no bundle")
+        if size > BUNDLE_BYTES:
+            raise InputError(f"its files have more than {BUNDLE_BYTES} bytes; that is no bundle")
     if missing:
         raise InputError(f"it lacks {min(missing)!r}, which was signed")
 
@@ -58,7 +59,7 @@ def is_settled(root: Path, state: Path) -> bool:
         paths = [root, *(root / name for name, _ in _entries(root))]
         device = state.stat().st_dev
         here = all(path.lstat().st_dev == device for path in paths)
-        return here and only_ours(paths) and unsafe_ancestor(root) is None
+        return here and only_ours(paths) and exchangeable(root) is None
     except OSError:
         return False
 
@@ -120,8 +121,7 @@ def _check(name: str, expected: str, found: str) -> None:
 def _read(path: Path, limit: int | None, take: Callable[[bytes], object]) -> None:
     """Raises InputError for what is no regular file or grows beyond ``limit``, and FileNotFoundError."""
     try:
-        # Not blocking: a named pipe would wait for ever. No link as the last part: whoever put it there chose a target.
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = open_unlinked(path)  # whoever put a link there chose a target
     except FileNotFoundError:
         raise
     except OSError as error:

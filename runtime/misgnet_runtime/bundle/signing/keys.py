@@ -1,7 +1,7 @@
-"""The operator's key file, and which of its keys or certificates a signature is from.
+"""The operator's key file, which of its keys or certificates a signature is from, and the way from one to another.
 
 The signature's own key hint is not looked at: a key either verifies the bytes or does not. Curves and hashes are those
-of Model Signing: ECDSA on P-256, P-384 and P-521 with SHA-256, SHA-384 and SHA-512.
+of Model Signing: ECDSA on P-256, P-384 and P-521 with SHA-256, SHA-384 and SHA-512. Nothing is asked of the network.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import codecs
 import datetime
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from misgnet_runtime.bundle.signing.envelope import Envelope
 from misgnet_runtime.errors import InputError, UnavailableError
-from misgnet_runtime.limits import KEY_BYTES
+from misgnet_runtime.limits import CERTIFICATE_BYTES, CERTIFICATES, KEY_BYTES
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-    from cryptography.x509 import Certificate
+    from cryptography.x509 import Certificate, ExtendedKeyUsage
 
-MAX_KEY_BYTES = KEY_BYTES
 _PEM_LINE = re.compile(rb"-----(BEGIN|END) ([A-Z0-9 ]{1,64})-----")
 _HASHES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 
@@ -64,11 +64,11 @@ def read_anchors(path: Path) -> Anchors:
         if not path.is_file():  # a named pipe would wait for ever
             raise InputError(f"key {path} is missing, or no file")
         with path.open("rb") as file:
-            data = file.read(MAX_KEY_BYTES + 1)
+            data = file.read(KEY_BYTES + 1)
     except OSError as error:
         raise InputError(f"key {path} cannot be read: {error.strerror}") from error
-    if len(data) > MAX_KEY_BYTES:
-        raise InputError(f"key {path} is larger than {MAX_KEY_BYTES} bytes; give a PEM file of public keys")
+    if len(data) > KEY_BYTES:
+        raise InputError(f"key {path} is larger than {KEY_BYTES} bytes; give a PEM file of public keys")
     return parse_anchors(path, data)
 
 
@@ -113,8 +113,6 @@ def _find_by_certificate(envelope: Envelope, anchors: Anchors) -> Signer:
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
 
-    from misgnet_runtime.bundle.signing.chain import check_size, verify_chain
-
     unreadable = (UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
     try:
@@ -130,6 +128,67 @@ def _find_by_certificate(envelope: Envelope, anchors: Anchors) -> Signer:
     found = fingerprint(root.public_key())
     words = f"{leaf.subject.rfc4514_string()}, certified under {found[:16]}"
     return Signer(found, words, (leaf.not_valid_before_utc, leaf.not_valid_after_utc))
+
+
+def check_size(certificates: Sequence[bytes]) -> None:
+    """Raise ValueError for a chain that is too large to be parsed."""
+    if len(certificates) > CERTIFICATES:
+        raise ValueError(f"its chain has {len(certificates)} certificates, at most {CERTIFICATES} are read")
+    if (size := sum(map(len, certificates))) > CERTIFICATE_BYTES:
+        raise ValueError(f"its chain has {size} bytes, at most {CERTIFICATE_BYTES} are read")
+
+
+def verify_chain(leaf: Certificate, between: Sequence[Certificate], trusted: Sequence[Certificate]) -> Certificate:
+    """Return the one of ``trusted`` that ``leaf`` leads to by way of ``between``; ``leaf`` must be made for signing.
+
+    Time is the beginning of ``leaf``, as in Model Signing: without a witness nobody knows when it was used.
+    Raises ValueError.
+    """
+    from cryptography import x509
+    from cryptography.x509 import verification
+
+    _check_subjects([leaf, *between])
+    check_use(leaf)
+    either = verification.Criticality.AGNOSTIC
+    # These replace what web servers need: a name in the certificate, and a use that is a server's or a client's.
+    authorities = verification.ExtensionPolicy.webpki_defaults_ca().may_be_present(x509.ExtendedKeyUsage, either, None)
+    signers = verification.ExtensionPolicy.permit_all()
+    builder = verification.PolicyBuilder().store(verification.Store(list(trusted))).time(leaf.not_valid_before_utc)
+    verifier = builder.extension_policies(ca_policy=authorities, ee_policy=signers).build_client_verifier()
+    try:
+        chain = verifier.verify(leaf, list(between)).chain
+    except verification.VerificationError as error:
+        raise ValueError(f"it does not lead to a trusted one: {error}") from error
+    return chain[-1]
+
+
+def check_use(leaf: Certificate) -> None:
+    """Raise ValueError unless ``leaf`` is made for signing code.
+
+    Extended uses restrict a certificate (RFC 5280, 4.2.1.12): where they are stated, codeSigning must be one of them,
+    and anyExtendedKeyUsage does not stand for it. Elsewhere digitalSignature is enough.
+    """
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    with suppress(x509.ExtensionNotFound):
+        uses: ExtendedKeyUsage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        if ExtendedKeyUsageOID.CODE_SIGNING not in uses:
+            raise ValueError("it is not made for signing: it states extended key usages without codeSigning")
+        return
+    with suppress(x509.ExtensionNotFound):
+        if leaf.extensions.get_extension_for_class(x509.KeyUsage).value.digital_signature:
+            return
+    raise ValueError("it is not made for signing: it has neither digitalSignature nor codeSigning")
+
+
+def _check_subjects(certificates: Sequence[Certificate]) -> None:
+    """Refuse two certificates of one subject: with them a verifier tries every order, N ** 8 for N of them."""
+    subjects = [certificate.subject.public_bytes() for certificate in certificates]
+    for number, subject in enumerate(subjects):
+        if subject in subjects[:number]:
+            name = certificates[number].subject.rfc4514_string()
+            raise ValueError(f"its chain has two certificates of {name!a}; include one")
 
 
 def _verifies(key: EllipticCurvePublicKey, envelope: Envelope) -> bool:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from misgnet_runtime.bundle.layout import SIGNATURE
+from misgnet_runtime.bundle import SIGNATURE
 from misgnet_runtime.limits import SIGNED_NAME
-
-MAX_NAME = SIGNED_NAME  # characters
 
 # Default_Ignorable_Code_Point of DerivedCoreProperties.txt (Unicode 14 to 16), which Python does not know: drawn as
 # nothing by rule. The last line has what is drawn as nothing by definition: Braille's blank cell, music's null note
@@ -36,8 +34,8 @@ def text_problem(text: str) -> str | None:
 
 def path_problem(name: str) -> str | None:
     """Return why ``name`` is not a relative POSIX path in the one form that every system reads alike."""
-    if len(name) > MAX_NAME:
-        return f"it has more than {MAX_NAME} characters"
+    if len(name) > SIGNED_NAME:
+        return f"it has more than {SIGNED_NAME} characters"
     if name == SIGNATURE:
         return "it is the signature's own name"
     if "\\" in name or ":" in name:

@@ -19,15 +19,13 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from misgnet_runtime.bundle.signing.keys import MAX_KEY_BYTES, parse_anchors, read_anchors
+from misgnet_runtime.bundle.signing.keys import parse_anchors, read_anchors
 from misgnet_runtime.bundle.signing.policy import Trust, policy_files
 from misgnet_runtime.bundle.signing.requirement import Entry, Requirement
 from misgnet_runtime.errors import InputError, UnavailableError
-from misgnet_runtime.limits import POLICY_BYTES, POLICY_LINE, POLICY_NAME
-from misgnet_runtime.storage.private_state import read_protected
+from misgnet_runtime.limits import KEY_BYTES, POLICY_BYTES, POLICY_LINE, POLICY_NAME
+from misgnet_runtime.storage.permissions import read_protected
 from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Struct
-
-MAX_POLICY_BYTES = POLICY_BYTES
 
 
 class _Product(Struct, frozen=True):
@@ -61,7 +59,7 @@ def read_policy(path: Path) -> Requirement:
     """
     words = f"policy {path}"
     try:
-        found = _decode(read_protected(path, MAX_POLICY_BYTES))
+        found = _decode(read_protected(path, POLICY_BYTES))
     except OSError as error:
         raise InputError(f"{words} cannot be read: {error.strerror}; every bundle is refused until it can") from error
     except JSON_ERRORS as error:
@@ -99,7 +97,7 @@ def _check_line(line: bytes, number: int) -> None:
 def _entry(product: _Product, policy: Path) -> Entry:
     key = policy.parent / product.key
     try:
-        data = read_protected(key, MAX_KEY_BYTES)
+        data = read_protected(key, KEY_BYTES)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"key {key} of policy {policy} cannot be used: {reason}") from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from misgnet_runtime.bundle.layout import MANIFEST
+from misgnet_runtime.bundle import MANIFEST
 from misgnet_runtime.bundle.manifest import Manifest, decode_manifest
 from misgnet_runtime.bundle.signing.envelope import decode_envelope, signed_digests
 from misgnet_runtime.bundle.signing.files import (
@@ -39,6 +39,7 @@ from misgnet_runtime.errors import InputError, MisgnetError
 from misgnet_runtime.limits import MANIFEST_BYTES
 from misgnet_runtime.log import current
 from misgnet_runtime.storage.atomic import locked_folder, remove_stale
+from misgnet_runtime.storage.files import OpenFolder
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Checked:
 class Folder:
     """Where files are opened: in their place, or in a private copy that is removed with the last reference to this."""
 
-    def __init__(self, path: Path, lock: int | None = None) -> None:
+    def __init__(self, path: Path, lock: OpenFolder | None = None) -> None:
         self.path = path
         if lock is not None:
             weakref.finalize(self, _remove_copy, path, lock, os.getpid())
@@ -170,10 +171,10 @@ def difference(manifest: Manifest, digests: Mapping[str, str]) -> str | None:
 
 def _checked_folder(root: Path, digests: Mapping[str, str], state: State) -> Folder:
     """``root`` itself, or a copy of it in the state's folder where another user could change it after the check."""
-    if is_settled(root, state.folder):
+    if is_settled(root, state.folder.path):
         check_digests(root, digests)
         return Folder(root)
-    place = state.folder / "checked"
+    place = state.folder.path / "checked"
     remove_stale(place)
     target, lock = locked_folder(place)
     folder = Folder(target, lock)
@@ -181,7 +182,7 @@ def _checked_folder(root: Path, digests: Mapping[str, str], state: State) -> Fol
     return folder
 
 
-def _remove_copy(path: Path, lock: int, process: int) -> None:
+def _remove_copy(path: Path, lock: OpenFolder, process: int) -> None:
     if os.getpid() == process:  # not in a child, which has the same objects
-        os.close(lock)
+        lock.close()
         shutil.rmtree(path, ignore_errors=True)

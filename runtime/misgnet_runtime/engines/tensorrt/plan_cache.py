@@ -19,7 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from misgnet_runtime.accuracy.parity import EngineParity
-from misgnet_runtime.bundle.manifest import EngineName, FilePath
+from misgnet_runtime.bundle.fields import EngineName, FilePath
 from misgnet_runtime.engines.tensorrt.compatibility import PlanCompatibility
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import KERNEL_TIMINGS_BYTES, PLAN_RECORD_BYTES
@@ -68,14 +68,9 @@ class PlanRecord(Struct, frozen=True):
     def compatibility(self) -> PlanCompatibility:
         key = self.key
         return PlanCompatibility(
-            vendor=key.vendor,
-            vendor_version=key.vendor_version,
-            compute_capabilities=(key.compute_capability,),
-            platform=key.platform,
-            cuda_driver=self.cuda_driver,
-            plan_bytes=self.size,
-            stream_bytes=self.stream_bytes,
-        )
+            vendor=key.vendor, vendor_version=key.vendor_version, compute_capabilities=(key.compute_capability,),
+            platform=key.platform, cuda_driver=self.cuda_driver, plan_bytes=self.size, stream_bytes=self.stream_bytes,
+        )  # fmt: skip
 
 
 class Slot(Struct, frozen=True):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misgnet_runtime.callables import Progress
-from misgnet_runtime.clock import now
 from misgnet_runtime.errors import UnavailableError, UsageError
+from misgnet_runtime.formatting import now
 from misgnet_runtime.jobs.batch.pool import Died, Ended, Event, Pool, Ready, Unusable
 from misgnet_runtime.jobs.batch.record import Begun, Done, End, Failed, Record, Returned
 from misgnet_runtime.jobs.batch.row import is_yes

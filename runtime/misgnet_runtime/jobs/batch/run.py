@@ -12,10 +12,9 @@ from types import FrameType
 
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.bundle.signing.policy import required_elsewhere
-from misgnet_runtime.clock import now
 from misgnet_runtime.engines import ExecutionOptions, is_on_cpu, streams_on_cpu
 from misgnet_runtime.errors import ScenesFailed, UsageError
-from misgnet_runtime.formatting import plural
+from misgnet_runtime.formatting import now, plural
 from misgnet_runtime.inference.selection import ranked_here
 from misgnet_runtime.jobs.batch.driver import Driver, Listener
 from misgnet_runtime.jobs.batch.options import BatchOptions

@@ -12,7 +12,6 @@ import msgspec
 
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
-from misgnet_runtime.clock import timestamp
 from misgnet_runtime.engines.cuda import CudaDriver, Device, first_device, open_driver
 from misgnet_runtime.engines.onnx_file import read_graph
 from misgnet_runtime.engines.tensorrt.bindings import load_vendor, vendor_version
@@ -20,6 +19,7 @@ from misgnet_runtime.engines.tensorrt.compatibility import free_bytes, mebibytes
 from misgnet_runtime.engines.tensorrt.open import slot_of
 from misgnet_runtime.engines.tensorrt.plan_cache import FORMAT, Activation, PlanKey, PlanStore, Slot
 from misgnet_runtime.errors import GateFailed, UnavailableError, UsageError
+from misgnet_runtime.formatting import timestamp
 from misgnet_runtime.jobs.compile.candidate import Candidate, find_or_compile
 from misgnet_runtime.jobs.compile.memory import BuilderMemory, builder_memory
 from misgnet_runtime.jobs.compile.progress import BuildProgress, duration
@@ -196,12 +196,8 @@ def _memory(run: Compilation) -> BuilderMemory:
 
 def _key(run: Compilation, entry: EngineEntry, graph_sha256: str) -> PlanKey:
     return PlanKey(
-        vendor=entry.kind,
-        vendor_version=vendor_version(load_vendor(entry.kind)),
-        compute_capability=run.device.compute_capability,
-        platform=this_platform(),
-        graph_sha256=graph_sha256,
-        batches=entry.batches,
-        workspace_bytes=run.options.workspace_bytes,
+        vendor=entry.kind, vendor_version=vendor_version(load_vendor(entry.kind)),
+        compute_capability=run.device.compute_capability, platform=this_platform(), graph_sha256=graph_sha256,
+        batches=entry.batches, workspace_bytes=run.options.workspace_bytes,
         optimization_level=run.options.optimization_level,
-    )
+    )  # fmt: skip

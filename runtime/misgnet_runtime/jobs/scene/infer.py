@@ -11,8 +11,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from misgnet_runtime.accuracy.metrics import require_finite
 from misgnet_runtime.callables import Predict, Progress, RgbImage
-from misgnet_runtime.inference.detector import sound
 from misgnet_runtime.jobs.journal import Journal
 from misgnet_runtime.jobs.scene.pipeline import run_pipeline
 from misgnet_runtime.jobs.scene.strips import Reading, strips
@@ -74,7 +74,9 @@ def fill(
 
     def work(item: tuple[Reading, Item]) -> tuple[Reading, NDArray[np.float32]]:
         reading, images = item
-        return reading, sound(answer(images), "the engine") if reading.tiles else np.empty((0, 0, 0), np.float32)
+        if not reading.tiles:
+            return reading, np.empty((0, 0, 0), np.float32)
+        return reading, require_finite(answer(images), "the engine")
 
     begin = time.perf_counter()
     run_pipeline(lambda: read(first), work, writer.take, streams)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from misgnet_runtime.clock import now
+from misgnet_runtime.formatting import now
 from misgnet_runtime.jobs.journal import finished_units
 from misgnet_runtime.jobs.watch.journal import Unclean, Unfinished
 from misgnet_runtime.storage.atomic import remove, resumable_errors

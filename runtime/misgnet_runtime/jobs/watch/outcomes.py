@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from misgnet_runtime.clock import now
 from misgnet_runtime.errors import StorageError
-from misgnet_runtime.formatting import changed_words, plural
+from misgnet_runtime.formatting import changed_words, now, plural
 from misgnet_runtime.jobs.watch import attempts
 from misgnet_runtime.jobs.watch.journal import Complete, Done, Failed, Journal
 from misgnet_runtime.jobs.watch.options import WatchOptions

@@ -16,6 +16,7 @@ from misgnet_runtime.jobs.scene.inputs import check_readable
 from misgnet_runtime.jobs.watch.pairing import File, FilePair
 from misgnet_runtime.raster.geotiff import GDAL, bytes_of, load_rasterio, open_geotiff
 from misgnet_runtime.raster.images import image_size
+from misgnet_runtime.storage.files import open_unlinked
 
 _NAME_BYTES = 255  # of a file's name, where the system gives no number
 _IMAGE_BYTES = 2 << 30  # of a PNG or JPEG file: what Pillow opens has 16-bit RGBA pixels for 1.4 GiB at most
@@ -69,7 +70,7 @@ def check_permitted(pair: FilePair) -> None:
 
 
 def _opened(file: File) -> FileIO:
-    return FileIO(os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    return FileIO(open_unlinked(file.path), "rb")
 
 
 def _longest_name(folder: Path) -> int:

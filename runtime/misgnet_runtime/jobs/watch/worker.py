@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from misgnet_runtime.clock import now
 from misgnet_runtime.errors import GateFailed, InputError, UnavailableError, UsageError
+from misgnet_runtime.formatting import now
 from misgnet_runtime.jobs.watch import attempts
 from misgnet_runtime.jobs.watch.isolated import PairCrashedError
 from misgnet_runtime.jobs.watch.journal import (

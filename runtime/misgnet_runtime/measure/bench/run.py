@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.bundle.signing.policy import required_elsewhere
 from misgnet_runtime.callables import Progress
-from misgnet_runtime.clock import timestamp
 from misgnet_runtime.engines.options import ExecutionOptions
+from misgnet_runtime.formatting import timestamp
 from misgnet_runtime.inference.throughput import RailEnergy, Task, Timing, Workload, measure
 from misgnet_runtime.machine import describe_machine, installed_versions, usable_cores
 from misgnet_runtime.measure.bench.matrix import BenchOptions, Plan, make_plan, tasks_of
@@ -58,22 +58,14 @@ def run_bench(path: Path, options: BenchOptions, progress: Progress | None = Non
     )  # fmt: skip
     reference = choose_reference(timings)
     return BenchReport(
-        created=timestamp(),
-        bundle=str(bundle.name),
-        bundle_version=bundle.manifest.bundle_version,
+        created=timestamp(), bundle=str(bundle.name), bundle_version=bundle.manifest.bundle_version,
         bundle_sha256=bundle.digest(),
         settings=Settings(options.seconds, options.rounds, options.warm_up, options.threads or usable_cores()),
-        engines=plan.runs,
-        not_run=plan.not_run,
-        timings=timings,
-        reference=reference,
-        ratios=ratios_to(reference, timings),
-        power=Power([meter.source for meter in meters], missing),
-        conditions=conditions,
-        scene=scene,
+        engines=plan.runs, not_run=plan.not_run, timings=timings, reference=reference,
+        ratios=ratios_to(reference, timings), power=Power([meter.source for meter in meters], missing),
+        conditions=conditions, scene=scene, matrix_product=product,
         warnings=[*throttling([conditions.before, conditions.during, conditions.after]), *_unsettled(timings)],
-        matrix_product=product,
-    )
+    )  # fmt: skip
 
 
 def _measure_all(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from misgnet_runtime.bundle.layout import MANIFEST
+from misgnet_runtime.bundle import MANIFEST
 from misgnet_runtime.bundle.signing.policy import Trust
 from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
@@ -36,16 +36,17 @@ class SceneTask:
     bundle_sha256: str | None = None  # of the manifest that is measured
 
     def command(self) -> list[str]:
+        shared = ["--log", "json"]
+        if self.trust and self.trust.key:
+            shared += ["--require-signature", str(self.trust.key)]
+        if self.trust and self.trust.allow_older:
+            shared += ["--allow-older"]
         options = ["--engine", self.engine, "-o", str(self.output), "--no-tuned"]
         for name in ("threads", "streams", "batch"):
             if (number := getattr(self.execution, name)) is not None:
                 options += [f"--{name}", str(number)]
-        if self.trust and self.trust.key:
-            options += ["--require-signature", str(self.trust.key)]
-        if self.trust and self.trust.allow_older:
-            options += ["--allow-older"]
         paths = map(str, (self.bundle, self.before, self.after))
-        return python_command("misgnet_runtime.cli", "--log", "json", "predict", *options, "--", *paths)
+        return python_command("misgnet_runtime.cli", *shared, "predict", *options, "--", *paths)
 
 
 @dataclass(frozen=True)

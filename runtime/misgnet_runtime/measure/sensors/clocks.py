@@ -10,8 +10,8 @@ from threading import Event, Thread
 
 from msgspec.structs import replace
 
+from misgnet_runtime.machine import ROOT, read_int, read_text
 from misgnet_runtime.storage.schema import Struct
-from misgnet_runtime.sysfs import ROOT, read_int, read_text
 
 _GPU = "17000000.gpu"  # of devfreq, on an Orin
 _PERIOD = 1.0  # seconds between two readings of a watch

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misgnet_runtime.errors import UnavailableError
-from misgnet_runtime.sysfs import ROOT, read_int, read_text
+from misgnet_runtime.machine import ROOT, read_int, read_text
 
 _DRIVER = Path("sys/bus/i2c/drivers/ina3221")
 # What together is the whole module. VDD_IN measures its input. The AGX Orin has no rail for that: VIN_SYS_5V0 is one

@@ -6,7 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from misgnet_runtime.sysfs import ROOT, read_text
+from misgnet_runtime.machine import ROOT, read_text
 
 
 def power_mode(root: Path = ROOT) -> str | None:

@@ -11,10 +11,10 @@ from threading import Event, Thread
 from typing import Protocol
 
 from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.machine import ROOT
 from misgnet_runtime.measure.sensors.ina3221 import find_ina3221
 from misgnet_runtime.measure.sensors.nvidia import find_nvml
 from misgnet_runtime.measure.sensors.rapl import find_rapl
-from misgnet_runtime.sysfs import ROOT
 
 _PERIOD = 0.1  # seconds between two readings
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misgnet_runtime.errors import UnavailableError
-from misgnet_runtime.sysfs import ROOT, read_int, read_text
+from misgnet_runtime.machine import ROOT, read_int, read_text
 
 
 @dataclass(frozen=True)

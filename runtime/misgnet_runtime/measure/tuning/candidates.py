@@ -11,8 +11,7 @@ from msgspec.structs import replace
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.engines import MOST_STREAMS, batch_for_scenes, is_on_cpu, streams_for_scenes, streams_on_cpu
 from misgnet_runtime.inference.tuned_settings import Goal, Setting
-from misgnet_runtime.machine import usable_cores
-from misgnet_runtime.sysfs import ROOT, read_int
+from misgnet_runtime.machine import ROOT, read_int, usable_cores
 
 Change = Callable[[Setting], Setting]  # the same setting where the change means nothing there
 

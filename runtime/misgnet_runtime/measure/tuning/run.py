@@ -9,8 +9,8 @@ from pathlib import Path
 
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
-from misgnet_runtime.clock import timestamp
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.formatting import timestamp
 from misgnet_runtime.inference.tuned_settings import FORMAT, Found, Goal, Setting, Trial, Tuning
 from misgnet_runtime.inference.tuned_store import keep, place_of, prepare
 from misgnet_runtime.log import EventLog, current

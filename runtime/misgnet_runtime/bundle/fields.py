@@ -1,0 +1,19 @@
+"""Types of the manifest's fields: how long its texts are, and what names and paths may be made of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+# Nobody writes longer ones, and laying out a table takes the square of a cell's length.
+MAX_WORDS = 4096
+Name = Annotated[str, Meta(max_length=200, pattern=r"\A[ -~]*\Z")]
+Words = Annotated[str, Meta(max_length=MAX_WORDS)]
+# Names become parts of paths and of other programs' settings: only what means the same to all of them.
+EngineName = Annotated[str, Meta(max_length=200, pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.,+-]*\Z")]
+TensorName = Annotated[str, Meta(max_length=200, pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_./:-]*\Z")]
+# Relative to the bundle, with slashes; no part is "." or "..".
+FilePath = Annotated[
+    str, Meta(max_length=1024, pattern=r"\A(?!(?:.*/)?\.{1,2}(?:/|\Z))[A-Za-z0-9_.,+=@~-]+(?:/[A-Za-z0-9_.,+=@~-]+)*\Z")
+]
