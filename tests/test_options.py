@@ -75,12 +75,14 @@ def test_a_new_field_is_among_the_settings_that_a_run_is_resumed_by() -> None:
     code = """
 from misgnet_runtime.jobs.watch.options import WatchOptions
 from misgnet_runtime.jobs.folder import _shown
+from misgnet_runtime.jobs.series.options import feature_settings
 print(SceneOptions(haze=2.0).settings(overlap=16, batch=1, streams=1)["--haze"])
 print(WatchOptions(scene=SceneOptions(haze=3.0)).settings()["haze"])
 print(_shown(SceneOptions(haze=4.0)).endswith(" haze 4.0"))
+print(feature_settings(SceneOptions(haze=5.0), overlap=16))
 print(any("chatty" in name for name in SceneOptions().settings(overlap=16, batch=1, streams=1)))
 """
-    assert python(code).split() == ["2.0", "3.0", "True", "False"]
+    assert python(code).splitlines() == ["2.0", "3.0", "True", "{'--overlap': '16', '--haze': '5.0'}", "False"]
 
 
 def test_settings_on_disk_are_those_of_earlier_versions(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from misgnet_runtime.jobs.series.features import (
     pack,
     record_type,
 )
+from misgnet_runtime.jobs.series.options import feature_settings
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.blending import Layout, lay_out
 from misgnet_runtime.raster.grid import Grid
@@ -111,7 +112,7 @@ class Encoding:
             "the scaling": str(self.date.scaling),
             "the grid": self.grid.words(),
             "--align": str(self.aligned),
-            "--overlap": str(layout.rows.overlap),
+            **feature_settings(self.options, overlap=layout.rows.overlap),
         }
         rows, columns = list(layout.rows.starts), list(layout.columns.starts)
         return Footer(FORMAT, settings, detector.interface.tile, rows, columns, detector.features, holes=[], crc32=[])
