@@ -22,7 +22,8 @@ from misgnet_runtime.jobs.batch.row import RowOptions
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.series.options import SeriesOptions
 from misgnet_runtime.jobs.watch.options import WatchOptions
-from misgnet_runtime.options import check, group, make, numbers, option, settings, stated
+from misgnet_runtime.options import check, group, make, option, settings, stated
+from misgnet_runtime.parsers import numbers
 from misgnet_runtime.raster.declared import Declared
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,11 +28,10 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.parsers import parser_of
 
 T = TypeVar("T")
 _KEY = "misgnet.option"
-YES = ("yes", "true", "1")
-NO = ("", "no", "false", "0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +105,7 @@ class Stated:
         Raises:
             UsageError: The text is not a value of this option.
         """
-        parse = self.option.parse or _PARSERS.get(bare(self.type), str)
+        parse = self.option.parse or parser_of(bare(self.type))
         try:
             if isinstance(given, (list, tuple)):
                 return tuple(parse(one) if isinstance(one, str) else one for one in given)
@@ -244,41 +243,3 @@ def bare(kind: Any) -> Any:
     if NoneType in (some := get_args(kind)):
         (kind,) = (one for one in some if one is not NoneType)
     return get_args(kind)[0] if get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis else kind
-
-
-def numbers(*counts: int, like: str) -> Callable[[str], tuple[float, ...]]:
-    """A parser of so many numbers, parted by commas; ``like``: an example."""
-
-    def parse(text: str) -> tuple[float, ...]:
-        try:
-            found = tuple(float(word) for word in text.split(","))
-        except ValueError:
-            found = ()
-        if len(found) not in counts or not all(abs(number) < 1e30 for number in found):  # NaN fails too
-            wanted = " or ".join(map(str, counts))
-            raise ValueError(f"it takes {wanted} number{'s' * (counts != (1,))}, like {like}")
-        return found
-
-    return parse
-
-
-def yes_or_no(text: str) -> bool:
-    """Return whether a text is yes; ValueError where it is neither yes nor no."""
-    if text.lower() not in (*YES, *NO):
-        raise ValueError("it is yes or no")
-    return text.lower() in YES
-
-
-def _number(kind: Callable[[str], float], words: str) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            return kind(text)
-        except ValueError:
-            raise ValueError(f"it is {words}") from None
-
-    return parse
-
-
-_PARSERS: Mapping[Any, Callable[[str], Any]] = {
-    bool: yes_or_no, int: _number(int, "a whole number"), float: _number(float, "a number"), Path: Path,
-}  # fmt: skip
