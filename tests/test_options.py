@@ -153,6 +153,12 @@ def test_options_in_any_order_make_the_object(monkeypatch: pytest.MonkeyPatch) -
     )  # fmt: skip
 
 
+def test_a_repeated_option_takes_a_text_alone() -> None:
+    assert make(Request, {"weights": "w", "eval": "x", "target": "a", "sizes": "3"}).targets == ("a",)
+    with pytest.raises(UsageError, match="--sizes"):
+        make(Request, {"weights": "w", "eval": "x", "sizes": ["3", "x"]})
+
+
 def test_help_states_what_the_fields_state(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     with pytest.raises(IndexError):  # the command is not called

@@ -91,6 +91,13 @@ class Stated:
         """Whether it switches off what is on by default."""
         return self.default is True
 
+    @property
+    def repeated(self) -> bool:
+        """Whether it may be given several times, each time for an item of a tuple."""
+        if self.option.parse:
+            return self.option.repeated
+        return get_origin(self.type) is tuple and get_args(self.type)[-1] is Ellipsis
+
     def value_in(self, options: Any) -> Any:
         """Return the value that ``options`` hold."""
         for name in self.path:
@@ -106,6 +113,7 @@ class Stated:
             UsageError: The text is not a value of this option.
         """
         parse = self.option.parse or parser_of(bare(self.type))
+        given = [given] if self.repeated and isinstance(given, str) else given
         try:
             if isinstance(given, (list, tuple)):
                 return tuple(parse(one) if isinstance(one, str) else one for one in given)
@@ -119,10 +127,10 @@ class Stated:
         least, most, suffixes = self.option.minimum, self.option.maximum, self.option.suffixes
         if value is None:
             return
-        if least is not None and not least <= value <= (value if most is None else most):  # NaN fails too
-            limits = f"{least:g} or more" if most is None else f"{least:g} to {most:,}"
-            raise UsageError(f"{self.flag} is {value}; it is {limits}")
-        if suffixes and value.suffix.lower() not in suffixes:
+        if not ((least is None or value >= least) and (most is None or value <= most)):  # NaN is beyond any limit
+            limits = f"{least:g} or more" if most is None else f"{most:,} or less" if least is None else ""
+            raise UsageError(f"{self.flag} is {value}; it is {limits or f'{least:g} to {most:,}'}")
+        if suffixes and isinstance(value, Path) and value.suffix.lower() not in suffixes:
             raise UsageError(f"{self.flag} is {value.name}; choose a name that ends in {' or '.join(suffixes)}")
 
 
