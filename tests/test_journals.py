@@ -474,7 +474,7 @@ def test_older_and_newer_formats(tmp_path: Path) -> None:
     assert read(tmp_path / "a") == [Header(1, {}), Item("a")]
     write(tmp_path / "b", Header(3, {}))
     with pytest.raises(
-        UsageError, match="b, line 1 has format 3, and this version reads format 1 and 2; choose another"
+        UsageError, match="b, line 1 has format 3, and this version reads formats 1 and 2; choose another"
     ):
         read(tmp_path / "b")
 
