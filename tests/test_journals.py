@@ -336,7 +336,7 @@ def test_other_format_is_named(kind: Kind, tmp_path: Path) -> None:
     ):
         (tmp_path / kind.file).write_bytes(b"".join(content))
         message = refusal(kind, tmp_path, UsageError)
-        assert f"{kind.file}, line 1 has format 99, and this version reads format " in message
+        assert f"{kind.file}, line 1 has format 99, and this version reads format" in message
         assert kind.advice in message
 
 

@@ -1,4 +1,5 @@
 # mypy: ignore-errors
+# ruff: noqa: I001 - the modules are those of that commit
 """What commit 060c2ba made, for tests/test_older_versions.py: a bundle, a tuning, and what killed runs leave.
 
 To make it again, check that commit out and install it in a virtual environment of its own; then::
