@@ -20,6 +20,7 @@ from commands import exit_code
 from ends import die_at, in_child
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.jobs.folder import predict_folders
+from misgnet_runtime.jobs.scene.options import SceneOptions
 from scenes import read, scene, write_raster
 
 H, W = 96, 80
@@ -210,7 +211,9 @@ def test_a_killed_folder_of_rasters_is_resumed(place: Place) -> None:
     out = place.root / "out"
 
     def run() -> int:
-        return predict_folders(place.bundle, place.before.parent, place.after.parent, out, engine="cpu-float32").resumed
+        return predict_folders(
+            place.bundle, place.before.parent, place.after.parent, out, SceneOptions(engine="cpu-float32")
+        ).resumed
 
     def killed(point: int) -> None:
         die_at(point)

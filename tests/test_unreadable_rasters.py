@@ -25,6 +25,7 @@ from bundles import FLOAT, INTERFACE, SPLIT_FLOAT, FakeEngine, fake_detector, ma
 from commands import exit_code
 from ends import in_child
 from misgnet_runtime.cli import main as cli
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
 from misgnet_runtime.jobs.scene import inputs
 from misgnet_runtime.jobs.scene import predict as predict_module
@@ -346,7 +347,7 @@ def test_both_kinds_are_counted_once_and_after_a_resume(place: Place, monkeypatc
                 raise KeyboardInterrupt
             return super()._infer(lane, arrays, batch)
 
-    asked = SceneOptions(max_unreadable=100, batch=2)
+    asked = SceneOptions(max_unreadable=100, execution=ExecutionOptions(batch=2))
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Dying(INTERFACE)))
     with pytest.raises(KeyboardInterrupt):
         predict_scene_files(place.bundle, place.before, place.after, place.change, asked)

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from misgnet_runtime.bundle.checked import CheckedFiles
-from misgnet_runtime.bundle.manifest import EngineEntry
-from misgnet_runtime.engines.base import Engine, TensorSpec
-from misgnet_runtime.engines.onnx_file import read_graph
 from misgnet_runtime.engines.options import DEFAULT_EXECUTION, EngineSettings, ExecutionOptions
 from misgnet_runtime.machine import check_processor, usable_cores
+
+if TYPE_CHECKING:
+    from misgnet_runtime.bundle.checked import CheckedFiles
+    from misgnet_runtime.bundle.manifest import EngineEntry
+    from misgnet_runtime.engines.base import Engine, TensorSpec
 
 __all__ = [
     "DEFAULT_EXECUTION", "MOST_STREAMS", "Engine", "EngineSettings", "ExecutionOptions", "TensorSpec",
     "batch_for_scenes", "is_on_cpu", "open_engine_file", "streams_for_scenes", "streams_on_cpu",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """The contract, which takes NumPy: this package's options are cheap to import."""
+    if name not in ("Engine", "TensorSpec"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from misgnet_runtime.engines import base
+
+    return getattr(base, name)
+
 
 MOST_STREAMS = 4  # each takes memory for a batch of its own
 
@@ -64,6 +76,9 @@ def open_engine_file(
             for it yet.
         InputError: The file cannot be opened.
     """
+    from misgnet_runtime.bundle.checked import CheckedFiles
+    from misgnet_runtime.engines.onnx_file import read_graph
+
     check_processor(entry.needs)
     settings = settings or EngineSettings()
     threads, streams = execution.threads, execution.streams or 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from misgnet_runtime.options import option
 from misgnet_runtime.storage.schema import Struct
 
 
@@ -11,9 +12,17 @@ from misgnet_runtime.storage.schema import Struct
 class ExecutionOptions:
     """How an engine is run. None: chosen for the engine."""
 
-    threads: int | None = None  # CPU threads shared by all streams
-    streams: int | None = None  # batches in flight at once
-    batch: int | None = None  # tiles per inference call
+    batch: int | None = option(
+        None, help="Tiles per inference call (default: chosen per engine).", minimum=1, changes_output=True
+    )
+    streams: int | None = option(None, help="Batches in flight at once (default: chosen per engine).", minimum=1)
+    threads: int | None = option(
+        None, help="CPU threads shared by all streams (default: all available cores).", minimum=1
+    )
+
+    def over(self, default: ExecutionOptions) -> ExecutionOptions:
+        """These options, and those of ``default`` where they are not set."""
+        return replace(default, **{name: value for name, value in vars(self).items() if value is not None})
 
 
 DEFAULT_EXECUTION = ExecutionOptions()

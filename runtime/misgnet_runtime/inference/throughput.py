@@ -254,16 +254,8 @@ def _timing(task: Workload, measured: _Measured) -> Timing:
     ms = np.concatenate([part.milliseconds for part in measured.rounds])
     p50, p90, p99 = (float(x) for x in np.percentile(ms, (50, 90, 99)))
     return Timing(
-        engine=task.name,
-        precision=task.precision,
-        batch=task.batch,
-        calls=len(ms),
-        p50_ms=p50,
-        p90_ms=p90,
-        p99_ms=p99,
+        engine=task.name, precision=task.precision, batch=task.batch, calls=len(ms), p50_ms=p50, p90_ms=p90, p99_ms=p99,
         pairs_per_second=task.batch * len(ms) / sum(part.seconds for part in measured.rounds),
-        max_ms=float(ms.max()),
-        streams=task.streams,
+        max_ms=float(ms.max()), streams=task.streams, warm_up=measured.warm_up,
         rounds=[task.batch * len(part.milliseconds) / part.seconds for part in measured.rounds],
-        warm_up=measured.warm_up,
-    )
+    )  # fmt: skip

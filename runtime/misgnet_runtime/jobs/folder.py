@@ -28,6 +28,7 @@ from misgnet_runtime.jobs.scene.pipeline import run_pipeline
 from misgnet_runtime.jobs.scene.predict import predict_opened
 from misgnet_runtime.jobs.scene.run import INTERRUPTED
 from misgnet_runtime.log import EventLog, current
+from misgnet_runtime.options import settings
 from misgnet_runtime.raster.dataset import Source, find_pairs
 from misgnet_runtime.raster.geotiff import load_rasterio
 from misgnet_runtime.raster.images import read_pair
@@ -65,28 +66,20 @@ def predict_folders(
     before: Path,
     after: Path,
     output: Path,
+    options: SceneOptions | None = None,
     *,
-    engine: str = "auto",
-    batch: int | None = None,
-    streams: int | None = None,
-    threads: int | None = None,
-    tuned: bool = True,
-    force: bool = False,
-    scene: SceneOptions | None = None,
     log: EventLog | None = None,
     progress: Progress | None = None,
 ) -> FolderReport:
     """Write the masks of two folders' pairs as ``output``/NAME.png, of 0 and 255, each whole when it appears.
 
-    Pairs of GeoTIFFs become change rasters, ``output``/NAME.tif, as ``scene`` says.
+    Pairs of GeoTIFFs become change rasters, ``output``/NAME.tif, as ``options`` say.
     Images may be of any size; each pair is in memory as a whole. A run that ended is gone on with by the same call;
-    pairs whose files have changed since are done again. ``tuned``: what of ``batch``, ``streams`` and ``threads`` is
-    not given is what was tuned here. ``progress`` is told of pairs. Raises InputError that names
-    the file, UsageError where a mask exists; GateFailed where the engine answers NaN or Inf. What is finished stays.
+    pairs whose files have changed since are done again. ``progress`` counts pairs. Raises InputError that names the
+    file, UsageError where a mask exists; GateFailed where the engine answers NaN or Inf. What is finished stays.
     """
-    options = replace(scene or SceneOptions(), batch=batch, streams=streams, threads=threads, tuned=tuned)
-    options.check_numbers()
-    log = log or current()
+    options, log = options or SceneOptions(), log or current()
+    options.check_values()
     if output.resolve() in (before.resolve(), after.resolve()):
         raise UsageError(f"output {output} is a folder of images that are read; choose another -o")
     sources = find_pairs(before, after)
@@ -94,7 +87,7 @@ def predict_folders(
     outputs = {source.name: f"{source.name}{'.tif' if source.name in scenes else '.png'}" for source in sources}
     _check_options(output, options, scenes)
     bundle = read_bundle(bundle_path)
-    with open_detector(bundle, engine, options.execution, goal=options.goal) as opened:
+    with open_detector(bundle, options.engine, options.execution, goal=options.goal) as opened:
         detector, entry, _ = opened
         settings = {
             "the bundle": bundle.digest(),
@@ -102,19 +95,24 @@ def predict_folders(
             **({"the options of scenes": _shown(options)} if scenes else {}),
         }
         try:
-            with open_record(Path(os.path.realpath(output)), settings, outputs, force) as record:
+            with open_record(Path(os.path.realpath(output)), settings, outputs, options.force) as record:
                 return _run(opened, bundle, sources, outputs, record, options, log, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(INTERRUPTED) from None
 
 
-_PLAIN = ("batch", "streams", "threads", "engine", "force", "tuned", "max_unreadable")
-_SHOWN = ("before", "after", "align", "overlap", "cog")
+_PLAIN = ("execution", "engine", "force", "tuned", "max_unreadable")
+
+
+_NOT_SHOWN = ("align", "overlap", "cog", "batch", "min_area", "simplify")  # shown above, or of no folder
 
 
 def _shown(options: SceneOptions) -> str:
     """What maps depend on, beside the engine and its batches."""
-    return " ".join(f"{name} {getattr(options, name)}" for name in _SHOWN)
+    before, after = options.dates
+    shown = f"before {before} after {after} align {options.align} overlap {options.overlap} cog {options.cog}"
+    others = {name: value for name, value in settings(options).items() if name not in _NOT_SHOWN}
+    return " ".join((shown, *(f"{name} {value}" for name, value in others.items())))
 
 
 def _check_options(output: Path, options: SceneOptions, scenes: set[str]) -> None:

@@ -38,7 +38,7 @@ class Driver:
     """One run over ``tasks``: each is tried ``retries`` times again where its worker dies or may have been at fault."""
 
     def __init__(
-        self, tasks: Sequence[Task], output: Path, pool: Pool, record: Record, retries: int, listener: Listener
+        self, tasks: Sequence[Task], output: Path, pool: Pool, record: Record, *, retries: int, listener: Listener
     ) -> None:
         self._output, self._pool, self._record = output, pool, record
         self._retries, self._listener = retries, listener

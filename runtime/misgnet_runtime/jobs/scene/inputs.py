@@ -103,8 +103,8 @@ def look_at(before: Path, after: Path, options: SceneOptions) -> Inputs:
     """
     with open_pair(before, after, align=options.align) as pair:
         Tally({"before": pair.before.blocks, "after": pair.after.blocks}, options.max_unreadable)
-        first = look_at_date(pair.before, before, options.before)
-        second = look_at_date(pair.after, after, options.after)
+        first = look_at_date(pair.before, before, options.dates[0])
+        second = look_at_date(pair.after, after, options.dates[1])
     return look_at_pair(first, second, align=options.align)
 
 

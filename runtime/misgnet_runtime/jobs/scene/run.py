@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,6 @@ from misgnet_runtime.storage.atomic import refuse_existing, resumable_errors
 
 INTERRUPTED = "what is finished is kept; the same command goes on from there"
 _UNREADABLE = "MISGNET_UNREADABLE"  # tags: percent of each date's pixels
-_SETTINGS = ("align", "cog", "min_area", "simplify")
 
 
 @dataclass(frozen=True)
@@ -115,11 +113,7 @@ class Run:
             "the scaling of before": str(before.scaling),
             "the scaling of after": str(after.scaling),
             "the grid": self.inputs.grid.words(),
-            "--overlap": str(self.overlap),
-            "--batch": str(self.batch),
-            "--streams": str(self.streams),
-            **{f"--{name.replace('_', '-')}": str(getattr(self.options, name)) for name in _SETTINGS},
-            **{f"--{name}": os.path.realpath(path) for name, path in self.options.products().items()},
+            **self.options.settings(overlap=self.overlap, batch=self.batch, streams=self.streams),
             **({"the features": " and ".join(self.features)} if self.features else {}),
         }
 

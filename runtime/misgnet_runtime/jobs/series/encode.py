@@ -64,7 +64,7 @@ def encode_file(
     feature does not fit float16, UsageError where the bundle is not split.
     """
     options, log = options or SceneOptions(), log or current()
-    options.check_numbers()
+    options.check_values()
     if output.suffix != SUFFIX:
         raise UsageError(f"--output is {output.name}; choose a name that ends in {SUFFIX}")
     output = Path(os.path.realpath(output))

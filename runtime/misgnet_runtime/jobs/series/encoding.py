@@ -135,7 +135,7 @@ def look_at_encoding(engine: SplitEngine, path: Path, options: SceneOptions, gri
     opened = partial(open_raster, path, "before" if first else "after", grid, align=options.align)
     with opened() as raster:
         Tally({raster.date: raster.blocks}, options.max_unreadable)
-        date = look_at_date(raster, path, options.before if first else options.after)
+        date = look_at_date(raster, path, options.dates[0 if first else 1])
         own, aligned = grid or Grid.of(raster.dataset), raster.source is not None
         return Encoding(engine, date, own, first, aligned, options, opened)
 

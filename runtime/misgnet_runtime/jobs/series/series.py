@@ -17,7 +17,6 @@ from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.jobs.journal import discard_progress, tuned_since, was_begun, was_named
 from misgnet_runtime.jobs.scene.inputs import check_readable, look_at_pair
-from misgnet_runtime.jobs.scene.options import SeriesOptions
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, refuse_unreadable, run_pair
 from misgnet_runtime.jobs.series.comparison import compare
 from misgnet_runtime.jobs.series.encoding import (
@@ -28,6 +27,7 @@ from misgnet_runtime.jobs.series.encoding import (
     open_split_engine,
 )
 from misgnet_runtime.jobs.series.features import SUFFIX, FeatureFile, open_features
+from misgnet_runtime.jobs.series.options import SeriesOptions
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.geotiff import read_tags
 from misgnet_runtime.raster.polygons import load_vector_libraries
@@ -67,8 +67,8 @@ def run_series(
     """
     folder = Path(os.path.realpath(folder))
     _check_names(reference, dates, folder, options)
-    options.scene.check_numbers()
-    if "vector" in options.products:
+    options.scene.check_values()
+    if options.vector:
         load_vector_libraries()
     bundle = read_bundle(bundle_path)
     check_readable(reference, "before", options.scene.max_unreadable)

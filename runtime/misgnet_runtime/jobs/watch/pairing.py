@@ -11,6 +11,7 @@ from stat import S_ISREG
 from typing import Literal
 
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.options import option
 
 Kind = Literal["scene", "image"]
 KINDS: Mapping[str, Kind] = {".tif": "scene", ".tiff": "scene", ".png": "image", ".jpg": "image", ".jpeg": "image"}
@@ -70,9 +71,9 @@ class FilePair:
 class Naming:
     """How a pair's names end before their extension, and how its marker's name ends, where there must be one."""
 
-    before: str = "_before"
-    after: str = "_after"
-    marker: str | None = None
+    before: str = option("_before", name="before-suffix", help="How names of the earlier date end, before .EXT.")
+    after: str = option("_after", name="after-suffix", help="How names of the later date end, before .EXT.")
+    marker: str | None = option(None, help=".done: take pairs that have NAME.done, or FILE.done of both.")
 
     def check(self) -> None:
         """UsageError for suffixes that do not tell a before from an after, or a marker from an image."""

@@ -123,7 +123,7 @@ def missing_library(kind: Kind, options: WatchOptions) -> str | None:
     try:
         if kind == "scene":
             load_rasterio("a scene")
-            if options.products.vector:
+            if options.vector:
                 load_vector_libraries()
     except UnavailableError as error:
         return str(error)
