@@ -24,7 +24,7 @@ from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.collect import Told, counted
 from misgnet_calibration.statistics.intermediate import runs, spread
 from misgnet_calibration.statistics.observers import Range
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.raster.dataset import Tile, TileSet
 

@@ -28,7 +28,7 @@ from misgnet_calibration.quantizer.scales import as_quantized, last_level, weigh
 from misgnet_calibration.statistics.collect import counted
 from misgnet_calibration.statistics.intermediate import runs, spread
 from misgnet_calibration.statistics.observers import Range
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.raster.dataset import TileSet
 

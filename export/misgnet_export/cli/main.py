@@ -10,7 +10,7 @@ import typer
 from misgnet_export.cli.sign import sign
 from misgnet_export.integrations.wheelhouse import PlatformName
 from misgnet_export.pipeline.request import PlacementChoice, RepairChoice, SelectionRule
-from misgnet_runtime.bundle.manifest import GateRule, InputForm, Interface, OutputForm
+from misgnet_runtime.bundle import GateRule, InputForm, Interface, OutputForm
 from misgnet_runtime.bundle.targets import ACCEPTED, parse_target
 from misgnet_runtime.cli import options as arguments
 from misgnet_runtime.cli.app import err_console, make_app, out_console, run_app
@@ -174,7 +174,7 @@ def inspect(
 ) -> None:
     """What is computed in INT8, FP16 and FP32 in each graph, and why: shares of the multiply-adds, block by block."""
     from misgnet_export.report.precision import block_table, draw_precision, rule_table, share_table
-    from misgnet_runtime.bundle.reader import read_bundle
+    from misgnet_runtime.bundle import read_bundle
 
     if picture is not None:
         _check_picture(picture, force)

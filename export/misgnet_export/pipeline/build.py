@@ -37,7 +37,7 @@ from misgnet_export.pipeline.validation_loss import Decision
 from misgnet_export.pipeline.write_bundle import write_bundle, write_golden_tiles, write_rejected
 from misgnet_export.report import parity_table
 from misgnet_export.report.control import control_table, record_of
-from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.bundle import EngineEntry
 from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.inference.detector import tile_per_stream

@@ -27,7 +27,7 @@ from misgnet_calibration.statistics.collect import collect, magnitudes
 from misgnet_calibration.statistics.observers import Histogram, Range
 from misgnet_export.pipeline.agreement import Agreement, Answers
 from misgnet_export.pipeline.validation_loss import Decision, Loss
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.raster.dataset import Tile, TileSet
 

@@ -10,9 +10,8 @@ from misgnet_export.pipeline.threshold import Tuned
 from misgnet_export.report import TilePicture
 from misgnet_export.report.control import ControlRecord
 from misgnet_runtime.accuracy.parity import ParityReport
+from misgnet_runtime.bundle import EngineEntry, Quantization, SplitEntry, TensorEntry
 from misgnet_runtime.bundle.golden import GoldenTiles
-from misgnet_runtime.bundle.manifest import EngineEntry, SplitEntry, TensorEntry
-from misgnet_runtime.bundle.quantization import Quantization
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.raster.dataset import TileSet
 

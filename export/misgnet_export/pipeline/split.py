@@ -14,7 +14,7 @@ from misgnet_export.pipeline.agreement import Answers, answers_of, compare, requ
 from misgnet_export.pipeline.progress import Stage, StageLog
 from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import GraphFile
-from misgnet_runtime.bundle.manifest import Interface, SplitEntry
+from misgnet_runtime.bundle import Interface, SplitEntry
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from misgnet_runtime.inference.split_detector import SplitDetector

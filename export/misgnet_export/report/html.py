@@ -12,7 +12,7 @@ from misgnet_export.report import control, figures, pictures
 from misgnet_export.report.control import ControlRecord
 from misgnet_export.report.pictures import TilePicture
 from misgnet_runtime.accuracy.parity import EngineParity, ParityReport
-from misgnet_runtime.bundle.quantization import RepairEntry
+from misgnet_runtime.bundle import RepairEntry
 from misgnet_runtime.formatting import plural, printable
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.machine import machine_line
