@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from misgnet_export.pipeline.context import BuildContext
-from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.bundle import EngineEntry
 from misgnet_runtime.inference.throughput import Task, Timing, measure
 
 _BATCHES = (1, 4)
