@@ -26,7 +26,8 @@ from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.throughput import measure
 from misgnet_runtime.machine import describe_machine, machine_line, usable_cores
-from misgnet_runtime.measure.bench.matrix import BenchOptions, Plan, make_plan, tasks_of
+from misgnet_runtime.measure.bench.matrix import Plan, make_plan, tasks_of
+from misgnet_runtime.measure.bench.options import BenchOptions
 from misgnet_runtime.measure.bench.scene import SceneTask, run_scene
 from misgnet_runtime.raster.images import image_size, read_image
 from misgnet_runtime.storage.atomic import write_file

@@ -26,7 +26,8 @@ from misgnet_runtime.errors import InputError, UnavailableError, UsageError
 from misgnet_runtime.inference.throughput import RailEnergy, Timing, WarmUp
 from misgnet_runtime.measure.bench import matrix as plan_module
 from misgnet_runtime.measure.bench import run as run_module
-from misgnet_runtime.measure.bench.matrix import BenchOptions, NotRun, RunsHere, make_plan, tasks_of
+from misgnet_runtime.measure.bench.matrix import NotRun, RunsHere, make_plan, tasks_of
+from misgnet_runtime.measure.bench.options import BenchOptions
 from misgnet_runtime.measure.bench.report import (
     BenchReport,
     Conditions,

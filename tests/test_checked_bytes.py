@@ -19,7 +19,8 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.inference.self_test import verify_bundle
 from misgnet_runtime.inference.throughput import measure
-from misgnet_runtime.measure.bench.matrix import BenchOptions, make_plan, tasks_of
+from misgnet_runtime.measure.bench.matrix import make_plan, tasks_of
+from misgnet_runtime.measure.bench.options import BenchOptions
 from misgnet_runtime.measure.bench.run import run_bench
 from misgnet_runtime.storage.files import file_sha256
 

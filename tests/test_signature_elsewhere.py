@@ -21,7 +21,8 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.jobs.batch import run as batch_run
 from misgnet_runtime.jobs.batch.pool import Event, Pool, ProcessPool, Unusable
 from misgnet_runtime.jobs.batch.worker import SceneWorker, Setup
-from misgnet_runtime.measure.bench.matrix import BenchOptions, make_plan, tasks_of
+from misgnet_runtime.measure.bench.matrix import make_plan, tasks_of
+from misgnet_runtime.measure.bench.options import BenchOptions
 from misgnet_runtime.measure.bench.scene import SceneTask, run_scene
 from scenes import scene, write_raster
 from signatures import make_key, prepare, sign_folder, write_public

@@ -1,53 +1,20 @@
-"""What a benchmark is asked for, and what of it this bundle and this machine have."""
+"""What is measured: what of the requested benchmark this bundle and this machine have."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines import ExecutionOptions, streams_on_cpu
-from misgnet_runtime.errors import UnavailableError, UsageError
+from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.inference.selection import open_detector, ranked_here
-from misgnet_runtime.inference.throughput import ROUNDS, WARM_UP_SECONDS, Task, task_of
+from misgnet_runtime.inference.throughput import Task, task_of
 from misgnet_runtime.machine import usable_cores
+from misgnet_runtime.measure.bench.options import BenchOptions
 from misgnet_runtime.storage.schema import Struct
 
 _LARGEST_BATCH = 16  # of those that are measured without being asked for
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchOptions:
-    """Empty ``engines``, ``batches`` and ``streams`` stand for what :func:`make_plan` chooses.
-
-    ``seconds``: of each engine at each setting, in all ``rounds`` together; ``warm_up``: the most seconds before that;
-    ``threads`` compute at once, all usable cores without; ``scene``: a pair of GeoTIFFs.
-    """
-
-    engines: tuple[str, ...] = ()
-    batches: tuple[int, ...] = ()
-    streams: tuple[int, ...] = ()
-    threads: int | None = None
-    seconds: float = 5.0
-    rounds: int = ROUNDS
-    warm_up: float = WARM_UP_SECONDS
-    scene: tuple[Path, Path] | None = None
-
-    def check(self, max_batch: int) -> None:
-        """UsageError for numbers that cannot be meant, or a batch that the bundle's engines do not take."""
-        whole = {"--rounds": [self.rounds], "--batch": self.batches, "--streams": self.streams}
-        whole["--threads"] = [] if self.threads is None else [self.threads]
-        for option, numbers in whole.items():
-            if any(number < 1 for number in numbers):
-                raise UsageError(f"{option} is {min(numbers)}; it is 1 or more")
-        if not 0 < self.seconds < math.inf:
-            raise UsageError(f"--seconds is {self.seconds}; it is above 0")
-        if not 0 <= self.warm_up < math.inf:
-            raise UsageError(f"--warm-up is {self.warm_up}; it is 0 or more seconds")
-        if self.batches and max(self.batches) > max_batch:
-            raise UsageError(f"--batch is {max(self.batches)}; the engines of this bundle take at most {max_batch}")
 
 
 class RunsHere(Struct, frozen=True):

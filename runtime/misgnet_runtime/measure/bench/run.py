@@ -17,7 +17,8 @@ from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.formatting import timestamp
 from misgnet_runtime.inference.throughput import RailEnergy, Task, Timing, Workload, measure
 from misgnet_runtime.machine import describe_machine, installed_versions, usable_cores
-from misgnet_runtime.measure.bench.matrix import BenchOptions, Plan, make_plan, tasks_of
+from misgnet_runtime.measure.bench.matrix import Plan, make_plan, tasks_of
+from misgnet_runtime.measure.bench.options import BenchOptions
 from misgnet_runtime.measure.bench.report import (
     BenchReport,
     Conditions,
