@@ -37,13 +37,14 @@ from misgnet_export.pipeline.validation_loss import Decision
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.machine import describe_machine, machine_line
-from misgnet_runtime.raster.dataset import TileSet, check_disjoint
+from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.raster.leakage import check_disjoint
 from misgnet_runtime.storage.atomic import write_file
 
 CHOICES = ("represent", "random", "first")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One choice of tiles. ``mean_difference``: of the probability of change; ``range_error``: in octaves."""
 
@@ -56,7 +57,7 @@ class Trial:
     range_error: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bench:
     """What all trials share: ``whole`` are the ranges on all calibration tiles."""
 
@@ -71,8 +72,8 @@ class Bench:
         ranges = ranges_on(self.model, self._chosen(choice, count, seed), self.decision.interface, self.calibrator)
         loss = self.decision.loss(quantize(self.model, CPU, ranges, {}).model)
         return Trial(
-            choice, count, seed, loss.agreement.mean, loss.agreement.pixels, loss.measurement.f1_drop,
-            range_error(ranges, self.whole),
+            choice=choice, tiles=count, seed=seed, mean_difference=loss.agreement.mean, agreement=loss.agreement.pixels,
+            f1_drop=loss.measurement.f1_drop, range_error=range_error(ranges, self.whole),
         )  # fmt: skip
 
     def _chosen(self, choice: str, count: int, seed: int) -> TileSet:
@@ -104,7 +105,14 @@ def prepare(options: argparse.Namespace) -> Bench:
         raise UsageError(f"--observer is '{options.observer}'; it is max, mse, entropy or 'percentile P'")
     decision = Decision.of(model, interface, val.spread(options.val_tiles), 0.5, lambda *_: None)
     facts = describe_tiles(calib, encoder_features(network), 0)
-    return Bench(model, calib, facts, decision, calibrator, ranges_on(model, calib, interface, calibrator))
+    return Bench(
+        model=model,
+        calib=calib,
+        facts=facts,
+        decision=decision,
+        calibrator=calibrator,
+        whole=ranges_on(model, calib, interface, calibrator),
+    )
 
 
 def trials(bench: Bench, counts: list[int], seeds: int) -> Iterator[Trial]:

@@ -37,7 +37,7 @@ BLOCK = 512
 Pair = tuple[Path, Path]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One run of predict on a square of ``side`` px, and the engine's speed around it in pairs/s."""
 
@@ -115,7 +115,15 @@ class Bench:
                 found = run_scene(self._task(pair, folder / f"change_{side}_{number}.tif"))
                 after = self.engine_speed()
                 speed, alone = found.tiles / found.seconds, (before + after) / 2
-                yield Trial(side, found.tiles, found.seconds, speed, alone, speed / alone, found.peak_bytes / 2**20)
+                yield Trial(
+                    side=side,
+                    tiles=found.tiles,
+                    seconds=found.seconds,
+                    tiles_per_second=speed,
+                    engine_pairs_per_second=alone,
+                    share=speed / alone,
+                    peak_mib=found.peak_bytes / 2**20,
+                )
                 before = after
 
     def _task(self, pair: Pair, output: Path) -> SceneTask:

@@ -92,7 +92,7 @@ def opened(output: Path, shard: Shard | None = None) -> Iterator[Record]:
         yield record
 
 
-def drive(todo: list[Task], output: Path, pool: FakePool, record: Record, told: Told, retries: int = 2) -> None:
+def drive(todo: list[Task], output: Path, pool: FakePool, record: Record, told: Told, *, retries: int = 2) -> None:
     Driver(todo, output, pool, record, retries=retries, listener=told.listener()).run()
     assert pool.closed
 

@@ -48,7 +48,7 @@ from misgnet_calibration.algorithms.accuracy_control.decision import (
 )
 from misgnet_calibration.algorithms.accuracy_control.groups import group_name
 from misgnet_calibration.onnx_graph.graph import Graph
-from misgnet_calibration.quantizer.placement import activations, int8_share, place
+from misgnet_calibration.quantizer.placement import activations, int8_share, quantizer_sites
 from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, Recipe
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
@@ -67,7 +67,7 @@ LIMIT = 0.5
 FOREVER = 1e9
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Landscape:
     """``damage``: points that each quantized group costs alone; ``pairs``: that either of two costs, until both
     are float; ``noise``: standard deviation of F1, by state; a second passes in each evaluation."""
@@ -128,7 +128,7 @@ def float_cost(report: ControlReport) -> int:
 
 
 def test_what_passes_quantized_is_left_alone():
-    landscape = Landscape(named(5))
+    landscape = Landscape(damage=named(5))
     report = landscape.control()
     assert landscape.asked == [frozenset()]
     assert (report.passed, report.stopped, report.effects) == (True, "at the start", ())
@@ -138,7 +138,7 @@ def test_what_passes_quantized_is_left_alone():
 @pytest.mark.parametrize("broken", ["g0", "g7", "g19"])
 def test_one_broken_group_is_reverted_alone(broken: str):
     costs = {f"g{i}": 100 - i for i in range(20)}
-    landscape = Landscape(named(20, **{broken: 40}), costs)
+    landscape = Landscape(damage=named(20, **{broken: 40}), costs=costs)
     report = landscape.control()
     assert report.passed and report.stopped == "finished"
     assert report.result.float_groups == (broken,)
@@ -148,7 +148,7 @@ def test_one_broken_group_is_reverted_alone(broken: str):
 
 def test_the_cheapest_group_that_suffices_ends_the_ranking():
     """g2 and g0 each suffice; g2 costs less, so nothing after it is measured."""
-    landscape = Landscape({"g0": 1, "g1": 0.1, "g2": 1}, {"g0": 90, "g1": 5, "g2": 20})
+    landscape = Landscape(damage={"g0": 1, "g1": 0.1, "g2": 1}, costs={"g0": 90, "g1": 5, "g2": 20})
     report = landscape.control(limit=1.2)
     assert report.result.float_groups == ("g2",)
     assert landscape.asked == [set(), {"g0", "g1", "g2"}, {"g1"}, {"g2"}]
@@ -157,7 +157,7 @@ def test_the_cheapest_group_that_suffices_ends_the_ranking():
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 11, 30])
 def test_several_broken_groups_are_reverted_and_no_other(count: int):
     broken = {f"g{3 * i % 40}": 5.0 + i for i in range(count)}
-    landscape = Landscape(named(40, **broken), {f"g{i}": 10 + 7 * i % 13 for i in range(40)})
+    landscape = Landscape(damage=named(40, **broken), costs={f"g{i}": 10 + 7 * i % 13 for i in range(40)})
     report = landscape.control()
     assert set(report.result.float_groups) == set(broken)
     assert float_cost(report) == sum(landscape.costs[name] for name in broken)
@@ -166,21 +166,23 @@ def test_several_broken_groups_are_reverted_and_no_other(count: int):
 
 
 def test_many_needed_groups_take_fewer_measurements_than_one_by_one():
-    landscape = Landscape(named(64, **{f"g{i}": 10.0 for i in range(0, 64, 2)}), {f"g{i}": 10 for i in range(64)})
+    landscape = Landscape(
+        damage=named(64, **{f"g{i}": 10.0 for i in range(0, 64, 2)}), costs={f"g{i}": 10 for i in range(64)}
+    )
     reverts = [s for s in landscape.control().steps if s.phase == "revert"]
     assert len(reverts) <= 10 < 32
 
 
 def test_groups_that_only_help_together_are_found_and_the_others_regained():
     """Two groups share a broken activation: neither alone wins anything, so the ranking cannot know."""
-    landscape = Landscape(named(30), {f"g{i}": 10 + i for i in range(30)}, pairs={("g4", "g22"): 20.0})
+    landscape = Landscape(damage=named(30), costs={f"g{i}": 10 + i for i in range(30)}, pairs={("g4", "g22"): 20.0})
     report = landscape.control()
     assert report.passed
     assert set(report.result.float_groups) == {"g4", "g22"}
     assert len(landscape.asked) < 2 + 30 + 30  # regaining one after another alone would take 20 or more
 
 
-TIED = Landscape(named(30), {f"g{i}": 10 + i for i in range(30)}, pairs={("g4", "g22"): 20.0})
+TIED = Landscape(damage=named(30), costs={f"g{i}": 10 + i for i in range(30)}, pairs={("g4", "g22"): 20.0})
 
 
 def test_groups_that_are_known_to_be_tied_are_ranked_together():
@@ -193,19 +195,21 @@ def test_groups_that_are_known_to_be_tied_are_ranked_together():
 
 
 def test_ties_are_not_measured_where_single_groups_explain_the_loss():
-    landscape = Landscape(named(10, g1=3, g5=3))
+    landscape = Landscape(damage=named(10, g1=3, g5=3))
     landscape.control(ties=[("g2", "g3")])
     assert frozenset(["g2", "g3"]) not in landscape.asked
 
 
 def test_a_tie_of_unknown_groups_is_refused():
     with pytest.raises(InputError, match="'x', which is none"):
-        Landscape(named(3)).control(ties=[("g1", "x")])
+        Landscape(damage=named(3)).control(ties=[("g1", "x")])
 
 
 @pytest.mark.parametrize("other", range(0, 63, 6))
 def test_sixty_needless_groups_are_quantized_again_in_few_measurements(other: int):
-    landscape = Landscape(named(64), {f"g{i}": 10 + i for i in range(64)}, pairs={(f"g{other}", "g63"): 20.0})
+    landscape = Landscape(
+        damage=named(64), costs={f"g{i}": 10 + i for i in range(64)}, pairs={(f"g{other}", "g63"): 20.0}
+    )
     report = landscape.control()
     assert set(report.result.float_groups) == {f"g{other}", "g63"}
     assert len([s for s in report.steps if s.phase == "regain"]) <= 15
@@ -213,7 +217,7 @@ def test_sixty_needless_groups_are_quantized_again_in_few_measurements(other: in
 
 def test_speed_is_won_back_largest_first():
     """The ranking takes the cheap a and b first, and the costly c makes them superfluous."""
-    landscape = Landscape({"a": 3, "b": 3, "c": 10}, {"a": 1, "b": 4, "c": 60})
+    landscape = Landscape(damage={"a": 3, "b": 3, "c": 10}, costs={"a": 1, "b": 4, "c": 60})
     report = landscape.control(limit=6)
     regained = [s for s in report.steps if s.phase == "regain" and s.accepted]
     assert report.result.float_groups == ("c",)
@@ -223,7 +227,9 @@ def test_speed_is_won_back_largest_first():
 
 def test_regaining_begins_with_the_largest_group():
     names = {"a": 0.01, "b": 0.01, "c": 4.0, "d": 4.0}
-    landscape = Landscape(names, {"a": 5, "b": 50, "c": 20, "d": 20}, pairs={("a", "b"): 3.0, ("a", "c"): 3.0})
+    landscape = Landscape(
+        damage=names, costs={"a": 5, "b": 50, "c": 20, "d": 20}, pairs={("a", "b"): 3.0, ("a", "c"): 3.0}
+    )
     report = landscape.control()
     regains = [s for s in report.steps if s.phase == "regain"]
     sizes = [landscape.costs[s.changed[0]] for s in regains]
@@ -231,28 +237,28 @@ def test_regaining_begins_with_the_largest_group():
 
 
 def test_a_group_that_helps_stays_quantized():
-    landscape = Landscape({"a": 1.0, "b": -0.4, "c": 0.2, "d": 0.1})
+    landscape = Landscape(damage={"a": 1.0, "b": -0.4, "c": 0.2, "d": 0.1})
     report = landscape.control(limit=0.2)
     assert report.passed and report.result.float_groups == ("a",)
 
 
 def test_a_gain_can_be_asked_for():
     """With b quantized the graph is better than the float one; only everything float cannot show it."""
-    landscape = Landscape({"a": 1.0, "b": -0.4, "c": 0.05})
+    landscape = Landscape(damage={"a": 1.0, "b": -0.4, "c": 0.05})
     report = landscape.control(limit=-0.3)
     assert report.passed and report.result.float_groups == ("a",)
     assert frozenset("abc") not in landscape.asked
 
 
 def test_a_gain_that_no_state_has_is_reported_with_the_closest():
-    landscape = Landscape({"a": 1.0, "b": -0.4, "c": 0.05})
+    landscape = Landscape(damage={"a": 1.0, "b": -0.4, "c": 0.05})
     report = landscape.control(limit=-3)
     assert not report.passed and report.stopped == "finished"
     assert report.result.measurement.f1_drop == min(loss(s.measurement) for s in report.steps)
 
 
 def test_what_no_group_causes_is_said_after_two_measurements():
-    landscape = Landscape(named(30, g3=8), rest=2)
+    landscape = Landscape(damage=named(30, g3=8), rest=2)
     report = landscape.control()
     assert (report.passed, report.stopped, len(report.steps)) == (False, "outside the groups", 2)
     assert report.result.number == 2 and report.result.measurement.f1_drop == pytest.approx(2)
@@ -267,7 +273,7 @@ def test_without_groups_there_is_nothing_to_revert(limit: float, stopped: str):
 @pytest.mark.parametrize("count", [10, 40])
 def test_noise_in_f1_does_not_hide_the_broken_groups(count: int):
     """A deviation of 0.1 points, where the limit is 0.5: the logit error orders what F1 cannot."""
-    landscape = Landscape(named(count, g2=0.8, g7=0.7), noise=0.1)
+    landscape = Landscape(damage=named(count, g2=0.8, g7=0.7), noise=0.1)
     report = landscape.control()
     assert report.passed
     assert {"g2", "g7"} & set(report.result.float_groups)
@@ -285,7 +291,7 @@ def test_a_graph_without_numbers_is_cured():
 
 
 def test_labels_without_change_are_decided_by_agreement():
-    report = Landscape(named(6, g1=3), changed=False).control()
+    report = Landscape(damage=named(6, g1=3), changed=False).control()
     assert report.passed and report.result.float_groups == ("g1",)
     assert report.result.measurement.f1_drop is None
     assert "pixels disagree by 0.005 points, within 0.5" in report.result.reason
@@ -293,7 +299,7 @@ def test_labels_without_change_are_decided_by_agreement():
 
 def test_a_broken_graph_whose_f1_rose_by_chance_is_found_by_its_pixels():
     """The agreement fails, F1 never does: then the logit error alone makes the order."""
-    landscape = Landscape(named(8, g5=2))
+    landscape = Landscape(damage=named(8, g5=2))
 
     def evaluate(floats: frozenset[str]) -> Measurement:
         return replace(landscape.evaluate(floats), f1_drop=-0.3)
@@ -305,7 +311,7 @@ def test_a_broken_graph_whose_f1_rose_by_chance_is_found_by_its_pixels():
 
 
 def test_groups_without_multiply_adds_are_not_float_for_nothing():
-    report = Landscape({"a": 0.0, "b": 1.0}, {"a": 0, "b": 0}).control()
+    report = Landscape(damage={"a": 0.0, "b": 1.0}, costs={"a": 0, "b": 0}).control()
     assert report.result.float_groups == ("b",)
 
 
@@ -313,7 +319,7 @@ FREE = {"norms": 0, "sums": 0, "q": 30, "mlp": 60, "conv": 10}
 
 
 def test_what_costs_no_speed_goes_back_at_once_and_ends_the_search():
-    landscape = Landscape({"norms": 3, "sums": 9, "q": 0.1, "mlp": 0.1, "conv": 0.1}, FREE)
+    landscape = Landscape(damage={"norms": 3, "sums": 9, "q": 0.1, "mlp": 0.1, "conv": 0.1}, costs=FREE)
     heard: list[float] = []
     report = landscape.control(listen=lambda _, left: heard.append(left))
     assert landscape.asked == [set(), set(FREE), {"norms", "sums"}]
@@ -322,7 +328,7 @@ def test_what_costs_no_speed_goes_back_at_once_and_ends_the_search():
 
 
 def test_what_costs_no_speed_stays_float_while_the_others_are_ranked():
-    landscape = Landscape({"norms": 3, "sums": 9, "q": 4, "mlp": 0.1, "conv": 0.1}, FREE)
+    landscape = Landscape(damage={"norms": 3, "sums": 9, "q": 4, "mlp": 0.1, "conv": 0.1}, costs=FREE)
     report = landscape.control(ties=[("sums", "q"), ("norms", "mlp", "conv")])
     assert report.passed and report.result.float_groups == ("norms", "sums", "q")
     assert all(state >= {"norms", "sums"} for state in landscape.asked[1:])
@@ -332,28 +338,28 @@ def test_what_costs_no_speed_stays_float_while_the_others_are_ranked():
 
 def test_ties_are_what_is_left_of_them():
     pairs = {("q", "mlp"): 5.0}
-    landscape = Landscape({"norms": 3, "sums": 0, "q": 0, "mlp": 0, "conv": 0}, FREE, pairs)
+    landscape = Landscape(damage={"norms": 3, "sums": 0, "q": 0, "mlp": 0, "conv": 0}, costs=FREE, pairs=pairs)
     report = landscape.control(ties=[("sums", "q"), ("norms", "q", "mlp")])
     assert report.effects[0].groups == ("q", "mlp")
     assert set(report.result.float_groups) == {"norms", "sums", "q", "mlp"}
 
 
 def test_no_time_is_spent_on_quantizing_again_what_wins_no_speed_back():
-    landscape = Landscape({"norms": 3, "sums": 9, "q": 4, "mlp": 4, "conv": 0.1}, FREE)
+    landscape = Landscape(damage={"norms": 3, "sums": 9, "q": 4, "mlp": 4, "conv": 0.1}, costs=FREE)
     regained = [step.changed for step in landscape.control().steps if step.phase == "regain"]
     assert all(set(names) <= {"q", "mlp", "conv"} for names in regained)
 
 
 def test_what_costs_no_speed_but_helps_in_int8_stays_there():
     """With the sums float the graph loses more, so the groups are ranked as if they all cost something."""
-    landscape = Landscape({"norms": 0, "sums": -2, "q": 4, "mlp": 0, "conv": 0}, FREE)
+    landscape = Landscape(damage={"norms": 0, "sums": -2, "q": 4, "mlp": 0, "conv": 0}, costs=FREE)
     report = landscape.control(limit=0.1)
     assert report.passed and report.result.float_groups == ("q",)
 
 
 def test_a_cheap_estimate_ranks_and_decides_nothing():
     """By the estimate any group alone would do; the exact measurement knows better."""
-    landscape = Landscape(named(20, g3=5, g11=5), {f"g{i}": 10 + i for i in range(20)})
+    landscape = Landscape(damage=named(20, g3=5, g11=5), costs={f"g{i}": 10 + i for i in range(20)})
     guessed: list[frozenset[str]] = []
 
     def estimate(floats: frozenset[str]) -> Measurement:
@@ -373,7 +379,7 @@ def test_a_cheap_estimate_ranks_and_decides_nothing():
 
 @pytest.mark.parametrize("budget", range(2, 30, 3))
 def test_the_time_to_revert_is_reckoned_in_exact_measurements(budget: int):
-    landscape = Landscape(named(40, g30=9, g31=9), {f"g{i}": 10 + i for i in range(40)})
+    landscape = Landscape(damage=named(40, g30=9, g31=9), costs={f"g{i}": 10 + i for i in range(40)})
 
     def estimate(floats: frozenset[str]) -> Measurement:
         landscape.now += 0.1
@@ -402,7 +408,9 @@ def test_on_any_landscape_where_reverting_helps_no_group_is_float_for_nothing(pa
     names = [f"g{i}" for i in range(len(parts))]
     pairs = data.draw(st.dictionaries(st.tuples(*[st.sampled_from(names)] * 2), st.sampled_from([0.4, 3.0])))
     damage = {name: points for name, (points, _) in zip(names, parts, strict=True)}
-    landscape = Landscape(damage, {n: cost for n, (_, cost) in zip(names, parts, strict=True)}, pairs)
+    landscape = Landscape(
+        damage=damage, costs={n: cost for n, (_, cost) in zip(names, parts, strict=True)}, pairs=pairs
+    )
     report = landscape.control(limit)
     kept = frozenset(report.result.float_groups)
     assert report.passed and landscape.points(kept) <= limit
@@ -419,7 +427,7 @@ def test_on_any_landscape_where_reverting_helps_no_group_is_float_for_nothing(pa
 def test_where_one_group_suffices_the_optimum_is_found(costs, data):
     broken = data.draw(st.integers(0, len(costs) - 1))
     names = named(len(costs), **{f"g{broken}": 30.0})
-    landscape = Landscape(names, {f"g{i}": cost for i, cost in enumerate(costs)})
+    landscape = Landscape(damage=names, costs={f"g{i}": cost for i, cost in enumerate(costs)})
     assert float_cost(landscape.control()) == optimum(landscape, LIMIT)
 
 
@@ -427,7 +435,9 @@ def test_where_one_group_suffices_the_optimum_is_found(costs, data):
 
 
 def hard() -> Landscape:
-    return Landscape(named(12, g1=4, g5=2, g9=2), {f"g{i}": 10 + i for i in range(12)}, pairs={("g2", "g3"): 3.0})
+    return Landscape(
+        damage=named(12, g1=4, g5=2, g9=2), costs={f"g{i}": 10 + i for i in range(12)}, pairs={("g2", "g3"): 3.0}
+    )
 
 
 @pytest.mark.parametrize("budget", range(40))
@@ -460,7 +470,7 @@ def test_the_budget_is_exceeded_by_one_evaluation_at_most(durations, budget):
 
 
 def test_the_ranking_leaves_time_to_revert():
-    landscape = Landscape(named(40, g30=9, g31=9), {f"g{i}": 10 + i for i in range(40)})
+    landscape = Landscape(damage=named(40, g30=9, g31=9), costs={f"g{i}": 10 + i for i in range(40)})
     report = landscape.control(budget=25)
     phases = [s.phase for s in report.steps]
     assert phases.count("rank") < 40 and phases.count("revert") >= 3
@@ -473,7 +483,7 @@ def test_the_ranking_leaves_time_to_revert():
 def test_every_evaluation_is_a_step():
     landscape = hard()
     heard: list[tuple[Step, float]] = []
-    report = landscape.control(budget=500, total_multiply_adds=400, listen=lambda *told: heard.append(told))
+    report = landscape.control(budget=500, total_macs=400, listen=lambda *told: heard.append(told))
     assert [s.number for s in report.steps] == list(range(1, len(landscape.asked) + 1))
     assert [frozenset(s.float_groups) for s in report.steps] == landscape.asked
     assert [s.seconds for s in report.steps] == [float(s.number) for s in report.steps]
@@ -493,17 +503,17 @@ def test_every_evaluation_is_a_step():
 
 def test_a_passing_start_has_no_time_left():
     heard: list[float] = []
-    Landscape(named(3)).control(listen=lambda _, left: heard.append(left))
+    Landscape(damage=named(3)).control(listen=lambda _, left: heard.append(left))
     assert heard == [0.0]
 
 
 def test_the_same_measurements_give_the_same_path():
-    first, second = (Landscape(named(25, g3=3, g9=2), noise=0.2).control() for _ in range(2))
+    first, second = (Landscape(damage=named(25, g3=3, g9=2), noise=0.2).control() for _ in range(2))
     assert first == second and len(first.steps) > 10
 
 
 def test_ties_are_decided_by_the_order_of_the_groups():
-    report = Landscape(dict.fromkeys("dcba", 1.0)).control(limit=2)
+    report = Landscape(damage=dict.fromkeys("dcba", 1.0)).control(limit=2)
     assert report.result.float_groups == ("d", "c")
 
 
@@ -511,13 +521,13 @@ def test_ties_are_decided_by_the_order_of_the_groups():
     ("limit", "budget", "options", "said"),
     [
         (math.nan, 1, {}, "points"), (math.inf, 1, {}, "points"), (0.1, -1, {}, "seconds"),
-        (0.1, math.nan, {}, "seconds"), (0.1, 1, {"total_multiply_adds": 5}, "multiply-adds"),
+        (0.1, math.nan, {}, "seconds"), (0.1, 1, {"total_macs": 5}, "multiply-adds"),
         (0.1, 1, {"min_agreement": 99.9}, "agreement"), (0.1, 1, {"min_agreement": math.nan}, "agreement"),
     ],
 )  # fmt: skip
 def test_arguments_that_make_no_sense_are_refused(limit, budget, options, said):
     with pytest.raises(InputError, match=said):
-        Landscape(named(3)).control(limit, budget, **options)
+        Landscape(damage=named(3)).control(limit, budget, **options)
 
 
 def test_equal_names_are_refused():
@@ -632,7 +642,17 @@ def test_groups_that_were_not_ranked_share_what_the_others_leave_unexplained():
 
 
 def step(number: int, share: float, drop: float, error: float = 0.0, accepted: bool = True) -> Step:
-    return Step(number, "revert", (), (), Measurement(drop, 0.9, error), share, 0.0, accepted, "")
+    return Step(
+        number=number,
+        phase="revert",
+        changed=(),
+        float_groups=(),
+        measurement=Measurement(drop, 0.9, error),
+        int8_share=share,
+        seconds=0.0,
+        accepted=accepted,
+        reason="",
+    )
 
 
 def test_the_best_is_the_fastest_that_passed():
@@ -687,27 +707,27 @@ def test_a_group_is_a_module_of_the_network(node: str):
 
 def test_groups_hold_every_place_once_with_its_multiply_adds():
     graph = Graph(two_branch())
-    places = place(graph, CPU)
-    found = groups_of(graph, places)
+    sites = quantizer_sites(graph, CPU)
+    found = groups_of(graph, sites)
     assert [group.name for group in found] == ["backbone.block", "MGLNet0", "decode"]
     assert [len(group.nodes) for group in found] == [3, 1, 2]
-    assert [node for group in found for node in group.nodes] == [p.node for p in places]
-    total = sum(map(graph.multiply_adds, graph.nodes))
-    assert sum(g.multiply_adds for g in found) / total == pytest.approx(int8_share(graph, places))
-    assert len(groups_of(graph, places, "operator")) == len(places)
+    assert [node for group in found for node in group.nodes] == [p.node for p in sites]
+    total = sum(map(graph.macs, graph.nodes))
+    assert sum(g.multiply_adds for g in found) / total == pytest.approx(int8_share(graph, sites))
+    assert len(groups_of(graph, sites, "operator")) == len(sites)
 
 
 def test_operators_without_weights_are_groups_of_their_own():
     graph = Graph(two_branch())
-    places = place(graph, replace(CPU, rules=EVERYTHING_RULES))
-    found = {group.name: group for group in groups_of(graph, places)}
+    sites = quantizer_sites(graph, replace(CPU, rules=EVERYTHING_RULES))
+    found = {group.name: group for group in groups_of(graph, sites)}
     assert found.keys() == {
         "backbone.block", "backbone.block (unweighted)", "MGLNet0", "MGLNet0 (unweighted)", "decode",
         "decode (unweighted)", "head (unweighted)",
     }  # fmt: skip
     assert found["decode (unweighted)"].nodes == ("decode/Add_decoder_sum", "decode/ReduceMean_decoder_mean")
     assert all((group.multiply_adds == 0) is ("unweighted" in name) for name, group in found.items())
-    tied = ties_of(tuple(found.values()), places)
+    tied = ties_of(tuple(found.values()), sites)
     assert ("MGLNet0 (unweighted)", "decode") in tied, "both read the difference"
 
 
@@ -717,7 +737,7 @@ def test_groups_are_tied_by_the_activations_they_share():
         d_sum = Add (b_out, c_out)  y = Relu (d_sum)
     }"""
     graph = Graph(parsed(text, {"w": np.ones((16, 16, 1, 1), np.float32)}))
-    cpu, tensorrt = place(graph, CPU), place(graph, TENSORRT)
+    cpu, tensorrt = quantizer_sites(graph, CPU), quantizer_sites(graph, TENSORRT)
     assert ties_of(groups_of(graph, cpu), cpu) == (("a", "b", "c"),)  # a ends in INT8, which b and c read
     assert ties_of(groups_of(graph, tensorrt), tensorrt) == (("b", "c"),)
     assert ties_of(groups_of(graph, cpu, "stage")[:1], cpu[:1]) == ()
@@ -761,8 +781,8 @@ class Quantizer:
     def __init__(self, recipe: Recipe, broken: str) -> None:
         self.model, self.recipe = two_branch(), recipe
         self.graph = Graph(self.model)
-        self.places = place(self.graph, recipe)
-        self.ranges = observed(self.model, activations(self.places))
+        self.sites = quantizer_sites(self.graph, recipe)
+        self.ranges = observed(self.model, activations(self.sites))
         wide = self.ranges[broken]
         self.ranges[broken] = Range(50 * wide.low, 50 * wide.high)
         self.expected = answers(self.model)
@@ -789,7 +809,7 @@ class Quantizer:
 )
 def test_control_reverts_exactly_the_broken_operator_of_a_real_graph(recipe: Recipe, broken: str, reader: str):
     quantizer = Quantizer(recipe, broken)
-    found = groups_of(quantizer.graph, quantizer.places, "operator")
+    found = groups_of(quantizer.graph, quantizer.sites, "operator")
     report = control(found, quantizer.evaluate, limit=LIMIT_REAL, budget_seconds=60)
     assert report.steps[0].measurement.f1_drop > 1.5 * LIMIT_REAL, "the start must be bad"
     assert report.passed and report.float_nodes == {reader}
@@ -848,7 +868,7 @@ def test_what_is_not_finite_is_none_in_json():
 
 
 def test_a_search_that_ranked_nothing_still_names_its_groups():
-    found = record_of(Landscape(named(3)).control())
+    found = record_of(Landscape(damage=named(3)).control())
     assert [g.name for g in found.groups] == ["g0", "g1", "g2"] and found.ranking == []
     assert found.groups[0].nodes == ["g0/MatMul"] and found.groups[0].multiply_adds == 10
     assert "everything quantized is within the limit" in summary(found)
@@ -870,7 +890,7 @@ def test_the_table_shows_every_step_in_80_columns():
 
 def test_the_table_tells_estimates_from_measurements_and_counts_what_costs_nothing():
     costs = {"n1": 0, "n2": 0, "n3": 0, "n4": 0, "q": 30, "mlp": 60}
-    landscape = Landscape(dict.fromkeys(costs, 1.0), costs)
+    landscape = Landscape(damage=dict.fromkeys(costs, 1.0), costs=costs)
     found = record_of(landscape.control(limit=1.5, estimate=landscape.evaluate))
     text = " ".join(shown(found, 120).split())
     assert "3 revert all unweighted" in text and "4 rank none of the others" in text
@@ -886,11 +906,13 @@ def test_names_are_not_read_as_markup():
 
 
 def test_the_caption_says_where_none_passed():
-    text = summary(record_of(Landscape(named(4, g1=3), rest=2).control()))
+    text = summary(record_of(Landscape(damage=named(4, g1=3), rest=2).control()))
     assert "is the closest; none passed" in text and "the cause lies elsewhere" in text
 
 
-@pytest.mark.parametrize("make", [record, lambda: record_of(Landscape(named(3)).control())], ids=["path", "one step"])
+@pytest.mark.parametrize(
+    "make", [record, lambda: record_of(Landscape(damage=named(3)).control())], ids=["path", "one step"]
+)
 def test_the_plot_is_a_picture_and_a_drawing_and_repeats(tmp_path: Path, make):
     pytest.importorskip("matplotlib")
     first, second = tmp_path / "a", tmp_path / "b"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -100,27 +98,3 @@ print(sorted(n for n in first if "." not in n and n in {"numpy", "onnxruntime", 
 print(sorted(n for n in sys.modules if n in {"numpy", "onnxruntime", "PIL"}))
 """
     assert python(code).split() == ["[]", "[]"]
-
-
-FORBIDDEN = {
-    "runtime": {"misgnet", "misgnet_export", "misgnet_calibration", "torch", "onnx", "onnxsim", "onnxscript", "jinja2"},
-    "misgnet": {"misgnet_export", "misgnet_calibration"},
-    "calibration": {"misgnet", "misgnet_export", "torch"},
-}
-
-
-def imported(path: Path) -> Iterator[str]:
-    """The top package of every import in a file, wherever it stands."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            yield node.module.partition(".")[0]
-
-
-@pytest.mark.parametrize("folder", FORBIDDEN)
-def test_packages_import_downward_only(folder: str) -> None:
-    files = sorted((ROOT / folder).rglob("*.py"))
-    assert files
-    wrong = [(str(f.relative_to(ROOT)), name) for f in files for name in imported(f) if name in FORBIDDEN[folder]]
-    assert wrong == []

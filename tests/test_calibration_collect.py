@@ -9,7 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 from graphs import SIDE, parsed, two_branch, write_tiles
-from misgnet_calibration.statistics.collect import collect, magnitudes
+from misgnet_calibration.statistics.collect import absolute_maxima, collect
 from misgnet_calibration.statistics.observers import Histogram
 from misgnet_calibration.statistics.tile_selection import FewTilesWarning, draw_tiles
 from misgnet_runtime.bundle.manifest import Interface
@@ -84,7 +84,7 @@ def test_magnitudes_are_those_of_the_tensors(tiles):
     names = ["encoder_scaled", "encoder_sum", "encoder_flat", "encoder_tokens", "guide_difference"]
     seen = {name: Histogram() for name in names}
     collect(two_branch(), INTERFACE, few, dict(seen))
-    peaks = magnitudes(two_branch(), INTERFACE, few)
+    peaks = absolute_maxima(two_branch(), INTERFACE, few)
     assert "encoder_size" not in peaks
     for name in names:
         assert peaks[name] == pytest.approx(seen[name].percentile(1).magnitude, rel=1e-4), name
@@ -97,4 +97,4 @@ def test_one_nan_in_the_middle_of_a_tensor_is_noticed(tiles):
     gain = np.ones((32, 32, 3), np.float32)
     gain[7, 9, 1] = np.nan
     with pytest.raises(InputError, match=r"tile pair_003@0,0: NaN among the activations of 'logits'"):
-        magnitudes(parsed(text, {"gain": gain}), INTERFACE, tiles.subset([3, 4]))
+        absolute_maxima(parsed(text, {"gain": gain}), INTERFACE, tiles.subset([3, 4]))

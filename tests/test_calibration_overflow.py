@@ -13,10 +13,10 @@ from graphs import parsed
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer import overflow
 from misgnet_calibration.quantizer.float16 import float32_reasons
-from misgnet_calibration.quantizer.overflow import Mended, float16_peaks, mend_overflow
-from misgnet_calibration.quantizer.quantize import Inputs
+from misgnet_calibration.quantizer.overflow import OverflowFix, fix_overflow, float16_maxima
+from misgnet_calibration.quantizer.quantize import QuantizationInputs
 from misgnet_calibration.quantizer.recipes import TENSORRT, TENSORRT_FP16, Recipe
-from misgnet_calibration.statistics.collect import magnitudes
+from misgnet_calibration.statistics.collect import absolute_maxima
 from misgnet_calibration.statistics.observers import Range
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -65,12 +65,12 @@ def bright(tmp_path: Path) -> list[Tile]:
     return list(tiles(tmp_path / "bright", 1, 240, 255).tiles())
 
 
-def start(model: onnx.ModelProto, dark: TileSet) -> Inputs:
-    return Inputs(model, {}, magnitudes(model, INTERFACE, dark))
+def start(model: onnx.ModelProto, dark: TileSet) -> QuantizationInputs:
+    return QuantizationInputs(model=model, ranges={}, absolute_maxima=absolute_maxima(model, INTERFACE, dark))
 
 
-def mended(inputs: Inputs, on: list[Tile], recipe: Recipe = TENSORRT_FP16) -> Mended:
-    return mend_overflow(inputs, inputs.quantize(recipe), INTERFACE, on)
+def mended(inputs: QuantizationInputs, on: list[Tile], recipe: Recipe = TENSORRT_FP16) -> OverflowFix:
+    return fix_overflow(inputs, inputs.quantize(recipe), INTERFACE, on)
 
 
 def answer(model: onnx.ModelProto, tile: Tile) -> np.ndarray:
@@ -102,7 +102,7 @@ def test_an_overflow_that_calibration_did_not_see_is_found_and_mended(dark: Tile
     inputs = start(graph(), dark)
     before = inputs.quantize(TENSORRT_FP16)
     assert not before.float32, "on the dark tiles all of it fits"
-    peaks = float16_peaks(Graph(before.model), INTERFACE, bright)
+    peaks = float16_maxima(Graph(before.model), INTERFACE, bright)
     assert not peaks["body_big"].holds and peaks["body_big"].tile == "2_of_255@0,0"
     assert peaks["tail_bounded"].value == pytest.approx(1, abs=1e-3)
     found = mended(inputs, bright)
@@ -125,7 +125,7 @@ def test_the_headroom_is_that_of_the_largest_float16_tensor(dark: TileSet, brigh
 def test_a_graph_that_holds_is_left_as_it_is(dark: TileSet, bright: list[Tile]) -> None:
     inputs = start(graph(gain=2.0), dark)
     quantized = inputs.quantize(TENSORRT_FP16)
-    found = mend_overflow(inputs, quantized, INTERFACE, bright)
+    found = fix_overflow(inputs, quantized, INTERFACE, bright)
     assert found.quantized is quantized and found.inputs is inputs and not found.added
     assert found.headroom == pytest.approx(65504 / 510)
 
@@ -159,9 +159,9 @@ def test_the_float16_remainder_of_an_int8_graph_is_checked_too(tmp_path: Path) -
         "sixteen": np.array([16]), "three": np.array([3]),
     }  # fmt: skip
     model = parsed(text, constants)
-    peaks = magnitudes(model, INTERFACE, tiles(tmp_path / "a", 1))
-    inputs = Inputs(model, {"body_tokens": Range(-255.0, 255.0)}, peaks)
+    peaks = absolute_maxima(model, INTERFACE, tiles(tmp_path / "a", 1))
+    inputs = QuantizationInputs(model=model, ranges={"body_tokens": Range(-255.0, 255.0)}, absolute_maxima=peaks)
     found = mended(inputs, list(tiles(tmp_path / "b", 250).tiles()), TENSORRT)
-    assert [place.node for place in found.quantized.places] == ["body/MatMul_body_product"]
+    assert [site.node for site in found.quantized.sites] == ["body/MatMul_body_product"]
     assert {"body/Mul_body_big", "body/Mul_body_small"} <= found.added.keys()
     assert not any(node.startswith("body/MatMul") for node in found.added)

@@ -12,7 +12,7 @@ onnx = pytest.importorskip("onnx", reason="calibration needs the [export] extra"
 from graphs import SIDE, parsed, two_branch, write_tiles
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.per_tensor_range import PerTensor, choose_per_tensor
-from misgnet_calibration.quantizer.placement import activations, place
+from misgnet_calibration.quantizer.placement import activations, quantizer_sites
 from misgnet_calibration.quantizer.recipes import CPU, OPENVINO, TENSORRT, Recipe
 from misgnet_calibration.statistics.calibrators import CANDIDATES, DEFAULT, MAX, Calibrator, percentile
 from misgnet_calibration.statistics.observers import Range
@@ -75,10 +75,10 @@ def tiles(tmp_path: Path) -> TileSet:
 
 
 def chosen(model, tiles: TileSet, candidates: dict[Calibrator, Range], recipe: Recipe = TENSORRT) -> PerTensor:
-    places = [p for p in place(Graph(model), recipe) if p.activation == "wide"]
-    assert places
+    sites = [p for p in quantizer_sites(Graph(model), recipe) if p.activation == "wide"]
+    assert sites
     ranges = {calibrator: {"wide": found} for calibrator, found in candidates.items()}
-    return choose_per_tensor(model, INTERFACE, tiles, places, recipe, ranges)
+    return choose_per_tensor(model, INTERFACE, tiles, sites, recipe, candidates=ranges)
 
 
 @pytest.mark.parametrize(("weight", "expected"), [(0.0, NARROW), (1.0, MAX)], ids=["ignored", "read"])
@@ -102,9 +102,9 @@ def test_every_activation_gets_one_and_ranges_are_its_calibrators(tiles, recipe)
     ranges = {
         calibrator: observed.ranges(calibrator, symmetric=recipe.symmetric_activations) for calibrator in CANDIDATES
     }
-    places = place(Graph(model), recipe)
-    found = choose_per_tensor(model, INTERFACE, tiles, places, recipe, ranges)
-    assert set(found.chosen) == set(activations(places))
+    sites = quantizer_sites(Graph(model), recipe)
+    found = choose_per_tensor(model, INTERFACE, tiles, sites, recipe, candidates=ranges)
+    assert set(found.chosen) == set(activations(sites))
     mixed = observed.ranges(found, symmetric=recipe.symmetric_activations)
     assert all(mixed[name] == ranges[calibrator][name] for name, calibrator in found.chosen.items())
 

@@ -13,11 +13,11 @@ from onnx import numpy_helper
 from graphs import images, parsed, two_branch
 from misgnet_calibration.onnx_graph.edits import in_order
 from misgnet_calibration.onnx_graph.graph import Graph, scope
-from misgnet_calibration.quantizer.placement import activations, int8_share, place
+from misgnet_calibration.quantizer.placement import activations, int8_share, quantizer_sites
 from misgnet_calibration.quantizer.qdq import quantize_graph
 from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, Recipe
-from misgnet_calibration.quantizer.scales import activation_parameters, bias_levels, weight_levels, weight_scale
+from misgnet_calibration.quantizer.scales import activation_parameters, quantize_bias, quantize_weight, weight_scale
 from misgnet_calibration.statistics.observers import Histogram, Range
 from misgnet_runtime.errors import InputError
 
@@ -35,7 +35,7 @@ def run(model: onnx.ModelProto, feeds: dict, names: list[str] | None = None) -> 
 
 def observed(model: onnx.ModelProto, feeds: dict) -> dict[str, Range]:
     graph = Graph(model)
-    names = list(dict.fromkeys(n for recipe in (CPU, TENSORRT) for n in activations(place(graph, recipe))))
+    names = list(dict.fromkeys(n for recipe in (CPU, TENSORRT) for n in activations(quantizer_sites(graph, recipe))))
     ranges = {}
     for name, values in zip(names, run(model, feeds, names), strict=True):
         histogram = Histogram()
@@ -55,12 +55,12 @@ def dq_of(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto:
 
 def test_both_dates_count_in_the_multiply_adds():
     graph = Graph(two_branch())
-    costs = {node.output[0]: graph.multiply_adds(node) for node in graph.nodes if graph.weight_of(node)}
+    costs = {node.output[0]: graph.macs(node) for node in graph.nodes if graph.weight_of(node)}
     assert costs["encoder_stem"] == 2 * 256 * 16 * 3 * 9
     assert costs["encoder_product"] == 2 * 256 * 32 * 128
     assert costs["decoder_one"] == 256 * 32 * 32
-    places = place(graph, CPU)
-    assert int8_share(graph, places) == pytest.approx(1 - costs["encoder_stem"] / sum(costs.values()))
+    sites = quantizer_sites(graph, CPU)
+    assert int8_share(graph, sites) == pytest.approx(1 - costs["encoder_stem"] / sum(costs.values()))
 
 
 def test_an_unknown_dimension_is_an_error_not_a_guess():
@@ -82,28 +82,28 @@ def test_equal_node_names_are_refused():
 
 @RECIPES
 def test_places_are_the_large_products_and_convolutions(recipe: Recipe):
-    places = {p.node.rpartition("/")[2]: p for p in place(Graph(two_branch()), recipe)}
-    assert list(places) == [
+    sites = {p.node.rpartition("/")[2]: p for p in quantizer_sites(Graph(two_branch()), recipe)}
+    assert list(sites) == [
         "Conv_encoder_conv", "MatMul_encoder_product", "MatMul_encoder_second", "MatMul_guide_out",
         "MatMul_decoder_one", "MatMul_decoder_two",
     ]  # fmt: skip
-    conv = places["Conv_encoder_conv"]
-    assert (conv.weight_axis, places["MatMul_guide_out"].weight_axis) == (0, 1)
+    conv = sites["Conv_encoder_conv"]
+    assert (conv.weight_axis, sites["MatMul_guide_out"].weight_axis) == (0, 1)
     assert (conv.bias, conv.output) == (("conv_b", "encoder_relu") if recipe is CPU else (None, None))
 
 
 def test_a_convolution_that_is_an_output_stays_float_where_outputs_are_quantized():
     text = """g (float[batch,16,8,8] x) => (float[batch,16,8,8] y) { y = Conv (x, w) }"""
     graph = Graph(parsed(text, {"w": np.ones((16, 16, 1, 1), np.float32)}))
-    assert place(graph, CPU) == []
-    assert [p.activation for p in place(graph, TENSORRT)] == ["x"]  # a graph input may be an activation
+    assert quantizer_sites(graph, CPU) == []
+    assert [p.activation for p in quantizer_sites(graph, TENSORRT)] == ["x"]  # a graph input may be an activation
 
 
 @RECIPES
 def test_the_quantized_graph_computes_nearly_the_same(recipe: Recipe):
     model, feeds = two_branch(), feeds_of_two_branch()
     quantized = quantize(model, recipe, observed(model, feeds), {})
-    assert len(quantized.places) == 6
+    assert len(quantized.sites) == 6
     (expected,), (found,) = run(model, feeds), run(quantized.model, feeds)
     assert expected.std() > 0.02, "the graph must not be blind"
     assert found.dtype == np.float32
@@ -130,7 +130,7 @@ def test_the_cpu_graph_runs_in_int8(tmp_path):
 def test_a_missing_range_is_named():
     graph = Graph(two_branch())
     with pytest.raises(InputError, match="'encoder_stem_relu'"):
-        quantize_graph(two_branch(), place(graph, CPU), CPU, {})
+        quantize_graph(two_branch(), quantizer_sites(graph, CPU), CPU, {})
 
 
 SHARED = """
@@ -151,7 +151,7 @@ def test_shared_activations_weights_and_biases_are_each_dequantized_as_needed():
     constants = {"w": rng.standard_normal((16, 16, 1, 1)).astype(np.float32), "b": np.ones(16, np.float32)}
     x = rng.uniform(-1, 1, (2, 16, 8, 8)).astype(np.float32)
     model, feeds = parsed(SHARED, constants), {"x": x, "z": 3 * x}
-    quantized = quantize_graph(model, place(Graph(model), CPU), CPU, observed(model, feeds))
+    quantized = quantize_graph(model, quantizer_sites(Graph(model), CPU), CPU, observed(model, feeds))
     one, two, three = (dq_of(quantized, name) for name in ("one", "two", "three"))
     assert one.input[0] == two.input[0] != three.input[0]
     assert one.input[1] == two.input[1] == three.input[1]
@@ -174,9 +174,9 @@ def test_a_channel_without_weights_keeps_its_bias():
     weight[3] = 0
     bias = np.full(16, 40.0, np.float32)
     scale = weight_scale(weight, 0, CPU, bias, step=1e-5)
-    levels = bias_levels(bias, scale * np.float32(1e-5))
+    levels = quantize_bias(bias, scale * np.float32(1e-5))
     assert levels * np.float64(scale) * 1e-5 == pytest.approx(bias, rel=1e-4)
-    assert not weight_levels(weight, scale, 0, CPU)[3].any()
+    assert not quantize_weight(weight, scale, 0, CPU)[3].any()
 
 
 @pytest.mark.parametrize("peak", [0.3, 1e-3, 1e-4])
@@ -184,7 +184,7 @@ def test_small_weights_use_all_levels_in_float16_too(peak):
     weight = np.random.default_rng(0).uniform(-peak, peak, (64, 32)).astype(np.float32)
     scale = weight_scale(weight, 1, TENSORRT, None, 1.0)
     assert np.array_equal(scale, scale.astype(np.float16).astype(np.float32))
-    back = weight_levels(weight, scale, 1, TENSORRT) * scale
+    back = quantize_weight(weight, scale, 1, TENSORRT) * scale
     assert np.abs(back - weight).max() <= max(0.51 * peak / 127, 2.0**-21)
 
 

@@ -23,7 +23,7 @@ from misgnet_calibration.algorithms import (
     is_better,
     learn_rounding,
     repair,
-    rounded_levels,
+    round_weights,
     smooth,
     smoothing_factors,
 )
@@ -33,12 +33,12 @@ from misgnet_calibration.onnx_graph.edits import bias_of, with_bias
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.checks import check_tensorrt_rules
 from misgnet_calibration.quantizer.conv_rows import as_matrix, from_matrix, sampled_rows
-from misgnet_calibration.quantizer.placement import activations, int8_share, place, weighted
-from misgnet_calibration.quantizer.quantize import Inputs, quantize
+from misgnet_calibration.quantizer.placement import activations, int8_share, quantizer_sites, weighted
+from misgnet_calibration.quantizer.quantize import QuantizationInputs, quantize
 from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, Recipe
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
-from misgnet_calibration.statistics.collect import collect, magnitudes
-from misgnet_calibration.statistics.intermediate import spread
+from misgnet_calibration.statistics.collect import absolute_maxima, collect
+from misgnet_calibration.statistics.intermediate import spread_tiles
 from misgnet_calibration.statistics.observers import Histogram, Range
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import InputError
@@ -103,15 +103,15 @@ def with_biased_rounding(recipe: Recipe) -> onnx.ModelProto:
 
 def ranges_on(tiles: TileSet, recipe: Recipe) -> Callable[[onnx.ModelProto], dict[str, Range]]:
     def ranges_of(model: onnx.ModelProto) -> dict[str, Range]:
-        observers = {name: Histogram() for name in activations(place(Graph(model), recipe))}
+        observers = {name: Histogram() for name in activations(quantizer_sites(Graph(model), recipe))}
         collect(model, INTERFACE, tiles, observers)
         return {name: histogram.percentile(1.0) for name, histogram in observers.items()}
 
     return ranges_of
 
 
-def inputs_of(model: onnx.ModelProto, tiles: TileSet, recipe: Recipe) -> Inputs:
-    return Inputs(model, ranges_on(tiles, recipe)(model), {})
+def inputs_of(model: onnx.ModelProto, tiles: TileSet, recipe: Recipe) -> QuantizationInputs:
+    return QuantizationInputs(model=model, ranges=ranges_on(tiles, recipe)(model), absolute_maxima={})
 
 
 def run(model: onnx.ModelProto) -> NDArray[np.float32]:
@@ -229,8 +229,8 @@ def test_a_reader_that_stays_float_has_no_say(tiles):
 
 def test_the_peaks_behind_a_smoothed_norm_are_those_that_are_measured(tiles):
     smoothed = smooth(with_outliers(), INTERFACE, tiles, TENSORRT)
-    measured = magnitudes(smoothed.model, INTERFACE, tiles)
-    assert dict(smoothed.peaks) == {"encoder_norm": pytest.approx(measured["encoder_norm"], rel=1e-4)}
+    measured = absolute_maxima(smoothed.model, INTERFACE, tiles)
+    assert dict(smoothed.absolute_maxima) == {"encoder_norm": pytest.approx(measured["encoder_norm"], rel=1e-4)}
 
 
 def test_factors_are_bounded_and_silent_channels_stay():
@@ -268,7 +268,7 @@ def nearest_levels(weight: NDArray, scale: NDArray) -> NDArray:
 
 def test_equal_inputs_share_what_their_weights_miss():
     weight, scale = np.full((10, 1), 0.4), np.ones(1)  # nearest rounding loses all of it
-    levels = rounded_levels(weight, scale, np.ones((10, 10)), 127)
+    levels = round_weights(weight, scale, np.ones((10, 10)), 127)
     assert levels.dtype == np.int8
     assert levels.sum() == 4
 
@@ -276,7 +276,7 @@ def test_equal_inputs_share_what_their_weights_miss():
 def test_uncorrelated_inputs_are_rounded_to_the_nearest():
     rng = np.random.default_rng(0)
     weight, scale = rng.standard_normal((300, 8)), rng.uniform(0.01, 0.02, 8)
-    levels = rounded_levels(weight, scale, np.diag(rng.uniform(1, 2, 300)), 127)
+    levels = round_weights(weight, scale, np.diag(rng.uniform(1, 2, 300)), 127)
     assert np.array_equal(levels, nearest_levels(weight, scale))
 
 
@@ -287,7 +287,7 @@ def test_correlated_inputs_gain_and_no_level_leaves_the_limit(size):
     moments = mixed.T @ mixed / len(mixed)
     weight = rng.standard_normal((size, 6))
     scale = np.abs(weight).max(axis=0) / 63
-    levels = rounded_levels(weight, scale, moments, 63)
+    levels = round_weights(weight, scale, moments, 63)
     assert np.abs(levels.astype(int)).max() <= 63
     nearest = product_error(weight, nearest_levels(weight, scale), scale, moments)
     assert product_error(weight, levels, scale, moments) < 0.6 * nearest
@@ -295,25 +295,25 @@ def test_correlated_inputs_gain_and_no_level_leaves_the_limit(size):
 
 def test_inputs_that_are_always_zero_do_no_harm():
     weight, scale = np.array([[0.4, 1.6], [2.2, -3.4], [0.1, 0.6]]), np.ones(2)
-    assert np.array_equal(rounded_levels(weight, scale, np.zeros((3, 3)), 127), np.rint(weight))
-    assert np.array_equal(rounded_levels(weight, scale, np.diag([0, 1.0, 0]), 127), np.rint(weight))
+    assert np.array_equal(round_weights(weight, scale, np.zeros((3, 3)), 127), np.rint(weight))
+    assert np.array_equal(round_weights(weight, scale, np.diag([0, 1.0, 0]), 127), np.rint(weight))
 
 
 @RECIPES
 def test_learned_levels_lower_the_error_of_every_layer_that_takes_them(tiles, recipe):
     given = inputs_of(with_biased_rounding(recipe), tiles, recipe)
-    places = place(Graph(given.model), recipe)
+    sites = quantizer_sites(Graph(given.model), recipe)
     steps: list[tuple[int, int]] = []
     found = learn_rounding(
-        given.model, INTERFACE, tiles, places, recipe, given.ranges, lambda *step: steps.append(step)
+        given.model, INTERFACE, tiles, sites, recipe, ranges=given.ranges, progress=lambda *step: steps.append(step)
     )
     assert steps == [(n, 8) for n in range(1, 9)]
-    assert [e.node for e in found.errors] == [p.node for p in places]
-    assert set(found.levels) == {e.node for e in found.errors if e.learned < e.nearest}
+    assert [e.node for e in found.errors] == [p.node for p in sites]
+    assert set(found.quantized_weights) == {e.node for e in found.errors if e.learned < e.nearest}
     by_node = {e.node: e for e in found.errors}
     conv = by_node[node_named(given.model, "conv")]
     assert conv.learned < 0.1 * conv.nearest
-    repaired = replace(given, levels=found.levels).quantize(recipe).model
+    repaired = replace(given, quantized_weights=found.quantized_weights).quantize(recipe).model
     assert error(given.model, repaired) < 0.5 * error(given.model, given.quantize(recipe).model)
 
 
@@ -353,13 +353,13 @@ def test_automatic_padding_is_refused_by_name():
 
 def test_bias_correction_takes_the_mean_error_off_in_graph_order(tiles):
     given = inputs_of(with_biased_rounding(CPU), tiles, CPU)
-    places = place(Graph(given.model), CPU)
+    sites = quantizer_sites(Graph(given.model), CPU)
     steps: list[tuple[int, int]] = []
     found = correct_bias(
-        given.model, INTERFACE, tiles, places, CPU, given.ranges, progress=lambda *step: steps.append(step)
+        given.model, INTERFACE, tiles, sites, CPU, ranges=given.ranges, progress=lambda *step: steps.append(step)
     )
     assert steps[-1] == (24, 24), "the float graph, and a pass for each of two ranks"
-    assert set(found.corrections) == {p.node for p in places} and found.without_bias == ()
+    assert set(found.corrections) == {p.node for p in sites} and found.without_bias == ()
     before, after = given.quantize(CPU).model, replace(given, bias=found.corrections).quantize(CPU).model
     behind = [Graph(given.model).producer[name] for name in ("conv", "y")]  # a bias is within these outputs
     exact, shifted, left = (
@@ -373,18 +373,18 @@ def test_bias_correction_takes_the_mean_error_off_in_graph_order(tiles):
 @RECIPES
 def test_bias_correction_lowers_the_error_of_the_whole_graph(tiles, recipe):
     given = inputs_of(with_biased_rounding(recipe), tiles, recipe)
-    places = place(Graph(given.model), recipe)
-    found = correct_bias(given.model, INTERFACE, tiles, places, recipe, given.ranges)
+    sites = quantizer_sites(Graph(given.model), recipe)
+    found = correct_bias(given.model, INTERFACE, tiles, sites, recipe, ranges=given.ranges)
     repaired = replace(given, bias=found.corrections).quantize(recipe)
     assert error(given.model, repaired.model) < 0.5 * error(given.model, given.quantize(recipe).model)
 
 
 def test_operators_without_a_constant_bias_are_named_and_left(tiles):
     given = inputs_of(two_branch(), tiles, TENSORRT)
-    places = place(Graph(given.model), TENSORRT)
-    found = correct_bias(given.model, INTERFACE, tiles, places, TENSORRT, given.ranges)
+    sites = quantizer_sites(Graph(given.model), TENSORRT)
+    found = correct_bias(given.model, INTERFACE, tiles, sites, TENSORRT, ranges=given.ranges)
     assert set(found.corrections) == {node_named(given.model, n) for n in ("encoder_conv", "encoder_product")}
-    assert set(found.without_bias) == {p.node for p in places} - set(found.corrections)
+    assert set(found.without_bias) == {p.node for p in sites} - set(found.corrections)
 
 
 def test_independent_operators_share_a_rank():
@@ -447,10 +447,10 @@ def test_nodes_stay_float_and_the_share_counts_what_is_quantized(tiles, recipe):
     names = {node_named(given.model, "encoder_product"), node_named(given.model, "encoder_norm")}
     bias = {node_named(given.model, "encoder_product"): np.full(128, 50, np.float32)}
     levels = {node_named(given.model, "encoder_product"): np.zeros((32, 128), np.int8)}
-    found = quantize(given.model, recipe, given.ranges, {}, keep_float=names, levels=levels, bias=bias)
+    found = quantize(given.model, recipe, given.ranges, {}, keep_float=names, quantized_weights=levels, bias=bias)
     graph = Graph(given.model)
-    left = [p for p in place(graph, recipe) if p.node not in names]
-    assert [p.node for p in found.places] == [p.node for p in left]
+    left = [p for p in quantizer_sites(graph, recipe) if p.node not in names]
+    assert [p.node for p in found.sites] == [p.node for p in left]
     assert found.int8_share == int8_share(graph, left) < quantize(given.model, recipe, given.ranges, {}).int8_share
     assert error(given.model, found.model) < 0.01, "levels and biases of a node that stays float are not used"
 
@@ -460,15 +460,15 @@ def test_repairs_work_on_what_has_weights_and_leave_the_rest(tiles, recipe):
     everything = replace(recipe, rules=EVERYTHING_RULES)
     model = with_outliers()
     given = inputs_of(model, tiles, everything)
-    places = place(Graph(model), everything)
-    assert len(weighted(places)) < len(places)
+    sites = quantizer_sites(Graph(model), everything)
+    assert len(weighted(sites)) < len(sites)
     found = repair(
-        model, INTERFACE, tiles, everything, ranges_on(tiles, everything), {},
-        lambda quantized: Score(error(model, quantized), 1.0),
+        model, INTERFACE, tiles, everything, ranges_of=ranges_on(tiles, everything), absolute_maxima={},
+        decide=lambda quantized: Score(error(model, quantized), 1.0),
     )  # fmt: skip
     assert found.attempts[0].name == "smoothing" and found.attempts[0].kept
-    assert [p.node for p in found.quantized.places] == [p.node for p in places]
-    assert {*found.inputs.levels, *found.inputs.bias} <= {p.node for p in weighted(places)}
+    assert [p.node for p in found.quantized.sites] == [p.node for p in sites]
+    assert {*found.inputs.quantized_weights, *found.inputs.bias} <= {p.node for p in weighted(sites)}
     assert error(model, found.quantized.model) < error(model, given.quantize(everything).model)
 
 
@@ -484,15 +484,15 @@ def test_a_convolution_in_groups_keeps_the_nearest_levels(tiles):
     model = parsed(text, {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
     everything = replace(TENSORRT, rules=EVERYTHING_RULES)
     given = inputs_of(model, tiles, everything)
-    places = place(Graph(model), everything)
-    assert len(weighted(places)) == 2
-    found = learn_rounding(model, INTERFACE, tiles, places, everything, given.ranges)
+    sites = quantizer_sites(Graph(model), everything)
+    assert len(weighted(sites)) == 2
+    found = learn_rounding(model, INTERFACE, tiles, sites, everything, ranges=given.ranges)
     assert [rounding.node for rounding in found.errors] == [node_named(model, "stem")]
 
 
 def test_a_name_that_is_no_node_is_an_error(tiles):
     given = inputs_of(two_branch(), tiles, CPU)
-    for wrong in ({"keep_float": ["nowhere"]}, {"levels": {"nowhere": None}}, {"bias": {"nowhere": None}}):
+    for wrong in ({"keep_float": ["nowhere"]}, {"quantized_weights": {"nowhere": None}}, {"bias": {"nowhere": None}}):
         with pytest.raises(InputError, match="no nodes of the graph, as 'nowhere'"):
             quantize(given.model, CPU, given.ranges, {}, **wrong)
 
@@ -508,19 +508,19 @@ def test_a_name_that_is_no_node_is_an_error(tiles):
 )
 def test_levels_of_another_weight_or_recipe_are_refused(tiles, levels, message):
     given = inputs_of(two_branch(), tiles, CPU)
-    wrong = replace(given, levels={node_named(given.model, "encoder_product"): levels})
+    wrong = replace(given, quantized_weights={node_named(given.model, "encoder_product"): levels})
     with pytest.raises(InputError, match=f"'backbone.block/MatMul_encoder_product' was given .*{message}"):
         wrong.quantize(CPU)
 
 
 def test_a_shared_weight_has_levels_of_its_own_where_they_were_learned(tiles):
     given = inputs_of(two_branch(), tiles, TENSORRT)
-    places = {p.node: p for p in place(Graph(given.model), TENSORRT)}
-    one = places[node_named(given.model, "decoder_one")]
-    found = learn_rounding(given.model, INTERFACE, tiles, [one], TENSORRT, given.ranges)
-    quantized = replace(given, levels=found.levels).quantize(TENSORRT).model
+    sites = {p.node: p for p in quantizer_sites(Graph(given.model), TENSORRT)}
+    one = sites[node_named(given.model, "decoder_one")]
+    found = learn_rounding(given.model, INTERFACE, tiles, [one], TENSORRT, ranges=given.ranges)
+    quantized = replace(given, quantized_weights=found.quantized_weights).quantize(TENSORRT).model
     names = [item.name for item in quantized.graph.initializer if "shared_w" in item.name and "levels" in item.name]
-    assert len(names) == 1 + len(found.levels) == 2
+    assert len(names) == 1 + len(found.quantized_weights) == 2
 
 
 # All together
@@ -536,9 +536,16 @@ def test_repairs_are_tried_one_after_the_other_and_obey_the_rules(tiles, recipe)
         return Score(float(np.abs(found - expected).mean()), float(((found > 0.5) == (expected > 0.5)).mean()))
 
     steps: list[tuple[int, int]] = []
-    peaks = magnitudes(model, INTERFACE, tiles)
+    peaks = absolute_maxima(model, INTERFACE, tiles)
     found = repair(
-        model, INTERFACE, tiles, recipe, ranges_on(tiles, recipe), peaks, decide, lambda *step: steps.append(step)
+        model,
+        INTERFACE,
+        tiles,
+        recipe,
+        ranges_of=ranges_on(tiles, recipe),
+        absolute_maxima=peaks,
+        decide=decide,
+        progress=lambda *step: steps.append(step),
     )
     assert [a.name for a in found.attempts] == ["smoothing", "rounding", "bias"]
     assert steps[-1] == (300, 300) and steps == sorted(steps)
@@ -549,7 +556,7 @@ def test_repairs_are_tried_one_after_the_other_and_obey_the_rules(tiles, recipe)
         score = attempt.after if attempt.kept else score
     assert found.score == score == decide(found.quantized.model)
     assert found.attempts[0].kept and found.score.mean < 0.5 * found.attempts[0].before.mean
-    assert len(found.quantized.places) == 6, "repair is not retreat"
+    assert len(found.quantized.sites) == 6, "repair is not retreat"
     assert found.inputs.quantize(recipe).model == found.quantized.model
     if recipe is TENSORRT:
         check_tensorrt_rules(found.quantized.model)
@@ -559,9 +566,17 @@ def test_repairs_are_tried_one_after_the_other_and_obey_the_rules(tiles, recipe)
 def test_a_repair_is_kept_only_if_the_measure_gets_better(tiles, better):
     scores = iter(Score(1.0 - 0.1 * n if better else 1.0, 0.9) for n in range(9))
     plain = inputs_of(with_outliers(), tiles, CPU)
-    found = repair(with_outliers(), INTERFACE, tiles, CPU, ranges_on(tiles, CPU), {}, lambda _: next(scores))
+    found = repair(
+        with_outliers(),
+        INTERFACE,
+        tiles,
+        CPU,
+        ranges_of=ranges_on(tiles, CPU),
+        absolute_maxima={},
+        decide=lambda _: next(scores),
+    )
     assert [a.kept for a in found.attempts] == [better] * 3
-    assert (found.inputs.levels != {}) == (found.inputs.bias != {}) == better
+    assert (found.inputs.quantized_weights != {}) == (found.inputs.bias != {}) == better
     assert (found.quantized.model == plain.quantize(CPU).model) == (not better)
 
 
@@ -569,11 +584,11 @@ def test_steps_and_float_nodes_are_the_callers_choice(tiles):
     model = two_branch()
     kept = node_named(model, "encoder_second")
     found = repair(
-        model, INTERFACE, tiles, CPU, ranges_on(tiles, CPU), {}, lambda _: Score(1, 1), keep_float=[kept],
-        steps=["rounding"],
+        model, INTERFACE, tiles, CPU, ranges_of=ranges_on(tiles, CPU), absolute_maxima={},
+        decide=lambda _: Score(1, 1), keep_float=[kept], steps=["rounding"],
     )  # fmt: skip
     assert [a.name for a in found.attempts] == ["rounding"]
-    assert found.inputs.keep_float == {kept} and kept not in {p.node for p in found.quantized.places}
+    assert found.inputs.keep_float == {kept} and kept not in {p.node for p in found.quantized.sites}
 
 
 def test_the_decision():
@@ -591,22 +606,31 @@ def test_a_single_tile_repairs_nothing(tiles, step):
     given = inputs_of(two_branch(), tiles, CPU)
     one = tiles.subset([0])
     with pytest.raises(InputError, match=r"1 calibration tiles .* needs two"):
-        repair(given.model, INTERFACE, one, CPU, lambda _: given.ranges, {}, lambda _: Score(1, 1), steps=[step])
+        repair(
+            given.model,
+            INTERFACE,
+            one,
+            CPU,
+            ranges_of=lambda _: given.ranges,
+            absolute_maxima={},
+            decide=lambda _: Score(1, 1),
+            steps=[step],
+        )
 
 
 def test_tiles_are_spread_over_the_set(tiles):
-    assert [ref.name for ref in spread(tiles, 3)] == [tiles[i].name for i in (0, 2, 5)]
-    assert spread(tiles, 8) is tiles
+    assert [ref.name for ref in spread_tiles(tiles, 3)] == [tiles[i].name for i in (0, 2, 5)]
+    assert spread_tiles(tiles, 8) is tiles
 
 
 def test_nan_among_the_activations_is_named_with_its_tile(tiles):
     given = inputs_of(two_branch(), tiles, CPU)
     broken = changed(two_branch(), gain=np.float32(np.nan))
-    places = place(Graph(broken), CPU)
+    sites = quantizer_sites(Graph(broken), CPU)
     for step in (
         lambda: smooth(broken, INTERFACE, tiles, CPU),
-        lambda: learn_rounding(broken, INTERFACE, tiles, places, CPU, given.ranges),
-        lambda: correct_bias(broken, INTERFACE, tiles, places, CPU, given.ranges),
+        lambda: learn_rounding(broken, INTERFACE, tiles, sites, CPU, ranges=given.ranges),
+        lambda: correct_bias(broken, INTERFACE, tiles, sites, CPU, ranges=given.ranges),
     ):
         with pytest.raises(InputError, match=r"calibration tile pair_00[01]@0,0: NaN or Inf among the activations of"):
             step()
@@ -619,7 +643,16 @@ def test_memory_does_not_grow_with_the_tiles(tiles, step):
     def peak(times: int) -> float:
         many = TileSet(tiles.root, tuple(ref for refs in repeat(tuple(tiles), times) for ref in refs), SIDE)
         tracemalloc.start()
-        repair(model, INTERFACE, many, CPU, lambda _: given.ranges, {}, lambda _: Score(1, 1), steps=[step])
+        repair(
+            model,
+            INTERFACE,
+            many,
+            CPU,
+            ranges_of=lambda _: given.ranges,
+            absolute_maxima={},
+            decide=lambda _: Score(1, 1),
+            steps=[step],
+        )
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
@@ -635,8 +668,11 @@ def test_a_repaired_graph_compiles_with_tensorrt_rtx(tiles):
     model = with_outliers()
     scores: Mapping[int, Score] = {n: Score(1 / (n + 1), 1.0) for n in range(4)}
     asked = iter(scores.values())
-    peaks = magnitudes(model, INTERFACE, tiles)
-    found = repair(model, INTERFACE, tiles, TENSORRT, ranges_on(tiles, TENSORRT), peaks, lambda _: next(asked))
+    peaks = absolute_maxima(model, INTERFACE, tiles)
+    found = repair(
+        model, INTERFACE, tiles, TENSORRT,
+        ranges_of=ranges_on(tiles, TENSORRT), absolute_maxima=peaks, decide=lambda _: next(asked),
+    )  # fmt: skip
     assert all(a.kept for a in found.attempts)
     plan = compile_plan(
         found.quantized.model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",))

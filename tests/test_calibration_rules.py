@@ -13,7 +13,7 @@ from graphs import parsed, two_branch
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.checks import check_numbers, check_tensorrt_rules
 from misgnet_calibration.quantizer.float16 import fits_float16, float32_reasons, to_float16
-from misgnet_calibration.quantizer.placement import activations, place
+from misgnet_calibration.quantizer.placement import activations, quantizer_sites
 from misgnet_calibration.quantizer.qdq import quantize_graph
 from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import CPU, TENSORRT
@@ -25,7 +25,7 @@ from misgnet_runtime.errors import GateFailed
 
 def quantized(recipe=TENSORRT, peaks: dict[str, float] | None = None) -> onnx.ModelProto:
     model = two_branch()
-    names = activations(place(Graph(model), recipe))
+    names = activations(quantizer_sites(Graph(model), recipe))
     return quantize(model, recipe, dict.fromkeys(names, Range(-4.0, 4.0)), peaks or {}).model
 
 
@@ -112,7 +112,7 @@ def test_every_broken_rule_is_named_with_its_node(damage, message):
 
 def test_an_activation_beyond_float16_is_refused():
     model = two_branch()
-    ranges = dict.fromkeys(activations(place(Graph(model), TENSORRT)), Range(-4.0, 1e8))
+    ranges = dict.fromkeys(activations(quantizer_sites(Graph(model), TENSORRT)), Range(-4.0, 1e8))
     with pytest.raises(GateFailed, match=r"float16 cannot hold the constant|positive and finite"):
         quantize(model, TENSORRT, ranges, {})
 
@@ -121,7 +121,7 @@ def test_weights_that_are_nan_are_refused_by_both_recipes():
     for recipe in (CPU, TENSORRT):
         model = two_branch()
         set_constant(model, "stem_w", np.full((16, 3, 3, 3), np.nan, np.float32))
-        ranges = dict.fromkeys(activations(place(Graph(model), recipe)), Range(-4.0, 4.0))
+        ranges = dict.fromkeys(activations(quantizer_sites(Graph(model), recipe)), Range(-4.0, 4.0))
         with pytest.raises(GateFailed, match=r"'stem_w' of 'backbone\.block/Conv_encoder_stem' has"):
             quantize(model, recipe, ranges, {})
 
@@ -150,7 +150,7 @@ def test_a_pair_read_in_both_types_is_dequantized_twice():
     text = """g (float[batch,32,16] x) => (float[batch,32,16] y) { one = MatMul (x, w)  two = MatMul (x, w)
         y = Add (one, two) }"""
     model = parsed(text, {"w": np.eye(16, dtype=np.float32)})
-    written = quantize_graph(model, place(Graph(model), TENSORRT), TENSORRT, {"x": Range(-1.0, 1.0)})
+    written = quantize_graph(model, quantizer_sites(Graph(model), TENSORRT), TENSORRT, {"x": Range(-1.0, 1.0)})
     model = to_float16(written, ["one/MatMul_one"])
     graph = Graph(model)
     assert [graph.elem_type(maker(model, n).input[0]) for n in ("one", "two")] == [

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from misgnet_calibration.statistics.cache import ObservationKey, Observed, load_observations, save_observations
+from misgnet_calibration.statistics.cache import ActivationStatistics, StatisticsKey, load_statistics, save_statistics
 from misgnet_calibration.statistics.calibrators import MAX
 from misgnet_calibration.statistics.observers import Histogram
 from misgnet_calibration.statistics.tile_selection import (
@@ -163,23 +163,23 @@ def test_features_that_are_no_numbers_name_their_tile(tiles: TileSet) -> None:
 
 # --- what was observed, kept in a file
 
-KEY = ObservationKey("a" * 64, "b" * 64, "c" * 64)
+KEY = StatisticsKey("a" * 64, "b" * 64, "c" * 64)
 
 
-def observed() -> Observed:
+def observed() -> ActivationStatistics:
     histograms = {}
     for index, name in enumerate(("x", "layer/y:0")):
         histograms[name] = Histogram()
         histograms[name].observe(np.random.default_rng(index).standard_normal(500).astype(np.float32))
-    return Observed(histograms, {"x": 2.5, "z": 1000.0})
+    return ActivationStatistics(histograms, {"x": 2.5, "z": 1000.0})
 
 
 def test_observations_come_back_as_they_were(tmp_path: Path) -> None:
     path, before = tmp_path / "seen.npz", observed()
-    assert load_observations(path, KEY) == (None, "nothing saved yet")
-    save_observations(path, before, KEY)
-    found, word = load_observations(path, KEY)
-    assert found is not None and word == "used again" and found.peaks == before.peaks
+    assert load_statistics(path, KEY) == (None, "nothing saved yet")
+    save_statistics(path, before, KEY)
+    found, word = load_statistics(path, KEY)
+    assert found is not None and word == "used again" and found.absolute_maxima == before.absolute_maxima
     assert found.ranges(MAX, symmetric=False) == before.ranges(MAX, symmetric=False)
     assert all((found.histograms[n].counts == before.histograms[n].counts).all() for n in before.histograms)
 
@@ -187,16 +187,16 @@ def test_observations_come_back_as_they_were(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["tiles", "weights", "graph"])
 def test_observations_of_something_else_are_not_used(part: str, tmp_path: Path) -> None:
     path = tmp_path / "seen.npz"
-    save_observations(path, observed(), KEY)
-    other = ObservationKey(**{**KEY.__dict__, part: "d" * 64})
-    assert load_observations(path, other) == (None, f"saved for other {part}")
+    save_statistics(path, observed(), KEY)
+    other = StatisticsKey(**{**KEY.__dict__, part: "d" * 64})
+    assert load_statistics(path, other) == (None, f"saved for other {part}")
 
 
 def test_damaged_observations_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "seen.npz"
-    save_observations(path, observed(), KEY)
+    save_statistics(path, observed(), KEY)
     content = path.read_bytes()
     for broken in (content[:100], b"", json.dumps({}).encode(), content[:-30]):
         path.write_bytes(broken)
         with pytest.raises(InputError, match=r"seen\.npz cannot be read.*remove the file"):
-            load_observations(path, KEY)
+            load_statistics(path, KEY)

@@ -29,7 +29,8 @@ from misgnet_export.pipeline.write_bundle import write_bundle
 from misgnet_runtime.accuracy.parity import judge, report
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.raster.dataset import TileSet, check_disjoint, read_tile
+from misgnet_runtime.raster.dataset import TileSet, read_tile
+from misgnet_runtime.raster.leakage import check_disjoint
 
 WEIGHTS = Path(__file__).parents[1] / "examples" / "misgnet_synthetic_fp16.safetensors"
 SETS = ("train", "val", "test")
@@ -171,7 +172,9 @@ def again(source: Path, target: Path, suffix: str = ".png", **options: object) -
     assert target.with_suffix(suffix).read_bytes() != source.read_bytes()
 
 
-def pair_again(folder: Path, to: Path, name: str, suffix: str, options: dict[str, object], parts: str = "AB") -> None:
+def pair_again(
+    folder: Path, to: Path, name: str, suffix: str, options: dict[str, object], *, parts: str = "AB"
+) -> None:
     """The first pair of ``folder`` encoded anew in ``to``; of ``parts`` only, and otherwise other images."""
     for part in ("A", "B", "label"):
         source = min((folder / part).iterdir())
@@ -200,7 +203,7 @@ def test_images_with_equal_pixels_are_shared(tmp_path: Path, suffix: str, option
 @pytest.mark.parametrize("part", ["A", "B"])
 def test_one_date_with_equal_pixels_is_shared(tmp_path: Path, part: str) -> None:
     write_split(tmp_path / "one", 1, 1, 64)
-    pair_again(tmp_path / "one", tmp_path / "two", "again", ".png", {}, part)
+    pair_again(tmp_path / "one", tmp_path / "two", "again", ".png", {}, parts=part)
     with pytest.raises(InputError, match=rf"two/{part}/again\.png of the test set"):
         check_disjoint(TileSet.open(tmp_path / "one"), TileSet.open(tmp_path / "two"), ("calibration", "test"))
 

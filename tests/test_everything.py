@@ -14,7 +14,7 @@ from graphs import parsed, two_branch
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.checks import check_tensorrt_rules
 from misgnet_calibration.quantizer.float16 import to_float16
-from misgnet_calibration.quantizer.placement import OperandPlace, activations, place, placements, weighted
+from misgnet_calibration.quantizer.placement import OperandSite, activations, placements, quantizer_sites, weighted
 from misgnet_calibration.quantizer.qdq import quantize_graph
 from misgnet_calibration.quantizer.quantize import QuantizedGraph, quantize
 from misgnet_calibration.quantizer.recipes import CPU, OPENVINO, RECIPES, TENSORRT, Recipe
@@ -74,7 +74,7 @@ def decided(model: onnx.ModelProto, recipe: Recipe) -> dict[str, str]:
 
 
 def ranges_of(model: onnx.ModelProto, recipe: Recipe, feeds: dict[str, np.ndarray]) -> dict[str, Range]:
-    names = activations(place(Graph(model), recipe))
+    names = activations(quantizer_sites(Graph(model), recipe))
     return {
         n: Range(min(0.0, v.min()), max(0.0, v.max())) for n, v in zip(names, run(model, feeds, names), strict=True)
     }
@@ -114,19 +114,19 @@ def test_only_what_cannot_be_quantized_stays_float() -> None:
 @EVERY
 def test_the_vendors_rules_place_operators_with_weights_only(recipe: Recipe) -> None:
     for model in (many(), two_branch()):
-        places = place(Graph(model), recipe)
-        assert places == weighted(places)
+        sites = quantizer_sites(Graph(model), recipe)
+        assert sites == weighted(sites)
     with pytest.raises(GateFailed, match="which is to stay float"):
         check_tensorrt_rules(quantized(two_branch(), ALL_TENSORRT, feeds_of_two_branch()).model)
 
 
 def test_an_operand_is_a_float_activation_and_named_once() -> None:
-    places = {p.node.rpartition("/")[2]: p for p in place(Graph(many()), ALL_CPU)}
-    tensors = {name: p.tensors for name, p in places.items() if isinstance(p, OperandPlace)}
+    sites = {p.node.rpartition("/")[2]: p for p in quantizer_sites(Graph(many()), ALL_CPU)}
+    tensors = {name: p.tensors for name, p in sites.items() if isinstance(p, OperandSite)}
     assert tensors["Add_sum"] == ("halved",) and tensors["Mul_halved"] == ("pooled",)
     assert tensors["MatMul_scores"] == ("heads", "turned") and tensors["MatMul_left"] == ("heads",)
     assert tensors["Resize_r"] == ("sum",) and tensors["Concat_both"] == ("x", "z")
-    assert places["Gemm_k"].weight_axis == 0
+    assert sites["Gemm_k"].weight_axis == 0
 
 
 DIGESTS = {
@@ -143,7 +143,7 @@ def test_the_vendors_rules_write_the_graphs_that_they_always_wrote(recipe: Recip
     """By what the graph says, not by its bytes, which are protobuf's: computed before operators without weights
     could be placed, and for OpenVINO again when its weights became 7-bit ones."""
     model = two_branch()
-    names = activations(place(Graph(model), recipe))
+    names = activations(quantizer_sites(Graph(model), recipe))
     ranges = {name: Range(-1.0 - i / 7, 2.0 + i / 3) for i, name in enumerate(sorted(names))}
     written = quantize(model, recipe, ranges, {"encoder_gelu": 600.0}).model.graph
     nodes = [f"{n.name} {n.op_type} {list(n.input)} {list(n.output)} {list(n.attribute)}" for n in written.node]
@@ -157,9 +157,11 @@ def test_the_vendors_rules_write_the_graphs_that_they_always_wrote(recipe: Recip
 @BOTH
 def test_every_float_activation_of_a_placed_operator_is_dequantized(recipe: Recipe) -> None:
     model = many()
-    written = quantize_graph(model, place(Graph(model), recipe), recipe, ranges_of(model, recipe, feeds_of_many()))
+    written = quantize_graph(
+        model, quantizer_sites(Graph(model), recipe), recipe, ranges_of(model, recipe, feeds_of_many())
+    )
     graph = Graph(written)
-    for p in place(Graph(model), recipe):
+    for p in quantizer_sites(Graph(model), recipe):
         makers = [graph.producer.get(name) for name in graph.by_name[p.node].input]
         kinds = [maker.op_type if maker else "constant" for maker in makers]
         assert set(kinds) <= {"DequantizeLinear", "constant"} and "DequantizeLinear" in kinds, p.node
@@ -192,9 +194,9 @@ def test_the_graph_runs_and_is_worse_than_the_vendors_but_not_another(recipe: Re
 @BOTH
 def test_an_operator_without_weights_can_be_kept_float(recipe: Recipe) -> None:
     feeds = feeds_of_many()
-    names = {p.node for p in place(Graph(many()), recipe) if isinstance(p, OperandPlace)}
+    names = {p.node for p in quantizer_sites(Graph(many()), recipe) if isinstance(p, OperandSite)}
     found = quantized(many(), recipe, feeds, keep_float=names)
-    assert found.places and all(p.node not in names for p in found.places)
+    assert found.sites and all(p.node not in names for p in found.sites)
     softmax = next(node for node in found.model.graph.node if node.op_type == "Softmax")
     assert not softmax.input[0].endswith(("dq", "dq_half"))
     share = quantized(many(), recipe, feeds).int8_share
@@ -210,7 +212,7 @@ def test_tensorrt_rtx_compiles_everything() -> None:
         found.model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",), max_batch=4)
     )
     assert plan.data
-    assert plan.quantize_layers == len(activations(found.places))
+    assert plan.quantize_layers == len(activations(found.sites))
 
 
 def test_tensorrt_rtx_compiles_attention_pooling_and_resizing() -> None:
@@ -221,13 +223,16 @@ def test_tensorrt_rtx_compiles_attention_pooling_and_resizing() -> None:
     plan = compile_plan(
         found.model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",), max_batch=4)
     )
-    assert plan.quantize_layers == len(activations(found.places))
+    assert plan.quantize_layers == len(activations(found.sites))
 
 
 def test_a_concat_of_dequantized_values_is_float32_as_onnxruntime_needs_it() -> None:
     model = many()
     written = quantize_graph(
-        model, place(Graph(model), ALL_TENSORRT), ALL_TENSORRT, ranges_of(model, ALL_TENSORRT, feeds_of_many())
+        model,
+        quantizer_sites(Graph(model), ALL_TENSORRT),
+        ALL_TENSORRT,
+        ranges_of(model, ALL_TENSORRT, feeds_of_many()),
     )
     typed = Graph(to_float16(written, []))
     assert typed.elem_type(dq_of(typed.model, "both").input[0]) == onnx.TensorProto.FLOAT
@@ -236,7 +241,7 @@ def test_a_concat_of_dequantized_values_is_float32_as_onnxruntime_needs_it() -> 
 
 def test_types_that_differ_are_refused_where_operators_without_weights_read_them() -> None:
     found = quantized(many(), ALL_TENSORRT, feeds_of_many())
-    model, names = found.model, {p.node for p in found.places if isinstance(p, OperandPlace)}
+    model, names = found.model, {p.node for p in found.sites if isinstance(p, OperandSite)}
     check_tensorrt_rules(model, names)
     with pytest.raises(GateFailed, match="which is to stay float"):
         check_tensorrt_rules(model, names - {"shares/Softmax_shares"})
@@ -257,11 +262,11 @@ def test_the_manifest_says_what_each_operand_counts_in(recipe: Recipe) -> None:
     found = quantized(model, recipe, feeds, keep_float=[reverted])
     rules, entries = placement_entries(graph, recipe, found)
     by_node = {entry.node: entry for entry in entries}
-    assert {entry.node for entry in entries if entry.precision == "int8"} == {p.node for p in found.places}
+    assert {entry.node for entry in entries if entry.precision == "int8"} == {p.node for p in found.sites}
     assert by_node[reverted].rule == "reverted at no cost" and not by_node[reverted].operands
-    for p in found.places:
+    for p in found.sites:
         entry = by_node[p.node]
-        assert (entry.int8 is None, bool(entry.operands)) == (isinstance(p, OperandPlace),) * 2
+        assert (entry.int8 is None, bool(entry.operands)) == (isinstance(p, OperandSite),) * 2
     scores = by_node["scores/MatMul_scores"]
     assert scores.rule == "without weights" and len(scores.operands) == 2
     assert all(isinstance(steps, Steps) and steps.signed is (recipe is ALL_TENSORRT) for steps in scores.operands)

@@ -59,10 +59,10 @@ def test_a_run_that_appeared_meanwhile_stays(
     """While the weights of the second were read."""
     trainer, run = training.Trainer, tmp_path / "run"
 
-    def appear_and_make(*words: object) -> object:
+    def appear_and_make(*words: object, **named: object) -> object:
         run.mkdir()
         (run / "config.json").write_text("theirs")
-        return trainer(*words)  # type: ignore[arg-type]
+        return trainer(*words, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training, "Trainer", appear_and_make)
     with pytest.raises(UsageError, match="--force"):

@@ -165,7 +165,7 @@ def test_an_interrupted_png_is_resumed(place: Place, monkeypatch: pytest.MonkeyP
 
 
 def test_a_scene_too_large_for_a_png_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("misgnet_runtime.raster.mask.MOST_PNG_PIXELS", H * W - 1)
+    monkeypatch.setattr("misgnet_runtime.jobs.scene.predict.MOST_PNG_PIXELS", H * W - 1)
     code, error = place.run("mask.png")
     assert code == 4 and "choose -o mask.tif" in error
 

@@ -18,7 +18,7 @@ pytest.importorskip("onnxsim", reason="the compiler needs the [export] extra")
 
 from graphs import SIDE, images, parsed, two_stage, write_tiles
 from misgnet_calibration.onnx_graph.graph import Graph
-from misgnet_calibration.quantizer.placement import activations, place
+from misgnet_calibration.quantizer.placement import activations, quantizer_sites
 from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import CPU, CPU_ARM, OPENVINO, TENSORRT, TENSORRT_FP16, Recipe
 from misgnet_calibration.statistics.observers import Range
@@ -51,7 +51,7 @@ def graph_for(recipe: Recipe | None) -> onnx.ModelProto:
     model = two_stage()
     if recipe is None:
         return model
-    ranges = {name: Range(-3.0, 5.0) for name in activations(place(Graph(model), recipe))}
+    ranges = {name: Range(-3.0, 5.0) for name in activations(quantizer_sites(Graph(model), recipe))}
     return quantize(model, recipe, ranges, {}).model
 
 

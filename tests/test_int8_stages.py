@@ -20,7 +20,7 @@ from graphs import parsed, write_tiles
 from misgnet_calibration.algorithms.accuracy_control import NO_NUMBERS
 from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, TENSORRT_FP16, Recipe
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
-from misgnet_calibration.statistics.cache import ObservationKey, Observed
+from misgnet_calibration.statistics.cache import ActivationStatistics, StatisticsKey
 from misgnet_calibration.statistics.observers import Histogram
 from misgnet_export.pipeline.agreement import answers_of
 from misgnet_export.pipeline.calibrate import Calibrated, observe, observe_or_reuse
@@ -106,7 +106,7 @@ def calibrated(
         wild = Histogram()
         wild.observe(np.array([400.0 * observed.histograms[broken].high], np.float32))
         wild.counts += observed.histograms[broken].counts
-        observed = Observed({**observed.histograms, broken: wild}, observed.peaks)
+        observed = ActivationStatistics({**observed.histograms, broken: wild}, observed.absolute_maxima)
     few = tuple(tiles[0].subset(range(4)).tiles())
     decision = Decision.of(model, INTERFACE, tiles[1], 0.5, lambda *_: None) if decide else None
     return Calibrated(model, INTERFACE, observed, tiles[0], few, answers_of(model, INTERFACE, few), decision)
@@ -122,7 +122,7 @@ def run(start: Calibrated, recipe: Recipe, **changed: object) -> tuple[RecipeGra
 def test_a_healthy_graph_needs_neither_repair_nor_control(recipe: Recipe, tiles) -> None:
     found, text = run(calibrated(tiles), recipe, repair="auto", max_f1_drop=3.0)
     assert not found.repairs and found.control is None
-    assert len(found.quantized.places) == 2 and len(found.tried) >= 4
+    assert len(found.quantized.sites) == 2 and len(found.tried) >= 4
     assert "repair" not in text and "control" not in text
 
 
@@ -135,7 +135,7 @@ def test_without_a_validation_set_the_default_is_taken(tiles) -> None:
 def test_control_finds_the_broken_operator_and_says_so(recipe: Recipe, tiles) -> None:
     found, text = run(calibrated(tiles, broken="one_relu"), recipe, observer="max", max_f1_drop=3.0)
     assert found.control is not None and found.control.passed
-    kept = {place.node for place in found.quantized.places}
+    kept = {site.node for site in found.quantized.sites}
     assert "two/Conv_two_conv" not in kept  # it reads the broken activation
     assert not kept or kept == {"one/Conv_one_conv"}
     assert "accuracy control" in text and "float again" in text
@@ -162,7 +162,7 @@ def test_control_can_be_left_out(tiles) -> None:
     with pytest.raises(GateFailed, match="look at the calibration tiles"):
         run(calibrated(tiles, broken="one_relu"), CPU, observer="max", control_minutes=0.0)
     found, _ = run(calibrated(tiles), CPU, max_f1_drop=-50.0, control_minutes=0.0)
-    assert found.control is None and len(found.quantized.places) == 2
+    assert found.control is None and len(found.quantized.sites) == 2
 
 
 @BOTH
@@ -241,7 +241,10 @@ def test_an_overflow_on_deciding_tiles_is_mended_and_told(recipe: Recipe, tiles)
         item = next(item for item in model.graph.initializer if item.name == name)
         item.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(item) * np.float32(factor), name))
     start = calibrated(tiles, model=model)
-    start = replace(start, observed=Observed(start.observed.histograms, dict.fromkeys(start.observed.peaks, 1.0)))
+    start = replace(
+        start,
+        observed=ActivationStatistics(start.observed.histograms, dict.fromkeys(start.observed.absolute_maxima, 1.0)),
+    )
     found, text = run(start, recipe, max_f1_drop=3.0)
     assert "of them since they overflowed" in text
     entry = quantization_entry("graphs/float16.onnx", recipe, found, model)
@@ -252,16 +255,16 @@ def test_an_overflow_on_deciding_tiles_is_mended_and_told(recipe: Recipe, tiles)
 
 
 def test_fp16_observes_peaks_and_no_ranges_also_from_a_file(tiles, tmp_path: Path) -> None:
-    model, key, steps = change_graph(), ObservationKey("t", "w", "g"), []
+    model, key, steps = change_graph(), StatisticsKey("t", "w", "g"), []
 
-    def observed(*recipes: Recipe) -> tuple[Observed, str]:
+    def observed(*recipes: Recipe) -> tuple[ActivationStatistics, str]:
         file = tmp_path / "seen.npz"
         return observe_or_reuse(file, key, model, INTERFACE, tiles[0], list(recipes), lambda *step: steps.append(step))
 
     found, word = observed(TENSORRT_FP16)
-    assert not found.histograms and found.peaks and not steps and word == "nothing saved yet"
+    assert not found.histograms and found.absolute_maxima and not steps and word == "nothing saved yet"
     again, word = observed(TENSORRT_FP16)
-    assert (again.histograms, again.peaks, word) == ({}, found.peaks, "used again")
+    assert (again.histograms, again.absolute_maxima, word) == ({}, found.absolute_maxima, "used again")
     more, word = observed(TENSORRT_FP16, CPU)
     assert more.histograms and steps and word == "saved for other targets"
     assert observed(TENSORRT_FP16)[1] == "used again"

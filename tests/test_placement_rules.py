@@ -10,7 +10,7 @@ import pytest
 
 from graphs import parsed, two_branch
 from misgnet_calibration.onnx_graph.graph import Graph
-from misgnet_calibration.quantizer.placement import Placement, place, placements
+from misgnet_calibration.quantizer.placement import Placement, placements, quantizer_sites
 from misgnet_calibration.quantizer.recipes import (
     CPU,
     CPU_ARM,
@@ -36,7 +36,7 @@ def test_every_row_says_why_and_where_and_the_last_one_fits_all(recipe: Recipe) 
     assert all(rule.why and rule.source for rule in recipe.rules)
     assert max(Counter(rule.name for rule in recipe.rules).values()) == 1
     last = recipe.rules[-1]
-    assert last == Rule(last.name, "float", last.why, last.source)
+    assert last == Rule(name=last.name, decision="float", why=last.why, source=last.source)
 
 
 @EVERY
@@ -44,8 +44,8 @@ def test_every_operator_gets_a_decision_and_places_are_the_int8_ones(recipe: Rec
     graph = Graph(two_branch())
     found = placements(graph, recipe)
     assert [p.node for p in found] == [node.name for node in graph.nodes]
-    assert [p.node for p in found if p.rule.decision == "int8"] == [p.node for p in place(graph, recipe)]
-    assert sum(p.multiply_adds for p in found) == sum(graph.multiply_adds(node) for node in graph.nodes)
+    assert [p.node for p in found if p.rule.decision == "int8"] == [p.node for p in quantizer_sites(graph, recipe)]
+    assert sum(p.macs for p in found) == sum(graph.macs(node) for node in graph.nodes)
 
 
 @EVERY_INT8
@@ -81,10 +81,12 @@ def test_products_of_activations_groups_few_positions_and_gemm() -> None:
 
 def test_the_first_row_that_fits_decides() -> None:
     graph = Graph(two_branch())
-    taken = Rule("none at all", "float", "a test", "here", ("MatMul",))
+    taken = Rule(name="none at all", decision="float", why="a test", source="here", operators=("MatMul",))
     changed = replace(CPU, rules=(taken, *CPU.rules))
     assert {p.rule.name for p in placements(graph, changed) if p.operator == "MatMul"} == {"none at all"}
-    assert [p.node for p in place(graph, changed)] == [p.node for p in place(graph, CPU) if "Conv" in p.node]
+    assert [p.node for p in quantizer_sites(graph, changed)] == [
+        p.node for p in quantizer_sites(graph, CPU) if "Conv" in p.node
+    ]
 
 
 def test_number_formats_differ_by_engine() -> None:
@@ -96,7 +98,7 @@ def test_number_formats_differ_by_engine() -> None:
 def test_fp16_alone_quantizes_nothing_and_says_so() -> None:
     graph = Graph(two_branch())
     assert {p.rule.name for p in placements(graph, TENSORRT_FP16)} == {"asked for FP16"}
-    assert place(graph, TENSORRT_FP16) == [] and not TENSORRT_FP16.int8
+    assert quantizer_sites(graph, TENSORRT_FP16) == [] and not TENSORRT_FP16.int8
     precisions = {recipe.name: recipe.precision for recipe in RECIPES}
     assert precisions == {
         "cpu": "int8", "cpu-vnni": "int8", "cpu-arm": "int8", "openvino": "int8", "tensorrt": "int8+float16",

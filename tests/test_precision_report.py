@@ -16,7 +16,7 @@ pytest.importorskip("onnx", reason="the compiler needs the [export] extra")
 from bundles import edit, make_bundle
 from graphs import two_branch
 from misgnet_calibration.onnx_graph.graph import Graph
-from misgnet_calibration.quantizer.placement import activations, place
+from misgnet_calibration.quantizer.placement import activations, quantizer_sites
 from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import CPU, TENSORRT
 from misgnet_calibration.statistics.observers import Range
@@ -47,7 +47,7 @@ def shown(table: object) -> str:
 def test_every_operator_has_a_precision_and_a_rule_that_is_listed(recipe) -> None:
     model = two_branch()
     graph = Graph(model)
-    ranges = {name: Range(-4.0, 4.0) for name in activations(place(graph, recipe))}
+    ranges = {name: Range(-4.0, 4.0) for name in activations(quantizer_sites(graph, recipe))}
     quantized = quantize(model, recipe, ranges, {"encoder_gelu": 600.0})
     rules, entries = placement_entries(graph, recipe, quantized)
     assert [entry.node for entry in entries] == [node.name for node in graph.nodes]
@@ -66,7 +66,7 @@ def test_every_operator_has_a_precision_and_a_rule_that_is_listed(recipe) -> Non
 def test_what_a_rule_made_int8_and_is_float_was_reverted() -> None:
     model = two_branch()
     graph = Graph(model)
-    ranges = {name: Range(-4.0, 4.0) for name in activations(place(graph, CPU))}
+    ranges = {name: Range(-4.0, 4.0) for name in activations(quantizer_sites(graph, CPU))}
     quantized = quantize(model, CPU, ranges, {}, keep_float=["decode/MatMul_decoder_one"])
     rules, entries = placement_entries(graph, CPU, quantized)
     (reverted,) = [entry for entry in entries if entry.rule == "reverted"]

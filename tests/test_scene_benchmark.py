@@ -65,7 +65,9 @@ def test_the_engine_alone_is_measured_before_and_after_each_run(bench: Bench, mo
     found = list(bench.trials(pairs, 2, Path("out")))
     assert [trial.side for trial in found] == [4, 16, 4, 16]
     assert [trial.engine_pairs_per_second for trial in found] == [11.0, 14.0, 18.0, 20.0]
-    assert found[3] == Trial(16, 90, 10.0, 9.0, 20.0, 0.45, 300.0)
+    assert found[3] == Trial(
+        side=16, tiles=90, seconds=10.0, tiles_per_second=9.0, engine_pairs_per_second=20.0, share=0.45, peak_mib=300.0
+    )
     assert {(task.engine, task.execution) for task in asked} == {
         ("cpu", ExecutionOptions(threads=2, streams=3, batch=1))
     }
@@ -74,7 +76,20 @@ def test_the_engine_alone_is_measured_before_and_after_each_run(bench: Bench, mo
 
 def test_the_table_compares_memory() -> None:
     peaks = (4, 200.0), (16, 210.0), (16, 220.0)
-    trials = [vars(Trial(side, 90, 10.0, 9.0, 10.0, 0.9, peak)) for side, peak in peaks]
+    trials = [
+        vars(
+            Trial(
+                side=side,
+                tiles=90,
+                seconds=10.0,
+                tiles_per_second=9.0,
+                engine_pairs_per_second=10.0,
+                share=0.9,
+                peak_mib=peak,
+            )
+        )
+        for side, peak in peaks
+    ]
     machine = {"processor": "a processor", "cores": 2, "memory_gib": 8.0, "features": []}
     report = {"machine": machine, "engine": "cpu", "trials": trials}
     report["settings"] = {"batch": 4, "streams": 1, "threads": 2}

@@ -59,7 +59,7 @@ def test_bytes_are_taken_as_they_are(tmp_path: Path) -> None:
     pixels = read(tmp_path)
     assert np.array_equal(pixels.before, np.moveaxis(BEFORE, 0, 2))
     assert np.array_equal(pixels.after, np.moveaxis(AFTER, 0, 2))
-    assert pixels.valid.all() and not pixels.holes
+    assert pixels.valid.all() and not pixels.unreadable
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "int32", "float32", "float64"])
@@ -266,7 +266,7 @@ def test_a_block_that_is_cut_off_is_a_hole(tmp_path: Path) -> None:
     size = 32 * 32 * 3
     after.write_bytes(after.read_bytes()[: -2 * size])  # the last two blocks of the last row
     pixels = read_files(before, after)
-    assert pixels.holes == {("after", 64, 96, 26, 32), ("after", 64, 128, 26, 12)}
+    assert pixels.unreadable == {("after", 64, 96, 26, 32), ("after", 64, 128, 26, 12)}
     lost = np.zeros((H, W), np.bool_)
     lost[64:, 96:] = True
     assert np.array_equal(pixels.valid, ~lost)

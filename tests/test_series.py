@@ -71,7 +71,10 @@ class Place:
         self.said.records.clear()
         self.reports.clear()
         listener = Listener(self.said.log, lambda path, report: self.reports.update({path.name: report}))
-        run_series(self.bundle, self.reference, dates or self.dates, self.out, options or SeriesOptions(), listener)
+        run_series(
+            self.bundle, self.reference, dates or self.dates, self.out, options=options or SeriesOptions(),
+            listener=listener,
+        )  # fmt: skip
         return list(self.reports)
 
     def predict(self, before: Path, after: Path, options: SceneOptions | None = None) -> tuple[Any, Any, SceneReport]:
@@ -511,7 +514,7 @@ from misgnet_runtime.jobs.series.series import Listener, run_series
 encoding.choose_split = FakeSplit().opener()
 bundle, before, after, out = map(Path, sys.argv[1:])
 options = SeriesOptions(scene=SceneOptions(overlap=0), consecutive=True)
-run_series(bundle, before, [after], out, options, Listener(current(), print))
+run_series(bundle, before, [after], out, options=options, listener=Listener(current(), print))
 print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 

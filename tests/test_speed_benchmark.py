@@ -258,7 +258,7 @@ def test_the_race_takes_turns_and_a_failure_costs_one_row(tmp_path: Path, monkey
     product = FakeGuest("product")
     monkeypatch.setattr(race, "start", lambda entrant, log, limit: guests[entrant.key])
     monkeypatch.setattr(race, "Guest", lambda *_: product)
-    course = Course(tmp_path, 2, 3, 0.2, tmp_path, 10.0)
+    course = Course(tiles=tmp_path, threads=2, rounds=3, seconds=0.2, work=tmp_path, limit_s=10.0)
     times, matrix = race.race(course, [entrant(key) for key in guests])
     assert times["dead"] == Times(failed="dead cannot open")
     assert times["lame"].latency and times["lame"].throughput is None and times["lame"].failed == "lame cannot rate"
@@ -317,14 +317,24 @@ def exam(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exam]:
     tiles = TileSet.open(root, bundles.TILE)
     handed = hand_over(tiles, bundles.INTERFACE, folder / "handed")
     (folder / "work").mkdir()
-    yield Exam(tiles, handed, bundles.INTERFACE, 0.33, 2, folder / "work", 60.0)
+    yield Exam(
+        tiles=tiles,
+        handed=handed,
+        interface=bundles.INTERFACE,
+        threshold=0.33,
+        threads=2,
+        work=folder / "work",
+        limit_s=60.0,
+    )
 
 
 def ground(tmp_path: Path, python: Path = Path(sys.executable), **changes: Any) -> Ground:
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"none")
     given = read_bundle(bundles.make_bundle(tmp_path / "bundle", engines=(bundles.FLOAT, bundles.INT8, bundles.RTX)))
-    return Ground(given, weights, FLOAT_GRAPH, lambda name: python, 2, tmp_path)
+    return Ground(
+        bundle=given, weights=weights, straight=FLOAT_GRAPH, python_of=lambda name: python, threads=2, work=tmp_path
+    )
 
 
 def test_guests_answer_alike_at_every_setting_and_answers_are_kept(
@@ -434,7 +444,7 @@ def test_a_bundle_needs_its_own_weights(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_peaks_are_of_the_best_size_and_a_library_that_fails_is_told(tmp_path: Path) -> None:
-    course = Course(tmp_path, 1, 1, 0.1, tmp_path, 60.0)
+    course = Course(tiles=tmp_path, threads=1, rounds=1, seconds=0.1, work=tmp_path, limit_s=60.0)
     here = own("benchmarks.speed.own.multiply", OPENBLAS_NUM_THREADS="1")
     there = foreign(Path(sys.executable), "multiply_onnxruntime.py")
     found = measure_peaks(

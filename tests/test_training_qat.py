@@ -30,13 +30,13 @@ from misgnet.training.fake_quantization import FakeQuantConv2d, FakeQuantLinear,
 from misgnet.training.recipe import rate_factor
 from misgnet_calibration.algorithms.layer_norms import rescaled, scalable_norms
 from misgnet_calibration.onnx_graph.graph import Graph
-from misgnet_calibration.quantizer.placement import Place
+from misgnet_calibration.quantizer.placement import WeightedSite
 from misgnet_calibration.quantizer.quantize import QuantizedGraph, quantize
 from misgnet_calibration.quantizer.recipes import CPU, CPU_ARM, TENSORRT
 from misgnet_calibration.quantizer.recipes import Recipe as Int8Recipe
 from misgnet_calibration.quantizer.scales import activation_parameters
 from misgnet_calibration.quantizer.scales import weight_scale as written_scale
-from misgnet_calibration.statistics.cache import Observed
+from misgnet_calibration.statistics.cache import ActivationStatistics
 from misgnet_calibration.statistics.calibrators import DEFAULT
 from misgnet_calibration.statistics.observers import Range
 from misgnet_export.graph.export import export_graph
@@ -89,17 +89,19 @@ def exported(weights: Path) -> Any:
     return simplify_graph(export_graph(load_network(weights), INTERFACE))
 
 
-def observed(model: Any, data: Path) -> Observed:
+def observed(model: Any, data: Path) -> ActivationStatistics:
     return observe(model, INTERFACE, sets(data)[0], list(RECIPES), lambda done, of: None)
 
 
-def written(model: Any, seen: Observed, recipe: Int8Recipe, *, width: float = 1.0, original: Any = None) -> Written:
+def written(
+    model: Any, seen: ActivationStatistics, recipe: Int8Recipe, *, width: float = 1.0, original: Any = None
+) -> Written:
     """What a build writes; ``width`` scales the observed ranges, ``original`` is the graph before repairs."""
     ranges = {
         n: Range(r.low * width, r.high * width)
         for n, r in seen.ranges(DEFAULT, symmetric=recipe.symmetric_activations).items()
     }
-    graph = quantize(model, recipe, ranges, seen.peaks)
+    graph = quantize(model, recipe, ranges, seen.absolute_maxima)
     entries = placement_entries(Graph(original or model), recipe, graph)[1]
     return Written(graph, ranges, entries)
 
@@ -111,12 +113,12 @@ def model(data: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def seen(model: Any, data: Path) -> Observed:
+def seen(model: Any, data: Path) -> ActivationStatistics:
     return observed(model, data)
 
 
 @pytest.fixture(scope="module")
-def graphs(model: Any, seen: Observed) -> dict[str, Written]:
+def graphs(model: Any, seen: ActivationStatistics) -> dict[str, Written]:
     return {recipe.name: written(model, seen, recipe) for recipe in RECIPES}
 
 
@@ -132,13 +134,13 @@ by_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe
 def test_manifest_has_the_numbers_of_the_graph(recipe: Int8Recipe, graphs: dict[str, Written]) -> None:
     found = graphs[recipe.name]
     graph = Graph(found.graph.model)
-    places = {place.node: place for place in found.graph.places}
-    assert [entry.node for entry in found.int8] == list(places)
+    sites = {site.node: site for site in found.graph.sites}
+    assert [entry.node for entry in found.int8] == list(sites)
     assert not any(entry.int8 for entry in found.entries if entry.precision != "int8")
     for entry in found.int8:
-        numbers, place, inputs = entry.int8, places[entry.node], graph.by_name[entry.node].input
+        numbers, site, inputs = entry.int8, sites[entry.node], graph.by_name[entry.node].input
         assert numbers is not None
-        for steps, tensor in ((numbers.activation, place.activation), (numbers.output, place.output)):
+        for steps, tensor in ((numbers.activation, site.activation), (numbers.output, site.output)):
             assert (steps is None) == (tensor is None)
             if steps is not None and tensor is not None:
                 scale, zero = activation_parameters(found.ranges[tensor], recipe)
@@ -148,12 +150,12 @@ def test_manifest_has_the_numbers_of_the_graph(recipe: Int8Recipe, graphs: dict[
         levels = graph.constant(graph.producer[inputs[1]].input[0])
         assert np.abs(levels).max() == (1 << (numbers.weight_bits - 1)) - 1
         assert graph.constant(graph.producer[inputs[1]].input[1]).size == levels.shape[numbers.weight_axis]
-        assert numbers.quantized_bias == (place.bias is not None) and numbers.float16_scales == recipe.float16
+        assert numbers.quantized_bias == (site.bias is not None) and numbers.float16_scales == recipe.float16
     encoded = msgspec.json.encode(found.entries)
     assert msgspec.json.decode(encoded, type=list[NodePlacement]) == found.entries
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Operator:
     """What an INT8 operator of a graph took and gave on one tile, in floating point."""
 
@@ -235,30 +237,32 @@ def operators(graphs: dict[str, Written], data: Path) -> dict[str, dict[str, Ope
 def run_operators(found: Written, data: Path) -> dict[str, Operator]:
     """The INT8 operators by module, run as the graph is written."""
     graph = Graph(found.graph.model)
-    tensors = {place.node: tensors_of(graph, place) for place in found.graph.places}
+    tensors = {site.node: tensors_of(graph, site) for site in found.graph.sites}
     values = outputs(found.graph.model, sorted({t for names in tensors.values() for t in names}), data)
     numbers = {entry.node: entry.int8 for entry in found.int8}
     result = {}
-    for place in found.graph.places:
-        node, steps = graph.by_name[place.node], numbers[place.node]
+    for site in found.graph.sites:
+        node, steps = graph.by_name[site.node], numbers[site.node]
         assert steps is not None
-        x, levels, y, sums = (values[name] for name in tensors[place.node])
+        x, levels, y, sums = (values[name] for name in tensors[site.node])
         # PyTorch multiplies by the step's reciprocal: an input at an edge takes the graph's level
         x = np.where(near_edge(x / steps.activation.scale, 1e-3), levels, x)
         scale = graph.constant(graph.producer[node.input[1]].input[1])
-        rounding = steps.activation.scale * scale[:, None, None] / 2 if place.bias else np.zeros(1)
-        relu, step = place.output not in (None, node.output[0]), steps.output and steps.output.scale
-        result[place.node.rpartition("/")[0]] = Operator(x, y, relu, step, sums, rounding)
+        rounding = steps.activation.scale * scale[:, None, None] / 2 if site.bias else np.zeros(1)
+        relu, step = site.output not in (None, node.output[0]), steps.output and steps.output.scale
+        result[site.node.rpartition("/")[0]] = Operator(
+            x=x, y=y, relu=relu, step=step, sums=sums, bias_rounding=rounding
+        )
     return result
 
 
-def tensors_of(graph: Graph, place: Place) -> tuple[str, str, str, str]:
+def tensors_of(graph: Graph, site: WeightedSite) -> tuple[str, str, str, str]:
     """An operator's input before and after it is quantized, its output, and that before it is quantized."""
-    node = graph.by_name[place.node]
+    node = graph.by_name[site.node]
     quantizer = graph.producer[graph.producer[node.input[0]].input[0]]
-    if place.output:
-        (behind,) = [n for n in graph.consumers[place.output] if n.op_type == "QuantizeLinear"]
-        output, sums = graph.consumers[behind.output[0]][0].output[0], place.output
+    if site.output:
+        (behind,) = [n for n in graph.consumers[site.output] if n.op_type == "QuantizeLinear"]
+        output, sums = graph.consumers[behind.output[0]][0].output[0], site.output
     else:
         output = sums = node.output[0] if node.op_type == "Conv" else graph.consumers[node.output[0]][0].output[0]
     return quantizer.input[0], node.input[0], output, sums
@@ -280,7 +284,7 @@ def outputs(written_model: Any, names: list[str], data: Path) -> dict[str, np.nd
 @pytest.mark.parametrize("recipe", (CPU, TENSORRT), ids=lambda recipe: recipe.name)
 @pytest.mark.parametrize("harm", ["coarse weights", "clipped activations"])
 def test_network_answers_as_the_int8_graph(
-    harm: str, recipe: Int8Recipe, model: Any, seen: Observed, data: Path
+    harm: str, recipe: Int8Recipe, model: Any, seen: ActivationStatistics, data: Path
 ) -> None:
     """Whole, in ONNX Runtime, with numbers so bad that they change the answer.
 
@@ -302,7 +306,7 @@ def torch_answers(network: MISGNet, data: Path) -> np.ndarray:
     return predict_probability(network, *stack(list(sets(data)[1].tiles())))
 
 
-def test_smoothed_graph_is_imitated_and_its_function_kept(model: Any, seen: Observed, data: Path) -> None:
+def test_smoothed_graph_is_imitated_and_its_function_kept(model: Any, seen: ActivationStatistics, data: Path) -> None:
     graph = Graph(model)
     norms = scalable_norms(graph, {entry.node for entry in written(model, seen, CPU).int8})
     random = np.random.default_rng(0)
@@ -545,7 +549,7 @@ def test_rebuilt_graph_has_the_same_places(whole: Run, graphs: dict[str, Written
     seen = observed(model, data)
     for recipe in (CPU, TENSORRT):
         again = written(model, seen, recipe)
-        assert pairs(again) == pairs(graphs[recipe.name]) and again.graph.places == graphs[recipe.name].graph.places
+        assert pairs(again) == pairs(graphs[recipe.name]) and again.graph.sites == graphs[recipe.name].graph.sites
         assert not np.array_equal(levels_of(again), levels_of(graphs[recipe.name]))
 
 
@@ -557,11 +561,11 @@ def pairs(found: Written) -> set[tuple[str, ...]]:
 
 def levels_of(found: Written) -> np.ndarray:
     graph = Graph(found.graph.model)
-    dequantizers = [graph.producer[graph.by_name[p.node].input[1]] for p in found.graph.places]
+    dequantizers = [graph.producer[graph.by_name[p.node].input[1]] for p in found.graph.sites]
     return np.concatenate([graph.constant(node.input[0]).ravel() for node in dequantizers])
 
 
-def test_a_few_steps_lower_the_loss(model: Any, seen: Observed, data: Path, tmp_path: Path) -> None:
+def test_a_few_steps_lower_the_loss(model: Any, seen: ActivationStatistics, data: Path, tmp_path: Path) -> None:
     """Of weights in 3 bits, whose answers are bad at first; every step sees the same tiles, as they are."""
     coarse = written(model, seen, replace(CPU, weight_bits=3)).entries
     mine = with_graphs(make_bundle(tmp_path / "bundle"), {"cpu": coarse})

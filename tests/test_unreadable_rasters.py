@@ -29,9 +29,10 @@ from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
 from misgnet_runtime.jobs.scene import inputs
 from misgnet_runtime.jobs.scene import predict as predict_module
-from misgnet_runtime.jobs.scene.inputs import look_at
+from misgnet_runtime.jobs.scene.inputs import Inputs, inspect
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import predict_scene_files
+from misgnet_runtime.raster.reader import open_pair
 from scenes import PLACE, read, scene, write_raster
 
 H, W = 160, 128  # 5 x 4 blocks of 32 pixels
@@ -550,11 +551,16 @@ def test_a_raster_replaced_while_it_is_hashed_is_noticed(place: Place, monkeypat
     assert place.outputs() == []
 
 
+def inspected(before: Path, after: Path) -> Inputs:
+    with open_pair(before, after, align=False) as pair:
+        return inspect(pair, SceneOptions())
+
+
 @pytest.mark.parametrize("layout", ["tiles", "strips, not compressed", "big-endian BigTIFF", "planes"])
 def test_every_length_of_a_file_is_refused(place: Place, layout: str) -> None:
     whole = write(place.after, AFTER, layout).read_bytes()
-    look_at(place.before, place.after, SceneOptions())
+    inspected(place.before, place.after)
     for size in [*range(0, 700, 13), *np.linspace(700, len(whole) - 1, 40).astype(int)]:
         place.after.write_bytes(whole[:size])
         with pytest.raises(MisgnetError):
-            look_at(place.before, place.after, SceneOptions())
+            inspected(place.before, place.after)

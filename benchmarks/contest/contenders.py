@@ -22,7 +22,7 @@ OPENVINO = Engine("OpenVINO", "openvino", "run_openvino.py", "f32")
 OPENVINO_OWN = Engine("OpenVINO", "openvino", "run_openvino.py")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contender:
     """Where an INT8 graph comes from. ``note`` says every setting that is not the default, with its reason."""
 
@@ -38,24 +38,27 @@ class Contender:
 
 PEERS = (
     Contender(
-        "quantize_static", "`quantize_static`, default", "onnxruntime", "quantize_onnxruntime.py", ".onnx",
-        (ONNX_RUNTIME,),
+        key="quantize_static", title="`quantize_static`, default", environment="onnxruntime",
+        script="quantize_onnxruntime.py", suffix=".onnx", engines=(ONNX_RUNTIME,),
     ),
     Contender(
-        "modelopt", "Model-Optimizer, default", "modelopt", "quantize_modelopt.py", ".onnx", (ONNX_RUNTIME,),
+        key="modelopt", title="Model-Optimizer, default", environment="modelopt", script="quantize_modelopt.py",
+        suffix=".onnx", engines=(ONNX_RUNTIME,),
         note="what is not INT8 is FP16 by its default, for which ONNX Runtime has no fast CPU kernels",
     ),
     Contender(
-        "modelopt-fp32", "Model-Optimizer, FP32 remainder", "modelopt", "quantize_modelopt.py", ".onnx",
-        (ONNX_RUNTIME,), {"high_precision_dtype": "fp32"},
+        key="modelopt-fp32", title="Model-Optimizer, FP32 remainder", environment="modelopt",
+        script="quantize_modelopt.py", suffix=".onnx", engines=(ONNX_RUNTIME,),
+        settings={"high_precision_dtype": "fp32"},
         note="not its default: with high_precision_dtype fp32 for a fairer speed on a CPU",
     ),
     Contender(
-        "nncf", "NNCF, default", "openvino", "quantize_nncf.py", ".xml", (OPENVINO, OPENVINO_OWN),
+        key="nncf", title="NNCF, default", environment="openvino", script="quantize_nncf.py", suffix=".xml",
+        engines=(OPENVINO, OPENVINO_OWN),
     ),
     Contender(
-        "nncf-transformer", "NNCF, transformer preset", "openvino", "quantize_nncf.py", ".xml",
-        (OPENVINO, OPENVINO_OWN), {"model_type": "TRANSFORMER"},
+        key="nncf-transformer", title="NNCF, transformer preset", environment="openvino", script="quantize_nncf.py",
+        suffix=".xml", engines=(OPENVINO, OPENVINO_OWN), settings={"model_type": "TRANSFORMER"},
     ),
 )  # fmt: skip
 GIVEN_ENGINES = (ONNX_RUNTIME, OPENVINO, OPENVINO_OWN)  # of the float graph and of this project's

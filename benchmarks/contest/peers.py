@@ -14,7 +14,7 @@ from benchmarks.contest.guest import Answer, ContenderFailed, Guest, foreign
 from misgnet_runtime.raster.dataset import TileSet
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """The float graph that all peers start from, the tiles that calibrate them, and where they work.
 

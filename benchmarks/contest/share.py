@@ -47,7 +47,7 @@ class Share(Struct, frozen=True):
 def costs_of(model: onnx.ModelProto) -> dict[str, int]:
     """Multiply-adds of one image pair by the name of each product with a constant weight."""
     graph = Graph(model)
-    costs = {node.name: graph.multiply_adds(node) for node in graph.nodes}
+    costs = {node.name: graph.macs(node) for node in graph.nodes}
     return {name: cost for name, cost in costs.items() if cost}
 
 

@@ -55,11 +55,12 @@ def run(options: argparse.Namespace, work: Path) -> Report:
     sets = open_sets(bundle, options.calib, options.evaluation)
     known = recorded(bundle)
     task = Task(
-        float_graph, own_graph, _own_made(own_graph, known, bundle), _own_notes(known), bundle.manifest.interface,
-        bundle.manifest.threshold, sets.calibration, sets.evaluation, work,
-        interpreters(options.cache, 60 * options.limit), options.threads, options.rounds, options.seconds,
-        60 * options.limit,
-        tuple(peer for peer in PEERS if not options.only or peer.key in options.only),
+        float_graph=float_graph, own_graph=own_graph, own=_own_made(own_graph, known, bundle),
+        own_notes=_own_notes(known), interface=bundle.manifest.interface, threshold=bundle.manifest.threshold,
+        calibration=sets.calibration, evaluation=sets.evaluation, work=work,
+        python_of=interpreters(options.cache, 60 * options.limit), threads=options.threads, rounds=options.rounds,
+        seconds=options.seconds, limit_s=60 * options.limit,
+        peers=tuple(peer for peer in PEERS if not options.only or peer.key in options.only),
     )  # fmt: skip
     settings = {name: getattr(options, name) for name in ("threads", "rounds", "seconds")}
     settings["load_before"] = round(os.getloadavg()[0], 1)  # who else was using the cores

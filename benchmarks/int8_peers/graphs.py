@@ -18,7 +18,7 @@ from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.raster.dataset import TileSet
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """What is compared, on what, and how long it may take.
 
@@ -110,7 +110,8 @@ def make(context: Context, peer: Contender) -> Candidate:
 def _quantize(context: Context, peer: Contender) -> Graph:
     task = context.task
     source = Source(
-        task.float_graph, task.calibration, context.calibration, task.work, task.python_of, task.limit_s
+        graph=task.float_graph, calibration=task.calibration, handed=context.calibration, work=task.work,
+        python_of=task.python_of, limit_s=task.limit_s,
     )  # fmt: skip
     out, answer = quantized(source, peer)
     size = sum(path.stat().st_size for path in out.parent.glob("int8.*"))  # OpenVINO's weights are a file of their own

@@ -27,7 +27,7 @@ from misgnet_runtime.raster.dataset import TileSet
 _OUR_ERROR = re.compile(r"misgnet_runtime\.errors\.\w+: ")  # as a traceback begins it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exam:
     """The tiles that judge, as a set and handed over in ``handed``, and where answers are kept.
 

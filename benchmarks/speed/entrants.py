@@ -26,7 +26,7 @@ _LIBRARIES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _OWN_CHOICE = "its own precision"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entrant:
     """One row to come. ``program``: how its process is started, or why it cannot be.
 
@@ -53,7 +53,7 @@ class Entrant:
         return hashlib.sha256(told.encode()).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ground:
     """What all start from. ``python_of``: the interpreter of an environment by name; ``work``: the run's folder."""
 
@@ -79,8 +79,9 @@ def networks(ground: Ground) -> list[Entrant]:
     given = {"weights": ground.weights.resolve(), "interface": msgspec.to_builtins(interface)}
     return [
         Entrant(
-            key, title, "PyTorch", "peer", program, {**given, "compiled": compiled},
-            grid(ground.threads, interface.max_batch, streams=False), (file_sha256(ground.weights), repr(interface)),
+            key=key, title=title, engine="PyTorch", side="peer", program=program,
+            opening={**given, "compiled": compiled}, settings=grid(ground.threads, interface.max_batch, streams=False),
+            made_of=(file_sha256(ground.weights), repr(interface)),
         )
         for key, title, compiled in (
             (EAGER, "PyTorch, eager float32", False), (COMPILED, "PyTorch, torch.compile float32", True),
@@ -123,7 +124,8 @@ def guest_entrant(
     settings = grid(ground.threads, ground.bundle.manifest.interface.max_batch)
     name = f"{key} {where} {engine.precision or 'own'}"
     return Entrant(
-        name, title, engine.name, "peer", program, opening, settings, made_of, engine.precision or own_of(engine)
+        key=name, title=title, engine=engine.name, side="peer", program=program, opening=opening, settings=settings,
+        made_of=made_of, precision=engine.precision or own_of(engine),
     )  # fmt: skip
 
 
@@ -159,9 +161,10 @@ def _engine_entrant(ground: Ground, entry: EngineEntry) -> Entrant:
         "max_batch": manifest.interface.max_batch,
     }  # fmt: skip
     return Entrant(
-        f"{OUR_FLOAT if is_float else OURS} {entry.name} {entry.kind}", title, library, "ours",
-        own("benchmarks.speed.own.engine"), opening, grid(ground.threads, manifest.interface.max_batch),
-        _digests(ground.bundle.path / entry.file), entry.precision,
+        key=f"{OUR_FLOAT if is_float else OURS} {entry.name} {entry.kind}", title=title, engine=library, side="ours",
+        program=own("benchmarks.speed.own.engine"), opening=opening,
+        settings=grid(ground.threads, manifest.interface.max_batch), made_of=_digests(ground.bundle.path / entry.file),
+        precision=entry.precision,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ Found = TypeVar("Found")
 Guests = Mapping[str, Guest]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Course:
     """``tiles``: the handed-over folder; ``seconds``: of one entrant in one round; ``limit_s``: of one request."""
 

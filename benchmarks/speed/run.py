@@ -43,7 +43,7 @@ QUANTIZERS = tuple(peer for peer in PEERS if peer.key in ("quantize_static", "nn
 SKIPPABLE = (EAGER, COMPILED, *(peer.key for peer in QUANTIZERS))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """As the command takes them.
 
@@ -98,12 +98,41 @@ def run(options: Options, work: Path) -> Report:
         calibration = hand_over(sets.calibration, interface, work / "calibration")
         evaluation = hand_over(sets.evaluation, interface, work / "evaluation")
     python_of = interpreters(options.cache, limit_s)
-    ground = Ground(bundle, weights, straight, python_of, options.threads, work)
-    source = Source(straight, sets.calibration, calibration, work, python_of, limit_s)
+    ground = Ground(
+        bundle=bundle,
+        weights=weights,
+        straight=straight,
+        python_of=python_of,
+        threads=options.threads,
+        work=work,
+    )
+    source = Source(
+        graph=straight,
+        calibration=sets.calibration,
+        handed=calibration,
+        work=work,
+        python_of=python_of,
+        limit_s=limit_s,
+    )
     entrants, absent = line_up(ground, source, options.skip)
-    exam = Exam(sets.evaluation, evaluation, interface, bundle.manifest.threshold, options.threads, work, limit_s)
+    exam = Exam(
+        tiles=sets.evaluation,
+        handed=evaluation,
+        interface=interface,
+        threshold=bundle.manifest.threshold,
+        threads=options.threads,
+        work=work,
+        limit_s=limit_s,
+    )
     examined, again = examine(exam, entrants)
-    course = Course(evaluation, options.threads, options.rounds, options.seconds, work, limit_s)
+    course = Course(
+        tiles=evaluation,
+        threads=options.threads,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        work=work,
+        limit_s=limit_s,
+    )
     times, product = race(course, [entrant for row, entrant in examined if not row.failed])
     peaks = measure_peaks(course, multipliers(python_of, options.threads))
     work_of_pair = work_of(onnx.load(straight))

@@ -17,7 +17,7 @@ def work_of(model: onnx.ModelProto) -> Work:
     products = [node for node in graph.nodes if node.op_type in PRODUCTS]
     weighted = [node for node in products if graph.weight_of(node)]
     between = [node for node in products if not graph.weight_of(node)]
-    return Work(sum(map(graph.multiply_adds, weighted)), sum(_between(graph, node) for node in between))
+    return Work(sum(map(graph.macs, weighted)), sum(_between(graph, node) for node in between))
 
 
 def _between(graph: Graph, node: onnx.NodeProto) -> int:

@@ -98,7 +98,7 @@ def run_series(root: Path) -> None:
     options = SeriesOptions(scene=SceneOptions(engine="cpu-float32", execution=ExecutionOptions(batch=1)))
     dates = [root / f"in/{name}.tif" for name in ("two", "three")]
     listener = Listener(collector()[0], lambda *_: None)
-    run_series(root / "bundle", root / "in/one.tif", dates, root / "out", options, listener)
+    run_series(root / "bundle", root / "in/one.tif", dates, root / "out", options=options, listener=listener)
 
 
 def batch(root: Path) -> None:

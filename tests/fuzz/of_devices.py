@@ -22,14 +22,19 @@ def evaluation(folder: Path) -> Prepared:
 
 
 def observations(folder: Path) -> Prepared:
-    from misgnet_calibration.statistics.cache import ObservationKey, Observed, load_observations, save_observations
+    from misgnet_calibration.statistics.cache import (
+        ActivationStatistics,
+        StatisticsKey,
+        load_statistics,
+        save_statistics,
+    )
     from misgnet_calibration.statistics.observers import Histogram
 
-    key, path = ObservationKey("tiles", "weights", "graph"), folder / "observations.npz"
+    key, path = StatisticsKey("tiles", "weights", "graph"), folder / "observations.npz"
     seen = Histogram()
     seen.observe(np.linspace(-1, 2, 100, dtype=np.float32))
-    save_observations(path, Observed({"a": seen}, {"a": 2.0}), key)
-    return written(path, lambda path: load_observations(path, key)), [path.read_bytes()]
+    save_statistics(path, ActivationStatistics({"a": seen}, {"a": 2.0}), key)
+    return written(path, lambda path: load_statistics(path, key)), [path.read_bytes()]
 
 
 def plans(folder: Path) -> Prepared:

@@ -203,7 +203,7 @@ _ENDS = st.sampled_from(["\n", "\r\n", "\r", "\n\n", ""])
 def tables(seeds: Sequence[bytes]) -> Files:
     """Rows of one kind, repeated up to beyond the limits."""
 
-    def build(header: str, cells: list[str], numbered: bool, end: str, count: int, tail: str) -> bytes:
+    def build(header: str, cells: list[str], numbered: bool, end: str, count: int, *, tail: str) -> bytes:
         most = 1 << 20
         row = ",".join(cells)
         rows = (f"{number}{row if numbered else ''}{end}" for number in range(min(count, most // (len(row) + 8))))
@@ -214,9 +214,9 @@ def tables(seeds: Sequence[bytes]) -> Files:
 
     tails = st.sampled_from(["", '"', '"' + "x" * 70_000, "\ud800", "," * 70_000])
     counts = st.sampled_from([0, 1, 2, 100, 100, 1_000, 1_000, 250_000])
-    return st.builds(build, _HEADERS, st.lists(_CELLS, min_size=1, max_size=6), st.booleans(), _ENDS, counts, tails) | (
-        st.sampled_from(list(seeds))
-    )
+    return st.builds(
+        build, _HEADERS, st.lists(_CELLS, min_size=1, max_size=6), st.booleans(), _ENDS, counts, tail=tails
+    ) | (st.sampled_from(list(seeds)))
 
 
 def table(folder: Path) -> Prepared:

@@ -16,7 +16,7 @@ CPU_SECONDS = int(os.environ.get("MISGNET_CPU_SECONDS", "60"))  # the system end
 ADDRESS_SPACE = 6 << 30  # and gives it no more memory: the machine is not the reader's alone
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """``seconds`` of processor time; ``resident`` and ``virtual``: MiB beyond what the process had before; ``end``:
     the kind of the project's error and its message, "read", or what broke a promise."""
@@ -50,7 +50,8 @@ def measured(families: list[str], folder: Path) -> Iterator[Reading]:
                 prepared[found.prepare] = found.prepare(home)
             code, words = _in_a_child(partial(_measure, partial(prepared[found.prepare], path)))
             figures = json.loads(words) if code == 0 else (CPU_SECONDS, 0, 0, f"broken: ended by {-code}")
-            yield Reading(family, over, *figures)
+            seconds, resident, virtual, end = figures
+            yield Reading(family=family, over=over, seconds=seconds, resident=resident, virtual=virtual, end=end)
 
 
 def _make(make: Callable[[Path, bool], None], path: Path, over: bool) -> str:

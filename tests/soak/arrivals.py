@@ -24,7 +24,7 @@ from scenes import scene, write_raster
 Fate = Literal["good", "moved", "failed", "reported", "nothing"]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Pair:
     """A pair that arrives; ``whole`` as soon as its last byte is there. ``word``: of the watcher's report."""
 
@@ -55,7 +55,7 @@ class Arrivals:
     def add(self, kind: str) -> None:
         number, seed = len(self.pairs), self._chance.randrange(1 << 30)
         if kind == "crash":
-            self._bring(Pair(f"crash-{number}", "failed", seed), self._renamed)
+            self._bring(Pair(name=f"crash-{number}", fate="failed", seed=seed), self._renamed)
         elif kind == "bad":
             self._chance.choice(_BAD)(self, number, seed)
         else:
@@ -71,7 +71,7 @@ class Arrivals:
     def _good(self, number: int, seed: int, way: Callable[[Pair], None]) -> None:
         name = self._chance.choice(["p{}", "p {} x", "line\nend-{}", "ü{}", "-o{}", "=1+{}"]).format(number)
         suffix = self._chance.choice([".png", ".png", ".png", ".tif"])
-        self._bring(Pair(name, "good", seed, suffix), way)
+        self._bring(Pair(name=name, fate="good", seed=seed, suffix=suffix), way)
 
     def _bring(self, pair: Pair, way: Callable[[Pair], None]) -> None:
         self.pairs[pair.name] = pair
@@ -106,7 +106,7 @@ class Arrivals:
 
     def _moved(self, pair: Pair) -> None:
         """Both files arrive under another name first."""
-        first = Pair(f"was-{pair.name}", "moved", pair.seed, pair.suffix)
+        first = Pair(name=f"was-{pair.name}", fate="moved", seed=pair.seed, suffix=pair.suffix)
         self.pairs[first.name] = first
         self._renamed(first)
         time.sleep(random.Random(pair.seed).uniform(0, 1))
@@ -126,7 +126,7 @@ class Arrivals:
 
     def _long(self, number: int, seed: int) -> None:
         name = f"{number}-".ljust(236, "n") if seed % 2 else f"{number}-" + "ü" * 115
-        self._bring(Pair(name, "failed", seed), self._renamed)
+        self._bring(Pair(name=name, fate="failed", seed=seed), self._renamed)
 
     def _damaged(self, number: int, seed: int) -> None:
         def bring(pair: Pair) -> None:
@@ -136,7 +136,7 @@ class Arrivals:
             self._put(self._path(pair, "after"), kinds[pair.seed % len(kinds)])
             pair.whole = True
 
-        self._bring(Pair(f"damaged-{number}", "failed", seed, (".png", ".tif")[seed % 2]), bring)
+        self._bring(Pair(name=f"damaged-{number}", fate="failed", seed=seed, suffix=(".png", ".tif")[seed % 2]), bring)
 
     def _sparse(self, number: int, seed: int) -> None:
         def bring(pair: Pair) -> None:
@@ -148,7 +148,7 @@ class Arrivals:
             path.rename(self._path(pair, "after"))
             pair.whole = True
 
-        self._bring(Pair(f"sparse-{number}", "failed", seed, (".png", ".tif")[seed % 2]), bring)
+        self._bring(Pair(name=f"sparse-{number}", fate="failed", seed=seed, suffix=(".png", ".tif")[seed % 2]), bring)
 
     def _link(self, number: int, seed: int) -> None:
         def bring(pair: Pair) -> None:
@@ -159,10 +159,10 @@ class Arrivals:
                 self._path(pair, date).symlink_to(kinds[pair.seed % len(kinds)])
             pair.whole = True
 
-        self._bring(Pair(f"link-{number}", "reported", seed, word="links are not followed"), bring)
+        self._bring(Pair(name=f"link-{number}", fate="reported", seed=seed, word="links are not followed"), bring)
 
     def _not_utf_8(self, number: int, seed: int) -> None:
-        self._bring(Pair(f"raw{number}\udcff", "reported", seed, word="not UTF-8"), self._renamed)
+        self._bring(Pair(name=f"raw{number}\udcff", fate="reported", seed=seed, word="not UTF-8"), self._renamed)
 
     def _mixed(self, number: int, seed: int) -> None:
         def bring(pair: Pair) -> None:
@@ -171,7 +171,7 @@ class Arrivals:
             self._put(self._path(pair, "after"), after)
             pair.whole = True
 
-        self._bring(Pair(f"mixed-{number}", "reported", seed, word="a GeoTIFF and another image"), bring)
+        self._bring(Pair(name=f"mixed-{number}", fate="reported", seed=seed, word="a GeoTIFF and another image"), bring)
 
     def _no_file(self, number: int, seed: int) -> None:
         def bring(pair: Pair) -> None:
@@ -179,7 +179,7 @@ class Arrivals:
                 (os.mkfifo if pair.seed % 2 else os.mkdir)(self._path(pair, date))
             pair.whole = True
 
-        self._bring(Pair(f"pipe-{number}", "nothing", seed), bring)
+        self._bring(Pair(name=f"pipe-{number}", fate="nothing", seed=seed), bring)
 
     def _path(self, pair: Pair, date: str) -> Path:
         return self.folder / f"{pair.name}_{date}{pair.suffix}"

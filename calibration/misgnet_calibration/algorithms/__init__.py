@@ -1,8 +1,8 @@
-"""Repairs of an INT8 graph that keep every operator in INT8: smoothing, learned rounding, bias correction."""
+"""Makes an INT8 graph more accurate: SmoothQuant, learned rounding, bias correction, and accuracy control."""
 
 from misgnet_calibration.algorithms.bias_correction import BiasCorrection, correct_bias
 from misgnet_calibration.algorithms.improve import Attempt, Measured, Repaired, Score, is_better, repair
-from misgnet_calibration.algorithms.rounding import Rounding, RoundingError, learn_rounding, rounded_levels
+from misgnet_calibration.algorithms.rounding import Rounding, RoundingError, learn_rounding, round_weights
 from misgnet_calibration.algorithms.smooth_quant import Choice, Smoothed, best_alpha, smooth, smoothing_factors
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "is_better",
     "learn_rounding",
     "repair",
-    "rounded_levels",
+    "round_weights",
     "smooth",
     "smoothing_factors",
 ]

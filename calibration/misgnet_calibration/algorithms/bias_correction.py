@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from misgnet_calibration.onnx_graph.edits import bias_of, with_bias
 from misgnet_calibration.onnx_graph.graph import Graph
-from misgnet_calibration.quantizer.placement import AnyPlace, Place, weighted
-from misgnet_calibration.quantizer.qdq import Levels, quantize_graph
+from misgnet_calibration.quantizer.placement import QuantizerSite, WeightedSite, weighted
+from misgnet_calibration.quantizer.qdq import QuantizedWeights, quantize_graph
 from misgnet_calibration.quantizer.recipes import Recipe
-from misgnet_calibration.statistics.collect import Told, counted
-from misgnet_calibration.statistics.intermediate import runs, spread
+from misgnet_calibration.statistics.collect import TileDone, per_tile
+from misgnet_calibration.statistics.intermediate import spread_tiles, tile_activations
 from misgnet_calibration.statistics.observers import Range
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.callables import Progress
@@ -42,10 +42,10 @@ class BiasCorrection:
 
 
 def correct_bias(
-    model: onnx.ModelProto, interface: Interface, tiles: TileSet, places: Sequence[AnyPlace], recipe: Recipe,
-    ranges: Mapping[str, Range], levels: Levels | None = None, progress: Progress | None = None,
+    model: onnx.ModelProto, interface: Interface, tiles: TileSet, sites: Sequence[QuantizerSite], recipe: Recipe,
+    *, ranges: Mapping[str, Range], quantized_weights: QuantizedWeights | None = None, progress: Progress | None = None,
 ) -> BiasCorrection:  # fmt: skip
-    """Corrections for the operators of ``places`` that have a weight and a constant bias, in the order of the graph.
+    """Corrections for the operators of ``sites`` that have a weight and a constant bias, in the order of the graph.
 
     The quantized graph is that of ``recipe`` before float16 is written into it: what half precision shifts is
     not INT8's. At most TILES of ``tiles`` are used, evenly spread, and kept; so memory does not grow with their
@@ -53,17 +53,17 @@ def correct_bias(
     two tiles.
     """
     graph = Graph(model)
-    few = list(spread(tiles, TILES).tiles())
-    nodes = [graph.by_name[p.node] for p in weighted(places)]
+    few = list(spread_tiles(tiles, TILES).tiles())
+    nodes = [graph.by_name[p.node] for p in weighted(sites)]
     ranked = ranks(graph, [node for node in nodes if bias_of(graph, node)])
-    told = counted(progress, (1 + len(ranked)) * len(few))
-    wanted = channel_means(model, interface, few, [node for rank in ranked for node in rank], told)
+    tile_done = per_tile(progress, (1 + len(ranked)) * len(few))
+    wanted = channel_means(model, interface, few, [node for rank in ranked for node in rank], tile_done)
     corrections: dict[str, NDArray[np.float32]] = {}
     for rank in ranked:
         corrected = with_bias(model, corrections)
-        leading = _renamed(corrected, _before(graph, rank, places))
-        quantized = quantize_graph(corrected, leading, recipe, ranges, levels)
-        found = channel_means(quantized, interface, few, rank, told)
+        leading = _renamed(corrected, _before(graph, rank, sites))
+        quantized = quantize_graph(corrected, leading, recipe, ranges, quantized_weights)
+        found = channel_means(quantized, interface, few, rank, tile_done)
         corrections |= {name: shrunken_mean(wanted[name] - means) for name, means in found.items()}
     return BiasCorrection(corrections, tuple(n.name for n in nodes if n.name not in corrections))
 
@@ -98,11 +98,11 @@ def ranks(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> list[list[onnx.NodeP
 
 def channel_means(
     model: onnx.ModelProto, interface: Interface, tiles: Sequence[Tile], nodes: Sequence[onnx.NodeProto],
-    told: Told | None = None,
+    tile_done: TileDone | None = None,
 ) -> Means:  # fmt: skip
     """By node, the mean of each output channel on each tile (N, C)."""
     means: dict[str, list[NDArray[np.float64]]] = {node.name: [] for node in nodes}
-    for values in runs(model, interface, tiles, [node.output[0] for node in nodes], told):
+    for values in tile_activations(model, interface, tiles, [node.output[0] for node in nodes], tile_done):
         for node in nodes:
             output = values[node.output[0]]
             channel = 1 if node.op_type == "Conv" else output.ndim - 1
@@ -111,13 +111,15 @@ def channel_means(
     return {name: np.stack(found) for name, found in means.items()}
 
 
-def _before(graph: Graph, rank: Sequence[onnx.NodeProto], places: Sequence[AnyPlace]) -> list[AnyPlace]:
-    """The places that the nodes of ``rank`` depend on, and these nodes' own."""
+def _before(graph: Graph, rank: Sequence[onnx.NodeProto], sites: Sequence[QuantizerSite]) -> list[QuantizerSite]:
+    """The sites that the nodes of ``rank`` depend on, and these nodes' own."""
     needed = graph.needed_for(node.output[0] for node in rank)
-    return [p for p in places if not needed.isdisjoint(graph.by_name[p.node].output)]
+    return [p for p in sites if not needed.isdisjoint(graph.by_name[p.node].output)]
 
 
-def _renamed(model: onnx.ModelProto, places: Sequence[AnyPlace]) -> list[AnyPlace]:
-    """``places`` in a model with corrected biases, where one that was shared has a name of its own."""
+def _renamed(model: onnx.ModelProto, sites: Sequence[QuantizerSite]) -> list[QuantizerSite]:
+    """``sites`` in a model with corrected biases, where one that was shared has a name of its own."""
     nodes = Graph(model).by_name
-    return [replace(p, bias=str(nodes[p.node].input[2])) if isinstance(p, Place) and p.bias else p for p in places]
+    return [
+        replace(p, bias=str(nodes[p.node].input[2])) if isinstance(p, WeightedSite) and p.bias else p for p in sites
+    ]

@@ -13,8 +13,8 @@ from misgnet_calibration.algorithms.bias_correction import correct_bias
 from misgnet_calibration.algorithms.rounding import learn_rounding
 from misgnet_calibration.algorithms.smooth_quant import smooth
 from misgnet_calibration.onnx_graph.graph import Graph
-from misgnet_calibration.quantizer.placement import AnyPlace, place, weighted
-from misgnet_calibration.quantizer.quantize import Inputs, QuantizedGraph
+from misgnet_calibration.quantizer.placement import QuantizerSite, quantizer_sites, weighted
+from misgnet_calibration.quantizer.quantize import QuantizationInputs, QuantizedGraph
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.observers import Range
 from misgnet_runtime.bundle.manifest import Interface
@@ -41,7 +41,7 @@ class Score:
     pixels: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Attempt:
     """One repair that was tried, for the manifest and the report; ``finding``: what it did, in words."""
 
@@ -58,7 +58,7 @@ class Repaired:
     """The best graph that was found, what it is made from, its score, and everything that was tried."""
 
     quantized: QuantizedGraph
-    inputs: Inputs
+    inputs: QuantizationInputs
     score: Score
     attempts: tuple[Attempt, ...]
 
@@ -69,22 +69,27 @@ Decide = Callable[[onnx.ModelProto], Measured]
 
 
 def repair(
-    model: onnx.ModelProto, interface: Interface, tiles: TileSet, recipe: Recipe, ranges_of: RangesOf,
-    peaks: Mapping[str, float], decide: Decide, progress: Progress | None = None,
-    *, keep_float: Collection[str] = (), steps: Sequence[Step] = ("smoothing", "rounding", "bias"),
+    model: onnx.ModelProto, interface: Interface, tiles: TileSet, recipe: Recipe, *,
+    ranges_of: RangesOf, absolute_maxima: Mapping[str, float], decide: Decide, progress: Progress | None = None,
+    keep_float: Collection[str] = (), steps: Sequence[Step] = ("smoothing", "rounding", "bias"),
 ) -> Repaired:  # fmt: skip
     """Quantize the float graph ``model`` for ``recipe`` and repair it, one of ``steps`` after the other.
 
     ``ranges_of`` observes a float graph's activations on the calibration ``tiles``; it is asked again after
-    smoothing, which changes them. ``peaks`` as ``quantize`` takes them. ``decide`` measures a quantized graph on
-    tiles that did not calibrate. ``progress`` counts hundredths of a step. Raises what ``quantize`` and the
+    smoothing, which changes them. ``absolute_maxima`` as ``quantize`` takes them. ``decide`` measures a quantized
+    graph on tiles that did not calibrate. ``progress`` counts hundredths of a step. Raises what ``quantize`` and the
     steps raise, InputError and GateFailed.
     """
-    inputs = Inputs(model, ranges_of(model), peaks, frozenset(keep_float))
+    inputs = QuantizationInputs(
+        model=model, ranges=ranges_of(model), absolute_maxima=absolute_maxima, keep_float=frozenset(keep_float)
+    )
     quantized = inputs.quantize(recipe)
     best = Repaired(quantized, inputs, _score(decide(quantized.model)), ())
     for index, name in enumerate(steps):
-        work = _Work(interface, tiles, recipe, ranges_of, decide, _part(progress, index, len(steps)))
+        work = _Work(
+            interface=interface, tiles=tiles, recipe=recipe, ranges_of=ranges_of, decide=decide,
+            progress=_part(progress, index, len(steps)),
+        )  # fmt: skip
         best = _tried(best, name, work)
     return best
 
@@ -96,7 +101,9 @@ def _tried(best: Repaired, name: Step, work: _Work) -> Repaired:
     quantized = inputs.quantize(work.recipe)
     score = _score(work.decide(quantized.model))
     kept = is_better(best.score, score)
-    attempt = Attempt(name, best.score, score, time.perf_counter() - started, kept, finding)
+    attempt = Attempt(
+        name=name, before=best.score, after=score, seconds=time.perf_counter() - started, kept=kept, finding=finding
+    )
     attempts = (*best.attempts, attempt)
     return Repaired(quantized, inputs, score, attempts) if kept else replace(best, attempts=attempts)
 
@@ -110,7 +117,7 @@ def is_better(before: Score, after: Score) -> bool:
     return after.mean < before.mean and after.pixels >= before.pixels - PIXELS_OF_NOISE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Work:
     """What every step is given beside the graph."""
 
@@ -122,41 +129,47 @@ class _Work:
     progress: Progress | None
 
 
-def _smoothing(given: Inputs, work: _Work) -> tuple[Inputs, str]:
+def _smoothing(given: QuantizationInputs, work: _Work) -> tuple[QuantizationInputs, str]:
     found = smooth(given.model, work.interface, work.tiles, work.recipe, work.progress)
     changed = [c for c in found.choices if c.alpha is not None]
     finding = f"outliers moved into the weights behind {len(changed)} of {len(found.choices)} LayerNorms"
     if not changed:
         return given, finding
-    peaks = {**given.peaks, **{name: peak for name, peak in found.peaks.items() if name in given.peaks}}
-    return replace(given, model=found.model, ranges=work.ranges_of(found.model), peaks=peaks), finding
+    known = given.absolute_maxima
+    absolute_maxima = {**known, **{name: value for name, value in found.absolute_maxima.items() if name in known}}
+    return replace(
+        given, model=found.model, ranges=work.ranges_of(found.model), absolute_maxima=absolute_maxima
+    ), finding
 
 
-def _rounding(given: Inputs, work: _Work) -> tuple[Inputs, str]:
-    places = _places(given, work)
-    found = learn_rounding(given.model, work.interface, work.tiles, places, work.recipe, given.ranges, work.progress)
-    finding = f"{len(found.levels)} of {len(weighted(places))} weights rounded anew"
-    return replace(given, levels=found.levels), finding
-
-
-def _bias(given: Inputs, work: _Work) -> tuple[Inputs, str]:
-    places = _places(given, work)
-    found = correct_bias(
-        given.model, work.interface, work.tiles, places, work.recipe, given.ranges, given.levels, work.progress
+def _rounding(given: QuantizationInputs, work: _Work) -> tuple[QuantizationInputs, str]:
+    sites = _sites(given, work)
+    found = learn_rounding(
+        given.model, work.interface, work.tiles, sites, work.recipe, ranges=given.ranges, progress=work.progress
     )
-    finding = f"{len(found.corrections)} of {len(weighted(places))} biases corrected"
+    finding = f"{len(found.quantized_weights)} of {len(weighted(sites))} weights rounded anew"
+    return replace(given, quantized_weights=found.quantized_weights), finding
+
+
+def _bias(given: QuantizationInputs, work: _Work) -> tuple[QuantizationInputs, str]:
+    sites = _sites(given, work)
+    found = correct_bias(
+        given.model, work.interface, work.tiles, sites, work.recipe,
+        ranges=given.ranges, quantized_weights=given.quantized_weights, progress=work.progress,
+    )  # fmt: skip
+    finding = f"{len(found.corrections)} of {len(weighted(sites))} biases corrected"
     return replace(given, bias=found.corrections), finding
 
 
-_STEPS: Mapping[Step, Callable[[Inputs, _Work], tuple[Inputs, str]]] = {
+_STEPS: Mapping[Step, Callable[[QuantizationInputs, _Work], tuple[QuantizationInputs, str]]] = {
     "smoothing": _smoothing,
     "rounding": _rounding,
     "bias": _bias,
 }
 
 
-def _places(given: Inputs, work: _Work) -> list[AnyPlace]:
-    return [p for p in place(Graph(given.model), work.recipe) if p.node not in given.keep_float]
+def _sites(given: QuantizationInputs, work: _Work) -> list[QuantizerSite]:
+    return [p for p in quantizer_sites(Graph(given.model), work.recipe) if p.node not in given.keep_float]
 
 
 def _score(found: Measured) -> Score:

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from misgnet_calibration.onnx_graph.graph import Graph, attribute
 from misgnet_calibration.quantizer.conv_rows import Rows, as_matrix, from_matrix, sampled_rows
-from misgnet_calibration.quantizer.placement import AnyPlace, Place, weighted
+from misgnet_calibration.quantizer.placement import QuantizerSite, WeightedSite, weighted
 from misgnet_calibration.quantizer.qdq import scale_at
 from misgnet_calibration.quantizer.recipes import Recipe
-from misgnet_calibration.quantizer.scales import as_quantized, last_level, weight_levels
-from misgnet_calibration.statistics.collect import counted
-from misgnet_calibration.statistics.intermediate import runs, spread
+from misgnet_calibration.quantizer.scales import fake_quantize, largest_quantized, quantize_weight
+from misgnet_calibration.statistics.collect import per_tile
+from misgnet_calibration.statistics.intermediate import spread_tiles, tile_activations
 from misgnet_calibration.statistics.observers import Range
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.callables import Progress
@@ -34,7 +34,7 @@ from misgnet_runtime.raster.dataset import TileSet
 
 TILES = 64  # that teach and decide, at most: thousands of rows for each product
 ROWS = 128  # of each product and tile
-HELD_OUT = 4  # every fourth tile decides between learned and nearest levels
+HELD_OUT = 4  # every fourth tile decides between learned and nearest rounding
 _DAMPING = 0.01  # of the mean second moment, added to all of them: GPTQ's own
 _TINY = 1e-30
 _BLOCK = 128  # inputs whose errors are passed on in one matrix product
@@ -50,42 +50,42 @@ class RoundingError:
 
     @property
     def kept(self) -> bool:
-        """Whether the learned levels are the better ones; NaN keeps the nearest."""
+        """Whether the learned values are the better ones; NaN keeps the nearest."""
         return self.learned < self.nearest
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """INT8 levels in the weight's shape by node, for the nodes whose error they lower."""
+    """Quantized weights, INT8 in the weight's shape by node, for the nodes whose error they lower."""
 
-    levels: Mapping[str, NDArray[np.int8]]
+    quantized_weights: Mapping[str, NDArray[np.int8]]
     errors: tuple[RoundingError, ...]
 
 
 def learn_rounding(
-    model: onnx.ModelProto, interface: Interface, tiles: TileSet, places: Sequence[AnyPlace], recipe: Recipe,
-    ranges: Mapping[str, Range], progress: Progress | None = None,
+    model: onnx.ModelProto, interface: Interface, tiles: TileSet, sites: Sequence[QuantizerSite], recipe: Recipe,
+    *, ranges: Mapping[str, Range], progress: Progress | None = None,
 ) -> Rounding:  # fmt: skip
-    """Levels for the weights of ``places``, from the float graph's activations on ``tiles``, as INT8 sees them.
+    """Quantized values of the weights of ``sites``, from the float graph's activations on ``tiles``, as INT8 sees them.
 
     Convolutions in groups keep the nearest ones: each group reads channels of its own.
-    At most TILES of them, evenly spread: three quarters teach, the others decide whether a place keeps what it
-    learned. Memory is one (K, K) matrix for each place, however many tiles there are. Raises InputError that names the
+    At most TILES of them, evenly spread: three quarters teach, the others decide whether a site keeps what it
+    learned. Memory is one (K, K) matrix for each site, however many tiles there are. Raises InputError that names the
     tile where an activation is NaN or Inf, or where there are fewer than two tiles.
     """
-    tiles = spread(tiles, TILES)
+    tiles = spread_tiles(tiles, TILES)
     deciding = tiles.subset(range(0, len(tiles), HELD_OUT))
     teaching = tiles.subset([i for i in range(len(tiles)) if i % HELD_OUT])
     graph = Graph(model)
     rounder = _Rounder(graph, recipe, ranges)
-    whole = [p for p in weighted(places) if attribute(graph.by_name[p.node], "group", 1) == 1]
+    whole = [p for p in weighted(sites) if attribute(graph.by_name[p.node], "group", 1) == 1]
     names = [p.activation for p in whole]
-    told = counted(progress, len(tiles))
+    tile_done = per_tile(progress, len(tiles))
 
-    def rows_on(part: TileSet) -> Iterator[tuple[Place, Rows]]:
-        for seed, values in enumerate(runs(model, interface, part.tiles(), names, told)):
-            for place in whole:
-                yield place, rounder.rows(place, values[place.activation], seed)
+    def rows_on(part: TileSet) -> Iterator[tuple[WeightedSite, Rows]]:
+        for seed, values in enumerate(tile_activations(model, interface, part.tiles(), names, tile_done)):
+            for site in whole:
+                yield site, rounder.rows(site, values[site.activation], seed)
 
     moments = second_moments(rows_on(teaching))
     learned = {p.node: rounder.learned(p, moments.pop(p.node)) for p in whole}
@@ -94,7 +94,7 @@ def learn_rounding(
     return Rounding({e.node: learned[e.node] for e in errors if e.kept}, errors)
 
 
-def rounded_levels(
+def round_weights(
     weight: NDArray[np.floating], scale: NDArray[np.floating], moments: NDArray[np.floating], limit: int
 ) -> NDArray[np.int8]:
     """Integers (K, C) in steps of ``scale`` (C,), within ``limit``, for ``weight`` (K, C) and E[x x^T] (K, K).
@@ -107,7 +107,7 @@ def rounded_levels(
     damped[np.diag_indices_from(damped)] += _DAMPING * float(np.diag(moments).mean()) or 1.0  # no input at all
     lower = np.linalg.cholesky(damped)
     steps = weight[order].astype(np.float64) / scale
-    off = np.zeros_like(steps)  # weight minus level, of those that are rounded
+    off = np.zeros_like(steps)  # weight minus quantized value, of those that are rounded
     for start in reversed(range(0, len(steps), _BLOCK)):
         stop = min(start + _BLOCK, len(steps))
         passed = lower[stop:, start:stop].T @ off[stop:]
@@ -115,65 +115,65 @@ def rounded_levels(
             carried = passed[i - start] + lower[i + 1 : stop, i] @ off[i + 1 : stop]
             level = np.clip(np.rint(steps[i] + carried / lower[i, i]), -limit, limit)
             off[i] = steps[i] - level
-    levels = np.empty_like(off)
-    levels[order] = steps - off
-    return np.rint(levels).astype(np.int8)
+    quantized = np.empty_like(off)
+    quantized[order] = steps - off
+    return np.rint(quantized).astype(np.int8)
 
 
-def second_moments(rows: Iterable[tuple[Place, Rows]]) -> dict[str, NDArray[np.float32]]:
-    """The mean of x x^T (K, K) over the rows of each place, by node."""
+def second_moments(rows: Iterable[tuple[WeightedSite, Rows]]) -> dict[str, NDArray[np.float32]]:
+    """The mean of x x^T (K, K) over the rows of each site, by node."""
     sums: dict[str, NDArray[np.float32]] = {}
     counts: Counter[str] = Counter()
-    for place, x in rows:
+    for site, x in rows:
         product = x.T @ x
-        if place.node in sums:
-            sums[place.node] += product
+        if site.node in sums:
+            sums[site.node] += product
         else:
-            sums[place.node] = product
-        counts[place.node] += len(x)
+            sums[site.node] = product
+        counts[site.node] += len(x)
     return {node: total / np.float32(counts[node]) for node, total in sums.items()}
 
 
 def _errors(
-    rows: Iterable[tuple[Place, Rows]], matrices: Mapping[str, tuple[NDArray[np.float32], ...]]
+    rows: Iterable[tuple[WeightedSite, Rows]], matrices: Mapping[str, tuple[NDArray[np.float32], ...]]
 ) -> tuple[RoundingError, ...]:
-    """``matrices``: by node the weight, and what nearest and what learned levels miss of it, each (K, C)."""
+    """``matrices``: by node the weight, and what nearest and what learned values miss of it, each (K, C)."""
     powers = {node: np.zeros(3) for node in matrices}
-    for place, x in rows:
-        powers[place.node] += [np.square(x @ m, dtype=np.float64).mean() for m in matrices[place.node]]
+    for site, x in rows:
+        powers[site.node] += [np.square(x @ m, dtype=np.float64).mean() for m in matrices[site.node]]
     relative = {node: power[1:] / max(power[0], _TINY) for node, power in powers.items()}
     return tuple(RoundingError(node, float(nearest), float(learned)) for node, (nearest, learned) in relative.items())
 
 
 class _Rounder:
-    """The places' weights in one graph and recipe, as matrices (K, C)."""
+    """The sites' weights in one graph and recipe, as matrices (K, C)."""
 
     def __init__(self, graph: Graph, recipe: Recipe, ranges: Mapping[str, Range]) -> None:
         self.graph = graph
         self.recipe = recipe
         self.ranges = ranges
 
-    def rows(self, place: Place, values: NDArray[np.float32], seed: int) -> Rows:
-        node, kernel = self.graph.by_name[place.node], tuple(self.graph.shape(place.weight)[2:])
+    def rows(self, site: WeightedSite, values: NDArray[np.float32], seed: int) -> Rows:
+        node, kernel = self.graph.by_name[site.node], tuple(self.graph.shape(site.weight)[2:])
         rows = sampled_rows(node, values, kernel, ROWS, seed)
-        return as_quantized(rows, self.ranges[place.activation], self.recipe)
+        return fake_quantize(rows, self.ranges[site.activation], self.recipe)
 
-    def matrix(self, place: Place) -> NDArray[np.float32]:
-        return as_matrix(self._weight(place), place.weight_axis)
+    def matrix(self, site: WeightedSite) -> NDArray[np.float32]:
+        return as_matrix(self._weight(site), site.weight_axis)
 
-    def missed(self, place: Place, levels: NDArray[np.int8] | None = None) -> NDArray[np.float32]:
-        """The weight minus ``levels``, or minus the nearest ones."""
-        weight, scale, axis = self._weight(place), self._scale(place), place.weight_axis
-        if levels is None:
-            levels = weight_levels(weight, scale, axis, self.recipe)
-        return np.asarray(as_matrix(weight, axis) - as_matrix(levels, axis) * scale, np.float32)
+    def missed(self, site: WeightedSite, quantized: NDArray[np.int8] | None = None) -> NDArray[np.float32]:
+        """The weight minus ``quantized``, or minus the nearest ones."""
+        weight, scale, axis = self._weight(site), self._scale(site), site.weight_axis
+        if quantized is None:
+            quantized = quantize_weight(weight, scale, axis, self.recipe)
+        return np.asarray(as_matrix(weight, axis) - as_matrix(quantized, axis) * scale, np.float32)
 
-    def learned(self, place: Place, moments: NDArray[np.float32]) -> NDArray[np.int8]:
-        levels = rounded_levels(self.matrix(place), self._scale(place), moments, last_level(self.recipe))
-        return from_matrix(levels, self._weight(place).shape, place.weight_axis)
+    def learned(self, site: WeightedSite, moments: NDArray[np.float32]) -> NDArray[np.int8]:
+        quantized = round_weights(self.matrix(site), self._scale(site), moments, largest_quantized(self.recipe))
+        return from_matrix(quantized, self._weight(site).shape, site.weight_axis)
 
-    def _weight(self, place: Place) -> NDArray[np.float32]:
-        return self.graph.constant(place.weight).astype(np.float32)
+    def _weight(self, site: WeightedSite) -> NDArray[np.float32]:
+        return self.graph.constant(site.weight).astype(np.float32)
 
-    def _scale(self, place: Place) -> NDArray[np.float32]:
-        return scale_at(self.graph, place, self.recipe, self.ranges)
+    def _scale(self, site: WeightedSite) -> NDArray[np.float32]:
+        return scale_at(self.graph, site, self.recipe, self.ranges)

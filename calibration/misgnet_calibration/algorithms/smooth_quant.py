@@ -15,14 +15,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from misgnet_calibration.algorithms.layer_norms import Factors, Norm, multiplied, rescaled, scalable_norms
+from misgnet_calibration.algorithms.layer_norms import Factors, Norm, Reader, multiplied, rescaled, scalable_norms
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.conv_rows import Rows, as_matrix, sampled_rows
-from misgnet_calibration.quantizer.placement import place, weighted
+from misgnet_calibration.quantizer.placement import quantizer_sites, weighted
 from misgnet_calibration.quantizer.recipes import Recipe
-from misgnet_calibration.quantizer.scales import as_quantized, weight_levels, weight_scale
-from misgnet_calibration.statistics.collect import counted
-from misgnet_calibration.statistics.intermediate import runs, spread
+from misgnet_calibration.quantizer.scales import fake_quantize, quantize_weight, weight_scale
+from misgnet_calibration.statistics.collect import per_tile
+from misgnet_calibration.statistics.intermediate import spread_tiles, tile_activations
 from misgnet_calibration.statistics.observers import Range
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.callables import Progress
@@ -52,7 +52,7 @@ class Smoothed:
 
     model: onnx.ModelProto
     choices: tuple[Choice, ...]
-    peaks: Mapping[str, float]
+    absolute_maxima: Mapping[str, float]
 
 
 def smooth(
@@ -64,24 +64,24 @@ def smooth(
     however many there are. Activations must be observed again afterwards. Raises InputError that names the tile
     where an activation is NaN or Inf, or where there are fewer than two tiles.
     """
-    tiles = spread(tiles, TILES)
+    tiles = spread_tiles(tiles, TILES)
     graph = Graph(model)
-    quantized = {p.node for p in weighted(place(graph, recipe))}
+    quantized = {p.node for p in weighted(quantizer_sites(graph, recipe))}
     norms = scalable_norms(graph, quantized)
     if not norms:
         return Smoothed(model, (), {})
     judged = [
         replace(n, readers=tuple(r for r in n.readers if r.node in quantized)) for n in norms
     ]  # others lose nothing
-    seen = _observe(model, graph, interface, tiles, judged, progress)
+    seen = _observe(model, graph, interface, tiles, judged, progress=progress)
     chosen = [(norm, *_choose(graph, norm, seen, recipe)) for norm in judged]
     factors = {norm.node: by for norm, choice, by in chosen if choice.alpha is not None}
-    peaks = {
-        name: float((seen.peaks[norm.node] / factors[norm.node]).max())
+    absolute_maxima = {
+        name: float((seen.absolute_maxima[norm.node] / factors[norm.node]).max())
         for norm in norms if norm.node in factors
         for name in norm.tensors
     }  # fmt: skip
-    return Smoothed(rescaled(model, norms, factors), tuple(choice for _, choice, _ in chosen), peaks)
+    return Smoothed(rescaled(model, norms, factors), tuple(choice for _, choice, _ in chosen), absolute_maxima)
 
 
 def smoothing_factors(activation: NDArray[np.float32], weight: NDArray[np.float32], alpha: float) -> Factors:
@@ -107,43 +107,45 @@ def best_alpha(errors: Mapping[float | None, float]) -> float | None:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Statistics:
     """Largest magnitudes (C,) by norm, and rows (N, K) that each reader multiplies with its weight, by node."""
 
-    peaks: Mapping[str, NDArray[np.float32]]
+    absolute_maxima: Mapping[str, NDArray[np.float32]]
     rows: Mapping[str, Rows]
 
 
 def _observe(
     model: onnx.ModelProto, graph: Graph, interface: Interface, tiles: TileSet, norms: list[Norm],
-    progress: Progress | None,
-) -> _Seen:  # fmt: skip
+    *, progress: Progress | None,
+) -> _Statistics:  # fmt: skip
     names = [*(norm.tensors[0] for norm in norms), *(r.activation for norm in norms for r in norm.readers)]
-    peaks: dict[str, NDArray[np.float32]] = {}
+    absolute_maxima: dict[str, NDArray[np.float32]] = {}
     sampled: dict[str, list[Rows]] = {}
     each = -(-SAMPLED_ROWS // len(tiles))
-    for seed, values in enumerate(runs(model, interface, tiles.tiles(), names, counted(progress, len(tiles)))):
+    for seed, values in enumerate(
+        tile_activations(model, interface, tiles.tiles(), names, per_tile(progress, len(tiles)))
+    ):
         for norm in norms:
             channels = np.abs(values[norm.tensors[0]]).reshape(-1, values[norm.tensors[0]].shape[-1]).max(axis=0)
-            peaks[norm.node] = np.maximum(peaks.get(norm.node, 0), channels)
+            absolute_maxima[norm.node] = np.maximum(absolute_maxima.get(norm.node, 0), channels)
             for reader in norm.readers:
                 node = graph.by_name[reader.node]
                 rows = sampled_rows(node, values[reader.activation], _kernel(graph, node), each, seed)
                 sampled.setdefault(reader.node, []).append(rows)
-    return _Seen(peaks, {name: np.concatenate(parts) for name, parts in sampled.items()})
+    return _Statistics(absolute_maxima, {name: np.concatenate(parts) for name, parts in sampled.items()})
 
 
-def _choose(graph: Graph, norm: Norm, seen: _Seen, recipe: Recipe) -> tuple[Choice, Factors]:
-    candidates: dict[float | None, Factors] = {None: np.ones(len(seen.peaks[norm.node]), np.float32)}
+def _choose(graph: Graph, norm: Norm, seen: _Statistics, recipe: Recipe) -> tuple[Choice, Factors]:
+    candidates: dict[float | None, Factors] = {None: np.ones(len(seen.absolute_maxima[norm.node]), np.float32)}
     candidates |= {alpha: _factors(graph, norm, seen, alpha) for alpha in ALPHAS}
     errors = {alpha: _error(graph, norm, seen, by, recipe) for alpha, by in candidates.items()}
     best = best_alpha(errors)
     return Choice(norm.node, best, errors), candidates[best]
 
 
-def _factors(graph: Graph, norm: Norm, seen: _Seen, alpha: float) -> Factors:
+def _factors(graph: Graph, norm: Norm, seen: _Statistics, alpha: float) -> Factors:
     weights = [_by_input_channel(graph, reader.node, reader.input_axis) for reader in norm.readers]
-    return smoothing_factors(seen.peaks[norm.node], np.max(weights, axis=0), alpha)
+    return smoothing_factors(seen.absolute_maxima[norm.node], np.max(weights, axis=0), alpha)
 
 
 def _by_input_channel(graph: Graph, node: str, axis: int) -> NDArray[np.float32]:
@@ -152,25 +154,23 @@ def _by_input_channel(graph: Graph, node: str, axis: int) -> NDArray[np.float32]
     return np.asarray(weight.max(axis=tuple(i for i in range(weight.ndim) if i != axis)), np.float32)
 
 
-def _error(graph: Graph, norm: Norm, seen: _Seen, by: Factors, recipe: Recipe) -> float:
+def _error(graph: Graph, norm: Norm, seen: _Statistics, by: Factors, recipe: Recipe) -> float:
     """What quantizing does to all products behind ``norm`` when its channels are divided by ``by``."""
     every = [_scaled(seen.rows[reader.node], by) for reader in norm.readers]
     found = _range(every)  # the readers see the same values, arranged
     return sum(
-        _product_error(graph, reader.node, reader.input_axis, rows, by, found, recipe)
+        _product_error(graph, reader, rows, by, found=found, recipe=recipe)
         for reader, rows in zip(norm.readers, every, strict=True)
     )
 
 
-def _product_error(
-    graph: Graph, node: str, input_axis: int, rows: Rows, by: Factors, found: Range, recipe: Recipe
-) -> float:
-    weight = multiplied(graph.constant(graph.by_name[node].input[1]).astype(np.float32), by, input_axis)
-    axis = 1 - input_axis  # of the output channels
+def _product_error(graph: Graph, reader: Reader, rows: Rows, by: Factors, *, found: Range, recipe: Recipe) -> float:
+    weight = multiplied(graph.constant(graph.by_name[reader.node].input[1]).astype(np.float32), by, reader.input_axis)
+    axis = 1 - reader.input_axis  # of the output channels
     scale = weight_scale(weight, axis, recipe, None, 1.0)
-    levels = as_matrix(weight_levels(weight, scale, axis, recipe), axis)
+    quantized = as_matrix(quantize_weight(weight, scale, axis, recipe), axis)
     exact = rows @ as_matrix(weight, axis)
-    rounded = as_quantized(rows, found, recipe) @ (levels * scale).astype(np.float32)
+    rounded = fake_quantize(rows, found, recipe) @ (quantized * scale).astype(np.float32)
     power = float(np.square(exact, dtype=np.float64).mean())
     return float(np.square(exact - rounded, dtype=np.float64).mean()) / power if power else 0.0
 

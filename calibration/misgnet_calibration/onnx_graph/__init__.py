@@ -1,0 +1,7 @@
+"""ONNX graphs: look-ups, shapes for one image pair, and edits."""
+
+from misgnet_calibration.onnx_graph.edits import drop_unused, put_in_order
+from misgnet_calibration.onnx_graph.graph import Graph, attribute, scope
+from misgnet_calibration.onnx_graph.shapes import copied
+
+__all__ = ["Graph", "attribute", "copied", "drop_unused", "put_in_order", "scope"]

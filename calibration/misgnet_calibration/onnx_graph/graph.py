@@ -19,7 +19,7 @@ class Graph:
     """Producers, consumers, constants and types of ``model``, as they were when this was made.
 
     The nodes are the model's own: who changes one through here changes the model.
-    Raises InputError where two nodes share a name, as places are found again by name.
+    Raises InputError where two nodes share a name, as quantizer sites are found again by name.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -83,8 +83,8 @@ class Graph:
         shape = self.shape(node.output[0])
         return int(np.prod([shape[0], *shape[2:]] if node.op_type == "Conv" else shape[:-1]))
 
-    def multiply_adds(self, node: onnx.NodeProto) -> int:
-        """Multiply-adds of one image pair that the node's constant weight takes part in; 0 without one.
+    def macs(self, node: onnx.NodeProto) -> int:
+        """MACs of one image pair that the node's constant weight takes part in; 0 without one.
 
         The encoder counts twice, as it runs once for each date.
         """

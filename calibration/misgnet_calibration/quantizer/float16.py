@@ -32,37 +32,41 @@ _SQUARING = frozenset({
 _SQUARED_FROM = 256.0
 
 
-def float32_reasons(graph: Graph, peaks: Mapping[str, float]) -> dict[str, str]:
+def float32_reasons(graph: Graph, absolute_maxima: Mapping[str, float]) -> dict[str, str]:
     """Nodes that stay float32, each with the reason.
 
     These are the guidance, whatever reads or writes activations above 512, whatever squares activations from 256 on
     inside, and whatever reads a constant that float16 cannot hold, such as a guard of 1e-12 against a division by
-    zero. ``peaks``: largest magnitude by tensor.
+    zero. ``absolute_maxima``: largest magnitude by tensor.
     """
     constants = {name for name in graph.constants if graph.is_float(name)}
     unfit = {
         name: "a constant that float16 cannot hold" for name in constants if not fits_float16(graph.constant(name))
     }
-    unfit |= {name: f"activations up to {peak:.0f}" for name, peak in peaks.items() if peak > FLOAT16_SAFE_MAGNITUDE}
+    unfit |= {
+        name: f"activations up to {maximum:.0f}"
+        for name, maximum in absolute_maxima.items()
+        if maximum > FLOAT16_SAFE_MAGNITUDE
+    }
     found = {}
     for node in graph.nodes:
         if scope(node).startswith(FLOAT32_SCOPES):
             found[node.name] = "guidance: its exponents do not survive half precision"
         elif bad := [unfit[name] for name in (*node.input, *node.output) if name in unfit]:
             found[node.name] = bad[0]
-        elif node.op_type in _SQUARING and (peak := peaks.get(node.input[0], 0.0)) >= _SQUARED_FROM:
-            found[node.name] = f"squares activations up to {peak:.0f}, which overflows"
+        elif node.op_type in _SQUARING and (maximum := absolute_maxima.get(node.input[0], 0.0)) >= _SQUARED_FROM:
+            found[node.name] = f"squares activations up to {maximum:.0f}, which overflows"
     return found
 
 
 def fits_float16(values: NDArray[np.generic]) -> bool:
     """Whether float16 holds a constant: its largest magnitude is 0 or normal there, or nothing is rounded."""
     wide = values.astype(np.float64)
-    peak = np.abs(wide).max(initial=0.0)
-    if peak == 0 or _SMALLEST <= peak <= FLOAT16_LARGEST:
+    maximum = np.abs(wide).max(initial=0.0)
+    if maximum == 0 or _SMALLEST <= maximum <= FLOAT16_LARGEST:
         return True
     with np.errstate(over="ignore"):
-        return bool(np.isfinite(peak) and (wide.astype(np.float16) == wide).all())
+        return bool(np.isfinite(maximum) and (wide.astype(np.float16) == wide).all())
 
 
 def to_float16(model: onnx.ModelProto, keep_float32: Iterable[str]) -> onnx.ModelProto:

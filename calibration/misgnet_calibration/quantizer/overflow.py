@@ -15,8 +15,8 @@ from onnx import TensorProto
 
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.float16 import FLOAT16_LARGEST
-from misgnet_calibration.quantizer.quantize import Inputs, QuantizedGraph
-from misgnet_calibration.statistics.collect import counted, tile_peaks
+from misgnet_calibration.quantizer.quantize import QuantizationInputs, QuantizedGraph
+from misgnet_calibration.statistics.collect import per_tile, tile_absolute_maxima
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import GateFailed
@@ -26,7 +26,7 @@ ROUNDS = 4  # how often a graph is typed again; what one float32 operator passes
 
 
 @dataclass(frozen=True)
-class Peak:
+class AbsoluteMaximum:
     """The largest magnitude of a float16 tensor, Inf or NaN where it overflows, and the tile that reaches it."""
 
     tensor: str
@@ -43,15 +43,15 @@ class Peak:
 
 
 @dataclass(frozen=True)
-class Mended:
+class OverflowFix:
     """A graph whose float16 tensors all hold; ``largest``: the one that comes closest to the limit, where any is.
 
     ``added``: operators that went to float32 for it, with the reason; ``inputs`` quantize to this graph again.
     """
 
-    inputs: Inputs
+    inputs: QuantizationInputs
     quantized: QuantizedGraph
-    largest: Peak | None
+    largest: AbsoluteMaximum | None
     added: Mapping[str, str]
 
     @property
@@ -60,10 +60,10 @@ class Mended:
         return FLOAT16_LARGEST / self.largest.value if self.largest and self.largest.value else math.inf
 
 
-def mend_overflow(
-    inputs: Inputs, quantized: QuantizedGraph, interface: Interface, tiles: Sequence[Tile],
+def fix_overflow(
+    inputs: QuantizationInputs, quantized: QuantizedGraph, interface: Interface, tiles: Sequence[Tile],
     progress: Progress | None = None,
-) -> Mended:  # fmt: skip
+) -> OverflowFix:  # fmt: skip
     """Run ``quantized``, which ``inputs`` make, on ``tiles``; operators that overflow go to float32, until none does.
 
     Raises GateFailed that names operator, tensor and tile where ``ROUNDS`` rounds do not mend it.
@@ -71,56 +71,56 @@ def mend_overflow(
     added: dict[str, str] = {}
     for left in range(ROUNDS, -1, -1):
         graph = Graph(quantized.model)
-        peaks = float16_peaks(graph, interface, tiles, progress)
-        broken = made_here(graph, peaks)
+        maxima = float16_maxima(graph, interface, tiles, progress)
+        broken = made_here(graph, maxima)
         if not broken:
             break
         fresh = _blamed(graph, broken, {node.name for node in inputs.model.graph.node} - quantized.float32.keys())
         if not (left and fresh):
-            raise _unmended(graph, broken[0])
+            raise _unfixable(graph, broken[0])
         added |= fresh
         inputs = replace(inputs, float32={**inputs.float32, **fresh})
         quantized = inputs.quantize(quantized.recipe)
-    return Mended(inputs, quantized, max(peaks.values(), key=lambda p: p.value, default=None), added)
+    return OverflowFix(inputs, quantized, max(maxima.values(), key=lambda p: p.value, default=None), added)
 
 
-def float16_peaks(
+def float16_maxima(
     graph: Graph, interface: Interface, tiles: Sequence[Tile], progress: Progress | None = None
-) -> dict[str, Peak]:
-    """The peak of every float16 tensor of ``graph`` over ``tiles``, in the order of the nodes; the first NaN stays."""
+) -> dict[str, AbsoluteMaximum]:
+    """Returns the absolute maximum of every float16 tensor over ``tiles``, in the order of the nodes; NaN stays."""
     names = [x for node in graph.nodes for x in node.output if graph.elem_type(x) == TensorProto.FLOAT16]
-    peaks: dict[str, Peak] = {}
-    for tile, found in tile_peaks(graph.model, names, interface, tiles, counted(progress, len(tiles))):
+    maxima: dict[str, AbsoluteMaximum] = {}
+    for tile, found in tile_absolute_maxima(graph.model, names, interface, tiles, per_tile(progress, len(tiles))):
         for name, value in found.items():
-            before = peaks.get(name)
+            before = maxima.get(name)
             if before is None or value > before.value or (math.isnan(value) and not math.isnan(before.value)):
-                peaks[name] = Peak(name, value, tile.ref.name)
-    return peaks
+                maxima[name] = AbsoluteMaximum(name, value, tile.ref.name)
+    return maxima
 
 
-def made_here(graph: Graph, peaks: Mapping[str, Peak]) -> list[Peak]:
+def made_here(graph: Graph, maxima: Mapping[str, AbsoluteMaximum]) -> list[AbsoluteMaximum]:
     """Tensors that do not hold although all that they are computed from is finite, in the order of the nodes."""
     return [
-        peak
-        for peak in peaks.values()
-        if not peak.holds
-        and all(math.isfinite(peaks[x].value) for x in graph.producer[peak.tensor].input if x in peaks)
+        maximum
+        for maximum in maxima.values()
+        if not maximum.holds
+        and all(math.isfinite(maxima[x].value) for x in graph.producer[maximum.tensor].input if x in maxima)
     ]
 
 
-def _blamed(graph: Graph, broken: Sequence[Peak], float16: Collection[str]) -> dict[str, str]:
+def _blamed(graph: Graph, broken: Sequence[AbsoluteMaximum], float16: Collection[str]) -> dict[str, str]:
     """Of ``float16``, the operators that write a broken tensor or read it, with the reason."""
     return {
-        node.name: str(peak)
-        for peak in broken
-        for node in (graph.producer[peak.tensor], *graph.consumers[peak.tensor])
+        node.name: str(maximum)
+        for maximum in broken
+        for node in (graph.producer[maximum.tensor], *graph.consumers[maximum.tensor])
         if node.name in float16
     }
 
 
-def _unmended(graph: Graph, peak: Peak) -> GateFailed:
-    node = graph.producer[peak.tensor]
+def _unfixable(graph: Graph, maximum: AbsoluteMaximum) -> GateFailed:
+    node = graph.producer[maximum.tensor]
     return GateFailed(
-        f"{node.op_type} '{node.name}' overflows: {peak}, and float32 around it does not mend that; "
+        f"{node.op_type} '{node.name}' overflows: {maximum}, and float32 around it does not mend that; "
         "build without FP16, or look at that tile"
     )

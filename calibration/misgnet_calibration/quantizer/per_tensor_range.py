@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from misgnet_calibration.onnx_graph.graph import Graph, attribute
 from misgnet_calibration.quantizer.conv_rows import as_matrix, sampled_rows
-from misgnet_calibration.quantizer.placement import AnyPlace, activations, weighted
+from misgnet_calibration.quantizer.placement import QuantizerSite, activations, weighted
 from misgnet_calibration.quantizer.recipes import Recipe
-from misgnet_calibration.quantizer.scales import as_quantized
+from misgnet_calibration.quantizer.scales import fake_quantize
 from misgnet_calibration.statistics.calibrators import DEFAULT, PER_TENSOR, Calibrator
-from misgnet_calibration.statistics.collect import counted
-from misgnet_calibration.statistics.intermediate import runs
+from misgnet_calibration.statistics.collect import per_tile
+from misgnet_calibration.statistics.intermediate import tile_activations
 from misgnet_calibration.statistics.observers import Range, sampling_step
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.callables import Progress
@@ -52,18 +52,18 @@ class PerTensor:
 
 
 def choose_per_tensor(
-    model: onnx.ModelProto, interface: Interface, tiles: TileSet, places: Sequence[AnyPlace], recipe: Recipe,
-    candidates: Mapping[Calibrator, Mapping[str, Range]], progress: Progress | None = None,
+    model: onnx.ModelProto, interface: Interface, tiles: TileSet, sites: Sequence[QuantizerSite], recipe: Recipe,
+    *, candidates: Mapping[Calibrator, Mapping[str, Range]], progress: Progress | None = None,
 ) -> PerTensor:  # fmt: skip
-    """For every activation of ``places`` the calibrator, of ``candidates`` with their ranges, that errs least.
+    """For every activation of ``sites`` the calibrator, of ``candidates`` with their ranges, that errs least.
 
     Of candidates that err alike the first is taken. Raises InputError that names the tile where an activation is
     NaN or Inf.
     """
-    names, few = activations(places), tiles.spread(TILES)
-    consumers = _consumers(Graph(model), places)
+    names, few = activations(sites), tiles.spread(TILES)
+    consumers = _consumers(Graph(model), sites)
     totals: Errors = defaultdict(lambda: np.zeros(len(candidates)))
-    for seed, values in enumerate(runs(model, interface, few.tiles(), names, counted(progress, len(few)))):
+    for seed, values in enumerate(tile_activations(model, interface, few.tiles(), names, per_tile(progress, len(few)))):
         for name in names:
             ranges = [found[name] for found in candidates.values()]
             for consumer in consumers[name]:
@@ -86,7 +86,7 @@ class _Consumer:
         """Mean squared error with each of ``ranges``, by the mean square of what is computed without it."""
         rows = self._rows(values, seed)
         power = np.square(self._product(rows), dtype=np.float64).mean()
-        off = [self._product(as_quantized(rows, found, recipe) - rows) for found in ranges]
+        off = [self._product(fake_quantize(rows, found, recipe) - rows) for found in ranges]
         return np.array([np.square(x, dtype=np.float64).mean() for x in off]) / max(power, _TINY)
 
     def _rows(self, values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
@@ -102,16 +102,16 @@ class _Consumer:
         return rows.reshape(len(rows), len(self.weight), -1).transpose(1, 0, 2) @ self.weight
 
 
-def _consumers(graph: Graph, places: Sequence[AnyPlace]) -> dict[str, list[_Consumer]]:
+def _consumers(graph: Graph, sites: Sequence[QuantizerSite]) -> dict[str, list[_Consumer]]:
     """By tensor, the weighted operators that read it in INT8; a tensor without any stands for itself."""
     found: dict[str, list[_Consumer]] = defaultdict(list)
-    for place in weighted(places):
-        weight = graph.constant(place.weight).astype(np.float32)
-        node, kernel = graph.by_name[place.node], tuple(weight.shape[2:])
+    for site in weighted(sites):
+        weight = graph.constant(site.weight).astype(np.float32)
+        node, kernel = graph.by_name[site.node], tuple(weight.shape[2:])
         groups = attribute(node, "group", 1)
-        parts = np.stack([as_matrix(part, place.weight_axis) for part in np.split(weight, groups)])
-        found[place.activation].append(_Consumer(node, kernel, parts))
-    for name in activations(places):
+        parts = np.stack([as_matrix(part, site.weight_axis) for part in np.split(weight, groups)])
+        found[site.activation].append(_Consumer(node, kernel, parts))
+    for name in activations(sites):
         if name not in found:
             found[name] = [_Consumer()]
     return found

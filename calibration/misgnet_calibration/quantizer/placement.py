@@ -1,4 +1,4 @@
-"""Which places of the float graph become INT8, by the recipe's table of rules."""
+"""Quantizer sites: which operators of the float graph become INT8, by the recipe's table of rules."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.quantizer.rules import Rule
 
 
-@dataclass(frozen=True)
-class Place:
+@dataclass(frozen=True, kw_only=True)
+class WeightedSite:
     """One quantized operator with a constant weight: activation and weight, and its output where that is INT8, too."""
 
     node: str
@@ -30,14 +30,14 @@ class Place:
 
 
 @dataclass(frozen=True)
-class OperandPlace:
+class OperandSite:
     """One quantized operator without a constant weight: the float activations that it reads, each once."""
 
     node: str
     tensors: tuple[str, ...]
 
 
-AnyPlace = Place | OperandPlace
+QuantizerSite = WeightedSite | OperandSite
 
 
 @dataclass(frozen=True)
@@ -47,35 +47,35 @@ class Placement:
     node: str
     operator: str
     rule: Rule
-    multiply_adds: int  # of one image pair, with a constant weight
+    macs: int  # of one image pair, with a constant weight
 
 
 def placements(graph: Graph, recipe: Recipe) -> list[Placement]:
     """Every operator with the rule that decides on it, in the order of the nodes."""
     found = [(node, _decide(graph, node, recipe)) for node in graph.nodes]
-    return [Placement(node.name, node.op_type, rule, graph.multiply_adds(node)) for node, rule in found]
+    return [Placement(node.name, node.op_type, rule, graph.macs(node)) for node, rule in found]
 
 
-def place(graph: Graph, recipe: Recipe) -> list[AnyPlace]:
-    """The places that ``recipe`` quantizes in ``graph``, in the order of the nodes."""
+def quantizer_sites(graph: Graph, recipe: Recipe) -> list[QuantizerSite]:
+    """The sites that ``recipe`` quantizes in ``graph``, in the order of the nodes."""
     chosen = [p.node for p in placements(graph, recipe) if p.rule.decision == "int8"]
-    return [_place(graph, graph.by_name[name], recipe) for name in chosen]
+    return [_site(graph, graph.by_name[name], recipe) for name in chosen]
 
 
-def weighted(places: Iterable[AnyPlace]) -> list[Place]:
-    """Those of ``places`` that have a weight."""
-    return [p for p in places if isinstance(p, Place)]
+def weighted(sites: Iterable[QuantizerSite]) -> list[WeightedSite]:
+    """Those of ``sites`` that have a weight."""
+    return [p for p in sites if isinstance(p, WeightedSite)]
 
 
-def activations(places: Iterable[AnyPlace]) -> list[str]:
+def activations(sites: Iterable[QuantizerSite]) -> list[str]:
     """Tensors whose range is needed, each once."""
-    return list(dict.fromkeys(name for p in places for name in p.tensors))
+    return list(dict.fromkeys(name for p in sites for name in p.tensors))
 
 
-def int8_share(graph: Graph, places: Iterable[AnyPlace]) -> float:
+def int8_share(graph: Graph, sites: Iterable[QuantizerSite]) -> float:
     """Share of the multiply-adds with constant weights that run in INT8."""
-    quantized = {p.node for p in places}
-    costs = {node.name: graph.multiply_adds(node) for node in graph.nodes}
+    quantized = {p.node for p in sites}
+    costs = {node.name: graph.macs(node) for node in graph.nodes}
     return sum(costs[name] for name in quantized) / max(1, sum(costs.values()))
 
 
@@ -123,13 +123,16 @@ def _feeds_output(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> bool:
     return recipe.quantize_conv_outputs and _quantizable_output(graph, node) in graph.outputs()
 
 
-def _place(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> AnyPlace:
+def _site(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> QuantizerSite:
     if not _is_weighted(graph, node):
-        return OperandPlace(node.name, _operands(graph, node))
+        return OperandSite(node.name, _operands(graph, node))
     is_conv = node.op_type == "Conv"
     bias = _constant_bias(graph, node) if is_conv and recipe.quantize_bias else None
     output = _quantizable_output(graph, node) if is_conv and recipe.quantize_conv_outputs else None
-    return Place(node.name, node.input[0], node.input[1], output_axis(node), bias, output)
+    activation, weight = node.input[:2]
+    return WeightedSite(
+        node=node.name, activation=activation, weight=weight, weight_axis=output_axis(node), bias=bias, output=output
+    )
 
 
 def _constant_bias(graph: Graph, conv: onnx.NodeProto) -> str | None:

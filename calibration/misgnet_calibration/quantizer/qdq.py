@@ -12,80 +12,82 @@ from onnx import helper, numpy_helper
 from misgnet_calibration.onnx_graph.edits import drop_unused, put_in_order
 from misgnet_calibration.onnx_graph.graph import Graph, scope
 from misgnet_calibration.onnx_graph.shapes import copied
-from misgnet_calibration.quantizer.placement import AnyPlace, OperandPlace, Place, activations
+from misgnet_calibration.quantizer.placement import OperandSite, QuantizerSite, WeightedSite, activations
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.quantizer.scales import (
     activation_parameters,
-    bias_levels,
-    check_levels,
-    weight_levels,
+    check_quantized_weight,
+    quantize_bias,
+    quantize_weight,
     weight_scale,
 )
 from misgnet_calibration.statistics.observers import Range
 from misgnet_runtime.errors import InputError
 
-Levels = Mapping[str, NDArray[np.int8]]
+QuantizedWeights = Mapping[str, NDArray[np.int8]]
 
 
 def quantize_graph(
     model: onnx.ModelProto,
-    places: Sequence[AnyPlace],
+    sites: Sequence[QuantizerSite],
     recipe: Recipe,
     ranges: Mapping[str, Range],
-    levels: Levels | None = None,
+    quantized_weights: QuantizedWeights | None = None,
 ) -> onnx.ModelProto:
-    """A copy of ``model`` with Q/DQ at ``places``; float weights that nothing uses any more are dropped.
+    """A copy of ``model`` with Q/DQ at ``sites``; float weights that nothing uses any more are dropped.
 
-    ``levels``: the integers to write in place of the nearest ones, of the weight's shape, by the place's node.
-    Raises InputError where ``ranges`` lacks an activation of the places, or levels do not fit their weight.
+    ``quantized_weights``: the integers to write in place of the nearest ones, of the weight's shape, by node.
+    Raises InputError where ``ranges`` lacks an activation of the sites, or quantized weights do not fit their weight.
     """
-    missing = [name for name in activations(places) if name not in ranges]
+    missing = [name for name in activations(sites) if name not in ranges]
     if missing:
         raise InputError(f"{len(missing)} activations have no range, as '{missing[0]}'; observe them first")
-    writer = _Writer(model, recipe, ranges, levels or {})
-    for place in places:
-        if isinstance(place, OperandPlace):
-            writer.quantize_operands(place)
+    writer = _Writer(model, recipe, ranges, quantized_weights or {})
+    for site in sites:
+        if isinstance(site, OperandSite):
+            writer.quantize_operands(site)
         else:
-            writer.quantize(place)
+            writer.quantize(site)
     return writer.finish()
 
 
-def scale_at(graph: Graph, place: Place, recipe: Recipe, ranges: Mapping[str, Range]) -> NDArray[np.float32]:
-    """The steps (C,) that the place's weight is counted in, one for each output channel."""
-    weight = graph.constant(place.weight).astype(np.float32)
-    bias = graph.constant(place.bias) if place.bias else None
-    step = activation_parameters(ranges[place.activation], recipe)[0]
-    return weight_scale(weight, place.weight_axis, recipe, bias, step)
+def scale_at(graph: Graph, site: WeightedSite, recipe: Recipe, ranges: Mapping[str, Range]) -> NDArray[np.float32]:
+    """The steps (C,) that the site's weight is counted in, one for each output channel."""
+    weight = graph.constant(site.weight).astype(np.float32)
+    bias = graph.constant(site.bias) if site.bias else None
+    step = activation_parameters(ranges[site.activation], recipe)[0]
+    return weight_scale(weight, site.weight_axis, recipe, bias, step)
 
 
 class _Writer:
-    def __init__(self, model: onnx.ModelProto, recipe: Recipe, ranges: Mapping[str, Range], learned: Levels) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, recipe: Recipe, ranges: Mapping[str, Range], learned: QuantizedWeights
+    ) -> None:
         self.model = copied(model)
         self.graph = Graph(self.model)
         self.recipe = recipe
         self.ranges = ranges
         self.learned = learned
         self.pairs: dict[str, str] = {}  # tensor -> its dequantized twin
-        self.weights: dict[tuple[str, bytes, bytes], str] = {}  # weight, scales, learned levels -> dequantized twin
+        self.weights: dict[tuple[str, bytes, bytes], str] = {}  # weight, scales, learned values -> dequantized twin
         self.added: list[onnx.NodeProto] = []
 
-    def quantize(self, place: Place) -> None:
-        node = self.graph.by_name[place.node]
-        scale = scale_at(self.graph, place, self.recipe, self.ranges)
-        node.input[0] = self._activation(place.activation)
-        node.input[1] = self._weight(place, scale)
-        if place.bias:
-            step = self._parameters(place.activation)[0]
+    def quantize(self, site: WeightedSite) -> None:
+        node = self.graph.by_name[site.node]
+        scale = scale_at(self.graph, site, self.recipe, self.ranges)
+        node.input[0] = self._activation(site.activation)
+        node.input[1] = self._weight(site, scale)
+        if site.bias:
+            step = self._parameters(site.activation)[0]
             steps = (scale * np.float32(step)).astype(np.float32)
-            levels = bias_levels(self.graph.constant(place.bias), steps)
-            node.input[2] = self._constant(place, f"{place.bias}_{place.node}", levels, steps, 0)
-        if place.output:
-            self._reroute(place.output)
+            quantized = quantize_bias(self.graph.constant(site.bias), steps)
+            node.input[2] = self._constant(site, f"{site.bias}_{site.node}", quantized, steps, 0)
+        if site.output:
+            self._reroute(site.output)
 
-    def quantize_operands(self, place: OperandPlace) -> None:
-        node = self.graph.by_name[place.node]
-        node.input[:] = [self._activation(name) if name in place.tensors else name for name in node.input]
+    def quantize_operands(self, site: OperandSite) -> None:
+        node = self.graph.by_name[site.node]
+        node.input[:] = [self._activation(name) if name in site.tensors else name for name in node.input]
 
     def finish(self) -> onnx.ModelProto:
         put_in_order(self.model, [*self.model.graph.node, *self.added])
@@ -115,36 +117,38 @@ class _Writer:
     def _parameters(self, name: str) -> tuple[float, NDArray[np.generic]]:
         return activation_parameters(self.ranges[name], self.recipe)
 
-    def _weight(self, place: Place, scale: NDArray[np.float32]) -> str:
-        """INT8 and DQ of a weight, once for all places that share it in the same steps and levels."""
-        learned = self.learned.get(place.node)
-        key = (place.weight, scale.tobytes(), b"" if learned is None else learned.tobytes())
+    def _weight(self, site: WeightedSite, scale: NDArray[np.float32]) -> str:
+        """INT8 and DQ of a weight, once for all places that share it in the same steps and quantized values."""
+        learned = self.learned.get(site.node)
+        key = (site.weight, scale.tobytes(), b"" if learned is None else learned.tobytes())
         if key not in self.weights:
-            copies = sum(name == place.weight for name, *_ in self.weights)
-            name = f"{place.weight}_{copies}" if copies else place.weight
-            levels = self._levels(place, scale, learned)
-            self.weights[key] = self._constant(place, name, levels, scale, place.weight_axis)
+            copies = sum(name == site.weight for name, *_ in self.weights)
+            name = f"{site.weight}_{copies}" if copies else site.weight
+            quantized = self._quantized(site, scale, learned)
+            self.weights[key] = self._constant(site, name, quantized, scale, site.weight_axis)
         return self.weights[key]
 
-    def _levels(self, place: Place, scale: NDArray[np.float32], learned: NDArray[np.int8] | None) -> NDArray[np.int8]:
-        weight = self.graph.constant(place.weight).astype(np.float32)
+    def _quantized(
+        self, site: WeightedSite, scale: NDArray[np.float32], learned: NDArray[np.int8] | None
+    ) -> NDArray[np.int8]:
+        weight = self.graph.constant(site.weight).astype(np.float32)
         if learned is None:
-            return weight_levels(weight, scale, place.weight_axis, self.recipe)
+            return quantize_weight(weight, scale, site.weight_axis, self.recipe)
         try:
-            check_levels(learned, weight, scale, place.weight_axis, self.recipe)
+            check_quantized_weight(learned, weight, scale, site.weight_axis, self.recipe)
         except ValueError as error:
-            raise InputError(f"'{place.node}' was given {error}; learn them for this graph and recipe") from error
+            raise InputError(f"'{site.node}' was given {error}; learn them for this graph and recipe") from error
         return learned
 
     def _constant(
-        self, place: Place, name: str, levels: NDArray[np.generic], scale: NDArray[np.float32], axis: int
+        self, site: WeightedSite, name: str, quantized: NDArray[np.generic], scale: NDArray[np.float32], axis: int
     ) -> str:
         parameters = [
-            self._add(f"{name}_levels", levels),
+            self._add(f"{name}_levels", quantized),
             self._add(f"{name}_scale", scale),
-            self._add(f"{name}_zero", np.zeros(scale.shape, levels.dtype)),
+            self._add(f"{name}_zero", np.zeros(scale.shape, quantized.dtype)),
         ]
-        self._node("DequantizeLinear", parameters, f"{name}_dq", scope(self.graph.by_name[place.node]), axis)
+        self._node("DequantizeLinear", parameters, f"{name}_dq", scope(self.graph.by_name[site.node]), axis)
         return f"{name}_dq"
 
     def _add(self, name: str, value: NDArray[np.generic] | np.generic) -> str:

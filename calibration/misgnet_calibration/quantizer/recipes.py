@@ -1,4 +1,4 @@
-"""What each kind of engine wants, as data: number formats here, places in ``placement_rules``.
+"""What each kind of engine wants, as data: number formats here, the rules of placement in ``rules``.
 
 Sources: onnxruntime's quantization guide (U8S8 on x86, 7-bit weights where VNNI may be missing, S8S8 on ARM; a
 convolution runs in INT8 only with a quantized output); TensorRT's developer guide, "Working with quantized types"
@@ -20,11 +20,11 @@ from misgnet_calibration.quantizer.rules import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the quantized places of a graph are written, which these are, and what the rest is computed in.
+    """How the quantizer sites of a graph are written, which these are, and what the rest is computed in.
 
-    Without a rule for INT8 the graph has no such places, and ``weight_bits`` is that of its float16 weights.
+    Without a rule for INT8 the graph has no such sites, and ``weight_bits`` is that of its float16 weights.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Recipe:
 
 # 7-bit weights: without VNNI the CPU adds two UINT8 x INT8 products in 16 bits, which saturates with 8.
 CPU = Recipe(
-    "cpu",
+    name="cpu",
     symmetric_activations=False,
     weight_bits=7,
     quantize_conv_outputs=True,
@@ -58,7 +58,7 @@ CPU = Recipe(
 )
 CPU_VNNI = replace(CPU, name="cpu-vnni", weight_bits=8)
 CPU_ARM = Recipe(
-    "cpu-arm",
+    name="cpu-arm",
     symmetric_activations=True,
     weight_bits=8,
     quantize_conv_outputs=True,
@@ -67,7 +67,7 @@ CPU_ARM = Recipe(
     rules=ORT_ARM_RULES,
 )
 OPENVINO = Recipe(
-    "openvino",
+    name="openvino",
     symmetric_activations=False,
     weight_bits=7,  # as for ONNX Runtime: without VNNI its kernels add in 16 bits, too
     quantize_conv_outputs=False,
@@ -76,7 +76,7 @@ OPENVINO = Recipe(
     rules=OPENVINO_RULES,
 )
 TENSORRT = Recipe(
-    "tensorrt",
+    name="tensorrt",
     symmetric_activations=True,
     weight_bits=8,
     quantize_conv_outputs=False,

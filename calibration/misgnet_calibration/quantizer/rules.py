@@ -29,7 +29,7 @@ _MEASURED_RESIDUAL = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rule:
     """One row. Of the limits, those that are given must hold; ``operators`` empty fits every operator.
 
@@ -54,51 +54,69 @@ class Rule:
 
 _NO_WEIGHT = (
     Rule(
-        "product of activations", "float", "scores and attention weights lose their order in 8 bits, for little time",
-        _ORT_TRANSFORMERS, ("MatMul", "Gemm"), weighted=False,
+        name="product of activations", decision="float",
+        why="scores and attention weights lose their order in 8 bits, for little time", source=_ORT_TRANSFORMERS,
+        operators=("MatMul", "Gemm"), weighted=False,
     ),
     Rule(
-        "normalisation", "float", "means and variances of 8-bit numbers are coarse", _MEASURED_RESIDUAL,
-        ("LayerNormalization", "BatchNormalization", "InstanceNormalization", "ReduceMean", "ReduceL2"),
+        name="normalisation", decision="float", why="means and variances of 8-bit numbers are coarse",
+        source=_MEASURED_RESIDUAL,
+        operators=("LayerNormalization", "BatchNormalization", "InstanceNormalization", "ReduceMean", "ReduceL2"),
     ),
-    Rule("residual sum", "float", "errors add up along the residual stream", _MEASURED_RESIDUAL, ("Add",)),
     Rule(
-        "transcendental", "float", "no INT8 kernel gains from it", _TENSORRT,
-        ("Softmax", "Gelu", "Erf", "Sigmoid", "Exp", "Sqrt", "Div", "Pow"),
+        name="residual sum", decision="float", why="errors add up along the residual stream", source=_MEASURED_RESIDUAL,
+        operators=("Add",),
     ),
-    Rule("not weighted", "float", "no multiply-adds to gain", _TENSORRT, weighted=False),
+    Rule(
+        name="transcendental", decision="float", why="no INT8 kernel gains from it", source=_TENSORRT,
+        operators=("Softmax", "Gelu", "Erf", "Sigmoid", "Exp", "Sqrt", "Div", "Pow"),
+    ),
+    Rule(name="not weighted", decision="float", why="no multiply-adds to gain", source=_TENSORRT, weighted=False),
 )  # fmt: skip
 _FLOAT_DEPTHWISE = Rule(
-    "depthwise convolution", "float", "gains little in INT8 and loses much", _MODELOPT, ("Conv",), grouped=True
-)
+    name="depthwise convolution", decision="float", why="gains little in INT8 and loses much", source=_MODELOPT,
+    operators=("Conv",), grouped=True,
+)  # fmt: skip
 _INT8_DEPTHWISE = Rule(
-    "depthwise convolution", "int8", "the MLP's widest maps stay INT8: a quarter of their bytes, no more lost",
-    _MEASURED_DEPTHWISE, ("Conv",), weighted=True, grouped=True,
+    name="depthwise convolution", decision="int8",
+    why="the MLP's widest maps stay INT8: a quarter of their bytes, no more lost", source=_MEASURED_DEPTHWISE,
+    operators=("Conv",), weighted=True, grouped=True,
 )  # fmt: skip
 _SMALL = (
     Rule(
-        "few channels", "float", "below 16 the vector units are not filled", _MODELOPT, ("Conv", "MatMul", "Gemm"),
-        fewer_channels=16,
+        name="few channels", decision="float", why="below 16 the vector units are not filled", source=_MODELOPT,
+        operators=("Conv", "MatMul", "Gemm"), fewer_channels=16,
     ),
     Rule(
-        "few positions", "float", "quantizing costs more than the product: graph nodes of the guidance", _MODELOPT,
-        ("Conv", "MatMul", "Gemm"), fewer_rows=16,
+        name="few positions", decision="float",
+        why="quantizing costs more than the product: graph nodes of the guidance", source=_MODELOPT,
+        operators=("Conv", "MatMul", "Gemm"), fewer_rows=16,
     ),
 )  # fmt: skip
-_GEMM = Rule("Gemm", "float", "its transposed weight has no agreed channel axis", _TENSORRT, ("Gemm",))
+_GEMM = Rule(
+    name="Gemm", decision="float", why="its transposed weight has no agreed channel axis", source=_TENSORRT,
+    operators=("Gemm",),
+)  # fmt: skip
 
 
 def _weighted(source: str) -> tuple[Rule, ...]:
     return (
-        Rule("convolution", "int8", "input and weight in INT8", source, ("Conv",), weighted=True),
-        Rule("linear layer", "int8", "input and weight in INT8", source, ("MatMul", "Gemm"), weighted=True),
-    )
+        Rule(
+            name="convolution", decision="int8", why="input and weight in INT8", source=source, operators=("Conv",),
+            weighted=True,
+        ),
+        Rule(
+            name="linear layer", decision="int8", why="input and weight in INT8", source=source,
+            operators=("MatMul", "Gemm"), weighted=True,
+        ),
+    )  # fmt: skip
 
 
-_REST = (Rule("everything else", "float", "no rule makes it INT8", _TENSORRT),)
+_REST = (Rule(name="everything else", decision="float", why="no rule makes it INT8", source=_TENSORRT),)
 _LAST_CONV = Rule(
-    "answer", "float", "its output would have to be INT8, and is the graph's own", _ORT, ("Conv",), feeds_output=True
-)
+    name="answer", decision="float", why="its output would have to be INT8, and is the graph's own", source=_ORT,
+    operators=("Conv",), feeds_output=True,
+)  # fmt: skip
 
 TENSORRT_RULES = (
     *_NO_WEIGHT,
@@ -113,24 +131,33 @@ ORT_ARM_RULES = ORT_X86_RULES
 # No rule for what loses much or gains little: where accuracy control is to find that out by itself.
 EVERYTHING_RULES = (
     Rule(
-        "no activation", "float", "reads images as they come, integers or constants: no float activation", _ONNX,
-        activations=False,
+        name="no activation", decision="float",
+        why="reads images as they come, integers or constants: no float activation", source=_ONNX, activations=False,
     ),
     Rule(
-        "rearrangement", "float", "moves values and computes nothing; what computes with them quantizes them", _ONNX,
-        ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Slice", "Split", "Gather",
-         "Expand", "Tile", "DepthToSpace", "SpaceToDepth"),
+        name="rearrangement", decision="float",
+        why="moves values and computes nothing; what computes with them quantizes them", source=_ONNX,
+        operators=(
+            "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Slice", "Split", "Gather",
+            "Expand", "Tile", "DepthToSpace", "SpaceToDepth",
+        ),
     ),
-    Rule("shape", "float", "reads how large a tensor is, none of its values", _ONNX, ("Shape", "Size")),
+    Rule(
+        name="shape", decision="float", why="reads how large a tensor is, none of its values", source=_ONNX,
+        operators=("Shape", "Size"),
+    ),
     _LAST_CONV,
     *_weighted(_ASKED),
-    Rule("without weights", "int8", "every float activation that it reads in INT8; constants stay float", _ASKED),
+    Rule(
+        name="without weights", decision="int8",
+        why="every float activation that it reads in INT8; constants stay float", source=_ASKED,
+    ),
 )  # fmt: skip
 # Nothing in INT8: the whole table of a graph that is float16 where that holds.
 FLOAT16_RULES = (
     Rule(
-        "asked for FP16", "float", "half precision, and float32 where half precision fails",
-        "docs.nvidia.com/deeplearning/tensorrt, Strongly Typed Networks",
+        name="asked for FP16", decision="float", why="half precision, and float32 where half precision fails",
+        source="docs.nvidia.com/deeplearning/tensorrt, Strongly Typed Networks",
     ),
 )  # fmt: skip
 OPENVINO_RULES = (*_NO_WEIGHT, _GEMM, _INT8_DEPTHWISE, *_SMALL, *_weighted(f"{_OPENVINO}; {_OPENVINO_CONV}"), *_REST)

@@ -1,4 +1,4 @@
-"""The arithmetic of quantization: scales, zero points and integer levels. NumPy in, NumPy out."""
+"""The arithmetic of quantization: scales, zero points and quantized values. NumPy in, NumPy out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALLEST_SCALE = 2.0**-20
 # An activation's scale is a scalar, which float16 must hold as a normal number.
 _SMALLEST_HALF = 2.0**-14
 _BIAS_LIMIT = 2**30  # INT32, with a bit to spare for the sum of products
-_PLAUSIBLE = 2.0  # steps that learned levels may be off on average; nearest rounding is 0.25 off
+_PLAUSIBLE = 2.0  # steps that learned values may be off on average; nearest rounding is 0.25 off
 
 
 def activation_parameters(found: Range, recipe: Recipe) -> tuple[float, NDArray[np.generic]]:
@@ -30,36 +30,36 @@ def activation_parameters(found: Range, recipe: Recipe) -> tuple[float, NDArray[
     return step, np.array(np.clip(round(-found.low / step), 0, 255), np.uint8)
 
 
-def as_quantized(values: NDArray[np.float32], found: Range, recipe: Recipe) -> NDArray[np.float32]:
+def fake_quantize(values: NDArray[np.float32], found: Range, recipe: Recipe) -> NDArray[np.float32]:
     """``values`` as an INT8 operator sees them: rounded to the activation's steps, and clipped to its range."""
     step, zero = activation_parameters(found, recipe)
     limits = np.iinfo(np.int8 if recipe.symmetric_activations else np.uint8)
-    levels = np.clip(np.rint(values / np.float32(step)) + int(zero), limits.min, limits.max)
-    return ((levels - int(zero)) * np.float32(step)).astype(np.float32)
+    quantized = np.clip(np.rint(values / np.float32(step)) + int(zero), limits.min, limits.max)
+    return ((quantized - int(zero)) * np.float32(step)).astype(np.float32)
 
 
 def weight_scale(
     weight: NDArray[np.float32], axis: int, recipe: Recipe, bias: NDArray[np.generic] | None, step: float
 ) -> NDArray[np.float32]:
-    """Scale of every output channel (C,): its largest weight on the last level.
+    """Scale of every output channel (C,): its largest weight on the largest quantized value.
 
     A quantized bias counts in steps of ``step``, the activation's scale, times the weight's: a channel with a
     large bias and next to no weights (pruned, or folded away) gets the coarse steps that its bias needs.
     """
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = np.abs(weight).max(axis=others).astype(np.float64) / last_level(recipe)
+    scale = np.abs(weight).max(axis=others).astype(np.float64) / largest_quantized(recipe)
     if bias is not None:
         scale = np.maximum(scale, np.abs(bias.astype(np.float64)) / (step * _BIAS_LIMIT))
     return _representable(np.maximum(scale, SMALLEST_SCALE), recipe)
 
 
-def weight_levels(
+def quantize_weight(
     weight: NDArray[np.float32], scale: NDArray[np.float32], axis: int, recipe: Recipe
 ) -> NDArray[np.int8]:
     """INT8 of the weight's shape; ``scale`` (C,) lies along ``axis``."""
-    limit = last_level(recipe)
-    levels = np.clip(np.rint(weight / along(scale, axis, weight.ndim)), -limit, limit)
-    return np.asarray(levels, np.int8)
+    limit = largest_quantized(recipe)
+    quantized = np.clip(np.rint(weight / along(scale, axis, weight.ndim)), -limit, limit)
+    return np.asarray(quantized, np.int8)
 
 
 def along(values: NDArray[Number], axis: int, ndim: int) -> NDArray[Number]:
@@ -67,30 +67,30 @@ def along(values: NDArray[Number], axis: int, ndim: int) -> NDArray[Number]:
     return values.reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 
-def check_levels(
-    levels: NDArray[np.int8], weight: NDArray[np.float32], scale: NDArray[np.float32], axis: int, recipe: Recipe
+def check_quantized_weight(
+    quantized: NDArray[np.int8], weight: NDArray[np.float32], scale: NDArray[np.float32], axis: int, recipe: Recipe
 ) -> None:
-    """Raises ValueError where given ``levels`` cannot be a rounding of ``weight`` in steps of ``scale``.
+    """Raises ValueError where given ``quantized`` cannot be a rounding of ``weight`` in steps of ``scale``.
 
-    Learned levels compensate each other's errors, so one may lie some steps off its weight; all of them
+    Learned values compensate each other's errors, so one may lie some steps off its weight; all of them
     together do only where they were learned for another weight or for other steps.
     """
-    limit = last_level(recipe)
-    if levels.dtype != np.int8 or levels.shape != weight.shape:
-        raise ValueError(f"{levels.dtype} {levels.shape}; the weight needs int8 {weight.shape}")
-    if np.abs(levels.astype(np.int32)).max(initial=0) > limit:
+    limit = largest_quantized(recipe)
+    if quantized.dtype != np.int8 or quantized.shape != weight.shape:
+        raise ValueError(f"{quantized.dtype} {quantized.shape}; the weight needs int8 {weight.shape}")
+    if np.abs(quantized.astype(np.int32)).max(initial=0) > limit:
         raise ValueError(f"levels beyond {limit}, which {recipe.weight_bits} bits do not hold")
-    off = float(np.abs(levels - weight / along(scale, axis, weight.ndim)).mean())
+    off = float(np.abs(quantized - weight / along(scale, axis, weight.ndim)).mean())
     if not off <= _PLAUSIBLE:
         raise ValueError(f"levels that are {off:.1f} steps off the weight on average")
 
 
-def bias_levels(bias: NDArray[np.generic], steps: NDArray[np.float32]) -> NDArray[np.int32]:
+def quantize_bias(bias: NDArray[np.generic], steps: NDArray[np.float32]) -> NDArray[np.int32]:
     """INT32 (C,) in ``steps`` of input scale times weight scale, as a convolution in INT8 adds it."""
     return np.rint(bias.astype(np.float64) / steps).astype(np.int32)
 
 
-def last_level(recipe: Recipe) -> int:
+def largest_quantized(recipe: Recipe) -> int:
     """The largest integer that a weight may have; the smallest is its negative."""
     return (1 << (recipe.weight_bits - 1)) - 1
 

@@ -21,7 +21,7 @@ _FORMAT = f"misgnet-observations-1, {BINS} bins, {SAMPLE} values"
 
 
 @dataclass(frozen=True)
-class ObservationKey:
+class StatisticsKey:
     """SHA-256 of what the observations depend on: the tiles' pixels and names, the weights, the float graph."""
 
     tiles: str
@@ -30,21 +30,21 @@ class ObservationKey:
 
 
 @dataclass(frozen=True)
-class Observed:
+class ActivationStatistics:
     """Histograms of the activations to quantize, and the largest magnitude of every tensor."""
 
     histograms: Mapping[str, Histogram]
-    peaks: Mapping[str, float]
+    absolute_maxima: Mapping[str, float]
 
     def ranges(self, calibrator: Calibrating, *, symmetric: bool) -> dict[str, Range]:
         """The range that ``calibrator`` keeps of each tensor, for INT8 around 0 if ``symmetric``, else for UINT8."""
         return {name: calibrator.of(name).choose(seen, symmetric) for name, seen in self.histograms.items()}
 
 
-def save_observations(path: Path, observed: Observed, key: ObservationKey) -> None:
+def save_statistics(path: Path, observed: ActivationStatistics, key: StatisticsKey) -> None:
     """Write ``observed`` with its ``key``, whole or not at all."""
     names = list(observed.histograms)
-    header = {"format": _FORMAT, "key": asdict(key), "names": names, "peaks": dict(observed.peaks)}
+    header = {"format": _FORMAT, "key": asdict(key), "names": names, "peaks": dict(observed.absolute_maxima)}
     extremes = np.array([(h.low, h.high) for h in observed.histograms.values()], np.float64).reshape(-1, 2)
     counts = np.array([h.counts for h in observed.histograms.values()], np.int64).reshape(-1, BINS)
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
@@ -52,7 +52,7 @@ def save_observations(path: Path, observed: Observed, key: ObservationKey) -> No
         np.savez_compressed(file, header=text, extremes=extremes, counts=counts)
 
 
-def load_observations(path: Path, key: ObservationKey) -> tuple[Observed | None, str]:
+def load_statistics(path: Path, key: StatisticsKey) -> tuple[ActivationStatistics | None, str]:
     """What ``path`` holds, or None where it was made of something else; and a word on which of the two it is.
 
     Raises InputError where the file is there and cannot be read: it is replaced only when its owner says so.
@@ -73,14 +73,14 @@ def load_observations(path: Path, key: ObservationKey) -> tuple[Observed | None,
         ) from error
 
 
-def _misfit(header: Mapping[str, Any], key: ObservationKey) -> str | None:
+def _misfit(header: Mapping[str, Any], key: StatisticsKey) -> str | None:
     if header["format"] != _FORMAT:
         return "saved by another version"
     other = [name for name, digest in asdict(key).items() if header["key"][name] != digest]
     return f"saved for other {' and '.join(other)}" if other else None
 
 
-def _observed(header: Mapping[str, Any], extremes: Any, counts: Any) -> Observed:
+def _observed(header: Mapping[str, Any], extremes: Any, counts: Any) -> ActivationStatistics:
     histograms = {}
     if extremes.shape != (len(header["names"]), 2) or counts.shape != (len(header["names"]), BINS):
         raise ValueError("its numbers are not those of its tensors")
@@ -88,4 +88,4 @@ def _observed(header: Mapping[str, Any], extremes: Any, counts: Any) -> Observed
         histogram = Histogram()
         histogram.low, histogram.high, histogram.counts = low, high, row
         histograms[name] = histogram
-    return Observed(histograms, {name: float(peak) for name, peak in header["peaks"].items()})
+    return ActivationStatistics(histograms, {name: float(peak) for name, peak in header["peaks"].items()})

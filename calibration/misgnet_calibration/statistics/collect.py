@@ -24,9 +24,9 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.detector import arrays_for
 from misgnet_runtime.raster.dataset import Tile, TileSet, stack
 
-Told = Callable[[], None]
+TileDone = Callable[[], None]
 
-# Operators that only arrange values: what comes out has the peak of what went in.
+# Operators that only arrange values: what comes out has the absolute maximum of what went in.
 _ARRANGING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
 
@@ -42,7 +42,7 @@ def collect(
     Raises InputError that names the tile and the tensor where an activation is NaN or Inf.
     """
     exposing = _exposing(model, list(observers))
-    for tile, values in run_tiles(exposing, interface, tiles.tiles(), counted(progress, len(tiles))):
+    for tile, values in run_tiles(exposing, interface, tiles.tiles(), per_tile(progress, len(tiles))):
         for name, observer in observers.items():
             try:
                 observer.observe(values[name])
@@ -50,7 +50,7 @@ def collect(
                 raise InputError(f"calibration tile {tile.ref.name}: {error} of '{name}'") from error
 
 
-def magnitudes(
+def absolute_maxima(
     model: onnx.ModelProto, interface: Interface, tiles: TileSet, progress: Progress | None = None
 ) -> dict[str, float]:
     """Largest absolute value of every float32 tensor over ``tiles``.
@@ -61,52 +61,58 @@ def magnitudes(
     names = [x for node in graph.nodes for x in node.output if x and graph.is_float(x)]
     arranged = {x: graph.producer[x].input[0] for x in names if graph.producer[x].op_type in _ARRANGING}
     measured = [x for x in names if arranged.get(x) not in graph.producer]
-    peaks = dict.fromkeys(names, 0.0)
-    for tile, found in tile_peaks(model, measured, interface, tiles.tiles(), counted(progress, len(tiles))):
-        for name, peak in found.items():
-            if math.isnan(peak):
+    maxima = dict.fromkeys(names, 0.0)
+    for tile, found in tile_absolute_maxima(model, measured, interface, tiles.tiles(), per_tile(progress, len(tiles))):
+        for name, maximum in found.items():
+            if math.isnan(maximum):
                 raise InputError(f"calibration tile {tile.ref.name}: NaN among the activations of '{name}'")
-            peaks[name] = max(peaks[name], peak)
-    for name in names:  # in the order of the nodes, so that a chain passes its peak on
-        if arranged.get(name) in peaks:
-            peaks[name] = peaks[arranged[name]]
-    return peaks
+            maxima[name] = max(maxima[name], maximum)
+    for name in names:  # in the order of the nodes, so that a chain passes its maximum on
+        if arranged.get(name) in maxima:
+            maxima[name] = maxima[arranged[name]]
+    return maxima
 
 
-def tile_peaks(
-    model: onnx.ModelProto, names: list[str], interface: Interface, tiles: Iterable[Tile], told: Told | None = None
+def tile_absolute_maxima(
+    model: onnx.ModelProto,
+    names: list[str],
+    interface: Interface,
+    tiles: Iterable[Tile],
+    tile_done: TileDone | None = None,
 ) -> Iterator[tuple[Tile, dict[str, float]]]:
     """Every tile with the largest absolute value of each float tensor in ``names``, float16 or float32.
 
     NaN where a tensor has NaN in it. Only scalars leave the engine.
     """
-    reduced, outputs = _with_peaks(model, names)
+    reduced, outputs = _with_absolute_maxima(model, names)
     exposing = _exposing(reduced, [x for pair in outputs.values() for x in pair], shape=[])
-    for tile, values in run_tiles(exposing, interface, tiles, told):
+    for tile, values in run_tiles(exposing, interface, tiles, tile_done):
         scalars = ((name, float(values[largest]), float(values[total])) for name, (largest, total) in outputs.items())
         # onnxruntime's ReduceMax passes over NaN; a sum does not.
         yield tile, {name: math.nan if math.isnan(total) else largest for name, largest, total in scalars}
 
 
 def run_tiles(
-    graph: bytes, interface: Interface, tiles: Iterable[Tile], told: Told | None = None
+    graph: bytes, interface: Interface, tiles: Iterable[Tile], tile_done: TileDone | None = None
 ) -> Iterator[tuple[Tile, Arrays]]:
-    """Every tile with the inputs and outputs of ``graph`` on it; ``told`` is called after each."""
+    """Every tile with the inputs and outputs of ``graph`` on it; ``tile_done`` is called after each."""
     with OnnxRuntimeEngine(graph, max_batch=1) as engine:
         for tile in tiles:
             arrays = arrays_for(interface, *stack([tile]))
             yield tile, {**arrays, **engine.infer(arrays)}
-            if told:
-                told()
+            if tile_done:
+                tile_done()
 
 
-def counted(progress: Progress | None, total: int) -> Told | None:
+def per_tile(progress: Progress | None, total: int) -> TileDone | None:
     """Tells ``progress`` one step more each time that it is called."""
     steps = count(1)
     return None if progress is None else lambda: progress(next(steps), total)
 
 
-def _with_peaks(model: onnx.ModelProto, names: list[str]) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
+def _with_absolute_maxima(
+    model: onnx.ModelProto, names: list[str]
+) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
     """The model with the largest and the sum of each tensor's magnitudes behind it, and the names of those scalars."""
     model = copied(model)
     outputs = {}

@@ -11,36 +11,40 @@ from onnx import TensorProto, helper
 from misgnet_calibration.onnx_graph.edits import drop_unused
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.onnx_graph.shapes import copied
-from misgnet_calibration.statistics.collect import Told, run_tiles
+from misgnet_calibration.statistics.collect import TileDone, run_tiles
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.engines.base import Arrays
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.dataset import Tile, TileSet
 
 
-def runs(
-    model: onnx.ModelProto, interface: Interface, tiles: Iterable[Tile], names: Sequence[str], told: Told | None = None
+def tile_activations(
+    model: onnx.ModelProto,
+    interface: Interface,
+    tiles: Iterable[Tile],
+    names: Sequence[str],
+    tile_done: TileDone | None = None,
 ) -> Iterator[Arrays]:
     """The float32 tensors ``names`` on every tile; only the nodes that they depend on are run.
 
-    ``told``: called after each tile. Raises InputError that names the tile and the tensor where one is NaN or Inf.
+    ``tile_done``: called after each tile. Raises InputError that names the tile and the tensor where one is NaN or Inf.
     """
     wanted = list(dict.fromkeys(names))
-    for tile, found in run_tiles(leading_to(model, wanted).SerializeToString(), interface, tiles, told):
+    for tile, found in run_tiles(subgraph_to(model, wanted).SerializeToString(), interface, tiles, tile_done):
         for name in wanted:
             if not np.isfinite(found[name]).all():
                 raise InputError(f"calibration tile {tile.ref.name}: NaN or Inf among the activations of '{name}'")
         yield {name: found[name] for name in wanted}
 
 
-def spread(tiles: TileSet, count: int) -> TileSet:
+def spread_tiles(tiles: TileSet, count: int) -> TileSet:
     """At most ``count`` tiles, evenly spread over the set. Raises InputError where there are not even two."""
     if len(tiles) < 2:
         raise InputError(f"{len(tiles)} calibration tiles in {tiles.root}; repairing an INT8 graph needs two at least")
     return tiles.spread(count)
 
 
-def leading_to(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+def subgraph_to(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """A copy of ``model`` with the float tensors ``names`` as its outputs, and the nodes that lead to them."""
     graph = Graph(model)
     needed = graph.needed_for(names)

@@ -26,7 +26,7 @@ BRIGHTNESS_CLASSES = 3  # with equally many tiles each
 _FEATURES = 64  # numbers kept of a tile, however many the encoder gives
 _BATCH = 4
 
-Features = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
+FeatureExtractor = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
 
 
 class FewTilesWarning(UserWarning):
@@ -76,7 +76,7 @@ class Selection:
 
 
 def select_tiles(
-    tiles: TileSet, count: int, seed: int, features: Features, progress: Progress | None = None
+    tiles: TileSet, count: int, seed: int, features: FeatureExtractor, progress: Progress | None = None
 ) -> Selection:
     """``count`` tiles that represent ``tiles``, or all where there are fewer.
 
@@ -110,7 +110,9 @@ def check_count(tiles: TileSet, count: int) -> None:
         warnings.warn(f"{found}; {RECOMMENDED_TILES} or more are advised", FewTilesWarning, stacklevel=3)
 
 
-def describe_tiles(tiles: TileSet, features: Features, seed: int, progress: Progress | None = None) -> list[TileFacts]:
+def describe_tiles(
+    tiles: TileSet, features: FeatureExtractor, seed: int, progress: Progress | None = None
+) -> list[TileFacts]:
     """The facts of every tile, in the order of the folder. InputError names a tile whose features are no numbers."""
     facts: list[TileFacts] = []
     projection: NDArray[np.float32] | None = None

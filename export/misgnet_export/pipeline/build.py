@@ -14,7 +14,7 @@ from misgnet.evaluation import predict_probability
 from misgnet.network import MISGNet
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
-from misgnet_calibration.statistics.cache import ObservationKey, Observed
+from misgnet_calibration.statistics.cache import ActivationStatistics, StatisticsKey
 from misgnet_export.graph.algebra import rewrite
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.half import with_half_features
@@ -212,11 +212,11 @@ def _calibrate(
 
 def _observed(
     request: BuildRequest, model: onnx.ModelProto, sets: Sets, recipes: list[Recipe], progress: Progress
-) -> tuple[Observed, str]:
+) -> tuple[ActivationStatistics, str]:
     """What calibration sees, and where a file keeps it a word on whether that was used."""
     if request.observations is None:
         return observe(model, request.interface, sets.calib, recipes, progress), ""
-    key = ObservationKey(sets.calib.digest(), sets.weights_sha256, _digest(model))
+    key = StatisticsKey(sets.calib.digest(), sets.weights_sha256, _digest(model))
     return observe_or_reuse(request.observations, key, model, request.interface, sets.calib, recipes, progress)
 
 

@@ -10,10 +10,10 @@ import onnx
 
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.per_tensor_range import PerTensor, choose_per_tensor
-from misgnet_calibration.quantizer.placement import activations, place
-from misgnet_calibration.quantizer.quantize import Inputs, QuantizedGraph
+from misgnet_calibration.quantizer.placement import activations, quantizer_sites
+from misgnet_calibration.quantizer.quantize import QuantizationInputs, QuantizedGraph
 from misgnet_calibration.quantizer.recipes import Recipe
-from misgnet_calibration.statistics.cache import ObservationKey, Observed, load_observations, save_observations
+from misgnet_calibration.statistics.cache import ActivationStatistics, StatisticsKey, load_statistics, save_statistics
 from misgnet_calibration.statistics.calibrators import (
     AUTO,
     CANDIDATES,
@@ -23,7 +23,7 @@ from misgnet_calibration.statistics.calibrators import (
     Calibrator,
     named,
 )
-from misgnet_calibration.statistics.collect import collect, magnitudes
+from misgnet_calibration.statistics.collect import absolute_maxima, collect
 from misgnet_calibration.statistics.observers import Histogram, Range
 from misgnet_export.pipeline.agreement import Agreement, Answers
 from misgnet_export.pipeline.validation_loss import Decision, Loss
@@ -44,7 +44,7 @@ class Calibrated:
 
     model: onnx.ModelProto
     interface: Interface
-    observed: Observed
+    observed: ActivationStatistics
     calib: TileSet
     few: Sequence[Tile]
     answers: Answers
@@ -56,7 +56,7 @@ class Candidate:
     """An INT8 graph with the ranges of one calibrator, and what it loses; None where no tiles decide."""
 
     calibrator: Calibrating
-    inputs: Inputs
+    inputs: QuantizationInputs
     quantized: QuantizedGraph
     loss: Loss | None
 
@@ -67,7 +67,7 @@ def observe(
     tiles: TileSet,
     recipes: list[Recipe],
     progress: Progress | None = None,
-) -> Observed:
+) -> ActivationStatistics:
     """One pass over the calibration tiles for all recipes together; a second over a few for the peaks.
 
     Recipes without INT8 need no ranges, and no pass over all tiles.
@@ -76,37 +76,37 @@ def observe(
     if histograms:
         collect(model, interface, tiles, histograms, progress)
     few = tiles.subset(range(0, len(tiles), max(1, len(tiles) // _PEAK_TILES)))
-    peaks = magnitudes(model, interface, few) if any(r.float16 for r in recipes) else {}
-    return Observed(histograms, peaks)
+    peaks = absolute_maxima(model, interface, few) if any(r.float16 for r in recipes) else {}
+    return ActivationStatistics(histograms, peaks)
 
 
 def observe_or_reuse(
-    path: Path, key: ObservationKey, model: onnx.ModelProto, interface: Interface, tiles: TileSet,
+    path: Path, key: StatisticsKey, model: onnx.ModelProto, interface: Interface, tiles: TileSet,
     recipes: list[Recipe], progress: Progress,
-) -> tuple[Observed, str]:  # fmt: skip
+) -> tuple[ActivationStatistics, str]:  # fmt: skip
     """What ``path`` holds of the same tiles, weights and graph, else observed now and saved there; and which it was.
 
     Raises InputError where the file cannot be read.
     """
-    saved, word = load_observations(path, key)
+    saved, word = load_statistics(path, key)
     if saved is not None:
         if _enough(saved, model, recipes):
             return saved, word
         word = "saved for other targets"
     found = observe(model, interface, tiles, recipes, progress)
-    save_observations(path, found, key)
+    save_statistics(path, found, key)
     return found, word
 
 
-def _enough(saved: Observed, model: onnx.ModelProto, recipes: list[Recipe]) -> bool:
-    peaks = bool(saved.peaks) or not any(recipe.float16 for recipe in recipes)
+def _enough(saved: ActivationStatistics, model: onnx.ModelProto, recipes: list[Recipe]) -> bool:
+    peaks = bool(saved.absolute_maxima) or not any(recipe.float16 for recipe in recipes)
     return peaks and needed(model, recipes) <= saved.histograms.keys()
 
 
 def needed(model: onnx.ModelProto, recipes: list[Recipe]) -> set[str]:
     """The activations whose ranges the recipes' places need."""
     graph = Graph(model)
-    return {name for recipe in recipes for name in activations(place(graph, recipe))}
+    return {name for recipe in recipes for name in activations(quantizer_sites(graph, recipe))}
 
 
 def quantized_as(
@@ -139,8 +139,10 @@ def try_calibrators(start: Calibrated, recipe: Recipe, progress: Progress) -> di
 
 def quantized_with(calibrator: Calibrating, start: Calibrated, recipe: Recipe) -> Candidate:
     """The INT8 graph for ``recipe`` with the ranges of ``calibrator``."""
-    inputs = Inputs(
-        start.model, start.observed.ranges(calibrator, symmetric=recipe.symmetric_activations), start.observed.peaks
+    inputs = QuantizationInputs(
+        model=start.model,
+        ranges=start.observed.ranges(calibrator, symmetric=recipe.symmetric_activations),
+        absolute_maxima=start.observed.absolute_maxima,
     )
     quantized = inputs.quantize(recipe)
     return Candidate(calibrator, inputs, quantized, start.decision.loss(quantized.model) if start.decision else None)
@@ -151,8 +153,10 @@ def per_tensor(
     progress: Progress | None = None,
 ) -> PerTensor:  # fmt: skip
     """For each tensor the calibrator, of those with ``ranges``, that errs least in what is computed from it."""
-    places = place(Graph(start.model), recipe)
-    return choose_per_tensor(start.model, start.interface, start.calib, places, recipe, ranges, progress)
+    sites = quantizer_sites(Graph(start.model), recipe)
+    return choose_per_tensor(
+        start.model, start.interface, start.calib, sites, recipe, candidates=ranges, progress=progress
+    )
 
 
 def _candidate_ranges(start: Calibrated, recipe: Recipe) -> dict[Calibrator, Mapping[str, Range]]:

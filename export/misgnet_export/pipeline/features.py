@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from misgnet.network import MISGNet
 from misgnet.tensors import normalise, unit_range
-from misgnet_calibration.statistics.tile_selection import Features
+from misgnet_calibration.statistics.tile_selection import FeatureExtractor
 
 _HALVED_FROM = 128  # px; half the resolution tells kinds of tiles apart as well, in a quarter of the time
 
 
-def encoder_features(network: MISGNet) -> Features:
+def encoder_features(network: MISGNet) -> FeatureExtractor:
     """uint8 tiles (B, T, T, 3) of both dates -> float32 (B, F): mean and deviation of every channel of every stage.
 
     Of each the mean over the dates and their difference, so that what changed counts and its direction does not.

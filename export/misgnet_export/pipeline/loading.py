@@ -13,7 +13,8 @@ from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import Sets
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.log import current
-from misgnet_runtime.raster.dataset import TileSet, check_disjoint, read_source
+from misgnet_runtime.raster.dataset import TileSet, read_source
+from misgnet_runtime.raster.leakage import check_disjoint
 
 _DECISION_TILES = 32
 _REPRESENT = "to represent the set: strata of change and brightness, apart in the float encoder's features"

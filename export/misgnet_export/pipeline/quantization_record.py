@@ -11,7 +11,7 @@ import onnx
 from misgnet_calibration.algorithms import Attempt
 from misgnet_calibration.onnx_graph.graph import Graph, attribute
 from misgnet_calibration.quantizer.per_tensor_range import PerTensor
-from misgnet_calibration.quantizer.placement import OperandPlace, Place, Placement, placements, weighted
+from misgnet_calibration.quantizer.placement import OperandSite, Placement, WeightedSite, placements, weighted
 from misgnet_calibration.quantizer.quantize import QuantizedGraph
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_export.pipeline.quantize import RecipeGraph
@@ -40,7 +40,7 @@ def quantization_entry(file: str, recipe: Recipe, found: RecipeGraph, model: onn
     rules, entries = placement_entries(Graph(model), recipe, quantized)
     calibrator = found.calibrator.name if found.calibrator else "none"
     return Quantization(
-        file, recipe.name, len(quantized.places), recipe.weight_bits, quantized.int8_share, calibrator,
+        file, recipe.name, len(quantized.sites), recipe.weight_bits, quantized.int8_share, calibrator,
         {name: agreement.pixels for name, agreement in found.tried.items()}, list(quantized.float32), rules,
         entries, [_repair_entry(attempt) for attempt in found.repairs], _calibrators(found),
     )  # fmt: skip
@@ -69,7 +69,7 @@ def placement_entries(
         precision: Precision = "int8" if is_int8 else _float_type(placed.node, recipe, quantized.float32)
         entries.append(
             NodePlacement(
-                placed.node, placed.operator, precision, rule.name, placed.multiply_adds, int8.get(placed.node),
+                placed.node, placed.operator, precision, rule.name, placed.macs, int8.get(placed.node),
                 divided.get(placed.node, []), operands.get(placed.node, []),
             )
         )  # fmt: skip
@@ -79,17 +79,17 @@ def placement_entries(
 def int8_numbers(quantized: QuantizedGraph) -> dict[str, Int8Numbers]:
     """By INT8 operator with a weight, what it counts in: read from the Q/DQ nodes that its graph was written with."""
     graph = Graph(quantized.model)
-    return {place.node: _numbers(graph, place, quantized.recipe) for place in weighted(quantized.places)}
+    return {site.node: _numbers(graph, site, quantized.recipe) for site in weighted(quantized.sites)}
 
 
 def operand_steps(quantized: QuantizedGraph) -> dict[str, list[Steps]]:
     """By INT8 operator without a weight, what each activation that it reads is counted in; read from its graph, too."""
     graph = Graph(quantized.model)
     found = {}
-    for place in quantized.places:
-        if isinstance(place, OperandPlace):
-            makers = [graph.producer.get(name) for name in graph.by_name[place.node].input]
-            found[place.node] = [_steps(graph, m) for m in makers if m and m.op_type == "DequantizeLinear"]
+    for site in quantized.sites:
+        if isinstance(site, OperandSite):
+            makers = [graph.producer.get(name) for name in graph.by_name[site.node].input]
+            found[site.node] = [_steps(graph, m) for m in makers if m and m.op_type == "DequantizeLinear"]
     return found
 
 
@@ -107,11 +107,11 @@ def smoothing_factors(graph: Graph, quantized: QuantizedGraph) -> dict[str, list
     return found
 
 
-def _numbers(graph: Graph, place: Place, recipe: Recipe) -> Int8Numbers:
-    found = [graph.producer.get(name) for name in graph.by_name[place.node].input]
+def _numbers(graph: Graph, site: WeightedSite, recipe: Recipe) -> Int8Numbers:
+    found = [graph.producer.get(name) for name in graph.by_name[site.node].input]
     activation, weight, bias = (*found, None)[:3]
     assert activation is not None and weight is not None
-    written = graph.consumers[place.output] if place.output else []
+    written = graph.consumers[site.output] if site.output else []
     output = next((_steps(graph, node) for node in written if node.op_type == "QuantizeLinear"), None)
     return Int8Numbers(
         _steps(graph, activation), recipe.weight_bits, attribute(weight, "axis", 1), output,
@@ -128,7 +128,7 @@ def _steps(graph: Graph, node: onnx.NodeProto) -> Steps:
 def _rule(placed: Placement, is_int8: bool, wide: Mapping[str, str]) -> PlacementRule:
     if not is_int8:
         if placed.rule.decision == "int8":
-            return _REVERTED if placed.multiply_adds else _REVERTED_FREE
+            return _REVERTED if placed.macs else _REVERTED_FREE
         if placed.node in wide:
             return PlacementRule(f"float32: {wide[placed.node]}", wide[placed.node], _HALF_SOURCE)
     return PlacementRule(placed.rule.name, placed.rule.why, placed.rule.source)

@@ -24,8 +24,8 @@ from misgnet_calibration.algorithms.accuracy_control import (
     ties_of,
 )
 from misgnet_calibration.onnx_graph.graph import Graph
-from misgnet_calibration.quantizer.overflow import mend_overflow
-from misgnet_calibration.quantizer.quantize import Inputs, QuantizedGraph
+from misgnet_calibration.quantizer.overflow import fix_overflow
+from misgnet_calibration.quantizer.quantize import QuantizationInputs, QuantizedGraph
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.calibrators import Calibrating
 from misgnet_calibration.statistics.observers import Range
@@ -47,7 +47,7 @@ class RecipeGraph:
     """The graph of a recipe, and how it came about; no calibrator had a part in one without INT8."""
 
     quantized: QuantizedGraph
-    inputs: Inputs
+    inputs: QuantizationInputs
     calibrator: Calibrating | None = None
     tried: Mapping[str, Agreement] = field(default_factory=dict)
     repairs: tuple[Attempt, ...] = ()
@@ -61,7 +61,7 @@ def quantize_recipe(request: BuildRequest, start: Calibrated, recipe: Recipe, lo
         if start.decision is not None and loss is not None:
             found = _mend(request, start, start.decision, found, loss, recipe, log)
     else:
-        inputs = Inputs(start.model, {}, start.observed.peaks)
+        inputs = QuantizationInputs(model=start.model, ranges={}, absolute_maxima=start.observed.absolute_maxima)
         found = RecipeGraph(inputs.quantize(recipe), inputs)
     if recipe.float16:
         found = _check_float16(request, start, found, recipe, log)
@@ -77,7 +77,7 @@ def _check_float16(
     """Overflow is looked for on the checking and the deciding tiles, which calibrated nothing or little."""
     tiles = [*start.few, *(start.decision.tiles if start.decision else ())]
     with log.stage(f"check float16 for {recipe.name}") as stage:
-        mended = mend_overflow(found.inputs, found.quantized, request.interface, tiles, stage.progress)
+        mended = fix_overflow(found.inputs, found.quantized, request.interface, tiles, stage.progress)
         added = f"{len(mended.added)} of them since they overflowed" if mended.added else "no overflow"
         room = f"{mended.largest} and could be {mended.headroom:.0f} times as large" if mended.largest else "no float16"
         stage.finding = f"{len(mended.quantized.float32)} operators in float32, {added}; {room}"
@@ -131,8 +131,9 @@ def _repair(start: Calibrated, decision: Decision, found: RecipeGraph, recipe: R
 
     with log.stage(f"repair for {recipe.name}") as stage:
         better: Repaired = repair(
-            start.model, decision.interface, start.calib, recipe, ranges_of, start.observed.peaks,
-            lambda model: decision.loss(model).agreement, stage.progress,
+            start.model, decision.interface, start.calib, recipe, ranges_of=ranges_of,
+            absolute_maxima=start.observed.absolute_maxima, decide=lambda model: decision.loss(model).agreement,
+            progress=stage.progress,
         )  # fmt: skip
         kept = [attempt.name for attempt in better.attempts if attempt.kept] or ["nothing"]
         first = better.attempts[0].before if better.attempts else better.score
@@ -145,11 +146,11 @@ def _control(
 ) -> RecipeGraph:
     graph = Graph(found.inputs.model)
     limit = limit_of(request.max_f1_drop)
-    groups = groups_of(graph, found.quantized.places)
+    groups = groups_of(graph, found.quantized.sites)
     nodes = {group.name: group.nodes for group in groups}
     few, wide = decision.fewer(), replace(recipe, float16=False)  # INT8 is ranked, and half precision is slow here
 
-    def keeping(names: frozenset[str]) -> Inputs:
+    def keeping(names: frozenset[str]) -> QuantizationInputs:
         return replace(found.inputs, keep_float=frozenset(node for name in names for node in nodes[name]))
 
     with log.stage(f"accuracy control for {recipe.name}") as stage:
@@ -164,8 +165,8 @@ def _control(
             groups, lambda names: decision.loss(keeping(names).quantize(recipe).model).measurement,
             limit.points, 60 * request.control_minutes, min_agreement=limit.agreement,
             estimate=lambda names: few.loss(keeping(names).quantize(wide).model).measurement,
-            ties=ties_of(groups, found.quantized.places),
-            total_multiply_adds=sum(graph.multiply_adds(node) for node in graph.nodes), listen=listen,
+            ties=ties_of(groups, found.quantized.sites),
+            total_macs=sum(graph.macs(node) for node in graph.nodes), listen=listen,
         )  # fmt: skip
         inputs = keeping(frozenset(report.result.float_groups))
         quantized = inputs.quantize(recipe)
@@ -175,7 +176,7 @@ def _control(
 
 
 def _described(quantized: QuantizedGraph) -> str:
-    return f"{len(quantized.places)} places, {100 * quantized.int8_share:.1f} % of the multiply-adds"
+    return f"{len(quantized.sites)} places, {100 * quantized.int8_share:.1f} % of the multiply-adds"
 
 
 def _gain(before: Score, after: Score) -> str:

@@ -66,4 +66,4 @@ def series(
         current().result(report.lines(path), output=path, **asdict(report))
 
     with current().progress("rows of tiles") as progress:
-        run_series(bundle, reference, dates, output, options, Listener(current(), finished, progress))
+        run_series(bundle, reference, dates, output, options=options, listener=Listener(current(), finished, progress))

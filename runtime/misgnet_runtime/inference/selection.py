@@ -31,11 +31,11 @@ Runnable = TypeVar("Runnable")
 
 
 class Opened(NamedTuple):
-    """An open engine of a bundle."""
+    """An open engine of a bundle as jobs work on it: its detector, which engine that is, and why it was taken."""
 
     detector: ChangeDetector
     entry: EngineEntry
-    reason: str  # why it was taken
+    reason: str
 
 
 @contextmanager

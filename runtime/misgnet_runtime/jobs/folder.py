@@ -35,7 +35,7 @@ from misgnet_runtime.raster.images import read_pair
 from misgnet_runtime.raster.tiling import Cell, cover, cut
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FolderReport:
     """What was written: masks, of them those of an interrupted run, their share of changed pixels (0 to 1; None where
     no pixel is valid), and how fast.
@@ -96,7 +96,8 @@ def predict_folders(
         }
         try:
             with open_record(Path(os.path.realpath(output)), settings, outputs, options.force) as record:
-                return _run(opened, bundle, sources, outputs, record, options, log, progress)
+                run = _Run(bundle=bundle, opened=opened, outputs=outputs, record=record, options=options, log=log)
+                return run.process(sources, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(INTERRUPTED) from None
 
@@ -126,56 +127,72 @@ def _check_options(output: Path, options: SceneOptions, scenes: set[str]) -> Non
         load_rasterio("a scene")
 
 
-def _run(
-    opened: Opened, bundle: Bundle, sources: list[Source], outputs: Mapping[str, str], record: Record,
-    options: SceneOptions, log: EventLog, progress: Progress | None,
-) -> FolderReport:  # fmt: skip
-    detector, entry, reason = opened
-    todo = [source for source in sources if not _is_written(source, outputs[source.name], record)]
-    images, scenes = ([s for s in todo if outputs[s.name].endswith(kind)] for kind in (".png", ".tif"))
-    writer = _Writer(bundle.manifest.threshold, record, len(sources) - len(todo), len(sources), progress)
-    tile, size = detector.interface.tile, options.batch_of(entry, detector.interface, detector.batch)
-    start = time.perf_counter()
-    run_pipeline(
-        lambda: _batches(images, tile, size, log),
-        lambda tiles: (tiles, detector.sound_probability(tiles.before, tiles.after)),
-        writer.take,
-        detector.engine.streams,
-    )
-    for source in scenes:
-        writer.finish([_run_scene(bundle, opened, source, record, options, log)])
-    speed = len(todo) / (time.perf_counter() - start) if todo else None
-    masks = [record.written[source.name] for source in sources]
-    pixels = sum(mask.pixels for mask in masks)
-    valid = pixels - sum(mask.nodata for mask in masks)
-    changed = sum(mask.changed for mask in masks) / valid if valid else None
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A run of two folders: the open engine, and where its outputs are recorded."""
+
+    bundle: Bundle
+    opened: Opened
+    outputs: Mapping[str, str]  # names, by the pair's name
+    record: Record
+    options: SceneOptions
+    log: EventLog
+
+    def process(self, sources: list[Source], progress: Progress | None) -> FolderReport:
+        """Write the outputs that are missing."""
+        detector, entry, reason = self.opened
+        todo = [source for source in sources if not self._is_written(source)]
+        images, scenes = ([s for s in todo if self.outputs[s.name].endswith(kind)] for kind in (".png", ".tif"))
+        done = len(sources) - len(todo)
+        writer = _Writer(self.bundle.manifest.threshold, self.record, done, len(sources), progress)
+        tile, size = detector.interface.tile, self.options.batch_of(entry, detector.interface, detector.batch)
+        start = time.perf_counter()
+        run_pipeline(
+            lambda: _batches(images, tile, size, self.log),
+            lambda tiles: (tiles, detector.sound_probability(tiles.before, tiles.after)),
+            writer.take,
+            detector.engine.streams,
+        )
+        for source in scenes:
+            writer.finish([self._predict_scene(source)])
+        speed = len(todo) / (time.perf_counter() - start) if todo else None
+        return _report([self.record.written[source.name] for source in sources], done, speed, entry.name, reason)
+
+    def _is_written(self, source: Source) -> bool:
+        """Whether the pair's output is there, and of its files as they are."""
+        found, name = self.record.written.get(source.name), self.outputs[source.name]
+        return bool(
+            found and found.file == name and found.stamp == stamp_of(source) and (self.record.output / name).exists()
+        )
+
+    def _predict_scene(self, source: Source) -> Written:
+        """Write a pair's change raster in the progress folder, resuming what an interrupted run left there."""
+        self.log.info(f"{source.name}: {source.before.name} and {source.after.name} are GeoTIFFs")
+        stamp, place = stamp_of(source), progress_folder(self.record.output) / f"{source.name}.tif"
+        report = predict_opened(
+            self.bundle, lambda: nullcontext(self.opened), source.before, source.after, place,
+            options=replace(self.options, force=True), log=self.log.bind(pair=source.name),
+        )  # fmt: skip
+        pixels = report.height * report.width
+        nodata = round(pixels * report.nodata_share)
+        changed = round((report.changed_share or 0) * (pixels - nodata))
+        written = Written(name=source.name, stamp=stamp, pixels=pixels, changed=changed, nodata=nodata, suffix=".tif")
+        self.record.note([written])
+        return written
+
+
+def _report(outputs: list[Written], resumed: int, speed: float | None, engine: str, reason: str) -> FolderReport:
+    pixels = sum(output.pixels for output in outputs)
+    valid = pixels - sum(output.nodata for output in outputs)
     return FolderReport(
-        len(sources), len(sources) - len(todo), changed, speed, entry.name, reason, valid / max(1, pixels)
+        pairs=len(outputs),
+        resumed=resumed,
+        changed_share=sum(output.changed for output in outputs) / valid if valid else None,
+        pairs_per_second=speed,
+        engine=engine,
+        reason=reason,
+        valid_share=valid / max(1, pixels),
     )
-
-
-def _run_scene(
-    bundle: Bundle, opened: Opened, source: Source, record: Record, options: SceneOptions, log: EventLog
-) -> Written:
-    """Write the change raster of a pair in the progress folder, resuming what an interrupted run left there."""
-    log.info(f"{source.name}: {source.before.name} and {source.after.name} are GeoTIFFs")
-    stamp, place = stamp_of(source), progress_folder(record.output) / f"{source.name}.tif"
-    report = predict_opened(
-        bundle, lambda: nullcontext(opened), source.before, source.after, place, replace(options, force=True),
-        log=log.bind(pair=source.name),
-    )  # fmt: skip
-    pixels = report.height * report.width
-    nodata = round(pixels * report.nodata_share)
-    changed = round((report.changed_share or 0) * (pixels - nodata))
-    about = Written(source.name, stamp, pixels, changed, nodata, ".tif")
-    record.note([about])
-    return about
-
-
-def _is_written(source: Source, name: str, record: Record) -> bool:
-    """Whether the pair's output, called ``name``, is there and of its files as they are."""
-    mask = record.written.get(source.name)
-    return bool(mask and mask.file == name and mask.stamp == stamp_of(source) and (record.output / name).exists())
 
 
 @dataclass(frozen=True)
@@ -247,4 +264,4 @@ class _Writer:
 
 
 def _about(pair: _Pair) -> Written:
-    return Written(pair.name, pair.stamp, pair.mask.size, int(pair.mask.sum()))
+    return Written(name=pair.name, stamp=pair.stamp, pixels=pair.mask.size, changed=int(pair.mask.sum()))

@@ -80,7 +80,7 @@ class Effect:
     score: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """One evaluation. ``changed``: the groups that it asks about; ``float_groups``: all that are float in it.
 

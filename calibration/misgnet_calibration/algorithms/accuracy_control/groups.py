@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from misgnet_calibration.algorithms.accuracy_control.decision import Group
-
-if TYPE_CHECKING:  # names are told apart, and steps shown, where onnx is not installed
-    from misgnet_calibration.onnx_graph.graph import Graph
-    from misgnet_calibration.quantizer.placement import AnyPlace
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.placement import QuantizerSite
 
 Depth = Literal["stage", "block", "module", "operator"]
 
@@ -37,22 +35,22 @@ class Costed(Protocol):
     def multiply_adds(self) -> int: ...
 
 
-def groups_of(graph: Graph, places: Sequence[AnyPlace], depth: Depth = "module") -> tuple[Group, ...]:
-    """The groups of ``places``, in the order of their first ones.
+def groups_of(graph: Graph, sites: Sequence[QuantizerSite], depth: Depth = "module") -> tuple[Group, ...]:
+    """The groups of ``sites``, in the order of their first ones.
 
     A module's operators without multiply-adds are a group of their own: they go back to float at no cost.
     """
     nodes: dict[str, list[str]] = defaultdict(list)
     costs: Counter[str] = Counter()
-    for place in places:
-        cost = graph.multiply_adds(graph.by_name[place.node])
-        name = group_name(place.node, depth) + ("" if cost else UNWEIGHTED)
-        nodes[name].append(place.node)
+    for site in sites:
+        cost = graph.macs(graph.by_name[site.node])
+        name = group_name(site.node, depth) + ("" if cost else UNWEIGHTED)
+        nodes[name].append(site.node)
         costs[name] += cost
     return tuple(Group(name, tuple(members), costs[name]) for name, members in nodes.items())
 
 
-def ties_of(groups: Sequence[Group], places: Sequence[AnyPlace]) -> tuple[tuple[str, ...], ...]:
+def ties_of(groups: Sequence[Group], sites: Sequence[QuantizerSite]) -> tuple[tuple[str, ...], ...]:
     """Names of the groups that quantize one and the same activation, for each such activation.
 
     It stays quantized until all of them are float, so reverting one alone tells nothing of it. NNCF makes one
@@ -60,9 +58,9 @@ def ties_of(groups: Sequence[Group], places: Sequence[AnyPlace]) -> tuple[tuple[
     """
     owner = {node: group.name for group in groups for node in group.nodes}
     readers: dict[str, dict[str, None]] = defaultdict(dict)
-    for place in places:
-        for tensor in place.tensors:
-            readers[tensor][owner[place.node]] = None
+    for site in sites:
+        for tensor in site.tensors:
+            readers[tensor][owner[site.node]] = None
     return tuple(dict.fromkeys(tuple(names) for names in readers.values() if len(names) > 1))
 
 

@@ -26,7 +26,7 @@ class Run:
     """What a search has measured so far, and its clock."""
 
     def __init__(
-        self, groups: tuple[Group, ...], evaluate: Evaluate, estimate: Evaluate | None, limit: Limit, budget: float,
+        self, groups: tuple[Group, ...], evaluate: Evaluate, estimate: Evaluate | None, *, limit: Limit, budget: float,
         total: int | None, clock: Callable[[], float], listen: Listen | None,
     ) -> None:  # fmt: skip
         self.groups, self.evaluate, self.estimate, self.limit, self.budget = groups, evaluate, estimate, limit, budget
@@ -85,8 +85,9 @@ class Run:
     ) -> None:  # fmt: skip
         accepted = passes(found, self.limit) and not estimated
         step = Step(
-            len(self.steps) + 1, phase, tuple(changed), self.in_order(float_groups), found,
-            self._int8_share(float_groups), self.elapsed(), accepted, reason(found, self.limit), estimated,
+            number=len(self.steps) + 1, phase=phase, changed=tuple(changed), float_groups=self.in_order(float_groups),
+            measurement=found, int8_share=self._int8_share(float_groups), seconds=self.elapsed(), accepted=accepted,
+            reason=reason(found, self.limit), estimated=estimated,
         )  # fmt: skip
         self.took[estimated].append(step.seconds - (self.steps[-1].seconds if self.steps else 0))
         self.steps.append(step)

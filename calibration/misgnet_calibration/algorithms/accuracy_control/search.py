@@ -52,7 +52,7 @@ _EXPLAINED = 0.5
 Stopped = Literal["at the start", "finished", "budget", "outside the groups"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ControlReport:
     """The path and its end. ``effects``: the ranking, empty where none was needed; ``stopped``: why it ended.
 
@@ -83,27 +83,31 @@ class ControlReport:
 def control(
     groups: Sequence[Group], evaluate: Evaluate, limit: float, budget_seconds: float,
     *, estimate: Evaluate | None = None, ties: Sequence[tuple[str, ...]] = (), min_agreement: float | None = None,
-    total_multiply_adds: int | None = None, listen: Listen | None = None,
+    total_macs: int | None = None, listen: Listen | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> ControlReport:  # fmt: skip
     """Find the float groups with which the loss is within ``limit`` points.
 
     ``estimate``: a cheaper ``evaluate``, for the ranking alone; ``ties``: names of groups of which one alone changes
     little (see ``groups.ties_of``); ``min_agreement``: share of pixels, 0 to 1, that must keep the float model's mask
-    as well; ``total_multiply_adds``: those of the whole graph, where some are in no group.
+    as well; ``total_macs``: those of the whole graph, where some are in no group.
 
     No evaluation begins after ``budget_seconds``; the first always takes place. The choice is the best of many on
     the same tiles, so the loss on others is larger on average: leave room between ``limit`` and what a gate
     allows there. Raises InputError where an argument makes no sense; what ``evaluate`` raises passes through.
     """
     allowed = Limit(limit, min_agreement)
-    _check(groups, ties, allowed, budget_seconds, total_multiply_adds)
-    run = Run(tuple(groups), evaluate, estimate, allowed, budget_seconds, total_multiply_adds, clock, listen)
+    _check(groups, ties, allowed, budget_seconds, total_macs)
+    run = Run(
+        tuple(groups), evaluate, estimate,
+        limit=allowed, budget=budget_seconds, total=total_macs, clock=clock, listen=listen,
+    )  # fmt: skip
     stopped = _search(run, ties)
     result = best(run.steps) or closest(run.steps, allowed)
     return ControlReport(
-        allowed, budget_seconds, run.elapsed(), run.groups, run.effects, tuple(run.steps), result, stopped
-    )
+        limit=allowed, budget_seconds=budget_seconds, seconds=run.elapsed(), groups=run.groups, effects=run.effects,
+        steps=tuple(run.steps), result=result, stopped=stopped,
+    )  # fmt: skip
 
 
 def _check(

@@ -153,7 +153,17 @@ class Driver:
             return
         outputs, attempts = tuple(scene.outputs().values()), self._record.begun[scene.id]
         worker = self._workers[place]
-        self._end(Done(now(), scene.id, task.key, outputs, attempts, worker, outcome.figures))
+        self._end(
+            Done(
+                time=now(),
+                scene=scene.id,
+                key=task.key,
+                outputs=outputs,
+                attempts=attempts,
+                worker=worker,
+                figures=outcome.figures,
+            )
+        )
 
     def _warn(self, scene: str, message: str) -> None:
         self._listener.log.warning(f"{scene}: {message}", scene=scene)

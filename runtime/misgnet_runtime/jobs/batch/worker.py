@@ -136,7 +136,7 @@ class SceneWorker:
         products = {option: place for option, place in places.items() if option != "output"}
         report = predict_opened(
             self._bundle, lambda: nullcontext(opened), scene.before, scene.after, places["output"],
-            replace(options, force=True, **products),  # type: ignore[arg-type]
+            options=replace(options, force=True, **products),  # type: ignore[arg-type]
             log=log,
         )  # fmt: skip
         write_file(places["output"].parent / _REPORT, msgspec.json.encode(asdict(report)))

@@ -17,7 +17,7 @@ Kind = Literal["scene", "image"]
 KINDS: Mapping[str, Kind] = {".tif": "scene", ".tiff": "scene", ".png": "image", ".jpg": "image", ".jpeg": "image"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class File:
     """A file as a look at the folder finds it: size in bytes, times of the last write and of the last change in ns."""
 
@@ -34,7 +34,10 @@ class File:
         with suppress(OSError):
             found = path.lstat()
             if S_ISREG(found.st_mode):
-                return cls(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino)
+                return cls(
+                    path=path, size=found.st_size, mtime_ns=found.st_mtime_ns, ctime_ns=found.st_ctime_ns,
+                    device=found.st_dev, inode=found.st_ino,
+                )  # fmt: skip
         return None
 
 
