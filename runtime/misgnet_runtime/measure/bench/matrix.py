@@ -33,7 +33,7 @@ class NotRun(Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchMatrix:
     """Every engine is measured at every batch with every number of streams."""
 
     runs: list[RunsHere]
@@ -46,7 +46,7 @@ class Plan:
         return [(batch, streams) for batch in self.batches for streams in self.streams]
 
 
-def make_plan(bundle: Bundle, options: BenchOptions) -> Plan:
+def make_matrix(bundle: Bundle, options: BenchOptions) -> BenchMatrix:
     """Without wishes: all engines that open here; batches 1, 4 and the largest to 16; one stream, and one a core to 4.
 
     Raises UsageError for an unknown engine or numbers that do not fit, UnavailableError where an engine that was
@@ -62,7 +62,7 @@ def make_plan(bundle: Bundle, options: BenchOptions) -> Plan:
         raise UnavailableError(f"{which} here: {reasons}")
     batches = options.batches or [size for size in (1, 4, min(max_batch, _LARGEST_BATCH)) if size <= max_batch]
     streams = options.streams or (1, streams_on_cpu(options.threads or usable_cores()))
-    return Plan(runs, not_run, sorted(set(batches)), sorted(set(streams)))
+    return BenchMatrix(runs, not_run, sorted(set(batches)), sorted(set(streams)))
 
 
 def _opened(bundle: Bundle, entries: list[EngineEntry]) -> tuple[list[RunsHere], list[NotRun]]:
@@ -76,8 +76,8 @@ def _opened(bundle: Bundle, entries: list[EngineEntry]) -> tuple[list[RunsHere],
     return runs, not_run
 
 
-def tasks_of(bundle: Bundle, plan: Plan, options: BenchOptions, batch: int, streams: int) -> list[Task]:
+def tasks_of(bundle: Bundle, matrix: BenchMatrix, options: BenchOptions, batch: int, streams: int) -> list[Task]:
     """All engines at one setting."""
-    entries = [bundle.engine_entry(engine.engine) for engine in plan.runs]
+    entries = [bundle.engine_entry(engine.engine) for engine in matrix.runs]
     execution = ExecutionOptions(threads=options.threads, streams=streams, batch=batch)
     return [task_of(bundle, entry, execution, options.warm_up) for entry in entries]

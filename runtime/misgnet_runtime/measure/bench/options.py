@@ -14,7 +14,7 @@ from misgnet_runtime.options import check, option
 class BenchOptions:
     """What is measured, and for how long. Each field is an option of ``misgnet-run bench``.
 
-    Empty ``engines``, ``batches`` and ``streams`` stand for what :func:`~.matrix.make_plan` chooses.
+    Empty ``engines``, ``batches`` and ``streams`` stand for what :func:`~.matrix.make_matrix` chooses.
     """
 
     engines: tuple[str, ...] = option(
