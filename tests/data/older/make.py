@@ -24,12 +24,6 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from misgnet_runtime.batch.table import Shard
-from misgnet_runtime.folders import predict_folders
-from misgnet_runtime.scenes.options import SceneOptions
-from misgnet_runtime.scenes.predict import predict_scene_files
-from misgnet_runtime.watch.options import WatchOptions
-from misgnet_runtime.watch.service import watch_folder
 from PIL import Image
 
 import bundles
@@ -37,8 +31,14 @@ from ends import in_child
 from misgnet.datasets import PrepareOptions, prepare
 from misgnet.synthetic.pairs import make_pair
 from misgnet_runtime.batch import record as batch
+from misgnet_runtime.batch.table import Shard
+from misgnet_runtime.folders import predict_folders
 from misgnet_runtime.log import current
+from misgnet_runtime.scenes.options import SceneOptions
+from misgnet_runtime.scenes.predict import predict_scene_files
 from misgnet_runtime.watch import work
+from misgnet_runtime.watch.options import WatchOptions
+from misgnet_runtime.watch.service import watch_folder
 
 MODIFIED = 1_700_000_000  # seconds since 1970; no raster has a reference system, whose words are PROJ's
 SCENE = SceneOptions(engine="cpu-float32", overlap=16, batch=1, streams=1, tuned=False)
