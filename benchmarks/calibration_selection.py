@@ -37,7 +37,8 @@ from misgnet_export.pipeline.validation_loss import Decision
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.machine import describe_machine, machine_line
-from misgnet_runtime.raster.dataset import TileSet, check_disjoint
+from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.raster.leakage import check_disjoint
 from misgnet_runtime.storage.atomic import write_file
 
 CHOICES = ("represent", "random", "first")

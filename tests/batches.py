@@ -14,10 +14,11 @@ import numpy as np
 from logs import Collected
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.jobs.batch.driver import Driver, Listener
+from misgnet_runtime.jobs.batch.options import BatchOptions
 from misgnet_runtime.jobs.batch.pool import Ended, Event, Ready
 from misgnet_runtime.jobs.batch.record import Done, Failed, Record, open_record
 from misgnet_runtime.jobs.batch.row import Scene
-from misgnet_runtime.jobs.batch.run import BatchOptions, BatchReport, run_batch
+from misgnet_runtime.jobs.batch.run import BatchReport, run_batch
 from misgnet_runtime.jobs.batch.table import Shard
 from misgnet_runtime.jobs.batch.worker import Hello, Outcome, SceneWorker, Setup, Task
 from misgnet_runtime.jobs.scene.options import SceneOptions
@@ -92,7 +93,7 @@ def opened(output: Path, shard: Shard | None = None) -> Iterator[Record]:
 
 
 def drive(todo: list[Task], output: Path, pool: FakePool, record: Record, told: Told, *, retries: int = 2) -> None:
-    Driver(todo, output, pool, record, retries, told.listener()).run()
+    Driver(todo, output, pool, record, retries=retries, listener=told.listener()).run()
     assert pool.closed
 
 
@@ -118,7 +119,9 @@ class Place:
         return write_table(self.root / "scenes.csv", ",".join(["id", "before", "after", *columns]), *self.rows)
 
     def setup(self) -> Setup:
-        return Setup(self.bundle, read_bundle(self.bundle).digest(), self.out, SceneOptions())
+        return Setup(
+            bundle=self.bundle, digest=read_bundle(self.bundle).digest(), output=self.out, engine=SceneOptions()
+        )
 
     def run(self, told: Told | None = None, **options: Any) -> BatchReport:
         return run_batch(self.bundle, self.table(), self.out, BatchOptions(**options), (told or Told()).listener())

@@ -10,11 +10,13 @@ import pytest
 pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from batches import KEY, FakePool, Told, drive, opened, write_table
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.jobs.batch.row import Scene
 from misgnet_runtime.jobs.batch.table import Shard, read_table
 from misgnet_runtime.jobs.batch.worker import Task
 from misgnet_runtime.jobs.scene.options import SceneOptions
+from misgnet_runtime.raster.declared import Declared
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,10 +43,10 @@ def test_every_option_of_predict_can_be_a_column() -> None:
     asked = Scene("x", Path("a"), Path("b"), words)
     options = asked.options()
     assert (options.engine, options.align, options.cog, options.tuned) == ("cpu", True, True, False)
-    assert (options.overlap, options.batch, options.streams, options.threads) == (0, 2, 1, 1)
+    assert (options.overlap, options.execution) == (0, ExecutionOptions(batch=2, streams=1, threads=1))
     assert (options.min_area, options.simplify) == (1.5, 2.0)
-    assert (options.before.bands, options.before.scale, options.before.offset) == ((3, 2, 1), (0.5,), (1,))
-    assert (options.after.stretch, options.after.scale) == ((2, 98), None)
+    assert options.dates[0] == Declared((3, 2, 1), (0.5,), (1,))
+    assert options.dates[1] == Declared((3, 2, 1), stretch=(2, 98))
     assert asked.outputs() == {"probability": "x.probability.tif", "vector": "x.geojson", "output": "maps/x.tif"}
 
 

@@ -38,7 +38,7 @@ def test_the_engine_is_opened_once_and_for_scenes_that_ask_for_another(
         return fake_detector(lambda: FakeEngine(read_bundle(place.bundle).manifest.interface))()
 
     monkeypatch.setattr(batch_worker, "open_detector", opening)
-    worker = SceneWorker(replace(place.setup(), threads=3, streams=2))
+    worker = SceneWorker(replace(place.setup(), execution=ExecutionOptions(threads=3, streams=2)))
     worker.start()
     for name, words in (("a", {}), ("b", {}), ("c", {"threads": "1"}), ("d", {"threads": "1"})):
         outcome = worker.run(Task(replace(one, id=name, words=words), KEY))

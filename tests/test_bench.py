@@ -349,12 +349,13 @@ def test_a_scene_is_run_in_a_process_that_tells_its_memory(root: Path, pair: tup
 def test_the_scenes_command_has_the_measured_setting_and_what_signatures_are_required(tmp_path: Path) -> None:
     paths = {name: tmp_path / name for name in ("bundle", "before", "after", "output")}
     execution = ExecutionOptions(threads=3, streams=2, batch=4)
-    plain = SceneTask(**paths, engine="cpu").command()
-    asked = SceneTask(**paths, engine="cpu", execution=execution, trust=Trust(tmp_path / "key", allow_older=True))
-    words = ["--threads", "3", "--streams", "2", "--batch", "4", "--require-signature", f"{tmp_path / 'key'}"]
+    trust = Trust(tmp_path / "key", allow_older=True)
+    plain, asked = SceneTask(**paths, engine="cpu"), SceneTask(**paths, engine="cpu", execution=execution, trust=trust)
+    predict = ["predict", "--engine", "cpu", "-o", str(paths["output"]), "--no-tuned"]
     end = ["--", *(str(paths[name]) for name in ("bundle", "before", "after"))]
-    assert plain[-len(end) :] == end and plain[-len(end) - 1] == "--no-tuned"
-    assert asked.command() == [*plain[: -len(end)], *words, "--allow-older", *end]
+    assert plain.command()[-12:] == ["--log", "json", *predict, *end]
+    words = ["--log", "json", "--require-signature", str(tmp_path / "key"), "--allow-older", *predict]
+    assert asked.command()[-21:] == [*words, "--threads", "3", "--streams", "2", "--batch", "4", *end]
 
 
 def test_a_scene_that_fails_is_told_in_its_own_words(root: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from bundles import FEATURES, SPLIT_FLOAT, TILE, edit, make_bundle
 from ends import die_at, in_child
 from fake_split import FakeSplit
 from logs import Collected
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.series import encoding as encoding_module
@@ -178,7 +179,7 @@ OTHERS: dict[str, tuple[Callable[[Place], object], SceneOptions, str]] = {
     "raster": (lambda p: write_raster(p.raster, PIXELS[:, ::-1]), SceneOptions(), "the raster"),
     "bundle": (lambda p: edit(p.bundle, lambda m: m.update(threshold=0.4)), SceneOptions(), "the bundle"),
     "scaling": (lambda p: None, SceneOptions(before=Declared(bands=(3, 2, 1))), "and now it is bands 3,2,1"),
-    "batch": (lambda p: None, SceneOptions(batch=2), "--batch 1, and now it is 2"),
+    "batch": (lambda p: None, SceneOptions(execution=ExecutionOptions(batch=2)), "--batch 1, and now it is 2"),
 }
 
 

@@ -17,10 +17,13 @@ from PIL import Image
 from bundles import INTERFACE, FakeEngine, edit, expected, fake_detector, images, make_bundle, write_image
 from commands import exit_code
 from ends import die_at, in_child
+from misgnet_runtime.callables import Progress
 from misgnet_runtime.cli import main as cli
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import GateFailed, InputError, StorageError, UsageError
 from misgnet_runtime.jobs import folder as folders
 from misgnet_runtime.jobs.folder import FolderReport, predict_folders
+from misgnet_runtime.jobs.scene.options import SceneOptions
 
 SIZES = {"a": (64, 64), "b": (64, 64), "c": (100, 70), "d": (10, 30), "e": (64, 64), "f": (64, 64)}
 
@@ -37,8 +40,9 @@ class Place:
             for folder, pixels in zip((self.before, self.after), images(*size, seed=seed), strict=True):
                 write_image(folder / f"{name}{suffix}", pixels)
 
-    def run(self, **options: Any) -> FolderReport:
-        return predict_folders(self.bundle, self.before, self.after, self.out, **options)
+    def run(self, batch: int | None = None, progress: Progress | None = None, **asked: Any) -> FolderReport:
+        options = SceneOptions(execution=ExecutionOptions(batch=batch), **asked)
+        return predict_folders(self.bundle, self.before, self.after, self.out, options, progress=progress)
 
     def masks(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in self.out.iterdir() if path.is_file()}

@@ -20,6 +20,7 @@ from commands import exit_code
 from ends import die_at, in_child
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.jobs.folder import predict_folders
+from misgnet_runtime.jobs.scene.options import SceneOptions
 from scenes import read, scene, write_raster
 
 H, W = 96, 80
@@ -164,7 +165,7 @@ def test_an_interrupted_png_is_resumed(place: Place, monkeypatch: pytest.MonkeyP
 
 
 def test_a_scene_too_large_for_a_png_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("misgnet_runtime.raster.mask.MOST_PNG_PIXELS", H * W - 1)
+    monkeypatch.setattr("misgnet_runtime.jobs.scene.predict.MOST_PNG_PIXELS", H * W - 1)
     code, error = place.run("mask.png")
     assert code == 4 and "choose -o mask.tif" in error
 
@@ -210,7 +211,9 @@ def test_a_killed_folder_of_rasters_is_resumed(place: Place) -> None:
     out = place.root / "out"
 
     def run() -> int:
-        return predict_folders(place.bundle, place.before.parent, place.after.parent, out, engine="cpu-float32").resumed
+        return predict_folders(
+            place.bundle, place.before.parent, place.after.parent, out, SceneOptions(engine="cpu-float32")
+        ).resumed
 
     def killed(point: int) -> None:
         die_at(point)

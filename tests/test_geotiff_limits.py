@@ -69,7 +69,7 @@ def test_small_files_cost_little(tmp_path: Path, name: str) -> None:
     after = declare(tmp_path / "after.tif", height, width, count, **options, **moved)
     assert before.stat().st_size < 200_000
     said = BANDS if count > 3 else Declared()
-    scene_options = SceneOptions(said, said, align=align, engine="cpu-float32")
+    scene_options = SceneOptions(before=said, after=said, align=align, engine="cpu-float32")
 
     def run() -> None:
         with suppress(InputError):  # refused or done: both are answers

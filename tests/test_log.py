@@ -17,7 +17,6 @@ from bundles import FLOAT, RTX, expected, images, make_bundle, write_image
 from commands import exit_code
 from misgnet_runtime import log
 from misgnet_runtime.cli import main as cli
-from misgnet_runtime.cli.app import _shared_first
 
 SIZE = (70, 90)
 Objects = list[dict[str, Any]]
@@ -73,7 +72,7 @@ def test_a_result_has_its_figures_as_numbers(pair: tuple[Path, ...], call: Any, 
 
 
 @pytest.mark.parametrize("words", [("--log", "json"), ("--log=json",)])
-@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("place", [0, 1, 2, 4])
 def test_the_option_stands_before_or_behind_the_command(call: Any, words: tuple[str, ...], place: int) -> None:
     command = ["verify", "/nowhere", "--engine", "x"]
     command[place:place] = words
@@ -85,15 +84,20 @@ def test_the_option_stands_before_or_behind_the_command(call: Any, words: tuple[
     assert told == {"level": "error", "event": "error", "message": message, "kind": "InputError", "exit_code": 4}
 
 
-def test_what_follows_two_dashes_stays() -> None:
-    words = ["info", "--log", "json", "--", "--log", "text"]
-    assert _shared_first(words, {"--log": 1}) == ["--log", "json", "info", "--", "--log", "text"]
-    assert _shared_first(["info", "--log"], {"--log": 1}) == ["--log", "info"]
+def test_what_follows_two_dashes_is_no_option(call: Any) -> None:
+    _, (told,) = call("verify", "--log", "json", "--", "--log").objects
+    assert told["message"] == "--log is no bundle: it has no manifest.json"
+    assert call("verify", "x", "--log").code == 2
 
 
 def test_the_next_command_is_for_a_person_again(call: Any) -> None:
     assert call("info", "/nowhere", "--log", "json").error.startswith("{")
     assert call("info", "/nowhere").error.startswith("error: ")
+
+
+def test_what_is_said_behind_the_command_comes_last(call: Any) -> None:
+    assert call("--log", "json", "info", "/nowhere", "--log", "text").error.startswith("error: ")
+    assert call("--log", "text", "info", "/nowhere", "--log", "json").error.startswith("{")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from commands import exit_code
 from ends import die_at, in_child
 from logs import Collected
 from misgnet_runtime.cli import main as cli
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import GateFailed, InputError, StorageError, UnavailableError, UsageError
 from misgnet_runtime.jobs.journal import progress_folder
 from misgnet_runtime.jobs.scene import predict as predict_module
@@ -61,7 +62,9 @@ class Place:
         said = Collected()
         asked = options or SceneOptions()
         paths = self.bundle, self.before, self.after, change or self.change
-        report = predict_scene_files(*paths, replace(asked, batch=asked.batch or 4), log=said.log)
+        report = predict_scene_files(
+            *paths, replace(asked, execution=asked.execution.over(ExecutionOptions(batch=4))), log=said.log
+        )
         assert said.messages[0].startswith("before: ") and said.messages[1].startswith("after: ")
         return report
 
@@ -117,7 +120,7 @@ def test_streams_share_the_work_and_give_the_same_bytes(place: Place, monkeypatc
     alone = [(place.out / name).read_bytes() for name in names]
     engine = FakeEngine(INTERFACE, streams=3)
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: engine))
-    report = place.run(replace(place.all, streams=3, force=True))
+    report = place.run(replace(place.all, execution=ExecutionOptions(streams=3), force=True))
     assert report.tiles == sum(engine.batches) == 30 and report.seconds > 0
     assert "30 tiles in " in report.lines(place.change)[1]
     assert alone == [(place.out / name).read_bytes() for name in names]
@@ -368,7 +371,7 @@ OTHERS: dict[str, tuple[Callable[[Place], object], SceneOptions, str]] = {
     "after": (lambda p: write_raster(p.after, AFTER[::-1]), SceneOptions(), "the after raster"),
     "bundle": (lambda p: edit(p.bundle, lambda m: m.update(threshold=0.4)), SceneOptions(), "the bundle"),
     "overlap": (lambda p: None, SceneOptions(overlap=8), "--overlap 16, and now it is 8"),
-    "batch": (lambda p: None, SceneOptions(batch=1), "--batch 4, and now it is 1"),
+    "batch": (lambda p: None, SceneOptions(execution=ExecutionOptions(batch=1)), "--batch 4, and now it is 1"),
     "cog": (lambda p: None, SceneOptions(cog=True), "--cog False, and now it is True"),
 }
 

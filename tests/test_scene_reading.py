@@ -14,8 +14,10 @@ rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.jobs.scene.options import SceneOptions
+from misgnet_runtime.options import make
 from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.reader import NEUTRAL, Pixels, open_pair
 from misgnet_runtime.raster.statistics import find_scaling, phase_shift, residual_shift, spread
@@ -57,13 +59,13 @@ def test_bytes_are_taken_as_they_are(tmp_path: Path) -> None:
     pixels = read(tmp_path)
     assert np.array_equal(pixels.before, np.moveaxis(BEFORE, 0, 2))
     assert np.array_equal(pixels.after, np.moveaxis(AFTER, 0, 2))
-    assert pixels.valid.all() and not pixels.holes
+    assert pixels.valid.all() and not pixels.unreadable
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "int32", "float32", "float64"])
 def test_a_declared_scaling_is_applied_to_every_type(tmp_path: Path, dtype: str) -> None:
     before, after = (image.astype(dtype) * 10 + 7 for image in (BEFORE, AFTER))
-    declared = Declared.parse("", None, "0.000392156862745", "-0.00274509803922", None)  # 1 / 2550, -7 / 2550
+    declared = make(Declared, {"scale": "0.000392156862745", "offset": "-0.00274509803922"})  # 1 / 2550, -7 / 2550
     pixels = read(tmp_path, before, after, declared=declared)
     assert np.array_equal(pixels.before, np.moveaxis(BEFORE, 0, 2))
     assert np.array_equal(pixels.after, np.moveaxis(AFTER, 0, 2))
@@ -77,7 +79,7 @@ def test_values_beyond_black_and_white_are_cut_off(tmp_path: Path) -> None:
 
 def test_bands_are_taken_in_the_declared_order(tmp_path: Path) -> None:
     four = [np.concatenate([image[::-1], image[:1]]) for image in (BEFORE, AFTER)]
-    pixels = read(tmp_path, *four, declared=Declared.parse("", "3,2,1", None, None, None))
+    pixels = read(tmp_path, *four, declared=make(Declared, {"bands": "3,2,1"}))
     assert np.array_equal(pixels.after, np.moveaxis(AFTER, 0, 2))
 
 
@@ -115,29 +117,29 @@ def test_a_stretch_of_nothing_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_date_may_be_declared_alone() -> None:
-    common = Declared.parse("", "3,2,1", "0.1", "1", None)
+    common = make(Declared, {"bands": "3,2,1", "scale": "0.1", "offset": "1"})
     assert Declared().over(common) == common
-    assert Declared.parse("after-", None, None, "2", None).over(common) == Declared((3, 2, 1), (0.1,), (2,), None)
-    assert Declared.parse("after-", None, None, None, "2,98").over(common) == Declared((3, 2, 1), None, None, (2, 98))
+    assert make(Declared, {"offset": "2"}).over(common) == Declared((3, 2, 1), (0.1,), (2,), None)
+    assert make(Declared, {"stretch": "2,98"}).over(common) == Declared((3, 2, 1), None, None, (2, 98))
     assert Declared(scale=(2.0,)).over(Declared(stretch=(1, 2))) == Declared(scale=(2.0,))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("1,2", None, None, None), "--before-bands is '1,2'; it takes 3 numbers"),
-        (("0,1,2", None, None, None), "counted from 1"),
-        (("1.5,1,2", None, None, None), "counted from 1"),
-        ((None, "x", None, None), "--before-scale is 'x'; it takes 1 or 3 numbers, like 0.0001"),
-        ((None, "nan", None, None), "--before-scale is 'nan'"),
-        ((None, None, "1,2", None), "--before-offset"),
-        ((None, None, None, "98,2"), "the lower one first"),
-        ((None, "1", None, "2,98"), "finds scale and offset by itself"),
+        ({"bands": "1,2"}, "--before-bands is '1,2'; it takes 3 numbers"),
+        ({"bands": "0,1,2"}, "counted from 1"),
+        ({"bands": "1.5,1,2"}, "counted from 1"),
+        ({"scale": "x"}, "--before-scale is 'x'; it takes 1 or 3 numbers, like 0.0001"),
+        ({"scale": "nan"}, "--before-scale is 'nan'"),
+        ({"offset": "1,2"}, "--before-offset"),
+        ({"stretch": "98,2"}, "the lower one first"),
+        ({"scale": "1", "stretch": "2,98"}, "--before-stretch finds scale and offset by itself"),
     ],
 )
-def test_wrong_words_are_told(words: tuple[Any, ...], message: str) -> None:
+def test_wrong_words_are_told(words: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        Declared.parse("before-", *words)
+        make(SceneOptions, {f"before_{name}": text for name, text in words.items()}).check(Path("x.tif"))
     assert message in str(caught.value)
 
 
@@ -146,7 +148,7 @@ def test_wrong_words_are_told(words: tuple[Any, ...], message: str) -> None:
     [
         (SceneOptions(vector=Path("x.shp")), "--vector is x.shp; choose a name that ends in .gpkg or .geojson or .fgb"),
         (SceneOptions(probability=Path("out.tif")), "two outputs have one name"),
-        (SceneOptions(batch=0), "--batch is 0"),
+        (SceneOptions(execution=ExecutionOptions(batch=0)), "--batch is 0"),
         (SceneOptions(min_area=float("nan")), "--min-area is nan"),
     ],
 )
@@ -264,7 +266,7 @@ def test_a_block_that_is_cut_off_is_a_hole(tmp_path: Path) -> None:
     size = 32 * 32 * 3
     after.write_bytes(after.read_bytes()[: -2 * size])  # the last two blocks of the last row
     pixels = read_files(before, after)
-    assert pixels.holes == {("after", 64, 96, 26, 32), ("after", 64, 128, 26, 12)}
+    assert pixels.unreadable == {("after", 64, 96, 26, 32), ("after", 64, 128, 26, 12)}
     lost = np.zeros((H, W), np.bool_)
     lost[64:, 96:] = True
     assert np.array_equal(pixels.valid, ~lost)

@@ -28,13 +28,15 @@ from ends import die_at, in_child
 from fake_split import FakeSplit
 from logs import Collected
 from misgnet_runtime.cli import main as cli
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
 from misgnet_runtime.jobs.scene import predict as predict_module
-from misgnet_runtime.jobs.scene.options import SceneOptions, SeriesOptions
+from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import predict_scene_files
 from misgnet_runtime.jobs.scene.run import SceneReport
 from misgnet_runtime.jobs.series import encoding as encoding_module
 from misgnet_runtime.jobs.series.encode import encode_file
+from misgnet_runtime.jobs.series.options import SeriesOptions
 from misgnet_runtime.jobs.series.series import Listener, run_series
 from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.grid import Grid
@@ -69,7 +71,10 @@ class Place:
         self.said.records.clear()
         self.reports.clear()
         listener = Listener(self.said.log, lambda path, report: self.reports.update({path.name: report}))
-        run_series(self.bundle, self.reference, dates or self.dates, self.out, options or SeriesOptions(), listener)
+        run_series(
+            self.bundle, self.reference, dates or self.dates, self.out, options=options or SeriesOptions(),
+            listener=listener,
+        )  # fmt: skip
         return list(self.reports)
 
     def predict(self, before: Path, after: Path, options: SceneOptions | None = None) -> tuple[Any, Any, SceneReport]:
@@ -96,8 +101,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: FakeSplit) -> 
     return Place(tmp_path)
 
 
-ALL = SeriesOptions(products=frozenset(("probability", "vector", "quicklook")))
-PROBABLE = SeriesOptions(products=frozenset(["probability"]))
+ALL = SeriesOptions(probability=True, vector=True, quicklook=True)
+PROBABLE = SeriesOptions(probability=True)
 
 
 def check_equal(place: Place, before: Path, after: Path, options: SceneOptions | None = None) -> None:
@@ -154,7 +159,7 @@ def test_features_are_discarded_where_asked(place: Place) -> None:
 def test_real_engines_give_predicts_masks(tmp_path: Path, engine: str) -> None:
     place = Place(tmp_path)
     scene_options = SceneOptions(engine=engine)
-    place.run(SeriesOptions(scene_options, frozenset(["probability"])))
+    place.run(SeriesOptions(scene=scene_options, probability=True))
     for date in place.dates:
         mask, probability, _ = place.predict(place.reference, date, scene_options)
         assert np.array_equal(read(place.out / date.name), mask) and mask.any()
@@ -392,7 +397,7 @@ def test_damaged_features_are_never_compared(place: Place) -> None:
 def test_an_output_of_another_run_is_kept(place: Place) -> None:
     place.run()
     old = outcome(place)["d1.tif"]
-    other = SeriesOptions(SceneOptions(min_area=5))
+    other = SeriesOptions(scene=SceneOptions(min_area=5))
     with pytest.raises(UsageError, match=r"3 of 3 dates failed, .*d1\.tif exists; .*--force"):
         place.run(other)
     assert outcome(place)["d1.tif"] == old
@@ -410,13 +415,17 @@ def test_what_was_tuned_since_is_named(place: Place, split: FakeSplit) -> None:
         UsageError, match=r"of the same run but for that: misgnet-run tune .*: give --batch 1 to resume"
     ):
         place.run()
-    assert place.run(SeriesOptions(SceneOptions(batch=1))) == []
-    assert place.run(SeriesOptions(SceneOptions(force=True))) == ["d1.tif", "d2.tif", "d3.tif"]
+    assert place.run(SeriesOptions(scene=SceneOptions(execution=ExecutionOptions(batch=1)))) == []
+    assert place.run(SeriesOptions(scene=SceneOptions(force=True))) == ["d1.tif", "d2.tif", "d3.tif"]
     split.batch = None
     with pytest.raises(UsageError, match="give --batch 2 to resume"):
         place.run()
+    split.entry, split.batch = SPLIT_INT8, 2
+    with pytest.raises(UsageError, match=r"chooses --engine where .* give --engine cpu-float32 to resume"):
+        place.run()
+    split.entry, split.batch = SPLIT_FLOAT, None
     with pytest.raises(UsageError, match=r"exists; choose another -o"):
-        place.run(SeriesOptions(SceneOptions(overlap=8)))
+        place.run(SeriesOptions(scene=SceneOptions(overlap=8)))
 
 
 def test_a_product_that_is_missing_is_not_taken_for_done(place: Place) -> None:
@@ -445,7 +454,7 @@ def test_features_of_another_kind_are_refused(place: Place, case: str, given: bo
     file = place.root / "kept.features" if given else place.out / "reference.features"
     encode_file(place.bundle, place.reference, file)
     change(place)
-    asked = SeriesOptions(options, features=file if given else None)
+    asked = SeriesOptions(scene=options, features=file if given else None)
     with pytest.raises(UsageError) as caught:
         place.run(asked)
     assert words in str(caught.value) and str(file) in str(caught.value) and not place.reports
@@ -476,7 +485,7 @@ def test_names_that_cannot_be_meant_are_refused_before_all(place: Place) -> None
             place.run(options, dates)
     place.out = place.root / "in"
     with pytest.raises(UsageError, match="is an input as well"):
-        place.run(SeriesOptions(SceneOptions(force=True)))
+        place.run(SeriesOptions(scene=SceneOptions(force=True)))
     assert np.array_equal(read(place.dates[0]), later(1)[0])
     reference = write_raster(place.root / "old" / "d1.tif", REFERENCE)
     place.out, place.reference = place.root / "out", reference
@@ -501,14 +510,15 @@ from pathlib import Path
 from bundles import TILE
 from fake_split import FakeSplit
 from misgnet_runtime.jobs.series import encoding
-from misgnet_runtime.jobs.scene.options import SceneOptions, SeriesOptions
+from misgnet_runtime.jobs.scene.options import SceneOptions
+from misgnet_runtime.jobs.series.options import SeriesOptions
 from misgnet_runtime.log import current
 from misgnet_runtime.jobs.series.series import Listener, run_series
 
 encoding.choose_split = FakeSplit().opener()
 bundle, before, after, out = map(Path, sys.argv[1:])
-options = SeriesOptions(SceneOptions(overlap=0), consecutive=True)
-run_series(bundle, before, [after], out, options, Listener(current(), print))
+options = SeriesOptions(scene=SceneOptions(overlap=0), consecutive=True)
+run_series(bundle, before, [after], out, options=options, listener=Listener(current(), print))
 print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 

@@ -19,8 +19,7 @@ from misgnet_runtime.bundle.signing import policy
 from misgnet_runtime.bundle.signing.policy import VARIABLE, Trust
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.jobs.batch import run as batch_run
-from misgnet_runtime.jobs.batch.local import ProcessPool
-from misgnet_runtime.jobs.batch.pool import Event, Pool, Unusable
+from misgnet_runtime.jobs.batch.pool import Event, Pool, ProcessPool, Unusable
 from misgnet_runtime.jobs.batch.worker import SceneWorker, Setup
 from misgnet_runtime.measure.bench.matrix import BenchOptions, make_plan, tasks_of
 from misgnet_runtime.measure.bench.scene import SceneTask, run_scene

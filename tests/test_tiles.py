@@ -18,8 +18,9 @@ from sklearn import metrics as judge
 
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.raster.dataset import TileSet, check_disjoint, read_tile, stack
+from misgnet_runtime.raster.dataset import TileSet, read_tile, stack
 from misgnet_runtime.raster.images import image_size, read_image, read_label, write_mask
+from misgnet_runtime.raster.leakage import check_disjoint
 from misgnet_runtime.raster.tiling import cover, cut
 
 RANDOM = np.random.default_rng(0)

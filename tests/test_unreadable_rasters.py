@@ -25,12 +25,14 @@ from bundles import FLOAT, INTERFACE, SPLIT_FLOAT, FakeEngine, fake_detector, ma
 from commands import exit_code
 from ends import in_child
 from misgnet_runtime.cli import main as cli
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
 from misgnet_runtime.jobs.scene import inputs
 from misgnet_runtime.jobs.scene import predict as predict_module
-from misgnet_runtime.jobs.scene.inputs import look_at
+from misgnet_runtime.jobs.scene.inputs import Inputs, inspect
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import predict_scene_files
+from misgnet_runtime.raster.reader import open_pair
 from scenes import PLACE, read, scene, write_raster
 
 H, W = 160, 128  # 5 x 4 blocks of 32 pixels
@@ -346,7 +348,7 @@ def test_both_kinds_are_counted_once_and_after_a_resume(place: Place, monkeypatc
                 raise KeyboardInterrupt
             return super()._infer(lane, arrays, batch)
 
-    asked = SceneOptions(max_unreadable=100, batch=2)
+    asked = SceneOptions(max_unreadable=100, execution=ExecutionOptions(batch=2))
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Dying(INTERFACE)))
     with pytest.raises(KeyboardInterrupt):
         predict_scene_files(place.bundle, place.before, place.after, place.change, asked)
@@ -549,11 +551,16 @@ def test_a_raster_replaced_while_it_is_hashed_is_noticed(place: Place, monkeypat
     assert place.outputs() == []
 
 
+def inspected(before: Path, after: Path) -> Inputs:
+    with open_pair(before, after, align=False) as pair:
+        return inspect(pair, SceneOptions())
+
+
 @pytest.mark.parametrize("layout", ["tiles", "strips, not compressed", "big-endian BigTIFF", "planes"])
 def test_every_length_of_a_file_is_refused(place: Place, layout: str) -> None:
     whole = write(place.after, AFTER, layout).read_bytes()
-    look_at(place.before, place.after, SceneOptions())
+    inspected(place.before, place.after)
     for size in [*range(0, 700, 13), *np.linspace(700, len(whole) - 1, 40).astype(int)]:
         place.after.write_bytes(whole[:size])
         with pytest.raises(MisgnetError):
-            look_at(place.before, place.after, SceneOptions())
+            inspected(place.before, place.after)

@@ -26,11 +26,13 @@ from bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector,
 from commands import exit_code
 from ends import die_at, in_child
 from logs import Collected
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, StorageError, UsageError
+from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.watch import service
 from misgnet_runtime.jobs.watch.completeness import Settling, open_for_writing
 from misgnet_runtime.jobs.watch.journal import Journal
-from misgnet_runtime.jobs.watch.options import Products, WatchOptions
+from misgnet_runtime.jobs.watch.options import WatchOptions
 from misgnet_runtime.jobs.watch.outcomes import WatchReport
 from misgnet_runtime.jobs.watch.pairing import File, FilePair, Naming
 from misgnet_runtime.jobs.watch.preflight import file_digest
@@ -163,16 +165,16 @@ def test_a_marker_is_the_pairs_or_of_both_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (WatchOptions(Naming("_x", "_x")), "--before-suffix"),
-        (WatchOptions(Naming("", "_after")), "--before-suffix"),
-        (WatchOptions(Naming("before", "_before")), "--before-suffix"),
-        (WatchOptions(Naming(marker=".png")), "--marker"),
-        (WatchOptions(Naming(marker="")), "--marker"),
+        (WatchOptions(naming=Naming("_x", "_x")), "--before-suffix"),
+        (WatchOptions(naming=Naming("", "_after")), "--before-suffix"),
+        (WatchOptions(naming=Naming("before", "_before")), "--before-suffix"),
+        (WatchOptions(naming=Naming(marker=".png")), "--marker"),
+        (WatchOptions(naming=Naming(marker="")), "--marker"),
         (WatchOptions(settle=-1), "--settle"),
         (WatchOptions(poll=0), "--poll"),
         (WatchOptions(poll=float("nan")), "--poll"),
-        (WatchOptions(scene=replace(WatchOptions().scene, batch=0)), "--batch"),
-        (WatchOptions(products=Products(vector="shp")), "--vector"),
+        (WatchOptions(scene=SceneOptions(execution=ExecutionOptions(batch=0))), "--batch"),
+        (WatchOptions(vector="shp"), "--vector"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(place: Place, options: WatchOptions, words: str) -> None:
@@ -359,7 +361,7 @@ def test_geotiffs_become_maps_and_products(place: Place) -> None:
 
     declared = Declared(scale=(1 / 25500,))
     options = replace(
-        NOW, products=Products(True, "gpkg", True), retry_failed=True,
+        NOW, probability=True, vector="gpkg", quicklook=True, retry_failed=True,
         scene=replace(NOW.scene, before=declared, after=declared),
     )  # fmt: skip
     assert place.run(options).done == 1
@@ -558,7 +560,7 @@ def doomed(place: Place, moment: int) -> None:
 
 
 def scene_options() -> WatchOptions:
-    return replace(NOW, products=Products(probability=True))
+    return replace(NOW, probability=True)
 
 
 @pytest.mark.parametrize("moment", ["complete", "publish", "done"])

@@ -15,7 +15,8 @@ from misgnet_calibration.statistics.tile_selection import FewTilesWarning, draw_
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.errors import InputError, MisgnetError
-from misgnet_runtime.raster.dataset import TileSet, check_disjoint
+from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.raster.leakage import check_disjoint
 
 
 @dataclass(frozen=True)

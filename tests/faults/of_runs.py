@@ -41,9 +41,12 @@ def folders(root: Path) -> None:
 
 
 def run_folders(root: Path) -> None:
+    from misgnet_runtime.engines.options import ExecutionOptions
     from misgnet_runtime.jobs.folder import predict_folders
+    from misgnet_runtime.jobs.scene.options import SceneOptions
 
-    predict_folders(root / "bundle", root / "in/before", root / "in/after", root / "out", engine="cpu", batch=1)
+    options = SceneOptions(engine="cpu", execution=ExecutionOptions(batch=1))
+    predict_folders(root / "bundle", root / "in/before", root / "in/after", root / "out", options)
 
 
 _PRODUCTS = {"probability": "p.tif", "vector": "v.gpkg", "quicklook": "q.png"}
@@ -66,12 +69,13 @@ def scene(root: Path) -> None:
 
 
 def run_scene(root: Path) -> None:
+    from misgnet_runtime.engines.options import ExecutionOptions
     from misgnet_runtime.jobs.scene.options import SceneOptions
     from misgnet_runtime.jobs.scene.predict import predict_scene_files
 
     options = SceneOptions(
         engine="cpu",
-        batch=1,
+        execution=ExecutionOptions(batch=1),
         force=True,
         **{name: root / "out" / file for name, file in _PRODUCTS.items()},  # type: ignore[arg-type]
     )
@@ -85,14 +89,16 @@ def series(root: Path) -> None:
 
 
 def run_series(root: Path) -> None:
-    from misgnet_runtime.jobs.scene.options import SceneOptions, SeriesOptions
+    from misgnet_runtime.engines.options import ExecutionOptions
+    from misgnet_runtime.jobs.scene.options import SceneOptions
+    from misgnet_runtime.jobs.series.options import SeriesOptions
     from misgnet_runtime.jobs.series.series import Listener, run_series
     from misgnet_runtime.log import collector
 
-    options = SeriesOptions(SceneOptions(engine="cpu-float32", batch=1))
+    options = SeriesOptions(scene=SceneOptions(engine="cpu-float32", execution=ExecutionOptions(batch=1)))
     dates = [root / f"in/{name}.tif" for name in ("two", "three")]
     listener = Listener(collector()[0], lambda *_: None)
-    run_series(root / "bundle", root / "in/one.tif", dates, root / "out", options, listener)
+    run_series(root / "bundle", root / "in/one.tif", dates, root / "out", options=options, listener=listener)
 
 
 def batch(root: Path) -> None:
@@ -112,9 +118,10 @@ def run_batch(root: Path) -> None:
     from batches import InProcess, Told
     from misgnet_runtime.errors import StorageError
     from misgnet_runtime.jobs.batch import run as batch_run
+    from misgnet_runtime.jobs.batch.options import BatchOptions
 
     batch_run.ProcessPool = InProcess  # type: ignore[assignment, misc]
-    options = batch_run.BatchOptions({"engine": "cpu", "batch": "1"})
+    options = BatchOptions(words={"engine": "cpu", "batch": "1"})
     report = batch_run.run_batch(root / "bundle", root / "scenes.csv", root / "out", options, Told().listener())
     if set(report.failed) != {"c"}:
         raise StorageError(str(report.failed))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +90,6 @@ def _encoded(form: str, options: dict[str, Any]) -> bytes:
 
 def geotiff(folder: Path) -> Prepared:
     from misgnet_runtime.errors import MisgnetError
-    from misgnet_runtime.jobs.scene.inputs import look_at
     from misgnet_runtime.jobs.scene.options import SceneOptions
     from misgnet_runtime.raster.declared import Declared
     from scenes import scene, write_raster
@@ -111,7 +108,7 @@ def geotiff(folder: Path) -> Prepared:
         errors: list[MisgnetError] = []
         for align, declared in ((False, Declared()), (False, Declared(stretch=(2, 98))), (True, Declared())):
             try:
-                _look(partial(look_at, good, path, SceneOptions(after=declared, align=align)))
+                _inspect(good, path, SceneOptions(after=declared, align=align))
             except MisgnetError as error:
                 errors.append(error)
         if errors:
@@ -120,10 +117,12 @@ def geotiff(folder: Path) -> Prepared:
     return read, seeds
 
 
-def _look(look: Callable[[], Any]) -> None:
-    inputs = look()
-    with inputs.open_pair() as pair:
-        pair.read(inputs.scalings, Span(0, 64), Span(16, 80))
+def _inspect(before: Path, after: Path, options: Any) -> None:
+    from misgnet_runtime.jobs.scene.inputs import inspect
+    from misgnet_runtime.raster.reader import open_pair
+
+    with open_pair(before, after, align=options.align) as pair:
+        pair.read(inspect(pair, options).scalings, Span(0, 64), Span(16, 80))
 
 
 def features(folder: Path) -> Prepared:

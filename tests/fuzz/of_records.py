@@ -86,7 +86,7 @@ def watch_journal(folder: Path) -> Prepared:
     with open_journal(output) as journal:
         for entry in (
             Started(now(), 1, "0" * 64, "cpu", {}), begun, complete, Done(now(), "a"), begun, Failed(now(), "a", "no"),
-            begun, Kept(now(), "a", True), Ended(now(), "b", *files, "done", "", 1, True), begun,
+            begun, Kept(now(), "a", True), Ended(now(), "b", *files, outcome="done", done=1, incomplete=True), begun,
             Read(now(), "a", "0" * 64, "1" * 64), Unclean(now(), "a", 1, 8), complete,
         ):  # fmt: skip
             journal.add(entry)
@@ -125,9 +125,12 @@ def batch_record(folder: Path) -> Prepared:
     scenes = [Scene(name, Path("a"), Path("b"), {}) for name in "abc"]
     for shard, name in ((Shard(), "a"), (Shard(1, 2), "b")):
         with open_record(output, shard) as record:
+            done = Done(
+                time=now(), scene=name, key=key, outputs=(f"{name}.tif",), attempts=1, worker="here", figures=figures
+            )
             for entry in (
                 Started(now(), 1, key), Begun(now(), name, key, (f"{name}.tif",)), Returned(now(), name),
-                Begun(now(), name, key, (f"{name}.tif",)), Done(now(), name, key, (f"{name}.tif",), 1, "here", figures),
+                Begun(now(), name, key, (f"{name}.tif",)), done,
                 Failed(now(), "c", 3, "no"),
             ):  # fmt: skip
                 record.add(entry)

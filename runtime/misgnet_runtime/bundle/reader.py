@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """An opened bundle whose files have the digests that its manifest states.
+    """A bundle on disk whose files have the digests that its manifest states; no engine of it is open yet.
 
     ``path``: where its files are opened, which may be a private copy of the one that was named, ``name``; the copy is
     removed with the last reference to the bundle. ``signed``: how it was signed, where that was required.

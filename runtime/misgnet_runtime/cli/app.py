@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from copy import copy
 from typing import Any
 
 import typer
@@ -22,6 +22,7 @@ __all__ = ["err_console", "make_app", "out_console", "run_app"]
 
 # Of click, which newer versions of typer bring along under another name.
 _WRONG_CALL: Any = typer.BadParameter.__bases__[0]
+_WORDS = "misgnet.words"  # in a context: all that was typed
 
 
 def run_app(app: Callable[[], object]) -> None:
@@ -90,13 +91,17 @@ class _InterruptedError(Exception):
 
 
 class _Group(TyperGroup):
-    """All commands of an app; the app's own options are also taken after the command."""
+    """All commands of an app; each also takes the app's own options, as it does before the command."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        for command in self.commands.values():
+            command.params += map(_behind_the_command, self.params)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        options: list[Any] = self.params
-        shared = {word: int(not option.is_flag) for option in options for word in option.opts}
+        ctx.meta[_WORDS] = tuple(args)
         with _printable_usage():
-            return super().parse_args(ctx, _shared_first(args, shared))
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         for word in sys.argv[1:]:
@@ -107,9 +112,32 @@ class _Group(TyperGroup):
         except KeyboardInterrupt as error:
             raise _InterruptedError(*error.args) from None
         except _WRONG_CALL as error:
+            self._heed_shared(ctx)
             if log.is_json():
                 raise UsageError(error.format_message()) from error
             raise
+
+    def _heed_shared(self, ctx: Any) -> None:
+        """Of a wrong call the app's own options still hold, wherever they stand: --log says how it is reported."""
+        parser = self.make_parser(ctx)
+        parser.ignore_unknown_options = parser.allow_interspersed_args = True
+        with suppress(_WRONG_CALL):
+            given, _, options = parser.parse_args(list(ctx.meta[_WORDS]))
+            for option in options:
+                if option in self.params:  # not --help
+                    option.handle_parse_result(ctx, given, [])
+
+
+def _behind_the_command(option: Any) -> Any:
+    """An app's own option as one of a command: where it is not given there, what was said before the command holds."""
+    found, use = copy(option), option.callback
+
+    def use_if_given(ctx: Any, param: Any, value: Any) -> Any:
+        if use is not None and ctx.get_parameter_source(param.name).name == "COMMANDLINE":
+            use(ctx, param, value)
+
+    found.callback, found.expose_value, found.rich_help_panel = use_if_given, False, "Every command"
+    return found
 
 
 @contextmanager
@@ -120,20 +148,3 @@ def _printable_usage() -> Iterator[None]:
     except _WRONG_CALL as error:
         error.message = printable(error.message)
         raise
-
-
-def _shared_first(words: list[str], shared: Mapping[str, int]) -> list[str]:
-    """Every option of ``shared``, with so many words behind it, moved to the front.
-
-    What follows ``--`` stays as it is.
-    """
-    end = words.index("--") if "--" in words else len(words)
-    moved: list[str] = []
-    others: list[str] = []
-    rest = iter(words[:end])
-    for word in rest:
-        if word in shared:
-            moved += [word, *islice(rest, shared[word])]
-        else:
-            (moved if word.split("=")[0] in shared else others).append(word)
-    return moved + others + words[end:]

@@ -23,8 +23,9 @@ Probability = NDArray[np.float32]
 
 
 class ChangeDetector:
-    """A network that runs here. Owns its engine; use it in a ``with`` block. Threads may share it, as its engine.
+    """An open engine with its interface: images of both dates in, probability of change out.
 
+    It owns the engine; use it in a ``with`` block. Threads may share it, as its engine.
     ``batch``: tiles at once where there are many, if that was asked for or tuned. Raises InputError, and closes the
     engine, where it is not what ``interface`` says.
     """

@@ -28,13 +28,14 @@ from misgnet_runtime.jobs.scene.pipeline import run_pipeline
 from misgnet_runtime.jobs.scene.predict import predict_opened
 from misgnet_runtime.jobs.scene.run import INTERRUPTED
 from misgnet_runtime.log import EventLog, current
+from misgnet_runtime.options import settings
 from misgnet_runtime.raster.dataset import Source, find_pairs
 from misgnet_runtime.raster.geotiff import load_rasterio
 from misgnet_runtime.raster.images import read_pair
 from misgnet_runtime.raster.tiling import Cell, cover, cut
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FolderReport:
     """What was written: masks, of them those of an interrupted run, their share of changed pixels (0 to 1; None where
     no pixel is valid), and how fast.
@@ -65,28 +66,20 @@ def predict_folders(
     before: Path,
     after: Path,
     output: Path,
+    options: SceneOptions | None = None,
     *,
-    engine: str = "auto",
-    batch: int | None = None,
-    streams: int | None = None,
-    threads: int | None = None,
-    tuned: bool = True,
-    force: bool = False,
-    scene: SceneOptions | None = None,
     log: EventLog | None = None,
     progress: Progress | None = None,
 ) -> FolderReport:
     """Write the masks of two folders' pairs as ``output``/NAME.png, of 0 and 255, each whole when it appears.
 
-    Pairs of GeoTIFFs become change rasters, ``output``/NAME.tif, as ``scene`` says.
+    Pairs of GeoTIFFs become change rasters, ``output``/NAME.tif, as ``options`` say.
     Images may be of any size; each pair is in memory as a whole. A run that ended is gone on with by the same call;
-    pairs whose files have changed since are done again. ``tuned``: what of ``batch``, ``streams`` and ``threads`` is
-    not given is what was tuned here. ``progress`` is told of pairs. Raises InputError that names
-    the file, UsageError where a mask exists; GateFailed where the engine answers NaN or Inf. What is finished stays.
+    pairs whose files have changed since are done again. ``progress`` counts pairs. Raises InputError that names the
+    file, UsageError where a mask exists; GateFailed where the engine answers NaN or Inf. What is finished stays.
     """
-    options = replace(scene or SceneOptions(), batch=batch, streams=streams, threads=threads, tuned=tuned)
-    options.check_numbers()
-    log = log or current()
+    options, log = options or SceneOptions(), log or current()
+    options.check_values()
     if output.resolve() in (before.resolve(), after.resolve()):
         raise UsageError(f"output {output} is a folder of images that are read; choose another -o")
     sources = find_pairs(before, after)
@@ -94,7 +87,7 @@ def predict_folders(
     outputs = {source.name: f"{source.name}{'.tif' if source.name in scenes else '.png'}" for source in sources}
     _check_options(output, options, scenes)
     bundle = read_bundle(bundle_path)
-    with open_detector(bundle, engine, options.execution, goal=options.goal) as opened:
+    with open_detector(bundle, options.engine, options.execution, goal=options.goal) as opened:
         detector, entry, _ = opened
         settings = {
             "the bundle": bundle.digest(),
@@ -102,19 +95,25 @@ def predict_folders(
             **({"the options of scenes": _shown(options)} if scenes else {}),
         }
         try:
-            with open_record(Path(os.path.realpath(output)), settings, outputs, force) as record:
-                return _run(opened, bundle, sources, outputs, record, options, log, progress)
+            with open_record(Path(os.path.realpath(output)), settings, outputs, options.force) as record:
+                run = _Run(bundle=bundle, opened=opened, outputs=outputs, record=record, options=options, log=log)
+                return run.process(sources, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(INTERRUPTED) from None
 
 
-_PLAIN = ("batch", "streams", "threads", "engine", "force", "tuned", "max_unreadable")
-_SHOWN = ("before", "after", "align", "overlap", "cog")
+_PLAIN = ("execution", "engine", "force", "tuned", "max_unreadable")
+
+
+_NOT_SHOWN = ("align", "overlap", "cog", "batch", "min_area", "simplify")  # shown above, or of no folder
 
 
 def _shown(options: SceneOptions) -> str:
     """What maps depend on, beside the engine and its batches."""
-    return " ".join(f"{name} {getattr(options, name)}" for name in _SHOWN)
+    before, after = options.dates
+    shown = f"before {before} after {after} align {options.align} overlap {options.overlap} cog {options.cog}"
+    others = {name: value for name, value in settings(options).items() if name not in _NOT_SHOWN}
+    return " ".join((shown, *(f"{name} {value}" for name, value in others.items())))
 
 
 def _check_options(output: Path, options: SceneOptions, scenes: set[str]) -> None:
@@ -128,56 +127,72 @@ def _check_options(output: Path, options: SceneOptions, scenes: set[str]) -> Non
         load_rasterio("a scene")
 
 
-def _run(
-    opened: Opened, bundle: Bundle, sources: list[Source], outputs: Mapping[str, str], record: Record,
-    options: SceneOptions, log: EventLog, progress: Progress | None,
-) -> FolderReport:  # fmt: skip
-    detector, entry, reason = opened
-    todo = [source for source in sources if not _is_written(source, outputs[source.name], record)]
-    images, scenes = ([s for s in todo if outputs[s.name].endswith(kind)] for kind in (".png", ".tif"))
-    writer = _Writer(bundle.manifest.threshold, record, len(sources) - len(todo), len(sources), progress)
-    tile, size = detector.interface.tile, options.batch_of(entry, detector.interface, detector.batch)
-    start = time.perf_counter()
-    run_pipeline(
-        lambda: _batches(images, tile, size, log),
-        lambda tiles: (tiles, detector.sound_probability(tiles.before, tiles.after)),
-        writer.take,
-        detector.engine.streams,
-    )
-    for source in scenes:
-        writer.finish([_run_scene(bundle, opened, source, record, options, log)])
-    speed = len(todo) / (time.perf_counter() - start) if todo else None
-    masks = [record.written[source.name] for source in sources]
-    pixels = sum(mask.pixels for mask in masks)
-    valid = pixels - sum(mask.nodata for mask in masks)
-    changed = sum(mask.changed for mask in masks) / valid if valid else None
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A run of two folders: the open engine, and where its outputs are recorded."""
+
+    bundle: Bundle
+    opened: Opened
+    outputs: Mapping[str, str]  # names, by the pair's name
+    record: Record
+    options: SceneOptions
+    log: EventLog
+
+    def process(self, sources: list[Source], progress: Progress | None) -> FolderReport:
+        """Write the outputs that are missing."""
+        detector, entry, reason = self.opened
+        todo = [source for source in sources if not self._is_written(source)]
+        images, scenes = ([s for s in todo if self.outputs[s.name].endswith(kind)] for kind in (".png", ".tif"))
+        done = len(sources) - len(todo)
+        writer = _Writer(self.bundle.manifest.threshold, self.record, done, len(sources), progress)
+        tile, size = detector.interface.tile, self.options.batch_of(entry, detector.interface, detector.batch)
+        start = time.perf_counter()
+        run_pipeline(
+            lambda: _batches(images, tile, size, self.log),
+            lambda tiles: (tiles, detector.sound_probability(tiles.before, tiles.after)),
+            writer.take,
+            detector.engine.streams,
+        )
+        for source in scenes:
+            writer.finish([self._predict_scene(source)])
+        speed = len(todo) / (time.perf_counter() - start) if todo else None
+        return _report([self.record.written[source.name] for source in sources], done, speed, entry.name, reason)
+
+    def _is_written(self, source: Source) -> bool:
+        """Whether the pair's output is there, and of its files as they are."""
+        found, name = self.record.written.get(source.name), self.outputs[source.name]
+        return bool(
+            found and found.file == name and found.stamp == stamp_of(source) and (self.record.output / name).exists()
+        )
+
+    def _predict_scene(self, source: Source) -> Written:
+        """Write a pair's change raster in the progress folder, resuming what an interrupted run left there."""
+        self.log.info(f"{source.name}: {source.before.name} and {source.after.name} are GeoTIFFs")
+        stamp, place = stamp_of(source), progress_folder(self.record.output) / f"{source.name}.tif"
+        report = predict_opened(
+            self.bundle, lambda: nullcontext(self.opened), source.before, source.after, place,
+            options=replace(self.options, force=True), log=self.log.bind(pair=source.name),
+        )  # fmt: skip
+        pixels = report.height * report.width
+        nodata = round(pixels * report.nodata_share)
+        changed = round((report.changed_share or 0) * (pixels - nodata))
+        written = Written(name=source.name, stamp=stamp, pixels=pixels, changed=changed, nodata=nodata, suffix=".tif")
+        self.record.note([written])
+        return written
+
+
+def _report(outputs: list[Written], resumed: int, speed: float | None, engine: str, reason: str) -> FolderReport:
+    pixels = sum(output.pixels for output in outputs)
+    valid = pixels - sum(output.nodata for output in outputs)
     return FolderReport(
-        len(sources), len(sources) - len(todo), changed, speed, entry.name, reason, valid / max(1, pixels)
+        pairs=len(outputs),
+        resumed=resumed,
+        changed_share=sum(output.changed for output in outputs) / valid if valid else None,
+        pairs_per_second=speed,
+        engine=engine,
+        reason=reason,
+        valid_share=valid / max(1, pixels),
     )
-
-
-def _run_scene(
-    bundle: Bundle, opened: Opened, source: Source, record: Record, options: SceneOptions, log: EventLog
-) -> Written:
-    """Write the change raster of a pair in the progress folder, resuming what an interrupted run left there."""
-    log.info(f"{source.name}: {source.before.name} and {source.after.name} are GeoTIFFs")
-    stamp, place = stamp_of(source), progress_folder(record.output) / f"{source.name}.tif"
-    report = predict_opened(
-        bundle, lambda: nullcontext(opened), source.before, source.after, place, replace(options, force=True),
-        log=log.bind(pair=source.name),
-    )  # fmt: skip
-    pixels = report.height * report.width
-    nodata = round(pixels * report.nodata_share)
-    changed = round((report.changed_share or 0) * (pixels - nodata))
-    about = Written(source.name, stamp, pixels, changed, nodata, ".tif")
-    record.note([about])
-    return about
-
-
-def _is_written(source: Source, name: str, record: Record) -> bool:
-    """Whether the pair's output, called ``name``, is there and of its files as they are."""
-    mask = record.written.get(source.name)
-    return bool(mask and mask.file == name and mask.stamp == stamp_of(source) and (record.output / name).exists())
 
 
 @dataclass(frozen=True)
@@ -249,4 +264,4 @@ class _Writer:
 
 
 def _about(pair: _Pair) -> Written:
-    return Written(pair.name, pair.stamp, pair.mask.size, int(pair.mask.sum()))
+    return Written(name=pair.name, stamp=pair.stamp, pixels=pair.mask.size, changed=int(pair.mask.sum()))

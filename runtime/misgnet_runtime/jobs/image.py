@@ -7,6 +7,7 @@ from pathlib import Path
 
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.callables import RgbImage
+from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.formatting import changed_words
 from misgnet_runtime.inference.selection import Opened, open_detector
@@ -18,7 +19,7 @@ from misgnet_runtime.storage.atomic import refuse_existing, refuse_inputs, repla
 from misgnet_runtime.storage.files import is_file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
     """What was written: size in pixels, share of changed pixels (0 to 1), and by which engine, why.
 
@@ -61,7 +62,8 @@ def predict_files(
     images = read_pair(before_path, after_path)
     warn_of_images(before_path, after_path, current())
     bundle = read_bundle(bundle_path)
-    with open_detector(bundle, engine, goal="latency" if tuned else None) as opened:
+    execution = ExecutionOptions(streams=1)
+    with open_detector(bundle, engine, execution, goal="latency" if tuned else None) as opened:
         return predict_images(opened, *images, output, threshold=bundle.manifest.threshold, force=force)
 
 
@@ -102,4 +104,7 @@ def predict_images(
     mask = detector.scene_probability(before, after) > threshold
     with replace_file(output, force=force) as temporary:
         write_mask(temporary, mask)
-    return Prediction(mask.shape[0], mask.shape[1], float(mask.mean()), entry.name, reason)
+    height, width = mask.shape
+    return Prediction(
+        height=height, width=width, changed_share=float(mask.mean()), engine=entry.name, reason=reason
+    )  # fmt: skip

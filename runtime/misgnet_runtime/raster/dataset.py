@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misgnet_runtime.callables import Mask, Progress, RgbImage
+from misgnet_runtime.callables import Mask, RgbImage
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.images import SUFFIXES, image_size, read_label, read_pair
 from misgnet_runtime.raster.tiling import Cell, cover, cut
@@ -45,6 +45,12 @@ class Source:
     @property
     def paths(self) -> tuple[Path, ...]:
         return tuple(path for path in (self.before, self.after, self.label) if path is not None)
+
+    def size(self) -> tuple[int, int]:
+        """As :func:`common_size`, kept from the first time."""
+        if self.seen.size is None:
+            self.seen.size = common_size(self)
+        return self.seen.size
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class TileSet(Sequence[TileRef]):
         Raises InputError that names the folder or file: a folder or a partner is missing, sizes differ,
         a header cannot be read.
         """
-        refs = [TileRef(source, cell) for source in find_sources(root) for cell in cover(*_size(source), tile)]
+        refs = [TileRef(source, cell) for source in find_sources(root) for cell in cover(*source.size(), tile)]
         return cls(root, tuple(refs), tile)
 
     def __len__(self) -> int:
@@ -147,36 +153,6 @@ def stack(tiles: Sequence[Tile]) -> tuple[RgbImage, RgbImage]:
     return np.stack([t.before for t in tiles]), np.stack([t.after for t in tiles])
 
 
-def source_digest(source: Source) -> str:
-    """SHA-256 over the bytes of both dates: equal files have equal digests, whatever their names."""
-    return _files_digests(source)[0]
-
-
-def check_disjoint(first: TileSet, second: TileSet, roles: tuple[str, str], progress: Progress | None = None) -> None:
-    """InputError where an image is in both sets: what is evaluated must not have been decided on.
-
-    Images are compared by their pixels, so that another encoding hides none: pairs, in either order of the dates, and
-    each date with the same date of the other set. A date of a single colour shows nothing and counts only in its pair.
-    """
-    sizes = {_size(source) for source in first.sources} & {_size(source) for source in second.sources}
-    known, other = ([source for source in part.sources if _size(source) in sizes] for part in (first, second))
-    total = len(known) + len(other)
-    images: dict[str, Path] = {}
-    for done, source in enumerate(known, 1):
-        images |= _identities(source)
-        if progress:
-            progress(done, total)
-    for done, source in enumerate(other, len(known) + 1):
-        for digest, path in _identities(source).items():
-            if digest in images:
-                raise InputError(
-                    f"the image {path} of the {roles[1]} set is also in the {roles[0]} set, with the same pixels as "
-                    f"{images[digest]}; give each set images of its own"
-                )
-        if progress:
-            progress(done, total)
-
-
 def load_source(source: Source) -> Images:
     """Both dates uint8 (H, W, 3) and the label bool (H, W) of a whole pair; InputError names a bad file."""
     before, after = read_pair(source.before, source.after)
@@ -197,7 +173,7 @@ def read_source(source: Source) -> Images:
     images = load_source(source)
     found = snapshot.sha256(source.before, source.after), snapshot.sha256(source.label) if source.label else ""
     snapshot.check()
-    if source.seen.files not in (None, found) or images[0].shape[:2] != _size(source):
+    if source.seen.files not in (None, found) or images[0].shape[:2] != source.size():
         raise InputError(
             f"the files of the image pair {source.before} changed while they were in use; leave them as they are and "
             "run the same command again"
@@ -206,36 +182,11 @@ def read_source(source: Source) -> Images:
     return images
 
 
-def _size(source: Source) -> tuple[int, int]:
-    """As :func:`common_size`, kept from the first time."""
-    if source.seen.size is None:
-        source.seen.size = common_size(source)
-    return source.seen.size
-
-
 def _files_digests(source: Source) -> tuple[str, str]:
     if source.seen.files is None:
         read_source(source)
     assert source.seen.files is not None
     return source.seen.files
-
-
-def _identities(source: Source) -> dict[str, Path]:
-    """What a pair's images are known by: the pixels of the pair, and those of each date that shows something."""
-    before, after, _ = read_source(source)
-    if source.seen.dates is None:
-        source.seen.dates = _pixels_sha256(before), _pixels_sha256(after)
-    found = {" ".join(sorted(source.seen.dates)): source.before}
-    for date, path, image, digest in zip(
-        ("before", "after"), (source.before, source.after), (before, after), source.seen.dates, strict=True
-    ):
-        if (image != image[0, 0]).any():
-            found[f"{date} {digest}"] = path
-    return found
-
-
-def _pixels_sha256(image: RgbImage) -> str:
-    return hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
 
 
 def find_sources(root: Path, *, labelled: bool = True) -> list[Source]:

@@ -3,46 +3,57 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.options import flag, numbers, option
+
+PIXELS_PANEL = "GeoTIFF input: what its pixels are; nothing is guessed from values"
+_three, _two = numbers(3, like="3,2,1"), numbers(2, like="2,98")
+
+
+def _bands(text: str) -> tuple[float, ...]:
+    found = _three(text)
+    if not all(band >= 1 and band == int(band) for band in found):
+        raise ValueError("bands are counted from 1")
+    return found
+
+
+def _percentiles(text: str) -> tuple[float, ...]:
+    low, high = _two(text)
+    if not 0 <= low < high <= 100:
+        raise ValueError("it is two percentiles, the lower one first: 2,98")
+    return low, high
+
+
+# What became of them is recorded as the scaling that a date's raster gets.
+_option: Any = partial(option, None, panel=PIXELS_PANEL, changes_output=True, recorded_as="the scaling")
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What is said of one date's raster; None where nothing is.
+    """What is said of one date's raster; None where nothing is."""
 
-    ``bands``: which are red, green and blue, from 1. A stored value times ``scale`` plus ``offset`` is 0 for black and
-    1 for white, one number or three; or ``stretch``: the percentiles of each band that become black and white.
-    ``shared``: which of them are said of both dates at once.
-    """
+    bands: tuple[float, ...] | None = _option(help="Which bands are red, green and blue: 3,2,1.", parse=_bands)
+    scale: tuple[float, ...] | None = _option(
+        help="value * scale + offset is 0 for black, 1 for white; one number or three.",
+        parse=numbers(1, 3, like="0.0001"),
+    )
+    offset: tuple[float, ...] | None = _option(
+        help="One number or three (default: 0).", parse=numbers(1, 3, like="-0.1")
+    )
+    stretch: tuple[float, ...] | None = _option(
+        help="Instead: percentiles of each band that become black and white: 2,98.", parse=_percentiles
+    )
+    shared: frozenset[str] = field(default=frozenset(), compare=False, repr=False)  # what is said of both dates at once
 
-    bands: tuple[float, ...] | None = None
-    scale: tuple[float, ...] | None = None
-    offset: tuple[float, ...] | None = None
-    stretch: tuple[float, ...] | None = None
-    shared: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
-
-    @classmethod
-    def parse(
-        cls, prefix: str, bands: str | None, scale: str | None, offset: str | None, stretch: str | None
-    ) -> Declared:
-        """From the words of ``--bands``, ``--scale``, ``--offset`` and ``--stretch``; ``prefix``: "before-", say.
-
-        Raises UsageError for what is no number, too few or too many of them, or both a scale and a stretch.
-        """
-        found = cls(
-            _numbers(f"--{prefix}bands", bands, (3,), "3,2,1"),
-            _numbers(f"--{prefix}scale", scale, (1, 3), "0.0001"),
-            _numbers(f"--{prefix}offset", offset, (1, 3), "-0.1"),
-            _numbers(f"--{prefix}stretch", stretch, (2,), "2,98"),
-        )
-        if found.stretch and (found.scale or found.offset):
-            raise UsageError(f"--{prefix}stretch finds scale and offset by itself; leave it out, or leave them out")
-        if found.bands and not all(band >= 1 and band == int(band) for band in found.bands):
-            raise UsageError(f"--{prefix}bands is '{bands}'; bands are counted from 1")
-        if found.stretch and not 0 <= found.stretch[0] < found.stretch[1] <= 100:
-            raise UsageError(f"--{prefix}stretch is '{stretch}'; it is two percentiles, the lower one first: 2,98")
-        return found
+    def check(self, prefix: str = "") -> None:
+        """Raise UsageError for both a scaling and a stretch; ``prefix``: of the options' names, "before_", say."""
+        if self.stretch and (self.scale or self.offset):
+            raise UsageError(
+                f"{flag(prefix + 'stretch')} finds scale and offset by itself; leave it out, or leave them out"
+            )
 
     def over(self, common: Declared) -> Declared:
         """What is said of this date alone, and else of both: a scaling takes the place of a stretch, and back."""
@@ -54,25 +65,3 @@ class Declared:
             self.stretch or (None if scaled else common.stretch),
             frozenset(name for name in ("bands", "scale", "offset") if getattr(self, name) is None),
         )
-
-
-_Words = tuple[str | None, str | None, str | None, str | None]
-
-
-def declared_dates(both: _Words, before: _Words, after: _Words) -> tuple[Declared, Declared]:
-    """What is said of each date, from bands, scale, offset and stretch; raises as :meth:`Declared.parse`."""
-    common = Declared.parse("", *both)
-    return Declared.parse("before-", *before).over(common), Declared.parse("after-", *after).over(common)
-
-
-def _numbers(option: str, text: str | None, counts: tuple[int, ...], example: str) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        found = tuple(float(word) for word in text.split(","))
-    except ValueError:
-        found = ()
-    if len(found) not in counts or not all(abs(number) < 1e30 for number in found):  # NaN fails too
-        wanted = " or ".join(map(str, counts))
-        raise UsageError(f"{option} is '{text}'; it takes {wanted} number{'s' * (counts != (1,))}, like {example}")
-    return found

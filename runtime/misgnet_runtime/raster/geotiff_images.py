@@ -60,9 +60,9 @@ def size_of(path: Path) -> tuple[int, int]:
 def _read(raster: Raster) -> RgbImage:
     height, width = int(raster.dataset.height), int(raster.dataset.width)
     check_memory(raster.dataset, height * width * 12, "the whole image")
-    image, valid, holes = raster.rgb(find_scaling(raster, Declared()), Span(0, height), Span(0, width))
-    if holes:
-        raise InputError(f"raster {raster.name} is damaged or truncated: {len(holes)} blocks cannot be read")
+    image, valid, unreadable = raster.rgb(find_scaling(raster, Declared()), Span(0, height), Span(0, width))
+    if unreadable:
+        raise InputError(f"raster {raster.name} is damaged or truncated: {len(unreadable)} blocks cannot be read")
     if not valid.all():
         raise InputError(
             f"raster {raster.name} has {100 - 100 * valid.mean():.2f} % nodata; this command needs 8-bit RGB without "

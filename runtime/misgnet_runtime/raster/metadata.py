@@ -9,6 +9,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.geotiff import has_place
 from misgnet_runtime.raster.tiff import ORIENTATION, PHOTOMETRIC, read_header
@@ -83,7 +85,8 @@ def check_interpretation(dataset: Any, path: Path) -> None:
 
     Raises:
         InputError: Pixels are no brightness of red, green and blue, are turned by an orientation tag, are placed by
-            ground control points or RPCs alone, or the file holds several images.
+            ground control points or RPCs alone, are complex numbers or of several types, or the file holds several
+            images.
     """
     header = read_header(path)
     if header.pages > 1:
@@ -103,6 +106,20 @@ def check_interpretation(dataset: Any, path: Path) -> None:
     if photometric == 6 and [colour.name for colour in dataset.colorinterp[:3]] != list(RGB):
         raise InputError(f"raster {path} holds YCbCr colours that GDAL does not convert; convert it to RGB")
     _check_transform(dataset, path)
+    _check_types(dataset, path)
+
+
+def _check_types(dataset: Any, path: Path) -> None:
+    if kinds := {dtype for dtype in dataset.dtypes if np.dtype(_numpy_name(dtype)).kind not in "uif"}:
+        raise InputError(f"raster {path} holds {' and '.join(sorted(kinds))}; a date has real numbers")
+    if len(set(dataset.dtypes)) > 1:
+        raise InputError(
+            f"raster {path} mixes {' and '.join(sorted(set(dataset.dtypes)))}; a date has one type of values"
+        )
+
+
+def _numpy_name(dtype: str) -> str:
+    return "complex64" if dtype.startswith("complex") else dtype
 
 
 def _check_transform(dataset: Any, path: Path) -> None:

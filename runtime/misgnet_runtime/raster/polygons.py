@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from misgnet_runtime.errors import InputError, StorageError, UnavailableError
 from misgnet_runtime.raster.geotiff import GDAL, load_rasterio, mapped
 from misgnet_runtime.raster.grid import Grid
-from misgnet_runtime.raster.probabilities import Probabilities
 from misgnet_runtime.raster.tiling import Span
-from misgnet_runtime.raster.writer import CHANGED
+from misgnet_runtime.raster.writer import CHANGED, Probabilities
 
 _DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf"}
 _STRIP = 1024  # rows whose probabilities are in memory at once

@@ -3,43 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from misgnet_runtime.callables import RgbImage
-from misgnet_runtime.raster.probabilities import Probabilities
+from misgnet_runtime.raster.geotiff import load_rasterio, open_geotiff
 from misgnet_runtime.raster.reader import Pair
 from misgnet_runtime.raster.scaling import Scaling
 from misgnet_runtime.raster.tiling import Span
+from misgnet_runtime.raster.writer import CHANGED
 
 MOST_PIXELS = 1024  # of the longer side
 _STRIP = 128  # rows that are read at once; a warped raster is slow row by row
 _RED, _WHITE = np.array((255, 0, 0), np.uint8), np.array((255, 255, 255), np.uint8)
 
 
-def write_quicklook(
-    path: Path, pair: Pair, scalings: tuple[Scaling, Scaling], probabilities: Probabilities, threshold: float
-) -> None:
+def write_quicklook(path: Path, pair: Pair, scalings: tuple[Scaling, Scaling], change: Path) -> None:
     """Write a PNG of every n-th pixel of both dates, side by side; red where one of the n x n is changed.
 
-    White where there is no data. Raises OSError where the disk refuses.
+    White where there is no data. ``change``: the pair's change raster. Raises OSError where the disk refuses.
     """
     step = -(-max(pair.grid.height, pair.grid.width) // MOST_PIXELS)
     strip = max(1, _STRIP // step) * step
     spans = Span(0, pair.grid.height).split(strip)
-    picture = np.concatenate([_lines(pair, scalings, probabilities, threshold, rows, step) for rows in spans])
+    with open_geotiff(load_rasterio("a scene"), change) as classes:
+        picture = np.concatenate([_lines(pair, scalings, classes, rows, step) for rows in spans])
     Image.fromarray(picture).save(path, format="PNG")
 
 
-def _lines(
-    pair: Pair, scalings: tuple[Scaling, Scaling], probabilities: Probabilities, threshold: float, rows: Span, step: int
-) -> RgbImage:
+def _lines(pair: Pair, scalings: tuple[Scaling, Scaling], classes: Any, rows: Span, step: int) -> RgbImage:
     """The picture's lines for ``rows``, uint8 (h, 3 w, 3)."""
-    pixels = pair.read(scalings, rows, Span(0, pair.grid.width))
+    columns = Span(0, pair.grid.width)
+    pixels = pair.read(scalings, rows, columns)
     before, after, valid = (part[::step, ::step] for part in (pixels.before, pixels.after, pixels.valid))
-    highest = probabilities.read(rows)
-    for axis, length in enumerate(highest.shape):
-        highest = np.fmax.reduceat(highest, np.arange(0, length, step), axis)
+    changed = classes.read(1, window=((rows.start, rows.stop), (columns.start, columns.stop))) == CHANGED
+    for axis, length in enumerate(changed.shape):
+        changed = np.logical_or.reduceat(changed, np.arange(0, length, step), axis)
     before, after = (np.where(valid[..., None], image, _WHITE) for image in (before, after))
-    return np.concatenate([before, after, np.where((highest > threshold)[..., None], _RED, after)], axis=1)
+    return np.concatenate([before, after, np.where(changed[..., None], _RED, after)], axis=1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from misgnet_runtime.raster.tiff import may_be_tiff
 from misgnet_runtime.raster.tiff_blocks import read_blocks
 from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.raster.unreadable import Blocks, UnreadableBlock, Values
-from misgnet_runtime.raster.warping import warp_window, warped
+from misgnet_runtime.raster.warping import Warping, warped
 from misgnet_runtime.storage.files import is_file
 from misgnet_runtime.storage.snapshot import FileStamp
 
@@ -48,16 +48,21 @@ class Pixels:
     before: RgbImage
     after: RgbImage
     valid: Mask
-    holes: frozenset[UnreadableBlock] = frozenset()
+    unreadable: frozenset[UnreadableBlock] = frozenset()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Raster:
-    """One date, open; ``alpha`` is its alpha band (from 1). One thread at a time may read.
+    """One date, open. One thread at a time may read; one that did not open it does so within :meth:`in_thread`.
 
-    ``stamp``, ``blocks``, ``colours`` (GDAL's name of each band's): of its file, taken as it was opened, since
-    rasterio's ``colorinterp`` raises the error of an earlier read that failed; ``source``: the file's own raster,
-    where ``dataset`` is warped.
+    Attributes:
+        date: "before" or "after".
+        dataset: rasterio's; warped where the date lies on another grid than its file's.
+        alpha: Its alpha band (from 1).
+        stamp: State of the file as it was opened, of which are ``blocks`` and ``colours`` too.
+        colours: GDAL's name of each band's. rasterio's ``colorinterp`` raises the error of an earlier read that failed.
+        options: GDAL's, with which it was opened.
+        source: The file's own raster, where ``dataset`` is warped.
     """
 
     date: str
@@ -66,7 +71,17 @@ class Raster:
     stamp: FileStamp
     blocks: Blocks
     colours: tuple[str, ...]
+    options: Mapping[str, Any]
     source: Raster | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.blocks.path
+
+    def in_thread(self) -> AbstractContextManager[Any]:
+        """GDAL's options for a thread that did not open the raster: rasterio keeps them for each thread."""
+        found: AbstractContextManager[Any] = load_rasterio("a scene").Env(**self.options)
+        return found
 
     @property
     def file(self) -> Any:
@@ -87,13 +102,13 @@ class Raster:
         rasterio = load_rasterio("a scene")
         # GDAL would warp what is missing as zeros, and all bands in time that grows with the square of their number.
         if self.source is not None and (self.blocks.has_gaps or self.dataset.count > _MOST_WARPED_BANDS):
-            return self._from_source(rasterio, self.source, bands, rows, columns)
+            return self._from_source(self.source, bands, rows, columns)
         unreadable = frozenset[UnreadableBlock]()
         try:
             values, valid = self._values(rasterio, bands, rows, columns)
         except rasterio.errors.RasterioError:
             if self.source is not None:
-                return self._from_source(rasterio, self.source, bands, rows, columns)
+                return self._from_source(self.source, bands, rows, columns)
             values, valid, unreadable = self._by_block(rasterio, bands, rows, columns)
         gaps = self.blocks.gaps(self._with_alpha(bands), rows, columns) if self.source is None else None
         return values, valid if gaps is None else valid & ~gaps, unreadable
@@ -103,9 +118,9 @@ class Raster:
         values, valid, unreadable = self.read(scaling.bands, rows, columns)
         return scaling.apply(values), valid, unreadable
 
-    def _from_source(self, rasterio: Any, source: Raster, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
-        read = partial(source.read, bands)
-        return warp_window(rasterio, read, source.dataset, self.dataset, len(bands), rows, columns)
+    def _from_source(self, source: Raster, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
+        warping = Warping(partial(source.read, bands), source.dataset, self.dataset, len(bands))
+        return warping.window(rows, columns)
 
     def _with_alpha(self, bands: tuple[int, ...]) -> list[int]:
         return [*bands, *([self.alpha] if self.alpha else [])]
@@ -160,11 +175,15 @@ class Raster:
 
 @dataclass(frozen=True)
 class Pair:
-    """Both dates on the grid of the first; see :func:`open_pair`. One thread at a time may read."""
+    """Both dates on the grid of the first; see :func:`open_pair`. Threads read it as a :class:`Raster`."""
 
     before: Raster
     after: Raster
     grid: Grid
+
+    def in_thread(self) -> AbstractContextManager[Any]:
+        """As :meth:`Raster.in_thread`: the date that was opened last has the options for both."""
+        return self.after.in_thread()
 
     def read(self, scalings: tuple[Scaling, Scaling], rows: Span, columns: Span) -> Pixels:
         """The window's pixels."""
@@ -180,14 +199,14 @@ def neutralised(image: RgbImage, valid: Mask) -> RgbImage:
 
 
 @contextmanager
-def open_pair(before: Path, after: Path, *, align: bool, grid: Grid | None = None) -> Iterator[Pair]:
-    """Both rasters, checked as far as their headers go; each thread opens its own.
+def open_pair(before: Path, after: Path, *, align: bool) -> Iterator[Pair]:
+    """Open both rasters, checked as far as their headers go.
 
-    Both lie on ``grid``, that of the first without one; with ``align`` what does not is warped onto it as it is read.
-    Raises as :func:`open_raster`.
+    Both lie on the grid of the first; with ``align`` a second that does not is warped onto it as it is read. Raises as
+    :func:`open_raster`.
     """
-    with open_raster(before, "before", grid, align=align) as first:
-        grid = grid or Grid.of(first.dataset)
+    with open_raster(before, "before") as first:
+        grid = Grid.of(first.dataset)
         with open_raster(after, "after", grid, align=align) as second:
             yield Pair(first, second, grid)
 
@@ -206,14 +225,18 @@ def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool 
             raise InputError(f"raster {path} does not exist")
         stamp = stamp_of(path)
         dataset = stack.enter_context(_checked(rasterio, path))
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=max(held, cache_for(dataset))))
+        options = {**GDAL, "GDAL_CACHEMAX": max(held, cache_for(dataset))}
+        stack.enter_context(rasterio.Env(**options))
         colours = _colours(dataset)
-        raster = Raster(date, dataset, _alpha(colours), stamp, Blocks.of(path, dataset), colours)
+        raster = Raster(
+            date=date, dataset=dataset, alpha=_alpha(colours), stamp=stamp, blocks=Blocks.of(path, dataset),
+            colours=colours, options=options,
+        )  # fmt: skip
         if grid is not None and align:
             check_overlap(rasterio, grid, Grid.of(dataset))
             without_nodata = dataset.nodata is None and raster.alpha is None
             vrt = stack.enter_context(warped(rasterio, dataset, grid, add_alpha=without_nodata))
-            raster = Raster(date, vrt, _alpha(_colours(vrt)), stamp, raster.blocks, colours, raster)
+            raster = replace(raster, dataset=vrt, alpha=_alpha(_colours(vrt)), source=raster)
         elif grid is not None:
             check_same(grid, Grid.of(dataset))
         yield raster
@@ -223,12 +246,6 @@ def _checked(rasterio: Any, path: Path) -> Any:
     dataset = _opened(rasterio, path)
     check_memory(dataset, 0, "a window")
     check_interpretation(dataset, path)
-    if kinds := {dtype for dtype in dataset.dtypes if np.dtype(_numpy_name(dtype)).kind not in "uif"}:
-        raise InputError(f"raster {path} holds {' and '.join(sorted(kinds))}; a date has real numbers")
-    if len(set(dataset.dtypes)) > 1:
-        raise InputError(
-            f"raster {path} mixes {' and '.join(sorted(set(dataset.dtypes)))}; a date has one type of values"
-        )
     return dataset
 
 
@@ -242,10 +259,6 @@ def _opened(rasterio: Any, path: Path) -> Any:
         except UnreadableError as reason:
             raise UnreadableError(f"{error}; {reason}") from error
         raise
-
-
-def _numpy_name(dtype: str) -> str:
-    return "complex64" if dtype.startswith("complex") else dtype
 
 
 def _colours(dataset: Any) -> tuple[str, ...]:

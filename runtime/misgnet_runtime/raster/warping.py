@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any
 
 import numpy as np
 
-from misgnet_runtime.raster.geotiff import mapped
+from misgnet_runtime.raster.geotiff import load_rasterio, mapped
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.raster.unreadable import Values
@@ -30,39 +31,49 @@ def warped(rasterio: Any, dataset: Any, grid: Grid, *, add_alpha: bool) -> Any:
     )  # fmt: skip
 
 
-def warp_window(rasterio: Any, read: Read, source: Any, target: Any, count: int, rows: Span, columns: Span) -> Values:
-    """A window of ``target``'s grid from ``count`` bands that ``read`` gives of windows of ``source``; bilinear.
+@dataclass(frozen=True)
+class Warping:
+    """Warps what ``read`` gives of windows of ``source``, ``count`` bands, onto the grid of ``target``; bilinear."""
 
-    A pixel is valid where all that it is made of is: what touches a pixel without data is none.
-    """
-    window = source_window(rasterio, source, target, rows, columns)
-    size = window[0].length * window[1].length * count * np.dtype(source.dtypes[0]).itemsize if window else 0
-    if size > _MOST_BYTES and max(rows.length, columns.length) > 1:
-        return _halves(rasterio, read, source, target, count, rows, columns)
-    values = np.zeros((count, rows.length, columns.length), source.dtypes[0])
-    weights = np.zeros(values.shape[1:], np.float32)
-    if window is None:
-        return values, weights > 0, frozenset()
-    stored, valid, unreadable = read(*window)
-    stored = np.where(valid, stored, 0).astype(stored.dtype)
-    for given, made in ((stored, values), (valid.astype(np.float32), weights)):
-        rasterio.warp.reproject(
-            given, made, src_crs=source.crs, dst_crs=target.crs, src_transform=_transform(rasterio, source, *window),
-            dst_transform=_transform(rasterio, target, rows, columns), num_threads=1,
-            resampling=rasterio.enums.Resampling.bilinear,
-        )  # fmt: skip
-    return values, weights > _WHOLE, unreadable
+    read: Read
+    source: Any
+    target: Any
+    count: int
 
+    def window(self, rows: Span, columns: Span) -> Values:
+        """Return a window of the target's grid.
 
-def _halves(rasterio: Any, read: Read, source: Any, target: Any, count: int, rows: Span, columns: Span) -> Values:
-    """A window in two parts, where its source is too large to be read at once."""
-    if rows.length >= columns.length:
-        parts, axis = [(part, columns) for part in rows.split(ceil(rows.length / 2))], 0
-    else:
-        parts, axis = [(rows, part) for part in columns.split(ceil(columns.length / 2))], 1
-    found = [warp_window(rasterio, read, source, target, count, *part) for part in parts]
-    values = np.concatenate([part[0] for part in found], axis + 1)
-    return values, np.concatenate([part[1] for part in found], axis), found[0][2] | found[1][2]
+        A pixel is valid where all that it is made of is: what touches a pixel without data is none.
+        """
+        rasterio, source, target = load_rasterio("a scene"), self.source, self.target
+        window = source_window(rasterio, source, target, rows, columns)
+        size = window[0].length * window[1].length * self.count * np.dtype(source.dtypes[0]).itemsize if window else 0
+        if size > _MOST_BYTES and max(rows.length, columns.length) > 1:
+            return self._halves(rows, columns)
+        values = np.zeros((self.count, rows.length, columns.length), source.dtypes[0])
+        weights = np.zeros(values.shape[1:], np.float32)
+        if window is None:
+            return values, weights > 0, frozenset()
+        stored, valid, unreadable = self.read(*window)
+        stored = np.where(valid, stored, 0).astype(stored.dtype)
+        for given, made in ((stored, values), (valid.astype(np.float32), weights)):
+            rasterio.warp.reproject(
+                given, made, src_crs=source.crs, dst_crs=target.crs,
+                src_transform=_transform(rasterio, source, *window),
+                dst_transform=_transform(rasterio, target, rows, columns), num_threads=1,
+                resampling=rasterio.enums.Resampling.bilinear,
+            )  # fmt: skip
+        return values, weights > _WHOLE, unreadable
+
+    def _halves(self, rows: Span, columns: Span) -> Values:
+        """A window in two parts, where its source is too large to be read at once."""
+        if rows.length >= columns.length:
+            parts, axis = [(part, columns) for part in rows.split(ceil(rows.length / 2))], 0
+        else:
+            parts, axis = [(rows, part) for part in columns.split(ceil(columns.length / 2))], 1
+        found = [self.window(*part) for part in parts]
+        values = np.concatenate([part[0] for part in found], axis + 1)
+        return values, np.concatenate([part[1] for part in found], axis), found[0][2] | found[1][2]
 
 
 def source_window(rasterio: Any, source: Any, target: Any, rows: Span, columns: Span) -> tuple[Span, Span] | None:

@@ -1,10 +1,14 @@
-"""GeoTIFFs from the map on disk: written in a folder beside their place, read back, renamed when all are complete."""
+"""A scene's rasters from its map on disk: written in a folder beside their place, read back, and renamed together.
+
+The change raster is the map, thresholded once; all that shows or outlines change is made of it.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +20,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.raster.geotiff import GDAL, load_rasterio
 from misgnet_runtime.raster.grid import Grid
-from misgnet_runtime.raster.probabilities import Probabilities
+from misgnet_runtime.raster.images import write_mask
 from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.storage.atomic import publish, resumable_errors
 
@@ -26,11 +30,49 @@ _BLOCK, _BLOCKS = 256, 8  # pixels of a block, and blocks that are written at on
 
 
 @dataclass(frozen=True)
+class Probabilities:
+    """The whole map on disk, float32 (``height``, ``width``), NaN without data."""
+
+    path: Path
+    height: int
+    width: int
+
+    def read(self, rows: Span, columns: Span) -> NDArray[np.float32]:
+        """Return a window, float32 (h, w); InputError where the file is shorter than it must be."""
+        try:
+            mapped = np.memmap(self.path, np.float32, "r", shape=(self.height, self.width))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path} is cut off or cannot be read; start anew with --restart") from error
+        return np.array(mapped[rows.start : rows.stop, columns.start : columns.stop])
+
+
+@dataclass(frozen=True)
 class Counts:
     """Pixels of a change raster."""
 
     changed: int
     nodata: int
+
+
+def classify(probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
+    """Return the classes of a change raster: 0 unchanged, 1 changed, 255 without data (NaN)."""
+    classes = (probabilities > threshold).view(np.uint8)  # UNCHANGED and CHANGED are 0 and 1
+    classes[np.isnan(probabilities)] = NODATA
+    return classes
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a raster is stored; ``resampling``: of a COG's overviews."""
+
+    dtype: str
+    nodata: float
+    predictor: int
+    resampling: str
+
+
+_CHANGE = _Form("uint8", NODATA, 1, "MODE")
+_PROBABILITY = _Form("float32", float("nan"), 3, "AVERAGE")
 
 
 @dataclass(frozen=True)
@@ -44,61 +86,81 @@ class MapWriter:
     cog: bool
 
     def change(self, path: Path) -> Counts:
-        """uint8: 0 unchanged, 1 changed, 255 without data; StorageError where it cannot be written."""
+        """Write the classes, see :func:`classify`; StorageError where they cannot be written."""
         changed = nodata = 0
-        for _, classes in self._windows("uint8"):
-            changed += int((classes == CHANGED).sum())
-            nodata += int((classes == NODATA).sum())
-        self._write(path, "uint8", NODATA, 1, "MODE")
+
+        def classes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+            nonlocal changed, nodata
+            found = classify(values, self.threshold)
+            changed += int((found == CHANGED).sum())
+            nodata += int((found == NODATA).sum())
+            return found
+
+        self._write(path, _CHANGE, classes)
         return Counts(changed, nodata)
 
     def probability(self, path: Path) -> None:
-        """float32, 0 to 1, NaN without data; StorageError where it cannot be written."""
-        self._write(path, "float32", float("nan"), 3, "AVERAGE")
+        """Write float32, 0 to 1, NaN without data; StorageError where it cannot be written."""
+        self._write(path, _PROBABILITY, lambda values: values)
 
-    def _classes(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
-        classes = (values > self.threshold).view(np.uint8)  # UNCHANGED and CHANGED are 0 and 1
-        classes[np.isnan(values)] = NODATA
-        return classes
-
-    def _windows(self, dtype: str) -> Iterator[tuple[Any, NDArray[Any]]]:
-        """Windows of the raster, a row of blocks after the other, with their pixels."""
+    def _windows(self) -> Iterator[tuple[Span, Span]]:
+        """Rows and columns of the raster, a row of blocks after the other."""
         for rows in Span(0, self.grid.height).split(_BLOCK):
             for columns in Span(0, self.grid.width).split(_BLOCKS * _BLOCK):
-                values = self.probabilities.read(rows, columns)
-                window = (rows.start, rows.stop), (columns.start, columns.stop)
-                yield window, self._classes(values) if dtype == "uint8" else values
+                yield rows, columns
 
-    def _write(self, path: Path, dtype: str, nodata: float, predictor: int, resampling: str) -> None:
+    def _write(self, path: Path, form: _Form, make: Callable[[NDArray[np.float32]], NDArray[Any]]) -> None:
         rasterio = load_rasterio("a scene")
         plain = path.with_name("plain.tif") if self.cog else path
+        checksums = []
         with gdal_errors(rasterio, path), rasterio.Env(**GDAL):
-            with rasterio.open(plain, "w", **self._profile(dtype, nodata, predictor)) as dataset:
+            with rasterio.open(plain, "w", **self._profile(form)) as dataset:
                 dataset.update_tags(**self.tags)
-                if dtype == "uint8":
+                if form is _CHANGE:
                     dataset.write_colormap(1, _COLOURS)
-                for window, pixels in self._windows(dtype):
-                    dataset.write(pixels, 1, window=window)
+                for window in self._windows():
+                    pixels = make(self.probabilities.read(*window))
+                    checksums.append(zlib.crc32(pixels.data))
+                    dataset.write(pixels, 1, window=_bounds(*window))
             if self.cog:
-                copy = {"compress": "deflate", "overview_resampling": resampling, "bigtiff": "IF_SAFER"}
-                rasterio.shutil.copy(plain, path, driver="COG", predictor="YES" if predictor > 1 else "NO", **copy)
+                copy = {"compress": "deflate", "overview_resampling": form.resampling, "bigtiff": "IF_SAFER"}
+                predictor = "YES" if form.predictor > 1 else "NO"
+                rasterio.shutil.copy(plain, path, driver="COG", predictor=predictor, **copy)
                 plain.unlink()
             with rasterio.open(path, driver="GTiff") as dataset:
-                self._read_back(dataset, dtype)
+                self._read_back(dataset, checksums)
 
-    def _profile(self, dtype: str, nodata: float, predictor: int) -> dict[str, Any]:
+    def _profile(self, form: _Form) -> dict[str, Any]:
         placed = {"crs": self.grid.crs, **({"transform": self.grid.transform} if self.grid.measured else {})}
         return {
-            "driver": "GTiff", "height": self.grid.height, "width": self.grid.width, "count": 1, "dtype": dtype,
-            "nodata": nodata, "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate",
-            "predictor": predictor, "bigtiff": "IF_SAFER", **placed,
+            "driver": "GTiff", "height": self.grid.height, "width": self.grid.width, "count": 1, "dtype": form.dtype,
+            "nodata": form.nodata, "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate",
+            "predictor": form.predictor, "bigtiff": "IF_SAFER", **placed,
         }  # fmt: skip
 
-    def _read_back(self, dataset: Any, dtype: str) -> None:
-        """A full disk may go unreported when GDAL closes a file: what was written is compared."""
-        for window, pixels in self._windows(dtype):
-            if not np.array_equal(dataset.read(1, window=window), pixels, equal_nan=dtype != "uint8"):
+    def _read_back(self, dataset: Any, checksums: list[int]) -> None:
+        """A full disk may go unreported when GDAL closes a file: compare what lies there with what was written."""
+        for window, checksum in zip(self._windows(), checksums, strict=True):
+            if zlib.crc32(dataset.read(1, window=_bounds(*window))) != checksum:
                 raise StorageError(f"{dataset.name} was not written whole; make room, and run the same command again")
+
+
+def _bounds(rows: Span, columns: Span) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (rows.start, rows.stop), (columns.start, columns.stop)
+
+
+def is_mask(output: Path) -> bool:
+    """Whether an output is a PNG mask, by its name."""
+    return output.suffix.lower() == ".png"
+
+
+def write_png(change: Path, path: Path) -> None:
+    """Write a change raster as a mask: 255 where it is changed, else 0; StorageError where the disk refuses."""
+    rasterio = load_rasterio("a scene")
+    with rasterio.Env(**GDAL), rasterio.open(change, driver="GTiff") as dataset:
+        changed = dataset.read(1) == CHANGED
+    with resumable_errors(path):
+        write_mask(path, changed)
 
 
 @contextmanager

@@ -63,23 +63,15 @@ class JournalSchema(Generic[Entry]):
         return self.formats[-1]
 
     def read(self, handle: FileIO, path: Path) -> tuple[list[Entry], int]:
-        """Read all entries, line by line, so that a file of any size takes no more memory than they do.
+        """Read all entries, line by line; how many bytes their lines take.
 
-        Args:
-            handle: the open file.
-            path: what to call it in messages.
-
-        Returns:
-            The entries, and how many bytes their lines take.
-
-        Raises:
-            UsageError: for a format that is unknown here, or a file that is no journal of this kind.
-            MisgnetError: of the kind ``damage`` for a damaged line.
+        Raises UsageError for a format that is unknown here, or a file that is no journal of this kind; an error of the
+        kind ``damage`` for a damaged line; InputError where ``path`` cannot be read.
         """
         entries: list[Entry] = []
         length = 0
         handle.seek(0)
-        with open(handle.fileno(), "rb", closefd=False) as file:
+        with _read_errors(path), open(handle.fileno(), "rb", closefd=False) as file:
             while line := file.readline(MOST_LINE):
                 if not line.endswith(b"\n") and len(line) < MOST_LINE and (entries or self._begins(line)):
                     break
@@ -225,7 +217,7 @@ def open_journal(
         force: a journal that cannot be read counts as empty.
 
     Raises:
-        UsageError: where another process holds the journal, a line is damaged or its format is unknown.
+        UsageError: where another process holds the journal; else as :meth:`JournalSchema.read`.
         StorageError: where the disk refuses.
     """
     path = Path(os.path.realpath(path))
@@ -242,15 +234,17 @@ def open_journal(
 
 
 def read_journal(path: Path, schema: JournalSchema[Entry]) -> list[Entry]:
-    """Read the entries of a journal that another process may hold; none where there is none.
-
-    Raises InputError where the file cannot be read, else as :meth:`JournalSchema.read`.
-    """
+    """Read the entries of a journal that another process may hold; none where there is none. Raises as its schema."""
     if not is_file(path):
         return []
+    with _read_errors(path), path.open("rb", buffering=0) as handle:
+        return schema.read(handle, path)[0]
+
+
+@contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb", buffering=0) as handle:
-            return schema.read(handle, path)[0]
+        yield
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -41,10 +41,10 @@ class CudaPython:
         return int(self.call("cudaGetDeviceCount"))
 
     def device(self) -> Device:
-        facts = self.call("cudaGetDeviceProperties", 0)
-        name = facts.name.decode() if isinstance(facts.name, bytes) else str(facts.name)
-        capability = f"sm{facts.major}{facts.minor}"
-        return Device(name.rstrip("\0"), capability, int(facts.totalGlobalMem), bool(facts.integrated))
+        found = self.call("cudaGetDeviceProperties", 0)
+        name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
+        capability = f"sm{found.major}{found.minor}"
+        return Device(name.rstrip("\0"), capability, int(found.totalGlobalMem), bool(found.integrated))
 
     def version(self) -> str:
         return version_text(int(self.call("cudaDriverGetVersion")))

@@ -58,13 +58,9 @@ def this_platform() -> str:
 def this_machine(vendor: str, module: Any, driver: CudaDriver, device: Device) -> MachineCompatibility:
     """What is here. ``module``: the vendor's."""
     return MachineCompatibility(
-        vendor=vendor,
-        vendor_version=vendor_version(module),
-        compute_capability=device.compute_capability,
-        platform=this_platform(),
-        cuda_driver=driver.version(),
-        free_bytes=free_bytes(driver, device),
-    )
+        vendor=vendor, vendor_version=vendor_version(module), compute_capability=device.compute_capability,
+        platform=this_platform(), cuda_driver=driver.version(), free_bytes=free_bytes(driver, device),
+    )  # fmt: skip
 
 
 def free_bytes(driver: CudaDriver, device: Device) -> int:

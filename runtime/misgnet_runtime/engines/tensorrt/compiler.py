@@ -52,23 +52,15 @@ def compile_plan(
     data = build.run(cache, progress, share)
     kinds = build.layer_kinds()
     compatibility = PlanCompatibility(
-        vendor=options.vendor,
-        vendor_version=vendor_version(module),
-        compute_capabilities=capabilities,
-        platform=this_platform(),
+        vendor=options.vendor, vendor_version=vendor_version(module), compute_capabilities=capabilities,
+        platform=this_platform(), plan_bytes=len(data),
         cuda_driver="" if options.compute_capabilities else (driver or open_driver()).version(),
-        plan_bytes=len(data),
-    )
+    )  # fmt: skip
     return Plan(
-        data=data,
-        compatibility=compatibility,
-        seconds=time.perf_counter() - started,
-        layers=kinds.total(),
-        quantize_layers=kinds["QUANTIZE"],
-        dequantize_layers=kinds["DEQUANTIZE"],
-        warnings=counted(build.log.warnings),
-        notes=tuple(build.notes),
-    )
+        data=data, compatibility=compatibility, seconds=time.perf_counter() - started, layers=kinds.total(),
+        quantize_layers=kinds["QUANTIZE"], dequantize_layers=kinds["DEQUANTIZE"],
+        warnings=counted(build.log.warnings), notes=tuple(build.notes),
+    )  # fmt: skip
 
 
 def check_options(options: PlanOptions, driver: CudaDriver | None = None) -> tuple[str, ...]:

@@ -76,11 +76,7 @@ def _compiled_here(
 def _of_the_bundle(entry: EngineEntry, files: CheckedFiles) -> tuple[PlanCompatibility, bytes]:
     data = files.read(entry.file)
     compatibility = PlanCompatibility(
-        vendor=entry.kind,
-        vendor_version=entry.vendor_version,
-        compute_capabilities=tuple(entry.compute_capabilities),
-        platform=entry.platform,
-        cuda_driver=entry.cuda_driver,
-        plan_bytes=len(data),
-    )
+        vendor=entry.kind, vendor_version=entry.vendor_version, compute_capabilities=tuple(entry.compute_capabilities),
+        platform=entry.platform, cuda_driver=entry.cuda_driver, plan_bytes=len(data),
+    )  # fmt: skip
     return compatibility, data

@@ -68,14 +68,9 @@ class PlanRecord(Struct, frozen=True):
     def compatibility(self) -> PlanCompatibility:
         key = self.key
         return PlanCompatibility(
-            vendor=key.vendor,
-            vendor_version=key.vendor_version,
-            compute_capabilities=(key.compute_capability,),
-            platform=key.platform,
-            cuda_driver=self.cuda_driver,
-            plan_bytes=self.size,
-            stream_bytes=self.stream_bytes,
-        )
+            vendor=key.vendor, vendor_version=key.vendor_version, compute_capabilities=(key.compute_capability,),
+            platform=key.platform, cuda_driver=self.cuda_driver, plan_bytes=self.size, stream_bytes=self.stream_bytes,
+        )  # fmt: skip
 
 
 class Slot(Struct, frozen=True):

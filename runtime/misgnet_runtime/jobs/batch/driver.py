@@ -38,7 +38,7 @@ class Driver:
     """One run over ``tasks``: each is tried ``retries`` times again where its worker dies or may have been at fault."""
 
     def __init__(
-        self, tasks: Sequence[Task], output: Path, pool: Pool, record: Record, retries: int, listener: Listener
+        self, tasks: Sequence[Task], output: Path, pool: Pool, record: Record, *, retries: int, listener: Listener
     ) -> None:
         self._output, self._pool, self._record = output, pool, record
         self._retries, self._listener = retries, listener
@@ -153,7 +153,17 @@ class Driver:
             return
         outputs, attempts = tuple(scene.outputs().values()), self._record.begun[scene.id]
         worker = self._workers[place]
-        self._end(Done(now(), scene.id, task.key, outputs, attempts, worker, outcome.figures))
+        self._end(
+            Done(
+                time=now(),
+                scene=scene.id,
+                key=task.key,
+                outputs=outputs,
+                attempts=attempts,
+                worker=worker,
+                figures=outcome.figures,
+            )
+        )
 
     def _warn(self, scene: str, message: str) -> None:
         self._listener.log.warning(f"{scene}: {message}", scene=scene)

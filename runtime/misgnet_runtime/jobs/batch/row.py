@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
 
 import msgspec
 
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.jobs.scene.options import VECTOR_SUFFIXES, SceneOptions
-from misgnet_runtime.raster.declared import declared_dates
+from misgnet_runtime.options import NO, YES, group, make, option, stated
 
-_PIXELS = ("bands", "scale", "offset", "stretch")
-_DATES = ("", "before_", "after_")
-_FLAGS = ("align", "cog", "force", "restart", "no_tuned")
-_COUNTS = ("overlap", "batch", "streams", "threads")
-_NUMBERS = ("min_area", "simplify", "max_unreadable")
 _ENDINGS = {"probability": ".probability.tif", "vector": ".gpkg", "quicklook": ".png", "output": ".tif"}
-_SUFFIXES = {"vector": VECTOR_SUFFIXES, "quicklook": (".png",)}
-# By these nothing in the outputs changes, or they are said anew of every run; whether what a finished scene lacks is
-# still allowed is checked by itself.
-_NOT_KEPT = ("force", "restart", "threads", "streams", "no_tuned", "max_unreadable")
-OPTIONS = (
-    "engine", *_ENDINGS, *_FLAGS, *_COUNTS, *_NUMBERS, *(date + name for date in _DATES for name in _PIXELS),
-)  # fmt: skip
-_YES = ("yes", "true", "1")
-_NO = ("", "no", "false", "0")
-Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOptions:
+    """The columns of a table beside a scene's name and dates.
+
+    A cell of an output is yes, no, or a path below the folder of all outputs.
+    """
+
+    output: str = option("yes", help="The name of ID.tif.", suffixes=(".tif", ".tiff"), changes_output=True)
+    probability: bool = option(False, help="Also ID.probability.tif.", suffixes=(".tif", ".tiff"), changes_output=True)
+    vector: bool = option(False, help="Also ID.gpkg.", suffixes=VECTOR_SUFFIXES, changes_output=True)
+    quicklook: bool = option(False, help="Also ID.png.", suffixes=(".png",), changes_output=True)
+    scene: SceneOptions = group(SceneOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,59 +46,40 @@ class Scene:
         return {option: name for option, name in named if name}
 
     def options(self) -> SceneOptions:
-        """Without the names of files; raises UsageError."""
-        words = self.words
-        before, after = declared_dates(*((_texts(words, date)) for date in _DATES))
-        counts = {name: _number(name, words.get(name), int) for name in _COUNTS}
-        numbers = {name: _number(name, words.get(name), float) or 0.0 for name in _NUMBERS}
-        options = SceneOptions(
-            before, after, is_yes(words, "align"), cog=is_yes(words, "cog"), engine=words.get("engine") or "auto",
-            tuned=not is_yes(words, "no_tuned"), **counts, **numbers,  # type: ignore[arg-type]
-        )  # fmt: skip
-        options.check_numbers()
+        """Without the names of files, and to be resumed where it can be; raises UsageError."""
+        words = {name: word for name, word in self.words.items() if word and name not in _ENDINGS}
+        options = replace(make(RowOptions, words).scene, force=False, restart=False)
+        options.check_values()
         return options
 
     def key(self, bundle: str) -> str:
         """SHA-256 of all that the outputs depend on: ``bundle``'s digest, the options, and the state of both files."""
-        words = sorted((name, word) for name, word in self.words.items() if word and name not in _NOT_KEPT)
+        known = stated(RowOptions)
+        words = sorted((name, word) for name, word in self.words.items() if word and known[name].option.changes_output)
         dates = [(str(path), _stamp(path)) for path in (self.before, self.after)]
         return hashlib.sha256(msgspec.json.encode((bundle, self.id, dates, words))).hexdigest()
 
 
 def is_yes(words: Mapping[str, str], name: str) -> bool:
     """Whether a flag is set; UsageError where it is neither yes nor no."""
-    word = words.get(name, "").lower()
-    if word not in (*_YES, *_NO):
-        raise UsageError(f"{name} is '{word}'; it is yes or no")
-    return word in _YES
+    return bool(stated(RowOptions)[name].parse(words.get(name, "")))
 
 
 def _file_name(option: str, word: str, name: str) -> str | None:
     """``word``: yes for the name that the scene's gives, no for none, or a path below the output folder."""
-    if word.lower() in _NO and option != "output":
+    if word.lower() in NO and option != "output":
         return None
-    if word.lower() in (*_YES, *_NO):
+    if word.lower() in (*YES, *NO):
         return name + _ENDINGS[option]
-    path, suffixes = PurePosixPath(word), _SUFFIXES.get(option, (".tif", ".tiff"))
+    path, suffixes = (
+        PurePosixPath(word),
+        stated(SceneOptions)["probability" if option == "output" else option].option.suffixes,
+    )
     if path.is_absolute() or any(part.startswith(".") for part in path.parts) or "\0" in word:
         raise UsageError(f"{option} is '{word}'; it is a path below the output folder, without '..' and hidden names")
     if path.suffix.lower() not in suffixes:
         raise UsageError(f"{option} is '{word}'; choose a name that ends in {' or '.join(suffixes)}")
     return str(path)
-
-
-def _texts(words: Mapping[str, str], date: str) -> tuple[Any, ...]:
-    return tuple(words.get(date + name) or None for name in _PIXELS)
-
-
-def _number(name: str, word: str | None, kind: Callable[[str], Number]) -> Number | None:
-    if not word:
-        return None
-    try:
-        return kind(word)
-    except ValueError:
-        whole = "a whole number" if kind is int else "a number"
-        raise UsageError(f"{name} is '{word}'; it is {whole}") from None
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -4,54 +4,30 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.bundle.signing.policy import required_elsewhere
-from misgnet_runtime.engines import is_on_cpu, streams_on_cpu
+from misgnet_runtime.engines import ExecutionOptions, is_on_cpu, streams_on_cpu
 from misgnet_runtime.errors import ScenesFailed, UsageError
 from misgnet_runtime.formatting import now, plural
 from misgnet_runtime.inference.selection import ranked_here
 from misgnet_runtime.jobs.batch.driver import Driver, Listener
-from misgnet_runtime.jobs.batch.local import ProcessPool
-from misgnet_runtime.jobs.batch.pool import Pool
+from misgnet_runtime.jobs.batch.options import BatchOptions
+from misgnet_runtime.jobs.batch.pool import Pool, ProcessPool
 from misgnet_runtime.jobs.batch.record import SCHEMA, Done, Failed, Record, Started, open_record
 from misgnet_runtime.jobs.batch.results import write_results
 from misgnet_runtime.jobs.batch.row import Scene
-from misgnet_runtime.jobs.batch.table import Shard, read_table
+from misgnet_runtime.jobs.batch.table import read_table
 from misgnet_runtime.jobs.batch.worker import Setup, Task, discard_work
 from misgnet_runtime.machine import usable_cores
 
 INTERRUPTED = "what is done is kept; the same command goes on from there"
 _NAMED = 10  # failed scenes in the last line; all are in the table
-
-
-@dataclass(frozen=True)
-class BatchOptions:
-    """``words``: options of predict for scenes that say nothing else. ``ray``: a cluster's address, "auto" for this
-    machine's, None for processes here. ``workers``: at most so many, each on ``cores``; ``retries``: further attempts
-    of a scene whose worker died.
-    """
-
-    words: Mapping[str, str] = field(default_factory=dict)
-    shard: Shard = field(default_factory=Shard)
-    ray: str | None = None
-    workers: int | None = None
-    cores: int | None = None
-    retries: int = 2
-
-    def check(self) -> None:
-        """UsageError where a number cannot be meant."""
-        for option, number, least in (
-            ("--workers", self.workers, 1), ("--cores", self.cores, 1), ("--retries", self.retries, 0),
-        ):  # fmt: skip
-            if number is not None and number < least:
-                raise UsageError(f"{option} is {number}; it is {least} or more")
-        Scene("x", Path(), Path(), self.words).options()
 
 
 @dataclass(frozen=True)
@@ -96,7 +72,7 @@ def run_batch(bundle_path: Path, table: Path, output: Path, options: BatchOption
         tasks, earlier = _due(scenes, bundle, record, output, options)
         try:
             if tasks:
-                _work(tasks, bundle, output, record, options, listener)
+                _work(tasks, bundle, output, record, options=options, listener=listener)
         finally:
             tables = write_results(output, options.shard, scenes, record)
         ends = {scene.id: record.ended[scene.id] for scene in scenes}
@@ -140,17 +116,19 @@ def _is_allowed(scene: Scene, end: Done) -> bool:
 
 
 def _work(
-    tasks: Sequence[Task], bundle: Bundle, output: Path, record: Record, options: BatchOptions, listener: Listener
+    tasks: Sequence[Task], bundle: Bundle, output: Path, record: Record, *, options: BatchOptions, listener: Listener
 ) -> None:
     # Ray takes SIGTERM for itself when it is connected to, so that comes first.
     with _pool(bundle, output, options, listener) as pool, _interruptible():
-        Driver(tasks, output, pool, record, options.retries, listener).run()
+        Driver(tasks, output, pool, record, retries=options.retries, listener=listener).run()
 
 
 @contextmanager
 def _pool(bundle: Bundle, output: Path, options: BatchOptions, listener: Listener) -> Iterator[Pool]:
     scene = Scene("x", Path(), Path(), options.words).options()
-    setup = Setup(bundle.name.absolute(), bundle.digest(), output, scene, trust=required_elsewhere())
+    setup = Setup(
+        bundle=bundle.name.absolute(), digest=bundle.digest(), output=output, engine=scene, trust=required_elsewhere()
+    )
     if options.ray is None:
         workers = options.workers or 1
         cores = options.cores or (None if workers == 1 else max(1, usable_cores() // workers))
@@ -178,7 +156,7 @@ def _with_cores(setup: Setup, cores: int | None) -> Setup:
     """Each worker on its own share of the cores: as many threads, and no more batches at once."""
     if cores is None:
         return setup
-    return replace(setup, threads=cores, streams=streams_on_cpu(cores))
+    return replace(setup, execution=ExecutionOptions(threads=cores, streams=streams_on_cpu(cores)))
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TextIO
 
 from misgnet_runtime.errors import InputError, UsageError
-from misgnet_runtime.jobs.batch.row import OPTIONS, Scene
+from misgnet_runtime.jobs.batch.row import RowOptions, Scene
 from misgnet_runtime.limits import TABLE_BYTES, TABLE_LINES, TABLE_ROW
+from misgnet_runtime.options import stated
 from misgnet_runtime.storage.files import is_file, is_no_file
 
 _NEEDED = ("id", "before", "after")
@@ -129,10 +130,10 @@ def _columns(header: list[str], path: Path) -> list[str]:
     """Names of columns, also written as on the command line: ``--min-area`` is ``min_area``."""
     found = [name.strip().lower().removeprefix("--").replace("-", "_") for name in header]
     missing = [name for name in _NEEDED if name not in found]
-    unknown = [name for name in found if name not in (*_NEEDED, *OPTIONS)]
+    unknown = [name for name in found if name not in (*_NEEDED, *stated(RowOptions))]
     for problem, names in (("lacks the columns", missing), ("has unknown columns", unknown)):
         if names:
-            known = f"{', '.join(_NEEDED)}, and options of predict: {', '.join(OPTIONS)}"
+            known = f"{', '.join(_NEEDED)}, and options of predict: {', '.join(stated(RowOptions))}"
             raise InputError(f"table {path} {problem} {', '.join(map(repr, names))}; it has {known}")
     if len(set(found)) < len(found):
         raise InputError(f"table {path} has a column twice: {', '.join(found)}")

@@ -17,7 +17,7 @@ import msgspec
 
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.bundle.signing.policy import Trust
-from misgnet_runtime.engines import ExecutionOptions
+from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
 from misgnet_runtime.errors import EngineError, InputError, MisgnetError, StorageError
 from misgnet_runtime.inference.selection import Opened, open_detector
 from misgnet_runtime.jobs.batch.row import Scene
@@ -35,20 +35,16 @@ _MAKER = "maker.json"
 _PATIENCE = 30.0  # seconds for a worker that is being ended to let go of its scene
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What all workers share. ``threads``, ``streams``: of a worker whose scene names no others; None: as suits.
-
-    ``trust``: by whom the bundle must be signed, which each worker checks where it runs, before it opens anything.
-    """
+    """What all workers share."""
 
     bundle: Path
     digest: str
     output: Path
-    engine: SceneOptions
-    threads: int | None = None
-    streams: int | None = None
-    trust: Trust | None = None
+    engine: SceneOptions  # what the engine is opened for first
+    execution: ExecutionOptions = DEFAULT_EXECUTION  # of scenes that state no other
+    trust: Trust | None = None  # what the bundle must meet; each worker checks it before it opens anything
 
 
 @dataclass(frozen=True)
@@ -140,7 +136,7 @@ class SceneWorker:
         products = {option: place for option, place in places.items() if option != "output"}
         report = predict_opened(
             self._bundle, lambda: nullcontext(opened), scene.before, scene.after, places["output"],
-            replace(options, force=True, **products),  # type: ignore[arg-type]
+            options=replace(options, force=True, **products),  # type: ignore[arg-type]
             log=log,
         )  # fmt: skip
         write_file(places["output"].parent / _REPORT, msgspec.json.encode(asdict(report)))
@@ -170,8 +166,7 @@ class SceneWorker:
             (folder / _MAKER).write_bytes(maker)  # half of it is not equal either
 
     def _open(self, bundle: Bundle, options: SceneOptions) -> Opened:
-        threads, streams = options.threads or self._setup.threads, options.streams or self._setup.streams
-        execution = ExecutionOptions(threads=threads, streams=streams, batch=options.batch)
+        execution = options.execution.over(self._setup.execution)
         wish = (options.engine, execution, options.goal)
         if self._opened is None or wish != self._wish:
             self._close()

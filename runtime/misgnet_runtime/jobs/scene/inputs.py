@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 from misgnet_runtime.errors import InputError
@@ -17,7 +15,7 @@ from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.metadata import Statement, acquired, statement
-from misgnet_runtime.raster.reader import Pair, Raster, open_pair, open_raster, stamp_of
+from misgnet_runtime.raster.reader import Pair, Raster, stamp_of
 from misgnet_runtime.raster.scaling import Scaling
 from misgnet_runtime.raster.statistics import find_scaling, residual_shift
 from misgnet_runtime.raster.unreadable import Blocks, Tally, UnreadableBlock
@@ -25,13 +23,18 @@ from misgnet_runtime.storage.files import file_sha256
 from misgnet_runtime.storage.snapshot import FileStamp
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Date:
-    """One raster: the digest of its bytes, its file's state since before they were read, how its values become RGB, and
-    where its blocks lie.
+    """What one date's raster was found to be.
 
-    ``declared``: what is said of its pixels, and ``stated``: what its file says of them; ``acquired``: when it was
-    taken, where its file says so.
+    Attributes:
+        sha256: Digest of the file's bytes.
+        stamp: State of the file since before they were read.
+        scaling: How its values become RGB.
+        blocks: Where its blocks lie in the file.
+        declared: What the user says of its pixels.
+        stated: What the file says of them.
+        acquired: When it was taken, where the file says so.
     """
 
     path: Path
@@ -55,13 +58,12 @@ class Date:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Both dates, the grid of the map, the second's shift against the first, and how a thread opens them anew."""
+    """Both dates, the grid of the map, and the second's shift against the first, where it could be found."""
 
     before: Date
     after: Date
     grid: Grid
     shift: tuple[float, float] | None
-    open_pair: Callable[[], AbstractContextManager[Pair]]
 
     def tally(self, limit: float, found: Iterable[UnreadableBlock] = ()) -> Tally:
         """Counts unreadable blocks of both dates, beginning with those ``found``; UnreadableError above ``limit``."""
@@ -79,10 +81,6 @@ class Inputs:
             if blocks.nodata_blocks:
                 some = f"{blocks.nodata_blocks:,} of {plural(blocks.count, 'block')}"
                 log.info(f"{name}: {some} were never written, which is nodata")
-        self.warn(log)
-
-    def warn(self, log: EventLog) -> None:
-        """Log the warnings alone."""
         for warning in self.warnings():
             log.warning(warning)
 
@@ -96,43 +94,42 @@ class Inputs:
         return found
 
 
-def look_at(before: Path, after: Path, options: SceneOptions) -> Inputs:
-    """All that is decided before the first tile; raises as :func:`open_pair` and :func:`find_scaling`.
+def inspect(pair: Pair, options: SceneOptions) -> Inputs:
+    """Decide all that is decided of a pair before its first tile.
 
-    UnreadableError where more of a date is known to be unreadable than ``options`` allow.
+    Raises:
+        UnreadableError: More of a date is known to be unreadable than ``options`` allow.
+        InputError: As :func:`inspect_date` and :func:`inspect_pair`.
     """
-    with open_pair(before, after, align=options.align) as pair:
-        Tally({"before": pair.before.blocks, "after": pair.after.blocks}, options.max_unreadable)
-        first = look_at_date(pair.before, before, options.before)
-        second = look_at_date(pair.after, after, options.after)
-    return look_at_pair(first, second, align=options.align)
+    Tally({"before": pair.before.blocks, "after": pair.after.blocks}, options.max_unreadable)
+    return inspect_pair(pair, inspect_date(pair.before, options.dates[0]), inspect_date(pair.after, options.dates[1]))
 
 
-def look_at_pair(before: Date, after: Date, *, align: bool, grid: Grid | None = None) -> Inputs:
-    """Two dates that were looked at, on ``grid``, that of the first without one; raises as :func:`open_pair`."""
+def inspect_pair(pair: Pair, before: Date, after: Date) -> Inputs:
+    """Put together two dates that were inspected, open as ``pair``; raises as :func:`check_statements`."""
     check_statements(before, after)
-    opened = partial(open_pair, before.path, after.path, align=align, grid=grid)
-    with opened() as pair:
-        return Inputs(before, after, pair.grid, residual_shift(pair, (before.scaling, after.scaling)), opened)
+    return Inputs(before, after, pair.grid, residual_shift(pair, (before.scaling, after.scaling)))
 
 
-def check_readable(path: Path, date: str, limit: float) -> None:
-    """UnreadableError where more than ``limit`` percent of a raster is known to be unreadable.
+def check_readable(raster: Raster, limit: float) -> None:
+    """UnreadableError where more than ``limit`` percent of an open raster is known to be unreadable."""
+    Tally({raster.date: raster.blocks}, limit)
 
-    Else raises as :func:`open_raster`.
+
+def inspect_date(raster: Raster, declared: Declared) -> Date:
+    """Inspect one date, open on the grid of its map.
+
+    Raises:
+        InputError: As :func:`find_scaling`, or the file changes meanwhile.
     """
-    with open_raster(path, date) as raster:
-        Tally({date: raster.blocks}, limit)
-
-
-def look_at_date(raster: Raster, path: Path, declared: Declared) -> Date:
-    """One date, open as ``raster`` on the grid of its map; raises as :func:`find_scaling`."""
     scaling = find_scaling(raster, declared)
-    digest = file_sha256(path)
-    if stamp_of(path) != raster.stamp:  # then it is not of the bytes that are read
-        raise _changed(path)
-    stated = statement(raster.file, scaling.bands, raster.colours)
-    return Date(path, digest, raster.stamp, scaling, raster.blocks, declared, stated, acquired(raster.file))
+    digest = file_sha256(raster.path)
+    if stamp_of(raster.path) != raster.stamp:  # then it is not of the bytes that are read
+        raise _changed(raster.path)
+    return Date(
+        path=raster.path, sha256=digest, stamp=raster.stamp, scaling=scaling, blocks=raster.blocks, declared=declared,
+        stated=statement(raster.file, scaling.bands, raster.colours), acquired=acquired(raster.file),
+    )  # fmt: skip
 
 
 def _changed(path: Path) -> InputError:

@@ -2,75 +2,93 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from misgnet_runtime.bundle.manifest import EngineEntry, Interface
-from misgnet_runtime.engines import ExecutionOptions, batch_for_scenes
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.inference.tuned_settings import Goal
-from misgnet_runtime.raster.declared import Declared
+from misgnet_runtime.options import Option, Stated, check, flag, group, option, settings
+from misgnet_runtime.raster.declared import PIXELS_PANEL, Declared
+
+if TYPE_CHECKING:
+    from misgnet_runtime.bundle.manifest import EngineEntry, Interface
+    from misgnet_runtime.inference.tuned import Goal
 
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".fgb")
+OUTPUT_PANEL = "GeoTIFF output"
+_OUTPUT = Stated(
+    name="output", option=Option(help="", suffixes=(".tif", ".tiff", ".png")), type=Path, default=None, path=()
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SceneOptions:
-    """``overlap`` in pixels, a quarter of a tile without; ``streams`` batches of ``batch`` tiles, as suits the engine
-    without, on ``threads`` of the CPU together; where ``tuned``, what is not given of these three is what was tuned
-    here; ``min_area`` in m² (in pixels where the raster lies nowhere), ``simplify`` in pixels;
-    ``max_unreadable``: percent of either date's pixels that may lie in unreadable blocks.
-    """
+    """How a pair of dates becomes a map. Each field is an option of the commands, and a column of batch's table."""
 
-    before: Declared = field(default_factory=Declared)
-    after: Declared = field(default_factory=Declared)
-    align: bool = False
-    overlap: int | None = None
-    batch: int | None = None
-    streams: int | None = None
-    threads: int | None = None
-    cog: bool = False
-    probability: Path | None = None
-    vector: Path | None = None
-    quicklook: Path | None = None
-    min_area: float = 0.0
-    simplify: float = 0.0
-    engine: str = "auto"
-    force: bool = False
-    restart: bool = False
-    tuned: bool = True
-    max_unreadable: float = 0.0
+    engine: str = option(
+        "auto", help="An engine of the bundle, or auto.", changes_output=True, recorded_as="the engine"
+    )
+    force: bool = option(False, help="Replace existing outputs.")
+    probability: Path | None = option(
+        None, help="Also the probability of change, .tif of float32.", panel=OUTPUT_PANEL, suffixes=(".tif", ".tiff"),
+        changes_output=True,
+    )  # fmt: skip
+    vector: Path | None = option(
+        None, help="Also polygons of what changed: .gpkg, .geojson or .fgb.", panel=OUTPUT_PANEL,
+        suffixes=VECTOR_SUFFIXES, changes_output=True,
+    )  # fmt: skip
+    quicklook: Path | None = option(
+        None, help="Also a small .png of before, after and change.", panel=OUTPUT_PANEL, suffixes=(".png",),
+        changes_output=True,
+    )  # fmt: skip
+    cog: bool = option(False, help="Write rasters as Cloud Optimized GeoTIFF.", panel=OUTPUT_PANEL, changes_output=True)
+    min_area: float = option(
+        0.0, help="Smallest polygon in square metres (in pixels if the raster is not georeferenced).",
+        panel=OUTPUT_PANEL, minimum=0, changes_output=True,
+    )  # fmt: skip
+    simplify: float = option(
+        0.0, help="How far outlines of polygons may move, in pixels.", panel=OUTPUT_PANEL, minimum=0,
+        changes_output=True,
+    )  # fmt: skip
+    align: bool = option(
+        False, help="Warp AFTER onto BEFORE's grid (bilinear) where it has another.", panel=OUTPUT_PANEL,
+        changes_output=True,
+    )  # fmt: skip
+    overlap: int | None = option(
+        None, help="Pixels that neighbouring tiles share and blend (default: a quarter of a tile).",
+        panel=OUTPUT_PANEL, changes_output=True,
+    )  # fmt: skip
+    execution: ExecutionOptions = group(ExecutionOptions, panel=OUTPUT_PANEL)
+    tuned: bool = option(True, help="Ignore settings saved by `misgnet-run tune`.")
+    restart: bool = option(False, help="Discard saved progress and start over.", panel=OUTPUT_PANEL)
+    max_unreadable: float = option(
+        0.0, help="Percent of either date's pixels that may lie in unreadable blocks (truncated or damaged file); "
+        "beyond it the pair fails.",
+        metavar="P", panel=PIXELS_PANEL, minimum=0, maximum=100,
+    )  # fmt: skip
+    both: Declared = group(Declared)
+    before: Declared = group(Declared, prefix="before_", help="Same as `{flag}`, for BEFORE only.")
+    after: Declared = group(Declared, prefix="after_", help="Same as `{flag}`, for AFTER only.")
 
     def check(self, output: Path) -> None:
-        """UsageError where the files' names or the numbers cannot be meant."""
-        for option, path, suffixes in (
-            ("--output", output, (".tif", ".tiff", ".png")),
-            ("--probability", self.probability, (".tif", ".tiff")),
-            ("--vector", self.vector, VECTOR_SUFFIXES),
-            ("--quicklook", self.quicklook, (".png",)),
-        ):
-            if path is not None and path.suffix.lower() not in suffixes:
-                raise UsageError(f"{option} is {path.name}; choose a name that ends in {' or '.join(suffixes)}")
+        """Raise UsageError for invalid file names or values."""
+        _OUTPUT.check(output)
+        self.check_values()
         places = [path.resolve() for path in (output, *self.products().values())]
         if len(set(places)) < len(places):
             raise UsageError("two outputs have one name; give each a name of its own")
-        self.check_numbers()
 
-    def check_numbers(self) -> None:
-        """UsageError where a number cannot be meant."""
-        for option, number, least in (
-            ("--batch", self.batch, 1), ("--streams", self.streams, 1), ("--threads", self.threads, 1),
-            ("--min-area", self.min_area, 0), ("--simplify", self.simplify, 0),
-        ):  # fmt: skip
-            if number is not None and not number >= least:
-                raise UsageError(f"{option} is {number}; it is {least} or more")
-        if not 0 <= self.max_unreadable <= 100:  # NaN fails too
-            raise UsageError(f"--max-unreadable is {self.max_unreadable:g}; it is a percentage, 0 to 100")
+    def check_values(self) -> None:
+        """Raise UsageError for values that cannot be used, whatever the output is."""
+        check(self)
+        for prefix, declared in (("", self.both), ("before_", self.before), ("after_", self.after)):
+            declared.check(prefix)
 
     @property
-    def execution(self) -> ExecutionOptions:
-        """How the engine is run."""
-        return ExecutionOptions(threads=self.threads, streams=self.streams, batch=self.batch)
+    def dates(self) -> tuple[Declared, Declared]:
+        """What is declared of each date, by itself or of both."""
+        return self.before.over(self.both), self.after.over(self.both)
 
     @property
     def goal(self) -> Goal | None:
@@ -79,7 +97,9 @@ class SceneOptions:
 
     def batch_of(self, entry: EngineEntry, interface: Interface, tuned: int | None = None) -> int:
         """Tiles that the engine of ``entry`` gets at once; ``tuned``: what was found best for it here."""
-        return min(self.batch or tuned or batch_for_scenes(entry), interface.max_batch)
+        from misgnet_runtime.engines import batch_for_scenes
+
+        return min(self.execution.batch or tuned or batch_for_scenes(entry), interface.max_batch)
 
     def overlap_of(self, tile: int) -> int:
         """Pixels that neighbouring tiles of ``tile`` pixels share."""
@@ -90,28 +110,10 @@ class SceneOptions:
         asked = {"probability": self.probability, "vector": self.vector, "quicklook": self.quicklook}
         return {name: path for name, path in asked.items() if path is not None}
 
+    def settings(self, *, overlap: int, batch: int, streams: int) -> dict[str, str]:
+        """What the outputs depend on, by option, for the journal; the arguments are what a run resolved them to.
 
-@dataclass(frozen=True)
-class SeriesOptions:
-    """``scene``: of each pair, but for the products' names: ``products`` are asked for, and named after their date.
-
-    ``scene.before`` is said of the reference, ``scene.after`` of every other date. ``features``: of the reference, as
-    ``misgnet-run encode`` made them.
-    """
-
-    scene: SceneOptions = field(default_factory=SceneOptions)
-    products: frozenset[str] = frozenset()
-    consecutive: bool = False
-    features: Path | None = None
-    discard_features: bool = False
-
-    def of_date(self, folder: Path, date: Path) -> tuple[Path, SceneOptions]:
-        """The change raster of a date, and its options with the names of its products."""
-
-        def named(product: str, ending: str) -> Path | None:
-            return folder / f"{date.stem}{ending}" if product in self.products else None
-
-        return folder / f"{date.stem}.tif", replace(
-            self.scene, probability=named("probability", ".probability.tif"), vector=named("vector", ".gpkg"),
-            quicklook=named("quicklook", ".png"),
-        )  # fmt: skip
+        What a run records in other words, as its engine and its scalings, is left out.
+        """
+        found = settings(self, overlap=overlap, batch=batch, streams=streams)
+        return {flag(name): value for name, value in found.items()}

@@ -8,20 +8,25 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
+from PIL import Image
+
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.callables import Progress
-from misgnet_runtime.inference.detector import ChangeDetector
+from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.selection import Opened, open_detector
-from misgnet_runtime.jobs.journal import Journal, discard_progress, was_begun
-from misgnet_runtime.jobs.scene.infer import Task, Work, infer
-from misgnet_runtime.jobs.scene.inputs import look_at
+from misgnet_runtime.jobs.journal import discard_progress, was_begun
+from misgnet_runtime.jobs.scene.infer import infer
+from misgnet_runtime.jobs.scene.inputs import inspect
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
 from misgnet_runtime.log import EventLog, current
-from misgnet_runtime.raster.mask import check_mask, is_mask, warn_of_nodata
+from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.polygons import load_vector_libraries
-from misgnet_runtime.raster.unreadable import Tally
+from misgnet_runtime.raster.reader import open_pair
+from misgnet_runtime.raster.writer import is_mask
 from misgnet_runtime.storage.atomic import refuse_inputs
+
+MOST_PNG_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # what Pillow opens again; such a mask is held in memory
 
 
 def predict_scene_files(
@@ -43,7 +48,9 @@ def predict_scene_files(
     options = options or SceneOptions()
     bundle = read_bundle(bundle) if isinstance(bundle, Path) else bundle
     opening = partial(open_detector, bundle, options.engine, options.execution, goal=options.goal)
-    return predict_opened(bundle, opening, before, after, output, options, log=log or current(), progress=progress)
+    return predict_opened(
+        bundle, opening, before, after, output, options=options, log=log or current(), progress=progress
+    )
 
 
 def predict_opened(
@@ -52,14 +59,15 @@ def predict_opened(
     before: Path,
     after: Path,
     output: Path,
-    options: SceneOptions,
     *,
+    options: SceneOptions,
     log: EventLog,
     progress: Progress | None = None,
 ) -> SceneReport:
     """As :func:`predict_scene_files`, with a bundle that was read; ``opening`` gives its engine when all else is known.
 
-    An engine that serves many scenes stays open: ``opening`` is :func:`contextlib.nullcontext` of it.
+    An engine that serves many scenes stays open: ``opening`` is :func:`contextlib.nullcontext` of it. Each raster is
+    opened once: what is found of it, its tiles and the quick look are read from the same open file.
     """
     options.check(output)
     if options.vector:
@@ -68,26 +76,46 @@ def predict_opened(
     refuse_inputs((output, *options.products().values()), (before, after))
     if not was_begun(outputs[0]):
         refuse_outputs(outputs, options.force)
-    inputs = look_at(before, after, options)
-    inputs.report(log)
-    if is_mask(output):
-        check_mask(inputs.grid, output, log)
-    try:
-        with opening() as (detector, entry, reason):
-            engine = detector.engine
-            run = Run(
-                bundle, inputs, options, outputs, detector.interface, entry, engine.device, engine.streams, reason,
-                tuned_batch=detector.batch,
-            )  # fmt: skip
-            report = run_pair(run, lambda *parts: _infer(*parts, detector=detector, progress=progress), log)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(INTERRUPTED) from None
+    with open_pair(before, after, align=options.align) as pair:
+        inputs = inspect(pair, options)
+        inputs.report(log)
+        if is_mask(output):
+            check_mask(inputs.grid, output, log)
+        try:
+            with opening() as (detector, entry, reason):
+                run = Run(
+                    bundle=bundle, inputs=inputs, options=options, outputs=outputs, interface=detector.interface,
+                    entry=entry, device=detector.engine.device, streams=detector.engine.streams, reason=reason,
+                    tuned_batch=detector.batch,
+                )  # fmt: skip
+                report = run_pair(run, pair, lambda task: infer(task, detector.probability), log, progress)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(INTERRUPTED) from None
     discard_progress(outputs[0])
     if is_mask(output):
         warn_of_nodata(output, report.nodata_share, log)
     return report
 
 
-def _infer(run: Run, journal: Journal, tally: Tally, *, detector: ChangeDetector, progress: Progress | None) -> Work:
-    task = Task(run.inputs.open_pair, run.inputs.scalings, run.layout, run.batch, tally, run.streams)
-    return infer(task, detector.probability, journal, progress)
+def check_mask(grid: Grid, output: Path, log: EventLog) -> None:
+    """Log that a PNG keeps no georeferencing.
+
+    Raises:
+        InputError: The scene has too many pixels for a PNG.
+    """
+    if grid.height * grid.width > MOST_PNG_PIXELS:
+        raise InputError(
+            f"the scene has {grid.width:,} x {grid.height:,} px, and a PNG mask is written up to {MOST_PNG_PIXELS:,} "
+            f"pixels; choose -o {output.stem}.tif"
+        )
+    if grid.measured or grid.crs:
+        log.info(f"{output.name} keeps no georeferencing (it is {grid}); -o {output.stem}.tif does")
+
+
+def warn_of_nodata(output: Path, share: float, log: EventLog) -> None:
+    """Log what share of a PNG mask, 0 to 1, stands for no data."""
+    if share:
+        log.warning(
+            f"{100 * share:.2f} % of the pixels are nodata, and 0 in {output.name} as unchanged ones are; "
+            f"-o {output.stem}.tif keeps them apart"
+        )

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface
 from misgnet_runtime.bundle.reader import Bundle
+from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, UnreadableError
 from misgnet_runtime.formatting import changed_words, plural
-from misgnet_runtime.jobs.journal import Journal, open_journal, raw_map
-from misgnet_runtime.jobs.scene.infer import Work
+from misgnet_runtime.jobs.journal import open_journal, raw_map
+from misgnet_runtime.jobs.scene.infer import MapTask, Work
 from misgnet_runtime.jobs.scene.inputs import Inputs
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.blending import Layout, lay_out
 from misgnet_runtime.raster.geotiff import read_tags
-from misgnet_runtime.raster.mask import is_mask, write_png
 from misgnet_runtime.raster.polygons import VectorOptions, write_polygons
-from misgnet_runtime.raster.probabilities import Probabilities
 from misgnet_runtime.raster.quicklook import write_quicklook
+from misgnet_runtime.raster.reader import Pair
 from misgnet_runtime.raster.unreadable import Tally
-from misgnet_runtime.raster.writer import Counts, MapWriter, publish_all, staged
+from misgnet_runtime.raster.writer import (
+    Counts,
+    MapWriter,
+    Probabilities,
+    is_mask,
+    publish_all,
+    staged,
+    write_png,
+)
 from misgnet_runtime.storage.atomic import refuse_existing, resumable_errors
 
 INTERRUPTED = "what is finished is kept; the same command goes on from there"
 _UNREADABLE = "MISGNET_UNREADABLE"  # tags: percent of each date's pixels
-_SETTINGS = ("align", "cog", "min_area", "simplify")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SceneReport:
     """What was written. Shares are 0 to 1: of changed pixels among the valid ones (None without any), of pixels without
     data, of valid ones, and of either date's pixels that lie in unreadable blocks.
@@ -70,7 +76,7 @@ class SceneReport:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """All that one pair's map depends on. ``outputs``: the change raster, then the products in the options' order.
 
@@ -115,20 +121,19 @@ class Run:
             "the scaling of before": str(before.scaling),
             "the scaling of after": str(after.scaling),
             "the grid": self.inputs.grid.words(),
-            "--overlap": str(self.overlap),
-            "--batch": str(self.batch),
-            "--streams": str(self.streams),
-            **{f"--{name.replace('_', '-')}": str(getattr(self.options, name)) for name in _SETTINGS},
-            **{f"--{name}": os.path.realpath(path) for name, path in self.options.products().items()},
+            **self.options.settings(overlap=self.overlap, batch=self.batch, streams=self.streams),
             **({"the features": " and ".join(self.features)} if self.features else {}),
         }
 
 
-def run_pair(run: Run, compute: Callable[[Run, Journal, Tally], Work], log: EventLog) -> SceneReport:
+def run_pair(
+    run: Run, pair: Pair, compute: Callable[[MapTask], Work], log: EventLog, progress: Progress | None = None
+) -> SceneReport:
     """Compute what the journal lacks by ``compute``, and write all outputs; what was noted stays for the caller.
 
-    Raises UsageError where an output exists, or what was begun is another run; UnreadableError, and then nothing is
-    published, where more of a date is unreadable than the options allow; else as ``compute``.
+    ``pair``: both dates, open. Raises UsageError where an output exists, or what was begun is another run;
+    UnreadableError, and then nothing is published, where more of a date is unreadable than the options allow; else as
+    ``compute``.
     """
     grid, settings = run.inputs.grid, run.settings()
     raw = raw_map(grid.height, grid.width)
@@ -137,11 +142,15 @@ def run_pair(run: Run, compute: Callable[[Run, Journal, Tally], Work], log: Even
             refuse_outputs(run.outputs, run.options.force)
         resumed = journal.finished
         tally = run.inputs.tally(run.options.max_unreadable, journal.holes)
-        work = compute(run, journal, tally)
-        counts, polygons = _publish(run, settings, journal, tally)
+        task = MapTask(
+            pair=pair, scalings=run.inputs.scalings, layout=run.layout, batch=run.batch, streams=run.streams,
+            tally=tally, journal=journal, progress=progress,
+        )  # fmt: skip
+        work = compute(task)
+        made = _publish(run, task, settings)
         for warning in tally.warnings():
             log.warning(warning)
-        report = _report(run, tally, work, counts, polygons, resumed)
+        report = _report(run, tally, work, made, resumed)
         if report.changed_share is None:
             log.warning(f"{run.outputs[0]} has no valid pixels: nowhere do both dates have data")
         return report
@@ -168,11 +177,19 @@ def refuse_unreadable(change: Path, limit: float) -> None:
             )
 
 
-def _publish(run: Run, settings: dict[str, str], journal: Journal, tally: Tally) -> tuple[Counts, int | None]:
+@dataclass(frozen=True)
+class _Made:
+    """What was published: pixels of the change raster, and polygons, where they were asked for."""
+
+    counts: Counts
+    polygons: int | None
+
+
+def _publish(run: Run, task: MapTask, settings: dict[str, str]) -> _Made:
     """Write all outputs, and give them their names when all are complete."""
     options, inputs, threshold = run.options, run.inputs, run.bundle.manifest.threshold
-    probabilities = Probabilities(journal.path, inputs.grid.height, inputs.grid.width)
-    writer = MapWriter(probabilities, inputs.grid, threshold, _tags(run, settings, tally), options.cog)
+    probabilities = Probabilities(task.journal.path, inputs.grid.height, inputs.grid.width)
+    writer = MapWriter(probabilities, inputs.grid, threshold, _tags(run, settings, task.tally), options.cog)
     with staged(run.outputs) as places:
         by_name = dict(zip(options.products(), places[1:], strict=True))
         change = places[0].with_name("change.tif") if is_mask(places[0]) else places[0]
@@ -185,13 +202,13 @@ def _publish(run: Run, settings: dict[str, str], journal: Journal, tally: Tally)
             smallest = VectorOptions(options.min_area, options.simplify)
             polygons = write_polygons(place, change, probabilities, inputs.grid, smallest)
         if place := by_name.get("quicklook"):
-            with inputs.open_pair() as pair, resumable_errors(place):
-                write_quicklook(place, pair, inputs.scalings, probabilities, threshold)
+            with resumable_errors(place):
+                write_quicklook(place, task.pair, inputs.scalings, change)
         for date in (inputs.before, inputs.after):
             date.check_unchanged()
-        journal.publish()
+        task.journal.publish()
         publish_all(places, run.outputs)
-    return counts, polygons
+    return _Made(counts, polygons)
 
 
 def _tags(run: Run, settings: dict[str, str], tally: Tally) -> dict[str, str]:
@@ -214,12 +231,13 @@ def _tags(run: Run, settings: dict[str, str], tally: Tally) -> dict[str, str]:
     }
 
 
-def _report(run: Run, tally: Tally, work: Work, counts: Counts, polygons: int | None, resumed: int) -> SceneReport:
-    grid = run.inputs.grid
+def _report(run: Run, tally: Tally, work: Work, made: _Made, resumed: int) -> SceneReport:
+    grid, counts = run.inputs.grid, made.counts
     pixels = grid.height * grid.width
     valid = pixels - counts.nodata
     return SceneReport(
-        grid.height, grid.width, counts.changed / valid if valid else None, counts.nodata / pixels, tally.unread,
-        polygons, resumed, work.tiles, work.seconds, run.entry.name, run.reason, valid / pixels, tally.share("before"),
-        tally.share("after"),
+        height=grid.height, width=grid.width, changed_share=counts.changed / valid if valid else None,
+        nodata_share=counts.nodata / pixels, unread=tally.unread, polygons=made.polygons, resumed=resumed,
+        tiles=work.tiles, seconds=work.seconds, engine=run.entry.name, reason=run.reason, valid_share=valid / pixels,
+        unreadable_share_before=tally.share("before"), unreadable_share_after=tally.share("after"),
     )  # fmt: skip

@@ -63,7 +63,7 @@ class Reading:
 
     strip: Strip
     valid: Mask
-    holes: frozenset[UnreadableBlock]
+    unreadable: frozenset[UnreadableBlock]
 
     @cached_property
     def tiles(self) -> tuple[int, ...]:

@@ -6,22 +6,20 @@ features were made with its own pixels without data alone: they stand for a tile
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.callables import Mask, Progress, RgbImage
+from misgnet_runtime.callables import Mask, RgbImage
 from misgnet_runtime.inference.split_detector import SplitDetector
-from misgnet_runtime.jobs.journal import Journal
-from misgnet_runtime.jobs.scene.infer import Work, fill
-from misgnet_runtime.jobs.scene.run import Run
-from misgnet_runtime.jobs.scene.strips import Reading, Strip, strips
+from misgnet_runtime.jobs.scene.infer import MapTask, Work, fill
+from misgnet_runtime.jobs.scene.strips import Reading, Strip
 from misgnet_runtime.jobs.series.features import FeatureFile, names_of, valid_pixels
 from misgnet_runtime.raster.reader import Raster, neutralised
 from misgnet_runtime.raster.scaling import Scaling
-from misgnet_runtime.raster.unreadable import Tally, UnreadableBlock
+from misgnet_runtime.raster.unreadable import UnreadableBlock
 
 Features = list[NDArray[np.float32]]
 
@@ -52,7 +50,7 @@ class _Pixels:
     """A strip of a date without stored features."""
 
     def __init__(self, raster: Raster, scaling: Scaling, strip: Strip) -> None:
-        self._image, self.valid, self.holes = raster.rgb(scaling, strip.rows, strip.columns)
+        self._image, self.valid, self.unreadable = raster.rgb(scaling, strip.rows, strip.columns)
 
     def tiles(self, reading: Reading) -> Tiles:
         image = neutralised(self._image, reading.valid)
@@ -66,7 +64,7 @@ class _Stored:
         self._raster, self._scaling = raster, scaling
         self._records = stored.read(strip.numbers)
         self.valid = _joined(strip, valid_pixels(self._records, stored.footer.tile))
-        self.holes = frozenset[UnreadableBlock]((raster.date, *block) for block in stored.footer.holes)
+        self.unreadable = frozenset[UnreadableBlock]((raster.date, *block) for block in stored.footer.holes)
 
     def tiles(self, reading: Reading) -> Tiles:
         strip = reading.strip
@@ -90,37 +88,24 @@ def _joined(strip: Strip, masks: Mask) -> Mask:
     return valid
 
 
-def compare(
-    run: Run,
-    detector: SplitDetector,
-    stored: tuple[FeatureFile | None, FeatureFile | None],
-    journal: Journal,
-    tally: Tally,
-    progress: Progress | None,
-) -> Work:
-    """Compute the rows that ``journal`` lacks, as :func:`fill`; ``stored``: the features of both dates, if any.
-
-    ``tally`` counts blocks that do not decode; UnreadableError where they are more than it allows.
-    """
+def compare(task: MapTask, detector: SplitDetector, stored: tuple[FeatureFile | None, FeatureFile | None]) -> Work:
+    """Compute the rows that the journal lacks, as :func:`fill`; ``stored``: the features of both dates, if any."""
 
     def answer(tiles: tuple[Tiles, Tiles]) -> NDArray[np.float32]:
         before, after = (one.features(detector.encode) for one in tiles)
         return detector.compare(before, after)
 
-    return fill(journal, run.layout, lambda first: _read(run, stored, tally, first), answer, progress, run.streams)
+    return fill(task, lambda strip: _read(task, stored, strip), answer)
 
 
 def _read(
-    run: Run, stored: tuple[FeatureFile | None, FeatureFile | None], tally: Tally, first: int
-) -> Generator[tuple[Reading, tuple[Tiles, Tiles]], None, None]:
-    scalings = run.inputs.scalings
-    with run.inputs.open_pair() as pair:
-        for strip in strips(run.layout, run.batch, first):
-            before = _view(pair.before, scalings[0], strip, stored[0])
-            after = _view(pair.after, scalings[1], strip, stored[1])
-            tally.add(before.holes | after.holes)
-            reading = Reading(strip, before.valid & after.valid, before.holes | after.holes)
-            yield reading, (before.tiles(reading), after.tiles(reading))
+    task: MapTask, stored: tuple[FeatureFile | None, FeatureFile | None], strip: Strip
+) -> tuple[Reading, tuple[Tiles, Tiles]]:
+    before = _view(task.pair.before, task.scalings[0], strip, stored[0])
+    after = _view(task.pair.after, task.scalings[1], strip, stored[1])
+    task.tally.add(before.unreadable | after.unreadable)
+    reading = Reading(strip, before.valid & after.valid, before.unreadable | after.unreadable)
+    return reading, (before.tiles(reading), after.tiles(reading))
 
 
 def _view(raster: Raster, scaling: Scaling, strip: Strip, stored: FeatureFile | None) -> _Pixels | _Stored:

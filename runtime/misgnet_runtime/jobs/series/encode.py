@@ -14,9 +14,10 @@ from misgnet_runtime.jobs.scene.consistency import band_warnings
 from misgnet_runtime.jobs.scene.inputs import check_readable
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.run import INTERRUPTED
-from misgnet_runtime.jobs.series.encoding import SplitEngine, look_at_encoding, make_features, open_split_engine
+from misgnet_runtime.jobs.series.encoding import SplitEngine, inspect_encoding, make_features, open_split_engine
 from misgnet_runtime.jobs.series.features import SUFFIX, FeatureFile
 from misgnet_runtime.log import EventLog, current
+from misgnet_runtime.raster.reader import open_raster
 from misgnet_runtime.storage.atomic import refuse_existing
 
 
@@ -60,25 +61,26 @@ def encode_file(
 ) -> EncodeReport:
     """Write the features of a GeoTIFF, for :func:`misgnet_runtime.jobs.series.series.run_series`, as ``output``.
 
-    ``options.before`` says what the raster's pixels are. Else as :func:`predict_scene_files`; GateFailed also where a
+    ``options.dates[0]`` says what the raster's pixels are. Else as :func:`predict_scene_files`; GateFailed also where a
     feature does not fit float16, UsageError where the bundle is not split.
     """
     options, log = options or SceneOptions(), log or current()
-    options.check_numbers()
+    options.check_values()
     if output.suffix != SUFFIX:
         raise UsageError(f"--output is {output.name}; choose a name that ends in {SUFFIX}")
     output = Path(os.path.realpath(output))
     if not progress_folder(output).exists():
         refuse_existing(output, options.force)
     bundle = read_bundle(bundle_path)
-    check_readable(raster, "before", options.max_unreadable)
-    with open_split_engine(bundle, options) as engine:
-        encoding = look_at_encoding(engine, raster, options)
-        log.info(f"{raster.name}: {encoding.date.scaling}")
-        for warning in band_warnings(encoding.date):
-            log.warning(warning)
-        try:
-            made, resumed = make_features(encoding, output, log=log, progress=progress)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(INTERRUPTED) from None
+    with open_raster(raster, "before") as opened:
+        check_readable(opened, options.max_unreadable)  # before the engine is opened
+        with open_split_engine(bundle, options) as engine:
+            encoding = inspect_encoding(engine, opened, options)
+            log.info(f"{raster.name}: {encoding.date.scaling}")
+            for warning in band_warnings(encoding.date):
+                log.warning(warning)
+            try:
+                made, resumed = make_features(encoding, opened, output, log=log, progress=progress)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(INTERRUPTED) from None
     return EncodeReport(made, engine, resumed)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.callables import Progress, RgbImage
 from misgnet_runtime.inference.split_detector import SplitDetector, choose_split
 from misgnet_runtime.jobs.journal import Journal, Raw, discard_progress, open_journal, was_named
-from misgnet_runtime.jobs.scene.inputs import Date, look_at_date
+from misgnet_runtime.jobs.scene.inputs import Date, check_readable, inspect_date
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.pipeline import run_pipeline
 from misgnet_runtime.jobs.scene.strips import Reading, strips
@@ -35,7 +34,7 @@ from misgnet_runtime.jobs.series.features import (
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.blending import Layout, lay_out
 from misgnet_runtime.raster.grid import Grid
-from misgnet_runtime.raster.reader import Raster, neutralised, open_raster
+from misgnet_runtime.raster.reader import Raster, neutralised
 from misgnet_runtime.raster.unreadable import Tally, UnreadableBlock
 from misgnet_runtime.storage.atomic import publish, refuse_existing, resumable_errors
 
@@ -45,7 +44,7 @@ _AT_ONCE = 32 << 20  # bytes that wait for the disk
 
 @dataclass(frozen=True)
 class SplitEngine:
-    """A bundle's engine in two parts, open; which it is, and why."""
+    """A split engine that a series is run with: a bundle, its open detector, which engine that is, and why."""
 
     bundle: Bundle
     detector: SplitDetector
@@ -62,12 +61,9 @@ class SplitEngine:
         return self.detector.encoder.streams
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Encoding:
-    """One date to be encoded on ``grid``, its own or that of the series' ``first``.
-
-    ``open_raster`` opens it anew, for the thread that reads.
-    """
+    """One date to be encoded on ``grid``, its own or that of the series' ``first``."""
 
     engine: SplitEngine
     date: Date
@@ -75,7 +71,6 @@ class Encoding:
     first: bool
     aligned: bool
     options: SceneOptions
-    open_raster: Callable[[], AbstractContextManager[Raster]]
 
     @property
     def name(self) -> str:
@@ -113,8 +108,10 @@ class Encoding:
             "--align": str(self.aligned),
             "--overlap": str(layout.rows.overlap),
         }
-        rows, columns = list(layout.rows.starts), list(layout.columns.starts)
-        return Footer(FORMAT, settings, detector.interface.tile, rows, columns, detector.features, holes=[], crc32=[])
+        return Footer(
+            format=FORMAT, settings=settings, tile=detector.interface.tile, rows=list(layout.rows.starts),
+            columns=list(layout.columns.starts), features=detector.features, holes=[], crc32=[],
+        )  # fmt: skip
 
 
 @contextmanager
@@ -125,25 +122,23 @@ def open_split_engine(bundle: Bundle, options: SceneOptions) -> Iterator[SplitEn
         yield SplitEngine(bundle, detector, entry, reason)
 
 
-def look_at_encoding(engine: SplitEngine, path: Path, options: SceneOptions, grid: Grid | None = None) -> Encoding:
-    """A raster on its own grid, whose pixels are what ``options.before`` says, or on ``grid``, by ``options.after``.
+def inspect_encoding(engine: SplitEngine, raster: Raster, options: SceneOptions, grid: Grid | None = None) -> Encoding:
+    """Inspect a raster, open on its own grid as the first date, or on ``grid`` as a later one.
 
-    Raises as :func:`open_raster` and :func:`find_scaling`; UnreadableError where more of it is known to be unreadable
-    than ``options`` allow.
+    Raises as :func:`find_scaling`; UnreadableError where more of it is known to be unreadable than ``options`` allow.
     """
     first = grid is None
-    opened = partial(open_raster, path, "before" if first else "after", grid, align=options.align)
-    with opened() as raster:
-        Tally({raster.date: raster.blocks}, options.max_unreadable)
-        date = look_at_date(raster, path, options.before if first else options.after)
-        own, aligned = grid or Grid.of(raster.dataset), raster.source is not None
-        return Encoding(engine, date, own, first, aligned, options, opened)
+    check_readable(raster, options.max_unreadable)
+    return Encoding(
+        engine=engine, date=inspect_date(raster, options.dates[0 if first else 1]),
+        grid=grid or Grid.of(raster.dataset), first=first, aligned=raster.source is not None, options=options,
+    )  # fmt: skip
 
 
 def make_features(
-    encoding: Encoding, output: Path, *, log: EventLog, progress: Progress | None = None
+    encoding: Encoding, raster: Raster, output: Path, *, log: EventLog, progress: Progress | None = None
 ) -> tuple[FeatureFile, int]:
-    """Encode the date into ``output``; also how many tiles were there already, of an ended run.
+    """Encode the date, open as ``raster``, into ``output``; also how many tiles were there already, of an ended run.
 
     ``log`` gets the size that it will have. Raises UsageError where ``output`` exists, or what was begun is another
     run; GateFailed where a feature does not fit float16; InputError where the disk has no room, or refuses.
@@ -161,7 +156,7 @@ def make_features(
             refuse_existing(output, options.force)
         resumed = journal.finished
         tally = encoding.tally(journal.holes)
-        _encode_tiles(encoding, journal, tally, progress)
+        _encode_tiles(encoding, raster, journal, tally, progress)
         encoding.date.check_unchanged()
         _publish(encoding, journal, footer, output)
     for warning in tally.warnings():
@@ -176,7 +171,9 @@ def _raw(encoding: Encoding, footer: Footer) -> Raw:
     return Raw(_RAW, tiles, encoding.record.itemsize, words)
 
 
-def _encode_tiles(encoding: Encoding, journal: Journal, tally: Tally, progress: Progress | None) -> None:
+def _encode_tiles(
+    encoding: Encoding, raster: Raster, journal: Journal, tally: Tally, progress: Progress | None
+) -> None:
     encode = encoding.engine.detector.encode
     finished = journal.finished
     writer = _Writer(encoding, journal, progress)
@@ -185,17 +182,20 @@ def _encode_tiles(encoding: Encoding, journal: Journal, tally: Tally, progress: 
         reading, images = item
         return reading, encode(images) if reading.tiles else []
 
-    run_pipeline(lambda: _read(encoding, tally, finished), work, writer.take, encoding.engine.streams)
+    run_pipeline(lambda: _read(encoding, raster, tally, finished), work, writer.take, encoding.engine.streams)
 
 
-def _read(encoding: Encoding, tally: Tally, finished: int) -> Generator[tuple[Reading, RgbImage], None, None]:
+def _read(
+    encoding: Encoding, raster: Raster, tally: Tally, finished: int
+) -> Generator[tuple[Reading, RgbImage], None, None]:
     """Strips, whole, that are not on the disk yet: an engine's answer may depend on what else is in a batch."""
-    with encoding.open_raster() as raster:
+    with raster.in_thread():
         for strip in strips(encoding.layout, encoding.batch, finished // len(encoding.layout.columns.starts)):
             if strip.numbers.stop > finished:
-                image, valid, holes = raster.rgb(encoding.date.scaling, strip.rows, strip.columns)
-                tally.add(holes)
-                reading = Reading(strip, valid, holes)
+                image, valid, found = raster.rgb(encoding.date.scaling, strip.rows, strip.columns)
+                unreadable = frozenset[UnreadableBlock]((encoding.name, *block[1:]) for block in found)
+                tally.add(unreadable)
+                reading = Reading(strip, valid, unreadable)
                 yield reading, strip.stack(neutralised(image, valid), reading.tiles)
 
 
@@ -207,17 +207,17 @@ class _Writer:
         self._begun = journal.finished
         self._waiting: list[NDArray[Any]] = []
         self._told = set(journal.holes)
-        self._holes: set[UnreadableBlock] = set()
+        self._unreadable: set[UnreadableBlock] = set()
 
     def take(self, encoded: tuple[Reading, list[NDArray[np.float32]]]) -> None:
         reading, values = encoded
         strip, records = reading.strip, self._records(reading, values)
         there = max(0, self._begun - strip.numbers.start)  # of a strip that was begun before
         self._waiting += [records[index : index + 1] for index in range(there, len(records))]
-        self._holes |= reading.holes
+        self._unreadable |= reading.unreadable
         if strip.last or len(self._waiting) * self._record.itemsize >= _AT_ONCE:
-            self._journal.add(self._waiting, tuple(sorted(self._holes - self._told)))
-            self._told |= self._holes
+            self._journal.add(self._waiting, tuple(sorted(self._unreadable - self._told)))
+            self._told |= self._unreadable
             self._waiting = []
         if self._progress and strip.last:
             self._progress(strip.row + 1, len(strip.layout.rows.starts))

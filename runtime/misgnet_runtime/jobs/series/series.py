@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
-import msgspec
-
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
-from misgnet_runtime.jobs.journal import discard_progress, tuned_since, was_begun, was_named
-from misgnet_runtime.jobs.scene.inputs import check_readable, look_at_pair
-from misgnet_runtime.jobs.scene.options import SeriesOptions
+from misgnet_runtime.jobs.journal import discard_progress, was_begun, was_named
+from misgnet_runtime.jobs.scene.inputs import check_readable, inspect_pair
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, refuse_unreadable, run_pair
 from misgnet_runtime.jobs.series.comparison import compare
 from misgnet_runtime.jobs.series.encoding import (
     Encoding,
     SplitEngine,
-    look_at_encoding,
+    inspect_encoding,
     make_features,
     open_split_engine,
 )
 from misgnet_runtime.jobs.series.features import SUFFIX, FeatureFile, open_features
+from misgnet_runtime.jobs.series.finished import digest, is_done, refuse_tuned_since, tags
+from misgnet_runtime.jobs.series.options import SeriesOptions
 from misgnet_runtime.log import EventLog
-from misgnet_runtime.raster.geotiff import read_tags
+from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.polygons import load_vector_libraries
+from misgnet_runtime.raster.reader import Pair, Raster, open_raster
 from misgnet_runtime.storage.atomic import refuse_inputs
-
-_SAME_RUN = "MISGNET_RUN_SHA256"
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,13 @@ class _Comparison:
 
 
 def run_series(
-    bundle_path: Path, reference: Path, dates: Sequence[Path], folder: Path, options: SeriesOptions, listener: Listener
+    bundle_path: Path,
+    reference: Path,
+    dates: Sequence[Path],
+    folder: Path,
+    *,
+    options: SeriesOptions,
+    listener: Listener,
 ) -> None:
     """Write ``folder``/DATE.tif for each of ``dates``, the change since ``reference`` or since the date before.
 
@@ -67,14 +70,15 @@ def run_series(
     """
     folder = Path(os.path.realpath(folder))
     _check_names(reference, dates, folder, options)
-    options.scene.check_numbers()
-    if "vector" in options.products:
+    options.scene.check_values()
+    if options.vector:
         load_vector_libraries()
     bundle = read_bundle(bundle_path)
-    check_readable(reference, "before", options.scene.max_unreadable)
     try:
-        with open_split_engine(bundle, options.scene) as engine:
-            _Series(engine, folder, options, listener).run(reference, dates)
+        with open_raster(reference, "before") as raster:
+            check_readable(raster, options.scene.max_unreadable)
+            with open_split_engine(bundle, options.scene) as engine:
+                _Series(engine, raster, folder, options, listener).run(dates)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(INTERRUPTED) from None
 
@@ -94,16 +98,24 @@ def _check_names(reference: Path, dates: Sequence[Path], folder: Path, options: 
 
 
 class _Series:
-    """One call's work: everything is looked at, then each date is run."""
+    """One call's work: everything is inspected, then each date is run.
 
-    def __init__(self, engine: SplitEngine, folder: Path, options: SeriesOptions, listener: Listener) -> None:
-        self._engine, self._folder, self._options, self._listener = engine, folder, options, listener
+    ``reference`` stays open meanwhile. The other dates, of which there may be hundreds, are opened to be inspected, so
+    that what is wrong with the last one is known before the first one is run, and again to be run.
+    """
+
+    def __init__(
+        self, engine: SplitEngine, reference: Raster, folder: Path, options: SeriesOptions, listener: Listener
+    ) -> None:
+        self._engine, self._reference, self._folder = engine, reference, folder
+        self._options, self._listener = options, listener
         self._failures: list[tuple[Path, MisgnetError]] = []
 
-    def run(self, reference: Path, dates: Sequence[Path]) -> None:
-        comparisons = self._look_at_all(reference, dates)
+    def run(self, dates: Sequence[Path]) -> None:
+        comparisons = self._inspect_all(dates)
         if not self._options.consecutive and not all(one.done for one in comparisons):
-            self._features(comparisons[0].before)  # no date can be run without: what fails here ends the call
+            # No date can be run without: what fails here ends the call.
+            self._features(comparisons[0].before, self._reference)
         for comparison, following in zip_longest(comparisons, comparisons[1:]):
             with self._noted(comparison.after.date.path):
                 self._compare(comparison)
@@ -113,44 +125,54 @@ class _Series:
             self._discard({encoding for last in comparisons[-1:] for encoding in (last.before, last.after)})
         self._raise_first(len(dates))
 
-    def _look_at_all(self, reference: Path, dates: Sequence[Path]) -> list[_Comparison]:
+    def _inspect_all(self, dates: Sequence[Path]) -> list[_Comparison]:
         """What is to be compared; a date that cannot be is noted."""
-        scene, found = self._options.scene, []
-        first = look_at_encoding(self._engine, reference, scene)
-        self._listener.log.info(f"{reference.name}: {first.date.scaling}")
+        found = []
+        first = inspect_encoding(self._engine, self._reference, self._options.scene)
+        self._listener.log.info(f"{first.date.path.name}: {first.date.scaling}")
         before: Encoding | None = first
         for path in dates:
             after = None
-            with self._noted(path):
-                after = look_at_encoding(self._engine, path, scene, first.grid)
+            with self._noted(path), self._opened(before or first, path) as pair:
+                after = inspect_encoding(self._engine, pair.after, self._options.scene, pair.grid)
                 self._listener.log.info(f"{path.name}: {after.date.scaling}")
                 if before is None:
                     raise InputError("there is nothing to compare it with: the date before it failed")
-                found.append(self._comparison(before, after))
+                found.append(self._comparison(pair, before, after))
             if self._options.consecutive:
                 before = after
         return found
 
-    def _comparison(self, before: Encoding, after: Encoding) -> _Comparison:
-        grid = None if before.first else before.grid  # the first is not warped onto itself
-        inputs = look_at_pair(before.date, after.date, align=self._options.scene.align, grid=grid)
+    @contextmanager
+    def _opened(self, before: Encoding, after: Path) -> Iterator[Pair]:
+        """Two dates on the reference's grid."""
+        grid, align = Grid.of(self._reference.dataset), self._options.scene.align
+        with ExitStack() as stack:
+            first = self._reference
+            if not before.first:
+                first = stack.enter_context(open_raster(before.date.path, "before", grid, align=align))
+            yield Pair(first, stack.enter_context(open_raster(after, "after", grid, align=align)), grid)
+
+    def _comparison(self, pair: Pair, before: Encoding, after: Encoding) -> _Comparison:
+        inputs = inspect_pair(pair, before.date, after.date)
         for warning in inputs.warnings():
             self._listener.log.warning(f"{after.date.path.name}: {warning}")
         change, options = self._options.of_date(self._folder, after.date.path)
         engine, outputs = self._engine, [change, *options.products().values()]
         run = Run(
-            engine.bundle, inputs, options, outputs, engine.detector.interface, engine.entry, engine.device,
-            engine.streams, engine.reason, tuned_batch=engine.detector.batch,
+            bundle=engine.bundle, inputs=inputs, options=options, outputs=outputs,
+            interface=engine.detector.interface, entry=engine.entry, device=engine.device, streams=engine.streams,
+            reason=engine.reason, tuned_batch=engine.detector.batch,
         )  # fmt: skip
-        same = _digest(run)
+        same = digest(run)
         begun = was_begun(change)
-        done = not begun and not options.restart and _is_done(outputs, same)
+        done = not begun and not options.restart and is_done(outputs, same)
         if not begun and not done and not options.force:
-            _refuse_tuned_since(run)
+            refuse_tuned_since(run)
             refuse_outputs(outputs, options.force)
         if done:
             refuse_unreadable(change, self._options.scene.max_unreadable)
-        return _Comparison(before, after, replace(run, tags=_tags(run, same)), done)
+        return _Comparison(before, after, replace(run, tags=tags(run, same)), done)
 
     def _compare(self, comparison: _Comparison) -> None:
         run, output = comparison.run, comparison.run.outputs[0]
@@ -158,18 +180,19 @@ class _Series:
             discard_progress(output)
             self._listener.log.info(f"{output} is there already, of the very same run")
             return
-        before = self._features(comparison.before)
-        after = self._features(comparison.after) if self._options.consecutive else None
-        run = replace(run, features=[stored.sha256 for stored in (before, after) if stored])
-        detector, progress, log = self._engine.detector, self._listener.progress, self._listener.log
-        report = run_pair(
-            run, lambda run, journal, tally: compare(run, detector, (before, after), journal, tally, progress), log
-        )
+        detector, listener = self._engine.detector, self._listener
+        with self._opened(comparison.before, comparison.after.date.path) as pair:
+            before = self._features(comparison.before, pair.before)
+            after = self._features(comparison.after, pair.after) if self._options.consecutive else None
+            run = replace(run, features=[stored.sha256 for stored in (before, after) if stored])
+            report = run_pair(
+                run, pair, lambda task: compare(task, detector, (before, after)), listener.log, listener.progress
+            )
         discard_progress(output)
         self._listener.finished(output, report)
 
-    def _features(self, encoding: Encoding) -> FeatureFile:
-        """Those that are there, of this very date, bundle and options, or made now."""
+    def _features(self, encoding: Encoding, raster: Raster) -> FeatureFile:
+        """Those that are there, of this very date, bundle and options, or made now, of the date open as ``raster``."""
         path, given = self._place(encoding), self._is_given(encoding)
         if given or path.exists():
             found = open_features(path)
@@ -183,7 +206,7 @@ class _Series:
                 raise UsageError(
                     f"features {path} were made with {words}; encode the raster again, or choose another -o"
                 )
-        made, resumed = make_features(encoding, path, log=self._listener.log, progress=self._listener.progress)
+        made, resumed = make_features(encoding, raster, path, log=self._listener.log, progress=self._listener.progress)
         if resumed:
             self._listener.log.info(f"{path.name}: gone on from tile {resumed} of an ended run")
         return made
@@ -215,41 +238,3 @@ class _Series:
         if self._failures:
             date, error = self._failures[0]
             raise type(error)(f"{len(self._failures)} of {count} dates failed, first {date}: {error}") from error
-
-
-def _tags(run: Run, same: str) -> dict[str, str]:
-    """By which a later call knows the outputs of this run, and of one that differs by what was tuned since."""
-    settings = run.settings()
-    return {
-        "MISGNET_SPLIT": "yes", _SAME_RUN: same, "MISGNET_BATCH": settings["--batch"],
-        "MISGNET_STREAMS": settings["--streams"],
-    }  # fmt: skip
-
-
-def _digest(run: Run) -> str:
-    """SHA-256 of all that a run's outputs depend on, wherever they lie."""
-    return _digest_of(run, run.settings())
-
-
-def _digest_of(run: Run, settings: dict[str, str]) -> str:
-    placed = {**settings, **dict.fromkeys((f"--{name}" for name in run.options.products()), "yes")}
-    return hashlib.sha256(msgspec.json.encode(sorted(placed.items()))).hexdigest()
-
-
-def _refuse_tuned_since(run: Run) -> None:
-    """UsageError where the outputs are of this run, but for what misgnet-run tune has changed since."""
-    change, now = run.outputs[0], run.settings()
-    with suppress(InputError):
-        tags = read_tags(change)
-        then = {**now, "--batch": tags.get("MISGNET_BATCH", ""), "--streams": tags.get("MISGNET_STREAMS", "")}
-        if tags.get(_SAME_RUN) == _digest_of(run, then) and (advice := tuned_since(then, now)):
-            raise UsageError(f"output {change} is of the same run but for that: {advice}, or replace it with --force")
-
-
-def _is_done(outputs: list[Path], same: str) -> bool:
-    """Whether all outputs are there, and a run of that digest wrote them: the change raster gets its name last."""
-    if not all(path.exists() for path in outputs):
-        return False
-    with suppress(InputError):
-        return read_tags(outputs[0]).get(_SAME_RUN) == same
-    return False

@@ -201,7 +201,14 @@ class Pairs:
                 after = replace(begun.after, sha256=last.after.sha256)
                 self.ended[end.pair] = replace(last, before=before, after=after)
             return
-        found = Ended(end.time, end.pair, begun.before, begun.after, "failed", done=last.done if last else 0)
+        found = Ended(
+            time=end.time,
+            pair=end.pair,
+            before=begun.before,
+            after=begun.after,
+            outcome="failed",
+            done=last.done if last else 0,
+        )
         if isinstance(end, Failed):
             self.ended[end.pair] = replace(found, message=end.message)
         else:

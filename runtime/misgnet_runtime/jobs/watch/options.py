@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from misgnet_runtime.errors import UsageError
 from misgnet_runtime.jobs.scene.options import VECTOR_SUFFIXES, SceneOptions
 from misgnet_runtime.jobs.watch.pairing import FilePair, Naming
+from misgnet_runtime.options import check, group, option, settings, stated
+from misgnet_runtime.raster.declared import Declared
 
 # All that outputs' names may end in, behind the pair's.
 ENDINGS = (
@@ -17,48 +19,38 @@ ENDINGS = (
 _MOST = 1_000_000_000  # seconds or attempts: what the system can wait for
 
 
-@dataclass(frozen=True)
-class Products:
-    """What a pair of GeoTIFFs is made into beside NAME_change.tif; ``vector``: gpkg, geojson or fgb."""
-
-    probability: bool = False
-    vector: str | None = None
-    quicklook: bool = False
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WatchOptions:
-    """``settle`` and ``poll`` in seconds; ``scene``: how pairs of GeoTIFFs are processed, without its files' names.
+    """How a watcher finds pairs, what it does with them, and how pairs of GeoTIFFs become maps (``scene``)."""
 
-    ``reprocess``: pairs whose files have changed since they were processed; ``retry_failed``: those that failed before;
-    ``force``: outputs that are there already are replaced, and another bundle may go on; ``max_attempts``: that end the
-    process without progress, until a pair is set aside as failed; ``max_seconds``: of each pair, in a process of its
-    own.
-    """
-
-    naming: Naming = field(default_factory=Naming)
-    products: Products = field(default_factory=Products)
-    scene: SceneOptions = field(default_factory=SceneOptions)
-    settle: float = 2.0
-    poll: float = 1.0
-    once: bool = False
-    reprocess: bool = False
-    retry_failed: bool = False
-    force: bool = False
-    max_attempts: int = 3
-    max_seconds: float | None = None
+    naming: Naming = group(Naming)
+    settle: float = option(
+        2.0, help="Else: seconds that files must stay unchanged to be complete.", minimum=0, maximum=_MOST
+    )
+    poll: float = option(1.0, help="Seconds between two looks at the folder.", minimum=0.01, maximum=_MOST)
+    once: bool = option(False, help="Process what is complete now, and end.")
+    reprocess: bool = option(False, help="Process pairs again whose files have changed.")
+    retry_failed: bool = option(False, help="Process pairs again that failed before.")
+    max_attempts: int = option(
+        3, help="Times that a pair may end the process without progress before it is set aside as failed.", minimum=1,
+        maximum=_MOST,
+    )  # fmt: skip
+    max_seconds: float | None = option(
+        None, help="Time limit for each pair, which then has a process of its own (default: no limit).", minimum=0.1,
+        maximum=_MOST,
+    )  # fmt: skip
+    force: bool = option(False, help="Replace outputs of other runs; resume with another bundle.")
+    probability: bool = option(False, help="Also NAME_probability.tif.", changes_output=True)
+    vector: Literal["gpkg", "geojson", "fgb"] | None = option(
+        None, help="Also polygons, as NAME_change with this ending.", changes_output=True
+    )
+    quicklook: bool = option(False, help="Also NAME_quicklook.png.", changes_output=True)
+    scene: SceneOptions = group(SceneOptions, without=("restart",), fixed={"force": True})
 
     def check(self) -> None:
-        """UsageError for what cannot be meant, before any pair fails for it."""
+        """Raise UsageError for invalid values, before any pair fails for them."""
         self.naming.check()
-        if self.products.vector and f".{self.products.vector}" not in VECTOR_SUFFIXES:
-            raise UsageError(f"--vector is '{self.products.vector}'; it is gpkg, geojson or fgb")
-        for option, number, least in (
-            ("--settle", self.settle, 0), ("--poll", self.poll, 0.01), ("--max-attempts", self.max_attempts, 1),
-            ("--max-seconds", self.max_seconds, 0.1),
-        ):  # fmt: skip
-            if number is not None and not least <= number <= _MOST:
-                raise UsageError(f"{option} is {number}; it is {least} or more, and {_MOST:,} at most")
+        check(self)
         self.scene_options("x", Path()).check(Path("x_change.tif"))
 
     def outputs(self, pair: FilePair) -> tuple[str, ...]:
@@ -70,18 +62,17 @@ class WatchOptions:
 
     def scene_options(self, name: str, folder: Path) -> SceneOptions:
         """For the pair ``name``, its products in ``folder``."""
-        wanted = self.products
         return replace(
             self.scene,
-            probability=folder / f"{name}_probability.tif" if wanted.probability else None,
-            vector=folder / f"{name}_change.{wanted.vector}" if wanted.vector else None,
-            quicklook=folder / f"{name}_quicklook.png" if wanted.quicklook else None,
+            probability=folder / f"{name}_probability.tif" if self.probability else None,
+            vector=folder / f"{name}_change.{self.vector}" if self.vector else None,
+            quicklook=folder / f"{name}_quicklook.png" if self.quicklook else None,
         )
 
     def settings(self) -> dict[str, str]:
-        """What the results depend on, for the journal."""
-        scene, found = asdict(self.scene), asdict(self.products)
-        for date in ("before", "after"):
-            found.update({f"{date}-{name}": value for name, value in scene[date].items() if name != "shared"})
-        found.update({name: scene[name] for name in ("align", "overlap", "batch", "cog", "min_area", "simplify")})
-        return {name: str(value) for name, value in found.items() if value is not None}
+        """What the results depend on beside the bundle and the engine, for the journal."""
+        found = settings(self)
+        for date, declared in zip(("before", "after"), self.scene.dates, strict=True):
+            values = {name: one.value_in(declared) for name, one in stated(Declared).items()}
+            found.update({f"{date}-{name}": str(value) for name, value in values.items() if value is not None})
+        return found

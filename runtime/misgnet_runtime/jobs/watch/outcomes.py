@@ -31,7 +31,7 @@ class WatchReport:
 
 
 @dataclass(frozen=True)
-class Ends:
+class Outcomes:
     """Ends pairs of ``output``, and counts them in ``report``."""
 
     output: Path

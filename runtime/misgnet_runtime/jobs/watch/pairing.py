@@ -11,12 +11,13 @@ from stat import S_ISREG
 from typing import Literal
 
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.options import option
 
 Kind = Literal["scene", "image"]
 KINDS: Mapping[str, Kind] = {".tif": "scene", ".tiff": "scene", ".png": "image", ".jpg": "image", ".jpeg": "image"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class File:
     """A file as a look at the folder finds it: size in bytes, times of the last write and of the last change in ns."""
 
@@ -33,7 +34,10 @@ class File:
         with suppress(OSError):
             found = path.lstat()
             if S_ISREG(found.st_mode):
-                return cls(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino)
+                return cls(
+                    path=path, size=found.st_size, mtime_ns=found.st_mtime_ns, ctime_ns=found.st_ctime_ns,
+                    device=found.st_dev, inode=found.st_ino,
+                )  # fmt: skip
         return None
 
 
@@ -70,9 +74,9 @@ class FilePair:
 class Naming:
     """How a pair's names end before their extension, and how its marker's name ends, where there must be one."""
 
-    before: str = "_before"
-    after: str = "_after"
-    marker: str | None = None
+    before: str = option("_before", name="before-suffix", help="How names of the earlier date end, before .EXT.")
+    after: str = option("_after", name="after-suffix", help="How names of the later date end, before .EXT.")
+    marker: str | None = option(None, help=".done: take pairs that have NAME.done, or FILE.done of both.")
 
     def check(self) -> None:
         """UsageError for suffixes that do not tell a before from an after, or a marker from an image."""

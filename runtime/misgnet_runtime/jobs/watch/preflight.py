@@ -1,4 +1,7 @@
-"""What is asked of a pair before its files are read whole: names, sizes and headers, in milliseconds at any size."""
+"""What is asked of a pair before its files are read whole: names, sizes and headers, in milliseconds at any size.
+
+A run opens rasters anew: a file that is refused here is neither hashed nor run.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from rich.filesize import decimal
 
@@ -14,8 +18,9 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.jobs.journal import check_room, raw_map
 from misgnet_runtime.jobs.scene.inputs import check_readable
 from misgnet_runtime.jobs.watch.pairing import File, FilePair
-from misgnet_runtime.raster.geotiff import GDAL, bytes_of, load_rasterio, open_geotiff
+from misgnet_runtime.raster.geotiff import bytes_of
 from misgnet_runtime.raster.images import image_size
+from misgnet_runtime.raster.reader import open_raster
 from misgnet_runtime.storage.files import open_unlinked
 
 _NAME_BYTES = 255  # of a file's name, where the system gives no number
@@ -42,14 +47,21 @@ def check_files(pair: FilePair, result: Path, max_unreadable: float) -> None:
     UnreadableError where more than ``max_unreadable`` percent are known not to be in the file.
     """
     for date, file in zip(("before", "after"), pair.files, strict=True):
-        most = _image_bytes(file) if pair.kind == "image" else _raster_bytes(file, result)
-        if file.size > most:
-            raise InputError(
-                f"image {file.path} has {decimal(file.size)}, and by its header at most {decimal(most)}; is it "
-                "damaged? It is not read"
-            )
-        if pair.kind == "scene":
-            check_readable(file.path, date, max_unreadable)
+        if pair.kind == "image":
+            _check_size(file, _image_bytes(file))
+            continue
+        with open_raster(file.path, date) as raster:
+            check_room(result, raw_map(raster.dataset.height, raster.dataset.width))
+            _check_size(file, _raster_bytes(raster.dataset))
+            check_readable(raster, max_unreadable)
+
+
+def _check_size(file: File, most: int) -> None:
+    if file.size > most:
+        raise InputError(
+            f"image {file.path} has {decimal(file.size)}, and by its header at most {decimal(most)}; is it damaged? It "
+            "is not read"
+        )
 
 
 def file_digest(file: File) -> str:
@@ -76,7 +88,7 @@ def _opened(file: File) -> FileIO:
 def _longest_name(folder: Path) -> int:
     try:
         return os.pathconf(folder, "PC_NAME_MAX")
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError):  # Windows has no such call
         return _NAME_BYTES
 
 
@@ -94,9 +106,6 @@ def _image_bytes(file: File) -> int:
     return 16 * height * width + (64 << 20)
 
 
-def _raster_bytes(file: File, result: Path) -> int:
-    rasterio = load_rasterio("a scene")
-    with rasterio.Env(**GDAL), open_geotiff(rasterio, file.path) as dataset:
-        check_room(result, raw_map(dataset.height, dataset.width))
-        value = max(map(bytes_of, dataset.dtypes))
-        return int(_ROOM[0] * dataset.width * dataset.height * dataset.count * value + _ROOM[1])
+def _raster_bytes(dataset: Any) -> int:
+    value = max(map(bytes_of, dataset.dtypes))
+    return int(_ROOM[0] * dataset.width * dataset.height * dataset.count * value + _ROOM[1])

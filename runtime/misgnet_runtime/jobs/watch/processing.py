@@ -112,7 +112,7 @@ class LocalProcessor:
         with self._log.progress("rows of tiles") as progress:
             return asdict(
                 predict_opened(
-                    self._bundle, lambda: nullcontext(self._opened), *paths, options,
+                    self._bundle, lambda: nullcontext(self._opened), *paths, options=options,
                     log=self._log.bind(pair=pair.name), progress=progress,
                 )
             )  # fmt: skip
@@ -123,7 +123,7 @@ def missing_library(kind: Kind, options: WatchOptions) -> str | None:
     try:
         if kind == "scene":
             load_rasterio("a scene")
-            if options.products.vector:
+            if options.vector:
                 load_vector_libraries()
     except UnavailableError as error:
         return str(error)

@@ -16,7 +16,6 @@ from misgnet_runtime.bundle.signing.policy import required_elsewhere
 from misgnet_runtime.errors import InputError, StorageError, UsageError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.selection import open_detector
-from misgnet_runtime.jobs.watch.backoff import Backoff
 from misgnet_runtime.jobs.watch.completeness import Settling
 from misgnet_runtime.jobs.watch.isolated import IsolatedProcessor, Setup
 from misgnet_runtime.jobs.watch.journal import open_journal
@@ -24,7 +23,7 @@ from misgnet_runtime.jobs.watch.options import WatchOptions
 from misgnet_runtime.jobs.watch.outcomes import WatchReport
 from misgnet_runtime.jobs.watch.pairing import FilePair, Kind
 from misgnet_runtime.jobs.watch.processing import LocalProcessor, Processor, missing_library
-from misgnet_runtime.jobs.watch.retry import lacks_room
+from misgnet_runtime.jobs.watch.retry import Backoff, lacks_room
 from misgnet_runtime.jobs.watch.worker import Worker
 from misgnet_runtime.log import EventLog
 

@@ -23,7 +23,7 @@ from misgnet_runtime.jobs.watch.journal import (
     Unfinished,
 )
 from misgnet_runtime.jobs.watch.options import ENDINGS, WatchOptions
-from misgnet_runtime.jobs.watch.outcomes import Ends, WatchReport
+from misgnet_runtime.jobs.watch.outcomes import Outcomes, WatchReport
 from misgnet_runtime.jobs.watch.pairing import File, FilePair
 from misgnet_runtime.jobs.watch.processing import Processor, folder_names
 from misgnet_runtime.jobs.watch.retry import message_of, refused_by_disk, refused_by_source
@@ -47,7 +47,7 @@ class Worker:
     ) -> None:
         self._output, self._options, self._processor, self._journal = output, options, processor, journal
         self._log = log
-        self._ends = Ends(output, options, journal, report, log)
+        self._outcomes = Outcomes(output, options, journal, report, log)
         self._retry = journal.failed() if options.retry_failed else set()
         self._passed: dict[str, tuple[File, File]] = {}  # inspected, and left as they are
         self._digests: dict[str, tuple[tuple[File, File], tuple[str, str]]] = {}
@@ -72,9 +72,9 @@ class Worker:
             )
         for pair in list(self.unfinished.values()):
             if pair.complete is not None:
-                self._ends.finish_late(pair.complete)
+                self._outcomes.finish_late(pair.complete)
             elif attempts.crashed(self._output, pair.begun.pair):
-                self._ends.count_crash(pair.begun.pair)
+                self._outcomes.count_crash(pair.begun.pair)
             self._let_go(pair.begun.pair)
         attempts.clear(self._output, keep=self.unfinished)
         if last is None or _by_what(last) != _by_what(started):
@@ -179,7 +179,7 @@ class Worker:
                 raise InputError("its files changed")
             complete = Complete(now(), pair.name, self._options.outputs(pair), figures)
             self._journal.add(complete)
-        self._ends.finish(complete)
+        self._outcomes.finish(complete)
 
     def _is_kept(self, pair: FilePair, folder: Path, earlier: Begun | None) -> bool:
         """Read the pair's files whole; whether how they ended still counts. Else journal that they are processed."""
@@ -210,7 +210,7 @@ class Worker:
         self._passed[pair.name] = pair.files
         attempts.clear_pair(self._output, pair.name)
         if not same:
-            self._ends.warn(
+            self._outcomes.warn(
                 pair.name, "its files have changed since it was processed; that is done anew with --reprocess"
             )
 
@@ -222,7 +222,9 @@ class Worker:
                 return self._processor.process(pair, folder)
             except (GateFailed, UnavailableError) as error:
                 message = message_of(error)
-                self._ends.warn(pair.name, f"{message}; the engine is opened again, and checked with its golden tiles")
+                self._outcomes.warn(
+                    pair.name, f"{message}; the engine is opened again, and checked with its golden tiles"
+                )
             try:
                 self._processor.recover()
             except UnavailableError as error:
@@ -236,15 +238,15 @@ class Worker:
         if not pair.is_as_found():
             attempts.clear_pair(self._output, pair.name)
             how = "changed" if all(map(File.of, (file.path for file in pair.files))) else "vanished"
-            self._ends.warn(pair.name, f"its files {how} while they were read; it waits until they are complete")
+            self._outcomes.warn(pair.name, f"its files {how} while they were read; it waits until they are complete")
         elif refused_by_disk(error):
             raise error
         elif refused_by_source(error):
             raise InputError(f"{pair.name} cannot be read: {message_of(error)}; waiting for it") from error
         elif isinstance(error, PairCrashedError):
-            self._ends.count_crash(pair.name, message_of(error))
+            self._outcomes.count_crash(pair.name, message_of(error))
         else:
-            self._ends.fail(pair.name, message_of(error))
+            self._outcomes.fail(pair.name, message_of(error))
 
     def _report_another_start(self, last: Started | None, started: Started) -> None:
         """What was begun is not resumed where its options, or what was tuned for its engine, have changed."""

@@ -58,22 +58,14 @@ def run_bench(path: Path, options: BenchOptions, progress: Progress | None = Non
     )  # fmt: skip
     reference = choose_reference(timings)
     return BenchReport(
-        created=timestamp(),
-        bundle=str(bundle.name),
-        bundle_version=bundle.manifest.bundle_version,
+        created=timestamp(), bundle=str(bundle.name), bundle_version=bundle.manifest.bundle_version,
         bundle_sha256=bundle.digest(),
         settings=Settings(options.seconds, options.rounds, options.warm_up, options.threads or usable_cores()),
-        engines=plan.runs,
-        not_run=plan.not_run,
-        timings=timings,
-        reference=reference,
-        ratios=ratios_to(reference, timings),
-        power=Power([meter.source for meter in meters], missing),
-        conditions=conditions,
-        scene=scene,
+        engines=plan.runs, not_run=plan.not_run, timings=timings, reference=reference,
+        ratios=ratios_to(reference, timings), power=Power([meter.source for meter in meters], missing),
+        conditions=conditions, scene=scene, matrix_product=product,
         warnings=[*throttling([conditions.before, conditions.during, conditions.after]), *_unsettled(timings)],
-        matrix_product=product,
-    )
+    )  # fmt: skip
 
 
 def _measure_all(

@@ -36,16 +36,17 @@ class SceneTask:
     bundle_sha256: str | None = None  # of the manifest that is measured
 
     def command(self) -> list[str]:
+        shared = ["--log", "json"]
+        if self.trust and self.trust.key:
+            shared += ["--require-signature", str(self.trust.key)]
+        if self.trust and self.trust.allow_older:
+            shared += ["--allow-older"]
         options = ["--engine", self.engine, "-o", str(self.output), "--no-tuned"]
         for name in ("threads", "streams", "batch"):
             if (number := getattr(self.execution, name)) is not None:
                 options += [f"--{name}", str(number)]
-        if self.trust and self.trust.key:
-            options += ["--require-signature", str(self.trust.key)]
-        if self.trust and self.trust.allow_older:
-            options += ["--allow-older"]
         paths = map(str, (self.bundle, self.before, self.after))
-        return python_command("misgnet_runtime.cli", "--log", "json", "predict", *options, "--", *paths)
+        return python_command("misgnet_runtime.cli", *shared, "predict", *options, "--", *paths)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,284 @@
+"""Options, each stated once: a field of the class that carries it, with its help, its parser and what it changes.
+
+The signatures of commands (:mod:`misgnet_runtime.cli.options`), the columns of the table of scenes and the settings by
+which an interrupted run is resumed are made from these fields. One new option is one new field:
+
+    @dataclass(frozen=True, kw_only=True)
+    class Request:
+        calib: Path = option(help="Folder whose tiles calibrate INT8.")  # no default: required
+        tile: int = option(256, help="Tile size in pixels.", minimum=32)
+        gate: Literal["point", "upper"] = option("point", help="What must stay within the limit.")
+        tuned: bool = option(True, help="Ignore saved settings.")  # a flag that is on: --no-tuned
+        engines: tuple[str, ...] = option((), name="engine", help="An engine, repeated for more.")
+        scale: tuple[float, ...] | None = option(None, help="One number or three.", parse=numbers(1, 3, like="0.1"))
+        execution: ExecutionOptions = group(ExecutionOptions)  # all options of another class
+
+:func:`make` makes such an object from values by the options' names, :func:`check` compares it with the limits that the
+fields state, and :func:`settings` returns what the output depends on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from misgnet_runtime.errors import UsageError
+
+T = TypeVar("T")
+_KEY = "misgnet.option"
+YES = ("yes", "true", "1")
+NO = ("", "no", "false", "0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """What a field states of its option, beside its type and default."""
+
+    help: str
+    name: str | None = None  # on the command line, without dashes; default: the field's
+    short: str | None = None  # "-o"
+    panel: str | None = None  # heading on the help page
+    metavar: str | None = None
+    show_default: str | None = None  # in place of the default itself
+    envvar: str | None = None
+    positional: bool = False  # an argument of the command, not an option
+    repeated: bool = False  # a tuple whose items are parsed one by one; without a parser every tuple[X, ...] is
+    parse: Callable[[str], Any] | None = None  # text to value; ValueError says what it takes. Default: by the type
+    minimum: float | None = None
+    maximum: float | None = None
+    suffixes: tuple[str, ...] = ()  # what a file's name may end in
+    changes_output: bool = False  # whether a run with another value is another run
+    recorded_as: str | None = None  # the setting that states what became of it, in place of the option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A field that holds another class of options, which count as options of the outer class.
+
+    An option of the outer class takes the place of one of the same name in the group.
+    """
+
+    of: type
+    prefix: str = ""  # of the options' names: "before_"
+    panel: str | None = None  # in place of the options' own
+    without: tuple[str, ...] = ()  # fields that are not offered
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # values of such fields, where they are not the defaults
+    help: Mapping[str, str] | str = field(default_factory=dict)  # by name, or for all; "{flag}": without the prefix
+    as_text: bool = False  # the field holds {name: text} of the group, as the cells of a table do
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """An option as commands, tables and journals know it."""
+
+    name: str  # "before_scale", "no_tuned"
+    option: Option
+    type: Any  # of the field
+    default: Any  # MISSING: required
+    path: tuple[str, ...]  # of fields, from the options to the value
+
+    @property
+    def flag(self) -> str:
+        """The name on the command line: ``--before-scale``."""
+        return flag(self.name)
+
+    @property
+    def inverted(self) -> bool:
+        """Whether it switches off what is on by default."""
+        return self.default is True
+
+    def value_in(self, options: Any) -> Any:
+        """Return the value that ``options`` hold."""
+        for name in self.path:
+            if isinstance(options, Mapping):
+                return options.get(self.name)
+            options = getattr(options, name)
+        return options
+
+    def parse(self, given: Any) -> Any:
+        """Return the value of a text or of texts; a value that is no text is returned as it is.
+
+        Raises:
+            UsageError: The text is not a value of this option.
+        """
+        parse = self.option.parse or _PARSERS.get(bare(self.type), str)
+        try:
+            if isinstance(given, (list, tuple)):
+                return tuple(parse(one) if isinstance(one, str) else one for one in given)
+            found = parse(given) if isinstance(given, str) else given
+        except ValueError as error:
+            raise UsageError(f"{self.flag} is '{given}'; {error}") from None
+        return not found if self.inverted else found
+
+    def check(self, value: Any) -> None:
+        """Raise UsageError for a number beyond the limits, or for a file's name that ends in something else."""
+        least, most, suffixes = self.option.minimum, self.option.maximum, self.option.suffixes
+        if value is None:
+            return
+        if least is not None and not least <= value <= (value if most is None else most):  # NaN fails too
+            limits = f"{least:g} or more" if most is None else f"{least:g} to {most:,}"
+            raise UsageError(f"{self.flag} is {value}; it is {limits}")
+        if suffixes and value.suffix.lower() not in suffixes:
+            raise UsageError(f"{self.flag} is {value.name}; choose a name that ends in {' or '.join(suffixes)}")
+
+
+def option(default: Any = MISSING, *, help: str, **more: Any) -> Any:
+    """A field that is an option; ``more``: attributes of :class:`Option`. Without a default it is required."""
+    return field(default=default, metadata={_KEY: Option(help=help, **more)})
+
+
+def group(of: type, **more: Any) -> Any:
+    """A field that holds options of the class ``of``; ``more``: attributes of :class:`Group`."""
+    found = Group(of=of, **more)
+    return field(default_factory=dict if found.as_text else lambda: of(**found.fixed), metadata={_KEY: found})
+
+
+def is_options(found: object) -> bool:
+    """Whether ``found`` is a class that has options."""
+    return isinstance(found, type) and is_dataclass(found) and any(_KEY in one.metadata for one in fields(found))
+
+
+def stated(of: type) -> Mapping[str, Stated]:
+    """Return all options of a class by name, in the order of its fields."""
+    return _stated(of)
+
+
+@cache
+def _stated(of: Any) -> Mapping[str, Stated]:
+    found: dict[str, Stated] = {}
+    hints = get_type_hints(of)
+    for one in fields(of):
+        about = one.metadata.get(_KEY)
+        if isinstance(about, Option):
+            name = f"{'no_' if one.default is True else ''}{(about.name or one.name).replace('-', '_')}"
+            found[name] = Stated(name=name, option=about, type=hints[one.name], default=one.default, path=(one.name,))
+        elif isinstance(about, Group):
+            for inner in _of_group(about, one.name):
+                found.setdefault(inner.name, inner)
+    return found
+
+
+def _of_group(group: Group, field_name: str) -> Iterator[Stated]:
+    for name, inner in stated(group.of).items():
+        if inner.path[0] in group.without:
+            continue
+        text = group.help if isinstance(group.help, str) else group.help.get(name, inner.option.help)
+        about = replace(inner.option, help=text.replace("{flag}", flag(name)), panel=group.panel or inner.option.panel)
+        if group.as_text:
+            about = replace(about, minimum=None, suffixes=())  # checked where the texts become values
+        yield replace(inner, name=group.prefix + name, option=about, path=(field_name, *inner.path))
+
+
+def make(of: type[T], given: Mapping[str, Any]) -> T:
+    """Return options of the class ``of`` from values, or texts of them, by name; what is not given has its default.
+
+    Raises:
+        UsageError: There is no option of a name, or a text is not a value of its option.
+    """
+    known = stated(of)
+    if unknown := given.keys() - known.keys():
+        raise UsageError(f"there is no option {', '.join(map(flag, sorted(unknown)))}")
+    return _make(of, {known[name].path: (known[name], value) for name, value in given.items()})
+
+
+_Given = Mapping[tuple[str, ...], tuple[Stated, Any]]
+
+
+def _make(of: type[T], given: _Given, fixed: Mapping[str, Any] | None = None) -> T:
+    """``given``: by the paths of the options in ``of``."""
+    arguments = dict(fixed or {})
+    for one in fields(of):  # type: ignore[arg-type]
+        about = one.metadata.get(_KEY)
+        if isinstance(about, Group):
+            inner = {path[1:]: value for path, value in given.items() if path[0] == one.name}
+            arguments[one.name] = _texts(inner) if about.as_text else _make(about.of, inner, about.fixed)
+        elif (one.name,) in given:
+            option, value = given[(one.name,)]
+            arguments[one.name] = option.parse(value)
+    return of(**arguments)
+
+
+def _texts(given: _Given) -> dict[str, str]:
+    """As the cells of a table: nothing of what is not set."""
+    values = {option.name: value for option, value in given.values() if value is not None and value is not False}
+    return {name: "yes" if value is True else str(value) for name, value in values.items()}
+
+
+def check(options: Any) -> None:
+    """Raise UsageError for a value beyond the limits that its field states."""
+    for one in stated(type(options)).values():
+        one.check(one.value_in(options))
+
+
+def settings(options: Any, **resolved: Any) -> dict[str, str]:
+    """Return what the output depends on, by the options' names, without what another setting records.
+
+    Args:
+        options: Of a class whose fields state which of them change the output.
+        resolved: What options became, in place of what was asked for; recorded whatever their fields state.
+    """
+    found = {
+        name: resolved.get(name, one.value_in(options))
+        for name, one in stated(type(options)).items()
+        if name in resolved or (one.option.changes_output and not one.option.recorded_as)
+    }
+    return {name: _recorded(value) for name, value in found.items() if value is not None}
+
+
+def _recorded(value: Any) -> str:
+    return os.path.realpath(value) if isinstance(value, Path) else str(value)
+
+
+def flag(name: str) -> str:
+    """Return an option's name on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def bare(kind: Any) -> Any:
+    """Return the type without None, and of a tuple of any length the type of its items."""
+    if NoneType in (some := get_args(kind)):
+        (kind,) = (one for one in some if one is not NoneType)
+    return get_args(kind)[0] if get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis else kind
+
+
+def numbers(*counts: int, like: str) -> Callable[[str], tuple[float, ...]]:
+    """A parser of so many numbers, parted by commas; ``like``: an example."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        try:
+            found = tuple(float(word) for word in text.split(","))
+        except ValueError:
+            found = ()
+        if len(found) not in counts or not all(abs(number) < 1e30 for number in found):  # NaN fails too
+            wanted = " or ".join(map(str, counts))
+            raise ValueError(f"it takes {wanted} number{'s' * (counts != (1,))}, like {like}")
+        return found
+
+    return parse
+
+
+def yes_or_no(text: str) -> bool:
+    """Return whether a text is yes; ValueError where it is neither yes nor no."""
+    if text.lower() not in (*YES, *NO):
+        raise ValueError("it is yes or no")
+    return text.lower() in YES
+
+
+def _number(kind: Callable[[str], float], words: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"it is {words}") from None
+
+    return parse
+
+
+_PARSERS: Mapping[Any, Callable[[str], Any]] = {
+    bool: yes_or_no, int: _number(int, "a whole number"), float: _number(float, "a number"), Path: Path,
+}  # fmt: skip
