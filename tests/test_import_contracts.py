@@ -34,7 +34,7 @@ ACROSS = {
 def tree(tmp_path: Path) -> Path:
     """A copy of the packages' sources and of the contracts."""
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=lambda _, names: {n for n in names if "cache" in n})
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
