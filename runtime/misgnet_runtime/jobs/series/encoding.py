@@ -31,6 +31,7 @@ from misgnet_runtime.jobs.series.features import (
     pack,
     record_type,
 )
+from misgnet_runtime.jobs.series.options import feature_settings
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.blending import Layout, lay_out
 from misgnet_runtime.raster.grid import Grid
@@ -106,7 +107,7 @@ class Encoding:
             "the scaling": str(self.date.scaling),
             "the grid": self.grid.words(),
             "--align": str(self.aligned),
-            "--overlap": str(layout.rows.overlap),
+            **feature_settings(self.options, overlap=layout.rows.overlap),
         }
         return Footer(
             format=FORMAT, settings=settings, tile=detector.interface.tile, rows=list(layout.rows.starts),
