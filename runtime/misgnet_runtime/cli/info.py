@@ -116,11 +116,15 @@ def _here(bundle: Bundle, entry: EngineEntry) -> str:
 
 
 def _tuned(bundle: Bundle, entry: EngineEntry) -> Iterator[str]:
-    from misgnet_runtime.inference.tuned_store import kept
+    from misgnet_runtime.inference.tuned import kept
 
-    if tuning := kept(bundle, entry):
-        yield f"tuned here for one pair: {tuning.latency.words()}"
-        yield f"for many: {tuning.throughput.words()}"
+    tuning = kept(bundle)
+    setting = tuning and tuning.setting(entry.name, "throughput")
+    if tuning and setting:
+        yield f"tuned here for many: {setting.words()}"
+        goals = (("for one pair", tuning.latency), ("for many", tuning.throughput))
+        if fastest := " and ".join(goal for goal, engine in goals if engine == entry.name):
+            yield f"measured fastest here {fastest}"
 
 
 def _precisions(bundle: Bundle) -> Table:

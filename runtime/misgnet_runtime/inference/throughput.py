@@ -23,7 +23,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry, FileEntry, Interface
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.children import environment, python_command
-from misgnet_runtime.engines.options import DEFAULT_EXECUTION, EngineSettings, ExecutionOptions
+from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
 from misgnet_runtime.errors import MisgnetError
 from misgnet_runtime.machine import usable_cores
 from misgnet_runtime.storage.schema import Struct
@@ -72,7 +72,6 @@ class Task(Struct, frozen=True):
     threads: int | None = None
     streams: int = 1
     warm_up: float = WARM_UP_SECONDS
-    settings: EngineSettings = EngineSettings()
     files: list[FileEntry] = msgspec.field(default_factory=list)
     manifest_sha256: str | None = None
 
@@ -90,8 +89,6 @@ def task_of(
     entry: EngineEntry,
     execution: ExecutionOptions = DEFAULT_EXECUTION,
     warm_up: float = WARM_UP_SECONDS,
-    *,
-    settings: EngineSettings | None = None,
 ) -> Task:
     """The task of an engine of a bundle that was checked; the worker opens the same bytes, or fails.
 
@@ -102,7 +99,7 @@ def task_of(
     return Task(
         entry=entry, root=str(bundle.path), interface=manifest.interface, golden=golden, batch=execution.batch or 1,
         threads=execution.threads, streams=execution.streams or 1, warm_up=warm_up,
-        settings=settings or EngineSettings(), files=manifest.files, manifest_sha256=bundle.digest(),
+        files=manifest.files, manifest_sha256=bundle.digest(),
     )  # fmt: skip
 
 

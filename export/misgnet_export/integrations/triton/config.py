@@ -81,8 +81,9 @@ def model_config(
     name: str,
     entry: EngineEntry,
     interface: Interface,
-    speeds: Mapping[int, float],
     serving: Serving,
+    *,
+    speeds: Mapping[int, float],
     parameters: Mapping[str, str],
 ) -> Any:
     """The ``ModelConfig`` of an engine; ``parameters``: what a client may ask the server of the model."""

@@ -76,8 +76,9 @@ def _write_model(bundle: Bundle, entry: EngineEntry, folder: Path, serving: Serv
     place.mkdir(parents=True)
     (place / backend.file).write_bytes(bundle.read(entry.file))
     config = model_config(
-        name, entry, bundle.manifest.interface, _speeds(bundle, entry), serving, _facts(bundle, entry)
-    )
+        name, entry, bundle.manifest.interface, serving,
+        speeds=_speeds(bundle, entry), parameters=_facts(bundle, entry),
+    )  # fmt: skip
     (folder / name / CONFIG).write_text(_text(config))
     note = "" if "bf16" in entry.precision else backend.note
     return Model(name, entry.name, backend.backend, note)

@@ -124,7 +124,7 @@ def open_split_engine(bundle: Bundle, options: SceneOptions) -> Iterator[SplitEn
 
 
 def inspect_encoding(engine: SplitEngine, raster: Raster, options: SceneOptions, grid: Grid | None = None) -> Encoding:
-    """A raster, open on its own grid, whose pixels are what ``options.before`` says, or on ``grid``, by its ``after``.
+    """Inspect a raster, open on its own grid as the first date, or on ``grid`` as a later one.
 
     Raises as :func:`find_scaling`; UnreadableError where more of it is known to be unreadable than ``options`` allow.
     """
