@@ -20,7 +20,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from misgnet_runtime.bundle.reader import Bundle, read_bundle
+from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.engines import batch_for_scenes, streams_for_scenes
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError

@@ -25,7 +25,7 @@ def sign(root: Path) -> None:
 def run_sign(root: Path) -> None:
     from misgnet_export.integrations.signing import SignRequest, sign_bundle
 
-    sign_bundle(SignRequest(root / "out/bundle", root / "key.pem", version=2, force=True))
+    sign_bundle(SignRequest(bundle=root / "out/bundle", key=root / "key.pem", version=2, force=True))
 
 
 def look_sign(root: Path) -> State:
