@@ -22,6 +22,7 @@ class FakeSplit:
 
     device = "a fake"
     batch = None
+    entry = SPLIT_FLOAT
 
     def __init__(self, interface: Interface = INTERFACE, features: list[TensorEntry] = FEATURES) -> None:
         self.interface, self.features = interface, features
@@ -51,6 +52,6 @@ class FakeSplit:
         def opened(
             bundle: object, engine: str = "auto", *_: object, goal: object = None
         ) -> Iterator[tuple[FakeSplit, Any, str]]:
-            yield self, SPLIT_FLOAT, "a fake"
+            yield self, self.entry, "a fake"
 
         return opened

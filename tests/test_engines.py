@@ -25,7 +25,7 @@ from fake_cuda import FakeDriver
 from misgnet_runtime import machine
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import read_bundle
-from misgnet_runtime.engines import Engine, EngineSettings, TensorSpec, open_engine_file
+from misgnet_runtime.engines import Engine, ExecutionOptions, TensorSpec, open_engine_file
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from misgnet_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from misgnet_runtime.engines.openvino import OpenVinoEngine
@@ -134,39 +134,14 @@ class Conformance:
 class TestOnnxRuntime(Conformance):
     @pytest.fixture(params=[1, 3])
     def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
-        return OnnxRuntimeEngine(DATA / "tiny_float.onnx", MAX_BATCH, streams=request.param)
-
-
-class TestOnnxRuntimeTuned(Conformance):
-    """With all that a tuning may change."""
-
-    @pytest.fixture(params=[1, 3])
-    def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
-        settings = EngineSettings(spinning=False, arena=False)
-        engine = OnnxRuntimeEngine(DATA / "tiny_float.onnx", MAX_BATCH, streams=request.param, settings=settings)
-        options = engine._session.get_session_options()
-        assert not options.enable_cpu_mem_arena
-        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-        return engine
-
-
-class TestOpenVinoTuned(Conformance):
-    """With all that a tuning may change."""
-
-    @pytest.fixture(params=[1, 3])
-    def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
-        pytest.importorskip("openvino", reason="OpenVINO is not installed")
-        settings = EngineSettings(pinning=True, hyper_threading=True)
-        engine = OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, streams=request.param, settings=settings)
-        assert engine._compiled.get_property("ENABLE_CPU_PINNING")
-        return engine
+        return OnnxRuntimeEngine(DATA / "tiny_float.onnx", MAX_BATCH, ExecutionOptions(streams=request.param))
 
 
 class TestOpenVino(Conformance):
     @pytest.fixture(params=[1, 3])
     def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
         pytest.importorskip("openvino", reason="OpenVINO is not installed")
-        return OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, streams=request.param)
+        return OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, ExecutionOptions(streams=request.param))
 
 
 class TestOnnxRuntimeOnCuda(Conformance):
@@ -175,7 +150,7 @@ class TestOnnxRuntimeOnCuda(Conformance):
     @pytest.fixture(params=[1, 3])
     def engine_of_kind(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
         play_cuda(monkeypatch)
-        return OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH, streams=request.param)
+        return OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH, ExecutionOptions(streams=request.param))
 
 
 class TestTensorRT(Conformance):
@@ -213,7 +188,7 @@ class TestOnnxRuntimeOnCudaHere(Conformance):
     @pytest.fixture(params=[1, 3])
     def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
         try:
-            return OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH, streams=request.param)
+            return OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH, ExecutionOptions(streams=request.param))
         except UnavailableError as error:
             pytest.skip(str(error))
 
@@ -335,7 +310,7 @@ def test_openvino_computes_in_the_type_of_the_entry(precision: str, found: str) 
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     if found == "bf16" and not machine.cpu_flags().intersection(BF16_FLAGS):
         pytest.skip("this processor has no BF16")
-    engine = OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, 1, precision=precision)
+    engine = OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, ExecutionOptions(threads=1), precision=precision)
     compiled = engine._compiled
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == found
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1

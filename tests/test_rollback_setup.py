@@ -141,7 +141,7 @@ def test_a_relative_cache_is_reported_and_not_used(
         write_image(tmp_path / f"{name}.png", pixels)
     pair = tmp_path / "before.png", tmp_path / "after.png"
     code, _, error = call("predict", make_bundle(tmp_path / "unsigned"), *pair, "-o", tmp_path / "mask.png")
-    assert code == 0 and "warning: the tuning of cpu" in error and "MISGNET_CACHE is 'cache'" in error
+    assert code == 0 and "warning: the tuning of bundle" in error and "MISGNET_CACHE is 'cache'" in error
     assert not list(nothing_named.iterdir())
 
 

@@ -420,6 +420,10 @@ def test_what_was_tuned_since_is_named(place: Place, split: FakeSplit) -> None:
     split.batch = None
     with pytest.raises(UsageError, match="give --batch 2 to resume"):
         place.run()
+    split.entry, split.batch = SPLIT_INT8, 2
+    with pytest.raises(UsageError, match=r"chooses --engine where .* give --engine cpu-float32 to resume"):
+        place.run()
+    split.entry, split.batch = SPLIT_FLOAT, None
     with pytest.raises(UsageError, match=r"exists; choose another -o"):
         place.run(SeriesOptions(scene=SceneOptions(overlap=8)))
 

@@ -86,7 +86,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(msgspec.json, "decode", spy)
     monkeypatch.setattr(signed_module, "decode_manifest", never)
     monkeypatch.setattr(bundle_module, "decode_manifest", never)
-    monkeypatch.setattr("misgnet_runtime.inference.tuned_use.open_engine_file", never)
+    monkeypatch.setattr("misgnet_runtime.inference.selection.open_engine_file", never)
     return found
 
 

@@ -193,7 +193,7 @@ def test_a_head_that_cannot_be_opened_leaves_no_encoder_open(tmp_path: Path, mon
         opened.append(Watched(files.root / entry.file, INTERFACE.max_batch))
         return opened[-1]
 
-    monkeypatch.setattr("misgnet_runtime.inference.tuned_use.open_engine_file", open_file)
+    monkeypatch.setattr("misgnet_runtime.inference.split_detector.open_engine_file", open_file)
     with pytest.raises(InputError, match="a broken head"):
         open_split(make_bundle(tmp_path), SPLIT_FLOAT)
     assert [engine.closed for engine in opened] == [1]

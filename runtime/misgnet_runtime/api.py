@@ -20,7 +20,7 @@ from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.selection import open_detector
-from misgnet_runtime.inference.tuned_settings import Goal
+from misgnet_runtime.inference.tuned import Goal
 
 
 @dataclass(frozen=True)

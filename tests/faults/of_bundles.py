@@ -130,7 +130,8 @@ def _compile(root: Path, level: int) -> None:
     """By fakes of TensorRT and CUDA: what is written is what the real ones would have given."""
     from fake_cuda import FakeDriver
     from fake_tensorrt import make_tensorrt
-    from misgnet_runtime.jobs.compile.run import CompileOptions, compile_bundle
+    from misgnet_runtime.jobs.compile.options import CompileOptions
+    from misgnet_runtime.jobs.compile.run import compile_bundle
 
     os.environ["MISGNET_CACHE"] = str(root / "out")
     driver = FakeDriver("sm87", memory=1 << 30)

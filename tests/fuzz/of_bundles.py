@@ -96,7 +96,7 @@ def accepted(folder: Path) -> Prepared:
 
     def read_state(data: bytes) -> None:
         path.write_bytes(data)
-        state._read(path)
+        state._read(f"accepted/{path.name}")
 
     return read_state, [record]
 
@@ -124,21 +124,23 @@ def golden(folder: Path) -> Prepared:
 
 def tuning(folder: Path) -> Prepared:
     from misgnet_runtime.bundle.reader import read_bundle
-    from misgnet_runtime.inference.tuned_settings import FORMAT, Found, Setting, Trial, Tuning
-    from misgnet_runtime.inference.tuned_store import keep, kept, place_of
+    from misgnet_runtime.inference.tuned import FORMAT, ONE_PAIR, Measurement, Place, Tuning, keep, kept, libraries_of
 
     bundle = read_bundle(make_bundle(folder / "bundle"))
-    entry = bundle.engine_entry("cpu")
-    setting = Setting(1, 1, 1)
-    trial = Trial("latency", setting, setting, 1.0, 1.0, 0.0, 0.1)
-    path = keep(Tuning(FORMAT, "2026-01-01", place_of(bundle, entry), Found(setting), Found(setting), [trial]))
+    path = keep(
+        Tuning(
+            format=FORMAT, created="2026-01-01", place=Place.of(bundle), gpu="", libraries=libraries_of(bundle),
+            latency="cpu", throughput="cpu", settings={"cpu": ONE_PAIR},
+            measurements=[Measurement("cpu", ONE_PAIR, 1.0, 1.0, 0.1, [1.0])],
+        )
+    )  # fmt: skip
 
     def read(data: bytes) -> None:
         """As it is, and behind its digest, without which nothing of it is parsed."""
         for contents in (data, hashlib.sha256(data).hexdigest().encode() + b"\n" + data):
             path.write_bytes(contents)
-            found = kept(bundle, entry)
+            found = kept(bundle)
             if found is not None:
-                found.latency.words()
+                found.settings[found.throughput].words()
 
     return read, [path.read_bytes().partition(b"\n")[2]]

@@ -25,7 +25,7 @@ def inspect(
 ) -> None:
     """What is computed in INT8, FP16 and FP32 in each graph, and why: shares of the multiply-adds, block by block."""
     from misgnet_export.report.precision import block_table, draw_precision, rule_table, share_table
-    from misgnet_runtime.bundle.reader import read_bundle
+    from misgnet_runtime.bundle import read_bundle
 
     if picture is not None:
         _check_picture(picture, force)

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from misgnet_runtime.bundle.manifest import GateRule
+from misgnet_runtime.bundle import GateRule
 from misgnet_runtime.cli.app import err_console, out_console
 from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.errors import GateFailed

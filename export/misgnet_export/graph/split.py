@@ -15,7 +15,7 @@ from onnx.utils import Extractor
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.onnx_graph.shapes import copied
 from misgnet_export.graph.cut import Cut, find_cut, not_cut
-from misgnet_runtime.bundle.manifest import Interface, TensorEntry, head_inputs
+from misgnet_runtime.bundle import Interface, TensorEntry, head_inputs
 
 
 @dataclass(frozen=True)

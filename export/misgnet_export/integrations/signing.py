@@ -11,9 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from misgnet_runtime.bundle import MANIFEST, SIGNATURE
-from misgnet_runtime.bundle.manifest import Manifest, Release
-from misgnet_runtime.bundle.reader import read_unsigned
+from misgnet_runtime.bundle import MANIFEST, SIGNATURE, Manifest, Release, read_unsigned
 from misgnet_runtime.bundle.signing.envelope import decode_envelope, signed_digests
 from misgnet_runtime.bundle.signing.files import check_digests, check_names, read_signature
 from misgnet_runtime.bundle.signing.keys import Anchors, check_size, check_use, find_signer, verify_chain

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from misgnet_export.graph.quiet import quiet
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.engines.cuda import open_driver
 from misgnet_runtime.engines.tensorrt import (
     PlanOptions,

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Predict, Progress
-from misgnet_runtime.engines import streams_on_cpu
+from misgnet_runtime.engines import ExecutionOptions, streams_on_cpu
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.inference.detector import ChangeDetector, tile_per_stream
@@ -38,8 +38,8 @@ class Agreement:
 
 def detector_of(model: onnx.ModelProto, interface: Interface) -> ChangeDetector:
     """``model`` in ONNX Runtime, with a stream for each core, up to four."""
-    engine = OnnxRuntimeEngine(model.SerializeToString(), interface.max_batch, streams=streams_on_cpu())
-    return ChangeDetector(engine, interface)
+    execution = ExecutionOptions(streams=streams_on_cpu())
+    return ChangeDetector(OnnxRuntimeEngine(model.SerializeToString(), interface.max_batch, execution), interface)
 
 
 def answers_of(

@@ -20,7 +20,7 @@ from misgnet_export.pipeline.agreement import Answers
 from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.result import FloatGraph, Sets
 from misgnet_export.pipeline.validation_loss import Decision
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.raster.dataset import TileSet
 

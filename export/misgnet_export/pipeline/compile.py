@@ -11,7 +11,7 @@ from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import FLOAT_ENGINE, GraphFile
 from misgnet_export.pipeline.targets import FLOAT, Product, product_of
-from misgnet_runtime.bundle.manifest import EngineEntry, SplitEntry
+from misgnet_runtime.bundle import EngineEntry, SplitEntry
 from misgnet_runtime.bundle.targets import Target
 from misgnet_runtime.engines.tensorrt import Plan, PlanOptions, compile_plan
 

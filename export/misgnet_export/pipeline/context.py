@@ -7,7 +7,7 @@ from pathlib import Path
 
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import AccuracyPolicy, BuildRequest
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.raster.dataset import Tile
 
 

@@ -15,8 +15,8 @@ from misgnet_export.pipeline.request import AccuracyPolicy
 from misgnet_export.report import pick_tiles
 from misgnet_runtime.accuracy.gate import Verdict
 from misgnet_runtime.accuracy.parity import EngineParity, Judged, ParityReport, Status, compare, judge, report
+from misgnet_runtime.bundle import EngineEntry, Interface
 from misgnet_runtime.bundle.checked import CheckedFiles
-from misgnet_runtime.bundle.manifest import EngineEntry, Interface
 from misgnet_runtime.callables import Predict
 from misgnet_runtime.engines import Engine, ExecutionOptions, is_on_cpu, open_engine_file, streams_on_cpu
 from misgnet_runtime.errors import GateFailed, UnavailableError

@@ -15,14 +15,7 @@ from misgnet_calibration.quantizer.placement import OperandSite, Placement, Weig
 from misgnet_calibration.quantizer.quantize import QuantizedGraph
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_export.pipeline.quantize import RecipeGraph
-from misgnet_runtime.bundle.quantization import (
-    Int8Numbers,
-    NodePlacement,
-    PlacementRule,
-    Quantization,
-    RepairEntry,
-    Steps,
-)
+from misgnet_runtime.bundle import Int8Numbers, NodePlacement, PlacementRule, Quantization, RepairEntry, Steps
 
 Precision = Literal["int8", "float16", "float32"]
 _CONTROL = "measured by accuracy control"

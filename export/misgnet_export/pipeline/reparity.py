@@ -11,8 +11,7 @@ from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import AccuracyPolicy
 from misgnet_export.report import junit_xml
 from misgnet_runtime.accuracy.parity import ParityReport
-from misgnet_runtime.bundle.manifest import GateRule
-from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle import GateRule, read_bundle
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.detector import ChangeDetector, tile_per_stream
 from misgnet_runtime.raster.dataset import TileSet

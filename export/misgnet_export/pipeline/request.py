@@ -9,8 +9,7 @@ from typing import Literal
 from misgnet_calibration.statistics.calibrators import AUTO, PER_TENSOR, named
 from misgnet_export.integrations.torch_tensorrt import check_torch_tensorrt
 from misgnet_export.pipeline.targets import product_of
-from misgnet_runtime.bundle.fields import MAX_WORDS
-from misgnet_runtime.bundle.manifest import GateRule, InputForm, Interface, OutputForm
+from misgnet_runtime.bundle import MAX_WORDS, GateRule, InputForm, Interface, OutputForm
 from misgnet_runtime.bundle.targets import ACCEPTED, Target, parse_target
 from misgnet_runtime.engines.openvino import load_openvino
 from misgnet_runtime.engines.tensorrt import PlanOptions, check_options

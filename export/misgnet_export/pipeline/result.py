@@ -11,8 +11,7 @@ from misgnet_calibration.statistics.tile_selection import Selection
 from misgnet_export.evidence import ControlRecord, TilePicture
 from misgnet_export.pipeline.agreement import Answers
 from misgnet_runtime.accuracy.parity import ParityReport
-from misgnet_runtime.bundle.manifest import EngineEntry, SplitEntry, TensorEntry
-from misgnet_runtime.bundle.quantization import Quantization
+from misgnet_runtime.bundle import EngineEntry, Quantization, SplitEntry, TensorEntry
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.raster.dataset import TileSet
 

@@ -14,7 +14,7 @@ from misgnet_export.pipeline.agreement import Answers, answers_of, compare, requ
 from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.progress import Stage
 from misgnet_export.pipeline.result import GraphFile, WrittenGraph
-from misgnet_runtime.bundle.manifest import Interface, SplitEntry
+from misgnet_runtime.bundle import Interface, SplitEntry
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from misgnet_runtime.inference.split_detector import SplitDetector

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from misgnet_calibration.quantizer.recipes import CPU, CPU_ARM, CPU_VNNI, OPENVINO, TENSORRT, TENSORRT_FP16, Recipe
-from misgnet_runtime.bundle.manifest import EngineKind
+from misgnet_runtime.bundle import EngineKind
 from misgnet_runtime.bundle.targets import Kind, Target
 
 

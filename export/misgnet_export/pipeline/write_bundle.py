@@ -18,10 +18,15 @@ from misgnet_export.report.control import draw_control
 from misgnet_export.report.html import short_path
 from misgnet_runtime.accuracy.evaluation_tiles import ROLE
 from misgnet_runtime.accuracy.parity import ParityReport
-from misgnet_runtime.bundle import MANIFEST
-from misgnet_runtime.bundle.manifest import SCHEMA_VERSION, Manifest, Preprocessing, SplitEntry
-from misgnet_runtime.bundle.quantization import Calibration
-from misgnet_runtime.bundle.reader import describe_files
+from misgnet_runtime.bundle import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    Calibration,
+    Manifest,
+    Preprocessing,
+    SplitEntry,
+    describe_files,
+)
 from misgnet_runtime.formatting import plural, timestamp
 from misgnet_runtime.machine import describe_machine, installed_versions
 from misgnet_runtime.raster.dataset import TileSet

@@ -11,7 +11,7 @@ from typing import Any
 from misgnet_export.evidence import ControlRecord, TilePicture
 from misgnet_export.report import control, figures, pictures
 from misgnet_runtime.accuracy.parity import EngineParity, ParityReport
-from misgnet_runtime.bundle.quantization import RepairEntry
+from misgnet_runtime.bundle import RepairEntry
 from misgnet_runtime.formatting import plural, printable
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.machine import machine_line

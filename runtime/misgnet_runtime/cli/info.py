@@ -1,23 +1,34 @@
-"""What a bundle holds, for a person."""
+"""``misgnet-run info``: what a bundle holds, for a person or a program. Cheap to import."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from misgnet_runtime.bundle.manifest import EngineEntry
-from misgnet_runtime.bundle.quantization import Quantization
-from misgnet_runtime.bundle.reader import Bundle, read_bundle
-from misgnet_runtime.engines import ExecutionOptions
+from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.formatting import printable
-from misgnet_runtime.inference.selection import open_detector, ranked_here
-from misgnet_runtime.inference.tuned_store import kept
+from misgnet_runtime.log import current, is_json, out_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from misgnet_runtime.bundle.manifest import EngineEntry
+    from misgnet_runtime.bundle.quantization import Quantization
+    from misgnet_runtime.bundle.reader import Bundle
+
+
+def info(bundle: BundlePath) -> None:
+    """What is in a bundle, and what this machine can run of it and why not."""
+    if is_json():
+        current().result([f"bundle {bundle}"], **bundle_facts(bundle))
+    else:
+        print_info(bundle, out_console)
 
 
 class _Result(msgspec.Struct):
@@ -30,6 +41,9 @@ class _Result(msgspec.Struct):
 
 def print_info(path: Path, console: Console) -> None:
     """Print engines, quantization, files and whether each engine opens here; digests are checked first."""
+    from misgnet_runtime.bundle.reader import read_bundle
+    from misgnet_runtime.inference.selection import ranked_here
+
     bundle = read_bundle(path)
     m = bundle.manifest
     for line in (
@@ -51,6 +65,9 @@ def print_info(path: Path, console: Console) -> None:
 
 def bundle_facts(path: Path) -> dict[str, object]:
     """The same for a program: the manifest, and by engine whether it opens here, ranked as they are in the table."""
+    from misgnet_runtime.bundle.reader import read_bundle
+    from misgnet_runtime.inference.selection import ranked_here
+
     bundle = read_bundle(path)
     here = {entry.name: _here(bundle, entry) for entry in ranked_here(bundle)}
     signed = bundle.signed.words() if bundle.signed else None
@@ -88,6 +105,9 @@ def _made_for(entry: EngineEntry) -> str:
 
 
 def _here(bundle: Bundle, entry: EngineEntry) -> str:
+    from misgnet_runtime.engines.options import ExecutionOptions
+    from misgnet_runtime.inference.selection import open_detector
+
     try:
         with open_detector(bundle, entry.name, ExecutionOptions(streams=1)) as (detector, _, _):
             return "; ".join((f"runs on {detector.engine.device}", *detector.engine.notes, *_tuned(bundle, entry)))
@@ -96,9 +116,15 @@ def _here(bundle: Bundle, entry: EngineEntry) -> str:
 
 
 def _tuned(bundle: Bundle, entry: EngineEntry) -> Iterator[str]:
-    if tuning := kept(bundle, entry):
-        yield f"tuned here for one pair: {tuning.latency.words()}"
-        yield f"for many: {tuning.throughput.words()}"
+    from misgnet_runtime.inference.tuned import kept
+
+    tuning = kept(bundle)
+    setting = tuning and tuning.setting(entry.name, "throughput")
+    if tuning and setting:
+        yield f"tuned here for many: {setting.words()}"
+        goals = (("for one pair", tuning.latency), ("for many", tuning.throughput))
+        if fastest := " and ".join(goal for goal, engine in goals if engine == entry.name):
+            yield f"measured fastest here {fastest}"
 
 
 def _precisions(bundle: Bundle) -> Table:

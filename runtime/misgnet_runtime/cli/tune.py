@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from misgnet_runtime.log import current, is_json, out_console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from misgnet_runtime.inference.tuned import Measurement, Tuning
+    from misgnet_runtime.measure.tune import TuneReport
 
 _OptionalPath = Optional[Path]  # noqa: UP045 - typer on 3.10
 _Names = Optional[list[str]]  # noqa: UP045
@@ -17,22 +24,31 @@ def tune(
     bundle: Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build")],
     *,
     engine: Annotated[
-        _Names, typer.Option("--engine", help="an engine, repeated for more", show_default="all that run here")
+        _Names,
+        typer.Option(
+            "--engine",
+            help="Engine to measure; may be repeated. Later commands then choose among these.",
+            show_default="all that run here",
+        ),
     ] = None,
-    minutes: Annotated[float, typer.Option(help="for each engine, about")] = 3.0,
-    json_file: Annotated[_OptionalPath, typer.Option("--json", help="write all that was tried as JSON")] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace an existing JSON file")] = False,
+    minutes: Annotated[
+        float, typer.Option(help="Minutes of measuring for each engine, without opening and warming up.")
+    ] = 1.0,
+    json_file: Annotated[
+        _OptionalPath, typer.Option("--json", help="Also write all that was measured as JSON.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing JSON file.")] = False,
 ) -> None:
-    """Measure how each engine uses this machine best, for one pair at a time and for many, and keep it.
+    """Measure which engine is fastest on this machine, and save that for later commands.
 
-    What is found is kept outside the bundle ($MISGNET_CACHE, else misgnet in the user's cache) for this bundle, engine,
-    machine and version of the library. All commands but verify and bench use it; --no-tuned, --threads, --streams
-    and --batch come first. A setting is taken where it is faster by more than the rounds spread and answers as before.
+    Each engine that runs here and passes the golden tiles is measured with one stream and with as many as keep its
+    device busy, on a GPU at the batches of its plan. What is fastest for one pair and for many pairs is saved in
+    $MISGNET_CACHE (default: misgnet in the user's cache) for this bundle, machine and versions of the libraries. All
+    commands but verify and bench use it. Requested options take precedence, and --no-tuned ignores it.
     """
     from msgspec.structs import asdict
 
-    from misgnet_runtime.cli.tune_tables import lines, table
-    from misgnet_runtime.measure.tuning.run import tune_bundle
+    from misgnet_runtime.measure.tune import tune_bundle
     from misgnet_runtime.storage.atomic import refuse_existing, write_file
     from misgnet_runtime.storage.schema import encode
 
@@ -42,6 +58,52 @@ def tune(
     if json_file is not None:
         write_file(json_file, encode(report), force=force)
     if not is_json():
-        for tuning in report.tunings:
-            out_console.print(table(tuning))
+        out_console.print(table(report.tuning))
     current().result(list(lines(report)), **asdict(report))
+
+
+def table(tuning: Tuning) -> Table:
+    """All that was measured, the fastest first. It fits 80 columns; texts are never read as markup."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    rounds = min(len(each.rounds) for each in tuning.measurements)
+    caption = (
+        f"Medians of {rounds} rounds in turn; ratio: to {_words(tuning.measurements[0])}; spread: of the rounds' "
+        "ratios, between their quartiles. Named: with --engine."
+    )
+    found = Table(
+        caption=Text(caption, style="dim"), caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    found.add_column("Engine", overflow="fold")
+    for name in ("Streams", "Batch", "Pairs/s", "Ratio", "Spread, %"):
+        found.add_column(name, justify="right", no_wrap=True)
+    found.add_column("Chosen for", overflow="fold")
+    for each in sorted(tuning.measurements, key=lambda each: -each.ratio):
+        figures = f"{each.pairs_per_second:.2f}", f"{each.ratio:.2f}", f"{100 * each.spread:.1f}"
+        numbers = str(each.setting.streams), str(each.setting.batch)
+        found.add_row(Text(each.engine), *numbers, *figures, ", ".join(_chosen_for(tuning, each)))
+    return found
+
+
+def lines(report: TuneReport) -> Iterator[str]:
+    """What is used from now on, and what was not measured and why."""
+    for goal in ("one pair", "many"):
+        for each in report.tuning.measurements:
+            if goal in _chosen_for(report.tuning, each):
+                yield f"for {goal}: {_words(each)}, {each.pairs_per_second:.2f} pairs/s"
+    yield f"kept in {report.file}"
+    yield from (f"{engine.engine}: not measured: {engine.reason}" for engine in report.not_run)
+
+
+def _words(measurement: Measurement) -> str:
+    return f"{measurement.engine}, {measurement.setting.words()}"
+
+
+def _chosen_for(tuning: Tuning, measurement: Measurement) -> Iterator[str]:
+    engine, setting = measurement.engine, measurement.setting
+    if engine == tuning.latency and setting == tuning.setting(engine, "latency"):
+        yield "one pair"
+    if setting == tuning.settings.get(engine):
+        yield "many" if engine == tuning.throughput else "many, if named"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from misgnet_runtime.engines.options import DEFAULT_EXECUTION, EngineSettings, ExecutionOptions
+from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
 from misgnet_runtime.machine import check_processor, usable_cores
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from misgnet_runtime.engines.base import Engine, TensorSpec
 
 __all__ = [
-    "DEFAULT_EXECUTION", "MOST_STREAMS", "Engine", "EngineSettings", "ExecutionOptions", "TensorSpec",
-    "batch_for_scenes", "is_on_cpu", "open_engine_file", "streams_for_scenes", "streams_on_cpu",
+    "DEFAULT_EXECUTION", "MOST_STREAMS", "Engine", "ExecutionOptions", "TensorSpec", "batch_for_scenes", "is_on_cpu",
+    "open_engine_file", "streams_for_scenes", "streams_on_cpu",
 ]  # fmt: skip
 
 
@@ -59,8 +59,6 @@ def open_engine_file(
     root: Path | CheckedFiles,
     max_batch: int,
     execution: ExecutionOptions = DEFAULT_EXECUTION,
-    *,
-    settings: EngineSettings | None = None,
 ) -> Engine:
     """Open the engine that ``entry`` describes, from the bytes that were checked.
 
@@ -69,7 +67,6 @@ def open_engine_file(
         root: The files of a bundle, or the folder of one that is still being built.
         max_batch: The most tiles of an inference call.
         execution: Threads (default: all usable cores) and streams (default: one); the batch is the caller's.
-        settings: Of the library on a CPU (default: what serves most machines).
 
     Raises:
         UnavailableError: This machine lacks the device, the processor, the library or the right version, or has no plan
@@ -80,22 +77,20 @@ def open_engine_file(
     from misgnet_runtime.engines.onnx_file import read_graph
 
     check_processor(entry.needs)
-    settings = settings or EngineSettings()
-    threads, streams = execution.threads, execution.streams or 1
     files = CheckedFiles(root) if isinstance(root, Path) else root
     if entry.kind in ("rtx", "tensorrt"):
         from misgnet_runtime.engines.tensorrt.open import open_plan_of
 
-        return open_plan_of(entry, files, streams)
+        return open_plan_of(entry, files, execution.streams or 1)
     graph, name = read_graph(files, entry.file), str(files.name / entry.file)
     if entry.kind == "openvino":
         from misgnet_runtime.engines.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(graph, max_batch, threads, streams, settings, precision=entry.precision, name=name)
+        return OpenVinoEngine(graph, max_batch, execution, precision=entry.precision, name=name)
     if entry.kind == "onnxruntime":
         from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(graph, max_batch, threads, streams, settings, name=name)
+        return OnnxRuntimeEngine(graph, max_batch, execution, name=name)
     from misgnet_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 
-    return OnnxRuntimeCudaEngine(graph, max_batch, threads, streams, name=name)
+    return OnnxRuntimeCudaEngine(graph, max_batch, execution, name=name)

@@ -10,7 +10,7 @@ from typing import Any
 import onnxruntime
 
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
-from misgnet_runtime.engines.options import EngineSettings
+from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.machine import usable_cores
 
@@ -33,24 +33,22 @@ class OnnxRuntimeEngine(Engine):
         self,
         graph: Path | bytes,
         max_batch: int,
-        threads: int | None = None,
-        streams: int = 1,
-        settings: EngineSettings | None = None,
+        execution: ExecutionOptions = DEFAULT_EXECUTION,
         *,
         name: str = "",
     ) -> None:
-        """``threads``: that compute at once, in all streams; without it as many as this process may use cores.
+        """``execution``: by default all cores that this process may use, in one stream.
 
         ``name``: of a graph in memory, for messages.
 
         Raises InputError where onnxruntime cannot open ``graph``.
         """
-        super().__init__((None,) * streams)  # a session takes any number of batches at once
+        super().__init__((None,) * (execution.streams or 1))  # a session takes any number of batches at once
         name = str(graph) if isinstance(graph, Path) else name or "the graph in memory"
         source = os.fspath(graph) if isinstance(graph, Path) else graph
         try:
             self._session = onnxruntime.InferenceSession(
-                source, session_options(threads, streams, settings), providers=self._providers,
+                source, session_options(execution), providers=self._providers,
                 disabled_optimizers=DISABLED_OPTIMIZERS, enable_fallback=False,
             )  # fmt: skip
             self._session.disable_fallback()  # which is for a batch that fails, the other for opening
@@ -68,15 +66,15 @@ class OnnxRuntimeEngine(Engine):
         self._session = None
 
 
-def session_options(
-    threads: int | None = None, streams: int = 1, settings: EngineSettings | None = None
-) -> onnxruntime.SessionOptions:
-    """``threads``: that compute at once, in all streams; all usable cores without."""
-    options, settings = onnxruntime.SessionOptions(), settings or EngineSettings()
+def session_options(execution: ExecutionOptions = DEFAULT_EXECUTION) -> onnxruntime.SessionOptions:
+    """By default all cores that this process may use, in one stream."""
+    options = onnxruntime.SessionOptions()
     # Each stream's caller computes too; the session's own threads, one fewer than this number, help all of them.
-    options.intra_op_num_threads = max(1, (threads or usable_cores()) - streams + 1)
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spinning)))
-    options.enable_cpu_mem_arena = settings.arena
+    options.intra_op_num_threads = max(1, (execution.threads or usable_cores()) - (execution.streams or 1) + 1)
+    # Neither threads that sleep while they wait nor memory that is given back were faster where that was measured.
+    # Denormals are not flushed to zero: the first session that does so changes its thread for good (seen on 1.32).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.enable_cpu_mem_arena = True
     options.log_severity_level = 3
     return options
 

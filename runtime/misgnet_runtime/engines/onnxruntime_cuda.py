@@ -11,6 +11,7 @@ import onnxruntime
 
 from misgnet_runtime.engines.base import Arrays
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
 from misgnet_runtime.engines.tensorrt.logger import one_line
 from misgnet_runtime.errors import InputError, UnavailableError
 
@@ -29,9 +30,9 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     _providers = ((_CUDA, _OPTIONS), "CPUExecutionProvider")  # the CPU for what works on shapes
 
     def __init__(
-        self, graph: Path | bytes, max_batch: int, threads: int | None = None, streams: int = 1, *, name: str = ""
+        self, graph: Path | bytes, max_batch: int, execution: ExecutionOptions = DEFAULT_EXECUTION, *, name: str = ""
     ) -> None:
-        """``threads``: for what stays on the CPU.
+        """``execution``: its threads are for what stays on the CPU.
 
         Raises UnavailableError where onnxruntime cannot compute on a GPU here: it would take the CPU and say nothing.
         InputError where it cannot open ``graph``.
@@ -43,7 +44,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             )
         said = _load_libraries()
         try:
-            super().__init__(graph, max_batch, threads, streams, name=name)
+            super().__init__(graph, max_batch, execution, name=name)
         except InputError as error:
             OnnxRuntimeEngine(graph, max_batch, name=name).close()  # raises where it is the graph
             raise UnavailableError(f"onnxruntime computes nothing on a GPU here: {one_line(str(error))}") from error

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
-from misgnet_runtime.engines.options import EngineSettings
+from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
 from misgnet_runtime.engines.tensorrt.logger import one_line
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.machine import usable_cores
@@ -60,14 +60,12 @@ class OpenVinoEngine(Engine):
         self,
         graph: Path | bytes,
         max_batch: int,
-        threads: int | None = None,
-        streams: int = 1,
-        settings: EngineSettings | None = None,
+        execution: ExecutionOptions = DEFAULT_EXECUTION,
         *,
         precision: str = "float32",
         name: str = "the graph in memory",
     ) -> None:
-        """``precision``: of the manifest's entry; ``threads``: in all streams, all usable cores by default.
+        """``precision``: of the manifest's entry; ``execution``: by default all usable cores, in one stream.
 
         ``name``: of a graph in memory, for messages.
 
@@ -81,7 +79,7 @@ class OpenVinoEngine(Engine):
             # It would compute in float32, or emulate: slower, and other numbers than those that were judged.
             raise UnavailableError("OpenVINO does not compute in BF16 on this processor; take another engine")
         try:
-            options = compile_options(wanted, threads, streams, settings)
+            options = compile_options(wanted, execution)
             model = core.read_model(graph)
             self.inputs = tuple(map(_spec, model.inputs))
             self.outputs = tuple(map(_spec, model.outputs))
@@ -93,7 +91,7 @@ class OpenVinoEngine(Engine):
             ) from error
         _check_type(compiled, wanted)
         self._compiled: Any = compiled
-        super().__init__([compiled.create_infer_request() for _ in range(streams)])
+        super().__init__([compiled.create_infer_request() for _ in range(execution.streams or 1)])
         self.max_batch = max_batch
         self.device = "CPU (OpenVINO)"
 
@@ -109,21 +107,18 @@ class OpenVinoEngine(Engine):
         self._compiled = None
 
 
-def compile_options(
-    precision: str, threads: int | None = None, streams: int = 1, settings: EngineSettings | None = None
-) -> dict[str, Any]:
-    """Each stream for the least latency, which leaves the second threads of cores out if nothing else is said.
+def compile_options(precision: str, execution: ExecutionOptions = DEFAULT_EXECUTION) -> dict[str, Any]:
+    """Each stream for the least latency, which leaves the second threads of cores out.
 
-    ``precision``: as OpenVINO names it, of an INT8 graph that of the remainder.
+    Threads are not pinned: a pinned one may share its core with another process, and was not faster where it was
+    measured. ``precision``: as OpenVINO names it, of an INT8 graph that of the remainder.
     """
-    settings = settings or EngineSettings()
     return {
         "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": threads or usable_cores(),
-        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": execution.threads or usable_cores(),
+        "NUM_STREAMS": execution.streams or 1,
         "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": settings.pinning,
-        **({"ENABLE_HYPER_THREADING": True} if settings.hyper_threading else {}),
+        "ENABLE_CPU_PINNING": False,
     }
 
 

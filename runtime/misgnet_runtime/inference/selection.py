@@ -11,11 +11,10 @@ import msgspec
 from misgnet_runtime.bundle.fields import EngineName
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
-from misgnet_runtime.engines import DEFAULT_EXECUTION, Engine, ExecutionOptions
+from misgnet_runtime.engines import DEFAULT_EXECUTION, Engine, ExecutionOptions, open_engine_file
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.inference.detector import ChangeDetector
-from misgnet_runtime.inference.tuned_settings import Goal
-from misgnet_runtime.inference.tuned_use import Use, Wish
+from misgnet_runtime.inference.tuned import Goal, ResolvedOptions, Tuned
 from misgnet_runtime.machine import describe_machine
 
 # Kinds of engine, each with INT8 or without, the fastest first: plans for a GPU, graphs on a GPU (without kernels
@@ -46,22 +45,30 @@ def open_detector(
     *,
     goal: Goal | None = None,
 ) -> Iterator[Opened]:
-    """The detector of the engine called ``engine``, its entry, and why it was taken.
+    """Open an engine of ``bundle``.
 
-    ``execution``: by default all usable cores, as many streams as keep the device busy, and the caller's batch. With a
-    ``goal`` what is not given is what was tuned for it here, if anything was. "auto" takes the first of :func:`ranked`
-    that opens. Raises UnavailableError with the reason of each engine where none opens, UsageError for an unknown name.
+    Args:
+        bundle: A bundle that was read.
+        engine: The engine's name. "auto": the one that ``misgnet-run tune`` measured fastest here for ``goal``, else
+            the first of :func:`ranked` that opens.
+        execution: By default what was tuned for ``goal``, else all usable cores, as many streams as keep the device
+            busy, and the caller's batch.
+        goal: None: what was tuned is ignored.
+
+    Raises:
+        UnavailableError: No engine opens; with the reason of each.
+        UsageError: The bundle has no engine of that name.
     """
-    interface, wish = bundle.manifest.interface, Wish(goal, execution)
+    interface, tuned = bundle.manifest.interface, Tuned.of(bundle, goal)
 
-    def open_one(entry: EngineEntry) -> tuple[Engine, Use]:
-        use = wish.use_of(bundle, entry)
-        return use.open(bundle, entry), use
+    def open_one(entry: EngineEntry) -> tuple[Engine, ResolvedOptions]:
+        resolved = tuned.resolve(entry, execution)
+        return open_engine_file(entry, bundle.files, interface.max_batch, resolved.execution), resolved
 
-    entries = ranked_here(bundle) if engine == "auto" else [bundle.engine_entry(engine)]
-    (opened, use), entry, reason = first_that_opens(entries, open_one, engine)
-    with ChangeDetector(opened, interface, use.batch) as detector:
-        yield Opened(detector, entry, f"{reason}{use.words}")
+    entries = tuned.order(ranked_here(bundle)) if engine == "auto" else [bundle.engine_entry(engine)]
+    (opened, resolved), entry, reason = first_that_opens(entries, open_one, engine, tuned.engine)
+    with ChangeDetector(opened, interface, resolved.execution.batch) as detector:
+        yield Opened(detector, entry, f"{reason}{resolved.note}")
 
 
 class Speed(msgspec.Struct, frozen=True):
@@ -107,11 +114,14 @@ def measured_by_build(bundle: Bundle) -> list[Speed]:
 
 
 def first_that_opens(
-    entries: list[EngineEntry], open_one: Callable[[EngineEntry], Runnable], asked: str
+    entries: list[EngineEntry], open_one: Callable[[EngineEntry], Runnable], asked: str, fastest: str | None = None
 ) -> tuple[Runnable, EngineEntry, str]:
     """What ``open_one`` makes of the first entry that runs here, the entry, and why it was taken.
 
-    ``asked``: an engine's name, or "auto". Raises UnavailableError with the reason of each where none runs.
+    ``asked``: an engine's name, or "auto"; ``fastest``: the one that was measured fastest here, if any was.
+
+    Raises:
+        UnavailableError: None runs; with the reason of each.
     """
     refused: list[tuple[str, UnavailableError]] = []
     for entry in entries:
@@ -122,6 +132,8 @@ def first_that_opens(
             continue
         if asked != "auto":
             return opened, entry, "as asked"
+        if entry.name == fastest:
+            return opened, entry, "measured fastest here"
         reasons = "".join(f"; {name} does not run: {error}" for name, error in refused)
         return opened, entry, f"fastest that runs here{reasons}"
     if len(refused) == 1:

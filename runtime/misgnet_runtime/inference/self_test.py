@@ -44,28 +44,29 @@ def verify_bundle(path: Path, engine: str | None = None) -> Iterator[str]:
         raise UnavailableError(f"no engine was checked against the golden tiles: {'; '.join(refused)}")
 
 
-def check_golden(bundle: Bundle, entry: EngineEntry, golden: GoldenTiles) -> str:
+def check_golden(bundle: Bundle, entry: EngineEntry, golden: GoldenTiles, batch: int = 1) -> str:
     """Run the golden tiles on one engine, and on its parts where it is split; a line that says what came out.
 
+    ``batch``: tiles per inference call.
     Raises GateFailed below 95 % of equal pixels, or below 99 % between the engine and its parts together;
     UnavailableError where the engine cannot run here.
     """
     with open_detector(bundle, entry.name, ExecutionOptions(streams=1)) as (detector, _, _):
-        line, found = golden_agreement(bundle, entry, detector.probability, golden)
+        line, found = golden_agreement(bundle, entry, detector.probability, golden, batch)
     if entry.split is None:
         return line
     with open_split(bundle, entry) as parts:
-        return f"{line}; {parts_agreement(bundle, entry, parts.probability, golden, found)}"
+        return f"{line}; {parts_agreement(bundle, entry, parts.probability, golden, found, batch=batch)}"
 
 
 def golden_agreement(
-    bundle: Bundle, entry: EngineEntry, predict: Predict, golden: GoldenTiles
+    bundle: Bundle, entry: EngineEntry, predict: Predict, golden: GoldenTiles, batch: int = 1
 ) -> tuple[str, Probability]:
     """What ``predict``, the engine ``entry``, answers on the golden tiles, and a line that says how well.
 
     Raises GateFailed below 95 % of equal pixels.
     """
-    found = _answers(predict, golden)
+    found = _answers(predict, golden, batch)
     agreement = same_pixels(found, golden.probability, bundle.manifest.threshold)
     if not agreement >= GOLDEN_AGREEMENT:
         raise GateFailed(
@@ -76,13 +77,13 @@ def golden_agreement(
 
 
 def parts_agreement(
-    bundle: Bundle, entry: EngineEntry, predict: Predict, golden: GoldenTiles, whole: Probability
+    bundle: Bundle, entry: EngineEntry, predict: Predict, golden: GoldenTiles, whole: Probability, *, batch: int = 1
 ) -> str:
     """``whole``: what the engine answers on the golden tiles, which ``predict``, its parts together, must answer, too.
 
     Raises GateFailed below 99 % of equal pixels.
     """
-    found = _answers(predict, golden)
+    found = _answers(predict, golden, batch)
     agreement = same_pixels(found, whole, bundle.manifest.threshold)
     if not agreement >= PARTS_AGREEMENT:
         raise GateFailed(
@@ -92,9 +93,11 @@ def parts_agreement(
     return f"encoder and head agree with it in {100 * agreement:.3f} %"
 
 
-def _answers(predict: Predict, golden: GoldenTiles) -> Probability:
-    """float32 (G, T, T), tile by tile."""
-    return np.concatenate([predict(b[None], a[None]) for b, a in zip(golden.before, golden.after, strict=True)])
+def _answers(predict: Predict, golden: GoldenTiles, batch: int) -> Probability:
+    """float32 (G, T, T), ``batch`` tiles per call: the first ones again where the last are too few."""
+    count = len(golden.before)
+    calls = np.resize(np.arange(count), -(-count // batch) * batch).reshape(-1, batch)
+    return np.concatenate([predict(golden.before[tiles], golden.after[tiles]) for tiles in calls])[:count]
 
 
 def same_pixels(found: Probability, expected: Probability, threshold: float) -> float:

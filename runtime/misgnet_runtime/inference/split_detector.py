@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface, TensorEntry, head_inputs
 from misgnet_runtime.bundle.reader import Bundle
-from misgnet_runtime.engines import DEFAULT_EXECUTION, Engine, ExecutionOptions
+from misgnet_runtime.engines import DEFAULT_EXECUTION, Engine, ExecutionOptions, open_engine_file
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.inference.detector import Probability, as_input, misfit, to_probability
 from misgnet_runtime.inference.selection import first_that_opens, ranked_here
-from misgnet_runtime.inference.tuned_settings import Goal
-from misgnet_runtime.inference.tuned_use import Use, Wish
+from misgnet_runtime.inference.tuned import Goal, ResolvedOptions, Tuned
 
 Features = Sequence[NDArray[np.float32]]
 
@@ -77,8 +76,8 @@ class SplitDetector:
         self._owned.close()
 
 
-def open_split(bundle: Bundle, entry: EngineEntry, use: Use | None = None) -> SplitDetector:
-    """Open both parts of ``entry``, an engine of ``bundle``, each to be used as the whole engine is.
+def open_split(bundle: Bundle, entry: EngineEntry, execution: ExecutionOptions = DEFAULT_EXECUTION) -> SplitDetector:
+    """Open both parts of ``entry``, an engine of ``bundle``, each run as the whole engine is: by default in one stream.
 
     Raises UsageError where the engine is not split, UnavailableError and InputError where a part does not open.
     """
@@ -86,16 +85,17 @@ def open_split(bundle: Bundle, entry: EngineEntry, use: Use | None = None) -> Sp
         split = ", ".join(other.name for other in bundle.manifest.engines if other.split)
         advice = f"take one of {split}" if split else "build it by misgnet-export build --split"
         raise UsageError(f"engine {entry.name} of bundle {bundle.name} is not split; {advice}")
-    interface, use = bundle.manifest.interface, use or Use()
+    interface = bundle.manifest.interface
 
     def open_part(file: str) -> Engine:
-        return use.open(bundle, msgspec.structs.replace(entry, file=file))
+        part = msgspec.structs.replace(entry, file=file)
+        return open_engine_file(part, bundle.files, interface.max_batch, execution)
 
     with ExitStack() as opened:
         encoder = opened.enter_context(open_part(entry.split.encoder))
         head = open_part(entry.split.head)
         opened.pop_all()
-    return SplitDetector(encoder, head, interface, bundle.manifest.features, use.batch)
+    return SplitDetector(encoder, head, interface, bundle.manifest.features, execution.batch)
 
 
 @contextmanager
@@ -111,18 +111,19 @@ def choose_split(
     "auto" takes the fastest split engine that runs here; what was tuned of a whole engine holds for its parts. Raises
     UsageError where what is asked for is not split.
     """
-    wish = Wish(goal, execution)
+    tuned = Tuned.of(bundle, goal)
 
-    def open_one(entry: EngineEntry) -> tuple[SplitDetector, Use]:
-        use = wish.use_of(bundle, entry)
-        return open_split(bundle, entry, use), use
+    def open_one(entry: EngineEntry) -> tuple[SplitDetector, ResolvedOptions]:
+        resolved = tuned.resolve(entry, execution)
+        return open_split(bundle, entry, resolved.execution), resolved
 
-    entries = [e for e in ranked_here(bundle) if e.split] if engine == "auto" else [bundle.engine_entry(engine)]
+    split = tuned.order([entry for entry in ranked_here(bundle) if entry.split])
+    entries = split if engine == "auto" else [bundle.engine_entry(engine)]
     if not entries:
         raise UsageError(f"no engine of bundle {bundle.name} is split; build it by misgnet-export build --split")
-    (opened, use), entry, reason = first_that_opens(entries, open_one, engine)
+    (opened, resolved), entry, reason = first_that_opens(entries, open_one, engine, tuned.engine)
     with opened as detector:
-        yield detector, entry, f"{reason}{use.words}"
+        yield detector, entry, f"{reason}{resolved.note}"
 
 
 def _check(part: str, engine: Engine, inputs: list[TensorEntry], outputs: list[TensorEntry], max_batch: int) -> None:

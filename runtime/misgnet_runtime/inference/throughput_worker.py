@@ -36,7 +36,7 @@ def serve() -> None:
     picked = np.resize(np.arange(len(tiles.before)), task.batch)
     before, after = tiles.before[picked], tiles.after[picked]
     execution = ExecutionOptions(threads=task.threads, streams=task.streams)
-    engine = open_engine_file(task.entry, files, task.interface.max_batch, execution, settings=task.settings)
+    engine = open_engine_file(task.entry, files, task.interface.max_batch, execution)
     with ChangeDetector(engine, task.interface) as detector:
         serve_calls(lambda: detector.probability(before, after), task)
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 from misgnet_runtime.callables import Mask
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.jobs.journal import tuned_since
 from misgnet_runtime.raster.dataset import Source
 from misgnet_runtime.raster.images import write_mask
 from misgnet_runtime.storage.atomic import publish, refuse_existing, resumable_errors, sync
@@ -165,7 +166,6 @@ def _resumed(entries: Sequence[Entry], asked: Header, output: Path, force: bool)
     lines = [line for line in entries if isinstance(line, _Line)]
     words = difference(found.settings, asked.settings)
     if words and lines and not force:
-        raise UsageError(
-            f"{output} was started with {words}; rerun the same command to resume, or start over with --force"
-        )
+        advice = tuned_since(found.settings, asked.settings) or "rerun the same command to resume"
+        raise UsageError(f"{output} was started with {words}; {advice}, or start over with --force")
     return None if words else lines

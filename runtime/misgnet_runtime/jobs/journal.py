@@ -30,7 +30,8 @@ from misgnet_runtime.storage.schema import Count, Struct
 
 _JOURNAL = "journal.jsonl"
 _PART = 1 << 20
-_TUNED = {"--batch", "--streams"}  # of what a map depends on
+# What of a map's settings misgnet-run tune chooses, and the option that fixes it.
+_TUNED = {"--batch": "--batch", "--streams": "--streams", "the engine": "--engine"}
 
 
 class Header(Struct, frozen=True, tag="scene"):
@@ -242,10 +243,13 @@ def _refuse_another_run(found: Entry, asked: Header, output: Path) -> None:
 def tuned_since(then: dict[str, str], now: dict[str, str]) -> str | None:
     """Say what to give to resume a run, where nothing differs but what is tuned: "... give --batch 1 to resume"."""
     changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
-    if not changed or not set(changed) <= _TUNED & then.keys():
+    if not changed or not set(changed) <= _TUNED.keys() & then.keys() & now.keys():
         return None
-    given = " ".join(f"{name} {then[name]}" for name in changed)
-    return f"misgnet-run tune chooses {' and '.join(changed)} where they are not given: give {given} to resume"
+    old, new = ({_TUNED[name]: settings[name].partition(" on ")[0] for name in changed} for settings in (then, now))
+    if any(old[option] == new[option] for option in old):  # an engine on another device
+        return None
+    given = " ".join(f"{option} {value}" for option, value in old.items())
+    return f"misgnet-run tune chooses {' and '.join(old)} where they are not given: give {given} to resume"
 
 
 def _whole_bands(raw: FileIO, header: Header, bands: list[Band]) -> list[Band]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from misgnet_runtime.bundle.manifest import EngineEntry, Interface, TensorEntry
+from misgnet_runtime.bundle import EngineEntry, Interface, TensorEntry
 from misgnet_runtime.engines import MOST_STREAMS, is_on_cpu, streams_for_scenes
 from misgnet_runtime.errors import UnavailableError, UsageError
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from misgnet_export.integrations.triton.config import BACKENDS, Serving, load_schema, model_config
-from misgnet_runtime.bundle.manifest import EngineEntry
-from misgnet_runtime.bundle.reader import Bundle, read_bundle
+from misgnet_runtime.bundle import Bundle, EngineEntry, read_bundle
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.inference.selection import measured_by_build
 from misgnet_runtime.storage.atomic import refuse_existing, refuse_inputs, replace_folder

@@ -13,7 +13,7 @@ from misgnet_runtime.raster.declared import PIXELS_PANEL, Declared
 
 if TYPE_CHECKING:
     from misgnet_runtime.bundle.manifest import EngineEntry, Interface
-    from misgnet_runtime.inference.tuned_settings import Goal
+    from misgnet_runtime.inference.tuned import Goal
 
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".fgb")
 OUTPUT_PANEL = "GeoTIFF output"

@@ -40,7 +40,8 @@ def refuse_tuned_since(run: Run) -> None:
     change, now = run.outputs[0], run.settings()
     with suppress(InputError):
         tags = read_tags(change)
-        then = {**now, "--batch": tags.get("MISGNET_BATCH", ""), "--streams": tags.get("MISGNET_STREAMS", "")}
+        chosen = {"the engine": "MISGNET_ENGINE", "--batch": "MISGNET_BATCH", "--streams": "MISGNET_STREAMS"}
+        then = now | {name: tags.get(tag, "") for name, tag in chosen.items()}
         if tags.get(_SAME_RUN) == _digest_of(run, then) and (advice := tuned_since(then, now)):
             raise UsageError(f"output {change} is of the same run but for that: {advice}, or replace it with --force")
 

@@ -1,1 +1,0 @@
-"""``misgnet-run tune``: how an engine uses this machine best, measured here and kept outside the bundle."""
