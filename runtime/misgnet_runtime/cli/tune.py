@@ -27,21 +27,25 @@ def tune(
         _Names,
         typer.Option(
             "--engine",
-            help="an engine to measure, repeated for more; --engine auto then takes one of these",
+            help="Engine to measure; may be repeated. Later commands then choose among these.",
             show_default="all that run here",
         ),
     ] = None,
-    minutes: Annotated[float, typer.Option(help="to measure each engine, beside opening it")] = 1.0,
-    json_file: Annotated[_OptionalPath, typer.Option("--json", help="write all that was measured as JSON")] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace an existing JSON file")] = False,
+    minutes: Annotated[
+        float, typer.Option(help="Minutes of measuring for each engine, without opening and warming up.")
+    ] = 1.0,
+    json_file: Annotated[
+        _OptionalPath, typer.Option("--json", help="Also write all that was measured as JSON.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing JSON file.")] = False,
 ) -> None:
-    """Measure which engine is fastest on this machine, for one pair at a time and for many, and keep it.
+    """Measure which engine is fastest on this machine, and save that for later commands.
 
-    Every engine that runs here and meets the golden tiles is measured in one stream and in as many as keep its device
-    busy, on a GPU at the batches of its plan, in alternating rounds. The result is kept outside the bundle
-    ($MISGNET_CACHE, else misgnet in the user's cache) for this bundle, machine and versions of the libraries, and used
-    by all commands but verify and bench. --engine, --threads, --streams and --batch come first; --no-tuned ignores it.
-    """  # fmt: skip
+    Each engine that runs here and passes the golden tiles is measured with one stream and with as many as keep its
+    device busy, on a GPU at the batches of its plan. What is fastest for one pair and for many pairs is saved in
+    $MISGNET_CACHE (default: misgnet in the user's cache) for this bundle, machine and versions of the libraries. All
+    commands but verify and bench use it. Requested options take precedence, and --no-tuned ignores it.
+    """
     from msgspec.structs import asdict
 
     from misgnet_runtime.measure.tune import tune_bundle

@@ -10,6 +10,8 @@ To make it again, check that commit out and install it in a virtual environment 
 All pixels are the synthetic generator's, by the seeds below. Files that runs read have one time of change.
 """
 
+# ruff: noqa: I001 - modules of an earlier version
+
 from __future__ import annotations
 
 import gzip
