@@ -34,7 +34,7 @@ from misgnet_export.graph.simplify import simplify_graph
 from misgnet_export.pipeline.calibrate import observe
 from misgnet_export.pipeline.features import encoder_features
 from misgnet_export.pipeline.validation_loss import Decision
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.machine import describe_machine, machine_line
 from misgnet_runtime.raster.dataset import TileSet

@@ -25,8 +25,8 @@ import numpy as np
 from msgspec import field
 
 from benchmarks.commands import new_parser, told_errors
+from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.bundle.golden import read_golden
-from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.inference.detector import arrays_for
 from misgnet_runtime.machine import describe_machine, installed_versions, machine_line

@@ -20,13 +20,14 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from misgnet_runtime.bundle.reader import Bundle, read_bundle
+from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.engines import batch_for_scenes, streams_for_scenes
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.throughput import measure
 from misgnet_runtime.machine import describe_machine, machine_line, usable_cores
-from misgnet_runtime.measure.bench.matrix import BenchOptions, Plan, make_plan, tasks_of
+from misgnet_runtime.measure.bench.matrix import BenchMatrix, make_matrix, tasks_of
+from misgnet_runtime.measure.bench.options import BenchOptions
 from misgnet_runtime.measure.bench.scene import SceneTask, run_scene
 from misgnet_runtime.raster.images import image_size, read_image
 from misgnet_runtime.storage.atomic import write_file
@@ -85,25 +86,25 @@ class Bench:
     """One engine at one setting, alone and in predict."""
 
     bundle: Bundle
-    plan: Plan
+    matrix: BenchMatrix
     options: BenchOptions
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Bench:
         bundle = read_bundle(options.bundle)
         asked = (options.engine,) if options.engine else ()
-        engine = make_plan(bundle, BenchOptions(engines=asked, streams=(1,))).runs[0].engine
+        engine = make_matrix(bundle, BenchOptions(engines=asked, streams=(1,))).runs[0].engine
         entry = bundle.engine_entry(engine)
         batch, streams = options.batch or batch_for_scenes(entry), options.streams or streams_for_scenes(entry)
         wishes = BenchOptions(
             engines=(engine,), batches=(batch,), streams=(streams,), threads=options.threads, seconds=options.seconds
         )
-        return cls(bundle, make_plan(bundle, wishes), wishes)
+        return cls(bundle, make_matrix(bundle, wishes), wishes)
 
     def engine_speed(self) -> float:
         """Pairs/s of the engine alone."""
-        ((batch, streams),) = self.plan.settings()
-        (timing,) = measure(tasks_of(self.bundle, self.plan, self.options, batch, streams), self.options.seconds)
+        ((batch, streams),) = self.matrix.settings()
+        (timing,) = measure(tasks_of(self.bundle, self.matrix, self.options, batch, streams), self.options.seconds)
         return timing.pairs_per_second
 
     def trials(self, pairs: dict[int, Pair], rounds: int, folder: Path) -> Iterator[Trial]:
@@ -126,9 +127,9 @@ class Bench:
                 before = after
 
     def _task(self, pair: Pair, output: Path) -> SceneTask:
-        ((batch, streams),) = self.plan.settings()
+        ((batch, streams),) = self.matrix.settings()
         return SceneTask(
-            bundle=self.bundle.path, before=pair[0], after=pair[1], output=output, engine=self.plan.runs[0].engine,
+            bundle=self.bundle.path, before=pair[0], after=pair[1], output=output, engine=self.matrix.runs[0].engine,
             execution=ExecutionOptions(threads=self.options.threads, streams=streams, batch=batch),
         )  # fmt: skip
 
@@ -146,11 +147,11 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         trials.append(asdict(trial))
     settings = {name: getattr(options, name) for name in ("seconds", "rounds")}
     settings |= {
-        "batch": bench.plan.batches[0],
-        "streams": bench.plan.streams[0],
+        "batch": bench.matrix.batches[0],
+        "streams": bench.matrix.streams[0],
         "threads": options.threads or usable_cores(),
     }
-    engine = bench.plan.runs[0].engine
+    engine = bench.matrix.runs[0].engine
     return {"machine": describe_machine(), "engine": engine, "settings": settings, "trials": trials}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from misgnet_runtime.bundle.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from misgnet_runtime.bundle import IMAGENET_MEAN, IMAGENET_STD
 from misgnet_runtime.raster.dataset import Tile, stack
 
 

@@ -17,6 +17,8 @@ from PIL import Image
 from misgnet_runtime.bundle import MANIFEST
 from misgnet_runtime.bundle.golden import GoldenTiles, write_golden
 from misgnet_runtime.bundle.manifest import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     SCHEMA_VERSION,
     EngineEntry,
     Interface,
@@ -25,7 +27,6 @@ from misgnet_runtime.bundle.manifest import (
     SplitEntry,
     TensorEntry,
 )
-from misgnet_runtime.bundle.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from misgnet_runtime.bundle.quantization import Calibration, Quantization
 from misgnet_runtime.bundle.reader import describe_files
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec

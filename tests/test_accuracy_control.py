@@ -53,8 +53,9 @@ from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, Recipe
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
 from misgnet_calibration.statistics.observers import Histogram, Range
+from misgnet_export.evidence import ControlRecord, record_of
 from misgnet_export.report import render
-from misgnet_export.report.control import ControlRecord, control_table, draw_control, record_of, step_rows, summary
+from misgnet_export.report.control import control_table, draw_control, step_rows, summary
 from misgnet_runtime.accuracy.gate import decide, f1_drop
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.bundle.quantization import RepairEntry

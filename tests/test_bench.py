@@ -24,9 +24,10 @@ from misgnet_runtime.cli.bench import lines, tables
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
 from misgnet_runtime.inference.throughput import RailEnergy, Timing, WarmUp
-from misgnet_runtime.measure.bench import matrix as plan_module
+from misgnet_runtime.measure.bench import matrix as matrix_module
 from misgnet_runtime.measure.bench import run as run_module
-from misgnet_runtime.measure.bench.matrix import BenchOptions, NotRun, RunsHere, make_plan, tasks_of
+from misgnet_runtime.measure.bench.matrix import NotRun, RunsHere, make_matrix, tasks_of
+from misgnet_runtime.measure.bench.options import BenchOptions
 from misgnet_runtime.measure.bench.report import (
     BenchReport,
     Conditions,
@@ -73,32 +74,32 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 
 
 def test_all_that_runs_here_is_measured_by_default(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "usable_cores", lambda: 6)
-    plan = make_plan(bundle, BenchOptions())
-    assert plan.runs == [RunsHere("cpu", "int8", "CPU"), RunsHere("cpu-float32", "float32", "CPU")]
-    assert [entry.engine for entry in plan.not_run] == ["rtx-sm86"]
-    assert plan.not_run[0].reason.startswith("TensorRT for RTX") or "CUDA" in plan.not_run[0].reason
-    assert plan.settings() == [(1, 1), (1, 4), (4, 1), (4, 4)]
+    monkeypatch.setattr(matrix_module, "usable_cores", lambda: 6)
+    matrix = make_matrix(bundle, BenchOptions())
+    assert matrix.runs == [RunsHere("cpu", "int8", "CPU"), RunsHere("cpu-float32", "float32", "CPU")]
+    assert [entry.engine for entry in matrix.not_run] == ["rtx-sm86"]
+    assert matrix.not_run[0].reason.startswith("TensorRT for RTX") or "CUDA" in matrix.not_run[0].reason
+    assert matrix.settings() == [(1, 1), (1, 4), (4, 1), (4, 4)]
 
 
 @pytest.mark.parametrize(("largest", "batches"), [(1, [1]), (3, [1, 3]), (16, [1, 4, 16]), (64, [1, 4, 16])])
 def test_batches_by_default(bundle: Bundle, largest: int, batches: list[int]) -> None:
     manifest = msgspec.structs.replace(bundle.manifest, interface=msgspec.structs.replace(INTERFACE, max_batch=largest))
-    assert make_plan(replace(bundle, manifest=manifest), BenchOptions(engines=("cpu",))).batches == batches
+    assert make_matrix(replace(bundle, manifest=manifest), BenchOptions(engines=("cpu",))).batches == batches
 
 
 def test_streams_by_default_are_no_more_than_the_threads(bundle: Bundle) -> None:
-    assert make_plan(bundle, BenchOptions(engines=("cpu",), threads=1)).streams == [1]
-    assert make_plan(bundle, BenchOptions(engines=("cpu",), threads=3)).streams == [1, 3]
+    assert make_matrix(bundle, BenchOptions(engines=("cpu",), threads=1)).streams == [1]
+    assert make_matrix(bundle, BenchOptions(engines=("cpu",), threads=3)).streams == [1, 3]
 
 
 def test_wishes_are_kept_to_once_each(bundle: Bundle) -> None:
     options = BenchOptions(
         engines=("cpu-float32", "cpu", "cpu"), batches=(2, 1, 2), streams=(3,), threads=2, warm_up=1.5
     )
-    plan = make_plan(bundle, options)
-    assert plan.settings() == [(1, 3), (2, 3)]
-    tasks = tasks_of(bundle, plan, options, 2, 3)
+    matrix = make_matrix(bundle, options)
+    assert matrix.settings() == [(1, 3), (2, 3)]
+    tasks = tasks_of(bundle, matrix, options, 2, 3)
     assert [task.entry for task in tasks] == [FLOAT, INT8]
     assert {(task.batch, task.streams, task.threads, task.warm_up) for task in tasks} == {(2, 3, 2, 1.5)}
 
@@ -120,17 +121,17 @@ def test_wishes_are_kept_to_once_each(bundle: Bundle) -> None:
 )
 def test_what_cannot_be_meant_is_refused(bundle: Bundle, options: BenchOptions, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        make_plan(bundle, options)
+        make_matrix(bundle, options)
 
 
 def test_an_engine_that_was_asked_for_must_run(bundle: Bundle) -> None:
     with pytest.raises(UnavailableError, match=r"an engine that was asked for does not run here: rtx-sm86: \w+"):
-        make_plan(bundle, BenchOptions(engines=("cpu", "rtx-sm86")))
+        make_matrix(bundle, BenchOptions(engines=("cpu", "rtx-sm86")))
 
 
 def test_a_bundle_without_any_engine_for_here(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="no engine runs here: rtx-sm86: "):
-        make_plan(read_bundle(make_bundle(tmp_path / "rtx", engines=[RTX])), BenchOptions())
+        make_matrix(read_bundle(make_bundle(tmp_path / "rtx", engines=[RTX])), BenchOptions())
 
 
 # What is drawn from it
@@ -371,7 +372,7 @@ def test_a_scene_that_needs_declarations_is_refused_before_anything_slow(
     from scenes import scene, write_raster
 
     deep = [write_raster(tmp_path / f"{i}.tif", p.astype("uint16")) for i, p in enumerate(scene(80, 80))]
-    monkeypatch.setattr(run_module, "make_plan", lambda *_: pytest.fail("something slow"))
+    monkeypatch.setattr(run_module, "make_matrix", lambda *_: pytest.fail("something slow"))
     with pytest.raises(InputError, match="--scale"):
         run_bench(root, BenchOptions(scene=(deep[0], deep[1])))
 

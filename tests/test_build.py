@@ -197,7 +197,7 @@ def test_float_int8_and_pytorch_agree_on_a_pair(bundle: Path, data: Path, tmp_pa
         masks[engine] = read_image_mask(out)
     out, threshold = tmp_path / "torch.png", decode_manifest(bundle / "manifest.json").threshold
     same = ["--tile", TILE, "--threshold", threshold]
-    assert run("misgnet.cli", "predict", WEIGHTS, *pair, *same, "-o", out).returncode == 0
+    assert run("misgnet", "predict", WEIGHTS, *pair, *same, "-o", out).returncode == 0
     assert (masks["cpu-float32"] == read_image_mask(out)).mean() > 0.9999
     assert (masks["cpu"] == read_image_mask(out)).mean() > 0.98
     assert masks["cpu"].any()

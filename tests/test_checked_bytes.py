@@ -19,7 +19,8 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.inference.self_test import verify_bundle
 from misgnet_runtime.inference.throughput import measure
-from misgnet_runtime.measure.bench.matrix import BenchOptions, make_plan, tasks_of
+from misgnet_runtime.measure.bench.matrix import make_matrix, tasks_of
+from misgnet_runtime.measure.bench.options import BenchOptions
 from misgnet_runtime.measure.bench.run import run_bench
 from misgnet_runtime.storage.files import file_sha256
 
@@ -108,7 +109,7 @@ def test_golden_tiles_are_those_that_were_checked(root: Path) -> None:
 
 def test_processes_that_measure_open_the_bundle_that_was_checked(root: Path) -> None:
     bundle = read_bundle(root)
-    tasks = tasks_of(bundle, make_plan(bundle, QUICK), QUICK, 1, 1)
+    tasks = tasks_of(bundle, make_matrix(bundle, QUICK), QUICK, 1, 1)
     assert measure(tasks, 0.02, rounds=1)
     deploy(root)
     with pytest.raises(InputError, match="has changed since the bundle was checked"):

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 import fake_tensorrt
 from bundles import FLOAT, INT8, RTX, TILE, edit, expected, images, make_bundle, write_image
+from commands import exit_code
 from device_bundles import DEVICE, GRAPH, SPLIT, THRESHOLD, described, device_bundle, evaluation_tiles
 from fake_cuda import FakeDriver
 from fake_tensorrt import make_tensorrt
@@ -37,8 +38,9 @@ from misgnet_runtime.inference.self_test import verify_bundle
 from misgnet_runtime.inference.split_detector import open_split
 from misgnet_runtime.jobs.compile import run as run_module
 from misgnet_runtime.jobs.compile.memory import LEAST, builder_memory
+from misgnet_runtime.jobs.compile.options import CompileOptions
 from misgnet_runtime.jobs.compile.progress import BuildProgress, duration, seconds_left
-from misgnet_runtime.jobs.compile.run import CompileOptions, compile_bundle
+from misgnet_runtime.jobs.compile.run import compile_bundle
 from misgnet_runtime.storage import lock
 from misgnet_runtime.storage.private import PrivateFolder
 
@@ -89,6 +91,21 @@ def kept(folder: Path) -> list[str]:
 
 
 # Compile, prove, use
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--workspace", "0"), "--workspace is '0'; it is a whole number of MiB, 1 or more"),
+        (("--workspace", "a lot"), "--workspace is 'a lot'; it is a whole number of MiB"),
+        (("--optimization-level", "6"), "--optimization-level is 6; it is 0 to 5"),
+    ],
+)
+def test_invalid_options_of_compile_are_refused(
+    tmp_path: Path, arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = exit_code(cli.main, "misgnet-run", "compile", device_bundle(tmp_path / "bundle"), *arguments)
+    assert code == 2 and words in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_command_names_the_bundle_as_its_user_does(tmp_path: Path, tensorrt: Any) -> None:
@@ -373,7 +390,7 @@ def test_of_several_boards_engines_only_those_of_this_one_are_compiled(
         in capsys.readouterr().err
     )
     with pytest.raises(UnavailableError, match="jetson-thor is made for sm110"):
-        compile_bundle(bundle, CompileOptions(("jetson-orin", "jetson-thor")))
+        compile_bundle(bundle, CompileOptions(engines=("jetson-orin", "jetson-thor")))
 
 
 def test_an_engine_whose_library_is_missing_is_left_out_unless_it_was_asked_for(
@@ -386,7 +403,7 @@ def test_an_engine_whose_library_is_missing_is_left_out_unless_it_was_asked_for(
     compile_bundle(bundle, CompileOptions())
     assert "engine rtx is left out: TensorRT for RTX was asked for, but importing" in capsys.readouterr().err
     with pytest.raises(UnavailableError, match="importing tensorrt_rtx failed"):
-        compile_bundle(bundle, CompileOptions(("rtx",)))
+        compile_bundle(bundle, CompileOptions(engines=("rtx",)))
 
 
 def test_a_bundles_own_plan_that_does_not_fit_is_made_anew_here(
@@ -400,14 +417,14 @@ def test_a_bundles_own_plan_that_does_not_fit_is_made_anew_here(
         answers(bundle, "rtx-sm86")
     with pytest.raises(UsageError, match=r"no engine to be compiled on the device; name one by --engine .*: rtx-sm86"):
         compile_bundle(bundle, CompileOptions())
-    compile_bundle(bundle, CompileOptions(("rtx-sm86",)))
+    compile_bundle(bundle, CompileOptions(engines=("rtx-sm86",)))
     answers(bundle, "rtx-sm86")
 
 
 def test_an_engine_without_a_plan_is_refused(tmp_path: Path, tensorrt: Any) -> None:
     bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT, INT8])
     with pytest.raises(UsageError, match="engine cpu opens its graph itself"):
-        compile_bundle(bundle, CompileOptions(("cpu",)))
+        compile_bundle(bundle, CompileOptions(engines=("cpu",)))
     with pytest.raises(UsageError, match="it has none for TensorRT at all"):
         compile_bundle(bundle, CompileOptions())
 

@@ -27,7 +27,6 @@ from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import Draft, Evidence, GraphFile, Sets
 from misgnet_export.pipeline.write_bundle import write_bundle
 from misgnet_runtime.accuracy.parity import judge, report
-from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.dataset import TileSet, read_tile
 from misgnet_runtime.raster.leakage import check_disjoint
@@ -66,8 +65,9 @@ def build(data: Path, weights: Path, *more: object) -> int:
 def load(data: Path, weights: Path) -> tuple[BuildRequest, Sets]:
     """The first stages of a build."""
     request = BuildRequest(
-        weights, data / "train", data / "test", data / "val", (), data / "out", Interface(32, 2), calib_tiles=16
-    )
+        weights=weights, calib=data / "train", val=data / "val", evaluation=data / "test", output=data / "out",
+        tile=32, max_batch=2, calib_tiles=16,
+    )  # fmt: skip
     return request, load_sets(request, StageLog(Console(quiet=True)))[0]
 
 
@@ -77,8 +77,8 @@ def finish(request: BuildRequest, sets: Sets, folder: Path) -> None:
     parity = report("float", reference, sets.evaluation, [], threshold=0.5, max_f1_drop=1.0)
     (folder / "graphs").mkdir(parents=True)
     (folder / "graphs" / "float.onnx").touch()
-    graph = GraphFile("float", "graphs/float.onnx", "float32", 0)
-    write_bundle(folder, request, Draft(sets, [graph], [], Evidence(parity, {}, None), None), [])
+    graph = GraphFile(name="float", file="graphs/float.onnx", precision="float32", size=0)
+    write_bundle(folder, request, Draft(sets, [graph], [], Evidence(parity, {})), [])
 
 
 def manifest(data: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ pytest.importorskip("onnx", reason="the reports come with the [export] extra")
 
 from misgnet_export.pipeline import evaluate as evidence
 from misgnet_export.pipeline.progress import StageLog
+from misgnet_export.pipeline.request import AccuracyPolicy
 from misgnet_export.report import parity_table
 from misgnet_runtime.accuracy.parity import ParityReport
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface
@@ -66,7 +67,9 @@ def judged(monkeypatch: pytest.MonkeyPatch, tiles: TileSet, entry: EngineEntry, 
     monkeypatch.setattr(evidence, "open_engine_file", open_it)
     reference = ("float", lambda before, after: np.ones(before.shape[:3], np.float32))
     log = StageLog(Console(quiet=True))
-    return evidence.judge_engines([entry], Path(), INTERFACE, tiles, reference, 0.5, 0.5, "point", log)[0]
+    return evidence.judge_engines(
+        [entry], tiles, reference, files=Path(), interface=INTERFACE, policy=AccuracyPolicy(0.5, 0.5, "point"), log=log
+    )[0]
 
 
 def test_an_engine_that_runs_and_agrees_passes(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:

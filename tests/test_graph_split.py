@@ -16,6 +16,7 @@ from rich.console import Console
 
 pytest.importorskip("onnxsim", reason="the compiler needs the [export] extra")
 
+from builds import context_of, request_of
 from graphs import SIDE, images, parsed, two_stage, write_tiles
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.placement import activations, quantizer_sites
@@ -27,8 +28,7 @@ from misgnet_export.graph.split import SplitGraph, split_graph
 from misgnet_export.pipeline import compile as engines
 from misgnet_export.pipeline import split as splitting
 from misgnet_export.pipeline.progress import StageLog
-from misgnet_export.pipeline.request import BuildRequest
-from misgnet_export.pipeline.result import GraphFile
+from misgnet_export.pipeline.result import GraphFile, WrittenGraph
 from misgnet_export.pipeline.split import split_graphs
 from misgnet_runtime.bundle.manifest import Interface, SplitEntry
 from misgnet_runtime.bundle.targets import parse_target
@@ -41,7 +41,7 @@ from misgnet_runtime.raster.dataset import Tile, TileSet
 
 INTERFACE = Interface(SIDE, 4)
 NO_NETWORK: Any = None  # none of these targets converts it
-REQUEST = BuildRequest(Path("w"), Path("c"), Path("e"), None, (), Path("out"), INTERFACE, split=True)
+REQUEST = request_of(tile=SIDE, split=True)
 RECIPES = pytest.mark.parametrize(
     "recipe", [None, CPU, CPU_ARM, OPENVINO, TENSORRT, TENSORRT_FP16], ids=lambda r: r.name if r else "float"
 )
@@ -231,21 +231,25 @@ def quiet() -> StageLog:
     return StageLog(Console(quiet=True))
 
 
-def written(root: Path, model: onnx.ModelProto, precision: str = "float32") -> GraphFile:
+def graph_file(name: str, file: str, precision: str, **more: Any) -> GraphFile:
+    return GraphFile(name=name, file=f"graphs/{file}.onnx", precision=precision, size=1, **more)
+
+
+def written(root: Path, model: onnx.ModelProto, precision: str = "float32") -> WrittenGraph:
     (root / "graphs").mkdir()
-    (root / "graphs/float.onnx").write_bytes(model.SerializeToString())
-    return GraphFile("float", "graphs/float.onnx", precision, 1)
+    (root / "graphs/float.onnx").write_bytes(b"is not read again")
+    return WrittenGraph(graph_file("float", "float", precision), model)
 
 
 def test_nothing_is_split_unless_it_is_asked_for(tmp_path: Path, few: list[Tile]) -> None:
-    graphs, log = [written(tmp_path, two_stage())], quiet()
-    assert split_graphs(replace(REQUEST, split=False), graphs, few, tmp_path, log) is graphs
+    graph, log = written(tmp_path, two_stage()), quiet()
+    assert split_graphs(context_of(replace(REQUEST, split=False), tmp_path, few, log), [graph]) == [graph.file]
     assert [path.name for path in (tmp_path / "graphs").iterdir()] == ["float.onnx"] and not log.done
 
 
 def test_the_parts_are_written_beside_the_graph_with_their_figures(tmp_path: Path, few: list[Tile]) -> None:
     log = quiet()
-    (graph,) = split_graphs(REQUEST, [written(tmp_path, two_stage())], few, tmp_path, log)
+    (graph,) = split_graphs(context_of(REQUEST, tmp_path, few, log), [written(tmp_path, two_stage())])
     encoder, head = "graphs/float_encoder.onnx", "graphs/float_head.onnx"
     assert graph.split == SplitEntry(encoder, head, encoder, head)
     assert [f.name for f in graph.features] == ["feature1", "feature2"]
@@ -268,7 +272,7 @@ def test_parts_that_answer_something_else_fail_the_build(
 ) -> None:
     monkeypatch.setattr(splitting, "split_graph", lambda *a: scaled_head(split_graph(*a), factor))
     with pytest.raises(GateFailed, match="the graph 'float' in two parts differs from the whole one"):
-        split_graphs(REQUEST, [written(tmp_path, two_stage(), precision)], few, tmp_path, quiet())
+        split_graphs(context_of(REQUEST, tmp_path, few), [written(tmp_path, two_stage(), precision)])
     assert [path.name for path in (tmp_path / "graphs").iterdir()] == ["float.onnx"]
 
 
@@ -280,7 +284,7 @@ def test_features_that_float16_cannot_keep_fail_the_build(tmp_path: Path, few: l
         np.errstate(over="ignore"),
         pytest.raises(GateFailed, match="in two parts with features kept in float16 differs from the whole one"),
     ):
-        split_graphs(REQUEST, [written(tmp_path, model)], few, tmp_path, quiet())
+        split_graphs(context_of(REQUEST, tmp_path, few), [written(tmp_path, model)])
 
 
 # Engines
@@ -304,12 +308,12 @@ def test_a_target_with_plans_gets_three(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / f"graphs/{name}.onnx").write_bytes(name.encode())
     parts = ("graphs/int8_encoder.onnx", "graphs/int8_head.onnx")
     graphs = [
-        GraphFile("float", "graphs/float.onnx", "float32", 1),
-        GraphFile("tensorrt", "graphs/int8.onnx", "int8+float16", 1, split=SplitEntry(*parts, *parts)),
+        graph_file("float", "float", "float32"),
+        graph_file("tensorrt", "int8", "int8+float16", split=SplitEntry(*parts, *parts)),
     ]
     log = quiet()
     request = replace(REQUEST, targets=(parse_target("rtx-sm86"),))
-    float_entry, entry = engines.make_engines(request, graphs, NO_NETWORK, tmp_path, log)
+    float_entry, entry = engines.make_engines(context_of(request, tmp_path, log=log), graphs, NO_NETWORK)
     assert float_entry.split is None
     assert entry.split == SplitEntry("engines/rtx-sm86_encoder.plan", "engines/rtx-sm86_head.plan", *parts)
     assert (tmp_path / entry.split.head).read_bytes() == b"plan of int8_head"
@@ -324,11 +328,11 @@ def test_an_engine_in_bf16_is_not_split(tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     parts = SplitEntry("e", "h", "e", "h")
     graphs = [
-        GraphFile(name, f"graphs/{name}.onnx", precision, 1, split=parts)
+        graph_file(name, name, precision, split=parts)
         for name, precision in (("float", "float32"), ("openvino", "int8"))
     ]
     request = replace(REQUEST, targets=tuple(map(parse_target, ("openvino", "openvino-bf16", "openvino-int8-bf16"))))
-    found = engines.make_engines(request, graphs, NO_NETWORK, tmp_path, quiet())
+    found = engines.make_engines(context_of(request, tmp_path), graphs, NO_NETWORK)
     assert {entry.name: entry.split for entry in found} == {
         "cpu-float32": parts, "openvino": parts, "openvino-bf16": None, "openvino-int8-bf16": None,
     }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from rich.console import Console
 pytest.importorskip("onnxsim", reason="the compiler needs the [export] extra")
 pytest.importorskip("torch", reason="the compiler needs the [export] extra")
 
+from builds import context_of, request_of
 from graphs import parsed, write_tiles
 from misgnet_calibration.algorithms.accuracy_control import NO_NUMBERS
 from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, TENSORRT_FP16, Recipe
@@ -27,14 +29,13 @@ from misgnet_export.pipeline.calibrate import Calibrated, observe, observe_or_re
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.quantization_record import quantization_entry
 from misgnet_export.pipeline.quantize import RecipeGraph, limit_of, quantize_recipe
-from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.validation_loss import Decision
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import GateFailed
-from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.raster.dataset import Tile, TileSet
 
 INTERFACE = Interface(32, 4)
-REQUEST = BuildRequest(Path("w"), Path("c"), Path("e"), None, (), Path("out"), INTERFACE, repair="never")
+REQUEST = request_of(repair="never")
 BOTH = pytest.mark.parametrize("recipe", [CPU, TENSORRT], ids=lambda recipe: recipe.name)
 _GRAPH = """
 change (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,32,32] probability) {
@@ -107,15 +108,22 @@ def calibrated(
         wild.observe(np.array([400.0 * observed.histograms[broken].high], np.float32))
         wild.counts += observed.histograms[broken].counts
         observed = ActivationStatistics({**observed.histograms, broken: wild}, observed.absolute_maxima)
-    few = tuple(tiles[0].subset(range(4)).tiles())
     decision = Decision.of(model, INTERFACE, tiles[1], 0.5, lambda *_: None) if decide else None
-    return Calibrated(model, INTERFACE, observed, tiles[0], few, answers_of(model, INTERFACE, few), decision)
+    answers = answers_of(model, INTERFACE, check_tiles(tiles[0]))
+    return Calibrated(
+        model=model, answers=answers, interface=INTERFACE, observed=observed, calib=tiles[0], decision=decision
+    )
+
+
+def check_tiles(calib: TileSet) -> list[Tile]:
+    return list(calib.subset(range(4)).tiles())
 
 
 def run(start: Calibrated, recipe: Recipe, **changed: object) -> tuple[RecipeGraph, str]:
     text = io.StringIO()
     log = StageLog(Console(file=text, width=200))
-    return quantize_recipe(replace(REQUEST, **changed), start, recipe, log), text.getvalue()
+    context = context_of(replace(REQUEST, **changed), check_tiles=check_tiles(start.calib), log=log)
+    return quantize_recipe(context, start, recipe), text.getvalue()
 
 
 @BOTH
@@ -258,8 +266,8 @@ def test_fp16_observes_peaks_and_no_ranges_also_from_a_file(tiles, tmp_path: Pat
     model, key, steps = change_graph(), StatisticsKey("t", "w", "g"), []
 
     def observed(*recipes: Recipe) -> tuple[ActivationStatistics, str]:
-        file = tmp_path / "seen.npz"
-        return observe_or_reuse(file, key, model, INTERFACE, tiles[0], list(recipes), lambda *step: steps.append(step))
+        now = partial(observe, model, INTERFACE, tiles[0], list(recipes), lambda *step: steps.append(step))
+        return observe_or_reuse(tmp_path / "seen.npz", key, model, list(recipes), now)
 
     found, word = observed(TENSORRT_FP16)
     assert not found.histograms and found.absolute_maxima and not steps and word == "nothing saved yet"

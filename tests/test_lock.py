@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -75,3 +76,14 @@ def test_a_timeout_is_a_number_of_seconds(seconds: float) -> None:
 def test_the_option_is_taken_by_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(cli.main, "misgnet-run", "info", "/nowhere", "--lock-timeout", "7") == 4
     assert lock.lock_timeout() == 7
+
+
+def test_one_module_knows_how_systems_lock() -> None:
+    """Nothing else of the packages needs fcntl, which Windows lacks."""
+    root = Path(__file__).resolve().parents[1]
+    files = [
+        path for folder in ("runtime", "export", "calibration", "misgnet") for path in (root / folder).rglob("*.py")
+    ]
+    pattern = re.compile(r"^\s*(import|from) (fcntl|msvcrt)\b", re.MULTILINE)
+    found = {path.name for path in files if pattern.search(path.read_text(encoding="utf-8"))}
+    assert found == {"lock.py"} and len(files) > 200

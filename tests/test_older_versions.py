@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -126,6 +128,19 @@ def test_prepared_data_set_is_resumed(made: Path, tmp_path: Path, run: Run) -> N
     run(*words, tmp_path / "whole", main=misgnet)
     for path in (tmp_path / "whole").rglob("*.png"):
         assert (pixels(path) == pixels(made / "dataset/tiles" / path.relative_to(tmp_path / "whole"))).all()
+
+
+def test_checkpoint_is_loaded(made: Path, tmp_path: Path) -> None:
+    """With zeros for its weights."""
+    pytest.importorskip("torch")
+    from misgnet.checkpoint import load_checkpoint
+
+    head = gzip.decompress((made / "checkpoint.safetensors.head.gz").read_bytes())
+    ends = [entry["data_offsets"][1] for name, entry in json.loads(head[8:]).items() if name != "__metadata__"]
+    with (tmp_path / "best.safetensors").open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + max(ends))
+    assert len(load_checkpoint(tmp_path / "best.safetensors")) == len(ends) == 408
 
 
 def test_tuning_is_refused_in_one_line(made: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ from misgnet_runtime.jobs.batch.row import RowOptions
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.series.options import SeriesOptions
 from misgnet_runtime.jobs.watch.options import WatchOptions
-from misgnet_runtime.options import check, group, make, numbers, option, settings, stated
+from misgnet_runtime.options import check, group, make, option, settings, stated
+from misgnet_runtime.parsers import numbers
 from misgnet_runtime.raster.declared import Declared
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,12 +76,14 @@ def test_a_new_field_is_among_the_settings_that_a_run_is_resumed_by() -> None:
     code = """
 from misgnet_runtime.jobs.watch.options import WatchOptions
 from misgnet_runtime.jobs.folder import _shown
+from misgnet_runtime.jobs.series.options import feature_settings
 print(SceneOptions(haze=2.0).settings(overlap=16, batch=1, streams=1)["--haze"])
 print(WatchOptions(scene=SceneOptions(haze=3.0)).settings()["haze"])
 print(_shown(SceneOptions(haze=4.0)).endswith(" haze 4.0"))
+print(feature_settings(SceneOptions(haze=5.0), overlap=16))
 print(any("chatty" in name for name in SceneOptions().settings(overlap=16, batch=1, streams=1)))
 """
-    assert python(code).split() == ["2.0", "3.0", "True", "False"]
+    assert python(code).splitlines() == ["2.0", "3.0", "True", "{'--overlap': '16', '--haze': '5.0'}", "False"]
 
 
 def test_settings_on_disk_are_those_of_earlier_versions(tmp_path: Path) -> None:
@@ -148,6 +151,12 @@ def test_options_in_any_order_make_the_object(monkeypatch: pytest.MonkeyPatch) -
         weights=Path("w"), evaluation=Path("x"), targets=("a", "b"), sizes=(1, 2), gate="upper", scale=(1, 2, 3),
         key="secret", inner=Inner(tile=32, fast=False), other=Inner(tile=64, fast=False),
     )  # fmt: skip
+
+
+def test_a_repeated_option_takes_a_text_alone() -> None:
+    assert make(Request, {"weights": "w", "eval": "x", "target": "a", "sizes": "3"}).targets == ("a",)
+    with pytest.raises(UsageError, match="--sizes"):
+        make(Request, {"weights": "w", "eval": "x", "sizes": ["3", "x"]})
 
 
 def test_help_states_what_the_fields_state(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

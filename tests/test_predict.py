@@ -16,7 +16,7 @@ from PIL import Image
 from bundles import FLOAT, INT8, RTX, SPLIT_FLOAT, SPLIT_INT8, TILE, edit, expected, images, make_bundle, write_image
 from commands import exit_code
 from misgnet_runtime.cli import main as cli
-from misgnet_runtime.cli.app import make_app, run_app
+from misgnet_runtime.cli.app import make_app, out_console, run_app
 from misgnet_runtime.engines import Engine
 from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, UnavailableError, UsageError
 from misgnet_runtime.inference.self_test import verify_bundle
@@ -185,7 +185,7 @@ def test_help_is_no_error(run: Run, arguments: list[str]) -> None:
 
 
 def test_info_says_what_runs_here(place: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.out_console, "width", 300)
+    monkeypatch.setattr(out_console, "width", 300)
     outcome = run("info", str(place.bundle))
     assert outcome.code == 0
     for words in ("tile 64 px", "0.9000", "runs on CPU", "does not run: ", "golden/tiles.npz", "cpu-float32"):

@@ -19,12 +19,13 @@ from bundles import FLOAT, INTERFACE, SPLIT_FLOAT, FakeEngine, fake_detector, ma
 from fake_split import FakeSplit
 from logs import Collected
 from misgnet_runtime.jobs.scene import predict as predict_module
-from misgnet_runtime.jobs.scene.options import SceneOptions, SeriesOptions
+from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import predict_scene_files
 from misgnet_runtime.jobs.series import encoding
 from misgnet_runtime.jobs.series.encode import encode_file
+from misgnet_runtime.jobs.series.options import SeriesOptions
 from misgnet_runtime.jobs.series.series import Listener, run_series
-from misgnet_runtime.jobs.watch.options import Products, WatchOptions
+from misgnet_runtime.jobs.watch.options import WatchOptions
 from misgnet_runtime.jobs.watch.service import watch_folder
 from misgnet_runtime.raster import writer
 from misgnet_runtime.raster.declared import Declared
@@ -88,7 +89,7 @@ def test_pair_with_all_products_is_opened_and_thresholded_once(
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE)))
     bundle, dates = make_bundle(tmp_path / "bundle", engines=[FLOAT]), rasters(tmp_path, ["before", "after"])
     out = tmp_path / "out"
-    asked = all_products(out, before=STRETCHED, after=STRETCHED, **options)
+    asked = all_products(out, both=STRETCHED, **options)
     report = predict_scene_files(bundle, dates[0], dates[1], out / name, asked)
     assert (opened["before.tif"], opened["after.tif"]) == (1, 1)
     assert sum(thresholded) == H * W
@@ -134,7 +135,7 @@ def series(root: Path, options: SeriesOptions, opening: Callable[..., Any], monk
 def test_series_opens_its_reference_once_and_dates_to_inspect_and_to_run(
     tmp_path: Path, opened: Counter[str], thresholded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = SeriesOptions(SceneOptions(before=STRETCHED, after=STRETCHED), frozenset({"quicklook", "vector"}))
+    options = SeriesOptions(scene=SceneOptions(both=STRETCHED), quicklook=True, vector=True)
     series(tmp_path, options, FakeSplit().opener(), monkeypatch)
     assert opened == {"a.tif": 1, "b.tif": 2, "c.tif": 2, "d.tif": 2}
     assert sum(thresholded) == 3 * H * W
@@ -152,7 +153,7 @@ def test_watcher_opens_a_raster_for_its_header_and_to_run(tmp_path: Path, opened
     """A pair that its headers refuse is never read whole: headers come first, then both digests, then the run."""
     bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT])
     rasters(tmp_path, ["s_before", "s_after"])
-    options = WatchOptions(settle=0, once=True, products=Products(probability=True, quicklook=True))
+    options = WatchOptions(settle=0, once=True, probability=True, quicklook=True)
     report = watch_folder(bundle, tmp_path / INPUTS, tmp_path / "out", options, Collected().log)
     assert report.done == 1
     assert opened == {"s_before.tif": 2, "s_after.tif": 2}

@@ -15,9 +15,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from misgnet_export.evidence import TilePicture
 from misgnet_export.report import (
     ReportData,
-    TilePicture,
     figures,
     junit_xml,
     parity_table,
@@ -79,16 +79,26 @@ def not_run(engine: str = "tensorrt") -> EngineParity:
 def picture(name: str = "tile_0") -> TilePicture:
     photo = np.full((SIZE, SIZE, 3), 90, np.uint8)
     label = label_of(100)
-    return TilePicture(name, "worst: 3 pixels differ", photo, photo, label, label, ~label)
+    return TilePicture(
+        name=name, caption="worst: 3 pixels differ", before=photo, after=photo, label=label, reference=label,
+        engine=~label,
+    )  # fmt: skip
 
 
 def data_of(report: ParityReport, **changes: object) -> ReportData:
     timings = [Timing("float", "float32", 1, 9, 5, 6, 7, 100.0), Timing("cpu", "int8", 1, 9, 3, 4, 5, 200.0)]
     data = ReportData(
-        "A bundle", "2025-01-01", report.passed, [("Weights", "0123")], report, timings, MACHINE,
-        [("export", 1.5, "412 nodes")], [("graphs/float.onnx", 4000), ("graphs/int8_cpu.onnx", 1000)],
-        {"cpu": [picture()]},
-    )  # fmt: skip
+        title="A bundle",
+        created="2025-01-01",
+        passed=report.passed,
+        facts=[("Weights", "0123")],
+        parity=report,
+        timings=timings,
+        machine=MACHINE,
+        stages=[("export", 1.5, "412 nodes")],
+        files=[("graphs/float.onnx", 4000), ("graphs/int8_cpu.onnx", 1000)],
+        pictures={"cpu": [picture()]},
+    )
     return replace(data, **changes)  # type: ignore[arg-type]
 
 

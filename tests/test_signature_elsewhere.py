@@ -21,7 +21,8 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.jobs.batch import run as batch_run
 from misgnet_runtime.jobs.batch.pool import Event, Pool, ProcessPool, Unusable
 from misgnet_runtime.jobs.batch.worker import SceneWorker, Setup
-from misgnet_runtime.measure.bench.matrix import BenchOptions, make_plan, tasks_of
+from misgnet_runtime.measure.bench.matrix import make_matrix, tasks_of
+from misgnet_runtime.measure.bench.options import BenchOptions
 from misgnet_runtime.measure.bench.scene import SceneTask, run_scene
 from scenes import scene, write_raster
 from signatures import make_key, prepare, sign_folder, write_public
@@ -128,6 +129,6 @@ def test_what_times_engines_opens_the_checked_copy(place: Place, trust: Trust, s
     sign_folder(place.bundle, KEY)
     place.bundle.chmod(0o777)
     bundle, options = read_bundle(place.bundle, trust), BenchOptions(engines=("cpu",))
-    (task,) = tasks_of(bundle, make_plan(bundle, options), options, 1, 1)
+    (task,) = tasks_of(bundle, make_matrix(bundle, options), options, 1, 1)
     for path in (Path(task.root), Path(task.root, task.golden)):
         assert path.is_relative_to(state) and path.exists()

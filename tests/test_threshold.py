@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from misgnet_export.pipeline.threshold import tune_threshold
+from misgnet_export.pipeline.threshold import best_threshold
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.dataset import TileSet
 
@@ -33,7 +33,7 @@ def test_it_is_the_best_of_all_steps(tmp_path: Path) -> None:
         np.where(label, 0.1, 0).astype(np.float32) + 0.4 * rng.random(label.shape, np.float32) for label in labels
     ]
     seen: list[tuple[int, int]] = []
-    found = tune_threshold(
+    found = best_threshold(
         lambda before, after: np.stack([answers[tile[0, 0, 0]] for tile in before]), tile_set(tmp_path, labels),
         lambda done, total: seen.append((done, total)),
     )  # fmt: skip
@@ -48,7 +48,7 @@ def test_it_is_the_best_of_all_steps(tmp_path: Path) -> None:
 def test_of_equally_good_ones_the_middle_is_taken(tmp_path: Path) -> None:
     label = np.zeros((TILE, TILE), bool)
     label[:9] = True
-    found = tune_threshold(
+    found = best_threshold(
         lambda before, after: np.where(label, 0.8, 0.2)[None].astype(np.float32), tile_set(tmp_path, [label]),
         lambda done, total: None,
     )  # fmt: skip
@@ -58,7 +58,7 @@ def test_of_equally_good_ones_the_middle_is_taken(tmp_path: Path) -> None:
 def test_labels_without_change_cannot_tune(tmp_path: Path) -> None:
     tiles = tile_set(tmp_path, [np.zeros((TILE, TILE), bool)])
     with pytest.raises(InputError, match="the labels of --val hold no change"):
-        tune_threshold(lambda before, after: np.zeros((1, TILE, TILE), np.float32), tiles, lambda done, total: None)
+        best_threshold(lambda before, after: np.zeros((1, TILE, TILE), np.float32), tiles, lambda done, total: None)
 
 
 def test_several_tiles_at_once_find_the_same(tmp_path: Path) -> None:
@@ -72,5 +72,5 @@ def test_several_tiles_at_once_find_the_same(tmp_path: Path) -> None:
         return np.stack([answers[tile[0, 0, 0]] for tile in before])
 
     tiles = tile_set(tmp_path, labels)
-    one, two = (tune_threshold(predict, tiles, lambda done, total: None, batch=batch) for batch in (1, 2))
+    one, two = (best_threshold(predict, tiles, lambda done, total: None, batch=batch) for batch in (1, 2))
     assert one == two and sizes == [1, 1, 1, 2, 1]

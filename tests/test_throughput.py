@@ -33,7 +33,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def task(bundle: Path, entry: EngineEntry, batch: int = 1) -> Task:
-    return Task(entry, str(bundle), INTERFACE, str(bundle / "golden/tiles.npz"), batch, threads=1)
+    return Task(entry, str(bundle), INTERFACE, str(bundle / "golden/tiles.npz"), batch=batch, threads=1)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_throughput_counts_the_time_on_the_wall() -> None:
     with ThreadPoolExecutor(3) as pool:
         found = time_calls(lambda: time.sleep(0.03), 6, pool)
     measured = throughput._Measured(WarmUp(3, 0.1, True, 0.03), [found, found])
-    timing = throughput._timing(Task(FLOAT, "", INTERFACE, "", 4, streams=3), measured)
+    timing = throughput._timing(Task(FLOAT, "", INTERFACE, "", batch=4, streams=3), measured)
     assert timing.calls == 12 and timing.streams == 3
     assert timing.pairs_per_second == pytest.approx(4 * 6 / found.seconds)
     assert timing.pairs_per_second > 2 * 4 / (timing.p50_ms / 1000)
@@ -158,13 +158,13 @@ def windows(*medians: float) -> Callable[[int], Round]:
 
 
 def test_warm_up_ends_when_two_windows_agree() -> None:
-    found = warm_up(windows(90, 60, 50, 49), Task(FLOAT, "", INTERFACE, "", 1, streams=2))
+    found = warm_up(windows(90, 60, 50, 49), Task(FLOAT, "", INTERFACE, "", streams=2))
     assert (found.calls, found.steady) == (24, True)
     assert found.seconds_per_call == pytest.approx(0.5 / 6)
 
 
 def test_warm_up_ends_unsteady_when_its_time_is_up() -> None:
-    found = warm_up(windows(90, 60), Task(FLOAT, "", INTERFACE, "", 1, warm_up=0.0))
+    found = warm_up(windows(90, 60), Task(FLOAT, "", INTERFACE, "", warm_up=0.0))
     assert (found.calls, found.steady) == (3, False)
 
 

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="the compiler needs the [export] ext
 pytest.importorskip("onnx", reason="the compiler needs the [export] extra")
 
 import fake_torch_tensorrt
+from builds import context_of, request_of
 from bundles import FLOAT, INT8, make_bundle
 from fake_cuda import FakeDriver
 from misgnet import load_network
@@ -28,8 +29,7 @@ from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.reparity import reparity
 from misgnet_export.pipeline.request import BuildRequest, check_request
 from misgnet_export.pipeline.result import GraphFile
-from misgnet_runtime.bundle.manifest import EngineEntry, Interface
-from misgnet_runtime.bundle.targets import parse_target
+from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.engines import open_engine_file
 from misgnet_runtime.engines.tensorrt import PlanOptions
 from misgnet_runtime.engines.tensorrt import compiler as compile_module
@@ -38,10 +38,9 @@ from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.raster.dataset import TileSet
 
 WEIGHTS = Path(__file__).parents[1] / "examples" / "misgnet_synthetic_fp16.safetensors"
-TARGET = parse_target("torch-tensorrt")
-REQUEST = BuildRequest(WEIGHTS, Path("c"), Path("e"), None, (TARGET,), Path("out"), Interface(64, 4))
+REQUEST = request_of("torch-tensorrt", weights=WEIGHTS, tile=64)
 OPTIONS = PlanOptions(vendor="tensorrt", min_batch=1, opt_batch=2, max_batch=3)
-FLOAT_GRAPH = GraphFile("float", "graphs/float.onnx", "float32", 1)
+FLOAT_GRAPH = GraphFile(name="float", file="graphs/float.onnx", precision="float32", size=1)
 QUIET = Console(file=io.StringIO())
 
 
@@ -75,7 +74,7 @@ def network() -> Any:
 
 def made(network: Any, root: Path, request: BuildRequest = REQUEST) -> EngineEntry:
     (root / "engines").mkdir(parents=True)
-    return make_engines(request, [FLOAT_GRAPH], network, root, StageLog(QUIET))[1]
+    return make_engines(context_of(request, root), [FLOAT_GRAPH], network)[1]
 
 
 def test_the_plan_in_the_bundle_answers_as_the_network(library: Any, tmp_path: Path) -> None:
@@ -88,8 +87,10 @@ def test_the_plan_in_the_bundle_answers_as_the_network(library: Any, tmp_path: P
     write_split(tmp_path / "tiles", 2, 7, 128)
     tiles = TileSet.open(tmp_path / "tiles", 64)
     reference = ("PyTorch float32", lambda before, after: predict_probability(network, before, after))
-    log = StageLog(QUIET)
-    report, _ = judge_engines([entry], tmp_path, REQUEST.interface, tiles, reference, 0.5, 0.5, "point", log)
+    report, _ = judge_engines(
+        [entry], tiles, reference,
+        files=tmp_path, interface=REQUEST.interface, policy=REQUEST.policy, log=StageLog(QUIET),
+    )  # fmt: skip
     (judged,) = report.engines
     assert report.passed and (judged.status, judged.agreement) == ("run", 1.0) and judged.device.endswith("(sm86)")
     assert report.reference_scores["f1"] > 0.3, "tiles in which nothing is found would prove nothing"
@@ -99,7 +100,7 @@ def test_the_plan_in_the_bundle_answers_as_the_network(library: Any, tmp_path: P
 def test_tensors_have_the_names_and_types_of_the_interface(
     form: Any, output: Any, library: Any, network: Any, tmp_path: Path
 ) -> None:
-    request = dataclasses.replace(REQUEST, interface=Interface(64, 4, form, output))
+    request = dataclasses.replace(REQUEST, input_form=form, output_form=output)
     with open_engine_file(made(network, tmp_path, request), tmp_path, 4) as engine:
         found = [(t.name, t.dtype, list(t.shape)) for t in (*engine.inputs, *engine.outputs)]
         stated = [*request.interface.inputs(), *request.interface.outputs()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -348,6 +349,17 @@ def test_a_state_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MISGNET_STATE", str(tmp_path / "file" / "state"))
     with pytest.raises(StorageError, match="name another folder in MISGNET_STATE"), open_state():
         pass
+
+
+def test_a_state_that_an_earlier_version_made_is_read(state: Path) -> None:
+    """It made ``accepted`` by the umask, within the private folder."""
+    state.mkdir(mode=0o700)
+    (state / "accepted").mkdir(mode=0o755)
+    name = hashlib.sha256(b"k p").hexdigest()[:32]
+    record = {"format": 1, "key": "k", "product": "p", "version": 7, "signed": "2026-01-01T00:00:00+00:00"}
+    (state / "accepted" / f"{name}.json").write_text(json.dumps(record))
+    with open_state() as found:
+        assert found.newest("p", ["k"]) == Version(7, moment("2026-01-01"))
 
 
 @pytest.mark.parametrize(

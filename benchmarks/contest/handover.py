@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from benchmarks.contest.guest import ContenderFailed
 from benchmarks.contest.kept import emptied
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Predict
 from misgnet_runtime.inference.detector import arrays_for, to_probability
 from misgnet_runtime.raster.dataset import TileSet, stack

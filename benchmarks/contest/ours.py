@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from misgnet_calibration.statistics.tile_selection import FewTilesWarning, draw_tiles
-from misgnet_runtime.bundle.reader import Bundle
+from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.errors import InputError, MisgnetError
 from misgnet_runtime.raster.dataset import TileSet

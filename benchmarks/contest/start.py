@@ -20,8 +20,7 @@ from misgnet.checkpoint import load_network
 from misgnet_export.graph import deployed, export, simplify
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
-from misgnet_runtime.bundle.manifest import Interface
-from misgnet_runtime.bundle.reader import Bundle, read_bundle
+from misgnet_runtime.bundle import Bundle, Interface, read_bundle
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.storage.atomic import replace_file
 from misgnet_runtime.storage.files import file_sha256

@@ -25,7 +25,7 @@ from benchmarks.contest.start import open_start, straight_graph
 from benchmarks.int8_peers.comparison import compare
 from benchmarks.int8_peers.graphs import Task
 from benchmarks.int8_peers.report import Made, Report, Row, table
-from misgnet_runtime.bundle.reader import Bundle
+from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.storage.atomic import write_file

@@ -14,7 +14,7 @@ from benchmarks.contest.handover import hand_over
 from benchmarks.contest.peers import Source, quantized, step
 from benchmarks.contest.share import Product, Share, costs_of, products_of, share_of
 from benchmarks.int8_peers.report import Made
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.raster.dataset import TileSet
 
 

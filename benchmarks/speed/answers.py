@@ -19,7 +19,7 @@ from benchmarks.contest.scoring import scores_of
 from benchmarks.speed.entrants import ALONE, Entrant, chooses_itself
 from benchmarks.speed.report import Absent, Row
 from misgnet_runtime.accuracy.parity import Judged, judge
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.raster.dataset import TileSet

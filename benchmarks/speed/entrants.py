@@ -15,8 +15,7 @@ from benchmarks.contest.contenders import ONNX_RUNTIME, OPENVINO, OPENVINO_OWN, 
 from benchmarks.contest.environments import REQUIREMENTS
 from benchmarks.contest.guest import ContenderFailed, Program, foreign, own
 from benchmarks.speed.report import Absent, Setting, Side
-from misgnet_runtime.bundle.manifest import EngineEntry
-from misgnet_runtime.bundle.reader import Bundle
+from misgnet_runtime.bundle import Bundle, EngineEntry
 from misgnet_runtime.engines import is_on_cpu
 from misgnet_runtime.storage.files import file_sha256
 

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from threading import Event
@@ -23,12 +24,6 @@ from misgnet_runtime.raster.dataset import TileSet
 _START, _LOSS, _DATA, _RUN = "Start", "Loss", "Augmentation", "Run"
 _QAT = "Quantization-aware fine-tuning"
 _QAT_RATE = 1e-5  # the weights are good already, and are to move by steps of INT8 only
-_FILES = ("init", "encoder", "teacher", "qat", "qat_graph")
-_LOSS_FIELDS = ("dice", "focal", "focal_alpha", "focal_gamma")
-_AUGMENTATION_FIELDS = ("flip", "turn", "swap", "colour", "colour_ramp")
-_OWN = ("learning_rate", "weight_decay", "batch", "epochs", "minutes", "steps", "warmup_epochs", "decay_power",
-        "ema", "clip_norm", "crop", "crop_share", "freeze", "distill", "precision", "seed", "validate_every",
-        "save_minutes")  # fmt: skip
 
 
 class FreezePart(str, Enum):
@@ -166,14 +161,17 @@ def _warn_of_other_weights(bundle: Path, weights: Path) -> None:
 
 
 def _recipe(given: dict[str, Any]) -> Any:
-    from misgnet.training import Recipe
     from misgnet.training.augmentation import Augmentation
     from misgnet.training.losses import LossWeights
+    from misgnet.training.recipe import Recipe
 
-    own = {name: given[name] for name in _OWN}
-    own["freeze"] = _parts(given["freeze"])
-    loss = LossWeights(*(given[name] for name in _LOSS_FIELDS))
-    return Recipe(**own, loss=loss, augmentation=Augmentation(*(given[name] for name in _AUGMENTATION_FIELDS)))
+    parts = {"loss": _made(LossWeights, given), "augmentation": _made(Augmentation, given)}
+    return _made(Recipe, {**given, **parts, "freeze": _parts(given["freeze"])})
+
+
+def _made(kind: Any, given: dict[str, Any]) -> Any:
+    """Makes a dataclass of the options that are named as its fields are."""
+    return kind(**{field.name: given[field.name] for field in fields(kind)})
 
 
 def _parts(given: list[FreezePart] | None) -> tuple[str, ...]:
@@ -182,7 +180,12 @@ def _parts(given: list[FreezePart] | None) -> tuple[str, ...]:
 
 def _asked(context: typer.Context) -> dict[str, Any]:
     """What the command line names itself, of what a run is bound to."""
-    names = (*_OWN, *_LOSS_FIELDS, *_AUGMENTATION_FIELDS, *_FILES)
+    from misgnet.training.augmentation import Augmentation
+    from misgnet.training.folder import Start
+    from misgnet.training.losses import LossWeights
+    from misgnet.training.recipe import Recipe
+
+    names = [field.name for kind in (Recipe, LossWeights, Augmentation, Start) for field in fields(kind)]
     asked = {name: context.params[name] for name in names if _typed(context, name)}
     if "freeze" in asked:
         asked["freeze"] = _parts(asked["freeze"])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from misgnet_runtime.bundle.quantization import Int8Numbers, Steps
+from misgnet_runtime.bundle import Int8Numbers, Steps
 
 # As misgnet_calibration.quantizer.scales writes them; a test compares the two.
 _SMALLEST_SCALE = 2.0**-20

@@ -18,7 +18,7 @@ from misgnet.training.losses import LossWeights
 from misgnet.training.qat import places_of, places_sha256
 from misgnet.training.recipe import Recipe
 from misgnet.training.state import STATE_FILE
-from misgnet_runtime.bundle.quantization import NodePlacement
+from misgnet_runtime.bundle import NodePlacement
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.raster.dataset import TileSet

@@ -25,9 +25,7 @@ from misgnet.network.decoder import Decode
 from misgnet.network.guidance import ConvNorm
 from misgnet.training.fake_quantization import FakeQuantConv2d, FakeQuantLinear, fake_quantize
 from misgnet.training.smoothing import smooth
-from misgnet_runtime.bundle.manifest import Manifest
-from misgnet_runtime.bundle.quantization import Int8Numbers, NodePlacement, Quantization, Steps
-from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle import Int8Numbers, Manifest, NodePlacement, Quantization, Steps, read_bundle
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.storage.files import file_sha256
 from misgnet_runtime.storage.schema import encode

@@ -28,11 +28,10 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.parsers import parser_of
 
 T = TypeVar("T")
 _KEY = "misgnet.option"
-YES = ("yes", "true", "1")
-NO = ("", "no", "false", "0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +91,13 @@ class Stated:
         """Whether it switches off what is on by default."""
         return self.default is True
 
+    @property
+    def repeated(self) -> bool:
+        """Whether it may be given several times, each time for an item of a tuple."""
+        if self.option.parse:
+            return self.option.repeated
+        return get_origin(self.type) is tuple and get_args(self.type)[-1] is Ellipsis
+
     def value_in(self, options: Any) -> Any:
         """Return the value that ``options`` hold."""
         for name in self.path:
@@ -106,7 +112,8 @@ class Stated:
         Raises:
             UsageError: The text is not a value of this option.
         """
-        parse = self.option.parse or _PARSERS.get(bare(self.type), str)
+        parse = self.option.parse or parser_of(bare(self.type))
+        given = [given] if self.repeated and isinstance(given, str) else given
         try:
             if isinstance(given, (list, tuple)):
                 return tuple(parse(one) if isinstance(one, str) else one for one in given)
@@ -120,10 +127,10 @@ class Stated:
         least, most, suffixes = self.option.minimum, self.option.maximum, self.option.suffixes
         if value is None:
             return
-        if least is not None and not least <= value <= (value if most is None else most):  # NaN fails too
-            limits = f"{least:g} or more" if most is None else f"{least:g} to {most:,}"
-            raise UsageError(f"{self.flag} is {value}; it is {limits}")
-        if suffixes and value.suffix.lower() not in suffixes:
+        if not ((least is None or value >= least) and (most is None or value <= most)):  # NaN is beyond any limit
+            limits = f"{least:g} or more" if most is None else f"{most:,} or less" if least is None else ""
+            raise UsageError(f"{self.flag} is {value}; it is {limits or f'{least:g} to {most:,}'}")
+        if suffixes and isinstance(value, Path) and value.suffix.lower() not in suffixes:
             raise UsageError(f"{self.flag} is {value.name}; choose a name that ends in {' or '.join(suffixes)}")
 
 
@@ -244,41 +251,3 @@ def bare(kind: Any) -> Any:
     if NoneType in (some := get_args(kind)):
         (kind,) = (one for one in some if one is not NoneType)
     return get_args(kind)[0] if get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis else kind
-
-
-def numbers(*counts: int, like: str) -> Callable[[str], tuple[float, ...]]:
-    """A parser of so many numbers, parted by commas; ``like``: an example."""
-
-    def parse(text: str) -> tuple[float, ...]:
-        try:
-            found = tuple(float(word) for word in text.split(","))
-        except ValueError:
-            found = ()
-        if len(found) not in counts or not all(abs(number) < 1e30 for number in found):  # NaN fails too
-            wanted = " or ".join(map(str, counts))
-            raise ValueError(f"it takes {wanted} number{'s' * (counts != (1,))}, like {like}")
-        return found
-
-    return parse
-
-
-def yes_or_no(text: str) -> bool:
-    """Return whether a text is yes; ValueError where it is neither yes nor no."""
-    if text.lower() not in (*YES, *NO):
-        raise ValueError("it is yes or no")
-    return text.lower() in YES
-
-
-def _number(kind: Callable[[str], float], words: str) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            return kind(text)
-        except ValueError:
-            raise ValueError(f"it is {words}") from None
-
-    return parse
-
-
-_PARSERS: Mapping[Any, Callable[[str], Any]] = {
-    bool: yes_or_no, int: _number(int, "a whole number"), float: _number(float, "a number"), Path: Path,
-}  # fmt: skip

@@ -25,7 +25,7 @@ def sign(root: Path) -> None:
 def run_sign(root: Path) -> None:
     from misgnet_export.integrations.signing import SignRequest, sign_bundle
 
-    sign_bundle(SignRequest(root / "out/bundle", root / "key.pem", version=2, force=True))
+    sign_bundle(SignRequest(bundle=root / "out/bundle", key=root / "key.pem", version=2, force=True))
 
 
 def look_sign(root: Path) -> State:
@@ -130,7 +130,8 @@ def _compile(root: Path, level: int) -> None:
     """By fakes of TensorRT and CUDA: what is written is what the real ones would have given."""
     from fake_cuda import FakeDriver
     from fake_tensorrt import make_tensorrt
-    from misgnet_runtime.jobs.compile.run import CompileOptions, compile_bundle
+    from misgnet_runtime.jobs.compile.options import CompileOptions
+    from misgnet_runtime.jobs.compile.run import compile_bundle
 
     os.environ["MISGNET_CACHE"] = str(root / "out")
     driver = FakeDriver("sm87", memory=1 << 30)

@@ -96,7 +96,7 @@ def accepted(folder: Path) -> Prepared:
 
     def read_state(data: bytes) -> None:
         path.write_bytes(data)
-        state._read(path)
+        state._read(f"accepted/{path.name}")
 
     return read_state, [record]
 

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.contest.guests.exchange import Inputs, Opened, in_threads, serve_engine
-from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.bundle import EngineEntry
 from misgnet_runtime.engines import ExecutionOptions, open_engine_file
 from misgnet_runtime.machine import installed_versions
 

@@ -13,7 +13,7 @@ import torch
 from benchmarks.contest.guests.exchange import Inputs, Opened, serve_engine, versions
 from misgnet.checkpoint import load_network
 from misgnet_export.graph.deployed import Deployed
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 
 
 def open_engine(request: dict[str, Any]) -> Opened:

@@ -24,7 +24,7 @@ from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.collect import TileDone, per_tile
 from misgnet_calibration.statistics.intermediate import spread_tiles, tile_activations
 from misgnet_calibration.statistics.observers import Range
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.raster.dataset import Tile, TileSet
 

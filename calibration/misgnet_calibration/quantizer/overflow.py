@@ -17,7 +17,7 @@ from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.float16 import FLOAT16_LARGEST
 from misgnet_calibration.quantizer.quantize import QuantizationInputs, QuantizedGraph
 from misgnet_calibration.statistics.collect import per_tile, tile_absolute_maxima
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.raster.dataset import Tile

@@ -25,7 +25,7 @@ from misgnet_calibration.statistics.calibrators import DEFAULT, PER_TENSOR, Cali
 from misgnet_calibration.statistics.collect import per_tile
 from misgnet_calibration.statistics.intermediate import tile_activations
 from misgnet_calibration.statistics.observers import Range, sampling_step
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.raster.dataset import TileSet
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.onnx_graph.shapes import copied
 from misgnet_calibration.statistics.observers import Observer
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.engines.base import Arrays
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine

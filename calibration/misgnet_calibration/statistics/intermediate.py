@@ -12,7 +12,7 @@ from misgnet_calibration.onnx_graph.edits import drop_unused
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.onnx_graph.shapes import copied
 from misgnet_calibration.statistics.collect import TileDone, run_tiles
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.engines.base import Arrays
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.dataset import Tile, TileSet

@@ -1,0 +1,1 @@
+"""``misgnet-export``: a file a command."""

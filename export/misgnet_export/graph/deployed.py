@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from misgnet.network import MISGNet
-from misgnet_runtime.bundle.manifest import Interface
-from misgnet_runtime.bundle.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from misgnet_runtime.bundle import IMAGENET_MEAN, IMAGENET_STD, Interface
 
 
 class Deployed(nn.Module):

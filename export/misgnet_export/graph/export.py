@@ -15,7 +15,7 @@ from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from misgnet.network import MISGNet
 from misgnet_export.graph.deployed import Deployed
 from misgnet_export.graph.quiet import quiet
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.errors import GateFailed
 
 OPSET = 20  # the first with Gelu; LayerNormalization came with 17

@@ -6,11 +6,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from misgnet_calibration.onnx_graph.edits import put_in_order
-from misgnet_calibration.onnx_graph.graph import Graph, scope
-from misgnet_calibration.onnx_graph.shapes import copied
+from misgnet_calibration.onnx_graph import Graph, copied, put_in_order, scope
 from misgnet_export.graph.cut import find_cut
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 
 # Veltkamp's splitting (Dekker, Numerische Mathematik 18, 1971): x * f - (x * f - x) has the 11 bits of x that
 # float16 has, of float32's 24. A Cast there and back says the same, but OpenVINO 2026 takes the pair out.

@@ -11,9 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from misgnet_runtime.bundle import MANIFEST, SIGNATURE
-from misgnet_runtime.bundle.manifest import Manifest, Release
-from misgnet_runtime.bundle.reader import read_unsigned
+from misgnet_runtime.bundle import MANIFEST, SIGNATURE, Manifest, Release, read_unsigned
 from misgnet_runtime.bundle.signing.envelope import decode_envelope, signed_digests
 from misgnet_runtime.bundle.signing.files import check_digests, check_names, read_signature
 from misgnet_runtime.bundle.signing.keys import Anchors, check_size, check_use, find_signer, verify_chain
@@ -21,6 +19,7 @@ from misgnet_runtime.bundle.signing.names import text_problem
 from misgnet_runtime.bundle.signing.release import moment, read_issue
 from misgnet_runtime.bundle.signing.verify import Signed, difference
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
+from misgnet_runtime.options import check, option
 from misgnet_runtime.storage.atomic import refuse_existing, replace_folder
 from misgnet_runtime.storage.schema import encode
 
@@ -28,23 +27,26 @@ MAX_PRODUCT = 200  # as a manifest may hold
 _STAGE = ".signing"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SignRequest:
-    """``key``: private, PEM, decrypted by ``password``; with the signer's ``certificate`` and those up to its root.
+    """What is signed, and by whom: the options of ``misgnet-export sign``. What is not given stays as it is."""
 
-    What is not given stays as the bundle has it: ``product``, which must be given where the bundle records none;
-    ``version``; ``expires``, an ISO date or time from which on devices refuse the bundle (UTC where it names no zone).
-    """
-
-    bundle: Path
-    key: Path
-    certificate: Path | None = None
-    chain: tuple[Path, ...] = ()
-    product: str | None = None
-    version: int | None = None
-    expires: str | None = None
-    password: str | None = None
-    force: bool = False
+    bundle: Path = option(help="a bundle made by build; it is exchanged as a whole", positional=True)
+    key: Path = option(help="private key, PEM, on P-256, P-384 or P-521")
+    certificate: Path | None = option(None, help="of this key, PEM; devices then require its root")
+    chain: tuple[Path, ...] = option((), help="certificates between it and the root, in this order; may be repeated")
+    product: str | None = option(
+        None, help="Product that devices know the bundle by; required where the bundle records none.",
+        show_default="as recorded in the bundle",
+    )  # fmt: skip
+    version: int | None = option(
+        None, name="bundle-version", help="a number that only grows", minimum=0, show_default="the bundle's"
+    )
+    expires: str | None = option(None, help="date or time (UTC) from which on devices refuse it: 2027-01-01")
+    password: str | None = option(
+        None, name="key-password", help="of an encrypted key; better by the environment", envvar="MISGNET_KEY_PASSWORD"
+    )
+    force: bool = option(False, help="sign again what is signed")
 
 
 def sign_bundle(request: SignRequest) -> Signed:
@@ -54,6 +56,7 @@ def sign_bundle(request: SignRequest) -> Signed:
     damaged bundle, a key or a certificate that cannot be used, UnavailableError without the library.
     """
     library = _library()
+    check(request)
     if request.chain and request.certificate is None:
         raise UsageError("--chain holds what lies between a certificate and its root; give --certificate as well")
     bundle = read_unsigned(request.bundle)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from misgnet_export.graph.quiet import quiet
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.engines.cuda import open_driver
 from misgnet_runtime.engines.tensorrt import (
     PlanOptions,
@@ -34,7 +34,7 @@ DEVICE = "cuda:0"
 _ANYWHERE = "--target tensorrt --on-device leaves the plan to the GPU that runs it"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProgramPlan:
     """A serialised engine, what it is bound to, and of how many operators of the exported program it was made."""
 
@@ -101,8 +101,9 @@ def compile_program(
                 "--target tensorrt, which converts the ONNX graph"
             ) from error
     return ProgramPlan(
-        bytes(data), sum(node.op == "call_function" for node in program.graph.nodes), module.__version__,
-        vendor_version(load_vendor("tensorrt")), capability, this_platform(), open_driver().version(),
+        data=bytes(data), operators=sum(node.op == "call_function" for node in program.graph.nodes),
+        converter_version=module.__version__, vendor_version=vendor_version(load_vendor("tensorrt")),
+        compute_capability=capability, platform=this_platform(), cuda_driver=open_driver().version(),
     )  # fmt: skip
 
 

@@ -12,8 +12,12 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Literal
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.errors import InputError, UnavailableError
@@ -23,21 +27,19 @@ PlatformName = Literal["jetpack6", "jetpack7", "x86-cuda12", "x86-cuda13"]
 LIST = "requirements.txt"
 _PROJECT = "misgnet-export"
 _NVIDIA = "https://pypi.nvidia.com"  # where TensorRT's libraries are; PyPI has the rest
-_RUNTIME = ("msgspec>=0.19", "platformdirs>=4.12", "rich>=13.7", "typer>=0.19", "typing-extensions>=4.6")
+_BESIDES = "typing-extensions>=4.6"  # of others' conditions, what Python 3.10 needs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Platform:
-    """``glibc``: the newest minor version (2.x) that wheels may need; ``sources``: of which no wheel is published."""
+    """A machine that installs from a wheelhouse. On a JetPack, TensorRT is the system's."""
 
     title: str
     python: str
     architecture: str
-    glibc: int
-    requirements: tuple[str, ...]
-    sources: tuple[str, ...] = ()
-    index: str = ""
-    system: str = ""
+    glibc: int  # newest minor version (2.x) that wheels may need
+    cuda: int
+    jetpack: bool = False
 
     @property
     def tags(self) -> list[str]:
@@ -45,28 +47,58 @@ class Platform:
         numbered = [f"manylinux_2_{minor}_{self.architecture}" for minor in range(self.glibc, 16, -1)]
         return [*numbered, f"manylinux2014_{self.architecture}"]
 
+    @property
+    def requirements(self) -> list[str]:
+        """What is downloaded, in the versions that this project's own metadata asks for."""
+        gpu = _versions(self.python)
+        cuda = gpu.pop("cuda-python") & SpecifierSet(f"=={self.cuda}.*")
+        gpu.pop("tensorrt")
+        others = [] if self.jetpack else [f"{name}{versions}" for name, versions in gpu.items()]
+        return [*map(str, needs(self.python)), _BESIDES, f"cuda-python{cuda}", *others, *self.sources]
+
+    @property
+    def sources(self) -> list[str]:
+        """Of what no wheel is published."""
+        return [] if self.jetpack else [f"tensorrt-cu{self.cuda}{_versions(self.python)['tensorrt']}"]
+
+    @property
+    def system(self) -> str:
+        """What the machine itself must have."""
+        return _JETPACK if self.jetpack else "needs the NVIDIA driver"
+
 
 _JETPACK = "TensorRT and its Python module come with JetPack (python3-libnvinfer), which the environment must see"
 PLATFORMS: dict[PlatformName, Platform] = {
     "jetpack6": Platform(
-        "JetPack 6: Orin, TensorRT 10.3, CUDA 12.6", "3.10", "aarch64", 35,
-        (*_RUNTIME, "numpy>=1.26,<2.3", "onnxruntime>=1.23.2,<1.24", "Pillow>=12.3,<13",
-         "tomli>=2.0.1", "cuda-python>=12.6,<13"), system=_JETPACK,
+        title="JetPack 6: Orin, TensorRT 10.3, CUDA 12.6", python="3.10", architecture="aarch64", glibc=35, cuda=12,
+        jetpack=True,
     ),
     "jetpack7": Platform(
-        "JetPack 7: Orin and Thor, TensorRT 10.16 to 11.x, CUDA 13", "3.12", "aarch64", 39,
-        (*_RUNTIME, "numpy>=1.26", "onnxruntime>=1.31", "Pillow>=13.0", "cuda-python>=13,<14"), system=_JETPACK,
+        title="JetPack 7: Orin and Thor, TensorRT 10.16 to 11.x, CUDA 13", python="3.12", architecture="aarch64",
+        glibc=39, cuda=13, jetpack=True,
     ),
-    **{
-        f"x86-cuda{major}": Platform(  # type: ignore[misc]
-            f"x86_64 with CUDA {major}", "3.12", "x86_64", 35,
-            (*_RUNTIME, "numpy>=1.26", "onnxruntime>=1.31", "Pillow>=13.0", f"cuda-python>={least},<{major + 1}",
-             "nvidia-ml-py>=11.515", f"tensorrt-cu{major}>=10.3,<12"),
-            sources=(f"tensorrt-cu{major}>=10.3,<12",), index=_NVIDIA, system="the NVIDIA driver",
-        )
-        for major, least in ((12, "12.6"), (13, "13.0"))
-    },
+    "x86-cuda12": Platform(title="x86_64 with CUDA 12", python="3.12", architecture="x86_64", glibc=35, cuda=12),
+    "x86-cuda13": Platform(title="x86_64 with CUDA 13", python="3.12", architecture="x86_64", glibc=35, cuda=13),
 }  # fmt: skip
+
+
+def needs(python: str, extra: str = "") -> list[Requirement]:
+    """What this project needs on a Python, or what an extra adds to it, without the conditions.
+
+    Raises UnavailableError where the project is not installed, and has no metadata.
+    """
+    try:
+        stated = list(map(Requirement, requires(_PROJECT) or ()))
+    except PackageNotFoundError:
+        raise UnavailableError(f"{_PROJECT} is not installed, so what it needs is unknown; pip install it") from None
+    found = [one for one in stated if ("extra" in str(one.marker)) == bool(extra)]
+    where = {"python_version": python, "extra": extra}
+    return [Requirement(str(one).partition(";")[0]) for one in found if not one.marker or one.marker.evaluate(where)]
+
+
+def _versions(python: str) -> dict[str, SpecifierSet]:
+    """The versions of what runs on a GPU, by package."""
+    return {found.name: found.specifier for found in needs(python, "tensorrt")}
 
 
 Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
@@ -107,7 +139,7 @@ def fill_wheelhouse(name: PlatformName, folder: Path, project: str | None, tell:
 def download_arguments(platform: Platform, folder: Path) -> list[str]:
     """Of ``pip download``."""
     tags = [word for tag in platform.tags for word in ("--platform", tag)]
-    index = ["--extra-index-url", platform.index] if platform.index else []
+    index = [] if platform.jetpack else ["--extra-index-url", _NVIDIA]
     return [
         "--only-binary=:all:", "--implementation", "cp", "--python-version", platform.python, *tags, *index,
         "--find-links", str(folder), "-d", str(folder), "-r", str(folder / LIST),
@@ -124,9 +156,9 @@ def list_text(name: PlatformName) -> str:
 def install_lines(name: PlatformName) -> list[str]:
     """On the machine, in the folder."""
     platform = PLATFORMS[name]
-    site = "--system-site-packages " if name.startswith("jetpack") else ""
+    site = "--system-site-packages " if platform.jetpack else ""
     return [
-        f"needs {platform.system}" if not site else platform.system,
+        platform.system,
         f"python{platform.python} -m venv {site}venv",
         f"venv/bin/pip install --no-index --find-links . -r {LIST} {_PROJECT}",
     ]

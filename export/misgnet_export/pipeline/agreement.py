@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.engines import ExecutionOptions, streams_on_cpu
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine

@@ -24,7 +24,7 @@ def load_sets(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
     """The three sets and the network. Raises InputError for what is damaged, or in two sets."""
     with log.stage("read weights and tiles") as stage:
         network, weights_sha256 = read_network(request.weights)
-        tile = request.interface.tile
+        tile = request.tile
         calib, evaluation = TileSet.open(request.calib, tile), TileSet.open(request.evaluation, tile)
         val = TileSet.open(request.val, tile) if request.val else None
         _check_sets(calib, val, evaluation, stage.progress)
@@ -36,7 +36,10 @@ def load_sets(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
         chosen, how, selection = _select(request, network, calib, log)
     for warning in caught:
         current().warning(str(warning.message))
-    return Sets(chosen, val, decision, evaluation, how, weights_sha256, selection), network
+    return Sets(
+        calib=chosen, val=val, decision=decision, evaluation=evaluation, chosen=how, weights_sha256=weights_sha256,
+        selection=selection,
+    ), network  # fmt: skip
 
 
 def _select(

@@ -9,20 +9,13 @@ import numpy as np
 import onnx
 
 from misgnet_calibration.algorithms import Attempt
-from misgnet_calibration.onnx_graph.graph import Graph, attribute
+from misgnet_calibration.onnx_graph import Graph, attribute
 from misgnet_calibration.quantizer.per_tensor_range import PerTensor
 from misgnet_calibration.quantizer.placement import OperandSite, Placement, WeightedSite, placements, weighted
 from misgnet_calibration.quantizer.quantize import QuantizedGraph
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_export.pipeline.quantize import RecipeGraph
-from misgnet_runtime.bundle.quantization import (
-    Int8Numbers,
-    NodePlacement,
-    PlacementRule,
-    Quantization,
-    RepairEntry,
-    Steps,
-)
+from misgnet_runtime.bundle import Int8Numbers, NodePlacement, PlacementRule, Quantization, RepairEntry, Steps
 
 Precision = Literal["int8", "float16", "float32"]
 _CONTROL = "measured by accuracy control"
@@ -40,9 +33,11 @@ def quantization_entry(file: str, recipe: Recipe, found: RecipeGraph, model: onn
     rules, entries = placement_entries(Graph(model), recipe, quantized)
     calibrator = found.calibrator.name if found.calibrator else "none"
     return Quantization(
-        file, recipe.name, len(quantized.sites), recipe.weight_bits, quantized.int8_share, calibrator,
-        {name: agreement.pixels for name, agreement in found.tried.items()}, list(quantized.float32), rules,
-        entries, [_repair_entry(attempt) for attempt in found.repairs], _calibrators(found),
+        graph=file, recipe=recipe.name, quantized_nodes=len(quantized.sites), weight_bits=recipe.weight_bits,
+        int8_share_of_multiply_adds=quantized.int8_share, calibrator=calibrator,
+        candidates={name: agreement.pixels for name, agreement in found.tried.items()},
+        float32_nodes=list(quantized.float32), rules=rules, placement=entries,
+        repairs=[_repair_entry(attempt) for attempt in found.repairs], calibrators=_calibrators(found),
     )  # fmt: skip
 
 
@@ -69,8 +64,9 @@ def placement_entries(
         precision: Precision = "int8" if is_int8 else _float_type(placed.node, recipe, quantized.float32)
         entries.append(
             NodePlacement(
-                placed.node, placed.operator, precision, rule.name, placed.macs, int8.get(placed.node),
-                divided.get(placed.node, []), operands.get(placed.node, []),
+                node=placed.node, operator=placed.operator, precision=precision, rule=rule.name,
+                multiply_adds=placed.macs, int8=int8.get(placed.node),
+                divided_by=divided.get(placed.node, []), operands=operands.get(placed.node, []),
             )
         )  # fmt: skip
     return list(rules.values()), entries
@@ -114,7 +110,8 @@ def _numbers(graph: Graph, site: WeightedSite, recipe: Recipe) -> Int8Numbers:
     written = graph.consumers[site.output] if site.output else []
     output = next((_steps(graph, node) for node in written if node.op_type == "QuantizeLinear"), None)
     return Int8Numbers(
-        _steps(graph, activation), recipe.weight_bits, attribute(weight, "axis", 1), output,
+        activation=_steps(graph, activation), weight_bits=recipe.weight_bits,
+        weight_axis=attribute(weight, "axis", 1), output=output,
         quantized_bias=bias is not None and bias.op_type == "DequantizeLinear", float16_scales=recipe.float16,
     )  # fmt: skip
 
@@ -140,6 +137,7 @@ def _float_type(node: str, recipe: Recipe, wide: Collection[str]) -> Literal["fl
 
 def _repair_entry(attempt: Attempt) -> RepairEntry:
     return RepairEntry(
-        attempt.name, attempt.kept, attempt.finding, attempt.before.pixels, attempt.after.pixels,
-        attempt.before.mean, attempt.after.mean, round(attempt.seconds, 2),
+        name=attempt.name, kept=attempt.kept, finding=attempt.finding, pixels_before=attempt.before.pixels,
+        pixels_after=attempt.after.pixels, mean_before=attempt.before.mean, mean_after=attempt.after.mean,
+        seconds=round(attempt.seconds, 2),
     )  # fmt: skip

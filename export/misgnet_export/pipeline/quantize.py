@@ -23,16 +23,16 @@ from misgnet_calibration.algorithms.accuracy_control import (
     passes,
     ties_of,
 )
-from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.onnx_graph import Graph
 from misgnet_calibration.quantizer.overflow import fix_overflow
 from misgnet_calibration.quantizer.quantize import QuantizationInputs, QuantizedGraph
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.calibrators import Calibrating
 from misgnet_calibration.statistics.observers import Range
 from misgnet_export.pipeline.agreement import Agreement, answers_of, compare, require_close
-from misgnet_export.pipeline.calibrate import Calibrated, observe, quantized_as
-from misgnet_export.pipeline.progress import StageLog
-from misgnet_export.pipeline.request import BuildRequest
+from misgnet_export.pipeline.calibrate import Calibrated, observe
+from misgnet_export.pipeline.choose_calibrator import quantized_as
+from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.validation_loss import Decision, Loss
 
 # The choice is made on few tiles and is the best of many there: half of what the gate allows is kept in reserve.
@@ -42,7 +42,7 @@ _RESERVE = 0.5
 _DIFFERING, _LEAST_DIFFERING = 0.002, 0.001
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RecipeGraph:
     """The graph of a recipe, and how it came about; no calibrator had a part in one without INT8."""
 
@@ -54,30 +54,28 @@ class RecipeGraph:
     control: ControlReport | None = None
 
 
-def quantize_recipe(request: BuildRequest, start: Calibrated, recipe: Recipe, log: StageLog) -> RecipeGraph:
+def quantize_recipe(context: BuildContext, start: Calibrated, recipe: Recipe) -> RecipeGraph:
     """All stages for ``recipe``. GateFailed where the graph is broken, not merely lossy."""
     if recipe.int8:
-        found, loss = _quantize(request, start, recipe, log)
+        found, loss = _quantize(context, start, recipe)
         if start.decision is not None and loss is not None:
-            found = _mend(request, start, start.decision, found, loss, recipe, log)
+            found = _mend(context, start, start.decision, recipe, found, kept=_passes(context, loss))
     else:
         inputs = QuantizationInputs(model=start.model, ranges={}, absolute_maxima=start.observed.absolute_maxima)
-        found = RecipeGraph(inputs.quantize(recipe), inputs)
+        found = RecipeGraph(quantized=inputs.quantize(recipe), inputs=inputs)
     if recipe.float16:
-        found = _check_float16(request, start, found, recipe, log)
-    answered = answers_of(found.quantized.model, request.interface, start.few)
-    close = compare(start.answers, answered, request.threshold)
+        found = _check_float16(context, start, recipe, found)
+    answered = answers_of(found.quantized.model, context.interface, context.check_tiles)
+    close = compare(start.answers, answered, context.policy.threshold)
     require_close(close, f"the graph for {recipe.name}", "the float graph")
     return found
 
 
-def _check_float16(
-    request: BuildRequest, start: Calibrated, found: RecipeGraph, recipe: Recipe, log: StageLog
-) -> RecipeGraph:
+def _check_float16(context: BuildContext, start: Calibrated, recipe: Recipe, found: RecipeGraph) -> RecipeGraph:
     """Overflow is looked for on the checking and the deciding tiles, which calibrated nothing or little."""
-    tiles = [*start.few, *(start.decision.tiles if start.decision else ())]
-    with log.stage(f"check float16 for {recipe.name}") as stage:
-        mended = fix_overflow(found.inputs, found.quantized, request.interface, tiles, stage.progress)
+    tiles = [*context.check_tiles, *(start.decision.tiles if start.decision else ())]
+    with context.log.stage(f"check float16 for {recipe.name}") as stage:
+        mended = fix_overflow(found.inputs, found.quantized, context.interface, tiles, stage.progress)
         added = f"{len(mended.added)} of them since they overflowed" if mended.added else "no overflow"
         room = f"{mended.largest} and could be {mended.headroom:.0f} times as large" if mended.largest else "no float16"
         stage.finding = f"{len(mended.quantized.float32)} operators in float32, {added}; {room}"
@@ -85,18 +83,20 @@ def _check_float16(
 
 
 def _mend(
-    request: BuildRequest, start: Calibrated, decision: Decision, found: RecipeGraph, loss: Loss, recipe: Recipe,
-    log: StageLog,
-) -> RecipeGraph:  # fmt: skip
-    """Repair before retreat, each where the deciding tiles ask for it."""
-    limit = limit_of(request.max_f1_drop)
-    kept = passes(loss.measurement, limit)
+    context: BuildContext, start: Calibrated, decision: Decision, recipe: Recipe, found: RecipeGraph, *, kept: bool
+) -> RecipeGraph:
+    """Repair before retreat, each where the deciding tiles ask for it; ``kept``: ``found`` is within the limit."""
+    request = context.request
     if request.repair == "always" or (request.repair == "auto" and not kept):
-        found = _repair(start, decision, found, recipe, log)
-        kept = passes(decision.loss(found.quantized.model).measurement, limit)
+        found = _repair(context, start, decision, recipe, found)
+        kept = _passes(context, decision.loss(found.quantized.model))
     if request.control_minutes > 0 and not kept:
-        found = _control(request, decision, found, recipe, log)
+        found = _control(context, decision, recipe, found)
     return found
+
+
+def _passes(context: BuildContext, loss: Loss) -> bool:
+    return passes(loss.measurement, limit_of(context.policy.max_f1_drop))
 
 
 def limit_of(max_f1_drop: float) -> Limit:
@@ -110,18 +110,19 @@ def limit_of(max_f1_drop: float) -> Limit:
     return Limit(points, 1 - max(differing, points / 1000))
 
 
-def _quantize(
-    request: BuildRequest, start: Calibrated, recipe: Recipe, log: StageLog
-) -> tuple[RecipeGraph, Loss | None]:
+def _quantize(context: BuildContext, start: Calibrated, recipe: Recipe) -> tuple[RecipeGraph, Loss | None]:
     """The graph by the calibrator that was asked for, or by the best one, and what it loses where tiles decide."""
-    with log.stage(f"quantize to INT8 for {recipe.name}") as stage:
-        chosen, tried = quantized_as(request.observer, start, recipe, stage.progress)
+    with context.log.stage(f"quantize to INT8 for {recipe.name}") as stage:
+        chosen, tried = quantized_as(context.request.observer, start, recipe, stage.progress)
         stage.finding = f"{_described(chosen.quantized)}, {chosen.calibrator}"
     agreeing = {name: candidate.loss.agreement for name, candidate in tried.items() if candidate.loss}
-    return RecipeGraph(chosen.quantized, chosen.inputs, chosen.calibrator, agreeing), chosen.loss
+    found = RecipeGraph(quantized=chosen.quantized, inputs=chosen.inputs, calibrator=chosen.calibrator, tried=agreeing)
+    return found, chosen.loss
 
 
-def _repair(start: Calibrated, decision: Decision, found: RecipeGraph, recipe: Recipe, log: StageLog) -> RecipeGraph:
+def _repair(
+    context: BuildContext, start: Calibrated, decision: Decision, recipe: Recipe, found: RecipeGraph
+) -> RecipeGraph:
     calibrator = found.calibrator
     assert calibrator is not None
 
@@ -129,7 +130,7 @@ def _repair(start: Calibrated, decision: Decision, found: RecipeGraph, recipe: R
         seen = start.observed if model is start.model else observe(model, decision.interface, start.calib, [recipe])
         return seen.ranges(calibrator, symmetric=recipe.symmetric_activations)
 
-    with log.stage(f"repair for {recipe.name}") as stage:
+    with context.log.stage(f"repair for {recipe.name}") as stage:
         better: Repaired = repair(
             start.model, decision.interface, start.calib, recipe, ranges_of=ranges_of,
             absolute_maxima=start.observed.absolute_maxima, decide=lambda model: decision.loss(model).agreement,
@@ -141,11 +142,9 @@ def _repair(start: Calibrated, decision: Decision, found: RecipeGraph, recipe: R
     return replace(found, quantized=better.quantized, inputs=better.inputs, repairs=better.attempts)
 
 
-def _control(
-    request: BuildRequest, decision: Decision, found: RecipeGraph, recipe: Recipe, log: StageLog
-) -> RecipeGraph:
+def _control(context: BuildContext, decision: Decision, recipe: Recipe, found: RecipeGraph) -> RecipeGraph:
     graph = Graph(found.inputs.model)
-    limit = limit_of(request.max_f1_drop)
+    limit = limit_of(context.policy.max_f1_drop)
     groups = groups_of(graph, found.quantized.sites)
     nodes = {group.name: group.nodes for group in groups}
     few, wide = decision.fewer(), replace(recipe, float16=False)  # INT8 is ranked, and half precision is slow here
@@ -153,7 +152,7 @@ def _control(
     def keeping(names: frozenset[str]) -> QuantizationInputs:
         return replace(found.inputs, keep_float=frozenset(node for name in names for node in nodes[name]))
 
-    with log.stage(f"accuracy control for {recipe.name}") as stage:
+    with context.log.stage(f"accuracy control for {recipe.name}") as stage:
 
         def listen(step: Step, left: float) -> None:
             lost = "n/a" if step.measurement.f1_drop is None else f"{step.measurement.f1_drop:+.3f} points"
@@ -163,7 +162,7 @@ def _control(
 
         report = control(
             groups, lambda names: decision.loss(keeping(names).quantize(recipe).model).measurement,
-            limit.points, 60 * request.control_minutes, min_agreement=limit.agreement,
+            limit.points, 60 * context.request.control_minutes, min_agreement=limit.agreement,
             estimate=lambda names: few.loss(keeping(names).quantize(wide).model).measurement,
             ties=ties_of(groups, found.quantized.sites),
             total_macs=sum(graph.macs(node) for node in graph.nodes), listen=listen,

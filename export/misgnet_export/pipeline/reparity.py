@@ -8,10 +8,10 @@ from rich.console import Console
 
 from misgnet_export.pipeline.evaluate import judge_engines, open_to_judge
 from misgnet_export.pipeline.progress import StageLog
+from misgnet_export.pipeline.request import AccuracyPolicy
 from misgnet_export.report import junit_xml
 from misgnet_runtime.accuracy.parity import ParityReport
-from misgnet_runtime.bundle.manifest import GateRule
-from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle import GateRule, read_bundle
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.detector import ChangeDetector, tile_per_stream
 from misgnet_runtime.raster.dataset import TileSet
@@ -37,13 +37,14 @@ def reparity(
         raise InputError(f"bundle {path} holds no float graph to compare with; build it again")
     others = [e for e in bundle.manifest.engines if e is not floats[0]]
     allowed = bundle.manifest.max_f1_drop if max_f1_drop is None else max_f1_drop
+    policy = AccuracyPolicy(bundle.manifest.threshold, allowed, gate or bundle.manifest.gate)
     with (
         ChangeDetector(open_to_judge(floats[0], bundle.files, interface), interface) as reference,
         tile_per_stream(reference) as predict,
     ):
         return judge_engines(
-            others, bundle.files, interface, tiles, ("the bundle's float graph", predict),
-            bundle.manifest.threshold, allowed, gate or bundle.manifest.gate, log,
+            others, tiles, ("the bundle's float graph", predict),
+            files=bundle.files, interface=interface, policy=policy, log=log,
         )[0]  # fmt: skip
 
 

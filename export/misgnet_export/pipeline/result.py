@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import onnx
+
 from misgnet_calibration.statistics.tile_selection import Selection
-from misgnet_export.pipeline.threshold import Tuned
-from misgnet_export.report import TilePicture
-from misgnet_export.report.control import ControlRecord
+from misgnet_export.evidence import ControlRecord, TilePicture
+from misgnet_export.pipeline.agreement import Answers
 from misgnet_runtime.accuracy.parity import ParityReport
-from misgnet_runtime.bundle.golden import GoldenTiles
-from misgnet_runtime.bundle.manifest import EngineEntry, SplitEntry, TensorEntry
-from misgnet_runtime.bundle.quantization import Quantization
+from misgnet_runtime.bundle import EngineEntry, Quantization, SplitEntry, TensorEntry
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.raster.dataset import TileSet
 
@@ -20,7 +19,7 @@ FLOAT_ENGINE = "cpu-float32"
 FLOAT_GRAPH = "graphs/float.onnx"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sets:
     """What a build read: three different sets, which calibrate, validate (may be missing) and evaluate, and weights.
 
@@ -38,12 +37,33 @@ class Sets:
     selection: Selection | None = None
 
 
+@dataclass(frozen=True)
+class FloatGraph:
+    """A float graph, and its output on the tiles that every stage is checked on."""
+
+    model: onnx.ModelProto
+    answers: Answers
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A threshold, F1 with it and with 0.5, both 0 to 1, and on how many tiles."""
+
+    threshold: float
+    f1: float
+    f1_at_half: float
+    tiles: int
+
+    def __str__(self) -> str:
+        return f"{self.threshold:g} on {self.tiles} validation tiles: F1 {self.f1:.4f}, {self.f1_at_half:.4f} with 0.5"
+
+
 def lowest(precision: str) -> str:
     """What a graph is called after: "int8" of "int8+float16"."""
     return precision.partition("+")[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GraphFile:
     """A graph in the bundle, and what was decided for it where it is INT8 or float16.
 
@@ -61,12 +81,19 @@ class GraphFile:
 
 
 @dataclass(frozen=True)
+class WrittenGraph:
+    """A graph that was just written to its file, and still is in memory."""
+
+    file: GraphFile
+    model: onnx.ModelProto
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """What was measured: parity, pictures by engine; golden tiles and timings only of what passed."""
+    """What was measured: parity, pictures by engine; timings only of what passed."""
 
     parity: ParityReport
     pictures: Mapping[str, list[TilePicture]]
-    golden: GoldenTiles | None = None
     timings: list[Timing] = field(default_factory=list)
 
 

@@ -11,40 +11,38 @@ import onnx
 
 from misgnet_export.graph.split import SplitGraph, split_graph
 from misgnet_export.pipeline.agreement import Answers, answers_of, compare, require_masks, require_same
-from misgnet_export.pipeline.progress import Stage, StageLog
-from misgnet_export.pipeline.request import BuildRequest
-from misgnet_export.pipeline.result import GraphFile
-from misgnet_runtime.bundle.manifest import Interface, SplitEntry
+from misgnet_export.pipeline.context import BuildContext
+from misgnet_export.pipeline.progress import Stage
+from misgnet_export.pipeline.result import GraphFile, WrittenGraph
+from misgnet_runtime.bundle import Interface, SplitEntry
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from misgnet_runtime.inference.split_detector import SplitDetector
 from misgnet_runtime.raster.dataset import Tile, stack
 
 
-def split_graphs(
-    request: BuildRequest, graphs: list[GraphFile], few: Sequence[Tile], root: Path, log: StageLog
-) -> list[GraphFile]:
-    """``graphs`` with the files of their parts, as far as ``request`` asks for them.
+def split_graphs(context: BuildContext, graphs: list[WrittenGraph]) -> list[GraphFile]:
+    """The files of ``graphs``, with those of their parts where the request asks for them.
 
-    Raises GateFailed where a graph has no place to cut, or where the parts do not answer as the whole on ``few``.
+    Raises GateFailed where a graph has no place to cut, or where the parts do not answer as the whole.
     """
-    if not request.split:
-        return graphs
+    if not context.request.split:
+        return [graph.file for graph in graphs]
     done = []
     for graph in graphs:
-        with log.stage(f"split {graph.name}") as stage:
-            done.append(_split(request, graph, few, root, stage))
+        with context.log.stage(f"split {graph.file.name}") as stage:
+            done.append(_split(context, graph, stage))
     return done
 
 
-def _split(request: BuildRequest, graph: GraphFile, few: Sequence[Tile], root: Path, stage: Stage) -> GraphFile:
-    whole = onnx.load(root / graph.file)
-    parts = split_graph(whole, request.interface)
-    agreement = _check(request, graph, whole, parts, few, stage)
-    encoder, head = (_write(root, graph, *part) for part in (("encoder", parts.encoder), ("head", parts.head)))
+def _split(context: BuildContext, graph: WrittenGraph, stage: Stage) -> GraphFile:
+    parts = split_graph(graph.model, context.interface)
+    agreement = _check(context, graph, parts, stage)
+    encoder = _write(context.root, graph.file, "encoder", parts.encoder)
+    head = _write(context.root, graph.file, "head", parts.head)
     sizes = [part.ByteSize() / 1e6 for part in (parts.encoder, parts.head)]
     stage.finding = f"encoder {sizes[0]:.1f} MB, head {sizes[1]:.1f} MB; {agreement}"
-    return replace(graph, split=SplitEntry(encoder, head, encoder, head), features=parts.features)
+    return replace(graph.file, split=SplitEntry(encoder, head, encoder, head), features=parts.features)
 
 
 def _write(root: Path, graph: GraphFile, part: str, model: onnx.ModelProto) -> str:
@@ -54,18 +52,15 @@ def _write(root: Path, graph: GraphFile, part: str, model: onnx.ModelProto) -> s
     return name
 
 
-def _check(
-    request: BuildRequest, graph: GraphFile, whole: onnx.ModelProto, parts: SplitGraph, few: Sequence[Tile],
-    stage: Stage,
-) -> str:  # fmt: skip
-    """How closely the parts answer as ``whole``, with the features as they are and kept in float16."""
-    expected = answers_of(whole, request.interface, few)
-    with _detector(parts, request.interface) as detector:
-        composed = _composed(detector, few, stage.progress)
-    direct, kept = (compare(expected, found, request.threshold) for found in composed)
-    what, before = f"the graph '{graph.name}' in two parts", "the whole one"
-    if graph.precision == "float32":
-        require_same(direct, request.interface, what, before)
+def _check(context: BuildContext, graph: WrittenGraph, parts: SplitGraph, stage: Stage) -> str:
+    """How closely the parts answer as the whole graph, with the features as they are and kept in float16."""
+    expected = answers_of(graph.model, context.interface, context.check_tiles)
+    with _detector(parts, context.interface) as detector:
+        composed = _composed(detector, context.check_tiles, stage.progress)
+    direct, kept = (compare(expected, found, context.policy.threshold) for found in composed)
+    what, before = f"the graph '{graph.file.name}' in two parts", "the whole one"
+    if graph.file.precision == "float32":
+        require_same(direct, context.interface, what, before)
     require_masks(direct, what, before)
     require_masks(kept, f"{what} with features kept in float16", before)
     return f"as the whole: {direct}; features in float16: {kept}"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from misgnet_calibration.quantizer.recipes import CPU, CPU_ARM, CPU_VNNI, OPENVINO, TENSORRT, TENSORRT_FP16, Recipe
-from misgnet_runtime.bundle.manifest import EngineKind
+from misgnet_runtime.bundle import EngineKind
 from misgnet_runtime.bundle.targets import Kind, Target
 
 
@@ -18,7 +18,7 @@ class Board:
     platform: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Product:
     """``recipe``: of its graph; None is the float graph itself. ``float_type``: what an engine for the CPU computes in
     where its graph is float32.
@@ -58,24 +58,24 @@ _BF16 = ("avx512_bf16", "amx_bf16")
 _ORIN = Board(("sm87",), "linux-aarch64")
 _THOR = Board(("sm110",), "linux-aarch64")  # since CUDA 13; before, it was sm101
 
-FLOAT = Product("onnxruntime", None)  # in every bundle
+FLOAT = Product(engine="onnxruntime", recipe=None)  # in every bundle
 PRODUCTS: Mapping[Kind, Product] = {
-    "cpu": Product("onnxruntime", CPU),
-    "cpu-vnni": Product("onnxruntime", CPU_VNNI, _VNNI),
-    "cpu-arm": Product("onnxruntime", CPU_ARM, ("aarch64",)),
-    "cuda": Product("onnxruntime-cuda", None),
-    "openvino": Product("openvino", OPENVINO),
-    "openvino-bf16": Product("openvino", None, _BF16, "bf16"),
-    "openvino-int8-bf16": Product("openvino", OPENVINO, _BF16, "bf16"),
-    "rtx": Product("rtx", TENSORRT),
-    "rtx-fp16": Product("rtx", TENSORRT_FP16),
-    "tensorrt": Product("tensorrt", TENSORRT),
-    "tensorrt-fp16": Product("tensorrt", TENSORRT_FP16),
-    "torch-tensorrt": Product("tensorrt", None, from_program=True),
-    "jetson-orin": Product("tensorrt", TENSORRT, board=_ORIN),
-    "jetson-orin-fp16": Product("tensorrt", TENSORRT_FP16, board=_ORIN),
-    "jetson-thor": Product("tensorrt", TENSORRT, board=_THOR),
-    "jetson-thor-fp16": Product("tensorrt", TENSORRT_FP16, board=_THOR),
+    "cpu": Product(engine="onnxruntime", recipe=CPU),
+    "cpu-vnni": Product(engine="onnxruntime", recipe=CPU_VNNI, needs=_VNNI),
+    "cpu-arm": Product(engine="onnxruntime", recipe=CPU_ARM, needs=("aarch64",)),
+    "cuda": Product(engine="onnxruntime-cuda", recipe=None),
+    "openvino": Product(engine="openvino", recipe=OPENVINO),
+    "openvino-bf16": Product(engine="openvino", recipe=None, needs=_BF16, float_type="bf16"),
+    "openvino-int8-bf16": Product(engine="openvino", recipe=OPENVINO, needs=_BF16, float_type="bf16"),
+    "rtx": Product(engine="rtx", recipe=TENSORRT),
+    "rtx-fp16": Product(engine="rtx", recipe=TENSORRT_FP16),
+    "tensorrt": Product(engine="tensorrt", recipe=TENSORRT),
+    "tensorrt-fp16": Product(engine="tensorrt", recipe=TENSORRT_FP16),
+    "torch-tensorrt": Product(engine="tensorrt", recipe=None, from_program=True),
+    "jetson-orin": Product(engine="tensorrt", recipe=TENSORRT, board=_ORIN),
+    "jetson-orin-fp16": Product(engine="tensorrt", recipe=TENSORRT_FP16, board=_ORIN),
+    "jetson-thor": Product(engine="tensorrt", recipe=TENSORRT, board=_THOR),
+    "jetson-thor-fp16": Product(engine="tensorrt", recipe=TENSORRT_FP16, board=_THOR),
 }
 
 

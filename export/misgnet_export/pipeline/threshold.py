@@ -1,33 +1,33 @@
-"""The threshold on the probability of change that gives the float graph its best F1 on validation tiles."""
+"""The stage that tunes the threshold: what gives the float graph its best F1 on validation tiles."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from misgnet_export.pipeline.agreement import detector_of
+from misgnet_export.pipeline.context import BuildContext
+from misgnet_export.pipeline.result import FloatGraph, Tuned
 from misgnet_runtime.callables import Predict, Progress
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.inference.detector import tile_per_stream
 from misgnet_runtime.raster.dataset import TileSet, stack
 
 _STEPS = 1000
+_TILES = 128
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """A threshold, F1 with it and with 0.5, both 0 to 1, and on how many tiles."""
-
-    threshold: float
-    f1: float
-    f1_at_half: float
-    tiles: int
-
-    def __str__(self) -> str:
-        return f"{self.threshold:g} on {self.tiles} validation tiles: F1 {self.f1:.4f}, {self.f1_at_half:.4f} with 0.5"
+def tune_threshold(context: BuildContext, graph: FloatGraph, validation: TileSet) -> Tuned:
+    """Run the float graph on validation tiles. Raises InputError where no label of theirs holds change."""
+    with context.log.stage("tune the threshold") as stage:
+        tiles = validation.spread(_TILES)
+        with detector_of(graph.model, context.interface) as detector, tile_per_stream(detector) as predict:
+            tuned = best_threshold(predict, tiles, stage.progress, batch=detector.engine.streams)
+        stage.finding = str(tuned)
+    return tuned
 
 
-def tune_threshold(predict: Predict, tiles: TileSet, progress: Progress, batch: int = 1) -> Tuned:
+def best_threshold(predict: Predict, tiles: TileSet, progress: Progress, batch: int = 1) -> Tuned:
     """Try all thresholds in steps of 0.001; of equally good ones the middle is taken. ``batch``: tiles at once.
 
     Raises InputError where no label of ``tiles`` holds change: then there is no F1.

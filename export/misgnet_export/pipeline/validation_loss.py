@@ -12,7 +12,7 @@ from misgnet_calibration.algorithms.accuracy_control import NO_NUMBERS, Measurem
 from misgnet_export.pipeline.agreement import Agreement, Answers, answers_of, compare
 from misgnet_runtime.accuracy.gate import f1_drop
 from misgnet_runtime.accuracy.metrics import Confusion
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.raster.dataset import Tile, TileSet
 

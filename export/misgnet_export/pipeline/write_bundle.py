@@ -11,37 +11,31 @@ import msgspec
 
 from misgnet_calibration.statistics.tile_selection import Selection
 from misgnet_export.pipeline.request import BuildRequest
-from misgnet_export.pipeline.result import FLOAT_GRAPH, Draft, Evidence, lowest
-from misgnet_export.pipeline.ship_evaluation import EVALUATION
+from misgnet_export.pipeline.result import FLOAT_GRAPH, Draft, lowest
+from misgnet_export.pipeline.ship_tiles import EVALUATION, GOLDEN
 from misgnet_export.report import ReportData, render
 from misgnet_export.report.control import draw_control
 from misgnet_export.report.html import short_path
 from misgnet_runtime.accuracy.evaluation_tiles import ROLE
 from misgnet_runtime.accuracy.parity import ParityReport
-from misgnet_runtime.bundle import MANIFEST
-from misgnet_runtime.bundle.golden import write_golden
-from misgnet_runtime.bundle.manifest import SCHEMA_VERSION, Manifest, Preprocessing, SplitEntry
-from misgnet_runtime.bundle.quantization import Calibration
-from misgnet_runtime.bundle.reader import describe_files
+from misgnet_runtime.bundle import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    Calibration,
+    Manifest,
+    Preprocessing,
+    SplitEntry,
+    describe_files,
+)
 from misgnet_runtime.formatting import plural, timestamp
 from misgnet_runtime.machine import describe_machine, installed_versions
 from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.storage.schema import encode
 
-GOLDEN = "golden/tiles.npz"
 _TOOLS = (
-    "misgnet-export",
-    "torch",
-    "onnx",
-    "onnxscript",
-    "onnxsim",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "numpy",
-    "openvino",
-    "tensorrt-rtx",
-    "tensorrt",
-)
+    "misgnet-export", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "onnxruntime-gpu", "numpy", "openvino",
+    "tensorrt-rtx", "tensorrt",
+)  # fmt: skip
 
 
 def write_bundle(root: Path, request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]]) -> None:
@@ -49,15 +43,6 @@ def write_bundle(root: Path, request: BuildRequest, draft: Draft, stages: list[t
     _write_evidence(root / "evidence", request, draft, stages)
     manifest = _manifest(root, request, draft)
     (root / MANIFEST).write_bytes(encode(manifest))
-
-
-def write_golden_tiles(root: Path, evidence: Evidence) -> Path:
-    """Write the golden tiles of a build that passed."""
-    assert evidence.golden is not None
-    path = root / GOLDEN
-    path.parent.mkdir(exist_ok=True)
-    write_golden(path, evidence.golden)
-    return path
 
 
 def write_rejected(root: Path, request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]]) -> None:
@@ -102,10 +87,7 @@ def _report_data(
         passed=draft.evidence.parity.passed,
         facts=[
             ("Weights", f"{request.weights.name}, SHA-256 {draft.sets.weights_sha256[:16]}"),
-            (
-                "Tile",
-                f"{request.interface.tile} x {request.interface.tile} px, batch 1 to {request.interface.max_batch}",
-            ),
+            ("Tile", f"{request.tile} x {request.tile} px, batch 1 to {request.max_batch}"),
             ("Targets", ", ".join(t.name for t in request.targets)),
             (
                 "Calibration",

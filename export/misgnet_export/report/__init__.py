@@ -2,10 +2,9 @@
 
 from misgnet_export.report.html import ReportData, render
 from misgnet_export.report.junit import junit_xml
-from misgnet_export.report.pictures import TilePicture, pick_tiles
+from misgnet_export.report.pictures import pick_tiles
 from misgnet_export.report.tables import parity_table, stage_table, throughput_table
 
 __all__ = [
-    "ReportData", "TilePicture", "junit_xml", "parity_table", "pick_tiles", "render", "stage_table",
-    "throughput_table",
+    "ReportData", "junit_xml", "parity_table", "pick_tiles", "render", "stage_table", "throughput_table",
 ]  # fmt: skip

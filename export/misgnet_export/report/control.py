@@ -1,23 +1,22 @@
-"""The path of accuracy control: as JSON, as a table for the terminal, and as a picture."""
+"""The path of accuracy control, as a table for the terminal and as a picture."""
 
 from __future__ import annotations
 
 import io
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
-from misgnet_calibration.algorithms.accuracy_control import ControlReport, Effect, Phase, Step, Stopped, listed, loss
+from misgnet_calibration.algorithms.accuracy_control import Phase, Stopped, listed
+from misgnet_export.evidence import ControlRecord, StepRecord
 from misgnet_export.report import figures
 from misgnet_export.report.pictures import data_uri
 from misgnet_export.report.tables import cell, plain, plain_table
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.storage.atomic import replace_file
-from misgnet_runtime.storage.schema import Fraction, Struct
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,78 +37,6 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "#": _NUMBER, "Phase": _WORD, "Groups": {"overflow": "fold", "min_width": 10},
     **dict.fromkeys(("Lost", "Same mask", "Error", "INT8", "Seconds"), _NUMBER), "": _WORD,
 }  # fmt: skip
-
-
-class GroupRecord(Struct, frozen=True):
-    """Nodes that go back to float together; the multiply-adds are those of one image pair."""
-
-    name: str
-    nodes: list[str]
-    multiply_adds: int
-
-
-class EffectRecord(Struct, frozen=True):
-    """What reverting these groups alone won back; None where that was not measured or is no finite number."""
-
-    groups: list[str]
-    won_points: float | None
-    won_logit_error: float | None
-    benefit: float
-    score: float
-
-
-class StepRecord(Struct, frozen=True):
-    """One evaluation; see ``misgnet_calibration.algorithms.accuracy_control.Step``. A figure not finite is None.
-
-    ``estimated``: on fewer tiles, to rank and not to decide.
-    ``loss_points`` is what was held against the limit: the F1 drop, or the pixels that disagree.
-    """
-
-    number: int
-    phase: Phase
-    changed: list[str]
-    float_groups: list[str]
-    f1_drop_points: float | None
-    loss_points: float | None
-    agreement: Fraction
-    logit_error: float | None
-    seconds_per_pair: float | None
-    int8_share_of_multiply_adds: Fraction
-    seconds: float
-    accepted: bool
-    reason: str
-    estimated: bool = False
-
-
-class ControlRecord(Struct, frozen=True):
-    """What is kept of a search. ``ranking``: in the order of reverting; ``result``: the number of a step."""
-
-    limit_points: float
-    min_agreement: Fraction | None
-    budget_seconds: float | None
-    seconds: float
-    passed: bool
-    stopped: Stopped
-    result: int
-    groups: list[GroupRecord]
-    ranking: list[EffectRecord]
-    steps: list[StepRecord]
-
-    @property
-    def chosen(self) -> StepRecord:
-        """The best step that passed, or the closest one where none did."""
-        return self.steps[self.result - 1]
-
-
-def record_of(report: ControlReport) -> ControlRecord:
-    """``report`` as it is kept in a bundle."""
-    return ControlRecord(
-        report.limit.points, report.limit.agreement, _finite(report.budget_seconds), report.seconds, report.passed,
-        report.stopped, report.result.number,
-        [GroupRecord(group.name, list(group.nodes), group.multiply_adds) for group in report.groups],
-        [_effect_record(effect) for effect in report.effects],
-        [_step_record(step) for step in report.steps],
-    )  # fmt: skip
 
 
 def control_table(record: ControlRecord) -> Table:
@@ -238,22 +165,3 @@ def _names(step: StepRecord, record: ControlRecord) -> str:
     more = len(step.changed) - _SHOWN_NAMES
     names = ", ".join(step.changed[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
     return f"+ {names}" if step.phase == "regain" else names
-
-
-def _effect_record(effect: Effect) -> EffectRecord:
-    won, error = _finite(effect.points), _finite(effect.error)
-    return EffectRecord(list(effect.groups), won, error, effect.benefit, effect.score)
-
-
-def _step_record(step: Step) -> StepRecord:
-    found = step.measurement
-    return StepRecord(
-        step.number, step.phase, list(step.changed), list(step.float_groups), _finite(found.f1_drop),
-        _finite(loss(found)), found.agreement, _finite(found.logit_error), found.seconds_per_pair, step.int8_share,
-        step.seconds, step.accepted, step.reason, step.estimated,
-    )  # fmt: skip
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no infinity; a difference with infinity is the largest number."""
-    return None if value is None or abs(value) >= sys.float_info.max else value

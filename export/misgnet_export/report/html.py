@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
+from misgnet_export.evidence import ControlRecord, TilePicture
 from misgnet_export.report import control, figures, pictures
-from misgnet_export.report.control import ControlRecord
-from misgnet_export.report.pictures import TilePicture
 from misgnet_runtime.accuracy.parity import EngineParity, ParityReport
-from misgnet_runtime.bundle.quantization import RepairEntry
+from misgnet_runtime.bundle import RepairEntry
 from misgnet_runtime.formatting import plural, printable
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.machine import machine_line
@@ -20,7 +19,7 @@ from misgnet_runtime.machine import machine_line
 PLOT_WIDTH = 150  # px, of the drawn intervals
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportData:
     """Everything that is shown. ``stages``: name, seconds, what was found; ``files``: path, bytes.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -27,28 +26,6 @@ LEGEND: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("engine newly right", (20, 205, 140)),
 )
 _UNCHANGED, _CHANGED, _BOTH_WRONG, _FALSE_ALARM, _MISSED, _NEWLY_RIGHT = range(len(LEGEND))
-
-
-@dataclass(frozen=True)
-class TilePicture:
-    """One tile to show: both dates uint8 (H, W, 3); label, float mask and engine mask bool (H, W).
-
-    Raises ValueError where the sizes differ.
-    """
-
-    name: str
-    caption: str
-    before: RgbImage
-    after: RgbImage
-    label: Mask
-    reference: Mask
-    engine: Mask
-
-    def __post_init__(self) -> None:
-        size = self.label.shape
-        shapes = [self.before.shape[:2], self.after.shape[:2], self.reference.shape, self.engine.shape]
-        if any(shape != size for shape in shapes):
-            raise ValueError(f"tile {self.name}: the label is {size}, the others {shapes}; cut them alike")
 
 
 def difference_codes(label: Mask, reference: Mask, engine: Mask) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from misgnet_calibration.algorithms.accuracy_control.groups import group_name
 from misgnet_export.report.tables import cell
-from misgnet_runtime.bundle.quantization import NodePlacement, Quantization
+from misgnet_runtime.bundle import NodePlacement, Quantization
 from misgnet_runtime.storage.atomic import replace_file
 
 PRECISIONS = ("int8", "float16", "float32")

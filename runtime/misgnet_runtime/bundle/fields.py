@@ -1,10 +1,13 @@
-"""Types of the manifest's fields: how long its texts are, and what names and paths may be made of."""
+"""Types of the manifest's fields, and the names of a bundle's own files."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 from msgspec import Meta
+
+MANIFEST = "manifest.json"
+SIGNATURE = "model.sig"  # as OpenSSF Model Signing names it
 
 # Nobody writes longer ones, and laying out a table takes the square of a cell's length.
 MAX_WORDS = 4096

@@ -14,7 +14,6 @@ import msgspec
 from msgspec import Meta
 
 from misgnet_runtime.bundle.fields import EngineName, FilePath, Name, TensorName, Words
-from misgnet_runtime.bundle.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from misgnet_runtime.bundle.quantization import Calibration, Quantization
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import MANIFEST_BYTES, MANIFEST_VALUES
@@ -22,6 +21,8 @@ from misgnet_runtime.storage.files import is_no_file
 from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Sha256, Struct
 
 SCHEMA_VERSION = 1
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 InputForm = Literal["uint8", "float32"]
 OutputForm = Literal["probability", "logits", "mask"]

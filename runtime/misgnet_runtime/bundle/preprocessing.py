@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from misgnet_runtime.bundle.manifest import IMAGENET_MEAN, IMAGENET_STD
 
 
 def normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:

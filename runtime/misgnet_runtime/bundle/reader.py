@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from misgnet_runtime.bundle import MANIFEST, SIGNATURE
 from misgnet_runtime.bundle.checked import CheckedFiles
+from misgnet_runtime.bundle.fields import MANIFEST, SIGNATURE
 from misgnet_runtime.bundle.manifest import EngineEntry, FileEntry, Manifest, decode_manifest, read_manifest_bytes
 from misgnet_runtime.bundle.signing.policy import Trust, required
 from misgnet_runtime.errors import InputError, UsageError

@@ -1,0 +1,1 @@
+"""The command line of ``misgnet-run``: a file a command; ``app`` runs them, ``options`` makes their signatures."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.text import Text
 
+from misgnet_runtime.cli.options import BundlePath, takes_options
 from misgnet_runtime.log import current, is_json, out_console
+from misgnet_runtime.measure.bench.options import BenchOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,45 +23,19 @@ if TYPE_CHECKING:
     from misgnet_runtime.measure.bench.report import BenchReport, Conditions, SceneFigure
     from misgnet_runtime.measure.sensors.clocks import Clock, DeviceState
 
-_OptionalPath = Optional[Path]  # noqa: UP045 - typer on 3.10
-_OptionalPair = Optional[tuple[Path, Path]]  # noqa: UP045
-_OptionalInt = Optional[int]  # noqa: UP045
-_Names = Optional[list[str]]  # noqa: UP045
-_Numbers = Optional[list[int]]  # noqa: UP045
-
 _UNTOLD = "not told by this system"
-_SCENE = "BEFORE.tif AFTER.tif, 8-bit RGB on one grid: also predict's tiles/s there, with the fastest that was measured"
 
 
-def _several(*names: str, text: str, default: str) -> Any:
-    return typer.Option(*names, help=f"{text}, repeated for more", show_default=default)
-
-
-Engines = Annotated[_Names, _several("--engine", text="an engine", default="all that run here")]
-Batches = Annotated[_Numbers, _several("--batch", text="pairs a call", default="1, 4 and the largest up to 16")]
-Streams = Annotated[_Numbers, _several("--streams", text="calls at once", default="1, and one a core, 4 at most")]
-Threads = Annotated[_OptionalInt, typer.Option(help="that compute on the CPU", show_default="one a core")]
-Seconds = Annotated[float, typer.Option(help="measured of each engine at each batch and streams")]
-Rounds = Annotated[int, typer.Option(help="turns that these seconds are shared out to, the engines alternating")]
-WarmUp = Annotated[float, typer.Option(help="seconds after which an engine that is not steady is measured anyway")]
-Scene = Annotated[_OptionalPair, typer.Option(help=_SCENE)]
-JsonFile = Annotated[_OptionalPath, typer.Option("--json", help="write all that was found as JSON")]
-Force = Annotated[bool, typer.Option("--force", help="replace an existing JSON file")]
-
-
+@takes_options
 def bench(
-    bundle: Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build")],
+    bundle: BundlePath,
     *,
-    engine: Engines = None,
-    batch: Batches = None,
-    streams: Streams = None,
-    threads: Threads = None,
-    seconds: Seconds = 5.0,
-    rounds: Rounds = 5,
-    warm_up: WarmUp = 10.0,
-    scene: Scene = None,
-    json_file: JsonFile = None,
-    force: Force = False,
+    options: BenchOptions,
+    json_file: Annotated[
+        Optional[Path],  # noqa: UP045 - typer on 3.10
+        typer.Option("--json", help="Write all that was found as JSON.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing JSON file.")] = False,
 ) -> None:
     """How fast this machine runs the engines, at what power, and in what state it was.
 
@@ -67,17 +43,12 @@ def bench(
     """
     from msgspec.structs import asdict
 
-    from misgnet_runtime.measure.bench.matrix import BenchOptions
     from misgnet_runtime.measure.bench.run import run_bench
     from misgnet_runtime.storage.atomic import refuse_existing, write_file
     from misgnet_runtime.storage.schema import encode
 
     if json_file is not None:
         refuse_existing(json_file, force)
-    options = BenchOptions(
-        engines=tuple(engine or ()), batches=tuple(batch or ()), streams=tuple(streams or ()), threads=threads,
-        seconds=seconds, rounds=rounds, warm_up=warm_up, scene=scene,
-    )  # fmt: skip
     with current().progress("rounds") as progress:
         report = run_bench(bundle, options, progress)
     if json_file is not None:

@@ -1,23 +1,35 @@
-"""What a bundle holds, for a person."""
+"""``misgnet-run info``: what a bundle holds, for a person or a program. Cheap to import."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from misgnet_runtime.bundle.manifest import EngineEntry
-from misgnet_runtime.bundle.quantization import Quantization
-from misgnet_runtime.bundle.reader import Bundle, read_bundle
-from misgnet_runtime.engines import ExecutionOptions
+from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.formatting import printable
-from misgnet_runtime.inference.selection import open_detector, ranked_here
-from misgnet_runtime.inference.tuned import Tuning, kept
+from misgnet_runtime.log import current, is_json, out_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from misgnet_runtime.bundle.manifest import EngineEntry
+    from misgnet_runtime.bundle.quantization import Quantization
+    from misgnet_runtime.bundle.reader import Bundle
+    from misgnet_runtime.inference.tuned import Tuning
+
+
+def info(bundle: BundlePath) -> None:
+    """What is in a bundle, and what this machine can run of it and why not."""
+    if is_json():
+        current().result([f"bundle {bundle}"], **bundle_facts(bundle))
+    else:
+        print_info(bundle, out_console)
 
 
 class _Result(msgspec.Struct):
@@ -30,6 +42,9 @@ class _Result(msgspec.Struct):
 
 def print_info(path: Path, console: Console) -> None:
     """Print engines, quantization, files and whether each engine opens here; digests are checked first."""
+    from misgnet_runtime.bundle.reader import read_bundle
+    from misgnet_runtime.inference.selection import ranked_here
+
     bundle = read_bundle(path)
     m = bundle.manifest
     for line in (
@@ -52,6 +67,9 @@ def print_info(path: Path, console: Console) -> None:
 
 def bundle_facts(path: Path) -> dict[str, object]:
     """The same for a program: the manifest, and by engine whether it opens here, ranked as they are in the table."""
+    from misgnet_runtime.bundle.reader import read_bundle
+    from misgnet_runtime.inference.selection import ranked_here
+
     bundle = read_bundle(path)
     here = _here(bundle, ranked_here(bundle))
     signed = bundle.signed.words() if bundle.signed else None
@@ -90,6 +108,10 @@ def _made_for(entry: EngineEntry) -> str:
 
 def _here(bundle: Bundle, entries: list[EngineEntry]) -> dict[str, str]:
     """By engine, whether it opens on this machine, and how it was tuned."""
+    from misgnet_runtime.engines.options import ExecutionOptions
+    from misgnet_runtime.inference.selection import open_detector
+    from misgnet_runtime.inference.tuned import kept
+
     tuning, found = kept(bundle), {}
     for entry in entries:
         try:

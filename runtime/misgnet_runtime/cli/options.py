@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Optional, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Optional, get_type_hints
 
 import typer
 
@@ -85,7 +85,7 @@ def _parameters(command: Callable[..., None], hints: dict[str, Any], classes: di
 
 
 def _parameter(one: Stated) -> Parameter:
-    about, repeated = one.option, _is_repeated(one)
+    about, repeated = one.option, one.repeated
     item = str if about.parse else bare(one.type)
     kind: Any = list[item] if repeated else item  # type: ignore[valid-type]
     default, show = one.default, about.show_default
@@ -111,10 +111,3 @@ def _text(default: Any) -> str:
     if default is None:
         return ""
     return ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-
-
-def _is_repeated(one: Stated) -> bool:
-    """Whether the option may be given several times, each time for an item of a tuple."""
-    if one.option.parse:
-        return one.option.repeated
-    return get_origin(one.type) is tuple and get_args(one.type)[-1] is Ellipsis

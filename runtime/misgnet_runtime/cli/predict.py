@@ -30,10 +30,10 @@ def predict(
     ],
     options: SceneOptions,
 ) -> None:
-    """The change between two dates: a mask of two images, a GeoTIFF (or with -o X.png a mask) of two GeoTIFFs of any
-    size, or those of all pairs of equal names in two folders.
+    """Map the change between two dates: of images, GeoTIFFs of any size, or the pairs of equal names in two folders.
 
-    A folder's or GeoTIFF's run that was interrupted is resumed by the same command.
+    Images become a mask, GeoTIFFs a GeoTIFF (with -o X.png a mask). The same command resumes an interrupted run of a
+    folder or a GeoTIFF.
     """
     if before.is_dir() or after.is_dir():
         _predict_folders(bundle, before, after, output, options)

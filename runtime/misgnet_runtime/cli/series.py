@@ -10,7 +10,7 @@ import typer
 
 from misgnet_runtime.cli.options import takes_options
 from misgnet_runtime.jobs.scene.options import SceneOptions
-from misgnet_runtime.jobs.series.options import SeriesOptions
+from misgnet_runtime.jobs.series.options import OF_MAPS, SeriesOptions
 from misgnet_runtime.log import current
 from misgnet_runtime.options import group
 
@@ -18,14 +18,11 @@ if TYPE_CHECKING:
     from misgnet_runtime.jobs.scene.run import SceneReport
 
 _Bundle = Annotated[Path, typer.Argument(help="A bundle made by misgnet-export build --split.")]
-_OF_PAIRS = (
-    "before", "after", "align", "cog", "min_area", "simplify", "probability", "vector", "quicklook",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class _EncodeOptions:
-    scene: SceneOptions = group(SceneOptions, without=_OF_PAIRS, help={"force": "Replace an existing output."})
+    scene: SceneOptions = group(SceneOptions, without=OF_MAPS, help={"force": "Replace an existing output."})
 
 
 @takes_options

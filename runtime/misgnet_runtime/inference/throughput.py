@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import msgspec
 import numpy as np
@@ -32,32 +32,26 @@ ROUNDS = 5
 WARM_UP_SECONDS = 10.0
 
 
-class Workload(Protocol):
-    """What a worker process calls again and again: a struct that is the first line of its input.
+class Workload(Struct, frozen=True, kw_only=True):
+    """What a worker process calls again and again; the first line of its input."""
 
-    ``worker``: the module of the process. ``threads``: all usable cores by default. So many threads as there are
-    ``streams`` call, each again as soon as it has its result. ``warm_up``: seconds after which a workload that is not
-    steady yet is measured nevertheless.
-    """
+    worker: ClassVar[str]  # the module of the process
+    batch: int = 1
+    threads: int | None = None  # all usable cores by default
+    streams: int = 1  # so many threads call, each again as soon as it has its result
+    warm_up: float = WARM_UP_SECONDS  # after which a workload that is not steady yet is measured nevertheless
 
     @property
-    def worker(self) -> str: ...
+    def name(self) -> str:
+        raise NotImplementedError
+
     @property
-    def name(self) -> str: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def threads(self) -> int | None: ...
-    @property
-    def streams(self) -> int: ...
-    @property
-    def warm_up(self) -> float: ...
+    def precision(self) -> str:
+        raise NotImplementedError
 
 
-class Task(Struct, frozen=True):
-    """A :class:`Workload`: an engine's entry, and the folder its paths start from.
+class Task(Workload, frozen=True):
+    """An engine's entry, and the folder its paths start from.
 
     ``golden``: the tiles' file, by its path in ``root`` or from anywhere. ``files``, ``manifest_sha256``: of a bundle
     that was checked, whose bytes the worker compares again.
@@ -68,10 +62,6 @@ class Task(Struct, frozen=True):
     root: str
     interface: Interface
     golden: str
-    batch: int
-    threads: int | None = None
-    streams: int = 1
-    warm_up: float = WARM_UP_SECONDS
     files: list[FileEntry] = msgspec.field(default_factory=list)
     manifest_sha256: str | None = None
 

@@ -103,8 +103,6 @@ def predict_folders(
 
 
 _PLAIN = ("execution", "engine", "force", "tuned", "max_unreadable")
-
-
 _NOT_SHOWN = ("align", "overlap", "cog", "batch", "min_area", "simplify")  # shown above, or of no folder
 
 

@@ -12,26 +12,21 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.inference.throughput import WARM_UP_SECONDS
+from misgnet_runtime.inference.throughput import Workload
 from misgnet_runtime.inference.throughput_worker import serve_calls
-from misgnet_runtime.storage.schema import Struct
 
 _PROBE = 512
 _TRIES = 5  # the first wakes NumPy's threads
 _SIZES = (64, 4096)  # rows that are too few to compute, and that take a whole 192 MiB
 
 
-class MatrixProduct(Struct, frozen=True):
-    """A :class:`~misgnet_runtime.inference.throughput.Workload` whose calls take about ``seconds`` each."""
+class MatrixProduct(Workload, frozen=True):
+    """Calls that take about ``seconds`` each."""
 
     worker: ClassVar[str] = "misgnet_runtime.measure.matrix_baseline"
+    name: ClassVar[str] = "matrix product"
+    precision: ClassVar[str] = "float32"
     seconds: float
-    threads: int | None = None
-    batch: int = 1
-    streams: int = 1
-    warm_up: float = WARM_UP_SECONDS
-    name: str = "matrix product"
-    precision: str = "float32"
 
 
 def serve() -> None:

@@ -153,11 +153,6 @@ def stack(tiles: Sequence[Tile]) -> tuple[RgbImage, RgbImage]:
     return np.stack([t.before for t in tiles]), np.stack([t.after for t in tiles])
 
 
-def source_digest(source: Source) -> str:
-    """SHA-256 over the bytes of both dates: equal files have equal digests, whatever their names."""
-    return _files_digests(source)[0]
-
-
 def load_source(source: Source) -> Images:
     """Both dates uint8 (H, W, 3) and the label bool (H, W) of a whole pair; InputError names a bad file."""
     before, after = read_pair(source.before, source.after)

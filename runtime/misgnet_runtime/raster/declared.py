@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.options import flag, numbers, option
+from misgnet_runtime.options import flag, option
+from misgnet_runtime.parsers import numbers
 
 PIXELS_PANEL = "GeoTIFF input: what its pixels are; nothing is guessed from values"
 _three, _two = numbers(3, like="3,2,1"), numbers(2, like="2,98")

@@ -199,14 +199,14 @@ def neutralised(image: RgbImage, valid: Mask) -> RgbImage:
 
 
 @contextmanager
-def open_pair(before: Path, after: Path, *, align: bool, grid: Grid | None = None) -> Iterator[Pair]:
-    """Both rasters, checked as far as their headers go.
+def open_pair(before: Path, after: Path, *, align: bool) -> Iterator[Pair]:
+    """Open both rasters, checked as far as their headers go.
 
-    Both lie on ``grid``, that of the first without one; with ``align`` what does not is warped onto it as it is read.
-    Raises as :func:`open_raster`.
+    Both lie on the grid of the first; with ``align`` a second that does not is warped onto it as it is read. Raises as
+    :func:`open_raster`.
     """
-    with open_raster(before, "before", grid, align=align) as first:
-        grid = grid or Grid.of(first.dataset)
+    with open_raster(before, "before") as first:
+        grid = Grid.of(first.dataset)
         with open_raster(after, "after", grid, align=align) as second:
             yield Pair(first, second, grid)
 
@@ -225,11 +225,12 @@ def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool 
             raise InputError(f"raster {path} does not exist")
         stamp = stamp_of(path)
         dataset = stack.enter_context(_checked(rasterio, path))
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=max(held, cache_for(dataset))))
+        options = {**GDAL, "GDAL_CACHEMAX": max(held, cache_for(dataset))}
+        stack.enter_context(rasterio.Env(**options))
         colours = _colours(dataset)
         raster = Raster(
             date=date, dataset=dataset, alpha=_alpha(colours), stamp=stamp, blocks=Blocks.of(path, dataset),
-            colours=colours, options=rasterio.env.getenv(),
+            colours=colours, options=options,
         )  # fmt: skip
         if grid is not None and align:
             check_overlap(rasterio, grid, Grid.of(dataset))

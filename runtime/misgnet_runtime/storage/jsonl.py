@@ -88,9 +88,9 @@ class JournalSchema(Generic[Entry]):
         try:
             return self._entry(line, number)
         except _FormatError as error:
-            known = " and ".join(map(str, self.formats))
+            known = f"format{'s'[: len(self.formats) - 1]} {' and '.join(map(str, self.formats))}"
             raise UsageError(
-                f"{path}, line {number} has format {error}, and this version reads format {known}; {self.advice}"
+                f"{path}, line {number} has format {error}, and this version reads {known}; {self.advice}"
             ) from error
         except JSON_ERRORS as error:
             kind = UsageError if number == 1 else self.damage

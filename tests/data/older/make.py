@@ -1,4 +1,5 @@
 # mypy: ignore-errors
+# ruff: noqa: I001 - the modules are those of that commit
 """What commit 060c2ba made, for tests/test_older_versions.py: a bundle, a tuning, and what killed runs leave.
 
 To make it again, check that commit out and install it in a virtual environment of its own; then::
@@ -9,8 +10,11 @@ To make it again, check that commit out and install it in a virtual environment 
 All pixels are the synthetic generator's, by the seeds below. Files that runs read have one time of change.
 """
 
+# ruff: noqa: I001 - modules of an earlier version
+
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import signal
@@ -24,10 +28,12 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from misgnet_runtime.batch import record as batch
 from misgnet_runtime.batch.table import Shard
 from misgnet_runtime.folders import predict_folders
 from misgnet_runtime.scenes.options import SceneOptions
 from misgnet_runtime.scenes.predict import predict_scene_files
+from misgnet_runtime.watch import work
 from misgnet_runtime.watch.options import WatchOptions
 from misgnet_runtime.watch.service import watch_folder
 from PIL import Image
@@ -36,9 +42,7 @@ import bundles
 from ends import in_child
 from misgnet.datasets import PrepareOptions, prepare
 from misgnet.synthetic.pairs import make_pair
-from misgnet_runtime.batch import record as batch
 from misgnet_runtime.log import current
-from misgnet_runtime.watch import work
 
 MODIFIED = 1_700_000_000  # seconds since 1970; no raster has a reference system, whose words are PROJ's
 SCENE = SceneOptions(engine="cpu-float32", overlap=16, batch=1, streams=1, tuned=False)
@@ -145,6 +149,21 @@ def tune(target: Path, bundle: Path) -> None:
         shutil.copy(made, target)
 
 
+def train(target: Path) -> None:
+    """Keep all but the numbers, which take 40 MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for number, split in enumerate(("train", "val")):
+            for part, image in zip(("A", "B", "label"), pixels(number), strict=True):
+                write_image(root / "tiles" / split / part / "a.png", image)
+        command = [Path(sys.executable).with_name("misgnet"), "train", root / "tiles", "-o", root / "run"]
+        subprocess.run([*command, "--steps", "1", "--batch", "1", "--tile", "64", "--device", "cpu"], check=True)
+        with (root / "run/best.safetensors").open("rb") as checkpoint:
+            size = checkpoint.read(8)
+            header = size + checkpoint.read(int.from_bytes(size, "little"))
+        target.write_bytes(gzip.compress(header, mtime=0))
+
+
 if __name__ == "__main__":
     made = Path(sys.argv[1])
     write_bundle(made / "bundle")
@@ -155,3 +174,4 @@ if __name__ == "__main__":
     leave_batch(made / "batch")
     leave_dataset(made / "dataset")
     tune(made / "tuning.json", made / "bundle")
+    train(made / "checkpoint.safetensors.head.gz")

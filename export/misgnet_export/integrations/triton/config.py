@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from misgnet_runtime.bundle.manifest import EngineEntry, Interface, TensorEntry
+from misgnet_runtime.bundle import EngineEntry, Interface, TensorEntry
 from misgnet_runtime.engines import MOST_STREAMS, is_on_cpu, streams_for_scenes
 from misgnet_runtime.errors import UnavailableError, UsageError
 
@@ -81,8 +81,9 @@ def model_config(
     name: str,
     entry: EngineEntry,
     interface: Interface,
-    speeds: Mapping[int, float],
     serving: Serving,
+    *,
+    speeds: Mapping[int, float],
     parameters: Mapping[str, str],
 ) -> Any:
     """The ``ModelConfig`` of an engine; ``parameters``: what a client may ask the server of the model."""

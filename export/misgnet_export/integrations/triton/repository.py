@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from misgnet_export.integrations.triton.config import BACKENDS, Serving, load_schema, model_config
-from misgnet_runtime.bundle.manifest import EngineEntry
-from misgnet_runtime.bundle.reader import Bundle, read_bundle
+from misgnet_runtime.bundle import Bundle, EngineEntry, read_bundle
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.inference.selection import measured_by_build
 from misgnet_runtime.storage.atomic import refuse_existing, refuse_inputs, replace_folder
@@ -76,8 +75,9 @@ def _write_model(bundle: Bundle, entry: EngineEntry, folder: Path, serving: Serv
     place.mkdir(parents=True)
     (place / backend.file).write_bytes(bundle.read(entry.file))
     config = model_config(
-        name, entry, bundle.manifest.interface, _speeds(bundle, entry), serving, _facts(bundle, entry)
-    )
+        name, entry, bundle.manifest.interface, serving,
+        speeds=_speeds(bundle, entry), parameters=_facts(bundle, entry),
+    )  # fmt: skip
     (folder / name / CONFIG).write_text(_text(config))
     note = "" if "bf16" in entry.precision else backend.note
     return Model(name, entry.name, backend.backend, note)

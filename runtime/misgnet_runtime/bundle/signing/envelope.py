@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from misgnet_runtime.bundle import SIGNATURE
+from misgnet_runtime.bundle.fields import SIGNATURE
 from misgnet_runtime.bundle.signing.names import folded, path_problem
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import BUNDLE_FILES, SIGNED_NAME

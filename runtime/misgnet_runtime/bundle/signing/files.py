@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from misgnet_runtime.bundle import SIGNATURE
+from misgnet_runtime.bundle.fields import SIGNATURE
 from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.limits import BUNDLE_BYTES, BUNDLE_FILES, SIGNATURE_BYTES
 from misgnet_runtime.storage.atomic import resumable_errors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from misgnet_runtime.bundle import SIGNATURE
+from misgnet_runtime.bundle.fields import SIGNATURE
 from misgnet_runtime.limits import SIGNED_NAME
 
 # Default_Ignorable_Code_Point of DerivedCoreProperties.txt (Unicode 14 to 16), which Python does not know: drawn as

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from misgnet_runtime.bundle import MANIFEST
+from misgnet_runtime.bundle.fields import MANIFEST
 from misgnet_runtime.bundle.manifest import Manifest, decode_manifest
 from misgnet_runtime.bundle.signing.envelope import decode_envelope, signed_digests
 from misgnet_runtime.bundle.signing.files import (

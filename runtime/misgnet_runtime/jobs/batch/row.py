@@ -11,7 +11,8 @@ import msgspec
 
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.jobs.scene.options import VECTOR_SUFFIXES, SceneOptions
-from misgnet_runtime.options import NO, YES, group, make, option, stated
+from misgnet_runtime.options import group, make, option, stated
+from misgnet_runtime.parsers import NO, YES
 
 _ENDINGS = {"probability": ".probability.tif", "vector": ".gpkg", "quicklook": ".png", "output": ".tif"}
 

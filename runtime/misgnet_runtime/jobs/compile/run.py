@@ -22,21 +22,13 @@ from misgnet_runtime.errors import GateFailed, UnavailableError, UsageError
 from misgnet_runtime.formatting import timestamp
 from misgnet_runtime.jobs.compile.candidate import Candidate, find_or_compile
 from misgnet_runtime.jobs.compile.memory import BuilderMemory, builder_memory
+from misgnet_runtime.jobs.compile.options import CompileOptions
 from misgnet_runtime.jobs.compile.progress import BuildProgress, duration
 from misgnet_runtime.jobs.compile.proof import Candidates, Proof, prove
 from misgnet_runtime.log import EventLog, current
+from misgnet_runtime.options import check
 
 _ELSEWHERE = "; build for this one with: misgnet-export build ... --target tensorrt --on-device"
-
-
-@dataclass(frozen=True)
-class CompileOptions:
-    """``engines``: by name, or all that are to be compiled on this device; ``again``: also what was compiled before."""
-
-    engines: tuple[str, ...] = ()
-    workspace_bytes: int | None = None
-    optimization_level: int | None = None
-    again: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +55,7 @@ def compile_bundle(
     compile or run one; InputError for a bundle that is not what its manifest says, or a cache that others may have
     changed; StorageError where nothing can be kept; UsageError for an engine without a plan.
     """
+    check(options)
     log = log or current()
     bundle = read_bundle(path)
     entries = _asked(bundle, options.engines)

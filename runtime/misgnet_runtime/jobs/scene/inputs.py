@@ -81,10 +81,6 @@ class Inputs:
             if blocks.nodata_blocks:
                 some = f"{blocks.nodata_blocks:,} of {plural(blocks.count, 'block')}"
                 log.info(f"{name}: {some} were never written, which is nodata")
-        self.warn(log)
-
-    def warn(self, log: EventLog) -> None:
-        """Log the warnings alone."""
         for warning in self.warnings():
             log.warning(warning)
 

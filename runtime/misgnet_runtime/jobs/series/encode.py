@@ -61,7 +61,7 @@ def encode_file(
 ) -> EncodeReport:
     """Write the features of a GeoTIFF, for :func:`misgnet_runtime.jobs.series.series.run_series`, as ``output``.
 
-    ``options.before`` says what the raster's pixels are. Else as :func:`predict_scene_files`; GateFailed also where a
+    ``options.dates[0]`` says what the raster's pixels are. Else as :func:`predict_scene_files`; GateFailed also where a
     feature does not fit float16, UsageError where the bundle is not split.
     """
     options, log = options or SceneOptions(), log or current()

@@ -31,6 +31,7 @@ from misgnet_runtime.jobs.series.features import (
     pack,
     record_type,
 )
+from misgnet_runtime.jobs.series.options import feature_settings
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.blending import Layout, lay_out
 from misgnet_runtime.raster.grid import Grid
@@ -106,7 +107,7 @@ class Encoding:
             "the scaling": str(self.date.scaling),
             "the grid": self.grid.words(),
             "--align": str(self.aligned),
-            "--overlap": str(layout.rows.overlap),
+            **feature_settings(self.options, overlap=layout.rows.overlap),
         }
         return Footer(
             format=FORMAT, settings=settings, tile=detector.interface.tile, rows=list(layout.rows.starts),
@@ -123,7 +124,7 @@ def open_split_engine(bundle: Bundle, options: SceneOptions) -> Iterator[SplitEn
 
 
 def inspect_encoding(engine: SplitEngine, raster: Raster, options: SceneOptions, grid: Grid | None = None) -> Encoding:
-    """A raster, open on its own grid, whose pixels are what ``options.before`` says, or on ``grid``, by its ``after``.
+    """Inspect a raster, open on its own grid as the first date, or on ``grid`` as a later one.
 
     Raises as :func:`find_scaling`; UnreadableError where more of it is known to be unreadable than ``options`` allow.
     """

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from misgnet_runtime.jobs.scene.options import OUTPUT_PANEL, SceneOptions
-from misgnet_runtime.options import flag, group, option, stated
+from misgnet_runtime.options import flag, group, option, settings, stated
 from misgnet_runtime.raster.declared import Declared
 
+# Fields of SceneOptions that say nothing of one date's features.
+OF_MAPS = ("before", "after", "align", "cog", "min_area", "simplify", "probability", "vector", "quicklook")
 _WHOSE = {"before_": "the first date", "after_": "all later dates"}
 
 
@@ -46,3 +48,9 @@ class SeriesOptions:
             self.scene, probability=named(self.probability, ".probability.tif"), vector=named(self.vector, ".gpkg"),
             quicklook=named(self.quicklook, ".png"),
         )  # fmt: skip
+
+
+def feature_settings(options: SceneOptions, *, overlap: int) -> dict[str, str]:
+    """What a date's features depend on, by option, beside what their footer records in other words."""
+    found = settings(options, overlap=overlap)
+    return {flag(name): value for name, value in found.items() if name not in (*OF_MAPS, "batch")}

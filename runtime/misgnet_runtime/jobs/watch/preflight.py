@@ -88,7 +88,7 @@ def _opened(file: File) -> FileIO:
 def _longest_name(folder: Path) -> int:
     try:
         return os.pathconf(folder, "PC_NAME_MAX")
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError):  # Windows has no such call
         return _NAME_BYTES
 
 

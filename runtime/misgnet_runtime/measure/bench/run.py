@@ -17,7 +17,8 @@ from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.formatting import timestamp
 from misgnet_runtime.inference.throughput import RailEnergy, Task, Timing, Workload, measure
 from misgnet_runtime.machine import describe_machine, installed_versions, usable_cores
-from misgnet_runtime.measure.bench.matrix import BenchOptions, Plan, make_plan, tasks_of
+from misgnet_runtime.measure.bench.matrix import BenchMatrix, make_matrix, tasks_of
+from misgnet_runtime.measure.bench.options import BenchOptions
 from misgnet_runtime.measure.bench.report import (
     BenchReport,
     Conditions,
@@ -38,19 +39,19 @@ _VERSIONS = ("misgnet-export", "numpy", "onnxruntime", "openvino", "tensorrt", "
 
 
 def run_bench(path: Path, options: BenchOptions, progress: Progress | None = None) -> BenchReport:
-    """Measure what :func:`make_plan` finds; ``progress`` gets the rounds that are done.
+    """Measure what :func:`make_matrix` finds; ``progress`` gets the rounds that are done.
 
-    Raises InputError for a bundle that is not what its manifest says, what :func:`make_plan` raises, MisgnetError
+    Raises InputError for a bundle that is not what its manifest says, what :func:`make_matrix` raises, MisgnetError
     where a worker fails, and for a scene what ``misgnet-run predict`` raises.
     """
     bundle = read_bundle(path)
     if options.scene:
         check_scene(*options.scene)
-    plan = make_plan(bundle, options)
+    matrix = make_matrix(bundle, options)
     meters, missing = find_meters()
     mode, before, watched = power_mode(), read_state(), list[DeviceState]()
     with watch_state(watched):
-        timings, product = _measure_all(bundle, plan, options, meters, progress)
+        timings, product = _measure_all(bundle, matrix, options, meters, progress)
     scene = _scene(bundle, options.scene, options.threads, fastest(timings)) if options.scene else None
     conditions = Conditions(
         machine=describe_machine(), versions=installed_versions(_VERSIONS), power_modes=(mode, power_mode()),
@@ -61,7 +62,7 @@ def run_bench(path: Path, options: BenchOptions, progress: Progress | None = Non
         created=timestamp(), bundle=str(bundle.name), bundle_version=bundle.manifest.bundle_version,
         bundle_sha256=bundle.digest(),
         settings=Settings(options.seconds, options.rounds, options.warm_up, options.threads or usable_cores()),
-        engines=plan.runs, not_run=plan.not_run, timings=timings, reference=reference,
+        engines=matrix.runs, not_run=matrix.not_run, timings=timings, reference=reference,
         ratios=ratios_to(reference, timings), power=Power([meter.source for meter in meters], missing),
         conditions=conditions, scene=scene, matrix_product=product,
         warnings=[*throttling([conditions.before, conditions.during, conditions.after]), *_unsettled(timings)],
@@ -69,14 +70,14 @@ def run_bench(path: Path, options: BenchOptions, progress: Progress | None = Non
 
 
 def _measure_all(
-    bundle: Bundle, plan: Plan, options: BenchOptions, meters: Sequence[PowerMeter], progress: Progress | None
+    bundle: Bundle, matrix: BenchMatrix, options: BenchOptions, meters: Sequence[PowerMeter], progress: Progress | None
 ) -> tuple[list[Timing], Timing | None]:
     """Setting after setting, and at each all engines side by side; also the matrix product beside single calls."""
-    settings = plan.settings()
+    settings = matrix.settings()
     found: list[Timing] = []
     product = None
     for index, (batch, streams) in enumerate(settings):
-        tasks = tasks_of(bundle, plan, options, batch, streams)
+        tasks = tasks_of(bundle, matrix, options, batch, streams)
         tell = progress and partial(_report_all, progress, index * options.rounds, len(settings))
         if (batch, streams) == (1, 1):
             *timings, product = _measure(tasks, options, meters, tell, partial(MatrixProduct, threads=options.threads))

@@ -1,0 +1,97 @@
+"""Which calibrator a recipe's ranges come from: the one that was asked for, or the best one on validation tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from misgnet_calibration.onnx_graph import Graph
+from misgnet_calibration.quantizer.per_tensor_range import PerTensor, choose_per_tensor
+from misgnet_calibration.quantizer.placement import quantizer_sites
+from misgnet_calibration.quantizer.quantize import QuantizationInputs, QuantizedGraph
+from misgnet_calibration.quantizer.recipes import Recipe
+from misgnet_calibration.statistics.calibrators import (
+    AUTO,
+    CANDIDATES,
+    DEFAULT,
+    PER_TENSOR,
+    Calibrating,
+    Calibrator,
+    named,
+)
+from misgnet_calibration.statistics.observers import Range
+from misgnet_export.pipeline.agreement import Agreement
+from misgnet_export.pipeline.calibrate import Calibrated
+from misgnet_export.pipeline.validation_loss import Loss
+from misgnet_runtime.callables import Progress
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An INT8 graph with the ranges of one calibrator, and what it loses; None where no tiles decide."""
+
+    calibrator: Calibrating
+    inputs: QuantizationInputs
+    quantized: QuantizedGraph
+    loss: Loss | None
+
+
+def quantized_as(
+    asked: str, start: Calibrated, recipe: Recipe, progress: Progress
+) -> tuple[Candidate, dict[str, Candidate]]:
+    """The graph by the observer ``asked`` for, and all that were tried where the deciding tiles choose one."""
+    if asked == AUTO and start.decision is not None:
+        tried = try_calibrators(start, recipe, progress)
+        chosen = tried[best({name: c.loss.agreement for name, c in tried.items() if c.loss})]
+        return quantized_with(chosen.calibrator, start, recipe) if recipe.float16 else chosen, tried
+    if asked == PER_TENSOR:
+        return quantized_with(per_tensor(start, recipe, _candidate_ranges(start, recipe), progress), start, recipe), {}
+    return quantized_with(named(asked) or DEFAULT, start, recipe), {}
+
+
+def try_calibrators(start: Calibrated, recipe: Recipe, progress: Progress) -> dict[str, Candidate]:
+    """By name each calibrator of CANDIDATES, and their choice for each tensor: the graph and what it loses.
+
+    What a recipe computes in float16 is float32 in these graphs: ranges are compared, and half precision is slow here.
+    """
+    recipe = replace(recipe, float16=False)
+    tried: dict[str, Candidate] = {}
+    for done, calibrator in enumerate(CANDIDATES, 1):
+        tried[calibrator.name] = quantized_with(calibrator, start, recipe)
+        progress(done, len(CANDIDATES) + 1)
+    ranges = {calibrator: tried[calibrator.name].inputs.ranges for calibrator in CANDIDATES}
+    chosen = per_tensor(start, recipe, ranges)
+    return {**tried, chosen.name: quantized_with(chosen, start, recipe)}
+
+
+def quantized_with(calibrator: Calibrating, start: Calibrated, recipe: Recipe) -> Candidate:
+    """The INT8 graph for ``recipe`` with the ranges of ``calibrator``."""
+    inputs = QuantizationInputs(
+        model=start.model, ranges=_ranges(calibrator, start, recipe), absolute_maxima=start.observed.absolute_maxima
+    )
+    quantized = inputs.quantize(recipe)
+    return Candidate(calibrator, inputs, quantized, start.decision.loss(quantized.model) if start.decision else None)
+
+
+def per_tensor(
+    start: Calibrated, recipe: Recipe, ranges: Mapping[Calibrator, Mapping[str, Range]],
+    progress: Progress | None = None,
+) -> PerTensor:  # fmt: skip
+    """For each tensor the calibrator, of those with ``ranges``, that errs least in what is computed from it."""
+    sites = quantizer_sites(Graph(start.model), recipe)
+    return choose_per_tensor(
+        start.model, start.interface, start.calib, sites, recipe, candidates=ranges, progress=progress
+    )
+
+
+def _candidate_ranges(start: Calibrated, recipe: Recipe) -> dict[Calibrator, Mapping[str, Range]]:
+    return {calibrator: _ranges(calibrator, start, recipe) for calibrator in CANDIDATES}
+
+
+def _ranges(calibrator: Calibrating, start: Calibrated, recipe: Recipe) -> Mapping[str, Range]:
+    return start.observed.ranges(calibrator, symmetric=recipe.symmetric_activations)
+
+
+def best(tried: Mapping[str, Agreement]) -> str:
+    """Most agreeing pixels, then the smaller mean difference; a pure decision."""
+    return max(tried, key=lambda name: (tried[name].pixels, -tried[name].mean))

@@ -1,0 +1,29 @@
+"""What every stage of a build is given: the request, the bundle's folder, the log, and how accuracy is decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from misgnet_export.pipeline.progress import StageLog
+from misgnet_export.pipeline.request import AccuracyPolicy, BuildRequest
+from misgnet_runtime.bundle import Interface
+from misgnet_runtime.raster.dataset import Tile
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """One build in progress. Nothing in it changes: a stage that decides something makes a new one."""
+
+    request: BuildRequest
+    root: Path  # folder that the bundle is written to
+    log: StageLog
+    policy: AccuracyPolicy
+    check_tiles: tuple[Tile, ...]  # every stage's graph is compared on them with the graph before
+
+    @property
+    def interface(self) -> Interface:
+        return self.request.interface
+
+    def with_threshold(self, threshold: float) -> BuildContext:
+        return replace(self, policy=replace(self.policy, threshold=threshold))

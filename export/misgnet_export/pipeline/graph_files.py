@@ -1,0 +1,40 @@
+"""Writes the graphs of a bundle, with what was decided for those in INT8 or float16."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from misgnet_calibration.quantizer.recipes import Recipe
+from misgnet_export.evidence import record_of
+from misgnet_export.graph.half import with_half_features
+from misgnet_export.pipeline.context import BuildContext
+from misgnet_export.pipeline.quantization_record import quantization_entry
+from misgnet_export.pipeline.quantize import RecipeGraph
+from misgnet_export.pipeline.result import FLOAT_GRAPH, FloatGraph, GraphFile, WrittenGraph, lowest
+
+
+def write_float(root: Path, model: onnx.ModelProto) -> WrittenGraph:
+    return _write(root, "float", FLOAT_GRAPH, "float32", model)
+
+
+def write_quantized(context: BuildContext, graph: FloatGraph, recipe: Recipe, found: RecipeGraph) -> WrittenGraph:
+    """``graph``: the float graph before any repair, which operators are compared with."""
+    model = found.quantized.model
+    if context.request.split:
+        model = with_half_features(model, context.interface)
+    path = f"graphs/{lowest(recipe.precision)}_{recipe.name}.onnx"
+    written = _write(context.root, recipe.name, path, recipe.precision, model)
+    entry = quantization_entry(path, recipe, found, graph.model)
+    control = record_of(found.control) if found.control else None
+    return replace(written, file=replace(written.file, quantization=entry, control=control))
+
+
+def _write(root: Path, name: str, file: str, precision: str, model: onnx.ModelProto) -> WrittenGraph:
+    data = model.SerializeToString()
+    path = root / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    return WrittenGraph(GraphFile(name=name, file=file, precision=precision, size=len(data)), model)

@@ -1,0 +1,25 @@
+"""The measuring stage: the engines side by side against the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from misgnet_export.pipeline.context import BuildContext
+from misgnet_runtime.bundle import EngineEntry
+from misgnet_runtime.inference.throughput import Task, Timing, measure
+
+_BATCHES = (1, 4)
+
+
+def time_engines(context: BuildContext, entries: Sequence[EngineEntry], golden: Path) -> list[Timing]:
+    """Latency and throughput of engines that run here, float and INT8 side by side, each in its own process."""
+    interface = context.interface
+    with context.log.stage("measure throughput") as stage:
+        timings: list[Timing] = []
+        for batch in [b for b in _BATCHES if b <= interface.max_batch]:
+            tasks = [Task(entry, str(context.root), interface, str(golden), batch=batch) for entry in entries]
+            timings += measure(tasks, progress=stage.progress)
+        best = {e.name: max(t.pairs_per_second for t in timings if t.engine == e.name) for e in entries}
+        stage.finding = ", ".join(f"{name} {value:.1f} pairs/s" for name, value in best.items())
+    return timings

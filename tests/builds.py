@@ -1,0 +1,29 @@
+"""A build's request and context, for tests of single stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from misgnet_export.pipeline.context import BuildContext
+from misgnet_export.pipeline.progress import StageLog
+from misgnet_export.pipeline.request import BuildRequest
+from misgnet_runtime.bundle.targets import parse_target
+from misgnet_runtime.raster.dataset import Tile
+
+
+def request_of(*targets: str, **options: Any) -> BuildRequest:
+    """A request for ``targets`` from files that do not exist, for tiles of 32 px and batches of up to 4."""
+    paths = {"weights": Path("w"), "calib": Path("c"), "evaluation": Path("e"), "output": Path("out")}
+    parsed = tuple(map(parse_target, targets))
+    return BuildRequest(**{**paths, "targets": parsed, "tile": 32, "max_batch": 4, **options})
+
+
+def context_of(
+    request: BuildRequest, root: Path = Path("nowhere"), check_tiles: Iterable[Tile] = (), log: StageLog | None = None
+) -> BuildContext:
+    log = log or StageLog(Console(quiet=True))
+    return BuildContext(request, root, log, request.policy, tuple(check_tiles))
