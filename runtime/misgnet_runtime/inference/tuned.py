@@ -239,6 +239,12 @@ class _EarlierPlace(Struct, frozen=True):
 
 
 def _earlier_names(bundle: Bundle, place: Place) -> Iterator[str]:
+    gpu = gpu_of(bundle)
     for entry in bundle.manifest.engines:
-        gpu = "" if is_on_cpu(entry) else gpu_of(bundle)
-        yield _name_of(_EarlierPlace(place.bundle_sha256, entry.name, place.processor, place.cores, gpu))
+        own = "" if is_on_cpu(entry) else gpu
+        yield _name_of(
+            _EarlierPlace(
+                bundle_sha256=place.bundle_sha256, engine=entry.name, processor=place.processor, cores=place.cores,
+                gpu=own,
+            )
+        )  # fmt: skip
