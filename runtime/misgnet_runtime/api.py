@@ -104,8 +104,8 @@ def open_bundle(
 
     Args:
         path: The bundle's folder.
-        engine: Its engine, by name; "auto" for the one that ``misgnet-run tune`` measured fastest here, else the fastest
-            that runs here.
+        engine: Its engine, by name; "auto" for the one that ``misgnet-run tune`` measured fastest here, else the
+            fastest that runs here.
         streams: Batches of several threads that run at once, sharing the device.
         tuned: Use the settings that ``misgnet-run tune`` saved here, if any.
         require_signature: A PEM file of public keys or certificates (default: $MISGNET_REQUIRE_SIGNATURE); policy files
