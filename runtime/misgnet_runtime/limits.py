@@ -177,7 +177,7 @@ READERS = (
         Limit("in a line", JOURNAL_LINE_BYTES, "bytes", "the longest line of a scene names its unreadable blocks"),
     ), seconds=10, mebibytes=320),
     Reader(name="tuning", file="tuning", how="strict JSON behind its digest", limits=(
-        Limit("", TUNING_BYTES, "bytes", "some 100 trials"),
+        Limit("", TUNING_BYTES, "bytes", "some 2,000 measurements"),
     ), seconds=2, mebibytes=64),
     Reader(name="accepted", file="accepted versions", how="strict JSON", limits=(
         Limit("", ACCEPTED_BYTES, "bytes", "a record has 300 bytes"),
