@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -124,3 +126,31 @@ def interrupted_at_the_start(number: int) -> None:
 def test_an_interruption_while_threads_are_started_leaves_none(number: int) -> None:
     """They would keep the process from its end."""
     in_child(partial(interrupted_at_the_start, number))
+
+
+def interrupted_again_and_again() -> None:
+    """What is read from is closed by the caller, so no interruption may leave the thread that reads."""
+    reading = threading.Event()
+    ended = False
+
+    def read() -> Generator[int, None, None]:
+        nonlocal ended
+        yield 0
+        reading.set()
+        time.sleep(0.5)
+        ended = True
+
+    def interrupt() -> None:
+        reading.wait()
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(read, lambda i: i, lambda _: None)
+    assert ended
+
+
+def test_a_second_interruption_waits_for_the_thread_that_reads() -> None:
+    in_child(interrupted_again_and_again)

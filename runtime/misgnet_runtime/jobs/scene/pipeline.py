@@ -35,13 +35,13 @@ def run_pipeline(
     failures: list[BaseException] = []
     inward, outward = Queue[_Read | None](depth), Queue[Future[_Done] | None](depth + workers)
     pool = ThreadPoolExecutor(workers, "misgnet-work")
-    threads = [
-        Thread(target=_guarded, args=(lambda: _feed(read, inward, stop), stop, failures), name="misgnet-read"),
-        Thread(target=_guarded, args=(lambda: _drain(write, outward, stop), stop, failures), name="misgnet-write"),
+    stages = [
+        _Stage("misgnet-read", lambda: _feed(read, inward, stop), stop, failures),
+        _Stage("misgnet-write", lambda: _drain(write, outward, stop), stop, failures),
     ]
     try:
-        for thread in threads:  # an interruption may come between the two
-            thread.start()
+        for stage in stages:  # an interruption may come between the two
+            stage.start()
         with suppress(_StoppedError):
             while (item := _get(inward, stop)) is not None:
                 _put(outward, pool.submit(work, item), stop)
@@ -50,21 +50,48 @@ def run_pipeline(
         stop.set()
         raise
     finally:
-        for thread in threads:
-            with suppress(RuntimeError):  # it was not started
-                thread.join()
+        _wait(stages)
         pool.shutdown(cancel_futures=True)
     if failures:
         raise failures[0]
 
 
-def _guarded(stage: Callable[[], None], stop: Event, failures: list[BaseException]) -> None:
-    try:
-        with suppress(_StoppedError):
-            stage()
-    except BaseException as error:
-        failures.append(error)
-        stop.set()
+class _Stage(Thread):
+    """The thread of a stage."""
+
+    def __init__(self, name: str, body: Callable[[], None], stop: Event, failures: list[BaseException]) -> None:
+        super().__init__(name=name)
+        self._body, self._stop_all, self._failures = body, stop, failures
+        self.ended = Event()
+
+    def run(self) -> None:
+        try:
+            with suppress(_StoppedError):
+                self._body()
+        except BaseException as error:
+            self._failures.append(error)
+            self._stop_all.set()
+        finally:
+            self.ended.set()
+
+
+def _wait(stages: list[_Stage]) -> None:
+    """Wait for stages that end soon, through further interruptions: the caller closes what they read from.
+
+    Before Python 3.13 an interrupted ``join`` takes the thread for ended.
+    """
+    interruption: KeyboardInterrupt | None = None
+    for stage in stages:
+        while stage.ident is not None and not stage.ended.is_set():  # None: it was not started
+            try:
+                stage.ended.wait()
+            except KeyboardInterrupt as error:
+                interruption = error
+    for stage in stages:
+        with suppress(RuntimeError):
+            stage.join()
+    if interruption:
+        raise interruption
 
 
 def _feed(read: Callable[[], Generator[_Read, None, None]], queue: Queue[_Read | None], stop: Event) -> None:
