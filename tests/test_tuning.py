@@ -24,6 +24,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.cli.app import out_console
+from misgnet_runtime.cli.info import bundle_facts
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.engines.tensorrt import open as opening
 from misgnet_runtime.errors import GateFailed, MisgnetError, StorageError, UnavailableError, UsageError
@@ -193,7 +194,7 @@ def measured(ratio: float, spread: float = 0.01) -> Measurement:
     ("others", "chosen"),
     [
         ([measured(1.1), measured(1.3)], 1.3), ([measured(0.9)], 1.0), ([measured(1.1, spread=0.2)], 1.0),
-        ([measured(1.3, spread=0.2)], 1.3),
+        ([measured(1.3, spread=0.2)], 1.3), ([measured(1.3, spread=0.5), measured(1.2)], 1.2),
     ],
 )  # fmt: skip
 def test_the_default_stays_where_nothing_is_faster_by_more_than_the_spread(
@@ -335,6 +336,8 @@ def test_what_is_no_use_is_reported_and_passed_over(
     warned = capsys.readouterr().err
     assert warned.startswith(f"warning: the tuning of bundle {bundle.path} in ") and warned.count("\n") == 1
     assert problem in warned and f"run misgnet-run tune {bundle.path}" in warned
+    bundle_facts(bundle.path)
+    assert capsys.readouterr().err.count("warning: the tuning") == 1
 
 
 @pytest.mark.parametrize("entry", [FLOAT, RTX])

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 
-from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.onnx_graph import Graph
 from misgnet_runtime.storage.schema import Struct
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")

@@ -8,7 +8,7 @@ import onnx
 
 from benchmarks.contest.share import PRODUCTS
 from benchmarks.speed.report import Work
-from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.onnx_graph import Graph
 
 
 def work_of(model: onnx.ModelProto) -> Work:

@@ -171,13 +171,13 @@ READERS = (
            how="records mapped a few at a time", limits=(
         Limit("of footer", FEATURES_FOOTER_BYTES, "bytes", "some 1.3 million tiles: 150,000 x 150,000 px at least"),
     ), seconds=10, mebibytes=640),
-    Reader(name="journal", file="journals of scenes, folders, watchers and batches",
+    Reader(name="journal", file="journals of scenes, folders, watchers, batches and prepared data sets",
            how="line by line; names of files in them "
            "stay in their folder; what the lines say", limits=(
         Limit("in a line", JOURNAL_LINE_BYTES, "bytes", "the longest line of a scene names its unreadable blocks"),
     ), seconds=10, mebibytes=320),
     Reader(name="tuning", file="tuning", how="strict JSON behind its digest", limits=(
-        Limit("", TUNING_BYTES, "bytes", "some 100 trials"),
+        Limit("", TUNING_BYTES, "bytes", "some 2,000 measurements"),
     ), seconds=2, mebibytes=64),
     Reader(name="accepted", file="accepted versions", how="strict JSON", limits=(
         Limit("", ACCEPTED_BYTES, "bytes", "a record has 300 bytes"),

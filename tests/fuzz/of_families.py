@@ -68,7 +68,7 @@ def manifest_names(folder: Path) -> Prepared:
     root, output = make_bundle(folder / "bundle", engines=[SPLIT_FLOAT, INT8]), folder / "work/out/triton"
     good = (root / "manifest.json").read_bytes()
     repository.load_schema = lambda: None  # type: ignore[assignment]  # it is not asked for here
-    repository.model_config = lambda *_: None  # type: ignore[assignment]
+    repository.model_config = lambda *_, **__: None  # type: ignore[assignment]
     repository._text = lambda _: ""  # type: ignore[assignment]
     places = {entry["sha256"]: root / entry["path"] for entry in json.loads(good)["files"]}
     originals = {digest: path.read_bytes() for digest, path in places.items()}

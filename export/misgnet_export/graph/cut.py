@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from misgnet_calibration.onnx_graph.graph import Graph, attribute
+from misgnet_calibration.onnx_graph import Graph, attribute
 from misgnet_runtime.bundle import Interface
 from misgnet_runtime.errors import GateFailed
 

@@ -6,9 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from misgnet_calibration.onnx_graph.edits import put_in_order
-from misgnet_calibration.onnx_graph.graph import Graph, scope
-from misgnet_calibration.onnx_graph.shapes import copied
+from misgnet_calibration.onnx_graph import Graph, copied, put_in_order, scope
 from misgnet_export.graph.cut import find_cut
 from misgnet_runtime.bundle import Interface
 

@@ -12,8 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 from onnx.utils import Extractor
 
-from misgnet_calibration.onnx_graph.graph import Graph
-from misgnet_calibration.onnx_graph.shapes import copied
+from misgnet_calibration.onnx_graph import Graph, copied
 from misgnet_export.graph.cut import Cut, find_cut, not_cut
 from misgnet_runtime.bundle import Interface, TensorEntry, head_inputs
 

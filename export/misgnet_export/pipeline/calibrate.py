@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx
 
-from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.onnx_graph import Graph
 from misgnet_calibration.quantizer.placement import activations, quantizer_sites
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.cache import ActivationStatistics, StatisticsKey, load_statistics, save_statistics

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.onnx_graph import Graph
 from misgnet_calibration.quantizer.per_tensor_range import PerTensor, choose_per_tensor
 from misgnet_calibration.quantizer.placement import quantizer_sites
 from misgnet_calibration.quantizer.quantize import QuantizationInputs, QuantizedGraph

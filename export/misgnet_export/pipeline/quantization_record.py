@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from misgnet_calibration.algorithms import Attempt
-from misgnet_calibration.onnx_graph.graph import Graph, attribute
+from misgnet_calibration.onnx_graph import Graph, attribute
 from misgnet_calibration.quantizer.per_tensor_range import PerTensor
 from misgnet_calibration.quantizer.placement import OperandSite, Placement, WeightedSite, placements, weighted
 from misgnet_calibration.quantizer.quantize import QuantizedGraph

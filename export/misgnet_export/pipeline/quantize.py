@@ -23,7 +23,7 @@ from misgnet_calibration.algorithms.accuracy_control import (
     passes,
     ties_of,
 )
-from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.onnx_graph import Graph
 from misgnet_calibration.quantizer.overflow import fix_overflow
 from misgnet_calibration.quantizer.quantize import QuantizationInputs, QuantizedGraph
 from misgnet_calibration.quantizer.recipes import Recipe

@@ -33,18 +33,9 @@ from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.storage.schema import encode
 
 _TOOLS = (
-    "misgnet-export",
-    "torch",
-    "onnx",
-    "onnxscript",
-    "onnxsim",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "numpy",
-    "openvino",
-    "tensorrt-rtx",
-    "tensorrt",
-)
+    "misgnet-export", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "onnxruntime-gpu", "numpy", "openvino",
+    "tensorrt-rtx", "tensorrt",
+)  # fmt: skip
 
 
 def write_bundle(root: Path, request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]]) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from misgnet_runtime.bundle.manifest import EngineEntry
     from misgnet_runtime.bundle.quantization import Quantization
     from misgnet_runtime.bundle.reader import Bundle
+    from misgnet_runtime.inference.tuned import Tuning
 
 
 def info(bundle: BundlePath) -> None:
@@ -56,8 +57,9 @@ def print_info(path: Path, console: Console) -> None:
         console.print(printable(bundle.signed.words()), soft_wrap=True, markup=False)
     entries = ranked_here(bundle)
     console.print(_engines(bundle, entries))
+    here = _here(bundle, entries)
     for entry in entries:
-        line = f"{entry.name}, for {_made_for(entry)}: {_here(bundle, entry)}"
+        line = f"{entry.name}, for {_made_for(entry)}: {here[entry.name]}"
         console.print(printable(line), soft_wrap=True, markup=False)
     console.print(_precisions(bundle))
     console.print(_files(bundle))
@@ -69,7 +71,7 @@ def bundle_facts(path: Path) -> dict[str, object]:
     from misgnet_runtime.inference.selection import ranked_here
 
     bundle = read_bundle(path)
-    here = {entry.name: _here(bundle, entry) for entry in ranked_here(bundle)}
+    here = _here(bundle, ranked_here(bundle))
     signed = bundle.signed.words() if bundle.signed else None
     return {"bundle": path, "manifest": bundle.manifest, "here": here, "signed": signed}
 
@@ -104,21 +106,24 @@ def _made_for(entry: EngineEntry) -> str:
     return f"{gpus} on {entry.platform}" if gpus else " or ".join(entry.needs) or "any processor"
 
 
-def _here(bundle: Bundle, entry: EngineEntry) -> str:
+def _here(bundle: Bundle, entries: list[EngineEntry]) -> dict[str, str]:
+    """By engine, whether it opens on this machine, and how it was tuned."""
     from misgnet_runtime.engines.options import ExecutionOptions
     from misgnet_runtime.inference.selection import open_detector
-
-    try:
-        with open_detector(bundle, entry.name, ExecutionOptions(streams=1)) as (detector, _, _):
-            return "; ".join((f"runs on {detector.engine.device}", *detector.engine.notes, *_tuned(bundle, entry)))
-    except UnavailableError as error:
-        return f"does not run: {error}"
-
-
-def _tuned(bundle: Bundle, entry: EngineEntry) -> Iterator[str]:
     from misgnet_runtime.inference.tuned import kept
 
-    tuning = kept(bundle)
+    tuning, found = kept(bundle), {}
+    for entry in entries:
+        try:
+            with open_detector(bundle, entry.name, ExecutionOptions(streams=1)) as (detector, _, _):
+                words = f"runs on {detector.engine.device}", *detector.engine.notes, *_tuned(tuning, entry)
+                found[entry.name] = "; ".join(words)
+        except UnavailableError as error:
+            found[entry.name] = f"does not run: {error}"
+    return found
+
+
+def _tuned(tuning: Tuning | None, entry: EngineEntry) -> Iterator[str]:
     setting = tuning and tuning.setting(entry.name, "throughput")
     if tuning and setting:
         yield f"tuned here for many: {setting.words()}"

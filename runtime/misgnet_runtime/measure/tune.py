@@ -113,11 +113,10 @@ def usual_setting(entry: EngineEntry, max_batch: int) -> Setting:
 
 
 def choose(found: Sequence[Measurement], default: Measurement | None) -> Measurement:
-    """The fastest; ``default`` where that is not faster by more than the rounds spread."""
-    best = max(found, key=lambda each: each.ratio)
-    if default is None or best.ratio - default.ratio > max(best.spread, default.spread):
-        return best
-    return default
+    """The fastest of those that are faster than ``default`` by more than the rounds spread; it, if none is."""
+    if default is not None:
+        found = [default, *(each for each in found if each.ratio - default.ratio > max(each.spread, default.spread))]
+    return max(found, key=lambda each: each.ratio)
 
 
 def _asked(bundle: Bundle, engines: Sequence[str]) -> list[EngineEntry]:

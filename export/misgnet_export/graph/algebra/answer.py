@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from misgnet_calibration.onnx_graph.graph import attribute
+from misgnet_calibration.onnx_graph import attribute
 from misgnet_export.graph.algebra.rewriting import Rewriting
 
 

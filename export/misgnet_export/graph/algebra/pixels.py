@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from misgnet_calibration.onnx_graph.graph import attribute
+from misgnet_calibration.onnx_graph import attribute
 from misgnet_export.graph.algebra.rewriting import Rewriting, permutation
 from misgnet_export.graph.algebra.tokens import TO_MAP
 

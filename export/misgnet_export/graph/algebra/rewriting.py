@@ -10,9 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from misgnet_calibration.onnx_graph.edits import drop_unused, put_in_order
-from misgnet_calibration.onnx_graph.graph import Graph, scope
-from misgnet_calibration.onnx_graph.shapes import copied
+from misgnet_calibration.onnx_graph import Graph, copied, drop_unused, put_in_order, scope
 
 
 class Rewriting:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +65,9 @@ def run_scene(task: SceneTask) -> SceneRun:
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as messages:
         code, peak = _run(task.command(), output, messages)
         if code:
-            error = next((event for event in _events(messages) if event["event"] == "error"), {"message": "no message"})
-            kind = _KINDS.get(code, MisgnetError)
-            raise kind(f"predict on {task.before} and {task.after}: {error['message']}")
-        (report,) = _events(output)
+            message = next((event["message"] for event in _events(messages, "error")), "no message")
+            raise _KINDS.get(code, MisgnetError)(f"predict on {task.before} and {task.after}: {message}")
+        (report,) = _events(output, "result")
     _check_bundle(task)
     return SceneRun(report["tiles"], report["seconds"], peak)
 
@@ -99,14 +99,14 @@ def _run(command: list[str], output: IO[bytes], messages: IO[bytes]) -> tuple[in
     return run.returncode, peak
 
 
-def _events(file: IO[bytes]) -> list[dict[str, Any]]:
-    """What the command printed as ``--log json``; other lines, of libraries, are left out."""
+def _events(file: IO[bytes], kind: str) -> Iterator[dict[str, Any]]:
+    """What the command printed as ``--log json``; lines of libraries are left out."""
     file.seek(0)
-    found = []
     for line in file:
         with suppress(ValueError):
-            found.append(json.loads(line))
-    return found
+            event = json.loads(line)
+            if isinstance(event, dict) and event.get("event") == kind:
+                yield event
 
 
 def _peak_bytes(process: int) -> int:
