@@ -23,8 +23,9 @@ NEEDS = {
 }
 TARGETS = [
     "manifest", "signature", "statement", "signed-manifest", "accepted", "key", "checkpoint", "safetensors", "images",
-    "geotiff", "scene-journal", "folder-record", "watch-journal", "batch-record", "features", "golden",
-    "evaluation", "observations", "plans", "tuning", "table", "manifest-names", "geotiff-families", "table-families",
+    "geotiff", "scene-journal", "folder-record", "watch-journal", "batch-record", "dataset-record", "features",
+    "golden", "evaluation", "observations", "plans", "tuning", "table", "manifest-names", "geotiff-families",
+    "table-families",
 ]  # fmt: skip
 MINUTES = os.environ.get("MISGNET_FUZZ_MINUTES")
 

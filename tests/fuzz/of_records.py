@@ -145,6 +145,24 @@ def batch_record(folder: Path) -> Prepared:
     return read, [content]
 
 
+def dataset_record(folder: Path) -> Prepared:
+    from misgnet.datasets.record import SCHEMA, Done, Header, open_record
+
+    header = Header(format=SCHEMA.format, dataset="levir", tile=32, splits={"train": 2})
+    with open_record(folder, header, {}) as record:
+        for name in ("train/a", "train/b"):
+            record.add(Done(name, ("0" * 64,), (name,), "0" * 64, {"train": 1}))
+    path = folder / "prepare.jsonl"
+    content = path.read_bytes()
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        with open_record(folder, header, {}) as record:
+            assert all(unit == done.unit for unit, done in record.done.items())
+
+    return read, [content]
+
+
 def table(folder: Path) -> Prepared:
     from misgnet_runtime.errors import UsageError
     from misgnet_runtime.jobs.batch.table import read_table

@@ -76,6 +76,7 @@ TARGETS = {
     "folder-record": Target(of_records.folder_record, any_of(damage.damaged_lines, _bytes)),
     "watch-journal": Target(of_records.watch_journal, any_of(damage.damaged_lines, _bytes)),
     "batch-record": Target(of_records.batch_record, any_of(damage.damaged_lines, _bytes)),
+    "dataset-record": Target(of_records.dataset_record, any_of(damage.damaged_lines, _bytes)),
     "features": Target(of_pixels.features, any_of(damage.damaged_features, _bytes)),
     "golden": Target(of_bundles.golden, any_of(damage.damaged_zip, _bytes), 640),
     "evaluation": Target(of_devices.evaluation, any_of(damage.damaged_zip, _bytes), 640),
