@@ -125,7 +125,7 @@ class Stated:
     def check(self, value: Any) -> None:
         """Raise UsageError for a number beyond the limits, or for a file's name that ends in something else."""
         least, most, suffixes = self.option.minimum, self.option.maximum, self.option.suffixes
-        if value is None:
+        if value is None or isinstance(value, str):  # a cell's text is checked when it is parsed
             return
         if not ((least is None or value >= least) and (most is None or value <= most)):  # NaN is beyond any limit
             limits = f"{least:g} or more" if most is None else f"{most:,} or less" if least is None else ""
