@@ -98,3 +98,19 @@ print(sorted(n for n in first if "." not in n and n in {"numpy", "onnxruntime", 
 print(sorted(n for n in sys.modules if n in {"numpy", "onnxruntime", "PIL"}))
 """
     assert python(code).split() == ["[]", "[]"]
+
+
+def test_of_export_all_but_build_loads_without_torch_and_onnx() -> None:
+    """A bundle is proven, shown, served and installed where none was built."""
+    modules = (
+        "cli.main", "pipeline.reparity", "report.precision", "integrations.triton.repository",
+        "integrations.wheelhouse", "integrations.signing",
+    )  # fmt: skip
+    paths = [str(ROOT / name) for name in ("export", "calibration")]
+    python(f"""
+import importlib, sys
+sys.modules.update(torch=None, onnx=None, onnxsim=None, misgnet=None)
+sys.path[:0] = {paths}
+for name in {modules}:
+    importlib.import_module("misgnet_export." + name)
+""")

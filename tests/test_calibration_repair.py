@@ -15,20 +15,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from graphs import SIDE, images, parsed, two_branch, write_tiles
-from misgnet_calibration.algorithms import (
-    RoundingError,
-    Score,
-    best_alpha,
-    correct_bias,
-    is_better,
-    learn_rounding,
-    repair,
-    round_weights,
-    smooth,
-    smoothing_factors,
-)
-from misgnet_calibration.algorithms.bias_correction import channel_means, ranks, shrunken_mean
+from misgnet_calibration.algorithms.bias_correction import channel_means, correct_bias, ranks, shrunken_mean
+from misgnet_calibration.algorithms.improve import Score, is_better, repair
 from misgnet_calibration.algorithms.layer_norms import rescaled, scalable_norms
+from misgnet_calibration.algorithms.rounding import RoundingError, learn_rounding, round_weights
+from misgnet_calibration.algorithms.smooth_quant import best_alpha, smooth, smoothing_factors
 from misgnet_calibration.onnx_graph.edits import bias_of, with_bias
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.checks import check_tensorrt_rules

@@ -83,7 +83,7 @@ def test_triton_writes_nothing_outside_its_output(tmp_path: Path, monkeypatch: p
     from misgnet_export.integrations.triton.config import Serving
 
     monkeypatch.setattr(repository, "load_schema", lambda: None)
-    monkeypatch.setattr(repository, "model_config", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(repository, "model_config", lambda *_, **__: SimpleNamespace())
     monkeypatch.setattr(repository, "_text", lambda _: "")
     root = edit(make_bundle(tmp_path / "b"), lambda m: m["engines"][0].update(name="x/../../../escaped"))
     with pytest.raises(InputError):

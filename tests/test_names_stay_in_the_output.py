@@ -20,7 +20,7 @@ NAMES = ["x/../../../escaped", "/tmp/escaped", "..", "x/y", "x\\..\\y", "x\ny", 
 def any_schema(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's own need not be installed: paths are made before it is asked anything of a name."""
     monkeypatch.setattr(repository, "load_schema", lambda: None)
-    monkeypatch.setattr(repository, "model_config", lambda *_: None)
+    monkeypatch.setattr(repository, "model_config", lambda *_, **__: None)
     monkeypatch.setattr(repository, "_text", lambda _: "")
 
 

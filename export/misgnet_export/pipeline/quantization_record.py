@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import onnx
 
-from misgnet_calibration.algorithms import Attempt
+from misgnet_calibration.algorithms.improve import Attempt
 from misgnet_calibration.onnx_graph import Graph, attribute
 from misgnet_calibration.quantizer.per_tensor_range import PerTensor
 from misgnet_calibration.quantizer.placement import OperandSite, Placement, WeightedSite, placements, weighted

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 
 import onnx
 
-from misgnet_calibration.algorithms import Attempt, Repaired, Score, repair
 from misgnet_calibration.algorithms.accuracy_control import (
     ControlReport,
     Limit,
@@ -23,6 +22,7 @@ from misgnet_calibration.algorithms.accuracy_control import (
     passes,
     ties_of,
 )
+from misgnet_calibration.algorithms.improve import Attempt, Repaired, Score, repair
 from misgnet_calibration.onnx_graph import Graph
 from misgnet_calibration.quantizer.overflow import fix_overflow
 from misgnet_calibration.quantizer.quantize import QuantizationInputs, QuantizedGraph

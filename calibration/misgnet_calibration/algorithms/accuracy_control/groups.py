@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from misgnet_calibration.algorithms.accuracy_control.decision import Group
-from misgnet_calibration.onnx_graph.graph import Graph
-from misgnet_calibration.quantizer.placement import QuantizerSite
+
+if TYPE_CHECKING:  # names are told apart, and steps shown, where onnx is not installed
+    from misgnet_calibration.onnx_graph.graph import Graph
+    from misgnet_calibration.quantizer.placement import QuantizerSite
 
 Depth = Literal["stage", "block", "module", "operator"]
 
