@@ -47,6 +47,7 @@ from misgnet_export.pipeline.quantization_record import placement_entries
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.bundle.quantization import Int8Numbers, NodePlacement, Steps
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.log import use
 from misgnet_runtime.raster.dataset import TileSet, stack
 from misgnet_runtime.storage.files import file_sha256
 
@@ -580,6 +581,7 @@ def test_a_few_steps_lower_the_loss(model: Any, seen: ActivationStatistics, data
 
 
 def invoke(*arguments: object) -> Any:
+    use("text")  # as the command's process does
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
