@@ -116,7 +116,7 @@ class FakeEngine(Engine):
         self.nan = nan
         self.closed = False
 
-    def _infer(self, lane: Any, arrays: Arrays, batch: int) -> Arrays:
+    def _infer(self, context: Any, arrays: Arrays, batch: int) -> Arrays:
         self.batches.append(batch)
         before, after = (self._pixels(arrays[name]) for name in ("before", "after"))
         probability = np.abs(before - after).mean(-1) / np.float32(255)

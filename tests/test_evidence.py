@@ -44,7 +44,7 @@ class Constant(Engine):
         self.inputs = tuple(TensorSpec(n, "uint8", (-1, TILE, TILE, 3)) for n in ("before", "after"))
         self.outputs = (TensorSpec("probability", "float32", (-1, TILE, TILE)),)
 
-    def _infer(self, lane: Any, arrays: Arrays, batch: int) -> Arrays:
+    def _infer(self, context: Any, arrays: Arrays, batch: int) -> Arrays:
         return {"probability": np.full((batch, TILE, TILE), self.value, np.float32)}
 
     def _release(self) -> None: ...

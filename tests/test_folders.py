@@ -160,10 +160,10 @@ def begin(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | 
     """Leave a run with the masks of a, b and c."""
 
     class Ending(FakeEngine):
-        def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
+        def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
             if len(self.batches) == 6:
                 raise error or GateFailed("the end")
-            return super()._infer(lane, arrays, batch)
+            return super()._infer(context, arrays, batch)
 
     with monkeypatch.context() as patched:
         patched.setattr(folders, "open_detector", fake_detector(lambda: Ending(INTERFACE)))

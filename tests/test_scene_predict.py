@@ -341,13 +341,13 @@ class Ending(FakeEngine):
         self.journal = progress_folder(place.change) / "journal.jsonl"
         self.error = error
 
-    def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
+    def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
         if len(self.batches) == 5:
             limit = time.monotonic() + 20
             while self.journal.read_bytes().count(b"\n") < 3 and time.monotonic() < limit:
                 time.sleep(0.01)
             raise self.error
-        return super()._infer(lane, arrays, batch)
+        return super()._infer(context, arrays, batch)
 
 
 def begin(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
@@ -401,9 +401,9 @@ def test_rows_whose_bytes_changed_are_computed_again(place: Place, monkeypatch: 
 
 def test_an_input_that_changes_meanwhile_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     class Touching(FakeEngine):
-        def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
+        def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
             os.utime(place.after, (1, 1))
-            return super()._infer(lane, arrays, batch)
+            return super()._infer(context, arrays, batch)
 
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Touching(INTERFACE)))
     with pytest.raises(InputError, match="was changed while it was read"):

@@ -75,7 +75,7 @@ class FloatEncoder(Engine):
     inputs = (TensorSpec("image", "float32", (-1, 3, TILE, TILE)),)
     outputs = tuple(map(spec, FEATURES))
 
-    def _infer(self, lane: None, arrays: Arrays, batch: int) -> Arrays:
+    def _infer(self, context: None, arrays: Arrays, batch: int) -> Arrays:
         return {"feature1": arrays["image"][:, :2], "feature2": arrays["image"][:, 2:]}
 
     def _release(self) -> None: ...

@@ -172,8 +172,8 @@ def test_golden_tiles_are_answered_in_whole_batches(bundle: Bundle, monkeypatch:
     """An engine may be right on one tile and wrong on several."""
 
     class WrongInBatches(FakeEngine):
-        def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
-            (found,) = super()._infer(lane, arrays, batch).values()
+        def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
+            (found,) = super()._infer(context, arrays, batch).values()
             return {"probability": np.float32(1) - found if batch > 1 else found}
 
     monkeypatch.setattr("misgnet_runtime.inference.selection.open_engine_file", lambda *_: WrongInBatches(INTERFACE))

@@ -342,11 +342,11 @@ def test_both_kinds_are_counted_once_and_after_a_resume(place: Place, monkeypatc
     calls: list[int] = []
 
     class Dying(FakeEngine):
-        def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
+        def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
             calls.append(batch)
             if len(calls) == 3:
                 raise KeyboardInterrupt
-            return super()._infer(lane, arrays, batch)
+            return super()._infer(context, arrays, batch)
 
     asked = SceneOptions(max_unreadable=100, execution=ExecutionOptions(batch=2))
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Dying(INTERFACE)))
@@ -364,11 +364,11 @@ def test_a_resumed_run_keeps_to_the_limit(place: Place, monkeypatch: pytest.Monk
     calls: list[int] = []
 
     class Dying(FakeEngine):
-        def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
+        def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
             calls.append(batch)
             if len(calls) == 5:
                 raise KeyboardInterrupt
-            return super()._infer(lane, arrays, batch)
+            return super()._infer(context, arrays, batch)
 
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Dying(INTERFACE)))
     assert place.predict(*asked)[0] == 130
@@ -501,10 +501,10 @@ def test_a_file_put_in_the_place_of_a_raster_is_noticed(place: Place, monkeypatc
     os.utime(other, ns=(place.after.stat().st_atime_ns, place.after.stat().st_mtime_ns))
 
     class Replacing(FakeEngine):
-        def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
+        def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
             if other.exists():
                 other.rename(place.after)
-            return super()._infer(lane, arrays, batch)
+            return super()._infer(context, arrays, batch)
 
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Replacing(INTERFACE)))
     refused(place, "after.tif was changed while it was read")
@@ -515,12 +515,12 @@ def test_a_file_written_to_under_its_old_time_is_noticed(place: Place, monkeypat
     found = place.after.stat()
 
     class Writing(FakeEngine):
-        def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
+        def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
             with place.after.open("r+b") as file:
                 file.seek(-BLOCK, os.SEEK_END)
                 file.write(b"\x10" * BLOCK)
             os.utime(place.after, ns=(found.st_atime_ns, found.st_mtime_ns))
-            return super()._infer(lane, arrays, batch)
+            return super()._infer(context, arrays, batch)
 
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Writing(INTERFACE)))
     refused(place, "after.tif was changed while it was read")
@@ -528,10 +528,10 @@ def test_a_file_written_to_under_its_old_time_is_noticed(place: Place, monkeypat
 
 def test_a_link_to_a_raster_changes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     class Linking(FakeEngine):
-        def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
+        def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
             if not (place.root / "backup.tif").exists():
                 os.link(place.after, place.root / "backup.tif")
-            return super()._infer(lane, arrays, batch)
+            return super()._infer(context, arrays, batch)
 
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Linking(INTERFACE)))
     assert place.predict()[0] == 0

@@ -300,10 +300,10 @@ def test_files_that_change_while_they_are_read_wait(place: Place, monkeypatch: p
     place.add("a")
 
     class Replacing(FakeEngine):
-        def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
+        def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
             if not self.batches:
                 place.add("a", 7)
-            return super()._infer(lane, arrays, batch)
+            return super()._infer(context, arrays, batch)
 
     monkeypatch.setattr(service, "open_detector", fake_detector(lambda: Replacing(INTERFACE)))
     assert place.run().done == 0 and place.ends() == [] and place.names() == set()
@@ -597,11 +597,11 @@ def stopped_scene(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         write_raster(place.folder / f"s_{date}.tif", pixels)
 
     class Stopping(FakeEngine):
-        def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
+        def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
             if len(self.batches) == 4:
                 time.sleep(0.3)  # what was answered reaches the disk
                 os.kill(os.getpid(), signal.SIGTERM)
-            return super()._infer(lane, arrays, batch)
+            return super()._infer(context, arrays, batch)
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patched:

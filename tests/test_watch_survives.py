@@ -434,7 +434,7 @@ class Failing(FakeEngine):
         super().__init__(INTERFACE)
         self._state = state
 
-    def _infer(self, lane: Any, arrays: Any, batch: int) -> Any:
+    def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
         state = self._state
         is_bad = np.array_equal(arrays["before"][0][:8, :8], state["bad"][:8, :8])
         if state["times"] and (is_bad or state["broken"]) and (is_bad or state["failed"]):
@@ -443,7 +443,7 @@ class Failing(FakeEngine):
             if state["nan"]:
                 return {self.outputs[0].name: np.full((batch, 64, 64), np.nan, np.float32)}
             raise RuntimeError("CUDA error\n700: an illegal memory access")
-        return super()._infer(lane, arrays, batch)
+        return super()._infer(context, arrays, batch)
 
 
 @pytest.fixture(params=["raises", "NaN"])

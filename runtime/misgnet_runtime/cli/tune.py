@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.log import current, is_json, out_console
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _Names = Optional[list[str]]  # noqa: UP045
 
 
 def tune(
-    bundle: Annotated[Path, typer.Argument(help="a bundle made by misgnet-export build")],
+    bundle: BundlePath,
     *,
     engine: Annotated[
         _Names,

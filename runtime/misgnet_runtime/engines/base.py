@@ -39,13 +39,13 @@ class Engine(ABC):
     max_batch: int
     device: str
 
-    def __init__(self, lanes: Sequence[Any] = (None,)) -> None:
-        """``lanes``: what one batch needs for itself while it runs; as many as may run at once."""
-        self.streams = len(lanes)
+    def __init__(self, contexts: Sequence[Any] = (None,)) -> None:
+        """``contexts``: what one batch needs for itself while it runs; as many as may run at once."""
+        self.streams = len(contexts)
         self._free: SimpleQueue[Any] = SimpleQueue()
         self._closed, self._closing = False, Lock()
-        for lane in lanes:
-            self._free.put(lane)
+        for context in contexts:
+            self._free.put(context)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -61,21 +61,21 @@ class Engine(ABC):
         """
         batch = check_inputs(self.inputs, arrays, self.max_batch)
         contiguous = {spec.name: np.ascontiguousarray(arrays[spec.name]) for spec in self.inputs}
-        lane = self._free.get()
+        context = self._free.get()
         try:
             if self._closed:
                 raise MisgnetError(f"this engine on {self.device} is closed; open it again")
-            return self._infer(lane, contiguous, batch)
+            return self._infer(context, contiguous, batch)
         except (MisgnetError, MemoryError):
             raise
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise EngineError(f"the engine on {self.device} failed: {reason}") from error
         finally:
-            self._free.put(lane)
+            self._free.put(context)
 
     @abstractmethod
-    def _infer(self, lane: Any, arrays: Arrays, batch: int) -> Arrays: ...
+    def _infer(self, context: Any, arrays: Arrays, batch: int) -> Arrays: ...
 
     def close(self) -> None:
         """Wait until no batch runs, then release the device's memory; a second call does nothing."""

@@ -58,7 +58,7 @@ class OnnxRuntimeEngine(Engine):
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
-    def _infer(self, lane: None, arrays: Arrays, batch: int) -> Arrays:  # noqa: ARG002
+    def _infer(self, context: None, arrays: Arrays, batch: int) -> Arrays:  # noqa: ARG002
         names = [spec.name for spec in self.outputs]
         return dict(zip(names, self._session.run(names, arrays), strict=True))
 

@@ -55,9 +55,9 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
                 f"the versions that it was built for are installed{': ' if said else ''}{said}"
             )
 
-    def _infer(self, lane: None, arrays: Arrays, batch: int) -> Arrays:
+    def _infer(self, context: None, arrays: Arrays, batch: int) -> Arrays:
         try:
-            return super()._infer(lane, arrays, batch)
+            return super()._infer(context, arrays, batch)
         except Exception as error:  # onnxruntime's errors have no common base below Exception
             raise UnavailableError(f"onnxruntime failed on {self.device}: {one_line(str(error))}") from error
 

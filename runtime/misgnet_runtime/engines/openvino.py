@@ -95,12 +95,12 @@ class OpenVinoEngine(Engine):
         self.max_batch = max_batch
         self.device = "CPU (OpenVINO)"
 
-    def _infer(self, lane: Any, arrays: Arrays, batch: int) -> Arrays:
-        pairs = [self._infer_pair(lane, {name: a[i : i + 1] for name, a in arrays.items()}) for i in range(batch)]
+    def _infer(self, context: Any, arrays: Arrays, batch: int) -> Arrays:
+        pairs = [self._infer_pair(context, {name: a[i : i + 1] for name, a in arrays.items()}) for i in range(batch)]
         return {spec.name: np.concatenate([pair[spec.name] for pair in pairs]) for spec in self.outputs}
 
-    def _infer_pair(self, lane: Any, arrays: Arrays) -> Arrays:
-        found = lane.infer(arrays, share_inputs=True, share_outputs=False)
+    def _infer_pair(self, context: Any, arrays: Arrays) -> Arrays:
+        found = context.infer(arrays, share_inputs=True, share_outputs=False)
         return {spec.name: found[spec.name] for spec in self.outputs}
 
     def _release(self) -> None:
