@@ -130,14 +130,15 @@ def test_an_interruption_while_threads_are_started_leaves_none(number: int) -> N
 
 def interrupted_again_and_again() -> None:
     """What is read from is closed by the caller, so no interruption may leave the thread that reads."""
-    reading = threading.Event()
+    reading, sent = threading.Event(), threading.Event()
     ended = False
 
     def read() -> Generator[int, None, None]:
         nonlocal ended
         yield 0
         reading.set()
-        time.sleep(0.5)
+        sent.wait()
+        time.sleep(0.5)  # the last one is handled
         ended = True
 
     def interrupt() -> None:
@@ -145,6 +146,7 @@ def interrupted_again_and_again() -> None:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.05)
+        sent.set()
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):

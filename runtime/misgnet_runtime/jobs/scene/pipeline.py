@@ -81,15 +81,16 @@ def _wait(stages: list[_Stage]) -> None:
     Before Python 3.13 an interrupted ``join`` takes the thread for ended.
     """
     interruption: KeyboardInterrupt | None = None
-    for stage in stages:
-        while stage.ident is not None and not stage.ended.is_set():  # None: it was not started
-            try:
+    started = [stage for stage in stages if stage.ident is not None]
+    while True:
+        try:
+            for stage in started:
                 stage.ended.wait()
-            except KeyboardInterrupt as error:
-                interruption = error
-    for stage in stages:
-        with suppress(RuntimeError):
-            stage.join()
+            for stage in started:
+                stage.join()
+            break
+        except KeyboardInterrupt as error:
+            interruption = error
     if interruption:
         raise interruption
 
