@@ -52,6 +52,8 @@ def soak(root: Path, seed: int, options: argparse.Namespace) -> int:
     oracle, stop = Oracle(root, arrivals, watcher), threading.Event()
     churn = threading.Thread(target=_churn, args=(stop,), daemon=True)
     churn.start()
+    if options.broken == "attempts":
+        arrivals.add("crash")  # chance may bring none to a short run
     end = time.monotonic() + 60 * options.minutes
     while time.monotonic() < end:
         watcher.look()

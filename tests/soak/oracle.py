@@ -64,11 +64,11 @@ class Oracle:
 
     def problems(self) -> list[str]:
         known, words = self._journal(), self._words()
-        for pair in self._pairs("good"):
-            self._check_good(pair, known)
         for pair in self._pairs("failed"):
             if not known.get(pair.name, Known()).failed:
                 self._found.append(f"{pair.name[:60]!r} is bad, and not named in the journal")
+        for pair in self._pairs("good"):
+            self._check_good(pair, known)
         for pair in self._pairs("moved"):
             state = known.get(pair.name, Known())
             if state.done > 1 or state.failed:
