@@ -59,16 +59,38 @@ def open_detector(
         UnavailableError: No engine opens; with the reason of each.
         UsageError: The bundle has no engine of that name.
     """
-    interface, tuned = bundle.manifest.interface, Tuned.of(bundle, goal)
+    interface = bundle.manifest.interface
 
-    def open_one(entry: EngineEntry) -> tuple[Engine, ResolvedOptions]:
+    def open_one(entry: EngineEntry, resolved: ExecutionOptions) -> Engine:
+        return open_engine_file(entry, bundle.files, interface.max_batch, resolved)
+
+    opened, resolved, entry, reason = open_chosen(bundle, open_one, engine, execution, goal=goal)
+    with ChangeDetector(opened, interface, resolved.batch) as detector:
+        yield Opened(detector, entry, reason)
+
+
+def open_chosen(
+    bundle: Bundle,
+    open_one: Callable[[EngineEntry, ExecutionOptions], Runnable],
+    engine: str,
+    execution: ExecutionOptions,
+    *,
+    goal: Goal | None,
+    usable: Callable[[EngineEntry], bool] = lambda _: True,
+) -> tuple[Runnable, ExecutionOptions, EngineEntry, str]:
+    """What ``open_one`` makes of an engine, how it is run, its entry, and why it was taken; see :func:`open_detector`.
+
+    ``usable``: which engines "auto" may take.
+    """
+    tuned = Tuned.of(bundle, goal)
+
+    def open_resolved(entry: EngineEntry) -> tuple[Runnable, ResolvedOptions]:
         resolved = tuned.resolve(entry, execution)
-        return open_engine_file(entry, bundle.files, interface.max_batch, resolved.execution), resolved
+        return open_one(entry, resolved.execution), resolved
 
-    entries = tuned.order(ranked_here(bundle)) if engine == "auto" else [bundle.engine_entry(engine)]
-    (opened, resolved), entry, reason = first_that_opens(entries, open_one, engine, tuned.engine)
-    with ChangeDetector(opened, interface, resolved.execution.batch) as detector:
-        yield Opened(detector, entry, f"{reason}{resolved.note}")
+    ranked = [bundle.engine_entry(engine)] if engine != "auto" else filter(usable, tuned.order(ranked_here(bundle)))
+    (opened, resolved), entry, reason = first_that_opens(list(ranked), open_resolved, engine, tuned.engine)
+    return opened, resolved.execution, entry, f"{reason}{resolved.note}"
 
 
 class Speed(msgspec.Struct, frozen=True):

@@ -15,8 +15,8 @@ from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines import DEFAULT_EXECUTION, Engine, ExecutionOptions, open_engine_file
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.inference.detector import Probability, as_input, misfit, to_probability
-from misgnet_runtime.inference.selection import first_that_opens, ranked_here
-from misgnet_runtime.inference.tuned import Goal, ResolvedOptions, Tuned
+from misgnet_runtime.inference.selection import open_chosen
+from misgnet_runtime.inference.tuned import Goal
 
 Features = Sequence[NDArray[np.float32]]
 
@@ -106,24 +106,22 @@ def choose_split(
     *,
     goal: Goal | None = None,
 ) -> Iterator[tuple[SplitDetector, EngineEntry, str]]:
-    """Both parts of the engine called ``engine``, its entry, and why it was taken; see :func:`choice.open_detector`.
+    """Both parts of the engine called ``engine``, its entry, and why it was taken; see :func:`selection.open_detector`.
 
     "auto" takes the fastest split engine that runs here; what was tuned of a whole engine holds for its parts. Raises
     UsageError where what is asked for is not split.
     """
-    tuned = Tuned.of(bundle, goal)
-
-    def open_one(entry: EngineEntry) -> tuple[SplitDetector, ResolvedOptions]:
-        resolved = tuned.resolve(entry, execution)
-        return open_split(bundle, entry, resolved.execution), resolved
-
-    split = tuned.order([entry for entry in ranked_here(bundle) if entry.split])
-    entries = split if engine == "auto" else [bundle.engine_entry(engine)]
-    if not entries:
+    if engine == "auto" and not any(entry.split for entry in bundle.manifest.engines):
         raise UsageError(f"no engine of bundle {bundle.name} is split; build it by misgnet-export build --split")
-    (opened, resolved), entry, reason = first_that_opens(entries, open_one, engine, tuned.engine)
+
+    def open_one(entry: EngineEntry, resolved: ExecutionOptions) -> SplitDetector:
+        return open_split(bundle, entry, resolved)
+
+    opened, _, entry, reason = open_chosen(
+        bundle, open_one, engine, execution, goal=goal, usable=lambda entry: entry.split is not None
+    )
     with opened as detector:
-        yield detector, entry, f"{reason}{resolved.note}"
+        yield detector, entry, reason
 
 
 def _check(part: str, engine: Engine, inputs: list[TensorEntry], outputs: list[TensorEntry], max_batch: int) -> None:
