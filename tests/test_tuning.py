@@ -32,7 +32,7 @@ from misgnet_runtime.inference import self_test, tuned
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.inference.split_detector import choose_split
 from misgnet_runtime.inference.throughput import Task, Timing
-from misgnet_runtime.inference.tuned import Goal, Measurement, Place, Setting, Tuning, keep, kept, path_of, prepare
+from misgnet_runtime.inference.tuned import Goal, Measurement, Place, Setting, Tuning, keep, kept, prepare
 from misgnet_runtime.jobs.compile import run as compile_run
 from misgnet_runtime.jobs.compile.run import CompileOptions, compile_bundle
 from misgnet_runtime.jobs.journal import Raw, open_journal
@@ -564,7 +564,8 @@ def test_numbers_that_cannot_be_meant_are_usage_errors(run: Run, quick: None, bu
 
 
 def test_an_interruption_leaves_what_was_kept_before(run: Run, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = keep(a_tuning(bundle)).read_bytes()
+    path = keep(a_tuning(bundle))
+    before = path.read_bytes()
 
     def measure(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -572,7 +573,7 @@ def test_an_interruption_leaves_what_was_kept_before(run: Run, bundle: Bundle, m
     monkeypatch.setattr(tune_module, "measure", measure)
     code, _, err = run("tune", bundle.path)
     assert code == 130 and err.endswith("interrupted; nothing was left behind\n")
-    assert path_of(Place.of(bundle)).read_bytes() == before
+    assert path.read_bytes() == before
 
 
 def test_real_processes_are_measured(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,11 +135,6 @@ class Tuned:
         return ResolvedOptions(execution, f"; {note}: {found.words()}")
 
 
-def path_of(place: Place) -> Path:
-    """Of the file that is kept for ``place``."""
-    return _folder().path / _name_of(place)
-
-
 def prepare() -> None:
     """Before anything slow: StorageError where nothing could be kept, InputError where others could change it."""
     _folder().prepare()
@@ -239,6 +234,8 @@ class _EarlierPlace(Struct, frozen=True):
 
 
 def _earlier_names(bundle: Bundle, place: Place) -> Iterator[str]:
+    if not _folder().path.is_dir():  # nothing was ever kept: the GPU need not be asked for
+        return
     gpu = gpu_of(bundle)
     for entry in bundle.manifest.engines:
         own = "" if is_on_cpu(entry) else gpu
