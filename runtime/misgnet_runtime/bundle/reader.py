@@ -68,7 +68,7 @@ def read_bundle(path: Path, trust: Trust | None = None) -> Bundle:
     """Open ``path`` and check every file against the manifest.
 
     With ``trust``, or where the command line or the environment requires a signature, nothing is read of the bundle,
-    not even the manifest, before its signature over all files was checked; see :func:`trust.signed.check_signed`.
+    not even the manifest, before its signature over all files was checked; see :func:`signing.verify.check_signed`.
     Raises InputError where a file is missing, extra, a link, outside the folder, or has other bytes. Folders
     without files do not count, nor does the signature. The folder may be renamed, replaced or overwritten afterwards:
     what is read of the bundle later are the files that were checked, or an InputError.

@@ -1,7 +1,7 @@
 """What the operator requires of every bundle that this process reads. Cheap to import.
 
 A key comes from a call, the command line or the environment; policy files come from /etc and from $MISGNET_POLICY
-(``trust.policy_file``). Every source must be satisfied, so a command line can only tighten what a policy file requires.
+(``policy_file``). Every source must be satisfied, so a command line can only tighten what a policy file requires.
 """
 
 from __future__ import annotations
