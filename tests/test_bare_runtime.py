@@ -10,10 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bundles import FLOAT, RTX, images, make_bundle, write_image
 from misgnet_runtime.bundle.manifest import EngineKind
-
-ROOT = Path(__file__).resolve().parents[1]
+from support.bundles import FLOAT, RTX, images, make_bundle, write_image
+from support.paths import ROOT
 
 # Python's own path hooks are asked after this finder: what it refuses is as good as not installed.
 BARE = """

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from support.paths import ROOT
+
 pytest.importorskip("importlinter", reason="import-linter is not installed: the [dev] extra")
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (
     "misgnet", "export/misgnet_export", "calibration/misgnet_calibration", "runtime/misgnet_runtime",
 )  # fmt: skip

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from support.paths import ROOT
+
 FOLDERS = ("misgnet", "calibration", "export", "runtime", "benchmarks", "tests", "docs", "examples")
 MOST = 5  # as for functions: the eye loses count of positions beyond
 

@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import exit_code
 from misgnet.cli import main as misgnet
 from misgnet_runtime.cli import main as misgnet_run
 from misgnet_runtime.jobs.batch.record import open_record
 from misgnet_runtime.jobs.batch.table import Shard
 from misgnet_runtime.jobs.watch.journal import open_journal
 from misgnet_runtime.machine import describe_machine, usable_cores
+from support.commands import exit_code
+from support.paths import DATA
 
-OLDER = Path(__file__).with_name("data") / "older/made"
+OLDER = DATA / "older/made"
 MODIFIED = 1_700_000_000  # as in make.py
 ENGINE = ("--engine", "cpu-float32", "--batch", "1", "--no-tuned")
 Run = Callable[..., str]

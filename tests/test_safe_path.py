@@ -13,9 +13,9 @@ from types import ModuleType
 
 import pytest
 
-from bundles import make_bundle
+from support.bundles import make_bundle
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [str(ROOT / folder) for folder in (".", "export", "calibration", "runtime")]
 # Of the standard library, of what is installed, and of this project.
 POISON = (
@@ -72,7 +72,7 @@ def test_an_empty_entry_of_pythonpath_does_not_reach_child_processes(here: Path)
 
 def test_scenes_import_nothing_from_the_working_directory(here: Path) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
-    from scenes import scene, write_raster
+    from support.scenes import scene, write_raster
 
     for date, pixels in zip(("before", "after"), scene(80, 100, 0), strict=True):
         write_raster(here / f"{date}.tif", pixels)

@@ -12,11 +12,11 @@ from typing import Any
 
 from looking import State
 
-from bundles import make_bundle
+from support.bundles import make_bundle
 
 
 def sign(root: Path) -> None:
-    from signatures import make_key, prepare, sign_folder, write_private
+    from support.signatures import make_key, prepare, sign_folder, write_private
 
     sign_folder(prepare(make_bundle(root / "out/bundle")), make_key())
     write_private(root / "key.pem", make_key())
@@ -85,7 +85,7 @@ def look_bundle(root: Path) -> State:
 def accept(root: Path) -> None:
     """A device that has accepted version 1 is given version 2."""
     from misgnet_runtime.bundle.reader import read_bundle
-    from signatures import make_key, prepare, sign_folder, write_public
+    from support.signatures import make_key, prepare, sign_folder, write_public
 
     bundle = make_bundle(root / "bundle")
     os.environ["MISGNET_STATE"] = str(root / "out")
@@ -116,7 +116,7 @@ def look_accepted(root: Path) -> State:
 
 def compile_plans(root: Path) -> None:
     """A device that has compiled a plan already, and is asked for one with another optimisation level."""
-    from device_bundles import device_bundle
+    from support.device_bundles import device_bundle
 
     device_bundle(root / "bundle", tiles=2)
     _compile(root, 2)
@@ -128,10 +128,10 @@ def run_compile(root: Path) -> None:
 
 def _compile(root: Path, level: int) -> None:
     """By fakes of TensorRT and CUDA: what is written is what the real ones would have given."""
-    from fake_cuda import FakeDriver
-    from fake_tensorrt import make_tensorrt
     from misgnet_runtime.jobs.compile.options import CompileOptions
     from misgnet_runtime.jobs.compile.run import compile_bundle
+    from support.fake_cuda import FakeDriver
+    from support.fake_tensorrt import make_tensorrt
 
     os.environ["MISGNET_CACHE"] = str(root / "out")
     driver = FakeDriver("sm87", memory=1 << 30)
@@ -142,11 +142,11 @@ def _compile(root: Path, level: int) -> None:
 
 def look_compiled(root: Path) -> State:
     """The level of the plan that is used, whose bytes are checked."""
-    from device_bundles import DEVICE
-    from fake_cuda import FakeDriver
     from misgnet_runtime.bundle.reader import read_bundle
     from misgnet_runtime.engines.tensorrt.open import slot_of
     from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore
+    from support.device_bundles import DEVICE
+    from support.fake_cuda import FakeDriver
 
     os.environ["MISGNET_CACHE"] = str(root / "out")
     store = PlanStore()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from looking import State, files
 
-from bundles import INT8, SPLIT_FLOAT, images, make_bundle, write_image
+from support.bundles import INT8, SPLIT_FLOAT, images, make_bundle, write_image
 
 
 def _pair(root: Path, name: str = "", size: int = 100) -> None:
@@ -53,7 +53,7 @@ _PRODUCTS = {"probability": "p.tif", "vector": "v.gpkg", "quicklook": "q.png"}
 
 
 def _rasters(root: Path, *names: str, height: int = 150) -> None:
-    from scenes import scene, write_raster
+    from support.scenes import scene, write_raster
 
     for seed, name in enumerate(names):
         before, after = scene(height, 90, seed // 2)
@@ -115,10 +115,10 @@ def batch(root: Path) -> None:
 
 def run_batch(root: Path) -> None:
     """In this process: a worker of its own would have a life of its own. Scene c fails, as it should."""
-    from batches import InProcess, Told
     from misgnet_runtime.errors import StorageError
     from misgnet_runtime.jobs.batch import run as batch_run
     from misgnet_runtime.jobs.batch.options import BatchOptions
+    from support.batches import InProcess, Told
 
     batch_run.ProcessPool = InProcess  # type: ignore[assignment, misc]
     options = BatchOptions(words={"engine": "cpu", "batch": "1"})

@@ -11,7 +11,7 @@ from typing import Any
 
 from readers import Prepared, Reader, written
 
-from bundles import INT8, SPLIT_FLOAT, make_bundle
+from support.bundles import INT8, SPLIT_FLOAT, make_bundle
 
 
 def manifest(folder: Path) -> Prepared:
@@ -33,7 +33,7 @@ def _signed(folder: Path, name: str) -> tuple[Reader, list[bytes], Path]:
     """A signed bundle whose file ``name`` is another one; a manifest is signed as it is, so that it is read."""
     from misgnet_runtime.bundle.reader import read_bundle
     from misgnet_runtime.bundle.signing.policy import Trust
-    from signatures import make_key, prepare, sign_folder, write_public
+    from support.signatures import make_key, prepare, sign_folder, write_public
 
     key = make_key()
     trust = Trust(write_public(folder / "key.pub", key))
@@ -62,7 +62,7 @@ def signed_manifest(folder: Path) -> Prepared:
 def statement(folder: Path) -> Prepared:
     """What was signed is damaged itself: whoever holds a key can sign anything."""
     from misgnet_runtime.bundle.signing.envelope import decode_envelope
-    from signatures import make_key, sign_folder
+    from support.signatures import make_key, sign_folder
 
     read, seeds, root = _signed(folder, "model.sig")
 
@@ -103,7 +103,7 @@ def accepted(folder: Path) -> Prepared:
 
 def key(folder: Path) -> Prepared:
     from misgnet_runtime.bundle.signing.keys import read_anchors
-    from signatures import certify, make_key, write_certificates, write_public
+    from support.signatures import certify, make_key, write_certificates, write_public
 
     key = make_key()
     seeds = [

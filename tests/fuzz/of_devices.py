@@ -13,8 +13,8 @@ from readers import Prepared, written
 
 
 def evaluation(folder: Path) -> Prepared:
-    from device_bundles import evaluation_tiles
     from misgnet_runtime.accuracy.evaluation_tiles import read_evaluation, write_evaluation
+    from support.device_bundles import evaluation_tiles
 
     good = io.BytesIO()
     write_evaluation(good, evaluation_tiles(0, 2))  # type: ignore[arg-type]  # NumPy takes both
@@ -39,11 +39,11 @@ def observations(folder: Path) -> Prepared:
 
 def plans(folder: Path) -> Prepared:
     """Which plan is used, the record of a plan, and kernel timings: each as it is, and behind its digest."""
-    from device_bundles import DEVICE
-    from fake_cuda import FakeDriver
     from misgnet_runtime.engines.tensorrt.open import slot_of
     from misgnet_runtime.engines.tensorrt.plan_cache import FORMAT, Activation, PlanKey, PlanRecord, PlanStore
     from misgnet_runtime.storage.schema import encode
+    from support.device_bundles import DEVICE
+    from support.fake_cuda import FakeDriver
 
     os.environ["MISGNET_CACHE"] = str(folder / "cache")
     store, slot = PlanStore(), slot_of("0" * 64, DEVICE, FakeDriver("sm87").device())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from readers import Prepared
 
-from bundles import INT8, SPLIT_FLOAT, make_bundle
+from support.bundles import INT8, SPLIT_FLOAT, make_bundle
 
 Files = st.SearchStrategy[bytes]
 

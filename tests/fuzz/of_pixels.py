@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from readers import Prepared, written
 
-from bundles import images as make_images
 from misgnet_runtime.raster.tiling import Span
+from support.bundles import images as make_images
 
 
 def checkpoint(folder: Path) -> Prepared:
@@ -20,7 +20,7 @@ def checkpoint(folder: Path) -> Prepared:
 
     from misgnet.checkpoint import load_checkpoint, read_tensors
     from misgnet_runtime.errors import MisgnetError
-    from published import light_state, save_network, snapshot
+    from support.published import light_state, save_network, snapshot
 
     whole = light_state(stage_4=False)
     small = {key: whole[key] for key in list(whole)[:4]}
@@ -92,7 +92,7 @@ def geotiff(folder: Path) -> Prepared:
     from misgnet_runtime.errors import MisgnetError
     from misgnet_runtime.jobs.scene.options import SceneOptions
     from misgnet_runtime.raster.declared import Declared
-    from scenes import scene, write_raster
+    from support.scenes import scene, write_raster
 
     before, after = scene(96, 80)
     good = write_raster(folder / "before.tif", before)

@@ -425,8 +425,8 @@ def bigtiff_tags(path: Path, _over: bool) -> None:
 def _manifest(folder: Path) -> Read:
     from rich.console import Console
 
-    from bundles import INT8, SPLIT_FLOAT, make_bundle
     from misgnet_runtime.cli.info import bundle_facts, print_info
+    from support.bundles import INT8, SPLIT_FLOAT, make_bundle
 
     root = make_bundle(folder / "bundle", engines=[SPLIT_FLOAT, INT8])
 
@@ -445,7 +445,7 @@ def manifest(**fields: Any) -> Callable[[Path, bool], None]:
     unit: bytes = fields.pop("unit")
 
     def make(path: Path, over: bool) -> None:
-        from bundles import INT8, SPLIT_FLOAT, make_bundle
+        from support.bundles import INT8, SPLIT_FLOAT, make_bundle
 
         with tempfile.TemporaryDirectory() as folder:
             root = make_bundle(Path(folder) / "bundle", engines=[SPLIT_FLOAT, INT8])

@@ -29,7 +29,7 @@ from arrivals import Arrivals
 from oracle import Oracle
 from supervisor import Supervisor
 
-from bundles import FLOAT, make_bundle
+from support.bundles import FLOAT, make_bundle
 
 _SHOWN = 40  # problems
 _WAITING = 60  # pairs

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bundles import expected, images
-from scenes import scene, write_raster
+from support.bundles import expected, images
+from support.scenes import scene, write_raster
 
 # good: done exactly once; moved: once at most, and never failed; failed; reported: in the watcher's log, by a word.
 Fate = Literal["good", "moved", "failed", "reported", "nothing"]

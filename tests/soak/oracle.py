@@ -16,7 +16,7 @@ from PIL import Image
 from supervisor import Supervisor
 from watcher import SHORT
 
-from scenes import read
+from support.scenes import read
 
 MOST_MEMORY = 600  # MiB
 MOST_GROWTH = 100  # MiB, of a process that has run for a while

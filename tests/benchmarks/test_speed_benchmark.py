@@ -1,0 +1,497 @@
+"""``python -m benchmarks.speed``: its guests, its rounds, its ratios and targets, its table and its picture."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from msgspec.structs import replace as changed
+
+pytest.importorskip("onnxruntime.quantization", reason="needs what the extra [export] brings")
+torch = pytest.importorskip("torch")
+pytest.importorskip("matplotlib")
+
+from benchmarks.contest import start as beginning
+from benchmarks.contest.contenders import ONNX_RUNTIME, OPENVINO, OPENVINO_OWN
+from benchmarks.contest.guest import ContenderFailed, Guest, Program, foreign, own
+from benchmarks.contest.guests import exchange
+from benchmarks.contest.handover import hand_over
+from benchmarks.contest.start import open_start
+from benchmarks.speed import answers, race
+from benchmarks.speed.__main__ import main
+from benchmarks.speed.answers import Exam, examine, open_for
+from benchmarks.speed.answers import start as start_entrant
+from benchmarks.speed.entrants import (
+    ALONE,
+    EAGER,
+    Entrant,
+    Ground,
+    bundle_engines,
+    chooses_itself,
+    grid,
+    guest_entrant,
+    networks,
+)
+from benchmarks.speed.own import network
+from benchmarks.speed.peaks import Multiplier, best_peak, measure_peaks
+from benchmarks.speed.plot import draw, heights
+from benchmarks.speed.race import Course, Times, latency_of, throughput_of
+from benchmarks.speed.ratios import best_peer, timed_rows, with_ratios
+from benchmarks.speed.report import Absent, Latency, Peak, Report, Row, Setting, Target, Throughput, Tried, Work
+from benchmarks.speed.run import targets_here
+from benchmarks.speed.table import markdown
+from benchmarks.speed.targets import jitter_target, targets_of
+from benchmarks.speed.work import work_of
+from misgnet_runtime import machine
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.errors import UsageError
+from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.storage.files import file_sha256
+from misgnet_runtime.storage.schema import encode
+from support import bundles, graphs
+
+FLOAT_GRAPH = bundles.DATA / "tiny_float.onnx"
+PIXEL = Work(400, 100)  # 1,000 operations a pair
+
+
+def throughput(median: float, setting: Setting = ALONE) -> Throughput:
+    return Throughput(setting, median, 0.9 * median, 1.1 * median, [median], [Tried(setting, median)])
+
+
+def row(key: str, engine: str, speed: float | None, side: Any = "peer", **values: Any) -> Row:
+    given: dict[str, Any] = {"f1": 0.8, "drop_points": 0.0, "agreement": 1.0} | values
+    found = throughput(speed) if speed else None
+    return Row(key, given.pop("title", key), engine, side, throughput=found, **given)
+
+
+ROWS = [
+    row("straight onnxruntime own", "ONNX Runtime", 10),
+    row("straight openvino f32", "OpenVINO", 12, precision="f32"),
+    row(EAGER, "PyTorch", 4, title="PyTorch, eager float32"),
+    row("quantize_static onnxruntime own", "ONNX Runtime", 14),
+    row("nncf-transformer openvino f32", "OpenVINO", 20, precision="f32", f1=0.1, drop_points=70.0),
+    row("ours float cpu-float32 onnxruntime", "ONNX Runtime", 12.5, "ours", precision="float32"),
+    row("ours float float graph openvino", "OpenVINO", 14, "ours", precision="float32"),
+    row("ours cpu onnxruntime", "ONNX Runtime", 30, "ours", precision="int8", drop_points=0.05),
+    row("ours openvino openvino", "OpenVINO", 41, "ours", precision="int8", drop_points=0.2),
+]
+PEAKS = [
+    Peak("float32", "NumPy", 512, 5e4, 4e4, 6e4), Peak("int8", "A", 512, 5e4, 4e4, 6e4),
+    Peak("int8", "B", 1024, 6e4, 5e4, 7e4), Peak("int8", "C", 0, 0.0, 0.0, 0.0, "it crashed"),
+]  # fmt: skip
+
+
+def test_ratios_are_against_the_fastest_peer_eager_and_the_fastest_products() -> None:
+    rows = {r.key: r for r in with_ratios(ROWS, PIXEL, PEAKS)}
+    best = best_peer(ROWS)
+    assert best and best.key == "nncf-transformer openvino f32"  # whatever its F1, and not one of ours
+    ours = rows["ours cpu onnxruntime"]
+    assert (ours.to_best_peer, ours.to_eager) == (1.5, 7.5)
+    assert (ours.of_float32_peak, ours.of_int8_peak) == (0.6, 0.5)
+    assert best_peak(PEAKS, "int8") == PEAKS[2]
+    without = with_ratios([row("a", "PyTorch", None, failed="no")], PIXEL, [])[0]
+    assert (without.to_best_peer, without.to_eager, without.of_int8_peak) == (None, None, None)
+
+
+def test_targets_say_what_was_asked_found_and_reached() -> None:
+    found = {t.name: t for t in targets_of(with_ratios(ROWS, PIXEL, PEAKS), None)}
+    # The faster engine has lost more F1 than is allowed, so the other one counts.
+    assert found["throughput against the best peer"].found == "1.50 times (ours cpu onnxruntime in ONNX Runtime, int8)"
+    assert found["throughput against the best peer"].reached
+    assert found["throughput against PyTorch eager float32"].reached is False
+    assert found["share of the INT8 matrix peak"].found.startswith("50 %")
+    assert found["share of the INT8 matrix peak"].reached
+    assert found["ONNX Runtime against its `quantize_static` default"].found.startswith("2.14 times")
+    floats = [found[f"float graph against the straight export, {e}"] for e in ("ONNX Runtime", "OpenVINO")]
+    assert [(t.found[:4], t.reached) for t in floats] == [("1.25", True), ("1.17", False)]
+    assert [(t.found, t.reached) for t in targets_of([], None)] == [("not measured", None)] * 7
+
+
+def test_bf16_is_no_match_for_the_float_graph_s_target() -> None:
+    rows = [*ROWS, row("straight openvino own", "OpenVINO", 100, precision="bf16")]
+    found = {t.name: t.found for t in targets_of(rows, None)}
+    assert found["float graph against the straight export, OpenVINO"].startswith("1.17")
+
+
+@pytest.mark.parametrize(("p99", "product", "reached"), [(13, None, True), (14, None, False), (14, 15, True)])
+def test_jitter_is_judged_by_the_worst_engine_and_the_product(p99: float, product: Any, reached: bool) -> None:
+    calm, shaky = Latency(10, 11, 9, 11, 100), Latency(10, p99, 9, 11, 100)
+    rows = [changed(r, latency=latency) for r, latency in zip(ROWS[-2:], (calm, shaky), strict=True)]
+    rows.append(changed(ROWS[0], latency=Latency(10, 90, 9, 11, 100)))  # a peer's does not count
+    found = jitter_target(rows, Latency(10, product, 9, 11, 100) if product else None)
+    assert found.reached is reached and "ours openvino" in found.found
+
+
+def test_work_counts_products_with_weights_and_between_activations() -> None:
+    model = graphs.parsed(
+        """attention (float[1,6,8] x) => (float[1,6,6] y) {
+            q_q = MatMul (x, w)
+            k_t = Transpose <perm = [0, 2, 1]> (x)
+            y = MatMul (q_q, k_t)
+        }""",
+        {"w": np.ones((8, 8), np.float32)},
+    )  # fmt: skip
+    assert work_of(model) == Work(6 * 8 * 8, 6 * 6 * 8)
+    assert work_of(model).operations == 2 * (384 + 288)
+
+
+@pytest.mark.parametrize(
+    ("threads", "batch", "streams", "wanted"),
+    [(2, 4, True, ["1 x 1", "2 x 1", "1 x 4"]), (1, 4, True, ["1 x 1", "1 x 4"]), (8, 1, False, ["1 x 1"])],
+)
+def test_the_grid_holds_what_can_be_run(threads: int, batch: int, streams: bool, wanted: list[str]) -> None:
+    assert [f"{s.streams} x {s.batch}" for s in grid(threads, batch, streams=streams)] == wanted
+
+
+def report(rows: list[Row]) -> Report:
+    sets = {"calibration_tiles": 128, "evaluation_tiles": 80, "evaluation_images": 5}
+    machine = {"processor": "some", "cores": 2, "memory_gib": 8, "features": []}
+    product = Latency(10.0, 12.0, 9.0, 11.0, 100)
+    return Report(
+        "2026-01-01T00:00:00+00:00", machine, {"threads": 2, "rounds": 5, "seconds": 2.0}, sets, "0" * 64, "1" * 64,
+        PIXEL, rows, [Absent("NNCF in OpenVINO's own precision", "it has no BF16")], product, PEAKS,
+        [Target("a", "at least 1", "2", True), Target("b", "at least 3", "2", False), Target("c", "4", "-", None)],
+        0.1, 2.0,
+    )  # fmt: skip
+
+
+def test_the_table_tells_all_that_a_reader_needs() -> None:
+    rows = with_ratios([*ROWS, row("x", "OpenVINO", None, failed="no | such\nkernel")], PIXEL, PEAKS)
+    rows[0] = changed(rows[0], latency=Latency(50.0, 60.0, 1, 2, 9), notes=["slow"])
+    text = markdown(report(rows)).splitlines()
+    assert {line.count("|") for line in text[: 2 + len(rows)]} == {12}
+    assert text[2].endswith("| 50.0, 60.0 | 10.0 (9.0 to 11.0) | 1 x 1 | 0.50 | 2.50 | 20 %, 17 % |")
+    assert "| the best | 5.00 |" in text[6] and text[9].startswith("| **ours cpu onnxruntime** | ONNX Runtime, int8 |")
+    assert text[11].startswith("| x | OpenVINO | failed: no / such kernel |")
+    body = "\n".join(text)
+    assert "| a | at least 1 | 2 | reached |" in body and "| b | at least 3 | 2 | **not reached** |" in body
+    for words in (
+        "load 0.1 before the run, 2.0 at its end", "p99 / p50 is 1.20", "by B, 1024 rows", "slow.",
+        "No row: NNCF in OpenVINO's own precision: it has no BF16.", "1 x 1 10.0",
+    ):  # fmt: skip
+        assert words in body
+    assert msgspec.json.decode(encode(report(rows)), type=Report) == report(rows)
+
+
+def test_the_picture_has_a_label_for_each_row(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    drawn: list[str] = []
+    text = Figure().subplots().__class__.text
+
+    def keep(self: Any, x: float, y: float, words: str, **rest: Any) -> Any:
+        drawn.append(words)
+        return text(self, x, y, words, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure().subplots().__class__, "text", keep)
+        draw(report([*ROWS, row("unscored", "OpenVINO", 5, f1=None)]), tmp_path / "plot.png")
+    assert len(drawn) == len(ROWS) and any("F1 0.100" in words for words in drawn)
+    assert min(Image.open(tmp_path / "plot.png").size) > 600
+    draw(report([]), tmp_path / "empty.png")
+    points, bottom, top = heights(ROWS)
+    assert top == 0.8 and points[4] == bottom > 0.78
+
+
+def test_rounds_of_calls_become_a_latency_and_rates_a_throughput() -> None:
+    found = latency_of([[10.0] * 50, [20.0] * 49 + [100.0]])
+    assert (found.p50_ms, found.lowest, found.highest, found.calls) == (15, 10, 20, 100)
+    assert 20 < found.p99_ms < 100
+    tried = [Tried(ALONE, 1.0), Tried(Setting(1, 4), 9.0)]
+    best = throughput_of([10.0, 8.0, 9.0], tried)
+    assert (best.setting, best.median, best.lowest, best.highest) == (Setting(1, 4), 9.0, 8.0, 10.0)
+
+
+class FakeGuest:
+    """Answers at once; ``broken``: what it fails at. One call takes ``ms``, a batch of four three times as long."""
+
+    def __init__(self, key: str, ms: float = 10.0, broken: str = "") -> None:
+        self.key, self.ms, self.broken = key, ms, broken
+        self.asked: list[str] = []
+        self.opened: list[tuple[int, int]] = []
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        self.asked.append(do)
+        if do == self.broken:
+            raise ContenderFailed(f"{self.key} cannot {do}")
+        if do == "open":
+            self.opened.append((request.get("streams", 0), request.get("batch", 0)))
+            return {}
+        if do == "time":
+            return {"ms": [5 * self.ms] + [self.ms] * (request["calls"] - 1)}
+        factor = 3 if request["batch"] == 4 else 1
+        return {"seconds": request["calls"] * factor * self.ms / 1000}
+
+    def pause(self) -> None:
+        self.asked.append("pause")
+
+    def __enter__(self) -> FakeGuest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.asked.append("close")
+
+
+def entrant(key: str, **changes: Any) -> Entrant:
+    given: dict[str, Any] = {
+        "key": key, "title": key, "engine": "ONNX Runtime", "side": "peer", "program": Program(key, (), {}),
+        "opening": {}, "settings": grid(2, 4),
+    }  # fmt: skip
+    return Entrant(**given | changes)
+
+
+def test_the_race_takes_turns_and_a_failure_costs_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guests = {
+        "fast": FakeGuest("fast", 10), "slow": FakeGuest("slow", 40), "dead": FakeGuest("dead", broken="open"),
+        "lame": FakeGuest("lame", broken="rate"),
+    }  # fmt: skip
+    product = FakeGuest("product")
+    monkeypatch.setattr(race, "start", lambda entrant, log, limit: guests[entrant.key])
+    monkeypatch.setattr(race, "Guest", lambda *_: product)
+    course = Course(tiles=tmp_path, threads=2, rounds=3, seconds=0.2, work=tmp_path, limit_s=10.0)
+    times, matrix = race.race(course, [entrant(key) for key in guests])
+    assert times["dead"] == Times(failed="dead cannot open")
+    assert times["lame"].latency and times["lame"].throughput is None and times["lame"].failed == "lame cannot rate"
+    fast, slow = times["fast"].throughput, times["slow"].throughput
+    assert fast and slow and fast.setting == Setting(1, 4) == slow.setting
+    assert fast.median == pytest.approx(4 / 0.03) and slow.median == pytest.approx(4 / 0.12)
+    assert {(t.setting.streams, t.setting.batch) for t in fast.tried} == {(1, 1), (2, 1), (1, 4)}
+    assert guests["fast"].opened == [(1, 1), (1, 1), (2, 1), (1, 4), (1, 4)]  # calls, three trials, the best again
+    latency = times["fast"].latency
+    assert latency and (latency.p50_ms, latency.p99_ms, latency.calls) == (10, 10, 3 * 20)  # a turn's first is left out
+    assert matrix and product.asked[:2] == ["open", "pause"]
+    assert all(guest.asked[-1] == "close" for guest in (*guests.values(), product))
+
+
+def test_a_guest_that_is_paused_computes_nothing(tmp_path: Path) -> None:
+    script = tmp_path / "busy.py"
+    script.write_text(
+        "import sys, threading, time, json\n"
+        "def spin():\n    while True: pass\n"
+        "threading.Thread(target=spin, daemon=True).start()\n"
+        "for line in sys.stdin: print(json.dumps({'cpu': time.process_time()}), flush=True)\n"
+    )
+    with Guest(Program("busy", (sys.executable, str(script)), {}), tmp_path / "log", 20.0) as guest:
+        guest.ask("anything")
+        time.sleep(0.2)
+        before = guest.ask("anything")["cpu"]
+        guest.pause()
+        time.sleep(0.6)
+        after = guest.ask("anything")["cpu"]
+    assert before > 0 and after - before < 0.3
+
+
+def test_batches_wrap_around_and_threads_share_an_engine() -> None:
+    tiles = {"before": np.arange(5)[:, None]}
+    assert exchange.batch_of(tiles, 4, 3)["before"].ravel().tolist() == [4, 0, 1]
+    asked: list[int] = []
+
+    def predict(inputs: exchange.Inputs) -> np.ndarray:
+        asked.append(len(inputs["before"]))
+        return inputs["before"]
+
+    for run_all in (None, exchange.in_threads(predict, 2)):
+        assert exchange.seconds_for(exchange.Opened(predict, {}, run_all), tiles, 2, 7) > 0
+    assert asked == [2] * 14
+
+
+@pytest.fixture(scope="module")
+def exam(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exam]:
+    folder = tmp_path_factory.mktemp("exam")
+    root = folder / "eval"
+    for index, (before, after) in enumerate(zip(*bundles.images(3, bundles.TILE, bundles.TILE), strict=True)):
+        label = np.zeros((bundles.TILE, bundles.TILE), np.uint8)
+        label[:20] = 255
+        for part, pixels in (("A", before), ("B", after), ("label", label)):
+            bundles.write_image(root / part / f"{index}.png", pixels)
+    tiles = TileSet.open(root, bundles.TILE)
+    handed = hand_over(tiles, bundles.INTERFACE, folder / "handed")
+    (folder / "work").mkdir()
+    yield Exam(
+        tiles=tiles,
+        handed=handed,
+        interface=bundles.INTERFACE,
+        threshold=0.33,
+        threads=2,
+        work=folder / "work",
+        limit_s=60.0,
+    )
+
+
+def ground(tmp_path: Path, python: Path = Path(sys.executable), **changes: Any) -> Ground:
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"none")
+    given = read_bundle(bundles.make_bundle(tmp_path / "bundle", engines=(bundles.FLOAT, bundles.INT8, bundles.RTX)))
+    return Ground(
+        bundle=given, weights=weights, straight=FLOAT_GRAPH, python_of=lambda name: python, threads=2, work=tmp_path
+    )
+
+
+def test_guests_answer_alike_at_every_setting_and_answers_are_kept(
+    exam: Exam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime as a peer, and the bundle's engines as the runtime opens them: real processes."""
+    start = ground(tmp_path)
+    ours, absent = bundle_engines(start)
+    assert [a.title for a in absent] == ["this project, `rtx-sm86`"]
+    assert [(e.title, e.engine) for e in ours] == [
+        ("this project, float graph", "ONNX Runtime"), ("this project, `cpu`", "ONNX Runtime"),
+        ("this project, float graph", "OpenVINO"),
+    ]  # fmt: skip
+    peer = guest_entrant(start, "straight", "straight export", ONNX_RUNTIME, start.straight)
+    gone = guest_entrant(start, "nncf", "NNCF", OPENVINO, ContenderFailed("NNCF could not be installed"))
+    found, _ = examine(exam, [peer, gone, *ours[:2]])
+    rows = [row for row, _ in found]
+    assert rows[1].failed == "NNCF could not be installed"
+    assert rows[0].f1 and rows[0].drop_points == 0 and rows[0].agreement == 1
+    assert rows[2].agreement == 1 and rows[2].side == "ours"
+    assert rows[3].agreement and rows[3].agreement > 0.8
+
+    for one in (peer, ours[0]):
+        with start_entrant(one, tmp_path / "log", 60.0) as guest:
+            for setting in one.settings:
+                open_for(guest, one, 2, setting)
+                asked = {"tiles": exam.handed, "batch": setting.batch, "calls": 2 * setting.streams}
+                assert guest.ask("rate", **asked)["seconds"] > 0
+                guest.ask("answer", tiles=exam.handed, out=tmp_path / "out.npy")
+                kept = np.load(exam.work / "answers" / one.key.replace(" ", "-") / "answers.npy")
+                np.testing.assert_allclose(np.load(tmp_path / "out.npy"), kept, atol=1e-6)
+
+    monkeypatch.setattr(answers, "start", lambda *_: pytest.fail("answers that are kept were asked for again"))
+    again, _ = examine(exam, [peer, *ours[:2]])
+    assert [row for row, _ in again] == [rows[0], *rows[2:]]
+
+
+def test_an_own_choice_that_is_a_row_already_is_told(exam: Exam, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Same(FakeGuest):
+        def ask(self, do: str, **request: Any) -> dict[str, Any]:
+            if do == "answer":
+                np.save(request["out"], np.zeros((3, bundles.TILE, bundles.TILE), np.float32))
+            return {"precision": self.key, "versions": {}, "peak_mib": 1.0}
+
+    start_of = {"first": "", "asked": "f32", "left": "f32", "other": "bf16"}
+    monkeypatch.setattr(answers, "start", lambda entrant, *_: Same(start_of[entrant.key]))
+    work = exam.work / "own"
+    work.mkdir(exist_ok=True)
+    straight = {"title": "straight export", "engine": "OpenVINO"}
+    own_choice = entrant("left", **straight, precision="its own precision", made_of=("x",))
+    assert chooses_itself(own_choice)
+    line = [entrant("first"), entrant("asked", **straight, precision="f32"), own_choice]
+    rows, absent = examine(replace(exam, work=work), line)
+    assert [row.key for row, _ in rows] == ["first", "asked"]
+    assert absent[0].title == "straight export in OpenVINO's own precision" and "f32" in absent[0].reason
+    rows, absent = examine(replace(exam, work=work), [*line[:2], replace(own_choice, key="other")])
+    assert [row.precision for row, _ in rows] == ["", "f32", "bf16"] and not absent
+
+
+def test_the_network_in_pytorch_takes_what_the_graphs_take(exam: Exam, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Difference(torch.nn.Module):
+        def forward(self, before: Any, after: Any) -> Any:
+            return (before.float() - after.float()).abs().mean(-1) / 255
+
+    monkeypatch.setattr(network, "_network", lambda weights, interface, compiled: Difference())
+    opened = network.open_engine(
+        {"weights": "w", "interface": msgspec.to_builtins(exam.interface), "compiled": False, "threads": 1}
+    )
+    inputs = exchange.batch_of(exchange.load_tiles(str(exam.handed)), 0, 2)
+    np.testing.assert_allclose(
+        opened.predict(inputs), bundles.expected(inputs["before"], inputs["after"]), atol=1e-5
+    )  # fmt: skip
+    assert "torch" in opened.description["versions"]
+
+
+def test_pytorch_batches_and_knows_the_weights(tmp_path: Path) -> None:
+    eager, compiled = networks(ground(tmp_path))
+    assert [s.streams for s in eager.settings] == [1, 1] and eager.key == EAGER
+    assert (eager.opening["compiled"], compiled.opening["compiled"]) == (False, True)
+    assert file_sha256(tmp_path / "weights.safetensors") in eager.made_of
+    assert eager.identity != compiled.identity
+
+
+def test_a_bundle_needs_its_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"some")
+    root = bundles.make_bundle(tmp_path / "bundle")
+    with pytest.raises(UsageError, match="name its checkpoint as --weights"):
+        open_start(root, None, [], tmp_path)
+    with pytest.raises(UsageError, match=r"has SHA-256 .*, the bundle was built from 0000000000000000"):
+        open_start(root, weights, [], tmp_path)
+    bundles.edit(root, lambda m: m.update(source_weights_sha256=file_sha256(weights)))
+    assert open_start(root, weights, [], tmp_path)[1] == weights
+    with pytest.raises(UsageError, match="WEIGHTS is the checkpoint already"):
+        open_start(weights, weights, [], tmp_path)
+
+    built: list[list[str]] = []
+
+    def build(_: Path, options: list[str], output: Path) -> Path:
+        built.append(options)
+        return output if output.exists() else bundles.make_bundle(output)
+
+    monkeypatch.setattr(beginning, "build_bundle", build)
+    for options in (["--a"], ["--a"], ["--b"]):
+        open_start(weights, None, options, tmp_path / "work")
+    assert built == [["--a", "--force"], ["--b", "--force"]]
+
+
+def test_peaks_are_of_the_best_size_and_a_library_that_fails_is_told(tmp_path: Path) -> None:
+    course = Course(tiles=tmp_path, threads=1, rounds=1, seconds=0.1, work=tmp_path, limit_s=60.0)
+    here = own("benchmarks.speed.own.multiply", OPENBLAS_NUM_THREADS="1")
+    there = foreign(Path(sys.executable), "multiply_onnxruntime.py")
+    found = measure_peaks(
+        course,
+        [
+            Multiplier("float32", "NumPy", here, {"library": "numpy"}),
+            Multiplier("int8", "ONNX Runtime", there, {"kind": "int8"}),
+            Multiplier("int8", "nobody", there, {"kind": "int3"}),
+            Multiplier("int8", "absent", ContenderFailed("not installed"), {}),
+        ],
+    )
+    assert [(p.library, p.failed) for p in found if p.library in ("NumPy", "absent")] == [
+        ("NumPy", ""), ("absent", "not installed")
+    ]  # fmt: skip
+    assert all(p.lowest > 1e8 and p.rows >= 512 for p in found if not p.failed)
+    assert next(p for p in found if p.library == "nobody").failed.endswith("KeyError: 'int3'")
+
+
+def test_rows_that_were_not_timed_to_the_end_say_why() -> None:
+    rows = timed_rows(ROWS[:2], {ROWS[0].key: Times(failed="it died")}, PIXEL, [])
+    assert rows[0].notes == ["not timed to the end: it died"] and rows[0].throughput is None
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--seconds", "--threads"])
+def test_numbers_that_cannot_be_meant_are_usage_errors(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["w", "--calib", "c", "--eval", "e", option, "0"])
+    assert ended.value.code == 2 and f"{option} is 0" in capsys.readouterr().err
+
+
+def test_the_engines_that_choose_their_precision_are_known(tmp_path: Path) -> None:
+    start = ground(tmp_path)
+    made = [guest_entrant(start, "s", "s", e, FLOAT_GRAPH) for e in (ONNX_RUNTIME, OPENVINO, OPENVINO_OWN)]
+    assert [chooses_itself(one) for one in made] == [False, False, True]
+    assert len({one.key for one in made}) == 3
+    assert onnx.load(start.straight)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"avx2"}, ["cpu", "openvino"]),
+        ({"avx512_vnni", "avx512_bf16"}, ["cpu", "cpu-vnni", "openvino", "openvino-bf16", "openvino-int8-bf16"]),
+    ],
+)
+def test_all_that_runs_on_this_processor_takes_part(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: list[str]
+) -> None:
+    monkeypatch.setattr(machine, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(machine, "architecture", lambda: "x86_64")
+    assert targets_here() == expected

@@ -1,0 +1,208 @@
+"""Float16 types, the rules that TensorRT sets, and a real compilation of what keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.checks import check_numbers, check_tensorrt_rules
+from misgnet_calibration.quantizer.float16 import fits_float16, float32_reasons, to_float16
+from misgnet_calibration.quantizer.placement import activations, quantizer_sites
+from misgnet_calibration.quantizer.qdq import quantize_graph
+from misgnet_calibration.quantizer.quantize import quantize
+from misgnet_calibration.quantizer.recipes import CPU, TENSORRT
+from misgnet_calibration.quantizer.weight_storage import compress_constants
+from misgnet_calibration.statistics.observers import Range
+from misgnet_runtime.engines.tensorrt import PlanOptions, compile_plan
+from misgnet_runtime.errors import GateFailed
+from support.graphs import parsed, two_branch
+
+
+def quantized(recipe=TENSORRT, peaks: dict[str, float] | None = None) -> onnx.ModelProto:
+    model = two_branch()
+    names = activations(quantizer_sites(Graph(model), recipe))
+    return quantize(model, recipe, dict.fromkeys(names, Range(-4.0, 4.0)), peaks or {}).model
+
+
+def maker(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if tensor in node.output)
+
+
+def set_constant(model: onnx.ModelProto, name: str, value: np.ndarray) -> None:
+    item = next(item for item in model.graph.initializer if item.name == name)
+    item.CopyFrom(numpy_helper.from_array(value, name))
+
+
+def test_the_tensorrt_graph_keeps_the_rules_and_compiles():
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    model = quantized()
+    check_tensorrt_rules(model)
+    plan = compile_plan(
+        model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",), max_batch=4)
+    )
+    assert plan.data
+    assert plan.quantize_layers == 6
+    assert plan.dequantize_layers == 6 + 5, "two products share one weight"
+
+
+def test_the_cpu_graph_would_be_refused():
+    with pytest.raises(GateFailed, match="must have INT8 zero points, and has UINT8"):
+        check_tensorrt_rules(quantized(CPU))
+    check_numbers(quantized(CPU))
+
+
+def unpaired(model: onnx.ModelProto) -> None:
+    maker(model, "encoder_gelu_q").output[0] = "elsewhere"
+    maker(model, "encoder_gelu_dq_half").input[0] = "encoder_gelu_levels"
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 256, 128), np.int8), "encoder_gelu_levels"))
+
+
+def quantized_bias(model: onnx.ModelProto) -> None:
+    scale, zero = np.full(32, 0.01, np.float16), np.zeros(32, np.int8)
+    parts = {"bias8": np.zeros(32, np.int8), "bias_s": scale, "bias_z": zero}
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in parts.items())
+    node = helper.make_node("DequantizeLinear", list(parts), ["bias_dq"], "bias", axis=0)
+    model.graph.node.insert(0, node)
+    maker(model, "encoder_conv").input[2] = "bias_dq"
+
+
+def residual(model: onnx.ModelProto) -> None:
+    maker(model, "encoder_sum").input[0] = "encoder_gelu_dq_half"
+
+
+def wrong_axis(model: onnx.ModelProto) -> None:
+    next(a for a in maker(model, "linear_w_dq_half").attribute if a.name == "axis").i = 0
+
+
+def images_moved_as_bytes(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Identity", ["before"], ["moved"], "mover"))
+
+
+def setting(name: str, value: np.ndarray) -> Callable[[onnx.ModelProto], None]:
+    return lambda model: set_constant(model, name, value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (unpaired, "must be read by DequantizeLinear only, and is read by no node"),
+        (quantized_bias, "Conv 'backbone.block/Conv_encoder_conv' must dequantize .* no bias"),
+        (residual, "is read by Add 'backbone.block/Add_encoder_sum', which is to stay float"),
+        (wrong_axis, r"must have scales \(128,\) along axis 1"),
+        (images_moved_as_bytes, "Identity 'mover' reads uint8"),
+        (setting("encoder_gelu_zero", np.int8(3)), "has zero points other than 0"),
+        (setting("encoder_gelu_scale_half", np.float16(0)), r"has scales from 0\.0 to 0\.0; they must be"),
+        (setting("encoder_gelu_scale_half", np.float16(np.inf)), "positive and finite"),
+        (setting("encoder_gelu_scale_half", np.float32(0.1)), "type FLOAT16 with a scale of type FLOAT"),
+        (setting("linear_w_scale_half", np.full(32, 0.1, np.float16)), r"and has \(32,\) along axis 1"),
+        (setting("norm_w_half", np.full(32, np.nan, np.float16)), "'norm_w_half' of .* has NaN"),
+    ],
+)  # fmt: skip
+def test_every_broken_rule_is_named_with_its_node(damage, message):
+    model = quantized()
+    damage(model)
+    with pytest.raises(GateFailed, match=message):
+        check_tensorrt_rules(model)
+
+
+def test_an_activation_beyond_float16_is_refused():
+    model = two_branch()
+    ranges = dict.fromkeys(activations(quantizer_sites(Graph(model), TENSORRT)), Range(-4.0, 1e8))
+    with pytest.raises(GateFailed, match=r"float16 cannot hold the constant|positive and finite"):
+        quantize(model, TENSORRT, ranges, {})
+
+
+def test_weights_that_are_nan_are_refused_by_both_recipes():
+    for recipe in (CPU, TENSORRT):
+        model = two_branch()
+        set_constant(model, "stem_w", np.full((16, 3, 3, 3), np.nan, np.float32))
+        ranges = dict.fromkeys(activations(quantizer_sites(Graph(model), recipe)), Range(-4.0, 4.0))
+        with pytest.raises(GateFailed, match=r"'stem_w' of 'backbone\.block/Conv_encoder_stem' has"):
+            quantize(model, recipe, ranges, {})
+
+
+def test_the_guidance_and_large_activations_stay_float32():
+    graph = Graph(two_branch())
+    kept = float32_reasons(graph, {"encoder_gelu": 600.0, "encoder_sum": 500.0})
+    outside = [name for name in kept if not name.startswith("MGLNet0/")]
+    assert outside == ["backbone.block/Gelu_encoder_gelu", "backbone.block/MatMul_encoder_second"]
+    inside = [n.name for n in graph.nodes if n.name.startswith("MGLNet0/")]
+    assert set(inside) <= set(kept)
+
+
+def test_dequantizers_have_the_type_of_their_reader():
+    model = quantized(peaks={"encoder_product": 600.0})
+    graph = Graph(model)
+    types = {n.output[0]: {graph.elem_type(x) for x in n.input} for n in graph.nodes if n.op_type == "MatMul"}
+    assert types["encoder_product"] == types["guide_out"] == {TensorProto.FLOAT}
+    assert types["encoder_second"] == types["decoder_one"] == {TensorProto.FLOAT16}
+    readers = {n.op_type for n in graph.nodes for x in n.input
+               if x in graph.producer and graph.producer[x].op_type == "DequantizeLinear"}  # fmt: skip
+    assert readers == {"Conv", "MatMul"}, "a Cast between would keep the engine from INT8"
+
+
+def test_a_pair_read_in_both_types_is_dequantized_twice():
+    text = """g (float[batch,32,16] x) => (float[batch,32,16] y) { one = MatMul (x, w)  two = MatMul (x, w)
+        y = Add (one, two) }"""
+    model = parsed(text, {"w": np.eye(16, dtype=np.float32)})
+    written = quantize_graph(model, quantizer_sites(Graph(model), TENSORRT), TENSORRT, {"x": Range(-1.0, 1.0)})
+    model = to_float16(written, ["one/MatMul_one"])
+    graph = Graph(model)
+    assert [graph.elem_type(maker(model, n).input[0]) for n in ("one", "two")] == [
+        TensorProto.FLOAT,
+        TensorProto.FLOAT16,
+    ]
+    assert sum(n.op_type == "QuantizeLinear" for n in graph.nodes) == 1
+    check_tensorrt_rules(model)
+
+
+@pytest.mark.parametrize("guard", [1e-12, 3e-5, 1e5])
+def test_a_guard_that_float16_cannot_hold_forces_float32(guard):
+    text = """g (float[batch,8] x) => (float[batch,8] y, float[batch,8] z) {
+        safe = Clip (x, guard)  y = Sqrt (safe)
+        z = Neg (y) }"""
+    model = parsed(text, {"guard": np.float32(guard)})
+    assert list(float32_reasons(Graph(model), {})) == ["safe/Clip_safe"]
+    with pytest.raises(GateFailed, match=r"float16 cannot hold the constant 'guard'"):
+        to_float16(model, [])
+    typed = Graph(to_float16(model, ["safe/Clip_safe"]))
+    assert [typed.elem_type(n) for n in ("safe", "y", "z")] == [TensorProto.FLOAT] * 3, "outputs keep their type"
+    assert typed.elem_type("y_half") == TensorProto.FLOAT16
+
+
+def test_what_float16_holds():
+    held = [0.0, 1.0, 65504.0, 2.0**-14, 2.0**-20, [1.0, 1e-9]]
+    assert all(fits_float16(np.array(v, np.float32)) for v in held)
+    assert not any(fits_float16(np.array(v, np.float32)) for v in [1e-9, 3.1e-5, 65536.0, np.inf, np.nan])
+
+
+def test_a_cast_stands_before_its_first_reader_and_is_shared():
+    text = """g (float[batch,4,8,8] x) => (float[batch,4,16,16] y) {
+        a = Relu (x)  b = Exp (a)  c = Sqrt (a)  d = Mul (b, c)
+        y = Resize <mode = "linear"> (d, , scales) }"""
+    model = to_float16(parsed(text, {"scales": np.float32([1, 1, 2, 2])}), ["a/Relu_a", "d/Mul_d"])
+    onnx.checker.check_model(model, full_check=True)  # refuses a node that stands before what it reads
+    casts = [(n.input[0], n.output[0]) for n in model.graph.node if n.op_type == "Cast"]
+    assert casts == [("a", "a_half"), ("b", "b_single"), ("c", "c_single"), ("d", "d_half"), ("y_half", "y")]
+    assert "scales" in maker(model, "y_half").input, "Resize takes its scales in float32"
+
+
+def test_only_weights_are_stored_as_float16():
+    text = """g (float[batch,64,64] x) => (float[batch,64,64] y) { a = MatMul (x, w)  b = Add (a, offset)
+        c = MatMul (b, both)  d = Add (c, both)  y = MatMul (d, exact) }"""
+    rng = np.random.default_rng(0)
+    square = {n: rng.standard_normal((64, 64)).astype(np.float32) for n in ("w", "offset", "both")}
+    model = parsed(text, square | {"exact": np.full((64, 64), 1e-9, np.float32)})
+    small = compress_constants(model)
+    types = {item.name: item.data_type for item in small.graph.initializer}
+    assert types == {
+        "w_stored": TensorProto.FLOAT16,
+        **dict.fromkeys(("offset", "both", "exact"), TensorProto.FLOAT),
+    }
+    assert Graph(small).elem_type("w") == TensorProto.FLOAT
+    assert model == parsed(text, square | {"exact": np.full((64, 64), 1e-9, np.float32)}), "the model is not changed"

@@ -1,0 +1,106 @@
+"""The tables of placement rules: complete, sourced, and decided by the first row that fits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.placement import Placement, placements, quantizer_sites
+from misgnet_calibration.quantizer.recipes import (
+    CPU,
+    CPU_ARM,
+    CPU_VNNI,
+    OPENVINO,
+    RECIPES,
+    TENSORRT,
+    TENSORRT_FP16,
+    Recipe,
+)
+from misgnet_calibration.quantizer.rules import Rule
+from support.graphs import parsed, two_branch
+
+EVERY = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+EVERY_INT8 = pytest.mark.parametrize("recipe", [r for r in RECIPES if r.int8], ids=lambda recipe: recipe.name)
+
+
+def decided(graph: Graph, recipe: Recipe) -> dict[str, Placement]:
+    return {p.node.rpartition("/")[2]: p for p in placements(graph, recipe)}
+
+
+@EVERY
+def test_every_row_says_why_and_where_and_the_last_one_fits_all(recipe: Recipe) -> None:
+    assert all(rule.why and rule.source for rule in recipe.rules)
+    assert max(Counter(rule.name for rule in recipe.rules).values()) == 1
+    last = recipe.rules[-1]
+    assert last == Rule(name=last.name, decision="float", why=last.why, source=last.source)
+
+
+@EVERY
+def test_every_operator_gets_a_decision_and_places_are_the_int8_ones(recipe: Recipe) -> None:
+    graph = Graph(two_branch())
+    found = placements(graph, recipe)
+    assert [p.node for p in found] == [node.name for node in graph.nodes]
+    assert [p.node for p in found if p.rule.decision == "int8"] == [p.node for p in quantizer_sites(graph, recipe)]
+    assert sum(p.macs for p in found) == sum(graph.macs(node) for node in graph.nodes)
+
+
+@EVERY_INT8
+def test_rules_name_what_stays_float_and_why(recipe: Recipe) -> None:
+    found = decided(Graph(two_branch()), recipe)
+    expected = {
+        "Conv_encoder_stem": "few channels", "Conv_encoder_conv": "convolution",
+        "LayerNormalization_encoder_norm": "normalisation", "MatMul_encoder_product": "linear layer",
+        "Add_encoder_sum": "residual sum", "Gelu_encoder_gelu": "transcendental",
+        "Reshape_encoder_flat": "not weighted",
+    }  # fmt: skip
+    assert {name: found[name].rule.name for name in expected} == expected
+
+
+def test_products_of_activations_groups_few_positions_and_gemm() -> None:
+    text = """g (float[batch,32,8,8] x, float[batch,64,32] t) => (float[batch,64,64] s, float[batch,32,8,8] d,
+        float[batch,2,32] n, float[m,32] k) {
+        turned = Transpose <perm = [0, 2, 1]> (t)  s = MatMul (t, turned)
+        d = Conv <group = 32, pads = [1, 1, 1, 1]> (x, depth_w)
+        first = Slice (t, zero, two, one)  n = MatMul (first, w)
+        flat = Reshape (t, rows)  k = Gemm (flat, w)
+    }"""
+    ones = np.ones
+    constants = {
+        "depth_w": ones((32, 1, 3, 3), np.float32), "w": ones((32, 32), np.float32), "zero": np.array([0]),
+        "two": np.array([2]), "one": np.array([1]), "rows": np.array([-1, 32]),
+    }  # fmt: skip
+    found = decided(Graph(parsed(text, constants)), TENSORRT)
+    names = {name: p.rule.name for name, p in found.items()}
+    assert names["MatMul_s"] == "product of activations" and names["Conv_d"] == "depthwise convolution"
+    assert names["MatMul_n"] == "few positions" and names["Gemm_k"] == "Gemm"
+
+
+def test_the_first_row_that_fits_decides() -> None:
+    graph = Graph(two_branch())
+    taken = Rule(name="none at all", decision="float", why="a test", source="here", operators=("MatMul",))
+    changed = replace(CPU, rules=(taken, *CPU.rules))
+    assert {p.rule.name for p in placements(graph, changed) if p.operator == "MatMul"} == {"none at all"}
+    assert [p.node for p in quantizer_sites(graph, changed)] == [
+        p.node for p in quantizer_sites(graph, CPU) if "Conv" in p.node
+    ]
+
+
+def test_number_formats_differ_by_engine() -> None:
+    assert (CPU.weight_bits, CPU_VNNI.weight_bits) == (7, 8)
+    assert CPU_ARM.symmetric_activations and not CPU_VNNI.symmetric_activations
+    assert not OPENVINO.quantize_conv_outputs and not TENSORRT.quantize_bias and TENSORRT.symmetric_activations
+
+
+def test_fp16_alone_quantizes_nothing_and_says_so() -> None:
+    graph = Graph(two_branch())
+    assert {p.rule.name for p in placements(graph, TENSORRT_FP16)} == {"asked for FP16"}
+    assert quantizer_sites(graph, TENSORRT_FP16) == [] and not TENSORRT_FP16.int8
+    precisions = {recipe.name: recipe.precision for recipe in RECIPES}
+    assert precisions == {
+        "cpu": "int8", "cpu-vnni": "int8", "cpu-arm": "int8", "openvino": "int8", "tensorrt": "int8+float16",
+        "tensorrt-fp16": "float16",
+    }  # fmt: skip

@@ -1,0 +1,103 @@
+"""Every option of ``build`` is stated once, as a field of its request, and reaches it from the command line."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnxsim", reason="the compiler needs the [export] extra")
+pytest.importorskip("torch", reason="the compiler needs the [export] extra")
+
+from misgnet_export.cli import main as cli
+from misgnet_export.pipeline import build as pipeline
+from misgnet_export.pipeline.request import BuildRequest
+from misgnet_runtime.bundle.targets import parse_target
+from misgnet_runtime.errors import InputError
+from support.commands import exit_code
+
+REQUIRED = {"weights": Path("w"), "calib": Path("c"), "evaluation": Path("e"), "output": Path("o")}
+GIVEN = ("misgnet-export", "build", "w", "--calib", "c", "--eval", "e", "-o", "o")
+# By field: how it is given, and what it becomes. Whatever has a default is here with another value.
+OTHERS: dict[str, tuple[list[object], Any]] = {
+    "val": (["--val", "v"], Path("v")),
+    "targets": (
+        ["--target", "cpu", "--target", "rtx-sm89,sm86", "--target", "cpu"],
+        (parse_target("cpu"), parse_target("rtx-sm86,sm89")),
+    ),
+    "force": (["--force"], True),
+    "tile": (["--tile", 64], 64),
+    "max_batch": (["--max-batch", 8], 8),
+    "calib_tiles": (["--calib-tiles", 32], 32),
+    "selection": (["--selection", "first"], "first"),
+    "observer": (["--observer", "mse"], "mse"),
+    "observations": (["--observations", "seen.npz"], Path("seen.npz")),
+    "placement": (["--placement", "all"], "all"),
+    "repair": (["--repair", "never"], "never"),
+    "control_minutes": (["--control-minutes", 0.5], 0.5),
+    "seed": (["--seed", 3], 3),
+    "max_f1_drop": (["--max-f1-drop", -1], -1.0),
+    "gate": (["--gate", "upper"], "upper"),
+    "threshold": (["--threshold", "tuned"], "tuned"),
+    "input_form": (["--input", "float32"], "float32"),
+    "output_form": (["--output-form", "logits"], "logits"),
+    "bundle_version": (["--bundle-version", 7], 7),
+    "licence": (["--licence", "MIT"], "MIT"),
+    "on_device": (["--on-device"], True),
+    "ship_eval": (["--ship-eval", 5], 5),
+    "timing_cache": (["--timing-cache", "t"], Path("t")),
+    "split": (["--split"], True),
+}
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
+    """The requests that the command made; none is carried out."""
+    made: list[BuildRequest] = []
+
+    def build(request: BuildRequest, _console: object) -> None:
+        made.append(request)
+        raise InputError("not built")
+
+    monkeypatch.setattr(pipeline, "build", build)
+    return made
+
+
+def test_without_options_a_request_has_the_defaults(requests: list[BuildRequest]) -> None:
+    assert exit_code(cli.main, *GIVEN) == 4
+    assert requests == [BuildRequest(**REQUIRED)]
+    assert requests[0].targets == (parse_target("cpu"),) and requests[0].policy.threshold == 0.5
+
+
+def test_every_field_has_its_option(requests: list[BuildRequest]) -> None:
+    assert OTHERS.keys() == {field.name for field in fields(BuildRequest)} - REQUIRED.keys()
+    words = [word for given, _ in OTHERS.values() for word in given]
+    assert exit_code(cli.main, *GIVEN, *words) == 4
+    assert requests == [BuildRequest(**REQUIRED, **{name: value for name, (_, value) in OTHERS.items()})]
+    default = BuildRequest(**REQUIRED)
+    assert all(getattr(default, name) != value for name, (_, value) in OTHERS.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--threshold", "best"], "--threshold is 'best'; it is a number between 0 and 1, or: tuned"),
+        (["--target", "tpu"], "tpu"),
+        (["--control-minutes", "-1"], "--control-minutes is -1.0; it is 0 or more"),
+        (["--control-minutes", "nan"], "--control-minutes is nan"),
+        (["--ship-eval", "-1"], "--ship-eval is -1; it is 0 or more"),
+        (["--bundle-version", "-1"], "--bundle-version is -1; it is 0 or more"),
+        (["--tile", "100"], "--tile is 100; the network takes multiples of 32"),
+        (["--max-batch", "1"], "--max-batch is 1"),
+        (["--threshold", "1"], "--threshold is 1.0; it must lie between 0 and 1"),
+        (["--observer", "percentile 0"], "--observer is 'percentile 0'"),
+        (["--threshold", "tuned"], "--threshold tuned needs --val"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_by_its_name(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(cli.main, *GIVEN, *words) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,141 @@
+"""Graph export: the two traps (aliased dates, a dropped guard), the forms of input and output, simplification."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="export needs the [export] extra")
+
+import onnx
+
+from misgnet.evaluation import predict_probability
+from misgnet_export.graph.algebra import rewrite
+from misgnet_export.graph.deployed import Deployed
+from misgnet_export.graph.export import export_graph
+from misgnet_export.graph.simplify import simplify_graph
+from misgnet_export.pipeline.agreement import Agreement, detector_of, require_close, require_same
+from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from misgnet_runtime.errors import GateFailed
+from support.golden import make_images, make_network
+
+TILE = 128
+LOGITS = Interface(TILE, 8, "float32", "logits")
+SEED = 20260103  # with norm factor 4, some graph nodes of this seed receive no pixel
+
+
+@cache
+def exported() -> onnx.ModelProto:
+    return export_graph(make_network(SEED, norm=4), LOGITS)
+
+
+def logits_of(model: onnx.ModelProto, before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
+    with OnnxRuntimeEngine(model.SerializeToString(), LOGITS.max_batch) as engine:
+        return engine.infer({"before": before.numpy(), "after": after.numpy()})["logits"]
+
+
+def test_the_golden_weights_with_norm_factor_4_have_a_node_without_pixels() -> None:
+    """Otherwise the tests below could not see a dropped guard."""
+    network = make_network(SEED, norm=4)
+    sums = []
+    for level in (network.MGLNet0, network.MGLNet1, network.MGLNet2):
+        for projection in (level.mutualnet0.x1_proj0, level.mutualnet0.x2_proj0):
+            projection.register_forward_hook(lambda _m, _i, out: sums.append(out[1].sum(2).min().item()))
+    with torch.inference_mode():
+        network(*make_images(SEED, 2, TILE, TILE))
+    assert min(sums) < 1e-9
+
+
+@pytest.mark.parametrize("stage", ["exported", "simplified", "rewritten"])
+def test_the_graph_answers_as_the_network_does(stage: str) -> None:
+    network, images = make_network(SEED, norm=4), make_images(SEED, 3, TILE, TILE)  # 3: another batch than the example
+    model = exported() if stage == "exported" else simplify_graph(exported())
+    model = rewrite(model) if stage == "rewritten" else model
+    with torch.inference_mode():
+        expected = network(*images).numpy()
+    found = logits_of(model, *images)
+    assert np.isfinite(found).all()
+    assert np.abs(found - expected).max() < 1e-3
+
+
+def test_rewriting_moves_no_logit_by_more_than_float32_rounds() -> None:
+    images = make_images(SEED, 3, TILE, TILE)
+    simplified = simplify_graph(exported())
+    expected, found = logits_of(simplified, *images), logits_of(rewrite(simplified), *images)
+    assert np.abs(found - expected).max() < 1e-4 * expected.std()
+
+
+def test_the_rewritten_graph_turns_only_what_is_narrow() -> None:
+    """Six MLPs are convolutions from end to end, and no transpose of three axes is left in the encoder."""
+    nodes = [node for node in rewrite(simplify_graph(exported())).graph.node if node.name.startswith("backbone")]
+    kernels = [name for node in nodes if node.op_type == "Conv" for name in node.input if name.endswith("_kernel")]
+    assert len(kernels) == 12
+    turned = [list(node.attribute[0].ints) for node in nodes if node.op_type == "Transpose"]
+    assert [0, 2, 1] not in turned and turned.count([0, 3, 1, 2]) == 15 and turned.count([0, 2, 3, 1]) == 15
+    assert not [node for node in nodes if node.op_type == "Mul"], "attention's scale is in its query"
+
+
+def test_both_dates_are_inputs_of_their_own() -> None:
+    before, after = make_images(SEED, 1, TILE, TILE)
+    assert [value.name for value in exported().graph.input] == ["before", "after"]
+    different, same = logits_of(exported(), before, after), logits_of(exported(), before, before)
+    assert np.abs(different - same).max() > 1e-3
+
+
+def test_the_example_inputs_differ() -> None:
+    """With one tensor for both dates torch.export makes them a single input."""
+    before, after = Deployed(make_network(SEED), LOGITS).example()
+    assert not torch.equal(before, after)
+
+
+def test_layer_norm_and_gelu_are_single_operators_and_batch_norms_are_folded() -> None:
+    operators = [node.op_type for node in simplify_graph(exported()).graph.node]
+    assert operators.count("LayerNormalization") == 24 and operators.count("Gelu") == 6
+    assert "BatchNormalization" not in operators and "Erf" not in operators
+
+
+def test_the_batch_is_dynamic_and_the_tile_fixed() -> None:
+    shape = exported().graph.input[0].type.tensor_type.shape.dim
+    assert shape[0].dim_param == "batch"
+    assert [d.dim_value for d in shape[1:]] == [3, TILE, TILE]
+
+
+def test_nodes_are_named_after_their_modules() -> None:
+    scopes = {node.name.rpartition("/")[0] for node in simplify_graph(exported()).graph.node}
+    assert {"backbone.block1.0.attn.q", "decode1.conv3", "MGLNet2.mutualnet0"} <= scopes
+
+
+def test_raw_images_go_in_and_masks_come_out() -> None:
+    """That probabilities do is seen by every build."""
+    network, interface = make_network(SEED), Interface(64, 4, "uint8", "mask")
+    before, after = np.random.default_rng(0).integers(0, 256, (2, 2, 64, 64, 3), np.uint8)
+    with detector_of(export_graph(network, interface), interface) as detector:
+        found = detector.probability(before, after)
+    expected = predict_probability(network, before, after)
+    assert 0.01 < (expected > 0.5).mean() < 0.99, "both classes occur"
+    assert ((found > 0.5) == (expected > 0.5)).mean() > 0.9999
+
+
+def test_a_float_stage_that_moves_the_numbers_fails() -> None:
+    require_same(Agreement(1e-6, 1e-7, 1.0), LOGITS, "b", "a")
+    for wrong in (1e-3, float("inf"), float("nan")):
+        with pytest.raises(GateFailed, match="differs"):
+            require_same(Agreement(wrong, 0.0, 1.0), LOGITS, "b", "a")
+
+
+def test_of_a_graph_that_answers_with_masks_the_pixels_are_compared() -> None:
+    masks = Interface(TILE, 8, "uint8", "mask")
+    require_same(Agreement(0.5, 0.1, 0.99995), masks, "b", "a")
+    for wrong in (0.999, float("nan")):
+        with pytest.raises(GateFailed, match="masks"):
+            require_same(Agreement(0.5, 0.1, wrong), masks, "b", "a")
+
+
+def test_a_broken_int8_graph_fails() -> None:
+    require_close(Agreement(0.9, 0.01, 0.99), "b", "a")
+    for found in (Agreement(0.9, 0.01, 0.5), Agreement(0.9, float("nan"), 0.99)):
+        with pytest.raises(GateFailed, match="agrees"):
+            require_close(found, "b", "a")

@@ -1,0 +1,164 @@
+"""The folder of wheels: its list, what pip is asked for, and what is told where there is no network."""
+
+from __future__ import annotations
+
+import configparser
+import itertools
+import re
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from misgnet_export.integrations import wheelhouse
+from misgnet_export.integrations.wheelhouse import (
+    LIST,
+    PLATFORMS,
+    PlatformName,
+    fill_wheelhouse,
+    install_lines,
+    missing,
+)
+from misgnet_runtime.errors import InputError, UnavailableError
+from support.paths import ROOT
+
+tomllib = pytest.importorskip("tomllib", reason="the host side needs Python 3.11")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(autouse=True)
+def metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This checkout's, whatever is installed."""
+    gpu = [line for line in PROJECT["optional-dependencies"]["tensorrt"] if ";" not in line]
+    lines = [*PROJECT["dependencies"], *(f'{line}; extra == "tensorrt"' for line in gpu)]
+    monkeypatch.setattr(wheelhouse, "requires", lambda _: lines)
+
+
+class Pip:
+    """Makes a wheel of all that it is asked for, but of ``absent``."""
+
+    def __init__(self, *absent: str) -> None:
+        self.absent, self.calls = absent, []
+
+    def __call__(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        self.calls.append(list(arguments))
+        folder = Path(arguments[arguments.index("-w" if arguments[0] == "wheel" else "-d") + 1])
+        names = [Path(arguments[-1]).name] if arguments[0] == "wheel" else (folder / LIST).read_text().splitlines()
+        if names == [ROOT.name]:
+            names = ["misgnet-export"]
+        for name in (re.match(r"[\w-]+", line)[0] for line in names if not line.startswith("#")):
+            if name in self.absent:
+                return subprocess.CompletedProcess([], 1, "", f"WARNING: x\nERROR: No matching distribution for {name}")
+            (folder / f"{name.replace('-', '_')}-1.0-py3-none-any.whl").touch()
+        return subprocess.CompletedProcess([], 0, "", "")
+
+
+def test_every_platform_has_a_list() -> None:
+    assert PLATFORMS.keys() == set(get_args(PlatformName))
+
+
+@pytest.mark.parametrize("name", get_args(PlatformName))
+def test_the_lists_are_made_of_the_projects_own_requirements(name: PlatformName) -> None:
+    listed = PLATFORMS[name].requirements
+    names = [re.match(r"[\w-]+", line)[0] for line in listed]
+    needed = {re.match(r"[\w-]+", line)[0] for line in PROJECT["dependencies"]}
+    assert len(set(names)) == len(names) and needed - {"tomli"} <= set(names)
+    assert ("tomli" in names) == (PLATFORMS[name].python == "3.10") and not any(";" in line for line in listed)
+    cuda = "12" if name in ("jetpack6", "x86-cuda12") else "13"
+    assert f"cuda-python=={cuda}.*,>=12.6" in listed
+    assert [line for line in listed if "tensorrt" in line] == (
+        [] if "jetpack" in name else [f"tensorrt-cu{cuda}<12,>=10.3"]
+    )
+
+
+def test_each_python_gets_the_versions_that_exist_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    stated = [
+        'numpy>=1.26', 'Pillow>=13.0; python_version >= "3.11"', 'Pillow>=12.3; python_version < "3.11"',
+        'cuda-python>=12.6; sys_platform == "linux" and extra == "rtx"', 'tensorrt<12,>=10.3; extra == "tensorrt"',
+    ]  # fmt: skip
+    monkeypatch.setattr(wheelhouse, "requires", lambda _: stated)
+    assert [*map(str, wheelhouse.needs("3.10"))] == ["numpy>=1.26", "Pillow>=12.3"]
+    assert [*map(str, wheelhouse.needs("3.12"))] == ["numpy>=1.26", "Pillow>=13.0"]
+    assert [*map(str, wheelhouse.needs("3.12", "tensorrt"))] == ["tensorrt<12,>=10.3"]
+
+
+def test_without_the_projects_metadata_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing_metadata(_: str) -> None:
+        raise PackageNotFoundError
+
+    monkeypatch.setattr(wheelhouse, "requires", missing_metadata)
+    with pytest.raises(UnavailableError, match="misgnet-export is not installed"):
+        fill_wheelhouse("jetpack6", tmp_path, None, lambda _: None, Pip())
+
+
+@pytest.mark.parametrize(
+    ("name", "python", "first"),
+    [("jetpack6", "3.10", "manylinux_2_35_aarch64"), ("x86-cuda13", "3.12", "manylinux_2_35_x86_64")],
+)
+def test_pip_is_asked_for_the_other_machines_wheels(
+    tmp_path: Path, name: PlatformName, python: str, first: str
+) -> None:
+    run = Pip()
+    fill_wheelhouse(name, tmp_path / "w", str(ROOT), lambda _: None, run)
+    download = run.calls[-1]
+    assert download[:2] == ["download", "--only-binary=:all:"]
+    assert download[download.index("--python-version") + 1] == python
+    tags = [tag for word, tag in itertools.pairwise(download) if word == "--platform"]
+    assert tags[0] == first and tags[-1].startswith("manylinux2014_") and len(tags) == len(set(tags))
+    assert [call[-1] for call in run.calls[:-1]] == [str(ROOT), *PLATFORMS[name].sources]
+    assert missing(PLATFORMS[name], tmp_path / "w") == []
+
+
+def test_the_list_says_how_to_install_and_pip_reads_it(tmp_path: Path) -> None:
+    fill_wheelhouse("jetpack6", tmp_path, None, lambda _: None, Pip())
+    text = (tmp_path / LIST).read_text()
+    assert all(f"# {line}\n" in text for line in install_lines("jetpack6"))
+    assert "venv --system-site-packages venv" in text and "--no-index --find-links ." in text
+    assert "numpy>=1.26\n" in text and "Pillow>=12.3\n" in text
+
+
+def test_a_wheel_that_is_there_is_not_built_again(tmp_path: Path) -> None:
+    fill_wheelhouse("jetpack7", tmp_path, None, lambda _: None, Pip())
+    again = Pip()
+    fill_wheelhouse("jetpack7", tmp_path, None, lambda _: None, again)
+    assert [call[0] for call in again.calls] == ["download"]
+
+
+def test_without_a_network_what_is_missing_is_told_and_the_list_is_there(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"No matching distribution for numpy; .*missing of: .*numpy.*network"):
+        fill_wheelhouse("jetpack6", tmp_path, None, lambda _: None, Pip("numpy"))
+    assert (tmp_path / LIST).is_file()
+    said = missing(PLATFORMS["jetpack6"], tmp_path)
+    assert "misgnet-export" not in said and "numpy>=1.26" in said and "msgspec>=0.19" not in said
+
+
+def test_without_pip_the_list_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheelhouse.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UnavailableError, match=r"is written; to download what it names, run first"):
+        fill_wheelhouse("jetpack6", tmp_path, None, lambda _: None, Pip())
+    assert (tmp_path / LIST).is_file()
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="which is a file"):
+        fill_wheelhouse("jetpack6", tmp_path / "file", None, lambda _: None, Pip())
+
+
+def test_a_wheel_is_built_beside_the_checkout_and_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setuptools reads the file that this variable names; it would take a checkout's own build/ into the wheel."""
+    seen: list[Path] = []
+
+    def run(command: Sequence[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        settings = configparser.ConfigParser()
+        assert settings.read(env["DIST_EXTRA_CONFIG"])
+        seen.append(Path(settings["build"]["build_base"]))
+        assert seen[0].parent.is_dir() and "PATH" in env
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    wheelhouse.pip(["wheel", "."])
+    assert seen[0].is_absolute() and not seen[0].parent.exists()

@@ -1,0 +1,319 @@
+"""The whole build, on demo weights and small synthetic tiles."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch", reason="the build needs the [export] extra")
+
+from misgnet.synthetic import write_split
+from misgnet_runtime.accuracy.evaluation_tiles import evaluation_files, judge_on_device, read_evaluation
+from misgnet_runtime.bundle.manifest import decode_manifest
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.inference.selection import open_detector
+from misgnet_runtime.machine import architecture
+from misgnet_runtime.raster.dataset import TileSet
+from support.paths import ROOT
+
+WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"
+TILE = 128
+OTHER = "cpu-vnni" if architecture() == "aarch64" else "cpu-arm"  # what this processor is not
+
+
+# No time is spent on choosing and mending.
+QUICK = ("--observer", "max", "--repair", "never", "--control-minutes", 0)
+
+
+def has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+
+
+def environment() -> dict[str, str]:
+    """Run from the checkout as from an installation."""
+    paths = [ROOT, ROOT / "export", ROOT / "calibration", ROOT / "runtime"]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "COLUMNS": "100"}
+
+
+def build_arguments(data: Path, output: Path, *more: object) -> list[object]:
+    return [
+        "build", WEIGHTS, "--calib", data / "train", "--val", data / "val", "--eval", data / "test",
+        "--tile", TILE, "--calib-tiles", 16, "-o", output, *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiles")
+    for seed, (name, count) in enumerate({"train": 4, "val": 3, "test": 4}.items(), start=900):
+        write_split(folder / name, count, seed, 256)  # cut into four tiles each
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A split bundle for the CPU, for another processor, and for what is installed beside ONNX Runtime."""
+    output = tmp_path_factory.mktemp("built") / "bundle"
+    targets = [
+        "--split",
+        "--threshold",
+        "tuned",
+        "--target",
+        "cpu",
+        "--target",
+        OTHER,
+    ]
+    targets += ["--target", "jetson-orin", "--ship-eval", "10"]
+    if has("openvino"):
+        targets += ["--target", "openvino"]
+    if has("tensorrt_rtx"):
+        targets += ["--target", "rtx-sm89,sm86", "--target", "rtx-sm86-fp16"]
+    result = run("misgnet_export.cli", *build_arguments(data, output, *targets))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return output
+
+
+def test_the_bundle_holds_what_its_manifest_says(bundle: Path) -> None:
+    manifest = read_bundle(bundle).manifest
+    assert {e.name for e in manifest.engines} >= {"cpu", "cpu-float32", OTHER, "jetson-orin"}
+    assert manifest.tile == TILE and manifest.inputs[0].shape == [-1, TILE, TILE, 3]
+    assert [item.name for item in bundle.parent.iterdir()] == ["bundle"], "nothing is left beside the bundle"
+
+
+def test_the_threshold_is_the_best_on_the_validation_tiles(bundle: Path) -> None:
+    manifest = decode_manifest(bundle / "manifest.json")
+    number, f1, half = re.fullmatch(
+        r"tuned: ([0-9.]+) on 12 validation tiles: F1 ([0-9.]+), ([0-9.]+) with 0.5", manifest.threshold_from
+    ).groups()
+    assert float(number) == manifest.threshold and float(f1) >= float(half) > 0.5
+    assert json.loads((bundle / "evidence" / "parity.json").read_text())["threshold"] == manifest.threshold
+    assert manifest.threshold_from in (bundle / "evidence" / "report.html").read_text()
+
+
+def test_every_engine_is_split_and_its_parts_answer_as_it_does(bundle: Path) -> None:
+    manifest = decode_manifest(bundle / "manifest.json")
+    sides = [TILE // 4, TILE // 8, TILE // 16]
+    assert [f.shape for f in manifest.features] == [
+        [-1, c, side, side] for c, side in zip((64, 128, 320), sides, strict=True)
+    ]
+    for engine in manifest.engines:
+        assert engine.split
+        whole = engine.file.rpartition(".")
+        assert engine.split.encoder == f"{whole[0]}_encoder.{whole[2]}"
+        assert engine.split.head == f"{whole[0]}_head.{whole[2]}"
+    assert manifest.file("head graph for cpu").precision == "int8"
+    result = run("misgnet_runtime.cli", "verify", bundle)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith("cpu")]
+    assert len(lines) >= 2 and all(line.endswith("in 100.000 %") or "not run" in line for line in lines)
+    stages = json.loads((bundle / "evidence" / "build.json").read_text())["stages"]
+    assert {"split float", "split cpu"} <= {stage["name"] for stage in stages}
+
+
+def test_what_a_jetson_needs_to_compile_by_itself_is_there(bundle: Path) -> None:
+    opened = read_bundle(bundle)
+    entry = opened.engine_entry("jetson-orin")
+    assert entry.compiled == "to be compiled on the device" and entry.file == entry.graph == "graphs/int8_tensorrt.onnx"
+    assert (entry.compute_capabilities, entry.platform, entry.batches) == (["sm87"], "linux-aarch64", (1, 4, 16))
+    assert entry.split.encoder == entry.split.encoder_graph and entry.split.head == entry.split.head_graph
+    (judged,) = (e for e in opened.manifest.metrics["engines"] if e["engine"] == "jetson-orin")
+    assert (judged["status"], judged["reason"]) == ("proxy", "to be compiled on the device")
+    assert judged["verdict"]["passed"] and judged["device"] == "CPU"
+
+
+def test_the_gate_of_the_build_is_that_of_the_device(bundle: Path, data: Path) -> None:
+    """On ten of the sixteen tiles, whose masks and labels came along: the float graph meets them, and INT8 passes."""
+    opened = read_bundle(bundle)
+    assert [len(read_evaluation(bundle / path)) for path in evaluation_files(opened)] == [8, 2]
+    for name in ("cpu-float32", "cpu"):
+        with open_detector(opened, name) as (detector, entry, _):
+            found = judge_on_device(opened, entry, detector.probability, detector.engine.device)
+        assert found.verdict.passed and len(found.tiles) == 10 and found.interval.sources == 4
+        assert found.agreement > (0.99999 if name == "cpu-float32" else 0.99)
+    names = {ref.name for ref in TileSet.open(data / "test", TILE)}
+    assert {tile.name for tile in found.tiles} < names
+
+
+def test_compile_says_what_this_machine_lacks(bundle: Path) -> None:
+    result = run("misgnet_runtime.cli", "compile", bundle)
+    assert result.returncode == 5 and "TensorRT" in result.stderr, result.stderr
+    result = run("misgnet_runtime.cli", "info", bundle)
+    assert "jetson-orin, for sm87 on linux-aarch64: does not run" in result.stdout
+
+
+def test_int8_is_small_and_mostly_int8(bundle: Path) -> None:
+    manifest = decode_manifest(bundle / "manifest.json")
+    sizes = {f.path: f.size for f in manifest.files}
+    for entry in manifest.quantization:
+        if entry.recipe == "tensorrt-fp16":
+            assert sizes[entry.graph] <= 0.6 * sizes["graphs/float.onnx"] and entry.shares()["float16"] > 0.8
+            continue
+        assert sizes[entry.graph] <= 0.4 * sizes["graphs/float.onnx"]
+        assert entry.int8_share_of_multiply_adds > 0.9
+
+
+def test_the_evidence_covers_every_engine_and_tile(bundle: Path) -> None:
+    parity = json.loads((bundle / "evidence" / "parity.json").read_text())
+    assert parity["tiles"] == 16 and parity["sources"] == 4 and parity["reference"] == "PyTorch float32"
+    for engine in parity["engines"]:
+        assert len(engine["tiles"]) == 16
+        assert engine["status"] == ("proxy" if engine["engine"].startswith(("rtx", "jetson", OTHER)) else "run")
+        assert engine["verdict"]["passed"]
+    assert "data:image" in (bundle / "evidence" / "report.html").read_text()
+
+
+def test_a_plan_for_two_gpus_comes_from_the_int8_graph(bundle: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")
+    entry = read_bundle(bundle).engine_entry("rtx-sm86,sm89")
+    assert entry.compute_capabilities == ["sm86", "sm89"] and entry.graph == "graphs/int8_tensorrt.onnx"
+    assert (bundle / entry.file).stat().st_size > 1_000_000
+    fp16 = read_bundle(bundle).engine_entry("rtx-sm86-fp16")
+    assert (fp16.precision, fp16.graph) == ("float16", "graphs/float16_tensorrt-fp16.onnx")
+
+
+def test_float_int8_and_pytorch_agree_on_a_pair(bundle: Path, data: Path, tmp_path: Path) -> None:
+    pair = [data / "test" / date / "pair_00001.png" for date in ("A", "B")]
+    masks = {}
+    for engine in ("cpu", "cpu-float32"):
+        out = tmp_path / f"{engine}.png"
+        assert run("misgnet_runtime.cli", "predict", bundle, *pair, "-o", out, "--engine", engine).returncode == 0
+        masks[engine] = read_image_mask(out)
+    out, threshold = tmp_path / "torch.png", decode_manifest(bundle / "manifest.json").threshold
+    same = ["--tile", TILE, "--threshold", threshold]
+    assert run("misgnet", "predict", WEIGHTS, *pair, *same, "-o", out).returncode == 0
+    assert (masks["cpu-float32"] == read_image_mask(out)).mean() > 0.9999
+    assert (masks["cpu"] == read_image_mask(out)).mean() > 0.98
+    assert masks["cpu"].any()
+
+
+def read_image_mask(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)) > 0
+
+
+def test_parity_again_needs_no_torch(bundle: Path, data: Path, tmp_path: Path) -> None:
+    blocked = "import sys; sys.modules.update(torch=None, onnx=None); from misgnet_export.cli.main import main; main()"
+    out = [tmp_path / "parity.json", tmp_path / "parity.xml"]
+    arguments = ["parity", bundle, "--eval", data / "test", "--json", out[0], "--junit", out[1]]
+    command = [sys.executable, "-c", blocked, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(out[0].read_text())["reference"] == "the bundle's float graph"
+    assert b"<testsuite" in out[1].read_bytes()
+
+
+def test_parity_fails_with_3_and_still_writes_its_results(bundle: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "parity.json"
+    result = run("misgnet_export.cli", "parity", bundle, "--eval", data / "test", "--json", out, "--max-f1-drop", -100)
+    assert result.returncode == 3 and "F1 drop" in result.stderr
+    assert not json.loads(out.read_text())["engines"][0]["verdict"]["passed"]
+
+
+def test_a_tampered_bundle_is_refused_by_parity_and_predict(bundle: Path, data: Path, tmp_path: Path) -> None:
+    graph = bundle / "graphs" / "int8_cpu.onnx"
+    original = graph.read_bytes()
+    try:
+        graph.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+        result = run("misgnet_export.cli", "parity", bundle, "--eval", data / "test")
+    finally:
+        graph.write_bytes(original)
+    assert result.returncode == 4 and "int8_cpu.onnx" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_failed_gate_leaves_evidence_and_no_bundle(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    result = run("misgnet_export.cli", *build_arguments(data, output, "--max-f1-drop", -100, *QUICK))
+    assert result.returncode == 3, result.stderr
+    assert not output.exists()
+    rejected = tmp_path / "bundle.rejected"
+    assert {p.name for p in rejected.iterdir()} >= {"parity.json", "report.html"}
+    assert not list(rejected.rglob("*.onnx")) and not (rejected / "manifest.json").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle.rejected"]
+    assert "Verdict" in result.stdout
+    assert [line.partition(":")[0] for line in result.stderr.strip().splitlines()] == ["warning", "error"]
+
+
+@pytest.mark.parametrize("stage", ["export to ONNX", "judge cpu"])
+def test_a_kill_leaves_no_bundle_and_the_next_build_cleans_up(data: Path, tmp_path: Path, stage: str) -> None:
+    output = tmp_path / "bundle"
+    command = [sys.executable, "-u", "-m", "misgnet_export.cli", *map(str, build_arguments(data, output, *QUICK))]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith(f"done {PREVIOUS[stage]}"):
+            break
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not output.exists()
+    left = list(tmp_path.iterdir())
+    assert all(p.name.startswith(".bundle.building-") or p.name == ".bundle.lock" for p in left)
+    refused = run("misgnet_export.cli", *build_arguments(tmp_path, output))  # bad input, but it cleans up first
+    assert refused.returncode == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+PREVIOUS = {"export to ONNX": "read weights", "judge cpu": "judge PyTorch"}
+
+
+def test_an_existing_bundle_survives_a_refused_and_a_failed_build(bundle: Path, data: Path) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    assert run("misgnet_export.cli", *build_arguments(data, bundle)).returncode == 2
+    broken = run("misgnet_export.cli", *build_arguments(data / "nowhere", bundle, "--force"))
+    assert broken.returncode == 4 and "nowhere" in broken.stderr
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+BAD_REQUESTS = {
+    "an unknown target": (["--target", "tpu"], 2, "tpu"),
+    "a tile that is no multiple of 32": (["--tile", "100"], 2, "100"),
+    "too few calibration tiles": (["--calib-tiles", "8"], 4, "at least 16"),
+    "a threshold that is no number": (["--threshold", "best"], 2, "or: tuned"),
+    "a threshold to tune for a mask": (["--threshold", "tuned", "--output-form", "mask"], 2, "needs --val"),
+    "TensorRT without a GPU or its library": (["--target", "tensorrt"], 5, "tensorrt"),
+    "a licence that no manifest holds": (["--licence", "x" * 5000], 2, "5000 characters"),
+    "a compute capability that does not exist": (["--target", "rtx-sm11"], 2, "sm11"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+def test_bad_requests_are_refused_early(case: str, data: Path, tmp_path: Path) -> None:
+    more, code, word = BAD_REQUESTS[case]
+    if "rtx" in more[-1]:
+        pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")
+    if more[-1] == "tensorrt" and has("tensorrt"):
+        pytest.skip("this machine has TensorRT")
+    result = run("misgnet_export.cli", *build_arguments(data, tmp_path / "bundle", *more))
+    assert result.returncode == code, result.stderr
+    assert word in result.stderr.lower() and len(result.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_images_cannot_calibrate_and_judge(data: Path, tmp_path: Path) -> None:
+    arguments = build_arguments(data, tmp_path / "bundle")
+    arguments[arguments.index(data / "test")] = data / "train"
+    result = run("misgnet_export.cli", *arguments)
+    assert result.returncode == 4 and "pair_00000" in result.stderr
+
+
+def test_parity_json_is_the_typed_report(bundle: Path) -> None:
+    from misgnet_runtime.accuracy.parity import ParityReport
+
+    report = msgspec.json.decode((bundle / "evidence" / "parity.json").read_bytes(), type=ParityReport)
+    assert report.passed and report.changed_share > 0

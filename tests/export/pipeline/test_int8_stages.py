@@ -1,0 +1,278 @@
+"""The INT8 stages of a recipe: what is decided on validation tiles, and when repair and accuracy control step in."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+from rich.console import Console
+
+pytest.importorskip("onnxsim", reason="the compiler needs the [export] extra")
+pytest.importorskip("torch", reason="the compiler needs the [export] extra")
+
+from misgnet_calibration.algorithms.accuracy_control import NO_NUMBERS
+from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, TENSORRT_FP16, Recipe
+from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
+from misgnet_calibration.statistics.cache import ActivationStatistics, StatisticsKey
+from misgnet_calibration.statistics.observers import Histogram
+from misgnet_export.pipeline.agreement import answers_of
+from misgnet_export.pipeline.calibrate import Calibrated, observe, observe_or_reuse
+from misgnet_export.pipeline.progress import StageLog
+from misgnet_export.pipeline.quantization_record import quantization_entry
+from misgnet_export.pipeline.quantize import RecipeGraph, limit_of, quantize_recipe
+from misgnet_export.pipeline.validation_loss import Decision
+from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.errors import GateFailed
+from misgnet_runtime.raster.dataset import Tile, TileSet
+from support.builds import context_of, request_of
+from support.graphs import parsed, write_tiles
+
+INTERFACE = Interface(32, 4)
+REQUEST = request_of(repair="never")
+BOTH = pytest.mark.parametrize("recipe", [CPU, TENSORRT], ids=lambda recipe: recipe.name)
+_GRAPH = """
+change (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,32,32] probability) {
+    stem_first = Cast <to = 1> (before)
+    stem_second = Cast <to = 1> (after)
+    stem_difference = Sub (stem_first, stem_second)
+    stem_size = Abs (stem_difference)
+    stem_nchw = Transpose <perm = [0, 3, 1, 2]> (stem_size)
+    stem_scaled = Mul (stem_nchw, gain)
+    stem_conv = Conv <pads = [1, 1, 1, 1]> (stem_scaled, stem_w)
+    stem_relu = Relu (stem_conv)
+    one_conv = Conv <pads = [1, 1, 1, 1]> (stem_relu, one_w, one_b)
+    one_relu = Relu (one_conv)
+    two_conv = Conv <pads = [1, 1, 1, 1]> (one_relu, two_w, two_b)
+    two_relu = Relu (two_conv)
+    head_conv = Conv (two_relu, head_w, head_b)
+    head_map = Squeeze (head_conv, axis)
+    probability = Sigmoid (head_map)
+}
+"""
+
+
+def change_graph(seed: int = 0) -> onnx.ModelProto:
+    """Convolutions of 16 to 32 to 32 channels in INT8; stem and head have too few channels for it."""
+    rng = np.random.default_rng(seed)
+
+    def weight(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+    constants = {
+        "gain": np.float32(1 / 64), "stem_w": weight(16, 3, 3, 3), "one_w": weight(32, 16, 3, 3),
+        "one_b": weight(32, 1)[:, 0] / 4, "two_w": weight(32, 32, 3, 3), "two_b": weight(32, 1)[:, 0] / 4,
+        "head_w": 4 * weight(1, 32, 1, 1), "head_b": np.zeros(1, np.float32), "axis": np.array([1]),
+    }  # fmt: skip
+    return parsed(_GRAPH, constants)
+
+
+def write(root: Path, count: int, seed: int) -> TileSet:
+    """Random pairs whose labels are what the float graph answers, but for one pixel in fifty."""
+    write_tiles(root, count, seed)
+    noise, files = np.random.default_rng(seed), sorted((root / "label").iterdir())
+    found = answers_of(change_graph(), INTERFACE, list(TileSet.open(root, 32).tiles()))
+    for file, answer in zip(files, found, strict=True):
+        label = (answer > 0.5) ^ (noise.random(answer.shape) < 0.02)
+        Image.fromarray(np.where(label, 255, 0).astype(np.uint8)).save(file)
+    return TileSet.open(root, 32)
+
+
+@pytest.fixture(autouse=True)
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random network answers near the threshold almost everywhere, and ordinary INT8 changes 0.8 % of pixels."""
+    monkeypatch.setattr("misgnet_export.pipeline.quantize._DIFFERING", 0.015)
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> tuple[TileSet, TileSet]:
+    folder = tmp_path_factory.mktemp("tiles")
+    return write(folder / "calib", 16, 1), write(folder / "val", 12, 2)
+
+
+def calibrated(
+    tiles: tuple[TileSet, TileSet], *, broken: str | None = None, decide: bool = True,
+    recipes: Sequence[Recipe] = (CPU, TENSORRT), model: onnx.ModelProto | None = None,
+) -> Calibrated:  # fmt: skip
+    """What quantization starts from; ``broken`` names an activation whose observer saw one absurd value."""
+    model = model or change_graph()
+    observed = observe(model, INTERFACE, tiles[0], list(recipes))
+    if broken:
+        wild = Histogram()
+        wild.observe(np.array([400.0 * observed.histograms[broken].high], np.float32))
+        wild.counts += observed.histograms[broken].counts
+        observed = ActivationStatistics({**observed.histograms, broken: wild}, observed.absolute_maxima)
+    decision = Decision.of(model, INTERFACE, tiles[1], 0.5, lambda *_: None) if decide else None
+    answers = answers_of(model, INTERFACE, check_tiles(tiles[0]))
+    return Calibrated(
+        model=model, answers=answers, interface=INTERFACE, observed=observed, calib=tiles[0], decision=decision
+    )
+
+
+def check_tiles(calib: TileSet) -> list[Tile]:
+    return list(calib.subset(range(4)).tiles())
+
+
+def run(start: Calibrated, recipe: Recipe, **changed: object) -> tuple[RecipeGraph, str]:
+    text = io.StringIO()
+    log = StageLog(Console(file=text, width=200))
+    context = context_of(replace(REQUEST, **changed), check_tiles=check_tiles(start.calib), log=log)
+    return quantize_recipe(context, start, recipe), text.getvalue()
+
+
+@BOTH
+def test_a_healthy_graph_needs_neither_repair_nor_control(recipe: Recipe, tiles) -> None:
+    found, text = run(calibrated(tiles), recipe, repair="auto", max_f1_drop=3.0)
+    assert not found.repairs and found.control is None
+    assert len(found.quantized.sites) == 2 and len(found.tried) >= 4
+    assert "repair" not in text and "control" not in text
+
+
+def test_without_a_validation_set_the_default_is_taken(tiles) -> None:
+    found, _ = run(calibrated(tiles, decide=False), CPU, repair="always")
+    assert found.calibrator.name == "percentile 99.999" and not found.tried and not found.repairs
+
+
+@BOTH
+def test_control_finds_the_broken_operator_and_says_so(recipe: Recipe, tiles) -> None:
+    found, text = run(calibrated(tiles, broken="one_relu"), recipe, observer="max", max_f1_drop=3.0)
+    assert found.control is not None and found.control.passed
+    kept = {site.node for site in found.quantized.sites}
+    assert "two/Conv_two_conv" not in kept  # it reads the broken activation
+    assert not kept or kept == {"one/Conv_one_conv"}
+    assert "accuracy control" in text and "float again" in text
+    entry = quantization_entry("graphs/int8.onnx", recipe, found, change_graph())
+    reverted = {item.node for item in entry.placement if item.rule == "reverted"}
+    assert "two/Conv_two_conv" in reverted and entry.shares()["int8"] == pytest.approx(found.quantized.int8_share)
+
+
+@BOTH
+def test_control_mends_a_graph_with_everything_in_int8(recipe: Recipe, tiles) -> None:
+    """The sigmoid's input is broken: what has no weights goes back to float, of what has only what must."""
+    everything = replace(recipe, rules=EVERYTHING_RULES)
+    start = calibrated(tiles, broken="head_map", recipes=[everything])
+    found, text = run(start, everything, observer="max", max_f1_drop=3.0)
+    assert found.control is not None and found.control.passed
+    assert found.control.steps[0].measurement.agreement < 0.9, "the start must be bad"
+    assert found.quantized.int8_share > 0.5 and "unweighted" in text
+    entry = quantization_entry("graphs/int8.onnx", everything, found, change_graph())
+    reverted = {item.operator for item in entry.placement if item.rule == "reverted at no cost"}
+    assert {"Sigmoid", "Relu", "Mul"} <= reverted
+
+
+def test_control_can_be_left_out(tiles) -> None:
+    with pytest.raises(GateFailed, match="look at the calibration tiles"):
+        run(calibrated(tiles, broken="one_relu"), CPU, observer="max", control_minutes=0.0)
+    found, _ = run(calibrated(tiles), CPU, max_f1_drop=-50.0, control_minutes=0.0)
+    assert found.control is None and len(found.quantized.sites) == 2
+
+
+@BOTH
+def test_repairs_are_kept_only_where_they_help_and_are_told_of(recipe: Recipe, tiles) -> None:
+    start = calibrated(tiles)
+    plain, _ = run(start, recipe, max_f1_drop=3.0)
+    found, text = run(start, recipe, max_f1_drop=3.0, repair="always")
+    assert [attempt.name for attempt in found.repairs] == ["smoothing", "rounding", "bias"]
+    assert start.decision is not None
+    before, after = (start.decision.loss(graph.quantized.model).agreement.mean for graph in (plain, found))
+    assert after <= before
+    assert any(attempt.kept for attempt in found.repairs) == (after < before)
+    entry = quantization_entry("graphs/int8.onnx", recipe, found, change_graph())
+    assert [item.name for item in entry.repairs] == ["smoothing", "rounding", "bias"]
+    assert "repair for" in text
+
+
+def test_a_calibrator_that_is_asked_for_is_taken(tiles) -> None:
+    found, _ = run(calibrated(tiles), CPU, observer="percentile 99.5")
+    assert found.calibrator.name == "percentile 99.5" and not found.tried
+
+
+def test_a_broken_graph_is_no_lossy_one(tiles) -> None:
+    start = calibrated(tiles)
+    upside_down = [1 - answer for answer in start.answers]
+    with pytest.raises(GateFailed, match="look at the calibration tiles"):
+        run(replace(start, answers=upside_down), CPU)
+
+
+def test_what_is_lost_on_deciding_tiles_is_f1_pixels_and_probability(tiles) -> None:
+    start = calibrated(tiles)
+    assert start.decision is not None
+    same = start.decision.loss(start.model).measurement
+    assert (same.f1_drop, same.agreement, same.logit_error) == (0, 1, 0)
+    other = start.decision.loss(change_graph(seed=5)).measurement
+    assert other.f1_drop is not None and other.f1_drop > 5 and other.agreement < 0.95 and other.logit_error > 0.05
+    nan = change_graph()
+    for item in nan.graph.initializer:
+        if item.name == "head_b":
+            item.CopyFrom(onnx.numpy_helper.from_array(np.array([np.nan], np.float32), "head_b"))
+    assert start.decision.loss(nan).measurement == NO_NUMBERS
+
+
+def test_half_of_the_allowed_drop_is_kept_in_reserve() -> None:
+    assert limit_of(0.5).points == 0.25 and limit_of(0.5).agreement == 0.985
+    assert limit_of(40.0).agreement == pytest.approx(0.98)
+    assert limit_of(-1.0).points == -1.0 and limit_of(0.0).points == 0
+
+
+def test_a_strict_gate_lets_fewer_pixels_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("misgnet_export.pipeline.quantize._DIFFERING", 0.002)
+    assert [limit_of(drop).agreement for drop in (-1.0, 0.1, 0.25, 0.4, 0.5, 2.0)] == pytest.approx(
+        [0.999, 0.999, 0.999, 0.9984, 0.998, 0.998]
+    )
+
+
+# FP16
+
+
+def test_fp16_has_no_calibrator_no_repair_and_no_control(tiles) -> None:
+    start = calibrated(tiles)
+    found, text = run(start, TENSORRT_FP16, repair="always", max_f1_drop=-50.0)
+    assert found.calibrator is None and not found.tried and not found.repairs and found.control is None
+    assert "check float16" in text and "no overflow" in text and "times as large" in text and "repair" not in text
+    assert start.decision is not None and start.decision.loss(found.quantized.model).agreement.mean < 1e-3
+    entry = quantization_entry("graphs/float16.onnx", TENSORRT_FP16, found, change_graph())
+    assert (entry.quantized_nodes, entry.weight_bits, entry.calibrator) == (0, 16, "none")
+    assert entry.shares() == {"int8": 0, "float16": 1, "float32": 0}
+    assert {item.rule for item in entry.placement} == {"asked for FP16"}
+
+
+@pytest.mark.parametrize("recipe", [TENSORRT, TENSORRT_FP16], ids=lambda recipe: recipe.name)
+def test_an_overflow_on_deciding_tiles_is_mended_and_told(recipe: Recipe, tiles) -> None:
+    model = change_graph()
+    for name, factor in (("stem_w", 2.0**15), ("head_w", 2.0**-15)):
+        item = next(item for item in model.graph.initializer if item.name == name)
+        item.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(item) * np.float32(factor), name))
+    start = calibrated(tiles, model=model)
+    start = replace(
+        start,
+        observed=ActivationStatistics(start.observed.histograms, dict.fromkeys(start.observed.absolute_maxima, 1.0)),
+    )
+    found, text = run(start, recipe, max_f1_drop=3.0)
+    assert "of them since they overflowed" in text
+    entry = quantization_entry("graphs/float16.onnx", recipe, found, model)
+    by_node = {item.node: item for item in entry.placement}
+    assert by_node["stem/Conv_stem_conv"].precision == "float32"
+    assert "stem_conv" in by_node["stem/Conv_stem_conv"].rule and "on tile" in by_node["stem/Conv_stem_conv"].rule
+    assert "stem/Conv_stem_conv" in entry.float32_nodes
+
+
+def test_fp16_observes_peaks_and_no_ranges_also_from_a_file(tiles, tmp_path: Path) -> None:
+    model, key, steps = change_graph(), StatisticsKey("t", "w", "g"), []
+
+    def observed(*recipes: Recipe) -> tuple[ActivationStatistics, str]:
+        now = partial(observe, model, INTERFACE, tiles[0], list(recipes), lambda *step: steps.append(step))
+        return observe_or_reuse(tmp_path / "seen.npz", key, model, list(recipes), now)
+
+    found, word = observed(TENSORRT_FP16)
+    assert not found.histograms and found.absolute_maxima and not steps and word == "nothing saved yet"
+    again, word = observed(TENSORRT_FP16)
+    assert (again.histograms, again.absolute_maxima, word) == ({}, found.absolute_maxima, "used again")
+    more, word = observed(TENSORRT_FP16, CPU)
+    assert more.histograms and steps and word == "saved for other targets"
+    assert observed(TENSORRT_FP16)[1] == "used again"

@@ -1,0 +1,125 @@
+"""What targets are made of, and which of them a build refuses before it starts."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any, get_args
+
+import onnxruntime
+import pytest
+
+pytest.importorskip("onnx", reason="the compiler needs the [export] extra")
+
+from misgnet_calibration.quantizer.recipes import CPU, OPENVINO, TENSORRT, TENSORRT_FP16
+from misgnet_export.pipeline.compile import make_engines
+from misgnet_export.pipeline.request import BuildRequest, check_request
+from misgnet_export.pipeline.result import GraphFile
+from misgnet_export.pipeline.targets import PRODUCTS, product_of, recipes_of
+from misgnet_runtime import machine
+from misgnet_runtime.bundle.manifest import EngineEntry, EngineKind
+from misgnet_runtime.bundle.targets import Kind, Target, parse_target
+from misgnet_runtime.errors import UnavailableError, UsageError
+from support.builds import context_of, request_of
+
+NO_NETWORK: Any = None  # none of these targets converts it
+FLOAT_GRAPH = GraphFile(name="float", file="graphs/float.onnx", precision="float32", size=1)
+
+
+def test_every_target_is_in_the_table_and_every_engine_has_one() -> None:
+    assert PRODUCTS.keys() == set(get_args(Kind))
+    assert {product.engine for product in PRODUCTS.values()} == set(get_args(EngineKind))
+
+
+def test_precision_is_that_of_the_graph_or_what_the_float_graph_is_computed_in() -> None:
+    names = (
+        "cpu-arm", "openvino", "openvino-bf16", "openvino-int8-bf16", "rtx-sm86,sm89", "rtx-sm86-fp16", "tensorrt-fp16",
+        "cuda",
+    )  # fmt: skip
+    assert [product_of(parse_target(name)).precision for name in names] == [
+        "int8", "int8", "bf16", "int8+bf16", "int8+float16", "float16", "float16", "float32",
+    ]  # fmt: skip
+
+
+def test_a_recipe_that_several_targets_share_is_taken_once() -> None:
+    names = ("openvino-bf16", "rtx-sm86", "cpu", "tensorrt", "rtx-sm89-fp16", "openvino", "openvino-int8-bf16")
+    assert recipes_of(map(parse_target, names)) == [TENSORRT, CPU, TENSORRT_FP16, OPENVINO]
+    assert recipes_of([Target("openvino-bf16")]) == []
+
+
+def test_the_target_cuda_is_the_float_graph_and_no_file_of_its_own() -> None:
+    _, entry = make_engines(context_of(request_of("cuda")), [FLOAT_GRAPH], NO_NETWORK)
+    assert (entry.name, entry.kind, entry.file, entry.precision) == (
+        "cuda", "onnxruntime-cuda", FLOAT_GRAPH.file, "float32",
+    )  # fmt: skip
+    assert entry.vendor_version == onnxruntime.__version__
+
+
+def test_the_target_cuda_can_be_built_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    check_request(request_of("cuda"))
+
+
+@pytest.mark.parametrize("target", ["jetson-orin", "jetson-thor-fp16"])
+def test_a_jetsons_plan_is_always_left_to_it(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, library, None)
+    request = request_of(target)
+    check_request(request)
+    entry = deferred(request)
+    board = ["sm87"] if "orin" in target else ["sm110"]
+    assert (entry.kind, entry.compute_capabilities, entry.platform) == ("tensorrt", board, "linux-aarch64")
+
+
+@pytest.mark.parametrize(("target", "capabilities"), [("tensorrt", []), ("rtx-sm86,sm89", ["sm86", "sm89"])])
+def test_other_plans_are_left_to_the_device_where_that_is_asked_for(
+    target: str, capabilities: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for library in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UnavailableError, match=r"or add --on-device, and run misgnet-run compile where it runs"):
+        check_request(request_of(target))
+    request = replace(request_of(target), on_device=True)
+    check_request(request)
+    entry = deferred(request)
+    assert (entry.compute_capabilities, entry.platform, entry.on_device) == (capabilities, "any", True)
+    assert entry.file == entry.graph == "graphs/int8_tensorrt.onnx" and entry.vendor_version == ""
+
+
+def deferred(request: BuildRequest) -> EngineEntry:
+    graphs = [
+        GraphFile(name=recipe.name, file=f"graphs/{name}_tensorrt.onnx", precision=recipe.precision, size=1)
+        for recipe, name in ((TENSORRT, "int8"), (TENSORRT_FP16, "float16"))
+    ]
+    return make_engines(context_of(request), [FLOAT_GRAPH, *graphs], NO_NETWORK)[1]
+
+
+def test_what_cannot_be_meant_is_refused() -> None:
+    with pytest.raises(UsageError, match="--on-device was given, but no target leaves its plan to it"):
+        check_request(replace(request_of("cpu"), on_device=True))
+    with pytest.raises(UsageError, match="--ship-eval is -1"):
+        check_request(replace(request_of("cpu"), ship_eval=-1))
+
+
+def test_int8_for_another_processor_can_be_built_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_flags", set)
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    check_request(request_of("cpu", "cpu-vnni", "cpu-arm"))
+
+
+def test_bf16_is_built_only_where_it_can_be_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its graph is the float graph, which would pass in ONNX Runtime whatever BF16 does."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx2"})
+    with pytest.raises(UnavailableError, match=r"openvino-bf16 can be judged only where it runs: .*avx512_bf16 or amx"):
+        check_request(request_of("cpu", "openvino-bf16"))
+    check_request(request_of("openvino", "openvino-int8-bf16"))  # whose INT8 shows in ONNX Runtime
+    monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx512_bf16"})
+    check_request(request_of("openvino-bf16"))
+
+
+@pytest.mark.parametrize("name", ["openvino", "openvino-bf16", "openvino-int8-bf16"])
+def test_without_openvino_a_build_says_so_before_it_starts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UnavailableError, match=r"pip install 'misgnet-export\[openvino\]'"):
+        check_request(request_of("cpu", name))

@@ -1,0 +1,73 @@
+"""Files from outside take no more processor time and memory than SECURITY.md says, whatever family of hostile files.
+
+``MISGNET_ALL_FAMILIES=1 pytest tests/test_limits.py`` measures the slow families as well; ``python tests/limits``
+prints what each takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from misgnet_runtime.limits import READERS, markdown, reader
+from support.paths import ROOT
+
+LIMITS = Path(__file__).parent
+sys.path.append(str(LIMITS))
+NEEDS = {
+    "checkpoint": "torch",
+    "safetensors": "torch",
+    "table": "rasterio",
+    "features": "rasterio",
+    "journal": "rasterio",
+}
+SLOWER = 4  # machines than the one that the seconds were measured on
+ARENA = 160  # MiB of addresses that the C library may set aside without using them
+
+from families import FAMILIES
+
+FAST = [name for name, family in FAMILIES.items() if os.environ.get("MISGNET_ALL_FAMILIES") or not family.slow]
+NAMES = sorted({FAMILIES[name].reader for name in FAST})
+
+
+def _readings(name: str) -> list[dict[str, Any]]:
+    families = [family for family in FAST if FAMILIES[family].reader == name]
+    command = [sys.executable, str(LIMITS), "--json", "--exactly", *families]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hostile_files_take_no_more_than_their_row_says(name: str) -> None:
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    row, readings = reader(name), _readings(name)
+    assert {reading["family"] for reading in readings} == {f for f in FAST if FAMILIES[f].reader == name}
+    for found in readings:
+        assert not found["end"].startswith("broken"), found
+        assert found["seconds"] <= SLOWER * row.seconds, found
+        assert found["resident"] <= row.mebibytes, found
+        assert found["virtual"] <= row.mebibytes + ARENA, found
+        if found["over"]:
+            assert re.match("(Input|Usage)Error", found["end"]), found
+
+
+def test_every_limit_is_in_the_table_of_security() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert markdown() in text, "SECURITY.md is out of step; put in what python tests/limits --table prints"
+
+
+def test_every_reader_has_its_limits_and_a_reason_for_each() -> None:
+    assert len({row.name for row in READERS}) == len(READERS)
+    for row in READERS:
+        assert row.seconds > 0 and row.mebibytes > 0 and row.limits
+        assert all(limit.value > 0 and limit.reason for limit in row.limits), row.name
+    assert {family.reader for family in FAMILIES.values()} <= {row.name for row in READERS}

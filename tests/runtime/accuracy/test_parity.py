@@ -1,0 +1,139 @@
+"""Parity of an engine with the reference, on tiles of images whose size is no multiple of a tile."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from misgnet_runtime.accuracy.gate import Verdict
+from misgnet_runtime.accuracy.metrics import Confusion
+from misgnet_runtime.accuracy.parity import EngineParity, Judged, ParityReport, by_source, compare, judge, report
+from misgnet_runtime.errors import GateFailed
+from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.storage.schema import encode
+from support.bundles import expected, images, write_image
+
+SIZES = {"a": (40, 70), "b": (32, 32), "c": (20, 45)}  # tiles of 32: 2 x 3, 1 x 1, 1 x 2
+TILES = 9
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> TileSet:
+    root = tmp_path_factory.mktemp("tiles")
+    for seed, (name, size) in enumerate(SIZES.items()):
+        before, after = images(*size, seed=seed)
+        write_image(root / f"A/{name}.png", before)
+        write_image(root / f"B/{name}.png", after)
+        label = np.where(expected(before, after) > 0.4, 255, 0).astype(np.uint8)
+        write_image(root / f"label/{name}.png", label)
+    return TileSet.open(root, 32)
+
+
+def worse(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return expected(before, after) * np.float32(0.95)
+
+
+def both(tiles: TileSet) -> tuple[list[Judged], list[Judged]]:
+    return judge("float", expected, tiles, 0.5), judge("engine", worse, tiles, 0.5)
+
+
+def test_every_pixel_of_every_image_is_counted_once(tiles: TileSet) -> None:
+    judged = judge("float", expected, tiles, 0.5, batch=2)
+    assert len(judged) == TILES
+    by_name = dict(zip(SIZES, by_source(judged), strict=True))
+    for seed, (name, size) in enumerate(SIZES.items()):
+        answer = expected(*images(*size, seed=seed))
+        assert by_name[name] == Confusion.of(answer > 0.5, answer > 0.4)
+        assert by_name[name].pixels == size[0] * size[1]
+
+
+def test_a_judged_mask_is_the_tiles_own_part(tiles: TileSet) -> None:
+    judged = judge("float", expected, tiles, 0.5)
+    assert {j.mask.shape for j in judged if j.source == "b"} == {(32, 32)}
+    assert sum(j.mask.size for j in judged if j.source == "a") == 40 * 70
+    answer = expected(*images(40, 70, seed=0)) > 0.5
+    np.testing.assert_array_equal(judged[0].mask, answer[:32, :32])
+    np.testing.assert_array_equal(judged[5].mask, answer[32:, 64:])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_engine_that_answers_nan_fails_by_the_tiles_name(tiles: TileSet, value: float) -> None:
+    calls = 0
+
+    def broken(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
+        nonlocal calls
+        calls += 1
+        answer = expected(before, after)
+        if calls == 2:
+            answer[1, 3, 3] = value
+        return answer
+
+    with pytest.raises(GateFailed, match=f"int8 answers NaN or Inf on tile {tiles[3].name}"):
+        judge("int8", broken, tiles, 0.5, batch=2)
+
+
+def test_progress_counts_the_tiles(tiles: TileSet) -> None:
+    seen: list[tuple[int, int]] = []
+    judge("float", expected, tiles, 0.5, batch=4, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(4, TILES), (8, TILES), (TILES, TILES)]
+
+
+def test_an_engine_is_compared_pixel_by_pixel(tiles: TileSet) -> None:
+    reference, found = both(tiles)
+    result = compare("cpu", "int8", reference, found, 100, device="CPU")
+    differing = [int((r.mask != f.mask).sum()) for r, f in zip(reference, found, strict=True)]
+    pixels = sum(h * w for h, w in SIZES.values())
+    assert [t.differing for t in result.tiles] == differing
+    assert result.agreement == pytest.approx(1 - sum(differing) / pixels)
+    total = Confusion.total([j.confusion for j in found])
+    assert result.scores == total.scores()
+    reference_f1 = Confusion.total([j.confusion for j in reference]).f1
+    assert reference_f1 is not None and total.f1 is not None
+    assert result.f1_drop_points == pytest.approx(100 * (reference_f1 - total.f1))
+    assert result.interval is not None and result.interval.sources == len(SIZES)
+    assert sum(t.pixels for t in result.tiles) == pixels
+    assert result.verdict is not None and result.verdict.passed
+
+
+def test_the_worst_tiles_come_first_and_equal_ones_by_name(tiles: TileSet) -> None:
+    reference, found = both(tiles)
+    result = compare("cpu", "int8", reference, found, 100, device="CPU")
+    differing = {t.name: t.differing for t in result.tiles}
+    order = sorted((n for n in differing if differing[n]), key=lambda n: (-differing[n], n))
+    assert result.worst_tiles == order[:6]
+    same = compare("cpu", "int8", reference, reference, 0, device="CPU")
+    assert (same.worst_tiles, same.agreement, same.f1_drop_points) == ([], 1, 0)
+
+
+def entry(passed: bool | None) -> EngineParity:
+    verdict = None if passed is None else Verdict(passed, "F1 drop", 0, 0, "")
+    return EngineParity("e", "int8", "not run" if passed is None else "run", "", verdict=verdict)
+
+
+@pytest.mark.parametrize(
+    ("engines", "passed"),
+    [([], False), ([None], False), ([True], True), ([True, None], True), ([True, False], False), ([False], False)],
+)
+def test_a_report_passes_where_an_engine_was_judged_and_none_failed(
+    tiles: TileSet, engines: list[bool | None], passed: bool
+) -> None:
+    reference, _ = both(tiles)
+    assert (
+        report("float", reference, tiles, [entry(e) for e in engines], threshold=0.5, max_f1_drop=0.5).passed is passed
+    )
+
+
+def test_the_evidence_is_json_and_says_what_it_was_measured_on(tiles: TileSet) -> None:
+    reference, found = both(tiles)
+    engines = [compare("cpu", "int8", reference, found, 0.5, device="CPU"), entry(None)]
+    values = json.loads(encode(report("float", reference, tiles, engines, threshold=0.5, max_f1_drop=0.5)))
+    assert values["tiles"] == TILES and values["sources"] == len(SIZES)
+    assert values["pixels"] == sum(h * w for h, w in SIZES.values())
+    assert 0 < values["changed_share"] < 1
+    assert values["evaluation_sha256"] == tiles.digest()
+    assert len(values["engines"][0]["tiles"]) == TILES
+    assert values["engines"][1]["verdict"] is None
+    assert isinstance(report("float", reference, tiles, engines, threshold=0.5, max_f1_drop=0.5), ParityReport)

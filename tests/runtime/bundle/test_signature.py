@@ -1,0 +1,438 @@
+"""A signed bundle: nothing of it is read before its signature was checked, and what was changed is refused."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+pytest.importorskip(
+    "cryptography", reason="signatures are checked with cryptography: pip install 'misgnet-export[verify]'"
+)
+
+from misgnet_export.cli import main as export_cli
+from misgnet_runtime import open_bundle
+from misgnet_runtime.bundle import reader as bundle_module
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle.signing import files, policy
+from misgnet_runtime.bundle.signing import verify as signed_module
+from misgnet_runtime.bundle.signing.policy import VARIABLE, Trust
+from misgnet_runtime.cli import main as cli
+from misgnet_runtime.errors import InputError, StorageError
+from misgnet_runtime.inference import selection as choice
+from support.bundles import INT8, SPLIT_FLOAT, expected, images, make_bundle, write_image
+from support.commands import exit_code
+from support.paths import DATA
+from support.signatures import SIGNATURE, digests_of, make_key, prepare, sign_folder, write_public
+
+SIGNED = DATA / "signed"
+KEY = make_key()
+EXPIRED = "2026-06-02T00:00:00+00:00"
+# What may be read before a refusal: the signature, then what was signed, the device's own state, and the version.
+CLOSED = {"_SignatureFile", "_Statement"}
+SIGNED = {*CLOSED, "_Stated", "_Accepted"}
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MISGNET_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def trust(tmp_path: Path) -> Trust:
+    return Trust(write_public(tmp_path / "key.pub", KEY))
+
+
+@pytest.fixture
+def signed(tmp_path: Path) -> Path:
+    return sign_folder(prepare(make_bundle(tmp_path / "bundle"), version=5), KEY)
+
+
+@pytest.fixture
+def accepted(signed: Path, trust: Trust, state: Path) -> dict[Path, bytes]:
+    """What the device remembers after it accepted the bundle."""
+    read_bundle(signed, trust)
+    found = _records(state)
+    assert len(found) == 1
+    return found
+
+
+def _records(state: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in state.rglob("*.json")}
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The types of all JSON that is decoded; reading a whole manifest or opening an engine fails the test."""
+    found: list[str] = []
+    decode = msgspec.json.decode
+
+    def spy(data: Any, *, type: Any = Any, **more: Any) -> Any:
+        found.append(getattr(type, "__name__", str(type)))
+        return decode(data, type=type, **more)
+
+    def never(*_: object, **__: object) -> None:
+        pytest.fail("a refused bundle was loaded")
+
+    monkeypatch.setattr(msgspec.json, "decode", spy)
+    monkeypatch.setattr(signed_module, "decode_manifest", never)
+    monkeypatch.setattr(bundle_module, "decode_manifest", never)
+    monkeypatch.setattr("misgnet_runtime.inference.selection.open_engine_file", never)
+    return found
+
+
+@pytest.mark.parametrize("name", ["P-256", "P-384", "P-521", "certificate"])
+def test_what_the_library_signed_is_accepted(tmp_path: Path, name: str) -> None:
+    """data/signed was signed by the command of model-signing 1.1.1; the private keys were thrown away."""
+    root = shutil.copytree(SIGNED / "bundle", tmp_path / "moved and renamed")
+    shutil.copy(SIGNED / f"{name}.sig", root / SIGNATURE)
+    found = read_bundle(root, Trust(SIGNED / f"{name}.pub"))
+    assert found.signed is not None and found.signed.digests == digests_of(root)
+    wrong = "P-384" if name == "P-256" else "P-256"
+    with pytest.raises(InputError, match="by another key than required"):
+        read_bundle(root, Trust(SIGNED / f"{wrong}.pub"))
+
+
+def test_a_moved_or_renamed_bundle_is_accepted(tmp_path: Path, signed: Path, trust: Trust) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for target in (tmp_path / "renamed", tmp_path / "elsewhere" / "b"):
+        signed = signed.rename(target)
+        assert read_bundle(signed, trust).manifest.bundle_version == 5
+    link = tmp_path / "current"
+    link.symlink_to(signed)
+    assert read_bundle(link, trust).name == link
+
+
+def test_a_signature_is_no_extra_file_where_none_is_required(signed: Path) -> None:
+    assert read_bundle(signed).signed is None
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777])
+def test_first_middle_and_last_byte_of_every_file(
+    signed: Path, trust: Trust, state: Path, decoded: list[str], mode: int
+) -> None:
+    """Where files are checked in their place, and where they are copied."""
+    signed.chmod(mode)
+    changed = 0
+    for path in [signed / name for name in (*digests_of(signed), SIGNATURE)]:
+        data = path.read_bytes()
+        for place in (0, len(data) // 2, len(data) - 1):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            with pytest.raises(InputError):
+                read_bundle(signed, trust)
+            changed += 1
+        path.write_bytes(data)
+    assert changed == 3 * 7 and set(decoded) <= CLOSED and not list(state.iterdir())
+
+
+Damage = Callable[[Path, random.Random], object]
+
+
+def _any_file(root: Path, chance: random.Random) -> Path:
+    return root / chance.choice(sorted(digests_of(root)))
+
+
+def _truncate(root: Path, chance: random.Random) -> None:
+    path = chance.choice([_any_file(root, chance), root / SIGNATURE])
+    os.truncate(path, chance.randrange(path.stat().st_size))
+
+
+def _rename(root: Path, chance: random.Random) -> None:
+    path = chance.choice([_any_file(root, chance), root / SIGNATURE])
+    names = [path.name.upper(), path.name + "\u200b", path.name.replace("o", "\u043e") + "_", " " + path.name]
+    path.rename(path.with_name(chance.choice(names)))
+
+
+def _add(root: Path, chance: random.Random) -> None:
+    names = ["extra.json", "graphs/.hidden", "model.sig.bak", ".git/config", "a/b/c", "Manifest.json", "\udc80"]
+    path = root / chance.choice(names)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if chance.random() < 0.2:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(b"{}")
+
+
+def _link(root: Path, chance: random.Random) -> None:
+    """The same bytes, by way of a link: to a file, or to the folder that holds it."""
+    path = chance.choice([_any_file(root, chance), root / SIGNATURE])
+    place = path.parent if path.parent != root and chance.random() < 0.5 else path
+    target = root.with_name(f"{root.name}-moved-{place.name}")
+    place.rename(target)
+    place.symlink_to(target)
+
+
+def _remove(root: Path, chance: random.Random) -> None:
+    chance.choice([_any_file(root, chance), root / SIGNATURE]).unlink()
+
+
+def _downgrade(root: Path, chance: random.Random) -> None:
+    older = chance.choice([(chance.randrange(5), "2026-07-01T00:00:00+00:00"), (5, "2026-05-31T23:59:59+00:00")])
+    sign_folder(prepare(root, *older), KEY)
+
+
+def _expire(root: Path, chance: random.Random) -> None:
+    sign_folder(prepare(root, chance.randrange(5, 9), expires=EXPIRED), KEY)
+
+
+def _sign_wrongly(root: Path, chance: random.Random) -> None:
+    """By another key; or by the right one over what no folder of ours holds."""
+    digests = list(digests_of(root).items())
+    outside = chance.choice(
+        ["../x", "/etc/passwd", "a/../manifest.json", "graphs\\float.onnx", "./x", "a//b", "C:x", ""]
+    )
+    wrong: list[Callable[[], object]] = [
+        lambda: sign_folder(root, make_key(2)),
+        lambda: sign_folder(root, KEY, digests=[*digests, (outside, "0" * 64)]),
+        lambda: sign_folder(root, KEY, digests=[*digests, digests[0]]),
+        lambda: sign_folder(root, KEY, digests=[*digests, (digests[0][0].upper(), digests[0][1])]),
+        lambda: sign_folder(root, KEY, digests=[d for d in digests if d[0] != "manifest.json"]),
+        lambda: sign_folder(root, KEY, change=lambda s: s["predicate"]["resources"].pop()),
+        lambda: sign_folder(root, KEY, change=lambda s: s.update(predicateType="https://slsa.dev/provenance/v1")),
+        lambda: sign_folder(root, KEY, change=lambda s: s["predicate"]["serialization"].update(hash_type="blake3")),
+    ]
+    chance.choice(wrong)()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_truncate, _rename, _add, _link, _remove, _downgrade, _expire, _sign_wrongly],
+    ids=lambda d: d.__name__[1:],
+)
+def test_200_changed_bundles_are_refused_with_nothing_loaded(
+    tmp_path: Path, signed: Path, trust: Trust, accepted: dict[Path, bytes], decoded: list[str], damage: Damage
+) -> None:
+    """25 of each kind. Only of an older or expired one, whose signature is right, the version is read."""
+    for number in range(25):
+        root = shutil.copytree(signed, tmp_path / f"copy{number}")
+        damage(root, random.Random(number))
+        with pytest.raises(InputError, match="is refused, signed files are required") as refused:
+            read_bundle(root, trust)
+        assert damage is not _link or "link" in str(refused.value)
+    assert set(decoded) <= (SIGNED if damage in (_downgrade, _expire) else CLOSED)
+    assert _records(tmp_path / "state") == accepted
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777])
+@pytest.mark.parametrize("name", [SIGNATURE, "manifest.json", "graphs/int8.onnx"])
+def test_a_pipe_in_the_place_of_a_file_does_not_wait(signed: Path, trust: Trust, name: str, mode: int) -> None:
+    signed.chmod(mode)
+    (signed / name).unlink()
+    os.mkfifo(signed / name)
+    with pytest.raises(InputError, match="is no file"):
+        read_bundle(signed, trust)
+
+
+def test_what_the_manifest_says_otherwise_than_the_signature(signed: Path, trust: Trust) -> None:
+    """Signed by the right key, but not what was built: a file that the manifest does not list, or with other bytes."""
+    (signed / "more.txt").write_text("more")
+    with pytest.raises(InputError, match=r"manifest and signature differ on 'more\.txt'"):
+        read_bundle(sign_folder(signed, KEY), trust)
+    (signed / "more.txt").unlink()
+    (signed / "graphs/int8.onnx").write_bytes(b"other")
+    with pytest.raises(InputError, match=r"manifest and signature differ on 'graphs/int8\.onnx'"):
+        read_bundle(sign_folder(signed, KEY), trust)
+    (signed / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"no manifest\.json"):
+        read_bundle(sign_folder(signed, KEY), trust)
+
+
+def test_a_folder_that_would_take_for_ever_is_refused_at_once(
+    signed: Path, trust: Trust, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (signed / "engines/rtx.plan").open("r+b") as file:
+        file.truncate(files.BUNDLE_BYTES)  # without a byte on the disk
+    with pytest.raises(InputError, match="that is no bundle"):
+        read_bundle(signed, trust)
+    os.truncate(signed / "engines/rtx.plan", 13)
+    monkeypatch.setattr(files, "BUNDLE_FILES", 9)
+    with pytest.raises(InputError, match="more than 9 files and folders"):
+        read_bundle(signed, trust)
+    assert set(decoded) <= CLOSED
+
+
+def test_what_was_checked_is_what_runs(signed: Path, trust: Trust, state: Path) -> None:
+    """Where others could write, a private copy is opened: changes between check and use have no effect."""
+    signed.chmod(0o777)
+    found = read_bundle(signed, trust)
+    assert found.path.parent == state and found.path.stat().st_mode & 0o077 == 0 and found.name == signed
+    for name in digests_of(signed):
+        (signed / name).write_bytes(b"changed after the check")
+    before, after = images(64, 64)
+    with choice.open_detector(found, "cpu-float32") as (detector, _, _):
+        np.testing.assert_allclose(
+            detector.probability(before[None], after[None])[0], expected(before, after), atol=1e-5
+        )
+    copy = found.path
+    del found
+    assert not copy.exists()
+
+
+def test_a_bundle_that_only_its_user_can_write_is_not_copied(signed: Path, trust: Trust, state: Path) -> None:
+    assert read_bundle(signed, trust).path == signed and [p.name for p in state.iterdir()] == ["accepted"]
+
+
+def test_what_lies_on_another_disk_is_copied(
+    signed: Path, trust: Trust, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stick may answer twice with different bytes."""
+    device = signed.stat().st_dev
+    stat = Path.stat
+
+    def elsewhere(path: Path, **more: Any) -> os.stat_result:
+        found = list(stat(path, **more))
+        if path == state:
+            found[2] = device + 1
+        return os.stat_result(found)
+
+    monkeypatch.setattr(files.Path, "stat", elsewhere)
+    assert read_bundle(signed, trust).path.parent == state
+
+
+def test_a_copy_that_a_killed_process_left_is_removed(signed: Path, trust: Trust, state: Path) -> None:
+    script = f"""
+import os, sys
+from pathlib import Path
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle.signing.policy import Trust
+found = read_bundle(Path({str(signed)!r}), Trust(Path({str(trust.key)!r})))
+print(found.path, flush=True)
+os._exit(9)
+"""
+    signed.chmod(0o777)
+    left = Path(
+        subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, check=False).stdout.strip()
+    )
+    assert left.is_dir() and left.parent == state
+    found = read_bundle(signed, trust)
+    assert not left.exists() and found.path.is_dir()
+
+
+def test_a_full_disk_of_the_copy_is_told(signed: Path, trust: Trust, monkeypatch: pytest.MonkeyPatch) -> None:
+    signed.chmod(0o777)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
+    with pytest.raises(StorageError, match="others could change it here, so it is copied"):
+        read_bundle(signed, trust)
+
+
+def _commands(root: Path) -> dict[str, list[str]]:
+    """Every command that takes a bundle, with what else it needs."""
+    before, after, out = (str(root / name) for name in ("before.png", "after.png", "out"))
+    folders = [str(root / name) for name in ("A", "B")]
+    return {
+        "predict": [before, after, "-o", f"{out}.png"],
+        "predict folders": [*folders, "-o", out],
+        "predict scene": [before, after, "-o", f"{out}.tif"],
+        "series": [before, after, "-o", out],
+        "encode": [before, "-o", f"{out}.features"],
+        "watch": [folders[0], "-o", out, "--once"],
+        "batch": [str(root / "scenes.csv"), "-o", out],
+        "bench": [],
+        "tune": [],
+        "verify": [],
+        "info": [],
+        "parity": ["--eval", str(root)],
+        "inspect": [],
+        "triton": ["-o", out],
+    }
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """A command in this process: its exit code, output and error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        module = export_cli if {"parity", "inspect", "triton"} & set(map(str, words)) else cli
+        return exit_code(module.main, "x", *words), *capsys.readouterr()
+
+    yield run
+    policy.use_key(None)
+    policy.use_allow_older(False)
+
+
+@pytest.mark.parametrize("how", ["before", "behind", "environment"])
+@pytest.mark.parametrize("command", _commands(Path()))
+def test_every_command_refuses(
+    tmp_path: Path,
+    trust: Trust,
+    decoded: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    call: Call,
+    command: str,
+    how: str,
+) -> None:
+    """A bundle that nobody signed ends each command with exit code 4 and one line, however a signature is required."""
+    if command in ("predict scene", "series", "encode", "watch", "batch"):
+        pytest.importorskip("rasterio")
+    if command == "triton":
+        pytest.importorskip("tritonclient")
+    bundle = make_bundle(tmp_path / "bundle", engines=[SPLIT_FLOAT, INT8])
+    for name, pixels in zip(("A", "B"), images(64, 64), strict=True):
+        write_image(tmp_path / name / "1.png", pixels)
+        write_image(tmp_path / {"A": "before.png", "B": "after.png"}[name], pixels)
+    write_image(tmp_path / "label" / "1.png", np.zeros((64, 64), np.uint8))
+    (tmp_path / "scenes.csv").write_text("id,before,after\n1,before.png,after.png\n")
+    option = ["--require-signature", trust.key]
+    words = [command.split(maxsplit=1)[0], bundle, *_commands(tmp_path)[command]]
+    monkeypatch.setenv(VARIABLE, str(trust.key) if how == "environment" else "")
+    code, _, error = call(*{"before": [*option, *words], "behind": [*words, *option]}.get(how, words))
+    assert code == 4
+    assert "it is not signed: it has no model.sig; misgnet-export sign writes it" in error.splitlines()[-1]
+    assert not decoded
+
+
+def test_commands_run_what_is_signed(signed: Path, trust: Trust, call: Call) -> None:
+    code, out, _ = call("verify", signed, "--require-signature", trust.key)
+    assert code == 0 and "6 files signed by key " in out and "survey, version 5 of 2026-06-01 00:00:00 UTC" in out
+    assert "cpu-float32: 100.000 % of the golden tiles' pixels agree" in out
+    code, out, _ = call("info", signed, f"--require-signature={trust.key}")
+    assert code == 0 and "does not expire" in out
+
+
+def test_allow_older_is_the_operators(signed: Path, trust: Trust, accepted: dict[Path, bytes], call: Call) -> None:
+    sign_folder(prepare(signed, version=4, expires=EXPIRED), KEY)
+    code, _, error = call("info", signed, "--require-signature", trust.key)
+    assert code == 4 and "version 4 of 2026-06-01 00:00:00 UTC, but version 5 of 2026-06-01 00:00:00 UTC was" in error
+    code, _, error = call("info", signed, "--require-signature", trust.key, "--allow-older")
+    assert code == 0 and "warning: run with --allow-older: it is version 4" in error
+    assert _records(next(iter(accepted)).parent) == accepted
+    assert call("info", signed)[0] == 0  # what one command was told is not remembered
+    code, _, error = call("info", signed, "--allow-older")
+    assert code == 2 and VARIABLE in error
+
+
+def test_a_session_of_python(signed: Path, trust: Trust, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = images(64, 64)
+    signed.chmod(0o777)
+    with open_bundle(signed, "cpu-float32", require_signature=trust.key) as session:
+        shutil.rmtree(signed / "graphs")
+        found = session.predict(before, after).probability
+    np.testing.assert_allclose(found, expected(before, after), atol=1e-5)
+    with pytest.raises(InputError, match="is missing, or no file"), open_bundle(signed, require_signature=""):
+        pass
+    monkeypatch.setenv(VARIABLE, str(trust.key))
+    with pytest.raises(InputError, match="lacks 'graphs/"), open_bundle(signed):
+        pass
+
+
+def test_cryptography_is_missing(signed: Path, trust: Trust) -> None:
+    blocked = "import sys; sys.modules.update(cryptography=None); from misgnet_runtime.cli.main import main; main()"
+    command = [sys.executable, "-c", blocked, "info", str(signed)]
+    found = subprocess.run(
+        [*command, "--require-signature", str(trust.key)], text=True, capture_output=True, check=False
+    )
+    assert found.returncode == 5 and "pip install 'misgnet-export[verify]'" in found.stderr
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0

@@ -1,0 +1,438 @@
+"""The contract of an engine: one class of cases that every kind of engine runs, and what each has of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from misgnet_runtime import machine
+from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.engines import Engine, ExecutionOptions, TensorSpec, open_engine_file
+from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from misgnet_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
+from misgnet_runtime.engines.openvino import OpenVinoEngine
+from misgnet_runtime.engines.tensorrt import Plan, PlanOptions, compile_plan
+from misgnet_runtime.engines.tensorrt.engine import open_plan
+from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
+from misgnet_runtime.inference.selection import measured_here, open_detector, ranked
+from support import fake_tensorrt, gpu
+from support.bundles import DATA, FLOAT, INT8, TILE, expected, images, make_bundle
+from support.fake_cuda import FakeDriver
+
+MAX_BATCH = 4
+BF16_FLAGS = ["avx512_bf16", "amx_bf16"]
+
+
+class Conformance:
+    """The cases; a subclass gives the engine, of any tile, over the graph that answers ``expected``."""
+
+    @pytest.fixture
+    def engine(self, engine_of_kind: Engine) -> Iterator[Engine]:
+        with engine_of_kind as engine:
+            yield engine
+
+    @staticmethod
+    def arrays(engine: Engine, batch: int, seed: int = 0) -> dict[str, NDArray[np.uint8]]:
+        size = engine.inputs[0].shape[1]
+        before, after = images(batch, size, size, seed=seed)
+        return {"before": before, "after": after}
+
+    def test_inputs_and_outputs_are_described(self, engine: Engine) -> None:
+        size = engine.inputs[0].shape[1]
+        image = (-1, size, size, 3)
+        assert set(engine.inputs) == {TensorSpec("before", "uint8", image), TensorSpec("after", "uint8", image)}
+        assert engine.outputs == (TensorSpec("probability", "float32", (-1, size, size)),)
+        assert engine.max_batch == MAX_BATCH and engine.device
+
+    def test_every_batch_is_answered_in_any_order(self, engine: Engine) -> None:
+        for seed, batch in enumerate((MAX_BATCH, 1, 3, 1, MAX_BATCH) * 2):
+            arrays = self.arrays(engine, batch, seed)
+            found = engine.infer(arrays)["probability"]
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, expected(**arrays), atol=1e-6)
+
+    def test_results_are_the_callers_own_and_inputs_stay(self, engine: Engine) -> None:
+        first, second = (self.arrays(engine, 2, seed) for seed in (1, 2))
+        copies = {name: array.copy() for name, array in first.items()}
+        found = engine.infer(first)["probability"]
+        engine.infer(second)
+        np.testing.assert_allclose(found, expected(**copies), atol=1e-6)
+        found[:] = -1
+        for name, array in first.items():
+            np.testing.assert_array_equal(array, copies[name])
+        np.testing.assert_allclose(engine.infer(first)["probability"], expected(**copies), atol=1e-6)
+
+    def test_arrays_need_not_be_contiguous(self, engine: Engine) -> None:
+        turned = {name: array[:, ::-1] for name, array in self.arrays(engine, 2).items()}
+        np.testing.assert_allclose(engine.infer(turned)["probability"], expected(**turned), atol=1e-6)
+
+    @pytest.mark.parametrize("batch", [0, MAX_BATCH + 1])
+    def test_other_batches_are_refused(self, engine: Engine, batch: int) -> None:
+        with pytest.raises(InputError, match=f"a batch of {batch} does not fit"):
+            engine.infer(self.arrays(engine, batch))
+
+    def test_other_arrays_are_refused(self, engine: Engine) -> None:
+        arrays = self.arrays(engine, 1)
+        others: list[dict[str, Any]] = [
+            {"before": arrays["before"]}, {**arrays, "more": arrays["before"]},
+            {**arrays, "after": arrays["after"].astype(np.float32)}, {**arrays, "after": arrays["after"][:, 1:]},
+        ]  # fmt: skip
+        for other in others:
+            with pytest.raises(InputError, match="engine input"):
+                engine.infer(other)
+
+    def test_threads_share_it(self, engine: Engine) -> None:
+        asked = [self.arrays(engine, 1 + seed % MAX_BATCH, seed) for seed in range(12)]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(engine.infer, asked))
+        for arrays, answer in zip(asked, found, strict=True):
+            np.testing.assert_allclose(answer["probability"], expected(**arrays), atol=1e-6)
+
+    def test_closing_waits_for_the_batches_that_run(self, engine: Engine) -> None:
+        arrays = self.arrays(engine, 2)
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(engine.infer, arrays) for _ in range(8)]
+            asked[0].result()
+            engine.close()
+        for future in asked:
+            if future.exception() is None:
+                np.testing.assert_allclose(future.result()["probability"], expected(**arrays), atol=1e-6)
+            else:
+                assert "is closed; open it again" in str(future.exception())
+
+    def test_a_closed_engine_says_so_and_a_second_close_does_nothing(self, engine: Engine) -> None:
+        arrays = self.arrays(engine, 1)
+        engine.close()
+        engine.close()
+        for _ in range(2):
+            with pytest.raises(MisgnetError, match="is closed; open it again"):
+                engine.infer(arrays)
+
+    def test_the_processors_floating_point_mode_and_cores_are_left_alone(self, engine: Engine) -> None:
+        """Flushing denormals to zero, or pinning, would hold for the calling thread and for all after it."""
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+        engine.infer(self.arrays(engine, 1))
+        assert np.float32(1e-40) * np.float32(0.5) != 0
+        assert cores is None or os.sched_getaffinity(0) == cores
+
+
+class TestOnnxRuntime(Conformance):
+    @pytest.fixture(params=[1, 3])
+    def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
+        return OnnxRuntimeEngine(DATA / "tiny_float.onnx", MAX_BATCH, ExecutionOptions(streams=request.param))
+
+
+class TestOpenVino(Conformance):
+    @pytest.fixture(params=[1, 3])
+    def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+        return OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, ExecutionOptions(streams=request.param))
+
+
+class TestOnnxRuntimeOnCuda(Conformance):
+    """Played by the CPU."""
+
+    @pytest.fixture(params=[1, 3])
+    def engine_of_kind(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
+        play_cuda(monkeypatch)
+        return OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH, ExecutionOptions(streams=request.param))
+
+
+class TestTensorRT(Conformance):
+    """Over a fake of each version that has ways of its own."""
+
+    @pytest.fixture(params=itertools.product(["10.3.0", "10.16.1", "11.1.0", "rtx 1.7.1"], [1, 3]), ids=str)
+    def engine_of_kind(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
+        (version, streams), driver = request.param, FakeDriver("sm87")
+        vendor = "rtx" if version.startswith("rtx") else "tensorrt"
+        module = fake_tensorrt.make_tensorrt(version.removeprefix("rtx "), driver, rtx=vendor == "rtx")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        plan = compile_plan(fake_tensorrt.model(), PlanOptions(vendor=vendor, max_batch=MAX_BATCH), driver=driver)
+        return open_plan(plan.data, vendor, driver, streams=streams)
+
+
+class TestTensorRTHere(Conformance):
+    """The real one, through each library that finds the GPU."""
+
+    __test__ = bool(gpu.DRIVERS)
+
+    @pytest.fixture(params=itertools.product(["tensorrt", "rtx"], gpu.DRIVERS, [1, 3]), ids=str)
+    def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
+        vendor, library, streams = request.param
+        try:
+            return open_plan(real_plan(vendor).data, vendor, gpu.DRIVERS[library], streams=streams)
+        except UnavailableError as error:
+            pytest.skip(str(error))
+
+
+class TestOnnxRuntimeOnCudaHere(Conformance):
+    """The real one, where onnxruntime has the provider."""
+
+    __test__ = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+    @pytest.fixture(params=[1, 3])
+    def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
+        try:
+            return OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH, ExecutionOptions(streams=request.param))
+        except UnavailableError as error:
+            pytest.skip(str(error))
+
+
+@functools.cache
+def real_plan(vendor: str) -> Plan:
+    """Of the graph that all kinds run, by the real TensorRT for the GPU at hand."""
+    return compile_plan((DATA / "tiny_float.onnx").read_bytes(), PlanOptions(vendor=vendor, max_batch=MAX_BATCH))
+
+
+@pytest.mark.skipif(not gpu.DRIVERS, reason=f"no engine ran on a real GPU: {'; '.join(gpu.REASONS)}")
+def test_the_suite_runs_on_this_machines_gpu() -> None:
+    assert TestTensorRTHere.__test__
+
+
+# Files
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("content", [b"no graph", b"", "half", None])
+def test_a_file_that_is_no_graph_is_bad_input(tmp_path: Path, kind: Any, content: bytes | str | None) -> None:
+    pytest.importorskip(kind, reason=f"{kind} is not installed")
+    whole = (DATA / "tiny_float.onnx").read_bytes()
+    if content is not None:
+        (tmp_path / "graph.onnx").write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
+    entry = EngineEntry("one", kind, "graph.onnx", "graph.onnx", "float32", "any")
+    with pytest.raises(InputError, match=r"(cannot open|lacks the file) .*graph\.onnx") as caught:
+        open_engine_file(entry, tmp_path, MAX_BATCH)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# ONNX Runtime on a GPU
+
+CUDA = EngineEntry("cuda", "onnxruntime-cuda", FLOAT.file, FLOAT.file, "float32", "1")
+
+
+class CpuInPlaceOfCuda(onnxruntime.InferenceSession):  # type: ignore[misc, name-defined]
+    """A session on the CPU that calls itself CUDA; ``asked`` is what the last one was opened with."""
+
+    asked: Mapping[str, Any]
+    found = "CUDAExecutionProvider"
+
+    def __init__(self, source: Any, options: Any, **more: Any) -> None:
+        type(self).asked = more
+        super().__init__(source, options, providers=["CPUExecutionProvider"])
+
+    def get_providers(self) -> list[str]:
+        return [self.found, "CPUExecutionProvider"]
+
+
+def play_cuda(monkeypatch: pytest.MonkeyPatch, session: Any = CpuInPlaceOfCuda) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn.so.9"), raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+
+
+def test_onnx_runtime_is_asked_for_a_gpu_in_float32_and_for_nothing_in_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play_cuda(monkeypatch)
+    with open_engine_file(CUDA, make_bundle(tmp_path / "bundle"), MAX_BATCH) as engine:
+        asked = CpuInPlaceOfCuda.asked
+        assert engine.device == "CUDA device 0 (ONNX Runtime)"
+        assert asked["providers"][0][0] == "CUDAExecutionProvider" and asked["providers"][0][1]["use_tf32"] == "0"
+        assert asked["enable_fallback"] is False and not engine._session._enable_fallback  # type: ignore[attr-defined]
+    assert not capsys.readouterr().out, "what onnxruntime prints is no part of a command's answer"
+
+
+def test_without_its_cuda_provider_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(UnavailableError, match=r"has no CUDA provider; .*pip install 'onnxruntime-gpu"):
+        OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH)
+
+
+def test_a_session_that_takes_the_cpu_in_silence_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    play_cuda(monkeypatch)
+    monkeypatch.setattr(CpuInPlaceOfCuda, "found", "CPUExecutionProvider")
+    with pytest.raises(UnavailableError, match=r"takes CPUExecutionProvider; .*: Failed to load libcudnn"):
+        OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH)
+
+
+@pytest.mark.parametrize(("graph", "error"), [("tiny_float.onnx", UnavailableError), ("no.onnx", InputError)])
+def test_the_graph_or_the_gpu_is_to_blame(monkeypatch: pytest.MonkeyPatch, graph: str, error: type[Exception]) -> None:
+    session = onnxruntime.InferenceSession
+
+    def refuse(source: Any, options: Any, *, providers: Any, **more: Any) -> Any:
+        if "CPUExecutionProvider" not in providers[:1]:
+            raise RuntimeError("CUDA failure 2: out of memory")
+        return session(source, options, providers=providers)
+
+    play_cuda(monkeypatch, refuse)
+    with pytest.raises(error, match=r"out of memory" if error is UnavailableError else r"cannot open .*no\.onnx"):
+        OnnxRuntimeCudaEngine(DATA / graph, MAX_BATCH)
+
+
+def test_a_gpu_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    play_cuda(monkeypatch)
+    with OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH) as engine:
+        monkeypatch.setattr(CpuInPlaceOfCuda, "run", lambda *_: 1 / 0)
+        before, after = images(1, TILE, TILE)
+        with pytest.raises(UnavailableError, match="onnxruntime failed on CUDA device 0"):
+            engine.infer({"before": before, "after": after})
+
+
+def test_auto_passes_over_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with open_detector(read_bundle(make_bundle(tmp_path / "bundle", engines=[FLOAT, CUDA]))) as (_, taken, reason):
+        assert taken == FLOAT and "cuda does not run: the installed onnxruntime" in reason
+
+
+# OpenVINO
+
+
+@pytest.mark.parametrize(
+    ("precision", "found"), [("int8", "f32"), ("float32", "f32"), ("bf16", "bf16"), ("int8+bf16", "bf16")]
+)
+def test_openvino_computes_in_the_type_of_the_entry(precision: str, found: str) -> None:
+    """By itself it takes BF16 for any graph where the processor has it."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    if found == "bf16" and not machine.cpu_flags().intersection(BF16_FLAGS):
+        pytest.skip("this processor has no BF16")
+    engine = OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, ExecutionOptions(threads=1), precision=precision)
+    compiled = engine._compiled
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == found
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8+bf16"])
+@pytest.mark.parametrize(
+    ("capabilities", "message"),
+    [(["FP32", "INT8"], "does not compute in BF16 on this processor"), (["BF16"], "compute in bf16 and takes f32")],
+)
+def test_bf16_is_refused_where_openvino_computes_something_else(
+    monkeypatch: pytest.MonkeyPatch, capabilities: list[str], message: str, precision: str
+) -> None:
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+
+    class Core(openvino.Core):  # type: ignore[misc, name-defined]
+        def get_property(self, device: str, name: str) -> list[str]:
+            return capabilities
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    options = lambda *_: {"INFERENCE_PRECISION_HINT": "f32"}  # noqa: E731
+    monkeypatch.setattr("misgnet_runtime.engines.openvino.compile_options", options)
+    with pytest.raises(UnavailableError, match=message):
+        OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, precision=precision)
+
+
+def test_without_openvino_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UnavailableError, match=r"pip install 'misgnet-export\[openvino\]'"):
+        OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH)
+
+
+# Processors
+
+
+def entry(name: str, kind: Any, precision: str, *needs: str) -> EngineEntry:
+    file = INT8.file if "int8" in precision else FLOAT.file
+    return EngineEntry(name, kind, file, file, precision, "any", needs=list(needs))
+
+
+VNNI = entry("cpu-vnni", "onnxruntime", "int8", "avx512_vnni", "avx_vnni")
+ARM = entry("cpu-arm", "onnxruntime", "int8", "aarch64")
+
+
+def processor(monkeypatch: pytest.MonkeyPatch, name: str, *flags: str) -> None:
+    monkeypatch.setattr(machine, "cpu_flags", lambda: set(flags))
+    monkeypatch.setattr("platform.machine", lambda: name)
+
+
+def opens(tmp_path: Path, what: EngineEntry) -> bool:
+    bundle = tmp_path / "bundle"
+    root = bundle if bundle.exists() else make_bundle(bundle)
+    try:
+        open_engine_file(what, root, MAX_BATCH).close()
+    except UnavailableError:
+        return False
+    return True
+
+
+def test_an_engine_for_certain_processors_runs_there_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for name, *flags in (("x86_64", "avx2"), ("AMD64", "avx_vnni"), ("x86_64", "avx512_vnni"), ("aarch64", "asimddp")):
+        processor(monkeypatch, name, *flags)
+        found[flags[0]] = [opens(tmp_path, e) for e in (INT8, VNNI, ARM)]
+    assert found == {
+        "avx2": [True, False, False], "avx_vnni": [True, True, False], "avx512_vnni": [True, True, False],
+        "asimddp": [True, False, True],
+    }  # fmt: skip
+
+
+def test_a_refusal_says_what_is_needed_and_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch, "x86_64", "avx2", "fpu")
+    with pytest.raises(UnavailableError, match=r"needs a processor with avx512_vnni or avx_vnni.*x86_64 with avx2;"):
+        open_engine_file(VNNI, make_bundle(tmp_path / "bundle"), MAX_BATCH)
+
+
+def test_auto_passes_over_what_the_processor_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch, "aarch64", "asimddp")
+    root = make_bundle(tmp_path / "bundle", engines=[FLOAT, INT8, VNNI, ARM])
+    with open_detector(read_bundle(root)) as (detector, taken, reason):
+        before, after = images(1, TILE, TILE)
+        assert np.abs(detector.probability(before, after) - expected(before, after)).max() < 1 / 128
+    assert taken == ARM and reason.startswith("fastest that runs here")
+    processor(monkeypatch, "x86_64", "avx2")
+    with open_detector(read_bundle(root)) as (_, taken, reason):
+        assert taken == INT8 and "cpu-vnni does not run: it needs" in reason
+
+
+def test_the_order_of_engines() -> None:
+    entries = [
+        FLOAT, entry("openvino-bf16", "openvino", "bf16", *BF16_FLAGS), INT8, VNNI,
+        entry("openvino", "openvino", "int8"), entry("openvino-int8-bf16", "openvino", "int8+bf16", *BF16_FLAGS),
+        entry("rtx-sm86-fp16", "rtx", "float16"), entry("rtx-sm86", "rtx", "int8+float16"),
+        entry("tensorrt", "tensorrt", "int8+float16"), CUDA,
+    ]  # fmt: skip
+    assert [e.name for e in ranked(entries, {})] == [
+        "tensorrt", "rtx-sm86", "rtx-sm86-fp16", "cuda", "openvino-int8-bf16", "openvino", "cpu-vnni", "cpu",
+        "openvino-bf16", "cpu-float32",
+    ]  # fmt: skip
+
+
+def test_what_was_measured_on_this_processor_orders_the_engines_of_the_cpu() -> None:
+    entries = [FLOAT, INT8, entry("openvino", "openvino", "int8"), ARM, CUDA, entry("rtx-sm86", "rtx", "int8+float16")]
+    speeds = {"cpu": 16.0, "openvino": 11.0, "cpu-float32": 12.0}
+    assert [e.name for e in ranked(entries, speeds)] == [
+        "rtx-sm86",
+        "cuda",
+        "cpu",
+        "cpu-float32",
+        "openvino",
+        "cpu-arm",
+    ]
+
+
+def test_timings_count_only_on_the_processor_they_were_taken_on(tmp_path: Path) -> None:
+    bundle = read_bundle(make_bundle(tmp_path / "bundle"))
+    timings = [{"engine": "cpu", "batch": b, "pairs_per_second": 7.0 * b, "p50_ms": 3.0} for b in (1, 4)]
+
+    def taken_on(processor: str, timings: object = timings) -> dict[str, float]:
+        manifest = replace(bundle.manifest, machine={"processor": processor}, latency={"timings": timings})
+        return measured_here(dataclasses.replace(bundle, manifest=manifest))
+
+    here = machine.describe_machine()["processor"]
+    assert taken_on(here) == {"cpu": 7.0} and taken_on("another") == {} and measured_here(bundle) == {}
+    with pytest.raises(InputError, match="timings cannot be read"):
+        taken_on(here, [{"engine": 1}])

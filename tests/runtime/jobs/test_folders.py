@@ -1,0 +1,312 @@
+"""Masks of two folders of images: in batches, each whole when it appears, and gone on with after every kind of end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from misgnet_runtime.callables import Progress
+from misgnet_runtime.cli import main as cli
+from misgnet_runtime.engines.options import ExecutionOptions
+from misgnet_runtime.errors import GateFailed, InputError, StorageError, UsageError
+from misgnet_runtime.jobs import folder as folders
+from misgnet_runtime.jobs.folder import FolderReport, predict_folders
+from misgnet_runtime.jobs.scene.options import SceneOptions
+from support.bundles import INTERFACE, FakeEngine, edit, expected, fake_detector, images, make_bundle, write_image
+from support.commands import exit_code
+from support.ends import die_at, in_child
+
+SIZES = {"a": (64, 64), "b": (64, 64), "c": (100, 70), "d": (10, 30), "e": (64, 64), "f": (64, 64)}
+
+
+class Place:
+    """A bundle and two folders of images of many kinds; the engine is a fake."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.bundle = make_bundle(root / "bundle")
+        self.before, self.after, self.out = root / "A", root / "B", root / "out"
+        for seed, (name, size) in enumerate(SIZES.items()):
+            suffix = ".tif" if name == "b" else ".png"
+            for folder, pixels in zip((self.before, self.after), images(*size, seed=seed), strict=True):
+                write_image(folder / f"{name}{suffix}", pixels)
+
+    def run(self, batch: int | None = None, progress: Progress | None = None, **asked: Any) -> FolderReport:
+        options = SceneOptions(execution=ExecutionOptions(batch=batch), **asked)
+        return predict_folders(self.bundle, self.before, self.after, self.out, options, progress=progress)
+
+    def masks(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.out.iterdir() if path.is_file()}
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of every call of any engine that is opened."""
+    found: list[int] = []
+    monkeypatch.setattr(folders, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, batches=found)))
+    return found
+
+
+@pytest.fixture
+def place(tmp_path: Path, batches: list[int]) -> Place:
+    return Place(tmp_path)
+
+
+def answer(name: str) -> np.ndarray:
+    return expected(*images(*SIZES[name], seed=list(SIZES).index(name))) > 0.5
+
+
+def test_every_pair_has_its_mask_and_batches_are_full(place: Place, batches: list[int]) -> None:
+    told: list[tuple[int, int]] = []
+    report = place.run(batch=4, progress=lambda done, total: told.append((done, total)))
+    assert set(place.masks()) == {f"{name}.png" for name in SIZES}
+    assert sorted(path.name for path in place.out.iterdir()) == sorted(place.masks())  # nothing hidden is left
+    for name in SIZES:
+        with Image.open(place.out / f"{name}.png") as mask:
+            assert (mask.mode, mask.format) == ("L", "PNG")
+            np.testing.assert_array_equal(np.asarray(mask), np.where(answer(name), 255, 0))
+    assert batches == [4, 4, 1]  # 1 + 1 + 4 + 1 + 1 + 1 tiles
+    assert (report.pairs, report.resumed, told[-1]) == (6, 0, (6, 6))
+    shares = [answer(name) for name in SIZES]
+    assert report.changed_share == sum(s.sum() for s in shares) / sum(s.size for s in shares)
+    assert report.pairs_per_second is not None and report.pairs_per_second > 0
+
+
+@pytest.mark.parametrize(("asked", "wanted"), [(1, [1] * 9), (3, [3] * 3), (100, [4, 4, 1])])
+def test_the_batch_is_as_asked_within_the_engines_limit(
+    place: Place, batches: list[int], asked: int, wanted: list[int]
+) -> None:
+    place.run(batch=asked)
+    assert batches == wanted
+
+
+def test_existing_masks_are_kept_without_force(place: Place, batches: list[int]) -> None:
+    place.out.mkdir()
+    (place.out / "e.png").write_bytes(b"old")
+    (place.out / "other.txt").write_text("not a mask")
+    with pytest.raises(UsageError, match=r"e\.png exists; .*--force"):
+        place.run()
+    assert place.masks() == {"e.png": b"old", "other.txt": b"not a mask"} and batches == []
+    assert list(place.out.glob(".*")) == []
+    place.run(force=True)
+    assert place.masks()["e.png"] != b"old" and place.masks()["other.txt"] == b"not a mask"
+
+
+# --- what is refused before anything runs
+
+
+def lose(path: Path) -> None:
+    path.unlink()
+
+
+REFUSED: dict[str, tuple[Callable[[Place], object], type[Exception], str]] = {
+    "no partner": (lambda p: lose(p.after / "d.png"), InputError, r"A/d\.png has no partner in .*B"),
+    "no other partner": (lambda p: lose(p.before / "d.png"), InputError, r"B/d\.png has no partner in .*A"),
+    "one name twice": (lambda p: write_image(p.after / "a.tif", images(8, 8)[0]), InputError, "the same name"),
+    "no folder": (lambda p: p.after.rename(p.root / "C"), InputError, "B does not exist"),
+    "no bundle": (lambda p: lose(p.bundle / "manifest.json"), InputError, "is no bundle"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_run_is_refused_before(place: Place, batches: list[int], case: str) -> None:
+    change, kind, words = REFUSED[case]
+    change(place)
+    with pytest.raises(kind, match=words):
+        place.run()
+    assert not place.out.exists() and batches == []
+
+
+def test_masks_do_not_take_the_place_of_images(place: Place) -> None:
+    place.out = place.before
+    with pytest.raises(UsageError, match="folder of images that are read"):
+        place.run(force=True)
+
+
+def test_a_batch_is_one_at_least(place: Place) -> None:
+    with pytest.raises(UsageError, match="--batch is 0"):
+        place.run(batch=0)
+
+
+# --- ends
+
+
+def test_a_damaged_image_is_named_and_then_gone_on_from(
+    place: Place, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "run_pipeline", in_turn)
+    whole = (place.after / "e.png").read_bytes()
+    (place.after / "e.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"B/e\.png is damaged or truncated"):
+        place.run(batch=1)
+    assert set(place.masks()) == {"a.png", "b.png", "c.png", "d.png"}
+    (place.after / "e.png").write_bytes(whole)
+    batches.clear()
+    report = place.run(batch=1)
+    assert (report.pairs, report.resumed, len(batches)) == (6, 4, 2)
+    assert set(place.masks()) == {f"{name}.png" for name in SIZES} and not (place.out / ".progress").exists()
+
+
+def begin(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
+    """Leave a run with the masks of a, b and c."""
+
+    class Ending(FakeEngine):
+        def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
+            if len(self.batches) == 6:
+                raise error or GateFailed("the end")
+            return super()._infer(context, arrays, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folders, "open_detector", fake_detector(lambda: Ending(INTERFACE)))
+        patched.setattr(folders, "run_pipeline", in_turn)
+        with pytest.raises(type(error or GateFailed(""))) as caught:
+            place.run(batch=1)
+    assert error is None or "the same command goes on" in str(caught.value)
+    assert set(place.masks()) == {"a.png", "b.png", "c.png"}
+
+
+def in_turn(read: Any, work: Any, write: Any, workers: int) -> None:
+    """A pipeline without threads: what has been answered is on the disk when the next one is asked."""
+    for item in read():
+        write(work(item))
+
+
+def test_an_interruption_keeps_what_is_finished(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(place, monkeypatch, KeyboardInterrupt())
+    assert place.run().resumed == 3
+
+
+def test_pairs_that_changed_are_done_again(place: Place, monkeypatch: pytest.MonkeyPatch, batches: list[int]) -> None:
+    begin(place, monkeypatch)
+    _, after = images(64, 64, seed=9)
+    write_image(place.after / "a.png", after)
+    (place.out / "b.png").unlink()
+    report = place.run(batch=4)
+    assert (report.resumed, len(batches)) == (1, 2)  # of c; 1 + 1 + 1 + 1 + 1 tiles
+    with Image.open(place.out / "a.png") as mask:
+        wanted = expected(images(64, 64, seed=0)[0], after) > 0.5
+        np.testing.assert_array_equal(np.asarray(mask) == 255, wanted)
+
+
+def test_a_half_written_mask_never_gets_its_name(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a pair whose older mask was the last to be noted as whole."""
+    begin(place, monkeypatch)
+    whole = place.masks()
+    write_image(place.after / "c.png", images(*SIZES["c"], seed=9)[1])
+
+    def half(path: Path, _: object) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    def nothing(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for function, instead in (("folder_record.write_mask", half), ("folder.run_pipeline", nothing)):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(f"misgnet_runtime.jobs.{function}", instead)
+            place.run(batch=1)
+        assert place.masks() == whole
+    assert place.run().resumed == 2
+
+
+def test_another_bundle_is_refused_but_with_force(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(place, monkeypatch)
+    edit(place.bundle, lambda m: m.update(threshold=0.4))
+    with pytest.raises(UsageError, match=r"was started with the bundle .* and now it is .*--force"):
+        place.run()
+    assert place.run(force=True).resumed == 0
+
+
+def test_masks_that_another_made_meanwhile_are_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(place, monkeypatch)
+    (place.out / "f.png").write_bytes(b"another's")
+    with pytest.raises(UsageError, match=r"f\.png exists"):
+        place.run()
+    assert place.masks()["f.png"] == b"another's"
+
+
+def test_an_engine_that_answers_nan_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, nan=True)))
+    with pytest.raises(GateFailed, match="NaN or Inf"):
+        place.run()
+    assert place.masks() == {}
+
+
+def test_a_full_disk_is_told_and_gone_on_from(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, left = os.fsync, 7
+
+    def fsync(handle: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(28, os.strerror(28))
+        real(handle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        patched.setattr(folders, "run_pipeline", in_turn)
+        with pytest.raises(StorageError, match="run the same command again"):
+            place.run(batch=1)
+    assert place.run().resumed == 2  # the second one was whole, and had no name
+    assert set(place.masks()) == {f"{name}.png" for name in SIZES}
+
+
+def doomed(place: Place, moment: int, force: bool) -> None:
+    die_at(moment)
+    with suppress(UsageError):  # it was finished before
+        place.run(batch=2, force=force)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_that_is_killed_anywhere_is_gone_on_with(
+    place: Place, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    """Twice killed: what was noted as whole and had no name yet must get it, also over an older mask."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # the system keeps what a killed process wrote
+    for folder in (place.before, place.after):
+        for name in ("b.tif", "e.png", "f.png"):
+            (folder / name).unlink()
+    place.run(batch=2)
+    whole = place.masks()
+    for number in range(100):
+        for name in whole:
+            (place.out / name).write_bytes(b"old")
+            if not force:
+                (place.out / name).unlink()
+        killed = [in_child(partial(doomed, place, moment, force)) for moment in (number // 2, number)]
+        for name, content in place.masks().items():
+            assert content == whole[name] or (force and content == b"old")
+        if not any(killed):
+            break
+        with suppress(UsageError):  # the second one had finished
+            place.run(batch=2, force=force)
+        assert place.masks() == whole and not (place.out / ".progress").exists()
+    assert number > 20
+
+
+# --- the command
+
+
+command = partial(exit_code, cli.main, "misgnet-run")
+
+
+def test_the_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ("predict", place.bundle, place.before, place.after, "-o", place.out)
+    assert command(*call, "--align") == 2
+    assert "options for scenes" in capsys.readouterr().err
+    assert command(*call, "--batch", 2) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" and captured.out.startswith(f"{place.out}: 6 pairs, ") and "pairs/s" in captured.out
+    assert command(*call, "--force", "--log", "json") == 0
+    (found,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (found["pairs"], found["resumed"], type(found["pairs_per_second"])) == (6, 0, float)
+    assert command("predict", place.bundle, place.before, place.after / "a.png", "-o", place.out) == 4

@@ -1,0 +1,541 @@
+"""A scene from two GeoTIFFs to its outputs: right, whole or not at all, and the same after every kind of end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
+
+from rasterio.transform import from_origin
+
+from misgnet_runtime.cli import main as cli
+from misgnet_runtime.engines.options import ExecutionOptions
+from misgnet_runtime.errors import GateFailed, InputError, StorageError, UnavailableError, UsageError
+from misgnet_runtime.jobs.journal import progress_folder
+from misgnet_runtime.jobs.scene import predict as predict_module
+from misgnet_runtime.jobs.scene.options import SceneOptions
+from misgnet_runtime.jobs.scene.predict import SceneReport, predict_scene_files
+from support.bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector, make_bundle, write_image
+from support.commands import exit_code
+from support.ends import die_at, in_child
+from support.logs import Collected
+from support.paths import ROOT
+from support.scenes import PLACE, read, scene, write_raster
+
+H, W = 300, 210
+BEFORE, AFTER = scene(H, W)
+Call = Callable[..., SceneReport]
+
+
+class Place:
+    """A bundle, two rasters and an output in a folder of their own; the engine is a fake."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.bundle = make_bundle(root / "bundle", engines=[FLOAT])
+        self.before, self.after = (
+            write_raster(root / f"{name}.tif", pixels) for name, pixels in (("before", BEFORE), ("after", AFTER))
+        )
+        self.out = root / "out"
+        self.change = self.out / "change.tif"
+        self.all = SceneOptions(
+            probability=self.out / "p.tif", vector=self.out / "change.gpkg", quicklook=self.out / "look.png"
+        )
+
+    def run(self, options: SceneOptions | None = None, change: Path | None = None) -> SceneReport:
+        said = Collected()
+        asked = options or SceneOptions()
+        paths = self.bundle, self.before, self.after, change or self.change
+        report = predict_scene_files(
+            *paths, replace(asked, execution=asked.execution.over(ExecutionOptions(batch=4))), log=said.log
+        )
+        assert said.messages[0].startswith("before: ") and said.messages[1].startswith("after: ")
+        return report
+
+    def names(self) -> set[str]:
+        return {path.name for path in self.out.iterdir()} if self.out.exists() else set()
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE)))
+    return Place(tmp_path)
+
+
+def difference() -> np.ndarray:
+    return expected(np.moveaxis(BEFORE, 0, 2), np.moveaxis(AFTER, 0, 2))
+
+
+# --- what is written
+
+
+def test_the_map_is_the_engines_answer(place: Place) -> None:
+    report = place.run(place.all)
+    with rasterio.open(place.change, driver="GTiff") as change, rasterio.open(place.out / "p.tif") as probability:
+        for dataset in (change, probability):
+            assert dataset.crs == PLACE["crs"] and dataset.transform == PLACE["transform"]
+            assert dataset.is_tiled and dataset.compression.name == "deflate"
+        assert (change.dtypes[0], change.nodata, change.colormap(1)[1]) == ("uint8", 255, (255, 0, 0, 255))
+        assert np.array_equal(change.read(1), difference() > 0.5)
+        np.testing.assert_allclose(probability.read(1), difference(), atol=1e-6)
+        tags = change.tags()
+    assert tags["MISGNET_BUNDLE_VERSION"] == "1" and tags["MISGNET_THRESHOLD"] == "0.5"
+    assert tags["MISGNET_BEFORE_SCALING"] == "bands 1,2,3, 8-bit values as they are"
+    assert len(tags["MISGNET_AFTER_SHA256"]) == 64
+    assert report.changed_share == pytest.approx((difference() > 0.5).mean())
+    assert (report.nodata_share, report.unread, report.resumed, report.polygons) == (0, (0, 0), 0, 2)
+    assert place.names() == {"change.tif", "p.tif", "change.gpkg", "look.png"}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 300), (64, 64), (65, 40), (130, 129)])
+@pytest.mark.parametrize("overlap", [0, 16, 32])
+def test_scenes_of_any_size(place: Place, size: tuple[int, int], overlap: int) -> None:
+    before, after = (image[:, : size[0]].repeat(2, 2)[:, :, : size[1]] for image in (BEFORE, AFTER))
+    write_raster(place.before, before)
+    write_raster(place.after, after)
+    place.run(replace(place.all, overlap=overlap, vector=None))
+    wanted = expected(np.moveaxis(before, 0, 2), np.moveaxis(after, 0, 2))
+    np.testing.assert_allclose(read(place.out / "p.tif"), wanted, atol=1e-6)
+
+
+def test_streams_share_the_work_and_give_the_same_bytes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.run(place.all)
+    names = "change.tif", "p.tif"
+    alone = [(place.out / name).read_bytes() for name in names]
+    engine = FakeEngine(INTERFACE, streams=3)
+    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: engine))
+    report = place.run(replace(place.all, execution=ExecutionOptions(streams=3), force=True))
+    assert report.tiles == sum(engine.batches) == 30 and report.seconds > 0
+    assert "30 tiles in " in report.lines(place.change)[1]
+    assert alone == [(place.out / name).read_bytes() for name in names]
+
+
+def test_a_cog_is_one_with_the_same_pixels(place: Place) -> None:
+    place.run(place.all)
+    plain = read(place.change), read(place.out / "p.tif")
+    place.run(replace(place.all, cog=True, force=True))
+    for path, pixels in zip((place.change, place.out / "p.tif"), plain, strict=True):
+        assert np.array_equal(read(path), pixels, equal_nan=True)
+        with rasterio.open(path) as dataset:
+            assert dataset.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+            assert dataset.crs == PLACE["crs"] and "MISGNET_ENGINE" in dataset.tags()
+
+
+def test_no_data_is_no_change_and_does_not_leak(place: Place) -> None:
+    after = AFTER.copy()
+    after[:, :, 100:] = 0  # black against grey would be change
+    write_raster(place.after, after, nodata=0)
+    report = place.run(place.all)
+    change = read(place.change)
+    assert (change[:, 100:] == 255).all() and report.nodata_share == pytest.approx((W - 100) / W)
+    assert np.array_equal(change[:, :100], difference()[:, :100] > 0.5)
+    assert np.isnan(read(place.out / "p.tif")[:, 100:]).all()
+
+
+def test_tiles_without_data_are_not_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(INTERFACE)
+    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: engine))
+    write_raster(place.before, np.where(np.arange(W) < 70, BEFORE, 0).astype(np.uint8), nodata=0)
+    place.run()
+    assert engine.batches == [2] * 6  # of 5 columns of tiles
+
+
+def test_every_pixel_without_data_is_said(place: Place) -> None:
+    write_raster(place.before, np.zeros_like(BEFORE), nodata=0)
+    report = place.run(place.all)
+    assert (report.nodata_share, report.changed_share, report.polygons) == (1, None, 0)
+    assert (read(place.change) == 255).all()
+
+
+def test_blocks_that_cannot_be_read_are_counted_once(place: Place) -> None:
+    write_raster(place.after, AFTER, compress="none")
+    place.after.write_bytes(place.after.read_bytes()[: -9 * 32 * 32 * 3])
+    report = place.run(SceneOptions(max_unreadable=100))
+    lost = np.zeros((H, W), bool)
+    lost[288:] = True  # 7 blocks of the last row, and 2 of the one above
+    lost[256:288, 160:] = True
+    assert report.unread == (9, lost.sum())
+    assert np.array_equal(read(place.change) == 255, lost)
+
+
+def test_a_warning_of_a_shift(place: Place) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (3, 600, 600), np.uint8)
+    write_raster(place.before, noise)
+    write_raster(place.after, np.roll(noise, (3, -4), (1, 2)))
+    logged = Collected()
+    predict_scene_files(place.bundle, place.before, place.after, place.change, log=logged.log)
+    assert "about +3 rows and -4 columns" in logged.warnings[0]
+
+
+def test_the_quick_look_shows_what_changed(place: Place) -> None:
+    place.run(place.all)
+    with Image.open(place.out / "look.png") as image:
+        picture = np.asarray(image)
+    assert picture.shape == (H, 3 * W, 3)
+    assert np.array_equal(picture[:, :W], np.moveaxis(BEFORE, 0, 2))
+    assert np.array_equal((picture[:, 2 * W :] == (255, 0, 0)).all(2), difference() > 0.5)
+
+
+# --- polygons
+
+
+@pytest.mark.parametrize("suffix", ["gpkg", "geojson", "fgb"])
+def test_polygons_are_whole_and_measured(place: Place, suffix: str) -> None:
+    pyogrio, shapely = pytest.importorskip("pyogrio"), pytest.importorskip("shapely")
+    path = place.out / f"c.{suffix}"
+    place.run(SceneOptions(vector=path))
+    meta, _, outlines, values = pyogrio.raw.read(path)
+    fields = dict(zip(meta["fields"], values, strict=True))
+    order = np.argsort(fields["pixels"])
+    sizes = [75 * 42, 90 * 70]  # of scene()'s rectangles, each over many tiles
+    assert sorted(fields["pixels"]) == sizes
+    np.testing.assert_allclose(fields["area_m2"][order], [size / 4 for size in sizes])
+    inside = difference()[60:150, 35:105].mean()
+    assert fields["probability"][order][1] == pytest.approx(inside, abs=1e-5)
+    bounds = shapely.bounds(shapely.from_wkb(outlines[order]))[1]
+    if suffix == "geojson":
+        assert meta["crs"] == "EPSG:4326" and 13 < bounds[0] < bounds[2] < 14.1
+    else:
+        assert meta["crs"] == "EPSG:32633"
+        np.testing.assert_allclose(bounds, (399_984 + 17.5, 4_999_992 - 75, 399_984 + 52.5, 4_999_992 - 30))
+
+
+def test_small_polygons_are_left_out_and_others_simplified(place: Place) -> None:
+    pytest.importorskip("pyogrio")
+    assert place.run(replace(place.all, min_area=800)).polygons == 1
+    assert place.run(replace(place.all, min_area=2000, force=True)).polygons == 0
+    assert place.run(replace(place.all, simplify=2, force=True)).polygons == 2
+
+
+def test_polygons_in_degrees_have_square_metres(place: Place) -> None:
+    pyogrio = pytest.importorskip("pyogrio")
+    for path, pixels in ((place.before, BEFORE), (place.after, AFTER)):
+        write_raster(path, pixels, crs="EPSG:4326", transform=from_origin(14, 60, 1e-5, 1e-5))
+    place.run(place.all)
+    meta, _, _, values = pyogrio.raw.read(place.out / "change.gpkg")
+    fields = dict(zip(meta["fields"], values, strict=True))
+    # a degree at 60 N on WGS 84: 111,412 m of latitude, 55,800 m of longitude
+    np.testing.assert_allclose(fields["area_m2"] / fields["pixels"], 1.11412 * 0.55800, rtol=1e-3)
+
+
+def test_polygons_without_a_place_are_in_pixels(place: Place) -> None:
+    pyogrio = pytest.importorskip("pyogrio")
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+        for path, pixels in ((place.before, BEFORE), (place.after, AFTER)):
+            write_raster(path, pixels, crs=None, transform=None)
+        place.run(place.all)
+    meta, *_ = pyogrio.raw.read(place.out / "change.gpkg")
+    assert list(meta["fields"]) == ["pixels", "probability"]
+
+
+def test_polygons_that_the_disk_did_not_keep_are_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where closing a GeoPackage fails, GDAL tells nobody, and the layer is empty."""
+    pyogrio = pytest.importorskip("pyogrio")
+    write = pyogrio.raw.write
+
+    def write_none(path: Path, outlines: Any, fields: list[Any], *rest: Any, **more: Any) -> None:
+        write(path, outlines[:0], [values[:0] for values in fields], *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pyogrio.raw, "write", write_none)
+        with pytest.raises(StorageError, match=r"change.gpkg was written and holds something else"):
+            place.run(place.all)
+    assert not (place.out / "change.gpkg").exists()
+    assert place.run(place.all).polygons == 2
+
+
+# --- ends
+
+
+def outcome(place: Place) -> dict[str, bytes]:
+    """The bytes of all outputs but the polygons, which hold the time."""
+    return {path.name: path.read_bytes() for path in place.out.iterdir() if path.is_file() and path.suffix != ".gpkg"}
+
+
+def test_a_run_that_is_killed_anywhere_is_gone_on_with(place: Place) -> None:
+    pytest.importorskip("pyogrio")
+    options = replace(place.all, cog=True)
+    place.run(options)
+    whole = outcome(place)
+    resumed = []
+    for number in range(100):
+        for path in place.out.iterdir():
+            path.unlink()
+
+        def doomed(number: int = number) -> None:
+            die_at(number)
+            place.run(options)
+
+        if in_child(doomed) == 0:
+            break
+        assert outcome(place).items() <= whole.items()  # what has its name is whole
+        resumed.append(place.run(options).resumed)
+        assert outcome(place) == whole
+        assert place.names() == {"change.tif", "p.tif", "change.gpkg", "look.png"}
+    assert len(resumed) > 20 and {0, 48, 96, 144, 192, 236, H} <= set(resumed)
+
+
+def test_a_run_that_is_killed_at_any_time_is_gone_on_with(place: Place) -> None:
+    place.run()
+    whole = outcome(place)
+    start = time.perf_counter()
+    place.run(SceneOptions(force=True))
+    length = time.perf_counter() - start
+    chance = random.Random(0)
+    for _ in range(20):
+        place.change.unlink()
+        in_child(place.run, chance.uniform(0, 1.5 * length))
+        if place.change.exists():
+            assert outcome(place) == whole
+        with suppress(UsageError):  # it had finished, and the output exists
+            place.run()
+        assert outcome(place) == whole
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("after", [0, 3, 9])
+def test_a_full_disk_is_told_and_gone_on_from(
+    place: Place, monkeypatch: pytest.MonkeyPatch, error: int, after: int
+) -> None:
+    place.run(change=place.root / "whole.tif")
+    left, real = after, os.fsync
+
+    def fsync(handle: int) -> None:
+        nonlocal left
+        if left == 0:
+            raise OSError(error, os.strerror(error))
+        left -= 1
+        real(handle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        with pytest.raises(InputError, match=r"cannot be written: .*run the same command again"):
+            place.run()
+    assert place.names() <= {".change.tif.progress"}
+    report = place.run()
+    assert report.resumed == {0: 0, 3: 48, 9: 192}[after]
+    assert place.change.read_bytes() == (place.root / "whole.tif").read_bytes()
+
+
+class Ending(FakeEngine):
+    """Answers until some rows of the scene are on the disk, and ends with ``error`` then."""
+
+    def __init__(self, place: Place, error: BaseException) -> None:
+        super().__init__(INTERFACE)
+        self.journal = progress_folder(place.change) / "journal.jsonl"
+        self.error = error
+
+    def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
+        if len(self.batches) == 5:
+            limit = time.monotonic() + 20
+            while self.journal.read_bytes().count(b"\n") < 3 and time.monotonic() < limit:
+                time.sleep(0.01)
+            raise self.error
+        return super()._infer(context, arrays, batch)
+
+
+def begin(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
+    """Leave a run with two of its seven rows of tiles."""
+    ended = error or GateFailed("the end")
+    with monkeypatch.context() as patched:
+        patched.setattr(predict_module, "open_detector", fake_detector(lambda: Ending(place, ended)))
+        with pytest.raises(type(ended)) as caught:
+            place.run()
+    assert error is None or "the same command goes on" in str(caught.value)
+    assert place.names() == {".change.tif.progress"}
+
+
+def test_an_interruption_keeps_what_is_finished(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(place, monkeypatch, KeyboardInterrupt())
+    assert place.run().resumed == 96 and place.names() == {"change.tif"}
+
+
+OTHERS: dict[str, tuple[Callable[[Place], object], SceneOptions, str]] = {
+    "before": (lambda p: write_raster(p.before, BEFORE + np.uint8(1)), SceneOptions(), "the before raster"),
+    "after": (lambda p: write_raster(p.after, AFTER[::-1]), SceneOptions(), "the after raster"),
+    "bundle": (lambda p: edit(p.bundle, lambda m: m.update(threshold=0.4)), SceneOptions(), "the bundle"),
+    "overlap": (lambda p: None, SceneOptions(overlap=8), "--overlap 16, and now it is 8"),
+    "batch": (lambda p: None, SceneOptions(execution=ExecutionOptions(batch=1)), "--batch 4, and now it is 1"),
+    "cog": (lambda p: None, SceneOptions(cog=True), "--cog False, and now it is True"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_another_input_bundle_or_option_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    change, options, words = OTHERS[case]
+    begin(place, monkeypatch)
+    change(place)
+    with pytest.raises(UsageError) as caught:
+        place.run(options)
+    assert words in str(caught.value) and "start over with --restart" in str(caught.value)
+    assert place.run(replace(options, restart=True)).resumed == 0
+    assert place.names() == {"change.tif"}
+
+
+def test_rows_whose_bytes_changed_are_computed_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.run(change=place.root / "whole.tif")
+    begin(place, monkeypatch)
+    raw = progress_folder(place.change) / "probability.raw"
+    data = bytearray(raw.read_bytes())
+    data[5] ^= 1
+    raw.write_bytes(data)
+    assert place.run().resumed == 0
+    assert place.change.read_bytes() == (place.root / "whole.tif").read_bytes()
+
+
+def test_an_input_that_changes_meanwhile_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Touching(FakeEngine):
+        def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
+            os.utime(place.after, (1, 1))
+            return super()._infer(context, arrays, batch)
+
+    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Touching(INTERFACE)))
+    with pytest.raises(InputError, match="was changed while it was read"):
+        place.run()
+    assert place.names() == {".change.tif.progress"}
+
+
+# --- memory
+
+# VmHWM and not ru_maxrss: that one begins with what the process had that started this one.
+PEAK = """
+import re, sys
+from contextlib import contextmanager
+from pathlib import Path
+from support.bundles import FLOAT, FakeEngine
+from misgnet_runtime.inference.detector import ChangeDetector
+from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.jobs.scene import predict
+from misgnet_runtime.jobs.scene.options import SceneOptions
+
+@contextmanager
+def opened(bundle, name, *others, **more):
+    interface = Interface(256, 4)
+    with ChangeDetector(FakeEngine(interface), interface) as detector:
+        yield detector, FLOAT, "a fake"
+
+predict.open_detector = opened
+bundle, before, after, out = map(Path, sys.argv[1:])
+options = SceneOptions(probability=out / "p.tif", quicklook=out / "look.png")
+predict.predict_scene_files(bundle, before, after, out / "change.tif", options)
+print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_scene(place: Place) -> None:
+    """The larger one has 96 MiB for each date."""
+    peaks = []
+    for height in (1024, 16384):
+        for path in (place.before, place.after):
+            with rasterio.open(
+                path, "w", driver="GTiff", width=2048, height=height, count=3, dtype="uint8", tiled=True, **PLACE
+            ) as dataset:
+                dataset.write(np.full((3, 512, 512), 200, np.uint8), window=((0, 512), (300, 812)))
+        paths = ("tests", "runtime")
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / path) for path in paths)}
+        command = [sys.executable, "-c", PEAK, place.bundle, place.before, place.after, place.root / str(height)]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        peaks.append(int(ended.stdout))
+    assert peaks[1] < 1.15 * peaks[0] + 16  # GDAL keeps at most 16 MiB of blocks
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("date", ["before", "after"])
+def test_an_output_that_is_an_input_is_refused_even_with_force(place: Place, date: str) -> None:
+    path = getattr(place, date)
+    content = path.read_bytes()
+    (place.root / "link.tif").symlink_to(path)
+    for output in (path, place.root / "link.tif"):
+        with pytest.raises(UsageError, match=f"output {output} is an input as well; choose another -o"):
+            place.run(SceneOptions(force=True), output)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["change.tif", "p.tif", "change.gpkg", "look.png"])
+def test_an_existing_output_is_kept(place: Place, name: str) -> None:
+    place.out.mkdir()
+    (place.out / name).write_bytes(b"old")
+    with pytest.raises(UsageError, match=f"{name} exists; .*--force"):
+        place.run(place.all)
+    assert place.names() == {name} and (place.out / name).read_bytes() == b"old"
+    place.run(replace(place.all, force=True))
+    assert (place.out / name).read_bytes() != b"old"
+
+
+def test_an_engine_that_answers_nan_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, nan=True)))
+    with pytest.raises(GateFailed, match="NaN or Inf"):
+        place.run()
+    assert not place.change.exists()
+
+
+def test_a_header_that_declares_terabytes_is_refused(place: Place) -> None:
+    for path in (place.before, place.after):
+        size = 2**20
+        with rasterio.open(
+            path, "w", driver="GTiff", width=size, height=size, count=3, dtype="uint8", tiled=True, sparse_ok=True,
+            blockxsize=4096, blockysize=4096, bigtiff="yes", nodata=0, **PLACE,
+        ):  # fmt: skip
+            pass
+    start = time.perf_counter()
+    with pytest.raises(InputError, match=r"1,048,576 x 1,048,576 px, and its map takes 4\.4 TB"):
+        place.run()
+    assert not place.names() and time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize(("module", "options"), [("rasterio", {}), ("pyogrio", {"vector": Path("x.gpkg")})])
+def test_what_is_not_installed_is_named(
+    place: Place, monkeypatch: pytest.MonkeyPatch, module: str, options: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        UnavailableError, match=rf"needs {module}; install it with: pip install 'misgnet-export\[geo\]'"
+    ):
+        place.run(SceneOptions(**options))
+
+
+# --- the command
+
+
+command = partial(exit_code, cli.main, "misgnet-run")
+
+
+def test_the_command(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE)))
+    for path, pixels in ((place.before, BEFORE), (place.after, AFTER)):
+        write_raster(path, pixels.astype(np.uint16) * 100)
+    pair = ("predict", place.bundle, place.before, place.after)
+    assert command(*pair, "-o", place.change) == 4
+    assert "holds uint16" in capsys.readouterr().err
+    words = ("--scale", 1 / 25500, "--before-bands", "1,2,3", "--vector", place.out / "c.geojson", "--min-area", 800)
+    assert command(*pair, "-o", place.change, *words) == 0
+    captured = capsys.readouterr()
+    assert f"{place.change}: 210 x 300 px, " in captured.out and "1 polygon," in captured.out
+    assert "before: bands 1,2,3, scale 3.92157e-05" in captured.err
+    assert np.array_equal(read(place.change), difference() > 0.5)
+    assert len(json.loads((place.out / "c.geojson").read_text())["features"]) == 1
+
+
+def test_images_take_no_options_of_scenes(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    images = (write_image(place.out / f"{n}.png", np.zeros((8, 8, 3), np.uint8)) for n in ("before", "after"))
+    pair = ("predict", place.bundle, *images)
+    assert command(*pair, "-o", place.out / "m.png", "--align") == 2
+    assert "need one that ends in .tif" in capsys.readouterr().err

@@ -1,0 +1,587 @@
+"""``misgnet-run tune``: what is measured, what is chosen, where it is kept, and that what is no use breaks nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from misgnet_runtime import log, open_bundle
+from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.bundle.reader import Bundle, read_bundle
+from misgnet_runtime.cli import main as cli
+from misgnet_runtime.cli.app import out_console
+from misgnet_runtime.cli.info import bundle_facts
+from misgnet_runtime.engines import ExecutionOptions
+from misgnet_runtime.engines.tensorrt import open as opening
+from misgnet_runtime.errors import GateFailed, MisgnetError, StorageError, UnavailableError, UsageError
+from misgnet_runtime.inference import self_test, tuned
+from misgnet_runtime.inference.selection import open_detector
+from misgnet_runtime.inference.split_detector import choose_split
+from misgnet_runtime.inference.throughput import Task, Timing
+from misgnet_runtime.inference.tuned import Goal, Measurement, Place, Setting, Tuning, keep, kept, prepare
+from misgnet_runtime.jobs.compile import run as compile_run
+from misgnet_runtime.jobs.compile.run import CompileOptions, compile_bundle
+from misgnet_runtime.jobs.journal import Raw, open_journal
+from misgnet_runtime.measure import tune as tune_module
+from misgnet_runtime.measure.tune import TuneReport, choose, settings_of, tune_bundle
+from misgnet_runtime.storage.private import PrivateFolder, cache_folder
+from support.bundles import FLOAT, INT8, INTERFACE, RTX, SPLIT_FLOAT, FakeEngine, images, make_bundle, write_image
+from support.commands import exit_code
+from support.device_bundles import DEVICE, device_bundle
+from support.fake_cuda import FakeDriver
+from support.fake_tensorrt import make_tensorrt
+
+OPENVINO = EngineEntry("openvino", "openvino", FLOAT.file, FLOAT.file, "float32", "any")
+GPU = msgspec.structs.replace(DEVICE, batches=(1, 2, 4))
+MANY = Setting(2, 1)
+Run = Callable[..., tuple[int, str, str]]
+Speeds = Callable[[Task], "float | list[float] | None"]
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four cores, whatever this machine has, and a cache of its own; words are for a person."""
+    log.use("text")
+    monkeypatch.setenv("MISGNET_CACHE", str(tmp_path / "cache"))
+    for name in ("engines", "inference.tuned"):
+        monkeypatch.setattr(f"misgnet_runtime.{name}.usable_cores", lambda: 4)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return read_bundle(make_bundle(tmp_path / "bundle", engines=[FLOAT, INT8, RTX]))
+
+
+def a_tuning(bundle: Bundle, engine: str = FLOAT.name, **changes: Any) -> Tuning:
+    """With which ``engine`` is the fastest, in two streams for many."""
+    found = {
+        "format": tuned.FORMAT, "created": "2026-01-01T00:00:00+00:00", "place": Place.of(bundle),
+        "gpu": tuned.gpu_of(bundle), "libraries": tuned.libraries_of(bundle), "latency": engine, "throughput": engine,
+        "settings": {engine: MANY}, "measurements": [],
+    }  # fmt: skip
+    return Tuning(**found | changes)
+
+
+def fake_measure(monkeypatch: pytest.MonkeyPatch, speeds: Speeds) -> list[list[Task]]:
+    """Nothing is run: each task has the speed, or those of its rounds, that ``speeds`` says, or fails at None."""
+    calls: list[list[Task]] = []
+
+    def measure(tasks: Sequence[Task], seconds: float, *, rounds: int) -> list[Timing]:
+        calls.append(list(tasks))
+        found = []
+        for task in tasks:
+            if (speed := speeds(task)) is None:
+                raise MisgnetError(f"the benchmark of {task.name} at batch {task.batch} ended early: no message")
+            of_rounds = speed if isinstance(speed, list) else [speed] * rounds
+            timing = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "pairs_per_second"), 1.0)
+            found.append(Timing(engine=task.name, precision="", batch=task.batch, calls=9, rounds=of_rounds, **timing))
+        return found
+
+    monkeypatch.setattr(tune_module, "measure", measure)
+    return calls
+
+
+# What is measured
+
+
+def test_one_stream_and_as_many_as_the_cores_feed() -> None:
+    assert settings_of(FLOAT, 16) == settings_of(OPENVINO, 16) == [Setting(1, 1), Setting(4, 1)]
+
+
+def test_a_gpu_is_measured_at_the_batches_of_its_plan() -> None:
+    found = settings_of(msgspec.structs.replace(DEVICE, batches=(1, 2, 16)), 8)
+    assert found == [Setting(streams, batch) for batch in (1, 2, 4, 8) for streams in (1, 2, 4)]
+
+
+def test_each_is_measured_in_rounds_with_the_default_and_few_at_once(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process holds an engine open."""
+    calls = fake_measure(monkeypatch, lambda task: 10.0 * task.streams)
+    report = tune_bundle(bundle.path)
+    assert [[(task.name, task.streams, task.batch) for task in tasks] for tasks in calls] == [
+        [("cpu", 4, 1), ("cpu", 1, 1), ("cpu-float32", 1, 1), ("cpu-float32", 4, 1)]
+    ]
+    assert [(run.engine, "sm86" in run.reason or "CUDA" in run.reason) for run in report.not_run] == [
+        ("rtx-sm86", True)
+    ]
+    monkeypatch.setattr(tune_module, "_TOGETHER", 2)
+    calls.clear()
+    assert len(tune_bundle(bundle.path).tuning.measurements) == 4
+    assert [[task.name for task in tasks] for tasks in calls] == [["cpu", "cpu"], *[["cpu", "cpu-float32"]] * 2]
+
+
+def test_only_what_is_asked_for_is_measured(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake_measure(monkeypatch, lambda task: 10.0)
+    report = tune_bundle(bundle.path, ["cpu-float32"])
+    assert {task.name for tasks in calls for task in tasks} == {"cpu-float32"}
+    assert set(report.tuning.settings) == {"cpu-float32"} and report.not_run == []
+    with pytest.raises(UnavailableError, match="an engine that was asked for cannot be measured here: rtx-sm86: "):
+        tune_bundle(bundle.path, ["cpu", "rtx-sm86"])
+
+
+def test_on_one_core_there_is_one_setting(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("misgnet_runtime.engines.usable_cores", lambda: 1)
+    fake_measure(monkeypatch, lambda task: 10.0)
+    (found,) = tune_bundle(bundle.path, ["cpu"]).tuning.measurements
+    assert (found.setting, found.ratio, found.spread) == (Setting(1, 1), 1.0, 0.0)
+
+
+def test_what_cannot_be_measured_is_listed_and_the_others_are(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch too large for the memory ends its own process, and not the tuning."""
+    fake_measure(monkeypatch, lambda task: None if (task.name, task.streams) == ("cpu-float32", 4) else 10.0)
+    report = tune_bundle(bundle.path)
+    assert [(run.engine, run.reason) for run in report.not_run[1:]] == [
+        ("cpu-float32, 4 streams, batch 1", "the benchmark of cpu-float32 at batch 1 ended early: no message")
+    ]
+    assert len(report.tuning.measurements) == 3 and report.tuning.settings["cpu-float32"] == Setting(1, 1)
+    fake_measure(monkeypatch, lambda task: None)
+    with pytest.raises(MisgnetError, match=r"nothing could be measured: .* ended early"):
+        tune_bundle(bundle.path)
+
+
+def test_an_engine_that_misses_the_golden_tiles_is_never_chosen(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = self_test.golden_agreement
+
+    def golden_agreement(bundle: Bundle, entry: EngineEntry, *more: Any) -> Any:
+        if entry.name == "cpu":
+            raise GateFailed("engine cpu agrees with the golden tiles in only 3.00 % of pixels")
+        return real(bundle, entry, *more)
+
+    monkeypatch.setattr(self_test, "golden_agreement", golden_agreement)
+    fake_measure(monkeypatch, lambda task: 100.0 if task.name == "cpu" else 10.0)
+    report = tune_bundle(bundle.path)
+    assert (report.tuning.latency, report.tuning.throughput) == ("cpu-float32", "cpu-float32")
+    assert ("cpu", True) in [(run.engine, "golden tiles in only" in run.reason) for run in report.not_run]
+    with pytest.raises(GateFailed, match=r"no engine can be measured here: cpu: .* golden tiles in only 3\.00 %"):
+        tune_bundle(make_bundle(tmp_path / "other", engines=[INT8]))
+
+
+def test_golden_tiles_are_answered_in_whole_batches(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine may be right on one tile and wrong on several."""
+
+    class WrongInBatches(FakeEngine):
+        def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
+            (found,) = super()._infer(context, arrays, batch).values()
+            return {"probability": np.float32(1) - found if batch > 1 else found}
+
+    monkeypatch.setattr("misgnet_runtime.inference.selection.open_engine_file", lambda *_: WrongInBatches(INTERFACE))
+    golden = self_test.golden_of(bundle)
+    assert "100.000 %" in self_test.check_golden(bundle, FLOAT, golden)
+    with pytest.raises(GateFailed, match="agrees with the golden tiles in only"):
+        self_test.check_golden(bundle, FLOAT, golden, batch=2)
+
+
+# What is chosen
+
+
+def measured(ratio: float, spread: float = 0.01) -> Measurement:
+    return Measurement("cpu", MANY, 10 * ratio, ratio, spread, [])
+
+
+@pytest.mark.parametrize(
+    ("others", "chosen"),
+    [
+        ([measured(1.1), measured(1.3)], 1.3), ([measured(0.9)], 1.0), ([measured(1.1, spread=0.2)], 1.0),
+        ([measured(1.3, spread=0.2)], 1.3), ([measured(1.3, spread=0.5), measured(1.2)], 1.2),
+    ],
+)  # fmt: skip
+def test_the_default_stays_where_nothing_is_faster_by_more_than_the_spread(
+    others: list[Measurement], chosen: float
+) -> None:
+    assert choose([measured(1.0), *others], measured(1.0)).ratio == chosen
+    assert choose(others, None).ratio == max(each.ratio for each in others)
+
+
+def test_one_pair_and_many_may_have_other_engines(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = {("cpu", 1): 10.0, ("cpu", 4): 20.0, ("cpu-float32", 1): 12.0, ("cpu-float32", 4): 11.0}
+    fake_measure(monkeypatch, lambda task: speeds[task.name, task.streams])
+    found = tune_bundle(bundle.path).tuning
+    assert (found.latency, found.throughput) == ("cpu-float32", "cpu")
+    assert found.settings == {"cpu": Setting(4, 1), "cpu-float32": Setting(1, 1)}
+    assert [round(each.ratio, 2) for each in found.measurements] == [1.0, 0.5, 0.6, 0.55]
+
+
+def test_a_machine_that_slows_down_meanwhile_changes_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    drift = [1.0, 0.5, 0.25, 1.0, 0.5, 0.25, 1.0]
+    fake_measure(monkeypatch, lambda task: [(12.0 if task.name == "cpu-float32" else 10.0) * d for d in drift])
+    found = tune_bundle(bundle.path).tuning
+    assert found.throughput == "cpu-float32"
+    assert {(each.engine, round(each.ratio, 3), round(each.spread, 3)) for each in found.measurements} == {
+        ("cpu", 1.0, 0.0), ("cpu-float32", 1.2, 0.0),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A bundle whose plan was compiled here, for fakes of CUDA and TensorRT."""
+    driver = FakeDriver("sm87", memory=1 << 30)
+    for module in (compile_run, opening, tuned):
+        monkeypatch.setattr(module, "open_driver", lambda: driver)
+    library = make_tensorrt("10.3.0", driver)
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+    root = device_bundle(tmp_path / "device", GPU)
+    compile_bundle(root, CompileOptions())
+    return read_bundle(root)
+
+
+def test_a_gpu_is_tuned_by_streams_and_batches_and_then_used(gpu: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake_measure(monkeypatch, lambda task: 100.0 * task.batch + task.streams)
+    found = tune_bundle(gpu.path).tuning
+    assert [(task.name, task.streams, task.batch) for task in (calls[0][0], calls[-1][0])] == [(GPU.name, 2, 4)] * 2
+    assert len(found.measurements) == 9 + 2 and max(map(len, calls)) == 4
+    assert (found.latency, found.throughput) == (GPU.name, GPU.name)
+    assert found.settings[GPU.name] == Setting(4, 4) and "sm87" in found.gpu
+    with open_detector(gpu, goal="throughput") as (detector, entry, reason):
+        assert (entry.name, detector.engine.streams, detector.batch) == (GPU.name, 4, 4)
+        assert reason == "measured fastest here; tuned here: 4 streams, batch 4"
+
+
+def test_a_cpu_that_was_faster_is_taken_before_the_gpu(gpu: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a tuning a GPU comes first."""
+    fake_measure(monkeypatch, lambda task: 10.0 if task.name == GPU.name else 20.0)
+    tune_bundle(gpu.path)
+    for goal, name in (("latency", FLOAT.name), ("throughput", FLOAT.name), (None, GPU.name)):
+        with open_detector(gpu, goal=goal) as (_, entry, _):  # type: ignore[arg-type]
+            assert entry.name == name
+
+
+# What is kept
+
+
+def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    monkeypatch.setenv("HOME", "/home/one")
+    assert cache_folder() == Path(os.environ["MISGNET_CACHE"])
+    monkeypatch.delenv("MISGNET_CACHE")
+    assert cache_folder() == Path("/x/misgnet")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path("/home/one/.cache/misgnet")
+
+
+def test_what_was_kept_is_found_again_for_that_bundle_alone(bundle: Bundle, tmp_path: Path) -> None:
+    assert kept(bundle) is None
+    path = keep(a_tuning(bundle))
+    assert path.parent == tmp_path / "cache" / "tuning" and not list(bundle.path.glob("**/*tuning*"))
+    assert kept(bundle) == a_tuning(bundle)
+    assert kept(read_bundle(make_bundle(tmp_path / "other"))) is None
+
+
+def test_another_machine_has_a_file_of_its_own(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(a_tuning(bundle))
+    with monkeypatch.context() as patch:
+        patch.setattr(tuned, "usable_cores", lambda: 2)
+        assert kept(bundle) is None
+    monkeypatch.setattr(tuned, "describe_machine", lambda: {"processor": "another"})
+    assert kept(bundle) is None
+
+
+def damage(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    def damaged(path: Path) -> None:
+        values = json.loads(path.read_bytes().split(b"\n", 1)[1])
+        change(values)
+        PrivateFolder(path.parent).write_sealed(path.name, json.dumps(values).encode())
+
+    return damaged
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda path: path.write_bytes(b""), "is not used: "),
+        (lambda path: path.write_bytes(b"\xff{"), "is not used: "),
+        (lambda path: path.write_bytes(b"[" * 100_000), "is not used: "),
+        (lambda path: path.write_bytes(b" " * (1 << 21)), "larger than 1048641 bytes"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "its digest is not that of what it holds"),
+        (lambda path: path.parent.chmod(0o750), "is open to others (mode 0750)"),
+        (pipe, "it is no file"),
+        (damage(lambda v: v.update(format=3)), "it has format 3, this version reads 2"),
+        (damage(lambda v: v.update(format=3, more="of a later version")), "it has format 3, this version reads 2"),
+        (damage(lambda v: v.update(more=1)), "is not used: "),
+        (damage(lambda v: v["libraries"].update(onnxruntime="1.0")), "measured with onnxruntime 1.0, here is 1."),
+        (damage(lambda v: v["libraries"].pop("onnxruntime")), "measured with onnxruntime (none), here is 1."),
+        (damage(lambda v: v.update(gpu="H200 (sm90)")), "measured with H200 (sm90), here is none"),
+        (damage(lambda v: v["place"].update(cores=3)), "of another bundle or machine"),
+        (damage(lambda v: v.update(latency="cpu")), "names engines that the bundle or it does not have"),
+        (damage(lambda v: v["settings"].update(gpu=v["settings"]["cpu-float32"])), "engines that the bundle or it"),
+        (damage(lambda v: v["settings"]["cpu-float32"].update(batch=5)), "settings that this bundle cannot be run"),
+        (damage(lambda v: v["settings"]["cpu-float32"].update(streams=5)), "settings that this bundle cannot be run"),
+        (damage(lambda v: v["settings"]["cpu-float32"].update(streams=0)), "is not used: "),
+        (damage(lambda v: v.pop("throughput")), "is not used: "),
+    ],
+)
+def test_what_is_no_use_is_reported_and_passed_over(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], change: Callable[[Path], object], problem: str
+) -> None:
+    change(keep(a_tuning(bundle)))
+    with open_detector(bundle, goal="throughput") as (detector, entry, reason):
+        assert (entry.name, detector.engine.streams, detector.batch) == ("cpu", 4, None)
+        assert reason.startswith("fastest that runs here")
+    warned = capsys.readouterr().err
+    assert warned.startswith(f"warning: the tuning of bundle {bundle.path} in ") and warned.count("\n") == 1
+    assert problem in warned and f"run misgnet-run tune {bundle.path}" in warned
+    bundle_facts(bundle.path)
+    assert capsys.readouterr().err.count("warning: the tuning") == 1
+
+
+@pytest.mark.parametrize("entry", [FLOAT, RTX])
+def test_a_tuning_of_an_earlier_version_is_named_in_one_line(
+    bundle: Bundle, entry: EngineEntry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Format 1 had a file for each engine, named after the engine, too."""
+    place = {
+        "bundle_sha256": bundle.digest(), "engine": entry.name, "processor": Place.of(bundle).processor, "cores": 4,
+        "gpu": "", "library": "",
+    }  # fmt: skip
+    name = hashlib.sha256(json.dumps(place, separators=(",", ":")).encode()).hexdigest()[:32]
+    switches = {"spinning": True, "arena": False, "pinning": False, "hyper_threading": False}
+    found = {"setting": {"threads": 2, "streams": 1, "batch": 1, "engine": switches}, "gain": 0.1}
+    values = {
+        "format": 1, "created": "2026-01-01T00:00:00+00:00", "place": place | {"library": "onnxruntime 1.32.0"},
+        "latency": found, "throughput": found, "trials": [],
+    }  # fmt: skip
+    folder = PrivateFolder.of("tuning")
+    folder.prepare()
+    path = folder.write_sealed(f"{name}.json", json.dumps(values, indent=2).encode())
+    with open_detector(bundle, FLOAT.name, goal="throughput") as (detector, _, reason):
+        assert (reason, detector.engine.streams) == ("as asked", 4)
+    warned = capsys.readouterr().err
+    assert warned == (
+        f"warning: the tuning of bundle {bundle.path} in {path} is not used: it has format 1, this version reads 2; "
+        f"run misgnet-run tune {bundle.path}\n"
+    )
+    keep(a_tuning(bundle))
+    assert kept(bundle) and not capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_reported_before_anything_is_measured(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(StorageError, match=r"nothing can be kept in .*: .*; name another folder in MISGNET_CACHE"):
+        tune_bundle(bundle.path)
+    (tmp_path / "cache").unlink()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(StorageError, match="no right to write there"):
+        prepare()
+
+
+# What is used
+
+
+@pytest.mark.parametrize(
+    ("execution", "goal", "expected"),
+    [
+        (ExecutionOptions(), "throughput", (2, 4, "as asked; tuned here: 2 streams, batch 4")),
+        (ExecutionOptions(streams=3), "throughput",
+         (3, 4, "as asked; tuned here, but for the requested options: 3 streams, batch 4")),
+        (ExecutionOptions(batch=1, threads=2), "throughput",
+         (2, 1, "as asked; tuned here, but for the requested options: 2 streams, batch 1")),
+        (ExecutionOptions(), "latency", (1, 1, "as asked; tuned here: 1 stream, batch 1")),
+        (ExecutionOptions(), None, (4, None, "as asked")),
+    ],
+)  # fmt: skip
+def test_what_is_requested_comes_before_what_was_tuned(
+    bundle: Bundle, execution: ExecutionOptions, goal: Goal | None, expected: tuple[int, int | None, str]
+) -> None:
+    keep(a_tuning(bundle, settings={FLOAT.name: Setting(2, 4)}))
+    with open_detector(bundle, FLOAT.name, execution, goal=goal) as (detector, _, reason):
+        assert (detector.engine.streams, detector.batch, reason) == expected
+    if goal:  # an engine that was not measured is run as without a tuning
+        with open_detector(bundle, INT8.name, goal=goal) as (detector, _, reason):
+            assert (detector.engine.streams, reason) == (4, "as asked")
+
+
+def test_a_tuned_engine_that_no_longer_opens_gives_way_with_its_reason(bundle: Bundle) -> None:
+    keep(a_tuning(bundle, RTX.name))
+    with open_detector(bundle, goal="throughput") as (_, entry, reason):
+        assert entry.name == "cpu" and reason.startswith("fastest that runs here; rtx-sm86 does not run: ")
+
+
+def test_the_parts_of_a_split_engine_are_used_as_the_whole(tmp_path: Path) -> None:
+    bundle = read_bundle(make_bundle(tmp_path / "split", engines=[SPLIT_FLOAT, INT8]))
+    keep(a_tuning(bundle, settings={FLOAT.name: Setting(3, 2)}))
+    with choose_split(bundle, goal="throughput") as (parts, _, reason):
+        assert (parts.encoder.streams, parts.head.streams, parts.batch) == (3, 3, 2)
+        assert reason == "measured fastest here; tuned here: 3 streams, batch 2"
+    keep(a_tuning(bundle, INT8.name))
+    with choose_split(bundle, goal="throughput") as (parts, entry, reason):
+        assert (entry.name, parts.encoder.streams, parts.batch) == (FLOAT.name, 4, None)
+        assert reason == "fastest that runs here"
+
+
+def test_an_open_bundle_says_what_was_tuned(bundle: Bundle) -> None:
+    keep(a_tuning(bundle, settings={FLOAT.name: Setting(2, 4)}))
+    for streams, on, engine, said in (
+        (1, True, "cpu-float32", "measured fastest here; tuned here: 1 stream, batch 1"),
+        (2, True, "cpu-float32", "measured fastest here; tuned here: 2 streams, batch 4"),
+        (1, False, "cpu", "fastest that runs here; rtx-sm86 does not run"),
+    ):
+        with open_bundle(bundle.path, "auto", streams, tuned=on) as session:
+            assert session.engine.name == engine and session.reason.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("now", "advice"),
+    [
+        ({"--batch": "4"}, "tune chooses --batch where they are not given: give --batch 1 to resume, or start over"),
+        ({"--batch": "4", "--streams": "1"}, "--batch and --streams where .* give --batch 1 --streams 2 to resume"),
+        ({"the engine": "cpu-float32 on CPU", "--batch": "4"}, "give --batch 1 --engine cpu to resume"),
+        ({"the engine": "cpu on CPU (OpenVINO)"}, r"now it is cpu on CPU \(OpenVINO\); rerun the same command"),
+        ({"--batch": "4", "--overlap": "16"}, "started with --batch 1, and now it is 4; rerun the same command"),
+    ],
+)
+def test_a_run_started_before_a_tuning_says_how_to_resume(tmp_path: Path, now: dict[str, str], advice: str) -> None:
+    raw, output = Raw("probability.raw", 2, 4, "a map"), tmp_path / "change.tif"
+    then = {"the engine": "cpu on CPU", "--batch": "1", "--streams": "2", "--overlap": "8"}
+    with open_journal(output, raw, then, restart=False) as journal:
+        journal.add([np.zeros((1, 4), np.uint8)], ())
+    with pytest.raises(UsageError, match=advice), open_journal(output, raw, then | now, restart=False):
+        pass
+
+
+# The command
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is run: the float engine is half as fast again, and more streams are better."""
+    fake_measure(monkeypatch, lambda task: (15.0 if task.name == FLOAT.name else 10.0) * (1 + 0.1 * task.streams))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """A command in this process: exit code, output, errors."""
+    monkeypatch.setattr(out_console, "_width", 80)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        return exit_code(cli.main, "misgnet-run", *arguments), *capsys.readouterr()
+
+    yield call
+    log.use("text")
+
+
+def test_the_command_shows_one_table_and_later_runs_use_it(
+    run: Run, quick: None, bundle: Bundle, tmp_path: Path
+) -> None:
+    report = tmp_path / "tune.json"
+    code, out, err = run("tune", bundle.path, "--json", report)
+    assert code == 0 and "…" not in out
+    rows = [line.split() for line in out.splitlines() if line.lstrip().startswith("cpu")]
+    assert ["cpu-float32", "1", "1", "16.50", "1.18", "0.0", "one", "pair"] in rows
+    assert ["cpu-float32", "4", "1", "21.00", "1.50", "0.0", "many"] in rows
+    assert ["cpu", "4", "1", "14.00", "1.00", "0.0", "many,", "if", "named"] in rows
+    assert "for one pair: cpu-float32, 1 stream, batch 1, 16.50 pairs/s" in out
+    assert "for many: cpu-float32, 4 streams, batch 1, 21.00 pairs/s" in out
+    assert "rtx-sm86: not measured: " in out and "Medians of 7 rounds" in out
+    assert "measuring, 1 of 1: cpu, 4 streams, batch 1; cpu, 1 stream, batch 1; " in err
+    found = msgspec.json.decode(report.read_bytes(), type=TuneReport)
+    assert len(found.tuning.measurements) == 4 and Path(found.file).is_file()
+    info = run("info", bundle.path)[1]
+    assert (
+        "runs on CPU; tuned here for many: 4 streams, batch 1; measured fastest here for one pair and for many" in info
+    )
+
+    before, after = (write_image(tmp_path / f"{i}.png", pixels) for i, pixels in enumerate(images(70, 50)))
+    predict = ("predict", bundle.path, before, after, "-o", tmp_path / "mask.png", "--force")
+    assert "engine cpu-float32 (measured fastest here; tuned here: 1 stream, batch 1)" in run(*predict)[1]
+    assert "engine cpu (as asked; tuned here: 1 stream, batch 1)" in run(*predict, "--engine", "cpu")[1]
+    assert "engine cpu (fastest that runs here" in run(*predict, "--no-tuned")[1]
+
+
+def test_scenes_are_run_as_tuned_for_many(
+    run: Run, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
+    from misgnet_runtime.jobs.scene import predict as predict_module
+    from support.scenes import scene, write_raster
+
+    real, used = predict_module.infer, list[tuple[int, int]]()
+
+    def infer(task: Any, *more: Any) -> Any:
+        used.append((task.batch, task.streams))
+        return real(task, *more)
+
+    monkeypatch.setattr(predict_module, "infer", infer)
+    keep(a_tuning(bundle, settings={FLOAT.name: Setting(2, 3)}))
+    pair = [write_raster(tmp_path / f"{date}.tif", pixels) for date, pixels in zip("ab", scene(100, 90), strict=True)]
+    predict = ("predict", bundle.path, *pair, "--force", "-o", tmp_path / "change.tif")
+    assert "cpu-float32 (measured fastest here; tuned here: 2 streams, batch 3)" in run(*predict)[1]
+    asked = run(*predict, "--batch", 1, "--streams", 1)[1]
+    assert "tuned here, but for the requested options: 1 stream, batch 1)" in asked
+    assert "cpu-float32 (as asked)" in run(*predict, "--no-tuned", "--engine", FLOAT.name)[1]
+    assert used == [(3, 2), (1, 1), (1, 4)]
+
+
+def test_folders_are_run_as_tuned_for_many(run: Run, bundle: Bundle, tmp_path: Path) -> None:
+    keep(a_tuning(bundle, settings={FLOAT.name: Setting(2, 3)}))
+    for date, pixels in zip("ab", images(70, 50), strict=True):
+        write_image(tmp_path / date / "x.png", pixels)
+    predict = ("predict", bundle.path, tmp_path / "a", tmp_path / "b", "-o")
+    assert "(measured fastest here; tuned here: 2 streams, batch 3)" in run(*predict, tmp_path / "masks")[1]
+    found = run(*predict, tmp_path / "others", "--batch", 1)[1]
+    assert "tuned here, but for the requested options: 2 streams, batch 1)" in found
+    assert "(fastest that runs here" in run(*predict, tmp_path / "more", "--no-tuned")[1]
+
+
+@pytest.mark.parametrize("load", [0.2, 1.5])
+def test_company_on_the_machine_is_reported(
+    run: Run, quick: None, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, load: float
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    err = run("tune", bundle.path, "--engine", "cpu")[2]
+    assert ("warning: 1.5 threads ran here in the last minute" in err) is (load > 1)
+
+
+def test_a_program_gets_one_result(run: Run, quick: None, bundle: Bundle) -> None:
+    code, out, err = run("--log", "json", "tune", bundle.path, "--engine", "cpu")
+    (result,) = map(json.loads, out.splitlines())
+    assert code == 0 and result["tuning"]["measurements"][0]["ratio"] == 1
+    assert {json.loads(line)["event"] for line in err.splitlines()} - {"warning"} == {"note"}
+
+
+def test_numbers_that_cannot_be_meant_are_usage_errors(run: Run, quick: None, bundle: Bundle) -> None:
+    for minutes in ("0", "-1", "nan", "inf"):
+        code, _, err = run("tune", bundle.path, "--minutes", minutes)
+        assert code == 2 and "--minutes is " in err
+    assert run("tune", bundle.path, "--engine", "tpu")[0] == 2
+
+
+def test_an_interruption_leaves_what_was_kept_before(run: Run, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = keep(a_tuning(bundle))
+    before = path.read_bytes()
+
+    def measure(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune_module, "measure", measure)
+    code, _, err = run("tune", bundle.path)
+    assert code == 130 and err.endswith("interrupted; nothing was left behind\n")
+    assert path.read_bytes() == before
+
+
+def test_real_processes_are_measured(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ROUNDS", 2), ("_WARM_UP_SECONDS", 0.1)):
+        monkeypatch.setattr(tune_module, name, value)
+    found = tune_bundle(bundle.path, ["cpu", "cpu-float32"], 0.001).tuning
+    assert {(each.engine, each.setting.streams) for each in found.measurements} == {
+        (engine, streams) for engine in ("cpu", "cpu-float32") for streams in (1, 4)
+    }
+    assert all(each.pairs_per_second > 0 and each.ratio > 0 and each.rounds for each in found.measurements)
+    assert kept(bundle) == found

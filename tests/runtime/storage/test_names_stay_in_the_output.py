@@ -1,0 +1,87 @@
+"""A bundle's names become folders of a model repository: none of them leads out of the folder that was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from misgnet_export.cli import main as cli
+from misgnet_export.integrations.triton import repository
+from support.bundles import FLOAT, INT8, edit, make_bundle
+from support.commands import exit_code
+
+NAMES = ["x/../../../escaped", "/tmp/escaped", "..", "x/y", "x\\..\\y", "x\ny", "x\x1b[31m", "x\u202ey", "", "."]
+
+
+@pytest.fixture
+def any_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's own need not be installed: paths are made before it is asked anything of a name."""
+    monkeypatch.setattr(repository, "load_schema", lambda: None)
+    monkeypatch.setattr(repository, "model_config", lambda *_, **__: None)
+    monkeypatch.setattr(repository, "_text", lambda _: "")
+
+
+def everything(root: Path) -> set[Path]:
+    return {path for path in root.rglob("*") if root / "bundle" not in path.parents}
+
+
+def rename(bundle: Path, name: str) -> None:
+    def change(values: dict[str, Any]) -> None:
+        values["engines"][0]["name"] = name
+        values["metrics"]["engines"][0]["engine"] = name
+
+    edit(bundle, change)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("any_schema")
+def test_triton_writes_nothing_outside_its_output(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "a" / "b"
+    place.mkdir(parents=True)
+    bundle = make_bundle(place / "bundle", engines=[FLOAT, INT8])
+    rename(bundle, name)
+    before = everything(tmp_path)
+    assert exit_code(cli.main, "misgnet-export", "triton", bundle, "-o", place / "models") == 4
+    assert everything(tmp_path) == before
+    assert not Path("/tmp/escaped").exists()
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.isascii()
+
+
+@pytest.mark.usefixtures("any_schema")
+def test_the_comma_of_a_target_is_legal(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", engines=[replace(FLOAT, name="rtx-sm86,sm89")])
+    assert exit_code(cli.main, "misgnet-export", "triton", bundle, "-o", tmp_path / "models") == 0
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["misgnet-rtx-sm86,sm89"]
+
+
+@pytest.mark.parametrize("target", ["../x", "cpu/../x", "rtx-sm86/../../x", "cpu\x1b[31m"])
+def test_a_target_is_one_of_those_that_are_known(tmp_path: Path, target: str) -> None:
+    pytest.importorskip("torch", reason="the build needs the [export] extra")
+    sets = ["--calib", tmp_path, "--eval", tmp_path]
+    words = ["misgnet-export", "build", tmp_path / "w", *sets, "-o", tmp_path / "out", "--target", target]
+    assert exit_code(cli.main, *words) == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("output", ["bundle", "."])
+@pytest.mark.usefixtures("any_schema")
+def test_an_output_that_holds_the_bundle_is_refused_even_by_force(tmp_path: Path, output: str) -> None:
+    """It would be exchanged for the repository, and the bundle would be gone."""
+    bundle = make_bundle(tmp_path / "x" / "bundle", engines=[FLOAT])
+    assert exit_code(cli.main, "misgnet-export", "triton", bundle, "-o", tmp_path / "x" / output, "--force") == 2
+    assert (bundle / "manifest.json").is_file()
+
+
+def test_a_folder_of_sets_is_not_replaced_by_a_bundle(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the build needs the [export] extra")
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    sets = ["--calib", tmp_path / "data" / "train", "--eval", tmp_path / "data" / "test"]
+    words = ["misgnet-export", "build", tmp_path / "w", *sets, "-o", tmp_path / "data", "--force"]
+    assert exit_code(cli.main, *words) == 2
+    assert (tmp_path / "data" / "train").is_dir()

@@ -1,0 +1,43 @@
+"""The soak of the watcher, briefly and always with the same arrivals; and its oracle, by watchers that break a rule.
+
+``MISGNET_SOAK_MINUTES=30 pytest tests/test_soak.py`` lets it run for longer, as ``python tests/soak``.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
+if sys.platform != "linux":
+    pytest.skip("it reads /proc", allow_module_level=True)
+
+SOAK = Path(__file__).parent
+MINUTES = os.environ.get("MISGNET_SOAK_MINUTES", "2")
+
+
+def soak(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SOAK), "--seed", "1", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_whatever_comes_every_good_pair_is_done_once_and_every_bad_one_named() -> None:
+    found = soak("--minutes", MINUTES)
+    assert found.returncode == 0 and "; 0 problems" in found.stdout, f"{found.stdout}\n{found.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize(
+    ("rule", "minutes", "patience", "words"),
+    [
+        ("once", "0.1", "12", "is good, and was done"),
+        ("mask", "0.1", "30", "the mask of"),
+        ("attempts", "0.25", "8", "is bad, and not named in the journal"),
+    ],
+)
+def test_a_broken_rule_is_found(rule: str, minutes: str, patience: str, words: str) -> None:
+    found = soak("--minutes", minutes, "--patience", patience, "--broken", rule)
+    assert found.returncode == 1 and words in found.stdout, f"{found.stdout}\n{found.stderr[-3000:]}"
