@@ -5,7 +5,8 @@ python3 dev.py demo     build and run a bundle from the demo weights and generat
 python3 dev.py test     run the test suite (further arguments go to pytest)
 python3 dev.py lowest   run the runtime's tests with the lowest versions that pyproject.toml allows, in .venv-lowest,
                         by the Python that runs this (3.10 to 3.12)
-python3 dev.py lint     ruff (further arguments go to it), and import-linter: the floors in pyproject.toml
+python3 dev.py lint     ruff (further arguments go to it); import-linter: the floors in pyproject.toml; codespell and
+                        tools/check_phrases.py: words and phrases that this repository does not use
 python3 dev.py format   ruff format
 python3 dev.py types    mypy, strict for the runtime
 """
@@ -67,6 +68,8 @@ def run_tests(environment: Path, arguments: list[str]) -> None:
 def lint(arguments: list[str]) -> None:
     run("ruff", "check", ".", *arguments)
     run("lint-imports")
+    run("codespell", "--dictionary", "-", "--dictionary", "tools/words.txt")
+    run("python", "tools/check_phrases.py")
 
 
 def format_code(arguments: list[str]) -> None:
