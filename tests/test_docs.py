@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 pytest.importorskip("mkdocs", reason="the documentation's tools are not installed (extra docs)")
 
-from misgnet_runtime.bundle.manifest import Manifest
+from misgnet_runtime import errors
+from misgnet_runtime.bundle.targets import Kind
+from misgnet_runtime.jobs.batch.results import COLUMNS
+from misgnet_runtime.jobs.folder import FolderReport
+from misgnet_runtime.jobs.image import Prediction
+from misgnet_runtime.jobs.scene.run import SceneReport
+from misgnet_runtime.jobs.watch.outcomes import WatchReport
 from tools.cli_reference import PROGRAMS, load, program_reference
-from tools.schema_reference import manifest_reference, structs
+from tools.schema_reference import ROOTS, root, struct_reference, structs
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PACKAGES = [ROOT / "runtime", ROOT / "misgnet", ROOT / "calibration", ROOT / "export"]
 ROW = re.compile(r"^\| (`-[^|]*?(?:\\\|[^|]*?)*) \|", re.MULTILINE)
 FLAG = re.compile(r"`(--?[a-z][\w-]*)`")
-VARIABLE = re.compile(r"\b(?:MISGNET|XDG|ORT)_[A-Z0-9_]+\b")
+VARIABLE = re.compile(r"\b(?:MISGNET|XDG|ORT_DISABLE)_[A-Z0-9_]+\b")
 
 
 def flags(program: str, command: str | None = None) -> set[str]:
@@ -58,19 +66,45 @@ def test_page_of_each_program_asks_for_its_reference(program: str) -> None:
     assert f"<!-- generate: {program} -->" in page.splitlines()
 
 
-def test_manifest_reference_has_every_field_of_every_struct() -> None:
-    text = manifest_reference()
-    for struct in structs(Manifest):
-        section = text.partition(f"## {struct.__name__} {{")[2].partition("\n## ")[0]
+@pytest.mark.parametrize("name", ROOTS)
+def test_reference_of_json_files_has_every_field_of_every_struct(name: str) -> None:
+    text = struct_reference(name)
+    for struct in structs(root(name)):
+        section = text.partition(f"# {struct.__name__} {{")[2].partition("\n#")[0]
         assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(struct.__struct_fields__)
 
 
 def test_environment_page_names_every_variable_of_the_source() -> None:
     page = (DOCS / "reference" / "environment.md").read_text(encoding="utf-8")
-    tags = (DOCS / "reference" / "outputs.md").read_text(encoding="utf-8")
+    outputs = (DOCS / "reference" / "outputs.md").read_text(encoding="utf-8")
     source = "".join(path.read_text(encoding="utf-8") for folder in PACKAGES for path in folder.rglob("*.py"))
     used = set(VARIABLE.findall(source))
-    assert {name for name in used if name not in page and name not in tags} == set()
+    assert {name for name in used if name not in page and name not in outputs} == set()
     mine = {name for name in VARIABLE.findall(page) if name.startswith("MISGNET_")}
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     assert {name for name in mine if name not in used and name not in tests} == set()
+
+
+def test_targets_page_names_every_target() -> None:
+    page = (DOCS / "reference" / "targets.md").read_text(encoding="utf-8")
+    names = {kind.replace("rtx", "rtx-smNN[,smNN...]") for kind in get_args(Kind)}
+    assert {name for name in names if f"`{name}`" not in page} == set()
+
+
+def test_log_events_page_names_every_figure_of_a_scene() -> None:
+    page = (DOCS / "reference" / "log-events.md").read_text(encoding="utf-8")
+    reports = (SceneReport, FolderReport, Prediction, WatchReport)
+    figures = {field.name for report in reports for field in fields(report)}
+    assert {name for name in figures if f"`{name}`" not in page} == set()
+
+
+def test_outputs_page_names_every_column_of_a_batch() -> None:
+    page = (DOCS / "reference" / "outputs.md").read_text(encoding="utf-8")
+    assert [name for name in COLUMNS if f"`{name}`" not in page] == []
+
+
+def test_exit_codes_page_names_every_error_with_its_code() -> None:
+    page = (DOCS / "reference" / "exit-codes.md").read_text(encoding="utf-8")
+    for name, error in vars(errors).items():
+        if isinstance(error, type) and issubclass(error, errors.MisgnetError) and error is not errors.MisgnetError:
+            assert re.search(rf"^\| {error.exit_code} \|.*`{name}`", page, re.MULTILINE), name

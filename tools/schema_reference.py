@@ -1,4 +1,4 @@
-"""Generates the reference of a bundle's manifest in Markdown, from the structs that read it."""
+"""Generates references of JSON files in Markdown, from the structs that write or read them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,6 @@ import msgspec
 from msgspec import inspect as types
 
 from misgnet_runtime.bundle import fields
-from misgnet_runtime.bundle.manifest import Manifest
 from misgnet_runtime.storage.schema import Sha256
 
 # Kinds of strings, by what docs/reference/manifest.md calls them.
@@ -24,9 +24,25 @@ STRINGS = {
 ROLE = re.compile(r":\w+:`~?([^`]*)`")  # of reStructuredText: :func:`name`
 
 
-def manifest_reference() -> str:
-    """Returns a section for each struct: its description, and a table of its fields."""
-    return "\n".join(line for struct in structs(Manifest) for line in section(struct)) + "\n"
+ROOTS = {
+    "manifest": "misgnet_runtime.bundle.manifest.Manifest",
+    "bench": "misgnet_runtime.measure.bench.report.BenchReport",
+    "tune": "misgnet_runtime.measure.tune.TuneReport",
+    "parity": "misgnet_runtime.accuracy.parity.ParityReport",
+}
+
+
+def struct_reference(name: str) -> str:
+    """Returns a section for each struct of a kind of file: its description, and a table of its fields."""
+    level = "##" if name == "manifest" else "###"
+    return "\n".join(line for struct in structs(root(name)) for line in section(struct, name, level)) + "\n"
+
+
+def root(name: str) -> type:
+    """Returns the outermost struct of a kind of file."""
+    module, _, struct = ROOTS[name].rpartition(".")
+    found: type = getattr(import_module(module), struct)
+    return found
 
 
 def structs(root: type) -> list[type]:
@@ -38,24 +54,21 @@ def structs(root: type) -> list[type]:
     return found
 
 
-def section(struct: type) -> Iterator[str]:
+def section(struct: type, name: str, level: str) -> Iterator[str]:
     """Yields the lines of one struct's section."""
     comments = field_comments(struct)
-    yield from (
-        f"## {struct.__name__} {{#{anchor(struct)}}}",
-        "",
-        prose(inspect.cleandoc(struct.__dict__["__doc__"] or "")),
-        "",
-    )
+    about = prose(inspect.cleandoc(struct.__dict__["__doc__"] or ""))
+    yield from (f"{level} {struct.__name__} {{#{anchor(struct, name)}}}", "", about, "")
     yield from ('<div class="options" markdown>', "", "| field | type | default | description |", "|---|---|---|---|")
     for field in types.type_info(struct).fields:  # type: ignore[attr-defined]
         about = prose(comments.get(field.encode_name, ""))
-        yield f"| `{field.encode_name}` | {shown(field.type)} | {default(field)} | {cell(about)} |"
+        yield f"| `{field.encode_name}` | {shown(field.type, name)} | {default(field)} | {cell(about)} |"
     yield from ("", "</div>", "")
 
 
-def anchor(struct: type) -> str:
-    return struct.__name__.lower()
+def anchor(struct: type, name: str) -> str:
+    """Returns the identifier of a section; ``name``: the kind of file."""
+    return f"{name}-{struct.__name__.lower()}"
 
 
 def field_comments(struct: type) -> dict[str, str]:
@@ -84,32 +97,33 @@ def _comment(lines: list[str], node: ast.AnnAssign) -> str:
 
 PLAIN = {
     types.IntType: "integer", types.FloatType: "number", types.BoolType: "boolean", types.NoneType: "null",
-    types.AnyType: "any value",
+    types.AnyType: "any value", types.RawType: "any value", types.DateTimeType: "time (RFC 3339)",
 }  # fmt: skip
 
 
-def shown(kind: Any) -> str:
+def shown(kind: Any, name: str) -> str:
     """Returns a field's type in Markdown: JSON's names, limits, and links to structs."""
     if isinstance(kind, types.StructType):
-        return f"[{kind.cls.__name__}](#{anchor(kind.cls)})"
+        return f"[{kind.cls.__name__}](#{anchor(kind.cls, name)})"
     if isinstance(kind, types.StrType):
         return _string(kind)
     if type(kind) in PLAIN:
         return PLAIN[type(kind)] + _limits(kind)
-    return _compound(kind)
+    return _compound(kind, name)
 
 
-def _compound(kind: Any) -> str:
+def _compound(kind: Any, name: str) -> str:
     if isinstance(kind, types.UnionType):
-        return " or ".join(map(shown, kind.types))
+        return " or ".join(shown(part, name) for part in kind.types)
     if isinstance(kind, types.LiteralType):
         return ", ".join(f'`"{value}"`' for value in kind.values)
     if isinstance(kind, types.ListType):
-        return f"array of {shown(kind.item_type)}" + _limits(kind, " items")
+        return f"array of {shown(kind.item_type, name)}" + _limits(kind, " items")
     if isinstance(kind, types.TupleType):
-        return f"array of {len(kind.item_types)}: " + ", ".join(dict.fromkeys(map(shown, kind.item_types)))
+        items = dict.fromkeys(shown(part, name) for part in kind.item_types)
+        return f"array of {len(kind.item_types)}: {', '.join(items)}"
     if isinstance(kind, types.DictType):
-        return f"object of {shown(kind.value_type)}"
+        return f"object of {shown(kind.value_type, name)}"
     raise TypeError(f"tools/schema_reference.py cannot describe {kind}; add it to PLAIN or _compound")
 
 
