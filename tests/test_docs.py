@@ -108,3 +108,14 @@ def test_exit_codes_page_names_every_error_with_its_code() -> None:
     for name, error in vars(errors).items():
         if isinstance(error, type) and issubclass(error, errors.MisgnetError) and error is not errors.MisgnetError:
             assert re.search(rf"^\| {error.exit_code} \|.*`{name}`", page, re.MULTILINE), name
+
+
+PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_named_or_linked_by_a_page_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = {ROOT / path for path in re.findall(r"`((?:tests|benchmarks|tools|examples)/[\w/.-]*\w)`", text)}
+    linked = {page.parent / path for path in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text)}
+    assert sorted(str(path) for path in named | linked if not path.exists()) == []
