@@ -98,7 +98,7 @@ def kept(folder: Path) -> list[str]:
     [
         (("--workspace", "0"), "--workspace is '0'; it is a whole number of MiB, 1 or more"),
         (("--workspace", "a lot"), "--workspace is 'a lot'; it is a whole number of MiB"),
-        (("--optimization-level", "6"), "--optimization-level is 6; it is 0 to 5"),
+        (("--optimization-level", "6"), "--optimization-level is 6; expected 0 to 5"),
     ],
 )
 def test_invalid_options_of_compile_are_refused(
