@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 _SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 
-def changed_words(share: float | None, valid: float) -> str:
+def format_change(share: float | None, valid: float) -> str:
     """Formats the changed share of the valid pixels and the valid share of all pixels.
 
     Both shares are 0 to 1; ``share`` is None if no pixel is valid.

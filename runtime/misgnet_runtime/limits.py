@@ -72,7 +72,7 @@ class Limit:
     unit: str
     reason: str
 
-    def words(self) -> str:
+    def text(self) -> str:
         """Formats the limit for the table: "4 MiB of JSON"."""
         return f"{_amount(self.value, self.unit)} {self.quantity}".strip()
 
@@ -94,7 +94,7 @@ class Reader:
     mebibytes: int
 
     def row(self) -> str:
-        limits = "; ".join(limit.words() for limit in self.limits)
+        limits = "; ".join(limit.text() for limit in self.limits)
         return f"| {self.file} | {self.how} | {limits} | {self.seconds} | {self.mebibytes:,} |"
 
 

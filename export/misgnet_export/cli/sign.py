@@ -14,4 +14,4 @@ def sign(request: SignRequest) -> None:
     The signature is model.sig in the bundle's folder. The library's own command verifies it as well: model_signing
     verify key BUNDLE --signature BUNDLE/model.sig --public_key KEY.pub
     """
-    current().result([f"{request.bundle}: {sign_bundle(request).words()}"])
+    current().result([f"{request.bundle}: {sign_bundle(request).describe()}"])

@@ -14,7 +14,15 @@ from misgnet_export.pipeline.progress import Stage, StageLog
 from misgnet_export.pipeline.request import AccuracyPolicy
 from misgnet_export.report import pick_tiles
 from misgnet_runtime.accuracy.gate import Verdict
-from misgnet_runtime.accuracy.parity import EngineParity, Judged, ParityReport, Status, compare, judge, report
+from misgnet_runtime.accuracy.parity import (
+    EngineParity,
+    EvaluatedTile,
+    ParityReport,
+    Status,
+    compare,
+    evaluate_tiles,
+    report,
+)
 from misgnet_runtime.bundle import EngineEntry, Interface
 from misgnet_runtime.bundle.checked import CheckedFiles
 from misgnet_runtime.callables import Predict
@@ -50,7 +58,7 @@ def judge_engines(
     """
     name, predict = reference
     with log.stage(f"judge {name}") as stage:
-        expected = judge(name, predict, tiles, policy.threshold, progress=stage.progress)
+        expected = evaluate_tiles(name, predict, tiles, policy.threshold, progress=stage.progress)
         stage.finding = f"{len(tiles)} tiles of {plural(len(tiles.sources), 'image')}"
     results, pictures = [], {}
     for entry in entries:
@@ -70,13 +78,13 @@ def judge_engines(
 
 
 def _judged(
-    running: Running, tiles: TileSet, expected: list[Judged], policy: AccuracyPolicy, stage: Stage
-) -> tuple[EngineParity, list[Judged] | None]:
+    running: Running, tiles: TileSet, expected: list[EvaluatedTile], policy: AccuracyPolicy, stage: Stage
+) -> tuple[EngineParity, list[EvaluatedTile] | None]:
     """The verdict on one engine and its masks; without masks where its answers are no numbers."""
     entry, device = running.entry, running.detector.engine.device
     try:
         with tile_per_stream(running.detector) as predict:
-            found = judge(entry.name, predict, tiles, policy.threshold, progress=stage.progress)
+            found = evaluate_tiles(entry.name, predict, tiles, policy.threshold, progress=stage.progress)
     except GateFailed as error:
         verdict = Verdict(False, "finite answers", 0.0, 0.0, str(error))
         failed = EngineParity(
@@ -118,7 +126,9 @@ def open_to_judge(entry: EngineEntry, files: Path | CheckedFiles, interface: Int
     return open_engine_file(entry, files, interface.max_batch, ExecutionOptions(streams=streams))
 
 
-def _pictures(tiles: TileSet, reference: list[Judged], found: list[Judged], result: EngineParity) -> list[TilePicture]:
+def _pictures(
+    tiles: TileSet, reference: list[EvaluatedTile], found: list[EvaluatedTile], result: EngineParity
+) -> list[TilePicture]:
     """The worst and some typical tiles, read again."""
     index = {ref.name: i for i, ref in enumerate(tiles)}
     shown = []

@@ -18,7 +18,7 @@ import numpy as np
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.callables import Mask, Progress, RgbImage
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.formatting import changed_words
+from misgnet_runtime.formatting import format_change
 from misgnet_runtime.inference.detector import Probability
 from misgnet_runtime.inference.selection import Opened, open_detector
 from misgnet_runtime.jobs.folder_record import Record, Stamp, Written, open_record, progress_folder, stamp_of
@@ -56,7 +56,7 @@ class FolderReport:
         resumed = f" ({self.resumed} of an ended run)" if self.resumed else ""
         speed = "" if self.pairs_per_second is None else f"{self.pairs_per_second:.1f} pairs/s, "
         return (
-            f"{output}: {self.pairs} pairs{resumed}, {changed_words(self.changed_share, self.valid_share)}, "
+            f"{output}: {self.pairs} pairs{resumed}, {format_change(self.changed_share, self.valid_share)}, "
             f"{speed}engine {self.engine} ({self.reason})"
         )
 

@@ -9,7 +9,7 @@ from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.callables import RgbImage
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.formatting import changed_words
+from misgnet_runtime.formatting import format_change
 from misgnet_runtime.inference.selection import Opened, open_detector
 from misgnet_runtime.jobs.scene.consistency import SAME_FILE, wrong_order
 from misgnet_runtime.log import EventLog, current
@@ -36,7 +36,7 @@ class Prediction:
     def line(self, output: Path) -> str:
         """For a person."""
         return (
-            f"{output}: {self.width} x {self.height} px, {changed_words(self.changed_share, self.valid_share)}, "
+            f"{output}: {self.width} x {self.height} px, {format_change(self.changed_share, self.valid_share)}, "
             f"engine {self.engine} ({self.reason})"
         )
 

@@ -107,7 +107,7 @@ def test_both_verifiers_accept_what_we_sign_by_certificate(tmp_path: Path, bundl
     code, out, error = sign("--key", private, "--certificate", leaf, "--chain", between)
     assert code == 0, (out, error)
     signed = read_bundle(bundle, Trust(root)).signed
-    assert signed is not None and "CN=signer, certified under" in signed.signer.words
+    assert signed is not None and "CN=signer, certified under" in signed.signer.description
     library = model_signing.verifying.Config().use_certificate_verifier(certificate_chain=[root])
     library.verify(bundle, bundle / SIGNATURE)
 

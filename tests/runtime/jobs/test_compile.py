@@ -733,11 +733,11 @@ def test_evaluation_tiles_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "tiles.npz", tiles)
     found = read_evaluation(tmp_path / "tiles.npz")
     assert len(found) == 3 and list(found.names) == list(tiles.names)
-    for judged in found.judged(found.reference):
-        assert judged.mask.shape == (TILE, TILE - 8) and judged.source == "image_1"
-        assert judged.confusion.fp == judged.confusion.fn == 0
+    for evaluated in found.evaluated(found.reference):
+        assert evaluated.mask.shape == (TILE, TILE - 8) and evaluated.source == "image_1"
+        assert evaluated.confusion.fp == evaluated.confusion.fn == 0
     mask = expected(tiles.before, tiles.after)[2] > THRESHOLD
-    np.testing.assert_array_equal(found.judged(found.reference[2:], 2)[0].mask, mask[:, 8:])
+    np.testing.assert_array_equal(found.evaluated(found.reference[2:], 2)[0].mask, mask[:, 8:])
 
 
 @pytest.mark.parametrize(
