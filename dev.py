@@ -2,7 +2,8 @@
 """One command per task, on a machine with nothing but Python and git: sets up .venv, then does the task.
 
 python3 dev.py demo     build and run a bundle from the demo weights and generated tiles
-python3 dev.py test     run the test suite (further arguments go to pytest)
+python3 dev.py test     run the tests of the default tier: all but those marked slow; --full runs all (further
+                        arguments go to pytest)
 python3 dev.py lowest   run the runtime's tests with the lowest versions that pyproject.toml allows, in .venv-lowest,
                         by the Python that runs this (3.10 to 3.12)
 python3 dev.py lint     ruff (further arguments go to it); import-linter: the floors in pyproject.toml; codespell and
@@ -50,7 +51,10 @@ def demo(arguments: list[str]) -> None:
 
 
 def test(arguments: list[str]) -> None:
-    run_tests(VENV, arguments)
+    """Runs the default tier, or with ``--full`` all tests."""
+    full = "--full" in arguments
+    tier = [] if full else ["-m", "not slow"]
+    run_tests(VENV, [*tier, *(argument for argument in arguments if argument != "--full")])
 
 
 def lowest(arguments: list[str]) -> None:
