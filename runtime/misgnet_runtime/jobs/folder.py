@@ -87,7 +87,7 @@ def predict_folders(
     outputs = {source.name: f"{source.name}{'.tif' if source.name in scenes else '.png'}" for source in sources}
     _check_options(output, options, scenes)
     bundle = read_bundle(bundle_path)
-    with open_detector(bundle, options.engine, options.execution, goal=options.goal) as opened:
+    with open_detector(bundle, options.engine, options.execution, optimise_for=options.optimise_for) as opened:
         detector, entry, _ = opened
         settings = {
             "the bundle": bundle.digest(),

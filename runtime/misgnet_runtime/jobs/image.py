@@ -63,7 +63,7 @@ def predict_files(
     warn_of_images(before_path, after_path, current())
     bundle = read_bundle(bundle_path)
     execution = ExecutionOptions(streams=1)
-    with open_detector(bundle, engine, execution, goal="latency" if tuned else None) as opened:
+    with open_detector(bundle, engine, execution, optimise_for="latency" if tuned else None) as opened:
         return predict_images(opened, *images, output, threshold=bundle.manifest.threshold, force=force)
 
 

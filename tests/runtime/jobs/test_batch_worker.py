@@ -31,8 +31,8 @@ def test_the_engine_is_opened_once_and_for_scenes_that_ask_for_another(
     wishes: list[tuple[object, ...]] = []
     one = place.add("one")
 
-    def opening(bundle: object, engine: str, execution: ExecutionOptions, *, goal: object) -> object:
-        wishes.append((engine, execution, goal))
+    def opening(bundle: object, engine: str, execution: ExecutionOptions, *, optimise_for: object) -> object:
+        wishes.append((engine, execution, optimise_for))
         return fake_detector(lambda: FakeEngine(read_bundle(place.bundle).manifest.interface))()
 
     monkeypatch.setattr(batch_worker, "open_detector", opening)

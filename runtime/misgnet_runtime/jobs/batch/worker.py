@@ -167,10 +167,10 @@ class SceneWorker:
 
     def _open(self, bundle: Bundle, options: SceneOptions) -> Opened:
         execution = options.execution.over(self._setup.execution)
-        wish = (options.engine, execution, options.goal)
+        wish = (options.engine, execution, options.optimise_for)
         if self._opened is None or wish != self._wish:
             self._close()
-            opening = open_detector(bundle, options.engine, execution, goal=options.goal)
+            opening = open_detector(bundle, options.engine, execution, optimise_for=options.optimise_for)
             self._opened, self._wish = self._stack.enter_context(opening), wish
         return self._opened
 

@@ -13,7 +13,7 @@ from misgnet_runtime.raster.declared import PIXELS_PANEL, Declared
 
 if TYPE_CHECKING:
     from misgnet_runtime.bundle.manifest import EngineEntry, Interface
-    from misgnet_runtime.inference.tuned import Goal
+    from misgnet_runtime.inference.tuned import OptimiseFor
 
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".fgb")
 OUTPUT_PANEL = "GeoTIFF output"
@@ -91,7 +91,7 @@ class SceneOptions:
         return self.before.over(self.both), self.after.over(self.both)
 
     @property
-    def goal(self) -> Goal | None:
+    def optimise_for(self) -> OptimiseFor | None:
         """What the engine is opened for."""
         return "throughput" if self.tuned else None
 

@@ -230,8 +230,9 @@ def _opened(setup: Setup, log: EventLog) -> LocalProcessor:
     bundle, options = read_bundle(setup.bundle, setup.trust), setup.options
     if bundle.digest() != setup.digest:
         raise UnavailableError(f"bundle {bundle.name} is another one than where the watch began; start it again")
+    scene = options.scene
     return LocalProcessor(
-        bundle, lambda name: open_detector(bundle, name, options.scene.execution, goal=options.scene.goal),
+        bundle, lambda name: open_detector(bundle, name, scene.execution, optimise_for=scene.optimise_for),
         setup.output, options, log,
     )  # fmt: skip
 
