@@ -19,7 +19,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.cli.app import out_console
-from misgnet_runtime.cli.info import bundle_facts
+from misgnet_runtime.cli.info import bundle_figures
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.engines.tensorrt import open as opening
 from misgnet_runtime.errors import GateFailed, MisgnetError, StorageError, UnavailableError, UsageError
@@ -336,7 +336,7 @@ def test_what_is_no_use_is_reported_and_passed_over(
     warned = capsys.readouterr().err
     assert warned.startswith(f"warning: the tuning of bundle {bundle.path} in ") and warned.count("\n") == 1
     assert problem in warned and f"run misgnet-run tune {bundle.path}" in warned
-    bundle_facts(bundle.path)
+    bundle_figures(bundle.path)
     assert capsys.readouterr().err.count("warning: the tuning") == 1
 
 
