@@ -440,9 +440,9 @@ def test_an_open_bundle_says_what_was_tuned(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("now", "advice"),
     [
-        ({"--batch": "4"}, "tune chooses --batch where they are not given: give --batch 1 to resume, or start over"),
-        ({"--batch": "4", "--streams": "1"}, "--batch and --streams where .* give --batch 1 --streams 2 to resume"),
-        ({"the engine": "cpu-float32 on CPU", "--batch": "4"}, "give --batch 1 --engine cpu to resume"),
+        ({"--batch": "4"}, "tune chooses --batch unless they are given: pass --batch 1 to resume, or start over"),
+        ({"--batch": "4", "--streams": "1"}, "--batch and --streams unless .* pass --batch 1 --streams 2 to resume"),
+        ({"the engine": "cpu-float32 on CPU", "--batch": "4"}, "pass --batch 1 --engine cpu to resume"),
         ({"the engine": "cpu on CPU (OpenVINO)"}, r"now it is cpu on CPU \(OpenVINO\); rerun the same command"),
         ({"--batch": "4", "--overlap": "16"}, "started with --batch 1, and now it is 4; rerun the same command"),
     ],
