@@ -108,7 +108,7 @@ def watch_journal(folder: Path) -> Prepared:
 
 def batch_record(folder: Path) -> Prepared:
     from misgnet_runtime.formatting import now
-    from misgnet_runtime.jobs.batch.record import Begun, Done, Failed, Returned, Started, open_record
+    from misgnet_runtime.jobs.batch.record import Done, Failed, Returned, SceneStarted, Started, open_record
     from misgnet_runtime.jobs.batch.results import write_results
     from misgnet_runtime.jobs.batch.row import Scene
     from misgnet_runtime.jobs.batch.table import Shard
@@ -129,8 +129,8 @@ def batch_record(folder: Path) -> Prepared:
                 time=now(), scene=name, key=key, outputs=(f"{name}.tif",), attempts=1, worker="here", figures=figures
             )
             for entry in (
-                Started(now(), 1, key), Begun(now(), name, key, (f"{name}.tif",)), Returned(now(), name),
-                Begun(now(), name, key, (f"{name}.tif",)), done,
+                Started(now(), 1, key), SceneStarted(now(), name, key, (f"{name}.tif",)), Returned(now(), name),
+                SceneStarted(now(), name, key, (f"{name}.tif",)), done,
                 Failed(now(), "c", 3, "no"),
             ):  # fmt: skip
                 record.add(entry)
