@@ -65,13 +65,13 @@ def folder_record(folder: Path) -> Prepared:
 def watch_journal(folder: Path) -> Prepared:
     from misgnet_runtime.formatting import now
     from misgnet_runtime.jobs.watch.journal import (
-        Begun,
         Complete,
         Done,
         Ended,
         Failed,
         FileState,
         Kept,
+        PairStarted,
         Read,
         Started,
         Unclean,
@@ -81,12 +81,12 @@ def watch_journal(folder: Path) -> Prepared:
 
     output = folder / "out"
     files = [FileState(name, 5, 6, "0" * 64) for name in ("a_before.tif", "a_after.tif")]
-    begun = Begun(now(), "a", *files)
+    start = PairStarted(now(), "a", *files)
     complete = Complete(now(), "a", ("a_change.tif",), {"changed_share": 0.5, "unread": [0, 0]})
     with open_journal(output) as journal:
         for entry in (
-            Started(now(), 1, "0" * 64, "cpu", {}), begun, complete, Done(now(), "a"), begun, Failed(now(), "a", "no"),
-            begun, Kept(now(), "a", True), Ended(now(), "b", *files, outcome="done", done=1, incomplete=True), begun,
+            Started(now(), 1, "0" * 64, "cpu", {}), start, complete, Done(now(), "a"), start, Failed(now(), "a", "no"),
+            start, Kept(now(), "a", True), Ended(now(), "b", *files, outcome="done", done=1, incomplete=True), start,
             Read(now(), "a", "0" * 64, "1" * 64), Unclean(now(), "a", 1, 8), complete,
         ):  # fmt: skip
             journal.add(entry)

@@ -125,7 +125,7 @@ def test_a_journal_asks_for_more_than_there_is(tmp_path: Path, stop: int) -> Non
 @pytest.mark.parametrize("name", ["../victim", "/etc/passwd", "..", ".", "", "a/b", "a\0"])
 def test_a_watch_journal_that_names_files_outside(tmp_path: Path, name: str) -> None:
     """What it names is given its place by the next watcher: once also what lay elsewhere."""
-    begun = watch_journal.Begun(now(), "a", *(FileState("a", 1, 1, ZEROS) for _ in range(2)))
+    begun = watch_journal.PairStarted(now(), "a", *(FileState("a", 1, 1, ZEROS) for _ in range(2)))
     complete = watch_journal.Complete(now(), "a", (name,), {})
     (tmp_path / "watch.jsonl").write_bytes(encode_line(begun) + encode_line(complete))
     with pytest.raises(UsageError, match="line 2 is damaged"), watch_journal.open_journal(tmp_path):

@@ -170,6 +170,7 @@ class SceneWorker:
         """Returns the conditions under which an interrupted attempt can be resumed, as JSON."""
         detector, entry, _ = opened
         batch = options.batch_of(entry, detector.interface, detector.batch)
+        # Stored on disk and compared by later versions: the text must not change.
         engine = f"{entry.name} on {detector.engine.device}, {detector.engine.streams} streams, batch {batch}"
         output = os.path.realpath(self._setup.output)
         maker = {"scene": task.key, "engine": engine, "folder": output, "max_unreadable": options.max_unreadable}
