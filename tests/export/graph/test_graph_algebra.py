@@ -13,7 +13,7 @@ import onnxruntime
 from onnx import numpy_helper
 
 from misgnet_export.graph.algebra import rewrite
-from misgnet_export.graph.algebra.answer import merge_answer
+from misgnet_export.graph.algebra.answer import merge_classes
 from misgnet_export.graph.algebra.attention import fold_attention_scale
 from misgnet_export.graph.algebra.linear import mlps_on_maps
 from misgnet_export.graph.algebra.pixels import fold_normalisation
@@ -132,7 +132,7 @@ def same(before: onnx.ModelProto, after: onnx.ModelProto) -> bool:
 @pytest.mark.parametrize(
     ("make", "step"),
     [
-        (mlp, tokens_channels_last), (mlp, rewrite), (attention, fold_attention_scale), (answer, merge_answer),
+        (mlp, tokens_channels_last), (mlp, rewrite), (attention, fold_attention_scale), (answer, merge_classes),
         (pixels, fold_normalisation),
     ],
 )  # fmt: skip
@@ -195,7 +195,7 @@ def test_other_scales_and_scores_that_are_read_elsewhere_stay() -> None:
 
 
 def test_two_classes_become_one_channel() -> None:
-    found = merge_answer(answer())
+    found = merge_classes(answer())
     assert operators(found) == ["Conv", "Resize", "Sigmoid", "Squeeze"]
     assert sorted(list(item.dims) for item in found.graph.initializer if "difference" in item.name) == [
         [1],
@@ -205,7 +205,7 @@ def test_two_classes_become_one_channel() -> None:
 
 def test_the_other_class_and_logits_that_are_read_elsewhere_stay() -> None:
     for model in (answer(0), answer(extra="z = Neg (logits)", output="float[B,8,8] y, float[B,2,4,4] z")):
-        assert "Softmax" in operators(merge_answer(model))
+        assert "Softmax" in operators(merge_classes(model))
 
 
 def test_both_dates_are_joined_before_they_are_normalised() -> None:
