@@ -20,7 +20,7 @@ from misgnet.synthetic import write_split
 from misgnet_export.integrations import torch_tensorrt
 from misgnet_export.integrations.torch_tensorrt import compile_program, load_torch_tensorrt
 from misgnet_export.pipeline.compile import make_engines
-from misgnet_export.pipeline.evaluate import judge_engines
+from misgnet_export.pipeline.evaluate import evaluate_engines
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.reparity import reparity
 from misgnet_export.pipeline.request import BuildRequest, check_request
@@ -87,7 +87,7 @@ def test_the_plan_in_the_bundle_answers_as_the_network(library: Any, tmp_path: P
     write_split(tmp_path / "tiles", 2, 7, 128)
     tiles = TileSet.open(tmp_path / "tiles", 64)
     reference = ("PyTorch float32", lambda before, after: predict_probability(network, before, after))
-    report, _ = judge_engines(
+    report, _ = evaluate_engines(
         [entry], tiles, reference,
         files=tmp_path, interface=REQUEST.interface, policy=REQUEST.policy, log=StageLog(QUIET),
     )  # fmt: skip

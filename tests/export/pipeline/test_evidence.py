@@ -67,7 +67,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, tiles: TileSet, entry: EngineEntry, 
     monkeypatch.setattr(evidence, "open_engine_file", open_it)
     reference = ("float", lambda before, after: np.ones(before.shape[:3], np.float32))
     log = StageLog(Console(quiet=True))
-    return evidence.judge_engines(
+    return evidence.evaluate_engines(
         [entry], tiles, reference, files=Path(), interface=INTERFACE, policy=AccuracyPolicy(0.5, 0.5, "point"), log=log
     )[0]
 

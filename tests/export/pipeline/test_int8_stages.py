@@ -22,7 +22,7 @@ from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, TENSORRT_FP16, 
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
 from misgnet_calibration.statistics.cache import ActivationStatistics, StatisticsKey
 from misgnet_calibration.statistics.observers import Histogram
-from misgnet_export.pipeline.agreement import answers_of
+from misgnet_export.pipeline.agreement import predictions_of
 from misgnet_export.pipeline.calibrate import Calibrated, observe, observe_or_reuse
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.quantization_record import quantization_entry
@@ -77,7 +77,7 @@ def write(root: Path, count: int, seed: int) -> TileSet:
     """Random pairs whose labels are what the float graph answers, but for one pixel in fifty."""
     write_tiles(root, count, seed)
     noise, files = np.random.default_rng(seed), sorted((root / "label").iterdir())
-    found = answers_of(change_graph(), INTERFACE, list(TileSet.open(root, 32).tiles()))
+    found = predictions_of(change_graph(), INTERFACE, list(TileSet.open(root, 32).tiles()))
     for file, answer in zip(files, found, strict=True):
         label = (answer > 0.5) ^ (noise.random(answer.shape) < 0.02)
         Image.fromarray(np.where(label, 255, 0).astype(np.uint8)).save(file)
@@ -109,7 +109,7 @@ def calibrated(
         wild.counts += observed.histograms[broken].counts
         observed = ActivationStatistics({**observed.histograms, broken: wild}, observed.absolute_maxima)
     decision = Decision.of(model, INTERFACE, tiles[1], 0.5, lambda *_: None) if decide else None
-    answers = answers_of(model, INTERFACE, check_tiles(tiles[0]))
+    answers = predictions_of(model, INTERFACE, check_tiles(tiles[0]))
     return Calibrated(
         model=model, answers=answers, interface=INTERFACE, observed=observed, calib=tiles[0], decision=decision
     )
@@ -195,7 +195,7 @@ def test_a_calibrator_that_is_asked_for_is_taken(tiles) -> None:
 
 def test_a_broken_graph_is_no_lossy_one(tiles) -> None:
     start = calibrated(tiles)
-    upside_down = [1 - answer for answer in start.answers]
+    upside_down = [1 - answer for answer in start.predictions]
     with pytest.raises(GateFailed, match="look at the calibration tiles"):
         run(replace(start, answers=upside_down), CPU)
 
