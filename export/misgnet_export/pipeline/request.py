@@ -65,7 +65,9 @@ class BuildRequest:
     max_batch: int = option(16, help="Largest batch size of the engines.")
     calib_tiles: int = option(128, help="Number of calibration tiles.")
     selection: SelectionRule = option(
-        "represent", help="How calibration tiles are selected: representative of the set, at random, or the first ones."
+        "represent",
+        help="How calibration tiles are selected: represent (representative of the set), random, or first.",
+        metavar="RULE",
     )
     observer: str = option(
         AUTO,
@@ -101,7 +103,9 @@ class BuildRequest:
     input_form: InputForm = option(
         "uint8", help="Input of the engines: raw uint8 NHWC images, or normalised float32 NCHW.", name="input"
     )
-    output_form: OutputForm = option("probability", help="Output of the engines: probability, logits or mask.")
+    output_form: OutputForm = option(
+        "probability", help="Output of the engines: probability, logits or mask.", metavar="FORM"
+    )
     bundle_version: int = option(1, help="Version of the bundle; increase it with every release.", minimum=0)
     licence: str = option("not stated", help="Licence of the weights, recorded in the manifest.")
     on_device: bool = option(

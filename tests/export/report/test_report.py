@@ -148,7 +148,7 @@ def test_every_image_says_what_it_is() -> None:
 def test_hostile_names_stay_text() -> None:
     report = report_of([parity([0, 1, 0, 0], HOSTILE), EngineParity(HOSTILE, HOSTILE, "not run", HOSTILE)])
     page = shown(
-        report, title=HOSTILE, facts=[(HOSTILE, HOSTILE)], files=[(HOSTILE, 1)],
+        report, title=HOSTILE, summary=[(HOSTILE, HOSTILE)], files=[(HOSTILE, 1)],
         stages=[(HOSTILE, 1.0, HOSTILE)], pictures={HOSTILE: [picture('"><script>')]},
         machine={**MACHINE, "processor": HOSTILE},
     )  # fmt: skip
