@@ -60,7 +60,7 @@ def float32_reasons(graph: Graph, absolute_maxima: Mapping[str, float]) -> dict[
 
 
 def fits_float16(values: NDArray[np.generic]) -> bool:
-    """Returns whether float16 can represent a constant: its absolute maximum is 0 or normal, or all values are exact."""
+    """Returns whether float16 represents a constant: its absolute maximum is 0 or normal, or all values are exact."""
     wide = values.astype(np.float64)
     maximum = np.abs(wide).max(initial=0.0)
     if maximum == 0 or _SMALLEST <= maximum <= FLOAT16_LARGEST:

@@ -11,7 +11,7 @@ from misgnet_export.graph.cut import find_cut
 from misgnet_runtime.bundle import Interface
 
 # Veltkamp's splitting (Dekker, Numerische Mathematik 18, 1971): x * f - (x * f - x) keeps 11 of the 24 bits of a
-# float32 x, as many as float16 has. A Cast to float16 and back does the same, but OpenVINO 2026 removes the pair.
+# float32 x, as many as float16 has. OpenVINO 2026 would remove an equivalent pair of Casts.
 _FACTOR = np.array(2**13 + 1, np.float32)
 _FACTOR_NAME = "half_factor"
 
