@@ -141,7 +141,9 @@ def open_for_evaluation(entry: EngineEntry, files: Path | CheckedFiles, interfac
     return open_engine_file(entry, files, interface.max_batch, ExecutionOptions(streams=streams))
 
 
-def _pictures(tiles: TileSet, reference: list[EvaluatedTile], found: list[EvaluatedTile], result: EngineParity) -> list[TilePicture]:
+def _pictures(
+    tiles: TileSet, reference: list[EvaluatedTile], found: list[EvaluatedTile], result: EngineParity
+) -> list[TilePicture]:
     """Returns pictures of the worst tiles and of some typical ones; reads these tiles again."""
     index = {ref.name: i for i, ref in enumerate(tiles)}
     shown = []
