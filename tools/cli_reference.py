@@ -15,7 +15,7 @@ PROGRAMS = {
     "misgnet-export": "misgnet_export.cli.main",
     "misgnet": "misgnet.cli",
 }
-OPTION = re.compile(r"(?<![\w`-])(--?[a-z][\w-]*)(?![\w`-])")  # in prose, outside backquotes
+OPTION = re.compile(r"(?<![\w`\[-])(--[a-z][\w-]*|-[a-z])(?![\w`-])")  # in prose, outside backquotes
 PLACEHOLDERS = {"str": "TEXT", "path": "PATH", "int": "INT", "float": "NUMBER"}
 STATED = re.compile(r"\s*\(default: ([^()]*)\)")  # in a help text
 SHARED_NOTE = "They are accepted before or after the command. `--help` shows the options of each command."
