@@ -18,7 +18,7 @@ from misgnet_runtime.storage.schema import Sha256
 
 # Kinds of strings, by what docs/reference/manifest.md calls them.
 STRINGS = {
-    "text": fields.Words, "name": fields.Name, "engine name": fields.EngineName, "tensor name": fields.TensorName,
+    "text": fields.Text, "name": fields.Name, "engine name": fields.EngineName, "tensor name": fields.TensorName,
     "path": fields.FilePath, "SHA-256": Sha256,
 }  # fmt: skip
 ROLE = re.compile(r":\w+:`~?([^`]*)`")  # of reStructuredText: :func:`name`
