@@ -1,4 +1,4 @@
-"""Parity reports and report pages, built from numbers alone."""
+"""Makes parity reports and report pages from numbers alone."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def label_of(changed: int) -> Mask:
     return label
 
 
-def judged(label: Mask, wrong: int, name: str, source: str) -> Judged:
-    """A mask that is the label but for its last ``wrong`` pixels, which become false alarms."""
+def evaluated(label: Mask, wrong: int, name: str, source: str) -> Judged:
+    """Returns a mask equal to the label except for its last ``wrong`` pixels, which become false alarms."""
     mask = label.copy()
     mask.flat[SIZE * SIZE - wrong :] = True
     return Judged(name, source, mask.shape, np.packbits(mask), Confusion.of(mask, label))
@@ -43,7 +43,7 @@ def judged(label: Mask, wrong: int, name: str, source: str) -> Judged:
 
 def side(wrong: Sequence[int], changed: int = 100, sources: int = 4) -> list[Judged]:
     label = label_of(changed)
-    return [judged(label, n, f"tile_{i}", f"image_{i % sources}") for i, n in enumerate(wrong)]
+    return [evaluated(label, n, f"tile_{i}", f"image_{i % sources}") for i, n in enumerate(wrong)]
 
 
 def parity(wrong: Sequence[int], engine: str = "cpu", changed: int = 100, sources: int = 4) -> EngineParity:
@@ -92,7 +92,7 @@ def data_of(report: ParityReport, **changes: object) -> ReportData:
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags with their attributes, and the text."""
+    """Parses a page as a browser does: tags with their attributes, and the text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -113,6 +113,6 @@ class Page(HTMLParser):
 
 
 def page_of(data: ReportData) -> str:
-    """All but the page is made without the [export] extra."""
+    """Renders the page; skips the test if the [export] extra is missing, which nothing else here needs."""
     pytest.importorskip("jinja2", reason="the page needs the [export] extra")
     return render(data)
