@@ -886,7 +886,7 @@ def test_the_table_shows_every_step_in_80_columns():
     assert [row[:2] for row in rows] == [[str(s.number), s.phase] for s in found.steps]
     assert [row[-1] == "pass" for row in rows] == [s.accepted for s in found.steps]
     assert "all INT8" in text and "all float" in text and "+ g" in text
-    assert "Float again: g1, g2, g3, g5" in " ".join(text.split())
+    assert "Reverted to float: g1, g2, g3, g5" in " ".join(text.split())
 
 
 def test_the_table_tells_estimates_from_measurements_and_counts_what_costs_nothing():
@@ -895,7 +895,7 @@ def test_the_table_tells_estimates_from_measurements_and_counts_what_costs_nothi
     found = record_of(landscape.control(limit=1.5, estimate=landscape.evaluate))
     text = " ".join(shown(found, 120).split())
     assert "3 revert all unweighted" in text and "4 rank none of the others" in text
-    assert "Float again: all 4 unweighted groups, q. 4 evaluations and 3 estimates on fewer tiles (~)" in text
+    assert "Reverted to float: all 4 unweighted groups, q. 4 evaluations and 3 estimates on fewer tiles (~)" in text
     assert [step.estimated for step in found.steps] == [False] * 3 + [True] * 3 + [False]
     again = msgspec.json.decode(encode(found).replace(b'"estimated": true', b'"estimated": false'), type=ControlRecord)
     assert not any(step.estimated for step in again.steps)

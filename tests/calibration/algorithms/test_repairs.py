@@ -493,7 +493,7 @@ def test_a_name_that_is_no_node_is_an_error(tiles):
     [
         (np.zeros((32, 16), np.int8), r"int8 \(32, 16\); the weight needs int8 \(32, 128\)"),
         (np.zeros((32, 128), np.int32), r"int32 \(32, 128\)"),
-        (np.full((32, 128), 64, np.int8), "levels beyond 63, which 7 bits"),
+        (np.full((32, 128), 64, np.int8), "quantized values beyond 63, which do not fit in 7 bits"),
         (np.zeros((32, 128), np.int8), "steps away from the weight on average"),
     ],
 )
