@@ -15,7 +15,7 @@ from misgnet_export.report import (
     render,
 )
 from misgnet_runtime.accuracy.metrics import Confusion
-from misgnet_runtime.accuracy.parity import EngineParity, Judged, ParityReport, compare
+from misgnet_runtime.accuracy.parity import EngineParity, EvaluatedTile, ParityReport, compare
 from misgnet_runtime.callables import Mask
 from misgnet_runtime.inference.throughput import Timing
 
@@ -34,14 +34,14 @@ def label_of(changed: int) -> Mask:
     return label
 
 
-def evaluated(label: Mask, wrong: int, name: str, source: str) -> Judged:
+def evaluated(label: Mask, wrong: int, name: str, source: str) -> EvaluatedTile:
     """Returns a mask equal to the label except for its last ``wrong`` pixels, which become false alarms."""
     mask = label.copy()
     mask.flat[SIZE * SIZE - wrong :] = True
-    return Judged(name, source, mask.shape, np.packbits(mask), Confusion.of(mask, label))
+    return EvaluatedTile(name, source, mask.shape, np.packbits(mask), Confusion.of(mask, label))
 
 
-def side(wrong: Sequence[int], changed: int = 100, sources: int = 4) -> list[Judged]:
+def side(wrong: Sequence[int], changed: int = 100, sources: int = 4) -> list[EvaluatedTile]:
     label = label_of(changed)
     return [evaluated(label, n, f"tile_{i}", f"image_{i % sources}") for i, n in enumerate(wrong)]
 

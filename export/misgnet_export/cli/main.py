@@ -25,6 +25,7 @@ def every_command(
     require_signature: arguments.RequireSignature = None,
     allow_older: arguments.AllowOlder = False,
     lock_timeout: arguments.LockTimeout = DEFAULT_TIMEOUT,
+    version: arguments.Version = False,
 ) -> None:
     """Options of all commands; they may be given before or after the command."""
 

@@ -14,4 +14,4 @@ def sign(request: SignRequest) -> None:
     The signature is written to model.sig in the bundle. It can also be verified with the library's own command:
     model_signing verify key BUNDLE --signature BUNDLE/model.sig --public_key KEY.pub
     """
-    current().result([f"{request.bundle}: {sign_bundle(request).words()}"])
+    current().result([f"{request.bundle}: {sign_bundle(request).describe()}"])

@@ -14,7 +14,15 @@ from misgnet_export.pipeline.progress import Stage, StageLog
 from misgnet_export.pipeline.request import AccuracyPolicy
 from misgnet_export.report import pick_tiles
 from misgnet_runtime.accuracy.gate import Verdict
-from misgnet_runtime.accuracy.parity import EngineParity, Judged, ParityReport, Status, compare, judge, report
+from misgnet_runtime.accuracy.parity import (
+    EngineParity,
+    EvaluatedTile,
+    ParityReport,
+    Status,
+    compare,
+    evaluate_tiles,
+    report,
+)
 from misgnet_runtime.bundle import EngineEntry, Interface
 from misgnet_runtime.bundle.checked import CheckedFiles
 from misgnet_runtime.callables import Predict
@@ -65,7 +73,7 @@ def evaluate_engines(
     """
     name, predict = reference
     with log.stage(f"evaluate {name}") as stage:
-        expected = judge(name, predict, tiles, policy.threshold, progress=stage.progress)
+        expected = evaluate_tiles(name, predict, tiles, policy.threshold, progress=stage.progress)
         stage.finding = f"{plural(len(tiles), 'tile')} of {plural(len(tiles.sources), 'image')}"
     results, pictures = [], {}
     for entry in entries:
@@ -85,13 +93,13 @@ def evaluate_engines(
 
 
 def _evaluated(
-    running: Running, tiles: TileSet, expected: list[Judged], policy: AccuracyPolicy, stage: Stage
-) -> tuple[EngineParity, list[Judged] | None]:
+    running: Running, tiles: TileSet, expected: list[EvaluatedTile], policy: AccuracyPolicy, stage: Stage
+) -> tuple[EngineParity, list[EvaluatedTile] | None]:
     """Returns the verdict on one engine, and its masks; None instead of masks if its output is not finite."""
     entry, device = running.entry, running.detector.engine.device
     try:
         with tile_per_stream(running.detector) as predict:
-            found = judge(entry.name, predict, tiles, policy.threshold, progress=stage.progress)
+            found = evaluate_tiles(entry.name, predict, tiles, policy.threshold, progress=stage.progress)
     except GateFailed as error:
         verdict = Verdict(False, "finite output", 0.0, 0.0, str(error))
         failed = EngineParity(
@@ -133,7 +141,9 @@ def open_for_evaluation(entry: EngineEntry, files: Path | CheckedFiles, interfac
     return open_engine_file(entry, files, interface.max_batch, ExecutionOptions(streams=streams))
 
 
-def _pictures(tiles: TileSet, reference: list[Judged], found: list[Judged], result: EngineParity) -> list[TilePicture]:
+def _pictures(
+    tiles: TileSet, reference: list[EvaluatedTile], found: list[EvaluatedTile], result: EngineParity
+) -> list[TilePicture]:
     """Returns pictures of the worst tiles and of some typical ones; reads these tiles again."""
     index = {ref.name: i for i, ref in enumerate(tiles)}
     shown = []

@@ -9,7 +9,7 @@ from typing import Literal
 from misgnet_calibration.statistics.calibrators import AUTO, PER_TENSOR, named
 from misgnet_export.integrations.torch_tensorrt import check_torch_tensorrt
 from misgnet_export.pipeline.targets import product_of
-from misgnet_runtime.bundle import MAX_WORDS, GateRule, InputForm, Interface, OutputForm
+from misgnet_runtime.bundle import MAX_TEXT, GateRule, InputForm, Interface, OutputForm
 from misgnet_runtime.bundle.targets import ACCEPTED, Target, parse_target
 from misgnet_runtime.engines.openvino import load_openvino
 from misgnet_runtime.engines.tensorrt import PlanOptions, check_options
@@ -165,9 +165,9 @@ def check_request(request: BuildRequest) -> None:
     if request.observer not in (AUTO, PER_TENSOR) and named(request.observer) is None:
         given = f"--observer is '{request.observer}'"
         raise UsageError(f"{given}; it must be auto, per-tensor, max, mse, entropy or 'percentile P' with 0 < P <= 100")
-    if len(request.licence) > MAX_WORDS:
+    if len(request.licence) > MAX_TEXT:
         raise UsageError(
-            f"--licence has {len(request.licence)} characters (at most {MAX_WORDS}); give its name or its address"
+            f"--licence has {len(request.licence)} characters (at most {MAX_TEXT}); give its name or its address"
         )
     if request.on_device and not any(map(request.compiles_on_device, request.targets)):
         raise UsageError(

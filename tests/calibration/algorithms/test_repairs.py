@@ -484,7 +484,7 @@ def test_a_convolution_in_groups_keeps_the_nearest_levels(tiles):
 def test_a_name_that_is_no_node_is_an_error(tiles):
     given = inputs_of(two_branch(), tiles, CPU)
     for wrong in ({"keep_float": ["nowhere"]}, {"quantized_weights": {"nowhere": None}}, {"bias": {"nowhere": None}}):
-        with pytest.raises(InputError, match="no nodes of the graph, as 'nowhere'"):
+        with pytest.raises(InputError, match="not found among the nodes of the graph, such as 'nowhere'"):
             quantize(given.model, CPU, given.ranges, {}, **wrong)
 
 

@@ -85,10 +85,10 @@ def test_every_field_is_set_by_its_option(requests: list[BuildRequest]) -> None:
     [
         (["--threshold", "best"], "--threshold is 'best'; it must be a number between 0 and 1, or: tuned"),
         (["--target", "tpu"], "tpu"),
-        (["--control-minutes", "-1"], "--control-minutes is -1.0; it is 0 or more"),
+        (["--control-minutes", "-1"], "--control-minutes is -1.0; expected 0 or more"),
         (["--control-minutes", "nan"], "--control-minutes is nan"),
-        (["--ship-eval", "-1"], "--ship-eval is -1; it is 0 or more"),
-        (["--bundle-version", "-1"], "--bundle-version is -1; it is 0 or more"),
+        (["--ship-eval", "-1"], "--ship-eval is -1; expected 0 or more"),
+        (["--bundle-version", "-1"], "--bundle-version is -1; expected 0 or more"),
         (["--tile", "100"], "--tile is 100; it must be a multiple of 32"),
         (["--max-batch", "1"], "--max-batch is 1"),
         (["--threshold", "1"], "--threshold is 1.0; it must be between 0 and 1"),

@@ -107,7 +107,7 @@ def test_runtime_and_library_accept_signature_by_certificate(tmp_path: Path, bun
     code, out, error = sign("--key", private, "--certificate", leaf, "--chain", between)
     assert code == 0, (out, error)
     signed = read_bundle(bundle, Trust(root)).signed
-    assert signed is not None and "CN=signer, certified under" in signed.signer.words
+    assert signed is not None and "CN=signer, certified under" in signed.signer.description
     library = model_signing.verifying.Config().use_certificate_verifier(certificate_chain=[root])
     library.verify(bundle, bundle / SIGNATURE)
 

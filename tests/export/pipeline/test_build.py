@@ -20,7 +20,7 @@ from PIL import Image
 pytest.importorskip("torch", reason="the build needs the [export] extra")
 
 from misgnet.synthetic import write_split
-from misgnet_runtime.accuracy.evaluation_tiles import evaluation_files, judge_on_device, read_evaluation
+from misgnet_runtime.accuracy.evaluation_tiles import evaluate_on_device, evaluation_files, read_evaluation
 from misgnet_runtime.bundle.manifest import decode_manifest
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.inference.selection import open_detector
@@ -144,7 +144,7 @@ def test_gate_of_the_device_agrees_with_the_build(bundle: Path, data: Path) -> N
     assert [len(read_evaluation(bundle / path)) for path in evaluation_files(opened)] == [8, 2]
     for name in ("cpu-float32", "cpu"):
         with open_detector(opened, name) as (detector, entry, _):
-            found = judge_on_device(opened, entry, detector.probability, detector.engine.device)
+            found = evaluate_on_device(opened, entry, detector.probability, detector.engine.device)
         assert found.verdict.passed and len(found.tiles) == 10 and found.interval.sources == 4
         assert found.agreement > (0.99999 if name == "cpu-float32" else 0.99)
     names = {ref.name for ref in TileSet.open(data / "test", TILE)}

@@ -25,7 +25,7 @@ from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import Draft, Evidence, GraphFile, Sets
 from misgnet_export.pipeline.write_bundle import write_bundle
-from misgnet_runtime.accuracy.parity import judge, report
+from misgnet_runtime.accuracy.parity import evaluate_tiles, report
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.dataset import TileSet, read_tile
 from misgnet_runtime.raster.leakage import check_disjoint
@@ -73,7 +73,9 @@ def load(data: Path, weights: Path) -> tuple[BuildRequest, Sets]:
 
 def finish(request: BuildRequest, sets: Sets, folder: Path) -> None:
     """Runs the last stage of a build directly."""
-    reference = judge("float", lambda before, after: np.zeros(before.shape[:3], np.float32), sets.evaluation, 0.5)
+    reference = evaluate_tiles(
+        "float", lambda before, after: np.zeros(before.shape[:3], np.float32), sets.evaluation, 0.5
+    )
     parity = report("float", reference, sets.evaluation, [], threshold=0.5, max_f1_drop=1.0)
     (folder / "graphs").mkdir(parents=True)
     (folder / "graphs" / "float.onnx").touch()
