@@ -38,7 +38,7 @@ class Input:
 
 
 class Module(ModuleType):
-    """The fake module. ``seen``: arguments of the last conversion; ``unsupported``: operator without converter."""
+    """The fake module. ``arguments``: those of the last conversion; ``unsupported``: operator without converter."""
 
     def __init__(self, tensorrt: Any, version: str = "2.14.0", *, rtx: bool = False, unsupported: str = "") -> None:
         super().__init__("torch_tensorrt")
@@ -47,7 +47,7 @@ class Module(ModuleType):
         self.Input = Input
         self.dynamo = SimpleNamespace(convert_exported_program_to_serialized_trt_engine=self._convert)
         self._tensorrt, self._unsupported = tensorrt, unsupported
-        self.seen: dict[str, Any] = {}
+        self.arguments: dict[str, Any] = {}
         self.program: Any = None
 
     def _convert(
@@ -56,7 +56,7 @@ class Module(ModuleType):
         require_full_compilation: bool = False, optimization_level: int | None = None, timing_cache_path: str = "",
         arg_input_binding_names: Any = None, output_binding_names: Any = None,
     ) -> bytes:  # fmt: skip
-        self.seen = {k: v for k, v in locals().items() if k not in ("self", "exported_program")}
+        self.arguments = {k: v for k, v in locals().items() if k not in ("self", "exported_program")}
         signature = exported_program.module_call_graph[0].signature
         names = _leaves(arg_input_binding_names, signature.in_spec.child(0))
         (out,) = _leaves(output_binding_names, signature.out_spec)
@@ -79,10 +79,10 @@ class Module(ModuleType):
 
     def network(self, arrays: dict[str, Any]) -> dict[str, Any]:
         """Computes the plan; replaces :func:`fake_tensorrt._network`."""
-        types = [entry.dtype for entry in self.seen["arg_inputs"]]
+        types = [entry.dtype for entry in self.arguments["arg_inputs"]]
         dates = [torch.from_numpy(np.array(arrays[n])).to(t) for n, t in zip(("before", "after"), types, strict=True)]
         with torch.no_grad():
-            return {self.seen["output_binding_names"]: self.program(*dates).numpy()}
+            return {self.arguments["output_binding_names"]: self.program(*dates).numpy()}
 
 
 def _leaves(names: Any, spec: Any) -> list[str]:

@@ -69,7 +69,7 @@ def picture(name: str = "tile_0") -> TilePicture:
     photo = np.full((SIZE, SIZE, 3), 90, np.uint8)
     label = label_of(100)
     return TilePicture(
-        name=name, caption="worst: 3 pixels differ", before=photo, after=photo, label=label, reference=label,
+        name=name, caption="worst: 3 differing pixels", before=photo, after=photo, label=label, reference=label,
         engine=~label,
     )  # fmt: skip
 

@@ -97,7 +97,7 @@ def test_number_formats_differ_by_engine() -> None:
 
 def test_fp16_recipe_quantizes_nothing() -> None:
     graph = Graph(two_branch())
-    assert {p.rule.name for p in placements(graph, TENSORRT_FP16)} == {"asked for FP16"}
+    assert {p.rule.name for p in placements(graph, TENSORRT_FP16)} == {"FP16 requested"}
     assert quantizer_sites(graph, TENSORRT_FP16) == [] and not TENSORRT_FP16.int8
     precisions = {recipe.name: recipe.precision for recipe in RECIPES}
     assert precisions == {
