@@ -831,7 +831,7 @@ def test_the_report_shows_repairs_and_the_whole_path() -> None:
     repair = RepairEntry("rounding", True, "57 of <57> weights", 0.9995, 0.9997, 5e-4, 3e-4, 12.0)
     judged = report_of([parity([0, 1, 0, 0])])
     page = Page(render(data_of(judged, repairs={"cpu": [repair]}, controls={"cpu": found})))
-    for words in ("What was done to keep F1", "57 of <57> weights", "5.00e-04 3.00e-04", summary(found)):
+    for words in ("Measures to keep F1", "57 of <57> weights", "5.00e-04 3.00e-04", summary(found)):
         assert " ".join(words.split()) in page.text
     assert [attributes.get("class") for tag, attributes in page.tags if tag == "img"].count("plot") == 1
     for row in step_rows(found):
@@ -872,13 +872,13 @@ def test_a_search_that_ranked_nothing_still_names_its_groups():
     found = record_of(Landscape(damage=named(3)).control())
     assert [g.name for g in found.groups] == ["g0", "g1", "g2"] and found.ranking == []
     assert found.groups[0].nodes == ["g0/MatMul"] and found.groups[0].multiply_adds == 10
-    assert "everything quantized is within the limit" in summary(found)
+    assert "the fully quantized graph is within the limit" in summary(found)
 
 
 def test_the_table_shows_every_step_in_80_columns():
     found = record()
     text = shown(found)
-    assert "pixels alike" not in text
+    assert "pixels equal" not in text
     assert "99.900" in shown(msgspec.structs.replace(found, min_agreement=0.999))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
@@ -886,7 +886,7 @@ def test_the_table_shows_every_step_in_80_columns():
     assert [row[:2] for row in rows] == [[str(s.number), s.phase] for s in found.steps]
     assert [row[-1] == "pass" for row in rows] == [s.accepted for s in found.steps]
     assert "all INT8" in text and "all float" in text and "+ g" in text
-    assert "Float again: g1, g2, g3, g5" in " ".join(text.split())
+    assert "Reverted to float: g1, g2, g3, g5" in " ".join(text.split())
 
 
 def test_the_table_tells_estimates_from_measurements_and_counts_what_costs_nothing():
@@ -895,7 +895,7 @@ def test_the_table_tells_estimates_from_measurements_and_counts_what_costs_nothi
     found = record_of(landscape.control(limit=1.5, estimate=landscape.evaluate))
     text = " ".join(shown(found, 120).split())
     assert "3 revert all unweighted" in text and "4 rank none of the others" in text
-    assert "Float again: all 4 unweighted groups, q. 4 evaluations and 3 estimates on fewer tiles (~)" in text
+    assert "Reverted to float: all 4 unweighted groups, q. 4 evaluations and 3 estimates on fewer tiles (~)" in text
     assert [step.estimated for step in found.steps] == [False] * 3 + [True] * 3 + [False]
     again = msgspec.json.decode(encode(found).replace(b'"estimated": true', b'"estimated": false'), type=ControlRecord)
     assert not any(step.estimated for step in again.steps)
@@ -908,7 +908,7 @@ def test_names_are_not_read_as_markup():
 
 def test_the_caption_says_where_none_passed():
     text = summary(record_of(Landscape(damage=named(4, g1=3), rest=2).control()))
-    assert "is the closest; none passed" in text and "the cause lies elsewhere" in text
+    assert "is the closest; none passed" in text and "the cause is elsewhere" in text
 
 
 @pytest.mark.parametrize(

@@ -484,7 +484,7 @@ def test_a_convolution_in_groups_keeps_the_nearest_levels(tiles):
 def test_a_name_that_is_no_node_is_an_error(tiles):
     given = inputs_of(two_branch(), tiles, CPU)
     for wrong in ({"keep_float": ["nowhere"]}, {"quantized_weights": {"nowhere": None}}, {"bias": {"nowhere": None}}):
-        with pytest.raises(InputError, match="no nodes of the graph, as 'nowhere'"):
+        with pytest.raises(InputError, match="not found among the nodes of the graph, such as 'nowhere'"):
             quantize(given.model, CPU, given.ranges, {}, **wrong)
 
 
@@ -493,8 +493,8 @@ def test_a_name_that_is_no_node_is_an_error(tiles):
     [
         (np.zeros((32, 16), np.int8), r"int8 \(32, 16\); the weight needs int8 \(32, 128\)"),
         (np.zeros((32, 128), np.int32), r"int32 \(32, 128\)"),
-        (np.full((32, 128), 64, np.int8), "levels beyond 63, which 7 bits"),
-        (np.zeros((32, 128), np.int8), "steps off the weight on average"),
+        (np.full((32, 128), 64, np.int8), "quantized values beyond 63, which do not fit in 7 bits"),
+        (np.zeros((32, 128), np.int8), "steps away from the weight on average"),
     ],
 )
 def test_levels_of_another_weight_or_recipe_are_refused(tiles, levels, message):

@@ -240,7 +240,7 @@ def test_fp16_uses_no_calibrator_repair_or_control(tiles) -> None:
     entry = quantization_entry("graphs/float16.onnx", TENSORRT_FP16, found, change_graph())
     assert (entry.quantized_nodes, entry.weight_bits, entry.calibrator) == (0, 16, "none")
     assert entry.shares() == {"int8": 0, "float16": 1, "float32": 0}
-    assert {item.rule for item in entry.placement} == {"asked for FP16"}
+    assert {item.rule for item in entry.placement} == {"FP16 requested"}
 
 
 @pytest.mark.parametrize("recipe", [TENSORRT, TENSORRT_FP16], ids=lambda recipe: recipe.name)
