@@ -165,7 +165,7 @@ def test_certificates_that_devices_would_refuse(tmp_path: Path, bundle: Path, si
     strange = write_certificates(tmp_path / "x.pem", certify("between", KEY, ("between", KEY), authority=True))
     for key, certificate, chain, said in (
         (private, expired, between, "valid from 2020"),
-        (private, leaf, strange, "does not lead to a trusted one"),
+        (private, leaf, strange, "does not lead to a trusted certificate"),
         (write_private(tmp_path / "other", KEY), leaf, between, "does not match"),
     ):
         code, _, error = sign("--key", key, "--certificate", certificate, "--chain", chain)
@@ -186,7 +186,7 @@ def test_an_encrypted_key(tmp_path: Path, bundle: Path, sign: Sign, monkeypatch:
 def test_a_damaged_bundle_is_not_signed(bundle: Path, sign: Sign) -> None:
     (bundle / "graphs/float.onnx").write_bytes(b"other")
     code, _, error = sign()
-    assert code == 4 and "does not match the digest" in error and not (bundle / SIGNATURE).exists()
+    assert code == 4 and "does not match its digest" in error and not (bundle / SIGNATURE).exists()
 
 
 def test_a_failure_leaves_the_bundle_as_it_was(

@@ -113,7 +113,7 @@ REFUSED: dict[str, tuple[Callable[[Place], object], type[Exception], str]] = {
     "no other partner": (lambda p: lose(p.before / "d.png"), InputError, r"B/d\.png has no partner in .*A"),
     "one name twice": (lambda p: write_image(p.after / "a.tif", images(8, 8)[0]), InputError, "the same name"),
     "no folder": (lambda p: p.after.rename(p.root / "C"), InputError, "B does not exist"),
-    "no bundle": (lambda p: lose(p.bundle / "manifest.json"), InputError, "is no bundle"),
+    "no bundle": (lambda p: lose(p.bundle / "manifest.json"), InputError, "is not a bundle"),
 }
 
 
