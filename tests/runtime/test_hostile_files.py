@@ -68,7 +68,7 @@ def test_golden_tiles_that_unfold(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     np.savez_compressed(path, before=np.zeros(1 << 20, np.uint8))
     monkeypatch.setattr(npz, "ARCHIVE_BYTES", 1 << 20)
     assert path.stat().st_size < 1 << 12
-    with pytest.raises(InputError, match="declare 1048704 bytes, and 1048576 are the most"):
+    with pytest.raises(InputError, match="declare 1048704 bytes; the limit is 1048576"):
         read_golden(path)
 
 

@@ -433,7 +433,7 @@ def test_a_policy_of_another_user_refuses_every_bundle(
         return os.stat_result(found[:10])
 
     monkeypatch.setattr("misgnet_runtime.storage.permissions.os.fstat", anothers)
-    assert "another user may change it" in refusal(call, signed)
+    assert "another user could change it" in refusal(call, signed)
 
 
 def test_without_a_system_policy_nothing_is_required(bundle: Path, keys: Path, system: Write, call: Call) -> None:

@@ -305,7 +305,7 @@ def test_a_state_in_a_folder_where_others_could_replace_it(tmp_path: Path, monke
     shared.mkdir()
     shared.chmod(0o777)
     monkeypatch.setenv("MISGNET_STATE", str(shared / "state"))
-    with pytest.raises(InputError, match=f"can be exchanged by others: {shared} is theirs"), open_state():
+    with pytest.raises(InputError, match=f"can be replaced by other users: {shared} belongs to them"), open_state():
         pass
     shared.chmod(0o1777)
     with open_state():
@@ -315,7 +315,7 @@ def test_a_state_in_a_folder_where_others_could_replace_it(tmp_path: Path, monke
 def test_a_state_of_another_user(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state.mkdir(mode=0o700)
     monkeypatch.setattr(os, "geteuid", lambda: state.stat().st_uid + 1)
-    with pytest.raises(InputError, match=r"belongs to user \d+, not to this one"), open_state():
+    with pytest.raises(InputError, match=r"belongs to user \d+, not to this user"), open_state():
         pass
 
 
@@ -340,14 +340,14 @@ def test_a_state_by_a_link_that_nobody_else_could_exchange(tmp_path: Path, monke
         state.accept("p", "k", Version(1, moment("2026-01-01")))
     assert len(list((tmp_path / "private" / "accepted").iterdir())) == 1
     shared.chmod(0o777)
-    with pytest.raises(InputError, match=f"can be exchanged by others: {shared} is theirs"), open_state():
+    with pytest.raises(InputError, match=f"can be replaced by other users: {shared} belongs to them"), open_state():
         pass
 
 
 def test_a_state_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MISGNET_STATE", str(tmp_path / "file" / "state"))
-    with pytest.raises(StorageError, match="name another folder in MISGNET_STATE"), open_state():
+    with pytest.raises(StorageError, match="set MISGNET_STATE to another folder"), open_state():
         pass
 
 
