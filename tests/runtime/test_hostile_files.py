@@ -79,7 +79,7 @@ def test_golden_tiles_in_another_compression(tmp_path: Path) -> None:
     path = tmp_path / "tiles.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("before.npy", out.getvalue())
-    with pytest.raises(InputError, match="in another way than deflate"):
+    with pytest.raises(InputError, match="by another method than deflate"):
         read_golden(path)
 
 

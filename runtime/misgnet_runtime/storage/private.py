@@ -49,7 +49,7 @@ def user_folder(variable: str, kind: Literal["cache", "state"]) -> Path | None:
 
     The folder never depends on the working directory: a relative $XDG_CACHE_HOME or $XDG_STATE_HOME is ignored, as its
     specification requires, and a relative $HOME gives no folder. A state folder needs $HOME; a cache folder may also
-    lie in the home directory of the user database. Returns None if there is no folder.
+    lie in the home directory of the user database. Returns None if no folder is available.
 
     Raises:
         InputError: ``variable`` is a relative path.

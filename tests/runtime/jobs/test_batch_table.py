@@ -77,7 +77,7 @@ def test_tables_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no CSV in UTF-8"):
         read_table(tmp_path / "bytes.csv", {}, tmp_path)
     table = write_table(tmp_path / "t.csv", "id,before,after,output", "a,a.tif,b.tif,a.tif")
-    with pytest.raises(UsageError, match="is also an input"):
+    with pytest.raises(UsageError, match="is an input as well"):
         read_table(table, {}, tmp_path)
 
 

@@ -40,7 +40,7 @@ def state_folder() -> Path:
     found = user_folder("MISGNET_STATE", "state")
     if found is None:
         raise InputError(
-            "there is no folder for accepted versions: HOME is not set to an absolute path; set MISGNET_STATE, "
+            "no folder is configured for accepted versions: HOME is not set to an absolute path; set MISGNET_STATE, "
             "XDG_STATE_HOME or HOME"
         )
     return found
