@@ -80,7 +80,7 @@ def data_of(report: ParityReport, **changes: object) -> ReportData:
         title="A bundle",
         created="2025-01-01",
         passed=report.passed,
-        facts=[("Weights", "0123")],
+        summary=[("Weights", "0123")],
         parity=report,
         timings=timings,
         machine=MACHINE,

@@ -88,7 +88,7 @@ class Confusion:
 
 
 def require_finite(probability: NDArray[np.float32], source: str) -> NDArray[np.float32]:
-    """Returns ``probability``. Raises GateFailed if it contains NaN or Inf, which a threshold would hide."""
+    """Returns ``probability``. Raises GateFailed for NaN or Inf; a threshold would turn NaN into no change."""
     if not np.isfinite(probability).all():
         raise GateFailed(f"the output of {source} contains NaN or Inf; run misgnet-run verify")
     return probability

@@ -147,7 +147,7 @@ def test_wrong_words_are_told(words: dict[str, str], message: str) -> None:
     ("options", "message"),
     [
         (SceneOptions(vector=Path("x.shp")), "--vector is x.shp; choose a name that ends in .gpkg or .geojson or .fgb"),
-        (SceneOptions(probability=Path("out.tif")), "two outputs have one name"),
+        (SceneOptions(probability=Path("out.tif")), "two outputs have the same name"),
         (SceneOptions(execution=ExecutionOptions(batch=0)), "--batch is 0"),
         (SceneOptions(min_area=float("nan")), "--min-area is nan"),
     ],

@@ -75,7 +75,7 @@ class State:
                 return None
             record = msgspec.json.decode(data, type=_Accepted)
             if record.format != _FORMAT:
-                raise ValueError(f"it has format {record.format}, this version reads {_FORMAT}")
+                raise ValueError(f"it has format {record.format}; this version reads format {_FORMAT}")
             return Version(record.version, moment(record.signed))
         except (InputError, OSError, *JSON_ERRORS) as error:
             raise InputError(
