@@ -80,13 +80,13 @@ def test_the_option_stands_before_or_behind_the_command(call: Any, words: tuple[
     out, (told,) = outcome.objects
     assert (outcome.code, out) == (4, [])
     told.pop("time")
-    message = "/nowhere is no bundle: it has no manifest.json"
+    message = "/nowhere is not a bundle: it has no manifest.json"
     assert told == {"level": "error", "event": "error", "message": message, "kind": "InputError", "exit_code": 4}
 
 
 def test_what_follows_two_dashes_is_no_option(call: Any) -> None:
     _, (told,) = call("verify", "--log", "json", "--", "--log").objects
-    assert told["message"] == "--log is no bundle: it has no manifest.json"
+    assert told["message"] == "--log is not a bundle: it has no manifest.json"
     assert call("verify", "x", "--log").code == 2
 
 

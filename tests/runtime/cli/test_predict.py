@@ -135,7 +135,7 @@ BREAKS: dict[str, tuple[int, str, Callable[[Place], object]]] = {
     "no picture": (4, "after.png", lambda p: (p.root / "after.png").write_text("x")),
     "another size": (4, "8 x 4 px", lambda p: write_image(p.root / "after.png", images(4, 8)[0])),
     "a grey image": (4, "before.png", lambda p: write_image(p.root / "before.png", images(4, 8)[0][..., 0])),
-    "no bundle": (4, "is no bundle", lambda p: (p.bundle / "manifest.json").unlink()),
+    "no bundle": (4, "is not a bundle", lambda p: (p.bundle / "manifest.json").unlink()),
     "a tampered graph": (4, "int8.onnx", lambda p: (p.bundle / "graphs/int8.onnx").write_bytes(b"x")),
     "a tampered report": (4, "report.html", lambda p: (p.bundle / "evidence/report.html").write_text("x")),
     "an extra file": (4, "'extra'", lambda p: (p.bundle / "extra").touch()),

@@ -489,7 +489,7 @@ def test_a_damaged_record_and_timing_cache_cost_a_build(
     compile_bundle(bundle, CompileOptions())
     assert tensorrt.seen.builds == 2
     told = capsys.readouterr().err
-    assert "its digest is not that of what it holds" in told and "timing cache not read: " in told
+    assert "its contents do not match its digest" in told and "timing cache not read: " in told
     answers(bundle)
 
 
@@ -498,9 +498,9 @@ def test_a_folder_that_others_may_write_is_refused(tmp_path: Path, tensorrt: Any
     compile_bundle(bundle, CompileOptions())
     cache.chmod(0o777)
     tensorrt.Runtime = None
-    with pytest.raises(InputError, match=r"plans is open to others \(mode 0777\)"):
+    with pytest.raises(InputError, match=r"plans is open to other users \(mode 0777\)"):
         answers(bundle)
-    with pytest.raises(InputError, match=r"plans is open to others \(mode 0777\)"):
+    with pytest.raises(InputError, match=r"plans is open to other users \(mode 0777\)"):
         compile_bundle(bundle, CompileOptions())
 
 

@@ -113,7 +113,7 @@ REFUSED: dict[str, tuple[Callable[[Place], object], type[Exception], str]] = {
     "no other partner": (lambda p: lose(p.before / "d.png"), InputError, r"B/d\.png has no partner in .*A"),
     "one name twice": (lambda p: write_image(p.after / "a.tif", images(8, 8)[0]), InputError, "the same name"),
     "no folder": (lambda p: p.after.rename(p.root / "C"), InputError, "B does not exist"),
-    "no bundle": (lambda p: lose(p.bundle / "manifest.json"), InputError, "is no bundle"),
+    "no bundle": (lambda p: lose(p.bundle / "manifest.json"), InputError, "is not a bundle"),
 }
 
 
@@ -254,7 +254,7 @@ def test_a_full_disk_is_told_and_gone_on_from(place: Place, monkeypatch: pytest.
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fsync)
         patched.setattr(folders, "run_pipeline", in_turn)
-        with pytest.raises(StorageError, match="run the same command again"):
+        with pytest.raises(StorageError, match="then rerun the command"):
             place.run(batch=1)
     assert place.run().resumed == 2  # the second one was whole, and had no name
     assert set(place.masks()) == {f"{name}.png" for name in SIZES}

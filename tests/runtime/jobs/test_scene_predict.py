@@ -325,7 +325,7 @@ def test_a_full_disk_is_told_and_gone_on_from(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fsync)
-        with pytest.raises(InputError, match=r"cannot be written: .*run the same command again"):
+        with pytest.raises(InputError, match=r"cannot be written: .*then rerun the command"):
             place.run()
     assert place.names() <= {".change.tif.progress"}
     report = place.run()
@@ -464,7 +464,7 @@ def test_an_output_that_is_an_input_is_refused_even_with_force(place: Place, dat
     content = path.read_bytes()
     (place.root / "link.tif").symlink_to(path)
     for output in (path, place.root / "link.tif"):
-        with pytest.raises(UsageError, match=f"output {output} is an input as well; choose another -o"):
+        with pytest.raises(UsageError, match=f"output {output} is also an input; choose another -o"):
             place.run(SceneOptions(force=True), output)
     assert path.read_bytes() == content
 

@@ -484,7 +484,7 @@ def test_names_that_cannot_be_meant_are_refused_before_all(place: Place) -> None
         with pytest.raises(UsageError, match=words):
             place.run(options, dates)
     place.out = place.root / "in"
-    with pytest.raises(UsageError, match="is an input as well"):
+    with pytest.raises(UsageError, match="is also an input"):
         place.run(SeriesOptions(scene=SceneOptions(force=True)))
     assert np.array_equal(read(place.dates[0]), later(1)[0])
     reference = write_raster(place.root / "old" / "d1.tif", REFERENCE)

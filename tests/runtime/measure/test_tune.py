@@ -308,9 +308,9 @@ def pipe(path: Path) -> None:
         (lambda path: path.write_bytes(b"\xff{"), "is not used: "),
         (lambda path: path.write_bytes(b"[" * 100_000), "is not used: "),
         (lambda path: path.write_bytes(b" " * (1 << 21)), "larger than 1048641 bytes"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "its digest is not that of what it holds"),
-        (lambda path: path.parent.chmod(0o750), "is open to others (mode 0750)"),
-        (pipe, "it is no file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "its contents do not match its digest"),
+        (lambda path: path.parent.chmod(0o750), "is open to other users (mode 0750)"),
+        (pipe, "it is not a regular file"),
         (damage(lambda v: v.update(format=3)), "it has format 3; this version reads format 2"),
         (
             damage(lambda v: v.update(format=3, more="of a later version")),
@@ -392,11 +392,11 @@ def test_a_cache_that_cannot_be_written_is_reported_before_anything_is_measured(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(StorageError, match=r"nothing can be kept in .*: .*; name another folder in MISGNET_CACHE"):
+    with pytest.raises(StorageError, match=r"folder .* cannot be used: .*; set MISGNET_CACHE to another folder"):
         tune_bundle(bundle.path)
     (tmp_path / "cache").unlink()
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(StorageError, match="no right to write there"):
+    with pytest.raises(StorageError, match="it is not writable"):
         prepare()
 
 
