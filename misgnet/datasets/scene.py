@@ -18,8 +18,15 @@ from misgnet_runtime.callables import Mask, RgbImage
 from misgnet_runtime.errors import InputError, UnreadableError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.declared import Declared
-from misgnet_runtime.raster.geotiff import GDAL, check_memory, has_place, load_rasterio, open_geotiff, same_place
-from misgnet_runtime.raster.metadata import check_interpretation, statement
+from misgnet_runtime.raster.geotiff import (
+    GDAL,
+    check_memory,
+    is_georeferencing,
+    load_rasterio,
+    open_geotiff,
+    same_position,
+)
+from misgnet_runtime.raster.metadata import band_metadata, check_interpretation
 from misgnet_runtime.raster.scaling import choose_bands
 from misgnet_runtime.raster.tiling import Cell, Span, cut
 from misgnet_runtime.raster.unreadable import Blocks
@@ -168,7 +175,7 @@ def _check_meaning(dataset: Any) -> None:
             f"raster {dataset.name} holds its colours in another order than red, green, blue; put them in order: "
             "gdal_translate -b 3 -b 2 -b 1"
         )
-    if (found := statement(dataset, (1, 2, 3), colours)).values() != "nothing":
+    if (found := band_metadata(dataset, (1, 2, 3), colours)).values() != "nothing":
         raise InputError(f"raster {dataset.name} states {found.values()}; a date has plain 8-bit values")
 
 
@@ -188,8 +195,8 @@ def _check_grid(first: Any, second: Any) -> None:
         )
     if first.crs and second.crs and first.crs != second.crs:
         raise InputError(f"{first.name} lies in {first.crs}, {second.name} in {second.crs}; a scene has one grid")
-    placed = has_place(first.transform) and has_place(second.transform)
-    if placed and not same_place(first.transform, second.transform, *first.shape):
+    placed = is_georeferencing(first.transform) and is_georeferencing(second.transform)
+    if placed and not same_position(first.transform, second.transform, *first.shape):
         raise InputError(
             f"{first.name} lies at {tuple(first.transform)[:6]}, {second.name} at {tuple(second.transform)[:6]} "
             "(the transform's a to f); a scene has one grid"

@@ -366,7 +366,7 @@ def test_geotiffs_become_maps_and_products(place: Place) -> None:
     for date, pixels in zip(("before", "after"), scene(90, 80), strict=True):
         write_raster(place.folder / f"s_{date}.tif", pixels.astype(np.uint16) * 100)
     place.run()
-    assert "holds uint16" in place.journal()[-1]["message"]  # declared nowhere
+    assert "contains uint16" in place.journal()[-1]["message"]  # declared nowhere
     from misgnet_runtime.raster.declared import Declared
 
     declared = Declared(scale=(1 / 25500,))
@@ -411,7 +411,7 @@ def test_without_rasterio_the_pair_waits(place: Place, monkeypatch: pytest.Monke
     place.add("a")
     monkeypatch.setitem(sys.modules, "rasterio", None)
     assert place.run() == WatchReport(done=1, pending=1)
-    assert place.ends() == [("a", "done")] and "needs rasterio" in place.log.warnings[0]
+    assert place.ends() == [("a", "done")] and "requires rasterio" in place.log.warnings[0]
 
 
 # --- bundles, disks and folders

@@ -290,7 +290,7 @@ def test_without_the_geo_extra_only_geotiffs_wait(
     assert place.run() == 0
     assert place.ends() == [("a", "done")]
     captured = capsys.readouterr()
-    assert captured.err.count("needs rasterio") == 1 and "1 pair done, 0 pairs failed, 2 pending" in captured.out
+    assert captured.err.count("requires rasterio") == 1 and "1 pair done, 0 pairs failed, 2 pending" in captured.out
 
 
 # --- processes

@@ -14,7 +14,7 @@ from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.grid import Grid
-from misgnet_runtime.raster.metadata import Statement, acquired, statement
+from misgnet_runtime.raster.metadata import BandMetadata, acquired, band_metadata
 from misgnet_runtime.raster.reader import Pair, Raster, stamp_of
 from misgnet_runtime.raster.scaling import Scaling
 from misgnet_runtime.raster.statistics import find_scaling, residual_shift
@@ -43,7 +43,7 @@ class Date:
     scaling: Scaling
     blocks: Blocks
     declared: Declared
-    stated: Statement
+    stated: BandMetadata
     acquired: datetime | None
 
     def check_unchanged(self) -> None:
@@ -128,7 +128,7 @@ def inspect_date(raster: Raster, declared: Declared) -> Date:
         raise _changed(raster.path)
     return Date(
         path=raster.path, sha256=digest, stamp=raster.stamp, scaling=scaling, blocks=raster.blocks, declared=declared,
-        stated=statement(raster.file, scaling.bands, raster.colours), acquired=acquired(raster.file),
+        stated=band_metadata(raster.file, scaling.bands, raster.colours), acquired=acquired(raster.file),
     )  # fmt: skip
 
 
