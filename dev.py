@@ -10,6 +10,8 @@ python3 dev.py lint     ruff (further arguments go to it); import-linter: the fl
                         tools/check_phrases.py: words and phrases that this repository does not use
 python3 dev.py format   ruff format
 python3 dev.py types    mypy, strict for the runtime
+python3 dev.py docs     build the documentation's site into site/, strictly (further arguments go to mkdocs build)
+python3 dev.py wheel    build the wheel, install it in a clean environment outside the checkout, and run a bundle there
 """
 
 from __future__ import annotations
@@ -84,8 +86,19 @@ def types(arguments: list[str]) -> None:
     run("mypy", *arguments)
 
 
+def docs(arguments: list[str]) -> None:
+    """Builds the site; warnings are errors."""
+    os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")  # Material's advertisement, printed at each build
+    run("mkdocs", "build", "--strict", *arguments)
+
+
+def wheel(arguments: list[str]) -> None:
+    run("python", "tools/check_wheel.py", *arguments)
+
+
 TASKS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo, "test": test, "lowest": lowest, "lint": lint, "format": format_code, "types": types,
+    "docs": docs, "wheel": wheel,
 }  # fmt: skip
 
 

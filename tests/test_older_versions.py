@@ -118,7 +118,7 @@ def test_watcher_is_resumed(made: Path, run: Run) -> None:
 def test_batch_record_is_read(made: Path) -> None:
     with open_record(made / "batch", Shard()) as record:
         assert {name: type(end).__name__ for name, end in record.ended.items()} == {"a": "Done", "b": "Failed"}
-        assert record.begun["c"] == 1 and record.own == {"a.tif", "b.tif", "c.tif"} and record.bundle == "0" * 64
+        assert record.attempts["c"] == 1 and record.own == {"a.tif", "b.tif", "c.tif"} and record.bundle == "0" * 64
 
 
 def test_prepared_data_set_is_resumed(made: Path, tmp_path: Path, run: Run) -> None:

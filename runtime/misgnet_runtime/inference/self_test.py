@@ -34,7 +34,7 @@ def verify_bundle(path: Path, engine: str | None = None) -> Iterator[str]:
     asked = bundle.manifest.engines if engine is None else [bundle.engine_entry(engine)]
     yield f"{len(bundle.manifest.files)} files match their digests"
     if bundle.signed:
-        yield bundle.signed.words()
+        yield bundle.signed.describe()
     golden = golden_of(bundle)
     refused: list[str] = []
     for entry in asked:

@@ -98,7 +98,7 @@ def kept(folder: Path) -> list[str]:
     [
         (("--workspace", "0"), "--workspace is '0'; it is a whole number of MiB, 1 or more"),
         (("--workspace", "a lot"), "--workspace is 'a lot'; it is a whole number of MiB"),
-        (("--optimization-level", "6"), "--optimization-level is 6; it is 0 to 5"),
+        (("--optimization-level", "6"), "--optimization-level is 6; expected 0 to 5"),
     ],
 )
 def test_invalid_options_of_compile_are_refused(
@@ -735,11 +735,11 @@ def test_evaluation_tiles_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "tiles.npz", tiles)
     found = read_evaluation(tmp_path / "tiles.npz")
     assert len(found) == 3 and list(found.names) == list(tiles.names)
-    for judged in found.judged(found.reference):
-        assert judged.mask.shape == (TILE, TILE - 8) and judged.source == "image_1"
-        assert judged.confusion.fp == judged.confusion.fn == 0
+    for evaluated in found.evaluated(found.reference):
+        assert evaluated.mask.shape == (TILE, TILE - 8) and evaluated.source == "image_1"
+        assert evaluated.confusion.fp == evaluated.confusion.fn == 0
     mask = expected(tiles.before, tiles.after)[2] > THRESHOLD
-    np.testing.assert_array_equal(found.judged(found.reference[2:], 2)[0].mask, mask[:, 8:])
+    np.testing.assert_array_equal(found.evaluated(found.reference[2:], 2)[0].mask, mask[:, 8:])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.cli.app import out_console
-from misgnet_runtime.cli.info import bundle_facts
+from misgnet_runtime.cli.info import bundle_figures
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.engines.tensorrt import open as opening
 from misgnet_runtime.errors import GateFailed, MisgnetError, StorageError, UnavailableError, UsageError
@@ -354,7 +354,7 @@ def test_what_is_no_use_is_reported_and_passed_over(
     warned = capsys.readouterr().err
     assert warned.startswith(f"warning: the tuning of bundle {bundle.path} in ") and warned.count("\n") == 1
     assert problem in warned and f"run misgnet-run tune {bundle.path}" in warned
-    bundle_facts(bundle.path)
+    bundle_figures(bundle.path)
     assert capsys.readouterr().err.count("warning: the tuning") == 1
 
 
@@ -458,9 +458,9 @@ def test_an_open_bundle_says_what_was_tuned(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("now", "advice"),
     [
-        ({"--batch": "4"}, "tune chooses --batch where they are not given: give --batch 1 to resume, or start over"),
-        ({"--batch": "4", "--streams": "1"}, "--batch and --streams where .* give --batch 1 --streams 2 to resume"),
-        ({"the engine": "cpu-float32 on CPU", "--batch": "4"}, "give --batch 1 --engine cpu to resume"),
+        ({"--batch": "4"}, "tune chooses --batch unless they are given: pass --batch 1 to resume, or start over"),
+        ({"--batch": "4", "--streams": "1"}, "--batch and --streams unless .* pass --batch 1 --streams 2 to resume"),
+        ({"the engine": "cpu-float32 on CPU", "--batch": "4"}, "pass --batch 1 --engine cpu to resume"),
         ({"the engine": "cpu on CPU (OpenVINO)"}, r"now it is cpu on CPU \(OpenVINO\); rerun the same command"),
         ({"--batch": "4", "--overlap": "16"}, "started with --batch 1, and now it is 4; rerun the same command"),
     ],
