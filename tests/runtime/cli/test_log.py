@@ -67,7 +67,7 @@ def test_a_result_has_its_figures_as_numbers(pair: tuple[Path, ...], call: Any, 
     assert f"90 x 70 px, {100 * share:.2f} % changed" in found.pop("message")
     assert found == {
         "level": "info", "event": "result", "output": str(tmp_path / "m.png"), "height": 70, "width": 90,
-        "changed_share": share, "engine": "cpu-float32", "reason": "as asked", "valid_share": 1.0,
+        "changed_share": share, "engine": "cpu-float32", "reason": "as requested", "valid_share": 1.0,
     }  # fmt: skip
 
 

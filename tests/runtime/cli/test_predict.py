@@ -105,7 +105,7 @@ def test_the_mask_is_written(place: Place, run: Run, slash: str) -> None:
     answer = expected(*images(*SIZE)) > 0.5
     np.testing.assert_array_equal(found, np.where(answer, 255, 0))
     share = f"{100 * answer.mean():.2f} % changed of valid pixels, 100.00 % valid"
-    assert f"{place.output}: 150 x 90 px, {share}, engine cpu-float32 (as asked)" in outcome.out
+    assert f"{place.output}: 150 x 90 px, {share}, engine cpu-float32 (as requested)" in outcome.out
     assert list(place.output.parent.iterdir()) == [place.output]
 
 

@@ -74,9 +74,9 @@ def test_a_png_mask_is_the_change_raster(place: Place) -> None:
 
 
 DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
-    "place": ({"transform": FAR}, "half a pixel apart or more"),
+    "place": ({"transform": FAR}, "offset by half a pixel or more"),
     "crs": ({"crs": "EPSG:32634"}, "different coordinate systems"),
-    "nowhere": ({"crs": None, "transform": None, "nodata": 3}, "do not both say where they lie"),
+    "nowhere": ({"crs": None, "transform": None, "nodata": 3}, "are not both georeferenced"),
 }
 
 
@@ -95,7 +95,7 @@ def test_values_that_are_not_8_bit_want_a_scaling(place: Place, folders: bool) -
     place.dates(BEFORE.astype(np.uint16) * 100, AFTER.astype(np.uint16) * 100)
     out = "out" if folders else "mask.png"
     code, error = place.run(out, folders=folders)
-    assert code == 4 and "holds uint16" in error
+    assert code == 4 and "contains uint16" in error
     assert place.run(out, "--scale", str(1 / 25500), folders=folders)[0] == 0
 
 

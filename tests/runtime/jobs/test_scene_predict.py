@@ -254,7 +254,7 @@ def test_polygons_that_the_disk_did_not_keep_are_told(place: Place, monkeypatch:
 
     with monkeypatch.context() as patch:
         patch.setattr(pyogrio.raw, "write", write_none)
-        with pytest.raises(StorageError, match=r"change.gpkg was written and holds something else"):
+        with pytest.raises(StorageError, match=r"change.gpkg differs from what was written"):
             place.run(place.all)
     assert not (place.out / "change.gpkg").exists()
     assert place.run(place.all).polygons == 2
@@ -506,9 +506,7 @@ def test_what_is_not_installed_is_named(
     place: Place, monkeypatch: pytest.MonkeyPatch, module: str, options: dict[str, Any]
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        UnavailableError, match=rf"needs {module}; install it with: pip install 'misgnet-export\[geo\]'"
-    ):
+    with pytest.raises(UnavailableError, match=rf"requires {module}: pip install 'misgnet-export\[geo\]'"):
         place.run(SceneOptions(**options))
 
 
@@ -524,7 +522,7 @@ def test_the_command(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         write_raster(path, pixels.astype(np.uint16) * 100)
     pair = ("predict", place.bundle, place.before, place.after)
     assert command(*pair, "-o", place.change) == 4
-    assert "holds uint16" in capsys.readouterr().err
+    assert "contains uint16" in capsys.readouterr().err
     words = ("--scale", 1 / 25500, "--before-bands", "1,2,3", "--vector", place.out / "c.geojson", "--min-area", 800)
     assert command(*pair, "-o", place.change, *words) == 0
     captured = capsys.readouterr()

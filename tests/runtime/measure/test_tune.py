@@ -378,7 +378,7 @@ def test_a_tuning_of_an_earlier_version_is_named_in_one_line(
     folder.prepare()
     path = folder.write_sealed(f"{name}.json", json.dumps(values, indent=2).encode())
     with open_detector(bundle, FLOAT.name, optimise_for="throughput") as (detector, _, reason):
-        assert (reason, detector.engine.streams) == ("as asked", 4)
+        assert (reason, detector.engine.streams) == ("as requested", 4)
     warned = capsys.readouterr().err
     assert warned == (
         f"warning: the tuning of bundle {bundle.path} in {path} is not used: it has format 1; this version reads "
@@ -406,13 +406,13 @@ def test_a_cache_that_cannot_be_written_is_reported_before_anything_is_measured(
 @pytest.mark.parametrize(
     ("execution", "optimise_for", "expected"),
     [
-        (ExecutionOptions(), "throughput", (2, 4, "as asked; tuned here: 2 streams, batch 4")),
+        (ExecutionOptions(), "throughput", (2, 4, "as requested; tuned here: 2 streams, batch 4")),
         (ExecutionOptions(streams=3), "throughput",
-         (3, 4, "as asked; tuned here, except for the requested options: 3 streams, batch 4")),
+         (3, 4, "as requested; tuned here, except for the requested options: 3 streams, batch 4")),
         (ExecutionOptions(batch=1, threads=2), "throughput",
-         (2, 1, "as asked; tuned here, except for the requested options: 2 streams, batch 1")),
-        (ExecutionOptions(), "latency", (1, 1, "as asked; tuned here: 1 stream, batch 1")),
-        (ExecutionOptions(), None, (4, None, "as asked")),
+         (2, 1, "as requested; tuned here, except for the requested options: 2 streams, batch 1")),
+        (ExecutionOptions(), "latency", (1, 1, "as requested; tuned here: 1 stream, batch 1")),
+        (ExecutionOptions(), None, (4, None, "as requested")),
     ],
 )  # fmt: skip
 def test_what_is_requested_comes_before_what_was_tuned(
@@ -423,7 +423,7 @@ def test_what_is_requested_comes_before_what_was_tuned(
         assert (detector.engine.streams, detector.batch, reason) == expected
     if optimise_for:  # an engine that was not measured is run as without a tuning
         with open_detector(bundle, INT8.name, optimise_for=optimise_for) as (detector, _, reason):
-            assert (detector.engine.streams, reason) == (4, "as asked")
+            assert (detector.engine.streams, reason) == (4, "as requested")
 
 
 def test_a_tuned_engine_that_no_longer_opens_gives_way_with_its_reason(bundle: Bundle) -> None:
@@ -519,7 +519,7 @@ def test_the_command_shows_one_table_and_later_runs_use_it(
     before, after = (write_image(tmp_path / f"{i}.png", pixels) for i, pixels in enumerate(images(70, 50)))
     predict = ("predict", bundle.path, before, after, "-o", tmp_path / "mask.png", "--force")
     assert "engine cpu-float32 (measured fastest here; tuned here: 1 stream, batch 1)" in run(*predict)[1]
-    assert "engine cpu (as asked; tuned here: 1 stream, batch 1)" in run(*predict, "--engine", "cpu")[1]
+    assert "engine cpu (as requested; tuned here: 1 stream, batch 1)" in run(*predict, "--engine", "cpu")[1]
     assert "engine cpu (fastest that runs here" in run(*predict, "--no-tuned")[1]
 
 
@@ -543,7 +543,7 @@ def test_scenes_are_run_as_tuned_for_many(
     assert "cpu-float32 (measured fastest here; tuned here: 2 streams, batch 3)" in run(*predict)[1]
     asked = run(*predict, "--batch", 1, "--streams", 1)[1]
     assert "tuned here, except for the requested options: 1 stream, batch 1)" in asked
-    assert "cpu-float32 (as asked)" in run(*predict, "--no-tuned", "--engine", FLOAT.name)[1]
+    assert "cpu-float32 (as requested)" in run(*predict, "--no-tuned", "--engine", FLOAT.name)[1]
     assert used == [(3, 2), (1, 1), (1, 4)]
 
 
