@@ -596,7 +596,7 @@ def test_the_decision():
 def test_a_single_tile_repairs_nothing(tiles, step):
     given = inputs_of(two_branch(), tiles, CPU)
     one = tiles.subset([0])
-    with pytest.raises(InputError, match=r"1 calibration tiles .* needs two"):
+    with pytest.raises(InputError, match=r"1 calibration tile .* needs at least two"):
         repair(
             given.model,
             INTERFACE,

@@ -17,7 +17,7 @@ from misgnet_calibration.statistics.calibrators import MAX
 from misgnet_calibration.statistics.observers import Histogram
 from misgnet_calibration.statistics.tile_selection import (
     FewTilesWarning,
-    TileFacts,
+    TileSummary,
     allocate,
     describe_tiles,
     pick,
@@ -32,11 +32,11 @@ SIDE = 32
 ALONE = np.random.default_rng(0)
 
 
-def facts(count: int, seed: int = 0, **fixed: float) -> list[TileFacts]:
+def summaries(count: int, seed: int = 0, **fixed: float) -> list[TileSummary]:
     random = np.random.default_rng(seed)
     changed = np.where(random.random(count) < 0.5, 0, random.random(count) ** 3)
     return [
-        TileFacts(f"t{i:04}", fixed.get("changed", float(changed[i])), float(random.random()), row)
+        TileSummary(f"t{i:04}", fixed.get("changed", float(changed[i])), float(random.random()), row)
         for i, row in enumerate(random.standard_normal((count, 8)).astype(np.float32))
     ]
 
@@ -60,8 +60,8 @@ def test_shares_lie_between_equal_and_proportional() -> None:
 
 def test_strata_follow_change_and_brightness() -> None:
     tiles = [
-        TileFacts("a", 0.0, 0.1, ALONE.random(2)), TileFacts("b", 0.05, 0.5, ALONE.random(2)),
-        TileFacts("c", 0.051, 0.9, ALONE.random(2)), TileFacts("d", 0.9, 0.91, ALONE.random(2)),
+        TileSummary("a", 0.0, 0.1, ALONE.random(2)), TileSummary("b", 0.05, 0.5, ALONE.random(2)),
+        TileSummary("c", 0.051, 0.9, ALONE.random(2)), TileSummary("d", 0.9, 0.91, ALONE.random(2)),
     ]  # fmt: skip
     assert stratify(tiles) == [
         "unchanged, dark", "changed up to 5 %, medium", "changed 5 % to 20 %, bright", "changed over 20 %, bright"
@@ -83,7 +83,7 @@ def test_far_apart_tiles_come_first_and_copies_last() -> None:
 
 
 def test_picks_say_why_and_follow_the_seed() -> None:
-    tiles = facts(300)
+    tiles = summaries(300)
     chosen, strata = pick(tiles, 40, seed=3)
     assert len(chosen) == 40 and list(chosen) == sorted(chosen)
     names = stratify(tiles)
@@ -98,7 +98,7 @@ def test_picks_say_why_and_follow_the_seed() -> None:
 
 def test_picks_cover_the_set_better_than_random_ones() -> None:
     """The farthest tile lies nearer to a picked one than with random picks, for every seed."""
-    tiles = facts(400, changed=0.1)
+    tiles = summaries(400, changed=0.1)
     points = np.stack([tile.features for tile in tiles])
 
     def worst(indices: list[int]) -> float:
@@ -179,7 +179,7 @@ def test_observations_come_back_as_they_were(tmp_path: Path) -> None:
     assert load_statistics(path, KEY) == (None, "nothing saved yet")
     save_statistics(path, before, KEY)
     found, word = load_statistics(path, KEY)
-    assert found is not None and word == "used again" and found.absolute_maxima == before.absolute_maxima
+    assert found is not None and word == "reused" and found.absolute_maxima == before.absolute_maxima
     assert found.ranges(MAX, symmetric=False) == before.ranges(MAX, symmetric=False)
     assert all((found.histograms[n].counts == before.histograms[n].counts).all() for n in before.histograms)
 

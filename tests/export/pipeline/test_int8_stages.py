@@ -272,7 +272,7 @@ def test_fp16_observes_peaks_and_no_ranges_also_from_a_file(tiles, tmp_path: Pat
     found, word = observed(TENSORRT_FP16)
     assert not found.histograms and found.absolute_maxima and not steps and word == "nothing saved yet"
     again, word = observed(TENSORRT_FP16)
-    assert (again.histograms, again.absolute_maxima, word) == ({}, found.absolute_maxima, "used again")
+    assert (again.histograms, again.absolute_maxima, word) == ({}, found.absolute_maxima, "reused")
     more, word = observed(TENSORRT_FP16, CPU)
     assert more.histograms and steps and word == "saved for other targets"
-    assert observed(TENSORRT_FP16)[1] == "used again"
+    assert observed(TENSORRT_FP16)[1] == "reused"
