@@ -125,7 +125,7 @@ class _Group(TyperGroup):
         with suppress(_WRONG_CALL):
             given, _, options = parser.parse_args(list(ctx.meta[_ARGUMENTS]))
             for option in options:
-                if option in self.params:  # not --help
+                if option in self.params and option.name != "version":  # nor --help
                     option.handle_parse_result(ctx, given, [])
 
 

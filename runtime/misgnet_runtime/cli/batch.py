@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from misgnet_runtime.cli.options import BundlePath, takes_options
-from misgnet_runtime.formatting import changed_words
+from misgnet_runtime.formatting import format_change
 from misgnet_runtime.jobs.batch.options import BatchOptions
 from misgnet_runtime.log import EventLog, current
 
@@ -48,7 +48,7 @@ def _listener(log: EventLog, progress: object) -> Listener:
 
     def finished(end: End) -> None:
         if isinstance(end, Done):
-            changed = changed_words(end.figures["changed_share"], end.figures.get("valid_share", 1.0))
+            changed = format_change(end.figures["changed_share"], end.figures.get("valid_share", 1.0))
             names = ", ".join(reversed(end.outputs))
             figures = {"scene": end.scene, "outputs": end.outputs, "attempts": end.attempts, **end.figures}
             log.result([f"{end.scene}: {changed}: {names}"], **figures)

@@ -54,7 +54,7 @@ def print_info(path: Path, console: Console) -> None:
     ):
         console.print(printable(line), soft_wrap=True, markup=False)
     if bundle.signed:
-        console.print(printable(bundle.signed.words()), soft_wrap=True, markup=False)
+        console.print(printable(bundle.signed.describe()), soft_wrap=True, markup=False)
     entries = ranked_here(bundle)
     console.print(_engines(bundle, entries))
     here = _here(bundle, entries)
@@ -72,7 +72,7 @@ def bundle_figures(path: Path) -> dict[str, object]:
 
     bundle = read_bundle(path)
     here = _here(bundle, ranked_here(bundle))
-    signed = bundle.signed.words() if bundle.signed else None
+    signed = bundle.signed.describe() if bundle.signed else None
     return {"bundle": path, "manifest": bundle.manifest, "here": here, "signed": signed}
 
 

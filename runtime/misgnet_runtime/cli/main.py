@@ -7,7 +7,7 @@ from misgnet_runtime.cli.batch import batch
 from misgnet_runtime.cli.bench import bench
 from misgnet_runtime.cli.compile import compile_plans
 from misgnet_runtime.cli.info import info
-from misgnet_runtime.cli.options import AllowOlder, LockTimeout, Log, RequireSignature
+from misgnet_runtime.cli.options import AllowOlder, LockTimeout, Log, RequireSignature, Version
 from misgnet_runtime.cli.predict import predict
 from misgnet_runtime.cli.series import encode, series
 from misgnet_runtime.cli.tune import tune
@@ -29,6 +29,7 @@ def every_command(
     require_signature: RequireSignature = None,
     allow_older: AllowOlder = False,
     lock_timeout: LockTimeout = DEFAULT_TIMEOUT,
+    version: Version = False,
 ) -> None:
     """Takes the options that every command accepts, before the command or after it."""
 

@@ -50,6 +50,20 @@ LockTimeout = Annotated[
 ]  # fmt: skip
 
 
+def print_version(context: typer.Context, wanted: bool) -> None:
+    """Prints the program's name and the package's version, and ends the command, if ``wanted``."""
+    if wanted:
+        from misgnet_runtime import __version__
+
+        typer.echo(f"{context.find_root().command.name} {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
+]
+
+
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     """Expands each parameter whose type is an option class into that class's options, so that typer sees them.
 

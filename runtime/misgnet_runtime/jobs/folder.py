@@ -18,7 +18,7 @@ import numpy as np
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.callables import Mask, Progress, RgbImage
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.formatting import changed_words, plural
+from misgnet_runtime.formatting import format_change, plural
 from misgnet_runtime.inference.detector import Probability
 from misgnet_runtime.inference.selection import Opened, open_detector
 from misgnet_runtime.jobs.folder_record import Record, Stamp, Written, open_record, progress_folder, stamp_of
@@ -52,7 +52,7 @@ class FolderReport:
         resumed = f" ({self.resumed} from an interrupted run)" if self.resumed else ""
         speed = "" if self.pairs_per_second is None else f"{self.pairs_per_second:.1f} pairs/s, "
         return (
-            f"{output}: {plural(self.pairs, 'pair')}{resumed}, {changed_words(self.changed_share, self.valid_share)}, "
+            f"{output}: {plural(self.pairs, 'pair')}{resumed}, {format_change(self.changed_share, self.valid_share)}, "
             f"{speed}engine {self.engine} ({self.reason})"
         )
 
@@ -87,7 +87,7 @@ def predict_folders(
     outputs = {source.name: f"{source.name}{'.tif' if source.name in scenes else '.png'}" for source in sources}
     _check_options(output, options, scenes)
     bundle = read_bundle(bundle_path)
-    with open_detector(bundle, options.engine, options.execution, goal=options.goal) as opened:
+    with open_detector(bundle, options.engine, options.execution, optimise_for=options.optimise_for) as opened:
         detector, entry, _ = opened
         settings = {
             "the bundle": bundle.digest(),

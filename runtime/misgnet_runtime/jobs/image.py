@@ -9,7 +9,7 @@ from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.callables import RgbImage
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.formatting import changed_words
+from misgnet_runtime.formatting import format_change
 from misgnet_runtime.inference.selection import Opened, open_detector
 from misgnet_runtime.jobs.scene.consistency import SAME_FILE, wrong_order
 from misgnet_runtime.log import EventLog, current
@@ -33,7 +33,7 @@ class Prediction:
     def line(self, output: Path) -> str:
         """Returns the report as one line of text."""
         return (
-            f"{output}: {self.width} x {self.height} px, {changed_words(self.changed_share, self.valid_share)}, "
+            f"{output}: {self.width} x {self.height} px, {format_change(self.changed_share, self.valid_share)}, "
             f"engine {self.engine} ({self.reason})"
         )
 
@@ -60,7 +60,7 @@ def predict_files(
     warn_of_images(before_path, after_path, current())
     bundle = read_bundle(bundle_path)
     execution = ExecutionOptions(streams=1)
-    with open_detector(bundle, engine, execution, goal="latency" if tuned else None) as opened:
+    with open_detector(bundle, engine, execution, optimise_for="latency" if tuned else None) as opened:
         return predict_images(opened, *images, output, threshold=bundle.manifest.threshold, force=force)
 
 

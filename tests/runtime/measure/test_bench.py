@@ -109,7 +109,7 @@ def test_wishes_are_kept_to_once_each(bundle: Bundle) -> None:
     [
         (BenchOptions(engines=("tpu",)), "has no engine 'tpu'; it has cpu-float32, cpu, rtx-sm86"),
         (BenchOptions(batches=(1, 5)), "--batch is 5; the engines of this bundle take at most 4"),
-        (BenchOptions(batches=(0,)), "--batch is 0; it is 1 or more"),
+        (BenchOptions(batches=(0,)), "--batch is 0; expected 1 or more"),
         (BenchOptions(streams=(2, -1)), "--streams is -1"),
         (BenchOptions(threads=0), "--threads is 0"),
         (BenchOptions(rounds=0), "--rounds is 0"),

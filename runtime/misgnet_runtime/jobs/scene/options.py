@@ -13,7 +13,7 @@ from misgnet_runtime.raster.declared import PIXELS_PANEL, Declared
 
 if TYPE_CHECKING:
     from misgnet_runtime.bundle.manifest import EngineEntry, Interface
-    from misgnet_runtime.inference.tuned import Goal
+    from misgnet_runtime.inference.tuned import OptimiseFor
 
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".fgb")
 OUTPUT_PANEL = "GeoTIFF output"
@@ -92,8 +92,8 @@ class SceneOptions:
         return self.before.over(self.both), self.after.over(self.both)
 
     @property
-    def goal(self) -> Goal | None:
-        """Goal for which saved tuned settings are used; None if they are ignored."""
+    def optimise_for(self) -> OptimiseFor | None:
+        """Which saved settings of `misgnet-run tune` are used; None: none."""
         return "throughput" if self.tuned else None
 
     def batch_of(self, entry: EngineEntry, interface: Interface, tuned: int | None = None) -> int:

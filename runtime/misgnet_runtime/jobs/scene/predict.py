@@ -47,7 +47,7 @@ def predict_scene_files(
     """
     options = options or SceneOptions()
     bundle = read_bundle(bundle) if isinstance(bundle, Path) else bundle
-    opening = partial(open_detector, bundle, options.engine, options.execution, goal=options.goal)
+    opening = partial(open_detector, bundle, options.engine, options.execution, optimise_for=options.optimise_for)
     return predict_opened(
         bundle, opening, before, after, output, options=options, log=log or current(), progress=progress
     )

@@ -10,7 +10,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry, Interface
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, UnreadableError
-from misgnet_runtime.formatting import changed_words, plural
+from misgnet_runtime.formatting import format_change, plural
 from misgnet_runtime.jobs.journal import open_journal, raw_map
 from misgnet_runtime.jobs.scene.infer import MapTask, Work
 from misgnet_runtime.jobs.scene.inputs import Inputs
@@ -61,7 +61,7 @@ class SceneReport:
         polygons = "" if self.polygons is None else f", {plural(self.polygons, 'polygon')}"
         found = [
             f"{output}: {self.width} x {self.height} px, "
-            f"{changed_words(self.changed_share, self.valid_share)}{polygons}, engine {self.engine} ({self.reason})"
+            f"{format_change(self.changed_share, self.valid_share)}{polygons}, engine {self.engine} ({self.reason})"
         ]
         if self.tiles:
             speed = self.tiles / self.seconds

@@ -122,7 +122,7 @@ class Encoding:
 @contextmanager
 def open_split_engine(bundle: Bundle, options: SceneOptions) -> Iterator[SplitEngine]:
     """Opens a split engine of a bundle; raises as :func:`misgnet_runtime.inference.split_detector.choose_split`."""
-    opening = choose_split(bundle, options.engine, options.execution, goal=options.goal)
+    opening = choose_split(bundle, options.engine, options.execution, optimise_for=options.optimise_for)
     with opening as (detector, entry, reason):
         yield SplitEngine(bundle, detector, entry, reason)
 

@@ -25,7 +25,7 @@ from misgnet_runtime.bundle.manifest import TensorEntry
 from misgnet_runtime.callables import Mask
 from misgnet_runtime.errors import GateFailed, InputError
 from misgnet_runtime.limits import FEATURES_FOOTER_BYTES
-from misgnet_runtime.storage.files import is_no_file
+from misgnet_runtime.storage.files import is_not_regular_file
 from misgnet_runtime.storage.jsonl import difference
 from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Struct
 
@@ -137,7 +137,7 @@ def open_features(path: Path) -> FeatureFile:
     Raises:
         InputError: The file is missing, not a file of features, truncated, damaged, or of another version.
     """
-    if is_no_file(path):
+    if is_not_regular_file(path):
         raise InputError(f"features {path}: not a regular file")
     try:
         with path.open("rb") as file:
