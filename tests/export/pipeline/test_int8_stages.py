@@ -273,7 +273,7 @@ def test_fp16_collects_absolute_maxima_without_ranges_and_reuses_them(tiles, tmp
     found, word = observed(TENSORRT_FP16)
     assert not found.histograms and found.absolute_maxima and not steps and word == "nothing saved yet"
     again, word = observed(TENSORRT_FP16)
-    assert (again.histograms, again.absolute_maxima, word) == ({}, found.absolute_maxima, "used again")
+    assert (again.histograms, again.absolute_maxima, word) == ({}, found.absolute_maxima, "reused")
     more, word = observed(TENSORRT_FP16, CPU)
     assert more.histograms and steps and word == "saved for other targets"
-    assert observed(TENSORRT_FP16)[1] == "used again"
+    assert observed(TENSORRT_FP16)[1] == "reused"
