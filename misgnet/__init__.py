@@ -1,6 +1,6 @@
 """MISGNet in PyTorch: the network, its checkpoints, training, evaluation, and a generator of synthetic tiles.
 
-The names below are loaded when they are first used: the generator needs no torch.
+Public names are imported on first use, so that the generator (``misgnet.synthetic``) runs without PyTorch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MISGNet", "build_misgnet", "load_checkpoint", "load_network", "save_checkpoint"]
 
-_HOMES = {
+_MODULES = {
     "MISGNet": "misgnet.network",
     "build_misgnet": "misgnet.network",
     "load_checkpoint": "misgnet.checkpoint",
@@ -24,6 +24,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'misgnet' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""``python -m misgnet``, and ``torchrun -m misgnet train`` for several processes."""
+"""Runs the ``misgnet`` commands: ``python -m misgnet``, or ``torchrun -m misgnet train`` for several processes."""
 
 from misgnet.cli import main
 

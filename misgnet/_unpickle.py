@@ -1,8 +1,8 @@
-"""Reads what torch.save wrote without running anything of it.
+"""Reads files of torch.save without executing any code from them.
 
-A pickle is a program: it names callables and calls them. Here every name resolves to one of a few builders
-of this module, which only record their arguments, or to an inert :class:`Record`. No tensor is made while
-the pickle runs either: a :class:`TensorRef` remembers where the numbers lie, and whoever needs them asks.
+A pickle is a program: it names callables and calls them. Here every name resolves either to one of a few builders in
+this module, which only record their arguments, or to an inert :class:`Record`. The pickle also creates no tensors: a
+:class:`TensorRef` records the position of the data in the file, and :meth:`TorchArchive.tensor` reads it later.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _MAX_MEMO = 1 << 32
 
 
 def shown(name: str) -> str:
-    """A name out of a file, quoted, on one line and not too long."""
+    """Returns a name read from a file for use in a message: quoted, on one line, at most 120 characters of it."""
     return ascii(name if len(name) <= 120 else name[:120] + "...")
 
 
 class Record:
-    """An object of a class that is not loaded: its state, inert; the constructor's arguments are dropped."""
+    """Stands for an object of any class: keeps the pickled state and discards the constructor's arguments."""
 
     __slots__ = ("state",)
 
@@ -48,10 +48,10 @@ class Record:
         self.state: Any = None
 
     def attributes(self) -> dict[str, Any]:
-        """The pickled ``__dict__``, empty where the state is something else."""
+        """Returns the pickled ``__dict__``, or an empty dict if the state is not a dict."""
         return self.state if isinstance(self.state, dict) else {}
 
-    # Subclasses of list, dict and set are filled through these; their content is not needed.
+    # The unpickler fills subclasses of list, dict and set through these methods; their content is not needed.
     def append(self, item: Any) -> None: ...
     def extend(self, items: Any) -> None: ...
     def add(self, item: Any) -> None: ...
@@ -59,10 +59,10 @@ class Record:
 
 
 class _Mapping(dict[str, Any]):
-    """A dict or OrderedDict, of which only text keys are kept: tensors and modules have no others.
+    """A dict or OrderedDict that keeps only string keys; state dicts and modules have no other keys.
 
-    Hashes of numbers and tuples can be chosen to collide, hashing a deep tuple crashes, and comparing long equal
-    texts takes long.
+    A hostile file can choose numbers and tuples whose hashes collide. Hashing a deeply nested tuple crashes, and
+    comparing long equal strings is slow.
     """
 
     __slots__ = ()
@@ -84,7 +84,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A tensor that still lies in the file: element offset, shape and strides within a storage."""
+    """Describes a tensor that has not been read yet: element offset, shape and strides within a storage."""
 
     storage: _Storage
     dtype: torch.dtype
@@ -94,7 +94,7 @@ class TensorRef:
 
 
 class _Builder:
-    """A callable that a pickle may call."""
+    """A callable that a pickle may call: it records its arguments."""
 
     __slots__ = ("_name",)
 
@@ -115,18 +115,21 @@ def _tensor_ref(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any, 
     dtype = storage.dtype if typed else rest[3]
     ref = TensorRef(storage, dtype, _numbers((offset,))[0], _numbers(shape), _numbers(stride))
     if not isinstance(dtype, torch.dtype) or len(ref.shape) != len(ref.stride):
-        raise pickle.UnpicklingError("a tensor whose shape, stride or dtype makes no sense")
+        raise pickle.UnpicklingError("a tensor with an invalid shape, stride or dtype")
     return ref
 
 
 def _numbers(values: Any) -> tuple[int, ...]:
     if len(values) > _MAX_DIMENSIONS or not all(type(n) is int and 0 <= n < 1 << 62 for n in values):
-        raise pickle.UnpicklingError("a shape, stride or offset that makes no sense")
+        raise pickle.UnpicklingError("an invalid shape, stride or offset")
     return tuple(values)
 
 
 def _counted(step: Callable[[Any], None]) -> Callable[[Any], None]:
-    """An instruction of the unpickler that counts: each makes at most one object, and most take some bytes."""
+    """Wraps an unpickler instruction so that it counts against ``PICKLE_STEPS``, which limits time and memory.
+
+    Each instruction creates at most one object.
+    """
 
     @wraps(step)
     def counted(self: _InertUnpickler) -> None:
@@ -139,15 +142,16 @@ def _counted(step: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 class _InertUnpickler(pickle._Unpickler):
-    """The unpickler of the standard library that is written in Python: its instructions can be replaced.
+    """The standard library's unpickler in Python, with unsafe instructions replaced.
 
-    The one in C allocates whatever a memo index asks for, and sets attributes on any object.
+    The unpickler in C cannot be used: it allocates as much memory as a memo index requests and sets attributes on any
+    object.
     """
 
     steps = 0
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
-    stack: list[Any]  # these are the base class's
+    stack: list[Any]  # this and the following attributes are set by the base class
     memo: dict[int, Any]
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
@@ -170,19 +174,19 @@ class _InertUnpickler(pickle._Unpickler):
         match pid:
             case ("storage", torch.dtype() as dtype, str() as key, _, int() as count) if 0 <= count < 1 << 62:
                 return _Storage(key, dtype, count)
-        raise pickle.UnpicklingError("a reference outside the pickle that is no tensor storage")
+        raise pickle.UnpicklingError("a persistent reference that is not a tensor storage")
 
     def _reduce(self) -> None:
         args = self.stack.pop()
         if not isinstance(args, tuple) or len(args) > _MAX_ARGUMENTS:
-            raise pickle.UnpicklingError("a call with arguments that make no sense")
+            raise pickle.UnpicklingError("a call with invalid arguments")
         self.stack[-1] = self.stack[-1](*args)
 
     def _new(self) -> None:
         self.stack.pop()
         kind = self.stack.pop()
         if kind is not Record and kind is not _Mapping:
-            raise pickle.UnpicklingError("an object of something that is no class")
+            raise pickle.UnpicklingError("an object whose type is not a class")
         self.append(kind())
 
     def _new_with_keywords(self) -> None:
@@ -207,10 +211,10 @@ class _InertUnpickler(pickle._Unpickler):
         self.append(Record())
 
     def _put(self) -> None:
-        """A memo index as text: larger ones would have hashes that collide."""
+        """Reads a memo index written as text; larger indexes could have colliding hashes."""
         index = int(self.readline()[:-1])
         if not 0 <= index < _MAX_MEMO:
-            raise pickle.UnpicklingError("a memo index that makes no sense")
+            raise pickle.UnpicklingError("an invalid memo index")
         self.memo[index] = self.stack[-1]
 
     def _refuse(self) -> None:
@@ -234,15 +238,16 @@ class _InertUnpickler(pickle._Unpickler):
 
 
 class TorchArchive:
-    """The zip form of torch.save (PyTorch 1.6 and later), opened without running anything of it.
+    """A file in the zip format of torch.save (PyTorch 1.6 and later), opened without executing any code from it.
 
-    ``root`` is the pickled object, made of plain values, :class:`Record` and :class:`TensorRef`.
-    Raises InputError where the file is truncated, foreign or damaged.
+    ``root`` is the pickled object, built from plain values, :class:`Record` and :class:`TensorRef`.
+    Raises InputError if the file is truncated, damaged or not a file of torch.save.
     """
 
     def __init__(self, path: Path, file: io.BytesIO) -> None:
         self._path = path
-        self._unread = min(file.seek(0, io.SEEK_END), WEIGHTS_BYTES)  # entries share no bytes: this bounds the memory
+        # Bytes that may still be read. Entries do not share bytes, so this limits the memory.
+        self._unread = min(file.seek(0, io.SEEK_END), WEIGHTS_BYTES)
         try:
             self._zip = LimitedZip(file, CHECKPOINT_DIRECTORY_BYTES)
         except ZIP_ERRORS as error:
@@ -254,7 +259,7 @@ class TorchArchive:
         self.root = self._unpickle(f"{self._prefix}data.pkl")
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
-        """The tensor that ``ref`` points to: a view of the storage's numbers, which other tensors may share."""
+        """Returns the tensor described by ``ref``: a view of its storage, which other tensors may share."""
         flat = self._storage(ref.storage)
         if flat.nbytes % ref.dtype.itemsize:
             name = shown(ref.storage.key)
@@ -281,17 +286,17 @@ class TorchArchive:
         unpickler = _InertUnpickler(io.BytesIO(data))
         try:
             return unpickler.load()
-        except Exception as error:  # a damaged or hostile pickle can make the unpickler raise anything
+        except Exception as error:  # a damaged or hostile pickle can make the unpickler raise any exception
             reason = " ".join(str(error).split())[:200]
             raise self._broken(f"its pickle cannot be read ({type(error).__name__}: {reason})") from error
 
     def _find_pickle(self) -> str:
-        """What stands before the names of all entries."""
+        """Returns the prefix that all entry names have in common."""
         names = [
             e.filename for e in self._zip.entries() if e.filename.endswith("/data.pkl") or e.filename == "data.pkl"
         ]
         if len(names) != 1:
-            raise self._broken("it is a zip file without the one data.pkl of torch.save")
+            raise self._broken("it is a zip file, but not one of torch.save: it does not have exactly one data.pkl")
         return names[0].removesuffix("data.pkl")
 
     def _check_byte_order(self) -> None:
@@ -310,7 +315,7 @@ class TorchArchive:
             raise self._broken(f"its entry {shown(name)} is compressed or too large")
         if self._unread < 0:
             raise self._broken(
-                f"its entries up to {shown(name)} declare more bytes than the file has, or than {WEIGHTS_BYTES}"
+                f"its entries up to {shown(name)} declare more bytes than the file has, or more than {WEIGHTS_BYTES}"
             )
         try:
             return self._zip.read(entry, entry.file_size)

@@ -1,4 +1,7 @@
-"""Checkpoints: every published form in, safetensors out. Nothing of a file is ever run."""
+"""Reads MISGNet checkpoints in every published format, and writes them as safetensors.
+
+Code in a pickle is never executed (see :mod:`misgnet._unpickle`).
+"""
 
 from __future__ import annotations
 
@@ -20,20 +23,22 @@ from safetensors.torch import load, save
 from misgnet._unpickle import Record, TensorRef, TorchArchive, shown
 from misgnet.network import MISGNet, build_misgnet
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.limits import CHECKPOINT_ENTRIES, PICKLE_KEY, SAFETENSORS_HEADER_BYTES, WEIGHTS_BYTES
 from misgnet_runtime.storage.atomic import write_file
-from misgnet_runtime.storage.files import is_no_file
+from misgnet_runtime.storage.files import is_not_regular_file
 
-# Encoder stage 4 is in published checkpoints and never reaches the output.
+# Published checkpoints contain encoder stage 4, which does not contribute to the output.
 _UNUSED = ("backbone.patch_embed4.", "backbone.block4.", "backbone.norm4.")
 _PREFIXES = ("module.", "_orig_mod.")
 _AVERAGED = "ema_model."
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COUNTS = (torch.int64, torch.int32, *_FLOATS)
-_MAX_NESTING = 8  # far above what a published file has
+_MAX_NESTING = 8  # far above the nesting of any published file
 _PART = 1 << 20
 
-_SAFETENSORS_ERRORS = (  # all that its reader raises on damaged files and on types that PyTorch does not have
+# The exceptions that safetensors raises for damaged files and for types that PyTorch does not have.
+_SAFETENSORS_ERRORS = (
     SafetensorError, json.JSONDecodeError, KeyError, ValueError, AssertionError, RuntimeError,
 )  # fmt: skip
 
@@ -43,15 +48,15 @@ _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 @dataclass(frozen=True)
 class _Entry:
-    """One stored tensor: its shape, and a function that reads it."""
+    """One stored tensor that has not been read yet."""
 
     shape: tuple[int, ...]
-    read: Callable[[], torch.Tensor]
+    read: Callable[[], torch.Tensor]  # returns the tensor
 
 
 @dataclass(frozen=True)
 class _File:
-    """A checkpoint's bytes, read once: what is decoded is what ``sha256`` names, whatever becomes of the file."""
+    """The bytes of a checkpoint, read once: ``sha256`` describes the decoded bytes even if the file changes later."""
 
     path: Path
     data: bytes
@@ -62,33 +67,54 @@ class _File:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """The network's state dict in float32, from safetensors or any published pickle form.
+    """Reads the state dict of a MISGNet from safetensors or any published pickle format.
 
-    A pickle is read by a restricted unpickler that runs none of it. Of an EMA wrapper the averaged network
-    is taken. Raises InputError, naming the key or the place, for a missing, unexpected or wrongly shaped
-    key, for NaN or Inf, and for a truncated or foreign file.
+    A restricted unpickler reads pickles without executing code from them. If the file holds an EMA wrapper, the
+    averaged weights are returned.
+
+    Args:
+        path: Checkpoint file.
+
+    Returns:
+        Tensors by key: weights as float32, counters as int64.
+
+    Raises:
+        InputError: If a key is missing, unexpected or has the wrong shape, if a weight is NaN or Inf, or if the file
+            is truncated or in another format. The message names the key or the position in the file.
     """
     return _state_dict(_read_file(Path(path)))
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """All weights of a safetensors file or a pickle in float32, under their own names; raises as
-    :func:`load_checkpoint`, but for keys and shapes, which are not checked."""
+    """Reads all weights of a safetensors file or a pickle as float32, by the names in the file.
+
+    Raises the errors of :func:`load_checkpoint`, except that keys and shapes are not checked.
+    """
     path = Path(path)
     entries = _entries(_read_file(path))
     size = 4 * sum(math.prod(entry.shape) for entry in entries.values())
-    if size > WEIGHTS_BYTES:  # tensors may share numbers, so a small file can hold any number of large ones
-        raise InputError(f"checkpoint {path} declares {size} bytes of weights, and {WEIGHTS_BYTES} are the most")
+    if size > WEIGHTS_BYTES:  # tensors may share a storage, so a small file can declare any number of large tensors
+        raise InputError(f"checkpoint {path} declares {size} bytes of weights; the limit is {WEIGHTS_BYTES}")
     return {key: _read_checked(path, key, entry) for key, entry in entries.items()}
 
 
 def load_network(path: str | os.PathLike[str]) -> MISGNet:
-    """The network with the weights of ``path``, in evaluation mode; raises as :func:`load_checkpoint`."""
+    """Builds the network and loads its weights from a checkpoint.
+
+    Args:
+        path: Checkpoint file, in any format that :func:`load_checkpoint` reads.
+
+    Returns:
+        The network on the CPU, in float32 and in evaluation mode.
+
+    Raises:
+        InputError: As in :func:`load_checkpoint`.
+    """
     return read_network(path)[0]
 
 
 def read_network(path: str | os.PathLike[str]) -> tuple[MISGNet, str]:
-    """As :func:`load_network`, with the SHA-256 of the bytes that the weights were decoded from."""
+    """Returns the network of :func:`load_network` and the SHA-256 of the bytes that its weights were decoded from."""
     file = _read_file(Path(path))
     network = build_misgnet()
     network.load_state_dict(_state_dict(file))
@@ -102,7 +128,18 @@ def save_checkpoint(
     half: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the network's state dict as safetensors, atomically; ``half`` stores float16."""
+    """Writes the state dict of a network as safetensors, atomically; an existing file is replaced.
+
+    Args:
+        network: Network to save.
+        path: File to write.
+        half: Store floating-point tensors as float16 instead of float32.
+        metadata: Strings to store in the file's header.
+
+    Raises:
+        UsageError: If ``path`` exists and is not a regular file.
+        StorageError: If the file cannot be written.
+    """
     dtype = torch.float16 if half else torch.float32
     state = {
         key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
@@ -112,7 +149,7 @@ def save_checkpoint(
 
 
 def _state_dict(file: _File) -> dict[str, torch.Tensor]:
-    """As :func:`load_checkpoint`, of a file that was read."""
+    """Decodes and checks the state dict of a file that was read; see :func:`load_checkpoint`."""
     named = _averaged(_entries(file))
     used = {key: entry for key, entry in named.items() if not key.startswith(_UNUSED)}
     _check_keys(file.path, used)
@@ -120,18 +157,20 @@ def _state_dict(file: _File) -> dict[str, torch.Tensor]:
 
 
 def _read_file(path: Path) -> _File:
-    if is_no_file(path):
+    if is_not_regular_file(path):
         raise InputError(f"checkpoint {path} is not a regular file")
     try:
         with path.open("rb") as file:
-            size = min(os.fstat(file.fileno()).st_size, WEIGHTS_BYTES)  # Python takes as much memory as it is asked for
+            size = min(os.fstat(file.fileno()).st_size, WEIGHTS_BYTES)  # read(n) allocates n bytes
             data = file.read(size + 1)
     except OSError as error:
         raise InputError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
     except MemoryError:
-        raise InputError(f"checkpoint {path} does not fit into the memory that is left") from None
+        raise InputError(f"checkpoint {path} does not fit into the available memory") from None
     if len(data) > WEIGHTS_BYTES:
-        raise InputError(f"checkpoint {path} is larger than {WEIGHTS_BYTES} bytes; a published one has a tenth of that")
+        raise InputError(
+            f"checkpoint {path} is larger than {WEIGHTS_BYTES} bytes; published checkpoints have a tenth of that"
+        )
     return _File(path, data)
 
 
@@ -140,14 +179,14 @@ def _entries(file: _File) -> dict[str, _Entry]:
     if head[:2] == b"PK":
         return _archive_entries(file.path, TorchArchive(file.path, io.BytesIO(file.data)))
     if head == _LEGACY_MAGIC[:16]:
-        form = "the pickle form of PyTorch before 1.6"
-        raise InputError(f"checkpoint {file.path} has {form}; save it again with a newer one")
+        form = "in the pickle format of PyTorch before 1.6"
+        raise InputError(f"checkpoint {file.path} is {form}; save it again with a newer PyTorch")
     if len(head) < 9 or head[8:9] != b"{":
         found = f"it begins with {head[:8]!r}" if head else "it is empty"
         raise InputError(f"checkpoint {file.path} is neither safetensors nor a file of torch.save: {found}")
     if (length := int.from_bytes(head[:8], "little")) > SAFETENSORS_HEADER_BYTES:
         raise InputError(
-            f"checkpoint {file.path} has a header of {length} bytes, and {SAFETENSORS_HEADER_BYTES} are the most"
+            f"checkpoint {file.path} has a header of {length} bytes; the limit is {SAFETENSORS_HEADER_BYTES}"
         )
     return _safetensors_entries(file)
 
@@ -163,15 +202,15 @@ def _safetensors_entries(file: _File) -> dict[str, _Entry]:
 
 def _archive_entries(path: Path, archive: TorchArchive) -> dict[str, _Entry]:
     refs = _find_tensors(archive.root)
-    if len(refs) > CHECKPOINT_ENTRIES:  # they may share numbers, so a small file can hold any number of them
+    if len(refs) > CHECKPOINT_ENTRIES:  # tensors may share a storage, so a small file can declare any number of them
         raise InputError(f"checkpoint {path} holds more than {CHECKPOINT_ENTRIES} tensors")
     if not refs:
-        raise InputError(f"checkpoint {path} holds no network: no state dict and no module was found in it")
+        raise InputError(f"checkpoint {path} does not contain a network: found neither a state dict nor a module")
     return {key: _Entry(ref.shape, partial(archive.tensor, ref)) for key, ref in refs.items()}
 
 
 def _find_tensors(root: Any) -> dict[str, TensorRef]:
-    """All tensors of a plain state dict, of the one within a training snapshot, or of a pickled module."""
+    """Returns the tensors of a state dict, of the state dict inside a training snapshot, or of a pickled module."""
     for _ in range(_MAX_NESTING):
         if isinstance(root, Record):
             averaged = root.attributes().get("ema_model")
@@ -190,9 +229,9 @@ def _find_tensors(root: Any) -> dict[str, TensorRef]:
 
 
 def _module_tensors(module: Record) -> dict[str, TensorRef]:
-    """Parameters and buffers of a pickled module by dotted name; no module is entered twice.
+    """Returns the parameters and buffers of a pickled module by dotted name; each submodule is visited once.
 
-    More of them and of submodules than a checkpoint may hold are not looked at.
+    Returns nothing if tensors and submodules together exceed ``CHECKPOINT_ENTRIES``.
     """
     found: dict[str, TensorRef] = {}
     seen: set[int] = set()
@@ -219,14 +258,14 @@ def _string_items(group: Any) -> list[tuple[str, Any]]:
 
 
 def _averaged(entries: dict[str, Value]) -> dict[str, Value]:
-    """The network's entries: of an EMA wrapper those of the averaged network, without any prefix."""
+    """Returns the entries of the network without prefixes; of an EMA wrapper, the entries of the averaged network."""
     entries = _strip_prefixes(entries)
     averaged = {k.removeprefix(_AVERAGED): v for k, v in entries.items() if k.startswith(_AVERAGED)}
     return _strip_prefixes(averaged or entries)
 
 
 def _strip_prefixes(entries: dict[str, Value]) -> dict[str, Value]:
-    """Drop the prefixes that data-parallel training and torch.compile put before every key."""
+    """Removes the prefixes that data-parallel training and torch.compile add to every key."""
     for prefix in _PREFIXES * 2:
         if all(k.startswith(prefix) for k in entries):
             entries = {k.removeprefix(prefix): v for k, v in entries.items()}
@@ -240,12 +279,12 @@ def _check_keys(path: Path, entries: Mapping[str, _Entry]) -> None:
     unexpected = [k for k in entries if k not in expected]
     where = f"checkpoint {path}"
     if len(missing) == len(expected):
-        found = f"none of its {len(entries)} keys is known, the first is {shown(next(iter(entries), ''))}"
+        found = f"none of its {plural(len(entries), 'key')} is known, the first is {shown(next(iter(entries), ''))}"
         raise InputError(f"{where} is not a MISGNet: {found}")
     if missing:
         raise InputError(f"{where} lacks {len(missing)} of {len(expected)} keys, the first is '{missing[0]}'")
     if unexpected:
-        found = f"{len(unexpected)} unexpected keys, the first is {shown(unexpected[0])}"
+        found = f"{plural(len(unexpected), 'unexpected key')}, the first is {shown(unexpected[0])}"
         raise InputError(f"{where} has {found}")
     for key, shape in expected.items():
         found_shape = entries[key].shape

@@ -1,4 +1,4 @@
-"""Which device and which floating-point type PyTorch computes with."""
+"""Selects the PyTorch device and floating-point type."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.machine import cpu_flags
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is an ARM flag
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """``auto`` is CUDA where PyTorch has it, else the CPU; under torchrun each process takes its own GPU.
+    """Returns the device ``name``; ``auto`` selects CUDA if PyTorch can use it, else the CPU.
 
-    Raises UnavailableError for a device that is not there.
+    Under torchrun, ``cuda`` selects a separate GPU for each process. Raises UnavailableError if the device does not
+    exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,7 +29,9 @@ def choose_device(name: str = "auto") -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
         reason = str(error).strip().splitlines()[0]
-        raise UnavailableError(f"--device {name} is not there: {reason}; leave --device out, or say cpu") from error
+        raise UnavailableError(
+            f"--device {name} is not available: {reason}; omit --device, or use --device cpu"
+        ) from error
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
@@ -36,7 +39,10 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_precision(wanted: Precision, device: torch.device) -> Precision:
-    """What ``auto`` means on ``device``: bfloat16 where the hardware has it; else float16 on CUDA, float32 on CPUs."""
+    """Returns ``wanted``, with ``auto`` resolved for ``device``.
+
+    ``auto`` selects bfloat16 if the hardware supports it, else float16 on CUDA and float32 on CPUs.
+    """
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
@@ -45,5 +51,5 @@ def choose_precision(wanted: Precision, device: torch.device) -> Precision:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Run a block in ``precision``; the network keeps its guidance in float32 by itself."""
+    """Returns a context that runs the network in ``precision``; its guidance modules always compute in float32."""
     return torch.autocast(device.type, _TYPES.get(precision, torch.bfloat16), enabled=precision in _TYPES)

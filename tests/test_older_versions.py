@@ -166,5 +166,5 @@ def test_tuning_is_refused_in_one_line(made: Path, tmp_path: Path, run: Run, mon
     said = run("predict", made / "bundle", *pair, "-o", tmp_path / "change.tif")
     warnings = [line for line in said.splitlines() if line.startswith("warning: the tuning")]
     (warning,) = warnings
-    assert f"{kept} is not used: it has format 1, this version reads 2; run misgnet-run tune " in warning
+    assert f"{kept} is not used: it has format 1; this version reads format 2; run misgnet-run tune " in warning
     assert (tmp_path / "change.tif").exists()

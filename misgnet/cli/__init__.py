@@ -1,4 +1,4 @@
-"""``misgnet``: the network itself. Prepare data sets, train it, evaluate it, predict with it."""
+"""Assembles the ``misgnet`` command: prepare data sets, train the network, evaluate it, predict with it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from misgnet_runtime.storage.lock import DEFAULT_TIMEOUT
 
 app = make_app(
     "misgnet",
-    "MISGNet in PyTorch: prepare data, train, evaluate, predict. "
-    "Exit codes: 2 usage, 3 training diverged, 4 bad input, 5 a missing device or library.",
+    "MISGNet in PyTorch: prepare data, train, evaluate and predict. "
+    "Exit codes: 2 wrong usage, 3 training diverged, 4 bad input, 5 missing device or library, 130 interrupted.",
 )
 
 
 @app.callback()
-def every_command(*, lock_timeout: arguments.LockTimeout = DEFAULT_TIMEOUT) -> None:
-    """What all commands take, before the command or behind it."""
+def every_command(*, lock_timeout: arguments.LockTimeout = DEFAULT_TIMEOUT, version: arguments.Version = False) -> None:
+    """Accepts the options of all commands; they may precede or follow the command's name."""
 
 
 for command in (prepare, train, evaluate, predict, synthesize):

@@ -1,4 +1,4 @@
-"""``misgnet evaluate``."""
+"""Implements ``misgnet evaluate``."""
 
 from __future__ import annotations
 
@@ -13,27 +13,33 @@ from misgnet.cli.options import Bar, Batch, Device, Force, Threshold, TileSide, 
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.cli.app import out_console
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.log import current
 from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.storage.atomic import refuse_existing, replace_file, write_file
 
-_MAPS_HELP = "error maps of the worst tiles, PNG [default: beside the JSON file, if there is one]"
+_MAPS_HELP = (
+    "Write error maps of the worst tiles to this PNG file (default: the --json path with suffix .png, if given)."
+)
 
 
 def evaluate(
     *,
     weights: Weights,
-    data: Annotated[Path, typer.Argument(help="folder with A/ B/ label/")],
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="write the scores as JSON")] = None,  # noqa: UP045
+    data: Annotated[Path, typer.Argument(help="Folder with A/, B/ and label/.")],
+    json_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--json", help="Write the scores to this JSON file (default: no file)."),
+    ] = None,
     maps: Annotated[Optional[Path], typer.Option("--maps", help=_MAPS_HELP)] = None,  # noqa: UP045
-    worst: Annotated[int, typer.Option(help="how many tiles the error maps show; 0: no maps")] = 8,
+    worst: Annotated[int, typer.Option(help="Number of tiles in the error maps; 0 writes no maps.")] = 8,
     tile: TileSide = 256,
     batch: Batch = 4,
     threshold: Threshold = 0.5,
     device: Device = "auto",
     force: Force = False,
 ) -> None:
-    """Precision, recall, F1, IoU, accuracy and kappa of the changed class, over all pixels together."""
+    """Compute precision, recall, F1, IoU, accuracy and kappa of the changed class over all pixels of a data set."""
     need_torch()
     from misgnet.checkpoint import load_network
     from misgnet.devices import choose_device
@@ -57,7 +63,7 @@ def evaluate(
     if maps is not None:
         with replace_file(maps, force=force) as temporary:
             draw_worst(shown).save(temporary, format="PNG")
-        current().result([f"error maps of the {len(shown)} worst tiles: {maps}"])
+        current().result([f"error maps of the {plural(len(shown), 'worst tile')}: {maps}"])
 
 
 def _maps_path(maps: Path | None, json_file: Path | None, worst: int) -> Path | None:
@@ -66,7 +72,7 @@ def _maps_path(maps: Path | None, json_file: Path | None, worst: int) -> Path | 
     if worst == 0:
         return None
     if maps is not None and maps.suffix.lower() != ".png":
-        raise UsageError(f"--maps is {maps}; error maps are written as PNG, choose a name that ends in .png")
+        raise UsageError(f"--maps is {maps}; error maps are PNG files: choose a name that ends in .png")
     return json_file.with_suffix(".png") if maps is None and json_file is not None else maps
 
 
@@ -78,7 +84,9 @@ def _content(tiles: TileSet, counts: Confusion, threshold: float) -> dict[str, f
 
 
 def _print_table(tiles: TileSet, counts: Confusion) -> None:
-    table = Table("metric", "value", title=f"{len(tiles)} tiles of {len(tiles.sources)} images")
+    table = Table(
+        "metric", "value", title=f"{plural(len(tiles), 'tile')} of {plural(len(tiles.sources), 'image pair')}"
+    )
     for name, value in counts.scores().items():
         table.add_row(name, "n/a" if value is None else f"{value:.4f}")
     for name in ("tp", "fp", "fn", "tn"):

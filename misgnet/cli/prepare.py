@@ -1,4 +1,4 @@
-"""``misgnet prepare``: the published data sets' downloads become tiles."""
+"""Implements ``misgnet prepare``, which cuts downloads of published data sets into tiles."""
 
 from __future__ import annotations
 
@@ -11,32 +11,38 @@ from rich.text import Text
 
 from misgnet.cli.options import Bar, TileSide
 from misgnet_runtime.cli.app import err_console, out_console
-from misgnet_runtime.formatting import printable
+from misgnet_runtime.formatting import plural, printable
 from misgnet_runtime.log import current
 
 if TYPE_CHECKING:
     from misgnet.datasets import PrepareReport
 
-_SHOWN = 20  # skipped files that are named
+_SHOWN = 20  # skipped files listed by name
+_OUTPUT_HELP = "Folder for the tiles. If it holds an interrupted run, the run resumes."
+_EDGES_HELP = "Use of WHU-CD tiles of which less than half is scene: keep puts them into train, drop omits them."
+_BEFORE_HELP = "WHU-CD raster of the earlier date (default: found by its name)."
+_AFTER_HELP = "WHU-CD raster of the later date (default: found by its name)."
+_LABEL_HELP = "WHU-CD raster with the change label (default: found by its name)."
+_FORCE_HELP = "Prepare all tiles again; an existing output is replaced at the end."
 
 
 def prepare(
     *,
-    dataset: Annotated[Literal["levir", "sysu", "whu"], typer.Argument(help="LEVIR-CD, SYSU-CD or WHU-CD")],
-    source: Annotated[Path, typer.Argument(help="the unpacked download, as it came")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="folder of tiles; a run that ended goes on there")],
+    dataset: Annotated[Literal["levir", "sysu", "whu"], typer.Argument(help="Data set: LEVIR-CD, SYSU-CD or WHU-CD.")],
+    source: Annotated[Path, typer.Argument(help="Folder with the unpacked download, unchanged.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help=_OUTPUT_HELP)],
     tile: TileSide = 256,
-    seed: Annotated[int, typer.Option(help="whu: seed of the random split")] = 0,
-    edges: Annotated[
-        Literal["keep", "drop"],
-        typer.Option(help="whu: tiles with less than half of the scene go to train, or nowhere"),
-    ] = "keep",
-    before: Annotated[Path | None, typer.Option(help="whu: the earlier date, if its name does not tell")] = None,
-    after: Annotated[Path | None, typer.Option(help="whu: the later date")] = None,
-    label: Annotated[Path | None, typer.Option(help="whu: the change label")] = None,
-    force: Annotated[bool, typer.Option("--force", help="prepare anew; what is there is replaced at the end")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the random split of WHU-CD; 0 or more.")] = 0,
+    edges: Annotated[Literal["keep", "drop"], typer.Option(help=_EDGES_HELP)] = "keep",
+    before: Annotated[Path | None, typer.Option(help=_BEFORE_HELP)] = None,
+    after: Annotated[Path | None, typer.Option(help=_AFTER_HELP)] = None,
+    label: Annotated[Path | None, typer.Option(help=_LABEL_HELP)] = None,
+    force: Annotated[bool, typer.Option("--force", help=_FORCE_HELP)] = False,
 ) -> None:
-    """Cut a downloaded data set into train/, val/ and test/, each with A/ B/ label/; run again to resume."""
+    """Cut a downloaded data set into tiles: train/, val/ and test/, each with A/, B/ and label/.
+
+    After an interruption, rerun the command: it resumes, and finished tiles are kept.
+    """
     from misgnet.datasets import PrepareOptions
     from misgnet.datasets import prepare as run
 
@@ -45,7 +51,7 @@ def prepare(
         with Bar("prepare") as bar:
             report = run(dataset, source, output, options, bar.move)
     except KeyboardInterrupt:
-        kept = "nothing was changed" if force else "what is finished stays, and the same command goes on from there"
+        kept = "nothing was changed" if force else "finished tiles are kept; rerun the command to resume"
         err_console.print(f"interrupted; {kept}", highlight=False)
         raise typer.Exit(130) from None
     out_console.print(_table(report, output))
@@ -60,7 +66,7 @@ def _table(report: PrepareReport, output: Path) -> Table:
         found,
         "published",
         "tiles written",
-        "there already",
+        "tiles kept",
         "changed pixels",
         title=Text(printable(str(output))),
     )
@@ -72,20 +78,23 @@ def _table(report: PrepareReport, output: Path) -> Table:
 
 
 def _remarks(report: PrepareReport) -> list[str]:
-    """What the table does not say."""
+    """Returns the remarks to print below the table."""
     lines = []
     if report.edge_tiles:
         lines.append(
-            f"train also has {report.edge_tiles} edge tiles that hold less than half of the scene and were not drawn; "
-            "--edges drop leaves them out"
+            f"train also contains {plural(report.edge_tiles, 'edge tile')} of which less than half is scene; "
+            "--edges drop omits them"
         )
     if any(split.official not in (None, split.found) for split in report.splits):
-        lines.append("the source is not the whole published set: its scores cannot be compared with published ones")
+        lines.append(
+            "the source is not the complete published set; scores on it cannot be compared with published ones"
+        )
     lines += [f"skipped {item.path}: {item.reason}" for item in report.skipped[:_SHOWN]]
     if len(report.skipped) > _SHOWN:
-        lines.append(f"skipped {len(report.skipped) - _SHOWN} more files")
+        lines.append(f"skipped {plural(len(report.skipped) - _SHOWN, 'more file')}")
     if report.foreign:
         lines.append(
-            f"{len(report.foreign)} files among the tiles are not of this data set, such as {report.foreign[0]}"
+            f"found {plural(len(report.foreign), 'file')} among the tiles that this data set did not produce; "
+            f"the first is {report.foreign[0]}"
         )
     return lines

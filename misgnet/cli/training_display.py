@@ -1,4 +1,4 @@
-"""What a terminal shows of a training run."""
+"""Displays the progress of a training run on a terminal."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from misgnet_runtime.cli.app import err_console
+from misgnet_runtime.formatting import plural
 
 if TYPE_CHECKING:
     from misgnet.training import EpochReport, Report, StepReport
 
 
 class TrainingDisplay:
-    """A bar with loss, F1, pairs a second and time left, and a line for every validation. Use it in a ``with``."""
+    """A progress bar with loss, F1, speed and time left, and a line for every validation; use it in a ``with`` block.
+
+    Args:
+        shown: Whether to display anything; only the first process of a distributed run does.
+    """
 
     def __init__(self, shown: bool = True) -> None:
         columns = (
@@ -27,7 +32,8 @@ class TrainingDisplay:
         self._f1 = "–"  # noqa: RUF001
 
     def show(self, report: Report) -> None:
-        from misgnet.training import StepReport  # needs torch, which --help does without
+        """Updates the bar, or prints the result of a validation."""
+        from misgnet.training import StepReport  # imported late: it imports torch, which --help does not need
 
         if isinstance(report, StepReport):
             self._show_step(report)
@@ -45,8 +51,8 @@ class TrainingDisplay:
     def _show_validation(self, found: EpochReport) -> None:
         self._f1 = "n/a" if found.f1 is None else f"{found.f1:.4f}"
         loss = "" if found.train_loss is None else f"loss {found.train_loss:.4f}, "
-        best = ", the best so far" if found.best else ""
-        done = f"{_clock(found.seconds)}, {found.epoch} epochs, {found.step} steps"
+        best = " (best so far)" if found.best else ""
+        done = f"{_clock(found.seconds)}, {plural(found.epoch, 'epoch')}, {plural(found.step, 'step')}"
         text = f"{done}: {loss}validation F1 {self._f1}{best}"
         self._bars.console.print(text, highlight=False, soft_wrap=True)
 

@@ -1,8 +1,9 @@
-"""From the published data sets' own downloads to tiles that training and evaluation read.
+"""Cuts downloads of published data sets into tiles for training and evaluation.
 
-LEVIR-CD and SYSU-CD come as folders of image pairs, WHU-CD as one scene of three rasters. Each becomes
-DEST/{train,val,test}/{A,B,label}/NAME.png, and DEST/prepare.jsonl says what was made from what: the same
-call again goes on where a run ended, and changes nothing where all is there. No torch; rasterio for WHU-CD only.
+LEVIR-CD and SYSU-CD are folders of image pairs; WHU-CD is one scene of three rasters. The output is
+DEST/{train,val,test}/{A,B,label}/NAME.png. DEST/prepare.jsonl records the sources of every tile, so that a repeated
+call resumes an interrupted run, and changes nothing if all tiles exist. This package does not need PyTorch, and it
+needs rasterio only for WHU-CD.
 """
 
 from misgnet.datasets.preparation import Edges, PrepareOptions, PrepareReport, SplitReport, prepare

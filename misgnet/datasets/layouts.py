@@ -1,4 +1,4 @@
-"""LEVIR-CD and SYSU-CD as they are downloaded: folders of image pairs, already split."""
+"""Finds the image pairs of LEVIR-CD and SYSU-CD, whose downloads are already split into folders."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from misgnet.datasets.record import SCHEMA, Dataset, Header
 from misgnet.datasets.split import SPLITS
 from misgnet.datasets.units import Plan, Skipped, TilePixels
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.dataset import Source
 from misgnet_runtime.raster.images import SUFFIXES, image_size, read_label, read_pair
 from misgnet_runtime.raster.tiling import Cell, cover, cut
@@ -18,14 +19,14 @@ from misgnet_runtime.raster.tiling import Cell, cover, cut
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a data set keeps its images, and how many pairs were published."""
+    """Folder layout and published size of a data set."""
 
     title: str
     parts: tuple[str, str, str]  # folders of the earlier date, the later date and the label
-    official: dict[str, int]
+    official: dict[str, int]  # published number of pairs by split
 
     def __str__(self) -> str:
-        return f"{self.title} lies in {{{','.join(SPLITS)}}}/{{{','.join(self.parts)}}}/ with equal names"
+        return f"{self.title} has the folders {{{','.join(SPLITS)}}}/{{{','.join(self.parts)}}}/ with equal file names"
 
 
 LAYOUTS: dict[Dataset, Layout] = {
@@ -37,12 +38,12 @@ _TILE_NAME = re.compile(r"(.+)_\d{5,}_\d{5,}")
 
 @dataclass(frozen=True)
 class PairUnit:
-    """One image pair and the split that it was published in."""
+    """One image pair of a data set."""
 
-    split: str
+    split: str  # published split
     source: Source
     label: Path
-    tile: int
+    tile: int  # side of a tile, pixels
 
     @property
     def key(self) -> str:
@@ -53,14 +54,14 @@ class PairUnit:
         return self.source.before, self.source.after, self.label
 
     def read(self) -> list[TilePixels]:
-        """The tiles of the pair, row by row. InputError names the file that is at fault."""
+        """Returns the tiles of the pair in row-major order; raises InputError with the name of a faulty file."""
         before, after = read_pair(self.source.before, self.source.after)
         label = read_label(self.label, self.source.before)
         height, width = label.shape
         if label.shape != before.shape[:2]:
             raise InputError(
                 f"{self.label} is {width} x {height} px, {self.source.before} is "
-                f"{before.shape[1]} x {before.shape[0]} px; a pair and its label have one size"
+                f"{before.shape[1]} x {before.shape[0]} px; a pair and its label must have the same size"
             )
         cells = cover(height, width, self.tile)
         names = tile_names(self.source.name, cells)
@@ -71,24 +72,25 @@ class PairUnit:
 
 
 def tile_names(stem: str, cells: list[Cell]) -> list[str]:
-    """``stem`` where one tile holds the image, else with the pixel row and column of each tile's corner."""
+    """Returns ``stem`` for a single tile, else a name for each tile that ends with the row and column of its corner."""
     if len(cells) == 1:
         return [stem]
     return [f"{stem}_{cell.rows.start:05d}_{cell.columns.start:05d}" for cell in cells]
 
 
 def plan_pairs(dataset: Dataset, source: Path, tile: int) -> Plan:
-    """Find all pairs of ``source``; nothing but names is read.
+    """Finds all pairs in ``source`` by file name, without reading the images.
 
-    InputError where a folder or a partner is missing, or two files would give a tile of the same name.
+    Raises InputError if a folder or the partner of an image is missing, or if two files would produce tiles of the
+    same name.
     """
     layout = LAYOUTS[dataset]
     _check_folders(source, layout)
     units: list[PairUnit] = []
-    skipped = _strangers(source, SPLITS)
+    skipped = _unknown_entries(source, SPLITS)
     for split in SPLITS:
         files = {part: _images(source / split / part, skipped) for part in layout.parts}
-        skipped += _strangers(source / split, layout.parts)
+        skipped += _unknown_entries(source / split, layout.parts)
         _check_partners(source / split, files)
         before, after, label = files.values()
         pairs = [PairUnit(split, Source(s, before[s], after[s], None), label[s], tile) for s in sorted(before)]
@@ -110,23 +112,23 @@ def _check_folders(source: Path, layout: Layout) -> None:
         lacking = [name for name in wanted if not (folder / name).is_dir()]
         if lacking:
             raise InputError(
-                f"{folder} lacks {', '.join(f'{name}/' for name in lacking)}; {layout}; {describe(folder)}"
+                f"{folder} does not contain {', '.join(f'{name}/' for name in lacking)}; {layout}; {describe(folder)}"
             )
 
 
 def describe(folder: Path) -> str:
-    """What lies in ``folder``, and what to do about it, for a message."""
+    """Returns the content of ``folder`` and advice about it, for a message."""
     inside = _listed(folder)
     names = [path.name + ("/" if path.is_dir() else "") for path in inside]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     packed = [path.name for path in inside if path.suffix.lower() in (".zip", ".rar", ".7z", ".gz", ".tar", ".tgz")]
     nested = [path for path in inside if all((path / split).is_dir() for split in SPLITS)]
-    advice = f"; unpack {', '.join(packed)} first" if packed else f"; is it {nested[0]}?" if nested else ""
-    return f"there is {shown or 'nothing'}{advice}"
+    advice = f"; unpack {', '.join(packed)} first" if packed else f"; did you mean {nested[0]}?" if nested else ""
+    return f"found: {shown or 'nothing'}{advice}"
 
 
-def _strangers(folder: Path, known: Iterable[str]) -> list[Skipped]:
-    return [Skipped(p, "not a part of the data set") for p in _listed(folder) if p.name not in known]
+def _unknown_entries(folder: Path, known: Iterable[str]) -> list[Skipped]:
+    return [Skipped(p, "not part of the data set") for p in _listed(folder) if p.name not in known]
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -137,26 +139,26 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path, skipped: list[Skipped]) -> dict[str, Path]:
-    """Images of ``folder`` by stem; what is none is added to ``skipped``."""
+    """Returns the images of ``folder`` by stem, and adds all other entries to ``skipped``."""
     found: dict[str, Path] = {}
     for path in _listed(folder):
-        if reason := _no_image(path):
+        if reason := _reason_to_skip(path):
             skipped.append(Skipped(path, reason))
             continue
         if path.stem in found:
-            raise InputError(f"{found[path.stem]} and {path} give tiles of the same name; take one of them away")
+            raise InputError(f"{found[path.stem]} and {path} would produce tiles of the same name; remove one of them")
         found[path.stem] = path
     if not found:
-        raise InputError(f"folder {folder} holds no images ({', '.join(SUFFIXES)}); {describe(folder)}")
+        raise InputError(f"folder {folder} contains no images ({', '.join(SUFFIXES)}); {describe(folder)}")
     return found
 
 
-def _no_image(path: Path) -> str | None:
-    """Why a file is left out, None for an image. InputError for a name that no record can hold."""
+def _reason_to_skip(path: Path) -> str | None:
+    """Returns the reason to skip a file, or None for an image; raises InputError if its name is not UTF-8."""
     if path.name.startswith("."):
         return "a hidden file"
     if path.suffix.lower() not in SUFFIXES:
-        return "a folder" if path.is_dir() else f"no image by its name ({', '.join(SUFFIXES)})"
+        return "a folder" if path.is_dir() else f"not an image by its name ({', '.join(SUFFIXES)})"
     try:
         path.name.encode()
     except UnicodeEncodeError as error:
@@ -169,18 +171,24 @@ def _check_partners(folder: Path, files: Mapping[str, Mapping[str, Path]]) -> No
         for other, partners in files.items():
             alone = sorted(images.keys() - partners.keys())
             if alone:
-                more = f", as have {len(alone) - 1} others" if len(alone) > 1 else ""
+                others = plural(len(alone) - 1, "other image")
+                more = f"; {others} of {part} also have none" if len(alone) > 1 else ""
                 raise InputError(f"{folder / part / images[alone[0]].name} has no partner in {folder / other}{more}")
 
 
 def _check_tile_names(pairs: list[PairUnit]) -> None:
-    """A small image a_00000_00256 and a large image a: only such names can meet, so only their headers are read."""
+    """Raises InputError if two images would produce tiles of the same name.
+
+    This happens only for a small image a_00000_00256 and a large image a, so only headers of such images are read.
+    """
     by_stem = {pair.source.name: pair for pair in pairs}
     for stem, pair in by_stem.items():
         match = _TILE_NAME.fullmatch(stem)
         other = by_stem.get(match[1]) if match else None
         if other is not None and set(_names(pair)) & set(_names(other)):
-            raise InputError(f"{pair.source.before} and {other.source.before} give tiles of the same name; rename one")
+            raise InputError(
+                f"{pair.source.before} and {other.source.before} would produce tiles of the same name; rename one"
+            )
 
 
 def _names(pair: PairUnit) -> list[str]:

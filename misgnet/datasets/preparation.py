@@ -1,4 +1,4 @@
-"""A download in, tiles out: finds the units, writes those that are not there yet, and says what it found."""
+"""Prepares a data set: finds its image pairs or strips, writes the missing tiles and reports the result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from misgnet.datasets.layouts import plan_pairs
 from misgnet.datasets.rasters import Role, find_rasters
-from misgnet.datasets.record import ANEW, RECORD, SCHEMA, Dataset, Done, Header, Record, open_record
+from misgnet.datasets.record import RECORD, SCHEMA, START_OVER, Dataset, Done, Header, Record, open_record
 from misgnet.datasets.scene import check_label, open_scene, strips
 from misgnet.datasets.split import SPLITS, Edges, grid, place
 from misgnet.datasets.units import Plan, Skipped, Unit
@@ -26,55 +26,55 @@ _WHU_COUNTS = {"train": 6096, "val": 762, "test": 762}
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """``seed``, ``edges`` and the rasters are for the WHU-CD scene alone."""
+    """Options of :func:`prepare`; ``seed``, ``edges`` and the rasters apply only to WHU-CD."""
 
-    tile: int = 256  # pixels, a multiple of 32
-    seed: int = 0
-    edges: Edges = "keep"
-    before: Path | None = None
-    after: Path | None = None
-    label: Path | None = None
-    force: bool = False
+    tile: int = 256  # side of a tile in pixels, a multiple of 32
+    seed: int = 0  # of the random split
+    edges: Edges = "keep"  # whether tiles of which less than half is scene go to train ("keep") or are omitted ("drop")
+    before: Path | None = None  # raster of the earlier date; None: found by its name
+    after: Path | None = None  # raster of the later date; None: found by its name
+    label: Path | None = None  # raster with the change label; None: found by its name
+    force: bool = False  # prepare all tiles again
 
     @property
     def rasters(self) -> dict[Role, Path]:
-        """Those that are named, by role."""
+        """Returns the given rasters by role."""
         named: dict[Role, Path | None] = {"before": self.before, "after": self.after, "label": self.label}
         return {role: path for role, path in named.items() if path is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitReport:
-    """What became of one split."""
+    """Result for one split."""
 
     name: str
-    found: int  # image pairs, or drawn tiles of the scene
-    official: int | None  # the published count of the same
+    found: int  # image pairs, or tiles of the scene that were drawn at random
+    official: int | None  # published number of image pairs or tiles
     tiles: int
-    written: int  # tiles of which a file was missing or another
-    changed: float  # share of the tiles' pixels
+    written: int  # tiles of which a file was missing or different
+    changed: float  # share of changed pixels, 0 to 1
 
     @property
     def kept(self) -> int:
-        """Tiles that were there already."""
+        """Returns the number of tiles that existed already."""
         return self.tiles - self.written
 
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What was found, skipped and written."""
+    """Result of :func:`prepare`."""
 
     dataset: Dataset
     splits: tuple[SplitReport, ...]
-    edge_tiles: int  # of the scene: not drawn, all in train
+    edge_tiles: int  # tiles at the edge of the scene, which are all in train
     skipped: tuple[Skipped, ...]
-    foreign: tuple[Path, ...]  # files among the tiles that this record knows nothing of
+    foreign: tuple[Path, ...]  # files among the tiles that are not in the record
 
 
 @dataclass(frozen=True)
 class _Outcome:
     done: Done
-    new: frozenset[str] = frozenset()
+    new: frozenset[str] = frozenset()  # keys of tiles that were written
 
 
 def prepare(
@@ -84,15 +84,27 @@ def prepare(
     options: PrepareOptions | None = None,
     progress: Progress | None = None,
 ) -> PrepareReport:
-    """Cut the data set in ``source`` into the tiles of ``output``; what is there already is checked and left alone.
+    """Cuts a downloaded data set into tiles; tiles that exist already are checked and kept.
 
-    ``progress`` is told how many image pairs, or strips of the scene, are done, and of how many.
-    Raises UsageError for options and places that cannot be meant, InputError for a source that is not what it
-    must be or has changed, and for a disk that is full: what is finished stays. UnavailableError without rasterio.
+    Args:
+        dataset: Name of the data set.
+        source: Folder with the unpacked download.
+        output: Folder for the tiles.
+        options: Options (default: those of :class:`PrepareOptions`).
+        progress: Called with the number of finished image pairs (or strips of the scene) and their total number.
+
+    Returns:
+        The number of pairs and tiles by split, and the files that were skipped.
+
+    Raises:
+        UsageError: If an option is invalid or ``output`` is not suitable.
+        InputError: If the source is incomplete, damaged or has changed since the last run, or the disk is full.
+            Finished tiles are kept.
+        UnavailableError: If rasterio is needed and not installed.
     """
     options = options or PrepareOptions()
     _check_options(dataset, options)
-    _check_places(source, output, options)
+    _check_paths(source, output, options)
     if options.force:
         with _open_plan(dataset, source, options) as plan, replace_folder(output) as folder:
             return _run(plan, folder, progress)
@@ -102,26 +114,26 @@ def prepare(
 
 def _check_options(dataset: Dataset, options: PrepareOptions) -> None:
     if options.tile % 32 or not 32 <= options.tile <= 4096:
-        raise UsageError(f"--tile is {options.tile}; a tile is a multiple of 32 from 32 to 4096")
+        raise UsageError(f"--tile is {options.tile}; it must be a multiple of 32 from 32 to 4096")
     if options.seed < 0:
-        raise UsageError(f"--seed is {options.seed}; it is 0 or more")
+        raise UsageError(f"--seed is {options.seed}; it must be 0 or more")
     if dataset != "whu" and options.rasters:
-        raise UsageError(f"--{next(iter(options.rasters))} names a raster, and only whu has rasters, not {dataset}")
+        raise UsageError(f"--{next(iter(options.rasters))} names a raster; only whu has rasters, {dataset} has none")
 
 
-def _check_places(source: Path, output: Path, options: PrepareOptions) -> None:
+def _check_paths(source: Path, output: Path, options: PrepareOptions) -> None:
     target, origin = output.resolve(), source.resolve()
     if target == origin or origin in target.parents:
-        raise UsageError(f"output {output} lies in the source {source}; choose another -o")
+        raise UsageError(f"output {output} is inside the source {source}; choose another -o")
     for path in (origin, *(raster.resolve() for raster in options.rasters.values())):
         if target in path.parents:
-            raise UsageError(f"output {output} would hold the source {path}; choose another -o")
+            raise UsageError(f"output {output} contains the source {path}; choose another -o")
     if output.exists() and not output.is_dir():
         raise UsageError(f"output {output} is a file; choose another -o")
     if not options.force and output.exists() and not (output / RECORD).exists() and any(output.iterdir()):
         raise UsageError(
-            f"output {output} is not empty and has no {RECORD}, so it was not prepared here; choose another -o, "
-            "or replace it with --force"
+            f"output {output} is not empty and has no {RECORD}, so `misgnet prepare` did not create it; choose another "
+            "-o, or replace it with --force"
         )
 
 
@@ -135,7 +147,7 @@ def _open_plan(dataset: Dataset, source: Path, options: PrepareOptions) -> Itera
         size = (scene.height, scene.width)
         placed = place(grid(*size, options.tile), options.tile, options.seed, options.edges)
         if not placed:
-            raise InputError(f"the scene {source} has only edge tiles of {options.tile} px; use --edges keep")
+            raise InputError(f"all tiles of {options.tile} px of the scene {source} are edge tiles; use --edges keep")
         check_label(scene, options.tile)
         rasters = {role: scene.snapshot.sha256(path) for role, path in found.rasters.items()}
         header = Header(
@@ -171,18 +183,18 @@ def _run(plan: Plan, folder: Path, progress: Progress | None) -> PrepareReport:
 def _check_known(units: Iterable[Unit], record: Record) -> None:
     gone = sorted(record.done.keys() - {unit.key for unit in units})
     if gone:
-        raise InputError(f"{gone[0]} was prepared before and is no longer in the source; {ANEW}")
+        raise InputError(f"{gone[0]} was prepared earlier and is no longer in the source; {START_OVER}")
 
 
 def _finish(unit: Unit, record: Record, writer: TileWriter) -> _Outcome:
-    """See that the unit's tiles are in place and recorded."""
+    """Writes and records the tiles of a unit, unless they are complete."""
     known = record.done.get(unit.key)
     snapshot = Snapshot(unit.sources)
     digests = tuple(map(snapshot.sha256, unit.sources))
     if known is not None:
         for path, now, then in zip(unit.sources, digests, known.sources, strict=False):
             if now != then:
-                raise InputError(f"{path} is another file than when its tiles were made; {ANEW}")
+                raise InputError(f"{path} has changed since its tiles were written; {START_OVER}")
         if digest_on_disk(writer.folder, known.tiles) == known.sha256:
             return _Outcome(known)
     tiles = unit.read()
@@ -219,7 +231,7 @@ def _report(plan: Plan, outcomes: list[_Outcome], folder: Path) -> PrepareReport
 
 
 def _foreign(folder: Path, keys: frozenset[str]) -> Iterator[Path]:
-    """Files that a reader of the tiles would take for tiles; hidden ones it passes over."""
+    """Yields files that are not in the record but would be read as tiles; hidden files are ignored."""
     for split in SPLITS:
         for part in PARTS:
             for path in sorted((folder / split / part).glob("[!.]*")):

@@ -1,4 +1,4 @@
-"""Which files of a download are the two dates and the change label of a scene: told by their names."""
+"""Identifies the rasters of the two dates and the change label of a scene by their names."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _SUFFIXES = (".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Found:
-    """The three rasters of a scene, and the others that were found."""
+    """The rasters in a download."""
 
-    rasters: dict[str, Path]
-    skipped: tuple[Skipped, ...]
+    rasters: dict[str, Path]  # the three rasters of the scene, by role
+    skipped: tuple[Skipped, ...]  # other rasters
 
 
 def find_rasters(source: Path, given: Mapping[Role, Path]) -> Found:
-    """The rasters of ``source``; those ``given`` are taken as they are.
+    """Finds the rasters in ``source``; ``given`` rasters are used without a search.
 
-    InputError that lists what was found where a raster is missing or more than one could be meant.
+    Raises InputError, which lists the rasters that were found, if one is missing or ambiguous.
     """
     if not source.is_dir():
         raise InputError(f"folder {source} does not exist")
@@ -45,7 +45,7 @@ def find_rasters(source: Path, given: Mapping[Role, Path]) -> Found:
         if role is None:
             skipped.append(Skipped(path, reason))
         elif role in given:
-            skipped.append(Skipped(path, f"--{role} names another file"))
+            skipped.append(Skipped(path, f"--{role} selects another file"))
         else:
             by_role[role].append(path)
     chosen = {role: given[role] if role in given else _only(role, source, by_role, skipped) for role in ROLES}
@@ -54,34 +54,34 @@ def find_rasters(source: Path, given: Mapping[Role, Path]) -> Found:
 
 
 def classify(path: Path) -> tuple[Role | None, str]:
-    """The role of a file by its name, else by its folders from the nearest on; without a role, why."""
+    """Returns the role of a file, by its name or else by its folders from the innermost on, or None and the reason."""
     if any(part.startswith(".") for part in path.parts):
         return None, "a hidden file"
     for name in (path.stem, *reversed(path.parts[:-1])):
         words = set(re.split(r"[^a-z0-9]+", name.lower()))
         dates = [role for role in ROLES[:2] if words & _WORDS[role]]
         if words & _WORDS["label"]:
-            # before_label.tif: the buildings of one date, not what changed
+            # for example before_label.tif: the buildings of one date, not the change
             if len(dates) == 1 and not words & {"change", "changes"}:
-                return None, "a label of one date, not of the change"
+                return None, "a label of one date, not a change label"
             return "label", ""
         if len(dates) == 1:
             return dates[0], ""
-    return None, "neither a date nor a label by its name"
+    return None, "its name indicates neither a date nor a label"
 
 
 def _only(role: Role, source: Path, by_role: Mapping[Role, list[Path]], skipped: list[Skipped]) -> Path:
     if len(by_role[role]) == 1:
         return by_role[role][0]
-    problem = "is missing" if not by_role[role] else f"could be any of {len(by_role[role])}"
+    problem = "is missing" if not by_role[role] else f"is ambiguous: {len(by_role[role])} files match"
     if not skipped and not any(by_role.values()):
-        raise InputError(f"{source} holds no .tif or .tiff, and three are needed; {describe(source)}")
+        raise InputError(f"{source} contains no .tif or .tiff files; three are required; {describe(source)}")
     lists = [f"{name}: {_shown(source, files)}" for name, files in by_role.items() if files]
     if skipped:
-        lists.append(f"neither: {_shown(source, [item.path for item in skipped])}")
+        lists.append(f"other: {_shown(source, [item.path for item in skipped])}")
     raise InputError(
         f"the {role} raster of {source} {problem}; name the rasters with --before FILE, --after FILE and "
-        f"--label FILE; found as {'; '.join(lists)}"
+        f"--label FILE (found: {'; '.join(lists)})"
     )
 
 
@@ -94,5 +94,5 @@ def _check_distinct(chosen: Mapping[Role, Path]) -> None:
     seen: dict[Path, Role] = {}
     for role, path in chosen.items():
         if other := seen.get(path.resolve()):
-            raise UsageError(f"{path} is named as --{other} and as --{role}; a scene has three rasters")
+            raise UsageError(f"{path} is used for --{other} and --{role}; a scene has three different rasters")
         seen[path.resolve()] = role

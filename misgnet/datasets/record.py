@@ -1,6 +1,6 @@
-"""``prepare.jsonl``: what was made from what. A header line, then a line for each unit that is finished.
+"""Reads and writes ``prepare.jsonl``, the record of a data set: a header line, then one line per finished unit.
 
-Lines are only ever appended. A line without its end was being written when a run was killed: it does not count.
+Lines are only appended. An incomplete last line comes from a killed run and is ignored.
 """
 
 from __future__ import annotations
@@ -19,69 +19,69 @@ from misgnet_runtime.storage.jsonl import Journal, JournalSchema, difference, op
 from misgnet_runtime.storage.schema import Count, Sha256, Struct
 
 RECORD = "prepare.jsonl"
-ANEW = "--force prepares everything anew"
+START_OVER = "prepare all tiles again with --force"
 
 Dataset = Literal["levir", "sysu", "whu"]
 
 
 class Header(Struct, frozen=True):
-    """What the tiles of a folder have in common. ``seed`` to ``rasters`` are the scene's alone."""
+    """Settings and sources that all tiles of a folder share; the optional fields apply only to a scene (WHU-CD)."""
 
     format: int
     dataset: Dataset
-    tile: int
-    splits: dict[str, Count]  # image pairs, or tiles of the scene
-    seed: int | None = None
+    tile: int  # side of a tile, pixels
+    splits: dict[str, Count]  # number of image pairs, or of tiles of the scene, by split
+    seed: int | None = None  # of the random split
     edges: Edges | None = None
     size: tuple[int, int] | None = None  # height and width in pixels
-    rasters: dict[str, Sha256] = field(default_factory=dict)
+    rasters: dict[str, Sha256] = field(default_factory=dict)  # by role
 
 
 class Done(Struct, frozen=True):
     """A finished unit."""
 
-    unit: str
+    unit: str  # its key
     sources: tuple[Sha256, ...]
     tiles: tuple[str, ...]  # split/name, without the suffix
-    sha256: Sha256  # over the bytes of its tiles' files
-    changed: dict[str, Count]  # changed pixels of its tiles, by split
+    sha256: Sha256  # of the files of its tiles
+    changed: dict[str, Count]  # number of changed pixels, by split
 
 
 SCHEMA: JournalSchema[Header | Done] = JournalSchema(
     header=Header,
     entry=Done,
     formats=(1,),
-    advice="choose another -o, or prepare everything anew with --force",
+    advice=f"choose another -o, or {START_OVER}",
     damage=InputError,
 )
 
 
 @dataclass(frozen=True)
 class Record:
-    """The open record: what is finished, and where more is added."""
+    """An open record."""
 
-    done: dict[str, Done]
+    done: dict[str, Done]  # finished units by key
     journal: Journal[Header | Done]
 
     def add(self, done: Done) -> None:
-        """Note that a unit is finished. Its tiles must be in place."""
+        """Records a finished unit, whose tiles must have been written."""
         self.journal.append(done, sync=False)
         self.done[done.unit] = done
 
 
 @contextmanager
 def open_record(folder: Path, header: Header, rasters: Mapping[str, Path]) -> Iterator[Record]:
-    """Open the record of ``folder``, created with ``header`` where there is none.
+    """Opens the record of ``folder``; creates it with ``header`` if there is none.
 
     Args:
-        folder: of the tiles.
-        header: what they have in common.
-        rasters: paths for the messages.
+        folder: Folder of the tiles.
+        header: Settings and sources of this run.
+        rasters: Paths of the rasters by role, for messages.
 
     Raises:
-        UsageError: where the folder was prepared with other settings, another run is at work, or the record is of
-            another format or another program.
-        InputError: where the sources are others or a line is damaged; then nothing is changed.
+        UsageError: If the folder was prepared with other settings, another run is using it, or the record has another
+            format or belongs to another program.
+        InputError: If the sources have changed or a line is damaged; nothing is changed in that case.
     """
     busy = f"another run is preparing {folder}; wait for it, or choose another -o"
     with open_journal(folder / RECORD, SCHEMA, busy) as journal:
@@ -90,21 +90,20 @@ def open_record(folder: Path, header: Header, rasters: Mapping[str, Path]) -> It
         else:
             journal.append(header, sync=False)
         yield Record({entry.unit: entry for entry in journal.entries if isinstance(entry, Done)}, journal)
-        journal.append()  # all lines are on the disk
+        journal.append()  # flushes all lines to the disk
 
 
-def _refuse_another_run(found: Header | Done, asked: Header, folder: Path, rasters: Mapping[str, Path]) -> None:
+def _refuse_another_run(found: Header | Done, wanted: Header, folder: Path, rasters: Mapping[str, Path]) -> None:
     assert isinstance(found, Header)
-    if words := difference(*map(_settings, (found, asked))):
-        raise UsageError(
-            f"{folder} was prepared with {words}; choose another -o, or prepare everything anew with --force"
-        )
+    if settings := difference(*map(_settings, (found, wanted))):
+        raise UsageError(f"{folder} was prepared with {settings}; choose another -o, or {START_OVER}")
     for role, path in rasters.items():
-        if found.rasters.get(role) != asked.rasters[role]:
-            raise InputError(f"the {role} raster {path} is another than when {folder} was begun; {ANEW}")
-    if found != asked:
+        if found.rasters.get(role) != wanted.rasters[role]:
+            raise InputError(f"the {role} raster {path} has changed since {folder} was started; {START_OVER}")
+    if found != wanted:
         raise InputError(
-            f"the source had {_shown(found.splits)} when {folder} was begun, and has {_shown(asked.splits)}; {ANEW}"
+            f"the source had {_shown(found.splits)} when {folder} was started, and now has {_shown(wanted.splits)}; "
+            f"{START_OVER}"
         )
 
 

@@ -1,4 +1,4 @@
-"""WHU-CD: one scene of three rasters, read strip by strip and never whole."""
+"""Reads WHU-CD, one scene of three rasters, in strips, so that it never has to fit into memory."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from misgnet_runtime.storage.snapshot import Snapshot
 
 @dataclass(frozen=True)
 class Scene:
-    """Two dates and a label, open and checked: one size, one grid, 8 bits. One thread at a time may read."""
+    """Two dates and a label, open and checked: they have one size, one grid and 8 bits. Not thread-safe."""
 
-    before: Any  # rasterio's open datasets
+    before: Any  # open rasterio datasets
     after: Any
     label: Any
-    snapshot: Snapshot  # of the files, before they were opened
+    snapshot: Snapshot  # of the files, taken before they were opened
 
     @property
     def height(self) -> int:
@@ -44,9 +44,10 @@ class Scene:
         return int(self.before.width)
 
     def read(self, rows: Span) -> tuple[RgbImage, RgbImage, Mask]:
-        """Both dates uint8 (h, W, 3) and the label bool (h, W) of ``rows``.
+        """Reads ``rows``: both dates as uint8 (h, W, 3), the label as bool (h, W).
 
-        Where either date has no data both are 0 and nothing is changed. InputError names a damaged raster.
+        If a pixel of either date is nodata, both dates are 0 there and the label is "unchanged". Raises InputError
+        with the name of a damaged raster.
         """
         (before, valid), (after, also_valid) = (_read_date(date, rows) for date in (self.before, self.after))
         label = _read(self.label, rows, 1) != 0
@@ -62,11 +63,11 @@ class Scene:
 
 @dataclass(frozen=True)
 class StripUnit:
-    """The tiles of one row of the grid."""
+    """A strip of the scene: the tiles of one row of the grid."""
 
     scene: Scene
     cells: tuple[PlacedCell, ...]
-    tile: int
+    tile: int  # side of a tile, pixels
 
     @property
     def key(self) -> str:
@@ -77,7 +78,7 @@ class StripUnit:
         return ()
 
     def read(self) -> list[TilePixels]:
-        """The tiles from left to right; what lies beyond the scene is reflected."""
+        """Returns the tiles from left to right; pixels outside the scene are filled by reflection."""
         rows = self.cells[0].cell.rows
         before, after, label = self.scene.read(rows)
         self.scene.snapshot.check()
@@ -92,17 +93,17 @@ class StripUnit:
 
 
 def strips(scene: Scene, cells: list[PlacedCell], tile: int) -> tuple[StripUnit, ...]:
-    """A unit for each row of the grid that has tiles."""
+    """Returns a unit for each row of the grid that has tiles."""
     rows = groupby(cells, key=lambda placed: placed.cell.rows.start)
     return tuple(StripUnit(scene, tuple(group), tile) for _, group in rows)
 
 
 @contextmanager
 def open_scene(paths: Mapping[str, Path], tile: int) -> Iterator[Scene]:
-    """Open the rasters "before", "after" and "label", and check all that can be known before a pixel is read.
+    """Opens the rasters "before", "after" and "label", and checks everything that does not require reading pixels.
 
-    UnavailableError without rasterio; InputError names the raster that is no GeoTIFF of the right kind, is too
-    wide to be read in strips of ``tile`` rows, lies on another grid, or is unfinished.
+    Raises UnavailableError if rasterio is missing. Raises InputError, naming the raster, if it is not a GeoTIFF of the
+    right type, is too wide to be read in strips of ``tile`` rows, has another grid, or is incomplete.
     """
     rasterio = _rasterio()
     snapshot = Snapshot(paths.values())
@@ -120,7 +121,7 @@ def open_scene(paths: Mapping[str, Path], tile: int) -> Iterator[Scene]:
 
 
 def check_label(scene: Scene, tile: int) -> None:
-    """InputError unless the label's values are 0 and 255, or 0 and 1, throughout: only the whole of it tells which."""
+    """Raises InputError unless all values of the label are 0 and 255, or 0 and 1; reads the whole label."""
     white: int | None = None
     for rows in Span(0, scene.height).split(tile):
         values = _read(scene.label, rows, 1)
@@ -129,15 +130,15 @@ def check_label(scene: Scene, tile: int) -> None:
             found = np.unique(values)
             shown = ", ".join(map(str, found[:6])) + (", ..." if len(found) > 6 else "")
             raise InputError(
-                f"label {scene.label.name} has the values {shown} in rows {rows.start} to {rows.stop - 1}, the first "
-                f"that does not fit in row {rows.start + bad}; a label has 0 and 255, or 0 and 1, throughout"
+                f"label {scene.label.name} has the values {shown} in rows {rows.start} to {rows.stop - 1}, and the "
+                f"first invalid one in row {rows.start + bad}; all values must be 0 and 255, or 0 and 1"
             )
 
 
 def first_bad_row(label: NDArray[np.uint8], white: int | None) -> tuple[int | None, int | None]:
-    """The row of a label (h, W) where a value is neither 0 nor ``white``, and what white is from here on.
+    """Returns the first row of a label (h, W) with a value other than 0 and ``white``, or None, and the new ``white``.
 
-    White is None until a value other than 0 is met, and must be 1 or 255.
+    ``white`` is None before the first value other than 0; it must be 1 or 255.
     """
     if white is None and label.any():
         white = int(label[label != 0][0])
@@ -154,22 +155,22 @@ def _check_kind(dataset: Any, is_label: bool) -> None:
     wanted = "1 band of uint8" if is_label else "3 bands of uint8, or 4 of which the last is alpha"
     alpha = dataset.count == 4 and dataset.colorinterp[3].name == "alpha"
     if set(dataset.dtypes) != {"uint8"} or not (dataset.count == 1 if is_label else dataset.count == 3 or alpha):
-        raise InputError(f"raster {dataset.name} has {found}; {'a label' if is_label else 'a date'} has {wanted}")
+        raise InputError(f"raster {dataset.name} has {found}; {'a label' if is_label else 'a date'} must have {wanted}")
     if not is_label:
         _check_meaning(dataset)
 
 
 def _check_meaning(dataset: Any) -> None:
-    """InputError where a date's bands are not red, green and blue of 8 bits, in this order, by what the file says."""
+    """Raises InputError if the metadata of a date does not describe 8-bit red, green and blue in this order."""
     check_interpretation(dataset, Path(dataset.name))
     colours = [colour.name for colour in dataset.colorinterp]
     if choose_bands(Declared(), colours, 4, dataset.name) != (1, 2, 3):
         raise InputError(
-            f"raster {dataset.name} holds its colours in another order than red, green, blue; put them in order: "
+            f"the bands of raster {dataset.name} are not in the order red, green, blue; reorder them, for example with "
             "gdal_translate -b 3 -b 2 -b 1"
         )
     if (found := statement(dataset, (1, 2, 3), colours)).values() != "nothing":
-        raise InputError(f"raster {dataset.name} states {found.values()}; a date has plain 8-bit values")
+        raise InputError(f"raster {dataset.name} declares {found.values()}; a date must have plain 8-bit values")
 
 
 def _check_memory(scene: Scene, tile: int) -> None:
@@ -180,38 +181,41 @@ def _check_memory(scene: Scene, tile: int) -> None:
 
 
 def _check_grid(first: Any, second: Any) -> None:
-    """One size, and one place on the ground where both say so; half a pixel is not another place."""
+    """Raises InputError if the sizes differ, or both are georeferenced and differ by more than half a pixel."""
     if first.shape != second.shape:
         raise InputError(
             f"{second.name} is {second.width} x {second.height} px, {first.name} is {first.width} x "
-            f"{first.height} px; the rasters of a scene have one size"
+            f"{first.height} px; the rasters of a scene must have the same size"
         )
     if first.crs and second.crs and first.crs != second.crs:
-        raise InputError(f"{first.name} lies in {first.crs}, {second.name} in {second.crs}; a scene has one grid")
+        raise InputError(
+            f"{first.name} has the CRS {first.crs}, {second.name} has {second.crs}; the rasters of a scene must have "
+            "the same grid"
+        )
     placed = has_place(first.transform) and has_place(second.transform)
     if placed and not same_place(first.transform, second.transform, *first.shape):
         raise InputError(
-            f"{first.name} lies at {tuple(first.transform)[:6]}, {second.name} at {tuple(second.transform)[:6]} "
-            "(the transform's a to f); a scene has one grid"
+            f"{first.name} has the transform {tuple(first.transform)[:6]}, {second.name} has "
+            f"{tuple(second.transform)[:6]}; the rasters of a scene must have the same grid"
         )
 
 
 def _check_written(path: Path, dataset: Any) -> None:
-    """UnreadableError where blocks were never written, as a killed writer leaves them: GDAL reads zeros there.
+    """Raises UnreadableError if blocks of the raster were never written, unless it declares a nodata value.
 
-    In a raster that declares a nodata value they are nodata.
+    An interrupted writer leaves such blocks, and GDAL reads them as zeros. With a nodata value they are nodata.
     """
     blocks = Blocks.of(path, dataset)
     count = int(blocks.tiff.image.absent.sum())
     if count and not blocks.nodata:
         raise UnreadableError(
-            f"raster {path} is unfinished: {plural(count, 'block')} of {blocks.tiff.image.absent.size:,} were never "
-            "written, and it declares no nodata value for them; fetch the file again"
+            f"raster {path} is incomplete: {count:,} of {plural(blocks.tiff.image.absent.size, 'block')} were never "
+            "written, and it declares no nodata value; download the file again"
         )
 
 
 def _read_date(dataset: Any, rows: Span) -> tuple[NDArray[np.uint8], Mask | None]:
-    """uint8 (3, h, W), and where there is data, bool (h, W); None where there is data everywhere."""
+    """Returns the pixels, uint8 (3, h, W), and the mask of valid pixels, bool (h, W), or None if all are valid."""
     pixels = _read(dataset, rows, [1, 2, 3])
     if all(flag.name == "all_valid" for flag in dataset.mask_flag_enums[0]):
         return pixels, None
@@ -223,7 +227,7 @@ def _read_date(dataset: Any, rows: Span) -> tuple[NDArray[np.uint8], Mask | None
 
 
 def _read(dataset: Any, rows: Span, bands: int | list[int], mask: bool = False) -> Any:
-    """uint8 (h, W), or (B, h, W) for a list of ``bands``, over the whole width."""
+    """Reads ``rows`` in full width as uint8: (h, W) for one band, (B, h, W) for a list of ``bands``."""
     rasterio = _rasterio()
     window = rasterio.windows.Window(0, rows.start, dataset.width, rows.length)
     try:

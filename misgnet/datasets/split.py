@@ -1,8 +1,8 @@
-"""How a scene is cut and which tile belongs to which split: pure arithmetic, no files.
+"""Computes the grid of tiles of a scene and assigns the tiles to splits.
 
-Tiles are drawn at random, so none may share a pixel with another. They lie on a plain grid, and what reaches
-beyond the scene is padded; tiles that are mostly padding are not drawn and belong to train, so that the sets
-that judge hold next to no mirrored pixels.
+Tiles are assigned at random, so no two tiles may share a pixel: they form a regular grid, and tiles that extend
+beyond the scene are padded. Tiles that are mostly padding always belong to train, so that validation and test tiles
+contain almost no reflected pixels.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from misgnet_runtime.raster.tiling import Span
 
 Edges = Literal["keep", "drop"]
 SPLITS = ("train", "val", "test")
-MOST_TILES = 1 << 22  # a header may declare anything; 7,680 are usual
+MOST_TILES = 1 << 22  # limit because a file header may declare any size; WHU-CD has 7,680 tiles
 
 
 @dataclass(frozen=True)
 class GridCell:
-    """One tile of the grid: the real part of its window, in pixels of the scene."""
+    """One tile of the grid: the part of it that is inside the scene, in pixels of the scene."""
 
     rows: Span
     columns: Span
 
     def is_edge(self, tile: int) -> bool:
-        """Whether less than half of it is scene."""
+        """Returns whether less than half of the tile is inside the scene."""
         return 2 * self.rows.length * self.columns.length < tile * tile
 
 
 @dataclass(frozen=True)
 class PlacedCell:
-    """A cell and the split that it belongs to."""
+    """A cell with its split."""
 
     cell: GridCell
     split: str
@@ -44,36 +44,37 @@ class PlacedCell:
 
 
 def grid(height: int, width: int, tile: int) -> list[GridCell]:
-    """ceil(H / T) x ceil(W / T) cells that share no pixel and cover the scene, row by row.
+    """Returns ceil(H / T) x ceil(W / T) disjoint cells that cover the scene, in row-major order.
 
-    InputError where they are more than a computer should be asked for.
+    Raises InputError if there are more than ``MOST_TILES``.
     """
     if min(height, width, tile) < 1:
-        raise ValueError(f"cannot lay a grid of {tile} over {height} x {width} pixels")
+        raise ValueError(f"cannot make a grid of {tile} pixels for {height} x {width} pixels; all must be at least 1")
     count = -(-height // tile) * -(-width // tile)
     if count > MOST_TILES:
         raise InputError(
-            f"a scene of {width} x {height} px is {count:,} tiles of {tile}, and {MOST_TILES:,} are the most; "
-            "choose a larger --tile, or cut the scene into parts"
+            f"a scene of {width} x {height} px has {count:,} tiles of {tile} px; the limit is {MOST_TILES:,}; choose a "
+            "larger --tile, or cut the scene into parts"
         )
     return [GridCell(r, c) for r in _spans(height, tile) for c in _spans(width, tile)]
 
 
 def counts(drawn: int) -> dict[str, int]:
-    """Tiles of each split: a tenth for val and for test, rounded to the nearest (ties to even), the rest to train."""
+    """Returns the number of tiles by split: a tenth each for val and test (ties round to even), the rest for train."""
     tenth = round(drawn / 10)
     return {"train": drawn - 2 * tenth, "val": tenth, "test": tenth}
 
 
 def place(cells: Sequence[GridCell], tile: int, seed: int, edges: Edges) -> list[PlacedCell]:
-    """Each cell with its split, in the order of ``cells``; edge cells are left out where ``edges`` is "drop".
+    """Assigns each cell to a split, in the order of ``cells``; edge cells are omitted if ``edges`` is "drop".
 
-    Each drawn cell gets a number of PCG64, seeded with ``seed`` (not negative), and the smallest are train's.
+    Every cell that is not at the edge gets a random number of PCG64, seeded with ``seed`` (not negative). The cells
+    with the smallest numbers go to train, the next to val and the largest to test.
     """
     inner = [i for i, cell in enumerate(cells) if not cell.is_edge(tile)]
     share = counts(len(inner))
     names = [name for name, count in share.items() for _ in range(count)]
-    # numpy promises the bits of PCG64 for all its versions, and promises nothing of Generator.permutation
+    # NumPy guarantees the bits of PCG64 across versions, but not the results of Generator.permutation.
     order = np.argsort(PCG64(seed).random_raw(len(inner)), kind="stable")
     drawn = {inner[position]: name for position, name in zip(order.tolist(), names, strict=True)}
     return [

@@ -1,4 +1,7 @@
-"""What the stages hand to each other. A unit is the least that is finished, and recorded, as a whole."""
+"""Defines the values that pass between the stages of preparation.
+
+A unit, an image pair or a strip of the scene, is the smallest part that is finished and recorded as a whole.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from misgnet_runtime.callables import Mask, RgbImage
 
 @dataclass(frozen=True)
 class TilePixels:
-    """One tile before it is written: uint8 (T, T, 3) of both dates and the label, bool (T, T)."""
+    """The pixels of one tile before it is written."""
 
     split: str
     name: str  # of the file, without its suffix
-    before: RgbImage
-    after: RgbImage
-    label: Mask
+    before: RgbImage  # uint8 (T, T, 3)
+    after: RgbImage  # uint8 (T, T, 3)
+    label: Mask  # bool (T, T)
 
     @property
     def key(self) -> str:
@@ -30,19 +33,19 @@ class Unit(Protocol):
 
     @property
     def key(self) -> str:
-        """What the record calls it."""
+        """Returns the name of the unit in the record."""
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """The files that it is made of, other than the header's rasters."""
+        """Returns the source files of the unit, except for the rasters in the header."""
 
     def read(self) -> list[TilePixels]:
-        """Its tiles, always the same ones in the same order. InputError names the file that is at fault."""
+        """Returns the tiles of the unit in a fixed order; raises InputError with the name of a faulty file."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """Something found in the source that no tile is made of."""
+    """An entry of the source that is not used."""
 
     path: Path
     reason: str
@@ -50,12 +53,12 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that is decided before the first tile is written."""
+    """Everything that is decided before the first tile is written."""
 
     header: Header
     units: tuple[Unit, ...]
-    found: dict[str, int]  # image pairs, or tiles drawn, of each split
-    official: dict[str, int] | None  # the published counts of the same
+    found: dict[str, int]  # number of image pairs, or of tiles drawn at random, by split
+    official: dict[str, int] | None  # the published numbers
     skipped: tuple[Skipped, ...]
-    rasters: dict[str, Path] = field(default_factory=dict)  # by the header's roles
-    edge_tiles: int = 0  # of the scene, not drawn: all in train
+    rasters: dict[str, Path] = field(default_factory=dict)  # by role, as in the header
+    edge_tiles: int = 0  # tiles at the edge of the scene, which are all in train

@@ -1,4 +1,4 @@
-"""The network on tiles and images: predictions, their scores, and pictures of both."""
+"""Runs the PyTorch network on tiles and images: predictions, scores and pictures."""
 
 from misgnet.evaluation.tiles import (
     EvaluatedTile,

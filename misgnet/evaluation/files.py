@@ -1,4 +1,4 @@
-"""Predictions to files: masks of a folder of pairs or of one pair, with probabilities and overlays when asked."""
+"""Writes predictions to files: masks for one pair or a folder of pairs, with optional probabilities and overlays."""
 
 from __future__ import annotations
 
@@ -24,37 +24,49 @@ Writer = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Tile side in pixels, tiles a step, the probability above which a pixel is changed, and what is written."""
+    """Options of a prediction."""
 
-    tile: int = 256
-    batch: int = 4
-    threshold: float = 0.5
-    probability: bool = False
-    overlay: bool = False
+    tile: int = 256  # side of a tile, pixels
+    batch: int = 4  # tiles per inference call
+    threshold: float = 0.5  # a pixel with a higher probability is changed
+    probability: bool = False  # also write the probability
+    overlay: bool = False  # also write the later image with the changes drawn over it
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What was written: how many pairs, and the share of changed pixels in all of them, 0 to 1."""
+    """Summary of the predictions that were written."""
 
     pairs: int
-    changed_share: float
+    changed_share: float  # share of changed pixels over all pairs, 0 to 1
 
 
 def predict_folder(
     network: MISGNet, data: Path, output: Path, options: PredictOptions, *, force: bool = False,
     progress: Progress | None = None,
 ) -> Predicted:  # fmt: skip
-    """Masks of all pairs in ``data``/A and ``data``/B as ``output``/NAME.png, of 0 and 255; images of any size.
+    """Predicts all pairs in ``data``/A and ``data``/B, of any size, and writes the masks as ``output``/NAME.png.
 
-    When asked, also ``output``/probability/NAME.tif (float32, 0 to 1) and ``output``/overlay/NAME.png (the later
-    date with changes drawn in). ``output`` appears when all are written. Raises InputError that names the file,
-    UsageError where ``output`` exists.
+    Masks have the values 0 and 255. Optional files are ``output``/probability/NAME.tif (float32, 0 to 1) and
+    ``output``/overlay/NAME.png (the later image with the changes drawn over it). ``output`` appears when all files are
+    written.
+
+    Args:
+        network: Network in evaluation mode.
+        data: Folder with A and B.
+        output: Folder to create.
+        options: Options of the prediction.
+        force: Replace an existing ``output``.
+        progress: Called with the number of finished pairs and of all pairs.
+
+    Raises:
+        InputError: If an image cannot be read, or the sizes of a pair differ. The message names the file.
+        UsageError: If ``output`` exists and ``force`` is not set.
     """
     refuse_inputs([output], [data])
     refuse_existing(output, force)
     sources = find_sources(data, labelled=False)
-    for source in sources:  # only headers are read, so that a misfit is named before minutes are spent
+    for source in sources:  # reads only headers, to report images of different size before the first inference
         common_size(source)
     changed = pixels = 0
     with replace_folder(output, force=force) as folder:
@@ -71,7 +83,11 @@ def predict_folder(
 def predict_files(
     network: MISGNet, before: Path, after: Path, output: Path, options: PredictOptions, *, force: bool = False
 ) -> Predicted:
-    """The mask of one pair as ``output`` (PNG); when asked, beside it NAME_probability.tif and NAME_overlay.png."""
+    """Predicts one pair and writes the mask as ``output`` (PNG, 0 and 255).
+
+    Optional files next to it are NAME_probability.tif and NAME_overlay.png. Raises the errors of
+    :func:`predict_folder`.
+    """
     check_mask_name(output)
     refuse_inputs([output], [before, after])
     paths = output, output.with_name(f"{output.stem}_probability.tif"), output.with_name(f"{output.stem}_overlay.png")

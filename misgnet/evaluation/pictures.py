@@ -1,4 +1,4 @@
-"""Pictures of predictions: error maps of the worst tiles, and changes drawn over an image."""
+"""Draws pictures of predictions: error maps of the worst tiles, and overlays of changes on an image."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from misgnet.evaluation.tiles import EvaluatedTile
 from misgnet_runtime.callables import Mask, RgbImage
+from misgnet_runtime.formatting import plural
 
-# Colours apart in lightness as well as in hue, so that colour-blind readers can tell them apart.
+# The colours differ in lightness and in hue, so that colour-blind readers can distinguish them.
 LEGEND: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("true negative", (18, 18, 22)),
     ("true positive", (255, 255, 255)),
@@ -25,15 +26,18 @@ _BACKGROUND, _INK = (32, 33, 38), (235, 235, 235)
 
 
 def error_map(predicted: Mask, label: Mask) -> RgbImage:
-    """True and false positives and negatives in the colours of ``LEGEND``: uint8 (H, W, 3) of two bool (H, W)."""
+    """Returns true and false positives and negatives in the colours of ``LEGEND``, uint8 (H, W, 3).
+
+    Both masks are bool (H, W).
+    """
     codes = np.select([predicted & label, predicted & ~label, ~predicted & label], [1, 2, 3], 0)
     return np.array([colour for _, colour in LEGEND], np.uint8)[codes]
 
 
 def draw_worst(tiles: Sequence[EvaluatedTile]) -> Image.Image:
-    """A sheet with a row for each tile: both dates, label, error map; what of a tile is a neighbour's is darkened."""
+    """Draws one row per tile: both dates, label and error map; pixels that count for a neighbouring tile are darker."""
     if not tiles:
-        return _note("no tile has a wrong pixel")
+        return _note("all pixels of all tiles are correct")
     side = tiles[0].mask.shape[0]
     width = max(len(_COLUMNS) * (side + _GAP) + _GAP, 560)
     row = side + _LINE + _GAP
@@ -51,7 +55,7 @@ def draw_worst(tiles: Sequence[EvaluatedTile]) -> Image.Image:
 
 
 def overlay(image: RgbImage, mask: Mask) -> RgbImage:
-    """The image with changed areas tinted and outlined: uint8 (H, W, 3) of uint8 (H, W, 3) and bool (H, W)."""
+    """Returns the image, uint8 (H, W, 3), with the changed areas of ``mask``, bool (H, W), tinted and outlined."""
     colour = np.array(CHANGE, np.float32)
     result = image.copy()
     result[mask] = (0.65 * image[mask] + 0.35 * colour).round().astype(np.uint8)
@@ -60,7 +64,7 @@ def overlay(image: RgbImage, mask: Mask) -> RgbImage:
 
 
 def _outline(mask: Mask) -> Mask:
-    """Changed pixels with an unchanged neighbour above, below, left or right; beyond the edge counts as changed."""
+    """Returns changed pixels with an unchanged pixel above, below, left or right; the outside counts as changed."""
     padded = np.pad(mask, 1, constant_values=True)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return np.asarray(mask & ~inside)
@@ -82,7 +86,8 @@ def _darkened(panel: RgbImage, owned: tuple[slice, slice]) -> RgbImage:
 def _caption(evaluated: EvaluatedTile) -> str:
     counts = evaluated.confusion
     f1 = "" if counts.f1 is None else f", F1 {counts.f1:.3f}"
-    return f"{evaluated.tile.ref.name}: {counts.fp} false positives, {counts.fn} false negatives{f1}"
+    wrong = f"{plural(counts.fp, 'false positive')}, {plural(counts.fn, 'false negative')}"
+    return f"{evaluated.tile.ref.name}: {wrong}{f1}"
 
 
 def _draw_legend(brush: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, top: int) -> None:

@@ -1,4 +1,4 @@
-"""The PyTorch network on tiles: probabilities, masks, one confusion matrix, and the worst tiles."""
+"""Evaluates the PyTorch network on tiles: probabilities, masks, the confusion matrix and the worst tiles."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from misgnet_runtime.raster.dataset import Tile, TileSet, stack
 
 @dataclass(frozen=True)
 class EvaluatedTile:
-    """One tile, the predicted mask bool (T, T), and its counts over the pixels that it answers for."""
+    """A tile with its prediction."""
 
     tile: Tile
-    mask: Mask
-    confusion: Confusion
+    mask: Mask  # predicted change, bool (T, T)
+    confusion: Confusion  # over the pixels that count for this tile
 
     @property
     def wrong(self) -> int:
+        """Returns the number of wrong pixels."""
         return self.confusion.fp + self.confusion.fn
 
 
 @torch.inference_mode()
 def predict_probability(network: MISGNet, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Probability of change, float32 (B, H, W), from uint8 (B, H, W, 3) of both dates."""
+    """Returns the probability of change, float32 (B, H, W), for both dates, uint8 (B, H, W, 3)."""
     device = next(network.parameters()).device
     inputs = (normalise(unit_range(x).to(device)) for x in (before, after))
     return network(*inputs).softmax(1)[:, 1].cpu().numpy()
@@ -42,7 +43,7 @@ def predict_probability(network: MISGNet, before: NDArray[np.uint8], after: NDAr
 def predict_tiles(
     network: MISGNet, tiles: TileSet, batch: int = 4, progress: Progress | None = None
 ) -> Iterator[tuple[Tile, NDArray[np.float32]]]:
-    """Each tile with its probability of change, float32 (T, T)."""
+    """Yields each tile with its probability of change, float32 (T, T)."""
     done = 0
     for part in tiles.batches(batch):
         yield from zip(part, predict_probability(network, *stack(part)), strict=True)
@@ -54,21 +55,21 @@ def predict_tiles(
 def predict_pair(
     network: MISGNet, before: NDArray[np.uint8], after: NDArray[np.uint8], tile: int, batch: int = 4
 ) -> NDArray[np.float32]:
-    """Probability of change, float32 (H, W), of a pair of any size, uint8 (H, W, 3)."""
+    """Returns the probability of change, float32 (H, W), for a pair of any size, uint8 (H, W, 3)."""
     return predict_scene(lambda b, a: predict_probability(network, b, a), before, after, tile, batch)
 
 
 def evaluate_tiles(
     network: MISGNet, tiles: TileSet, batch: int = 4, threshold: float = 0.5, progress: Progress | None = None
 ) -> Iterator[EvaluatedTile]:
-    """Each tile with its mask and counts; a pixel counts once over all tiles, padding never."""
+    """Yields each tile with its mask and counts; every pixel counts for exactly one tile, padding for none."""
     for tile, probability in predict_tiles(network, tiles, batch, progress):
         mask = probability > threshold
         yield EvaluatedTile(tile, mask, Confusion.of(mask[tile.owned], tile.label[tile.owned]))
 
 
 def evaluate(network: MISGNet, tiles: TileSet, batch: int = 4, progress: Progress | None = None) -> Confusion:
-    """One confusion matrix over all pixels."""
+    """Returns one confusion matrix over all pixels."""
     return Confusion.total(
         [evaluated.confusion for evaluated in evaluate_tiles(network, tiles, batch, progress=progress)]
     )
@@ -83,12 +84,14 @@ def evaluate_with_worst(
     threshold: float = 0.5,
     progress: Progress | None = None,
 ) -> tuple[Confusion, list[EvaluatedTile]]:
-    """As :func:`evaluate`, with up to ``worst`` tiles that have wrong pixels, the worst first.
+    """Returns the confusion matrix of :func:`evaluate` and the ``worst`` tiles with the most wrong pixels.
 
-    Only these are kept in memory, however many tiles there are.
+    The list is sorted from the worst tile down and omits tiles without errors. Only these tiles are kept in memory.
     """
     total = Confusion()
-    kept: list[tuple[int, int, EvaluatedTile]] = []  # smallest first; the number breaks ties, the earlier tile stays
+    kept: list[
+        tuple[int, int, EvaluatedTile]
+    ] = []  # a heap, smallest first; of tiles with equal errors, the earlier stays
     for number, evaluated in enumerate(evaluate_tiles(network, tiles, batch, threshold, progress)):
         total += evaluated.confusion
         heapq.heappush(kept, (evaluated.wrong, -number, evaluated))

@@ -1,4 +1,4 @@
-"""The network itself: plain PyTorch modules, no export quirks."""
+"""Defines the network as plain PyTorch modules; workarounds for the export are in :mod:`misgnet_export`."""
 
 from misgnet.network.model import MISGNet, build_misgnet
 

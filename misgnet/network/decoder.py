@@ -1,4 +1,4 @@
-"""Multilevel difference aggregation: three levels of differences to logits."""
+"""Defines the decoder (multilevel difference aggregation), which turns three difference maps into logits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from misgnet.network.guidance import ConvNorm
 
 
 class Decode(nn.Module):
-    """Joins a fine map ``left`` (B, C, h, w) with a coarse one ``down`` (B, C, h/2, w/2) -> (B, C, h, w).
+    """Merges a fine map ``left`` (B, C, h, w) and a coarse map ``down`` (B, C, h/2, w/2) -> (B, C, h, w).
 
-    The product takes the unconvolved ``down`` and the sum the unconvolved ``left``, as published.
+    As in the published network, the product uses ``down`` without a convolution, and the sum uses ``left`` without
+    one.
     """
 
     def __init__(self, channels: int) -> None:
@@ -29,12 +30,15 @@ class Decode(nn.Module):
 
 
 def upsample(x: Tensor, factor: int) -> Tensor:
-    """Bilinear, align_corners off. A factor, not a size: it is the same, and exports as a constant."""
+    """Upsamples bilinearly with align_corners=False.
+
+    Uses a factor instead of a size: the result is the same, and the factor is exported as a constant.
+    """
     return F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
 
 
 class FinalConv(nn.Module):
-    """The last convolution, (B, 32, h, w) -> logits (B, 2, h, w); ``conv`` is its published name."""
+    """The last convolution: (B, 32, h, w) -> logits (B, 2, h, w). Published checkpoints call it ``conv``."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -45,7 +49,7 @@ class FinalConv(nn.Module):
 
 
 class Head(nn.Sequential):
-    """3 x 3 convolution, batch norm and ReLU to ``hidden`` channels, then 3 x 3 to ``classes``."""
+    """3 x 3 convolution to ``hidden`` channels, batch norm, ReLU, then 3 x 3 convolution to ``classes`` channels."""
 
     def __init__(self, channels: int, hidden: int, classes: int) -> None:
         super().__init__(ConvNorm(channels, hidden, 3, bias=True), FinalConv(hidden, classes))

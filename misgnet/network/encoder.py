@@ -1,6 +1,6 @@
-"""The shared encoder: three stages of a pyramid vision transformer (PVTv2-B1).
+"""Defines the encoder that both dates share: three stages of a pyramid vision transformer (PVTv2-B1).
 
-Tokens are (B, N, C) with N = h * w, row by row; maps are (B, C, h, w). Wang et al., "PVT v2: Improved
+Tokens are (B, N, C) with N = h * w in row-major order; maps are (B, C, h, w). Source: Wang et al., "PVT v2: Improved
 Baselines with Pyramid Vision Transformer", Computational Visual Media 8, 2022.
 """
 
@@ -14,29 +14,29 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """One encoder stage: token width, attention heads, MLP ratio, spatial reduction, patch geometry."""
+    """Hyperparameters of one encoder stage."""
 
-    width: int
-    heads: int
-    mlp_ratio: int
-    reduction: int
-    patch: int
-    stride: int
-    depth: int = 2
+    width: int  # channels of a token
+    heads: int  # attention heads
+    mlp_ratio: int  # hidden channels of the MLP / width
+    reduction: int  # factor by which keys and values are reduced in height and width
+    patch: int  # kernel size of the patch embedding, pixels
+    stride: int  # stride of the patch embedding, pixels
+    depth: int = 2  # blocks
 
 
 def to_tokens(maps: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h*w, C)."""
+    """Reshapes a map (B, C, h, w) to tokens (B, h*w, C)."""
     return maps.flatten(2).transpose(1, 2)
 
 
 def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
-    """(B, h*w, C) -> (B, C, h, w)."""
+    """Reshapes tokens (B, h*w, C) to a map (B, C, h, w)."""
     return tokens.transpose(1, 2).unflatten(2, (height, width))
 
 
 class PatchEmbed(nn.Module):
-    """Overlapping patches by a strided convolution, then LayerNorm: (B, Cin, H, W) -> (B, N, C), h, w."""
+    """Embeds overlapping patches by a strided convolution and LayerNorm: (B, Cin, H, W) -> (B, N, C), h, w."""
 
     def __init__(self, channels: int, stage: StageConfig) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention whose keys and values come from a spatially reduced map."""
+    """Multi-head attention on tokens (B, N, C); keys and values come from a spatially reduced map with M pixels."""
 
     def __init__(self, stage: StageConfig) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Attention(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """3 x 3 depthwise convolution over the token grid."""
+    """3 x 3 depthwise convolution on the map that the tokens form: (B, N, C) -> (B, N, C)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class DepthwiseConv(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, depthwise convolution, exact (erf) GELU, linear."""
+    """Linear layer, depthwise convolution, exact (erf) GELU, linear layer: (B, N, C) -> (B, N, C)."""
 
     def __init__(self, stage: StageConfig) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm1(x)), then x + mlp(norm2(x))."""
+    """Transformer block on tokens (B, N, C): x + attention(norm1(x)), then x + mlp(norm2(x))."""
 
     def __init__(self, stage: StageConfig) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) -> one map per stage, (B, width, H/4, W/4), (.., H/8, W/8), (.., H/16, W/16)."""
+    """Turns images (B, 3, H, W) into one map per stage: (B, width, H/4, W/4), (.., H/8, W/8), (.., H/16, W/16)."""
 
     def __init__(self, stages: tuple[StageConfig, ...]) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Semantic guidance: each date's features are projected onto a few graph nodes and guide the other date.
+"""Defines semantic guidance: the features of each date are projected onto a few graph nodes and guide the other date.
 
-Shapes: X (B, C, h, w) one level's map, N = h * w pixels, K graph nodes, assignment Q (B, K, N), node
-matrix G (B, C, K). Formulas: Cui et al., IEEE JSTARS 18, 2025, section III, as ``MISGNET.md`` states them.
-Everything here runs in float32: exponents of several thousand do not survive half precision.
+Shapes: map of one level X (B, C, h, w), N = h * w pixels, K graph nodes, assignment Q (B, K, N), node matrix
+G (B, C, K). Formulas: Cui et al., IEEE JSTARS 18, 2025, section III, as given in ``MISGNET.md``. This module
+computes in float32 because half precision overflows at its exponents of several thousand.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Stands for the "+ 1e-9" of the assignment's sum. Nodes are scaled to unit length afterwards, so that the two
-# agree in float32, and unlike the sum a clamp is not removed by the ONNX exporter as "adding zero".
+# Lower limit of the assignment's sum; the paper adds 1e-9 instead. The results agree in float32, because nodes are
+# scaled to unit length afterwards. The ONNX exporter would remove the addition as "adding zero", but keeps a clamp.
 _EMPTY_NODE = 1e-9
 
 
 class ConvNorm(nn.Module):
-    """Convolution and batch norm, named ``conv`` and ``bn``."""
+    """Convolution followed by batch norm; the submodules are called ``conv`` and ``bn``."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int = 1, *, bias: bool = False) -> None:
         super().__init__()
@@ -29,12 +29,12 @@ class ConvNorm(nn.Module):
 
 
 def node_conv(channels: int) -> nn.Sequential:
-    """1 x 1 convolution and batch norm on nodes; the ReLU is the caller's."""
+    """Returns a 1 x 1 convolution with batch norm for nodes; the caller applies the ReLU."""
     return nn.Sequential(ConvNorm(channels, channels))
 
 
 class Projection(nn.Module):
-    """Soft assignment of pixels to ``nodes`` anchors, and the nodes' unit-length features."""
+    """Assigns pixels softly to ``nodes`` anchors and computes unit-length features of the nodes."""
 
     def __init__(self, nodes: int, channels: int) -> None:
         super().__init__()
@@ -42,21 +42,21 @@ class Projection(nn.Module):
         self.sigma = nn.Parameter(torch.rand(nodes, channels))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """X (B, C, N) -> G (B, C, K), Q (B, K, N)."""
+        """Projects X (B, C, N) to G (B, C, K) and Q (B, K, N)."""
         scale = torch.sigmoid(self.sigma)  # (K, C)
         assignment = torch.softmax(-0.5 * self._distance(x, scale), dim=1)
         total = assignment.sum(2, keepdim=True)  # (B, K, 1)
         residual = (assignment @ x.transpose(1, 2) - self.anchor * total) / scale  # sum over n of Q * r
         nodes = _unit_length(residual / total.clamp(min=_EMPTY_NODE))
         nodes = _unit_length(nodes.flatten(1))
-        # The published weights depend on a reinterpretation of K x C as C x K: a reshape, no transpose.
+        # The published weights require that K x C is reinterpreted as C x K: a reshape, not a transpose.
         return nodes.unflatten(1, (x.shape[1], -1)), assignment
 
     def _distance(self, x: Tensor, scale: Tensor) -> Tensor:
-        """Squared norms of (x - anchor) / scale, up to a summand common to all nodes: (B, K, N).
+        """Returns squared norms of (x - anchor) / scale, minus a term that all nodes share: (B, K, N).
 
-        Expanded into matrix products. What all nodes share cancels in the softmax over them, so the mean
-        weight of x^2 is taken out first: the terms stay small and float32 keeps their differences.
+        The square is expanded into matrix products. Terms that all nodes share cancel in the softmax over nodes.
+        Subtracting them first keeps the numbers small, so that float32 resolves their differences.
         """
         weight = scale.reciprocal().square()  # (K, C)
         linear = self.anchor * weight
@@ -66,12 +66,12 @@ class Projection(nn.Module):
 
 
 def _unit_length(x: Tensor) -> Tensor:
-    """x / max(||x||, 1e-12) over the last axis; a node without pixels stays zero."""
+    """Returns x / max(||x||, 1e-12) over the last axis; a node without pixels stays zero."""
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 class GraphConv(nn.Module):
-    """Y (B, C, K) -> (S (Y^T W))^T with S = softmax(Y^T Y) over its last axis; W is not transposed."""
+    """Graph convolution: Y (B, C, K) -> (S (Y^T W))^T, S = softmax(Y^T Y) over its last axis; W is not transposed."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class GraphConv(nn.Module):
 
 
 class Cascade(nn.Module):
-    """Two graph convolutions, then one ReLU. ``gcn3`` is stored by published checkpoints and never used."""
+    """Two graph convolutions and one ReLU. ``gcn3`` is not used, but published checkpoints contain it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Cascade(nn.Module):
 
 
 class CrossGuidance(nn.Module):
-    """g(P, S, V, Q): what one date's nodes say about the pixels of the other, (B, C, N)."""
+    """Guidance g(P, S, V, Q) of one date's nodes for the pixels of the other date, (B, C, N)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -109,14 +109,14 @@ class CrossGuidance(nn.Module):
         self.conv = node_conv(channels)
 
     def forward(self, p: Tensor, s: Tensor, v: Tensor, assignment: Tensor) -> Tensor:
-        """P, S, V (B, C, K) and Q (B, K, N) -> (B, C, N)."""
+        """Maps P, S, V (B, C, K) and Q (B, K, N) to (B, C, N)."""
         mixed = (torch.softmax(p.transpose(1, 2) @ s, dim=-1) @ v.transpose(1, 2)).transpose(1, 2)
         nodes = self.gcn2(self.gcn(self.gcn3(v) + mixed))
         return F.relu(self.conv((nodes @ assignment).unsqueeze(3))).squeeze(3)
 
 
 class MutualGuidance(nn.Module):
-    """Both dates of one level guide each other. Attribute names are the published checkpoints'."""
+    """Mutual guidance of both dates at one level. Attributes are named as in published checkpoints."""
 
     def __init__(self, nodes: int, channels: int) -> None:
         super().__init__()
@@ -132,9 +132,9 @@ class MutualGuidance(nn.Module):
         self.r2e2 = CrossGuidance(channels)
 
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (B, C, h, w) of the dates 1 and 2 -> the guided maps of both."""
+        """Returns the guided maps of dates 1 and 2, (B, C, h, w) as the inputs."""
         with torch.autocast(x1.device.type, enabled=False):
-            wide = torch.promote_types(x1.dtype, torch.float32)  # float64 stays what it is
+            wide = torch.promote_types(x1.dtype, torch.float32)  # float64 stays float64
             return self._guide(x1.to(wide), x2.to(wide))
 
     def _guide(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,12 +156,12 @@ class MutualGuidance(nn.Module):
 
 
 def _on_nodes(conv: nn.Module, nodes: Tensor) -> Tensor:
-    """ReLU of a node convolution on G (B, C, K)."""
+    """Applies a node convolution and ReLU to G (B, C, K)."""
     return F.relu(conv(nodes.unsqueeze(3))).squeeze(3)
 
 
 class LevelGuidance(nn.Module):
-    """One level: |X1' - X2'|, the difference of the guided maps, (B, C, h, w)."""
+    """Absolute difference of the guided maps of one level, |X1' - X2'|, (B, C, h, w)."""
 
     def __init__(self, nodes: int, channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""MISGNet: two images of one place in, change logits out."""
+"""Defines MISGNet, which computes change logits from two images of the same area."""
 
 from __future__ import annotations
 
@@ -21,8 +21,13 @@ GRAPH_NODES = (2, 4, 8)
 class MISGNet(nn.Module):
     """Multilevel Intertemporal Semantic Guidance Network (Cui et al., IEEE JSTARS 18, 2025, 1827-1840).
 
-    Takes built submodules; :func:`build_misgnet` holds the numbers. State-dict names are those of the
-    published checkpoints, without encoder stage 4, which never reached the output.
+    :func:`build_misgnet` builds the published configuration. Keys of the state dict are those of the published
+    checkpoints, except for encoder stage 4, which does not contribute to the output.
+
+    Args:
+        backbone: Encoder with three stages, shared by both dates.
+        levels: Guidance modules of the three stages, from fine to coarse.
+        widths: Channels of the three stages, from fine to coarse.
     """
 
     def __init__(self, backbone: Encoder, levels: list[LevelGuidance], widths: tuple[int, int, int]) -> None:
@@ -39,10 +44,17 @@ class MISGNet(nn.Module):
         self.final2 = Head(fine, 32, 2)
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """Logits (B, 2, H, W), channel 1 is "changed".
+        """Computes change logits.
 
-        ``before`` and ``after``: float (B, 3, H, W), ImageNet-normalised RGB, H and W multiples of 32.
-        Raises ValueError for other sizes.
+        Args:
+            before: Images of the earlier date: float (B, 3, H, W), ImageNet-normalised RGB, H and W multiples of 32.
+            after: Images of the later date, of the same shape.
+
+        Returns:
+            Logits (B, 2, H, W); channel 1 is "changed".
+
+        Raises:
+            ValueError: If the shapes differ or are not supported.
         """
         check_size(before.shape, after.shape)
         batch = before.shape[0]
@@ -56,6 +68,7 @@ class MISGNet(nn.Module):
 
 
 def check_size(before: torch.Size, after: torch.Size) -> None:
+    """Raises ValueError if the shapes of the two inputs differ or are not supported."""
     if before != after:
         raise ValueError(f"the two dates differ in shape: {tuple(before)} and {tuple(after)}")
     if len(before) != 4 or before[1] != 3 or any(n == 0 or n % SIZE_MULTIPLE for n in before[2:]):
@@ -64,7 +77,11 @@ def check_size(before: torch.Size, after: torch.Size) -> None:
 
 
 def build_misgnet() -> MISGNet:
-    """The published configuration: 9,852,002 parameters that reach the output or are stored beside them."""
+    """Builds the published configuration with random weights.
+
+    Returns:
+        A network of 9,852,002 parameters. This includes the unused ones that published checkpoints contain.
+    """
     widths = (STAGES[0].width, STAGES[1].width, STAGES[2].width)
     levels = [LevelGuidance(k, c) for k, c in zip(GRAPH_NODES, widths, strict=True)]
     return MISGNet(Encoder(STAGES), levels, widths)

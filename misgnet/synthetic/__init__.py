@@ -1,9 +1,9 @@
-"""Seeded pairs of synthetic aerial tiles for building change detection.
+"""Generates synthetic pairs of aerial tiles for building change detection from a seed.
 
-A pair shows one made-up neighbourhood at two dates, at about 0.5 m per pixel. Between the dates
-buildings appear and vanish, and those roofs are the label. Light, season, shadows, cars, trees,
-fields, focus, sensor noise and the exact pointing of the camera differ as well, and are not.
-Demonstrations and tests use such pairs where no real data set may be shipped.
+A pair shows an imaginary neighbourhood at two dates, at about 0.5 m per pixel. Buildings appear and disappear between
+the dates; the label marks their roofs. Light, season, shadows, cars, trees, fields, focus, sensor noise and the exact
+direction of the camera also differ, but are not labelled as change. Demonstrations and tests use these pairs because
+the real data sets may not be redistributed.
 """
 
 from misgnet.synthetic.pairs import SyntheticPair, make_pair, pair_seed, write_split

@@ -1,4 +1,4 @@
-"""Where the buildings of a scene stand and what they are like."""
+"""Plans the positions and properties of the buildings of a scene."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.random import Generator
 
 from misgnet.synthetic.scene import Box, Building, Colour, Points, Presence, Road, find_verge
 
-REACH = 50.0  # streets matter this far beside the tile: a building along them may be seen
+REACH = 50.0  # pixels; buildings along streets up to this far outside the tile may be visible
 
 ROOF_COLOURS: dict[str, tuple[Colour, ...]] = {
     "pitched": ((152, 88, 66), (136, 74, 60), (124, 98, 82), (122, 116, 112), (94, 90, 92), (178, 152, 122)),
@@ -20,37 +20,37 @@ ROOF_COLOURS: dict[str, tuple[Colour, ...]] = {
 
 @dataclass(frozen=True)
 class Change:
-    """How a pair changes: the chance that a building changes, and that a change is an appearance."""
+    """Probabilities of change in a pair."""
 
-    share: float
-    appearing: float
+    share: float  # that a building changes
+    appearing: float  # that a changed building appears rather than disappears
 
 
 @dataclass(frozen=True, kw_only=True)
 class District:
-    """How a neighbourhood is built: ranges of lengths in pixels, and chances."""
+    """Parameters of a neighbourhood: ranges in pixels, and probabilities."""
 
-    length: tuple[float, float]
-    depth: tuple[float, float]
-    gap: tuple[float, float]
+    length: tuple[float, float]  # of a building along the street
+    depth: tuple[float, float]  # of a building away from the street
+    gap: tuple[float, float]  # between buildings
     street_spacing: tuple[float, float]
-    pitched: float
-    wing: float
-    occupied: float
+    pitched: float  # probability of a gabled or hipped roof
+    wing: float  # probability of a wing
+    occupied: float  # probability that a lot has a building
 
 
 def plan_buildings(
     rng: Generator, size: int, roads: tuple[Road, ...], district: District, change: Change
 ) -> tuple[Building, ...]:
-    """Walk along both sides of every street and set down whatever fits."""
+    """Places buildings along both sides of every street wherever they fit."""
     buildings: list[Building] = []
     lots: list[Points] = []
     verge = find_verge(roads)
     for road in roads:
         for side in (1.0, -1.0):
-            seen = road.seen(size, REACH)
-            along = 4.0 * float(seen[0]) + float(rng.uniform(-20, 20))
-            while along < 4.0 * seen[-1]:
+            near = road.indices_near(size, REACH)
+            along = 4.0 * float(near[0]) + float(rng.uniform(-20, 20))
+            while along < 4.0 * near[-1]:
                 length, depth = float(rng.uniform(*district.length)), float(rng.uniform(*district.depth))
                 spot = _spot(rng, road, along + length / 2, side, depth)
                 along += length + float(rng.uniform(*district.gap))
@@ -68,7 +68,7 @@ _Spot = tuple[tuple[float, float], float, float]  # centre, angle, distance to t
 
 
 def _spot(rng: Generator, road: Road, along: float, side: float, depth: float) -> _Spot | None:
-    """A place beside the road: its v axis points away from the street."""
+    """Returns a building position beside the road, or None at its ends; the v axis points away from the street."""
     index = int(along / 4.0)
     if not 0 < index < len(road.points) - 1:
         return None
@@ -108,7 +108,7 @@ def _building(rng: Generator, district: District, change: Change, spot: _Spot, e
 
 
 def _wing(rng: Generator, main: Box) -> Box:
-    """A narrower part at one end that sticks out of the v1 side and makes an L or a T."""
+    """Returns a narrower part that extends from the v1 side and makes the building L- or T-shaped."""
     length, depth = main.u1 - main.u0, main.v1 - main.v0
     width = float(rng.uniform(0.35, 0.5)) * length
     start = main.u0 + float(rng.choice([0.0, 0.0, 0.5, 1.0])) * (length - width)
@@ -121,7 +121,7 @@ def _presence(rng: Generator, change: Change) -> Presence:
 
 
 def _free(building: Building, lot: Points, verge: tuple[Points, Points], lots: list[Points]) -> bool:
-    """Whether a building keeps 3 pixels off the streets, and its lot (4, 2) off the other lots."""
+    """Returns whether a building is at least 3 pixels from all streets and its lot (4, 2) overlaps no other lot."""
     box = building.bounds.grown(3)
     c, s = math.cos(building.angle), math.sin(building.angle)
     local = (verge[0] - building.centre) @ np.array([[c, -s], [s, c]])
@@ -131,7 +131,7 @@ def _free(building: Building, lot: Points, verge: tuple[Points, Points], lots: l
 
 
 def _apart(first: Points, second: Points) -> bool:
-    """Whether a straight line along one of their sides parts two rectangles, each (4, 2)."""
+    """Returns whether two rectangles (4, 2) can be separated by a line parallel to a side (separating axis theorem)."""
     middles = 0.5 * (first[0] + first[2] - second[0] - second[2])
     if math.hypot(*middles) > 0.5 * (math.dist(first[0], first[2]) + math.dist(second[0], second[2])):
         return True

@@ -1,6 +1,6 @@
-"""Draws what stands on the ground, from fields to trees, and the shadows; roofs have a module of their own.
+"""Draws fields, roads, building lots, cars, trees and shadows; :mod:`misgnet.synthetic.roofs` draws the roofs.
 
-The canvas is the tile with its margin, at `SCALE` canvas pixels per tile pixel.
+The canvas is the tile with its margin, at ``SCALE`` canvas pixels per tile pixel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Brush = ImageDraw.ImageDraw
 
 
 def on_canvas(points: Points) -> list[float]:
-    """Tile pixels (N, 2) as the canvas coordinates Pillow takes."""
+    """Converts tile pixels (N, 2) to a flat list of canvas coordinates for Pillow."""
     coordinates: list[float] = ((points + MARGIN) * SCALE).ravel().tolist()
     return coordinates
 
@@ -42,13 +42,13 @@ def draw_road(brush: Brush, road: Road, light: Light, size: int) -> None:
     fill_polygon(brush, road.strip(road.width), light.asphalt)
     if road.lane_line:
         paint = ink(mix(light.asphalt, (235, 232, 220), 0.6))
-        seen = road.seen(size, MARGIN)
-        for index in seen[seen % 4 == 0].tolist():
+        near = road.indices_near(size, MARGIN)
+        for index in near[near % 4 == 0].tolist():
             brush.line(on_canvas(road.points[index : index + 3]), fill=paint)
 
 
 def draw_site(brush: Brush, building: Building, light: Light, date: int) -> None:
-    """The lot under a building, or what its place looks like while it is not there."""
+    """Draws the lot around a building, or bare soil if the building is absent and has a bare site."""
     box = building.bounds
     if not building.present[date]:
         if building.bare_site:
@@ -67,12 +67,12 @@ def draw_car(brush: Brush, car: Car) -> None:
 
 
 def _outline(tree: Tree, date: int, share: float = 1.0) -> Points:
-    """A crown's outline (N, 2), or the same one at a smaller scale."""
+    """Returns the outline of a crown (N, 2), scaled by ``share``."""
     return tree.shape * (tree.radius[date] * share) + tree.centre
 
 
 def draw_tree(brush: Brush, tree: Tree, light: Light, date: int) -> None:
-    """A crown with a lit side."""
+    """Draws a crown with a brighter side towards the sun."""
     sun = np.asarray(light.sun)
     for share, tone in ((1.0, 0.8), (0.72, 1.05), (0.4, 1.3)):
         outline = _outline(tree, date, share) + sun * tree.radius[date] * (1 - share) * 0.6
@@ -80,7 +80,7 @@ def draw_tree(brush: Brush, tree: Tree, light: Light, date: int) -> None:
 
 
 def _swept(corners: Points, throw: Points) -> Points:
-    """What a rectangle (4, 2) covers on its way along `throw` (2,): (8, 2), its far sides moved."""
+    """Returns the outline (8, 2) of the area that a rectangle (4, 2) covers while it moves by ``throw`` (2,)."""
     ends = np.roll(corners, -1, 0)
     sides = ends - corners
     far = (sides[:, 1] * throw[0] - sides[:, 0] * throw[1] > 0)[:, None] * throw
@@ -88,7 +88,7 @@ def _swept(corners: Points, throw: Points) -> Points:
 
 
 def cast_shadows(canvas: Image.Image, scene: Scene, light: Light, date: int) -> None:
-    """Darken the canvas where a building or a tree stands between it and the sun."""
+    """Darkens the shadows of buildings and trees."""
     mask = Image.new("L", canvas.size)
     brush = ImageDraw.Draw(mask)
     away = -np.asarray(light.sun) * light.shadow

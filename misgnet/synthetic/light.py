@@ -1,4 +1,4 @@
-"""How a date looks: its season, its sun and camera, and the ground in that light."""
+"""Models season, sun and camera of a date, and draws the ground in that light."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """How one date looks: season, sun and camera."""
+    """Season, sun and camera of one date."""
 
     sun: tuple[float, float]  # unit vector towards the sun, x right, y down
-    shadow: float  # shadow length per height
+    shadow: float  # shadow length / height
     gloom: float  # brightness inside a shadow, 0..1
     grass: Colour
     soil: Colour
@@ -29,21 +29,21 @@ class Light:
     offset: float  # brightness, grey levels
     blur: float  # radius, pixels
     noise: float  # sensor noise, grey levels
-    shift: tuple[float, float]  # how far the view is off the common grid, pixels
+    shift: tuple[float, float]  # offset of the view from the common grid, pixels
 
 
 @dataclass(frozen=True)
 class Relief:
-    """Noise that the dates share; `side` is the tile with its margin."""
+    """Noise that both dates share; ``side`` is the side of the tile with its margin."""
 
     bare: Image.Image  # (side, side), 8-bit, 255: soil, 0: grass
     wood: Image.Image  # (side, side), 8-bit, 255: wood
-    crowns: Floats  # (side, side), the woods' crowns as heights, about standard normal
-    texture: Floats  # (size, size, 3), brightness factors that roughen everything, grey
+    crowns: Floats  # (side, side), heights of the crowns in woods, about standard normal
+    texture: Floats  # (size, size, 3), brightness factors for the whole tile, equal in all channels
 
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
-    """`first` with `share` (0..1) of `second`."""
+    """Blends two colours: ``share`` 0 returns ``first``, 1 returns ``second``."""
     red, green, blue = (a + (b - a) * share for a, b in zip(first, second, strict=True))
     return red, green, blue
 
@@ -59,7 +59,7 @@ def ink(colour: Colour) -> tuple[int, int, int]:
 
 
 def make_light(rng: Generator, date: int) -> Light:
-    """Draw a date's season, sun and camera; only the second date's view is off the grid."""
+    """Draws random season, sun and camera for a date; only the view of the second date has an offset."""
     dry, bearing = float(rng.uniform(0, 1)), float(rng.uniform(0, 2 * np.pi))
     offgrid, heading = 1.5 * float(rng.random()) ** 1.5 * date, float(rng.uniform(0, 2 * np.pi))
     exposure, cast = float(rng.uniform(0.85, 1.12)), rng.uniform(-0.05, 0.05, 3)
@@ -81,18 +81,19 @@ def make_light(rng: Generator, date: int) -> Light:
 
 
 def _smooth_noise(rng: Generator, side: int, cell: float) -> Floats:
-    """Noise (side, side) that varies over about `cell` pixels."""
+    """Returns noise (side, side) that varies over about ``cell`` pixels."""
     count = max(4, round(side / cell))
     coarse = Image.fromarray(rng.standard_normal((count, count), dtype=np.float32))
     return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC)) * np.float32(1.3)
 
 
 def _grey(values: NDArray[np.floating]) -> Image.Image:
-    """0..1, clipped, as an 8-bit image."""
+    """Converts values, clipped to 0..1, to an 8-bit image."""
     return Image.fromarray((np.clip(values, 0, 1) * 255).astype(np.uint8))
 
 
 def make_relief(rng: Generator, side: int) -> Relief:
+    """Draws the random noise that both dates share."""
     patches = 0.7 * _smooth_noise(rng, side, 70) + 0.5 * _smooth_noise(rng, side, 22)
     woods = _smooth_noise(rng, side, 80) + 0.35 * _smooth_noise(rng, side, 16)
     crowns = _smooth_noise(rng, side, 7)
@@ -103,7 +104,7 @@ def make_relief(rng: Generator, side: int) -> Relief:
 
 
 def draw_ground(relief: Relief, light: Light) -> Image.Image:
-    """Grass, soil and woods of a date, one canvas pixel per tile pixel."""
+    """Draws grass, soil and woods of a date, one canvas pixel per tile pixel."""
     size = relief.bare.size
     grass, soil = (Image.new("RGB", size, ink(colour)) for colour in (light.grass, light.soil))
     grass.paste(soil, mask=relief.bare)
@@ -112,11 +113,11 @@ def draw_ground(relief: Relief, light: Light) -> Image.Image:
 
 
 def _woods(relief: Relief, light: Light) -> Image.Image:
-    """Woods without end: crowns that are lighter where they face the sun."""
+    """Draws woods that cover the whole canvas, with crowns that are brighter towards the sun."""
     height = np.pad(relief.crowns, 1, mode="edge")
     facing = -(height[1:-1, 2:] - height[1:-1, :-2]) * light.sun[0]
     facing -= (height[2:, 1:-1] - height[:-2, 1:-1]) * light.sun[1]
     lit = _grey((0.9 + 0.45 * facing + 0.1 * relief.crowns).clip(0.45, 1.6) / 1.6)
-    levels = np.arange(256) * (1.6 / 255)
-    tones = [lit.point(np.rint(levels * channel).astype(int).tolist()) for channel in light.tree]
+    factors = np.arange(256) * (1.6 / 255)
+    tones = [lit.point(np.rint(factors * channel).astype(int).tolist()) for channel in light.tree]
     return Image.merge("RGB", tones)

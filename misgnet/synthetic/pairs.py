@@ -1,4 +1,4 @@
-"""Makes and writes pairs: plans a scene, paints it at both dates and photographs it."""
+"""Generates and writes synthetic pairs: plans a scene, paints it at both dates and simulates the camera."""
 
 from __future__ import annotations
 
@@ -36,13 +36,18 @@ class SyntheticPair:
 
     before: NDArray[np.uint8]  # (H, W, 3) RGB
     after: NDArray[np.uint8]  # (H, W, 3) RGB
-    label: NDArray[np.bool_]  # (H, W); true where a roof is there at one date only
+    label: NDArray[np.bool_]  # (H, W); true for roofs that exist at only one date
 
 
 def make_pair(seed: int, size: int = 256) -> SyntheticPair:
-    """Make the pair that belongs to `seed` (not negative); the same arguments always give the same bytes.
+    """Generates the pair of a seed; the same arguments always give the same bytes.
 
-    `size` is the side of the tile in pixels, a multiple of 32 from 64 to 1024.
+    Args:
+        seed: Seed, not negative.
+        size: Side of the tile in pixels, a multiple of 32 from 64 to 1024.
+
+    Raises:
+        ValueError: If ``size`` is not supported.
     """
     if size % 32 or not 64 <= size <= 1024:
         raise ValueError(f"size must be a multiple of 32 from 64 to 1024, not {size}")
@@ -56,7 +61,7 @@ def make_pair(seed: int, size: int = 256) -> SyntheticPair:
 
 
 def pair_seed(seed: int, index: int) -> int:
-    """The seed of pair `index` of a split; no two splits share one, nor with seeds below 2**32."""
+    """Returns the seed of pair ``index`` of a split; at least 2**32 and different from the seeds of other splits."""
     return ((seed + 1) << 32) + index
 
 
@@ -67,9 +72,14 @@ def write_split(
     size: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write `count` pairs as A/NAME.png, B/NAME.png and label/NAME.png (8-bit grey, 0 or 255) in `folder`.
+    """Writes pairs as A/NAME.png, B/NAME.png and label/NAME.png (8-bit grey, 0 or 255).
 
-    `progress` is called with the number of pairs written so far and `count`.
+    Args:
+        folder: Folder to write to; it is created if necessary.
+        count: Number of pairs.
+        seed: Seed of the split.
+        size: Side of a tile in pixels, a multiple of 32 from 64 to 1024.
+        progress: Called with the number of pairs written so far and ``count``.
     """
     for name in ("A", "B", "label"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -83,23 +93,23 @@ def write_split(
 
 
 def _photograph(scene: Scene, relief: Relief, light: Light, date: int, rng: Generator) -> NDArray[np.uint8]:
-    """The tile of a date, (size, size, 3), through a camera that blurs, tints and adds noise."""
+    """Returns the image of a date, (size, size, 3), as taken by a camera that blurs, tints and adds noise."""
     size = scene.size
     view = _view(_paint(scene, relief, light, date, rng), size, light.shift)
-    levels = np.arange(256) - 118.0
-    exposed = np.concatenate([levels * gain + (118 + light.offset) for gain in light.gain])
+    centred = np.arange(256) - 118.0
+    exposed = np.concatenate([centred * gain + (118 + light.offset) for gain in light.gain])
     exposure = exposed.clip(0, 255).round().astype(int).tolist()
     view = view.filter(ImageFilter.BoxBlur(light.blur)).point(exposure)
     pixels = np.asarray(view) * relief.texture
-    noise = rng.random(pixels.shape, dtype=np.float32)  # even, which is quicker than normal
+    noise = rng.random(pixels.shape, dtype=np.float32)  # uniform, which is faster than normal
     noise *= np.float32(math.sqrt(12) * light.noise)
     pixels += noise
-    pixels += np.float32(0.5 - math.sqrt(3) * light.noise)  # half a level rounds
+    pixels += np.float32(0.5 - math.sqrt(3) * light.noise)  # 0.5 because astype truncates
     return np.clip(pixels, 0, 255, out=pixels).astype(np.uint8)
 
 
 def _paint(scene: Scene, relief: Relief, light: Light, date: int, rng: Generator) -> Image.Image:
-    """Everything that stands at a date, from the ground up, on a canvas with a margin."""
+    """Draws everything that is present at a date, from the ground up, on a canvas with a margin."""
     side = (scene.size + 2 * MARGIN) * SCALE
     canvas = draw_ground(relief, light).resize((side, side), Image.Resampling.NEAREST)
     brush = ImageDraw.Draw(canvas)
@@ -122,14 +132,14 @@ def _paint(scene: Scene, relief: Relief, light: Light, date: int, rng: Generator
 
 
 def _view(canvas: Image.Image, size: int, shift: tuple[float, float]) -> Image.Image:
-    """The tile (size, size) as seen `shift` pixels off the common grid."""
+    """Returns the view (size, size) of the canvas at an offset of ``shift`` pixels from the common grid."""
     left, top = ((MARGIN + value) * SCALE for value in shift)
     box = (left, top, left + size * SCALE, top + size * SCALE)
     return canvas.resize((size, size), Image.Resampling.HAMMING, box=box)
 
 
 def _label(scene: Scene) -> NDArray[np.bool_]:
-    """Where a roof is there at one date only, (size, size), on the common grid."""
+    """Returns the mask of roofs that exist at only one date, (size, size), on the common grid."""
     side = (scene.size + 2 * MARGIN) * SCALE
     canvas = Image.new("L", (side, side))
     brush = ImageDraw.Draw(canvas)

@@ -1,4 +1,4 @@
-"""What stands where in a synthetic scene, before anything is drawn."""
+"""Plans the objects of a synthetic scene, before anything is drawn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DISTRICT_CHANCES = (0.55, 0.2, 0.25)
 
 
 def plan_scene(rng: Generator, size: int) -> Scene:
-    """Draw up a scene for a tile of `size` pixels: streets first, then what lines them."""
+    """Plans a random scene for a tile of ``size`` pixels: first the streets, then the objects along them."""
     district = _DISTRICTS[rng.choice(len(_DISTRICTS), p=_DISTRICT_CHANCES)]
     angle = float(rng.uniform(0, np.pi))
     change = _plan_change(rng)
@@ -56,7 +56,7 @@ def _plan_change(rng: Generator) -> Change:
 
 
 def _plan_roads(rng: Generator, size: int, angle: float, district: District) -> tuple[Road, ...]:
-    """Roughly parallel streets across the tile, and now and then a crossing one."""
+    """Plans roughly parallel streets across the tile, and sometimes crossing ones."""
     roads, reach = [], 0.75 * size
     offset = -reach + float(rng.uniform(0, district.street_spacing[1]))
     while offset < reach:
@@ -64,7 +64,7 @@ def _plan_roads(rng: Generator, size: int, angle: float, district: District) -> 
         offset += float(rng.uniform(*district.street_spacing))
     for _ in range(int(rng.random() < 0.45) * max(1, size // 256)):
         roads.append(_road(rng, size, angle + np.pi / 2, float(rng.uniform(-0.4, 0.4)) * size))
-    near = [road for road in roads if len(road.seen(size, REACH)) > 2]
+    near = [road for road in roads if len(road.indices_near(size, REACH)) > 2]
     return tuple(near or [_road(rng, size, angle, float(rng.uniform(-0.3, 0.3)) * size)])
 
 
@@ -79,7 +79,7 @@ def _road(rng: Generator, size: int, angle: float, offset: float) -> Road:
 
 
 def _plan_trees(rng: Generator, size: int, roads: tuple[Road, ...]) -> tuple[Tree, ...]:
-    """Single trees off the streets; a few are planted or felled between the dates, all grow a little."""
+    """Plans single trees away from the streets; a few are planted or felled between the dates, all change in size."""
     trees, turns = [], np.arange(11) * (2 * np.pi / 11)
     circle = np.stack([np.cos(turns), np.sin(turns)], 1)
     verge, _ = find_verge(roads)
@@ -95,7 +95,7 @@ def _plan_trees(rng: Generator, size: int, roads: tuple[Road, ...]) -> tuple[Tre
 
 
 def _plan_fields(rng: Generator, size: int, angle: float) -> tuple[Field, ...]:
-    """Parcels aligned with the streets, under everything else."""
+    """Plans fields that are aligned with the streets and drawn below everything else."""
     fields = []
     for _ in range(int(rng.poisson(1.2 * size / 256))):
         x, y = rng.uniform(0, size, 2)
@@ -115,7 +115,7 @@ def _plan_cars(rng: Generator, size: int, roads: tuple[Road, ...]) -> tuple[Car,
         for _ in range(int(rng.poisson(1.5 * size / 256))):
             index = int(rng.integers(1, len(road.points) - 1))
             x, y = road.points[index + 1] - road.points[index - 1]
-            angle, lane = float(np.arctan2(y, x)), float(rng.choice([-1.0, 1.0])) * road.width / 4
-            px, py = placed([(0.0, lane)], tuple(road.points[index].tolist()), angle)[0]
+            angle, across = float(np.arctan2(y, x)), float(rng.choice([-1.0, 1.0])) * road.width / 4
+            px, py = placed([(0.0, across)], tuple(road.points[index].tolist()), angle)[0]
             cars.append(Car((float(px), float(py)), angle, CAR_COLOURS[rng.integers(len(CAR_COLOURS))]))
     return tuple(cars)

@@ -1,4 +1,4 @@
-"""Draws roofs: gabled or hipped ones with faces that turn to the sun, and flat ones with machines."""
+"""Draws roofs: gabled or hipped roofs with faces shaded by the sun, and flat roofs with machines on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from misgnet.synthetic.scene import Box, Building, Colour
 
 @dataclass(frozen=True)
 class _Roofer:
-    """Draws the roof of one building in its own frame."""
+    """Draws the roof of one building in the building's coordinates."""
 
     brush: Brush
     building: Building
@@ -26,13 +26,13 @@ class _Roofer:
         fill_polygon(self.brush, self.building.place(corners), scaled(self.colour, tone))
 
     def slope(self, corners: Sequence[tuple[float, float]], down: tuple[float, float]) -> None:
-        """One sloping face; `down` is the way it falls, and it is bright if that is towards the sun."""
+        """Draws one sloping face, which is brighter if its downward direction ``down`` points towards the sun."""
         c, s = math.cos(self.building.angle), math.sin(self.building.angle)
         facing = (c * down[0] - s * down[1]) * self.sun[0] + (s * down[0] + c * down[1]) * self.sun[1]
         self.fill(corners, 1 + 0.24 * facing)
 
     def pitched(self) -> None:
-        """A gabled or hipped roof with its ridge along the street."""
+        """Draws a gabled or hipped roof with its ridge parallel to the street."""
         box = self.building.main
         inset = 0.45 * (box.v1 - box.v0) if self.building.roof == "hip" else 0.0
         a, b, c, d = box.corners()
@@ -48,7 +48,7 @@ class _Roofer:
         self.brush.line(ridge, fill=ink(scaled(self.colour, 1.18)), width=2)
 
     def _pitched_wing(self, wing: Box) -> None:
-        """Two faces whose ridge runs into the main roof and leaves two valleys there."""
+        """Draws the two faces of a wing, whose ridge meets the main roof and forms two valleys with it."""
         middle = (wing.u0 + wing.u1) / 2
         inner, outer = (middle, 0.15 * self.building.main.v1), (middle, wing.v1)
         a, b, c, d = wing.corners()
@@ -56,7 +56,7 @@ class _Roofer:
         self.slope([b, inner, outer, c], (1, 0))
 
     def flat(self) -> None:
-        """A slab with a parapet and a few machines on it."""
+        """Draws a flat roof with a parapet and a few machines."""
         main = self.building.main
         for box in self.building.boxes:
             self.fill(box.corners(), 0.78)
@@ -70,7 +70,7 @@ class _Roofer:
 
 
 def draw_roof(brush: Brush, building: Building, light: Light, rng: Generator) -> None:
-    """The roof in this date's shade of its colour: weathered a little, now and then a lot."""
+    """Draws a roof; its colour differs a little from date to date, and sometimes a lot."""
     spread = 9.0 if rng.random() < 0.1 else 2.5
     red, green, blue = (value + float(rng.normal(0, spread)) for value in building.colour)
     roofer = _Roofer(brush, building, light.sun, (red, green, blue))

@@ -1,4 +1,4 @@
-"""Training from tiles: one call trains a run, or goes on with it.
+"""Trains the network on tiles: :func:`train` starts a run, :func:`resume` continues an interrupted one.
 
 from misgnet.training import Recipe, train
 
@@ -40,16 +40,30 @@ def train(
     device: torch.device | None = None,
     **surroundings: Any,
 ) -> Counters:
-    """Train a new run in the folder ``run`` and say where it stands at the end.
+    """Trains a new run and writes its results into a folder.
 
-    Writes there, whenever the averaged weights are better on ``val_tiles`` than before, ``best.safetensors``
-    (float32) and ``best_fp16.safetensors``; at the end ``last.safetensors``; after every epoch
-    ``state.safetensors``, from which :func:`resume` goes on; and ``config.json``, ``log.jsonl``,
-    ``curves.png`` and ``.svg``. Under torchrun every process calls this, and the first one writes.
+    Writes ``best.safetensors`` (float32) and ``best_fp16.safetensors`` whenever the F1 of the averaged weights on
+    ``val_tiles`` improves, ``last.safetensors`` at the end, ``state.safetensors`` for :func:`resume` after every
+    epoch, and ``config.json``, ``log.jsonl``, ``curves.png`` and ``curves.svg``. Under torchrun, every process calls
+    this function and the first process writes.
 
-    ``surroundings``: the fields of :class:`Surroundings` beside the device. Raises InputError for what cannot be
-    read or written, GateFailed where training diverged; UsageError where ``run`` exists, unless ``force``: then
-    the older run is removed as soon as the new one has saved a state.
+    Args:
+        train_tiles: Labelled tiles to train on.
+        val_tiles: Labelled tiles to validate on.
+        run: Folder to create.
+        recipe: Hyperparameters.
+        start: Files to start from (default: random weights).
+        force: Replace an existing run. It is removed as soon as the new run has saved a state.
+        device: PyTorch device (default: CUDA if available, else the CPU).
+        **surroundings: Fields of :class:`Surroundings` other than the device and the ranks.
+
+    Returns:
+        The progress and the best F1 at the end of the run.
+
+    Raises:
+        InputError: If a file cannot be read or written.
+        GateFailed: If the training diverged.
+        UsageError: If ``run`` exists and ``force`` is not set, or a value is invalid.
     """
     device = device or choose_device()
     check_tiles(train_tiles, recipe)
@@ -63,7 +77,7 @@ def train(
         if not ranks.first:
             return trainer.fit()
         with alone(run):
-            refuse_existing(run, force)  # another run may have made it since
+            refuse_existing(run, force)  # another process may have created it in the meantime
             with new_folder(run):
                 write_config(run, trainer.recipe, start, {"train": train_tiles, "val": val_tiles})
                 return trainer.fit()
@@ -73,19 +87,34 @@ def resume(
     train_tiles: TileSet,
     val_tiles: TileSet,
     run: Path,
-    asked: dict[str, Any] | None = None,
+    given: dict[str, Any] | None = None,
     *,
     device: torch.device | None = None,
     **surroundings: Any,
 ) -> Counters:
-    """Go on with the run in the folder ``run``: the same losses as if it had never been interrupted.
+    """Resumes an interrupted run; its losses are the same as without the interruption.
 
-    ``asked``: fields of the recipe, its parts or :class:`Start` that the caller names again; UsageError where one
-    is not the run's own. The rest is as for :func:`train`; a run that is finished stays as it is.
+    A finished run is not changed.
+
+    Args:
+        train_tiles: The tiles that the run was started with.
+        val_tiles: The validation tiles that the run was started with.
+        run: Folder of the run.
+        given: Fields of :class:`Recipe`, its parts or :class:`Start` that must equal those of the run.
+        device: PyTorch device (default: CUDA if available, else the CPU).
+        **surroundings: Fields of :class:`Surroundings` other than the device and the ranks.
+
+    Returns:
+        The progress and the best F1 at the end of the run.
+
+    Raises:
+        InputError: If a file cannot be read or written, or tiles or bundle differ from those of the run.
+        GateFailed: If the training diverged.
+        UsageError: If a field in ``given`` differs from that of the run.
     """
     device = device or choose_device()
     recipe, start = read_config(run, {"train": train_tiles, "val": val_tiles})
-    _check_asked(run, recipe, start, asked or {})
+    _check_given(run, recipe, start, given or {})
     with process_group(device) as ranks:
         check_batch(min(recipe.batch, len(train_tiles)), ranks)
         trainer = Trainer(
@@ -99,18 +128,18 @@ def resume(
 
 
 def check_tiles(tiles: TileSet, recipe: Recipe) -> None:
-    """UsageError where tiles or crops are no size that the network takes."""
+    """Raises UsageError if the network does not support the size of the tiles or crops."""
     if tiles.tile % 32:
-        raise UsageError(f"--tile is {tiles.tile}; the network takes multiples of 32")
+        raise UsageError(f"--tile is {tiles.tile}; it must be a multiple of 32")
     if recipe.crop is not None and recipe.crop > tiles.tile:
-        raise UsageError(f"--crop is {recipe.crop}, which is more than the tiles' {tiles.tile} pixels")
+        raise UsageError(f"--crop is {recipe.crop}; it must be at most the size of the tiles, {tiles.tile} pixels")
 
 
-def _check_asked(run: Path, recipe: Recipe, start: Start, asked: dict[str, Any]) -> None:
+def _check_given(run: Path, recipe: Recipe, start: Start, given: dict[str, Any]) -> None:
     own = {**asdict(recipe), **asdict(recipe.loss), **asdict(recipe.augmentation), **asdict(start)}
-    for name, value in asked.items():
+    for name, value in given.items():
         if own[name] != value:
             raise UsageError(
-                f"the run {run} was started with --{name.replace('_', '-')} {own[name]}, not {value}; resume it as "
-                f"it was, or start another one from its weights: --init {run / 'best.safetensors'}"
+                f"the run {run} was started with --{name.replace('_', '-')} {own[name]}, not {value}; resume it with "
+                f"the same options, or start another run from its weights: --init {run / 'best.safetensors'}"
             )

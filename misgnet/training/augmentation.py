@@ -1,4 +1,4 @@
-"""Augmentation of one tile pair on tensors: geometry for both dates and the label, colour for each date alone."""
+"""Augments a tile pair: the same geometric change for both dates and the label, separate colour jitter per date."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ Pair = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which changes of a pair are drawn. ``colour`` scales the jitter, 0 turns it off.
+    """Settings of the random augmentation.
 
-    The jitter grows over the first ``colour_ramp`` of a run: at full strength from the first step a network
-    that starts from scratch does not learn at all.
+    The colour jitter grows at the start of a run: a network with random weights does not learn if the jitter has full
+    strength from the first step.
     """
 
-    flip: bool = True
-    turn: bool = True  # by quarters
-    swap: bool = True  # the two dates
-    colour: float = 1.0
-    colour_ramp: float = 1 / 3
+    flip: bool = True  # mirror horizontally
+    turn: bool = True  # rotate by quarter turns
+    swap: bool = True  # swap the two dates
+    colour: float = 1.0  # strength of the colour jitter; 0 disables it
+    colour_ramp: float = 1 / 3  # share of the run over which the jitter grows to full strength
 
     def strength(self, share: float) -> float:
-        """Strength of the jitter when ``share`` (0 to 1) of the run is over."""
+        """Returns the strength of the jitter when ``share`` (0 to 1) of the run is done."""
         return self.colour * (min(1.0, share / self.colour_ramp) if self.colour_ramp > 0 else 1.0)
 
 
 def augment(pair: Pair, augmentation: Augmentation, generator: torch.Generator, share: float) -> Pair:
-    """One random version of a pair; draws the same numbers from ``generator`` whatever is turned off.
+    """Returns a random version of a pair.
 
-    ``pair``: both dates float (3, T, T) in [0, 1] and the label bool (T, T); ``share`` as in
-    :meth:`Augmentation.strength`.
+    Args:
+        pair: Both dates as float (3, T, T) in [0, 1], and the label as bool (T, T).
+        augmentation: Settings; they do not change how many numbers are drawn.
+        generator: Source of random numbers.
+        share: Share of the run that is done, 0 to 1.
     """
     turns, flips, swaps = (int(torch.randint(n, (), generator=generator)) for n in (4, 2, 2))
     turns *= augmentation.turn
@@ -51,7 +54,10 @@ def _turned(x: Tensor, turns: int, flip: int) -> Tensor:
 
 
 def _jittered(x: Tensor, generator: torch.Generator, strength: float) -> Tensor:
-    """Contrast within 25 %, gain of each channel within 10 % and brightness within 15 % at full strength."""
+    """Changes contrast by up to 25 %, the gain of each channel by up to 10 % and brightness by up to 15 %.
+
+    These limits are for ``strength`` 1 and are proportional to it.
+    """
     draw = torch.rand(5, generator=generator) - 0.5
     contrast, offset = 1 + strength * 0.5 * draw[0], strength * 0.3 * draw[1]
     gain = (1 + strength * 0.2 * draw[2:]).view(3, 1, 1)

@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights: what is validated and kept."""
+"""Maintains the exponential moving average of the weights, which is validated and saved."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from misgnet.network import MISGNet
 
 
 class AveragedNetwork:
-    """Average of all weights and batch-norm statistics after every step.
+    """Exponential moving average of all weights and batch-norm statistics.
 
-    The decay warms up as (1 + n) / (10 + n) after n steps, up to ``decay``: with 0.9999 from the start a short
-    run would be judged by its random initial weights.
+    The decay is (1 + n) / (10 + n) after n steps, at most ``decay``. With a constant decay of 0.9999, a short run
+    would be evaluated on its random initial weights.
     """
 
     def __init__(self, network: MISGNet, decay: float) -> None:
@@ -22,7 +22,7 @@ class AveragedNetwork:
 
     @torch.no_grad()
     def update(self, network: MISGNet, step: int) -> None:
-        """Move towards ``network`` after its step number ``step``, counted from 0."""
+        """Updates the average with the weights of ``network`` after step number ``step``, counted from 0."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         mine, theirs = self.network.state_dict(), network.state_dict()
         floats = [key for key, value in mine.items() if value.is_floating_point()]

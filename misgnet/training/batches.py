@@ -1,7 +1,7 @@
-"""Batches of augmented tile pairs, drawn so that an epoch is the same however it is run.
+"""Reads batches of augmented tile pairs; the pixels of an epoch depend only on the seed.
 
-What is drawn for a tile depends on the seed, the epoch and the tile alone: not on batches before, threads or
-processes. So a resumed run, and one that is spread over processes, sees the same pixels.
+The random numbers for a tile depend only on the seed, the epoch and the tile, not on previous batches, threads or
+processes. A resumed run and a run on several processes therefore see the same pixels.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.dataset import Source, Tile, TileRef, TileSet, load_source
 from misgnet_runtime.raster.tiling import cut
 
-_AHEAD = 2  # batches that are read while the network works on one
-_ORDER, _SAMPLE = 0, 1  # streams of random numbers
+_AHEAD = 2  # batches read in advance
+_ORDER, _SAMPLE = 0, 1  # identifiers of random-number streams
 Images = tuple[RgbImage, RgbImage, Mask]
 
 
 def epoch_batches(seed: int, epoch: int, tiles: int, batch: int) -> list[list[int]]:
-    """The tiles' numbers in a shuffled order, cut into batches; what is left over waits for the next epoch."""
+    """Returns shuffled tile numbers (0 to ``tiles`` - 1) in batches; an incomplete last batch is dropped."""
     order = np.random.default_rng([seed, _ORDER, epoch]).permutation(tiles).tolist()
     batch = min(batch, tiles)
     return [order[start : start + batch] for start in range(0, tiles - batch + 1, batch)]
@@ -37,16 +37,16 @@ def epoch_batches(seed: int, epoch: int, tiles: int, batch: int) -> list[list[in
 
 @dataclass(frozen=True)
 class _Version:
-    """What tells that a file is still the one that was read."""
+    """Identifies a version of a file, to detect changes."""
 
-    modified: int
-    size: int
+    modified: int  # modification time, nanoseconds
+    size: int  # bytes
 
 
 class SourceCache:
-    """Decoded image pairs, the least recently used dropped beyond ``limit`` bytes. Safe for threads.
+    """A thread-safe cache of decoded image pairs, which drops the least recently used ones above ``limit`` bytes.
 
-    A file that was changed since is read again.
+    Files that changed since they were cached are read again.
     """
 
     def __init__(self, limit: int) -> None:
@@ -56,7 +56,7 @@ class SourceCache:
         self._lock = Lock()
 
     def tile(self, ref: TileRef) -> Tile:
-        """The tile's pixels; InputError names a file that cannot be read."""
+        """Returns the pixels of a tile; raises InputError with the name of a file that cannot be read."""
         before, after, label = self._source(ref.source)
         return Tile(ref, cut(before, ref.cell), cut(after, ref.cell), cut(label, ref.cell))
 
@@ -82,20 +82,23 @@ class SourceCache:
 
 
 class BatchReader:
-    """Reads, crops and augments batches ahead in ``workers`` threads. Close it, or use it in a ``with`` block."""
+    """Reads, crops and augments batches in advance in ``workers`` threads; use it in a ``with`` block."""
 
     def __init__(self, tiles: TileSet, recipe: Recipe, cache: SourceCache, workers: int = 2) -> None:
         self.tiles, self.recipe, self.cache = tiles, recipe, cache
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="tiles")
 
     def epoch(self, number: int, batches: Sequence[Sequence[int]], share: Callable[[int], float]) -> Iterator[Pair]:
-        """Batches of one epoch: both dates float32 (B, 3, T, T) in [0, 1], labels bool (B, T, T).
+        """Yields the batches of one epoch: both dates float32 (B, 3, T, T) in [0, 1], labels bool (B, T, T).
 
-        ``batches``: numbers of tiles; ``share``: how much of the run is over at the epoch's n-th of these.
+        Args:
+            number: Number of the epoch, from 0.
+            batches: Tile numbers of each batch.
+            share: Returns the share of the run (0 to 1) that is done before the n-th of ``batches``.
         """
         pending: deque[list[Future[Pair]]] = deque()
         for n, batch in enumerate(batches):
-            now = share(n)  # one for the batch: its pairs have one size
+            now = share(n)  # the same for the whole batch, so that all its crops have one size
             pending.append([self._threads.submit(self._sample, number, index, now) for index in batch])
             if len(pending) > _AHEAD:
                 yield _joined(pending.popleft())
@@ -134,7 +137,7 @@ def _versions(source: Source) -> tuple[_Version, ...]:
     try:
         return tuple(_Version(status.st_mtime_ns, status.st_size) for status in (path.stat() for path in paths))
     except OSError as error:
-        raise InputError(f"image {error.filename} cannot be read any more: {error.strerror}") from error
+        raise InputError(f"image {error.filename} can no longer be read: {error.strerror}") from error
 
 
 def _size(images: Images) -> int:

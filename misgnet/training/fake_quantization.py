@@ -1,11 +1,11 @@
-"""Layers that compute as an INT8 operator does, in floating point, with gradients.
+"""Defines layers that imitate INT8 operators in floating point and propagate gradients (fake quantization).
 
-Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR
-2018. Rounding lets the gradient pass as if it were not there, and clipping stops it (the straight-through estimator
-of Bengio et al., 2013). Everything here is float32 under any autocast: bfloat16 has no more digits than INT8, and
-would round the levels' values a second time.
+Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+CVPR 2018. The gradient ignores rounding and is zero for clipped values (the straight-through estimator of Bengio et
+al., 2013). These layers compute in float32 even under autocast, because bfloat16 is no more precise than INT8 and
+would round the quantized values a second time.
 
-The layers share the parameters of those whose place they take, under the same names, and hold no other state.
+Each layer uses the parameters of the layer that it replaces, under the same names, and has no other state.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from torch.nn import functional as F
 
 from misgnet_runtime.bundle import Int8Numbers, Steps
 
-# As misgnet_calibration.quantizer.scales writes them; a test compares the two.
+# The same limits as in misgnet_calibration.quantizer.scales; a test compares them.
 _SMALLEST_SCALE = 2.0**-20
 _BIAS_LIMIT = 2.0**30
 
 
 def fake_quantize(x: Tensor, steps: Steps) -> Tensor:
-    """``x`` rounded to ``steps`` and clipped to their limits, float32; zero stays zero."""
+    """Rounds ``x`` to quantized values and clips it to their range; returns float32, and zero stays zero."""
     with float32(x):
         return torch.fake_quantize_per_tensor_affine(x.float(), steps.scale, steps.zero, *steps.limits)
 
 
 def weight_scale(weight: Tensor, numbers: Int8Numbers, bias: Tensor | None) -> Tensor:
-    """Scale of every output channel of ``weight`` (C, ...), float32 (C,): its largest value on the last level.
+    """Returns the scale of every output channel of ``weight`` (C, ...), float32 (C,).
 
-    A quantized ``bias`` (C,) counts in steps of both scales, and must not need more of them than INT32 has.
+    The scale maps the absolute maximum of a channel to the largest quantized value. The step of a quantized ``bias``
+    (C,) is the product of the weight's and the activation's scale, so the scale also ensures that the bias fits INT32.
     """
-    scale = weight.detach().flatten(1).abs().amax(1).double() / last_level(numbers)
+    scale = weight.detach().flatten(1).abs().amax(1).double() / largest_quantized_weight(numbers)
     if bias is not None and numbers.quantized_bias:
         scale = scale.maximum(bias.detach().abs().double() / (numbers.activation.scale * _BIAS_LIMIT))
     scale = scale.clamp(min=_SMALLEST_SCALE)
@@ -43,10 +44,10 @@ def weight_scale(weight: Tensor, numbers: Int8Numbers, bias: Tensor | None) -> T
 
 
 def quantized_weight(weight: Tensor, numbers: Int8Numbers, bias: Tensor | None) -> Tensor:
-    """``weight`` (C, ...) on its levels, in the scale that it has now, which clips none of it.
+    """Rounds ``weight`` (C, ...) to quantized values with the scale of its current values, which clips nothing.
 
-    Divided as the graph's writer does: PyTorch's operator multiplies by the reciprocal, and takes the other level
-    of two that are equally near.
+    The weight is divided by the scale, as the quantizer of the graph does. PyTorch's operator multiplies by the
+    reciprocal, and rounds ties differently because of that.
     """
     with torch.no_grad():
         scale = weight_scale(weight, numbers, bias).view(-1, *[1] * (weight.ndim - 1))
@@ -54,13 +55,13 @@ def quantized_weight(weight: Tensor, numbers: Int8Numbers, bias: Tensor | None) 
     return weight + rounding
 
 
-def last_level(numbers: Int8Numbers) -> int:
-    """The largest integer that a weight may have; the smallest is its negative."""
+def largest_quantized_weight(numbers: Int8Numbers) -> int:
+    """Returns the largest quantized value of a weight; the smallest is its negative."""
     return (1 << (numbers.weight_bits - 1)) - 1
 
 
 class FakeQuantLinear(nn.Linear):
-    """``linear`` with its input and its weight as INT8 sees them."""
+    """Replaces ``linear``; quantizes its input and its weight."""
 
     def __init__(self, linear: nn.Linear, numbers: Int8Numbers) -> None:
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
@@ -73,11 +74,11 @@ class FakeQuantLinear(nn.Linear):
 
 
 class FakeQuantConv2d(nn.Conv2d):
-    """``conv`` with its input and its weight as INT8 sees them.
+    """Replaces ``conv``; quantizes its input and its weight.
 
-    ``norm``: the batch norm behind it, in evaluation mode, which the export folds into the weight: the levels are
-    those of the folded weight w * gamma / sqrt(var + eps) (Jacob et al., section 3.2). They are unfolded again, so
-    that the batch norm stays where it is and the checkpoint what it was.
+    ``norm`` is the batch norm that follows, in evaluation mode. The export folds it into the weight, so the folded
+    weight w * gamma / sqrt(var + eps) is quantized (Jacob et al., section 3.2). The result is divided by the same
+    factor again, so that the network keeps its batch norm and the format of the checkpoint does not change.
     """
 
     def __init__(self, conv: nn.Conv2d, numbers: Int8Numbers, norm: nn.BatchNorm2d | None) -> None:
@@ -93,7 +94,7 @@ class FakeQuantConv2d(nn.Conv2d):
             return self._conv_forward(fake_quantize(x, self.numbers.activation), self.quantized_weight(), self.bias)
 
     def quantized_weight(self) -> Tensor:
-        """The weight (C, ...) with which the convolution, and the batch norm behind it, compute as in INT8."""
+        """Returns the weight (C, ...) for which convolution and batch norm together compute as in INT8."""
         if not self.folded:
             return quantized_weight(self.weight, self.numbers, self.bias)
         gain, bias = folding(self.folded[0], self.bias)
@@ -103,22 +104,25 @@ class FakeQuantConv2d(nn.Conv2d):
 
 
 def folding(norm: nn.BatchNorm2d, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What ``norm`` multiplies the weights of the convolution before it with, and the bias of both: (C,) each."""
+    """Returns the factor by which ``norm`` scales the preceding convolution, and the folded bias: (C,) each.
+
+    ``bias`` is that of the convolution.
+    """
     assert norm.running_mean is not None and norm.running_var is not None
-    assert not norm.training, "a folded batch norm has running statistics; train with the norms frozen"
+    assert not norm.training, "folding requires running statistics; train with frozen batch norms"
     gain = norm.weight / (norm.running_var + norm.eps).sqrt()
     return gain, norm.bias + gain * ((0.0 if bias is None else bias) - norm.running_mean)
 
 
 @contextmanager
 def float32(x: Tensor) -> Iterator[None]:
-    """No autocast on the device of ``x``."""
+    """Disables autocast on the device of ``x``."""
     with torch.autocast(x.device.type, enabled=False):
         yield
 
 
 def _next_float16(scale: Tensor) -> Tensor:
-    """The smallest float16 that is no smaller, as float32."""
+    """Returns the smallest float16 number that is at least ``scale``, as float32."""
     half = scale.half()
-    larger = (half.view(torch.int16) + 1).view(torch.float16)  # positive numbers are in the order of their bits
+    larger = (half.view(torch.int16) + 1).view(torch.float16)  # bits of positive floats are ordered like their values
     return torch.where(half.double() < scale, larger, half).float()

@@ -1,4 +1,4 @@
-"""A run's folder: what it was started with, and how a new run takes an old one's place."""
+"""Manages the folder of a run: stores its configuration, and replaces an older run safely."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from misgnet.training.augmentation import Augmentation
 from misgnet.training.losses import LossWeights
-from misgnet.training.qat import places_of, places_sha256
+from misgnet.training.qat import quantizer_sites, sites_sha256
 from misgnet.training.recipe import Recipe
 from misgnet.training.state import STATE_FILE
 from misgnet_runtime.bundle import NodePlacement
@@ -29,37 +29,36 @@ CONFIG_FILE = "config.json"
 
 @dataclass(frozen=True)
 class Start:
-    """Files that a run begins with: all weights, or the encoder's alone; and a teacher to learn from.
+    """Files that a run starts from; all are optional."""
 
-    ``qat``: a bundle whose INT8 graph ``qat_graph`` (a recipe's name) the run imitates; None where it has only one,
-    or takes that for the CPU.
-    """
-
-    init: Path | None = None
-    encoder: Path | None = None
-    teacher: Path | None = None
-    qat: Path | None = None
-    qat_graph: str | None = None
+    init: Path | None = None  # checkpoint with the weights of the whole network
+    encoder: Path | None = None  # PVTv2-B1 file with the weights of the encoder; not together with init
+    teacher: Path | None = None  # checkpoint whose predictions are an additional target
+    qat: Path | None = None  # bundle whose INT8 graph the run imitates; requires init
+    qat_graph: str | None = None  # recipe name of that graph; None: the only one, or the one for the CPU
 
     def __post_init__(self) -> None:
         if self.init and self.encoder:
-            raise UsageError("--init gives all weights and --encoder a part of them; give one of the two")
+            raise UsageError("--init sets all weights, --encoder only those of the encoder; use one of the two")
         if self.qat and not self.init:
-            raise UsageError("--qat fine-tunes the weights that the bundle was built from; name them with --init")
+            raise UsageError("--qat requires --init with the weights that the bundle was built from")
         if self.qat_graph and not self.qat:
-            raise UsageError("--qat-graph names one of a bundle's INT8 graphs; name the bundle with --qat")
+            raise UsageError("--qat-graph selects an INT8 graph of a bundle; name the bundle with --qat")
 
-    def places(self) -> tuple[NodePlacement, ...]:
-        """What the run imitates of the bundle's graph; nothing without one. Raises as ``places_of``."""
-        return places_of(self.qat, self.qat_graph) if self.qat else ()
+    def quantizer_sites(self) -> tuple[NodePlacement, ...]:
+        """Returns the INT8 operators that the run imitates, none by default; raises as ``qat.quantizer_sites``."""
+        return quantizer_sites(self.qat, self.qat_graph) if self.qat else ()
 
 
 @contextmanager
 def new_folder(run: Path) -> Iterator[None]:
-    """An empty folder ``run``. An older run survives beside it until the new one has saved its state."""
+    """Creates an empty folder ``run``; an older run is kept next to it until the new run has saved a state.
+
+    If the block ends before that, the older run is restored.
+    """
     old = _older(run)
     if run.exists() and not ((run / STATE_FILE).exists() or not old.exists()):
-        shutil.rmtree(run)  # left by a run that was killed before its first state; the older one still waits
+        shutil.rmtree(run)  # left by a run that was killed before its first save; the older run is still in ``old``
     if run.exists():
         shutil.rmtree(old, ignore_errors=True)
         run.rename(old)
@@ -74,7 +73,7 @@ def new_folder(run: Path) -> Iterator[None]:
 
 
 def forget_older(run: Path) -> None:
-    """Remove the run that this one replaced, where a kill has left it: this one has a state of its own."""
+    """Removes the run that this one replaced, if a killed process left it and this run has saved a state."""
     if (run / STATE_FILE).exists():
         shutil.rmtree(_older(run), ignore_errors=True)
 
@@ -84,11 +83,11 @@ def _older(run: Path) -> Path:
 
 
 def write_config(run: Path, recipe: Recipe, start: Start, tiles: Mapping[str, TileSet]) -> None:
-    """Write config.json: recipe, files, tiles, versions and machine."""
+    """Writes config.json with recipe, files, tiles, versions and host description."""
     content = {
         "recipe": asdict(recipe),
         "start": {key: str(value) if value else None for key, value in asdict(start).items()},
-        "int8_places_sha256": _places_identity(start),
+        "int8_places_sha256": _sites_digest(start),
         "tiles": {name: _identity(part) for name, part in tiles.items()},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -98,31 +97,34 @@ def write_config(run: Path, recipe: Recipe, start: Start, tiles: Mapping[str, Ti
 
 
 def read_config(run: Path, tiles: Mapping[str, TileSet]) -> tuple[Recipe, Start]:
-    """What a run was started with; InputError where it is missing, or tiles or bundle are others than then."""
+    """Reads the recipe and the files that a run was started with.
+
+    Raises InputError if the configuration is missing or damaged, or the tiles or the bundle have changed.
+    """
     path = run / CONFIG_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         recipe, start, known = _recipe(content["recipe"]), _start(content["start"]), content["tiles"]
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: there is no run to go on with; leave --resume out") from error
+        raise InputError(f"{path} does not exist, so there is no run to resume; omit --resume") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: {error}; start the run anew with --force") from error
+        raise InputError(f"{path} is damaged: {error}; start over with --force") from error
     for name, part in tiles.items():
         if known.get(name) != (found := _identity(part)):
             then, now = known.get(name, {}).get("count"), found["count"]
             raise InputError(
-                f"the run {run} began with other tiles in {name}: {then} then, {now} in {part.root} now, or other "
-                "names or sizes; resume with the same tiles, or start anew"
+                f"the run {run} was started with other tiles in {name}: their number was {then} and is {now} in "
+                f"{part.root}, or their names or sizes differ; resume with the same tiles, or start over"
             )
-    if start.qat and content.get("int8_places_sha256") != _places_identity(start):
+    if start.qat and content.get("int8_places_sha256") != _sites_digest(start):
         raise InputError(
-            f"the run {run} began with another bundle than {start.qat} is now; bring that back, or start anew"
+            f"the bundle {start.qat} has changed since the run {run} was started; restore the bundle, or start over"
         )
     return recipe, start
 
 
-def _places_identity(start: Start) -> str | None:
-    return places_sha256(start.places()) if start.qat else None
+def _sites_digest(start: Start) -> str | None:
+    return sites_sha256(start.quantizer_sites()) if start.qat else None
 
 
 def _identity(tiles: TileSet) -> dict[str, Any]:
@@ -137,6 +139,6 @@ def _start(values: dict[str, str | None]) -> Start:
 def _recipe(values: dict[str, Any]) -> Recipe:
     known = {field.name for field in fields(Recipe)}
     if values.keys() != known:
-        raise ValueError(f"its recipe has {', '.join(sorted(values.keys() ^ known))} or lacks it")
+        raise ValueError(f"unknown or missing recipe fields: {', '.join(sorted(values.keys() ^ known))}")
     values = {**values, "loss": LossWeights(**values["loss"]), "augmentation": Augmentation(**values["augmentation"])}
     return Recipe(**{**values, "freeze": tuple(values["freeze"])})

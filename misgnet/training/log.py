@@ -1,4 +1,4 @@
-"""What a run tells while it goes: JSON lines, TensorBoard where it is installed, and curves as pictures."""
+"""Logs a run as JSON lines, to TensorBoard if it is installed, and draws its curves."""
 
 from __future__ import annotations
 
@@ -16,38 +16,41 @@ LOG_FILE = "log.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """One training step. ``share``: how much of the run is over, 0 to 1; the speed includes waiting for data."""
+    """Figures of one training step."""
 
     step: int
     epoch: int
-    share: float
+    share: float  # share of the run that is done, 0 to 1
     loss: float
     learning_rate: float
     gradient_norm: float
-    pairs_per_second: float
-    seconds: float
+    pairs_per_second: float  # includes waiting for data
+    seconds: float  # since the start of the run
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReport:
-    """The averaged weights on the validation tiles, after ``step`` steps; fractions of the changed class."""
+    """Scores of the averaged weights on the validation tiles; scores are 0 to 1 and for the changed class."""
 
-    step: int
-    epoch: int
-    seconds: float
-    train_loss: float | None  # mean since the validation before; None before the first step
+    step: int  # steps done
+    epoch: int  # epochs done
+    seconds: float  # since the start of the run
+    train_loss: float | None  # mean since the previous validation; None before the first step
     f1: float | None
     precision: float | None
     recall: float | None
     iou: float | None
-    best: bool
+    best: bool  # whether this F1 is the highest so far
 
 
 Report = StepReport | EpochReport
 
 
 class RunLog:
-    """Writes a run's reports. ``start`` is the first step to come: what is beyond it in an older log is dropped."""
+    """Writes the reports of a run to its log and passes them to ``listen``.
+
+    ``start`` is the next step. Later entries of an existing log are removed, because these steps are run again.
+    """
 
     def __init__(self, run: Path, start: int, listen: Callable[[Report], None]) -> None:
         self.path = run / LOG_FILE
@@ -80,12 +83,14 @@ class RunLog:
         try:
             self._file.write(json.dumps({"kind": kind, **asdict(report)}) + "\n")
         except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}; make room, then --resume") from error
+            raise InputError(
+                f"{self.path} cannot be written: {error.strerror}; free some disk space, then use --resume"
+            ) from error
         self.listen(report)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log; a last line that a kill cut short is left out."""
+    """Reads the entries of a log up to the first incomplete line, which a killed process may have left."""
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -96,7 +101,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(run: Path) -> None:
-    """Write curves.png and curves.svg of a run: loss by step, F1 by validation. Needs matplotlib."""
+    """Writes curves.png and curves.svg of a run: loss by step and F1 by validation; requires matplotlib."""
     from matplotlib.figure import Figure
 
     entries = read_log(run / LOG_FILE)
@@ -118,7 +123,7 @@ def draw_curves(run: Path) -> None:
 
 
 def _smoothed(values: list[float], decay: float = 0.95) -> list[float]:
-    """Exponential moving average, free of its start's bias (Kingma and Ba, "Adam", ICLR 2015, section 3)."""
+    """Returns the bias-corrected exponential moving average (Kingma and Ba, "Adam", ICLR 2015, section 3)."""
     mean, found = 0.0, []
     for n, value in enumerate(values, 1):
         mean = decay * mean + (1 - decay) * value
@@ -127,14 +132,14 @@ def _smoothed(values: list[float], decay: float = 0.95) -> list[float]:
 
 
 def _cut(path: Path, start: int) -> None:
-    """Keep of an older log what came before ``start``; steps after the saved state are done again."""
+    """Removes the entries of an existing log from step ``start`` on; these steps are run again."""
     if path.exists():
         kept = [entry for entry in read_log(path) if _before(entry, start)]
         write_file(path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
 
 
 def _before(entry: dict[str, Any], start: int) -> bool:
-    return entry["step"] < start + (entry["kind"] == "validation")  # a validation tells of the steps before it
+    return entry["step"] < start + (entry["kind"] == "validation")  # a validation covers the steps before its number
 
 
 def _board(folder: Path, start: int) -> Any:

@@ -1,4 +1,4 @@
-"""The training loop: steps, validation, and what is kept so that a killed run goes on as if nothing had been."""
+"""Implements the training loop: steps, validation, and saving the state so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -31,23 +31,24 @@ from misgnet.training.start import freeze, initialise, load_encoder, set_trainin
 from misgnet.training.state import STATE_FILE, Counters, load_state, save_state
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.errors import GateFailed, InputError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.dataset import TileSet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """Where and how a run computes: nothing here changes what it learns."""
+    """Device, processes and callbacks of a run; they do not influence the trained weights."""
 
     device: torch.device
     ranks: Ranks = Ranks()  # noqa: RUF009 - frozen
-    cache_bytes: int = 4 << 30
-    workers: int = 2
-    listen: Callable[[Report], None] = lambda _: None
-    stopped: Callable[[], bool] = lambda: False  # asked after every step; true saves the state and ends
+    cache_bytes: int = 4 << 30  # memory for decoded images
+    workers: int = 2  # threads that read and augment tiles
+    listen: Callable[[Report], None] = lambda _: None  # called with every report
+    stopped: Callable[[], bool] = lambda: False  # called after every step; if true, the run saves its state and stops
 
 
 class Trainer:
-    """One run over the tiles of ``train`` and ``val`` in the folder ``run``."""
+    """Runs one training with the tiles ``train`` and ``val`` in the folder ``run``."""
 
     def __init__(
         self, train: TileSet, val: TileSet, run: Path, recipe: Recipe, start: Start, *, at: Surroundings
@@ -61,8 +62,8 @@ class Trainer:
         self.average = AveragedNetwork(self.network, recipe.ema)
         self.teacher = _teacher(start, at.device)
         self.model = at.ranks.wrap(self.network, at.device)
-        # Not fused=True: in PyTorch 2.13 it mixes up elements where a gradient or a loaded moment is laid out
-        # otherwise than its channels-last weight.
+        # Not fused=True: PyTorch 2.13 then confuses elements if the memory layout of a gradient or loaded moment
+        # differs from that of its channels-last weight.
         self.optimizer = torch.optim.AdamW(
             trainable(self.network).values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True
         )
@@ -73,12 +74,15 @@ class Trainer:
         self._losses: list[float] = []
 
     def resume(self) -> None:
-        """Go on from the run's saved state; InputError where there is none that fits."""
+        """Loads the saved state of the run; raises InputError if it is missing or does not fit."""
         parts = self.network, self.average.network, self.optimizer, self.scaler
         self.counters = load_state(self.run / STATE_FILE, *parts)
 
     def fit(self) -> Counters:
-        """Train to the end, or until stopped. InputError names what cannot be read or written; GateFailed: diverged."""
+        """Trains to the end or until stopped, and returns the progress.
+
+        Raises InputError, naming the file, if something cannot be read or written; GateFailed if training diverged.
+        """
         if self.counters.finished:
             return self.counters
         self._started = self._saved = time.monotonic() - self.counters.seconds
@@ -88,30 +92,35 @@ class Trainer:
             with BatchReader(self.tiles, self.recipe, SourceCache(self.at.cache_bytes), self.at.workers) as reader:
                 return self._fit(reader)
         except InputError as error:
-            kept = f"{self.counters.epoch} finished epochs are kept in {self.run}"
-            raise InputError(f"{error}; {kept}, mend it and go on with --resume") from error
+            raise InputError(
+                f"{error}; fix this and rerun the command with --resume; {self._saved_epochs()}"
+            ) from error
         finally:
             if log:
                 log.close()
 
     def _fit(self, reader: BatchReader) -> Counters:
         if self.fine_tuning and self.counters.step == 0:
-            self._validate()  # a run that only makes the weights worse keeps them
+            self._validate()  # makes the initial weights the best ones, in case that training only makes them worse
         while True:
-            over = self._epoch(reader)
-            ended = self.counters.epoch_step == 0 and self.counters.epoch % self.recipe.validate_every == 0
-            finished = over == "finished"
-            if finished or ended:
+            end = self._epoch(reader)
+            due = self.counters.epoch_step == 0 and self.counters.epoch % self.recipe.validate_every == 0
+            finished = end == "finished"
+            if finished or due:
                 self._validate()
             if finished:
                 self._write(lambda: save_checkpoint(self.average.network, self.run / "last.safetensors"))
             self.counters = replace(self.counters, finished=finished)
             self._save()
-            if over:
+            if end:
                 return self.counters
 
+    def _saved_epochs(self) -> str:
+        count = self.counters.epoch
+        return f"{self.run} holds {plural(count, 'finished epoch')}"
+
     def _epoch(self, reader: BatchReader) -> str:
-        """The rest of an epoch; says why the run is over, or nothing."""
+        """Runs the rest of an epoch; returns "finished" or "stopped" if the run has ended, else an empty string."""
         counters, recipe = self.counters, self.recipe
         batches = epoch_batches(recipe.seed, counters.epoch, len(self.tiles), recipe.batch)[counters.epoch_step :]
         parts = [self.at.ranks.part(batch) for batch in batches]
@@ -121,13 +130,13 @@ class Trainer:
             now, before = time.monotonic() - before, time.monotonic()
             pairs = min(recipe.batch, len(self.tiles)) / now
             self._count()
-            self._tell(replace(report, pairs_per_second=pairs, seconds=self.counters.seconds))
-            share, stopped = self.at.ranks.first_says(
+            self._report(replace(report, pairs_per_second=pairs, seconds=self.counters.seconds))
+            share, stopped = self.at.ranks.broadcast_from_first(
                 [self._share(self.counters.step), float(self.at.stopped())], self.at.device
             )
             if stopped or share >= 1:
                 return "stopped" if stopped and share < 1 else "finished"
-            self._save_now_and_then()
+            self._save_if_due()
         return ""
 
     def _step(self, batch: Pair, share: float) -> StepReport:
@@ -164,17 +173,16 @@ class Trainer:
         return loss + self.recipe.distill * learned
 
     def _check_finite(self, loss: Tensor, norm: Tensor) -> None:
-        """float16's scaler meets an infinite gradient by a smaller scale; nothing helps against the rest."""
+        """Raises GateFailed if training diverged; with float16, the scaler handles infinite gradients itself."""
         scaled = self.scaler.is_enabled()
         if not (torch.isfinite(loss) and (scaled or torch.isfinite(norm))):
             raise GateFailed(
                 f"training diverged at step {self.counters.step}: loss {loss.item()}, gradient norm {norm.item()}; "
-                f"lower --learning-rate, or --clip-norm, and start anew; {self.counters.epoch} finished epochs are "
-                f"kept in {self.run}"
+                f"lower --learning-rate or --clip-norm and start over; {self._saved_epochs()}"
             )
 
     def _validate(self) -> None:
-        self.at.ranks.same_statistics(self.average.network)
+        self.at.ranks.broadcast_statistics(self.average.network)
         indices = self.at.ranks.part(range(len(self.val)))
         mine = evaluate(self.average.network, self.val.subset(indices)) if indices else Confusion()
         counts = torch.tensor([mine.tp, mine.fp, mine.fn, mine.tn], device=self.at.device)
@@ -187,7 +195,7 @@ class Trainer:
         loss = sum(self._losses) / len(self._losses) if self._losses else None
         self._losses.clear()
         counters = replace(self.counters, seconds=time.monotonic() - self._started)
-        self._tell(
+        self._report(
             EpochReport(
                 step=counters.step, epoch=counters.epoch, seconds=counters.seconds, train_loss=loss, f1=scores.f1,
                 precision=scores.precision, recall=scores.recall, iou=scores.iou, best=best,
@@ -204,7 +212,7 @@ class Trainer:
         try:
             draw_curves(self.run)
         except ImportError:
-            return  # the log holds the same numbers
+            return  # without matplotlib there are no curves; the log holds the same numbers
 
     def _save(self) -> None:
         self.counters = replace(self.counters, seconds=time.monotonic() - self._started)
@@ -212,8 +220,8 @@ class Trainer:
         self._write(lambda: save_state(self.run / STATE_FILE, self.counters, *parts, scaler=self.scaler))
         self._saved = time.monotonic()
 
-    def _save_now_and_then(self) -> None:
-        """Within an epoch; at its end the validation comes first."""
+    def _save_if_due(self) -> None:
+        """Saves the state every ``save_minutes`` within an epoch; at its end, the validation comes first."""
         if self.counters.epoch_step and time.monotonic() - self._saved > 60 * self.recipe.save_minutes:
             self._save()
 
@@ -221,7 +229,7 @@ class Trainer:
         if self.at.ranks.first:
             action()
 
-    def _tell(self, report: Report) -> None:
+    def _report(self, report: Report) -> None:
         if isinstance(report, StepReport):
             self._losses.append(report.loss)
         if self.log is not None:
@@ -235,14 +243,14 @@ class Trainer:
         self.counters = replace(self.counters, step=step, epoch=epoch, epoch_step=epoch_step, seconds=seconds)
 
     def _share(self, step: int) -> float:
-        """How much of the run is over before ``step``, 0 to 1; by the clock where minutes are what counts."""
+        """Returns the share of the run (0 to 1) that is done before ``step``, or by time if ``minutes`` is set."""
         if self.recipe.minutes is not None:
             return min(1.0, (time.monotonic() - self._started) / (60 * self.recipe.minutes))
         return min(1.0, step / (self.recipe.steps or self.recipe.epochs * self.epoch_steps))
 
 
 def _frozen(start: Start, recipe: Recipe) -> tuple[Freeze, ...]:
-    """With fake quantization the batch norms, too: they are folded into weights with the statistics that they have."""
+    """Returns the parts to freeze; with fake quantization also the batch norms, which are folded into weights."""
     return tuple({*recipe.freeze, "norms"}) if start.qat else recipe.freeze
 
 
@@ -254,7 +262,7 @@ def _build(start: Start, frozen: Sequence[Freeze]) -> MISGNet:
         initialise(network)
     if start.encoder:
         load_encoder(network, start.encoder)
-    fake_quantized(network, start.places())
+    fake_quantized(network, start.quantizer_sites())
     freeze(network, frozen)
     set_training(network, frozen)
     return to_channels_last(network)
@@ -266,6 +274,6 @@ def _teacher(start: Start, device: torch.device) -> MISGNet | None:
 
 def _make_deterministic(device: torch.device, seed: int) -> None:
     torch.manual_seed(seed)
-    if device.type == "cuda":  # CPU kernels are deterministic at a given number of threads
+    if device.type == "cuda":  # CPU kernels are deterministic for a given number of threads
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)

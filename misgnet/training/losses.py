@@ -1,4 +1,4 @@
-"""The published loss, Dice + 0.5 * focal on the changed class, from sums that add up over processes."""
+"""Computes the published loss, Dice + 0.5 * focal, from sums that can be added over processes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the two parts; ``focal_alpha`` is the weight of "unchanged", ``focal_gamma`` the exponent."""
+    """Weights and parameters of the two parts of the loss."""
 
-    dice: float = 1.0
-    focal: float = 0.5
-    focal_alpha: float = 0.2
-    focal_gamma: float = 2.0
+    dice: float = 1.0  # weight of the Dice loss
+    focal: float = 0.5  # weight of the focal loss
+    focal_alpha: float = 0.2  # weight of the class "unchanged" in the focal loss
+    focal_gamma: float = 2.0  # exponent of the focal loss
 
 
 def dice_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """1 - Dice of the changed class over the whole batch; logits (B, 2, H, W), label bool (B, H, W)."""
+    """Returns 1 - Dice of the changed class over the whole batch; logits (B, 2, H, W), label bool (B, H, W)."""
     return _dice(*_dice_sums(logits, label))
 
 
 def focal_loss(logits: Tensor, label: Tensor, alpha: float = 0.2, gamma: float = 2.0) -> Tensor:
-    """Mean focal loss (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017), ``alpha`` for "unchanged"."""
+    """Returns the mean focal loss (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017).
+
+    Logits (B, 2, H, W), label bool (B, H, W). ``alpha`` is the weight of the class "unchanged".
+    """
     return _focal_sum(logits, label, alpha, gamma) / label.numel()
 
 
@@ -36,10 +39,14 @@ def change_loss(
     weights: LossWeights = LossWeights(),
     reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> Tensor:
-    """Weighted Dice and focal loss, a scalar.
+    """Returns the weighted sum of Dice and focal loss, a scalar.
 
-    ``reduce`` adds the vector of sums over processes, with gradient: Dice is no mean of means, so that each
-    process has to know the sums of all.
+    Args:
+        logits: (B, 2, H, W).
+        label: bool (B, H, W).
+        weights: Weights of the two losses.
+        reduce: Adds a vector of sums over processes, with gradient. The Dice loss of a batch is not the mean of the
+            Dice losses of its parts, so every process needs the sums of all.
     """
     focal = _focal_sum(logits, label, weights.focal_alpha, weights.focal_gamma)
     pixels = torch.tensor(float(label.numel()), device=logits.device)
@@ -48,9 +55,9 @@ def change_loss(
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over pixels of KL(teacher || student) of the two classes (Hinton et al., 2015, temperature 1).
+    """Returns the mean over pixels of KL(teacher || student) (Hinton et al., 2015, temperature 1).
 
-    Both logits (B, 2, H, W).
+    ``logits`` of the student and ``teacher`` are both (B, 2, H, W).
     """
     student, target = logits.float().log_softmax(1), teacher.float().log_softmax(1)
     return F.kl_div(student, target, reduction="none", log_target=True).sum(1).mean()

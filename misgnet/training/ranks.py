@@ -1,4 +1,4 @@
-"""Training over several processes, as ``torchrun`` starts them; one process alone is the plain case."""
+"""Distributes training over the processes that ``torchrun`` starts; also handles a single process."""
 
 from __future__ import annotations
 
@@ -14,52 +14,54 @@ from torch import Tensor, nn
 
 from misgnet.training.start import batch_norms
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.formatting import plural
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number among ``size`` processes."""
+    """Position of this process among the processes of a run."""
 
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # number of this process, from 0
+    size: int = 1  # number of processes
 
     @property
     def first(self) -> bool:
-        """Whether this process writes, reports and decides."""
+        """Returns whether this is the process that writes, reports and decides."""
         return self.rank == 0
 
     def part(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's share of a batch."""
+        """Returns the part of a batch that belongs to this process."""
         return items[self.rank :: self.size]
 
     def sum(self, value: Tensor) -> Tensor:
-        """Sum over the processes, with gradient.
+        """Returns the sum over the processes, with gradient.
 
-        The gradient is the sum of all processes' too. DistributedDataParallel takes its mean, so that a loss
-        that each computes from the sums of all gets the gradient of the joint batch, no more and no less.
+        The backward pass also sums the gradients of all processes, and DistributedDataParallel averages the result.
+        If every process computes the loss from such sums, the gradient is exactly that of the joint batch.
         """
         return value if self.size == 1 else _SumOverRanks.apply(value)
 
-    def first_says(self, numbers: list[float], device: torch.device) -> list[float]:
-        """The numbers of the first process: what depends on a clock must be the same for all."""
+    def broadcast_from_first(self, numbers: list[float], device: torch.device) -> list[float]:
+        """Returns the numbers of the first process, so that decisions based on its clock are the same everywhere."""
         if self.size == 1:
             return numbers
         shared = torch.tensor(numbers, dtype=torch.float64, device=device)
         dist.broadcast(shared, 0)
         return shared.tolist()
 
-    def same_statistics(self, network: nn.Module) -> None:
-        """The first process's batch-norm statistics for all: those of its weights are what is kept."""
+    def broadcast_statistics(self, network: nn.Module) -> None:
+        """Copies the batch-norm statistics of the first process, which saves the weights, to all processes."""
         if self.size > 1:
             for value in network.buffers():
                 dist.broadcast(value, 0)
 
     def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network that averages gradients over the processes; on CUDA batch norms see the joint batch.
+        """Wraps the network so that gradients are averaged over the processes.
 
-        PyTorch has such batch norms for CUDA only: on the CPU each process normalises its own part.
+        On CUDA, batch norms use the joint batch. PyTorch supports this only on CUDA; on the CPU, each process
+        normalises its own part.
         """
         if self.size == 1:
             return network
@@ -69,7 +71,10 @@ class Ranks:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """PyTorch's own differentiable sum is deprecated without a public successor in the versions that we allow."""
+    """Differentiable sum over processes.
+
+    PyTorch's own is deprecated, without a public successor in the supported versions.
+    """
 
     @staticmethod
     def forward(_: Any, value: Tensor) -> Tensor:
@@ -84,7 +89,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Ranks]:
-    """Join the processes that torchrun started (NCCL on CUDA, else gloo); alone, nothing is joined."""
+    """Joins the processes that torchrun started (NCCL on CUDA, else gloo); does nothing for a single process."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Ranks()
@@ -97,6 +102,9 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
 
 
 def check_batch(batch: int, ranks: Ranks) -> None:
-    """UsageError unless every process gets an equal part of a batch."""
+    """Raises UsageError unless the batch can be divided equally among the processes."""
     if batch % ranks.size:
-        raise UsageError(f"a batch of {batch} pairs cannot be shared by {ranks.size} processes; choose another --batch")
+        raise UsageError(
+            f"a batch of {plural(batch, 'pair')} cannot be divided equally among {ranks.size} processes; choose "
+            "another --batch"
+        )

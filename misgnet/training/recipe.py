@@ -1,4 +1,4 @@
-"""The recipe of a run: every number that training depends on, in one frozen value."""
+"""Defines the recipe of a run: all hyperparameters of training in one frozen value."""
 
 from __future__ import annotations
 
@@ -15,35 +15,34 @@ Freeze = Literal["encoder", "norms"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train. The defaults are the published recipe, and what it does not state.
+    """Hyperparameters of a run. The defaults are the published recipe; values that it does not state are our choice.
 
-    A run ends after ``epochs``, or after ``minutes`` or ``steps`` where these are given; the learning rate follows
-    whichever it is. Lengths are in pixels, ``warmup_epochs`` in passes over the training tiles.
+    The learning-rate schedule spans the whole run, whether ``epochs``, ``minutes`` or ``steps`` limits it.
     """
 
-    learning_rate: float = 4e-4
-    weight_decay: float = 1e-4
-    batch: int = 32  # pairs a step, over all processes together
-    epochs: int = 150
-    minutes: float | None = None
-    steps: int | None = None
-    warmup_epochs: float = 1.0
-    decay_power: float = 0.9
-    ema: float = 0.9999
-    clip_norm: float = 1.0  # largest norm of the gradient; 0 leaves it as it is
+    learning_rate: float = 4e-4  # maximum of the schedule
+    weight_decay: float = 1e-4  # of AdamW
+    batch: int = 32  # tile pairs per step, summed over all processes
+    epochs: int = 150  # length of the run, unless minutes or steps is set
+    minutes: float | None = None  # length of the run
+    steps: int | None = None  # length of the run; not together with minutes
+    warmup_epochs: float = 1.0  # duration of the linear warm-up
+    decay_power: float = 0.9  # power of the polynomial learning-rate decay
+    ema: float = 0.9999  # decay of the averaged weights
+    clip_norm: float = 1.0  # maximum norm of the gradient; 0 does not clip it
     loss: LossWeights = field(default_factory=LossWeights)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    crop: int | None = None  # side of random crops in the first ``crop_share`` of the run
-    crop_share: float = 0.6
-    freeze: tuple[Freeze, ...] = ()
-    distill: float = 0.0  # weight of the teacher's answer in the loss
+    crop: int | None = None  # side of random crops in pixels; None: no crops
+    crop_share: float = 0.6  # share of the run, from its start, that uses crops
+    freeze: tuple[Freeze, ...] = ()  # parts that are not trained
+    distill: float = 0.0  # weight of the teacher's predictions in the loss
     precision: Precision = "auto"
-    seed: int = 0
-    validate_every: int = 1  # epochs
-    save_minutes: float = 10.0  # state for --resume within long epochs; it is always saved after one
+    seed: int = 0  # of initial weights, tile order and augmentation
+    validate_every: int = 1  # epochs between validations
+    save_minutes: float = 10.0  # minutes between saves of the state within an epoch; it is also saved at the end of one
 
     def __post_init__(self) -> None:
-        """UsageError names a number that makes no sense."""
+        """Raises UsageError, naming the option, for an invalid value."""
         positive = ("learning_rate", "batch", "epochs", "crop_share", "validate_every", "save_minutes")
         limits: list[tuple[str, bool, str]] = [(name, getattr(self, name) > 0, "above 0") for name in positive]
         limits += [(n, getattr(self, n) >= 0, "0 or more") for n in ("weight_decay", "warmup_epochs", "clip_norm")]
@@ -58,14 +57,19 @@ class Recipe:
             if not right:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be {needed}")
         if self.minutes is not None and self.steps is not None:
-            raise UsageError("--minutes and --steps both end the run; give one of the two")
+            raise UsageError("--minutes and --steps both limit the run; use one of the two")
 
 
 def rate_factor(recipe: Recipe, share: float, epochs_done: float) -> float:
-    """Factor on the learning rate: linear warm-up, times polynomial decay over the whole run.
+    """Returns the factor on the learning rate: linear warm-up times polynomial decay over the whole run.
 
-    ``share``: how much of the run is over, 0 to 1; ``epochs_done``: passes over the tiles so far. A run of a number
-    of steps, which may be less than one pass, is warm after a tenth of them.
+    If ``recipe.steps`` limits the run, the warm-up takes at most a tenth of the run, which may be shorter than one
+    epoch.
+
+    Args:
+        recipe: Hyperparameters.
+        share: Share of the run that is done, 0 to 1.
+        epochs_done: Passes over the training tiles so far.
     """
     warm = min(1.0, epochs_done / recipe.warmup_epochs) if recipe.warmup_epochs else 1.0
     if recipe.steps is not None:

@@ -1,7 +1,8 @@
-"""What a bundle's graph smoothed, done to the network: outliers of a LayerNorm's output moved into weights.
+"""Applies the SmoothQuant factors of a bundle's graph to the network.
 
-Xiao et al., "SmoothQuant", ICML 2023: the norm's scale and bias are divided by a factor for each channel, and the
-weights that read the channel are multiplied by it. The network computes what it did before, under the same names.
+SmoothQuant (Xiao et al., ICML 2023) moves outliers of a LayerNorm's output into weights: the scale and bias of the
+norm are divided by one factor per channel, and the weights that read the channel are multiplied by it. The output of
+the network and the names of its parameters do not change.
 """
 
 from __future__ import annotations
@@ -14,22 +15,27 @@ from torch import nn
 from misgnet.network import MISGNet
 from misgnet.network.encoder import Block
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.formatting import plural
 
 
 def smooth(network: MISGNet, norm: str, factors: Sequence[float]) -> None:
-    """Divide the output of the LayerNorm called ``norm`` by ``factors`` (C,), and undo it in what reads it.
+    """Divides the output of LayerNorm ``norm`` by ``factors`` (C,), and multiplies the weights that read it by them.
 
-    Raises InputError where there is no such norm, something else reads it, or the factors are not its channels'.
+    Raises InputError if there is no such norm, other operations read its output, or the factors do not match its
+    channels.
     """
     layers = _with_readers(network).get(norm)
     if layers is None:
-        raise InputError(f"the bundle's graph was smoothed behind '{norm}', which is no LayerNorm of weights alone")
+        raise InputError(
+            f"the bundle's graph is smoothed after '{norm}', which is not a LayerNorm that only weights read"
+        )
     first, *readers = layers
     by = torch.tensor(factors, dtype=torch.float64)
     if by.shape != first.weight.shape or not bool((by > 0).all()):
-        found = f"{len(by)} factors, the smallest {float(by.min()):g}"
+        found = f"{plural(len(by), 'factor')}, the smallest is {float(by.min()):g}"
         raise InputError(
-            f"the bundle's graph was smoothed behind '{norm}' by {found}; it has {len(first.weight)} channels"
+            f"the bundle's graph is smoothed after '{norm}' with {found}; the network has "
+            f"{plural(len(first.weight), 'channel')} there, and factors must be above 0"
         )
     with torch.no_grad():
         for value in first.parameters():  # scale and bias
@@ -40,7 +46,7 @@ def smooth(network: MISGNet, norm: str, factors: Sequence[float]) -> None:
 
 
 def _with_readers(network: nn.Module) -> dict[str, tuple[nn.LayerNorm | nn.Linear | nn.Conv2d, ...]]:
-    """The norms whose channels end in weights alone, by name, each before the layers that read it."""
+    """Returns by name the norms that only weights read: each norm followed by the layers that read it."""
     found: dict[str, tuple[nn.LayerNorm | nn.Linear | nn.Conv2d, ...]] = {}
     for name, block in network.named_modules():
         if isinstance(block, Block):

@@ -1,4 +1,4 @@
-"""Where a run starts from: random weights, an ImageNet encoder, and what of the network is frozen."""
+"""Initialises the weights of a run, loads a pretrained encoder and freezes parts of the network."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from misgnet.checkpoint import read_tensors
 from misgnet.network import MISGNet
 from misgnet.training.recipe import Freeze
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.formatting import plural
 
-_PRIOR = 0.05  # share of changed pixels; in LEVIR-CD 0.047
+_PRIOR = 0.05  # assumed share of changed pixels; it is 0.047 in LEVIR-CD
 _LAST_STD = 0.01
 _GUIDANCE_SCALE = 0.1
 _GUIDANCE_SCALES = [
     f"MGLNet{level}.mutualnet0.{date}.conv.0.bn.weight" for level in range(3) for date in ("r2e", "r2e2")
 ]
-# PVTv2 file of the timm library -> names of the original file, which are also this encoder's.
+# Key patterns of PVTv2 files of the timm library, and their replacements in the original PVTv2 files and this encoder.
 _TIMM_NAMES = (
     (re.compile(r"^patch_embed\."), lambda _: "patch_embed1."),
     (re.compile(r"^stages\.(\d+)\.downsample\."), lambda m: f"patch_embed{int(m[1]) + 1}."),
@@ -29,19 +30,21 @@ _TIMM_NAMES = (
     (re.compile(r"^stages\.(\d+)\.norm\."), lambda m: f"norm{int(m[1]) + 1}."),
     (re.compile(r"\.mlp\.dwconv\.(?!dwconv\.)"), lambda _: ".mlp.dwconv.dwconv."),
 )
-# In the file and not in the encoder: stage 4, and the classifier of ImageNet's classes.
+# Keys that PVTv2 files have and the encoder does not: stage 4 and the ImageNet classifier.
 _UNUSED = re.compile(r"^(patch_embed4|block4|norm4|head)\.")
 _PREFIXES = ("module.", "backbone.", "encoder.")
 
 
 def initialise(network: MISGNet) -> None:
-    """Start values for training from scratch.
+    """Sets random initial weights for training from scratch.
 
-    Encoder: narrow normal linear layers and fan-out scaled convolutions, as in its paper; without them it learns
-    slowly. Guidance: its output starts small, so that the first differences are those of the two dates and not of
-    two random branches (Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 5.1, start such branches at 0,
-    where the ReLU behind this one would stay shut). Last convolution: it starts from the prior that few pixels
-    change, near to every answer (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, section 4.1).
+    - Encoder: linear layers from a narrow normal distribution and convolutions scaled by their fan-out, as in its
+      paper. PyTorch's defaults learn slowly.
+    - Guidance: its output starts small, so that the first differences come from the two dates and not from two random
+      branches. Goyal et al. ("Accurate, Large Minibatch SGD", 2017, section 5.1) start such branches at 0; here the
+      following ReLU would then block all gradients.
+    - Last convolution: its bias encodes the prior that few pixels change, and its weights are small (Lin et al.,
+      "Focal Loss for Dense Object Detection", ICCV 2017, section 4.1).
     """
     for module in network.modules():
         if isinstance(module, nn.Linear):
@@ -61,30 +64,32 @@ def initialise(network: MISGNet) -> None:
 
 
 def load_encoder(network: MISGNet, path: str | os.PathLike[str]) -> None:
-    """Start the encoder from a PVTv2-B1 file trained on ImageNet, with the original or timm's key names.
+    """Loads the weights of the encoder from a PVTv2-B1 file trained on ImageNet.
 
-    safetensors, or a pickle, of which nothing is run. Raises InputError, naming the first key, where one is
-    missing, has another shape or does not belong to a PVTv2.
+    The file is safetensors or a pickle (its code is not executed), with the original key names or those of timm.
+    Raises InputError, naming the first such key, if a key is missing, unexpected or has another shape.
     """
     found = {name: value for key, value in read_tensors(path).items() if not _UNUSED.match(name := _own_name(key))}
     expected = network.backbone.state_dict()
     where = f"encoder weights {path}"
     missing = [key for key in expected if key not in found]
     if len(missing) == len(expected):
-        raise InputError(f"{where} are no PVTv2: its first key is '{next(iter(found), '')}'; give a PVTv2-B1 file")
+        raise InputError(
+            f"{where} are not from a PVTv2: their first key is '{next(iter(found), '')}'; pass a PVTv2-B1 file"
+        )
     if missing:
         raise InputError(f"{where} lack {len(missing)} of {len(expected)} keys, the first is '{missing[0]}'")
     if unexpected := [key for key in found if key not in expected]:
-        raise InputError(f"{where} have {len(unexpected)} unexpected keys, the first is '{unexpected[0]}'")
+        raise InputError(f"{where} have {plural(len(unexpected), 'unexpected key')}, the first is '{unexpected[0]}'")
     for key, value in expected.items():
         if found[key].shape != value.shape:
             shapes = f"{list(found[key].shape)}, PVTv2-B1 has {list(value.shape)}"
-            raise InputError(f"{where}: '{key}' has shape {shapes}; other sizes of PVTv2 do not fit")
+            raise InputError(f"{where}: '{key}' has shape {shapes}; other sizes of PVTv2 are not supported")
     network.backbone.load_state_dict({key: found[key] for key in expected})
 
 
 def freeze(network: MISGNet, parts: Sequence[Freeze]) -> None:
-    """Leave parts of the network as they are: the whole encoder, the weights of batch norms."""
+    """Excludes parts of the network from training: the whole encoder, or the weights of all batch norms."""
     if "encoder" in parts:
         network.backbone.requires_grad_(False)
     if "norms" in parts:
@@ -93,7 +98,7 @@ def freeze(network: MISGNet, parts: Sequence[Freeze]) -> None:
 
 
 def set_training(network: MISGNet, parts: Sequence[Freeze]) -> None:
-    """Training mode, in which frozen batch norms keep using their running statistics."""
+    """Sets training mode; frozen batch norms stay in evaluation mode and use their running statistics."""
     network.train()
     if "norms" in parts:
         for norm in batch_norms(network):
@@ -113,10 +118,10 @@ def _own_name(key: str) -> str:
 
 
 def trainable(network: nn.Module) -> dict[str, Tensor]:
-    """The parameters that are trained, by name."""
+    """Returns the parameters that are trained, by name."""
     return {name: value for name, value in network.named_parameters() if value.requires_grad}
 
 
 def to_channels_last(network: MISGNet) -> MISGNet:
-    """Convolutions on NHWC memory: tokens are laid out so already, and nothing is transposed between the two."""
+    """Converts the network to channels-last (NHWC) memory; tokens have the same layout, which avoids transposes."""
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,6 +1,6 @@
-"""What a run needs to go on after a kill: one safetensors file, replaced whole.
+"""Saves and loads the state of a run in one safetensors file, which is replaced atomically.
 
-It holds the network, its average and AdamW's moments as tensors; the counters stand in the file's metadata.
+Network, averaged network and AdamW moments are stored as tensors, counters and gradient scaler in the file's metadata.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _FORMAT = "misgnet-training-1"
 
 @dataclass(frozen=True, kw_only=True)
 class Counters:
-    """Where a run stands: steps done in all, and in the epoch that comes next or goes on."""
+    """Progress of a run."""
 
-    step: int = 0
-    epoch: int = 0
-    epoch_step: int = 0
-    seconds: float = 0.0
-    best_f1: float = -1.0
-    finished: bool = False
+    step: int = 0  # steps done
+    epoch: int = 0  # epochs done
+    epoch_step: int = 0  # steps done in the current epoch
+    seconds: float = 0.0  # training time
+    best_f1: float = -1.0  # highest validation F1; -1 before the first validation
+    finished: bool = False  # whether the run has reached its end
 
 
 def save_state(
@@ -43,7 +43,7 @@ def save_state(
     *,
     scaler: torch.amp.GradScaler,
 ) -> None:
-    """Write the state, whole or not at all; InputError where the disk is full."""
+    """Writes the state atomically; raises InputError if the disk is full."""
     tensors = {f"network.{key}": value for key, value in network.state_dict().items()}
     tensors |= {f"average.{key}": value for key, value in average.state_dict().items()}
     names = _names(network, optimizer)
@@ -61,7 +61,7 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> Counters:
-    """Put a saved state into the parts of a run; InputError where the file is missing or is none of these."""
+    """Loads a saved state into the parts of a run; raises InputError if the file is missing or does not fit."""
     metadata, tensors = _read(path)
     try:
         network.load_state_dict(_under("network.", tensors))
@@ -70,25 +70,29 @@ def load_state(
         scaler.load_state_dict(json.loads(metadata["scaler"]))
         return Counters(**json.loads(metadata["counters"]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} does not fit this run: {error}; start anew with --force") from error
+        raise InputError(f"{path} does not fit this run: {error}; start over with --force") from error
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is not a mapping
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: the run has saved no state yet; start it with --force") from error
+        raise InputError(f"{path} does not exist: the run has not saved a state; start over with --force") from error
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged: {error}; start the run anew with --force") from error
+        raise InputError(f"{path} is damaged: {error}; start over with --force") from error
     if metadata.get("format") != _FORMAT:
-        raise InputError(f"{path} is no training state of this version ('{metadata.get('format')}', not '{_FORMAT}')")
+        found = metadata.get("format")
+        raise InputError(
+            f"{path} is not a training state of this version: its format is '{found}', not '{_FORMAT}'; start over "
+            "with --force"
+        )
     return metadata, tensors
 
 
 def _load_moments(network: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
-    """A parameter without moments has not been trained yet."""
+    """Loads the moments of AdamW; parameters that have not been trained yet have none."""
     indices = {name: index for index, name in enumerate(_names(network, optimizer))}
     state: dict[int, dict[str, Any]] = {}
     for key, value in moments.items():
@@ -98,7 +102,7 @@ def _load_moments(network: nn.Module, optimizer: torch.optim.Optimizer, moments:
 
 
 def _names(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Names of the optimised parameters, in the optimiser's order."""
+    """Returns the names of the optimised parameters in the order of the optimiser."""
     names = {id(value): name for name, value in network.named_parameters()}
     return [names[id(value)] for group in optimizer.param_groups for value in group["params"]]
 

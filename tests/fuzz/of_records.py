@@ -26,7 +26,7 @@ def scene_journal(folder: Path) -> Prepared:
         path.write_bytes(data)
         was_published(output)
         with open_journal(output, raw, settings, restart=False) as journal:
-            assert journal.finished <= raw.count and isinstance(journal.holes, frozenset)
+            assert journal.finished <= raw.count and isinstance(journal.unreadable, frozenset)
 
     return read, [content]
 

@@ -92,7 +92,7 @@ def tune_bundle(
         StorageError: The result cannot be stored.
     """
     if not 0 < minutes < 24 * 60:
-        raise UsageError(f"--minutes is {minutes:g}; it must be above 0 and below {24 * 60}, such as 1")
+        raise UsageError(f"--minutes is {minutes:g}; expected a number above 0 and below {24 * 60}, such as 1")
     log = log or current()
     bundle = read_bundle(path)
     entries = _select_engines(bundle, engines)

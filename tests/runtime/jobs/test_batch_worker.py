@@ -31,8 +31,8 @@ def test_the_engine_is_reopened_only_for_scenes_with_other_options(
     requests: list[tuple[object, ...]] = []
     one = workspace.add("one")
 
-    def opening(bundle: object, engine: str, execution: ExecutionOptions, *, goal: object) -> object:
-        requests.append((engine, execution, goal))
+    def opening(bundle: object, engine: str, execution: ExecutionOptions, *, optimise_for: object) -> object:
+        requests.append((engine, execution, optimise_for))
         return fake_detector(lambda: FakeEngine(read_bundle(workspace.bundle).manifest.interface))()
 
     monkeypatch.setattr(batch_worker, "open_detector", opening)

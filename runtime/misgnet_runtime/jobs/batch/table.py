@@ -15,7 +15,7 @@ from misgnet_runtime.formatting import plural
 from misgnet_runtime.jobs.batch.row import RowOptions, Scene
 from misgnet_runtime.limits import TABLE_BYTES, TABLE_LINES, TABLE_ROW
 from misgnet_runtime.options import stated
-from misgnet_runtime.storage.files import is_file, is_no_file
+from misgnet_runtime.storage.files import is_file, is_not_regular_file
 
 _NEEDED = ("id", "before", "after")
 # Characters that start a formula in spreadsheets, including the full-width forms.
@@ -78,7 +78,7 @@ def read_table(path: Path, common: Mapping[str, str], output: Path) -> list[Scen
 
 
 def _check_file(path: Path) -> None:
-    if is_no_file(path):
+    if is_not_regular_file(path):
         raise InputError(f"table {path} is not a regular file")
     if is_file(path) and (size := path.stat().st_size) > TABLE_BYTES:
         raise InputError(f"table {path} has {size} bytes, but at most {TABLE_BYTES} are accepted; split it")

@@ -184,10 +184,10 @@ class SceneWorker:
 
     def _open(self, bundle: Bundle, options: SceneOptions) -> Opened:
         execution = options.execution.over(self._setup.execution)
-        requested = (options.engine, execution, options.goal)
+        requested = (options.engine, execution, options.optimise_for)
         if self._opened is None or requested != self._opened_for:
             self._close()
-            opening = open_detector(bundle, options.engine, execution, goal=options.goal)
+            opening = open_detector(bundle, options.engine, execution, optimise_for=options.optimise_for)
             self._opened, self._opened_for = self._stack.enter_context(opening), requested
         return self._opened
 

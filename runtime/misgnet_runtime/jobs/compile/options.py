@@ -9,7 +9,7 @@ from misgnet_runtime.options import option
 
 def _mebibytes(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError("it must be a whole number of MiB, 1 or more")
+        raise ValueError("expected a whole number of MiB, 1 or more")
     return int(text) << 20
 
 

@@ -239,8 +239,9 @@ def _opened(setup: Setup, log: EventLog) -> LocalProcessor:
         raise UnavailableError(
             f"bundle {bundle.name} differs from the bundle with which the watcher was started; restart the watcher"
         )
+    scene = options.scene
     return LocalProcessor(
-        bundle, lambda name: open_detector(bundle, name, options.scene.execution, goal=options.scene.goal),
+        bundle, lambda name: open_detector(bundle, name, scene.execution, optimise_for=scene.optimise_for),
         setup.output, options, log,
     )  # fmt: skip
 

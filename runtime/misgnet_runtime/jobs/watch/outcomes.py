@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misgnet_runtime.errors import StorageError
-from misgnet_runtime.formatting import changed_words, now, plural
+from misgnet_runtime.formatting import format_change, now, plural
 from misgnet_runtime.jobs.watch import attempts
 from misgnet_runtime.jobs.watch.journal import Complete, Done, Failed, Journal
 from misgnet_runtime.jobs.watch.options import WatchOptions
@@ -94,4 +94,4 @@ def _line(complete: Complete) -> str:
     figures, outputs = complete.figures, ", ".join(reversed(complete.outputs))
     if "changed_share" not in figures:  # an earlier process computed them and crashed
         return f"{complete.pair}: {outputs}"
-    return f"{complete.pair}: {changed_words(figures['changed_share'], figures.get('valid_share', 1.0))}: {outputs}"
+    return f"{complete.pair}: {format_change(figures['changed_share'], figures.get('valid_share', 1.0))}: {outputs}"

@@ -74,8 +74,9 @@ def watch_folder(bundle_path: Path, folder: Path, output: Path, options: WatchOp
 
 def _processor(bundle: Bundle, path: Path, output: Path, options: WatchOptions, log: EventLog) -> Processor:
     if options.max_seconds is None:
+        scene = options.scene
         return LocalProcessor(
-            bundle, lambda name: open_detector(bundle, name, options.scene.execution, goal=options.scene.goal), output,
+            bundle, lambda name: open_detector(bundle, name, scene.execution, optimise_for=scene.optimise_for), output,
             options, log,
         )  # fmt: skip
     setup = Setup(path.absolute(), bundle.digest(), required_elsewhere(), output.absolute(), options)

@@ -43,10 +43,10 @@ class BenchOptions:
         check(self)
         for flag, numbers in (("--batch", self.batches), ("--streams", self.streams)):
             if any(number < 1 for number in numbers):
-                raise UsageError(f"{flag} is {min(numbers)}; it must be 1 or more")
+                raise UsageError(f"{flag} is {min(numbers)}; expected 1 or more")
         if not 0 < self.seconds < math.inf:
-            raise UsageError(f"--seconds is {self.seconds}; it must be above 0")
+            raise UsageError(f"--seconds is {self.seconds}; expected above 0")
         if not 0 <= self.warm_up < math.inf:
-            raise UsageError(f"--warm-up is {self.warm_up}; it must be 0 or more")
+            raise UsageError(f"--warm-up is {self.warm_up}; expected 0 or more")
         if self.batches and max(self.batches) > max_batch:
             raise UsageError(f"--batch is {max(self.batches)}; the engines of this bundle support at most {max_batch}")
