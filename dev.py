@@ -2,13 +2,16 @@
 """One command per task, on a machine with nothing but Python and git: sets up .venv, then does the task.
 
 python3 dev.py demo     build and run a bundle from the demo weights and generated tiles
-python3 dev.py test     run the test suite (further arguments go to pytest)
+python3 dev.py test     run the tests of the default tier: all but those marked slow; --full runs all (further
+                        arguments go to pytest)
 python3 dev.py lowest   run the runtime's tests with the lowest versions that pyproject.toml allows, in .venv-lowest,
                         by the Python that runs this (3.10 to 3.12)
 python3 dev.py lint     ruff (further arguments go to it); import-linter: the floors in pyproject.toml; codespell and
                         tools/check_phrases.py: words and phrases that this repository does not use
 python3 dev.py format   ruff format
 python3 dev.py types    mypy, strict for the runtime
+python3 dev.py docs     build the documentation's site into site/, strictly (further arguments go to mkdocs build)
+python3 dev.py wheel    build the wheel, install it in a clean environment outside the checkout, and run a bundle there
 """
 
 from __future__ import annotations
@@ -50,7 +53,10 @@ def demo(arguments: list[str]) -> None:
 
 
 def test(arguments: list[str]) -> None:
-    run_tests(VENV, arguments)
+    """Runs the default tier, or with ``--full`` all tests."""
+    full = "--full" in arguments
+    tier = [] if full else ["-m", "not slow"]
+    run_tests(VENV, [*tier, *(argument for argument in arguments if argument != "--full")])
 
 
 def lowest(arguments: list[str]) -> None:
@@ -80,8 +86,19 @@ def types(arguments: list[str]) -> None:
     run("mypy", *arguments)
 
 
+def docs(arguments: list[str]) -> None:
+    """Builds the site; warnings are errors."""
+    os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")  # Material's advertisement, printed at each build
+    run("mkdocs", "build", "--strict", *arguments)
+
+
+def wheel(arguments: list[str]) -> None:
+    run("python", "tools/check_wheel.py", *arguments)
+
+
 TASKS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo, "test": test, "lowest": lowest, "lint": lint, "format": format_code, "types": types,
+    "docs": docs, "wheel": wheel,
 }  # fmt: skip
 
 

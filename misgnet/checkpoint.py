@@ -26,7 +26,7 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.limits import CHECKPOINT_ENTRIES, PICKLE_KEY, SAFETENSORS_HEADER_BYTES, WEIGHTS_BYTES
 from misgnet_runtime.storage.atomic import write_file
-from misgnet_runtime.storage.files import is_no_file
+from misgnet_runtime.storage.files import is_not_regular_file
 
 # Published checkpoints contain encoder stage 4, which does not contribute to the output.
 _UNUSED = ("backbone.patch_embed4.", "backbone.block4.", "backbone.norm4.")
@@ -157,7 +157,7 @@ def _state_dict(file: _File) -> dict[str, torch.Tensor]:
 
 
 def _read_file(path: Path) -> _File:
-    if is_no_file(path):
+    if is_not_regular_file(path):
         raise InputError(f"checkpoint {path} is not a regular file")
     try:
         with path.open("rb") as file:

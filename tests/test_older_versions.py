@@ -118,7 +118,7 @@ def test_watcher_is_resumed(made: Path, run: Run) -> None:
 def test_batch_record_is_read(made: Path) -> None:
     with open_record(made / "batch", Shard()) as record:
         assert {name: type(end).__name__ for name, end in record.ended.items()} == {"a": "Done", "b": "Failed"}
-        assert record.begun["c"] == 1 and record.own == {"a.tif", "b.tif", "c.tif"} and record.bundle == "0" * 64
+        assert record.attempts["c"] == 1 and record.own == {"a.tif", "b.tif", "c.tif"} and record.bundle == "0" * 64
 
 
 def test_prepared_data_set_is_resumed(made: Path, tmp_path: Path, run: Run) -> None:
@@ -166,5 +166,5 @@ def test_tuning_is_refused_in_one_line(made: Path, tmp_path: Path, run: Run, mon
     said = run("predict", made / "bundle", *pair, "-o", tmp_path / "change.tif")
     warnings = [line for line in said.splitlines() if line.startswith("warning: the tuning")]
     (warning,) = warnings
-    assert f"{kept} is not used: it has format 1, this version reads 2; run misgnet-run tune " in warning
+    assert f"{kept} is not used: it has format 1; this version reads format 2; run misgnet-run tune " in warning
     assert (tmp_path / "change.tif").exists()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from misgnet_export.pipeline.agreement import INT8_AGREEMENT
 from misgnet_runtime.accuracy.gate import Interval
-from misgnet_runtime.accuracy.parity import Judged
+from misgnet_runtime.accuracy.parity import EvaluatedTile
 from misgnet_runtime.accuracy.parity import compare as parity
 
 
@@ -26,7 +26,7 @@ class Scores:
         return [broken] if self.agreement < INT8_AGREEMENT else []
 
 
-def scores_of(reference: list[Judged], found: list[Judged]) -> Scores:
+def scores_of(reference: list[EvaluatedTile], found: list[EvaluatedTile]) -> Scores:
     """The masks ``found`` against the reference's and the labels."""
     figures = parity("", "", reference, found, 0.0, device="")
     return Scores(figures.scores["f1"], figures.f1_drop_points, figures.interval, figures.agreement or 0.0)

@@ -19,7 +19,7 @@ from benchmarks.contest.share import Product, Share, run_products, share_of
 from benchmarks.int8_peers.graphs import Candidate, Context, Graph, Task, candidates, prepare
 from benchmarks.int8_peers.report import Row
 from benchmarks.int8_peers.timing import Speed, measure
-from misgnet_runtime.accuracy.parity import Judged, judge
+from misgnet_runtime.accuracy.parity import EvaluatedTile, evaluate_tiles
 from misgnet_runtime.errors import GateFailed
 
 Description = dict[str, Any]
@@ -42,7 +42,7 @@ def compare(task: Task) -> list[Row]:
     return [_with_speed(row, speeds.get(index)) for index, row in enumerate(rows)]
 
 
-def _row(context: Context, candidate: Candidate, engine: Engine, reference: list[Judged]) -> Row:
+def _row(context: Context, candidate: Candidate, engine: Engine, reference: list[EvaluatedTile]) -> Row:
     try:
         row, found = _judge(context, candidate, engine)
     except (ContenderFailed, GateFailed) as error:
@@ -54,7 +54,7 @@ def _row(context: Context, candidate: Candidate, engine: Engine, reference: list
     return _scored(row, reference, found)
 
 
-def _judge(context: Context, candidate: Candidate, engine: Engine) -> tuple[Row, list[Judged]]:
+def _judge(context: Context, candidate: Candidate, engine: Engine) -> tuple[Row, list[EvaluatedTile]]:
     """Run the candidate's graph on all evaluation tiles; a row without scores, and the masks."""
     task = context.task
     answers, optimised = task.work / "answers.npy", task.work / "optimised.onnx"
@@ -62,7 +62,7 @@ def _judge(context: Context, candidate: Candidate, engine: Engine) -> tuple[Row,
     with step(f"{what}: answering"), _opened(context, candidate, engine, optimised) as (guest, graph, said):
         peak = guest.ask("answer", tiles=context.evaluation, out=answers)["peak_mib"]
     predict = replay(answers, task.interface, len(task.evaluation))
-    found = judge(what, predict, task.evaluation, task.threshold)
+    found = evaluate_tiles(what, predict, task.evaluation, task.threshold)
     row = Row(
         candidate.key, candidate.title, engine.name, said["precision"], notes=list(candidate.notes),
         int8_in_graph=graph.share, int8_as_run=_share_as_run(context, said, optimised), made=graph.made,
@@ -71,7 +71,7 @@ def _judge(context: Context, candidate: Candidate, engine: Engine) -> tuple[Row,
     return row, found
 
 
-def _scored(row: Row, reference: list[Judged], found: list[Judged]) -> Row:
+def _scored(row: Row, reference: list[EvaluatedTile], found: list[EvaluatedTile]) -> Row:
     """``row`` with the figures of its masks against the reference's and the labels."""
     scores = scores_of(reference, found)
     return msgspec.structs.replace(

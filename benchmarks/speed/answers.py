@@ -18,7 +18,7 @@ from benchmarks.contest.peers import step
 from benchmarks.contest.scoring import scores_of
 from benchmarks.speed.entrants import ALONE, Entrant, chooses_itself
 from benchmarks.speed.report import Absent, Row
-from misgnet_runtime.accuracy.parity import Judged, judge
+from misgnet_runtime.accuracy.parity import EvaluatedTile, evaluate_tiles
 from misgnet_runtime.bundle import Interface
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.machine import describe_machine
@@ -90,7 +90,7 @@ def start(entrant: Entrant, log: Path, limit_s: float) -> Guest:
     return Guest(entrant.program, log, limit_s)
 
 
-def _answered(exam: Exam, entrant: Entrant) -> tuple[Row, list[Judged]]:
+def _answered(exam: Exam, entrant: Entrant) -> tuple[Row, list[EvaluatedTile]]:
     """A row without scores, and the masks."""
     folder = exam.work / "answers" / entrant.key.replace(" ", "-")
     answers, key = folder / "answers.npy", _key(exam, entrant)
@@ -103,7 +103,7 @@ def _answered(exam: Exam, entrant: Entrant) -> tuple[Row, list[Judged]]:
                 said |= guest.ask("answer", tiles=exam.handed, out=answers)
         kept.write(folder, key, said)
     predict = replay(answers, exam.interface, len(exam.tiles))
-    found = judge(entrant.title, predict, exam.tiles, exam.threshold)
+    found = evaluate_tiles(entrant.title, predict, exam.tiles, exam.threshold)
     row = Row(
         entrant.key, entrant.title, entrant.engine, entrant.side, said["precision"] or entrant.precision,
         notes=list(entrant.notes), peak_mib=said["peak_mib"],
@@ -134,7 +134,7 @@ def _failed(exam: Exam, entrant: Entrant, error: Exception) -> Row:
     )  # fmt: skip
 
 
-def _scored(row: Row, reference: list[Judged], found: list[Judged]) -> Row:
+def _scored(row: Row, reference: list[EvaluatedTile], found: list[EvaluatedTile]) -> Row:
     scores = scores_of(reference, found)
     return Row(
         row.key, row.title, row.engine, row.side, row.precision, "", [*row.notes, *scores.notes], scores.f1,

@@ -1,1 +1,1 @@
-"""Calibration on change-detection tiles, and explicit Q/DQ INT8 graphs made from it."""
+"""Calibrates on change-detection tiles and makes explicit Q/DQ INT8 graphs."""

@@ -1,1 +1,1 @@
-"""Compiles a trained network into a verified bundle; needs the [export] extra for ``build``."""
+"""Compiles a trained network into a verified bundle; ``build`` needs the [export] extra."""

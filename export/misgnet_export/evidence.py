@@ -1,4 +1,4 @@
-"""What the evidence of a build holds and the report shows: pictures of tiles, and the path of accuracy control."""
+"""Defines records of a build's evidence: pictures of tiles, and the steps of accuracy control."""
 
 from __future__ import annotations
 
@@ -12,28 +12,25 @@ from misgnet_runtime.storage.schema import Fraction, Struct
 
 @dataclass(frozen=True, kw_only=True)
 class TilePicture:
-    """One tile to show: both dates uint8 (H, W, 3); label, float mask and engine mask bool (H, W).
-
-    Raises ValueError where the sizes differ.
-    """
+    """One tile of the report. Raises ValueError if the sizes of the arrays differ."""
 
     name: str
     caption: str
-    before: RgbImage
+    before: RgbImage  # uint8 (H, W, 3), like after
     after: RgbImage
-    label: Mask
-    reference: Mask
+    label: Mask  # bool (H, W), like reference and engine
+    reference: Mask  # of the float model
     engine: Mask
 
     def __post_init__(self) -> None:
         size = self.label.shape
         shapes = [self.before.shape[:2], self.after.shape[:2], self.reference.shape, self.engine.shape]
         if any(shape != size for shape in shapes):
-            raise ValueError(f"tile {self.name}: the label is {size}, the others {shapes}; cut them alike")
+            raise ValueError(f"tile {self.name}: the label is {size}, the others are {shapes}; crop all to one size")
 
 
 class GroupRecord(Struct, frozen=True):
-    """Nodes that go back to float together; the multiply-adds are those of one image pair."""
+    """Nodes that return to float together; ``multiply_adds`` counts MACs per image pair."""
 
     name: str
     nodes: list[str]
@@ -41,7 +38,7 @@ class GroupRecord(Struct, frozen=True):
 
 
 class EffectRecord(Struct, frozen=True):
-    """What reverting these groups alone won back; None where that was not measured or is no finite number."""
+    """What accuracy gains if only ``groups`` return to float; None if not measured or not finite."""
 
     groups: list[str]
     won_points: float | None
@@ -51,18 +48,14 @@ class EffectRecord(Struct, frozen=True):
 
 
 class StepRecord(Struct, frozen=True):
-    """One evaluation; see ``misgnet_calibration.algorithms.accuracy_control.Step``. A figure not finite is None.
-
-    ``estimated``: on fewer tiles, to rank and not to decide.
-    ``loss_points`` is what was held against the limit: the F1 drop, or the pixels that disagree.
-    """
+    """One evaluation; see ``misgnet_calibration.algorithms.accuracy_control.Step``. None: the value is not finite."""
 
     number: int
     phase: Phase
     changed: list[str]
     float_groups: list[str]
     f1_drop_points: float | None
-    loss_points: float | None
+    loss_points: float | None  # compared with the limit: the F1 drop, or the share of pixels that differ
     agreement: Fraction
     logit_error: float | None
     seconds_per_pair: float | None
@@ -70,11 +63,11 @@ class StepRecord(Struct, frozen=True):
     seconds: float
     accepted: bool
     reason: str
-    estimated: bool = False
+    estimated: bool = False  # measured on fewer tiles: used to rank groups, not to decide
 
 
 class ControlRecord(Struct, frozen=True):
-    """What is kept of a search. ``ranking``: in the order of reverting; ``result``: the number of a step."""
+    """The record of a search that is kept in a bundle."""
 
     limit_points: float
     min_agreement: Fraction | None
@@ -82,19 +75,19 @@ class ControlRecord(Struct, frozen=True):
     seconds: float
     passed: bool
     stopped: Stopped
-    result: int
+    result: int  # number of the chosen step, from 1
     groups: list[GroupRecord]
-    ranking: list[EffectRecord]
+    ranking: list[EffectRecord]  # in the order in which groups are reverted
     steps: list[StepRecord]
 
     @property
     def chosen(self) -> StepRecord:
-        """The best step that passed, or the closest one where none did."""
+        """The best step that passed; if none passed, the one closest to the limit."""
         return self.steps[self.result - 1]
 
 
 def record_of(report: ControlReport) -> ControlRecord:
-    """``report`` as it is kept in a bundle."""
+    """Converts ``report`` to the record that is kept in a bundle."""
     return ControlRecord(
         limit_points=report.limit.points, min_agreement=report.limit.agreement,
         budget_seconds=_finite(report.budget_seconds), seconds=report.seconds, passed=report.passed,
@@ -122,5 +115,5 @@ def _step_record(step: Step) -> StepRecord:
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no infinity; a difference with infinity is the largest number."""
+    """Returns None for infinity, which JSON cannot hold; a difference from infinity is the largest float."""
     return None if value is None or abs(value) >= sys.float_info.max else value

@@ -19,7 +19,7 @@ app = make_app(
 
 
 @app.callback()
-def every_command(*, lock_timeout: arguments.LockTimeout = DEFAULT_TIMEOUT) -> None:
+def every_command(*, lock_timeout: arguments.LockTimeout = DEFAULT_TIMEOUT, version: arguments.Version = False) -> None:
     """Accepts the options of all commands; they may precede or follow the command's name."""
 
 

@@ -20,7 +20,7 @@ from misgnet.cli.options import (
     need_torch,
 )
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.formatting import changed_words, plural
+from misgnet_runtime.formatting import format_change, plural
 from misgnet_runtime.log import current
 
 _FIRST_HELP = "Folder with A/ and B/, or the image of the earlier date (8-bit RGB)."
@@ -69,7 +69,7 @@ def predict(
     else:
         done = predict_files(network, data, after, output, options, force=force)
     pairs = f"{plural(done.pairs, 'pair')}, " if after is None else ""
-    changed = changed_words(done.changed_share, 1.0)  # all pixels of plain images are valid
+    changed = format_change(done.changed_share, 1.0)  # all pixels of plain images are valid
     current().result([f"{output}: {pairs}{changed}"])
 
 

@@ -1,17 +1,17 @@
-"""Runs MISGNet bundles: no torch, no onnx. The ground floor; it imports none of the other packages.
+"""Runs MISGNet bundles without torch or onnx. The lowest layer: it imports none of this project's other packages.
 
     from misgnet_runtime import open_bundle
 
     with open_bundle("bundle") as bundle:
-        change = bundle.predict(before, after)  # uint8 (H, W, 3) of both dates
+        change = bundle.predict(before, after)  # both dates, each uint8 (H, W, 3)
         change.mask, change.probability  # (H, W)
 
-The names in ``__all__`` are the public API: opening a bundle, what comes of it, every error that is raised on purpose
-(see :mod:`misgnet_runtime.errors`), and the version. All else in this package, its modules included, is internal and
-may change with any version.
+The names in ``__all__`` are the public API: ``open_bundle`` and the classes that it returns, every error that is raised
+on purpose (see :mod:`misgnet_runtime.errors`), and the version. All other names and modules of this package are
+internal and may change in any version.
 
-Importing the package loads no library; the first use of ``open_bundle`` does. It does set the environment so that ONNX
-Runtime sends no telemetry; ``ORT_DISABLE_TELEMETRY=0``, set before, allows it.
+Importing the package loads no library; the first use of ``open_bundle`` does. The import sets an environment variable
+so that ONNX Runtime sends no telemetry; set ``ORT_DISABLE_TELEMETRY=0`` before the import to allow it.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ __all__ = [
     "__version__",
     "open_bundle",
 ]
-_OF_API = ("BundleSession", "ChangeMap", "open_bundle")  # what they import takes a second: at the first use only
+_OF_API = ("BundleSession", "ChangeMap", "open_bundle")  # imported at first use: their imports take a second
 
-# From 1.29 on ONNX Runtime's official builds report the device and its models to their maker. They read this only once,
-# when they are first imported. Processes that are started from here inherit it.
+# Since version 1.29, official builds of ONNX Runtime send device and model information to their vendor. They read this
+# variable only once, when they are first imported. Child processes inherit it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 

@@ -20,7 +20,7 @@ from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.selection import open_detector
-from misgnet_runtime.inference.tuned import Goal
+from misgnet_runtime.inference.tuned import OptimiseFor
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,12 @@ def open_bundle(
         UnavailableError: None of its engines runs on this machine; the message has the reason of each.
     """
     bundle = read_bundle(Path(path), required(require_signature, allow_older))
-    goal: Goal = "latency" if streams == 1 else "throughput"
+    optimise_for: OptimiseFor = "latency" if streams == 1 else "throughput"
     with ExitStack() as opened:
         detector, entry, reason = opened.enter_context(
-            open_detector(bundle, engine, ExecutionOptions(streams=streams), goal=goal if tuned else None)
+            open_detector(
+                bundle, engine, ExecutionOptions(streams=streams), optimise_for=optimise_for if tuned else None
+            )
         )
         return BundleSession(bundle.manifest, entry, reason, detector=detector, opened=opened.pop_all())
 

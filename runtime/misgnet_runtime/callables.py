@@ -1,4 +1,4 @@
-"""Arrays and functions that the stages hand to each other."""
+"""Defines the types of arrays and callbacks that the stages pass to each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 RgbImage = NDArray[np.uint8]  # (H, W, 3)
 Mask = NDArray[np.bool_]  # (H, W)
-# Tiles of both dates, uint8 (B, T, T, 3), to the probability of change, float32 (B, T, T).
+# (before, after), each uint8 (B, T, T, 3), -> probability of change, float32 (B, T, T)
 Predict = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
-# Told how many steps are done, and of how many.
+# (finished steps, total steps)
 Progress = Callable[[int, int], None]

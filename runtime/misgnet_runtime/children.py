@@ -1,7 +1,7 @@
-"""Child processes that import nothing from the working directory: every child of this project starts here.
+"""Starts child processes that import nothing from the working directory; every child of this project starts here.
 
-A folder that holds data may hold a ``statistics.py`` as well. ``python -m``, ``python -c`` and the standard library's
-spawned processes search the working directory first, and an empty entry of PYTHONPATH means it too.
+A data folder may contain a ``statistics.py``. ``python -m``, ``python -c`` and processes that the standard library
+spawns search the working directory first, and an empty entry of PYTHONPATH also means the working directory.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def python_command(module: str, *arguments: str, python: str = sys.executable) -> list[str]:
-    """The command that runs ``module`` as ``python -m`` would, without the working directory on its import path.
+    """Returns the command that runs ``module`` like ``python -m``, without the working directory on its import path.
 
-    Start it with :func:`environment`. ``python``: the interpreter, which needs none of this project's packages.
+    Start it with :func:`environment`. The interpreter ``python`` needs none of this project's packages.
     """
     user_site = ["-s"] if sys.flags.no_user_site else []
     return [python, *user_site, str(_START.absolute()), module, *arguments]
 
 
 def environment(*modules: str, **changes: str) -> dict[str, str]:
-    """This process's environment, for a child that imports what this process imports.
+    """Returns this process's environment for a child that imports the same packages.
 
-    PYTHONPATH becomes this process's import path without the working directory, unless PYTHONPATH names that by its
-    absolute path or ``modules`` (or this package) lie there. ``changes`` are added.
+    PYTHONPATH becomes this process's import path without the working directory. The working directory stays if
+    PYTHONPATH names it by its absolute path, or if it holds one of ``modules`` or this package. ``changes`` are added.
     """
     path = os.pathsep.join(import_path(*modules))
     return {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": path, **changes}
 
 
 def import_path(*modules: str) -> list[str]:
-    """``sys.path`` as a child process gets it, see :func:`environment`."""
+    """Returns the ``sys.path`` of a child process; see :func:`environment`."""
     named = {os.path.realpath(e) for e in os.environ.get("PYTHONPATH", "").split(os.pathsep) if _is_absolute(e)}
     here = {os.path.realpath(folder) for folder in (_STARTED_IN, _working_directory()) if folder} - named
     kept = [
         entry
         for entry in sys.path
         if _is_absolute(entry)
-        and os.pathsep not in entry  # PYTHONPATH would hold two other entries
+        and os.pathsep not in entry  # PYTHONPATH would split it into two entries
         and os.path.realpath(entry) not in here
     ]
     roots = [_root(module) for module in (_PACKAGE, *modules)]
@@ -62,9 +62,12 @@ def import_path(*modules: str) -> list[str]:
 
 @contextmanager
 def away_from_working_directory() -> Iterator[None]:
-    """Work in the folder of this package's code for a moment: for libraries that put the working directory on the
-    import path of processes of their own. Nothing else of this process may run meanwhile."""
-    if not hasattr(os, "fchdir"):  # Windows neither opens folders nor removes or moves the working directory
+    """Changes to the folder of this package's code within the block.
+
+    Used with libraries that put the working directory on the import path of their own child processes. Nothing else in
+    this process may run meanwhile.
+    """
+    if not hasattr(os, "fchdir"):  # Windows cannot open folders, and never removes or moves the working directory
         name = Path.cwd()
         os.chdir(_START.parents[1])
         try:
@@ -92,11 +95,11 @@ def _working_directory() -> str | None:
         return None
 
 
-_STARTED_IN = _working_directory()  # which the first entry of sys.path may name
+_STARTED_IN = _working_directory()  # the first entry of sys.path may name it
 
 
 def _root(module: str) -> str | None:
-    """The folder that the import path must hold for ``module`` to be found; None: not known or not in a folder."""
+    """Returns the import path entry that ``module`` is found in; None if it is not known or not a folder."""
     spec = find_spec(module.partition(".")[0])
     if spec and spec.submodule_search_locations:
         return str(Path(next(iter(spec.submodule_search_locations))).absolute().parent)
@@ -105,19 +108,19 @@ def _root(module: str) -> str | None:
 
 @dataclass(frozen=True)
 class Child:
-    """A process that runs a function, and this end of the connection to it. Dropping this object ends the process."""
+    """A child process that runs a function, and the parent's connection to it. Dropping the object ends the process."""
 
     process: subprocess.Popen[bytes]
     connection: Connection
     _lifeline: Connection
 
     def kill(self) -> int:
-        """End the process if it still runs, release what belongs to it, and return its exit code."""
+        """Ends the process if it still runs, closes its connections and returns its exit code."""
         self.process.kill()
         return self.release()
 
     def release(self) -> int:
-        """Wait until the process has ended and return its exit code; negative: the signal that ended it."""
+        """Waits until the process has ended and returns its exit code; a negative code is the signal that ended it."""
         code = self.process.wait()
         self.connection.close()
         self._lifeline.close()
@@ -125,14 +128,18 @@ class Child:
 
 
 def start(target: Callable[..., object], *arguments: object) -> Child:
-    """Run ``target(connection, *arguments)`` in a new process, which starts from nothing and not as a fork.
+    """Runs ``target(connection, *arguments)`` in a new interpreter, not in a fork.
 
-    ``target`` is a function at the top of an importable module. It talks through ``connection``; standard input is
-    empty. The process ends when ``target`` returns, and at once when this process ends, however that happens.
-    Raises UnavailableError on Windows.
+    ``target`` is a top-level function of an importable module. It communicates through ``connection``; standard input
+    is empty. The process ends when ``target`` returns, and as soon as this process ends for any reason.
+
+    Raises:
+        UnavailableError: On Windows.
     """
-    if os.name == "nt":  # it passes no numbers of open files to other processes
-        raise UnavailableError("processes of their own for pairs and workers need Linux or macOS; predict needs none")
+    if os.name == "nt":  # Windows does not pass file descriptors to other processes
+        raise UnavailableError(
+            "this command runs pairs and workers in child processes, which need Linux or macOS; use predict instead"
+        )
     ours, theirs = multiprocessing.Pipe()
     alive, lifeline = multiprocessing.Pipe(duplex=False)
     handles = theirs.fileno(), alive.fileno()
@@ -143,7 +150,7 @@ def start(target: Callable[..., object], *arguments: object) -> Child:
     theirs.close()
     alive.close()
     child = Child(process, ours, lifeline)
-    with suppress(OSError):  # it ended already: the caller learns that from the connection
+    with suppress(OSError):  # the child has ended already: the caller notices when it uses the connection
         ours.send((target.__module__, target.__qualname__, pickle.dumps(arguments)))
     return child
 
@@ -155,7 +162,7 @@ def _run(connection: Connection, alive: Connection) -> None:
 
 
 def _end_with_parent(alive: Connection) -> None:
-    """A parent that was killed leaves no child behind."""
+    """Ends this process when the parent ends, even if the parent was killed."""
     with suppress(EOFError, OSError):
         alive.recv_bytes()
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Text for a person, and the time, in UTC."""
+"""Formats counts, shares, timestamps (UTC) and untrusted text for messages and reports."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from datetime import datetime, timezone
 _SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 
-def changed_words(share: float | None, valid: float) -> str:
-    """The changed share of the valid pixels, and the share of the valid ones, both given as 0 to 1.
+def format_change(share: float | None, valid: float) -> str:
+    """Formats the changed share of the valid pixels and the valid share of all pixels.
 
-    ``share`` is None where no pixel is valid.
+    Both shares are 0 to 1; ``share`` is None if no pixel is valid.
     """
     if share is None:
         return "no valid pixels"
@@ -18,7 +18,7 @@ def changed_words(share: float | None, valid: float) -> str:
 
 
 def _percent(share: float) -> str:
-    """Two decimals; what is not all does not read as 100 %, and what is something not as 0 %."""
+    """Formats a percentage with two decimals; 100 % and 0 % appear only for exactly all and exactly none."""
     text = f"{100 * share:.2f} %"
     if share < 1 and text == "100.00 %":
         return "> 99.99 %"
@@ -26,17 +26,17 @@ def _percent(share: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """``1 tile``, ``2 tiles``."""
+    """Formats a count with its noun: ``1 tile``, ``2 tiles``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def printable(text: str) -> str:
-    """``text`` with what a terminal obeys or hides escaped: control and format characters, line ends, surrogates."""
+    """Escapes control characters, format characters, line ends and surrogates, which a terminal obeys or hides."""
     return text if text.isprintable() else "".join(map(_printable_character, text))
 
 
 def _printable_character(character: str) -> str:
-    """As Python's ``unicode_escape`` codec has it, which would be imported for it."""
+    """Escapes one character as Python's ``unicode_escape`` codec does, without importing that codec."""
     if character.isprintable():
         return character
     if character in _SHORT:
@@ -50,5 +50,5 @@ def now() -> datetime:
 
 
 def timestamp() -> str:
-    """Now, in ISO 8601 and to the second, as manifests and reports state it."""
+    """Returns the current UTC time in ISO 8601, to the second, as manifests and reports state it."""
     return now().isoformat(timespec="seconds")

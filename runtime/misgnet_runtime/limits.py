@@ -1,7 +1,7 @@
-"""How much of a file from outside is read: each limit stands here once, for its reader, for SECURITY.md and for tests.
+"""Defines how much of each untrusted file is read; readers, SECURITY.md and tests share these limits.
 
-``python tests/limits --table`` prints the table of SECURITY.md. ``tests/test_limits.py`` compares the two, and measures
-that no file of many hostile families takes more processor time or memory than its row promises.
+``python tests/limits --table`` prints the table of SECURITY.md. ``tests/limits/test_limits.py`` compares the two, and
+checks that hostile files of many kinds take no more processor time or memory than their row states.
 """
 
 from __future__ import annotations
@@ -65,131 +65,128 @@ TABLE_ROW = 64 * _KIB
 
 @dataclass(frozen=True)
 class Limit:
-    """``value`` in ``unit``, and why it is no larger and no smaller."""
+    """A limit, ``value`` in ``unit``, and the reason for its size."""
 
     quantity: str
     value: int
     unit: str
     reason: str
 
-    def words(self) -> str:
-        """For the table: "4 MiB of JSON"."""
+    def text(self) -> str:
+        """Formats the limit for the table: "4 MiB of JSON"."""
         return f"{_amount(self.value, self.unit)} {self.quantity}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """A kind of file, how it is read, its limits, and the most processor time and memory that one file takes.
+    """A kind of file, how it is read, its limits, and the most processor time and memory that one file may take."""
 
-    Attributes:
-        name: By which tests find it.
-        file: What the file is, for SECURITY.md.
-        how: How it is read.
-        seconds: Of processor time.
-        mebibytes: Of memory, beyond what the process had before.
-    """
-
+    # Identifies the reader in tests.
     name: str
+    # The kind of file, for SECURITY.md.
     file: str
+    # How it is read, for SECURITY.md.
     how: str
     limits: tuple[Limit, ...]
+    # Processor time, in seconds.
     seconds: int
+    # Memory in addition to that of the process before reading, in MiB.
     mebibytes: int
 
     def row(self) -> str:
-        limits = "; ".join(limit.words() for limit in self.limits)
+        limits = "; ".join(limit.text() for limit in self.limits)
         return f"| {self.file} | {self.how} | {limits} | {self.seconds} | {self.mebibytes:,} |"
 
 
 READERS = (
     Reader(name="manifest", file="`manifest.json`", how="strict JSON of known fields", limits=(
         Limit("of JSON", MANIFEST_BYTES, "bytes", "it states the numbers of each operator of each graph"),
-        Limit("lists and objects", MANIFEST_VALUES, "", "some 5 for an operator; an empty one takes much memory"),
-        Limit("of files that it lists", BUNDLE_BYTES, "bytes", "a sparse file of any size costs who sends it nothing"),
-        Limit("files", BUNDLE_FILES, "", "a bundle has some 20"),
+        Limit("lists and objects", MANIFEST_VALUES, "", "about 5 per operator; even an empty one takes much memory"),
+        Limit("of files that it lists", BUNDLE_BYTES, "bytes", "a sparse file of any size costs its sender nothing"),
+        Limit("files", BUNDLE_FILES, "", "a bundle has about 20"),
     ), seconds=10, mebibytes=320),
     Reader(name="signature", file="`model.sig`", how="JSON", limits=(
-        Limit("", SIGNATURE_BYTES, "bytes", "certificates and a digest of each file have some kB"),
-        Limit("different certificates", CERTIFICATES, "", "public authorities go no deeper"),
+        Limit("", SIGNATURE_BYTES, "bytes", "certificates and a digest of each file take a few kB"),
+        Limit("different certificates", CERTIFICATES, "", "chains of public authorities are no longer"),
         Limit("of certificates", CERTIFICATE_BYTES, "bytes", "one has 2 kB"),
         Limit("signed names", BUNDLE_FILES, "", "as in a manifest"),
-        Limit("characters of a name", SIGNED_NAME, "", "normalising takes the square of a run of marks"),
+        Limit("characters of a name", SIGNED_NAME, "", "time to normalise grows with the square of a run of marks"),
     ), seconds=10, mebibytes=256),
     Reader(name="key", file="key file", how="PEM", limits=(
         Limit("", KEY_BYTES, "bytes", "a root's certificate has 2 kB"),
     ), seconds=10, mebibytes=64),
     Reader(name="policy", file="policy file", how="TOML of known fields", limits=(
-        Limit("", POLICY_BYTES, "bytes", "some 500 products"),
+        Limit("", POLICY_BYTES, "bytes", "about 500 products"),
         Limit("in a line", POLICY_LINE, "bytes", "the longest path"),
-        Limit("of a field's name", POLICY_NAME, "bytes", "one of dotted parts takes the square of their number"),
+        Limit("of a field's name", POLICY_NAME, "bytes", "time to parse grows with the square of its dotted parts"),
     ), seconds=2, mebibytes=64),
     Reader(name="checkpoint", file="checkpoint, a pickle",
            how="by an unpickler that calls nothing (`misgnet/_unpickle.py`); "
            "no byte of the file counts twice", limits=(
-        Limit("of pickle", PICKLE_BYTES, "bytes", "a snapshot with its optimizer has 0.2 MB without its numbers"),
-        Limit("instructions", PICKLE_STEPS, "", "a snapshot has 60,000, and each may make an object"),
+        Limit("of pickle", PICKLE_BYTES, "bytes", "a snapshot with its optimizer has 0.2 MB besides its tensors"),
+        Limit("instructions", PICKLE_STEPS, "", "a snapshot has 60,000, and each may create an object"),
         Limit("characters of a key, which is text", PICKLE_KEY, "", "hashes of numbers can be made to collide"),
         Limit("of its zip directory", CHECKPOINT_DIRECTORY_BYTES, "bytes", "a snapshot has 1,400 entries, 80 kB"),
         Limit("tensors", CHECKPOINT_ENTRIES, "", "an EMA wrapper has 2,000"),
-        Limit("of numbers", WEIGHTS_BYTES, "bytes", "tensors may share numbers: a file of any size may declare more"),
+        Limit("of numbers", WEIGHTS_BYTES, "bytes", "tensors may share storage: a file of any size may declare more"),
     ), seconds=20, mebibytes=2_304),
     Reader(name="safetensors", file="safetensors",
            how="by the `safetensors` library; no byte outside the file", limits=(
         Limit("of header", SAFETENSORS_HEADER_BYTES, "bytes", "MISGNet's has 0.1 MB, and the library reads 100 MB"),
-        Limit("of numbers, where shapes are not known before", WEIGHTS_BYTES, "bytes", "as of a pickle"),
+        Limit("of numbers, if shapes are not known before", WEIGHTS_BYTES, "bytes", "as for a pickle"),
     ), seconds=20, mebibytes=2_304),
     Reader(name="image", file="tiles and images",
-           how="PNG, TIFF or JPEG by their first bytes, whatever the name", limits=(
+           how="PNG, TIFF or JPEG by their first bytes, not by the file name", limits=(
         Limit("pixels", IMAGE_PIXELS, "", "Pillow's own limit"),
-        Limit("chunks, segments, strips or tiles", IMAGE_PARTS, "", "libpng writes 70,000 for the most pixels"),
-        Limit("beside the pixels", IMAGE_EXTRA_BYTES, "bytes", "colour profiles and previews have some MB"),
-        Limit("scans of a JPEG", JPEG_SCANS, "", "encoders write some 10, and each costs as much as all pixels"),
-        Limit("tags of a TIFF", TIFF_TAGS, "", "a real one has some 30"),
-        Limit("pixels in all of its tiles", TIFF_TILED_PIXELS, "", "whole tiles are decoded, beyond its sides as well"),
+        Limit("chunks, segments, strips or tiles", IMAGE_PARTS, "", "libpng writes 70,000 at the most pixels"),
+        Limit("besides the pixels", IMAGE_EXTRA_BYTES, "bytes", "colour profiles and previews have a few MB"),
+        Limit("scans of a JPEG", JPEG_SCANS, "", "encoders write about 10, and each costs as much as all pixels"),
+        Limit("tags of a TIFF", TIFF_TAGS, "", "a real one has about 30"),
+        Limit("pixels in all of its tiles", TIFF_TILED_PIXELS, "", "whole tiles are decoded, also beyond the edges"),
         Limit("in one that is larger than the image", TIFF_TILE_PIXELS, "", "4,096 x 4,096; usual are 512 x 512"),
     ), seconds=20, mebibytes=2_560),
     Reader(name="label", file="labels", how="as images; 0 and 255, or 0 and 1", limits=(
         Limit("pixels", IMAGE_PIXELS, "", "Pillow's own limit"),
     ), seconds=20, mebibytes=2_560),
     Reader(name="geotiff", file="GeoTIFF",
-           how="by GDAL's GTiff driver alone: no VRT, nothing beside the file, one thread", limits=(
-        Limit("for a block, or for what is read at once", GEOTIFF_BYTES, "bytes", "256 rows of 40,000 px take 120 MB"),
-        Limit("pixels along a side", GEOTIFF_SIDE, "", "places and weights of tiles take some 20 bytes for each"),
+           how="by GDAL's GTiff driver only: no VRT, no sidecar files, one thread", limits=(
+        Limit("for a block, or for one read", GEOTIFF_BYTES, "bytes", "256 rows of 40,000 px take 120 MB"),
+        Limit("pixels along a side", GEOTIFF_SIDE, "", "tile positions and weights take about 20 bytes per pixel"),
         Limit("of the map's unfinished rows (width x tile)", GEOTIFF_MAP_BYTES, "bytes", "838,860 px wide at 256 px"),
-        Limit("decodings of a block", GEOTIFF_DECODINGS, "", "blocks that do not suit tiles are decoded often"),
-        Limit("blocks", GEOTIFF_BLOCKS, "", "a byte or two of memory for each; 256 px blocks make 10^12 pixels"),
+        Limit("decodings of a block", GEOTIFF_DECODINGS, "", "blocks not aligned with tiles are decoded repeatedly"),
+        Limit("blocks", GEOTIFF_BLOCKS, "", "1 or 2 bytes of memory each; 256 px blocks make 10^12 pixels"),
         Limit("images, overviews and masks", GEOTIFF_DIRECTORIES, "", "a real file has about 30"),
     ), seconds=20, mebibytes=1_536),
-    Reader(name="golden", file="golden and evaluation tiles, saved observations",
+    Reader(name="golden", file="golden and evaluation tiles, saved activation statistics",
            how="`.npz` without pickles, stored or "
            "deflated, opened by one zip reader", limits=(
         Limit("unpacked", ARCHIVE_BYTES, "bytes", "8 evaluation tiles of 1,024 px have 67 MB"),
         Limit("of its zip directory", ARCHIVE_DIRECTORY_BYTES, "bytes", "it has 7 entries"),
-        Limit("of JSON in observations", OBSERVATIONS_HEADER_BYTES, "bytes", "names of some thousand tensors"),
+        Limit("of JSON in activation statistics", OBSERVATIONS_HEADER_BYTES, "bytes", "names of thousands of tensors"),
     ), seconds=10, mebibytes=576),
     Reader(name="features", file="features of a date",
            how="records mapped a few at a time", limits=(
-        Limit("of footer", FEATURES_FOOTER_BYTES, "bytes", "some 1.3 million tiles: 150,000 x 150,000 px at least"),
+        Limit("of footer", FEATURES_FOOTER_BYTES, "bytes", "about 1.3 million tiles: 150,000 x 150,000 px at least"),
     ), seconds=10, mebibytes=640),
     Reader(name="journal", file="journals of scenes, folders, watchers, batches and prepared data sets",
-           how="line by line; names of files in them "
-           "stay in their folder; what the lines say", limits=(
+           how="line by line; file names in them "
+           "must lie in the journal's folder", limits=(
         Limit("in a line", JOURNAL_LINE_BYTES, "bytes", "the longest line of a scene names its unreadable blocks"),
     ), seconds=10, mebibytes=320),
-    Reader(name="tuning", file="tuning", how="strict JSON behind its digest", limits=(
-        Limit("", TUNING_BYTES, "bytes", "some 2,000 measurements"),
+    Reader(name="tuning", file="tuning", how="strict JSON after its digest", limits=(
+        Limit("", TUNING_BYTES, "bytes", "about 2,000 measurements"),
     ), seconds=2, mebibytes=64),
     Reader(name="accepted", file="accepted versions", how="strict JSON", limits=(
         Limit("", ACCEPTED_BYTES, "bytes", "a record has 300 bytes"),
     ), seconds=2, mebibytes=64),
-    Reader(name="plans", file="records of compiled plans, kernel timings", how="strict JSON behind its digest, opaque "
-           "bytes behind theirs", limits=(
+    Reader(name="plans", file="records of compiled plans, kernel timings", how="strict JSON after its digest, opaque "
+           "bytes after theirs", limits=(
         Limit("of JSON", PLAN_RECORD_BYTES, "bytes", "a record has 1 kB"),
-        Limit("of timings", KERNEL_TIMINGS_BYTES, "bytes", "TensorRT's have some MB"),
+        Limit("of timings", KERNEL_TIMINGS_BYTES, "bytes", "TensorRT's have a few MB"),
     ), seconds=10, mebibytes=1_100),
     Reader(name="table", file="table of scenes", how="CSV in UTF-8", limits=(
         Limit("", TABLE_BYTES, "bytes", "300 bytes for each line"),
-        Limit("lines", TABLE_LINES, "", "a scene takes 3 kB with its options; more go into several tables"),
+        Limit("lines", TABLE_LINES, "", "a scene takes 3 kB with its options; split larger tables"),
         Limit("characters in a row", TABLE_ROW, "", "two paths and 28 options of the longest kind"),
     ), seconds=30, mebibytes=768),
 )  # fmt: skip
@@ -200,8 +197,8 @@ def reader(name: str) -> Reader:
 
 
 def markdown() -> str:
-    """The table of SECURITY.md."""
-    head = "| file | what is read of it | at most | CPU, s | memory, MiB |\n|---|---|---|---|---|"
+    """Returns the table of SECURITY.md."""
+    head = "| file | how it is read | limits | CPU, s | memory, MiB |\n|---|---|---|---|---|"
     return "\n".join([head, *(found.row() for found in READERS)])
 
 

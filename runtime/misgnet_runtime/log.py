@@ -1,16 +1,16 @@
-"""What a command reports: lines for a person, or with ``--log json`` one JSON object a line.
+"""Logs a command's events as text, or with ``--log json`` as one JSON object per line.
 
-Built on the standard :mod:`logging`: the code that logs decides the level, a formatter the form. Every JSON object
-has ``time`` (RFC 3339, UTC), ``level`` (info, warning or error), ``event``, and ``message``, the text a person
-would have read. The other fields depend on ``event``; null is what does not apply, or is no number:
+Based on the standard :mod:`logging`: the caller sets the level, a formatter the format. Every JSON object has ``time``
+(RFC 3339, UTC), ``level`` (info, warning or error), ``event``, and ``message``, the text of the text format. The other
+fields depend on ``event``; null means not applicable or not a finite number:
 
-    note      information about a run; ``watch`` adds ``pair`` and ``batch`` ``scene`` where it concerns one
-    warning   the same, where something may be wrong
-    progress  ``steps``, what is counted, ``done`` and ``total``; at most one a second
-    result    what was found or written: the fields of the command's report, as numbers
-    error     why a command ends: ``kind`` and ``exit_code``; for a bug also ``traceback``
+    note      information about a run; ``watch`` adds ``pair``, and ``batch`` adds ``scene``, if it concerns one
+    warning   a possible problem, with the same fields as ``note``
+    progress  ``steps`` (the unit that is counted), ``done`` and ``total``; at most one per second
+    result    the fields of the command's report, as numbers
+    error     the reason why a command ends: ``kind`` and ``exit_code``; for a bug also ``traceback``
 
-Results go to stdout and everything else to stderr, in both forms. In text, control characters are escaped.
+Results go to stdout and all other events to stderr, in both formats. In text, control characters are escaped.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LogFormat = Literal["text", "json"]
 
 
 class SafeConsole(Console):
-    """A console whose texts reach no terminal with control characters in them: only line ends stay."""
+    """A console that escapes control characters in all texts, except line ends."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(_printable_lines(text), **options)
@@ -72,7 +72,8 @@ _form: LogFormat = "text"
 class EventLog(_Adapter):
     """A logger whose events have fields: ``log.warning("blocks are missing", pair="a")``.
 
-    ``info``, ``warning`` and ``error`` are those of :class:`logging.LoggerAdapter`; every other keyword is a field.
+    ``info``, ``warning`` and ``error`` are the methods of :class:`logging.LoggerAdapter`; all other keyword arguments
+    become fields.
     """
 
     def __init__(self, logger: logging.Logger, fields: dict[str, object] | None = None) -> None:
@@ -84,19 +85,19 @@ class EventLog(_Adapter):
         return msg, {**standard, "extra": {"event": event, "fields": {**(self.extra or {}), **kwargs}}}
 
     def bind(self, **fields: object) -> EventLog:
-        """The same log; every event also has ``fields``."""
+        """Returns a log that adds ``fields`` to every event."""
         return EventLog(self.logger, {**(self.extra or {}), **fields})
 
     def result(self, lines: list[str], **figures: Any) -> None:
-        """Report what was found or written: ``lines`` for a person, ``figures`` by name."""
+        """Logs a result: ``lines`` in text format, ``figures`` as fields in JSON."""
         self.info("\n".join(line.replace("\n", "\\n") for line in lines), event="result", **figures)
 
     def fail(self, message: str, kind: str, exit_code: int) -> None:
-        """Report why the command ends; ``message`` is one line."""
+        """Logs why the command ends; ``message`` is one line."""
         self.error(message, event="error", kind=kind, exit_code=exit_code)
 
     def bug(self, error: Exception) -> None:
-        """Report an error that nobody foresaw; in text it is raised again, for Python to show."""
+        """Logs an unexpected error with its traceback; in text format it is raised again, so that Python prints it."""
         if not is_json():
             raise error
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
@@ -104,7 +105,7 @@ class EventLog(_Adapter):
 
     @contextmanager
     def progress(self, steps: str) -> Iterator[Progress]:
-        """Yield a function that takes how many ``steps`` are done, and of how many."""
+        """Yields a function ``(done, total)`` that reports progress, counted in ``steps``."""
         if is_json():
             yield _at_most_one_a_second(
                 lambda done, total: self.info(
@@ -123,7 +124,7 @@ class EventLog(_Adapter):
 
 
 class TextFormatter(logging.Formatter):
-    """Lines for a person; warnings and errors begin with their level. Control characters are escaped."""
+    """Formats events as text; warnings and errors start with their level. Control characters are escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         message, event = record.getMessage(), _event(record)
@@ -135,7 +136,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; see the module's text."""
+    """Formats each event as one line of JSON; see the module's docstring."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
@@ -153,9 +154,10 @@ class JsonFormatter(logging.Formatter):
 
 
 class _StreamHandler(logging.Handler):
-    """Results to stdout, everything else to stderr; the streams are looked up at each event, as tests replace them.
+    """Writes results to stdout and all other events to stderr.
 
-    A disk that has no room for what is logged does not stop the work.
+    The streams are looked up at each event, because tests replace them. If the disk is too full for the log, the event
+    is dropped and the work continues.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -188,29 +190,29 @@ _FORMATTERS: dict[LogFormat, logging.Formatter] = {"text": TextFormatter(), "jso
 
 
 def current() -> EventLog:
-    """The log of this process."""
+    """Returns the log of this process."""
     return EventLog(_LOGGER)
 
 
 def use(form: LogFormat) -> LogFormat:
-    """Write all events of this process to its streams, in ``form``. A program that imports the package need not."""
-    global _form  # noqa: PLW0603 - one for the process, as its streams are
+    """Writes all events of this process to its streams in ``form``; only commands call it, not importing programs."""
+    global _form  # noqa: PLW0603 - one for the process, like its streams
     _form = form
     _HANDLER.setFormatter(_FORMATTERS[form])
     _LOGGER.setLevel(logging.INFO)
     _LOGGER.propagate = False
-    _LOGGER.addHandler(_HANDLER)  # once, however often it is called
+    _LOGGER.addHandler(_HANDLER)  # adding the same handler again has no effect
     warnings.showwarning = _python_warning  # type: ignore[assignment]
     return form
 
 
 def is_json() -> bool:
-    """Whether events are written as JSON."""
+    """Returns whether events are written as JSON."""
     return _form == "json"
 
 
 def collector() -> tuple[EventLog, list[logging.LogRecord]]:
-    """A log that writes nothing, and the list that its events are appended to."""
+    """Returns a log that writes nothing, and the list that its events are appended to."""
     logger, records = logging.Logger("misgnet.collected", logging.INFO), list[logging.LogRecord]()
     logger.addHandler(_ListHandler(records))
     return EventLog(logger), records
@@ -221,7 +223,7 @@ def _event(record: logging.LogRecord) -> str:
 
 
 def _python_warning(message: Warning | str, *_where: object) -> None:
-    """In the place of :func:`warnings.showwarning`: what a library warns of, on one line."""
+    """Logs a library's warning on one line; replaces :func:`warnings.showwarning`."""
     current().warning(" ".join(str(message).split()))
 
 
@@ -236,10 +238,10 @@ def _escaped(value: Any) -> Any:
 def _at_most_one_a_second(progress: Progress) -> Progress:
     last = float("-inf")
 
-    def told(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         nonlocal last
         if (now := time.monotonic()) - last >= _SECONDS:
             last = now
             progress(done, total)
 
-    return told
+    return report

@@ -1,4 +1,4 @@
-"""What machine this is, for every figure that depends on it, and the kernel's one-value files."""
+"""Host description: CPU, instruction sets, memory, operating system. Also reads one-value files of the kernel."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _RELEASE = re.compile(r"# R(\d+) \(release\), REVISION: ([\d.]+)")
 
 
 def describe_machine(root: Path = ROOT) -> dict[str, Any]:
-    """Processor, instruction sets that matter for INT8, cores, memory in GiB, system, Python; of a board its model.
+    """Describes the host: processor, instruction sets relevant to INT8, cores, memory in GiB, system and Python.
 
-    Of a Jetson also the release of its Linux. ``root``: where those two are read.
+    An arm64 board also has its model, a Jetson its Jetson Linux release; both are read below ``root``.
     """
     info, flags = _cpu_info(), cpu_flags()
     return {
@@ -37,13 +37,13 @@ def describe_machine(root: Path = ROOT) -> dict[str, Any]:
 
 
 def available_memory(root: Path = ROOT) -> int | None:
-    """Bytes that programs may still take without swapping, by Linux's estimate; None where it gives none."""
+    """Returns Linux's estimate of the bytes that programs can still take without swapping, or None if there is none."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB$", read_text(root / "proc/meminfo") or "", re.MULTILINE)
     return 1024 * int(found[1]) if found else None
 
 
 def installed_versions(names: Iterable[str]) -> dict[str, str]:
-    """The versions of those distributions that are installed."""
+    """Returns the version of each distribution of ``names`` that is installed."""
     from importlib import metadata  # not cheap
 
     found = {}
@@ -56,46 +56,46 @@ def installed_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def architecture() -> str:
-    """The processor's architecture under Linux's name: ``x86_64`` or ``aarch64``."""
+    """Returns the processor's architecture under Linux's name: ``x86_64`` or ``aarch64``."""
     machine = platform.machine().lower()
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
 def check_processor(needs: Collection[str]) -> None:
-    """Raise UnavailableError where this processor has none of ``needs``: instruction sets, or its architecture."""
+    """Raises UnavailableError if this processor has none of ``needs``: instruction sets or architectures."""
     flags = cpu_flags()
     if not needs or not flags.union({architecture()}).isdisjoint(needs):
         return
-    found = ", ".join(f for f in _FEATURES if f in flags) or "no extension that is known"
+    found = ", ".join(f for f in _FEATURES if f in flags) or "no known extension"
     raise UnavailableError(
         f"it needs a processor with {' or '.join(needs)}; this one is {architecture()} with {found}; "
-        "choose an engine made for it"
+        "choose an engine built for it"
     )
 
 
 def cpu_flags() -> set[str]:
-    """Instruction sets under Linux's names; empty where the system does not tell."""
+    """Returns the instruction sets under Linux's names; empty if the system does not report them."""
     info = _cpu_info()
     return set((info.get("flags") or info.get("Features") or "").split())
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, where the system tells; else all of them."""
+    """Returns the number of cores that this process may use, or of all cores if the system does not report that."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def machine_line(machine: dict[str, Any]) -> str:
-    """One line for a table's caption."""
-    features = ", ".join(machine["features"]) or "no INT8 extensions known"
+    """Formats a description of :func:`describe_machine` as one line."""
+    features = ", ".join(machine["features"]) or "no known INT8 extensions"
     board = "".join(f"{machine[key]}, " for key in ("model", "jetson_linux") if key in machine)
-    memory = f"{machine['memory_gib']} GiB" if machine["memory_gib"] else "memory not known"
+    memory = f"{machine['memory_gib']} GiB" if machine["memory_gib"] else "unknown memory"
     return f"{board}{machine['processor']}, {machine['cores']} cores, {memory}, {features}"
 
 
 def read_text(path: Path) -> str | None:
-    """A kernel's text without the blanks around it, and the NUL that ends a device tree's; None: missing or refused."""
+    """Reads a kernel file without surrounding blanks and a device tree's final NUL; None if it cannot be read."""
     try:
         return path.read_bytes().decode(errors="replace").strip("\0\n ")
     except OSError:  # a sensor that is off answers EAGAIN or ENODATA
@@ -103,7 +103,7 @@ def read_text(path: Path) -> str | None:
 
 
 def read_int(path: Path) -> int | None:
-    """The same; None too where the file holds no whole number."""
+    """Reads a whole number from a kernel file; None if the file cannot be read or holds something else."""
     try:
         return int(read_text(path) or "")
     except ValueError:
@@ -111,7 +111,7 @@ def read_int(path: Path) -> int | None:
 
 
 def _memory_gib() -> float | None:
-    """Of the whole machine; None where the system does not tell, as Windows and macOS."""
+    """Returns the memory of the machine in GiB; None if the system does not report it, as on Windows and macOS."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError):
@@ -119,7 +119,7 @@ def _memory_gib() -> float | None:
 
 
 def _board(root: Path) -> dict[str, str]:
-    """What an arm64 board is called, and R36.3.0 of a Jetson; an arm64 processor itself has no name."""
+    """Returns an arm64 board's model, as arm64 processors have no name, and a Jetson's release, such as R36.3.0."""
     release = _RELEASE.match(read_text(root / "etc/nv_tegra_release") or "")
     found = {
         "model": read_text(root / "proc/device-tree/model"),

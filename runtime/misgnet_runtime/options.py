@@ -1,20 +1,20 @@
-"""Options, each stated once: a field of the class that carries it, with its help, its parser and what it changes.
+"""Declares options as dataclass fields that carry their help text, parser, limits and effect on the output.
 
-The signatures of commands (:mod:`misgnet_runtime.cli.options`), the columns of the table of scenes and the settings by
-which an interrupted run is resumed are made from these fields. One new option is one new field:
+The signatures of commands (:mod:`misgnet_runtime.cli.options`), the columns of a table of scenes and the settings that
+a resumed run is compared with are generated from these fields. A new option is one new field:
 
     @dataclass(frozen=True, kw_only=True)
     class Request:
         calib: Path = option(help="Folder whose tiles calibrate INT8.")  # no default: required
         tile: int = option(256, help="Tile size in pixels.", minimum=32)
         gate: Literal["point", "upper"] = option("point", help="What must stay within the limit.")
-        tuned: bool = option(True, help="Ignore saved settings.")  # a flag that is on: --no-tuned
-        engines: tuple[str, ...] = option((), name="engine", help="An engine, repeated for more.")
+        tuned: bool = option(True, help="Ignore saved settings.")  # a flag that is on by default: --no-tuned
+        engines: tuple[str, ...] = option((), name="engine", help="An engine; may be repeated.")
         scale: tuple[float, ...] | None = option(None, help="One number or three.", parse=numbers(1, 3, like="0.1"))
         execution: ExecutionOptions = group(ExecutionOptions)  # all options of another class
 
-:func:`make` makes such an object from values by the options' names, :func:`check` compares it with the limits that the
-fields state, and :func:`settings` returns what the output depends on.
+:func:`make` builds such an object from values by option name, :func:`check` checks it against the limits of its fields,
+and :func:`settings` returns the values that the output depends on.
 """
 
 from __future__ import annotations
@@ -36,70 +36,70 @@ _KEY = "misgnet.option"
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What a field states of its option, beside its type and default."""
+    """Describes an option, in addition to the type and default of its field."""
 
     help: str
-    name: str | None = None  # on the command line, without dashes; default: the field's
+    name: str | None = None  # on the command line, without leading dashes; default: the field's name
     short: str | None = None  # "-o"
     panel: str | None = None  # heading on the help page
     metavar: str | None = None
-    show_default: str | None = None  # in place of the default itself
+    show_default: str | None = None  # text shown instead of the default value
     envvar: str | None = None
     positional: bool = False  # an argument of the command, not an option
-    repeated: bool = False  # a tuple whose items are parsed one by one; without a parser every tuple[X, ...] is
-    parse: Callable[[str], Any] | None = None  # text to value; ValueError says what it takes. Default: by the type
+    repeated: bool = False  # a tuple whose items are parsed one by one; always so for tuple[X, ...] if parse is None
+    parse: Callable[[str], Any] | None = None  # text to value; raises ValueError("expected ..."). Default: by the type
     minimum: float | None = None
     maximum: float | None = None
-    suffixes: tuple[str, ...] = ()  # what a file's name may end in
-    changes_output: bool = False  # whether a run with another value is another run
-    recorded_as: str | None = None  # the setting that states what became of it, in place of the option
+    suffixes: tuple[str, ...] = ()  # accepted suffixes of a file name
+    changes_output: bool = False  # whether a run with another value cannot resume this one
+    recorded_as: str | None = None  # the setting that records the resolved value instead of this option
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A field that holds another class of options, which count as options of the outer class.
+    """Describes a field that holds another class of options, which become options of the outer class.
 
-    An option of the outer class takes the place of one of the same name in the group.
+    An option of the outer class replaces an option of the same name in the group.
     """
 
     of: type
-    prefix: str = ""  # of the options' names: "before_"
-    panel: str | None = None  # in place of the options' own
-    without: tuple[str, ...] = ()  # fields that are not offered
-    fixed: Mapping[str, Any] = field(default_factory=dict)  # values of such fields, where they are not the defaults
+    prefix: str = ""  # added to the names of the options: "before_"
+    panel: str | None = None  # heading on the help page, instead of the options' own
+    without: tuple[str, ...] = ()  # fields that are not offered as options
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # values of fields in ``without`` that differ from defaults
     help: Mapping[str, str] | str = field(default_factory=dict)  # by name, or for all; "{flag}": without the prefix
-    as_text: bool = False  # the field holds {name: text} of the group, as the cells of a table do
+    as_text: bool = False  # the field holds {name: text} of the group, like the cells of a table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stated:
-    """An option as commands, tables and journals know it."""
+    """An option, under the name that commands, tables and journals use."""
 
     name: str  # "before_scale", "no_tuned"
     option: Option
     type: Any  # of the field
     default: Any  # MISSING: required
-    path: tuple[str, ...]  # of fields, from the options to the value
+    path: tuple[str, ...]  # field names from the outer options object to the value
 
     @property
     def flag(self) -> str:
-        """The name on the command line: ``--before-scale``."""
+        """Returns the name on the command line: ``--before-scale``."""
         return flag(self.name)
 
     @property
     def inverted(self) -> bool:
-        """Whether it switches off what is on by default."""
+        """Returns whether the flag switches off something that is on by default."""
         return self.default is True
 
     @property
     def repeated(self) -> bool:
-        """Whether it may be given several times, each time for an item of a tuple."""
+        """Returns whether the option may be repeated, each time adding one item to a tuple."""
         if self.option.parse:
             return self.option.repeated
         return get_origin(self.type) is tuple and get_args(self.type)[-1] is Ellipsis
 
     def value_in(self, options: Any) -> Any:
-        """Return the value that ``options`` hold."""
+        """Returns the value of this option in ``options``."""
         for name in self.path:
             if isinstance(options, Mapping):
                 return options.get(self.name)
@@ -107,10 +107,10 @@ class Stated:
         return options
 
     def parse(self, given: Any) -> Any:
-        """Return the value of a text or of texts; a value that is no text is returned as it is.
+        """Parses a text or a list of texts; a value that is not text is returned unchanged.
 
         Raises:
-            UsageError: The text is not a value of this option.
+            UsageError: The text is not a valid value of this option.
         """
         parse = self.option.parse or parser_of(bare(self.type))
         given = [given] if self.repeated and isinstance(given, str) else given
@@ -123,35 +123,41 @@ class Stated:
         return not found if self.inverted else found
 
     def check(self, value: Any) -> None:
-        """Raise UsageError for a number beyond the limits, or for a file's name that ends in something else."""
+        """Raises UsageError for a number outside the limits, or a file name without an accepted suffix."""
         least, most, suffixes = self.option.minimum, self.option.maximum, self.option.suffixes
         if value is None or isinstance(value, str):  # a cell's text is checked when it is parsed
             return
-        if not ((least is None or value >= least) and (most is None or value <= most)):  # NaN is beyond any limit
+        if not ((least is None or value >= least) and (most is None or value <= most)):  # NaN is outside any limit
             limits = f"{least:g} or more" if most is None else f"{most:,} or less" if least is None else ""
-            raise UsageError(f"{self.flag} is {value}; it is {limits or f'{least:g} to {most:,}'}")
+            raise UsageError(f"{self.flag} is {value}; expected {limits or f'{least:g} to {most:,}'}")
         if suffixes and isinstance(value, Path) and value.suffix.lower() not in suffixes:
             raise UsageError(f"{self.flag} is {value.name}; choose a name that ends in {' or '.join(suffixes)}")
 
 
 def option(default: Any = MISSING, *, help: str, **more: Any) -> Any:
-    """A field that is an option; ``more``: attributes of :class:`Option`. Without a default it is required."""
+    """Declares a field as an option; it is required if it has no default.
+
+    Args:
+        default: The default value.
+        help: The text on the help page.
+        more: Other attributes of :class:`Option`.
+    """
     return field(default=default, metadata={_KEY: Option(help=help, **more)})
 
 
 def group(of: type, **more: Any) -> Any:
-    """A field that holds options of the class ``of``; ``more``: attributes of :class:`Group`."""
+    """Declares a field that holds options of the class ``of``; ``more``: other attributes of :class:`Group`."""
     found = Group(of=of, **more)
     return field(default_factory=dict if found.as_text else lambda: of(**found.fixed), metadata={_KEY: found})
 
 
 def is_options(found: object) -> bool:
-    """Whether ``found`` is a class that has options."""
+    """Returns whether ``found`` is a class that declares options."""
     return isinstance(found, type) and is_dataclass(found) and any(_KEY in one.metadata for one in fields(found))
 
 
 def stated(of: type) -> Mapping[str, Stated]:
-    """Return all options of a class by name, in the order of its fields."""
+    """Returns all options of a class by name, in the order of its fields."""
     return _stated(of)
 
 
@@ -177,15 +183,19 @@ def _of_group(group: Group, field_name: str) -> Iterator[Stated]:
         text = group.help if isinstance(group.help, str) else group.help.get(name, inner.option.help)
         about = replace(inner.option, help=text.replace("{flag}", flag(name)), panel=group.panel or inner.option.panel)
         if group.as_text:
-            about = replace(about, minimum=None, suffixes=())  # checked where the texts become values
+            about = replace(about, minimum=None, suffixes=())  # checked later, when the texts are parsed
         yield replace(inner, name=group.prefix + name, option=about, path=(field_name, *inner.path))
 
 
 def make(of: type[T], given: Mapping[str, Any]) -> T:
-    """Return options of the class ``of`` from values, or texts of them, by name; what is not given has its default.
+    """Builds options of the class ``of``; options that are not given keep their defaults.
+
+    Args:
+        of: The class of options.
+        given: Values, or their texts, by option name.
 
     Raises:
-        UsageError: There is no option of a name, or a text is not a value of its option.
+        UsageError: A name is not an option of ``of``, or a text is not a valid value.
     """
     known = stated(of)
     if unknown := given.keys() - known.keys():
@@ -197,7 +207,7 @@ _Given = Mapping[tuple[str, ...], tuple[Stated, Any]]
 
 
 def _make(of: type[T], given: _Given, fixed: Mapping[str, Any] | None = None) -> T:
-    """``given``: by the paths of the options in ``of``."""
+    """Builds options of the class ``of``; ``given`` is keyed by the options' paths in ``of``."""
     arguments = dict(fixed or {})
     for one in fields(of):  # type: ignore[arg-type]
         about = one.metadata.get(_KEY)
@@ -211,23 +221,25 @@ def _make(of: type[T], given: _Given, fixed: Mapping[str, Any] | None = None) ->
 
 
 def _texts(given: _Given) -> dict[str, str]:
-    """As the cells of a table: nothing of what is not set."""
+    """Returns values as the texts of table cells; options that are not set are left out."""
     values = {option.name: value for option, value in given.values() if value is not None and value is not False}
     return {name: "yes" if value is True else str(value) for name, value in values.items()}
 
 
 def check(options: Any) -> None:
-    """Raise UsageError for a value beyond the limits that its field states."""
+    """Raises UsageError for a value outside the limits of its field."""
     for one in stated(type(options)).values():
         one.check(one.value_in(options))
 
 
 def settings(options: Any, **resolved: Any) -> dict[str, str]:
-    """Return what the output depends on, by the options' names, without what another setting records.
+    """Returns the options that the output depends on, as texts by name.
+
+    Options with ``recorded_as`` are left out: another setting records them.
 
     Args:
-        options: Of a class whose fields state which of them change the output.
-        resolved: What options became, in place of what was asked for; recorded whatever their fields state.
+        options: An object whose fields state with ``changes_output`` whether they change the output.
+        resolved: Resolved values that replace the requested ones; always recorded.
     """
     found = {
         name: resolved.get(name, one.value_in(options))
@@ -242,12 +254,12 @@ def _recorded(value: Any) -> str:
 
 
 def flag(name: str) -> str:
-    """Return an option's name on the command line."""
+    """Returns an option's name on the command line."""
     return f"--{name.replace('_', '-')}"
 
 
 def bare(kind: Any) -> Any:
-    """Return the type without None, and of a tuple of any length the type of its items."""
+    """Returns the type without None; for ``tuple[X, ...]`` returns X."""
     if NoneType in (some := get_args(kind)):
         (kind,) = (one for one in some if one is not NoneType)
     return get_args(kind)[0] if get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis else kind

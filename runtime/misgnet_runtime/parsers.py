@@ -1,4 +1,4 @@
-"""Texts of options to values. A parser raises ValueError with what it takes: "it is a whole number"."""
+"""Parses the text of options into values. A parser raises ValueError, for example "expected a whole number"."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ NO = ("", "no", "false", "0")
 
 
 def numbers(*counts: int, like: str) -> Callable[[str], tuple[float, ...]]:
-    """A parser of so many numbers, parted by commas; ``like``: an example."""
+    """Returns a parser of comma-separated numbers.
+
+    Args:
+        counts: The accepted counts of numbers.
+        like: An example for the error message.
+    """
 
     def parse(text: str) -> tuple[float, ...]:
         try:
@@ -20,25 +25,25 @@ def numbers(*counts: int, like: str) -> Callable[[str], tuple[float, ...]]:
             found = ()
         if len(found) not in counts or not all(abs(number) < 1e30 for number in found):  # NaN fails too
             wanted = " or ".join(map(str, counts))
-            raise ValueError(f"it takes {wanted} number{'s' * (counts != (1,))}, like {like}")
+            raise ValueError(f"expected {wanted} number{'s' * (counts != (1,))}, for example {like}")
         return found
 
     return parse
 
 
 def yes_or_no(text: str) -> bool:
-    """Return whether a text is yes; ValueError where it is neither yes nor no."""
+    """Returns whether ``text`` means yes. Raises ValueError if it means neither yes nor no."""
     if text.lower() not in (*YES, *NO):
-        raise ValueError("it is yes or no")
+        raise ValueError("expected yes or no")
     return text.lower() in YES
 
 
-def _number(kind: Callable[[str], float], words: str) -> Callable[[str], float]:
+def _number(kind: Callable[[str], float], expected: str) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             return kind(text)
         except ValueError:
-            raise ValueError(f"it is {words}") from None
+            raise ValueError(f"expected {expected}") from None
 
     return parse
 
@@ -49,5 +54,5 @@ _PARSERS: Mapping[Any, Callable[[str], Any]] = {
 
 
 def parser_of(kind: Any) -> Callable[[str], Any]:
-    """Return the parser of a type; other types than these are texts."""
+    """Returns the parser of a type; all types except bool, int, float and Path are parsed as text."""
     return _PARSERS.get(kind, str)

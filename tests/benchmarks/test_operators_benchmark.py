@@ -46,7 +46,7 @@ def test_what_warms_up_is_not_counted(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_an_engine_that_is_missing_is_a_line_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> None:
-        raise UnavailableError("OpenVINO was asked for, but importing openvino failed")
+        raise UnavailableError("OpenVINO was requested, but importing openvino failed")
 
     monkeypatch.setitem(PROFILERS, "openvino", ("OpenVINO", missing))
     found = profile("g", "openvino", tmp_path, [])
@@ -54,7 +54,7 @@ def test_an_engine_that_is_missing_is_a_line_with_its_reason(tmp_path: Path, mon
     told = lines(
         Report(machine, {}, 0.1, 3, [found, Profile("h", "ONNX Runtime", 2.0, [Operator("Conv", "", 1, 2.0, 1.0)])])
     )
-    assert "**g** in OpenVINO: OpenVINO was asked for, but importing openvino failed" in told
+    assert "**g** in OpenVINO: OpenVINO was requested, but importing openvino failed" in told
     assert "| Conv |  | 1 | 2.00 | 100.0% |" in told
 
 

@@ -118,11 +118,11 @@ def run_batch(root: Path) -> None:
     from misgnet_runtime.errors import StorageError
     from misgnet_runtime.jobs.batch import run as batch_run
     from misgnet_runtime.jobs.batch.options import BatchOptions
-    from support.batches import InProcess, Told
+    from support.batches import InProcess, Recorder
 
     batch_run.ProcessPool = InProcess  # type: ignore[assignment, misc]
     options = BatchOptions(words={"engine": "cpu", "batch": "1"})
-    report = batch_run.run_batch(root / "bundle", root / "scenes.csv", root / "out", options, Told().listener())
+    report = batch_run.run_batch(root / "bundle", root / "scenes.csv", root / "out", options, Recorder().listener())
     if set(report.failed) != {"c"}:
         raise StorageError(str(report.failed))
 

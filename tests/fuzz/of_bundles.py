@@ -17,14 +17,14 @@ from support.bundles import INT8, SPLIT_FLOAT, make_bundle
 def manifest(folder: Path) -> Prepared:
     from rich.console import Console
 
-    from misgnet_runtime.cli.info import bundle_facts, print_info
+    from misgnet_runtime.cli.info import bundle_figures, print_info
 
     root = make_bundle(folder / "bundle", engines=[SPLIT_FLOAT, INT8])
 
     def read(data: bytes) -> None:
         (root / "manifest.json").write_bytes(data)
         print_info(root, Console(file=io.StringIO()))
-        bundle_facts(root)
+        bundle_figures(root)
 
     return read, [(root / "manifest.json").read_bytes()]
 

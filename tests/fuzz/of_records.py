@@ -26,7 +26,7 @@ def scene_journal(folder: Path) -> Prepared:
         path.write_bytes(data)
         was_published(output)
         with open_journal(output, raw, settings, restart=False) as journal:
-            assert journal.finished <= raw.count and isinstance(journal.holes, frozenset)
+            assert journal.finished <= raw.count and isinstance(journal.unreadable, frozenset)
 
     return read, [content]
 
@@ -65,13 +65,13 @@ def folder_record(folder: Path) -> Prepared:
 def watch_journal(folder: Path) -> Prepared:
     from misgnet_runtime.formatting import now
     from misgnet_runtime.jobs.watch.journal import (
-        Begun,
         Complete,
         Done,
         Ended,
         Failed,
         FileState,
         Kept,
+        PairStarted,
         Read,
         Started,
         Unclean,
@@ -81,12 +81,12 @@ def watch_journal(folder: Path) -> Prepared:
 
     output = folder / "out"
     files = [FileState(name, 5, 6, "0" * 64) for name in ("a_before.tif", "a_after.tif")]
-    begun = Begun(now(), "a", *files)
+    start = PairStarted(now(), "a", *files)
     complete = Complete(now(), "a", ("a_change.tif",), {"changed_share": 0.5, "unread": [0, 0]})
     with open_journal(output) as journal:
         for entry in (
-            Started(now(), 1, "0" * 64, "cpu", {}), begun, complete, Done(now(), "a"), begun, Failed(now(), "a", "no"),
-            begun, Kept(now(), "a", True), Ended(now(), "b", *files, outcome="done", done=1, incomplete=True), begun,
+            Started(now(), 1, "0" * 64, "cpu", {}), start, complete, Done(now(), "a"), start, Failed(now(), "a", "no"),
+            start, Kept(now(), "a", True), Ended(now(), "b", *files, outcome="done", done=1, incomplete=True), start,
             Read(now(), "a", "0" * 64, "1" * 64), Unclean(now(), "a", 1, 8), complete,
         ):  # fmt: skip
             journal.add(entry)
@@ -108,7 +108,7 @@ def watch_journal(folder: Path) -> Prepared:
 
 def batch_record(folder: Path) -> Prepared:
     from misgnet_runtime.formatting import now
-    from misgnet_runtime.jobs.batch.record import Begun, Done, Failed, Returned, Started, open_record
+    from misgnet_runtime.jobs.batch.record import Done, Failed, Returned, SceneStarted, Started, open_record
     from misgnet_runtime.jobs.batch.results import write_results
     from misgnet_runtime.jobs.batch.row import Scene
     from misgnet_runtime.jobs.batch.table import Shard
@@ -129,8 +129,8 @@ def batch_record(folder: Path) -> Prepared:
                 time=now(), scene=name, key=key, outputs=(f"{name}.tif",), attempts=1, worker="here", figures=figures
             )
             for entry in (
-                Started(now(), 1, key), Begun(now(), name, key, (f"{name}.tif",)), Returned(now(), name),
-                Begun(now(), name, key, (f"{name}.tif",)), done,
+                Started(now(), 1, key), SceneStarted(now(), name, key, (f"{name}.tif",)), Returned(now(), name),
+                SceneStarted(now(), name, key, (f"{name}.tif",)), done,
                 Failed(now(), "c", 3, "no"),
             ):  # fmt: skip
                 record.add(entry)

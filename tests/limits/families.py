@@ -425,7 +425,7 @@ def bigtiff_tags(path: Path, _over: bool) -> None:
 def _manifest(folder: Path) -> Read:
     from rich.console import Console
 
-    from misgnet_runtime.cli.info import bundle_facts, print_info
+    from misgnet_runtime.cli.info import bundle_figures, print_info
     from support.bundles import INT8, SPLIT_FLOAT, make_bundle
 
     root = make_bundle(folder / "bundle", engines=[SPLIT_FLOAT, INT8])
@@ -433,10 +433,10 @@ def _manifest(folder: Path) -> Read:
     def read(path: Path) -> None:
         path.replace(root / "manifest.json")
         print_info(root, Console(file=io.StringIO()))
-        bundle_facts(root)
+        bundle_figures(root)
 
     print_info(root, Console(file=io.StringIO()))
-    bundle_facts(root)
+    bundle_figures(root)
     return read
 
 

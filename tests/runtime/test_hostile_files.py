@@ -125,7 +125,7 @@ def test_a_journal_asks_for_more_than_there_is(tmp_path: Path, stop: int) -> Non
 @pytest.mark.parametrize("name", ["../victim", "/etc/passwd", "..", ".", "", "a/b", "a\0"])
 def test_a_watch_journal_that_names_files_outside(tmp_path: Path, name: str) -> None:
     """What it names is given its place by the next watcher: once also what lay elsewhere."""
-    begun = watch_journal.Begun(now(), "a", *(FileState("a", 1, 1, ZEROS) for _ in range(2)))
+    begun = watch_journal.PairStarted(now(), "a", *(FileState("a", 1, 1, ZEROS) for _ in range(2)))
     complete = watch_journal.Complete(now(), "a", (name,), {})
     (tmp_path / "watch.jsonl").write_bytes(encode_line(begun) + encode_line(complete))
     with pytest.raises(UsageError, match="line 2 is damaged"), watch_journal.open_journal(tmp_path):
@@ -173,7 +173,7 @@ def test_a_damaged_record_of_a_batch(tmp_path: Path, case: str) -> None:
 def test_a_table_with_zero_bytes(tmp_path: Path) -> None:
     table = tmp_path / "scenes.csv"
     table.write_bytes(b"id,before,after\na,b\0,c\n")
-    with pytest.raises(InputError, match=r"zero byte|no CSV"):
+    with pytest.raises(InputError, match=r"null byte|not a CSV"):
         read_table(table, {}, tmp_path / "out")
 
 
@@ -181,7 +181,7 @@ def test_a_table_of_any_size(tmp_path: Path) -> None:
     table = tmp_path / "scenes.csv"
     with table.open("wb") as file:
         file.truncate(1 << 40)  # without a byte on the disk
-    with pytest.raises(InputError, match="cut it into several"):
+    with pytest.raises(InputError, match="split it"):
         read_table(table, {}, tmp_path / "out")
 
 

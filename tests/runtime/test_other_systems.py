@@ -282,7 +282,7 @@ with away_from_working_directory():
     assert Path.cwd() != home
 assert Path.cwd() == home
 machine = describe_machine()
-assert (machine["memory_gib"] is None and "memory not known" in machine_line(machine)) == WINDOWS
+assert (machine["memory_gib"] is None and "unknown memory" in machine_line(machine)) == WINDOWS
 """
     home = tmp_path / "home"
     home.mkdir()

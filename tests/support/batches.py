@@ -1,4 +1,4 @@
-"""Tables of small scenes, and workers that answer at once or run in the test's own process."""
+"""Builds tables of small scenes, and worker pools that respond at once or run in the test's own process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.jobs.batch.driver import Driver, Listener
 from misgnet_runtime.jobs.batch.options import BatchOptions
-from misgnet_runtime.jobs.batch.pool import Ended, Event, Ready
+from misgnet_runtime.jobs.batch.pool import Event, Finished, Ready
 from misgnet_runtime.jobs.batch.record import Done, Failed, Record, open_record
 from misgnet_runtime.jobs.batch.row import Scene
 from misgnet_runtime.jobs.batch.run import BatchReport, run_batch
@@ -42,8 +42,8 @@ def write_table(path: Path, header: str, *rows: str) -> Path:
 
 
 @dataclass
-class Told:
-    """Who listens, and what was heard."""
+class Recorder:
+    """Records log messages and scene outcomes of a batch run."""
 
     logged: Collected = field(default_factory=Collected)
     done: list[str] = field(default_factory=list)
@@ -60,25 +60,25 @@ class Told:
 
 
 class FakePool:
-    """Workers that answer at once, by ``answer`` of place, scene and how often it was given."""
+    """A pool that responds at once, with ``respond(slot, scene, number of times the scene was given)``."""
 
-    def __init__(self, size: int, answer: Callable[[int, str, int], Event] | None = None) -> None:
-        self.size, self._answer = size, answer or (lambda place, scene, time: Ended(place, Outcome(FIGURES)))
+    def __init__(self, size: int, respond: Callable[[int, str, int], Event] | None = None) -> None:
+        self.size, self._respond = size, respond or (lambda slot, scene, time: Finished(slot, Outcome(FIGURES)))
         self.given: list[str] = []
         self.started: list[int] = []
         self.closed = False
         self._events: list[Event] = []
 
-    def start(self, place: int) -> None:
-        self.started.append(place)
-        self._events.append(self.begun(place))
+    def start(self, slot: int) -> None:
+        self.started.append(slot)
+        self._events.append(self.start_event(slot))
 
-    def begun(self, place: int) -> Event:
-        return Ready(place, Hello(f"here:{place}", "a fake"))
+    def start_event(self, slot: int) -> Event:
+        return Ready(slot, Hello(f"here:{slot}", "a fake"))
 
-    def give(self, place: int, task: Task) -> None:
+    def give(self, slot: int, task: Task) -> None:
         self.given.append(task.scene.id)
-        self._events.append(self._answer(place, task.scene.id, self.given.count(task.scene.id)))
+        self._events.append(self._respond(slot, task.scene.id, self.given.count(task.scene.id)))
 
     def wait(self) -> list[Event]:
         events, self._events = self._events, []
@@ -98,14 +98,16 @@ def opened(output: Path, shard: Shard | None = None) -> Iterator[Record]:
         yield record
 
 
-def drive(todo: list[Task], output: Path, pool: FakePool, record: Record, told: Told, *, retries: int = 2) -> None:
-    Driver(todo, output, pool, record, retries=retries, listener=told.listener()).run()
+def drive(
+    todo: list[Task], output: Path, pool: FakePool, record: Record, recorder: Recorder, *, retries: int = 2
+) -> None:
+    Driver(todo, output, pool, record, retries=retries, listener=recorder.listener()).run()
     assert pool.closed
 
 
 @dataclass
-class Place:
-    """A bundle, pairs of rasters, a table of them, and an output folder."""
+class BatchWorkspace:
+    """A bundle, raster pairs, a table of them, and an output folder."""
 
     root: Path
     bundle: Path
@@ -129,11 +131,12 @@ class Place:
             bundle=self.bundle, digest=read_bundle(self.bundle).digest(), output=self.out, engine=SceneOptions()
         )
 
-    def run(self, told: Told | None = None, **options: Any) -> BatchReport:
-        return run_batch(self.bundle, self.table(), self.out, BatchOptions(**options), (told or Told()).listener())
+    def run(self, recorder: Recorder | None = None, **options: Any) -> BatchReport:
+        listener = (recorder or Recorder()).listener()
+        return run_batch(self.bundle, self.table(), self.out, BatchOptions(**options), listener)
 
     def alone(self, name: str) -> np.ndarray:
-        """What predict answers for one scene."""
+        """Returns the change raster that predict writes for one scene."""
         output = self.root / f"alone_{name}.tif"
         dates = (self.root / f"in/{name}_{date}.tif" for date in ("before", "after"))
         predict_scene_files(self.bundle, *dates, output)
@@ -141,30 +144,30 @@ class Place:
 
 
 class InProcess(FakePool):
-    """Real workers, of this process."""
+    """A pool of real workers in the test's own process."""
 
     def __init__(self, setup: Setup, size: int) -> None:
         super().__init__(size)
         self._setup = setup
         self._workers: dict[int, SceneWorker] = {}
 
-    def begun(self, place: int) -> Event:
-        self._workers[place] = SceneWorker(self._setup)
-        return Ready(place, self._workers[place].start())
+    def start_event(self, slot: int) -> Event:
+        self._workers[slot] = SceneWorker(self._setup)
+        return Ready(slot, self._workers[slot].start())
 
-    def give(self, place: int, task: Task) -> None:
+    def give(self, slot: int, task: Task) -> None:
         self.given.append(task.scene.id)
-        self._events.append(Ended(place, self._workers[place].run(task)))
+        self._events.append(Finished(slot, self._workers[slot].run(task)))
 
 
-def results(place: Place, name: str = "results.csv") -> dict[str, dict[str, str]]:
-    with (place.out / name).open(newline="") as file:
+def results(workspace: BatchWorkspace, name: str = "results.csv") -> dict[str, dict[str, str]]:
+    with (workspace.out / name).open(newline="") as file:
         return {row["id"]: row for row in csv.DictReader(file)}
 
 
 @contextmanager
-def ray_of_two(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a cluster of two CPUs that ends with the block."""
+def ray_of_two(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Starts a Ray cluster of two CPUs, yields its address, and stops it after the block."""
     pytest.importorskip("ray", reason="Ray is not installed")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -176,14 +179,14 @@ def ray_of_two(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv(name, value)
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
-        f"--temp-dir={place}", "--include-dashboard=false", "--object-store-memory=100000000",
+        f"--temp-dir={folder}", "--include-dashboard=false", "--object-store-memory=100000000",
     ]  # fmt: skip
-    with (place / "ray.log").open("wb") as log:
+    with (folder / "ray.log").open("wb") as log:
         head = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
             end = time.monotonic() + 120
-            while b"Ray runtime started" not in (place / "ray.log").read_bytes():
-                assert head.poll() is None and time.monotonic() < end, (place / "ray.log").read_text()
+            while b"Ray runtime started" not in (folder / "ray.log").read_bytes():
+                assert head.poll() is None and time.monotonic() < end, (folder / "ray.log").read_text()
                 time.sleep(0.1)
             yield f"127.0.0.1:{port}"
         finally:

@@ -50,7 +50,7 @@ class FakeSplit:
 
         @contextmanager
         def opened(
-            bundle: object, engine: str = "auto", *_: object, goal: object = None
+            bundle: object, engine: str = "auto", *_: object, optimise_for: object = None
         ) -> Iterator[tuple[FakeSplit, Any, str]]:
             yield self, self.entry, "a fake"
 

@@ -15,7 +15,7 @@ from misgnet_export.report import (
     render,
 )
 from misgnet_runtime.accuracy.metrics import Confusion
-from misgnet_runtime.accuracy.parity import EngineParity, Judged, ParityReport, compare
+from misgnet_runtime.accuracy.parity import EngineParity, EvaluatedTile, ParityReport, compare
 from misgnet_runtime.callables import Mask
 from misgnet_runtime.inference.throughput import Timing
 
@@ -34,16 +34,16 @@ def label_of(changed: int) -> Mask:
     return label
 
 
-def judged(label: Mask, wrong: int, name: str, source: str) -> Judged:
+def evaluated(label: Mask, wrong: int, name: str, source: str) -> EvaluatedTile:
     """A mask that is the label but for its last ``wrong`` pixels, which become false alarms."""
     mask = label.copy()
     mask.flat[SIZE * SIZE - wrong :] = True
-    return Judged(name, source, mask.shape, np.packbits(mask), Confusion.of(mask, label))
+    return EvaluatedTile(name, source, mask.shape, np.packbits(mask), Confusion.of(mask, label))
 
 
-def side(wrong: Sequence[int], changed: int = 100, sources: int = 4) -> list[Judged]:
+def side(wrong: Sequence[int], changed: int = 100, sources: int = 4) -> list[EvaluatedTile]:
     label = label_of(changed)
-    return [judged(label, n, f"tile_{i}", f"image_{i % sources}") for i, n in enumerate(wrong)]
+    return [evaluated(label, n, f"tile_{i}", f"image_{i % sources}") for i, n in enumerate(wrong)]
 
 
 def parity(wrong: Sequence[int], engine: str = "cpu", changed: int = 100, sources: int = 4) -> EngineParity:
@@ -80,7 +80,7 @@ def data_of(report: ParityReport, **changes: object) -> ReportData:
         title="A bundle",
         created="2025-01-01",
         passed=report.passed,
-        facts=[("Weights", "0123")],
+        summary=[("Weights", "0123")],
         parity=report,
         timings=timings,
         machine=MACHINE,

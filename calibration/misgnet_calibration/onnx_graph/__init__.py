@@ -1,4 +1,4 @@
-"""ONNX graphs: look-ups, shapes for one image pair, and edits."""
+"""Queries ONNX graphs, infers shapes for one image pair, and edits graphs."""
 
 from misgnet_calibration.onnx_graph.edits import drop_unused, put_in_order
 from misgnet_calibration.onnx_graph.graph import Graph, attribute, scope

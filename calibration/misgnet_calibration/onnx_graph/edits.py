@@ -1,4 +1,4 @@
-"""Edits of a graph: new values of its constants (weights, norms' scales, biases), and the order of its nodes."""
+"""Edits a graph: replaces constants (weights, scales of norms, biases) and sorts its nodes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from onnx import numpy_helper
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.onnx_graph.shapes import copied
 
-Operand = tuple[str, int]  # a node's name, and which of its inputs
+Operand = tuple[str, int]  # a node's name, and the index of its input
 
 
 def with_constants(model: onnx.ModelProto, values: Mapping[Operand, NDArray[np.float32]]) -> onnx.ModelProto:
-    """A copy of ``model`` in which the constants at ``values`` are those, in the shape that they have.
+    """Returns a copy of ``model`` in which the constants at the keys of ``values`` are replaced; shapes are kept.
 
-    A constant that other operands read, too, stays for them, and the changed one gets a name of its own.
+    If other operands read such a constant as well, they keep the old one, and the new one gets its own name.
     """
     model = copied(model)
     graph = Graph(model)
@@ -36,9 +36,9 @@ def with_constants(model: onnx.ModelProto, values: Mapping[Operand, NDArray[np.f
 
 
 def bias_of(graph: Graph, node: onnx.NodeProto) -> Operand | None:
-    """Where the constant lies that is added to each output channel of ``node``; None where there is none.
+    """Returns the constant that is added to each output channel of ``node``; None if there is none.
 
-    A convolution's own bias, or of a matrix product the constant of the Add that alone reads it.
+    For a convolution, this is its bias; for a matrix product, the constant of the Add that is its only reader.
     """
     if node.op_type == "Conv":
         return (node.name, 2) if len(node.input) > 2 and node.input[2] in graph.constants else None
@@ -52,9 +52,9 @@ def bias_of(graph: Graph, node: onnx.NodeProto) -> Operand | None:
 
 
 def with_bias(model: onnx.ModelProto, corrections: Mapping[str, NDArray[np.float32]]) -> onnx.ModelProto:
-    """A copy of ``model`` where ``corrections`` (C,), by operator, are added to the operators' constant biases.
+    """Returns a copy of ``model`` with ``corrections`` (C,), by operator, added to the operators' constant biases.
 
-    An operator without one (:func:`bias_of`) stays as it is: a further Add would cost what INT8 gained.
+    An operator without such a bias (:func:`bias_of`) is not changed: a further Add would cost what INT8 gained.
     """
     graph = Graph(model)
     found = {name: bias_of(graph, graph.by_name[name]) for name in corrections}
@@ -67,7 +67,7 @@ def with_bias(model: onnx.ModelProto, corrections: Mapping[str, NDArray[np.float
 
 
 def drop_unused(model: onnx.ModelProto) -> None:
-    """Remove initializers that no node reads and that are no outputs."""
+    """Removes initializers that no node reads and that are not outputs."""
     used = {name for node in model.graph.node for name in node.input}
     used |= {value.name for value in model.graph.output}
     kept = [item for item in model.graph.initializer if item.name in used]
@@ -76,14 +76,14 @@ def drop_unused(model: onnx.ModelProto) -> None:
 
 
 def put_in_order(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
-    """Let ``nodes``, the model's own or others, be all of its nodes."""
+    """Replaces the nodes of ``model`` by ``nodes`` in topological order."""
     ordered = in_order(nodes)
     del model.graph.node[:]
     model.graph.node.extend(ordered)
 
 
 def in_order(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Topological order, stable: a node moves only where it must, to just before its first reader."""
+    """Sorts ``nodes`` topologically and stably: a node moves only if it must, to just before its first reader."""
     producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
     ordered: dict[int, onnx.NodeProto] = {}
 
@@ -100,7 +100,7 @@ def in_order(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
 
 
 def _operands(graph: Graph, name: str) -> int:
-    """How many inputs of nodes, or outputs of the graph, ``name`` is."""
+    """Returns the number of node inputs and graph outputs that ``name`` is used as."""
     return sum(list(node.input).count(name) for node in graph.consumers[name]) + (name in graph.outputs())
 
 

@@ -1,4 +1,4 @@
-"""Types and shapes of a graph's tensors for one image pair: every symbolic dimension of its inputs as 1."""
+"""Infers types and shapes of a graph's tensors for one image pair: all symbolic dimensions of its inputs are 1."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ Types = dict[str, onnx.TypeProto.Tensor]
 
 
 def types_of_one_pair(model: onnx.ModelProto) -> Types:
-    """Type and shape of every tensor where the batch is 1; a tensor that holds both dates has 2 there.
+    """Returns type and shape of every tensor for a batch of 1; tensors that contain both dates have a batch of 2.
 
-    Shapes that were stored with the graph are inferred anew. ``Shape`` nodes become constants as soon as
-    what they read is known, until nothing is found any more: onnx itself does not carry them into a Slice.
+    Shapes stored with the graph are ignored. ``Shape`` nodes are replaced by constants as soon as the shape of their
+    input is known, and inference is repeated until none are left, because onnx does not propagate their values into a
+    Slice.
     """
     model = _with_batch_one(model)
     while True:
@@ -27,7 +28,7 @@ def types_of_one_pair(model: onnx.ModelProto) -> Types:
 
 
 def dimensions(types: Types, name: str) -> list[int]:
-    """InputError where one of them is not known."""
+    """Returns the dimensions of tensor ``name``. Raises InputError if one of them is unknown."""
     found = types.get(name)
     known = found is not None and found.HasField("shape") and all(map(_is_known, found.shape.dim))
     if found is None or not known:
@@ -40,7 +41,7 @@ def _is_known(dim: onnx.TensorShapeProto.Dimension) -> bool:
 
 
 def _with_batch_one(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose inputs have fixed shapes and whose other tensors have none."""
+    """Returns a copy in which inputs have fixed shapes and other tensors have none."""
     model = copied(model)
     del model.graph.value_info[:]
     for value in model.graph.input:
@@ -52,7 +53,7 @@ def _with_batch_one(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _fold_shape_nodes(graph: onnx.GraphProto, types: Types) -> bool:
-    """Replace the Shape nodes whose result is known by constants; whether there were any."""
+    """Replaces Shape nodes with a known result by constants; returns whether there were any."""
     folded = False
     for node in list(graph.node):
         dims = types[node.input[0]].shape.dim if node.op_type == "Shape" and node.input[0] in types else ()
@@ -67,7 +68,7 @@ def _fold_shape_nodes(graph: onnx.GraphProto, types: Types) -> bool:
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model in a message of its own."""
+    """Returns a copy of ``model``."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     return copy

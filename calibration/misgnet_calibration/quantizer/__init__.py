@@ -1,1 +1,1 @@
-"""Where and how a graph is quantized: rules, recipes, Q/DQ nodes, float16. Recipes and rules load without onnx."""
+"""Quantizes graphs by rules and recipes: Q/DQ nodes and float16. Recipes and rules can be imported without onnx."""

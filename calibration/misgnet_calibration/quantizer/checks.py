@@ -1,4 +1,4 @@
-"""What an INT8 graph must be, checked on the finished graph before any engine sees it."""
+"""Checks that a finished INT8 graph is valid before an engine opens it."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def check_numbers(model: onnx.ModelProto) -> None:
-    """GateFailed where a float constant is NaN, or a scale is not a positive finite constant."""
+    """Raises GateFailed if a float constant contains NaN, or a scale is not a positive finite constant."""
     graph = Graph(model)
     for name, item in graph.constants.items():
         if item.data_type in _FLOATS and np.isnan(graph.constant(name)).any():
             readers = ", ".join(f"'{node.name}'" for node in graph.consumers[name])
-            raise GateFailed(f"the constant '{name}' of {readers or 'no node'} has NaN in it")
+            raise GateFailed(f"the constant '{name}' of {readers or 'no node'} contains NaN")
     for node in graph.nodes:
         if node.op_type in _QDQ:
             _scale(graph, node)
 
 
 def check_tensorrt_rules(model: onnx.ModelProto, unweighted: Collection[str] = ()) -> None:
-    """GateFailed, naming the node, where a graph breaks a rule of explicit quantization in TensorRT.
+    """Raises GateFailed, naming the node, if a graph breaks a rule of explicit quantization in TensorRT.
 
-    The rules: symmetric INT8 with zero points 0; every QuantizeLinear is read by DequantizeLinear and by
-    nothing else; nothing dangles; an operator dequantizes its activation and its weight, to one type; weights
-    are per output channel; no bias is quantized; only Cast reads uint8 images. Sources: TensorRT's developer
-    guide, "Working with quantized types", and what TensorRT for RTX 1.7 refused.
+    The rules: INT8 is symmetric, with zero points 0; every QuantizeLinear is read by DequantizeLinear and nothing else;
+    every Q/DQ output is used; an operator dequantizes its activation and its weight to one type; weights are quantized
+    per output channel; biases are not quantized; only Cast reads uint8 images. Sources: TensorRT's developer guide,
+    "Working with quantized types", and graphs that TensorRT for RTX 1.7 rejected.
 
-    ``unweighted``: nodes that were placed without a weight. They may dequantize any of their inputs, since
-    TensorRT computes in INT8 where it can and on dequantized values elsewhere; every other reader must be an
-    operator with a weight, or Q/DQ came where the placement did not want it.
+    Args:
+        model: The graph.
+        unweighted: Nodes that were placed without a weight. They may dequantize any of their inputs, since TensorRT
+            computes in INT8 if it can and otherwise on the dequantized values. Every other reader of a
+            DequantizeLinear must be an operator with a weight, or Q/DQ was inserted against the placement.
     """
     check_numbers(model)
     graph = Graph(model)
@@ -56,9 +58,9 @@ def check_tensorrt_rules(model: onnx.ModelProto, unweighted: Collection[str] = (
 
 
 def _scale(graph: Graph, node: onnx.NodeProto) -> NDArray[np.float64]:
-    """The scale of a Q or DQ."""
+    """Returns the scale of a Q or DQ node."""
     if node.input[1] not in graph.constants:
-        _refuse(node, "has a scale that is no constant")
+        _refuse(node, "has a scale that is not a constant")
     scale = graph.constant(node.input[1]).astype(np.float64)
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         _refuse(node, f"has scales from {scale.min()} to {scale.max()}; they must be positive and finite")
@@ -68,7 +70,7 @@ def _scale(graph: Graph, node: onnx.NodeProto) -> NDArray[np.float64]:
 def _check_zero_point(graph: Graph, node: onnx.NodeProto) -> None:
     name = node.input[2] if len(node.input) > 2 else ""
     if graph.elem_type(name) != TensorProto.INT8:
-        _refuse(node, f"must have INT8 zero points, and has {_name(graph.elem_type(name))}")
+        _refuse(node, f"must have INT8 zero points, but has {_name(graph.elem_type(name))}")
     if name not in graph.constants or graph.constant(name).any():
         _refuse(node, "has zero points other than 0; TensorRT quantizes symmetrically")
 
@@ -77,7 +79,7 @@ def _check_quantizer(graph: Graph, node: onnx.NodeProto) -> None:
     readers = graph.consumers[node.output[0]]
     others = [reader.name for reader in readers if reader.op_type != "DequantizeLinear"]
     if not readers or others or node.output[0] in graph.outputs():
-        _refuse(node, f"must be read by DequantizeLinear only, and is read by {others or 'no node'}")
+        _refuse(node, f"must be read by DequantizeLinear only, but is read by {others or 'no node'}")
     if _scale(graph, node).ndim:
         _refuse(node, "has several scales; an activation has one")
     tensor, scale = graph.elem_type(node.input[0]), graph.elem_type(node.input[1])
@@ -88,10 +90,10 @@ def _check_quantizer(graph: Graph, node: onnx.NodeProto) -> None:
 def _check_dequantizer(graph: Graph, node: onnx.NodeProto, unweighted: Collection[str]) -> None:
     readers = graph.consumers[node.output[0]]
     if not readers or node.output[0] in graph.outputs():
-        _refuse(node, "must be read by operators of the graph, and is read by none or is an output")
+        _refuse(node, "must be read by operators of the graph, but has no readers or is an output")
     producer = graph.producer.get(node.input[0])
     if producer is not None and producer.op_type != "QuantizeLinear":
-        _refuse(node, f"reads '{producer.name}', which is no QuantizeLinear")
+        _refuse(node, f"reads '{producer.name}', which is not a QuantizeLinear")
     for reader in readers:
         if reader.name not in unweighted:
             _check_reader(graph, node, reader)
@@ -105,13 +107,13 @@ def _dequantized_types(graph: Graph, reader: onnx.NodeProto) -> set[int]:
 
 
 def _check_reader(graph: Graph, node: onnx.NodeProto, reader: onnx.NodeProto) -> None:
-    """A quantized operator: both inputs dequantized to one type, the weight (input 1) per output channel."""
+    """Checks a quantized operator: both inputs dequantized to one type, the weight (input 1) per output channel."""
     if reader.op_type not in _WEIGHTED:
-        _refuse(node, f"is read by {reader.op_type} '{reader.name}', which is to stay float")
+        _refuse(node, f"is read by {reader.op_type} '{reader.name}', which must stay float")
     makers = [graph.producer.get(name) for name in reader.input]
     dequantized = [maker is not None and maker.op_type == "DequantizeLinear" for maker in makers]
     if dequantized[:2] != [True, True] or any(dequantized[2:]):
-        _refuse(reader, f"must dequantize its activation and its weight and no bias; it does {dequantized}")
+        _refuse(reader, f"must dequantize its activation and its weight but no bias; dequantized: {dequantized}")
     types = {graph.elem_type(name) for name in reader.input if name}
     if len(types) > 1:
         _refuse(reader, f"reads several types: {', '.join(map(_name, sorted(types)))}")
@@ -121,17 +123,17 @@ def _check_reader(graph: Graph, node: onnx.NodeProto, reader: onnx.NodeProto) ->
 
 def _check_weight(graph: Graph, node: onnx.NodeProto, reader: onnx.NodeProto) -> None:
     if node.input[0] not in graph.constants or graph.elem_type(node.input[0]) != TensorProto.INT8:
-        _refuse(reader, "has a quantized weight that is no INT8 constant")
+        _refuse(reader, "has a quantized weight that is not an INT8 constant")
     axis, found = output_axis(reader), attribute(node, "axis", 1)
     wanted, shape = (graph.shape(node.input[0])[axis],), _scale(graph, node).shape
     if found != axis or shape != wanted:
-        asked = f"scales {wanted} along axis {axis}, the output channels of '{reader.name}'"
-        _refuse(node, f"must have {asked}, and has {shape} along axis {found}")
+        required = f"scales {wanted} along axis {axis}, the output channels of '{reader.name}'"
+        _refuse(node, f"must have {required}, but has {shape} along axis {found}")
 
 
 def _check_no_uint8(graph: Graph, node: onnx.NodeProto) -> None:
     if any(graph.elem_type(name) == TensorProto.UINT8 for name in node.input if name):
-        _refuse(node, "reads uint8, which TensorRT lets only Cast do; cast the images first")
+        _refuse(node, "reads uint8, which in TensorRT only Cast may read; cast the images first")
 
 
 def _refuse(node: onnx.NodeProto, why: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""A convolution as the matrix product that it is: the rows it reads (im2col), and its weight as a matrix."""
+"""Expresses a convolution as a matrix product: samples the rows that it reads (im2col), reshapes its weight."""
 
 from __future__ import annotations
 
@@ -19,11 +19,20 @@ Kind = TypeVar("Kind", bound=np.generic)
 def sampled_rows(
     node: onnx.NodeProto, values: NDArray[np.float32], kernel: tuple[int, ...], count: int, seed: int
 ) -> Rows:
-    """Float32 (N, K), N <= ``count``: what ``node`` multiplies with its weight at N of its output positions.
+    """Samples the rows that ``node`` multiplies with its weight.
 
-    ``values``: what the operator reads, (..., K) of a matrix product, (B, C, H, W) of a convolution, of which K
-    is C times the ``kernel``'s size, in the weight's own order. Positions are drawn without replacement; equal
-    seeds draw equal ones. Raises InputError for a convolution with automatic padding.
+    Args:
+        node: A convolution or matrix product.
+        values: Its input: (..., K) of a matrix product, (B, C, H, W) of a convolution.
+        kernel: The kernel's size; K is C times its area, in the order of the weight.
+        count: The largest number of rows N.
+        seed: Output positions are drawn without replacement; equal seeds draw equal positions.
+
+    Returns:
+        Float32 (N, K), N <= ``count``.
+
+    Raises:
+        InputError: The convolution uses automatic padding.
     """
     if node.op_type != "Conv":
         rows = values.reshape(-1, values.shape[-1])
@@ -36,12 +45,12 @@ def sampled_rows(
 
 
 def as_matrix(weight: NDArray[Kind], axis: int) -> NDArray[Kind]:
-    """(K, C): a column for each output channel; ``axis`` is where those lie."""
+    """Returns a weight as a matrix (K, C), one column per output channel; ``axis`` is that of the output channels."""
     return np.moveaxis(weight, axis, -1).reshape(-1, weight.shape[axis])
 
 
 def from_matrix(matrix: NDArray[Kind], shape: tuple[int, ...], axis: int) -> NDArray[Kind]:
-    """What :func:`as_matrix` made (K, C) from, of ``shape``."""
+    """Reverses :func:`as_matrix`: returns the weight of ``shape`` from its matrix (K, C)."""
     moved = tuple(size for i, size in enumerate(shape) if i != axis)
     return np.ascontiguousarray(np.moveaxis(matrix.reshape(*moved, shape[axis]), -1, axis))
 
@@ -49,8 +58,8 @@ def from_matrix(matrix: NDArray[Kind], shape: tuple[int, ...], axis: int) -> NDA
 def _windows(node: onnx.NodeProto, values: NDArray[np.float32], kernel: tuple[int, ...]) -> NDArray[np.float32]:
     given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if given.get("auto_pad", b"NOTSET") != b"NOTSET":
-        found = f"Conv '{node.name}' pads automatically ({given['auto_pad'].decode()})"
-        raise InputError(f"{found}; state its pads as numbers")
+        found = f"Conv '{node.name}' uses automatic padding ({given['auto_pad'].decode()})"
+        raise InputError(f"{found}; set its attribute pads instead")
     top, left, bottom, right = given.get("pads", (0, 0, 0, 0))
     strides, dilations = given.get("strides", (1, 1)), given.get("dilations", (1, 1))
     padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))

@@ -1,4 +1,4 @@
-"""Writes float16 types into a graph, for engines whose networks are strongly typed."""
+"""Converts a graph to float16 types, for engines with strongly typed networks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from misgnet_calibration.quantizer.recipes import FLOAT16_SAFE_MAGNITUDE, FLOAT3
 from misgnet_runtime.errors import GateFailed
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
-# Inputs that keep their type: Resize's region and scales are float32 by definition, the others take any type.
+# Inputs that keep their type: region and scales of Resize are float32 by definition, the others accept any type.
 _ANY_TYPE = {"Resize": (1, 2), "Cast": (0,), "Shape": (0,)}
 FLOAT16_LARGEST = 65504.0
-# Where these read dequantized values. onnxruntime 1.32 makes a QLinearConcat of such a Concat, which takes scales in
-# float32 only, and then refuses its own graph.
+# Operators that stay float32 if they read dequantized values. onnxruntime 1.32 fuses such a Concat to a QLinearConcat,
+# which accepts float32 scales only, and then rejects its own graph.
 _FLOAT32_DEQUANTIZED = ("Concat",)
-_FLOAT32_SOURCES = ("Constant", "ConstantOfShape")  # their type is that of an attribute
+_FLOAT32_SOURCES = ("Constant", "ConstantOfShape")  # their type is set by an attribute
 _SMALLEST = 2.0**-14  # the smallest normal float16
-# Operators that square their input inside, as normalisations do for a variance: 255.9 squared is 65504.
+# Operators that square their input internally, as normalisations do for a variance: 255.9 squared is 65504.
 _SQUARING = frozenset({
     "LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization",
     "MeanVarianceNormalization", "LpNormalization", "ReduceL2", "ReduceSumSquare",
@@ -33,15 +33,15 @@ _SQUARED_FROM = 256.0
 
 
 def float32_reasons(graph: Graph, absolute_maxima: Mapping[str, float]) -> dict[str, str]:
-    """Nodes that stay float32, each with the reason.
+    """Returns the nodes that stay float32, with the reason.
 
-    These are the guidance, whatever reads or writes activations above 512, whatever squares activations from 256 on
-    inside, and whatever reads a constant that float16 cannot hold, such as a guard of 1e-12 against a division by
-    zero. ``absolute_maxima``: largest magnitude by tensor.
+    These are the guidance, nodes that read or write activations above 512, nodes that square activations of 256 or
+    more internally, and nodes that read a constant that float16 cannot represent, such as a guard of 1e-12 against
+    division by zero. ``absolute_maxima`` are given by tensor.
     """
     constants = {name for name in graph.constants if graph.is_float(name)}
     unfit = {
-        name: "a constant that float16 cannot hold" for name in constants if not fits_float16(graph.constant(name))
+        name: "a constant that float16 cannot represent" for name in constants if not fits_float16(graph.constant(name))
     }
     unfit |= {
         name: f"activations up to {maximum:.0f}"
@@ -51,7 +51,7 @@ def float32_reasons(graph: Graph, absolute_maxima: Mapping[str, float]) -> dict[
     found = {}
     for node in graph.nodes:
         if scope(node).startswith(FLOAT32_SCOPES):
-            found[node.name] = "guidance: its exponents do not survive half precision"
+            found[node.name] = "guidance: its exponents exceed half precision"
         elif bad := [unfit[name] for name in (*node.input, *node.output) if name in unfit]:
             found[node.name] = bad[0]
         elif node.op_type in _SQUARING and (maximum := absolute_maxima.get(node.input[0], 0.0)) >= _SQUARED_FROM:
@@ -60,7 +60,7 @@ def float32_reasons(graph: Graph, absolute_maxima: Mapping[str, float]) -> dict[
 
 
 def fits_float16(values: NDArray[np.generic]) -> bool:
-    """Whether float16 holds a constant: its largest magnitude is 0 or normal there, or nothing is rounded."""
+    """Returns whether float16 represents a constant: its absolute maximum is 0 or normal, or all values are exact."""
     wide = values.astype(np.float64)
     maximum = np.abs(wide).max(initial=0.0)
     if maximum == 0 or _SMALLEST <= maximum <= FLOAT16_LARGEST:
@@ -70,11 +70,13 @@ def fits_float16(values: NDArray[np.generic]) -> bool:
 
 
 def to_float16(model: onnx.ModelProto, keep_float32: Iterable[str]) -> onnx.ModelProto:
-    """A copy of ``model`` whose nodes compute in float16, except those of ``keep_float32``.
+    """Returns a copy of ``model`` whose nodes compute in float16, except those of ``keep_float32``.
 
-    A QuantizeLinear has the type of what it reads; a DequantizeLinear has the type of its reader, and is
-    doubled where the readers differ, so that no Cast comes between it and the operator. Inputs and outputs
-    keep their types. Raises GateFailed where float16 cannot hold a constant.
+    A QuantizeLinear has the type of its input. A DequantizeLinear has the type of its reader, and is duplicated if
+    readers differ, so that no Cast separates it from the operator. Inputs and outputs keep their types.
+
+    Raises:
+        GateFailed: Float16 cannot represent a constant.
     """
     return _Typer(model, set(keep_float32)).run()
 
@@ -86,7 +88,7 @@ class _Typer:
         self.graph = Graph(self.model)
         inputs = [value.name for value in self.model.graph.input]
         self.types: dict[str, int] = {x: TensorProto.FLOAT for x in inputs if self.graph.is_float(x)}
-        self.dequantizers: dict[str, onnx.NodeProto] = {}  # by output; written when somebody reads it
+        self.dequantizers: dict[str, onnx.NodeProto] = {}  # by output; added to the graph when it is first read
         self.converted: dict[tuple[str, int], str] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.extra: list[onnx.TensorProto] = []
@@ -103,7 +105,7 @@ class _Typer:
         return self._finished()
 
     def _finished(self) -> onnx.ModelProto:
-        nodes = [copied_node(node) for node in self.nodes]  # before the originals go
+        nodes = [copied_node(node) for node in self.nodes]  # copied before the originals are deleted
         del self.model.graph.node[:]
         self.model.graph.node.extend(nodes)
         self.model.graph.initializer.extend(self.extra)
@@ -113,7 +115,7 @@ class _Typer:
         return self.model
 
     def _wanted(self, node: onnx.NodeProto) -> int:
-        """The float type that ``node`` computes in."""
+        """Returns the float type that ``node`` computes in."""
         if node.op_type == "QuantizeLinear":
             return self._float_type(node.input[0]) or TensorProto.FLOAT
         stays = node.name in self.keep or scope(node).startswith(FLOAT32_SCOPES)
@@ -136,7 +138,7 @@ class _Typer:
         return self.types.get(name)
 
     def _as(self, name: str, wanted: int, reader: onnx.NodeProto) -> str:
-        """``name`` with the type ``wanted``: itself, or a twin that all readers share."""
+        """Returns ``name`` itself if it has the type ``wanted``, else a converted twin that all readers share."""
         if self._float_type(name) == wanted and name not in self.dequantizers:
             return name
         key = (name, wanted)
@@ -145,7 +147,7 @@ class _Typer:
         return self.converted[key]
 
     def _twin(self, name: str, wanted: int, reader: onnx.NodeProto) -> str:
-        """A converted constant, a dequantizer of that type, or a Cast; it stands before its first reader."""
+        """Adds a converted constant, a dequantizer of the wanted type or a Cast, before its first reader."""
         twin = f"{name}_{'half' if wanted == TensorProto.FLOAT16 else 'single'}"
         if name in self.graph.constants:
             self.extra.append(_half_constant(self.graph.constants[name], twin))
@@ -160,7 +162,7 @@ class _Typer:
         return twin
 
     def _restore_output(self, name: str) -> None:
-        """A float output stays float32 under its own name."""
+        """Casts a float output back to float32 under its own name."""
         if self.types.get(name) != TensorProto.FLOAT16:
             return
         inner = f"{name}_half"
@@ -174,7 +176,7 @@ def _half_constant(item: onnx.TensorProto, name: str) -> onnx.TensorProto:
     values = numpy_helper.to_array(item)
     if not fits_float16(values):
         raise GateFailed(
-            f"float16 cannot hold the constant '{item.name}', which reaches {np.abs(values).max():.3g}; "
+            f"float16 cannot represent the constant '{item.name}' (absolute maximum {np.abs(values).max():.3g}); "
             "keep the nodes that read it in float32"
         )
     return numpy_helper.from_array(values.astype(np.float16), name)

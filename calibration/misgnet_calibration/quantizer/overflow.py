@@ -1,8 +1,9 @@
-"""Overflow of float16 tensors, found on real tiles before an engine is built, and mended in float32.
+"""Finds float16 tensors that overflow on real tiles, before an engine is built, and keeps their operators in float32.
 
-What activations reach on calibration tiles decides first (``precision``). This runs the finished graph on other
-tiles, where they may reach more. Every float16 tensor's magnitude is compared with the limit: ONNX Runtime has few
-float16 kernels and keeps float32 between its operators, so its answers alone would not show an overflow.
+The absolute maxima of calibration tiles decide first (``float16``). This module then runs the finished graph on other
+tiles, whose activations may be larger, and compares the magnitude of every float16 tensor with the limit. Comparing
+outputs would not be enough: ONNX Runtime has few float16 kernels and keeps float32 values between operators, so its
+outputs alone do not reveal an overflow.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.raster.dataset import Tile
 
-ROUNDS = 4  # how often a graph is typed again; what one float32 operator passes on, the next round finds
+ROUNDS = 4  # attempts; an overflow that one float32 operator passes on is found in the next round
 
 
 @dataclass(frozen=True)
 class AbsoluteMaximum:
-    """The largest magnitude of a float16 tensor, Inf or NaN where it overflows, and the tile that reaches it."""
+    """The absolute maximum of a float16 tensor, Inf or NaN if it overflows, and the tile on which it occurs."""
 
     tensor: str
     value: float
@@ -44,19 +45,16 @@ class AbsoluteMaximum:
 
 @dataclass(frozen=True)
 class OverflowFix:
-    """A graph whose float16 tensors all hold; ``largest``: the one that comes closest to the limit, where any is.
+    """A graph in which no float16 tensor overflows."""
 
-    ``added``: operators that went to float32 for it, with the reason; ``inputs`` quantize to this graph again.
-    """
-
-    inputs: QuantizationInputs
+    inputs: QuantizationInputs  # reproduce this graph
     quantized: QuantizedGraph
-    largest: AbsoluteMaximum | None
-    added: Mapping[str, str]
+    largest: AbsoluteMaximum | None  # the tensor closest to the limit; None if no tensor is float16
+    added: Mapping[str, str]  # operators that were changed to float32 because of overflow, with the reason
 
     @property
     def headroom(self) -> float:
-        """How many times larger the largest magnitude could be."""
+        """The factor by which the largest magnitude is below the limit."""
         return FLOAT16_LARGEST / self.largest.value if self.largest and self.largest.value else math.inf
 
 
@@ -64,9 +62,9 @@ def fix_overflow(
     inputs: QuantizationInputs, quantized: QuantizedGraph, interface: Interface, tiles: Sequence[Tile],
     progress: Progress | None = None,
 ) -> OverflowFix:  # fmt: skip
-    """Run ``quantized``, which ``inputs`` make, on ``tiles``; operators that overflow go to float32, until none does.
+    """Runs ``quantized``, the graph of ``inputs``, and changes operators to float32 until no tensor overflows.
 
-    Raises GateFailed that names operator, tensor and tile where ``ROUNDS`` rounds do not mend it.
+    Raises GateFailed, naming operator, tensor and tile, if a tensor still overflows after ``ROUNDS`` rounds.
     """
     added: dict[str, str] = {}
     for left in range(ROUNDS, -1, -1):
@@ -75,7 +73,7 @@ def fix_overflow(
         broken = made_here(graph, maxima)
         if not broken:
             break
-        fresh = _blamed(graph, broken, {node.name for node in inputs.model.graph.node} - quantized.float32.keys())
+        fresh = _involved(graph, broken, {node.name for node in inputs.model.graph.node} - quantized.float32.keys())
         if not (left and fresh):
             raise _unfixable(graph, broken[0])
         added |= fresh
@@ -99,7 +97,7 @@ def float16_maxima(
 
 
 def made_here(graph: Graph, maxima: Mapping[str, AbsoluteMaximum]) -> list[AbsoluteMaximum]:
-    """Tensors that do not hold although all that they are computed from is finite, in the order of the nodes."""
+    """Returns overflowing tensors whose inputs are all finite, in the order of the nodes."""
     return [
         maximum
         for maximum in maxima.values()
@@ -108,8 +106,8 @@ def made_here(graph: Graph, maxima: Mapping[str, AbsoluteMaximum]) -> list[Absol
     ]
 
 
-def _blamed(graph: Graph, broken: Sequence[AbsoluteMaximum], float16: Collection[str]) -> dict[str, str]:
-    """Of ``float16``, the operators that write a broken tensor or read it, with the reason."""
+def _involved(graph: Graph, broken: Sequence[AbsoluteMaximum], float16: Collection[str]) -> dict[str, str]:
+    """Returns those of ``float16`` operators that write or read an overflowing tensor, with the reason."""
     return {
         node.name: str(maximum)
         for maximum in broken
@@ -121,6 +119,6 @@ def _blamed(graph: Graph, broken: Sequence[AbsoluteMaximum], float16: Collection
 def _unfixable(graph: Graph, maximum: AbsoluteMaximum) -> GateFailed:
     node = graph.producer[maximum.tensor]
     return GateFailed(
-        f"{node.op_type} '{node.name}' overflows: {maximum}, and float32 around it does not mend that; "
-        "build without FP16, or look at that tile"
+        f"{node.op_type} '{node.name}' overflows: {maximum}, and float32 around it does not fix that; "
+        "build without FP16, or inspect that tile"
     )

@@ -1,9 +1,9 @@
-"""A calibrator for each tensor: the one whose range causes the least error in what is computed from the tensor.
+"""Chooses a calibrator for each tensor: the one whose range causes the least error in the operators that read it.
 
-How far a tensor's own values are off says little: a channel that meets small weights may be clipped at no cost, and
-one that meets large ones may not. So the candidates are compared behind the operators that read the tensor: the
-product of the weight with the tensor as INT8 sees it, against that with the float tensor, at sampled positions of
-some calibration tiles. Only the activation is quantized there, so that the weight's error does not blur the choice.
+The error of a tensor's own values says little: a channel multiplied by small weights may be clipped at no cost, one
+multiplied by large weights may not. So the candidates are compared after the operators that read the tensor: the
+product of the weight with the quantized tensor is compared with its product with the float tensor, at sampled positions
+of some calibration tiles. Only the activation is quantized, so that the weight's error does not affect the choice.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.raster.dataset import TileSet
 
-TILES = 16  # evenly spread; each gives ROWS positions of every operator
+TILES = 16  # evenly spread; each provides ROWS positions of every operator
 ROWS = 64
 _TINY = 1e-30
 
-Errors = dict[str, NDArray[np.float64]]  # by tensor, of each candidate
+Errors = dict[str, NDArray[np.float64]]  # by tensor, one error per candidate
 
 
 @dataclass(frozen=True)
 class PerTensor:
-    """The calibrator that was chosen for each tensor; the default one for a tensor that was not asked about."""
+    """The calibrator that was chosen for each tensor, and the default one for all other tensors."""
 
     chosen: Mapping[str, Calibrator]
     name: str = PER_TENSOR
@@ -55,10 +55,10 @@ def choose_per_tensor(
     model: onnx.ModelProto, interface: Interface, tiles: TileSet, sites: Sequence[QuantizerSite], recipe: Recipe,
     *, candidates: Mapping[Calibrator, Mapping[str, Range]], progress: Progress | None = None,
 ) -> PerTensor:  # fmt: skip
-    """For every activation of ``sites`` the calibrator, of ``candidates`` with their ranges, that errs least.
+    """Chooses for every activation of ``sites`` the calibrator with the least error.
 
-    Of candidates that err alike the first is taken. Raises InputError that names the tile where an activation is
-    NaN or Inf.
+    ``candidates`` gives the ranges of each calibrator; of equally good ones, the first is taken. Raises InputError,
+    naming the tile, if an activation is NaN or Inf.
     """
     names, few = activations(sites), tiles.spread(TILES)
     consumers = _consumers(Graph(model), sites)
@@ -74,16 +74,16 @@ def choose_per_tensor(
 
 @dataclass(frozen=True)
 class _Consumer:
-    """What reads a tensor: an operator with its weight, a matrix for each group (G, K, C), or whatever comes later."""
+    """A reader of a tensor: an operator with its weight or, by default, later operators that see the tensor itself."""
 
     node: onnx.NodeProto | None = None
     kernel: tuple[int, ...] = ()
-    weight: NDArray[np.float32] | None = None
+    weight: NDArray[np.float32] | None = None  # one matrix per group, (G, K, C)
 
     def errors(
         self, values: NDArray[np.float32], ranges: Iterable[Range], recipe: Recipe, seed: int
     ) -> NDArray[np.float64]:
-        """Mean squared error with each of ``ranges``, by the mean square of what is computed without it."""
+        """Returns the mean squared error with each of ``ranges``, relative to the mean square of the exact output."""
         rows = self._rows(values, seed)
         power = np.square(self._product(rows), dtype=np.float64).mean()
         off = [self._product(fake_quantize(rows, found, recipe) - rows) for found in ranges]
@@ -96,14 +96,14 @@ class _Consumer:
         return sampled_rows(self.node, values, self.kernel, ROWS, seed)
 
     def _product(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Of rows (N, G * K) what each group computes, (G, N, C)."""
+        """Returns the product of rows (N, G * K) and weight for each group, (G, N, C)."""
         if self.weight is None:
             return rows
         return rows.reshape(len(rows), len(self.weight), -1).transpose(1, 0, 2) @ self.weight
 
 
 def _consumers(graph: Graph, sites: Sequence[QuantizerSite]) -> dict[str, list[_Consumer]]:
-    """By tensor, the weighted operators that read it in INT8; a tensor without any stands for itself."""
+    """Returns, by tensor, the weighted operators that read it in INT8, or one default consumer if there are none."""
     found: dict[str, list[_Consumer]] = defaultdict(list)
     for site in weighted(sites):
         weight = graph.constant(site.weight).astype(np.float32)

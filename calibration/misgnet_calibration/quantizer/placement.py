@@ -1,4 +1,4 @@
-"""Quantizer sites: which operators of the float graph become INT8, by the recipe's table of rules."""
+"""Selects quantizer sites: the operators of the float graph that become INT8 by the rules of a recipe."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from misgnet_calibration.quantizer.rules import Rule
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedSite:
-    """One quantized operator with a constant weight: activation and weight, and its output where that is INT8, too."""
+    """One quantized operator with a constant weight."""
 
     node: str
     activation: str
     weight: str
-    weight_axis: int
+    weight_axis: int  # of the output channels
     bias: str | None
-    output: str | None
+    output: str | None  # set if the output is quantized as well
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """What is quantized for it, and needs a range."""
+        """The activations that are quantized for this site and need a range."""
         return (self.activation, self.output) if self.output else (self.activation,)
 
 
@@ -42,7 +42,7 @@ QuantizerSite = WeightedSite | OperandSite
 
 @dataclass(frozen=True)
 class Placement:
-    """What a rule decided for one operator of the float graph."""
+    """A rule's decision for one operator of the float graph."""
 
     node: str
     operator: str
@@ -51,36 +51,36 @@ class Placement:
 
 
 def placements(graph: Graph, recipe: Recipe) -> list[Placement]:
-    """Every operator with the rule that decides on it, in the order of the nodes."""
+    """Returns every operator with the rule that applies to it, in the order of the nodes."""
     found = [(node, _decide(graph, node, recipe)) for node in graph.nodes]
     return [Placement(node.name, node.op_type, rule, graph.macs(node)) for node, rule in found]
 
 
 def quantizer_sites(graph: Graph, recipe: Recipe) -> list[QuantizerSite]:
-    """The sites that ``recipe`` quantizes in ``graph``, in the order of the nodes."""
+    """Returns the sites that ``recipe`` quantizes in ``graph``, in the order of the nodes."""
     chosen = [p.node for p in placements(graph, recipe) if p.rule.decision == "int8"]
     return [_site(graph, graph.by_name[name], recipe) for name in chosen]
 
 
 def weighted(sites: Iterable[QuantizerSite]) -> list[WeightedSite]:
-    """Those of ``sites`` that have a weight."""
+    """Returns those of ``sites`` that have a weight."""
     return [p for p in sites if isinstance(p, WeightedSite)]
 
 
 def activations(sites: Iterable[QuantizerSite]) -> list[str]:
-    """Tensors whose range is needed, each once."""
+    """Returns the tensors whose range is needed, each once."""
     return list(dict.fromkeys(name for p in sites for name in p.tensors))
 
 
 def int8_share(graph: Graph, sites: Iterable[QuantizerSite]) -> float:
-    """Share of the multiply-adds with constant weights that run in INT8."""
+    """Returns the share of the MACs with constant weights that run in INT8."""
     quantized = {p.node for p in sites}
     costs = {node.name: graph.macs(node) for node in graph.nodes}
     return sum(costs[name] for name in quantized) / max(1, sum(costs.values()))
 
 
 def _decide(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> Rule:
-    """The first rule that fits; a table ends with one that fits everything."""
+    """Returns the first rule that matches; the last rule of a table matches everything."""
     return next(rule for rule in recipe.rules if _fits(graph, node, rule, recipe))
 
 
@@ -98,7 +98,7 @@ def _fits(graph: Graph, node: onnx.NodeProto, rule: Rule, recipe: Recipe) -> boo
 
 
 def _is_weighted(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether a constant matrix or kernel meets a float activation."""
+    """Returns whether the node multiplies a float activation with a constant matrix or kernel."""
     weight = graph.weight_of(node)
     readable = graph.is_float(node.input[0]) and not attribute(node, "transA", 0)
     return weight is not None and readable and len(graph.shape(weight)) in (2, 4)
@@ -109,7 +109,7 @@ def _is_grouped(_: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _operands(graph: Graph, node: onnx.NodeProto) -> tuple[str, ...]:
-    """The float activations that ``node`` reads, each once; but of a Resize the scales, which are sizes."""
+    """Returns the float activations that ``node`` reads, each once; the scales of a Resize do not count."""
     read = node.input[:1] if node.op_type == "Resize" else node.input
     return tuple(dict.fromkeys(x for x in read if x not in graph.constants and graph.is_float(x)))
 
@@ -140,7 +140,7 @@ def _constant_bias(graph: Graph, conv: onnx.NodeProto) -> str | None:
 
 
 def _quantizable_output(graph: Graph, conv: onnx.NodeProto) -> str:
-    """The convolution's output, or that of the ReLU which is its only consumer: both become one operator."""
+    """Returns the convolution's output, or that of a ReLU that is its only reader: engines fuse both operators."""
     consumers = graph.consumers[conv.output[0]]
     if len(consumers) == 1 and consumers[0].op_type == "Relu" and conv.output[0] not in graph.outputs():
         return str(consumers[0].output[0])

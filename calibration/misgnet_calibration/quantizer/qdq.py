@@ -1,4 +1,4 @@
-"""Writes explicit QuantizeLinear/DequantizeLinear pairs into a graph, as a recipe wants them."""
+"""Inserts explicit QuantizeLinear/DequantizeLinear pairs into a graph according to a recipe."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from misgnet_calibration.quantizer.scales import (
 )
 from misgnet_calibration.statistics.observers import Range
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.formatting import plural
 
 QuantizedWeights = Mapping[str, NDArray[np.int8]]
 
@@ -34,14 +35,23 @@ def quantize_graph(
     ranges: Mapping[str, Range],
     quantized_weights: QuantizedWeights | None = None,
 ) -> onnx.ModelProto:
-    """A copy of ``model`` with Q/DQ at ``sites``; float weights that nothing uses any more are dropped.
+    """Returns a copy of ``model`` with Q/DQ at ``sites``; drops float weights that are no longer used.
 
-    ``quantized_weights``: the integers to write in place of the nearest ones, of the weight's shape, by node.
-    Raises InputError where ``ranges`` lacks an activation of the sites, or quantized weights do not fit their weight.
+    Args:
+        model: The float graph.
+        sites: The quantizer sites.
+        recipe: Number formats.
+        ranges: By tensor, for every activation of ``sites``.
+        quantized_weights: By node, quantized values of the weight's shape that replace the nearest ones.
+
+    Raises:
+        InputError: A range is missing, or quantized weights do not fit their weight.
     """
     missing = [name for name in activations(sites) if name not in ranges]
     if missing:
-        raise InputError(f"{len(missing)} activations have no range, as '{missing[0]}'; observe them first")
+        raise InputError(
+            f"{plural(len(missing), 'activation')} without a range, such as '{missing[0]}'; calibrate them first"
+        )
     writer = _Writer(model, recipe, ranges, quantized_weights or {})
     for site in sites:
         if isinstance(site, OperandSite):
@@ -52,7 +62,7 @@ def quantize_graph(
 
 
 def scale_at(graph: Graph, site: WeightedSite, recipe: Recipe, ranges: Mapping[str, Range]) -> NDArray[np.float32]:
-    """The steps (C,) that the site's weight is counted in, one for each output channel."""
+    """Returns the scales (C,) of the site's weight, one per output channel."""
     weight = graph.constant(site.weight).astype(np.float32)
     bias = graph.constant(site.bias) if site.bias else None
     step = activation_parameters(ranges[site.activation], recipe)[0]
@@ -68,8 +78,8 @@ class _Writer:
         self.recipe = recipe
         self.ranges = ranges
         self.learned = learned
-        self.pairs: dict[str, str] = {}  # tensor -> its dequantized twin
-        self.weights: dict[tuple[str, bytes, bytes], str] = {}  # weight, scales, learned values -> dequantized twin
+        self.pairs: dict[str, str] = {}  # dequantized twin by tensor
+        self.weights: dict[tuple[str, bytes, bytes], str] = {}  # dequantized twin by weight, scales and learned values
         self.added: list[onnx.NodeProto] = []
 
     def quantize(self, site: WeightedSite) -> None:
@@ -97,7 +107,7 @@ class _Writer:
         return self.model
 
     def _activation(self, name: str) -> str:
-        """Q/DQ behind ``name``, once; the dequantized tensor."""
+        """Adds Q/DQ after ``name`` unless it has them already; returns the dequantized tensor."""
         if name not in self.pairs:
             scale, zero = self._parameters(name)
             parameters = [self._add(f"{name}_scale", np.float32(scale)), self._add(f"{name}_zero", zero)]
@@ -109,7 +119,7 @@ class _Writer:
         return self.pairs[name]
 
     def _reroute(self, name: str) -> None:
-        """Let every consumer of ``name`` read the dequantized twin, so that the operator ends in INT8."""
+        """Makes every consumer of ``name`` read its dequantized twin, so that the operator's output is INT8."""
         twin = self._activation(name)
         for node in self.graph.consumers[name]:
             node.input[:] = [twin if value == name else value for value in node.input]
@@ -118,7 +128,7 @@ class _Writer:
         return activation_parameters(self.ranges[name], self.recipe)
 
     def _weight(self, site: WeightedSite, scale: NDArray[np.float32]) -> str:
-        """INT8 and DQ of a weight, once for all places that share it in the same steps and quantized values."""
+        """Adds INT8 values and DQ of a weight, once for all sites that share its scales and quantized values."""
         learned = self.learned.get(site.node)
         key = (site.weight, scale.tobytes(), b"" if learned is None else learned.tobytes())
         if key not in self.weights:
@@ -137,7 +147,7 @@ class _Writer:
         try:
             check_quantized_weight(learned, weight, scale, site.weight_axis, self.recipe)
         except ValueError as error:
-            raise InputError(f"'{site.node}' was given {error}; learn them for this graph and recipe") from error
+            raise InputError(f"'{site.node}' was given {error}; learn weights for this graph and recipe") from error
         return learned
 
     def _constant(
@@ -157,4 +167,4 @@ class _Writer:
 
     def _node(self, operator: str, inputs: list[str], output: str, within: str, axis: int | None = None) -> None:
         name = f"{within}/{operator}_{output}"
-        self.added.append(helper.make_node(operator, inputs, [output], name, axis=axis))  # None: left out
+        self.added.append(helper.make_node(operator, inputs, [output], name, axis=axis))  # axis=None is left out

@@ -1,4 +1,4 @@
-"""The float graph and its observed ranges in, an INT8 graph out: one function per recipe."""
+"""Quantizes a float graph with the ranges of its activations by a recipe."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.quantizer.weight_storage import compress_constants
 from misgnet_calibration.statistics.observers import Range
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.formatting import plural
 
 
 @dataclass(frozen=True)
 class QuantizedGraph:
-    """An INT8 or float16 graph, and what was decided for it; ``float32``: nodes that float16 fails, with the reason."""
+    """An INT8 or float16 graph and the decisions behind it."""
 
     model: onnx.ModelProto
     recipe: Recipe
     sites: tuple[QuantizerSite, ...]
-    int8_share: float
-    float32: Mapping[str, str]
+    int8_share: float  # share of the MACs, 0 to 1
+    float32: Mapping[str, str]  # nodes that a float16 recipe keeps in float32, with the reason
 
 
 def quantize(
@@ -43,17 +44,22 @@ def quantize(
     bias: Mapping[str, NDArray[np.float32]] | None = None,
     float32: Mapping[str, str] | None = None,
 ) -> QuantizedGraph:
-    """Quantize the simplified float graph.
+    """Quantizes the simplified float graph.
 
-    ``ranges``: by tensor, for every activation that the recipe's sites name; ``absolute_maxima``: largest magnitude
-    of every tensor, which decides what a float16 recipe keeps in float32. By node: ``keep_float`` is not
-    quantized; ``quantized_weights``, INT8 of the weight's shape, are written in place of the nearest; ``bias``,
-    float32 (C,), is added to the operator's constant bias (see ``edits.with_bias``); ``float32``: kept in float32 by
-    a float16 recipe, beside what ``absolute_maxima`` decide, with the reason. A node that stays float takes neither
-    quantized weights nor bias, as those repair what quantizing it would do.
+    Args:
+        model: The float graph.
+        recipe: Number formats and placement rules.
+        ranges: By tensor, for every activation of the recipe's sites.
+        absolute_maxima: By tensor; they decide which nodes a float16 recipe keeps in float32.
+        keep_float: Nodes that are not quantized. Their entries in ``quantized_weights`` and ``bias`` are ignored,
+            since these repair the effects of quantization.
+        quantized_weights: By node, INT8 values of the weight's shape that replace the nearest ones.
+        bias: By node, float32 (C,) that is added to the operator's constant bias (see ``edits.with_bias``).
+        float32: Further nodes that a float16 recipe keeps in float32, with the reason.
 
-    Raises GateFailed where the graph breaks a rule of its engines (see ``rules``), and InputError where a
-    range is missing, a name is no node of the graph, or quantized weights do not fit theirs.
+    Raises:
+        GateFailed: The graph breaks a rule of its engines (see ``checks``).
+        InputError: A range is missing, a name is not a node of the graph, or quantized weights do not fit theirs.
     """
     graph = Graph(model)
     _check_names(graph, {*keep_float, *(quantized_weights or {}), *(bias or {}), *(float32 or {})})
@@ -74,9 +80,9 @@ def quantize(
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationInputs:
-    """All that :func:`quantize` takes, so that it can be done again.
+    """The arguments of :func:`quantize`, kept so that a graph can be quantized again with changes.
 
-    A node that is reverted to float later goes into ``keep_float``; its quantized weight and bias are then unused.
+    To revert a node to float later, add it to ``keep_float``; its quantized weight and bias are then ignored.
     """
 
     model: onnx.ModelProto
@@ -97,11 +103,14 @@ class QuantizationInputs:
 def _check_names(graph: Graph, names: Collection[str]) -> None:
     unknown = sorted(name for name in names if name not in graph.by_name)
     if unknown:
-        raise InputError(f"{len(unknown)} names are no nodes of the graph, as '{unknown[0]}'; name its nodes")
+        raise InputError(
+            f"{plural(len(unknown), 'name')} not found among the nodes of the graph, such as '{unknown[0]}'; "
+            "use names of its nodes"
+        )
 
 
 def _check(model: onnx.ModelProto, recipe: Recipe, sites: Iterable[QuantizerSite]) -> None:
-    """Every recipe's numbers; TensorRT's rules for a recipe in its form: symmetric INT8 and float biases."""
+    """Checks the constants, and TensorRT's rules for recipes of its form: symmetric INT8 and float biases."""
     if recipe.symmetric_activations and not recipe.quantize_bias:
         check_tensorrt_rules(model, {p.node for p in sites if isinstance(p, OperandSite)})
     else:

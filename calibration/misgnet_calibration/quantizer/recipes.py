@@ -1,4 +1,4 @@
-"""What each kind of engine wants, as data: number formats here, the rules of placement in ``rules``.
+"""Defines recipes, the requirements of each kind of engine, as data: number formats here, placement rules in ``rules``.
 
 Sources: onnxruntime's quantization guide (U8S8 on x86, 7-bit weights where VNNI may be missing, S8S8 on ARM; a
 convolution runs in INT8 only with a quantized output); TensorRT's developer guide, "Working with quantized types"
@@ -22,13 +22,13 @@ from misgnet_calibration.quantizer.rules import (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the quantizer sites of a graph are written, which these are, and what the rest is computed in.
+    """How the quantizer sites of a graph are selected and written, and the precision of all other operators.
 
-    Without a rule for INT8 the graph has no such sites, and ``weight_bits`` is that of its float16 weights.
+    If no rule selects INT8, the graph has no quantizer sites, and ``weight_bits`` is that of its float16 weights.
     """
 
     name: str
-    symmetric_activations: bool  # INT8 with zero point 0; otherwise UINT8 with one
+    symmetric_activations: bool  # True: INT8 with zero point 0; False: UINT8 with a zero point
     weight_bits: int
     quantize_conv_outputs: bool
     quantize_bias: bool
@@ -37,16 +37,16 @@ class Recipe:
 
     @property
     def int8(self) -> bool:
-        """Whether anything is quantized."""
+        """Whether any operator may be quantized."""
         return any(rule.decision == "int8" for rule in self.rules)
 
     @property
     def precision(self) -> str:
-        """As manifests say it: "int8", "int8+float16" or "float16"."""
+        """The precision as recorded in manifests: "int8", "int8+float16" or "float16"."""
         return "+".join(["int8"] * self.int8 + ["float16"] * self.float16)
 
 
-# 7-bit weights: without VNNI the CPU adds two UINT8 x INT8 products in 16 bits, which saturates with 8.
+# 7-bit weights: a CPU without VNNI adds two UINT8 x INT8 products in 16 bits, which saturates with 8-bit weights.
 CPU = Recipe(
     name="cpu",
     symmetric_activations=False,
@@ -69,7 +69,7 @@ CPU_ARM = Recipe(
 OPENVINO = Recipe(
     name="openvino",
     symmetric_activations=False,
-    weight_bits=7,  # as for ONNX Runtime: without VNNI its kernels add in 16 bits, too
+    weight_bits=7,  # as for ONNX Runtime: without VNNI, OpenVINO's kernels add in 16 bits as well
     quantize_conv_outputs=False,
     quantize_bias=False,
     float16=False,
@@ -87,7 +87,7 @@ TENSORRT = Recipe(
 TENSORRT_FP16 = replace(TENSORRT, name="tensorrt-fp16", weight_bits=16, rules=FLOAT16_RULES)
 RECIPES = (CPU, CPU_VNNI, CPU_ARM, OPENVINO, TENSORRT, TENSORRT_FP16)
 
-# Modules whose numbers do not survive half precision: exponents of thousands, sums of 1e-20 that still decide
-# a direction.
+# Modules whose values exceed half precision: exponents in the thousands, and sums as small as 1e-20 that still
+# determine a direction.
 FLOAT32_SCOPES = ("MGLNet",)
 FLOAT16_SAFE_MAGNITUDE = 512.0  # NVIDIA's quantization guides keep larger activations in FP32

@@ -1,7 +1,7 @@
-"""Which operators become INT8, as data: for each kind of engine a table of rules, the first that fits decides.
+"""Defines which operators become INT8, as data: a table of rules per kind of engine; the first matching rule applies.
 
-A rule says what it fits, what becomes of that, why, and where the vendor (or a measurement) says so. Nothing here
-looks at a graph; ``placement`` does, with these tables.
+A rule states which operators it matches, the decision, the reason, and its source (the vendor or a measurement). This
+module does not inspect graphs; ``placement`` applies the tables.
 """
 
 from __future__ import annotations
@@ -15,47 +15,43 @@ _TENSORRT = "docs.nvidia.com/deeplearning/tensorrt, Working with Quantized Types
 _MODELOPT = "github.com/NVIDIA/Model-Optimizer, ONNX quantization: node exclusions"
 _ORT = "onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
 _ORT_TRANSFORMERS = f"{_ORT}, transformer-based models"
-_ONNX = "onnx.ai/onnx/operators: what the operator reads and writes"
-_ASKED = "asked for with --placement all"
+_ONNX = "onnx.ai/onnx/operators: inputs and outputs of the operator"
+_REQUESTED = "requested with --placement all"
 _OPENVINO = "docs.openvino.ai, OpenVINO Low Precision Transformations"
 _OPENVINO_CONV = "docs.openvino.ai, ConvolutionTransformation: activations dequantized per tensor"
 _MEASURED_DEPTHWISE = (
-    "measured on LEVIR-CD in ONNX Runtime 1.32 and OpenVINO 2026.4: as many pixels agree as with it in float, the "
+    "measured on LEVIR-CD in ONNX Runtime 1.32 and OpenVINO 2026.4: as many pixels agree as with it in float, and the "
     "graph is 1.1 to 1.25 times as fast"
 )
 _MEASURED_RESIDUAL = (
     "github.com/Jonah-May-OSS/wyoming-whisper-trt/issues/1052: feature cosine 0.61 with Add and LayerNorm in INT8, "
-    "0.98 without"
+    "0.98 with both in float"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One row. Of the limits, those that are given must hold; ``operators`` empty fits every operator.
-
-    ``weighted``: a constant weight takes part; ``activations``: the operator reads a float tensor that is no
-    constant; ``grouped``: a convolution in groups; ``fewer_channels`` and ``fewer_rows``: the weight has fewer
-    input or output channels, or is applied to fewer positions of an image pair; ``feeds_output``: an output that
-    the recipe would quantize, of the operator or of the ReLU behind it, is an output of the graph.
-    """
+    """One row of a table. It matches an operator if all conditions that are given hold."""
 
     name: str
     decision: Decision
     why: str
     source: str
-    operators: tuple[str, ...] = ()
-    weighted: bool | None = None
-    activations: bool | None = None
-    grouped: bool | None = None
+    operators: tuple[str, ...] = ()  # operator types; empty: all
+    weighted: bool | None = None  # a constant weight is an input
+    activations: bool | None = None  # the operator reads a float tensor that is not a constant
+    grouped: bool | None = None  # a grouped convolution
+    # An output that the recipe would quantize, of the operator or of a ReLU after it, is an output of the graph.
     feeds_output: bool | None = None
-    fewer_channels: int | None = None
-    fewer_rows: int | None = None
+    fewer_channels: int | None = None  # the weight has fewer input or output channels than this
+    fewer_rows: int | None = None  # the weight is applied to fewer positions of an image pair than this
 
 
 _NO_WEIGHT = (
     Rule(
         name="product of activations", decision="float",
-        why="scores and attention weights lose their order in 8 bits, for little time", source=_ORT_TRANSFORMERS,
+        why="scores and attention weights lose their order in 8 bits, and it saves little time",
+        source=_ORT_TRANSFORMERS,
         operators=("MatMul", "Gemm"), weighted=False,
     ),
     Rule(
@@ -68,10 +64,10 @@ _NO_WEIGHT = (
         operators=("Add",),
     ),
     Rule(
-        name="transcendental", decision="float", why="no INT8 kernel gains from it", source=_TENSORRT,
+        name="transcendental", decision="float", why="INT8 kernels gain nothing", source=_TENSORRT,
         operators=("Softmax", "Gelu", "Erf", "Sigmoid", "Exp", "Sqrt", "Div", "Pow"),
     ),
-    Rule(name="not weighted", decision="float", why="no multiply-adds to gain", source=_TENSORRT, weighted=False),
+    Rule(name="not weighted", decision="float", why="it has no MACs to save", source=_TENSORRT, weighted=False),
 )  # fmt: skip
 _FLOAT_DEPTHWISE = Rule(
     name="depthwise convolution", decision="float", why="gains little in INT8 and loses much", source=_MODELOPT,
@@ -79,22 +75,22 @@ _FLOAT_DEPTHWISE = Rule(
 )  # fmt: skip
 _INT8_DEPTHWISE = Rule(
     name="depthwise convolution", decision="int8",
-    why="the MLP's widest maps stay INT8: a quarter of their bytes, no more lost", source=_MEASURED_DEPTHWISE,
+    why="the widest maps of the MLP stay INT8: a quarter of their bytes, and no more loss", source=_MEASURED_DEPTHWISE,
     operators=("Conv",), weighted=True, grouped=True,
 )  # fmt: skip
 _SMALL = (
     Rule(
-        name="few channels", decision="float", why="below 16 the vector units are not filled", source=_MODELOPT,
+        name="few channels", decision="float", why="with fewer than 16, vector units are not filled", source=_MODELOPT,
         operators=("Conv", "MatMul", "Gemm"), fewer_channels=16,
     ),
     Rule(
         name="few positions", decision="float",
-        why="quantizing costs more than the product: graph nodes of the guidance", source=_MODELOPT,
+        why="quantizing costs more than the product saves: graph nodes of the guidance", source=_MODELOPT,
         operators=("Conv", "MatMul", "Gemm"), fewer_rows=16,
     ),
 )  # fmt: skip
 _GEMM = Rule(
-    name="Gemm", decision="float", why="its transposed weight has no agreed channel axis", source=_TENSORRT,
+    name="Gemm", decision="float", why="the channel axis of its transposed weight is ambiguous", source=_TENSORRT,
     operators=("Gemm",),
 )  # fmt: skip
 
@@ -112,9 +108,10 @@ def _weighted(source: str) -> tuple[Rule, ...]:
     )  # fmt: skip
 
 
-_REST = (Rule(name="everything else", decision="float", why="no rule makes it INT8", source=_TENSORRT),)
+_REST = (Rule(name="everything else", decision="float", why="no rule selects INT8", source=_TENSORRT),)
 _LAST_CONV = Rule(
-    name="answer", decision="float", why="its output would have to be INT8, and is the graph's own", source=_ORT,
+    name="graph output", decision="float", why="its output would have to be INT8, but is an output of the graph",
+    source=_ORT,
     operators=("Conv",), feeds_output=True,
 )  # fmt: skip
 
@@ -128,35 +125,35 @@ TENSORRT_RULES = (
 )
 ORT_X86_RULES = (*_NO_WEIGHT, _GEMM, _INT8_DEPTHWISE, *_SMALL, _LAST_CONV, *_weighted(_ORT), *_REST)
 ORT_ARM_RULES = ORT_X86_RULES
-# No rule for what loses much or gains little: where accuracy control is to find that out by itself.
+# Has no rules for operators that lose much or gain little: accuracy control finds these by measurement.
 EVERYTHING_RULES = (
     Rule(
         name="no activation", decision="float",
-        why="reads images as they come, integers or constants: no float activation", source=_ONNX, activations=False,
+        why="reads raw images, integers or constants, but no float activation", source=_ONNX, activations=False,
     ),
     Rule(
         name="rearrangement", decision="float",
-        why="moves values and computes nothing; what computes with them quantizes them", source=_ONNX,
+        why="only moves values; the operators that compute with them quantize them", source=_ONNX,
         operators=(
             "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Slice", "Split", "Gather",
             "Expand", "Tile", "DepthToSpace", "SpaceToDepth",
         ),
     ),
     Rule(
-        name="shape", decision="float", why="reads how large a tensor is, none of its values", source=_ONNX,
+        name="shape", decision="float", why="reads the size of a tensor, not its values", source=_ONNX,
         operators=("Shape", "Size"),
     ),
     _LAST_CONV,
-    *_weighted(_ASKED),
+    *_weighted(_REQUESTED),
     Rule(
         name="without weights", decision="int8",
-        why="every float activation that it reads in INT8; constants stay float", source=_ASKED,
+        why="every float activation that it reads is INT8; constants stay float", source=_REQUESTED,
     ),
 )  # fmt: skip
-# Nothing in INT8: the whole table of a graph that is float16 where that holds.
+# Selects no INT8: the whole table of a float16 graph.
 FLOAT16_RULES = (
     Rule(
-        name="asked for FP16", decision="float", why="half precision, and float32 where half precision fails",
+        name="asked for FP16", decision="float", why="half precision, or float32 where half precision fails",
         source="docs.nvidia.com/deeplearning/tensorrt, Strongly Typed Networks",
     ),
 )  # fmt: skip

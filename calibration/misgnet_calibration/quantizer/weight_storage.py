@@ -1,4 +1,4 @@
-"""Half-size storage of the float weights that a quantized graph still has."""
+"""Stores the remaining float weights of a quantized graph as float16, at half the size."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.onnx_graph.shapes import copied
 from misgnet_calibration.quantizer.float16 import fits_float16
 
-_FROM = 4096  # values; smaller weights are not worth a Cast
+_FROM = 4096  # values; for smaller weights, the Cast would not pay off
 
 
 def compress_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Store large float32 weights as float16 with a Cast behind; engines fold the Cast when they load.
+    """Stores large float32 weights as float16 followed by a Cast, which engines fold when they load the graph.
 
-    Only what convolutions and matrix products read as their weight, and nothing else reads: scales, biases
-    and guards stay exact.
+    Only weights of convolutions and matrix products without other readers are stored so: scales, biases and guards
+    stay exact.
     """
     model = copied(model)
     graph = Graph(model)

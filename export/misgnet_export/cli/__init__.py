@@ -1,1 +1,1 @@
-"""``misgnet-export``: a file a command."""
+"""The ``misgnet-export`` command line, one module per command."""

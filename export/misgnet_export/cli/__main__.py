@@ -1,4 +1,4 @@
-"""``python -m misgnet_export.cli``."""
+"""Runs the command line as ``python -m misgnet_export.cli``."""
 
 from misgnet_export.cli.main import main
 

@@ -1,4 +1,4 @@
-"""``misgnet-export build``."""
+"""The ``misgnet-export build`` command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from misgnet_runtime.log import current
 
 @takes_options
 def build(request: BuildRequest) -> None:
-    """A checkpoint in; engines, manifest and evidence out, if INT8 keeps F1."""
+    """Compile a checkpoint into a bundle: engines, manifest and evidence. Fails if an engine loses too much F1."""
     _need_compiler()
     from misgnet_export.pipeline.build import build as run
     from misgnet_export.report import parity_table, stage_table, throughput_table
@@ -31,5 +31,5 @@ def _need_compiler() -> None:
         import torch  # noqa: F401
     except ImportError as error:
         raise UnavailableError(
-            f"build needs {error.name}; install it with: pip install 'misgnet-export[export]'"
+            f"`misgnet-export build` requires {error.name}: pip install 'misgnet-export[export]'"
         ) from error

@@ -1,4 +1,4 @@
-"""``misgnet-export inspect``."""
+"""The ``misgnet-export inspect`` command."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ def inspect(
     bundle: BundlePath,
     *,
     picture: Annotated[
-        Path | None, typer.Option("-o", "--output", help="draw the graphs' precision, .png or .svg")
+        Path | None,
+        typer.Option("-o", "--output", help="Draw the precision of each graph to this .png or .svg (default: none)."),
     ] = None,
-    why: Annotated[bool, typer.Option("--why", help="also the rules that decided, with their sources")] = False,
-    force: Annotated[bool, typer.Option("--force", help="replace an existing picture")] = False,
+    why: Annotated[
+        bool, typer.Option("--why", help="Also list the placement rules that applied, with their sources.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
 ) -> None:
-    """What is computed in INT8, FP16 and FP32 in each graph, and why: shares of the multiply-adds, block by block."""
+    """Show the precision (INT8, FP16, FP32) of each graph by block, as shares of its MACs, and the reasons."""
     from misgnet_export.report.precision import block_table, draw_precision, rule_table, share_table
     from misgnet_runtime.bundle import read_bundle
 
@@ -31,7 +34,7 @@ def inspect(
         _check_picture(picture, force)
     quantizations = [q for q in read_bundle(bundle).manifest.quantization if q.placement]
     if not quantizations:
-        raise InputError(f"bundle {bundle} says nothing of its operators' precision; build it again")
+        raise InputError(f"bundle {bundle} does not record the precision of its operators; build it again")
     for quantization in quantizations:
         tables = [share_table(quantization), block_table(quantization), *([rule_table(quantization)] if why else [])]
         for table in tables:
@@ -43,9 +46,11 @@ def inspect(
 
 def _check_picture(path: Path, force: bool) -> None:
     if path.suffix.lower() not in (".png", ".svg"):
-        raise UsageError(f"-o is {path}; the picture is a .png or .svg")
+        raise UsageError(f"--output is {path}; its name must end in .png or .svg")
     refuse_existing(path, force)
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UnavailableError("the picture needs matplotlib; install it with: pip install matplotlib") from error
+        raise UnavailableError(
+            "`misgnet-export inspect --output` requires matplotlib: pip install matplotlib"
+        ) from error

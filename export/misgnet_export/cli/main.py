@@ -1,4 +1,4 @@
-"""``misgnet-export``: compile a trained MISGNet into a verified bundle, and prove a bundle again."""
+"""The ``misgnet-export`` command: compiles a trained MISGNet into a verified bundle and works with existing bundles."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from misgnet_runtime.storage.lock import DEFAULT_TIMEOUT
 
 app = make_app(
     "misgnet-export",
-    "Compile a trained MISGNet into engines, proven against the float model. "
-    "Exit codes: 2 usage, 3 a failed gate, 4 bad input, 5 a missing device or library.",
+    "Compile a trained MISGNet into engines, each verified against the float model. "
+    "Exit codes: 2 usage error, 3 failed gate, 4 bad input, 5 missing device or library.",
 )
 
 
@@ -25,8 +25,9 @@ def every_command(
     require_signature: arguments.RequireSignature = None,
     allow_older: arguments.AllowOlder = False,
     lock_timeout: arguments.LockTimeout = DEFAULT_TIMEOUT,
+    version: arguments.Version = False,
 ) -> None:
-    """What all commands take, before the command or behind it."""
+    """Options of all commands; they may be given before or after the command."""
 
 
 for command in (build, parity, inspect, triton, wheelhouse, sign):

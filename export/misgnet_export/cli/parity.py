@@ -1,4 +1,4 @@
-"""``misgnet-export parity``."""
+"""The ``misgnet-export parity`` command."""
 
 from __future__ import annotations
 
@@ -13,24 +13,32 @@ from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.storage.atomic import refuse_existing
 
-_PROXY_HELP = "in the JUnit report an engine that passes only by proxy counts as passed [default: as skipped]"
+_PROXY_HELP = "Count an engine that passes only by proxy as passed in the JUnit report (default: as skipped)."
 
 
 def parity(
     bundle: BundlePath,
     *,
-    evaluation: Annotated[Path, typer.Option("--eval", help="folder of A/ B/ label/ that judges")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the evidence as JSON")] = None,
-    junit_file: Annotated[Path | None, typer.Option("--junit", help="write a JUnit report for CI")] = None,
-    max_f1_drop: Annotated[float | None, typer.Option(help="allowed F1 drop in points [default: the bundle's]")] = None,
+    evaluation: Annotated[
+        Path, typer.Option("--eval", help="Folder with A/, B/ and label/ that the engines are evaluated on.")
+    ],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the evidence to this JSON file (default: none).")
+    ] = None,
+    junit_file: Annotated[
+        Path | None, typer.Option("--junit", help="Write a JUnit report for CI to this file (default: none).")
+    ] = None,
+    max_f1_drop: Annotated[
+        float | None, typer.Option(help="Allowed F1 drop in points (default: the limit recorded in the bundle).")
+    ] = None,
     gate: Annotated[
         Optional[GateRule],  # noqa: UP045
-        typer.Option(help="point or upper, as for build [default: the bundle's]"),
+        typer.Option(help="Gate rule, point or upper, as for build (default: the rule recorded in the bundle)."),
     ] = None,
     accept_proxy: Annotated[bool, typer.Option("--accept-proxy", help=_PROXY_HELP)] = False,
-    force: Annotated[bool, typer.Option("--force", help="replace existing output files")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing output files.")] = False,
 ) -> None:
-    """Prove an existing bundle again, against its own float graph; needs no torch."""
+    """Evaluate the engines of an existing bundle against its float graph again; needs no torch."""
     from misgnet_export.pipeline.reparity import reparity, write_results
     from misgnet_export.report import parity_table
 

@@ -1,4 +1,4 @@
-"""``misgnet-export sign``."""
+"""The ``misgnet-export sign`` command."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from misgnet_runtime.log import current
 
 @takes_options
 def sign(request: SignRequest) -> None:
-    """Sign all files of a bundle with OpenSSF Model Signing; misgnet-run's --require-signature then checks it.
+    """Sign all files of a bundle with OpenSSF Model Signing; `misgnet-run --require-signature` checks the signature.
 
-    The signature is model.sig in the bundle's folder. The library's own command verifies it as well: model_signing
-    verify key BUNDLE --signature BUNDLE/model.sig --public_key KEY.pub
+    The signature is written to model.sig in the bundle. It can also be verified with the library's own command:
+    model_signing verify key BUNDLE --signature BUNDLE/model.sig --public_key KEY.pub
     """
-    current().result([f"{request.bundle}: {sign_bundle(request).words()}"])
+    current().result([f"{request.bundle}: {sign_bundle(request).describe()}"])

@@ -1,4 +1,4 @@
-"""``misgnet-export triton``."""
+"""The ``misgnet-export triton`` command."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from misgnet_runtime.log import current
 def triton(
     bundle: BundlePath,
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="the model repository, a folder")],
-    engine: Annotated[list[str] | None, typer.Option(help="may be repeated; without it all that fit")] = None,
-    instances: Annotated[int | None, typer.Option(help="of each engine; on a GPU 2 without, on a CPU 1")] = None,
-    queue_delay: Annotated[int, typer.Option(help="µs that a request waits for others to share a batch")] = 2000,
-    force: Annotated[bool, typer.Option("--force", help="replace an existing repository")] = False,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Output folder of the model repository.")],
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="Engine to export; may be repeated (default: all engines that Triton can run)."),
+    ] = None,
+    instances: Annotated[
+        int | None, typer.Option(help="Instances of each model (default: 2 on a GPU, 1 on a CPU).")
+    ] = None,
+    queue_delay: Annotated[
+        int, typer.Option(help="Longest time in µs that a request waits for others to fill a batch.")
+    ] = 2000,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing repository.")] = False,
 ) -> None:
-    """The bundle's engines as a model repository for the Triton Inference Server."""
+    """Write the engines of a bundle as a model repository for the Triton Inference Server."""
     from misgnet_export.integrations.triton.config import Serving
     from misgnet_export.integrations.triton.repository import write_repository
 

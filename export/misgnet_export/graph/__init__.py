@@ -1,1 +1,1 @@
-"""From the PyTorch network to a simplified float ONNX graph."""
+"""Converts the PyTorch network to a simplified float ONNX graph."""

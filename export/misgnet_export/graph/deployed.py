@@ -1,4 +1,4 @@
-"""The network as it is deployed: raw images in, probability or mask out. The network itself stays clean."""
+"""Wraps the network for deployment: raw images in, probability or mask out. The network itself stays unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from misgnet_runtime.bundle import IMAGENET_MEAN, IMAGENET_STD, Interface
 
 
 class Deployed(nn.Module):
-    """Wraps a network with what ``interface`` puts in front of it and behind it."""
+    """A network with the preprocessing and postprocessing that ``interface`` requires."""
 
     image_gain: Tensor
     image_offset: Tensor
@@ -34,11 +34,11 @@ class Deployed(nn.Module):
     def _normalised(self, images: Tensor) -> Tensor:
         if self.interface.input == "float32":
             return images
-        # Float first: TensorRT moves no uint8 pixels about.
+        # Converted to float first: TensorRT does not transpose uint8 pixels.
         return images.float().permute(0, 3, 1, 2) * self.image_gain - self.image_offset
 
     def example(self) -> tuple[Tensor, Tensor]:
-        """Two DIFFERENT inputs: with one tensor for both dates torch.export makes them a single input."""
+        """Returns two DIFFERENT inputs: given one tensor for both dates, torch.export makes them a single input."""
         generator = torch.Generator().manual_seed(0)
         entries = self.interface.inputs()
         shape = [2 if n == -1 else n for n in entries[0].shape]

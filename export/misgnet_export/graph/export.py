@@ -1,4 +1,7 @@
-"""torch.export, then ONNX: LayerNorm and GELU as single operators, the batch dynamic, the tile fixed."""
+"""Exports the network with torch.export and converts it to ONNX: dynamic batch, fixed tile size.
+
+LayerNorm and GELU stay single operators.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,18 @@ from misgnet_runtime.errors import GateFailed
 
 OPSET = 20  # the first with Gelu; LayerNormalization came with 17
 _SINGLE_OPERATORS = {"LayerNormalization", "Gelu"}
-# The exporter warns of torchvision's absence and of its own deprecated calls; neither helps a user.
+# The exporter warns about missing torchvision and about its own deprecated calls; neither is useful to a user.
 _quiet = partial(quiet, "torch.onnx", logging.WARNING)
 
 
 def export_graph(network: MISGNet, interface: Interface) -> onnx.ModelProto:
-    """The float ONNX graph of ``network`` with ``interface``'s inputs and outputs.
+    """Returns the float ONNX graph of ``network`` with the inputs and outputs of ``interface``.
 
-    Node names are the module's dotted name and the operator, so that reports and placement rules can speak
-    of parts of the network. Raises GateFailed where the exported graph lost an input or an operator.
+    Each node is named after its module and operator, so that reports and placement rules can refer to parts of the
+    network.
+
+    Raises:
+        GateFailed: The exported graph lost an input or an operator.
     """
     program = export_program(network, interface)
     names = [entry.name for entry in interface.inputs()]
@@ -48,9 +54,9 @@ def export_graph(network: MISGNet, interface: Interface) -> onnx.ModelProto:
 
 
 def _fold(model: onnx_ir.Model) -> None:
-    """Constants folded and made initializers, without the exporter's rewriting.
+    """Folds constants and makes them initializers, without the exporter's own rewriting.
 
-    That takes a third of the export's time, onnxsim does what is left of it, and it drops ``x + 1e-9``.
+    The rewriting takes a third of the export time, onnxsim does the rest of its work, and it drops ``x + 1e-9``.
     """
     fold_constants(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -58,7 +64,7 @@ def _fold(model: onnx_ir.Model) -> None:
 
 
 def export_program(network: MISGNet, interface: Interface, device: str = "cpu") -> torch.export.ExportedProgram:
-    """``network`` as a program of ``interface``'s inputs; it is moved to ``device``, where the program is captured."""
+    """Exports ``network`` as a program with the inputs of ``interface``, captured on ``device``."""
     deployed = Deployed(network, interface).eval().to(device)
     batch = torch.export.Dim("batch", min=1, max=interface.max_batch)
     before, after = (images.to(device) for images in deployed.example())
@@ -72,14 +78,14 @@ def _check(model: onnx.ModelProto, interface: Interface) -> None:
     onnx.checker.check_model(model)
     inputs = [value.name for value in model.graph.input]
     if inputs != [entry.name for entry in interface.inputs()]:
-        raise GateFailed(f"the exported graph has the inputs {inputs}; the two dates became one")
+        raise GateFailed(f"the exported graph has the inputs {inputs}; both dates were merged into one input")
     missing = _SINGLE_OPERATORS - {node.op_type for node in model.graph.node}
     if missing:
-        raise GateFailed(f"the exported graph has no {sorted(missing)}: they were taken apart into smaller operators")
+        raise GateFailed(f"the exported graph has no {sorted(missing)}: they were decomposed into smaller operators")
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
-    """Name each node after the module that it comes from; a node of the exporter's own takes its producer's."""
+    """Names each node after its module; a node that the exporter added takes the module of its producer."""
     scope_of: dict[str, str] = {}
     for index, node in enumerate(model.graph.node):
         scope = _scope(node) or next((scope_of[x] for x in node.input if x in scope_of), "")
@@ -90,7 +96,7 @@ def _name_nodes(model: onnx.ModelProto) -> None:
 
 
 def _scope(node: onnx.NodeProto) -> str:
-    """The innermost module, that of the node's weight where it has one: ``backbone.block1.0.attn.q``."""
+    """Returns the module of the node's weight, or else the innermost module: ``backbone.block1.0.attn.q``."""
     weights = [name for name in node.input if name.startswith("network.") and name.endswith(".weight")]
     if weights:
         return weights[0].removeprefix("network.").removesuffix(".weight")

@@ -1,4 +1,4 @@
-"""Rounds what an INT8 encoder answers to what float16 holds, so that features which are kept in it lose nothing."""
+"""Rounds the features of an INT8 encoder to float16 values, so that storing them in float16 loses nothing."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from misgnet_calibration.onnx_graph import Graph, copied, put_in_order, scope
 from misgnet_export.graph.cut import find_cut
 from misgnet_runtime.bundle import Interface
 
-# Veltkamp's splitting (Dekker, Numerische Mathematik 18, 1971): x * f - (x * f - x) has the 11 bits of x that
-# float16 has, of float32's 24. A Cast there and back says the same, but OpenVINO 2026 takes the pair out.
+# Veltkamp's splitting (Dekker, Numerische Mathematik 18, 1971): x * f - (x * f - x) keeps 11 of the 24 bits of a
+# float32 x, as many as float16 has. OpenVINO 2026 would remove an equivalent pair of Casts.
 _FACTOR = np.array(2**13 + 1, np.float32)
 _FACTOR_NAME = "half_factor"
 
 
 def with_half_features(model: onnx.ModelProto, interface: Interface) -> onnx.ModelProto:
-    """A copy of ``model`` whose head reads float32 features rounded to 11 bits; the encoder's later stages do not.
+    """Returns a copy of ``model`` whose head reads float32 features rounded to 11 bits.
 
-    An INT8 head turns differences of a float16 rounding into whole steps. Features that are float16 stay as they
-    are, and numbers below float16's normal range keep all their bits. Raises GateFailed where there is no cut.
+    The later stages of the encoder read the unrounded features. The rounding matters because an INT8 head turns the
+    differences of float16 rounding into whole quantization steps. Features that are float16 already stay as they are,
+    and values below float16's normal range keep all their bits.
+
+    Raises:
+        GateFailed: The graph cannot be cut into encoder and head.
     """
     graph = Graph(copied(model))
     added: list[onnx.NodeProto] = []

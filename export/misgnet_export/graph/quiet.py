@@ -1,4 +1,4 @@
-"""What a library tells of itself, and no user of this one can use."""
+"""Suppresses log messages and warnings of libraries that are not useful to a user of this project."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet(library: str, above: int) -> Iterator[None]:
-    """No warnings, and of the logger of ``library`` only what is graver than the level ``above``."""
+    """Suppresses warnings, and messages of the logger ``library`` up to and including the level ``above``."""
     logger = logging.getLogger(library)
     level = logger.level
     logger.setLevel(above + 1)

@@ -1,6 +1,6 @@
-"""A whole graph in two: what each date goes through alone, and what compares the features of two dates.
+"""Splits a graph into an encoder, which processes one date, and a head, which compares the features of two dates.
 
-Nodes keep their names, and constants, Q/DQ and float16 types are the whole graph's.
+Nodes keep their names; constants, Q/DQ and float16 types are those of the whole graph.
 """
 
 from __future__ import annotations
@@ -19,18 +19,22 @@ from misgnet_runtime.bundle import Interface, TensorEntry, head_inputs
 
 @dataclass(frozen=True)
 class SplitGraph:
-    """``features``: what ``encoder`` answers for one date, and ``head`` reads of both, float32 (B, C, h, w)."""
+    """An encoder and a head that together compute the whole graph."""
 
     encoder: onnx.ModelProto
     head: onnx.ModelProto
-    features: list[TensorEntry]
+    features: list[
+        TensorEntry
+    ]  # the encoder's outputs for one date, which the head reads for both; float32 (B, C, h, w)
 
 
 def split_graph(model: onnx.ModelProto, interface: Interface) -> SplitGraph:
-    """Cut ``model``, float, INT8 or float16, which has ``interface``'s inputs and outputs.
+    """Cuts ``model``, in float, INT8 or float16, which has the inputs and outputs of ``interface``.
 
-    What lies in front of the place where the dates are joined is the first date's. Raises GateFailed where the
-    graph does not join the dates once, or the head needs more of them than the features.
+    The encoder preprocesses its image as the whole graph preprocesses the first date.
+
+    Raises:
+        GateFailed: The graph does not join the dates exactly once, or the head needs more than the features.
     """
     graph = Graph(model)
     cut = find_cut(graph, interface)
@@ -40,7 +44,7 @@ def split_graph(model: onnx.ModelProto, interface: Interface) -> SplitGraph:
 
 
 def _encoder(model: onnx.ModelProto, interface: Interface, cut: Cut, features: list[TensorEntry]) -> onnx.ModelProto:
-    """The first date in the place of both, and a Cast behind each map."""
+    """Builds the encoder: the first date replaces the join of both, and a Cast follows each map."""
     graph = Graph(copied(model))
     date, (image,) = interface.inputs()[0].name, interface.encoder_inputs()
     for node in graph.consumers[date]:
@@ -55,7 +59,7 @@ def _encoder(model: onnx.ModelProto, interface: Interface, cut: Cut, features: l
 
 
 def _head(model: onnx.ModelProto, interface: Interface, cut: Cut, features: list[TensorEntry]) -> onnx.ModelProto:
-    """A Cast of each feature in the place of the Slice that took it from both dates' map."""
+    """Builds the head: a Cast of each feature replaces the Slice that took it from the map of both dates."""
     graph = Graph(copied(model))
     inputs = head_inputs(features)
     sliced = [(found.slices[date], graph.elem_type(found.name)) for date in (0, 1) for found in cut.maps]
@@ -65,27 +69,27 @@ def _head(model: onnx.ModelProto, interface: Interface, cut: Cut, features: list
 
 
 def _become(node: onnx.NodeProto, operator: str, read: str, to: int | None = None) -> None:
-    """Make ``node`` another operator on the tensor ``read``, with the name and the output that it has."""
-    node.CopyFrom(helper.make_node(operator, [read], node.output, node.name, to=to))  # None: left out
+    """Changes ``node`` to another operator on the tensor ``read``; it keeps its name and output."""
+    node.CopyFrom(helper.make_node(operator, [read], node.output, node.name, to=to))  # to=None is left out
 
 
 def _part(model: onnx.ModelProto, inputs: list[TensorEntry], outputs: list[TensorEntry]) -> onnx.ModelProto:
-    """What of ``model`` lies between ``inputs`` and ``outputs``."""
+    """Extracts the part of ``model`` between ``inputs`` and ``outputs``."""
     del model.graph.value_info[:]
     model.graph.value_info.extend(map(_value_info, (*inputs, *outputs)))
     part = Extractor(model).extract_model([entry.name for entry in inputs], [entry.name for entry in outputs])
     del part.graph.value_info[:]
     if missing := _missing(part.graph):
-        raise not_cut(f"what is computed from {', '.join(e.name for e in inputs)} also needs {', '.join(missing)}")
+        raise not_cut(f"the part computed from {', '.join(e.name for e in inputs)} also needs {', '.join(missing)}")
     onnx.checker.check_model(part, full_check=True)
     return part
 
 
 def _missing(graph: onnx.GraphProto) -> list[str]:
-    """What nodes read and nothing in the graph provides."""
+    """Returns names that nodes read but that nothing in the graph provides."""
     provided = {item.name for item in (*graph.input, *graph.initializer)}
     provided.update(name for node in graph.node for name in node.output)
-    needed = dict.fromkeys(name for node in graph.node for name in node.input if name)  # without a name: left out
+    needed = dict.fromkeys(name for node in graph.node for name in node.input if name)  # "": an omitted input
     return [name for name in needed if name not in provided]
 
 

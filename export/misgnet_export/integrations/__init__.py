@@ -1,1 +1,1 @@
-"""Where a bundle or the compiler meets another tool: signing, Triton, Torch-TensorRT, offline installation."""
+"""Integrations with other tools: signing, Triton, Torch-TensorRT and offline installation."""

@@ -1,4 +1,4 @@
-"""Signs a bundle with OpenSSF Model Signing; devices check it by themselves (``misgnet_runtime.bundle.signing``)."""
+"""Signs a bundle with OpenSSF Model Signing; devices verify the signature with ``misgnet_runtime.bundle.signing``."""
 
 from __future__ import annotations
 
@@ -23,52 +23,67 @@ from misgnet_runtime.options import check, option
 from misgnet_runtime.storage.atomic import refuse_existing, replace_folder
 from misgnet_runtime.storage.schema import encode
 
-MAX_PRODUCT = 200  # as a manifest may hold
+MAX_PRODUCT = 200  # characters that a manifest allows
 _STAGE = ".signing"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SignRequest:
-    """What is signed, and by whom: the options of ``misgnet-export sign``. What is not given stays as it is."""
+    """Options of ``misgnet-export sign``: what to sign and with which key. Omitted options keep the bundle's values."""
 
-    bundle: Path = option(help="a bundle made by build; it is exchanged as a whole", positional=True)
-    key: Path = option(help="private key, PEM, on P-256, P-384 or P-521")
-    certificate: Path | None = option(None, help="of this key, PEM; devices then require its root")
-    chain: tuple[Path, ...] = option((), help="certificates between it and the root, in this order; may be repeated")
+    bundle: Path = option(help="Bundle made by misgnet-export build; it is replaced as a whole.", positional=True)
+    key: Path = option(help="Private key in PEM, on P-256, P-384 or P-521.")
+    certificate: Path | None = option(
+        None, help="Certificate of the key in PEM; devices then need its root (default: sign with the key alone)."
+    )
+    chain: tuple[Path, ...] = option(
+        (),
+        help="Certificate between --certificate and its root; may be repeated, in that order (default: none).",
+        show_default="",
+    )
     product: str | None = option(
-        None, help="Product that devices know the bundle by; required where the bundle records none.",
+        None, help="Product that devices know the bundle by; required if the bundle does not record one.",
         show_default="as recorded in the bundle",
     )  # fmt: skip
     version: int | None = option(
-        None, name="bundle-version", help="a number that only grows", minimum=0, show_default="the bundle's"
-    )
-    expires: str | None = option(None, help="date or time (UTC) from which on devices refuse it: 2027-01-01")
+        None, name="bundle-version", help="Version of the bundle; devices refuse older versions.", minimum=0,
+        show_default="as recorded in the bundle",
+    )  # fmt: skip
+    expires: str | None = option(
+        None, help="Date or time (UTC) from which devices refuse the bundle, such as 2027-01-01.",
+        show_default="as recorded in the bundle, or never",
+    )  # fmt: skip
     password: str | None = option(
-        None, name="key-password", help="of an encrypted key; better by the environment", envvar="MISGNET_KEY_PASSWORD"
-    )
-    force: bool = option(False, help="sign again what is signed")
+        None, name="key-password", help="Password of an encrypted key; better set by the variable (default: none).",
+        envvar="MISGNET_KEY_PASSWORD",
+    )  # fmt: skip
+    force: bool = option(False, help="Replace an existing signature.")
 
 
 def sign_bundle(request: SignRequest) -> Signed:
-    """Write product, version, time and expiry into the manifest, and ``model.sig``; the bundle is exchanged as a whole.
+    """Writes product, version, time and expiry into the manifest, signs all files, and replaces the bundle as a whole.
 
-    Nothing changes where anything fails. Raises UsageError for a signed bundle without ``force``, InputError for a
-    damaged bundle, a key or a certificate that cannot be used, UnavailableError without the library.
+    If anything fails, the bundle stays unchanged.
+
+    Raises:
+        UsageError: The bundle is signed already and ``force`` is not set, or an option is invalid.
+        InputError: The bundle is damaged, or the key or certificate cannot be used.
+        UnavailableError: The library model-signing is missing.
     """
     library = _library()
     check(request)
     if request.chain and request.certificate is None:
-        raise UsageError("--chain holds what lies between a certificate and its root; give --certificate as well")
+        raise UsageError("--chain lists certificates between --certificate and its root; give --certificate as well")
     bundle = read_unsigned(request.bundle)
     refuse_existing(request.bundle / SIGNATURE, request.force)
     manifest = _prepared(bundle.manifest, request, datetime.now(timezone.utc))
     anchors = _own_anchors(request)
     path = Path(os.path.realpath(request.bundle))
     with replace_folder(path) as temporary:
-        refuse_existing(request.bundle / SIGNATURE, request.force)  # signed by another process that this one waited for
-        staged = temporary / _STAGE / path.name  # the library keeps the folder's name, for people
+        refuse_existing(request.bundle / SIGNATURE, request.force)  # another process may have signed it meanwhile
+        staged = temporary / _STAGE / path.name  # the library stores the folder's name in the signature, for display
         staged.mkdir(parents=True)
-        for entry in manifest.files:  # one by one: of a whole folder shutil tells no reason that a disk had
+        for entry in manifest.files:  # one by one: for a whole folder, shutil does not report the cause of a disk error
             _link(path / entry.path, staged / entry.path)
         (staged / MANIFEST).write_bytes(encode(manifest))
         _write_signature(library, staged, request)
@@ -84,13 +99,13 @@ def _library() -> Any:
         import model_signing
     except ImportError as error:
         raise UnavailableError(
-            f"sign needs {error.name}; install model-signing with: pip install 'misgnet-export[sign]'"
+            f"`misgnet-export sign` requires {error.name}: pip install 'misgnet-export[sign]'"
         ) from error
     return model_signing
 
 
 def _prepared(manifest: Manifest, request: SignRequest, now: datetime) -> Manifest:
-    """The manifest with what a device needs to know of this release."""
+    """Returns the manifest with the release information that devices check."""
     before = manifest.release
     product = _product(request, before.product if before else "")
     expires = _expiry(request.expires, now) if request.expires else before.expires if before else None
@@ -100,17 +115,17 @@ def _prepared(manifest: Manifest, request: SignRequest, now: datetime) -> Manife
 
 
 def _product(request: SignRequest, before: str) -> str:
-    """Return the product's name, which devices compare as it is spelt."""
+    """Returns the product's name; devices compare it exactly as it is spelt."""
     product = before if request.product is None else request.product
     if not product:
         raise UsageError(
-            f"bundle {request.bundle} records no product; name it with --product: devices remember the newest version "
-            "of each product, and a folder's name is not one"
+            f"bundle {request.bundle} does not record a product; name it with --product (devices remember the newest "
+            "version of each product, and the folder's name does not identify one)"
         )
     if len(product) > MAX_PRODUCT:
         raise UsageError(f"--product has {len(product)} characters; at most {MAX_PRODUCT} are allowed")
     if problem := text_problem(product):
-        raise UsageError(f"--product is {product!a}: {problem}; devices compare it letter by letter")
+        raise UsageError(f"--product is {product!a}: {problem}; devices compare it character by character")
     return product
 
 
@@ -119,15 +134,15 @@ def _expiry(text: str, now: datetime) -> str:
         found = moment(text)
     except ValueError:
         raise UsageError(
-            f"--expires is '{text}'; it is a date, 2027-01-01, or a time, 2027-01-01T12:00+01:00"
+            f"--expires is '{text}'; it must be a date (2027-01-01) or a time (2027-01-01T12:00+01:00)"
         ) from None
     if found <= now:
-        raise UsageError(f"--expires is '{text}', which is over; give a date in the future")
+        raise UsageError(f"--expires is '{text}', which is in the past; give a date in the future")
     return found.isoformat()
 
 
 def _own_anchors(request: SignRequest) -> Anchors:
-    """The public half of what signs. Raises InputError where it cannot be used."""
+    """Returns the public key of the signing key. Raises InputError if key or certificate cannot be used."""
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -137,7 +152,7 @@ def _own_anchors(request: SignRequest) -> Anchors:
             raise ValueError("it must be on P-256, P-384 or P-521")
         if request.certificate:
             _check_certificate(request.certificate, request.chain)
-    except (OSError, TypeError, ValueError) as error:  # TypeError: a password is missing, or one too many
+    except (OSError, TypeError, ValueError) as error:  # TypeError: a password is missing or not needed
         raise InputError(f"key {request.key} or its certificate cannot be used: {error}") from error
     return Anchors((private.public_key(),), ())
 
@@ -147,7 +162,7 @@ def _password(request: SignRequest) -> bytes | None:
 
 
 def _check_certificate(path: Path, chain_paths: tuple[Path, ...]) -> None:
-    """ValueError for one that devices would refuse."""
+    """Raises ValueError for a certificate that devices would refuse."""
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -162,7 +177,7 @@ def _check_certificate(path: Path, chain_paths: tuple[Path, ...]) -> None:
 
 
 def _write_signature(library: Any, folder: Path, request: SignRequest) -> None:
-    """As ``model_signing sign`` does, but nothing beside the signature itself is left out."""
+    """Signs as ``model_signing sign`` does, but excludes nothing except the signature itself."""
     hashing = library.hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=False)
     config = library.signing.Config().set_hashing_config(hashing)
     try:
@@ -178,18 +193,18 @@ def _write_signature(library: Any, folder: Path, request: SignRequest) -> None:
 
 
 def _check(folder: Path, manifest: Manifest, anchors: Anchors) -> Signed:
-    """Return what a device will find. Raises InputError."""
+    """Verifies the signature as a device does. Raises InputError."""
     envelope = decode_envelope(read_signature(folder))
     signer, digests = find_signer(envelope, anchors), signed_digests(envelope)
     check_names(folder, digests)
     check_digests(folder, digests)
-    if problem := difference(manifest, digests):  # a file was exchanged since the bundle was checked
+    if problem := difference(manifest, digests):  # a file was replaced after the bundle had been checked
         raise InputError(problem)
     return Signed(signer, read_issue(encode(manifest)), digests)
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for the same bytes, or a copy on disks that know none."""
+    """Creates a hard link, or a copy on file systems that do not support hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)

@@ -1,4 +1,4 @@
-"""The exported program as a TensorRT plan, by Torch-TensorRT's dynamo path. To run it takes no torch."""
+"""Converts the exported program to a TensorRT plan with Torch-TensorRT's dynamo path. The plan runs without torch."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from misgnet_runtime.errors import UnavailableError
 if TYPE_CHECKING:
     from misgnet.network import MISGNet
 
-OLDEST = (2, 14)  # the first whose plans have the names of tensors that they are asked to have
+OLDEST = (2, 14)  # the first version whose plans keep the requested tensor names
 DEVICE = "cuda:0"
-_ANYWHERE = "--target tensorrt --on-device leaves the plan to the GPU that runs it"
+_ANYWHERE = "use --target tensorrt --on-device to compile the plan later on the GPU that runs it"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramPlan:
-    """A serialised engine, what it is bound to, and of how many operators of the exported program it was made."""
+    """A serialised engine, its compatibility information, and the number of operators of the exported program."""
 
     data: bytes = field(repr=False)
     operators: int
@@ -48,31 +48,33 @@ class ProgramPlan:
 
 
 def load_torch_tensorrt() -> Any:
-    """Import ``torch_tensorrt``; UnavailableError where it is missing, too old, or made for TensorRT for RTX."""
+    """Imports ``torch_tensorrt``. Raises UnavailableError if it is missing, too old or built for TensorRT for RTX."""
     install = "install it with: pip install 'misgnet-export[torch-tensorrt]'"
     try:
-        with redirect_stdout(StringIO()):  # it prints what it raises
+        with redirect_stdout(StringIO()):  # it also prints the errors that it raises
             module = importlib.import_module("torch_tensorrt")
-    except Exception as error:  # where TensorRT is missing it raises just that
+    except Exception as error:  # raised as plain Exception if TensorRT is missing
         found = f"importing torch_tensorrt failed: {one_line(str(error))}"
-        raise UnavailableError(f"Torch-TensorRT was asked for, but {found}; {install}; {_ANYWHERE}") from error
+        raise UnavailableError(f"target torch-tensorrt: {found}; {install}; or {_ANYWHERE}") from error
     if parse_version(module.__version__) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        raise UnavailableError(f"Torch-TensorRT {oldest} or newer is needed, found {module.__version__}; {install}")
+        raise UnavailableError(f"Torch-TensorRT {oldest} or newer required, found {module.__version__}; {install}")
     if module.ENABLED_FEATURES.tensorrt_rtx:
-        raise UnavailableError(f"this Torch-TensorRT is made for TensorRT for RTX; {install}, or use --target rtx-smNN")
+        raise UnavailableError(
+            f"this Torch-TensorRT is built for TensorRT for RTX; {install}; or use --target rtx-smNN"
+        )
     return module
 
 
 def check_torch_tensorrt(options: PlanOptions) -> str:
-    """The compute capability that a plan would be made for; UnavailableError where this machine can make none."""
+    """Returns the compute capability of the plan. Raises UnavailableError if this machine cannot compile one."""
     import torch
 
     load_torch_tensorrt()
     if not torch.cuda.is_available():
         raise UnavailableError(
             f"Torch-TensorRT compiles on the GPU that runs the plan, but torch {torch.__version__} finds no CUDA here; "
-            f"see what nvidia-smi says, and that torch is no build for the CPU; {_ANYWHERE}"
+            f"check the output of nvidia-smi and that torch is not a CPU-only build; or {_ANYWHERE}"
         )
     (capability,) = check_options(options)
     return capability
@@ -81,21 +83,22 @@ def check_torch_tensorrt(options: PlanOptions) -> str:
 def compile_program(
     network: MISGNet, interface: Interface, options: PlanOptions, timing_cache: Path | None = None
 ) -> ProgramPlan:
-    """Export ``network`` on the GPU and convert all of it, in float32 without TF32; the plan's batch is dynamic.
+    """Exports ``network`` on the GPU and converts all of it in float32 without TF32; the batch of the plan is dynamic.
 
-    Raises UnavailableError without the library or a GPU, or where Torch-TensorRT fails, naming what it cannot convert.
+    Raises:
+        UnavailableError: The library or a GPU is missing, or the conversion failed; the message names the operator.
     """
     from misgnet_export.graph.export import export_program
 
     capability = check_torch_tensorrt(options)
     module = load_torch_tensorrt()
     program = export_program(copy.deepcopy(network), interface, DEVICE)
-    # Its log tells errors with all their frames, its warnings are of its own deprecated calls.
+    # Its log prints errors with full tracebacks, and its warnings concern its own deprecated calls.
     with tempfile.TemporaryDirectory() as folder, quiet("torch_tensorrt", logging.CRITICAL):
         settings = conversion_settings(module, interface, options, timing_cache or Path(folder) / "timings")
         try:
             data = module.dynamo.convert_exported_program_to_serialized_trt_engine(program, **settings)
-        except Exception as error:  # its own kinds, torch's, and TensorRT's
+        except Exception as error:  # its own types, torch's, and TensorRT's
             raise UnavailableError(
                 f"Torch-TensorRT {module.__version__} cannot convert the network: {_first_cause(error)}; use "
                 "--target tensorrt, which converts the ONNX graph"
@@ -108,7 +111,7 @@ def compile_program(
 
 
 def conversion_settings(module: Any, interface: Interface, options: PlanOptions, timings: Path) -> dict[str, Any]:
-    """What Torch-TensorRT is called with: nothing is left to torch, and tensors have ``interface``'s names."""
+    """Returns the arguments for Torch-TensorRT: nothing falls back to torch, tensors are named as in ``interface``."""
     import torch
 
     (output,) = interface.outputs()
@@ -133,7 +136,7 @@ def _input(module: Any, dtype: str, rest: list[int], options: PlanOptions) -> An
 
 
 def _first_cause(error: BaseException) -> str:
-    """What the innermost error says: those around it show the whole module."""
+    """Returns the message of the innermost error; the outer ones contain the whole module."""
     while error.__cause__ is not None:
         error = error.__cause__
     return one_line(str(error).partition("\n")[0]) or type(error).__name__

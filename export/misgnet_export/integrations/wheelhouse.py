@@ -1,7 +1,7 @@
-"""``misgnet-export wheelhouse``: what a machine without a network installs from, for another machine than this one.
+"""Collects wheels for a machine without a network, which may differ from this one (``misgnet-export wheelhouse``).
 
-pip reads the conditions of requirements ("; python_version < ...") as of the Python that runs it, so what an older
-Python needs besides stands in the lists.
+pip evaluates markers of requirements ("; python_version < ...") for the Python that runs it. Packages that only an
+older Python needs are therefore listed explicitly.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from packaging.specifiers import SpecifierSet
 
 from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.storage.atomic import replace_file
 
 PlatformName = Literal["jetpack6", "jetpack7", "x86-cuda12", "x86-cuda13"]
 LIST = "requirements.txt"
 _PROJECT = "misgnet-export"
-_NVIDIA = "https://pypi.nvidia.com"  # where TensorRT's libraries are; PyPI has the rest
-_BESIDES = "typing-extensions>=4.6"  # of others' conditions, what Python 3.10 needs
+_NVIDIA = "https://pypi.nvidia.com"  # has TensorRT's libraries; everything else is on PyPI
+_BESIDES = "typing-extensions>=4.6"  # required on Python 3.10 by markers of other packages
 
 
 @dataclass(frozen=True, kw_only=True)
 class Platform:
-    """A machine that installs from a wheelhouse. On a JetPack, TensorRT is the system's."""
+    """A kind of machine that installs from a wheelhouse. On a JetPack, TensorRT comes with the system."""
 
     title: str
     python: str
@@ -43,13 +44,13 @@ class Platform:
 
     @property
     def tags(self) -> list[str]:
-        """pip's names of the platform, the newest first."""
+        """pip's names of the platform, newest first."""
         numbered = [f"manylinux_2_{minor}_{self.architecture}" for minor in range(self.glibc, 16, -1)]
         return [*numbered, f"manylinux2014_{self.architecture}"]
 
     @property
     def requirements(self) -> list[str]:
-        """What is downloaded, in the versions that this project's own metadata asks for."""
+        """Requirements to download, in the versions that this project's own metadata states."""
         gpu = _versions(self.python)
         cuda = gpu.pop("cuda-python") & SpecifierSet(f"=={self.cuda}.*")
         gpu.pop("tensorrt")
@@ -58,16 +59,16 @@ class Platform:
 
     @property
     def sources(self) -> list[str]:
-        """Of what no wheel is published."""
+        """Requirements that are published only as source distributions."""
         return [] if self.jetpack else [f"tensorrt-cu{self.cuda}{_versions(self.python)['tensorrt']}"]
 
     @property
     def system(self) -> str:
-        """What the machine itself must have."""
+        """What must be installed on the machine itself."""
         return _JETPACK if self.jetpack else "needs the NVIDIA driver"
 
 
-_JETPACK = "TensorRT and its Python module come with JetPack (python3-libnvinfer), which the environment must see"
+_JETPACK = "TensorRT and its Python module come with JetPack (python3-libnvinfer); the environment must include them"
 PLATFORMS: dict[PlatformName, Platform] = {
     "jetpack6": Platform(
         title="JetPack 6: Orin, TensorRT 10.3, CUDA 12.6", python="3.10", architecture="aarch64", glibc=35, cuda=12,
@@ -83,30 +84,33 @@ PLATFORMS: dict[PlatformName, Platform] = {
 
 
 def needs(python: str, extra: str = "") -> list[Requirement]:
-    """What this project needs on a Python, or what an extra adds to it, without the conditions.
+    """Returns what this project requires on a Python version, or what ``extra`` adds to it, without markers.
 
-    Raises UnavailableError where the project is not installed, and has no metadata.
+    Raises:
+        UnavailableError: The project is not installed and so has no metadata.
     """
     try:
         stated = list(map(Requirement, requires(_PROJECT) or ()))
     except PackageNotFoundError:
-        raise UnavailableError(f"{_PROJECT} is not installed, so what it needs is unknown; pip install it") from None
+        raise UnavailableError(
+            f"{_PROJECT} is not installed, so its requirements are unknown; pip install it"
+        ) from None
     found = [one for one in stated if ("extra" in str(one.marker)) == bool(extra)]
     where = {"python_version": python, "extra": extra}
     return [Requirement(str(one).partition(";")[0]) for one in found if not one.marker or one.marker.evaluate(where)]
 
 
 def _versions(python: str) -> dict[str, SpecifierSet]:
-    """The versions of what runs on a GPU, by package."""
+    """Returns the versions of the GPU packages by name."""
     return {found.name: found.specifier for found in needs(python, "tensorrt")}
 
 
 Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def pip(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Setuptools builds in a folder of its own: in a checkout, what an earlier build left would get into the wheel."""
+    """Runs pip. Setuptools builds in a temporary folder: an earlier build in a checkout would leak into the wheel."""
     command = python_command("pip", "--disable-pip-version-check", *arguments)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "setup.cfg")
@@ -115,29 +119,37 @@ def pip(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
 
 
-def fill_wheelhouse(name: PlatformName, folder: Path, project: str | None, tell: Tell, run: Run = pip) -> None:
-    """Write the list of what ``name`` needs into ``folder``, then what is not there yet, as far as a network is.
+def fill_wheelhouse(name: PlatformName, folder: Path, project: str | None, log: Log, run: Run = pip) -> None:
+    """Writes the requirements list of platform ``name`` to ``folder`` and downloads or builds the missing wheels.
 
-    ``project``: what pip may build this project from, a checkout or an address; without, the checkout that runs.
-    Raises UnavailableError that names what is missing where pip or the network is; the list is there nevertheless.
+    Args:
+        name: The platform to collect wheels for.
+        folder: The folder to write to; existing wheels are kept.
+        project: Source that pip builds this project from, a checkout or an address; None: the checkout that runs.
+        log: Called with progress messages.
+        run: Runs pip with the given arguments.
+
+    Raises:
+        InputError: ``folder`` is a file.
+        UnavailableError: pip or the network is missing; the message names the missing wheels, the list is written.
     """
     platform = PLATFORMS[name]
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"-o is {folder}, which is a file; name a folder, which may be one that is filled already")
+        raise InputError(f"--output is {folder}, which is a file; name a folder (a partly filled wheelhouse is fine)")
     with replace_file(folder / LIST) as temporary:
         temporary.write_text(list_text(name))
     if importlib.util.find_spec("pip") is None:
-        raise UnavailableError(f"{folder / LIST} is written; to download what it names, run first: python -m ensurepip")
+        raise UnavailableError(f"{folder / LIST} is written; to download the wheels, first run: python -m ensurepip")
     for source in (project or own_project(), *platform.sources):
         if not _wheels_of(source if source in platform.sources else _PROJECT, folder):
-            tell(f"building the wheel of {source}")
+            log(f"building the wheel of {source}")
             _check(run(["wheel", "--no-deps", "-w", str(folder), source]), name, folder)
-    tell(f"downloading {len(platform.requirements)} packages and what they need, for {platform.title}")
+    log(f"downloading {plural(len(platform.requirements), 'package')} and their dependencies for {platform.title}")
     _check(run(["download", *download_arguments(platform, folder)]), name, folder)
 
 
 def download_arguments(platform: Platform, folder: Path) -> list[str]:
-    """Of ``pip download``."""
+    """Returns the arguments of ``pip download``."""
     tags = [word for tag in platform.tags for word in ("--platform", tag)]
     index = [] if platform.jetpack else ["--extra-index-url", _NVIDIA]
     return [
@@ -147,14 +159,14 @@ def download_arguments(platform: Platform, folder: Path) -> list[str]:
 
 
 def list_text(name: PlatformName) -> str:
-    """The list, with the lines that install from its folder."""
+    """Returns the text of the requirements list, with the install commands as comments."""
     platform = PLATFORMS[name]
     lines = [f"# {platform.title}; Python {platform.python}, {platform.architecture}", *install_lines(name)]
     return "\n".join([lines[0], *(f"# {line}" for line in lines[1:]), *platform.requirements]) + "\n"
 
 
 def install_lines(name: PlatformName) -> list[str]:
-    """On the machine, in the folder."""
+    """Returns the steps to install on the machine, to be run in the folder."""
     platform = PLATFORMS[name]
     site = "--system-site-packages " if platform.jetpack else ""
     return [
@@ -165,13 +177,13 @@ def install_lines(name: PlatformName) -> list[str]:
 
 
 def own_project() -> str:
-    """The checkout that this module lies in, or the project's name for pip to look up."""
+    """Returns the checkout that contains this module, or else the project's name for pip to look up."""
     checkout = Path(__file__).resolve().parents[2]
     return str(checkout) if (checkout / "pyproject.toml").is_file() else _PROJECT
 
 
 def missing(platform: Platform, folder: Path) -> list[str]:
-    """Of the list and the project itself, what has no wheel in ``folder``."""
+    """Returns the requirements, including the project itself, that have no wheel in ``folder``."""
     return [name for name in (_PROJECT, *platform.requirements) if not _wheels_of(name, folder)]
 
 
@@ -181,13 +193,13 @@ def _wheels_of(requirement: str, folder: Path) -> list[Path]:
     return [path for path in folder.glob("*.whl") if path.name.split("-")[0].lower() == plain]
 
 
-def _check(ended: subprocess.CompletedProcess[str], name: PlatformName, folder: Path) -> None:
-    if ended.returncode == 0:
+def _check(finished: subprocess.CompletedProcess[str], name: PlatformName, folder: Path) -> None:
+    if finished.returncode == 0:
         return
-    errors = [line for line in ended.stderr.splitlines() if line.startswith("ERROR:")]
-    said = (errors or ended.stderr.splitlines() or ["no word"])[-1].removeprefix("ERROR: ")
-    lacks = ", ".join(missing(PLATFORMS[name], folder)) or "what these need"
+    errors = [line for line in finished.stderr.splitlines() if line.startswith("ERROR:")]
+    message = (errors or finished.stderr.splitlines() or ["no error message"])[-1].removeprefix("ERROR: ")
+    lacking = ", ".join(missing(PLATFORMS[name], folder)) or "dependencies of the listed packages"
     raise UnavailableError(
-        f"pip could not fill {folder}: {said}; {folder / LIST} is written, wheels are missing of: {lacks}; run the "
-        "same command where there is a network"
+        f"pip could not fill {folder}: {message}; {folder / LIST} is written; wheels still missing: {lacking}; rerun "
+        "the command with network access"
     )

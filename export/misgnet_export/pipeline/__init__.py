@@ -1,1 +1,1 @@
-"""From a checkpoint to a verified bundle: ``build`` calls the stages, a file each, in order."""
+"""Compiles a checkpoint into a verified bundle: ``build`` calls the stages in order, one module per stage."""

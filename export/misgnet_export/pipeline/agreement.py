@@ -1,4 +1,4 @@
-"""Every stage's graph against the stage before, on real tiles: "it ran" never means "it agrees"."""
+"""Compares every stage's graph with the stage before on real tiles: a graph that runs may still be wrong."""
 
 from __future__ import annotations
 
@@ -17,42 +17,44 @@ from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.inference.detector import ChangeDetector, tile_per_stream
 from misgnet_runtime.raster.dataset import Tile, stack
 
-Answers = list[NDArray[np.float32]]
+Predictions = list[NDArray[np.float32]]
 
 FLOAT_TOLERANCE = 1e-4  # probability; float32 rounding gives about 1e-6
-MASK_AGREEMENT = 0.9999  # share of pixels; a probability next to the threshold may fall to either side
-INT8_AGREEMENT = 0.9  # share of pixels; below this, quantization is broken rather than lossy
+MASK_AGREEMENT = 0.9999  # share of pixels; a probability close to the threshold may end up on either side
+INT8_AGREEMENT = 0.9  # share of pixels; below this, quantization is broken, not just lossy
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Largest and mean difference of the probability of change, and share of pixels with the same mask."""
+    """How closely two graphs agree on the same tiles."""
 
-    largest: float
-    mean: float
-    pixels: float
+    largest: float  # largest difference of the probability of change
+    mean: float  # mean difference of the probability of change
+    pixels: float  # share of pixels with the same mask
 
     def __str__(self) -> str:
         return f"largest difference {self.largest:.1e}, {100 * self.pixels:.3f} % of pixels agree"
 
 
 def detector_of(model: onnx.ModelProto, interface: Interface) -> ChangeDetector:
-    """``model`` in ONNX Runtime, with a stream for each core, up to four."""
+    """Opens ``model`` in ONNX Runtime with one stream per core, at most four."""
     execution = ExecutionOptions(streams=streams_on_cpu())
     return ChangeDetector(OnnxRuntimeEngine(model.SerializeToString(), interface.max_batch, execution), interface)
 
 
-def answers_of(
+def predictions_of(
     model: onnx.ModelProto, interface: Interface, tiles: Sequence[Tile], progress: Progress | None = None
-) -> Answers:
-    """What ``model`` answers in ONNX Runtime on ``tiles``."""
+) -> Predictions:
+    """Runs ``model`` in ONNX Runtime on ``tiles``; see ``predict_tiles``."""
     with detector_of(model, interface) as detector, tile_per_stream(detector) as predict:
-        return answers(predict, tiles, progress, batch=detector.engine.streams)
+        return predict_tiles(predict, tiles, progress, batch=detector.engine.streams)
 
 
-def answers(predict: Predict, tiles: Sequence[Tile], progress: Progress | None = None, batch: int = 1) -> Answers:
-    """The probability of change, float32 (T, T), of each tile; ``predict`` is given ``batch`` at once."""
-    found: Answers = []
+def predict_tiles(
+    predict: Predict, tiles: Sequence[Tile], progress: Progress | None = None, batch: int = 1
+) -> Predictions:
+    """Returns the probability of change, float32 (T, T), of each tile; ``predict`` is called with ``batch`` at once."""
+    found: Predictions = []
     for first in range(0, len(tiles), batch):
         found += list(predict(*stack(tiles[first : first + batch])))
         if progress:
@@ -60,8 +62,8 @@ def answers(predict: Predict, tiles: Sequence[Tile], progress: Progress | None =
     return found
 
 
-def compare(first: Answers, second: Answers, threshold: float) -> Agreement:
-    """Compare the answers of two stages on the same tiles; NaN anywhere makes the figures fail."""
+def compare(first: Predictions, second: Predictions, threshold: float) -> Agreement:
+    """Compares the predictions of two stages on the same tiles; a NaN anywhere makes every check fail."""
     a, b = np.stack(first), np.stack(second)
     difference = np.abs(a - b)
     largest = float(difference.max()) if np.isfinite(difference).all() else float("inf")
@@ -69,7 +71,7 @@ def compare(first: Answers, second: Answers, threshold: float) -> Agreement:
 
 
 def require_same(found: Agreement, interface: Interface, what: str, before: str) -> None:
-    """GateFailed where a float stage changed the numbers; of a graph that answers with masks, its pixels."""
+    """Raises GateFailed if a float stage changed the probabilities or, for a graph that outputs masks, the masks."""
     if interface.output == "mask":
         if not found.pixels >= MASK_AGREEMENT:
             raise GateFailed(
@@ -84,7 +86,7 @@ def require_same(found: Agreement, interface: Interface, what: str, before: str)
 
 
 def require_masks(found: Agreement, what: str, before: str) -> None:
-    """GateFailed where what must answer as another graph does, rounding aside, gives other masks or probabilities."""
+    """Raises GateFailed if masks or mean probabilities of two equivalent graphs differ beyond rounding."""
     if not (found.pixels >= MASK_AGREEMENT and found.mean <= FLOAT_TOLERANCE):
         raise GateFailed(
             f"{what} differs from {before} in {100 * (1 - found.pixels):.3f} % of the masks' pixels (allowed "
@@ -94,9 +96,9 @@ def require_masks(found: Agreement, what: str, before: str) -> None:
 
 
 def require_close(found: Agreement, what: str, before: str) -> None:
-    """GateFailed where an INT8 graph is not lossy but broken."""
+    """Raises GateFailed if an INT8 graph is broken, not just lossy."""
     if not (found.pixels >= INT8_AGREEMENT and np.isfinite(found.mean)):
         raise GateFailed(
             f"{what} agrees with {before} in only {100 * found.pixels:.2f} % of pixels (at least "
-            f"{100 * INT8_AGREEMENT:.0f} % needed); look at the calibration tiles"
+            f"{100 * INT8_AGREEMENT:.0f} % needed); check the calibration tiles"
         )

@@ -1,4 +1,4 @@
-"""``misgnet-export build``: a checkpoint in, a verified bundle out. Calls the stages in order; none calls another."""
+"""Runs a build, from a checkpoint to a verified bundle. Calls the stages in order; no stage calls another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
 from misgnet_export.pipeline.calibrate import calibrate
 from misgnet_export.pipeline.compile import make_engines
 from misgnet_export.pipeline.context import BuildContext
-from misgnet_export.pipeline.evaluate import judge_engines
+from misgnet_export.pipeline.evaluate import evaluate_engines
 from misgnet_export.pipeline.float_graph import make_float_graph, torch_predictor
 from misgnet_export.pipeline.graph_files import write_float, write_quantized
 from misgnet_export.pipeline.loading import load_sets
@@ -36,19 +36,20 @@ _CHECK_TILES = 8
 
 @dataclass(frozen=True)
 class Built:
-    """What a build left: the bundle, the report within it, all figures, and (name, seconds, finding) of the stages."""
+    """The result of a build."""
 
     bundle: Path
-    report: Path
-    draft: Draft
-    stages: list[tuple[str, float, str]]
+    report: Path  # the HTML report in the bundle
+    draft: Draft  # all measurements
+    stages: list[tuple[str, float, str]]  # (name, seconds, finding)
 
 
 def build(request: BuildRequest, console: Console) -> Built:
-    """Run all stages and move the finished bundle into place.
+    """Runs all stages and moves the finished bundle into place.
 
-    Raises GateFailed where a stage disagrees with the one before, or where the gate fails; then the evidence
-    lies in ``<output>.rejected`` and there is no bundle. Nothing else is ever left.
+    Raises:
+        GateFailed: A stage disagrees with the one before, or the gate fails. In the latter case the evidence is
+            written to ``<output>.rejected``. No bundle or other file is left.
     """
     sets = [path for path in (request.calib, request.val, request.evaluation) if path is not None]
     refuse_inputs([request.output], [request.weights, *sets])
@@ -74,7 +75,7 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
     graphs = split_graphs(context, [write_float(root, graph.model), *_quantize(context, graph, sets)])
     engines = make_engines(context, graphs, network)
     predict = torch_predictor(network)
-    parity, pictures = judge_engines(
+    parity, pictures = evaluate_engines(
         engines, sets.evaluation, ("PyTorch float32", predict),
         files=root, interface=request.interface, policy=context.policy, log=log,
     )  # fmt: skip
@@ -108,11 +109,11 @@ def _placed(recipe: Recipe, request: BuildRequest) -> Recipe:
 
 
 def _rejected(request: BuildRequest, draft: Draft, log: StageLog) -> GateFailed:
-    """Leave the evidence beside the place of the bundle, show it, and say why."""
+    """Writes the evidence next to the intended bundle, prints it, and returns the error to raise."""
     path = request.output.parent / f"{request.output.name}.rejected"
     with replace_folder(path) as root:
         write_rejected(root, request, draft, log.done)
     log.console.print(parity_table(draft.evidence.parity))
     return GateFailed(
-        f"the gate failed, so there is no bundle; the evidence is in {path}: {draft.evidence.parity.failures}"
+        f"the gate failed, so no bundle was written; the evidence is in {path}: {draft.evidence.parity.failures}"
     )

@@ -1,4 +1,4 @@
-"""The calibrating stage: the float graph's activations are observed once for all recipes, or read from a file."""
+"""Calibrates: collects activation statistics of the float graph once for all recipes, or reads them from a file."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.cache import ActivationStatistics, StatisticsKey, load_statistics, save_statistics
 from misgnet_calibration.statistics.collect import absolute_maxima, collect
 from misgnet_calibration.statistics.observers import Histogram
-from misgnet_export.pipeline.agreement import Answers
+from misgnet_export.pipeline.agreement import Predictions
 from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.result import FloatGraph, Sets
 from misgnet_export.pipeline.validation_loss import Decision
 from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.dataset import TileSet
 
-_PEAK_TILES = 8
+_MAXIMA_TILES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """What the INT8 stages start from: the float graph and what was seen of its activations."""
+    """The float graph and its activation statistics, from which the INT8 stages start."""
 
     model: onnx.ModelProto
-    answers: Answers  # of the float graph on the tiles that every stage is checked on
+    predictions: Predictions  # of the float graph on the check tiles
     interface: Interface
     observed: ActivationStatistics
     calib: TileSet
-    decision: Decision | None  # the tiles that decide; None without a validation set
+    decision: Decision | None  # validation tiles that decide between alternatives; None if there is no validation set
 
 
 def calibrate(context: BuildContext, graph: FloatGraph, sets: Sets, recipes: list[Recipe]) -> Calibrated:
-    """Observe the activations that ``recipes`` need, or read what a file keeps of them."""
+    """Collects the activation statistics that ``recipes`` need, or reads them from the file of --observations."""
     model, interface, file = graph.model, context.interface, context.request.observations
     with context.log.stage("calibrate") as stage:
         observe_now = partial(observe, model, interface, sets.calib, recipes, stage.progress)
@@ -53,9 +54,10 @@ def calibrate(context: BuildContext, graph: FloatGraph, sets: Sets, recipes: lis
         decision = None
         if sets.decision is not None:
             decision = Decision.of(model, interface, sets.decision, context.policy.threshold, stage.progress)
-        stage.finding = f"{len(observed.histograms)} activations on {len(sets.calib)} tiles of both dates{reused}"
+        found = plural(len(observed.histograms), "activation")
+        stage.finding = f"{found} on {plural(len(sets.calib), 'tile')} of both dates{reused}"
     return Calibrated(
-        model=model, answers=graph.answers, interface=interface, observed=observed, calib=sets.calib,
+        model=model, predictions=graph.predictions, interface=interface, observed=observed, calib=sets.calib,
         decision=decision,
     )  # fmt: skip
 
@@ -67,25 +69,29 @@ def observe(
     recipes: list[Recipe],
     progress: Progress | None = None,
 ) -> ActivationStatistics:
-    """One pass over the calibration tiles for all recipes together; a second over a few for the peaks.
+    """Collects histograms in one pass over the calibration tiles, and absolute maxima in a second over a few of them.
 
-    Recipes without INT8 need no ranges, and no pass over all tiles.
+    Both passes serve all recipes. Recipes without INT8 need no histograms, so the first pass is skipped.
     """
     histograms = {name: Histogram() for name in sorted(needed(model, recipes))}
     if histograms:
         collect(model, interface, tiles, histograms, progress)
-    few = tiles.subset(range(0, len(tiles), max(1, len(tiles) // _PEAK_TILES)))
-    peaks = absolute_maxima(model, interface, few) if any(r.float16 for r in recipes) else {}
-    return ActivationStatistics(histograms, peaks)
+    few = tiles.subset(range(0, len(tiles), max(1, len(tiles) // _MAXIMA_TILES)))
+    maxima = absolute_maxima(model, interface, few) if any(r.float16 for r in recipes) else {}
+    return ActivationStatistics(histograms, maxima)
 
 
 def observe_or_reuse(
     path: Path, key: StatisticsKey, model: onnx.ModelProto, recipes: list[Recipe],
     observe_now: Callable[[], ActivationStatistics],
 ) -> tuple[ActivationStatistics, str]:  # fmt: skip
-    """What ``path`` holds of the same tiles, weights and graph, else observed now and saved there; and which it was.
+    """Reads statistics of the same tiles, weights and graph from ``path``; else collects them and saves them there.
 
-    Raises InputError where the file cannot be read.
+    Returns:
+        The statistics, and a word for the log: whether they were reused, or why not.
+
+    Raises:
+        InputError: The file cannot be read.
     """
     saved, word = load_statistics(path, key)
     if saved is not None:
@@ -102,11 +108,11 @@ def _digest(model: onnx.ModelProto) -> str:
 
 
 def _enough(saved: ActivationStatistics, model: onnx.ModelProto, recipes: list[Recipe]) -> bool:
-    peaks = bool(saved.absolute_maxima) or not any(recipe.float16 for recipe in recipes)
-    return peaks and needed(model, recipes) <= saved.histograms.keys()
+    has_maxima = bool(saved.absolute_maxima) or not any(recipe.float16 for recipe in recipes)
+    return has_maxima and needed(model, recipes) <= saved.histograms.keys()
 
 
 def needed(model: onnx.ModelProto, recipes: list[Recipe]) -> set[str]:
-    """The activations whose ranges the recipes' places need."""
+    """Returns the activations whose ranges the quantizer sites of the recipes need."""
     graph = Graph(model)
     return {name for recipe in recipes for name in activations(quantizer_sites(graph, recipe))}

@@ -1,4 +1,4 @@
-"""Which calibrator a recipe's ranges come from: the one that was asked for, or the best one on validation tiles."""
+"""Chooses the calibrator for a recipe's ranges: the requested one, or the best one on validation tiles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from misgnet_runtime.callables import Progress
 
 @dataclass(frozen=True)
 class Candidate:
-    """An INT8 graph with the ranges of one calibrator, and what it loses; None where no tiles decide."""
+    """An INT8 graph with the ranges of one calibrator, and its loss; None if there is no validation set."""
 
     calibrator: Calibrating
     inputs: QuantizationInputs
@@ -39,7 +39,7 @@ class Candidate:
 def quantized_as(
     asked: str, start: Calibrated, recipe: Recipe, progress: Progress
 ) -> tuple[Candidate, dict[str, Candidate]]:
-    """The graph by the observer ``asked`` for, and all that were tried where the deciding tiles choose one."""
+    """Returns the graph for the requested observer, and all candidates if it was chosen on validation tiles."""
     if asked == AUTO and start.decision is not None:
         tried = try_calibrators(start, recipe, progress)
         chosen = tried[best({name: c.loss.agreement for name, c in tried.items() if c.loss})]
@@ -50,9 +50,10 @@ def quantized_as(
 
 
 def try_calibrators(start: Calibrated, recipe: Recipe, progress: Progress) -> dict[str, Candidate]:
-    """By name each calibrator of CANDIDATES, and their choice for each tensor: the graph and what it loses.
+    """Quantizes with each calibrator of CANDIDATES and with their best choice per tensor; returns them by name.
 
-    What a recipe computes in float16 is float32 in these graphs: ranges are compared, and half precision is slow here.
+    Operators that the recipe computes in float16 are float32 in these graphs: only ranges are compared, and half
+    precision is slow on a CPU.
     """
     recipe = replace(recipe, float16=False)
     tried: dict[str, Candidate] = {}
@@ -65,7 +66,7 @@ def try_calibrators(start: Calibrated, recipe: Recipe, progress: Progress) -> di
 
 
 def quantized_with(calibrator: Calibrating, start: Calibrated, recipe: Recipe) -> Candidate:
-    """The INT8 graph for ``recipe`` with the ranges of ``calibrator``."""
+    """Quantizes for ``recipe`` with the ranges of ``calibrator``."""
     inputs = QuantizationInputs(
         model=start.model, ranges=_ranges(calibrator, start, recipe), absolute_maxima=start.observed.absolute_maxima
     )
@@ -77,7 +78,7 @@ def per_tensor(
     start: Calibrated, recipe: Recipe, ranges: Mapping[Calibrator, Mapping[str, Range]],
     progress: Progress | None = None,
 ) -> PerTensor:  # fmt: skip
-    """For each tensor the calibrator, of those with ``ranges``, that errs least in what is computed from it."""
+    """Chooses for each tensor the calibrator of ``ranges`` with the smallest error in the operators that read it."""
     sites = quantizer_sites(Graph(start.model), recipe)
     return choose_per_tensor(
         start.model, start.interface, start.calib, sites, recipe, candidates=ranges, progress=progress
@@ -93,5 +94,5 @@ def _ranges(calibrator: Calibrating, start: Calibrated, recipe: Recipe) -> Mappi
 
 
 def best(tried: Mapping[str, Agreement]) -> str:
-    """Most agreeing pixels, then the smaller mean difference; a pure decision."""
+    """Returns the candidate with most agreeing pixels; ties go to the smaller mean difference."""
     return max(tried, key=lambda name: (tried[name].pixels, -tried[name].mean))

@@ -1,4 +1,4 @@
-"""The engines of a bundle: the float graph, and for each target its graph, or a plan of it or of the network."""
+"""Makes the engines of a bundle: the float graph, and for each target a graph or a compiled plan."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from misgnet_export.pipeline.targets import FLOAT, Product, product_of
 from misgnet_runtime.bundle import EngineEntry, SplitEntry
 from misgnet_runtime.bundle.targets import Target
 from misgnet_runtime.engines.tensorrt import Plan, PlanOptions, compile_plan
+from misgnet_runtime.formatting import plural
 
 
 def make_engines(context: BuildContext, graphs: list[GraphFile], network: MISGNet) -> list[EngineEntry]:
-    """Entries of the float engine, which is in every bundle, and of all targets; plans are written to its folder."""
+    """Returns entries of the float engine, which every bundle has, and of all targets; writes plans to files."""
     by_name = {graph.name: graph for graph in graphs}
     entries = [_opened(FLOAT_ENGINE, FLOAT, by_name["float"])]
     for target in context.request.targets:
         product = product_of(target)
         graph = by_name[product.recipe.name if product.recipe else "float"]
         if context.request.compiles_on_device(target):
-            entries.append(_left_to_the_device(context.request, target, product, graph))
+            entries.append(_compiled_on_device(context.request, target, product, graph))
         elif product.from_program:
             entries.append(_converted(context, target, graph, network))
         elif product.has_plan:
@@ -35,9 +36,10 @@ def make_engines(context: BuildContext, graphs: list[GraphFile], network: MISGNe
 
 
 def _opened(name: str, product: Product, graph: GraphFile) -> EngineEntry:
-    """A graph that its engine opens as it is, and optimises for the machine when it does.
+    """Returns the entry of an engine that opens the graph itself and optimises it for the machine then.
 
-    In BF16 without its parts: OpenVINO rounds elsewhere in them, and 99.95 % of the golden tiles' pixels were the same.
+    Engines in BF16 are not split: OpenVINO rounds elsewhere in the parts, and only 99.95 % of the golden tiles' pixels
+    were the same.
     """
     return EngineEntry(
         name=name, kind=product.engine, file=graph.file, graph=graph.file, precision=product.precision,
@@ -46,8 +48,8 @@ def _opened(name: str, product: Product, graph: GraphFile) -> EngineEntry:
     )  # fmt: skip
 
 
-def _left_to_the_device(request: BuildRequest, target: Target, product: Product, graph: GraphFile) -> EngineEntry:
-    """A graph from which ``misgnet-run compile`` makes the plan, and what may make it."""
+def _compiled_on_device(request: BuildRequest, target: Target, product: Product, graph: GraphFile) -> EngineEntry:
+    """Returns the entry of a plan that ``misgnet-run compile`` makes from the graph on the device."""
     board = product.board
     return EngineEntry(
         name=target.name, kind=product.engine, file=graph.file, graph=graph.file, precision=graph.precision,
@@ -75,9 +77,9 @@ def _compiled(context: BuildContext, target: Target, graph: GraphFile) -> Engine
 
 
 def _converted(context: BuildContext, target: Target, graph: GraphFile, network: MISGNet) -> EngineEntry:
-    """A plan of the exported program; ``graph`` is the same network, for where the plan cannot be opened.
+    """Compiles a plan from the exported program; ``graph`` is the same network, used if the plan cannot be opened.
 
-    Without its parts, which are cut out of the ONNX graph.
+    Such an engine is not split: encoder and head are cut out of the ONNX graph.
     """
     options = context.request.plan_options(target)
     with context.log.stage(f"compile {target.name}") as stage:
@@ -85,7 +87,7 @@ def _converted(context: BuildContext, target: Target, graph: GraphFile, network:
         file = _write_plan(context.root, target.slug, plan.data)
         stage.finding = (
             f"Torch-TensorRT {plan.converter_version} with TensorRT {plan.vendor_version} for "
-            f"{plan.compute_capability}, {plan.operators} operators, {len(plan.data) / 1e6:.1f} MB"
+            f"{plan.compute_capability}, {plural(plan.operators, 'operator')}, {len(plan.data) / 1e6:.1f} MB"
         )
     return EngineEntry(
         name=target.name, kind=product_of(target).engine, file=file, graph=graph.file, precision=graph.precision,
@@ -99,7 +101,10 @@ def _profile(options: PlanOptions) -> tuple[int, int, int]:
 
 
 def _compile(context: BuildContext, target: Target, graph: str, part: str = "") -> tuple[str, Plan]:
-    """The plan of ``graph``, a file of the bundle, and the file that it was written to; ``part`` names both."""
+    """Compiles a graph file of the bundle and writes the plan; returns its path and the plan.
+
+    ``part`` is "encoder", "head" or, for a whole graph, empty.
+    """
     options, root = context.request.plan_options(target), context.root
     with context.log.stage(f"compile {target.name} {part}".rstrip()) as stage:
         plan = compile_plan(
@@ -110,13 +115,13 @@ def _compile(context: BuildContext, target: Target, graph: str, part: str = "") 
         bound = plan.compatibility
         stage.finding = (
             f"{bound.vendor} {bound.vendor_version} for {', '.join(bound.compute_capabilities)}, "
-            f"{plan.layers} layers, {len(plan.data) / 1e6:.1f} MB"
+            f"{plural(plan.layers, 'layer')}, {len(plan.data) / 1e6:.1f} MB"
         )
     return file, plan
 
 
 def _write_plan(root: Path, name: str, data: bytes) -> str:
-    """The file's path from ``root``."""
+    """Writes a plan and returns its path relative to ``root``."""
     file = f"engines/{name}.plan"
     (root / file).parent.mkdir(exist_ok=True)
     (root / file).write_bytes(data)

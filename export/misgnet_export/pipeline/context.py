@@ -1,4 +1,4 @@
-"""What every stage of a build is given: the request, the bundle's folder, the log, and how accuracy is decided."""
+"""Defines the inputs of every stage of a build: the request, the bundle's folder, the log and the accuracy policy."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from misgnet_runtime.raster.dataset import Tile
 
 @dataclass(frozen=True)
 class BuildContext:
-    """One build in progress. Nothing in it changes: a stage that decides something makes a new one."""
+    """One build in progress. It is immutable: a stage that decides something returns a changed copy."""
 
     request: BuildRequest
     root: Path  # folder that the bundle is written to
     log: StageLog
     policy: AccuracyPolicy
-    check_tiles: tuple[Tile, ...]  # every stage's graph is compared on them with the graph before
+    check_tiles: tuple[Tile, ...]  # on which every stage's graph is compared with the graph before
 
     @property
     def interface(self) -> Interface:

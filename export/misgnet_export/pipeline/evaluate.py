@@ -1,4 +1,4 @@
-"""The judging stages: every engine on every evaluation tile."""
+"""Evaluates every engine on every evaluation tile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from misgnet_export.pipeline.progress import Stage, StageLog
 from misgnet_export.pipeline.request import AccuracyPolicy
 from misgnet_export.report import pick_tiles
 from misgnet_runtime.accuracy.gate import Verdict
-from misgnet_runtime.accuracy.parity import EngineParity, Judged, ParityReport, Status, compare, judge, report
+from misgnet_runtime.accuracy.parity import (
+    EngineParity,
+    EvaluatedTile,
+    ParityReport,
+    Status,
+    compare,
+    evaluate_tiles,
+    report,
+)
 from misgnet_runtime.bundle import EngineEntry, Interface
 from misgnet_runtime.bundle.checked import CheckedFiles
 from misgnet_runtime.callables import Predict
@@ -30,55 +38,70 @@ TYPICAL_SHOWN = 3
 
 @dataclass(frozen=True)
 class Running:
-    """An open engine, or its proxy, and how it came to run."""
+    """An open engine or its proxy."""
 
     entry: EngineEntry
     detector: ChangeDetector
     status: Status
-    reason: str
+    reason: str  # why a proxy runs instead of the engine; may be empty
 
 
-def judge_engines(
+def evaluate_engines(
     entries: Sequence[EngineEntry], tiles: TileSet, reference: tuple[str, Predict],
     *, files: Path | CheckedFiles, interface: Interface, policy: AccuracyPolicy, log: StageLog,
 ) -> tuple[ParityReport, dict[str, list[TilePicture]]]:  # fmt: skip
-    """Run ``reference`` (name, function) and every engine, whose files are below ``files``, on all ``tiles``.
+    """Runs a reference and every engine on all ``tiles`` and compares them.
 
-    An engine that this machine cannot run is judged by its graph in ONNX Runtime, marked "proxy" with the
-    reason; one in BF16 is not judged, since its graph is the float graph. An engine that answers NaN fails the
-    gate; the reference doing so raises GateFailed.
+    An engine that this machine cannot run is evaluated by proxy: its graph runs in ONNX Runtime, and the result is
+    marked "proxy" with the reason. A BF16 engine has no proxy, since its graph is the float graph. An engine that
+    outputs NaN fails the gate.
+
+    Args:
+        entries: The engines.
+        tiles: The evaluation set.
+        reference: Name and prediction function of the float model.
+        files: The folder that the engines' files are relative to.
+        interface: Inputs and outputs of the network.
+        policy: Threshold, allowed F1 drop and gate rule.
+        log: Runs and records the stages.
+
+    Returns:
+        The report, and pictures of tiles by engine.
+
+    Raises:
+        GateFailed: The reference outputs NaN.
     """
     name, predict = reference
-    with log.stage(f"judge {name}") as stage:
-        expected = judge(name, predict, tiles, policy.threshold, progress=stage.progress)
-        stage.finding = f"{len(tiles)} tiles of {plural(len(tiles.sources), 'image')}"
+    with log.stage(f"evaluate {name}") as stage:
+        expected = evaluate_tiles(name, predict, tiles, policy.threshold, progress=stage.progress)
+        stage.finding = f"{plural(len(tiles), 'tile')} of {plural(len(tiles.sources), 'image')}"
     results, pictures = [], {}
     for entry in entries:
-        with log.stage(f"judge {entry.name}") as stage:
+        with log.stage(f"evaluate {entry.name}") as stage:
             try:
                 with _runnable(entry, files, interface) as running:
-                    result, found = _judged(running, tiles, expected, policy, stage)
+                    result, found = _evaluated(running, tiles, expected, policy, stage)
             except UnavailableError as error:
                 why, found = str(error), None
                 result = EngineParity(engine=entry.name, precision=entry.precision, status="not run", reason=why)
             if found is not None:
                 pictures[entry.name] = _pictures(tiles, expected, found, result)
             results.append(result)
-            said = result.verdict.reason if result.verdict else result.reason
-            stage.finding = said if result.status == "run" else f"{result.status}: {said}"
+            reason = result.verdict.reason if result.verdict else result.reason
+            stage.finding = reason if result.status == "run" else f"{result.status}: {reason}"
     return report(name, expected, tiles, results, **asdict(policy)), pictures
 
 
-def _judged(
-    running: Running, tiles: TileSet, expected: list[Judged], policy: AccuracyPolicy, stage: Stage
-) -> tuple[EngineParity, list[Judged] | None]:
-    """The verdict on one engine and its masks; without masks where its answers are no numbers."""
+def _evaluated(
+    running: Running, tiles: TileSet, expected: list[EvaluatedTile], policy: AccuracyPolicy, stage: Stage
+) -> tuple[EngineParity, list[EvaluatedTile] | None]:
+    """Returns the verdict on one engine, and its masks; None instead of masks if its output is not finite."""
     entry, device = running.entry, running.detector.engine.device
     try:
         with tile_per_stream(running.detector) as predict:
-            found = judge(entry.name, predict, tiles, policy.threshold, progress=stage.progress)
+            found = evaluate_tiles(entry.name, predict, tiles, policy.threshold, progress=stage.progress)
     except GateFailed as error:
-        verdict = Verdict(False, "finite answers", 0.0, 0.0, str(error))
+        verdict = Verdict(False, "finite output", 0.0, 0.0, str(error))
         failed = EngineParity(
             engine=entry.name, precision=entry.precision, status=running.status, reason=running.reason,
             device=device, verdict=verdict,
@@ -93,33 +116,35 @@ def _judged(
 
 @contextmanager
 def _runnable(entry: EngineEntry, files: Path | CheckedFiles, interface: Interface) -> Iterator[Running]:
-    """The engine, or its graph in ONNX Runtime as a stated proxy where this machine cannot run it.
+    """Opens the engine, or its graph in ONNX Runtime as a proxy if this machine cannot run the engine.
 
-    Raises UnavailableError where that would prove nothing: a float graph says nothing of BF16.
+    Raises UnavailableError if a proxy would show nothing: a float graph does not reproduce BF16 rounding.
     """
     status: Status = "run"
     reason = ""
     try:
-        engine = open_to_judge(entry, files, interface)
+        engine = open_for_evaluation(entry, files, interface)
     except UnavailableError as error:
         if entry.precision == "bf16":
             raise
         stand_in = EngineEntry(entry.name, "onnxruntime", entry.graph, entry.graph, entry.precision, "")
-        engine = open_to_judge(stand_in, files, interface)
+        engine = open_for_evaluation(stand_in, files, interface)
         status = "proxy"
         reason = entry.compiled if entry.on_device else f"not run: {error}"
     with ChangeDetector(engine, interface) as detector:
         yield Running(entry, detector, status, reason)
 
 
-def open_to_judge(entry: EngineEntry, files: Path | CheckedFiles, interface: Interface) -> Engine:
-    """With a stream for each core; a GPU is given whole batches, one after the other."""
+def open_for_evaluation(entry: EngineEntry, files: Path | CheckedFiles, interface: Interface) -> Engine:
+    """Opens an engine with one stream per core; a GPU engine gets one stream and whole batches."""
     streams = streams_on_cpu() if is_on_cpu(entry) else 1
     return open_engine_file(entry, files, interface.max_batch, ExecutionOptions(streams=streams))
 
 
-def _pictures(tiles: TileSet, reference: list[Judged], found: list[Judged], result: EngineParity) -> list[TilePicture]:
-    """The worst and some typical tiles, read again."""
+def _pictures(
+    tiles: TileSet, reference: list[EvaluatedTile], found: list[EvaluatedTile], result: EngineParity
+) -> list[TilePicture]:
+    """Returns pictures of the worst tiles and of some typical ones; reads these tiles again."""
     index = {ref.name: i for i, ref in enumerate(tiles)}
     shown = []
     for name, kind in pick_tiles(result, WORST_SHOWN, TYPICAL_SHOWN):

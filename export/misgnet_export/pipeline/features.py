@@ -1,4 +1,4 @@
-"""What the float encoder makes of tiles: the features that calibration tiles are selected by."""
+"""Computes features of tiles with the float encoder, from which calibration tiles are selected."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from misgnet.network import MISGNet
 from misgnet.tensors import normalise, unit_range
 from misgnet_calibration.statistics.tile_selection import FeatureExtractor
 
-_HALVED_FROM = 128  # px; half the resolution tells kinds of tiles apart as well, in a quarter of the time
+_HALVED_FROM = 128  # px; half the resolution distinguishes tiles equally well in a quarter of the time
 
 
 def encoder_features(network: MISGNet) -> FeatureExtractor:
-    """uint8 tiles (B, T, T, 3) of both dates -> float32 (B, F): mean and deviation of every channel of every stage.
+    """Returns a function from uint8 tiles (B, T, T, 3) of both dates to features float32 (B, F).
 
-    Of each the mean over the dates and their difference, so that what changed counts and its direction does not.
+    Features are the mean and the standard deviation of every channel of every stage: of each, the mean over both dates
+    and their absolute difference, so that swapping the dates changes nothing.
     """
 
     @torch.inference_mode()
@@ -34,6 +35,6 @@ def encoder_features(network: MISGNet) -> FeatureExtractor:
 
 
 def _moments(maps: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, 2C)."""
+    """Returns mean and standard deviation per channel: (B, C, h, w) -> (B, 2C)."""
     flat = maps.flatten(2)
     return torch.cat((flat.mean(2), flat.std(2)), 1)

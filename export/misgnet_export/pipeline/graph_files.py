@@ -1,4 +1,4 @@
-"""Writes the graphs of a bundle, with what was decided for those in INT8 or float16."""
+"""Writes the graphs of a bundle, and records how INT8 and float16 graphs were quantized."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_float(root: Path, model: onnx.ModelProto) -> WrittenGraph:
 
 
 def write_quantized(context: BuildContext, graph: FloatGraph, recipe: Recipe, found: RecipeGraph) -> WrittenGraph:
-    """``graph``: the float graph before any repair, which operators are compared with."""
+    """Writes a quantized graph; ``graph`` is the float graph before any repair, to compare operators with."""
     model = found.quantized.model
     if context.request.split:
         model = with_half_features(model, context.interface)

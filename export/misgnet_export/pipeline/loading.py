@@ -1,4 +1,4 @@
-"""The first stages of a build: weights and tiles are read, and those tiles chosen that calibrate."""
+"""Loads weights and tiles, and selects the calibration tiles."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import Sets
 from misgnet_runtime.callables import Progress
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.log import current
 from misgnet_runtime.raster.dataset import TileSet, read_source
 from misgnet_runtime.raster.leakage import check_disjoint
 
 _DECISION_TILES = 32
-_REPRESENT = "to represent the set: strata of change and brightness, apart in the float encoder's features"
+_REPRESENT = "representative of the set: stratified by change and brightness, spread in the float encoder's features"
 
 
 def load_sets(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
-    """The three sets and the network. Raises InputError for what is damaged, or in two sets."""
+    """Loads the three sets and the network. Raises InputError for damaged files and for images in two sets."""
     with log.stage("read weights and tiles") as stage:
         network, weights_sha256 = read_network(request.weights)
         tile = request.tile
@@ -30,7 +31,10 @@ def load_sets(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
         _check_sets(calib, val, evaluation, stage.progress)
         decision = val.spread(_DECISION_TILES) if val is not None else None
         _read_all([s for s in (decision, evaluation) if s is not None], stage.progress)
-        stage.finding = f"{len(calib)} calibration, {len(val or ())} validation, {len(evaluation)} evaluation tiles"
+        stage.finding = (
+            f"{plural(len(calib), 'calibration tile')}, {plural(len(val or ()), 'validation tile')}, "
+            f"{plural(len(evaluation), 'evaluation tile')}"
+        )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FewTilesWarning)
         chosen, how, selection = _select(request, network, calib, log)
@@ -45,7 +49,7 @@ def load_sets(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
 def _select(
     request: BuildRequest, network: MISGNet, calib: TileSet, log: StageLog
 ) -> tuple[TileSet, str, Selection | None]:
-    """The tiles that calibrate, how they were chosen in words, and the report of why where they represent more."""
+    """Selects calibration tiles; returns them, the method in words, and the reasons if they represent a larger set."""
     count = min(request.calib_tiles, len(calib))
     selection = None
     with log.stage("select calibration tiles") as stage:
@@ -59,7 +63,7 @@ def _select(
             how = "drawn at random" if count < len(calib) else "all of them"
         if selection is None:
             _read_all([chosen], stage.progress)
-        stage.finding = f"{count} of {len(calib)} tiles, {how}"
+        stage.finding = f"{count} of {plural(len(calib), 'tile')}, {how}"
     return chosen, how, selection
 
 
@@ -71,7 +75,7 @@ def _check_sets(calib: TileSet, val: TileSet | None, evaluation: TileSet, progre
 
 
 def _read_all(sets: list[TileSet], progress: Progress) -> None:
-    """Read every image once: a damaged one is named now, not minutes later."""
+    """Reads every image once, so that a damaged one is reported now and not minutes later."""
     sources = [source for tiles in sets for source in tiles.sources if source.seen.files is None]
     for done, source in enumerate(sources, 1):
         read_source(source)

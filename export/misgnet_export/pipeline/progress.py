@@ -1,4 +1,4 @@
-"""Stages of a build: each shows its progress while it runs, and its time and finding when it is done."""
+"""Runs the stages of a build: shows progress while a stage runs, then its time and finding."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from misgnet_runtime.formatting import printable
 
 @dataclass
 class Stage:
-    """One running stage; ``finding`` is what it found out, shown behind its name."""
+    """One running stage."""
 
     name: str
     progress: Callable[[int, int], None]
-    finding: str = ""
-    tell: Callable[[str], None] = lambda _: None  # what the stage is at, shown beside its name
+    finding: str = ""  # result of the stage, shown after its name
+    show_status: Callable[[str], None] = lambda _: None  # shows the current step next to the stage's name
 
     def phase_progress(self, _phase: str, done: int, of: int) -> None:
-        """The progress of a compiler that also names its phases."""
+        """Progress callback for compilers that also report the name of their phase."""
         self.progress(done, of)
 
 
@@ -37,7 +37,7 @@ class StageLog:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
-        """Time a stage and show a bar that its ``progress(done, of)`` moves."""
+        """Times a stage and shows a progress bar, which ``Stage.progress(done, of)`` updates."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[count]}"),
                    TimeElapsedColumn())  # fmt: skip
         started = time.perf_counter()
@@ -48,10 +48,10 @@ class StageLog:
             def move(done: int, of: int) -> None:
                 bars.update(task, completed=done, total=of, count=f"{done}/{of}")
 
-            def tell(text: str) -> None:
+            def show_status(text: str) -> None:
                 bars.update(task, description=f"{shown}: {escape(printable(text))}")
 
-            stage = Stage(name, move, tell=tell)
+            stage = Stage(name, move, show_status=show_status)
             yield stage
         seconds = time.perf_counter() - started
         self.done.append((name, seconds, stage.finding))

@@ -1,4 +1,4 @@
-"""What became of every operator of an INT8 or float16 graph, how and why, as the manifest keeps it."""
+"""Records the precision of every operator of an INT8 or float16 graph and the rule behind it, for the manifest."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from misgnet_runtime.bundle import Int8Numbers, NodePlacement, PlacementRule, Qu
 
 Precision = Literal["int8", "float16", "float32"]
 _CONTROL = "measured by accuracy control"
-_REVERTED = PlacementRule("reverted", "in INT8 it cost more F1 or pixels than was allowed", _CONTROL)
+_REVERTED = PlacementRule("reverted", "in INT8 it lost more F1 or pixels than allowed", _CONTROL)
 _REVERTED_FREE = PlacementRule(
-    "reverted at no cost", "without weights, INT8 won no multiply-adds, and all of that kind lost too much", _CONTROL
+    "reverted at no cost", "it has no weights, so INT8 saved no MACs, and this kind of operator lost too much", _CONTROL
 )
-_HALF_ROUNDING = 2.0**-10  # a scale written as float16 is off by half of it
+_HALF_ROUNDING = 2.0**-10  # twice the relative rounding error of a scale stored as float16
 _HALF_SOURCE = "float16's range and precision, on activations of calibration and validation tiles"
 
 
 def quantization_entry(file: str, recipe: Recipe, found: RecipeGraph, model: onnx.ModelProto) -> Quantization:
-    """What the manifest says of the graph in ``file``; ``model`` is the float graph before any repair."""
+    """Returns the manifest's entry for the graph in ``file``; ``model`` is the float graph before any repair."""
     quantized = found.quantized
     rules, entries = placement_entries(Graph(model), recipe, quantized)
     calibrator = found.calibrator.name if found.calibrator else "none"
@@ -42,7 +42,7 @@ def quantization_entry(file: str, recipe: Recipe, found: RecipeGraph, model: onn
 
 
 def _calibrators(found: RecipeGraph) -> dict[str, str]:
-    """By tensor its calibrator, where each has its own."""
+    """Returns the calibrator of each tensor if tensors have different ones; else an empty mapping."""
     chosen = found.calibrator.chosen if isinstance(found.calibrator, PerTensor) else {}
     return {name: calibrator.name for name, calibrator in chosen.items()}
 
@@ -50,9 +50,9 @@ def _calibrators(found: RecipeGraph) -> dict[str, str]:
 def placement_entries(
     graph: Graph, recipe: Recipe, quantized: QuantizedGraph
 ) -> tuple[list[PlacementRule], list[NodePlacement]]:
-    """The rules that decided, each once, and every operator of the float ``graph`` with its precision and rule.
+    """Returns the rules that applied, each once, and the precision and rule of every operator of the float ``graph``.
 
-    ``graph``: as it was exported, before any repair, so that what smoothing changed of it is found.
+    ``graph`` is the exported graph before any repair, so that the changes made by smoothing can be found.
     """
     int8, operands, divided = int8_numbers(quantized), operand_steps(quantized), smoothing_factors(graph, quantized)
     rules: dict[str, PlacementRule] = {}
@@ -73,13 +73,13 @@ def placement_entries(
 
 
 def int8_numbers(quantized: QuantizedGraph) -> dict[str, Int8Numbers]:
-    """By INT8 operator with a weight, what it counts in: read from the Q/DQ nodes that its graph was written with."""
+    """Returns the quantization parameters of each INT8 operator with a weight, read from the graph's Q/DQ nodes."""
     graph = Graph(quantized.model)
     return {site.node: _numbers(graph, site, quantized.recipe) for site in weighted(quantized.sites)}
 
 
 def operand_steps(quantized: QuantizedGraph) -> dict[str, list[Steps]]:
-    """By INT8 operator without a weight, what each activation that it reads is counted in; read from its graph, too."""
+    """Returns scale and zero point of the inputs of each INT8 operator without a weight, read from its Q/DQ nodes."""
     graph = Graph(quantized.model)
     found = {}
     for site in quantized.sites:
@@ -90,7 +90,7 @@ def operand_steps(quantized: QuantizedGraph) -> dict[str, list[Steps]]:
 
 
 def smoothing_factors(graph: Graph, quantized: QuantizedGraph) -> dict[str, list[float]]:
-    """By LayerNorm of the float ``graph``, what smoothing divided its channels by before they were quantized."""
+    """Returns, by LayerNorm of the float ``graph``, the factors that smoothing divided its channels by."""
     written = Graph(quantized.model)
     found = {}
     for node in graph.nodes:
@@ -117,7 +117,7 @@ def _numbers(graph: Graph, site: WeightedSite, recipe: Recipe) -> Int8Numbers:
 
 
 def _steps(graph: Graph, node: onnx.NodeProto) -> Steps:
-    """Scale and zero point of a Q or DQ node of an activation."""
+    """Returns scale and zero point of a Q or DQ node of an activation."""
     zero = graph.constant(node.input[2])
     return Steps(float(graph.constant(node.input[1])), int(zero), bool(zero.dtype.kind == "i"))
 

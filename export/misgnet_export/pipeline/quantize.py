@@ -1,8 +1,8 @@
-"""The stages of one recipe: quantize; where that loses too much, repair; where it still does, retreat to float.
+"""Quantizes the graph for one recipe: INT8; if it loses too much, repairs; if it still does, operators back to float.
 
-What is float16 then is checked for overflow; of a recipe without INT8 that is all there is to do.
+Float16 operators are then checked for overflow; for a recipe without INT8, this is the only stage.
 
-All of it is decided on calibration and validation tiles. The evaluation tiles are looked at once, by the gate.
+All decisions are made on calibration and validation tiles. The evaluation tiles are used only once, by the gate.
 """
 
 from __future__ import annotations
@@ -29,68 +29,69 @@ from misgnet_calibration.quantizer.quantize import QuantizationInputs, Quantized
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.calibrators import Calibrating
 from misgnet_calibration.statistics.observers import Range
-from misgnet_export.pipeline.agreement import Agreement, answers_of, compare, require_close
+from misgnet_export.pipeline.agreement import Agreement, compare, predictions_of, require_close
 from misgnet_export.pipeline.calibrate import Calibrated, observe
 from misgnet_export.pipeline.choose_calibrator import quantized_as
 from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.validation_loss import Decision, Loss
+from misgnet_runtime.formatting import plural
 
-# The choice is made on few tiles and is the best of many there: half of what the gate allows is kept in reserve.
+# The choice is made on few tiles and is the best of many, so only half of the drop that the gate allows is used up.
 _RESERVE = 0.5
-# Share of pixels whose mask may differ where the gate allows half a point, and where it allows next to nothing;
-# ordinary INT8 has about 0.0006.
+# Share of pixels whose mask may differ if the gate allows half a point, and if it allows next to nothing; ordinary
+# INT8 graphs have about 0.0006.
 _DIFFERING, _LEAST_DIFFERING = 0.002, 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeGraph:
-    """The graph of a recipe, and how it came about; no calibrator had a part in one without INT8."""
+    """The graph of a recipe and the decisions behind it."""
 
     quantized: QuantizedGraph
     inputs: QuantizationInputs
-    calibrator: Calibrating | None = None
+    calibrator: Calibrating | None = None  # None for a recipe without INT8
     tried: Mapping[str, Agreement] = field(default_factory=dict)
     repairs: tuple[Attempt, ...] = ()
     control: ControlReport | None = None
 
 
 def quantize_recipe(context: BuildContext, start: Calibrated, recipe: Recipe) -> RecipeGraph:
-    """All stages for ``recipe``. GateFailed where the graph is broken, not merely lossy."""
+    """Runs all stages for ``recipe``. Raises GateFailed if the graph is broken, not just lossy."""
     if recipe.int8:
         found, loss = _quantize(context, start, recipe)
         if start.decision is not None and loss is not None:
-            found = _mend(context, start, start.decision, recipe, found, kept=_passes(context, loss))
+            found = _reduce_loss(context, start, start.decision, recipe, found, passed=_passes(context, loss))
     else:
         inputs = QuantizationInputs(model=start.model, ranges={}, absolute_maxima=start.observed.absolute_maxima)
         found = RecipeGraph(quantized=inputs.quantize(recipe), inputs=inputs)
     if recipe.float16:
         found = _check_float16(context, start, recipe, found)
-    answered = answers_of(found.quantized.model, context.interface, context.check_tiles)
-    close = compare(start.answers, answered, context.policy.threshold)
+    predicted = predictions_of(found.quantized.model, context.interface, context.check_tiles)
+    close = compare(start.predictions, predicted, context.policy.threshold)
     require_close(close, f"the graph for {recipe.name}", "the float graph")
     return found
 
 
 def _check_float16(context: BuildContext, start: Calibrated, recipe: Recipe, found: RecipeGraph) -> RecipeGraph:
-    """Overflow is looked for on the checking and the deciding tiles, which calibrated nothing or little."""
+    """Checks for overflow on the check tiles and the validation tiles, few or none of which were used to calibrate."""
     tiles = [*context.check_tiles, *(start.decision.tiles if start.decision else ())]
     with context.log.stage(f"check float16 for {recipe.name}") as stage:
-        mended = fix_overflow(found.inputs, found.quantized, context.interface, tiles, stage.progress)
-        added = f"{len(mended.added)} of them since they overflowed" if mended.added else "no overflow"
-        room = f"{mended.largest} and could be {mended.headroom:.0f} times as large" if mended.largest else "no float16"
-        stage.finding = f"{len(mended.quantized.float32)} operators in float32, {added}; {room}"
-    return replace(found, quantized=mended.quantized, inputs=mended.inputs)
+        fixed = fix_overflow(found.inputs, found.quantized, context.interface, tiles, stage.progress)
+        added = f"{len(fixed.added)} of them because of overflow" if fixed.added else "no overflow"
+        room = f"{fixed.largest}, {fixed.headroom:.0f} times below the limit" if fixed.largest else "no float16"
+        stage.finding = f"{plural(len(fixed.quantized.float32), 'operator')} in float32, {added}; {room}"
+    return replace(found, quantized=fixed.quantized, inputs=fixed.inputs)
 
 
-def _mend(
-    context: BuildContext, start: Calibrated, decision: Decision, recipe: Recipe, found: RecipeGraph, *, kept: bool
+def _reduce_loss(
+    context: BuildContext, start: Calibrated, decision: Decision, recipe: Recipe, found: RecipeGraph, *, passed: bool
 ) -> RecipeGraph:
-    """Repair before retreat, each where the deciding tiles ask for it; ``kept``: ``found`` is within the limit."""
+    """Repairs the graph and then reverts operators to float, each only if needed; ``passed``: within the limit."""
     request = context.request
-    if request.repair == "always" or (request.repair == "auto" and not kept):
+    if request.repair == "always" or (request.repair == "auto" and not passed):
         found = _repair(context, start, decision, recipe, found)
-        kept = _passes(context, decision.loss(found.quantized.model))
-    if request.control_minutes > 0 and not kept:
+        passed = _passes(context, decision.loss(found.quantized.model))
+    if request.control_minutes > 0 and not passed:
         found = _control(context, decision, recipe, found)
     return found
 
@@ -100,10 +101,10 @@ def _passes(context: BuildContext, loss: Loss) -> bool:
 
 
 def limit_of(max_f1_drop: float) -> Limit:
-    """What may be lost on the tiles that decide: half of the points that the gate allows on others, and few pixels.
+    """Returns the loss allowed on validation tiles: half of the gate's F1 drop, and few differing pixels.
 
-    On few tiles F1 can even rise while a graph is broken; the pixels that differ from the float graph's show it, and
-    fewer may where the gate is strict.
+    On few tiles F1 can even rise although a graph is broken; the pixels that differ from the float graph's mask reveal
+    it. A stricter gate allows fewer such pixels.
     """
     points = max_f1_drop * _RESERVE if max_f1_drop > 0 else max_f1_drop
     differing = max(_LEAST_DIFFERING, min(_DIFFERING, max_f1_drop * _DIFFERING / 0.5))
@@ -111,7 +112,7 @@ def limit_of(max_f1_drop: float) -> Limit:
 
 
 def _quantize(context: BuildContext, start: Calibrated, recipe: Recipe) -> tuple[RecipeGraph, Loss | None]:
-    """The graph by the calibrator that was asked for, or by the best one, and what it loses where tiles decide."""
+    """Quantizes with the requested or the best calibrator; also returns the loss if there is a validation set."""
     with context.log.stage(f"quantize to INT8 for {recipe.name}") as stage:
         chosen, tried = quantized_as(context.request.observer, start, recipe, stage.progress)
         stage.finding = f"{_described(chosen.quantized)}, {chosen.calibrator}"
@@ -147,7 +148,7 @@ def _control(context: BuildContext, decision: Decision, recipe: Recipe, found: R
     limit = limit_of(context.policy.max_f1_drop)
     groups = groups_of(graph, found.quantized.sites)
     nodes = {group.name: group.nodes for group in groups}
-    few, wide = decision.fewer(), replace(recipe, float16=False)  # INT8 is ranked, and half precision is slow here
+    few, wide = decision.fewer(), replace(recipe, float16=False)  # only INT8 is ranked; half precision is slow on a CPU
 
     def keeping(names: frozenset[str]) -> QuantizationInputs:
         return replace(found.inputs, keep_float=frozenset(node for name in names for node in nodes[name]))
@@ -156,7 +157,7 @@ def _control(context: BuildContext, decision: Decision, recipe: Recipe, found: R
 
         def listen(step: Step, left: float) -> None:
             lost = "n/a" if step.measurement.f1_drop is None else f"{step.measurement.f1_drop:+.3f} points"
-            stage.tell(
+            stage.show_status(
                 f"step {step.number}, {step.phase}: {lost}, {100 * step.int8_share:.1f} % INT8, {left:.0f} s left"
             )
 
@@ -170,12 +171,13 @@ def _control(context: BuildContext, decision: Decision, recipe: Recipe, found: R
         inputs = keeping(frozenset(report.result.float_groups))
         quantized = inputs.quantize(recipe)
         floats = listed(report.result.float_groups, groups)
-        stage.finding = f"{_described(quantized)}; {report.result.reason}; float again: {floats}"
+        stage.finding = f"{_described(quantized)}; {report.result.reason}; reverted to float: {floats}"
     return replace(found, quantized=quantized, inputs=inputs, control=report)
 
 
 def _described(quantized: QuantizedGraph) -> str:
-    return f"{len(quantized.sites)} places, {100 * quantized.int8_share:.1f} % of the multiply-adds"
+    sites = plural(len(quantized.sites), "quantizer site")
+    return f"{sites}, {100 * quantized.int8_share:.1f} % of the MACs"
 
 
 def _gain(before: Score, after: Score) -> str:

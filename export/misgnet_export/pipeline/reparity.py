@@ -1,4 +1,4 @@
-"""Parity of an existing bundle against its own float graph: for CI, and for a set of the user's own. No torch."""
+"""Evaluates an existing bundle against its own float graph, in CI or on the user's own images; needs no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from misgnet_export.pipeline.evaluate import judge_engines, open_to_judge
+from misgnet_export.pipeline.evaluate import evaluate_engines, open_for_evaluation
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import AccuracyPolicy
 from misgnet_export.report import junit_xml
@@ -22,10 +22,17 @@ from misgnet_runtime.storage.schema import encode
 def reparity(
     path: Path, evaluation: Path, max_f1_drop: float | None, gate: GateRule | None, console: Console
 ) -> ParityReport:
-    """Judge every engine of the bundle on ``evaluation``; ``max_f1_drop`` in points and ``gate`` are
-    the bundle's own by default.
+    """Evaluates every engine of the bundle on ``evaluation``.
 
-    Raises InputError where the bundle's files do not match its manifest, before anything of it is opened.
+    Args:
+        path: The bundle.
+        evaluation: Folder of the evaluation set.
+        max_f1_drop: Allowed F1 drop in points; None: as recorded in the bundle.
+        gate: Gate rule; None: as recorded in the bundle.
+        console: Console for progress.
+
+    Raises:
+        InputError: The bundle's files do not match its manifest. This is checked before any engine is opened.
     """
     log = StageLog(console)
     with log.stage("check the bundle's digests"):
@@ -34,15 +41,15 @@ def reparity(
     interface = bundle.manifest.interface
     floats = [e for e in bundle.manifest.engines if e.precision == "float32"]
     if not floats:
-        raise InputError(f"bundle {path} holds no float graph to compare with; build it again")
+        raise InputError(f"bundle {path} contains no float graph to compare with; build it again")
     others = [e for e in bundle.manifest.engines if e is not floats[0]]
     allowed = bundle.manifest.max_f1_drop if max_f1_drop is None else max_f1_drop
     policy = AccuracyPolicy(bundle.manifest.threshold, allowed, gate or bundle.manifest.gate)
     with (
-        ChangeDetector(open_to_judge(floats[0], bundle.files, interface), interface) as reference,
+        ChangeDetector(open_for_evaluation(floats[0], bundle.files, interface), interface) as reference,
         tile_per_stream(reference) as predict,
     ):
-        return judge_engines(
+        return evaluate_engines(
             others, tiles, ("the bundle's float graph", predict),
             files=bundle.files, interface=interface, policy=policy, log=log,
         )[0]  # fmt: skip
@@ -51,7 +58,7 @@ def reparity(
 def write_results(
     report: ParityReport, json_file: Path | None, junit_file: Path | None, *, accept_proxy: bool, force: bool
 ) -> None:
-    """Write the evidence; ``accept_proxy``: an engine that passes by proxy counts as passed in the JUnit report."""
+    """Writes the evidence files; with ``accept_proxy``, an engine that passes by proxy counts as passed in JUnit."""
     for path, data in ((json_file, encode(report)), (junit_file, junit_xml(report, accept_proxy=accept_proxy))):
         if path is not None:
             write_file(path, data, force=force)

@@ -1,4 +1,4 @@
-"""What the stages of a build have made so far: frozen values that pass from one to the next."""
+"""Defines the results of a build's stages: immutable values that later stages read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import onnx
 
 from misgnet_calibration.statistics.tile_selection import Selection
 from misgnet_export.evidence import ControlRecord, TilePicture
-from misgnet_export.pipeline.agreement import Answers
+from misgnet_export.pipeline.agreement import Predictions
 from misgnet_runtime.accuracy.parity import ParityReport
 from misgnet_runtime.bundle import EngineEntry, Quantization, SplitEntry, TensorEntry
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.raster.dataset import TileSet
 
@@ -21,54 +22,47 @@ FLOAT_GRAPH = "graphs/float.onnx"
 
 @dataclass(frozen=True, kw_only=True)
 class Sets:
-    """What a build read: three different sets, which calibrate, validate (may be missing) and evaluate, and weights.
+    """The inputs of a build: three disjoint sets of tiles, and the weights' digest."""
 
-    ``decision``: the validation tiles that quantization is decided on; ``chosen``: how the calibration tiles were
-    chosen, in words; ``weights_sha256``: of the bytes that the network was decoded from; ``selection``: why each
-    calibration tile was chosen, where they represent a larger set.
-    """
-
-    calib: TileSet
+    calib: TileSet  # the selected calibration tiles
     val: TileSet | None
-    decision: TileSet | None
+    decision: TileSet | None  # the validation tiles that quantization is decided on
     evaluation: TileSet
-    chosen: str
-    weights_sha256: str
-    selection: Selection | None = None
+    chosen: str  # how the calibration tiles were selected
+    weights_sha256: str  # of the bytes that the network was decoded from
+    selection: Selection | None = None  # why each tile was selected, if they represent a larger set
 
 
 @dataclass(frozen=True)
 class FloatGraph:
-    """A float graph, and its output on the tiles that every stage is checked on."""
+    """A float graph and its predictions on the check tiles."""
 
     model: onnx.ModelProto
-    answers: Answers
+    predictions: Predictions
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A threshold, F1 with it and with 0.5, both 0 to 1, and on how many tiles."""
+    """A tuned threshold."""
 
     threshold: float
-    f1: float
-    f1_at_half: float
-    tiles: int
+    f1: float  # 0 to 1, with this threshold
+    f1_at_half: float  # 0 to 1, with a threshold of 0.5
+    tiles: int  # number of validation tiles
 
     def __str__(self) -> str:
-        return f"{self.threshold:g} on {self.tiles} validation tiles: F1 {self.f1:.4f}, {self.f1_at_half:.4f} with 0.5"
+        tiles = plural(self.tiles, "validation tile")
+        return f"{self.threshold:g} on {tiles}: F1 {self.f1:.4f}, {self.f1_at_half:.4f} with 0.5"
 
 
 def lowest(precision: str) -> str:
-    """What a graph is called after: "int8" of "int8+float16"."""
+    """Returns the lowest precision, after which a graph is named: "int8" of "int8+float16"."""
     return precision.partition("+")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphFile:
-    """A graph in the bundle, and what was decided for it where it is INT8 or float16.
-
-    ``split``: its encoder and head, where there are any; ``features``: what the encoder answers.
-    """
+    """A graph in the bundle, and the decisions behind it if it is INT8 or float16."""
 
     name: str
     file: str
@@ -76,13 +70,13 @@ class GraphFile:
     size: int
     quantization: Quantization | None = None
     control: ControlRecord | None = None
-    split: SplitEntry | None = None
-    features: list[TensorEntry] = field(default_factory=list)
+    split: SplitEntry | None = None  # its encoder and head
+    features: list[TensorEntry] = field(default_factory=list)  # outputs of the encoder
 
 
 @dataclass(frozen=True)
 class WrittenGraph:
-    """A graph that was just written to its file, and still is in memory."""
+    """A graph that was written to its file and is still in memory."""
 
     file: GraphFile
     model: onnx.ModelProto
@@ -90,19 +84,19 @@ class WrittenGraph:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured: parity, pictures by engine; timings only of what passed."""
+    """The measurements of a build."""
 
     parity: ParityReport
-    pictures: Mapping[str, list[TilePicture]]
-    timings: list[Timing] = field(default_factory=list)
+    pictures: Mapping[str, list[TilePicture]]  # by engine
+    timings: list[Timing] = field(default_factory=list)  # empty if the gate failed
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A bundle before its manifest is written; ``tuned``: its threshold, where it was not given."""
+    """A bundle before its manifest is written."""
 
     sets: Sets
     graphs: list[GraphFile]
     engines: list[EngineEntry]
     evidence: Evidence
-    tuned: Tuned | None = None
+    tuned: Tuned | None = None  # the tuned threshold; None if a value was given

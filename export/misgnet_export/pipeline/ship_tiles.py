@@ -1,4 +1,4 @@
-"""The shipping stages: golden tiles, which engines are checked on anywhere, and tiles for the gate on the device."""
+"""Writes golden tiles, on which engines are checked on every machine, and evaluation tiles for the gate on a device."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from misgnet_runtime.accuracy.evaluation_tiles import TILES_IN_A_FILE, Evaluatio
 from misgnet_runtime.accuracy.parity import ParityReport
 from misgnet_runtime.bundle.golden import GoldenTiles, write_golden
 from misgnet_runtime.callables import Predict
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.dataset import Tile, TileSet, read_tile, stack
 
 GOLDEN = "golden/tiles.npz"
@@ -19,7 +20,7 @@ _GOLDEN_TILES = 4
 
 
 def ship_golden_tiles(root: Path, tiles: TileSet, parity: ParityReport, predict: Predict) -> Path:
-    """Write a few evaluation tiles with the float model's answer: those with most change first, of several images."""
+    """Writes a few evaluation tiles with the float model's output: those with most change, from different images."""
     entries = parity.engines[0].tiles
     order = sorted(range(len(tiles)), key=lambda i: (-(entries[i].reference[0] + entries[i].reference[2]), i))
     picked = _first_of_each_source(tiles, order)[:_GOLDEN_TILES]
@@ -32,7 +33,7 @@ def ship_golden_tiles(root: Path, tiles: TileSet, parity: ParityReport, predict:
 
 
 def _first_of_each_source(tiles: TileSet, order: list[int]) -> list[int]:
-    """``order`` with the first tile of each image in front."""
+    """Returns ``order`` with the first tile of each image moved to the front."""
     seen: set[str] = set()
     first: list[int] = []
     rest: list[int] = []
@@ -44,7 +45,7 @@ def _first_of_each_source(tiles: TileSet, order: list[int]) -> list[int]:
 
 
 def ship_evaluation(context: BuildContext, tiles: TileSet, predict: Predict) -> None:
-    """Write as many of ``tiles`` as were asked for, spread over the set, with the masks of the float model."""
+    """Writes the requested number of ``tiles``, spread over the set, with the masks of the float model."""
     chosen = tiles.spread(context.request.ship_eval)
     folder = context.root / EVALUATION
     folder.mkdir()
@@ -54,7 +55,7 @@ def ship_evaluation(context: BuildContext, tiles: TileSet, predict: Predict) -> 
             write_evaluation(folder / f"tiles_{number:04d}.npz", masks)
             stage.progress(number * TILES_IN_A_FILE + len(part), len(chosen))
         size = sum(path.stat().st_size for path in folder.iterdir())
-        stage.finding = f"{len(chosen)} of {len(tiles)} tiles, {size / 1e6:.1f} MB"
+        stage.finding = f"{len(chosen)} of {plural(len(tiles), 'tile')}, {size / 1e6:.1f} MB"
 
 
 def _with_masks(tiles: list[Tile], predict: Predict, threshold: float) -> EvaluationTiles:

@@ -1,4 +1,4 @@
-"""The splitting stages: encoder and head of each graph, written beside it once they answer together as it does."""
+"""Splits each graph into encoder and head, and writes them after checking that together they reproduce its output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from misgnet_export.graph.split import SplitGraph, split_graph
-from misgnet_export.pipeline.agreement import Answers, answers_of, compare, require_masks, require_same
+from misgnet_export.pipeline.agreement import Predictions, compare, predictions_of, require_masks, require_same
 from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.progress import Stage
 from misgnet_export.pipeline.result import GraphFile, WrittenGraph
@@ -22,9 +22,10 @@ from misgnet_runtime.raster.dataset import Tile, stack
 
 
 def split_graphs(context: BuildContext, graphs: list[WrittenGraph]) -> list[GraphFile]:
-    """The files of ``graphs``, with those of their parts where the request asks for them.
+    """Returns the files of ``graphs``, with those of encoder and head if the request asks for them.
 
-    Raises GateFailed where a graph has no place to cut, or where the parts do not answer as the whole.
+    Raises:
+        GateFailed: A graph cannot be cut, or encoder and head do not reproduce its output.
     """
     if not context.request.split:
         return [graph.file for graph in graphs]
@@ -53,8 +54,8 @@ def _write(root: Path, graph: GraphFile, part: str, model: onnx.ModelProto) -> s
 
 
 def _check(context: BuildContext, graph: WrittenGraph, parts: SplitGraph, stage: Stage) -> str:
-    """How closely the parts answer as the whole graph, with the features as they are and kept in float16."""
-    expected = answers_of(graph.model, context.interface, context.check_tiles)
+    """Compares encoder and head with the whole graph, with features in float32 and rounded to float16."""
+    expected = predictions_of(graph.model, context.interface, context.check_tiles)
     with _detector(parts, context.interface) as detector:
         composed = _composed(detector, context.check_tiles, stage.progress)
     direct, kept = (compare(expected, found, context.policy.threshold) for found in composed)
@@ -63,7 +64,7 @@ def _check(context: BuildContext, graph: WrittenGraph, parts: SplitGraph, stage:
         require_same(direct, context.interface, what, before)
     require_masks(direct, what, before)
     require_masks(kept, f"{what} with features kept in float16", before)
-    return f"as the whole: {direct}; features in float16: {kept}"
+    return f"compared with the whole graph: {direct}; features in float16: {kept}"
 
 
 def _detector(parts: SplitGraph, interface: Interface) -> SplitDetector:
@@ -73,10 +74,10 @@ def _detector(parts: SplitGraph, interface: Interface) -> SplitDetector:
     return SplitDetector(encoder, head, interface, parts.features)
 
 
-def _composed(detector: SplitDetector, few: Sequence[Tile], progress: Progress) -> tuple[Answers, Answers]:
-    """What the parts answer with the features as they are, and with those that float16 keeps of them."""
-    direct: Answers = []
-    kept: Answers = []
+def _composed(detector: SplitDetector, few: Sequence[Tile], progress: Progress) -> tuple[Predictions, Predictions]:
+    """Returns the predictions of encoder and head with features in float32, and with features rounded to float16."""
+    direct: Predictions = []
+    kept: Predictions = []
     for done, tile in enumerate(few, 1):
         dates = [detector.encode(images) for images in stack([tile])]
         direct += list(detector.compare(*dates))

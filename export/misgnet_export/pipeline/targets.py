@@ -1,4 +1,4 @@
-"""What each target is made of, as data: the engine that opens it, its recipe, and the processor it needs."""
+"""Defines each target as data: the engine that opens it, its recipe, and the required processor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from misgnet_runtime.bundle.targets import Kind, Target
 
 @dataclass(frozen=True)
 class Board:
-    """What a plan is compiled on, by itself."""
+    """A device that a plan must be compiled on."""
 
     compute_capabilities: tuple[str, ...]
     platform: str
@@ -20,23 +20,18 @@ class Board:
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """``recipe``: of its graph; None is the float graph itself. ``float_type``: what an engine for the CPU computes in
-    where its graph is float32.
-
-    ``needs``: one of these is what the processor must have, as in the manifest's engine entry. ``board``: of a plan
-    that can only be compiled there. ``from_program``: its plan is compiled by Torch-TensorRT from the exported program.
-    """
+    """What a target is built into."""
 
     engine: EngineKind
-    recipe: Recipe | None
-    needs: tuple[str, ...] = ()
-    float_type: str = "float32"
-    board: Board | None = None
-    from_program: bool = False
+    recipe: Recipe | None  # of its graph; None: the float graph itself
+    needs: tuple[str, ...] = ()  # instruction sets of which the processor must have one, as in the manifest
+    float_type: str = "float32"  # type in which a CPU engine computes the float32 operators of the graph
+    board: Board | None = None  # set if the plan can be compiled only on this device
+    from_program: bool = False  # the plan is compiled from the exported program by Torch-TensorRT
 
     @property
     def precision(self) -> str:
-        """As the manifest says it."""
+        """The precision as recorded in the manifest."""
         if self.recipe is None:
             return self.float_type
         return f"{self.recipe.precision}+bf16" if self.float_type == "bf16" else self.recipe.precision
@@ -52,11 +47,11 @@ class Product:
         return self.engine in ("rtx", "tensorrt")
 
 
-_VNNI = ("avx512_vnni", "avx_vnni")  # without it x86 adds two products with 8-bit weights in 16 bits: they saturate
+_VNNI = ("avx512_vnni", "avx_vnni")  # without VNNI, x86 adds two products of 8-bit weights in 16 bits, which saturates
 _BF16 = ("avx512_bf16", "amx_bf16")
 
 _ORIN = Board(("sm87",), "linux-aarch64")
-_THOR = Board(("sm110",), "linux-aarch64")  # since CUDA 13; before, it was sm101
+_THOR = Board(("sm110",), "linux-aarch64")  # since CUDA 13; before that, it was sm101
 
 FLOAT = Product(engine="onnxruntime", recipe=None)  # in every bundle
 PRODUCTS: Mapping[Kind, Product] = {
@@ -84,6 +79,6 @@ def product_of(target: Target) -> Product:
 
 
 def recipes_of(targets: Iterable[Target]) -> list[Recipe]:
-    """The recipes of the graphs that ``targets`` need, each once."""
+    """Returns the recipes of the graphs that ``targets`` need, each once."""
     found = [product_of(target).recipe for target in targets]
     return list(dict.fromkeys(recipe for recipe in found if recipe is not None))

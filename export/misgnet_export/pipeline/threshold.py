@@ -1,4 +1,4 @@
-"""The stage that tunes the threshold: what gives the float graph its best F1 on validation tiles."""
+"""Tunes the threshold: finds the value with the best F1 of the float graph on validation tiles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TILES = 128
 
 
 def tune_threshold(context: BuildContext, graph: FloatGraph, validation: TileSet) -> Tuned:
-    """Run the float graph on validation tiles. Raises InputError where no label of theirs holds change."""
+    """Tunes the threshold on validation tiles. Raises InputError if their labels contain no change."""
     with context.log.stage("tune the threshold") as stage:
         tiles = validation.spread(_TILES)
         with detector_of(graph.model, context.interface) as detector, tile_per_stream(detector) as predict:
@@ -28,9 +28,9 @@ def tune_threshold(context: BuildContext, graph: FloatGraph, validation: TileSet
 
 
 def best_threshold(predict: Predict, tiles: TileSet, progress: Progress, batch: int = 1) -> Tuned:
-    """Try all thresholds in steps of 0.001; of equally good ones the middle is taken. ``batch``: tiles at once.
+    """Tries all thresholds in steps of 0.001; of equally good ones, takes the middle one.
 
-    Raises InputError where no label of ``tiles`` holds change: then there is no F1.
+    ``batch`` is the number of tiles per call. Raises InputError if no label contains change: then F1 is undefined.
     """
     counts = np.zeros((2, _STEPS), np.int64)
     done = 0
@@ -40,7 +40,7 @@ def best_threshold(predict: Predict, tiles: TileSet, progress: Progress, batch: 
         done += len(part)
         progress(done, len(tiles))
     if not counts[1].any():
-        raise InputError("--threshold tuned: the labels of --val hold no change; give a number, or other tiles")
+        raise InputError("--threshold tuned: the labels of --val contain no change; give a number or other tiles")
     f1 = _f1_above(counts)
     best = np.flatnonzero(f1 == f1.max())
     chosen = int(best[len(best) // 2])
@@ -48,15 +48,15 @@ def best_threshold(predict: Predict, tiles: TileSet, progress: Progress, batch: 
 
 
 def _histograms(probability: NDArray[np.float32], label: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """int64 (2, steps): pixels without change and with it, by the step that their probability ends in.
+    """Counts pixels without and with change by the step that contains their probability; int64 (2, steps).
 
-    Step i holds what is above i / steps and not above (i + 1) / steps: a threshold is exceeded, not met.
+    Step i contains values above i / steps and up to (i + 1) / steps, because a pixel is changed above the threshold.
     """
     step = np.clip(np.ceil(probability.astype(np.float64) * _STEPS) - 1, 0, _STEPS - 1).astype(np.intp)
     return np.stack([np.bincount(step[label == changed], minlength=_STEPS) for changed in (False, True)])
 
 
 def _f1_above(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """F1 of "changed" by thresholds at the upper ends of all steps but the last."""
+    """Returns the F1 of the changed class for thresholds at the upper ends of all steps except the last."""
     above = counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]  # false and true positives
     return 2 * above[1] / (above[0] + above[1] + counts[1].sum())

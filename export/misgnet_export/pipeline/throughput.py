@@ -1,4 +1,4 @@
-"""The measuring stage: the engines side by side against the clock."""
+"""Measures latency and throughput of the engines side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BATCHES = (1, 4)
 
 
 def time_engines(context: BuildContext, entries: Sequence[EngineEntry], golden: Path) -> list[Timing]:
-    """Latency and throughput of engines that run here, float and INT8 side by side, each in its own process."""
+    """Measures engines that run on this machine, float and INT8 side by side, each in its own process."""
     interface = context.interface
     with context.log.stage("measure throughput") as stage:
         timings: list[Timing] = []

@@ -39,14 +39,14 @@ _TOOLS = (
 
 
 def write_bundle(root: Path, request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]]) -> None:
-    """The evidence and, last, the manifest over all files below ``root``."""
+    """Writes the evidence and, last, the manifest of all files below ``root``."""
     _write_evidence(root / "evidence", request, draft, stages)
     manifest = _manifest(root, request, draft)
     (root / MANIFEST).write_bytes(encode(manifest))
 
 
 def write_rejected(root: Path, request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]]) -> None:
-    """The evidence of a build that did not pass; no graph, no engine, no manifest."""
+    """Writes the evidence of a build that failed the gate; no graphs, engines or manifest."""
     _write_evidence(root, request, draft, stages)
 
 
@@ -68,8 +68,8 @@ def _write_evidence(folder: Path, request: BuildRequest, draft: Draft, stages: l
 
 
 def _selection(found: Selection) -> dict[str, Any]:
-    """Which tiles calibrate and why, as JSON."""
-    how = "strata of changed share and brightness; within one, tiles far apart in the float encoder's features"
+    """Returns the selected calibration tiles and the reasons, as JSON."""
+    how = "stratified by changed share and brightness; within strata, tiles far apart in the float encoder's features"
     return {
         "how": how,
         "strata": [dataclasses.asdict(stratum) for stratum in found.strata],
@@ -85,13 +85,14 @@ def _report_data(
         title=f"MISGNet bundle “{request.output.name}”",
         created=timestamp(),
         passed=draft.evidence.parity.passed,
-        facts=[
+        summary=[
             ("Weights", f"{request.weights.name}, SHA-256 {draft.sets.weights_sha256[:16]}"),
             ("Tile", f"{request.tile} x {request.tile} px, batch 1 to {request.max_batch}"),
             ("Targets", ", ".join(t.name for t in request.targets)),
             (
                 "Calibration",
-                f"{len(calib)} tiles of {plural(len(calib.sources), 'image')} from {short_path(str(request.calib))}, "
+                f"{plural(len(calib), 'tile')} of {plural(len(calib.sources), 'image')} from "
+                f"{short_path(str(request.calib))}, "
                 f"seed {request.seed}",
             ),
             (
@@ -147,7 +148,7 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
 
 
 def parity_summary(parity: ParityReport) -> dict[str, Any]:
-    """The manifest's copy of the evidence: scores without the single tiles."""
+    """Returns the manifest's copy of the evidence: all scores, but not those of single tiles."""
     engines = [
         {k: v for k, v in msgspec.to_builtins(e).items() if k not in ("tiles", "worst_tiles")} for e in parity.engines
     ]
@@ -156,7 +157,7 @@ def parity_summary(parity: ParityReport) -> dict[str, Any]:
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of what takes part in a build, as far as it is installed."""
+    """Returns the versions of the installed tools that take part in a build."""
     return {"python": platform.python_version(), **installed_versions(_TOOLS)}
 
 
@@ -173,8 +174,8 @@ def _calibration(request: BuildRequest, draft: Draft) -> Calibration:
 
 def _decided_on(request: BuildRequest, decision: TileSet | None) -> str:
     if request.observer != "auto":
-        return f"no tiles: {request.observer} was asked for"
-    return f"{len(decision)} validation tiles" if decision else "no tiles: the default calibrator"
+        return f"no tiles: --observer {request.observer} was given"
+    return plural(len(decision), "validation tile") if decision else "no tiles: the default calibrator"
 
 
 def _roles(root: Path, draft: Draft) -> dict[str, tuple[str, str | None]]:

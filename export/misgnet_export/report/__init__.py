@@ -1,4 +1,4 @@
-"""The evidence: one HTML file for people, tables for the terminal, JUnit XML for a build server."""
+"""Presents the evidence: an HTML report, tables for the terminal, and JUnit XML for build servers."""
 
 from misgnet_export.report.html import ReportData, render
 from misgnet_export.report.junit import junit_xml

@@ -1,4 +1,4 @@
-"""The path of accuracy control, as a table for the terminal and as a picture."""
+"""Shows the steps of accuracy control as a table for the terminal and as a plot."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 _SHOWN_NAMES = 3
 _COLOURS: dict[Phase, str] = {"start": "0.2", "rank": "0.65", "revert": "C1", "regain": "C0"}
 _ENDINGS: dict[Stopped, str] = {
-    "at the start": "everything quantized is within the limit",
+    "at the start": "the fully quantized graph is within the limit",
     "finished": "the search is complete",
-    "budget": "the time budget is spent",
-    "outside the groups": "with every group float the limit is still missed, so the cause lies elsewhere",
+    "budget": "the time limit was reached",
+    "outside the groups": "the limit is missed even with every group in float, so the cause is elsewhere",
 }
 
 _NUMBER: dict[str, Any] = {"justify": "right", "no_wrap": True}
@@ -40,9 +40,9 @@ COLUMNS: dict[str, dict[str, Any]] = {
 
 
 def control_table(record: ControlRecord) -> Table:
-    """One row a step; the caption says how it ended. It fits 80 columns, and texts are never read as markup."""
-    alike = f", {figures.percent(record.min_agreement)} of pixels alike" if record.min_agreement else ""
-    table = plain_table(f"Accuracy control, at most {record.limit_points:g} points lost{alike}")
+    """Returns a table with one row per step and the result in the caption; fits 80 columns, ignores markup in texts."""
+    agreement = f", {figures.percent(record.min_agreement)} of pixels equal" if record.min_agreement else ""
+    table = plain_table(f"Accuracy control, at most {record.limit_points:g} points lost{agreement}")
     for name, how in COLUMNS.items():
         table.add_column(name, **how)
     for step in record.steps:
@@ -52,18 +52,18 @@ def control_table(record: ControlRecord) -> Table:
 
 
 def step_rows(record: ControlRecord) -> list[list[str]]:
-    """The table's cells as plain text, a row for each step under ``COLUMNS``."""
+    """Returns the table's cells as plain text, one row per step under ``COLUMNS``."""
     return [[cell.plain for cell in _cells(step, record)] for step in record.steps]
 
 
 def summary(record: ControlRecord) -> str:
-    """How it ended, in sentences: the result, what is float in it, and the evaluations that it took."""
+    """Returns the outcome in sentences: the result, its float operators, and the number of evaluations."""
     step = record.chosen
     kept = listed(step.float_groups, record.groups)
     verb = "passes" if record.passed else "is the closest; none passed"
     share = figures.percent(step.int8_share_of_multiply_adds, 1)
     return (
-        f"Step {step.number} {verb}: {step.reason}; {share} of the multiply-adds are INT8. Float again: {kept}. "
+        f"Step {step.number} {verb}: {step.reason}; {share} of the MACs are INT8. Reverted to float: {kept}. "
         f"{_effort(record)} in {record.seconds:.0f} s; {_ENDINGS[record.stopped]}."
     )
 
@@ -75,7 +75,7 @@ def _effort(record: ControlRecord) -> str:
 
 
 def draw_control(record: ControlRecord, folder: Path, name: str = "control") -> list[Path]:
-    """Write ``name``.png and ``name``.svg into ``folder``, the same bytes for the same record. Needs matplotlib."""
+    """Writes ``name``.png and ``name``.svg to ``folder``, with equal bytes for equal records. Needs matplotlib."""
     from matplotlib import rc_context
 
     written = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
@@ -89,14 +89,14 @@ def draw_control(record: ControlRecord, folder: Path, name: str = "control") -> 
 
 
 def plot_uri(record: ControlRecord) -> str:
-    """The plot as a ``data:`` address of a PNG."""
+    """Returns the plot as a ``data:`` address of a PNG."""
     buffer = io.BytesIO()
     control_figure(record).savefig(buffer, format="png", dpi=90)
     return data_uri(buffer.getvalue(), "png")
 
 
 def control_figure(record: ControlRecord) -> Figure:
-    """Points lost, pixels that differ where they are limited, and INT8 share, by step; the ring is the result."""
+    """Plots points lost, differing pixels (if they are limited) and INT8 share by step; a ring marks the result."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -115,7 +115,7 @@ def control_figure(record: ControlRecord) -> Figure:
 
 
 def _draw_marks(axis: Axes, record: ControlRecord, values: list[float], limit: float) -> None:
-    """A mark a step, full where the step passed, with the limit and a ring around the result."""
+    """Draws one mark per step, filled if the step passed, with the limit and a ring around the result."""
     for phase, colour in _COLOURS.items():
         shown = [step for step in record.steps if step.phase == phase]
         label = f"{phase}, estimated" if any(step.estimated for step in shown) else phase
@@ -123,7 +123,7 @@ def _draw_marks(axis: Axes, record: ControlRecord, values: list[float], limit: f
         for step in shown:
             face = colour if step.accepted else "none"
             axis.plot(step.number, values[step.number - 1], "o", color=colour, markerfacecolor=face)
-    axis.axhline(limit, color="0.4", linestyle="--", label="limit (full marks are within all of them)")
+    axis.axhline(limit, color="0.4", linestyle="--", label="limit (filled marks are within all limits)")
     axis.plot(
         record.result, values[record.result - 1], "o", color="C3", markersize=12, fillstyle="none", label="result"
     )
@@ -133,7 +133,7 @@ def _draw_marks(axis: Axes, record: ControlRecord, values: list[float], limit: f
 
 def _draw_shares(axis: Axes, record: ControlRecord) -> None:
     axis.step([s.number for s in record.steps], _percents(record), where="mid", color="C2")
-    axis.set(xlabel="evaluation", ylabel="INT8, % of\nmultiply-adds", ylim=(-3, 103))
+    axis.set(xlabel="evaluation", ylabel="INT8, % of\nMACs", ylim=(-3, 103))
     axis.locator_params(axis="x", integer=True)
     axis.plot(record.result, _percents(record)[record.result - 1], "o", color="C3", markersize=12, fillstyle="none")
 
@@ -150,12 +150,12 @@ def _cells(step: StepRecord, record: ControlRecord) -> list[Text]:
         figures.percent(step.int8_share_of_multiply_adds, 1),
         f"{step.seconds:.1f}",
     ]
-    word = Text("pass", style="green") if step.accepted else Text("~" if step.estimated else "more", style="dim")
+    word = Text("pass", style="green") if step.accepted else Text("~" if step.estimated else "fail", style="dim")
     return [Text(str(step.number)), cell(step.phase), cell(_names(step, record)), *map(cell, numbers), word]
 
 
 def _names(step: StepRecord, record: ControlRecord) -> str:
-    """The groups that a step reverted, or (with a plus) quantized again."""
+    """Returns the groups that a step reverted or, with a plus sign, quantized again."""
     if not step.changed:
         return "all INT8" if step.phase == "start" else "none of the others"
     if len(step.changed) == len(record.groups) and step.phase == "revert":

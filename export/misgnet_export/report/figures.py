@@ -1,4 +1,4 @@
-"""Numbers as text, and the few numbers that the report derives; HTML, terminal and JUnit share them."""
+"""Formats numbers and computes the derived ones; shared by the HTML report, the terminal tables and JUnit XML."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _LOWERED_NAME = re.compile(r"[-_.]?(int8|float16)")
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """``value`` with ``digits`` decimals; "n/a" where it is not defined."""
+    """Returns ``value`` with ``digits`` decimals, or "n/a" if it is not defined."""
     return "n/a" if value is None else f"{value:.{digits}f}"
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """As ``number``, always with a sign; zero, also a rounded one, has none."""
+    """Formats like ``number`` but always with a sign; zero, also a rounded one, has no sign."""
     if value is None:
         return "n/a"
     text = f"{value:+.{digits}f}".replace("-", MINUS)
@@ -32,7 +32,7 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def percent(share: float | None, digits: int = 3) -> str:
-    """A share as per cent, cut and not rounded, so that only full agreement reads 100."""
+    """Returns a share in per cent, truncated instead of rounded, so that only full agreement reads 100."""
     if share is None:
         return "n/a"
     scale = 10.0**digits
@@ -40,26 +40,26 @@ def percent(share: float | None, digits: int = 3) -> str:
 
 
 def interval(found: Interval | None) -> str:
-    """Both ends of a 95 % interval in points."""
+    """Returns both ends of a 95 % interval in points."""
     return "n/a" if found is None else f"{signed(found.low)} to {signed(found.high)}"
 
 
 def size(count: int) -> str:
-    """Bytes in the largest fitting binary unit."""
+    """Returns a number of bytes in the largest fitting binary unit."""
     if count < 1024:
         return f"{count} B"
     return f"{count / 1024:.1f} KiB" if count < 1024**2 else f"{count / 1024**2:.2f} MiB"
 
 
 def verdict_word(engine: EngineParity) -> str:
-    """``pass``, ``FAIL`` or, without a verdict, a dash."""
+    """Returns ``pass``, ``FAIL`` or, if there is no verdict, a dash."""
     if engine.verdict is None:
         return "–"  # noqa: RUF001
     return "pass" if engine.verdict.passed else "FAIL"
 
 
 def speed_ratios(timings: list[Timing]) -> list[float | None]:
-    """Pairs a second of each timing over the float engine's at that batch; None where it was not timed."""
+    """Returns pairs per second relative to the float engine at the same batch; None if that was not measured."""
     base: dict[int, float] = {}
     for timing in timings:
         if timing.precision.lower() in _FLOAT_PRECISIONS:
@@ -68,9 +68,10 @@ def speed_ratios(timings: list[Timing]) -> list[float | None]:
 
 
 def size_ratios(files: list[tuple[str, int]]) -> list[float | None]:
-    """Bytes of each INT8 or float16 file over those of its float file; None where there is no such partner.
+    """Returns the size of each INT8 or float16 file relative to its float file; None if there is no such file.
 
-    A partner has the same type and folder, and its name says float (or is the file's without "int8" or "float16").
+    The float file has the same type and folder, and its name contains "float" or equals the file's name without "int8"
+    or "float16".
     """
     sizes = dict(files)
     floats = [sizes.get(_float_partner(path, list(sizes)) or "") for path, _ in files]
@@ -78,12 +79,12 @@ def size_ratios(files: list[tuple[str, int]]) -> list[float | None]:
 
 
 def few_sources(found: Interval | None) -> bool:
-    """Whether an interval rests on so few source images that it is rough."""
+    """Returns whether an interval is rough because it is based on few source images."""
     return found is not None and found.sources < FEW_SOURCES
 
 
-def judged(report: ParityReport) -> list[EngineParity]:
-    """The engines that have a verdict."""
+def with_verdict(report: ParityReport) -> list[EngineParity]:
+    """Returns the engines that have a verdict."""
     return [engine for engine in report.engines if engine.verdict is not None]
 
 

@@ -1,4 +1,4 @@
-"""The report: one HTML file that holds everything it shows and loads nothing."""
+"""Renders the report: one self-contained HTML file that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -16,34 +16,30 @@ from misgnet_runtime.formatting import plural, printable
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.machine import machine_line
 
-PLOT_WIDTH = 150  # px, of the drawn intervals
+PLOT_WIDTH = 150  # px, of the plotted intervals
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """Everything that is shown. ``stages``: name, seconds, what was found; ``files``: path, bytes.
-
-    ``pictures`` go by the engine's name, ``repairs`` and ``controls`` by the graph's; ``machine`` is that of
-    ``describe_machine``.
-    """
+    """The contents of the report."""
 
     title: str
     created: str
     passed: bool
-    facts: list[tuple[str, str]]
+    summary: list[tuple[str, str]]  # (label, value)
     parity: ParityReport
     timings: list[Timing]
-    machine: dict[str, Any]
-    stages: list[tuple[str, float, str]]
-    files: list[tuple[str, int]]
-    pictures: dict[str, list[TilePicture]]
-    repairs: Mapping[str, Sequence[RepairEntry]] = field(default_factory=dict)
-    controls: Mapping[str, ControlRecord] = field(default_factory=dict)
+    machine: dict[str, Any]  # from describe_machine
+    stages: list[tuple[str, float, str]]  # (name, seconds, finding)
+    files: list[tuple[str, int]]  # (path, bytes)
+    pictures: dict[str, list[TilePicture]]  # by engine
+    repairs: Mapping[str, Sequence[RepairEntry]] = field(default_factory=dict)  # by graph
+    controls: Mapping[str, ControlRecord] = field(default_factory=dict)  # by graph
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A common scale of F1 drops, in points, over ``PLOT_WIDTH`` px."""
+    """A common scale of F1 drops in points, ``PLOT_WIDTH`` px wide."""
 
     low: float
     high: float
@@ -53,8 +49,8 @@ class Axis:
 
 
 def render(data: ReportData) -> str:
-    """The whole page. Every text is escaped; images are in it as ``data:`` addresses."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # parity, for one, runs where it is not installed
+    """Returns the whole page. All texts are escaped; images are embedded as ``data:`` addresses."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # not needed by `parity`, so imported here
 
     environment = Environment(
         loader=PackageLoader("misgnet_export.report", "."),
@@ -81,7 +77,7 @@ def render(data: ReportData) -> str:
 
 
 def _visible(value: Any) -> Any:
-    """Texts with what a browser obeys or hides escaped (control and format characters); markup as it is."""
+    """Escapes control and format characters in texts, which a browser would obey or hide; keeps markup."""
     if not isinstance(value, str) or hasattr(value, "__html__") or value.isprintable():
         return value
     hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -89,32 +85,32 @@ def _visible(value: Any) -> Any:
 
 
 def headline(data: ReportData) -> str:
-    """The verdict in one sentence; it never claims more than was judged."""
-    engines, judged = data.parity.engines, figures.judged(data.parity)
-    failed = [e.engine for e in judged if e.verdict and not e.verdict.passed]
-    proxies = sum(e.status == "proxy" for e in judged)
+    """Returns the verdict in one sentence, which never claims more than was evaluated."""
+    engines, evaluated = data.parity.engines, figures.with_verdict(data.parity)
+    failed = [e.engine for e in evaluated if e.verdict and not e.verdict.passed]
+    proxies = sum(e.status == "proxy" for e in evaluated)
     how = f" ({proxies} of them by proxy)" if proxies else ""
-    scope = f"{len(judged)} of {plural(len(engines), 'engine')} judged{how}"
-    if not judged:
+    scope = f"{len(evaluated)} of {plural(len(engines), 'engine')} evaluated{how}"
+    if not evaluated:
         return f"Nothing proven: {scope}"
     if failed:
         return f"Failed: {scope}, {len(failed)} outside the limit: {', '.join(failed)}"
     if not data.passed:
-        return f"Failed: {scope}, all within the limit, but another check is not met; see the stages"
+        return f"Failed: {scope}, all within the limit, but another check failed; see the stages"
     return f"Passed: {scope}, all within the limit"
 
 
 def caveats(data: ReportData) -> list[str]:
-    """What the verdict does not cover, in the words of a sceptical reader."""
+    """Returns what the verdict does not cover, from the view of a sceptical reader."""
     report = data.parity
     found = [f"{e.engine} was not run: {e.reason}" for e in report.engines if e.status == "not run"]
     proxies = [e for e in report.engines if e.status == "proxy"]
-    found += [f"{e.engine} was judged by proxy only: {e.reason}" for e in proxies]
+    found += [f"{e.engine} was evaluated by proxy only: {e.reason}" for e in proxies]
     return found + _interval_caveats(report) + _speed_caveats(data.timings)
 
 
 def drop_axis(report: ParityReport) -> Axis | None:
-    """The scale that holds all drops, all intervals, zero and the limit; None without any drop."""
+    """Returns a scale that includes all drops, all intervals, zero and the limit; None if there is no drop."""
     drops = [e.f1_drop_points for e in report.engines if e.f1_drop_points is not None]
     if not drops:
         return None
@@ -125,7 +121,7 @@ def drop_axis(report: ParityReport) -> Axis | None:
 
 
 def short_path(path: str) -> str:
-    """The last two parts: the report may travel, the folders of this machine do not."""
+    """Returns the last two parts of a path: a report may be passed on, and must not show this machine's folders."""
     parts = [part for part in PurePath(path).parts if part != PurePath(path).anchor]
     return "/".join(parts[-2:]) or path
 
@@ -135,11 +131,11 @@ def _interval_caveats(report: ParityReport) -> list[str]:
     found = []
     if any(figures.few_sources(e.interval) for e in run):
         few = f"{plural(report.sources, 'source image')} only, fewer than {figures.FEW_SOURCES}"
-        found.append(f"the intervals rest on {few}: they are rough")
+        found.append(f"the intervals are rough: they are based on {few}")
     if alone := [e.engine for e in run if e.interval is None]:
-        found.append(f"no interval for {', '.join(alone)}: that needs at least two source images")
+        found.append(f"no interval for {', '.join(alone)}: at least two source images are needed")
     if report.reference_scores.get("f1") is None:
-        found.append("no label holds a change, so nothing here shows that changes are still found")
+        found.append("no label contains a change, so this does not show whether changes are still found")
     return found + [_reaches_over(e, report) for e in run if _reaches(e, report)]
 
 
@@ -152,7 +148,7 @@ def _reaches(engine: EngineParity, report: ParityReport) -> bool:
 def _reaches_over(engine: EngineParity, report: ParityReport) -> str:
     high = engine.interval.high if engine.interval else 0.0
     return (
-        f"the interval of {engine.engine} reaches {figures.signed(high)} points, over the limit of "
+        f"the interval of {engine.engine} reaches {figures.signed(high)} points, above the limit of "
         f"{report.max_f1_drop:g}: on other images of this kind the drop may be larger than allowed"
     )
 

@@ -1,4 +1,4 @@
-"""The verdicts as JUnit XML, as Jenkins and GitLab read it: an engine is a test case."""
+"""Writes the verdicts as JUnit XML, as read by Jenkins and GitLab: each engine is a test case."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U001
 
 
 def junit_xml(report: ParityReport, *, accept_proxy: bool = False) -> bytes:
-    """UTF-8 XML with one test case for each engine: failed by its verdict, skipped where nothing is proven.
+    """Returns UTF-8 XML with one test case per engine: failed by its verdict, skipped if nothing was verified.
 
-    That is an engine without a verdict, and one that passes only by proxy, unless ``accept_proxy``.
+    Skipped are engines that have no verdict and, unless ``accept_proxy``, engines that pass only by proxy.
     """
     outcomes = [_outcome(engine, accept_proxy) for engine in report.engines]
     counts = {
@@ -61,7 +61,7 @@ def _add_case(suite: Element, engine: EngineParity, outcome: Outcome) -> None:
     if outcome == "skipped":
         message = engine.reason or engine.status
         if engine.verdict is not None:
-            message = f"{by_proxy}; {engine.verdict.reason}; --accept-proxy counts that as passed"
+            message = f"{by_proxy}; {engine.verdict.reason}; --accept-proxy counts this as passed"
         SubElement(case, "skipped", {"message": _clean(message)})
     elif outcome == "failure" and engine.verdict is not None:
         why = {"type": engine.verdict.rule, "message": _clean(engine.verdict.reason)}
@@ -82,7 +82,7 @@ def _case_properties(engine: EngineParity) -> dict[str, object]:
 
 
 def _add_properties(parent: Element, values: dict[str, object]) -> None:
-    """Add what is known; a value of None or "" is left out."""
+    """Adds known values as properties; leaves out None and ""."""
     properties = SubElement(parent, "properties")
     for name, value in values.items():
         if value is not None and value != "":
@@ -90,5 +90,5 @@ def _add_properties(parent: Element, values: dict[str, object]) -> None:
 
 
 def _clean(text: str) -> str:
-    """Without the characters that XML 1.0 forbids or discourages."""
+    """Removes the characters that XML 1.0 forbids or discourages."""
     return _NOT_XML.sub("", text)

@@ -1,4 +1,4 @@
-"""Pictures of single tiles: which ones are shown, and where float mask, engine mask and label differ."""
+"""Selects tiles to show, and draws where float mask, engine mask and label differ."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from misgnet_runtime.callables import Mask, RgbImage
 
 Kind = Literal["worst", "typical"]
 
-# What a pixel of a difference image can be, in the order of its codes. The colours stay apart in lightness as
-# well as in hue, so that they can be told apart with red-green or blue-yellow colour blindness.
+# The kinds of pixels of a difference image, in the order of their codes. The colours differ in lightness as well as in
+# hue, so that they can be distinguished with red-green or blue-yellow colour blindness.
 LEGEND: tuple[tuple[str, tuple[int, int, int]], ...] = (
-    ("both right: unchanged", (18, 18, 22)),
-    ("both right: changed", (255, 255, 255)),
-    ("both wrong alike", (88, 88, 94)),
-    ("engine newly wrong: false alarm", (245, 105, 0)),
-    ("engine newly wrong: missed", (40, 110, 235)),
-    ("engine newly right", (20, 205, 140)),
+    ("both correct: unchanged", (18, 18, 22)),
+    ("both correct: changed", (255, 255, 255)),
+    ("both wrong", (88, 88, 94)),
+    ("only engine wrong: false alarm", (245, 105, 0)),
+    ("only engine wrong: missed change", (40, 110, 235)),
+    ("only engine correct", (20, 205, 140)),
 )
 _UNCHANGED, _CHANGED, _BOTH_WRONG, _FALSE_ALARM, _MISSED, _NEWLY_RIGHT = range(len(LEGEND))
 
 
 def difference_codes(label: Mask, reference: Mask, engine: Mask) -> NDArray[np.uint8]:
-    """Index into ``LEGEND`` of every pixel: uint8 (H, W) of three bool (H, W)."""
+    """Returns the index into ``LEGEND`` of every pixel: uint8 (H, W) from three bool (H, W)."""
     was_right, is_right = reference == label, engine == label
     kinds = [was_right & is_right & ~label, was_right & is_right, was_right & engine, was_right, is_right]
     codes = [_UNCHANGED, _CHANGED, _FALSE_ALARM, _MISSED, _NEWLY_RIGHT]
@@ -37,30 +37,30 @@ def difference_codes(label: Mask, reference: Mask, engine: Mask) -> NDArray[np.u
 
 
 def difference_image(label: Mask, reference: Mask, engine: Mask) -> RgbImage:
-    """The codes in the colours of ``LEGEND``: uint8 (H, W, 3) of three bool (H, W)."""
+    """Returns the codes in the colours of ``LEGEND``: uint8 (H, W, 3) from three bool (H, W)."""
     return np.array([colour for _, colour in LEGEND], np.uint8)[difference_codes(label, reference, engine)]
 
 
 def png_data_uri(array: RgbImage | Mask) -> str:
-    """A lossless ``data:`` address of uint8 (H, W, 3) or bool (H, W)."""
+    """Returns a lossless ``data:`` address of uint8 (H, W, 3) or bool (H, W)."""
     return _data_uri(Image.fromarray(array), "png", optimize=True)
 
 
 def jpeg_data_uri(array: RgbImage, quality: int = 88) -> str:
-    """A smaller, lossy ``data:`` address of uint8 (H, W, 3): for photographs, never for masks."""
+    """Returns a smaller, lossy ``data:`` address of uint8 (H, W, 3); for photographs, never for masks."""
     return _data_uri(Image.fromarray(array), "jpeg", quality=quality, optimize=True)
 
 
 def data_uri(file: bytes, kind: str) -> str:
-    """The ``data:`` address of an image file's bytes; ``kind``: "png" or "jpeg"."""
+    """Returns the ``data:`` address of an image file's bytes; ``kind``: "png" or "jpeg"."""
     return f"data:image/{kind};base64,{base64.b64encode(file).decode('ascii')}"
 
 
 def pick_tiles(parity: EngineParity, worst: int, typical: int) -> list[tuple[str, Kind]]:
-    """Names of tiles to show, without chance and each once.
+    """Returns names of tiles to show, each once; the choice is deterministic.
 
-    First up to ``worst`` tiles with the most pixels that differ; then up to ``typical`` others whose label
-    holds change, those nearest to the middle when ordered by differing pixels. There may be fewer of either.
+    First come up to ``worst`` tiles with the most differing pixels, then up to ``typical`` others: of the remaining
+    tiles whose label contains change, ordered by differing pixels, those in the middle. There may be fewer of either.
     """
     ordered = sorted(parity.tiles, key=lambda tile: (-tile.differing, tile.name))
     bad = [tile for tile in ordered if tile.differing][: max(0, worst)]

@@ -1,4 +1,4 @@
-"""A graph's precision as tables and a picture: who computes in INT8, FP16, FP32, and why."""
+"""Shows a graph's precision as tables and as a picture: the operators in INT8, FP16 and FP32, and the reasons."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from misgnet_runtime.storage.atomic import replace_file
 
 PRECISIONS = ("int8", "float16", "float32")
 NAMES = {"int8": "INT8", "float16": "FP16", "float32": "FP32"}
-# Apart in lightness as well as in hue, for colour-blind readers.
+# The colours differ in lightness as well as in hue, for colour-blind readers.
 COLOURS = {"int8": "#1b7f6b", "float16": "#e0b83a", "float32": "#c2410c"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """One part of the network: how many operators and multiply-adds it has in each precision."""
+    """One part of the network: its operators and MACs in each precision."""
 
     name: str
     operators: dict[str, int]
@@ -34,7 +34,7 @@ class Block:
 
 
 def blocks(placement: Sequence[NodePlacement]) -> list[Block]:
-    """The parts in the order of the graph: ``backbone.block1.0``, ``MGLNet0``, ``decode1``."""
+    """Returns the parts in the order of the graph: ``backbone.block1.0``, ``MGLNet0``, ``decode1``."""
     found: dict[str, Block] = {}
     for entry in placement:
         name = block_of(entry.node)
@@ -45,16 +45,14 @@ def blocks(placement: Sequence[NodePlacement]) -> list[Block]:
 
 
 def block_of(node: str) -> str:
-    """The part of the network that a node belongs to, by its name; "graph" for what belongs to none."""
+    """Returns the part of the network that a node belongs to, from its name; "graph" if it belongs to none."""
     module = node.rpartition("/")[0]
     return group_name(module, "block") if module else "graph"
 
 
 def share_table(quantization: Quantization) -> Table:
-    """Share of the weights' multiply-adds, and operators, in each precision."""
-    table = Table(
-        "precision", "multiply-adds", "operators", title=cell(f"{quantization.graph} ({quantization.recipe})")
-    )
+    """Returns a table with the share of the weights' MACs and the number of operators in each precision."""
+    table = Table("precision", "MACs", "operators", title=cell(f"{quantization.graph} ({quantization.recipe})"))
     for name, share in quantization.shares().items():
         count = sum(entry.precision == name for entry in quantization.placement)
         table.add_row(NAMES[name], f"{100 * share:.2f} %", str(count))
@@ -62,9 +60,9 @@ def share_table(quantization: Quantization) -> Table:
 
 
 def block_table(quantization: Quantization) -> Table:
-    """A row a block: its share of the multiply-adds, how much of that is in each precision, and its operators."""
-    block_column = Column("block", overflow="fold")  # a name that is cut short names nothing
-    table = Table(block_column, "of all", *(NAMES[p] for p in PRECISIONS), "operators", title="By block")
+    """Returns a table with one row per block: its share of all MACs, their precision, and its operators."""
+    block_column = Column("block", overflow="fold")  # never truncated, since a truncated name identifies nothing
+    table = Table(block_column, "MACs", *(NAMES[p] for p in PRECISIONS), "operators", title="By block")
     found = blocks(quantization.placement)
     whole = max(1, sum(block.total for block in found))
     for block in found:
@@ -75,7 +73,7 @@ def block_table(quantization: Quantization) -> Table:
 
 
 def rule_table(quantization: Quantization) -> Table:
-    """What each rule decided, why, and who says so."""
+    """Returns a table of the rules that applied: the number of operators, the reason and its source."""
     table = Table("rule", "operators", "why", "source", title="Why")
     for rule in quantization.rules:
         count = sum(entry.rule == rule.name for entry in quantization.placement)
@@ -84,9 +82,9 @@ def rule_table(quantization: Quantization) -> Table:
 
 
 def draw_precision(quantizations: Sequence[Quantization], path: Path, *, force: bool = True) -> None:
-    """Write a picture, PNG or SVG by its suffix. Needs matplotlib.
+    """Writes a picture, PNG or SVG by its suffix. Needs matplotlib.
 
-    For each graph its operators in order, a row a block, coloured by precision; beside them the multiply-adds.
+    For each graph it shows the operators in order, one row per block, coloured by precision, and beside them the MACs.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -106,7 +104,7 @@ def draw_precision(quantizations: Sequence[Quantization], path: Path, *, force: 
 
 
 def _draw_operators(axis: Any, quantization: Quantization, found: list[Block]) -> None:
-    """A square an operator; those with weights are outlined."""
+    """Draws one square per operator; those with weights are outlined."""
     from matplotlib.patches import Rectangle
 
     row = {block.name: index for index, block in enumerate(found)}
@@ -129,5 +127,5 @@ def _draw_costs(axis: Any, found: list[Block]) -> None:
         widths = [block.multiply_adds[precision] / 1e6 for block in found]
         axis.barh(range(len(found)), widths, left=left, color=COLOURS[precision], height=0.7)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axis.set(ylim=(len(found) - 0.4, -0.6), xlabel="million multiply-adds a pair, with weights")
+    axis.set(ylim=(len(found) - 0.4, -0.6), xlabel="million MACs per pair, operators with weights")
     axis.set_yticks([])

@@ -1,4 +1,4 @@
-"""The evidence as tables for the terminal; they fit 80 columns. Texts are never read as markup."""
+"""Formats the evidence as tables for the terminal; they fit 80 columns, and markup in texts is ignored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STYLES = {"pass": "green", "FAIL": "bold red"}
 
 
 def parity_table(report: ParityReport) -> Table:
-    """One row an engine; reasons of what was not run, or run by proxy, are in the caption."""
+    """Returns a table with one row per engine; the caption gives the reason for each engine not run or run by proxy."""
     f1 = figures.number(report.reference_scores.get("f1"))
     table = plain_table(f"Parity with {report.reference} (F1 {f1}), {limit(report)}")
     table.add_column("Engine", overflow="fold", min_width=10)
@@ -26,8 +26,8 @@ def parity_table(report: ParityReport) -> Table:
     for engine in report.engines:
         table.add_row(*_parity_row(engine))
     reasons = [f"{e.engine}: {e.status}: {e.reason}" for e in report.engines if e.status != "run"]
-    judged = [(e.engine, e.verdict) for e in report.engines if e.verdict]
-    rules = [f"{engine}: {verdict.reason}" for engine, verdict in judged if verdict.rule != "F1 drop"]
+    verdicts = [(e.engine, e.verdict) for e in report.engines if e.verdict]
+    rules = [f"{engine}: {verdict.reason}" for engine, verdict in verdicts if verdict.rule != "F1 drop"]
     rough = any(figures.few_sources(e.interval) for e in report.engines)
     note = [f"~ rough: {plural(report.sources, 'source image')} only"] if rough else []
     table.caption = Text("\n".join(map(plain, reasons + rules + note)), style="dim")
@@ -35,13 +35,13 @@ def parity_table(report: ParityReport) -> Table:
 
 
 def limit(report: ParityReport) -> str:
-    """What was allowed, in words."""
+    """Returns the allowed drop in words."""
     what = "at most" if report.gate == "point" else "at the upper end of its interval at most"
     return f"{what} {report.max_f1_drop:g} points lower"
 
 
 def throughput_table(timings: list[Timing]) -> Table:
-    """One row a timing; the last column compares with the float engine at the same batch."""
+    """Returns a table with one row per timing; the last column compares with the float engine at the same batch."""
     table = plain_table("Latency of one call, and throughput")
     table.add_column("Engine", overflow="fold", min_width=10)
     table.add_column("Precision", overflow="fold")
@@ -53,29 +53,29 @@ def throughput_table(timings: list[Timing]) -> Table:
 
 
 def stage_table(stages: list[tuple[str, float, str]]) -> Table:
-    """One row a stage: its name, its seconds, and what it checked or found."""
+    """Returns a table with one row per stage: its name, its seconds and its finding."""
     table = plain_table("Stages")
     table.add_column("Stage", overflow="fold")
     table.add_column("Seconds", justify="right", no_wrap=True)
-    table.add_column("Checked and found", overflow="fold")
+    table.add_column("Result", overflow="fold")
     for name, seconds, found in stages:
         table.add_row(cell(name), f"{seconds:.1f}", cell(found))
     return table
 
 
 def plain_table(title: str) -> Table:
-    """A table without lines, and its title at the left; the title is never read as markup."""
+    """Returns a table without lines, with a left-aligned title whose markup is ignored."""
     heading = Text(plain(title), style="bold")
     return Table(title=heading, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def cell(text: str) -> Text:
-    """A text of a file or from a user: never read as markup, its control characters escaped."""
+    """Returns a text of a file or user as a cell: markup is ignored, control characters are escaped."""
     return Text(plain(text))
 
 
 def plain(text: str) -> str:
-    """As :func:`printable`, with common spaces for those that figures hold."""
+    """Escapes like :func:`printable`, with ordinary spaces for the no-break spaces in figures."""
     return printable(text.replace("\xa0", " "))
 
 

@@ -1,1 +1,1 @@
-"""Whether an engine is as good as the float model: metrics, the F1 gate, parity, evaluation tiles."""
+"""Compares an engine's accuracy with the float model's: metrics, the F1 gate, parity, evaluation tiles."""

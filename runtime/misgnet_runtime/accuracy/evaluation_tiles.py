@@ -1,6 +1,6 @@
-"""Evaluation tiles that travel in a bundle, with the float model's masks: for the F1 gate where the engine runs.
+"""Reads and writes evaluation tiles, which a bundle carries so that the F1 gate can run on the device.
 
-They lie in files of a few tiles each, so that a small board never has many in memory.
+Each file holds a few tiles with the float model's masks, so that a small board never has many tiles in memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.accuracy.metrics import require_finite
-from misgnet_runtime.accuracy.parity import EngineParity, Judged, compare, judged_of
+from misgnet_runtime.accuracy.parity import EngineParity, EvaluatedTile, compare, evaluated_tile
 from misgnet_runtime.bundle.golden import packed_tiles
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
@@ -29,32 +29,27 @@ _BATCH = 4
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTiles:
-    """N tiles of T x T pixels.
+    """N tiles of T x T pixels, with labels and the float model's masks."""
 
-    ``before``, ``after``: uint8 (N, T, T, 3); ``label``, and ``reference``, the float model's mask: bool (N, T, T);
-    ``owned``: first and last row and column (past the end) that are the tile's own, int64 (N, 4); ``names`` of the
-    tiles and of the ``sources`` that they were cut from: text (N,).
-    """
-
-    before: NDArray[np.uint8]
-    after: NDArray[np.uint8]
-    label: NDArray[np.bool_]
-    reference: NDArray[np.bool_]
-    owned: NDArray[np.int64]
-    names: NDArray[np.str_]
-    sources: NDArray[np.str_]
+    before: NDArray[np.uint8]  # (N, T, T, 3)
+    after: NDArray[np.uint8]  # (N, T, T, 3)
+    label: NDArray[np.bool_]  # (N, T, T)
+    reference: NDArray[np.bool_]  # (N, T, T), the float model's masks
+    owned: NDArray[np.int64]  # (N, 4): top, bottom, left, right of the evaluated pixels; bottom and right are exclusive
+    names: NDArray[np.str_]  # (N,), of the tiles
+    sources: NDArray[np.str_]  # (N,), of the images that the tiles were cut from
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def judged(self, masks: NDArray[np.bool_], start: int = 0) -> list[Judged]:
-        """``masks`` (M, T, T) of M tiles from the one at ``start`` on, against the labels."""
-        return [self._judged(start + index, mask) for index, mask in enumerate(masks)]
+    def evaluated(self, masks: NDArray[np.bool_], start: int = 0) -> list[EvaluatedTile]:
+        """Compares ``masks`` (M, T, T) with the labels of M tiles, the first of which has the index ``start``."""
+        return [self._evaluated(start + index, mask) for index, mask in enumerate(masks)]
 
-    def _judged(self, index: int, mask: NDArray[np.bool_]) -> Judged:
+    def _evaluated(self, index: int, mask: NDArray[np.bool_]) -> EvaluatedTile:
         top, bottom, left, right = map(int, self.owned[index])
         own = slice(top, bottom), slice(left, right)
-        return judged_of(str(self.names[index]), str(self.sources[index]), mask[own], self.label[index][own])
+        return evaluated_tile(str(self.names[index]), str(self.sources[index]), mask[own], self.label[index][own])
 
 
 def write_evaluation(path: Path, tiles: EvaluationTiles) -> None:
@@ -63,9 +58,14 @@ def write_evaluation(path: Path, tiles: EvaluationTiles) -> None:
 
 
 def read_evaluation(path: Path, data: bytes | None = None) -> EvaluationTiles:
-    """Read what :func:`write_evaluation` wrote; InputError where it is damaged or holds something else.
+    """Reads a file of :func:`write_evaluation`.
 
-    ``data``: the file's bytes, where they were read before; ``path`` is then for messages.
+    Args:
+        path: The file.
+        data: Its bytes, if they are already in memory; ``path`` is then used only in messages.
+
+    Raises:
+        InputError: The file is damaged or holds something else.
     """
     names = [field.name for field in fields(EvaluationTiles)]
     arrays: dict[str, Any] = dict(zip(names, read_archive("evaluation tiles", path, names, data), strict=True))
@@ -76,24 +76,26 @@ def read_evaluation(path: Path, data: bytes | None = None) -> EvaluationTiles:
 
 
 def evaluation_files(bundle: Bundle) -> list[str]:
-    """Where a bundle's evaluation tiles lie in it; none where it was built without."""
+    """Returns the relative paths of a bundle's evaluation tiles; empty if it was built without them."""
     return [file.path for file in bundle.manifest.files if file.role == ROLE]
 
 
-def judge_on_device(
+def evaluate_on_device(
     bundle: Bundle, entry: EngineEntry, predict: Predict, device: str, progress: Progress | None = None
 ) -> EngineParity:
-    """The engine against the float model, on the bundle's evaluation tiles and by the bundle's gate.
+    """Compares the engine with the float model on the bundle's evaluation tiles, by the bundle's gate.
 
-    Raises GateFailed where it answers NaN or Inf, InputError for tiles that are not what the manifest says.
+    Raises:
+        GateFailed: The engine's output contains NaN or Inf.
+        InputError: The tiles do not match the manifest.
     """
     manifest, files = bundle.manifest, evaluation_files(bundle)
-    reference: list[Judged] = []
-    found: list[Judged] = []
+    reference: list[EvaluatedTile] = []
+    found: list[EvaluatedTile] = []
     for number, path in enumerate(files, 1):
         tiles = read_evaluation(bundle.name / path, packed_tiles(bundle, path))
-        reference += tiles.judged(tiles.reference)
-        found += _judge(entry, tiles, predict, min(_BATCH, manifest.interface.max_batch), manifest.threshold)
+        reference += tiles.evaluated(tiles.reference)
+        found += _evaluate(entry, tiles, predict, min(_BATCH, manifest.interface.max_batch), manifest.threshold)
         if progress:
             progress(number, len(files))
     return compare(
@@ -101,13 +103,13 @@ def judge_on_device(
     )
 
 
-def _judge(
+def _evaluate(
     entry: EngineEntry, tiles: EvaluationTiles, predict: Predict, batch: int, threshold: float
-) -> Iterator[Judged]:
+) -> Iterator[EvaluatedTile]:
     for start in range(0, len(tiles), batch):
         part = slice(start, start + batch)
         probability = require_finite(predict(tiles.before[part], tiles.after[part]), f"engine {entry.name}")
-        yield from tiles.judged(probability > threshold, start)
+        yield from tiles.evaluated(probability > threshold, start)
 
 
 def _fit_together(tiles: EvaluationTiles) -> bool:

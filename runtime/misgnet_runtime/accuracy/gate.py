@@ -1,4 +1,4 @@
-"""The accuracy gate: pure functions from counts of pixels to a verdict."""
+"""Decides whether an engine passes the accuracy gate: pure functions from pixel counts to a verdict."""
 
 from __future__ import annotations
 
@@ -13,27 +13,33 @@ RESAMPLES = 10_000
 
 
 class Interval(Struct, frozen=True):
-    """95 % bootstrap interval of a drop, in points (hundredths); ``sources`` images were resampled."""
+    """95 % bootstrap interval of an F1 drop."""
 
+    # Lower end, in points (hundredths of F1).
     low: float
+    # Upper end, in points.
     high: float
+    # Number of source images that were resampled.
     sources: int
 
 
 class Verdict(Struct, frozen=True):
-    """Whether an engine passes, by which rule, and why; ``value`` and ``limit`` are in points."""
+    """The gate's decision about an engine."""
 
     passed: bool
+    # The quantity that was compared with the limit.
     rule: str
+    # Its measured value, in points.
     value: float
+    # The highest allowed value, in points.
     limit: float
     reason: str
 
 
 def f1_drop(reference: Confusion, engine: Confusion) -> float | None:
-    """F1 of the reference minus F1 of the engine, in points; None where the labels hold no change.
+    """Returns F1 of the reference minus F1 of the engine, in points; None if the labels hold no change.
 
-    Rounded to a billionth, so that a drop equal to its limit does not exceed it by a float's last bit.
+    Rounded to 9 decimals, so that a drop equal to its limit does not exceed it by a rounding error.
     """
     if reference.f1 is None or engine.f1 is None:
         return None
@@ -49,13 +55,19 @@ def decide(
     rule: GateRule = "point",
     interval: Interval | None = None,
 ) -> Verdict:
-    """Judge ``engine`` against ``reference`` on the same pixels.
+    """Evaluates ``engine`` against ``reference`` on the same pixels.
 
-    ``agreement``: share of pixels with the same mask, 0 to 1; ``max_f1_drop``: points, may be negative.
-    ``rule`` "upper" judges the upper end of ``interval``, the drop's bootstrap interval, and fails without one: it
-    is what the drop may well be on other images of the kind.
-    Labels without any change have no F1. Then the additional false alarms (points of the unchanged pixels)
-    and the pixels that disagree (points) must both stay within ``max_f1_drop``.
+    If the labels hold no change, F1 is undefined. Then the additional false alarms (points of the unchanged pixels) and
+    the disagreeing pixels (points) must both stay within ``max_f1_drop``.
+
+    Args:
+        reference: Counts of the reference model.
+        engine: Counts of the engine.
+        agreement: Share of pixels with equal masks, 0 to 1.
+        max_f1_drop: The allowed drop in points; may be negative.
+        rule: "point" compares the measured drop. "upper" compares the upper end of ``interval``, a plausible drop on
+            other images of the same kind; it fails if there is no interval.
+        interval: Bootstrap interval of the drop.
     """
     drop = f1_drop(reference, engine)
     if drop is not None:
@@ -65,8 +77,8 @@ def decide(
     value = max(alarms, disagreeing)
     passed = value <= max_f1_drop
     reason = (
-        f"no label holds a change, so there is no F1: {alarms:+.3f} points of false alarms and "
-        f"{disagreeing:.3f} points of pixels that disagree, {max_f1_drop:g} allowed"
+        f"F1 is undefined because no label holds a change: {alarms:+.3f} points of false alarms and "
+        f"{disagreeing:.3f} points of disagreeing pixels, {max_f1_drop:g} allowed"
     )
     return Verdict(passed, "false alarms and agreement", value, max_f1_drop, reason)
 
@@ -80,7 +92,7 @@ def _drop_verdict(drop: float, allowed: float) -> Verdict:
 def _upper_verdict(drop: float, allowed: float, interval: Interval | None) -> Verdict:
     name = "upper end of the F1 drop's 95 % interval"
     if interval is None:
-        reason = "the drop has no interval: it needs two source images at least; add some, or judge the point estimate"
+        reason = "the F1 drop has no interval, which needs at least two source images; add images, or use --gate point"
         return Verdict(False, name, drop, allowed, reason)
     passed = interval.high <= allowed
     reason = (
@@ -93,10 +105,11 @@ def _upper_verdict(drop: float, allowed: float, interval: Interval | None) -> Ve
 def bootstrap_drop(
     reference: list[Confusion], engine: list[Confusion], seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval | None:
-    """Paired percentile bootstrap of the F1 drop over source images (Efron and Tibshirani, 1993, chapter 13).
+    """Returns the paired percentile bootstrap of the F1 drop over source images.
 
-    Tiles of one image are not independent, so images are drawn; both lists hold one matrix an image, in the
-    same order. None with fewer than two images, or where F1 is not defined.
+    Source: Efron and Tibshirani (1993), chapter 13. Tiles of one image are not independent, so images are resampled.
+    Both lists hold one matrix per image, in the same order. Returns None for fewer than two images, or if F1 is
+    undefined.
     """
     images = len(reference)
     if images < 2 or Confusion.total(reference).f1 is None:
@@ -111,12 +124,12 @@ def bootstrap_drop(
 
 
 def _counts(parts: list[Confusion]) -> NDArray[np.float64]:
-    """tp, fp and fn of each part, (parts, 3)."""
+    """Returns tp, fp and fn of each part, (parts, 3)."""
     return np.array([(c.tp, c.fp, c.fn) for c in parts], np.float64)
 
 
 def _f1(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """F1 of (..., 3) counts; NaN where a resample holds no change."""
+    """Returns F1 of (..., 3) counts; NaN for a resample without change."""
     tp, fp, fn = counts[..., 0], counts[..., 1], counts[..., 2]
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), np.nan))

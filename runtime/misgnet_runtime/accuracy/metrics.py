@@ -1,4 +1,4 @@
-"""Change detection metrics from one confusion matrix over all pixels."""
+"""Computes change detection metrics from one confusion matrix over all pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from misgnet_runtime.errors import GateFailed
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of pixels; "positive" is the changed class. A metric without a denominator is None."""
+    """Pixel counts; "positive" is the changed class. A metric whose denominator is 0 is None."""
 
     tp: int = 0
     fp: int = 0
@@ -24,7 +24,7 @@ class Confusion:
 
     @classmethod
     def of(cls, predicted: Mask, label: Mask) -> Confusion:
-        """Counts of two bool arrays of one shape."""
+        """Counts the pixels of two bool arrays of equal shape."""
         tp = int(np.count_nonzero(predicted & label))
         fp = int(np.count_nonzero(predicted)) - tp
         fn = int(np.count_nonzero(label)) - tp
@@ -43,7 +43,7 @@ class Confusion:
 
     @property
     def changed(self) -> int:
-        """Pixels that the label calls changed."""
+        """Returns the number of pixels that are changed in the label."""
         return self.tp + self.fn
 
     @property
@@ -56,7 +56,7 @@ class Confusion:
 
     @property
     def f1(self) -> float | None:
-        """2 tp / (2 tp + fp + fn); None where the label has no change at all."""
+        """Returns 2 tp / (2 tp + fp + fn); None if the label holds no change."""
         return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn) if self.changed else None
 
     @property
@@ -69,12 +69,12 @@ class Confusion:
 
     @property
     def false_alarms(self) -> float | None:
-        """Share of the unchanged pixels that are called changed."""
+        """Returns the share of unchanged pixels that are predicted as changed."""
         return _ratio(self.fp, self.fp + self.tn)
 
     @property
     def kappa(self) -> float | None:
-        """Cohen's kappa: agreement beyond what the two marginals give by chance."""
+        """Returns Cohen's kappa: the agreement beyond the agreement by chance of the two marginals."""
         if not self.pixels:
             return None
         n = self.pixels
@@ -82,15 +82,15 @@ class Confusion:
         return _ratio((self.tp + self.tn) / n - chance, 1 - chance)
 
     def scores(self) -> dict[str, float | None]:
-        """precision, recall, f1, iou, accuracy, kappa: fractions of the changed class."""
+        """Returns precision, recall, f1, iou, accuracy and kappa of the changed class, as fractions."""
         names = ("precision", "recall", "f1", "iou", "accuracy", "kappa")
         return {name: getattr(self, name) for name in names}
 
 
 def require_finite(probability: NDArray[np.float32], source: str) -> NDArray[np.float32]:
-    """Return ``probability``; raise GateFailed where it has NaN or Inf, which a threshold would call "no change"."""
+    """Returns ``probability``. Raises GateFailed for NaN or Inf; a threshold would turn NaN into no change."""
     if not np.isfinite(probability).all():
-        raise GateFailed(f"{source} answers NaN or Inf; run misgnet-run verify")
+        raise GateFailed(f"the output of {source} contains NaN or Inf; run misgnet-run verify")
     return probability
 
 

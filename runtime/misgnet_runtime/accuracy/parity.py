@@ -1,4 +1,4 @@
-"""Parity: an engine's masks against the float model's, on every tile of an evaluation set."""
+"""Compares an engine's masks with the float model's on every tile of an evaluation set (parity)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SHOWN_TILES = 6
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One tile's mask (its own pixels only, packed 8 a byte) and its counts against the label."""
+class EvaluatedTile:
+    """One tile's predicted mask and its counts against the label; only pixels that the tile owns count."""
 
     name: str
-    source: str
-    shape: tuple[int, int]
-    packed: NDArray[np.uint8]
+    source: str  # name of the image that the tile was cut from
+    shape: tuple[int, int]  # (H, W) of the owned pixels
+    packed: NDArray[np.uint8]  # the mask, 8 pixels per byte
     confusion: Confusion
 
     @property
@@ -39,35 +39,45 @@ class Judged:
 
 
 class TileParity(Struct, frozen=True):
-    """One tile: counts of both sides as (tp, fp, fn, tn), and pixels whose masks differ."""
+    """One tile's counts for the reference and the engine."""
 
     name: str
+    # Name of the image that the tile was cut from.
     source: str
+    # (tp, fp, fn, tn) of the float model.
     reference: tuple[int, int, int, int]
+    # (tp, fp, fn, tn) of the engine.
     engine: tuple[int, int, int, int]
+    # Pixels whose masks differ.
     differing: int
     pixels: int
 
 
 class EngineParity(Struct, frozen=True):
-    """What is known of one engine. ``status`` "proxy": its graph was run by another engine on this machine."""
+    """The result of one engine."""
 
     engine: str
     precision: str
+    # "run", "not run", or "proxy": another engine on this machine ran its graph.
     status: Status
+    # Why the engine was not run itself; empty if it was.
     reason: str
     device: str = ""
+    # Metrics of the changed class, as fractions; null if undefined.
     scores: dict[str, float | None] = field(default_factory=dict)
+    # F1 of the float model minus F1 of the engine, in points; null if the labels hold no change.
     f1_drop_points: float | None = None
     interval: Interval | None = None
+    # Share of pixels with equal masks, 0 to 1.
     agreement: float | None = None
     verdict: Verdict | None = None
+    # Names of the tiles with the most differing pixels, the worst first.
     worst_tiles: list[str] = field(default_factory=list)
     tiles: list[TileParity] = field(default_factory=list)
 
 
 class ParityReport(Struct, frozen=True):
-    """The evidence: the reference's scores and one entry an engine, on one evaluation set."""
+    """The reference's scores and one entry per engine, on one evaluation set."""
 
     reference: str
     evaluation_set: str
@@ -85,43 +95,47 @@ class ParityReport(Struct, frozen=True):
 
     @property
     def passed(self) -> bool:
-        """Whether every engine that was run, itself or by proxy, passes; at least one must have been."""
+        """Returns whether every engine that was run, itself or by proxy, passes, and at least one was run."""
         verdicts = [e.verdict for e in self.engines if e.verdict is not None]
         return bool(verdicts) and all(v.passed for v in verdicts)
 
     @property
     def failures(self) -> str:
-        """Why the report did not pass: the engines that failed, each with its reason."""
+        """Returns why the report did not pass: the engines that failed, each with its reason."""
         failed = [f"{e.engine}: {e.verdict.reason}" for e in self.engines if e.verdict and not e.verdict.passed]
-        return "; ".join(failed) or "no engine was judged"
+        return "; ".join(failed) or "no engine was evaluated"
 
 
-def judge(
+def evaluate_tiles(
     name: str, predict: Predict, tiles: TileSet, threshold: float,
     *, batch: int = 4, progress: Progress | None = None,
-) -> list[Judged]:  # fmt: skip
-    """Run ``predict`` on every tile. Raises GateFailed where it answers NaN or Inf."""
-    judged: list[Judged] = []
+) -> list[EvaluatedTile]:  # fmt: skip
+    """Runs ``predict`` on every tile and compares the masks with the labels.
+
+    Raises:
+        GateFailed: The output contains NaN or Inf.
+    """
+    evaluated: list[EvaluatedTile] = []
     for part in tiles.batches(batch):
         for tile, probability in zip(part, predict(*stack(part)), strict=True):
             if not np.isfinite(probability).all():
-                raise GateFailed(f"{name} answers NaN or Inf on tile {tile.ref.name}")
-            judged.append(_judged(tile, probability > threshold))
+                raise GateFailed(f"the output of {name} contains NaN or Inf on tile {tile.ref.name}")
+            evaluated.append(_evaluated(tile, probability > threshold))
         if progress:
-            progress(len(judged), len(tiles))
-    return judged
+            progress(len(evaluated), len(tiles))
+    return evaluated
 
 
-def judged_of(name: str, source: str, mask: Mask, label: Mask) -> Judged:
-    """One tile's own pixels, bool (H, W), against their label."""
-    return Judged(name, source, (mask.shape[0], mask.shape[1]), np.packbits(mask), Confusion.of(mask, label))
+def evaluated_tile(name: str, source: str, mask: Mask, label: Mask) -> EvaluatedTile:
+    """Compares the pixels that a tile owns, bool (H, W), with their label."""
+    return EvaluatedTile(name, source, (mask.shape[0], mask.shape[1]), np.packbits(mask), Confusion.of(mask, label))
 
 
 def compare(
-    engine: str, precision: str, reference: list[Judged], found: list[Judged], max_f1_drop: float,
+    engine: str, precision: str, reference: list[EvaluatedTile], found: list[EvaluatedTile], max_f1_drop: float,
     *, device: str, status: Status = "run", reason: str = "", gate: GateRule = "point",
 ) -> EngineParity:  # fmt: skip
-    """Judge ``found`` against ``reference``, tile by tile and in all; a pure function."""
+    """Evaluates ``found`` against ``reference``, per tile and in total; a pure function."""
     tiles = [_tile_parity(r, f) for r, f in zip(reference, found, strict=True)]
     before, after = (Confusion.total([j.confusion for j in side]) for side in (reference, found))
     interval = bootstrap_drop(by_source(reference), by_source(found))
@@ -140,10 +154,10 @@ def compare(
 
 
 def report(
-    reference_name: str, reference: list[Judged], tiles: TileSet, engines: list[EngineParity],
+    reference_name: str, reference: list[EvaluatedTile], tiles: TileSet, engines: list[EngineParity],
     *, threshold: float, max_f1_drop: float, gate: GateRule = "point",
 ) -> ParityReport:  # fmt: skip
-    """Put the engines' results together with what they were measured on."""
+    """Builds the report from the engines' results and a description of the evaluation set."""
     total = Confusion.total([j.confusion for j in reference])
     return ParityReport(
         reference=reference_name, evaluation_set=str(tiles.root), evaluation_sha256=tiles.digest(), tiles=len(tiles),
@@ -152,20 +166,20 @@ def report(
     )  # fmt: skip
 
 
-def by_source(judged: list[Judged]) -> list[Confusion]:
-    """One confusion matrix a source image, in the order of their first tiles."""
+def by_source(evaluated: list[EvaluatedTile]) -> list[Confusion]:
+    """Returns one confusion matrix per source image, in the order of their first tiles."""
     totals: dict[str, Confusion] = {}
-    for item in judged:
+    for item in evaluated:
         totals[item.source] = totals.get(item.source, Confusion()) + item.confusion
     return list(totals.values())
 
 
-def _judged(tile: Tile, mask: Mask) -> Judged:
+def _evaluated(tile: Tile, mask: Mask) -> EvaluatedTile:
     rows, columns = tile.owned
-    return judged_of(tile.ref.name, tile.ref.source.name, mask[rows, columns], tile.label[rows, columns])
+    return evaluated_tile(tile.ref.name, tile.ref.source.name, mask[rows, columns], tile.label[rows, columns])
 
 
-def _tile_parity(reference: Judged, found: Judged) -> TileParity:
+def _tile_parity(reference: EvaluatedTile, found: EvaluatedTile) -> TileParity:
     differing = int(np.count_nonzero(reference.mask != found.mask))
     return TileParity(
         name=reference.name, source=reference.source, reference=_tuple(reference.confusion),

@@ -11,7 +11,7 @@
 Other packages import from here what is listed below. It loads no NumPy, which ``golden`` and ``preprocessing`` need.
 """
 
-from misgnet_runtime.bundle.fields import MANIFEST, MAX_WORDS, SIGNATURE
+from misgnet_runtime.bundle.fields import MANIFEST, MAX_TEXT, SIGNATURE
 from misgnet_runtime.bundle.manifest import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -43,7 +43,7 @@ from misgnet_runtime.bundle.quantization import (
 from misgnet_runtime.bundle.reader import Bundle, describe_files, read_bundle, read_unsigned
 
 __all__ = [
-    "IMAGENET_MEAN", "IMAGENET_STD", "MANIFEST", "MAX_WORDS", "SCHEMA_VERSION", "SIGNATURE", "Bundle", "Calibration",
+    "IMAGENET_MEAN", "IMAGENET_STD", "MANIFEST", "MAX_TEXT", "SCHEMA_VERSION", "SIGNATURE", "Bundle", "Calibration",
     "EngineEntry", "EngineKind", "FileEntry", "GateRule", "InputForm", "Int8Numbers", "Interface", "Manifest",
     "NodePlacement", "OutputForm", "PlacementRule", "Preprocessing", "Quantization", "Release", "RepairEntry",
     "SplitEntry", "Steps", "TensorEntry", "decode_manifest", "describe_files", "head_inputs", "read_bundle",

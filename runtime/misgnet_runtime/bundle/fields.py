@@ -10,9 +10,9 @@ MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"  # as OpenSSF Model Signing names it
 
 # Nobody writes longer ones, and laying out a table takes the square of a cell's length.
-MAX_WORDS = 4096
+MAX_TEXT = 4096
 Name = Annotated[str, Meta(max_length=200, pattern=r"\A[ -~]*\Z")]
-Words = Annotated[str, Meta(max_length=MAX_WORDS)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 # Names become parts of paths and of other programs' settings: only what means the same to all of them.
 EngineName = Annotated[str, Meta(max_length=200, pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.,+-]*\Z")]
 TensorName = Annotated[str, Meta(max_length=200, pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_./:-]*\Z")]

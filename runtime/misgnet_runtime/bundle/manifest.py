@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from misgnet_runtime.bundle.fields import EngineName, FilePath, Name, TensorName, Words
+from misgnet_runtime.bundle.fields import EngineName, FilePath, Name, TensorName, Text
 from misgnet_runtime.bundle.quantization import Calibration, Quantization
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import MANIFEST_BYTES, MANIFEST_VALUES
-from misgnet_runtime.storage.files import is_no_file
+from misgnet_runtime.storage.files import is_not_regular_file
 from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Sha256, Struct
 
 SCHEMA_VERSION = 1
@@ -81,11 +81,11 @@ def head_inputs(features: list[TensorEntry]) -> list[TensorEntry]:
 class Preprocessing(Struct, frozen=True):
     """What a pixel goes through before the network sees it."""
 
-    bands: list[Words] = msgspec.field(default_factory=lambda: ["red", "green", "blue"])
+    bands: list[Text] = msgspec.field(default_factory=lambda: ["red", "green", "blue"])
     scale: float = 1 / 255
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    nodata: Words = "refused: transparent pixels are an error"
+    nodata: Text = "refused: transparent pixels are an error"
     where: Literal["in the graph", "in the runtime"] = "in the graph"
 
 
@@ -149,8 +149,8 @@ class Release(Struct, frozen=True):
     """
 
     product: Annotated[str, Meta(max_length=200)]
-    signed: Words
-    expires: Words | None = None
+    signed: Text
+    expires: Text | None = None
 
 
 class Manifest(Struct, frozen=True):
@@ -158,28 +158,28 @@ class Manifest(Struct, frozen=True):
 
     schema_version: int
     bundle_version: Count
-    created: Words
+    created: Text
     tile: int
     overlap: int
     threshold: Annotated[float, Meta(gt=0, lt=1)]
-    class_names: Annotated[list[Words], Meta(max_length=256)]
+    class_names: Annotated[list[Text], Meta(max_length=256)]
     interface: Interface
     inputs: list[TensorEntry]
     outputs: list[TensorEntry]
     preprocessing: Preprocessing
-    source_weights_sha256: Words
+    source_weights_sha256: Text
     calibration: Calibration
     quantization: Annotated[list[Quantization], Meta(max_length=256)]
     engines: Annotated[list[EngineEntry], Meta(min_length=1, max_length=256)]
     files: Annotated[list[FileEntry], Meta(max_length=10_000)]
     max_f1_drop: float
-    metrics: dict[Words, Any]
-    latency: dict[Words, Any]
-    tool_versions: dict[Words, Words]
-    machine: dict[Words, Any]
-    licence: Words
+    metrics: dict[Text, Any]
+    latency: dict[Text, Any]
+    tool_versions: dict[Text, Text]
+    machine: dict[Text, Any]
+    licence: Text
     gate: GateRule = "point"
-    threshold_from: Words = "given"
+    threshold_from: Text = "given"
     features: list[TensorEntry] = msgspec.field(default_factory=list)
     release: Release | None = None
 
@@ -226,7 +226,7 @@ class _Version(msgspec.Struct):
 def read_manifest_bytes(path: Path) -> bytes:
     """InputError where the manifest is missing, no file, or too large to be one."""
     try:
-        if is_no_file(path):
+        if is_not_regular_file(path):
             raise InputError(f"manifest {path} is no file")
         with path.open("rb") as file:
             data = file.read(MANIFEST_BYTES + 1)

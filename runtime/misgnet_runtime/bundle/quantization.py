@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from misgnet_runtime.bundle.fields import FilePath, Name, Words
+from misgnet_runtime.bundle.fields import FilePath, Name, Text
 from misgnet_runtime.storage.schema import Count, Fraction, Struct
 
 
@@ -15,18 +15,18 @@ class Calibration(Struct, frozen=True):
     """The tiles that activations' ranges were observed on, how they were chosen, and those that decided."""
 
     tiles: int
-    tiles_sha256: Words
+    tiles_sha256: Text
     seed: int
-    decided_on: Words
-    selection: Words = "drawn at random"
+    decided_on: Text
+    selection: Text = "drawn at random"
 
 
 class PlacementRule(Struct, frozen=True):
     """Why operators have their precision, and who says so."""
 
-    name: Words
-    why: Words
-    source: Words
+    name: Text
+    why: Text
+    source: Text
 
 
 class Steps(Struct, frozen=True):
@@ -66,10 +66,10 @@ class NodePlacement(Struct, frozen=True):
     undo it; ``operands``: of an INT8 operator without a weight, what each activation that it reads is counted in.
     """
 
-    node: Words
-    operator: Words
+    node: Text
+    operator: Text
     precision: Literal["int8", "float16", "float32"]
-    rule: Words
+    rule: Text
     multiply_adds: Count
     int8: Int8Numbers | None = None
     divided_by: list[Annotated[float, Meta(gt=0)]] = msgspec.field(default_factory=list)
@@ -82,9 +82,9 @@ class RepairEntry(Struct, frozen=True):
     Shares of equal pixels, and mean differences of the probability of change, before and after.
     """
 
-    name: Words
+    name: Text
     kept: bool
-    finding: Words
+    finding: Text
     pixels_before: float
     pixels_after: float
     mean_before: float
@@ -105,12 +105,12 @@ class Quantization(Struct, frozen=True):
     weight_bits: int
     int8_share_of_multiply_adds: Fraction
     calibrator: Name
-    candidates: dict[Words, float] = msgspec.field(default_factory=dict)
-    float32_nodes: list[Words] = msgspec.field(default_factory=list)
+    candidates: dict[Text, float] = msgspec.field(default_factory=dict)
+    float32_nodes: list[Text] = msgspec.field(default_factory=list)
     rules: list[PlacementRule] = msgspec.field(default_factory=list)
     placement: list[NodePlacement] = msgspec.field(default_factory=list)
     repairs: list[RepairEntry] = msgspec.field(default_factory=list)
-    calibrators: dict[Words, Words] = msgspec.field(default_factory=dict)
+    calibrators: dict[Text, Text] = msgspec.field(default_factory=dict)
 
     def shares(self) -> dict[str, float]:
         """Share of the weights' multiply-adds in each precision, the lowest precision first."""

@@ -1,1 +1,4 @@
-"""The command line of ``misgnet-run``: a file a command; ``app`` runs them, ``options`` makes their signatures."""
+"""Command line of ``misgnet-run``: one module per command.
+
+``app`` runs the commands, ``options`` builds their signatures from option classes.
+"""

@@ -1,4 +1,4 @@
-"""``python -m misgnet_runtime.cli``."""
+"""Runs ``misgnet-run`` as ``python -m misgnet_runtime.cli``."""
 
 from misgnet_runtime.cli.main import main
 

@@ -1,4 +1,4 @@
-"""The edge of every command line: errors become one line on stderr and an exit code."""
+"""Builds and runs command-line apps: an error becomes one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from misgnet_runtime.log import err_console, out_console
 
 __all__ = ["err_console", "make_app", "out_console", "run_app"]
 
-# Of click, which newer versions of typer bring along under another name.
+# click's UsageError; newer versions of typer vendor click under another name.
 _WRONG_CALL: Any = typer.BadParameter.__bases__[0]
-_WORDS = "misgnet.words"  # in a context: all that was typed
+_ARGUMENTS = "misgnet.arguments"  # key in a context's ``meta``: the arguments as typed
 
 
 def run_app(app: Callable[[], object]) -> None:
-    """Run a typer app; MisgnetError ends with its exit code, Ctrl-C with 130, a bug with a traceback and 1.
+    """Runs a typer app and exits with 0, the exit code of a MisgnetError, 130 after Ctrl-C, or 1 after a bug.
 
-    A KeyboardInterrupt may say what it left behind.
+    The text of a KeyboardInterrupt is logged; it may say what the command left behind.
     """
-    log.use("text")  # until an option says otherwise
+    log.use("text")  # default, until --log is parsed
     with steady_streams() as check:
         _run(app, check)
 
@@ -51,11 +51,11 @@ def _run(app: Callable[[], object], check: Callable[[], None]) -> None:
 
 
 def _finish(app: Callable[[], object], check: Callable[[], None]) -> None:
-    """Run the app, and where it succeeds ``check`` that what it printed was written."""
+    """Runs the app and, if it succeeds, calls ``check``, which raises if its output was not written."""
     try:
         app()
-    except SystemExit as end:  # how a typer app succeeds, too
-        if not end.code:
+    except SystemExit as error:  # a typer app also raises this when it succeeds
+        if not error.code:
             check()
         raise
     check()
@@ -63,7 +63,7 @@ def _finish(app: Callable[[], object], check: Callable[[], None]) -> None:
 
 @contextmanager
 def _usable_names() -> Iterator[None]:
-    """Nobody asks of every path whether its name is in UTF-8, and one that the system can have."""
+    """Turns errors of names that are not UTF-8 or too long into InputError; no caller checks each path for them."""
     try:
         yield
     except UnicodeEncodeError as error:
@@ -75,11 +75,11 @@ def _usable_names() -> Iterator[None]:
         if error.errno != errno.ENAMETOOLONG:
             raise
         name = str(error.filename)
-        raise InputError(f"{name[:80]}... has {len(name)} characters, which is too long for a name here") from error
+        raise InputError(f"{name[:80]}... has {len(name)} characters, which is too long for a name") from error
 
 
 def make_app(name: str, help_text: str) -> typer.Typer:
-    """A typer app with the project's common settings."""
+    """Returns a typer app with the project's common settings."""
     return typer.Typer(
         name=name, cls=_Group, help=help_text, no_args_is_help=True, add_completion=False,
         pretty_exceptions_enable=False,
@@ -87,49 +87,55 @@ def make_app(name: str, help_text: str) -> typer.Typer:
 
 
 class _InterruptedError(Exception):
-    """A KeyboardInterrupt, which typer would take for an end without words."""
+    """Replaces a KeyboardInterrupt, whose text typer would discard."""
 
 
 class _Group(TyperGroup):
-    """All commands of an app; each also takes the app's own options, as it does before the command."""
+    """Commands of an app. The app's own options are accepted before the command and after it."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         for command in self.commands.values():
-            command.params += map(_behind_the_command, self.params)
+            command.params += map(_after_the_command, self.params)
+            command.help = _unwrapped(command.help or "")
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.meta[_WORDS] = tuple(args)
+        ctx.meta[_ARGUMENTS] = tuple(args)
         with _printable_usage():
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        for word in sys.argv[1:]:
-            word.encode()  # else some libraries take a name that others do not
+        for argument in sys.argv[1:]:
+            argument.encode()  # raises UnicodeEncodeError: libraries differ in the names that they accept
         try:
             with _printable_usage():
                 return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise _InterruptedError(*error.args) from None
         except _WRONG_CALL as error:
-            self._heed_shared(ctx)
+            self._apply_shared(ctx)
             if log.is_json():
                 raise UsageError(error.format_message()) from error
             raise
 
-    def _heed_shared(self, ctx: Any) -> None:
-        """Of a wrong call the app's own options still hold, wherever they stand: --log says how it is reported."""
+    def _apply_shared(self, ctx: Any) -> None:
+        """Applies the app's own options of an invalid call, wherever they stand: --log selects its report's format."""
         parser = self.make_parser(ctx)
         parser.ignore_unknown_options = parser.allow_interspersed_args = True
         with suppress(_WRONG_CALL):
-            given, _, options = parser.parse_args(list(ctx.meta[_WORDS]))
+            given, _, options = parser.parse_args(list(ctx.meta[_ARGUMENTS]))
             for option in options:
-                if option in self.params:  # not --help
+                if option in self.params and option.name != "version":  # nor --help
                     option.handle_parse_result(ctx, given, [])
 
 
-def _behind_the_command(option: Any) -> Any:
-    """An app's own option as one of a command: where it is not given there, what was said before the command holds."""
+def _unwrapped(text: str) -> str:
+    """Returns a help text with one line per paragraph: typer keeps the source's line ends from the second on."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+def _after_the_command(option: Any) -> Any:
+    """Returns an app's own option as an option of a command; if absent there, its value before the command holds."""
     found, use = copy(option), option.callback
 
     def use_if_given(ctx: Any, param: Any, value: Any) -> Any:
@@ -142,7 +148,7 @@ def _behind_the_command(option: Any) -> Any:
 
 @contextmanager
 def _printable_usage() -> Iterator[None]:
-    """What was typed is shown in messages about a wrong call, which typer prints by itself."""
+    """Escapes control characters in messages about an invalid call, which quote what was typed; typer prints them."""
     try:
         yield
     except _WRONG_CALL as error:

@@ -1,6 +1,6 @@
-"""``misgnet-run bench``, and its report for a person. Cheap to import.
+"""Implements ``misgnet-run bench`` and prints its report as text. Cheap to import.
 
-The tables fit 80 columns. Texts are never read as markup.
+The tables fit 80 columns and interpret no markup.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 from misgnet_runtime.cli.options import BundlePath, takes_options
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.log import current, is_json, out_console
 from misgnet_runtime.measure.bench.options import BenchOptions
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from misgnet_runtime.measure.bench.report import BenchReport, Conditions, SceneFigure
     from misgnet_runtime.measure.sensors.clocks import Clock, DeviceState
 
-_UNTOLD = "not told by this system"
+_UNREPORTED = "not reported by this system"
 
 
 @takes_options
@@ -33,13 +34,13 @@ def bench(
     options: BenchOptions,
     json_file: Annotated[
         Optional[Path],  # noqa: UP045 - typer on 3.10
-        typer.Option("--json", help="Write all that was found as JSON.", show_default=False),
+        typer.Option("--json", help="Also write the whole report to this JSON file (default: not written)."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing JSON file.")] = False,
 ) -> None:
-    """How fast this machine runs the engines, at what power, and in what state it was.
+    """Measure how fast this machine runs the engines, and with how much power.
 
-    Latency percentiles, throughput, energy by rail, power mode, clocks, temperatures and throttling.
+    Reports latency percentiles, throughput, energy per rail, power mode, clocks, temperatures and throttling.
     """
     from msgspec.structs import asdict
 
@@ -62,12 +63,12 @@ def bench(
 
 
 def tables(report: BenchReport) -> list[Table]:
-    """The speeds, and the energies where something measured power."""
+    """Returns the table of speeds and, if power was measured, the table of energies."""
     return [_speeds(report), *([_energies(report)] if any(t.energy for t in report.timings) else [])]
 
 
 def lines(report: BenchReport) -> Iterator[str]:
-    """What was measured and where, what was not and why, the scene, and warnings."""
+    """Yields the lines below the tables: machine, method, engines not run and why, device state, power and scene."""
     from misgnet_runtime.machine import machine_line
 
     conditions = report.conditions
@@ -79,7 +80,10 @@ def lines(report: BenchReport) -> Iterator[str]:
         yield f"power mode {conditions.power_modes[0]} before, {conditions.power_modes[1]} after"
     yield from _states(conditions)
     if report.power.meters:
-        yield f"power by {', '.join(report.power.meters)}: mean watts of a round, times its seconds, by its pairs"
+        yield (
+            f"power by {', '.join(report.power.meters)}: energy per pair is the mean watts of a round times its "
+            "seconds, divided by its pairs"
+        )
     if report.power.missing:
         yield f"power not measured: {'; '.join(report.power.missing)}"
     if report.matrix_product:
@@ -89,8 +93,8 @@ def lines(report: BenchReport) -> Iterator[str]:
 
 
 def _speeds(report: BenchReport) -> Table:
-    table = _table("Latency of one call, and throughput")
-    for name in ("p50,\nms", "p90,\nms", "p99,\nms", "max,\nms", "Pairs/s", "Of rounds,\nlow to high", "Ratio"):
+    table = _table("Latency per call, and throughput")
+    for name in ("p50,\nms", "p90,\nms", "p99,\nms", "max,\nms", "Pairs/s", "Rounds,\nmin to max", "Ratio"):
         table.add_column(name, justify="right", no_wrap=True)
     for timing, ratio in zip(report.timings, report.ratios, strict=True):
         times = (timing.p50_ms, timing.p90_ms, timing.p99_ms, timing.max_ms or 0.0)
@@ -98,7 +102,7 @@ def _speeds(report: BenchReport) -> Table:
         table.add_row(
             *_setting(timing), *map(_short, times), _short(timing.pairs_per_second), spread, f"{ratio:.2f} x"
         )  # fmt: skip
-    table.caption = Text(f"Ratio: to {report.reference} at the same batch and streams", style="dim")
+    table.caption = Text(f"Ratio: speed relative to {report.reference} at the same batch and streams", style="dim")
     return table
 
 
@@ -134,25 +138,25 @@ def _method(report: BenchReport) -> str:
     calls = [timing.calls for timing in report.timings]
     warm = [timing.warm_up.seconds for timing in report.timings if timing.warm_up]
     return (
-        f"each engine in a process of its own with {settings.threads} threads, those of one batch and streams in "
-        f"{settings.rounds} alternating rounds, about {settings.seconds:g} s or {min(calls)} to {max(calls)} calls "
-        f"each in all; warm-up before that, until two windows of calls agree within 5 % or {settings.warm_up:g} s are "
-        f"over: {min(warm):.1f} to {max(warm):.1f} s"
+        f"method: each engine ran in its own process with {plural(settings.threads, 'thread')}; engines with the same "
+        f"batch and streams alternated in {plural(settings.rounds, 'round')}, for about {settings.seconds:g} s "
+        f"({min(calls)} to {max(calls)} calls) each; warm-up until two windows of calls agreed within 5 %, at most "
+        f"{settings.warm_up:g} s: {min(warm):.1f} to {max(warm):.1f} s"
     )
 
 
 def _evenness(timings: list[Timing], product: Timing) -> str:
-    """What of the slowest calls may be the machine's own doing."""
+    """Returns p99 / p50 of the engines and of a matrix product, which shows the machine's own share of slow calls."""
     alone = [t for t in timings if (t.batch, t.streams) == (product.batch, product.streams)]
     engines = ", ".join(f"{t.engine} {t.p99_ms / t.p50_ms:.2f}" for t in alone)
     return (
-        f"p99 over p50 of single calls at batch 1: {engines}; of a plain float32 matrix product by NumPy, "
-        f"{product.p50_ms:.1f} ms long, in the same rounds {product.p99_ms / product.p50_ms:.2f}"
+        f"p99 / p50 of single calls at batch 1: {engines}; for comparison, a float32 matrix product of NumPy "
+        f"({product.p50_ms:.1f} ms) in the same rounds: {product.p99_ms / product.p50_ms:.2f}"
     )
 
 
 def _states(conditions: Conditions) -> list[str]:
-    """One line where a machine tells the same, or nothing, each time."""
+    """Returns the device state before, during and after the measurement; one line if all three are equal."""
     before, during, after = map(_state, (conditions.before, conditions.during, conditions.after))
     if before == during == after:
         return [before]
@@ -161,14 +165,16 @@ def _states(conditions: Conditions) -> list[str]:
 
 
 def _state(state: DeviceState) -> str:
-    """Clocks of one kind, limit and governor together: a large processor has one for each core."""
+    """Returns clocks and temperatures as text; groups clocks of the same kind, limit and governor (one per core)."""
     kinds: dict[tuple[str, float, str], list[Clock]] = {}
     for clock in state.clocks:
         kinds.setdefault((clock.name.split()[0], clock.highest, clock.governor), []).append(clock)
     clocks = [_clock(*kind, clocks) for kind, clocks in kinds.items()]
     memory = [] if state.memory_mhz is None else [f"memory {state.memory_mhz:.0f} MHz"]
     temperatures = [f"{zone} {value:.1f} °C" for zone, value in state.temperatures.items()]
-    return f"clocks {', '.join([*clocks, *memory]) or _UNTOLD}; temperatures {', '.join(temperatures) or _UNTOLD}"
+    return (
+        f"clocks {', '.join([*clocks, *memory]) or _UNREPORTED}; temperatures {', '.join(temperatures) or _UNREPORTED}"
+    )
 
 
 def _clock(kind: str, highest: float, governor: str, clocks: list[Clock]) -> str:
@@ -179,7 +185,7 @@ def _clock(kind: str, highest: float, governor: str, clocks: list[Clock]) -> str
 
 def _scene(scene: SceneFigure) -> str:
     return (
-        f"scene with {scene.engine}, batch {scene.batch}, streams {scene.streams}: {scene.tiles} tiles in "
+        f"scene with {scene.engine}, batch {scene.batch}, streams {scene.streams}: {plural(scene.tiles, 'tile')} in "
         f"{scene.seconds:.1f} s, {scene.tiles_per_second:.1f} tiles/s, {scene.share:.2f} of the engine's "
         f"{scene.engine_pairs_per_second:.1f} pairs/s"
     )

@@ -1,4 +1,4 @@
-"""``misgnet-run compile``. Cheap to import."""
+"""Implements ``misgnet-run compile``: TensorRT plans built on the machine that runs them. Cheap to import."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @takes_options
 def compile_plans(bundle: BundlePath, *, options: CompileOptions) -> None:
-    """Compile TensorRT plans from the bundle's graphs on the machine that runs them, and use those that pass.
+    """Compile TensorRT plans from the bundle's graphs on this machine, and use those that pass their checks.
 
-    A plan is used once it answers the golden tiles and, if the bundle has evaluation tiles, passes the F1 gate here;
-    else exit code 3. Plans lie outside the bundle ($MISGNET_CACHE, else misgnet in the user's cache), in a folder that
-    only this user can write.
+    A plan is used once it reproduces the golden tiles and, if the bundle has evaluation tiles, passes the F1 gate
+    here; otherwise the exit code is 3. Plans are stored outside the bundle, in $MISGNET_CACHE (default: misgnet in
+    the user's cache), in a folder that only this user can write.
     """
     from misgnet_runtime.jobs.compile.run import compile_bundle
 
@@ -27,7 +27,7 @@ def compile_plans(bundle: BundlePath, *, options: CompileOptions) -> None:
 
 
 def _line(activation: Activation) -> str:
-    """What is said of a plan that is used from now on."""
+    """Returns the line that reports a plan now in use."""
     key = next(iter(activation.plans.values())).key
     gate = activation.parity.verdict.reason if activation.parity and activation.parity.verdict else "no gate was run"
     advice = "" if activation.parity else ": the bundle has no evaluation tiles (misgnet-export build --ship-eval)"
@@ -35,7 +35,7 @@ def _line(activation: Activation) -> str:
 
 
 def _figures(activation: Activation) -> dict[str, Any]:
-    """For a program."""
+    """Returns the fields of the result event."""
     return {
         "engine": activation.slot.engine,
         "device": activation.device,

@@ -1,4 +1,4 @@
-"""``misgnet-run info``: what a bundle holds, for a person or a program. Cheap to import."""
+"""Implements ``misgnet-run info``: prints a bundle's contents and which engines run here. Cheap to import."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 
 def info(bundle: BundlePath) -> None:
-    """What is in a bundle, and what this machine can run of it and why not."""
+    """Show a bundle's contents, which of its engines run on this machine, and why the others do not."""
     if is_json():
-        current().result([f"bundle {bundle}"], **bundle_facts(bundle))
+        current().result([f"bundle {bundle}"], **bundle_figures(bundle))
     else:
         print_info(bundle, out_console)
 
 
 class _Result(msgspec.Struct):
-    """What the manifest's metrics keep of one engine."""
+    """Accuracy of one engine, from the manifest's metrics."""
 
     engine: str
     f1_drop_points: float | None = None
@@ -41,20 +41,20 @@ class _Result(msgspec.Struct):
 
 
 def print_info(path: Path, console: Console) -> None:
-    """Print engines, quantization, files and whether each engine opens here; digests are checked first."""
+    """Checks the digests, then prints engines, quantization, files and whether each engine opens here."""
     from misgnet_runtime.bundle.reader import read_bundle
     from misgnet_runtime.inference.selection import ranked_here
 
     bundle = read_bundle(path)
     m = bundle.manifest
     for line in (
-        f"bundle {path}, version {m.bundle_version}, made {m.created}, licence: {m.licence}",
+        f"bundle {path}, version {m.bundle_version}, created {m.created}, licence: {m.licence}",
         f"tile {m.tile} px, threshold {m.threshold:g}, classes {', '.join(m.class_names)}, "
         f"weights {m.source_weights_sha256[:16]}",
     ):
         console.print(printable(line), soft_wrap=True, markup=False)
     if bundle.signed:
-        console.print(printable(bundle.signed.words()), soft_wrap=True, markup=False)
+        console.print(printable(bundle.signed.describe()), soft_wrap=True, markup=False)
     entries = ranked_here(bundle)
     console.print(_engines(bundle, entries))
     here = _here(bundle, entries)
@@ -65,20 +65,20 @@ def print_info(path: Path, console: Console) -> None:
     console.print(_files(bundle))
 
 
-def bundle_facts(path: Path) -> dict[str, object]:
-    """The same for a program: the manifest, and by engine whether it opens here, ranked as they are in the table."""
+def bundle_figures(path: Path) -> dict[str, object]:
+    """Returns the fields of the result event: the manifest and, by engine in ranked order, whether it opens here."""
     from misgnet_runtime.bundle.reader import read_bundle
     from misgnet_runtime.inference.selection import ranked_here
 
     bundle = read_bundle(path)
     here = _here(bundle, ranked_here(bundle))
-    signed = bundle.signed.words() if bundle.signed else None
+    signed = bundle.signed.describe() if bundle.signed else None
     return {"bundle": path, "manifest": bundle.manifest, "here": here, "signed": signed}
 
 
 def _engines(bundle: Bundle, entries: list[EngineEntry]) -> Table:
     columns = (_whole("engine"), "precision", "split", "F1", "drop, points")
-    table = Table(*columns, title="Engines, the fastest first")
+    table = Table(*columns, title="Engines, fastest first")
     results = _results(bundle)
     for entry in entries:
         result = results.get(entry.name, _Result(entry.name))
@@ -97,17 +97,17 @@ def _results(bundle: Bundle) -> dict[str, _Result]:
 
 
 def _made_for(entry: EngineEntry) -> str:
-    """The GPUs and the system of a plan, or what a processor must have."""
+    """Returns the GPUs and the platform of a plan, or the CPU features that the engine needs."""
     if entry.kind == "onnxruntime-cuda":
         return "any GPU that CUDA and onnxruntime-gpu support"
     gpus = ", ".join(entry.compute_capabilities)
     if entry.on_device:
-        return f"{gpus or 'any GPU of TensorRT'}{'' if entry.platform == 'any' else f' on {entry.platform}'}"
+        return f"{gpus or 'any GPU that TensorRT supports'}{'' if entry.platform == 'any' else f' on {entry.platform}'}"
     return f"{gpus} on {entry.platform}" if gpus else " or ".join(entry.needs) or "any processor"
 
 
 def _here(bundle: Bundle, entries: list[EngineEntry]) -> dict[str, str]:
-    """By engine, whether it opens on this machine, and how it was tuned."""
+    """Returns, by engine, whether it opens on this machine, and its tuned settings."""
     from misgnet_runtime.engines.options import ExecutionOptions
     from misgnet_runtime.inference.selection import open_detector
     from misgnet_runtime.inference.tuned import kept
@@ -127,14 +127,14 @@ def _tuned(tuning: Tuning | None, entry: EngineEntry) -> Iterator[str]:
     setting = tuning and tuning.setting(entry.name, "throughput")
     if tuning and setting:
         yield f"tuned here for many: {setting.words()}"
-        goals = (("for one pair", tuning.latency), ("for many", tuning.throughput))
-        if fastest := " and ".join(goal for goal, engine in goals if engine == entry.name):
+        workloads = (("for one pair", tuning.latency), ("for many", tuning.throughput))
+        if fastest := " and ".join(workload for workload, engine in workloads if engine == entry.name):
             yield f"measured fastest here {fastest}"
 
 
 def _precisions(bundle: Bundle) -> Table:
     columns = ("INT8, %", "FP16, %", "FP32, %", "INT8 nodes", _whole("calibrator"))
-    table = Table(_whole("graph"), *columns, title="Multiply-adds with weights, by precision")
+    table = Table(_whole("graph"), *columns, title="MACs with weights, by precision")
     for q in bundle.manifest.quantization:
         name = q.graph.removeprefix("graphs/").removesuffix(".onnx")
         table.add_row(escape(name), *_shares(q), str(q.quantized_nodes), escape(q.calibrator))
@@ -142,8 +142,8 @@ def _precisions(bundle: Bundle) -> Table:
 
 
 def _shares(q: Quantization) -> list[str]:
-    """Of INT8, FP16 and FP32."""
-    if not q.placement:  # of a bundle that an earlier version made
+    """Returns the shares of MACs in INT8, FP16 and FP32, in percent."""
+    if not q.placement:  # a bundle made by an earlier version
         return [f"{100 * q.int8_share_of_multiply_adds:.1f}", "n/a", "n/a"]
     return [f"{100 * share:.1f}" for share in q.shares().values()]
 
@@ -156,7 +156,7 @@ def _files(bundle: Bundle) -> Table:
 
 
 def _whole(name: str) -> Column:
-    """A column whose entries are never cut short."""
+    """Returns a column whose entries are never truncated."""
     return Column(name, no_wrap=True)
 
 

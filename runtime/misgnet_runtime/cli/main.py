@@ -1,4 +1,4 @@
-"""``misgnet-run``: run a bundle, without torch."""
+"""Entry point of ``misgnet-run``, which runs a bundle without torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from misgnet_runtime.cli.batch import batch
 from misgnet_runtime.cli.bench import bench
 from misgnet_runtime.cli.compile import compile_plans
 from misgnet_runtime.cli.info import info
-from misgnet_runtime.cli.options import AllowOlder, LockTimeout, Log, RequireSignature
+from misgnet_runtime.cli.options import AllowOlder, LockTimeout, Log, RequireSignature, Version
 from misgnet_runtime.cli.predict import predict
 from misgnet_runtime.cli.series import encode, series
 from misgnet_runtime.cli.tune import tune
@@ -17,8 +17,8 @@ from misgnet_runtime.storage.lock import DEFAULT_TIMEOUT
 
 app = make_app(
     "misgnet-run",
-    "Run a bundle on this machine. Exit codes: 2 usage, 3 a failed gate, 4 bad input, 5 a missing device or library, "
-    "6 some scenes of a batch.",
+    "Run a change-detection bundle on this machine. Exit codes: 2 invalid usage, 3 failed gate, 4 invalid input, "
+    "5 missing device or library, 6 some scenes of a batch failed.",
 )
 
 
@@ -29,8 +29,9 @@ def every_command(
     require_signature: RequireSignature = None,
     allow_older: AllowOlder = False,
     lock_timeout: LockTimeout = DEFAULT_TIMEOUT,
+    version: Version = False,
 ) -> None:
-    """What all commands take, before the command or behind it."""
+    """Takes the options that every command accepts, before the command or after it."""
 
 
 for command in (predict, info, verify, batch, bench, encode, series, tune, watch):

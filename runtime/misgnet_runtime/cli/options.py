@@ -1,4 +1,4 @@
-"""Command lines from classes of options (see :mod:`misgnet_runtime.options`), and options that every command takes."""
+"""Builds command signatures from option classes (see :mod:`misgnet_runtime.options`); options of every command."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from misgnet_runtime.storage.lock import use_lock_timeout
 
 _OptionalPath = Optional[Path]  # noqa: UP045 - typer on 3.10
 
-BundlePath = Annotated[Path, typer.Argument(help="A bundle made by misgnet-export build.")]
+BundlePath = Annotated[Path, typer.Argument(help="Folder of a bundle made by misgnet-export build.")]
 Log = Annotated[
     LogFormat,
-    typer.Option(help="Lines for a person, or one JSON object a line.", callback=use, is_eager=True),
+    typer.Option(help="Log format: text for people, json for one JSON object per line.", callback=use, is_eager=True),
 ]
 RequireSignature = Annotated[
     _OptionalPath,
     typer.Option(
         "--require-signature",
-        help="PEM of public keys or certificates; a bundle must be signed by one before anything of it is read "
-        f"(default: ${VARIABLE}). Policy files apply besides: {SYSTEM_POLICY} and ${POLICY_VARIABLE}.",
+        help="PEM file of public keys or certificates. A bundle must be signed by one of them, or nothing of it is "
+        f"read (default: ${VARIABLE}). The policy files {SYSTEM_POLICY} and ${POLICY_VARIABLE} also apply.",
         metavar="KEY", callback=use_key, is_eager=True,
     ),
 ]  # fmt: skip
@@ -35,8 +35,8 @@ AllowOlder = Annotated[
     bool,
     typer.Option(
         "--allow-older",
-        help="Accept a signed bundle that has expired or is older than the newest one accepted here, where every "
-        "policy file permits it.",
+        help="Accept a signed bundle that has expired or is older than the newest one accepted here, if every policy "
+        "file permits it.",
         callback=use_allow_older, is_eager=True,
     ),
 ]  # fmt: skip
@@ -44,20 +44,34 @@ LockTimeout = Annotated[
     float,
     typer.Option(
         "--lock-timeout",
-        help="Seconds to wait for a lock that another process holds, then exit code 4.",
+        help="Seconds to wait for a lock held by another process before giving up with exit code 4.",
         metavar="SECONDS", callback=use_lock_timeout, is_eager=True,
     ),
 ]  # fmt: skip
 
 
+def print_version(context: typer.Context, wanted: bool) -> None:
+    """Prints the program's name and the package's version, and ends the command, if ``wanted``."""
+    if wanted:
+        from misgnet_runtime import __version__
+
+        typer.echo(f"{context.find_root().command.name} {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
+]
+
+
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Let typer see, in place of each parameter that is a class of options, the options themselves.
+    """Expands each parameter whose type is an option class into that class's options, so that typer sees them.
 
         @app.command()
         @takes_options
         def predict(bundle: BundlePath, *, output: Output, options: SceneOptions) -> None: ...
 
-    The command is called with an object of that class, made from what was given.
+    The command is called with an object of that class, made from the options given.
     """
     hints = get_type_hints(command, include_extras=True)
     classes = {name: kind for name, kind in hints.items() if is_options(kind)}
@@ -91,7 +105,7 @@ def _parameter(one: Stated) -> Parameter:
     default, show = one.default, about.show_default
     if one.inverted:
         default = False
-    elif default is not MISSING and (repeated or about.parse):  # shown as a text, and made when it is not given
+    elif default is not MISSING and (repeated or about.parse):  # shown as text; ``make`` supplies the value
         default, show = None, _text(default) if show is None else show
     more: dict[str, Any] = {
         "help": about.help, "metavar": about.metavar, "rich_help_panel": about.panel, "envvar": about.envvar,

@@ -1,4 +1,4 @@
-"""``misgnet-run predict``."""
+"""Implements ``misgnet-run predict``: the change of one pair of images or GeoTIFFs, or of two folders."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ from misgnet_runtime.log import current
 @takes_options
 def predict(
     bundle: BundlePath,
-    before: Annotated[
-        Path, typer.Argument(help="The earlier date: an 8-bit RGB image or a folder of them; for -o X.tif a GeoTIFF.")
+    before: Annotated[Path, typer.Argument(help="Earlier date: a GeoTIFF, an 8-bit RGB image, or a folder of either.")],
+    after: Annotated[
+        Path, typer.Argument(help="Later date: same size and grid as BEFORE; in a folder, same file names.")
     ],
-    after: Annotated[Path, typer.Argument(help="The later date: same size and grid; in a folder the same names.")],
     *,
     output: Annotated[
         Path,
         typer.Option(
-            "-o", "--output", help=".png: mask of 0 and 255; .tif: georeferenced change; for folders: of masks."
+            "-o",
+            "--output",
+            help="File to write: .png for a mask of 0 and 255, .tif for a georeferenced change map. "
+            "For two folders, the folder of the masks or maps.",
         ),
     ],
     options: SceneOptions,
 ) -> None:
-    """Map the change between two dates: of images, GeoTIFFs of any size, or the pairs of equal names in two folders.
+    """Map the change between two dates: two images, two GeoTIFFs of any size, or two folders with equal file names.
 
-    Images become a mask, GeoTIFFs a GeoTIFF (with -o X.png a mask). The same command resumes an interrupted run of a
-    folder or a GeoTIFF.
+    Two images give a PNG mask. Two GeoTIFFs give a GeoTIFF, or a PNG mask with -o X.png. Rerun the same command to
+    resume an interrupted run of folders or GeoTIFFs.
     """
     if before.is_dir() or after.is_dir():
         _predict_folders(bundle, before, after, output, options)
@@ -53,7 +56,10 @@ def _predict_image(bundle: Path, before: Path, after: Path, output: Path, option
     from misgnet_runtime.jobs.image import predict_files
 
     if options != SceneOptions(engine=options.engine, force=options.force, tuned=options.tuned):
-        raise UsageError(f"output {output.name} is for plain masks; options for scenes need one that ends in .tif")
+        raise UsageError(
+            f"output {output.name} is a plain mask, and options for GeoTIFFs were given; choose an output that ends "
+            "in .tif"
+        )
     report = predict_files(
         bundle, before, after, output, engine=options.engine, tuned=options.tuned, force=options.force
     )

@@ -1,4 +1,4 @@
-"""``misgnet-run encode`` and ``misgnet-run series``. Cheap to import."""
+"""Implements ``misgnet-run encode`` and ``misgnet-run series``. Cheap to import."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from misgnet_runtime.options import group
 if TYPE_CHECKING:
     from misgnet_runtime.jobs.scene.run import SceneReport
 
-_Bundle = Annotated[Path, typer.Argument(help="A bundle made by misgnet-export build --split.")]
+_Bundle = Annotated[Path, typer.Argument(help="Folder of a bundle made by misgnet-export build --split.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +28,16 @@ class _EncodeOptions:
 @takes_options
 def encode(
     bundle: _Bundle,
-    raster: Annotated[Path, typer.Argument(help="One date, a GeoTIFF of any size.")],
+    raster: Annotated[Path, typer.Argument(help="GeoTIFF of one date, of any size.")],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Its features, for series; ends in .features.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File of features to write, for series; its name ends in .features.")
+    ],
     options: _EncodeOptions,
 ) -> None:
-    """One date's features, kept so that any number of later dates are compared with it, each encoded once.
+    """Encode one date and save its features, so that series can compare any number of later dates with it.
 
-    A run that was interrupted is resumed by the same command.
+    Rerun the same command to resume an interrupted run.
     """
     from misgnet_runtime.jobs.series.encode import encode_file
 
@@ -47,15 +49,17 @@ def encode(
 @takes_options
 def series(
     bundle: _Bundle,
-    reference: Annotated[Path, typer.Argument(help="The earliest date, a GeoTIFF of any size.")],
-    dates: Annotated[list[Path], typer.Argument(help="The later ones: each is compared with the first.")],
+    reference: Annotated[Path, typer.Argument(help="GeoTIFF of the earliest date, of any size.")],
+    dates: Annotated[
+        list[Path], typer.Argument(help="GeoTIFFs of the later dates; each is compared with the reference.")
+    ],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder that gets DATE.tif for each of them.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for DATE.tif of each later date.")],
     options: SeriesOptions,
 ) -> None:
-    """The change of every later date since the first, or since the date before it: each date is encoded once.
+    """Map the change of each later date since the first date, or since the previous one; each date is encoded once.
 
-    A series that was interrupted is resumed by the same command, and one with more dates by the longer command.
+    Rerun the same command to resume an interrupted series. To add dates, rerun it with the longer list.
     """
     from misgnet_runtime.jobs.series.series import Listener, run_series
 

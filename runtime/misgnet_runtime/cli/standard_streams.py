@@ -1,4 +1,4 @@
-"""Standard output and error that outlive their readers: ``misgnet-run info B | head -1`` is no failure."""
+"""Makes standard output and error survive a closed pipe: ``misgnet-run info B | head -1`` succeeds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from misgnet_runtime.errors import StorageError
 
 
 class _Steady:
-    """A text stream; what is written after its reader went away is lost, and nothing else happens.
+    """Text stream that silently discards text written after its reader closed the pipe.
 
-    ``strict``: StorageError where the disk of its file refuses; else that is lost as well.
+    Other write errors, such as a full disk, raise StorageError if ``strict``; else that text is discarded too.
     """
 
     def __init__(self, stream: TextIO, *, strict: bool) -> None:
         self._stream, self._strict = stream, strict
-        self._refused: StorageError | None = None  # the first time
+        self._refused: StorageError | None = None  # the first write error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -48,20 +48,20 @@ class _Steady:
             self._lose(error)
 
     def check(self) -> None:
-        """StorageError where something was lost because the disk refused it."""
+        """Flushes the stream; raises StorageError if any text was lost to a write error."""
         self.flush()
         if self._refused is not None:
             raise self._refused
 
     def _lose(self, error: OSError) -> None:
-        words = f"what this command prints cannot be written: {error.strerror or error}; make room for it"
-        self._refused = self._refused or StorageError(words)
+        message = f"cannot write this command's output: {error.strerror or error}; free some space and rerun it"
+        self._refused = self._refused or StorageError(message)
         if self._strict:
             raise self._refused from error
 
     def give_up(self) -> None:
-        """From now on, and for what is still buffered when Python ends, the stream is the null device."""
-        with suppress(OSError, ValueError):  # ValueError: a test's stream without a descriptor
+        """Redirects the stream to the null device, also for text still buffered when Python exits."""
+        with suppress(OSError, ValueError):  # ValueError: the stream has no descriptor, as in tests
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)
@@ -69,10 +69,10 @@ class _Steady:
 
 @contextmanager
 def steady_streams() -> Iterator[Callable[[], None]]:
-    """Within this block ``sys.stdout`` and ``sys.stderr`` may be closed pipes, or closed by who started the process.
+    """Lets ``sys.stdout`` and ``sys.stderr`` be closed pipes, or closed by the parent process, within the block.
 
-    Yields a function that raises StorageError where a part of standard output was lost to a disk without room.
-    Characters that their encoding lacks are written as escapes.
+    Yields a function that raises StorageError if part of standard output was lost to a write error. Characters that
+    the streams' encoding lacks are written as escapes.
     """
     before = sys.stdout, sys.stderr
     out, err = _Steady(_usable(before[0]), strict=True), _Steady(_usable(before[1]), strict=False)
@@ -84,7 +84,7 @@ def steady_streams() -> Iterator[Callable[[], None]]:
             try:
                 stream.check()
             except StorageError:
-                stream.give_up()  # Python would try once more, and end with another exit code
+                stream.give_up()  # else Python flushes again at exit and changes the exit code
         sys.stdout, sys.stderr = before
 
 

@@ -1,4 +1,4 @@
-"""``misgnet-run tune``. Cheap to import."""
+"""Implements ``misgnet-run tune``: measures the engines and saves the fastest settings. Cheap to import."""
 
 from __future__ import annotations
 
@@ -29,23 +29,25 @@ def tune(
         typer.Option(
             "--engine",
             help="Engine to measure; may be repeated. Later commands then choose among these.",
-            show_default="all that run here",
+            show_default="all engines that run here",
         ),
     ] = None,
     minutes: Annotated[
-        float, typer.Option(help="Minutes of measuring for each engine, without opening and warming up.")
+        float, typer.Option(help="Minutes of measurement per engine, excluding opening and warm-up.")
     ] = 1.0,
     json_file: Annotated[
-        _OptionalPath, typer.Option("--json", help="Also write all that was measured as JSON.")
+        _OptionalPath,
+        typer.Option("--json", help="Also write all measurements to this JSON file (default: not written)."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing JSON file.")] = False,
 ) -> None:
-    """Measure which engine is fastest on this machine, and save that for later commands.
+    """Measure which engine is fastest on this machine, and save its settings for later commands.
 
     Each engine that runs here and passes the golden tiles is measured with one stream and with as many as keep its
-    device busy, on a GPU at the batches of its plan. What is fastest for one pair and for many pairs is saved in
-    $MISGNET_CACHE (default: misgnet in the user's cache) for this bundle, machine and versions of the libraries. All
-    commands but verify and bench use it. Requested options take precedence, and --no-tuned ignores it.
+    device busy, on a GPU at the batch sizes of its plan. The fastest settings for one pair and for many pairs are
+    saved in $MISGNET_CACHE (default: misgnet in the user's cache) for this bundle, this machine and these library
+    versions. All commands except verify and bench use them. Explicit options take precedence, and --no-tuned ignores
+    them.
     """
     from msgspec.structs import asdict
 
@@ -64,15 +66,15 @@ def tune(
 
 
 def table(tuning: Tuning) -> Table:
-    """All that was measured, the fastest first. It fits 80 columns; texts are never read as markup."""
+    """Returns the table of all measurements, fastest first. It fits 80 columns and interprets no markup."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     rounds = min(len(each.rounds) for each in tuning.measurements)
     caption = (
-        f"Medians of {rounds} rounds in turn; ratio: to {_words(tuning.measurements[0])}; spread: of the rounds' "
-        "ratios, between their quartiles. Named: with --engine."
+        f"Medians of {rounds} alternating rounds. Ratio: speed relative to {_name(tuning.measurements[0])}. Spread: "
+        "interquartile range of the rounds' ratios. If named: when chosen with --engine."
     )
     found = Table(
         caption=Text(caption, style="dim"), caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
@@ -89,16 +91,16 @@ def table(tuning: Tuning) -> Table:
 
 
 def lines(report: TuneReport) -> Iterator[str]:
-    """What is used from now on, and what was not measured and why."""
-    for goal in ("one pair", "many"):
+    """Yields the settings that later commands use, and each engine not measured, with the reason."""
+    for workload in ("one pair", "many"):
         for each in report.tuning.measurements:
-            if goal in _chosen_for(report.tuning, each):
-                yield f"for {goal}: {_words(each)}, {each.pairs_per_second:.2f} pairs/s"
-    yield f"kept in {report.file}"
+            if workload in _chosen_for(report.tuning, each):
+                yield f"for {workload}: {_name(each)}, {each.pairs_per_second:.2f} pairs/s"
+    yield f"saved in {report.file}"
     yield from (f"{engine.engine}: not measured: {engine.reason}" for engine in report.not_run)
 
 
-def _words(measurement: Measurement) -> str:
+def _name(measurement: Measurement) -> str:
     return f"{measurement.engine}, {measurement.setting.words()}"
 
 

@@ -1,4 +1,4 @@
-"""``misgnet-run verify``. Cheap to import."""
+"""Implements ``misgnet-run verify``: checks a bundle's files and its engines. Cheap to import."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ _Text = Optional[str]  # noqa: UP045 - typer on 3.10
 
 def verify(
     bundle: BundlePath,
-    engine: Annotated[_Text, typer.Option(help="One engine.", show_default="all that can run here")] = None,
+    engine: Annotated[
+        _Text, typer.Option(help="Engine to run on the golden tiles.", show_default="all engines that run here")
+    ] = None,
 ) -> None:
-    """Check every file's digest, and the signature if one is required; then golden tiles on this machine's engines."""
+    """Check each file's digest, the signature if one is required, and each engine's output on the golden tiles."""
     from misgnet_runtime.inference.self_test import verify_bundle
 
     for line in verify_bundle(bundle, engine):

@@ -1,4 +1,4 @@
-"""``misgnet-run watch``."""
+"""Implements ``misgnet-run watch``: a service that processes pairs as they arrive in a folder."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ from misgnet_runtime.log import current
 @takes_options
 def watch(
     bundle: BundlePath,
-    folder: Annotated[Path, typer.Argument(help="Where pairs arrive: NAME_before.EXT and NAME_after.EXT.")],
+    folder: Annotated[Path, typer.Argument(help="Folder in which pairs arrive as NAME_before.EXT and NAME_after.EXT.")],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of NAME_change.tif and .png, and a journal.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", help="Folder for NAME_change.tif or NAME_change.png of each pair, and a journal."
+        ),
+    ],
     options: WatchOptions,
 ) -> None:
-    """Process every pair of images that is completely written in a folder, once, in the order in which they came.
+    """Process each pair of images in a folder once it is completely written, in order of arrival.
 
-    Pairs of GeoTIFFs become maps, pairs of PNG or JPEG images masks. OUT/watch.jsonl says what became of each; a
-    watcher that is started again resumes from there. SIGTERM and Ctrl-C end it. Links are not followed.
+    Pairs of GeoTIFFs give change maps, pairs of PNG or JPEG images give masks. OUT/watch.jsonl records the result of
+    each pair; after a restart the watcher resumes from this journal. SIGTERM or Ctrl-C stops it. Symbolic links are
+    not followed.
     """
     from misgnet_runtime.jobs.watch.service import watch_folder
 

@@ -1,4 +1,4 @@
-"""Engines: one contract, opened by the manifest's entry. Vendors are imported when they are needed."""
+"""Opens the engine that a manifest entry describes; vendor libraries are imported only when needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The contract, which takes NumPy: this package's options are cheap to import."""
+    """Imports ``Engine`` and ``TensorSpec`` on first use: they need NumPy, the options of this package do not."""
     if name not in ("Engine", "TensorSpec"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from misgnet_runtime.engines import base
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
     return getattr(base, name)
 
 
-MOST_STREAMS = 4  # each takes memory for a batch of its own
+MOST_STREAMS = 4  # each stream holds memory for one batch
 
 
 def is_on_cpu(entry: EngineEntry) -> bool:
@@ -36,21 +36,23 @@ def is_on_cpu(entry: EngineEntry) -> bool:
 
 
 def streams_on_cpu(cores: int | None = None) -> int:
-    """One for each of ``cores``, or of all that are usable, but four at most: a core that computes a batch alone waits
-    for no other one."""
+    """Returns one stream per core, at most :data:`MOST_STREAMS`. A core that computes a batch alone never waits.
+
+    ``cores``: default: all usable cores.
+    """
     return min(MOST_STREAMS, cores or usable_cores())
 
 
 def streams_for_scenes(entry: EngineEntry) -> int:
-    """Batches at once that keep the engine's device busy where there is always a next one.
+    """Returns how many batches in flight keep the engine's device busy during a scene.
 
-    On a GPU the copies of one batch hide behind another.
+    On a GPU, two: the copies of one batch overlap the computation of the other.
     """
     return streams_on_cpu() if is_on_cpu(entry) else 2
 
 
 def batch_for_scenes(entry: EngineEntry) -> int:
-    """Tiles in a batch that serve a scene best: on a CPU one alone stays in the caches, a GPU wants more of them."""
+    """Returns the batch size that is fastest for a scene: 1 on a CPU (fits its caches), 4 on a GPU."""
     return 1 if is_on_cpu(entry) else 4
 
 
@@ -60,18 +62,18 @@ def open_engine_file(
     max_batch: int,
     execution: ExecutionOptions = DEFAULT_EXECUTION,
 ) -> Engine:
-    """Open the engine that ``entry`` describes, from the bytes that were checked.
+    """Opens the engine that ``entry`` describes, from the bytes that were verified.
 
     Args:
         entry: The engine's entry in the manifest.
-        root: The files of a bundle, or the folder of one that is still being built.
-        max_batch: The most tiles of an inference call.
-        execution: Threads (default: all usable cores) and streams (default: one); the batch is the caller's.
+        root: The files of a bundle, or the directory of a bundle that is still being built.
+        max_batch: Largest number of tiles per inference call.
+        execution: Threads (default: all usable cores) and streams (default: 1). Its batch is not used here.
 
     Raises:
-        UnavailableError: This machine lacks the device, the processor, the library or the right version, or has no plan
-            for it yet.
-        InputError: The file cannot be opened.
+        UnavailableError: The device, the processor features, the library or its version are missing on this machine, or
+            the plan has not been compiled here yet.
+        InputError: The engine file cannot be opened.
     """
     from misgnet_runtime.bundle.checked import CheckedFiles
     from misgnet_runtime.engines.onnx_file import read_graph

@@ -1,7 +1,7 @@
-"""The contract of an engine: open, describe inputs and outputs, infer a batch, close.
+"""Defines the engine interface: open, describe inputs and outputs, infer a batch, close.
 
-The public :meth:`Engine.infer` checks shapes and dtypes once for all backends; a backend implements
-``_infer`` and ``close``, and nothing else.
+The public :meth:`Engine.infer` checks shapes and dtypes for all backends. A backend implements only ``_infer`` and
+``_release``.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, NumPy dtype name and shape of an input or output; -1 stands for the batch."""
+    """Describes one input or output of an engine."""
 
     name: str
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: str  # NumPy's name
+    shape: tuple[int, ...]  # -1 is the batch
 
 
 class Engine(ABC):
-    """One compiled network on one device. Threads may share it: ``streams`` batches run at once, others wait."""
+    """One compiled network on one device. Thread-safe: ``streams`` batches run at once, further calls wait."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -40,7 +40,7 @@ class Engine(ABC):
     device: str
 
     def __init__(self, contexts: Sequence[Any] = (None,)) -> None:
-        """``contexts``: what one batch needs for itself while it runs; as many as may run at once."""
+        """Takes one context per batch that may run at once; a context holds what one running batch needs."""
         self.streams = len(contexts)
         self._free: SimpleQueue[Any] = SimpleQueue()
         self._closed, self._closing = False, Lock()
@@ -49,15 +49,22 @@ class Engine(ABC):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What this engine does without here, though it runs: for whoever wonders about its speed."""
+        """Optimisations that are unavailable on this machine although the engine runs; they explain a lower speed."""
         return ()
 
     def infer(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run one batch.
+        """Runs one batch.
 
-        ``arrays`` holds every input by name, with the dtype and shape of its spec and one common
-        batch of 1 to ``max_batch``. The returned arrays belong to the caller.
-        Raises InputError where the arrays do not fit, EngineError with the backend's message where it fails.
+        Args:
+            arrays: Every input by name, with the dtype and shape of its spec and one common batch of 1 to
+                ``max_batch``.
+
+        Returns:
+            Every output by name. The arrays belong to the caller.
+
+        Raises:
+            InputError: The arrays do not match the specs.
+            EngineError: The backend failed; carries its message.
         """
         batch = check_inputs(self.inputs, arrays, self.max_batch)
         contiguous = {spec.name: np.ascontiguousarray(arrays[spec.name]) for spec in self.inputs}
@@ -78,7 +85,7 @@ class Engine(ABC):
     def _infer(self, context: Any, arrays: Arrays, batch: int) -> Arrays: ...
 
     def close(self) -> None:
-        """Wait until no batch runs, then release the device's memory; a second call does nothing."""
+        """Waits until no batch runs, then releases the device's memory. A second call does nothing."""
         with self._closing:
             if self._closed:
                 return
@@ -86,7 +93,7 @@ class Engine(ABC):
                 self._free.get()
             self._closed = True
             self._release()
-            self._free.put(None)  # who waits is told
+            self._free.put(None)  # wake blocked callers
 
     @abstractmethod
     def _release(self) -> None: ...
@@ -101,7 +108,7 @@ class Engine(ABC):
 
 
 def check_inputs(specs: tuple[TensorSpec, ...], arrays: Mapping[str, NDArray[Any]], max_batch: int) -> int:
-    """The common batch of ``arrays``; InputError names the first one that does not fit its spec."""
+    """Returns the common batch size of ``arrays``; raises InputError if an array does not match its spec."""
     expected = [spec.name for spec in specs]
     if sorted(arrays) != sorted(expected):
         raise InputError(f"engine inputs are {expected}, got {sorted(arrays)}")

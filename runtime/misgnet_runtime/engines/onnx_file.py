@@ -1,4 +1,4 @@
-"""ONNX files that hold all of their own weights: others would be read from whatever folder a process runs in."""
+"""Reads ONNX graphs and rejects those with external weights, which would be loaded from the working directory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from misgnet_runtime.bundle.checked import CheckedFiles
 from misgnet_runtime.errors import InputError
 
-_DEEPEST = 100  # as protobuf's own readers
-_VARINT, _LENGTH, _GROUP, _GROUP_END = 0, 2, 3, 4  # kinds of fields
-_SIZES = {1: 8, 5: 4, 6: 0, 7: 0}  # bytes, of the other kinds; the last two do not exist
+_DEEPEST = 100  # nesting limit, the same as in protobuf's own parsers
+_VARINT, _LENGTH, _GROUP, _GROUP_END = 0, 2, 3, 4  # wire types
+_SIZES = {1: 8, 5: 4, 6: 0, 7: 0}  # bytes of the other wire types; 6 and 7 are undefined
 _MOST_VARINT = 10  # bytes
-_FIELD = (1 << 32) - 1  # bits beyond these are dropped by protobuf, too
-_LOCATION, _EXTERNAL_DATA = 14, 13  # fields of a tensor
+_FIELD = (1 << 32) - 1  # protobuf drops the higher bits of a key, too
+_LOCATION, _EXTERNAL_DATA = 14, 13  # field numbers of TensorProto
 
 
 @dataclass(frozen=True)
 class _Message:
-    """A message of ONNX's schema: its fields that may hold a tensor, by number."""
+    """A message type of the ONNX schema, reduced to the fields (by number) that may contain a tensor."""
 
     fields: dict[int, _Message] = field(default_factory=dict)
     is_tensor: bool = False
@@ -34,14 +34,17 @@ _MODEL = _Message({7: _GRAPH, 20: _Message({1: _GRAPH, 2: _GRAPH}), 25: _Message
 
 
 def read_graph(files: CheckedFiles, relative: str) -> bytes:
-    """The bytes of an ONNX graph of a bundle; raises InputError as ``files`` and :func:`refuse_external_data`."""
+    """Reads an ONNX graph of a bundle.
+
+    Raises InputError if the file fails its check or has external weights.
+    """
     data = files.read(relative)
     refuse_external_data(data, str(files.name / relative))
     return data
 
 
 def refuse_external_data(data: bytes, name: str) -> None:
-    """Raise InputError where ``data`` keeps weights in another file. What is no ONNX at all is left to the engine."""
+    """Raises InputError if ``data`` keeps weights in another file. Damaged files are left to the engine to report."""
     with suppress(ValueError):
         if _is_external(memoryview(data), _MODEL, 0):
             raise InputError(f"graph {name} keeps weights in another file; build the bundle again")
@@ -60,8 +63,8 @@ def _is_external(data: memoryview, message: _Message, depth: int) -> bool:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """The fields of a protobuf message: number, and bytes or a whole number. Raises ValueError for a damaged one."""
-    position = groups = 0  # groups: an old form of messages, which readers pass over
+    """Yields the fields of a protobuf message as (number, bytes or integer); raises ValueError if it is damaged."""
+    position = groups = 0  # groups: a deprecated encoding of messages, which parsers skip
     while position < len(data):
         key, position = _varint(data, position)
         number, kind = (key & _FIELD) >> 3, key & 7
@@ -81,7 +84,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    """A whole number, and where it ends."""
+    """Returns the integer at ``position`` and the position behind it."""
     value = 0
     for index, byte in enumerate(data[position : position + _MOST_VARINT]):
         value |= (byte & 127) << (7 * index)

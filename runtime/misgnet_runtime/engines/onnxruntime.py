@@ -1,4 +1,4 @@
-"""ONNX Runtime: the engine that works everywhere."""
+"""Runs ONNX graphs in ONNX Runtime on the CPU; this engine works on every machine."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.machine import usable_cores
 
-# It quantizes the float biases of Q/DQ convolutions anew, with scales that are too coarse in float16: the
-# TensorRT graph then answers differently here than it says (3 to 4 times the error, measured on 1.32).
+# This optimizer quantizes the float biases of Q/DQ convolutions again, with scales that are too coarse in float16: the
+# output of the TensorRT graph then has 3 to 4 times the error (measured on 1.32).
 DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
-_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}  # the others have NumPy's names
+_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}  # all other types have NumPy's names
 
-if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":  # for where it was imported before this package
+if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":  # needed if onnxruntime was imported before this package
     onnxruntime.disable_telemetry_events()
 
 
@@ -37,13 +37,18 @@ class OnnxRuntimeEngine(Engine):
         *,
         name: str = "",
     ) -> None:
-        """``execution``: by default all cores that this process may use, in one stream.
+        """Opens a graph.
 
-        ``name``: of a graph in memory, for messages.
+        Args:
+            graph: A file, or the graph's bytes.
+            max_batch: Largest number of tiles per call.
+            execution: Threads (default: all usable cores) and streams (default: 1).
+            name: Name of a graph given as bytes, for messages.
 
-        Raises InputError where onnxruntime cannot open ``graph``.
+        Raises:
+            InputError: onnxruntime cannot open ``graph``.
         """
-        super().__init__((None,) * (execution.streams or 1))  # a session takes any number of batches at once
+        super().__init__((None,) * (execution.streams or 1))  # a session accepts concurrent calls
         name = str(graph) if isinstance(graph, Path) else name or "the graph in memory"
         source = os.fspath(graph) if isinstance(graph, Path) else graph
         try:
@@ -51,8 +56,8 @@ class OnnxRuntimeEngine(Engine):
                 source, session_options(execution), providers=self._providers,
                 disabled_optimizers=DISABLED_OPTIMIZERS, enable_fallback=False,
             )  # fmt: skip
-            self._session.disable_fallback()  # which is for a batch that fails, the other for opening
-        except Exception as error:  # onnxruntime's errors have no common base below Exception
+            self._session.disable_fallback()  # for failing batches; enable_fallback=False covers only opening
+        except Exception as error:  # onnxruntime's errors have no common base class below Exception
             raise InputError(f"onnxruntime cannot open {name}: {error}") from error
         self.max_batch = max_batch
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
@@ -67,12 +72,12 @@ class OnnxRuntimeEngine(Engine):
 
 
 def session_options(execution: ExecutionOptions = DEFAULT_EXECUTION) -> onnxruntime.SessionOptions:
-    """By default all cores that this process may use, in one stream."""
+    """Returns the session options for ``execution`` (default: all usable cores, one stream)."""
     options = onnxruntime.SessionOptions()
-    # Each stream's caller computes too; the session's own threads, one fewer than this number, help all of them.
+    # The calling thread of each stream computes, too; the session adds one thread fewer than this for all streams.
     options.intra_op_num_threads = max(1, (execution.threads or usable_cores()) - (execution.streams or 1) + 1)
-    # Neither threads that sleep while they wait nor memory that is given back were faster where that was measured.
-    # Denormals are not flushed to zero: the first session that does so changes its thread for good (seen on 1.32).
+    # Spinning threads and a kept memory arena measured as fast as, or faster than, sleeping threads and freed memory.
+    # Denormals are not flushed to zero: the first session that does so changes its thread for good (observed on 1.32).
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.enable_cpu_mem_arena = True
     options.log_severity_level = 3

@@ -1,7 +1,7 @@
-"""OpenVINO on the CPU: Q/DQ graphs in INT8, or the float graph in BF16.
+"""Runs graphs in OpenVINO on the CPU: Q/DQ graphs in INT8, or the float graph in BF16.
 
-Compiled for one pair: with a batch that is dynamic OpenVINO 2026.4 keeps the transposes and reorderings beside
-convolutions that it drops where all sizes are known (1.4 to 1.6 times the time). A CPU gains nothing from a batch.
+Graphs are compiled for a batch of 1. With a dynamic batch OpenVINO 2026.4 keeps transposes and reorderings beside
+convolutions, which it removes when all sizes are known (1.4 to 1.6 times the time). A CPU gains nothing from a batch.
 """
 
 from __future__ import annotations
@@ -20,20 +20,17 @@ from misgnet_runtime.engines.tensorrt.logger import one_line
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.machine import usable_cores
 
-_BF16 = "BF16"  # as OpenVINO names it among a device's capabilities
+_BF16 = "BF16"  # OpenVINO's name of this device capability
 
 
 def load_openvino() -> Any:
-    """The module ``openvino``; UnavailableError with the install line where it is missing.
-
-    Imported here first, it reports nothing to its maker: see :func:`_without_telemetry`.
-    """
+    """Imports ``openvino`` without its telemetry; raises UnavailableError with the install command if it is missing."""
     try:
         with _without_telemetry():
             import openvino
-    except (ImportError, OSError) as error:  # OSError: the wheel is there, one of its libraries is not
+    except (ImportError, OSError) as error:  # OSError: the wheel is installed, one of its libraries is not
         raise UnavailableError(
-            f"OpenVINO was asked for, but importing openvino failed: {error}; "
+            f"OpenVINO was requested, but importing openvino failed: {error}; "
             "install it with: pip install 'misgnet-export[openvino]'"
         ) from error
     return openvino
@@ -41,12 +38,12 @@ def load_openvino() -> Any:
 
 @contextmanager
 def _without_telemetry() -> Iterator[None]:
-    """As if the package were not installed by which OpenVINO tells that it was imported; it has a stand-in for that."""
+    """Hides the package that reports the import of OpenVINO; OpenVINO then uses its own empty replacement."""
     name = "openvino_telemetry"
     if name in sys.modules:
         yield
         return
-    sys.modules[name] = None  # type: ignore[assignment]  # Python's own way to say that there is none
+    sys.modules[name] = None  # type: ignore[assignment]  # makes Python raise ImportError for this name
     try:
         yield
     finally:
@@ -65,19 +62,25 @@ class OpenVinoEngine(Engine):
         precision: str = "float32",
         name: str = "the graph in memory",
     ) -> None:
-        """``precision``: of the manifest's entry; ``execution``: by default all usable cores, in one stream.
+        """Compiles a graph.
 
-        ``name``: of a graph in memory, for messages.
+        Args:
+            graph: A file, or the graph's bytes.
+            max_batch: Largest number of tiles per call.
+            execution: Threads (default: all usable cores) and streams (default: 1).
+            precision: Precision stated in the manifest's entry.
+            name: Name of a graph given as bytes, for messages.
 
-        Raises UnavailableError where OpenVINO is missing or would not compute in ``precision`` here, and InputError
-        where it cannot open ``graph``.
+        Raises:
+            UnavailableError: OpenVINO is missing, or would not compute in ``precision`` on this processor.
+            InputError: OpenVINO cannot open ``graph``.
         """
         openvino = load_openvino()
         core = openvino.Core()
-        wanted = "bf16" if "bf16" in precision else "f32"  # of an INT8 graph the remainder
+        wanted = "bf16" if "bf16" in precision else "f32"  # for an INT8 graph: of the layers that are not quantized
         if wanted == "bf16" and _BF16 not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            # It would compute in float32, or emulate: slower, and other numbers than those that were judged.
-            raise UnavailableError("OpenVINO does not compute in BF16 on this processor; take another engine")
+            # It would compute in float32 or emulate BF16: slower, and with other numbers than those evaluated.
+            raise UnavailableError("OpenVINO does not compute in BF16 on this processor; choose another engine")
         try:
             options = compile_options(wanted, execution)
             model = core.read_model(graph)
@@ -108,10 +111,10 @@ class OpenVinoEngine(Engine):
 
 
 def compile_options(precision: str, execution: ExecutionOptions = DEFAULT_EXECUTION) -> dict[str, Any]:
-    """Each stream for the least latency, which leaves the second threads of cores out.
+    """Returns OpenVINO's options: optimised for latency per stream, which does not use hyper-threads.
 
-    Threads are not pinned: a pinned one may share its core with another process, and was not faster where it was
-    measured. ``precision``: as OpenVINO names it, of an INT8 graph that of the remainder.
+    Threads are not pinned: a pinned thread may share its core with another process, and pinning did not measure faster.
+    ``precision``: OpenVINO's name; for an INT8 graph that of the layers that are not quantized.
     """
     return {
         "INFERENCE_PRECISION_HINT": precision,
@@ -123,14 +126,14 @@ def compile_options(precision: str, execution: ExecutionOptions = DEFAULT_EXECUT
 
 
 def _check_type(compiled: Any, wanted: str) -> None:
-    """A type that the processor lacks is no error to OpenVINO: it takes another one, and tells when asked."""
+    """Raises UnavailableError if OpenVINO replaced the precision ``wanted``, which it does without an error."""
     found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if found != wanted:
-        raise UnavailableError(f"OpenVINO was asked to compute in {wanted} and takes {found} on this processor")
+        raise UnavailableError(f"OpenVINO was asked to compute in {wanted} but uses {found} on this processor")
 
 
 def fix_batch(openvino: Any, model: Any) -> None:
-    """Give a model that OpenVINO has read a batch of one where its batch is dynamic."""
+    """Sets dynamic batches of a loaded model to 1."""
     shapes = {port: openvino.PartialShape(port.partial_shape) for port in model.inputs}
     for shape in shapes.values():
         if shape[0].is_dynamic:

@@ -1,4 +1,4 @@
-"""How an engine is run."""
+"""Options that control how an engine is run: batch, streams, threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from misgnet_runtime.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionOptions:
-    """How an engine is run. None: chosen for the engine."""
+    """Batch, streams and threads of an engine; None means chosen per engine."""
 
     batch: int | None = option(
         None, help="Tiles per inference call (default: chosen per engine).", minimum=1, changes_output=True
@@ -20,7 +20,7 @@ class ExecutionOptions:
     )
 
     def over(self, default: ExecutionOptions) -> ExecutionOptions:
-        """These options, and those of ``default`` where they are not set."""
+        """Returns these options, with unset ones taken from ``default``."""
         return replace(default, **{name: value for name, value in vars(self).items() if value is not None})
 
 

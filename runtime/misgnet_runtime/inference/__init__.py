@@ -1,1 +1,1 @@
-"""An open engine of a bundle: which one is chosen and how it is run, its self-test, and the timing of its calls."""
+"""Selects and opens an engine of a bundle, applies tuned settings, runs the self-test, and measures throughput."""

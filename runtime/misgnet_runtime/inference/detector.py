@@ -1,4 +1,4 @@
-"""Images in, probability of change out: an engine together with the interface its graph was built with."""
+"""Computes the probability of change of image pairs with an engine and the interface that its graph was built with."""
 
 from __future__ import annotations
 
@@ -23,34 +23,42 @@ Probability = NDArray[np.float32]
 
 
 class ChangeDetector:
-    """An open engine with its interface: images of both dates in, probability of change out.
+    """Computes the probability of change of tiles of both dates. Owns its engine: use it in a ``with`` block.
 
-    It owns the engine; use it in a ``with`` block. Threads may share it, as its engine.
-    ``batch``: tiles at once where there are many, if that was asked for or tuned. Raises InputError, and closes the
-    engine, where it is not what ``interface`` says.
+    Threads may share it, as they may share its engine.
     """
 
     def __init__(self, engine: Engine, interface: Interface, batch: int | None = None) -> None:
+        """Takes ownership of an open engine.
+
+        Args:
+            engine: An open engine; closed here if it does not match ``interface``.
+            interface: Inputs and outputs of the graph.
+            batch: Tiles per call, as requested or tuned; None: the caller chooses.
+
+        Raises:
+            InputError: The engine does not match ``interface``.
+        """
         if found := misfit(engine, interface.inputs(), interface.outputs(), interface.max_batch):
             engine.close()
-            raise InputError(f"the engine does not fit its interface: {found}; build the bundle again")
+            raise InputError(f"the engine does not match its interface: {found}; build the bundle again")
         self.engine = engine
         self.interface = interface
         self.batch = batch
 
     def probability(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
-        """uint8 RGB tiles (B, T, T, 3) of both dates -> probability of change, float32 (B, T, T)."""
+        """Returns the probability of change, float32 (B, T, T), of uint8 RGB tiles (B, T, T, 3) of both dates."""
         (output,) = self.engine.infer(arrays_for(self.interface, before, after)).values()
         return to_probability(output, self.interface)
 
     def sound_probability(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
-        """As :meth:`probability`, without NaN or Inf: a threshold would call them "no change"; GateFailed there."""
+        """Same as :meth:`probability`; raises GateFailed for NaN and Inf, which a threshold would call unchanged."""
         return require_finite(self.probability(before, after), f"the engine on {self.engine.device}")
 
     def scene_probability(self, before: RgbImage, after: RgbImage) -> Probability:
-        """A pair of any size, uint8 (H, W, 3) -> float32 (H, W), tile by tile; see :func:`predict_scene`.
+        """Returns the probability of change, float32 (H, W), of a pair of any size, uint8 (H, W, 3).
 
-        Raises GateFailed as :meth:`sound_probability`.
+        See :func:`predict_scene`. Raises GateFailed for NaN or Inf.
         """
         return predict_scene(self.sound_probability, before, after, self.interface.tile, self.interface.max_batch)
 
@@ -65,10 +73,10 @@ class ChangeDetector:
 
 @contextmanager
 def tile_per_stream(detector: ChangeDetector) -> Iterator[Predict]:
-    """:meth:`ChangeDetector.probability` for any number of tiles: one at a time for each stream of the engine.
+    """Yields :meth:`ChangeDetector.probability` for any number of tiles.
 
-    On a CPU a core that computes one tile alone waits for no other. With one stream they come in the largest batches
-    that the engine takes.
+    With several streams, each stream gets one tile at a time (on a CPU, a core that computes a tile alone never waits).
+    With one stream, tiles are computed in the engine's largest batches.
     """
     size = 1 if detector.engine.streams > 1 else detector.interface.max_batch
     with ThreadPoolExecutor(detector.engine.streams) as pool:
@@ -81,17 +89,20 @@ def tile_per_stream(detector: ChangeDetector) -> Iterator[Predict]:
 
 
 def arrays_for(interface: Interface, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Arrays:
-    """The graph's inputs from uint8 RGB tiles (B, T, T, 3)."""
+    """Returns the graph's inputs by name, from uint8 RGB tiles (B, T, T, 3) of both dates."""
     return {"before": as_input(before, interface), "after": as_input(after, interface)}
 
 
 def as_input(images: NDArray[np.uint8], interface: Interface) -> NDArray[Any]:
-    """uint8 RGB tiles (B, T, T, 3) of one date in the graph's input form."""
+    """Converts uint8 RGB tiles (B, T, T, 3) of one date to the graph's input."""
     return images if interface.input == "uint8" else normalise(images)
 
 
 def to_probability(output: NDArray[Any], interface: Interface) -> Probability:
-    """A graph's output -> float32 (B, T, T). Softmax over two classes is the sigmoid of their difference."""
+    """Converts a graph's output to probabilities, float32 (B, T, T).
+
+    The softmax of two classes is the sigmoid of their difference.
+    """
     if interface.output == "logits":
         difference = output[:, 1].astype(np.float32) - output[:, 0].astype(np.float32)
         return np.asarray(0.5 * (1 + np.tanh(0.5 * difference)), np.float32)
@@ -99,13 +110,13 @@ def to_probability(output: NDArray[Any], interface: Interface) -> Probability:
 
 
 def misfit(engine: Engine, inputs: list[TensorEntry], outputs: list[TensorEntry], max_batch: int) -> str | None:
-    """What the engine has and what is stated of it, where they differ; tensors may come in any order."""
+    """Returns how the engine differs from the stated interface, or None; the order of tensors does not matter."""
     for specs, entries in ((engine.inputs, inputs), (engine.outputs, outputs)):
         found, stated = sorted(map(_of_spec, specs)), sorted(map(_of_entry, entries))
         if found != stated:
             return f"it has {_listed(found)}, the interface says {_listed(stated)}"
     if engine.max_batch < max_batch:
-        return f"it takes batches up to {engine.max_batch}, the interface says {max_batch}"
+        return f"it supports batches up to {engine.max_batch}, the interface says {max_batch}"
     return None
 
 

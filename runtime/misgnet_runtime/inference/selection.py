@@ -1,4 +1,4 @@
-"""Which engine of a bundle runs here."""
+"""Selects the engine of a bundle that runs on this machine, and opens it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines import DEFAULT_EXECUTION, Engine, ExecutionOptions, open_engine_file
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.inference.detector import ChangeDetector
-from misgnet_runtime.inference.tuned import Goal, ResolvedOptions, Tuned
+from misgnet_runtime.inference.tuned import OptimiseFor, ResolvedOptions, Tuned
 from misgnet_runtime.machine import describe_machine
 
-# Kinds of engine, each with INT8 or without, the fastest first: plans for a GPU, graphs on a GPU (without kernels
-# for INT8), INT8 on the CPU, float on the CPU.
+# (kind, is INT8), the fastest first: plans for a GPU, graphs on a GPU (ONNX Runtime has no INT8 kernels there), INT8 on
+# the CPU, float on the CPU.
 _GPU = ("tensorrt", "rtx", "onnxruntime-cuda")
 _FASTEST_FIRST = (
     ("tensorrt", True), ("tensorrt", False), ("rtx", True), ("rtx", False),
@@ -30,11 +30,11 @@ Runnable = TypeVar("Runnable")
 
 
 class Opened(NamedTuple):
-    """An open engine of a bundle as jobs work on it: its detector, which engine that is, and why it was taken."""
+    """An open engine of a bundle."""
 
     detector: ChangeDetector
     entry: EngineEntry
-    reason: str
+    reason: str  # why this engine was selected
 
 
 @contextmanager
@@ -43,20 +43,20 @@ def open_detector(
     engine: str = "auto",
     execution: ExecutionOptions = DEFAULT_EXECUTION,
     *,
-    goal: Goal | None = None,
+    optimise_for: OptimiseFor | None = None,
 ) -> Iterator[Opened]:
-    """Open an engine of ``bundle``.
+    """Opens an engine of ``bundle``.
 
     Args:
-        bundle: A bundle that was read.
-        engine: The engine's name. "auto": the one that ``misgnet-run tune`` measured fastest here for ``goal``, else
-            the first of :func:`ranked` that opens.
-        execution: By default what was tuned for ``goal``, else all usable cores, as many streams as keep the device
-            busy, and the caller's batch.
-        goal: None: what was tuned is ignored.
+        bundle: An opened bundle.
+        engine: The engine's name, or "auto": the engine that ``misgnet-run tune`` measured fastest here for
+            ``optimise_for``, else the first of :func:`ranked` that opens.
+        execution: Requested options (default: those tuned for ``optimise_for``, else all usable cores, enough streams
+            to keep the device busy, and the caller's batch).
+        optimise_for: Latency or throughput; None ignores saved tunings.
 
     Raises:
-        UnavailableError: No engine opens; with the reason of each.
+        UnavailableError: No engine opens; the message has the reason for each.
         UsageError: The bundle has no engine of that name.
     """
     interface = bundle.manifest.interface
@@ -64,7 +64,7 @@ def open_detector(
     def open_one(entry: EngineEntry, resolved: ExecutionOptions) -> Engine:
         return open_engine_file(entry, bundle.files, interface.max_batch, resolved)
 
-    opened, resolved, entry, reason = open_chosen(bundle, open_one, engine, execution, goal=goal)
+    opened, resolved, entry, reason = open_chosen(bundle, open_one, engine, execution, optimise_for=optimise_for)
     with ChangeDetector(opened, interface, resolved.batch) as detector:
         yield Opened(detector, entry, reason)
 
@@ -75,14 +75,15 @@ def open_chosen(
     engine: str,
     execution: ExecutionOptions,
     *,
-    goal: Goal | None,
+    optimise_for: OptimiseFor | None,
     usable: Callable[[EngineEntry], bool] = lambda _: True,
 ) -> tuple[Runnable, ExecutionOptions, EngineEntry, str]:
-    """What ``open_one`` makes of an engine, how it is run, its entry, and why it was taken; see :func:`open_detector`.
+    """Selects an engine and opens it with ``open_one``; arguments as for :func:`open_detector`.
 
-    ``usable``: which engines "auto" may take.
+    ``usable`` filters the engines that "auto" may select. Returns what ``open_one`` returned, the resolved options, the
+    engine's entry, and why it was selected.
     """
-    tuned = Tuned.of(bundle, goal)
+    tuned = Tuned.of(bundle, optimise_for)
 
     def open_resolved(entry: EngineEntry) -> tuple[Runnable, ResolvedOptions]:
         resolved = tuned.resolve(entry, execution)
@@ -94,41 +95,41 @@ def open_chosen(
 
 
 class Speed(msgspec.Struct, frozen=True):
-    """Of what the build measured of one engine: image pairs a second, ``batch`` of them at once."""
+    """The throughput of one engine as the build measured it; other fields of the manifest's timings are ignored."""
 
     engine: EngineName
-    batch: int
+    batch: int  # image pairs per call
     pairs_per_second: float
 
 
 def ranked_here(bundle: Bundle) -> list[EngineEntry]:
-    """The bundle's engines, the fastest first. Raises InputError where the manifest's timings cannot be read."""
+    """Returns the bundle's engines, fastest first; raises InputError if the manifest's timings cannot be read."""
     return ranked(bundle.manifest.engines, measured_here(bundle))
 
 
 def ranked(entries: list[EngineEntry], speeds: Mapping[str, float]) -> list[EngineEntry]:
-    """Those on a GPU first, then by ``speeds``, pairs/s by engine, of those that have any; then by kind.
+    """Returns ``entries``, fastest first: GPU engines first, then by ``speeds`` (pairs/s by engine), then by kind.
 
-    Of one kind what was made for certain processors comes before what any will run.
+    Within a kind, engines for specific processors come before engines for any processor.
     """
 
-    def place(entry: EngineEntry) -> tuple[bool, float, int, bool]:
+    def rank(entry: EngineEntry) -> tuple[bool, float, int, bool]:
         kind = _FASTEST_FIRST.index((entry.kind, "int8" in entry.precision))
         return entry.kind not in _GPU, -speeds.get(entry.name, 0.0), kind, not entry.needs
 
-    return sorted(entries, key=place)
+    return sorted(entries, key=rank)
 
 
 def measured_here(bundle: Bundle) -> dict[str, float]:
-    """Pairs/s by engine at batch 1 as the build measured them, if that was on a processor like this one."""
+    """Returns the build's pairs/s by engine at batch 1, or {} if the build ran on another model of processor."""
     there, here = bundle.manifest.machine, describe_machine()
-    if any(there.get(key) != here.get(key) for key in ("processor", "model")):  # arm64 names the model only
+    if any(there.get(key) != here.get(key) for key in ("processor", "model")):  # arm64 has only the model
         return {}
     return {speed.engine: speed.pairs_per_second for speed in measured_by_build(bundle) if speed.batch == 1}
 
 
 def measured_by_build(bundle: Bundle) -> list[Speed]:
-    """What the manifest says of its engines' speeds. Raises InputError where that cannot be read."""
+    """Reads the engines' throughput from the manifest; raises InputError if it cannot be read."""
     try:
         return msgspec.convert(bundle.manifest.latency.get("timings", []), list[Speed])
     except msgspec.ValidationError as error:
@@ -138,12 +139,16 @@ def measured_by_build(bundle: Bundle) -> list[Speed]:
 def first_that_opens(
     entries: list[EngineEntry], open_one: Callable[[EngineEntry], Runnable], asked: str, fastest: str | None = None
 ) -> tuple[Runnable, EngineEntry, str]:
-    """What ``open_one`` makes of the first entry that runs here, the entry, and why it was taken.
+    """Opens the first of ``entries`` that runs here; returns what ``open_one`` returned, the entry and the reason.
 
-    ``asked``: an engine's name, or "auto"; ``fastest``: the one that was measured fastest here, if any was.
+    Args:
+        entries: Candidates, in order of preference.
+        open_one: Opens an engine; UnavailableError moves on to the next one.
+        asked: The requested engine's name, or "auto".
+        fastest: The engine that was measured fastest here, if any.
 
     Raises:
-        UnavailableError: None runs; with the reason of each.
+        UnavailableError: No engine runs; the message has the reason for each.
     """
     refused: list[tuple[str, UnavailableError]] = []
     for entry in entries:

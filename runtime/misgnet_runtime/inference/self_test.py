@@ -1,4 +1,4 @@
-"""A bundle's self-test: digests first, then golden tiles on the engines that this machine can run."""
+"""Runs a bundle's self-test: checks its digests, then golden tiles on the engines that this machine can run."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from misgnet_runtime.inference.detector import Probability
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.inference.split_detector import open_split
 
-GOLDEN_AGREEMENT = 0.95  # share of pixels; an engine that computes something else is far below
-PARTS_AGREEMENT = 0.99  # share of pixels; on a CPU all agree, a GPU may have other kernels for a part
+GOLDEN_AGREEMENT = 0.95  # share of pixels; a wrong engine is far below it
+PARTS_AGREEMENT = 0.99  # share of pixels; on a CPU all agree, a GPU may use other kernels for a part
 
 
 def verify_bundle(path: Path, engine: str | None = None) -> Iterator[str]:
-    """Yield a line for each check: of ``engine``, or of all that can run here.
+    """Yields one line of text per check, of ``engine`` (default: of all engines that run here).
 
-    Raises InputError; GateFailed where an engine misses the golden tiles; UnavailableError where none can run;
-    UsageError for an unknown engine.
+    Raises:
+        InputError: The bundle is damaged.
+        GateFailed: An engine's output differs from the golden tiles.
+        UnavailableError: No engine runs here.
+        UsageError: The engine is unknown.
     """
     bundle = read_bundle(path)
     asked = bundle.manifest.engines if engine is None else [bundle.engine_entry(engine)]
     yield f"{len(bundle.manifest.files)} files match their digests"
     if bundle.signed:
-        yield bundle.signed.words()
+        yield bundle.signed.describe()
     golden = golden_of(bundle)
     refused: list[str] = []
     for entry in asked:
@@ -45,11 +48,18 @@ def verify_bundle(path: Path, engine: str | None = None) -> Iterator[str]:
 
 
 def check_golden(bundle: Bundle, entry: EngineEntry, golden: GoldenTiles, batch: int = 1) -> str:
-    """Run the golden tiles on one engine, and on its parts where it is split; a line that says what came out.
+    """Runs the golden tiles on one engine, and on its encoder and head if it is split; returns the result as a line.
 
-    ``batch``: tiles per inference call.
-    Raises GateFailed below 95 % of equal pixels, or below 99 % between the engine and its parts together;
-    UnavailableError where the engine cannot run here.
+    Args:
+        bundle: An opened bundle.
+        entry: The engine.
+        golden: The bundle's golden tiles.
+        batch: Tiles per inference call.
+
+    Raises:
+        GateFailed: Less than 95 % of pixels equal the golden tiles, or less than 99 % are equal between the engine and
+            its two parts.
+        UnavailableError: The engine does not run here.
     """
     with open_detector(bundle, entry.name, ExecutionOptions(streams=1)) as (detector, _, _):
         line, found = golden_agreement(bundle, entry, detector.probability, golden, batch)
@@ -62,16 +72,16 @@ def check_golden(bundle: Bundle, entry: EngineEntry, golden: GoldenTiles, batch:
 def golden_agreement(
     bundle: Bundle, entry: EngineEntry, predict: Predict, golden: GoldenTiles, batch: int = 1
 ) -> tuple[str, Probability]:
-    """What ``predict``, the engine ``entry``, answers on the golden tiles, and a line that says how well.
+    """Compares the output of ``predict``, the engine ``entry``, with the golden tiles.
 
-    Raises GateFailed below 95 % of equal pixels.
+    Returns the result as a line, and the output. Raises GateFailed below 95 % of equal pixels.
     """
-    found = _answers(predict, golden, batch)
+    found = _predictions(predict, golden, batch)
     agreement = same_pixels(found, golden.probability, bundle.manifest.threshold)
     if not agreement >= GOLDEN_AGREEMENT:
         raise GateFailed(
             f"engine {entry.name} agrees with the golden tiles in only {100 * agreement:.2f} % of pixels "
-            f"(at least {100 * GOLDEN_AGREEMENT:.0f} % needed); do not use it, build it again"
+            f"(at least {100 * GOLDEN_AGREEMENT:.0f} % required); do not use it, build it again"
         )
     return f"{entry.name}: {100 * agreement:.3f} % of the golden tiles' pixels agree", found
 
@@ -79,27 +89,27 @@ def golden_agreement(
 def parts_agreement(
     bundle: Bundle, entry: EngineEntry, predict: Predict, golden: GoldenTiles, whole: Probability, *, batch: int = 1
 ) -> str:
-    """``whole``: what the engine answers on the golden tiles, which ``predict``, its parts together, must answer, too.
+    """Compares the output of ``predict``, encoder and head of ``entry``, with ``whole``, the output of the engine.
 
-    Raises GateFailed below 99 % of equal pixels.
+    Returns the result as a line. Raises GateFailed below 99 % of equal pixels.
     """
-    found = _answers(predict, golden, batch)
+    found = _predictions(predict, golden, batch)
     agreement = same_pixels(found, whole, bundle.manifest.threshold)
     if not agreement >= PARTS_AGREEMENT:
         raise GateFailed(
             f"encoder and head of engine {entry.name} agree with the engine in only {100 * agreement:.2f} % of the "
-            f"golden tiles' pixels (at least {100 * PARTS_AGREEMENT:.0f} % needed); do not use them, build it again"
+            f"golden tiles' pixels (at least {100 * PARTS_AGREEMENT:.0f} % required); do not use them, build it again"
         )
     return f"encoder and head agree with it in {100 * agreement:.3f} %"
 
 
-def _answers(predict: Predict, golden: GoldenTiles, batch: int) -> Probability:
-    """float32 (G, T, T), ``batch`` tiles per call: the first ones again where the last are too few."""
+def _predictions(predict: Predict, golden: GoldenTiles, batch: int) -> Probability:
+    """Returns float32 (G, T, T), computed in calls of ``batch`` tiles; earlier tiles fill up the last call."""
     count = len(golden.before)
     calls = np.resize(np.arange(count), -(-count // batch) * batch).reshape(-1, batch)
     return np.concatenate([predict(golden.before[tiles], golden.after[tiles]) for tiles in calls])[:count]
 
 
 def same_pixels(found: Probability, expected: Probability, threshold: float) -> float:
-    """Share of pixels with the same mask; 0 where ``found`` has NaN or Inf."""
+    """Returns the share of pixels that both masks agree on; 0 if ``found`` has NaN or Inf."""
     return float(((found > threshold) == (expected > threshold)).mean()) if np.isfinite(found).all() else 0.0

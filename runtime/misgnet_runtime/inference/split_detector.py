@@ -1,4 +1,4 @@
-"""Split engines: each date goes through the encoder alone, and the head compares any two dates' features."""
+"""Runs split engines: the encoder computes each date's features, and the head compares the features of two dates."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from misgnet_runtime.engines import DEFAULT_EXECUTION, Engine, ExecutionOptions,
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.inference.detector import Probability, as_input, misfit, to_probability
 from misgnet_runtime.inference.selection import open_chosen
-from misgnet_runtime.inference.tuned import Goal
+from misgnet_runtime.inference.tuned import OptimiseFor
 
 Features = Sequence[NDArray[np.float32]]
 
 
 class SplitDetector:
-    """Encoder and head of one engine. Owns both; use it in a ``with`` block. Threads may share it, as its engines.
+    """Encoder and head of one engine. Owns both: use it in a ``with`` block.
 
-    ``features``: what the encoder answers for one date; ``batch``: tiles at once, if that was asked for or tuned.
-    Raises InputError, and closes both engines, where they are not what ``interface`` and ``features`` say.
+    Threads may share it, as they may share its engines.
     """
 
     def __init__(
@@ -36,6 +35,18 @@ class SplitDetector:
         features: list[TensorEntry],
         batch: int | None = None,
     ) -> None:
+        """Takes ownership of both open engines.
+
+        Args:
+            encoder: Closed here if it does not match.
+            head: Closed here if it does not match.
+            interface: Inputs and outputs of the whole engine.
+            features: Outputs of the encoder for one date.
+            batch: Tiles per call, as requested or tuned; None: the caller chooses.
+
+        Raises:
+            InputError: An engine does not match ``interface`` and ``features``.
+        """
         with ExitStack() as owned:
             owned.enter_context(encoder)
             owned.enter_context(head)
@@ -49,22 +60,24 @@ class SplitDetector:
         self.batch = batch
 
     def encode(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """uint8 RGB tiles (B, T, T, 3) of one date -> its features (B, ...), in the order of ``features``."""
+        """Returns the features (B, ...), in the order of ``features``, of uint8 RGB tiles (B, T, T, 3) of one date."""
         (entry,) = self.interface.encoder_inputs()
         found = self.encoder.infer({entry.name: as_input(images, self.interface)})
         return [found[feature.name] for feature in self.features]
 
     def compare(self, before: Features, after: Features) -> Probability:
-        """The features of both dates, as :meth:`encode` answers -> probability of change, float32 (B, T, T).
+        """Returns the probability of change, float32 (B, T, T), from the features of both dates.
 
-        Raises InputError where an array does not fit, ValueError where there are more or fewer than ``features``.
+        Raises:
+            InputError: An array does not match its spec.
+            ValueError: The number of arrays differs from ``features``.
         """
         names = [entry.name for entry in head_inputs(self.features)]
         (output,) = self.head.infer(dict(zip(names, (*before, *after), strict=True))).values()
         return to_probability(output, self.interface)
 
     def probability(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
-        """As :meth:`ChangeDetector.probability`, each date by itself."""
+        """Same as :meth:`ChangeDetector.probability`; each date is encoded separately."""
         return self.compare(self.encode(before), self.encode(after))
 
     def __enter__(self) -> SplitDetector:
@@ -77,13 +90,16 @@ class SplitDetector:
 
 
 def open_split(bundle: Bundle, entry: EngineEntry, execution: ExecutionOptions = DEFAULT_EXECUTION) -> SplitDetector:
-    """Open both parts of ``entry``, an engine of ``bundle``, each run as the whole engine is: by default in one stream.
+    """Opens both parts of ``entry``, an engine of ``bundle``, with the same options (default: one stream).
 
-    Raises UsageError where the engine is not split, UnavailableError and InputError where a part does not open.
+    Raises:
+        UsageError: The engine is not split.
+        UnavailableError: A part does not run here.
+        InputError: A part cannot be opened.
     """
     if entry.split is None:
         split = ", ".join(other.name for other in bundle.manifest.engines if other.split)
-        advice = f"take one of {split}" if split else "build it by misgnet-export build --split"
+        advice = f"choose one of {split}" if split else "build it with misgnet-export build --split"
         raise UsageError(f"engine {entry.name} of bundle {bundle.name} is not split; {advice}")
     interface = bundle.manifest.interface
 
@@ -104,21 +120,21 @@ def choose_split(
     engine: str = "auto",
     execution: ExecutionOptions = DEFAULT_EXECUTION,
     *,
-    goal: Goal | None = None,
+    optimise_for: OptimiseFor | None = None,
 ) -> Iterator[tuple[SplitDetector, EngineEntry, str]]:
-    """Both parts of the engine called ``engine``, its entry, and why it was taken; see :func:`selection.open_detector`.
+    """Opens both parts of an engine; arguments as for :func:`selection.open_detector`.
 
-    "auto" takes the fastest split engine that runs here; what was tuned of a whole engine holds for its parts. Raises
-    UsageError where what is asked for is not split.
+    "auto" selects the fastest split engine that runs here. Settings tuned for a whole engine apply to its parts.
+    Yields the parts, the engine's entry, and why it was selected. Raises UsageError if the engine is not split.
     """
     if engine == "auto" and not any(entry.split for entry in bundle.manifest.engines):
-        raise UsageError(f"no engine of bundle {bundle.name} is split; build it by misgnet-export build --split")
+        raise UsageError(f"no engine of bundle {bundle.name} is split; build it with misgnet-export build --split")
 
     def open_one(entry: EngineEntry, resolved: ExecutionOptions) -> SplitDetector:
         return open_split(bundle, entry, resolved)
 
     opened, _, entry, reason = open_chosen(
-        bundle, open_one, engine, execution, goal=goal, usable=lambda entry: entry.split is not None
+        bundle, open_one, engine, execution, optimise_for=optimise_for, usable=lambda entry: entry.split is not None
     )
     with opened as detector:
         yield detector, entry, reason
@@ -126,4 +142,4 @@ def choose_split(
 
 def _check(part: str, engine: Engine, inputs: list[TensorEntry], outputs: list[TensorEntry], max_batch: int) -> None:
     if found := misfit(engine, inputs, outputs, max_batch):
-        raise InputError(f"the {part} does not fit its interface: {found}; build the bundle again")
+        raise InputError(f"the {part} does not match its interface: {found}; build the bundle again")

@@ -1,8 +1,8 @@
-"""Latency and throughput: each engine in a process of its own, all of them measured in alternating rounds.
+"""Measures latency and throughput of engines: each in its own process, in alternating rounds.
 
-A worker (see :mod:`misgnet_runtime.inference.throughput_worker`) opens one engine, warms it up and then times as many
-calls as it is told, one line of JSON for each request. Two engines in one process would compete with their thread
-pools; rounds in turn keep a ratio meaningful when the machine's speed drifts.
+A worker (see :mod:`misgnet_runtime.inference.throughput_worker`) opens one engine, warms it up, and then times the
+number of calls that each request asks for; requests and replies are JSON lines. In one process, the thread pools of two
+engines would compete; alternating rounds keep ratios meaningful when the machine's speed drifts.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ WARM_UP_SECONDS = 10.0
 
 
 class Workload(Struct, frozen=True, kw_only=True):
-    """What a worker process calls again and again; the first line of its input."""
+    """The workload that a worker process calls repeatedly; sent as the first line of its input."""
 
     worker: ClassVar[str]  # the module of the process
     batch: int = 1
-    threads: int | None = None  # all usable cores by default
-    streams: int = 1  # so many threads call, each again as soon as it has its result
-    warm_up: float = WARM_UP_SECONDS  # after which a workload that is not steady yet is measured nevertheless
+    threads: int | None = None  # default: all usable cores
+    streams: int = 1  # number of threads that call, each again as soon as its call returned
+    warm_up: float = WARM_UP_SECONDS  # longest warm-up; then a workload that is not steady is measured anyway
 
     @property
     def name(self) -> str:
@@ -51,19 +51,15 @@ class Workload(Struct, frozen=True, kw_only=True):
 
 
 class Task(Workload, frozen=True):
-    """An engine's entry, and the folder its paths start from.
-
-    ``golden``: the tiles' file, by its path in ``root`` or from anywhere. ``files``, ``manifest_sha256``: of a bundle
-    that was checked, whose bytes the worker compares again.
-    """
+    """The workload of timing one engine on golden tiles."""
 
     worker: ClassVar[str] = "misgnet_runtime.inference.throughput_worker"
     entry: EngineEntry
-    root: str
+    root: str  # directory that the entry's paths are relative to
     interface: Interface
-    golden: str
-    files: list[FileEntry] = msgspec.field(default_factory=list)
-    manifest_sha256: str | None = None
+    golden: str  # file of the golden tiles, relative to ``root`` or absolute
+    files: list[FileEntry] = msgspec.field(default_factory=list)  # of a verified bundle; the worker verifies them again
+    manifest_sha256: str | None = None  # of a verified bundle
 
     @property
     def name(self) -> str:
@@ -80,9 +76,9 @@ def task_of(
     execution: ExecutionOptions = DEFAULT_EXECUTION,
     warm_up: float = WARM_UP_SECONDS,
 ) -> Task:
-    """The task of an engine of a bundle that was checked; the worker opens the same bytes, or fails.
+    """Returns the task for an engine of a verified bundle. The worker fails if it finds other bytes.
 
-    ``execution``: one stream and batch 1 by default.
+    ``execution`` defaults to one stream and batch 1.
     """
     manifest = bundle.manifest
     golden = manifest.file("golden tiles").path
@@ -94,39 +90,36 @@ def task_of(
 
 
 class WarmUp(Struct, frozen=True):
-    """What came before the first round: how much, and whether the calls' time had settled within 5 %."""
+    """The warm-up before the first round."""
 
     calls: int
     seconds: float
-    steady: bool
+    steady: bool  # whether the duration of calls settled within 5 %
     seconds_per_call: float
 
 
 class Round(Struct, frozen=True):
-    """Some calls, from the first one's start to the last one's end, and the milliseconds of each."""
+    """The duration of some calls."""
 
-    seconds: float
-    milliseconds: list[float]
+    seconds: float  # from the start of the first call to the end of the last one
+    milliseconds: list[float]  # of each call
 
 
 class RailEnergy(Struct, frozen=True):
-    """Mean power of a rail, and its energy for one image pair; ``total``: it carries the whole module."""
+    """Power and energy of one power rail."""
 
     rail: str
-    watts: float
+    watts: float  # mean
     joules_per_pair: float
-    total: bool
+    total: bool  # whether the rail supplies the whole module
 
 
 class Timing(Struct, frozen=True):
-    """Latency of one call in milliseconds, and image pairs a second, over ``calls`` calls of ``batch`` pairs.
-
-    ``rounds``: pairs a second of each round. Of bundles that an earlier version built only the first eight are known.
-    """
+    """Latency per call, and throughput. Bundles built by earlier versions have only the fields without a default."""
 
     engine: str
     precision: str
-    batch: int
+    batch: int  # image pairs per call
     calls: int
     p50_ms: float
     p90_ms: float
@@ -134,14 +127,14 @@ class Timing(Struct, frozen=True):
     pairs_per_second: float
     max_ms: float | None = None
     streams: int = 1
-    rounds: list[float] = msgspec.field(default_factory=list)
+    rounds: list[float] = msgspec.field(default_factory=list)  # pairs per second of each round
     warm_up: WarmUp | None = None
     energy: list[RailEnergy] = msgspec.field(default_factory=list)
 
 
 @dataclass
 class _Measured:
-    """What is known of one workload so far."""
+    """The measurements of one workload so far."""
 
     warm_up: WarmUp
     rounds: list[Round] = field(default_factory=list)
@@ -156,14 +149,18 @@ def measure(
     during: Callable[[int], AbstractContextManager[object]] = lambda _: nullcontext(),
     beside: Callable[[float], Workload] | None = None,
 ) -> list[Timing]:
-    """Time all tasks side by side: ``rounds`` rounds, each about ``seconds`` / ``rounds`` a task.
+    """Times all tasks in alternating rounds.
 
     Args:
-        during: Makes the context of each round of the task with the given index.
-        beside: Makes one more workload, which is timed last, of the seconds that a call of the fastest task takes.
+        tasks: The workloads.
+        seconds: Duration per task, over all rounds.
+        progress: Called after each round with the rounds done and their total.
+        rounds: Number of rounds.
+        during: Creates the context for a round of the task with the given index.
+        beside: Creates a further workload, timed last, from the seconds that a call of the fastest task takes.
 
     Raises:
-        MisgnetError: A worker fails; with its own message.
+        MisgnetError: A worker failed; carries its message.
     """
     with ExitStack() as running:
         workers = [running.enter_context(closing(_Worker(task))) for task in tasks]
@@ -187,17 +184,17 @@ class _Worker:
 
     def __init__(self, task: Workload) -> None:
         self.name = f"{task.name} at batch {task.batch}"
-        variables = environment(OPENBLAS_NUM_THREADS=str(task.threads or usable_cores()))  # of NumPy's own products
-        # A file, not a pipe: a library that writes pages of warnings must not fill a pipe and block.
-        self.words = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
+        variables = environment(OPENBLAS_NUM_THREADS=str(task.threads or usable_cores()))  # for NumPy's own products
+        # A file, not a pipe: a library that writes many warnings would fill a pipe and block.
+        self.messages = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            python_command(task.worker), stdin=pipe, stdout=pipe, stderr=self.words, env=variables
+            python_command(task.worker), stdin=pipe, stdout=pipe, stderr=self.messages, env=variables
         )
         self.task = task
 
     def warm_up(self) -> WarmUp:
-        """Tell the worker its task and wait until the engine is warm."""
+        """Sends the task to the worker and waits until the engine is warm."""
         return msgspec.json.decode(self._ask(msgspec.json.encode(self.task)), type=WarmUp)
 
     def run(self, calls: int) -> Round:
@@ -206,7 +203,7 @@ class _Worker:
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
-        self.words.close()
+        self.messages.close()
 
     def _ask(self, line: bytes) -> bytes:
         assert self.process.stdin and self.process.stdout
@@ -215,15 +212,15 @@ class _Worker:
             self.process.stdin.flush()
         except BrokenPipeError:
             raise self._failure() from None
-        answer = self.process.stdout.readline()
-        if not answer:
+        reply = self.process.stdout.readline()
+        if not reply:
             raise self._failure()
-        return answer
+        return reply
 
     def _failure(self) -> MisgnetError:
         self.process.communicate()
-        self.words.seek(0)
-        last = (self.words.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        self.messages.seek(0)
+        last = (self.messages.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
         kind, _, message = last.removeprefix(f"{errors.__name__}.").partition(": ")
         known = getattr(errors, kind, None) if message else None
         if isinstance(known, type) and issubclass(known, MisgnetError):
@@ -232,7 +229,7 @@ class _Worker:
 
 
 def _calls(task: Workload, warm_up: WarmUp, seconds: float) -> int:
-    """As many as fit, at least two a stream and equally many for each."""
+    """Returns the number of calls that fit into ``seconds``: equally many per stream, at least two."""
     each = seconds / warm_up.seconds_per_call / task.streams
     return task.streams * max(2, math.ceil(each))
 

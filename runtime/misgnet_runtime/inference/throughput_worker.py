@@ -1,7 +1,7 @@
-"""The process that times one engine, a child of :func:`misgnet_runtime.inference.throughput.measure`.
+"""Times one engine in a child process of :func:`misgnet_runtime.inference.throughput.measure`.
 
-It reads its task from the first line of its input and answers with the warm-up; each further line is a number of
-calls, answered with a round. It ends with its input.
+The first line of standard input is the task; the reply is the warm-up. Each further line is a number of calls; the
+reply is a round. The process exits at the end of its input.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from misgnet_runtime.engines import ExecutionOptions, open_engine_file
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.throughput import Round, Task, WarmUp, Workload
 
-_WINDOW = 3  # calls of a stream whose median is compared with that of the window before
-_SETTLED = 0.05
+_WINDOW = 3  # calls per stream whose median is compared with that of the previous window
+_SETTLED = 0.05  # relative difference of two medians that counts as steady
 
 
 def serve() -> None:
@@ -42,19 +42,19 @@ def serve() -> None:
 
 
 def serve_calls(call: Callable[[], object], task: Workload) -> None:
-    """Warm up, then time as many calls as each line of the input says."""
+    """Warms up, then times as many calls as each line of the input requests."""
     with ThreadPoolExecutor(task.streams) as pool:
 
         def run(calls: int) -> Round:
             return time_calls(call, calls, pool)
 
-        _answer(warm_up(run, task))
+        _reply(warm_up(run, task))
         for line in sys.stdin.buffer:
-            _answer(run(int(line)))
+            _reply(run(int(line)))
 
 
 def time_calls(call: Callable[[], object], calls: int, pool: ThreadPoolExecutor) -> Round:
-    """Each thread of ``pool`` calls again as soon as it has its answer, until there were ``calls`` of them all."""
+    """Times ``calls`` calls in total; each thread of ``pool`` calls again as soon as its call returned."""
 
     def milliseconds(_: int) -> float:
         start = time.perf_counter()
@@ -67,7 +67,7 @@ def time_calls(call: Callable[[], object], calls: int, pool: ThreadPoolExecutor)
 
 
 def warm_up(run: Callable[[int], Round], task: Workload) -> WarmUp:
-    """Run windows of calls until the medians of two in a row agree, or ``task.warm_up`` seconds are over."""
+    """Runs windows of calls until two consecutive medians agree, or ``task.warm_up`` seconds have passed."""
     calls, before, start = 0, 0.0, time.perf_counter()
     while True:
         window = run(_WINDOW * task.streams)
@@ -79,7 +79,7 @@ def warm_up(run: Callable[[int], Round], task: Workload) -> WarmUp:
         before = median
 
 
-def _answer(value: WarmUp | Round) -> None:
+def _reply(value: WarmUp | Round) -> None:
     sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
     sys.stdout.buffer.flush()
 

@@ -1,4 +1,4 @@
-"""What ``misgnet-run tune`` measured: a JSON file for each bundle and machine in the user's cache, and its use."""
+"""Saves the measurements of ``misgnet-run tune`` and applies them: a JSON file per bundle and machine in the cache."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from misgnet_runtime.machine import describe_machine, installed_versions, usable
 from misgnet_runtime.storage.private import NoFolderError, PrivateFolder
 from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Sha256, Struct, encode
 
-Goal = Literal["latency", "throughput"]  # optimise for one pair at a time, or for many
+OptimiseFor = Literal["latency", "throughput"]  # one pair at a time, or many
 FORMAT = 2
 
-# Distributions whose versions change how fast an engine of that kind is.
+# Distributions whose versions affect the speed of each kind of engine.
 _LIBRARIES = {
     "onnxruntime": ("onnxruntime",),
     "onnxruntime-cuda": ("onnxruntime-gpu",),
@@ -37,32 +37,32 @@ _LIBRARIES = {
 
 
 class Setting(Struct, frozen=True):
-    """How an engine was run: batches in flight at once, and tiles per inference call."""
+    """Settings that an engine is run with."""
 
-    streams: Positive
-    batch: Positive
+    streams: Positive  # batches in flight at once
+    batch: Positive  # tiles per inference call
 
     def words(self) -> str:
-        """For a person: "2 streams, batch 1"."""
+        """Formats the settings for a message: "2 streams, batch 1"."""
         return f"{plural(self.streams, 'stream')}, batch {self.batch}"
 
 
-ONE_PAIR = Setting(1, 1)  # for latency: nothing else is in flight
+ONE_PAIR = Setting(1, 1)  # optimised for latency: nothing else is in flight
 
 
 class Measurement(Struct, frozen=True):
-    """An engine with one setting, measured in alternating rounds with the default."""
+    """The throughput of an engine with one setting, measured in alternating rounds with the default."""
 
     engine: EngineName
     setting: Setting
     pairs_per_second: float  # median of the rounds
     ratio: float  # median of the rounds' ratios to the default
-    spread: float  # of these ratios, from their first to their third quartile
-    rounds: list[float]  # pairs/s of each
+    spread: float  # interquartile range of these ratios
+    rounds: list[float]  # pairs/s of each round
 
 
 class Place(Struct, frozen=True):
-    """The bundle and the machine that a tuning is for."""
+    """The bundle and the machine that a tuning applies to."""
 
     bundle_sha256: Sha256  # of the manifest
     processor: str
@@ -76,79 +76,79 @@ class Place(Struct, frozen=True):
 
 
 class Tuning(Struct, frozen=True):
-    """What is kept of a bundle on one machine."""
+    """The saved tuning of a bundle on one machine."""
 
     format: int
     created: str  # ISO 8601, UTC
     place: Place
-    gpu: str  # empty: none, or no engine of the bundle is for one
+    gpu: str  # empty: no GPU, or no engine of the bundle uses one
     libraries: dict[str, str]  # versions by distribution
-    latency: EngineName  # the engine that is fastest for one pair
-    throughput: EngineName  # the engine that is fastest for many
-    settings: dict[EngineName, Setting]  # the fastest of each engine for many
+    latency: EngineName  # the engine with the lowest latency for one pair
+    throughput: EngineName  # the engine with the highest throughput
+    settings: dict[EngineName, Setting]  # the settings with the highest throughput, by engine
     measurements: list[Measurement]
 
-    def engine(self, goal: Goal) -> str:
-        return self.latency if goal == "latency" else self.throughput
+    def engine(self, optimise_for: OptimiseFor) -> str:
+        return self.latency if optimise_for == "latency" else self.throughput
 
-    def setting(self, engine: str, goal: Goal) -> Setting | None:
-        """How to run ``engine``; None where it was not measured."""
-        return self.settings.get(engine) and (ONE_PAIR if goal == "latency" else self.settings[engine])
+    def setting(self, engine: str, optimise_for: OptimiseFor) -> Setting | None:
+        """Returns the settings of ``engine``, or None if it was not measured."""
+        return self.settings.get(engine) and (ONE_PAIR if optimise_for == "latency" else self.settings[engine])
 
 
 @dataclass(frozen=True)
 class ResolvedOptions:
-    """How an engine is run, and what to report of that; empty where nothing was tuned."""
+    """The options that an engine is run with."""
 
     execution: ExecutionOptions
-    note: str = ""
+    note: str = ""  # reported to the user; empty if nothing was tuned
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What is kept for a goal, if anything; without a goal nothing is looked for."""
+    """The saved tuning to apply, if any; ``optimise_for`` None ignores saved tunings."""
 
-    goal: Goal | None
+    optimise_for: OptimiseFor | None
     tuning: Tuning | None
 
     @classmethod
-    def of(cls, bundle: Bundle, goal: Goal | None) -> Tuned:
-        return cls(goal, kept(bundle) if goal else None)
+    def of(cls, bundle: Bundle, optimise_for: OptimiseFor | None) -> Tuned:
+        return cls(optimise_for, kept(bundle) if optimise_for else None)
 
     @property
     def engine(self) -> str | None:
         """The engine that was measured fastest."""
-        return self.tuning.engine(self.goal) if self.tuning and self.goal else None
+        return self.tuning.engine(self.optimise_for) if self.tuning and self.optimise_for else None
 
     def order(self, entries: list[EngineEntry]) -> list[EngineEntry]:
-        """``entries``, the one that was measured fastest first, if it is among them."""
+        """Returns ``entries`` with the engine that was measured fastest first, if it is among them."""
         return sorted(entries, key=lambda entry: entry.name != self.engine)
 
     def resolve(self, entry: EngineEntry, requested: ExecutionOptions) -> ResolvedOptions:
-        """What is requested comes first, then what was tuned, then as many streams as keep the device busy."""
-        setting = self.tuning.setting(entry.name, self.goal) if self.tuning and self.goal else None
+        """Resolves options: requested ones first, then tuned ones, then enough streams to keep the device busy."""
+        setting = self.tuning.setting(entry.name, self.optimise_for) if self.tuning and self.optimise_for else None
         if setting is None:
             return ResolvedOptions(replace(requested, streams=requested.streams or streams_for_scenes(entry)))
         found = Setting(requested.streams or setting.streams, requested.batch or setting.batch)
-        note = "tuned here" if found == setting else "tuned here, but for the requested options"
+        note = "tuned here" if found == setting else "tuned here, except for the requested options"
         execution = replace(requested, streams=found.streams, batch=found.batch)
         return ResolvedOptions(execution, f"; {note}: {found.words()}")
 
 
 def prepare() -> None:
-    """Before anything slow: StorageError where nothing could be kept, InputError where others could change it."""
+    """Checks the directory before slow work: StorageError if not writable, InputError if others can write to it."""
     _folder().prepare()
 
 
 def keep(tuning: Tuning) -> Path:
-    """Write the tuning, whole or not at all; the file's path."""
+    """Writes the tuning atomically and returns the file's path."""
     folder = _folder()
     folder.prepare()
     return folder.write_sealed(_name_of(tuning.place), encode(tuning))
 
 
 def kept(bundle: Bundle) -> Tuning | None:
-    """What is kept of this bundle on this machine. One that is of no use is logged, and as good as not there."""
+    """Reads the tuning of this bundle on this machine; None if there is none. An unusable one is logged and ignored."""
     place, where = Place.of(bundle), ""
     try:
         folder = _folder()
@@ -167,7 +167,7 @@ def kept(bundle: Bundle) -> Tuning | None:
 
 
 def gpu_of(bundle: Bundle) -> str:
-    """The GPU of this machine; empty where there is none, or no engine of ``bundle`` is for one."""
+    """Returns the GPU of this machine; empty if there is none, or no engine of ``bundle`` uses one."""
     if all(map(is_on_cpu, bundle.manifest.engines)):
         return ""
     try:
@@ -178,39 +178,41 @@ def gpu_of(bundle: Bundle) -> str:
 
 
 def libraries_of(bundle: Bundle) -> dict[str, str]:
-    """Versions of what is installed here of the libraries that run the engines of ``bundle``."""
+    """Returns the installed versions of the libraries that run the engines of ``bundle``, by distribution."""
     kinds = {entry.kind for entry in bundle.manifest.engines}
     return installed_versions(name for kind in sorted(kinds) for name in _LIBRARIES[kind])
 
 
 class _Format(msgspec.Struct):
-    """Of a tuning of any version."""
+    """The format field, which tunings of all versions have."""
 
     format: int
 
 
 def _decode(data: bytes) -> Tuning:
     if (found := msgspec.json.decode(data, type=_Format).format) != FORMAT:
-        raise InputError(f"it has format {found}, this version reads {FORMAT}")
+        raise InputError(f"it has format {found}; this version reads format {FORMAT}")
     return msgspec.json.decode(data, type=Tuning)
 
 
 def _checked(found: Tuning, bundle: Bundle, place: Place) -> Tuning:
-    """``found``; InputError where it does not hold for ``bundle`` at ``place``."""
+    """Returns ``found``; raises InputError if it does not apply to ``bundle`` at ``place``."""
     if found.place != place:
-        raise InputError("it is of another bundle or machine")
+        raise InputError("it was made for another bundle or machine")
     if (gpu := gpu_of(bundle)) != found.gpu:
-        raise InputError(f"it was measured with {found.gpu or 'no GPU'}, here is {gpu or 'none'}")
+        raise InputError(f"it was measured with {found.gpu or 'no GPU'}, this machine has {gpu or 'no GPU'}")
     here = libraries_of(bundle)
     for name in sorted(here.keys() | found.libraries.keys()):
         if (then := found.libraries.get(name)) != (now := here.get(name)):
-            raise InputError(f"it was measured with {name} {then or '(none)'}, here is {now or 'none'}")
+            raise InputError(
+                f"it was measured with {name} {then or '(not installed)'}, this machine has {now or 'none installed'}"
+            )
     engines = {entry.name for entry in bundle.manifest.engines}
     if not {found.latency, found.throughput} <= found.settings.keys() <= engines:
-        raise InputError("it names engines that the bundle or it does not have")
+        raise InputError("it names engines that the bundle does not have, or has no settings for one")
     largest = bundle.manifest.interface.max_batch
     if any(each.batch > largest or each.streams > MOST_STREAMS for each in found.settings.values()):
-        raise InputError("it has settings that this bundle cannot be run with")
+        raise InputError("it has settings that this bundle does not support")
     return found
 
 
@@ -223,7 +225,7 @@ def _name_of(place: Struct) -> str:
 
 
 class _EarlierPlace(Struct, frozen=True):
-    """What the name of a file of format 1 was made from: there was one for each engine."""
+    """The fields that file names of format 1 were derived from: one file per engine."""
 
     bundle_sha256: str
     engine: str
@@ -234,7 +236,7 @@ class _EarlierPlace(Struct, frozen=True):
 
 
 def _earlier_names(bundle: Bundle, place: Place) -> Iterator[str]:
-    if not _folder().path.is_dir():  # nothing was ever kept: the GPU need not be asked for
+    if not _folder().path.is_dir():  # nothing was ever saved: do not query the GPU
         return
     gpu = gpu_of(bundle)
     for entry in bundle.manifest.engines:

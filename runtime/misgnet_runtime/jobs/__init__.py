@@ -1,1 +1,1 @@
-"""What a user asks for, from files to files, whole or not at all, and resumable: jobs work on an open detector."""
+"""Jobs of the commands: from input files to output files, written atomically and resumable."""

@@ -1,6 +1,6 @@
-"""Two folders: of every pair of equal names the mask, or of GeoTIFFs the change raster.
+"""Predicts all pairs of two folders with equal file names: masks of images, change rasters of GeoTIFFs.
 
-Tiles of several images make one batch; GeoTIFFs are run one after the other, as scenes.
+Tiles of several images share a batch. GeoTIFFs are processed one after the other, as scenes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.callables import Mask, Progress, RgbImage
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.formatting import changed_words
+from misgnet_runtime.formatting import format_change, plural
 from misgnet_runtime.inference.detector import Probability
 from misgnet_runtime.inference.selection import Opened, open_detector
 from misgnet_runtime.jobs.folder_record import Record, Stamp, Written, open_record, progress_folder, stamp_of
@@ -37,26 +37,22 @@ from misgnet_runtime.raster.tiling import Cell, cover, cut
 
 @dataclass(frozen=True, kw_only=True)
 class FolderReport:
-    """What was written: masks, of them those of an interrupted run, their share of changed pixels (0 to 1; None where
-    no pixel is valid), and how fast.
+    """Report of the outputs of two folders."""
 
-    ``pairs_per_second``: of this run, from the first file that is read to the last mask; None without any.
-    """
-
-    pairs: int
-    resumed: int
-    changed_share: float | None
-    pairs_per_second: float | None
+    pairs: int  # outputs in the folder
+    resumed: int  # of these, outputs written by an interrupted run
+    changed_share: float | None  # 0 to 1, of the valid pixels; None if no pixel is valid
+    pairs_per_second: float | None  # of this run, from the first file read to the last output; None if none was written
     engine: str
-    reason: str
-    valid_share: float = 1.0
+    reason: str  # why this engine was chosen
+    valid_share: float = 1.0  # 0 to 1
 
     def line(self, output: Path) -> str:
-        """For a person."""
-        resumed = f" ({self.resumed} of an ended run)" if self.resumed else ""
+        """Returns the report as one line of text."""
+        resumed = f" ({self.resumed} from an interrupted run)" if self.resumed else ""
         speed = "" if self.pairs_per_second is None else f"{self.pairs_per_second:.1f} pairs/s, "
         return (
-            f"{output}: {self.pairs} pairs{resumed}, {changed_words(self.changed_share, self.valid_share)}, "
+            f"{output}: {plural(self.pairs, 'pair')}{resumed}, {format_change(self.changed_share, self.valid_share)}, "
             f"{speed}engine {self.engine} ({self.reason})"
         )
 
@@ -71,23 +67,27 @@ def predict_folders(
     log: EventLog | None = None,
     progress: Progress | None = None,
 ) -> FolderReport:
-    """Write the masks of two folders' pairs as ``output``/NAME.png, of 0 and 255, each whole when it appears.
+    """Writes the masks of two folders' pairs as ``output``/NAME.png (0 and 255), each atomically.
 
-    Pairs of GeoTIFFs become change rasters, ``output``/NAME.tif, as ``options`` say.
-    Images may be of any size; each pair is in memory as a whole. A run that ended is gone on with by the same call;
-    pairs whose files have changed since are done again. ``progress`` counts pairs. Raises InputError that names the
-    file, UsageError where a mask exists; GateFailed where the engine answers NaN or Inf. What is finished stays.
+    Pairs of GeoTIFFs become change rasters, ``output``/NAME.tif, according to ``options``. Images may have any size;
+    one pair at a time is held in memory. The same call resumes an interrupted run, and processes pairs again whose
+    files have changed since. ``progress`` counts pairs.
+
+    Raises:
+        InputError: A file cannot be read; the message names it.
+        UsageError: An output exists.
+        GateFailed: The engine's output has NaN or Inf. Outputs written before stay.
     """
     options, log = options or SceneOptions(), log or current()
     options.check_values()
     if output.resolve() in (before.resolve(), after.resolve()):
-        raise UsageError(f"output {output} is a folder of images that are read; choose another -o")
+        raise UsageError(f"output {output} is one of the input folders; choose another -o")
     sources = find_pairs(before, after)
     scenes = {source.name for source in sources if are_rasters(source.before, source.after)}
     outputs = {source.name: f"{source.name}{'.tif' if source.name in scenes else '.png'}" for source in sources}
     _check_options(output, options, scenes)
     bundle = read_bundle(bundle_path)
-    with open_detector(bundle, options.engine, options.execution, goal=options.goal) as opened:
+    with open_detector(bundle, options.engine, options.execution, optimise_for=options.optimise_for) as opened:
         detector, entry, _ = opened
         settings = {
             "the bundle": bundle.digest(),
@@ -103,11 +103,11 @@ def predict_folders(
 
 
 _PLAIN = ("execution", "engine", "force", "tuned", "max_unreadable")
-_NOT_SHOWN = ("align", "overlap", "cog", "batch", "min_area", "simplify")  # shown above, or of no folder
+_NOT_SHOWN = ("align", "overlap", "cog", "batch", "min_area", "simplify")  # shown below, or not allowed for folders
 
 
 def _shown(options: SceneOptions) -> str:
-    """What maps depend on, beside the engine and its batches."""
+    """Returns, as text, the options that maps depend on, except the engine and its batch size."""
     before, after = options.dates
     shown = f"before {before} after {after} align {options.align} overlap {options.overlap} cog {options.cog}"
     others = {name: value for name, value in settings(options).items() if name not in _NOT_SHOWN}
@@ -115,29 +115,35 @@ def _shown(options: SceneOptions) -> str:
 
 
 def _check_options(output: Path, options: SceneOptions, scenes: set[str]) -> None:
-    """UsageError for options that two folders cannot have; UnavailableError where GeoTIFFs cannot be read."""
+    """Raises UsageError for options not allowed for folders, UnavailableError if rasterio is missing for GeoTIFFs."""
     if options.products() or options.min_area or options.simplify:
-        raise UsageError(f"output {output} is a folder; --probability, --vector and --quicklook are for one pair")
+        raise UsageError(
+            f"output {output} is a folder; --probability, --vector and --quicklook (with --min-area and --simplify) "
+            "are for one pair"
+        )
     plain = SceneOptions(**{name: getattr(options, name) for name in _PLAIN})
     if not scenes and options != plain:
-        raise UsageError(f"output {output} is for plain masks; there are no GeoTIFFs that options for scenes are for")
+        raise UsageError(
+            f"options for GeoTIFFs were given, but the folders hold none; output {output} would be plain masks: remove "
+            "these options"
+        )
     if scenes:
         load_rasterio("a scene")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """A run of two folders: the open engine, and where its outputs are recorded."""
+    """A run of two folders."""
 
     bundle: Bundle
     opened: Opened
-    outputs: Mapping[str, str]  # names, by the pair's name
+    outputs: Mapping[str, str]  # file names of the outputs, by the pair's name
     record: Record
     options: SceneOptions
     log: EventLog
 
     def process(self, sources: list[Source], progress: Progress | None) -> FolderReport:
-        """Write the outputs that are missing."""
+        """Writes the outputs that are missing."""
         detector, entry, reason = self.opened
         todo = [source for source in sources if not self._is_written(source)]
         images, scenes = ([s for s in todo if self.outputs[s.name].endswith(kind)] for kind in (".png", ".tif"))
@@ -157,18 +163,18 @@ class _Run:
         return _report([self.record.written[source.name] for source in sources], done, speed, entry.name, reason)
 
     def _is_written(self, source: Source) -> bool:
-        """Whether the pair's output is there, and of its files as they are."""
+        """Returns whether the pair's output exists and was made of its files in their current state."""
         found, name = self.record.written.get(source.name), self.outputs[source.name]
         return bool(
             found and found.file == name and found.stamp == stamp_of(source) and (self.record.output / name).exists()
         )
 
     def _predict_scene(self, source: Source) -> Written:
-        """Write a pair's change raster in the progress folder, resuming what an interrupted run left there."""
+        """Writes a pair's change raster in the progress folder, resuming an interrupted run, and records it."""
         self.log.info(f"{source.name}: {source.before.name} and {source.after.name} are GeoTIFFs")
-        stamp, place = stamp_of(source), progress_folder(self.record.output) / f"{source.name}.tif"
+        stamp, path = stamp_of(source), progress_folder(self.record.output) / f"{source.name}.tif"
         report = predict_opened(
-            self.bundle, lambda: nullcontext(self.opened), source.before, source.after, place,
+            self.bundle, lambda: nullcontext(self.opened), source.before, source.after, path,
             options=replace(self.options, force=True), log=self.log.bind(pair=source.name),
         )  # fmt: skip
         pixels = report.height * report.width
@@ -195,30 +201,30 @@ def _report(outputs: list[Written], resumed: int, speed: float | None, engine: s
 
 @dataclass(frozen=True)
 class _Pair:
-    """A pair that is being answered: its mask, bool (H, W), and the state of its files before they were read."""
+    """A pair of images whose mask is being computed."""
 
     name: str
-    stamp: Stamp
-    mask: Mask
+    stamp: Stamp  # state of its files before they were read
+    mask: Mask  # bool (H, W), filled tile by tile
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """A tile of a pair, uint8 (T, T, 3) of both dates; ``last``: the pair has no more."""
+    """A tile of a pair."""
 
     pair: _Pair
     cell: Cell
-    last: bool
-    before: RgbImage
+    last: bool  # whether this is the pair's last tile
+    before: RgbImage  # uint8 (T, T, 3), like ``after``
     after: RgbImage
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Tiles of one pair or several, uint8 (B, T, T, 3) of both dates."""
+    """Tiles of one or more pairs."""
 
     tiles: list[_Tile]
-    before: RgbImage
+    before: RgbImage  # uint8 (B, T, T, 3), like ``after``
     after: RgbImage
 
 
@@ -239,15 +245,15 @@ def _tiles(source: Source, tile: int, log: EventLog) -> Iterator[_Tile]:
 
 
 class _Writer:
-    """Puts answers together, and masks on the disk as they are finished."""
+    """Assembles masks from predictions and writes each mask when it is complete."""
 
     def __init__(self, threshold: float, record: Record, done: int, total: int, progress: Progress | None) -> None:
         self._threshold, self._record, self._progress = threshold, record, progress
         self._done, self._total = done, total
 
-    def take(self, answered: tuple[_Batch, Probability]) -> None:
-        batch, answer = answered
-        for tile, changed in zip(batch.tiles, answer > self._threshold, strict=True):
+    def take(self, predicted: tuple[_Batch, Probability]) -> None:
+        batch, probabilities = predicted
+        for tile, changed in zip(batch.tiles, probabilities > self._threshold, strict=True):
             tile.pair.mask[tile.cell.owned_in_image()] = changed[tile.cell.owned_in_tile()]
         finished = [tile.pair for tile in batch.tiles if tile.last]
         if finished:
@@ -255,7 +261,7 @@ class _Writer:
         self.finish(finished)
 
     def finish(self, pairs: Sequence[object]) -> None:
-        """Count pairs whose outputs are written."""
+        """Counts pairs whose outputs are written."""
         self._done += len(pairs)
         if self._progress:
             self._progress(self._done, self._total)

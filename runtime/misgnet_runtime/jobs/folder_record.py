@@ -1,7 +1,7 @@
-"""Which outputs of a folder are written, kept in the folder until all are, so that a killed run can be resumed.
+"""Records which outputs of a folder are written, so that a killed run can be resumed; removed when all are.
 
-``OUT/.progress/`` holds ``journal.jsonl``: by what the masks are made, then a line for each few masks, written when
-they are whole on the disk. Then they get their names; those that a killed run left without get theirs later.
+``OUT/.progress/journal.jsonl`` states the settings, then has a line for every few masks, written when these are
+complete on disk. They are renamed after that; the next run renames those that a killed run left behind.
 """
 
 from __future__ import annotations
@@ -26,28 +26,25 @@ Stamp = tuple[int, int, int, int]
 
 
 class Header(Struct, frozen=True):
-    """By what masks are made, by the words a user knows it by."""
+    """States the settings that the outputs depend on."""
 
     format: int
-    settings: dict[str, str]
+    settings: dict[str, str]  # the keys appear in messages
 
 
 class Written(Struct, frozen=True):
-    """A mask: its pair's name, the state of both files (sizes in bytes, times of change in ns), and its pixels.
+    """An output that was written."""
 
-    ``suffix``: .png for a mask of images, .tif for the change raster of two GeoTIFFs.
-    """
-
-    name: FileName
-    stamp: Stamp
+    name: FileName  # of the pair
+    stamp: Stamp  # sizes (bytes) and modification times (ns) of both input files
     pixels: Count
     changed: Count
     nodata: Count = 0
-    suffix: Literal[".png", ".tif"] = ".png"
+    suffix: Literal[".png", ".tif"] = ".png"  # .png for a mask of images, .tif for the change raster of two GeoTIFFs
 
     @property
     def file(self) -> str:
-        """The name of the output."""
+        """Name of the output file."""
         return f"{self.name}{self.suffix}"
 
 
@@ -63,35 +60,35 @@ SCHEMA: JournalSchema[Entry] = JournalSchema(
 
 @dataclass(frozen=True)
 class Record:
-    """The open record of ``output``: what is written, by name, and where more is added."""
+    """The open record of an output folder."""
 
     output: Path
     journal: Journal[Entry]
-    written: dict[str, Written]
+    written: dict[str, Written]  # by the pair's name
 
     def write(self, masks: Sequence[tuple[Written, Mask]]) -> None:
-        """Give masks, bool (H, W), their names; StorageError where the disk refuses, and the others stay."""
-        places = [progress_folder(self.output) / f"{about.name}.png" for about, _ in masks]
+        """Writes masks, bool (H, W), and records them; after a StorageError, masks written before stay."""
+        paths = [progress_folder(self.output) / f"{about.name}.png" for about, _ in masks]
         with resumable_errors(self.output):
-            for place, (_, mask) in zip(places, masks, strict=True):
-                part = place.with_suffix(".part")  # under its mask's name a file is whole
+            for path, (_, mask) in zip(paths, masks, strict=True):
+                part = path.with_suffix(".part")  # a file with the mask's name is always complete
                 write_mask(part, mask)
                 sync(part)
-                part.replace(place)
+                part.replace(path)
         self.note([about for about, _ in masks])
 
     def note(self, masks: Sequence[Written]) -> None:
-        """Record outputs that are whole in :func:`progress_folder`, and give them their names."""
+        """Records outputs that are complete in :func:`progress_folder`, then renames them."""
         self.journal.append(_Line(tuple(masks)))
         self.publish(masks)
 
     def publish(self, masks: Sequence[Written]) -> None:
-        """Give those of ``masks`` their names that have none yet; all are whole."""
+        """Moves those of ``masks`` still in the progress folder to the output folder; all are complete."""
         with resumable_errors(self.output):
             for about in masks:
-                place = progress_folder(self.output) / about.file
-                if place.exists():
-                    publish(place, self.output / place.name)
+                path = progress_folder(self.output) / about.file
+                if path.exists():
+                    publish(path, self.output / path.name)
         self.written.update((about.name, about) for about in masks)
 
 
@@ -100,7 +97,7 @@ def progress_folder(output: Path) -> Path:
 
 
 def stamp_of(source: Source) -> Stamp:
-    """The state of a pair's files; InputError where one is gone."""
+    """Returns sizes and modification times of a pair's files; raises InputError if one cannot be read."""
     try:
         before, after = source.before.stat(), source.after.stat()
     except OSError as error:
@@ -110,18 +107,18 @@ def stamp_of(source: Source) -> Stamp:
 
 @contextmanager
 def open_record(output: Path, settings: dict[str, str], outputs: Mapping[str, str], force: bool) -> Iterator[Record]:
-    """Open the record of ``output``, created where there is none; it is removed when the block succeeds.
+    """Opens or creates the record of ``output``; it is removed when the block succeeds.
 
     Args:
-        output: the folder of the outputs.
-        settings: by what they are made.
-        outputs: the name of each pair's output, by the pair's name.
-        force: start over where the record is of other settings, or cannot be read.
+        output: The folder of the outputs.
+        settings: The settings that the outputs depend on.
+        outputs: The file name of each pair's output, by the pair's name.
+        force: Start over if the record has other settings or cannot be read.
 
     Raises:
-        UsageError: where another run is at work, the record is damaged or of other settings, or an output exists that
-            no run of these wrote.
-        StorageError: where the disk refuses.
+        UsageError: Another run is writing to ``output``, the record is damaged or has other settings, or an output
+            exists that is not in the record.
+        StorageError: A write fails.
     """
     folder, header = progress_folder(output), Header(SCHEMA.format, settings)
     if not folder.exists():
@@ -135,7 +132,7 @@ def open_record(output: Path, settings: dict[str, str], outputs: Mapping[str, st
             with resumable_errors(folder):
                 _clear(folder)
             journal.start_over(header)
-        elif journal.entries[0] != header:  # an older version's: its lines are of this one from here on
+        elif journal.entries[0] != header:  # written by an older version: convert it to this one's format
             journal.rewrite([header, *lines])
         record = Record(output, journal, named)
         record.publish(lines[-1].masks if lines else ())
@@ -144,7 +141,7 @@ def open_record(output: Path, settings: dict[str, str], outputs: Mapping[str, st
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an interrupted run of other settings left beside the journal."""
+    """Removes the files that an interrupted run with other settings left next to the journal."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -159,13 +156,13 @@ def _refuse(output: Path, outputs: Mapping[str, str], own: dict[str, Written], f
 
 
 def _resumed(entries: Sequence[Entry], asked: Header, output: Path, force: bool) -> list[_Line] | None:
-    """The lines of a run like this one; None where there is none, or another run's may be replaced."""
+    """Returns the lines of an interrupted run with equal settings; None if there is none or it may be replaced."""
     found = entries[0] if entries else None
     if not isinstance(found, Header):
         return None
     lines = [line for line in entries if isinstance(line, _Line)]
-    words = difference(found.settings, asked.settings)
-    if words and lines and not force:
+    changes = difference(found.settings, asked.settings)
+    if changes and lines and not force:
         advice = tuned_since(found.settings, asked.settings) or "rerun the same command to resume"
-        raise UsageError(f"{output} was started with {words}; {advice}, or start over with --force")
-    return None if words else lines
+        raise UsageError(f"{output} was started with {changes}; {advice}, or start over with --force")
+    return None if changes else lines

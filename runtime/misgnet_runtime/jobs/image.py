@@ -1,4 +1,4 @@
-"""One image pair from files to a mask file."""
+"""Predicts the change mask of one pair of image files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.callables import RgbImage
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.formatting import changed_words
+from misgnet_runtime.formatting import format_change
 from misgnet_runtime.inference.selection import Opened, open_detector
 from misgnet_runtime.jobs.scene.consistency import SAME_FILE, wrong_order
 from misgnet_runtime.log import EventLog, current
@@ -21,22 +21,19 @@ from misgnet_runtime.storage.files import is_file
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What was written: size in pixels, share of changed pixels (0 to 1), and by which engine, why.
+    """Report of a mask that was written."""
 
-    All pixels of a plain image are valid.
-    """
-
-    height: int
+    height: int  # pixels
     width: int
-    changed_share: float
+    changed_share: float  # 0 to 1
     engine: str
-    reason: str
-    valid_share: float = 1.0
+    reason: str  # why this engine was chosen
+    valid_share: float = 1.0  # all pixels of a plain image are valid
 
     def line(self, output: Path) -> str:
-        """For a person."""
+        """Returns the report as one line of text."""
         return (
-            f"{output}: {self.width} x {self.height} px, {changed_words(self.changed_share, self.valid_share)}, "
+            f"{output}: {self.width} x {self.height} px, {format_change(self.changed_share, self.valid_share)}, "
             f"engine {self.engine} ({self.reason})"
         )
 
@@ -51,10 +48,10 @@ def predict_files(
     tuned: bool = True,
     force: bool = False,
 ) -> Prediction:
-    """Write the change mask of a pair as PNG (0 and 255), whole or not at all.
+    """Writes the change mask of a pair as PNG (0 and 255), atomically.
 
-    ``tuned``: use the settings that ``misgnet-run tune`` saved here. Raises InputError for a bundle or image that is
-    not what it must be, UsageError where ``output`` exists or is no PNG by its name.
+    ``tuned``: use the settings saved by ``misgnet-run tune``. Raises InputError for an invalid bundle or image, and
+    UsageError if ``output`` exists or its name does not end in .png.
     """
     check_mask_name(output)
     refuse_inputs([output], [before_path, after_path])
@@ -63,39 +60,39 @@ def predict_files(
     warn_of_images(before_path, after_path, current())
     bundle = read_bundle(bundle_path)
     execution = ExecutionOptions(streams=1)
-    with open_detector(bundle, engine, execution, goal="latency" if tuned else None) as opened:
+    with open_detector(bundle, engine, execution, optimise_for="latency" if tuned else None) as opened:
         return predict_images(opened, *images, output, threshold=bundle.manifest.threshold, force=force)
 
 
 def are_rasters(before: Path, after: Path) -> bool:
-    """Whether a pair is one of rasters, which are run as scenes whatever their output is called.
+    """Returns whether a pair consists of rasters, which are run as scenes regardless of the output's name.
 
     Raises:
-        InputError: One is a raster, and the other one is not a TIFF.
+        InputError: One is a raster, and the other is not a TIFF.
     """
     rasters = [path for path in (before, after) if is_raster(path)]
     others = [path for path in (before, after) if rasters and is_file(path) and not is_tiff(path)]
     if others:
-        words = ", ".join(read_header(rasters[0]).raster_words)
+        properties = ", ".join(read_header(rasters[0]).raster_words)
         raise InputError(
-            f"{rasters[0]} is a raster (it has {words}), and {others[0]} is not a TIFF; compare two GeoTIFFs of one "
-            "grid, or two plain images"
+            f"{rasters[0]} is a raster (it has {properties}), and {others[0]} is not a TIFF; compare two GeoTIFFs on "
+            "one grid, or two plain images"
         )
     return bool(rasters)
 
 
 def warn_of_images(before: Path, after: Path, log: EventLog) -> None:
-    """Log where two images are one file, or their metadata say that the later date is the earlier one."""
+    """Logs a warning if two images are the same file, or if their metadata put AFTER before BEFORE."""
     if same_bytes(before, after):
         log.warning(f"{before.name}, {after.name}: {SAME_FILE}")
-    elif words := wrong_order(image_time(before), image_time(after)):
-        log.warning(f"{before.name}, {after.name}: {words}")
+    elif warning := wrong_order(image_time(before), image_time(after)):
+        log.warning(f"{before.name}, {after.name}: {warning}")
 
 
 def predict_images(
     opened: Opened, before: RgbImage, after: RgbImage, output: Path, *, threshold: float, force: bool = True
 ) -> Prediction:
-    """Write the mask of two images, uint8 (H, W, 3), as ``output``, whole or not at all.
+    """Writes the mask of two images, uint8 (H, W, 3), as ``output``, atomically.
 
     Raises:
         UsageError: ``output`` exists, and ``force`` is off.

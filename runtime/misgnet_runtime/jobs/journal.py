@@ -1,9 +1,10 @@
-"""What is finished of a scene, kept beside its target so that a killed run can be resumed.
+"""Saves the progress of a scene next to its output, so that a killed run can be resumed.
 
-``.CHANGE.tif.progress/`` holds a raw file, written from its front in units of one size, and ``journal.jsonl``: what is
-computed, then a line for each band of units whose bytes are on the disk, with their checksum. Of a map the raw file is
-``probability.raw`` (float32, row by row, NaN without data), of features ``features.raw`` (see ``features``): no format
-that anything takes for a result.
+The folder ``.CHANGE.tif.progress/`` holds a raw file and ``journal.jsonl``. The raw file is written from its start in
+units of equal size. The journal's first line states what is computed; then follows one line, with a checksum, for each
+band of units whose bytes are on disk. The raw file of a map is ``probability.raw`` (float32, row by row, NaN for
+nodata), that of features is ``features.raw`` (see :mod:`misgnet_runtime.jobs.series.features`). No program mistakes
+these formats for a finished result.
 """
 
 from __future__ import annotations
@@ -30,45 +31,42 @@ from misgnet_runtime.storage.schema import Count, Struct
 
 _JOURNAL = "journal.jsonl"
 _PART = 1 << 20
-# What of a map's settings misgnet-run tune chooses, and the option that fixes it.
+# Settings of a map that misgnet-run tune chooses -> the option that fixes them.
 _TUNED = {"--batch": "--batch", "--streams": "--streams", "the engine": "--engine"}
 
 
 class Header(Struct, frozen=True, tag="scene"):
-    """What is computed: anything else is another scene's run. ``settings``: by the words a user knows them by.
-
-    The raw file has ``count`` units of ``size`` bytes: rows of the map, or tiles' features.
-    """
+    """Identifies the run: a journal with another header belongs to another run."""
 
     format: int
-    count: Count
-    size: Count
-    settings: dict[str, str]
+    count: Count  # units of the raw file: rows of a map, or tiles' features
+    size: Count  # bytes of a unit
+    settings: dict[str, str]  # the keys appear in messages
 
 
 @dataclass(frozen=True)
 class Raw:
-    """The raw file of a run: its name, its units, and what they are, for a user: "the scene has ..., and its map"."""
+    """Describes the raw file of a run."""
 
     name: str
-    count: int
-    size: int
-    words: str
+    count: int  # units
+    size: int  # bytes of a unit
+    description: str  # begins the message about a full disk: "the scene has ... px, and its map"
 
     def header(self, settings: dict[str, str]) -> Header:
         return Header(SCHEMA.format, self.count, self.size, settings)
 
 
 class Band(Struct, frozen=True, tag="band"):
-    """Units from the end of the last band to ``stop`` are on the disk; blocks that were found unreadable since."""
+    """States that the units from the end of the previous band to ``stop`` are on disk."""
 
     stop: Count
     crc32: Count
-    holes: tuple[tuple[str, Count, Count, Count, Count], ...] = ()
+    holes: tuple[tuple[str, Count, Count, Count, Count], ...] = ()  # unreadable blocks found since the previous band
 
 
 class Publishing(Struct, frozen=True, tag="publishing"):
-    """All outputs are complete and are given their names: those that exist are this run's own."""
+    """States that all outputs are complete and being renamed: those that exist were written by this run."""
 
 
 Entry = Header | Band | Publishing
@@ -78,7 +76,7 @@ SCHEMA: JournalSchema[Entry] = JournalSchema(
 
 
 class Journal:
-    """An open journal: what is finished, and where more is added. One thread at a time."""
+    """An open journal. Not safe for several threads at once."""
 
     def __init__(self, file: jsonl.Journal[Entry], raw: FileIO, header: Header) -> None:
         self._file, self._raw, self._header = file, raw, header
@@ -92,29 +90,30 @@ class Journal:
 
     @property
     def finished(self) -> int:
-        """So many units are on the disk."""
+        """Number of units on disk."""
         return self.bands[-1].stop if self.bands else 0
 
     @property
-    def holes(self) -> frozenset[tuple[str, int, int, int, int]]:
-        return frozenset(hole for band in self.bands for hole in band.holes)
+    def unreadable(self) -> frozenset[tuple[str, int, int, int, int]]:
+        """Unreadable blocks recorded so far."""
+        return frozenset(block for band in self.bands for block in band.holes)
 
-    def add(self, parts: Sequence[NDArray[Any]], holes: tuple[tuple[str, int, int, int, int], ...]) -> None:
-        """Put the next units on the disk, a band for each of ``parts`` (units, ...), and note that they are there."""
+    def add(self, parts: Sequence[NDArray[Any]], unreadable: tuple[tuple[str, int, int, int, int], ...]) -> None:
+        """Writes the next units to disk, one band for each of ``parts`` (units, ...), then records the bands."""
         bands: list[Band] = []
         with resumable_errors(self.path):
             self._raw.seek(self.finished * self._header.size)
             for part in parts:
                 data = part.reshape(-1).view(np.uint8).data
                 stop = (bands[-1].stop if bands else self.finished) + len(part)
-                bands.append(Band(stop, zlib.crc32(data), holes))
+                bands.append(Band(stop, zlib.crc32(data), unreadable))
                 write_all(self._raw, data)
             os.fsync(self._raw)
         self._file.append(*bands)
         self.bands += bands
 
     def complete(self, footer: bytes) -> None:
-        """End the raw file, all of whose units are there, by ``footer``."""
+        """Appends ``footer`` to the raw file, whose units are all on disk."""
         with resumable_errors(self.path):
             self._raw.truncate(self.finished * self._header.size)
             self._raw.seek(0, os.SEEK_END)
@@ -122,15 +121,15 @@ class Journal:
             os.fsync(self._raw)
 
     def publish(self) -> None:
-        """Note that all outputs are complete and about to get their names."""
+        """Records that all outputs are complete and about to be renamed."""
         self._file.append(Publishing())
         self.publishing = True
 
     def resume(self, output: Path) -> None:
-        """Take over the bands whose bytes are on the disk, and drop the lines of others; UsageError for another run."""
+        """Keeps the bands whose bytes are on disk and drops the others; raises UsageError for another run's journal."""
         entries = self._file.entries
         bands = [entry for entry in entries if isinstance(entry, Band)]
-        if bands:  # what holds no work may be of any scene
+        if bands:  # a journal without finished work may belong to any run
             _refuse_another_run(entries[0], self._header, output)
         self.bands = _whole_bands(self._raw, self._header, bands)
         if not bands or len(self.bands) < len(bands):
@@ -144,18 +143,18 @@ def progress_folder(output: Path) -> Path:
 
 
 def raw_map(height: int, width: int) -> Raw:
-    """The raw file of a map of so many pixels."""
+    """Returns the description of a map's raw file."""
     return Raw("probability.raw", height, width * 4, f"the scene has {width:,} x {height:,} px, and its map")
 
 
 @contextmanager
 def open_journal(output: Path, raw: Raw, settings: dict[str, str], *, restart: bool) -> Iterator[Journal]:
-    """Open the journal of ``output``, created where there is none; with ``restart`` it starts over.
+    """Opens or creates the journal of ``output``; with ``restart``, saved progress is discarded.
 
     Raises:
-        UsageError: where another run is at work, or the journal is damaged, of another format, or of another input,
-            bundle or option.
-        InputError: where the disk has no room for the raw file, or refuses.
+        UsageError: Another run is writing ``output``, or the journal is damaged, has another format, or belongs to
+            another input, bundle or option.
+        InputError: The disk has no room for the raw file, or a write fails.
     """
     folder, header = progress_folder(output), raw.header(settings)
     check_room(output, raw)
@@ -173,9 +172,9 @@ def open_journal(output: Path, raw: Raw, settings: dict[str, str], *, restart: b
 
 
 def discard_progress(output: Path) -> None:
-    """Remove what a finished run needs no more, the large file first: a kill in between leaves next to nothing.
+    """Removes the progress folder of a finished run, the large raw file first, so that a kill leaves little behind.
 
-    What the disk keeps of it is hidden, and no reason to call the results a failure.
+    Errors are ignored: a leftover hidden folder does not invalidate the results.
     """
     for path in progress_folder(output).glob("*.raw"):
         with suppress(OSError):
@@ -183,31 +182,31 @@ def discard_progress(output: Path) -> None:
     shutil.rmtree(progress_folder(output), ignore_errors=True)
 
 
-def was_begun(output: Path) -> bool:
-    """Whether there is something to go on with; a kill may leave less of a run that was all but done."""
-    return (progress_folder(output) / _JOURNAL).exists() and not was_named(output)
+def can_resume(output: Path) -> bool:
+    """Returns whether there is saved progress to resume, not only leftovers of a run that was almost finished."""
+    return (progress_folder(output) / _JOURNAL).exists() and not was_renamed(output)
 
 
-def was_named(output: Path) -> bool:
-    """Whether a run of ``output`` was killed after that had its name, and before its progress was discarded."""
+def was_renamed(output: Path) -> bool:
+    """Returns whether a run was killed after ``output`` got its final name, but before its progress was discarded."""
     if any(progress_folder(output).glob("*.raw")):
         return False
     try:
         return was_published(output)
-    except MisgnetError:  # it cannot be read, which is reported by whoever opens it without --restart
+    except MisgnetError:  # an unreadable journal is reported when it is opened without --restart
         return False
 
 
 def was_published(output: Path) -> bool:
-    """Whether a run of ``output`` ended when its outputs were complete, and its progress is still there."""
+    """Returns whether the saved progress of ``output`` states that its outputs were complete."""
     return any(isinstance(entry, Publishing) for entry in _read(output))
 
 
 def finished_units(output: Path) -> int:
-    """How many rows of a map, or tiles' features, an interrupted run of ``output`` left on the disk."""
+    """Returns how many units (rows of a map, or tiles' features) an interrupted run of ``output`` left on disk."""
     try:
         bands = [entry for entry in _read(output) if isinstance(entry, Band)]
-    except MisgnetError:  # what cannot be read counts for nothing
+    except MisgnetError:  # an unreadable journal counts as no progress
         return 0
     return bands[-1].stop if bands else 0
 
@@ -217,31 +216,31 @@ def _read(output: Path) -> list[Entry]:
 
 
 def check_room(output: Path, raw: Raw) -> None:
-    """Raises InputError where the disk of ``output`` can never hold the raw file, StorageError where it is too full."""
+    """Raises InputError if the disk of ``output`` can never hold the raw file, StorageError if it is too full now."""
     path = progress_folder(output) / raw.name
     folder = next(parent for parent in path.parents if parent.exists())
     there = path.stat().st_size if path.exists() else 0
     usage = shutil.disk_usage(folder)
     needed = raw.count * raw.size - there
     if needed > usage.free:
-        error = InputError if needed > usage.total else StorageError  # with room made, the same call may succeed
+        error = InputError if needed > usage.total else StorageError  # StorageError: freeing some space may help
         raise error(
-            f"{raw.words} takes {decimal(needed)} beside the output, where {decimal(usage.free)} are free; is its "
-            "header damaged? If not, make room, choose another -o, or cut the scene"
+            f"{raw.description} needs {decimal(needed)} next to the output, but only {decimal(usage.free)} are free; "
+            "check that the raster's header is not damaged, then free some space, choose another -o, or crop the scene"
         )
 
 
 def _refuse_another_run(found: Entry, asked: Header, output: Path) -> None:
     assert isinstance(found, Header)
-    if words := difference(found.settings, asked.settings):
+    if changes := difference(found.settings, asked.settings):
         advice = tuned_since(found.settings, asked.settings) or "rerun the same command to resume"
-        raise UsageError(f"{output} was started with {words}; {advice}, or start over with --restart")
+        raise UsageError(f"{output} was started with {changes}; {advice}, or start over with --restart")
     if found != asked:
-        raise UsageError(f"{output} was started for another size of scene; start over with --restart")
+        raise UsageError(f"{output} was started for a scene of another size; start over with --restart")
 
 
 def tuned_since(then: dict[str, str], now: dict[str, str]) -> str | None:
-    """Say what to give to resume a run, where nothing differs but what is tuned: "... give --batch 1 to resume"."""
+    """Returns advice for resuming a run if only tuned settings differ: "... pass --batch 1 to resume"; else None."""
     changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
     if not changed or not set(changed) <= _TUNED.keys() & then.keys() & now.keys():
         return None
@@ -249,11 +248,11 @@ def tuned_since(then: dict[str, str], now: dict[str, str]) -> str | None:
     if any(old[option] == new[option] for option in old):  # an engine on another device
         return None
     given = " ".join(f"{option} {value}" for option, value in old.items())
-    return f"misgnet-run tune chooses {' and '.join(old)} where they are not given: give {given} to resume"
+    return f"misgnet-run tune chooses {' and '.join(old)} unless they are given: pass {given} to resume"
 
 
 def _whole_bands(raw: FileIO, header: Header, bands: list[Band]) -> list[Band]:
-    """The first bands whose bytes have their checksum."""
+    """Returns the leading bands whose bytes match their checksums."""
     whole: list[Band] = []
     raw.seek(0)
     for band in bands:
@@ -265,7 +264,10 @@ def _whole_bands(raw: FileIO, header: Header, bands: list[Band]) -> list[Band]:
 
 
 def _crc32(raw: FileIO, size: int) -> int | None:
-    """Of the next ``size`` bytes; None where there are fewer. A damaged journal can ask for any number of them."""
+    """Returns the CRC-32 of the next ``size`` bytes, or None if there are fewer.
+
+    Reads in parts, since a damaged journal may state any size.
+    """
     found = 0
     while size:
         part = raw.read(min(size, _PART))

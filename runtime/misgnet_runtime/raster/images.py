@@ -22,7 +22,7 @@ from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.image_limits import check_parts
 from misgnet_runtime.raster.tiff import DATE_TIME, ORIENTATION, is_tiff, read_header
 from misgnet_runtime.raster.tiff_blocks import read_blocks
-from misgnet_runtime.storage.files import is_no_file
+from misgnet_runtime.storage.files import is_not_regular_file
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 _FORMATS = ("PNG", "TIFF", "JPEG")  # whatever the name says: Pillow knows dozens, and gives PostScript to Ghostscript
@@ -235,7 +235,7 @@ def _exif_follows(path: Path) -> bool:
 
 
 def _opened(path: Path) -> ImageFile.ImageFile:
-    if is_no_file(path):
+    if is_not_regular_file(path):
         raise InputError(f"image {path} cannot be read: it is no file")
     try:
         check_parts(path)

@@ -26,7 +26,7 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
-def is_no_file(path: Path) -> bool:
+def is_not_regular_file(path: Path) -> bool:
     """Whether something else is there. A named pipe would be waited for without end."""
     return os.path.exists(path) and not is_file(path)  # noqa: PTH110
 

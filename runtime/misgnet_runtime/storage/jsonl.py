@@ -27,7 +27,7 @@ from misgnet_runtime.storage.lock import try_acquire
 from misgnet_runtime.storage.schema import JSON_ERRORS, Struct
 
 MOST_LINE = JOURNAL_LINE_BYTES
-_MOST_WORDS = 200  # of a journal's own text in a message
+_MOST_TEXT = 200  # of a journal's own text in a message
 Entry = TypeVar("Entry", bound=Struct)
 # What a journal names is moved or looked for: never what lies outside the journal's folder.
 FileName = Annotated[str, Meta(pattern=r"^(?!\.{1,2}$)[^/\x00]+$")]
@@ -299,4 +299,4 @@ def write_all(handle: FileIO, data: memoryview) -> None:
 
 
 def _short(text: str) -> str:
-    return printable(text if len(text) <= _MOST_WORDS else f"{text[:_MOST_WORDS]}...")
+    return printable(text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}...")

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import ARCHIVE_BYTES, ARCHIVE_DIRECTORY_BYTES
-from misgnet_runtime.storage.files import is_no_file
+from misgnet_runtime.storage.files import is_not_regular_file
 from misgnet_runtime.storage.zips import ZIP_ERRORS, LimitedZip
 
 READ_ERRORS = (*ZIP_ERRORS, TypeError, AttributeError, SyntaxError, tokenize.TokenError)
 _KINDS = "biufU"  # logical values, whole numbers, floating point, text
 _HEADER = 10  # bytes before the words of a header: magic, version, length
-_MOST_WORDS = 10_000  # bytes of a header's words, as NumPy allows
+_MOST_TEXT = 10_000  # bytes of a header's words, as NumPy allows
 
 
 def read_arrays(source: Path | io.BytesIO, names: Iterable[str]) -> list[NDArray[Any]]:
@@ -33,7 +33,7 @@ def read_arrays(source: Path | io.BytesIO, names: Iterable[str]) -> list[NDArray
 
     Raises READ_ERRORS where it is damaged, lacks one, holds more than it may, or is packed as NumPy never does it.
     """
-    if isinstance(source, Path) and is_no_file(source):
+    if isinstance(source, Path) and is_not_regular_file(source):
         raise ValueError("not a regular file")
     with LimitedZip(source, ARCHIVE_DIRECTORY_BYTES) as archive:
         size = sum(entry.file_size for entry in archive.entries())
@@ -53,7 +53,7 @@ def read_archive(kind: str, path: Path, names: Iterable[str], data: bytes | None
 def _array(name: str, data: bytearray) -> NDArray[Any]:
     """A view of ``data``, which is the file of one array."""
     length = int.from_bytes(data[8:_HEADER], "little")
-    if data[:8] != b"\x93NUMPY\x01\x00" or length > _MOST_WORDS:
+    if data[:8] != b"\x93NUMPY\x01\x00" or length > _MOST_TEXT:
         raise ValueError(f"{name} in it is no array of NumPy's format 1.0")
     header = io.BytesIO(data[8 : _HEADER + length])
     shape, fortran, dtype = npy.read_array_header_1_0(header)

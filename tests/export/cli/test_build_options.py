@@ -1,4 +1,4 @@
-"""Every option of ``build`` is stated once, as a field of its request, and reaches it from the command line."""
+"""Tests that every option of ``build`` is a field of its request and is set from the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.commands import exit_code
 
 REQUIRED = {"weights": Path("w"), "calib": Path("c"), "evaluation": Path("e"), "output": Path("o")}
 GIVEN = ("misgnet-export", "build", "w", "--calib", "c", "--eval", "e", "-o", "o")
-# By field: how it is given, and what it becomes. Whatever has a default is here with another value.
+# By field: its options on the command line, and its value. Every field with a default gets a different value here.
 OTHERS: dict[str, tuple[list[object], Any]] = {
     "val": (["--val", "v"], Path("v")),
     "targets": (
@@ -54,7 +54,7 @@ OTHERS: dict[str, tuple[list[object], Any]] = {
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
-    """The requests that the command made; none is carried out."""
+    """Collects the requests that the command makes; no build is run."""
     made: list[BuildRequest] = []
 
     def build(request: BuildRequest, _console: object) -> None:
@@ -65,13 +65,13 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
     return made
 
 
-def test_without_options_a_request_has_the_defaults(requests: list[BuildRequest]) -> None:
+def test_request_without_options_has_defaults(requests: list[BuildRequest]) -> None:
     assert exit_code(cli.main, *GIVEN) == 4
     assert requests == [BuildRequest(**REQUIRED)]
     assert requests[0].targets == (parse_target("cpu"),) and requests[0].policy.threshold == 0.5
 
 
-def test_every_field_has_its_option(requests: list[BuildRequest]) -> None:
+def test_every_field_is_set_by_its_option(requests: list[BuildRequest]) -> None:
     assert OTHERS.keys() == {field.name for field in fields(BuildRequest)} - REQUIRED.keys()
     words = [word for given, _ in OTHERS.values() for word in given]
     assert exit_code(cli.main, *GIVEN, *words) == 4
@@ -81,23 +81,23 @@ def test_every_field_has_its_option(requests: list[BuildRequest]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["--threshold", "best"], "--threshold is 'best'; it is a number between 0 and 1, or: tuned"),
+        (["--threshold", "best"], "--threshold is 'best'; it must be a number between 0 and 1, or: tuned"),
         (["--target", "tpu"], "tpu"),
-        (["--control-minutes", "-1"], "--control-minutes is -1.0; it is 0 or more"),
+        (["--control-minutes", "-1"], "--control-minutes is -1.0; expected 0 or more"),
         (["--control-minutes", "nan"], "--control-minutes is nan"),
-        (["--ship-eval", "-1"], "--ship-eval is -1; it is 0 or more"),
-        (["--bundle-version", "-1"], "--bundle-version is -1; it is 0 or more"),
-        (["--tile", "100"], "--tile is 100; the network takes multiples of 32"),
+        (["--ship-eval", "-1"], "--ship-eval is -1; expected 0 or more"),
+        (["--bundle-version", "-1"], "--bundle-version is -1; expected 0 or more"),
+        (["--tile", "100"], "--tile is 100; it must be a multiple of 32"),
         (["--max-batch", "1"], "--max-batch is 1"),
-        (["--threshold", "1"], "--threshold is 1.0; it must lie between 0 and 1"),
+        (["--threshold", "1"], "--threshold is 1.0; it must be between 0 and 1"),
         (["--observer", "percentile 0"], "--observer is 'percentile 0'"),
-        (["--threshold", "tuned"], "--threshold tuned needs --val"),
+        (["--threshold", "tuned"], "--threshold tuned requires --val"),
     ],
 )
-def test_what_cannot_be_built_is_refused_by_its_name(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_options_are_rejected_by_name(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(cli.main, *GIVEN, *words) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""An engine that was evaluated only by proxy is not a passed test, unless somebody says that it counts as one."""
+"""Tests that an engine evaluated only by proxy counts as passed in JUnit XML only with --accept-proxy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run_parity(monkeypatch: pytest.MonkeyPatch, path: Path, report: ParityReport
 
 
 def outcomes(path: Path) -> dict[str, str]:
-    """Of each test case; both elements above must count them alike."""
+    """Returns the outcome of each test case; checks that the counts of both enclosing elements agree with them."""
     root = ElementTree.fromstring(path.read_bytes())
     found = {}
     for case in root.iter("testcase"):
@@ -44,7 +44,7 @@ def outcomes(path: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("words", "proxy"), [((), "skipped"), (("--accept-proxy",), "passed")], ids=["default", "accepted"]
 )
-def test_a_proxy_that_passes(
+def test_passing_proxy_is_skipped_unless_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], proxy: str
 ) -> None:
     path = tmp_path / "junit.xml"
@@ -52,9 +52,7 @@ def test_a_proxy_that_passes(
     assert outcomes(path) == {"cpu": "passed", "rtx": proxy, "trt": "failure", "jetson": "skipped"}
 
 
-def test_the_reason_says_what_was_done_and_what_counts_it_as_passed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_skip_message_gives_reason_and_accept_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "junit.xml"
     assert run_parity(monkeypatch, path, report_of(ENGINES[:2])) == 0
     (skipped,) = ElementTree.fromstring(path.read_bytes()).iter("skipped")
@@ -62,7 +60,7 @@ def test_the_reason_says_what_was_done_and_what_counts_it_as_passed(
     assert all(part in message for part in ("only by proxy", REASON, "within the allowed 1", "--accept-proxy"))
 
 
-def test_results_that_appeared_meanwhile_stay(
+def test_existing_results_are_kept_unless_forced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "junit.xml"

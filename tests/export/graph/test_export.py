@@ -1,4 +1,4 @@
-"""Graph export: the two traps (aliased dates, a dropped guard), the forms of input and output, simplification."""
+"""Tests the graph export: separate dates, the kept guard, input and output forms, simplification."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def logits_of(model: onnx.ModelProto, before: torch.Tensor, after: torch.Tensor)
         return engine.infer({"before": before.numpy(), "after": after.numpy()})["logits"]
 
 
-def test_the_golden_weights_with_norm_factor_4_have_a_node_without_pixels() -> None:
-    """Otherwise the tests below could not see a dropped guard."""
+def test_golden_weights_with_norm_factor_4_have_a_node_without_pixels() -> None:
+    """Checks the precondition of the tests below: without such a node they could not detect a dropped guard."""
     network = make_network(SEED, norm=4)
     sums = []
     for level in (network.MGLNet0, network.MGLNet1, network.MGLNet2):
@@ -50,8 +50,11 @@ def test_the_golden_weights_with_norm_factor_4_have_a_node_without_pixels() -> N
 
 
 @pytest.mark.parametrize("stage", ["exported", "simplified", "rewritten"])
-def test_the_graph_answers_as_the_network_does(stage: str) -> None:
-    network, images = make_network(SEED, norm=4), make_images(SEED, 3, TILE, TILE)  # 3: another batch than the example
+def test_graph_reproduces_the_network(stage: str) -> None:
+    network, images = (
+        make_network(SEED, norm=4),
+        make_images(SEED, 3, TILE, TILE),
+    )  # a batch that differs from the example
     model = exported() if stage == "exported" else simplify_graph(exported())
     model = rewrite(model) if stage == "rewritten" else model
     with torch.inference_mode():
@@ -61,32 +64,33 @@ def test_the_graph_answers_as_the_network_does(stage: str) -> None:
     assert np.abs(found - expected).max() < 1e-3
 
 
-def test_rewriting_moves_no_logit_by_more_than_float32_rounds() -> None:
+def test_rewriting_changes_logits_only_by_float32_rounding() -> None:
     images = make_images(SEED, 3, TILE, TILE)
     simplified = simplify_graph(exported())
     expected, found = logits_of(simplified, *images), logits_of(rewrite(simplified), *images)
     assert np.abs(found - expected).max() < 1e-4 * expected.std()
 
 
-def test_the_rewritten_graph_turns_only_what_is_narrow() -> None:
-    """Six MLPs are convolutions from end to end, and no transpose of three axes is left in the encoder."""
+def test_rewritten_graph_transposes_only_narrow_tensors() -> None:
+    """Six MLPs are convolutions from end to end, and the encoder has no transpose of three axes left."""
     nodes = [node for node in rewrite(simplify_graph(exported())).graph.node if node.name.startswith("backbone")]
     kernels = [name for node in nodes if node.op_type == "Conv" for name in node.input if name.endswith("_kernel")]
     assert len(kernels) == 12
-    turned = [list(node.attribute[0].ints) for node in nodes if node.op_type == "Transpose"]
-    assert [0, 2, 1] not in turned and turned.count([0, 3, 1, 2]) == 15 and turned.count([0, 2, 3, 1]) == 15
-    assert not [node for node in nodes if node.op_type == "Mul"], "attention's scale is in its query"
+    transposes = [list(node.attribute[0].ints) for node in nodes if node.op_type == "Transpose"]
+    assert [0, 2, 1] not in transposes
+    assert transposes.count([0, 3, 1, 2]) == 15 and transposes.count([0, 2, 3, 1]) == 15
+    assert not [node for node in nodes if node.op_type == "Mul"], "the scale of attention is in its query"
 
 
-def test_both_dates_are_inputs_of_their_own() -> None:
+def test_both_dates_are_separate_inputs() -> None:
     before, after = make_images(SEED, 1, TILE, TILE)
     assert [value.name for value in exported().graph.input] == ["before", "after"]
     different, same = logits_of(exported(), before, after), logits_of(exported(), before, before)
     assert np.abs(different - same).max() > 1e-3
 
 
-def test_the_example_inputs_differ() -> None:
-    """With one tensor for both dates torch.export makes them a single input."""
+def test_example_inputs_differ() -> None:
+    """Given one tensor for both dates, torch.export makes them a single input."""
     before, after = Deployed(make_network(SEED), LOGITS).example()
     assert not torch.equal(before, after)
 
@@ -97,7 +101,7 @@ def test_layer_norm_and_gelu_are_single_operators_and_batch_norms_are_folded() -
     assert "BatchNormalization" not in operators and "Erf" not in operators
 
 
-def test_the_batch_is_dynamic_and_the_tile_fixed() -> None:
+def test_batch_is_dynamic_and_tile_is_fixed() -> None:
     shape = exported().graph.input[0].type.tensor_type.shape.dim
     assert shape[0].dim_param == "batch"
     assert [d.dim_value for d in shape[1:]] == [3, TILE, TILE]
@@ -108,8 +112,8 @@ def test_nodes_are_named_after_their_modules() -> None:
     assert {"backbone.block1.0.attn.q", "decode1.conv3", "MGLNet2.mutualnet0"} <= scopes
 
 
-def test_raw_images_go_in_and_masks_come_out() -> None:
-    """That probabilities do is seen by every build."""
+def test_graph_takes_raw_images_and_returns_masks() -> None:
+    """Graphs that return probabilities are tested by every build."""
     network, interface = make_network(SEED), Interface(64, 4, "uint8", "mask")
     before, after = np.random.default_rng(0).integers(0, 256, (2, 2, 64, 64, 3), np.uint8)
     with detector_of(export_graph(network, interface), interface) as detector:
@@ -119,14 +123,14 @@ def test_raw_images_go_in_and_masks_come_out() -> None:
     assert ((found > 0.5) == (expected > 0.5)).mean() > 0.9999
 
 
-def test_a_float_stage_that_moves_the_numbers_fails() -> None:
+def test_float_stage_that_changes_predictions_fails() -> None:
     require_same(Agreement(1e-6, 1e-7, 1.0), LOGITS, "b", "a")
     for wrong in (1e-3, float("inf"), float("nan")):
         with pytest.raises(GateFailed, match="differs"):
             require_same(Agreement(wrong, 0.0, 1.0), LOGITS, "b", "a")
 
 
-def test_of_a_graph_that_answers_with_masks_the_pixels_are_compared() -> None:
+def test_masks_are_compared_if_the_graph_outputs_masks() -> None:
     masks = Interface(TILE, 8, "uint8", "mask")
     require_same(Agreement(0.5, 0.1, 0.99995), masks, "b", "a")
     for wrong in (0.999, float("nan")):
@@ -134,7 +138,7 @@ def test_of_a_graph_that_answers_with_masks_the_pixels_are_compared() -> None:
             require_same(Agreement(0.5, 0.1, wrong), masks, "b", "a")
 
 
-def test_a_broken_int8_graph_fails() -> None:
+def test_broken_int8_graph_fails() -> None:
     require_close(Agreement(0.9, 0.01, 0.99), "b", "a")
     for found in (Agreement(0.9, 0.01, 0.5), Agreement(0.9, float("nan"), 0.99)):
         with pytest.raises(GateFailed, match="agrees"):

@@ -1,4 +1,4 @@
-"""Rewrites keep the function and take the work out; where something else reads what they would change, they do not."""
+"""Tests that rewrites keep a graph's function and reduce its work, and leave tensors with other readers unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import onnxruntime
 from onnx import numpy_helper
 
 from misgnet_export.graph.algebra import rewrite
-from misgnet_export.graph.algebra.answer import merge_answer
+from misgnet_export.graph.algebra.answer import merge_classes
 from misgnet_export.graph.algebra.attention import fold_attention_scale
 from misgnet_export.graph.algebra.linear import mlps_on_maps
 from misgnet_export.graph.algebra.pixels import fold_normalisation
@@ -49,7 +49,7 @@ ATTENTION = """
     scaled = Mul (scores, scale)
     y = Softmax <axis = -1> (scaled)
 """
-ANSWER = """
+CLASSES = """
     logits = Conv <pads = [1, 1, 1, 1]> (x, w, b)
     large = Resize <mode = "linear"> (logits, , scales)
     classes = Softmax <axis = 1> (large)
@@ -71,7 +71,7 @@ GAIN = np.array([0.017, 0.018, 0.02], np.float32).reshape(1, 3, 1, 1)
 
 
 def model_of(inputs: str, output: str, body: str, sizes: Sizes, **values: object) -> onnx.ModelProto:
-    """A graph of ``body`` with random constants of ``sizes``, and with ``values``; nodes are named by their output."""
+    """Makes a graph of ``body`` with random constants of ``sizes`` and with ``values``; outputs name the nodes."""
     model = onnx.parser.parse_model(
         f'<ir_version: 10, opset_import: ["" : 20]> g ({inputs}) => ({output}) {{ {body} }}'
     )  # fmt: skip
@@ -96,9 +96,9 @@ def attention(scale: float = 0.25, extra: str = "", output: str = "float[B,2,5,7
     return model_of(inputs, output, ATTENTION + extra, sizes, to_heads=heads, scale=np.float32(scale))
 
 
-def answer(index: int = 1, extra: str = "", output: str = "float[B,8,8] y") -> onnx.ModelProto:
+def two_classes(index: int = 1, extra: str = "", output: str = "float[B,8,8] y") -> onnx.ModelProto:
     values = {"scales": np.array([1, 1, 2, 2], np.float32), "one": np.int64(index)}
-    return model_of("float[B,3,4,4] x", output, ANSWER + extra, {"w": (2, 3, 3, 3), "b": (2,)}, **values)
+    return model_of("float[B,3,4,4] x", output, CLASSES + extra, {"w": (2, 3, 3, 3), "b": (2,)}, **values)
 
 
 def pixels(second_gain: np.ndarray = GAIN) -> onnx.ModelProto:
@@ -132,60 +132,60 @@ def same(before: onnx.ModelProto, after: onnx.ModelProto) -> bool:
 @pytest.mark.parametrize(
     ("make", "step"),
     [
-        (mlp, tokens_channels_last), (mlp, rewrite), (attention, fold_attention_scale), (answer, merge_answer),
+        (mlp, tokens_channels_last), (mlp, rewrite), (attention, fold_attention_scale), (two_classes, merge_classes),
         (pixels, fold_normalisation),
     ],
 )  # fmt: skip
-def test_a_rewrite_keeps_the_function_and_changes_the_graph(make: Callable[[], onnx.ModelProto], step: Rewrite) -> None:
+def test_rewrite_keeps_the_function_and_changes_the_graph(make: Callable[[], onnx.ModelProto], step: Rewrite) -> None:
     model = make()
     untouched = model.SerializeToString()
     found = step(model)
     assert same(model, found)
     assert sorted(operators(found)) != sorted(operators(model)) or found.graph.node[2] != model.graph.node[2]
-    assert model.SerializeToString() == untouched, "the model that came in stays as it is"
-    assert step(found).graph.node == found.graph.node, "there is nothing left to do"
+    assert model.SerializeToString() == untouched, "the input model stays unchanged"
+    assert step(found).graph.node == found.graph.node, "a second rewrite finds nothing to do"
 
 
-def test_tokens_become_a_map_by_a_grid_and_one_transpose_of_four_axes() -> None:
+def test_tokens_become_a_map_by_reshape_and_four_axis_transpose() -> None:
     found = tokens_channels_last(mlp())
     perms = [list(node.attribute[0].ints) for node in found.graph.node if node.op_type == "Transpose"]
     assert perms == [[0, 3, 1, 2], [0, 2, 3, 1]]
 
 
-def test_an_mlp_stays_a_map_between_its_narrow_ends() -> None:
+def test_mlp_stays_a_map_between_its_narrow_ends() -> None:
     found = rewrite(mlp())
     assert operators(found) == ["Reshape", "Transpose", "Conv", "Conv", "Gelu", "Conv", "Transpose", "Reshape"]
     shapes = {item.name: list(item.dims) for item in found.graph.initializer}
     assert shapes["first_w_kernel"] == [8, 4, 1, 1] and shapes["second_w_kernel"] == [4, 8, 1, 1]
-    assert "first_w" not in shapes, "what nothing reads any more is gone"
+    assert "first_w" not in shapes, "unused constants are removed"
     assert {node.name.rpartition("/")[0] for node in found.graph.node} == {"part"}
 
 
 @pytest.mark.parametrize("name", ["hidden", "deep", "back", "gelu", "first", "second"])
-def test_an_mlp_whose_inside_is_read_elsewhere_still_computes_the_same(name: str) -> None:
+def test_mlp_with_other_readers_keeps_its_function(name: str) -> None:
     model = mlp(
         f"z = Neg ({name})",
         "float[B,24,4] y, float[B,U,V] z" if name != "deep" else "float[B,24,4] y, float[B,U,V,W] z",
     )
     found = rewrite(model)
     assert same(model, found)
-    assert operators(found).count("MatMul") >= 1, "the linear layer that is read stays one"
+    assert operators(found).count("MatMul") >= 1, "a linear layer with another reader is not rewritten"
 
 
-def test_a_linear_layer_without_bias_or_with_a_computed_weight_stays() -> None:
+def test_linear_layer_without_bias_or_with_computed_weight_is_kept() -> None:
     bare = mlp(body="hidden = MatMul (x, first_w)" + MLP)
     assert operators(rewrite(bare)).count("MatMul") == 1 and same(bare, rewrite(bare))
     computed = mlp(body="w = Neg (first_w)\n" + MLP_HEAD.replace("(x, first_w)", "(x, w)") + MLP)
     assert operators(mlps_on_maps(tokens_channels_last(computed))).count("MatMul") == 1
 
 
-def test_a_scale_that_is_a_power_of_two_goes_into_the_query() -> None:
+def test_power_of_two_scale_is_folded_into_the_query() -> None:
     found = fold_attention_scale(attention())
     assert "Mul" not in operators(found)
-    assert np.array_equal(run(attention())[0], run(found)[0]), "nothing is rounded by it"
+    assert np.array_equal(run(attention())[0], run(found)[0]), "folding it rounds nothing"
 
 
-def test_other_scales_and_scores_that_are_read_elsewhere_stay() -> None:
+def test_other_scales_and_scores_with_other_readers_are_kept() -> None:
     for model in (
         attention(0.3), attention(-0.25),
         attention(extra="z = Neg (scores)", output="float[B,2,5,7] y, float[B,2,5,7] z"),
@@ -194,8 +194,8 @@ def test_other_scales_and_scores_that_are_read_elsewhere_stay() -> None:
         assert "Mul" in operators(fold_attention_scale(model))
 
 
-def test_two_classes_become_one_channel() -> None:
-    found = merge_answer(answer())
+def test_two_classes_are_merged_into_one_channel() -> None:
+    found = merge_classes(two_classes())
     assert operators(found) == ["Conv", "Resize", "Sigmoid", "Squeeze"]
     assert sorted(list(item.dims) for item in found.graph.initializer if "difference" in item.name) == [
         [1],
@@ -203,9 +203,9 @@ def test_two_classes_become_one_channel() -> None:
     ]
 
 
-def test_the_other_class_and_logits_that_are_read_elsewhere_stay() -> None:
-    for model in (answer(0), answer(extra="z = Neg (logits)", output="float[B,8,8] y, float[B,2,4,4] z")):
-        assert "Softmax" in operators(merge_answer(model))
+def test_other_class_and_logits_with_other_readers_are_kept() -> None:
+    for model in (two_classes(0), two_classes(extra="z = Neg (logits)", output="float[B,8,8] y, float[B,2,4,4] z")):
+        assert "Softmax" in operators(merge_classes(model))
 
 
 def test_both_dates_are_joined_before_they_are_normalised() -> None:
@@ -213,5 +213,5 @@ def test_both_dates_are_joined_before_they_are_normalised() -> None:
     assert operators(found) == ["Cast", "Cast", "Concat", "Transpose", "Sub", "Conv"]
 
 
-def test_dates_that_are_normalised_apart_stay() -> None:
+def test_dates_with_different_normalisation_are_kept_apart() -> None:
     assert "Mul" in operators(fold_normalisation(pixels(GAIN * 2)))

@@ -1,4 +1,4 @@
-"""A graph cut in two: encoder and head together are the whole graph, in every precision, to the bit."""
+"""Tests that a graph cut into encoder and head computes the same as the whole graph in every precision."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def opened(parts: SplitGraph) -> SplitDetector:
     return SplitDetector(encoder, head, INTERFACE, parts.features)
 
 
-def whole_answer(model: onnx.ModelProto, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def whole_prediction(model: onnx.ModelProto, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     with ChangeDetector(OnnxRuntimeEngine(model.SerializeToString(), 4), INTERFACE) as detector:
         return detector.probability(before, after)
 
@@ -69,19 +69,19 @@ def whole_answer(model: onnx.ModelProto, before: np.ndarray, after: np.ndarray) 
 
 
 @RECIPES
-def test_encoder_and_head_are_the_whole_at_every_batch(recipe: Recipe | None) -> None:
+def test_encoder_and_head_reproduce_the_whole_graph_at_every_batch(recipe: Recipe | None) -> None:
     model = graph_for(recipe)
     tolerance = 2e-3 if recipe and recipe.float16 else 1e-6  # onnxruntime computes float16 in float32 where it can
     with opened(split_graph(model, INTERFACE)) as parts:
         for batch in (1, 3, 4):
             before, after = images(batch, batch)
             found = parts.compare(parts.encode(before), parts.encode(after))
-            np.testing.assert_allclose(found, whole_answer(model, before, after), atol=tolerance)
-            assert found.std() > 0.01, "the answer depends on the pixels"
+            np.testing.assert_allclose(found, whole_prediction(model, before, after), atol=tolerance)
+            assert found.std() > 0.01, "the prediction depends on the pixels"
 
 
 @RECIPES
-def test_features_are_float32_maps_in_the_graphs_order(recipe: Recipe | None) -> None:
+def test_features_are_float32_maps_in_graph_order(recipe: Recipe | None) -> None:
     features = split_graph(graph_for(recipe), INTERFACE).features
     assert [(f.name, f.dtype, f.shape, f.layout) for f in features] == [
         ("feature1", "float32", [-1, 16, 16, 16], "NCHW"), ("feature2", "float32", [-1, 32, 8, 8], "NCHW"),
@@ -89,7 +89,7 @@ def test_features_are_float32_maps_in_the_graphs_order(recipe: Recipe | None) ->
 
 
 @RECIPES
-def test_constants_and_nodes_are_the_whole_graphs(recipe: Recipe | None) -> None:
+def test_parts_have_the_constants_and_nodes_of_the_whole_graph(recipe: Recipe | None) -> None:
     model = graph_for(recipe)
     parts = split_graph(model, INTERFACE)
     constants = {item.name: item for item in model.graph.initializer}
@@ -102,14 +102,14 @@ def test_constants_and_nodes_are_the_whole_graphs(recipe: Recipe | None) -> None
     assert not any(len(constants[name].dims) == 4 for name in held[0] & held[1]), "no weight is stored twice"
 
 
-def test_the_whole_graph_is_left_as_it_is() -> None:
+def test_whole_graph_is_not_modified() -> None:
     model = two_stage()
     split_graph(model, INTERFACE)
     with_half_features(model, INTERFACE)
     assert model == two_stage()
 
 
-def test_float16_features_pass_the_cut_as_float32() -> None:
+def test_float16_features_are_float32_at_the_cut() -> None:
     model = graph_for(TENSORRT_FP16)
     parts = split_graph(model, INTERFACE)
     whole, encoder, head = Graph(model), Graph(parts.encoder), Graph(parts.head)
@@ -118,11 +118,11 @@ def test_float16_features_pass_the_cut_as_float32() -> None:
     assert whole.elem_type("encoder_fine_before") == head.elem_type("encoder_fine_before") == TensorProto.FLOAT16
 
 
-# Graphs without a place to cut
+# Graphs that cannot be cut
 
 
 def changed(**inputs: list[str]) -> onnx.ModelProto:
-    """``two_stage`` whose nodes of these outputs read something else."""
+    """Returns ``two_stage`` with other inputs of the nodes that compute these outputs."""
     model = two_stage()
     for node in model.graph.node:
         node.input[:] = inputs.get(node.output[0], list(node.input))
@@ -141,7 +141,7 @@ UNCUTTABLE = {
          for level in ("fine", "coarse") for date in ("before", "after")},
         "nothing is sliced",
     ),
-    "a map of which one date is read": (
+    "a map that is sliced for one date only": (
         {"encoder_fine_after": ["encoder_fine_map", "zero", "encoder_size", "zero"]}, "encoder_fine_map",
     ),
     "a head that reads both dates at once": (
@@ -155,13 +155,13 @@ UNCUTTABLE = {
 
 
 @pytest.mark.parametrize("case", UNCUTTABLE)
-def test_a_graph_that_cannot_be_cut_is_refused(case: str) -> None:
-    inputs, words = UNCUTTABLE[case]
-    with pytest.raises(GateFailed, match=rf"cannot be split .*{words}.*build without --split"):
+def test_graph_that_cannot_be_cut_is_rejected(case: str) -> None:
+    inputs, message = UNCUTTABLE[case]
+    with pytest.raises(GateFailed, match=rf"cannot be split .*{message}.*build without --split"):
         split_graph(changed(**inputs), INTERFACE)
 
 
-def test_two_places_that_join_the_dates_are_one_too_many() -> None:
+def test_graph_that_joins_the_dates_twice_is_rejected() -> None:
     model = two_stage()
     again = onnx.helper.make_node("Concat", ["encoder_first", "encoder_second"], ["again"], "again", axis=0)
     model.graph.node.append(again)
@@ -169,16 +169,16 @@ def test_two_places_that_join_the_dates_are_one_too_many() -> None:
         split_graph(model, INTERFACE)
 
 
-# Features that float16 holds
+# Features rounded to float16
 
 
 @pytest.mark.parametrize("recipe", [CPU, CPU_ARM, OPENVINO], ids=lambda r: r.name)
-def test_int8_features_kept_in_float16_change_nothing(recipe: Recipe) -> None:
+def test_int8_features_stored_in_float16_change_nothing(recipe: Recipe) -> None:
     model = with_half_features(graph_for(recipe), INTERFACE)
     before, after = images(4)
     with opened(split_graph(model, INTERFACE)) as parts:
         kept = [[f.astype(np.float16).astype(np.float32) for f in parts.encode(date)] for date in (before, after)]
-        np.testing.assert_allclose(parts.compare(*kept), whole_answer(model, before, after), atol=1e-6)
+        np.testing.assert_allclose(parts.compare(*kept), whole_prediction(model, before, after), atol=1e-6)
 
 
 def test_only_the_head_reads_rounded_features() -> None:
@@ -209,7 +209,7 @@ ROUNDING = with_half_features(
 
 
 @given(st.lists(st.floats(-60000, 60000, width=32).filter(lambda x: abs(x) >= 2**-14 or x == 0), min_size=1))
-def test_rounded_values_are_float16s_nearest(values: list[float]) -> None:
+def test_values_are_rounded_to_the_nearest_float16(values: list[float]) -> None:
     x = np.array(values, np.float32)[:, None]
     engine = OnnxRuntimeEngine(ROUNDING.SerializeToString(), len(x))
     (found,) = engine.infer({"before": np.zeros_like(x), "after": x}).values()
@@ -241,13 +241,13 @@ def written(root: Path, model: onnx.ModelProto, precision: str = "float32") -> W
     return WrittenGraph(graph_file("float", "float", precision), model)
 
 
-def test_nothing_is_split_unless_it_is_asked_for(tmp_path: Path, few: list[Tile]) -> None:
+def test_graphs_are_split_only_on_request(tmp_path: Path, few: list[Tile]) -> None:
     graph, log = written(tmp_path, two_stage()), quiet()
     assert split_graphs(context_of(replace(REQUEST, split=False), tmp_path, few, log), [graph]) == [graph.file]
     assert [path.name for path in (tmp_path / "graphs").iterdir()] == ["float.onnx"] and not log.done
 
 
-def test_the_parts_are_written_beside_the_graph_with_their_figures(tmp_path: Path, few: list[Tile]) -> None:
+def test_parts_are_written_beside_the_graph_and_logged(tmp_path: Path, few: list[Tile]) -> None:
     log = quiet()
     (graph,) = split_graphs(context_of(REQUEST, tmp_path, few, log), [written(tmp_path, two_stage())])
     encoder, head = "graphs/float_encoder.onnx", "graphs/float_head.onnx"
@@ -260,14 +260,14 @@ def test_the_parts_are_written_beside_the_graph_with_their_figures(tmp_path: Pat
 
 
 def scaled_head(parts: SplitGraph, factor: float) -> SplitGraph:
-    """A head whose last weight is another."""
+    """Returns ``parts`` with the last weight of the head multiplied by ``factor``."""
     (item,) = (item for item in parts.head.graph.initializer if item.name == "four_w")
     item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * np.float32(factor), item.name))
     return parts
 
 
 @pytest.mark.parametrize(("precision", "factor"), [("float32", 1.01), ("int8", 1.01), ("int8", np.nan)])
-def test_parts_that_answer_something_else_fail_the_build(
+def test_parts_that_do_not_reproduce_the_graph_fail_the_build(
     tmp_path: Path, few: list[Tile], monkeypatch: pytest.MonkeyPatch, precision: str, factor: float
 ) -> None:
     monkeypatch.setattr(splitting, "split_graph", lambda *a: scaled_head(split_graph(*a), factor))
@@ -276,7 +276,7 @@ def test_parts_that_answer_something_else_fail_the_build(
     assert [path.name for path in (tmp_path / "graphs").iterdir()] == ["float.onnx"]
 
 
-def test_features_that_float16_cannot_keep_fail_the_build(tmp_path: Path, few: list[Tile]) -> None:
+def test_features_that_overflow_float16_fail_the_build(tmp_path: Path, few: list[Tile]) -> None:
     model = two_stage()
     (item,) = (item for item in model.graph.initializer if item.name == "fine_w")
     item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * np.float32(1e5), item.name))
@@ -290,7 +290,9 @@ def test_features_that_float16_cannot_keep_fail_the_build(tmp_path: Path, few: l
 # Engines
 
 
-def test_a_target_with_plans_gets_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_target_with_plans_compiles_whole_graph_encoder_and_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled: list[tuple[bytes, PlanOptions]] = []
 
     def compile_plan(graph: bytes, options: PlanOptions, **_: object) -> Plan:
@@ -324,7 +326,7 @@ def test_a_target_with_plans_gets_three(tmp_path: Path, monkeypatch: pytest.Monk
     ]  # fmt: skip
 
 
-def test_an_engine_in_bf16_is_not_split(tmp_path: Path) -> None:
+def test_bf16_engine_is_not_split(tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     parts = SplitEntry("e", "h", "e", "h")
     graphs = [

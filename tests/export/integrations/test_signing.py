@@ -1,4 +1,4 @@
-"""``misgnet-export sign`` with the real library, which accepts what it makes; and the other way round."""
+"""Tests ``misgnet-export sign`` together with the real library: each accepts the other's signatures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def bundle(tmp_path: Path) -> Path:
 def sign(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> Sign:
     """Runs the command with the bundle; returns exit code, output and error.
 
-    Adds the test's key and, for a bundle that was not signed yet, a product, unless others are given.
+    Unless others are given, it adds the test's key and, for an unsigned bundle, a product.
     """
     key = write_private(tmp_path / "key.pem", KEY)
 
@@ -61,13 +61,13 @@ def sign(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> Si
 
 
 def command(*words: object) -> int:
-    """The exit code of the library's own command."""
+    """Runs the library's own command and returns its exit code."""
     line = [sys.executable, "-m", "model_signing", *map(str, words)]
     return subprocess.run(line, capture_output=True, check=False).returncode
 
 
 @pytest.mark.parametrize("curve", [ec.SECP256R1, ec.SECP384R1, ec.SECP521R1])
-def test_both_verifiers_accept_what_we_sign(
+def test_runtime_and_library_accept_signature_by_key(
     tmp_path: Path, bundle: Path, sign: Sign, curve: type[ec.EllipticCurve]
 ) -> None:
     key = make_key(4, curve)
@@ -84,14 +84,14 @@ def test_both_verifiers_accept_what_we_sign(
         library.verify(renamed, renamed / SIGNATURE)
 
 
-def test_the_librarys_own_command_accepts_what_we_sign(tmp_path: Path, bundle: Path, sign: Sign) -> None:
+def test_command_of_library_accepts_signature(tmp_path: Path, bundle: Path, sign: Sign) -> None:
     assert sign()[0] == 0
     public = write_public(tmp_path / "k.pub", KEY)
     assert command("verify", "key", bundle, "--signature", bundle / SIGNATURE, "--public_key", public) == 0
 
 
 def _certificates(tmp_path: Path) -> tuple[Path, Path, Path, Path]:
-    """Private key, certificate, what lies between, and the root."""
+    """Writes a private key, its certificate, an intermediate certificate and the root; returns their paths."""
     now = datetime.now(timezone.utc) - timedelta(hours=1)
     root = certify("root", ROOT, ("root", ROOT), authority=True, first=now)
     between = certify("between", BETWEEN, ("root", ROOT), authority=True, first=now)
@@ -102,17 +102,17 @@ def _certificates(tmp_path: Path) -> tuple[Path, Path, Path, Path]:
     )  # type: ignore[return-value]
 
 
-def test_both_verifiers_accept_what_we_sign_by_certificate(tmp_path: Path, bundle: Path, sign: Sign) -> None:
+def test_runtime_and_library_accept_signature_by_certificate(tmp_path: Path, bundle: Path, sign: Sign) -> None:
     private, leaf, between, root = _certificates(tmp_path)
     code, out, error = sign("--key", private, "--certificate", leaf, "--chain", between)
     assert code == 0, (out, error)
     signed = read_bundle(bundle, Trust(root)).signed
-    assert signed is not None and "CN=signer, certified under" in signed.signer.words
+    assert signed is not None and "CN=signer, certified under" in signed.signer.description
     library = model_signing.verifying.Config().use_certificate_verifier(certificate_chain=[root])
     library.verify(bundle, bundle / SIGNATURE)
 
 
-def test_we_accept_what_the_library_signs(tmp_path: Path, bundle: Path) -> None:
+def test_runtime_accepts_signatures_of_the_library(tmp_path: Path, bundle: Path) -> None:
     private, leaf, between, root = _certificates(tmp_path)
     common = [bundle, "--signature", bundle / SIGNATURE, "--private_key"]
     assert command("sign", "key", *common, write_private(tmp_path / "k", KEY)) == 0
@@ -122,8 +122,8 @@ def test_we_accept_what_the_library_signs(tmp_path: Path, bundle: Path) -> None:
     assert read_bundle(bundle, Trust(root)).signed is not None
 
 
-def test_we_refuse_what_the_library_was_told_to_ignore(tmp_path: Path, bundle: Path) -> None:
-    """A statement may leave files out; a device takes none that was not signed."""
+def test_runtime_rejects_files_that_the_library_ignored(tmp_path: Path, bundle: Path) -> None:
+    """A statement may omit files, but a device accepts only signed files."""
     key = write_private(tmp_path / "k", KEY)
     ignored = ["--ignore-paths", bundle / "evidence"]
     assert command("sign", "key", bundle, "--signature", bundle / SIGNATURE, "--private_key", key, *ignored) == 0
@@ -142,37 +142,41 @@ def test_versions_products_and_expiries_are_kept_or_replaced(bundle: Path, sign:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
-        (["--expires", "soon"], 2, "it is a date"),
-        (["--expires", "2020-01-01"], 2, "which is over"),
+        (["--expires", "soon"], 2, "it must be a date"),
+        (["--expires", "2020-01-01"], 2, "which is in the past"),
         (["--chain", "x"], 2, "give --certificate as well"),
         (["--key", "nowhere"], 4, "cannot be used"),
         (["--bundle-version", "-1"], 2, "0"),
     ],
 )
-def test_what_cannot_be_meant(bundle: Path, sign: Sign, words: list[str], code: int, said: str) -> None:
+def test_invalid_options_leave_the_bundle_unchanged(
+    bundle: Path, sign: Sign, words: list[str], code: int, message: str
+) -> None:
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
     found, _, error = sign(*words)
-    assert found == code and said in error
+    assert found == code and message in error
     assert before == {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
 
 
-def test_certificates_that_devices_would_refuse(tmp_path: Path, bundle: Path, sign: Sign) -> None:
+def test_certificates_that_devices_would_refuse_are_rejected(tmp_path: Path, bundle: Path, sign: Sign) -> None:
     private, leaf, between, _ = _certificates(tmp_path)
     old = certify("signer", LEAF, ("between", BETWEEN), first=datetime(2020, 1, 1, tzinfo=timezone.utc))
     expired = write_certificates(tmp_path / "old.pem", old)
     strange = write_certificates(tmp_path / "x.pem", certify("between", KEY, ("between", KEY), authority=True))
-    for key, certificate, chain, said in (
+    for key, certificate, chain, message in (
         (private, expired, between, "valid from 2020"),
         (private, leaf, strange, "does not lead to a trusted one"),
         (write_private(tmp_path / "other", KEY), leaf, between, "does not match"),
     ):
         code, _, error = sign("--key", key, "--certificate", certificate, "--chain", chain)
-        assert code == 4 and said in error and not (bundle / SIGNATURE).exists()
+        assert code == 4 and message in error and not (bundle / SIGNATURE).exists()
 
 
-def test_an_encrypted_key(tmp_path: Path, bundle: Path, sign: Sign, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encrypted_key_needs_its_password(
+    tmp_path: Path, bundle: Path, sign: Sign, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encrypted = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
     key = tmp_path / "encrypted.pem"
     key.write_bytes(encrypted)
@@ -183,16 +187,16 @@ def test_an_encrypted_key(tmp_path: Path, bundle: Path, sign: Sign, monkeypatch:
     assert read_bundle(bundle, Trust(write_public(tmp_path / "k.pub", KEY))).signed is not None
 
 
-def test_a_damaged_bundle_is_not_signed(bundle: Path, sign: Sign) -> None:
+def test_damaged_bundle_is_not_signed(bundle: Path, sign: Sign) -> None:
     (bundle / "graphs/float.onnx").write_bytes(b"other")
     code, _, error = sign()
     assert code == 4 and "does not match the digest" in error and not (bundle / SIGNATURE).exists()
 
 
-def test_a_failure_leaves_the_bundle_as_it_was(
+def test_failure_leaves_the_bundle_unchanged(
     tmp_path: Path, bundle: Path, sign: Sign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The manifest is not written through the hard links that the new folder is made of."""
+    """The new manifest must not be written through the hard links that the new folder consists of."""
     before = digests_of(bundle)
     monkeypatch.setattr(signing, "find_signer", lambda *_: (_ for _ in ()).throw(InputError("as a test")))
     assert sign()[0] == 4
@@ -200,16 +204,18 @@ def test_a_failure_leaves_the_bundle_as_it_was(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "key.pem"]
 
 
-def test_a_disk_without_hard_links(tmp_path: Path, bundle: Path, sign: Sign, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundle_is_signed_on_a_file_system_without_hard_links(
+    tmp_path: Path, bundle: Path, sign: Sign, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "not here")))
     assert sign()[0] == 0
     assert read_bundle(bundle, Trust(write_public(tmp_path / "k.pub", KEY))).signed is not None
 
 
-def test_a_bundle_by_its_link_and_with_a_requirement_set(
+def test_bundle_is_signed_through_a_link_while_signatures_are_required(
     tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Who signs may have set what devices require: the bundle has no signature yet."""
+    """The signer's machine may require signatures as devices do, although the bundle has none yet."""
     public = write_public(tmp_path / "k.pub", KEY)
     monkeypatch.setenv("MISGNET_REQUIRE_SIGNATURE", str(public))
     link = tmp_path / "current"
@@ -220,7 +226,7 @@ def test_a_bundle_by_its_link_and_with_a_requirement_set(
     assert read_bundle(shutil.copytree(bundle, tmp_path / "copy")).signed is not None
 
 
-def test_the_library_is_missing(bundle: Path, tmp_path: Path) -> None:
+def test_missing_library_prints_install_command(bundle: Path, tmp_path: Path) -> None:
     blocked = "import sys; sys.modules.update(model_signing=None); from misgnet_export.cli.main import main; main()"
     key = write_private(tmp_path / "k.pem", KEY)
     line = [sys.executable, "-c", blocked, "sign", str(bundle), "--key", str(key)]

@@ -1,4 +1,4 @@
-"""The target torch-tensorrt: from the exported program to masks, against a fake of its library, TensorRT and CUDA."""
+"""Tests the target torch-tensorrt from exported program to masks, with fakes of its library, TensorRT and CUDA."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from misgnet.synthetic import write_split
 from misgnet_export.integrations import torch_tensorrt
 from misgnet_export.integrations.torch_tensorrt import compile_program, load_torch_tensorrt
 from misgnet_export.pipeline.compile import make_engines
-from misgnet_export.pipeline.evaluate import judge_engines
+from misgnet_export.pipeline.evaluate import evaluate_engines
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.reparity import reparity
 from misgnet_export.pipeline.request import BuildRequest, check_request
@@ -46,7 +46,7 @@ QUIET = Console(file=io.StringIO())
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> fake_torch_tensorrt.Module:
-    """A machine with a GPU, whose tensors lie in the processor's memory."""
+    """Simulates a machine with a GPU whose tensors are in host memory."""
     driver = FakeDriver("sm86", version="13.0")
     for module in (torch_tensorrt, compile_module, opening):
         monkeypatch.setattr(module, "open_driver", lambda: driver)
@@ -56,7 +56,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> fake_torch_tensorrt.Module:
 
 
 class Tiny(torch.nn.Module):
-    """Two classes from one convolution, in the place of a network that takes 15 s to export."""
+    """Computes two classes with one convolution; replaces the real network, whose export takes 15 s."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def made(network: Any, root: Path, request: BuildRequest = REQUEST) -> EngineEnt
     return make_engines(context_of(request, root), [FLOAT_GRAPH], network)[1]
 
 
-def test_the_plan_in_the_bundle_answers_as_the_network(library: Any, tmp_path: Path) -> None:
+def test_plan_in_the_bundle_reproduces_the_network(library: Any, tmp_path: Path) -> None:
     check_request(REQUEST)
     network = load_network(WEIGHTS).eval()
     entry = made(network, tmp_path)
@@ -87,13 +87,13 @@ def test_the_plan_in_the_bundle_answers_as_the_network(library: Any, tmp_path: P
     write_split(tmp_path / "tiles", 2, 7, 128)
     tiles = TileSet.open(tmp_path / "tiles", 64)
     reference = ("PyTorch float32", lambda before, after: predict_probability(network, before, after))
-    report, _ = judge_engines(
+    report, _ = evaluate_engines(
         [entry], tiles, reference,
         files=tmp_path, interface=REQUEST.interface, policy=REQUEST.policy, log=StageLog(QUIET),
     )  # fmt: skip
-    (judged,) = report.engines
-    assert report.passed and (judged.status, judged.agreement) == ("run", 1.0) and judged.device.endswith("(sm86)")
-    assert report.reference_scores["f1"] > 0.3, "tiles in which nothing is found would prove nothing"
+    (parity,) = report.engines
+    assert report.passed and (parity.status, parity.agreement) == ("run", 1.0) and parity.device.endswith("(sm86)")
+    assert report.reference_scores["f1"] > 0.3, "tiles without detected changes would not test anything"
 
 
 @pytest.mark.parametrize(("form", "output"), [("uint8", "probability"), ("float32", "logits"), ("uint8", "mask")])
@@ -108,7 +108,7 @@ def test_tensors_have_the_names_and_types_of_the_interface(
         assert engine.max_batch == 4
 
 
-def test_all_is_left_to_tensorrt_in_float32(library: Any, network: Any, tmp_path: Path) -> None:
+def test_tensorrt_computes_everything_in_float32(library: Any, network: Any, tmp_path: Path) -> None:
     timings = tmp_path / "timings"
     compile_program(
         network, REQUEST.interface, dataclasses.replace(OPTIONS, workspace_bytes=1 << 20, optimization_level=4), timings
@@ -119,19 +119,19 @@ def test_all_is_left_to_tensorrt_in_float32(library: Any, network: Any, tmp_path
     assert [entry.profile for entry in library.seen["arg_inputs"]] == [[[batch, 64, 64, 3] for batch in (1, 2, 3)]] * 2
 
 
-def test_a_timing_cache_that_was_not_asked_for_is_in_no_folder_of_others(library: Any, network: Any) -> None:
+def test_default_timing_cache_is_in_a_temporary_folder(library: Any, network: Any) -> None:
     compile_program(network, REQUEST.interface, OPTIONS)
     assert not Path(library.seen["timing_cache_path"]).parent.exists()
 
 
-def test_the_network_itself_stays_where_it_is(library: Any, network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It answers for PyTorch afterwards, on the processor; "meta" holds no numbers at all."""
+def test_network_itself_stays_on_its_device(library: Any, network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the PyTorch reference afterwards, on the CPU; tensors on "meta" would have no values."""
     monkeypatch.setattr(torch_tensorrt, "DEVICE", "meta")
     compile_program(network, REQUEST.interface, OPTIONS)
     assert {p.device.type for p in network.parameters()} == {"cpu"}
 
 
-def test_an_operator_without_a_converter_is_named(library: Any, network: Any, tmp_path: Path) -> None:
+def test_operator_without_converter_is_named(library: Any, network: Any, tmp_path: Path) -> None:
     library._unsupported = "torch.ops.aten.grid_sampler.default"
     with pytest.raises(UnavailableError, match=r"cannot convert the network: .*aten\.grid_sampler\.default") as caught:
         made(network, tmp_path)
@@ -139,16 +139,16 @@ def test_an_operator_without_a_converter_is_named(library: Any, network: Any, tm
     assert not list((tmp_path / "engines").iterdir())
 
 
-def test_without_the_library_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
     with pytest.raises(UnavailableError, match=r"importing torch_tensorrt failed.*pip install 'misgnet-export\[torch-"):
         check_request(REQUEST)
 
 
-def test_without_its_tensorrt_it_is_refused_in_one_line(
+def test_missing_tensorrt_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As the real one does: it prints, and raises a plain Exception."""
+    """Behaves like the real library: it prints, and raises a plain Exception."""
     (tmp_path / "torch_tensorrt.py").write_text("print('make sure')\nraise Exception('no\\n tensorrt')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torch_tensorrt", raising=False)
@@ -157,36 +157,37 @@ def test_without_its_tensorrt_it_is_refused_in_one_line(
     assert capsys.readouterr().out == ""
 
 
-def test_without_cuda_it_is_refused(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cuda_is_reported(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UnavailableError, match=r"torch .* finds no CUDA here; .* --target tensorrt --on-device"):
         check_request(REQUEST)
 
 
-def test_without_a_device_it_is_refused(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_device_is_reported(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_module, "open_driver", lambda: FakeDriver(devices=0))
     with pytest.raises(UnavailableError, match="no CUDA device was found"):
         check_request(REQUEST)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"version": "2.13.0"}, r"2\.14 or newer is needed, found 2\.13"), ({"rtx": True}, "for RTX")]
+    ("options", "message"),
+    [({"version": "2.13.0"}, r"2\.14 or newer required, found 2\.13"), ({"rtx": True}, "for RTX")],
 )
-def test_a_library_whose_plans_do_not_fit_is_refused(
-    options: dict[str, Any], said: str, library: Any, monkeypatch: pytest.MonkeyPatch
+def test_incompatible_library_is_rejected(
+    options: dict[str, Any], message: str, library: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_torch_tensorrt.install(monkeypatch, FakeDriver("sm86"), **options)
-    with pytest.raises(UnavailableError, match=said):
+    with pytest.raises(UnavailableError, match=message):
         check_request(REQUEST)
 
 
-def test_it_is_not_left_to_the_device() -> None:
-    """Only ``misgnet-run compile`` is there, which has no torch."""
-    with pytest.raises(UsageError, match="no target leaves its plan to it"):
+def test_plan_cannot_be_compiled_on_the_device() -> None:
+    """The device has only ``misgnet-run compile``, which needs no torch."""
+    with pytest.raises(UsageError, match="no target compiles its plan on the device"):
         check_request(dataclasses.replace(REQUEST, on_device=True))
 
 
-def test_parity_of_a_bundle_judges_float_engines_too(tmp_path: Path) -> None:
+def test_parity_evaluates_float_engines_as_well(tmp_path: Path) -> None:
     plan = EngineEntry("torch-tensorrt", "tensorrt", "engines/rtx.plan", FLOAT.graph, "float32", "0.1", ["sm86"], "any")
     bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT, INT8, plan])
     write_split(tmp_path / "tiles", 1, 7, 64)

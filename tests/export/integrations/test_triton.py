@@ -1,4 +1,4 @@
-"""A bundle as a Triton model repository: by Triton's own schema, and served by a real server where one is installed."""
+"""Tests Triton model repositories with Triton's own schema, and with a real server if one is installed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def schema() -> Any:
 
 
 def parsed(schema: Any, repository: Path, engine: str) -> Any:
-    """A model's configuration as Triton reads it."""
+    """Returns a model's configuration as Triton parses it."""
     from google.protobuf import text_format
 
     return text_format.Parse((repository / f"misgnet-{engine}" / CONFIG).read_text(), schema.ModelConfig())
@@ -55,11 +55,11 @@ def written(tmp_path: Path, engines: list[EngineEntry], interface: Interface = I
     return write_repository(bundle, tmp_path / "models", [], Serving(**serving))
 
 
-def test_every_engine_that_fits_is_a_model(tmp_path: Path, schema: Any) -> None:
+def test_every_supported_engine_becomes_a_model(tmp_path: Path, schema: Any) -> None:
     found = written(tmp_path, EVERY)
     assert [model.engine for model in found.models] == [e.name for e in EVERY if e not in (RTX, ON_DEVICE)]
     assert list(found.left_out) == ["rtx-sm86", "jetson-orin"] and "Triton has no backend" in found.left_out["rtx-sm86"]
-    assert "holds no plan" in found.left_out["jetson-orin"]
+    assert "is not in the bundle" in found.left_out["jetson-orin"]
     models = tmp_path / "models"
     assert {str(p.relative_to(models)) for p in models.rglob("*") if p.is_file()} == {
         f"misgnet-{model.engine}/{name}"
@@ -69,7 +69,7 @@ def test_every_engine_that_fits_is_a_model(tmp_path: Path, schema: Any) -> None:
     assert (models / "misgnet-cpu/1/model.onnx").read_bytes() == (tmp_path / "bundle/graphs/int8.onnx").read_bytes()
 
 
-def test_a_configuration_says_what_the_interface_says(tmp_path: Path, schema: Any) -> None:
+def test_configuration_matches_the_interface(tmp_path: Path, schema: Any) -> None:
     written(tmp_path, [INT8])
     config = parsed(schema, tmp_path / "models", "cpu")
     assert (config.name, config.backend, config.max_batch_size) == ("misgnet-cpu", "onnxruntime", 4)
@@ -93,7 +93,9 @@ def test_a_configuration_says_what_the_interface_says(tmp_path: Path, schema: An
         ("uint8", "mask", ("TYPE_UINT8", [TILE, TILE, 3]), ("mask", "TYPE_UINT8", [TILE, TILE])),
     ],
 )
-def test_other_interfaces(tmp_path: Path, schema: Any, form: Any, output: Any, inputs: Any, outputs: Any) -> None:
+def test_other_interfaces_are_described(
+    tmp_path: Path, schema: Any, form: Any, output: Any, inputs: Any, outputs: Any
+) -> None:
     written(tmp_path, [INT8], Interface(TILE, 4, form, output))
     config = parsed(schema, tmp_path / "models", "cpu")
     named = schema.DataType.Name
@@ -101,7 +103,7 @@ def test_other_interfaces(tmp_path: Path, schema: Any, form: Any, output: Any, i
     assert [(o.name, named(o.data_type), list(o.dims)) for o in config.output] == [outputs]
 
 
-def test_a_plan_has_its_profile(tmp_path: Path, schema: Any) -> None:
+def test_batches_of_a_plan_come_from_its_profile(tmp_path: Path, schema: Any) -> None:
     written(tmp_path, [replace(PLAN, batches=(1, 4, 16))], Interface(TILE, 32))
     config = parsed(schema, tmp_path / "models", "tensorrt")
     (group,) = config.instance_group
@@ -137,11 +139,11 @@ def test_openvino_takes_whole_batches_and_its_own_parameters(tmp_path: Path, sch
         (replace(PLAN, batches=(1, 1, 64)), {}, [16]),
     ],
 )
-def test_batches_that_are_worth_waiting_for(entry: EngineEntry, speeds: dict[int, float], expected: list[int]) -> None:
+def test_preferred_batches_are_the_fastest(entry: EngineEntry, speeds: dict[int, float], expected: list[int]) -> None:
     assert preferred_batches(entry, speeds, 16) == expected
 
 
-def test_what_the_build_measured_decides(tmp_path: Path, schema: Any) -> None:
+def test_preferred_batches_use_speeds_of_the_build(tmp_path: Path, schema: Any) -> None:
     bundle = make_bundle(tmp_path / "bundle", engines=[INT8])
     timings = [{"engine": "cpu", "batch": batch, "pairs_per_second": speed} for batch, speed in ((1, 5.0), (4, 6.0))]
     edit(bundle, lambda values: values.update(latency={"timings": timings}, bundle_version=7))
@@ -151,16 +153,16 @@ def test_what_the_build_measured_decides(tmp_path: Path, schema: Any) -> None:
     assert (tmp_path / "models/misgnet-cpu/7/model.onnx").is_file(), "Triton serves the highest version"
 
 
-def test_what_cannot_be_served_is_refused(tmp_path: Path, schema: Any) -> None:
+def test_engines_and_options_that_cannot_be_served_are_rejected(tmp_path: Path, schema: Any) -> None:
     bundle = make_bundle(tmp_path / "bundle", engines=[RTX, INT8])
     models = tmp_path / "models"
-    for engines, serving, words in (
+    for engines, serving, message in (
         (["rtx-sm86", "cpu"], Serving(), "engine rtx-sm86: Triton has no backend"),
         (["none"], Serving(), "has no engine 'none'"),
         ([], Serving(instances=0), "--instances is 0"),
         ([], Serving(queue_delay=-1), "--queue-delay is -1"),
     ):
-        with pytest.raises(UsageError, match=words):
+        with pytest.raises(UsageError, match=message):
             write_repository(bundle, models, engines, serving)
         assert not models.exists()
     models.mkdir()
@@ -169,14 +171,14 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path, schema: Any) -> None:
     assert len(write_repository(bundle, models, [], Serving(), force=True).models) == 1
 
 
-def test_without_the_schema_the_install_line_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_schema_prints_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tritonclient", None)
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
     with pytest.raises(UnavailableError, match=r"pip install 'misgnet-export\[triton\]'"):
         written(tmp_path, [INT8])
 
 
-def test_every_kind_of_engine_is_known() -> None:
+def test_every_engine_kind_has_a_backend() -> None:
     from typing import get_args
 
     from misgnet_runtime.bundle.manifest import EngineKind
@@ -184,17 +186,19 @@ def test_every_kind_of_engine_is_known() -> None:
     assert set(BACKENDS) | {"rtx"} == set(get_args(EngineKind))
 
 
-def test_the_command(tmp_path: Path, schema: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_models_and_skipped_engines(
+    tmp_path: Path, schema: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = make_bundle(tmp_path / "bundle", engines=[RTX, PLAN, INT8])
     words = ["triton", bundle, "-o", tmp_path / "models", "--instances", "2"]
     assert exit_code(lambda: console.run_app(app), "misgnet-export", *words) == 0
-    said, warned = capsys.readouterr()
-    assert "misgnet-tensorrt: backend tensorrt; the server needs the TensorRT version" in said
+    printed, warned = capsys.readouterr()
+    assert "misgnet-tensorrt: backend tensorrt; the server needs the TensorRT version" in printed
     assert "left out: rtx-sm86: Triton has no backend" in warned
     assert parsed(schema, tmp_path / "models", "cpu").instance_group[0].count == 2
 
 
-def test_a_real_server_serves_the_repository(
+def test_real_server_serves_the_repository(
     tmp_path: Path, schema: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find_server()
@@ -217,15 +221,15 @@ def test_a_real_server_serves_the_repository(
         before, after = images(8, TILE, TILE, seed=3)
         executed = executions(http)
         with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda i: model.predict(before[i : i + 1], after[i : i + 1]), range(8)))
+            predictions = list(pool.map(lambda i: model.predict(before[i : i + 1], after[i : i + 1]), range(8)))
         with open_bundle(bundle) as network:
-            for answer, *dates in zip(answers, before, after, strict=True):
-                np.testing.assert_allclose(answer[0], network.predict(*dates).probability, atol=1e-6)
+            for prediction, *dates in zip(predictions, before, after, strict=True):
+                np.testing.assert_allclose(prediction[0], network.predict(*dates).probability, atol=1e-6)
         assert executions(http) - executed < 8, "requests of several clients share a batch"
 
 
 def executions(http: int) -> int:
-    """How often the server ran the model, whatever was in a batch."""
+    """Returns how often the server ran the model; a batch counts once."""
     url = f"http://127.0.0.1:{http}/v2/models/misgnet-{FLOAT.name}/stats"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return int(json.load(answer)["model_stats"][0]["execution_count"])
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return int(json.load(response)["model_stats"][0]["execution_count"])

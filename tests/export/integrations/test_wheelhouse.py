@@ -1,4 +1,4 @@
-"""The folder of wheels: its list, what pip is asked for, and what is told where there is no network."""
+"""Tests the wheelhouse: its list, the arguments of pip, and the messages if there is no network."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 @pytest.fixture(autouse=True)
 def metadata(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This checkout's, whatever is installed."""
+    """Replaces the installed metadata by that of this checkout."""
     gpu = [line for line in PROJECT["optional-dependencies"]["tensorrt"] if ";" not in line]
     lines = [*PROJECT["dependencies"], *(f'{line}; extra == "tensorrt"' for line in gpu)]
     monkeypatch.setattr(wheelhouse, "requires", lambda _: lines)
 
 
 class Pip:
-    """Makes a wheel of all that it is asked for, but of ``absent``."""
+    """Makes a wheel of everything that it is asked for, except ``absent``."""
 
     def __init__(self, *absent: str) -> None:
         self.absent, self.calls = absent, []
@@ -61,7 +61,7 @@ def test_every_platform_has_a_list() -> None:
 
 
 @pytest.mark.parametrize("name", get_args(PlatformName))
-def test_the_lists_are_made_of_the_projects_own_requirements(name: PlatformName) -> None:
+def test_lists_consist_of_the_projects_own_requirements(name: PlatformName) -> None:
     listed = PLATFORMS[name].requirements
     names = [re.match(r"[\w-]+", line)[0] for line in listed]
     needed = {re.match(r"[\w-]+", line)[0] for line in PROJECT["dependencies"]}
@@ -74,7 +74,7 @@ def test_the_lists_are_made_of_the_projects_own_requirements(name: PlatformName)
     )
 
 
-def test_each_python_gets_the_versions_that_exist_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requirements_depend_on_the_python_version(monkeypatch: pytest.MonkeyPatch) -> None:
     stated = [
         'numpy>=1.26', 'Pillow>=13.0; python_version >= "3.11"', 'Pillow>=12.3; python_version < "3.11"',
         'cuda-python>=12.6; sys_platform == "linux" and extra == "rtx"', 'tensorrt<12,>=10.3; extra == "tensorrt"',
@@ -85,7 +85,7 @@ def test_each_python_gets_the_versions_that_exist_for_it(monkeypatch: pytest.Mon
     assert [*map(str, wheelhouse.needs("3.12", "tensorrt"))] == ["tensorrt<12,>=10.3"]
 
 
-def test_without_the_projects_metadata_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_metadata_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def missing_metadata(_: str) -> None:
         raise PackageNotFoundError
 
@@ -98,7 +98,7 @@ def test_without_the_projects_metadata_it_is_refused(monkeypatch: pytest.MonkeyP
     ("name", "python", "first"),
     [("jetpack6", "3.10", "manylinux_2_35_aarch64"), ("x86-cuda13", "3.12", "manylinux_2_35_x86_64")],
 )
-def test_pip_is_asked_for_the_other_machines_wheels(
+def test_pip_downloads_wheels_for_the_other_machine(
     tmp_path: Path, name: PlatformName, python: str, first: str
 ) -> None:
     run = Pip()
@@ -112,7 +112,7 @@ def test_pip_is_asked_for_the_other_machines_wheels(
     assert missing(PLATFORMS[name], tmp_path / "w") == []
 
 
-def test_the_list_says_how_to_install_and_pip_reads_it(tmp_path: Path) -> None:
+def test_list_contains_install_commands_and_requirements(tmp_path: Path) -> None:
     fill_wheelhouse("jetpack6", tmp_path, None, lambda _: None, Pip())
     text = (tmp_path / LIST).read_text()
     assert all(f"# {line}\n" in text for line in install_lines("jetpack6"))
@@ -120,36 +120,36 @@ def test_the_list_says_how_to_install_and_pip_reads_it(tmp_path: Path) -> None:
     assert "numpy>=1.26\n" in text and "Pillow>=12.3\n" in text
 
 
-def test_a_wheel_that_is_there_is_not_built_again(tmp_path: Path) -> None:
+def test_existing_wheel_is_not_built_again(tmp_path: Path) -> None:
     fill_wheelhouse("jetpack7", tmp_path, None, lambda _: None, Pip())
     again = Pip()
     fill_wheelhouse("jetpack7", tmp_path, None, lambda _: None, again)
     assert [call[0] for call in again.calls] == ["download"]
 
 
-def test_without_a_network_what_is_missing_is_told_and_the_list_is_there(tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match=r"No matching distribution for numpy; .*missing of: .*numpy.*network"):
+def test_missing_wheels_are_reported_and_the_list_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"No matching distribution for numpy; .*missing: .*numpy.*network"):
         fill_wheelhouse("jetpack6", tmp_path, None, lambda _: None, Pip("numpy"))
     assert (tmp_path / LIST).is_file()
-    said = missing(PLATFORMS["jetpack6"], tmp_path)
-    assert "misgnet-export" not in said and "numpy>=1.26" in said and "msgspec>=0.19" not in said
+    found = missing(PLATFORMS["jetpack6"], tmp_path)
+    assert "misgnet-export" not in found and "numpy>=1.26" in found and "msgspec>=0.19" not in found
 
 
-def test_without_pip_the_list_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pip_is_reported_and_the_list_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheelhouse.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UnavailableError, match=r"is written; to download what it names, run first"):
+    with pytest.raises(UnavailableError, match=r"is written; to download the wheels, first run"):
         fill_wheelhouse("jetpack6", tmp_path, None, lambda _: None, Pip())
     assert (tmp_path / LIST).is_file()
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_output_must_be_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="which is a file"):
         fill_wheelhouse("jetpack6", tmp_path / "file", None, lambda _: None, Pip())
 
 
-def test_a_wheel_is_built_beside_the_checkout_and_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Setuptools reads the file that this variable names; it would take a checkout's own build/ into the wheel."""
+def test_wheel_is_built_outside_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setuptools reads the file named by this variable; otherwise the checkout's build/ would get into the wheel."""
     seen: list[Path] = []
 
     def run(command: Sequence[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""The whole build, on demo weights and small synthetic tiles."""
+"""Tests the whole build with demo weights and small synthetic tiles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from PIL import Image
 pytest.importorskip("torch", reason="the build needs the [export] extra")
 
 from misgnet.synthetic import write_split
-from misgnet_runtime.accuracy.evaluation_tiles import evaluation_files, judge_on_device, read_evaluation
+from misgnet_runtime.accuracy.evaluation_tiles import evaluate_on_device, evaluation_files, read_evaluation
 from misgnet_runtime.bundle.manifest import decode_manifest
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.inference.selection import open_detector
@@ -30,10 +30,10 @@ from support.paths import ROOT
 
 WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"
 TILE = 128
-OTHER = "cpu-vnni" if architecture() == "aarch64" else "cpu-arm"  # what this processor is not
+OTHER = "cpu-vnni" if architecture() == "aarch64" else "cpu-arm"  # a processor that this one is not
 
 
-# No time is spent on choosing and mending.
+# Options that skip choosing a calibrator, repairs and accuracy control.
 QUICK = ("--observer", "max", "--repair", "never", "--control-minutes", 0)
 
 
@@ -47,7 +47,7 @@ def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def environment() -> dict[str, str]:
-    """Run from the checkout as from an installation."""
+    """Returns variables that make the checkout importable like an installation."""
     paths = [ROOT, ROOT / "export", ROOT / "calibration", ROOT / "runtime"]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "COLUMNS": "100"}
 
@@ -69,7 +69,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A split bundle for the CPU, for another processor, and for what is installed beside ONNX Runtime."""
+    """Builds a split bundle for the CPU, another processor, a Jetson and the installed optional engines."""
     output = tmp_path_factory.mktemp("built") / "bundle"
     targets = [
         "--split",
@@ -90,14 +90,14 @@ def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_the_bundle_holds_what_its_manifest_says(bundle: Path) -> None:
+def test_bundle_contains_the_files_of_its_manifest(bundle: Path) -> None:
     manifest = read_bundle(bundle).manifest
     assert {e.name for e in manifest.engines} >= {"cpu", "cpu-float32", OTHER, "jetson-orin"}
     assert manifest.tile == TILE and manifest.inputs[0].shape == [-1, TILE, TILE, 3]
-    assert [item.name for item in bundle.parent.iterdir()] == ["bundle"], "nothing is left beside the bundle"
+    assert [item.name for item in bundle.parent.iterdir()] == ["bundle"], "no other files are left beside the bundle"
 
 
-def test_the_threshold_is_the_best_on_the_validation_tiles(bundle: Path) -> None:
+def test_threshold_is_tuned_on_the_validation_tiles(bundle: Path) -> None:
     manifest = decode_manifest(bundle / "manifest.json")
     number, f1, half = re.fullmatch(
         r"tuned: ([0-9.]+) on 12 validation tiles: F1 ([0-9.]+), ([0-9.]+) with 0.5", manifest.threshold_from
@@ -107,7 +107,7 @@ def test_the_threshold_is_the_best_on_the_validation_tiles(bundle: Path) -> None
     assert manifest.threshold_from in (bundle / "evidence" / "report.html").read_text()
 
 
-def test_every_engine_is_split_and_its_parts_answer_as_it_does(bundle: Path) -> None:
+def test_every_engine_is_split_and_its_parts_reproduce_its_output(bundle: Path) -> None:
     manifest = decode_manifest(bundle / "manifest.json")
     sides = [TILE // 4, TILE // 8, TILE // 16]
     assert [f.shape for f in manifest.features] == [
@@ -127,38 +127,38 @@ def test_every_engine_is_split_and_its_parts_answer_as_it_does(bundle: Path) -> 
     assert {"split float", "split cpu"} <= {stage["name"] for stage in stages}
 
 
-def test_what_a_jetson_needs_to_compile_by_itself_is_there(bundle: Path) -> None:
+def test_jetson_entry_has_everything_needed_to_compile_on_the_device(bundle: Path) -> None:
     opened = read_bundle(bundle)
     entry = opened.engine_entry("jetson-orin")
     assert entry.compiled == "to be compiled on the device" and entry.file == entry.graph == "graphs/int8_tensorrt.onnx"
     assert (entry.compute_capabilities, entry.platform, entry.batches) == (["sm87"], "linux-aarch64", (1, 4, 16))
     assert entry.split.encoder == entry.split.encoder_graph and entry.split.head == entry.split.head_graph
-    (judged,) = (e for e in opened.manifest.metrics["engines"] if e["engine"] == "jetson-orin")
-    assert (judged["status"], judged["reason"]) == ("proxy", "to be compiled on the device")
-    assert judged["verdict"]["passed"] and judged["device"] == "CPU"
+    (parity,) = (e for e in opened.manifest.metrics["engines"] if e["engine"] == "jetson-orin")
+    assert (parity["status"], parity["reason"]) == ("proxy", "to be compiled on the device")
+    assert parity["verdict"]["passed"] and parity["device"] == "CPU"
 
 
-def test_the_gate_of_the_build_is_that_of_the_device(bundle: Path, data: Path) -> None:
-    """On ten of the sixteen tiles, whose masks and labels came along: the float graph meets them, and INT8 passes."""
+def test_gate_of_the_device_agrees_with_the_build(bundle: Path, data: Path) -> None:
+    """On the ten shipped tiles of sixteen, the float graph reproduces the shipped masks, and INT8 passes."""
     opened = read_bundle(bundle)
     assert [len(read_evaluation(bundle / path)) for path in evaluation_files(opened)] == [8, 2]
     for name in ("cpu-float32", "cpu"):
         with open_detector(opened, name) as (detector, entry, _):
-            found = judge_on_device(opened, entry, detector.probability, detector.engine.device)
+            found = evaluate_on_device(opened, entry, detector.probability, detector.engine.device)
         assert found.verdict.passed and len(found.tiles) == 10 and found.interval.sources == 4
         assert found.agreement > (0.99999 if name == "cpu-float32" else 0.99)
     names = {ref.name for ref in TileSet.open(data / "test", TILE)}
     assert {tile.name for tile in found.tiles} < names
 
 
-def test_compile_says_what_this_machine_lacks(bundle: Path) -> None:
+def test_compile_reports_missing_tensorrt(bundle: Path) -> None:
     result = run("misgnet_runtime.cli", "compile", bundle)
     assert result.returncode == 5 and "TensorRT" in result.stderr, result.stderr
     result = run("misgnet_runtime.cli", "info", bundle)
     assert "jetson-orin, for sm87 on linux-aarch64: does not run" in result.stdout
 
 
-def test_int8_is_small_and_mostly_int8(bundle: Path) -> None:
+def test_quantized_graphs_are_small_and_mostly_quantized(bundle: Path) -> None:
     manifest = decode_manifest(bundle / "manifest.json")
     sizes = {f.path: f.size for f in manifest.files}
     for entry in manifest.quantization:
@@ -169,7 +169,7 @@ def test_int8_is_small_and_mostly_int8(bundle: Path) -> None:
         assert entry.int8_share_of_multiply_adds > 0.9
 
 
-def test_the_evidence_covers_every_engine_and_tile(bundle: Path) -> None:
+def test_evidence_covers_every_engine_and_tile(bundle: Path) -> None:
     parity = json.loads((bundle / "evidence" / "parity.json").read_text())
     assert parity["tiles"] == 16 and parity["sources"] == 4 and parity["reference"] == "PyTorch float32"
     for engine in parity["engines"]:
@@ -179,7 +179,7 @@ def test_the_evidence_covers_every_engine_and_tile(bundle: Path) -> None:
     assert "data:image" in (bundle / "evidence" / "report.html").read_text()
 
 
-def test_a_plan_for_two_gpus_comes_from_the_int8_graph(bundle: Path) -> None:
+def test_plan_for_two_gpus_is_compiled_from_the_int8_graph(bundle: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")
     entry = read_bundle(bundle).engine_entry("rtx-sm86,sm89")
     assert entry.compute_capabilities == ["sm86", "sm89"] and entry.graph == "graphs/int8_tensorrt.onnx"
@@ -207,7 +207,7 @@ def read_image_mask(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)) > 0
 
 
-def test_parity_again_needs_no_torch(bundle: Path, data: Path, tmp_path: Path) -> None:
+def test_parity_command_needs_no_torch(bundle: Path, data: Path, tmp_path: Path) -> None:
     blocked = "import sys; sys.modules.update(torch=None, onnx=None); from misgnet_export.cli.main import main; main()"
     out = [tmp_path / "parity.json", tmp_path / "parity.xml"]
     arguments = ["parity", bundle, "--eval", data / "test", "--json", out[0], "--junit", out[1]]
@@ -218,14 +218,14 @@ def test_parity_again_needs_no_torch(bundle: Path, data: Path, tmp_path: Path) -
     assert b"<testsuite" in out[1].read_bytes()
 
 
-def test_parity_fails_with_3_and_still_writes_its_results(bundle: Path, data: Path, tmp_path: Path) -> None:
+def test_failed_parity_exits_with_3_and_writes_its_results(bundle: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "parity.json"
     result = run("misgnet_export.cli", "parity", bundle, "--eval", data / "test", "--json", out, "--max-f1-drop", -100)
     assert result.returncode == 3 and "F1 drop" in result.stderr
     assert not json.loads(out.read_text())["engines"][0]["verdict"]["passed"]
 
 
-def test_a_tampered_bundle_is_refused_by_parity_and_predict(bundle: Path, data: Path, tmp_path: Path) -> None:
+def test_modified_bundle_is_rejected_by_parity(bundle: Path, data: Path, tmp_path: Path) -> None:
     graph = bundle / "graphs" / "int8_cpu.onnx"
     original = graph.read_bytes()
     try:
@@ -236,7 +236,7 @@ def test_a_tampered_bundle_is_refused_by_parity_and_predict(bundle: Path, data: 
     assert result.returncode == 4 and "int8_cpu.onnx" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_a_failed_gate_leaves_evidence_and_no_bundle(data: Path, tmp_path: Path) -> None:
+def test_failed_gate_leaves_evidence_and_no_bundle(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     result = run("misgnet_export.cli", *build_arguments(data, output, "--max-f1-drop", -100, *QUICK))
     assert result.returncode == 3, result.stderr
@@ -249,8 +249,8 @@ def test_a_failed_gate_leaves_evidence_and_no_bundle(data: Path, tmp_path: Path)
     assert [line.partition(":")[0] for line in result.stderr.strip().splitlines()] == ["warning", "error"]
 
 
-@pytest.mark.parametrize("stage", ["export to ONNX", "judge cpu"])
-def test_a_kill_leaves_no_bundle_and_the_next_build_cleans_up(data: Path, tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize("stage", ["export to ONNX", "evaluate cpu"])
+def test_killed_build_leaves_no_bundle_and_the_next_build_cleans_up(data: Path, tmp_path: Path, stage: str) -> None:
     output = tmp_path / "bundle"
     command = [sys.executable, "-u", "-m", "misgnet_export.cli", *map(str, build_arguments(data, output, *QUICK))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
@@ -264,15 +264,15 @@ def test_a_kill_leaves_no_bundle_and_the_next_build_cleans_up(data: Path, tmp_pa
     assert not output.exists()
     left = list(tmp_path.iterdir())
     assert all(p.name.startswith(".bundle.building-") or p.name == ".bundle.lock" for p in left)
-    refused = run("misgnet_export.cli", *build_arguments(tmp_path, output))  # bad input, but it cleans up first
+    refused = run("misgnet_export.cli", *build_arguments(tmp_path, output))  # invalid input, but it cleans up first
     assert refused.returncode == 4
     assert list(tmp_path.iterdir()) == []
 
 
-PREVIOUS = {"export to ONNX": "read weights", "judge cpu": "judge PyTorch"}
+PREVIOUS = {"export to ONNX": "read weights", "evaluate cpu": "evaluate PyTorch"}
 
 
-def test_an_existing_bundle_survives_a_refused_and_a_failed_build(bundle: Path, data: Path) -> None:
+def test_existing_bundle_survives_refused_and_failed_builds(bundle: Path, data: Path) -> None:
     before = (bundle / "manifest.json").read_bytes()
     assert run("misgnet_export.cli", *build_arguments(data, bundle)).returncode == 2
     broken = run("misgnet_export.cli", *build_arguments(data / "nowhere", bundle, "--force"))
@@ -282,37 +282,37 @@ def test_an_existing_bundle_survives_a_refused_and_a_failed_build(bundle: Path, 
 
 BAD_REQUESTS = {
     "an unknown target": (["--target", "tpu"], 2, "tpu"),
-    "a tile that is no multiple of 32": (["--tile", "100"], 2, "100"),
+    "a tile size that is not a multiple of 32": (["--tile", "100"], 2, "100"),
     "too few calibration tiles": (["--calib-tiles", "8"], 4, "at least 16"),
-    "a threshold that is no number": (["--threshold", "best"], 2, "or: tuned"),
-    "a threshold to tune for a mask": (["--threshold", "tuned", "--output-form", "mask"], 2, "needs --val"),
+    "a threshold that is not a number": (["--threshold", "best"], 2, "or: tuned"),
+    "a threshold to tune for a mask": (["--threshold", "tuned", "--output-form", "mask"], 2, "requires --val"),
     "TensorRT without a GPU or its library": (["--target", "tensorrt"], 5, "tensorrt"),
-    "a licence that no manifest holds": (["--licence", "x" * 5000], 2, "5000 characters"),
+    "a licence that is too long for the manifest": (["--licence", "x" * 5000], 2, "5000 characters"),
     "a compute capability that does not exist": (["--target", "rtx-sm11"], 2, "sm11"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_REQUESTS)
-def test_bad_requests_are_refused_early(case: str, data: Path, tmp_path: Path) -> None:
-    more, code, word = BAD_REQUESTS[case]
+def test_invalid_requests_are_rejected_early(case: str, data: Path, tmp_path: Path) -> None:
+    more, code, message = BAD_REQUESTS[case]
     if "rtx" in more[-1]:
         pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")
     if more[-1] == "tensorrt" and has("tensorrt"):
         pytest.skip("this machine has TensorRT")
     result = run("misgnet_export.cli", *build_arguments(data, tmp_path / "bundle", *more))
     assert result.returncode == code, result.stderr
-    assert word in result.stderr.lower() and len(result.stderr.strip().splitlines()) == 1
+    assert message in result.stderr.lower() and len(result.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_images_cannot_calibrate_and_judge(data: Path, tmp_path: Path) -> None:
+def test_images_cannot_be_used_for_calibration_and_evaluation(data: Path, tmp_path: Path) -> None:
     arguments = build_arguments(data, tmp_path / "bundle")
     arguments[arguments.index(data / "test")] = data / "train"
     result = run("misgnet_export.cli", *arguments)
     assert result.returncode == 4 and "pair_00000" in result.stderr
 
 
-def test_parity_json_is_the_typed_report(bundle: Path) -> None:
+def test_parity_json_is_a_typed_report(bundle: Path) -> None:
     from misgnet_runtime.accuracy.parity import ParityReport
 
     report = msgspec.json.decode((bundle / "evidence" / "parity.json").read_bytes(), type=ParityReport)

@@ -1,4 +1,4 @@
-"""What a digest names is what was used: files that are exchanged while a run is at work, and images encoded anew."""
+"""Tests that digests identify the bytes that were used: files replaced during a run, and images encoded again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import Draft, Evidence, GraphFile, Sets
 from misgnet_export.pipeline.write_bundle import write_bundle
-from misgnet_runtime.accuracy.parity import judge, report
+from misgnet_runtime.accuracy.parity import evaluate_tiles, report
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.dataset import TileSet, read_tile
 from misgnet_runtime.raster.leakage import check_disjoint
@@ -40,7 +40,7 @@ def sha256(path: Path) -> str:
 
 
 def other_image(path: Path, seed: int = 9) -> None:
-    """Other pixels in the place of an image, by a rename, as a download does."""
+    """Replaces an image by another one with a rename, as a download does."""
     size = Image.open(path).size
     image = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     Image.fromarray(image).save(path.with_name("new.part"), "PNG")
@@ -55,7 +55,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def build(data: Path, weights: Path, *more: object) -> int:
-    """With the least that a build does: few tiles of 32 px, and nothing is searched for."""
+    """Runs the shortest possible build: few tiles of 32 px, no search."""
     sets = ["--calib", data / "train", "--val", data / "val", "--eval", data / "test"]
     words = ["--tile", 32, "--max-batch", 2, "--calib-tiles", 16, "--observer", "max"]
     words += ["--repair", "never", "--control-minutes", 0]
@@ -63,7 +63,7 @@ def build(data: Path, weights: Path, *more: object) -> int:
 
 
 def load(data: Path, weights: Path) -> tuple[BuildRequest, Sets]:
-    """The first stages of a build."""
+    """Runs the first stages of a build."""
     request = BuildRequest(
         weights=weights, calib=data / "train", val=data / "val", evaluation=data / "test", output=data / "out",
         tile=32, max_batch=2, calib_tiles=16,
@@ -72,8 +72,10 @@ def load(data: Path, weights: Path) -> tuple[BuildRequest, Sets]:
 
 
 def finish(request: BuildRequest, sets: Sets, folder: Path) -> None:
-    """The last stage of a build, as if nothing had happened between."""
-    reference = judge("float", lambda before, after: np.zeros(before.shape[:3], np.float32), sets.evaluation, 0.5)
+    """Runs the last stage of a build directly."""
+    reference = evaluate_tiles(
+        "float", lambda before, after: np.zeros(before.shape[:3], np.float32), sets.evaluation, 0.5
+    )
     parity = report("float", reference, sets.evaluation, [], threshold=0.5, max_f1_drop=1.0)
     (folder / "graphs").mkdir(parents=True)
     (folder / "graphs" / "float.onnx").touch()
@@ -89,7 +91,7 @@ def manifest(data: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("form", ["safetensors", "pickle"])
-def test_a_bundle_names_the_weights_that_were_loaded(data: Path, form: str) -> None:
+def test_bundle_records_the_digest_of_the_loaded_weights(data: Path, form: str) -> None:
     weights, network = data / "weights", load_network(WEIGHTS)
     if form == "safetensors":
         shutil.copy(WEIGHTS, weights)
@@ -106,7 +108,7 @@ def test_a_bundle_names_the_weights_that_were_loaded(data: Path, form: str) -> N
     assert loaded[:16] in (data / "out" / "evidence" / "report.html").read_text(encoding="utf-8")
 
 
-def test_weights_are_not_needed_once_they_were_read(data: Path) -> None:
+def test_weights_are_not_read_again(data: Path) -> None:
     weights = Path(shutil.copy(WEIGHTS, data / "weights.safetensors"))
     request, sets = load(data, weights)
     weights.unlink()
@@ -118,7 +120,7 @@ def test_weights_are_not_needed_once_they_were_read(data: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["A", "B", "label"])
-def test_the_digest_of_tiles_is_of_the_bytes_that_were_decoded(tmp_path: Path, part: str) -> None:
+def test_digest_of_tiles_covers_the_decoded_bytes(tmp_path: Path, part: str) -> None:
     write_split(tmp_path, 2, 1, 64)
     kept = TileSet.open(tmp_path, 64)
     read = [read_tile(ref) for ref in kept]
@@ -132,7 +134,7 @@ def test_the_digest_of_tiles_is_of_the_bytes_that_were_decoded(tmp_path: Path, p
             assert (read_tile(ref).before == read.pop(0).before).all()
 
 
-def test_tiles_of_another_size_than_they_were_opened_with_are_refused(tmp_path: Path) -> None:
+def test_tiles_whose_size_changed_are_rejected(tmp_path: Path) -> None:
     write_split(tmp_path, 1, 1, 64)
     tiles = TileSet.open(tmp_path, 32)
     for part in ("A", "B", "label"):
@@ -143,7 +145,7 @@ def test_tiles_of_another_size_than_they_were_opened_with_are_refused(tmp_path: 
 
 
 @pytest.mark.parametrize("part", ["A", "B", "label"])
-def test_tiles_that_change_before_they_are_evaluated_fail_the_build(data: Path, part: str) -> None:
+def test_tiles_that_change_before_evaluation_fail_the_build(data: Path, part: str) -> None:
     request, sets = load(data, WEIGHTS)
     for path in (data / "test" / part).iterdir():
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
@@ -151,7 +153,7 @@ def test_tiles_that_change_before_they_are_evaluated_fail_the_build(data: Path, 
         finish(request, sets, data / "out")
 
 
-def test_calibration_tiles_are_named_by_what_was_selected(data: Path) -> None:
+def test_digest_of_calibration_tiles_covers_the_selected_tiles(data: Path) -> None:
     request, sets = load(data, WEIGHTS)
     names = [ref.name for ref in sets.calib]
     same = TileSet.open(data / "train", 32)
@@ -166,7 +168,7 @@ def test_calibration_tiles_are_named_by_what_was_selected(data: Path) -> None:
 
 
 def again(source: Path, target: Path, suffix: str = ".png", **options: object) -> None:
-    """The same pixels in another file."""
+    """Writes the same pixels to another file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     Image.open(source).save(target.with_suffix(suffix), **options)
     assert target.with_suffix(suffix).read_bytes() != source.read_bytes()
@@ -175,7 +177,7 @@ def again(source: Path, target: Path, suffix: str = ".png", **options: object) -
 def pair_again(
     folder: Path, to: Path, name: str, suffix: str, options: dict[str, object], *, parts: str = "AB"
 ) -> None:
-    """The first pair of ``folder`` encoded anew in ``to``; of ``parts`` only, and otherwise other images."""
+    """Encodes the first pair of ``folder`` again in ``to``: only ``parts`` of it; the others become other images."""
     for part in ("A", "B", "label"):
         source = min((folder / part).iterdir())
         again(source, to / part / f"{name}.png", suffix if part != "label" else ".png", compress_level=1, **options)
@@ -208,7 +210,7 @@ def test_one_date_with_equal_pixels_is_shared(tmp_path: Path, part: str) -> None
         check_disjoint(TileSet.open(tmp_path / "one"), TileSet.open(tmp_path / "two"), ("calibration", "test"))
 
 
-def test_a_pair_with_its_dates_exchanged_is_shared(tmp_path: Path) -> None:
+def test_pair_with_swapped_dates_is_shared(tmp_path: Path) -> None:
     write_split(tmp_path / "one", 1, 1, 64)
     pair_again(tmp_path / "one", tmp_path / "two", "again", ".png", {})
     (tmp_path / "two" / "A").rename(tmp_path / "two" / "x")
@@ -218,8 +220,8 @@ def test_a_pair_with_its_dates_exchanged_is_shared(tmp_path: Path) -> None:
         check_disjoint(TileSet.open(tmp_path / "one"), TileSet.open(tmp_path / "two"), ("calibration", "test"))
 
 
-def test_a_date_without_any_content_is_not_shared(tmp_path: Path) -> None:
-    """Black, as where a scene has no data: it shows nothing that a second image could give away."""
+def test_blank_date_is_not_shared(tmp_path: Path) -> None:
+    """A black image, as in nodata areas, has no content that a second image could reveal."""
     for seed, name in enumerate(("one", "two")):
         write_split(tmp_path / name, 1, seed, 64)
         (path,) = (tmp_path / name / "A").iterdir()
@@ -228,14 +230,14 @@ def test_a_date_without_any_content_is_not_shared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shared", [("train", "test"), ("train", "val"), ("val", "test")])
-def test_a_build_refuses_sets_that_share_an_image_encoded_anew(
+def test_build_rejects_sets_that_share_an_image_encoded_again(
     data: Path, shared: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     pair_again(data / shared[0], data / shared[1], "again", ".tif", {})
     assert build(data, WEIGHTS) == 4
     roles = {"train": "calibration", "val": "validation", "test": "evaluation"}
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"of the {roles[shared[1]]} set is also in the {roles[shared[0]]} set" in said
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"of the {roles[shared[1]]} set is also in the {roles[shared[0]]} set" in message
 
 
 # --- tiles of a data set
@@ -253,7 +255,7 @@ def prepare(source: Path, output: Path) -> int:
 
 
 @pytest.mark.parametrize("part", ["A", "B", "label"])
-def test_a_source_that_changes_while_it_is_prepared_is_not_recorded(
+def test_source_that_changes_during_preparation_is_not_recorded(
     levir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part: str
 ) -> None:
     from misgnet.datasets.layouts import PairUnit
@@ -273,13 +275,11 @@ def test_a_source_that_changes_while_it_is_prepared_is_not_recorded(
     assert not any(json.loads(line).get("unit") == f"train/{path.stem}" for line in record)
 
 
-# --- what tells that a file changed
+# --- how changes are detected
 
 
-def test_a_snapshot_sees_a_change_that_leaves_no_trace_in_its_times(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two writes within one tick of a file system's clock."""
+def test_snapshot_detects_a_change_that_keeps_the_file_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two writes can fall within one tick of the file system's clock."""
     from misgnet_runtime.storage import snapshot
 
     path = tmp_path / "file"

@@ -1,4 +1,4 @@
-"""Judging engines: what runs, what a proxy stands in for, what answers no numbers."""
+"""Tests the evaluation of engines: engines that run, engines that need a proxy, and outputs that are not finite."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PLAN = EngineEntry("rtx-sm86", "rtx", "sm86.plan", "int8.onnx", "int8+float16", 
 
 
 class Constant(Engine):
-    """Answers ``value`` everywhere."""
+    """An engine that outputs ``value`` everywhere."""
 
     device = "CPU"
     max_batch = 4
@@ -58,48 +58,48 @@ def tiles(tmp_path: Path) -> TileSet:
     return TileSet.open(tmp_path, TILE)
 
 
-def judged(monkeypatch: pytest.MonkeyPatch, tiles: TileSet, entry: EngineEntry, value: float) -> ParityReport:
-    def open_it(asked: EngineEntry, root: Path, max_batch: int, execution: ExecutionOptions) -> Engine:
-        if asked.kind != "onnxruntime":
+def evaluate(monkeypatch: pytest.MonkeyPatch, tiles: TileSet, entry: EngineEntry, value: float) -> ParityReport:
+    def open_it(requested: EngineEntry, root: Path, max_batch: int, execution: ExecutionOptions) -> Engine:
+        if requested.kind != "onnxruntime":
             raise UnavailableError("no such device here")
         return Constant(value)
 
     monkeypatch.setattr(evidence, "open_engine_file", open_it)
     reference = ("float", lambda before, after: np.ones(before.shape[:3], np.float32))
     log = StageLog(Console(quiet=True))
-    return evidence.judge_engines(
+    return evidence.evaluate_engines(
         [entry], tiles, reference, files=Path(), interface=INTERFACE, policy=AccuracyPolicy(0.5, 0.5, "point"), log=log
     )[0]
 
 
-def test_an_engine_that_runs_and_agrees_passes(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:
-    report = judged(monkeypatch, tiles, CPU, 1.0)
+def test_engine_that_agrees_passes(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:
+    report = evaluate(monkeypatch, tiles, CPU, 1.0)
     assert report.passed and report.engines[0].status == "run"
 
 
-def test_an_engine_that_finds_nothing_fails(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:
-    report = judged(monkeypatch, tiles, CPU, 0.0)
+def test_engine_that_finds_nothing_fails(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:
+    report = evaluate(monkeypatch, tiles, CPU, 0.0)
     assert not report.passed and report.engines[0].f1_drop_points == 100
 
 
 @pytest.mark.parametrize("entry", [PLAN, CUDA, INT8_BF16], ids=lambda entry: entry.name)
-def test_an_engine_without_its_device_is_not_run_and_judged_by_proxy(
+def test_engine_without_its_device_is_evaluated_by_proxy(
     monkeypatch: pytest.MonkeyPatch, tiles: TileSet, entry: EngineEntry
 ) -> None:
-    engine = judged(monkeypatch, tiles, entry, 1.0).engines[0]
+    engine = evaluate(monkeypatch, tiles, entry, 1.0).engines[0]
     assert engine.status == "proxy" and engine.reason == "not run: no such device here"
 
 
-def test_the_float_graph_is_no_proxy_of_bf16(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:
-    report = judged(monkeypatch, tiles, BF16, 1.0)
+def test_bf16_engine_has_no_proxy(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:
+    report = evaluate(monkeypatch, tiles, BF16, 1.0)
     engine = report.engines[0]
     assert (engine.status, engine.verdict, engine.reason) == ("not run", None, "no such device here")
-    assert not report.passed, "nothing was judged"
+    assert not report.passed, "nothing was evaluated"
     Console(quiet=True).print(parity_table(report))
 
 
-def test_nan_fails_the_gate_and_still_makes_a_table(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:
-    report = judged(monkeypatch, tiles, CPU, float("nan"))
+def test_nan_fails_the_gate_and_is_shown_in_the_table(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:
+    report = evaluate(monkeypatch, tiles, CPU, float("nan"))
     verdict = report.engines[0].verdict
     assert not report.passed and verdict is not None and "x@0,0" in verdict.reason
     Console(quiet=True).print(parity_table(report))

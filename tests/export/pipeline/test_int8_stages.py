@@ -1,4 +1,4 @@
-"""The INT8 stages of a recipe: what is decided on validation tiles, and when repair and accuracy control step in."""
+"""Tests the INT8 stages of a recipe: decisions on validation tiles, and when repairs and accuracy control run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, TENSORRT_FP16, 
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
 from misgnet_calibration.statistics.cache import ActivationStatistics, StatisticsKey
 from misgnet_calibration.statistics.observers import Histogram
-from misgnet_export.pipeline.agreement import answers_of
+from misgnet_export.pipeline.agreement import predictions_of
 from misgnet_export.pipeline.calibrate import Calibrated, observe, observe_or_reuse
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.quantization_record import quantization_entry
@@ -59,7 +59,7 @@ change (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch
 
 
 def change_graph(seed: int = 0) -> onnx.ModelProto:
-    """Convolutions of 16 to 32 to 32 channels in INT8; stem and head have too few channels for it."""
+    """Makes a graph with convolutions of 16 to 32 to 32 channels; stem and head have too few channels for INT8."""
     rng = np.random.default_rng(seed)
 
     def weight(*shape: int) -> np.ndarray:
@@ -74,19 +74,19 @@ def change_graph(seed: int = 0) -> onnx.ModelProto:
 
 
 def write(root: Path, count: int, seed: int) -> TileSet:
-    """Random pairs whose labels are what the float graph answers, but for one pixel in fifty."""
+    """Writes random pairs whose labels are the float graph's masks with one pixel in fifty inverted."""
     write_tiles(root, count, seed)
     noise, files = np.random.default_rng(seed), sorted((root / "label").iterdir())
-    found = answers_of(change_graph(), INTERFACE, list(TileSet.open(root, 32).tiles()))
-    for file, answer in zip(files, found, strict=True):
-        label = (answer > 0.5) ^ (noise.random(answer.shape) < 0.02)
+    found = predictions_of(change_graph(), INTERFACE, list(TileSet.open(root, 32).tiles()))
+    for file, prediction in zip(files, found, strict=True):
+        label = (prediction > 0.5) ^ (noise.random(prediction.shape) < 0.02)
         Image.fromarray(np.where(label, 255, 0).astype(np.uint8)).save(file)
     return TileSet.open(root, 32)
 
 
 @pytest.fixture(autouse=True)
 def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random network answers near the threshold almost everywhere, and ordinary INT8 changes 0.8 % of pixels."""
+    """Raises the pixel limit: a random network is near the threshold everywhere, so INT8 changes 0.8 % of pixels."""
     monkeypatch.setattr("misgnet_export.pipeline.quantize._DIFFERING", 0.015)
 
 
@@ -100,7 +100,7 @@ def calibrated(
     tiles: tuple[TileSet, TileSet], *, broken: str | None = None, decide: bool = True,
     recipes: Sequence[Recipe] = (CPU, TENSORRT), model: onnx.ModelProto | None = None,
 ) -> Calibrated:  # fmt: skip
-    """What quantization starts from; ``broken`` names an activation whose observer saw one absurd value."""
+    """Calibrates; ``broken`` names an activation to whose statistics one absurd value is added."""
     model = model or change_graph()
     observed = observe(model, INTERFACE, tiles[0], list(recipes))
     if broken:
@@ -109,9 +109,9 @@ def calibrated(
         wild.counts += observed.histograms[broken].counts
         observed = ActivationStatistics({**observed.histograms, broken: wild}, observed.absolute_maxima)
     decision = Decision.of(model, INTERFACE, tiles[1], 0.5, lambda *_: None) if decide else None
-    answers = answers_of(model, INTERFACE, check_tiles(tiles[0]))
+    predictions = predictions_of(model, INTERFACE, check_tiles(tiles[0]))
     return Calibrated(
-        model=model, answers=answers, interface=INTERFACE, observed=observed, calib=tiles[0], decision=decision
+        model=model, predictions=predictions, interface=INTERFACE, observed=observed, calib=tiles[0], decision=decision
     )
 
 
@@ -127,54 +127,54 @@ def run(start: Calibrated, recipe: Recipe, **changed: object) -> tuple[RecipeGra
 
 
 @BOTH
-def test_a_healthy_graph_needs_neither_repair_nor_control(recipe: Recipe, tiles) -> None:
+def test_good_graph_needs_neither_repair_nor_control(recipe: Recipe, tiles) -> None:
     found, text = run(calibrated(tiles), recipe, repair="auto", max_f1_drop=3.0)
     assert not found.repairs and found.control is None
     assert len(found.quantized.sites) == 2 and len(found.tried) >= 4
     assert "repair" not in text and "control" not in text
 
 
-def test_without_a_validation_set_the_default_is_taken(tiles) -> None:
+def test_default_calibrator_is_used_without_validation_set(tiles) -> None:
     found, _ = run(calibrated(tiles, decide=False), CPU, repair="always")
     assert found.calibrator.name == "percentile 99.999" and not found.tried and not found.repairs
 
 
 @BOTH
-def test_control_finds_the_broken_operator_and_says_so(recipe: Recipe, tiles) -> None:
+def test_control_finds_and_reports_the_broken_operator(recipe: Recipe, tiles) -> None:
     found, text = run(calibrated(tiles, broken="one_relu"), recipe, observer="max", max_f1_drop=3.0)
     assert found.control is not None and found.control.passed
     kept = {site.node for site in found.quantized.sites}
     assert "two/Conv_two_conv" not in kept  # it reads the broken activation
     assert not kept or kept == {"one/Conv_one_conv"}
-    assert "accuracy control" in text and "float again" in text
+    assert "accuracy control" in text and "reverted to float" in text
     entry = quantization_entry("graphs/int8.onnx", recipe, found, change_graph())
     reverted = {item.node for item in entry.placement if item.rule == "reverted"}
     assert "two/Conv_two_conv" in reverted and entry.shares()["int8"] == pytest.approx(found.quantized.int8_share)
 
 
 @BOTH
-def test_control_mends_a_graph_with_everything_in_int8(recipe: Recipe, tiles) -> None:
-    """The sigmoid's input is broken: what has no weights goes back to float, of what has only what must."""
+def test_control_fixes_a_graph_with_all_operators_in_int8(recipe: Recipe, tiles) -> None:
+    """The input of the sigmoid is broken: operators without weights go back to float, and few others."""
     everything = replace(recipe, rules=EVERYTHING_RULES)
     start = calibrated(tiles, broken="head_map", recipes=[everything])
     found, text = run(start, everything, observer="max", max_f1_drop=3.0)
     assert found.control is not None and found.control.passed
-    assert found.control.steps[0].measurement.agreement < 0.9, "the start must be bad"
+    assert found.control.steps[0].measurement.agreement < 0.9, "the fully quantized graph must be bad"
     assert found.quantized.int8_share > 0.5 and "unweighted" in text
     entry = quantization_entry("graphs/int8.onnx", everything, found, change_graph())
     reverted = {item.operator for item in entry.placement if item.rule == "reverted at no cost"}
     assert {"Sigmoid", "Relu", "Mul"} <= reverted
 
 
-def test_control_can_be_left_out(tiles) -> None:
-    with pytest.raises(GateFailed, match="look at the calibration tiles"):
+def test_control_can_be_disabled(tiles) -> None:
+    with pytest.raises(GateFailed, match="check the calibration tiles"):
         run(calibrated(tiles, broken="one_relu"), CPU, observer="max", control_minutes=0.0)
     found, _ = run(calibrated(tiles), CPU, max_f1_drop=-50.0, control_minutes=0.0)
     assert found.control is None and len(found.quantized.sites) == 2
 
 
 @BOTH
-def test_repairs_are_kept_only_where_they_help_and_are_told_of(recipe: Recipe, tiles) -> None:
+def test_repairs_are_kept_only_if_they_help_and_are_recorded(recipe: Recipe, tiles) -> None:
     start = calibrated(tiles)
     plain, _ = run(start, recipe, max_f1_drop=3.0)
     found, text = run(start, recipe, max_f1_drop=3.0, repair="always")
@@ -188,19 +188,19 @@ def test_repairs_are_kept_only_where_they_help_and_are_told_of(recipe: Recipe, t
     assert "repair for" in text
 
 
-def test_a_calibrator_that_is_asked_for_is_taken(tiles) -> None:
+def test_requested_calibrator_is_used(tiles) -> None:
     found, _ = run(calibrated(tiles), CPU, observer="percentile 99.5")
     assert found.calibrator.name == "percentile 99.5" and not found.tried
 
 
-def test_a_broken_graph_is_no_lossy_one(tiles) -> None:
+def test_broken_graph_fails(tiles) -> None:
     start = calibrated(tiles)
-    upside_down = [1 - answer for answer in start.answers]
-    with pytest.raises(GateFailed, match="look at the calibration tiles"):
-        run(replace(start, answers=upside_down), CPU)
+    inverted = [1 - prediction for prediction in start.predictions]
+    with pytest.raises(GateFailed, match="check the calibration tiles"):
+        run(replace(start, predictions=inverted), CPU)
 
 
-def test_what_is_lost_on_deciding_tiles_is_f1_pixels_and_probability(tiles) -> None:
+def test_loss_on_validation_tiles_measures_f1_pixels_and_probability(tiles) -> None:
     start = calibrated(tiles)
     assert start.decision is not None
     same = start.decision.loss(start.model).measurement
@@ -214,13 +214,13 @@ def test_what_is_lost_on_deciding_tiles_is_f1_pixels_and_probability(tiles) -> N
     assert start.decision.loss(nan).measurement == NO_NUMBERS
 
 
-def test_half_of_the_allowed_drop_is_kept_in_reserve() -> None:
+def test_half_of_the_allowed_drop_is_reserved() -> None:
     assert limit_of(0.5).points == 0.25 and limit_of(0.5).agreement == 0.985
     assert limit_of(40.0).agreement == pytest.approx(0.98)
     assert limit_of(-1.0).points == -1.0 and limit_of(0.0).points == 0
 
 
-def test_a_strict_gate_lets_fewer_pixels_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_gate_allows_fewer_differing_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("misgnet_export.pipeline.quantize._DIFFERING", 0.002)
     assert [limit_of(drop).agreement for drop in (-1.0, 0.1, 0.25, 0.4, 0.5, 2.0)] == pytest.approx(
         [0.999, 0.999, 0.999, 0.9984, 0.998, 0.998]
@@ -230,11 +230,12 @@ def test_a_strict_gate_lets_fewer_pixels_differ(monkeypatch: pytest.MonkeyPatch)
 # FP16
 
 
-def test_fp16_has_no_calibrator_no_repair_and_no_control(tiles) -> None:
+def test_fp16_uses_no_calibrator_repair_or_control(tiles) -> None:
     start = calibrated(tiles)
     found, text = run(start, TENSORRT_FP16, repair="always", max_f1_drop=-50.0)
     assert found.calibrator is None and not found.tried and not found.repairs and found.control is None
-    assert "check float16" in text and "no overflow" in text and "times as large" in text and "repair" not in text
+    assert "check float16" in text and "no overflow" in text and "times below the limit" in text
+    assert "repair" not in text
     assert start.decision is not None and start.decision.loss(found.quantized.model).agreement.mean < 1e-3
     entry = quantization_entry("graphs/float16.onnx", TENSORRT_FP16, found, change_graph())
     assert (entry.quantized_nodes, entry.weight_bits, entry.calibrator) == (0, 16, "none")
@@ -243,7 +244,7 @@ def test_fp16_has_no_calibrator_no_repair_and_no_control(tiles) -> None:
 
 
 @pytest.mark.parametrize("recipe", [TENSORRT, TENSORRT_FP16], ids=lambda recipe: recipe.name)
-def test_an_overflow_on_deciding_tiles_is_mended_and_told(recipe: Recipe, tiles) -> None:
+def test_overflow_on_validation_tiles_is_fixed_and_reported(recipe: Recipe, tiles) -> None:
     model = change_graph()
     for name, factor in (("stem_w", 2.0**15), ("head_w", 2.0**-15)):
         item = next(item for item in model.graph.initializer if item.name == name)
@@ -254,7 +255,7 @@ def test_an_overflow_on_deciding_tiles_is_mended_and_told(recipe: Recipe, tiles)
         observed=ActivationStatistics(start.observed.histograms, dict.fromkeys(start.observed.absolute_maxima, 1.0)),
     )
     found, text = run(start, recipe, max_f1_drop=3.0)
-    assert "of them since they overflowed" in text
+    assert "of them because of overflow" in text
     entry = quantization_entry("graphs/float16.onnx", recipe, found, model)
     by_node = {item.node: item for item in entry.placement}
     assert by_node["stem/Conv_stem_conv"].precision == "float32"
@@ -262,7 +263,7 @@ def test_an_overflow_on_deciding_tiles_is_mended_and_told(recipe: Recipe, tiles)
     assert "stem/Conv_stem_conv" in entry.float32_nodes
 
 
-def test_fp16_observes_peaks_and_no_ranges_also_from_a_file(tiles, tmp_path: Path) -> None:
+def test_fp16_collects_absolute_maxima_without_ranges_and_reuses_them(tiles, tmp_path: Path) -> None:
     model, key, steps = change_graph(), StatisticsKey("t", "w", "g"), []
 
     def observed(*recipes: Recipe) -> tuple[ActivationStatistics, str]:

@@ -1,4 +1,4 @@
-"""What targets are made of, and which of them a build refuses before it starts."""
+"""Tests the definitions of targets, and which targets a build rejects before it starts."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from misgnet_runtime.bundle.targets import Kind, Target, parse_target
 from misgnet_runtime.errors import UnavailableError, UsageError
 from support.builds import context_of, request_of
 
-NO_NETWORK: Any = None  # none of these targets converts it
+NO_NETWORK: Any = None  # none of these targets converts the network
 FLOAT_GRAPH = GraphFile(name="float", file="graphs/float.onnx", precision="float32", size=1)
 
 
-def test_every_target_is_in_the_table_and_every_engine_has_one() -> None:
+def test_every_target_is_in_the_table_and_every_engine_is_used() -> None:
     assert PRODUCTS.keys() == set(get_args(Kind))
     assert {product.engine for product in PRODUCTS.values()} == set(get_args(EngineKind))
 
 
-def test_precision_is_that_of_the_graph_or_what_the_float_graph_is_computed_in() -> None:
+def test_precision_combines_graph_and_float_type() -> None:
     names = (
         "cpu-arm", "openvino", "openvino-bf16", "openvino-int8-bf16", "rtx-sm86,sm89", "rtx-sm86-fp16", "tensorrt-fp16",
         "cuda",
@@ -41,13 +41,13 @@ def test_precision_is_that_of_the_graph_or_what_the_float_graph_is_computed_in()
     ]  # fmt: skip
 
 
-def test_a_recipe_that_several_targets_share_is_taken_once() -> None:
+def test_recipe_shared_by_targets_is_listed_once() -> None:
     names = ("openvino-bf16", "rtx-sm86", "cpu", "tensorrt", "rtx-sm89-fp16", "openvino", "openvino-int8-bf16")
     assert recipes_of(map(parse_target, names)) == [TENSORRT, CPU, TENSORRT_FP16, OPENVINO]
     assert recipes_of([Target("openvino-bf16")]) == []
 
 
-def test_the_target_cuda_is_the_float_graph_and_no_file_of_its_own() -> None:
+def test_cuda_target_uses_the_float_graph() -> None:
     _, entry = make_engines(context_of(request_of("cuda")), [FLOAT_GRAPH], NO_NETWORK)
     assert (entry.name, entry.kind, entry.file, entry.precision) == (
         "cuda", "onnxruntime-cuda", FLOAT_GRAPH.file, "float32",
@@ -55,13 +55,13 @@ def test_the_target_cuda_is_the_float_graph_and_no_file_of_its_own() -> None:
     assert entry.vendor_version == onnxruntime.__version__
 
 
-def test_the_target_cuda_can_be_built_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_target_can_be_built_on_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     check_request(request_of("cuda"))
 
 
 @pytest.mark.parametrize("target", ["jetson-orin", "jetson-thor-fp16"])
-def test_a_jetsons_plan_is_always_left_to_it(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jetson_plan_is_always_compiled_on_the_device(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, library, None)
     request = request_of(target)
@@ -72,12 +72,12 @@ def test_a_jetsons_plan_is_always_left_to_it(target: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("target", "capabilities"), [("tensorrt", []), ("rtx-sm86,sm89", ["sm86", "sm89"])])
-def test_other_plans_are_left_to_the_device_where_that_is_asked_for(
+def test_other_plans_are_compiled_on_the_device_on_request(
     target: str, capabilities: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for library in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UnavailableError, match=r"or add --on-device, and run misgnet-run compile where it runs"):
+    with pytest.raises(UnavailableError, match=r"or add --on-device and run `misgnet-run compile` on the device"):
         check_request(request_of(target))
     request = replace(request_of(target), on_device=True)
     check_request(request)
@@ -94,32 +94,34 @@ def deferred(request: BuildRequest) -> EngineEntry:
     return make_engines(context_of(request), [FLOAT_GRAPH, *graphs], NO_NETWORK)[1]
 
 
-def test_what_cannot_be_meant_is_refused() -> None:
-    with pytest.raises(UsageError, match="--on-device was given, but no target leaves its plan to it"):
+def test_invalid_options_are_rejected() -> None:
+    with pytest.raises(UsageError, match="--on-device was given, but no target compiles its plan on the device"):
         check_request(replace(request_of("cpu"), on_device=True))
     with pytest.raises(UsageError, match="--ship-eval is -1"):
         check_request(replace(request_of("cpu"), ship_eval=-1))
 
 
-def test_int8_for_another_processor_can_be_built_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_for_another_processor_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cpu_flags", set)
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     check_request(request_of("cpu", "cpu-vnni", "cpu-arm"))
 
 
-def test_bf16_is_built_only_where_it_can_be_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its graph is the float graph, which would pass in ONNX Runtime whatever BF16 does."""
+def test_bf16_is_built_only_where_it_can_be_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its graph is the float graph, which would pass in ONNX Runtime regardless of BF16."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx2"})
-    with pytest.raises(UnavailableError, match=r"openvino-bf16 can be judged only where it runs: .*avx512_bf16 or amx"):
+    with pytest.raises(
+        UnavailableError, match=r"openvino-bf16 can be evaluated only where it runs: .*avx512_bf16 or amx"
+    ):
         check_request(request_of("cpu", "openvino-bf16"))
-    check_request(request_of("openvino", "openvino-int8-bf16"))  # whose INT8 shows in ONNX Runtime
+    check_request(request_of("openvino", "openvino-int8-bf16"))  # ONNX Runtime can be a proxy for INT8
     monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx512_bf16"})
     check_request(request_of("openvino-bf16"))
 
 
 @pytest.mark.parametrize("name", ["openvino", "openvino-bf16", "openvino-int8-bf16"])
-def test_without_openvino_a_build_says_so_before_it_starts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_openvino_is_reported_before_the_build(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UnavailableError, match=r"pip install 'misgnet-export\[openvino\]'"):
         check_request(request_of("cpu", name))

@@ -1,4 +1,4 @@
-"""What became of every operator: the manifest's entries, their shares, the tables and the picture."""
+"""Tests the record of every operator's precision: the manifest's entries, their shares, the tables and the picture."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def shown(table: object) -> str:
 
 
 @pytest.mark.parametrize("recipe", [CPU, TENSORRT], ids=lambda recipe: recipe.name)
-def test_every_operator_has_a_precision_and_a_rule_that_is_listed(recipe) -> None:
+def test_every_operator_has_a_precision_and_a_listed_rule(recipe) -> None:
     model = two_branch()
     graph = Graph(model)
     ranges = {name: Range(-4.0, 4.0) for name in activations(quantizer_sites(graph, recipe))}
@@ -63,7 +63,7 @@ def test_every_operator_has_a_precision_and_a_rule_that_is_listed(recipe) -> Non
     assert found == pytest.approx(quantized.int8_share)
 
 
-def test_what_a_rule_made_int8_and_is_float_was_reverted() -> None:
+def test_operator_kept_float_against_its_rule_is_reverted() -> None:
     model = two_branch()
     graph = Graph(model)
     ranges = {name: Range(-4.0, 4.0) for name in activations(quantizer_sites(graph, CPU))}
@@ -83,7 +83,7 @@ def test_shares_and_blocks_add_up() -> None:
     assert block_of("backbone.patch_embed2.proj/Conv_1") == "backbone.patch_embed2"
 
 
-def test_tables_say_the_shares_and_the_reasons() -> None:
+def test_tables_show_shares_and_reasons() -> None:
     assert "70.00 %" in shown(share_table(QUANTIZATION)) and "30.00 %" in shown(share_table(QUANTIZATION))
     text = shown(block_table(QUANTIZATION))
     assert "60.0 %" in text and "1 INT8, 1 FP16" in text
@@ -91,7 +91,7 @@ def test_tables_say_the_shares_and_the_reasons() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_picture_has_the_colours_of_the_precisions(suffix: str, tmp_path: Path) -> None:
+def test_picture_uses_the_colours_of_the_precisions(suffix: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pictures need matplotlib")
     path = tmp_path / f"graph.{suffix}"
     draw_precision([QUANTIZATION, QUANTIZATION], path)
@@ -111,7 +111,7 @@ def inspect(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_inspect_reads_a_bundle(tmp_path: Path) -> None:
+def test_inspect_command_reads_a_bundle(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     empty = inspect(bundle)
     assert empty.returncode == 4 and "build it again" in empty.stderr

@@ -61,7 +61,7 @@ def test_stages_are_escaped() -> None:
 
 def test_the_page_shows_control_characters_escaped() -> None:
     data = data_of(report_of([parity([0, 1, 0, 0])]))
-    page = page_of(replace(data, facts=[("Weights", ODD)], stages=[(ODD, 1.0, ODD)]))
+    page = page_of(replace(data, summary=[("Weights", ODD)], stages=[(ODD, 1.0, ODD)]))
     assert "x\\x1b[31m\\x9b2J\\u202e[bold]" in page
     assert all(line.replace("\t", "").replace("\xa0", "").isprintable() for line in page.split("\n"))
 

@@ -1,4 +1,4 @@
-"""The evidence report: what is shown, what is admitted, and that no text of others becomes markup."""
+"""Tests the evidence report: its contents, its caveats, and that foreign texts never become markup."""
 
 import base64
 import io
@@ -44,7 +44,7 @@ def text_of(table: Table, width: int = 80) -> str:
 # Pictures
 
 
-def test_a_difference_image_has_one_colour_for_each_of_the_six_cases() -> None:
+def test_difference_image_has_one_colour_for_each_of_the_six_cases() -> None:
     #                 -    +   wrong alike  alarm  miss  fixed
     label = np.array([[0, 1, 0, 1, 0, 1, 0, 1]], np.bool_)
     reference = np.array([[0, 1, 1, 0, 0, 1, 1, 0]], np.bool_)
@@ -56,36 +56,36 @@ def test_a_difference_image_has_one_colour_for_each_of_the_six_cases() -> None:
     assert [tuple(p) for p in image[0].tolist()] == [pictures.LEGEND[code][1] for code in expected]
 
 
-def test_the_legend_names_each_colour_once() -> None:
+def test_legend_names_each_colour_once() -> None:
     assert len({colour for _, colour in pictures.LEGEND}) == len({name for name, _ in pictures.LEGEND}) == 6
 
 
 @pytest.mark.parametrize("array", [label_of(130), np.arange(1200, dtype=np.uint8).reshape(20, 20, 3)])
-def test_a_png_address_holds_the_very_pixels(array: np.ndarray) -> None:
+def test_png_address_is_lossless(array: np.ndarray) -> None:
     head, body = pictures.png_data_uri(array).split(",")
     assert head == "data:image/png;base64"
     assert (np.asarray(Image.open(io.BytesIO(base64.b64decode(body)))) == array).all()
 
 
-def test_a_jpeg_address_holds_a_jpeg() -> None:
+def test_jpeg_address_contains_a_jpeg() -> None:
     head, body = pictures.jpeg_data_uri(np.zeros((8, 12, 3), np.uint8)).split(",")
     image = Image.open(io.BytesIO(base64.b64decode(body)))
     assert (head, image.format, image.size) == ("data:image/jpeg;base64", "JPEG", (12, 8))
 
 
-def test_a_picture_of_unequal_sizes_is_refused() -> None:
+def test_picture_of_unequal_sizes_is_rejected() -> None:
     with pytest.raises(ValueError, match="tile_0"):
         replace(picture(), engine=np.zeros((3, 3), np.bool_))
 
 
-def test_the_worst_tiles_come_first_then_those_in_the_middle() -> None:
+def test_worst_tiles_come_before_typical_ones() -> None:
     found = parity([0, 50, 10, 0, 20, 30, 40])
     picked = pick_tiles(found, 2, 3)
     assert [name for name, _ in picked] == ["tile_1", "tile_6", "tile_4", "tile_2", "tile_0"]
     assert [kind for _, kind in picked] == ["worst"] * 2 + ["typical"] * 3
 
 
-def test_tiles_are_picked_once_and_only_where_there_is_something_to_see() -> None:
+def test_tiles_are_picked_once_and_need_differences_or_change() -> None:
     found = parity([5, 0, 0])
     names = [name for name, _ in pick_tiles(found, 6, 6)]
     assert names == ["tile_0", "tile_1", "tile_2"]
@@ -105,27 +105,25 @@ def test_equal_tiles_are_ordered_by_name() -> None:
 # HTML
 
 
-def test_the_page_shows_every_engine_and_its_verdict() -> None:
+def test_page_shows_every_engine_and_its_verdict() -> None:
     page = shown(report_of([parity([0, 1, 0, 0]), parity([30] * 4, "rtx-sm86"), not_run()]))
     for name in ("cpu", "rtx-sm86", "tensorrt"):
         assert name in page.text
-    assert "Failed: 2 of 3 engines judged, 1 outside the limit: rtx-sm86" in page.text
+    assert "Failed: 2 of 3 engines evaluated, 1 outside the limit: rtx-sm86" in page.text
     assert "0.9988" in page.text  # F1 of cpu: 2 * 400 / (2 * 400 + 1)
     assert "+0.125" in page.text
-    assert "2.00 x" in page.text  # against float at the same batch
-    assert "0.25 x" in page.text  # the INT8 file against the float file
+    assert "2.00 x" in page.text  # relative to float at the same batch
+    assert "0.25 x" in page.text  # the INT8 file relative to the float file
 
 
-def test_the_page_says_what_was_allowed() -> None:
+def test_page_states_the_limit() -> None:
     found = report_of([parity([0, 1, 0, 0])])
     assert "at most 1 points (hundredths) below the float model's on the same 4 tiles" in shown(found).text
     upper = msgspec.structs.replace(found, gate="upper")
-    assert (
-        "model's, with the drop taken at the upper end of its 95 % interval, on the same 4 tiles" in shown(upper).text
-    )
+    assert "model's, where the drop is the upper end of its 95 % interval, on the same 4 tiles" in shown(upper).text
 
 
-def test_the_page_loads_nothing() -> None:
+def test_page_loads_nothing() -> None:
     html = page_of(data_of(report_of([parity([0, 1, 0, 0])])))
     assert "http://" not in html
     assert "https://" not in html
@@ -138,17 +136,17 @@ def test_the_page_loads_nothing() -> None:
     assert "@import" not in html
 
 
-def test_every_image_says_what_it_is() -> None:
+def test_every_image_has_an_alternative_text() -> None:
     page = shown(report_of([parity([0, 1, 0, 0])]))
     alts = [attrs["alt"] or "" for tag, attrs in page.tags if tag == "img"]
     what = ["before", "after", "label", "float mask", "engine mask", "difference"]
     assert alts == [f"{name}, tile tile_0" for name in what]
 
 
-def test_hostile_names_stay_text() -> None:
+def test_names_with_markup_are_escaped() -> None:
     report = report_of([parity([0, 1, 0, 0], HOSTILE), EngineParity(HOSTILE, HOSTILE, "not run", HOSTILE)])
     page = shown(
-        report, title=HOSTILE, facts=[(HOSTILE, HOSTILE)], files=[(HOSTILE, 1)],
+        report, title=HOSTILE, summary=[(HOSTILE, HOSTILE)], files=[(HOSTILE, 1)],
         stages=[(HOSTILE, 1.0, HOSTILE)], pictures={HOSTILE: [picture('"><script>')]},
         machine={**MACHINE, "processor": HOSTILE},
     )  # fmt: skip
@@ -156,72 +154,72 @@ def test_hostile_names_stay_text() -> None:
     assert page.text.count(HOSTILE) >= 10
 
 
-def test_an_engine_that_was_not_run_shows_its_reason_and_no_numbers() -> None:
+def test_engine_that_was_not_run_shows_its_reason() -> None:
     page = shown(report_of([parity([0, 1, 0, 0]), not_run()]))
     assert f"tensorrt was not run: {REASON}" in page.text
     assert "no verdict" in page.text
-    assert "Passed: 1 of 2 engines judged, all within the limit" in page.text
+    assert "Passed: 1 of 2 engines evaluated, all within the limit" in page.text
 
 
-def test_a_proxy_is_admitted_in_the_headline() -> None:
+def test_proxy_is_named_in_headline_and_caveats() -> None:
     reference, found = side([0] * 4), side([0, 1, 0, 0])
     proxy = compare("rtx", "int8", reference, found, 1.0, device="CPU", status="proxy", reason="no GPU here")
     page = shown(report_of([proxy]))
-    assert "1 of 1 engine judged (1 of them by proxy)" in page.text
-    assert "rtx was judged by proxy only: no GPU here" in page.text
+    assert "1 of 1 engine evaluated (1 of them by proxy)" in page.text
+    assert "rtx was evaluated by proxy only: no GPU here" in page.text
 
 
-def test_nothing_judged_is_not_a_pass() -> None:
+def test_report_without_evaluated_engines_does_not_pass() -> None:
     page = shown(report_of([not_run()]), passed=True)
-    assert "Nothing proven: 0 of 1 engine judged" in page.text
+    assert "Nothing proven: 0 of 1 engine evaluated" in page.text
     assert ("div", {"class": "verdict fail"}) in page.tags
 
 
-def test_without_change_the_page_shows_the_other_rule() -> None:
+def test_page_names_the_rule_for_labels_without_change() -> None:
     page = shown(report_of([parity([1, 0, 0, 0], changed=0)], changed=0))
     assert "n/a" in page.text
     assert "Rule: false alarms and agreement" in page.text
-    assert "no label holds a change, so nothing here shows that changes are still found" in page.text
+    assert "no label contains a change, so this does not show whether changes are still found" in page.text
 
 
 @pytest.mark.parametrize(("sources", "rough"), [(4, True), (10, False)])
-def test_an_interval_of_few_images_is_called_rough(sources: int, rough: bool) -> None:
+def test_interval_of_few_images_is_called_rough(sources: int, rough: bool) -> None:
     page = shown(report_of([parity([0, 1] * 10, sources=sources)], sources=sources))
-    assert ("they are rough" in page.text) == rough
+    assert ("the intervals are rough" in page.text) == rough
     assert (f"from {sources} source images: rough" in page.text) == rough
 
 
-def test_one_image_has_no_interval_and_the_page_says_so() -> None:
+def test_one_image_has_no_interval() -> None:
     page = shown(report_of([parity([0, 1], sources=1)], sources=1))
-    assert "no interval for cpu: that needs at least two source images" in page.text
+    assert "no interval for cpu: at least two source images are needed" in page.text
 
 
-def test_an_interval_over_the_limit_is_admitted_though_the_engine_passes() -> None:
+def test_interval_above_the_limit_is_a_caveat_of_a_passing_engine() -> None:
     engine = structs.replace(parity([0, 1, 0, 0]), interval=Interval(0.1, 1.8, 20))
-    assert "reaches +1.800 points, over the limit of 1" in shown(report_of([engine])).text
+    assert "reaches +1.800 points, above the limit of 1" in shown(report_of([engine])).text
 
 
-def test_a_slower_engine_is_admitted() -> None:
+def test_slower_engine_is_a_caveat() -> None:
     timings = [Timing("float", "float32", 4, 9, 1, 1, 1, 100.0), Timing("cpu", "int8", 4, 9, 1, 1, 1, 80.0)]
     page = shown(report_of([parity([0, 1, 0, 0])]), timings=timings)
     assert "slower than the float engine on this machine: cpu at batch 4 (0.80 times" in page.text
 
 
-def test_folders_of_this_machine_are_not_in_the_page() -> None:
+def test_page_does_not_reveal_folders_of_this_machine() -> None:
     html = page_of(data_of(report_of([parity([0, 1, 0, 0])])))
     assert "/data/private" not in html
     assert "LEVIR/test" in html
 
 
-def test_a_page_without_timings_files_and_pictures_is_still_one() -> None:
+def test_page_without_timings_files_and_pictures_is_rendered() -> None:
     page = shown(report_of([parity([0, 0, 0, 0])]), timings=[], files=[], pictures={}, stages=[])
-    assert "Not measured in this run." in page.text
+    assert "Not measured in this build." in page.text
 
 
 # Figures
 
 
-def test_figures_as_text() -> None:
+def test_figures_are_formatted() -> None:
     assert figures.number(None) == figures.signed(None) == figures.percent(None) == "n/a"
     assert figures.signed(0.0) == figures.signed(-0.0001) == "0.000"
     assert (figures.signed(1.25), figures.signed(-1.25)) == ("+1.250", "\N{MINUS SIGN}1.250")
@@ -233,7 +231,7 @@ def test_only_full_agreement_reads_100(share: float, text: str) -> None:
     assert figures.percent(share) == f"{text}\N{NO-BREAK SPACE}%"
 
 
-def test_files_are_compared_with_their_own_float_file_only() -> None:
+def test_files_are_compared_with_their_own_float_file() -> None:
     files = [
         ("graphs/float.onnx", 100), ("graphs/int8_cpu.onnx", 25), ("graphs/int8_tensorrt.onnx", 30),
         ("engines/int8.plan", 7), ("m/net.onnx", 50), ("m/net-int8.onnx", 10), ("m/net-int8.json", 10),
@@ -242,7 +240,7 @@ def test_files_are_compared_with_their_own_float_file_only() -> None:
     assert figures.size_ratios(files) == [None, 0.25, 0.3, None, None, 0.2, None, 0.6]
 
 
-def test_speed_is_compared_at_the_same_batch_only() -> None:
+def test_speeds_are_compared_at_the_same_batch() -> None:
     timings = [Timing(n, p, b, 9, 1, 1, 1, s) for n, p, b, s in (
         ("f", "float32", 1, 10.0), ("i", "int8", 1, 25.0), ("i", "int8+float16", 4, 30.0))]  # fmt: skip
     assert figures.speed_ratios(timings) == [1.0, 2.5, None]
@@ -266,7 +264,7 @@ def test_junit_counts_failures_and_skips() -> None:
     assert skip.get("message") == REASON
 
 
-def test_junit_carries_the_scores() -> None:
+def test_junit_contains_the_scores() -> None:
     case = ElementTree.fromstring(junit_xml(report_of([parity([0, 1, 0, 0])]))).find("testsuite/testcase")
     assert case is not None
     found = {p.get("name"): p.get("value") or "" for p in case.iter("property")}
@@ -277,7 +275,7 @@ def test_junit_carries_the_scores() -> None:
     assert found["f1_drop_sources"] == "4"
 
 
-def test_junit_drops_what_xml_forbids_and_escapes_the_rest() -> None:
+def test_junit_drops_characters_that_xml_forbids_and_escapes_the_rest() -> None:
     engine = EngineParity('a\x00b\x1b[31m\ud800<&">\ufffe', "int8", "not run", "line\x08 one")
     case = ElementTree.fromstring(junit_xml(report_of([engine]))).find("testsuite/testcase")
     assert case is not None
@@ -302,7 +300,7 @@ def test_tables_fit_the_terminal_and_show_all_numbers(width: int) -> None:
     assert "412 nodes" in text_of(stage_table(data.stages), width)
 
 
-def test_tables_read_no_markup() -> None:
+def test_tables_ignore_markup() -> None:
     unknown = EngineParity("[/]", "int8", "not run", "[bold]why")
     report = report_of([parity([0, 1, 0, 0], "[red]x[/red]"), unknown])
     text = text_of(parity_table(report))
@@ -311,7 +309,7 @@ def test_tables_read_no_markup() -> None:
     assert "[b]" in text_of(stage_table([("[b]", 0.1, "[/b]")]))
 
 
-def test_the_table_names_the_rule_where_there_is_no_change() -> None:
+def test_table_names_the_rule_for_labels_without_change() -> None:
     text = text_of(parity_table(report_of([parity([1, 0, 0, 0], changed=0)], changed=0)))
     assert "n/a" in text
     assert "no label holds a change" in text

@@ -40,7 +40,7 @@ from misgnet_calibration.statistics.calibrators import DEFAULT
 from misgnet_calibration.statistics.observers import Range
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
-from misgnet_export.pipeline.agreement import answers_of
+from misgnet_export.pipeline.agreement import predictions_of
 from misgnet_export.pipeline.calibrate import observe
 from misgnet_export.pipeline.quantization_record import placement_entries
 from misgnet_runtime.bundle.manifest import Interface
@@ -303,7 +303,7 @@ def test_network_predicts_like_the_int8_graph(
 
 
 def predictions(found: Written, data: Path) -> np.ndarray:
-    return np.stack(answers_of(found.graph.model, INTERFACE, list(sets(data)[1].tiles())))
+    return np.stack(predictions_of(found.graph.model, INTERFACE, list(sets(data)[1].tiles())))
 
 
 def torch_predictions(network: MISGNet, data: Path) -> np.ndarray:

@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.accuracy.gate import Verdict
 from misgnet_runtime.accuracy.metrics import Confusion
-from misgnet_runtime.accuracy.parity import EngineParity, Judged, ParityReport, by_source, compare, judge, report
+from misgnet_runtime.accuracy.parity import (
+    EngineParity,
+    EvaluatedTile,
+    ParityReport,
+    by_source,
+    compare,
+    evaluate_tiles,
+    report,
+)
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.storage.schema import encode
@@ -36,12 +44,12 @@ def worse(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.flo
     return expected(before, after) * np.float32(0.95)
 
 
-def both(tiles: TileSet) -> tuple[list[Judged], list[Judged]]:
-    return judge("float", expected, tiles, 0.5), judge("engine", worse, tiles, 0.5)
+def both(tiles: TileSet) -> tuple[list[EvaluatedTile], list[EvaluatedTile]]:
+    return evaluate_tiles("float", expected, tiles, 0.5), evaluate_tiles("engine", worse, tiles, 0.5)
 
 
 def test_every_pixel_of_every_image_is_counted_once(tiles: TileSet) -> None:
-    judged = judge("float", expected, tiles, 0.5, batch=2)
+    judged = evaluate_tiles("float", expected, tiles, 0.5, batch=2)
     assert len(judged) == TILES
     by_name = dict(zip(SIZES, by_source(judged), strict=True))
     for seed, (name, size) in enumerate(SIZES.items()):
@@ -51,7 +59,7 @@ def test_every_pixel_of_every_image_is_counted_once(tiles: TileSet) -> None:
 
 
 def test_a_judged_mask_is_the_tiles_own_part(tiles: TileSet) -> None:
-    judged = judge("float", expected, tiles, 0.5)
+    judged = evaluate_tiles("float", expected, tiles, 0.5)
     assert {j.mask.shape for j in judged if j.source == "b"} == {(32, 32)}
     assert sum(j.mask.size for j in judged if j.source == "a") == 40 * 70
     answer = expected(*images(40, 70, seed=0)) > 0.5
@@ -71,13 +79,13 @@ def test_an_engine_that_answers_nan_fails_by_the_tiles_name(tiles: TileSet, valu
             answer[1, 3, 3] = value
         return answer
 
-    with pytest.raises(GateFailed, match=f"int8 answers NaN or Inf on tile {tiles[3].name}"):
-        judge("int8", broken, tiles, 0.5, batch=2)
+    with pytest.raises(GateFailed, match=f"the output of int8 contains NaN or Inf on tile {tiles[3].name}"):
+        evaluate_tiles("int8", broken, tiles, 0.5, batch=2)
 
 
 def test_progress_counts_the_tiles(tiles: TileSet) -> None:
     seen: list[tuple[int, int]] = []
-    judge("float", expected, tiles, 0.5, batch=4, progress=lambda done, total: seen.append((done, total)))
+    evaluate_tiles("float", expected, tiles, 0.5, batch=4, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(4, TILES), (8, TILES), (TILES, TILES)]
 
 

@@ -22,7 +22,7 @@ from misgnet_runtime.jobs.batch.worker import SceneWorker, Setup
 from misgnet_runtime.measure.bench.matrix import make_matrix, tasks_of
 from misgnet_runtime.measure.bench.options import BenchOptions
 from misgnet_runtime.measure.bench.scene import SceneTask, run_scene
-from support.batches import InProcess, Place, ray_of_two
+from support.batches import BatchWorkspace, InProcess, ray_of_two
 from support.bundles import make_bundle
 from support.scenes import scene, write_raster
 from support.signatures import make_key, prepare, sign_folder, write_public
@@ -47,11 +47,11 @@ def trust(tmp_path: Path) -> Trust:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path, prepare(make_bundle(tmp_path / "bundle")), tmp_path / "out")
+def place(tmp_path: Path) -> BatchWorkspace:
+    return BatchWorkspace(tmp_path, prepare(make_bundle(tmp_path / "bundle")), tmp_path / "out")
 
 
-def test_a_worker_checks_before_it_opens(place: Place, trust: Trust) -> None:
+def test_a_worker_checks_before_it_opens(place: BatchWorkspace, trust: Trust) -> None:
     setup = replace(place.setup(), trust=trust)
     with pytest.raises(InputError, match=UNSIGNED):
         SceneWorker(setup).start()
@@ -59,7 +59,7 @@ def test_a_worker_checks_before_it_opens(place: Place, trust: Trust) -> None:
     assert SceneWorker(setup).start().engine.startswith("cpu")
 
 
-def test_batch_tells_its_workers_the_key(place: Place, trust: Trust, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_tells_its_workers_the_key(place: BatchWorkspace, trust: Trust, monkeypatch: pytest.MonkeyPatch) -> None:
     """By an absolute path, since a worker may start in another folder; and where the user's bundle lies, not a copy."""
     given: list[Setup] = []
 
@@ -89,12 +89,12 @@ def first_event(pool: Pool) -> Event:
         pool.close()
 
 
-def test_a_process_of_its_own_refuses(place: Place, trust: Trust) -> None:
+def test_a_process_of_its_own_refuses(place: BatchWorkspace, trust: Trust) -> None:
     event = first_event(ProcessPool(replace(place.setup(), trust=trust), 1))
     assert isinstance(event, Unusable) and UNSIGNED in event.reason
 
 
-def test_a_process_of_its_own_runs_what_is_signed(place: Place, trust: Trust) -> None:
+def test_a_process_of_its_own_runs_what_is_signed(place: BatchWorkspace, trust: Trust) -> None:
     sign_folder(place.bundle, KEY)
     place.bundle.chmod(0o777)  # each process makes a copy of its own
     place.add("a")
@@ -103,7 +103,7 @@ def test_a_process_of_its_own_runs_what_is_signed(place: Place, trust: Trust) ->
 
 
 def test_an_actor_of_ray_refuses(
-    place: Place, trust: Trust, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    place: BatchWorkspace, trust: Trust, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from misgnet_runtime.jobs.batch.ray import RayPool, Slots, ray_cluster
 
@@ -112,7 +112,7 @@ def test_an_actor_of_ray_refuses(
     assert isinstance(event, Unusable) and UNSIGNED in event.reason
 
 
-def test_the_scene_of_bench_refuses(tmp_path: Path, place: Place, trust: Trust) -> None:
+def test_the_scene_of_bench_refuses(tmp_path: Path, place: BatchWorkspace, trust: Trust) -> None:
     """The bundle could be another one by now than what bench itself has checked."""
     before, after = (write_raster(tmp_path / f"{n}.tif", pixels) for n, pixels in enumerate(scene(64, 64)))
     output = tmp_path / "change.tif"
@@ -123,7 +123,7 @@ def test_the_scene_of_bench_refuses(tmp_path: Path, place: Place, trust: Trust) 
     assert run_scene(task).tiles == 1
 
 
-def test_what_times_engines_opens_the_checked_copy(place: Place, trust: Trust, state: Path) -> None:
+def test_what_times_engines_opens_the_checked_copy(place: BatchWorkspace, trust: Trust, state: Path) -> None:
     """Its process opens one engine's files of a folder that bench and tune have checked, and nobody else can change."""
     sign_folder(place.bundle, KEY)
     place.bundle.chmod(0o777)

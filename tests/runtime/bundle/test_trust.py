@@ -107,7 +107,7 @@ def _root(path: Path) -> Trust:
 def test_a_certificate_leads_to_its_root(tmp_path: Path, bundle: Path) -> None:
     _signed_by_certificate(bundle)
     found = read_bundle(bundle, _root(tmp_path)).signed
-    assert found is not None and found.signer.words.startswith("CN=signer, certified under ")
+    assert found is not None and found.signer.description.startswith("CN=signer, certified under ")
     other = certify("root", make_key(14), ("root", make_key(14)), authority=True)
     for trust in (write_certificates(tmp_path / "other.pem", other), write_public(tmp_path / "key.pub", KEY)):
         with pytest.raises(InputError, match=r"signer's certificate is not accepted|by another key"):

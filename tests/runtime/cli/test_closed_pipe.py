@@ -107,6 +107,6 @@ def test_a_disk_without_room_for_what_is_printed_stops_no_work(tmp_path: Path, c
     with Path("/dev/full").open("w") as full:
         found = subprocess.run(list(map(str, words)), stdout=full, stderr=-1, env=environment, text=True, check=False)
         assert subprocess.run(list(map(str, words)), stdout=-1, stderr=full, env=environment, check=True).stdout
-    last = "error: what this command prints cannot be written: No space left on device; make room for it"
+    last = "error: cannot write this command's output: No space left on device; free some space and rerun it"
     assert (found.returncode, found.stderr.splitlines()[-1]) == (4, last) and "Traceback" not in found.stderr
     assert command != "watch" or all((tmp_path / f"{name}_change.png").exists() for name in ("a", "b"))

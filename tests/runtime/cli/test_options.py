@@ -171,11 +171,11 @@ def test_help_states_what_the_fields_state(capsys: pytest.CaptureFixture[str], m
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"tile": "many"}, "--tile is 'many'; it is a whole number"),
-        ({"tile": "8"}, "--tile is 8; it is 32 to 1,024"),
-        ({"other_tile": "2000"}, "--other-tile is 2000; it is 32 to 1,024"),
-        ({"no_fast": "perhaps"}, "--no-fast is 'perhaps'; it is yes or no"),
-        ({"scale": "1,2"}, "--scale is '1,2'; it takes 1 or 3 numbers, like 0.1"),
+        ({"tile": "many"}, "--tile is 'many'; expected a whole number"),
+        ({"tile": "8"}, "--tile is 8; expected 32 to 1,024"),
+        ({"other_tile": "2000"}, "--other-tile is 2000; expected 32 to 1,024"),
+        ({"no_fast": "perhaps"}, "--no-fast is 'perhaps'; expected yes or no"),
+        ({"scale": "1,2"}, "--scale is '1,2'; expected 1 or 3 numbers, for example 0.1"),
         ({"picture": "x.jpg"}, "--picture is x.jpg; choose a name that ends in .png"),
         ({"nothing": "1"}, "there is no option --nothing"),
     ],
@@ -228,4 +228,4 @@ def test_what_is_declared_of_one_date_goes_before_what_is_of_both() -> None:
 def test_a_wrong_value_ends_the_command_with_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ("predict", "b", "x.tif", "y.tif", "-o", tmp_path / "o.tif", "--before-bands", "1,2", "--cog")
     assert exit_code(cli.main, "misgnet-run", *words) == 2
-    assert "--before-bands is '1,2'; it takes 3 numbers, like 3,2,1" in capsys.readouterr().err
+    assert "--before-bands is '1,2'; expected 3 numbers, for example 3,2,1" in capsys.readouterr().err

@@ -217,9 +217,9 @@ def test_info_says_what_each_engine_was_made_for(place: Place, run: Run, monkeyp
 
 
 def test_info_says_what_an_engine_does_without(place: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Engine, "notes", ("batches are not replayed as CUDA graphs: pycuda has none",))
+    monkeypatch.setattr(Engine, "notes", ("batches are not replayed as CUDA graphs: pycuda does not support them",))
     out = run("info", str(place.bundle)).out
-    assert "runs on CPU; batches are not replayed as CUDA graphs: pycuda has none\n" in out
+    assert "runs on CPU; batches are not replayed as CUDA graphs: pycuda does not support them\n" in out
 
 
 def test_info_knows_the_engine_that_any_gpu_can_run(place: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

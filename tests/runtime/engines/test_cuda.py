@@ -259,7 +259,8 @@ def test_a_thread_is_left_on_the_device_that_it_was_on() -> None:
 
 
 def test_a_missing_driver_is_told_with_its_error() -> None:
-    with pytest.raises(UnavailableError, match="cudaGetDeviceCount failed: cudaErrorNoDevice; is an NVIDIA driver"):
+    message = "cudaGetDeviceCount failed: cudaErrorNoDevice; install or update the NVIDIA driver"
+    with pytest.raises(UnavailableError, match=message):
         CudaPython(FakeRuntime(Status.cudaErrorNoDevice))
     with pytest.raises(UnavailableError, match="pycuda found no usable CUDA driver: no CUDA-capable device"):
         PyCuda(FakePyCuda("no CUDA-capable device"))

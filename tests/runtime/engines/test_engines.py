@@ -265,7 +265,7 @@ def test_without_its_cuda_provider_the_install_line_is_told(monkeypatch: pytest.
 def test_a_session_that_takes_the_cpu_in_silence_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     play_cuda(monkeypatch)
     monkeypatch.setattr(CpuInPlaceOfCuda, "found", "CPUExecutionProvider")
-    with pytest.raises(UnavailableError, match=r"takes CPUExecutionProvider; .*: Failed to load libcudnn"):
+    with pytest.raises(UnavailableError, match=r"selected CPUExecutionProvider; .*: Failed to load libcudnn"):
         OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH)
 
 
@@ -318,7 +318,7 @@ def test_openvino_computes_in_the_type_of_the_entry(precision: str, found: str) 
 @pytest.mark.parametrize("precision", ["bf16", "int8+bf16"])
 @pytest.mark.parametrize(
     ("capabilities", "message"),
-    [(["FP32", "INT8"], "does not compute in BF16 on this processor"), (["BF16"], "compute in bf16 and takes f32")],
+    [(["FP32", "INT8"], "does not compute in BF16 on this processor"), (["BF16"], "compute in bf16 but uses f32")],
 )
 def test_bf16_is_refused_where_openvino_computes_something_else(
     monkeypatch: pytest.MonkeyPatch, capabilities: list[str], message: str, precision: str

@@ -117,7 +117,7 @@ def test_rtx_keeps_no_timing_cache(tmp_path: Path) -> None:
     cache = tmp_path / "timing.cache"
     cache.write_bytes(b"garbage")
     plan = compile_plan(tiny_graph(), RTX, timing_cache=cache)
-    assert plan.notes == ("timing cache unused: TensorRT for RTX keeps none",)
+    assert plan.notes == ("timing cache unused: TensorRT for RTX does not support one",)
     assert cache.read_bytes() == b"garbage"
 
 
@@ -127,7 +127,7 @@ def test_rtx_keeps_no_timing_cache(tmp_path: Path) -> None:
         (tiny_graph(quantized_bias=True), ("DequantizeLinear 'bias_dequantize'", "input has type Int32")),
         (tiny_graph(zero_point=3), ("QuantizeLinear 'conv_quantize'", "Non-zero zero point")),
         (tiny_graph(batch=2), ("graph input 'image' has shape (2, 16, 16, 3)", "must be dynamic")),
-        (b"not a graph", ("refuses the graph", "Failed to parse the ONNX model")),
+        (b"not a graph", ("rejects the graph", "Failed to parse the ONNX model")),
         (b"", ("0 bytes", "no output")),
     ],
     ids=["int32 bias", "asymmetric", "static batch", "not onnx", "empty"],
@@ -142,7 +142,7 @@ def test_a_refused_graph_is_an_input_error(graph: bytes, messages: tuple[str, ..
 
 
 def test_an_unknown_capability_is_told_with_those_known() -> None:
-    with pytest.raises(UsageError, match=r"does not compile for sm31; it has .*sm86, sm89") as caught:
+    with pytest.raises(UsageError, match=r"does not compile for sm31; it supports .*sm86, sm89") as caught:
         compile_plan(tiny_graph(), PlanOptions(vendor="rtx", compute_capabilities=("sm86", "sm31")))
     assert caught.value.exit_code == 2
     with pytest.raises(UsageError, match="'86' is not a compute capability"):
@@ -162,7 +162,7 @@ def test_the_capabilities_of_the_module_ascend() -> None:
 def test_without_capabilities_a_gpu_is_needed() -> None:
     with pytest.raises(UnavailableError, match=r"no CUDA device.*--target rtx-sm86"):
         compile_plan(tiny_graph(), PlanOptions(vendor="rtx"), driver=FakeDriver(devices=0))
-    with pytest.raises(UnavailableError, match=r"no plans for Fake GPU \(sm70\); it has sm75"):
+    with pytest.raises(UnavailableError, match=r"does not compile for Fake GPU \(sm70\); it supports sm75"):
         compile_plan(tiny_graph(), PlanOptions(vendor="rtx"), driver=FakeDriver("sm70"))
 
 

@@ -123,7 +123,7 @@ def test_nan_is_no_mask() -> None:
 @pytest.mark.parametrize("other", [Interface(8, 2, *form) for form in FORMS[1:]] + [Interface(16, 2), Interface(8, 3)])
 def test_an_engine_that_is_not_its_interface_is_refused_and_closed(other: Interface) -> None:
     engine = FakeEngine(Interface(8, 2))
-    with pytest.raises(InputError, match="does not fit its interface"):
+    with pytest.raises(InputError, match="does not match its interface"):
         ChangeDetector(engine, other)
     assert engine.closed
 
@@ -139,7 +139,7 @@ def test_other_tensors_are_refused(change: str) -> None:
         engine.outputs += (TensorSpec("features", "float32", (-1, 8)),)
     else:
         engine.inputs = tuple(TensorSpec(s.name, s.dtype, (2, *s.shape[1:])) for s in engine.inputs)
-    with pytest.raises(InputError, match="does not fit"):
+    with pytest.raises(InputError, match="does not match its interface"):
         ChangeDetector(engine, engine.interface)
 
 
@@ -155,7 +155,7 @@ def test_tensors_may_come_in_another_order() -> None:
 @pytest.mark.parametrize("other", [Interface(32, 4), Interface(TILE, 4, "float32"), Interface(TILE, 4, output="mask")])
 def test_a_bundle_whose_graph_is_not_its_interface_is_refused(tmp_path: Path, other: Interface) -> None:
     root = make_bundle(tmp_path / "bundle", interface=other)
-    with pytest.raises(InputError, match="does not fit its interface"), open_bundle(root):
+    with pytest.raises(InputError, match="does not match its interface"), open_bundle(root):
         pass
 
 
@@ -168,7 +168,7 @@ def test_a_plan_that_is_not_its_interface_is_refused(other: Interface, monkeypat
         options = PlanOptions(vendor="tensorrt", max_batch=8)
         return open_plan(compile_plan(fake_tensorrt.model(), options, driver=driver).data, "tensorrt", driver)
 
-    with pytest.raises(InputError, match="does not fit its interface"):
+    with pytest.raises(InputError, match="does not match its interface"):
         ChangeDetector(plan(), other)
     with ChangeDetector(plan(), Interface(4, 8)) as detector:
         before, after = images(9, 7)

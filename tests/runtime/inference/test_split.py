@@ -121,7 +121,7 @@ def test_a_bundle_that_is_not_split_says_how_to_split_it(tmp_path: Path, engine:
 
 def test_an_engine_that_is_not_split_says_which_are(tmp_path: Path) -> None:
     with (
-        pytest.raises(UsageError, match=r"engine cpu of .* is not split; take one of cpu-float32$"),
+        pytest.raises(UsageError, match=r"engine cpu of .* is not split; choose one of cpu-float32$"),
         choose_split(make_bundle(tmp_path, SPLIT_FLOAT, INT8), "cpu"),
     ):
         pass
@@ -162,7 +162,7 @@ def test_both_parts_are_closed_with_the_detector() -> None:
 )
 def test_a_part_that_does_not_fit_is_named_and_both_are_closed(parts: tuple[str, str], word: str) -> None:
     encoder, head = map(watched, parts)
-    with pytest.raises(InputError, match=f"the {word} does not fit its interface.*build the bundle again"):
+    with pytest.raises(InputError, match=f"the {word} does not match its interface.*build the bundle again"):
         SplitDetector(encoder, head, INTERFACE, FEATURES)
     assert encoder.closed and head.closed
 

@@ -1,4 +1,4 @@
-"""Many scenes of one table: nothing is lost or done twice, whoever is killed; here and on a Ray cluster."""
+"""Tests of batch jobs with killed processes: no scene is lost or processed twice, on this machine and on Ray."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from misgnet_runtime.jobs.batch.ray import Slots, ray_slots
 from misgnet_runtime.jobs.batch.run import BatchReport, runs_on_gpu
 from misgnet_runtime.jobs.batch.table import Shard
 from misgnet_runtime.jobs.batch.worker import Setup, Task, work_folder
-from support.batches import InProcess, Place, Told, opened, results
+from support.batches import BatchWorkspace, InProcess, Recorder, opened, results
 from support.bundles import edit, make_bundle
 from support.commands import exit_code
 from support.paths import ROOT
@@ -37,8 +37,8 @@ from support.scenes import read, scene, write_raster
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path, make_bundle(tmp_path / "bundle"), tmp_path / "out")
+def workspace(tmp_path: Path) -> BatchWorkspace:
+    return BatchWorkspace(tmp_path, make_bundle(tmp_path / "bundle"), tmp_path / "out")
 
 
 @pytest.fixture
@@ -53,110 +53,118 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[InProcess]:
     return pools
 
 
-def test_one_bad_scene_stops_no_other_and_the_same_command_goes_on(place: Place, here: list[InProcess]) -> None:
+def test_a_bad_scene_does_not_stop_others_and_a_rerun_processes_the_rest(
+    workspace: BatchWorkspace, here: list[InProcess]
+) -> None:
     for name in ("a", "b", "c", "d"):
-        place.add(name)
-    (place.root / "in/b_after.tif").unlink()
-    (place.root / "in/c_before.tif").write_bytes(b"no GeoTIFF")
-    told = Told()
-    report = place.run(told)
+        workspace.add(name)
+    (workspace.root / "in/b_after.tif").unlink()
+    (workspace.root / "in/c_before.tif").write_bytes(b"no GeoTIFF")
+    recorder = Recorder()
+    report = workspace.run(recorder)
     assert (report.done, report.earlier, list(report.failed)) == (2, 0, ["b", "c"])
-    assert "is no file" in told.failed["b"] and "GeoTIFF" in told.failed["c"]
-    rows = results(place)
+    assert "is not a regular file" in recorder.failed["b"] and "GeoTIFF" in recorder.failed["c"]
+    rows = results(workspace)
     assert [row["status"] for row in rows.values()] == ["done", "failed", "failed", "done"]
     assert rows["a"]["output"] == "a.tif" and float(rows["a"]["changed_share"]) > 0.1 and rows["a"]["height"] == "80"
-    assert rows["b"]["message"] == told.failed["b"] and rows["b"]["changed_share"] == ""
-    with pytest.raises(ScenesFailed, match=r"2 of 4 scenes failed: b \(the after raster .* is no file\), c "):
+    assert rows["b"]["message"] == recorder.failed["b"] and rows["b"]["changed_share"] == ""
+    with pytest.raises(
+        ScenesFailed, match=r"2 of 4 scenes failed: b \(the after raster .* is not a regular file\), c "
+    ):
         report.raise_failed()
-    assert not (place.out / ".batch").exists()
+    assert not (workspace.out / ".batch").exists()
 
-    bytes_before = (place.out / "a.tif").stat().st_mtime_ns
-    rows_before, place.rows = place.rows, []
+    bytes_before = (workspace.out / "a.tif").stat().st_mtime_ns
+    rows_before, workspace.rows = workspace.rows, []
     for name in ("a", "b", "c", "d", "e"):
         if name in ("b", "c", "e"):
-            place.add(name)
-    place.rows = [*rows_before, place.rows[-1]]
-    report = place.run(told)
+            workspace.add(name)
+    workspace.rows = [*rows_before, workspace.rows[-1]]
+    report = workspace.run(recorder)
     assert here[-1].given == ["b", "c", "e"] and (report.done, report.earlier, report.failed) == (5, 2, {})
-    assert (place.out / "a.tif").stat().st_mtime_ns == bytes_before
+    assert (workspace.out / "a.tif").stat().st_mtime_ns == bytes_before
     for name in "abcde":
-        assert (read(place.out / f"{name}.tif") == place.alone(name)).all()
+        assert (read(workspace.out / f"{name}.tif") == workspace.alone(name)).all()
     report.raise_failed()
-    assert len(here) == 2 and place.run().earlier == 5 and len(here) == 2, "nothing is left to open an engine for"
+    assert len(here) == 2 and workspace.run().earlier == 5 and len(here) == 2, (
+        "no scene is left, so no engine is opened"
+    )
 
 
-def test_changed_files_and_options_are_done_again(place: Place, here: list[InProcess]) -> None:
-    place.add("a")
-    place.add("b")
-    place.run()
-    rows, place.rows = place.rows, []
-    place.add("a", 90)
-    place.rows = rows
-    place.run()
-    assert here[-1].given == ["a"] and read(place.out / "a.tif").shape == (90, 100)
-    place.run(words={"quicklook": "yes"})
-    assert here[-1].given == ["a", "b"] and (place.out / "b.png").exists()
-    (place.out / "b.png").unlink()
-    place.run(words={"quicklook": "yes"})
-    assert here[-1].given == ["b"] and (place.out / "b.png").exists()
-
-
-def test_another_bundle_is_refused_but_with_force(place: Place, here: list[InProcess]) -> None:
-    place.add("a")
-    place.run()
-    edit(place.bundle, lambda values: values.update(bundle_version=2))
-    with pytest.raises(UsageError, match=r"holds the results of the bundle .* with --force"):
-        place.run()
-    assert place.run(words={"force": "yes"}).done == 1 and here[-1].given == ["a"]
-
-
-def test_shares_make_one_table_in_the_end(place: Place, here: list[InProcess]) -> None:
-    for name in "abcde":
-        place.add(name)
-    for index in range(2):
-        place.run(shard=Shard(index, 2))
-    assert [pool.given for pool in here] == [["a", "c", "e"], ["b", "d"]]
-    assert list(results(place, "results-1-of-2.csv")) == ["b", "d"]
-    report = place.run()
-    assert (report.done, report.earlier) == (5, 5) and list(results(place)) == list("abcde")
-
-
-def test_a_run_that_is_interrupted_writes_what_it_has(
-    place: Place, here: list[InProcess], monkeypatch: pytest.MonkeyPatch
+def test_scenes_with_changed_files_or_options_are_processed_again(
+    workspace: BatchWorkspace, here: list[InProcess]
 ) -> None:
-    place.add("a")
-    place.add("b")
+    workspace.add("a")
+    workspace.add("b")
+    workspace.run()
+    rows, workspace.rows = workspace.rows, []
+    workspace.add("a", 90)
+    workspace.rows = rows
+    workspace.run()
+    assert here[-1].given == ["a"] and read(workspace.out / "a.tif").shape == (90, 100)
+    workspace.run(words={"quicklook": "yes"})
+    assert here[-1].given == ["a", "b"] and (workspace.out / "b.png").exists()
+    (workspace.out / "b.png").unlink()
+    workspace.run(words={"quicklook": "yes"})
+    assert here[-1].given == ["b"] and (workspace.out / "b.png").exists()
+
+
+def test_another_bundle_is_refused_unless_forced(workspace: BatchWorkspace, here: list[InProcess]) -> None:
+    workspace.add("a")
+    workspace.run()
+    edit(workspace.bundle, lambda values: values.update(bundle_version=2))
+    with pytest.raises(UsageError, match=r"holds results of bundle .* with --force"):
+        workspace.run()
+    assert workspace.run(words={"force": "yes"}).done == 1 and here[-1].given == ["a"]
+
+
+def test_results_of_all_shards_form_one_table(workspace: BatchWorkspace, here: list[InProcess]) -> None:
+    for name in "abcde":
+        workspace.add(name)
+    for index in range(2):
+        workspace.run(shard=Shard(index, 2))
+    assert [pool.given for pool in here] == [["a", "c", "e"], ["b", "d"]]
+    assert list(results(workspace, "results-1-of-2.csv")) == ["b", "d"]
+    report = workspace.run()
+    assert (report.done, report.earlier) == (5, 5) and list(results(workspace)) == list("abcde")
+
+
+def test_an_interrupted_run_writes_the_results_table(
+    workspace: BatchWorkspace, here: list[InProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.add("a")
+    workspace.add("b")
     given = InProcess.give
 
-    def give(self: InProcess, place: int, task: Task) -> None:
+    def give(self: InProcess, slot: int, task: Task) -> None:
         if task.scene.id == "b":
             os.kill(os.getpid(), signal.SIGTERM)  # as a scheduler does
-        given(self, place, task)
+        given(self, slot, task)
 
     monkeypatch.setattr(InProcess, "give", give)
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
-        place.run()
-    assert [row["status"] for row in results(place).values()] == ["done", "waiting"]
+    with pytest.raises(KeyboardInterrupt, match="rerun the command to resume"):
+        workspace.run()
+    assert [row["status"] for row in results(workspace).values()] == ["done", "waiting"]
     monkeypatch.setattr(InProcess, "give", given)
-    assert place.run().done == 2 and here[-1].given == ["b"]
+    assert workspace.run().done == 2 and here[-1].given == ["b"]
 
 
-def test_parquet_beside_csv(place: Place, here: list[InProcess]) -> None:
+def test_parquet_beside_csv(workspace: BatchWorkspace, here: list[InProcess]) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
-    place.add("a")
-    place.add("b")
-    (place.root / "in/b_after.tif").unlink()
-    assert [path.name for path in place.run().tables] == ["results.csv", "results.parquet"]
-    rows = parquet.read_table(place.out / "results.parquet").to_pylist()
+    workspace.add("a")
+    workspace.add("b")
+    (workspace.root / "in/b_after.tif").unlink()
+    assert [path.name for path in workspace.run().tables] == ["results.csv", "results.parquet"]
+    rows = parquet.read_table(workspace.out / "results.parquet").to_pylist()
     assert [(row["id"], row["status"], row["height"]) for row in rows] == [("a", "done", 80), ("b", "failed", None)]
     assert isinstance(rows[0]["changed_share"], float)
 
 
-# Processes that are killed
+# Killed processes
 
 
 def kill_the_holder(folder: Path, after: Callable[[], bool]) -> Thread:
-    """End the process that holds the scene of ``folder``, as soon as ``after``."""
+    """Kills the process that holds the lock of the scene in ``folder``, once ``after()`` is true."""
 
     def kill() -> None:
         end = time.monotonic() + 120
@@ -173,54 +181,58 @@ def kill_the_holder(folder: Path, after: Callable[[], bool]) -> Thread:
     return thread
 
 
-def forty(place: Place) -> None:
-    """37 scenes, of them one that takes a while, and three that are broken each in its own way."""
+def forty(workspace: BatchWorkspace) -> None:
+    """Adds 40 scenes: 37 valid ones, one of which takes longer, and three that are broken in different ways."""
     for index in range(40):
-        place.add(f"s{index}", *((1300, 900) if index == 9 else (60 + index, 64)))
-    (place.root / "in/s3_before.tif").write_bytes(b"no GeoTIFF")
-    (place.root / "in/s20_after.tif").unlink()
-    write_raster(place.root / "in/s33_after.tif", scene(60, 60)[1])
+        workspace.add(f"s{index}", *((1300, 900) if index == 9 else (60 + index, 64)))
+    (workspace.root / "in/s3_before.tif").write_bytes(b"no GeoTIFF")
+    (workspace.root / "in/s20_after.tif").unlink()
+    write_raster(workspace.root / "in/s33_after.tif", scene(60, 60)[1])
 
 
-def check_forty(place: Place, report: BatchReport, told: Told) -> None:
+def check_forty(workspace: BatchWorkspace, report: BatchReport, recorder: Recorder) -> None:
     assert (report.done, sorted(report.failed)) == (37, ["s20", "s3", "s33"])
-    for name, words in (("s3", "GeoTIFF"), ("s20", "no file"), ("s33", "differ in size")):
+    for name, words in (("s3", "GeoTIFF"), ("s20", "not a regular file"), ("s33", "differ in size")):
         assert words in report.failed[name]
-    assert any(line.startswith("s9: ") and "it is tried again" in line for line in told.logged.warnings)
-    rows = results(place)
+    assert any(line.startswith("s9: ") and "it will be retried" in line for line in recorder.logged.warnings)
+    rows = results(workspace)
     assert rows["s9"]["attempts"] == "2" and {rows[f"s{i}"]["status"] for i in range(40) if i not in (3, 20, 33)} == {
         "done"
     }
     for name in ("s0", "s9", "s39"):
-        assert (read(place.out / f"{name}.tif") == place.alone(name)).all()
-    outputs = sorted(path.stem for path in place.out.glob("*.tif"))
+        assert (read(workspace.out / f"{name}.tif") == workspace.alone(name)).all()
+    outputs = sorted(path.stem for path in workspace.out.glob("*.tif"))
     assert outputs == sorted(f"s{i}" for i in range(40) if i not in (3, 20, 33))
 
 
-def killed_in_the_middle(place: Place, told: Told, **options: Any) -> BatchReport:
-    folder = work_folder(place.out, "s9")
+def killed_in_the_middle(workspace: BatchWorkspace, recorder: Recorder, **options: Any) -> BatchReport:
+    folder = work_folder(workspace.out, "s9")
     journal = folder / ".output.tif.progress/journal.jsonl"
     thread = kill_the_holder(folder, lambda: journal.exists() and b'"type":"band"' in journal.read_bytes())
-    report = place.run(told, **options)
+    report = workspace.run(recorder, **options)
     thread.join()
     return report
 
 
-def test_forty_scenes_by_two_processes_of_which_one_is_killed(place: Place) -> None:
-    forty(place)
-    told = Told()
-    report = killed_in_the_middle(place, told, workers=2, words={"batch": "1"})
-    assert "s9: its worker was killed by SIGKILL; out of memory, maybe; it is tried again" in told.logged.warnings
-    check_forty(place, report, told)
-    assert int(results(place)["s9"]["resumed"]) > 0, "what the killed worker had on the disk is not computed again"
+def test_forty_scenes_with_two_processes_one_of_which_is_killed(workspace: BatchWorkspace) -> None:
+    forty(workspace)
+    recorder = Recorder()
+    report = killed_in_the_middle(workspace, recorder, workers=2, words={"batch": "1"})
+    assert (
+        "s9: its worker was killed by SIGKILL; possibly out of memory; it will be retried" in recorder.logged.warnings
+    )
+    check_forty(workspace, report, recorder)
+    assert int(results(workspace)["s9"]["resumed"]) > 0, (
+        "rows that the killed worker had written are not computed again"
+    )
 
 
-def test_workers_end_with_a_driver_that_is_killed(place: Place) -> None:
-    place.add("big", 2000, 1500)
-    command = [sys.executable, "-m", "misgnet_runtime.cli", "batch", str(place.bundle), str(place.table())]
+def test_workers_exit_if_the_driver_is_killed(workspace: BatchWorkspace) -> None:
+    workspace.add("big", 2000, 1500)
+    command = [sys.executable, "-m", "misgnet_runtime.cli", "batch", str(workspace.bundle), str(workspace.table())]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
-    driver = subprocess.Popen([*command, "-o", str(place.out)], env=environment, stderr=subprocess.DEVNULL)
-    lock, holders = work_folder(place.out, "big") / "lock", list[Path]()
+    driver = subprocess.Popen([*command, "-o", str(workspace.out)], env=environment, stderr=subprocess.DEVNULL)
+    lock, holders = work_folder(workspace.out, "big") / "lock", list[Path]()
     end = time.monotonic() + 30
     while not holders and time.monotonic() < end:
         time.sleep(0.02)
@@ -231,8 +243,8 @@ def test_workers_end_with_a_driver_that_is_killed(place: Place) -> None:
     while (left := holders_of(lock)) and time.monotonic() < end:
         time.sleep(0.02)
     assert not left
-    with opened(place.out) as record:
-        assert record.begun["big"] == 1
+    with opened(workspace.out) as record:
+        assert record.attempts["big"] == 1
 
 
 def holders_of(path: Path) -> list[Path]:
@@ -257,67 +269,69 @@ def holders_of(path: Path) -> list[Path]:
         ({"CPU": 16.0}, False, 3, 4, Slots(3, 0, 4)),
     ],
 )
-def test_a_cluster_is_cut_into_slots(
+def test_a_cluster_is_divided_into_slots(
     resources: dict[str, float], on_gpu: bool, workers: int | None, cores: int, expected: Slots
 ) -> None:
     assert ray_slots(resources, on_gpu, workers, cores) == expected
 
 
-def test_a_cluster_without_room_is_told() -> None:
-    with pytest.raises(UsageError, match="has 2 CPUs, and a worker takes 4"):
+def test_a_cluster_that_is_too_small_is_refused() -> None:
+    with pytest.raises(UsageError, match="has 2 CPUs, but each worker requires 4"):
         ray_slots({"CPU": 2.0}, False, None, 4)
 
 
-def test_gpus_are_asked_for_where_an_engine_is_for_one(tmp_path: Path) -> None:
+def test_gpus_are_requested_if_an_engine_runs_on_a_gpu(tmp_path: Path) -> None:
     from support.bundles import FLOAT, RTX
 
     bundle = read_bundle(make_bundle(tmp_path / "bundle", engines=[FLOAT, RTX]))
     assert runs_on_gpu(bundle, "auto") and runs_on_gpu(bundle, "rtx-sm86") and not runs_on_gpu(bundle, "cpu-float32")
 
 
-def test_without_ray_the_install_line_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_ray_is_reported_with_the_install_command(
+    workspace: BatchWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    place.add("a")
+    workspace.add("a")
     with pytest.raises(UnavailableError, match=r"pip install 'misgnet-export\[ray\]'"):
-        place.run(ray="auto")
-    assert results(place)["a"]["status"] == "waiting"
+        workspace.run(ray="auto")
+    assert results(workspace)["a"]["status"] == "waiting"
 
 
-def test_forty_scenes_on_a_cluster_of_two_workers_of_which_one_is_killed(
-    place: Place, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+def test_forty_scenes_on_a_ray_cluster_with_two_workers_one_of_which_is_killed(
+    workspace: BatchWorkspace, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ray_of_two(tmp_path_factory.mktemp("r"), monkeypatch) as address:
-        forty(place)
-        told = Told()
-        report = killed_in_the_middle(place, told, ray=address, words={"batch": "1"})
-        assert "2 actors of 1 core and 0 GPUs each" in told.logged.messages
-        assert any("s9: its worker died (ActorDiedError" in line for line in told.logged.warnings)
-        check_forty(place, report, told)
+        forty(workspace)
+        recorder = Recorder()
+        report = killed_in_the_middle(workspace, recorder, ray=address, words={"batch": "1"})
+        assert "2 actors of 1 core and 0 GPUs each" in recorder.logged.messages
+        assert any("s9: its worker died (ActorDiedError" in line for line in recorder.logged.warnings)
+        check_forty(workspace, report, recorder)
 
 
 # The command
 
 
-def test_the_command_ends_with_its_own_code(
-    place: Place, here: list[InProcess], capsys: pytest.CaptureFixture[str]
+def test_the_command_exits_with_the_code_for_failed_scenes(
+    workspace: BatchWorkspace, here: list[InProcess], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place.add("a", 80, 100, "yes")
-    place.add("b", 80, 100, "")
-    (place.root / "in/b_after.tif").unlink()
-    words = ["batch", place.bundle, place.table("cog"), "-o", place.out, "--ray", "none", "--overlap", 0]
+    workspace.add("a", 80, 100, "yes")
+    workspace.add("b", 80, 100, "")
+    (workspace.root / "in/b_after.tif").unlink()
+    words = ["batch", workspace.bundle, workspace.table("cog"), "-o", workspace.out, "--ray", "none", "--overlap", 0]
     words += ["--probability", "--log", "json"]
     assert exit_code(lambda: console.run_app(app), "misgnet-run", *words) == 6
-    said, errors = capsys.readouterr()
-    *lines, last = map(json.loads, said.splitlines())
+    output, errors = capsys.readouterr()
+    *lines, last = map(json.loads, output.splitlines())
     assert [line["scene"] for line in lines] == ["a"] and lines[0]["outputs"] == ["a.probability.tif", "a.tif"]
     assert (last["done"], list(last["failed"])) == (1, ["b"])
     assert "1 of 2 scenes failed: b (the after raster" in json.loads(errors.splitlines()[-1])["message"]
     from misgnet_runtime.raster.geotiff import read_tags
 
-    assert read_tags(place.out / "a.tif")["MISGNET_OVERLAP"] == "0"
+    assert read_tags(workspace.out / "a.tif")["MISGNET_OVERLAP"] == "0"
 
 
-def test_a_kubernetes_job_does_it_in_shares(place: Place, here: list[InProcess]) -> None:
+def test_the_kubernetes_job_processes_all_shards(workspace: BatchWorkspace, here: list[InProcess]) -> None:
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
     job = yaml.safe_load((ROOT / "examples/kubernetes/batch-job.yaml").read_text())
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
@@ -328,13 +342,13 @@ def test_a_kubernetes_job_does_it_in_shares(place: Place, here: list[InProcess])
     (container,) = pod["containers"]
     assert codes["containerName"] == container["name"] and container["command"] == ["misgnet-run"]
     for index in range(12):
-        place.add(f"s{index}")
-    place.table().rename(place.root / "data.csv")
-    names = {"/data/bundle": str(place.bundle), "/data/scenes.csv": str(place.root / "data.csv")}
+        workspace.add(f"s{index}")
+    workspace.table().rename(workspace.root / "data.csv")
+    names = {"/data/bundle": str(workspace.bundle), "/data/scenes.csv": str(workspace.root / "data.csv")}
     for index in range(spec["completions"]):
-        values = {"$(JOB_COMPLETION_INDEX)": str(index), "$(CPUS)": "1", "/data/changes": str(place.out)}
+        values = {"$(JOB_COMPLETION_INDEX)": str(index), "$(CPUS)": "1", "/data/changes": str(workspace.out)}
         arguments = [names.get(word, word) for word in container["args"]]
         for name, value in values.items():
             arguments = [word.replace(name, value) for word in arguments]
         assert exit_code(lambda: console.run_app(app), "misgnet-run", *arguments) == 0
-    assert sorted(path.stem for path in place.out.glob("*.tif")) == sorted(f"s{i}" for i in range(12))
+    assert sorted(path.stem for path in workspace.out.glob("*.tif")) == sorted(f"s{i}" for i in range(12))

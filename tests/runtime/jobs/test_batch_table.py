@@ -1,4 +1,4 @@
-"""The table of many scenes: what is read, what is refused, and what is one scene's own failure."""
+"""Tests of the batch table: valid tables, tables that are refused, and cells that fail only their own scene."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from misgnet_runtime.jobs.batch.table import Shard, read_table
 from misgnet_runtime.jobs.batch.worker import Task
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.raster.declared import Declared
-from support.batches import KEY, FakePool, Told, drive, opened, write_table
+from support.batches import KEY, FakePool, Recorder, drive, opened, write_table
 
 
 def test_a_table_names_scenes_and_options(tmp_path: Path) -> None:
@@ -38,22 +38,22 @@ def test_every_option_of_predict_can_be_a_column() -> None:
         "min_area": "1.5", "simplify": "2", "bands": "3,2,1", "scale": "0.5", "before_offset": "1",
         "after_stretch": "2,98",
     }  # fmt: skip
-    asked = Scene("x", Path("a"), Path("b"), words)
-    options = asked.options()
+    scene = Scene("x", Path("a"), Path("b"), words)
+    options = scene.options()
     assert (options.engine, options.align, options.cog, options.tuned) == ("cpu", True, True, False)
     assert (options.overlap, options.execution) == (0, ExecutionOptions(batch=2, streams=1, threads=1))
     assert (options.min_area, options.simplify) == (1.5, 2.0)
     assert options.dates[0] == Declared((3, 2, 1), (0.5,), (1,))
     assert options.dates[1] == Declared((3, 2, 1), stretch=(2, 98))
-    assert asked.outputs() == {"probability": "x.probability.tif", "vector": "x.geojson", "output": "maps/x.tif"}
+    assert scene.outputs() == {"probability": "x.probability.tif", "vector": "x.geojson", "output": "maps/x.tif"}
 
 
 @pytest.mark.parametrize(
     ("header", "rows", "words"),
     [
-        ("id,before", ["a,b"], "lacks the columns 'after'"),
-        ("id,before,after,colour", ["a,b,c,d"], "unknown columns 'colour'"),
-        ("id,before,after,cog,cog", ["a,b,c,,"], "a column twice"),
+        ("id,before", ["a,b"], r"missing required column 'after' \(found: id, before\)"),
+        ("id,before,after,colour", ["a,b,c,d"], r"unknown column 'colour' \(known: id, before, after; options"),
+        ("id,before,after,cog,cog", ["a,b,c,,"], "duplicate column"),
         ("id,before,after", [], "no scenes"),
         ("id,before,after", ["a,b,c", "a,d,e"], "rows 2 and 3 both have the id 'a'"),
         ("id,before,after", ["../a,b,c"], "the id is '../a'"),
@@ -61,28 +61,28 @@ def test_every_option_of_predict_can_be_a_column() -> None:
         ("id,before,after", [",b,c"], "the id is ''"),
         ("id,before,after", [f"{'a' * 201},b,c"], "at most 200 bytes"),
         ("id,before,after", ["a,b,c,d"], "4 cells for 3 columns"),
-        ("id,before,after,output", ["a,b,c,x.tif", "b,b,c,x.tif"], "'a' and 'b' would both become x.tif"),
-        ("id,before,after,probability", ["a,b,c,yes", "a.probability,b,c,"], "would both become a.probability.tif"),
+        ("id,before,after,output", ["a,b,c,x.tif", "b,b,c,x.tif"], "'a' and 'b' would both write x.tif"),
+        ("id,before,after,probability", ["a,b,c,yes", "a.probability,b,c,"], "would both write a.probability.tif"),
     ],
 )
-def test_a_table_that_is_wrong_as_a_whole_is_refused(tmp_path: Path, header: str, rows: list[str], words: str) -> None:
+def test_an_invalid_table_is_refused(tmp_path: Path, header: str, rows: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         read_table(write_table(tmp_path / "scenes.csv", header, *rows), {}, tmp_path / "out")
 
 
-def test_tables_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+def test_an_unreadable_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_table(tmp_path / "none.csv", {}, tmp_path)
     (tmp_path / "bytes.csv").write_bytes(b"id,before,after\n\xff\xfe,b,c\n")
-    with pytest.raises(InputError, match="no CSV in UTF-8"):
+    with pytest.raises(InputError, match="is not a CSV file in UTF-8"):
         read_table(tmp_path / "bytes.csv", {}, tmp_path)
     table = write_table(tmp_path / "t.csv", "id,before,after,output", "a,a.tif,b.tif,a.tif")
-    with pytest.raises(UsageError, match="is an input as well"):
+    with pytest.raises(UsageError, match="is also an input"):
         read_table(table, {}, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("word", "cell", "said"),
+    ("column", "cell", "message"),
     [
         ("output", "../x.tif", "below the output folder"),
         ("output", "/x.tif", "below the output folder"),
@@ -94,17 +94,17 @@ def test_tables_that_cannot_be_read_are_told(tmp_path: Path) -> None:
         ("bands", "1,2", "--bands is '1,2'"),
     ],
 )
-def test_a_cell_that_cannot_be_meant_is_its_scenes_failure(tmp_path: Path, word: str, cell: str, said: str) -> None:
-    table = write_table(tmp_path / "t.csv", f"id,before,after,{word}", f'a,a.tif,b.tif,"{cell}"', "b,c.tif,d.tif,")
+def test_an_invalid_cell_fails_only_its_own_scene(tmp_path: Path, column: str, cell: str, message: str) -> None:
+    table = write_table(tmp_path / "t.csv", f"id,before,after,{column}", f'a,a.tif,b.tif,"{cell}"', "b,c.tif,d.tif,")
     scenes = read_table(table, {}, tmp_path / "out")
-    pool, told = FakePool(1), Told()
+    pool, recorder = FakePool(1), Recorder()
     with opened(tmp_path / "out") as record:
-        drive([Task(one, KEY) for one in scenes], tmp_path / "out", pool, record, told)
+        drive([Task(one, KEY) for one in scenes], tmp_path / "out", pool, record, recorder)
     assert pool.given == ["b"]
-    assert said in told.failed["a"]
+    assert message in recorder.failed["a"]
 
 
-def test_shards_are_all_of_a_table() -> None:
+def test_shards_together_contain_every_scene_once() -> None:
     scenes = [Scene(f"{i}", Path("a"), Path("b"), {}) for i in range(10)]
     parts = [Shard.parse(f"{i}/3").of(scenes) for i in range(3)]
     assert sorted(one.id for part in parts for one in part) == sorted(one.id for one in scenes)
@@ -114,7 +114,7 @@ def test_shards_are_all_of_a_table() -> None:
             Shard.parse(text)
 
 
-def test_the_key_is_of_all_that_outputs_depend_on(tmp_path: Path) -> None:
+def test_the_key_changes_with_everything_that_outputs_depend_on(tmp_path: Path) -> None:
     before, after = (tmp_path / name for name in ("a.tif", "b.tif"))
     before.write_bytes(b"1")
     base = Scene("x", before, after, {"overlap": "8"})

@@ -1,4 +1,4 @@
-"""What a worker makes of a scene, also where it is killed at any moment."""
+"""Tests of a batch worker, including workers that are killed at any moment."""
 
 from __future__ import annotations
 
@@ -14,45 +14,47 @@ from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import InputError, StorageError
 from misgnet_runtime.jobs.batch import worker as batch_worker
 from misgnet_runtime.jobs.batch.worker import SceneWorker, Setup, Task, work_folder
-from support.batches import KEY, Place
+from support.batches import KEY, BatchWorkspace
 from support.bundles import FakeEngine, fake_detector, make_bundle
 from support.ends import die_at, in_child
 from support.scenes import read
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path, make_bundle(tmp_path / "bundle"), tmp_path / "out")
+def workspace(tmp_path: Path) -> BatchWorkspace:
+    return BatchWorkspace(tmp_path, make_bundle(tmp_path / "bundle"), tmp_path / "out")
 
 
-def test_the_engine_is_opened_once_and_for_scenes_that_ask_for_another(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+def test_the_engine_is_reopened_only_for_scenes_with_other_options(
+    workspace: BatchWorkspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wishes: list[tuple[object, ...]] = []
-    one = place.add("one")
+    requests: list[tuple[object, ...]] = []
+    one = workspace.add("one")
 
-    def opening(bundle: object, engine: str, execution: ExecutionOptions, *, goal: object) -> object:
-        wishes.append((engine, execution, goal))
-        return fake_detector(lambda: FakeEngine(read_bundle(place.bundle).manifest.interface))()
+    def opening(bundle: object, engine: str, execution: ExecutionOptions, *, optimise_for: object) -> object:
+        requests.append((engine, execution, optimise_for))
+        return fake_detector(lambda: FakeEngine(read_bundle(workspace.bundle).manifest.interface))()
 
     monkeypatch.setattr(batch_worker, "open_detector", opening)
-    worker = SceneWorker(replace(place.setup(), execution=ExecutionOptions(threads=3, streams=2)))
+    worker = SceneWorker(replace(workspace.setup(), execution=ExecutionOptions(threads=3, streams=2)))
     worker.start()
     for name, words in (("a", {}), ("b", {}), ("c", {"threads": "1"}), ("d", {"threads": "1"})):
         outcome = worker.run(Task(replace(one, id=name, words=words), KEY))
         assert outcome.figures, outcome.message
-    assert wishes == [("auto", ExecutionOptions(threads=threads, streams=2), "throughput") for threads in (3, 1)]
+    assert requests == [("auto", ExecutionOptions(threads=threads, streams=2), "throughput") for threads in (3, 1)]
 
 
-def test_another_bundle_on_a_node_is_refused(place: Place) -> None:
-    worker = SceneWorker(replace(place.setup(), digest="1" * 64))
-    with pytest.raises(InputError, match="is another one"):
+def test_another_bundle_on_a_node_is_refused(workspace: BatchWorkspace) -> None:
+    worker = SceneWorker(replace(workspace.setup(), digest="1" * 64))
+    with pytest.raises(InputError, match="differs from the bundle with which the run was started"):
         worker.start()
 
 
-def test_whatever_a_scene_raises_is_its_outcome(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = place.add("one")
-    worker = SceneWorker(place.setup())
+def test_errors_of_a_scene_are_returned_as_its_outcome(
+    workspace: BatchWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = workspace.add("one")
+    worker = SceneWorker(workspace.setup())
     worker.start()
     outcomes = []
     for error in (InputError("bad"), StorageError("full"), RuntimeError("CUDA error")):
@@ -63,23 +65,25 @@ def test_whatever_a_scene_raises_is_its_outcome(place: Place, monkeypatch: pytes
         with monkeypatch.context() as patched:
             patched.setattr(batch_worker, "predict_opened", raising)
             outcome = worker.run(Task(one, KEY))
-        outcomes.append((outcome.message, outcome.again, outcome.sick))
+        outcomes.append((outcome.message, outcome.retry, outcome.restart_worker))
     assert outcomes == [("bad", False, False), ("full", True, False), ("RuntimeError: CUDA error", True, True)]
-    assert worker.run(Task(one, KEY)).figures, "the engine is opened anew"
+    assert worker.run(Task(one, KEY)).figures, "the engine is reopened"
 
 
-def test_a_killed_worker_leaves_what_the_next_one_goes_on_with(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed at every call that makes something lasting, until one run lives through all of them."""
-    one = replace(place.add("one", 90, 60), words={"probability": "yes"})
+def test_resume_after_a_killed_worker_writes_identical_outputs(
+    workspace: BatchWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kills the worker at every call that changes the disk, one run each, until a run survives all of them."""
+    one = replace(workspace.add("one", 90, 60), words={"probability": "yes"})
     calls: list[int] = []
 
     def fake() -> FakeEngine:
-        return FakeEngine(read_bundle(place.bundle).manifest.interface)
+        return FakeEngine(read_bundle(workspace.bundle).manifest.interface)
 
     monkeypatch.setattr(batch_worker, "open_detector", fake_detector(fake))
     expected = None
     for moment in range(60):
-        setup = replace(place.setup(), output=place.root / f"out{moment}")
+        setup = replace(workspace.setup(), output=workspace.root / f"out{moment}")
 
         def doomed(setup: Setup = setup, moment: int = moment) -> None:
             worker = SceneWorker(setup)
@@ -106,13 +110,13 @@ def test_a_killed_worker_leaves_what_the_next_one_goes_on_with(place: Place, mon
     assert not killed and len(calls) > 5 and any(calls) and not all(calls)
 
 
-def test_what_was_begun_with_other_files_or_options_is_begun_anew(place: Place) -> None:
-    one = place.add("one", 150, 90)
-    worker = SceneWorker(place.setup())
+def test_an_attempt_with_other_files_or_options_is_not_resumed(workspace: BatchWorkspace) -> None:
+    one = workspace.add("one", 150, 90)
+    worker = SceneWorker(workspace.setup())
     worker.start()
-    folder = work_folder(place.out, "one")
+    folder = work_folder(workspace.out, "one")
     assert worker.run(Task(one, KEY)).figures
     (folder / "output.tif").write_bytes(b"of an earlier table")
     (folder / "report.json").write_text("{}")
     assert worker.run(Task(one, "1" * 64)).figures
-    assert (read(place.out / "one.tif") == place.alone("one")).all()
+    assert (read(workspace.out / "one.tif") == workspace.alone("one")).all()

@@ -98,7 +98,7 @@ def kept(folder: Path) -> list[str]:
     [
         (("--workspace", "0"), "--workspace is '0'; it is a whole number of MiB, 1 or more"),
         (("--workspace", "a lot"), "--workspace is 'a lot'; it is a whole number of MiB"),
-        (("--optimization-level", "6"), "--optimization-level is 6; it is 0 to 5"),
+        (("--optimization-level", "6"), "--optimization-level is 6; expected 0 to 5"),
     ],
 )
 def test_invalid_options_of_compile_are_refused(
@@ -125,7 +125,7 @@ def test_a_plan_is_compiled_proven_and_then_used(
     bundle = device_bundle(tmp_path / "bundle", tiles=5)
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
     command = rf"misgnet-run compile {bundle} --engine jetson-orin$"
-    with pytest.raises(UnavailableError, match=f"to be compiled on the device; run there: {command}"):
+    with pytest.raises(UnavailableError, match=f"must be compiled on the device; run there: {command}"):
         answers(bundle)
     (activation,) = compile_bundle(bundle, CompileOptions())
     answers(bundle)
@@ -146,7 +146,7 @@ def test_the_bundle_may_be_moved_and_another_one_is_not_meant(tmp_path: Path, te
     compile_bundle(bundle, CompileOptions())
     answers(bundle.rename(tmp_path / "renamed"))
     other = edit(device_bundle(tmp_path / "other"), lambda values: values.update(bundle_version=2))
-    with pytest.raises(UnavailableError, match="to be compiled on the device"):
+    with pytest.raises(UnavailableError, match="must be compiled on the device"):
         answers(other)
     assert tensorrt.seen.builds == 1
     compile_bundle(other, CompileOptions())
@@ -231,7 +231,7 @@ def test_a_plan_that_misses_the_golden_tiles_is_never_kept(
     assert caught.value.exit_code == 3
     assert kept(cache) == ["timing"]
     assert driver.empty
-    with pytest.raises(UnavailableError, match="to be compiled on the device"):
+    with pytest.raises(UnavailableError, match="must be compiled on the device"):
         answers(bundle)
 
 
@@ -282,7 +282,7 @@ def test_an_active_plan_that_fails_anew_is_used_no_more(
     with pytest.raises(GateFailed):
         compile_bundle(bundle, CompileOptions())
     assert kept(cache) == ["timing"]
-    with pytest.raises(UnavailableError, match="to be compiled on the device"):
+    with pytest.raises(UnavailableError, match="must be compiled on the device"):
         answers(bundle)
 
 
@@ -327,7 +327,8 @@ def test_a_new_tensorrt_is_told_with_both_versions_and_the_command_helps(
     module = install("10.16.1", driver, monkeypatch)
     real, module.Runtime = module.Runtime, None  # whoever deserialises fails
     rebuild = rf"rebuild with: misgnet-run compile {bundle} --engine jetson-orin$"
-    with pytest.raises(UnavailableError, match=rf"built by tensorrt 10\.3\.0, installed is 10\.16\.1; {rebuild}"):
+    misfit = r"built by tensorrt 10\.3\.0, the installed version is 10\.16\.1"
+    with pytest.raises(UnavailableError, match=f"{misfit}; {rebuild}"):
         answers(bundle)
     module.Runtime = real
     compile_bundle(bundle, CompileOptions())
@@ -341,7 +342,8 @@ def test_an_older_driver_is_told_and_a_plan_is_made_with_it(
     compile_bundle(bundle, CompileOptions())
     use_driver(FakeDriver("sm87", memory=FREE, version="12.2"), monkeypatch)
     tensorrt.driver = opening.open_driver()
-    with pytest.raises(UnavailableError, match=r"driver for CUDA 12\.6, this one is for CUDA 12\.2; rebuild with: mis"):
+    message = r"driver for CUDA 12\.6, this driver is for CUDA 12\.2; rebuild with: mis"
+    with pytest.raises(UnavailableError, match=message):
         answers(bundle)
     compile_bundle(bundle, CompileOptions())
     assert tensorrt.seen.builds == 2
@@ -353,7 +355,7 @@ def test_too_little_memory_for_the_plan_is_told(tmp_path: Path, tensorrt: Any, m
     (activation,) = compile_bundle(bundle, CompileOptions())
     needed = activation.plans[GRAPH].compatibility.memory_bytes(1)
     tensorrt.driver = use_driver(FakeDriver("sm87", memory=needed - 1), monkeypatch)
-    with pytest.raises(UnavailableError, match="does not fit this machine now: with 1 at once"):
+    with pytest.raises(UnavailableError, match="does not fit into free GPU memory: with 1 stream it takes"):
         answers(bundle)
 
 
@@ -401,7 +403,7 @@ def test_an_engine_whose_library_is_missing_is_left_out_unless_it_was_asked_for(
     (bundle / GRAPH).write_bytes(fake_tensorrt.model(size=TILE))
     described(bundle)
     compile_bundle(bundle, CompileOptions())
-    assert "engine rtx is left out: TensorRT for RTX was asked for, but importing" in capsys.readouterr().err
+    assert "engine rtx is left out: TensorRT for RTX was requested, but importing" in capsys.readouterr().err
     with pytest.raises(UnavailableError, match="importing tensorrt_rtx failed"):
         compile_bundle(bundle, CompileOptions(engines=("rtx",)))
 
@@ -518,7 +520,7 @@ def test_the_bundles_own_plan_runs_where_the_cache_is_no_use(
     cache.chmod(0o777)
     answers(bundle)
     told = capsys.readouterr().err
-    assert "warning: jetson-orin runs by the bundle's own plan: " in told and "misgnet-run compile" in told
+    assert "warning: engine jetson-orin uses the bundle's own plan: " in told and "misgnet-run compile" in told
 
 
 def tensorrt_plan(driver: FakeDriver) -> bytes:
@@ -733,11 +735,11 @@ def test_evaluation_tiles_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "tiles.npz", tiles)
     found = read_evaluation(tmp_path / "tiles.npz")
     assert len(found) == 3 and list(found.names) == list(tiles.names)
-    for judged in found.judged(found.reference):
-        assert judged.mask.shape == (TILE, TILE - 8) and judged.source == "image_1"
-        assert judged.confusion.fp == judged.confusion.fn == 0
+    for evaluated in found.evaluated(found.reference):
+        assert evaluated.mask.shape == (TILE, TILE - 8) and evaluated.source == "image_1"
+        assert evaluated.confusion.fp == evaluated.confusion.fn == 0
     mask = expected(tiles.before, tiles.after)[2] > THRESHOLD
-    np.testing.assert_array_equal(found.judged(found.reference[2:], 2)[0].mask, mask[:, 8:])
+    np.testing.assert_array_equal(found.evaluated(found.reference[2:], 2)[0].mask, mask[:, 8:])
 
 
 @pytest.mark.parametrize(
@@ -791,5 +793,6 @@ def test_a_record_of_another_version_is_told(
     path = next(cache.glob("active-*"))
     values = json.loads(PrivateFolder(cache).read_sealed(path.name, 1 << 20) or b"")
     PrivateFolder(cache).write_sealed(path.name, json.dumps({**values, "format": 2}).encode())
-    with pytest.raises(InputError, match=rf"has format 2, this version reads {store.FORMAT}; run: misgnet-run compile"):
+    message = rf"has format 2; this version reads format {store.FORMAT}; run: misgnet-run compile"
+    with pytest.raises(InputError, match=message):
         answers(bundle)

@@ -165,7 +165,7 @@ def begin(place: Place, error: BaseException | None = None) -> None:
     place.split.encode = ending  # type: ignore[method-assign]
     with pytest.raises(type(ended)) as caught:
         place.run()
-    assert error is None or "the same command goes on" in str(caught.value)
+    assert error is None or "rerun the same command to resume" in str(caught.value)
     place.split.encode = encode  # type: ignore[method-assign]
     assert place.names() == {".reference.features.progress"}
 
@@ -220,7 +220,9 @@ def test_features_beyond_float16_are_refused(place: Place, factor: float, words:
 
 def test_a_disk_without_room_is_told_with_the_numbers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000, total=2000))
-    with pytest.raises(InputError, match=r"110 x 150 px, and a file of its features takes .* where 1\.0 kB are free"):
+    with pytest.raises(
+        InputError, match=r"110 x 150 px, and a file of its features needs .* but only 1\.0 kB are free"
+    ):
         place.run()
     assert not place.names()
 
@@ -259,23 +261,26 @@ def footer_changed(data: bytes, **fields: object) -> bytes:
 
 
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda data: b"", "holds no features, or is cut off"),
-    "cut off": (lambda data: data[:-1], "holds no features, or is cut off"),
-    "something else": (lambda data: b"II*\0" * 100, "holds no features, or is cut off"),
-    "a length beyond the file": (lambda data: data[:-16] + b"\xff" * 8 + data[-8:], "or is cut off"),
-    "a byte of the footer": (lambda data: data[:-60] + b"~" + data[-59:], "footer is not what was written"),
-    "records missing": (lambda data: data[RECORD.itemsize :], "not as long as they say"),
+    "empty": (lambda data: b"", "is not a file of features, or is truncated"),
+    "cut off": (lambda data: data[:-1], "is not a file of features, or is truncated"),
+    "something else": (lambda data: b"II*\0" * 100, "is not a file of features, or is truncated"),
+    "a length beyond the file": (lambda data: data[:-16] + b"\xff" * 8 + data[-8:], "or is truncated"),
+    "a byte of the footer": (lambda data: data[:-60] + b"~" + data[-59:], "footer does not match its checksum"),
+    "records missing": (lambda data: data[RECORD.itemsize :], "their size does not match their footer"),
     "another version": (lambda data: footer_changed(data, format=99), "have format 99"),
-    "no version": (lambda data: footer_changed(data, format=None), "cannot be understood"),
-    "unknown words": (lambda data: footer_changed(data, extra=1), "cannot be understood"),
-    "a huge tile": (lambda data: footer_changed(data, tile=2**31 - 1), "cannot be understood|not as long"),
+    "no version": (lambda data: footer_changed(data, format=None), "have an invalid footer"),
+    "unknown words": (lambda data: footer_changed(data, extra=1), "have an invalid footer"),
+    "a huge tile": (
+        lambda data: footer_changed(data, tile=2**31 - 1),
+        "have an invalid footer|their size does not match",
+    ),
     "a negative shape": (
         lambda data: footer_changed(
             data, features=[{"name": "f", "dtype": "float32", "shape": [-1, -5], "layout": "NC"}]
         ),
-        "cannot be understood|not as long",
+        "have an invalid footer|their size does not match",
     ),
-    "too few checksums": (lambda data: footer_changed(data, crc32=[]), "not as long as they say"),
+    "too few checksums": (lambda data: footer_changed(data, crc32=[]), "their size does not match their footer"),
 }
 
 

@@ -128,7 +128,7 @@ def test_what_cannot_be_run_is_refused_before(place: Place, batches: list[int], 
 
 def test_masks_do_not_take_the_place_of_images(place: Place) -> None:
     place.out = place.before
-    with pytest.raises(UsageError, match="folder of images that are read"):
+    with pytest.raises(UsageError, match="is one of the input folders"):
         place.run(force=True)
 
 
@@ -170,7 +170,7 @@ def begin(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | 
         patched.setattr(folders, "run_pipeline", in_turn)
         with pytest.raises(type(error or GateFailed(""))) as caught:
             place.run(batch=1)
-    assert error is None or "the same command goes on" in str(caught.value)
+    assert error is None or "rerun the same command to resume" in str(caught.value)
     assert set(place.masks()) == {"a.png", "b.png", "c.png"}
 
 
@@ -302,7 +302,7 @@ command = partial(exit_code, cli.main, "misgnet-run")
 def test_the_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     call = ("predict", place.bundle, place.before, place.after, "-o", place.out)
     assert command(*call, "--align") == 2
-    assert "options for scenes" in capsys.readouterr().err
+    assert "options for GeoTIFFs" in capsys.readouterr().err
     assert command(*call, "--batch", 2) == 0
     captured = capsys.readouterr()
     assert captured.err == "" and captured.out.startswith(f"{place.out}: 6 pairs, ") and "pairs/s" in captured.out

@@ -357,7 +357,7 @@ def begin(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | 
         patched.setattr(predict_module, "open_detector", fake_detector(lambda: Ending(place, ended)))
         with pytest.raises(type(ended)) as caught:
             place.run()
-    assert error is None or "the same command goes on" in str(caught.value)
+    assert error is None or "rerun the same command to resume" in str(caught.value)
     assert place.names() == {".change.tif.progress"}
 
 
@@ -538,4 +538,4 @@ def test_images_take_no_options_of_scenes(place: Place, capsys: pytest.CaptureFi
     images = (write_image(place.out / f"{n}.png", np.zeros((8, 8, 3), np.uint8)) for n in ("before", "after"))
     pair = ("predict", place.bundle, *images)
     assert command(*pair, "-o", place.out / "m.png", "--align") == 2
-    assert "need one that ends in .tif" in capsys.readouterr().err
+    assert "choose an output that ends in .tif" in capsys.readouterr().err

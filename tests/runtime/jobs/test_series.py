@@ -138,7 +138,7 @@ def test_each_date_is_encoded_once(place: Place, split: FakeSplit) -> None:
     more = write_raster(place.root / "in" / "d4.tif", later(4))
     assert place.run(dates=[*place.dates, more]) == ["d4.tif"]
     assert split.encoded == 5 * TILES
-    assert f"{place.out / 'd1.tif'} is there already, of the very same run" in place.said.messages
+    assert f"{place.out / 'd1.tif'} is up to date (written by an identical run)" in place.said.messages
 
 
 def test_features_that_encode_made_are_used(place: Place, split: FakeSplit) -> None:
@@ -339,7 +339,7 @@ def test_what_is_finished_of_a_date_is_not_computed_again(place: Place, split: F
         return encode(images)
 
     split.encode = ending  # type: ignore[method-assign]
-    with pytest.raises(GateFailed, match=r"2 of 3 dates failed, first .*d2\.tif: the end"):
+    with pytest.raises(GateFailed, match=r"2 of 3 dates failed; the first is .*d2\.tif: the end"):
         place.run()
     assert place.names() == {"d1.tif", "reference.features", ".d2.tif.progress", ".d3.tif.progress"}
     split.encode = encode  # type: ignore[method-assign]
@@ -352,7 +352,7 @@ def test_an_interruption_is_told(place: Place, split: FakeSplit) -> None:
         raise KeyboardInterrupt
 
     split.encode = interrupted  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="rerun the same command to resume"):
         place.run()
 
 
@@ -366,16 +366,16 @@ def test_an_interruption_is_told(place: Place, split: FakeSplit) -> None:
 )
 def test_a_date_that_fails_does_not_keep_the_others(place: Place, damage: Callable[[Path], object], words: str) -> None:
     damage(place.dates[1])
-    with pytest.raises(InputError, match=rf"1 of 3 dates failed, first .*d2\.tif: .*{words}"):
+    with pytest.raises(InputError, match=rf"1 of 3 dates failed; the first is .*d2\.tif: .*{words}"):
         place.run()
     assert list(place.reports) == ["d1.tif", "d3.tif"]
-    assert any("the other dates are run" in line for line in place.said.messages)
+    assert any("continuing with the other dates" in line for line in place.said.messages)
 
 
 def test_a_consecutive_date_that_fails_takes_its_neighbour_with_it(place: Place) -> None:
     place.dates[1].write_bytes(b"no raster")
     more = write_raster(place.root / "in" / "d4.tif", later(4))
-    with pytest.raises(InputError, match=r"2 of 4 dates failed, first .*d2\.tif"):
+    with pytest.raises(InputError, match=r"2 of 4 dates failed; the first is .*d2\.tif"):
         place.run(SeriesOptions(consecutive=True), [*place.dates, more])
     assert list(place.reports) == ["d1.tif", "d4.tif"]
     assert {name for name in place.names() if "features" in name} == {"d3.features", "d4.features"}
@@ -398,7 +398,7 @@ def test_an_output_of_another_run_is_kept(place: Place) -> None:
     place.run()
     old = outcome(place)["d1.tif"]
     other = SeriesOptions(scene=SceneOptions(min_area=5))
-    with pytest.raises(UsageError, match=r"3 of 3 dates failed, .*d1\.tif exists; .*--force"):
+    with pytest.raises(UsageError, match=r"3 of 3 dates failed; .*d1\.tif exists; .*--force"):
         place.run(other)
     assert outcome(place)["d1.tif"] == old
     forced = replace(other, scene=replace(other.scene, force=True))
@@ -412,16 +412,16 @@ def test_what_was_tuned_since_is_named(place: Place, split: FakeSplit) -> None:
     place.run()
     split.batch = 2
     with pytest.raises(
-        UsageError, match=r"of the same run but for that: misgnet-run tune .*: give --batch 1 to resume"
+        UsageError, match=r"differs from this run only in tuned settings; misgnet-run tune .*: pass --batch 1 to resume"
     ):
         place.run()
     assert place.run(SeriesOptions(scene=SceneOptions(execution=ExecutionOptions(batch=1)))) == []
     assert place.run(SeriesOptions(scene=SceneOptions(force=True))) == ["d1.tif", "d2.tif", "d3.tif"]
     split.batch = None
-    with pytest.raises(UsageError, match="give --batch 2 to resume"):
+    with pytest.raises(UsageError, match="pass --batch 2 to resume"):
         place.run()
     split.entry, split.batch = SPLIT_INT8, 2
-    with pytest.raises(UsageError, match=r"chooses --engine where .* give --engine cpu-float32 to resume"):
+    with pytest.raises(UsageError, match=r"chooses --engine unless .* pass --engine cpu-float32 to resume"):
         place.run()
     split.entry, split.batch = SPLIT_FLOAT, None
     with pytest.raises(UsageError, match=r"exists; choose another -o"):
@@ -431,7 +431,7 @@ def test_what_was_tuned_since_is_named(place: Place, split: FakeSplit) -> None:
 def test_a_product_that_is_missing_is_not_taken_for_done(place: Place) -> None:
     place.run(PROBABLE)
     (place.out / "d2.probability.tif").unlink()
-    with pytest.raises(UsageError, match=r"1 of 3 dates failed, .*d2\.tif exists"):
+    with pytest.raises(UsageError, match=r"1 of 3 dates failed; .*d2\.tif exists"):
         place.run(PROBABLE)
 
 
@@ -478,8 +478,8 @@ def test_names_that_cannot_be_meant_are_refused_before_all(place: Place) -> None
     twin = write_raster(place.root / "other" / "d1.tif", later(5))
     product = write_raster(place.root / "in" / "d1.probability.tif", later(5))
     for dates, options, words in (
-        ([*place.dates, twin], SeriesOptions(), "would both become"),
-        ([*place.dates, product], PROBABLE, "would both become"),
+        ([*place.dates, twin], SeriesOptions(), "would both be written to"),
+        ([*place.dates, product], PROBABLE, "would both be written to"),
     ):
         with pytest.raises(UsageError, match=words):
             place.run(options, dates)
@@ -489,7 +489,7 @@ def test_names_that_cannot_be_meant_are_refused_before_all(place: Place) -> None
     assert np.array_equal(read(place.dates[0]), later(1)[0])
     reference = write_raster(place.root / "old" / "d1.tif", REFERENCE)
     place.out, place.reference = place.root / "out", reference
-    with pytest.raises(UsageError, match="would both become"):
+    with pytest.raises(UsageError, match="would both be written to"):
         place.run(SeriesOptions(consecutive=True))
     assert len(place.run()) == 3  # the reference has no map of its own
 
@@ -560,10 +560,10 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert command(*call) == InputError.exit_code
     captured = capsys.readouterr()
     assert f"{place.out / 'd1.tif'}: 110 x 150 px" in captured.out and "d2.tif" not in captured.out
-    assert re.search(r"error: 1 of 3 dates failed, first .*d2\.tif", captured.err)
+    assert re.search(r"error: 1 of 3 dates failed; the first is .*d2\.tif", captured.err)
     write_raster(place.dates[1], later(2))
     assert command(*call) == 0
-    assert "d1.tif is there already" in capsys.readouterr().err
+    assert "d1.tif is up to date" in capsys.readouterr().err
     assert place.names() == {f"d{n}.{end}" for n in (1, 2, 3) for end in ("tif", "probability.tif", "png", "gpkg")}
 
 

@@ -60,9 +60,9 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_the_words(share: float | None, valid: float, words: str) -> None:
-    from misgnet_runtime.formatting import changed_words
+    from misgnet_runtime.formatting import format_change
 
-    assert changed_words(share, valid) == words
+    assert format_change(share, valid) == words
 
 
 @pytest.mark.parametrize("command", ["predict", "series"])

@@ -1,4 +1,4 @@
-"""A folder that is watched: pairs that are complete are processed once, in order, whatever ends the process."""
+"""Tests of the folder watcher: complete pairs are processed once, in order, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ SIZE = (70, 60)
 NOW = WatchOptions(settle=0, once=True)
 
 
-class Place:
-    """A bundle, a folder that is watched and its output."""
+class Workspace:
+    """A bundle, a watched folder and an output folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -86,24 +86,24 @@ def mask(path: Path) -> np.ndarray:
         return np.asarray(image) == 255
 
 
-def answer(seed: int) -> np.ndarray:
+def predicted(seed: int) -> np.ndarray:
     return expected(*images(*SIZE, seed=seed)) > 0.5
 
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of every call of any engine that is opened."""
+    """Batch sizes of all calls of all engines opened in the test."""
     found: list[int] = []
     monkeypatch.setattr(service, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, batches=found)))
     return found
 
 
 @pytest.fixture
-def place(tmp_path: Path, batches: list[int]) -> Place:
-    return Place(tmp_path)
+def workspace(tmp_path: Path, batches: list[int]) -> Workspace:
+    return Workspace(tmp_path)
 
 
-# --- which files are a pair
+# --- pairing of files
 
 
 def found_names(folder: Path, naming: Naming) -> tuple[list[str], list[str]]:
@@ -120,7 +120,7 @@ def found_names(folder: Path, naming: Naming) -> tuple[list[str], list[str]]:
         ["xbefore.png", "xafter.png"],
     ],
 )  # fmt: skip
-def test_other_names_are_no_pairs(tmp_path: Path, names: list[str]) -> None:
+def test_files_with_other_names_are_not_paired(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).touch()
     assert found_names(tmp_path, Naming()) == ([], [])
@@ -138,19 +138,19 @@ def test_pairs_are_found_by_their_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["x_before.png", "x_before.jpg", "x_after.png"], "is not clear"),
-        (["x_before.png", "x_after.tif"], "a GeoTIFF and another image"),
+        (["x_before.png", "x_before.jpg", "x_after.png"], "more than two files of one name"),
+        (["x_before.png", "x_after.tif"], "not a pair, because only one is a GeoTIFF"),
         (["x\udcff_before.png", "x\udcff_after.png"], "not UTF-8"),
     ],
 )
-def test_what_is_not_clear_is_told_and_not_taken(tmp_path: Path, names: list[str], words: str) -> None:
+def test_ambiguous_pairs_are_reported_and_not_processed(tmp_path: Path, names: list[str], words: str) -> None:
     for name in names:
         (tmp_path / name).touch()
     pairs, (remark,) = found_names(tmp_path, Naming())
     assert pairs == [] and words in remark and remark.isascii()
 
 
-def test_folders_and_pipes_are_no_images(tmp_path: Path) -> None:
+def test_folders_and_pipes_are_not_images(tmp_path: Path) -> None:
     (tmp_path / "x_before.png").mkdir()
     os.mkfifo(tmp_path / "x_after.png")
     assert found_names(tmp_path, Naming()) == ([], [])
@@ -161,7 +161,7 @@ def one_pair(folder: Path, naming: Naming | None = None) -> FilePair:
     return pair
 
 
-def test_a_marker_is_the_pairs_or_of_both_files(tmp_path: Path) -> None:
+def test_a_marker_belongs_to_the_pair_or_to_both_files(tmp_path: Path) -> None:
     naming = Naming(marker=".done")
     for name in ("x_before.png", "x_after.png", "x_before.png.done"):
         (tmp_path / name).touch()
@@ -187,16 +187,16 @@ def test_a_marker_is_the_pairs_or_of_both_files(tmp_path: Path) -> None:
         (WatchOptions(vector="shp"), "--vector"),
     ],
 )
-def test_options_that_cannot_be_meant_are_refused(place: Place, options: WatchOptions, words: str) -> None:
+def test_invalid_options_are_refused(workspace: Workspace, options: WatchOptions, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        place.run(options)
-    assert not place.out.exists()
+        workspace.run(options)
+    assert not workspace.out.exists()
 
 
-# --- when files are complete
+# --- completeness of files
 
 
-def test_files_settle(tmp_path: Path) -> None:
+def test_files_are_complete_after_the_settling_time(tmp_path: Path) -> None:
     for name in ("x_before.png", "x_after.png"):
         (tmp_path / name).write_bytes(b"1")
     settling = Settling(2)
@@ -219,129 +219,135 @@ def test_a_file_that_is_open_for_writing_is_not_complete(tmp_path: Path) -> None
     assert Settling(0).settled([pair], 0) == [pair]
 
 
-# --- what is processed
+# --- processing
 
 
-def test_pairs_are_processed_once_in_the_order_of_their_arrival(place: Place, batches: list[int]) -> None:
+def test_pairs_are_processed_once_in_order_of_arrival(workspace: Workspace, batches: list[int]) -> None:
     for seed, name in enumerate("cab"):
-        place.add(name, seed)
-        time.sleep(0.02)  # two changes within a tick of the file system's clock have one time
-    report = place.run()
+        workspace.add(name, seed)
+        time.sleep(0.02)  # changes within one tick of the file system's clock have the same time
+    report = workspace.run()
     assert (report.done, report.failed) == (3, 0)
-    assert place.ends() == [("c", "done"), ("a", "done"), ("b", "done")]
+    assert workspace.ends() == [("c", "done"), ("a", "done"), ("b", "done")]
     for seed, name in enumerate("cab"):
-        np.testing.assert_array_equal(mask(place.out / f"{name}_change.png"), answer(seed))
-    assert place.names() == {f"{name}_change.png" for name in "abc"}
-    assert [figures["pair"] for figures in place.log.results] == ["c", "a", "b"]
-    assert place.log.results[0]["changed_share"] == answer(0).mean()
+        np.testing.assert_array_equal(mask(workspace.out / f"{name}_change.png"), predicted(seed))
+    assert workspace.names() == {f"{name}_change.png" for name in "abc"}
+    assert [figures["pair"] for figures in workspace.log.results] == ["c", "a", "b"]
+    assert workspace.log.results[0]["changed_share"] == predicted(0).mean()
     calls = len(batches)
-    assert place.run().done == 0 and len(batches) == calls
+    assert workspace.run().done == 0 and len(batches) == calls
 
 
-def test_equal_times_are_ordered_by_name(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_with_equal_arrival_times_are_ordered_by_name(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in "bca":
-        place.add(name)
+        workspace.add(name)
     monkeypatch.setattr(FilePair, "arrived", 0)
-    place.run()
-    assert [name for name, _ in place.ends()] == ["a", "b", "c"]
+    workspace.run()
+    assert [name for name, _ in workspace.ends()] == ["a", "b", "c"]
 
 
-def test_a_pair_that_arrives_by_rename_counts_from_then(place: Place) -> None:
-    place.add("old")
-    os.rename(place.folder / "old_before.png", place.root / "old_before.png")  # noqa: PTH104
-    place.add("new", 1)
+def test_a_renamed_pair_arrives_at_the_time_of_the_rename(workspace: Workspace) -> None:
+    workspace.add("old")
+    os.rename(workspace.folder / "old_before.png", workspace.root / "old_before.png")  # noqa: PTH104
+    workspace.add("new", 1)
     time.sleep(0.02)
-    os.rename(place.root / "old_before.png", place.folder / "old_before.png")  # noqa: PTH104
-    place.run()
-    assert [name for name, _ in place.ends()] == ["new", "old"]
+    os.rename(workspace.root / "old_before.png", workspace.folder / "old_before.png")  # noqa: PTH104
+    workspace.run()
+    assert [name for name, _ in workspace.ends()] == ["new", "old"]
 
 
-def test_a_damaged_pair_is_journaled_and_the_next_is_taken(place: Place) -> None:
-    place.add("a")
-    (place.folder / "a_after.png").write_bytes((place.folder / "a_after.png").read_bytes()[:99])
-    place.add("b", 1)
-    report = place.run()
+def test_a_damaged_pair_is_journaled_and_the_next_one_is_processed(workspace: Workspace) -> None:
+    workspace.add("a")
+    (workspace.folder / "a_after.png").write_bytes((workspace.folder / "a_after.png").read_bytes()[:99])
+    workspace.add("b", 1)
+    report = workspace.run()
     assert (report.done, report.failed) == (1, 1)
-    assert place.ends() == [("a", "failed"), ("b", "done")] and place.names() == {"b_change.png"}
-    failed = next(e for e in place.journal() if e["type"] == "failed")
+    assert workspace.ends() == [("a", "failed"), ("b", "done")] and workspace.names() == {"b_change.png"}
+    failed = next(e for e in workspace.journal() if e["type"] == "failed")
     assert "a_after.png is damaged" in failed["message"]
-    assert place.run().failed == 0
-    assert place.run(replace(NOW, retry_failed=True)).failed == 1
-    place.add("a")  # whole now: that is another pair, and needs no option
-    assert place.run().done == 1
-    assert place.ends()[-1] == ("a", "done")
+    assert workspace.run().failed == 0
+    assert workspace.run(replace(NOW, retry_failed=True)).failed == 1
+    workspace.add("a")  # complete now, so the pair is processed without --retry-failed
+    assert workspace.run().done == 1
+    assert workspace.ends()[-1] == ("a", "done")
 
 
-def test_whatever_a_pair_raises_the_next_is_taken(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.add("a")
+def test_an_unexpected_error_fails_only_its_pair(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace.add("a")
     monkeypatch.setattr("misgnet_runtime.jobs.watch.processing.read_pair", lambda *_: 1 / 0)
-    assert place.run().failed == 1
-    assert place.journal()[-1]["message"] == "ZeroDivisionError: division by zero"
+    assert workspace.run().failed == 1
+    assert workspace.journal()[-1]["message"] == "ZeroDivisionError: division by zero"
 
 
-def test_a_changed_pair_is_told_and_processed_when_asked(place: Place) -> None:
-    place.add("a")
-    place.run()
+def test_a_changed_pair_is_reported_and_processed_with_reprocess(workspace: Workspace) -> None:
+    workspace.add("a")
+    workspace.run()
     time.sleep(0.02)
-    place.add("a")  # the same bytes again
-    assert place.run().done == 0 and place.log.warnings == []
-    place.add("a", 5)
-    assert place.run().done == 0
-    assert place.log.warnings == [
-        "a: its files have changed since it was processed; that is done anew with --reprocess"
+    workspace.add("a")  # the same bytes again
+    assert workspace.run().done == 0 and workspace.log.warnings == []
+    workspace.add("a", 5)
+    assert workspace.run().done == 0
+    assert workspace.log.warnings == [
+        "a: its files have changed since it was processed; process it again with --reprocess"
     ]
-    np.testing.assert_array_equal(mask(place.out / "a_change.png"), answer(0))
-    assert place.run(replace(NOW, reprocess=True)).done == 1
-    np.testing.assert_array_equal(mask(place.out / "a_change.png"), answer(5))
-    assert place.run(replace(NOW, reprocess=True)).done == 0
+    np.testing.assert_array_equal(mask(workspace.out / "a_change.png"), predicted(0))
+    assert workspace.run(replace(NOW, reprocess=True)).done == 1
+    np.testing.assert_array_equal(mask(workspace.out / "a_change.png"), predicted(5))
+    assert workspace.run(replace(NOW, reprocess=True)).done == 0
 
 
-def test_an_output_that_is_not_the_watchers_is_kept(place: Place) -> None:
-    place.add("a")
-    place.out.mkdir()
-    (place.out / "a_change.png").write_bytes(b"another's")
-    assert place.run().failed == 1
-    assert "exists" in place.journal()[-1]["message"]
-    assert (place.out / "a_change.png").read_bytes() == b"another's"
-    assert place.run(replace(NOW, force=True, retry_failed=True)).done == 1
+def test_an_output_of_another_program_is_kept(workspace: Workspace) -> None:
+    workspace.add("a")
+    workspace.out.mkdir()
+    (workspace.out / "a_change.png").write_bytes(b"another's")
+    assert workspace.run().failed == 1
+    assert "exists" in workspace.journal()[-1]["message"]
+    assert (workspace.out / "a_change.png").read_bytes() == b"another's"
+    assert workspace.run(replace(NOW, force=True, retry_failed=True)).done == 1
 
 
-def test_files_that_change_while_they_are_read_wait(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.add("a")
+def test_a_pair_whose_files_change_while_being_read_is_processed_later(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.add("a")
 
     class Replacing(FakeEngine):
         def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
             if not self.batches:
-                place.add("a", 7)
+                workspace.add("a", 7)
             return super()._infer(context, arrays, batch)
 
     monkeypatch.setattr(service, "open_detector", fake_detector(lambda: Replacing(INTERFACE)))
-    assert place.run().done == 0 and place.ends() == [] and place.names() == set()
-    assert "changed while they were read" in place.log.warnings[0]
+    assert workspace.run().done == 0 and workspace.ends() == [] and workspace.names() == set()
+    assert "changed while being read" in workspace.log.warnings[0]
     monkeypatch.setattr(service, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE)))
-    assert place.run().done == 1
-    np.testing.assert_array_equal(mask(place.out / "a_change.png"), answer(7))
+    assert workspace.run().done == 1
+    np.testing.assert_array_equal(mask(workspace.out / "a_change.png"), predicted(7))
 
 
-def test_files_that_vanish_while_they_are_read_are_no_failure(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.add("a")
+def test_a_pair_whose_files_vanish_while_being_read_does_not_fail(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.add("a")
 
     def lost(*paths: Path) -> None:
-        place.folder.rename(place.root / "gone")
+        workspace.folder.rename(workspace.root / "gone")
         raise InputError(f"image {paths[0]} does not exist")
 
     with monkeypatch.context() as patched:
         patched.setattr("misgnet_runtime.jobs.watch.processing.read_pair", lost)
-        assert place.run().failed == 0
-    assert place.ends() == []
-    (place.root / "gone").rename(place.folder)
-    assert place.run().done == 1
+        assert workspace.run().failed == 0
+    assert workspace.ends() == []
+    (workspace.root / "gone").rename(workspace.folder)
+    assert workspace.run().done == 1
 
 
-def test_a_file_that_cannot_be_read_is_told_and_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may read everything: the refusal is made up."""
-    place.add("a")
-    place.add("b", 1)
+def test_an_unreadable_file_is_reported_and_waited_for(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is simulated, because root may read every file."""
+    workspace.add("a")
+    workspace.add("b", 1)
 
     def refused(file: File) -> str:
         if file.path.name == "a_before.png":
@@ -350,23 +356,23 @@ def test_a_file_that_cannot_be_read_is_told_and_waited_for(place: Place, monkeyp
 
     with monkeypatch.context() as patched:
         patched.setattr("misgnet_runtime.jobs.watch.processing.file_digest", refused)
-        assert place.run() == WatchReport(done=1, pending=1)
-    assert [w for w in place.log.warnings if "a cannot be read:" in w and "Permission denied: " in w]
-    assert place.run() == WatchReport(done=1) and place.log.warnings == []
+        assert workspace.run() == WatchReport(done=1, pending=1)
+    assert [w for w in workspace.log.warnings if "a cannot be read:" in w and "Permission denied: " in w]
+    assert workspace.run() == WatchReport(done=1) and workspace.log.warnings == []
 
 
 # --- GeoTIFFs
 
 
-def test_geotiffs_become_maps_and_products(place: Place) -> None:
+def test_geotiffs_are_processed_into_rasters_and_products(workspace: Workspace) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
     pytest.importorskip("pyogrio", reason="polygons need the [geo] extra")
     from support.scenes import read, scene, write_raster
 
     for date, pixels in zip(("before", "after"), scene(90, 80), strict=True):
-        write_raster(place.folder / f"s_{date}.tif", pixels.astype(np.uint16) * 100)
-    place.run()
-    assert "holds uint16" in place.journal()[-1]["message"]  # declared nowhere
+        write_raster(workspace.folder / f"s_{date}.tif", pixels.astype(np.uint16) * 100)
+    workspace.run()
+    assert "holds uint16" in workspace.journal()[-1]["message"]  # no scale was declared
     from misgnet_runtime.raster.declared import Declared
 
     declared = Declared(scale=(1 / 25500,))
@@ -374,71 +380,71 @@ def test_geotiffs_become_maps_and_products(place: Place) -> None:
         NOW, probability=True, vector="gpkg", quicklook=True, retry_failed=True,
         scene=replace(NOW.scene, before=declared, after=declared),
     )  # fmt: skip
-    assert place.run(options).done == 1
-    assert place.names() == {"s_change.tif", "s_probability.tif", "s_change.gpkg", "s_quicklook.png"}
+    assert workspace.run(options).done == 1
+    assert workspace.names() == {"s_change.tif", "s_probability.tif", "s_change.gpkg", "s_quicklook.png"}
     before, after = scene(90, 80)
     wanted = expected(np.moveaxis(before, 0, 2), np.moveaxis(after, 0, 2)) > 0.5
-    assert np.array_equal(read(place.out / "s_change.tif"), wanted)
-    assert place.log.results[0]["polygons"] == 2
+    assert np.array_equal(read(workspace.out / "s_change.tif"), wanted)
+    assert workspace.log.results[0]["polygons"] == 2
 
 
-def test_the_command_says_how_geotiffs_are_read(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_takes_options_for_geotiffs(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
     pytest.importorskip("pyogrio", reason="polygons need the [geo] extra")
     from misgnet_runtime.cli import main as cli
     from support.scenes import read, scene, write_raster
 
     dates = scene(90, 80)
-    write_raster(place.folder / "s-old.tif", dates[0].astype(np.uint16) * 100)
-    write_raster(place.folder / "s-new.tif", dates[1][::-1])
+    write_raster(workspace.folder / "s-old.tif", dates[0].astype(np.uint16) * 100)
+    write_raster(workspace.folder / "s-new.tif", dates[1][::-1])
     words = (
-        "watch", place.bundle, place.folder, "-o", place.out, "--once", "--settle", 0, "--before-suffix", "-old",
-        "--after-suffix", "-new", "--probability", "--vector", "geojson", "--min-area", 5000,
+        "watch", workspace.bundle, workspace.folder, "-o", workspace.out, "--once", "--settle", 0,
+        "--before-suffix", "-old", "--after-suffix", "-new", "--probability", "--vector", "geojson", "--min-area", 5000,
         "--before-scale", 1 / 25500, "--after-bands", "3,2,1",
     )  # fmt: skip
     code, captured = exit_code(cli.main, "misgnet-run", *words), capsys.readouterr()
-    assert code == 0 and captured.out.endswith(f"{place.out}: 1 pair done, 0 pairs failed, 0 pending\n")
+    assert code == 0 and captured.out.endswith(f"{workspace.out}: 1 pair done, 0 pairs failed, 0 pending\n")
     assert "watching" in captured.err and "before: bands 1,2,3, scale 3.92157e-05" in captured.err
-    assert place.names() == {"s_change.tif", "s_probability.tif", "s_change.geojson"}
+    assert workspace.names() == {"s_change.tif", "s_probability.tif", "s_change.geojson"}
     before, after = (np.moveaxis(date, 0, 2) for date in dates)
-    assert np.array_equal(read(place.out / "s_change.tif"), expected(before, after) > 0.5)
-    assert json.loads((place.out / "s_change.geojson").read_text())["features"] == []
+    assert np.array_equal(read(workspace.out / "s_change.tif"), expected(before, after) > 0.5)
+    assert json.loads((workspace.out / "s_change.geojson").read_text())["features"] == []
 
 
-def test_without_rasterio_the_pair_waits(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_geotiffs_wait_if_rasterio_is_missing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     for date in ("before", "after"):
-        (place.folder / f"s_{date}.tif").write_bytes(b"no matter")
-    place.add("a")
+        (workspace.folder / f"s_{date}.tif").write_bytes(b"no matter")
+    workspace.add("a")
     monkeypatch.setitem(sys.modules, "rasterio", None)
-    assert place.run() == WatchReport(done=1, pending=1)
-    assert place.ends() == [("a", "done")] and "needs rasterio" in place.log.warnings[0]
+    assert workspace.run() == WatchReport(done=1, pending=1)
+    assert workspace.ends() == [("a", "done")] and "needs rasterio" in workspace.log.warnings[0]
 
 
 # --- bundles, disks and folders
 
 
-def test_another_bundle_is_refused_but_with_force(place: Place) -> None:
-    place.add("a")
-    place.run()
-    edit(place.bundle, lambda m: m.update(threshold=0.4))
-    place.add("b")
-    with pytest.raises(UsageError, match=r"results of the bundle [0-9a-f]{16}, and this one is .*--force"):
-        place.run()
-    assert place.run(replace(NOW, force=True)).done == 1
-    assert [e["type"] for e in place.journal()].count("started") == 2
+def test_another_bundle_is_refused_unless_forced(workspace: Workspace) -> None:
+    workspace.add("a")
+    workspace.run()
+    edit(workspace.bundle, lambda m: m.update(threshold=0.4))
+    workspace.add("b")
+    with pytest.raises(UsageError, match=r"results of bundle [0-9a-f]{16}, but this bundle is .*--force"):
+        workspace.run()
+    assert workspace.run(replace(NOW, force=True)).done == 1
+    assert [e["type"] for e in workspace.journal()].count("started") == 2
 
 
-def test_the_folder_must_be_there_and_not_the_output(place: Place) -> None:
-    place.out = place.folder
-    with pytest.raises(UsageError, match="is the folder that is watched"):
-        place.run()
-    place.folder = place.root / "nowhere"
+def test_the_folder_must_exist_and_differ_from_the_output(workspace: Workspace) -> None:
+    workspace.out = workspace.folder
+    with pytest.raises(UsageError, match="is the watched folder"):
+        workspace.run()
+    workspace.folder = workspace.root / "nowhere"
     with pytest.raises(InputError, match="nowhere cannot be read"):
-        place.run()
+        workspace.run()
 
 
 def refusing_disk(monkeypatch: pytest.MonkeyPatch, after: int) -> Callable[[], None]:
-    """No room from the ``after``-th write on; the answer makes room."""
+    """Makes the disk full after ``after`` writes; returns a function that makes it writable again."""
     real, left = os.fsync, after
 
     def fsync(handle: int) -> None:
@@ -453,45 +459,45 @@ def refusing_disk(monkeypatch: pytest.MonkeyPatch, after: int) -> Callable[[], N
 
 
 @pytest.mark.parametrize("after", range(2, 9))
-def test_a_full_disk_fails_no_pair(place: Place, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    place.run()
-    place.add("a")
+def test_a_full_disk_does_not_fail_a_pair(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    workspace.run()
+    workspace.add("a")
     with monkeypatch.context() as patched:
         refusing_disk(patched, after - 2)
         with pytest.raises(StorageError, match="No space left"):
-            place.run()
-    assert ("a", "failed") not in place.ends()
-    place.run()
-    assert place.ends() == [("a", "done")] and place.names() == {"a_change.png"}
+            workspace.run()
+    assert ("a", "failed") not in workspace.ends()
+    workspace.run()
+    assert workspace.ends() == [("a", "done")] and workspace.names() == {"a_change.png"}
 
 
-def test_what_is_tried_again_is_gone_on_with(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.add("a")
+def test_an_interrupted_retry_is_resumed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace.add("a")
     with monkeypatch.context() as patched:
         patched.setattr("misgnet_runtime.jobs.watch.processing.read_pair", lambda *_: 1 / 0)
-        assert place.run().failed == 1
+        assert workspace.run().failed == 1
     with monkeypatch.context() as patched:
-        refusing_disk(patched, 1)  # "begun" is on the disk
+        refusing_disk(patched, 1)  # the start of the pair is on the disk
         with pytest.raises(StorageError):
-            place.run(replace(NOW, retry_failed=True))
-    assert place.run() == WatchReport(done=1)
-    assert place.ends() == [("a", "failed"), ("a", "done")]
+            workspace.run(replace(NOW, retry_failed=True))
+    assert workspace.run() == WatchReport(done=1)
+    assert workspace.ends() == [("a", "failed"), ("a", "done")]
 
 
-# --- a watcher that goes on
+# --- a watcher that keeps running
 
 
 @contextmanager
-def watching(place: Place, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A watcher in a process of its own, ended by SIGTERM."""
+def watching(workspace: Workspace, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a watcher in a child process until the block ends, then stops it with SIGTERM."""
     command = [
-        sys.executable, "-m", "misgnet_runtime.cli", "watch", place.bundle, place.folder, "-o", place.out,
+        sys.executable, "-m", "misgnet_runtime.cli", "watch", workspace.bundle, workspace.folder, "-o", workspace.out,
         "--poll", "0.02", "--settle", "0.3", "--log", "json", *words,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
-    place.root.joinpath("said").touch()
-    with place.root.joinpath("said").open("ab") as said:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)
+    workspace.root.joinpath("log.jsonl").touch()
+    with workspace.root.joinpath("log.jsonl").open("ab") as log:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
     try:
         yield process
     finally:
@@ -506,67 +512,67 @@ def wait_for(true: Callable[[], object], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-def said(place: Place) -> str:
-    return (place.root / "said").read_text()
+def log_text(workspace: Workspace) -> str:
+    return (workspace.root / "log.jsonl").read_text()
 
 
 @pytest.fixture
-def real(tmp_path: Path) -> Place:
-    """Without a fake engine."""
-    return Place(tmp_path)
+def real(tmp_path: Path) -> Workspace:
+    """A workspace whose watcher opens the bundle's real engine."""
+    return Workspace(tmp_path)
 
 
-def test_arrivals_while_it_watches(real: Place) -> None:
-    """A file that grows slowly, one that is renamed, one that lies under a name of its writer's, a lost folder."""
+def test_pairs_that_arrive_while_watching_are_processed_once(real: Workspace) -> None:
+    """Covers a file that is written slowly, and a folder that is moved away and back."""
     real.add("grown", 1)
     whole = (real.folder / "grown_after.png").read_bytes()
     (real.folder / "grown_after.png").unlink()
     done = real.out / "grown_change.png", real.out / "moved_change.png"
     with watching(real) as process:
-        wait_for(lambda: "watching" in said(real))
+        wait_for(lambda: "watching" in log_text(real))
         with (real.folder / "grown_after.png").open("wb", buffering=0) as slow:
             slow.write(whole[:2000])
-            time.sleep(0.7)  # longer than it takes to settle: it is open
+            time.sleep(0.7)  # longer than the settling time, but the file is open for writing
             assert not done[0].exists()
             slow.write(whole[2000:])
         wait_for(done[0].exists)
-        np.testing.assert_array_equal(mask(done[0]), answer(1))
+        np.testing.assert_array_equal(mask(done[0]), predicted(1))
         real.add("moved", 2)
         real.folder.rename(real.root / "gone")
-        wait_for(lambda: "waiting for it" in said(real))
+        wait_for(lambda: "waiting for it" in log_text(real))
         (real.root / "gone").rename(real.folder)
         wait_for(done[1].exists)
         wait_for(lambda: len(real.ends()) == 2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     assert Counter(real.ends()) == {("grown", "done"): 1, ("moved", "done"): 1}
-    levels = [json.loads(line)["level"] for line in said(real).splitlines()]
+    levels = [json.loads(line)["level"] for line in log_text(real).splitlines()]
     assert levels == ["info", "warning"]
 
 
-def test_a_marker_is_waited_for(real: Place) -> None:
+def test_the_watcher_waits_for_the_marker(real: Workspace) -> None:
     real.add("a")
     with watching(real, "--marker", ".done"):
-        wait_for(lambda: "watching" in said(real))
+        wait_for(lambda: "watching" in log_text(real))
         time.sleep(0.2)
         assert real.names() == set()
         (real.folder / "a.done").touch()
         wait_for(lambda: real.names() == {"a_change.png"})
 
 
-def test_an_interruption_is_no_error(real: Place) -> None:
+def test_sigint_stops_the_watcher_without_an_error(real: Workspace) -> None:
     with watching(real) as process:
-        wait_for(lambda: "watching" in said(real))
+        wait_for(lambda: "watching" in log_text(real))
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
 
 
-# --- ends
+# --- interruptions and kills
 
 
-def doomed(place: Place, moment: int) -> None:
+def run_and_die(workspace: Workspace, moment: int) -> None:
     die_at(moment)
-    place.run(scene_options())
+    workspace.run(scene_options())
 
 
 def scene_options() -> WatchOptions:
@@ -574,121 +580,127 @@ def scene_options() -> WatchOptions:
 
 
 @pytest.mark.parametrize("moment", ["complete", "publish", "done"])
-def test_a_result_that_is_whole_is_not_computed_again(
-    place: Place, batches: list[int], monkeypatch: pytest.MonkeyPatch, moment: str
+def test_a_complete_result_is_not_computed_again(
+    workspace: Workspace, batches: list[int], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Ended before it was journaled as complete, before it got its name, and before it was journaled as done."""
-    place.add("a")
+    """The watcher stops before ``complete`` is journaled, before publication, and before ``done`` is journaled."""
+    workspace.add("a")
 
-    def ended(*_: object) -> None:
+    def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     real = Journal.add
 
     def add(journal: Journal, entry: Any) -> None:
-        return ended() if type(entry).__name__.lower() == moment else real(journal, entry)
+        return stop() if type(entry).__name__.lower() == moment else real(journal, entry)
 
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "add", add)
         if moment == "publish":
-            patched.setattr("misgnet_runtime.jobs.watch.outcomes.publish", ended)
-        assert place.run().done == 0
+            patched.setattr("misgnet_runtime.jobs.watch.outcomes.publish", stop)
+        assert workspace.run().done == 0
     calls = len(batches)
-    assert place.run().done == 1 and len(batches) == calls
-    assert place.ends() == [("a", "done")] and place.names() == {"a_change.png"}
-    np.testing.assert_array_equal(mask(place.out / "a_change.png"), answer(0))
+    assert workspace.run().done == 1 and len(batches) == calls
+    assert workspace.ends() == [("a", "done")] and workspace.names() == {"a_change.png"}
+    np.testing.assert_array_equal(mask(workspace.out / "a_change.png"), predicted(0))
 
 
-def stopped_scene(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave a scene with some of its rows, by SIGTERM."""
+def stopped_scene(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves a partly processed scene by stopping the watcher with SIGTERM."""
     from support.scenes import scene, write_raster
 
     for date, pixels in zip(("before", "after"), scene(400, 60), strict=True):
-        write_raster(place.folder / f"s_{date}.tif", pixels)
+        write_raster(workspace.folder / f"s_{date}.tif", pixels)
 
     class Stopping(FakeEngine):
         def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
             if len(self.batches) == 4:
-                time.sleep(0.3)  # what was answered reaches the disk
+                time.sleep(0.3)  # until the finished rows are on the disk
                 os.kill(os.getpid(), signal.SIGTERM)
             return super()._infer(context, arrays, batch)
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patched:
         patched.setattr(service, "open_detector", fake_detector(lambda: Stopping(INTERFACE)))
-        assert place.run() == WatchReport(pending=1)
+        assert workspace.run() == WatchReport(pending=1)
     assert signal.getsignal(signal.SIGTERM) is before
-    assert place.ends() == [] and place.names() == {".working"}
+    assert workspace.ends() == [] and workspace.names() == {".working"}
 
 
-def test_a_scene_that_was_interrupted_is_gone_on_with(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_scene_is_resumed_first(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
-    stopped_scene(place, monkeypatch)
-    place.add("a")
-    monkeypatch.setattr(FilePair, "arrived", 0)  # then by name, but for what was begun
-    assert place.run().done == 2
-    assert place.ends() == [("s", "done"), ("a", "done")]
-    resumed = place.log.results[0]["resumed"]
+    stopped_scene(workspace, monkeypatch)
+    workspace.add("a")
+    monkeypatch.setattr(FilePair, "arrived", 0)  # by name, except that unfinished pairs come first
+    assert workspace.run().done == 2
+    assert workspace.ends() == [("s", "done"), ("a", "done")]
+    resumed = workspace.log.results[0]["resumed"]
     assert isinstance(resumed, int) and resumed > 0
 
 
-def test_other_options_begin_an_interrupted_scene_anew(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
-    stopped_scene(place, monkeypatch)
-    assert place.run(replace(NOW, scene=replace(NOW.scene, overlap=8))).done == 1
-    assert place.log.results[0]["resumed"] == 0
-
-
-def test_what_was_tuned_since_begins_an_interrupted_scene_anew_and_says_so(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_scene_is_not_resumed_with_other_options(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
-    stopped_scene(place, monkeypatch)
+    stopped_scene(workspace, monkeypatch)
+    assert workspace.run(replace(NOW, scene=replace(NOW.scene, overlap=8))).done == 1
+    assert workspace.log.results[0]["resumed"] == 0
+
+
+def test_an_interrupted_scene_is_not_resumed_after_tuning_and_that_is_logged(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
+    stopped_scene(workspace, monkeypatch)
     monkeypatch.setattr(service, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, streams=2)))
-    assert place.run().done == 1
-    assert place.log.results[0]["resumed"] == 0
-    words = "the engine cpu-float32 on a fake, 1 streams, batch 1, and now it is cpu-float32 on a fake, 2 streams"
-    assert any(f"s was begun with {words}" in note for note in place.log.messages)
+    assert workspace.run().done == 1
+    assert workspace.log.results[0]["resumed"] == 0
+    changes = "the engine cpu-float32 on a fake, 1 streams, batch 1, and now it is cpu-float32 on a fake, 2 streams"
+    assert any(f"s was started with {changes}" in note for note in workspace.log.messages)
 
 
-def test_an_interrupted_pair_that_changed_is_begun_anew(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_pair_whose_files_changed_is_not_resumed(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
     from support.scenes import scene, write_raster
 
-    stopped_scene(place, monkeypatch)
-    write_raster(place.folder / "s_after.tif", scene(400, 60)[0])
-    assert place.run().done == 1
-    assert (place.log.results[0]["resumed"], place.log.results[0]["changed_share"]) == (0, 0)
+    stopped_scene(workspace, monkeypatch)
+    write_raster(workspace.folder / "s_after.tif", scene(400, 60)[0])
+    assert workspace.run().done == 1
+    assert (workspace.log.results[0]["resumed"], workspace.log.results[0]["changed_share"]) == (0, 0)
 
 
-def test_a_watcher_that_is_killed_anywhere_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image and a scene: each is done once, and is what it would have been."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # the system keeps what a killed process wrote
+def test_resume_after_kill_at_any_step_writes_identical_outputs(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image and a scene are each processed once, with outputs equal to those of an uninterrupted run."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # data of a killed process survives without fsync
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
     from support.scenes import scene, write_raster
 
-    place.add("a")
+    workspace.add("a")
     for date, pixels in zip(("before", "after"), scene(64, 60), strict=True):
-        write_raster(place.folder / f"s_{date}.tif", pixels)
-    place.run(scene_options())
-    whole = {name: (place.out / name).read_bytes() for name in place.names()}
+        write_raster(workspace.folder / f"s_{date}.tif", pixels)
+    workspace.run(scene_options())
+    whole = {name: (workspace.out / name).read_bytes() for name in workspace.names()}
     assert set(whole) == {"a_change.png", "s_change.tif", "s_probability.tif"}
     for number in range(100):
-        place.out = place.root / f"out{number}"
-        killed = in_child(partial(doomed, place, number))
-        for name in place.names() - {".working"}:
-            assert (place.out / name).read_bytes() == whole[name]
-        place.run(scene_options())
-        assert {name: (place.out / name).read_bytes() for name in place.names()} == whole
-        assert sorted(place.ends()) == [("a", "done"), ("s", "done")]
-        counts = Counter(e["type"] for e in place.journal() if e["type"] not in ("read", "unclean"))
+        workspace.out = workspace.root / f"out{number}"
+        killed = in_child(partial(run_and_die, workspace, number))
+        for name in workspace.names() - {".working"}:
+            assert (workspace.out / name).read_bytes() == whole[name]
+        workspace.run(scene_options())
+        assert {name: (workspace.out / name).read_bytes() for name in workspace.names()} == whole
+        assert sorted(workspace.ends()) == [("a", "done"), ("s", "done")]
+        counts = Counter(e["type"] for e in workspace.journal() if e["type"] not in ("read", "unclean"))
         assert counts == {"started": 1, "begun": 2, "complete": 2, "done": 2}
         if not killed:
             break
     assert 20 < number < 99
 
 
-def test_a_watcher_that_is_killed_at_any_time_goes_on(real: Place) -> None:
+def test_resume_after_kills_at_random_times_processes_each_pair_once(real: Workspace) -> None:
     names = [f"p{number}" for number in range(10)]
     for seed, name in enumerate(names):
         real.add(name, seed)
@@ -707,5 +719,5 @@ def test_a_watcher_that_is_killed_at_any_time_goes_on(real: Place) -> None:
     assert Counter(real.ends()) == Counter((name, "done") for name in names)
     assert Counter(e["type"] for e in real.journal())["complete"] == len(names)
     for seed, name in enumerate(names):
-        np.testing.assert_array_equal(mask(real.out / f"{name}_change.png"), answer(seed))
+        np.testing.assert_array_equal(mask(real.out / f"{name}_change.png"), predicted(seed))
     assert real.names() == {f"{name}_change.png" for name in names}

@@ -109,7 +109,7 @@ def test_wishes_are_kept_to_once_each(bundle: Bundle) -> None:
     [
         (BenchOptions(engines=("tpu",)), "has no engine 'tpu'; it has cpu-float32, cpu, rtx-sm86"),
         (BenchOptions(batches=(1, 5)), "--batch is 5; the engines of this bundle take at most 4"),
-        (BenchOptions(batches=(0,)), "--batch is 0; it is 1 or more"),
+        (BenchOptions(batches=(0,)), "--batch is 0; expected 1 or more"),
         (BenchOptions(streams=(2, -1)), "--streams is -1"),
         (BenchOptions(threads=0), "--threads is 0"),
         (BenchOptions(rounds=0), "--rounds is 0"),
@@ -199,7 +199,7 @@ def test_the_table_fits_80_columns_and_cuts_nothing(monkeypatch: pytest.MonkeyPa
         ("1111 to 1358", "51.44 x"),
     ):
         assert any(all(cell in line for cell in cells) for line in shown.splitlines()), cells
-    assert "Ratio: to cpu-float32 at the same batch and streams" in shown
+    assert "Ratio: speed relative to cpu-float32 at the same batch and streams" in shown
     assert "[bold]" in "".join(line[:13].strip() for line in shown.splitlines())
 
 
@@ -215,13 +215,13 @@ def test_energy_is_shown_by_rail(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_measured_is_said() -> None:
     found = list(lines(report(warnings=["the machine throttled 3 times: core too hot"])))
     assert found[0] == "a processor, 2 cores, 8.0 GiB, avx2"
-    assert "each engine in a process of its own with 2 threads" in found[1]
+    assert "each engine ran in its own process with 2 threads" in found[1]
     assert (
-        "2 alternating rounds, about 5 s or 10 to 10 calls each in all" in found[1]
-        and "or 10 s are over: 0.4 to 0.4 s" in found[1]
+        "alternated in 2 rounds, for about 5 s (10 to 10 calls) each" in found[1]
+        and "at most 10 s: 0.4 to 0.4 s" in found[1]
     )
     assert "rtx-sm86: not run: no driver" in found
-    assert "clocks not told by this system; temperatures not told by this system" in found
+    assert "clocks not reported by this system; temperatures not reported by this system" in found
     assert "power not measured: no RAPL counters" in found
     assert not any(line.startswith(("power mode", "scene", "power by")) for line in found)
 
@@ -230,8 +230,10 @@ def test_the_slowest_calls_are_compared_with_a_matrix_products() -> None:
     """At batch 1 and one stream, where it was timed."""
     product = timing("matrix product", "float32", 99.0)
     found = list(lines(report(matrix_product=msgspec.structs.replace(product, p50_ms=5.0, p99_ms=6.0))))
-    words = "cpu 24.68, cpu-float32 24.68; of a plain float32 matrix product by NumPy, 5.0 ms long, in the same rounds"
-    assert f"p99 over p50 of single calls at batch 1: {words} 1.20" in found
+    words = (
+        "cpu 24.68, cpu-float32 24.68; for comparison, a float32 matrix product of NumPy (5.0 ms) in the same rounds"
+    )
+    assert f"p99 / p50 of single calls at batch 1: {words}: 1.20" in found
     assert not any("matrix product" in line for line in lines(report()))
 
 
@@ -272,7 +274,7 @@ def test_the_command_prints_a_table_and_writes_json(run: Run, root: Path, tmp_pa
     path = tmp_path / "out" / "bench.json"
     code, out, _ = run(*QUICK, "--batch", "1", "--batch", "3", "--streams", "2", "--json", str(path))
     assert code == 0
-    for words in ("Latency of one call", "cpu-float32", "1, 2", "3, 2", "rtx-sm86: not run: ", "power not measured: "):
+    for words in ("Latency per call", "cpu-float32", "1, 2", "3, 2", "rtx-sm86: not run: ", "power not measured: "):
         assert words in out
     found = msgspec.json.decode(path.read_bytes(), type=BenchReport)
     assert [(t.engine, t.batch, t.streams) for t in found.timings] == [

@@ -19,7 +19,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.cli.app import out_console
-from misgnet_runtime.cli.info import bundle_facts
+from misgnet_runtime.cli.info import bundle_figures
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.engines.tensorrt import open as opening
 from misgnet_runtime.errors import GateFailed, MisgnetError, StorageError, UnavailableError, UsageError
@@ -27,7 +27,7 @@ from misgnet_runtime.inference import self_test, tuned
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.inference.split_detector import choose_split
 from misgnet_runtime.inference.throughput import Task, Timing
-from misgnet_runtime.inference.tuned import Goal, Measurement, Place, Setting, Tuning, keep, kept, prepare
+from misgnet_runtime.inference.tuned import Measurement, OptimiseFor, Place, Setting, Tuning, keep, kept, prepare
 from misgnet_runtime.jobs.compile import run as compile_run
 from misgnet_runtime.jobs.compile.run import CompileOptions, compile_bundle
 from misgnet_runtime.jobs.journal import Raw, open_journal
@@ -243,7 +243,7 @@ def test_a_gpu_is_tuned_by_streams_and_batches_and_then_used(gpu: Bundle, monkey
     assert len(found.measurements) == 9 + 2 and max(map(len, calls)) == 4
     assert (found.latency, found.throughput) == (GPU.name, GPU.name)
     assert found.settings[GPU.name] == Setting(4, 4) and "sm87" in found.gpu
-    with open_detector(gpu, goal="throughput") as (detector, entry, reason):
+    with open_detector(gpu, optimise_for="throughput") as (detector, entry, reason):
         assert (entry.name, detector.engine.streams, detector.batch) == (GPU.name, 4, 4)
         assert reason == "measured fastest here; tuned here: 4 streams, batch 4"
 
@@ -252,8 +252,8 @@ def test_a_cpu_that_was_faster_is_taken_before_the_gpu(gpu: Bundle, monkeypatch:
     """Without a tuning a GPU comes first."""
     fake_measure(monkeypatch, lambda task: 10.0 if task.name == GPU.name else 20.0)
     tune_bundle(gpu.path)
-    for goal, name in (("latency", FLOAT.name), ("throughput", FLOAT.name), (None, GPU.name)):
-        with open_detector(gpu, goal=goal) as (_, entry, _):  # type: ignore[arg-type]
+    for optimise_for, name in (("latency", FLOAT.name), ("throughput", FLOAT.name), (None, GPU.name)):
+        with open_detector(gpu, optimise_for=optimise_for) as (_, entry, _):  # type: ignore[arg-type]
             assert entry.name == name
 
 
@@ -311,17 +311,35 @@ def pipe(path: Path) -> None:
         (lambda path: path.write_bytes(path.read_bytes()[:-20]), "its digest is not that of what it holds"),
         (lambda path: path.parent.chmod(0o750), "is open to others (mode 0750)"),
         (pipe, "it is no file"),
-        (damage(lambda v: v.update(format=3)), "it has format 3, this version reads 2"),
-        (damage(lambda v: v.update(format=3, more="of a later version")), "it has format 3, this version reads 2"),
+        (damage(lambda v: v.update(format=3)), "it has format 3; this version reads format 2"),
+        (
+            damage(lambda v: v.update(format=3, more="of a later version")),
+            "it has format 3; this version reads format 2",
+        ),
         (damage(lambda v: v.update(more=1)), "is not used: "),
-        (damage(lambda v: v["libraries"].update(onnxruntime="1.0")), "measured with onnxruntime 1.0, here is 1."),
-        (damage(lambda v: v["libraries"].pop("onnxruntime")), "measured with onnxruntime (none), here is 1."),
-        (damage(lambda v: v.update(gpu="H200 (sm90)")), "measured with H200 (sm90), here is none"),
-        (damage(lambda v: v["place"].update(cores=3)), "of another bundle or machine"),
-        (damage(lambda v: v.update(latency="cpu")), "names engines that the bundle or it does not have"),
-        (damage(lambda v: v["settings"].update(gpu=v["settings"]["cpu-float32"])), "engines that the bundle or it"),
-        (damage(lambda v: v["settings"]["cpu-float32"].update(batch=5)), "settings that this bundle cannot be run"),
-        (damage(lambda v: v["settings"]["cpu-float32"].update(streams=5)), "settings that this bundle cannot be run"),
+        (
+            damage(lambda v: v["libraries"].update(onnxruntime="1.0")),
+            "measured with onnxruntime 1.0, this machine has 1.",
+        ),
+        (
+            damage(lambda v: v["libraries"].pop("onnxruntime")),
+            "measured with onnxruntime (not installed), this machine has 1.",
+        ),
+        (damage(lambda v: v.update(gpu="H200 (sm90)")), "measured with H200 (sm90), this machine has no GPU"),
+        (damage(lambda v: v["place"].update(cores=3)), "made for another bundle or machine"),
+        (
+            damage(lambda v: v.update(latency="cpu")),
+            "or has no settings for one",
+        ),
+        (
+            damage(lambda v: v["settings"].update(gpu=v["settings"]["cpu-float32"])),
+            "names engines that the bundle does not",
+        ),
+        (damage(lambda v: v["settings"]["cpu-float32"].update(batch=5)), "settings that this bundle does not support"),
+        (
+            damage(lambda v: v["settings"]["cpu-float32"].update(streams=5)),
+            "settings that this bundle does not support",
+        ),
         (damage(lambda v: v["settings"]["cpu-float32"].update(streams=0)), "is not used: "),
         (damage(lambda v: v.pop("throughput")), "is not used: "),
     ],
@@ -330,13 +348,13 @@ def test_what_is_no_use_is_reported_and_passed_over(
     bundle: Bundle, capsys: pytest.CaptureFixture[str], change: Callable[[Path], object], problem: str
 ) -> None:
     change(keep(a_tuning(bundle)))
-    with open_detector(bundle, goal="throughput") as (detector, entry, reason):
+    with open_detector(bundle, optimise_for="throughput") as (detector, entry, reason):
         assert (entry.name, detector.engine.streams, detector.batch) == ("cpu", 4, None)
         assert reason.startswith("fastest that runs here")
     warned = capsys.readouterr().err
     assert warned.startswith(f"warning: the tuning of bundle {bundle.path} in ") and warned.count("\n") == 1
     assert problem in warned and f"run misgnet-run tune {bundle.path}" in warned
-    bundle_facts(bundle.path)
+    bundle_figures(bundle.path)
     assert capsys.readouterr().err.count("warning: the tuning") == 1
 
 
@@ -359,12 +377,12 @@ def test_a_tuning_of_an_earlier_version_is_named_in_one_line(
     folder = PrivateFolder.of("tuning")
     folder.prepare()
     path = folder.write_sealed(f"{name}.json", json.dumps(values, indent=2).encode())
-    with open_detector(bundle, FLOAT.name, goal="throughput") as (detector, _, reason):
+    with open_detector(bundle, FLOAT.name, optimise_for="throughput") as (detector, _, reason):
         assert (reason, detector.engine.streams) == ("as asked", 4)
     warned = capsys.readouterr().err
     assert warned == (
-        f"warning: the tuning of bundle {bundle.path} in {path} is not used: it has format 1, this version reads 2; "
-        f"run misgnet-run tune {bundle.path}\n"
+        f"warning: the tuning of bundle {bundle.path} in {path} is not used: it has format 1; this version reads "
+        f"format 2; run misgnet-run tune {bundle.path}\n"
     )
     keep(a_tuning(bundle))
     assert kept(bundle) and not capsys.readouterr().err
@@ -386,42 +404,42 @@ def test_a_cache_that_cannot_be_written_is_reported_before_anything_is_measured(
 
 
 @pytest.mark.parametrize(
-    ("execution", "goal", "expected"),
+    ("execution", "optimise_for", "expected"),
     [
         (ExecutionOptions(), "throughput", (2, 4, "as asked; tuned here: 2 streams, batch 4")),
         (ExecutionOptions(streams=3), "throughput",
-         (3, 4, "as asked; tuned here, but for the requested options: 3 streams, batch 4")),
+         (3, 4, "as asked; tuned here, except for the requested options: 3 streams, batch 4")),
         (ExecutionOptions(batch=1, threads=2), "throughput",
-         (2, 1, "as asked; tuned here, but for the requested options: 2 streams, batch 1")),
+         (2, 1, "as asked; tuned here, except for the requested options: 2 streams, batch 1")),
         (ExecutionOptions(), "latency", (1, 1, "as asked; tuned here: 1 stream, batch 1")),
         (ExecutionOptions(), None, (4, None, "as asked")),
     ],
 )  # fmt: skip
 def test_what_is_requested_comes_before_what_was_tuned(
-    bundle: Bundle, execution: ExecutionOptions, goal: Goal | None, expected: tuple[int, int | None, str]
+    bundle: Bundle, execution: ExecutionOptions, optimise_for: OptimiseFor | None, expected: tuple[int, int | None, str]
 ) -> None:
     keep(a_tuning(bundle, settings={FLOAT.name: Setting(2, 4)}))
-    with open_detector(bundle, FLOAT.name, execution, goal=goal) as (detector, _, reason):
+    with open_detector(bundle, FLOAT.name, execution, optimise_for=optimise_for) as (detector, _, reason):
         assert (detector.engine.streams, detector.batch, reason) == expected
-    if goal:  # an engine that was not measured is run as without a tuning
-        with open_detector(bundle, INT8.name, goal=goal) as (detector, _, reason):
+    if optimise_for:  # an engine that was not measured is run as without a tuning
+        with open_detector(bundle, INT8.name, optimise_for=optimise_for) as (detector, _, reason):
             assert (detector.engine.streams, reason) == (4, "as asked")
 
 
 def test_a_tuned_engine_that_no_longer_opens_gives_way_with_its_reason(bundle: Bundle) -> None:
     keep(a_tuning(bundle, RTX.name))
-    with open_detector(bundle, goal="throughput") as (_, entry, reason):
+    with open_detector(bundle, optimise_for="throughput") as (_, entry, reason):
         assert entry.name == "cpu" and reason.startswith("fastest that runs here; rtx-sm86 does not run: ")
 
 
 def test_the_parts_of_a_split_engine_are_used_as_the_whole(tmp_path: Path) -> None:
     bundle = read_bundle(make_bundle(tmp_path / "split", engines=[SPLIT_FLOAT, INT8]))
     keep(a_tuning(bundle, settings={FLOAT.name: Setting(3, 2)}))
-    with choose_split(bundle, goal="throughput") as (parts, _, reason):
+    with choose_split(bundle, optimise_for="throughput") as (parts, _, reason):
         assert (parts.encoder.streams, parts.head.streams, parts.batch) == (3, 3, 2)
         assert reason == "measured fastest here; tuned here: 3 streams, batch 2"
     keep(a_tuning(bundle, INT8.name))
-    with choose_split(bundle, goal="throughput") as (parts, entry, reason):
+    with choose_split(bundle, optimise_for="throughput") as (parts, entry, reason):
         assert (entry.name, parts.encoder.streams, parts.batch) == (FLOAT.name, 4, None)
         assert reason == "fastest that runs here"
 
@@ -440,9 +458,9 @@ def test_an_open_bundle_says_what_was_tuned(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("now", "advice"),
     [
-        ({"--batch": "4"}, "tune chooses --batch where they are not given: give --batch 1 to resume, or start over"),
-        ({"--batch": "4", "--streams": "1"}, "--batch and --streams where .* give --batch 1 --streams 2 to resume"),
-        ({"the engine": "cpu-float32 on CPU", "--batch": "4"}, "give --batch 1 --engine cpu to resume"),
+        ({"--batch": "4"}, "tune chooses --batch unless they are given: pass --batch 1 to resume, or start over"),
+        ({"--batch": "4", "--streams": "1"}, "--batch and --streams unless .* pass --batch 1 --streams 2 to resume"),
+        ({"the engine": "cpu-float32 on CPU", "--batch": "4"}, "pass --batch 1 --engine cpu to resume"),
         ({"the engine": "cpu on CPU (OpenVINO)"}, r"now it is cpu on CPU \(OpenVINO\); rerun the same command"),
         ({"--batch": "4", "--overlap": "16"}, "started with --batch 1, and now it is 4; rerun the same command"),
     ],
@@ -524,7 +542,7 @@ def test_scenes_are_run_as_tuned_for_many(
     predict = ("predict", bundle.path, *pair, "--force", "-o", tmp_path / "change.tif")
     assert "cpu-float32 (measured fastest here; tuned here: 2 streams, batch 3)" in run(*predict)[1]
     asked = run(*predict, "--batch", 1, "--streams", 1)[1]
-    assert "tuned here, but for the requested options: 1 stream, batch 1)" in asked
+    assert "tuned here, except for the requested options: 1 stream, batch 1)" in asked
     assert "cpu-float32 (as asked)" in run(*predict, "--no-tuned", "--engine", FLOAT.name)[1]
     assert used == [(3, 2), (1, 1), (1, 4)]
 
@@ -536,7 +554,7 @@ def test_folders_are_run_as_tuned_for_many(run: Run, bundle: Bundle, tmp_path: P
     predict = ("predict", bundle.path, tmp_path / "a", tmp_path / "b", "-o")
     assert "(measured fastest here; tuned here: 2 streams, batch 3)" in run(*predict, tmp_path / "masks")[1]
     found = run(*predict, tmp_path / "others", "--batch", 1)[1]
-    assert "tuned here, but for the requested options: 2 streams, batch 1)" in found
+    assert "tuned here, except for the requested options: 2 streams, batch 1)" in found
     assert "(fastest that runs here" in run(*predict, tmp_path / "more", "--no-tuned")[1]
 
 

@@ -107,9 +107,9 @@ def test_one_declaration_that_means_two_things_is_refused(place: Place) -> None:
 def test_a_declaration_against_the_file_is_warned_of(place: Place) -> None:
     write_raster(place.after, AFTER[::-1], colours=colours("blue", "green", "red"))
     error = place.run("--after-bands", "1,2,3")
-    assert "warning: after.tif: band 1 is taken as red, and the file calls it blue" in error
+    assert "warning: after.tif: band 1 is used as red, but the file's metadata say blue" in error
     write_raster(place.after, AFTER)
-    assert "warning: before.tif: band 3 is taken as red" in place.run("--bands", "3,2,1")
+    assert "warning: before.tif: band 3 is used as red" in place.run("--bands", "3,2,1")
 
 
 # --- what values mean

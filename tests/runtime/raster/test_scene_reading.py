@@ -127,10 +127,10 @@ def test_one_date_may_be_declared_alone() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"bands": "1,2"}, "--before-bands is '1,2'; it takes 3 numbers"),
+        ({"bands": "1,2"}, "--before-bands is '1,2'; expected 3 numbers"),
         ({"bands": "0,1,2"}, "counted from 1"),
         ({"bands": "1.5,1,2"}, "counted from 1"),
-        ({"scale": "x"}, "--before-scale is 'x'; it takes 1 or 3 numbers, like 0.0001"),
+        ({"scale": "x"}, "--before-scale is 'x'; expected 1 or 3 numbers, for example 0.0001"),
         ({"scale": "nan"}, "--before-scale is 'nan'"),
         ({"offset": "1,2"}, "--before-offset"),
         ({"stretch": "98,2"}, "the lower one first"),
@@ -147,7 +147,7 @@ def test_wrong_words_are_told(words: dict[str, str], message: str) -> None:
     ("options", "message"),
     [
         (SceneOptions(vector=Path("x.shp")), "--vector is x.shp; choose a name that ends in .gpkg or .geojson or .fgb"),
-        (SceneOptions(probability=Path("out.tif")), "two outputs have one name"),
+        (SceneOptions(probability=Path("out.tif")), "two outputs have the same name"),
         (SceneOptions(execution=ExecutionOptions(batch=0)), "--batch is 0"),
         (SceneOptions(min_area=float("nan")), "--min-area is nan"),
     ],

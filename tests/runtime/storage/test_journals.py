@@ -102,7 +102,7 @@ def open_watch(root: Path, **_: Any) -> Iterator[Any]:
 
 def finish_pair(journal: Any, number: int) -> None:
     files = (watch_journal.FileState(f"{number}_{date}.tif", 1, 2, DIGEST) for date in ("before", "after"))
-    journal.add(watch_journal.Begun(now(), str(number), *files))
+    journal.add(watch_journal.PairStarted(now(), str(number), *files))
     journal.add(watch_journal.Complete(now(), str(number), ("a.tif",), {"unread": [0, 0]}))
     journal.add(watch_journal.Done(now(), str(number)))
 

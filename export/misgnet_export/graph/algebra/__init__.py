@@ -1,10 +1,10 @@
-"""Rewrites that keep a graph's function and take work out of it; each is a function from model to model."""
+"""Graph rewrites that keep a graph's function and reduce its work; each is a function from model to model."""
 
 from __future__ import annotations
 
 import onnx
 
-from misgnet_export.graph.algebra.answer import merge_answer
+from misgnet_export.graph.algebra.answer import merge_classes
 from misgnet_export.graph.algebra.attention import fold_attention_scale
 from misgnet_export.graph.algebra.linear import mlps_on_maps
 from misgnet_export.graph.algebra.pixels import fold_normalisation
@@ -16,17 +16,19 @@ __all__ = ["rewrite"]
 _REWRITES = (
     fold_normalisation,
     fold_attention_scale,
-    merge_answer,
+    merge_classes,
     tokens_channels_last,
     mlps_on_maps,  # finds what tokens_channels_last leaves
 )
 
 
 def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A simplified float graph with less work and the same function, up to the rounding of float32.
+    """Returns a simplified float graph with less work and the same function, up to float32 rounding.
 
-    Every step changes the places that it knows and leaves all others as they are. Raises InputError where the
-    shape of a tensor cannot be inferred.
+    Each rewrite changes only the patterns it recognises.
+
+    Raises:
+        InputError: The shape of a tensor cannot be inferred.
     """
     for step in _REWRITES:
         model = step(model)

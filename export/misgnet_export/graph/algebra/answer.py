@@ -1,7 +1,7 @@
-"""Two classes are one number: the softmax's second channel is the sigmoid of the difference of both logits.
+"""Replaces the softmax over two classes by the sigmoid of the difference of both logits.
 
-The last convolution and the upsampling are linear, so that the difference is taken in the convolution's weights: half
-of its work, half of the upsampling, and a sigmoid of one channel in the place of a softmax over two.
+The last convolution and the upsampling are linear, so the difference can be taken in the convolution's weights. This
+halves the work of both, and a sigmoid of one channel replaces the softmax over two.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from misgnet_calibration.onnx_graph import attribute
 from misgnet_export.graph.algebra.rewriting import Rewriting
 
 
-def merge_answer(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The probability of two classes from one channel; a graph that answers logits or a mask stays as it is."""
+def merge_classes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Computes the probability from one channel instead of two; graphs that output logits or a mask stay unchanged."""
     rewriting = Rewriting(model)
     graph = rewriting.graph
     for softmax in graph.nodes:
@@ -31,7 +31,7 @@ def _fits(
     rewriting: Rewriting, conv: onnx.NodeProto, resize: onnx.NodeProto, softmax: onnx.NodeProto,
     gather: onnx.NodeProto,
 ) -> bool:  # fmt: skip
-    """Whether class 1 of two is read along the channels, from a convolution that nothing else reads."""
+    """Returns whether class 1 of two is read along the channels, from a convolution with no other readers."""
     graph = rewriting.graph
     along_channels = attribute(softmax, "axis", -1) == 1 and attribute(gather, "axis", 0) == 1
     index = graph.constant(gather.input[1]) if gather.input[1] in graph.constants else None

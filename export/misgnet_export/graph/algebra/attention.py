@@ -1,4 +1,4 @@
-"""Attention's scale, 1 / sqrt(d), in the weights and the bias of the query: for d = 64 a power of two, so exact."""
+"""Moves the scale of attention, 1 / sqrt(d), into the weights and bias of the query; exact if it is a power of two."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _MOVING = ("Reshape", "Transpose")
 
 
 def fold_attention_scale(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Softmax(scale * (q k)) as Softmax(q' k), where q is a linear layer and the scale a power of two.
+    """Rewrites Softmax(scale * (q k)) as Softmax(q' k) if q is a linear layer and the scale a power of two.
 
-    Other scales stay: rounding the weights twice is not the same function.
+    d = 64 gives such a scale. Other scales are kept: they would round the weights a second time.
     """
     rewriting = Rewriting(model)
     graph = rewriting.graph
@@ -48,7 +48,7 @@ def _is_power_of_two(scale: float) -> bool:
 
 
 def _behind(rewriting: Rewriting, name: str) -> onnx.NodeProto | None:
-    """What computes ``name``, past nodes that only move values and that nothing else reads."""
+    """Returns the node that computes ``name``, skipping nodes that only move values; None if it has other readers."""
     node = rewriting.graph.producer.get(name)
     while node is not None and node.op_type in _MOVING and len(rewriting.graph.consumers[node.output[0]]) == 1:
         node = rewriting.graph.producer.get(node.input[0])

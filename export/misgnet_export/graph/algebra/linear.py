@@ -1,7 +1,7 @@
-"""A linear layer of tokens is a 1 x 1 convolution of the map: an MLP with a depthwise convolution stays a map.
+"""Rewrites linear layers of tokens as 1 x 1 convolutions, so that an MLP with a depthwise convolution stays a map.
 
-The wide maps between both linear layers, four to eight times the channels, are then never turned; what is turned
-are the narrow tokens in front of and behind the MLP. Bias, and in INT8 the requantizing, are part of a convolution.
+The wide maps between both linear layers (four to eight times the channels) are then never transposed, only the narrow
+tokens before and after the MLP. Engines fuse the bias, and in INT8 the requantization, into a convolution.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from misgnet_calibration.onnx_graph import attribute
 from misgnet_export.graph.algebra.rewriting import Rewriting, permutation
 from misgnet_export.graph.algebra.tokens import TO_MAP, TO_TOKENS
 
-_ELEMENTWISE = ("Gelu", "Relu")  # compute each value by itself, so that a transpose may come before or behind
+_ELEMENTWISE = ("Gelu", "Relu")  # compute each value independently, so a transpose may come before or after
 
 
 @dataclass(frozen=True)
 class _Linear:
-    """A MatMul with a constant weight (C_in, C_out), and the Add of a constant bias that alone reads it."""
+    """A MatMul with a constant weight (C_in, C_out), and the Add of a constant bias that is its only reader."""
 
     product: onnx.NodeProto
     add: onnx.NodeProto
 
 
 def mlps_on_maps(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Linear layers directly in front of and behind a depthwise convolution, as convolutions of the map."""
+    """Rewrites linear layers directly before and after a depthwise convolution as convolutions of the map."""
     rewriting = Rewriting(model)
     for conv in rewriting.graph.nodes:
         if conv.op_type == "Conv" and attribute(conv, "group", 1) > 1:
-            _in_front(rewriting, conv)
-            _behind(rewriting, conv)
+            _rewrite_before(rewriting, conv)
+            _rewrite_after(rewriting, conv)
     return rewriting.finish()
 
 
-def _in_front(rewriting: Rewriting, conv: onnx.NodeProto) -> None:
-    """tokens -> linear -> grid -> map, as tokens -> grid -> map -> 1 x 1 convolution."""
+def _rewrite_before(rewriting: Rewriting, conv: onnx.NodeProto) -> None:
+    """Rewrites tokens -> linear -> grid -> map as tokens -> grid -> map -> 1 x 1 convolution."""
     graph = rewriting.graph
     turn = graph.producer.get(conv.input[0])
     grid = graph.producer.get(turn.input[0]) if permutation(turn) == TO_MAP and turn is not None else None
@@ -57,8 +57,8 @@ def _in_front(rewriting: Rewriting, conv: onnx.NodeProto) -> None:
     rewriting.drop(grid, turn)
 
 
-def _behind(rewriting: Rewriting, conv: onnx.NodeProto) -> None:
-    """map -> tokens -> elementwise -> linear, as map -> elementwise -> 1 x 1 convolution -> tokens."""
+def _rewrite_after(rewriting: Rewriting, conv: onnx.NodeProto) -> None:
+    """Rewrites map -> tokens -> elementwise -> linear as map -> elementwise -> 1 x 1 convolution -> tokens."""
     turn = rewriting.reader(conv.output[0], "Transpose")
     flat = rewriting.reader(turn.output[0], "Reshape") if permutation(turn) == TO_TOKENS and turn is not None else None
     if turn is None or flat is None:
@@ -79,7 +79,7 @@ def _behind(rewriting: Rewriting, conv: onnx.NodeProto) -> None:
 
 
 def _elementwise(rewriting: Rewriting, name: str) -> list[onnx.NodeProto]:
-    """The nodes behind ``name`` that compute each value by itself, as long as each is the only reader."""
+    """Returns the chain of elementwise nodes that starts at ``name``, as long as each is the only reader."""
     found = []
     while node := rewriting.reader(name, *_ELEMENTWISE):
         found.append(node)
@@ -98,7 +98,7 @@ def _linear(rewriting: Rewriting, add: onnx.NodeProto | None) -> _Linear | None:
 
 
 def _convolve(rewriting: Rewriting, linear: _Linear, source: str, output: str) -> str:
-    """A 1 x 1 convolution of ``source`` in the place of ``linear``."""
+    """Replaces ``linear`` by a 1 x 1 convolution of ``source``; returns ``output``."""
     weight = linear.product.input[1]
     kernel = rewriting.constant(f"{weight}_kernel", _kernel(rewriting.graph.constant(weight)))
     rewriting.drop(linear.product, linear.add)
@@ -106,5 +106,5 @@ def _convolve(rewriting: Rewriting, linear: _Linear, source: str, output: str) -
 
 
 def _kernel(weight: NDArray[Any]) -> NDArray[Any]:
-    """(C_in, C_out) -> (C_out, C_in, 1, 1)."""
+    """Reshapes (C_in, C_out) to (C_out, C_in, 1, 1)."""
     return np.ascontiguousarray(weight.T[:, :, None, None])

@@ -1,8 +1,7 @@
-"""Normalised images in fewer steps: the standard deviation goes into the first convolution, the mean is taken off both
-dates at once.
+"""Normalises images in fewer steps: the first convolution divides by the deviation, and the mean is subtracted once.
 
-conv(gain * x - offset) = conv'(x - offset / gain), where conv' has its weights times the gain of their channel. The
-mean cannot go into the bias: the convolution pads with zeros, which stand for the mean there.
+conv(gain * x - offset) = conv'(x - offset / gain), where the weights of conv' are those of conv times the gain of their
+channel. The mean cannot be moved into the bias: the convolution pads with zeros, which stand for the mean.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from misgnet_export.graph.algebra.tokens import TO_MAP
 
 @dataclass(frozen=True)
 class _Date:
-    """gain * transposed(pixels) - offset of one date: its nodes from the Transpose on."""
+    """The normalisation of one date, gain * transposed(pixels) - offset, and its nodes from the Transpose on."""
 
     pixels: str
     gain: NDArray[np.float64]
@@ -29,7 +28,7 @@ class _Date:
 
 
 def fold_normalisation(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Both dates joined before they are normalised; a graph that takes normalised images stays as it is."""
+    """Joins both dates before they are normalised; leaves a graph that takes normalised images unchanged."""
     rewriting = Rewriting(model)
     for join in rewriting.graph.nodes:
         if join.op_type != "Concat" or attribute(join, "axis", 0) != 0:
@@ -70,6 +69,7 @@ def _fold(rewriting: Rewriting, join: onnx.NodeProto, conv: onnx.NodeProto, date
     mean = rewriting.constant("image_mean", (offset / gain).astype(np.float32))
     both = rewriting.add("Concat", [date.pixels for date in dates], f"{join.output[0]}_pixels", join, axis=0)
     turned = rewriting.add("Transpose", [both], f"{both}_map", join, perm=TO_MAP)
-    rewriting.add("Sub", [turned, mean], join.output[0], join)  # of maps: three numbers along a row take ten times
+    # Subtracted from maps: subtracting three values along the last axis takes ten times as long.
+    rewriting.add("Sub", [turned, mean], join.output[0], join)
     conv.input[1] = rewriting.constant(f"{conv.input[1]}_gain", weight)
     rewriting.drop(join, *(node for date in dates for node in date.nodes))

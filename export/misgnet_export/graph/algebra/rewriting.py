@@ -1,4 +1,4 @@
-"""A copy of a graph in which nodes are replaced, and what each rewrite asks of a node."""
+"""Replaces nodes in a copy of a graph, and answers the queries that the rewrites make about nodes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from misgnet_calibration.onnx_graph import Graph, copied, drop_unused, put_in_or
 
 
 class Rewriting:
-    """A copy of ``model`` with the look-ups of its state before any change; ``finish`` returns the changed one.
+    """A copy of ``model`` to change; queries of shapes and readers refer to its state before any change.
 
-    A new node takes its module's name from the node it stands for, so that placement and reports find it.
+    A new node takes its module's name from the node it replaces, so that placement and reports find it.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -27,40 +27,40 @@ class Rewriting:
         self._dropped: set[str] = set()
 
     def drop(self, *nodes: onnx.NodeProto) -> None:
-        """Leave ``nodes`` out; a new node has to give each output that something still reads."""
+        """Removes ``nodes`` from the result; each of their outputs that is still read must come from a new node."""
         self._dropped.update(node.name for node in nodes)
 
     def add(
         self, operator: str, inputs: Sequence[str], output: str, near: onnx.NodeProto, **attributes: Any
     ) -> str:  # fmt: skip
-        """A node in the module of ``near``; its output."""
+        """Adds a node in the module of ``near``; returns ``output``."""
         name = f"{scope(near)}/{operator}_{output}"
         self._added.append(helper.make_node(operator, list(inputs), [output], name, **attributes))
         return output
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
-        """An initializer, once for each name."""
+        """Adds an initializer unless ``name`` exists already; returns ``name``."""
         if name not in self.graph.constants:
             self.graph.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
             self.model.graph.initializer.append(self.graph.constants[name])
         return name
 
     def sizes(self, *dimensions: int) -> str:
-        """The target of a Reshape whose first axis, the batch, is what is left."""
+        """Returns the target shape of a Reshape: the batch, which is inferred, and then ``dimensions``."""
         return self.constant("to_" + "_".join(map(str, dimensions)), np.array([-1, *dimensions], np.int64))
 
     def shape(self, name: str) -> list[int]:
-        """Dimensions for one image pair, before any change. Raises InputError where one cannot be inferred."""
+        """Returns the dimensions for one image pair, before any change. Raises InputError if one cannot be inferred."""
         return self._before.shape(name)
 
     def reader(self, name: str, *operators: str) -> onnx.NodeProto | None:
-        """The one node that reads ``name``, where it is one of ``operators`` and ``name`` is no output."""
+        """Returns the only reader of ``name`` if it is one of ``operators`` and ``name`` is not a graph output."""
         readers = self.graph.consumers[name]
         fits = len(readers) == 1 and readers[0].op_type in operators and name not in self.graph.outputs()
         return readers[0] if fits else None
 
     def finish(self) -> onnx.ModelProto:
-        """The changed copy, in order and without what nothing reads; shapes within it are not stated any more."""
+        """Returns the changed copy, topologically sorted, without unused nodes and without inferred shapes."""
         kept = [node for node in self.graph.nodes if node.name not in self._dropped]
         put_in_order(self.model, [*kept, *self._added])
         drop_unused(self.model)
@@ -69,7 +69,7 @@ class Rewriting:
 
 
 def permutation(node: onnx.NodeProto | None) -> tuple[int, ...]:
-    """The axes of a Transpose; () for any other node."""
+    """Returns the axes of a Transpose; () for any other node."""
     if node is None or node.op_type != "Transpose":
         return ()
     return next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())

@@ -1,8 +1,8 @@
-"""Between tokens (B, N, C) and maps (B, C, h, w): a transpose of four axes, which engines merge into what is beside it.
+"""Converts between tokens (B, N, C) and maps (B, C, h, w) with one four-axis transpose, which engines can fuse.
 
-A PyTorch network turns the tokens first and then gives them their grid, two steps that move every value. With the
-grid first, (B, h, w, C), the transpose is the one between "channels last" and "channels first": ONNX Runtime and
-OpenVINO take it into the reordering in front of or behind a convolution, or drop it where that reads channels last.
+A PyTorch network transposes the tokens and then reshapes them to a grid: two steps that move every value. If the tokens
+are reshaped to (B, h, w, C) first, the transpose is the one between "channels last" and "channels first": ONNX Runtime
+and OpenVINO merge it into the reordering around a convolution, or drop it if the convolution reads channels last.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _TURNED = (0, 2, 1)
 
 
 def tokens_channels_last(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Every pair of Transpose (0, 2, 1) and Reshape between tokens and a map, the other way round."""
+    """Swaps every pair of Transpose (0, 2, 1) and Reshape between tokens and a map."""
     rewriting = Rewriting(model)
     for node in rewriting.graph.nodes:
         if permutation(node) == _TURNED:
-            _turn_to_map(rewriting, node)
+            _swap_to_map(rewriting, node)
         elif node.op_type == "Reshape":
-            _turn_to_tokens(rewriting, node)
+            _swap_to_tokens(rewriting, node)
     return rewriting.finish()
 
 
-def _turn_to_map(rewriting: Rewriting, transpose: onnx.NodeProto) -> None:
+def _swap_to_map(rewriting: Rewriting, transpose: onnx.NodeProto) -> None:
     reshape = rewriting.reader(transpose.output[0], "Reshape")
     if reshape is None or len(shape := rewriting.shape(reshape.output[0])) != 4:
         return
@@ -41,7 +41,7 @@ def _turn_to_map(rewriting: Rewriting, transpose: onnx.NodeProto) -> None:
     rewriting.drop(transpose, reshape)
 
 
-def _turn_to_tokens(rewriting: Rewriting, reshape: onnx.NodeProto) -> None:
+def _swap_to_tokens(rewriting: Rewriting, reshape: onnx.NodeProto) -> None:
     transpose = rewriting.reader(reshape.output[0], "Transpose")
     source = reshape.input[0]
     if transpose is None or permutation(transpose) != _TURNED or len(rewriting.shape(source)) != 4:

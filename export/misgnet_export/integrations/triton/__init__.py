@@ -1,1 +1,1 @@
-"""A bundle as a model repository for the Triton Inference Server. Needs the [triton] extra; no torch, no onnx."""
+"""Writes a bundle as a model repository for the Triton Inference Server; needs the [triton] extra, no torch or onnx."""

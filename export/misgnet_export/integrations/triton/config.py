@@ -1,7 +1,7 @@
-"""What Triton is told of one engine: ``config.pbtxt``, made by Triton's own protobuf schema.
+"""Builds Triton's configuration of an engine, ``config.pbtxt``, with Triton's own protobuf schema.
 
-Pre- and postprocessing are in the graphs, so a model is one engine and no ensemble. Which parameters a backend takes
-is from the backends' own READMEs (triton-inference-server: onnxruntime_backend, openvino_backend, tensorrt_backend).
+Pre- and postprocessing are part of the graphs, so a model is one engine, not an ensemble. The parameters of each
+backend are documented in its README (triton-inference-server: onnxruntime_backend, openvino_backend, tensorrt_backend).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
 
 @dataclass(frozen=True)
 class Backend:
-    """``backend`` opens a model's ``file``; ``note``: what differs from the engine that was judged, for a user."""
+    """A Triton backend that can run a kind of engine."""
 
     backend: str
-    file: str
-    note: str = ""
+    file: str  # file name that the backend expects
+    note: str = ""  # difference from the evaluated engine, shown to the user
 
 
-# By kind of engine. A plan of TensorRT for RTX has no entry: no backend of Triton opens one.
+# By kind of engine. A plan of TensorRT for RTX has no entry: no backend of Triton can open one.
 BACKENDS: Mapping[str, Backend] = {
     "tensorrt": Backend(
         "tensorrt", "model.plan", "the server needs the TensorRT version and the GPU that the plan was compiled for"
@@ -35,40 +35,40 @@ BACKENDS: Mapping[str, Backend] = {
     "onnxruntime-cuda": Backend("onnxruntime", "model.onnx", "the backend may compute in TF32, the engine does not"),
     "openvino": Backend(
         "openvino", "model.onnx",
-        "on a processor with BF16 the backend computes in BF16 what is not INT8, the engine in float32",
+        "on a processor with BF16 the backend computes the operators that are not INT8 in BF16, the engine in float32",
     ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Serving:
-    """``instances`` of an engine, as suits it without; a request waits ``queue_delay`` µs at most for others."""
+    """How a server runs a model."""
 
-    instances: int | None = None
-    queue_delay: int = 2000
+    instances: int | None = None  # of each engine; None: 2 on a GPU, 1 on a CPU
+    queue_delay: int = 2000  # longest time in µs that a request waits for others
 
     def check(self) -> None:
-        """UsageError where a number cannot be meant."""
+        """Raises UsageError for an invalid number."""
         for option, number, least in (("--instances", self.instances, 1), ("--queue-delay", self.queue_delay, 0)):
             if number is not None and number < least:
-                raise UsageError(f"{option} is {number}; it is {least} or more")
+                raise UsageError(f"{option} is {number}; it must be {least} or more")
 
 
 def load_schema() -> Any:
-    """Triton's ``model_config_pb2``; UnavailableError with the install line where it is missing."""
+    """Imports Triton's ``model_config_pb2``. Raises UnavailableError with the install command if it is missing."""
     try:
         from tritonclient.grpc import model_config_pb2
     except ImportError as error:
         raise UnavailableError(
-            f"Triton's schema was asked for, and {error.name} is missing; pip install 'misgnet-export[triton]'"
+            "`misgnet-export triton` requires tritonclient: pip install 'misgnet-export[triton]'"
         ) from error
     return model_config_pb2
 
 
 def preferred_batches(entry: EngineEntry, speeds: Mapping[int, float], largest: int) -> list[int]:
-    """Batches that are worth waiting for: the fastest as measured, if that is not 1.
+    """Returns batch sizes that requests should wait for: the fastest measured one, unless that is 1.
 
-    ``speeds``: pairs/s by batch, as the build measured them. A plan that was never measured has its profile.
+    ``speeds``: pairs/s by batch, as the build measured them. An unmeasured plan prefers the batches of its profile.
     """
     found = {batch: speed for batch, speed in speeds.items() if batch <= largest}
     if len(found) > 1:
@@ -86,9 +86,9 @@ def model_config(
     speeds: Mapping[int, float],
     parameters: Mapping[str, str],
 ) -> Any:
-    """The ``ModelConfig`` of an engine; ``parameters``: what a client may ask the server of the model."""
+    """Returns the ``ModelConfig`` of an engine; clients can query ``parameters`` from the server."""
     schema, backend = load_schema(), BACKENDS[entry.kind]
-    # OpenVINO's backend takes batches of one size, or the shape as it is: then clients send whole batches.
+    # OpenVINO's backend supports fixed batches or a fixed shape; with the latter, clients send whole batches.
     batched = backend.backend != "openvino"
     largest = _largest(entry, interface) if batched else 0
     config = schema.ModelConfig(
@@ -118,14 +118,14 @@ def _type(schema: Any, tensor: TensorEntry) -> int:
 
 
 def _add_instances(schema: Any, config: Any, entry: EngineEntry, serving: Serving) -> None:
-    """On a GPU two, so that one copies while the other computes; on a CPU one has all cores."""
+    """Adds two instances on a GPU, so that one copies while the other computes, and one with all cores on a CPU."""
     kind = schema.ModelInstanceGroup.KIND_CPU if is_on_cpu(entry) else schema.ModelInstanceGroup.KIND_GPU
     count = serving.instances or (1 if is_on_cpu(entry) else streams_for_scenes(entry))
     config.instance_group.add(kind=kind, count=count)
 
 
 def _add_warm_up(schema: Any, config: Any, inputs: Sequence[TensorEntry], batch: int, batched: bool) -> None:
-    """A request of noise before the model counts as ready: the first one of a size prepares much."""
+    """Adds a warm-up request of random data: the first request of a batch size is slow."""
     sample = config.model_warmup.add(name=f"batch of {batch}", batch_size=batch if batched else 1)
     for tensor in inputs:
         dims = tensor.shape[1:] if batched else [batch, *tensor.shape[1:]]

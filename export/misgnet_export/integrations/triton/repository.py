@@ -1,4 +1,4 @@
-"""The folder that a Triton server is started with: for each engine NAME/config.pbtxt and NAME/VERSION/model.*."""
+"""Writes Triton's model repository: NAME/config.pbtxt and NAME/VERSION/model.* for each engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIG = "config.pbtxt"
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the repository, the bundle's engine that it is, and what to know of it."""
+    """A model of the repository: its engine in the bundle, its backend, and a note for the user (may be empty)."""
 
     name: str
     engine: str
@@ -28,7 +28,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Repository:
-    """What was written, and the engines that were left out, with the reasons."""
+    """The models that were written, and the reason for each engine that was left out."""
 
     models: list[Model]
     left_out: dict[str, str]
@@ -37,10 +37,19 @@ class Repository:
 def write_repository(
     bundle_path: Path, output: Path, engines: Sequence[str], serving: Serving, *, force: bool = False
 ) -> Repository:
-    """Write ``output``, whole or not at all: the bundle's ``engines``, or without any all that Triton can run.
+    """Writes the engines of a bundle to the folder ``output``, completely or not at all.
 
-    Raises UsageError where ``output`` exists, a number cannot be meant, or an engine that was asked for
-    fits no backend, InputError where the bundle is not what it must be, UnavailableError without Triton's schema.
+    Args:
+        bundle_path: The bundle.
+        output: The folder to write.
+        engines: Names of the engines to write; empty: all that Triton can run.
+        serving: How the server runs the models.
+        force: Replace an existing folder.
+
+    Raises:
+        UsageError: ``output`` exists, a number is invalid, or a requested engine has no backend.
+        InputError: The bundle is invalid.
+        UnavailableError: tritonclient is missing.
     """
     refuse_inputs([output], [bundle_path])
     refuse_existing(output, force)
@@ -59,31 +68,31 @@ def write_repository(
 
 def _why_not(entry: EngineEntry) -> str | None:
     if entry.kind not in BACKENDS:
-        return f"Triton has no backend for engines of the kind '{entry.kind}'; a tensorrt target is one for NVIDIA GPUs"
+        return f"Triton has no backend for engines of kind '{entry.kind}'; for NVIDIA GPUs, use --target tensorrt"
     if entry.on_device:
         return (
-            "the bundle holds no plan of it, which its device compiles and keeps for itself; build the bundle on the "
-            "server's machine with --target tensorrt"
+            "its plan is compiled on the device and is not in the bundle; build the bundle on the server's machine "
+            "with --target tensorrt"
         )
     return None
 
 
 def _write_model(bundle: Bundle, entry: EngineEntry, folder: Path, serving: Serving) -> Model:
     name, backend = f"misgnet-{entry.name}", BACKENDS[entry.kind]
-    # Triton takes names of digits without a leading zero, and serves the highest.
-    place = folder / name / str(max(1, bundle.manifest.bundle_version))
-    place.mkdir(parents=True)
-    (place / backend.file).write_bytes(bundle.read(entry.file))
+    # Triton's versions are numbers without a leading zero; it serves the highest.
+    version = folder / name / str(max(1, bundle.manifest.bundle_version))
+    version.mkdir(parents=True)
+    (version / backend.file).write_bytes(bundle.read(entry.file))
     config = model_config(
         name, entry, bundle.manifest.interface, serving,
-        speeds=_speeds(bundle, entry), parameters=_facts(bundle, entry),
+        speeds=_speeds(bundle, entry), parameters=_parameters(bundle, entry),
     )  # fmt: skip
     (folder / name / CONFIG).write_text(_text(config))
     note = "" if "bf16" in entry.precision else backend.note
     return Model(name, entry.name, backend.backend, note)
 
 
-def _facts(bundle: Bundle, entry: EngineEntry) -> dict[str, str]:
+def _parameters(bundle: Bundle, entry: EngineEntry) -> dict[str, str]:
     manifest = bundle.manifest
     return {
         "misgnet_threshold": f"{manifest.threshold:g}",
@@ -99,7 +108,7 @@ def _speeds(bundle: Bundle, entry: EngineEntry) -> dict[int, float]:
 
 
 def _text(config: Any) -> str:
-    """As a person would write it; parsed again, it is the same message."""
+    """Returns ``config`` in protobuf's text format; raises InputError if parsing it gives another message."""
     from google.protobuf import text_format
 
     text = text_format.MessageToString(config)

@@ -51,7 +51,7 @@ class Signer:
     """
 
     fingerprint: str
-    words: str
+    description: str
     valid: tuple[datetime.datetime, datetime.datetime] | None = None
 
 
@@ -126,8 +126,8 @@ def _find_by_certificate(envelope: Envelope, anchors: Anchors) -> Signer:
     if not _verifies(_curve_key(key, Path("the signer's certificate")), envelope):
         raise InputError("its signature is damaged, or by another key than the certificate's")
     found = fingerprint(root.public_key())
-    words = f"{leaf.subject.rfc4514_string()}, certified under {found[:16]}"
-    return Signer(found, words, (leaf.not_valid_before_utc, leaf.not_valid_after_utc))
+    description = f"{leaf.subject.rfc4514_string()}, certified under {found[:16]}"
+    return Signer(found, description, (leaf.not_valid_before_utc, leaf.not_valid_after_utc))
 
 
 def check_size(certificates: Sequence[bytes]) -> None:

@@ -57,14 +57,14 @@ def read_policy(path: Path) -> Requirement:
 
     Raises InputError where the file or a key is missing, malformed, too large, or could be changed by another user.
     """
-    words = f"policy {path}"
+    source = f"policy {path}"
     try:
         found = _decode(read_protected(path, POLICY_BYTES))
     except OSError as error:
-        raise InputError(f"{words} cannot be read: {error.strerror}; every bundle is refused until it can") from error
+        raise InputError(f"{source} cannot be read: {error.strerror}; every bundle is refused until it can") from error
     except JSON_ERRORS as error:
-        raise InputError(f"{words} cannot be used: {error}; every bundle is refused until it is corrected") from error
-    return Requirement(words, tuple(_entry(product, path) for product in found.product))
+        raise InputError(f"{source} cannot be used: {error}; every bundle is refused until it is corrected") from error
+    return Requirement(source, tuple(_entry(product, path) for product in found.product))
 
 
 def _decode(data: bytes) -> _PolicyFile:

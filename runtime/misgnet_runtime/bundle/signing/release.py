@@ -21,7 +21,7 @@ class Version:
     number: int
     signed: datetime
 
-    def words(self) -> str:
+    def describe(self) -> str:
         return f"version {self.number} of {self.signed:%Y-%m-%d %H:%M:%S} UTC"
 
 
@@ -73,7 +73,7 @@ def refusal(issue: Issue, newest: Version | None, now: datetime) -> str | None:
     Bundles without an expiry do not depend on the clock.
     """
     if newest is not None and issue.version < newest:
-        return f"it is {issue.version.words()}, but {newest.words()} was accepted here before"
+        return f"it is {issue.version.describe()}, but {newest.describe()} was accepted here before"
     if issue.expires is None:
         return None
     known = issue.version.signed if newest is None else max(issue.version.signed, newest.signed)

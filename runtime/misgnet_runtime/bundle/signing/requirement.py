@@ -96,7 +96,7 @@ def below_minimum(issue: Issue, matches: Iterable[Match]) -> str | None:
     if issue.version.number >= strictest.entry.minimum_version:
         return None
     wanted = f"{strictest.requirement.source} requires version {strictest.entry.minimum_version} or newer"
-    return f"it is {issue.version.words()}, but {wanted}"
+    return f"it is {issue.version.describe()}, but {wanted}"
 
 
 def forbids_older(matches: Iterable[Match]) -> str | None:

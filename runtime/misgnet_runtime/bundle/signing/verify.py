@@ -36,6 +36,7 @@ from misgnet_runtime.bundle.signing.requirement import (
 )
 from misgnet_runtime.bundle.signing.rollback import State, open_state, prepare_state
 from misgnet_runtime.errors import InputError, MisgnetError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.limits import MANIFEST_BYTES
 from misgnet_runtime.log import current
 from misgnet_runtime.storage.atomic import locked_folder, remove_stale
@@ -50,10 +51,11 @@ class Signed:
     issue: Issue
     digests: Mapping[str, str]
 
-    def words(self) -> str:
+    def describe(self) -> str:
         expiry = "does not expire" if self.issue.expires is None else f"expires {self.issue.expires:%Y-%m-%d %H:%M} UTC"
         name = f"{self.issue.product}, " if self.issue.product else ""
-        return f"{len(self.digests)} files signed by {self.signer.words}: {name}{self.issue.version.words()}, {expiry}"
+        signer, version = self.signer.description, self.issue.version.describe()
+        return f"{plural(len(self.digests), 'file')} signed by {signer}: {name}{version}, {expiry}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""The little of CUDA that an engine needs, over cuda-python or pycuda, whichever is installed.
+"""Opens CUDA through cuda-python or pycuda, whichever is installed, with only the calls that an engine needs.
 
-Everything is on device 0, in its primary context, the one that the vendor's runtime uses.
+All calls use device 0 and its primary context, which is the context that TensorRT uses.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ __all__ = ["Bytes", "CudaDriver", "CudaGraphs", "CudaPython", "Device", "PyCuda"
 
 
 def open_driver() -> CudaDriver:
-    """The CUDA of this machine.
-
-    Raises UnavailableError where no library is installed, or where it finds no driver.
-    """
+    """Opens CUDA on this machine; raises UnavailableError if no library is installed or it finds no driver."""
     reasons = []
     for name, load, driver in (
         ("cuda-python", _load_cuda_python, CudaPython),
@@ -35,14 +32,14 @@ def open_driver() -> CudaDriver:
         return opened
     raise UnavailableError(
         f"no CUDA library for Python can be imported ({'; '.join(reasons)}); install one with: "
-        "pip install cuda-python, or pip install 'misgnet-export[pycuda]' where the CUDA toolkit is"
+        "pip install cuda-python, or, if the CUDA toolkit is installed, pip install 'misgnet-export[pycuda]'"
     )
 
 
 def first_device(driver: CudaDriver) -> Device:
-    """Device 0; UnavailableError where there is none."""
+    """Returns device 0; raises UnavailableError if there is no device."""
     if driver.device_count() < 1:
-        raise UnavailableError(f"no CUDA device was found through {driver.library}; see what nvidia-smi says")
+        raise UnavailableError(f"no CUDA device was found through {driver.library}; check the output of nvidia-smi")
     return driver.device()
 
 

@@ -1,4 +1,4 @@
-"""CUDA through cuda-python's binding of the runtime API."""
+"""Implements the CUDA driver interface with cuda-python's binding of the runtime API."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from misgnet_runtime.errors import UnavailableError
 
 
 class CudaPython:
-    """A CudaDriver; the binding's calls return a tuple that starts with a status."""
+    """A CudaDriver over cuda-python, whose calls return a tuple that starts with a status."""
 
     library = "cuda-python"
 
@@ -24,11 +24,11 @@ class CudaPython:
         try:
             self.device_count()
         except UnavailableError as error:
-            raise UnavailableError(f"{error}; is an NVIDIA driver installed that is new enough?") from error
+            raise UnavailableError(f"{error}; install or update the NVIDIA driver") from error
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """A thread begins on device 0, but whoever shares it may have left it on another one."""
+        """Selects device 0, then restores the previous device: other code in this thread may use another one."""
         before = int(self.call("cudaGetDevice"))
         self.call("cudaSetDevice", 0)
         try:
@@ -51,7 +51,7 @@ class CudaPython:
 
     def free_memory(self) -> int:
         with self.current():
-            return int(self.call("cudaMemGetInfo"))  # the first of free and total
+            return int(self.call("cudaMemGetInfo"))  # the first of (free, total)
 
     def allocate(self, size: int) -> int:
         return int(self.call("cudaMalloc", size))
@@ -103,10 +103,10 @@ class CudaPython:
         return float(self.call("cudaEventElapsedTime", start, end))
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """The first value of a call that gives (status, value, ...), or None of one that gives (status,)."""
+        """Calls a function that returns (status, value, ...) and returns the first value, or None if there is none."""
         try:
             status, *values = getattr(self._runtime, name)(*arguments)
-        except RuntimeError as error:  # how the binding says that the driver's own library is not there
+        except RuntimeError as error:  # the binding raises it if the driver's own library is missing
             raise UnavailableError(f"CUDA {name} failed: {error}") from error
         if int(status) != 0:
             raise UnavailableError(f"CUDA {name} failed: {status.name}")
@@ -121,7 +121,7 @@ class _Graphs:
         self._runtime = runtime
 
     def capture(self, stream: int, queue: Callable[[], None]) -> int:
-        # Of this thread alone: while it captures, others may wait and allocate.
+        # Thread-local: other threads may wait and allocate during the capture.
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
@@ -131,7 +131,7 @@ class _Graphs:
             self._abandon(stream)
             raise
         try:
-            # Its arguments are the same in CUDA 12 and 13, unlike those of cudaGraphInstantiate.
+            # Its arguments are equal in CUDA 12 and 13, unlike those of cudaGraphInstantiate.
             return int(self._call("cudaGraphInstantiateWithFlags", captured, 0))
         finally:
             self._call("cudaGraphDestroy", captured)
@@ -143,7 +143,7 @@ class _Graphs:
         self._call("cudaGraphExecDestroy", graph)
 
     def _abandon(self, stream: int) -> None:
-        """Take the stream out of a capture that failed, and forget the error: CUDA would tell it to the next asker."""
+        """Ends a failed capture and clears its error, which CUDA would otherwise return from a later call."""
         status, captured = self._runtime.cudaStreamEndCapture(stream)
         if int(status) == 0:
             self._call("cudaGraphDestroy", captured)

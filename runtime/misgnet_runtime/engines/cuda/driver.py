@@ -1,4 +1,4 @@
-"""What an engine needs of CUDA, whichever library gives it."""
+"""Defines the CUDA interface that engines use, independent of the Python library behind it."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU; ``compute_capability`` is written as "sm86". ``integrated``: it shares the processor's memory."""
+    """Describes a GPU."""
 
     name: str
-    compute_capability: str
+    compute_capability: str  # such as "sm86"
     memory_bytes: int
-    integrated: bool = False
+    integrated: bool = False  # shares the processor's memory
 
 
 def version_text(number: int) -> str:
-    """ "12.6" of CUDA's 12060."""
+    """Formats CUDA's version number: 12060 as "12.6"."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
 class CudaGraphs(Protocol):
-    """Work that is queued once and launched any number of times, under integer handles."""
+    """CUDA graphs: work that is captured once and launched any number of times. Handles are integers."""
 
     def capture(self, stream: int, queue: Callable[[], None]) -> int:
-        """What ``queue`` queues on ``stream``, as a graph; nothing of it runs now.
+        """Captures the work that ``queue`` queues on ``stream`` as a graph, without running it.
 
-        ``queue`` may only queue: whatever waits, allocates or frees breaks the capture. Raises what it raises, and
-        UnavailableError where CUDA cannot capture it; the stream is as usable as before in any case.
+        ``queue`` must only queue work: waiting, allocating or freeing breaks the capture. Raises what ``queue`` raises,
+        and UnavailableError if CUDA cannot capture the work. The stream stays usable in all cases.
         """
 
     def launch(self, graph: int, stream: int) -> None: ...
@@ -44,31 +44,31 @@ class CudaGraphs(Protocol):
 
 
 class CudaDriver(Protocol):
-    """CUDA's device 0, for any thread.
+    """CUDA on device 0, for any thread.
 
-    Addresses and the handles of streams and events are plain integers, sizes are bytes, pinned host memory
-    is a NumPy array of uint8.
+    Addresses and handles of streams and events are integers, sizes are in bytes, pinned host memory is a NumPy array of
+    uint8.
 
     Copies are queued on a stream: a host array may be reused or read only after ``synchronize``, or after
-    ``synchronize_event`` of an event that was recorded behind them. A failed call is an UnavailableError with the
-    call's and the error's name.
+    ``synchronize_event`` of an event recorded after the copy. A failed call raises UnavailableError with the name of
+    the call and of the error.
     """
 
     library: str
-    graphs: CudaGraphs | None  # None where the library has none
+    graphs: CudaGraphs | None  # None: the library does not support them
 
     def current(self) -> AbstractContextManager[object]:
-        """Within, CUDA's calls by others in this thread (TensorRT's) find the device, too."""
+        """Returns a context in which CUDA calls of other libraries (TensorRT) in this thread use the device, too."""
 
     def device_count(self) -> int: ...
 
     def device(self) -> Device: ...
 
     def version(self) -> str:
-        """Of CUDA, the newest that the driver knows: "12.6"."""
+        """Returns the newest CUDA version that the driver supports, such as "12.6"."""
 
     def free_memory(self) -> int:
-        """Of the device, in bytes. Of an integrated one CUDA leaves out what the system would give back on demand."""
+        """Returns the free device memory in bytes. For an integrated GPU, CUDA does not count reclaimable memory."""
 
     def allocate(self, size: int) -> int: ...
 
@@ -77,10 +77,10 @@ class CudaDriver(Protocol):
     def allocate_host(self, size: int) -> Bytes: ...
 
     def free_host(self, host: Bytes) -> None:
-        """Release what ``allocate_host`` gave; neither it nor a view of it may be touched again."""
+        """Frees memory of ``allocate_host``; neither the array nor a view of it may be used afterwards."""
 
     def create_stream(self) -> int:
-        """A stream that runs beside all others, also beside CUDA's default stream."""
+        """Creates a stream that does not synchronise with other streams, nor with CUDA's default stream."""
 
     def destroy_stream(self, stream: int) -> None: ...
 
@@ -91,17 +91,17 @@ class CudaDriver(Protocol):
     def synchronize(self, stream: int) -> None: ...
 
     def create_event(self) -> int:
-        """An event whose waiting thread sleeps; until it is recorded there is nothing to wait for."""
+        """Creates an event. Threads that wait for it sleep; before it is recorded, waiting returns at once."""
 
     def destroy_event(self, event: int) -> None: ...
 
     def record_event(self, event: int, stream: int) -> None:
-        """The event happens when all that was queued on ``stream`` before is done."""
+        """Records an event, which completes when all work queued earlier on ``stream`` is done."""
 
     def wait_for_event(self, stream: int, event: int) -> None:
-        """What is queued on ``stream`` from now on starts after ``event``; nothing waits here."""
+        """Makes later work on ``stream`` start after ``event``; the call itself does not wait."""
 
     def synchronize_event(self, event: int) -> None: ...
 
     def elapsed_ms(self, start: int, end: int) -> float:
-        """Milliseconds between two events that happened."""
+        """Returns the milliseconds between two completed events."""

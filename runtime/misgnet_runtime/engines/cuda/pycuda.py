@@ -1,4 +1,4 @@
-"""CUDA through pycuda's binding of the driver API. It has no graphs, up to 2026.1 at least."""
+"""Implements the CUDA driver interface with pycuda, which has no CUDA graphs (checked up to 2026.1)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from misgnet_runtime.engines.cuda.driver import Bytes, CudaGraphs, Device, version_text
 from misgnet_runtime.errors import UnavailableError
 
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, for which pycuda has no name
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, which pycuda does not export
 
 
 class PyCuda:
-    """A CudaDriver; pycuda's objects free themselves, so they are kept here under their handles."""
+    """A CudaDriver over pycuda. Its objects free themselves, so they are kept here by handle."""
 
     library = "pycuda"
     graphs: CudaGraphs | None = None
@@ -33,11 +33,11 @@ class PyCuda:
 
     @contextmanager
     def current(self) -> Iterator[Any]:
-        """The driver's module, with its context current in the calling thread, and only for as long as it is used.
+        """Yields the driver module with the device's context current in the calling thread.
 
-        A context is current to one thread, and pycuda aborts the process where a thread ends with one.
+        The context is popped afterwards: pycuda aborts the process if a thread ends with a current context.
         """
-        assert self._context is not None  # else there is no device, which comes first
+        assert self._context is not None  # first_device was called before, and raises if there is no device
         self._context.push()
         try:
             yield self._driver
@@ -78,7 +78,7 @@ class PyCuda:
         return host
 
     def free_host(self, host: Bytes) -> None:
-        allocation: Any = host.base  # pycuda's own, which the array is a view of
+        allocation: Any = host.base  # pycuda's object; the array is a view of it
         with self.current():
             allocation.free()
 
@@ -107,7 +107,7 @@ class PyCuda:
     def create_event(self) -> int:
         with self.current() as driver:
             event = driver.Event(driver.event_flags.BLOCKING_SYNC)
-        self._events[id(event)] = event  # pycuda shows no handle of an event
+        self._events[id(event)] = event  # pycuda has no handles for events
         return id(event)
 
     def destroy_event(self, event: int) -> None:

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT for RTX: how a graph becomes a plan, whether a plan fits a machine, and the engine over it."""
+"""Compiles ONNX graphs to plans of TensorRT or TensorRT for RTX, checks plan compatibility, and runs plans."""
 
 from misgnet_runtime.engines.tensorrt.bindings import load_vendor, parse_version, vendor_version
 from misgnet_runtime.engines.tensorrt.compatibility import (

@@ -1,4 +1,4 @@
-"""One build with the vendor's objects: parser, profile, timing cache, progress, serialisation."""
+"""Builds one plan with the vendor's objects: parser, profile, timing cache, progress, serialisation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 
 
 class Build:
-    """One build with the vendor's objects, which refer to each other and so live and die together."""
+    """One build. It owns the vendor's objects, which refer to each other and must be freed together."""
 
     def __init__(self, module: Any, options: PlanOptions) -> None:
         self.log = VendorLog()
@@ -31,19 +31,19 @@ class Build:
     def parse(self, onnx_model: bytes) -> None:
         if not self._parser.parse(onnx_model):
             errors = (self._parser.get_error(index) for index in range(self._parser.num_errors))
-            said = " | ".join(dict.fromkeys(map(_parser_error, errors))) or self.log.last_errors()
+            reasons = " | ".join(dict.fromkeys(map(_parser_error, errors))) or self.log.last_errors()
             title = rules(self._options.vendor).title
-            raise InputError(f"{title} {vendor_version(self._module)} refuses the graph: {said}")
-        if self._network.num_outputs == 0:  # how the parser takes no bytes at all
-            raise InputError(f"the graph of {len(onnx_model)} bytes has no output; it is not a whole ONNX file")
+            raise InputError(f"{title} {vendor_version(self._module)} rejects the graph: {reasons}")
+        if self._network.num_outputs == 0:  # the parser accepts an empty file
+            raise InputError(f"the graph of {len(onnx_model)} bytes has no output; it is not a complete ONNX file")
 
     def configure(self) -> None:
         options, config = self._options, self._config
         if options.workspace_bytes is not None:
             config.set_memory_pool_limit(self._module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
         if options.builder_bytes is not None:
-            # On a board that shares its memory the default is three quarters of all there is, free or not.
-            power = 1 << options.builder_bytes.bit_length() - 1  # others are refused
+            # On a board with shared memory the default is three quarters of the total memory, free or not.
+            power = 1 << options.builder_bytes.bit_length() - 1  # TensorRT accepts only powers of 2
             config.set_memory_pool_limit(self._module.MemoryPoolType.TACTIC_DRAM, power)
         if options.optimization_level is not None:
             config.builder_optimization_level = options.optimization_level
@@ -57,7 +57,7 @@ class Build:
         for index, name in enumerate(names):
             capability = getattr(self._module.ComputeCapability, name.upper())
             if not self._config.set_compute_capability(capability, index):
-                raise UsageError(f"TensorRT for RTX refuses {', '.join(names)}: {self.log.last_errors()}")
+                raise UsageError(f"TensorRT for RTX rejects {', '.join(names)}: {self.log.last_errors()}")
 
     def _set_profile(self) -> None:
         options = self._options
@@ -68,10 +68,13 @@ class Build:
             batches = (options.min_batch, options.opt_batch, options.max_batch)
             profile.set_shape(tensor.name, *((batch, *rest) for batch in batches))
         if self._config.add_optimization_profile(profile) < 0:
-            raise MisgnetError(f"the optimization profile was refused: {self.log.last_errors()}")
+            raise MisgnetError(f"the optimization profile was rejected: {self.log.last_errors()}")
 
     def run(self, timing_cache: CacheFile | None, progress: Progress | None, share: Share | None) -> bytes:
-        """The serialised engine; raises what ``progress`` or ``share`` raised, or MisgnetError with the reason."""
+        """Returns the serialised engine.
+
+        Raises what ``progress`` or ``share`` raised, or MisgnetError with TensorRT's reason.
+        """
         cancellation = Cancellation()
         if has(self._module, PROGRESS):
             self._config.progress_monitor = make_monitor(self._module, progress, cancellation, share)
@@ -80,14 +83,14 @@ class Build:
             serialized = self._builder.build_serialized_network(self._network, self._config)
         cancellation.raise_if_any()
         if serialized is None:
-            raise MisgnetError(f"{rules(self._options.vendor).title} built no plan: {self.log.last_errors()}")
+            raise MisgnetError(f"{rules(self._options.vendor).title} failed to build a plan: {self.log.last_errors()}")
         if cached and timing_cache is not None:
             self._note(save_timing_cache(self._config, timing_cache))
         return bytes(serialized)
 
     def _take_timing_cache(self, file: CacheFile) -> bool:
         if not rules(self._options.vendor).keeps_timing_cache:
-            self._note("timing cache unused: TensorRT for RTX keeps none")
+            self._note("timing cache unused: TensorRT for RTX does not support one")
             return False
         self._note(load_timing_cache(self._config, file, self.log))
         return True
@@ -104,13 +107,13 @@ class Build:
 def _static_axes(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if not shape or shape[0] != -1 or -1 in shape[1:]:
         raise InputError(
-            f"graph input '{name}' has shape {shape}; its first axis, the batch, must be dynamic (-1), and no other"
+            f"graph input '{name}' has shape {shape}; only its first axis, the batch, must be dynamic (-1)"
         )
     return shape[1:]
 
 
 def _parser_error(error: Any) -> str:
-    """One line: the operator, the node's name and the reason, without the noise of a missing driver."""
+    """Formats a parser error as one line (operator, node, reason), without messages about a missing driver."""
     reason = "\n".join(line for line in error.desc().splitlines() if "cudaError" not in line)
     node = f"{error.node_operator()} '{error.node_name()}'" if error.node_name() else error.node_operator()
     return one_line(": ".join(part for part in (node, reason) if part) or "it is not an ONNX model")

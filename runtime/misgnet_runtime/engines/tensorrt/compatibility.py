@@ -1,7 +1,7 @@
-"""What a plan was built for, what a machine has, and whether the two fit.
+"""Checks whether a plan can run on a machine, by comparing compatibility information of both.
 
-No vendor API says beforehand whether a plan fits, and deserialising one runs native code: the manifest, or the record
-of a plan that was compiled here, keeps this compatibility information, which is compared first.
+TensorRT has no API that checks a plan before deserialising it, which runs native code. The compatibility information is
+therefore kept in the manifest, or in the record of a plan that was compiled here, and compared first.
 """
 
 from __future__ import annotations
@@ -13,50 +13,46 @@ from typing import Any
 from misgnet_runtime.engines.cuda.driver import CudaDriver, Device
 from misgnet_runtime.engines.tensorrt.bindings import parse_version, same_version, vendor_version
 from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.machine import architecture, available_memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanCompatibility:
-    """What a plan is bound to: ``vendor`` is "rtx" or "tensorrt", capabilities are "sm86", ...
+    """Compatibility information of a plan: the versions and hardware that it was built for."""
 
-    ``cuda_driver``: the CUDA version of the driver that it was built with, empty where there was none;
-    ``plan_bytes``: its size, which its weights take on the device; ``stream_bytes``: what each stream takes there
-    besides, 0 where that is not known.
-    """
-
-    vendor: str
+    vendor: str  # "rtx" or "tensorrt"
     vendor_version: str
-    compute_capabilities: tuple[str, ...]
-    platform: str
-    cuda_driver: str = ""
-    plan_bytes: int = 0
-    stream_bytes: int = 0
+    compute_capabilities: tuple[str, ...]  # such as "sm86"
+    platform: str  # see this_platform
+    cuda_driver: str = ""  # CUDA version of the driver that it was built with; empty: built without a driver
+    plan_bytes: int = 0  # size of the plan, which is also the device memory for its weights
+    stream_bytes: int = 0  # further device memory per stream; 0: unknown
 
     def memory_bytes(self, streams: int) -> int:
-        """What it takes of the device at least."""
+        """Returns the least device memory that the plan needs."""
         return self.plan_bytes + streams * self.stream_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineCompatibility:
-    """The vendor module, the GPU, its driver and the system that a plan would run on; memory in bytes."""
+    """Compatibility information of a machine: TensorRT module, GPU, driver and system."""
 
-    vendor: str
+    vendor: str  # "rtx" or "tensorrt"
     vendor_version: str
     compute_capability: str
     platform: str
-    cuda_driver: str = ""
-    free_bytes: int | None = None
+    cuda_driver: str = ""  # newest CUDA version that the driver supports
+    free_bytes: int | None = None  # device memory; None: unknown
 
 
 def this_platform() -> str:
-    """The system and processor, such as ``linux-x86_64`` or ``linux-aarch64``."""
+    """Returns the system and processor, such as ``linux-x86_64`` or ``linux-aarch64``."""
     return f"{platform.system().lower()}-{architecture()}"
 
 
 def this_machine(vendor: str, module: Any, driver: CudaDriver, device: Device) -> MachineCompatibility:
-    """What is here. ``module``: the vendor's."""
+    """Returns the compatibility information of this machine; ``module`` is the imported TensorRT module."""
     return MachineCompatibility(
         vendor=vendor, vendor_version=vendor_version(module), compute_capability=device.compute_capability,
         platform=this_platform(), cuda_driver=driver.version(), free_bytes=free_bytes(driver, device),
@@ -64,7 +60,7 @@ def this_machine(vendor: str, module: Any, driver: CudaDriver, device: Device) -
 
 
 def free_bytes(driver: CudaDriver, device: Device) -> int:
-    """What may be taken of the device's memory; an integrated GPU has the processor's, as the system counts it."""
+    """Returns the device memory that is available; for an integrated GPU, the system's available memory."""
     system = available_memory() if device.integrated else None
     return driver.free_memory() if system is None else system
 
@@ -72,17 +68,21 @@ def free_bytes(driver: CudaDriver, device: Device) -> int:
 def check_plan_fits(
     plan: PlanCompatibility, machine: MachineCompatibility, streams: int = 1, rebuild: str | None = None
 ) -> None:
-    """Raise UnavailableError, naming both sides and how to ``rebuild``, where the plan cannot run on the machine."""
+    """Raises UnavailableError if the plan cannot run on the machine.
+
+    The message names both values and the command that rebuilds the plan (``rebuild``; default: derived from the plan).
+    """
     if misfit := _misfit(plan, machine):
-        # A plan for RTX is rebuilt for the capability at hand; TensorRT always builds for its own GPU.
+        # A plan for RTX is rebuilt for this GPU's compute capability; TensorRT always builds for its own GPU.
         target = f"rtx-{machine.compute_capability}" if plan.vendor == "rtx" else "tensorrt"
         command = rebuild or f"misgnet-export build ... --target {target}"
         raise UnavailableError(f"the plan does not fit this machine: {misfit}; rebuild with: {command}")
     needed, free = plan.memory_bytes(streams), machine.free_bytes
     if free is not None and needed > free:
         raise UnavailableError(
-            f"the plan does not fit this machine now: with {streams} at once it takes at least {mebibytes(needed)} of "
-            f"the GPU's memory, and {mebibytes(free)} are free; end what else uses it, or choose fewer --streams"
+            f"the plan does not fit into free GPU memory: with {plural(streams, 'stream')} it takes at least "
+            f"{mebibytes(needed)}, and {mebibytes(free)} are free; stop other programs that use the GPU, or lower "
+            "--streams"
         )
 
 
@@ -92,14 +92,14 @@ def mebibytes(size: int) -> str:
 
 def _misfit(plan: PlanCompatibility, machine: MachineCompatibility) -> str | None:
     if plan.vendor != machine.vendor:
-        return f"it was built by {plan.vendor}, opened with {machine.vendor}"
+        return f"it was built by {plan.vendor} but opened with {machine.vendor}"
     if plan.platform != machine.platform:
-        return f"it was built on {plan.platform}, this is {machine.platform}"
+        return f"it was built on {plan.platform}, this machine is {machine.platform}"
     if not same_version(plan.vendor_version, machine.vendor_version):
-        return f"it was built by {plan.vendor} {plan.vendor_version}, installed is {machine.vendor_version}"
+        return f"it was built by {plan.vendor} {plan.vendor_version}, the installed version is {machine.vendor_version}"
     if machine.compute_capability not in plan.compute_capabilities:
         built_for = ", ".join(plan.compute_capabilities)
         return f"it was built for {built_for}, this GPU is {machine.compute_capability}"
     if plan.cuda_driver and parse_version(machine.cuda_driver) < parse_version(plan.cuda_driver):
-        return f"it was built with a driver for CUDA {plan.cuda_driver}, this one is for CUDA {machine.cuda_driver}"
+        return f"it was built with a driver for CUDA {plan.cuda_driver}, this driver is for CUDA {machine.cuda_driver}"
     return None

@@ -1,7 +1,7 @@
-"""From an ONNX graph to a TensorRT plan, with either vendor module and one code path.
+"""Compiles an ONNX graph to a plan of TensorRT or TensorRT for RTX.
 
-Networks are strongly typed: the graph's Q/DQ nodes and float types decide every precision, because that is
-the one way that means the same from TensorRT 10.3 to 11.x and in TensorRT for RTX.
+Networks are strongly typed: the graph's Q/DQ nodes and float types decide every precision. This is the only mode that
+behaves equally in TensorRT 10.3 to 11.x and in TensorRT for RTX.
 """
 
 from __future__ import annotations
@@ -31,16 +31,23 @@ def compile_plan(
     share: Share | None = None,
     driver: CudaDriver | None = None,
 ) -> Plan:
-    """Compile a graph whose inputs have a dynamic first axis, the batch, and no other dynamic axis.
+    """Compiles a graph whose inputs have a dynamic first axis, the batch, and no other dynamic axis.
 
-    ``timing_cache`` is read where it is there and written afterwards; nothing about it is fatal.
-    ``progress`` gets (phase, steps done, steps in all); phases nest, and their names are the vendor's.
-    ``share`` gets how much of the whole is done, 0 to 1. What they raise, or a Ctrl-C, stops the build at its next
-    step and comes out here.
+    An exception raised by ``progress`` or ``share``, or Ctrl-C, stops the build at its next step and is raised here.
 
-    Raises UnavailableError without the vendor, or without a GPU where one is needed; UsageError for a
-    compute capability that the vendor does not know; InputError where the parser refuses the graph;
-    MisgnetError where the vendor fails to build.
+    Args:
+        onnx_model: The graph.
+        options: Vendor, compute capabilities, batches and limits.
+        timing_cache: Read if it exists and written afterwards; its failures become notes of the plan.
+        progress: Called with (phase, steps done, steps in total); phases nest, and TensorRT names them.
+        share: Called with the fraction of the build that is done, 0 to 1.
+        driver: CUDA (default: opened here).
+
+    Raises:
+        UnavailableError: TensorRT, or a GPU that is needed, is missing.
+        UsageError: TensorRT does not know a compute capability.
+        InputError: The parser rejects the graph.
+        MisgnetError: TensorRT fails to build the plan.
     """
     module = load_vendor(options.vendor)
     capabilities = check_options(options, driver)
@@ -64,9 +71,9 @@ def compile_plan(
 
 
 def check_options(options: PlanOptions, driver: CudaDriver | None = None) -> tuple[str, ...]:
-    """What a plan will run on, checked before any work: the capabilities asked for, or this machine's GPU's.
+    """Returns the compute capabilities of the plan: the requested ones, or that of this machine's GPU.
 
-    Raises UnavailableError and UsageError as :func:`compile_plan` does.
+    Checks them before any work; raises UnavailableError and UsageError as :func:`compile_plan` does.
     """
     module = load_vendor(options.vendor)
     if options.compute_capabilities:
@@ -81,7 +88,7 @@ def _asked_capabilities(module: ModuleType, options: PlanOptions) -> tuple[str, 
     if unknown:
         raise UsageError(
             f"{rules(options.vendor).title} {vendor_version(module)} does not compile for "
-            f"{', '.join(unknown)}; it has {', '.join(known) or 'no choice'}"
+            f"{', '.join(unknown)}; it supports {', '.join(known) or 'no selection'}"
         )
     return asked
 
@@ -91,12 +98,12 @@ def _own_capability(module: ModuleType, options: PlanOptions, driver: CudaDriver
     try:
         device = first_device(driver or open_driver())
     except UnavailableError as error:
-        hint = "; or name compute capabilities, as in --target rtx-sm86" if options.vendor == "rtx" else ""
+        hint = "; or specify compute capabilities, as in --target rtx-sm86" if options.vendor == "rtx" else ""
         raise UnavailableError(f"{title} must compile for this machine's GPU, but {error}{hint}") from error
     known = known_capabilities(module)
     if options.vendor == "rtx" and device.compute_capability not in known:
         raise UnavailableError(
-            f"{title} {vendor_version(module)} makes no plans for {device.name} "
-            f"({device.compute_capability}); it has {', '.join(known)}"
+            f"{title} {vendor_version(module)} does not compile for {device.name} "
+            f"({device.compute_capability}); it supports {', '.join(known)}"
         )
     return device.compute_capability

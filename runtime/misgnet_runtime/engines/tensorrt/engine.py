@@ -1,4 +1,4 @@
-"""The engine over a TensorRT plan, of TensorRT for RTX or of TensorRT itself, on CUDA device 0."""
+"""Runs plans of TensorRT or TensorRT for RTX on CUDA device 0."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from misgnet_runtime.engines.tensorrt.logger import VendorLog, make_logger
 from misgnet_runtime.engines.tensorrt.streams import ExecutionContexts, StreamContext, Tensors, item_bytes
 from misgnet_runtime.errors import InputError, UnavailableError
 
-# By the vendor's enum names; BF16, FP8 and the 4-bit types have no NumPy counterpart.
+# NumPy names by TensorRT's enum names; BF16, FP8 and the 4-bit types have no NumPy counterpart.
 DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -29,14 +29,21 @@ def open_plan(
     data: bytes, vendor: str, driver: CudaDriver | None = None, *, compatibility: PlanCompatibility | None = None,
     streams: int = 1, rebuild: str | None = None,
 ) -> TensorRTEngine:  # fmt: skip
-    """Open the bytes of a plan with the vendor module "rtx" or "tensorrt" on CUDA device 0.
+    """Opens a plan on CUDA device 0.
 
-    ``streams``: batches that run at once; each takes its own buffers and working memory on the device.
-    Deserialising runs native code: verify the bytes' digest or signature first. With ``compatibility``, what the
-    plan was built for, a misfit raises before anything is deserialised, with the command that would ``rebuild`` it.
+    Deserialising runs native code: verify the digest or signature of ``data`` first.
 
-    Raises UnavailableError without the vendor, a CUDA driver or a device, or where the plan does not fit
-    them; InputError for tensors that NumPy cannot hold.
+    Args:
+        data: The plan's bytes.
+        vendor: "rtx" or "tensorrt".
+        driver: CUDA (default: opened here).
+        compatibility: Compatibility information of the plan, checked before anything is deserialised.
+        streams: Batches that run at once; each has its own buffers and working memory on the device.
+        rebuild: Command that rebuilds the plan, for the message.
+
+    Raises:
+        UnavailableError: TensorRT, a CUDA driver or a device is missing, or the plan is not compatible with them.
+        InputError: The plan has tensors that NumPy cannot hold.
     """
     module = load_vendor(vendor)
     driver = driver or open_driver()
@@ -50,7 +57,7 @@ def open_plan(
 class TensorRTEngine(Engine):
     """One plan, and a stream context for each batch that may run at once; see :func:`open_plan`.
 
-    ``stream_bytes``: what each stream takes of the device's memory, besides the plan itself.
+    ``stream_bytes`` is the device memory of each stream, besides the plan itself.
     """
 
     def __init__(
@@ -74,7 +81,7 @@ class TensorRTEngine(Engine):
         super().__init__(self._stream_contexts)
 
     def _take_contexts(self, contexts: ExecutionContexts, driver: CudaDriver, streams: int) -> list[StreamContext]:
-        """Take all device memory at once; what was taken is given back where a later part fails."""
+        """Allocates the device memory of all streams; frees it again if a later allocation fails."""
         tensors = Tensors(self.inputs, self.outputs, self.max_batch)
         with ExitStack() as taken:
             made = [StreamContext(contexts, tensors, driver, taken) for _ in range(streams)]
@@ -82,7 +89,7 @@ class TensorRTEngine(Engine):
         return made
 
     def _buffer_bytes(self) -> int:
-        """Of a stream, on the device; as many on the host, which is the same memory where the GPU is integrated."""
+        """Returns the bytes of a stream's buffers: as many on the host, which an integrated GPU shares."""
         return self.max_batch * sum(item_bytes(spec) for spec in (*self.inputs, *self.outputs))
 
     @property
@@ -96,7 +103,7 @@ class TensorRTEngine(Engine):
             return context.infer(arrays, batch)
 
     def _release(self) -> None:
-        """ExecutionContexts before the memory that they use, and before the engine; the engine before its runtime."""
+        """Frees contexts before the memory that they use and before the engine, and the engine before its runtime."""
         with self._driver.current():
             self._stream_contexts.clear()
             self._taken.close()
@@ -104,7 +111,7 @@ class TensorRTEngine(Engine):
 
 
 def _tensor_specs(engine: Any, module: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The inputs and the outputs of a deserialised engine, in its order."""
+    """Returns the inputs and outputs of a deserialised engine, in its order."""
     inputs: list[TensorSpec] = []
     outputs: list[TensorSpec] = []
     for index in range(engine.num_io_tensors):
@@ -122,12 +129,12 @@ def _tensor_spec(engine: Any, name: str) -> TensorSpec:
         raise InputError(f"plan tensor '{name}' is {found}; cast it in the graph to one of {', '.join(DTYPES)}")
     if not shape or shape[0] != -1 or -1 in shape[1:]:
         raise InputError(
-            f"plan tensor '{name}' has shape {shape}; its first axis, the batch, must be dynamic (-1), and no other"
+            f"plan tensor '{name}' has shape {shape}; only its first axis, the batch, must be dynamic (-1)"
         )
     return TensorSpec(name, dtype, shape)
 
 
 def _batch_range(engine: Any, inputs: tuple[TensorSpec, ...]) -> tuple[int, int]:
-    """The smallest and largest batch that every input's first optimization profile takes."""
+    """Returns the smallest and largest batch that the first optimization profile of every input accepts."""
     profiles = [engine.get_tensor_profile_shape(spec.name, 0) for spec in inputs]
     return max(int(low[0]) for low, _, _ in profiles), min(int(high[0]) for _, _, high in profiles)

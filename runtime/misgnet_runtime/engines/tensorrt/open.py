@@ -1,4 +1,4 @@
-"""Opens the plan of an engine: the one that was compiled here and proved itself, else the bundle's own."""
+"""Opens the plan of an engine: the plan that was compiled and verified here, else the bundle's own plan."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from misgnet_runtime.storage.private import NoFolderError
 
 
 def open_plan_of(entry: EngineEntry, files: CheckedFiles, streams: int, driver: CudaDriver | None = None) -> Engine:
-    """The plan of ``entry``, an engine of the bundle of ``files``, or of the part of it whose file the entry names.
+    """Opens the plan of ``entry``, or of the part (encoder or head) whose file the entry names.
 
-    Raises UnavailableError where this machine cannot run it or has not compiled it, with the command that does;
-    InputError where the plan is damaged, or lies where others may have changed it.
+    Raises:
+        UnavailableError: The plan cannot run on this machine or was not compiled here; names the command that does.
+        InputError: The plan is damaged, or is in a directory that other users can write to.
     """
     load_vendor(entry.kind)
     driver = driver or open_driver()
@@ -31,7 +32,7 @@ def open_plan_of(entry: EngineEntry, files: CheckedFiles, streams: int, driver: 
         record, data = found
         return open_plan(data, entry.kind, driver, compatibility=record.compatibility, streams=streams, rebuild=command)
     if entry.on_device:
-        raise UnavailableError(f"its plan is to be compiled on the device; run there: {command}")
+        raise UnavailableError(f"its plan must be compiled on the device; run there: {command}")
     compatibility, data = _of_the_bundle(entry, files)
     return open_plan(data, entry.kind, driver, compatibility=compatibility, streams=streams, rebuild=command)
 
@@ -45,7 +46,7 @@ def slot_of(bundle_sha256: str, entry: EngineEntry, device: Device) -> Slot:
 
 
 def graph_of(entry: EngineEntry) -> str:
-    """The graph that the entry's file was made from, or is to be made from; the file may be that of a part."""
+    """Returns the graph that the plan file of ``entry`` (the engine's, or that of a part) is compiled from."""
     graphs = {entry.file: entry.graph}
     if entry.split is not None:
         graphs |= {entry.split.encoder: entry.split.encoder_graph, entry.split.head: entry.split.head_graph}
@@ -55,6 +56,7 @@ def graph_of(entry: EngineEntry) -> str:
 def _compiled_here(
     entry: EngineEntry, files: CheckedFiles, device: Device, command: str
 ) -> tuple[PlanRecord, bytes] | None:
+    """Returns the record and bytes of the plan compiled here, or None if the bundle's own plan is to be used."""
     if files.manifest_sha256 is None:  # a bundle that is still being built
         return None
     slot = slot_of(files.manifest_sha256, entry, device)
@@ -68,8 +70,10 @@ def _compiled_here(
     except InputError as error:
         advice = f"run: {command}"
         if entry.on_device:
-            raise InputError(f"what was compiled here of engine {entry.name} is not used: {error}; {advice}") from error
-        current().warning(f"{entry.name} runs by the bundle's own plan: {error}; {advice}")
+            raise InputError(
+                f"the plan compiled here for engine {entry.name} is not used: {error}; {advice}"
+            ) from error
+        current().warning(f"engine {entry.name} uses the bundle's own plan: {error}; {advice}")
         return None
 
 

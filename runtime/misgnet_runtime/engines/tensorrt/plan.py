@@ -1,4 +1,4 @@
-"""What a plan is compiled with, and what comes out."""
+"""Defines the options that a plan is compiled with, and the compiled plan."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ from misgnet_runtime.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """How to compile; ``vendor`` is "rtx" or "tensorrt".
+    """Options of the compiler.
 
-    ``compute_capabilities`` ("sm86", ...) are for RTX only; none means this machine's GPU. ``workspace_bytes``: of one
-    operator; ``builder_bytes``: of all that the builder takes while it measures, of which the next lower power of 2
-    counts. Without them TensorRT takes what the device has. Raises UsageError unless 1 <= min_batch <= opt_batch <=
-    max_batch.
+    Raises UsageError unless 1 <= min_batch <= opt_batch <= max_batch.
     """
 
-    vendor: str
-    compute_capabilities: tuple[str, ...] = ()
+    vendor: str  # "rtx" or "tensorrt"
+    compute_capabilities: tuple[str, ...] = ()  # such as "sm86", RTX only; default: this machine's GPU
     min_batch: int = 1
     opt_batch: int = 4
     max_batch: int = 16
-    workspace_bytes: int | None = None
-    builder_bytes: int | None = None
+    workspace_bytes: int | None = None  # limit per operator; default: the device's memory
+    builder_bytes: int | None = None  # limit of the builder while it measures, rounded down to a power of 2
     optimization_level: int | None = None
 
     def __post_init__(self) -> None:
@@ -42,17 +39,13 @@ class PlanOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A serialised engine and what is known of it.
-
-    ``layers`` and the two counts are those of the parsed network, before the vendor fuses it.
-    ``warnings`` are the vendor's, repeats counted; ``notes`` are ours (an unused timing cache).
-    """
+    """A serialised engine. Layer counts are those of the parsed network, before TensorRT fuses layers."""
 
     data: bytes = field(repr=False)
     compatibility: PlanCompatibility
-    seconds: float
+    seconds: float  # duration of the build
     layers: int
     quantize_layers: int
     dequantize_layers: int
-    warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # of TensorRT; repeated ones carry a count
+    notes: tuple[str, ...] = ()  # of this package, such as an unused timing cache

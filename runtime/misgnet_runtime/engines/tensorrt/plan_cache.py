@@ -1,13 +1,12 @@
-"""Where plans that were compiled here lie: ``plans/`` in the user's cache.
+"""Stores plans that were compiled on this machine, in ``plans/`` of the user's cache.
 
     SHA256.plan          a plan, named by its digest
-    KEY.json             its record, named by what decided it
-    active-SLOT.json     which plans an engine of a bundle uses
-    VENDOR-VERSION-CAPABILITY.timing    kernel timings, which make the next build quick
+    KEY.json             its record, named by the digest of the plan's key
+    active-SLOT.json     the plans that an engine of a bundle uses
+    VENDOR-VERSION-CAPABILITY.timing    kernel timings, which speed up the next build
 
-A plan is written first, its record then, and what is active last, each whole or not at all: whenever a process is
-killed, what was active before is active still, or what it was about to activate is. Only plans that proved themselves
-are ever written.
+A plan is written first, then its record, then the activation, each atomically: if a process is killed at any time,
+either the previous or the new activation is in force. Only verified plans are written.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _PLAN, _RECORD, _ACTIVE = ".plan", ".json", "active-"
 
 
 class PlanKey(Struct, frozen=True):
-    """What decides a plan. ``workspace_bytes``: as asked for; None is what the free memory gave."""
+    """Identifies a plan by everything that determines it."""
 
     vendor: str
     vendor_version: str
@@ -40,7 +39,7 @@ class PlanKey(Struct, frozen=True):
     platform: str
     graph_sha256: Sha256
     batches: tuple[Positive, Positive, Positive]
-    workspace_bytes: Count | None = None
+    workspace_bytes: Count | None = None  # as requested; None: derived from the free memory
     optimization_level: Count | None = None
 
     def name(self) -> str:
@@ -48,21 +47,18 @@ class PlanKey(Struct, frozen=True):
 
 
 class PlanRecord(Struct, frozen=True):
-    """A plan: SHA-256 and size of its bytes, the driver it was built with, and what a stream takes of the device.
-
-    ``workspace_bytes`` and ``builder_bytes``: what the builder was allowed; ``seconds``: what it took.
-    """
+    """Describes a stored plan."""
 
     format: int
-    created: str
+    created: str  # ISO 8601, UTC
     key: PlanKey
-    sha256: Sha256
-    size: Count
-    cuda_driver: str
-    stream_bytes: Count
-    workspace_bytes: Count
-    builder_bytes: Count
-    seconds: float
+    sha256: Sha256  # of the plan's bytes
+    size: Count  # bytes
+    cuda_driver: str  # CUDA version of the driver that it was built with
+    stream_bytes: Count  # device memory per stream
+    workspace_bytes: Count  # limit that the builder was given
+    builder_bytes: Count  # limit that the builder was given
+    seconds: float  # duration of the build
 
     @property
     def compatibility(self) -> PlanCompatibility:
@@ -74,9 +70,9 @@ class PlanRecord(Struct, frozen=True):
 
 
 class Slot(Struct, frozen=True):
-    """What a plan may be active for: an engine of a bundle on a kind of GPU. ``bundle_sha256``: of the manifest."""
+    """Identifies the engine of a bundle, and the kind of GPU, that plans are active for."""
 
-    bundle_sha256: Sha256
+    bundle_sha256: Sha256  # of the manifest
     engine: EngineName
     compute_capability: str
     platform: str
@@ -86,18 +82,15 @@ class Slot(Struct, frozen=True):
 
 
 class Activation(Struct, frozen=True):
-    """The plans that are used in a slot, by their graphs' files, and how they proved themselves.
-
-    ``golden``: what the golden tiles showed; ``parity``: the gate's verdict, where the bundle has evaluation tiles.
-    """
+    """The plans that are active in a slot, with the results that verified them."""
 
     format: int
-    created: str
+    created: str  # ISO 8601, UTC
     slot: Slot
     device: str
-    plans: dict[FilePath, PlanRecord]
-    golden: str
-    parity: EngineParity | None = None
+    plans: dict[FilePath, PlanRecord]  # by the graph's file
+    golden: str  # result of the golden tiles
+    parity: EngineParity | None = None  # verdict of the gate, if the bundle has evaluation tiles
 
 
 Kept = TypeVar("Kept", PlanRecord, Activation)
@@ -110,15 +103,15 @@ class PlanStore:
         self._folder = PrivateFolder.of("plans")
 
     def prepare(self) -> None:
-        """Before anything slow: StorageError where nothing could be kept, InputError where others could change it."""
+        """Checks the directory before slow work: StorageError if not writable, InputError if others can write to it."""
         self._folder.prepare()
 
     def compiling(self) -> AbstractContextManager[None]:
-        """For one process at a time: two builders at once would take memory from each other. Others wait."""
+        """Returns a lock that one process holds at a time: two builders at once would compete for memory."""
         return self._folder.locked("compiles plans")
 
     def sweep(self) -> None:
-        """While ``compiling``: remove what killed processes left, unfinished files and plans that nothing names."""
+        """Removes unfinished files and unreferenced plans that killed processes left; call it while ``compiling``."""
         names = self._folder.names()
         wanted: set[str] = set()
         for name in names:
@@ -130,14 +123,14 @@ class PlanStore:
 
     def _named_in(self, name: str) -> list[PlanRecord]:
         if name.startswith(_ACTIVE):
-            active = self._read_or_tell(name, Activation)
+            active = self._read_or_warn(name, Activation)
             return list(active.plans.values()) if active else []
-        record = self._read_or_tell(name, PlanRecord)
+        record = self._read_or_warn(name, PlanRecord)
         return [record] if record else []
 
     def cached(self, key: PlanKey) -> tuple[PlanRecord, bytes] | None:
-        """The plan of ``key`` and its record, where it was made before; a damaged one is told, and as good as none."""
-        record = self._read_or_tell(key.name() + _RECORD, PlanRecord)
+        """Returns the plan of ``key`` and its record if it is stored; a damaged plan is logged and ignored."""
+        record = self._read_or_warn(key.name() + _RECORD, PlanRecord)
         if record is None or record.key != key:
             return None
         try:
@@ -147,7 +140,7 @@ class PlanStore:
             return None
 
     def plan(self, record: PlanRecord) -> bytes:
-        """The bytes of a plan; InputError where they are not there, or not those of the record."""
+        """Reads the bytes of a plan; raises InputError if they are missing or do not match the record."""
         name = record.sha256 + _PLAN
         path = self._folder.path / name
         try:
@@ -155,31 +148,31 @@ class PlanStore:
         except OSError as error:
             raise InputError(f"plan {path} cannot be read: {error.strerror}") from error
         if data is None:
-            raise InputError(f"plan {path} is not there")
+            raise InputError(f"plan {path} is missing")
         if hashlib.sha256(data).hexdigest() != record.sha256:
-            raise InputError(f"plan {path} has other bytes than were compiled")
+            raise InputError(f"plan {path} was changed after it was compiled")
         return data
 
     def keep(self, record: PlanRecord, data: bytes) -> None:
-        """Write a plan and its record. StorageError where the disk refuses."""
+        """Writes a plan and its record; raises StorageError if the disk refuses."""
         self._folder.write(record.sha256 + _PLAN, data)
         self._folder.write_sealed(record.key.name() + _RECORD, encode(record))
 
     def activate(self, activation: Activation) -> None:
-        """Use these plans from now on."""
+        """Makes these plans the active ones of their slot."""
         self._folder.write_sealed(activation.slot.name() + _RECORD, encode(activation))
 
     def active(self, slot: Slot) -> Activation | None:
-        """Which plans are used; InputError where others could have changed what is kept here."""
+        """Returns the active plans of a slot; raises InputError if other users could have changed the record."""
         found = self._read(slot.name() + _RECORD, Activation)
         return found if found and found.slot == slot else None
 
     def discard(self, slot: Slot, key: PlanKey, sha256: str) -> None:
-        """A plan that failed is neither active nor found again, whatever it showed before."""
-        active = self._read_or_tell(slot.name() + _RECORD, Activation)
+        """Deactivates and removes a plan that failed."""
+        active = self._read_or_warn(slot.name() + _RECORD, Activation)
         if active and any(record.sha256 == sha256 for record in active.plans.values()):
             self._folder.remove(slot.name() + _RECORD)
-        record = self._read_or_tell(key.name() + _RECORD, PlanRecord)
+        record = self._read_or_warn(key.name() + _RECORD, PlanRecord)
         if record and record.sha256 == sha256:
             self._folder.remove(key.name() + _RECORD)
             self._folder.remove(sha256 + _PLAN)
@@ -188,7 +181,7 @@ class PlanStore:
         return TimingFile(self._folder, f"{key.vendor}-{key.vendor_version}-{key.compute_capability}.timing")
 
     def _read(self, name: str, kind: type[Kept]) -> Kept | None:
-        """A record, None where there is none; InputError where it is damaged or of another version."""
+        """Reads a record; None if it does not exist. Raises InputError if it is damaged or of another format."""
         path = self._folder.path / name
         try:
             data = self._folder.read_sealed(name, PLAN_RECORD_BYTES)
@@ -196,11 +189,11 @@ class PlanStore:
         except (OSError, *JSON_ERRORS) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
         if found is not None and found.format != FORMAT:
-            raise InputError(f"{path} has format {found.format}, this version reads {FORMAT}")
+            raise InputError(f"{path} has format {found.format}; this version reads format {FORMAT}")
         return found
 
-    def _read_or_tell(self, name: str, kind: type[Kept]) -> Kept | None:
-        """The same, where one that is no use is as good as none."""
+    def _read_or_warn(self, name: str, kind: type[Kept]) -> Kept | None:
+        """Reads a record; logs one that cannot be used and returns None."""
         try:
             return self._read(name, kind)
         except InputError as error:
@@ -209,7 +202,7 @@ class PlanStore:
 
 
 class TimingFile:
-    """A CacheFile of a private folder, behind its digest."""
+    """A CacheFile in a private directory, protected by a digest."""
 
     def __init__(self, folder: PrivateFolder, name: str) -> None:
         self.name = name

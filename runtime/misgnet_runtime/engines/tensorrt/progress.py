@@ -1,7 +1,7 @@
-"""Progress of a build, and how an interrupt ends it.
+"""Reports the progress of a build, and stops it on an interrupt.
 
-No exception may travel through the vendor's native code: one is kept here, the build is told to stop,
-and the builder's caller raises it afterwards.
+No exception may propagate through the vendor's native code: it is stored, the build is stopped at its next callback,
+and the caller of the builder raises the exception afterwards.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from types import FrameType
 from typing import Any
 
 Progress = Callable[[str, int, int], None]
-Share = Callable[[float], None]  # told how much of the whole is done, 0 to 1, ever more
+Share = Callable[[float], None]  # called with the fraction of the build that is done, 0 to 1, never decreasing
 
 
 class Cancellation:
-    """The exception that a build must end with, once there is one."""
+    """Holds the exception that stops a build, or None."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
@@ -29,11 +29,11 @@ class Cancellation:
 
 
 class Phases:
-    """The phases that are under way, each a part of a step of the one that it was started in."""
+    """The running phases of a build; each is a part of one step of its parent phase."""
 
     def __init__(self) -> None:
-        self._steps: dict[str, tuple[str | None, int, int]] = {}  # by name: parent, steps done, steps in all
-        self._told = 0.0
+        self._steps: dict[str, tuple[str | None, int, int]] = {}  # by name: parent, steps done, steps in total
+        self._reported = 0.0
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         self._steps[name] = parent, 0, steps
@@ -46,15 +46,15 @@ class Phases:
         self._steps.pop(name, None)
 
     def of(self, name: str) -> int:
-        """The steps of a phase in all."""
+        """Returns the total number of steps of a phase."""
         return self._steps[name][2]
 
     def share(self) -> float:
-        """How much of the outermost phase is done, 0 to 1; it never falls."""
+        """Returns the fraction of the outermost phase that is done, 0 to 1; it never decreases."""
         outermost = next((name for name, (parent, _, _) in self._steps.items() if parent is None), None)
         if outermost is not None:
-            self._told = max(self._told, self._share(outermost))
-        return self._told
+            self._reported = max(self._reported, self._share(outermost))
+        return self._reported
 
     def _share(self, name: str) -> float:
         _, done, steps = self._steps[name]
@@ -63,29 +63,29 @@ class Phases:
 
 
 def make_monitor(module: Any, progress: Progress | None, cancellation: Cancellation, share: Share | None = None) -> Any:
-    """An ``IProgressMonitor`` of the vendor module.
+    """Creates an ``IProgressMonitor`` of the vendor module.
 
-    It calls ``progress(phase, steps done, steps in all)``; phases nest and their names are the vendor's.
+    It calls ``progress(phase, steps done, steps in total)``; phases nest, and TensorRT names them.
     """
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
-            module.IProgressMonitor.__init__(self)  # pybind11 wants the base initialised by name
+            module.IProgressMonitor.__init__(self)  # pybind11 requires the base to be initialised by name
             self._phases = Phases()
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self._phases.start(phase_name, parent_phase, num_steps)
-            self._tell(phase_name, 0)
+            self._report(phase_name, 0)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._phases.step(phase_name, step + 1)
-            self._tell(phase_name, step + 1)
+            self._report(phase_name, step + 1)
             return cancellation.error is None
 
         def phase_finish(self, phase_name: str) -> None:
             self._phases.finish(phase_name)
 
-        def _tell(self, phase: str, done: int) -> None:
+        def _report(self, phase: str, done: int) -> None:
             if cancellation.error is not None:
                 return
             try:
@@ -101,10 +101,10 @@ def make_monitor(module: Any, progress: Progress | None, cancellation: Cancellat
 
 @contextmanager
 def deferred_interrupt(cancellation: Cancellation) -> Iterator[None]:
-    """Turn a first Ctrl-C into a kept KeyboardInterrupt; a second one acts as it did before.
+    """Stores the first Ctrl-C in ``cancellation`` as a KeyboardInterrupt; a second one acts as before.
 
-    Python runs signal handlers between its own instructions, so a build notices at its next callback.
-    Outside the main thread, or where SIGINT is not Python's, nothing is changed.
+    Python runs signal handlers between its own instructions, so a build stops at its next callback.
+    Does nothing outside the main thread, or if SIGINT is not handled by Python.
     """
     in_main = threading.current_thread() is threading.main_thread()
     previous = signal.getsignal(signal.SIGINT) if in_main else None

@@ -1,4 +1,4 @@
-"""Stream contexts of a TensorRT plan: a stream, buffers and an execution context each, and CUDA graphs to replay."""
+"""Runs batches of a TensorRT plan in stream contexts (a stream, buffers, an execution context and CUDA graphs)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from misgnet_runtime.engines.tensorrt.bindings import OWN_GRAPHS, has
 from misgnet_runtime.engines.tensorrt.logger import VendorLog
 from misgnet_runtime.errors import MisgnetError, UnavailableError
 
-KEPT = 4  # a scene needs two: for its full batches, and for the rest of each row
+KEPT = 4  # graphs per stream; a scene needs two: for full batches, and for the remainder of each row
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """A plan's inputs and outputs, and the largest batch that it takes."""
+    """The inputs and outputs of a plan, and its largest batch."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -33,14 +33,14 @@ class Tensors:
 
 @dataclass(frozen=True)
 class _Buffer:
-    """A tensor's memory for the largest batch: on the device, and pinned on the host."""
+    """Memory of one tensor for the largest batch: on the device, and pinned on the host."""
 
     spec: TensorSpec
     address: int
     host: Bytes
 
     def view(self, batch: int) -> NDArray[Any]:
-        """The host's first ``batch`` items, in the tensor's dtype and shape."""
+        """Returns a view of the first ``batch`` items on the host, in the tensor's dtype and shape."""
         flat = self.part(batch).view(self.spec.dtype)
         return flat.reshape(batch, *self.spec.shape[1:])
 
@@ -49,14 +49,14 @@ class _Buffer:
 
 
 class ExecutionContext:
-    """One execution context, for one thread at a time; what TensorRT refuses is a MisgnetError."""
+    """One execution context, for one thread at a time. Raises MisgnetError if TensorRT rejects a call."""
 
     def __init__(self, context: Any, log: VendorLog) -> None:
         self._context = context
         self._log = log
 
     def set_addresses(self, addresses: Mapping[str, int]) -> None:
-        """Where the tensors lie on the device."""
+        """Sets the tensors' device addresses."""
         for name, address in addresses.items():
             self._accept(self._context.set_tensor_address(name, address), f"address of '{name}'")
 
@@ -66,19 +66,19 @@ class ExecutionContext:
             self._accept(self._context.set_input_shape(spec.name, shape), f"shape {shape} of '{spec.name}'")
 
     def execute(self, stream: int) -> None:
-        """Queue the computing of a batch."""
+        """Queues the computation of a batch."""
         self._accept(self._context.execute_async_v3(stream), "execution of a batch")
 
     def _accept(self, accepted: bool, what: str) -> None:
         if not accepted:
-            raise MisgnetError(f"TensorRT refused the {what}: {self._log.last_errors()}")
+            raise MisgnetError(f"TensorRT rejected the {what}: {self._log.last_errors()}")
 
 
 class ExecutionContexts:
-    """Makes contexts of one plan, for any thread. They share its weights; the memory that they work in is given.
+    """Creates execution contexts of one plan, from any thread. They share its weights; the caller provides memory.
 
-    TensorRT for RTX captures and replays graphs itself where it is told to: it alone knows when the kernels for a
-    shape are ready, which it compiles in the background.
+    TensorRT for RTX captures and replays graphs itself if that is enabled: it compiles the kernels for a shape in the
+    background, and only it knows when they are ready.
     """
 
     def __init__(self, module: Any, engine: Any, log: VendorLog) -> None:
@@ -94,9 +94,9 @@ class ExecutionContexts:
             self._how.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
 
     def make(self, memory: int) -> ExecutionContext:
-        """A context that works in ``memory``; contexts that never run at the same time may share it.
+        """Creates a context that works in ``memory``; contexts that never run at the same time may share it.
 
-        Raises UnavailableError where TensorRT makes none.
+        Raises UnavailableError if TensorRT does not create one.
         """
         with self._making:
             context = self._engine.create_execution_context(self._how)
@@ -107,59 +107,59 @@ class ExecutionContexts:
 
 
 class GraphReplay:
-    """The graphs of one stream; ``note`` says why there are none, where that is so for good."""
+    """The CUDA graphs of one stream. ``note`` is the reason if batches are never replayed as graphs, else None."""
 
     def __init__(self, graphs: CudaGraphs | None, stream: int, note: str | None = None) -> None:
         self.note = note
         self._graphs = graphs
         self._stream = stream
-        self._seen: set[int] = set()
+        self._observed: set[int] = set()  # batch sizes that ran
         self._kept: dict[int, tuple[int, ExecutionContext]] = {}
 
     def launch(self, batch: int) -> bool:
-        """Queue the whole batch, if its graph is kept."""
+        """Queues the whole batch if its graph is kept; returns whether it did."""
         if self._graphs is None or batch not in self._kept:
             return False
         self._graphs.launch(self._kept[batch][0], self._stream)
         return True
 
     def wants(self, batch: int) -> bool:
-        """Whether a batch that just ran is worth a graph: its size came before, and there is room."""
-        again = batch in self._seen
-        self._seen.add(batch)
+        """Returns whether to capture the batch that just ran: its size ran before, and fewer than KEPT are kept."""
+        again = batch in self._observed
+        self._observed.add(batch)
         possible = self._graphs is not None and self.note is None
         return possible and again and batch not in self._kept and len(self._kept) < KEPT
 
     def keep(self, batch: int, context: ExecutionContext, queue: Callable[[], None]) -> None:
-        """Capture ``queue``, which runs a batch in ``context``.
+        """Captures ``queue``, which runs a batch in ``context``.
 
-        A graph holds the state of its context, which must have run a batch of this size before (TensorRT does what
-        a new shape needs when it first runs) and which nothing else may use afterwards.
-        Raises MisgnetError where it cannot be captured.
+        A graph holds the state of its context. The context must have run a batch of this size before (TensorRT
+        initialises a shape when it first runs), and nothing else may use it afterwards.
+        Raises MisgnetError if the work cannot be captured.
         """
-        assert self._graphs is not None  # it was wanted
+        assert self._graphs is not None  # wants() returned True
         self._kept[batch] = self._graphs.capture(self._stream, queue), context
 
     def give_up(self, note: str) -> None:
-        """Capture nothing more; what is kept stays."""
+        """Stops capturing; kept graphs stay."""
         self.note = note
 
     def forget(self) -> None:
-        """Destroy all graphs, and let their contexts go."""
+        """Destroys all graphs and releases their contexts."""
         while self._graphs is not None and self._kept:
             _, (graph, _) = self._kept.popitem()
             self._graphs.destroy(graph)
 
 
 class StreamContext:
-    """Runs one batch at a time. Each has all for itself, so that one copies while another computes.
+    """Runs one batch at a time. Stream contexts share no buffers, so that one copies while another computes.
 
-    The first batch of a size is queued call by call. After the second its graph is captured, in a context of its
-    own, and from the third on the whole batch is one launch.
+    The first batch of a size is queued call by call. After the second one its graph is captured in a separate context,
+    and from the third on the whole batch is one launch.
     """
 
     def __init__(self, contexts: ExecutionContexts, tensors: Tensors, driver: CudaDriver, taken: ExitStack) -> None:
-        """``taken`` gives back what is taken of the device. Raises UnavailableError where there is too little."""
+        """Allocates everything on the device, to be freed by ``taken``; raises UnavailableError if memory is short."""
         self._contexts, self._tensors, self._driver = contexts, tensors, driver
         self._stream = driver.create_stream()
         taken.callback(driver.destroy_stream, self._stream)
@@ -182,35 +182,35 @@ class StreamContext:
         return _Buffer(spec, address, host)
 
     def _new_context(self) -> ExecutionContext:
-        """A context over its buffers and memory, which is enough for all: no two run at the same time."""
+        """Creates an execution context over the shared buffers and memory: no two of them run at the same time."""
         context = self._contexts.make(self._memory)
         context.set_addresses({name: buffer.address for name, buffer in self._buffers.items()})
         return context
 
     @property
     def note(self) -> str | None:
-        """Why batches are not replayed as graphs, where that is so for good."""
+        """The reason if batches are never replayed as graphs, else None."""
         return self._replay.note
 
     def infer(self, arrays: Arrays, batch: int) -> Arrays:
-        """Run a batch; the answer is the caller's own. MisgnetError where TensorRT refuses, or CUDA fails."""
+        """Runs a batch; the returned arrays belong to the caller. Raises MisgnetError if TensorRT or CUDA fails."""
         for spec in self._tensors.inputs:
             np.copyto(self._buffers[spec.name].view(batch), arrays[spec.name], casting="equiv")
         with self._settled():
             if not self._replay.launch(batch):
                 self._run(self._context, batch)
-        # The pinned memory is the context's own and is overwritten by the next batch: hand out copies.
-        answer = {spec.name: self._buffers[spec.name].view(batch).copy() for spec in self._tensors.outputs}
+        # The next batch overwrites the pinned memory: return copies.
+        outputs = {spec.name: self._buffers[spec.name].view(batch).copy() for spec in self._tensors.outputs}
         if self._replay.wants(batch):
             self._capture(batch)
-        return answer
+        return outputs
 
     def _run(self, context: ExecutionContext, batch: int) -> None:
         context.set_batch(self._tensors.inputs, batch)
         self._queue(context, batch)
 
     def _queue(self, context: ExecutionContext, batch: int) -> None:
-        """Copies to the device, the computing, and copies back; the context knows the batch."""
+        """Queues the copies to the device, the computation and the copies back; the context's batch is already set."""
         for spec in self._tensors.inputs:
             buffer = self._buffers[spec.name]
             self._driver.copy_to_device(buffer.address, buffer.part(batch), self._stream)
@@ -221,7 +221,7 @@ class StreamContext:
 
     @contextmanager
     def _settled(self) -> Iterator[None]:
-        """However this ends, nothing that was queued within is under way afterwards and still uses the buffers."""
+        """Waits on exit, also after an error, until no queued work uses the buffers any more."""
         try:
             yield
             self._driver.record_event(self._done, self._stream)
@@ -231,7 +231,7 @@ class StreamContext:
             raise
 
     def _capture(self, batch: int) -> None:
-        """Keep the graph of a batch that was answered; where that fails, batches go on as before."""
+        """Captures the graph of a batch size that ran; if that fails, batches are still queued call by call."""
         try:
             context = self._new_context()
             with self._settled():
@@ -245,7 +245,9 @@ def _replay(contexts: ExecutionContexts, driver: CudaDriver, stream: int) -> Gra
     if contexts.replay_themselves:
         return GraphReplay(None, stream)
     if driver.graphs is None:
-        return GraphReplay(None, stream, f"batches are not replayed as CUDA graphs: {driver.library} has none")
+        return GraphReplay(
+            None, stream, f"batches are not replayed as CUDA graphs: {driver.library} does not support them"
+        )
     return GraphReplay(driver.graphs, stream)
 
 

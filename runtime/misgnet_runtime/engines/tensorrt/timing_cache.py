@@ -1,4 +1,4 @@
-"""The timing cache: kernel timings that make builds quick and repeatable. It never breaks a build."""
+"""Reads and writes the timing cache: kernel timings that make builds fast and repeatable. It never fails a build."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from misgnet_runtime.storage.atomic import write_file
 
 
 class CacheFile(Protocol):
-    """Where a timing cache is kept."""
+    """A file that holds a timing cache."""
 
     name: str
 
     def read(self) -> bytes:
-        """FileNotFoundError where there is none, OSError or InputError where it cannot be read."""
+        """Reads the file; raises FileNotFoundError if it does not exist, OSError or InputError if it is unreadable."""
 
     def write(self, data: bytes) -> None:
-        """Whole or not at all; OSError or InputError where that fails."""
+        """Writes the file atomically; raises OSError or InputError on failure."""
 
 
 class PlainFile:
-    """A CacheFile that the user named."""
+    """A CacheFile at a path that the user gave."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
@@ -37,7 +37,7 @@ class PlainFile:
 
 
 def load_timing_cache(config: Any, file: CacheFile, log: VendorLog) -> str | None:
-    """Give ``config`` the cache of the file, or an empty one; returns a note where the file was no use."""
+    """Sets the cache of ``file``, or an empty one, in ``config``; returns a note if the file could not be used."""
     try:
         data = file.read()
     except FileNotFoundError:
@@ -47,26 +47,26 @@ def load_timing_cache(config: Any, file: CacheFile, log: VendorLog) -> str | Non
     else:
         if data and _adopt(config, data, log):
             return None
-        note = f"timing cache ignored: {file.name} is damaged or of another version or device"
+        note = f"timing cache ignored: {file.name} is damaged, or was made by another version or device"
     if not _adopt(config, b"", log):
         note = f"timing cache unused: {log.last_errors()}"
     return note
 
 
 def _adopt(config: Any, data: bytes, log: VendorLog) -> bool:
-    """Whether the vendor took the cache. It may take a damaged one as empty, saying so only in its log."""
-    said = log.count()
+    """Returns whether TensorRT accepted the cache. It may treat a damaged one as empty, which only its log shows."""
+    messages = log.count()
     cache = config.create_timing_cache(data)
-    if cache is None or (data and log.count() > said):
+    if cache is None or (data and log.count() > messages):
         return False
-    return bool(config.set_timing_cache(cache, False))  # False: refuse timings of another device
+    return bool(config.set_timing_cache(cache, False))  # False: reject timings of another device
 
 
 def save_timing_cache(config: Any, file: CacheFile) -> str | None:
-    """Write the cache whole or not at all; returns a note where that failed."""
+    """Writes the cache atomically; returns a note if that failed."""
     cache = config.get_timing_cache()
     if cache is None:
-        return "timing cache not written: the builder kept none"
+        return "timing cache not written: the builder has none"
     try:
         file.write(bytes(cache.serialize()))
     except (OSError, InputError) as error:

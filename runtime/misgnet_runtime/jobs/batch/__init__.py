@@ -1,5 +1,6 @@
-"""Many pairs of scenes from one table: by workers on this machine or on a Ray cluster, each with its engine open once.
+"""Batch jobs: processes a table of scene pairs with workers on this machine or on a Ray cluster.
 
-``table`` reads the scenes, ``record`` keeps what became of them, ``driver`` deals them out to the workers of a
-``pool``, and ``results`` writes the table of all. Nothing here is imported by the rest of the package.
+Each worker opens its engine once. ``table`` reads the scenes, ``record`` stores the outcome of each scene, ``driver``
+assigns scenes to the workers of a ``pool``, and ``results`` writes the results table. The rest of the package does not
+import this one.
 """

@@ -1,4 +1,4 @@
-"""Deals scenes out to workers, and keeps the record of what becomes of them."""
+"""Assigns scenes to workers and records the outcome of each scene."""
 
 from __future__ import annotations
 
@@ -11,84 +11,90 @@ from pathlib import Path
 
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import UnavailableError, UsageError
-from misgnet_runtime.formatting import now
-from misgnet_runtime.jobs.batch.pool import Died, Ended, Event, Pool, Ready, Unusable
-from misgnet_runtime.jobs.batch.record import Begun, Done, End, Failed, Record, Returned
+from misgnet_runtime.formatting import now, plural
+from misgnet_runtime.jobs.batch.pool import Died, Event, Finished, Pool, Ready, Unusable
+from misgnet_runtime.jobs.batch.record import Done, End, Failed, Record, Returned, SceneStarted
 from misgnet_runtime.jobs.batch.row import is_yes
 from misgnet_runtime.jobs.batch.worker import Outcome, Task, discard_work
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.storage.atomic import refuse_existing
 
-_MOST_STARTS = 3  # of a worker in a row that dies before it is ready
-_PATIENCE = 30.0  # seconds without any worker until that is told
+_MAX_STARTS = 3  # consecutive starts of a worker that dies before it is ready
+_READY_SECONDS = 30.0  # time without any ready worker after which that is logged
 
 
 @dataclass(frozen=True)
 class Listener:
-    """Who listens: what concerns the run or a scene (``scene``: its id) goes to ``log``, each end to ``ended``, and how
-    many scenes have ended to ``progress``.
-    """
+    """Receives the events of a run."""
 
+    # Messages about the run, or about a scene (field ``scene``: its id).
     log: EventLog
+    # Called with the outcome of each scene.
     ended: Callable[[End], None]
+    # Called with the number of finished scenes and the total.
     progress: Progress | None = None
 
 
 class Driver:
-    """One run over ``tasks``: each is tried ``retries`` times again where its worker dies or may have been at fault."""
+    """Runs ``tasks`` once; retries a task up to ``retries`` times if its worker dies or may have caused the failure."""
 
     def __init__(
         self, tasks: Sequence[Task], output: Path, pool: Pool, record: Record, *, retries: int, listener: Listener
     ) -> None:
         self._output, self._pool, self._record = output, pool, record
-        self._retries, self._listener = retries, listener
-        # Last what was begun before and has no end: it may end this run as well.
-        self._queue = deque(sorted(tasks, key=lambda task: record.begun[task.scene.id]))
+        self._max_retries, self._listener = retries, listener
+        # Scenes that an earlier run started and did not finish come last: they may crash this run as well.
+        self._queue = deque(sorted(tasks, key=lambda task: record.attempts[task.scene.id]))
         self._total, self._done = len(tasks), 0
         self._busy: dict[int, Task] = {}
         self._idle: deque[int] = deque()
         self._workers: dict[int, str] = {}
-        self._deaths: Counter[int] = Counter()  # in a row, before it was ready
-        self._lost: dict[int, str] = {}
+        self._deaths: Counter[int] = Counter()  # by slot: consecutive deaths before the worker was ready
+        self._unusable: dict[int, str] = {}
 
     def run(self) -> None:
-        """Until every scene has ended; those that a KeyboardInterrupt or an error leaves count as not tried.
+        """Processes tasks until every scene has finished or failed.
 
-        Raises UnavailableError where no worker can be had, StorageError where the record cannot be written.
+        After a KeyboardInterrupt or an error, scenes in progress count as not attempted.
+
+        Raises:
+            UnavailableError: No worker can be started.
+            StorageError: The record cannot be written.
         """
-        self._refuse()
-        places = range(min(self._pool.size, len(self._queue)))
+        self._fail_invalid()
+        slots = range(min(self._pool.size, len(self._queue)))
         try:
-            for place in places:
-                self._pool.start(place)
-            patience = time.monotonic() + _PATIENCE
+            for slot in slots:
+                self._pool.start(slot)
+            deadline = time.monotonic() + _READY_SECONDS
             while self._queue or self._busy:
                 for event in self._pool.wait():
-                    self._take(event)
-                if len(self._lost) == len(places):
-                    raise UnavailableError(f"no worker can be had: {'; '.join(dict.fromkeys(self._lost.values()))}")
-                if not self._workers and time.monotonic() > patience:
+                    self._handle(event)
+                if len(self._unusable) == len(slots):
+                    reasons = "; ".join(dict.fromkeys(self._unusable.values()))
+                    raise UnavailableError(f"no worker can be started: {reasons}")
+                if not self._workers and time.monotonic() > deadline:
                     self._listener.log.info(
-                        "no worker is ready yet: the bundle opens slowly, or the cluster has no room"
+                        "no worker is ready yet: the bundle is slow to open, or the cluster has no free resources"
                     )
-                    patience = math.inf
+                    deadline = math.inf
         finally:
             self._pool.close()
             for task in self._busy.values():
                 self._record.add(Returned(now(), task.scene.id))
 
-    def _refuse(self) -> None:
-        """Fail what needs no worker for it."""
-        fitting = deque[Task]()
+    def _fail_invalid(self) -> None:
+        """Fails the tasks that are invalid before any worker sees them."""
+        valid = deque[Task]()
         for task in self._queue:
-            if message := self._objection(task):
+            if message := self._problem(task):
                 self._fail(task, message)
             else:
-                fitting.append(task)
-        self._queue = fitting
+                valid.append(task)
+        self._queue = valid
 
-    def _objection(self, task: Task) -> str | None:
-        begun = self._record.begun[task.scene.id]
+    def _problem(self, task: Task) -> str | None:
+        attempts = self._record.attempts[task.scene.id]
         try:
             task.scene.options()
             force = is_yes(task.scene.words, "force")
@@ -98,61 +104,64 @@ class Driver:
                 discard_work(self._output, task.scene.id)
         except UsageError as error:
             return str(error)
-        if begun > self._retries:
-            return f"{begun} runs or workers in a row died while they did it; give it more memory, or leave it out"
+        if attempts > self._max_retries:
+            return (
+                f"{attempts} consecutive attempts ended because the run or the worker died; provide more memory, or "
+                "remove the scene from the table"
+            )
         return None
 
-    def _take(self, event: Event) -> None:
-        place = event.place
+    def _handle(self, event: Event) -> None:
+        slot = event.slot
         if isinstance(event, Ready):
-            self._deaths[place] = 0
-            self._workers[place] = event.hello.place
-            self._idle.append(place)
-            self._listener.log.info(f"worker {event.hello.place}: engine {event.hello.engine}")
-        elif isinstance(event, Ended):
-            self._judge(self._busy.pop(place), place, event.outcome)
-            if event.outcome.sick:
-                self._pool.start(place)
+            self._deaths[slot] = 0
+            self._workers[slot] = event.hello.worker
+            self._idle.append(slot)
+            self._listener.log.info(f"worker {event.hello.worker}: engine {event.hello.engine}")
+        elif isinstance(event, Finished):
+            self._handle_outcome(self._busy.pop(slot), slot, event.outcome)
+            if event.outcome.restart_worker:
+                self._pool.start(slot)
             else:
-                self._idle.append(place)
+                self._idle.append(slot)
         elif isinstance(event, Unusable):
-            self._lose(place, event.reason)
+            self._give_up_slot(slot, event.reason)
         else:
-            self._bury(event)
-        self._deal()
+            self._handle_death(event)
+        self._assign()
 
-    def _bury(self, event: Died) -> None:
-        """Begin another worker in the place of a dead one, unless none ever gets ready there."""
-        task = self._busy.pop(event.place, None)
+    def _handle_death(self, event: Died) -> None:
+        """Restarts a dead worker, unless workers in its slot repeatedly die before they are ready."""
+        task = self._busy.pop(event.slot, None)
         if task is not None:
-            self._try_again(task, event.reason)
+            self._retry(task, event.reason)
         else:
-            self._deaths[event.place] += 1
-        if self._deaths[event.place] < _MOST_STARTS:
-            self._pool.start(event.place)
+            self._deaths[event.slot] += 1
+        if self._deaths[event.slot] < _MAX_STARTS:
+            self._pool.start(event.slot)
         else:
-            self._lose(event.place, event.reason)
+            self._give_up_slot(event.slot, event.reason)
 
-    def _lose(self, place: int, reason: str) -> None:
-        self._lost[place] = reason
-        self._listener.log.warning(f"a worker cannot begin: {reason}")
+    def _give_up_slot(self, slot: int, reason: str) -> None:
+        self._unusable[slot] = reason
+        self._listener.log.warning(f"a worker cannot start: {reason}")
 
-    def _deal(self) -> None:
+    def _assign(self) -> None:
         while self._queue and self._idle:
-            place, task = self._idle.popleft(), self._queue.popleft()
-            self._record.add(Begun(now(), task.scene.id, task.key, tuple(task.scene.outputs().values())))
-            self._busy[place] = task
-            self._pool.give(place, task)
+            slot, task = self._idle.popleft(), self._queue.popleft()
+            self._record.add(SceneStarted(now(), task.scene.id, task.key, tuple(task.scene.outputs().values())))
+            self._busy[slot] = task
+            self._pool.give(slot, task)
 
-    def _judge(self, task: Task, place: int, outcome: Outcome) -> None:
+    def _handle_outcome(self, task: Task, slot: int, outcome: Outcome) -> None:
         scene = task.scene
         for warning in outcome.warnings:
             self._warn(scene.id, warning)
         if outcome.figures is None:
-            (self._try_again if outcome.again else self._fail)(task, outcome.message)
+            (self._retry if outcome.retry else self._fail)(task, outcome.message)
             return
-        outputs, attempts = tuple(scene.outputs().values()), self._record.begun[scene.id]
-        worker = self._workers[place]
+        outputs, attempts = tuple(scene.outputs().values()), self._record.attempts[scene.id]
+        worker = self._workers[slot]
         self._end(
             Done(
                 time=now(),
@@ -168,18 +177,18 @@ class Driver:
     def _warn(self, scene: str, message: str) -> None:
         self._listener.log.warning(f"{scene}: {message}", scene=scene)
 
-    def _try_again(self, task: Task, reason: str) -> None:
-        """Later, when others had their turn; a scene that is never done must end at some time."""
-        begun = self._record.begun[task.scene.id]
-        if begun > self._retries:
-            self._fail(task, f"{reason}; given up after {begun} attempts")
+    def _retry(self, task: Task, reason: str) -> None:
+        """Queues the task again behind all others, or fails it after the last permitted attempt."""
+        attempts = self._record.attempts[task.scene.id]
+        if attempts > self._max_retries:
+            self._fail(task, f"{reason}; gave up after {plural(attempts, 'attempt')}")
         else:
-            self._warn(task.scene.id, f"{reason}; it is tried again")
+            self._warn(task.scene.id, f"{reason}; it will be retried")
             self._queue.append(task)
 
     def _fail(self, task: Task, message: str) -> None:
         message = " ".join(message.split())
-        self._end(Failed(now(), task.scene.id, self._record.begun[task.scene.id], message))
+        self._end(Failed(now(), task.scene.id, self._record.attempts[task.scene.id], message))
 
     def _end(self, end: End) -> None:
         self._record.add(end)

@@ -1,4 +1,4 @@
-"""What a batch is asked for. Cheap to import."""
+"""Options of a batch job. Cheap to import."""
 
 from __future__ import annotations
 
@@ -17,24 +17,30 @@ def _cluster(text: str) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions:
-    """How the scenes of a table are shared out, and what each of them is asked for where its own cells are empty."""
+    """How scenes are distributed, and the options of scenes whose own table cells are empty."""
 
-    ray: str | None = option(None, help="A Ray cluster: auto, its address, or none for this machine.", parse=_cluster)
+    ray: str | None = option(
+        None, help="Ray cluster to use: auto, or an address (default: none, use this machine).", parse=_cluster
+    )
     shard: Shard = option(
-        Shard(), help="INDEX/COUNT: this share of the scenes alone, 0/8 to 7/8.", parse=Shard.parse, show_default=""
-    )
+        Shard(), help="Process only part INDEX of COUNT, from 0/8 to 7/8 (default: all scenes).", parse=Shard.parse,
+        show_default="",
+    )  # fmt: skip
     workers: int | None = option(
-        None, help="Most workers at once (default: 1; on Ray one for each GPU or slot of cores).", minimum=1
-    )
+        None, help="Maximum number of parallel workers (default: 1; on Ray one per GPU or per --cores CPU cores).",
+        minimum=1,
+    )  # fmt: skip
     cores: int | None = option(
-        None, help="CPU cores of each worker (default: 1 on Ray, else an equal share of all).", minimum=1
+        None, help="CPU cores per worker (default: 1 on Ray, otherwise an equal share of all cores).", minimum=1
     )
-    retries: int = option(2, help="Further attempts of a scene whose worker died.", minimum=0)
+    retries: int = option(2, help="Retries of a scene whose worker died.", minimum=0)
+    # Options of predict by column name, as text.
     words: Mapping[str, str] = group(
-        RowOptions, without=("output",), as_text=True, help={"force": "Replace others' outputs, and another bundle's."}
-    )
+        RowOptions, without=("output",), as_text=True,
+        help={"force": "Replace existing outputs, including those of another bundle."},
+    )  # fmt: skip
 
     def check(self) -> None:
-        """Raise UsageError for invalid values."""
+        """Raises UsageError for invalid values."""
         check(self)
         Scene("x", Path(), Path(), self.words).options()

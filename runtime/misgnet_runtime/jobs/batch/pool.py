@@ -1,5 +1,7 @@
-"""The contract between the driver and whatever runs its workers (numbered places, tasks given to them, and events), and
-workers as processes of this machine: one that is killed takes nothing but its own attempt with it.
+"""Defines the worker pool interface used by the driver, and a pool of local processes.
+
+A pool has numbered worker slots, accepts tasks and returns events. A local worker that is killed loses only its own
+attempt.
 """
 
 from __future__ import annotations
@@ -14,102 +16,102 @@ from misgnet_runtime.children import Child, start
 from misgnet_runtime.errors import MisgnetError
 from misgnet_runtime.jobs.batch.worker import Hello, Outcome, SceneWorker, Setup, Task
 
-_LOOK = 1.0  # seconds of a wait
+_WAIT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The worker at ``place`` has its engine open, and takes a task."""
+    """The worker in ``slot`` has opened its engine and accepts a task."""
 
-    place: int
+    slot: int
     hello: Hello
 
 
 @dataclass(frozen=True)
-class Ended:
-    """The worker at ``place`` has ended its task, and takes another one."""
+class Finished:
+    """The worker in ``slot`` has finished its task and accepts another one."""
 
-    place: int
+    slot: int
     outcome: Outcome
 
 
 @dataclass(frozen=True)
 class Unusable:
-    """No worker can open the bundle at ``place``, for a reason that another attempt meets again."""
+    """The worker in ``slot`` cannot open the bundle, for a reason that a retry would not change."""
 
-    place: int
+    slot: int
     reason: str
 
 
 @dataclass(frozen=True)
 class Died:
-    """The worker at ``place`` is no more, whatever it was doing."""
+    """The worker in ``slot`` has died."""
 
-    place: int
+    slot: int
     reason: str
 
 
-Event = Ready | Ended | Unusable | Died
+Event = Ready | Finished | Unusable | Died
 
 
 class Pool(Protocol):
-    """Workers at places 0 to ``size`` - 1; where one ends nothing happens until the driver asks for it."""
+    """Runs workers in slots 0 to ``size`` - 1. Dead workers are restarted only when the driver calls ``start``."""
 
     size: int
 
-    def start(self, place: int) -> None:
-        """Begin a worker, in the place of one that is there: Ready, Unusable or Died follows."""
+    def start(self, slot: int) -> None:
+        """Starts a worker, replacing any worker in the slot; a Ready, Unusable or Died event follows."""
 
-    def give(self, place: int, task: Task) -> None:
-        """Have the ready worker do ``task``: Ended or Died follows."""
+    def give(self, slot: int, task: Task) -> None:
+        """Sends ``task`` to the ready worker; a Finished or Died event follows."""
 
     def wait(self) -> list[Event]:
-        """What has happened, after a while at most; may be nothing."""
+        """Returns new events; waits for them only for a short time, so the list may be empty."""
 
     def close(self) -> None:
-        """End all workers where they stand."""
+        """Kills all workers."""
 
 
 class ProcessPool:
-    """``size`` processes, each begun anew from nothing, since engines do not survive a fork."""
+    """A pool of ``size`` spawned processes; they are not forked, because engines do not survive a fork."""
 
     def __init__(self, setup: Setup, size: int) -> None:
         self.size, self._setup = size, setup
         self._workers: dict[int, Child] = {}
 
-    def start(self, place: int) -> None:
-        self._end(place)
-        self._workers[place] = start(_serve, self._setup)
+    def start(self, slot: int) -> None:
+        self._end(slot)
+        self._workers[slot] = start(_serve, self._setup)
 
-    def give(self, place: int, task: Task) -> None:
-        with suppress(OSError):  # it died since: its end is heard by the next wait
-            self._workers[place].connection.send(task)
+    def give(self, slot: int, task: Task) -> None:
+        with suppress(OSError):  # it has died since: the next wait returns its Died event
+            self._workers[slot].connection.send(task)
 
     def wait(self) -> list[Event]:
-        heard = wait([child.connection for child in self._workers.values()], _LOOK)
-        return [self._event(place) for place, child in list(self._workers.items()) if child.connection in heard]
+        ready = wait([child.connection for child in self._workers.values()], _WAIT_SECONDS)
+        return [self._event(slot) for slot, child in list(self._workers.items()) if child.connection in ready]
 
     def close(self) -> None:
-        for place in list(self._workers):
-            self._end(place)
+        for slot in list(self._workers):
+            self._end(slot)
 
-    def _event(self, place: int) -> Event:
+    def _event(self, slot: int) -> Event:
         try:
-            said = self._workers[place].connection.recv()
+            reply = self._workers[slot].connection.recv()
         except (EOFError, OSError):
-            return Died(place, _last_words(self._workers.pop(place).release()))
-        if isinstance(said, Hello):
-            return Ready(place, said)
-        return Ended(place, said) if isinstance(said, Outcome) else Unusable(place, str(said))
+            return Died(slot, _death_reason(self._workers.pop(slot).release()))
+        if isinstance(reply, Hello):
+            return Ready(slot, reply)
+        return Finished(slot, reply) if isinstance(reply, Outcome) else Unusable(slot, str(reply))
 
-    def _end(self, place: int) -> None:
-        if place in self._workers:
-            self._workers.pop(place).kill()
+    def _end(self, slot: int) -> None:
+        if slot in self._workers:
+            self._workers.pop(slot).kill()
 
 
 def _serve(connection: Connection, setup: Setup) -> None:
-    """A worker's life: it says that it is ready, or why not, then does what it is given."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends this one
+    """Runs a worker process: sends a Hello, or why it could not start, then runs the tasks that it receives."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles Ctrl-C and kills this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     worker = SceneWorker(setup)
     try:
@@ -122,8 +124,8 @@ def _serve(connection: Connection, setup: Setup) -> None:
             connection.send(worker.run(connection.recv()))
 
 
-def _last_words(code: int) -> str:
+def _death_reason(code: int) -> str:
     if code >= 0:
-        return f"its worker ended with exit code {code}"
-    memory = "; out of memory, maybe" if -code == signal.SIGKILL else ""
+        return f"its worker exited with code {code}"
+    memory = "; possibly out of memory" if -code == signal.SIGKILL else ""
     return f"its worker was killed by {signal.Signals(-code).name}{memory}"

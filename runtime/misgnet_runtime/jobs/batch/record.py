@@ -1,8 +1,8 @@
-"""``batch.jsonl`` in the output folder: what became of which scene. Lines are only ever appended.
+"""Reads and writes ``batch.jsonl``, the append-only record of scene outcomes in the output folder.
 
-Each part of a table that is processed in shares has a record of its own, ``batch-3-of-8.jsonl``; all of them are read.
-``started`` (the bundle), then for each scene ``begun``, and ``done``, ``failed``, or ``returned`` where the run was
-interrupted. A scene that was begun and has no end was in the hands of something that died.
+Each shard of a table has its own record, such as ``batch-3-of-8.jsonl``; a run reads all of them. The first line is
+:class:`Started`. Each attempt of a scene adds :class:`SceneStarted` and then :class:`Done`, :class:`Failed`, or, if the
+run was interrupted, :class:`Returned`. A scene with a start and no outcome belonged to a run or worker that died.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from misgnet_runtime.storage.schema import Sha256, Struct
 _NAME = re.compile(r"batch(?:-(\d+)-of-(\d+))?\.jsonl")
 
 
-Moment = Annotated[datetime, Meta(tz=True)]  # those of several records are put in order
+Moment = Annotated[datetime, Meta(tz=True)]  # with a time zone, so that entries of several records can be sorted
 _Whole = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
 
@@ -37,29 +37,35 @@ class Started(Struct, frozen=True, tag="started"):
     bundle: Sha256
 
 
-class Begun(Struct, frozen=True, tag="begun"):
-    """``key``: as :meth:`Scene.key`; ``outputs``: that are the run's own from here on."""
+class SceneStarted(Struct, frozen=True, tag="begun"):
+    """An attempt of a scene has started."""
 
     time: Moment
     scene: str
+    # See :meth:`Scene.key`.
     key: Sha256
+    # Files that belong to the run from now on.
     outputs: tuple[str, ...]
 
 
 class Returned(Struct, frozen=True, tag="returned"):
+    """The run was interrupted; the attempt does not count."""
+
     time: Moment
     scene: str
 
 
 class Done(Struct, frozen=True, tag="done"):
-    """``figures``: of the report; ``worker``: where it was done."""
+    """A scene has finished."""
 
     time: Moment
     scene: str
     key: Sha256
     outputs: Annotated[tuple[str, ...], Meta(min_length=1)]
     attempts: _Whole
+    # Host name and process id.
     worker: str
+    # Fields of the scene's report.
     figures: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -67,6 +73,8 @@ class Done(Struct, frozen=True, tag="done"):
 
 
 class Failed(Struct, frozen=True, tag="failed"):
+    """A scene has failed."""
+
     time: Moment
     scene: str
     attempts: _Whole
@@ -74,7 +82,7 @@ class Failed(Struct, frozen=True, tag="failed"):
 
 
 class _Figures(msgspec.Struct):
-    """Of a report, what the table of results is made of."""
+    """Fields of a scene's report that the results table uses."""
 
     changed_share: float | None
     unread: tuple[_Whole, _Whole]
@@ -91,31 +99,35 @@ class _Figures(msgspec.Struct):
     engine: str | None = None
 
 
-Entry = Started | Begun | Returned | Done | Failed
+Entry = Started | SceneStarted | Returned | Done | Failed
 End = Done | Failed
 SCHEMA: JournalSchema[Entry] = JournalSchema(
     header=Started,
     entry=Entry,
     formats=(1,),
-    advice="choose another -o, or move it away: then its scenes count as not processed",
+    advice="choose another -o, or move the file away; its scenes then count as not processed",
 )
 
 
 class Record:
-    """An open record: how scenes ended the last time, and how often they were begun since, without an end."""
+    """An open record: the last outcome of each scene, and the attempts since then that have no outcome."""
 
     def __init__(self, journal: Journal[Entry], entries: Iterable[Entry]) -> None:
         self._journal = journal
         self.bundle: str | None = None
         self.ended: dict[str, End] = {}
-        self.begun: Counter[str] = Counter()
-        self.own: set[str] = set()  # outputs that some run of this folder began
+        self.attempts: Counter[str] = Counter()
+        self.own: set[str] = set()  # outputs that a run in this folder started
         for entry in entries:
             self._take(entry)
 
     def add(self, entry: Entry) -> None:
-        """Put an entry on the disk; StorageError where it refuses, and then a later call may be heard."""
-        sync = isinstance(entry, Done)  # the others may be lost with the machine: then less counts as tried
+        """Appends an entry to the file.
+
+        Raises:
+            StorageError: The entry cannot be written; a later call may succeed.
+        """
+        sync = isinstance(entry, Done)  # losing another entry in a power failure only lowers the number of attempts
         self._journal.append(entry, sync=sync)
         self._take(entry)
 
@@ -123,38 +135,39 @@ class Record:
         if isinstance(entry, Started):
             self.bundle = entry.bundle
             return
-        if isinstance(entry, Begun):
-            self.begun[entry.scene] += 1
+        if isinstance(entry, SceneStarted):
+            self.attempts[entry.scene] += 1
             self.own.update(entry.outputs)
         elif isinstance(entry, Returned):
-            self.begun[entry.scene] -= 1
+            self.attempts[entry.scene] -= 1
         else:
-            self.begun[entry.scene] = 0
+            self.attempts[entry.scene] = 0
             self.ended[entry.scene] = entry
 
 
 @contextmanager
 def open_record(output: Path, shard: Shard) -> Iterator[Record]:
-    """The record of a part of ``output``'s scenes, begun where there is none; one run at a time may hold a scene.
+    """Opens or creates the record of a shard in ``output``. Only one run at a time may process a scene.
 
-    UsageError where another run of the same scenes is at work or a line is damaged; StorageError where the disk
-    refuses.
+    Raises:
+        UsageError: Another run is processing the same scenes, or a line of the record is damaged.
+        StorageError: The record cannot be read or written.
     """
     path = output / f"batch{shard.suffix}.jsonl"
-    busy = f"another run is at work on these scenes of {output}; wait for it, or choose another -o"
+    busy = f"another run is processing these scenes in {output}; wait for it, or choose another -o"
     with open_journal(path, SCHEMA, busy) as journal:
         others = [read_journal(other, SCHEMA) for other in _others(output, path, shard)]
         yield Record(journal, merge(journal.entries, *others, key=lambda entry: entry.time))
 
 
 def _others(output: Path, path: Path, shard: Shard) -> list[Path]:
-    """The records of other parts; UsageError where a run is at work on one that shares scenes with ``shard``."""
+    """Returns the records of other shards; raises UsageError if a run is processing scenes that ``shard`` contains."""
     found = []
     for other in sorted(output.iterdir()):
         name = _NAME.fullmatch(other.name)
         if name is None or other == path or not other.is_file():
             continue
         if int(name[2] or 1) != shard.count and is_held(other):
-            raise UsageError(f"another run is at work on some of these scenes ({other}); wait for it to end")
+            raise UsageError(f"another run is processing some of these scenes ({other}); wait for it to finish")
         found.append(other)
     return found

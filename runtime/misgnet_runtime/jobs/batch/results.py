@@ -1,4 +1,4 @@
-"""The table of all scenes: ``results.csv``, and ``results.parquet`` where pyarrow is installed."""
+"""Writes the results table: ``results.csv``, and also ``results.parquet`` if pyarrow is installed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COLUMNS = (
 
 
 def write_results(output: Path, shard: Shard, scenes: Sequence[Scene], record: Record) -> list[Path]:
-    """Write a row for each of ``scenes``, in the table's order; each file is whole when it appears."""
+    """Writes one row per scene, in the order of the table, and returns the files. Each file appears atomically."""
     rows = [_row(scene, record) for scene in scenes]
     stem = output / f"results{shard.suffix}"
     written = [_write_csv(stem.with_name(f"{stem.name}.csv"), rows)]
@@ -37,7 +37,10 @@ def write_results(output: Path, shard: Shard, scenes: Sequence[Scene], record: R
 
 
 def _row(scene: Scene, record: Record) -> Row:
-    """None for what does not apply. Status: done, failed, or waiting for a run that is not interrupted."""
+    """Returns the row of a scene, with None in cells that do not apply.
+
+    The status is done, failed, or waiting (an interrupted run did not process the scene).
+    """
     end = record.ended.get(scene.id)
     row = dict.fromkeys(COLUMNS) | {"id": scene.id, "before": str(scene.before), "after": str(scene.after)}
     if isinstance(end, Failed):
@@ -66,7 +69,7 @@ def _write_csv(path: Path, rows: list[Row]) -> Path:
 
 
 def _as_text(cell: str | None) -> str | None:
-    """With an apostrophe before what a spreadsheet would take for a formula: it shows the rest as text."""
+    """Prefixes an apostrophe to a cell that a spreadsheet would treat as a formula, so that it is shown as text."""
     return f"'{cell}" if cell and cell.startswith(FORMULA) else cell
 
 

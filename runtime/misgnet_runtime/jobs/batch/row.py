@@ -1,4 +1,4 @@
-"""One row of the table: two rasters, what is made of them, and how. Cheap to import."""
+"""Defines one row of a batch table: two rasters, the outputs and the options. Cheap to import."""
 
 from __future__ import annotations
 
@@ -19,42 +19,57 @@ _ENDINGS = {"probability": ".probability.tif", "vector": ".gpkg", "quicklook": "
 
 @dataclass(frozen=True, kw_only=True)
 class RowOptions:
-    """The columns of a table beside a scene's name and dates.
+    """The columns of a batch table beside id, before and after.
 
-    A cell of an output is yes, no, or a path below the folder of all outputs.
+    A cell of an output column is yes, no, or a path below the output folder.
     """
 
-    output: str = option("yes", help="The name of ID.tif.", suffixes=(".tif", ".tiff"), changes_output=True)
-    probability: bool = option(False, help="Also ID.probability.tif.", suffixes=(".tif", ".tiff"), changes_output=True)
-    vector: bool = option(False, help="Also ID.gpkg.", suffixes=VECTOR_SUFFIXES, changes_output=True)
-    quicklook: bool = option(False, help="Also ID.png.", suffixes=(".png",), changes_output=True)
+    output: str = option("yes", help="File name of the change raster.", suffixes=(".tif", ".tiff"), changes_output=True)
+    probability: bool = option(
+        False, help="Also write ID.probability.tif.", suffixes=(".tif", ".tiff"), changes_output=True
+    )
+    vector: bool = option(False, help="Also write ID.gpkg.", suffixes=VECTOR_SUFFIXES, changes_output=True)
+    quicklook: bool = option(False, help="Also write ID.png.", suffixes=(".png",), changes_output=True)
     scene: SceneOptions = group(SceneOptions)
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """``before``, ``after``: absolute paths; ``words``: options of predict, by the names of their columns."""
+    """A pair of rasters to process."""
 
     id: str
+    # Absolute paths.
     before: Path
     after: Path
+    # Options of predict by column name, as text.
     words: Mapping[str, str]
 
     def outputs(self) -> dict[str, str]:
-        """What is made, by option: paths below the output folder, the map last. UsageError for what cannot be one."""
+        """Returns the output paths by option, relative to the output folder, the change raster last.
+
+        Raises:
+            UsageError: A cell is not a valid output path.
+        """
         words = {"output": "yes", **self.words}
         named = ((option, _file_name(option, words.get(option, ""), self.id)) for option in _ENDINGS)
         return {option: name for option, name in named if name}
 
     def options(self) -> SceneOptions:
-        """Without the names of files, and to be resumed where it can be; raises UsageError."""
+        """Returns the options of predict without file names, set to resume an interrupted run.
+
+        Raises:
+            UsageError: An option has an invalid value.
+        """
         words = {name: word for name, word in self.words.items() if word and name not in _ENDINGS}
         options = replace(make(RowOptions, words).scene, force=False, restart=False)
         options.check_values()
         return options
 
     def key(self, bundle: str) -> str:
-        """SHA-256 of all that the outputs depend on: ``bundle``'s digest, the options, and the state of both files."""
+        """Returns the SHA-256 of everything that the outputs depend on.
+
+        These are the digest of the ``bundle``, the options, and the path, size and modification time of both files.
+        """
         known = stated(RowOptions)
         words = sorted((name, word) for name, word in self.words.items() if word and known[name].option.changes_output)
         dates = [(str(path), _stamp(path)) for path in (self.before, self.after)]
@@ -62,12 +77,12 @@ class Scene:
 
 
 def is_yes(words: Mapping[str, str], name: str) -> bool:
-    """Whether a flag is set; UsageError where it is neither yes nor no."""
+    """Returns whether a flag is set; raises UsageError unless its text is yes or no."""
     return bool(stated(RowOptions)[name].parse(words.get(name, "")))
 
 
 def _file_name(option: str, word: str, name: str) -> str | None:
-    """``word``: yes for the name that the scene's gives, no for none, or a path below the output folder."""
+    """Returns the output path for a cell: ``word`` is yes (named after the scene), no (None), or a relative path."""
     if word.lower() in NO and option != "output":
         return None
     if word.lower() in (*YES, *NO):
@@ -77,14 +92,16 @@ def _file_name(option: str, word: str, name: str) -> str | None:
         stated(SceneOptions)["probability" if option == "output" else option].option.suffixes,
     )
     if path.is_absolute() or any(part.startswith(".") for part in path.parts) or "\0" in word:
-        raise UsageError(f"{option} is '{word}'; it is a path below the output folder, without '..' and hidden names")
+        raise UsageError(
+            f"{option} is '{word}'; it must be a path below the output folder, without '..' or hidden names"
+        )
     if path.suffix.lower() not in suffixes:
         raise UsageError(f"{option} is '{word}'; choose a name that ends in {' or '.join(suffixes)}")
     return str(path)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Size in bytes and time of the last write in ns; None where there is no such file."""
+    """Returns the size in bytes and the modification time in ns, or None if there is no such file."""
     try:
         found = path.stat()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A run over a table of scenes, from the table to the results: on this machine, or on a Ray cluster."""
+"""Runs a batch job from the table of scenes to the results table, on this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -26,43 +26,58 @@ from misgnet_runtime.jobs.batch.table import read_table
 from misgnet_runtime.jobs.batch.worker import Setup, Task, discard_work
 from misgnet_runtime.machine import usable_cores
 
-INTERRUPTED = "what is done is kept; the same command goes on from there"
-_NAMED = 10  # failed scenes in the last line; all are in the table
+INTERRUPTED = "finished scenes are kept; rerun the command to resume"
+_NAMED = 10  # failed scenes named in the error message; the results table has all of them
 
 
 @dataclass(frozen=True)
 class BatchReport:
-    """Scenes of this part: done, of them by earlier runs, and failed, by id with their messages; the tables' files."""
+    """Outcome of a batch run over one shard."""
 
+    # Number of finished scenes.
     done: int
+    # Number of those that earlier runs finished.
     earlier: int
+    # Error messages by scene id.
     failed: dict[str, str]
+    # Results tables that were written.
     tables: list[Path]
 
     def line(self, output: Path) -> str:
-        """For a person."""
+        """Returns a one-line summary."""
         earlier = f" ({self.earlier} by earlier runs)" if self.earlier else ""
         tables = ", ".join(path.name for path in self.tables)
         return f"{output}: {plural(self.done, 'scene')} done{earlier}, {len(self.failed)} failed; {tables}"
 
     def raise_failed(self) -> None:
-        """ScenesFailed with the names of those that failed, if any did."""
+        """Raises ScenesFailed with the ids of failed scenes, if there are any."""
         if self.failed:
             some = [f"{name} ({message})" for name, message in list(self.failed.items())[:_NAMED]]
             more = f", and {len(self.failed) - _NAMED} more" if len(self.failed) > _NAMED else ""
             raise ScenesFailed(
-                f"{len(self.failed)} of {self.done + len(self.failed)} scenes failed: {', '.join(some)}{more}; mend "
-                "them and give the same command again: what is done is not done again"
+                f"{len(self.failed)} of {plural(self.done + len(self.failed), 'scene')} failed: {', '.join(some)}"
+                f"{more}; fix them and rerun the command; finished scenes are skipped"
             )
 
 
 def run_batch(bundle_path: Path, table: Path, output: Path, options: BatchOptions, listener: Listener) -> BatchReport:
-    """Process the scenes of ``table`` into ``output``, those that are done already passed over.
+    """Processes the scenes of ``table`` into ``output`` and skips finished ones.
 
-    A scene that fails keeps no other from being done, and its reason is in the report and in the tables. Failed scenes
-    of an earlier run are tried again, and scenes whose files or options have changed are done again. Raises InputError
-    for a table or bundle that is not what it must be, UsageError where another run is at work or another bundle was,
-    UnavailableError where no worker can be had, StorageError where the disk refuses.
+    A failed scene does not stop the others; its reason is in the report and in the results table. Failed scenes of an
+    earlier run are retried. Scenes whose files or options have changed are processed again.
+
+    Args:
+        bundle_path: Bundle folder.
+        table: CSV file of scenes.
+        output: Output folder, created if missing.
+        options: How scenes are distributed, and their common options.
+        listener: Receives log messages, outcomes and progress.
+
+    Raises:
+        InputError: The table or the bundle is invalid.
+        UsageError: Another run is active, or the output folder holds the results of another bundle.
+        UnavailableError: No worker can be started.
+        StorageError: A file cannot be written.
     """
     options.check()
     output = Path(os.path.realpath(output))
@@ -83,12 +98,12 @@ def run_batch(bundle_path: Path, table: Path, output: Path, options: BatchOption
 def _due(
     scenes: Sequence[Scene], bundle: Bundle, record: Record, output: Path, options: BatchOptions
 ) -> tuple[list[Task], int]:
-    """What is to be done, and how many scenes are done already."""
+    """Returns the tasks that are due, and the number of scenes that are finished already."""
     digest = bundle.digest()
     if record.bundle not in (None, digest) and options.words.get("force") != "yes":
         raise UsageError(
-            f"{output} holds the results of the bundle {str(record.bundle)[:16]}, and this one is {digest[:16]}; "
-            "choose another -o, or do all of them anew with --force"
+            f"{output} holds results of bundle {str(record.bundle)[:16]}, but this bundle is {digest[:16]}; "
+            "choose another -o, or process all scenes again with --force"
         )
     if record.bundle != digest:
         record.add(Started(now(), SCHEMA.format, digest))
@@ -101,24 +116,24 @@ def _due(
 
 def _is_done(task: Task, record: Record, output: Path) -> bool:
     end = record.ended.get(task.scene.id)
-    if not isinstance(end, Done) or end.key != task.key or record.begun[task.scene.id]:
+    if not isinstance(end, Done) or end.key != task.key or record.attempts[task.scene.id]:
         return False
     return _is_allowed(task.scene, end) and all((output / name).exists() for name in end.outputs)
 
 
 def _is_allowed(scene: Scene, end: Done) -> bool:
-    """Whether no more of either date was unreadable than the options of this run allow."""
+    """Returns whether the unreadable share of both dates is within ``max_unreadable`` of this run."""
     shares = (end.figures.get(f"unreadable_share_{date}") or 0 for date in ("before", "after"))
     try:
         return 100 * max(shares) <= scene.options().max_unreadable
-    except UsageError:  # it fails when its turn comes
+    except UsageError:  # the driver fails the scene and reports the reason
         return False
 
 
 def _work(
     tasks: Sequence[Task], bundle: Bundle, output: Path, record: Record, *, options: BatchOptions, listener: Listener
 ) -> None:
-    # Ray takes SIGTERM for itself when it is connected to, so that comes first.
+    # Connecting to Ray installs its own SIGTERM handler, so the pool must be opened first.
     with _pool(bundle, output, options, listener) as pool, _interruptible():
         Driver(tasks, output, pool, record, retries=options.retries, listener=listener).run()
 
@@ -147,13 +162,13 @@ def _pool(bundle: Bundle, output: Path, options: BatchOptions, listener: Listene
 
 
 def runs_on_gpu(bundle: Bundle, engine: str) -> bool:
-    """Whether the engine of this name is for a GPU, or with "auto" any of them is."""
+    """Returns whether the named engine runs on a GPU; for "auto", whether any engine of the bundle does."""
     entries = ranked_here(bundle) if engine == "auto" else [bundle.engine_entry(engine)]
     return not all(map(is_on_cpu, entries))
 
 
 def _with_cores(setup: Setup, cores: int | None) -> Setup:
-    """Each worker on its own share of the cores: as many threads, and no more batches at once."""
+    """Returns ``setup`` with one thread per core of a worker, and as many streams as these cores support."""
     if cores is None:
         return setup
     return replace(setup, execution=ExecutionOptions(threads=cores, streams=streams_on_cpu(cores)))
@@ -161,14 +176,14 @@ def _with_cores(setup: Setup, cores: int | None) -> Setup:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that what was begun counts as not tried."""
+    """Makes SIGTERM end the block like Ctrl-C, so that scenes in progress count as not attempted."""
 
     def end(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     try:
         before = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not the main thread: then it is for whoever owns it
+    except ValueError:  # not the main thread: its owner handles signals
         yield
         return
     try:

@@ -1,4 +1,7 @@
-"""What does the scenes: one engine that stays open, and a folder of its own for each scene until all of it is whole."""
+"""Processes scenes with an engine that stays open.
+
+Each scene has its own work folder until all of its outputs are complete.
+"""
 
 from __future__ import annotations
 
@@ -30,87 +33,100 @@ from misgnet_runtime.storage.files import is_file
 from misgnet_runtime.storage.lock import try_acquire
 
 _WORK = ".batch"
-_REPORT = "report.json"  # its being there says that all outputs are whole
+_REPORT = "report.json"  # exists once all outputs are complete
 _MAKER = "maker.json"
-_PATIENCE = 30.0  # seconds for a worker that is being ended to let go of its scene
+_LOCK_SECONDS = 30.0  # for a worker that is being killed to release its scene
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What all workers share."""
+    """Settings shared by all workers."""
 
     bundle: Path
+    # Digest of the bundle's manifest.
     digest: str
     output: Path
-    engine: SceneOptions  # what the engine is opened for first
-    execution: ExecutionOptions = DEFAULT_EXECUTION  # of scenes that state no other
-    trust: Trust | None = None  # what the bundle must meet; each worker checks it before it opens anything
+    # Options with which the engine is opened first.
+    engine: SceneOptions
+    # Execution options of scenes that state no others.
+    execution: ExecutionOptions = DEFAULT_EXECUTION
+    # Signature policy; each worker checks the bundle against it before opening anything.
+    trust: Trust | None = None
 
 
 @dataclass(frozen=True)
 class Task:
+    """A scene to process."""
+
     scene: Scene
+    # See :meth:`Scene.key`.
     key: str
 
 
 @dataclass(frozen=True)
 class Hello:
-    """A worker that is ready: where it runs, and with what."""
+    """Sent by a worker that is ready."""
 
-    place: str
+    # Host name and process id.
+    worker: str
+    # The engine's name, and why it was chosen.
     engine: str
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a scene: its report's ``figures``, or a ``message``.
+    """Outcome of an attempt of a scene."""
 
-    ``again``: another attempt may succeed; ``sick``: what happened may have harmed the worker. ``warnings``: logged.
-    """
-
+    # Fields of the scene's report; None if the attempt failed.
     figures: dict[str, Any] | None = None
+    # Why the attempt failed.
     message: str = ""
-    again: bool = False
-    sick: bool = False
+    # Whether another attempt may succeed.
+    retry: bool = False
+    # Whether the failure may have damaged the worker.
+    restart_worker: bool = False
+    # Warnings that were logged.
     warnings: tuple[str, ...] = ()
 
 
 class SceneWorker:
-    """Opens the engine once, and again only for a scene that asks for another one."""
+    """Opens the engine once, and again only for a scene that requires another engine."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._stack = ExitStack()
-        self._wish: tuple[object, ...] = ()
+        self._opened_for: tuple[object, ...] = ()
         self._bundle: Bundle | None = None
         self._opened: Opened | None = None
 
     def start(self) -> Hello:
-        """Open bundle and engine; raises UnavailableError or InputError where they do not open here."""
+        """Opens the bundle and its engine; raises UnavailableError or InputError if that fails."""
         load_rasterio("a scene")
         bundle = read_bundle(self._setup.bundle, self._setup.trust)
         if bundle.digest() != self._setup.digest:
-            raise InputError(f"bundle {bundle.name} is another one on {socket.gethostname()} than where the run began")
+            raise InputError(
+                f"bundle {bundle.name} on {socket.gethostname()} differs from the bundle with which the run was started"
+            )
         self._bundle = bundle
         _, entry, reason = self._open(bundle, self._setup.engine)
         return Hello(f"{socket.gethostname()}:{os.getpid()}", f"{entry.name} ({reason})")
 
     def run(self, task: Task) -> Outcome:
-        """Do a scene; whatever is wrong with it is in the outcome."""
+        """Processes a scene; errors are returned in the outcome, not raised."""
         log, records = collector()
         try:
             return Outcome(self._do(task, log), warnings=_warnings(records))
         except StorageError as error:
-            return Outcome(message=str(error), again=True, warnings=_warnings(records))
-        except EngineError as error:  # opened again, it may work
+            return Outcome(message=str(error), retry=True, warnings=_warnings(records))
+        except EngineError as error:  # the engine may work after it is reopened
             self._close()
-            return Outcome(message=str(error), again=True, sick=True, warnings=_warnings(records))
+            return Outcome(message=str(error), retry=True, restart_worker=True, warnings=_warnings(records))
         except MisgnetError as error:
             return Outcome(message=str(error), warnings=_warnings(records))
-        except Exception as error:  # what nobody foresaw may be this worker's fault, or a moment's
+        except Exception as error:  # an unexpected error may be temporary, or caused by this worker's state
             self._close()
             return Outcome(
-                message=f"{type(error).__name__}: {error}", again=True, sick=True, warnings=_warnings(records)
+                message=f"{type(error).__name__}: {error}", retry=True, restart_worker=True, warnings=_warnings(records)
             )
 
     def _do(self, task: Task, log: EventLog) -> dict[str, Any]:
@@ -118,60 +134,61 @@ class SceneWorker:
         options, outputs = task.scene.options(), task.scene.outputs()
         for date, path in (("before", task.scene.before), ("after", task.scene.after)):
             if not is_file(path):
-                raise InputError(f"the {date} raster {path if path.name else '(an empty cell)'} is no file")
+                raise InputError(f"the {date} raster {path if path.name else '(empty cell)'} is not a regular file")
         opened = self._open(self._bundle, options)
         with _held(work_folder(self._setup.output, task.scene.id)) as folder:
             self._keep_own(folder, self._maker(task, opened, options))
-            places = {option: folder / f"{option}{Path(name).suffix.lower()}" for option, name in outputs.items()}
+            paths = {option: folder / f"{option}{Path(name).suffix.lower()}" for option, name in outputs.items()}
             if not (folder / _REPORT).exists():
-                self._predict(task.scene, opened, options, places, log)
-            self._publish(places, outputs)
+                self._predict(task.scene, opened, options, paths, log)
+            self._publish(paths, outputs)
             found: dict[str, Any] = msgspec.json.decode((folder / _REPORT).read_bytes())
             return found
 
     def _predict(
-        self, scene: Scene, opened: Opened, options: SceneOptions, places: dict[str, Path], log: EventLog
+        self, scene: Scene, opened: Opened, options: SceneOptions, paths: dict[str, Path], log: EventLog
     ) -> None:
         assert self._bundle is not None
-        products = {option: place for option, place in places.items() if option != "output"}
+        products = {option: path for option, path in paths.items() if option != "output"}
         report = predict_opened(
-            self._bundle, lambda: nullcontext(opened), scene.before, scene.after, places["output"],
+            self._bundle, lambda: nullcontext(opened), scene.before, scene.after, paths["output"],
             options=replace(options, force=True, **products),  # type: ignore[arg-type]
             log=log,
         )  # fmt: skip
-        write_file(places["output"].parent / _REPORT, msgspec.json.encode(asdict(report)))
+        write_file(paths["output"].parent / _REPORT, msgspec.json.encode(asdict(report)))
 
-    def _publish(self, places: dict[str, Path], outputs: dict[str, str]) -> None:
-        """Give what is whole its names; a worker that was killed may have done so with some."""
+    def _publish(self, paths: dict[str, Path], outputs: dict[str, str]) -> None:
+        """Moves complete files to their output paths; a killed worker may have moved some of them already."""
         with resumable_errors(self._setup.output):
-            for option, place in places.items():
+            for option, path in paths.items():
                 target = self._setup.output / outputs[option]
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if place.exists():
-                    publish(place, target)
+                if path.exists():
+                    publish(path, target)
 
     def _maker(self, task: Task, opened: Opened, options: SceneOptions) -> bytes:
-        """What the parts of a scene must have been made by, for others to be added."""
+        """Returns the conditions under which an interrupted attempt can be resumed, as JSON."""
         detector, entry, _ = opened
         batch = options.batch_of(entry, detector.interface, detector.batch)
+        # Stored on disk and compared by later versions: the text must not change.
         engine = f"{entry.name} on {detector.engine.device}, {detector.engine.streams} streams, batch {batch}"
-        place = os.path.realpath(self._setup.output)
-        maker = {"scene": task.key, "engine": engine, "folder": place, "max_unreadable": options.max_unreadable}
+        output = os.path.realpath(self._setup.output)
+        maker = {"scene": task.key, "engine": engine, "folder": output, "max_unreadable": options.max_unreadable}
         return msgspec.json.encode(maker)
 
     def _keep_own(self, folder: Path, maker: bytes) -> None:
-        """Leave what an ended worker began, where it was begun alike; else begin anew."""
+        """Keeps the files of an interrupted attempt if it ran under the same conditions; otherwise removes them."""
         if not (folder / _MAKER).exists() or (folder / _MAKER).read_bytes() != maker:
             _clear(folder)
-            (folder / _MAKER).write_bytes(maker)  # half of it is not equal either
+            (folder / _MAKER).write_bytes(maker)  # not atomic: a partial file compares as different
 
     def _open(self, bundle: Bundle, options: SceneOptions) -> Opened:
         execution = options.execution.over(self._setup.execution)
-        wish = (options.engine, execution, options.goal)
-        if self._opened is None or wish != self._wish:
+        requested = (options.engine, execution, options.optimise_for)
+        if self._opened is None or requested != self._opened_for:
             self._close()
-            opening = open_detector(bundle, options.engine, execution, goal=options.goal)
-            self._opened, self._wish = self._stack.enter_context(opening), wish
+            opening = open_detector(bundle, options.engine, execution, optimise_for=options.optimise_for)
+            self._opened, self._opened_for = self._stack.enter_context(opening), requested
         return self._opened
 
     def _close(self) -> None:
@@ -184,14 +201,14 @@ def _warnings(records: list[logging.LogRecord]) -> tuple[str, ...]:
 
 
 def work_folder(output: Path, scene: str) -> Path:
-    """Where a scene's parts lie until all are whole, and its report until the record has it."""
+    """Returns the folder of a scene's outputs until all are complete, and of its report until it is recorded."""
     return output / _WORK / scene
 
 
 def discard_work(output: Path, scene: str) -> None:
     folder = work_folder(output, scene)
     shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # others are still at work there
+    with suppress(OSError):  # other scenes still have folders there
         folder.parent.rmdir()
 
 
@@ -205,14 +222,14 @@ def _clear(folder: Path) -> None:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[Path]:
-    """The folder of a scene, held by this process alone; StorageError where another one does not let go of it."""
+    """Yields the work folder of a scene, locked by this process; raises StorageError if another process keeps it."""
     with resumable_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / "lock").open("ab", buffering=0)
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + _LOCK_SECONDS
     with handle:
         while not try_acquire(handle.fileno()):
             if time.monotonic() > end:
-                raise StorageError(f"another process is at work in {folder}; end it, and run the same command again")
+                raise StorageError(f"another process is using {folder}; stop it, then rerun the command")
             time.sleep(0.2)
         yield folder

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from misgnet_runtime.accuracy.evaluation_tiles import evaluation_files, judge_on_device
+from misgnet_runtime.accuracy.evaluation_tiles import evaluate_on_device, evaluation_files
 from misgnet_runtime.accuracy.parity import EngineParity
 from misgnet_runtime.bundle.golden import GoldenTiles, golden_of
 from misgnet_runtime.bundle.manifest import EngineEntry
@@ -56,7 +56,7 @@ def _whole(
         line, found = golden_agreement(bundle, entry, detector.probability, golden)
         parity = None
         if evaluation_files(bundle):
-            parity = judge_on_device(bundle, entry, detector.probability, engine.device)
+            parity = evaluate_on_device(bundle, entry, detector.probability, engine.device)
     if parity is not None and parity.verdict is not None and not parity.verdict.passed:
         raise GateFailed(f"engine {entry.name} fails the gate on this device: {parity.verdict.reason}")
     return candidate.measured(engine.stream_bytes), engine.device, line, found, parity

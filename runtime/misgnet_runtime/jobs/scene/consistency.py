@@ -1,4 +1,4 @@
-"""Whether two dates mean the same by their pixels, and what is to be warned of where they may not. Pure decisions."""
+"""Checks that the pixels of two dates mean the same, and returns warnings where they may not. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.metadata import RGB, UNSTATED, Statement
 from misgnet_runtime.raster.scaling import Scaling
 
-SAME_FILE = "BEFORE and AFTER are the same file, so nothing can have changed; is one of them meant to be another date?"
+SAME_FILE = (
+    "BEFORE and AFTER are the same file, so no change can be found; check that both dates are the intended files"
+)
 
 
 class Described(Protocol):
-    """A date as far as it matters here: see :class:`misgnet_runtime.jobs.scene.inputs.Date`."""
+    """The attributes of :class:`misgnet_runtime.jobs.scene.inputs.Date` that are used here."""
 
     @property
     def path(self) -> Path: ...
@@ -32,20 +34,20 @@ class Described(Protocol):
 
 
 def check_statements(before: Described, after: Described) -> None:
-    """Check what is declared of both dates at once against what their files state.
+    """Checks the options declared for both dates at once against the metadata of their files.
 
     Raises:
         InputError: One option would mean different colours, or different values, in the two dates.
     """
     first, second = before.stated, after.stated
     shared = before.declared.shared & after.declared.shared
-    colours = _said(first.colours), _said(second.colours)
+    colours = _stated_colours(first.colours), _stated_colours(second.colours)
     if "bands" in shared and before.declared.bands and None not in colours and colours[0] != colours[1]:
         bands = ",".join(map(str, before.scaling.bands))
         raise InputError(
-            f"--bands {bands} are {', '.join(first.colours)} by the tags of {before.path} and "
-            f"{', '.join(second.colours)} by those of {after.path}; say it of each date: --before-bands and "
-            f"--after-bands{_advice(before, after)}"
+            f"--bands {bands} are {', '.join(first.colours)} according to the tags of {before.path}, but "
+            f"{', '.join(second.colours)} according to those of {after.path}; declare each date's bands: "
+            f"--before-bands and --after-bands{_advice(before, after)}"
         )
     scaled = before.declared.scale or before.declared.offset
     if scaled and {"scale", "offset"} <= shared and first.values() != second.values():
@@ -57,7 +59,7 @@ def check_statements(before: Described, after: Described) -> None:
 
 
 def pair_warnings(before: Described, after: Described) -> list[str]:
-    """What may be wrong with two dates that are compared: their bands' colours, one file twice, their order."""
+    """Returns warnings about two dates: unexpected band colours, the same file twice, wrong order."""
     if before.sha256 == after.sha256:
         return [*band_warnings(before), SAME_FILE]
     order = wrong_order(before.acquired, after.acquired)
@@ -65,9 +67,9 @@ def pair_warnings(before: Described, after: Described) -> list[str]:
 
 
 def band_warnings(date: Described) -> list[str]:
-    """That the bands declared red, green and blue are called other colours by the file."""
+    """Returns a warning if the file's metadata contradict the bands used as red, green and blue."""
     wrong = [
-        f"band {band} is taken as {meant}, and the file calls it {colour}"
+        f"band {band} is used as {meant}, but the file's metadata say {colour}"
         for band, meant, colour in zip(date.scaling.bands, RGB, date.stated.colours, strict=True)
         if colour not in (*UNSTATED, meant)
     ]
@@ -75,28 +77,34 @@ def band_warnings(date: Described) -> list[str]:
 
 
 def wrong_order(before: datetime | None, after: datetime | None) -> str | None:
-    """What to warn of where both dates say when they were taken; None where AFTER is the later one."""
+    """Returns a warning if both acquisition times are known and AFTER is not later than BEFORE; else None."""
     if before is None or after is None or before < after:
         return None
     if before == after:
-        return f"BEFORE and AFTER were taken at the same time by their metadata, {_shown(before)}; are both right?"
-    return f"BEFORE was taken after AFTER by their metadata ({_shown(before)}, {_shown(after)}); are they exchanged?"
+        return (
+            f"according to their metadata, BEFORE and AFTER were taken at the same time ({_shown(before)}); check that "
+            "both dates are the intended files"
+        )
+    return (
+        f"according to their metadata, BEFORE ({_shown(before)}) was taken after AFTER ({_shown(after)}); check that "
+        "they are not swapped"
+    )
 
 
 def _shown(time: datetime) -> str:
     return time.isoformat(sep=" ", timespec="seconds")
 
 
-def _said(colours: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The stated colours, None where the file says nothing of any band."""
+def _stated_colours(colours: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Returns the colours, or None if the file states no band's colour."""
     return None if set(colours) <= set(UNSTATED) else colours
 
 
 def _advice(before: Described, after: Described) -> str:
-    """The bands of the date that contradicts, where its colours are red, green and blue in another order."""
+    """Returns the option to give, if one date has red, green and blue in another order; else an empty text."""
     for option, date in (("--before-bands", before), ("--after-bands", after)):
         stated = date.stated.colours
         if stated != RGB and sorted(stated) == sorted(RGB):
             bands = ",".join(str(date.scaling.bands[stated.index(colour)]) for colour in RGB)
-            return f", here {option} {bands}"
+            return f" (here: {option} {bands})"
     return ""

@@ -1,4 +1,4 @@
-"""From a scene's pixels to the map on disk: what the three stages of the pipeline hand to each other."""
+"""Computes a scene's map from its pixels: the work of the pipeline's three stages (read, infer, write)."""
 
 from __future__ import annotations
 
@@ -25,54 +25,45 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class MapTask:
-    """A map that is to be computed: of which pixels, in which tiles, and where it is kept.
+    """A map to compute."""
 
-    Attributes:
-        pair: Both dates, open; the thread that reads does so within its ``in_thread``.
-        batch: Tiles per inference call.
-        streams: Batches at once.
-        tally: Counts blocks that do not decode.
-        journal: What is computed already, and where more is added.
-        progress: Gets rows of tiles as they are finished, and how many there are.
-    """
-
-    pair: Pair
+    pair: Pair  # both dates, open; the reading thread enters its ``in_thread``
     scalings: tuple[Scaling, Scaling]
     layout: Layout
-    batch: int
-    streams: int
-    tally: Tally
-    journal: Journal
-    progress: Progress | None = None
+    batch: int  # tiles per inference call
+    streams: int  # batches in flight at once
+    tally: Tally  # counts unreadable blocks
+    journal: Journal  # holds the finished rows and receives new ones
+    progress: Progress | None = None  # called with the finished rows of tiles and their total
 
 
 @dataclass(frozen=True)
 class Work:
-    """Tiles that the engine was given, and the seconds from the first pixel read to the last row on the disk."""
+    """Amount of work done in this run."""
 
-    tiles: int
-    seconds: float
+    tiles: int  # tiles that were inferred
+    seconds: float  # from the first pixel read to the last row on disk
 
 
 def infer(task: MapTask, predict: Predict) -> Work:
-    """Compute the rows that the journal lacks from the pixels of both dates, as :func:`fill`."""
+    """Computes the rows missing from the journal from the pixels of both dates; see :func:`fill`."""
     return fill(task, lambda strip: _pixels(task, strip), lambda images: predict(*images))
 
 
 def fill(
-    task: MapTask, read: Callable[[Strip], tuple[Reading, Item]], answer: Callable[[Item], NDArray[np.float32]]
+    task: MapTask, read: Callable[[Strip], tuple[Reading, Item]], predict: Callable[[Item], NDArray[np.float32]]
 ) -> Work:
-    """Compute the rows that the journal lacks, several batches at once. What is finished stays.
+    """Computes the rows missing from the journal, several batches at once. If it fails, finished rows stay.
 
     Args:
-        task: Which map.
-        read: Reads a strip; strips come in order, in a thread of their own.
-        answer: Computes probabilities, float32 (B, T, T), of those tiles of a strip that have data.
+        task: The map to compute.
+        read: Reads a strip; called in order, in one thread of its own.
+        predict: Returns probabilities, float32 (B, T, T), of the strip's tiles that have data.
 
     Raises:
         GateFailed: A probability is NaN or Inf.
-        UnreadableError: More blocks do not decode than are allowed.
-        InputError: The disk refuses.
+        UnreadableError: More blocks are unreadable than allowed.
+        InputError: The journal cannot be written.
     """
     rows, finished = task.layout.rows, task.journal.finished
     if finished == rows.length:
@@ -89,7 +80,7 @@ def fill(
         reading, images = item
         if not reading.tiles:
             return reading, np.empty((0, 0, 0), np.float32)
-        return reading, require_finite(answer(images), "the engine")
+        return reading, require_finite(predict(images), "the engine")
 
     begin = time.perf_counter()
     run_pipeline(pixels, work, writer.take, task.streams)
@@ -97,7 +88,7 @@ def fill(
 
 
 def _pixels(task: MapTask, strip: Strip) -> tuple[Reading, tuple[RgbImage, RgbImage]]:
-    """A strip, and its tiles that have data, uint8 (B, T, T, 3) of both dates."""
+    """Reads a strip; also returns its tiles that have data, uint8 (B, T, T, 3) of both dates."""
     pixels = task.pair.read(task.scalings, strip.rows, strip.columns)
     task.tally.add(pixels.unreadable)
     reading = Reading(strip, pixels.valid, pixels.unreadable)
@@ -105,24 +96,24 @@ def _pixels(task: MapTask, strip: Strip) -> tuple[Reading, tuple[RgbImage, RgbIm
 
 
 class _Writer:
-    """Blends answers, and puts bands of rows on the disk as they are finished."""
+    """Blends predictions and writes bands of finished rows to the journal."""
 
     def __init__(self, task: MapTask, first: int) -> None:
         self._row, self._journal, self._progress = first, task.journal, task.progress
         self._layout = layout = task.layout
         self._blender = Blender(layout, first)
         self._valid = np.empty((min(layout.rows.tile, layout.rows.length), layout.columns.length), np.bool_)
-        self._told = set(task.journal.holes)
+        self._recorded = set(task.journal.unreadable)
         self._unreadable: set[UnreadableBlock] = set()
         self.tiles = 0
 
-    def take(self, answered: tuple[Reading, NDArray[np.float32]]) -> None:
-        reading, answer = answered
+    def take(self, predicted: tuple[Reading, NDArray[np.float32]]) -> None:
+        reading, probabilities = predicted
         columns = reading.strip.columns
         self._valid[: len(reading.valid), columns.start : columns.stop] = reading.valid
         self._unreadable |= reading.unreadable
         self.tiles += len(reading.tiles)
-        for column, probability in zip(reading.tiles, answer, strict=True):
+        for column, probability in zip(reading.tiles, probabilities, strict=True):
             self._blender.add(column, probability)
         if reading.strip.last:
             self._end_row()
@@ -131,9 +122,9 @@ class _Writer:
         span = self._layout.rows.finished(self._row)
         with self._blender.finish() as rows:
             rows[~self._valid[: span.length]] = np.nan
-            if span.stop > self._journal.finished:  # else a row that is computed again for what reaches beyond it
-                self._journal.add([rows], tuple(sorted(self._unreadable - self._told)))
-                self._told |= self._unreadable
+            if span.stop > self._journal.finished:  # else recomputed only because its tiles overlap the next rows
+                self._journal.add([rows], tuple(sorted(self._unreadable - self._recorded)))
+                self._recorded |= self._unreadable
         self._row += 1
         if self._progress:
             self._progress(self._row, len(self._layout.rows.starts))

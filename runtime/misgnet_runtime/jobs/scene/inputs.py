@@ -1,4 +1,4 @@
-"""Rasters inspected before a run: digest, state on disk, unreadable blocks, scaling, and whether two lie together."""
+"""Inspects rasters before a run: digest, file state, unreadable blocks, scaling, and the shift between two dates."""
 
 from __future__ import annotations
 
@@ -25,48 +25,41 @@ from misgnet_runtime.storage.snapshot import FileStamp
 
 @dataclass(frozen=True, kw_only=True)
 class Date:
-    """What one date's raster was found to be.
-
-    Attributes:
-        sha256: Digest of the file's bytes.
-        stamp: State of the file since before they were read.
-        scaling: How its values become RGB.
-        blocks: Where its blocks lie in the file.
-        declared: What the user says of its pixels.
-        stated: What the file says of them.
-        acquired: When it was taken, where the file says so.
-    """
+    """Properties of one date's raster."""
 
     path: Path
-    sha256: str
-    stamp: FileStamp
-    scaling: Scaling
-    blocks: Blocks
-    declared: Declared
-    stated: Statement
-    acquired: datetime | None
+    sha256: str  # digest of the file's bytes
+    stamp: FileStamp  # file state, taken before the bytes were read
+    scaling: Scaling  # how its values become RGB
+    blocks: Blocks  # positions of its blocks in the file
+    declared: Declared  # the user's options about its pixels
+    stated: Statement  # the file's metadata about its pixels
+    acquired: datetime | None  # acquisition time, if the file states it
 
     def check_unchanged(self) -> None:
-        """InputError where the file is not the one that was read, or was written to since."""
+        """Raises InputError if the file was replaced or written to since it was read."""
         now = stamp_of(self.path)
         if now == self.stamp:
             return
-        # Links and permissions change the last field too, and leave the bytes as they are.
+        # The last field also changes with links and permissions, which leave the bytes as they are.
         if now[:-1] != self.stamp[:-1] or file_sha256(self.path) != self.sha256:
             raise _changed(self.path)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Both dates, the grid of the map, and the second's shift against the first, where it could be found."""
+    """Both dates and the grid of the map."""
 
     before: Date
     after: Date
     grid: Grid
-    shift: tuple[float, float] | None
+    shift: tuple[float, float] | None  # estimated offset of AFTER from BEFORE in rows and columns
 
     def tally(self, limit: float, found: Iterable[UnreadableBlock] = ()) -> Tally:
-        """Counts unreadable blocks of both dates, beginning with those ``found``; UnreadableError above ``limit``."""
+        """Returns a counter of both dates' unreadable blocks, starting with ``found``.
+
+        It raises UnreadableError above ``limit`` percent.
+        """
         return Tally({"before": self.before.blocks, "after": self.after.blocks}, limit, found)
 
     @property
@@ -74,13 +67,13 @@ class Inputs:
         return self.before.scaling, self.after.scaling
 
     def report(self, log: EventLog) -> None:
-        """Log what a user should know before the run: scalings, and warnings."""
+        """Logs scalings, blocks that were never written, and warnings."""
         for date, scaling in zip(("before", "after"), self.scalings, strict=True):
             log.info(f"{date}: {scaling}")
         for name, blocks in (("before", self.before.blocks), ("after", self.after.blocks)):
             if blocks.nodata_blocks:
                 some = f"{blocks.nodata_blocks:,} of {plural(blocks.count, 'block')}"
-                log.info(f"{name}: {some} were never written, which is nodata")
+                log.info(f"{name}: {some} were never written and count as nodata")
         for warning in self.warnings():
             log.warning(warning)
 
@@ -88,17 +81,17 @@ class Inputs:
         found = pair_warnings(self.before, self.after)
         if self.shift and max(map(abs, self.shift)) > 1:
             found.append(
-                f"the second date lies about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} columns beside "
-                "the first; what does not move may be taken for change: register them first"
+                f"AFTER appears offset from BEFORE by about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} "
+                "columns. Co-register the images first, or static objects may be reported as change."
             )
         return found
 
 
 def inspect(pair: Pair, options: SceneOptions) -> Inputs:
-    """Decide all that is decided of a pair before its first tile.
+    """Inspects a pair before its first tile is read.
 
     Raises:
-        UnreadableError: More of a date is known to be unreadable than ``options`` allow.
+        UnreadableError: A larger share of a date is unreadable than ``options`` allow.
         InputError: As :func:`inspect_date` and :func:`inspect_pair`.
     """
     Tally({"before": pair.before.blocks, "after": pair.after.blocks}, options.max_unreadable)
@@ -106,25 +99,25 @@ def inspect(pair: Pair, options: SceneOptions) -> Inputs:
 
 
 def inspect_pair(pair: Pair, before: Date, after: Date) -> Inputs:
-    """Put together two dates that were inspected, open as ``pair``; raises as :func:`check_statements`."""
+    """Combines two inspected dates, open as ``pair``; raises as :func:`check_statements`."""
     check_statements(before, after)
     return Inputs(before, after, pair.grid, residual_shift(pair, (before.scaling, after.scaling)))
 
 
 def check_readable(raster: Raster, limit: float) -> None:
-    """UnreadableError where more than ``limit`` percent of an open raster is known to be unreadable."""
+    """Raises UnreadableError if more than ``limit`` percent of an open raster is known to be unreadable."""
     Tally({raster.date: raster.blocks}, limit)
 
 
 def inspect_date(raster: Raster, declared: Declared) -> Date:
-    """Inspect one date, open on the grid of its map.
+    """Inspects one date, open on the grid of its map.
 
     Raises:
-        InputError: As :func:`find_scaling`, or the file changes meanwhile.
+        InputError: As :func:`find_scaling`, or the file changed meanwhile.
     """
     scaling = find_scaling(raster, declared)
     digest = file_sha256(raster.path)
-    if stamp_of(raster.path) != raster.stamp:  # then it is not of the bytes that are read
+    if stamp_of(raster.path) != raster.stamp:  # the digest may not match the bytes that were opened
         raise _changed(raster.path)
     return Date(
         path=raster.path, sha256=digest, stamp=raster.stamp, scaling=scaling, blocks=raster.blocks, declared=declared,
@@ -134,5 +127,5 @@ def inspect_date(raster: Raster, declared: Declared) -> Date:
 
 def _changed(path: Path) -> InputError:
     return InputError(
-        f"raster {path} was changed while it was read; when it is complete, run the command again with --restart"
+        f"raster {path} was changed while it was read; when it is complete, rerun the command with --restart"
     )

@@ -1,4 +1,4 @@
-"""What a scene's run is asked for. Cheap to import."""
+"""Options of a scene's run. Cheap to import."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from misgnet_runtime.raster.declared import PIXELS_PANEL, Declared
 
 if TYPE_CHECKING:
     from misgnet_runtime.bundle.manifest import EngineEntry, Interface
-    from misgnet_runtime.inference.tuned import Goal
+    from misgnet_runtime.inference.tuned import OptimiseFor
 
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".fgb")
 OUTPUT_PANEL = "GeoTIFF output"
@@ -24,35 +24,36 @@ _OUTPUT = Stated(
 
 @dataclass(frozen=True, kw_only=True)
 class SceneOptions:
-    """How a pair of dates becomes a map. Each field is an option of the commands, and a column of batch's table."""
+    """Options for computing the map of a pair. Each field is a command-line option and a column of batch's table."""
 
     engine: str = option(
-        "auto", help="An engine of the bundle, or auto.", changes_output=True, recorded_as="the engine"
-    )
+        "auto", help="Engine of the bundle to run; auto takes the fastest that runs here.", changes_output=True,
+        recorded_as="the engine",
+    )  # fmt: skip
     force: bool = option(False, help="Replace existing outputs.")
     probability: Path | None = option(
-        None, help="Also the probability of change, .tif of float32.", panel=OUTPUT_PANEL, suffixes=(".tif", ".tiff"),
-        changes_output=True,
+        None, help="Also write the probability of change (float32) to this .tif file (default: not written).",
+        panel=OUTPUT_PANEL, suffixes=(".tif", ".tiff"), changes_output=True,
     )  # fmt: skip
     vector: Path | None = option(
-        None, help="Also polygons of what changed: .gpkg, .geojson or .fgb.", panel=OUTPUT_PANEL,
-        suffixes=VECTOR_SUFFIXES, changes_output=True,
+        None, help="Also write polygons of changed areas to this .gpkg, .geojson or .fgb file (default: not written).",
+        panel=OUTPUT_PANEL, suffixes=VECTOR_SUFFIXES, changes_output=True,
     )  # fmt: skip
     quicklook: Path | None = option(
-        None, help="Also a small .png of before, after and change.", panel=OUTPUT_PANEL, suffixes=(".png",),
-        changes_output=True,
+        None, help="Also write a small picture of both dates and the change to this .png file (default: not written).",
+        panel=OUTPUT_PANEL, suffixes=(".png",), changes_output=True,
     )  # fmt: skip
     cog: bool = option(False, help="Write rasters as Cloud Optimized GeoTIFF.", panel=OUTPUT_PANEL, changes_output=True)
     min_area: float = option(
-        0.0, help="Smallest polygon in square metres (in pixels if the raster is not georeferenced).",
+        0.0, help="Smallest polygon to write, in square metres (in pixels if the raster is not georeferenced).",
         panel=OUTPUT_PANEL, minimum=0, changes_output=True,
     )  # fmt: skip
     simplify: float = option(
-        0.0, help="How far outlines of polygons may move, in pixels.", panel=OUTPUT_PANEL, minimum=0,
+        0.0, help="Tolerance for simplifying polygon outlines, in pixels.", panel=OUTPUT_PANEL, minimum=0,
         changes_output=True,
     )  # fmt: skip
     align: bool = option(
-        False, help="Warp AFTER onto BEFORE's grid (bilinear) where it has another.", panel=OUTPUT_PANEL,
+        False, help="Warp AFTER onto BEFORE's grid (bilinear) if their grids differ.", panel=OUTPUT_PANEL,
         changes_output=True,
     )  # fmt: skip
     overlap: int | None = option(
@@ -63,8 +64,8 @@ class SceneOptions:
     tuned: bool = option(True, help="Ignore settings saved by `misgnet-run tune`.")
     restart: bool = option(False, help="Discard saved progress and start over.", panel=OUTPUT_PANEL)
     max_unreadable: float = option(
-        0.0, help="Percent of either date's pixels that may lie in unreadable blocks (truncated or damaged file); "
-        "beyond it the pair fails.",
+        0.0, help="Highest percentage of either date's pixels in unreadable blocks (truncated or damaged file); above "
+        "it, the pair fails.",
         metavar="P", panel=PIXELS_PANEL, minimum=0, maximum=100,
     )  # fmt: skip
     both: Declared = group(Declared)
@@ -72,48 +73,48 @@ class SceneOptions:
     after: Declared = group(Declared, prefix="after_", help="Same as `{flag}`, for AFTER only.")
 
     def check(self, output: Path) -> None:
-        """Raise UsageError for invalid file names or values."""
+        """Raises UsageError for invalid file names or values."""
         _OUTPUT.check(output)
         self.check_values()
-        places = [path.resolve() for path in (output, *self.products().values())]
-        if len(set(places)) < len(places):
-            raise UsageError("two outputs have one name; give each a name of its own")
+        paths = [path.resolve() for path in (output, *self.products().values())]
+        if len(set(paths)) < len(paths):
+            raise UsageError("two outputs have the same name; give each its own name")
 
     def check_values(self) -> None:
-        """Raise UsageError for values that cannot be used, whatever the output is."""
+        """Raises UsageError for invalid values, except file names of outputs."""
         check(self)
         for prefix, declared in (("", self.both), ("before_", self.before), ("after_", self.after)):
             declared.check(prefix)
 
     @property
     def dates(self) -> tuple[Declared, Declared]:
-        """What is declared of each date, by itself or of both."""
+        """Options about the pixels of each date; those for one date take precedence over those for both."""
         return self.before.over(self.both), self.after.over(self.both)
 
     @property
-    def goal(self) -> Goal | None:
-        """What the engine is opened for."""
+    def optimise_for(self) -> OptimiseFor | None:
+        """Which saved settings of `misgnet-run tune` are used; None: none."""
         return "throughput" if self.tuned else None
 
     def batch_of(self, entry: EngineEntry, interface: Interface, tuned: int | None = None) -> int:
-        """Tiles that the engine of ``entry`` gets at once; ``tuned``: what was found best for it here."""
+        """Returns the tiles per inference call of an engine; ``tuned``: the best number measured here, if any."""
         from misgnet_runtime.engines import batch_for_scenes
 
         return min(self.execution.batch or tuned or batch_for_scenes(entry), interface.max_batch)
 
     def overlap_of(self, tile: int) -> int:
-        """Pixels that neighbouring tiles of ``tile`` pixels share."""
+        """Returns how many pixels neighbouring tiles share, for tiles ``tile`` pixels wide."""
         return tile // 4 if self.overlap is None else self.overlap
 
     def products(self) -> dict[str, Path]:
-        """The outputs beside the change raster that were asked for, by option."""
-        asked = {"probability": self.probability, "vector": self.vector, "quicklook": self.quicklook}
-        return {name: path for name, path in asked.items() if path is not None}
+        """Returns the requested outputs other than the change raster, by option."""
+        requested = {"probability": self.probability, "vector": self.vector, "quicklook": self.quicklook}
+        return {name: path for name, path in requested.items() if path is not None}
 
     def settings(self, *, overlap: int, batch: int, streams: int) -> dict[str, str]:
-        """What the outputs depend on, by option, for the journal; the arguments are what a run resolved them to.
+        """Returns the options that affect the outputs, for the journal; the arguments are their resolved values.
 
-        What a run records in other words, as its engine and its scalings, is left out.
+        Options that a run records under another name, such as its engine and scalings, are left out.
         """
         found = settings(self, overlap=overlap, batch=batch, streams=streams)
         return {flag(name): value for name, value in found.items()}

@@ -1,4 +1,4 @@
-"""Three stages at work at once: a thread that reads, threads that compute, a thread that writes."""
+"""Runs three stages concurrently: one reading thread, several computing threads, one writing thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 _Read = TypeVar("_Read")
 _Done = TypeVar("_Done")
 _Item = TypeVar("_Item")
-_PATIENCE = 0.1  # seconds until a stage that waits looks whether another has failed
+_POLL = 0.1  # seconds between a waiting stage's checks for the failure of another
 
 
 class _StoppedError(Exception):
@@ -26,10 +26,10 @@ def run_pipeline(
     workers: int = 1,
     depth: int = 3,
 ) -> None:
-    """Pass all that ``read`` yields through ``work``, in ``workers`` threads, and to ``write``, in order.
+    """Passes each item that ``read`` yields through ``work``, in ``workers`` threads, and to ``write``, in order.
 
-    At most ``depth`` items wait between two stages beside those in work. Where a stage fails, or this thread
-    is interrupted, the others stop after the item in their hands, and the first error is raised; no thread is left.
+    At most ``depth`` items wait between two stages, besides those being processed. If a stage fails, or this thread
+    is interrupted, the others stop after their current item and the first error is raised; no thread is left running.
     """
     stop = Event()
     failures: list[BaseException] = []
@@ -40,7 +40,7 @@ def run_pipeline(
         _Stage("misgnet-write", lambda: _drain(write, outward, stop), stop, failures),
     ]
     try:
-        for stage in stages:  # an interruption may come between the two
+        for stage in stages:  # within ``try``: an interruption may come between the two starts
             stage.start()
         with suppress(_StoppedError):
             while (item := _get(inward, stop)) is not None:
@@ -57,12 +57,10 @@ def run_pipeline(
 
 
 class _Stage(Thread):
-    """The thread of a stage."""
-
     def __init__(self, name: str, body: Callable[[], None], stop: Event, failures: list[BaseException]) -> None:
         super().__init__(name=name)
         self._body, self._stop_all, self._failures = body, stop, failures
-        self.ended = Event()
+        self.finished = Event()
 
     def run(self) -> None:
         try:
@@ -72,20 +70,20 @@ class _Stage(Thread):
             self._failures.append(error)
             self._stop_all.set()
         finally:
-            self.ended.set()
+            self.finished.set()
 
 
 def _wait(stages: list[_Stage]) -> None:
-    """Wait for stages that end soon, through further interruptions: the caller closes what they read from.
+    """Waits until all stages finished, even if interrupted again: the caller closes the files that they read.
 
-    Before Python 3.13 an interrupted ``join`` takes the thread for ended.
+    Before Python 3.13 an interrupted ``join`` marks the thread as finished, so this waits for an event first.
     """
     interruption: KeyboardInterrupt | None = None
     started = [stage for stage in stages if stage.ident is not None]
     while True:
         try:
             for stage in started:
-                stage.ended.wait()
+                stage.finished.wait()
             for stage in started:
                 stage.join()
             break
@@ -110,12 +108,12 @@ def _drain(write: Callable[[_Done], None], queue: Queue[Future[_Done] | None], s
 def _put(queue: Queue[_Item | None], item: _Item | None, stop: Event) -> None:
     while not stop.is_set():
         with suppress(Full):
-            return queue.put(item, timeout=_PATIENCE)
+            return queue.put(item, timeout=_POLL)
     raise _StoppedError
 
 
 def _get(queue: Queue[_Item | None], stop: Event) -> _Item | None:
     while not stop.is_set():
         with suppress(Empty):
-            return queue.get(timeout=_PATIENCE)
+            return queue.get(timeout=_POLL)
     raise _StoppedError

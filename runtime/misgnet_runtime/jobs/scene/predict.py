@@ -1,4 +1,4 @@
-"""A pair of GeoTIFFs to a change raster, polygons and a picture: whole or not at all, and resumable."""
+"""Predicts the change of a pair of GeoTIFFs: change raster, polygons and quick look, written atomically, resumable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.selection import Opened, open_detector
-from misgnet_runtime.jobs.journal import discard_progress, was_begun
+from misgnet_runtime.jobs.journal import can_resume, discard_progress
 from misgnet_runtime.jobs.scene.infer import infer
 from misgnet_runtime.jobs.scene.inputs import inspect
 from misgnet_runtime.jobs.scene.options import SceneOptions
@@ -26,7 +26,7 @@ from misgnet_runtime.raster.reader import open_pair
 from misgnet_runtime.raster.writer import is_mask
 from misgnet_runtime.storage.atomic import refuse_inputs
 
-MOST_PNG_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # what Pillow opens again; such a mask is held in memory
+MOST_PNG_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # the most that Pillow opens; such a mask is held in memory
 
 
 def predict_scene_files(
@@ -39,15 +39,15 @@ def predict_scene_files(
     log: EventLog | None = None,
     progress: Progress | None = None,
 ) -> SceneReport:
-    """Write the change between two GeoTIFFs as ``output``, .tif or .png, and what ``options`` ask for beside it.
+    """Writes the change between two GeoTIFFs as ``output`` (.tif or .png), and the other outputs in ``options``.
 
-    ``log`` gets what a user should know: scalings, and warnings. Memory does not grow with the
-    scene's height, and with its width by a tile's height of it. An interrupted run is gone on with by the same call.
-    Raises UsageError, InputError, UnavailableError or GateFailed; then no output has its name.
+    ``log`` receives scalings and warnings. Memory use does not depend on the scene's height; it grows with its width
+    (one tile's height of rows). The same call resumes an interrupted run. Raises UsageError, InputError,
+    UnavailableError or GateFailed; no output file is created in that case.
     """
     options = options or SceneOptions()
     bundle = read_bundle(bundle) if isinstance(bundle, Path) else bundle
-    opening = partial(open_detector, bundle, options.engine, options.execution, goal=options.goal)
+    opening = partial(open_detector, bundle, options.engine, options.execution, optimise_for=options.optimise_for)
     return predict_opened(
         bundle, opening, before, after, output, options=options, log=log or current(), progress=progress
     )
@@ -64,17 +64,17 @@ def predict_opened(
     log: EventLog,
     progress: Progress | None = None,
 ) -> SceneReport:
-    """As :func:`predict_scene_files`, with a bundle that was read; ``opening`` gives its engine when all else is known.
+    """Does the work of :func:`predict_scene_files`; ``opening`` opens the bundle's engine after all other checks.
 
-    An engine that serves many scenes stays open: ``opening`` is :func:`contextlib.nullcontext` of it. Each raster is
-    opened once: what is found of it, its tiles and the quick look are read from the same open file.
+    For an engine that stays open for many scenes, ``opening`` returns :func:`contextlib.nullcontext` of it. Each
+    raster is opened once: metadata, tiles and quick look are read from the same open file.
     """
     options.check(output)
     if options.vector:
         load_vector_libraries()
     outputs = [Path(os.path.realpath(path)) for path in (output, *options.products().values())]
     refuse_inputs((output, *options.products().values()), (before, after))
-    if not was_begun(outputs[0]):
+    if not can_resume(outputs[0]):
         refuse_outputs(outputs, options.force)
     with open_pair(before, after, align=options.align) as pair:
         inputs = inspect(pair, options)
@@ -98,24 +98,24 @@ def predict_opened(
 
 
 def check_mask(grid: Grid, output: Path, log: EventLog) -> None:
-    """Log that a PNG keeps no georeferencing.
+    """Logs that a PNG keeps no georeferencing.
 
     Raises:
         InputError: The scene has too many pixels for a PNG.
     """
     if grid.height * grid.width > MOST_PNG_PIXELS:
         raise InputError(
-            f"the scene has {grid.width:,} x {grid.height:,} px, and a PNG mask is written up to {MOST_PNG_PIXELS:,} "
+            f"the scene has {grid.width:,} x {grid.height:,} px, and a PNG mask may have at most {MOST_PNG_PIXELS:,} "
             f"pixels; choose -o {output.stem}.tif"
         )
     if grid.measured or grid.crs:
-        log.info(f"{output.name} keeps no georeferencing (it is {grid}); -o {output.stem}.tif does")
+        log.info(f"{output.name} keeps no georeferencing (the scene is {grid}); -o {output.stem}.tif does")
 
 
 def warn_of_nodata(output: Path, share: float, log: EventLog) -> None:
-    """Log what share of a PNG mask, 0 to 1, stands for no data."""
+    """Logs the share of nodata pixels in a PNG mask, 0 to 1; they have the same value as unchanged pixels."""
     if share:
         log.warning(
-            f"{100 * share:.2f} % of the pixels are nodata, and 0 in {output.name} as unchanged ones are; "
+            f"{100 * share:.2f} % of the pixels are nodata; in {output.name} they are 0, like unchanged pixels; "
             f"-o {output.stem}.tif keeps them apart"
         )

@@ -1,4 +1,4 @@
-"""One pair's run, whatever computes its map: what is noted, written and told of it."""
+"""Runs one pair: computes the map, writes its outputs and returns the report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry, Interface
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, UnreadableError
-from misgnet_runtime.formatting import changed_words, plural
+from misgnet_runtime.formatting import format_change, plural
 from misgnet_runtime.jobs.journal import open_journal, raw_map
 from misgnet_runtime.jobs.scene.infer import MapTask, Work
 from misgnet_runtime.jobs.scene.inputs import Inputs
@@ -33,69 +33,60 @@ from misgnet_runtime.raster.writer import (
 )
 from misgnet_runtime.storage.atomic import refuse_existing, resumable_errors
 
-INTERRUPTED = "what is finished is kept; the same command goes on from there"
-_UNREADABLE = "MISGNET_UNREADABLE"  # tags: percent of each date's pixels
+INTERRUPTED = "finished work is kept; rerun the same command to resume"
+_UNREADABLE = "MISGNET_UNREADABLE"  # prefix of the tags that hold each date's percentage of unreadable pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneReport:
-    """What was written. Shares are 0 to 1: of changed pixels among the valid ones (None without any), of pixels without
-    data, of valid ones, and of either date's pixels that lie in unreadable blocks.
+    """Report of a scene that was written. Shares are 0 to 1."""
 
-    ``unread``: unreadable blocks of both dates, and their pixels; ``resumed``: rows that were there already.
-    ``tiles``: what the engine was given in this run; ``seconds``: from the first pixel read to the last row written.
-    """
-
-    height: int
+    height: int  # pixels
     width: int
-    changed_share: float | None
+    changed_share: float | None  # of the valid pixels; None if no pixel is valid
     nodata_share: float
-    unread: tuple[int, int]
-    polygons: int | None
-    resumed: int
-    tiles: int
-    seconds: float
+    unread: tuple[int, int]  # unreadable blocks of both dates, and their pixels
+    polygons: int | None  # None if not requested
+    resumed: int  # rows finished by an interrupted run
+    tiles: int  # inferred in this run
+    seconds: float  # from the first pixel read to the last row written
     engine: str
-    reason: str
+    reason: str  # why this engine was chosen
     valid_share: float
-    unreadable_share_before: float
+    unreadable_share_before: float  # pixels of BEFORE in unreadable blocks
     unreadable_share_after: float
 
     def lines(self, output: Path) -> list[str]:
-        """For a person."""
+        """Returns the report as lines of text."""
         polygons = "" if self.polygons is None else f", {plural(self.polygons, 'polygon')}"
         found = [
             f"{output}: {self.width} x {self.height} px, "
-            f"{changed_words(self.changed_share, self.valid_share)}{polygons}, engine {self.engine} ({self.reason})"
+            f"{format_change(self.changed_share, self.valid_share)}{polygons}, engine {self.engine} ({self.reason})"
         ]
         if self.tiles:
             speed = self.tiles / self.seconds
             found.append(f"{plural(self.tiles, 'tile')} in {self.seconds:.1f} s, {speed:.1f} tiles/s")
         if self.resumed:
-            found.append(f"gone on from row {self.resumed} of an ended run")
+            found.append(f"resumed at row {self.resumed}")
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that one pair's map depends on. ``outputs``: the change raster, then the products in the options' order.
-
-    ``device``: what the engine runs on, ``streams`` batches at once; ``tags``: more, for the outputs; ``features``:
-    digests of the stored ones that are compared; ``tuned_batch``: tiles at once, where no other number was asked for.
-    """
+    """Everything that determines the outputs of one pair."""
 
     bundle: Bundle
     inputs: Inputs
     options: SceneOptions
-    outputs: list[Path]
+    outputs: list[Path]  # the change raster, then the products in the options' order
     interface: Interface
     entry: EngineEntry
-    device: str
-    streams: int
-    reason: str
-    tags: dict[str, str] = field(default_factory=dict)
-    features: list[str] = field(default_factory=list)
-    tuned_batch: int | None = None
+    device: str  # on which the engine runs
+    streams: int  # batches in flight at once
+    reason: str  # why this engine was chosen
+    tags: dict[str, str] = field(default_factory=dict)  # additional tags of the outputs
+    features: list[str] = field(default_factory=list)  # digests of the stored features that are compared
+    tuned_batch: int | None = None  # tiles per inference call unless the options state a number
 
     @property
     def overlap(self) -> int:
@@ -111,7 +102,7 @@ class Run:
         return self.options.batch_of(self.entry, self.interface, self.tuned_batch)
 
     def settings(self) -> dict[str, str]:
-        """What the map and its products depend on, by the words a user knows it by."""
+        """Returns the settings that the outputs depend on; the keys appear in messages."""
         before, after = self.inputs.before, self.inputs.after
         return {
             "the bundle": self.bundle.digest(),
@@ -129,11 +120,13 @@ class Run:
 def run_pair(
     run: Run, pair: Pair, compute: Callable[[MapTask], Work], log: EventLog, progress: Progress | None = None
 ) -> SceneReport:
-    """Compute what the journal lacks by ``compute``, and write all outputs; what was noted stays for the caller.
+    """Computes the missing rows with ``compute`` and writes all outputs; the caller discards the journal.
 
-    ``pair``: both dates, open. Raises UsageError where an output exists, or what was begun is another run;
-    UnreadableError, and then nothing is published, where more of a date is unreadable than the options allow; else as
-    ``compute``.
+    ``pair``: both dates, open.
+
+    Raises:
+        UsageError: An output exists, or the saved progress belongs to another run.
+        UnreadableError: More of a date is unreadable than the options allow; nothing is published.
     """
     grid, settings = run.inputs.grid, run.settings()
     raw = raw_map(grid.height, grid.width)
@@ -141,29 +134,29 @@ def run_pair(
         if not journal.publishing:
             refuse_outputs(run.outputs, run.options.force)
         resumed = journal.finished
-        tally = run.inputs.tally(run.options.max_unreadable, journal.holes)
+        tally = run.inputs.tally(run.options.max_unreadable, journal.unreadable)
         task = MapTask(
             pair=pair, scalings=run.inputs.scalings, layout=run.layout, batch=run.batch, streams=run.streams,
             tally=tally, journal=journal, progress=progress,
         )  # fmt: skip
         work = compute(task)
-        made = _publish(run, task, settings)
+        published = _publish(run, task, settings)
         for warning in tally.warnings():
             log.warning(warning)
-        report = _report(run, tally, work, made, resumed)
+        report = _report(run, tally, work, published, resumed)
         if report.changed_share is None:
-            log.warning(f"{run.outputs[0]} has no valid pixels: nowhere do both dates have data")
+            log.warning(f"{run.outputs[0]} has no valid pixels: both dates have data at no pixel")
         return report
 
 
 def refuse_outputs(outputs: list[Path], force: bool) -> None:
-    """UsageError where one of ``outputs`` exists and ``force`` is off."""
+    """Raises UsageError if one of ``outputs`` exists and ``force`` is off."""
     for path in outputs:
         refuse_existing(path, force)
 
 
 def refuse_unreadable(change: Path, limit: float) -> None:
-    """UnreadableError where a finished map says that more of a date was unreadable than ``limit`` percent."""
+    """Raises UnreadableError if a finished map's tags state more unreadable pixels than ``limit`` percent."""
     tags = read_tags(change)
     for date in ("before", "after"):
         try:
@@ -172,47 +165,45 @@ def refuse_unreadable(change: Path, limit: float) -> None:
             raise InputError(f"the tags of {change} are damaged; replace it with --force --restart") from None
         if percent > limit:
             raise UnreadableError(
-                f"{change} was made with {percent:g} % of the {date} raster unreadable, and {limit:g} % are allowed; "
-                f"fetch the raster again, or allow them with --max-unreadable {percent:g}"
+                f"{change} was made with {percent:g} % of the {date} raster unreadable, but only {limit:g} % are "
+                f"allowed; download the raster again, or accept it with --max-unreadable {percent:g}"
             )
 
 
 @dataclass(frozen=True)
-class _Made:
-    """What was published: pixels of the change raster, and polygons, where they were asked for."""
-
-    counts: Counts
-    polygons: int | None
+class _Published:
+    counts: Counts  # pixels of the change raster
+    polygons: int | None  # None if not requested
 
 
-def _publish(run: Run, task: MapTask, settings: dict[str, str]) -> _Made:
-    """Write all outputs, and give them their names when all are complete."""
+def _publish(run: Run, task: MapTask, settings: dict[str, str]) -> _Published:
+    """Writes all outputs under temporary names and renames them when all are complete."""
     options, inputs, threshold = run.options, run.inputs, run.bundle.manifest.threshold
     probabilities = Probabilities(task.journal.path, inputs.grid.height, inputs.grid.width)
     writer = MapWriter(probabilities, inputs.grid, threshold, _tags(run, settings, task.tally), options.cog)
-    with staged(run.outputs) as places:
-        by_name = dict(zip(options.products(), places[1:], strict=True))
-        change = places[0].with_name("change.tif") if is_mask(places[0]) else places[0]
+    with staged(run.outputs) as paths:
+        by_name = dict(zip(options.products(), paths[1:], strict=True))
+        change = paths[0].with_name("change.tif") if is_mask(paths[0]) else paths[0]
         counts, polygons = writer.change(change), None
-        if change != places[0]:
-            write_png(change, places[0])
-        if place := by_name.get("probability"):
-            writer.probability(place)
-        if place := by_name.get("vector"):
-            smallest = VectorOptions(options.min_area, options.simplify)
-            polygons = write_polygons(place, change, probabilities, inputs.grid, smallest)
-        if place := by_name.get("quicklook"):
-            with resumable_errors(place):
-                write_quicklook(place, task.pair, inputs.scalings, change)
+        if change != paths[0]:
+            write_png(change, paths[0])
+        if path := by_name.get("probability"):
+            writer.probability(path)
+        if path := by_name.get("vector"):
+            vector_options = VectorOptions(options.min_area, options.simplify)
+            polygons = write_polygons(path, change, probabilities, inputs.grid, vector_options)
+        if path := by_name.get("quicklook"):
+            with resumable_errors(path):
+                write_quicklook(path, task.pair, inputs.scalings, change)
         for date in (inputs.before, inputs.after):
             date.check_unchanged()
         task.journal.publish()
-        publish_all(places, run.outputs)
-    return _Made(counts, polygons)
+        publish_all(paths, run.outputs)
+    return _Published(counts, polygons)
 
 
 def _tags(run: Run, settings: dict[str, str], tally: Tally) -> dict[str, str]:
-    """What was run on what, for the outputs; nothing of this moment, so that equal runs have equal bytes."""
+    """Returns the outputs' tags; no timestamps, so that equal runs write equal bytes."""
     manifest = run.bundle.manifest
     return {
         "MISGNET_BUNDLE_VERSION": str(manifest.bundle_version),
@@ -231,13 +222,13 @@ def _tags(run: Run, settings: dict[str, str], tally: Tally) -> dict[str, str]:
     }
 
 
-def _report(run: Run, tally: Tally, work: Work, made: _Made, resumed: int) -> SceneReport:
-    grid, counts = run.inputs.grid, made.counts
+def _report(run: Run, tally: Tally, work: Work, published: _Published, resumed: int) -> SceneReport:
+    grid, counts = run.inputs.grid, published.counts
     pixels = grid.height * grid.width
     valid = pixels - counts.nodata
     return SceneReport(
         height=grid.height, width=grid.width, changed_share=counts.changed / valid if valid else None,
-        nodata_share=counts.nodata / pixels, unread=tally.unread, polygons=made.polygons, resumed=resumed,
+        nodata_share=counts.nodata / pixels, unread=tally.unread, polygons=published.polygons, resumed=resumed,
         tiles=work.tiles, seconds=work.seconds, engine=run.entry.name, reason=run.reason, valid_share=valid / pixels,
         unreadable_share_before=tally.share("before"), unreadable_share_after=tally.share("after"),
     )  # fmt: skip

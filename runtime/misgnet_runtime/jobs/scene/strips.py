@@ -1,4 +1,4 @@
-"""What is read, computed and written at once: neighbouring tiles of one row of a scene's tiles."""
+"""Strips of a scene: neighbouring tiles of one row of tiles, which are read, computed and written together."""
 
 from __future__ import annotations
 
@@ -16,40 +16,43 @@ from misgnet_runtime.raster.unreadable import UnreadableBlock
 
 @dataclass(frozen=True)
 class Strip:
-    """Where neighbouring tiles lie: the columns ``tiles`` of the layout's ``row``."""
+    """Neighbouring tiles of one row of tiles."""
 
     layout: Layout
-    row: int
-    tiles: range
+    row: int  # row of tiles in the layout
+    tiles: range  # columns of tiles in the layout
 
     @property
     def rows(self) -> Span:
-        """The scene's rows that the tiles see."""
+        """The scene's rows that the tiles cover."""
         return self.layout.rows.window(self.row)
 
     @property
     def columns(self) -> Span:
-        """The scene's columns that they see together."""
+        """The scene's columns that the tiles cover together."""
         axis = self.layout.columns
         return Span(axis.window(self.tiles[0]).start, axis.window(self.tiles[-1]).stop)
 
     @property
     def numbers(self) -> range:
-        """The tiles' places among all of the scene, row by row."""
+        """Indices of the tiles among all tiles of the scene, counted row by row."""
         before = self.row * len(self.layout.columns.starts)
         return range(before + self.tiles.start, before + self.tiles.stop)
 
     @property
     def last(self) -> bool:
-        """Whether the strip ends its row."""
+        """Whether this is the last strip of its row."""
         return self.tiles.stop == len(self.layout.columns.starts)
 
     def part(self, tile: int) -> slice:
-        """The strip's columns that one of its tiles sees."""
+        """Returns the strip's columns that one of its tiles covers."""
         return self.layout.columns.window(tile).within(self.columns)
 
     def stack(self, image: RgbImage, tiles: Sequence[int]) -> RgbImage:
-        """Some of its tiles, uint8 (B, T, T, 3), of its pixels (h, w, 3); a scene smaller than a tile is reflected."""
+        """Returns some of the tiles, uint8 (B, T, T, 3), cut from the strip's pixels, uint8 (h, w, 3).
+
+        A scene smaller than a tile is extended by reflection.
+        """
         tile = self.layout.columns.tile
         stacked = np.empty((len(tiles), tile, tile, 3), np.uint8)
         for index, column in enumerate(tiles):
@@ -59,20 +62,20 @@ class Strip:
 
 @dataclass(frozen=True)
 class Reading:
-    """A strip that was read: where it has data, bool (h, w), and the blocks that cannot be read."""
+    """A strip that was read."""
 
     strip: Strip
-    valid: Mask
+    valid: Mask  # pixels with data, bool (h, w)
     unreadable: frozenset[UnreadableBlock]
 
     @cached_property
     def tiles(self) -> tuple[int, ...]:
-        """The columns of the tiles that have data."""
+        """Columns of the tiles that have data."""
         return tuple(tile for tile in self.strip.tiles if self.valid[:, self.strip.part(tile)].any())
 
 
 def strips(layout: Layout, batch: int, first: int = 0) -> Iterator[Strip]:
-    """A scene's strips of at most ``batch`` tiles, from a row of tiles on."""
+    """Yields a scene's strips of at most ``batch`` tiles, starting at row of tiles ``first``."""
     count = len(layout.columns.starts)
     for row in range(first, len(layout.rows.starts)):
         for begin in range(0, count, batch):

@@ -1,1 +1,1 @@
-"""Series of dates by split engines: each date's features are kept on disk, and any two are compared by them."""
+"""Series of dates with split engines: each date's features are stored on disk, and pairs of dates compared by them."""

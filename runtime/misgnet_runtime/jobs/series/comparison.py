@@ -1,7 +1,8 @@
-"""Two dates to the map on disk by their features: stored ones where there are, and new ones where there must be.
+"""Computes the map of two dates from their features: stored ones where valid, newly encoded ones elsewhere.
 
-Where either date has no data, :mod:`source` gives both the neutral colour before an engine sees them. A date's stored
-features were made with its own pixels without data alone: they stand for a tile where the other date lacks no more.
+Pixels without data in either date get the neutral colour in both dates (:mod:`misgnet_runtime.raster.reader`) before
+the engine runs. A date's stored features were computed with its own nodata pixels only, so they are valid for a tile
+only if the other date has no further nodata pixels there.
 """
 
 from __future__ import annotations
@@ -26,16 +27,14 @@ Features = list[NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Tiles:
-    """One date's tiles of a strip, B of them: ``stored`` features, float32 (B, ...), none where no tile has any.
+    """B tiles of a strip, of one date."""
 
-    Those at ``fresh`` are to be encoded, of ``images``, uint8 (F, T, T, 3).
-    """
-
-    stored: Features
-    fresh: Sequence[int]
-    images: RgbImage
+    stored: Features  # stored features, float32 (B, ...) each; empty if the date has none
+    fresh: Sequence[int]  # indices of the F tiles to encode
+    images: RgbImage  # their pixels, uint8 (F, T, T, 3)
 
     def features(self, encode: Callable[[NDArray[np.uint8]], Features]) -> Features:
+        """Returns the features of all tiles, float32 (B, ...) each."""
         if not self.fresh:
             return self.stored
         encoded = encode(self.images)
@@ -47,7 +46,7 @@ class Tiles:
 
 
 class _Pixels:
-    """A strip of a date without stored features."""
+    """Strip of a date without stored features."""
 
     def __init__(self, raster: Raster, scaling: Scaling, strip: Strip) -> None:
         self._image, self.valid, self.unreadable = raster.rgb(scaling, strip.rows, strip.columns)
@@ -58,7 +57,7 @@ class _Pixels:
 
 
 class _Stored:
-    """A strip of a date with stored features; its pixels are read only where these do not stand."""
+    """Strip of a date with stored features; its pixels are read only for tiles whose features are not valid."""
 
     def __init__(self, raster: Raster, scaling: Scaling, strip: Strip, stored: FeatureFile) -> None:
         self._raster, self._scaling = raster, scaling
@@ -80,7 +79,7 @@ class _Stored:
 
 
 def _joined(strip: Strip, masks: Mask) -> Mask:
-    """Where a strip has data, bool (h, w), from its tiles' (B, T, T)."""
+    """Returns the pixels of a strip that have data, bool (h, w), from its tiles' masks, bool (B, T, T)."""
     rows, columns = strip.rows.length, strip.columns.length
     valid = np.zeros((rows, columns), np.bool_)
     for tile, mask in zip(strip.tiles, masks, strict=True):
@@ -89,13 +88,13 @@ def _joined(strip: Strip, masks: Mask) -> Mask:
 
 
 def compare(task: MapTask, detector: SplitDetector, stored: tuple[FeatureFile | None, FeatureFile | None]) -> Work:
-    """Compute the rows that the journal lacks, as :func:`fill`; ``stored``: the features of both dates, if any."""
+    """Computes the rows missing from the journal; see :func:`fill`. ``stored``: both dates' features, if any."""
 
-    def answer(tiles: tuple[Tiles, Tiles]) -> NDArray[np.float32]:
+    def predict(tiles: tuple[Tiles, Tiles]) -> NDArray[np.float32]:
         before, after = (one.features(detector.encode) for one in tiles)
         return detector.compare(before, after)
 
-    return fill(task, lambda strip: _read(task, stored, strip), answer)
+    return fill(task, lambda strip: _read(task, stored, strip), predict)
 
 
 def _read(

@@ -1,4 +1,4 @@
-"""A GeoTIFF to a file of its features."""
+"""Encodes a GeoTIFF into a file of its features."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.jobs.journal import progress_folder
 from misgnet_runtime.jobs.scene.consistency import band_warnings
 from misgnet_runtime.jobs.scene.inputs import check_readable
@@ -23,25 +24,25 @@ from misgnet_runtime.storage.atomic import refuse_existing
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What was written; ``resumed``: tiles that were there already, of an ended run."""
+    """Report of a file of features that was written."""
 
     features: FeatureFile
     engine: SplitEngine
-    resumed: int
+    resumed: int  # tiles encoded by an interrupted run
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """Returns the report as lines of text."""
         path, footer = self.features.path, self.features.footer
         found = [
-            f"{path}: {len(footer.crc32):,} tiles, {path.stat().st_size / 2**20:,.1f} MiB, "
+            f"{path}: {plural(len(footer.crc32), 'tile')}, {path.stat().st_size / 2**20:,.1f} MiB, "
             f"engine {self.engine.entry.name} ({self.engine.reason})"
         ]
         if self.resumed:
-            found.append(f"gone on from tile {self.resumed} of an ended run")
+            found.append(f"resumed at tile {self.resumed}")
         return found
 
     def figures(self) -> dict[str, object]:
-        """For a program."""
+        """Returns the fields of the result event."""
         footer = self.features.footer
         return {
             "tiles": len(footer.crc32), "bytes": self.features.path.stat().st_size, "unread": len(footer.holes),
@@ -59,10 +60,10 @@ def encode_file(
     log: EventLog | None = None,
     progress: Progress | None = None,
 ) -> EncodeReport:
-    """Write the features of a GeoTIFF, for :func:`misgnet_runtime.jobs.series.series.run_series`, as ``output``.
+    """Writes the features of a GeoTIFF as ``output``, for :func:`misgnet_runtime.jobs.series.series.run_series`.
 
-    ``options.dates[0]`` says what the raster's pixels are. Else as :func:`predict_scene_files`; GateFailed also where a
-    feature does not fit float16, UsageError where the bundle is not split.
+    ``options.dates[0]`` states how to interpret the raster's pixels. Raises like :func:`predict_scene_files`; also
+    GateFailed if a feature does not fit float16, and UsageError if the bundle is not split.
     """
     options, log = options or SceneOptions(), log or current()
     options.check_values()
@@ -73,7 +74,7 @@ def encode_file(
         refuse_existing(output, options.force)
     bundle = read_bundle(bundle_path)
     with open_raster(raster, "before") as opened:
-        check_readable(opened, options.max_unreadable)  # before the engine is opened
+        check_readable(opened, options.max_unreadable)  # fails before the engine is opened
         with open_split_engine(bundle, options) as engine:
             encoding = inspect_encoding(engine, opened, options)
             log.info(f"{raster.name}: {encoding.date.scaling}")

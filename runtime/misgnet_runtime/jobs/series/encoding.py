@@ -1,4 +1,4 @@
-"""One date through the encoder, tile by tile, into a file of features: whole or not at all, and resumable."""
+"""Encodes one date, tile by tile, into a file of features; written atomically and resumable."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.callables import Progress, RgbImage
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.split_detector import SplitDetector, choose_split
-from misgnet_runtime.jobs.journal import Journal, Raw, discard_progress, open_journal, was_named
+from misgnet_runtime.jobs.journal import Journal, Raw, discard_progress, open_journal, was_renamed
 from misgnet_runtime.jobs.scene.inputs import Date, check_readable, inspect_date
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.pipeline import run_pipeline
@@ -40,17 +41,17 @@ from misgnet_runtime.raster.unreadable import Tally, UnreadableBlock
 from misgnet_runtime.storage.atomic import publish, refuse_existing, resumable_errors
 
 _RAW = "features.raw"
-_AT_ONCE = 32 << 20  # bytes that wait for the disk
+_AT_ONCE = 32 << 20  # bytes buffered before they are written
 
 
 @dataclass(frozen=True)
 class SplitEngine:
-    """A split engine that a series is run with: a bundle, its open detector, which engine that is, and why."""
+    """An open split engine of a bundle."""
 
     bundle: Bundle
     detector: SplitDetector
     entry: EngineEntry
-    reason: str
+    reason: str  # why this engine was chosen
 
     @property
     def device(self) -> str:
@@ -58,28 +59,31 @@ class SplitEngine:
 
     @property
     def streams(self) -> int:
-        """Batches at once."""
+        """Batches in flight at once."""
         return self.detector.encoder.streams
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Encoding:
-    """One date to be encoded on ``grid``, its own or that of the series' ``first``."""
+    """One date to encode."""
 
     engine: SplitEngine
     date: Date
-    grid: Grid
-    first: bool
-    aligned: bool
+    grid: Grid  # the date's own grid, or that of the series' first date
+    first: bool  # whether it is the first date of the series
+    aligned: bool  # whether it was warped onto the first date's grid
     options: SceneOptions
 
     @property
     def name(self) -> str:
-        """Which date of a pair it is."""
+        """Role of the date in a pair: before or after."""
         return "before" if self.first else "after"
 
     def tally(self, blocks: Iterable[UnreadableBlock | Block]) -> Tally:
-        """Counts unreadable blocks, beginning with ``blocks``; UnreadableError above what the options allow."""
+        """Returns a counter of unreadable blocks, starting with ``blocks``.
+
+        It raises UnreadableError above the options' limit.
+        """
         found = [(self.name, *block[-4:]) for block in blocks]
         return Tally({self.name: self.date.blocks}, self.options.max_unreadable, found)
 
@@ -98,7 +102,7 @@ class Encoding:
         return record_type(self.engine.detector.features, self.engine.detector.interface.tile)
 
     def footer(self) -> Footer:
-        """What a file of these features says, but for its holes and checksums."""
+        """Returns the footer of a file of these features, with no unreadable blocks and checksums yet."""
         layout, detector = self.layout, self.engine.detector
         settings = {
             "the bundle": self.engine.bundle.digest(),
@@ -117,16 +121,16 @@ class Encoding:
 
 @contextmanager
 def open_split_engine(bundle: Bundle, options: SceneOptions) -> Iterator[SplitEngine]:
-    """Raises as :func:`misgnet_runtime.inference.split_detector.choose_split`."""
-    opening = choose_split(bundle, options.engine, options.execution, goal=options.goal)
+    """Opens a split engine of a bundle; raises as :func:`misgnet_runtime.inference.split_detector.choose_split`."""
+    opening = choose_split(bundle, options.engine, options.execution, optimise_for=options.optimise_for)
     with opening as (detector, entry, reason):
         yield SplitEngine(bundle, detector, entry, reason)
 
 
 def inspect_encoding(engine: SplitEngine, raster: Raster, options: SceneOptions, grid: Grid | None = None) -> Encoding:
-    """Inspect a raster, open on its own grid as the first date, or on ``grid`` as a later one.
+    """Inspects a raster that is open on its own grid as the first date, or on ``grid`` as a later date.
 
-    Raises as :func:`find_scaling`; UnreadableError where more of it is known to be unreadable than ``options`` allow.
+    Raises as :func:`find_scaling`; also UnreadableError if more of it is unreadable than ``options`` allow.
     """
     first = grid is None
     check_readable(raster, options.max_unreadable)
@@ -139,24 +143,29 @@ def inspect_encoding(engine: SplitEngine, raster: Raster, options: SceneOptions,
 def make_features(
     encoding: Encoding, raster: Raster, output: Path, *, log: EventLog, progress: Progress | None = None
 ) -> tuple[FeatureFile, int]:
-    """Encode the date, open as ``raster``, into ``output``; also how many tiles were there already, of an ended run.
+    """Encodes the date, open as ``raster``, into ``output``; also returns the tiles finished by an interrupted run.
 
-    ``log`` gets the size that it will have. Raises UsageError where ``output`` exists, or what was begun is another
-    run; GateFailed where a feature does not fit float16; InputError where the disk has no room, or refuses.
+    ``log`` receives the size of the file to be written.
+
+    Raises:
+        UsageError: ``output`` exists, or the saved progress belongs to another run.
+        GateFailed: A feature does not fit float16.
+        InputError: The disk has no room, or a write fails.
     """
     options, footer = encoding.options, encoding.footer()
     raw = _raw(encoding, footer)
-    if was_named(output):
+    if was_renamed(output):
         discard_progress(output)
         if (found := open_features(output)).misfit(footer) is None:
             return found, raw.count
-    log.info(f"features of {encoding.date.path.name}: {raw.count:,} tiles, {raw.count * raw.size / 2**20:,.1f} MiB")
+    size = f"{plural(raw.count, 'tile')}, {raw.count * raw.size / 2**20:,.1f} MiB"
+    log.info(f"features of {encoding.date.path.name}: {size}")
     settings = {**footer.settings, "--batch": str(encoding.batch), "--streams": str(encoding.engine.streams)}
     with open_journal(output, raw, settings, restart=options.restart) as journal:
         if not journal.publishing:
             refuse_existing(output, options.force)
         resumed = journal.finished
-        tally = encoding.tally(journal.holes)
+        tally = encoding.tally(journal.unreadable)
         _encode_tiles(encoding, raster, journal, tally, progress)
         encoding.date.check_unchanged()
         _publish(encoding, journal, footer, output)
@@ -168,8 +177,8 @@ def make_features(
 
 def _raw(encoding: Encoding, footer: Footer) -> Raw:
     grid, tiles = encoding.grid, len(footer.rows) * len(footer.columns)
-    words = f"the scene has {grid.width:,} x {grid.height:,} px, and a file of its features"
-    return Raw(_RAW, tiles, encoding.record.itemsize, words)
+    description = f"the scene has {grid.width:,} x {grid.height:,} px, and a file of its features"
+    return Raw(_RAW, tiles, encoding.record.itemsize, description)
 
 
 def _encode_tiles(
@@ -189,7 +198,7 @@ def _encode_tiles(
 def _read(
     encoding: Encoding, raster: Raster, tally: Tally, finished: int
 ) -> Generator[tuple[Reading, RgbImage], None, None]:
-    """Strips, whole, that are not on the disk yet: an engine's answer may depend on what else is in a batch."""
+    """Yields whole strips that are not on disk yet: an engine's output may depend on the other tiles in a batch."""
     with raster.in_thread():
         for strip in strips(encoding.layout, encoding.batch, finished // len(encoding.layout.columns.starts)):
             if strip.numbers.stop > finished:
@@ -201,30 +210,30 @@ def _read(
 
 
 class _Writer:
-    """Puts the records of encoded strips on the disk, a row of tiles at once where that is not too much."""
+    """Writes the records of encoded strips to the journal, one row of tiles at a time unless it is too large."""
 
     def __init__(self, encoding: Encoding, journal: Journal, progress: Progress | None) -> None:
         self._record, self._journal, self._progress = encoding.record, journal, progress
-        self._begun = journal.finished
+        self._first = journal.finished  # index of the first tile to write
         self._waiting: list[NDArray[Any]] = []
-        self._told = set(journal.holes)
+        self._recorded = set(journal.unreadable)
         self._unreadable: set[UnreadableBlock] = set()
 
     def take(self, encoded: tuple[Reading, list[NDArray[np.float32]]]) -> None:
         reading, values = encoded
         strip, records = reading.strip, self._records(reading, values)
-        there = max(0, self._begun - strip.numbers.start)  # of a strip that was begun before
-        self._waiting += [records[index : index + 1] for index in range(there, len(records))]
+        skipped = max(0, self._first - strip.numbers.start)  # tiles of this strip that are on disk already
+        self._waiting += [records[index : index + 1] for index in range(skipped, len(records))]
         self._unreadable |= reading.unreadable
         if strip.last or len(self._waiting) * self._record.itemsize >= _AT_ONCE:
-            self._journal.add(self._waiting, tuple(sorted(self._unreadable - self._told)))
-            self._told |= self._unreadable
+            self._journal.add(self._waiting, tuple(sorted(self._unreadable - self._recorded)))
+            self._recorded |= self._unreadable
             self._waiting = []
         if self._progress and strip.last:
             self._progress(strip.row + 1, len(strip.layout.rows.starts))
 
     def _records(self, reading: Reading, values: list[NDArray[np.float32]]) -> NDArray[Any]:
-        """A record for each tile of the strip; those without data have zeros."""
+        """Returns a record for each tile of the strip; all zeros for a tile without data."""
         strip, tile = reading.strip, reading.strip.layout.rows.tile
         records = np.zeros(len(strip.tiles), self._record)
         masks = np.zeros((len(reading.tiles), tile, tile), np.bool_)
@@ -237,11 +246,11 @@ class _Writer:
 
 
 def _publish(encoding: Encoding, journal: Journal, footer: Footer, output: Path) -> None:
-    """Complete the raw file, and give it its name."""
+    """Appends the footer to the raw file and renames it to ``output``."""
     known = encoding.date.blocks.blocks(encoding.name)
-    holes = sorted({block[1:] for block in (*journal.holes, *known)})
+    unreadable = sorted({block[1:] for block in (*journal.unreadable, *known)})
     checksums = [band.crc32 for band in journal.bands]
-    complete = msgspec.structs.replace(footer, holes=holes, crc32=checksums)
+    complete = msgspec.structs.replace(footer, holes=unreadable, crc32=checksums)
     with resumable_errors(output):
         journal.complete(footer_bytes(complete))
         journal.publish()

@@ -1,9 +1,10 @@
-"""One date's features on disk, so that it is encoded once and compared with many.
+"""Reads and writes files of one date's features, so that a date is encoded once and compared with many.
 
-The file begins with a record for each tile of the layout, row by row, all of one size (:func:`record_type`): each
-feature as float16, then which of the tile's pixels have data. Behind them lie a footer, JSON that says what they are
-and has each record's CRC-32; the footer's SHA-256 (32 bytes); its length (8 bytes); and 8 bytes that name the format.
-All numbers are little-endian. Records are mapped a few at a time: memory does not grow with the scene.
+The file begins with a record for each tile of the layout, row by row, all of equal size (:func:`record_type`): each
+feature as float16, then a bit mask of the tile's pixels with data. Then follow a JSON footer, which describes the
+records and holds each record's CRC-32; the footer's SHA-256 (32 bytes); its length (8 bytes); and 8 bytes that name
+the format. All numbers are little-endian. Records are memory-mapped a few at a time, so memory use does not grow with
+the scene.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from misgnet_runtime.bundle.manifest import TensorEntry
 from misgnet_runtime.callables import Mask
 from misgnet_runtime.errors import GateFailed, InputError
 from misgnet_runtime.limits import FEATURES_FOOTER_BYTES
-from misgnet_runtime.storage.files import is_no_file
+from misgnet_runtime.storage.files import is_not_regular_file
 from misgnet_runtime.storage.jsonl import difference
 from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Struct
 
@@ -37,42 +38,38 @@ Block = tuple[Count, Count, Count, Count]
 
 
 class Footer(Struct, frozen=True):
-    """What the records are: of which input, bundle and option (``settings``, by the words a user knows them by).
-
-    ``rows``, ``columns``: the first pixels of the tiles, each ``tile`` pixels wide; ``features``: as the bundle states
-    them; ``holes``: blocks of the raster that cannot be read, each its first row and column, its height and width.
-    """
+    """Describes the records of a file."""
 
     format: int
-    settings: dict[str, str]
-    tile: Positive
-    rows: list[Count]
-    columns: list[Count]
-    features: list[TensorEntry]
-    holes: list[Block]
-    crc32: list[Count]
+    settings: dict[str, str]  # input, bundle and options; the keys appear in messages
+    tile: Positive  # width and height of a tile in pixels
+    rows: list[Count]  # first pixel row of each row of tiles
+    columns: list[Count]  # first pixel column of each column of tiles
+    features: list[TensorEntry]  # as stated in the bundle
+    holes: list[Block]  # unreadable blocks of the raster: first row, first column, height, width
+    crc32: list[Count]  # of each record
 
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """A complete file; ``sha256``: of its footer, and by the checksums there of all of it."""
+    """A complete file of features."""
 
     path: Path
     footer: Footer
-    sha256: str
+    sha256: str  # of the footer, whose checksums cover the rest of the file
 
     def read(self, tiles: range) -> NDArray[Any]:
-        """Records of neighbouring tiles, of :func:`record_type`; InputError where one is not what was written."""
+        """Returns the records of neighbouring tiles; raises InputError if one does not match its checksum."""
         try:
             records = np.memmap(self.path, self.record, "r", shape=(len(self.footer.crc32),))
             found = np.array(records[tiles.start : tiles.stop])
         except (OSError, ValueError) as error:
-            raise InputError(f"features {self.path} cannot be read any more: {error}; encode again") from error
+            raise InputError(f"features {self.path} can no longer be read: {error}; encode the raster again") from error
         for index, tile in enumerate(tiles):
             if zlib.crc32(found[index : index + 1].view(np.uint8).data) != self.footer.crc32[tile]:
                 raise InputError(
-                    f"features {self.path} are damaged: tile {tile} does not match its checksum; remove the file, "
-                    "and encode the raster again"
+                    f"features {self.path} are damaged: tile {tile} does not match its checksum; remove the file and "
+                    "encode the raster again"
                 )
         return found
 
@@ -81,23 +78,27 @@ class FeatureFile:
         return record_type(self.footer.features, self.footer.tile)
 
     def misfit(self, asked: Footer) -> str | None:
-        """What was otherwise when the file was made, with both values; ``asked`` has neither holes nor checksums."""
-        words = difference(self.footer.settings, asked.settings)
-        if words is None and msgspec.structs.replace(self.footer, holes=[], crc32=[]) != asked:
+        """Returns how the file differs from ``asked``, a footer without unreadable blocks and checksums; None if equal.
+
+        The text states both values of the settings that differ.
+        """
+        changes = difference(self.footer.settings, asked.settings)
+        if changes is None and msgspec.structs.replace(self.footer, holes=[], crc32=[]) != asked:
             return "other tiles, by another version of this program"
-        return words
+        return changes
 
 
 def record_type(features: Sequence[TensorEntry], tile: int) -> np.dtype[np.void]:
-    """A tile's record: its features in their order, float16, and a bit for each of its pixels, row by row."""
+    """Returns the type of a tile's record: its features in order, float16, and a bit per pixel, row by row."""
     values = [(feature.name, "<f2", tuple(feature.shape[1:])) for feature in features]
     return np.dtype([*values, (_VALID, "u1", (-(-tile * tile // 8),))])
 
 
 def pack(record: np.dtype[np.void], features: Sequence[NDArray[np.float32]], valid: Mask) -> NDArray[Any]:
-    """Records of tiles (B,) from float32 features (B, ...) and pixels with data (B, T, T).
+    """Returns records (B,) of tiles with float32 features (B, ...) and masks of pixels with data, bool (B, T, T).
 
-    GateFailed where a feature is NaN, Inf or beyond float16.
+    Raises:
+        GateFailed: A feature is NaN, Inf or exceeds float16.
     """
     packed = np.zeros(len(valid), record)
     packed[_VALID] = np.packbits(valid.reshape(len(valid), -1), axis=1)
@@ -107,36 +108,37 @@ def pack(record: np.dtype[np.void], features: Sequence[NDArray[np.float32]], val
         if not np.isfinite(packed[name]).all():
             highest = float(np.abs(values).max())
             raise GateFailed(
-                f"the encoder's {name} reaches {highest:g}, and features are kept as float16, up to "
-                f"{np.finfo(np.float16).max:g}; compare these dates by misgnet-run predict"
+                f"the encoder's {name} reaches {highest:g}, but features are stored as float16, up to "
+                f"{np.finfo(np.float16).max:g}; compare these dates with misgnet-run predict"
             )
     return packed
 
 
 def names_of(record: np.dtype[np.void]) -> list[str]:
-    """The features of a record, in their order."""
+    """Returns the names of a record's features, in order."""
     return [name for name in record.names or () if name != _VALID]
 
 
 def valid_pixels(records: NDArray[Any], tile: int) -> Mask:
-    """Which pixels of tiles have data, bool (B, T, T)."""
+    """Returns masks of the tiles' pixels with data, bool (B, T, T)."""
     bits = np.unpackbits(records[_VALID], axis=1, count=tile * tile)
     return bits.reshape(-1, tile, tile).view(np.bool_)
 
 
 def footer_bytes(footer: Footer) -> bytes:
-    """All that lies behind the records of a complete file."""
+    """Returns the bytes that follow the records of a complete file."""
     content = msgspec.json.encode(footer)
     return content + hashlib.sha256(content).digest() + len(content).to_bytes(8, "little") + _MAGIC
 
 
 def open_features(path: Path) -> FeatureFile:
-    """A file of features, checked but for its records: these are when they are read.
+    """Opens a file of features and checks its footer; the records are checked when they are read.
 
-    InputError where it is missing, something else, cut off, damaged, or of another version.
+    Raises:
+        InputError: The file is missing, not a file of features, truncated, damaged, or of another version.
     """
-    if is_no_file(path):
-        raise InputError(f"features {path} are no file")
+    if is_not_regular_file(path):
+        raise InputError(f"features {path}: not a regular file")
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -147,24 +149,28 @@ def open_features(path: Path) -> FeatureFile:
     tiles = len(footer.rows) * len(footer.columns)
     try:
         records = tiles * record_type(footer.features, footer.tile).itemsize
-    except (ValueError, TypeError, OverflowError) as error:  # what NumPy raises for shapes and names that cannot be
-        raise InputError(f"features {path} cannot be understood: {error}; encode the raster again") from error
+    except (ValueError, TypeError, OverflowError) as error:  # raised by NumPy for invalid shapes and names
+        raise InputError(f"features {path} have an invalid footer: {error}; encode the raster again") from error
     if len(footer.crc32) != tiles or size != records + len(content) + _TAIL:
-        raise InputError(f"features {path} are not as long as they say; encode the raster again")
+        raise InputError(
+            f"features {path} are damaged: their size does not match their footer; encode the raster again"
+        )
     return FeatureFile(path, footer, digest)
 
 
 def _read_footer(file: Any, size: int, path: Path) -> tuple[bytes, str]:
-    """The footer's bytes and their SHA-256."""
+    """Returns the footer's bytes and their SHA-256."""
     file.seek(max(0, size - _TAIL))
     tail = file.read(_TAIL)
     length = int.from_bytes(tail[32:40], "little")
     if tail[40:] != _MAGIC or length > min(size - _TAIL, FEATURES_FOOTER_BYTES):
-        raise InputError(f"{path} holds no features, or is cut off; encode the raster again")
+        raise InputError(f"{path} is not a file of features, or is truncated; encode the raster again")
     file.seek(size - _TAIL - length)
     content = file.read(length)
     if hashlib.sha256(content).digest() != tail[:32]:
-        raise InputError(f"features {path} are damaged: their footer is not what was written; encode the raster again")
+        raise InputError(
+            f"features {path} are damaged: their footer does not match its checksum; encode the raster again"
+        )
     return content, tail[:32].hex()
 
 
@@ -180,4 +186,4 @@ def _decode(content: bytes, path: Path) -> Footer:
             )
         return msgspec.json.decode(content, type=Footer)
     except JSON_ERRORS as error:
-        raise InputError(f"features {path} cannot be understood: {error}; encode the raster again") from error
+        raise InputError(f"features {path} have an invalid footer: {error}; encode the raster again") from error

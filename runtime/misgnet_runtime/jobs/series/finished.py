@@ -1,4 +1,4 @@
-"""Outputs of a series know the run that wrote them by their tags, so that a later call finds what is done."""
+"""Identifies by their tags the run that wrote a series' outputs, so that a later call skips finished dates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SAME_RUN = "MISGNET_RUN_SHA256"
 
 
 def tags(run: Run, same: str) -> dict[str, str]:
-    """By which a later call knows the outputs of this run, and of one that differs by what was tuned since."""
+    """Returns the tags by which a later call identifies the outputs of this run; ``same``: :func:`digest` of it."""
     settings = run.settings()
     return {
         "MISGNET_SPLIT": "yes", _SAME_RUN: same, "MISGNET_BATCH": settings["--batch"],
@@ -26,7 +26,7 @@ def tags(run: Run, same: str) -> dict[str, str]:
 
 
 def digest(run: Run) -> str:
-    """SHA-256 of all that a run's outputs depend on, wherever they lie."""
+    """Returns the SHA-256 of everything that a run's outputs depend on, except the paths of the outputs."""
     return _digest_of(run, run.settings())
 
 
@@ -36,18 +36,23 @@ def _digest_of(run: Run, settings: dict[str, str]) -> str:
 
 
 def refuse_tuned_since(run: Run) -> None:
-    """UsageError where the outputs are of this run, but for what misgnet-run tune has changed since."""
+    """Raises UsageError if the outputs are of this run, but misgnet-run tune changed settings since."""
     change, now = run.outputs[0], run.settings()
     with suppress(InputError):
         tags = read_tags(change)
         chosen = {"the engine": "MISGNET_ENGINE", "--batch": "MISGNET_BATCH", "--streams": "MISGNET_STREAMS"}
         then = now | {name: tags.get(tag, "") for name, tag in chosen.items()}
         if tags.get(_SAME_RUN) == _digest_of(run, then) and (advice := tuned_since(then, now)):
-            raise UsageError(f"output {change} is of the same run but for that: {advice}, or replace it with --force")
+            raise UsageError(
+                f"output {change} differs from this run only in tuned settings; {advice}, or replace it with --force"
+            )
 
 
 def is_done(outputs: list[Path], same: str) -> bool:
-    """Whether all outputs are there, and a run of that digest wrote them: the change raster gets its name last."""
+    """Returns whether all outputs exist and were written by the run with digest ``same``.
+
+    The change raster is renamed last, so its tag holds for all of them.
+    """
     if not all(path.exists() for path in outputs):
         return False
     with suppress(InputError):

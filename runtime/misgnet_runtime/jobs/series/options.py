@@ -1,4 +1,4 @@
-"""What a series of dates is asked for. Cheap to import."""
+"""Options of a series of dates. Cheap to import."""
 
 from __future__ import annotations
 
@@ -9,40 +9,48 @@ from misgnet_runtime.jobs.scene.options import OUTPUT_PANEL, SceneOptions
 from misgnet_runtime.options import flag, group, option, settings, stated
 from misgnet_runtime.raster.declared import Declared
 
-# Fields of SceneOptions that say nothing of one date's features.
+# Fields of SceneOptions that do not affect one date's features.
 OF_MAPS = ("before", "after", "align", "cog", "min_area", "simplify", "probability", "vector", "quicklook")
-_WHOSE = {"before_": "the first date", "after_": "all later dates"}
+_DATES = {"before_": "the first date", "after_": "all later dates"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesOptions:
-    """How a series becomes maps: ``scene`` of each pair; products are named after their date."""
+    """Options for computing the maps of a series. Additional outputs are named after their date."""
 
-    consecutive: bool = option(False, help="Compare each date with the one before.")
-    features: Path | None = option(None, help="The reference's, made by encode.")
-    discard_features: bool = option(False, help="Keep none in the folder for a later series.")
-    probability: bool = option(False, help="Also DATE.probability.tif of float32.", panel=OUTPUT_PANEL)
-    vector: bool = option(False, help="Also polygons of what changed, DATE.gpkg.", panel=OUTPUT_PANEL)
-    quicklook: bool = option(False, help="Also a small picture of both dates and change, DATE.png.", panel=OUTPUT_PANEL)
+    consecutive: bool = option(False, help="Compare each date with the previous one (default: with the reference).")
+    features: Path | None = option(
+        None, help="Features of the reference, written by encode (default: encode it, or reuse those in the folder)."
+    )
+    discard_features: bool = option(
+        False, help="Remove the features from the folder at the end (default: kept for a later series)."
+    )
+    probability: bool = option(
+        False, help="Also write the probability of change (float32), DATE.probability.tif.", panel=OUTPUT_PANEL
+    )
+    vector: bool = option(False, help="Also write polygons of changed areas, DATE.gpkg.", panel=OUTPUT_PANEL)
+    quicklook: bool = option(
+        False, help="Also write a small picture of both dates and the change, DATE.png.", panel=OUTPUT_PANEL
+    )
     scene: SceneOptions = group(
         SceneOptions,
         help={
             "force": "Replace existing outputs of other runs.",
-            "align": "Warp every date onto the first's grid (bilinear).",
-            "restart": "Discard saved progress and start over, with --force also what is finished.",
+            "align": "Warp every date whose grid differs onto the first date's grid (bilinear).",
+            "restart": "Discard saved progress and start over; with --force, finished dates too.",
             **{
-                prefix + name: f"Same as `{flag(name)}`, for {whose} only."
-                for prefix, whose in _WHOSE.items()
+                prefix + name: f"Same as `{flag(name)}`, for {dates} only."
+                for prefix, dates in _DATES.items()
                 for name in stated(Declared)
             },
         },
     )
 
     def of_date(self, folder: Path, date: Path) -> tuple[Path, SceneOptions]:
-        """The change raster of a date, and its options with the names of its products."""
+        """Returns the path of a date's change raster, and its options with the paths of its other outputs."""
 
-        def named(wanted: bool, ending: str) -> Path | None:
-            return folder / f"{date.stem}{ending}" if wanted else None
+        def named(requested: bool, ending: str) -> Path | None:
+            return folder / f"{date.stem}{ending}" if requested else None
 
         return folder / f"{date.stem}.tif", replace(
             self.scene, probability=named(self.probability, ".probability.tif"), vector=named(self.vector, ".gpkg"),
@@ -51,6 +59,6 @@ class SeriesOptions:
 
 
 def feature_settings(options: SceneOptions, *, overlap: int) -> dict[str, str]:
-    """What a date's features depend on, by option, beside what their footer records in other words."""
+    """Returns the options that a date's features depend on, except those that the footer records under other names."""
     found = settings(options, overlap=overlap)
     return {flag(name): value for name, value in found.items() if name not in (*OF_MAPS, "batch")}

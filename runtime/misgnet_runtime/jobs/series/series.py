@@ -1,4 +1,4 @@
-"""A reference and every new date, or each date and the one before: encoded once, and compared by their features."""
+"""Runs a series: encodes each date once, and compares it with the reference or the previous date by their features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
-from misgnet_runtime.jobs.journal import discard_progress, was_begun, was_named
+from misgnet_runtime.formatting import plural
+from misgnet_runtime.jobs.journal import can_resume, discard_progress, was_renamed
 from misgnet_runtime.jobs.scene.inputs import check_readable, inspect_pair
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, refuse_unreadable, run_pair
 from misgnet_runtime.jobs.series.comparison import compare
@@ -35,21 +36,21 @@ from misgnet_runtime.storage.atomic import refuse_inputs
 
 @dataclass(frozen=True)
 class Listener:
-    """Who listens: notes, warnings and errors go to ``log``, each change raster that is complete to ``finished``."""
+    """Receives the events of a series."""
 
-    log: EventLog
-    finished: Callable[[Path, SceneReport], None]
+    log: EventLog  # notes, warnings and errors
+    finished: Callable[[Path, SceneReport], None]  # called for each complete change raster
     progress: Progress | None = None
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Two dates that are to be compared; ``done``: all outputs are there, of the very same run."""
+    """Two dates to compare."""
 
     before: Encoding
     after: Encoding
     run: Run
-    done: bool
+    done: bool  # whether all outputs exist and were written by an identical run
 
 
 def run_series(
@@ -61,12 +62,12 @@ def run_series(
     options: SeriesOptions,
     listener: Listener,
 ) -> None:
-    """Write ``folder``/DATE.tif for each of ``dates``, the change since ``reference`` or since the date before.
+    """Writes ``folder``/DATE.tif for each of ``dates``: the change since ``reference`` or since the previous date.
 
-    The reference's features are kept in ``folder``, or in consecutive mode those of the last two dates; a later call
-    goes on with them. A date whose outputs are of the very same run is done. One that fails does not keep the others
-    from being run; then the first error is raised in the end, with how many failed. Raises UsageError before the first
-    date for names that cannot be meant, and for a bundle that is not split; else as :func:`predict_scene_files`.
+    The features of the reference, or in consecutive mode those of the last two dates, stay in ``folder`` for later
+    calls. A date is skipped if its outputs were written by an identical run. If a date fails, the others are still
+    processed; then the first error is raised with the number of failures. Raises UsageError before the first date for
+    invalid names and for a bundle that is not split; otherwise raises as :func:`predict_scene_files`.
     """
     folder = Path(os.path.realpath(folder))
     _check_names(reference, dates, folder, options)
@@ -84,7 +85,7 @@ def run_series(
 
 
 def _check_names(reference: Path, dates: Sequence[Path], folder: Path, options: SeriesOptions) -> None:
-    """UsageError unless every date has outputs of its own, and none lies where an input does."""
+    """Raises UsageError if two dates have the same output, or an output is an input."""
     inputs = [reference, *dates, *([options.features] if options.features else [])]
     taken: dict[str, Path] = {}
     for date in [*([reference] if options.consecutive else []), *dates]:
@@ -93,15 +94,15 @@ def _check_names(reference: Path, dates: Sequence[Path], folder: Path, options: 
         refuse_inputs(outputs, inputs)
         for output in map(str, outputs):
             if output in taken:
-                raise UsageError(f"{taken[output]} and {date} would both become {output}; give one another name")
+                raise UsageError(f"{taken[output]} and {date} would both be written to {output}; rename one of them")
             taken[output] = date
 
 
 class _Series:
-    """One call's work: everything is inspected, then each date is run.
+    """One call of :func:`run_series`: inspects all dates, then runs each.
 
-    ``reference`` stays open meanwhile. The other dates, of which there may be hundreds, are opened to be inspected, so
-    that what is wrong with the last one is known before the first one is run, and again to be run.
+    ``reference`` stays open throughout. The other dates, possibly hundreds, are opened twice: to be inspected, so that
+    problems of the last one are found before the first one is run, and to be run.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class _Series:
     def run(self, dates: Sequence[Path]) -> None:
         comparisons = self._inspect_all(dates)
         if not self._options.consecutive and not all(one.done for one in comparisons):
-            # No date can be run without: what fails here ends the call.
+            # Every date needs the reference's features: a failure here ends the call.
             self._features(comparisons[0].before, self._reference)
         for comparison, following in zip_longest(comparisons, comparisons[1:]):
             with self._noted(comparison.after.date.path):
@@ -126,7 +127,7 @@ class _Series:
         self._raise_first(len(dates))
 
     def _inspect_all(self, dates: Sequence[Path]) -> list[_Comparison]:
-        """What is to be compared; a date that cannot be is noted."""
+        """Returns the comparisons to run; records the failure of each date that cannot be compared."""
         found = []
         first = inspect_encoding(self._engine, self._reference, self._options.scene)
         self._listener.log.info(f"{first.date.path.name}: {first.date.scaling}")
@@ -137,7 +138,7 @@ class _Series:
                 after = inspect_encoding(self._engine, pair.after, self._options.scene, pair.grid)
                 self._listener.log.info(f"{path.name}: {after.date.scaling}")
                 if before is None:
-                    raise InputError("there is nothing to compare it with: the date before it failed")
+                    raise InputError("it cannot be compared: the previous date failed")
                 found.append(self._comparison(pair, before, after))
             if self._options.consecutive:
                 before = after
@@ -145,7 +146,7 @@ class _Series:
 
     @contextmanager
     def _opened(self, before: Encoding, after: Path) -> Iterator[Pair]:
-        """Two dates on the reference's grid."""
+        """Opens two dates on the reference's grid."""
         grid, align = Grid.of(self._reference.dataset), self._options.scene.align
         with ExitStack() as stack:
             first = self._reference
@@ -165,9 +166,9 @@ class _Series:
             reason=engine.reason, tuned_batch=engine.detector.batch,
         )  # fmt: skip
         same = digest(run)
-        begun = was_begun(change)
-        done = not begun and not options.restart and is_done(outputs, same)
-        if not begun and not done and not options.force:
+        started = can_resume(change)
+        done = not started and not options.restart and is_done(outputs, same)
+        if not started and not done and not options.force:
             refuse_tuned_since(run)
             refuse_outputs(outputs, options.force)
         if done:
@@ -178,7 +179,7 @@ class _Series:
         run, output = comparison.run, comparison.run.outputs[0]
         if comparison.done:
             discard_progress(output)
-            self._listener.log.info(f"{output} is there already, of the very same run")
+            self._listener.log.info(f"{output} is up to date (written by an identical run)")
             return
         detector, listener = self._engine.detector, self._listener
         with self._opened(comparison.before, comparison.after.date.path) as pair:
@@ -192,37 +193,37 @@ class _Series:
         self._listener.finished(output, report)
 
     def _features(self, encoding: Encoding, raster: Raster) -> FeatureFile:
-        """Those that are there, of this very date, bundle and options, or made now, of the date open as ``raster``."""
-        path, given = self._place(encoding), self._is_given(encoding)
+        """Returns the stored features if they match the date, bundle and options; else encodes ``raster``."""
+        path, given = self._path(encoding), self._is_given(encoding)
         if given or path.exists():
             found = open_features(path)
-            words = found.misfit(encoding.footer())
-            if words is None:
-                if was_named(path):
+            changes = found.misfit(encoding.footer())
+            if changes is None:
+                if was_renamed(path):
                     discard_progress(path)
                 encoding.tally(found.footer.holes)
                 return found
             if given or not encoding.options.force:
                 raise UsageError(
-                    f"features {path} were made with {words}; encode the raster again, or choose another -o"
+                    f"features {path} were made with {changes}; encode the raster again, or choose another -o"
                 )
         made, resumed = make_features(encoding, raster, path, log=self._listener.log, progress=self._listener.progress)
         if resumed:
-            self._listener.log.info(f"{path.name}: gone on from tile {resumed} of an ended run")
+            self._listener.log.info(f"{path.name}: resumed at tile {resumed}")
         return made
 
     def _is_given(self, encoding: Encoding) -> bool:
         return encoding.first and self._options.features is not None
 
-    def _place(self, encoding: Encoding) -> Path:
+    def _path(self, encoding: Encoding) -> Path:
         given = self._options.features if encoding.first else None
         return given or self._folder / f"{encoding.date.path.stem}{SUFFIX}"
 
     def _discard(self, encodings: set[Encoding]) -> None:
-        """Remove dates' features from the folder, where they are what this call would make."""
+        """Removes dates' features from the folder if they equal those that this call would make."""
         for encoding in encodings:
-            path = self._place(encoding)
-            with suppress(InputError):  # none are there
+            path = self._path(encoding)
+            with suppress(InputError):  # there are none
                 if not self._is_given(encoding) and open_features(path).misfit(encoding.footer()) is None:
                     path.unlink()
 
@@ -231,10 +232,12 @@ class _Series:
         try:
             yield
         except MisgnetError as error:
-            self._listener.log.error(f"{date}: {error}; the other dates are run")
+            self._listener.log.error(f"{date}: {error}; continuing with the other dates")
             self._failures.append((date, error))
 
     def _raise_first(self, count: int) -> None:
         if self._failures:
             date, error = self._failures[0]
-            raise type(error)(f"{len(self._failures)} of {count} dates failed, first {date}: {error}") from error
+            raise type(error)(
+                f"{len(self._failures)} of {plural(count, 'date')} failed; the first is {date}: {error}"
+            ) from error

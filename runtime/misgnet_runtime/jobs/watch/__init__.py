@@ -1,4 +1,4 @@
-"""A folder that is watched: every pair of images that is completely written is processed once, in order.
+"""Watches a folder and processes each completely written pair of images once, in order.
 
-Needs the [geo] extra for GeoTIFFs alone. Nothing here is imported by the rest of the package.
+Only GeoTIFFs need the [geo] extra. The rest of the package does not import this one.
 """

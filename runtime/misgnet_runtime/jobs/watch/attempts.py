@@ -1,7 +1,7 @@
-"""The folders that pairs are worked on in, and what is found of a process that ended in mid-pair.
+"""Manages the work folders of pairs and detects crashes.
 
-``OUT/.working/KEY/`` holds the results of a pair until all are whole. While a process works there it holds ``running``
-too, which goes at every end that is no crash: a disk without room does not prevent that.
+``OUT/.working/KEY/`` holds the results of a pair until all are complete. While a process works on the pair, the folder
+also contains ``running``; every exit except a crash removes it, which works even on a full disk.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _RUNNING = "running"
 
 
 def work_folder(output: Path, pair: str) -> Path:
-    """Of the pair called ``pair``, whose name may be as long as a folder's can be."""
+    """Returns the work folder of a pair; its name is a hash, because a pair's name may be as long as a file name."""
     return output / WORKING / hashlib.sha256(pair.encode()).hexdigest()[:16]
 
 
 @contextmanager
 def running(output: Path, pair: str) -> Iterator[Path]:
-    """The folder of a pair; marked until the block ends, however it does, but for the end of the process."""
+    """Yields the work folder of a pair, marked as running until the block ends. Only a crash leaves the mark."""
     folder = work_folder(output, pair)
     marker = folder / _RUNNING
     with resumable_errors(folder):
@@ -41,7 +41,7 @@ def running(output: Path, pair: str) -> Iterator[Path]:
 
 
 def crashed(output: Path, pair: str) -> bool:
-    """Whether a process ended while it worked on the pair, and neither it nor its user wanted that."""
+    """Returns whether a process crashed while it worked on the pair."""
     return (work_folder(output, pair) / _RUNNING).exists()
 
 
@@ -51,15 +51,15 @@ def forget_crash(output: Path, pair: str) -> None:
 
 
 def count_crash(pair: Unfinished, output: Path) -> Unclean:
-    """The journal's entry on a crash: it counts where no row of the map was finished since the last one."""
-    name = pair.begun.pair
+    """Returns the journal entry for a crash. It counts as an attempt if no raster row was finished since the last."""
+    name = pair.start.pair
     rows = finished_units(work_folder(output, name) / f"{name}_change.tif")
-    before = pair.unclean or Unclean(pair.begun.time, name, 0, 0)
+    before = pair.unclean or Unclean(pair.start.time, name, 0, 0)
     return Unclean(now(), name, before.attempts + (rows <= before.rows), rows)
 
 
 def clear(output: Path, keep: Iterable[str] = ()) -> None:
-    """Remove what lies in the folders of all pairs but those of ``keep``."""
+    """Removes the work folders of all pairs except those in ``keep``."""
     kept = {work_folder(output, pair).name for pair in keep}
     for path in _list(output / WORKING):
         if path.name not in kept:
@@ -71,12 +71,12 @@ def clear(output: Path, keep: Iterable[str] = ()) -> None:
 
 def clear_pair(output: Path, pair: str) -> None:
     remove(work_folder(output, pair))
-    with suppress(OSError):  # others are still worked on
+    with suppress(OSError):  # other pairs still have work folders
         (output / WORKING).rmdir()
 
 
 def start_over(folder: Path) -> None:
-    """Remove what an earlier attempt left in the folder of a pair that is worked on."""
+    """Removes the files of earlier attempts from the work folder of the current pair."""
     for path in _list(folder):
         if path.name != _RUNNING:
             remove(path)

@@ -1,4 +1,4 @@
-"""When a file is completely written, as far as that can be told from outside."""
+"""Detects whether a file is completely written, as far as another process can know."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ _WRITING = 0o3  # of a descriptor's flags: 1 for writing, 2 for both
 
 
 class Settling:
-    """Remembers since when files are as they are, by this machine's clock: that of a network's disk may be another."""
+    """Tracks how long files have been unchanged, by the local clock; the clock of a network disk may differ."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._since: dict[Path, tuple[File, float]] = {}
 
     def settled(self, pairs: Iterable[FilePair], now: float) -> list[FilePair]:
-        """Those of ``pairs`` whose files have not changed for so long, and which no process here has open for writing.
+        """Returns the pairs whose files have not changed for the settling time and are not open for writing here.
 
-        ``now``: seconds of a clock that never goes back.
+        Args:
+            pairs: All pairs in the folder.
+            now: Seconds of a monotonic clock.
         """
         pairs = list(pairs)
         since: dict[Path, tuple[File, float]] = {}
@@ -37,14 +39,14 @@ class Settling:
 
 
 def open_for_writing(files: Iterable[File]) -> set[File]:
-    """Those that a process has open for writing, as far as /proc shows: this user's processes, or all for root."""
+    """Returns the files that a process has open for writing. /proc shows this user's processes, or all to root."""
     wanted = {(file.path.name, file.device, file.inode): file for file in files}
     names = {name for name, _, _ in wanted}
     found = set()
     for descriptor in _descriptors() if wanted else ():
-        with suppress(OSError):  # it was closed, or its process has ended
+        with suppress(OSError):  # the file was closed, or its process has ended
             name = descriptor.readlink().name
-            if name in names:  # else nothing is asked of a file that may lie on a disk that does not answer
+            if name in names:  # do not access other files: their disk may not respond
                 state = descriptor.stat()
                 file = wanted.get((name, state.st_dev, state.st_ino))
                 if file is not None and _flags(descriptor) & _WRITING:
@@ -53,7 +55,7 @@ def open_for_writing(files: Iterable[File]) -> set[File]:
 
 
 def _descriptors() -> Iterator[Path]:
-    """``/proc/PID/fd/N`` of all processes that may be asked. Processes end at any moment, also while they are read."""
+    """Yields ``/proc/PID/fd/N`` of all readable processes, which may exit at any moment."""
     for process in _names(_PROC):
         if process.isdigit():
             folder = _PROC / process / "fd"
@@ -62,12 +64,12 @@ def _descriptors() -> Iterator[Path]:
 
 def _names(folder: Path) -> list[str]:
     with suppress(OSError):
-        return os.listdir(folder)  # noqa: PTH208 - pathlib raises what a process that ends leaves half-read
+        return os.listdir(folder)  # noqa: PTH208 - pathlib raises if a process exits during the listing
     return []
 
 
 def _flags(descriptor: Path) -> int:
-    """The flags that a file was opened with, from /proc/PID/fdinfo/N."""
+    """Returns the flags that a file was opened with, from /proc/PID/fdinfo/N."""
     for line in (descriptor.parents[1] / "fdinfo" / descriptor.name).read_text().splitlines():
         if line.startswith("flags:"):
             return int(line.split()[1], 8)

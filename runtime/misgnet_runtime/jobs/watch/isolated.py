@@ -1,4 +1,4 @@
-"""Pairs in a process of their own, which is ended where one takes longer than ``--max-seconds``."""
+"""Processes pairs in a child process, which is killed if a pair takes longer than ``--max-seconds``."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from misgnet_runtime.jobs.watch.pairing import FilePair
 from misgnet_runtime.jobs.watch.processing import LocalProcessor
 from misgnet_runtime.log import EventLog
 
-_PATIENCE = 600.0  # seconds that opening an engine may take
-_LONGEST_WAIT = 3600.0  # seconds of one wait for the process
+_OPEN_SECONDS = 600.0  # limit for opening an engine
+_MAX_WAIT = 3600.0  # seconds of a single wait for the process
 
 
 class PairCrashedError(InputError):
-    """The process of a pair ended, and nobody ended it."""
+    """The child process exited on its own while it processed a pair."""
 
 
 class UnforeseenError(InputError):
-    """What nobody foresaw, with its type in the message."""
+    """An unexpected error; its type is in the message."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What the process opens: the bundle, its digest, by whom it must be signed; and what it does with pairs."""
+    """Settings of the child process: the bundle and its expected digest, the signature policy, output and options."""
 
     bundle: Path
     digest: str
@@ -50,10 +50,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class _Raised:
-    """An error that the process met, as far as it can be sent: a MisgnetError's class or none, and its errno."""
+    """An error of the child process in a form that can be sent."""
 
+    # Class name of a MisgnetError; None for other errors.
     kind: str | None
     message: str
+    # The errno of the error or of its cause.
     number: int | None
 
     @classmethod
@@ -75,7 +77,7 @@ class _Raised:
 
 
 class IsolatedProcessor:
-    """A processor in a process that is started again when it was ended. ``seconds``: of each pair, at most."""
+    """Runs a processor in a child process, which is restarted after it was killed. ``seconds``: limit per pair."""
 
     def __init__(self, setup: Setup, seconds: float, log: EventLog) -> None:
         self._setup, self._seconds, self._log = setup, seconds, log
@@ -84,25 +86,25 @@ class IsolatedProcessor:
         self.engine, self.title = self._start()
 
     def digests(self, pair: FilePair, folder: Path) -> tuple[str, str]:
-        self._begin(pair)
-        found: tuple[str, str] = self._ask("digests", pair, folder)
+        self._start_timer(pair)
+        found: tuple[str, str] = self._call("digests", pair, folder)
         self._left = self._end - time.monotonic()
         return found
 
     def process(self, pair: FilePair, folder: Path) -> dict[str, Any]:
         if self._pair != pair.name:
-            self._begin(pair)
-        else:  # what a disk refused since then takes nothing of the pair's time
+            self._start_timer(pair)
+        else:  # time since ``digests``, such as waiting for a disk, does not count towards the pair's limit
             self._end = time.monotonic() + self._left
         self._pair = ""
-        found: dict[str, Any] = self._ask("process", pair, folder)
+        found: dict[str, Any] = self._call("process", pair, folder)
         return found
 
     def recover(self) -> None:
         self._restart()
-        self._end = time.monotonic() + _PATIENCE
+        self._end = time.monotonic() + _OPEN_SECONDS
         with _engine_errors():
-            self._ask("check")
+            self._call("check")
 
     def close(self) -> None:
         if self._child is not None:
@@ -112,39 +114,41 @@ class IsolatedProcessor:
     def _start(self) -> tuple[str, str]:
         self.close()
         self._child = start(_serve, self._setup)
-        self._end = time.monotonic() + _PATIENCE
-        found: tuple[str, str] = self._answer(self._child)
+        self._end = time.monotonic() + _OPEN_SECONDS
+        found: tuple[str, str] = self._receive(self._child)
         return found
 
     def _restart(self) -> None:
         with _engine_errors():
             self._start()
 
-    def _begin(self, pair: FilePair) -> None:
-        """The time of the pair runs from here."""
+    def _start_timer(self, pair: FilePair) -> None:
+        """Starts the time limit of the pair."""
         if self._child is None:
             self._restart()
         self._pair, self._end = pair.name, time.monotonic() + self._seconds
 
-    def _ask(self, method: str, *arguments: object) -> Any:
+    def _call(self, method: str, *arguments: object) -> Any:
         assert self._child is not None
-        with suppress(OSError):  # it has ended: the answer says how
+        with suppress(OSError):  # the process has exited: receiving reports why
             self._child.connection.send((method, arguments))
         try:
-            return self._answer(self._child)
+            return self._receive(self._child)
         except TimeoutError:
             raise InputError(
-                f"it was not finished within {self._seconds:g} s, and its process was ended; allow more with "
+                f"not finished within {self._seconds:g} s, so its process was stopped; raise the limit with "
                 "--max-seconds"
             ) from None
 
-    def _answer(self, child: Child) -> Any:
-        """What the process sends next, events aside; raises what it raised.
+    def _receive(self, child: Child) -> Any:
+        """Returns the next result from the process and forwards its log events; reraises an error of the process.
 
-        Raises TimeoutError where it takes too long and PairCrashedError where it ended; then it is gone.
+        Raises:
+            TimeoutError: The time limit has passed; the process was killed.
+            PairCrashedError: The process has exited.
         """
         try:
-            while self._has_answer(child):
+            while self._has_reply(child):
                 found = child.connection.recv()
                 if isinstance(found, _Raised):
                     raise found.error()
@@ -153,37 +157,40 @@ class IsolatedProcessor:
                 self._log.bind(**found.fields).log(found.level, found.message)
         except (EOFError, ConnectionError):
             self._child = None
-            raise PairCrashedError(_last_words(child.release())) from None
+            raise PairCrashedError(_exit_reason(child.release())) from None
         except (KeyboardInterrupt, SystemExit):
             self.close()
             raise
         self.close()
         raise TimeoutError
 
-    def _has_answer(self, child: Child) -> bool:
-        """Wait until the process sends something, or its time is over; the system takes no wait of weeks."""
+    def _has_reply(self, child: Child) -> bool:
+        """Waits until the process sends a message or the time limit passes.
+
+        Long limits are split into several waits, because the system rejects very long ones.
+        """
         while (left := self._end - time.monotonic()) > 0:
-            if child.connection.poll(min(left, _LONGEST_WAIT)):
+            if child.connection.poll(min(left, _MAX_WAIT)):
                 return True
         return False
 
 
 @contextmanager
 def _engine_errors() -> Iterator[None]:
-    """Around opening and checking an engine again: UnavailableError for whatever goes wrong."""
+    """Converts any error of reopening and checking an engine to UnavailableError."""
     try:
         yield
     except UnavailableError:
         raise
     except MisgnetError as error:
-        raise UnavailableError(f"the engine does not open again: {error}") from error
+        raise UnavailableError(f"the engine cannot be reopened: {error}") from error
     except TimeoutError:
-        raise UnavailableError(f"the engine does not open again within {_PATIENCE:g} s") from None
+        raise UnavailableError(f"the engine cannot be reopened within {_OPEN_SECONDS:g} s") from None
 
 
 @dataclass(frozen=True)
 class _Event:
-    """Something that the process logs."""
+    """A log event of the child process."""
 
     level: int
     message: str
@@ -191,7 +198,7 @@ class _Event:
 
 
 class _Forward(logging.Handler):
-    """Sends what is logged to the parent."""
+    """Sends log events to the parent process."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
@@ -202,8 +209,8 @@ class _Forward(logging.Handler):
 
 
 def _serve(connection: Connection, setup: Setup) -> None:
-    """The life of the process: it opens the bundle, then does what it is asked for."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
+    """Runs the child process: opens the bundle, then executes the calls that it receives."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and kills this process
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logger = logging.Logger("misgnet.watch", logging.INFO)
     logger.addHandler(_Forward(connection))
@@ -229,15 +236,18 @@ def _done(work: Callable[[], object]) -> object:
 def _opened(setup: Setup, log: EventLog) -> LocalProcessor:
     bundle, options = read_bundle(setup.bundle, setup.trust), setup.options
     if bundle.digest() != setup.digest:
-        raise UnavailableError(f"bundle {bundle.name} is another one than where the watch began; start it again")
+        raise UnavailableError(
+            f"bundle {bundle.name} differs from the bundle with which the watcher was started; restart the watcher"
+        )
+    scene = options.scene
     return LocalProcessor(
-        bundle, lambda name: open_detector(bundle, name, options.scene.execution, goal=options.scene.goal),
+        bundle, lambda name: open_detector(bundle, name, scene.execution, optimise_for=scene.optimise_for),
         setup.output, options, log,
     )  # fmt: skip
 
 
-def _last_words(code: int) -> str:
+def _exit_reason(code: int) -> str:
     if code >= 0:
-        return f"its process ended with exit code {code}"
-    memory = "; out of memory, maybe" if -code == signal.SIGKILL else ""
-    return f"its process was ended by {signal.Signals(-code).name}{memory}"
+        return f"its process exited with code {code}"
+    memory = "; possibly out of memory" if -code == signal.SIGKILL else ""
+    return f"its process was killed by {signal.Signals(-code).name}{memory}"

@@ -1,9 +1,9 @@
-"""``watch.jsonl``: what a watcher did with which pair.
+"""Reads and writes ``watch.jsonl``, the journal of a watcher.
 
-``started`` (the bundle, the engine, the options), then for each pair ``begun``, ``read`` (the digests of its files) and
-``done``, ``failed`` or ``kept``. Between begun and done stands ``complete``: the results are whole in ``.working/`` and
-are about to get their names. ``unclean``: the process ended in mid-pair, without a signal to stop. Compaction leaves
-one line, ``ended``, of a pair that has ended.
+The first line is :class:`Started`. Each pair then has :class:`PairStarted`, :class:`Read`, and :class:`Done`,
+:class:`Failed` or :class:`Kept`. :class:`Complete` comes before ``done``: the results are complete in ``.working/`` and
+are about to be moved to their final names. :class:`Unclean` records a crash. Compaction replaces the lines of a
+finished pair by one :class:`Ended`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ JOURNAL = "watch.jsonl"
 
 
 class FileState(Struct, frozen=True):
-    """A file that was read: its size in bytes and the time of its last write in ns."""
+    """State of an input file."""
 
     name: str
+    # In bytes.
     size: Count
+    # Modification time in ns.
     mtime_ns: int
-    # Known as soon as the file was read.
+    # None until the file has been read.
     sha256: Sha256 | None = None
 
 
@@ -38,16 +40,19 @@ State = tuple[tuple[str, int, int], ...]
 
 
 class Started(Struct, frozen=True, tag="started"):
-    """What the pairs that follow are processed by; ``settings``: by the names a user knows them by."""
+    """How the pairs that follow are processed."""
 
     time: datetime
     format: int
     bundle: Sha256
     engine: str
+    # By option name.
     settings: dict[str, str]
 
 
-class Begun(Struct, frozen=True, tag="begun"):
+class PairStarted(Struct, frozen=True, tag="begun"):
+    """Processing of a pair has started."""
+
     time: datetime
     pair: str
     before: FileState
@@ -55,17 +60,17 @@ class Begun(Struct, frozen=True, tag="begun"):
 
     @property
     def state(self) -> State:
-        """As :attr:`FilePair.state`."""
+        """Returns the state of both files; see :attr:`FilePair.state`."""
         return tuple((file.name, file.size, file.mtime_ns) for file in (self.before, self.after))
 
-    def same_files(self, other: Begun) -> bool:
-        """Whether both have equal bytes under equal names, as far as they were read."""
-        ours, theirs = ([(f.name, f.sha256) for f in (begun.before, begun.after)] for begun in (self, other))
+    def same_files(self, other: PairStarted) -> bool:
+        """Returns whether both entries have files of equal names and bytes; False if the files have not been read."""
+        ours, theirs = ([(f.name, f.sha256) for f in (start.before, start.after)] for start in (self, other))
         return ours == theirs and None not in (self.before.sha256, self.after.sha256)
 
 
 class Read(Struct, frozen=True, tag="read"):
-    """The digests of the files of a pair that was begun, and is processed."""
+    """The files of a started pair were read, and the pair will be processed."""
 
     time: datetime
     pair: str
@@ -74,53 +79,59 @@ class Read(Struct, frozen=True, tag="read"):
 
 
 class Complete(Struct, frozen=True, tag="complete"):
-    """``outputs``: names in the output folder, the last one of them published last; ``figures``: of the report."""
+    """All results of a pair are complete in its work folder."""
 
     time: datetime
     pair: str
+    # File names in the output folder, in the order of publication.
     outputs: tuple[FileName, ...]
+    # Fields of the report.
     figures: dict[str, Any]
 
     @property
     def incomplete(self) -> bool:
-        """Whether blocks of the pair's files could not be read."""
+        """Returns whether blocks of the pair's files could not be read."""
         unread = self.figures.get("unread")
         return isinstance(unread, (list, tuple)) and any(unread)
 
 
 class Done(Struct, frozen=True, tag="done"):
+    """The results of a pair have been published."""
+
     time: datetime
     pair: str
 
 
 class Failed(Struct, frozen=True, tag="failed"):
+    """A pair has failed."""
+
     time: datetime
     pair: str
     message: str
 
 
 class Kept(Struct, frozen=True, tag="kept"):
-    """The pair's files are others than when it ended, and its end still counts; ``same``: their bytes are equal."""
+    """The pair's files have changed since it finished, and its outcome is kept."""
 
     time: datetime
     pair: str
+    # Whether the bytes of the files are equal.
     same: bool
 
 
 class Unclean(Struct, frozen=True, tag="unclean"):
-    """A process ended in mid-pair. ``attempts``: how many did so without a new finished row; ``rows``: finished."""
+    """A process crashed while it processed a pair."""
 
     time: datetime
     pair: str
+    # Number of crashes without a newly finished raster row.
     attempts: Count
+    # Number of finished raster rows.
     rows: Count
 
 
 class Ended(Struct, frozen=True, tag="ended"):
-    """How a pair ended the last time.
-
-    ``done``: how often it was processed to its end; ``incomplete``: with blocks that could not be read.
-    """
+    """The last outcome of a pair."""
 
     time: datetime
     pair: str
@@ -128,45 +139,47 @@ class Ended(Struct, frozen=True, tag="ended"):
     after: FileState
     outcome: Literal["done", "failed"]
     message: str = ""
+    # How often the pair was processed successfully.
     done: Count = 0
+    # Whether blocks of its files could not be read.
     incomplete: bool = False
 
     @property
-    def begun(self) -> Begun:
-        return Begun(self.time, self.pair, self.before, self.after)
+    def start(self) -> PairStarted:
+        return PairStarted(self.time, self.pair, self.before, self.after)
 
 
-Entry = Started | Begun | Read | Complete | Done | Failed | Kept | Unclean | Ended
+Entry = Started | PairStarted | Read | Complete | Done | Failed | Kept | Unclean | Ended
 SCHEMA: JournalSchema[Entry] = JournalSchema(
     header=Started,
     entry=Entry,
     formats=(1, 2),
-    advice="choose another -o, or move it away: then what lies there counts as not processed",
+    advice="choose another -o, or move the file away; its pairs then count as not processed",
 )
 
 
 @dataclass
 class Unfinished:
-    """A pair that was begun and has not ended."""
+    """A pair that was started and has no outcome."""
 
-    begun: Begun
+    start: PairStarted
     complete: Complete | None = None
     unclean: Unclean | None = None
 
     @property
     def is_read(self) -> bool:
-        """Whether it was decided that the pair is processed."""
-        return self.begun.before.sha256 is not None
+        """Returns whether the files were read, and the decision to process the pair was made."""
+        return self.start.before.sha256 is not None
 
     def entries(self) -> Iterator[Entry]:
-        """The lines that say the same."""
-        yield self.begun
+        """Yields the entries that restore this state."""
+        yield self.start
         yield from (entry for entry in (self.complete, self.unclean) if entry is not None)
 
 
 @dataclass
 class Pairs:
-    """What the lines of a journal say: how each pair ended, and which ones have not."""
+    """State of all pairs according to the journal: the last outcome of each, and the unfinished ones."""
 
     started: Started | None = None
     ended: dict[str, Ended] = field(default_factory=dict)
@@ -177,14 +190,14 @@ class Pairs:
             self.started = entry
         elif isinstance(entry, Ended):
             self.ended[entry.pair] = entry
-        elif isinstance(entry, Begun):
+        elif isinstance(entry, PairStarted):
             self.unfinished[entry.pair] = Unfinished(entry)
         elif (pair := self.unfinished.get(entry.pair)) is None:  # a line of a damaged journal
             return
         elif isinstance(entry, Read):
-            begun = pair.begun
-            before, after = replace(begun.before, sha256=entry.before), replace(begun.after, sha256=entry.after)
-            pair.begun = replace(begun, before=before, after=after)
+            start = pair.start
+            before, after = replace(start.before, sha256=entry.before), replace(start.after, sha256=entry.after)
+            pair.start = replace(start, before=before, after=after)
         elif isinstance(entry, Complete):
             pair.complete = entry
         elif isinstance(entry, Unclean):
@@ -194,18 +207,18 @@ class Pairs:
             self._end(pair, entry)
 
     def _end(self, pair: Unfinished, end: Done | Failed | Kept) -> None:
-        begun, last = pair.begun, self.ended.get(end.pair)
+        start, last = pair.start, self.ended.get(end.pair)
         if isinstance(end, Kept):
             if last is not None and end.same:
-                before = replace(begun.before, sha256=last.before.sha256)
-                after = replace(begun.after, sha256=last.after.sha256)
+                before = replace(start.before, sha256=last.before.sha256)
+                after = replace(start.after, sha256=last.after.sha256)
                 self.ended[end.pair] = replace(last, before=before, after=after)
             return
         found = Ended(
             time=end.time,
             pair=end.pair,
-            before=begun.before,
-            after=begun.after,
+            before=start.before,
+            after=start.after,
             outcome="failed",
             done=last.done if last else 0,
         )
@@ -216,7 +229,7 @@ class Pairs:
             self.ended[end.pair] = replace(found, outcome="done", done=found.done + 1, incomplete=incomplete)
 
     def entries(self) -> Iterator[Entry]:
-        """The fewest lines that say the same."""
+        """Yields the fewest entries that restore this state."""
         if self.started is not None:
             yield self.started
             yield from self.ended.values()
@@ -225,9 +238,9 @@ class Pairs:
 
 
 class Journal:
-    """An open journal: what it says of all pairs, and where more is added."""
+    """An open journal, and the state of all pairs."""
 
-    # Fewer lines than this are not compacted, nor fewer than twice what the last compaction left.
+    # A journal is compacted only above this number of lines, and above twice the lines left by the last compaction.
     LINES = 1000
 
     def __init__(self, file: jsonl.Journal[Entry]) -> None:
@@ -239,40 +252,46 @@ class Journal:
         self._left = 0
 
     def add(self, entry: Entry) -> None:
-        """Put an entry on the disk; StorageError where it refuses, and then a later call may succeed."""
-        self._file.append(entry, sync=not isinstance(entry, Read))  # without digests the files are read once more
+        """Appends an entry to the file.
+
+        Raises:
+            StorageError: The entry cannot be written; a later call may succeed.
+        """
+        self._file.append(entry, sync=not isinstance(entry, Read))  # if a Read entry is lost, the files are read again
         self.pairs.take(entry)
 
     def failed(self) -> set[str]:
-        """The names of the pairs that ended so."""
+        """Returns the names of failed pairs."""
         return {name for name, end in self.pairs.ended.items() if end.outcome == "failed"}
 
     @property
     def is_long(self) -> bool:
-        """Whether compaction is worth while."""
+        """Returns whether compaction is worthwhile."""
         return self._file.lines > max(self.LINES, 2 * self._left)
 
     def compact(self, keep: Iterable[str]) -> None:
-        """Forget all pairs but those of ``keep``, and those that are complete, and write what is left anew."""
+        """Removes all pairs except those in ``keep`` and complete ones, and rewrites the file."""
         keep, pairs = set(keep), self.pairs
         kept = Pairs(
             pairs.started,
             {name: end for name, end in pairs.ended.items() if name in keep},
             {name: pair for name, pair in pairs.unfinished.items() if name in keep or pair.complete is not None},
         )
-        if kept.started is not None:  # its lines are of this version from here on
+        if kept.started is not None:  # from now on, the file has the format of this version
             kept.started = replace(kept.started, format=SCHEMA.format)
-        self._left = self._file.lines  # where the disk refuses, another time
+        self._left = self._file.lines  # if rewriting fails, it is not retried at once
         self._file.rewrite(kept.entries())
         self.pairs, self._left = kept, self._file.lines
 
 
 @contextmanager
 def open_journal(output: Path) -> Iterator[Journal]:
-    """The journal of ``output``, created where there is none; one watcher at a time may hold it.
+    """Opens or creates the journal of ``output``. Only one watcher at a time may use it.
 
-    Raises UsageError where another watcher is at work or a line is damaged, StorageError where the disk refuses.
+    Raises:
+        UsageError: Another watcher is using the output folder, or a line of the journal is damaged.
+        StorageError: The journal cannot be read or written.
     """
-    busy = f"another watcher is at work on {output}; stop it, or choose another -o"
+    busy = f"another watcher is using {output}; stop it, or choose another -o"
     with jsonl.open_journal(output / JOURNAL, SCHEMA, busy) as file:
         yield Journal(file)

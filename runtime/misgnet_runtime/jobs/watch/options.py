@@ -1,4 +1,4 @@
-"""What a watcher is asked for. Cheap to import."""
+"""Options of a watcher. Cheap to import."""
 
 from __future__ import annotations
 
@@ -11,57 +11,58 @@ from misgnet_runtime.jobs.watch.pairing import FilePair, Naming
 from misgnet_runtime.options import check, group, option, settings, stated
 from misgnet_runtime.raster.declared import Declared
 
-# All that outputs' names may end in, behind the pair's.
+# Suffixes of output names, after the pair's name.
 ENDINGS = (
     "_change.png", "_change.tif", "_probability.tif", "_quicklook.png", *(f"_change{end}" for end in VECTOR_SUFFIXES)
 )  # fmt: skip
 
-_MOST = 1_000_000_000  # seconds or attempts: what the system can wait for
+_MAX = 1_000_000_000  # seconds or attempts; the system cannot wait longer
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchOptions:
-    """How a watcher finds pairs, what it does with them, and how pairs of GeoTIFFs become maps (``scene``)."""
+    """How a watcher finds and processes pairs."""
 
     naming: Naming = group(Naming)
     settle: float = option(
-        2.0, help="Else: seconds that files must stay unchanged to be complete.", minimum=0, maximum=_MOST
-    )
-    poll: float = option(1.0, help="Seconds between two looks at the folder.", minimum=0.01, maximum=_MOST)
-    once: bool = option(False, help="Process what is complete now, and end.")
-    reprocess: bool = option(False, help="Process pairs again whose files have changed.")
+        2.0, help="Seconds without changes after which files count as complete. Unused with --marker.", minimum=0,
+        maximum=_MAX,
+    )  # fmt: skip
+    poll: float = option(1.0, help="Seconds between two scans of the folder.", minimum=0.01, maximum=_MAX)
+    once: bool = option(False, help="Process the pairs that are complete now, then exit.")
+    reprocess: bool = option(False, help="Process pairs again if their files have changed.")
     retry_failed: bool = option(False, help="Process pairs again that failed before.")
     max_attempts: int = option(
-        3, help="Times that a pair may end the process without progress before it is set aside as failed.", minimum=1,
-        maximum=_MOST,
-    )  # fmt: skip
-    max_seconds: float | None = option(
-        None, help="Time limit for each pair, which then has a process of its own (default: no limit).", minimum=0.1,
-        maximum=_MOST,
-    )  # fmt: skip
-    force: bool = option(False, help="Replace outputs of other runs; resume with another bundle.")
-    probability: bool = option(False, help="Also NAME_probability.tif.", changes_output=True)
-    vector: Literal["gpkg", "geojson", "fgb"] | None = option(
-        None, help="Also polygons, as NAME_change with this ending.", changes_output=True
+        3, help="Crashes without progress after which a pair is marked as failed.", minimum=1, maximum=_MAX
     )
-    quicklook: bool = option(False, help="Also NAME_quicklook.png.", changes_output=True)
+    max_seconds: float | None = option(
+        None, help="Time limit per pair; pairs then run in a separate process (default: no limit).", minimum=0.1,
+        maximum=_MAX,
+    )  # fmt: skip
+    force: bool = option(False, help="Replace outputs of other runs, and accept another bundle than before.")
+    probability: bool = option(False, help="Also write NAME_probability.tif.", changes_output=True)
+    vector: Literal["gpkg", "geojson", "fgb"] | None = option(
+        None, help="Also write polygons as NAME_change with this extension.", changes_output=True
+    )
+    quicklook: bool = option(False, help="Also write NAME_quicklook.png.", changes_output=True)
+    # How pairs of GeoTIFFs are processed.
     scene: SceneOptions = group(SceneOptions, without=("restart",), fixed={"force": True})
 
     def check(self) -> None:
-        """Raise UsageError for invalid values, before any pair fails for them."""
+        """Raises UsageError for invalid values, so that no pair fails because of them."""
         self.naming.check()
         check(self)
         self.scene_options("x", Path()).check(Path("x_change.tif"))
 
     def outputs(self, pair: FilePair) -> tuple[str, ...]:
-        """The names of what is made of a pair, the map or mask last."""
+        """Returns the output file names of a pair, the change raster or mask last."""
         if pair.kind == "image":
             return (f"{pair.name}_change.png",)
         products = self.scene_options(pair.name, Path()).products().values()
         return *(path.name for path in products), f"{pair.name}_change.tif"
 
     def scene_options(self, name: str, folder: Path) -> SceneOptions:
-        """For the pair ``name``, its products in ``folder``."""
+        """Returns the options for the pair ``name``, whose products are written to ``folder``."""
         return replace(
             self.scene,
             probability=folder / f"{name}_probability.tif" if self.probability else None,
@@ -70,7 +71,7 @@ class WatchOptions:
         )
 
     def settings(self) -> dict[str, str]:
-        """What the results depend on beside the bundle and the engine, for the journal."""
+        """Returns all settings that affect the results, except the bundle and the engine, for the journal."""
         found = settings(self)
         for date, declared in zip(("before", "after"), self.scene.dates, strict=True):
             values = {name: one.value_in(declared) for name, one in stated(Declared).items()}

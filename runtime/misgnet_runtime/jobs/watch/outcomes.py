@@ -1,4 +1,4 @@
-"""How a pair ends: its results get their names, or it is failed with a reason; journaled, counted and logged."""
+"""Finishes pairs: publishes results or records failures, and journals, counts and logs them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misgnet_runtime.errors import StorageError
-from misgnet_runtime.formatting import changed_words, now, plural
+from misgnet_runtime.formatting import format_change, now, plural
 from misgnet_runtime.jobs.watch import attempts
 from misgnet_runtime.jobs.watch.journal import Complete, Done, Failed, Journal
 from misgnet_runtime.jobs.watch.options import WatchOptions
@@ -17,14 +17,15 @@ from misgnet_runtime.storage.atomic import publish, resumable_errors
 
 @dataclass
 class WatchReport:
-    """Pairs that a process finished, that failed, and that were due and neither when it ended."""
+    """Numbers of pairs that a watcher processed."""
 
     done: int = 0
     failed: int = 0
+    # Pairs that were still due when the watcher stopped.
     pending: int = 0
 
     def line(self, output: Path) -> str:
-        """For a person."""
+        """Returns a one-line summary."""
         return (
             f"{output}: {plural(self.done, 'pair')} done, {plural(self.failed, 'pair')} failed, {self.pending} pending"
         )
@@ -32,7 +33,7 @@ class WatchReport:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Ends pairs of ``output``, and counts them in ``report``."""
+    """Finishes pairs of ``output`` and counts them in ``report``."""
 
     output: Path
     options: WatchOptions
@@ -41,11 +42,11 @@ class Outcomes:
     log: EventLog
 
     def finish(self, complete: Complete) -> None:
-        """Give results that are whole their names; those that have them already are passed over."""
+        """Moves complete results to the output folder; skips those that were moved already."""
         folders = attempts.work_folder(self.output, complete.pair), self.output / attempts.WORKING
         with resumable_errors(self.output):
             for name in complete.outputs:
-                for folder in folders:  # the second one is an older version's
+                for folder in folders:  # older versions used the second one
                     if (folder / name).exists():
                         publish(folder / name, self.output / name)
         self.journal.add(Done(now(), complete.pair))
@@ -54,7 +55,7 @@ class Outcomes:
         self.log.result([_line(complete)], pair=complete.pair, outputs=complete.outputs, **complete.figures)
 
     def finish_late(self, complete: Complete) -> None:
-        """:meth:`finish` what an earlier process completed; where the disk refuses, with the pair's next turn."""
+        """Finishes a pair that an earlier process completed; if the disk refuses, the pair's next turn retries it."""
         try:
             self.finish(complete)
         except StorageError as error:
@@ -72,25 +73,25 @@ class Outcomes:
         self.report.failed += 1
         self.warn(name, message)
 
-    def count_crash(self, name: str, how: str = "a process ended while it worked on it") -> None:
-        """Journal that a pair ended its process, and fail it where it did so too often."""
+    def count_crash(self, name: str, how: str = "a process crashed while processing this pair") -> None:
+        """Journals a crash, and fails the pair after too many crashes without progress."""
         unfinished, most = self.journal.pairs.unfinished[name], self.options.max_attempts
         entry = attempts.count_crash(unfinished, self.output)
         self.journal.add(entry)
         attempts.forget_crash(self.output, name)
-        times = f"{how}, in {plural(entry.attempts, 'attempt')} without progress of {most}"
+        reason = f"{how}; {plural(entry.attempts, 'attempt')} without progress (limit {most})"
         if entry.attempts >= most:
-            self.fail(name, f"{times}; it is set aside, try it again with --retry-failed")
+            self.fail(name, f"{reason}; the pair is skipped; retry it with --retry-failed")
         else:
-            self.warn(name, f"{times}; it is tried again")
+            self.warn(name, f"{reason}; it will be retried")
 
     def warn(self, name: str, message: str) -> None:
         self.log.warning(f"{name}: {message}", pair=name)
 
 
 def _line(complete: Complete) -> str:
-    """For a person."""
+    """Returns a one-line summary of a finished pair."""
     figures, outputs = complete.figures, ", ".join(reversed(complete.outputs))
-    if "changed_share" not in figures:  # the process that knew them has ended
+    if "changed_share" not in figures:  # an earlier process computed them and crashed
         return f"{complete.pair}: {outputs}"
-    return f"{complete.pair}: {changed_words(figures['changed_share'], figures.get('valid_share', 1.0))}: {outputs}"
+    return f"{complete.pair}: {format_change(figures['changed_share'], figures.get('valid_share', 1.0))}: {outputs}"

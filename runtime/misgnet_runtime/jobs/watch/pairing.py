@@ -1,4 +1,4 @@
-"""Which files of a folder are a pair: NAME_before.EXT and NAME_after.EXT."""
+"""Finds the pairs in a folder: NAME_before.EXT and NAME_after.EXT."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ KINDS: Mapping[str, Kind] = {".tif": "scene", ".tiff": "scene", ".png": "image",
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """A file as a look at the folder finds it: size in bytes, times of the last write and of the last change in ns."""
+    """State of a file when the folder was scanned."""
 
     path: Path
+    # In bytes.
     size: int
+    # Modification and status change times in ns.
     mtime_ns: int
     ctime_ns: int
-    device: int = field(compare=False)  # the system's own numbers: some network disks give others at every look
+    # Not compared: some network disks report other numbers at every scan.
+    device: int = field(compare=False)
     inode: int = field(compare=False)
 
     @classmethod
     def of(cls, path: Path) -> File | None:
-        """None where there is no regular file; a link counts as none."""
+        """Returns the state of a file; None unless it is a regular file. A link is not one."""
         with suppress(OSError):
             found = path.lstat()
             if S_ISREG(found.st_mode):
@@ -43,12 +46,13 @@ class File:
 
 @dataclass(frozen=True)
 class FilePair:
-    """Two dates of a place that are both there. ``marked``: when a marker was made, in ns; None without one."""
+    """Two files that form a pair."""
 
     name: str
     kind: Kind
     before: File
     after: File
+    # When the marker file was made, in ns; None if there is none.
     marked: int | None
 
     @property
@@ -57,42 +61,53 @@ class FilePair:
 
     @property
     def arrived(self) -> int:
-        """When the last of its files was written or got its name, or the marker was made; ns by the files' clock."""
+        """Returns when the last file was written or renamed, or the marker was made; ns by the files' clock."""
         return max(self.before.ctime_ns, self.after.ctime_ns, self.marked or 0)
 
     @property
     def state(self) -> tuple[tuple[str, int, int], ...]:
-        """What a journal knows both files by."""
+        """Returns name, size and modification time of both files, as the journal stores them."""
         return tuple((file.path.name, file.size, file.mtime_ns) for file in self.files)
 
     def is_as_found(self) -> bool:
-        """Whether both files still are what they were when the folder was looked at."""
+        """Returns whether both files are unchanged since the folder was scanned."""
         return all(File.of(file.path) == file for file in self.files)
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How a pair's names end before their extension, and how its marker's name ends, where there must be one."""
+    """Suffixes of the file names of pairs and of their markers."""
 
-    before: str = option("_before", name="before-suffix", help="How names of the earlier date end, before .EXT.")
-    after: str = option("_after", name="after-suffix", help="How names of the later date end, before .EXT.")
-    marker: str | None = option(None, help=".done: take pairs that have NAME.done, or FILE.done of both.")
+    before: str = option(
+        "_before", name="before-suffix", help="Suffix of the earlier date's file names, before the extension."
+    )
+    after: str = option(
+        "_after", name="after-suffix", help="Suffix of the later date's file names, before the extension."
+    )
+    marker: str | None = option(
+        None, help="Suffix of marker files, such as .done: process a pair once NAME.done, or both FILE.done, exist "
+        "(default: use --settle).",
+    )  # fmt: skip
 
     def check(self) -> None:
-        """UsageError for suffixes that do not tell a before from an after, or a marker from an image."""
+        """Raises UsageError if the suffixes are ambiguous, or the marker could be an image."""
         if not self.before or not self.after or self.before.endswith(self.after) or self.after.endswith(self.before):
             raise UsageError(
-                f"--before-suffix is '{self.before}' and --after-suffix '{self.after}'; choose two of which neither is "
-                "the end of the other"
+                f"--before-suffix is '{self.before}' and --after-suffix is '{self.after}'; neither may be empty or end "
+                "with the other"
             )
         if self.marker is not None and (not self.marker or PurePath(f"x{self.marker}").suffix.lower() in KINDS):
-            raise UsageError(f"--marker is '{self.marker}'; it is the end of a name that no image has, like .done")
+            raise UsageError(f"--marker is '{self.marker}'; it must be a suffix that no image has, such as .done")
 
     def pairs(self, folder: Path, names: Iterable[str]) -> tuple[list[FilePair], list[str]]:
-        """The pairs among a folder's files, by name, and a remark on each that is not clear.
+        """Returns the pairs in a folder, sorted by name, and a remark for each ambiguous one.
 
-        Names that begin with a dot, or have another extension than an image's (.part, .tmp, .crdownload), are those
-        of files that are being written: they are never taken.
+        Files whose names start with a dot or lack an image extension (.part, .tmp, .crdownload) are ignored: they may
+        still be being written.
+
+        Args:
+            folder: The folder.
+            names: The names of its files.
         """
         everything = set(names)
         dates: tuple[dict[str, list[str]], ...] = ({}, {})
@@ -110,19 +125,17 @@ class Naming:
             elif pair := self._pair(name, folder, files, everything):
                 pairs.append(pair)
             elif links := [file for file in files if _is_link(folder / file)]:
-                remarks.append(
-                    f"{', '.join(map(ascii, links))}: links are not followed; move the files themselves here"
-                )
+                remarks.append(f"{', '.join(map(ascii, links))}: links are not followed; move the actual files here")
         return pairs, remarks
 
     def _pair(self, name: str, folder: Path, files: list[str], everything: set[str]) -> FilePair | None:
         kind, before, after = _kind(files[0]), *(File.of(folder / file) for file in files)
-        if kind is None or before is None or after is None:  # gone since
+        if kind is None or before is None or after is None:  # removed since the scan
             return None
         return FilePair(name, kind, before, after, self._marked(name, folder, files, everything))
 
     def _marked(self, name: str, folder: Path, files: list[str], everything: set[str]) -> int | None:
-        """When the pair's marker was made, or the later one of both files' markers."""
+        """Returns when the pair's marker was made, or the later of both files' markers; None if there is none."""
         if self.marker is None:
             return None
         for markers in ([name + self.marker], [file + self.marker for file in files]):
@@ -134,23 +147,23 @@ class Naming:
 
 
 def _is_link(path: Path) -> bool:
-    return os.path.islink(path)  # noqa: PTH114 - it raises nothing, whatever the folder's rights are
+    return os.path.islink(path)  # noqa: PTH114 - unlike pathlib, it does not raise if permission is denied
 
 
 def _kind(file: str) -> Kind | None:
-    """By its extension; None for what is no image."""
+    """Returns the kind of a file by its extension; None unless it is an image."""
     return KINDS.get(f".{file.rpartition('.')[2].lower()}")
 
 
 def _unclear(files: list[str]) -> str | None:
-    """Why files of one name are no pair; None where they are one."""
+    """Returns why files of the same name are not a pair; None if they are one."""
     listed = ", ".join(map(ascii, files))
     if len(files) > 2:
-        return f"{listed} have one name; which are the pair is not clear, and none is taken"
+        return f"{listed}: more than two files of one name; remove one to make the pair unambiguous"
     if len(set(map(_kind, files))) > 1:
-        return f"{listed} are a GeoTIFF and another image; they are not taken for a pair"
+        return f"{listed}: not a pair, because only one is a GeoTIFF"
     try:
         os.fsencode("".join(files)).decode()
     except UnicodeDecodeError:
-        return f"{listed} have names that are not UTF-8; rename them"
+        return f"{listed}: the names are not UTF-8; rename the files"
     return None

@@ -1,6 +1,6 @@
-"""What is asked of a pair before its files are read whole: names, sizes and headers, in milliseconds at any size.
+"""Checks names, sizes and headers of a pair before its files are read, in milliseconds for files of any size.
 
-A run opens rasters anew: a file that is refused here is neither hashed nor run.
+A file that is refused here is neither hashed nor processed. Processing opens the rasters again.
 """
 
 from __future__ import annotations
@@ -23,28 +23,36 @@ from misgnet_runtime.raster.images import image_size
 from misgnet_runtime.raster.reader import open_raster
 from misgnet_runtime.storage.files import open_unlinked
 
-_NAME_BYTES = 255  # of a file's name, where the system gives no number
-_IMAGE_BYTES = 2 << 30  # of a PNG or JPEG file: what Pillow opens has 16-bit RGBA pixels for 1.4 GiB at most
-_ROOM = 4, 1 << 30  # a raster's file takes so many times its pixels, and so many bytes more
+_NAME_BYTES = 255  # maximum length of a file name if the system does not report one
+_IMAGE_BYTES = 2 << 30  # limit for a PNG or JPEG file; Pillow opens at most 1.4 GiB of 16-bit RGBA pixels
+_RASTER_LIMIT = 4, 1 << 30  # a raster file may have this factor times its pixels' bytes, plus this many bytes
 
 
 def check_names(output: Path, outputs: Iterable[str]) -> None:
-    """InputError where ``output`` cannot hold a file that an output's name is made into."""
+    """Raises InputError if an output, or a temporary file made for it, would have too long a name for ``output``."""
     most = _longest_name(output)
     for name in outputs:
-        longest = max(_names_on_the_way(name), key=lambda found: len(os.fsencode(found)))
+        longest = max(_names_used_for(name), key=lambda found: len(os.fsencode(found)))
         if (size := len(os.fsencode(longest))) > most:
             raise InputError(
-                f"the name of its output {name[:40]}... is too long: on the way it takes {size} bytes, and {most} are "
-                "the most here; rename the pair"
+                f"the name of its output {name[:40]}... is too long: a temporary name takes {size} bytes, but at most "
+                f"{most} are allowed here; rename the pair"
             )
 
 
 def check_files(pair: FilePair, result: Path, max_unreadable: float) -> None:
-    """InputError where a file's header cannot be read, or the file is larger than that header explains.
+    """Checks the headers and sizes of a pair's files.
 
-    For rasters also where the disk of ``result``, the map, cannot hold it (StorageError where it may later), and
-    UnreadableError where more than ``max_unreadable`` percent are known not to be in the file.
+    Args:
+        pair: The pair.
+        result: Path of the change raster to be written.
+        max_unreadable: Maximum unreadable share of a raster in percent.
+
+    Raises:
+        InputError: A header cannot be read, a file is much larger than its header explains, or the disk of ``result``
+            is too small for it.
+        StorageError: The disk of ``result`` does not have enough free space at present.
+        UnreadableError: A raster lacks more than ``max_unreadable`` percent of its data.
     """
     for date, file in zip(("before", "after"), pair.files, strict=True):
         if pair.kind == "image":
@@ -59,13 +67,13 @@ def check_files(pair: FilePair, result: Path, max_unreadable: float) -> None:
 def _check_size(file: File, most: int) -> None:
     if file.size > most:
         raise InputError(
-            f"image {file.path} has {decimal(file.size)}, and by its header at most {decimal(most)}; is it damaged? It "
-            "is not read"
+            f"image {file.path} has {decimal(file.size)}, but its header allows at most {decimal(most)}; the file is "
+            "probably damaged and was not read"
         )
 
 
 def file_digest(file: File) -> str:
-    """SHA-256 of a file that is as it was found. Raises OSError where it is a link or not readable."""
+    """Returns the SHA-256 of a file, up to the size found in the scan. Raises OSError if it is a link or unreadable."""
     total = hashlib.sha256()
     with _opened(file) as handle:
         left = file.size
@@ -76,7 +84,7 @@ def file_digest(file: File) -> str:
 
 
 def check_permitted(pair: FilePair) -> None:
-    """OSError where one of the files may not be read, or is a link."""
+    """Raises OSError if one of the files is a link or may not be read."""
     for file in pair.files:
         _opened(file).close()
 
@@ -92,15 +100,15 @@ def _longest_name(folder: Path) -> int:
         return _NAME_BYTES
 
 
-def _names_on_the_way(name: str) -> list[str]:
-    """The names of an output, of its temporary file, and of the folder of a scene's progress."""
+def _names_used_for(name: str) -> list[str]:
+    """Returns the names of an output, of its temporary file, and of a scene's progress folder."""
     suffix = Path(name).suffix
     temporary = f".{name}.{8 * 'x'}{suffix}"
     return [name, f".{name}.progress", f"{temporary}-journal" if suffix == ".gpkg" else temporary]
 
 
 def _image_bytes(file: File) -> int:
-    if file.size > _IMAGE_BYTES:  # not even the header: Pillow may read chunks of any size before it
+    if file.size > _IMAGE_BYTES:  # do not even read the header: Pillow may read chunks of any size before it
         return _IMAGE_BYTES
     height, width = image_size(file.path)
     return 16 * height * width + (64 << 20)
@@ -108,4 +116,5 @@ def _image_bytes(file: File) -> int:
 
 def _raster_bytes(dataset: Any) -> int:
     value = max(map(bytes_of, dataset.dtypes))
-    return int(_ROOM[0] * dataset.width * dataset.height * dataset.count * value + _ROOM[1])
+    factor, extra = _RASTER_LIMIT
+    return int(factor * dataset.width * dataset.height * dataset.count * value + extra)

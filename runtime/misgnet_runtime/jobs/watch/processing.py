@@ -1,4 +1,4 @@
-"""One pair to its results, in a folder of their own: by the engine that is open for all pairs."""
+"""Processes one pair into its work folder, with an engine that stays open for all pairs."""
 
 from __future__ import annotations
 
@@ -24,34 +24,46 @@ from misgnet_runtime.raster.geotiff import load_rasterio
 from misgnet_runtime.raster.images import read_pair
 from misgnet_runtime.raster.polygons import load_vector_libraries
 
-Open = Callable[[str], AbstractContextManager[Opened]]  # the engine with the name
+Open = Callable[[str], AbstractContextManager[Opened]]  # opens the named engine
 
 
 class Processor(Protocol):
-    """What makes results of pairs: in this process, or in one of its own."""
+    """Processes pairs, in this process or in a child process."""
 
-    # The engine's name, what it runs on, how many batches at once, and tiles in them.
+    # The engine's name, device, number of streams and batch size.
     engine: str
-    # The engine's name, and why it was taken.
+    # The engine's name, and why it was chosen.
     title: str
 
     def digests(self, pair: FilePair, folder: Path) -> tuple[str, str]:
-        """SHA-256 of both files of a pair that can be processed in ``folder``; InputError for one that cannot."""
+        """Checks that ``pair`` can be processed in ``folder``, and returns the SHA-256 of both files.
+
+        Raises:
+            InputError: The pair cannot be processed.
+        """
 
     def process(self, pair: FilePair, folder: Path) -> dict[str, Any]:
-        """Write the results of ``pair`` to ``folder``, the map or mask last: where it is, all are. Its figures.
+        """Writes the results of ``pair`` to ``folder`` and returns the fields of its report.
 
-        What an interrupted run left in ``folder`` is used. Raises MisgnetError of many kinds.
+        The change raster or mask is written last, so if it exists, all results do. Resumes an interrupted run from the
+        files in ``folder``.
+
+        Raises:
+            MisgnetError: Any subclass.
         """
 
     def recover(self) -> None:
-        """Open the engine anew, and check it with the golden tiles; UnavailableError where it fails them."""
+        """Reopens the engine and checks it with the golden tiles.
+
+        Raises:
+            UnavailableError: The engine does not open or fails the golden tiles.
+        """
 
     def close(self) -> None: ...
 
 
 class LocalProcessor:
-    """A processor in this process."""
+    """Processes pairs in this process."""
 
     def __init__(self, bundle: Bundle, opening: Open, output: Path, options: WatchOptions, log: EventLog) -> None:
         self._bundle, self._opening, self._output = bundle, opening, output
@@ -80,17 +92,17 @@ class LocalProcessor:
         try:
             self._opened = self._stack.enter_context(self._opening(entry.name))
         except (MisgnetError, MemoryError) as error:
-            raise UnavailableError(f"engine {entry.name} does not open again: {error}") from error
+            raise UnavailableError(f"engine {entry.name} cannot be reopened: {error}") from error
         self.check()
 
     def check(self) -> None:
-        """UnavailableError where the open engine fails the golden tiles."""
+        """Raises UnavailableError if the open engine fails the golden tiles."""
         detector, entry, _ = self._opened
         try:
             golden = golden_of(self._bundle)
             golden_agreement(self._bundle, entry, detector.probability, golden)
         except (MisgnetError, MemoryError) as error:
-            raise UnavailableError(f"opened again, engine {entry.name} fails its golden tiles: {error}") from error
+            raise UnavailableError(f"engine {entry.name} was reopened and fails its golden tiles: {error}") from error
 
     def close(self) -> None:
         self._stack.close()
@@ -99,6 +111,7 @@ class LocalProcessor:
         detector, entry, reason = self._opened
         batch = self._options.scene.batch_of(entry, detector.interface, detector.batch)
         device = f"{entry.name} on {detector.engine.device}"
+        # The journal stores the first text, and later versions compare it: it must not change.
         return f"{device}, {detector.engine.streams} streams, batch {batch}", f"{entry.name} ({reason})"
 
     def _image(self, pair: FilePair, result: Path) -> dict[str, Any]:
@@ -119,7 +132,7 @@ class LocalProcessor:
 
 
 def missing_library(kind: Kind, options: WatchOptions) -> str | None:
-    """Why pairs of a kind cannot be processed on this machine; None where they can."""
+    """Returns why pairs of a kind cannot be processed on this machine; None if they can."""
     try:
         if kind == "scene":
             load_rasterio("a scene")
@@ -131,8 +144,8 @@ def missing_library(kind: Kind, options: WatchOptions) -> str | None:
 
 
 def folder_names(folder: Path) -> set[str]:
-    """The names in a folder; none where it is not there."""
+    """Returns the names in a folder; an empty set if the folder does not exist."""
     try:
-        return set(os.listdir(folder))  # noqa: PTH208 - only names
+        return set(os.listdir(folder))  # noqa: PTH208 - only names are needed
     except OSError:
         return set()

@@ -1,4 +1,4 @@
-"""The watcher: inspects a folder again and again, and has what is complete processed, in order."""
+"""Runs the watcher: scans a folder repeatedly and processes complete pairs in order."""
 
 from __future__ import annotations
 
@@ -27,22 +27,34 @@ from misgnet_runtime.jobs.watch.retry import Backoff, lacks_room
 from misgnet_runtime.jobs.watch.worker import Worker
 from misgnet_runtime.log import EventLog
 
-_PATIENCE = 10  # rounds until a pair that the disk refused is tried again
-_REFUSALS = 3  # of pairs, one after the other, that end a round
+_BACKOFF_ROUNDS = 10  # rounds until a pair that the output disk refused is retried
+_MAX_REFUSALS = 3  # consecutive pairs refused by the output disk that end a round
 
 
 def watch_folder(bundle_path: Path, folder: Path, output: Path, options: WatchOptions, log: EventLog) -> WatchReport:
-    """Process every pair of ``folder`` that is complete into ``output``, once, until SIGTERM or SIGINT, or ``once``.
+    """Processes every complete pair of ``folder`` into ``output`` until SIGTERM or SIGINT arrives, or once.
 
-    A pair that fails is journaled with its message, and the next one is taken. A folder that disappears and a disk
-    that refuses are logged and waited for, but for ``once``. What an interrupted watcher began is resumed.
-    Raises UsageError where another watcher is at work or another bundle was, InputError; UnavailableError also where
-    the engine fails in mid-run, and fails its golden tiles when it is opened again.
+    A failed pair is journaled with its message and does not stop the others. If the folder disappears or the disk
+    refuses, that is logged and the watcher waits, except with ``once``. Interrupted pairs are resumed.
+
+    Args:
+        bundle_path: Bundle folder.
+        folder: Folder to watch.
+        output: Output folder, created if missing.
+        options: How pairs are found and processed.
+        log: Receives log messages and results.
+
+    Raises:
+        UsageError: Another watcher is using ``output``, or it holds the results of another bundle.
+        InputError: The folder or the bundle cannot be read.
+        UnavailableError: The engine does not open; or it fails during the run, and fails its golden tiles after it was
+            reopened.
+        StorageError: With ``once``, an output cannot be written.
     """
     options.check()
     if output.resolve() == folder.resolve():
-        raise UsageError(f"output {output} is the folder that is watched; choose another -o")
-    _look(folder)
+        raise UsageError(f"output {output} is the watched folder; choose another -o")
+    _list_names(folder)
     report = WatchReport()
     with _until_stopped() as stop, open_journal(output) as journal:
         bundle = read_bundle(bundle_path)
@@ -51,7 +63,7 @@ def watch_folder(bundle_path: Path, folder: Path, output: Path, options: WatchOp
             stop.release = worker.release
             worker.start(bundle.digest())
             ended = journal.pairs.ended
-            log.info(f"watching {folder}, {plural(len(ended), 'pair')} processed before, engine {processor.title}")
+            log.info(f"watching {folder}; {plural(len(ended), 'pair')} processed earlier; engine {processor.title}")
             watch = _Watch(folder, options, worker, log, stop)
             try:
                 watch.run()
@@ -62,8 +74,9 @@ def watch_folder(bundle_path: Path, folder: Path, output: Path, options: WatchOp
 
 def _processor(bundle: Bundle, path: Path, output: Path, options: WatchOptions, log: EventLog) -> Processor:
     if options.max_seconds is None:
+        scene = options.scene
         return LocalProcessor(
-            bundle, lambda name: open_detector(bundle, name, options.scene.execution, goal=options.scene.goal), output,
+            bundle, lambda name: open_detector(bundle, name, scene.execution, optimise_for=scene.optimise_for), output,
             options, log,
         )  # fmt: skip
     setup = Setup(path.absolute(), bundle.digest(), required_elsewhere(), output.absolute(), options)
@@ -72,20 +85,20 @@ def _processor(bundle: Bundle, path: Path, output: Path, options: WatchOptions, 
 
 @dataclass
 class _Stop:
-    """Whether the process was asked to end; an exception alone can be lost where Python ignores it."""
+    """Whether the process was asked to stop. An exception alone is not enough: Python ignores some exceptions."""
 
-    asked: bool = False
-    # Called at once: whoever asks may not wait until all is unwound.
+    requested: bool = False
+    # Called at once on request: the sender of the signal may not wait until the stack is unwound.
     release: Callable[[], None] = lambda: None
 
 
 @contextmanager
 def _until_stopped() -> Iterator[_Stop]:
-    """SIGTERM and SIGINT end the block where it stands, without an error: what it began is resumed later."""
+    """Makes SIGTERM and SIGINT end the block without an error; the current pair is resumed later."""
     stop = _Stop()
 
     def end(_number: int, _frame: FrameType | None) -> None:
-        stop.asked = True
+        stop.requested = True
         stop.release()
         raise KeyboardInterrupt
 
@@ -99,12 +112,12 @@ def _until_stopped() -> Iterator[_Stop]:
 
 
 class _Watch:
-    """The rounds over one folder, and what was logged of them."""
+    """Scans one folder in rounds, and remembers which remarks were logged."""
 
     def __init__(self, folder: Path, options: WatchOptions, worker: Worker, log: EventLog, stop: _Stop) -> None:
         self._folder, self._options = folder, options
         self._worker, self._log, self._stop = worker, log, stop
-        self._settling, self._backoff = Settling(options.settle), Backoff(_PATIENCE * options.poll)
+        self._settling, self._backoff = Settling(options.settle), Backoff(_BACKOFF_ROUNDS * options.poll)
         self._logged: set[str] = set()
         self._missing: dict[Kind, str | None] = {}
         self.pending = 0
@@ -115,14 +128,14 @@ class _Watch:
                 time.sleep(self._options.settle)
                 self._round()
             return
-        while not self._stop.asked:
+        while not self._stop.requested:
             self._round()
             time.sleep(self._options.poll)
 
     def _round(self) -> bool:
-        """Have all that is complete processed; whether something is due and is not complete."""
+        """Processes all complete pairs; returns whether a due pair is not complete yet."""
         try:
-            names = _look(self._folder)
+            names = _list_names(self._folder)
         except InputError as error:
             if self._options.once:
                 raise
@@ -134,28 +147,31 @@ class _Watch:
         complete = self._complete(due)
         able = [pair for pair in complete if self._library(pair.kind) is None]
         remarks += self._take_all(able)
-        remarks += [f"pairs of GeoTIFFs wait: {self._missing['scene']}"] if len(able) < len(complete) else []
+        remarks += [f"pairs of GeoTIFFs are waiting: {self._missing['scene']}"] if len(able) < len(complete) else []
         remarks += self._backoff.remarks() + self._forget(pairs, names)
         self.pending = sum(map(self._worker.is_due, due))
         self._report(set(remarks))
         return len(complete) < len(due)
 
     def _take_all(self, pairs: list[FilePair]) -> list[str]:
-        """Have pairs processed; why the files of some cannot be read. With ``once``, raises what the disk refused."""
+        """Processes pairs and returns remarks on unreadable ones.
+
+        With ``once``, raises StorageError if the output disk refused a pair.
+        """
         remarks: list[str] = []
         refused: list[StorageError] = []
-        in_a_row = 0
+        consecutive = 0
         for pair in pairs:
-            if self._stop.asked or (in_a_row == _REFUSALS and not self._options.once):
+            if self._stop.requested or (consecutive == _MAX_REFUSALS and not self._options.once):
                 break
             if not self._backoff.allows(pair.name, time.monotonic()):
                 continue
             try:
                 self._take(pair)
-                in_a_row = 0
+                consecutive = 0
             except StorageError as error:
                 refused.append(error)
-                in_a_row += 1
+                consecutive += 1
                 self._backoff.refuse(pair.name, str(error), time.monotonic())
             except InputError as error:
                 remarks.append(str(error))
@@ -164,7 +180,7 @@ class _Watch:
         return remarks
 
     def _take(self, pair: FilePair) -> None:
-        """Have a pair processed, on the room of larger ones that the disk refused, where it takes that."""
+        """Processes a pair; if the disk is full, discards the partial results of larger pairs and tries again."""
         try:
             self._worker.take(pair)
         except StorageError as error:
@@ -174,13 +190,13 @@ class _Watch:
         self._backoff.forget(pair.name)
 
     def _library(self, kind: Kind) -> str | None:
-        """Why pairs of a kind cannot be processed here; asked once."""
+        """Returns why pairs of a kind cannot be processed here, or None; checked once."""
         if kind not in self._missing:
             self._missing[kind] = missing_library(kind, self._options)
         return self._missing[kind]
 
     def _complete(self, due: list[FilePair]) -> list[FilePair]:
-        """In the order in which they became so; first what was begun and has not ended."""
+        """Returns the complete pairs in order of arrival, unfinished ones first."""
         if self._options.naming.marker:
             found = [pair for pair in due if pair.marked is not None]
         else:
@@ -188,7 +204,7 @@ class _Watch:
         return sorted(found, key=lambda pair: (pair.name not in self._worker.unfinished, pair.arrived, pair.name))
 
     def _forget(self, pairs: list[FilePair], names: list[str]) -> list[str]:
-        """Let go of what concerns pairs that have left the folder; a remark where the journal's disk refuses."""
+        """Drops state of pairs that have left the folder; returns a remark if the journal cannot be compacted."""
         here = {pair.name for pair in pairs}
         self._worker.forget(here)
         self._backoff.keep(here)
@@ -199,14 +215,14 @@ class _Watch:
         return []
 
     def _report(self, remarks: set[str]) -> None:
-        """Log each once, for as long as it stays true."""
+        """Logs each remark once for as long as it applies."""
         for remark in sorted(remarks - self._logged):
             self._log.warning(remark)
         self._logged = remarks
 
 
-def _look(folder: Path) -> list[str]:
-    """The names in the folder; InputError where it cannot be read."""
+def _list_names(folder: Path) -> list[str]:
+    """Returns the names in the folder; raises InputError if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries]
