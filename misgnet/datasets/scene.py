@@ -158,7 +158,7 @@ def _rasterio() -> Any:
 
 
 def _check_kind(dataset: Any, is_label: bool) -> None:
-    found = f"{dataset.count} bands of {' and '.join(sorted(set(dataset.dtypes)))}"
+    found = f"{plural(dataset.count, 'band')} of {' and '.join(sorted(set(dataset.dtypes)))}"
     wanted = "1 band of uint8" if is_label else "3 bands of uint8, or 4 of which the last is alpha"
     alpha = dataset.count == 4 and dataset.colorinterp[3].name == "alpha"
     if set(dataset.dtypes) != {"uint8"} or not (dataset.count == 1 if is_label else dataset.count == 3 or alpha):
