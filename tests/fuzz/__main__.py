@@ -165,7 +165,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10, help="time for all targets together (default: 10)")
     parser.add_argument("--examples", type=int, help="read this number of fixed files per target (default: --minutes)")
     parser.add_argument("--engine", choices=["hypothesis", "atheris"], default="hypothesis", help="default: hypothesis")
-    parser.add_argument("--replay", type=Path, nargs="+", help="read only these files (default: fuzz)")
+    parser.add_argument(
+        "--replay", type=Path, nargs="*", help="read only these files and those in found/ (default: fuzz)"
+    )
     keep_help = "folder for files that break a promise (default: fuzz-found)"
     parser.add_argument("--keep", type=Path, default=Path("fuzz-found"), help=keep_help)
     options = parser.parse_args()

@@ -31,6 +31,7 @@ TARGETS = [
 MINUTES = os.environ.get("MISGNET_FUZZ_MINUTES")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_damaged_files_break_no_promise(target: str, tmp_path: Path) -> None:
     """No code is run, no outside file is opened, time and memory are limited, and only the project's errors occur."""
@@ -43,6 +44,17 @@ def test_damaged_files_break_no_promise(target: str, tmp_path: Path) -> None:
     assert found.returncode == 0, f"{found.stdout}\n{found.stderr[-3000:]}"
     kept = len(list((FUZZ / "found" / target).glob("*")))
     assert f"{target}: " in found.stdout and int(found.stdout.split(f"{target}: ")[1].split()[0]) >= 20 + kept
+
+
+@pytest.mark.parametrize("target", sorted(folder.name for folder in (FUZZ / "found").iterdir()))
+def test_files_found_by_fuzzing_break_no_promise_now(target: str, tmp_path: Path) -> None:
+    for module, targets in NEEDS.items():
+        if target in targets:
+            pytest.importorskip(module)
+    command = [sys.executable, str(FUZZ), target, "--keep", str(tmp_path), "--replay"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, f"{found.stdout}\n{found.stderr[-3000:]}"
+    assert f"{target}: {len(list((FUZZ / 'found' / target).iterdir()))} files" in found.stdout
 
 
 def test_fuzzer_has_all_targets() -> None:

@@ -173,6 +173,7 @@ def test_counts_of_an_evaluated_tile_exclude_padding(network: MISGNet, data: Pat
     assert evaluated.confusion.pixels == 100 * 70 and evaluated.mask.shape == (128, 128)
 
 
+@pytest.mark.slow
 def test_reference_weights_reach_the_scores_in_their_readme(reference: Path) -> None:
     """Uses real tiles and the weights of the smaller training set: F1 is 0.7103 on val."""
     weights, folder = (

@@ -131,6 +131,7 @@ def imitation(found: Written) -> MISGNet:
 by_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 
 
+@pytest.mark.slow
 @by_recipe
 def test_manifest_holds_the_scales_of_the_graph(recipe: Int8Recipe, graphs: dict[str, Written]) -> None:
     found = graphs[recipe.name]
@@ -181,6 +182,7 @@ def near_edge(position: np.ndarray, distance: np.ndarray | float) -> np.ndarray:
     return np.abs(position % 1 - 0.5) <= distance
 
 
+@pytest.mark.slow
 @by_recipe
 def test_each_layer_computes_like_its_operator(
     recipe: Int8Recipe, graphs: dict[str, Written], operators: dict[str, dict[str, Operator]]
@@ -191,6 +193,7 @@ def test_each_layer_computes_like_its_operator(
     assert all(operator.at_edge().mean() < 0.1 for operator in found.values() if operator.step)
 
 
+@pytest.mark.slow
 @by_recipe
 @pytest.mark.parametrize("harm", ["steps 1 % wider", "finer steps", "a bit less in weights"])
 def test_comparison_detects_a_layer_that_differs_from_its_operator(
@@ -285,6 +288,7 @@ def outputs(written_model: Any, names: list[str], data: Path) -> dict[str, np.nd
     return {name: value.astype(np.float32) for name, value in zip(names, found, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", (CPU, TENSORRT), ids=lambda recipe: recipe.name)
 @pytest.mark.parametrize("harm", ["coarse weights", "clipped activations"])
 def test_network_predicts_like_the_int8_graph(
@@ -310,6 +314,7 @@ def torch_predictions(network: MISGNet, data: Path) -> np.ndarray:
     return predict_probability(network, *stack(list(sets(data)[1].tiles())))
 
 
+@pytest.mark.slow
 def test_smoothed_graph_is_imitated_without_changing_the_output(
     model: Any, statistics: ActivationStatistics, data: Path
 ) -> None:
@@ -376,6 +381,7 @@ def test_gradient_ignores_rounding_and_is_zero_for_clipped_values() -> None:
     assert linear.weight.grad.tolist() == [pytest.approx([0.3, 12.7, 12.7])]
 
 
+@pytest.mark.slow
 def test_fake_quantization_ignores_autocast(graphs: dict[str, Written]) -> None:
     network = imitation(graphs["cpu"])
     for name in ("backbone.block1.0.attn.q", "decode1.conv3", "decode1.conv_l"):
@@ -387,6 +393,7 @@ def test_fake_quantization_ignores_autocast(graphs: dict[str, Written]) -> None:
         assert found.dtype == torch.float32 and torch.equal(found, plain)
 
 
+@pytest.mark.slow
 def test_state_dict_keeps_the_published_keys_and_a_copy_keeps_the_quantizers(graphs: dict[str, Written]) -> None:
     network = imitation(graphs["cpu"])
     assert network.state_dict().keys() == build_misgnet().state_dict().keys()
@@ -452,6 +459,7 @@ def with_graphs(bundle: Path, entries: dict[str, list[NodePlacement]]) -> Path:
     return edit(bundle, change)
 
 
+@pytest.mark.slow
 def test_bundle_returns_the_sites_of_the_requested_graph(
     bundle: Path, graphs: dict[str, Written], tmp_path: Path
 ) -> None:
@@ -469,6 +477,7 @@ def test_bundle_returns_the_sites_of_the_requested_graph(
         qat.quantizer_sites(old)
 
 
+@pytest.mark.slow
 def test_int8_operators_without_weights_are_refused(graphs: dict[str, Written], tmp_path: Path) -> None:
     softmax = NodePlacement("decode1/Mul_9", "Mul", "int8", "without weights", 0, operands=[STEPS, STEPS])
     mine = with_graphs(make_bundle(tmp_path / "all"), {"cpu": [*graphs["cpu"].int8, softmax]})
@@ -476,6 +485,7 @@ def test_int8_operators_without_weights_are_refused(graphs: dict[str, Written], 
         qat.quantizer_sites(mine)
 
 
+@pytest.mark.slow
 def test_weights_other_than_those_of_the_bundle_cause_a_warning(bundle: Path, tmp_path: Path) -> None:
     text = qat.different_weights_warning(bundle, WEIGHTS)
     assert text is not None and str(WEIGHTS) in text and "activation ranges" in text
@@ -510,6 +520,7 @@ def whole(data: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return Run(folder, train(*sets(data), folder, SHORT, start(bundle), device=DEVICE))
 
 
+@pytest.mark.slow
 def test_run_ends_after_its_steps_and_evaluates_the_quantized_network(
     whole: Run, data: Path, graphs: dict[str, Written]
 ) -> None:
@@ -523,6 +534,7 @@ def test_run_ends_after_its_steps_and_evaluates_the_quantized_network(
     assert whole.outcome.best_f1 >= validations[0]["f1"]
 
 
+@pytest.mark.slow
 def test_checkpoints_have_plain_keys_and_unchanged_norms(whole: Run) -> None:
     before, after = load_checkpoint(WEIGHTS), load_checkpoint(whole.folder / "last.safetensors")
     assert before.keys() == after.keys()
@@ -531,6 +543,7 @@ def test_checkpoints_have_plain_keys_and_unchanged_norms(whole: Run) -> None:
     assert not any(".bn" in key for key in changed)
 
 
+@pytest.mark.slow
 def test_resume_after_stop_equals_an_uninterrupted_run(whole: Run, bundle: Path, data: Path, tmp_path: Path) -> None:
     reports: list[Report] = []
     stopped = lambda: sum(isinstance(report, StepReport) for report in reports) == 2  # noqa: E731
@@ -543,6 +556,7 @@ def test_resume_after_stop_equals_an_uninterrupted_run(whole: Run, bundle: Path,
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.slow
 def test_resume_refuses_another_bundle(bundle: Path, graphs: dict[str, Written], data: Path, tmp_path: Path) -> None:
     mine = with_graphs(make_bundle(tmp_path / "bundle"), {"cpu": graphs["cpu"].entries})
     train(*sets(data), tmp_path / "run", SHORT, start(mine), device=DEVICE, stopped=lambda: True)
@@ -553,6 +567,7 @@ def test_resume_refuses_another_bundle(bundle: Path, graphs: dict[str, Written],
         resume(*sets(data), tmp_path / "run", device=DEVICE)
 
 
+@pytest.mark.slow
 def test_rebuilt_graph_has_the_same_quantizer_sites(whole: Run, graphs: dict[str, Written], data: Path) -> None:
     model = exported(whole.folder / "last.safetensors")
     statistics = observed(model, data)
@@ -574,6 +589,7 @@ def quantized_weights(found: Written) -> np.ndarray:
     return np.concatenate([graph.constant(node.input[0]).ravel() for node in dequantizers])
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss(model: Any, statistics: ActivationStatistics, data: Path, tmp_path: Path) -> None:
     """Uses 3-bit weights, whose first predictions are bad; every step uses the same tiles without augmentation."""
     coarse = written(model, statistics, replace(CPU, weight_bits=3)).entries
@@ -593,6 +609,7 @@ def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_qat_option_requires_weights_and_uses_a_small_learning_rate(bundle: Path, data: Path, tmp_path: Path) -> None:
     common = ["train", data, "-o", tmp_path / "run", "--tile", TILE, "--precision", "fp32", "--batch", 2]
     refused = invoke(*common, "--qat", bundle)

@@ -112,6 +112,7 @@ def test_tensorboard_shows_the_numbers_of_the_log(whole: Path) -> None:
     assert found == pytest.approx([entry["f1"] for entry in entries(whole, "validation")])
 
 
+@pytest.mark.slow
 def test_same_seed_repeats_the_run_and_another_seed_does_not(whole: Path, data: Path, tmp_path: Path) -> None:
     train(*sets(data), tmp_path / "same", SHORT, device=CPU, workers=1)
     train(*sets(data), tmp_path / "other", replace(SHORT, seed=4), device=CPU)
@@ -121,6 +122,7 @@ def test_same_seed_repeats_the_run_and_another_seed_does_not(whole: Path, data: 
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
 def test_resume_after_stop_equals_an_uninterrupted_run(
     stop_after: int, whole: Path, data: Path, tmp_path: Path
@@ -141,6 +143,7 @@ def test_resume_after_stop_equals_an_uninterrupted_run(
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
 
 
+@pytest.mark.slow
 def test_resume_after_kill_equals_an_uninterrupted_run(whole: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = misgnet("train", data, "-o", run, *as_options(SHORT))
@@ -157,6 +160,7 @@ def test_resume_after_kill_equals_an_uninterrupted_run(whole: Path, data: Path, 
     assert sorted(p.name for p in run.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
+@pytest.mark.slow
 def test_interrupt_saves_the_state_and_names_the_resume_option(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = misgnet("train", data, "-o", run, *as_options(replace(SHORT, epochs=500)))
@@ -193,6 +197,7 @@ def test_resume_refuses_other_options_tiles_or_damaged_files(whole: Path, data: 
         resume(train_tiles, val_tiles, broken, device=CPU)
 
 
+@pytest.mark.slow
 def test_image_damaged_in_epoch_3_loses_no_finished_epoch(whole: Path, tmp_path: Path) -> None:
     write_split(tmp_path / "train", 6, seed=1, size=64)
     write_split(tmp_path / "val", 3, seed=2, size=64)
@@ -219,6 +224,7 @@ def test_error_names_a_label_with_invalid_values(tmp_path: Path) -> None:
         train(*sets(tmp_path), tmp_path / "run", SHORT, device=CPU)
 
 
+@pytest.mark.slow
 def test_full_disk_is_reported_and_existing_files_are_kept(data: Path, tmp_path: Path) -> None:
     """Simulated by a limit on the size of files: the weights fit (40 MB), the state (152 MB) does not."""
     import resource
@@ -235,6 +241,7 @@ def test_full_disk_is_reported_and_existing_files_are_kept(data: Path, tmp_path:
     load_checkpoint(run / "best.safetensors")
 
 
+@pytest.mark.slow
 def test_older_run_is_kept_until_the_new_one_has_saved_a_state(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(*sets(data), run, replace(SHORT, epochs=1), device=CPU)
@@ -249,6 +256,7 @@ def test_older_run_is_kept_until_the_new_one_has_saved_a_state(data: Path, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
 def test_older_run_is_restored_after_a_kill_before_the_first_save(data: Path, tmp_path: Path) -> None:
     run, old = tmp_path / "run", tmp_path / ".run.old"
     for folder in (run, old):
@@ -269,6 +277,7 @@ def test_run_with_almost_no_time_makes_one_step(data: Path, tmp_path: Path) -> N
     assert load_network(tmp_path / "run" / "best.safetensors")
 
 
+@pytest.mark.slow
 def test_fine_tuning_keeps_the_initial_weights_if_training_makes_them_worse(data: Path, tmp_path: Path) -> None:
     recipe = replace(SHORT, learning_rate=0.3, epochs=1, ema=0.0)
     outcome = train(*sets(data), tmp_path / "run", recipe, Start(init=WEIGHTS), device=CPU)
@@ -279,6 +288,7 @@ def test_fine_tuning_keeps_the_initial_weights_if_training_makes_them_worse(data
     assert all(torch.equal(best[key], start[key]) for key in start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_frozen_encoder_and_norms_stay_bit_identical(precision: str, data: Path, tmp_path: Path) -> None:
     recipe = replace(SHORT, freeze=("encoder", "norms"), epochs=1, precision=precision)
@@ -288,6 +298,7 @@ def test_frozen_encoder_and_norms_stay_bit_identical(precision: str, data: Path,
     assert changed and not any(key.startswith("backbone.") or ".bn" in key for key in changed)
 
 
+@pytest.mark.slow
 def test_distillation_moves_predictions_towards_those_of_the_teacher(data: Path, tmp_path: Path) -> None:
     """Trains the teacher's weights with added noise; the loss consists only of the distillation loss."""
     draw = torch.Generator().manual_seed(0)
@@ -305,6 +316,7 @@ def test_distillation_moves_predictions_towards_those_of_the_teacher(data: Path,
     assert after < 0.7 * before
 
 
+@pytest.mark.slow
 def test_resume_restores_the_scale_of_float16_training(data: Path, tmp_path: Path) -> None:
     recipe = replace(SHORT, precision="fp16", epochs=1, freeze=("encoder",))
     start = Start(init=WEIGHTS)
@@ -318,6 +330,7 @@ def test_resume_restores_the_scale_of_float16_training(data: Path, tmp_path: Pat
     assert losses(run) == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one_with_the_joint_batch(data: Path, tmp_path: Path) -> None:
     """Uses gloo on the CPU; batch norms are frozen, because each process would normalise its own part.
 

@@ -266,6 +266,7 @@ def killed_run(place: Place, moment: int, force: bool) -> None:
         place.run(batch=2, force=force)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("force", [False, True])
 def test_resume_after_kill_at_any_system_call_writes_identical_outputs(
     place: Place, monkeypatch: pytest.MonkeyPatch, force: bool
