@@ -1,4 +1,4 @@
-"""What users of the package import from ``misgnet_runtime``, and how long a session stays open."""
+"""Tests the public names of ``misgnet_runtime`` and the lifetime of a session."""
 
 from __future__ import annotations
 

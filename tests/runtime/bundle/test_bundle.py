@@ -79,7 +79,7 @@ def test_the_stored_graphs_are_the_generators(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("place", ["first", "middle", "last", "cut", "longer"])
-def test_a_changed_byte_is_found(bundle: Path, name: str, place: str) -> None:
+def test_changed_byte_is_detected(bundle: Path, name: str, place: str) -> None:
     data = bytearray((bundle / name).read_bytes())
     if place == "cut":
         del data[-1]

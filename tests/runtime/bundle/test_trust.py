@@ -319,7 +319,7 @@ def test_a_state_of_another_user(state: Path, monkeypatch: pytest.MonkeyPatch) -
         pass
 
 
-def test_a_group_of_ones_own_is_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_access_of_the_users_own_group_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the umask 002 of many distributions leaves folders."""
     folder = tmp_path / "folder"
     folder.mkdir()
