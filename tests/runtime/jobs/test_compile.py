@@ -137,7 +137,7 @@ def test_a_plan_is_compiled_proven_and_then_used(
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     assert kept(cache) == ["json", "json", "plan", "timing"]
-    assert module.seen.flags == {"10.3.0": 2, "10.16.1": 4, "11.1.0": 0}[version], "strongly typed"
+    assert module.observed.flags == {"10.3.0": 2, "10.16.1": 4, "11.1.0": 0}[version], "strongly typed"
     assert driver.empty
 
 
@@ -148,9 +148,9 @@ def test_the_bundle_may_be_moved_and_another_one_is_not_meant(tmp_path: Path, te
     other = edit(device_bundle(tmp_path / "other"), lambda values: values.update(bundle_version=2))
     with pytest.raises(UnavailableError, match="must be compiled on the device"):
         answers(other)
-    assert tensorrt.seen.builds == 1
+    assert tensorrt.observed.builds == 1
     compile_bundle(other, CompileOptions())
-    assert tensorrt.seen.builds == 1, "the plan is that of the same graph; it is proven for this bundle, too"
+    assert tensorrt.observed.builds == 1, "the plan is that of the same graph; it is proven for this bundle, too"
     answers(other)
 
 
@@ -166,16 +166,16 @@ def test_what_was_compiled_before_is_found_by_all_that_decides_a_plan(tmp_path: 
         (CompileOptions(), 4),
     ):
         compile_bundle(bundle, options)
-        assert tensorrt.seen.builds == builds
+        assert tensorrt.observed.builds == builds
     answers(bundle)
 
 
 def test_memory_is_limited_by_what_is_free(tmp_path: Path, tensorrt: Any, driver: FakeDriver) -> None:
     bundle = device_bundle(tmp_path / "bundle")
     compile_bundle(bundle, CompileOptions())
-    assert tensorrt.seen.config.pools == {"WORKSPACE": FREE // 4, "TACTIC_DRAM": FREE // 2}  # a power of 2
+    assert tensorrt.observed.config.pools == {"WORKSPACE": FREE // 4, "TACTIC_DRAM": FREE // 2}  # a power of 2
     compile_bundle(bundle, CompileOptions(workspace_bytes=64 << 20))
-    assert tensorrt.seen.config.pools["WORKSPACE"] == 64 << 20
+    assert tensorrt.observed.config.pools["WORKSPACE"] == 64 << 20
 
 
 def test_a_board_shares_its_memory_with_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +346,7 @@ def test_an_older_driver_is_told_and_a_plan_is_made_with_it(
     with pytest.raises(UnavailableError, match=message):
         answers(bundle)
     compile_bundle(bundle, CompileOptions())
-    assert tensorrt.seen.builds == 2
+    assert tensorrt.observed.builds == 2
     answers(bundle)
 
 
@@ -375,7 +375,7 @@ def test_another_board_is_told_before_anything_is_built(
     bundle = device_bundle(tmp_path / "bundle", replace(DEVICE, **change))
     with pytest.raises(UnavailableError, match=said):
         compile_bundle(bundle, CompileOptions())
-    assert tensorrt.seen.builds == 0 and not cache.exists()
+    assert tensorrt.observed.builds == 0 and not cache.exists()
 
 
 def test_of_several_boards_engines_only_those_of_this_one_are_compiled(
@@ -487,7 +487,7 @@ def test_a_damaged_record_and_timing_cache_cost_a_build(
     for path in (record, only(cache, ".timing")):
         flip(-1)(path)
     compile_bundle(bundle, CompileOptions())
-    assert tensorrt.seen.builds == 2
+    assert tensorrt.observed.builds == 2
     told = capsys.readouterr().err
     assert "its digest is not that of what it holds" in told and "timing cache not read: " in told
     answers(bundle)
@@ -654,7 +654,7 @@ def test_an_interrupt_while_building_leaves_nothing(
     monkeypatch.setattr(BuildProgress, "__call__", press)
     with pytest.raises(KeyboardInterrupt):
         compile_bundle(device_bundle(tmp_path / "bundle"), CompileOptions())
-    assert tensorrt.seen.canceled and kept(cache) == []
+    assert tensorrt.observed.canceled and kept(cache) == []
 
 
 # Words
