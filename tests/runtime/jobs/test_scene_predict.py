@@ -494,7 +494,7 @@ def test_a_scene_larger_than_the_disk_is_refused(place: Place) -> None:
         ):  # fmt: skip
             pass
     start = time.perf_counter()
-    with pytest.raises(InputError, match=r"1,048,576 x 1,048,576 px, and its map takes 4\.4 TB"):
+    with pytest.raises(InputError, match=r"1,048,576 x 1,048,576 px, and its map needs 4\.4 TB"):
         place.run()
     assert not place.names() and time.perf_counter() - start < 20
 
