@@ -192,22 +192,22 @@ def test_each_layer_computes_like_its_operator(
 
 
 @by_recipe
-@pytest.mark.parametrize("harm", ["steps 1 % wider", "finer steps", "a bit less in weights"])
+@pytest.mark.parametrize("fault", ["steps 1 % wider", "finer steps", "a bit less in weights"])
 def test_comparison_detects_a_layer_that_differs_from_its_operator(
-    harm: str, recipe: Int8Recipe, graphs: dict[str, Written], operators: dict[str, dict[str, Operator]]
+    fault: str, recipe: Int8Recipe, graphs: dict[str, Written], operators: dict[str, dict[str, Operator]]
 ) -> None:
     """Shows that the test above is strict enough."""
     network, found = imitation(graphs[recipe.name]), operators[recipe.name]
     for name in found:
         layer = network.get_submodule(name)
-        layer.numbers = harmed(layer.numbers, harm)
+        layer.numbers = with_fault(layer.numbers, fault)
     assert not [name for name, operator in found.items() if agrees(network, name, operator, recipe)]
 
 
-def harmed(numbers: Int8Numbers, harm: str) -> Int8Numbers:
-    if harm == "a bit less in weights":
+def with_fault(numbers: Int8Numbers, fault: str) -> Int8Numbers:
+    if fault == "a bit less in weights":
         return replaced(numbers, weight_bits=numbers.weight_bits - 1)
-    factor = 1.01 if harm == "steps 1 % wider" else 1 / 8
+    factor = 1.01 if fault == "steps 1 % wider" else 1 / 8
     return replaced(numbers, activation=replaced(numbers.activation, scale=numbers.activation.scale * factor))
 
 
@@ -286,9 +286,9 @@ def outputs(written_model: Any, names: list[str], data: Path) -> dict[str, np.nd
 
 
 @pytest.mark.parametrize("recipe", (CPU, TENSORRT), ids=lambda recipe: recipe.name)
-@pytest.mark.parametrize("harm", ["coarse weights", "clipped activations"])
+@pytest.mark.parametrize("fault", ["coarse weights", "clipped activations"])
 def test_network_predicts_like_the_int8_graph(
-    harm: str, recipe: Int8Recipe, model: Any, statistics: ActivationStatistics, data: Path
+    fault: str, recipe: Int8Recipe, model: Any, statistics: ActivationStatistics, data: Path
 ) -> None:
     """Compares whole predictions with ONNX Runtime, with scales so bad that they change the prediction.
 
@@ -296,8 +296,8 @@ def test_network_predicts_like_the_int8_graph(
     later layers amplify it, and ONNX Runtime's own results differ between optimisation levels by half of the error
     that INT8 causes.
     """
-    bad = replace(recipe, weight_bits=3) if harm == "coarse weights" else recipe
-    found = written(model, statistics, bad, width=1.0 if harm == "coarse weights" else 0.25)
+    bad = replace(recipe, weight_bits=3) if fault == "coarse weights" else recipe
+    found = written(model, statistics, bad, width=1.0 if fault == "coarse weights" else 0.25)
     expected, plain, mine = predictions(found, data), torch_predictions(load_network(WEIGHTS), data), imitation(found)
     assert np.abs(torch_predictions(mine, data) - expected).mean() < 0.15 * np.abs(plain - expected).mean()
 
