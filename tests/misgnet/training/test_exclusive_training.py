@@ -40,10 +40,10 @@ def test_active_run_is_neither_replaced_nor_resumed(sets: tuple[TileSet, TileSet
 
     def listen(event: object) -> None:
         if isinstance(event, StepReport):
-            with pytest.raises(LockTimeoutError, match="another process is making it"):
+            with pytest.raises(LockTimeoutError, match="another process is writing it"):
                 train(*sets, run, SHORT, device=CPU, force=True)
             refused.append("train")
-            with pytest.raises(LockTimeoutError, match="another process is making it"):
+            with pytest.raises(LockTimeoutError, match="another process is writing it"):
                 resume(*sets, run, device=CPU)
             refused.append("resume")
 
