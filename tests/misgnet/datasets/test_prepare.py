@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from misgnet.cli.prepare import prepare as command
 from misgnet.datasets import PrepareOptions, PrepareReport, prepare, writing
-from misgnet.datasets.split import MOST_TILES, counts, grid, place
+from misgnet.datasets.split import MOST_TILES, assign_splits, counts, grid
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.log import use
 from support.paths import ROOT
@@ -298,23 +298,23 @@ def test_incomplete_last_line_of_the_record_is_replaced(
     assert tree(out) == expected
 
 
-@pytest.mark.parametrize("harm", ["deleted", "truncated", "another picture", "a folder's worth"])
-def test_damaged_tiles_are_written_again(source: Path, tmp_path: Path, expected: dict[str, bytes], harm: str) -> None:
+@pytest.mark.parametrize("damage", ["deleted", "truncated", "another picture", "a folder's worth"])
+def test_damaged_tiles_are_written_again(source: Path, tmp_path: Path, expected: dict[str, bytes], damage: str) -> None:
     out = tmp_path / "out"
     prepare("levir", source, out, SMALL)
     tile = out / "train/label/one_00032_00038.png"
     before = stamps(out)
-    if harm == "deleted":
+    if damage == "deleted":
         tile.unlink()
-    elif harm == "truncated":
+    elif damage == "truncated":
         tile.write_bytes(tile.read_bytes()[:50])
-    elif harm == "another picture":
+    elif damage == "another picture":
         tile.write_bytes((out / "train/label/two.png").read_bytes())
     else:
         for path in (out / "train/label").iterdir():
             path.unlink()
     report = prepare("levir", source, out, SMALL)
-    assert written(report) == (10 if harm == "a folder's worth" else 1)
+    assert written(report) == (10 if damage == "a folder's worth" else 1)
     assert tree(out) == expected
     same = {name for name, stamp in stamps(out).items() if before[name] == stamp}
     assert len([name for name in same if name.endswith(".png")]) == 48 - written(report)
@@ -494,7 +494,7 @@ def test_foreign_files_among_the_tiles_are_reported(source: Path, tmp_path: Path
 def test_every_pixel_of_a_scene_is_in_exactly_one_tile(height: int, width: int, tile: int, seed: int) -> None:
     cells = grid(height, width, tile)
     owner = np.zeros((height, width), int)
-    for placed in place(cells, tile, seed, "keep"):
+    for placed in assign_splits(cells, tile, seed, "keep"):
         area = placed.cell.rows, placed.cell.columns
         assert all(span.start % tile == 0 and 0 < span.length <= tile for span in area)
         owner[area[0].start : area[0].stop, area[1].start : area[1].stop] += 1
@@ -507,7 +507,7 @@ def test_every_pixel_of_a_scene_is_in_exactly_one_tile(height: int, width: int, 
 @given(height=st.integers(1, 300), width=st.integers(1, 300), tile=st.sampled_from([16, 32]), seed=st.integers(0, 9))
 def test_val_and_test_each_get_a_tenth_of_the_drawn_tiles(height: int, width: int, tile: int, seed: int) -> None:
     cells = grid(height, width, tile)
-    kept, dropped = (place(cells, tile, seed, edges) for edges in ("keep", "drop"))
+    kept, dropped = (assign_splits(cells, tile, seed, edges) for edges in ("keep", "drop"))
     assert dropped == [placed for placed in kept if not placed.is_edge]
     share = {name: sum(p.split == name for p in dropped) for name in ("train", "val", "test")}
     assert share == counts(len(dropped))
@@ -517,13 +517,13 @@ def test_val_and_test_each_get_a_tenth_of_the_drawn_tiles(height: int, width: in
 
 def test_scene_of_published_size_has_the_published_counts() -> None:
     cells = grid(15354, 32570, 256)
-    kept, dropped = (place(cells, 256, 0, edges) for edges in ("keep", "drop"))
+    kept, dropped = (assign_splits(cells, 256, 0, edges) for edges in ("keep", "drop"))
     assert [sum(p.split == name for p in dropped) for name in ("train", "val", "test")] == [6096, 762, 762]
     assert [sum(p.split == name for p in kept) for name in ("train", "val", "test")] == [6156, 762, 762]
     assert sum(p.is_edge for p in kept) == 60
     # the draw must never change: a resumed run would otherwise mix up the splits
     assert hashlib.sha256(" ".join(p.split for p in kept).encode()).hexdigest() == DRAW_OF_SEED_0
-    assert [p.split for p in place(cells, 256, 1, "keep")] != [p.split for p in kept]
+    assert [p.split for p in assign_splits(cells, 256, 1, "keep")] != [p.split for p in kept]
 
 
 DRAW_OF_SEED_0 = "5507d0cd8e30576a81cad62eca726a13d272d91bec2f09c437ae47844f84738e"

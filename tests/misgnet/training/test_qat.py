@@ -195,22 +195,22 @@ def test_each_layer_computes_like_its_operator(
 
 @pytest.mark.slow
 @by_recipe
-@pytest.mark.parametrize("harm", ["steps 1 % wider", "finer steps", "a bit less in weights"])
+@pytest.mark.parametrize("fault", ["steps 1 % wider", "finer steps", "a bit less in weights"])
 def test_comparison_detects_a_layer_that_differs_from_its_operator(
-    harm: str, recipe: Int8Recipe, graphs: dict[str, Written], operators: dict[str, dict[str, Operator]]
+    fault: str, recipe: Int8Recipe, graphs: dict[str, Written], operators: dict[str, dict[str, Operator]]
 ) -> None:
     """Shows that the test above is strict enough."""
     network, found = imitation(graphs[recipe.name]), operators[recipe.name]
     for name in found:
         layer = network.get_submodule(name)
-        layer.numbers = harmed(layer.numbers, harm)
+        layer.numbers = with_fault(layer.numbers, fault)
     assert not [name for name, operator in found.items() if agrees(network, name, operator, recipe)]
 
 
-def harmed(numbers: Int8Numbers, harm: str) -> Int8Numbers:
-    if harm == "a bit less in weights":
+def with_fault(numbers: Int8Numbers, fault: str) -> Int8Numbers:
+    if fault == "a bit less in weights":
         return replaced(numbers, weight_bits=numbers.weight_bits - 1)
-    factor = 1.01 if harm == "steps 1 % wider" else 1 / 8
+    factor = 1.01 if fault == "steps 1 % wider" else 1 / 8
     return replaced(numbers, activation=replaced(numbers.activation, scale=numbers.activation.scale * factor))
 
 
@@ -290,9 +290,9 @@ def outputs(written_model: Any, names: list[str], data: Path) -> dict[str, np.nd
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", (CPU, TENSORRT), ids=lambda recipe: recipe.name)
-@pytest.mark.parametrize("harm", ["coarse weights", "clipped activations"])
+@pytest.mark.parametrize("fault", ["coarse weights", "clipped activations"])
 def test_network_predicts_like_the_int8_graph(
-    harm: str, recipe: Int8Recipe, model: Any, statistics: ActivationStatistics, data: Path
+    fault: str, recipe: Int8Recipe, model: Any, statistics: ActivationStatistics, data: Path
 ) -> None:
     """Compares whole predictions with ONNX Runtime, with scales so bad that they change the prediction.
 
@@ -300,8 +300,8 @@ def test_network_predicts_like_the_int8_graph(
     later layers amplify it, and ONNX Runtime's own results differ between optimisation levels by half of the error
     that INT8 causes.
     """
-    bad = replace(recipe, weight_bits=3) if harm == "coarse weights" else recipe
-    found = written(model, statistics, bad, width=1.0 if harm == "coarse weights" else 0.25)
+    bad = replace(recipe, weight_bits=3) if fault == "coarse weights" else recipe
+    found = written(model, statistics, bad, width=1.0 if fault == "coarse weights" else 0.25)
     expected, plain, mine = predictions(found, data), torch_predictions(load_network(WEIGHTS), data), imitation(found)
     assert np.abs(torch_predictions(mine, data) - expected).mean() < 0.15 * np.abs(plain - expected).mean()
 
@@ -618,9 +618,9 @@ def test_qat_option_requires_weights_and_uses_a_small_learning_rate(bundle: Path
     assert isinstance(lonely.exception, UsageError) and "--qat" in str(lonely.exception)
     done = invoke(*common, "--init", WEIGHTS, "--qat", bundle, "--qat-graph", "tensorrt", "--steps", 1)
     assert done.exit_code == 0 and "learning rate 1e-05" in done.output, done.output
-    assert done.output.count("was not built from") == 1
+    assert done.output.count("was built from another file") == 1
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["recipe"]["learning_rate"], config["recipe"]["steps"]) == (1e-5, 1)
     assert config["start"]["qat"] == str(bundle) and config["start"]["qat_graph"] == "tensorrt"
     again = invoke(*common, "--resume", "--init", WEIGHTS, "--qat", bundle, "--qat-graph", "tensorrt", "--steps", 1)
-    assert again.exit_code == 0 and "was not built from" not in again.output, again.output
+    assert again.exit_code == 0 and "another file" not in again.output, again.output
