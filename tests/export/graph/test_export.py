@@ -51,10 +51,7 @@ def test_golden_weights_with_norm_factor_4_have_a_node_without_pixels() -> None:
 
 @pytest.mark.parametrize("stage", ["exported", "simplified", "rewritten"])
 def test_graph_reproduces_the_network(stage: str) -> None:
-    network, images = (
-        make_network(SEED, norm=4),
-        make_images(SEED, 3, TILE, TILE),
-    )  # a batch that differs from the example
+    network, images = make_network(SEED, norm=4), make_images(SEED, 3, TILE, TILE)  # 3: unlike the example's batch
     model = exported() if stage == "exported" else simplify_graph(exported())
     model = rewrite(model) if stage == "rewritten" else model
     with torch.inference_mode():

@@ -78,7 +78,7 @@ def test_second_run_waits_and_leaves_the_result_of_the_first(at_work: subprocess
     _, more = second.communicate()
     assert (at_work.returncode, second.returncode) == (0, 2), first_line + more
     assert picture(tmp_path / "out") == picture(tmp_path / "alone")
-    assert "waiting for the lock on" in first_line and "out: another process is making it" in first_line
+    assert "waiting for the lock on" in first_line and "out: another process is writing it" in first_line
     assert more.count("\n") == 1 and "out exists" in more
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "out"]
 

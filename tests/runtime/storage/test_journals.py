@@ -313,7 +313,7 @@ def test_line_longer_than_the_limit_is_refused(kind: Kind, tmp_path: Path) -> No
     for content in ([*lines, long + b"\n", lines[2]], [*lines, long]):
         (tmp_path / kind.file).write_bytes(b"".join(content))
         message = refusal(kind, tmp_path, kind.damage)
-        assert f"line {len(lines) + 1} is damaged (it has no end, or none within {JOURNAL_LINE_BYTES} bytes" in message
+        assert f"line {len(lines) + 1} is damaged (it has no line end within {JOURNAL_LINE_BYTES} bytes" in message
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -336,7 +336,7 @@ def test_other_format_is_named(kind: Kind, tmp_path: Path) -> None:
     ):
         (tmp_path / kind.file).write_bytes(b"".join(content))
         message = refusal(kind, tmp_path, UsageError)
-        assert f"{kind.file}, line 1 has format 99, and this version reads format" in message
+        assert f"{kind.file}, line 1 has format 99, but this version reads format" in message
         assert kind.advice in message
 
 
@@ -474,7 +474,7 @@ def test_older_and_newer_formats(tmp_path: Path) -> None:
     assert read(tmp_path / "a") == [Header(1, {}), Item("a")]
     write(tmp_path / "b", Header(3, {}))
     with pytest.raises(
-        UsageError, match="b, line 1 has format 3, and this version reads formats 1 and 2; choose another"
+        UsageError, match="b, line 1 has format 3, but this version reads formats 1 and 2; choose another"
     ):
         read(tmp_path / "b")
 

@@ -39,7 +39,7 @@ def test_where_nothing_is_nothing_is_found(folder: PrivateFolder) -> None:
 def test_where_nothing_is_nobody_is_asked_who_may_write_there(folder: PrivateFolder, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     assert folder.read("one", LIMIT) is None
-    with pytest.raises(InputError, match="can be exchanged by others"):
+    with pytest.raises(InputError, match="can be replaced by other users"):
         folder.prepare()
 
 
@@ -65,7 +65,7 @@ def test_what_was_written_is_read_again_and_removed(filled: PrivateFolder) -> No
 def test_a_folder_that_is_open_to_readers_is_refused_until_it_is_closed(filled: PrivateFolder) -> None:
     filled.path.chmod(0o755)
     for call in (lambda: filled.read("one", LIMIT), filled.prepare):
-        with pytest.raises(InputError, match=rf"open to others \(mode 0755\).*chmod 700 {filled.path}"):
+        with pytest.raises(InputError, match=rf"open to other users \(mode 0755\).*chmod 700 {filled.path}"):
             call()
     filled.path.chmod(0o700)
     assert filled.read_sealed("one", LIMIT) == b"contents"
@@ -76,7 +76,7 @@ def test_a_changed_byte_is_found(filled: PrivateFolder, position: int) -> None:
     data = bytearray((filled.path / "one").read_bytes())
     data[position] ^= 1
     (filled.path / "one").write_bytes(data)
-    with pytest.raises(InputError, match="its digest is not that of what it holds"):
+    with pytest.raises(InputError, match="its contents do not match its digest"):
         filled.read_sealed("one", LIMIT)
 
 
@@ -118,16 +118,16 @@ def open_grandparent(folder: PrivateFolder) -> None:
     [
         (
             open_to_the_group,
-            r"plans is open to others \(mode 0770\).*; else remove it, or name another .* MISGNET_C",
+            r"plans is open to other users \(mode 0770\).*; otherwise remove it, or set MISGNET_CACHE to another",
         ),
-        (linked_folder, "plans must be a folder, and no link"),
-        (file_in_its_place, "plans must be a folder, and no link"),
+        (linked_folder, "plans must be a folder, not a link"),
+        (file_in_its_place, "plans must be a folder, not a link"),
         (
             open_parent,
-            r"plans can be exchanged by others: \S+some/cache is theirs.*; run: chmod go-w \S+cache,",
+            r"plans can be replaced by other users: \S+some/cache belongs to them.*; run: chmod go-w \S+cache,",
         ),
-        (open_grandparent, r"plans can be exchanged by others: \S+some is theirs"),
-        (pipe, "one cannot be used: it is no file"),
+        (open_grandparent, r"plans can be replaced by other users: \S+some belongs to them"),
+        (pipe, "one cannot be used: it is not a regular file"),
     ],
 )
 def test_what_others_may_have_changed_is_refused(
@@ -155,7 +155,7 @@ def test_a_link_on_the_way_that_another_user_could_exchange_is_refused(
     monkeypatch.setenv("MISGNET_CACHE", str(shared / "cache"))
     assert PrivateFolder.of("plans").read_sealed("one", LIMIT) == b"contents"
     shared.chmod(0o777)
-    with pytest.raises(InputError, match=r"can be exchanged by others: \S+/shared is theirs"):
+    with pytest.raises(InputError, match=r"can be replaced by other users: \S+/shared belongs to them"):
         PrivateFolder.of("plans").read("one", LIMIT)
 
 
@@ -163,7 +163,7 @@ def test_a_link_in_the_place_of_a_file_is_neither_followed_nor_replaced(filled: 
     linked_file(filled)
     with pytest.raises(InputError, match="it is a link"):
         filled.read("one", LIMIT)
-    with pytest.raises(InputError, match="is a link, which was not put there by this program"):
+    with pytest.raises(InputError, match="is a link, which this program did not create"):
         filled.write("one", b"new")
     assert (filled.path / "two").read_bytes().endswith(b"contents")
 
@@ -178,7 +178,7 @@ def test_a_folder_of_another_user_is_refused(filled: PrivateFolder, monkeypatch:
         return os.stat_result((*facts[:4], foreign, *facts[5:10]))
 
     monkeypatch.setattr(os, "fstat", fstat)
-    with pytest.raises(InputError, match=rf"belongs to user {foreign}, not to this one"):
+    with pytest.raises(InputError, match=rf"belongs to user {foreign}, not to this user"):
         getattr(filled, call)()
 
 
