@@ -237,5 +237,5 @@ def test_image_that_does_not_fit_into_memory_is_reported(tmp_path: Path, monkeyp
     path = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(path)
     monkeypatch.setattr(Image.Image, "convert", lambda *_, **__: bytearray(1 << 62))
-    with pytest.raises(InputError, match="does not fit into the memory that is left"):
+    with pytest.raises(InputError, match="does not fit into the available memory"):
         read_image(path)

@@ -158,7 +158,7 @@ def first_that_opens(
             refused.append((entry.name, error))
             continue
         if asked != "auto":
-            return opened, entry, "as asked"
+            return opened, entry, "as requested"
         if entry.name == fastest:
             return opened, entry, "measured fastest here"
         reasons = "".join(f"; {name} does not run: {error}" for name, error in refused)

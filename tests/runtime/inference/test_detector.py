@@ -185,7 +185,7 @@ def test_the_fastest_engine_that_runs_is_taken(tmp_path: Path) -> None:
         assert entry == INT8
         assert reason.startswith("fastest that runs here; rtx-sm86 does not run: ")
     with open_detector(bundle, "cpu-float32") as (_, entry, reason):
-        assert (entry, reason) == (FLOAT, "as asked")
+        assert (entry, reason) == (FLOAT, "as requested")
     with pytest.raises(UsageError), open_detector(bundle, "gpu"):
         pass
 
@@ -212,7 +212,7 @@ def test_a_bundle_is_opened_and_asked(bundle: Path) -> None:
     before, after = images(100, 30)
     with open_bundle(f"{bundle}/", engine="cpu-float32") as opened:
         change = opened.predict(before, after)
-        assert (opened.manifest.tile, opened.engine, opened.reason) == (TILE, FLOAT, "as asked")
+        assert (opened.manifest.tile, opened.engine, opened.reason) == (TILE, FLOAT, "as requested")
     assert isinstance(change, ChangeMap)
     assert (change.probability.dtype, change.mask.dtype) == (np.float32, np.bool_)
     np.testing.assert_allclose(change.probability, expected(before, after), atol=1e-6)

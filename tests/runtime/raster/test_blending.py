@@ -123,5 +123,5 @@ def test_going_on_from_any_row_gives_the_same_bytes(layout: Layout, seed: int, d
 
 @pytest.mark.parametrize("overlap", [-1, 49])
 def test_an_overlap_beyond_the_sensible_is_refused(overlap: int) -> None:
-    with pytest.raises(UsageError, match=f"--overlap is {overlap}; it is from 0 to 3/4 of a tile, here 48"):
+    with pytest.raises(UsageError, match=f"--overlap is {overlap}; it must be from 0 to 3/4 of a tile, here 48"):
         lay_out(100, 100, 64, overlap)

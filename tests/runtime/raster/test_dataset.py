@@ -153,7 +153,7 @@ def empty(part: str) -> Callable[[Path], str]:
     def change(root: Path) -> str:
         for path in (root / part).iterdir():
             path.unlink()
-        return f"{part} holds no images"
+        return f"{part} contains no images"
 
     return change
 

@@ -197,5 +197,5 @@ def test_blocks_that_lie_mostly_beyond_the_raster_are_refused(
         if fits:
             assert geotiff.cache_for(dataset) >= block * block * 3, "a block is decoded once"
         else:
-            with pytest.raises(InputError, match="which lie mostly beyond it"):
+            with pytest.raises(InputError, match="which are mostly outside of it"):
                 geotiff.cache_for(dataset)

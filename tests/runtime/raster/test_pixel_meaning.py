@@ -215,7 +215,7 @@ SHEARED = Affine(0.5, 0.1, 400_000, 0.1, -0.5, 5_000_000)
 def test_transforms_count_without_a_coordinate_system(place: Place) -> None:
     write_raster(place.before, BEFORE, crs=None, transform=SHEARED)
     write_raster(place.after, AFTER, crs=None, transform=SHEARED * Affine.translation(30, 0))
-    place.refused("half a pixel apart or more", "without a coordinate system")
+    place.refused("offset by half a pixel or more", "without a coordinate system")
     write_raster(place.after, AFTER, crs=None, transform=SHEARED)
     place.run()
     with rasterio.open(place.out) as dataset:
@@ -224,7 +224,7 @@ def test_transforms_count_without_a_coordinate_system(place: Place) -> None:
 
 def test_a_coordinate_system_of_one_date_is_not_enough(place: Place) -> None:
     write_raster(place.after, AFTER, crs=None)
-    place.refused("do not both say where they lie", "without a coordinate system")
+    place.refused("are not both georeferenced", "without a coordinate system")
 
 
 SOUTH_UP = PLACE["transform"] * Affine.translation(0, H) * Affine.scale(1, -1)

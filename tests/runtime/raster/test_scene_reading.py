@@ -97,12 +97,12 @@ def test_percentiles_become_black_and_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "kind", "words"),
     [
-        ({"before": BEFORE.astype(np.uint16)}, InputError, ("holds uint16", "--scale", "--stretch 2,98")),
+        ({"before": BEFORE.astype(np.uint16)}, InputError, ("contains uint16", "--scale", "--stretch 2,98")),
         ({"before": BEFORE[:1]}, InputError, ("has 1 band;", "--bands 3,2,1")),
         ({"before": np.concatenate([BEFORE, BEFORE])}, InputError, ("has 6 bands", "--before-bands")),
-        ({"declared": Declared(bands=(1, 2, 9))}, UsageError, ("band 9 was asked for", "has 3")),
+        ({"declared": Declared(bands=(1, 2, 9))}, UsageError, ("band 9 was requested", "has 3")),
         ({"before": BEFORE * 0, "declared": Declared(stretch=(2.0, 98.0))}, InputError, ("band 1", "has 0 at")),
-        ({"before": BEFORE.astype(np.complex64)}, InputError, ("holds complex64", "real numbers")),
+        ({"before": BEFORE.astype(np.complex64)}, InputError, ("contains complex64", "real numbers")),
     ],
 )
 def test_nothing_is_guessed(tmp_path: Path, how: dict[str, Any], kind: type[MisgnetError], words: tuple[str]) -> None:
@@ -112,7 +112,11 @@ def test_nothing_is_guessed(tmp_path: Path, how: dict[str, Any], kind: type[Misg
 def test_a_stretch_of_nothing_is_refused(tmp_path: Path) -> None:
     empty = {"before": np.zeros_like(BEFORE), "first": {"nodata": 0}}
     refused(
-        InputError, "has no data where it was sampled", folder=tmp_path, declared=Declared(stretch=(1.0, 9.0)), **empty
+        InputError,
+        "has no data at the sampled windows",
+        folder=tmp_path,
+        declared=Declared(stretch=(1.0, 9.0)),
+        **empty,
     )
 
 
@@ -134,7 +138,7 @@ def test_one_date_may_be_declared_alone() -> None:
         ({"scale": "nan"}, "--before-scale is 'nan'"),
         ({"offset": "1,2"}, "--before-offset"),
         ({"stretch": "98,2"}, "the lower one first"),
-        ({"scale": "1", "stretch": "2,98"}, "--before-stretch finds scale and offset by itself"),
+        ({"scale": "1", "stretch": "2,98"}, "--before-stretch determines scale and offset itself"),
     ],
 )
 def test_wrong_words_are_told(words: dict[str, str], message: str) -> None:
@@ -213,9 +217,9 @@ MOVED = from_origin(399_984.5, 4_999_992, 0.5, 0.5)
 GRIDS: dict[str, tuple[dict[str, Any], str]] = {
     "swapped": ({"after": AFTER.transpose(0, 2, 1)}, f"differ in size: before is {W} x {H} px"),
     "crs": ({"second": {"crs": "EPSG:32634"}}, "different coordinate systems"),
-    "place": ({"second": {"transform": MOVED}}, "half a pixel apart or more"),
+    "place": ({"second": {"transform": MOVED}}, "offset by half a pixel or more"),
     "resolution": ({"second": {"transform": from_origin(399_984, 4_999_992, 0.51, 0.51)}}, "from (399984, 4999992)"),
-    "no place": ({"second": {"crs": None, "transform": None}}, "do not both say where they lie"),
+    "no place": ({"second": {"crs": None, "transform": None}}, "are not both georeferenced"),
 }
 
 
@@ -240,8 +244,8 @@ def test_align_puts_the_second_onto_the_first(tmp_path: Path) -> None:
 
 
 def test_align_needs_common_ground(tmp_path: Path) -> None:
-    for place, words in (({"transform": from_origin(900_000, 4_999_992, 0.5, 0.5)}, "share no ground"),
-                         ({"crs": None, "transform": None}, "needs two georeferenced rasters")):  # fmt: skip
+    for place, words in (({"transform": from_origin(900_000, 4_999_992, 0.5, 0.5)}, "do not overlap"),
+                         ({"crs": None, "transform": None}, "requires two georeferenced rasters")):  # fmt: skip
         refused(InputError, words, folder=tmp_path, align=True, second=place)
 
 

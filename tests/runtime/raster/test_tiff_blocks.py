@@ -112,7 +112,7 @@ def test_more_blocks_than_fit_into_memory_are_refused(tmp_path: Path) -> None:
 
 def test_directories_without_end_are_refused(tmp_path: Path) -> None:
     tables = np.full(20, 8, "<u8").tobytes()
-    with pytest.raises(InputError, match="no end"):
+    with pytest.raises(InputError, match="list of directories does not end"):
         read_blocks(big_tiff(tmp_path / "x.tif", 10, next_one=16, more=tables))
 
 
