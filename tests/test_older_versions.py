@@ -64,8 +64,8 @@ def state(*paths: Path) -> list[tuple[bytes, int]]:
 
 
 def test_older_bundle_is_verified_and_predicts_the_same(made: Path, tmp_path: Path, run: Run) -> None:
-    said = run("verify", made / "bundle")
-    assert "8 files match their digests" in said and said.count("golden tiles") == 2
+    output = run("verify", made / "bundle")
+    assert "8 files match their digests" in output and output.count("golden tiles") == 2
     assert "cpu-float32" in run("info", made / "bundle")
     pair = [made / "watch/in" / f"a_{date}.png" for date in ("before", "after")]
     run("predict", made / "bundle", *pair, "-o", tmp_path / "mask.png", "--engine", "cpu-float32")
@@ -163,8 +163,8 @@ def test_tuning_is_refused_in_one_line(made: Path, tmp_path: Path, run: Run, mon
     kept.chmod(0o600)
     monkeypatch.setenv("MISGNET_CACHE", str(folder.parent))
     pair = [made / "scene" / f"{date}.tif" for date in ("before", "after")]
-    said = run("predict", made / "bundle", *pair, "-o", tmp_path / "change.tif")
-    warnings = [line for line in said.splitlines() if line.startswith("warning: the tuning")]
+    output = run("predict", made / "bundle", *pair, "-o", tmp_path / "change.tif")
+    warnings = [line for line in output.splitlines() if line.startswith("warning: the tuning")]
     (warning,) = warnings
     assert f"{kept} is not used: it has format 1; this version reads format 2; run misgnet-run tune " in warning
     assert (tmp_path / "change.tif").exists()
