@@ -1,8 +1,8 @@
-"""What no input may do, watched while a reader has it: run code, reach outside, take long, take much memory.
+"""Watches a reader for forbidden actions: running code, accessing outside files, and using too much time or memory.
 
-Memory is limited by RLIMIT_AS, processor time by a timer, and Python's audit events tell of files that are opened,
-processes, sockets and code that is run. (What a C library opens by itself is not told; GDAL's reach is limited by its
-driver and options, which tests/test_scene_reading.py checks.)
+RLIMIT_AS limits the memory and a timer the processor time. Python's audit events report opened files, processes,
+sockets and executed code. They do not report files that a C library opens itself; GDAL's driver and options limit its
+access, which tests/runtime/raster/test_scene_reading.py checks.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from misgnet_runtime.errors import MisgnetError
 _RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.", "ctypes.dlopen", "exec")
 
 
-_CODECS = (  # imported when they are first needed
+_CODECS = (  # Python imports these modules on first use
     "cp437", "latin-1", "utf-16", "utf-16-be", "utf-16-le", "utf-32", "utf-32-be", "utf-32-le", "utf-8-sig", "idna",
 )  # fmt: skip
 
 
 class Broken(BaseException):
-    """A promise is broken; no reader can take it for an error of its own."""
+    """Raised when a promise is broken; a BaseException, so that no reader handles it as an ordinary error."""
 
 
 class Guard:
-    """Watches one process. ``folder``: all that may be opened, beside what ``warm`` inputs made it open before."""
+    """Watches this process. Readers may open files in ``folder`` and files that good inputs opened (see ``learn``)."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = os.path.realpath(folder)
@@ -44,23 +44,26 @@ class Guard:
         self._seconds = 0.0
         for name in _CODECS:
             codecs.lookup(name)
-        cell_len("\u6f22")  # a library's table, read when a message with wide characters is first measured
-        sys.addaudithook(self._heard)
-        signal.signal(signal.SIGVTALRM, self._late)
+        cell_len("\u6f22")  # reads a table of the library, which the first message with wide characters would read
+        sys.addaudithook(self._on_event)
+        signal.signal(signal.SIGVTALRM, self._on_timeout)
 
     def learn(self, call: Callable[[], object]) -> bool:
-        """A good input: the modules and files it needs are known from here on. Whether it is read to its end."""
+        """Reads a good input and allows the files that it opens; returns whether it was read without an error."""
         self._learning = True
         try:
             call()
-        except MisgnetError:  # as good as a file can be that is of another kind
+        except MisgnetError:  # expected for good files of another kind
             return False
         finally:
             self._learning = False
         return True
 
     def check(self, call: Callable[[], object], seconds: float) -> str:
-        """Raises Broken, also after ``seconds`` of processor time; the kind of the project's error, or "read"."""
+        """Reads an input and returns the name of the project's error, or "read" if there was none.
+
+        Raises Broken for a forbidden action, or if it takes more than ``seconds`` of processor time.
+        """
         self._broken.clear()
         self._watching = True
         self._seconds = seconds
@@ -77,30 +80,30 @@ class Guard:
             raise Broken("; ".join(self._broken))
         return found
 
-    def _heard(self, event: str, args: tuple[Any, ...]) -> None:
+    def _on_event(self, event: str, args: tuple[Any, ...]) -> None:
         if not (self._watching or self._learning):
             return
         if event == "open" and isinstance(args[0], str | bytes):
             name = os.fsdecode(args[0])
             if args[1] is None and not os.path.isabs(name) and ".." not in name.split("/"):  # noqa: PTH117
-                return  # by os.open below a folder that is open already
-            self._opened(os.path.realpath(os.fsdecode(args[0])))
+                return  # opened by os.open relative to an open folder
+            self._on_open(os.path.realpath(os.fsdecode(args[0])))
         elif self._watching and event.startswith(_RUNS):
             self._broken.append(f"{event} {str(args)[:200]}")
 
-    def _opened(self, path: str) -> None:
+    def _on_open(self, path: str) -> None:
         if self._learning:
             self._known.add(path)
         elif not path.startswith(f"{self._folder}/") and path not in self._known and path != self._folder:
             self._broken.append(f"opened {path}")
 
-    def _late(self, *_: object) -> None:
+    def _on_timeout(self, *_: object) -> None:
         raise Broken(f"took more than {self._seconds} s of processor time")
 
 
 @contextmanager
 def memory(more: int) -> Iterator[None]:
-    """At most so many bytes of address space beyond those in use now."""
+    """Limits the address space to ``more`` bytes beyond the current use."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + more, before[1]))

@@ -1,4 +1,4 @@
-"""Readers of journals and tables."""
+"""Prepares the targets that read journals, records and tables."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def folder_record(folder: Path) -> Prepared:
     outputs = {name: f"{name}.png" for name in "ab"}
     path = progress_folder(output) / "journal.jsonl"
 
-    class Stop(Exception):  # noqa: N818 - as a kill: the record stays
+    class Stop(Exception):  # noqa: N818 - like a kill, it leaves the record unfinished
         pass
 
     @contextmanager
-    def begun() -> Any:
+    def interrupted() -> Any:
         try:
             with open_record(output, settings, outputs, force=False) as record:
                 yield record
@@ -50,13 +50,13 @@ def folder_record(folder: Path) -> Prepared:
         except Stop:
             pass
 
-    with begun() as record:
+    with interrupted() as record:
         record.write([(Written(name, (1, 2, 3, 4), 64, 1), np.ones((8, 8), np.bool_)) for name in "ab"])
     content = path.read_bytes()
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        with begun():
+        with interrupted():
             pass
 
     return read, [content]
@@ -175,7 +175,7 @@ def table(folder: Path) -> Prepared:
         for scene in read_table(path, {"engine": "cpu"}, folder / "out"):
             scene.key("0" * 64)
             is_file(scene.before)
-            try:  # of its own, which is told when its turn comes
+            try:  # invalid options are reported when the scene is processed
                 scene.options()
                 for name in scene.outputs().values():
                     assert (folder / "out" / name).resolve().is_relative_to(folder / "out")

@@ -1,4 +1,4 @@
-"""What the readers of files share."""
+"""Defines types and a helper that all targets of the fuzzer share."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 Reader = Callable[[bytes], object]
-Prepared = tuple[Reader, list[bytes]]  # how a file's bytes are read, and good files
+Prepared = tuple[Reader, list[bytes]]  # a function that reads the bytes of a file, and the bytes of good files
 
 
 def written(path: Path, read: Callable[[Path], object]) -> Reader:
-    """Reads bytes as the file ``path``."""
+    """Returns a reader that writes bytes to the file ``path`` and calls ``read`` with it."""
 
     def reader(data: bytes) -> None:
         path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Each reader of files from outside, and how good files are damaged for it."""
+"""Lists the targets of the fuzzer: code that reads files from outside, and the strategy that damages good files."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from readers import Prepared
 
 @dataclass(frozen=True)
 class Target:
-    """``prepare``: in an empty folder, how a file's bytes are read, and good ones; ``files``: what is made of these.
+    """A target of the fuzzer.
 
-    ``megabytes`` and ``seconds`` of processor time: the most that reading may take. These files are small: it is less
-    than misgnet_runtime.limits promises of the largest, and far above what any takes on a busy machine.
+    The limits are for small files. They are lower than misgnet_runtime.limits allows for the largest files, but much
+    higher than any of these files needs on a busy machine.
     """
 
-    prepare: Callable[[Path], Prepared]
-    files: Callable[[Sequence[bytes]], Files]
-    megabytes: int = 256
-    seconds: float = 5
+    prepare: Callable[[Path], Prepared]  # called with an empty folder
+    files: Callable[[Sequence[bytes]], Files]  # strategy that damages good files
+    megabytes: int = 256  # memory limit
+    seconds: float = 5  # limit of processor time
 
 
-# Others' formats, which Pillow or GDAL would know by their first bytes.
+# Other formats that Pillow or GDAL would recognise by their first bytes.
 _TOKENS = [
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(touch pwned) system\n", b"GIF89a", b"BM", b"<VRTDataset>",
     b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x97JB2\r\n\x1a\n",

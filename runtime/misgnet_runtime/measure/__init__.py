@@ -1,1 +1,1 @@
-"""Measuring on the device: the benchmark, tuning, and the machine's own sensors."""
+"""Measurements on the device: benchmark, tuning and sensors."""

@@ -1,4 +1,4 @@
-"""A plain matrix product of NumPy, timed beside engines: how evenly this machine computes whatever it is given."""
+"""Times a matrix product of NumPy beside the engines, as a baseline for the variation of this machine's speed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from misgnet_runtime.inference.throughput import Workload
 from misgnet_runtime.inference.throughput_worker import serve_calls
 
-_PROBE = 512
-_TRIES = 5  # the first wakes NumPy's threads
-_SIZES = (64, 4096)  # rows that are too few to compute, and that take a whole 192 MiB
+_PROBE_ROWS = 512
+_REPEATS = 5  # the first one wakes NumPy's threads
+_ROW_LIMITS = (64, 4096)  # fewer rows are too quick to time; 4,096 rows take 192 MiB
 
 
 class MatrixProduct(Workload, frozen=True):
-    """Calls that take about ``seconds`` each."""
+    """A workload whose calls take about ``seconds`` each."""
 
     worker: ClassVar[str] = "misgnet_runtime.measure.matrix_baseline"
     name: ClassVar[str] = "matrix product"
@@ -36,22 +36,22 @@ def serve() -> None:
 
 
 def rows_for(seconds: float) -> int:
-    """Of square matrices whose product takes about ``seconds``; a product takes as long as the cube of its rows.
+    """Returns the number of rows of square matrices whose product takes about ``seconds``.
 
-    What a small one takes says roughly how many, and what these take says it better.
+    The time grows with the cube of the rows. A small product gives a first estimate, which a second one refines.
     """
-    rows = _PROBE
+    rows = _PROBE_ROWS
     for _ in range(2):
         wanted = round(rows * math.pow(seconds / seconds_of(rows), 1 / 3))
-        rows = min(max(wanted, _SIZES[0]), _SIZES[1])
+        rows = min(max(wanted, _ROW_LIMITS[0]), _ROW_LIMITS[1])
     return rows
 
 
 def seconds_of(rows: int) -> float:
-    """Median time of a product."""
+    """Returns the median time of a product of two matrices with ``rows`` rows, in seconds."""
     first, second, found = matrices(rows)
     taken = []
-    for _ in range(_TRIES):
+    for _ in range(_REPEATS):
         start = time.perf_counter()
         np.matmul(first, second, out=found)
         taken.append(time.perf_counter() - start)
@@ -59,7 +59,7 @@ def seconds_of(rows: int) -> float:
 
 
 def matrices(rows: int) -> NDArray[np.float32]:
-    """Two factors and the room for their product, float32 (3, rows, rows)."""
+    """Returns two random factors and the buffer of their product, float32 (3, rows, rows)."""
     return np.random.default_rng(0).random((3, rows, rows), np.float32)
 
 

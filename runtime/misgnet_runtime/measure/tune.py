@@ -1,4 +1,4 @@
-"""Which engine of a bundle is fastest here, in how many streams and at what batch."""
+"""Finds the fastest engine of a bundle on this machine, and its best number of streams and batch size."""
 
 from __future__ import annotations
 
@@ -41,63 +41,71 @@ from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.measure.bench.matrix import NotRun
 from misgnet_runtime.storage.schema import Struct
 
-MINUTES = 1.0  # for each engine
+MINUTES = 1.0  # per engine
 ROUNDS = 7
-_TOGETHER = 4  # processes that each hold an engine open: the default and three others
-_LEAST_SECONDS = 0.5  # of each setting in all rounds; with less nothing is learnt
+_PARALLEL = 4  # processes with an open engine at a time: the default and three others
+_MIN_SECONDS = 0.5  # measuring time of each setting in all rounds; shorter times are meaningless
 _WARM_UP_SECONDS = 3.0
-_BUSY = 0.5  # threads that want to run
+_BUSY_LOAD = 0.5  # load average above which the machine counts as busy
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An engine with one setting."""
+    """An engine with a setting to measure."""
 
     entry: EngineEntry
     setting: Setting
 
-    def words(self) -> str:
-        """For a person."""
+    def label(self) -> str:
+        """Returns the engine and its setting as text."""
         return f"{self.entry.name}, {self.setting.words()}"
 
 
 class TuneReport(Struct, frozen=True):
-    """What was measured, where it is kept, and what could not be measured and why."""
+    """Result of a tuning run."""
 
     bundle: str
     minutes: float
     tuning: Tuning
+    # Where the tuning is stored.
     file: str
+    # Engines and settings that could not be measured.
     not_run: list[NotRun]
 
 
 def tune_bundle(
     path: Path, engines: Sequence[str] = (), minutes: float = MINUTES, log: EventLog | None = None
 ) -> TuneReport:
-    """Measure ``engines``, or all that run here, for about ``minutes`` each, and keep which are fastest.
+    """Measures the engines of a bundle and stores the fastest settings.
+
+    Args:
+        path: Bundle folder.
+        engines: Names of the engines to measure (default: all that run on this machine).
+        minutes: Approximate measuring time per engine.
+        log: Receives progress and warnings (default: the current log).
 
     Raises:
-        UsageError: ``minutes`` is out of range, or the bundle has no engine of a name.
-        InputError: The bundle is not what its manifest says.
-        UnavailableError: An engine of ``engines`` does not run here, or none does.
-        GateFailed: An engine of ``engines``, or every one, misses the golden tiles.
-        StorageError: Nothing can be kept.
+        UsageError: ``minutes`` is out of range, or the bundle does not have a named engine.
+        InputError: The bundle does not match its manifest.
+        UnavailableError: A named engine does not run here, or none does.
+        GateFailed: A named engine fails the golden tiles, or all do.
+        StorageError: The result cannot be stored.
     """
     if not 0 < minutes < 24 * 60:
-        raise UsageError(f"--minutes is {minutes:g}; it is above 0, and 1 will do")
+        raise UsageError(f"--minutes is {minutes:g}; expected a number above 0 and below {24 * 60}, such as 1")
     log = log or current()
     bundle = read_bundle(path)
-    entries = _asked(bundle, engines)
+    entries = _select_engines(bundle, engines)
     prepare()
-    _warn_of_company(log)
-    candidates, not_run = _that_run(bundle, entries, all_of_them=bool(engines))
+    _warn_if_busy(log)
+    candidates, not_run = _find_candidates(bundle, entries, required=bool(engines))
     measurements, failed = _measure(bundle, candidates, 60 * minutes, log)
     tuning = _tuning_of(bundle, measurements)
     return TuneReport(str(path), minutes, tuning, str(keep(tuning)), not_run + failed)
 
 
 def settings_of(entry: EngineEntry, max_batch: int) -> list[Setting]:
-    """What is measured of an engine: one stream, as many as its device feeds, and on a GPU its plan's batches."""
+    """Returns the settings to measure: one stream, as many as suit the device, and on a GPU the plan's batch sizes."""
     if is_on_cpu(entry):
         streams, batches = {1, streams_for_scenes(entry)}, {1, batch_for_scenes(entry)}
     else:
@@ -108,31 +116,38 @@ def settings_of(entry: EngineEntry, max_batch: int) -> list[Setting]:
 
 
 def usual_setting(entry: EngineEntry, max_batch: int) -> Setting:
-    """How an engine is run for many where nothing was tuned."""
+    """Returns the setting that is used for throughput without a tuning."""
     return Setting(streams_for_scenes(entry), min(batch_for_scenes(entry), max_batch))
 
 
 def choose(found: Sequence[Measurement], default: Measurement | None) -> Measurement:
-    """The fastest of those that are faster than ``default`` by more than the rounds spread; it, if none is."""
+    """Returns the fastest measurement that beats ``default`` by more than the spread of the rounds, or ``default``."""
     if default is not None:
         found = [default, *(each for each in found if each.ratio - default.ratio > max(each.spread, default.spread))]
     return max(found, key=lambda each: each.ratio)
 
 
-def _asked(bundle: Bundle, engines: Sequence[str]) -> list[EngineEntry]:
-    """All engines of ``bundle``, or those with the names, in the order that is usual without a tuning."""
-    asked = {bundle.engine_entry(name).name for name in engines}
-    return [entry for entry in ranked_here(bundle) if not asked or entry.name in asked]
+def _select_engines(bundle: Bundle, engines: Sequence[str]) -> list[EngineEntry]:
+    """Returns the named engines (default: all), in the order used without a tuning."""
+    requested = {bundle.engine_entry(name).name for name in engines}
+    return [entry for entry in ranked_here(bundle) if not requested or entry.name in requested]
 
 
-def _warn_of_company(log: EventLog) -> None:
+def _warn_if_busy(log: EventLog) -> None:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
-    if load > _BUSY:
-        log.warning(f"{load:.1f} threads ran here in the last minute; what is found may suit a machine so busy only")
+    if load > _BUSY_LOAD:
+        log.warning(f"the load average of the last minute is {load:.1f}; results may not apply to an idle machine")
 
 
-def _that_run(bundle: Bundle, entries: list[EngineEntry], *, all_of_them: bool) -> tuple[list[Candidate], list[NotRun]]:
-    """What is to be measured, and the engines that do not run here or miss the golden tiles at a batch."""
+def _find_candidates(
+    bundle: Bundle, entries: list[EngineEntry], *, required: bool
+) -> tuple[list[Candidate], list[NotRun]]:
+    """Returns the candidates to measure, and the engines that do not run here or fail the golden tiles.
+
+    Raises:
+        UnavailableError: ``required`` is set and an engine does not run here, or none does.
+        GateFailed: ``required`` is set and an engine fails the golden tiles, or all do.
+    """
     golden, max_batch = golden_of(bundle), bundle.manifest.interface.max_batch
     found: list[Candidate] = []
     refused: dict[str, MisgnetError] = {}
@@ -145,10 +160,10 @@ def _that_run(bundle: Bundle, entries: list[EngineEntry], *, all_of_them: bool) 
             refused[entry.name] = error
         else:
             found += [Candidate(entry, setting) for setting in settings]
-    if refused and (all_of_them or not found):
+    if refused and (required or not found):
         kind = next((type(e) for e in refused.values() if isinstance(e, GateFailed)), UnavailableError)
         reasons = "; ".join(f"{name}: {error}" for name, error in refused.items())
-        which = "an engine that was asked for cannot" if all_of_them else "no engine can"
+        which = "a requested engine cannot" if required else "no engine can"
         raise kind(f"{which} be measured here: {reasons}")
     return found, [NotRun(name, str(error)) for name, error in refused.items()]
 
@@ -156,22 +171,25 @@ def _that_run(bundle: Bundle, entries: list[EngineEntry], *, all_of_them: bool) 
 def _measure(
     bundle: Bundle, candidates: list[Candidate], seconds: float, log: EventLog
 ) -> tuple[list[Measurement], list[NotRun]]:
-    """All candidates, a few at once, each time in alternating rounds with the default; ``seconds``: for each engine."""
+    """Measures all candidates in small groups, each in alternating rounds with the default.
+
+    ``seconds``: measuring time per engine.
+    """
     usual = usual_setting(candidates[0].entry, bundle.manifest.interface.max_batch)
     default = next(each for each in candidates if each.setting == usual)  # of the first engine
     others = [each for each in candidates if each is not default]
-    groups = [others[start : start + _TOGETHER - 1] for start in range(0, len(others), _TOGETHER - 1)] or [[]]
+    groups = [others[start : start + _PARALLEL - 1] for start in range(0, len(others), _PARALLEL - 1)] or [[]]
     engines = len({each.entry.name for each in candidates})
-    share = max(_LEAST_SECONDS, seconds * engines / (len(others) + len(groups)))
+    share = max(_MIN_SECONDS, seconds * engines / (len(others) + len(groups)))
     comparison = _Comparison(bundle, default, share)
     for number, group in enumerate(groups, 1):
-        log.info(f"measuring, {number} of {len(groups)}: {'; '.join(each.words() for each in (default, *group))}")
+        log.info(f"measuring, {number} of {len(groups)}: {'; '.join(each.label() for each in (default, *group))}")
         comparison.measure(group)
     return comparison.measurements(), comparison.failed
 
 
 class _Comparison:
-    """Measures candidates beside the default, each in a process of its own, for ``seconds`` each."""
+    """Measures candidates beside the default, each in its own process and for ``seconds``."""
 
     def __init__(self, bundle: Bundle, default: Candidate, seconds: float) -> None:
         self._bundle, self._default, self._seconds = bundle, default, seconds
@@ -180,13 +198,13 @@ class _Comparison:
         self.failed: list[NotRun] = []
 
     def measure(self, group: Sequence[Candidate]) -> None:
-        """Measure ``group``; where that fails, one after the other: a batch too large ends its own process only."""
+        """Measures ``group``. If that fails, measures its candidates one by one: one of them may exhaust the memory."""
         tasks = [self._task(each) for each in (self._default, *group)]
         try:
             default, *others = (timing.rounds for timing in measure(tasks, self._seconds, rounds=ROUNDS))
         except MisgnetError as error:
             if len(group) < 2:
-                self.failed += [NotRun(each.words(), str(error)) for each in group or (self._default,)]
+                self.failed += [NotRun(each.label(), str(error)) for each in group or (self._default,)]
             else:
                 for each in group:
                     self.measure([each])
@@ -195,7 +213,7 @@ class _Comparison:
         self._found += [_measurement(each, rounds, default) for each, rounds in zip(group, others, strict=True)]
 
     def measurements(self) -> list[Measurement]:
-        """The default's, then the others'; MisgnetError where there are none."""
+        """Returns the measurements, the default's first; raises MisgnetError if there are none."""
         if not self._rounds:
             raise MisgnetError(f"nothing could be measured: {self.failed[-1].reason}")
         return [_measurement(self._default, self._rounds, self._rounds), *self._found]
@@ -206,7 +224,7 @@ class _Comparison:
 
 
 def _measurement(candidate: Candidate, rounds: list[float], default: list[float]) -> Measurement:
-    """``rounds``, ``default``: pairs/s of rounds in turn."""
+    """Returns the measurement of a candidate. ``rounds``, ``default``: pairs/s of the alternating rounds."""
     first, median, third = np.percentile(np.divide(rounds, default), (25, 50, 75))
     return Measurement(
         engine=candidate.entry.name, setting=candidate.setting, pairs_per_second=statistics.median(rounds),
@@ -215,7 +233,11 @@ def _measurement(candidate: Candidate, rounds: list[float], default: list[float]
 
 
 def _tuning_of(bundle: Bundle, measurements: Sequence[Measurement]) -> Tuning:
-    """For many: each engine's fastest setting, then the fastest of these; for one pair: the fastest in one stream."""
+    """Returns the tuning.
+
+    For throughput: the fastest setting of each engine, and the fastest engine of these. For latency: the fastest engine
+    with one stream and batch 1.
+    """
     many: dict[str, Measurement] = {}
     for name in dict.fromkeys(each.engine for each in measurements):  # the default's first
         usual = usual_setting(bundle.engine_entry(name), bundle.manifest.interface.max_batch)

@@ -163,7 +163,7 @@ def test_a_signer_with_extended_uses_needs_code_signing(
     if accepted:
         assert read_bundle(bundle, root).signed is not None
     else:
-        assert "it states extended key usages without codeSigning" in refused(bundle, root)
+        assert "it has extended key usages without codeSigning" in refused(bundle, root)
 
 
 def test_sign_refuses_a_certificate_that_devices_would_refuse(

@@ -95,4 +95,4 @@ def test_a_command_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     root = edit(make_bundle(tmp_path / "b"), lambda m: m["engines"][0].update(name="x/../../../escaped"))
     assert exit_code(cli.main, "misgnet-run", "info", root) == 4
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "not a name that a bundle may hold" in err and "regex" not in err
+    assert err.count("\n") == 1 and "not an accepted name" in err and "regex" not in err

@@ -66,7 +66,7 @@ def refused(bundle: Path, trust: Trust, name: str) -> str:
 @pytest.mark.parametrize("place", ["{}", "graphs/a{}.onnx", "a/{}b/c", "c{}"])
 @pytest.mark.parametrize("character", INVISIBLE, ids=ascii)
 def test_names_with_invisible_characters_are_refused(bundle: Path, trust: Trust, character: str, place: str) -> None:
-    assert "which is no plain relative path" in refused(bundle, trust, place.format(character))
+    assert "which is not a plain relative path" in refused(bundle, trust, place.format(character))
 
 
 def test_the_reason_shows_what_cannot_be_seen(bundle: Path, trust: Trust) -> None:
@@ -76,7 +76,7 @@ def test_the_reason_shows_what_cannot_be_seen(bundle: Path, trust: Trust) -> Non
 
 @pytest.mark.parametrize("name", [" a", "a ", "graphs /a", "graphs/ a.onnx", "a" * 1025, "e\u0301", "x/" * 600 + "x"])
 def test_names_that_are_easily_misread_are_refused(bundle: Path, trust: Trust, name: str) -> None:
-    assert "which is no plain relative path" in refused(bundle, trust, name)
+    assert "which is not a plain relative path" in refused(bundle, trust, name)
 
 
 @pytest.mark.parametrize("twin", ["graphs/\uff46loat.onnx", "GRAPHS/float.onnx", "graphs/\ufb02oat.onnx"])

@@ -171,7 +171,7 @@ def test_no_bytes_are_a_signature(data: bytes) -> None:
 )
 def test_another_format(bundle: Path, change: dict[str, object]) -> None:
     whole = json.loads((sign_folder(bundle, KEY) / SIGNATURE).read_bytes())
-    with pytest.raises(InputError, match=r"as model-signing 1\.x writes"):
+    with pytest.raises(InputError, match=r"as written by model-signing 1\.x"):
         decode_envelope(json.dumps({**whole, **change}).encode())
 
 
@@ -197,7 +197,7 @@ _TRICKS = [
 def test_names_that_are_no_plain_paths(bundle: Path, name: str) -> None:
     """Even where such a file is there and was signed: what a name means must not depend on who reads it."""
     sign_folder(bundle, KEY, digests=[*digests_of(bundle).items(), (name, "0" * 64)])
-    with pytest.raises(InputError, match="which is no plain relative path"):
+    with pytest.raises(InputError, match="which is not a plain relative path"):
         signed_digests(decode_envelope((bundle / SIGNATURE).read_bytes()))
 
 
@@ -209,7 +209,7 @@ def test_names_that_are_one_on_other_disks(bundle: Path, twin: str) -> None:
         signed_digests(decode_envelope((bundle / SIGNATURE).read_bytes()))
 
 
-@pytest.mark.parametrize(("digest", "said"), [("00" * 31, "are no SHA-256"), ("x" * 64, "cannot be read")])
+@pytest.mark.parametrize(("digest", "said"), [("00" * 31, "are not SHA-256"), ("x" * 64, "cannot be read")])
 def test_digests_that_are_none(bundle: Path, digest: str, said: str) -> None:
     sign_folder(bundle, KEY, change=lambda s: s["predicate"]["resources"][0].update(digest=digest))
     with pytest.raises(InputError, match=said):
@@ -244,7 +244,7 @@ def test_accepted_versions_never_fall(versions: list[Version]) -> None:
     [
         (None, NOW - 9999 * DAY, None, None),  # without an expiry the clock does not matter
         (NOW + DAY, NOW, None, None),
-        (NOW, NOW, None, "it has expired on 2026-11-26 00:00 UTC"),
+        (NOW, NOW, None, "it expired on 2026-11-26 00:00 UTC"),
         (NOW + DAY, NOW - 30 * DAY, None, "set the clock"),  # before this bundle was signed
         (NOW + DAY, NOW - 10 * DAY - CLOCK_TOLERANCE, None, None),
         (NOW + DAY, NOW - 5 * DAY, NOW - 2 * DAY, "set the clock"),  # before another one was, with a smaller number
@@ -273,7 +273,7 @@ def test_a_bundle_that_only_the_library_signed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("signed", ["yesterday", "", "2026-13-01"])
 def test_a_time_that_is_none(tmp_path: Path, bundle: Path, signed: str) -> None:
     sign_folder(prepare(bundle, signed=signed), KEY)
-    with pytest.raises(InputError, match="states no version that can be read"):
+    with pytest.raises(InputError, match="has no readable version"):
         read_bundle(bundle, Trust(write_public(tmp_path / "key.pub", KEY)))
 
 
@@ -305,7 +305,7 @@ def test_a_state_in_a_folder_where_others_could_replace_it(tmp_path: Path, monke
     shared.mkdir()
     shared.chmod(0o777)
     monkeypatch.setenv("MISGNET_STATE", str(shared / "state"))
-    with pytest.raises(InputError, match=f"can be exchanged by others: {shared} is theirs"), open_state():
+    with pytest.raises(InputError, match=f"can be replaced by other users: {shared} belongs to them"), open_state():
         pass
     shared.chmod(0o1777)
     with open_state():
@@ -315,11 +315,11 @@ def test_a_state_in_a_folder_where_others_could_replace_it(tmp_path: Path, monke
 def test_a_state_of_another_user(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state.mkdir(mode=0o700)
     monkeypatch.setattr(os, "geteuid", lambda: state.stat().st_uid + 1)
-    with pytest.raises(InputError, match=r"belongs to user \d+, not to this one"), open_state():
+    with pytest.raises(InputError, match=r"belongs to user \d+, not to this user"), open_state():
         pass
 
 
-def test_a_group_of_ones_own_is_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_access_of_the_users_own_group_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the umask 002 of many distributions leaves folders."""
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -340,14 +340,14 @@ def test_a_state_by_a_link_that_nobody_else_could_exchange(tmp_path: Path, monke
         state.accept("p", "k", Version(1, moment("2026-01-01")))
     assert len(list((tmp_path / "private" / "accepted").iterdir())) == 1
     shared.chmod(0o777)
-    with pytest.raises(InputError, match=f"can be exchanged by others: {shared} is theirs"), open_state():
+    with pytest.raises(InputError, match=f"can be replaced by other users: {shared} belongs to them"), open_state():
         pass
 
 
 def test_a_state_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MISGNET_STATE", str(tmp_path / "file" / "state"))
-    with pytest.raises(StorageError, match="name another folder in MISGNET_STATE"), open_state():
+    with pytest.raises(StorageError, match="set MISGNET_STATE to another folder"), open_state():
         pass
 
 
@@ -370,7 +370,7 @@ def test_a_damaged_record_accepts_nothing(tmp_path: Path, bundle: Path, state: P
     read_bundle(sign_folder(bundle, KEY), trust)
     (record,) = state.rglob("*.json")
     record.write_bytes(content)
-    with pytest.raises(InputError, match="remove the file to accept any version"):
+    with pytest.raises(InputError, match="delete this file to accept any version"):
         read_bundle(bundle, trust)
     assert record.read_bytes() == content
 

@@ -205,14 +205,14 @@ def test_the_encoder_is_closed_if_the_head_cannot_be_opened(tmp_path: Path, monk
 def test_a_split_engine_without_features_is_refused(tmp_path: Path) -> None:
     root = make_bundle(tmp_path).path
     edit(root, lambda m: m.update(features=[]))
-    with pytest.raises(InputError, match="has split engines, but states no features"):
+    with pytest.raises(InputError, match="has split engines, but no features"):
         read_bundle(root)
 
 
 def test_features_without_a_split_engine_are_refused(tmp_path: Path) -> None:
     root = make_bundle(tmp_path).path
     edit(root, lambda m: [engine.update(split=None) for engine in m["engines"]])
-    with pytest.raises(InputError, match="states features, but no engine of it is split"):
+    with pytest.raises(InputError, match="has features, but no split engine"):
         read_bundle(root)
 
 

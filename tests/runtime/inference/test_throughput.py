@@ -81,7 +81,7 @@ def test_engines_are_timed_in_alternating_rounds(
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        ({"file": "nowhere.onnx"}, InputError, r"lacks the file 'nowhere\.onnx'"),
+        ({"file": "nowhere.onnx"}, InputError, r"the file 'nowhere\.onnx' is missing"),
         ({"kind": "rtx", "file": RTX.file}, UnavailableError, ""),
     ],
 )

@@ -1,4 +1,4 @@
-"""``misgnet-run compile``: plans built, proven and kept where they run, with fakes of TensorRT 10.3 to 11 and CUDA."""
+"""Tests ``misgnet-run compile``: building, verifying and storing plans, with fakes of TensorRT 10.3 to 11 and CUDA."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from misgnet_runtime.accuracy.evaluation_tiles import read_evaluation, write_eva
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.engines.options import ExecutionOptions
-from misgnet_runtime.engines.tensorrt import compatibility as facts
+from misgnet_runtime.engines.tensorrt import compatibility
 from misgnet_runtime.engines.tensorrt import open as opening
 from misgnet_runtime.engines.tensorrt import plan_cache as store
 from misgnet_runtime.engines.tensorrt.plan_cache import Activation, PlanStore
@@ -78,26 +78,26 @@ def tensorrt(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> Any:
     return install("10.3.0", driver, monkeypatch)
 
 
-def answers(bundle: Path, engine: str = DEVICE.name) -> None:
-    """The engine runs here, and answers as the network does."""
+def check_output(bundle: Path, engine: str = DEVICE.name) -> None:
+    """Checks that the engine runs here and computes the same as the network."""
     before, after = images(2, TILE, TILE, seed=9)
     with open_detector(read_bundle(bundle), engine, ExecutionOptions(streams=1)) as (detector, _, _):
         np.testing.assert_allclose(detector.probability(before, after), expected(before, after), atol=1e-6)
 
 
 def kept(folder: Path) -> list[str]:
-    """What lies in the cache, by the ends of the names."""
+    """Returns the file extensions in the cache."""
     return sorted(path.name.rpartition(".")[2] for path in folder.iterdir()) if folder.is_dir() else []
 
 
-# Compile, prove, use
+# Compiling, verifying and using plans
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--workspace", "0"), "--workspace is '0'; it is a whole number of MiB, 1 or more"),
-        (("--workspace", "a lot"), "--workspace is 'a lot'; it is a whole number of MiB"),
+        (("--workspace", "0"), "--workspace is '0'; expected a whole number of MiB, 1 or more"),
+        (("--workspace", "a lot"), "--workspace is 'a lot'; expected a whole number of MiB"),
         (("--optimization-level", "6"), "--optimization-level is 6; expected 0 to 5"),
     ],
 )
@@ -108,8 +108,8 @@ def test_invalid_options_of_compile_are_refused(
     assert code == 2 and words in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_command_names_the_bundle_as_its_user_does(tmp_path: Path, tensorrt: Any) -> None:
-    """A signed bundle may be opened in a private copy, which is gone when the command is run."""
+def test_the_suggested_command_names_the_original_bundle_path(tmp_path: Path, tensorrt: Any) -> None:
+    """A signed bundle may be opened as a private copy, which no longer exists when the user runs the command."""
     bundle = read_bundle(device_bundle(tmp_path / "copy"))
     bundle.files.name = Path("/media/stick")
     wanted = r"run there: misgnet-run compile /media/stick --engine jetson-orin$"
@@ -118,7 +118,7 @@ def test_the_command_names_the_bundle_as_its_user_does(tmp_path: Path, tensorrt:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_plan_is_compiled_proven_and_then_used(
+def test_a_plan_is_compiled_verified_and_then_used(
     tmp_path: Path, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch, cache: Path, version: str
 ) -> None:
     module = install(version, driver, monkeypatch)
@@ -126,9 +126,9 @@ def test_a_plan_is_compiled_proven_and_then_used(
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
     command = rf"misgnet-run compile {bundle} --engine jetson-orin$"
     with pytest.raises(UnavailableError, match=f"must be compiled on the device; run there: {command}"):
-        answers(bundle)
+        check_output(bundle)
     (activation,) = compile_bundle(bundle, CompileOptions())
-    answers(bundle)
+    check_output(bundle)
     assert activation.parity.verdict.passed and activation.parity.interval.sources == 3
     assert activation.golden == "jetson-orin: 100.000 % of the golden tiles' pixels agree"
     (record,) = activation.plans.values()
@@ -141,20 +141,20 @@ def test_a_plan_is_compiled_proven_and_then_used(
     assert driver.empty
 
 
-def test_the_bundle_may_be_moved_and_another_one_is_not_meant(tmp_path: Path, tensorrt: Any) -> None:
+def test_a_plan_is_found_after_the_bundle_was_moved_but_not_for_another_bundle(tmp_path: Path, tensorrt: Any) -> None:
     bundle = device_bundle(tmp_path / "bundle")
     compile_bundle(bundle, CompileOptions())
-    answers(bundle.rename(tmp_path / "renamed"))
+    check_output(bundle.rename(tmp_path / "renamed"))
     other = edit(device_bundle(tmp_path / "other"), lambda values: values.update(bundle_version=2))
     with pytest.raises(UnavailableError, match="must be compiled on the device"):
-        answers(other)
+        check_output(other)
     assert tensorrt.observed.builds == 1
     compile_bundle(other, CompileOptions())
-    assert tensorrt.observed.builds == 1, "the plan is that of the same graph; it is proven for this bundle, too"
-    answers(other)
+    assert tensorrt.observed.builds == 1, "the graph is the same, so its plan is verified for this bundle, too"
+    check_output(other)
 
 
-def test_what_was_compiled_before_is_found_by_all_that_decides_a_plan(tmp_path: Path, tensorrt: Any) -> None:
+def test_a_cached_plan_is_used_only_for_the_same_options(tmp_path: Path, tensorrt: Any) -> None:
     bundle = device_bundle(tmp_path / "bundle")
     for options, builds in (
         (CompileOptions(), 1),
@@ -167,10 +167,10 @@ def test_what_was_compiled_before_is_found_by_all_that_decides_a_plan(tmp_path: 
     ):
         compile_bundle(bundle, options)
         assert tensorrt.observed.builds == builds
-    answers(bundle)
+    check_output(bundle)
 
 
-def test_memory_is_limited_by_what_is_free(tmp_path: Path, tensorrt: Any, driver: FakeDriver) -> None:
+def test_build_memory_is_limited_by_free_memory(tmp_path: Path, tensorrt: Any, driver: FakeDriver) -> None:
     bundle = device_bundle(tmp_path / "bundle")
     compile_bundle(bundle, CompileOptions())
     assert tensorrt.observed.config.pools == {"WORKSPACE": FREE // 4, "TACTIC_DRAM": FREE // 2}  # a power of 2
@@ -178,35 +178,39 @@ def test_memory_is_limited_by_what_is_free(tmp_path: Path, tensorrt: Any, driver
     assert tensorrt.observed.config.pools["WORKSPACE"] == 64 << 20
 
 
-def test_a_board_shares_its_memory_with_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_integrated_gpu_is_limited_by_free_system_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = use_driver(FakeDriver("sm87", memory=FREE, integrated=True), monkeypatch)
     install("10.3.0", driver, monkeypatch)
-    monkeypatch.setattr(facts, "available_memory", lambda: LEAST - 1)
-    with pytest.raises(UnavailableError, match=r"512 MiB of memory are free, and a build needs 512 MiB; end what else"):
+    monkeypatch.setattr(compatibility, "available_memory", lambda: LEAST - 1)
+    with pytest.raises(
+        UnavailableError, match=r"512 MiB of memory are free, but a build requires 512 MiB; stop other programs"
+    ):
         compile_bundle(device_bundle(tmp_path / "bundle"), CompileOptions())
 
 
-def test_what_was_compiled_before_needs_no_memory_for_a_build(
+def test_a_cached_plan_requires_no_memory_for_a_build(
     tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = device_bundle(tmp_path / "bundle")
     compile_bundle(bundle, CompileOptions())
     tensorrt.driver = use_driver(FakeDriver("sm87", memory=64 << 20), monkeypatch)
     compile_bundle(bundle, CompileOptions())
-    with pytest.raises(UnavailableError, match="a build needs 512 MiB"):
+    with pytest.raises(UnavailableError, match="a build requires 512 MiB"):
         compile_bundle(bundle, CompileOptions(again=True))
-    answers(bundle)
+    check_output(bundle)
 
 
-def test_how_much_a_build_may_take() -> None:
+def test_memory_limits_of_a_build() -> None:
     nano = builder_memory(2400 << 20)
     assert (nano.workspace_bytes, nano.builder_bytes) == (600 << 20, 1800 << 20)
     assert builder_memory(2400 << 20, 5).workspace_bytes == 5
-    with pytest.raises(UsageError, match="--workspace is 1801 MiB, but of 2400 MiB that are free a build may"):
+    with pytest.raises(
+        UsageError, match="--workspace is 1801 MiB, but a build may use at most 1800 MiB of the 2400 MiB that are free"
+    ):
         builder_memory(2400 << 20, 1801 << 20)
 
 
-def test_a_split_engine_is_compiled_in_all_its_parts(tmp_path: Path, tensorrt: Any, cache: Path) -> None:
+def test_all_parts_of_a_split_engine_are_compiled(tmp_path: Path, tensorrt: Any, cache: Path) -> None:
     bundle = device_bundle(tmp_path / "bundle", SPLIT)
     (activation,) = compile_bundle(bundle, CompileOptions())
     assert activation.golden.endswith("encoder and head agree with it in 100.000 %")
@@ -215,11 +219,11 @@ def test_a_split_engine_is_compiled_in_all_its_parts(tmp_path: Path, tensorrt: A
     opened = read_bundle(bundle)
     with open_split(opened, opened.engine_entry(SPLIT.name)) as parts:
         np.testing.assert_allclose(parts.probability(before, after), expected(before, after), atol=1e-6)
-    answers(bundle)
+    check_output(bundle)
     assert list(verify_bundle(bundle, SPLIT.name))[1] == activation.golden
 
 
-# What fails is not used
+# Plans that fail verification
 
 
 def test_a_plan_that_misses_the_golden_tiles_is_never_kept(
@@ -232,7 +236,7 @@ def test_a_plan_that_misses_the_golden_tiles_is_never_kept(
     assert kept(cache) == ["timing"]
     assert driver.empty
     with pytest.raises(UnavailableError, match="must be compiled on the device"):
-        answers(bundle)
+        check_output(bundle)
 
 
 def test_a_plan_that_fails_the_gate_is_never_kept(tmp_path: Path, tensorrt: Any, cache: Path) -> None:
@@ -242,7 +246,7 @@ def test_a_plan_that_fails_the_gate_is_never_kept(tmp_path: Path, tensorrt: Any,
     assert kept(cache) == ["timing"]
 
 
-def test_an_engine_that_answers_nan_fails(
+def test_an_engine_that_outputs_nan_fails(
     tmp_path: Path, tensorrt: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = device_bundle(tmp_path / "bundle", tiles=2)
@@ -253,40 +257,40 @@ def test_an_engine_that_answers_nan_fails(
     assert kept(cache) == ["timing"]
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on the device computes something else."""
+def invert_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the device compute wrong outputs from now on."""
     real = fake_tensorrt._network
     monkeypatch.setattr(fake_tensorrt, "_network", lambda arrays: {k: 1 - v for k, v in real(arrays).items()})
 
 
-def test_what_was_active_stays_so_where_a_new_plan_fails(
+def test_the_active_plan_stays_active_if_a_new_plan_fails(
     tmp_path: Path, tensorrt: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = device_bundle(tmp_path / "bundle")
     compile_bundle(bundle, CompileOptions())
     before = sorted(cache.glob("*.plan")) + sorted(cache.glob("*.json"))
     with monkeypatch.context() as patch:
-        spoil(patch)
+        invert_outputs(patch)
         with pytest.raises(GateFailed):
             compile_bundle(bundle, CompileOptions(again=True))
     assert sorted(cache.glob("*.plan")) + sorted(cache.glob("*.json")) == before
-    answers(bundle)
+    check_output(bundle)
 
 
-def test_an_active_plan_that_fails_anew_is_used_no_more(
+def test_an_active_plan_that_fails_reverification_is_removed(
     tmp_path: Path, tensorrt: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = device_bundle(tmp_path / "bundle")
     compile_bundle(bundle, CompileOptions())
-    spoil(monkeypatch)
+    invert_outputs(monkeypatch)
     with pytest.raises(GateFailed):
         compile_bundle(bundle, CompileOptions())
     assert kept(cache) == ["timing"]
     with pytest.raises(UnavailableError, match="must be compiled on the device"):
-        answers(bundle)
+        check_output(bundle)
 
 
-def test_an_engine_that_fails_leaves_the_others_their_turn(
+def test_a_failed_engine_does_not_stop_the_others(
     tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT, DEVICE, replace(DEVICE, name="jetson-orin-fp16")])
@@ -303,14 +307,14 @@ def test_an_engine_that_fails_leaves_the_others_their_turn(
     monkeypatch.setattr(run_module, "prove", prove)
     with pytest.raises(GateFailed, match=r"^engine jetson-orin is bad; no plan that failed is used$"):
         compile_bundle(bundle, CompileOptions())
-    answers(bundle, "jetson-orin-fp16")
+    check_output(bundle, "jetson-orin-fp16")
     assert "warning: engine jetson-orin is bad" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("said", ["build: out of memory"])
-def test_a_build_that_fails_says_what_may_help(tmp_path: Path, tensorrt: Any, cache: Path, said: str) -> None:
-    bundle = device_bundle(tmp_path / "bundle", graph=fake_tensorrt.model(size=TILE, error=said))
-    with pytest.raises(UnavailableError, match=r"out of memory; if memory was short, .* another --workspace"):
+@pytest.mark.parametrize("message", ["build: out of memory"])
+def test_a_failed_build_suggests_a_remedy(tmp_path: Path, tensorrt: Any, cache: Path, message: str) -> None:
+    bundle = device_bundle(tmp_path / "bundle", graph=fake_tensorrt.model(size=TILE, error=message))
+    with pytest.raises(UnavailableError, match=r"out of memory; if memory was insufficient, .* another --workspace"):
         compile_bundle(bundle, CompileOptions())
     assert kept(cache) == []
 
@@ -318,24 +322,24 @@ def test_a_build_that_fails_says_what_may_help(tmp_path: Path, tensorrt: Any, ca
 # Preflight
 
 
-def test_a_new_tensorrt_is_told_with_both_versions_and_the_command_helps(
+def test_a_plan_of_another_tensorrt_version_is_refused_with_the_command_to_rebuild(
     tmp_path: Path, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install("10.3.0", driver, monkeypatch)
     bundle = device_bundle(tmp_path / "bundle")
     compile_bundle(bundle, CompileOptions())
     module = install("10.16.1", driver, monkeypatch)
-    real, module.Runtime = module.Runtime, None  # whoever deserialises fails
+    real, module.Runtime = module.Runtime, None  # deserialising would fail
     rebuild = rf"rebuild with: misgnet-run compile {bundle} --engine jetson-orin$"
     misfit = r"built by tensorrt 10\.3\.0, the installed version is 10\.16\.1"
     with pytest.raises(UnavailableError, match=f"{misfit}; {rebuild}"):
-        answers(bundle)
+        check_output(bundle)
     module.Runtime = real
     compile_bundle(bundle, CompileOptions())
-    answers(bundle)
+    check_output(bundle)
 
 
-def test_an_older_driver_is_told_and_a_plan_is_made_with_it(
+def test_a_plan_is_refused_by_an_older_driver_and_can_be_recompiled_with_it(
     tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = device_bundle(tmp_path / "bundle")
@@ -344,41 +348,43 @@ def test_an_older_driver_is_told_and_a_plan_is_made_with_it(
     tensorrt.driver = opening.open_driver()
     message = r"driver for CUDA 12\.6, this driver is for CUDA 12\.2; rebuild with: mis"
     with pytest.raises(UnavailableError, match=message):
-        answers(bundle)
+        check_output(bundle)
     compile_bundle(bundle, CompileOptions())
     assert tensorrt.observed.builds == 2
-    answers(bundle)
+    check_output(bundle)
 
 
-def test_too_little_memory_for_the_plan_is_told(tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_does_not_fit_into_memory_is_refused(
+    tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = device_bundle(tmp_path / "bundle")
     (activation,) = compile_bundle(bundle, CompileOptions())
     needed = activation.plans[GRAPH].compatibility.memory_bytes(1)
     tensorrt.driver = use_driver(FakeDriver("sm87", memory=needed - 1), monkeypatch)
     with pytest.raises(UnavailableError, match="does not fit into free GPU memory: with 1 stream it takes"):
-        answers(bundle)
+        check_output(bundle)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             {"compute_capabilities": ["sm110"]},
-            r"made for sm110, this GPU is sm87 \(Fake GPU\); build for this one with",
+            r"is for sm110, but this GPU is sm87 \(Fake GPU\); build a bundle for this device with",
         ),
-        ({"platform": "linux-riscv"}, "made for linux-riscv, this is linux-"),
+        ({"platform": "linux-riscv"}, "is for linux-riscv, but this machine is linux-"),
     ],
 )
-def test_another_board_is_told_before_anything_is_built(
-    tmp_path: Path, tensorrt: Any, cache: Path, change: dict[str, Any], said: str
+def test_an_engine_for_another_device_is_refused_before_the_build(
+    tmp_path: Path, tensorrt: Any, cache: Path, change: dict[str, Any], message: str
 ) -> None:
     bundle = device_bundle(tmp_path / "bundle", replace(DEVICE, **change))
-    with pytest.raises(UnavailableError, match=said):
+    with pytest.raises(UnavailableError, match=message):
         compile_bundle(bundle, CompileOptions())
     assert tensorrt.observed.builds == 0 and not cache.exists()
 
 
-def test_of_several_boards_engines_only_those_of_this_one_are_compiled(
+def test_only_engines_for_this_device_are_compiled(
     tmp_path: Path, tensorrt: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     thor = replace(DEVICE, name="jetson-thor", compute_capabilities=["sm110"])
@@ -388,14 +394,14 @@ def test_of_several_boards_engines_only_those_of_this_one_are_compiled(
     (activation,) = compile_bundle(bundle, CompileOptions())
     assert activation.slot.engine == "jetson-orin"
     assert (
-        "engine jetson-thor is left out: engine jetson-thor is made for sm110, this GPU is sm87 (Fake GPU)"
+        "engine jetson-thor is skipped: engine jetson-thor is for sm110, but this GPU is sm87 (Fake GPU)"
         in capsys.readouterr().err
     )
-    with pytest.raises(UnavailableError, match="jetson-thor is made for sm110"):
+    with pytest.raises(UnavailableError, match="jetson-thor is for sm110"):
         compile_bundle(bundle, CompileOptions(engines=("jetson-orin", "jetson-thor")))
 
 
-def test_an_engine_whose_library_is_missing_is_left_out_unless_it_was_asked_for(
+def test_an_engine_whose_library_is_missing_is_skipped_unless_requested(
     tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
@@ -403,35 +409,37 @@ def test_an_engine_whose_library_is_missing_is_left_out_unless_it_was_asked_for(
     (bundle / GRAPH).write_bytes(fake_tensorrt.model(size=TILE))
     described(bundle)
     compile_bundle(bundle, CompileOptions())
-    assert "engine rtx is left out: TensorRT for RTX was requested, but importing" in capsys.readouterr().err
+    assert "engine rtx is skipped: TensorRT for RTX was requested, but importing" in capsys.readouterr().err
     with pytest.raises(UnavailableError, match="importing tensorrt_rtx failed"):
         compile_bundle(bundle, CompileOptions(engines=("rtx",)))
 
 
-def test_a_bundles_own_plan_that_does_not_fit_is_made_anew_here(
+def test_a_bundles_own_plan_for_another_gpu_can_be_recompiled_here(
     tmp_path: Path, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install("1.7.1", driver, monkeypatch, rtx=True)
-    entry = replace(RTX, platform=facts.this_platform(), vendor_version="1.7.1")
+    entry = replace(RTX, platform=compatibility.this_platform(), vendor_version="1.7.1")
     bundle = device_bundle(tmp_path / "bundle", entry)
     command = rf"misgnet-run compile {bundle} --engine rtx-sm86$"
     with pytest.raises(UnavailableError, match=rf"built for sm86, this GPU is sm87; rebuild with: {command}"):
-        answers(bundle, "rtx-sm86")
-    with pytest.raises(UsageError, match=r"no engine to be compiled on the device; name one by --engine .*: rtx-sm86"):
+        check_output(bundle, "rtx-sm86")
+    with pytest.raises(
+        UsageError, match=r"no engine marked for compilation on the device; select one with --engine .*: rtx-sm86"
+    ):
         compile_bundle(bundle, CompileOptions())
     compile_bundle(bundle, CompileOptions(engines=("rtx-sm86",)))
-    answers(bundle, "rtx-sm86")
+    check_output(bundle, "rtx-sm86")
 
 
 def test_an_engine_without_a_plan_is_refused(tmp_path: Path, tensorrt: Any) -> None:
     bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT, INT8])
-    with pytest.raises(UsageError, match="engine cpu opens its graph itself"):
+    with pytest.raises(UsageError, match="engine cpu runs its graph directly"):
         compile_bundle(bundle, CompileOptions(engines=("cpu",)))
-    with pytest.raises(UsageError, match="it has none for TensorRT at all"):
+    with pytest.raises(UsageError, match="it has no TensorRT engines"):
         compile_bundle(bundle, CompileOptions())
 
 
-def test_the_real_tensorrt_for_rtx_compiles_up_to_where_a_driver_is_needed(
+def test_the_real_tensorrt_for_rtx_compiles_until_a_driver_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
@@ -440,12 +448,12 @@ def test_the_real_tensorrt_for_rtx_compiles_up_to_where_a_driver_is_needed(
     bundle = described(make_bundle(tmp_path / "bundle", engines=[FLOAT, replace(entry, graph=FLOAT.graph)]))
     with pytest.raises(UnavailableError, match=r"TensorRT for RTX .* cannot open the plan on Fake GPU"):
         compile_bundle(bundle, CompileOptions())
-    told = capsys.readouterr().err
-    assert "rtx-sm86: compiled in " in told and "the golden tiles and the gate run on Fake GPU" in told
+    errors = capsys.readouterr().err
+    assert "rtx-sm86: compiled in " in errors and "running the golden tiles and the gate on Fake GPU" in errors
     assert kept(cache) == []
 
 
-# What lies in the cache
+# The plan cache
 
 
 def only(folder: Path, end: str) -> Path:
@@ -464,7 +472,7 @@ def flip(position: int) -> Callable[[Path], None]:
 
 @pytest.mark.parametrize("change", [flip(0), flip(100), flip(-1), Path.unlink, lambda path: path.write_bytes(b"")])
 @pytest.mark.parametrize("end", [".plan", "active"])
-def test_damage_is_found_before_anything_is_deserialised_and_mended_by_compile(
+def test_damage_is_found_before_deserialisation_and_compile_repairs_it(
     tmp_path: Path, tensorrt: Any, cache: Path, change: Callable[[Path], object], end: str
 ) -> None:
     bundle = device_bundle(tmp_path / "bundle")
@@ -472,13 +480,13 @@ def test_damage_is_found_before_anything_is_deserialised_and_mended_by_compile(
     change(only(cache, ".plan") if end == ".plan" else next(cache.glob("active-*")))
     real, tensorrt.Runtime = tensorrt.Runtime, None
     with pytest.raises((InputError, UnavailableError), match="misgnet-run compile"):
-        answers(bundle)
+        check_output(bundle)
     tensorrt.Runtime = real
     compile_bundle(bundle, CompileOptions())
-    answers(bundle)
+    check_output(bundle)
 
 
-def test_a_damaged_record_and_timing_cache_cost_a_build(
+def test_a_damaged_record_or_timing_cache_causes_a_rebuild(
     tmp_path: Path, tensorrt: Any, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = device_bundle(tmp_path / "bundle")
@@ -488,39 +496,39 @@ def test_a_damaged_record_and_timing_cache_cost_a_build(
         flip(-1)(path)
     compile_bundle(bundle, CompileOptions())
     assert tensorrt.observed.builds == 2
-    told = capsys.readouterr().err
-    assert "its digest is not that of what it holds" in told and "timing cache not read: " in told
-    answers(bundle)
+    errors = capsys.readouterr().err
+    assert "its contents do not match its digest" in errors and "timing cache not read: " in errors
+    check_output(bundle)
 
 
-def test_a_folder_that_others_may_write_is_refused(tmp_path: Path, tensorrt: Any, cache: Path) -> None:
+def test_a_cache_folder_writable_by_others_is_refused(tmp_path: Path, tensorrt: Any, cache: Path) -> None:
     bundle = device_bundle(tmp_path / "bundle")
     compile_bundle(bundle, CompileOptions())
     cache.chmod(0o777)
     tensorrt.Runtime = None
-    with pytest.raises(InputError, match=r"plans is open to others \(mode 0777\)"):
-        answers(bundle)
-    with pytest.raises(InputError, match=r"plans is open to others \(mode 0777\)"):
+    with pytest.raises(InputError, match=r"plans is open to other users \(mode 0777\)"):
+        check_output(bundle)
+    with pytest.raises(InputError, match=r"plans is open to other users \(mode 0777\)"):
         compile_bundle(bundle, CompileOptions())
 
 
-def test_the_bundles_own_plan_runs_where_the_cache_is_no_use(
+def test_the_bundles_own_plan_runs_if_the_cache_cannot_be_used(
     tmp_path: Path, tensorrt: Any, driver: FakeDriver, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     entry = replace(
         DEVICE, compiled="by the build", file="engines/rtx.plan", vendor_version="10.3.0",
-        platform=facts.this_platform(),
+        platform=compatibility.this_platform(),
     )  # fmt: skip
     bundle = device_bundle(tmp_path / "bundle", entry)
     plan = tensorrt_plan(driver)
     (bundle / "engines/rtx.plan").write_bytes(plan)
     described(bundle)
-    answers(bundle)
+    check_output(bundle)
     cache.mkdir(parents=True, mode=0o777)
     cache.chmod(0o777)
-    answers(bundle)
-    told = capsys.readouterr().err
-    assert "warning: engine jetson-orin uses the bundle's own plan: " in told and "misgnet-run compile" in told
+    check_output(bundle)
+    errors = capsys.readouterr().err
+    assert "warning: engine jetson-orin uses the bundle's own plan: " in errors and "misgnet-run compile" in errors
 
 
 def tensorrt_plan(driver: FakeDriver) -> bytes:
@@ -529,7 +537,7 @@ def tensorrt_plan(driver: FakeDriver) -> bytes:
     return compile_plan(fake_tensorrt.model(size=TILE), PlanOptions(vendor="tensorrt", max_batch=4), driver=driver).data
 
 
-def test_a_second_build_waits_for_the_first(tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_build_waits_for_the_first_one(tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_timeout", 0.1)
     bundle = device_bundle(tmp_path / "bundle")
     plans = PlanStore()
@@ -538,23 +546,25 @@ def test_a_second_build_waits_for_the_first(tmp_path: Path, tensorrt: Any, monke
         compile_bundle(bundle, CompileOptions())
 
 
-def test_leftovers_are_swept_and_what_is_used_is_not(tmp_path: Path, tensorrt: Any, cache: Path) -> None:
+def test_unused_files_are_removed_and_used_plans_are_kept(tmp_path: Path, tensorrt: Any, cache: Path) -> None:
     bundle = device_bundle(tmp_path / "bundle")
     compile_bundle(bundle, CompileOptions())
     for name in (".x.plan.abc.plan", "f" * 64 + ".plan"):
         (cache / name).write_bytes(b"left")
     other = edit(device_bundle(tmp_path / "other"), lambda values: values.update(bundle_version=2))
     compile_bundle(other, CompileOptions(again=True))
-    assert kept(cache).count("plan") == 2, "that of the first bundle is named by what is active there alone"
-    answers(bundle)
-    answers(other)
+    assert kept(cache).count("plan") == 2, (
+        "the plan of the first bundle is referenced only by that bundle's active entry"
+    )
+    check_output(bundle)
+    check_output(other)
 
 
-# Faults: afterwards what was active is active still, or the new plan is
+# Faults: afterwards either the old plan or the new plan is active
 
 
 class Killer:
-    """Ends the process, or fails, at the ``moment``-th step of writing."""
+    """Calls ``end``, which kills the process or raises, at the ``moment``-th writing step."""
 
     def __init__(self, moment: int, end: Callable[[], None]) -> None:
         self.moment, self.end, self.seen = moment, end, 0
@@ -612,11 +622,11 @@ def test_a_kill_at_any_moment_leaves_the_old_plan_or_the_new_one(
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
         found = active_plan(bundle, driver)
         outcomes.add(found == old)
-        answers(bundle)
+        check_output(bundle)
     assert outcomes == {True, False}
     compile_bundle(bundle, CompileOptions())
     assert kept(cache).count("plan") <= 2 and not [path for path in cache.iterdir() if path.name.startswith(".")]
-    answers(bundle)
+    check_output(bundle)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
@@ -639,9 +649,9 @@ def test_a_failing_disk_leaves_the_old_plan_or_the_new_one(
             failed += 1
             assert os.strerror(number) in str(error) and error.exit_code == 4
         assert driver.empty
-        answers(bundle)
-        assert not [path for path in cache.iterdir() if path.name.startswith(".")], "no unfinished file stays"
-    assert failed >= 15, "but a timing cache that is not written breaks no build"
+        check_output(bundle)
+        assert not [path for path in cache.iterdir() if path.name.startswith(".")], "no unfinished file remains"
+    assert failed >= 15, "only a failed write of the timing cache does not fail the build"
 
 
 def test_an_interrupt_while_building_leaves_nothing(
@@ -657,10 +667,10 @@ def test_an_interrupt_while_building_leaves_nothing(
     assert tensorrt.observed.canceled and kept(cache) == []
 
 
-# Words
+# Progress and the command's output
 
 
-def test_time_left_is_told_now_and_then() -> None:
+def test_the_remaining_time_is_logged_periodically() -> None:
     now, bar, logged = [0.0], [], Collected()
     progress = BuildProgress("orin", lambda *step: bar.append(step), logged.log, lambda: now[0])
     for now[0], share in ((1, 0.001), (11, 0.01), (20, 0.05), (22, 0.1), (30, 0.1), (100, 0.8)):
@@ -672,27 +682,27 @@ def test_time_left_is_told_now_and_then() -> None:
     assert bar[-1] == (800, 1000)
 
 
-def test_nothing_is_extrapolated_from_next_to_nothing() -> None:
+def test_the_remaining_time_is_not_estimated_too_early() -> None:
     assert seconds_left(60, 0.01) is None and seconds_left(60, 0.25) == 180 and seconds_left(60, 1) == 0
     assert (duration(89), duration(90), duration(600)) == ("89 s", "2 min", "10 min")
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """A command in this process: exit code, output, errors."""
+    """Runs a command in this process; returns its exit code, stdout and stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["misgnet-run", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exited:
             cli.main()
         captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
+        return int(exited.value.code or 0), captured.out, captured.err
 
     yield call
     log.use("text")
 
 
-def test_the_command_and_what_runs_after_it(tmp_path: Path, tensorrt: Any, run: Run) -> None:
+def test_the_compiled_engine_runs_after_the_command(tmp_path: Path, tensorrt: Any, run: Run) -> None:
     bundle = device_bundle(tmp_path / "bundle", tiles=4)
     pair = [write_image(tmp_path / f"{i}.png", pixels) for i, pixels in enumerate(images(TILE, TILE))]
     predict = ("predict", bundle, *pair, "--engine", "jetson-orin", "-o")
@@ -702,7 +712,7 @@ def test_the_command_and_what_runs_after_it(tmp_path: Path, tensorrt: Any, run: 
     assert code == 0, err
     assert "jetson-orin: 100.000 % of the golden tiles' pixels agree; F1 drop +0.000 points" in out
     assert "in use with tensorrt 10.3.0 on Fake GPU (sm87)" in out
-    assert "workspace 256 MiB, in all 768 MiB" in err
+    assert "workspace 256 MiB, total 768 MiB" in err
     assert run(*predict, tmp_path / "mask.png")[0] == 0
     code, out, _ = run("info", bundle)
     assert "jetson-orin, for sm87: runs on Fake GPU (sm87)" in out
@@ -710,7 +720,7 @@ def test_the_command_and_what_runs_after_it(tmp_path: Path, tensorrt: Any, run: 
     assert code == 2 and "--workspace is 2000 MiB" in err
 
 
-def test_the_command_for_programs(tmp_path: Path, tensorrt: Any, run: Run) -> None:
+def test_the_command_prints_json_events(tmp_path: Path, tensorrt: Any, run: Run) -> None:
     bundle = device_bundle(tmp_path / "bundle", tiles=2)
     code, out, _ = run("compile", bundle, "--log", "json", "--workspace", 128, "--optimization-level", 2)
     result = json.loads(out)
@@ -722,7 +732,7 @@ def test_the_command_for_programs(tmp_path: Path, tensorrt: Any, run: Run) -> No
     assert code == 3 and json.loads(err.splitlines()[-1])["kind"] == "GateFailed"
 
 
-def test_without_evaluation_tiles_the_gate_is_said_not_to_have_run(tmp_path: Path, tensorrt: Any, run: Run) -> None:
+def test_the_command_reports_that_no_gate_ran_without_evaluation_tiles(tmp_path: Path, tensorrt: Any, run: Run) -> None:
     code, out, _ = run("compile", device_bundle(tmp_path / "bundle"))
     assert code == 0 and "no gate was run: the bundle has no evaluation tiles (misgnet-export build --ship-eval)" in out
 
@@ -730,7 +740,7 @@ def test_without_evaluation_tiles_the_gate_is_said_not_to_have_run(tmp_path: Pat
 # Evaluation tiles
 
 
-def test_evaluation_tiles_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_evaluation_tiles_survive_a_round_trip(tmp_path: Path) -> None:
     tiles = evaluation_tiles(1, 3)
     write_evaluation(tmp_path / "tiles.npz", tiles)
     found = read_evaluation(tmp_path / "tiles.npz")
@@ -755,7 +765,7 @@ def test_evaluation_tiles_are_read_as_they_were_written(tmp_path: Path) -> None:
         {"sources": np.array(["a", None, "b"], object)},
     ],
 )
-def test_other_evaluation_tiles_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_invalid_evaluation_tiles_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     from dataclasses import replace as changed
 
     path = tmp_path / "tiles.npz"
@@ -774,7 +784,7 @@ def test_damaged_evaluation_tiles_are_refused(tmp_path: Path) -> None:
             read_evaluation(path)
 
 
-def test_evaluation_tiles_that_unfold_to_more_than_the_limit_are_refused(
+def test_evaluation_tiles_that_decompress_to_more_than_the_limit_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "tiles.npz"
@@ -785,7 +795,7 @@ def test_evaluation_tiles_that_unfold_to_more_than_the_limit_are_refused(
         read_evaluation(path)
 
 
-def test_a_record_of_another_version_is_told(
+def test_a_record_of_another_version_is_refused(
     tmp_path: Path, tensorrt: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = device_bundle(tmp_path / "bundle")
@@ -795,4 +805,4 @@ def test_a_record_of_another_version_is_told(
     PrivateFolder(cache).write_sealed(path.name, json.dumps({**values, "format": 2}).encode())
     message = rf"has format 2; this version reads format {store.FORMAT}; run: misgnet-run compile"
     with pytest.raises(InputError, match=message):
-        answers(bundle)
+        check_output(bundle)

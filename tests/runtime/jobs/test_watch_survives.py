@@ -248,7 +248,7 @@ def test_a_truncated_geotiff_fails_and_is_processed_once_complete(
     assert "100.00 % valid" in capsys.readouterr().out
 
 
-def test_a_result_with_unreadable_blocks_is_replaced_once_the_file_is_complete(
+def test_a_result_of_a_truncated_file_is_replaced_once_the_file_is_complete(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """This does not require --reprocess, unlike other changes, and works after compaction of the journal."""

@@ -1,4 +1,4 @@
-"""``misgnet-run bench``: what is measured without being asked for, the table, the JSON, and what is refused."""
+"""Tests of ``misgnet-run bench``: default settings, table, JSON report and refused options."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def bundle(root: Path) -> Bundle:
 
 @pytest.fixture
 def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """The command in this process: exit code, output, errors."""
+    """Runs the command in this process; returns its exit code, stdout and stderr."""
     monkeypatch.setattr(out_console, "_width", 80)
 
     def call(*arguments: str, form: str = "text") -> tuple[int, str, str]:
@@ -70,10 +70,10 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     log.use("text")
 
 
-# What is measured
+# Engines and settings
 
 
-def test_all_that_runs_here_is_measured_by_default(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_engines_that_run_here_are_measured_by_default(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrix_module, "usable_cores", lambda: 6)
     matrix = make_matrix(bundle, BenchOptions())
     assert matrix.runs == [RunsHere("cpu", "int8", "CPU"), RunsHere("cpu-float32", "float32", "CPU")]
@@ -83,17 +83,17 @@ def test_all_that_runs_here_is_measured_by_default(bundle: Bundle, monkeypatch: 
 
 
 @pytest.mark.parametrize(("largest", "batches"), [(1, [1]), (3, [1, 3]), (16, [1, 4, 16]), (64, [1, 4, 16])])
-def test_batches_by_default(bundle: Bundle, largest: int, batches: list[int]) -> None:
+def test_default_batches(bundle: Bundle, largest: int, batches: list[int]) -> None:
     manifest = msgspec.structs.replace(bundle.manifest, interface=msgspec.structs.replace(INTERFACE, max_batch=largest))
     assert make_matrix(replace(bundle, manifest=manifest), BenchOptions(engines=("cpu",))).batches == batches
 
 
-def test_streams_by_default_are_no_more_than_the_threads(bundle: Bundle) -> None:
+def test_default_streams_do_not_exceed_the_threads(bundle: Bundle) -> None:
     assert make_matrix(bundle, BenchOptions(engines=("cpu",), threads=1)).streams == [1]
     assert make_matrix(bundle, BenchOptions(engines=("cpu",), threads=3)).streams == [1, 3]
 
 
-def test_wishes_are_kept_to_once_each(bundle: Bundle) -> None:
+def test_requested_settings_are_measured_once_each(bundle: Bundle) -> None:
     options = BenchOptions(
         engines=("cpu-float32", "cpu", "cpu"), batches=(2, 1, 2), streams=(3,), threads=2, warm_up=1.5
     )
@@ -108,7 +108,7 @@ def test_wishes_are_kept_to_once_each(bundle: Bundle) -> None:
     ("options", "words"),
     [
         (BenchOptions(engines=("tpu",)), "has no engine 'tpu'; it has cpu-float32, cpu, rtx-sm86"),
-        (BenchOptions(batches=(1, 5)), "--batch is 5; the engines of this bundle take at most 4"),
+        (BenchOptions(batches=(1, 5)), "--batch is 5; the engines of this bundle support at most 4"),
         (BenchOptions(batches=(0,)), "--batch is 0; expected 1 or more"),
         (BenchOptions(streams=(2, -1)), "--streams is -1"),
         (BenchOptions(threads=0), "--threads is 0"),
@@ -119,22 +119,22 @@ def test_wishes_are_kept_to_once_each(bundle: Bundle) -> None:
         (BenchOptions(warm_up=-1), "--warm-up is -1"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(bundle: Bundle, options: BenchOptions, words: str) -> None:
+def test_invalid_options_are_refused(bundle: Bundle, options: BenchOptions, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         make_matrix(bundle, options)
 
 
-def test_an_engine_that_was_asked_for_must_run(bundle: Bundle) -> None:
-    with pytest.raises(UnavailableError, match=r"an engine that was asked for does not run here: rtx-sm86: \w+"):
+def test_a_requested_engine_that_does_not_run_is_an_error(bundle: Bundle) -> None:
+    with pytest.raises(UnavailableError, match=r"a requested engine does not run here: rtx-sm86: \w+"):
         make_matrix(bundle, BenchOptions(engines=("cpu", "rtx-sm86")))
 
 
-def test_a_bundle_without_any_engine_for_here(tmp_path: Path) -> None:
+def test_a_bundle_whose_engines_do_not_run_here_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="no engine runs here: rtx-sm86: "):
         make_matrix(read_bundle(make_bundle(tmp_path / "rtx", engines=[RTX])), BenchOptions())
 
 
-# What is drawn from it
+# Comparisons and output
 
 
 def timing(engine: str, precision: str, speed: float, batch: int = 1, streams: int = 1, **more: Any) -> Timing:
@@ -181,7 +181,7 @@ def printed(found: BenchReport) -> str:
     return captured.get()
 
 
-def test_speeds_are_compared_with_float_at_the_same_batch_and_streams() -> None:
+def test_speeds_are_compared_with_float32_at_the_same_batch_and_streams() -> None:
     assert choose_reference(TIMINGS) == "cpu-float32"
     assert ratios_to("cpu-float32", TIMINGS) == [1.5, 1.0, 1.5, 1.0]
     assert fastest(TIMINGS) is TIMINGS[2]
@@ -189,7 +189,7 @@ def test_speeds_are_compared_with_float_at_the_same_batch_and_streams() -> None:
     assert choose_reference(only) == "openvino" and ratios_to("openvino", only) == [1.0, 0.5]
 
 
-def test_the_table_fits_80_columns_and_cuts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_fits_80_columns_without_truncation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(out_console, "_width", 80)
     long = timing("openvino[bold]-bf16", "bf16", 1234.5, 16, 12)
     shown = printed(report([*TIMINGS, msgspec.structs.replace(long, batch=4, streams=2)]))
@@ -212,7 +212,7 @@ def test_energy_is_shown_by_rail(monkeypatch: pytest.MonkeyPatch) -> None:
         assert any(all(cell in line for cell in cells) for line in shown.splitlines()), cells
 
 
-def test_what_was_measured_is_said() -> None:
+def test_the_conditions_of_the_benchmark_are_printed() -> None:
     found = list(lines(report(warnings=["the machine throttled 3 times: core too hot"])))
     assert found[0] == "a processor, 2 cores, 8.0 GiB, avx2"
     assert "each engine ran in its own process with 2 threads" in found[1]
@@ -226,8 +226,8 @@ def test_what_was_measured_is_said() -> None:
     assert not any(line.startswith(("power mode", "scene", "power by")) for line in found)
 
 
-def test_the_slowest_calls_are_compared_with_a_matrix_products() -> None:
-    """At batch 1 and one stream, where it was timed."""
+def test_tail_latency_is_compared_with_that_of_a_matrix_product() -> None:
+    """Only at batch 1 and one stream, where the product was timed."""
     product = timing("matrix product", "float32", 99.0)
     found = list(lines(report(matrix_product=msgspec.structs.replace(product, p50_ms=5.0, p99_ms=6.0))))
     words = (
@@ -237,7 +237,7 @@ def test_the_slowest_calls_are_compared_with_a_matrix_products() -> None:
     assert not any("matrix product" in line for line in lines(report()))
 
 
-def test_the_state_of_a_jetson_is_said() -> None:
+def test_the_state_of_a_jetson_is_printed() -> None:
     there = msgspec.structs.replace(conditions(ORIN, ("MAXN (0)", "15W (2)")), after=SILENT)
     found = list(lines(report(conditions=there, power=Power(["INA3221"], []))))
     assert "power mode MAXN (0) before, 15W (2) after" in found
@@ -284,10 +284,10 @@ def test_the_command_prints_a_table_and_writes_json(run: Run, root: Path, tmp_pa
     assert found.bundle_sha256 == file_sha256(root / MANIFEST) and found.matrix_product is None
     assert found.conditions.machine["python"] and found.conditions.versions["numpy"]
     assert found.created.endswith("+00:00")
-    assert found.warnings[-1].startswith("not steady after their warm-up (engine at batch, streams): cpu at 1, 2; ")
+    assert found.warnings[-1].startswith("not steady after the warm-up (engine at batch, streams): cpu at 1, 2; ")
 
 
-def test_a_program_gets_the_report_in_one_line(run: Run) -> None:
+def test_json_output_has_the_report_on_one_line(run: Run) -> None:
     code, out, error = run(*QUICK, "--engine", "cpu", "--batch", "1", form="json")
     found = json.loads(out)
     assert (code, found["event"], found["level"]) == (0, "result", "info")
@@ -307,13 +307,11 @@ def test_an_existing_json_file_is_kept_and_nothing_is_measured(run: Run, tmp_pat
     ("arguments", "code", "words"),
     [
         (("--engine", "tpu"), 2, "has no engine 'tpu'"),
-        (("--batch", "17"), 2, "take at most 4"),
+        (("--batch", "17"), 2, "support at most 4"),
         (("--engine", "rtx-sm86"), 5, "does not run here"),
     ],
 )
-def test_the_command_ends_with_one_line_for_an_error(
-    run: Run, arguments: tuple[str, ...], code: int, words: str
-) -> None:
+def test_the_command_prints_one_line_for_an_error(run: Run, arguments: tuple[str, ...], code: int, words: str) -> None:
     found, out, error = run(*QUICK, *arguments)
     assert (found, out) == (code, "") and words in error and error.count("error: ") == 1
 
@@ -330,44 +328,44 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return before, after
 
 
-def test_a_scene_is_a_share_of_what_its_engine_can(root: Path, pair: tuple[Path, Path]) -> None:
+def test_the_speed_of_a_scene_is_compared_with_its_engine(root: Path, pair: tuple[Path, Path]) -> None:
     options = BenchOptions(
         engines=("cpu-float32",), batches=(2,), streams=(2,), threads=2, seconds=0.02, rounds=1, warm_up=0.0, scene=pair
     )
     found = run_bench(root, options).scene
     assert found is not None
     assert (found.engine, found.batch, found.streams) == ("cpu-float32", 2, 2)
-    assert found.tiles >= 6 * 4 and found.seconds > 0  # tiles of 64 px that share 16
+    assert found.tiles >= 6 * 4 and found.seconds > 0  # tiles of 64 px with an overlap of 16
     assert found.tiles_per_second == pytest.approx(found.tiles / found.seconds)
     assert found.share == pytest.approx(found.tiles_per_second / found.engine_pairs_per_second)
 
 
-def test_a_scene_is_run_in_a_process_that_tells_its_memory(root: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_peak_memory_of_a_scene_is_measured(root: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "change.tif"
     found = run_scene(SceneTask(bundle=root, before=pair[0], after=pair[1], output=out, engine="cpu"))
     assert out.is_file() and found.tiles >= 6 * 4
     assert 20 << 20 < found.peak_bytes < 2 << 30
 
 
-def test_the_scenes_command_has_the_measured_setting_and_what_signatures_are_required(tmp_path: Path) -> None:
+def test_the_command_of_a_scene_has_the_measured_setting_and_the_signature_policy(tmp_path: Path) -> None:
     paths = {name: tmp_path / name for name in ("bundle", "before", "after", "output")}
     execution = ExecutionOptions(threads=3, streams=2, batch=4)
     trust = Trust(tmp_path / "key", allow_older=True)
-    plain, asked = SceneTask(**paths, engine="cpu"), SceneTask(**paths, engine="cpu", execution=execution, trust=trust)
+    plain, signed = SceneTask(**paths, engine="cpu"), SceneTask(**paths, engine="cpu", execution=execution, trust=trust)
     predict = ["predict", "--engine", "cpu", "-o", str(paths["output"]), "--no-tuned"]
     end = ["--", *(str(paths[name]) for name in ("bundle", "before", "after"))]
     assert plain.command()[-12:] == ["--log", "json", *predict, *end]
     words = ["--log", "json", "--require-signature", str(tmp_path / "key"), "--allow-older", *predict]
-    assert asked.command()[-21:] == [*words, "--threads", "3", "--streams", "2", "--batch", "4", *end]
+    assert signed.command()[-21:] == [*words, "--threads", "3", "--streams", "2", "--batch", "4", *end]
 
 
-def test_a_scene_that_fails_is_told_in_its_own_words(root: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_failed_scene_raises_the_error_of_predict(root: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
     task = SceneTask(bundle=root, before=pair[0], after=pair[1], output=tmp_path / "change.tif", engine="tpu")
     with pytest.raises(UsageError, match=r"predict on .*0.tif and .*1.tif: bundle .* has no engine 'tpu'"):
         run_scene(task)
 
 
-def test_a_scene_that_needs_declarations_is_refused_before_anything_slow(
+def test_a_scene_without_a_required_scale_is_refused_before_measuring(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
@@ -379,13 +377,13 @@ def test_a_scene_that_needs_declarations_is_refused_before_anything_slow(
         run_bench(root, BenchOptions(scene=(deep[0], deep[1])))
 
 
-def test_a_scene_that_is_not_there_is_an_error(run: Run) -> None:
+def test_a_missing_scene_is_an_error(run: Run) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
     code, out, error = run(*QUICK, "--scene", "nowhere.tif", "neither.tif")
     assert (code, out) == (4, "") and "nowhere.tif" in error
 
 
-def test_the_scene_is_said() -> None:
+def test_the_speed_of_the_scene_is_printed() -> None:
     scene = SceneFigure(
         engine="cpu",
         batch=4,

@@ -1,4 +1,4 @@
-"""What a machine's sensors tell, from trees that look like the machines'."""
+"""Tests of the sensor readers with fake file system trees."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tree(root: Path, files: dict[str, object]) -> Path:
 
 
 def hwmon(chip: str, *rails: tuple[str, int, int]) -> dict[str, object]:
-    """Label, millivolts and milliamperes of a monitor's channels."""
+    """Returns the files of a monitor; ``rails``: label, millivolts and milliamperes of its channels."""
     folder = f"sys/bus/i2c/drivers/ina3221/{chip}/hwmon/hwmon3"
     found: dict[str, object] = {f"{folder}/in7_label": "sum of shunt voltages", f"{folder}/in7_input": 9}
     for number, (label, volts, amperes) in enumerate(rails, 1):
@@ -47,7 +47,7 @@ def hwmon(chip: str, *rails: tuple[str, int, int]) -> dict[str, object]:
 
 
 def policy(number: int, cores: str, clocks: tuple[int, int, int], governor: str) -> dict[str, object]:
-    """``clocks``: current, lowest and highest, in kHz."""
+    """Returns the files of a CPU frequency policy; ``clocks``: current, lowest and highest, in kHz."""
     current, lowest, highest = clocks
     folder = f"{CPU}/cpufreq/policy{number}"
     return {
@@ -87,7 +87,7 @@ ORIN = {
 
 @pytest.fixture(autouse=True)
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """Puts a program of a name on the path; without any, neither the machine's own nor its NVML is found."""
+    """Hides the machine's own programs and NVML; returns a function that puts a program on the path."""
     monkeypatch.setitem(sys.modules, "pynvml", None)  # type: ignore[arg-type]
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -103,7 +103,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
 # One-value files
 
 
-def test_what_cannot_be_read_is_none(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_read_as_none(tmp_path: Path) -> None:
     tree(tmp_path, {"number": 7, "word": "x"})
     (tmp_path / "binary").write_bytes(b"\xff\0")
     assert (read_int(tmp_path / "number"), read_int(tmp_path / "word"), read_int(tmp_path / "no")) == (7, None, None)
@@ -119,8 +119,8 @@ def test_rails_of_an_orin_nx(tmp_path: Path) -> None:
     assert meter.read() == pytest.approx({"VDD_IN": 10, "VDD_CPU_GPU_CV": 3, "VDD_SOC": 2})
 
 
-def test_an_agx_has_no_rail_for_the_whole_module(tmp_path: Path) -> None:
-    """VIN_SYS_5V0 is one supply of three; VDDQ_VDD2_1V8AO hangs on it and is not added twice."""
+def test_the_power_of_an_agx_is_the_sum_of_three_rails(tmp_path: Path) -> None:
+    """VIN_SYS_5V0 is one of three supplies; it feeds VDDQ_VDD2_1V8AO, which is not added again."""
     first = hwmon("1-0040", ("VDD_GPU_SOC", 19_000, 500), ("VDD_CPU_CV", 19_000, 200), ("VIN_SYS_5V0", 5000, 800))
     second = hwmon("1-0041", ("NC", 0, 0), ("VDDQ_VDD2_1V8AO", 5000, 100), ("NC", 0, 0))
     meter = find_ina3221(tree(tmp_path, {**first, **second}))
@@ -130,14 +130,14 @@ def test_an_agx_has_no_rail_for_the_whole_module(tmp_path: Path) -> None:
     )
 
 
-def test_a_rail_that_stops_answering_is_left_out_and_so_is_the_sum_with_it(tmp_path: Path) -> None:
+def test_an_unreadable_rail_is_omitted_together_with_the_sum(tmp_path: Path) -> None:
     rails = ("VDD_GPU_SOC", 19_000, 500), ("VDD_CPU_CV", 19_000, 200), ("VIN_SYS_5V0", 5000, 800)
     meter = find_ina3221(tree(tmp_path, hwmon("1-0040", *rails)))
     (tmp_path / "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon3/curr3_input").unlink()
     assert meter.read() == pytest.approx({"VDD_GPU_SOC": 9.5, "VDD_CPU_CV": 3.8})
 
 
-def test_a_monitor_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_monitor_is_reported_with_its_rails(tmp_path: Path) -> None:
     files = {name: content for name, content in ORIN.items() if "curr" not in name}
     with pytest.raises(UnavailableError, match="INA3221 of VDD_IN, VDD_CPU_GPU_CV, VDD_SOC cannot be read"):
         find_ina3221(tree(tmp_path, files))
@@ -152,7 +152,7 @@ def zone(name: str, label: str, energy: object, largest: int = 1_000_000) -> dic
     return found if energy is None else {**found, f"{folder}/energy_uj": energy}
 
 
-def test_counters_of_a_processor_and_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rapl_measures_a_processor_and_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moment = iter([10.0, 10.5, 10.6])
     monkeypatch.setattr(rapl.time, "perf_counter", lambda: next(moment))
     tree(tmp_path, {**zone("intel-rapl:0", "package-0", 999_999), **zone("intel-rapl:0:1", "dram", 0)})
@@ -164,10 +164,10 @@ def test_counters_of_a_processor_and_its_parts(tmp_path: Path, monkeypatch: pyte
     assert meter.read() == {"package-0": 0.0}
 
 
-def test_counters_that_only_root_may_read_are_said_to_be_there(tmp_path: Path) -> None:
+def test_counters_that_only_root_may_read_are_reported(tmp_path: Path) -> None:
     tree(tmp_path, zone("intel-rapl:0", "package-0", None))
     (tmp_path / "sys/class/powercap/intel-rapl:0/energy_uj").mkdir()  # fails for root too
-    with pytest.raises(UnavailableError, match=r"intel-rapl:0/energy_uj cannot be read; root may"):
+    with pytest.raises(UnavailableError, match=r"intel-rapl:0/energy_uj cannot be read; run as root"):
         find_rapl(tmp_path)
 
 
@@ -177,7 +177,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch, milliwatts: dict[str, int | None], dri
     return fake
 
 
-def test_boards_of_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvml_measures_the_boards_that_report_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = nvml(monkeypatch, {"NVIDIA A100": 61_520, "Tesla K80": None, "NVIDIA L4": 16_000})
     ((meter,), _) = find_meters(tmp_path)
     assert (meter.source, meter.total) == ("NVML", None)
@@ -194,7 +194,7 @@ def test_boards_of_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ({"Orin (nvgpu)": None}, True, "NVML: no GPU reports its power"),
     ],
 )
-def test_why_nvml_measures_nothing(
+def test_a_missing_nvml_is_reported_with_its_reason(
     monkeypatch: pytest.MonkeyPatch, milliwatts: dict[str, int | None], driver: bool, reason: str
 ) -> None:
     nvml(monkeypatch, milliwatts, driver)
@@ -202,29 +202,29 @@ def test_why_nvml_measures_nothing(
         find_nvml()
 
 
-def test_meters_and_why_there_are_no_others(tmp_path: Path) -> None:
+def test_missing_meters_are_reported_with_their_reasons(tmp_path: Path) -> None:
     assert find_meters(tmp_path)[0] == []
     meters, missing = find_meters(tree(tmp_path, ORIN))
     assert [meter.source for meter in meters] == ["INA3221"]
-    assert missing == ["no RAPL counters", "no NVML: pip install nvidia-ml-py where there is an NVIDIA GPU"]
+    assert missing == ["no RAPL counters", "no NVML: on a machine with an NVIDIA GPU, pip install nvidia-ml-py"]
 
 
-def test_energy_counts_the_seconds_that_a_rail_answered() -> None:
+def test_energy_counts_only_the_time_covered_by_readings() -> None:
     class Meter:
         source, total = "a fake", None
 
         def __init__(self) -> None:
-            self.answers = iter([{"a": 99.0}, {"a": 4.0, "b": 2.0}])
+            self.readings = iter([{"a": 99.0}, {"a": 4.0, "b": 2.0}])
 
         def read(self) -> dict[str, float]:
-            return next(self.answers, {"a": 4.0})
+            return next(self.readings, {"a": 4.0})
 
     energy = Energy()
     with count_energy([Meter()], energy):
         pass
     with count_energy([], energy):
         pass
-    assert energy.mean_watts() == pytest.approx({"a": 4.0, "b": 2.0})  # the first answer only begins the time
+    assert energy.mean_watts() == pytest.approx({"a": 4.0, "b": 2.0})  # the first reading only starts the time
     energy.add({"a": 1.0}, 3 * energy.seconds["a"])
     assert energy.mean_watts()["a"] == pytest.approx((4 + 3 * 1) / 4)
 
@@ -248,13 +248,13 @@ def test_state_of_an_orin(tmp_path: Path) -> None:
     assert state.throttled == {"under-voltage": 0, "instantaneous over-current": 7}
 
 
-def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
+def test_a_machine_without_sensors_has_an_empty_state(tmp_path: Path) -> None:
     state = read_state(tmp_path)
     assert (power_mode(tmp_path), state.clocks, state.memory_mhz) == (None, [], None)
     assert (state.temperatures, state.throttled) == ({}, {})
 
 
-def test_the_power_mode_is_what_nvpmodel_says(tmp_path: Path, program: Program) -> None:
+def test_the_power_mode_comes_from_nvpmodel_or_its_status_file(tmp_path: Path, program: Program) -> None:
     program("nvpmodel", 'echo "NV Fan Mode:quiet"; echo "NV Power Mode: MODE_30W_ALL"; echo 3')
     assert power_mode(tree(tmp_path, ORIN)) == "MODE_30W_ALL (3)"
     program("nvpmodel", 'echo "NVPM ERROR: cannot open the file" >&2; exit 1')
@@ -263,14 +263,14 @@ def test_the_power_mode_is_what_nvpmodel_says(tmp_path: Path, program: Program) 
     assert power_mode(tmp_path) == "mode (2)"
 
 
-def test_over_current_during_the_run_is_told(tmp_path: Path) -> None:
+def test_over_current_during_the_run_is_reported(tmp_path: Path) -> None:
     before = read_state(tree(tmp_path, ORIN))
     after = read_state(tree(tmp_path, {"sys/class/hwmon/hwmon2/oc3_event_cnt": 19}))
     assert throttling([before, after]) == ["the machine throttled 12 times: instantaneous over-current"]
     assert throttling([after, after]) == []
 
 
-def test_heat_of_an_x86_processor_is_told(tmp_path: Path) -> None:
+def test_overheating_of_an_x86_processor_is_reported(tmp_path: Path) -> None:
     counts = {f"{CPU}/cpu{i}/thermal_throttle/{part}_throttle_count": i for i in (0, 1) for part in ("core", "package")}
     before = read_state(tree(tmp_path, dict(counts)))
     assert before.throttled == {"core too hot": 1, "package too hot": 1}
@@ -278,7 +278,7 @@ def test_heat_of_an_x86_processor_is_told(tmp_path: Path) -> None:
     assert throttling([before, after]) == ["the machine throttled 4 times: core too hot"]
 
 
-def test_a_watch_reads_until_its_block_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_state_reads_until_its_block_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_module, "_PERIOD", 0.001)
     tree(tmp_path, ORIN)
     states: list[DeviceState] = []
@@ -290,7 +290,7 @@ def test_a_watch_reads_until_its_block_ends(tmp_path: Path, monkeypatch: pytest.
     assert len(states) == count and set(map(repr, states)) == {repr(read_state(tmp_path))}
 
 
-def test_states_are_summed_up_as_median_clocks_and_highest_temperatures(tmp_path: Path) -> None:
+def test_a_summary_has_median_clocks_and_highest_temperatures(tmp_path: Path) -> None:
     states = []
     for current, heat in ((500_000, 40_000), (1_500_000, 90_000), (1_600_000, 70_000)):
         tree(tmp_path, policy(0, "0 1", (current, 500_000, 2_000_000), "schedutil"))
@@ -303,7 +303,7 @@ def test_states_are_summed_up_as_median_clocks_and_highest_temperatures(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("clock", "told"),
+    ("clock", "reason"),
     [
         (
             (0, "0", (1_000_000, 500_000, 2_000_000), "performance"),
@@ -314,14 +314,14 @@ def test_states_are_summed_up_as_median_clocks_and_highest_temperatures(tmp_path
         ((0, "0", (1_950_000, 500_000, 2_000_000), "performance"), None),
     ],
 )
-def test_a_clock_that_is_held_back_is_told_once(
-    tmp_path: Path, clock: tuple[int, str, tuple[int, int, int], str], told: str | None
+def test_a_clock_that_is_held_back_is_reported_once(
+    tmp_path: Path, clock: tuple[int, str, tuple[int, int, int], str], reason: str | None
 ) -> None:
     state = read_state(tree(tmp_path, policy(*clock)))
-    assert throttling([state, state]) == ([f"the clock of CPU 0 was at 1000 of 2000 MHz, {told}"] if told else [])
+    assert throttling([state, state]) == ([f"the clock of CPU 0 was at 1000 of 2000 MHz, {reason}"] if reason else [])
 
 
-def test_a_turbo_is_no_promise(tmp_path: Path) -> None:
+def test_a_clock_below_the_turbo_but_above_the_base_is_not_held_back(tmp_path: Path) -> None:
     files = {
         **policy(0, "0", (2_900_000, 800_000, 3_800_000), "performance"),
         f"{CPU}/cpufreq/policy0/base_frequency": 2_800_000,

@@ -1,4 +1,4 @@
-"""``misgnet-run tune``: what is measured, what is chosen, where it is kept, and that what is no use breaks nothing."""
+"""Tests of ``misgnet-run tune``: measuring, choosing, storing and using settings, and unusable stored settings."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Speeds = Callable[[Task], "float | list[float] | None"]
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four cores, whatever this machine has, and a cache of its own; words are for a person."""
+    """Pretends that the machine has four cores, and uses an empty cache and text output."""
     log.use("text")
     monkeypatch.setenv("MISGNET_CACHE", str(tmp_path / "cache"))
     for name in ("engines", "inference.tuned"):
@@ -62,7 +62,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def a_tuning(bundle: Bundle, engine: str = FLOAT.name, **changes: Any) -> Tuning:
-    """With which ``engine`` is the fastest, in two streams for many."""
+    """Returns a tuning in which ``engine`` is the fastest, with two streams for throughput."""
     found = {
         "format": tuned.FORMAT, "created": "2026-01-01T00:00:00+00:00", "place": Place.of(bundle),
         "gpu": tuned.gpu_of(bundle), "libraries": tuned.libraries_of(bundle), "latency": engine, "throughput": engine,
@@ -72,7 +72,7 @@ def a_tuning(bundle: Bundle, engine: str = FLOAT.name, **changes: Any) -> Tuning
 
 
 def fake_measure(monkeypatch: pytest.MonkeyPatch, speeds: Speeds) -> list[list[Task]]:
-    """Nothing is run: each task has the speed, or those of its rounds, that ``speeds`` says, or fails at None."""
+    """Replaces measuring: ``speeds`` returns the speed of a task, the speeds of its rounds, or None to fail it."""
     calls: list[list[Task]] = []
 
     def measure(tasks: Sequence[Task], seconds: float, *, rounds: int) -> list[Timing]:
@@ -90,10 +90,10 @@ def fake_measure(monkeypatch: pytest.MonkeyPatch, speeds: Speeds) -> list[list[T
     return calls
 
 
-# What is measured
+# Measuring
 
 
-def test_one_stream_and_as_many_as_the_cores_feed() -> None:
+def test_a_cpu_is_measured_with_one_stream_and_with_one_per_core() -> None:
     assert settings_of(FLOAT, 16) == settings_of(OPENVINO, 16) == [Setting(1, 1), Setting(4, 1)]
 
 
@@ -102,10 +102,10 @@ def test_a_gpu_is_measured_at_the_batches_of_its_plan() -> None:
     assert found == [Setting(streams, batch) for batch in (1, 2, 4, 8) for streams in (1, 2, 4)]
 
 
-def test_each_is_measured_in_rounds_with_the_default_and_few_at_once(
+def test_settings_are_measured_beside_the_default_in_small_groups(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each process holds an engine open."""
+    """Groups are small because each process keeps an engine open."""
     calls = fake_measure(monkeypatch, lambda task: 10.0 * task.streams)
     report = tune_bundle(bundle.path)
     assert [[(task.name, task.streams, task.batch) for task in tasks] for tasks in calls] == [
@@ -114,30 +114,32 @@ def test_each_is_measured_in_rounds_with_the_default_and_few_at_once(
     assert [(run.engine, "sm86" in run.reason or "CUDA" in run.reason) for run in report.not_run] == [
         ("rtx-sm86", True)
     ]
-    monkeypatch.setattr(tune_module, "_TOGETHER", 2)
+    monkeypatch.setattr(tune_module, "_PARALLEL", 2)
     calls.clear()
     assert len(tune_bundle(bundle.path).tuning.measurements) == 4
     assert [[task.name for task in tasks] for tasks in calls] == [["cpu", "cpu"], *[["cpu", "cpu-float32"]] * 2]
 
 
-def test_only_what_is_asked_for_is_measured(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_requested_engines_are_measured(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_measure(monkeypatch, lambda task: 10.0)
     report = tune_bundle(bundle.path, ["cpu-float32"])
     assert {task.name for tasks in calls for task in tasks} == {"cpu-float32"}
     assert set(report.tuning.settings) == {"cpu-float32"} and report.not_run == []
-    with pytest.raises(UnavailableError, match="an engine that was asked for cannot be measured here: rtx-sm86: "):
+    with pytest.raises(UnavailableError, match="a requested engine cannot be measured here: rtx-sm86: "):
         tune_bundle(bundle.path, ["cpu", "rtx-sm86"])
 
 
-def test_on_one_core_there_is_one_setting(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_core_has_one_setting(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("misgnet_runtime.engines.usable_cores", lambda: 1)
     fake_measure(monkeypatch, lambda task: 10.0)
     (found,) = tune_bundle(bundle.path, ["cpu"]).tuning.measurements
     assert (found.setting, found.ratio, found.spread) == (Setting(1, 1), 1.0, 0.0)
 
 
-def test_what_cannot_be_measured_is_listed_and_the_others_are(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch too large for the memory ends its own process, and not the tuning."""
+def test_a_setting_that_fails_is_listed_and_the_others_are_measured(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that exhausts the memory kills its own process, not the tuning run."""
     fake_measure(monkeypatch, lambda task: None if (task.name, task.streams) == ("cpu-float32", 4) else 10.0)
     report = tune_bundle(bundle.path)
     assert [(run.engine, run.reason) for run in report.not_run[1:]] == [
@@ -168,8 +170,8 @@ def test_an_engine_that_misses_the_golden_tiles_is_never_chosen(
         tune_bundle(make_bundle(tmp_path / "other", engines=[INT8]))
 
 
-def test_golden_tiles_are_answered_in_whole_batches(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine may be right on one tile and wrong on several."""
+def test_golden_tiles_are_checked_in_full_batches(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine may be correct for one tile and wrong for several."""
 
     class WrongInBatches(FakeEngine):
         def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
@@ -183,7 +185,7 @@ def test_golden_tiles_are_answered_in_whole_batches(bundle: Bundle, monkeypatch:
         self_test.check_golden(bundle, FLOAT, golden, batch=2)
 
 
-# What is chosen
+# Choosing
 
 
 def measured(ratio: float, spread: float = 0.01) -> Measurement:
@@ -197,14 +199,14 @@ def measured(ratio: float, spread: float = 0.01) -> Measurement:
         ([measured(1.3, spread=0.2)], 1.3), ([measured(1.3, spread=0.5), measured(1.2)], 1.2),
     ],
 )  # fmt: skip
-def test_the_default_stays_where_nothing_is_faster_by_more_than_the_spread(
+def test_the_default_is_kept_unless_another_is_faster_by_more_than_the_spread(
     others: list[Measurement], chosen: float
 ) -> None:
     assert choose([measured(1.0), *others], measured(1.0)).ratio == chosen
     assert choose(others, None).ratio == max(each.ratio for each in others)
 
 
-def test_one_pair_and_many_may_have_other_engines(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_and_throughput_may_have_different_engines(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = {("cpu", 1): 10.0, ("cpu", 4): 20.0, ("cpu-float32", 1): 12.0, ("cpu-float32", 4): 11.0}
     fake_measure(monkeypatch, lambda task: speeds[task.name, task.streams])
     found = tune_bundle(bundle.path).tuning
@@ -213,7 +215,9 @@ def test_one_pair_and_many_may_have_other_engines(bundle: Bundle, monkeypatch: p
     assert [round(each.ratio, 2) for each in found.measurements] == [1.0, 0.5, 0.6, 0.55]
 
 
-def test_a_machine_that_slows_down_meanwhile_changes_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drift_of_the_machines_speed_does_not_affect_the_choice(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drift = [1.0, 0.5, 0.25, 1.0, 0.5, 0.25, 1.0]
     fake_measure(monkeypatch, lambda task: [(12.0 if task.name == "cpu-float32" else 10.0) * d for d in drift])
     found = tune_bundle(bundle.path).tuning
@@ -225,7 +229,7 @@ def test_a_machine_that_slows_down_meanwhile_changes_nothing(bundle: Bundle, mon
 
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    """A bundle whose plan was compiled here, for fakes of CUDA and TensorRT."""
+    """A bundle whose plan was compiled here with fakes of CUDA and TensorRT."""
     driver = FakeDriver("sm87", memory=1 << 30)
     for module in (compile_run, opening, tuned):
         monkeypatch.setattr(module, "open_driver", lambda: driver)
@@ -236,7 +240,9 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     return read_bundle(root)
 
 
-def test_a_gpu_is_tuned_by_streams_and_batches_and_then_used(gpu: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_tuned_over_streams_and_batches_and_the_result_is_used(
+    gpu: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = fake_measure(monkeypatch, lambda task: 100.0 * task.batch + task.streams)
     found = tune_bundle(gpu.path).tuning
     assert [(task.name, task.streams, task.batch) for task in (calls[0][0], calls[-1][0])] == [(GPU.name, 2, 4)] * 2
@@ -248,8 +254,8 @@ def test_a_gpu_is_tuned_by_streams_and_batches_and_then_used(gpu: Bundle, monkey
         assert reason == "measured fastest here; tuned here: 4 streams, batch 4"
 
 
-def test_a_cpu_that_was_faster_is_taken_before_the_gpu(gpu: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a tuning a GPU comes first."""
+def test_a_faster_cpu_is_preferred_to_the_gpu(gpu: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a tuning, the GPU is preferred."""
     fake_measure(monkeypatch, lambda task: 10.0 if task.name == GPU.name else 20.0)
     tune_bundle(gpu.path)
     for optimise_for, name in (("latency", FLOAT.name), ("throughput", FLOAT.name), (None, GPU.name)):
@@ -257,10 +263,10 @@ def test_a_cpu_that_was_faster_is_taken_before_the_gpu(gpu: Bundle, monkeypatch:
             assert entry.name == name
 
 
-# What is kept
+# Storing
 
 
-def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     monkeypatch.setenv("HOME", "/home/one")
     assert cache_folder() == Path(os.environ["MISGNET_CACHE"])
@@ -270,7 +276,7 @@ def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> No
     assert cache_folder() == Path("/home/one/.cache/misgnet")
 
 
-def test_what_was_kept_is_found_again_for_that_bundle_alone(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_tuning_is_found_only_for_its_bundle(bundle: Bundle, tmp_path: Path) -> None:
     assert kept(bundle) is None
     path = keep(a_tuning(bundle))
     assert path.parent == tmp_path / "cache" / "tuning" and not list(bundle.path.glob("**/*tuning*"))
@@ -278,7 +284,7 @@ def test_what_was_kept_is_found_again_for_that_bundle_alone(bundle: Bundle, tmp_
     assert kept(read_bundle(make_bundle(tmp_path / "other"))) is None
 
 
-def test_another_machine_has_a_file_of_its_own(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tuning_of_another_machine_is_not_found(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(a_tuning(bundle))
     with monkeypatch.context() as patch:
         patch.setattr(tuned, "usable_cores", lambda: 2)
@@ -308,9 +314,9 @@ def pipe(path: Path) -> None:
         (lambda path: path.write_bytes(b"\xff{"), "is not used: "),
         (lambda path: path.write_bytes(b"[" * 100_000), "is not used: "),
         (lambda path: path.write_bytes(b" " * (1 << 21)), "larger than 1048641 bytes"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "its digest is not that of what it holds"),
-        (lambda path: path.parent.chmod(0o750), "is open to others (mode 0750)"),
-        (pipe, "it is no file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "its contents do not match its digest"),
+        (lambda path: path.parent.chmod(0o750), "is open to other users (mode 0750)"),
+        (pipe, "it is not a regular file"),
         (damage(lambda v: v.update(format=3)), "it has format 3; this version reads format 2"),
         (
             damage(lambda v: v.update(format=3, more="of a later version")),
@@ -344,7 +350,7 @@ def pipe(path: Path) -> None:
         (damage(lambda v: v.pop("throughput")), "is not used: "),
     ],
 )
-def test_what_is_no_use_is_reported_and_passed_over(
+def test_an_unusable_tuning_is_reported_and_ignored(
     bundle: Bundle, capsys: pytest.CaptureFixture[str], change: Callable[[Path], object], problem: str
 ) -> None:
     change(keep(a_tuning(bundle)))
@@ -359,10 +365,10 @@ def test_what_is_no_use_is_reported_and_passed_over(
 
 
 @pytest.mark.parametrize("entry", [FLOAT, RTX])
-def test_a_tuning_of_an_earlier_version_is_named_in_one_line(
+def test_a_tuning_of_an_earlier_version_is_reported_in_one_line(
     bundle: Bundle, entry: EngineEntry, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Format 1 had a file for each engine, named after the engine, too."""
+    """In format 1, each engine had its own file, whose name depended on the engine."""
     place = {
         "bundle_sha256": bundle.digest(), "engine": entry.name, "processor": Place.of(bundle).processor, "cores": 4,
         "gpu": "", "library": "",
@@ -388,19 +394,19 @@ def test_a_tuning_of_an_earlier_version_is_named_in_one_line(
     assert kept(bundle) and not capsys.readouterr().err
 
 
-def test_a_cache_that_cannot_be_written_is_reported_before_anything_is_measured(
+def test_an_unwritable_cache_is_reported_before_measuring(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(StorageError, match=r"nothing can be kept in .*: .*; name another folder in MISGNET_CACHE"):
+    with pytest.raises(StorageError, match=r"folder .* cannot be used: .*; set MISGNET_CACHE to another folder"):
         tune_bundle(bundle.path)
     (tmp_path / "cache").unlink()
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(StorageError, match="no right to write there"):
+    with pytest.raises(StorageError, match="it is not writable"):
         prepare()
 
 
-# What is used
+# Using
 
 
 @pytest.mark.parametrize(
@@ -415,24 +421,24 @@ def test_a_cache_that_cannot_be_written_is_reported_before_anything_is_measured(
         (ExecutionOptions(), None, (4, None, "as requested")),
     ],
 )  # fmt: skip
-def test_what_is_requested_comes_before_what_was_tuned(
+def test_requested_options_override_tuned_settings(
     bundle: Bundle, execution: ExecutionOptions, optimise_for: OptimiseFor | None, expected: tuple[int, int | None, str]
 ) -> None:
     keep(a_tuning(bundle, settings={FLOAT.name: Setting(2, 4)}))
     with open_detector(bundle, FLOAT.name, execution, optimise_for=optimise_for) as (detector, _, reason):
         assert (detector.engine.streams, detector.batch, reason) == expected
-    if optimise_for:  # an engine that was not measured is run as without a tuning
+    if optimise_for:  # an engine that was not measured uses the defaults
         with open_detector(bundle, INT8.name, optimise_for=optimise_for) as (detector, _, reason):
             assert (detector.engine.streams, reason) == (4, "as requested")
 
 
-def test_a_tuned_engine_that_no_longer_opens_gives_way_with_its_reason(bundle: Bundle) -> None:
+def test_a_tuned_engine_that_no_longer_opens_is_replaced_and_the_reason_given(bundle: Bundle) -> None:
     keep(a_tuning(bundle, RTX.name))
     with open_detector(bundle, optimise_for="throughput") as (_, entry, reason):
         assert entry.name == "cpu" and reason.startswith("fastest that runs here; rtx-sm86 does not run: ")
 
 
-def test_the_parts_of_a_split_engine_are_used_as_the_whole(tmp_path: Path) -> None:
+def test_the_parts_of_a_split_engine_use_the_setting_of_the_whole(tmp_path: Path) -> None:
     bundle = read_bundle(make_bundle(tmp_path / "split", engines=[SPLIT_FLOAT, INT8]))
     keep(a_tuning(bundle, settings={FLOAT.name: Setting(3, 2)}))
     with choose_split(bundle, optimise_for="throughput") as (parts, _, reason):
@@ -444,15 +450,15 @@ def test_the_parts_of_a_split_engine_are_used_as_the_whole(tmp_path: Path) -> No
         assert reason == "fastest that runs here"
 
 
-def test_an_open_bundle_says_what_was_tuned(bundle: Bundle) -> None:
+def test_an_open_bundle_reports_tuned_settings(bundle: Bundle) -> None:
     keep(a_tuning(bundle, settings={FLOAT.name: Setting(2, 4)}))
-    for streams, on, engine, said in (
+    for streams, on, engine, reason in (
         (1, True, "cpu-float32", "measured fastest here; tuned here: 1 stream, batch 1"),
         (2, True, "cpu-float32", "measured fastest here; tuned here: 2 streams, batch 4"),
         (1, False, "cpu", "fastest that runs here; rtx-sm86 does not run"),
     ):
         with open_bundle(bundle.path, "auto", streams, tuned=on) as session:
-            assert session.engine.name == engine and session.reason.startswith(said)
+            assert session.engine.name == engine and session.reason.startswith(reason)
 
 
 @pytest.mark.parametrize(
@@ -465,7 +471,7 @@ def test_an_open_bundle_says_what_was_tuned(bundle: Bundle) -> None:
         ({"--batch": "4", "--overlap": "16"}, "started with --batch 1, and now it is 4; rerun the same command"),
     ],
 )
-def test_a_run_started_before_a_tuning_says_how_to_resume(tmp_path: Path, now: dict[str, str], advice: str) -> None:
+def test_a_run_started_before_tuning_explains_how_to_resume(tmp_path: Path, now: dict[str, str], advice: str) -> None:
     raw, output = Raw("probability.raw", 2, 4, "a map"), tmp_path / "change.tif"
     then = {"the engine": "cpu on CPU", "--batch": "1", "--streams": "2", "--overlap": "8"}
     with open_journal(output, raw, then, restart=False) as journal:
@@ -479,13 +485,13 @@ def test_a_run_started_before_a_tuning_says_how_to_resume(tmp_path: Path, now: d
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is run: the float engine is half as fast again, and more streams are better."""
+    """Replaces measuring: the float32 engine is 1.5 times as fast, and more streams are faster."""
     fake_measure(monkeypatch, lambda task: (15.0 if task.name == FLOAT.name else 10.0) * (1 + 0.1 * task.streams))
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """A command in this process: exit code, output, errors."""
+    """Runs a command in this process; returns its exit code, stdout and stderr."""
     monkeypatch.setattr(out_console, "_width", 80)
 
     def call(*arguments: object) -> tuple[int, str, str]:
@@ -507,7 +513,7 @@ def test_the_command_shows_one_table_and_later_runs_use_it(
     assert ["cpu", "4", "1", "14.00", "1.00", "0.0", "many,", "if", "named"] in rows
     assert "for one pair: cpu-float32, 1 stream, batch 1, 16.50 pairs/s" in out
     assert "for many: cpu-float32, 4 streams, batch 1, 21.00 pairs/s" in out
-    assert "rtx-sm86: not measured: " in out and "Medians of 7 rounds" in out
+    assert "rtx-sm86: not measured: " in out and "Medians of 7 alternating rounds" in out
     assert "measuring, 1 of 1: cpu, 4 streams, batch 1; cpu, 1 stream, batch 1; " in err
     found = msgspec.json.decode(report.read_bytes(), type=TuneReport)
     assert len(found.tuning.measurements) == 4 and Path(found.file).is_file()
@@ -523,7 +529,7 @@ def test_the_command_shows_one_table_and_later_runs_use_it(
     assert "engine cpu (fastest that runs here" in run(*predict, "--no-tuned")[1]
 
 
-def test_scenes_are_run_as_tuned_for_many(
+def test_scenes_use_the_settings_tuned_for_throughput(
     run: Run, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
@@ -541,13 +547,13 @@ def test_scenes_are_run_as_tuned_for_many(
     pair = [write_raster(tmp_path / f"{date}.tif", pixels) for date, pixels in zip("ab", scene(100, 90), strict=True)]
     predict = ("predict", bundle.path, *pair, "--force", "-o", tmp_path / "change.tif")
     assert "cpu-float32 (measured fastest here; tuned here: 2 streams, batch 3)" in run(*predict)[1]
-    asked = run(*predict, "--batch", 1, "--streams", 1)[1]
-    assert "tuned here, except for the requested options: 1 stream, batch 1)" in asked
+    output = run(*predict, "--batch", 1, "--streams", 1)[1]
+    assert "tuned here, except for the requested options: 1 stream, batch 1)" in output
     assert "cpu-float32 (as requested)" in run(*predict, "--no-tuned", "--engine", FLOAT.name)[1]
     assert used == [(3, 2), (1, 1), (1, 4)]
 
 
-def test_folders_are_run_as_tuned_for_many(run: Run, bundle: Bundle, tmp_path: Path) -> None:
+def test_folders_use_the_settings_tuned_for_throughput(run: Run, bundle: Bundle, tmp_path: Path) -> None:
     keep(a_tuning(bundle, settings={FLOAT.name: Setting(2, 3)}))
     for date, pixels in zip("ab", images(70, 50), strict=True):
         write_image(tmp_path / date / "x.png", pixels)
@@ -559,29 +565,29 @@ def test_folders_are_run_as_tuned_for_many(run: Run, bundle: Bundle, tmp_path: P
 
 
 @pytest.mark.parametrize("load", [0.2, 1.5])
-def test_company_on_the_machine_is_reported(
+def test_a_busy_machine_is_reported(
     run: Run, quick: None, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, load: float
 ) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     err = run("tune", bundle.path, "--engine", "cpu")[2]
-    assert ("warning: 1.5 threads ran here in the last minute" in err) is (load > 1)
+    assert ("warning: the load average of the last minute is 1.5;" in err) is (load > 1)
 
 
-def test_a_program_gets_one_result(run: Run, quick: None, bundle: Bundle) -> None:
+def test_json_output_has_one_result(run: Run, quick: None, bundle: Bundle) -> None:
     code, out, err = run("--log", "json", "tune", bundle.path, "--engine", "cpu")
     (result,) = map(json.loads, out.splitlines())
     assert code == 0 and result["tuning"]["measurements"][0]["ratio"] == 1
     assert {json.loads(line)["event"] for line in err.splitlines()} - {"warning"} == {"note"}
 
 
-def test_numbers_that_cannot_be_meant_are_usage_errors(run: Run, quick: None, bundle: Bundle) -> None:
+def test_invalid_numbers_are_usage_errors(run: Run, quick: None, bundle: Bundle) -> None:
     for minutes in ("0", "-1", "nan", "inf"):
         code, _, err = run("tune", bundle.path, "--minutes", minutes)
         assert code == 2 and "--minutes is " in err
     assert run("tune", bundle.path, "--engine", "tpu")[0] == 2
 
 
-def test_an_interruption_leaves_what_was_kept_before(run: Run, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_keeps_the_stored_tuning(run: Run, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     path = keep(a_tuning(bundle))
     before = path.read_bytes()
 

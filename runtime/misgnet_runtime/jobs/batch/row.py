@@ -92,9 +92,7 @@ def _file_name(option: str, word: str, name: str) -> str | None:
         stated(SceneOptions)["probability" if option == "output" else option].option.suffixes,
     )
     if path.is_absolute() or any(part.startswith(".") for part in path.parts) or "\0" in word:
-        raise UsageError(
-            f"{option} is '{word}'; it must be a path below the output folder, without '..' or hidden names"
-        )
+        raise UsageError(f"{option} is '{word}'; expected a path below the output folder, without '..' or hidden names")
     if path.suffix.lower() not in suffixes:
         raise UsageError(f"{option} is '{word}'; choose a name that ends in {' or '.join(suffixes)}")
     return str(path)

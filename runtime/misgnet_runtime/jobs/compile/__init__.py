@@ -1,1 +1,1 @@
-"""Plans that this machine compiled for itself, from a bundle's graphs: proven here, kept outside the bundle."""
+"""Compiles TensorRT plans on the device from a bundle's graphs, verifies them, and keeps them outside the bundle."""

@@ -1,4 +1,4 @@
-"""A plan before it has proven itself: in memory alone."""
+"""Compiles or finds a candidate plan, which is kept in memory only until it has been verified."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from misgnet_runtime.jobs.compile.memory import BuilderMemory
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """``cached``: it was made before, and is proven anew. ``notes``: what to know of how it was made."""
+    """A plan that has not been verified yet."""
 
     key: PlanKey
     data: bytes
     compatibility: PlanCompatibility
+    # Build time.
     seconds: float
+    # Memory limits of the build.
     memory: BuilderMemory
+    # Whether an earlier run compiled it.
     cached: bool = False
+    # Remarks of the build, for the log.
     notes: tuple[str, ...] = ()
 
     @property
@@ -32,7 +36,7 @@ class Candidate:
         return hashlib.sha256(self.data).hexdigest()
 
     def measured(self, stream_bytes: int) -> Candidate:
-        """With what a stream of it takes, which shows when it is open."""
+        """Returns a copy with the memory of one stream, which is known once the plan has been opened."""
         return replace(self, compatibility=replace(self.compatibility, stream_bytes=stream_bytes))
 
     def record(self, created: str) -> PlanRecord:
@@ -47,9 +51,20 @@ def find_or_compile(
     store: PlanStore, key: PlanKey, graph: bytes, driver: CudaDriver, *, memory: Callable[[], BuilderMemory],
     share: Share, again: bool = False,
 ) -> Candidate:  # fmt: skip
-    """The plan of ``key`` that was made before, unless ``again``, or a new one of ``graph``, made in ``memory``.
+    """Returns the cached plan for ``key``, or compiles ``graph``.
 
-    Raises UnavailableError where the builder fails, InputError where it refuses the graph.
+    Args:
+        store: The plan cache.
+        key: Everything that determines the plan.
+        graph: The ONNX graph.
+        driver: The CUDA driver.
+        memory: Returns the memory limits of a build; called only if one is needed.
+        share: Receives the progress of the build, 0 to 1.
+        again: Whether to ignore the cached plan.
+
+    Raises:
+        UnavailableError: The build fails.
+        InputError: TensorRT rejects the graph.
     """
     found = None if again else store.cached(key)
     if found and parse_version(found[0].cuda_driver) <= parse_version(driver.version()):
@@ -83,5 +98,5 @@ def _compile(
         if type(error) is not MisgnetError:
             raise
         raise UnavailableError(
-            f"{error}; if memory was short, end what else runs here or choose another --workspace"
+            f"{error}; if memory was insufficient, stop other programs or choose another --workspace"
         ) from error

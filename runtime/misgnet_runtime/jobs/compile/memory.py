@@ -1,4 +1,4 @@
-"""How much memory a build may take: what TensorRT takes by default, a small board does not have."""
+"""Limits the memory of a build: TensorRT's defaults exceed the memory of a small board."""
 
 from __future__ import annotations
 
@@ -7,31 +7,39 @@ from dataclasses import dataclass
 from misgnet_runtime.engines.tensorrt.compatibility import mebibytes
 from misgnet_runtime.errors import UnavailableError, UsageError
 
-LEAST = 512 << 20  # less would be no build but a killed process
+LEAST = 512 << 20  # with less, the system would kill the process during the build
 
 
 @dataclass(frozen=True)
 class BuilderMemory:
-    """In bytes: the workspace of one operator, and all that the builder takes while it measures."""
+    """Memory limits of a build."""
 
+    # Workspace of one operator.
     workspace_bytes: int
+    # All memory that the builder may use while it times kernels.
     builder_bytes: int
 
 
 def builder_memory(free: int, asked: int | None = None) -> BuilderMemory:
-    """Of ``free`` bytes a quarter for an operator, or what was ``asked`` for, and three quarters in all.
+    """Returns the limits for a machine with ``free`` bytes: a quarter for one operator, three quarters in total.
 
-    Raises UnavailableError where too little is free, UsageError where more is asked for than is free.
+    Args:
+        free: Free memory in bytes.
+        asked: Requested workspace of one operator in bytes (default: a quarter of ``free``).
+
+    Raises:
+        UnavailableError: Too little memory is free.
+        UsageError: The requested workspace exceeds the total limit.
     """
     if free < LEAST:
         raise UnavailableError(
-            f"{mebibytes(free)} of memory are free, and a build needs {mebibytes(LEAST)}; end what else runs here (a "
+            f"{mebibytes(free)} of memory are free, but a build requires {mebibytes(LEAST)}; stop other programs (a "
             "desktop, a browser), or add swap"
         )
     whole = free // 4 * 3
     if asked is not None and asked > whole:
         raise UsageError(
-            f"--workspace is {mebibytes(asked)}, but of {mebibytes(free)} that are free a build may take "
-            f"{mebibytes(whole)}"
+            f"--workspace is {mebibytes(asked)}, but a build may use at most {mebibytes(whole)} of the "
+            f"{mebibytes(free)} that are free"
         )
     return BuilderMemory(free // 4 if asked is None else asked, whole)

@@ -1,4 +1,4 @@
-"""What is compiled, and how. Cheap to import."""
+"""Options of compilation on the device. Cheap to import."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from misgnet_runtime.options import option
 
 def _mebibytes(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError("it is a whole number of MiB, 1 or more")
+        raise ValueError("expected a whole number of MiB, 1 or more")
     return int(text) << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompileOptions:
-    """Which engines are compiled, and how. Each field is an option of ``misgnet-run compile``."""
+    """The engines to compile, and how. Each field is an option of ``misgnet-run compile``."""
 
     engines: tuple[str, ...] = option(
-        (), name="engine", help="An engine, repeated for more.", show_default="all to be compiled on the device"
-    )
+        (), name="engine", help="Engine to compile; repeat for several.",
+        show_default="all engines marked for compilation on the device",
+    )  # fmt: skip
     workspace_bytes: int | None = option(
-        None, name="workspace", help="MiB that one operator may take.", metavar="MIB", parse=_mebibytes,
-        show_default="a quarter of what is free",
+        None, name="workspace", help="Workspace limit of one operator in MiB.", metavar="MIB", parse=_mebibytes,
+        show_default="a quarter of the free memory",
     )  # fmt: skip
     optimization_level: int | None = option(
-        None, help="How long TensorRT looks for faster kernels, 0 to 5.", minimum=0, maximum=5
+        None, help="TensorRT's effort to find faster kernels, 0 to 5 (default: TensorRT's own).", minimum=0, maximum=5
     )
-    again: bool = option(False, help="Compile again what was compiled with these options before.")
+    again: bool = option(False, help="Compile even if a plan with the same options exists.")

@@ -1,4 +1,4 @@
-"""What a plan must show before it is used: the golden tiles, and the F1 gate where the bundle has tiles for it."""
+"""Verifies a plan on this device with the golden tiles, and with the F1 gate if the bundle has evaluation tiles."""
 
 from __future__ import annotations
 
@@ -19,32 +19,38 @@ from misgnet_runtime.inference.self_test import golden_agreement, parts_agreemen
 from misgnet_runtime.inference.split_detector import SplitDetector
 from misgnet_runtime.jobs.compile.candidate import Candidate
 
-Candidates = Mapping[str, Candidate]  # by the graph's file
+Candidates = Mapping[str, Candidate]  # by graph file
 
 
 @dataclass(frozen=True)
 class Proof:
-    """``candidates``: with what they take of the device; ``golden``: a line; ``parity``: the gate's verdict, if any."""
+    """Results of a successful verification."""
 
+    # With measured device memory.
     candidates: Candidates
     device: str
+    # Summary of the agreement on the golden tiles.
     golden: str
+    # Result of the F1 gate; None if the bundle has no evaluation tiles.
     parity: EngineParity | None
 
 
 def prove(bundle: Bundle, entry: EngineEntry, candidates: Candidates, driver: CudaDriver) -> Proof:
-    """Run the plans of ``entry`` here.
+    """Runs the plans of ``entry`` on this device and compares their outputs.
 
-    Raises GateFailed where they do not answer as they must, UnavailableError where they cannot be opened.
+    Raises:
+        GateFailed: The outputs fail the golden tiles or the gate.
+        UnavailableError: A plan cannot be opened.
     """
     golden = golden_of(bundle)
     whole, device, line, found, parity = _whole(bundle, entry, candidates[entry.graph], golden, driver)
     measured = {entry.graph: whole}
     if entry.split is not None:
         files = (entry.split.encoder_graph, entry.split.head_graph)
-        parts, said = _parts(bundle, entry, [candidates[file] for file in files], driver, golden=golden, whole=found)
+        selected = [candidates[file] for file in files]
+        parts, parts_line = _parts(bundle, entry, selected, driver, golden=golden, whole=found)
         measured |= dict(zip(files, parts, strict=True))
-        line = f"{line}; {said}"
+        line = f"{line}; {parts_line}"
     return Proof(measured, device, line, parity)
 
 
@@ -78,5 +84,5 @@ def _parts(
 
 
 def _open(candidate: Candidate, driver: CudaDriver) -> TensorRTEngine:
-    """Preflight comes first for a plan of the cache, too: the driver may be another one since."""
+    """Opens a plan after the preflight checks, also for a cached plan: the driver may have changed since."""
     return open_plan(candidate.data, candidate.key.vendor, driver, compatibility=candidate.compatibility)

@@ -1,4 +1,4 @@
-"""A bundle's plans, compiled where they run: built, proven, and only then used."""
+"""Compiles a bundle's plans on the device, verifies them, and activates those that pass."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from misgnet_runtime.jobs.compile.proof import Candidates, Proof, prove
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.options import check
 
-_ELSEWHERE = "; build for this one with: misgnet-export build ... --target tensorrt --on-device"
+_BUILD_HINT = "; build a bundle for this device with: misgnet-export build ... --target tensorrt --on-device"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compilation:
-    """What is compiled, how, and on which machine."""
+    """A compilation run: the bundle, the options and the device."""
 
     bundle: Bundle
     options: CompileOptions
@@ -46,25 +46,37 @@ class Compilation:
 def compile_bundle(
     path: Path, options: CompileOptions, driver: CudaDriver | None = None, log: EventLog | None = None
 ) -> list[Activation]:
-    """Compile the plans of the bundle's engines, prove each on this device, and use those that pass from now on.
+    """Compiles the plans of the bundle's engines, verifies each on this device, and activates those that pass.
 
-    An engine that fails leaves the others their turn; what was active for it before stays so, unless it is what
-    failed. ``log`` gets its progress.
+    A failed engine does not stop the others. Its previously active plan stays active, unless that plan is the one that
+    failed.
 
-    Raises GateFailed for engines that fail the golden tiles or the gate; UnavailableError where this machine cannot
-    compile or run one; InputError for a bundle that is not what its manifest says, or a cache that others may have
-    changed; StorageError where nothing can be kept; UsageError for an engine without a plan.
+    Args:
+        path: Bundle folder.
+        options: The engines to compile, and how.
+        driver: CUDA driver (default: opened here).
+        log: Receives progress and warnings (default: the current log).
+
+    Returns:
+        The activated plans, one entry per engine.
+
+    Raises:
+        GateFailed: An engine fails the golden tiles or the gate.
+        UnavailableError: This machine cannot compile or run an engine.
+        InputError: The bundle does not match its manifest, or other users may have changed the plan cache.
+        StorageError: A plan cannot be stored.
+        UsageError: An engine has no plan to compile.
     """
     check(options)
     log = log or current()
     bundle = read_bundle(path)
-    entries = _asked(bundle, options.engines)
-    entries = _without(entries, _library_missing, options, log)
+    entries = _select_engines(bundle, options.engines)
+    entries = _drop_unsupported(entries, _library_missing, options, log)
     driver = driver or open_driver()
     run = Compilation(
         bundle=bundle, options=options, driver=driver, device=first_device(driver), store=PlanStore(), log=log
     )
-    entries = _without(entries, partial(_misfit, device=run.device), options, log, _ELSEWHERE)
+    entries = _drop_unsupported(entries, partial(_device_mismatch, device=run.device), options, log, _BUILD_HINT)
     run.store.prepare()
     done: list[Activation] = []
     failed: list[GateFailed] = []
@@ -81,30 +93,34 @@ def compile_bundle(
     return done
 
 
-def _asked(bundle: Bundle, engines: tuple[str, ...]) -> list[EngineEntry]:
+def _select_engines(bundle: Bundle, engines: tuple[str, ...]) -> list[EngineEntry]:
     plans = [entry for entry in bundle.manifest.engines if entry.kind in ("rtx", "tensorrt")]
     entries = [bundle.engine_entry(name) for name in engines] or [entry for entry in plans if entry.on_device]
     for entry in entries:
         if entry not in plans:
-            raise UsageError(f"engine {entry.name} opens its graph itself, so there is nothing to compile")
+            raise UsageError(f"engine {entry.name} runs its graph directly; there is nothing to compile")
     if not entries:
         names = ", ".join(entry.name for entry in plans)
-        hint = f"name one by --engine to compile it anew: {names}" if plans else "it has none for TensorRT at all"
-        raise UsageError(f"bundle {bundle.name} has no engine to be compiled on the device; {hint}")
+        hint = f"select one with --engine to recompile it: {names}" if plans else "it has no TensorRT engines"
+        raise UsageError(f"bundle {bundle.name} has no engine marked for compilation on the device; {hint}")
     return entries
 
 
-def _without(
+def _drop_unsupported(
     entries: list[EngineEntry], problem: Callable[[EngineEntry], str | None], options: CompileOptions, log: EventLog,
     advice: str = "",
 ) -> list[EngineEntry]:  # fmt: skip
-    """Those that have no ``problem``; UnavailableError for one that was asked for by name, or where all have one."""
+    """Returns the entries without a ``problem`` and logs the others.
+
+    Raises:
+        UnavailableError: An engine that was requested by name has a problem, or all engines have one.
+    """
     problems = {entry.name: found for entry in entries if (found := problem(entry))}
     fitting = [entry for entry in entries if entry.name not in problems]
     if problems and (options.engines or not fitting):
         raise UnavailableError("; ".join(dict.fromkeys(problems.values())) + advice)
     for name, found in problems.items():
-        log.info(f"engine {name} is left out: {found}", engine=name)
+        log.info(f"engine {name} is skipped: {found}", engine=name)
     return fitting
 
 
@@ -116,21 +132,24 @@ def _library_missing(entry: EngineEntry) -> str | None:
     return None
 
 
-def _misfit(entry: EngineEntry, device: Device) -> str | None:
-    """Only an engine that was left to the device says for which; a bundle's own plan may be made anew for any."""
-    made_for, here = entry.compute_capabilities, this_platform()
+def _device_mismatch(entry: EngineEntry, device: Device) -> str | None:
+    """Returns why this device cannot compile ``entry``; None if it can.
+
+    Only engines marked for compilation on the device are restricted; a bundle's own plan can be recompiled anywhere.
+    """
+    supported, here = entry.compute_capabilities, this_platform()
     if entry.on_device and entry.platform not in ("any", here):
-        return f"engine {entry.name} is made for {entry.platform}, this is {here}"
-    if entry.on_device and made_for and device.compute_capability not in made_for:
+        return f"engine {entry.name} is for {entry.platform}, but this machine is {here}"
+    if entry.on_device and supported and device.compute_capability not in supported:
         found = f"{device.compute_capability} ({device.name})"
-        return f"engine {entry.name} is made for {', '.join(made_for)}, this GPU is {found}"
+        return f"engine {entry.name} is for {', '.join(supported)}, but this GPU is {found}"
     return None
 
 
 def _compile_engine(run: Compilation, entry: EngineEntry) -> Activation:
     slot = slot_of(run.bundle.digest(), entry, run.device)
     candidates = {graph: _candidate(run, entry, graph) for graph in _graphs(entry)}
-    run.log.info(f"{entry.name}: the golden tiles and the gate run on {run.device.name}", engine=entry.name)
+    run.log.info(f"{entry.name}: running the golden tiles and the gate on {run.device.name}", engine=entry.name)
     try:
         proof = prove(run.bundle, entry, candidates, run.driver)
     except GateFailed:
@@ -141,7 +160,7 @@ def _compile_engine(run: Compilation, entry: EngineEntry) -> Activation:
 
 
 def _use(run: Compilation, slot: Slot, candidates: Candidates, proof: Proof) -> Activation:
-    """Keep what is new of the plans that proved themselves, and make them the active ones."""
+    """Stores the new plans that passed verification, and makes them active."""
     created = timestamp()
     records = {graph: candidate.record(created) for graph, candidate in proof.candidates.items()}
     for graph, record in records.items():
@@ -166,24 +185,24 @@ def _graphs(entry: EngineEntry) -> list[str]:
 
 
 def _candidate(run: Compilation, entry: EngineEntry, graph: str) -> Candidate:
-    what = entry.name if graph == entry.graph else f"{entry.name}, {PurePosixPath(graph).stem.rpartition('_')[2]}"
+    name = entry.name if graph == entry.graph else f"{entry.name}, {PurePosixPath(graph).stem.rpartition('_')[2]}"
     data = read_graph(run.bundle.files, graph)
     key = _key(run, entry, hashlib.sha256(data).hexdigest())
-    with current().progress(f"per mille of {what}") as bar:
+    with current().progress(f"per mille of {name}") as bar:
         found = find_or_compile(
             run.store, key, data, run.driver, memory=partial(_memory, run),
-            share=BuildProgress(what, bar, run.log), again=run.options.again,
+            share=BuildProgress(name, bar, run.log), again=run.options.again,
         )  # fmt: skip
     for note in found.notes:
-        run.log.info(f"{what}: {note}", engine=entry.name)
-    limits = f"workspace {mebibytes(found.memory.workspace_bytes)}, in all {mebibytes(found.memory.builder_bytes)}"
-    made = "compiled here before" if found.cached else f"compiled in {duration(found.seconds)}, {limits}"
-    run.log.info(f"{what}: {made}; {len(found.data) / 1e6:.1f} MB", engine=entry.name, seconds=found.seconds)
+        run.log.info(f"{name}: {note}", engine=entry.name)
+    limits = f"workspace {mebibytes(found.memory.workspace_bytes)}, total {mebibytes(found.memory.builder_bytes)}"
+    made = "compiled earlier" if found.cached else f"compiled in {duration(found.seconds)}, {limits}"
+    run.log.info(f"{name}: {made}; {len(found.data) / 1e6:.1f} MB", engine=entry.name, seconds=found.seconds)
     return found
 
 
 def _memory(run: Compilation) -> BuilderMemory:
-    with run.driver.current():  # CUDA's own share is taken by then
+    with run.driver.current():  # CUDA has allocated its own memory by then
         return builder_memory(free_bytes(run.driver, run.device), run.options.workspace_bytes)
 
 

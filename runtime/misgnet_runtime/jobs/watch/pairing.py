@@ -97,7 +97,7 @@ class Naming:
                 "with the other"
             )
         if self.marker is not None and (not self.marker or PurePath(f"x{self.marker}").suffix.lower() in KINDS):
-            raise UsageError(f"--marker is '{self.marker}'; it must be a suffix that no image has, such as .done")
+            raise UsageError(f"--marker is '{self.marker}'; expected a suffix that no image has, such as .done")
 
     def pairs(self, folder: Path, names: Iterable[str]) -> tuple[list[FilePair], list[str]]:
         """Returns the pairs in a folder, sorted by name, and a remark for each ambiguous one.

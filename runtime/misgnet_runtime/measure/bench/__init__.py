@@ -1,1 +1,1 @@
-"""``misgnet-run bench``: how fast a bundle's engines are on this machine, at what energy, and in what state it was."""
+"""Implements ``misgnet-run bench``: measures the speed and energy of a bundle's engines on this machine."""

@@ -1,4 +1,4 @@
-"""What is measured: what of the requested benchmark this bundle and this machine have."""
+"""Determines the engines, batch sizes and streams of a benchmark on this machine."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from misgnet_runtime.machine import usable_cores
 from misgnet_runtime.measure.bench.options import BenchOptions
 from misgnet_runtime.storage.schema import Struct
 
-_LARGEST_BATCH = 16  # of those that are measured without being asked for
+_LARGEST_BATCH = 16  # largest batch measured by default
 
 
 class RunsHere(Struct, frozen=True):
-    """An engine that is measured, and the device that it opened on."""
+    """An engine that is measured, and its device."""
 
     engine: str
     precision: str
@@ -26,7 +26,7 @@ class RunsHere(Struct, frozen=True):
 
 
 class NotRun(Struct, frozen=True):
-    """An engine that is not measured, and what this machine lacks for it."""
+    """An engine that is not measured, and why."""
 
     engine: str
     reason: str
@@ -34,7 +34,7 @@ class NotRun(Struct, frozen=True):
 
 @dataclass(frozen=True)
 class BenchMatrix:
-    """Every engine is measured at every batch with every number of streams."""
+    """The engines and settings of a benchmark; every engine is measured at every batch and number of streams."""
 
     runs: list[RunsHere]
     not_run: list[NotRun]
@@ -42,23 +42,26 @@ class BenchMatrix:
     streams: list[int]
 
     def settings(self) -> list[tuple[int, int]]:
-        """(batch, streams), in the order in which they are measured."""
+        """Returns all (batch, streams) in the order of measurement."""
         return [(batch, streams) for batch in self.batches for streams in self.streams]
 
 
 def make_matrix(bundle: Bundle, options: BenchOptions) -> BenchMatrix:
-    """Without wishes: all engines that open here; batches 1, 4 and the largest to 16; one stream, and one a core to 4.
+    """Returns what to measure.
 
-    Raises UsageError for an unknown engine or numbers that do not fit, UnavailableError where an engine that was
-    asked for does not run here, or none does.
+    Defaults: all engines that open here; batches 1, 4 and the largest up to 16; one stream, and one per core up to 4.
+
+    Raises:
+        UsageError: An engine is unknown, or a number is out of range.
+        UnavailableError: A requested engine does not run here, or none does.
     """
     max_batch = bundle.manifest.interface.max_batch
     options.check(max_batch)
-    asked = [bundle.engine_entry(name) for name in dict.fromkeys(options.engines)]
-    runs, not_run = _opened(bundle, asked or ranked_here(bundle))
-    if not_run and (asked or not runs):
+    requested = [bundle.engine_entry(name) for name in dict.fromkeys(options.engines)]
+    runs, not_run = _opened(bundle, requested or ranked_here(bundle))
+    if not_run and (requested or not runs):
         reasons = "; ".join(f"{engine.engine}: {engine.reason}" for engine in not_run)
-        which = "an engine that was asked for does not run" if asked else "no engine runs"
+        which = "a requested engine does not run" if requested else "no engine runs"
         raise UnavailableError(f"{which} here: {reasons}")
     batches = options.batches or [size for size in (1, 4, min(max_batch, _LARGEST_BATCH)) if size <= max_batch]
     streams = options.streams or (1, streams_on_cpu(options.threads or usable_cores()))
@@ -77,7 +80,7 @@ def _opened(bundle: Bundle, entries: list[EngineEntry]) -> tuple[list[RunsHere],
 
 
 def tasks_of(bundle: Bundle, matrix: BenchMatrix, options: BenchOptions, batch: int, streams: int) -> list[Task]:
-    """All engines at one setting."""
+    """Returns the tasks of all engines at one setting."""
     entries = [bundle.engine_entry(engine.engine) for engine in matrix.runs]
     execution = ExecutionOptions(threads=options.threads, streams=streams, batch=batch)
     return [task_of(bundle, entry, execution, options.warm_up) for entry in entries]

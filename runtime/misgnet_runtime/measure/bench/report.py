@@ -1,4 +1,4 @@
-"""What a benchmark found: all of it as JSON, and the comparisons that are drawn from it."""
+"""Defines the report of a benchmark, which is written as JSON, and compares timings."""
 
 from __future__ import annotations
 
@@ -11,88 +11,92 @@ from misgnet_runtime.storage.schema import Struct
 
 
 class Settings(Struct, frozen=True):
-    """Seconds of each engine at each setting, in so many rounds, and the most seconds of warm-up before them."""
+    """Settings of a benchmark."""
 
+    # Measuring time of each engine at each setting, in all rounds.
     seconds: float
     rounds: int
+    # Maximum warm-up in seconds.
     warm_up: float
     threads: int
 
 
 class Power(Struct, frozen=True):
-    """What measured power, and why the rest did not."""
+    """Power meters that were used."""
 
     meters: list[str]
+    # Why other meters were unavailable.
     missing: list[str]
 
 
 class SceneFigure(Struct, frozen=True):
-    """A run of ``predict`` on a pair of GeoTIFFs, and its speed as a ``share`` of what its engine can.
-
-    ``seconds``: from the first tile read to the last row written; ``engine_pairs_per_second``: of the same engine,
-    batch and streams in the rounds before.
-    """
+    """Speed of ``predict`` on a pair of GeoTIFFs."""
 
     engine: str
     batch: int
     streams: int
     tiles: int
+    # From the first tile read to the last row written.
     seconds: float
     tiles_per_second: float
+    # Speed of the same engine, batch and streams in the benchmark.
     engine_pairs_per_second: float
+    # tiles_per_second / engine_pairs_per_second.
     share: float
 
 
 class Conditions(Struct, frozen=True):
-    """The machine before the first engine is opened and after everything, and the power modes of a Jetson then.
-
-    ``during``: while engines were measured, warm-up included: median clocks and highest temperatures.
-    """
+    """The machine and its state during a benchmark."""
 
     machine: dict[str, Any]
     versions: dict[str, str]
+    # Power modes of a Jetson at the start and at the end.
     power_modes: tuple[str | None, str | None]
+    # Before the first engine was opened.
     before: DeviceState
+    # Median clocks and highest temperatures while engines ran, including warm-up.
     during: DeviceState
+    # At the end.
     after: DeviceState
 
 
 class BenchReport(Struct, frozen=True):
-    """``created``: ISO 8601, UTC; ``bundle_sha256``: of the manifest, which states every file's digest.
+    """Results of a benchmark."""
 
-    ``ratios``: pairs a second of each timing over those of the engine ``reference`` at the same batch and streams.
-    ``matrix_product``: a plain one, timed in the rounds of batch 1 and one stream, for about as long as a call there.
-    """
-
+    # ISO 8601, UTC.
     created: str
     bundle: str
     bundle_version: int
+    # Digest of the manifest, which states the digest of every file.
     bundle_sha256: str
     settings: Settings
     engines: list[RunsHere]
     not_run: list[NotRun]
     timings: list[Timing]
+    # Engine that the others are compared with.
     reference: str
+    # Speed of each timing relative to the reference engine at the same batch and streams.
     ratios: list[float]
     power: Power
     conditions: Conditions
     scene: SceneFigure | None
     warnings: list[str]
+    # A NumPy matrix product of about the duration of one call, timed in the rounds of batch 1 and one stream.
     matrix_product: Timing | None = None
 
 
 def choose_reference(timings: list[Timing]) -> str:
-    """The engine that others are compared with: the first in float32, or else the first."""
+    """Returns the engine that others are compared with: the first float32 engine, or the first one."""
     floats = [timing.engine for timing in timings if timing.precision == "float32"]
     return (floats or [timings[0].engine])[0]
 
 
 def ratios_to(reference: str, timings: list[Timing]) -> list[float]:
-    """One for each timing, see :class:`BenchReport`."""
+    """Returns the ratio of each timing; see :class:`BenchReport`."""
     base = {(t.batch, t.streams): t.pairs_per_second for t in timings if t.engine == reference}
     return [t.pairs_per_second / base[t.batch, t.streams] for t in timings]
 
 
 def fastest(timings: list[Timing]) -> Timing:
-    """The one with the most pairs a second."""
+    """Returns the timing with the most pairs/s."""
     return max(timings, key=lambda timing: timing.pairs_per_second)

@@ -1,4 +1,4 @@
-"""A benchmark from a bundle to its report."""
+"""Runs a benchmark of a bundle and returns its report."""
 
 from __future__ import annotations
 
@@ -39,10 +39,18 @@ _VERSIONS = ("misgnet-export", "numpy", "onnxruntime", "openvino", "tensorrt", "
 
 
 def run_bench(path: Path, options: BenchOptions, progress: Progress | None = None) -> BenchReport:
-    """Measure what :func:`make_matrix` finds; ``progress`` gets the rounds that are done.
+    """Benchmarks the engines of a bundle.
 
-    Raises InputError for a bundle that is not what its manifest says, what :func:`make_matrix` raises, MisgnetError
-    where a worker fails, and for a scene what ``misgnet-run predict`` raises.
+    Args:
+        path: Bundle folder.
+        options: What is measured, and for how long.
+        progress: Called with the number of finished rounds and the total.
+
+    Raises:
+        InputError: The bundle does not match its manifest.
+        UsageError: An option is invalid; see :func:`make_matrix`.
+        UnavailableError: A requested engine does not run here, or none does.
+        MisgnetError: A worker process fails, or ``misgnet-run predict`` fails on the scene.
     """
     bundle = read_bundle(path)
     if options.scene:
@@ -65,24 +73,26 @@ def run_bench(path: Path, options: BenchOptions, progress: Progress | None = Non
         engines=matrix.runs, not_run=matrix.not_run, timings=timings, reference=reference,
         ratios=ratios_to(reference, timings), power=Power([meter.source for meter in meters], missing),
         conditions=conditions, scene=scene, matrix_product=product,
-        warnings=[*throttling([conditions.before, conditions.during, conditions.after]), *_unsettled(timings)],
+        warnings=[*throttling([conditions.before, conditions.during, conditions.after]), *_unsteady(timings)],
     )  # fmt: skip
 
 
 def _measure_all(
     bundle: Bundle, matrix: BenchMatrix, options: BenchOptions, meters: Sequence[PowerMeter], progress: Progress | None
 ) -> tuple[list[Timing], Timing | None]:
-    """Setting after setting, and at each all engines side by side; also the matrix product beside single calls."""
+    """Measures all engines together at each setting; at batch 1 and one stream, also the matrix product."""
     settings = matrix.settings()
     found: list[Timing] = []
     product = None
     for index, (batch, streams) in enumerate(settings):
         tasks = tasks_of(bundle, matrix, options, batch, streams)
-        tell = progress and partial(_report_all, progress, index * options.rounds, len(settings))
+        report = progress and partial(_report_all, progress, index * options.rounds, len(settings))
         if (batch, streams) == (1, 1):
-            *timings, product = _measure(tasks, options, meters, tell, partial(MatrixProduct, threads=options.threads))
+            *timings, product = _measure(
+                tasks, options, meters, report, partial(MatrixProduct, threads=options.threads)
+            )
         else:
-            timings = _measure(tasks, options, meters, tell)
+            timings = _measure(tasks, options, meters, report)
         found += timings
     return found, product
 
@@ -91,7 +101,7 @@ def _measure(
     tasks: Sequence[Task], options: BenchOptions, meters: Sequence[PowerMeter], progress: Progress | None,
     beside: Callable[[float], Workload] | None = None,
 ) -> list[Timing]:  # fmt: skip
-    """Time the engines at one setting, each with the energy that it took."""
+    """Times the engines at one setting, and measures their energy."""
     energies: defaultdict[int, Energy] = defaultdict(Energy)
     timings = measure(
         tasks, options.seconds, progress, rounds=options.rounds,
@@ -111,7 +121,7 @@ def _report_all(progress: Progress, before: int, settings: int, done: int, round
 
 
 def _scene(bundle: Bundle, pair: tuple[Path, Path], threads: int | None, timing: Timing) -> SceneFigure:
-    """Of the engine and the setting that ``timing`` measured."""
+    """Runs the scene with the engine and the setting of ``timing``."""
     execution = ExecutionOptions(threads=threads, streams=timing.streams, batch=timing.batch)
     with tempfile.TemporaryDirectory() as folder:
         task = SceneTask(
@@ -126,6 +136,6 @@ def _scene(bundle: Bundle, pair: tuple[Path, Path], threads: int | None, timing:
     )  # fmt: skip
 
 
-def _unsettled(timings: list[Timing]) -> list[str]:
+def _unsteady(timings: list[Timing]) -> list[str]:
     found = [f"{t.engine} at {t.batch}, {t.streams}" for t in timings if t.warm_up and not t.warm_up.steady]
-    return [f"not steady after their warm-up (engine at batch, streams): {'; '.join(found)}"] if found else []
+    return [f"not steady after the warm-up (engine at batch, streams): {'; '.join(found)}"] if found else []

@@ -1,4 +1,4 @@
-"""``misgnet-run predict`` on a pair of GeoTIFFs, in a process of its own: how fast, and how much memory it took."""
+"""Runs ``misgnet-run predict`` on a pair of GeoTIFFs in a child process, and measures its speed and peak memory."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, Unavail
 from misgnet_runtime.storage.files import file_sha256
 
 _KINDS = {kind.exit_code: kind for kind in (UsageError, GateFailed, InputError, UnavailableError)}
-_PERIOD = 0.05  # seconds between two looks at the memory
+_PERIOD = 0.05  # seconds between two readings of the memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneTask:
-    """A pair of 8-bit RGB GeoTIFFs on one grid, the change raster to write, and how."""
+    """A pair of 8-bit RGB GeoTIFFs on one grid, and how it is processed."""
 
     bundle: Path
     before: Path
     after: Path
+    # Change raster to write.
     output: Path
     engine: str
     execution: ExecutionOptions = DEFAULT_EXECUTION
-    trust: Trust | None = None  # what the bundle must meet; None: no signature is required
-    bundle_sha256: str | None = None  # of the manifest that is measured
+    # Signature policy (default: no signature is required).
+    trust: Trust | None = None
+    # Expected digest of the manifest (default: not checked).
+    bundle_sha256: str | None = None
 
     def command(self) -> list[str]:
         shared = ["--log", "json"]
@@ -52,15 +55,18 @@ class SceneTask:
 
 @dataclass(frozen=True)
 class SceneRun:
-    """Tiles computed, seconds from the first one read to the last row written, and the most memory in use."""
+    """Result of a scene run."""
 
+    # Number of computed tiles.
     tiles: int
+    # From the first tile read to the last row written.
     seconds: float
+    # Peak memory of the process; 0 if unknown.
     peak_bytes: int
 
 
 def run_scene(task: SceneTask) -> SceneRun:
-    """Raises what ``predict`` raises, with its message, and InputError where the bundle is not the measured one."""
+    """Runs a scene. Raises the errors of ``predict``, and InputError if the bundle has changed since it was checked."""
     _check_bundle(task)
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as messages:
         code, peak = _run(task.command(), output, messages)
@@ -73,7 +79,7 @@ def run_scene(task: SceneTask) -> SceneRun:
 
 
 def check_scene(before: Path, after: Path) -> None:
-    """Before anything slow: raises as ``predict`` does where the pair cannot be read, or not without declarations."""
+    """Raises the errors of ``predict`` for an unreadable pair or a missing scale, before the slow measurements."""
     from misgnet_runtime.raster.declared import Declared
     from misgnet_runtime.raster.reader import open_pair
     from misgnet_runtime.raster.statistics import find_scaling
@@ -89,7 +95,7 @@ def _check_bundle(task: SceneTask) -> None:
 
 
 def _run(command: list[str], output: IO[bytes], messages: IO[bytes]) -> tuple[int, int]:
-    """The exit code, and the most memory in use."""
+    """Runs a command; returns its exit code and its peak memory in bytes."""
     peak = 0
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=messages, env=environment()) as run:
         while run.poll() is None:
@@ -100,7 +106,7 @@ def _run(command: list[str], output: IO[bytes], messages: IO[bytes]) -> tuple[in
 
 
 def _events(file: IO[bytes], kind: str) -> Iterator[dict[str, Any]]:
-    """What the command printed as ``--log json``; lines of libraries are left out."""
+    """Yields the JSON events of one kind that the command printed; skips lines printed by libraries."""
     file.seek(0)
     for line in file:
         with suppress(ValueError):
@@ -110,9 +116,9 @@ def _events(file: IO[bytes], kind: str) -> Iterator[dict[str, Any]]:
 
 
 def _peak_bytes(process: int) -> int:
-    """Of this program alone: ``ru_maxrss`` would count the parent too, whose memory a child begins with."""
+    """Returns the peak memory of a process. ``ru_maxrss`` would include the parent's memory at the fork."""
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
-    except OSError:  # it has ended, or this is no Linux
+    except OSError:  # the process has exited, or this is not Linux
         return 0
     return 1024 * int(found[1]) if found else 0

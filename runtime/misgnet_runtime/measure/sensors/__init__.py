@@ -1,4 +1,4 @@
-"""What a machine's own sensors tell: power by rail, power mode, clocks, temperatures, throttling.
+"""Reads the machine's sensors: power by rail, power mode, clocks, temperatures and throttling.
 
-Every reader takes the root of the file system, so that tests give it a tree of their own.
+Every reader takes the root of the file system as an argument, so that tests can pass a fake tree.
 """

@@ -1,4 +1,4 @@
-"""What decides how fast a machine is: clocks, temperatures, and what throttled it, now and while something runs."""
+"""Reads clocks, temperatures and throttling events, once or repeatedly while code runs."""
 
 from __future__ import annotations
 
@@ -10,53 +10,55 @@ from threading import Event, Thread
 
 from msgspec.structs import replace
 
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.machine import ROOT, read_int, read_text
 from misgnet_runtime.storage.schema import Struct
 
-_GPU = "17000000.gpu"  # of devfreq, on an Orin
-_PERIOD = 1.0  # seconds between two readings of a watch
-_COLDEST = -200_000  # thousandths of a degree; a sensor that is off says -256000
-# Of the Orin's hwmon ``soctherm_oc``, see "Over-current Throttling" in the Jetson Linux Developer Guide.
+_GPU = "17000000.gpu"  # devfreq name on an Orin
+_PERIOD = 1.0  # seconds between two readings of :func:`watch_state`
+_COLDEST = -200_000  # thousandths of a degree; a sensor that is off reports -256000
+# Files of the Orin's hwmon ``soctherm_oc``, see "Over-current Throttling" in the Jetson Linux Developer Guide.
 _THROTTLES = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "instantaneous over-current"}
 
 
 class Clock(Struct, frozen=True):
-    """In MHz, with the limits that are set; ``base``: of a processor with a turbo, what it keeps for ever."""
+    """A clock and its configured limits, in MHz."""
 
     name: str
     current: float
     lowest: float
     highest: float
     governor: str
+    # Sustained clock of a processor with a turbo.
     base: float | None = None
 
     @property
     def pinned(self) -> bool:
-        """Whether the clock may not change, as ``jetson_clocks`` leaves it."""
+        """Returns whether the clock is fixed, as set by ``jetson_clocks``."""
         return self.lowest == self.highest
 
     @property
     def held_back(self) -> bool:
-        """Whether the clock is over 5 % lower than what was asked of it."""
-        asked = min(self.highest, self.base or self.highest)
-        return (self.pinned or self.governor == "performance") and self.current < 0.95 * asked
+        """Returns whether the clock is more than 5 % below the clock that its settings demand."""
+        demanded = min(self.highest, self.base or self.highest)
+        return (self.pinned or self.governor == "performance") and self.current < 0.95 * demanded
 
 
 class DeviceState(Struct, frozen=True):
-    """``temperatures`` in degrees Celsius by zone; ``throttled``: events since the machine started, by cause.
-
-    ``memory_mhz``: of a Jetson, where this user may read it.
-    """
+    """State of the machine at one moment, or a summary."""
 
     clocks: list[Clock]
+    # Memory clock of a Jetson, if this user may read it.
     memory_mhz: float | None
+    # Degrees Celsius by zone.
     temperatures: dict[str, float]
+    # Throttling events since the machine started, by cause.
     throttled: dict[str, int]
 
 
 def read_state(root: Path = ROOT) -> DeviceState:
-    """All of it now. What the machine does not tell is left out."""
-    memory = read_int(root / "sys/kernel/debug/bpmp/debug/clk/emc/rate")  # in Hz, for root only
+    """Reads the current state; values that the machine does not report are omitted."""
+    memory = read_int(root / "sys/kernel/debug/bpmp/debug/clk/emc/rate")  # in Hz, readable by root only
     clocks = [*_cpu_clocks(root), *_gpu_clocks(root)]
     throttled = {**_processor_events(root), **dict(_board_events(root))}
     return DeviceState(clocks, None if memory is None else memory / 1e6, dict(_temperatures(root)), throttled)
@@ -64,7 +66,7 @@ def read_state(root: Path = ROOT) -> DeviceState:
 
 @contextmanager
 def watch_state(states: list[DeviceState], root: Path = ROOT) -> Iterator[None]:
-    """Add to ``states`` what is read at the start of the block and then every second."""
+    """Appends the state to ``states`` at the start of the block and then every second."""
     stop = Event()
 
     def watch() -> None:
@@ -82,7 +84,7 @@ def watch_state(states: list[DeviceState], root: Path = ROOT) -> Iterator[None]:
 
 
 def summary(states: Sequence[DeviceState]) -> DeviceState:
-    """Median clocks, highest temperatures, and the events until the last of ``states``."""
+    """Returns the median clocks, the highest temperatures, and the events of the last state."""
     last = states[-1]
     currents: dict[str, list[float]] = {}
     for clock in (clock for state in states for clock in state.clocks):
@@ -96,7 +98,7 @@ def summary(states: Sequence[DeviceState]) -> DeviceState:
 
 
 def throttling(states: Sequence[DeviceState]) -> list[str]:
-    """What slowed the machine down from the first of ``states`` to the last, or held it back at one of them."""
+    """Returns the throttling events between the first and the last state, and the clocks held back in any of them."""
     first, last = states[0].throttled, states[-1].throttled
     events = {cause: count - first.get(cause, 0) for cause, count in last.items()}
     held_back = {
@@ -106,12 +108,14 @@ def throttling(states: Sequence[DeviceState]) -> list[str]:
         for clock in state.clocks
         if clock.held_back
     }
-    throttled = [f"the machine throttled {count} times: {cause}" for cause, count in events.items() if count > 0]
+    throttled = [
+        f"the machine throttled {plural(count, 'time')}: {cause}" for cause, count in events.items() if count > 0
+    ]
     return [*throttled, *held_back.values()]
 
 
 def _cpu_clocks(root: Path) -> Iterator[Clock]:
-    """One clock for the cores that share it."""
+    """Yields one clock for each group of cores that share it."""
     policies = (root / "sys/devices/system/cpu/cpufreq").glob("policy*")
     for policy in sorted(policies, key=lambda path: int(path.name[len("policy") :])):
         cores = (read_text(policy / "related_cpus") or "?").split()
@@ -127,7 +131,7 @@ def _gpu_clocks(root: Path) -> Iterator[Clock]:
 
 
 def _clock(name: str, values: list[int | None], per_mhz: float, governor: Path) -> Iterator[Clock]:
-    """One clock, or none where it cannot be read; ``values``: current, lowest, highest and base clock."""
+    """Yields one clock, or none if it cannot be read; ``values``: current, lowest, highest and base clock."""
     current, lowest, highest, base = (None if value is None else value / per_mhz for value in values)
     if current is not None and lowest is not None and highest is not None:
         yield Clock(
@@ -144,7 +148,7 @@ def _temperatures(root: Path) -> Iterator[tuple[str, float]]:
 
 
 def _processor_events(root: Path) -> dict[str, int]:
-    """Of x86: how often a core or a package became too hot, summed over them."""
+    """Returns how often cores and packages of an x86 processor became too hot."""
     found: dict[str, int] = {}
     for part in ("core", "package"):
         files = (root / "sys/devices/system/cpu").glob(f"cpu*/thermal_throttle/{part}_throttle_count")

@@ -1,7 +1,7 @@
-"""The INA3221 power monitors of a Jetson, by their rails' names.
+"""Reads the INA3221 power monitors of a Jetson.
 
-The kernel's hwmon driver (JetPack 6 and 7) gives bus voltage in mV and current in mA for each of three channels, see
-https://docs.kernel.org/hwmon/ina3221.html.
+The kernel's hwmon driver (JetPack 6 and 7) reports the bus voltage in mV and the current in mA of three channels per
+monitor, see https://docs.kernel.org/hwmon/ina3221.html.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.machine import ROOT, read_int, read_text
 
 _DRIVER = Path("sys/bus/i2c/drivers/ina3221")
-# What together is the whole module. VDD_IN measures its input. The AGX Orin has no rail for that: VIN_SYS_5V0 is one
-# supply beside others (https://github.com/rbonghi/jetson_stats/issues/344). VDDQ_VDD2_1V8AO has 5 V too and is taken
-# to hang on VIN_SYS_5V0: it is reported, and not added again.
+# Rails that together supply the whole module. VDD_IN measures its input. The AGX Orin has no such rail: VIN_SYS_5V0 is
+# one of several supplies (https://github.com/rbonghi/jetson_stats/issues/344). VDDQ_VDD2_1V8AO also has 5 V and is
+# assumed to be fed by VIN_SYS_5V0, so it is reported but not added to the sum.
 _WHOLE = (("VDD_IN",), ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"))
 
 
 @dataclass(frozen=True)
 class Channel:
-    """One rail, and the files of its millivolts and milliamperes."""
+    """A rail and its sensor files."""
 
     rail: str
+    # In mV.
     voltage: Path
+    # In mA.
     current: Path
 
     def watts(self) -> float | None:
-        """None where the monitor does not answer."""
+        """Returns the power; None if a file cannot be read."""
         voltage, current = read_int(self.voltage), read_int(self.current)
         return None if voltage is None or current is None else voltage * current / 1e6
 
 
 class Ina3221:
-    """All channels of a board's monitors."""
+    """Measures the power of all rails of a board."""
 
     source = "INA3221"
 
@@ -46,7 +48,7 @@ class Ina3221:
         self.total = " + ".join(self._whole) or None
 
     def read(self) -> dict[str, float]:
-        """Watts by rail at this moment, and their sum where only several rails together are the whole module."""
+        """Returns the current watts by rail, and their sum if several rails together supply the whole module."""
         found = {channel.rail: channel.watts() for channel in self._channels}
         watts = {rail: value for rail, value in found.items() if value is not None}
         if self.total and watts.keys() >= set(self._whole):
@@ -55,7 +57,7 @@ class Ina3221:
 
 
 def find_ina3221(root: Path = ROOT) -> Ina3221:
-    """Raises UnavailableError where there is none, or none whose channels can be read."""
+    """Finds the monitors; raises UnavailableError if there are none or none can be read."""
     channels = list(_channels(root / _DRIVER))
     if not channels:
         raise UnavailableError("no INA3221 of a Jetson")
@@ -66,7 +68,7 @@ def find_ina3221(root: Path = ROOT) -> Ina3221:
 
 
 def _channels(driver: Path) -> Iterator[Channel]:
-    for number in (1, 2, 3):  # in7 is the sum of the shunts' voltages
+    for number in (1, 2, 3):  # in7 is the sum of the shunt voltages
         for label in sorted(driver.glob(f"*/hwmon/hwmon*/in{number}_label")):
             rail = read_text(label)
             if rail and rail != "NC":  # not connected

@@ -1,4 +1,7 @@
-"""Power of NVIDIA GPUs through the driver's management library (NVML). It reports none of a Jetson: see the INA3221."""
+"""Reads the power of NVIDIA GPUs with NVML, the driver's management library.
+
+NVML reports no power on a Jetson; see :mod:`~misgnet_runtime.measure.sensors.ina3221`.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,20 @@ from misgnet_runtime.errors import UnavailableError
 
 
 class Nvml:
-    """Boards, each with its memory and fan; none of them is the whole machine."""
+    """Measures the power of GPU boards, including memory and fan; no rail covers the whole machine."""
 
     source = "NVML"
     total = None
 
     def __init__(self, library: Any) -> None:
-        """``library``: the module ``pynvml`` of nvidia-ml-py. Raises its NVMLError where there is no driver."""
+        """Initialises ``library``, the module ``pynvml`` of nvidia-ml-py. Raises its NVMLError without a driver."""
         self._library = library
         library.nvmlInit()
         handles = map(library.nvmlDeviceGetHandleByIndex, range(library.nvmlDeviceGetCount()))
         self._boards = {f"GPU {i} ({library.nvmlDeviceGetName(handle)})": handle for i, handle in enumerate(handles)}
 
     def read(self) -> dict[str, float]:
-        """Watts by board, which newer ones average over a second; without those that report none."""
+        """Returns the watts of each board that reports them; newer boards average over a second."""
         found = {}
         for rail, handle in self._boards.items():
             try:
@@ -33,14 +36,14 @@ class Nvml:
 
 
 def find_nvml() -> Nvml:
-    """Raises UnavailableError where nvidia-ml-py or the driver is missing, or no GPU reports its power."""
+    """Finds GPUs; raises UnavailableError if nvidia-ml-py or the driver is missing, or no GPU reports its power."""
     try:
         library = importlib.import_module("pynvml")
     except ImportError:
-        raise UnavailableError("no NVML: pip install nvidia-ml-py where there is an NVIDIA GPU") from None
+        raise UnavailableError("no NVML: on a machine with an NVIDIA GPU, pip install nvidia-ml-py") from None
     try:
         meter = Nvml(library)
-    except (library.NVMLError, UnicodeDecodeError) as error:  # of a name, in WSL
+    except (library.NVMLError, UnicodeDecodeError) as error:  # a device name, in WSL
         raise UnavailableError(f"no NVML: {error}") from error
     if not meter.read():
         raise UnavailableError("NVML: no GPU reports its power")

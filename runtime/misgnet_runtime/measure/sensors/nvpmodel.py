@@ -1,4 +1,4 @@
-"""The power mode of a Jetson: which cores are on, and how far clocks may go."""
+"""Reads the power mode of a Jetson, which limits its cores and clocks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from misgnet_runtime.machine import ROOT, read_text
 
 
 def power_mode(root: Path = ROOT) -> str | None:
-    """Name and number, as "MAXN (0)": what ``nvpmodel -q`` says, or else what it keeps on disk."""
+    """Returns the power mode as "MAXN (0)", from ``nvpmodel -q`` or its status file; None if there is none."""
     try:
-        answer = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, timeout=10, check=False).stdout
+        output = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
-        answer = ""
-    if found := re.search(r"NV Power Mode: *(\S+)\s+(\d+)", answer):
+        output = ""
+    if found := re.search(r"NV Power Mode: *(\S+)\s+(\d+)", output):
         return f"{found[1]} ({found[2]})"
     kept = re.search(r"pmode:0*(\d+)", read_text(root / "var/lib/nvpmodel/status") or "")
     return f"{_name(root, kept[1])} ({kept[1]})" if kept else None

@@ -1,4 +1,4 @@
-"""Energy by rail: meters that tell watts, and a count of the joules while something runs. Nothing is estimated."""
+"""Measures the energy of each power rail while code runs. Nothing is estimated."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ _PERIOD = 0.1  # seconds between two readings
 
 
 class PowerMeter(Protocol):
-    """``source``: what is read; ``total``: the rail that is the whole module, where one is."""
+    """Reads the power of several rails."""
 
     @property
-    def source(self) -> str: ...
+    def source(self) -> str:
+        """Name of the sensor."""
 
     @property
-    def total(self) -> str | None: ...
+    def total(self) -> str | None:
+        """The rail that supplies the whole module; None if there is none."""
 
     def read(self) -> dict[str, float]:
-        """Watts by rail, now or on average since the last call; without the rails that do not answer."""
+        """Returns the watts of each readable rail, now or averaged since the last call."""
 
 
 def find_meters(root: Path = ROOT) -> tuple[list[PowerMeter], list[str]]:
-    """What measures power here, and why the others do not."""
+    """Returns the power meters of this machine, and the reasons why others are unavailable."""
     finders: list[Callable[[], PowerMeter]] = [lambda: find_ina3221(root), lambda: find_rapl(root), find_nvml]
     meters, missing = [], []
     for find in finders:
@@ -46,9 +48,10 @@ def find_meters(root: Path = ROOT) -> tuple[list[PowerMeter], list[str]]:
 
 @dataclass
 class Energy:
-    """Joules by rail, and the seconds that the rail answered in."""
+    """Energy of each rail."""
 
     joules: dict[str, float] = field(default_factory=dict)
+    # Time covered by the readings of each rail.
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, watts: dict[str, float], seconds: float) -> None:
@@ -62,7 +65,7 @@ class Energy:
 
 @contextmanager
 def count_energy(meters: Sequence[PowerMeter], energy: Energy) -> Iterator[None]:
-    """Add to ``energy`` what the meters read in the block, about ten times a second, each in a thread of its own."""
+    """Adds the energy used during the block to ``energy``; reads each meter about ten times a second in a thread."""
     stop = Event()
     threads = [Thread(target=_count, args=(meter, energy, stop), name="misgnet-power") for meter in meters]
     for thread in threads:
@@ -76,7 +79,7 @@ def count_energy(meters: Sequence[PowerMeter], energy: Energy) -> Iterator[None]
 
 
 def _count(meter: PowerMeter, energy: Energy, stop: Event) -> None:
-    """A reading stands for the time since the one before; the first only begins that time."""
+    """Adds readings to ``energy`` until ``stop``; each counts for the time since the previous one."""
     meter.read()
     before = time.perf_counter()
     stopped = False

@@ -1,4 +1,4 @@
-"""Energy counters of x86 processors (RAPL), see https://docs.kernel.org/power/powercap/powercap.html."""
+"""Reads the energy counters of x86 processors (RAPL), see https://docs.kernel.org/power/powercap/powercap.html."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from misgnet_runtime.machine import ROOT, read_int, read_text
 
 @dataclass(frozen=True)
 class Zone:
-    """``counter`` counts microjoules and starts anew after ``wraps_at``."""
+    """An energy counter."""
 
     rail: str
+    # File with the count of microjoules.
     counter: Path
+    # Value after which the counter restarts at 0.
     wraps_at: int
 
 
 class Rapl:
-    """Packages and their parts; none of them is the whole machine."""
+    """Measures the power of processor packages and their parts; no rail covers the whole machine."""
 
     source = "RAPL"
     total = None
@@ -31,7 +33,7 @@ class Rapl:
         self._read_at = time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        """Mean watts by zone since the last call."""
+        """Returns the mean watts by zone since the last call."""
         before, self._last = self._last, self._counters()
         started, self._read_at = self._read_at, time.perf_counter()
         microseconds = 1e6 * (self._read_at - started)
@@ -47,13 +49,13 @@ class Rapl:
 
 
 def find_rapl(root: Path = ROOT) -> Rapl:
-    """Raises UnavailableError where there are no counters, or where only root may read them (most systems)."""
-    folders = sorted((root / "sys/class/powercap").glob("intel-rapl:*"))  # AMD's are called so too
+    """Finds the counters; raises UnavailableError if there are none, or only root may read them (most systems)."""
+    folders = sorted((root / "sys/class/powercap").glob("intel-rapl:*"))  # AMD's counters have this name, too
     if not folders:
         raise UnavailableError("no RAPL counters")
     zones = [zone for folder in folders if (zone := _zone(folder))]
     if not zones:
-        raise UnavailableError(f"RAPL: {folders[0] / 'energy_uj'} cannot be read; root may, or who root lets")
+        raise UnavailableError(f"RAPL: {folders[0] / 'energy_uj'} cannot be read; run as root or grant read permission")
     return Rapl(zones)
 
 
@@ -65,7 +67,7 @@ def _zone(folder: Path) -> Zone | None:
 
 
 def _rail(folder: Path) -> str:
-    """``package-0`` of the folder intel-rapl:0, and ``package-0 dram`` of its part intel-rapl:0:1."""
+    """Returns the name of a zone: ``package-0`` for intel-rapl:0, ``package-0 dram`` for its part intel-rapl:0:1."""
     name = read_text(folder / "name") or folder.name
     above = folder.name.rpartition(":")[0]
     return name if above == "intel-rapl" else f"{read_text(folder.with_name(above) / 'name')} {name}"
