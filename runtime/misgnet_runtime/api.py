@@ -1,7 +1,7 @@
 """Public Python API: opens a bundle and predicts the change between two images.
 
-    with open_bundle("bundle") as session:
-        change = session.predict(before, after)
+with open_bundle("bundle") as session:
+    change = session.predict(before, after)
 """
 
 from __future__ import annotations
