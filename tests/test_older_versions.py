@@ -64,8 +64,8 @@ def state(*paths: Path) -> list[tuple[bytes, int]]:
 
 
 def test_older_bundle_is_verified_and_predicts_the_same(made: Path, tmp_path: Path, run: Run) -> None:
-    said = run("verify", made / "bundle")
-    assert "8 files match their digests" in said and said.count("golden tiles") == 2
+    output = run("verify", made / "bundle")
+    assert "8 files match their digests" in output and output.count("golden tiles") == 2
     assert "cpu-float32" in run("info", made / "bundle")
     pair = [made / "watch/in" / f"a_{date}.png" for date in ("before", "after")]
     run("predict", made / "bundle", *pair, "-o", tmp_path / "mask.png", "--engine", "cpu-float32")
@@ -88,7 +88,7 @@ def test_folder_is_resumed(made: Path, tmp_path: Path, run: Run) -> None:
     folder = made / "folder"
     words = ("predict", made / "bundle", folder / "A", folder / "B", *ENGINE, "-o")
     before = state(folder / "masks/a.png", folder / "masks/b.png")
-    assert "3 pairs (2 of " in run(*words, folder / "masks")
+    assert "3 pairs (2 from an interrupted run)" in run(*words, folder / "masks")
     assert state(folder / "masks/a.png", folder / "masks/b.png") == before
     run(*words, tmp_path / "whole")
     for name in "abc":
@@ -104,7 +104,7 @@ def test_watcher_is_resumed(made: Path, run: Run) -> None:
     for date in ("before", "after"):
         shutil.copy(folder / f"a_{date}.png", folder / f"d_{date}.png")
     words = (*ENGINE, "--overlap", "16", "--streams", "1", "--once", "--settle", "0")
-    assert "3 pairs processed before" in run("watch", made / "bundle", folder, "-o", out, *words)
+    assert "3 pairs processed earlier" in run("watch", made / "bundle", folder, "-o", out, *words)
     assert state(out / "a_change.png", out / "b_change.png") == before
     assert (out / "c_change.png").read_bytes() == whole and not (out / ".working").exists()
     assert (pixels(out / "d_change.png") == pixels(out / "a_change.png")).all()
@@ -163,8 +163,8 @@ def test_tuning_is_refused_in_one_line(made: Path, tmp_path: Path, run: Run, mon
     kept.chmod(0o600)
     monkeypatch.setenv("MISGNET_CACHE", str(folder.parent))
     pair = [made / "scene" / f"{date}.tif" for date in ("before", "after")]
-    said = run("predict", made / "bundle", *pair, "-o", tmp_path / "change.tif")
-    warnings = [line for line in said.splitlines() if line.startswith("warning: the tuning")]
+    output = run("predict", made / "bundle", *pair, "-o", tmp_path / "change.tif")
+    warnings = [line for line in output.splitlines() if line.startswith("warning: the tuning")]
     (warning,) = warnings
     assert f"{kept} is not used: it has format 1; this version reads format 2; run misgnet-run tune " in warning
     assert (tmp_path / "change.tif").exists()

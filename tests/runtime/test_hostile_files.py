@@ -125,9 +125,9 @@ def test_journal_that_states_more_than_its_data_counts_as_empty(tmp_path: Path, 
 @pytest.mark.parametrize("name", ["../victim", "/etc/passwd", "..", ".", "", "a/b", "a\0"])
 def test_watch_journal_that_names_files_outside_is_refused(tmp_path: Path, name: str) -> None:
     """The next watcher renames the files that a journal names; once it also renamed files outside the folder."""
-    begun = watch_journal.PairStarted(now(), "a", *(FileState("a", 1, 1, ZEROS) for _ in range(2)))
+    started = watch_journal.PairStarted(now(), "a", *(FileState("a", 1, 1, ZEROS) for _ in range(2)))
     complete = watch_journal.Complete(now(), "a", (name,), {})
-    (tmp_path / "watch.jsonl").write_bytes(encode_line(begun) + encode_line(complete))
+    (tmp_path / "watch.jsonl").write_bytes(encode_line(started) + encode_line(complete))
     with pytest.raises(UsageError, match="line 2 is damaged"), watch_journal.open_journal(tmp_path):
         pass
 

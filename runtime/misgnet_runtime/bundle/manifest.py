@@ -35,8 +35,9 @@ _DATES = ("before", "after")
 class TensorEntry(Struct, frozen=True):
     """An input or output of a graph."""
 
+    # Its name in the graph.
     name: TensorName
-    # Data type: "uint8" or "float32".
+    # Its data type, for example "float32".
     dtype: Name
     # Size of each axis; -1 is the batch.
     shape: list[int]
@@ -128,6 +129,7 @@ class SplitEntry(Struct, frozen=True):
 class EngineEntry(Struct, frozen=True):
     """One engine: the file that it opens, the graph that it was made from, and the machines that it can run on."""
 
+    # Its name in commands, for example "cpu".
     name: EngineName
     # The library that runs the engine.
     kind: EngineKind
@@ -137,13 +139,14 @@ class EngineEntry(Struct, frozen=True):
     graph: FilePath
     # "float32", "bf16", "float16", "int8", "int8+bf16" or "int8+float16".
     precision: Name
-    # Version of the library that built the engine; empty if it is compiled on the device.
+    # Version of the library that compiled a plan, or that the build ran a graph with; empty if it is compiled on the
+    # device.
     vendor_version: Name
     # Compute capabilities of the GPUs that it can run on, for example "sm86".
     compute_capabilities: list[Name] = msgspec.field(default_factory=list)
-    # The operating system and processor that it can run on.
+    # The operating system and processor that it can run on, for example "linux-x86_64".
     platform: Name = "any"
-    # Smallest, typical and largest batch.
+    # Smallest, typical and largest batch that a plan is compiled for.
     batches: tuple[Positive, Positive, Positive] = (1, 4, 16)
     # The processor must have one of these: instruction sets under Linux's names, or an architecture ("aarch64"). Empty:
     # any processor.
@@ -192,17 +195,21 @@ class Manifest(Struct, frozen=True):
     threshold: Annotated[float, Meta(gt=0, lt=1)]
     # Names of the classes, in order.
     class_names: Annotated[list[Text], Meta(max_length=256)]
+    # Format of the inputs and output.
     interface: Interface
     # Inputs of every graph, as given by ``interface``.
     inputs: list[TensorEntry]
     # Outputs of every graph, as given by ``interface``.
     outputs: list[TensorEntry]
+    # Conversion of pixels to the network's input.
     preprocessing: Preprocessing
     # Digest of the weights that the bundle was built from.
     source_weights_sha256: Text
+    # The tiles used for calibration.
     calibration: Calibration
     # One entry per graph in INT8 or float16.
     quantization: Annotated[list[Quantization], Meta(max_length=256)]
+    # The engines of the bundle.
     engines: Annotated[list[EngineEntry], Meta(min_length=1, max_length=256)]
     # All files of the bundle except the manifest and the signature.
     files: Annotated[list[FileEntry], Meta(max_length=10_000)]
@@ -221,7 +228,7 @@ class Manifest(Struct, frozen=True):
     # Which value of the F1 drop must stay within ``max_f1_drop``: "point" is the measured drop, "upper" the upper end
     # of its 95 % interval.
     gate: GateRule = "point"
-    # How the threshold was determined.
+    # How the threshold was determined: "given", or "tuned: " and the details.
     threshold_from: Text = "given"
     # Outputs of the encoders of split engines for the images of one date.
     features: list[TensorEntry] = msgspec.field(default_factory=list)

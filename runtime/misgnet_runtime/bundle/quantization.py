@@ -29,6 +29,7 @@ class Calibration(Struct, frozen=True):
 class PlacementRule(Struct, frozen=True):
     """A rule that assigns a precision to operators."""
 
+    # Name of the rule; ``placement`` refers to it.
     name: Text
     # The reason for the rule.
     why: Text
@@ -80,6 +81,7 @@ class NodePlacement(Struct, frozen=True):
     node: Text
     # Its ONNX type, for example "Conv".
     operator: Text
+    # The precision that it is computed in.
     precision: Literal["int8", "float16", "float32"]
     # Name of the rule; see ``rules``.
     rule: Text
@@ -96,6 +98,7 @@ class NodePlacement(Struct, frozen=True):
 class RepairEntry(Struct, frozen=True):
     """A repair of an INT8 graph that was tried on the validation tiles."""
 
+    # "smoothing" (SmoothQuant), "rounding" of weights, or "bias" (bias correction).
     name: Text
     # Whether the repair improved the graph and was kept.
     kept: bool

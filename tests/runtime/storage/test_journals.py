@@ -241,7 +241,7 @@ def test_process_killed_at_any_step_is_resumed(kind: Kind, tmp_path: Path) -> No
     assert found == sorted(found) and found[-1] == "01" and moment < 29
 
 
-# --- what is refused
+# --- refused journals
 
 
 def lines_of(kind: Kind, root: Path) -> list[bytes]:

@@ -114,7 +114,7 @@ def open_grandparent(folder: PrivateFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             open_to_the_group,
@@ -131,11 +131,11 @@ def open_grandparent(folder: PrivateFolder) -> None:
     ],
 )
 def test_files_that_others_could_have_changed_are_refused(
-    filled: PrivateFolder, change: Callable[[PrivateFolder], None], said: str, monkeypatch: pytest.MonkeyPatch
+    filled: PrivateFolder, change: Callable[[PrivateFolder], None], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(permissions, "_is_own_group", lambda _: False)
     change(filled)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         filled.read("one", LIMIT)
 
 
@@ -203,8 +203,8 @@ def test_full_disk_keeps_the_old_file(filled: PrivateFolder, monkeypatch: pytest
 def test_one_process_at_a_time(filled: PrivateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_timeout", 0.1)
     with filled.locked("compiles"):
-        said = "another process of this user compiles; wait"
-        with pytest.raises(LockTimeoutError, match=said), filled.locked("compiles"):
+        message = "another process of this user compiles; wait"
+        with pytest.raises(LockTimeoutError, match=message), filled.locked("compiles"):
             pass
         assert filled.read_sealed("one", LIMIT) == b"contents"
     with filled.locked("compiles"):
