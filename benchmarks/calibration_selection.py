@@ -1,11 +1,12 @@
-"""Calibration tiles that represent the set beside the first ones and drawn ones, at equal numbers, over seeds.
+"""Compares methods of selecting calibration tiles: representative, random and first tiles, over several seeds.
 
     python benchmarks/calibration_selection.py WEIGHTS --calib DATA/train --val DATA/val [--json FILE]
 
-For each choice of tiles the activations are observed, the graph is quantized for the CPU with one calibrator, and
-asked on validation tiles that took no part. Beside what INT8 then loses stands how far the ranges are from those
-of all calibration tiles: the mean of |log2 of their ratio|, which needs no labels and has little noise. Every
-choice runs on the same graph and tiles, so a difference is the choice's. The first tiles are one set: no seed.
+For each selection, activation statistics are collected, the graph is quantized for the CPU with one calibrator, and
+evaluated on validation tiles that are not in the calibration set. The table shows the loss of INT8, and the distance of
+the ranges from those of all calibration tiles: the mean of |log2 of their ratio|, which needs no labels and has little
+noise. All selections use the same graph and tiles, so differences are caused by the selection. The first tiles are a
+single set without a seed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from misgnet_export.pipeline.features import encoder_features
 from misgnet_export.pipeline.validation_loss import Decision
 from misgnet_runtime.bundle import Interface
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.machine import describe_machine, machine_line
 from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.raster.leakage import check_disjoint
@@ -46,26 +48,29 @@ CHOICES = ("represent", "random", "first")
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One choice of tiles. ``mean_difference``: of the probability of change; ``range_error``: in octaves."""
+    """Result of one selection of tiles."""
 
     choice: str
     tiles: int
     seed: int
+    # Of the probability of change.
     mean_difference: float
     agreement: float
     f1_drop: float | None
+    # In octaves.
     range_error: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What all trials share: ``whole`` are the ranges on all calibration tiles."""
+    """Inputs shared by all trials."""
 
     model: onnx.ModelProto
     calib: TileSet
     facts: list[TileFacts]
     decision: Decision
     calibrator: Calibrator
+    # Ranges on all calibration tiles.
     whole: Mapping[str, Range]
 
     def run(self, choice: str, count: int, seed: int) -> Trial:
@@ -89,7 +94,7 @@ def ranges_on(model: onnx.ModelProto, tiles: TileSet, interface: Interface, cali
 
 
 def range_error(found: Mapping[str, Range], whole: Mapping[str, Range]) -> float:
-    """Mean |log2(width / width on all tiles)| over the activations."""
+    """Returns the mean of |log2(width / width on all tiles)| over the activations."""
     ratios = [(found[name].high - found[name].low) / (r.high - r.low) for name, r in whole.items() if r.high > r.low]
     return float(np.abs(np.log2(np.maximum(ratios, 1e-9))).mean())
 
@@ -102,7 +107,7 @@ def prepare(options: argparse.Namespace) -> Bench:
     model = simplify_graph(export_graph(network, interface))
     calibrator = named(options.observer)
     if calibrator is None:
-        raise UsageError(f"--observer is '{options.observer}'; it is max, mse, entropy or 'percentile P'")
+        raise UsageError(f"--observer is '{options.observer}'; expected max, mse, entropy or 'percentile P'")
     decision = Decision.of(model, interface, val.spread(options.val_tiles), 0.5, lambda *_: None)
     facts = describe_tiles(calib, encoder_features(network), 0)
     return Bench(
@@ -125,9 +130,9 @@ def trials(bench: Bench, counts: list[int], seeds: int) -> Iterator[Trial]:
 
 
 def table(found: list[Trial]) -> str:
-    """Mean and range over the seeds, a row for each number of tiles and choice."""
+    """Formats the mean and range over the seeds, one row per number of tiles and selection."""
     lines = [
-        "| tiles | chosen | mean difference, 1e-4 | pixels that differ, % | F1 drop, points | ranges off, octaves |",
+        "| tiles | selection | mean difference, 1e-4 | differing pixels, % | F1 drop, points | range error, octaves |",
         "|---|---|---|---|---|---|",
     ]
     for count in dict.fromkeys(t.tiles for t in found):
@@ -152,21 +157,23 @@ def _spread(values: list[float], digits: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=Path, help="a checkpoint")
-    parser.add_argument("--calib", type=Path, required=True, help="folder of A/ B/ label/ to choose from")
-    parser.add_argument("--val", type=Path, required=True, help="folder of A/ B/ label/ that INT8 is asked on")
-    parser.add_argument("--tiles", type=int, nargs="+", default=[16, 32, 64], help="how many to choose [16 32 64]")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds of each choice that has one [5]")
-    parser.add_argument("--observer", default=DEFAULT.name, help=f"calibrator [{DEFAULT.name}]")
-    parser.add_argument("--tile", type=int, default=256, help="side of a tile, px [256]")
-    parser.add_argument("--val-tiles", type=int, default=32, help="validation tiles, evenly spread [32]")
-    parser.add_argument("--json", type=Path, help="write all trials as JSON")
+    add = parser.add_argument
+    add("weights", type=Path, help="Checkpoint.")
+    add("--calib", type=Path, required=True, help="Folder of A/ B/ label/ to select from.")
+    add("--val", type=Path, required=True, help="Folder of A/ B/ label/ on which INT8 is evaluated.")
+    add("--tiles", type=int, nargs="+", default=[16, 32, 64], help="Numbers of tiles (default: 16 32 64).")
+    add("--seeds", type=int, default=5, help="Seeds of each selection that uses one (default: 5).")
+    add("--observer", default=DEFAULT.name, help=f"Calibrator (default: {DEFAULT.name}).")
+    add("--tile", type=int, default=256, help="Side of a tile in pixels (default: 256).")
+    add("--val-tiles", type=int, default=32, help="Validation tiles, evenly spread (default: 32).")
+    add("--json", type=Path, help="Write all trials as JSON to this file.")
     options = parser.parse_args()
     warnings.simplefilter("ignore", FewTilesWarning)
     bench = prepare(options)
     found = list(trials(bench, options.tiles, options.seeds))
     print(table(found))
-    print(f"\n{len(bench.calib)} tiles to choose from, {bench.calibrator.name}; {machine_line(describe_machine())}")
+    tiles = plural(len(bench.calib), "tile")
+    print(f"\n{tiles} to select from, {bench.calibrator.name}; {machine_line(describe_machine())}")
     if options.json:
         report: dict[str, Any] = {"machine": describe_machine(), "observer": bench.calibrator.name}
         text = json.dumps({**report, "trials": [asdict(t) for t in found]}, indent=2)

@@ -1,4 +1,4 @@
-"""What the commands of benchmarks have in common: how they take options, and how they end with an error."""
+"""Shared code of the benchmark commands: option parsing and error reporting."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from misgnet_runtime.machine import usable_cores
 
 
 @contextmanager
-def told_errors() -> Iterator[None]:
-    """An error of this project's ends the command: one line on stderr, and its exit code."""
+def report_errors() -> Iterator[None]:
+    """Converts an error of this project to one line on stderr and its exit code."""
     try:
         yield
     except MisgnetError as error:
@@ -23,27 +23,28 @@ def told_errors() -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
 
 
-def new_parser(name: str, words: str | None) -> argparse.ArgumentParser:
-    """Of ``python -m benchmarks.NAME``; ``words`` are shown as they stand. All write their figures as JSON."""
+def new_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Returns a parser for ``python -m benchmarks.NAME`` that has --json and shows ``description`` unformatted."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}", description=words, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="write all figures as JSON")
+        prog=f"python -m benchmarks.{name}", description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, help="Write all figures as JSON to this file.")
     return parser
 
 
 def add_contest_options(parser: argparse.ArgumentParser, seconds: float) -> None:
-    """Those of a contest between engines; ``seconds``: of a contender in a round, if nothing else is asked."""
+    """Adds the options of a comparison between engines; ``seconds``: default time per contender and round."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     add = parser.add_argument
-    add("start", type=Path, metavar="BUNDLE|WEIGHTS", help="a bundle's folder, or a checkpoint")
-    add("--weights", type=Path, help="the checkpoint that BUNDLE was built from")
-    add("--calib", type=Path, required=True, help="folder of A/ B/ label/ that calibrates every contender")
-    add("--val", type=Path, help="folder of A/ B/ label/ for the decisions of a build from WEIGHTS")
-    add("--eval", type=Path, required=True, dest="evaluation", help="folder of A/ B/ label/ that judges")
-    add("--cache", type=Path, default=home / "misgnet-int8-peers", help="where the environments are kept")
-    add("--keep", type=Path, help="keep graphs, tiles, answers and logs here; the next run takes what fits from it")
-    add("--threads", type=int, default=usable_cores(), help="threads of an engine [all cores]")
-    add("--rounds", type=int, default=5, help="rounds of each timing [5]")
-    add("--seconds", type=float, default=seconds, help=f"seconds of a contender in a round [{seconds:g}]")
-    add("--limit", type=float, default=30.0, help="minutes that one step of a contender may take [30]")
+    add("start", type=Path, metavar="BUNDLE|WEIGHTS", help="A bundle folder, or a checkpoint.")
+    add("--weights", type=Path, help="The checkpoint that BUNDLE was built from.")
+    add("--calib", type=Path, required=True, help="Folder of A/ B/ label/ used to calibrate every contender.")
+    add("--val", type=Path, help="Validation folder of A/ B/ label/ for a build from WEIGHTS.")
+    add("--eval", type=Path, required=True, dest="evaluation", help="Folder of A/ B/ label/ used for evaluation.")
+    add("--cache", type=Path, default=home / "misgnet-int8-peers", help="Folder of the contenders' environments.")
+    add("--keep", type=Path, help="Keep graphs, tiles, predictions and logs here; later runs reuse unchanged ones.")
+    add("--threads", type=int, default=usable_cores(), help="Threads of each engine (default: all cores).")
+    add("--rounds", type=int, default=5, help="Rounds of each timing (default: 5).")
+    add("--seconds", type=float, default=seconds, help=f"Seconds per contender and round (default: {seconds:g}).")
+    add("--limit", type=float, default=30.0, help="Time limit in minutes for one step of a contender (default: 30).")

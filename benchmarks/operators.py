@@ -1,11 +1,11 @@
-"""Where the time of a graph goes, operator by operator, in each engine for a CPU.
+"""Profiles the operators of a graph in the CPU engines.
 
     python -m benchmarks.operators BUNDLE [--graph FILE.onnx ...] [--calls 20] [--json FILE]
 
-Run it from the checkout's root, on a quiet machine. Profiled are the bundle's graphs for ONNX Runtime and OpenVINO, its
-float graph in both, and the graphs of ``--graph`` in both, as a straight export that ``benchmarks.speed --keep`` left.
-The golden tiles of the bundle go in, one pair at a time. Times are the engines' own, summed over their threads'
-operators; medians over the calls. Engines measure while they run, which costs some time of its own.
+Run it from the root of the checkout, on an idle machine. It profiles the bundle's graphs for ONNX Runtime and OpenVINO,
+its float graph in both, and the graphs of ``--graph`` in both, such as a straight export kept by
+``benchmarks.speed --keep``. The inputs are the golden tiles of the bundle, one pair at a time. Times are measured by
+the engines themselves, which adds some overhead; they are summed over nodes, and the median over the calls is shown.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from typing import Any
 import numpy as np
 from msgspec import field
 
-from benchmarks.commands import new_parser, told_errors
+from benchmarks.commands import new_parser, report_errors
 from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.bundle.golden import read_golden
 from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.detector import arrays_for
 from misgnet_runtime.machine import describe_machine, installed_versions, machine_line
 from misgnet_runtime.storage.atomic import write_file
 from misgnet_runtime.storage.schema import Struct, encode
 
 Feed = dict[str, np.ndarray]
-# A graph and one pair after the other to what each call took: (operator, kernel) and milliseconds of each node.
+# Runs a graph on one pair after the other; returns operator, kernel and milliseconds of each node of each call.
 Profiler = Callable[[Path, list[Feed]], list[list[tuple[str, str, float]]]]
 
 WARM_UP = 3
@@ -42,26 +43,32 @@ SHOWN = 12
 
 
 class Operator(Struct, frozen=True):
-    """All nodes of one kind: how many, their milliseconds in a call, and that as a share of all operators'."""
+    """All nodes with the same operator and kernel."""
 
     operator: str
     kernel: str
+    # Number of nodes.
     nodes: int
+    # Milliseconds per call.
     ms: float
+    # Share of the time of all operators.
     share: float
 
 
 class Profile(Struct, frozen=True):
-    """One graph in one engine; ``failed``: why there is none."""
+    """The profile of one graph in one engine."""
 
     graph: str
     engine: str
     ms: float = 0.0
     operators: list[Operator] = field(default_factory=list)
+    # Why the graph could not be profiled.
     failed: str = ""
 
 
 class Report(Struct, frozen=True):
+    """All profiles, and the conditions of the measurement."""
+
     machine: dict[str, Any]
     versions: dict[str, str]
     load_before: float
@@ -70,7 +77,7 @@ class Report(Struct, frozen=True):
 
 
 def in_onnxruntime(graph: Path, feeds: list[Feed]) -> list[list[tuple[str, str, float]]]:
-    """ONNX Runtime's profile, opened as the runtime does; its nodes are those that it has made of ``graph``'s."""
+    """Profiles ``graph`` in ONNX Runtime, opened as in the runtime; the nodes are those of the optimised graph."""
     import onnxruntime
 
     from misgnet_runtime.engines.onnxruntime import DISABLED_OPTIMIZERS, session_options
@@ -89,7 +96,7 @@ def in_onnxruntime(graph: Path, feeds: list[Feed]) -> list[list[tuple[str, str, 
 
 
 def _of_events(events: Iterable[dict[str, Any]]) -> list[list[tuple[str, str, float]]]:
-    """Each call ends with an event of its own; before it come those of its nodes, in microseconds."""
+    """Groups node events by call: each call ends with a ``model_run`` event. Durations are in microseconds."""
     calls: list[list[tuple[str, str, float]]] = [[]]
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -101,7 +108,7 @@ def _of_events(events: Iterable[dict[str, Any]]) -> list[list[tuple[str, str, fl
 
 
 def in_openvino(graph: Path, feeds: list[Feed]) -> list[list[tuple[str, str, float]]]:
-    """OpenVINO's performance counters, of the nodes that it runs; compiled for one pair as the runtime does."""
+    """Profiles ``graph`` with OpenVINO's performance counters, compiled for one pair as in the runtime."""
     from misgnet_runtime.engines.openvino import compile_options, fix_batch, load_openvino
 
     openvino = load_openvino()
@@ -123,7 +130,7 @@ PROFILERS: dict[str, tuple[str, Profiler]] = {
 
 
 def profile(name: str, kind: str, graph: Path, feeds: list[Feed]) -> Profile:
-    """Run ``graph`` on all ``feeds``, of which the first few warm up."""
+    """Profiles ``graph`` on all ``feeds``; the first :data:`WARM_UP` ones are not counted."""
     title, profiler = PROFILERS[kind]
     print(f"{name} in {title}", file=sys.stderr, flush=True)
     try:
@@ -135,7 +142,7 @@ def profile(name: str, kind: str, graph: Path, feeds: list[Feed]) -> Profile:
 
 
 def summed(calls: list[list[tuple[str, str, float]]]) -> list[Operator]:
-    """By kind of node the median over the calls of its nodes' time, the longest first."""
+    """Returns the median time over the calls for each operator and kernel, the longest first."""
     kinds: dict[tuple[str, str], list[list[float]]] = defaultdict(lambda: [[] for _ in calls])
     for index, call in enumerate(calls):
         for operator, kernel, ms in call:
@@ -147,7 +154,7 @@ def summed(calls: list[list[tuple[str, str, float]]]) -> list[Operator]:
 
 
 def graphs_of(bundle: Bundle, others: list[Path]) -> list[tuple[str, str, Path]]:
-    """(name, kind of engine, graph), the float graph and the others in every kind."""
+    """Returns (name, kind of engine, graph): the float graph and ``others`` for every kind, then the INT8 graphs."""
     manifest = bundle.manifest
     every = [("float graph", bundle.file(manifest.file("float graph").path)), *((path.name, path) for path in others)]
     found = [(name, kind, path) for name, path in every for kind in PROFILERS]
@@ -159,7 +166,7 @@ def graphs_of(bundle: Bundle, others: list[Path]) -> list[tuple[str, str, Path]]
 
 
 def feeds_of(bundle: Bundle, calls: int) -> list[Feed]:
-    """``calls`` golden pairs in turn, and those that warm up before them."""
+    """Returns inputs for the warm-up and ``calls`` calls, cycling through the golden pairs."""
     golden = read_golden(bundle.file(bundle.manifest.file("golden tiles").path))
     chosen = [index % len(golden.before) for index in range(WARM_UP + calls)]
     return [
@@ -168,8 +175,9 @@ def feeds_of(bundle: Bundle, calls: int) -> list[Feed]:
 
 
 def lines(report: Report) -> list[str]:
-    """Markdown: a table for each profile."""
-    found = [f"{machine_line(report.machine)}; load before: {report.load_before}; {report.calls} calls"]
+    """Formats the report as Markdown, with a table per profile."""
+    load = f"load average before: {report.load_before}"
+    found = [f"{machine_line(report.machine)}; {load}; {plural(report.calls, 'call')}"]
     for entry in report.profiles:
         head = entry.failed or f"{entry.ms:.1f} ms in operators"
         found += ["", f"**{entry.graph}** in {entry.engine}: {head}", ""]
@@ -182,7 +190,7 @@ def lines(report: Report) -> list[str]:
 
 def main() -> None:
     options = _parser().parse_args()
-    with told_errors():
+    with report_errors():
         bundle = read_bundle(options.bundle)
         load = round(os.getloadavg()[0], 1)
         feeds = feeds_of(bundle, options.calls)
@@ -196,9 +204,9 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = new_parser("operators", __doc__)
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--graph", type=Path, nargs="+", default=[], metavar="FILE.onnx", help="profile these, too")
-    parser.add_argument("--calls", type=int, default=20, help="calls that are counted, after the warm-up [20]")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="Bundle folder.")
+    parser.add_argument("--graph", type=Path, nargs="+", default=[], metavar="FILE.onnx", help="Also profile these.")
+    parser.add_argument("--calls", type=int, default=20, help="Calls after the warm-up (default: 20).")
     return parser
 
 

@@ -1,11 +1,11 @@
-"""How near predict on large GeoTIFFs comes to its engine alone, and how much memory it takes.
+"""Compares the speed of predict on large GeoTIFFs with the speed of its engine alone, and measures its memory.
 
     python benchmarks/scene_throughput.py BUNDLE IMAGES/A IMAGES/B [--side 16384] [--engine NAME] [--json FILE]
 
-Both dates are made on disk of folders of RGB images, repeated until they fill a square (0.5 m a pixel, blocks of
-512 px, deflate). Then the engine alone, as ``misgnet-run bench`` measures it, and predict take turns, on a square of
---small px and on one of --side px. A run of predict is compared with the mean of the engine's figures right before
-and after it, at the same batch, streams and threads. Memory: the most that the process of predict had in use.
+Both dates are written to disk from folders of RGB images, repeated to fill a square (0.5 m per pixel, blocks of 512 px,
+deflate). Then the engine alone (as in ``misgnet-run bench``) and predict alternate, on a square of --small px and on
+one of --side px. A run of predict is compared with the mean of the engine's speeds directly before and after it, at the
+same batch, streams and threads. Memory is the peak of the predict process.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.engines import batch_for_scenes, streams_for_scenes
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.throughput import measure
 from misgnet_runtime.machine import describe_machine, machine_line, usable_cores
 from misgnet_runtime.measure.bench.matrix import BenchMatrix, make_matrix, tasks_of
@@ -39,7 +40,7 @@ Pair = tuple[Path, Path]
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One run of predict on a square of ``side`` px, and the engine's speed around it in pairs/s."""
+    """One run of predict on a square of ``side`` px, and the engine's speed before and after it."""
 
     side: int
     tiles: int
@@ -51,9 +52,10 @@ class Trial:
 
 
 def make_scene(path: Path, folder: Path, side: int) -> Path:
-    """A GeoTIFF of ``side`` x ``side`` px from the images of ``folder``, one after the other; holds one at a time.
+    """Writes a GeoTIFF of ``side`` x ``side`` px from the images of ``folder``; only one image is in memory at a time.
 
-    Raises InputError where there are none, or not all of one size.
+    Raises:
+        InputError: There are no images, or they have different sizes.
     """
     import rasterio
     from rasterio.transform import from_origin
@@ -61,7 +63,8 @@ def make_scene(path: Path, folder: Path, side: int) -> Path:
     images = sorted(folder.glob("*.png"))
     sizes = {image_size(image) for image in images}
     if len(sizes) != 1:
-        raise InputError(f"{folder} has {len(images)} PNG images of {len(sizes)} sizes; it must have some, all of one")
+        found = f"{plural(len(images), 'PNG image')} of {plural(len(sizes), 'size')}"
+        raise InputError(f"{folder} has {found}; expected at least one image, all of the same size")
     profile = {
         "driver": "GTiff", "height": side, "width": side, "count": 3, "dtype": "uint8", "crs": "EPSG:32633",
         "transform": from_origin(400_000, 5_000_000, METRES_PER_PIXEL, METRES_PER_PIXEL), "photometric": "RGB",
@@ -75,7 +78,7 @@ def make_scene(path: Path, folder: Path, side: int) -> Path:
 
 
 def cells(side: int, height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
-    """Top, left, height and width of the images in a square, row by row; those at its end are cut."""
+    """Yields top, left, height and width of the images in a square, row by row; those at the edges are cropped."""
     for top in range(0, side, height):
         for left in range(0, side, width):
             yield top, left, min(height, side - top), min(width, side - left)
@@ -83,7 +86,7 @@ def cells(side: int, height: int, width: int) -> Iterator[tuple[int, int, int, i
 
 @dataclass(frozen=True)
 class Bench:
-    """One engine at one setting, alone and in predict."""
+    """Measures one engine at one setting, alone and in predict."""
 
     bundle: Bundle
     matrix: BenchMatrix
@@ -92,23 +95,23 @@ class Bench:
     @classmethod
     def of(cls, options: argparse.Namespace) -> Bench:
         bundle = read_bundle(options.bundle)
-        asked = (options.engine,) if options.engine else ()
-        engine = make_matrix(bundle, BenchOptions(engines=asked, streams=(1,))).runs[0].engine
+        engines = (options.engine,) if options.engine else ()
+        engine = make_matrix(bundle, BenchOptions(engines=engines, streams=(1,))).runs[0].engine
         entry = bundle.engine_entry(engine)
         batch, streams = options.batch or batch_for_scenes(entry), options.streams or streams_for_scenes(entry)
-        wishes = BenchOptions(
+        requested = BenchOptions(
             engines=(engine,), batches=(batch,), streams=(streams,), threads=options.threads, seconds=options.seconds
         )
-        return cls(bundle, make_matrix(bundle, wishes), wishes)
+        return cls(bundle, make_matrix(bundle, requested), requested)
 
     def engine_speed(self) -> float:
-        """Pairs/s of the engine alone."""
+        """Returns the pairs/s of the engine alone."""
         ((batch, streams),) = self.matrix.settings()
         (timing,) = measure(tasks_of(self.bundle, self.matrix, self.options, batch, streams), self.options.seconds)
         return timing.pairs_per_second
 
     def trials(self, pairs: dict[int, Pair], rounds: int, folder: Path) -> Iterator[Trial]:
-        """Each side in turn, ``rounds`` times, with the engine alone in between."""
+        """Runs predict on each side in turn, ``rounds`` times, and measures the engine alone in between."""
         before = self.engine_speed()
         for number in range(rounds):
             for side, pair in pairs.items():
@@ -156,11 +159,11 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """A row a run of predict, and how the memory of the largest pair compares with that of the smallest."""
+    """Formats a row per run of predict, and the ratio of the peak memories of the largest and the smallest pair."""
     settings, trials = report["settings"], report["trials"]
     lines = [
         f"{machine_line(report['machine'])}; {report['engine']}, batch {settings['batch']}, "
-        f"{settings['streams']} streams, {settings['threads']} threads",
+        f"{plural(settings['streams'], 'stream')}, {plural(settings['threads'], 'thread')}",
         "",
         "| side, px | tiles | seconds | tiles/s | engine alone, pairs/s | share | peak memory, MiB |",
         "|---|---|---|---|---|---|---|",
@@ -177,19 +180,20 @@ def table(report: dict[str, Any]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="a bundle")
-    parser.add_argument("before", type=Path, help="folder of PNG images, all of one size")
-    parser.add_argument("after", type=Path, help="the later date of the same places, with the same names")
-    parser.add_argument("--side", type=int, default=16384, help="side of the large pair, px [16384]")
-    parser.add_argument("--small", type=int, default=4096, help="side of the small pair, px [4096]")
-    parser.add_argument("--engine", help="an engine of the bundle [the fastest that runs here]")
-    parser.add_argument("--batch", type=int, help="tiles that the engine gets at once [what predict takes]")
-    parser.add_argument("--streams", type=int, help="batches at once [what predict takes]")
-    parser.add_argument("--threads", type=int, help="that compute on the CPU [one a core]")
-    parser.add_argument("--rounds", type=int, default=1, help="runs of predict on each pair [1]")
-    parser.add_argument("--seconds", type=float, default=20.0, help="that the engine alone is measured each time [20]")
-    parser.add_argument("--folder", type=Path, help="where the pairs are made, and removed again [a temporary folder]")
-    parser.add_argument("--json", type=Path, help="write the figures as JSON")
+    add = parser.add_argument
+    add("bundle", type=Path, help="Bundle folder.")
+    add("before", type=Path, help="Folder of PNG images, all of the same size.")
+    add("after", type=Path, help="Folder of the later images of the same places, with the same names.")
+    add("--side", type=int, default=16384, help="Side of the large pair in pixels (default: 16384).")
+    add("--small", type=int, default=4096, help="Side of the small pair in pixels (default: 4096).")
+    add("--engine", help="Engine of the bundle (default: the fastest that runs here).")
+    add("--batch", type=int, help="Tiles per inference call (default: as in predict).")
+    add("--streams", type=int, help="Batches in flight at once (default: as in predict).")
+    add("--threads", type=int, help="CPU threads (default: one per core).")
+    add("--rounds", type=int, default=1, help="Runs of predict on each pair (default: 1).")
+    add("--seconds", type=float, default=20.0, help="Measuring time of the engine alone, each time (default: 20).")
+    add("--folder", type=Path, help="Folder for the pairs, which are removed at the end (default: a temporary folder).")
+    add("--json", type=Path, help="Write the figures as JSON to this file.")
     return parser
 
 

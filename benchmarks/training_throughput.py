@@ -1,10 +1,10 @@
-"""Training throughput: whole training steps with bfloat16 autocast beside float32, each in a process of its own.
+"""Measures training throughput: complete training steps with bfloat16 autocast and with float32.
 
     python benchmarks/training_throughput.py [--batch 8] [--tile 256] [--rounds 3] [--seconds 40] [--json FILE]
 
-A step is what ``misgnet train`` does: read and augment generated tiles, forward, loss, backward, clip, AdamW,
-average. The two take turns, so that a machine whose speed drifts slows both. Beside the speed stands the rate of
-plain matrix products in the same type on the same machine: what a step could reach at most.
+A step does the same as in ``misgnet train``: read and augment generated tiles, forward, loss, backward, clip, AdamW,
+average. Each precision runs in its own process; the two alternate, so that a drift of the machine's speed affects both.
+The table also shows the rate of matrix products in the same type on the same machine, an upper limit for a step.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from misgnet_runtime.machine import describe_machine, machine_line
 from misgnet_runtime.storage.atomic import write_file
 
 PRECISIONS = ("bf16", "fp32")
-# Multiply-adds counted as two: 12.5 GFLOP forward for a pair of 256 x 256, and twice that backward.
+# One MAC counts as two operations: 12.5 GFLOP forward for a pair of 256 x 256, and twice that backward.
 GFLOP_PER_PAIR = 3 * 12.5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8, help="pairs a step [8]")
-    parser.add_argument("--tile", type=int, default=256, help="side of a tile, px [256]")
-    parser.add_argument("--rounds", type=int, default=3, help="processes for each precision [3]")
-    parser.add_argument("--seconds", type=float, default=40.0, help="training time of a process [40]")
-    parser.add_argument("--json", type=Path, help="write the figures as JSON")
+    parser.add_argument("--batch", type=int, default=8, help="Pairs per step (default: 8).")
+    parser.add_argument("--tile", type=int, default=256, help="Side of a tile in pixels (default: 256).")
+    parser.add_argument("--rounds", type=int, default=3, help="Processes per precision (default: 3).")
+    parser.add_argument("--seconds", type=float, default=40.0, help="Training time of a process (default: 40).")
+    parser.add_argument("--json", type=Path, help="Write the figures as JSON to this file.")
     parser.add_argument("--child", nargs=2, metavar=("PRECISION", "TILES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def run_rounds(folder: Path, options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Draw tiles once, then let the precisions take turns."""
+    """Generates tiles once, then trains with both precisions in alternating rounds."""
     from misgnet.synthetic import write_split
 
     write_split(folder, max(16, 2 * options.batch), seed=0, size=options.tile)
@@ -65,7 +65,7 @@ def run_rounds(folder: Path, options: argparse.Namespace) -> dict[str, list[dict
 
 
 def measure(precision: Any, tiles: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Train for ``options.seconds`` and return the median speed of the steps, the first two left out."""
+    """Trains for ``options.seconds`` and returns the median speed of the steps, excluding the first two."""
     import torch
 
     from misgnet.training import Recipe, StepReport, train
@@ -90,7 +90,7 @@ def measure(precision: Any, tiles: Path, options: argparse.Namespace) -> dict[st
 
 
 def matmul_rate(dtype: Any, side: int = 2048) -> float:
-    """GFLOP/s of a product of two square matrices, the best of five."""
+    """Returns the best rate of five products of two square matrices, in GFLOP/s."""
     import torch
 
     a = torch.randn(side, side).to(dtype)
@@ -103,7 +103,7 @@ def matmul_rate(dtype: Any, side: int = 2048) -> float:
 
 
 def summary(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> dict[str, Any]:
-    """Median, extremes and rounds of each precision, and the ratio of the medians."""
+    """Returns the median, extremes and rounds of each precision, and the ratio of the medians."""
     rows = {}
     gflop = GFLOP_PER_PAIR * (options.tile / 256) ** 2
     for precision, rounds in found.items():
@@ -119,12 +119,12 @@ def summary(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace)
 
 
 def table(report: dict[str, Any]) -> str:
-    """The figures as a Markdown table."""
+    """Formats the figures as a Markdown table."""
     settings = report["settings"]
     lines = [
         f"{machine_line(report['machine'])}; batch {settings['batch']}, {settings['tile']} px",
         "",
-        "| precision | pairs/s: median (lowest to highest) | GFLOP/s | plain matrix product, GFLOP/s |",
+        "| precision | pairs/s: median (lowest to highest) | GFLOP/s | matrix product, GFLOP/s |",
         "|---|---|---|---|",
     ]
     for name, row in report["precisions"].items():

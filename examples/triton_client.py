@@ -1,11 +1,11 @@
-"""Ask a Triton server for the change between two images: NumPy arrays in, a mask out.
+"""Detects the change between two images with a Triton server and writes a mask.
 
     misgnet-export triton bundle/ -o models/
     tritonserver --model-repository models/
     python examples/triton_client.py misgnet-cpu before.png after.png mask.png --url localhost:8001
 
-The client needs no engine, but this package's tiling: pip install 'misgnet-export[triton]'. The model takes raw uint8
-RGB (``misgnet-export build --input uint8``, the default) and answers with probabilities or a mask.
+The client uses this package for tiling but needs no engine: pip install 'misgnet-export[triton]'. The model takes raw
+uint8 RGB (``misgnet-export build --input uint8``, the default) and returns probabilities or a mask.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from misgnet_runtime.storage.atomic import replace_file
 
 
 class RemoteModel:
-    """A model on a server. What it is asked of its tile, largest batch and threshold comes from the server."""
+    """A model on a server, which provides its tile size, maximum batch size and threshold."""
 
     def __init__(self, url: str, model: str) -> None:
         self._client = triton.InferenceServerClient(url)
@@ -36,14 +36,14 @@ class RemoteModel:
         self.threshold = float(config.parameters["misgnet_threshold"].string_value)
 
     def predict(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Tiles uint8 (B, T, T, 3) of both dates -> float32 (B, T, T)."""
+        """Returns the probability of change, float32 (B, T, T), for tiles of both dates, uint8 (B, T, T, 3)."""
         inputs = [_input("before", before), _input("after", after)]
-        answer = self._client.infer(self._model, inputs).as_numpy(self._output)
-        assert answer is not None
-        return answer.astype(np.float32)
+        output = self._client.infer(self._model, inputs).as_numpy(self._output)
+        assert output is not None
+        return output.astype(np.float32)
 
     def mask(self, before: RgbImage, after: RgbImage) -> Mask:
-        """Images of any size, uint8 (H, W, 3) -> bool (H, W)."""
+        """Returns the change mask, bool (H, W), for images of any size, uint8 (H, W, 3)."""
         return predict_scene(self.predict, before, after, self.tile, self.batch) > self.threshold
 
 
@@ -54,16 +54,18 @@ def _input(name: str, tiles: NDArray[np.uint8]) -> triton.InferInput:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="the change between two images, by a Triton server")
-    parser.add_argument("model", help="misgnet-ENGINE")
-    for name in ("before", "after", "output"):
-        parser.add_argument(name, type=Path)
-    parser.add_argument("--url", default="localhost:8001", help="the server's gRPC endpoint")
-    words = parser.parse_args()
-    mask = RemoteModel(words.url, words.model).mask(*read_pair(words.before, words.after))
-    with replace_file(words.output) as temporary:
+    parser = argparse.ArgumentParser(description="Detect the change between two images with a Triton server.")
+    parser.add_argument("model", help="Name of the model: misgnet-ENGINE.")
+    for name, description in (
+        ("before", "Image of the earlier date."), ("after", "Image of the later date."), ("output", "Mask to write."),
+    ):  # fmt: skip
+        parser.add_argument(name, type=Path, help=description)
+    parser.add_argument("--url", default="localhost:8001", help="gRPC endpoint (default: localhost:8001).")
+    options = parser.parse_args()
+    mask = RemoteModel(options.url, options.model).mask(*read_pair(options.before, options.after))
+    with replace_file(options.output) as temporary:
         write_mask(temporary, mask)
-    print(f"{words.output}: {mask.shape[1]} x {mask.shape[0]} px, {100 * mask.mean():.2f} % changed")
+    print(f"{options.output}: {mask.shape[1]} x {mask.shape[0]} px, {100 * mask.mean():.2f} % changed")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What the benchmarks against others share: environments and processes, tiles handed over, scores, rounds in turn."""
+"""Shared code of the comparisons with other tools: environments, processes, input tiles, scores and rounds."""

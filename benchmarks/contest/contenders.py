@@ -1,4 +1,4 @@
-"""Who takes part, as data: what makes each graph, with which settings and why, and what runs it."""
+"""Defines the contenders as data: the tool that makes each graph, its settings, and the engines that run it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Engine:
-    """What runs a graph. ``precision``: of what is not INT8; "" leaves it to the engine."""
+    """An engine that runs a graph."""
 
     name: str
     environment: str
     script: str
+    # Precision of operators that are not INT8; "" leaves the choice to the engine.
     precision: str = ""
 
 
 ONNX_RUNTIME = Engine("ONNX Runtime", "onnxruntime", "run_onnxruntime.py")
 OPENVINO = Engine("OpenVINO", "openvino", "run_openvino.py", "f32")
-# What a user of OpenVINO gets who asks for nothing: BF16 where the processor has it.
+# OpenVINO's default precision: BF16 if the processor supports it.
 OPENVINO_OWN = Engine("OpenVINO", "openvino", "run_openvino.py")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """Where an INT8 graph comes from. ``note`` says every setting that is not the default, with its reason."""
+    """A tool that makes an INT8 graph."""
 
     key: str
     title: str
@@ -33,6 +34,7 @@ class Contender:
     suffix: str
     engines: tuple[Engine, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    # States every setting that is not the default, and why.
     note: str = ""
 
 
@@ -44,13 +46,13 @@ PEERS = (
     Contender(
         key="modelopt", title="Model-Optimizer, default", environment="modelopt", script="quantize_modelopt.py",
         suffix=".onnx", engines=(ONNX_RUNTIME,),
-        note="what is not INT8 is FP16 by its default, for which ONNX Runtime has no fast CPU kernels",
+        note="by default, operators that are not INT8 are FP16, for which ONNX Runtime has no fast CPU kernels",
     ),
     Contender(
         key="modelopt-fp32", title="Model-Optimizer, FP32 remainder", environment="modelopt",
         script="quantize_modelopt.py", suffix=".onnx", engines=(ONNX_RUNTIME,),
         settings={"high_precision_dtype": "fp32"},
-        note="not its default: with high_precision_dtype fp32 for a fairer speed on a CPU",
+        note="not the default: high_precision_dtype is fp32, for a fairer speed on a CPU",
     ),
     Contender(
         key="nncf", title="NNCF, default", environment="openvino", script="quantize_nncf.py", suffix=".xml",
@@ -61,5 +63,5 @@ PEERS = (
         suffix=".xml", engines=(OPENVINO, OPENVINO_OWN), settings={"model_type": "TRANSFORMER"},
     ),
 )  # fmt: skip
-GIVEN_ENGINES = (ONNX_RUNTIME, OPENVINO, OPENVINO_OWN)  # of the float graph and of this project's
+GIVEN_ENGINES = (ONNX_RUNTIME, OPENVINO, OPENVINO_OWN)  # for the float graph and this project's INT8 graph
 FLOAT, OURS = "float32", "this project"

@@ -1,4 +1,4 @@
-"""A virtual environment for each contender, since their dependencies clash: made once, then reused."""
+"""Creates and reuses a virtual environment for each contender, because their dependencies conflict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REQUIREMENTS = Path(__file__).with_name("requirements")
 
 
 def interpreters(cache: Path, limit_s: float) -> Callable[[str], Path]:
-    """:func:`prepare` that tries each environment once: one that failed fails again at once."""
+    """Returns a function like :func:`prepare` that tries each environment once; a failed one fails again at once."""
     known: dict[str, Path | ContenderFailed] = {}
 
     def python_of(name: str) -> Path:
@@ -35,9 +35,10 @@ def interpreters(cache: Path, limit_s: float) -> Callable[[str], Path]:
 
 
 def prepare(name: str, cache: Path, limit_s: float) -> Path:
-    """The interpreter of the environment ``name`` below ``cache``; installed where its pins have changed.
+    """Returns the interpreter of the environment ``name`` in ``cache``; installs it if it is new or its pins changed.
 
-    Raises ContenderFailed with pip's own words where it cannot be installed.
+    Raises:
+        ContenderFailed: Installation failed; the message includes pip's.
     """
     requirements = REQUIREMENTS / f"{name}.txt"
     digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()
@@ -52,7 +53,7 @@ def prepare(name: str, cache: Path, limit_s: float) -> Path:
 
 
 def pins(requirements: Path) -> dict[str, str]:
-    """Version by package; InputError names a line that pins nothing, or gives no reason."""
+    """Returns versions by package; raises InputError for a line without a pin or a reason."""
     found = {}
     for line in requirements.read_text(encoding="utf-8").splitlines():
         wanted, _, reason = line.partition("#")
@@ -60,7 +61,7 @@ def pins(requirements: Path) -> dict[str, str]:
             continue
         name, _, version = wanted.strip().partition("==")
         if not version or not reason.strip():
-            raise InputError(f"{requirements}: '{line}' is no pin with a reason; write NAME==VERSION  # REASON")
+            raise InputError(f"{requirements}: '{line}' is not a pin with a reason; expected NAME==VERSION  # REASON")
         found[name.partition("[")[0]] = version
     return found
 
@@ -68,7 +69,7 @@ def pins(requirements: Path) -> dict[str, str]:
 def _create(folder: Path) -> None:
     try:
         venv.create(folder, with_pip=True, clear=True)
-    except (OSError, subprocess.CalledProcessError) as error:  # no ensurepip, no room
+    except (OSError, subprocess.CalledProcessError) as error:  # such as a missing ensurepip, or a full disk
         raise ContenderFailed(f"the environment {folder.name} cannot be created: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""The parent's end of a guest: a process of its own, most often in a contender's own environment."""
+"""Runs guests: child processes that serve requests, usually in a contender's own environment."""
 
 from __future__ import annotations
 
@@ -17,38 +17,40 @@ from misgnet_runtime.children import environment as child_environment
 from misgnet_runtime.children import python_command
 from misgnet_runtime.errors import MisgnetError
 
-Answer = dict[str, Any]
+Reply = dict[str, Any]
 GUESTS = Path(__file__).with_name("guests")
 
 
-class ContenderFailed(MisgnetError):  # noqa: N818 - it may be as it should be
-    """A contender could not be installed, crashed, took too long, or answered what is no answer."""
+class ContenderFailed(MisgnetError):  # noqa: N818 - not always an error
+    """A contender could not be installed, crashed, took too long, or returned an invalid result."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """How a guest is started: its name in messages, the command, and the environment that it sees."""
+    """How a guest is started."""
 
+    # Used in messages.
     name: str
     command: tuple[str, ...]
+    # Environment variables.
     environment: Mapping[str, str] = field(repr=False)
 
 
 def foreign(python: Path, script: str) -> Program:
-    """A script of ``guests/`` with the interpreter of a contender's own environment."""
+    """Returns a program that runs a script of ``guests/`` with the interpreter of a contender's environment."""
     return Program(script, (str(python), str(GUESTS / script)), foreign_environment())
 
 
 def own(module: str, **environment: str) -> Program:
-    """A module of this checkout with this interpreter and all that it can import; ``environment`` is added."""
+    """Returns a program that runs a module of this checkout with this interpreter; adds ``environment``."""
     command = tuple(python_command(module))
     return Program(module.rpartition(".")[2], command, child_environment(module, **environment))
 
 
 class Guest:
-    """One process that answers requests, see ``guests/exchange.py``. Use it in a ``with`` block.
+    """A process that serves requests, see ``guests/exchange.py``. Use it in a ``with`` block.
 
-    Its words go to the end of ``log``. ``limit_s``: the longest that one request may take, in seconds.
+    Its stderr is appended to ``log``. ``limit_s``: time limit for one request in seconds.
     """
 
     def __init__(self, program: Program, log: Path, limit_s: float) -> None:
@@ -56,15 +58,15 @@ class Guest:
         self._limit_s = limit_s
         self._log = log
         self._paused = False
-        with log.open("ab") as words:
-            self._start_of_words = words.tell()
+        with log.open("ab") as stderr:
+            self._log_start = stderr.tell()
             self._process = subprocess.Popen(
                 program.command, bufsize=0, cwd=log.parent, env=program.environment,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
             )  # fmt: skip
 
-    def ask(self, do: str, **request: Any) -> Answer:
-        """The answer to one request; ContenderFailed in the guest's own words where there is none."""
+    def call(self, do: str, **request: Any) -> Reply:
+        """Sends a request and returns the reply; raises ContenderFailed with the guest's message if it fails."""
         assert self._process.stdin
         line = json.dumps({"do": do, **request}, default=str).encode() + b"\n"
         if self._paused:
@@ -74,11 +76,11 @@ class Guest:
             self._process.stdin.write(line)
         except BrokenPipeError:
             raise self._failure() from None
-        answer: Answer = json.loads(self._read_line())
-        return answer
+        reply: Reply = json.loads(self._read_line())
+        return reply
 
     def pause(self) -> None:
-        """Stop the process until it is asked again: threads that look for work all the time take none of others'."""
+        """Stops the process until the next request, so that its busy-waiting threads use no CPU time."""
         self._process.send_signal(signal.SIGSTOP)
         self._paused = True
 
@@ -93,14 +95,14 @@ class Guest:
         self.close()
 
     def _read_line(self) -> bytes:
-        """One line of the answers: read as it comes, so that a silent guest can be given up."""
+        """Reads one line from the process as it arrives, with a time limit."""
         assert self._process.stdout
         deadline = time.monotonic() + self._limit_s
         line = b""
         while not line.endswith(b"\n"):
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise ContenderFailed(f"{self._script} gave no answer within {self._limit_s / 60:g} minutes")
+                raise ContenderFailed(f"{self._script} did not reply within {self._limit_s / 60:g} minutes")
             part = os.read(self._process.stdout.fileno(), 1 << 16)
             if not part:
                 raise self._failure()
@@ -109,15 +111,15 @@ class Guest:
 
     def _failure(self) -> ContenderFailed:
         code = self._process.wait()
-        with self._log.open("rb") as words:
-            words.seek(self._start_of_words)
-            lines = words.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
-        ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
-        return ContenderFailed(f"{self._script} {ended}: {lines[-1].strip()}")
+        with self._log.open("rb") as stderr:
+            stderr.seek(self._log_start)
+            lines = stderr.read().decode(errors="replace").strip().splitlines() or ["no message"]
+        reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else "failed"
+        return ContenderFailed(f"{self._script} {reason}: {lines[-1].strip()}")
 
 
 def foreign_environment() -> dict[str, str]:
-    """The parent's environment without its import path: a guest sees its own packages only."""
+    """Returns the parent's environment without its import path, so that a guest sees only its own packages."""
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    # CI: the contenders' libraries send no usage statistics then.
+    # CI: prevents the contenders' libraries from sending usage statistics.
     return {**{k: v for k, v in os.environ.items() if k not in hidden}, "CI": "true", "PYTHONNOUSERSITE": "1"}

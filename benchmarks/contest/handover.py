@@ -1,4 +1,4 @@
-"""Hands tiles to guests as ``.npy`` files, one an input, and takes their answers back."""
+"""Writes tiles as ``.npy`` files for guests, one file per graph input, and reads their predictions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from misgnet_runtime.raster.dataset import TileSet, stack
 
 
 def hand_over(tiles: TileSet, interface: Interface, folder: Path) -> Path:
-    """Write the graph's inputs for all ``tiles`` in their order to ``folder``, which is emptied.
+    """Writes the graph's inputs for all ``tiles`` in order to ``folder``, which is emptied first; returns the folder.
 
-    One tile is in memory at a time.
+    Only one tile is in memory at a time.
     """
     emptied(folder)
     files: dict[str, NDArray[np.generic]] = {}
@@ -31,15 +31,16 @@ def hand_over(tiles: TileSet, interface: Interface, folder: Path) -> Path:
     return folder
 
 
-def replay(answers: Path, interface: Interface, count: int) -> Predict:
-    """A function of tiles that gives a guest's answers in their order, as if it had been asked now.
+def replay(path: Path, interface: Interface, count: int) -> Predict:
+    """Returns a prediction function that yields a guest's stored predictions in order.
 
-    Raises ContenderFailed where they are not ``count`` answers of the interface's form.
+    Raises:
+        ContenderFailed: The file does not hold ``count`` predictions of the interface's shape.
     """
-    found = np.load(answers, mmap_mode="r")
+    found = np.load(path, mmap_mode="r")
     wanted = (count, *interface.outputs()[0].shape[1:])
     if found.shape != wanted:
-        raise ContenderFailed(f"it answers with {found.shape}, the interface says {wanted}")
+        raise ContenderFailed(f"its output has the shape {found.shape}; the interface requires {wanted}")
     position = 0
 
     def predict(before: NDArray[np.uint8], _after: NDArray[np.uint8]) -> NDArray[np.float32]:

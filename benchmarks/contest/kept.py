@@ -1,6 +1,6 @@
-"""What a run leaves in the folder of ``--keep``, and what a later one may take from it: graphs, and answers.
+"""Stores graphs and predictions in the folder of ``--keep`` for later runs.
 
-They are taken again where nothing that they depend on has changed. Speeds are always new.
+A later run reuses them if nothing that they depend on has changed. Speeds are always measured again.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 
 from benchmarks.contest.contenders import Contender
 from benchmarks.contest.environments import REQUIREMENTS
-from benchmarks.contest.guest import GUESTS, Answer
+from benchmarks.contest.guest import GUESTS, Reply
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.storage.files import file_sha256
 
-_MARK = "contest"  # an empty file: the folder is a run's own
+_MARK = "contest"  # an empty file that marks the folder of a run
 _ANSWER = "answer.json"
 
 
 @contextmanager
 def work_folder(keep: Path | None) -> Iterator[Path]:
-    """A folder for tiles, graphs and logs; one that is to be kept is new, or of an earlier run that goes on."""
+    """Yields a folder for tiles, graphs and logs: ``keep``, which may be of an earlier run, or a temporary one."""
     if keep is None:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
@@ -36,15 +36,15 @@ def work_folder(keep: Path | None) -> Iterator[Path]:
 
 
 def open_folder(folder: Path) -> None:
-    """Make ``folder``, or go on in that of an earlier run. Raises UsageError for a folder of something else."""
+    """Creates ``folder``, or reuses that of an earlier run; raises UsageError for any other folder."""
     if folder.exists() and not (folder / _MARK).is_file():
-        raise UsageError(f"--keep {folder} exists and is not of an earlier run; name a new folder")
+        raise UsageError(f"--keep {folder} exists but was not made by an earlier run; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARK).touch()
 
 
 def emptied(folder: Path) -> Path:
-    """``folder``, new and empty."""
+    """Creates ``folder`` as an empty folder and returns it."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -52,23 +52,23 @@ def emptied(folder: Path) -> Path:
 
 
 def key_of(float_graph: Path, calibration: TileSet, peer: Contender) -> str:
-    """SHA-256 of all that a peer's graph depends on: graph, tiles, settings, its script and its environment's pins."""
+    """Returns the SHA-256 of everything that a peer's graph depends on: graph, tiles, settings, script and pins."""
     script, pins = GUESTS / peer.script, REQUIREMENTS / f"{peer.environment}.txt"
     parts = [file_sha256(float_graph), calibration.digest(), json.dumps(peer.settings, sort_keys=True)]
     parts += [file_sha256(script), file_sha256(pins)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def read(folder: Path, key: str) -> Answer | None:
-    """What a guest said of the file that it left in ``folder``, where both are there and of the same ``key``."""
+def read(folder: Path, key: str) -> Reply | None:
+    """Returns a guest's reply that was stored in ``folder`` with the same ``key``; None if there is none."""
     try:
         found = json.loads((folder / _ANSWER).read_bytes())
-    except (OSError, ValueError):  # none yet, or cut off while it was written
+    except (OSError, ValueError):  # missing, or truncated
         return None
-    answer: Answer | None = found["answer"] if found["key"] == key else None
-    return answer
+    reply: Reply | None = found["answer"] if found["key"] == key else None
+    return reply
 
 
-def write(folder: Path, key: str, answer: Answer) -> None:
-    """Keep ``answer``; written last, it says that the file beside it is whole."""
-    (folder / _ANSWER).write_text(json.dumps({"key": key, "answer": answer}))
+def write(folder: Path, key: str, reply: Reply) -> None:
+    """Stores ``reply``. It is written last, so its presence shows that the file beside it is complete."""
+    (folder / _ANSWER).write_text(json.dumps({"key": key, "answer": reply}))

@@ -1,4 +1,4 @@
-"""This project's side: a bundle, the sets that it was built with, and what it says of its own build."""
+"""Builds this project's bundle, finds the tile sets it was built with, and reads its build evidence."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from misgnet_runtime.raster.leakage import check_disjoint
 
 @dataclass(frozen=True)
 class Sets:
-    """The tiles that calibrate every contender, how they were chosen, and the tiles that judge."""
+    """The tile sets of a comparison."""
 
+    # Tiles with which every contender is calibrated.
     calibration: TileSet
+    # How the calibration tiles were chosen.
     chosen: str
+    # Tiles on which every contender is evaluated.
     evaluation: TileSet
 
-    def facts(self) -> dict[str, Any]:
-        """For a report."""
+    def summary(self) -> dict[str, Any]:
+        """Returns numbers and digests for the report."""
         return {
             "calibration_tiles": len(self.calibration),
             "calibration_chosen": self.chosen,
@@ -41,40 +44,44 @@ class Sets:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the bundle says of its own build: F1 by engine, and the seconds from float graph to INT8 graph."""
+    """Build evidence of a bundle."""
 
+    # By engine.
     f1: dict[str, float]
     evaluation_sha256: str
+    # Time from the float graph to the INT8 graph.
     seconds: float | None
+    # Build stages included in ``seconds``.
     stages: list[str]
 
 
 def build_bundle(weights: Path, options: list[str], output: Path) -> Path:
-    """Build a bundle of ``weights``; raises MisgnetError where the build fails, after its own words."""
+    """Builds a bundle from ``weights``; raises MisgnetError if the build fails, which prints its own message."""
     module = "misgnet_export.cli"
     command = python_command(module, "build", str(weights), *options, "-o", str(output))
     code = subprocess.run(command, check=False, stdout=sys.stderr, env=environment(module)).returncode
     if code:
-        error = MisgnetError(f"the bundle of {weights} could not be built; its own message is above")
+        error = MisgnetError(f"building a bundle from {weights} failed; see the message above")
         error.exit_code = code
         raise error
     return output
 
 
 def open_sets(bundle: Bundle, calib: Path, evaluation: Path) -> Sets:
-    """The tiles that the bundle was calibrated on, found again in ``calib``, and those that judge.
+    """Finds the bundle's calibration tiles in ``calib``, and opens the evaluation tiles.
 
-    Raises InputError where they are not there: then others would not be compared on the same tiles.
+    Raises:
+        InputError: The calibration tiles are not in ``calib``, so contenders could not be compared on the same tiles.
     """
     made = bundle.manifest.calibration
     drawn = _calibration_tiles(bundle, TileSet.open(calib, bundle.manifest.tile))
-    judging = TileSet.open(evaluation, bundle.manifest.tile)
-    check_disjoint(drawn, judging, ("calibration", "evaluation"))
-    return Sets(drawn, made.selection, judging)
+    evaluated = TileSet.open(evaluation, bundle.manifest.tile)
+    check_disjoint(drawn, evaluated, ("calibration", "evaluation"))
+    return Sets(drawn, made.selection, evaluated)
 
 
 def _calibration_tiles(bundle: Bundle, tiles: TileSet) -> TileSet:
-    """The tiles with the digest that the manifest states, among those that a build may have chosen."""
+    """Returns the tiles whose digest the manifest states, among the selections that a build may have made."""
     made = bundle.manifest.calibration
     for indices in _choices(bundle, tiles):
         found = tiles.subset(indices)
@@ -82,25 +89,25 @@ def _calibration_tiles(bundle: Bundle, tiles: TileSet) -> TileSet:
             return found
     raise InputError(
         f"bundle {bundle.path} was calibrated on {made.tiles} tiles that are not in {tiles.root}; "
-        "name the folder that it was built with as --calib"
+        "pass the folder that it was built with as --calib"
     )
 
 
 def _choices(bundle: Bundle, tiles: TileSet) -> Iterator[list[int]]:
-    """By name from the bundle's evidence, drawn from its seed, or the first ones."""
+    """Yields possible selections: by name from the bundle's evidence, drawn with its seed, and the first tiles."""
     made, index = bundle.manifest.calibration, {ref.name: i for i, ref in enumerate(tiles)}
     if (bundle.path / "evidence" / "selection.json").is_file():
         yield [index[tile["name"]] for tile in _evidence(bundle, "selection")["tiles"] if tile["name"] in index]
     count = min(made.tiles, len(tiles))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FewTilesWarning)  # the build has warned
+        warnings.simplefilter("ignore", FewTilesWarning)  # the build has warned already
         drawn = draw_tiles(tiles, count, made.seed)
     yield [index[ref.name] for ref in drawn]
     yield list(range(count))
 
 
 def recorded(bundle: Bundle) -> Recorded:
-    """Read the evidence; InputError where the bundle has none."""
+    """Reads the build evidence; raises InputError if the bundle has none."""
     parity, build = (_evidence(bundle, name) for name in ("parity", "build"))
     scores = {entry["engine"]: entry.get("scores", {}).get("f1") for entry in parity["engines"]}
     f1 = {engine: value for engine, value in scores.items() if value is not None}
@@ -110,9 +117,9 @@ def recorded(bundle: Bundle) -> Recorded:
 
 
 def _makes_int8(stage: str) -> bool:
-    """Whether a stage of a build belongs to the way from the float graph to the INT8 graph for the CPU."""
-    # Selecting tiles does not count: the others get the selected ones for nothing.
-    elsewhere = ("select", "tensorrt", "rtx", "judge", "compile", "throughput")
+    """Returns whether a build stage is part of making the INT8 graph for the CPU from the float graph."""
+    # Tile selection does not count: the other contenders receive the selected tiles.
+    elsewhere = ("select", "tensorrt", "rtx", "evaluate", "compile", "throughput")
     words = ("calibrat", "quanti", "repair", "accuracy")
     name = stage.lower()
     return any(word in name for word in words) and not any(word in name for word in elsewhere)

@@ -1,4 +1,4 @@
-"""What each peer makes of the straight export: quantized in its own environment and process, and kept."""
+"""Lets each peer quantize the straight export in its own environment and process, and stores the result."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from pathlib import Path
 
 from benchmarks.contest import kept
 from benchmarks.contest.contenders import Contender
-from benchmarks.contest.guest import Answer, ContenderFailed, Guest, foreign
+from benchmarks.contest.guest import ContenderFailed, Guest, Reply, foreign
 from misgnet_runtime.raster.dataset import TileSet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The float graph that all peers start from, the tiles that calibrate them, and where they work.
+    """Inputs of all peers."""
 
-    ``handed``: the folder of the handed-over tiles; ``python_of``: the interpreter of an environment by name;
-    ``limit_s``: the longest that one step may take.
-    """
-
+    # Float graph.
     graph: Path
     calibration: TileSet
+    # Folder with the calibration tiles as ``.npy`` files.
     handed: Path
     work: Path
+    # Returns the interpreter of an environment.
     python_of: Callable[[str], Path]
+    # Time limit of one step in seconds.
     limit_s: float
 
 
-def quantized(source: Source, peer: Contender) -> tuple[Path, Answer]:
-    """The peer's INT8 graph and what it said; an earlier run's where nothing changed. Raises ContenderFailed."""
+def quantized(source: Source, peer: Contender) -> tuple[Path, Reply]:
+    """Returns the peer's INT8 graph and its reply, from an earlier run if nothing changed; raises ContenderFailed."""
     folder, python = source.work / peer.key, source.python_of(peer.environment)
     out, key = folder / f"int8{peer.suffix}", kept.key_of(source.graph, source.calibration, peer)
-    answer = kept.read(folder, key)
-    if answer is None:
-        answer = _ask(source, peer, python, kept.emptied(folder), out)
-        kept.write(folder, key, answer)
-    return out, answer
+    reply = kept.read(folder, key)
+    if reply is None:
+        reply = _quantize_in_guest(source, peer, python, kept.emptied(folder), out)
+        kept.write(folder, key, reply)
+    return out, reply
 
 
-def _ask(source: Source, peer: Contender, python: Path, folder: Path, out: Path) -> Answer:
-    """The peer's answer to its one request, in a process of ``python``; its graph lies at ``out`` then."""
-    # A copy of its own: some write beside the graph that they read.
+def _quantize_in_guest(source: Source, peer: Contender, python: Path, folder: Path, out: Path) -> Reply:
+    """Quantizes the graph in a guest process, which writes ``out``; returns its reply."""
+    # The guest gets a copy, because some tools write files beside their input graph.
     copy = folder / "float.onnx"
     copy.write_bytes(source.graph.read_bytes())
     with Guest(foreign(python, peer.script), folder / "log.txt", source.limit_s) as guest:
-        answer = guest.ask("quantize", graph=copy, tiles=source.handed, out=out, settings=peer.settings)
+        reply = guest.call("quantize", graph=copy, tiles=source.handed, out=out, settings=peer.settings)
     if not out.is_file():
-        raise ContenderFailed(f"{peer.script} ended without a graph")
-    return answer
+        raise ContenderFailed(f"{peer.script} exited without writing a graph")
+    return reply
 
 
 @contextmanager
-def step(what: str) -> Iterator[None]:
-    """Say on stderr what is being done."""
-    print(what, file=sys.stderr, flush=True)
+def step(name: str) -> Iterator[None]:
+    """Prints the name of the current step on stderr."""
+    print(name, file=sys.stderr, flush=True)
     yield

@@ -1,4 +1,4 @@
-"""Rounds in turn: every guest in a process of its own, so that a drift of the machine's speed meets all alike."""
+"""Measures guests in alternating rounds, so that a drift of the machine's speed affects all of them equally."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Found = TypeVar("Found")
 
 
 def in_rounds(
-    what: str, guests: Mapping[Key, Guest], rounds: int, ask: Callable[[Key, Guest, int], Found]
+    name: str, guests: Mapping[Key, Guest], rounds: int, send: Callable[[Key, Guest, int], Found]
 ) -> dict[Key, list[Found] | str]:
-    """What ``ask(key, guest, round)`` finds in rounds 1 to ``rounds``, or why a guest failed.
+    """Returns the results of ``send(key, guest, round)`` in rounds 1 to ``rounds``, or why a guest failed.
 
-    Round 0 warms up and is not kept. A guest that is not asked is stopped, so that no thread of it computes.
+    Round 0 is a warm-up and is discarded. Guests are paused while others are measured.
     """
     found: dict[Key, list[Found] | str] = {key: [] for key in guests}
     for number in range(1 + rounds):
@@ -26,18 +26,18 @@ def in_rounds(
             if isinstance(kept, str):
                 continue
             try:
-                answer = ask(key, guest, number)
+                result = send(key, guest, number)
             except ContenderFailed as error:
                 found[key] = str(error)
                 continue
             guest.pause()
             if number:
-                kept.append(answer)
-        print(f"{what}: round {number} of {rounds}", file=sys.stderr, flush=True)
+                kept.append(result)
+        print(f"{name}: round {number} of {rounds}", file=sys.stderr, flush=True)
     return found
 
 
 def _turn(guests: Mapping[Key, Guest], number: int) -> list[tuple[Key, Guest]]:
-    """There and back, so that nobody always runs behind the same neighbour."""
+    """Returns the guests in an order that reverses every round, so that none always follows the same neighbour."""
     order = list(guests.items())
     return order if number % 2 else order[::-1]

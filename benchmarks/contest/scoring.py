@@ -1,4 +1,4 @@
-"""What a contender's answers are worth: F1 on the evaluation tiles, and how many pixels the float reference shares."""
+"""Scores a contender's predictions: F1 on the evaluation tiles, and agreement with the float reference."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from misgnet_runtime.accuracy.parity import compare as parity
 
 @dataclass(frozen=True)
 class Scores:
-    """``f1`` (None where no label has change), its drop in points with a 95 % interval, the share of equal pixels."""
+    """Scores of a contender."""
 
+    # None if no label has change.
     f1: float | None
+    # Drop of F1 against the reference, in points, and its 95 % interval.
     drop_points: float | None
     interval: Interval | None
+    # Share of pixels equal to the reference's.
     agreement: float
 
     @property
     def notes(self) -> list[str]:
-        """What the figures must be read with."""
+        """Returns warnings about the scores."""
         broken = f"broken: fewer than {100 * INT8_AGREEMENT:.0f} % of the pixels agree"
         return [broken] if self.agreement < INT8_AGREEMENT else []
 
 
 def scores_of(reference: list[EvaluatedTile], found: list[EvaluatedTile]) -> Scores:
-    """The masks ``found`` against the reference's and the labels."""
+    """Scores the masks in ``found`` against the reference and the labels."""
     figures = parity("", "", reference, found, 0.0, device="")
     return Scores(figures.scores["f1"], figures.f1_drop_points, figures.interval, figures.agreement or 0.0)

@@ -1,8 +1,8 @@
-"""How much of a graph is INT8: the share of the multiply-adds that constant weights take part in.
+"""Computes the INT8 share of a graph: the share of MACs with constant weights that are computed in INT8.
 
-What a product costs is counted once, on the float graph, and looked up by name for every contender, so all shares have
-the same denominator. Two shares are told apart: what a graph says (both inputs of a product come from quantized
-values), and what an engine makes of it (the operators that it really runs).
+The MACs of each product are counted once, on the float graph, and looked up by name for every contender, so all shares
+have the same denominator. There are two shares: in the graph (both inputs of a product come from quantized values), and
+as run (the operators that an engine executes).
 """
 
 from __future__ import annotations
@@ -17,42 +17,46 @@ from misgnet_calibration.onnx_graph import Graph
 from misgnet_runtime.storage.schema import Struct
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")
-# What ONNX Runtime computes INT8 products with.
+# Operators with which ONNX Runtime computes INT8 products.
 _INT8_OPERATORS = (
     "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm",
     "DynamicQuantizeMatMul",
 )  # fmt: skip
-# What may stand between a DequantizeLinear and a product without changing a value.
+# Operators between a DequantizeLinear and a product that do not change values.
 _PASSING = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Split", "Concat", "Cast")
-# What engines append to the names of what they fuse or copy.
+# Suffixes that engines append to the names of fused or copied operators.
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|/WithoutBiases|/Dequantization\w+|/fq_\w+)$")
 
 
 class Product(Struct, frozen=True):
-    """A product as a contender has it, under the names that the float graph may know it by."""
+    """A product in a contender's graph."""
 
+    # Names that the product may have in the float graph.
     names: list[str]
     int8: bool
 
 
 class Share(Struct, frozen=True):
-    """``share``: 0 to 1 of the float graph's multiply-adds; ``unknown``: INT8 products that it does not have."""
+    """INT8 share of a graph."""
 
+    # 0 to 1, by the MACs of the float graph.
     share: float
+    # Number of INT8 products, of ``of`` products in the float graph.
     nodes: int
     of: int
+    # INT8 products that the float graph does not have.
     unknown: list[str]
 
 
 def costs_of(model: onnx.ModelProto) -> dict[str, int]:
-    """Multiply-adds of one image pair by the name of each product with a constant weight."""
+    """Returns the MACs for one image pair of each product with a constant weight, by name."""
     graph = Graph(model)
     costs = {node.name: graph.macs(node) for node in graph.nodes}
     return {name: cost for name, cost in costs.items() if cost}
 
 
 def share_of(products: Iterable[Product], costs: Mapping[str, int]) -> Share:
-    """The share of INT8 in ``costs``; each product of the float graph counts once."""
+    """Returns the INT8 share of ``costs``; each product of the float graph counts once."""
     found: set[str] = set()
     unknown: list[str] = []
     for product in products:
@@ -66,14 +70,14 @@ def share_of(products: Iterable[Product], costs: Mapping[str, int]) -> Share:
 
 
 def plain(name: str) -> str:
-    """``name`` without what engines append to it."""
+    """Returns ``name`` without suffixes that engines append."""
     while (shorter := _SUFFIX.sub("", name)) != name:
         name = shorter
     return name
 
 
 def products_of(model: onnx.ModelProto) -> list[Product]:
-    """The products with constant weights of a Q/DQ graph; INT8 where weight and activation are dequantized."""
+    """Returns the products with constant weights of a Q/DQ graph; INT8 if weight and activation are dequantized."""
     producer = {name: node for node in model.graph.node for name in node.output}
     constants = {item.name: item.data_type for item in model.graph.initializer}
     return [
@@ -84,8 +88,8 @@ def products_of(model: onnx.ModelProto) -> list[Product]:
 
 
 def run_products(optimised: onnx.ModelProto) -> list[Product]:
-    """The INT8 products of the graph that ONNX Runtime has made for itself."""
-    # It keeps a fused operator's name, or names its output after it.
+    """Returns the INT8 products of a graph that was optimised by ONNX Runtime."""
+    # ONNX Runtime keeps the name of a fused operator, or names its output after it.
     nodes = [node for node in optimised.graph.node if node.op_type in _INT8_OPERATORS]
     return [Product([node.name, *node.output], True) for node in nodes]
 
@@ -95,7 +99,7 @@ Constants = Mapping[str, int]
 
 
 def _is_int8(name: str, producer: Producers, constants: Constants) -> bool:
-    """Whether the value was an 8-bit integer before it got here."""
+    """Returns whether the value was dequantized from an 8-bit integer."""
     node = producer.get(name)
     if node is None:
         return False
@@ -111,12 +115,12 @@ def _bits_are_eight(name: str, producer: Producers, constants: Constants) -> boo
     node = producer.get(name)
     if node is None or node.op_type != "QuantizeLinear":
         return False
-    # Without a zero point the standard says UINT8.
+    # Without a zero point, the ONNX standard specifies UINT8.
     return len(node.input) < 3 or not node.input[2] or constants.get(node.input[2], eight[0]) in eight
 
 
 def _is_constant(name: str, producer: Producers, constants: Constants) -> bool:
-    """Whether the value is a weight, quantized or not."""
+    """Returns whether the value is a weight, quantized or not."""
     node = producer.get(name)
     if node is None:
         return name in constants

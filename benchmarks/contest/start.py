@@ -1,7 +1,7 @@
-"""Where a comparison starts: a bundle, the weights that it was built from, and the straight export of these.
+"""Provides the start of a comparison: a bundle, its weights, and the straight export of these weights.
 
-A bundle's own float graph is rewritten for speed, so others must not start from it. Straight is what torch.export and
-onnxsim make of the weights. It takes the bundle's inputs and gives its outputs, so that everybody does the same work.
+A bundle's own float graph is optimised for speed, so the other contenders must not start from it. The straight export
+is the result of torch.export and onnxsim. It has the bundle's inputs and outputs, so all contenders do the same work.
 """
 
 from __future__ import annotations
@@ -30,42 +30,49 @@ _TOOLS = ("torch", "onnx", "onnxscript", "onnxsim")
 
 
 def open_start(start: Path, weights: Path | None, build: list[str], work: Path) -> tuple[Bundle, Path]:
-    """The bundle at ``start`` and its ``weights``; where ``start`` is a checkpoint, a bundle that is built of it.
+    """Returns a bundle and its weights.
 
-    ``build``: options of that build. One in ``work`` that was built of the same weights is taken again. Raises
-    UsageError where a bundle comes without weights, or with others' weights.
+    Args:
+        start: A bundle, or a checkpoint from which a bundle is built.
+        weights: The checkpoint of the bundle.
+        build: Options of the build.
+        work: Work folder; a bundle there that was built from the same weights and options is reused.
+
+    Raises:
+        UsageError: ``start`` is a bundle, and ``weights`` are missing or are not the bundle's.
     """
     if not start.is_dir():
         if weights is not None:
-            raise UsageError("--weights is for a BUNDLE; here WEIGHTS is the checkpoint already")
+            raise UsageError("--weights requires a BUNDLE; here, WEIGHTS is the checkpoint already")
         return _built(start, build, work / "bundle"), start
     if weights is None:
-        raise UsageError("a BUNDLE holds no weights, and peers start from these; name its checkpoint as --weights")
+        raise UsageError("a BUNDLE does not contain the weights that peers start from; pass them as --weights")
     bundle = read_bundle(start)
     stated, found = bundle.manifest.source_weights_sha256, file_sha256(weights)
     if found != stated:
         raise UsageError(
-            f"--weights {weights} has SHA-256 {found[:16]}..., the bundle was built from {stated[:16]}...; name those"
+            f"--weights {weights} has SHA-256 {found[:16]}..., but the bundle was built from {stated[:16]}...; pass "
+            "that checkpoint"
         )
     return bundle, weights
 
 
 def _built(weights: Path, options: list[str], root: Path) -> Bundle:
-    """The bundle in ``root`` where the same weights and options made it, or a new one."""
-    told = root.with_name("bundle.made")
+    """Returns the bundle in ``root``; rebuilds it unless it was built from the same weights and options."""
+    stamp = root.with_name("bundle.made")
     key = "\n".join([file_sha256(weights), *options])
-    if not (root.is_dir() and told.is_file() and told.read_text() == key):
-        told.unlink(missing_ok=True)
+    if not (root.is_dir() and stamp.is_file() and stamp.read_text() == key):
+        stamp.unlink(missing_ok=True)
         build_bundle(weights, [*options, "--force"], root)
-        told.write_text(key)
+        stamp.write_text(key)
     return read_bundle(root)
 
 
 def straight_graph(weights: Path, interface: Interface, work: Path) -> Path:
-    """The straight export of ``weights`` in ``work``, made where it is not there yet."""
+    """Returns the straight export of ``weights`` in ``work``; exports it if it does not exist yet."""
     folder = work / "straight"
     folder.mkdir(exist_ok=True)
-    snapshot = Snapshot([weights])  # the graph's name is made of their digest
+    snapshot = Snapshot([weights])  # the graph's file name depends on their digest
     graph = folder / f"{_key(weights, interface)}.onnx"
     if not graph.is_file():
         with step("exporting the weights to ONNX"), replace_file(graph) as temporary:
@@ -75,7 +82,7 @@ def straight_graph(weights: Path, interface: Interface, work: Path) -> Path:
 
 
 def _key(weights: Path, interface: Interface) -> str:
-    """The start of a SHA-256 of all that the straight export depends on."""
+    """Returns the start of a SHA-256 of everything that the straight export depends on."""
     sources = [Path(inspect.getfile(module)) for module in (export, simplify, deployed)]
     sources += sorted(Path(inspect.getfile(network)).parent.glob("*.py"))
     parts = [file_sha256(weights), repr(interface), *(metadata.version(tool) for tool in _TOOLS)]

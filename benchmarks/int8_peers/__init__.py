@@ -1,1 +1,1 @@
-"""INT8 by others beside this project's, on the same float graph and tiles; ``__main__`` says how to run it."""
+"""Compares INT8 quantizers with this project's on the same weights and tiles; see ``__main__`` for usage."""

@@ -1,13 +1,14 @@
-"""INT8 by others and by this project, side by side: the same weights, calibration tiles and test set.
+"""Compares INT8 quantizers with this project's: same weights, calibration tiles and test set.
 
     python -m benchmarks.int8_peers BUNDLE --weights WEIGHTS --calib DATA/train --eval DATA/test [--json FILE]
     python -m benchmarks.int8_peers WEIGHTS --calib DATA/train --val DATA/val --eval DATA/test [--json FILE]
 
-Run it from the checkout's root. BUNDLE was made of WEIGHTS by ``misgnet-export build`` with the CPU among its
-targets; from WEIGHTS alone one is built first. Contenders: onnxruntime's quantize_static, NVIDIA Model-Optimizer, NNCF
-with OpenVINO with both of its presets, all of them from the straight export of the weights, and that export in float.
-Each has its own virtual environment, installed below --cache the first time (some gigabytes from PyPI), and its own
-processes. A contender that fails is a row that says why. The table goes to stdout, progress to stderr.
+Run it from the root of the checkout. BUNDLE must have been built from WEIGHTS by ``misgnet-export build`` with a CPU
+target; if only WEIGHTS are given, a bundle is built first. Contenders: onnxruntime's quantize_static, NVIDIA
+Model-Optimizer, and NNCF with OpenVINO and both of its presets, all of them starting from the straight export of the
+weights, and that export in float. Each contender has its own virtual environment, installed in --cache on first use
+(several gigabytes from PyPI), and its own processes. A contender that fails has a row with the reason. The table goes
+to stdout, progress to stderr.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import os
 from pathlib import Path
 
-from benchmarks.commands import add_contest_options, new_parser, told_errors
+from benchmarks.commands import add_contest_options, new_parser, report_errors
 from benchmarks.contest import kept
 from benchmarks.contest.contenders import FLOAT, ONNX_RUNTIME, OURS, PEERS
 from benchmarks.contest.environments import interpreters
@@ -31,13 +32,13 @@ from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.storage.atomic import write_file
 from misgnet_runtime.storage.schema import encode
 
-_INT8 = "int8 graph for cpu"  # its role in the manifest
-_SAME = ((FLOAT, "cpu-float32"), (OURS, "cpu"))  # a contender, and the bundle's engine with the same graph
+_INT8 = "int8 graph for cpu"  # role of the INT8 graph in the manifest
+_SAME = ((FLOAT, "cpu-float32"), (OURS, "cpu"))  # contenders, and the bundle's engines with the same graph
 
 
 def main() -> None:
     options = _parser().parse_args()
-    with told_errors():
+    with report_errors():
         with kept.work_folder(options.keep) as work:
             report = run(options, work)
         if options.json:
@@ -46,9 +47,9 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace, work: Path) -> Report:
-    """Build or open the bundle, compare, and check the baseline against the bundle's own evidence."""
+    """Builds or opens the bundle, compares, and checks the baseline against the bundle's own evidence."""
     if options.start.is_dir() and options.calib_tiles:
-        raise UsageError("--calib-tiles is for a build from WEIGHTS; a BUNDLE is compared on the tiles that made it")
+        raise UsageError("--calib-tiles requires WEIGHTS; a BUNDLE is compared on the tiles it was calibrated with")
     bundle, weights = open_start(options.start, options.weights, _build_options(options), work)
     float_graph = straight_graph(weights, bundle.manifest.interface, work)
     own_graph = bundle.file(bundle.manifest.file(_INT8).path)
@@ -63,22 +64,24 @@ def run(options: argparse.Namespace, work: Path) -> Report:
         peers=tuple(peer for peer in PEERS if not options.only or peer.key in options.only),
     )  # fmt: skip
     settings = {name: getattr(options, name) for name in ("threads", "rounds", "seconds")}
-    settings["load_before"] = round(os.getloadavg()[0], 1)  # who else was using the cores
+    settings["load_before"] = round(os.getloadavg()[0], 1)  # other use of the cores
     rows = compare(task)
-    return Report(describe_machine(), settings, sets.facts(), check(rows, known, sets), rows)
+    return Report(describe_machine(), settings, sets.summary(), check(rows, known, sets), rows)
 
 
 def check(rows: list[Row], known: Recorded, sets: Sets) -> str:
-    """Whether the figures of this run are those of the bundle's own evidence, engine by engine."""
+    """Compares the F1 of this run with the bundle's own evidence, and returns a sentence for the report."""
     if known.evaluation_sha256 != sets.evaluation.digest():
-        return "The bundle was judged on another set, so its F1 cannot be compared with these."
+        return "The bundle was evaluated on another set, so its F1 cannot be compared with these."
     found = {row.contender: row.f1 for row in rows if row.engine == ONNX_RUNTIME.name and row.f1 is not None}
     pairs = [(found[ours], known.f1[theirs]) for ours, theirs in _SAME if ours in found and theirs in known.f1]
     if not pairs:
         return "There is no F1 to compare with the bundle's own evidence."
-    told = "; ".join(f"{here:.4f} here, {there:.4f} there" for here, there in pairs)
+    values = "; ".join(f"{here:.4f} here, {there:.4f} there" for here, there in pairs)
     close = all(abs(here - there) < 5e-5 for here, there in pairs)
-    return f"F1 of the float graph and of this project's {'equals' if close else 'DIFFERS FROM'} the bundle's: {told}."
+    return (
+        f"F1 of the float graph and of this project's {'equals' if close else 'DIFFERS FROM'} the bundle's: {values}."
+    )
 
 
 def _own_made(graph: Path, known: Recorded, bundle: Bundle) -> Made:
@@ -88,7 +91,7 @@ def _own_made(graph: Path, known: Recorded, bundle: Bundle) -> Made:
 
 def _own_notes(known: Recorded) -> tuple[str, ...]:
     stages = ", ".join(known.stages)
-    return (f"seconds are those of the build's stages ({stages}), whose memory is not measured apart",)
+    return (f"seconds are those of the build stages ({stages}); their memory is not measured separately",)
 
 
 def _build_options(options: argparse.Namespace) -> list[str]:
@@ -102,8 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = new_parser("int8_peers", __doc__)
     add_contest_options(parser, seconds=1.0)
     add = parser.add_argument
-    add("--calib-tiles", type=int, help="calibration tiles of a build from WEIGHTS [128]")
-    add("--only", nargs="+", choices=[peer.key for peer in PEERS], help="these contenders only, beside float and ours")
+    add("--calib-tiles", type=int, help="Calibration tiles of a build from WEIGHTS (default: 128).")
+    add("--only", nargs="+", choices=[peer.key for peer in PEERS],
+        help="Only these contenders, beside float and this project (default: all).")  # fmt: skip
     return parser
 
 

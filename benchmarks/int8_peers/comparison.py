@@ -1,4 +1,4 @@
-"""The comparison: every graph answered, scored and timed; a contender that fails becomes a row that says why."""
+"""Runs, scores and times every graph; a contender that fails becomes a row with the reason."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Description = dict[str, Any]
 
 
 def compare(task: Task) -> list[Row]:
-    """All rows, the float graph in ONNX Runtime first. Raises ContenderFailed where that one cannot be measured."""
+    """Returns all rows, the float graph in ONNX Runtime first; raises ContenderFailed if that one fails."""
     context = prepare(task)
     pairs = [(candidate, engine) for candidate in candidates(context) for engine in candidate.engines]
-    first, reference = _judge(context, *pairs[0])
+    first, reference = _evaluate(context, *pairs[0])
     rows, runnable = [_scored(first, reference, reference)], {0: pairs[0]}
     for candidate, engine in pairs[1:]:
         row = _row(context, candidate, engine, reference)
-        if not engine.precision and _is_again(row, rows[-1]):
+        if not engine.precision and _is_duplicate(row, rows[-1]):
             continue
         if not row.failed:
             runnable[len(rows)] = (candidate, engine)
@@ -44,7 +44,7 @@ def compare(task: Task) -> list[Row]:
 
 def _row(context: Context, candidate: Candidate, engine: Engine, reference: list[EvaluatedTile]) -> Row:
     try:
-        row, found = _judge(context, candidate, engine)
+        row, found = _evaluate(context, candidate, engine)
     except (ContenderFailed, GateFailed) as error:
         reason = str(error).replace(f"{context.task.work}/", "")
         made = candidate.graph.made if isinstance(candidate.graph, Graph) else None
@@ -54,25 +54,25 @@ def _row(context: Context, candidate: Candidate, engine: Engine, reference: list
     return _scored(row, reference, found)
 
 
-def _judge(context: Context, candidate: Candidate, engine: Engine) -> tuple[Row, list[EvaluatedTile]]:
-    """Run the candidate's graph on all evaluation tiles; a row without scores, and the masks."""
+def _evaluate(context: Context, candidate: Candidate, engine: Engine) -> tuple[Row, list[EvaluatedTile]]:
+    """Runs the candidate's graph on all evaluation tiles; returns a row without scores, and the masks."""
     task = context.task
-    answers, optimised = task.work / "answers.npy", task.work / "optimised.onnx"
-    what = f"{candidate.title} in {engine.name}"
-    with step(f"{what}: answering"), _opened(context, candidate, engine, optimised) as (guest, graph, said):
-        peak = guest.ask("answer", tiles=context.evaluation, out=answers)["peak_mib"]
-    predict = replay(answers, task.interface, len(task.evaluation))
-    found = evaluate_tiles(what, predict, task.evaluation, task.threshold)
+    predictions, optimised = task.work / "answers.npy", task.work / "optimised.onnx"
+    name = f"{candidate.title} in {engine.name}"
+    with step(f"{name}: running"), _opened(context, candidate, engine, optimised) as (guest, graph, description):
+        peak = guest.call("predict", tiles=context.evaluation, out=predictions)["peak_mib"]
+    predict = replay(predictions, task.interface, len(task.evaluation))
+    found = evaluate_tiles(name, predict, task.evaluation, task.threshold)
     row = Row(
-        candidate.key, candidate.title, engine.name, said["precision"], notes=list(candidate.notes),
-        int8_in_graph=graph.share, int8_as_run=_share_as_run(context, said, optimised), made=graph.made,
-        run_peak_mib=peak, versions=said["versions"],
+        candidate.key, candidate.title, engine.name, description["precision"], notes=list(candidate.notes),
+        int8_in_graph=graph.share, int8_as_run=_share_as_run(context, description, optimised), made=graph.made,
+        run_peak_mib=peak, versions=description["versions"],
     )  # fmt: skip
     return row, found
 
 
 def _scored(row: Row, reference: list[EvaluatedTile], found: list[EvaluatedTile]) -> Row:
-    """``row`` with the figures of its masks against the reference's and the labels."""
+    """Returns ``row`` with the scores of its masks against the reference and the labels."""
     scores = scores_of(reference, found)
     return msgspec.structs.replace(
         row, f1=scores.f1, drop_points=scores.drop_points, agreement=scores.agreement, interval=scores.interval,
@@ -84,30 +84,30 @@ def _scored(row: Row, reference: list[EvaluatedTile], found: list[EvaluatedTile]
 def _opened(
     context: Context, candidate: Candidate, engine: Engine, optimised: Path | None = None
 ) -> Iterator[tuple[Guest, Graph, Description]]:
-    """A process that has the graph open, the graph, and how the engine describes itself."""
+    """Yields a guest that has opened the graph, the graph, and the engine's description."""
     if isinstance(candidate.graph, ContenderFailed):
         raise candidate.graph
     task, graph = context.task, candidate.graph
     program = foreign(task.python_of(engine.environment), engine.script)
     with Guest(program, task.work / "engines.txt", task.limit_s) as guest:
         settings = {"threads": task.threads, "precision": engine.precision, "optimised": optimised}
-        yield guest, graph, guest.ask("open", graph=graph.path, **settings)
+        yield guest, graph, guest.call("open", graph=graph.path, **settings)
 
 
-def _share_as_run(context: Context, said: Description, optimised: Path) -> Share:
-    """From OpenVINO's own words, or from the graph that ONNX Runtime has written."""
-    if "products" in said:
-        return share_of(msgspec.convert(said["products"], list[Product]), context.costs)
+def _share_as_run(context: Context, description: Description, optimised: Path) -> Share:
+    """Returns the INT8 share as run, from OpenVINO's description or from ONNX Runtime's optimised graph."""
+    if "products" in description:
+        return share_of(msgspec.convert(description["products"], list[Product]), context.costs)
     return share_of(run_products(onnx.load(optimised)), context.costs)
 
 
-def _is_again(row: Row, before: Row) -> bool:
-    """Whether an engine that chose its own precision chose the one that was asked for just before."""
+def _is_duplicate(row: Row, before: Row) -> bool:
+    """Returns whether an engine chose the precision that was requested in the previous row."""
     return (row.contender, row.engine, row.precision) == (before.contender, before.engine, before.precision)
 
 
 def _time(context: Context, runnable: dict[int, tuple[Candidate, Engine]]) -> dict[int, Speed | str]:
-    """The speed of each row that has answered, or why it has none."""
+    """Returns the speed of each row without a failure, or why it could not be measured."""
     task = context.task
     with ExitStack() as running:
         guests = {

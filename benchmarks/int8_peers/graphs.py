@@ -1,4 +1,4 @@
-"""The graphs that are compared: the straight export, this project's, and what each peer makes of the former."""
+"""Prepares the graphs that are compared: the straight export, this project's, and each peer's."""
 
 from __future__ import annotations
 
@@ -20,15 +20,12 @@ from misgnet_runtime.raster.dataset import TileSet
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is compared, on what, and how long it may take.
+    """What is compared, and how."""
 
-    ``float_graph``: the straight export, which the peers start from; ``own``: how this project's graph was made;
-    ``python_of``: the interpreter of an environment by name; ``seconds``: of one engine in one round; ``limit_s``: of
-    one step of a contender.
-    """
-
+    # The straight export, which the peers start from.
     float_graph: Path
     own_graph: Path
+    # How this project's graph was made.
     own: Made
     own_notes: tuple[str, ...]
     interface: Interface
@@ -36,10 +33,13 @@ class Task:
     calibration: TileSet
     evaluation: TileSet
     work: Path
+    # Returns the interpreter of an environment.
     python_of: Callable[[str], Path]
     threads: int
     rounds: int
+    # Measuring time of one engine in one round.
     seconds: float
+    # Time limit of one step of a contender.
     limit_s: float
     peers: tuple[Contender, ...] = PEERS
     given_engines: tuple[Engine, ...] = GIVEN_ENGINES
@@ -47,17 +47,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Context:
-    """The task with its tiles handed over, and the float graph's multiply-adds by product."""
+    """A task whose tiles have been written for the guests."""
 
     task: Task
+    # MACs of the float graph by product.
     costs: dict[str, int]
+    # Folders of tiles.
     calibration: Path
     evaluation: Path
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph to judge, and what of it is INT8."""
+    """A graph to evaluate, and its INT8 share."""
 
     path: Path
     made: Made
@@ -66,25 +68,26 @@ class Graph:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Whose graph it is, what runs it, and the graph or the reason why there is none."""
+    """A contender's graph, and the engines that run it."""
 
     key: str
     title: str
     engines: tuple[Engine, ...]
     notes: tuple[str, ...]
+    # The graph, or why it could not be made.
     graph: Graph | ContenderFailed
 
 
 def prepare(task: Task) -> Context:
-    """Write the tiles where guests read them, and count the float graph."""
-    with step("handing over the tiles"):
+    """Writes the tiles for the guests, and counts the MACs of the float graph."""
+    with step("writing the tiles"):
         calibration = hand_over(task.calibration, task.interface, task.work / "calibration")
         evaluation = hand_over(task.evaluation, task.interface, task.work / "evaluation")
         return Context(task, costs_of(onnx.load(task.float_graph)), calibration, evaluation)
 
 
 def candidates(context: Context) -> list[Candidate]:
-    """The float graph, the peers' and this project's, in this order."""
+    """Returns the float graph, the peers' graphs and this project's, in this order."""
     task = context.task
     start = _onnx_graph(context, task.float_graph, Made(task.float_graph.stat().st_size / 1e6))
     own = _onnx_graph(context, task.own_graph, task.own)
@@ -96,7 +99,7 @@ def candidates(context: Context) -> list[Candidate]:
 
 
 def make(context: Context, peer: Contender) -> Candidate:
-    """Let ``peer`` quantize the float graph in its own environment and process."""
+    """Lets ``peer`` quantize the float graph in its own environment and process."""
     notes = (peer.note,) if peer.note else ()
     graph: Graph | ContenderFailed
     with step(f"{peer.title}: quantizing"):
@@ -113,12 +116,12 @@ def _quantize(context: Context, peer: Contender) -> Graph:
         graph=task.float_graph, calibration=task.calibration, handed=context.calibration, work=task.work,
         python_of=task.python_of, limit_s=task.limit_s,
     )  # fmt: skip
-    out, answer = quantized(source, peer)
-    size = sum(path.stat().st_size for path in out.parent.glob("int8.*"))  # OpenVINO's weights are a file of their own
-    made = Made(size / 1e6, answer["seconds"], answer["peak_mib"], answer["versions"])
-    if "products" not in answer:
+    out, reply = quantized(source, peer)
+    size = sum(path.stat().st_size for path in out.parent.glob("int8.*"))  # OpenVINO's weights are a separate file
+    made = Made(size / 1e6, reply["seconds"], reply["peak_mib"], reply["versions"])
+    if "products" not in reply:
         return _onnx_graph(context, out, made)
-    return Graph(out, made, share_of([Product(**product) for product in answer["products"]], context.costs))
+    return Graph(out, made, share_of([Product(**product) for product in reply["products"]], context.costs))
 
 
 def _onnx_graph(context: Context, path: Path, made: Made) -> Graph:

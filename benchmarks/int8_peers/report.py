@@ -1,4 +1,4 @@
-"""What was measured, as values that are kept as JSON, and as a Markdown table."""
+"""Defines the report of the comparison, which is written as JSON, and formats it as a Markdown table."""
 
 from __future__ import annotations
 
@@ -9,27 +9,33 @@ from msgspec import field
 from benchmarks.contest.share import Share
 from benchmarks.int8_peers.timing import Speed
 from misgnet_runtime.accuracy.gate import Interval
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.machine import machine_line
 from misgnet_runtime.storage.schema import Struct
 
 
 class Made(Struct, frozen=True):
-    """How a graph was made: seconds without imports, the process's peak memory, and versions of what made it."""
+    """How a graph was made."""
 
+    # Size of the graph.
     megabytes: float
+    # Time without imports.
     seconds: float | None = None
+    # Peak memory of the process.
     peak_mib: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
 
 class Row(Struct, frozen=True):
-    """One graph in one engine. ``failed``: why there are no figures; ``notes``: what they must be read with."""
+    """One graph in one engine."""
 
     contender: str
     title: str
     engine: str
     precision: str = ""
+    # Why there are no figures.
     failed: str = ""
+    # Remarks on the figures.
     notes: list[str] = field(default_factory=list)
     f1: float | None = None
     drop_points: float | None = None
@@ -44,7 +50,7 @@ class Row(Struct, frozen=True):
 
 
 class Report(Struct, frozen=True):
-    """All rows, the baseline first, and what they were measured on."""
+    """All rows, the baseline first, and the conditions of the measurement."""
 
     machine: dict[str, Any]
     settings: dict[str, Any]
@@ -54,11 +60,11 @@ class Report(Struct, frozen=True):
 
 
 def table(report: Report) -> str:
-    """The rows as Markdown, and below it everything that a reader must know to trust them."""
+    """Returns the rows as a Markdown table, followed by the conditions of the measurement."""
     base = next((row.speed.median for row in report.rows if row.speed), None)
     lines = [
-        "| INT8 by | run in | F1 | drop, points | pixels that agree | INT8: in the graph, as run | "
-        "pairs/s (lowest to highest) | to quantize: s, GiB | graph, MB |",
+        "| INT8 by | engine | F1 | drop, points | equal pixels | INT8: in the graph, as run | "
+        "pairs/s (lowest to highest) | quantization: s, GiB | graph, MB |",
         "|---|---|---|---|---|---|---|---|---|",
         *(_line(row, base) for row in report.rows),
         "",
@@ -85,25 +91,27 @@ def _line(row: Row, base: float | None) -> str:
 
 
 def _captions(report: Report) -> list[str]:
-    """Machine, sets, check and notes, each once."""
+    """Returns the machine, the sets, the check and the notes, each once."""
     sets, settings = report.sets, report.settings
     lines = [
-        f"{machine_line(report.machine)}; batch 1, {settings['threads']} threads, {settings['rounds']} rounds in turn, "
-        f"each engine in its own process; the machine's load was {settings['load_before']} before the run.",
-        f"{sets['calibration_tiles']} calibration tiles, {sets['calibration_chosen']}; "
-        f"{sets['evaluation_tiles']} evaluation tiles of {sets['evaluation_images']} images. {report.check}",
-        "INT8: share of the multiply-adds that constant weights take part in; in the graph: weight and activation are "
-        "quantized there; as run: what ONNX Runtime's optimised graph, or OpenVINO's runtime model, computes in INT8 "
-        "(at least, where an operator's name does not tell which product it is).",
+        f"{machine_line(report.machine)}; batch 1, {plural(settings['threads'], 'thread')}, "
+        f"{plural(settings['rounds'], 'alternating round')}, each engine in its own process; the load average was "
+        f"{settings['load_before']} before the run.",
+        f"{plural(sets['calibration_tiles'], 'calibration tile')}, {sets['calibration_chosen']}; "
+        f"{plural(sets['evaluation_tiles'], 'evaluation tile')} of {plural(sets['evaluation_images'], 'image')}. "
+        f"{report.check}",
+        "INT8: share of the MACs with constant weights; in the graph: weight and activation are quantized; as run: "
+        "computed in INT8 by ONNX Runtime's optimised graph or OpenVINO's runtime model (at least, if the product of "
+        "an operator cannot be identified by its name).",
     ]
     notes = dict.fromkeys(f"{row.title}: {note}." for row in report.rows for note in row.notes)
     versions = {k: v for row in report.rows for k, v in _versions(row).items()}
-    told = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    return [f"- {line}" for line in [*lines, *notes, f"Versions: {told}."]]
+    listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    return [f"- {line}" for line in [*lines, *notes, f"Versions: {listed}."]]
 
 
 def _versions(row: Row) -> dict[str, str]:
-    """Of what made and ran the graph, without what they only use."""
+    """Returns the versions of the tools that made and ran the graph, without their dependencies."""
     every = {**(row.made.versions if row.made else {}), **row.versions}
     return {k: v for k, v in every.items() if k in ("onnxruntime", "nvidia-modelopt", "nncf", "openvino")}
 
@@ -137,5 +145,5 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """``text`` on one line that cannot end a cell."""
+    """Returns ``text`` on one line, without characters that end a table cell."""
     return " ".join(text.replace("|", "/").split())

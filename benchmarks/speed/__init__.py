@@ -1,1 +1,1 @@
-"""This project beside its peers: speed and F1 from the same weights; ``__main__`` says how to run it."""
+"""Compares speed and F1 of this project and its peers from the same weights; see ``__main__`` for usage."""

@@ -1,15 +1,15 @@
-"""This project beside its peers: latency, throughput and F1 from the same weights, on this machine.
+"""Compares latency, throughput and F1 of this project and its peers from the same weights, on this machine.
 
     python -m benchmarks.speed BUNDLE --weights WEIGHTS --calib DATA/train --eval DATA/test --json F --plot F.png
     python -m benchmarks.speed WEIGHTS --calib DATA/train --val DATA/val --eval DATA/test --json F --plot F.png
 
-Run it from the checkout's root, on a quiet machine. BUNDLE was made of WEIGHTS by ``misgnet-export build``; from
-WEIGHTS alone one is built first, for ONNX Runtime and OpenVINO. Contenders: PyTorch eager and torch.compile; the
-straight ONNX export in ONNX Runtime and OpenVINO; onnxruntime's quantize_static; NNCF with both of its presets; every
-engine of the bundle that is for a CPU. Peers have environments of their own, installed below --cache the first time (a
-gigabyte from PyPI); everybody has a process of its own. A contender that fails is a row that says why. With --keep a
-second run is much shorter: graphs and answers are taken again where nothing that they depend on has changed. The table
-goes to stdout, progress to stderr.
+Run it from the root of the checkout, on an idle machine. BUNDLE must have been built from WEIGHTS by ``misgnet-export
+build``; if only WEIGHTS are given, a bundle for ONNX Runtime and OpenVINO is built first. Contenders: PyTorch eager and
+torch.compile; the straight ONNX export in ONNX Runtime and OpenVINO; onnxruntime's quantize_static; NNCF with both of
+its presets; every CPU engine of the bundle. Peers have their own environments, installed in --cache on first use (about
+a gigabyte from PyPI); each contender has its own process. A contender that fails has a row with the reason. With
+--keep, a second run is much shorter, because graphs and predictions are reused if nothing that they depend on has
+changed. The table goes to stdout, progress to stderr.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.commands import add_contest_options, new_parser, told_errors
+from benchmarks.commands import add_contest_options, new_parser, report_errors
 from benchmarks.contest import kept
 from benchmarks.speed.plot import draw
 from benchmarks.speed.report import Report
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = vars(_parser().parse_args(arguments))
     files = {name: given.pop(name) for name in ("json", "markdown", "plot")}
     keep = given.pop("keep")
-    with told_errors():
+    with report_errors():
         options = _checked(Options(**given))
         with kept.work_folder(keep) as work:
             report = run(options, work)
@@ -49,10 +49,10 @@ def _write(report: Report, files: dict[str, Path | None]) -> None:
 
 
 def _checked(options: Options) -> Options:
-    """UsageError for numbers that cannot be meant."""
+    """Returns ``options``; raises UsageError for invalid numbers."""
     for name in ("threads", "rounds", "seconds", "limit"):
         if not getattr(options, name) > 0:
-            raise UsageError(f"--{name} is {getattr(options, name)}; it is above 0")
+            raise UsageError(f"--{name} is {getattr(options, name)}; expected a number above 0")
     return options
 
 
@@ -60,10 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = new_parser("speed", __doc__)
     add_contest_options(parser, seconds=2.0)
     add = parser.add_argument
-    add("--eval-tiles", type=int, help="judge on the first ones only, for a quick look [all]")
-    add("--skip", nargs="+", default=(), choices=SKIPPABLE, help="leave these contenders out")
-    add("--markdown", type=Path, help="write the table as Markdown, too")
-    add("--plot", type=Path, help="write throughput against F1 as PNG")
+    add("--eval-tiles", type=int, help="Evaluate only this number of tiles, for a quick run (default: all).")
+    add("--skip", nargs="+", default=(), choices=SKIPPABLE, help="Skip these contenders (default: none).")
+    add("--markdown", type=Path, help="Also write the table as Markdown to this file.")
+    add("--plot", type=Path, help="Write a plot of throughput against F1 to this PNG file.")
     return parser
 
 

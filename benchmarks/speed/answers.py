@@ -1,4 +1,4 @@
-"""Every entrant's answers on all evaluation tiles, and what they are worth; kept where nothing has changed."""
+"""Runs every entrant on all evaluation tiles and scores it; predictions are reused if nothing has changed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contest import kept
-from benchmarks.contest.guest import Answer, ContenderFailed, Guest
+from benchmarks.contest.guest import ContenderFailed, Guest, Reply
 from benchmarks.contest.handover import replay
 from benchmarks.contest.peers import step
 from benchmarks.contest.scoring import scores_of
-from benchmarks.speed.entrants import ALONE, Entrant, chooses_itself
+from benchmarks.speed.entrants import ALONE, Entrant, chooses_precision
 from benchmarks.speed.report import Absent, Row
 from misgnet_runtime.accuracy.parity import EvaluatedTile, evaluate_tiles
 from misgnet_runtime.bundle import Interface
@@ -24,22 +24,23 @@ from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.raster.dataset import TileSet
 
-_OUR_ERROR = re.compile(r"misgnet_runtime\.errors\.\w+: ")  # as a traceback begins it
+_OUR_ERROR = re.compile(r"misgnet_runtime\.errors\.\w+: ")  # prefix of the last line of a traceback
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:
-    """The tiles that judge, as a set and handed over in ``handed``, and where answers are kept.
+    """Settings of the evaluation."""
 
-    ``limit_s``: the longest that a step of an entrant may take.
-    """
-
+    # Evaluation tiles.
     tiles: TileSet
+    # Folder with the tiles as ``.npy`` files.
     handed: Path
     interface: Interface
     threshold: float
     threads: int
+    # Folder where predictions are kept.
     work: Path
+    # Time limit of one step in seconds.
     limit_s: float
 
     @property
@@ -48,19 +49,20 @@ class Exam:
 
 
 def examine(exam: Exam, entrants: Sequence[Entrant]) -> tuple[list[tuple[Row, Entrant]], list[Absent]]:
-    """A row for each entrant, scored against the first one; and those whose own choice is a row already.
+    """Returns a row for each entrant, scored against the first one, and the entrants that would duplicate a row.
 
-    Raises ContenderFailed where the first one cannot answer.
+    Raises:
+        ContenderFailed: The first entrant fails.
     """
-    first, reference = _answered(exam, entrants[0])
+    first, reference = _evaluated(exam, entrants[0])
     rows, absent = [(_scored(first, reference, reference), entrants[0])], list[Absent]()
     for entrant in entrants[1:]:
         before = rows[-1][0]
         try:
-            if _is_again(exam, entrant, before):
+            if _is_duplicate(exam, entrant, before):
                 absent.append(Absent(f"{entrant.title} in {entrant.engine}'s own precision", _same(before)))
                 continue
-            row, found = _answered(exam, entrant)
+            row, found = _evaluated(exam, entrant)
         except (ContenderFailed, GateFailed) as error:
             rows.append((_failed(exam, entrant, error), entrant))
             continue
@@ -68,9 +70,9 @@ def examine(exam: Exam, entrants: Sequence[Entrant]) -> tuple[list[tuple[Row, En
     return rows, absent
 
 
-def _is_again(exam: Exam, entrant: Entrant, before: Row) -> bool:
-    """Whether an engine that is left to itself would only give ``before`` once more."""
-    if not chooses_itself(entrant) or (before.title, before.engine) != (entrant.title, entrant.engine):
+def _is_duplicate(exam: Exam, entrant: Entrant, before: Row) -> bool:
+    """Returns whether an engine that chooses its own precision would only repeat the row ``before``."""
+    if not chooses_precision(entrant) or (before.title, before.engine) != (entrant.title, entrant.engine):
         return False
     if before.failed:
         return True
@@ -78,46 +80,46 @@ def _is_again(exam: Exam, entrant: Entrant, before: Row) -> bool:
         return bool(open_for(guest, entrant, exam.threads)["precision"] == before.precision)
 
 
-def open_for(guest: Guest, entrant: Entrant, threads: int, setting: Any = ALONE) -> Answer:
-    """Ask the guest to open its entrant's engine for ``setting``; how it describes itself."""
-    return guest.ask("open", threads=threads, streams=setting.streams, batch=setting.batch, **entrant.opening)
+def open_for(guest: Guest, entrant: Entrant, threads: int, setting: Any = ALONE) -> Reply:
+    """Opens the entrant's engine in the guest for ``setting``; returns the engine's description."""
+    return guest.call("open", threads=threads, streams=setting.streams, batch=setting.batch, **entrant.opening)
 
 
 def start(entrant: Entrant, log: Path, limit_s: float) -> Guest:
-    """The entrant's process. Raises ContenderFailed where it has none."""
+    """Starts the entrant's process; raises ContenderFailed if it cannot be started."""
     if isinstance(entrant.program, ContenderFailed):
         raise entrant.program
     return Guest(entrant.program, log, limit_s)
 
 
-def _answered(exam: Exam, entrant: Entrant) -> tuple[Row, list[EvaluatedTile]]:
-    """A row without scores, and the masks."""
+def _evaluated(exam: Exam, entrant: Entrant) -> tuple[Row, list[EvaluatedTile]]:
+    """Returns a row without scores, and the masks."""
     folder = exam.work / "answers" / entrant.key.replace(" ", "-")
-    answers, key = folder / "answers.npy", _key(exam, entrant)
-    said = kept.read(folder, key)
-    if said is None:
-        with step(f"{entrant.title} in {entrant.engine}: answering"):
+    predictions, key = folder / "answers.npy", _key(exam, entrant)
+    reply = kept.read(folder, key)
+    if reply is None:
+        with step(f"{entrant.title} in {entrant.engine}: running"):
             kept.emptied(folder)
             with start(entrant, exam.log, exam.limit_s) as guest:
-                said = open_for(guest, entrant, exam.threads)
-                said |= guest.ask("answer", tiles=exam.handed, out=answers)
-        kept.write(folder, key, said)
-    predict = replay(answers, exam.interface, len(exam.tiles))
+                reply = open_for(guest, entrant, exam.threads)
+                reply |= guest.call("predict", tiles=exam.handed, out=predictions)
+        kept.write(folder, key, reply)
+    predict = replay(predictions, exam.interface, len(exam.tiles))
     found = evaluate_tiles(entrant.title, predict, exam.tiles, exam.threshold)
     row = Row(
-        entrant.key, entrant.title, entrant.engine, entrant.side, said["precision"] or entrant.precision,
-        notes=list(entrant.notes), peak_mib=said["peak_mib"],
-        versions={**entrant.made_with, **said["versions"]},
+        entrant.key, entrant.title, entrant.engine, entrant.side, reply["precision"] or entrant.precision,
+        notes=list(entrant.notes), peak_mib=reply["peak_mib"],
+        versions={**entrant.made_with, **reply["versions"]},
     )  # fmt: skip
     return row, found
 
 
 def _key(exam: Exam, entrant: Entrant) -> str:
-    """SHA-256 of all that the answers depend on: the entrant, the tiles, this environment and this processor."""
+    """Returns the SHA-256 of everything that predictions depend on: entrant, tiles, environment and processor."""
     versions = {name: _version(name) for name in ("torch", "onnxruntime", "openvino", "numpy")}
     here = describe_machine()["processor"]
-    told = json.dumps([entrant.identity, exam.tiles.digest(), repr(exam.interface), versions, here, exam.threads])
-    return hashlib.sha256(told.encode()).hexdigest()
+    text = json.dumps([entrant.identity, exam.tiles.digest(), repr(exam.interface), versions, here, exam.threads])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _version(name: str) -> str | None:
@@ -143,7 +145,7 @@ def _scored(row: Row, reference: list[EvaluatedTile], found: list[EvaluatedTile]
 
 
 def _same(before: Row) -> str:
-    """Why there is no second row."""
+    """Returns why there is no second row."""
     if before.failed:
         return f"it failed in {before.precision} already"
-    return f"left to itself it computes in {before.precision} on this processor, and that row is there"
+    return f"by default it computes in {before.precision} on this processor, which already has a row"

@@ -1,4 +1,4 @@
-"""Who takes part: what each is started with, opened with, and at which settings it may show its throughput."""
+"""Defines the entrants of the speed benchmark: how each is started and opened, and the settings that are tried."""
 
 from __future__ import annotations
 
@@ -27,60 +27,65 @@ _OWN_CHOICE = "its own precision"
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """One row to come. ``program``: how its process is started, or why it cannot be.
-
-    ``opening``: what its engine is opened with; ``made_of``: digests of all that its answers depend on; ``notes``:
-    what its figures must be read with; ``made_with``: versions of what made its graph.
-    """
+    """A graph or network in an engine, which becomes a row of the report."""
 
     key: str
     title: str
     engine: str
     side: Side
+    # How its process is started, or why it cannot be.
     program: Program | ContenderFailed
+    # Arguments with which its engine is opened.
     opening: dict[str, Any]
+    # Settings tried for throughput.
     settings: tuple[Setting, ...]
+    # Digests of everything that its predictions depend on.
     made_of: tuple[str, ...] = ()
     precision: str = ""
+    # Remarks on its figures.
     notes: tuple[str, ...] = ()
+    # Versions of the tools that made its graph.
     made_with: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
-        """SHA-256 of what its answers depend on."""
-        told = json.dumps([self.key, self.engine, self.precision, *self.made_of])
-        return hashlib.sha256(told.encode()).hexdigest()
+        """Returns the SHA-256 of everything that its predictions depend on."""
+        text = json.dumps([self.key, self.engine, self.precision, *self.made_of])
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
-    """What all start from. ``python_of``: the interpreter of an environment by name; ``work``: the run's folder."""
+class Context:
+    """Inputs shared by all entrants."""
 
     bundle: Bundle
     weights: Path
+    # The straight export.
     straight: Path
+    # Returns the interpreter of an environment.
     python_of: Callable[[str], Path]
     threads: int
+    # Work folder of the run.
     work: Path
 
 
 def grid(threads: int, max_batch: int, *, streams: bool = True) -> tuple[Setting, ...]:
-    """The settings that are tried: one pair at a time, one a core, and a batch of four."""
+    """Returns the settings to try: one pair at a time, one stream per thread, and a batch of four."""
     many = [Setting(threads, 1)] if streams and threads > 1 else []
     return (ALONE, *many, *([Setting(1, 4)] if max_batch >= 4 else []))
 
 
-def networks(ground: Ground) -> list[Entrant]:
-    """PyTorch with this interpreter. A process runs one batch at a time, so more pairs at once are a batch."""
-    interface = ground.bundle.manifest.interface
-    # What torch.compile has compiled is kept as all else that takes minutes.
-    program = own("benchmarks.speed.own.network", TORCHINDUCTOR_CACHE_DIR=str(ground.work / "inductor"))
-    given = {"weights": ground.weights.resolve(), "interface": msgspec.to_builtins(interface)}
+def networks(context: Context) -> list[Entrant]:
+    """Returns the network in PyTorch, in this environment. It runs one batch at a time, so no streams are tried."""
+    interface = context.bundle.manifest.interface
+    # Keep the results of torch.compile, which takes minutes.
+    program = own("benchmarks.speed.own.network", TORCHINDUCTOR_CACHE_DIR=str(context.work / "inductor"))
+    given = {"weights": context.weights.resolve(), "interface": msgspec.to_builtins(interface)}
     return [
         Entrant(
             key=key, title=title, engine="PyTorch", side="peer", program=program,
-            opening={**given, "compiled": compiled}, settings=grid(ground.threads, interface.max_batch, streams=False),
-            made_of=(file_sha256(ground.weights), repr(interface)),
+            opening={**given, "compiled": compiled}, settings=grid(context.threads, interface.max_batch, streams=False),
+            made_of=(file_sha256(context.weights), repr(interface)),
         )
         for key, title, compiled in (
             (EAGER, "PyTorch, eager float32", False), (COMPILED, "PyTorch, torch.compile float32", True),
@@ -88,39 +93,39 @@ def networks(ground: Ground) -> list[Entrant]:
     ]  # fmt: skip
 
 
-def straight_exports(ground: Ground) -> list[Entrant]:
-    """The straight export in the engines as they come."""
+def straight_exports(context: Context) -> list[Entrant]:
+    """Returns the straight export in each engine at its defaults."""
     engines = (ONNX_RUNTIME, OPENVINO, OPENVINO_OWN)
-    return [guest_entrant(ground, STRAIGHT, "straight export", engine, ground.straight) for engine in engines]
+    return [guest_entrant(context, STRAIGHT, "straight export", engine, context.straight) for engine in engines]
 
 
 def quantized_peers(
-    ground: Ground, peer: Contender, graph: Path | ContenderFailed, made_with: Mapping[str, str]
+    context: Context, peer: Contender, graph: Path | ContenderFailed, made_with: Mapping[str, str]
 ) -> list[Entrant]:  # fmt: skip
-    """What a peer made of the straight export, in the engines that are meant to run it."""
+    """Returns a peer's quantized graph in each of its engines."""
     return [
-        replace(guest_entrant(ground, peer.key, peer.title, engine, graph), made_with=made_with)
+        replace(guest_entrant(context, peer.key, peer.title, engine, graph), made_with=made_with)
         for engine in peer.engines
     ]
 
 
 def guest_entrant(
-    ground: Ground, key: str, title: str, engine: Engine, graph: Path | ContenderFailed
+    context: Context, key: str, title: str, engine: Engine, graph: Path | ContenderFailed
 ) -> Entrant:  # fmt: skip
-    """A graph that a script of a contender's environment runs; without a graph an entrant that has failed."""
+    """Returns a graph that is run by a script in a contender's environment, or a failed entrant without one."""
     program: Program | ContenderFailed
     made_of: tuple[str, ...] = ()
     try:
         if isinstance(graph, ContenderFailed):
             raise graph
-        program = foreign(ground.python_of(engine.environment), engine.script)
+        program = foreign(context.python_of(engine.environment), engine.script)
         pins = file_sha256(REQUIREMENTS / f"{engine.environment}.txt")
         made_of = (*_digests(graph), pins, engine.script)
     except ContenderFailed as error:
         program = error
     where = engine.name.lower().replace(" ", "")
     opening = {"graph": graph, "precision": engine.precision}
-    settings = grid(ground.threads, ground.bundle.manifest.interface.max_batch)
+    settings = grid(context.threads, context.bundle.manifest.interface.max_batch)
     name = f"{key} {where} {engine.precision or 'own'}"
     return Entrant(
         key=name, title=title, engine=engine.name, side="peer", program=program, opening=opening, settings=settings,
@@ -129,45 +134,45 @@ def guest_entrant(
 
 
 def own_of(engine: Engine) -> str:
-    """What stands for the precision that an engine has not said yet."""
+    """Returns the placeholder for a precision that the engine will choose."""
     return _OWN_CHOICE if engine is OPENVINO_OWN else ""
 
 
-def chooses_itself(entrant: Entrant) -> bool:
-    """Whether the engine was not told a precision though it can be."""
+def chooses_precision(entrant: Entrant) -> bool:
+    """Returns whether the engine chooses its own precision although one could be requested."""
     return entrant.precision == _OWN_CHOICE
 
 
-def bundle_engines(ground: Ground) -> tuple[list[Entrant], list[Absent]]:
-    """This project's: every engine of the bundle that is for a CPU, and its float graph in OpenVINO, too."""
-    manifest = ground.bundle.manifest
+def bundle_engines(context: Context) -> tuple[list[Entrant], list[Absent]]:
+    """Returns this project's entrants: every CPU engine of the bundle, and its float graph in OpenVINO."""
+    manifest = context.bundle.manifest
     here = [entry for entry in manifest.engines if is_on_cpu(entry)]
     elsewhere = [entry for entry in manifest.engines if not is_on_cpu(entry)]
-    reason = "this benchmark runs engines for a CPU; misgnet-run bench times it on its device"
+    reason = "this benchmark runs only CPU engines; use misgnet-run bench on its device"
     absent = [Absent(f"this project, `{entry.name}`", reason) for entry in elsewhere]
     graph = manifest.file("float graph").path
     in_openvino = EngineEntry("float graph", "openvino", graph, graph, "float32", "any")
-    return [_engine_entrant(ground, entry) for entry in (*here, in_openvino)], absent
+    return [_engine_entrant(context, entry) for entry in (*here, in_openvino)], absent
 
 
-def _engine_entrant(ground: Ground, entry: EngineEntry) -> Entrant:
-    manifest = ground.bundle.manifest
+def _engine_entrant(context: Context, entry: EngineEntry) -> Entrant:
+    manifest = context.bundle.manifest
     is_float = entry.precision == "float32"
     library = _LIBRARIES[entry.kind]
     title = "this project, float graph" if is_float else f"this project, `{entry.name}`"
     opening = {
-        "entry": msgspec.to_builtins(entry), "root": ground.bundle.path.resolve(),
+        "entry": msgspec.to_builtins(entry), "root": context.bundle.path.resolve(),
         "max_batch": manifest.interface.max_batch,
     }  # fmt: skip
     return Entrant(
         key=f"{OUR_FLOAT if is_float else OURS} {entry.name} {entry.kind}", title=title, engine=library, side="ours",
         program=own("benchmarks.speed.own.engine"), opening=opening,
-        settings=grid(ground.threads, manifest.interface.max_batch), made_of=_digests(ground.bundle.path / entry.file),
-        precision=entry.precision,
+        settings=grid(context.threads, manifest.interface.max_batch),
+        made_of=_digests(context.bundle.path / entry.file), precision=entry.precision,
     )  # fmt: skip
 
 
 def _digests(graph: Path) -> tuple[str, ...]:
-    """Of a graph and, where OpenVINO keeps them apart, its weights."""
+    """Returns the digests of a graph and, for OpenVINO's format, of its weights."""
     files = [path for path in (graph, graph.with_suffix(".bin")) if path.is_file()]
     return tuple(file_sha256(path) for path in files)

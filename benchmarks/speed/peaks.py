@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices at most: the ceiling that a share is measured against."""
+"""Measures the peak rate of matrix products on this machine, to which engines are compared."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from benchmarks.contest.rounds import in_rounds
 from benchmarks.speed.race import Course
 from benchmarks.speed.report import Kind, Peak
 
-ROWS = (512, 1024, 2048)  # of square matrices: that fit a core's cache, and that do not
+ROWS = (512, 1024, 2048)  # of square matrices; some fit into a core's cache, some do not
 _CALLS = 4
 
 
 @dataclass(frozen=True)
 class Multiplier:
-    """A library that multiplies matrices. ``request``: what it is asked beside rows, calls and threads."""
+    """A library that multiplies matrices."""
 
     kind: Kind
     library: str
     program: Program | ContenderFailed
+    # Arguments of the request beside rows, calls and threads.
     request: dict[str, Any]
     rows: int = 0
 
@@ -34,7 +35,7 @@ class Multiplier:
 
 
 def multipliers(python_of: Callable[[str], Path], threads: int) -> list[Multiplier]:
-    """NumPy and PyTorch in this environment, ONNX Runtime and OpenVINO in theirs."""
+    """Returns NumPy and PyTorch in this environment, and ONNX Runtime and OpenVINO in their own ones."""
     here = own("benchmarks.speed.own.multiply", OPENBLAS_NUM_THREADS=str(threads))
     found = [
         Multiplier("float32", name, here, {"library": library})
@@ -55,7 +56,7 @@ def _foreign(python_of: Callable[[str], Path], environment: str) -> Program | Co
 
 
 def measure_peaks(course: Course, multipliers: Sequence[Multiplier]) -> list[Peak]:
-    """The rate of each multiplier at the number of rows that suits it best, over rounds that take turns."""
+    """Measures the rate of each library at its fastest number of rows, in alternating rounds."""
     peaks, best = [], dict[str, Multiplier]()
     with ExitStack() as running:
         guests: dict[str, Guest] = {}
@@ -65,20 +66,20 @@ def measure_peaks(course: Course, multipliers: Sequence[Multiplier]) -> list[Pea
             except ContenderFailed as error:
                 peaks.append(Peak(one.kind, one.library, 0, 0.0, 0.0, 0.0, str(error)))
 
-        def ask(name: str, guest: Guest, _number: int) -> float:
+        def send(name: str, guest: Guest, _number: int) -> float:
             return _rate(course, guest, best[name])
 
-        found = in_rounds("matrix products", guests, course.rounds, ask)
+        found = in_rounds("matrix products", guests, course.rounds, send)
     return [*(_peak(best[name], rates) for name, rates in found.items()), *peaks]
 
 
 def best_peak(peaks: Sequence[Peak], kind: Kind) -> Peak | None:
-    """The fastest of a kind; None where none could be measured."""
+    """Returns the highest peak of a kind; None if none could be measured."""
     return max((p for p in peaks if p.kind == kind and not p.failed), key=lambda p: p.median, default=None)
 
 
 def _opened(course: Course, one: Multiplier, running: ExitStack) -> tuple[Guest, Multiplier]:
-    """Its process, and the multiplier with the number of rows at which it is fastest."""
+    """Starts the library's process; returns it, and the multiplier with its fastest number of rows."""
     if isinstance(one.program, ContenderFailed):
         raise one.program
     guest = running.enter_context(Guest(one.program, course.log, course.limit_s))
@@ -89,8 +90,8 @@ def _opened(course: Course, one: Multiplier, running: ExitStack) -> tuple[Guest,
 
 
 def _rate(course: Course, guest: Guest, one: Multiplier) -> float:
-    answer = guest.ask("multiply", rows=one.rows, calls=_CALLS, threads=course.threads, **one.request)
-    return float(answer["operations_per_second"])
+    reply = guest.call("multiply", rows=one.rows, calls=_CALLS, threads=course.threads, **one.request)
+    return float(reply["operations_per_second"])
 
 
 def _peak(one: Multiplier, rates: list[float] | str) -> Peak:

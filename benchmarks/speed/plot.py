@@ -1,4 +1,4 @@
-"""A picture of the report: throughput against F1, a label for each contender."""
+"""Plots throughput against F1, with a label for each contender."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from benchmarks.speed.report import Report, Row
 from misgnet_runtime.machine import machine_line
 from misgnet_runtime.storage.atomic import replace_file
 
-SHOWN_DROP = 0.01  # of F1; who lies further below the best stands on the lower edge, with its F1 in words
+SHOWN_DROP = 0.01  # range of F1; contenders further below the best are drawn at the lower edge, labelled with their F1
 _COLOURS = {"peer": "#4a5a66", "ours": "#c1440e"}
-_LABEL = 0.16  # a label's height, as a share of the shown F1
+_LABEL = 0.16  # height of a label, as a share of the shown F1 range
 
 
 def draw(report: Report, path: Path) -> None:
-    """Write the picture as PNG. Rows without F1 or throughput are left out."""
+    """Writes the plot as PNG; rows without F1 or throughput are omitted."""
     from matplotlib.figure import Figure
 
     rows = sorted((row for row in report.rows if row.f1 is not None and row.throughput), key=_speed)
     figure = Figure(figsize=(11, 3.6 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.set_title(f"Speed and F1 from the same weights\n{machine_line(report.machine)}", fontsize=10)
-    axes.set_xlabel("throughput, image pairs a second (median; bar: lowest to highest round)")
+    axes.set_xlabel("throughput, image pairs/s (median; bar: lowest to highest round)")
     axes.spines[["top", "right"]].set_visible(False)
     if rows:
         _fill(axes, rows)
@@ -34,7 +34,7 @@ def draw(report: Report, path: Path) -> None:
 
 
 def heights(rows: Sequence[Row]) -> tuple[list[float], float, float]:
-    """Where each row's point lies, and the lower and upper edge of what is shown, all of them F1."""
+    """Returns the height of each row's point, and the lower and upper edge of the plot, in F1."""
     scores = [row.f1 or 0.0 for row in rows]
     top = max(scores)
     lowest = max(min(scores), top - SHOWN_DROP)
@@ -43,7 +43,7 @@ def heights(rows: Sequence[Row]) -> tuple[list[float], float, float]:
 
 
 def _fill(axes: Any, rows: Sequence[Row]) -> None:
-    """Points, and above them a staircase of labels: the slower one's is higher, so that no line meets a label."""
+    """Draws the points, and labels above them; slower rows have higher labels, so that no line crosses a label."""
     points, bottom, top = heights(rows)
     step = _LABEL * (top - bottom)
     for index, (row, height) in enumerate(zip(rows, points, strict=True)):

@@ -1,4 +1,4 @@
-"""The timing: latency of single calls, then throughput at the best setting of each; all in rounds that take turns."""
+"""Times the entrants in alternating rounds: latency of single calls, then throughput at the best setting of each."""
 
 from __future__ import annotations
 
@@ -27,13 +27,16 @@ Guests = Mapping[str, Guest]
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """``tiles``: the handed-over folder; ``seconds``: of one entrant in one round; ``limit_s``: of one request."""
+    """Settings of the timing."""
 
+    # Folder of tiles.
     tiles: Path
     threads: int
     rounds: int
+    # Measuring time of one entrant in one round.
     seconds: float
     work: Path
+    # Time limit of one request in seconds.
     limit_s: float
 
     @property
@@ -43,32 +46,35 @@ class Course:
 
 @dataclass(frozen=True)
 class Times:
-    """What the race has found of one entrant; ``failed``: why it has not all of it."""
+    """Times of one entrant."""
 
     latency: Latency | None = None
     throughput: Throughput | None = None
+    # Why a time is missing.
     failed: str = ""
 
 
 def race(course: Course, entrants: Sequence[Entrant]) -> tuple[dict[str, Times], Latency | None]:
-    """The times of all entrants by key, and the matrix product's; an entrant that fails stops none of the others."""
+    """Returns the times of all entrants by key, and of the matrix product. A failure does not stop other entrants."""
     by_key = {entrant.key: entrant for entrant in entrants}
     failed: dict[str, str] = {}
     with ExitStack() as running:
-        guests = _well(failed, {key: _started(course, entrant, running) for key, entrant in by_key.items()})
-        calls = _well(failed, _one_by_one("opening", guests, lambda k, g: _first_calls(course, by_key[k], g)))
+        guests = _successes(failed, {key: _started(course, entrant, running) for key, entrant in by_key.items()})
+        calls = _successes(failed, _in_sequence("opening", guests, lambda k, g: _first_calls(course, by_key[k], g)))
         guests = {key: guests[key] for key in calls}
         latencies = latency_rounds(course, guests, calls)
         product = latencies.pop(PRODUCT, None)
-        latency = _well(failed, latencies)
-        tried = _well(failed, _one_by_one("settings", guests, lambda k, g: _try(course, by_key[k], g)))
-        throughput = _well(failed, throughput_rounds(course, {key: guests[key] for key in tried}, tried))
+        latency = _successes(failed, latencies)
+        tried = _successes(
+            failed, _in_sequence("settings", guests, lambda k, g: _measure_settings(course, by_key[k], g))
+        )
+        throughput = _successes(failed, throughput_rounds(course, {key: guests[key] for key in tried}, tried))
     times = {key: Times(latency.get(key), throughput.get(key), failed.get(key, "")) for key in by_key}
     return times, product if isinstance(product, Latency) else None
 
 
-def _well(failed: dict[str, str], found: Mapping[str, Found | str]) -> dict[str, Found]:
-    """What was found; the reasons of those that have failed go to ``failed``."""
+def _successes(failed: dict[str, str], found: Mapping[str, Found | str]) -> dict[str, Found]:
+    """Returns the successful results, and adds the reasons of failures to ``failed``."""
     failed.update({key: value for key, value in found.items() if isinstance(value, str)})
     return {key: value for key, value in found.items() if not isinstance(value, str)}
 
@@ -80,13 +86,13 @@ def _started(course: Course, entrant: Entrant, running: ExitStack) -> Guest | st
         return str(error)
 
 
-def _one_by_one(what: str, guests: Guests, ask: Callable[[str, Guest], Found]) -> dict[str, Found | str]:
-    """What ``ask`` finds, guest after guest, while the others are stopped."""
+def _in_sequence(name: str, guests: Guests, send: Callable[[str, Guest], Found]) -> dict[str, Found | str]:
+    """Returns the results of ``send`` for each guest in turn, while the others are paused."""
     found: dict[str, Found | str] = {}
     for key, guest in guests.items():
-        print(f"{what}: {key}", file=sys.stderr, flush=True)
+        print(f"{name}: {key}", file=sys.stderr, flush=True)
         try:
-            found[key] = ask(key, guest)
+            found[key] = send(key, guest)
         except ContenderFailed as error:
             found[key] = str(error)
             continue
@@ -95,28 +101,28 @@ def _one_by_one(what: str, guests: Guests, ask: Callable[[str, Guest], Found]) -
 
 
 def _first_calls(course: Course, entrant: Entrant, guest: Guest) -> float:
-    """Open for single calls; milliseconds of a call that is not among the first ones."""
+    """Opens the engine for single calls; returns the milliseconds of a call after warm-up."""
     open_for(guest, entrant, course.threads)
-    return min(guest.ask("time", tiles=course.tiles, calls=5)["ms"])
+    return min(guest.call("time", tiles=course.tiles, calls=5)["ms"])
 
 
 def latency_rounds(course: Course, guests: Guests, call_ms: Mapping[str, float]) -> dict[str, Latency | str]:
-    """Single calls of all, and beside them matrix products about as long as the fastest one's calls."""
+    """Times single calls of all guests, and matrix products that take about as long as the fastest guest's calls."""
     if not guests:
         return {}
     with Guest(_product(course.threads), course.log, course.limit_s) as product:
         shortest = min(call_ms.values())
-        product.ask("open", seconds=shortest / 1000)
+        product.call("open", seconds=shortest / 1000)
         product.pause()
         lengths = {**call_ms, PRODUCT: shortest}
 
-        def ask(key: str, guest: Guest, number: int) -> list[float]:
+        def send(key: str, guest: Guest, number: int) -> list[float]:
             calls = max(2, round(1000 * course.seconds / lengths[key])) if number else 2
-            # The first call finds the caches full of others' data: it is not counted.
-            times: list[float] = guest.ask("time", tiles=course.tiles, calls=calls + 1)["ms"]
+            # The first call is not counted: the caches hold other guests' data.
+            times: list[float] = guest.call("time", tiles=course.tiles, calls=calls + 1)["ms"]
             return times[1:]
 
-        found = in_rounds("latency", {**guests, PRODUCT: product}, course.rounds, ask)
+        found = in_rounds("latency", {**guests, PRODUCT: product}, course.rounds, send)
     return {key: value if isinstance(value, str) else latency_of(value) for key, value in found.items()}
 
 
@@ -125,15 +131,15 @@ def _product(threads: int) -> Program:
 
 
 def latency_of(rounds: list[list[float]]) -> Latency:
-    """From the milliseconds of each call of each round."""
+    """Returns the latency for the milliseconds of each call of each round."""
     every = [ms for times in rounds for ms in times]
     p50, p99 = (float(x) for x in np.percentile(every, (50, 99)))
     medians = [statistics.median(times) for times in rounds]
     return Latency(p50, p99, min(medians), max(medians), len(every))
 
 
-def _try(course: Course, entrant: Entrant, guest: Guest) -> list[Tried]:
-    """Measure each setting, the best one last in the list, which stays open."""
+def _measure_settings(course: Course, entrant: Entrant, guest: Guest) -> list[Tried]:
+    """Measures each setting, sorted from slowest to fastest, and leaves the engine open at the fastest."""
     tried = []
     for setting in entrant.settings:
         open_for(guest, entrant, course.threads, setting)
@@ -148,13 +154,13 @@ def _try(course: Course, entrant: Entrant, guest: Guest) -> list[Tried]:
 def throughput_rounds(
     course: Course, guests: Guests, tried: Mapping[str, list[Tried]]
 ) -> dict[str, Throughput | str]:  # fmt: skip
-    """Pairs a second of all, each at the setting that it has open: the last one of those ``tried``."""
+    """Measures the pairs/s of all guests, each at its open setting, which is the last one in ``tried``."""
 
-    def ask(key: str, guest: Guest, _number: int) -> float:
+    def send(key: str, guest: Guest, _number: int) -> float:
         best = tried[key][-1].setting
         return _rate(course, guest, best, _calls_for(course, guest, best))
 
-    found = in_rounds("throughput", guests, course.rounds, ask)
+    found = in_rounds("throughput", guests, course.rounds, send)
     return {
         key: value if isinstance(value, str) else throughput_of(value, tried[key]) for key, value in found.items()
     }  # fmt: skip
@@ -165,15 +171,15 @@ def throughput_of(rates: list[float], tried: list[Tried]) -> Throughput:
 
 
 def _calls_for(course: Course, guest: Guest, setting: Setting, share: float = 1.0) -> int:
-    """Batches that take about ``share`` of a round's time: one a stream, which is not counted, says how many."""
+    """Returns the number of batches that take about ``share`` of a round, estimated from one batch per stream."""
     first = _seconds(course, guest, setting, setting.streams)
     return setting.streams * max(2, round(share * course.seconds / first))
 
 
 def _rate(course: Course, guest: Guest, setting: Setting, calls: int) -> float:
-    """Pairs a second."""
+    """Returns the pairs/s."""
     return calls * setting.batch / _seconds(course, guest, setting, calls)
 
 
 def _seconds(course: Course, guest: Guest, setting: Setting, calls: int) -> float:
-    return float(guest.ask("rate", tiles=course.tiles, batch=setting.batch, calls=calls)["seconds"])
+    return float(guest.call("rate", tiles=course.tiles, batch=setting.batch, calls=calls)["seconds"])

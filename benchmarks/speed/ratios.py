@@ -1,4 +1,4 @@
-"""Rows with their times, ratios and shares. Pure."""
+"""Adds times, ratios and shares to rows. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from benchmarks.speed.report import Peak, Row, Work
 
 
 def timed_rows(rows: Sequence[Row], times: Mapping[str, Times], work: Work, peaks: Sequence[Peak]) -> list[Row]:
-    """``rows`` with what the race has found, compared with each other and with the machine's matrix peaks."""
+    """Returns ``rows`` with their times, compared with each other and with the machine's matrix peaks."""
     return with_ratios([_timed(row, times.get(row.key, Times())) for row in rows], work, peaks)
 
 
 def _timed(row: Row, times: Times) -> Row:
-    notes = [*row.notes, *([f"not timed to the end: {times.failed}"] if times.failed else [])]
+    notes = [*row.notes, *([f"timing is incomplete: {times.failed}"] if times.failed else [])]
     return replace(row, latency=times.latency, throughput=times.throughput, notes=notes)
 
 
 def with_ratios(rows: Sequence[Row], work: Work, peaks: Sequence[Peak]) -> list[Row]:
-    """Against the fastest peer, whatever its answers are worth, against PyTorch eager, and against the peaks."""
+    """Adds ratios to the fastest peer (regardless of its F1), to PyTorch eager, and to the matrix peaks."""
     peer, eager = best_peer(rows), next((row for row in rows if row.key == EAGER), None)
     rates = [found.median if (found := best_peak(peaks, kind)) else None for kind in ("float32", "int8")]
 
@@ -39,7 +39,7 @@ def with_ratios(rows: Sequence[Row], work: Work, peaks: Sequence[Peak]) -> list[
 
 
 def best_peer(rows: Sequence[Row]) -> Row | None:
-    """The fastest of all that are not this project's."""
+    """Returns the fastest row that is not this project's."""
     peers = [row for row in rows if row.side == "peer" and row.throughput]
     return max(peers, key=lambda row: _speed(row) or 0.0, default=None)
 

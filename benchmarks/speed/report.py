@@ -1,4 +1,4 @@
-"""What was measured, as frozen values that are kept as JSON."""
+"""Defines the report of the speed benchmark, which is written as JSON."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from msgspec import field
 from misgnet_runtime.accuracy.gate import Interval
 from misgnet_runtime.storage.schema import Struct
 
-# Who made what is run: this project, or anybody else.
+# Who made the graph: this project, or a peer.
 Side = Literal["peer", "ours"]
 Kind = Literal["float32", "int8"]
 
 
 class Setting(Struct, frozen=True):
-    """So many batches at once, each of so many pairs."""
+    """Number of batches in flight, and pairs per batch."""
 
     streams: int
     batch: int
 
 
 class Latency(Struct, frozen=True):
-    """Milliseconds of single calls, one at a time; ``lowest`` and ``highest``: p50 of a round."""
+    """Latency of single calls."""
 
     p50_ms: float
     p99_ms: float
+    # Lowest and highest p50 of a round, in milliseconds.
     lowest: float
     highest: float
     calls: int
@@ -36,16 +37,17 @@ class Latency(Struct, frozen=True):
 
 
 class Tried(Struct, frozen=True):
-    """A setting that was tried before the rounds, and pairs a second at it."""
+    """A setting that was tried before the rounds, and its speed."""
 
     setting: Setting
     pairs_per_second: float
 
 
 class Throughput(Struct, frozen=True):
-    """Pairs a second at the best of the settings that were tried: median, lowest and highest round."""
+    """Throughput at the best of the settings that were tried."""
 
     setting: Setting
+    # Pairs/s of the rounds.
     median: float
     lowest: float
     highest: float
@@ -54,19 +56,16 @@ class Throughput(Struct, frozen=True):
 
 
 class Row(Struct, frozen=True):
-    """One graph, or the network, in one engine.
-
-    ``failed``: why there are no figures; ``notes``: what they must be read with. ``to_best_peer``, ``to_eager``: its
-    throughput as a multiple of theirs; ``of_float32_peak``, ``of_int8_peak``: what it computes of a pair's work in a
-    second, as a fraction of the machine's matrix peaks.
-    """
+    """One graph, or the network, in one engine."""
 
     key: str
     title: str
     engine: str
     side: Side
     precision: str = ""
+    # Why there are no figures.
     failed: str = ""
+    # Remarks on the figures.
     notes: list[str] = field(default_factory=list)
     f1: float | None = None
     drop_points: float | None = None
@@ -74,8 +73,10 @@ class Row(Struct, frozen=True):
     agreement: float | None = None
     latency: Latency | None = None
     throughput: Throughput | None = None
+    # Throughput relative to the best peer and to PyTorch eager.
     to_best_peer: float | None = None
     to_eager: float | None = None
+    # Operations/s as a fraction of the machine's matrix peaks.
     of_float32_peak: float | None = None
     of_int8_peak: float | None = None
     peak_mib: float | None = None
@@ -83,34 +84,38 @@ class Row(Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """Title and engine, as people say it."""
+        """Returns title and engine as text."""
         engine = f"{self.engine}, {self.precision}" if self.precision else self.engine
         return self.title if self.title.startswith(self.engine) else f"{self.title} in {engine}"
 
 
 class Absent(Struct, frozen=True):
-    """Who has no row, and why."""
+    """A contender without a row, and why."""
 
     title: str
     reason: str
 
 
 class Peak(Struct, frozen=True):
-    """The rate of a plain matrix product, in operations a second (a multiply-add is two): of rounds' best calls."""
+    """Rate of a matrix product: operations/s of the best call of each round. A MAC counts as two operations."""
 
     kind: Kind
     library: str
+    # Rows of the square matrices.
     rows: int
     median: float
     lowest: float
     highest: float
+    # Why it could not be measured.
     failed: str = ""
 
 
 class Work(Struct, frozen=True):
-    """Multiply-adds of one pair in the straight export: with constant weights, and between activations."""
+    """MACs of one pair in the straight export."""
 
+    # Of products with constant weights.
     weights: int
+    # Of products of two activations.
     activations: int
 
     @property
@@ -119,16 +124,19 @@ class Work(Struct, frozen=True):
 
 
 class Target(Struct, frozen=True):
-    """What was asked of this project, what was found, and whether that reaches it; None where it was not measured."""
+    """A speed target of this project."""
 
     name: str
+    # The required value.
     asked: str
+    # The measured value.
     found: str
+    # None if it was not measured.
     reached: bool | None
 
 
 class Report(Struct, frozen=True):
-    """All rows with what they were measured on; ``matrix_product``: timed in the same loop as single calls."""
+    """All rows, and the conditions of the measurement."""
 
     created: str
     machine: dict[str, Any]
@@ -139,6 +147,7 @@ class Report(Struct, frozen=True):
     work: Work
     rows: list[Row]
     absent: list[Absent]
+    # Timed in the same rounds as single calls.
     matrix_product: Latency | None
     peaks: list[Peak]
     targets: list[Target]

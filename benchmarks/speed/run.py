@@ -1,4 +1,4 @@
-"""The benchmark from a bundle and its weights to the report."""
+"""Runs the speed benchmark from a bundle and its weights, and returns the report."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from benchmarks.speed.answers import Exam, examine
 from benchmarks.speed.entrants import (
     COMPILED,
     EAGER,
+    Context,
     Entrant,
-    Ground,
     bundle_engines,
     networks,
     quantized_peers,
@@ -45,10 +45,7 @@ SKIPPABLE = (EAGER, COMPILED, *(peer.key for peer in QUANTIZERS))
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """As the command takes them.
-
-    ``limit``: minutes; ``eval_tiles``: the first ones only, all without; ``skip``: keys of :data:`SKIPPABLE`.
-    """
+    """Options of the command."""
 
     start: Path
     weights: Path | None
@@ -59,19 +56,22 @@ class Options:
     threads: int
     rounds: int
     seconds: float
+    # Minutes per step.
     limit: float
+    # Number of evaluation tiles (default: all).
     eval_tiles: int | None = None
+    # Keys of :data:`SKIPPABLE`.
     skip: tuple[str, ...] = ()
 
     def build_options(self) -> list[str]:
-        """Of a build from WEIGHTS: all that this project has for a CPU of this kind."""
+        """Returns the options of a build from WEIGHTS for all CPU targets that run on this processor."""
         sets = ["--calib", str(self.calib), "--eval", str(self.evaluation)]
         sets += ["--val", str(self.val)] if self.val else []
         return [*sets, *(word for target in targets_here() for word in ("--target", target))]
 
 
 def targets_here() -> list[str]:
-    """The targets for a CPU that run on this one."""
+    """Returns the CPU targets that run on this processor."""
     on_cpu = {name: product for name, product in PRODUCTS.items() if product.engine in ("onnxruntime", "openvino")}
     return [name for name, product in on_cpu.items() if _fits(product.needs)]
 
@@ -85,7 +85,7 @@ def _fits(needs: Collection[str]) -> bool:
 
 
 def run(options: Options, work: Path) -> Report:
-    """Make all contenders, score them, and time them. ``work``: a folder for graphs, tiles, answers and logs."""
+    """Prepares, scores and times all contenders. ``work``: folder for graphs, tiles, predictions and logs."""
     load_before = os.getloadavg()[0]
     limit_s = 60 * options.limit
     bundle, weights = open_start(options.start, options.weights, options.build_options(), work)
@@ -94,11 +94,11 @@ def run(options: Options, work: Path) -> Report:
     snapshot = Snapshot([weights])
     weights_sha256 = snapshot.sha256(weights)
     straight = straight_graph(weights, interface, work)
-    with step("handing over the tiles"):
+    with step("writing the tiles"):
         calibration = hand_over(sets.calibration, interface, work / "calibration")
         evaluation = hand_over(sets.evaluation, interface, work / "evaluation")
     python_of = interpreters(options.cache, limit_s)
-    ground = Ground(
+    context = Context(
         bundle=bundle,
         weights=weights,
         straight=straight,
@@ -114,7 +114,7 @@ def run(options: Options, work: Path) -> Report:
         python_of=python_of,
         limit_s=limit_s,
     )
-    entrants, absent = line_up(ground, source, options.skip)
+    entrants, absent = line_up(context, source, options.skip)
     exam = Exam(
         tiles=sets.evaluation,
         handed=evaluation,
@@ -124,7 +124,7 @@ def run(options: Options, work: Path) -> Report:
         work=work,
         limit_s=limit_s,
     )
-    examined, again = examine(exam, entrants)
+    examined, duplicates = examine(exam, entrants)
     course = Course(
         tiles=evaluation,
         threads=options.threads,
@@ -137,34 +137,34 @@ def run(options: Options, work: Path) -> Report:
     peaks = measure_peaks(course, multipliers(python_of, options.threads))
     work_of_pair = work_of(onnx.load(straight))
     rows = timed_rows([row for row, _ in examined], times, work_of_pair, peaks)
-    snapshot.check()  # every entrant read the weights for itself
+    snapshot.check()  # each entrant read the weights itself
     return Report(
         timestamp(), describe_machine(),
-        {name: getattr(options, name) for name in ("threads", "rounds", "seconds")}, sets.facts(), bundle.digest(),
-        weights_sha256, work_of_pair, rows, [*absent, *again], product, peaks, targets_of(rows, product),
+        {name: getattr(options, name) for name in ("threads", "rounds", "seconds")}, sets.summary(), bundle.digest(),
+        weights_sha256, work_of_pair, rows, [*absent, *duplicates], product, peaks, targets_of(rows, product),
         load_before, os.getloadavg()[0],
     )  # fmt: skip
 
 
-def line_up(ground: Ground, source: Source, skipped: Collection[str] = ()) -> tuple[list[Entrant], list[Absent]]:
-    """All entrants, the straight export in ONNX Runtime first; and who has no row. ``skipped``: keys."""
-    wanted = [network for network in networks(ground) if network.key not in skipped]
-    entrants = [*straight_exports(ground), *wanted]
+def line_up(context: Context, source: Source, skipped: Collection[str] = ()) -> tuple[list[Entrant], list[Absent]]:
+    """Returns all entrants, the straight export in ONNX Runtime first, and those without a row. ``skipped``: keys."""
+    wanted = [network for network in networks(context) if network.key not in skipped]
+    entrants = [*straight_exports(context), *wanted]
     for peer in QUANTIZERS:
         if peer.key not in skipped:
-            entrants += quantized_peers(ground, peer, *_quantized(source, peer))
-    ours, absent = bundle_engines(ground)
-    return [*entrants, *ours], [*(Absent(f"`{key}`", "left out by --skip") for key in skipped), *absent]
+            entrants += quantized_peers(context, peer, *_quantized(source, peer))
+    ours, absent = bundle_engines(context)
+    return [*entrants, *ours], [*(Absent(f"`{key}`", "skipped by --skip") for key in skipped), *absent]
 
 
 def _quantized(source: Source, peer: Contender) -> tuple[Path | ContenderFailed, dict[str, str]]:
-    """The peer's graph, or why there is none, and the versions of what made it."""
+    """Returns the peer's graph, or why it failed, and the versions of its tools."""
     with step(f"{peer.title}: quantizing"):
         try:
-            graph, answer = quantized(source, peer)
+            graph, reply = quantized(source, peer)
         except ContenderFailed as error:
             return error, {}
-    return graph, answer["versions"]
+    return graph, reply["versions"]
 
 
 def _some(sets: Sets, count: int | None) -> Sets:

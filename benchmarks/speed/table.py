@@ -1,4 +1,4 @@
-"""The report as Markdown: the rows, the targets, and everything that a reader must know to trust them."""
+"""Formats the report as Markdown: rows, targets, and the conditions of the measurement."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from benchmarks.speed.peaks import best_peak
 from benchmarks.speed.ratios import best_peer
 from benchmarks.speed.report import Kind, Latency, Peak, Report, Row, Target, Throughput
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.machine import machine_line
 
 _HEAD = (
-    "contender", "run in", "F1", "drop, points", "pixels that agree", "one pair: p50, p99 ms",
+    "contender", "engine", "F1", "drop, points", "equal pixels", "one pair: p50, p99 ms",
     "pairs/s (lowest to highest)", "streams x batch", "x best peer", "x eager", "of FP32, INT8 peak",
 )  # fmt: skip
-_TOLD = ("torch", "onnxruntime", "nncf", "openvino")
+_SHOWN_VERSIONS = ("torch", "onnxruntime", "nncf", "openvino")
 
 
 def markdown(report: Report) -> str:
-    """Table, targets and captions."""
+    """Returns the table, the targets and the captions."""
     best = best_peer(report.rows)
     lines = [
         _cells(_HEAD), "|" + "---|" * len(_HEAD), *(_line(row, best) for row in report.rows), "",
-        _cells(("target", "asked", "found", "")), "|---|---|---|---|", *map(_target, report.targets), "",
+        _cells(("target", "required", "measured", "")), "|---|---|---|---|", *map(_target, report.targets), "",
         *(f"- {line}" for line in _captions(report)),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -46,19 +47,20 @@ def _target(target: Target) -> str:
 
 
 def _captions(report: Report) -> list[str]:
-    """Machine, method, work, peaks, what was tried, who is absent, notes and versions."""
+    """Returns the machine, the method, the MACs, the peaks, the settings tried, missing rows, notes and versions."""
     sets, settings, work = report.sets, report.settings, report.work
     return [
-        f"{machine_line(report.machine)}; {settings['threads']} threads; load {report.load_before:.1f} before the run, "
-        f"{report.load_after:.1f} at its end.",
-        f"All start from the same weights and take the same uint8 images. {sets['calibration_tiles']} calibration "
-        f"tiles, {sets['evaluation_tiles']} evaluation tiles of {sets['evaluation_images']} images; drop and agreement "
-        f"are against the straight export in {report.rows[0].engine}.",
-        f"Every contender has a process of its own; {settings['rounds']} rounds take turns, there and back, "
-        f"{settings['seconds']:g} s each; who is not measured is stopped. Pairs/s: median of the rounds. Best peer: "
-        "the fastest that is not this project's, whatever its F1.",
-        f"{work.operations / 1e9:.1f} G operations a pair (a multiply-add is two), {2 * work.activations / 1e9:.2f} of "
-        f"them between activations, counted on the straight export. {_peaks(report.peaks)}",
+        f"{machine_line(report.machine)}; {plural(settings['threads'], 'thread')}; load average "
+        f"{report.load_before:.1f} before the run, {report.load_after:.1f} at its end.",
+        "All contenders start from the same weights and get the same uint8 images. "
+        f"{plural(sets['calibration_tiles'], 'calibration tile')}, "
+        f"{plural(sets['evaluation_tiles'], 'evaluation tile')} of {plural(sets['evaluation_images'], 'image')}; drop "
+        f"and equal pixels are relative to the straight export in {report.rows[0].engine}.",
+        f"Every contender has its own process; {plural(settings['rounds'], 'alternating round')} in reversing order, "
+        f"{settings['seconds']:g} s each; processes that are not measured are stopped. Pairs/s: median of the rounds. "
+        "Best peer: the fastest contender that is not this project's, regardless of F1.",
+        f"{work.operations / 1e9:.1f} G operations per pair (a MAC counts as two), {2 * work.activations / 1e9:.2f} G "
+        f"of them between activations, counted on the straight export. {_peaks(report.peaks)}",
         *_product(report.matrix_product),
         f"Settings tried, pairs/s at streams x batch: {_tried(report.rows)}.",
         *(f"No row: {absent.title}: {absent.reason}." for absent in report.absent),
@@ -85,23 +87,23 @@ def _peak(name: str, found: Peak | None) -> str:
 def _product(product: Latency | None) -> list[str]:
     if product is None:
         return []
-    told = f"p50 {product.p50_ms:.1f}, p99 {product.p99_ms:.1f} ms: p99 / p50 is {product.jitter:.2f}"
-    return [f"A plain matrix product of NumPy in the loop of the single calls: {told}."]
+    values = f"p50 {product.p50_ms:.1f}, p99 {product.p99_ms:.1f} ms: p99 / p50 is {product.jitter:.2f}"
+    return [f"A matrix product of NumPy in the rounds of the single calls: {values}."]
 
 
 def _tried(rows: Sequence[Row]) -> str:
-    told = []
+    lines = []
     for row in rows:
         if row.throughput:
             each = sorted(row.throughput.tried, key=lambda t: (t.setting.streams * t.setting.batch, t.setting.batch))
             speeds = [f"{t.setting.streams} x {t.setting.batch} {t.pairs_per_second:.1f}" for t in each]
-            told.append(f"{row.name} {', '.join(speeds)}")
-    return "; ".join(told) or "none"
+            lines.append(f"{row.name} {', '.join(speeds)}")
+    return "; ".join(lines) or "none"
 
 
 def _versions(rows: Sequence[Row]) -> str:
-    """Of what made and ran the graphs, without what they only use; several where environments differ."""
-    every = {(name, version) for row in rows for name, version in row.versions.items() if name in _TOLD}
+    """Returns the versions of the tools that made and ran the graphs; several if environments differ."""
+    every = {(name, version) for row in rows for name, version in row.versions.items() if name in _SHOWN_VERSIONS}
     return ", ".join(f"{name} {version}" for name, version in sorted(every)) or "not known"
 
 
@@ -131,5 +133,5 @@ def _cells(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """``text`` on one line that cannot end a cell."""
+    """Returns ``text`` on one line, without characters that end a table cell."""
     return " ".join(text.replace("|", "/").split())

@@ -1,4 +1,4 @@
-"""What was asked of this project, and whether a report's figures reach it. Pure."""
+"""Compares the figures of a report with this project's speed targets. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DEFAULT_INT8 = "quantize_static"
 
 
 def targets_of(rows: Sequence[Row], product: Latency | None) -> list[Target]:
-    """A verdict for each target on speed; ``rows`` have their ratios and shares."""
+    """Returns the result for each speed target; ``rows`` must have their ratios and shares."""
     ours = _best(rows, _is_ours)
     in_ort = _best(rows, lambda row: _is_ours(row) and row.engine == "ONNX Runtime")
     return [
@@ -30,9 +30,9 @@ def targets_of(rows: Sequence[Row], product: Latency | None) -> list[Target]:
 
 
 def jitter_target(rows: Sequence[Row], product: Latency | None) -> Target:
-    """Every one of this project's engines has to keep it; the worst one is told."""
+    """Returns the target for p99 / p50, which all engines of this project must reach; reports the worst one."""
     timed = [(row.latency.jitter, row) for row in rows if row.side == "ours" and row.latency]
-    asked = f"at most {JITTER}, or no worse than a plain matrix product in the same loop"
+    asked = f"at most {JITTER}, or no worse than a matrix product in the same rounds"
     name = "latency, p99 / p50 at batch 1"
     if not timed:
         return Target(name, asked, "not measured", None)
@@ -43,7 +43,7 @@ def jitter_target(rows: Sequence[Row], product: Latency | None) -> Target:
 
 
 def _is_ours(row: Row) -> bool:
-    """Whether it counts for this project: its F1 has not dropped by more than is allowed."""
+    """Returns whether the row counts for this project: its drop of F1 is at most :data:`ALLOWED_DROP`."""
     return row.side == "ours" and row.drop_points is not None and row.drop_points <= ALLOWED_DROP
 
 
@@ -56,10 +56,10 @@ def _speed(row: Row) -> float:
 
 
 def _at_least(name: str, asked: float, row: Row | None, found: float | None) -> Target:
-    told = f"at least {asked:g} times"
+    required = f"at least {asked:g} times"
     if row is None or found is None:
-        return Target(name, told, "not measured", None)
-    return Target(name, told, f"{found:.2f} times ({row.name})", found >= asked)
+        return Target(name, required, "not measured", None)
+    return Target(name, required, f"{found:.2f} times ({row.name})", found >= asked)
 
 
 def _ratio(name: str, asked: float, row: Row | None, base: Row | None) -> Target:
@@ -74,7 +74,7 @@ def _share(row: Row | None) -> Target:
 
 
 def _float_graph(rows: Sequence[Row], engine: str) -> Target:
-    """In float32 on both sides."""
+    """Returns the target for this project's float graph against the straight export, both in float32."""
 
     def is_float(row: Row, start: str) -> bool:
         return row.key.startswith(f"{start} ") and row.engine == engine and row.precision in ("", "f32", "float32")

@@ -1,4 +1,4 @@
-"""What one pair costs, counted on the straight export."""
+"""Counts the MACs of one pair on the straight export."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from misgnet_calibration.onnx_graph import Graph
 
 
 def work_of(model: onnx.ModelProto) -> Work:
-    """Multiply-adds of all convolutions and matrix products for one pair. Nothing else is counted."""
+    """Returns the MACs of all convolutions and matrix products for one pair; other operators are not counted."""
     graph = Graph(model)
     products = [node for node in graph.nodes if node.op_type in PRODUCTS]
     weighted = [node for node in products if graph.weight_of(node)]
@@ -21,7 +21,7 @@ def work_of(model: onnx.ModelProto) -> Work:
 
 
 def _between(graph: Graph, node: onnx.NodeProto) -> int:
-    """Of a product of two activations: a sum over the first one's last axis for each value of the output."""
+    """Returns the MACs of a product of two activations: output values times the length of the reduced axis."""
     if node.op_type != "MatMul":
         return 0
     return prod(graph.shape(node.output[0])) * graph.shape(node.input[0])[-1]

@@ -1,7 +1,8 @@
 """Public Python API: opens a bundle and predicts the change between two images.
 
-with open_bundle("bundle") as session:
-    change = session.predict(before, after)
+Example:
+    >>> with open_bundle("bundle") as session:
+    ...     change = session.predict(before, after)
 """
 
 from __future__ import annotations

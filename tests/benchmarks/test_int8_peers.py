@@ -1,4 +1,4 @@
-"""The comparison of INT8 with peers: what needs none of them, and quantize_static from this environment."""
+"""Tests of the INT8 comparison without the peers' environments, and with quantize_static of this environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from benchmarks.contest.ours import Recorded, Sets, open_sets
 from benchmarks.contest.share import Product, costs_of, plain, products_of, run_products, share_of
 from benchmarks.int8_peers import graphs as contenders_graphs
 from benchmarks.int8_peers.__main__ import check
-from benchmarks.int8_peers.comparison import _is_again, compare
+from benchmarks.int8_peers.comparison import _is_duplicate, compare
 from benchmarks.int8_peers.graphs import Graph, Task, candidates
 from benchmarks.int8_peers.report import Made, Report, Row, table
 from benchmarks.int8_peers.timing import Speed, measure, speed
@@ -72,17 +72,17 @@ def network() -> onnx.ModelProto:
     return graphs.parsed(_NETWORK, constants)
 
 
-# Two products are INT8; the others: float activation, float weight, 32 bits, two activations.
+# Two products are INT8; the others have a float activation, a float weight, 32 bits, or two activations.
 _QUANTIZED = """
 counted (float[1,16,32] x) => (float[1,16,32] y) {
     x_q = QuantizeLinear (x, scale, zero)
     x_dq = DequantizeLinear (x_q, scale, zero)
     x_back = Transpose <perm = [0, 2, 1]> (x_dq)
     x_moved = Transpose <perm = [0, 2, 1]> (x_back)
-    w_dq = DequantizeLinear (w_levels, scale, zero)
+    w_dq = DequantizeLinear (w_int8, scale, zero)
     v_q = QuantizeLinear (v, scale, zero)
     v_dq = DequantizeLinear (v_q, scale, zero)
-    s_dq = DequantizeLinear (s_levels, scale)
+    s_dq = DequantizeLinear (s_int32, scale)
     both_one = MatMul (x_moved, w_dq)
     both_two = MatMul (x_dq, v_dq)
     weight_only = MatMul (x, w_dq)
@@ -98,13 +98,13 @@ counted (float[1,16,32] x) => (float[1,16,32] y) {
 """
 
 
-def test_a_product_is_int8_where_weight_and_activation_come_from_eight_bits() -> None:
-    levels = np.ones((32, 32), np.int8)
+def test_a_product_is_int8_if_weight_and_activation_are_dequantized_from_eight_bits() -> None:
+    weight = np.ones((32, 32), np.int8)
     model = graphs.parsed(
         _QUANTIZED,
         {
-            "scale": np.float32(0.1), "zero": np.int8(0), "w_levels": levels,
-            "v": levels.astype(np.float32), "s_levels": levels.astype(np.int32),
+            "scale": np.float32(0.1), "zero": np.int8(0), "w_int8": weight,
+            "v": weight.astype(np.float32), "s_int32": weight.astype(np.int32),
         },
     )  # fmt: skip
     found = {product.names[0]: product.int8 for product in products_of(model)}
@@ -116,28 +116,28 @@ def test_a_product_is_int8_where_weight_and_activation_come_from_eight_bits() ->
     assert share_of(products_of(model), costs).share == 6 / 9
 
 
-def test_costs_are_the_multiply_adds_of_one_pair() -> None:
+def test_costs_are_the_macs_of_one_pair() -> None:
     assert costs_of(network()) == {
         "stem/Conv_stem_conv": STEM, "body/Conv_body_conv": BODY, "head/MatMul_head_product": HEAD
     }  # fmt: skip
 
 
-def test_names_that_engines_change_are_found_again_and_count_once() -> None:
+def test_renamed_products_are_recognised_and_count_once() -> None:
     costs = {"a/Conv_1": 6, "b/MatMul_2": 3, "c/MatMul_3": 1}
     products = [
         Product(["a/Conv_1/WithoutBiases", "Multiply_7"], True),
         Product(["a/Conv_1_token_4"], True),
         Product(["b/MatMul_2/DequantizationMultiply", "x/Add_9"], True),
         Product(["c/MatMul_3"], False),
-        Product(["fused_by_somebody"], True),
+        Product(["unknown_fusion"], True),
     ]
     found = share_of(products, costs)
-    assert (found.share, found.nodes, found.of, found.unknown) == (0.9, 2, 3, ["fused_by_somebody"])
+    assert (found.share, found.nodes, found.of, found.unknown) == (0.9, 2, 3, ["unknown_fusion"])
     assert plain("a/Conv_1/WithoutBiases_nchwc_token_12") == "a/Conv_1"
     assert plain("a/Conv_1/fq_output_0") == "a/Conv_1"
 
 
-def test_what_onnxruntime_runs_in_int8_is_known_by_its_operators() -> None:
+def test_int8_products_of_onnxruntime_are_recognised_by_their_operators() -> None:
     nodes = [
         onnx.helper.make_node("QLinearConv", [], ["a"], "one_token_1"),
         onnx.helper.make_node("MatMulIntegerToFloat", [], ["b"], "two", domain="com.microsoft"),
@@ -148,7 +148,7 @@ def test_what_onnxruntime_runs_in_int8_is_known_by_its_operators() -> None:
 
 
 @pytest.mark.parametrize("form", ["uint8", "float32"])
-def test_tiles_are_handed_over_in_their_order(tmp_path: Path, form: Any) -> None:
+def test_tiles_are_written_in_order(tmp_path: Path, form: Any) -> None:
     tiles = TileSet.open(graphs.write_tiles(tmp_path / "tiles", 5), graphs.SIDE)
     folder = hand_over(tiles, Interface(graphs.SIDE, 4, input=form), tmp_path / "handed")
     assert sorted(path.name for path in folder.iterdir()) == ["after.npy", "before.npy"]
@@ -157,14 +157,14 @@ def test_tiles_are_handed_over_in_their_order(tmp_path: Path, form: Any) -> None
         assert np.array_equal(found, expected if form == "uint8" else normalise(expected))
 
 
-def test_answers_are_replayed_tile_by_tile(tmp_path: Path) -> None:
-    answers = np.random.default_rng(0).random((5, 32, 32), np.float32)
-    np.save(tmp_path / "answers.npy", answers)
+def test_predictions_are_replayed_tile_by_tile(tmp_path: Path) -> None:
+    predictions = np.random.default_rng(0).random((5, 32, 32), np.float32)
+    np.save(tmp_path / "answers.npy", predictions)
     predict = replay(tmp_path / "answers.npy", INTERFACE, 5)
     before, after = graphs.images(5)
-    assert np.array_equal(predict(before[:3], after[:3]), answers[:3])
-    assert np.array_equal(predict(before[3:], after[3:]), answers[3:])
-    with pytest.raises(ContenderFailed, match=r"answers with \(5, 32, 32\), the interface says \(6, 32, 32\)"):
+    assert np.array_equal(predict(before[:3], after[:3]), predictions[:3])
+    assert np.array_equal(predict(before[3:], after[3:]), predictions[3:])
+    with pytest.raises(ContenderFailed, match=r"the shape \(5, 32, 32\); the interface requires \(6, 32, 32\)"):
         replay(tmp_path / "answers.npy", INTERFACE, 6)
 
 
@@ -183,7 +183,7 @@ def task(tmp_path: Path, **changes: Any) -> Task:
 
 
 def labelled(root: Path, count: int) -> Path:
-    """Tiles whose labels hold some change, so that there is an F1."""
+    """Writes tiles whose labels have some change, so that F1 is defined."""
     from PIL import Image
 
     graphs.write_tiles(root, count, seed=1)
@@ -200,7 +200,7 @@ def peer(key: str, **changes: Any) -> Contender:
     return Contender(**values | {"key": key, "title": key} | changes)
 
 
-def test_quantize_static_is_compared_and_what_fails_is_a_row(tmp_path: Path) -> None:
+def test_quantize_static_is_compared_and_failed_contenders_have_a_row(tmp_path: Path) -> None:
     def python_of(name: str) -> Path:
         if name == "nowhere":
             raise ContenderFailed("nowhere.txt cannot be installed: no such package")
@@ -227,56 +227,58 @@ def test_quantize_static_is_compared_and_what_fails_is_a_row(tmp_path: Path) -> 
         assert found and 0 < found.lowest <= found.median <= found.highest
 
 
-def test_a_run_that_goes_on_takes_the_graphs_that_still_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    ask = peers._ask
+def test_a_later_run_reuses_unchanged_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantized: list[str] = []
+    real = peers._quantize_in_guest
 
     def counting(source: Any, contender: Contender, *rest: Any) -> Any:
-        asked.append(contender.key)
-        return ask(source, contender, *rest)
+        quantized.append(contender.key)
+        return real(source, contender, *rest)
 
-    monkeypatch.setattr(peers, "_ask", counting)
+    monkeypatch.setattr(peers, "_quantize_in_guest", counting)
     first = task(tmp_path, peers=(peer("same"), peer("other")))
     (_, *before, _) = candidates(contenders_graphs.prepare(first))
     (first.work / "other" / "answer.json").write_text('{"key": "cut o')
     (_, *after, _) = candidates(contenders_graphs.prepare(first))
-    assert asked == ["same", "other", "other"]
+    assert quantized == ["same", "other", "other"]
     assert before[0] == after[0] and isinstance(after[1].graph, Graph) and after[1].graph.path.is_file()
     changed = replace(first, peers=(peer("same", settings={"per_channel": True}),))
     candidates(contenders_graphs.prepare(changed))
-    assert asked == ["same", "other", "other", "same"]
+    assert quantized == ["same", "other", "other", "same"]
 
 
-def test_a_folder_of_something_else_is_not_written_into(tmp_path: Path) -> None:
+def test_an_unrelated_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    with pytest.raises(UsageError, match="not of an earlier run"):
+    with pytest.raises(UsageError, match="was not made by an earlier run"):
         kept.open_folder(tmp_path / "photos")
     kept.open_folder(tmp_path / "run")
     kept.open_folder(tmp_path / "run")
 
 
-def test_a_float_graph_that_cannot_be_run_ends_the_comparison(tmp_path: Path) -> None:
+def test_the_comparison_fails_if_the_float_graph_fails(tmp_path: Path) -> None:
     broken = task(tmp_path, peers=(), python_of=lambda name: Path(sys.executable), threads="many")
     with pytest.raises(ContenderFailed, match=r"run_onnxruntime.py failed: "):
         compare(broken)
 
 
-def test_an_engine_s_own_precision_is_no_second_row_where_it_is_the_same() -> None:
-    asked = Row("nncf", "NNCF", OPENVINO.name, "f32")
-    assert _is_again(Row("nncf", "NNCF", OPENVINO_OWN.name, "f32"), asked)
-    assert not _is_again(Row("nncf", "NNCF", OPENVINO_OWN.name, "bf16"), asked)
-    assert not _is_again(Row("other", "NNCF", OPENVINO_OWN.name, "f32"), asked)
+def test_an_engines_default_precision_has_no_second_row_if_it_is_the_requested_one() -> None:
+    requested = Row("nncf", "NNCF", OPENVINO.name, "f32")
+    assert _is_duplicate(Row("nncf", "NNCF", OPENVINO_OWN.name, "f32"), requested)
+    assert not _is_duplicate(Row("nncf", "NNCF", OPENVINO_OWN.name, "bf16"), requested)
+    assert not _is_duplicate(Row("other", "NNCF", OPENVINO_OWN.name, "f32"), requested)
 
 
 @pytest.mark.parametrize(
     ("script", "words"),
     [
         ("raise SystemExit('no such graph')", "guest.py failed: no such graph"),
-        ("import os; os.kill(os.getpid(), 9)", "guest.py was ended by SIGKILL: it said nothing"),
-        ("import time; time.sleep(60)", "guest.py gave no answer within 0.01 minutes"),
+        ("import os; os.kill(os.getpid(), 9)", "guest.py was killed by SIGKILL: no message"),
+        ("import time; time.sleep(60)", "guest.py did not reply within 0.01 minutes"),
     ],
 )
-def test_a_guest_that_fails_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str) -> None:
+def test_a_failed_guest_is_reported_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
+) -> None:
     monkeypatch.setattr(guest, "GUESTS", tmp_path)
     (tmp_path / "guest.py").write_text(script)
     log = tmp_path / "log.txt"
@@ -285,10 +287,10 @@ def test_a_guest_that_fails_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Guest(foreign(Path(sys.executable), "guest.py"), log, 0.6) as opened,
         pytest.raises(ContenderFailed, match=words),
     ):
-        opened.ask("anything")
+        opened.call("anything")
 
 
-def test_a_guest_sees_nothing_of_this_project(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guests_do_not_import_this_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "here")
     assert "PYTHONPATH" not in guest.foreign_environment()
     for path in GUESTS.glob("*.py"):
@@ -298,7 +300,7 @@ def test_a_guest_sees_nothing_of_this_project(monkeypatch: pytest.MonkeyPatch) -
             assert not [name for name in names if name.startswith(("misgnet", "benchmarks"))], path
 
 
-def test_every_contender_has_its_script_and_its_pins() -> None:
+def test_every_contender_has_a_script_and_pinned_requirements() -> None:
     for one in PEERS:
         for environment, script in [(one.environment, one.script), *((e.environment, e.script) for e in one.engines)]:
             assert (GUESTS / script).is_file()
@@ -310,13 +312,11 @@ def test_every_contender_has_its_script_and_its_pins() -> None:
 @pytest.mark.parametrize("line", ["numpy", "numpy>=2  # new", "numpy==2.0"])
 def test_a_requirement_without_a_pin_or_a_reason_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "any.txt").write_text(f"# head\n\nonnx[all]==1.0  # reads graphs\n{line}\n")
-    with pytest.raises(InputError, match="is no pin with a reason"):
+    with pytest.raises(InputError, match="is not a pin with a reason"):
         pins(tmp_path / "any.txt")
 
 
-def test_an_environment_is_made_once_and_again_when_its_pins_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_environment_is_reinstalled_only_if_its_pins_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed: list[Path] = []
     (tmp_path / "any.txt").write_text("onnx==1.0  # reads graphs\n")
     monkeypatch.setattr(environments, "REQUIREMENTS", tmp_path)
@@ -329,7 +329,7 @@ def test_an_environment_is_made_once_and_again_when_its_pins_change(
     assert len(installed) == 2
 
 
-def test_an_environment_that_cannot_be_installed_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_installation_is_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "any.txt").write_text("onnx==1.0  # reads graphs\n")
     fake = tmp_path / "cache/any/bin/python"
     monkeypatch.setattr(environments, "REQUIREMENTS", tmp_path)
@@ -345,7 +345,9 @@ def test_an_environment_that_cannot_be_installed_is_not_kept(tmp_path: Path, mon
             prepare("any", tmp_path / "cache", 10.0)
 
 
-def test_an_environment_that_failed_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_environment_is_not_tried_again_in_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried: list[str] = []
 
     def fail(name: str, cache: Path, limit_s: float) -> Path:
@@ -360,30 +362,30 @@ def test_an_environment_that_failed_is_not_tried_again(tmp_path: Path, monkeypat
     assert tried == ["any"]
 
 
-def test_rounds_give_a_median_with_its_spread() -> None:
+def test_the_speed_is_the_median_of_the_rounds_with_extremes() -> None:
     assert speed([[100.0, 100.0], [50.0], [200.0]]) == Speed(10.0, 5.0, 20.0, 100.0, 4)
 
 
-def test_guests_take_turns_and_one_that_fails_stops_none_of_the_others() -> None:
+def test_guests_alternate_and_a_failed_one_does_not_stop_the_others() -> None:
     turns: list[str] = []
 
     class Fake:
         def __init__(self, name: str, good: bool) -> None:
             self.name, self.good = name, good
 
-        def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        def call(self, do: str, **request: Any) -> dict[str, Any]:
             turns.append(self.name)
             if not self.good:
                 raise ContenderFailed("it died")
             return {"ms": [10.0] * request["calls"]}
 
         def pause(self) -> None:
-            turns.append(f"{self.name} rests")
+            turns.append(f"{self.name} paused")
 
     guests: Any = {0: Fake("a", True), 1: Fake("b", False), 2: Fake("c", True)}
     found = measure(guests, Path(), 2, 0.1)
-    assert [turn for turn in turns if "rests" not in turn] == ["c", "b", "a", "a", "c", "c", "a"]
-    assert all(turns[index + 1] == f"{name} rests" for index, name in enumerate(turns) if name in ("a", "c"))
+    assert [turn for turn in turns if "paused" not in turn] == ["c", "b", "a", "a", "c", "c", "a"]
+    assert all(turns[index + 1] == f"{name} paused" for index, name in enumerate(turns) if name in ("a", "c"))
     assert found == {0: Speed(100, 100, 100, 10, 20), 1: "it died", 2: Speed(100, 100, 100, 10, 20)}
 
 
@@ -395,7 +397,7 @@ def report(rows: list[Row]) -> Report:
     return Report(machine, {"threads": 2, "rounds": 5, "load_before": 0.3}, sets, "F1 equals the bundle's own.", rows)
 
 
-def test_the_table_has_a_line_for_every_row_and_says_why_one_failed() -> None:
+def test_the_table_has_a_line_for_every_row_including_failed_ones() -> None:
     rows = [
         Row("float32", "float32", "ONNX Runtime", f1=0.5, drop_points=0.0, agreement=1.0, speed=Speed(10, 9, 11, 1, 5)),
         Row("x", "X, default", "OpenVINO", "bf16", f1=0.4, drop_points=10.0, agreement=0.9, notes=["broken: much"],
@@ -412,7 +414,7 @@ def test_the_table_has_a_line_for_every_row_and_says_why_one_failed() -> None:
 
 
 def bundle(tmp_path: Path, calibration: Calibration) -> Bundle:
-    """A bundle whose manifest says ``calibration``, for tiles of 32 px."""
+    """Makes a bundle whose manifest states ``calibration``, for tiles of 32 px."""
     root = bundles.make_bundle(tmp_path / "bundle")
     from misgnet_runtime.bundle.manifest import decode_manifest
 
@@ -421,7 +423,7 @@ def bundle(tmp_path: Path, calibration: Calibration) -> Bundle:
 
 
 @pytest.mark.parametrize("indices", [[0, 3, 5, *range(6, 19)], list(range(16))])
-def test_the_bundle_s_calibration_tiles_are_found_again(tmp_path: Path, indices: list[int]) -> None:
+def test_the_bundles_calibration_tiles_are_found(tmp_path: Path, indices: list[int]) -> None:
     tiles = TileSet.open(graphs.write_tiles(tmp_path / "calib", 20), 32)
     chosen = tiles.subset(indices)
     opened = bundle(tmp_path, Calibration(16, chosen.digest(), 0, "none"))
@@ -434,7 +436,7 @@ def test_the_bundle_s_calibration_tiles_are_found_again(tmp_path: Path, indices:
         open_sets(opened, graphs.write_tiles(tmp_path / "other", 20, seed=9), evaluation)
 
 
-def test_figures_are_checked_against_the_bundle_s_own(tmp_path: Path) -> None:
+def test_figures_are_checked_against_the_bundles_evidence(tmp_path: Path) -> None:
     tiles = TileSet.open(graphs.write_tiles(tmp_path / "eval", 2), 32)
     sets = Sets(tiles, "drawn", tiles)
     rows = [Row("float32", "float32", "ONNX Runtime", f1=0.8), Row("this project", "ours", "ONNX Runtime", f1=0.79)]
@@ -452,8 +454,8 @@ def test_figures_are_checked_against_the_bundle_s_own(tmp_path: Path) -> None:
     ("stage", "counts"),
     [
         ("calibrate", True), ("quantize to INT8 for cpu", True), ("quantize to INT8 for tensorrt", False),
-        ("select calibration tiles", False), ("judge cpu", False), ("measure throughput", False),
+        ("select calibration tiles", False), ("evaluate cpu", False), ("measure throughput", False),
     ],
 )  # fmt: skip
-def test_the_stages_that_make_int8_are_told_from_the_others(stage: str, counts: bool) -> None:
+def test_build_stages_that_make_int8_are_recognised(stage: str, counts: bool) -> None:
     assert ours._makes_int8(stage) is counts

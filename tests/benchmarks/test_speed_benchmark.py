@@ -1,4 +1,4 @@
-"""``python -m benchmarks.speed``: its guests, its rounds, its ratios and targets, its table and its picture."""
+"""Tests of ``python -m benchmarks.speed``: guests, rounds, ratios, targets, table and plot."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from benchmarks.speed.answers import start as start_entrant
 from benchmarks.speed.entrants import (
     ALONE,
     EAGER,
+    Context,
     Entrant,
-    Ground,
     bundle_engines,
-    chooses_itself,
+    chooses_precision,
     grid,
     guest_entrant,
     networks,
@@ -59,7 +59,7 @@ from misgnet_runtime.storage.schema import encode
 from support import bundles, graphs
 
 FLOAT_GRAPH = bundles.DATA / "tiny_float.onnx"
-PIXEL = Work(400, 100)  # 1,000 operations a pair
+PIXEL = Work(400, 100)  # 1,000 operations per pair
 
 
 def throughput(median: float, setting: Setting = ALONE) -> Throughput:
@@ -89,10 +89,10 @@ PEAKS = [
 ]  # fmt: skip
 
 
-def test_ratios_are_against_the_fastest_peer_eager_and_the_fastest_products() -> None:
+def test_ratios_to_the_fastest_peer_to_eager_and_to_the_matrix_peaks() -> None:
     rows = {r.key: r for r in with_ratios(ROWS, PIXEL, PEAKS)}
     best = best_peer(ROWS)
-    assert best and best.key == "nncf-transformer openvino f32"  # whatever its F1, and not one of ours
+    assert best and best.key == "nncf-transformer openvino f32"  # regardless of its F1, and not one of ours
     ours = rows["ours cpu onnxruntime"]
     assert (ours.to_best_peer, ours.to_eager) == (1.5, 7.5)
     assert (ours.of_float32_peak, ours.of_int8_peak) == (0.6, 0.5)
@@ -101,9 +101,9 @@ def test_ratios_are_against_the_fastest_peer_eager_and_the_fastest_products() ->
     assert (without.to_best_peer, without.to_eager, without.of_int8_peak) == (None, None, None)
 
 
-def test_targets_say_what_was_asked_found_and_reached() -> None:
+def test_targets_state_the_measured_values_and_whether_they_are_reached() -> None:
     found = {t.name: t for t in targets_of(with_ratios(ROWS, PIXEL, PEAKS), None)}
-    # The faster engine has lost more F1 than is allowed, so the other one counts.
+    # The faster engine lost more F1 than allowed, so the other one counts.
     assert found["throughput against the best peer"].found == "1.50 times (ours cpu onnxruntime in ONNX Runtime, int8)"
     assert found["throughput against the best peer"].reached
     assert found["throughput against PyTorch eager float32"].reached is False
@@ -115,22 +115,24 @@ def test_targets_say_what_was_asked_found_and_reached() -> None:
     assert [(t.found, t.reached) for t in targets_of([], None)] == [("not measured", None)] * 7
 
 
-def test_bf16_is_no_match_for_the_float_graph_s_target() -> None:
+def test_bf16_does_not_count_for_the_target_of_the_float_graph() -> None:
     rows = [*ROWS, row("straight openvino own", "OpenVINO", 100, precision="bf16")]
     found = {t.name: t.found for t in targets_of(rows, None)}
     assert found["float graph against the straight export, OpenVINO"].startswith("1.17")
 
 
 @pytest.mark.parametrize(("p99", "product", "reached"), [(13, None, True), (14, None, False), (14, 15, True)])
-def test_jitter_is_judged_by_the_worst_engine_and_the_product(p99: float, product: Any, reached: bool) -> None:
+def test_the_jitter_target_compares_the_worst_engine_with_the_matrix_product(
+    p99: float, product: Any, reached: bool
+) -> None:
     calm, shaky = Latency(10, 11, 9, 11, 100), Latency(10, p99, 9, 11, 100)
     rows = [changed(r, latency=latency) for r, latency in zip(ROWS[-2:], (calm, shaky), strict=True)]
-    rows.append(changed(ROWS[0], latency=Latency(10, 90, 9, 11, 100)))  # a peer's does not count
+    rows.append(changed(ROWS[0], latency=Latency(10, 90, 9, 11, 100)))  # peers do not count
     found = jitter_target(rows, Latency(10, product, 9, 11, 100) if product else None)
     assert found.reached is reached and "ours openvino" in found.found
 
 
-def test_work_counts_products_with_weights_and_between_activations() -> None:
+def test_work_counts_the_macs_with_weights_and_between_activations() -> None:
     model = graphs.parsed(
         """attention (float[1,6,8] x) => (float[1,6,6] y) {
             q_q = MatMul (x, w)
@@ -147,7 +149,7 @@ def test_work_counts_products_with_weights_and_between_activations() -> None:
     ("threads", "batch", "streams", "wanted"),
     [(2, 4, True, ["1 x 1", "2 x 1", "1 x 4"]), (1, 4, True, ["1 x 1", "1 x 4"]), (8, 1, False, ["1 x 1"])],
 )
-def test_the_grid_holds_what_can_be_run(threads: int, batch: int, streams: bool, wanted: list[str]) -> None:
+def test_the_grid_has_only_supported_settings(threads: int, batch: int, streams: bool, wanted: list[str]) -> None:
     assert [f"{s.streams} x {s.batch}" for s in grid(threads, batch, streams=streams)] == wanted
 
 
@@ -163,7 +165,7 @@ def report(rows: list[Row]) -> Report:
     )  # fmt: skip
 
 
-def test_the_table_tells_all_that_a_reader_needs() -> None:
+def test_the_table_states_all_conditions_of_the_measurement() -> None:
     rows = with_ratios([*ROWS, row("x", "OpenVINO", None, failed="no | such\nkernel")], PIXEL, PEAKS)
     rows[0] = changed(rows[0], latency=Latency(50.0, 60.0, 1, 2, 9), notes=["slow"])
     text = markdown(report(rows)).splitlines()
@@ -174,14 +176,14 @@ def test_the_table_tells_all_that_a_reader_needs() -> None:
     body = "\n".join(text)
     assert "| a | at least 1 | 2 | reached |" in body and "| b | at least 3 | 2 | **not reached** |" in body
     for words in (
-        "load 0.1 before the run, 2.0 at its end", "p99 / p50 is 1.20", "by B, 1024 rows", "slow.",
+        "load average 0.1 before the run, 2.0 at its end", "p99 / p50 is 1.20", "by B, 1024 rows", "slow.",
         "No row: NNCF in OpenVINO's own precision: it has no BF16.", "1 x 1 10.0",
     ):  # fmt: skip
         assert words in body
     assert msgspec.json.decode(encode(report(rows)), type=Report) == report(rows)
 
 
-def test_the_picture_has_a_label_for_each_row(tmp_path: Path) -> None:
+def test_the_plot_has_a_label_for_each_row(tmp_path: Path) -> None:
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -202,7 +204,7 @@ def test_the_picture_has_a_label_for_each_row(tmp_path: Path) -> None:
     assert top == 0.8 and points[4] == bottom > 0.78
 
 
-def test_rounds_of_calls_become_a_latency_and_rates_a_throughput() -> None:
+def test_latency_and_throughput_are_computed_from_rounds() -> None:
     found = latency_of([[10.0] * 50, [20.0] * 49 + [100.0]])
     assert (found.p50_ms, found.lowest, found.highest, found.calls) == (15, 10, 20, 100)
     assert 20 < found.p99_ms < 100
@@ -212,15 +214,15 @@ def test_rounds_of_calls_become_a_latency_and_rates_a_throughput() -> None:
 
 
 class FakeGuest:
-    """Answers at once; ``broken``: what it fails at. One call takes ``ms``, a batch of four three times as long."""
+    """Replies at once; fails at the request ``broken``. A call takes ``ms``, a batch of four three times as long."""
 
     def __init__(self, key: str, ms: float = 10.0, broken: str = "") -> None:
         self.key, self.ms, self.broken = key, ms, broken
-        self.asked: list[str] = []
+        self.calls: list[str] = []
         self.opened: list[tuple[int, int]] = []
 
-    def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        self.asked.append(do)
+    def call(self, do: str, **request: Any) -> dict[str, Any]:
+        self.calls.append(do)
         if do == self.broken:
             raise ContenderFailed(f"{self.key} cannot {do}")
         if do == "open":
@@ -232,13 +234,13 @@ class FakeGuest:
         return {"seconds": request["calls"] * factor * self.ms / 1000}
 
     def pause(self) -> None:
-        self.asked.append("pause")
+        self.calls.append("pause")
 
     def __enter__(self) -> FakeGuest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.asked.append("close")
+        self.calls.append("close")
 
 
 def entrant(key: str, **changes: Any) -> Entrant:
@@ -249,7 +251,9 @@ def entrant(key: str, **changes: Any) -> Entrant:
     return Entrant(**given | changes)
 
 
-def test_the_race_takes_turns_and_a_failure_costs_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entrants_alternate_and_a_failed_one_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guests = {
         "fast": FakeGuest("fast", 10), "slow": FakeGuest("slow", 40), "dead": FakeGuest("dead", broken="open"),
         "lame": FakeGuest("lame", broken="rate"),
@@ -265,14 +269,24 @@ def test_the_race_takes_turns_and_a_failure_costs_one_row(tmp_path: Path, monkey
     assert fast and slow and fast.setting == Setting(1, 4) == slow.setting
     assert fast.median == pytest.approx(4 / 0.03) and slow.median == pytest.approx(4 / 0.12)
     assert {(t.setting.streams, t.setting.batch) for t in fast.tried} == {(1, 1), (2, 1), (1, 4)}
-    assert guests["fast"].opened == [(1, 1), (1, 1), (2, 1), (1, 4), (1, 4)]  # calls, three trials, the best again
+    assert guests["fast"].opened == [
+        (1, 1),
+        (1, 1),
+        (2, 1),
+        (1, 4),
+        (1, 4),
+    ]  # calls, three trials, the best
     latency = times["fast"].latency
-    assert latency and (latency.p50_ms, latency.p99_ms, latency.calls) == (10, 10, 3 * 20)  # a turn's first is left out
-    assert matrix and product.asked[:2] == ["open", "pause"]
-    assert all(guest.asked[-1] == "close" for guest in (*guests.values(), product))
+    assert latency and (latency.p50_ms, latency.p99_ms, latency.calls) == (
+        10,
+        10,
+        3 * 20,
+    )  # not the first call
+    assert matrix and product.calls[:2] == ["open", "pause"]
+    assert all(guest.calls[-1] == "close" for guest in (*guests.values(), product))
 
 
-def test_a_guest_that_is_paused_computes_nothing(tmp_path: Path) -> None:
+def test_a_paused_guest_uses_no_cpu_time(tmp_path: Path) -> None:
     script = tmp_path / "busy.py"
     script.write_text(
         "import sys, threading, time, json\n"
@@ -281,27 +295,27 @@ def test_a_guest_that_is_paused_computes_nothing(tmp_path: Path) -> None:
         "for line in sys.stdin: print(json.dumps({'cpu': time.process_time()}), flush=True)\n"
     )
     with Guest(Program("busy", (sys.executable, str(script)), {}), tmp_path / "log", 20.0) as guest:
-        guest.ask("anything")
+        guest.call("anything")
         time.sleep(0.2)
-        before = guest.ask("anything")["cpu"]
+        before = guest.call("anything")["cpu"]
         guest.pause()
         time.sleep(0.6)
-        after = guest.ask("anything")["cpu"]
+        after = guest.call("anything")["cpu"]
     assert before > 0 and after - before < 0.3
 
 
 def test_batches_wrap_around_and_threads_share_an_engine() -> None:
     tiles = {"before": np.arange(5)[:, None]}
     assert exchange.batch_of(tiles, 4, 3)["before"].ravel().tolist() == [4, 0, 1]
-    asked: list[int] = []
+    batches: list[int] = []
 
     def predict(inputs: exchange.Inputs) -> np.ndarray:
-        asked.append(len(inputs["before"]))
+        batches.append(len(inputs["before"]))
         return inputs["before"]
 
     for run_all in (None, exchange.in_threads(predict, 2)):
         assert exchange.seconds_for(exchange.Opened(predict, {}, run_all), tiles, 2, 7) > 0
-    assert asked == [2] * 14
+    assert batches == [2] * 14
 
 
 @pytest.fixture(scope="module")
@@ -327,20 +341,20 @@ def exam(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exam]:
     )
 
 
-def ground(tmp_path: Path, python: Path = Path(sys.executable), **changes: Any) -> Ground:
+def context(tmp_path: Path, python: Path = Path(sys.executable), **changes: Any) -> Context:
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"none")
     given = read_bundle(bundles.make_bundle(tmp_path / "bundle", engines=(bundles.FLOAT, bundles.INT8, bundles.RTX)))
-    return Ground(
+    return Context(
         bundle=given, weights=weights, straight=FLOAT_GRAPH, python_of=lambda name: python, threads=2, work=tmp_path
     )
 
 
-def test_guests_answer_alike_at_every_setting_and_answers_are_kept(
+def test_guests_predict_the_same_at_every_setting_and_predictions_are_kept(
     exam: Exam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ONNX Runtime as a peer, and the bundle's engines as the runtime opens them: real processes."""
-    start = ground(tmp_path)
+    """Uses real processes: ONNX Runtime as a peer, and the bundle's engines as in the runtime."""
+    start = context(tmp_path)
     ours, absent = bundle_engines(start)
     assert [a.title for a in absent] == ["this project, `rtx-sm86`"]
     assert [(e.title, e.engine) for e in ours] == [
@@ -361,20 +375,20 @@ def test_guests_answer_alike_at_every_setting_and_answers_are_kept(
             for setting in one.settings:
                 open_for(guest, one, 2, setting)
                 asked = {"tiles": exam.handed, "batch": setting.batch, "calls": 2 * setting.streams}
-                assert guest.ask("rate", **asked)["seconds"] > 0
-                guest.ask("answer", tiles=exam.handed, out=tmp_path / "out.npy")
+                assert guest.call("rate", **asked)["seconds"] > 0
+                guest.call("predict", tiles=exam.handed, out=tmp_path / "out.npy")
                 kept = np.load(exam.work / "answers" / one.key.replace(" ", "-") / "answers.npy")
                 np.testing.assert_allclose(np.load(tmp_path / "out.npy"), kept, atol=1e-6)
 
-    monkeypatch.setattr(answers, "start", lambda *_: pytest.fail("answers that are kept were asked for again"))
+    monkeypatch.setattr(answers, "start", lambda *_: pytest.fail("stored predictions were computed again"))
     again, _ = examine(exam, [peer, *ours[:2]])
     assert [row for row, _ in again] == [rows[0], *rows[2:]]
 
 
-def test_an_own_choice_that_is_a_row_already_is_told(exam: Exam, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_default_precision_that_has_a_row_already_is_reported(exam: Exam, monkeypatch: pytest.MonkeyPatch) -> None:
     class Same(FakeGuest):
-        def ask(self, do: str, **request: Any) -> dict[str, Any]:
-            if do == "answer":
+        def call(self, do: str, **request: Any) -> dict[str, Any]:
+            if do == "predict":
                 np.save(request["out"], np.zeros((3, bundles.TILE, bundles.TILE), np.float32))
             return {"precision": self.key, "versions": {}, "peak_mib": 1.0}
 
@@ -384,7 +398,7 @@ def test_an_own_choice_that_is_a_row_already_is_told(exam: Exam, monkeypatch: py
     work.mkdir(exist_ok=True)
     straight = {"title": "straight export", "engine": "OpenVINO"}
     own_choice = entrant("left", **straight, precision="its own precision", made_of=("x",))
-    assert chooses_itself(own_choice)
+    assert chooses_precision(own_choice)
     line = [entrant("first"), entrant("asked", **straight, precision="f32"), own_choice]
     rows, absent = examine(replace(exam, work=work), line)
     assert [row.key for row, _ in rows] == ["first", "asked"]
@@ -393,7 +407,9 @@ def test_an_own_choice_that_is_a_row_already_is_told(exam: Exam, monkeypatch: py
     assert [row.precision for row, _ in rows] == ["", "f32", "bf16"] and not absent
 
 
-def test_the_network_in_pytorch_takes_what_the_graphs_take(exam: Exam, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_network_in_pytorch_has_the_inputs_and_outputs_of_the_graphs(
+    exam: Exam, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Difference(torch.nn.Module):
         def forward(self, before: Any, after: Any) -> Any:
             return (before.float() - after.float()).abs().mean(-1) / 255
@@ -409,21 +425,21 @@ def test_the_network_in_pytorch_takes_what_the_graphs_take(exam: Exam, monkeypat
     assert "torch" in opened.description["versions"]
 
 
-def test_pytorch_batches_and_knows_the_weights(tmp_path: Path) -> None:
-    eager, compiled = networks(ground(tmp_path))
+def test_pytorch_entrants_use_batches_and_depend_on_the_weights(tmp_path: Path) -> None:
+    eager, compiled = networks(context(tmp_path))
     assert [s.streams for s in eager.settings] == [1, 1] and eager.key == EAGER
     assert (eager.opening["compiled"], compiled.opening["compiled"]) == (False, True)
     assert file_sha256(tmp_path / "weights.safetensors") in eager.made_of
     assert eager.identity != compiled.identity
 
 
-def test_a_bundle_needs_its_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_requires_its_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"some")
     root = bundles.make_bundle(tmp_path / "bundle")
-    with pytest.raises(UsageError, match="name its checkpoint as --weights"):
+    with pytest.raises(UsageError, match="pass them as --weights"):
         open_start(root, None, [], tmp_path)
-    with pytest.raises(UsageError, match=r"has SHA-256 .*, the bundle was built from 0000000000000000"):
+    with pytest.raises(UsageError, match=r"has SHA-256 .*, but the bundle was built from 0000000000000000"):
         open_start(root, weights, [], tmp_path)
     bundles.edit(root, lambda m: m.update(source_weights_sha256=file_sha256(weights)))
     assert open_start(root, weights, [], tmp_path)[1] == weights
@@ -442,7 +458,7 @@ def test_a_bundle_needs_its_own_weights(tmp_path: Path, monkeypatch: pytest.Monk
     assert built == [["--a", "--force"], ["--b", "--force"]]
 
 
-def test_peaks_are_of_the_best_size_and_a_library_that_fails_is_told(tmp_path: Path) -> None:
+def test_peaks_use_the_best_size_and_a_failed_library_is_reported(tmp_path: Path) -> None:
     course = Course(tiles=tmp_path, threads=1, rounds=1, seconds=0.1, work=tmp_path, limit_s=60.0)
     here = own("benchmarks.speed.own.multiply", OPENBLAS_NUM_THREADS="1")
     there = foreign(Path(sys.executable), "multiply_onnxruntime.py")
@@ -462,22 +478,22 @@ def test_peaks_are_of_the_best_size_and_a_library_that_fails_is_told(tmp_path: P
     assert next(p for p in found if p.library == "nobody").failed.endswith("KeyError: 'int3'")
 
 
-def test_rows_that_were_not_timed_to_the_end_say_why() -> None:
+def test_rows_with_incomplete_timing_have_a_note() -> None:
     rows = timed_rows(ROWS[:2], {ROWS[0].key: Times(failed="it died")}, PIXEL, [])
-    assert rows[0].notes == ["not timed to the end: it died"] and rows[0].throughput is None
+    assert rows[0].notes == ["timing is incomplete: it died"] and rows[0].throughput is None
 
 
 @pytest.mark.parametrize("option", ["--rounds", "--seconds", "--threads"])
-def test_numbers_that_cannot_be_meant_are_usage_errors(option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
+def test_invalid_numbers_are_usage_errors(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
         main(["w", "--calib", "c", "--eval", "e", option, "0"])
-    assert ended.value.code == 2 and f"{option} is 0" in capsys.readouterr().err
+    assert exited.value.code == 2 and f"{option} is 0" in capsys.readouterr().err
 
 
-def test_the_engines_that_choose_their_precision_are_known(tmp_path: Path) -> None:
-    start = ground(tmp_path)
+def test_engines_that_choose_their_precision_are_recognised(tmp_path: Path) -> None:
+    start = context(tmp_path)
     made = [guest_entrant(start, "s", "s", e, FLOAT_GRAPH) for e in (ONNX_RUNTIME, OPENVINO, OPENVINO_OWN)]
-    assert [chooses_itself(one) for one in made] == [False, False, True]
+    assert [chooses_precision(one) for one in made] == [False, False, True]
     assert len({one.key for one in made}) == 3
     assert onnx.load(start.straight)
 
@@ -489,7 +505,7 @@ def test_the_engines_that_choose_their_precision_are_known(tmp_path: Path) -> No
         ({"avx512_vnni", "avx512_bf16"}, ["cpu", "cpu-vnni", "openvino", "openvino-bf16", "openvino-int8-bf16"]),
     ],
 )
-def test_all_that_runs_on_this_processor_takes_part(
+def test_all_cpu_targets_of_this_processor_are_included(
     monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: list[str]
 ) -> None:
     monkeypatch.setattr(machine, "cpu_flags", lambda: flags)

@@ -141,6 +141,6 @@ def tuning(folder: Path) -> Prepared:
             path.write_bytes(contents)
             found = kept(bundle)
             if found is not None:
-                found.settings[found.throughput].words()
+                found.settings[found.throughput].describe()
 
     return read, [path.read_bytes().partition(b"\n")[2]]

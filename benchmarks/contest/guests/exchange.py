@@ -1,7 +1,7 @@
-"""What every guest shares: requests as lines of JSON on stdin, answers as lines of JSON on stdout.
+"""Shared code of all guests: requests are JSON lines on stdin, replies are JSON lines on stdout.
 
-Those that lie here run in a contender's own environment. They import nothing of this project, and of others only
-NumPy and what the contender is made of; tiles and answers are plain ``.npy`` files.
+The guests in this folder run in a contender's own environment. They import nothing from this project, only NumPy and
+the contender's packages; tiles and predictions are ``.npy`` files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-# A graph's inputs by name, each with the same batch, and what makes its output of them.
+# Inputs of a graph by name, all with the same batch size; and a function that returns the output for them.
 Inputs = dict[str, np.ndarray]
 Predict = Callable[[Inputs], np.ndarray]
 Handlers = dict[str, Callable[[dict[str, Any]], dict[str, Any]]]
@@ -27,37 +27,36 @@ Handlers = dict[str, Callable[[dict[str, Any]], dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Opened:
-    """An engine that is ready, and how it describes itself.
-
-    ``run_all`` answers many batches, as many at once as the engine was opened for; without it one after the other.
-    """
+    """An open engine."""
 
     predict: Predict
+    # Precision and versions, for the reply.
     description: dict[str, Any]
+    # Runs many batches, several at a time (default: one after the other with ``predict``).
     run_all: Callable[[list[Inputs]], None] | None = None
 
 
 def serve(handlers: Handlers) -> None:
-    """Answer requests until stdin ends; ``do`` names the handler. An error ends the process with its traceback.
+    """Serves requests until stdin ends; ``do`` names the handler. An error ends the process with its traceback.
 
-    Libraries print to stdout as they like, so the answers go to a copy of it, and what is printed to stderr.
+    Libraries may print to stdout, so replies go to a copy of it, and stdout is redirected to stderr.
     """
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)
-        answer = handlers[request["do"]](request)
-        answers.write(json.dumps({**answer, "peak_mib": peak_mib()}) + "\n")
-        answers.flush()
+        reply = handlers[request["do"]](request)
+        replies.write(json.dumps({**reply, "peak_mib": peak_mib()}) + "\n")
+        replies.flush()
 
 
 def load_tiles(folder: str) -> Inputs:
-    """Every input's tiles, (N, ...), mapped from disk: only what is used is read."""
+    """Returns the tiles of every input, (N, ...), memory-mapped, so that only tiles in use are read."""
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(Path(folder).glob("*.npy"))}
 
 
 def one_by_one(tiles: Inputs) -> Iterator[Inputs]:
-    """The tiles in their order, each as a batch of one."""
+    """Yields the tiles in order, each as a batch of one."""
     count = len(next(iter(tiles.values())))
     for index in range(count):
         yield {name: np.array(array[index : index + 1]) for name, array in tiles.items()}
@@ -67,8 +66,8 @@ def count_of(tiles: Inputs) -> int:
     return len(next(iter(tiles.values())))
 
 
-def write_answers(predict: Predict, tiles: Inputs, path: str) -> int:
-    """Run every tile and write the outputs as one array, (N, ...); how many there are."""
+def write_predictions(predict: Predict, tiles: Inputs, path: str) -> int:
+    """Runs every tile, writes the outputs as one array, (N, ...), and returns their number."""
     written = None
     for index, inputs in enumerate(one_by_one(tiles)):
         output = predict(inputs)
@@ -82,7 +81,7 @@ def write_answers(predict: Predict, tiles: Inputs, path: str) -> int:
 
 
 def timed(predict: Predict, tiles: Inputs, calls: int) -> list[float]:
-    """Milliseconds of each of ``calls`` calls with one pair, on the first tiles in turn."""
+    """Returns the milliseconds of each of ``calls`` calls with one pair, cycling through the first tiles."""
     few = [inputs for inputs, _ in zip(one_by_one(tiles), range(4), strict=False)]
     found = []
     for index in range(calls):
@@ -94,7 +93,7 @@ def timed(predict: Predict, tiles: Inputs, calls: int) -> list[float]:
 
 
 def seconds_for(opened: Opened, tiles: Inputs, batch: int, calls: int) -> float:
-    """How long ``calls`` batches of ``batch`` pairs take, on the first tiles in turn."""
+    """Returns the seconds for ``calls`` batches of ``batch`` pairs, cycling through the first tiles."""
     few = [batch_of(tiles, index * batch, batch) for index in range(4)]
     work = [few[index % len(few)] for index in range(calls)]
     start = time.perf_counter()
@@ -107,13 +106,13 @@ def seconds_for(opened: Opened, tiles: Inputs, batch: int, calls: int) -> float:
 
 
 def batch_of(tiles: Inputs, first: int, batch: int) -> Inputs:
-    """``batch`` tiles from ``first`` on; after the last one comes the first one."""
+    """Returns ``batch`` tiles starting at ``first``; wraps around after the last one."""
     picked = np.arange(first, first + batch) % count_of(tiles)
     return {name: np.ascontiguousarray(array[picked]) for name, array in tiles.items()}
 
 
 def in_threads(predict: Predict, streams: int) -> Callable[[list[Inputs]], None]:
-    """``run_all`` of an engine that threads may share: each of ``streams`` calls again as soon as it is answered."""
+    """Returns a ``run_all`` that calls ``predict`` from ``streams`` threads, for a thread-safe engine."""
     pool = ThreadPoolExecutor(streams)
 
     def run_all(work: list[Inputs]) -> None:
@@ -124,16 +123,16 @@ def in_threads(predict: Predict, streams: int) -> Callable[[list[Inputs]], None]
 
 
 def serve_engine(open_engine: Callable[[dict[str, Any]], Opened]) -> None:
-    """Serve one engine at a time: "open" comes first and may come again, then "answer", "time" and "rate"."""
+    """Serves one engine at a time: "open" comes first and may be repeated, then "predict", "time" and "rate"."""
     engine: list[Opened] = []
 
     def start(request: dict[str, Any]) -> dict[str, Any]:
-        engine.clear()  # before the next one takes its memory
+        engine.clear()  # free its memory before the next one is opened
         engine.append(open_engine(request))
         return engine[0].description
 
-    def answer(request: dict[str, Any]) -> dict[str, Any]:
-        return {"tiles": write_answers(engine[0].predict, load_tiles(request["tiles"]), request["out"])}
+    def predict(request: dict[str, Any]) -> dict[str, Any]:
+        return {"tiles": write_predictions(engine[0].predict, load_tiles(request["tiles"]), request["out"])}
 
     def clock(request: dict[str, Any]) -> dict[str, Any]:
         return {"ms": timed(engine[0].predict, load_tiles(request["tiles"]), request["calls"])}
@@ -142,17 +141,17 @@ def serve_engine(open_engine: Callable[[dict[str, Any]], Opened]) -> None:
         tiles = load_tiles(request["tiles"])
         return {"seconds": seconds_for(engine[0], tiles, request["batch"], request["calls"])}
 
-    serve({"open": start, "answer": answer, "time": clock, "rate": rate})
+    serve({"open": start, "predict": predict, "time": clock, "rate": rate})
 
 
 def versions(*names: str) -> dict[str, str]:
-    """Versions of installed packages."""
+    """Returns the versions of installed packages."""
     return {name: metadata.version(name) for name in names}
 
 
 def peak_mib() -> float | None:
-    """The most memory this process has held, in MiB; None where the system does not tell."""
-    # Not getrusage: its figure starts from what the parent held when it started this process.
+    """Returns the peak memory of this process in MiB; None if the system does not report it."""
+    # Not getrusage: its value includes the parent's memory at the time of the fork.
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

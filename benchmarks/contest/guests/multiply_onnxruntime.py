@@ -1,4 +1,4 @@
-"""ONNX Runtime's plain matrix products: float32, and UINT8 by INT8 to INT32, as in its INT8 networks."""
+"""Times matrix products in ONNX Runtime: float32, and UINT8 by INT8 to INT32 as in its INT8 networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KINDS = {"float32": ("MatMul", np.float32, np.float32), "int8": ("MatMulInteger
 
 
 def multiply(request: dict[str, Any]) -> dict[str, Any]:
-    """The best of ``calls`` products of a square matrix of ``rows`` with a constant one, in operations a second."""
+    """Returns the best rate of ``calls`` products of a square matrix with a constant one, in operations/s."""
     rows = request["rows"]
     operator, first, second = _KINDS[request["kind"]]
     rng = np.random.default_rng(0)
@@ -30,7 +30,7 @@ def multiply(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _session(operator: str, first: np.dtype, weight: np.ndarray, threads: int) -> onnxruntime.InferenceSession:
-    """A constant weight is packed once, as in a network."""
+    """Opens a product with a constant weight, which ONNX Runtime packs once, as in a network."""
     kind = helper.np_dtype_to_tensor_dtype(first)
     result = TensorProto.FLOAT if kind == TensorProto.FLOAT else TensorProto.INT32
     given = helper.make_tensor_value_info("a", kind, weight.shape)

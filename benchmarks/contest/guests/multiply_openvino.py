@@ -1,4 +1,4 @@
-"""OpenVINO's plain matrix products: float32, and INT8 as in its INT8 networks."""
+"""Times matrix products in OpenVINO: float32, and INT8 as in its INT8 networks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import openvino
 from exchange import serve, versions
 from openvino import opset13 as ops
 
-_LAYERS = 4  # products in a row: values enter and leave as float32, between the products they stay in INT8
+_LAYERS = 4  # consecutive products: input and output are float32, values between the products stay in INT8
 
 
 def multiply(request: dict[str, Any]) -> dict[str, Any]:
-    """The best of ``calls`` times :data:`_LAYERS` products of square matrices of ``rows``, in operations a second."""
+    """Returns the best rate of ``calls`` runs of :data:`_LAYERS` products of square matrices, in operations/s."""
     rows = request["rows"]
     settings = {
         "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": request["threads"], "INFERENCE_PRECISION_HINT": "f32",
@@ -49,18 +49,18 @@ def _model(rows: int, kind: str) -> Any:
 
 
 def _limits(low: float, high: float) -> list[Any]:
-    """Of the values before a FakeQuantize and behind it."""
+    """Returns the input and output limits of a FakeQuantize."""
     return 2 * [ops.constant(np.float32(low)), ops.constant(np.float32(high))]
 
 
 def _check(compiled: Any, kind: str) -> None:
-    """End where INT8 was asked for and OpenVINO computes in something else."""
+    """Exits if INT8 was requested but OpenVINO computes in another precision."""
     for operator in compiled.get_runtime_model().get_ops():
-        facts = {key: str(v.astype(str)) for key, v in operator.get_rt_info().items() if hasattr(v, "astype")}
-        if facts.get("layerType") in ("FullyConnected", "MatMul"):
-            found = facts["runtimePrecision"]
+        info = {key: str(v.astype(str)) for key, v in operator.get_rt_info().items() if hasattr(v, "astype")}
+        if info.get("layerType") in ("FullyConnected", "MatMul"):
+            found = info["runtimePrecision"]
             if kind == "int8" and found not in ("i8", "u8"):
-                raise SystemExit(f"OpenVINO computes this product in {found}, not in INT8")
+                raise SystemExit(f"OpenVINO computes this product in {found} instead of INT8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""NVIDIA Model-Optimizer's ONNX quantization to INT8, at its defaults except for what the settings say."""
+"""Quantizes a graph to INT8 with NVIDIA Model-Optimizer, at its defaults except for the given settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def quantize(request: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     quantize_onnx(
         request["graph"],
-        calibration_data=load_tiles(request["tiles"]),  # it cuts them into batches of one by itself
+        calibration_data=load_tiles(request["tiles"]),  # Model-Optimizer splits them into batches of one
         output_path=request["out"],
         **request["settings"],
     )

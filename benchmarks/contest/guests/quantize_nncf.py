@@ -1,4 +1,4 @@
-"""NNCF's post-training quantization of an OpenVINO model, with its default or its transformer preset."""
+"""Quantizes a graph to INT8 with NNCF for OpenVINO, with its default or its transformer preset."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import openvino
 from exchange import count_of, load_tiles, serve, versions
 
 _PRODUCTS = ("Convolution", "GroupConvolution", "MatMul")
-# What may stand between an operator and the quantizer of its input without changing a value.
+# Operators between an operator and the quantizer of its input that do not change values.
 _PASSING = (
     "Convert", "Multiply", "Subtract", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Concat", "Slice",
     "StridedSlice", "Split", "VariadicSplit", "MaxPool", "Pad",
@@ -18,7 +18,7 @@ _PASSING = (
 
 
 def quantize(request: dict[str, Any]) -> dict[str, Any]:
-    """``settings``: ``model_type``, the name of an NNCF model type, or nothing."""
+    """Quantizes a graph; ``settings`` may have ``model_type``, the name of an NNCF model type."""
     start = time.perf_counter()
     tiles = load_tiles(request["tiles"])
     count = count_of(tiles)
@@ -27,11 +27,11 @@ def quantize(request: dict[str, Any]) -> dict[str, Any]:
     model = nncf.quantize(
         openvino.Core().read_model(request["graph"]),
         dataset,
-        # Its default is 300 tiles at most; all contenders see all of the tiles.
+        # The default is at most 300 tiles; all contenders use all tiles.
         subset_size=count,
         model_type=getattr(nncf.ModelType, kind) if kind else None,
     )
-    # Its default also rounds what stayed float to half precision, which is another approximation than INT8.
+    # By default, remaining float constants are rounded to half precision, an approximation unrelated to INT8.
     openvino.save_model(model, request["out"], compress_to_fp16=False)
     return {
         "seconds": time.perf_counter() - start,
@@ -45,12 +45,12 @@ def quantize(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_int8(operator: Any) -> bool:
-    """Whether both inputs come from quantized values."""
+    """Returns whether both inputs come from quantized values."""
     return all(_quantized(operator.input_value(index).get_node()) for index in (0, 1))
 
 
 def _quantized(node: Any) -> bool:
-    """Whether ``node`` is a FakeQuantize or an INT8 constant, or only moves and scales what is."""
+    """Returns whether ``node`` is a FakeQuantize or an INT8 constant, or only moves and scales the output of one."""
     if node.get_type_name() == "FakeQuantize":
         return True
     if node.get_type_name() == "Constant":

@@ -1,4 +1,4 @@
-"""onnxruntime.quantization.quantize_static, at its defaults except for what the request's settings say."""
+"""Quantizes a graph to INT8 with onnxruntime's quantize_static, at its defaults except for the given settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
 
 class Tiles(CalibrationDataReader):
-    """The calibration tiles, read from disk one pair at a time."""
+    """Reads the calibration tiles from disk, one pair at a time."""
 
     def __init__(self, folder: str) -> None:
         self._tiles = one_by_one(load_tiles(folder))

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU at its defaults: every optimisation it has by itself."""
+"""Runs a graph in ONNX Runtime on the CPU at its defaults, with all of its optimisations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from exchange import Inputs, Opened, in_threads, serve_engine, versions
 
 
 def open_engine(request: dict[str, Any]) -> Opened:
-    """``optimised``: where to write the graph that is really run; ``streams``: threads that share the session."""
+    """Opens a graph. ``optimised``: where to write the optimised graph; ``streams``: threads sharing the session."""
     streams = request.get("streams", 1)
     options = onnxruntime.SessionOptions()
-    # Callers compute, too: with one of them on each core the session needs no threads of its own.
+    # Calling threads compute, too: with one per core, the session needs no threads of its own.
     options.intra_op_num_threads = max(1, request["threads"] // streams)
     options.log_severity_level = 3
     if request.get("optimised"):

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, reading ONNX or its own format; the precision of what is not INT8 is asked for or its own."""
+"""Runs an ONNX or OpenVINO graph in OpenVINO on the CPU; non-INT8 operators have a given or the default precision."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PRODUCTS = ("Convolution", "FullyConnected", "MatMul")
 
 
 def open_engine(request: dict[str, Any]) -> Opened:
-    """``precision``: "f32", or nothing for OpenVINO's own choice.
+    """Opens a graph. ``precision``: "f32", or "" for OpenVINO's own choice.
 
-    With more than one of ``streams`` OpenVINO is told to aim at throughput, and chooses their number. The batch is
-    fixed, ``batch`` or 1: OpenVINO runs a graph whose sizes are all known much faster, so that it is shown at its best.
+    With more than one of ``streams``, OpenVINO gets the throughput hint and chooses the number of streams. The batch
+    size is fixed to ``batch`` (default: 1), because OpenVINO is much faster with static shapes.
     """
     core = openvino.Core()
     many = request.get("streams", 1) > 1
@@ -47,9 +47,9 @@ def _fixed(shape: Any, batch: int) -> Any:
 
 
 def _in_queue(compiled: Any) -> Callable[[list[Inputs]], None]:
-    """``run_all`` with OpenVINO's own queue, of as many requests as it recommends."""
+    """Returns a ``run_all`` that uses OpenVINO's queue with its recommended number of requests."""
     queue = openvino.AsyncInferQueue(compiled)
-    # As all others, it hands out answers that are the caller's own.
+    # Copy the outputs, as all other engines do.
     queue.set_callback(lambda request, _: np.array(request.get_output_tensor(0).data))
 
     def run_all(work: list[Inputs]) -> None:
@@ -61,13 +61,13 @@ def _in_queue(compiled: Any) -> Callable[[list[Inputs]], None]:
 
 
 def _products(compiled: Any) -> list[dict[str, Any]]:
-    """Names and INT8 or not of the products as the plugin runs them."""
+    """Returns the products that the plugin runs: their names, and whether they are INT8."""
     found = []
     for operator in compiled.get_runtime_model().get_ops():
-        facts = {key: _text(value) for key, value in operator.get_rt_info().items()}
-        if facts.get("layerType") in _PRODUCTS:
-            names = facts["originalLayersNames"].split(",")  # of all layers that were fused into it
-            found.append({"names": names, "int8": facts["runtimePrecision"] in ("i8", "u8")})
+        info = {key: _text(value) for key, value in operator.get_rt_info().items()}
+        if info.get("layerType") in _PRODUCTS:
+            names = info["originalLayersNames"].split(",")  # all layers fused into this operator
+            found.append({"names": names, "int8": info["runtimePrecision"] in ("i8", "u8")})
     return found
 
 

@@ -1,1 +1,1 @@
-"""Guests that run in this project's own environment: PyTorch, the bundle's engines, and plain matrix products."""
+"""Guests that run in this project's own environment: PyTorch, the bundle's engines, and matrix products."""

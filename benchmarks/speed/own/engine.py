@@ -1,4 +1,4 @@
-"""An engine of the bundle as the runtime opens and runs it."""
+"""Runs an engine of the bundle as the runtime does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from misgnet_runtime.machine import installed_versions
 
 
 def open_engine(request: dict[str, Any]) -> Opened:
-    """``entry``: of the manifest, its paths start at ``root``; ``max_batch``: the largest that it may be asked for."""
+    """Opens ``entry`` of the manifest, whose paths are relative to ``root``; ``max_batch``: the largest batch size."""
     entry = msgspec.convert(request["entry"], EngineEntry)
     streams = request["streams"]
     execution = ExecutionOptions(threads=request["threads"], streams=streams)

@@ -1,4 +1,4 @@
-"""Plain matrix products of NumPy and PyTorch: how evenly this machine computes, and how fast at most."""
+"""Times matrix products in NumPy and PyTorch, to show the variation and the peak of this machine's speed."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _held: list[Any] = []
 
 
 def open_product(request: dict[str, Any]) -> dict[str, Any]:
-    """A product of NumPy that takes about ``seconds``."""
+    """Prepares a product in NumPy that takes about ``seconds``."""
     rows = rows_for(request["seconds"])
     _held[:] = matrices(rows)
     return {"rows": rows}
 
 
 def clock(request: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds of each of ``calls`` products."""
+    """Returns the milliseconds of each of ``calls`` products."""
     first, second, found = _held
     return {"ms": [1000 * s for s in _seconds(lambda: np.matmul(first, second, out=found), request["calls"])]}
 
 
 def multiply(request: dict[str, Any]) -> dict[str, Any]:
-    """The best of ``calls`` products of ``rows`` by NumPy or, as ``library`` says, PyTorch: operations a second."""
+    """Returns the best rate of ``calls`` products in NumPy or PyTorch (``library``), in operations/s."""
     first, second, found = matrices(request["rows"])
     if request["library"] == "torch":
         import torch

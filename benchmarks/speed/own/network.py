@@ -1,4 +1,4 @@
-"""The published network in PyTorch on the CPU, float32: eager, or through torch.compile at its defaults."""
+"""Runs the network in PyTorch on the CPU in float32: eager, or with torch.compile at its defaults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from misgnet_runtime.bundle import Interface
 
 
 def open_engine(request: dict[str, Any]) -> Opened:
-    """``weights``: the checkpoint; ``interface``: what the bundle's graphs take and give, so does this."""
+    """Opens the checkpoint ``weights`` with the inputs and outputs of the bundle's graphs (``interface``)."""
     torch.set_num_threads(request["threads"])
     interface = msgspec.convert(request["interface"], Interface)
     network = _network(Path(request["weights"]), interface, request["compiled"])
@@ -32,7 +32,7 @@ def open_engine(request: dict[str, Any]) -> Opened:
 
 @cache
 def _network(weights: Path, interface: Interface, compiled: bool) -> Any:
-    """Kept, as it is compiled anew only for a batch of another size."""
+    """Returns the network, cached, so that it is recompiled only for another batch size."""
     network = Deployed(load_network(weights), interface).eval()
     return torch.compile(network) if compiled else network
 

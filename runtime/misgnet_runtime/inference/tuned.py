@@ -42,7 +42,7 @@ class Setting(Struct, frozen=True):
     streams: Positive  # batches in flight at once
     batch: Positive  # tiles per inference call
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Formats the settings for a message: "2 streams, batch 1"."""
         return f"{plural(self.streams, 'stream')}, batch {self.batch}"
 
@@ -132,7 +132,7 @@ class Tuned:
         found = Setting(requested.streams or setting.streams, requested.batch or setting.batch)
         note = "tuned here" if found == setting else "tuned here, except for the requested options"
         execution = replace(requested, streams=found.streams, batch=found.batch)
-        return ResolvedOptions(execution, f"; {note}: {found.words()}")
+        return ResolvedOptions(execution, f"; {note}: {found.describe()}")
 
 
 def prepare() -> None:

@@ -58,7 +58,7 @@ class Candidate:
 
     def label(self) -> str:
         """Returns the engine and its setting as text."""
-        return f"{self.entry.name}, {self.setting.words()}"
+        return f"{self.entry.name}, {self.setting.describe()}"
 
 
 class TuneReport(Struct, frozen=True):

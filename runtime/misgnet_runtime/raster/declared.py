@@ -24,7 +24,7 @@ def _bands(text: str) -> tuple[float, ...]:
 def _percentiles(text: str) -> tuple[float, ...]:
     low, high = _two(text)
     if not 0 <= low < high <= 100:
-        raise ValueError("it takes two percentiles, the lower one first: 2,98")
+        raise ValueError("expected two percentiles, the lower one first, for example 2,98")
     return low, high
 
 
