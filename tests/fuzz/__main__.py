@@ -72,7 +72,7 @@ def fuzz(name: str, options: argparse.Namespace) -> int:
         if options.replay is None:
             search = _by_atheris if options.engine == "atheris" else _by_hypothesis
             search(runner, seeds, options)
-    return runner.told(time.monotonic() - start)
+    return runner.report(time.monotonic() - start)
 
 
 class _Runner:
@@ -92,15 +92,15 @@ class _Runner:
             raise
         except BaseException as error:
             self.ends["broken"] += 1
-            self._tell(error, data)
+            self._record(error, data)
 
-    def told(self, seconds: float) -> int:
+    def report(self, seconds: float) -> int:
         """Print what became of all files; the exit code."""
         words = ", ".join(f"{count} {kind}" for kind, count in self.ends.most_common())
         print(f"{self.name}: {sum(self.ends.values())} files in {seconds:.0f} s: {words}", flush=True)
         return 1 if self.broken else 0
 
-    def _tell(self, error: BaseException, data: bytes) -> None:
+    def _record(self, error: BaseException, data: bytes) -> None:
         trace, place = error.__traceback__, ""
         while trace is not None:
             place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
@@ -146,7 +146,7 @@ def _by_atheris(runner: _Runner, seeds: list[bytes], options: argparse.Namespace
     def one(data: bytes) -> None:
         runner.run(data)
         if time.monotonic() > end:
-            status = runner.told(time.monotonic() - start)
+            status = runner.report(time.monotonic() - start)
             shutil.rmtree(corpus.parent, ignore_errors=True)
             os._exit(status)
 

@@ -49,7 +49,7 @@ _WORDS = [
     "a.tif/",
     "9" * 5_000,
 ]
-_HOLE = "\N{REPLACEMENT CHARACTER}hole"  # stands for raw text until the rest is encoded
+_MARK = "\N{REPLACEMENT CHARACTER}hole"  # stands for raw text until the rest is encoded
 
 
 def damaged_bytes(seeds: Sequence[bytes], tokens: Sequence[bytes] = ()) -> Files:
@@ -181,10 +181,10 @@ def _edit_json(seed: bytes, edits: Sequence[tuple[int, str, str]]) -> bytes:
             break
         parent, key = places[where % len(places)]
         raws.append(raw)
-        _change(parent, key, action, f"{_HOLE}{len(raws) - 1};")
+        _change(parent, key, action, f"{_MARK}{len(raws) - 1};")
     text = json.dumps(value, ensure_ascii=False)
     for number, raw in enumerate(raws):
-        text = text.replace(f'"{_HOLE}{number};"', raw)
+        text = text.replace(f'"{_MARK}{number};"', raw)
     return text.encode("utf-8", "surrogatepass")
 
 

@@ -45,8 +45,8 @@ class Guard:
         for name in _CODECS:
             codecs.lookup(name)
         cell_len("\u6f22")  # a library's table, read when a message with wide characters is first measured
-        sys.addaudithook(self._heard)
-        signal.signal(signal.SIGVTALRM, self._late)
+        sys.addaudithook(self._on_audit_event)
+        signal.signal(signal.SIGVTALRM, self._on_timeout)
 
     def learn(self, call: Callable[[], object]) -> bool:
         """A good input: the modules and files it needs are known from here on. Whether it is read to its end."""
@@ -77,24 +77,24 @@ class Guard:
             raise Broken("; ".join(self._broken))
         return found
 
-    def _heard(self, event: str, args: tuple[Any, ...]) -> None:
+    def _on_audit_event(self, event: str, args: tuple[Any, ...]) -> None:
         if not (self._watching or self._learning):
             return
         if event == "open" and isinstance(args[0], str | bytes):
             name = os.fsdecode(args[0])
             if args[1] is None and not os.path.isabs(name) and ".." not in name.split("/"):  # noqa: PTH117
                 return  # by os.open below a folder that is open already
-            self._opened(os.path.realpath(os.fsdecode(args[0])))
+            self._on_open(os.path.realpath(os.fsdecode(args[0])))
         elif self._watching and event.startswith(_RUNS):
             self._broken.append(f"{event} {str(args)[:200]}")
 
-    def _opened(self, path: str) -> None:
+    def _on_open(self, path: str) -> None:
         if self._learning:
             self._known.add(path)
         elif not path.startswith(f"{self._folder}/") and path not in self._known and path != self._folder:
             self._broken.append(f"opened {path}")
 
-    def _late(self, *_: object) -> None:
+    def _on_timeout(self, *_: object) -> None:
         raise Broken(f"took more than {self._seconds} s of processor time")
 
 

@@ -61,12 +61,12 @@ def plans(folder: Path) -> Prepared:
             for contents in (data, hashlib.sha256(data).hexdigest().encode() + b"\n" + data):
                 (folder / "cache/plans" / name).write_bytes(contents)
                 with redirect_stderr(io.StringIO()):  # its warnings
-                    _look(store, slot, key)
+                    _use(store, slot, key)
 
     return read, [encode(active), encode(record)]
 
 
-def _look(store: object, slot: object, key: object) -> None:
+def _use(store: object, slot: object, key: object) -> None:
     """All that a device asks of what it keeps; what others may have changed is told by an error each time."""
     from typing import Any
 

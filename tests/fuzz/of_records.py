@@ -42,7 +42,7 @@ def folder_record(folder: Path) -> Prepared:
         pass
 
     @contextmanager
-    def begun() -> Any:
+    def opened() -> Any:
         try:
             with open_record(output, settings, outputs, force=False) as record:
                 yield record
@@ -50,13 +50,13 @@ def folder_record(folder: Path) -> Prepared:
         except Stop:
             pass
 
-    with begun() as record:
+    with opened() as record:
         record.write([(Written(name, (1, 2, 3, 4), 64, 1), np.ones((8, 8), np.bool_)) for name in "ab"])
     content = path.read_bytes()
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        with begun():
+        with opened():
             pass
 
     return read, [content]
