@@ -1,12 +1,14 @@
-"""Fuzzing of everything that reads a file from outside. In the repository's root:
+"""Fuzzes all readers of external files.
 
-    python tests/fuzz --minutes 10                     # every target in turn, each in a process of its own
-    python tests/fuzz checkpoint table --minutes 60    # these alone
-    python tests/fuzz checkpoint --engine atheris --minutes 60    # guided by coverage (pip install atheris)
-    python tests/fuzz images --replay FILE             # one file that was found
+Run from the root of the repository:
 
-Files that break a promise are written to --keep (default: fuzz-found/), and the exit code is 1. Kept ones that were
-mended belong into tests/fuzz/found/TARGET/, where the tests read them again.
+    python tests/fuzz --minutes 10                     # every target in turn, each in its own process
+    python tests/fuzz checkpoint table --minutes 60    # only these targets
+    python tests/fuzz checkpoint --engine atheris --minutes 60    # coverage-guided (pip install atheris)
+    python tests/fuzz images --replay FILE             # replay a file that was found
+
+Files that break a promise are written to --keep (default: fuzz-found/), and the exit code is 1. After the bug is fixed,
+such a file belongs in tests/fuzz/found/TARGET/, where the tests replay it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ sys.path[:0] = [str(HERE), *(str(ROOT / part) for part in ("tests", "", "export"
 
 from guard import Guard, memory
 
-if "atheris" in sys.argv:  # before anything imports the readers: their branches are what guides the search
+if "atheris" in sys.argv:  # instrument the readers before they are imported, to guide the search by their coverage
     import atheris
 
     with atheris.instrument_imports(include=["misgnet", "misgnet_runtime", "pickle", "zipfile", "csv"]):
@@ -51,13 +53,13 @@ def main() -> int:
     command = [sys.executable, str(HERE), "--engine", options.engine, "--keep", str(options.keep), *more]
     ends = {name: subprocess.run([*command, name], check=False).returncode for name in options.targets}
     broken = [f"{name} ({code})" for name, code in ends.items() if code]
-    others = f"; not: {', '.join(broken)}" if broken else ""
+    others = f"; broken: {', '.join(broken)}" if broken else ""
     print(f"{len(ends) - len(broken)} of {len(ends)} targets kept all promises{others}")
     return 1 if broken else 0
 
 
 def fuzz(name: str, options: argparse.Namespace) -> int:
-    """One target, in this process; what was found of an input is printed and kept."""
+    """Fuzzes one target in this process; prints and stores the inputs that break a promise."""
     target, start = TARGETS[name], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="misgnet-fuzz-") as folder:
         for variable in ("MISGNET_STATE", "MISGNET_CACHE"):
@@ -65,7 +67,7 @@ def fuzz(name: str, options: argparse.Namespace) -> int:
         read, seeds = target.prepare(Path(folder))
         guard = Guard(Path(folder))
         learnt = [guard.learn(partial(read, seed)) for seed in seeds]
-        assert any(learnt) or name == "checkpoint", "no good file is read"  # a whole checkpoint is too large for this
+        assert any(learnt) or name == "checkpoint", "no good file is accepted"  # a full checkpoint is too large here
         runner = _Runner(name, target, guard, read, options.keep)
         for found in [*(options.replay or []), *sorted((HERE / "found" / name).glob("*"))]:
             runner.run(found.read_bytes())
@@ -76,7 +78,7 @@ def fuzz(name: str, options: argparse.Namespace) -> int:
 
 
 class _Runner:
-    """Counts how files end, and keeps those that break a promise."""
+    """Counts the outcomes of files, and stores those that break a promise."""
 
     def __init__(self, name: str, target: Target, guard: Guard, read: Reader, keep: Path) -> None:
         self.name, self.target, self._guard, self._read, self._keep = name, target, guard, read, keep
@@ -84,7 +86,7 @@ class _Runner:
         self.broken: set[str] = set()
 
     def run(self, data: bytes) -> None:
-        """Raises nothing: what goes wrong is told once for each place where it does."""
+        """Reads a file. Does not raise; problems are printed once per location in the code."""
         try:
             with memory(self.target.megabytes << 20):
                 self.ends[self._guard.check(lambda: self._read(data), self.target.seconds)] += 1
@@ -95,9 +97,9 @@ class _Runner:
             self._record(error, data)
 
     def report(self, seconds: float) -> int:
-        """Print what became of all files; the exit code."""
-        words = ", ".join(f"{count} {kind}" for kind, count in self.ends.most_common())
-        print(f"{self.name}: {sum(self.ends.values())} files in {seconds:.0f} s: {words}", flush=True)
+        """Prints the outcomes of all files; returns the exit code."""
+        counts = ", ".join(f"{count} {kind}" for kind, count in self.ends.most_common())
+        print(f"{self.name}: {sum(self.ends.values())} files in {seconds:.0f} s: {counts}", flush=True)
         return 1 if self.broken else 0
 
     def _record(self, error: BaseException, data: bytes) -> None:
@@ -111,11 +113,11 @@ class _Runner:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / hashlib.sha256(data).hexdigest()[:16]
             path.write_bytes(data)
-            print(f"{self.name}: {where}: {str(error)[:300]}; kept in {path}", flush=True)
+            print(f"{self.name}: {where}: {str(error)[:300]}; stored in {path}", flush=True)
 
 
 def _by_hypothesis(runner: _Runner, seeds: list[bytes], options: argparse.Namespace) -> None:
-    """As many files as were asked for, or rounds of a thousand until the time is over."""
+    """Generates the requested number of files, or rounds of a thousand until the time is over."""
     end = time.monotonic() + 60 * options.minutes
     count = options.examples or 1000
 
@@ -134,7 +136,7 @@ def _by_hypothesis(runner: _Runner, seeds: list[bytes], options: argparse.Namesp
 
 
 def _by_atheris(runner: _Runner, seeds: list[bytes], options: argparse.Namespace) -> None:
-    """libFuzzer mutates whole files, beginning with good ones; it ends the process."""
+    """Lets libFuzzer mutate files, starting with good ones; it exits the process at the end."""
     import atheris
 
     corpus = Path(os.environ["MISGNET_STATE"]).parent / "corpus"
@@ -156,16 +158,22 @@ def _by_atheris(runner: _Runner, seeds: list[bytes], options: argparse.Namespace
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python tests/fuzz", description=__doc__.splitlines()[0])
-    parser.add_argument("targets", nargs="*", default=list(TARGETS), metavar="TARGET", help=", ".join(TARGETS))
-    parser.add_argument("--minutes", type=float, default=10, help="of all targets together")
-    parser.add_argument("--examples", type=int, help="so many files of each target instead, always the same ones")
-    parser.add_argument("--engine", choices=["hypothesis", "atheris"], default="hypothesis")
-    parser.add_argument("--replay", type=Path, nargs="+", help="these files alone")
-    parser.add_argument("--keep", type=Path, default=Path("fuzz-found"), help="folder for files that break a promise")
+    add = parser.add_argument
+    add("targets", nargs="*", default=list(TARGETS), metavar="TARGET", help=f"Targets (default: all): {_listed()}.")
+    add("--minutes", type=float, default=10, help="Duration for all targets together (default: 10).")
+    add("--examples", type=int, help="Number of reproducible files per target (default: random files for --minutes).")
+    add("--engine", choices=["hypothesis", "atheris"], default="hypothesis", help="Fuzzer (default: hypothesis).")
+    add("--replay", type=Path, nargs="+", help="Read only these files.")
+    add("--keep", type=Path, default=Path("fuzz-found"),
+        help="Folder for files that break a promise (default: fuzz-found).")  # fmt: skip
     options = parser.parse_args()
     if unknown := set(options.targets) - set(TARGETS):
-        parser.error(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
+        parser.error(f"unknown target: {', '.join(sorted(unknown))}; choose from {_listed()}")
     return options
+
+
+def _listed() -> str:
+    return ", ".join(TARGETS)
 
 
 if __name__ == "__main__":

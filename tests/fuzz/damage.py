@@ -1,7 +1,7 @@
-"""Damaged and hostile files, made from good ones: by bytes, and within what a format's own checksums protect.
+"""Hypothesis strategies that draw damaged and hostile files, made from good ones.
 
-A strategy of this module draws a whole file. Edits of structure (a value of JSON, a tag of TIFF, a chunk of PNG) reach
-the code behind the first check, which random bytes seldom pass.
+Files are edited by bytes, or by structure with correct checksums (a value of JSON, a tag of TIFF, a chunk of PNG). The
+latter reaches code behind the first check, which random bytes seldom pass.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TEXTS = [
     "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-01-01T00:00:00", "0" * 64, "float32", "uint8",
     "object", "O", "-1", "1e400", "[/red]", "$(touch pwned)",
 ]  # fmt: skip
-# As text: Python's own JSON would refuse some of them, or write them in another way.
+# JSON values as text: Python's encoder would refuse some of them, or write them differently.
 _VALUES = [
     "null", "true", "-1", "0", "1", "1.5", "-0.0", "1e308", "1e999", "9223372036854775807", "9223372036854775808",
     "18446744073709551616", "1" + "0" * 400, "9" * 5_000, '"\\ud800"', "[]", "{}", "[[]]", "[" * 5_000 + "]" * 5_000,
@@ -49,23 +49,23 @@ _WORDS = [
     "a.tif/",
     "9" * 5_000,
 ]
-_MARK = "\N{REPLACEMENT CHARACTER}hole"  # stands for raw text until the rest is encoded
+_MARK = "\N{REPLACEMENT CHARACTER}mark"  # placeholder for raw text until the rest is encoded
 
 
 def damaged_bytes(seeds: Sequence[bytes], tokens: Sequence[bytes] = ()) -> Files:
-    """A few edits of any of ``seeds`` (bytes set, removed, repeated, cut off, tokens put in), or any bytes at all."""
+    """Draws any bytes, or one of ``seeds`` with edits: bytes set, removed, repeated, truncated, tokens inserted."""
     few = st.lists(_edit([*_PACKED, *tokens]), min_size=0, max_size=6)
     return st.builds(_apply, st.sampled_from(list(seeds)), few) | st.binary(max_size=300)
 
 
 def damaged_json(seeds: Sequence[bytes]) -> Files:
-    """A value replaced, removed, repeated or added in one of ``seeds``, at any depth."""
+    """Draws one of ``seeds`` in which values at any depth are replaced, removed, repeated or added."""
     edits = st.lists(st.tuples(st.integers(0, 1 << 16), _ACTIONS, _RAW), min_size=1, max_size=3)
     return st.builds(_edit_json, st.sampled_from(list(seeds)), edits)
 
 
 def damaged_lines(seeds: Sequence[bytes]) -> Files:
-    """Of files with a JSON value on each line: lines edited, left out, repeated, exchanged, without an end."""
+    """Draws JSON Lines files in which lines are edited, removed, repeated, swapped or truncated."""
     return st.builds(
         _edit_lines, st.sampled_from(list(seeds)), st.integers(0, 1 << 16),
         st.sampled_from(["edit"] * 5 + _LINE_ACTIONS), st.tuples(st.integers(0, 1 << 16), _ACTIONS, _RAW),
@@ -73,26 +73,26 @@ def damaged_lines(seeds: Sequence[bytes]) -> Files:
 
 
 def damaged_png(seeds: Sequence[bytes]) -> Files:
-    """Chunks edited, with right checksums; pixels are unpacked and packed again."""
+    """Draws PNGs with edited chunks and correct checksums; pixels are decompressed, edited and compressed again."""
     return st.builds(_edit_png, st.sampled_from(list(seeds)), st.integers(0, 1 << 16), _few_edits(), st.booleans())
 
 
 def damaged_tiff(seeds: Sequence[bytes]) -> Files:
-    """Tags of little-endian TIFFs given other types, counts and values."""
+    """Draws little-endian TIFFs whose tags have other types, counts and values."""
     numbers = st.sampled_from(_NUMBERS[:-2]) | st.integers(0, 70_000)
     edit = st.tuples(st.integers(0, 1 << 16), st.sampled_from(["tag", "type", "count", "value"]), numbers)
     return st.builds(_edit_tiff, st.sampled_from(list(seeds)), st.lists(edit, min_size=1, max_size=4))
 
 
 def damaged_zip(seeds: Sequence[bytes], tokens: Sequence[bytes] = ()) -> Files:
-    """One entry of an archive edited, in an archive that is whole, stored or packed in any way."""
+    """Draws valid archives, with any compression, in which one entry is edited."""
     packed = st.sampled_from([zipfile.ZIP_STORED] * 5 + [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
     few = st.lists(_edit([*_PACKED, *tokens]), min_size=1, max_size=4)
     return st.builds(_edit_zip, st.sampled_from(list(seeds)), st.integers(0, 1 << 16), few, packed)
 
 
 def damaged_features(seeds: Sequence[bytes]) -> Files:
-    """The footer of a file of features edited, with the right digest and length."""
+    """Draws feature files whose footer is edited, with the correct digest and length."""
 
     def edit(seed: bytes, edits: list[Any]) -> bytes:
         length = int.from_bytes(seed[-16:-8], "little")
@@ -105,7 +105,7 @@ def damaged_features(seeds: Sequence[bytes]) -> Files:
 
 
 def damaged_table(seeds: Sequence[bytes]) -> Files:
-    """Cells of a CSV file given other words, in a table that is whole."""
+    """Draws valid CSV files in which cells are replaced."""
 
     def edit(seed: bytes, edits: list[tuple[int, int, str]]) -> bytes:
         rows = list(csv.reader(io.StringIO(seed.decode("utf-8-sig"))))
@@ -124,7 +124,7 @@ def damaged_table(seeds: Sequence[bytes]) -> Files:
 
 
 def damaged_safetensors(seeds: Sequence[bytes]) -> Files:
-    """The header edited, with the right length."""
+    """Draws safetensors files whose header is edited, with the correct length."""
 
     def edit(seed: bytes, edits: list[Any]) -> bytes:
         length = int.from_bytes(seed[:8], "little")
@@ -145,7 +145,7 @@ Edit = tuple[str, int, int, bytes]
 
 
 def _edit(tokens: Sequence[bytes]) -> st.SearchStrategy[Edit]:
-    """What is done, where (a share of 2**16), over how many bytes, with which ones."""
+    """Draws an edit: action, position (as a share of 2**16), number of bytes, and new bytes."""
     return st.tuples(
         st.sampled_from(["set", "set", "set", "insert", "remove", "repeat", "cut"]), st.integers(0, (1 << 16) - 1),
         st.integers(1, 40), st.binary(min_size=1, max_size=8) | st.sampled_from(list(tokens)),
@@ -200,7 +200,7 @@ def _change(parent: Any, key: Any, action: str, mark: str) -> None:
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
-    """Every value within ``value``, by what holds it."""
+    """Returns (container, key) of every value within ``value``."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     found = []
     for key, inner in list(items):
@@ -270,5 +270,5 @@ Maker = Callable[[Sequence[bytes]], Files]
 
 
 def any_of(*makers: Maker) -> Maker:
-    """Files of each of ``makers``."""
+    """Returns a maker that draws files from any of ``makers``."""
     return lambda seeds: st.one_of(*(maker(seeds) for maker in makers))

@@ -1,8 +1,8 @@
-"""What no input may do, watched while a reader has it: run code, reach outside, take long, take much memory.
+"""Watches a reader while it reads an input, which must not run code, open other files, or take much time or memory.
 
-Memory is limited by RLIMIT_AS, processor time by a timer, and Python's audit events tell of files that are opened,
-processes, sockets and code that is run. (What a C library opens by itself is not told; GDAL's reach is limited by its
-driver and options, which tests/test_scene_reading.py checks.)
+Memory is limited by RLIMIT_AS and processor time by a timer. Python's audit events report opened files, processes,
+sockets and executed code. Files opened by C libraries are not reported; GDAL is restricted by its driver and options,
+which the tests of scene reading check.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _CODECS = (  # imported when they are first needed
 
 
 class Broken(BaseException):
-    """A promise is broken; no reader can take it for an error of its own."""
+    """A promise is broken. It derives from BaseException, so that readers do not catch it."""
 
 
 class Guard:
-    """Watches one process. ``folder``: all that may be opened, beside what ``warm`` inputs made it open before."""
+    """Watches this process. Only files in ``folder``, and files that good inputs opened before, may be opened."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = os.path.realpath(folder)
@@ -44,23 +44,27 @@ class Guard:
         self._seconds = 0.0
         for name in _CODECS:
             codecs.lookup(name)
-        cell_len("\u6f22")  # a library's table, read when a message with wide characters is first measured
+        cell_len("\u6f22")  # loads a table of the library that is first needed for messages with wide characters
         sys.addaudithook(self._on_audit_event)
         signal.signal(signal.SIGVTALRM, self._on_timeout)
 
     def learn(self, call: Callable[[], object]) -> bool:
-        """A good input: the modules and files it needs are known from here on. Whether it is read to its end."""
+        """Reads a good input and permits the files that it opens; returns whether it was accepted."""
         self._learning = True
         try:
             call()
-        except MisgnetError:  # as good as a file can be that is of another kind
+        except MisgnetError:  # expected for some seeds, which are valid files of another kind
             return False
         finally:
             self._learning = False
         return True
 
     def check(self, call: Callable[[], object], seconds: float) -> str:
-        """Raises Broken, also after ``seconds`` of processor time; the kind of the project's error, or "read"."""
+        """Runs ``call``; returns the type of the project's error, or "read".
+
+        Raises:
+            Broken: A promise is broken, such as taking more than ``seconds`` of processor time.
+        """
         self._broken.clear()
         self._watching = True
         self._seconds = seconds
@@ -83,7 +87,7 @@ class Guard:
         if event == "open" and isinstance(args[0], str | bytes):
             name = os.fsdecode(args[0])
             if args[1] is None and not os.path.isabs(name) and ".." not in name.split("/"):  # noqa: PTH117
-                return  # by os.open below a folder that is open already
+                return  # os.open relative to a folder that is open already
             self._on_open(os.path.realpath(os.fsdecode(args[0])))
         elif self._watching and event.startswith(_RUNS):
             self._broken.append(f"{event} {str(args)[:200]}")
@@ -100,7 +104,7 @@ class Guard:
 
 @contextmanager
 def memory(more: int) -> Iterator[None]:
-    """At most so many bytes of address space beyond those in use now."""
+    """Limits the address space to ``more`` bytes beyond those in use now."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + more, before[1]))

@@ -1,4 +1,4 @@
-"""Readers of a bundle's files, of what vouches for them, and of what a device keeps."""
+"""Fuzz targets: readers of a bundle's files, signatures and keys, and of a device's stored state."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def manifest(folder: Path) -> Prepared:
 
 
 def _signed(folder: Path, name: str) -> tuple[Reader, list[bytes], Path]:
-    """A signed bundle whose file ``name`` is another one; a manifest is signed as it is, so that it is read."""
+    """Prepares a signed bundle whose file ``name`` is replaced; a replaced manifest is signed, so that it is read."""
     from misgnet_runtime.bundle.reader import read_bundle
     from misgnet_runtime.bundle.signing.policy import Trust
     from support.signatures import make_key, prepare, sign_folder, write_public
@@ -60,7 +60,7 @@ def signed_manifest(folder: Path) -> Prepared:
 
 
 def statement(folder: Path) -> Prepared:
-    """What was signed is damaged itself: whoever holds a key can sign anything."""
+    """Damages the signed statement itself: the holder of a key can sign anything."""
     from misgnet_runtime.bundle.signing.envelope import decode_envelope
     from support.signatures import make_key, sign_folder
 
@@ -85,7 +85,7 @@ def statement(folder: Path) -> Prepared:
 
 
 def accepted(folder: Path) -> Prepared:
-    """What the device remembers."""
+    """Reads the device's record of accepted versions."""
     read, seeds, _ = _signed(folder, "model.sig")
     read(seeds[0])
     (path,) = (folder / "state/accepted").iterdir()
@@ -136,7 +136,7 @@ def tuning(folder: Path) -> Prepared:
     )  # fmt: skip
 
     def read(data: bytes) -> None:
-        """As it is, and behind its digest, without which nothing of it is parsed."""
+        """Reads the data as it is, and with a correct digest, without which it is not parsed."""
         for contents in (data, hashlib.sha256(data).hexdigest().encode() + b"\n" + data):
             path.write_bytes(contents)
             found = kept(bundle)

@@ -1,4 +1,4 @@
-"""Readers of what a build and a device keep for the next time, and of the tiles that a bundle carries to the gate."""
+"""Fuzz targets: readers of caches of a build and of a device, and of evaluation tiles in a bundle."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def observations(folder: Path) -> Prepared:
 
 
 def plans(folder: Path) -> Prepared:
-    """Which plan is used, the record of a plan, and kernel timings: each as it is, and behind its digest."""
+    """Reads the active plan, a plan's record and kernel timings, each as it is and with a correct digest."""
     from misgnet_runtime.engines.tensorrt.open import slot_of
     from misgnet_runtime.engines.tensorrt.plan_cache import FORMAT, Activation, PlanKey, PlanRecord, PlanStore
     from misgnet_runtime.storage.schema import encode
@@ -60,22 +60,22 @@ def plans(folder: Path) -> Prepared:
         for name in names:
             for contents in (data, hashlib.sha256(data).hexdigest().encode() + b"\n" + data):
                 (folder / "cache/plans" / name).write_bytes(contents)
-                with redirect_stderr(io.StringIO()):  # its warnings
+                with redirect_stderr(io.StringIO()):  # hide warnings
                     _use(store, slot, key)
 
     return read, [encode(active), encode(record)]
 
 
 def _use(store: object, slot: object, key: object) -> None:
-    """All that a device asks of what it keeps; what others may have changed is told by an error each time."""
+    """Uses the plan cache as a device does; data that others may have changed raises InputError every time."""
     from typing import Any
 
     from misgnet_runtime.errors import InputError
 
     kept: Any = store
-    for ask in (lambda: kept.active(slot), lambda: kept.cached(key), kept.timings(key).read, kept.sweep):
+    for access in (lambda: kept.active(slot), lambda: kept.cached(key), kept.timings(key).read, kept.sweep):
         try:
-            found = ask()
+            found = access()
             for record in getattr(found, "plans", {}).values():
                 kept.plan(record)
         except InputError:

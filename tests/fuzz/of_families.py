@@ -1,4 +1,4 @@
-"""Whole files of a few families: names in a manifest, rasters by their layout, tables by their size."""
+"""Fuzz targets that generate whole files: names in a manifest, layouts of rasters, sizes of tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.bundles import INT8, SPLIT_FLOAT, make_bundle
 
 Files = st.SearchStrategy[bytes]
 
-# Names of a manifest: whatever they are, what is written lies in the output folder.
+# Names in a manifest: with any names, files must be written only in the output folder.
 
 _NAMES = st.sampled_from([
     "x/../../../escaped", "/tmp/escaped", "..", ".", "", "../x", "a/b", "a\\b", "~", "~/x", "-o", "x\0y", "x\ny", "x y",
@@ -30,7 +30,7 @@ _NAMES = st.sampled_from([
 
 
 def renamed(seeds: Sequence[bytes]) -> Files:
-    """A manifest in which a name is another one wherever it stands: all that refers to it still does."""
+    """Draws a manifest in which names are replaced consistently, so that references remain valid."""
 
     def rename(seed: bytes, changes: list[tuple[int, str]]) -> bytes:
         found: Any = json.loads(seed)
@@ -45,7 +45,7 @@ def renamed(seeds: Sequence[bytes]) -> Files:
 
 
 def _names_of(found: Any) -> list[str]:
-    """Of engines, files, tensors, and roles."""
+    """Returns the names of engines, files, tensors and roles."""
     entries = [*found["engines"], *found["files"], *found["features"], *found["quantization"]]
     keys = ("name", "file", "graph", "path", "role", "kind", "precision", "platform")
     return [entry[key] for entry in entries for key in keys if isinstance(entry.get(key), str)]
@@ -60,14 +60,14 @@ def _replaced(value: Any, old: str, new: str) -> Any:
 
 
 def manifest_names(folder: Path) -> Prepared:
-    """Triton's repository and a verification, of engines by any name; files of these names exist where they can."""
+    """Writes a Triton repository and reads the bundle, with engines of any names; valid files of these names exist."""
     from misgnet_export.integrations.triton import repository
     from misgnet_export.integrations.triton.config import Serving
     from misgnet_runtime.bundle.reader import read_bundle
 
     root, output = make_bundle(folder / "bundle", engines=[SPLIT_FLOAT, INT8]), folder / "work/out/triton"
     good = (root / "manifest.json").read_bytes()
-    repository.load_schema = lambda: None  # type: ignore[assignment]  # it is not asked for here
+    repository.load_schema = lambda: None  # type: ignore[assignment]  # not needed here
     repository.model_config = lambda *_, **__: None  # type: ignore[assignment]
     repository._text = lambda _: ""  # type: ignore[assignment]
     places = {entry["sha256"]: root / entry["path"] for entry in json.loads(good)["files"]}
@@ -90,14 +90,14 @@ def manifest_names(folder: Path) -> Prepared:
 
 
 def _restore(manifest: Any, root: Path, originals: dict[str, bytes]) -> None:
-    """The files that a manifest names, where their names stay in the bundle."""
+    """Writes the files that a manifest names, if they are inside the bundle."""
     for entry in manifest["files"]:
         try:
             path = Path(os.path.normpath(root / entry["path"]))
             if path.is_relative_to(root) and path != root and entry["sha256"] in originals:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(originals[entry["sha256"]])
-        except (OSError, ValueError):  # no file system has such a name
+        except (OSError, ValueError):  # not a valid file name
             pass
 
 
@@ -105,7 +105,7 @@ def _all_files(folder: Path) -> set[str]:
     return {f"{parent}/{name}" for parent, folders, names in os.walk(folder) for name in (*names, *folders)}
 
 
-# Rasters by their layout: sizes, blocks, bits, colours and control points that no writer would choose.
+# Layouts of rasters: unusual sizes, blocks, bits, colours and control points.
 
 _SIDES = st.sampled_from([80, 96, 80, 96, 1, 2, 15, 16, 64, 96, 1_000, 65_535, 3_000_000, 400_000_000, (1 << 31) - 1])
 _BLOCKS = st.sampled_from([1, 15, 16, 64, 96, 256, 4_096, 65_536, 1 << 30])
@@ -125,7 +125,7 @@ _KINDS = {2: "s", 3: "H", 4: "I", 12: "d"}
 
 
 def rasters(seeds: Sequence[bytes]) -> Files:
-    """Little-endian TIFFs, whose blocks all are one short run of bytes, lie behind the end, or are not there."""
+    """Draws little-endian TIFFs whose blocks share a few bytes, start after the end of the file, or are missing."""
     layout = st.fixed_dictionaries({
         "width": _SIDES, "height": _SIDES, "bands": _COUNTS, "bits": _BITS, "photometric": _PHOTOMETRIC,
         "compression": _COMPRESSION, "tiled": st.booleans(), "block": st.tuples(_BLOCKS, _BLOCKS),
@@ -136,7 +136,7 @@ def rasters(seeds: Sequence[bytes]) -> Files:
 
 
 def _georeference(seed: bytes) -> list[tuple[int, int, Any]]:
-    """The tags by which GeoTIFFs of one grid lie in one place."""
+    """Returns the georeferencing tags of a GeoTIFF."""
     with Image.open(io.BytesIO(seed)) as image:
         tags = image.tag_v2  # type: ignore[attr-defined]  # of TIFFs
         kinds = {33_550: 12, 33_922: 12, 34_735: 3, 34_736: 12}
@@ -176,20 +176,20 @@ def _written(pixels: bytes, tags: list[tuple[int, int, Any]]) -> bytes:
 
 
 def geotiff(folder: Path) -> Prepared:
-    """The preflight of a scene, and its first pixels: as the later date, and as both, on their grid and moved to it."""
+    """Reads the header and the first pixels of a raster as the later date, on the same grid and aligned to it."""
     import of_pixels
 
     read, seeds = of_pixels.geotiff(folder)
 
     def quiet(data: bytes) -> None:
-        with warnings.catch_warnings():  # of rasters that do not say where they lie
+        with warnings.catch_warnings():  # of rasters that are not georeferenced
             warnings.simplefilter("ignore")
             read(data)
 
     return quiet, seeds
 
 
-# Tables by their size: columns, lines, cells and quotes.
+# Sizes of tables: columns, lines, cells and quotes.
 
 _CELLS = st.sampled_from(
     ["", "a", "a.tif", "../a.tif", "a/" * 1_000 + "b", "x" * 5_000, '"\n"', '""""', "\u00e9" * 100, "yes"]
@@ -201,7 +201,7 @@ _ENDS = st.sampled_from(["\n", "\r\n", "\r", "\n\n", ""])
 
 
 def tables(seeds: Sequence[bytes]) -> Files:
-    """Rows of one kind, repeated up to beyond the limits."""
+    """Draws tables of a repeated row, up to sizes beyond the limits."""
 
     def build(header: str, cells: list[str], numbered: bool, end: str, count: int, *, tail: str) -> bytes:
         most = 1 << 20

@@ -1,4 +1,4 @@
-"""Readers of journals and tables."""
+"""Fuzz targets: readers of journals and tables."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder_record(folder: Path) -> Prepared:
     outputs = {name: f"{name}.png" for name in "ab"}
     path = progress_folder(output) / "journal.jsonl"
 
-    class Stop(Exception):  # noqa: N818 - as a kill: the record stays
+    class Stop(Exception):  # noqa: N818 - acts like a kill, so that the record stays
         pass
 
     @contextmanager
@@ -98,7 +98,7 @@ def watch_journal(folder: Path) -> Prepared:
         with open_journal(output) as journal:
             journal.failed()
             complete = [pair.complete for pair in journal.pairs.unfinished.values() if pair.complete is not None]
-            for name in (name for entry in complete for name in entry.outputs):  # as the next watcher does
+            for name in (name for entry in complete for name in entry.outputs):  # like the next watcher
                 if (output / ".working" / name).exists():
                     publish(output / ".working" / name, output / name)
             journal.compact({"a"})
@@ -175,7 +175,7 @@ def table(folder: Path) -> Prepared:
         for scene in read_table(path, {"engine": "cpu"}, folder / "out"):
             scene.key("0" * 64)
             is_file(scene.before)
-            try:  # of its own, which is told when its turn comes
+            try:  # an invalid cell fails only its own scene
                 scene.options()
                 for name in scene.outputs().values():
                     assert (folder / "out" / name).resolve().is_relative_to(folder / "out")

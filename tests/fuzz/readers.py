@@ -1,4 +1,4 @@
-"""What the readers of files share."""
+"""Shared types and helpers of the fuzz targets."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 Reader = Callable[[bytes], object]
-Prepared = tuple[Reader, list[bytes]]  # how a file's bytes are read, and good files
+Prepared = tuple[Reader, list[bytes]]  # a reader of a file's bytes, and good files
 
 
 def written(path: Path, read: Callable[[Path], object]) -> Reader:
-    """Reads bytes as the file ``path``."""
+    """Returns a reader that writes bytes to ``path`` and reads that file."""
 
     def reader(data: bytes) -> None:
         path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Each reader of files from outside, and how good files are damaged for it."""
+"""Lists all readers of external files, and how good files are damaged for each."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from readers import Prepared
 
 @dataclass(frozen=True)
 class Target:
-    """``prepare``: in an empty folder, how a file's bytes are read, and good ones; ``files``: what is made of these.
+    """A reader to fuzz.
 
-    ``megabytes`` and ``seconds`` of processor time: the most that reading may take. These files are small: it is less
-    than misgnet_runtime.limits promises of the largest, and far above what any takes on a busy machine.
+    The files are small, so the limits are lower than those of misgnet_runtime.limits for the largest files, but far
+    above the use of any file on a busy machine.
     """
 
+    # Prepares an empty folder; returns the reader and good files.
     prepare: Callable[[Path], Prepared]
+    # Draws damaged files from good ones.
     files: Callable[[Sequence[bytes]], Files]
+    # Limits of memory and processor time.
     megabytes: int = 256
     seconds: float = 5
 
 
-# Others' formats, which Pillow or GDAL would know by their first bytes.
+# First bytes of other formats that Pillow or GDAL would recognise.
 _TOKENS = [
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(touch pwned) system\n", b"GIF89a", b"BM", b"<VRTDataset>",
     b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x97JB2\r\n\x1a\n",
