@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""One command per task, on a machine with nothing but Python and git: sets up .venv, then does the task.
+"""Sets up .venv and runs a development task; requires only Python and git.
 
-python3 dev.py demo     build and run a bundle from the demo weights and generated tiles
+python3 dev.py demo     build and run a bundle from the example weights and generated tiles
 python3 dev.py test     run the tests of the default tier: all but those marked slow; --full runs all (further
                         arguments go to pytest)
-python3 dev.py lowest   run the runtime's tests with the lowest versions that pyproject.toml allows, in .venv-lowest,
-                        by the Python that runs this (3.10 to 3.12)
-python3 dev.py lint     ruff (further arguments go to it); import-linter: the floors in pyproject.toml; codespell and
-                        tools/check_phrases.py: words and phrases that this repository does not use
-python3 dev.py format   ruff format
-python3 dev.py types    mypy, strict for the runtime
-python3 dev.py docs     build the documentation's site into site/, strictly (further arguments go to mkdocs build)
+python3 dev.py lowest   run the runtime's tests in .venv-lowest with the lowest versions that pyproject.toml allows and
+                        the Python that runs this script (3.10 to 3.12)
+python3 dev.py lint     run ruff (further arguments go to it), import-linter for the layers in pyproject.toml, and
+                        codespell and tools/check_phrases.py for words and phrases that this repository does not use
+python3 dev.py format   run ruff format (further arguments go to it)
+python3 dev.py types    run mypy, which is strict for the runtime (further arguments go to it)
+python3 dev.py docs     build the documentation into site/; warnings are errors (further arguments go to mkdocs build)
 python3 dev.py wheel    build the wheel, install it in a clean environment outside the checkout, and run a bundle there
 """
 
@@ -34,14 +34,14 @@ except ModuleNotFoundError:  # Python 3.10
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 LOWEST = ROOT / ".venv-lowest"
-LOWEST_EXTRAS = ("geo", "verify")  # of the runtime
+LOWEST_EXTRAS = ("geo", "verify")  # extras of the runtime
 TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "scikit-learn")
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(\[[\w, -]+\])?\s*>=\s*(?P<lowest>[\w.]+)[^;]*(?P<marker>;.*)?")
 WEIGHTS = "examples/misgnet_synthetic_fp16.safetensors"
 
 
 def demo(arguments: list[str]) -> None:
-    """The main job: tiles from the generator, a bundle from the demo weights, its results and report."""
+    """Generates tiles and builds a bundle with its report from the example weights."""
     folder = Path("demo")
     tiles, bundle = folder / "tiles", folder / "bundle"
     targets = ["--target", "cpu"]
@@ -53,20 +53,23 @@ def demo(arguments: list[str]) -> None:
 
 
 def test(arguments: list[str]) -> None:
-    """Runs the default tier, or with ``--full`` all tests."""
+    """Runs the default tier, or all tests with ``--full``."""
     full = "--full" in arguments
     tier = [] if full else ["-m", "not slow"]
     run_tests(VENV, [*tier, *(argument for argument in arguments if argument != "--full")])
 
 
 def lowest(arguments: list[str]) -> None:
-    """Without PyTorch and onnx, all tests but the runtime's skip: see tests/conftest.py."""
+    """Runs the tests with the lowest versions; PyTorch and onnx are missing, so tests/conftest.py skips other tests."""
     run_tests(LOWEST, arguments)
 
 
 def run_tests(environment: Path, arguments: list[str]) -> None:
-    """Files of tests side by side, with a core for each process: two that both take all cores wait for each other."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads
+    """Runs pytest on several files in parallel, with one core per process.
+
+    Processes that each use all cores would slow each other down.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of PyTorch
     workers = ("-n", min(4, os.cpu_count() or 1), "--dist", "loadfile")
     run("pytest", *workers, *arguments, environment=environment)
 
@@ -88,7 +91,7 @@ def types(arguments: list[str]) -> None:
 
 def docs(arguments: list[str]) -> None:
     """Builds the site; warnings are errors."""
-    os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")  # Material's advertisement, printed at each build
+    os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")  # suppresses an advertisement that Material prints at each build
     run("mkdocs", "build", "--strict", *arguments)
 
 
@@ -103,24 +106,24 @@ TASKS: dict[str, Callable[[list[str]], None]] = {
 
 
 def run(command: str, *arguments: object, environment: Path = VENV) -> None:
-    """Run a command of a virtual environment, shown first; its exit code ends this script."""
-    words = [str(word) for word in arguments]
-    print("$", command, *words, flush=True)
-    code = subprocess.run([environment / "bin" / command, *words], cwd=ROOT, check=False).returncode
+    """Prints and runs a command of a virtual environment; exits with its code if it fails."""
+    texts = [str(argument) for argument in arguments]
+    print("$", command, *texts, flush=True)
+    code = subprocess.run([environment / "bin" / command, *texts], cwd=ROOT, check=False).returncode
     if code:
         raise SystemExit(code)
 
 
 def set_up() -> None:
-    """Create .venv and install everything, pinned; done again only when the project's needs change."""
+    """Creates .venv and installs all pinned requirements, unless they have not changed since the last time."""
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     install(VENV, pins, [".[export,train,rtx,openvino,dev]"], "PyTorch, OpenVINO and TensorRT-RTX are large")
 
 
 def set_up_lowest() -> None:
-    """Create .venv-lowest: the runtime and its extras at their lower bounds, and what the tests need."""
+    """Creates .venv-lowest with the runtime, its extras at their lower bounds, and the tools of the tests."""
     if sys.version_info >= (3, 13):
-        raise SystemExit("numpy 1.26, the lowest version allowed, has no wheel for Python 3.13: use 3.10, 3.11 or 3.12")
+        raise SystemExit("numpy 1.26, the lowest allowed version, has no wheel for Python 3.13: use 3.10, 3.11 or 3.12")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     bounded = [*project["dependencies"], *(one for extra in LOWEST_EXTRAS for one in extras[extra])]
@@ -130,24 +133,31 @@ def set_up_lowest() -> None:
 
 
 def lowest_pins(requirements: Iterable[str]) -> list[str]:
-    """Constraints for pip that allow only the lower bound of each requirement, on the Pythons that it is for."""
+    """Returns constraints for pip that allow only the lower bound of each requirement; markers are kept."""
     pins = []
     for requirement in requirements:
         found = REQUIREMENT.fullmatch(requirement)
         if found is None:
-            raise SystemExit(f"pyproject.toml gives no lower bound for '{requirement}': write NAME>=VERSION")
+            raise SystemExit(f"pyproject.toml has no lower bound for '{requirement}': write NAME>=VERSION")
         pins.append(f"{found['name']}=={found['lowest']}{found['marker'] or ''}")
     return pins
 
 
 def install(environment: Path, pins: str, needs: list[str], why: str) -> None:
-    """A virtual environment with the project, editable, and ``needs``, no other versions than ``pins`` allow."""
+    """Creates a virtual environment with ``needs``, the first of which is installed as editable.
+
+    Args:
+        environment: Folder of the environment; an environment with the same requirements is kept.
+        pins: Constraints for pip.
+        needs: Requirements.
+        why: Reason why the installation takes long, for the message.
+    """
     stamp = environment / "installed"
     wanted = (ROOT / "pyproject.toml").read_bytes() + pins.encode() + sys.version.encode()
     digest = hashlib.sha256(wanted).hexdigest()
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
         return
-    print(f"setting up {environment}: {why}, the first time takes some minutes", flush=True)
+    print(f"setting up {environment} ({why}); the first time takes some minutes", flush=True)
     venv.create(environment, with_pip=True, clear=True)
     constraints = environment / "constraints.txt"
     constraints.write_text(pins, encoding="utf-8")
@@ -163,7 +173,9 @@ def main() -> None:
         raise SystemExit(2)
     if sys.version_info < (3, 11) and task is not lowest:
         found = platform.python_version()
-        raise SystemExit(f"the compiler needs Python 3.11 or later, this is {found}; only `dev.py lowest` runs on 3.10")
+        raise SystemExit(
+            f"the compiler requires Python 3.11 or later, this is {found}; only `dev.py lowest` runs on 3.10"
+        )
     (set_up_lowest if task is lowest else set_up)()
     task(sys.argv[2:])
 

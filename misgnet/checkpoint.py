@@ -279,7 +279,7 @@ def _check_keys(path: Path, entries: Mapping[str, _Entry]) -> None:
     unexpected = [k for k in entries if k not in expected]
     where = f"checkpoint {path}"
     if len(missing) == len(expected):
-        found = f"none of its {plural(len(entries), 'key')} is known, the first is {shown(next(iter(entries), ''))}"
+        found = f"it has {plural(len(entries), 'key')}, none is known; the first is {shown(next(iter(entries), ''))}"
         raise InputError(f"{where} is not a MISGNet: {found}")
     if missing:
         raise InputError(f"{where} lacks {len(missing)} of {len(expected)} keys, the first is '{missing[0]}'")

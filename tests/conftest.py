@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Sets up the environment, hooks and fixtures that all tests share."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pytest
 
 from misgnet_runtime.bundle.signing.policy import use_allow_older, use_key
 
-# One thread is enough for tests, and many times faster where other work runs on the same cores.
+# One thread is enough for tests, and much faster while other work runs on the same cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# What was tuned on this machine changes no test; the folder is not there.
+# Settings tuned on this machine must not affect tests; this folder does not exist.
 os.environ["MISGNET_CACHE"] = str(Path(__file__).with_name("no-cache"))
 for variable in ("MISGNET_REQUIRE_SIGNATURE", "MISGNET_POLICY"):
     os.environ.pop(variable, None)
 
-with suppress(ImportError):  # most tests do without it
+with suppress(ImportError):  # most tests do not need it
     import hypothesis
 
-    # How long an example takes says more about the machine than about the code.
+    # The time of an example depends more on the machine than on the code.
     hypothesis.settings.register_profile("project", deadline=None)
     hypothesis.settings.load_profile("project")
 
@@ -33,9 +33,9 @@ COMPILER = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "jinja2", "matp
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Where only the runtime is installed, as by ``dev.py lowest``, modules that import the compiler's needs skip.
+    """Skips test modules that need the compiler's packages if only the runtime is installed, as by ``dev.py lowest``.
 
-    Nowhere else: with PyTorch there, a package that is missing is an error.
+    If PyTorch is installed, a missing package is an error.
     """
     report = yield
     lacking = missing_package(report)
@@ -46,7 +46,7 @@ def pytest_make_collect_report(
 
 
 def missing_package(report: pytest.CollectReport) -> str | None:
-    """Of the import that ended the collection of a module."""
+    """Returns the package whose failed import ended the collection of a module, or None."""
     call = getattr(report, "call", None)
     error = call.excinfo.value if report.failed and call and call.excinfo else None
     cause = error and (error if isinstance(error, ModuleNotFoundError) else error.__cause__)
@@ -54,8 +54,8 @@ def missing_package(report: pytest.CollectReport) -> str | None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_required() -> Iterator[None]:
-    """What a command of one test requires of signatures holds for its process, which is that of all tests."""
+def no_signature_is_required() -> Iterator[None]:
+    """Resets the signature options, which a command sets for its process: all tests run in the same process."""
     yield
     use_key(None)
     use_allow_older(False)
@@ -63,9 +63,9 @@ def nothing_is_required() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def reference() -> Path:
-    """The folder that holds ``reference/``, the published network's answers; skips where it is not."""
+    """Returns the folder with ``reference/``, the published network's outputs; skips if it is missing."""
     default = Path(__file__).resolve().parents[1] / ".." / "shared"
     folder = Path(os.environ.get("MISGNET_REFERENCE", default))
     if not (folder / "reference" / "golden_logits.npz").is_file():
-        pytest.skip("the reference folder is not here; name it in MISGNET_REFERENCE")
+        pytest.skip("the reference folder is missing; set MISGNET_REFERENCE to it")
     return folder

@@ -1,4 +1,4 @@
-"""The ground floor stands alone: no torch, no onnx, none of the other packages, and cheap to import."""
+"""Tests that the runtime works without torch, onnx and the project's other packages, and is cheap to import."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from misgnet_runtime.bundle.manifest import EngineKind
 from support.bundles import FLOAT, RTX, images, make_bundle, write_image
 from support.paths import ROOT
 
-# Python's own path hooks are asked after this finder: what it refuses is as good as not installed.
+# This finder runs before Python's own: a module that it refuses appears not to be installed.
 BARE = """
 import sys
 from importlib.abc import MetaPathFinder
@@ -34,7 +34,7 @@ sys.meta_path.insert(0, Absent())
 
 
 def python(code: str, *arguments: str) -> str:
-    """The output of a Python of its own that has the runtime on its path and nothing else of this project."""
+    """Returns the output of a new interpreter with only the runtime of this project on its path."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
     command = [sys.executable, "-c", code, *arguments]
     ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=120)
@@ -67,8 +67,8 @@ except SystemExit as ended:
 
 
 @pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
-def test_nothing_is_reported(kind: EngineKind, tmp_path: Path) -> None:
-    """Both libraries would keep an identifier of the user or the device below the home, and send reports with it."""
+def test_libraries_send_no_telemetry(kind: EngineKind, tmp_path: Path) -> None:
+    """By default, both libraries store an identifier of the user or device in the home directory and send reports."""
     pytest.importorskip(kind)
     engine = msgspec.structs.replace(FLOAT, name="asked", kind=kind)
     bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT, engine])
@@ -87,7 +87,7 @@ main()
     assert [path for path in home.rglob("*") if "misgnet" not in path.parts and path.is_file()] == []
 
 
-def test_importing_the_package_or_the_command_is_cheap() -> None:
+def test_imports_of_package_and_command_load_no_heavy_library() -> None:
     code = """
 import sys
 import misgnet_runtime
@@ -99,8 +99,8 @@ print(sorted(n for n in sys.modules if n in {"numpy", "onnxruntime", "PIL"}))
     assert python(code).split() == ["[]", "[]"]
 
 
-def test_of_export_all_but_build_loads_without_torch_and_onnx() -> None:
-    """A bundle is proven, shown, served and installed where none was built."""
+def test_export_except_build_imports_without_torch_and_onnx() -> None:
+    """Bundles are verified, reported, served and installed on machines that do not build them."""
     modules = (
         "cli.main", "pipeline.reparity", "report.precision", "integrations.triton.repository",
         "integrations.wheelhouse", "integrations.signing",

@@ -1,4 +1,4 @@
-"""The import contracts of pyproject.toml: they hold, and an import that runs up breaks them, lazy or not."""
+"""Tests the import contracts of pyproject.toml: they hold, and any import of a higher layer breaks them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytest.importorskip("importlinter", reason="import-linter is not installed: the 
 PACKAGES = (
     "misgnet", "export/misgnet_export", "calibration/misgnet_calibration", "runtime/misgnet_runtime",
 )  # fmt: skip
-# A module of a lower floor, and the line that reaches up from it: one in each package, at the top and in a function.
+# A module of a lower layer, and a line in it that imports a higher layer, at the top level or in a function.
 UP = {
     "runtime/misgnet_runtime/storage/atomic.py": "from misgnet_runtime.cli.main import main as up",
     "export/misgnet_export/report/figures.py": "def late():\n    from misgnet_export.pipeline import build as up",
@@ -33,7 +33,7 @@ ACROSS = {
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of the packages' sources and of the contracts."""
+    """Returns a copy of the packages' sources and of the contracts."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -41,7 +41,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def contracts(tree: Path) -> tuple[int, str]:
-    """The exit code and the output of lint-imports in ``tree``, on one line for each sentence."""
+    """Returns the exit code and the unwrapped output of lint-imports in ``tree``."""
     code = "from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache'])"
     paths = os.pathsep.join(str(tree / package) for package in (".", "export", "calibration", "runtime"))
     environment = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "300"}
@@ -68,7 +68,7 @@ def test_all_contracts_are_kept(tree: Path) -> None:
     assert code == 0 and " 0 broken" in text, text
 
 
-def test_an_import_that_runs_up_breaks_the_floors_of_its_package(tree: Path) -> None:
+def test_import_of_a_higher_layer_breaks_the_contract(tree: Path) -> None:
     append(tree, UP)
     code, text = contracts(tree)
     assert code == 1
@@ -79,7 +79,7 @@ def test_an_import_that_runs_up_breaks_the_floors_of_its_package(tree: Path) -> 
         assert f"- {module[module.index('misgnet') :]} -> " in text, "the import is named"
 
 
-def test_an_import_of_another_package_breaks_the_contract_between_packages(tree: Path) -> None:
+def test_import_of_another_package_breaks_the_contract(tree: Path) -> None:
     append(tree, ACROSS)
     code, text = contracts(tree)
     assert code == 1
@@ -91,7 +91,7 @@ def test_an_import_of_another_package_breaks_the_contract_between_packages(tree:
         assert f"{contract} BROKEN" in text
 
 
-def test_a_circle_within_a_wing_is_refused(tree: Path) -> None:
+def test_import_cycle_is_refused(tree: Path) -> None:
     circle = "def late():\n    from misgnet_calibration.statistics.calibrators import MAX as up"
     append(tree, {"calibration/misgnet_calibration/statistics/entropy.py": circle})
     code, text = contracts(tree)
@@ -99,8 +99,8 @@ def test_a_circle_within_a_wing_is_refused(tree: Path) -> None:
     assert "No cycles are allowed in misgnet_calibration.statistics." in text
 
 
-def test_a_module_that_stands_on_no_floor_is_refused(tree: Path) -> None:
+def test_module_without_a_layer_is_refused(tree: Path) -> None:
     for package in PACKAGES:
-        (tree / package / "homeless.py").write_text('"""On no floor."""\n', encoding="utf-8")
+        (tree / package / "homeless.py").write_text('"""In no layer."""\n', encoding="utf-8")
     code, text = contracts(tree)
     assert code == 1 and text.count("homeless") == len(PACKAGES), text

@@ -1,6 +1,6 @@
-"""Dataclasses of more than five fields are made by keywords only; functions are ruff's to check (PLR0917).
+"""Tests that dataclasses with more than five fields are keyword-only; ruff checks functions (PLR0917).
 
-msgspec's Structs are exempt: they mirror JSON, whose order of fields readers know, and are mostly made by decoding.
+msgspec's Structs are exempt: they mirror JSON with a documented order of fields, and most are created by decoding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from support.paths import ROOT
 
 FOLDERS = ("misgnet", "calibration", "export", "runtime", "benchmarks", "tests", "docs", "examples")
-MOST = 5  # as for functions: the eye loses count of positions beyond
+MOST = 5  # as for functions: more positional arguments are hard to count
 
 
 def offenders(source: str) -> Iterator[tuple[int, str]]:
@@ -26,7 +26,7 @@ def offenders(source: str) -> Iterator[tuple[int, str]]:
 
 
 def _positional(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str]:
-    """Returns the fields that may be positional, with those that dataclasses of the same module hand down."""
+    """Returns the fields that may be positional, including inherited ones of dataclasses in the same module."""
     bases = [classes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in classes]
     found = {name for base in bases for name in _positional(base, classes)}
     decorator = _dataclass(node)
@@ -37,7 +37,7 @@ def _positional(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str
 
 
 def _is_no_parameter(field: ast.AnnAssign) -> bool:
-    """Whether ``__init__`` does not take the field at all."""
+    """Returns whether the field is not a parameter of ``__init__``."""
     value = ast.unparse(field.value) if field.value else ""
     return "ClassVar" in ast.unparse(field.annotation) or "init=False" in value
 
@@ -77,5 +77,5 @@ SIX = "    a: int\n    b: int\n    c: int\n    d: int\n    e: int\n    f: int\n"
         (f"class A(Struct, frozen=True):\n{SIX}", []),
     ],
 )
-def test_the_check_sees_what_it_is_for(source: str, names: list[str]) -> None:
+def test_check_finds_long_positional_dataclasses(source: str, names: list[str]) -> None:
     assert [name for _, name in offenders(source)] == names

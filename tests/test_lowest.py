@@ -1,4 +1,4 @@
-"""`dev.py lowest`: the lower bounds in pyproject.toml become what pip may install."""
+"""Tests `dev.py lowest`, which installs the lowest versions that pyproject.toml allows."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_requirement_without_a_lower_bound_is_refused(given: str) -> None:
         dev.lowest_pins([given])
 
 
-def test_the_runtime_and_its_extras_have_a_bound_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As set_up_lowest asks pip for them: no second list, and not the compiler's."""
+def test_runtime_and_its_extras_have_lower_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """set_up_lowest takes them from pyproject.toml and leaves out the compiler's requirements."""
     asked: dict[str, object] = {}
     monkeypatch.setattr(dev, "install", lambda where, pins, needs, why: asked.update(pins=pins, needs=needs))
     monkeypatch.setattr(dev.sys, "version_info", (3, 12))

@@ -1,4 +1,4 @@
-"""What commit 060c2ba left (data/older/make.py) is resumed, or is refused in one line that names its format."""
+"""Tests that files of commit 060c2ba (data/older/make.py) are resumed, or refused in one line that names the format."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """A copy of all that was made; the files that runs read have their times of then."""
+    """Returns a copy of all older files; input files get their original modification times."""
     root = tmp_path / "made"
     shutil.copytree(OLDER, root)
     for path in (*root.glob("folder/[AB]/*"), *root.glob("watch/in/*")):
@@ -42,7 +42,7 @@ def made(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run misgnet-run, or ``main``, which must succeed; what it prints."""
+    """Returns a function that runs misgnet-run or ``main``, which must succeed, and returns its output."""
 
     def ran(*words: object, main: Callable[[], object] = misgnet_run.main) -> str:
         capsys.readouterr()
@@ -63,9 +63,9 @@ def state(*paths: Path) -> list[tuple[bytes, int]]:
     return [(path.read_bytes(), path.stat().st_mtime_ns) for path in paths]
 
 
-def test_bundle_is_verified_and_predicts_as_then(made: Path, tmp_path: Path, run: Run) -> None:
-    said = run("verify", made / "bundle")
-    assert "8 files match their digests" in said and said.count("golden tiles") == 2
+def test_older_bundle_is_verified_and_predicts_the_same(made: Path, tmp_path: Path, run: Run) -> None:
+    output = run("verify", made / "bundle")
+    assert "8 files match their digests" in output and output.count("golden tiles") == 2
     assert "cpu-float32" in run("info", made / "bundle")
     pair = [made / "watch/in" / f"a_{date}.png" for date in ("before", "after")]
     run("predict", made / "bundle", *pair, "-o", tmp_path / "mask.png", "--engine", "cpu-float32")
@@ -77,7 +77,7 @@ def test_scene_is_resumed(made: Path, tmp_path: Path, run: Run) -> None:
     words = ("predict", made / "bundle", made / "scene/before.tif", made / "scene/after.tif", *ENGINE)
     words = (*words, "--overlap", "16", "--streams", "1", "-o")
     raw = made / "scene/.change.tif.progress/probability.raw"
-    assert 0 < raw.stat().st_size < 192 * 64 * 4, "it was killed on its way"
+    assert 0 < raw.stat().st_size < 192 * 64 * 4, "the run was killed before it finished"
     assert "row 96" in run(*words, made / "scene/change.tif")
     assert "row " not in run(*words, tmp_path / "whole.tif")
     assert (made / "scene/change.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
@@ -88,7 +88,7 @@ def test_folder_is_resumed(made: Path, tmp_path: Path, run: Run) -> None:
     folder = made / "folder"
     words = ("predict", made / "bundle", folder / "A", folder / "B", *ENGINE, "-o")
     before = state(folder / "masks/a.png", folder / "masks/b.png")
-    assert "3 pairs (2 of " in run(*words, folder / "masks")
+    assert "3 pairs (2 from an interrupted run)" in run(*words, folder / "masks")
     assert state(folder / "masks/a.png", folder / "masks/b.png") == before
     run(*words, tmp_path / "whole")
     for name in "abc":
@@ -97,14 +97,14 @@ def test_folder_is_resumed(made: Path, tmp_path: Path, run: Run) -> None:
 
 
 def test_watcher_is_resumed(made: Path, run: Run) -> None:
-    """Two pairs are done, the results of a third one get their names, and a fourth one is new."""
+    """Two pairs are finished, the results of a third are only renamed, and a fourth is new."""
     folder, out = made / "watch/in", made / "watch/out"
     whole = (out / ".working/c_change.png").read_bytes()
     before = state(out / "a_change.png", out / "b_change.png")
     for date in ("before", "after"):
         shutil.copy(folder / f"a_{date}.png", folder / f"d_{date}.png")
     words = (*ENGINE, "--overlap", "16", "--streams", "1", "--once", "--settle", "0")
-    assert "3 pairs processed before" in run("watch", made / "bundle", folder, "-o", out, *words)
+    assert "3 pairs processed earlier" in run("watch", made / "bundle", folder, "-o", out, *words)
     assert state(out / "a_change.png", out / "b_change.png") == before
     assert (out / "c_change.png").read_bytes() == whole and not (out / ".working").exists()
     assert (pixels(out / "d_change.png") == pixels(out / "a_change.png")).all()
@@ -132,7 +132,7 @@ def test_prepared_data_set_is_resumed(made: Path, tmp_path: Path, run: Run) -> N
 
 
 def test_checkpoint_is_loaded(made: Path, tmp_path: Path) -> None:
-    """With zeros for its weights."""
+    """The weights are zeros: only the header was kept."""
     pytest.importorskip("torch")
     from misgnet.checkpoint import load_checkpoint
 
@@ -145,7 +145,7 @@ def test_checkpoint_is_loaded(made: Path, tmp_path: Path) -> None:
 
 
 def test_tuning_is_refused_in_one_line(made: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its file's name was made from what it was measured on: here this machine's."""
+    """The file's name depends on the machine, so the test computes it for this machine."""
     machine = describe_machine()
     place = {
         "bundle_sha256": hashlib.sha256((made / "bundle/manifest.json").read_bytes()).hexdigest(),
@@ -163,8 +163,8 @@ def test_tuning_is_refused_in_one_line(made: Path, tmp_path: Path, run: Run, mon
     kept.chmod(0o600)
     monkeypatch.setenv("MISGNET_CACHE", str(folder.parent))
     pair = [made / "scene" / f"{date}.tif" for date in ("before", "after")]
-    said = run("predict", made / "bundle", *pair, "-o", tmp_path / "change.tif")
-    warnings = [line for line in said.splitlines() if line.startswith("warning: the tuning")]
+    output = run("predict", made / "bundle", *pair, "-o", tmp_path / "change.tif")
+    warnings = [line for line in output.splitlines() if line.startswith("warning: the tuning")]
     (warning,) = warnings
     assert f"{kept} is not used: it has format 1; this version reads format 2; run misgnet-run tune " in warning
     assert (tmp_path / "change.tif").exists()

@@ -1,4 +1,4 @@
-"""No command imports code from the folder that it is started in, nor do the processes that it starts."""
+"""Tests that no command imports code from its working directory, and neither do its child processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.bundles import make_bundle
 from support.paths import ROOT
 
 SOURCES = [str(ROOT / folder) for folder in (".", "export", "calibration", "runtime")]
-# Of the standard library, of what is installed, and of this project.
+# Names of modules of the standard library, of dependencies and of this project.
 POISON = (
     "contextlib", "json", "misgnet_runtime", "msgspec", "multiprocessing", "numpy", "onnxruntime", "pickle",
     "rasterio", "runpy", "socket", "statistics", "struct", "threading",
@@ -27,7 +27,7 @@ QUICK = ("--seconds", "0.02", "--threads", "1", "--rounds", "1", "--warm-up", "0
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """A bundle and rasters in a folder of modules that leave a mark and end the process."""
+    """Returns a folder with a bundle, and with modules that leave a mark and exit if they are imported."""
     folder = tmp_path / "data"
     make_bundle(folder / "bundle")
     for name in POISON:
@@ -39,7 +39,7 @@ def here(tmp_path: Path) -> Path:
 
 
 def run(here: Path, *words: str, python_path: str = "") -> subprocess.CompletedProcess[str]:
-    """``misgnet-run`` as its console script runs, in the folder ``here``."""
+    """Runs ``misgnet-run`` like its console script, in the folder ``here``."""
     variables = {**os.environ, "PYTHONPATH": python_path or os.pathsep.join(SOURCES), "MISGNET_CACHE": str(here / "c")}
     command = [sys.executable, str(here.parent / "misgnet-run"), *words]
     return subprocess.run(command, cwd=here, env=variables, capture_output=True, text=True, check=False)
@@ -56,7 +56,7 @@ def test_timing_imports_nothing_from_the_working_directory(here: Path) -> None:
 
 
 def test_an_empty_entry_of_pythonpath_does_not_reach_child_processes(here: Path) -> None:
-    """PYTHONPATH=$UNSET:/somewhere means the working directory; it is renamed once this process has what it needs."""
+    """PYTHONPATH=$UNSET:/folder includes the working directory. The module appears after this process's own imports."""
     script = here.parent / "misgnet-run"
     (here / "statistics.py").rename(here / "later.py")
     for name in POISON:
@@ -83,7 +83,7 @@ def test_scenes_import_nothing_from_the_working_directory(here: Path) -> None:
 
 
 def test_every_process_is_started_by_one_module() -> None:
-    """``children`` alone knows how: no other file starts the interpreter or imports multiprocessing's starters."""
+    """Only ``children`` starts interpreters; no other file does, or uses multiprocessing's functions for it."""
     pattern = re.compile(r"sys\.executable|multiprocessing\.(get_context|Process|Pool)|ProcessPoolExecutor|\"-m\"")
     allowed = {"children.py", "training_throughput.py"}  # the second runs its own file
     folders = ("runtime", "export", "calibration", "misgnet", "benchmarks")
@@ -123,8 +123,8 @@ def test_a_child_process_ends_with_the_one_that_started_it(tmp_path: Path) -> No
     assert time.monotonic() < deadline
 
 
-def test_a_ray_cluster_is_not_given_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray puts the folder that its driver connects in on the import path of all its workers."""
+def test_ray_cluster_does_not_get_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray adds the driver's working directory to the import path of all its workers."""
     from misgnet_runtime.jobs.batch.ray import ray_cluster
 
     seen: list[Path] = []

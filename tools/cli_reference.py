@@ -15,10 +15,10 @@ PROGRAMS = {
     "misgnet-export": "misgnet_export.cli.main",
     "misgnet": "misgnet.cli",
 }
-OPTION = re.compile(r"(?<![\w`-])(--?[a-z][\w-]*)(?![\w`-])")  # in prose, outside backquotes
+OPTION = re.compile(r"(?<![\w`\[-])(--[a-z][\w-]*|-[a-z])(?![\w`-])")  # in prose, outside backquotes
 PLACEHOLDERS = {"str": "TEXT", "path": "PATH", "int": "INT", "float": "NUMBER"}
 STATED = re.compile(r"\s*\(default: ([^()]*)\)")  # in a help text
-SHARED_NOTE = "They are accepted before or after the command. `--help` shows a command's options."
+SHARED_NOTE = "They are accepted before or after the command. `--help` shows the options of each command."
 SHARED_PANEL = "Every command"  # options of the program, which each command takes too
 
 
@@ -27,16 +27,10 @@ def program_reference(name: str) -> str:
     group = load(name)
     context = typer.Context(group, info_name=name)
     commands = {key: group.commands[key] for key in sorted(group.commands)}
-    parts = [prose(group.help), "", "| command | |", "|---|---|"]
-    parts += [f"| [`{name} {key}`](#{anchor(name, key)}) | {summary(command)} |" for key, command in commands.items()]
+    parts = [prose(group.help), "", "| command | description |", "|---|---|"]
+    parts += [f"| [`{key}`](#{anchor(name, key)}) | {summary(command)} |" for key, command in commands.items()]
     shared = [param for param in group.params if param.name != "help"]
-    parts += [
-        "",
-        "## Options of every command",
-        "",
-        "Before or after the command. `--help` lists a command's options.",
-        "",
-    ]
+    parts += ["", "## Options of every command", "", SHARED_NOTE, ""]
     parts += table(shared, context)
     for key, command in commands.items():
         parts += command_reference(name, key, command)
@@ -104,9 +98,9 @@ def value_name(param: Any, context: Any) -> str:
 def default(param: Any) -> str:
     """Returns the default's text as ``--help`` shows it, or "required"."""
     if param.required:
-        return "required"
+        return "*required*"
     if isinstance(param.show_default, str):
-        return code(param.show_default)
+        return prose(param.show_default) if " " in param.show_default else code(param.show_default)
     if getattr(param, "is_flag", False):
         return "on" if param.default else "off"
     if not param.show_default or param.default is None or param.default in ((), [], ""):
@@ -151,7 +145,7 @@ def cell(text: str) -> str:
 
 def code(text: str) -> str:
     """Returns ``text`` as code in a table cell."""
-    return "`" + text.replace("|", "\\|") + "`"
+    return f"`{text}`" if "|" not in text else f"<code>{text.replace('|', '&#124;')}</code>"
 
 
 def anchor(program: str, command: str) -> str:

@@ -21,6 +21,7 @@ ROOT_PAGES = {
     "README.md": "index.md", "SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md", "ARCHITECTURE.md": "architecture.md",
 }  # fmt: skip
+SHORT_CODE = re.compile(r"<code>(?=[^<\s]{1,20}</code>)")
 LINK = re.compile(r"\]\((?P<target>[\w./-]+)(?P<anchor>#[\w-]+)?\)")
 
 
@@ -28,6 +29,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replaces the markers of a page."""
     markdown = INCLUDE.sub(lambda found: root_file(found["name"]), markdown)
     return GENERATE.sub(lambda found: generated(found["name"]), markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Marks short words of code, such as options: the style sheet does not let them break at a hyphen."""
+    return SHORT_CODE.sub('<code class="short">', html)
 
 
 def generated(name: str) -> str:

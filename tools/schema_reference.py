@@ -18,7 +18,7 @@ from misgnet_runtime.storage.schema import Sha256
 
 # Kinds of strings, by what docs/reference/manifest.md calls them.
 STRINGS = {
-    "text": fields.Words, "name": fields.Name, "engine name": fields.EngineName, "tensor name": fields.TensorName,
+    "text": fields.Text, "name": fields.Name, "engine name": fields.EngineName, "tensor name": fields.TensorName,
     "path": fields.FilePath, "SHA-256": Sha256,
 }  # fmt: skip
 ROLE = re.compile(r":\w+:`~?([^`]*)`")  # of reStructuredText: :func:`name`
@@ -59,11 +59,17 @@ def section(struct: type, name: str, level: str) -> Iterator[str]:
     comments = field_comments(struct)
     about = prose(inspect.cleandoc(struct.__dict__["__doc__"] or ""))
     yield from (f"{level} {struct.__name__} {{#{anchor(struct, name)}}}", "", about, "")
-    yield from ('<div class="options" markdown>', "", "| field | type | default | description |", "|---|---|---|---|")
+    head = ["field", "type", "default", *(["description"] if any(comments.values()) else [])]
+    yield from ('<div class="fields" markdown>', "", row(head), row(["---"] * len(head)))
     for field in types.type_info(struct).fields:  # type: ignore[attr-defined]
-        about = prose(comments.get(field.encode_name, ""))
-        yield f"| `{field.encode_name}` | {shown(field.type, name)} | {default(field)} | {cell(about)} |"
+        described = cell(prose(comments.get(field.encode_name, "")))
+        yield row([f"`{field.encode_name}`", shown(field.type, name), default(field), described][: len(head)])
     yield from ("", "</div>", "")
+
+
+def row(cells: list[str]) -> str:
+    """Returns a row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def anchor(struct: type, name: str) -> str:
@@ -151,7 +157,7 @@ def _string(kind: types.StrType) -> str:
 def default(field: Any) -> str:
     """Returns what a missing field means, as JSON; "required" if it may not be missing."""
     if field.required:
-        return "required"
+        return "*required*"
     value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
     return f"`{msgspec.json.encode(value).decode()}`"
 

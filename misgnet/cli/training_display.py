@@ -27,7 +27,7 @@ class TrainingDisplay:
         )  # fmt: skip
         self._bars = Progress(*columns, console=err_console, disable=not shown)
         self._bar = self._bars.add_task("training", total=1.0, now="")
-        self._began: tuple[float, float] | None = None
+        self._start: tuple[float, float] | None = None
         self._loss = self._speed = 0.0
         self._f1 = "–"  # noqa: RUF001
 
@@ -41,7 +41,7 @@ class TrainingDisplay:
             self._show_validation(report)
 
     def _show_step(self, step: StepReport) -> None:
-        weight = 0.1 if self._began else 1.0
+        weight = 0.1 if self._start else 1.0
         self._loss += weight * (step.loss - self._loss)
         self._speed += weight * (step.pairs_per_second - self._speed)
         left = self._time_left(step.share)
@@ -58,10 +58,10 @@ class TrainingDisplay:
 
     def _time_left(self, share: float) -> str:
         now = time.monotonic()
-        if self._began is None:
-            self._began = (now, share)
-        began, first = self._began
-        return _clock((now - began) * (1 - share) / (share - first)) if share > first else "–:––"  # noqa: RUF001
+        if self._start is None:
+            self._start = (now, share)
+        start, first = self._start
+        return _clock((now - start) * (1 - share) / (share - first)) if share > first else "–:––"  # noqa: RUF001
 
     def __enter__(self) -> TrainingDisplay:
         self._bars.start()

@@ -12,7 +12,7 @@ from misgnet.datasets.layouts import plan_pairs
 from misgnet.datasets.rasters import Role, find_rasters
 from misgnet.datasets.record import RECORD, SCHEMA, START_OVER, Dataset, Done, Header, Record, open_record
 from misgnet.datasets.scene import check_label, open_scene, strips
-from misgnet.datasets.split import SPLITS, Edges, grid, place
+from misgnet.datasets.split import SPLITS, Edges, assign_splits, grid
 from misgnet.datasets.units import Plan, Skipped, Unit
 from misgnet.datasets.writing import PARTS, TileWriter, digest_on_disk, tile_writer
 from misgnet_runtime.callables import Progress
@@ -145,8 +145,8 @@ def _open_plan(dataset: Dataset, source: Path, options: PrepareOptions) -> Itera
     found = find_rasters(source, options.rasters)
     with open_scene(found.rasters, options.tile) as scene:
         size = (scene.height, scene.width)
-        placed = place(grid(*size, options.tile), options.tile, options.seed, options.edges)
-        if not placed:
+        assigned = assign_splits(grid(*size, options.tile), options.tile, options.seed, options.edges)
+        if not assigned:
             raise InputError(f"all tiles of {options.tile} px of the scene {source} are edge tiles; use --edges keep")
         check_label(scene, options.tile)
         rasters = {role: scene.snapshot.sha256(path) for role, path in found.rasters.items()}
@@ -154,15 +154,15 @@ def _open_plan(dataset: Dataset, source: Path, options: PrepareOptions) -> Itera
             format=SCHEMA.format,
             dataset=dataset,
             tile=options.tile,
-            splits={split: sum(p.split == split for p in placed) for split in SPLITS},
+            splits={split: sum(p.split == split for p in assigned) for split in SPLITS},
             seed=options.seed,
             edges=options.edges,
             size=size,
             rasters=rasters,
         )
-        drawn = {split: sum(p.split == split and not p.is_edge for p in placed) for split in SPLITS}
+        drawn = {split: sum(p.split == split and not p.is_edge for p in assigned) for split in SPLITS}
         official = _WHU_COUNTS if (size, options.tile) == (_WHU_SIZE, _WHU_TILE) else None
-        units, edge_tiles = strips(scene, placed, options.tile), len(placed) - sum(drawn.values())
+        units, edge_tiles = strips(scene, assigned, options.tile), len(assigned) - sum(drawn.values())
         yield Plan(
             header=header, units=units, found=drawn, official=official, skipped=found.skipped, rasters=found.rasters,
             edge_tiles=edge_tiles,

@@ -12,14 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet.datasets.split import PlacedCell
+from misgnet.datasets.split import AssignedCell
 from misgnet.datasets.units import TilePixels
 from misgnet_runtime.callables import Mask, RgbImage
 from misgnet_runtime.errors import InputError, UnreadableError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.declared import Declared
-from misgnet_runtime.raster.geotiff import GDAL, check_memory, has_place, load_rasterio, open_geotiff, same_place
-from misgnet_runtime.raster.metadata import check_interpretation, statement
+from misgnet_runtime.raster.geotiff import (
+    GDAL,
+    check_memory,
+    is_georeferencing,
+    load_rasterio,
+    open_geotiff,
+    same_position,
+)
+from misgnet_runtime.raster.metadata import band_metadata, check_interpretation
 from misgnet_runtime.raster.scaling import choose_bands
 from misgnet_runtime.raster.tiling import Cell, Span, cut
 from misgnet_runtime.raster.unreadable import Blocks
@@ -66,7 +73,7 @@ class StripUnit:
     """A strip of the scene: the tiles of one row of the grid."""
 
     scene: Scene
-    cells: tuple[PlacedCell, ...]
+    cells: tuple[AssignedCell, ...]
     tile: int  # side of a tile, pixels
 
     @property
@@ -83,18 +90,18 @@ class StripUnit:
         before, after, label = self.scene.read(rows)
         self.scene.snapshot.check()
         tiles = []
-        for placed in self.cells:
-            left = placed.cell.columns.start
+        for assigned in self.cells:
+            left = assigned.cell.columns.start
             name = f"whu_{rows.start:05d}_{left:05d}"
-            window = Cell(Span(0, self.tile), Span(left, left + self.tile), rows, placed.cell.columns)
+            window = Cell(Span(0, self.tile), Span(left, left + self.tile), rows, assigned.cell.columns)
             dates = cut(before, window), cut(after, window)
-            tiles.append(TilePixels(placed.split, name, *dates, cut(label, window)))
+            tiles.append(TilePixels(assigned.split, name, *dates, cut(label, window)))
         return tiles
 
 
-def strips(scene: Scene, cells: list[PlacedCell], tile: int) -> tuple[StripUnit, ...]:
+def strips(scene: Scene, cells: list[AssignedCell], tile: int) -> tuple[StripUnit, ...]:
     """Returns a unit for each row of the grid that has tiles."""
-    rows = groupby(cells, key=lambda placed: placed.cell.rows.start)
+    rows = groupby(cells, key=lambda assigned: assigned.cell.rows.start)
     return tuple(StripUnit(scene, tuple(group), tile) for _, group in rows)
 
 
@@ -151,7 +158,7 @@ def _rasterio() -> Any:
 
 
 def _check_kind(dataset: Any, is_label: bool) -> None:
-    found = f"{dataset.count} bands of {' and '.join(sorted(set(dataset.dtypes)))}"
+    found = f"{plural(dataset.count, 'band')} of {' and '.join(sorted(set(dataset.dtypes)))}"
     wanted = "1 band of uint8" if is_label else "3 bands of uint8, or 4 of which the last is alpha"
     alpha = dataset.count == 4 and dataset.colorinterp[3].name == "alpha"
     if set(dataset.dtypes) != {"uint8"} or not (dataset.count == 1 if is_label else dataset.count == 3 or alpha):
@@ -169,7 +176,7 @@ def _check_meaning(dataset: Any) -> None:
             f"the bands of raster {dataset.name} are not in the order red, green, blue; reorder them, for example with "
             "gdal_translate -b 3 -b 2 -b 1"
         )
-    if (found := statement(dataset, (1, 2, 3), colours)).values() != "nothing":
+    if (found := band_metadata(dataset, (1, 2, 3), colours)).values() != "nothing":
         raise InputError(f"raster {dataset.name} declares {found.values()}; a date must have plain 8-bit values")
 
 
@@ -192,8 +199,8 @@ def _check_grid(first: Any, second: Any) -> None:
             f"{first.name} has the CRS {first.crs}, {second.name} has {second.crs}; the rasters of a scene must have "
             "the same grid"
         )
-    placed = has_place(first.transform) and has_place(second.transform)
-    if placed and not same_place(first.transform, second.transform, *first.shape):
+    placed = is_georeferencing(first.transform) and is_georeferencing(second.transform)
+    if placed and not same_position(first.transform, second.transform, *first.shape):
         raise InputError(
             f"{first.name} has the transform {tuple(first.transform)[:6]}, {second.name} has "
             f"{tuple(second.transform)[:6]}; the rasters of a scene must have the same grid"

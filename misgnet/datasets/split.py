@@ -35,7 +35,7 @@ class GridCell:
 
 
 @dataclass(frozen=True)
-class PlacedCell:
+class AssignedCell:
     """A cell with its split."""
 
     cell: GridCell
@@ -65,7 +65,7 @@ def counts(drawn: int) -> dict[str, int]:
     return {"train": drawn - 2 * tenth, "val": tenth, "test": tenth}
 
 
-def place(cells: Sequence[GridCell], tile: int, seed: int, edges: Edges) -> list[PlacedCell]:
+def assign_splits(cells: Sequence[GridCell], tile: int, seed: int, edges: Edges) -> list[AssignedCell]:
     """Assigns each cell to a split, in the order of ``cells``; edge cells are omitted if ``edges`` is "drop".
 
     Every cell that is not at the edge gets a random number of PCG64, seeded with ``seed`` (not negative). The cells
@@ -78,7 +78,7 @@ def place(cells: Sequence[GridCell], tile: int, seed: int, edges: Edges) -> list
     order = np.argsort(PCG64(seed).random_raw(len(inner)), kind="stable")
     drawn = {inner[position]: name for position, name in zip(order.tolist(), names, strict=True)}
     return [
-        PlacedCell(cell, drawn.get(i, "train"), i not in drawn)
+        AssignedCell(cell, drawn.get(i, "train"), i not in drawn)
         for i, cell in enumerate(cells)
         if i in drawn or edges == "keep"
     ]

@@ -121,7 +121,7 @@ def _presence(rng: Generator, change: Change) -> Presence:
 
 
 def _free(building: Building, lot: Points, verge: tuple[Points, Points], lots: list[Points]) -> bool:
-    """Returns whether a building is at least 3 pixels from all streets and its lot (4, 2) overlaps no other lot."""
+    """Returns whether a building is at least 3 pixels from all streets and its lot (4, 2) is apart from other lots."""
     box = building.bounds.grown(3)
     c, s = math.cos(building.angle), math.sin(building.angle)
     local = (verge[0] - building.centre) @ np.array([[c, -s], [s, c]])

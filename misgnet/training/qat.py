@@ -74,8 +74,8 @@ def different_weights_warning(bundle: Path, weights: Path) -> str | None:
     if not weights.is_file() or read_bundle(bundle).manifest.source_weights_sha256 == file_sha256(weights):
         return None
     return (
-        f"bundle {bundle} was not built from {weights}: its activation ranges belong to other weights. If the weights "
-        "differ, build a bundle from this file first"
+        f"bundle {bundle} was built from another file than {weights}, and its activation ranges belong to that file. "
+        "If the weights in the two files differ, build a bundle from the new weights first"
     )
 
 

@@ -1,4 +1,9 @@
-"""The public API: a bundle opened once, then asked for the change between two images."""
+"""Public Python API: opens a bundle and predicts the change between two images.
+
+Example:
+    >>> with open_bundle("bundle") as session:
+    ...     change = session.predict(before, after)
+"""
 
 from __future__ import annotations
 
@@ -25,20 +30,25 @@ from misgnet_runtime.inference.tuned import OptimiseFor
 
 @dataclass(frozen=True)
 class ChangeMap:
-    """Probability of change, float32 (H, W), and where it exceeds the bundle's threshold, bool (H, W)."""
+    """Predicted change between two images.
+
+    Attributes:
+        probability: Probability of change, float32 (H, W).
+        mask: Whether the probability exceeds the bundle's threshold, bool (H, W).
+    """
 
     probability: NDArray[np.float32]
     mask: NDArray[np.bool_]
 
 
 class BundleSession:
-    """An open bundle for arrays, as users of the package hold it; made by :func:`open_bundle`.
+    """An open bundle; returned by :func:`open_bundle`.
 
-    Close it with :meth:`close`, or use it in a ``with`` block; garbage collection closes it too, with a
-    ResourceWarning. Threads may share it: as many batches as it was opened with streams run at once, others wait.
+    Use it in a ``with`` block or close it with :meth:`close`. Garbage collection also closes it, with a
+    ResourceWarning. Threads may share a session: up to ``streams`` batches run at once, further calls wait.
 
     Attributes:
-        manifest: What the bundle says of itself.
+        manifest: The bundle's manifest.
         engine: The engine that runs.
         reason: Why that engine was chosen.
     """
@@ -54,10 +64,17 @@ class BundleSession:
         self._abandoned = weakref.finalize(self, _release, opened, f"unclosed {self!r}")
 
     def predict(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> ChangeMap:
-        """Return the change between two RGB images of one size, uint8 (H, W, 3); the arrays belong to the caller.
+        """Predicts the change between two RGB images of equal size.
+
+        Args:
+            before: Image of the earlier date, uint8 (H, W, 3). It is not modified.
+            after: Image of the later date, uint8 (H, W, 3). It is not modified.
+
+        Returns:
+            The probability and the mask of change; new arrays, which belong to the caller.
 
         Raises:
-            InputError: The arrays are something else.
+            InputError: The arrays have another shape or data type, or their sizes differ.
             GateFailed: The engine's output has NaN or Inf.
             UsageError: The session is closed.
         """
@@ -66,7 +83,7 @@ class BundleSession:
         return ChangeMap(probability, probability > self.manifest.threshold)
 
     def close(self) -> None:
-        """Wait until no batch runs, then release the engine and its memory; a second call does nothing."""
+        """Waits for running batches, then releases the engine and its memory. Further calls do nothing."""
         if self._abandoned.detach():
             self._opened.close()
 
@@ -96,26 +113,29 @@ def open_bundle(
     require_signature: str | os.PathLike[str] | None = None,
     allow_older: bool = False,
 ) -> BundleSession:
-    """Check a bundle's files and open one of its engines; whatever is wrong is raised here, not at the ``with``.
+    """Checks a bundle's files and opens one of its engines.
 
-    Where a signature is required, nothing of the bundle is read before its signature over all files was checked, and a
-    bundle that has expired or is older than one accepted before is refused, unless ``allow_older`` and every policy
-    file permit it.
+    Problems are raised by this call, not when the ``with`` block is entered. If a signature is required, nothing of the
+    bundle is read before its signature over all files is checked.
 
     Args:
         path: The bundle's folder.
-        engine: Its engine, by name; "auto" for the one that ``misgnet-run tune`` measured fastest here, else the
-            fastest that runs here.
-        streams: Batches of several threads that run at once, sharing the device.
-        tuned: Use the settings that ``misgnet-run tune`` saved here, if any.
-        require_signature: A PEM file of public keys or certificates (default: $MISGNET_REQUIRE_SIGNATURE); policy files
-            apply besides.
-        allow_older: See above.
+        engine: Name of the engine. "auto" takes the one that ``misgnet-run tune`` measured fastest on this machine; if
+            nothing was measured, the fastest engine that runs on this machine according to the build.
+        streams: Number of batches, from several threads, that run at once and share the device.
+        tuned: Whether to use settings saved by ``misgnet-run tune``.
+        require_signature: PEM file of public keys or certificates, one of which must have signed the bundle (default:
+            $MISGNET_REQUIRE_SIGNATURE). Policy files also apply.
+        allow_older: Accept a signed bundle that has expired or is older than the newest one accepted on this machine,
+            if every policy file permits it.
+
+    Returns:
+        The open session.
 
     Raises:
-        InputError: The bundle is not what its manifest says, or not signed as required.
+        InputError: The bundle does not match its manifest, or is not signed as required.
         UsageError: The bundle has no such engine.
-        UnavailableError: None of its engines runs on this machine; the message has the reason of each.
+        UnavailableError: None of its engines runs on this machine; the message states the reason for each.
     """
     bundle = read_bundle(Path(path), required(require_signature, allow_older))
     optimise_for: OptimiseFor = "latency" if streams == 1 else "throughput"
@@ -129,6 +149,6 @@ def open_bundle(
 
 
 def _release(opened: ExitStack, message: str) -> None:
-    """Close what a session that nobody closed had opened: it was collected, or the process ends."""
+    """Closes the resources of an unclosed session, on garbage collection or at the end of the process."""
     opened.close()
     warnings.warn(message, ResourceWarning, stacklevel=2)

@@ -27,7 +27,9 @@ POINTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("operation", POINTS)
+@pytest.mark.parametrize(
+    "operation", [name if name == "image" else pytest.param(name, marks=pytest.mark.slow) for name in POINTS]
+)
 def test_results_are_old_or_new_after_any_fault(operation: str) -> None:
     for module in NEEDS.get(operation, ()):
         pytest.importorskip(module)

@@ -1,7 +1,7 @@
-"""Hypothesis strategies that draw damaged and hostile files, made from good ones.
+"""Defines Hypothesis strategies that damage good files: random bytes, and structural edits with valid checksums.
 
-Files are edited by bytes, or by structure with correct checksums (a value of JSON, a tag of TIFF, a chunk of PNG). The
-latter reaches code behind the first check, which random bytes seldom pass.
+Each strategy draws a whole file. Structural edits (a JSON value, a TIFF tag, a PNG chunk) reach code behind the first
+check of a reader, which random bytes rarely pass.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TEXTS = [
     "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-01-01T00:00:00", "0" * 64, "float32", "uint8",
     "object", "O", "-1", "1e400", "[/red]", "$(touch pwned)",
 ]  # fmt: skip
-# JSON values as text: Python's encoder would refuse some of them, or write them differently.
+# Values as JSON text, because Python's json module would refuse some of them or write them differently.
 _VALUES = [
     "null", "true", "-1", "0", "1", "1.5", "-0.0", "1e308", "1e999", "9223372036854775807", "9223372036854775808",
     "18446744073709551616", "1" + "0" * 400, "9" * 5_000, '"\\ud800"', "[]", "{}", "[[]]", "[" * 5_000 + "]" * 5_000,
@@ -53,19 +53,22 @@ _MARK = "\N{REPLACEMENT CHARACTER}mark"  # placeholder for raw text until the re
 
 
 def damaged_bytes(seeds: Sequence[bytes], tokens: Sequence[bytes] = ()) -> Files:
-    """Draws any bytes, or one of ``seeds`` with edits: bytes set, removed, repeated, truncated, tokens inserted."""
+    """Draws one of ``seeds`` with a few edits, or any bytes.
+
+    Edits set, remove or repeat bytes, insert tokens, or cut off the end.
+    """
     few = st.lists(_edit([*_PACKED, *tokens]), min_size=0, max_size=6)
     return st.builds(_apply, st.sampled_from(list(seeds)), few) | st.binary(max_size=300)
 
 
 def damaged_json(seeds: Sequence[bytes]) -> Files:
-    """Draws one of ``seeds`` in which values at any depth are replaced, removed, repeated or added."""
+    """Replaces, removes, repeats or adds a value at any depth in one of ``seeds``."""
     edits = st.lists(st.tuples(st.integers(0, 1 << 16), _ACTIONS, _RAW), min_size=1, max_size=3)
     return st.builds(_edit_json, st.sampled_from(list(seeds)), edits)
 
 
 def damaged_lines(seeds: Sequence[bytes]) -> Files:
-    """Draws JSON Lines files in which lines are edited, removed, repeated, swapped or truncated."""
+    """Edits, removes, repeats, exchanges or truncates lines of files with one JSON value per line."""
     return st.builds(
         _edit_lines, st.sampled_from(list(seeds)), st.integers(0, 1 << 16),
         st.sampled_from(["edit"] * 5 + _LINE_ACTIONS), st.tuples(st.integers(0, 1 << 16), _ACTIONS, _RAW),
@@ -73,26 +76,26 @@ def damaged_lines(seeds: Sequence[bytes]) -> Files:
 
 
 def damaged_png(seeds: Sequence[bytes]) -> Files:
-    """Draws PNGs with edited chunks and correct checksums; pixels are decompressed, edited and compressed again."""
+    """Edits chunks of PNG files and corrects their checksums; pixels may be decompressed for the edit."""
     return st.builds(_edit_png, st.sampled_from(list(seeds)), st.integers(0, 1 << 16), _few_edits(), st.booleans())
 
 
 def damaged_tiff(seeds: Sequence[bytes]) -> Files:
-    """Draws little-endian TIFFs whose tags have other types, counts and values."""
+    """Changes types, counts and values of tags of little-endian TIFFs."""
     numbers = st.sampled_from(_NUMBERS[:-2]) | st.integers(0, 70_000)
     edit = st.tuples(st.integers(0, 1 << 16), st.sampled_from(["tag", "type", "count", "value"]), numbers)
     return st.builds(_edit_tiff, st.sampled_from(list(seeds)), st.lists(edit, min_size=1, max_size=4))
 
 
 def damaged_zip(seeds: Sequence[bytes], tokens: Sequence[bytes] = ()) -> Files:
-    """Draws valid archives, with any compression, in which one entry is edited."""
+    """Edits one entry of an archive and writes a valid archive with any compression method."""
     packed = st.sampled_from([zipfile.ZIP_STORED] * 5 + [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
     few = st.lists(_edit([*_PACKED, *tokens]), min_size=1, max_size=4)
     return st.builds(_edit_zip, st.sampled_from(list(seeds)), st.integers(0, 1 << 16), few, packed)
 
 
 def damaged_features(seeds: Sequence[bytes]) -> Files:
-    """Draws feature files whose footer is edited, with the correct digest and length."""
+    """Edits the footer of a feature file and corrects its digest and length."""
 
     def edit(seed: bytes, edits: list[Any]) -> bytes:
         length = int.from_bytes(seed[-16:-8], "little")
@@ -105,7 +108,7 @@ def damaged_features(seeds: Sequence[bytes]) -> Files:
 
 
 def damaged_table(seeds: Sequence[bytes]) -> Files:
-    """Draws valid CSV files in which cells are replaced."""
+    """Replaces cells of a CSV file; the result is a valid CSV file."""
 
     def edit(seed: bytes, edits: list[tuple[int, int, str]]) -> bytes:
         rows = list(csv.reader(io.StringIO(seed.decode("utf-8-sig"))))
@@ -124,7 +127,7 @@ def damaged_table(seeds: Sequence[bytes]) -> Files:
 
 
 def damaged_safetensors(seeds: Sequence[bytes]) -> Files:
-    """Draws safetensors files whose header is edited, with the correct length."""
+    """Edits the header of a safetensors file and corrects its length."""
 
     def edit(seed: bytes, edits: list[Any]) -> bytes:
         length = int.from_bytes(seed[:8], "little")
@@ -176,10 +179,10 @@ def _edit_json(seed: bytes, edits: Sequence[tuple[int, str, str]]) -> bytes:
     value = json.loads(seed)
     raws: list[str] = []
     for where, action, raw in edits:
-        places = list(_places(value))
-        if not places:
+        positions = list(_positions(value))
+        if not positions:
             break
-        parent, key = places[where % len(places)]
+        parent, key = positions[where % len(positions)]
         raws.append(raw)
         _change(parent, key, action, f"{_MARK}{len(raws) - 1};")
     text = json.dumps(value, ensure_ascii=False)
@@ -199,13 +202,13 @@ def _change(parent: Any, key: Any, action: str, mark: str) -> None:
         parent[key] = mark
 
 
-def _places(value: Any) -> list[tuple[Any, Any]]:
-    """Returns (container, key) of every value within ``value``."""
+def _positions(value: Any) -> list[tuple[Any, Any]]:
+    """Returns the container and the key of every value inside ``value``."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     found = []
     for key, inner in list(items):
         found.append((value, key))
-        found += _places(inner)
+        found += _positions(inner)
     return found
 
 
@@ -270,5 +273,5 @@ Maker = Callable[[Sequence[bytes]], Files]
 
 
 def any_of(*makers: Maker) -> Maker:
-    """Returns a maker that draws files from any of ``makers``."""
+    """Returns a strategy that draws files of one of ``makers``."""
     return lambda seeds: st.one_of(*(maker(seeds) for maker in makers))

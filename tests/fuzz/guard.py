@@ -1,8 +1,8 @@
-"""Watches a reader while it reads an input, which must not run code, open other files, or take much time or memory.
+"""Watches a reader for forbidden actions: running code, accessing outside files, and using too much time or memory.
 
-Memory is limited by RLIMIT_AS and processor time by a timer. Python's audit events report opened files, processes,
-sockets and executed code. Files opened by C libraries are not reported; GDAL is restricted by its driver and options,
-which the tests of scene reading check.
+RLIMIT_AS limits the memory and a timer the processor time. Python's audit events report opened files, processes,
+sockets and executed code. They do not report files that a C library opens itself; GDAL's driver and options limit its
+access, which tests/runtime/raster/test_scene_reading.py checks.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from misgnet_runtime.errors import MisgnetError
 _RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.", "ctypes.dlopen", "exec")
 
 
-_CODECS = (  # imported when they are first needed
+_CODECS = (  # Python imports these modules on first use
     "cp437", "latin-1", "utf-16", "utf-16-be", "utf-16-le", "utf-32", "utf-32-be", "utf-32-le", "utf-8-sig", "idna",
 )  # fmt: skip
 
 
 class Broken(BaseException):
-    """A promise is broken. It derives from BaseException, so that readers do not catch it."""
+    """Raised when a promise is broken; a BaseException, so that no reader handles it as an ordinary error."""
 
 
 class Guard:
-    """Watches this process. Only files in ``folder``, and files that good inputs opened before, may be opened."""
+    """Watches this process. Readers may open files in ``folder`` and files that good inputs opened (see ``learn``)."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = os.path.realpath(folder)
@@ -44,26 +44,25 @@ class Guard:
         self._seconds = 0.0
         for name in _CODECS:
             codecs.lookup(name)
-        cell_len("\u6f22")  # loads a table of the library that is first needed for messages with wide characters
-        sys.addaudithook(self._on_audit_event)
+        cell_len("\u6f22")  # reads a table of the library, which the first message with wide characters would read
+        sys.addaudithook(self._on_event)
         signal.signal(signal.SIGVTALRM, self._on_timeout)
 
     def learn(self, call: Callable[[], object]) -> bool:
-        """Reads a good input and permits the files that it opens; returns whether it was accepted."""
+        """Reads a good input and allows the files that it opens; returns whether it was read without an error."""
         self._learning = True
         try:
             call()
-        except MisgnetError:  # expected for some seeds, which are valid files of another kind
+        except MisgnetError:  # expected for good files of another kind
             return False
         finally:
             self._learning = False
         return True
 
     def check(self, call: Callable[[], object], seconds: float) -> str:
-        """Runs ``call``; returns the type of the project's error, or "read".
+        """Reads an input and returns the name of the project's error, or "read" if there was none.
 
-        Raises:
-            Broken: A promise is broken, such as taking more than ``seconds`` of processor time.
+        Raises Broken for a forbidden action, or if it takes more than ``seconds`` of processor time.
         """
         self._broken.clear()
         self._watching = True
@@ -81,13 +80,13 @@ class Guard:
             raise Broken("; ".join(self._broken))
         return found
 
-    def _on_audit_event(self, event: str, args: tuple[Any, ...]) -> None:
+    def _on_event(self, event: str, args: tuple[Any, ...]) -> None:
         if not (self._watching or self._learning):
             return
         if event == "open" and isinstance(args[0], str | bytes):
             name = os.fsdecode(args[0])
             if args[1] is None and not os.path.isabs(name) and ".." not in name.split("/"):  # noqa: PTH117
-                return  # os.open relative to a folder that is open already
+                return  # opened by os.open relative to an open folder
             self._on_open(os.path.realpath(os.fsdecode(args[0])))
         elif self._watching and event.startswith(_RUNS):
             self._broken.append(f"{event} {str(args)[:200]}")
@@ -104,7 +103,7 @@ class Guard:
 
 @contextmanager
 def memory(more: int) -> Iterator[None]:
-    """Limits the address space to ``more`` bytes beyond those in use now."""
+    """Limits the address space to ``more`` bytes beyond the current use."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + more, before[1]))

@@ -1,4 +1,4 @@
-"""Fuzz targets: readers of a bundle's files, signatures and keys, and of a device's stored state."""
+"""Prepares the targets that read files of a bundle, its signatures and keys, and saved settings of a device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def manifest(folder: Path) -> Prepared:
 
 
 def _signed(folder: Path, name: str) -> tuple[Reader, list[bytes], Path]:
-    """Prepares a signed bundle whose file ``name`` is replaced; a replaced manifest is signed, so that it is read."""
+    """Makes a signed bundle and a reader that replaces its file ``name``; a replaced manifest is signed again."""
     from misgnet_runtime.bundle.reader import read_bundle
     from misgnet_runtime.bundle.signing.policy import Trust
     from support.signatures import make_key, prepare, sign_folder, write_public
@@ -60,7 +60,7 @@ def signed_manifest(folder: Path) -> Prepared:
 
 
 def statement(folder: Path) -> Prepared:
-    """Damages the signed statement itself: the holder of a key can sign anything."""
+    """Damages the statement and signs it, because the holder of a key can sign anything."""
     from misgnet_runtime.bundle.signing.envelope import decode_envelope
     from support.signatures import make_key, sign_folder
 
@@ -85,7 +85,7 @@ def statement(folder: Path) -> Prepared:
 
 
 def accepted(folder: Path) -> Prepared:
-    """Reads the device's record of accepted versions."""
+    """Damages the record of accepted bundle versions."""
     read, seeds, _ = _signed(folder, "model.sig")
     read(seeds[0])
     (path,) = (folder / "state/accepted").iterdir()
@@ -124,23 +124,23 @@ def golden(folder: Path) -> Prepared:
 
 def tuning(folder: Path) -> Prepared:
     from misgnet_runtime.bundle.reader import read_bundle
-    from misgnet_runtime.inference.tuned import FORMAT, ONE_PAIR, Measurement, Place, Tuning, keep, kept, libraries_of
+    from misgnet_runtime.inference.tuned import FORMAT, ONE_PAIR, Measurement, Scope, Tuning, keep, kept, libraries_of
 
     bundle = read_bundle(make_bundle(folder / "bundle"))
     path = keep(
         Tuning(
-            format=FORMAT, created="2026-01-01", place=Place.of(bundle), gpu="", libraries=libraries_of(bundle),
+            format=FORMAT, created="2026-01-01", place=Scope.of(bundle), gpu="", libraries=libraries_of(bundle),
             latency="cpu", throughput="cpu", settings={"cpu": ONE_PAIR},
             measurements=[Measurement("cpu", ONE_PAIR, 1.0, 1.0, 0.1, [1.0])],
         )
     )  # fmt: skip
 
     def read(data: bytes) -> None:
-        """Reads the data as it is, and with a correct digest, without which it is not parsed."""
+        """Reads the data without and with its digest; data without the right digest is not parsed."""
         for contents in (data, hashlib.sha256(data).hexdigest().encode() + b"\n" + data):
             path.write_bytes(contents)
             found = kept(bundle)
             if found is not None:
-                found.settings[found.throughput].words()
+                found.settings[found.throughput].describe()
 
     return read, [path.read_bytes().partition(b"\n")[2]]

@@ -1,4 +1,4 @@
-"""Fuzz targets: readers of caches of a build and of a device, and of evaluation tiles in a bundle."""
+"""Prepares the targets that read files cached by a build or a device, and the evaluation tiles of a bundle."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def observations(folder: Path) -> Prepared:
     from misgnet_calibration.statistics.observers import Histogram
 
     key, path = StatisticsKey("tiles", "weights", "graph"), folder / "observations.npz"
-    seen = Histogram()
-    seen.observe(np.linspace(-1, 2, 100, dtype=np.float32))
-    save_statistics(path, ActivationStatistics({"a": seen}, {"a": 2.0}), key)
+    histogram = Histogram()
+    histogram.observe(np.linspace(-1, 2, 100, dtype=np.float32))
+    save_statistics(path, ActivationStatistics({"a": histogram}, {"a": 2.0}), key)
     return written(path, lambda path: load_statistics(path, key)), [path.read_bytes()]
 
 
 def plans(folder: Path) -> Prepared:
-    """Reads the active plan, a plan's record and kernel timings, each as it is and with a correct digest."""
+    """Damages the active plan, the record of a plan and kernel timings, each without and with its digest."""
     from misgnet_runtime.engines.tensorrt.open import slot_of
     from misgnet_runtime.engines.tensorrt.plan_cache import FORMAT, Activation, PlanKey, PlanRecord, PlanStore
     from misgnet_runtime.storage.schema import encode
@@ -60,22 +60,22 @@ def plans(folder: Path) -> Prepared:
         for name in names:
             for contents in (data, hashlib.sha256(data).hexdigest().encode() + b"\n" + data):
                 (folder / "cache/plans" / name).write_bytes(contents)
-                with redirect_stderr(io.StringIO()):  # hide warnings
-                    _use(store, slot, key)
+                with redirect_stderr(io.StringIO()):  # hides warnings
+                    _read_all(store, slot, key)
 
     return read, [encode(active), encode(record)]
 
 
-def _use(store: object, slot: object, key: object) -> None:
-    """Uses the plan cache as a device does; data that others may have changed raises InputError every time."""
+def _read_all(store: object, slot: object, key: object) -> None:
+    """Calls all functions that read the store; each may raise InputError for a damaged file."""
     from typing import Any
 
     from misgnet_runtime.errors import InputError
 
     kept: Any = store
-    for access in (lambda: kept.active(slot), lambda: kept.cached(key), kept.timings(key).read, kept.sweep):
+    for call in (lambda: kept.active(slot), lambda: kept.cached(key), kept.timings(key).read, kept.sweep):
         try:
-            found = access()
+            found = call()
             for record in getattr(found, "plans", {}).values():
                 kept.plan(record)
         except InputError:

@@ -1,4 +1,4 @@
-"""Fuzz targets that generate whole files: names in a manifest, layouts of rasters, sizes of tables."""
+"""Prepares targets with generated families of files: names in a manifest, layouts of rasters, sizes of tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.bundles import INT8, SPLIT_FLOAT, make_bundle
 
 Files = st.SearchStrategy[bytes]
 
-# Names in a manifest: with any names, files must be written only in the output folder.
+# Names in a manifest: for any name, files must be written only to the output folder.
 
 _NAMES = st.sampled_from([
     "x/../../../escaped", "/tmp/escaped", "..", ".", "", "../x", "a/b", "a\\b", "~", "~/x", "-o", "x\0y", "x\ny", "x y",
@@ -30,7 +30,7 @@ _NAMES = st.sampled_from([
 
 
 def renamed(seeds: Sequence[bytes]) -> Files:
-    """Draws a manifest in which names are replaced consistently, so that references remain valid."""
+    """Replaces names in a manifest at every occurrence, so that references stay valid."""
 
     def rename(seed: bytes, changes: list[tuple[int, str]]) -> bytes:
         found: Any = json.loads(seed)
@@ -60,7 +60,7 @@ def _replaced(value: Any, old: str, new: str) -> Any:
 
 
 def manifest_names(folder: Path) -> Prepared:
-    """Writes a Triton repository and reads the bundle, with engines of any names; valid files of these names exist."""
+    """Writes a Triton repository and reads the bundle; files with the names in the manifest exist if possible."""
     from misgnet_export.integrations.triton import repository
     from misgnet_export.integrations.triton.config import Serving
     from misgnet_runtime.bundle.reader import read_bundle
@@ -70,8 +70,8 @@ def manifest_names(folder: Path) -> Prepared:
     repository.load_schema = lambda: None  # type: ignore[assignment]  # not needed here
     repository.model_config = lambda *_, **__: None  # type: ignore[assignment]
     repository._text = lambda _: ""  # type: ignore[assignment]
-    places = {entry["sha256"]: root / entry["path"] for entry in json.loads(good)["files"]}
-    originals = {digest: path.read_bytes() for digest, path in places.items()}
+    paths = {entry["sha256"]: root / entry["path"] for entry in json.loads(good)["files"]}
+    originals = {digest: path.read_bytes() for digest, path in paths.items()}
     output.parent.mkdir(parents=True)
 
     def read(data: bytes) -> None:
@@ -90,14 +90,14 @@ def manifest_names(folder: Path) -> Prepared:
 
 
 def _restore(manifest: Any, root: Path, originals: dict[str, bytes]) -> None:
-    """Writes the files that a manifest names, if they are inside the bundle."""
+    """Writes the files that a manifest names, except for names outside the bundle."""
     for entry in manifest["files"]:
         try:
             path = Path(os.path.normpath(root / entry["path"]))
             if path.is_relative_to(root) and path != root and entry["sha256"] in originals:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(originals[entry["sha256"]])
-        except (OSError, ValueError):  # not a valid file name
+        except (OSError, ValueError):  # no file system has such a name
             pass
 
 
@@ -105,7 +105,7 @@ def _all_files(folder: Path) -> set[str]:
     return {f"{parent}/{name}" for parent, folders, names in os.walk(folder) for name in (*names, *folders)}
 
 
-# Layouts of rasters: unusual sizes, blocks, bits, colours and control points.
+# Layouts of rasters: sizes, blocks, bits, colours and control points that no ordinary writer would choose.
 
 _SIDES = st.sampled_from([80, 96, 80, 96, 1, 2, 15, 16, 64, 96, 1_000, 65_535, 3_000_000, 400_000_000, (1 << 31) - 1])
 _BLOCKS = st.sampled_from([1, 15, 16, 64, 96, 256, 4_096, 65_536, 1 << 30])
@@ -125,7 +125,7 @@ _KINDS = {2: "s", 3: "H", 4: "I", 12: "d"}
 
 
 def rasters(seeds: Sequence[bytes]) -> Files:
-    """Draws little-endian TIFFs whose blocks share a few bytes, start after the end of the file, or are missing."""
+    """Draws little-endian TIFFs whose blocks share a short run of bytes, are beyond the end, or are missing."""
     layout = st.fixed_dictionaries({
         "width": _SIDES, "height": _SIDES, "bands": _COUNTS, "bits": _BITS, "photometric": _PHOTOMETRIC,
         "compression": _COMPRESSION, "tiled": st.booleans(), "block": st.tuples(_BLOCKS, _BLOCKS),
@@ -168,21 +168,21 @@ def _written(pixels: bytes, tags: list[tuple[int, int, Any]]) -> bytes:
         {tag: (tag, kind, values) for tag, kind, values in tags}.values(), key=lambda t: t[0]
     ):
         data = values if isinstance(values, bytes) else struct.pack(f"<{len(values)}{_KINDS[kind]}", *values)
-        place = struct.pack("<I", len(body)) if len(data) > 4 else data.ljust(4, b"\0")
+        field = struct.pack("<I", len(body)) if len(data) > 4 else data.ljust(4, b"\0")
         body += data if len(data) > 4 else b""
-        entries += struct.pack("<HHI", tag, kind, len(values)) + place
+        entries += struct.pack("<HHI", tag, kind, len(values)) + field
     directory = struct.pack("<H", len(entries) // 12) + entries + bytes(4)
     return body[:4] + struct.pack("<I", len(body)) + body[8:] + directory
 
 
 def geotiff(folder: Path) -> Prepared:
-    """Reads the header and the first pixels of a raster as the later date, on the same grid and aligned to it."""
+    """Opens a scene with the file as AFTER, checks it and reads its first pixels, without and with alignment."""
     import of_pixels
 
     read, seeds = of_pixels.geotiff(folder)
 
     def quiet(data: bytes) -> None:
-        with warnings.catch_warnings():  # of rasters that are not georeferenced
+        with warnings.catch_warnings():  # about rasters that are not georeferenced
             warnings.simplefilter("ignore")
             read(data)
 
@@ -201,7 +201,7 @@ _ENDS = st.sampled_from(["\n", "\r\n", "\r", "\n\n", ""])
 
 
 def tables(seeds: Sequence[bytes]) -> Files:
-    """Draws tables of a repeated row, up to sizes beyond the limits."""
+    """Draws tables that repeat one row, up to sizes beyond the limits."""
 
     def build(header: str, cells: list[str], numbered: bool, end: str, count: int, *, tail: str) -> bytes:
         most = 1 << 20

@@ -1,4 +1,4 @@
-"""Fuzz targets: readers of weights, images, rasters and features."""
+"""Prepares the targets that read weights, images, rasters and features."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def images(folder: Path) -> Prepared:
     from misgnet_runtime.errors import MisgnetError
     from misgnet_runtime.raster.images import image_size, read_image, read_label
 
-    path = folder / "tile.png"  # of any format: readers ignore the extension
+    path = folder / "tile.png"  # for all formats, because the name does not matter
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
@@ -73,7 +73,7 @@ _FORMS: list[tuple[str, dict[str, Any]]] = [
     ("PNG", {}), ("PNG", {"mode": "P"}), ("PNG", {"mode": "1"}), ("JPEG", {}), ("TIFF", {}),
     ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "tiff_deflate"}), ("TIFF", {"compression": "jpeg"}),
 ]  # fmt: skip
-# First bytes of other formats that Pillow or GDAL would recognise.
+# Other formats that Pillow or GDAL would recognise by their first bytes.
 _TOKENS = [
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(touch pwned) system\n", b"GIF89a", b"BM", b"<VRTDataset>",
     b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x97JB2\r\n\x1a\n",

@@ -1,4 +1,4 @@
-"""Fuzz targets: readers of journals and tables."""
+"""Prepares the targets that read journals, records and tables."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def folder_record(folder: Path) -> Prepared:
     outputs = {name: f"{name}.png" for name in "ab"}
     path = progress_folder(output) / "journal.jsonl"
 
-    class Stop(Exception):  # noqa: N818 - acts like a kill, so that the record stays
+    class Stop(Exception):  # noqa: N818 - like a kill, it leaves the record unfinished
         pass
 
     @contextmanager
-    def opened() -> Any:
+    def interrupted() -> Any:
         try:
             with open_record(output, settings, outputs, force=False) as record:
                 yield record
@@ -50,13 +50,13 @@ def folder_record(folder: Path) -> Prepared:
         except Stop:
             pass
 
-    with opened() as record:
+    with interrupted() as record:
         record.write([(Written(name, (1, 2, 3, 4), 64, 1), np.ones((8, 8), np.bool_)) for name in "ab"])
     content = path.read_bytes()
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        with opened():
+        with interrupted():
             pass
 
     return read, [content]
@@ -98,7 +98,7 @@ def watch_journal(folder: Path) -> Prepared:
         with open_journal(output) as journal:
             journal.failed()
             complete = [pair.complete for pair in journal.pairs.unfinished.values() if pair.complete is not None]
-            for name in (name for entry in complete for name in entry.outputs):  # like the next watcher
+            for name in (name for entry in complete for name in entry.outputs):  # as the next watcher does
                 if (output / ".working" / name).exists():
                     publish(output / ".working" / name, output / name)
             journal.compact({"a"})
@@ -175,7 +175,7 @@ def table(folder: Path) -> Prepared:
         for scene in read_table(path, {"engine": "cpu"}, folder / "out"):
             scene.key("0" * 64)
             is_file(scene.before)
-            try:  # an invalid cell fails only its own scene
+            try:  # invalid options are reported when the scene is processed
                 scene.options()
                 for name in scene.outputs().values():
                     assert (folder / "out" / name).resolve().is_relative_to(folder / "out")

@@ -1,4 +1,4 @@
-"""Shared types and helpers of the fuzz targets."""
+"""Defines types and a helper that all targets of the fuzzer share."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 Reader = Callable[[bytes], object]
-Prepared = tuple[Reader, list[bytes]]  # a reader of a file's bytes, and good files
+Prepared = tuple[Reader, list[bytes]]  # a function that reads the bytes of a file, and the bytes of good files
 
 
 def written(path: Path, read: Callable[[Path], object]) -> Reader:
-    """Returns a reader that writes bytes to ``path`` and reads that file."""
+    """Returns a reader that writes bytes to the file ``path`` and calls ``read`` with it."""
 
     def reader(data: bytes) -> None:
         path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Lists all readers of external files, and how good files are damaged for each."""
+"""Lists the targets of the fuzzer: code that reads files from outside, and the strategy that damages good files."""
 
 from __future__ import annotations
 
@@ -19,22 +19,19 @@ from readers import Prepared
 
 @dataclass(frozen=True)
 class Target:
-    """A reader to fuzz.
+    """A target of the fuzzer.
 
-    The files are small, so the limits are lower than those of misgnet_runtime.limits for the largest files, but far
-    above the use of any file on a busy machine.
+    The limits are for small files. They are lower than misgnet_runtime.limits allows for the largest files, but much
+    higher than any of these files needs on a busy machine.
     """
 
-    # Prepares an empty folder; returns the reader and good files.
-    prepare: Callable[[Path], Prepared]
-    # Draws damaged files from good ones.
-    files: Callable[[Sequence[bytes]], Files]
-    # Limits of memory and processor time.
-    megabytes: int = 256
-    seconds: float = 5
+    prepare: Callable[[Path], Prepared]  # called with an empty folder
+    files: Callable[[Sequence[bytes]], Files]  # strategy that damages good files
+    megabytes: int = 256  # memory limit
+    seconds: float = 5  # limit of processor time
 
 
-# First bytes of other formats that Pillow or GDAL would recognise.
+# Other formats that Pillow or GDAL would recognise by their first bytes.
 _TOKENS = [
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(touch pwned) system\n", b"GIF89a", b"BM", b"<VRTDataset>",
     b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x97JB2\r\n\x1a\n",

@@ -35,6 +35,7 @@ from families import FAMILIES
 
 FAST = [name for name, family in FAMILIES.items() if os.environ.get("MISGNET_ALL_FAMILIES") or not family.slow]
 NAMES = sorted({FAMILIES[name].reader for name in FAST})
+SLOW = {"checkpoint", "features", "image", "safetensors", "table"}  # seconds to minutes each
 
 
 def _readings(name: str) -> list[dict[str, Any]]:
@@ -45,7 +46,9 @@ def _readings(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ended.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES]
+)
 def test_hostile_files_stay_within_the_stated_limits(name: str) -> None:
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])

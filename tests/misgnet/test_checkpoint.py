@@ -1,4 +1,4 @@
-"""Every published form loads to the same numbers; anything else is refused, naming the place."""
+"""Tests that every published checkpoint format loads to the same weights, and that other files are refused."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def as_parameters(state: State) -> dict[str, nn.Parameter]:
 
 
 def full(state: State, dtype: torch.dtype | None = None) -> State:
-    """Contiguous tensors, as safetensors wants them; floating-point ones in ``dtype``."""
+    """Returns contiguous tensors, as safetensors requires, with floating-point tensors converted to ``dtype``."""
     return {k: v.to((v.is_floating_point() and dtype) or v.dtype).contiguous() for k, v in state.items()}
 
 
 def refusal(path: Path) -> str:
-    """The one-line message with which ``path`` is refused."""
+    """Returns the message with which ``path`` is refused, and checks that it is one line."""
     with pytest.raises(InputError) as caught:
         load_checkpoint(path)
     assert caught.value.exit_code == 4
@@ -105,7 +105,7 @@ def test_published_form_loads(path: Path, form: str) -> None:
 
 
 def test_views_of_one_storage_load(path: Path) -> None:
-    """Offsets and strides count, as in a state dict whose tensors are slices or transposed."""
+    """Checks offsets and strides with a state dict that contains a slice and a transposed tensor."""
     state = dict(USED)
     shape = USED[KEY].shape
     flat = torch.arange(2.0 * shape.numel())
@@ -118,7 +118,7 @@ def test_views_of_one_storage_load(path: Path) -> None:
     assert torch.equal(loaded[other], state[other])
 
 
-def test_load_network_is_ready_to_judge(path: Path) -> None:
+def test_load_network_returns_evaluation_mode(path: Path) -> None:
     torch.save(STATE, path)
     network = load_network(path)
     assert not network.training
@@ -137,10 +137,10 @@ def test_published_size_loads_quickly(path: Path) -> None:
     assert seconds < 6
 
 
-# --- what is in the file
+# --- contents of the file
 
 
-def without(state: State) -> State:
+def without_key(state: State) -> State:
     return {key: value for key, value in state.items() if key != KEY}
 
 
@@ -155,8 +155,8 @@ def broken(number: float) -> torch.Tensor:
 
 
 WRONG = {
-    "missing": (without(USED), f"lacks 1 of {len(USED)} keys, the first is '{KEY}'"),
-    "unexpected": ({**USED, "head.weight": torch.ones(1)}, "1 unexpected keys, the first is 'head.weight'"),
+    "missing": (without_key(USED), f"lacks 1 of {len(USED)} keys, the first is '{KEY}'"),
+    "unexpected": ({**USED, "head.weight": torch.ones(1)}, "1 unexpected key, the first is 'head.weight'"),
     "unexpected, unprintable": ({**USED, "a\nb\x1b[2J": torch.ones(1)}, r"the first is 'a\nb\x1b[2J'"),
     "shape": (changed(torch.ones(3, 128)), f"'{KEY}' has shape [3, 128], MISGNet needs [4, 128]"),
     "dimensions": (changed(torch.ones(512)), f"'{KEY}' has shape [512], MISGNet needs [4, 128]"),
@@ -166,13 +166,13 @@ WRONG = {
     "int": (changed(torch.ones(4, 128, dtype=torch.int64)), f"'{KEY}' holds torch.int64"),
     "int8": (changed(torch.ones(4, 128, dtype=torch.int8)), f"'{KEY}' holds torch.int8"),
     "bool": (changed(torch.ones(4, 128, dtype=torch.bool)), f"'{KEY}' holds torch.bool"),
-    "another network": ({"conv.weight": torch.ones(1)}, "is not a MISGNet: none of its 1 keys is known"),
+    "another network": ({"conv.weight": torch.ones(1)}, "is not a MISGNet: it has 1 key, none is known"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-def test_wrong_entry_is_named(tmp_path: Path, case: str, suffix: str) -> None:
+def test_error_names_the_wrong_entry(tmp_path: Path, case: str, suffix: str) -> None:
     state, message = WRONG[case]
     path = tmp_path / f"weights.{suffix}"
     if suffix == "pt":
@@ -184,7 +184,7 @@ def test_wrong_entry_is_named(tmp_path: Path, case: str, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E8M0", "F4", "F6_E2M3", "C64", "U16", "BOOL", "I8"])
-def test_safetensors_of_other_numbers_is_named(path: Path, dtype: str) -> None:
+def test_unsupported_types_in_safetensors_are_refused(path: Path, dtype: str) -> None:
     bits = {"F4": 4, "F6_E2M3": 6, "C64": 64, "U16": 16}.get(dtype, 8)
     write_safetensors(path, {KEY: (dtype, 4 * 128 * bits // 8)})
     message = refusal(path)
@@ -192,19 +192,19 @@ def test_safetensors_of_other_numbers_is_named(path: Path, dtype: str) -> None:
 
 
 def write_safetensors(path: Path, replaced: dict[str, tuple[str, int]]) -> None:
-    """A complete file in which some entries have another number format and as many bytes as given."""
+    """Writes a complete file in which the entries ``replaced`` have the given type and number of bytes."""
     header, data = {}, bytearray()
     for key, value in USED.items():
         floating = value.is_floating_point()
         dtype, size = replaced.get(key, ("F16" if floating else "I64", value.numel() * (2 if floating else 8)))
-        place = [len(data), len(data) + size]
-        header[key] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": place}
+        offsets = [len(data), len(data) + size]
+        header[key] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": offsets}
         data += bytes(size)
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
-# --- what is no checkpoint
+# --- other files
 
 
 def png(path: Path) -> None:
@@ -232,7 +232,7 @@ FOREIGN: dict[str, Callable[[Path], object]] = {
     "nothing": lambda path: None,
     "zip of text": zip_of_text,
     "TorchScript": torchscript,
-    "before PyTorch 1.6": lambda path: torch.save(without(USED), path, _use_new_zipfile_serialization=False),
+    "before PyTorch 1.6": lambda path: torch.save(without_key(USED), path, _use_new_zipfile_serialization=False),
     "a tensor": lambda path: torch.save(torch.ones(3), path),
     "a list": lambda path: torch.save([torch.ones(3)], path),
     "a number": lambda path: torch.save(3, path),
@@ -265,7 +265,7 @@ def test_truncated_file_is_refused(tmp_path: Path, suffix: str, share: float) ->
 
 @pytest.fixture(scope="module")
 def small_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Valid small files: one of torch.save that loads, and the head of safetensors."""
+    """Returns valid small files: a file of torch.save that loads, and a safetensors file with few tensors."""
     folder = tmp_path_factory.mktemp("small")
     torch.save(snapshot(USED), folder / "snapshot")
     save_file({KEY: torch.ones(2, 2), "a": torch.zeros(1)}, folder / "safetensors")
@@ -279,9 +279,9 @@ def test_damaged_file_loads_or_is_refused(
     small_files: dict[str, bytes], path: Path, form: str, data: st.DataObject
 ) -> None:
     content = bytearray(small_files[form])
-    places = st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255))
-    for place, value in data.draw(st.lists(places, min_size=1, max_size=4)):
-        content[-1 - place] = value  # small numbers are the directory at the end
+    changes = st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255))
+    for position, value in data.draw(st.lists(changes, min_size=1, max_size=4)):
+        content[-1 - position] = value  # counted from the end, because a zip has its directory there
     cut = data.draw(st.just(len(content)) | st.integers(0, len(content)))
     path.write_bytes(content[:cut])
     with suppress(InputError):
@@ -292,7 +292,7 @@ def test_damaged_file_loads_or_is_refused(
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_save_then_load_gives_the_same_numbers(tmp_path: Path, half: bool) -> None:
+def test_saved_checkpoint_loads_with_equal_weights(tmp_path: Path, half: bool) -> None:
     network = build_misgnet()
     path = tmp_path / "new" / "weights.safetensors"
     save_checkpoint(network, path, half=half, metadata={"note": "x"})
@@ -303,7 +303,7 @@ def test_save_then_load_gives_the_same_numbers(tmp_path: Path, half: bool) -> No
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_failing_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"old")
 

@@ -1,4 +1,4 @@
-"""A hostile pickle runs nothing, takes no memory and ends in one kind of error."""
+"""Tests that a hostile pickle runs no code, takes little memory and always raises InputError."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from misgnet.checkpoint import load_checkpoint
 from misgnet_runtime.errors import InputError
 from support.published import light_state, read_archive, snapshot, write_archive
 
-TRAP = "misgnet_test_trap"  # a module that would leave a file behind when it is imported
+TRAP = "misgnet_test_trap"  # a module that creates a file when it is imported
 MEMORY = 400 << 20
 Archive = tuple[bytes, dict[str, bytes]]  # the pickle, the storages
 
 
 @pytest.fixture(scope="module")
 def valid(tmp_path_factory: pytest.TempPathFactory) -> Archive:
-    """The pickle and the storages of a small state dict that loads."""
+    """Returns the pickle and the storages of a small state dict that loads."""
     path = tmp_path_factory.mktemp("valid") / "weights.pt"
     torch.save(light_state(stage_4=False), path)
     return read_archive(path)
@@ -37,14 +37,14 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Archive:
 
 @pytest.fixture
 def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file that no load may create; checked when the test is over, with the module that would do it."""
+    """Yields the path of a file that a hostile pickle would create; checks after the test that it does not exist."""
     canary = tmp_path / "canary"
     spring = f"def spring(*_, **__): open({str(canary)!r}, 'w').close()"
     (tmp_path / f"{TRAP}.py").write_text(f"{spring}\nspring()\nclass Trap: __init__ = spring\n")
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     yield canary
-    assert not canary.exists(), "the pickle was run"
+    assert not canary.exists(), "code of the pickle was executed"
     assert TRAP not in sys.modules
     assert not {name for name in set(sys.modules) - before if name.startswith(("numpy.", "torch.hub"))}
 
@@ -75,7 +75,7 @@ def whole(*parts: bytes) -> bytes:
 
 
 def beside(valid: bytes, payload: bytes) -> bytes:
-    """{"model": the valid state dict, "args": the payload}."""
+    """Returns the pickle of {"model": the valid state dict, "args": the payload}."""
     return whole(b"}", text("model"), valid[2:-1], b"s", text("args"), payload, b"s")
 
 
@@ -85,7 +85,7 @@ TENSOR = REBUILD + b"(" + STORAGE + b"K\x00))\x89" + ORDERED_DICT + b")RtR"
 
 
 def calls(canary: Path) -> dict[str, tuple[str, str, bytes]]:
-    """Module, name and arguments of functions that do harm."""
+    """Returns module, name and arguments of harmful functions."""
     touch = text(f"touch {canary}")
     code = text(f"open({str(canary)!r}, 'w')")
     return {
@@ -114,11 +114,11 @@ def calls(canary: Path) -> dict[str, tuple[str, str, bytes]]:
 
 NAMES = list(calls(Path("/canary")))
 STYLES = ["GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"]
-INERT = ("GLOBAL", "STACK_GLOBAL", "NEWOBJ", "NEWOBJ_EX")  # these make an inert record; others are refused
+INERT = ("GLOBAL", "STACK_GLOBAL", "NEWOBJ", "NEWOBJ_EX")  # these create an inert record; the other styles are refused
 
 
 def instructions(style: str, module: str, name: str, args: bytes) -> bytes:
-    """A call of ``module.name`` in one of the ways that pickles have."""
+    """Returns instructions that call ``module.name`` in the given style."""
     target = named(module, name)
     return {
         "GLOBAL": target + b"(" + args + b"tR",
@@ -150,8 +150,8 @@ def test_hostile_calls_beside_weights_do_nothing(path: Path, canary: Path, valid
             load_checkpoint(path)
 
 
-def test_the_trap_springs_in_an_ordinary_unpickler(canary: Path) -> None:
-    """The pickles above are alive: what is proved to be inert does run elsewhere."""
+def test_ordinary_unpickler_executes_the_hostile_pickles(canary: Path) -> None:
+    """Shows that the pickles above are effective."""
     for style in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ"):
         pickle.loads(whole(instructions(style, *calls(canary)["os.system"])))
         assert canary.exists()
@@ -174,10 +174,10 @@ STATE_OF = {
 
 
 @pytest.mark.parametrize("target", STATE_OF)
-def test_state_changes_nothing_but_records(path: Path, valid: Archive, target: str) -> None:
+def test_pickled_state_changes_only_records(path: Path, valid: Archive, target: str) -> None:
     for state in (b"}" + text("_name") + text("x") + b"s", b"N}" + text("key") + b"Ns\x86", b"N"):
         write_archive(path, beside(valid[0], STATE_OF[target] + state + b"b"), valid[1])
-        with suppress(InputError):  # the state of a dict is dropped, others are refused
+        with suppress(InputError):  # the state of a dict is discarded, other states are refused
             load_checkpoint(path)
     write_archive(path, *valid)
     assert torch.equal(load_checkpoint(path)[KEY], light_state()[KEY])
@@ -201,7 +201,7 @@ def nested(opener: bytes, closer: bytes, depth: int = 30_000, middle: bytes = b"
     return opener * depth + middle + closer * depth
 
 
-LIST = b"](" + b"N" * 1_000_000 + b"e\x94"  # a million items, remembered as number 0
+LIST = b"](" + b"N" * 1_000_000 + b"e\x94"  # a million items, memo index 0
 BOMBS = {
     "memo index": b"Nr" + struct.pack("<I", 0x0FFFFFFF),
     "memo index in text": b"Np99999999999\n",
@@ -236,7 +236,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_bomb_is_refused_in_little_memory(path: Path, bomb: str) -> None:
+def test_memory_bomb_is_refused_with_little_memory(path: Path, bomb: str) -> None:
     write_archive(path, whole(BOMBS[bomb]), {})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InputError) as caught:
@@ -262,10 +262,10 @@ def test_damaged_pickle_loads_or_is_refused(
     path: Path, valid: Archive, changes: list[tuple[int, int]], insert: bytes
 ) -> None:
     pickled = bytearray(valid[0])
-    for place, value in changes:
-        pickled[place % len(pickled)] = value
-    place = changes[0][0] % len(pickled)
-    write_archive(path, bytes(pickled[:place] + insert + pickled[place:]), valid[1])
+    for position, value in changes:
+        pickled[position % len(pickled)] = value
+    position = changes[0][0] % len(pickled)
+    write_archive(path, bytes(pickled[:position] + insert + pickled[position:]), valid[1])
     with suppress(InputError):
         load_checkpoint(path)
 
@@ -325,7 +325,7 @@ TENSORS = {
 
 
 def with_tensor(valid: bytes, last: bytes, key: str = KEY) -> bytes:
-    """The valid state dict, with another tensor under ``key``."""
+    """Returns the pickle of the valid state dict with another tensor under ``key``."""
     return whole(b"}", text("model"), valid[2:-1], text(key), last, b"ss")
 
 
@@ -342,8 +342,8 @@ def test_tensor_that_does_not_fit_is_refused(path: Path, valid: Archive, case: s
 
 
 @pytest.mark.parametrize(("stride", "fits"), [(1 << 61, True), (1 << 63, False), (1 << 70, False)])
-def test_absurd_stride_of_a_single_element(path: Path, valid: Archive, stride: int, fits: bool) -> None:
-    """Such a stride is never walked, but the tensor library takes no number beyond int64."""
+def test_huge_stride_of_a_dimension_with_one_element(path: Path, valid: Archive, stride: int, fits: bool) -> None:
+    """Such a stride is never used, but PyTorch does not accept numbers beyond int64."""
     last = tensor("(I128\nI320\nI1\nI1\nt", f"(I320\nI1\nL{stride}L\nI1\nt", count="I40960\n")
     write_archive(path, with_tensor(valid[0], last, ROW), {**valid[1], "own": bytes(4 * 40960)})
     if fits:
@@ -376,22 +376,22 @@ def test_two_pickles_are_refused(path: Path, valid: Archive) -> None:
     write_archive(path, *valid)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("other/data.pkl", valid[0])
-    with pytest.raises(InputError, match="without the one"):
+    with pytest.raises(InputError, match=r"does not have exactly one data\.pkl"):
         load_checkpoint(path)
 
 
 def test_entry_that_declares_more_than_the_file_is_refused(path: Path, valid: Archive) -> None:
     write_archive(path, *valid)
     content = bytearray(path.read_bytes())
-    place = content.rindex(b"PK\x01\x02", 0, content.rindex(b"archive/data/"))
-    content[place + 20 : place + 28] = struct.pack("<II", 0xFFFFFF00, 0xFFFFFF00)
+    start = content.rindex(b"PK\x01\x02", 0, content.rindex(b"archive/data/"))
+    content[start + 20 : start + 28] = struct.pack("<II", 0xFFFFFF00, 0xFFFFFF00)
     path.write_bytes(content)
     with pytest.raises(InputError):
         load_checkpoint(path)
 
 
-def test_nothing_of_pickle_is_patched(path: Path) -> None:
-    """The restricted unpickler keeps its table of instructions to itself."""
+def test_pickle_module_is_not_modified(path: Path) -> None:
+    """The restricted unpickler has its own table of instructions."""
     torch.save(snapshot(light_state()), path)
     load_checkpoint(path)
     assert pickle._Unpickler.dispatch[pickle.BUILD[0]].__name__ == "load_build"

@@ -1,4 +1,4 @@
-"""Files that once got through: each was found by fuzzing (tests/fuzz) or by reading, and is refused now."""
+"""Tests hostile files that were once accepted; each was found by fuzzing (tests/fuzz) or review, and is refused now."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ ZEROS = "0" * 64
 
 @pytest.fixture(autouse=True)
 def in_time() -> Iterator[None]:
-    """What waits for ever ends the test."""
+    """Fails a test that does not end."""
 
     def late(*_: object) -> None:
-        pytest.fail("it waits for ever")
+        pytest.fail("the test did not end within 20 s")
 
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(20)
@@ -54,7 +54,7 @@ def in_time() -> Iterator[None]:
 
 
 def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow looks at the first bytes, not at the name, and has Ghostscript draw what is PostScript."""
+    """Pillow decides by the first bytes, not by the name, and runs Ghostscript on PostScript files."""
     path = tmp_path / "tile.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was run"))
@@ -63,41 +63,41 @@ def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             read(path)
 
 
-def test_golden_tiles_that_unfold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_golden_tiles_that_expand_beyond_the_limit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "tiles.npz"
     np.savez_compressed(path, before=np.zeros(1 << 20, np.uint8))
     monkeypatch.setattr(npz, "ARCHIVE_BYTES", 1 << 20)
     assert path.stat().st_size < 1 << 12
-    with pytest.raises(InputError, match="declare 1048704 bytes, and 1048576 are the most"):
+    with pytest.raises(InputError, match="declare 1048704 bytes; the limit is 1048576"):
         read_golden(path)
 
 
-def test_golden_tiles_in_another_compression(tmp_path: Path) -> None:
-    """The readers of others unfold all that they have read, whatever was declared."""
+def test_golden_tiles_in_another_compression_are_refused(tmp_path: Path) -> None:
+    """Decompressors of other methods expand all bytes that were read, regardless of the declared size."""
     out = io.BytesIO()
     np.save(out, np.zeros(8))
     path = tmp_path / "tiles.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("before.npy", out.getvalue())
-    with pytest.raises(InputError, match="in another way than deflate"):
+    with pytest.raises(InputError, match="by another method than deflate"):
         read_golden(path)
 
 
 @pytest.mark.parametrize("text", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
-def test_times_at_the_ends_of_time(text: str) -> None:
-    with pytest.raises(ValueError, match="is no time in UTC"):
+def test_times_beyond_the_range_of_datetime_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a valid time in UTC"):
         moment(text)
 
 
-def test_a_bundle_of_files_without_end(tmp_path: Path) -> None:
-    """A sparse file costs nothing, and hashing it years."""
+def test_bundle_of_endless_files_is_refused(tmp_path: Path) -> None:
+    """A sparse file costs nothing, but hashing it would take years."""
     root = make_bundle(tmp_path / "bundle")
     edit(root, lambda manifest: manifest["files"][0].update(size=1 << 60))
-    with pytest.raises(InputError, match="that is no bundle"):
+    with pytest.raises(InputError, match="is not a bundle: its manifest lists files of"):
         read_bundle(root)
 
 
-def test_names_are_told_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_are_printed_without_markup(capsys: pytest.CaptureFixture[str]) -> None:
     use("text")
     current().info("[red]a:car:b.tif[/blue]")
     assert capsys.readouterr().err == "[red]a:car:b.tif[/blue]\n"
@@ -110,8 +110,8 @@ RAW = Raw("probability.raw", 4, 64, "the scene")
 
 
 @pytest.mark.parametrize("stop", [5, 1 << 62, 0])
-def test_a_journal_asks_for_more_than_there_is(tmp_path: Path, stop: int) -> None:
-    """It once had so many bytes allocated."""
+def test_journal_that_states_more_than_its_data_counts_as_empty(tmp_path: Path, stop: int) -> None:
+    """The reader once allocated as many bytes as the journal stated."""
     output = tmp_path / "change.tif"
     folder = progress_folder(output)
     folder.mkdir()
@@ -123,16 +123,16 @@ def test_a_journal_asks_for_more_than_there_is(tmp_path: Path, stop: int) -> Non
 
 
 @pytest.mark.parametrize("name", ["../victim", "/etc/passwd", "..", ".", "", "a/b", "a\0"])
-def test_a_watch_journal_that_names_files_outside(tmp_path: Path, name: str) -> None:
-    """What it names is given its place by the next watcher: once also what lay elsewhere."""
-    begun = watch_journal.PairStarted(now(), "a", *(FileState("a", 1, 1, ZEROS) for _ in range(2)))
+def test_watch_journal_that_names_files_outside_is_refused(tmp_path: Path, name: str) -> None:
+    """The next watcher renames the files that a journal names; once it also renamed files outside the folder."""
+    started = watch_journal.PairStarted(now(), "a", *(FileState("a", 1, 1, ZEROS) for _ in range(2)))
     complete = watch_journal.Complete(now(), "a", (name,), {})
-    (tmp_path / "watch.jsonl").write_bytes(encode_line(begun) + encode_line(complete))
+    (tmp_path / "watch.jsonl").write_bytes(encode_line(started) + encode_line(complete))
     with pytest.raises(UsageError, match="line 2 is damaged"), watch_journal.open_journal(tmp_path):
         pass
 
 
-def test_a_record_of_masks_that_names_files_outside(tmp_path: Path) -> None:
+def test_record_of_masks_that_names_files_outside_is_refused(tmp_path: Path) -> None:
     folder, victim = tmp_path / "out/.progress", tmp_path / "victim.png"
     folder.mkdir(parents=True)
     victim.write_bytes(b"stays")
@@ -160,7 +160,7 @@ DAMAGED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_a_damaged_record_of_a_batch(tmp_path: Path, case: str) -> None:
+def test_damaged_record_of_a_batch_is_refused(tmp_path: Path, case: str) -> None:
     for name, more in (("batch.jsonl", DAMAGED[case]), ("batch-1-of-2.jsonl", {})):
         (tmp_path / name).write_text(json.dumps({**DONE, **more}) + "\n")
     with pytest.raises(UsageError, match="line 1 is damaged"), batch_record.open_record(tmp_path, Shard()):
@@ -170,14 +170,14 @@ def test_a_damaged_record_of_a_batch(tmp_path: Path, case: str) -> None:
         assert record.ended["a"].time == datetime.fromisoformat("2026-01-01T00:00:00+00:00")
 
 
-def test_a_table_with_zero_bytes(tmp_path: Path) -> None:
+def test_table_with_zero_bytes_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "scenes.csv"
     table.write_bytes(b"id,before,after\na,b\0,c\n")
     with pytest.raises(InputError, match=r"null byte|not a CSV"):
         read_table(table, {}, tmp_path / "out")
 
 
-def test_a_table_of_any_size(tmp_path: Path) -> None:
+def test_table_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "scenes.csv"
     with table.open("wb") as file:
         file.truncate(1 << 40)  # without a byte on the disk
@@ -185,7 +185,7 @@ def test_a_table_of_any_size(tmp_path: Path) -> None:
         read_table(table, {}, tmp_path / "out")
 
 
-# Pipes wait for whoever writes into them.
+# Reading a pipe waits until another process writes to it.
 
 
 def _checkpoint(path: Path) -> object:
@@ -198,20 +198,20 @@ def _checkpoint(path: Path) -> object:
 @pytest.mark.parametrize("read", [
     read_image, image_size, open_features, read_golden, _checkpoint, lambda path: read_table(path, {}, path.parent),
 ])  # fmt: skip
-def test_a_pipe_is_no_file(tmp_path: Path, read: Callable[[Path], object]) -> None:
+def test_pipe_is_refused(tmp_path: Path, read: Callable[[Path], object]) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError):
         read(tmp_path / "pipe")
 
 
-def test_a_pipe_among_the_records_of_others(tmp_path: Path) -> None:
+def test_pipe_among_the_records_of_other_shards_is_ignored(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "batch-1-of-2.jsonl")
     with batch_record.open_record(tmp_path, Shard(0, 2)) as record:
         assert not record.ended
 
 
-def test_weights_that_share_their_numbers(tmp_path: Path) -> None:
-    """One number with strides of zero is a tensor of any size."""
+def test_weights_that_share_storage_are_refused(tmp_path: Path) -> None:
+    """With strides of zero, a single number is a tensor of any size."""
     torch = pytest.importorskip("torch")
     from misgnet.checkpoint import read_tensors
 
@@ -221,9 +221,7 @@ def test_weights_that_share_their_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "watch", "series", "predict", "batch"])
-def test_a_name_that_the_system_cannot_have_is_bad_input(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_too_long_name_is_an_input_error(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long, bundle = "x" * 5000, make_bundle(tmp_path / "bundle")
     words = {"watch": [bundle, long], "series": [bundle, f"{long}.tif", "b.tif"], "batch": [bundle, f"{long}.csv"]}
     found = words.get(command, [bundle, f"{long}.png", "b.png"] if command == "predict" else [long])
@@ -231,13 +229,13 @@ def test_a_name_that_the_system_cannot_have_is_bad_input(
     if command == "series":
         found = [long, "a.tif", "b.tif"]
     assert exit_code(cli.main, "misgnet-run", command, *found, *out) == 4
-    told = capsys.readouterr().err
-    assert "Traceback" not in told and "too long" in told
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and "too long" in error
 
 
-def test_an_image_that_does_not_fit_into_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_that_does_not_fit_into_memory_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(path)
     monkeypatch.setattr(Image.Image, "convert", lambda *_, **__: bytearray(1 << 62))
-    with pytest.raises(InputError, match="does not fit into the memory that is left"):
+    with pytest.raises(InputError, match="does not fit into the available memory"):
         read_image(path)

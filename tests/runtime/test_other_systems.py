@@ -1,7 +1,7 @@
-"""The runtime without what only Linux has: Windows and macOS, as far as Linux can show it.
+"""Tests the runtime without functions that only Linux has, as a partial test of Windows and macOS.
 
-A child process loses what Windows or macOS lacks before it imports anything of the runtime. What that shows is which
-names the code can do without, not how those systems behave.
+A child process removes the names that Windows or macOS lacks before it imports the runtime. This shows that the code
+does not need those names, not how those systems behave.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WITHOUT_LINUX = '''
 import builtins, ctypes, errno, fcntl, io, os, pathlib, shutil, signal, subprocess, sys, types
 from importlib.abc import MetaPathFinder
 
-import platformdirs  # it chooses by sys.platform, and needs on Linux what is taken away here; so does NumPy (uname)
+import platformdirs  # imported first: on Linux it needs names that are removed here, as does NumPy (uname)
 
 real_open, real_listdir, real_io_open, flock = os.open, os.listdir, io.open, fcntl.flock
 MODULES = {"fcntl", "pwd", "grp", "resource", "termios", "tty", "pty", "syslog", "curses"}
@@ -65,7 +65,7 @@ def open_file(path, *arguments, **options):
 
 
 def held(path):
-    """Whether a file, or one in a folder, is open in this process: Windows then neither moves nor removes it."""
+    """Returns whether this process has the file open, or a file in the folder: Windows then refuses to move it."""
     real = os.path.realpath(os.path.dirname(path)) + os.sep + os.path.basename(path)
     for number in real_listdir("/proc/self/fd"):
         try:
@@ -87,7 +87,7 @@ def unless_held(function, paths):
 
 def fsync(handle, real=os.fsync):
     if not fcntl_flags(handle) & (os.O_WRONLY | os.O_RDWR):
-        raise OSError(errno.EBADF, "Bad file descriptor")  # Windows syncs only what may be written
+        raise OSError(errno.EBADF, "Bad file descriptor")  # Windows syncs only files open for writing
     return real(handle)
 
 
@@ -168,7 +168,7 @@ def python(request: pytest.FixtureRequest) -> Python:
 
 
 def run(system: str, code: str, *arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
-    """What a Python of its own prints that has the runtime and nothing else of this project, and must end well."""
+    """Runs code in a new interpreter with only the runtime of this project; it must succeed."""
     environment = {
         "PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": str(ROOT / "runtime"), "OMP_NUM_THREADS": "1",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What users of the package import from ``misgnet_runtime``, and how long a session stays open."""
+"""Tests the public names of ``misgnet_runtime`` and the lifetime of a session."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_open_bundle_raises_at_once(bundle: Path, tmp_path: Path) -> None:
         open_bundle(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="has no engine 'gpu'"):
         open_bundle(bundle, "gpu")
-    with pytest.raises(InputError, match="is missing, or no file"):
+    with pytest.raises(InputError, match="is missing or not a regular file"):
         open_bundle(bundle, require_signature=tmp_path / "key.pem")
     with pytest.raises(UnavailableError):
         open_bundle(make_bundle(tmp_path / "other", engines=[RTX]))

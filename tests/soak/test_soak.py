@@ -25,11 +25,13 @@ def soak(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_soak_processes_every_good_pair_once_and_reports_every_bad_one() -> None:
     found = soak("--minutes", MINUTES)
     assert found.returncode == 0 and "; 0 problems" in found.stdout, f"{found.stdout}\n{found.stderr[-3000:]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "minutes", "patience", "words"),
     [

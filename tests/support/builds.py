@@ -1,4 +1,4 @@
-"""A build's request and context, for tests of single stages."""
+"""Makes a build's request and context for tests of single stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from misgnet_runtime.raster.dataset import Tile
 
 
 def request_of(*targets: str, **options: Any) -> BuildRequest:
-    """A request for ``targets`` from files that do not exist, for tiles of 32 px and batches of up to 4."""
+    """Makes a request for ``targets`` with paths that do not exist, tiles of 32 px and batches of up to 4."""
     paths = {"weights": Path("w"), "calib": Path("c"), "evaluation": Path("e"), "output": Path("out")}
     parsed = tuple(map(parse_target, targets))
     return BuildRequest(**{**paths, "targets": parsed, "tile": 32, "max_batch": 4, **options})

@@ -1,4 +1,4 @@
-"""A valid bundle in milliseconds: tiny graphs that answer the mean absolute difference of the dates by 255."""
+"""Writes valid bundles in milliseconds: tiny graphs that output the mean absolute difference of the dates / 255."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ INT8 = EngineEntry("cpu", "onnxruntime", "graphs/int8.onnx", "graphs/int8.onnx",
 RTX = EngineEntry(
     "rtx-sm86", "rtx", "engines/rtx.plan", "graphs/int8.onnx", "int8+float16", "0.0.1", ["sm86"], "linux-x86_64"
 )
-# The same engines in two parts; the encoder answers red and green, and blue.
+# The same engines in two parts; the encoder outputs one feature with red and green, and one with blue.
 SPLIT_FLOAT, SPLIT_INT8 = (
     replace(engine, split=SplitEntry("graphs/encoder.onnx", head, "graphs/encoder.onnx", head))
     for engine, head in ((FLOAT, "graphs/float_head.onnx"), (INT8, "graphs/int8_head.onnx"))
@@ -55,20 +55,20 @@ Images = NDArray[np.uint8]
 
 
 def images(*shape: int, seed: int = 0) -> tuple[Images, Images]:
-    """uint8 (..., 3) of two dates."""
+    """Returns random images of two dates, each uint8 (..., 3)."""
     before, after = np.random.default_rng(seed).integers(0, 256, (2, *shape, 3), np.uint8)
     return before, after
 
 
 def expected(before: Images, after: Images) -> NDArray[np.float32]:
-    """What the float graph answers, (...)."""
+    """Returns the output of the float graph, (...)."""
     return np.abs(before.astype(np.float32) - after).mean(-1) / np.float32(255)
 
 
 def make_bundle(
     root: Path, *, interface: Interface = INTERFACE, engines: Sequence[EngineEntry] = (FLOAT, INT8), flip: bool = False
 ) -> Path:
-    """Write a bundle to ``root``; ``flip`` gives golden tiles that no engine meets."""
+    """Writes a bundle to ``root``; ``flip`` writes golden tiles that no engine reproduces."""
     for folder in ("graphs", "golden", "engines", "evidence"):
         (root / folder).mkdir(parents=True)
     shutil.copy(DATA / "tiny_float.onnx", root / "graphs/float.onnx")
@@ -86,7 +86,7 @@ def make_bundle(
 
 
 def edit(root: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """Change the bundle's manifest as plain JSON values."""
+    """Changes the bundle's manifest as plain JSON values."""
     values = json.loads((root / MANIFEST).read_bytes())
     change(values)
     (root / MANIFEST).write_text(json.dumps(values))
@@ -100,7 +100,7 @@ def write_image(path: Path, pixels: NDArray[Any]) -> Path:
 
 
 class FakeEngine(Engine):
-    """The tiny graph in NumPy, for any interface; ``batches`` keeps the size of every call."""
+    """Computes the tiny graph in NumPy, for any interface; ``batches`` collects the size of every call."""
 
     device = "a fake"
 
@@ -122,7 +122,7 @@ class FakeEngine(Engine):
         probability = np.abs(before - after).mean(-1) / np.float32(255)
         if self.nan:
             probability[0, 0, 0] = np.nan
-        return {self.outputs[0].name: self._answer(probability)}
+        return {self.outputs[0].name: self._output(probability)}
 
     def _pixels(self, array: NDArray[Any]) -> NDArray[np.float32]:
         if self.interface.input == "uint8":
@@ -130,7 +130,7 @@ class FakeEngine(Engine):
         unit = array.transpose(0, 2, 3, 1) * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN)
         return np.rint(255 * unit).astype(np.float32)
 
-    def _answer(self, probability: NDArray[np.float32]) -> NDArray[Any]:
+    def _output(self, probability: NDArray[np.float32]) -> NDArray[Any]:
         if self.interface.output == "logits":
             odds = np.log(probability + 1e-9) - np.log(1 - probability + 1e-9)
             return np.stack([-odds / 2, odds / 2], 1).astype(np.float32)
@@ -143,7 +143,7 @@ class FakeEngine(Engine):
 
 
 def fake_detector(engine: Callable[[], FakeEngine]) -> Any:
-    """In the place of ``open_detector``, with the engine that ``engine`` makes."""
+    """Returns a replacement for ``open_detector`` that uses the engine made by ``engine``."""
 
     @contextmanager
     def opened(*_: object, **__: object) -> Iterator[Opened]:

@@ -1,4 +1,4 @@
-"""Commands in this process: each in one of its own would cost a second."""
+"""Runs commands in this process; a subprocess would take a second each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def exit_code(main: Callable[[], object], *words: object) -> int:
-    """That ``main`` ends with, where ``words`` are the command line, the program's name first."""
+    """Runs ``main`` with ``words`` as the command line, the program's name first, and returns its exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", list(map(str, words)))
         with pytest.raises(SystemExit) as ended:

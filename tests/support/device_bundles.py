@@ -1,4 +1,4 @@
-"""A bundle whose plans are compiled on the device, with graphs that the fake of TensorRT reads."""
+"""Creates bundles whose plans are compiled on the device, with graphs for the fake of TensorRT."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEVICE = EngineEntry(
     compiled="to be compiled on the device",
 )  # fmt: skip
 SPLIT = replace(DEVICE, split=SplitEntry(ENCODER, HEAD, ENCODER, HEAD))
-# The threshold that halves the tiles' pixels, so that masks hold both classes.
+# About half of the tiles' pixels are above this threshold, so that masks contain both classes.
 THRESHOLD = 0.33
 
 
@@ -31,7 +31,7 @@ def device_bundle(
     root: Path, entry: EngineEntry = DEVICE, *, tiles: int = 0, wrong: bool = False, flip: bool = False,
     graph: bytes | None = None,
 ) -> Path:  # fmt: skip
-    """``tiles``: evaluation tiles, whose masks and labels the engine meets, or misses where ``wrong``."""
+    """Creates a bundle with ``tiles`` evaluation tiles, whose masks the engine reproduces, or misses if ``wrong``."""
     make_bundle(root, engines=[FLOAT, entry], flip=flip)
     (root / GRAPH).write_bytes(graph or fake_tensorrt.model(size=TILE))
     if entry.split:
@@ -56,7 +56,7 @@ def evaluation_tiles(seed: int, count: int, wrong: bool = False) -> EvaluationTi
 
 
 def described(root: Path, **changes: Any) -> Path:
-    """Write the manifest anew over the files as they are, with other ``changes``."""
+    """Rewrites the manifest for the files as they are now, with ``changes``."""
     manifest = decode_manifest(root / MANIFEST)
     roles = {file.path: (file.role, file.precision) for file in manifest.files}
     roles |= {path.relative_to(root).as_posix(): (ROLE, None) for path in (root / "evaluation").glob("*")}

@@ -1,4 +1,4 @@
-"""Processes that end at a moment of their own: killed after a time, or at a call that makes something lasting."""
+"""Runs code in child processes that are killed after a time, or at a call that changes the disk permanently."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def in_child(body: Callable[[], object], after: float | None = None) -> int:
-    """Run ``body`` in a process of its own, killed ``after`` seconds; the signal that ended it, 0 for none."""
+    """Runs ``body`` in a child process, killed ``after`` seconds; returns the signal that ended it, or 0."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -31,7 +31,7 @@ def in_child(body: Callable[[], object], after: float | None = None) -> int:
 
 
 def die_at(number: int) -> None:
-    """From here on the ``number``-th call that makes something lasting is not lived through."""
+    """Kills this process after ``number`` further calls of ``fsync``, ``Path.replace`` or ``Path.unlink``."""
     calls = 0
 
     def watched(function: Any) -> Any:

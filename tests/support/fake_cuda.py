@@ -1,8 +1,8 @@
-"""A CUDA driver without CUDA: "device memory" is NumPy, and streams really are asynchronous.
+"""A fake CUDA driver: device memory is NumPy arrays, and streams are asynchronous.
 
-Whatever is queued on a stream runs only when something waits for it, so code that reads a result too early, or
-reuses a host array too early, gets wrong numbers here too. What is queued in a capture runs when its graph is
-launched. Wrong use fails as CUDA lets it fail.
+Work queued on a stream runs only when a caller waits for it. Code that reads a result too early, or reuses a host array
+too early, therefore gets wrong numbers here, too. Work queued during a capture runs when its graph is launched. Wrong
+use raises the same errors as CUDA.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Work = Callable[[], None]
 
 @dataclass
 class _Capture:
-    """A capture under way, of one thread alone; ``broken`` by a call that it does not allow."""
+    """A running capture of one thread."""
 
     thread: int
     work: list[Work] = field(default_factory=list)
-    broken: bool = False
+    broken: bool = False  # by a call that a capture does not allow
 
 
 class FakeDriver:
-    """``calls`` are what was done, in order."""
+    """A CudaDriver that records its ``calls`` in order."""
 
     library = "fake"
 
@@ -49,7 +49,7 @@ class FakeDriver:
         self.memory: dict[int, Bytes] = {}
         self.pinned: dict[int, Bytes] = {}
         self.queues: dict[int, list[Work]] = {}
-        # By event the stream that it was recorded on (0: none), and where the time of its happening will be.
+        # By event: the stream that it was recorded on (0: none), and a list for the time at which it completes.
         self.events: dict[int, tuple[int, list[float]]] = {}
         self.captured: dict[int, list[Work]] = {}
         self.executable: dict[int, list[Work]] = {}
@@ -62,7 +62,7 @@ class FakeDriver:
 
     @property
     def empty(self) -> bool:
-        """Whether everything was given back."""
+        """Whether everything was freed."""
         return not (self.memory or self.pinned or self.queues or self.events or self.captured or self.executable)
 
     @contextmanager
@@ -75,7 +75,7 @@ class FakeDriver:
             self._current[thread] -= 1
 
     def is_current(self) -> bool:
-        """Whether calls of others in this thread find the device."""
+        """Returns whether calls of other libraries in this thread use the device."""
         return self._current[threading.get_ident()] > 0
 
     def device_count(self) -> int:
@@ -147,7 +147,7 @@ class FakeDriver:
 
     def record_event(self, event: int, stream: int) -> None:
         self.calls.append(("record_event", event, stream))
-        assert event in self.events and stream not in self._captures, "an event within a graph is not played here"
+        assert event in self.events and stream not in self._captures, "events within a graph are not implemented"
         happened: list[float] = []
         self.enqueue(stream, lambda: happened.append(time.perf_counter()))
         self.events[event] = (stream, happened)
@@ -180,7 +180,7 @@ class FakeDriver:
         self._captures[stream] = _Capture(threading.get_ident())
 
     def end_capture(self, stream: int) -> int:
-        """What was queued since ``begin_capture``, not executable yet."""
+        """Returns the handle of the work queued since ``begin_capture``; it is not executable yet."""
         capture = self._captures.get(stream)
         if capture is None:
             raise UnavailableError("CUDA cudaStreamEndCapture failed: cudaErrorIllegalState")
@@ -199,7 +199,7 @@ class FakeDriver:
         return graph
 
     def _not_in_capture(self, call: str) -> None:
-        """What waits or allocates breaks the captures of the calling thread."""
+        """Breaks the captures of the calling thread: ``call`` waits or allocates."""
         own = [capture for capture in list(self._captures.values()) if capture.thread == threading.get_ident()]
         for capture in own:
             capture.broken = True
@@ -211,7 +211,7 @@ class FakeDriver:
             self.queues[stream].pop(0)()
 
     def _run_until(self, stream: int, happened: list[float]) -> None:
-        """An event that was never recorded is no work to wait for."""
+        """Runs the work of a stream up to an event; returns at once if the event was never recorded."""
         while stream and not happened:
             self.queues[stream].pop(0)()
 
@@ -222,7 +222,7 @@ class FakeDriver:
 
 
 class FakeGraphs:
-    """The graphs of a FakeDriver."""
+    """The CudaGraphs of a FakeDriver."""
 
     def __init__(self, driver: FakeDriver) -> None:
         self.driver = driver

@@ -1,4 +1,4 @@
-"""The two CUDA libraries for Python, each played over a FakeDriver by the calls that are used."""
+"""Fakes of cuda-python and pycuda over a FakeDriver, with the calls that the runtime makes."""
 # ruff: noqa: N802, N815 (the names are CUDA's)
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Status(IntEnum):
 
 
 class FakeRuntime:
-    """cuda-python's way: every call returns a tuple that starts with a status, and the last error is kept."""
+    """cuda-python's runtime: every call returns a tuple that starts with a status, and the last error is kept."""
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="to device", cudaMemcpyDeviceToHost="to host")
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
@@ -149,10 +149,10 @@ class FakeRuntime:
 
 
 class FakePyCuda:
-    """pycuda's way: objects that free themselves, exceptions for errors, a context that is current to a thread.
+    """pycuda's driver: objects that free themselves, exceptions for errors, and a context that is current per thread.
 
-    ``pushed``: how often, by thread. ``outside``: what was called without a current context; pycuda fails then, or
-    only warns in a destructor.
+    ``pushed`` counts contexts by thread. ``outside`` lists calls without a current context, where pycuda fails, or only
+    warns if the call is in a destructor.
     """
 
     event_flags = SimpleNamespace(BLOCKING_SYNC=1)
@@ -254,7 +254,7 @@ class _Allocation:
 
 
 class _Pinned:
-    """Page-locked memory; an array made of it has it as its base."""
+    """Page-locked memory; it is the base of arrays made from it."""
 
     def __init__(self, library: FakePyCuda, host: Bytes) -> None:
         self.library, self.host = library, host

@@ -1,18 +1,19 @@
-"""A stand-in for ``pynvml``, the module of nvidia-ml-py: only the calls that the runtime makes."""
+"""A fake of ``pynvml``, the module of nvidia-ml-py, with the calls that the runtime makes."""
 
 from __future__ import annotations
 
 
 class NVMLError(Exception):
-    """What every failing call raises."""
+    """Raised by every failing call."""
 
 
 class FakeNvml:
-    """``milliwatts``: by the board's name; None of one without a sensor. ``driver``: whether there is any."""
+    """The module ``pynvml``."""
 
     NVMLError = NVMLError
 
     def __init__(self, milliwatts: dict[str, int | None], driver: bool = True) -> None:
+        """``milliwatts`` by the board's name (None: no sensor); ``driver``: whether a driver is installed."""
         self.milliwatts = milliwatts
         self._driver = driver
         self._ready = False
@@ -28,7 +29,7 @@ class FakeNvml:
         return len(self.milliwatts)
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> list[str]:  # noqa: N802
-        return [list(self.milliwatts)[index]]  # as ctypes' pointers, a handle is compared with nothing else
+        return [list(self.milliwatts)[index]]  # a list, because handles (ctypes pointers) are not comparable either
 
     def nvmlDeviceGetName(self, handle: list[str]) -> str:  # noqa: N802
         return handle[0]

@@ -1,4 +1,4 @@
-"""A split engine in NumPy that sees a whole tile at once, and the same engine in one piece."""
+"""A fake split engine in NumPy whose output depends on a whole tile, and the same engine in one piece."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from support.bundles import FEATURES, INTERFACE, SPLIT_FLOAT
 
 
 class FakeSplit:
-    """Features are a tile's differences from its own mean, so that what changes anywhere in it changes all of it.
+    """Computes features as differences from the tile's mean, so that any changed pixel changes the whole tile.
 
-    The answer is their mean absolute difference by 255. ``encoded``: tiles so far; ``factor``: of the features.
+    The output is the mean absolute difference of the features, divided by 255. ``encoded`` counts encoded tiles;
+    ``factor`` multiplies the features.
     """
 
     device = "a fake"
@@ -46,7 +47,7 @@ class FakeSplit:
         return self.compare(self.encode(before), self.encode(after))
 
     def opener(self) -> Any:
-        """In the place of ``choose_split``, and of ``open_detector``."""
+        """Returns a replacement for ``choose_split`` and ``open_detector``."""
 
         @contextmanager
         def opened(

@@ -1,7 +1,7 @@
-"""A stand-in for the module ``tensorrt`` as it is in 10.3, 10.16 and 11.1, or ``tensorrt_rtx``, over a FakeDriver.
+"""A fake of the modules ``tensorrt`` (as of 10.3, 10.16 or 11.1) and ``tensorrt_rtx`` over a FakeDriver.
 
-A "model" is JSON (:func:`model`), a "plan" is JSON with the version that built it. The network computes the
-mean absolute difference of two images over the channels, divided by 255.
+A model is JSON (see :func:`model`), a plan is JSON with the version that built it. The network computes the mean
+absolute difference of two images over the channels, divided by 255.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ def model(
 
 
 def parts(size: int) -> tuple[bytes, bytes]:
-    """The models of its encoder, whose features are red and green, and blue, and of its head."""
+    """Returns the models of the encoder and the head; the encoder's features are red and green, and blue."""
     image = {"image": ("UINT8", [-1, size, size, 3])}
     features = {f"feature{n}": ("FLOAT", [-1, channels, size, size]) for n, channels in ((1, 2), (2, 1))}
     both = {f"{date}_{name}": tensor for date in ("before", "after") for name, tensor in features.items()}
-    answer = {"probability": ("FLOAT", [-1, size, size])}
+    output = {"probability": ("FLOAT", [-1, size, size])}
     more = {"error": "", "capturable": True}
     return tuple(  # type: ignore[return-value]
         json.dumps({"inputs": inputs, "outputs": outputs, **more}).encode()
-        for inputs, outputs in ((image, features), (both, answer))
+        for inputs, outputs in ((image, features), (both, output))
     )
 
 
 def make_tensorrt(version: str, driver: FakeDriver, *, rtx: bool = False) -> Any:
-    """The module of that version; ``module.seen`` is what was done with it."""
+    """Returns the module of a version; ``module.observed`` records its use."""
     major, minor = (int(part) for part in version.split(".")[:2])
     module: Any = ModuleType("tensorrt_rtx" if rtx else "tensorrt")
     module.__version__ = version
     module.driver = driver
-    module.seen = SimpleNamespace(flags=None, config=None, canceled=False, contexts=[], builds=0)
+    module.observed = SimpleNamespace(flags=None, config=None, canceled=False, contexts=[], builds=0)
     module.Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
-    # Values that differ between versions: an integer kept from one of them must show.
+    # The values differ between versions, so that an integer stored from one version fails in another.
     members = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1 + (minor >= 16)} if major < 11 else {}
     module.NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", members)
     module.BuilderFlag = IntEnum("BuilderFlag", ["FP16", "INT8", "TF32"] if major < 11 else ["TF32"])
@@ -83,14 +83,14 @@ class Builder(_Bound):
         self.logger = logger
 
     def create_network(self, flags: int) -> Any:
-        self.module.seen.flags = flags
+        self.module.observed.flags = flags
         kinds = self.module.NetworkDefinitionCreationFlag
         always = int(self.module.__version__.split(".")[0]) >= 11
         return Network(self.module, always or bool(flags & 1 << kinds.STRONGLY_TYPED))
 
     def create_builder_config(self) -> Any:
-        self.module.seen.config = self.module.IBuilderConfig(self.logger)
-        return self.module.seen.config
+        self.module.observed.config = self.module.IBuilderConfig(self.logger)
+        return self.module.observed.config
 
     def create_optimization_profile(self) -> Any:
         return Profile()
@@ -105,13 +105,13 @@ class Builder(_Bound):
         config.progress_monitor.phase_start("Building engine", None, 3)
         for step in range(3):
             if not config.progress_monitor.step_complete("Building engine", step):
-                self.module.seen.canceled = True
+                self.module.observed.canceled = True
                 self.logger.log(self.module.Severity.ERROR, "Build canceled by user")
                 return None
         config.progress_monitor.phase_finish("Building engine")
         if config.cache is not None:
             config.cache.timings += 1
-        self.module.seen.builds += 1
+        self.module.observed.builds += 1
         plan = {"version": self.module.__version__, "profile": config.profiles[0].shapes, **network.graph}
         plan["noise"] = next(_NOISE)  # two builds of one graph differ
         return json.dumps(plan).encode()
@@ -155,8 +155,8 @@ class OnnxParser(_Bound):
         return not self.num_errors
 
     def get_error(self, index: int) -> Any:
-        said = self.network.error
-        return SimpleNamespace(desc=lambda: said, node_name=lambda: "n7", node_operator=lambda: "Conv")
+        message = self.network.error
+        return SimpleNamespace(desc=lambda: message, node_name=lambda: "n7", node_operator=lambda: "Conv")
 
 
 class Profile:
@@ -195,7 +195,7 @@ class IBuilderConfig(_Bound):
         return index < self.num_compute_capabilities
 
     def set_memory_pool_limit(self, pool: Any, size: int) -> None:
-        if pool.name == "TACTIC_DRAM" and size & size - 1:  # as the real one: it logs an error and keeps what it had
+        if pool.name == "TACTIC_DRAM" and size & size - 1:  # like TensorRT: logs an error and keeps the old limit
             self.logger.log(self.module.Severity.ERROR, "setMemoryPoolLimit: not a power of 2")
             return
         self.pools[pool.name] = size
@@ -204,7 +204,7 @@ class IBuilderConfig(_Bound):
         fresh = {"device": self.module.driver.device().compute_capability, "timings": 0}
         try:
             return Cache(json.loads(data) if data else fresh)
-        except ValueError:  # as the real one: an empty cache, and a word in the log
+        except ValueError:  # like TensorRT: returns an empty cache and logs a warning
             self.logger.log(self.module.Severity.WARNING, "Failed to deserialize timing cache.")
             return Cache(fresh)
 
@@ -225,8 +225,8 @@ class Runtime(_Bound):
     def deserialize_cuda_engine(self, data: bytes) -> Any:
         plan = json.loads(data)
         if plan["version"] != self.module.__version__:
-            said = f"expecting library version {plan['version']}, got {self.module.__version__}"
-            self.logger.log(self.module.Severity.ERROR, said)
+            message = f"expecting library version {plan['version']}, got {self.module.__version__}"
+            self.logger.log(self.module.Severity.ERROR, message)
             return None
         return CudaEngine(self.module, plan, self.logger)
 
@@ -265,12 +265,12 @@ class CudaEngine:
         strategy = how.strategy if isinstance(how, RuntimeConfig) else how
         assert strategy.name == "USER_MANAGED"
         graphs = getattr(how, "cuda_graph_strategy", None)
-        self.module.seen.contexts.append(graphs.name if graphs else "plain")
+        self.module.observed.contexts.append(graphs.name if graphs else "plain")
         return ExecutionContext(self)
 
 
 class RuntimeConfig:
-    """Of TensorRT for RTX."""
+    """The runtime configuration of TensorRT for RTX."""
 
     strategy: Any = None
     cuda_graph_strategy: Any = None
@@ -280,7 +280,7 @@ class RuntimeConfig:
 
 
 class ExecutionContext:
-    """Refuses to run in a capture before it ran its shape outside of one; ``state`` counts changes of its shape."""
+    """Fails in a capture unless its shape ran before; ``state`` counts changes of shapes and addresses."""
 
     def __init__(self, engine: CudaEngine) -> None:
         self.engine = engine
@@ -319,8 +319,8 @@ class ExecutionContext:
             return False
         capturing = self.driver.capturing(stream)
         if capturing and not (engine.plan["capturable"] and self.settled):
-            said = "operation not permitted when stream is capturing"
-            engine.logger.log(engine.module.Severity.ERROR, said)
+            message = "operation not permitted when stream is capturing"
+            engine.logger.log(engine.module.Severity.ERROR, message)
             return False
         self.settled = True
         state = self.state if capturing else None
@@ -342,7 +342,7 @@ class ExecutionContext:
 
 
 def _network(arrays: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """What the whole network answers, its encoder, or its head."""
+    """Returns the output of the whole network, its encoder, or its head, depending on the inputs."""
     if "image" in arrays:
         planes = np.moveaxis(arrays["image"], 3, 1)
         return {"feature1": planes[:, :2], "feature2": planes[:, 2:]}

@@ -1,7 +1,7 @@
-"""A stand-in for the module ``torch_tensorrt`` as it is in 2.14, over the fake of TensorRT 11.1.
+"""Fakes the module ``torch_tensorrt`` of version 2.14 on top of the fake of TensorRT 11.1.
 
-Its plan is one that the fake of TensorRT opens; what that computes is the exported program itself. Arguments have the
-names and the checks of the real one; one that it does not have is refused.
+Its plan can be opened by the fake of TensorRT and computes the exported program itself. The arguments have the names
+and checks of the real module, which rejects unknown arguments as well.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from support import fake_tensorrt
 TYPES = {torch.uint8: "UINT8", torch.float32: "FLOAT"}
 
 
-class UnsupportedOperatorException(RuntimeError):  # noqa: N818 - the real one's name
+class UnsupportedOperatorException(RuntimeError):  # noqa: N818 - the name in the real module
     pass
 
 
 class Input:
-    """Of a dynamic batch."""
+    """An input with a dynamic batch."""
 
     def __init__(
         self, *, min_shape: Sequence[int], opt_shape: Sequence[int], max_shape: Sequence[int], dtype: torch.dtype
@@ -38,7 +38,7 @@ class Input:
 
 
 class Module(ModuleType):
-    """``seen``: what was called; ``unsupported``: an operator for which there is no converter."""
+    """The fake module. ``arguments``: those of the last conversion; ``unsupported``: operator without converter."""
 
     def __init__(self, tensorrt: Any, version: str = "2.14.0", *, rtx: bool = False, unsupported: str = "") -> None:
         super().__init__("torch_tensorrt")
@@ -47,7 +47,7 @@ class Module(ModuleType):
         self.Input = Input
         self.dynamo = SimpleNamespace(convert_exported_program_to_serialized_trt_engine=self._convert)
         self._tensorrt, self._unsupported = tensorrt, unsupported
-        self.seen: dict[str, Any] = {}
+        self.arguments: dict[str, Any] = {}
         self.program: Any = None
 
     def _convert(
@@ -56,43 +56,43 @@ class Module(ModuleType):
         require_full_compilation: bool = False, optimization_level: int | None = None, timing_cache_path: str = "",
         arg_input_binding_names: Any = None, output_binding_names: Any = None,
     ) -> bytes:  # fmt: skip
-        self.seen = {k: v for k, v in locals().items() if k not in ("self", "exported_program")}
+        self.arguments = {k: v for k, v in locals().items() if k not in ("self", "exported_program")}
         signature = exported_program.module_call_graph[0].signature
         names = _leaves(arg_input_binding_names, signature.in_spec.child(0))
         (out,) = _leaves(output_binding_names, signature.out_spec)
         if self._unsupported:
             try:
-                said = f"Conversion of function {self._unsupported} not currently supported!\n{exported_program}"
-                raise UnsupportedOperatorException(said)
+                cause = f"Conversion of function {self._unsupported} not currently supported!\n{exported_program}"
+                raise UnsupportedOperatorException(cause)
             except UnsupportedOperatorException as error:
                 whole = f"Conversion of module {exported_program} not currently fully supported or convertible!"
                 raise UnsupportedOperatorException(whole) from error
         self.program = exported_program.module()
-        (answer,) = (node.meta["val"] for node in exported_program.graph.output_node().args[0])
+        (output,) = (node.meta["val"] for node in exported_program.graph.output_node().args[0])
         plan = {
             "version": self._tensorrt.__version__, "capturable": True,
             "inputs": {n: [TYPES[i.dtype], i.shape] for n, i in zip(names, arg_inputs, strict=True)},
-            "outputs": {out: [TYPES[answer.dtype], [-1, *map(int, answer.shape[1:])]]},
+            "outputs": {out: [TYPES[output.dtype], [-1, *map(int, output.shape[1:])]]},
             "profile": {name: i.profile for name, i in zip(names, arg_inputs, strict=True)},
         }  # fmt: skip
         return json.dumps(plan).encode()
 
     def network(self, arrays: dict[str, Any]) -> dict[str, Any]:
-        """What the plan computes, in the place of :func:`fake_tensorrt._network`."""
-        types = [entry.dtype for entry in self.seen["arg_inputs"]]
+        """Computes the plan; replaces :func:`fake_tensorrt._network`."""
+        types = [entry.dtype for entry in self.arguments["arg_inputs"]]
         dates = [torch.from_numpy(np.array(arrays[n])).to(t) for n, t in zip(("before", "after"), types, strict=True)]
         with torch.no_grad():
-            return {self.seen["output_binding_names"]: self.program(*dates).numpy()}
+            return {self.arguments["output_binding_names"]: self.program(*dates).numpy()}
 
 
 def _leaves(names: Any, spec: Any) -> list[str]:
     leaves, found = pytree.tree_flatten(names)
-    assert found == spec, f"names are {found}, the program has {spec}"
+    assert found == spec, f"the names have the structure {found}, the program has {spec}"
     return leaves
 
 
 def install(monkeypatch: Any, driver: Any, **options: Any) -> Module:
-    """This and the fake of TensorRT, as modules that can be imported."""
+    """Installs this module and the fake of TensorRT as importable modules."""
     tensorrt = fake_tensorrt.make_tensorrt("11.1.0", driver)
     module = Module(tensorrt, **options)
     for fake in (tensorrt, module):

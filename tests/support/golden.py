@@ -1,9 +1,9 @@
-"""Golden parameters and inputs of MISGNet, made from a seed, and what the published network answers.
+"""Generates golden parameters and inputs of MISGNet from a seed, and locates the logits of the published network.
 
-The values come from uniform draws of PCG64 streams that depend on a seed and a key only, so that every NumPy
-release makes the same ones. ``data/golden_logits.npz`` holds the published network's float32 logits under
-keys that name the case. It is a subset of the full arrays, cut as ``full[:, :, 1::4, 2::4]`` (every 4th row
-from 1, every 4th column from 2), float32, compressed.
+The values are uniform draws of PCG64 streams that depend only on a seed and a key, so that every NumPy release
+generates the same values. ``data/golden_logits.npz`` holds the float32 logits of the published network by case. It is
+a subset of the full arrays, cut as ``full[:, :, 1::4, 2::4]`` (every 4th row from 1, every 4th column from 2),
+compressed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _NAME = re.compile(r"seed(\d+)_(\d+)x(\d+)x(\d+)_guidance(\d+)_norm(\d+)")
 
 @dataclass(frozen=True)
 class Golden:
-    """One case: its name in the archive, and how closely the network must agree."""
+    """One case."""
 
-    name: str
-    tolerance: float
+    name: str  # key in the archive
+    tolerance: float  # maximum absolute difference of logits
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Seed, batch, height, width, guidance factor, norm factor."""
+        """Returns seed, batch, height, width, guidance factor and norm factor."""
         found = _NAME.fullmatch(self.name)
         assert found
         return tuple(int(n) for n in found.groups())
@@ -55,8 +55,11 @@ CASES = (
 
 
 def make_network(seed: int, guidance: float = 1, norm: float = 1) -> MISGNet:
-    """The network in evaluation mode. ``guidance`` scales the node convolutions of the semantic guidance, and
-    ``norm`` the encoder's stage norms, so that some graph nodes receive no pixel."""
+    """Returns the network in evaluation mode with golden parameters.
+
+    ``guidance`` scales the node convolutions of the semantic guidance. ``norm`` scales the stage norms of the encoder,
+    so that some graph nodes receive no pixels.
+    """
     network = build_misgnet()
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     network.load_state_dict(make_state(shapes, seed, guidance, norm))
@@ -70,7 +73,7 @@ def make_state(
 
 
 def make_images(seed: int, batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Both dates, already normalised; the left half of the second is that of the first."""
+    """Returns both dates, normalised; they have the same left half."""
     shape = (batch, 3, height, width)
     before, after = (4 * (_uniform(seed, key, shape) - 0.5) for key in ("before", "after"))
     after[..., : width // 2] = before[..., : width // 2]
@@ -89,7 +92,7 @@ def _entry(key: str, shape: tuple[int, ...], seed: int, guidance: float, norm: f
 
 
 def _scaled(key: str, shape: tuple[int, ...], u: np.ndarray) -> np.ndarray:
-    """Uniform numbers in [0, 1) -> the range that this kind of parameter has."""
+    """Maps uniform numbers in [0, 1) to the range of this kind of parameter."""
     if key.endswith("running_var"):
         return 0.5 + u
     if key.endswith("running_mean"):

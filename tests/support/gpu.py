@@ -1,4 +1,4 @@
-"""The GPU of this machine, for the tests that run the real thing where there is one."""
+"""Finds the GPU of this machine, for tests that run on real hardware if there is any."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from misgnet_runtime.engines.cuda import CudaDriver, CudaPython, PyCuda, first_d
 from misgnet_runtime.errors import UnavailableError
 
 DRIVERS: dict[str, CudaDriver] = {}
-"""By library; each finds a GPU."""
+"""Drivers that find a GPU, by library."""
 REASONS: list[str] = []
-"""Why a library is not among them."""
+"""The reasons why other libraries do not."""
 
 for _load, _kind in ((cuda._load_cuda_python, CudaPython), (cuda._load_pycuda, PyCuda)):
     try:

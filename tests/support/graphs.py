@@ -1,4 +1,4 @@
-"""Small hand-made ONNX graphs with real structure: what quantization meets, in a few dozen nodes."""
+"""Makes small ONNX graphs with the structures that quantization has to handle, in a few dozen nodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIDE = 32
 
 _HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
 
-# Both dates as one batch of 2B through the encoder, then apart again; the guide stays float32.
+# Both dates pass the encoder as one batch of 2B and are then separated; the guide stays float32.
 _TWO_BRANCH = """
 two_branch (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,16,16] probability) {
     encoder_size = Shape <end = 1> (after)
@@ -52,7 +52,7 @@ two_branch (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[b
     probability = Sigmoid (decoder_map)
 }
 """
-# Two maps of both dates behind an encoder, as the network has three.
+# An encoder with two maps of both dates; the real network has three.
 _TWO_STAGE = """
 two_stage (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,32,32] probability) {
     encoder_size = Shape <end = 1> (after)
@@ -90,8 +90,10 @@ _SCOPES = {"encoder": "backbone.block", "guide": "MGLNet0", "decoder": "decode",
 
 
 def two_branch(seed: int = 0) -> onnx.ModelProto:
-    """uint8 (B, 32, 32, 3) of two dates -> "probability", float32 (B, 16, 16); five products and one
-    convolution are large enough for INT8."""
+    """Makes a graph from uint8 (B, 32, 32, 3) of two dates to "probability", float32 (B, 16, 16).
+
+    Five products and one convolution are large enough for INT8.
+    """
     rng = np.random.default_rng(seed)
 
     def weight(*shape: int) -> NDArray[np.float32]:
@@ -110,8 +112,10 @@ def two_branch(seed: int = 0) -> onnx.ModelProto:
 
 
 def two_stage(seed: int = 0) -> onnx.ModelProto:
-    """uint8 (B, 32, 32, 3) of two dates -> "probability", float32 (B, 32, 32), of maps (2B, 16, 16, 16) and
-    (2B, 32, 8, 8)."""
+    """Makes a graph from uint8 (B, 32, 32, 3) of two dates to "probability", float32 (B, 32, 32).
+
+    Its maps are (2B, 16, 16, 16) and (2B, 32, 8, 8).
+    """
     rng = np.random.default_rng(seed)
 
     def weight(*shape: int) -> NDArray[np.float32]:
@@ -126,7 +130,7 @@ def two_stage(seed: int = 0) -> onnx.ModelProto:
 
 
 def parsed(text: str, constants: dict[str, Any], scopes: dict[str, str] | None = None) -> onnx.ModelProto:
-    """The graph in onnx's text form; a node is named after its output, whose first word is its scope."""
+    """Parses onnx's text form; each node is named after its output, whose first word gives the scope."""
     model = onnx.parser.parse_model(_HEADER + text)
     for name, value in constants.items():
         array = np.array(value)
@@ -139,14 +143,14 @@ def parsed(text: str, constants: dict[str, Any], scopes: dict[str, str] | None =
 
 
 def images(count: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """uint8 (count, 32, 32, 3) of two dates."""
+    """Returns random uint8 (count, 32, 32, 3) of two dates."""
     rng = np.random.default_rng(seed)
     before, after = rng.integers(0, 256, (2, count, SIDE, SIDE, 3), np.uint8)
     return before, after
 
 
 def write_tiles(root: Path, count: int, seed: int = 0) -> Path:
-    """``count`` image pairs of one tile each, with empty labels, in A/, B/ and label/."""
+    """Writes ``count`` image pairs of one tile each, with empty labels, to A/, B/ and label/."""
     for part, pixels in zip(("A", "B"), images(count, seed), strict=True):
         (root / part).mkdir(parents=True)
         for index, image in enumerate(pixels):

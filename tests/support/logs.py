@@ -1,4 +1,4 @@
-"""What is logged, collected in memory."""
+"""Collects log events in memory."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from misgnet_runtime.log import collector
 
 
 class Collected:
-    """A log, and what it was given."""
+    """A log and its events."""
 
     def __init__(self) -> None:
         self.log, self.records = collector()
 
     @property
     def messages(self) -> list[str]:
-        """Of everything but results, in order."""
+        """Returns the messages of all events except results, in order."""
         return [record.getMessage() for record in self.records if record.event != "result"]  # type: ignore[attr-defined]
 
     @property
@@ -27,6 +27,6 @@ class Collected:
         return [record.fields for record in self.records if record.event == "result"]  # type: ignore[attr-defined]
 
     def fields_of(self, message: str) -> dict[str, object]:
-        """Of the last event whose message contains ``message``."""
+        """Returns the fields of the last event whose message contains ``message``."""
         found = [record.fields for record in self.records if message in record.getMessage()]  # type: ignore[attr-defined]
         return dict(found[-1])

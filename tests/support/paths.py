@@ -1,4 +1,4 @@
-"""Folders of the repository that tests read."""
+"""Defines folders and files of the repository that tests read."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Checkpoints as others publish them, built here; their classes are gone again when a file is written.
+"""Builds checkpoints in the formats that others publish; the pickled classes cannot be imported afterwards.
 
-Every tensor repeats one number that only its key (and ``salt``) decides, and is stored as that one number
-with strides of zero. So a file is small, and a value under a wrong key shows.
+Every tensor repeats one number that depends only on its key (and ``salt``), and is stored as this one number with
+strides of zero. Files are therefore small, and a value under a wrong key is detected.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STAGE_4 = {
 
 
 def light_state(salt: str = "", *, stage_4: bool = True) -> State:
-    """A state dict whose tensors each take one number on disk."""
+    """Returns a state dict whose tensors each take one number on disk."""
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in build_misgnet().state_dict().items()}
     shapes.update({key: torch.Size(shape) for key, shape in STAGE_4.items()} if stage_4 else {})
@@ -44,7 +44,7 @@ def light_state(salt: str = "", *, stage_4: bool = True) -> State:
 
 
 def heavy_state() -> State:
-    """A state dict stored in full, stage 4 too: the size of a published one."""
+    """Returns a state dict that is stored in full, including stage 4, with the size of a published one."""
     return {key: value.contiguous() for key, value in light_state().items()}
 
 
@@ -53,7 +53,7 @@ def prefixed(state: Mapping[str, Tensor], prefix: str) -> State:
 
 
 def snapshot(model: object) -> dict[str, Any]:
-    """What a training script saves at the end of an epoch."""
+    """Returns a dict like those that training scripts save at the end of an epoch."""
     step = {"step": torch.tensor(3.0), "exp_avg": torch.ones(4), "exp_avg_sq": torch.ones(4)}
     group = {"lr": 4e-4, "betas": (0.9, 0.999), "params": [0, 1]}
     optimizer = {"state": {0: step, 1: step}, "param_groups": [group]}
@@ -66,7 +66,7 @@ def snapshot(model: object) -> dict[str, Any]:
 
 @contextmanager
 def foreign_class(module: str, name: str) -> Iterator[type[nn.Module]]:
-    """An nn.Module class that can be pickled within the block, and is nowhere to be found after it."""
+    """Yields an nn.Module class that can be pickled within the block and cannot be imported after it."""
     parents = [module.rsplit(".", n)[0] for n in range(module.count(".") + 1)]
     assert not any(parent in sys.modules for parent in parents)
     made = type(name, (nn.Module,), {"__module__": module})
@@ -81,7 +81,7 @@ def foreign_class(module: str, name: str) -> Iterator[type[nn.Module]]:
 
 
 def save_network(path: Path, state: State, *, wrapper: str | None = None) -> None:
-    """The network itself, pickled whole; ``wrapper`` "module" puts it into a data-parallel one."""
+    """Pickles the whole network; ``wrapper`` "module" wraps it as data-parallel training does."""
     with foreign_class("models.mynet.mynet4", "MyNet") as network:
         torch.save(_wrapped(_build(network, state), wrapper), path)
 
@@ -95,7 +95,7 @@ def save_ema(
     inner: str | None = None,
     outer: str | None = None,
 ) -> None:
-    """An EMA wrapper, pickled whole. The attribute ``plain`` is no submodule but sits in a list or by itself."""
+    """Pickles a whole EMA wrapper; the attribute ``plain`` is stored in a list or directly, not as a submodule."""
     with (
         foreign_class("models.mynet.mynet4", "MyNet") as network,
         foreign_class("ema_pytorch.ema_pytorch", "EMA") as ema,
@@ -116,7 +116,7 @@ def save_ema(
 
 
 def ema_state(averaged: State, online: State) -> State:
-    """The state dict of an EMA wrapper."""
+    """Returns the state dict of an EMA wrapper."""
     extra = {"initted": torch.tensor(True), "step": torch.tensor(100)}
     return {**prefixed(online, "online_model."), **prefixed(averaged, "ema_model."), **extra}
 
@@ -124,7 +124,7 @@ def ema_state(averaged: State, online: State) -> State:
 def write_archive(
     path: Path, pickled: bytes, storages: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED
 ) -> None:
-    """The zip form of torch.save around any pickle."""
+    """Writes a file in the zip format of torch.save with any pickle."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
         archive.writestr("archive/byteorder", b"little")
@@ -133,7 +133,7 @@ def write_archive(
 
 
 def read_archive(path: Path) -> tuple[bytes, dict[str, bytes]]:
-    """The pickle and the storages of a file of torch.save."""
+    """Returns the pickle and the storages of a file of torch.save."""
     with zipfile.ZipFile(path) as archive:
         entries = {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
     storages = {name[5:]: data for name, data in entries.items() if name.startswith("data/")}
@@ -142,7 +142,7 @@ def read_archive(path: Path) -> tuple[bytes, dict[str, bytes]]:
 
 def _number(name: str) -> Tensor:
     draw = zlib.crc32(name.encode()) % 256
-    return torch.tensor(draw if "num_batches_tracked" in name else draw / 256)  # exact in bfloat16, too
+    return torch.tensor(draw if "num_batches_tracked" in name else draw / 256)  # also exact in bfloat16
 
 
 def _wrapped(module: nn.Module, name: str | None) -> nn.Module:
@@ -154,7 +154,7 @@ def _wrapped(module: nn.Module, name: str | None) -> nn.Module:
 
 
 def _build(kind: type[nn.Module], state: State) -> nn.Module:
-    """Nested modules of class ``kind`` with the entries of ``state``."""
+    """Builds nested modules of class ``kind`` with the entries of ``state``."""
     root = kind()
     for key, value in state.items():
         *path, name = key.split(".")

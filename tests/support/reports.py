@@ -1,4 +1,4 @@
-"""Parity reports and report pages, built from numbers alone."""
+"""Makes parity reports and report pages from numbers alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def label_of(changed: int) -> Mask:
 
 
 def evaluated(label: Mask, wrong: int, name: str, source: str) -> EvaluatedTile:
-    """A mask that is the label but for its last ``wrong`` pixels, which become false alarms."""
+    """Returns a mask equal to the label except for its last ``wrong`` pixels, which become false alarms."""
     mask = label.copy()
     mask.flat[SIZE * SIZE - wrong :] = True
     return EvaluatedTile(name, source, mask.shape, np.packbits(mask), Confusion.of(mask, label))
@@ -69,7 +69,7 @@ def picture(name: str = "tile_0") -> TilePicture:
     photo = np.full((SIZE, SIZE, 3), 90, np.uint8)
     label = label_of(100)
     return TilePicture(
-        name=name, caption="worst: 3 pixels differ", before=photo, after=photo, label=label, reference=label,
+        name=name, caption="worst: 3 differing pixels", before=photo, after=photo, label=label, reference=label,
         engine=~label,
     )  # fmt: skip
 
@@ -92,7 +92,7 @@ def data_of(report: ParityReport, **changes: object) -> ReportData:
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags with their attributes, and the text."""
+    """Parses a page as a browser does: tags with their attributes, and the text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -113,6 +113,6 @@ class Page(HTMLParser):
 
 
 def page_of(data: ReportData) -> str:
-    """All but the page is made without the [export] extra."""
+    """Renders the page; skips the test if the [export] extra is missing, which nothing else here needs."""
     pytest.importorskip("jinja2", reason="the page needs the [export] extra")
     return render(data)

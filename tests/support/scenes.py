@@ -1,4 +1,4 @@
-"""Small scenes as GeoTIFFs, and a bundle in memory whose engine answers the dates' mean absolute difference."""
+"""Writes and reads small scenes as GeoTIFFs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
-PLACE = {"crs": "EPSG:32633", "transform": from_origin(399_984, 4_999_992, 0.5, 0.5)}  # where a tile of 64 px begins
+# Georeferencing; the origin is a corner of the global grid of 64 px tiles.
+PLACE = {"crs": "EPSG:32633", "transform": from_origin(399_984, 4_999_992, 0.5, 0.5)}
 
 
 def write_raster(path: Path, pixels: NDArray[Any], *, mask: NDArray[Any] | None = None, **options: object) -> Path:
-    """(B, H, W) as a GeoTIFF at ``PLACE``, or where ``options`` say."""
+    """Writes (B, H, W) as a GeoTIFF; ``options`` replace the profile, including ``PLACE``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = pixels.shape
     profile = {"driver": "GTiff", "height": height, "width": width, "count": count, "dtype": pixels.dtype}
@@ -33,7 +34,7 @@ def write_raster(path: Path, pixels: NDArray[Any], *, mask: NDArray[Any] | None 
 
 
 def scene(height: int, width: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Two dates, uint8 (3, H, W), alike but for noise and two bright rectangles."""
+    """Returns two dates, uint8 (3, H, W), that differ by noise and two bright rectangles."""
     random = np.random.default_rng(seed)
     before = random.integers(40, 90, (3, height, width)).astype(np.uint8)
     after = before + random.integers(0, 9, before.shape).astype(np.uint8)

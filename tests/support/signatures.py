@@ -1,6 +1,6 @@
-"""Signs bundles as OpenSSF Model Signing does, from the formats' descriptions: for tests where it is not installed.
+"""Signs bundles in the format of OpenSSF Model Signing, without the library, following the format's specification.
 
-What the real library signs and accepts is in test_signing.py, and what it signed once in data/signed.
+test_signing.py tests the real library; data/signed holds bundles that it signed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HASHES = {256: hashes.SHA256, 384: hashes.SHA384, 521: hashes.SHA512}
 
 
 def make_key(number: int = 1, curve: type[ec.EllipticCurve] = ec.SECP256R1) -> Key:
-    """The same key for the same number."""
+    """Returns a key that depends only on ``number``."""
     return ec.derive_private_key(1_000_003 * number, curve())
 
 
@@ -44,7 +44,7 @@ def write_private(path: Path, key: Key) -> Path:
 
 
 def prepare(root: Path, version: int = 1, signed: str = "2026-06-01T00:00:00+00:00", **more: Any) -> Path:
-    """Write what is signed of a release into the manifest; ``more``: product, expires."""
+    """Writes version and release into the manifest; ``more``: product, expires."""
     release = {"product": "survey", "signed": signed, **more}
     return edit(root, lambda m: m.update(bundle_version=version, release=release))
 
@@ -61,7 +61,7 @@ def sign_folder(
     digests: Sequence[tuple[str, str]] | None = None,
     change: Callable[[dict[str, Any]], object] = lambda statement: None,
 ) -> Path:
-    """Write ``root``/model.sig over its files, or over ``digests``; ``change`` edits the statement before."""
+    """Writes ``root``/model.sig over its files, or over ``digests``; ``change`` edits the statement before signing."""
     found = list(digests_of(root).items()) if digests is None else list(digests)
     statement = _statement(root.name, found)
     change(statement)
@@ -89,7 +89,7 @@ def certify(
     first: datetime | None = None,
     days: int = 365,
 ) -> x509.Certificate:
-    """A certificate of ``key`` by ``issuer``, as an organisation's own authority would make it."""
+    """Returns a certificate of ``key`` issued by ``issuer``, like one of an organisation's own authority."""
     first = first or datetime(2026, 1, 1, tzinfo=timezone.utc)
     usage = x509.KeyUsage(signing and not authority, False, False, False, not signing, authority, False, False, False)
     issuer_key = issuer[1].public_key()

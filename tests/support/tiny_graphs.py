@@ -1,6 +1,7 @@
-"""The graphs of the tiny bundle, whole and in parts. They lie in ``data/``, so that the runtime's tests need no onnx.
+"""Builds the graphs of the tiny bundle, whole and in parts.
 
-``python tests/tiny_graphs.py`` writes them again; test_bundle.py checks that they are these.
+They are stored in ``data/``, so that the runtime's tests need no onnx. ``python -m support.tiny_graphs``, run in
+``tests/``, writes them again; test_bundle.py checks that the stored files match.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ GRAPHS = {
 
 
 def tiny(name: str) -> onnx.ModelProto:
-    """Mean absolute difference over the channels by 255; the INT8 one rounds it to 1/128. So do the parts together."""
+    """Builds a graph of the mean absolute difference over the channels / 255; the INT8 graph rounds it to 1/128.
+
+    The encoder and a head together compute the same as the whole graph.
+    """
     model = parser.parse_model(_HEADER + GRAPHS[name])
     onnx.checker.check_model(model, full_check=True)
     return model

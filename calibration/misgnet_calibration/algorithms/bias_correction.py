@@ -1,10 +1,10 @@
-"""Bias correction: the mean error that quantization leaves in each output channel is taken off its bias.
+"""Bias correction: subtracts the mean quantization error of each output channel from its bias.
 
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section
-4.2 and appendix D: the empirical form, in graph order. Every operator is corrected with all before it corrected:
-its mean error then holds what their norms, ReLUs and softmaxes made of the noise, and no shift is corrected twice,
-as it would be if one pass of both graphs decided all biases. The price is a pass for each rank of the graph,
-which is why few tiles are used; a mean over thousands of positions needs no more.
+4.2 and appendix D: the empirical form, in graph order. Each operator is corrected after all operators before it. Its
+mean error then includes how their norms, ReLUs and softmaxes transform the noise, and no shift is corrected twice, as
+would happen if one pass of both graphs decided all biases. This takes one pass per rank of the graph, so few tiles are
+used; they are enough for a mean over thousands of positions.
 """
 
 from __future__ import annotations
@@ -28,29 +28,28 @@ from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.raster.dataset import Tile, TileSet
 
-TILES = 16  # each has hundreds of positions, is kept in memory, and is run once for every rank
+TILES = 16  # each has hundreds of positions, is held in memory, and is run once per rank
 _TINY = 1e-300
 Means = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class BiasCorrection:
-    """What is to be added to the biases, float32 (C,) by node, and the operators that have none to add to."""
+    """Corrections of biases."""
 
-    corrections: Mapping[str, NDArray[np.float32]]
-    without_bias: tuple[str, ...]
+    corrections: Mapping[str, NDArray[np.float32]]  # values to add to the bias, float32 (C,), by node
+    without_bias: tuple[str, ...]  # weighted operators without a constant bias, which cannot be corrected
 
 
 def correct_bias(
     model: onnx.ModelProto, interface: Interface, tiles: TileSet, sites: Sequence[QuantizerSite], recipe: Recipe,
     *, ranges: Mapping[str, Range], quantized_weights: QuantizedWeights | None = None, progress: Progress | None = None,
 ) -> BiasCorrection:  # fmt: skip
-    """Corrections for the operators of ``sites`` that have a weight and a constant bias, in the order of the graph.
+    """Returns corrections for the operators of ``sites`` that have a weight and a constant bias, in graph order.
 
-    The quantized graph is that of ``recipe`` before float16 is written into it: what half precision shifts is
-    not INT8's. At most TILES of ``tiles`` are used, evenly spread, and kept; so memory does not grow with their
-    number. Raises InputError that names the tile where an output is NaN or Inf, or where there are fewer than
-    two tiles.
+    The quantized graph is that of ``recipe`` without float16, since shifts of half precision are not errors of INT8.
+    At most TILES of ``tiles`` are used, evenly spread, and held in memory; memory use does not grow with the number of
+    tiles. Raises InputError, naming the tile, if an output is NaN or Inf; also if there are fewer than two tiles.
     """
     graph = Graph(model)
     few = list(spread_tiles(tiles, TILES).tiles())
@@ -69,11 +68,11 @@ def correct_bias(
 
 
 def shrunken_mean(shifts: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The mean (C,) of ``shifts`` (N, C) over N tiles, nearer to 0 the less sure it is.
+    """Returns the mean (C,) of ``shifts`` (N, C) over N tiles, shrunk towards 0 by its uncertainty.
 
-    Tiles differ: a mean that is no larger than its own standard error says nothing about the next tile and is
-    dropped, a sure one stays as it is (the positive part of James and Stein's estimator, channel by channel).
-    A single tile has no standard error, and corrects nothing.
+    A mean that is not larger than its own standard error does not generalize to other tiles and becomes 0; a certain
+    one stays unchanged (the positive part of James and Stein's estimator, per channel). A single tile has no standard
+    error and gives 0.
     """
     if len(shifts) < 2:
         return np.zeros(shifts.shape[1], np.float32)
@@ -84,9 +83,12 @@ def shrunken_mean(shifts: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def ranks(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> list[list[onnx.NodeProto]]:
-    """``nodes`` by how many others, one behind the other, lie before them: none depends on one of its own rank."""
+    """Groups ``nodes`` by the length of the longest chain of other ``nodes`` before them.
+
+    Nodes of the same rank do not depend on one another.
+    """
     chosen = {node.name for node in nodes}
-    depth: dict[str, int] = {}  # by tensor: how many chosen nodes lie on the longest way to it
+    depth: dict[str, int] = {}  # by tensor: number of chosen nodes on the longest path to it
     found: dict[int, list[onnx.NodeProto]] = {}
     for node in graph.nodes:
         before = max((depth.get(name, 0) for name in node.input), default=0)
@@ -100,7 +102,7 @@ def channel_means(
     model: onnx.ModelProto, interface: Interface, tiles: Sequence[Tile], nodes: Sequence[onnx.NodeProto],
     tile_done: TileDone | None = None,
 ) -> Means:  # fmt: skip
-    """By node, the mean of each output channel on each tile (N, C)."""
+    """Returns, by node, the mean of each output channel on each tile (N, C)."""
     means: dict[str, list[NDArray[np.float64]]] = {node.name: [] for node in nodes}
     for values in tile_activations(model, interface, tiles, [node.output[0] for node in nodes], tile_done):
         for node in nodes:
@@ -112,13 +114,13 @@ def channel_means(
 
 
 def _before(graph: Graph, rank: Sequence[onnx.NodeProto], sites: Sequence[QuantizerSite]) -> list[QuantizerSite]:
-    """The sites that the nodes of ``rank`` depend on, and these nodes' own."""
+    """Returns the sites that the nodes of ``rank`` depend on, and these nodes' own sites."""
     needed = graph.needed_for(node.output[0] for node in rank)
     return [p for p in sites if not needed.isdisjoint(graph.by_name[p.node].output)]
 
 
 def _renamed(model: onnx.ModelProto, sites: Sequence[QuantizerSite]) -> list[QuantizerSite]:
-    """``sites`` in a model with corrected biases, where one that was shared has a name of its own."""
+    """Returns ``sites`` with the names of the corrected biases; a shared bias gets one name per node."""
     nodes = Graph(model).by_name
     return [
         replace(p, bias=str(nodes[p.node].input[2])) if isinstance(p, WeightedSite) and p.bias else p for p in sites

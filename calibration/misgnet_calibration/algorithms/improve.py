@@ -1,4 +1,4 @@
-"""Repair before retreat: smoothing, rounding and bias correction, each kept only where the whole graph gains."""
+"""Repairs an INT8 graph by smoothing, learned rounding and bias correction; keeps a step only if the graph improves."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.observers import Range
 from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.dataset import TileSet
 
-PIXELS_OF_NOISE = 1e-5  # share of pixels that may flip back without counting: 20 of 32 tiles
+PIXELS_OF_NOISE = 1e-5  # share of pixels whose mask may get worse by chance: 20 pixels of 32 tiles
 
 
 class Measured(Protocol):
-    """How far a graph is from the float graph on deciding tiles: ``misgnet_export.pipeline.agreement.Agreement``."""
+    """Distance of a graph from the float graph: ``misgnet_export.pipeline.agreement.Agreement`` implements it."""
 
     @property
     def mean(self) -> float: ...
@@ -35,32 +36,32 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class Score:
-    """Mean absolute difference of the probability of change, and share of pixels with the same mask."""
+    """Agreement with the float graph."""
 
-    mean: float
-    pixels: float
+    mean: float  # mean absolute difference of the probability of change
+    pixels: float  # share of pixels with the same mask
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One repair that was tried, for the manifest and the report; ``finding``: what it did, in words."""
+    """One repair that was tried, for the manifest and the report."""
 
     name: str
     before: Score
     after: Score
     seconds: float
     kept: bool
-    finding: str
+    finding: str  # what the repair did, as text
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """The best graph that was found, what it is made from, its score, and everything that was tried."""
+    """The best graph found."""
 
     quantized: QuantizedGraph
-    inputs: QuantizationInputs
+    inputs: QuantizationInputs  # from which it was made
     score: Score
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[Attempt, ...]  # all repairs that were tried
 
 
 Step = Literal["smoothing", "rounding", "bias"]
@@ -73,12 +74,12 @@ def repair(
     ranges_of: RangesOf, absolute_maxima: Mapping[str, float], decide: Decide, progress: Progress | None = None,
     keep_float: Collection[str] = (), steps: Sequence[Step] = ("smoothing", "rounding", "bias"),
 ) -> Repaired:  # fmt: skip
-    """Quantize the float graph ``model`` for ``recipe`` and repair it, one of ``steps`` after the other.
+    """Quantizes the float graph ``model`` for ``recipe`` and repairs it, one of ``steps`` after the other.
 
-    ``ranges_of`` observes a float graph's activations on the calibration ``tiles``; it is asked again after
-    smoothing, which changes them. ``absolute_maxima`` as ``quantize`` takes them. ``decide`` measures a quantized
-    graph on tiles that did not calibrate. ``progress`` counts hundredths of a step. Raises what ``quantize`` and the
-    steps raise, InputError and GateFailed.
+    ``ranges_of`` observes a float graph's activations on the calibration ``tiles``; it is called again after smoothing,
+    which changes them. ``absolute_maxima`` is passed to ``quantize``. ``decide`` measures a quantized graph on tiles
+    not used for calibration. ``progress`` counts hundredths of a step. Raises InputError and GateFailed as ``quantize``
+    and the steps do.
     """
     inputs = QuantizationInputs(
         model=model, ranges=ranges_of(model), absolute_maxima=absolute_maxima, keep_float=frozenset(keep_float)
@@ -95,7 +96,7 @@ def repair(
 
 
 def _tried(best: Repaired, name: Step, work: _Work) -> Repaired:
-    """``best`` with one repair more, or as it was; the attempt is told of in either case."""
+    """Returns ``best`` with one more repair if that is better, else unchanged; records the attempt."""
     started = time.perf_counter()
     inputs, finding = _STEPS[name](best.inputs, work)
     quantized = inputs.quantize(work.recipe)
@@ -109,17 +110,17 @@ def _tried(best: Repaired, name: Step, work: _Work) -> Repaired:
 
 
 def is_better(before: Score, after: Score) -> bool:
-    """Whether a repair is kept: the probabilities are closer, and no more masks differ than by chance.
+    """Returns whether a repair is kept: the mean difference is smaller, and the masks agree up to chance.
 
-    The mean difference moves with every pixel; the masks only with those next to the threshold, so that a
-    handful of them decides nothing. NaN is never better.
+    The mean difference depends on every pixel; the masks only on pixels near the threshold, so a few of them are not
+    significant. NaN is never better.
     """
     return after.mean < before.mean and after.pixels >= before.pixels - PIXELS_OF_NOISE
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What every step is given beside the graph."""
+    """Arguments of every step, besides the graph."""
 
     interface: Interface
     tiles: TileSet
@@ -132,7 +133,7 @@ class _Work:
 def _smoothing(given: QuantizationInputs, work: _Work) -> tuple[QuantizationInputs, str]:
     found = smooth(given.model, work.interface, work.tiles, work.recipe, work.progress)
     changed = [c for c in found.choices if c.alpha is not None]
-    finding = f"outliers moved into the weights behind {len(changed)} of {len(found.choices)} LayerNorms"
+    finding = f"moved outliers of {len(changed)} of {plural(len(found.choices), 'LayerNorm')} into weights"
     if not changed:
         return given, finding
     known = given.absolute_maxima
@@ -147,7 +148,7 @@ def _rounding(given: QuantizationInputs, work: _Work) -> tuple[QuantizationInput
     found = learn_rounding(
         given.model, work.interface, work.tiles, sites, work.recipe, ranges=given.ranges, progress=work.progress
     )
-    finding = f"{len(found.quantized_weights)} of {len(weighted(sites))} weights rounded anew"
+    finding = f"learned rounding of {len(found.quantized_weights)} of {plural(len(weighted(sites)), 'weight')}"
     return replace(given, quantized_weights=found.quantized_weights), finding
 
 
@@ -157,7 +158,7 @@ def _bias(given: QuantizationInputs, work: _Work) -> tuple[QuantizationInputs, s
         given.model, work.interface, work.tiles, sites, work.recipe,
         ranges=given.ranges, quantized_weights=given.quantized_weights, progress=work.progress,
     )  # fmt: skip
-    finding = f"{len(found.corrections)} of {len(weighted(sites))} biases corrected"
+    finding = f"corrected {len(found.corrections)} of {len(weighted(sites))} biases"
     return replace(given, bias=found.corrections), finding
 
 
@@ -177,7 +178,7 @@ def _score(found: Measured) -> Score:
 
 
 def _part(progress: Progress | None, index: int, count: int) -> Progress | None:
-    """Progress of one step of ``count`` as a part of the whole, in hundredths of a step."""
+    """Returns a progress function for one of ``count`` steps, which reports hundredths of all steps."""
     if progress is None:
         return None
     return lambda done, total: progress(100 * index + 100 * done // max(1, total), 100 * count)

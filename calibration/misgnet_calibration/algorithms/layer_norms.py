@@ -1,8 +1,8 @@
-"""LayerNorms whose channels can be scaled without changing the network: everything behind them undoes it.
+"""Finds LayerNorms whose channels can be rescaled without changing the network, and rescales them.
 
-A channel of a norm's output goes through nodes that only arrange values, and ends in constant weights. Dividing
-the norm's scale and bias by a factor and multiplying the weights' input channel by it leaves every product as
-it was. A norm that anything else reads, as a residual sum does, is left alone.
+Each channel of such a norm's output passes through nodes that only rearrange values, and is multiplied by constant
+weights. Dividing the norm's scale and bias by a factor, and multiplying the weights' input channel by it, leaves every
+product unchanged. A norm with any other reader, such as a residual sum, is not changed.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ _RESHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"
 
 @dataclass(frozen=True)
 class Reader:
-    """An operator with a constant weight that the norm's channels end in, and the tensor that it reads."""
+    """An operator that multiplies the norm's channels by a constant weight."""
 
     node: str
-    activation: str
-    input_axis: int  # of the weight
+    activation: str  # tensor that it reads
+    input_axis: int  # axis of the weight along the norm's channels
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A LayerNormalization, the tensors that hold its channels, and what reads them."""
+    """A LayerNormalization node whose channels can be rescaled."""
 
     node: str
-    tensors: tuple[str, ...]
+    tensors: tuple[str, ...]  # tensors that hold its channels
     readers: tuple[Reader, ...]
 
 
 def scalable_norms(graph: Graph, quantized: Collection[str]) -> list[Norm]:
-    """The norms whose factors can be moved into weights, where a node in ``quantized`` is among the readers."""
+    """Returns the norms whose factors can be moved into weights and that have a reader in ``quantized``."""
     found = [_norm(graph, node) for node in graph.nodes if node.op_type == "LayerNormalization"]
     return [norm for norm in found if norm and any(r.node in quantized for r in norm.readers)]
 
 
 def rescaled(model: onnx.ModelProto, norms: Collection[Norm], factors: Mapping[str, Factors]) -> onnx.ModelProto:
-    """The same function, with the output of each norm in ``factors`` divided by them, channel by channel."""
+    """Returns an equivalent model in which each norm's output is divided by its ``factors``, channel by channel."""
     graph = Graph(model)
     values: dict[Operand, NDArray[np.float32]] = {}
     for norm in norms:
@@ -66,7 +66,7 @@ def rescaled(model: onnx.ModelProto, norms: Collection[Norm], factors: Mapping[s
 
 
 def multiplied(weight: NDArray[np.float32], by: NDArray[np.floating], axis: int) -> NDArray[np.float32]:
-    """``weight`` with each input channel, which lie along ``axis``, times its factor (C,)."""
+    """Returns ``weight`` with each input channel, along ``axis``, multiplied by its factor (C,)."""
     return (weight * along(by, axis, weight.ndim)).astype(np.float32)
 
 
@@ -83,13 +83,13 @@ def _norm(graph: Graph, node: onnx.NodeProto) -> Norm | None:
 
 
 def _follow(graph: Graph, name: str, axis: int, tensors: list[str], readers: list[Reader]) -> bool:
-    """Collect what holds and what reads the channels, along ``axis`` of ``name``; False where they end elsewhere."""
+    """Collects tensors and readers of the channels along ``axis`` of ``name``; returns False for any other reader."""
     tensors.append(name)
     if name in graph.outputs():
         return False
     for node in graph.consumers[name]:
         input_axis = _input_axis(graph, node, name, axis)
-        onward = _axis_behind(graph, node, name, axis)
+        onward = _output_axis(graph, node, name, axis)
         if input_axis is not None:
             readers.append(Reader(node.name, name, input_axis))
         elif onward is None or not _follow(graph, str(node.output[0]), onward, tensors, readers):
@@ -98,18 +98,18 @@ def _follow(graph: Graph, name: str, axis: int, tensors: list[str], readers: lis
 
 
 def _input_axis(graph: Graph, node: onnx.NodeProto, name: str, axis: int) -> int | None:
-    """The axis of the node's constant weight that lies along the channels of ``name``, where they do meet."""
+    """Returns the axis of the node's constant weight along the channels of ``name``; None if it has no such axis."""
     weight = graph.weight_of(node)
     if weight is None or list(node.input).count(name) != 1 or node.input[0] != name:
         return None
     if node.op_type == "Conv":
         return 1 if axis == 1 and attribute(node, "group", 1) == 1 else None
-    meets = axis == len(graph.shape(name)) - 1 and len(graph.shape(weight)) == 2
-    return 0 if node.op_type == "MatMul" and meets else None
+    matches = axis == len(graph.shape(name)) - 1 and len(graph.shape(weight)) == 2
+    return 0 if node.op_type == "MatMul" and matches else None
 
 
-def _axis_behind(graph: Graph, node: onnx.NodeProto, name: str, axis: int) -> int | None:
-    """Where the channels of ``name`` lie in the output of ``node``; None unless it only arranges values."""
+def _output_axis(graph: Graph, node: onnx.NodeProto, name: str, axis: int) -> int | None:
+    """Returns the axis of the node's output along the channels of ``name``; None unless it only rearranges values."""
     if node.input[0] != name or list(node.input).count(name) != 1:
         return None
     before = graph.shape(name)

@@ -1,12 +1,12 @@
-"""Weight rounding learned from what the weights are multiplied with.
+"""Learned rounding: rounds weights so that the error of their products is small, using sampled inputs.
 
-Nearest rounding makes every weight's error small. What matters is the error of the product, and where inputs are
-correlated an error of one weight can be undone by its neighbours'. GPTQ (Frantar et al., ICLR 2023) rounds input
-after input and moves the error that each leaves behind onto those still to come, with the inputs' second moments
-H = E[x x^T]. Chen et al., "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane Algorithm", 2025, show
-that going through the inputs from the last to the first with the Cholesky factor of H itself is the same; so it
-is done here, as that needs no inverse. AdaRound (Nagel et al., ICML 2020) minimises the same error by gradient,
-in thousands of steps for every layer: minutes on two cores where this takes seconds.
+Nearest rounding minimises the error of each weight. The error of the product matters more: if inputs are correlated,
+the error of one weight can be compensated by others. GPTQ (Frantar et al., ICLR 2023) rounds one input after another
+and moves the remaining error onto the inputs that follow, using the inputs' second moments H = E[x x^T]. Chen et al.,
+"The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane Algorithm", 2025, show that processing the inputs from
+last to first with the Cholesky factor of H itself is equivalent; this module does so, since it needs no inverse.
+AdaRound (Nagel et al., ICML 2020) minimises the same error by gradient descent in thousands of steps per layer, which
+takes minutes on two cores instead of seconds.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.raster.dataset import TileSet
 
-TILES = 64  # that teach and decide, at most: thousands of rows for each product
-ROWS = 128  # of each product and tile
+TILES = 64  # most tiles used for learning and deciding: thousands of rows per product
+ROWS = 128  # rows per product and tile
 HELD_OUT = 4  # every fourth tile decides between learned and nearest rounding
-_DAMPING = 0.01  # of the mean second moment, added to all of them: GPTQ's own
+_DAMPING = 0.01  # share of the mean second moment that is added to the diagonal, as in GPTQ
 _TINY = 1e-30
-_BLOCK = 128  # inputs whose errors are passed on in one matrix product
+_BLOCK = 128  # inputs whose errors are propagated in one matrix product
 
 
 @dataclass(frozen=True)
 class RoundingError:
-    """Mean squared error of one product on held-out tiles, by its mean square; the smaller decided."""
+    """Relative squared error of one product on held-out tiles, with nearest and with learned rounding."""
 
     node: str
     nearest: float
@@ -50,15 +50,15 @@ class RoundingError:
 
     @property
     def kept(self) -> bool:
-        """Whether the learned values are the better ones; NaN keeps the nearest."""
+        """Whether the learned values are better; False for NaN."""
         return self.learned < self.nearest
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """Quantized weights, INT8 in the weight's shape by node, for the nodes whose error they lower."""
+    """Result of learned rounding."""
 
-    quantized_weights: Mapping[str, NDArray[np.int8]]
+    quantized_weights: Mapping[str, NDArray[np.int8]]  # by node, in the weight's shape; only where the error decreases
     errors: tuple[RoundingError, ...]
 
 
@@ -66,16 +66,16 @@ def learn_rounding(
     model: onnx.ModelProto, interface: Interface, tiles: TileSet, sites: Sequence[QuantizerSite], recipe: Recipe,
     *, ranges: Mapping[str, Range], progress: Progress | None = None,
 ) -> Rounding:  # fmt: skip
-    """Quantized values of the weights of ``sites``, from the float graph's activations on ``tiles``, as INT8 sees them.
+    """Returns quantized values of the weights of ``sites``, learned from the quantized activations on ``tiles``.
 
-    Convolutions in groups keep the nearest ones: each group reads channels of its own.
-    At most TILES of them, evenly spread: three quarters teach, the others decide whether a site keeps what it
-    learned. Memory is one (K, K) matrix for each site, however many tiles there are. Raises InputError that names the
-    tile where an activation is NaN or Inf, or where there are fewer than two tiles.
+    Grouped convolutions keep nearest rounding, since each group reads different channels. At most TILES of ``tiles``
+    are used, evenly spread: three quarters for learning, the others to decide whether a site uses the learned values.
+    Memory use is one (K, K) matrix per site, for any number of tiles. Raises InputError, naming the tile, if an
+    activation is NaN or Inf; also if there are fewer than two tiles.
     """
     tiles = spread_tiles(tiles, TILES)
     deciding = tiles.subset(range(0, len(tiles), HELD_OUT))
-    teaching = tiles.subset([i for i in range(len(tiles)) if i % HELD_OUT])
+    learning = tiles.subset([i for i in range(len(tiles)) if i % HELD_OUT])
     graph = Graph(model)
     rounder = _Rounder(graph, recipe, ranges)
     whole = [p for p in weighted(sites) if attribute(graph.by_name[p.node], "group", 1) == 1]
@@ -87,9 +87,9 @@ def learn_rounding(
             for site in whole:
                 yield site, rounder.rows(site, values[site.activation], seed)
 
-    moments = second_moments(rows_on(teaching))
+    moments = second_moments(rows_on(learning))
     learned = {p.node: rounder.learned(p, moments.pop(p.node)) for p in whole}
-    matrices = {p.node: (rounder.matrix(p), rounder.missed(p), rounder.missed(p, learned[p.node])) for p in whole}
+    matrices = {p.node: (rounder.matrix(p), rounder.error(p), rounder.error(p, learned[p.node])) for p in whole}
     errors = _errors(rows_on(deciding), matrices)
     return Rounding({e.node: learned[e.node] for e in errors if e.kept}, errors)
 
@@ -97,31 +97,32 @@ def learn_rounding(
 def round_weights(
     weight: NDArray[np.floating], scale: NDArray[np.floating], moments: NDArray[np.floating], limit: int
 ) -> NDArray[np.int8]:
-    """Integers (K, C) in steps of ``scale`` (C,), within ``limit``, for ``weight`` (K, C) and E[x x^T] (K, K).
+    """Returns quantized values (K, C) in steps of ``scale`` (C,), within ``limit``, for ``weight`` (K, C).
 
-    With H = L L^T the error of the products is the norm of L^T times that of the weights, and its row i depends
-    on weights from i on only: from the last to the first, each is rounded to where it makes its own row smallest.
+    ``moments`` is H = E[x x^T] (K, K). With H = L L^T the error of the products is the norm of L^T times the weights'
+    error, and row i of that product depends only on weights from i on. So the weights are rounded from the last to the
+    first, each to the value that minimises its own row.
     """
-    order = np.argsort(np.diag(moments), kind="stable")  # the strongest inputs go first, as the last ones
+    order = np.argsort(np.diag(moments), kind="stable")  # the strongest inputs are last, so they are rounded first
     damped = moments[np.ix_(order, order)].astype(np.float64)
-    damped[np.diag_indices_from(damped)] += _DAMPING * float(np.diag(moments).mean()) or 1.0  # no input at all
+    damped[np.diag_indices_from(damped)] += _DAMPING * float(np.diag(moments).mean()) or 1.0  # 1 if all inputs are 0
     lower = np.linalg.cholesky(damped)
     steps = weight[order].astype(np.float64) / scale
-    off = np.zeros_like(steps)  # weight minus quantized value, of those that are rounded
+    off = np.zeros_like(steps)  # weight minus quantized value, for the weights rounded so far
     for start in reversed(range(0, len(steps), _BLOCK)):
         stop = min(start + _BLOCK, len(steps))
         passed = lower[stop:, start:stop].T @ off[stop:]
         for i in range(stop - 1, start - 1, -1):
             carried = passed[i - start] + lower[i + 1 : stop, i] @ off[i + 1 : stop]
-            level = np.clip(np.rint(steps[i] + carried / lower[i, i]), -limit, limit)
-            off[i] = steps[i] - level
+            rounded = np.clip(np.rint(steps[i] + carried / lower[i, i]), -limit, limit)
+            off[i] = steps[i] - rounded
     quantized = np.empty_like(off)
     quantized[order] = steps - off
     return np.rint(quantized).astype(np.int8)
 
 
 def second_moments(rows: Iterable[tuple[WeightedSite, Rows]]) -> dict[str, NDArray[np.float32]]:
-    """The mean of x x^T (K, K) over the rows of each site, by node."""
+    """Returns the mean of x x^T (K, K) over the rows of each site, by node."""
     sums: dict[str, NDArray[np.float32]] = {}
     counts: Counter[str] = Counter()
     for site, x in rows:
@@ -137,7 +138,7 @@ def second_moments(rows: Iterable[tuple[WeightedSite, Rows]]) -> dict[str, NDArr
 def _errors(
     rows: Iterable[tuple[WeightedSite, Rows]], matrices: Mapping[str, tuple[NDArray[np.float32], ...]]
 ) -> tuple[RoundingError, ...]:
-    """``matrices``: by node the weight, and what nearest and what learned values miss of it, each (K, C)."""
+    """Returns the errors; ``matrices``: by node the weight, its nearest and its learned rounding error, each (K, C)."""
     powers = {node: np.zeros(3) for node in matrices}
     for site, x in rows:
         powers[site.node] += [np.square(x @ m, dtype=np.float64).mean() for m in matrices[site.node]]
@@ -146,7 +147,7 @@ def _errors(
 
 
 class _Rounder:
-    """The sites' weights in one graph and recipe, as matrices (K, C)."""
+    """Rounds the sites' weights of one graph and recipe; they are matrices (K, C)."""
 
     def __init__(self, graph: Graph, recipe: Recipe, ranges: Mapping[str, Range]) -> None:
         self.graph = graph
@@ -161,8 +162,8 @@ class _Rounder:
     def matrix(self, site: WeightedSite) -> NDArray[np.float32]:
         return as_matrix(self._weight(site), site.weight_axis)
 
-    def missed(self, site: WeightedSite, quantized: NDArray[np.int8] | None = None) -> NDArray[np.float32]:
-        """The weight minus ``quantized``, or minus the nearest ones."""
+    def error(self, site: WeightedSite, quantized: NDArray[np.int8] | None = None) -> NDArray[np.float32]:
+        """Returns the weight minus its ``quantized`` values (default: nearest rounding)."""
         weight, scale, axis = self._weight(site), self._scale(site), site.weight_axis
         if quantized is None:
             quantized = quantize_weight(weight, scale, axis, self.recipe)

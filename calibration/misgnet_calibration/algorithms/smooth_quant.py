@@ -1,9 +1,9 @@
-"""SmoothQuant: outliers of activations moved into the weights that read them.
+"""SmoothQuant: moves outliers of activations into the weights that read them.
 
 Source: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
-ICML 2023, equation 4. A tensor has one step for all its channels, so that a channel with large values costs the
-others their resolution; weights have a step for each output channel, and room. Here alpha is chosen for each
-norm by the error that quantizing causes in the products behind it, as the paper's 0.5 is no law.
+ICML 2023, equation 4. An activation tensor has one quantization step for all its channels, so a channel with large
+values reduces the resolution of the others; weights have a step per output channel and can absorb the outliers. Here
+alpha is chosen per norm, by the quantization error of the products that follow it, instead of the paper's fixed 0.5.
 """
 
 from __future__ import annotations
@@ -28,41 +28,38 @@ from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.raster.dataset import TileSet
 
-TILES = 64  # that are looked at, at most
+TILES = 64  # most tiles used
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)
-SAMPLED_ROWS = 512  # that the error of a product is estimated on, over all tiles
-LARGEST_FACTOR = 64.0  # and its inverse; the weights' own steps give out before
+SAMPLED_ROWS = 512  # rows, over all tiles, on which a product's error is estimated
+LARGEST_FACTOR = 64.0  # the smallest is its inverse; beyond that the weights lose their resolution
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was done behind one norm: ``alpha``, None for nothing, and the errors that decided.
-
-    ``errors``: mean squared error of the products by their mean square, summed over the quantized readers, by alpha.
-    """
+    """The alpha chosen for one norm."""
 
     norm: str
-    alpha: float | None
-    errors: Mapping[float | None, float]
+    alpha: float | None  # None: the norm is not changed
+    errors: Mapping[float | None, float]  # by alpha: relative squared error of the products, summed over the readers
 
 
 @dataclass(frozen=True)
 class Smoothed:
-    """A graph that computes what the one before did, and the largest magnitudes where they are others now."""
+    """A smoothed graph, which computes the same function as the original one."""
 
     model: onnx.ModelProto
     choices: tuple[Choice, ...]
-    absolute_maxima: Mapping[str, float]
+    absolute_maxima: Mapping[str, float]  # of the tensors that were rescaled
 
 
 def smooth(
     model: onnx.ModelProto, interface: Interface, tiles: TileSet, recipe: Recipe, progress: Progress | None = None
 ) -> Smoothed:
-    """Move outliers behind the LayerNorms of the float graph into weights, wherever that lowers the error.
+    """Moves outliers of the float graph's LayerNorms into the following weights, wherever that lowers the error.
 
-    One pass over at most TILES of ``tiles``, evenly spread; memory is a few hundred rows for each product,
-    however many there are. Activations must be observed again afterwards. Raises InputError that names the tile
-    where an activation is NaN or Inf, or where there are fewer than two tiles.
+    Takes one pass over at most TILES of ``tiles``, evenly spread. Memory use is a few hundred rows per product, for any
+    number of tiles. Activations must be observed again afterwards. Raises InputError, naming the tile, if an activation
+    is NaN or Inf; also if there are fewer than two tiles.
     """
     tiles = spread_tiles(tiles, TILES)
     graph = Graph(model)
@@ -70,14 +67,13 @@ def smooth(
     norms = scalable_norms(graph, quantized)
     if not norms:
         return Smoothed(model, (), {})
-    judged = [
-        replace(n, readers=tuple(r for r in n.readers if r.node in quantized)) for n in norms
-    ]  # others lose nothing
-    seen = _observe(model, graph, interface, tiles, judged, progress=progress)
-    chosen = [(norm, *_choose(graph, norm, seen, recipe)) for norm in judged]
+    # Readers that stay float have no quantization error.
+    evaluated = [replace(n, readers=tuple(r for r in n.readers if r.node in quantized)) for n in norms]
+    observed = _observe(model, graph, interface, tiles, evaluated, progress=progress)
+    chosen = [(norm, *_choose(graph, norm, observed, recipe)) for norm in evaluated]
     factors = {norm.node: by for norm, choice, by in chosen if choice.alpha is not None}
     absolute_maxima = {
-        name: float((seen.absolute_maxima[norm.node] / factors[norm.node]).max())
+        name: float((observed.absolute_maxima[norm.node] / factors[norm.node]).max())
         for norm in norms if norm.node in factors
         for name in norm.tensors
     }  # fmt: skip
@@ -85,10 +81,10 @@ def smooth(
 
 
 def smoothing_factors(activation: NDArray[np.float32], weight: NDArray[np.float32], alpha: float) -> Factors:
-    """Factors (C,) from the largest magnitudes (C,) of the activation's and of the weight's channels.
+    """Returns factors (C,), by which the activation is divided, from the absolute maxima (C,) of both operands.
 
-    max|X|^alpha / max|W|^(1 - alpha), the activation is divided by it. A channel that is silent on either side
-    keeps its size. Only the factors' ratios matter: their geometric mean is 1, so that no range moves as a whole.
+    A factor is max|X|^alpha / max|W|^(1 - alpha). It is 1 for a channel that is all zeros in either operand. Only the
+    ratios of the factors matter: they are normalized to a geometric mean of 1, so that ranges keep their size overall.
     """
     x, w = activation.astype(np.float64), weight.astype(np.float64)
     active = (x > 0) & (w > 0)
@@ -102,16 +98,14 @@ def smoothing_factors(activation: NDArray[np.float32], weight: NDArray[np.float3
 
 
 def best_alpha(errors: Mapping[float | None, float]) -> float | None:
-    """The alpha with the smallest error, None where nothing is better than to leave things as they are."""
+    """Returns the alpha with the smallest error; None if no alpha is better than leaving the norm unchanged."""
     return min(errors, key=lambda alpha: (errors[alpha], alpha is not None))
 
 
 @dataclass(frozen=True)
 class _Statistics:
-    """Largest magnitudes (C,) by norm, and rows (N, K) that each reader multiplies with its weight, by node."""
-
-    absolute_maxima: Mapping[str, NDArray[np.float32]]
-    rows: Mapping[str, Rows]
+    absolute_maxima: Mapping[str, NDArray[np.float32]]  # (C,), by norm
+    rows: Mapping[str, Rows]  # sampled rows (N, K) that a reader multiplies by its weight, by node
 
 
 def _observe(
@@ -135,29 +129,29 @@ def _observe(
     return _Statistics(absolute_maxima, {name: np.concatenate(parts) for name, parts in sampled.items()})
 
 
-def _choose(graph: Graph, norm: Norm, seen: _Statistics, recipe: Recipe) -> tuple[Choice, Factors]:
-    candidates: dict[float | None, Factors] = {None: np.ones(len(seen.absolute_maxima[norm.node]), np.float32)}
-    candidates |= {alpha: _factors(graph, norm, seen, alpha) for alpha in ALPHAS}
-    errors = {alpha: _error(graph, norm, seen, by, recipe) for alpha, by in candidates.items()}
+def _choose(graph: Graph, norm: Norm, observed: _Statistics, recipe: Recipe) -> tuple[Choice, Factors]:
+    candidates: dict[float | None, Factors] = {None: np.ones(len(observed.absolute_maxima[norm.node]), np.float32)}
+    candidates |= {alpha: _factors(graph, norm, observed, alpha) for alpha in ALPHAS}
+    errors = {alpha: _error(graph, norm, observed, by, recipe) for alpha, by in candidates.items()}
     best = best_alpha(errors)
     return Choice(norm.node, best, errors), candidates[best]
 
 
-def _factors(graph: Graph, norm: Norm, seen: _Statistics, alpha: float) -> Factors:
+def _factors(graph: Graph, norm: Norm, observed: _Statistics, alpha: float) -> Factors:
     weights = [_by_input_channel(graph, reader.node, reader.input_axis) for reader in norm.readers]
-    return smoothing_factors(seen.absolute_maxima[norm.node], np.max(weights, axis=0), alpha)
+    return smoothing_factors(observed.absolute_maxima[norm.node], np.max(weights, axis=0), alpha)
 
 
 def _by_input_channel(graph: Graph, node: str, axis: int) -> NDArray[np.float32]:
-    """Largest magnitude (C,) of the weights that meet each channel."""
+    """Returns the absolute maximum (C,) of the weights of each input channel."""
     weight = np.abs(graph.constant(graph.by_name[node].input[1]))
     return np.asarray(weight.max(axis=tuple(i for i in range(weight.ndim) if i != axis)), np.float32)
 
 
-def _error(graph: Graph, norm: Norm, seen: _Statistics, by: Factors, recipe: Recipe) -> float:
-    """What quantizing does to all products behind ``norm`` when its channels are divided by ``by``."""
-    every = [_scaled(seen.rows[reader.node], by) for reader in norm.readers]
-    found = _range(every)  # the readers see the same values, arranged
+def _error(graph: Graph, norm: Norm, observed: _Statistics, by: Factors, recipe: Recipe) -> float:
+    """Returns the summed relative quantization error of the norm's products, with its channels divided by ``by``."""
+    every = [_scaled(observed.rows[reader.node], by) for reader in norm.readers]
+    found = _range(every)  # one range: all readers receive the same values, rearranged
     return sum(
         _product_error(graph, reader, rows, by, found=found, recipe=recipe)
         for reader, rows in zip(norm.readers, every, strict=True)
@@ -176,7 +170,7 @@ def _product_error(graph: Graph, reader: Reader, rows: Rows, by: Factors, *, fou
 
 
 def _scaled(rows: Rows, factors: Factors) -> Rows:
-    """Each channel by its factor; a convolution's row holds a channel's whole patch before the next one's."""
+    """Divides each channel by its factor; a convolution's row holds the whole patch of one channel after another."""
     return np.divide(rows, np.repeat(factors, rows.shape[1] // len(factors)), dtype=np.float32)
 
 

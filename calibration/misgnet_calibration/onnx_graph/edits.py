@@ -36,7 +36,7 @@ def with_constants(model: onnx.ModelProto, values: Mapping[Operand, NDArray[np.f
 
 
 def bias_of(graph: Graph, node: onnx.NodeProto) -> Operand | None:
-    """Returns the constant that is added to each output channel of ``node``; None if there is none.
+    """Returns the operand with the constant that is added to each output channel of ``node``; None if there is none.
 
     For a convolution, this is its bias; for a matrix product, the constant of the Add that is its only reader.
     """

@@ -35,9 +35,9 @@ _SQUARED_FROM = 256.0
 def float32_reasons(graph: Graph, absolute_maxima: Mapping[str, float]) -> dict[str, str]:
     """Returns the nodes that stay float32, with the reason.
 
-    These are the guidance, nodes that read or write activations above 512, nodes that square activations of 256 or
-    more internally, and nodes that read a constant that float16 cannot represent, such as a guard of 1e-12 against
-    division by zero. ``absolute_maxima`` are given by tensor.
+    These are the nodes of the guidance, nodes that read or write activations above 512, nodes that square activations
+    of 256 or more internally, and nodes that read a constant that float16 cannot represent, such as a guard of 1e-12
+    against division by zero. ``absolute_maxima`` are given by tensor.
     """
     constants = {name for name in graph.constants if graph.is_float(name)}
     unfit = {

@@ -1,4 +1,4 @@
-"""Quantizes a float graph with the ranges of its activations by a recipe."""
+"""Quantizes a float graph according to a recipe, given the ranges of its activations."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ EVERYTHING_RULES = (
 # Selects no INT8: the whole table of a float16 graph.
 FLOAT16_RULES = (
     Rule(
-        name="asked for FP16", decision="float", why="half precision, or float32 where half precision fails",
+        name="FP16 requested", decision="float", why="half precision, or float32 where half precision fails",
         source="docs.nvidia.com/deeplearning/tensorrt, Strongly Typed Networks",
     ),
 )  # fmt: skip

@@ -1,1 +1,4 @@
-"""What tiles say of activations: ranges, absolute maxima, and the tiles to ask. Calibrators load without onnx."""
+"""Activation statistics: ranges, absolute maxima, and the selection of calibration tiles.
+
+Calibrators can be imported without onnx.
+"""

@@ -1,4 +1,4 @@
-"""What calibration saw, kept in a file and used again where tiles, weights and graph are the same."""
+"""Saves activation statistics in a file and reuses them for the same tiles, weights and graph."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _FORMAT = f"misgnet-observations-1, {BINS} bins, {SAMPLE} values"
 
 @dataclass(frozen=True)
 class StatisticsKey:
-    """SHA-256 of what the observations depend on: the tiles' pixels and names, the weights, the float graph."""
+    """SHA-256 digests of everything that the statistics depend on."""
 
-    tiles: str
+    tiles: str  # the tiles' pixels and names
     weights: str
-    graph: str
+    graph: str  # the float graph
 
 
 @dataclass(frozen=True)
 class ActivationStatistics:
-    """Histograms of the activations to quantize, and the largest magnitude of every tensor."""
+    """Statistics of activations, by tensor."""
 
-    histograms: Mapping[str, Histogram]
-    absolute_maxima: Mapping[str, float]
+    histograms: Mapping[str, Histogram]  # of the activations to quantize
+    absolute_maxima: Mapping[str, float]  # of every tensor
 
     def ranges(self, calibrator: Calibrating, *, symmetric: bool) -> dict[str, Range]:
-        """The range that ``calibrator`` keeps of each tensor, for INT8 around 0 if ``symmetric``, else for UINT8."""
-        return {name: calibrator.of(name).choose(seen, symmetric) for name, seen in self.histograms.items()}
+        """Returns each tensor's range chosen by ``calibrator``, for INT8 around 0 if ``symmetric``, else for UINT8."""
+        return {name: calibrator.of(name).choose(histogram, symmetric) for name, histogram in self.histograms.items()}
 
 
 def save_statistics(path: Path, observed: ActivationStatistics, key: StatisticsKey) -> None:
-    """Write ``observed`` with its ``key``, whole or not at all."""
+    """Writes ``observed`` with its ``key``, atomically."""
     names = list(observed.histograms)
     header = {"format": _FORMAT, "key": asdict(key), "names": names, "peaks": dict(observed.absolute_maxima)}
     extremes = np.array([(h.low, h.high) for h in observed.histograms.values()], np.float64).reshape(-1, 2)
@@ -53,23 +53,23 @@ def save_statistics(path: Path, observed: ActivationStatistics, key: StatisticsK
 
 
 def load_statistics(path: Path, key: StatisticsKey) -> tuple[ActivationStatistics | None, str]:
-    """What ``path`` holds, or None where it was made of something else; and a word on which of the two it is.
+    """Returns the statistics in ``path``, or None if they are of other inputs; and a text that states which.
 
-    Raises InputError where the file is there and cannot be read: it is replaced only when its owner says so.
+    Raises InputError if the file exists but cannot be read: a damaged file is not replaced silently.
     """
     if not path.exists():
         return None, "nothing saved yet"
     try:
         (text,) = read_arrays(path, ["header"])
         if text.nbytes > OBSERVATIONS_HEADER_BYTES:
-            raise ValueError(f"its header has {text.nbytes} bytes, and {OBSERVATIONS_HEADER_BYTES} are the most")
+            raise ValueError(f"its header has {text.nbytes} bytes, more than {OBSERVATIONS_HEADER_BYTES}")
         header = json.loads(bytes(text))
         if problem := _misfit(header, key):
             return None, problem
-        return _observed(header, *read_arrays(path, ["extremes", "counts"])), "used again"
+        return _observed(header, *read_arrays(path, ["extremes", "counts"])), "reused"
     except READ_ERRORS as error:
         raise InputError(
-            f"saved observations {path} cannot be read: {error}; remove the file to observe anew"
+            f"saved activation statistics {path} cannot be read: {error}; remove the file to collect them again"
         ) from error
 
 
@@ -83,9 +83,9 @@ def _misfit(header: Mapping[str, Any], key: StatisticsKey) -> str | None:
 def _observed(header: Mapping[str, Any], extremes: Any, counts: Any) -> ActivationStatistics:
     histograms = {}
     if extremes.shape != (len(header["names"]), 2) or counts.shape != (len(header["names"]), BINS):
-        raise ValueError("its numbers are not those of its tensors")
+        raise ValueError("its arrays do not match its tensors")
     for name, (low, high), row in zip(header["names"], extremes.tolist(), counts, strict=True):
         histogram = Histogram()
         histogram.low, histogram.high, histogram.counts = low, high, row
         histograms[name] = histogram
-    return ActivationStatistics(histograms, {name: float(peak) for name, peak in header["peaks"].items()})
+    return ActivationStatistics(histograms, {name: float(maximum) for name, maximum in header["peaks"].items()})

@@ -1,7 +1,7 @@
-"""Which range of a tensor's values to keep: the seam for further methods.
+"""Calibrators: methods that choose the range of a tensor's values to quantize.
 
-A calibrator is a name and a function of what an observer counted. One is added by adding it here; the build
-tries CANDIDATES on validation tiles and takes the one whose graph agrees best.
+A calibrator is a name and a function of an observer's histogram. To add one, define it here and add it to CANDIDATES:
+the build tries these on validation tiles and takes the one whose graph agrees best with the float graph.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ from misgnet_calibration.statistics.squared_error import least_squared_error
 
 @dataclass(frozen=True)
 class Calibrator:
-    """A rule from observed values to the range that INT8 is stretched over.
-
-    ``choose`` takes what was observed, and whether the type is symmetric: INT8 around 0, or UINT8 from low to high.
-    """
+    """A rule that maps a histogram of values to the range covered by the quantized type."""
 
     name: str
-    choose: Callable[[Histogram, bool], Range]
+    choose: Callable[[Histogram, bool], Range]  # second argument: True for INT8 around 0, False for UINT8, low to high
 
     def of(self, tensor: str) -> Calibrator:  # noqa: ARG002
-        """The rule for one tensor: this one for all of them (see ``per_tensor`` for the other kind)."""
+        """Returns the rule for one tensor: the same for all (see ``per_tensor`` for the other kind)."""
         return self
 
     def __str__(self) -> str:
@@ -34,7 +31,7 @@ class Calibrator:
 
 
 class Calibrating(Protocol):
-    """A :class:`Calibrator` for all tensors, or one for each."""
+    """One :class:`Calibrator` for all tensors, or one per tensor."""
 
     @property
     def name(self) -> str: ...
@@ -43,7 +40,7 @@ class Calibrating(Protocol):
 
 
 def percentile(percent: float) -> Calibrator:
-    """Keeps the central ``percent`` of the values; 100 keeps the extremes."""
+    """Returns a calibrator that keeps the central ``percent`` of the values; 100 keeps the extremes."""
     return Calibrator(f"percentile {percent:g}", lambda histogram, _: histogram.percentile(percent / 100))
 
 
@@ -51,13 +48,13 @@ MAX = Calibrator("max", lambda histogram, _: histogram.percentile(1.0))
 ENTROPY = Calibrator("entropy", lambda histogram, _: least_divergence(histogram))
 MSE = Calibrator("mse", least_squared_error)
 DEFAULT = percentile(99.999)
-AUTO = "auto"  # the best of all on tiles that decide
+AUTO = "auto"  # the best of CANDIDATES on validation tiles
 PER_TENSOR = "per-tensor"  # see ``per_tensor``
 CANDIDATES = (percentile(99.99), DEFAULT, MAX, MSE, ENTROPY)
 
 
 def named(name: str) -> Calibrator | None:
-    """The calibrator of a name such as "max", "mse", "entropy" or "percentile 99.9"; None where there is none."""
+    """Returns the calibrator named "max", "mse", "entropy" or, for example, "percentile 99.9"; None if unknown."""
     known = {calibrator.name: calibrator for calibrator in (MAX, ENTROPY, MSE)}
     kind, _, number = name.partition(" ")
     if kind != "percentile":

@@ -1,7 +1,7 @@
-"""Runs the float graph over tiles and lets observers see its activations.
+"""Runs the float graph over tiles and passes its activations to observers.
 
-The time is that of the float graph: observing costs a twentieth of it. Tiles go through one by one, so memory
-is that of one tile's activations, and an error names its tile.
+Most time is spent in the float graph; observing adds a twentieth. Tiles are processed one by one, so memory use is
+that of one tile's activations, and an error names its tile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from misgnet_runtime.raster.dataset import Tile, TileSet, stack
 
 TileDone = Callable[[], None]
 
-# Operators that only arrange values: what comes out has the absolute maximum of what went in.
+# Operators that only rearrange values: their output has the same absolute maximum as their input.
 _ARRANGING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
 
@@ -37,9 +37,9 @@ def collect(
     observers: Mapping[str, Observer],
     progress: Progress | None = None,
 ) -> None:
-    """Show every tensor named in ``observers`` to its observer, tile by tile.
+    """Passes every tensor named in ``observers`` to its observer, tile by tile.
 
-    Raises InputError that names the tile and the tensor where an activation is NaN or Inf.
+    Raises InputError, naming the tile and the tensor, if an activation is NaN or Inf.
     """
     exposing = _exposing(model, list(observers))
     for tile, values in run_tiles(exposing, interface, tiles.tiles(), per_tile(progress, len(tiles))):
@@ -53,9 +53,9 @@ def collect(
 def absolute_maxima(
     model: onnx.ModelProto, interface: Interface, tiles: TileSet, progress: Progress | None = None
 ) -> dict[str, float]:
-    """Largest absolute value of every float32 tensor over ``tiles``.
+    """Returns the largest absolute value of every float32 tensor over ``tiles``.
 
-    Raises InputError that names the tile and the tensor where one is NaN.
+    Raises InputError, naming the tile and the tensor, if a value is NaN.
     """
     graph = Graph(model)
     names = [x for node in graph.nodes for x in node.output if x and graph.is_float(x)]
@@ -67,7 +67,7 @@ def absolute_maxima(
             if math.isnan(maximum):
                 raise InputError(f"calibration tile {tile.ref.name}: NaN among the activations of '{name}'")
             maxima[name] = max(maxima[name], maximum)
-    for name in names:  # in the order of the nodes, so that a chain passes its maximum on
+    for name in names:  # in the order of the nodes, so that maxima propagate along chains
         if arranged.get(name) in maxima:
             maxima[name] = maxima[arranged[name]]
     return maxima
@@ -80,22 +80,22 @@ def tile_absolute_maxima(
     tiles: Iterable[Tile],
     tile_done: TileDone | None = None,
 ) -> Iterator[tuple[Tile, dict[str, float]]]:
-    """Every tile with the largest absolute value of each float tensor in ``names``, float16 or float32.
+    """Yields every tile with the largest absolute value of each tensor in ``names``, float16 or float32.
 
-    NaN where a tensor has NaN in it. Only scalars leave the engine.
+    The value is NaN if the tensor contains NaN. Only scalars leave the engine.
     """
     reduced, outputs = _with_absolute_maxima(model, names)
     exposing = _exposing(reduced, [x for pair in outputs.values() for x in pair], shape=[])
     for tile, values in run_tiles(exposing, interface, tiles, tile_done):
         scalars = ((name, float(values[largest]), float(values[total])) for name, (largest, total) in outputs.items())
-        # onnxruntime's ReduceMax passes over NaN; a sum does not.
+        # onnxruntime's ReduceMax ignores NaN; a sum propagates it.
         yield tile, {name: math.nan if math.isnan(total) else largest for name, largest, total in scalars}
 
 
 def run_tiles(
     graph: bytes, interface: Interface, tiles: Iterable[Tile], tile_done: TileDone | None = None
 ) -> Iterator[tuple[Tile, Arrays]]:
-    """Every tile with the inputs and outputs of ``graph`` on it; ``tile_done`` is called after each."""
+    """Yields every tile with the graph's inputs and outputs on it; ``tile_done`` is called after each."""
     with OnnxRuntimeEngine(graph, max_batch=1) as engine:
         for tile in tiles:
             arrays = arrays_for(interface, *stack([tile]))
@@ -105,7 +105,7 @@ def run_tiles(
 
 
 def per_tile(progress: Progress | None, total: int) -> TileDone | None:
-    """Tells ``progress`` one step more each time that it is called."""
+    """Returns a function that reports one more step to ``progress`` each time it is called."""
     steps = count(1)
     return None if progress is None else lambda: progress(next(steps), total)
 
@@ -113,7 +113,7 @@ def per_tile(progress: Progress | None, total: int) -> TileDone | None:
 def _with_absolute_maxima(
     model: onnx.ModelProto, names: list[str]
 ) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
-    """The model with the largest and the sum of each tensor's magnitudes behind it, and the names of those scalars."""
+    """Returns the model with nodes for the maximum and the sum of each tensor's magnitudes, and their output names."""
     model = copied(model)
     outputs = {}
     for index, name in enumerate(names):
@@ -129,7 +129,7 @@ def _with_absolute_maxima(
 
 
 def _exposing(model: onnx.ModelProto, names: list[str], shape: list[int] | None = None) -> bytes:
-    """The model with the float tensors ``names`` as additional outputs."""
+    """Returns the serialized model with the float tensors ``names`` as additional outputs."""
     exposed = copied(model)
     present = {value.name for value in (*model.graph.output, *model.graph.input)}
     exposed.graph.output.extend(

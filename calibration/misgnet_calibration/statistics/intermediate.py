@@ -1,4 +1,4 @@
-"""What is read from a graph as it runs over tiles: float activations of one tile at a time."""
+"""Reads float activations from a graph, one tile at a time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from misgnet_calibration.statistics.collect import TileDone, run_tiles
 from misgnet_runtime.bundle import Interface
 from misgnet_runtime.engines.base import Arrays
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.dataset import Tile, TileSet
 
 
@@ -25,9 +26,9 @@ def tile_activations(
     names: Sequence[str],
     tile_done: TileDone | None = None,
 ) -> Iterator[Arrays]:
-    """The float32 tensors ``names`` on every tile; only the nodes that they depend on are run.
+    """Yields the float32 tensors ``names`` for every tile; runs only the nodes that they depend on.
 
-    ``tile_done``: called after each tile. Raises InputError that names the tile and the tensor where one is NaN or Inf.
+    ``tile_done`` is called after each tile. Raises InputError, naming the tile and the tensor, for NaN or Inf.
     """
     wanted = list(dict.fromkeys(names))
     for tile, found in run_tiles(subgraph_to(model, wanted).SerializeToString(), interface, tiles, tile_done):
@@ -38,14 +39,16 @@ def tile_activations(
 
 
 def spread_tiles(tiles: TileSet, count: int) -> TileSet:
-    """At most ``count`` tiles, evenly spread over the set. Raises InputError where there are not even two."""
+    """Returns at most ``count`` tiles, evenly spread over the set. Raises InputError if there are fewer than two."""
     if len(tiles) < 2:
-        raise InputError(f"{len(tiles)} calibration tiles in {tiles.root}; repairing an INT8 graph needs two at least")
+        raise InputError(
+            f"{plural(len(tiles), 'calibration tile')} in {tiles.root}; repairing an INT8 graph needs at least two"
+        )
     return tiles.spread(count)
 
 
 def subgraph_to(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of ``model`` with the float tensors ``names`` as its outputs, and the nodes that lead to them."""
+    """Returns a copy of ``model`` with the float tensors ``names`` as outputs and only the nodes they depend on."""
     graph = Graph(model)
     needed = graph.needed_for(names)
     nodes = [node for node in graph.nodes if not needed.isdisjoint(node.output)]

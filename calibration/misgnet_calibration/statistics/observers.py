@@ -1,8 +1,8 @@
-"""Ranges of activations from a stream of tiles, in constant memory.
+"""Observes ranges of activations over a stream of tiles, in constant memory.
 
-An observer sees each tensor of each tile once. It keeps the exact extremes, and counts a sample of the values
-by the upper 16 bits of their float32 (bfloat16: sign, exponent and 7 bits of mantissa). So the bins are
-narrow everywhere, 1/128 of the value at most, and a single huge value costs the others no resolution.
+An observer receives each tensor of each tile once. It keeps the exact extremes, and counts a sample of the values
+by the upper 16 bits of their float32 (bfloat16: sign, exponent and 7 bits of mantissa). So every bin is narrow, at
+most 1/128 of its value, and a single huge value does not reduce the resolution of the others.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from misgnet_runtime.errors import InputError
 
 BINS = 1 << 16
-SAMPLE = 1 << 16  # values a tensor and tile that enter the histogram, at most
+SAMPLE = 1 << 16  # most values per tensor and tile that enter the histogram
 
 
 @dataclass(frozen=True)
 class Range:
-    """The real numbers that the quantized type is stretched over; ``low`` <= 0 <= ``high``."""
+    """Interval of real numbers covered by the quantized type; ``low`` <= 0 <= ``high``."""
 
     low: float
     high: float
@@ -33,21 +33,21 @@ class Range:
 
 
 class Observer(Protocol):
-    """Sees the values of one tensor, tile after tile."""
+    """Receives the values of one tensor, tile after tile."""
 
     def observe(self, values: NDArray[np.float32]) -> None: ...
 
 
 class Histogram:
-    """Exact extremes, and ``counts`` (BINS,) by the upper half of the values' bits."""
+    """Exact extremes and a histogram of the values of one tensor."""
 
     def __init__(self) -> None:
         self.low = 0.0
         self.high = 0.0
-        self.counts: NDArray[np.int64] = np.zeros(BINS, np.int64)
+        self.counts: NDArray[np.int64] = np.zeros(BINS, np.int64)  # by the upper 16 bits of the float32 values
 
     def observe(self, values: NDArray[np.float32]) -> None:
-        """Add values of any shape. Raises ValueError for NaN or Inf."""
+        """Adds values of any shape. Raises ValueError for NaN or Inf."""
         low, high = float(values.min()), float(values.max())
         if not np.isfinite(low + high):
             raise ValueError("NaN or Inf among the activations")
@@ -57,9 +57,9 @@ class Histogram:
         self.counts += np.bincount(codes, minlength=BINS)
 
     def percentile(self, share: float) -> Range:
-        """The range that leaves (1 - share) / 2 of the values out on each side; all of them for ``share`` 1.
+        """Returns the range that excludes (1 - share) / 2 of the values on each side; the extremes for ``share`` 1.
 
-        Zero is always within. Raises InputError where nothing was observed.
+        Zero is always included. Raises InputError if nothing was observed.
         """
         if not self.counts.any():
             raise InputError("no activation was observed; calibrate on some tiles first")
@@ -69,9 +69,9 @@ class Histogram:
         return Range(-min(below, -self.low), min(above, self.high))
 
     def _outermost(self, share: float, negative: bool) -> float:
-        """Magnitude on one side of 0 that at most (1 - share) / 2 of all values exceed.
+        """Returns the magnitude on one side of 0 that at most (1 - share) / 2 of all values exceed.
 
-        The outer edge of a bin, so that the bin's own values are within.
+        It is the outer edge of a bin, so that the bin's own values are included.
         """
         half = BINS // 2
         counts = self.counts[half:] if negative else self.counts[:half]
@@ -81,10 +81,10 @@ class Histogram:
 
 
 def sampling_step(size: int) -> int:
-    """Step through ``size`` values that leaves at most SAMPLE of them.
+    """Returns the step with which at most SAMPLE of ``size`` values are taken.
 
-    It has no divisor in common with ``size``, so every channel is met equally often: a power of two would
-    see the same few channels again and again.
+    The step and ``size`` have no common divisor, so that all channels are sampled equally often; a power of two would
+    sample only a few channels.
     """
     step = max(1, -(-size // SAMPLE))
     while gcd(step, size) > 1:

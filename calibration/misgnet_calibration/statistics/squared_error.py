@@ -1,4 +1,4 @@
-"""The range whose INT8 levels have the least mean squared error on what was observed."""
+"""Chooses the range whose quantized values have the least mean squared error on the observed values."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _SWEEPS = 2
 
 
 def least_squared_error(histogram: Histogram, symmetric: bool) -> Range:
-    """The range that minimises :func:`squared_error` among fractions of the extremes.
+    """Returns the range that minimises :func:`squared_error` among fractions of the extremes.
 
-    The two ends of an unsymmetric range are searched in turn, twice. Raises InputError where nothing was observed.
+    The two ends of an asymmetric range are searched alternately, twice. Raises InputError if nothing was observed.
     """
     whole = histogram.percentile(1.0)
     if whole.magnitude == 0:
@@ -30,11 +30,11 @@ def least_squared_error(histogram: Histogram, symmetric: bool) -> Range:
 
 
 def squared_error(values: NDArray[np.float64], counts: NDArray[np.float64], found: Range, symmetric: bool) -> float:
-    """Mean squared error of INT8 over ``found`` (255 steps, or 127 to either side of 0).
+    """Returns the mean squared error of INT8 over the range ``found`` (255 steps, or 127 on either side of 0).
 
-    ``values`` stand for ``counts`` observed ones each. A value beyond the range is clipped. Within it the error is
-    that of rounding to the nearest level; where the values' bins are wider than a step their place within it is
-    not known, and the error is that of an even spread, a twelfth of the step squared.
+    Each of ``values`` represents ``counts`` observed values. A value beyond the range is clipped. Within the range the
+    error is that of rounding to the nearest quantized value. If a value's bin is wider than a step, its position
+    within the step is unknown, and the error of an even spread is taken: a twelfth of the squared step.
     """
     step = found.magnitude / 127 if symmetric else (found.high - found.low) / 255
     if step <= 0:
@@ -46,10 +46,10 @@ def squared_error(values: NDArray[np.float64], counts: NDArray[np.float64], foun
 
 
 def occupied(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The middles of the bins that hold values, and how many each holds."""
+    """Returns the middles of the bins that hold values, and the count of each."""
     codes = np.flatnonzero(histogram.counts).astype(np.uint32)
     inner, outer = ((codes << 16 | bits).view(np.float32).astype(np.float64) for bits in (0, 0xFFFF))
-    middles = np.where(codes % (BINS // 2) == 0, 0.0, (inner + outer) / 2)  # the bin at 0 holds zeros above all
+    middles = np.where(codes % (BINS // 2) == 0, 0.0, (inner + outer) / 2)  # the bin at 0 holds mostly zeros
     return np.clip(middles, histogram.low, histogram.high), histogram.counts[codes].astype(np.float64)
 
 

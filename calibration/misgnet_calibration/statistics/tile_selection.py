@@ -1,9 +1,9 @@
-"""Which tiles calibrate: few that stand for thousands.
+"""Selects calibration tiles: a few that represent thousands.
 
-The tiles are split into strata by how much of them changes and how bright they are, each stratum gives its share,
-and within a stratum the tiles are picked that lie far from one another in the features of the float encoder
-(greedy k-centre: Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985). So rare kinds of
-tiles are met, and near copies of one kind are not taken twice.
+The tiles are split into strata by their share of change and their brightness. Each stratum contributes a number of
+tiles. Within a stratum, tiles are picked that are far from one another in the features of the float encoder (greedy
+k-centre: Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985). So rare kinds of tiles are
+included, and near duplicates are not.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.dataset import Tile, TileSet, stack
 
 MIN_TILES = 16
 RECOMMENDED_TILES = 100
 CHANGE_BOUNDS = (0.0, 0.05, 0.2)  # no change; up to 5 %; up to 20 %; more
-BRIGHTNESS_CLASSES = 3  # with equally many tiles each
-_FEATURES = 64  # numbers kept of a tile, however many the encoder gives
+BRIGHTNESS_CLASSES = 3  # with the same number of tiles each
+_FEATURES = 64  # most feature values kept per tile
 _BATCH = 4
 
 FeatureExtractor = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
@@ -34,41 +35,38 @@ class FewTilesWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class TileFacts:
-    """What selection knows of a tile: share of changed pixels, mean brightness 0 to 1, features (F,)."""
+class TileSummary:
+    """Properties of a tile that the selection uses."""
 
     name: str
-    changed: float
-    brightness: float
-    features: NDArray[np.float32]
+    changed: float  # share of changed pixels, 0 to 1
+    brightness: float  # mean, 0 to 1
+    features: NDArray[np.float32]  # (F,)
 
 
 @dataclass(frozen=True)
 class Picked:
-    """A tile that was picked, and why: its stratum, and how far it lay from all picked before it.
-
-    ``distance`` is in standard deviations of the features; None for the first of a stratum, its middle.
-    """
+    """A tile that was picked, with the reason."""
 
     name: str
     stratum: str
     changed: float
     brightness: float
-    distance: float | None
+    distance: float | None  # to the nearest tile picked before, in standard deviations; None for a stratum's first
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """One kind of tiles: how many there are and how many were picked."""
+    """One kind of tiles."""
 
     name: str
-    tiles: int
-    picked: int
+    tiles: int  # tiles in the stratum
+    picked: int  # of these, tiles that were picked
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The tiles that were picked, in the order of the folder, with the report of why."""
+    """The tiles that were picked, in the order of the folder, with the reasons."""
 
     tiles: TileSet
     picked: tuple[Picked, ...]
@@ -78,43 +76,46 @@ class Selection:
 def select_tiles(
     tiles: TileSet, count: int, seed: int, features: FeatureExtractor, progress: Progress | None = None
 ) -> Selection:
-    """``count`` tiles that represent ``tiles``, or all where there are fewer.
+    """Returns ``count`` tiles that represent ``tiles``, or all of them if there are fewer.
 
-    ``features``: uint8 tiles (B, T, T, 3) of both dates -> float32 (B, F), what the float encoder makes of them.
-    Tiles are read and described in batches; a few numbers of each are kept. The same seed picks the same tiles.
-    Raises InputError below 16 tiles, warns with FewTilesWarning below 100.
+    ``features`` maps uint8 tiles (B, T, T, 3) of both dates to the float encoder's features, float32 (B, F). Tiles are
+    read in batches, and only a few numbers of each are kept. The same seed picks the same tiles. Raises InputError
+    below 16 tiles, warns with FewTilesWarning below 100.
     """
     check_count(tiles, count)
-    facts = describe_tiles(tiles, features, seed, progress)
-    chosen, strata = pick(facts, min(count, len(tiles)), seed)
+    summaries = describe_tiles(tiles, features, seed, progress)
+    chosen, strata = pick(summaries, min(count, len(tiles)), seed)
     return Selection(tiles.subset(list(chosen)), tuple(chosen.values()), strata)
 
 
 def draw_tiles(tiles: TileSet, count: int, seed: int) -> TileSet:
-    """``count`` tiles drawn without replacement, or all where there are fewer; raises as :func:`select_tiles`."""
+    """Returns ``count`` random tiles, or all of them if there are fewer; raises as :func:`select_tiles`."""
     check_count(tiles, count)
     indices = np.random.default_rng(seed).choice(len(tiles), min(count, len(tiles)), replace=False)
     return tiles.subset(indices.tolist())
 
 
 def check_count(tiles: TileSet, count: int) -> None:
-    """InputError below 16 tiles, FewTilesWarning below 100."""
+    """Raises InputError below 16 tiles, warns with FewTilesWarning below 100."""
     chosen = min(count, len(tiles))
     if chosen < MIN_TILES:
         raise InputError(
-            f"{chosen} calibration tiles ({len(tiles)} in {tiles.root}, {count} asked for); at least "
-            f"{MIN_TILES} are needed, and {RECOMMENDED_TILES} or more are advised"
+            f"{plural(chosen, 'calibration tile')} ({len(tiles)} in {tiles.root}, {count} requested); at least "
+            f"{MIN_TILES} are required, and {RECOMMENDED_TILES} or more are recommended"
         )
     if chosen < RECOMMENDED_TILES:
-        found = f"only {chosen} calibration tiles from {tiles.root}"
-        warnings.warn(f"{found}; {RECOMMENDED_TILES} or more are advised", FewTilesWarning, stacklevel=3)
+        found = f"only {plural(chosen, 'calibration tile')} from {tiles.root}"
+        warnings.warn(f"{found}; {RECOMMENDED_TILES} or more are recommended", FewTilesWarning, stacklevel=3)
 
 
 def describe_tiles(
     tiles: TileSet, features: FeatureExtractor, seed: int, progress: Progress | None = None
-) -> list[TileFacts]:
-    """The facts of every tile, in the order of the folder. InputError names a tile whose features are no numbers."""
-    facts: list[TileFacts] = []
+) -> list[TileSummary]:
+    """Returns a summary of every tile, in the order of the folder.
+
+    Raises InputError, naming the tile, if its features have NaN or Inf.
+    """
+    summaries: list[TileSummary] = []
     projection: NDArray[np.float32] | None = None
     for part in tiles.batches(_BATCH):
         found = features(*stack(part))
@@ -123,49 +124,49 @@ def describe_tiles(
         for tile, values in zip(part, found @ projection, strict=True):
             if not np.isfinite(values).all():
                 raise InputError(f"calibration tile {tile.ref.name}: NaN or Inf among the encoder's features")
-            facts.append(_facts(tile, values))
+            summaries.append(_summary(tile, values))
         if progress:
-            progress(len(facts), len(tiles))
-    return facts
+            progress(len(summaries), len(tiles))
+    return summaries
 
 
-def pick(facts: Sequence[TileFacts], count: int, seed: int) -> tuple[dict[int, Picked], tuple[Stratum, ...]]:
-    """Numbers of ``count`` tiles with the reason for each, and what became of every stratum; a pure decision."""
-    names = stratify(facts)
+def pick(tiles: Sequence[TileSummary], count: int, seed: int) -> tuple[dict[int, Picked], tuple[Stratum, ...]]:
+    """Returns ``count`` tiles by index, with the reason for each, and all strata. A pure function."""
+    names = stratify(tiles)
     groups = {name: [i for i, own in enumerate(names) if own == name] for name in sorted(set(names))}
     shares = allocate({name: len(group) for name, group in groups.items()}, count)
-    points = _standardised(np.stack([fact.features for fact in facts]))
+    points = _standardised(np.stack([tile.features for tile in tiles]))
     rng = np.random.default_rng(seed)
     chosen: dict[int, Picked] = {}
     for name, group in groups.items():
         for i, distance in spread_out(points, group, shares[name], rng):
-            fact = facts[i]
-            chosen[i] = Picked(fact.name, name, fact.changed, fact.brightness, distance)
+            tile = tiles[i]
+            chosen[i] = Picked(tile.name, name, tile.changed, tile.brightness, distance)
     strata = tuple(Stratum(name, len(group), shares[name]) for name, group in groups.items())
     return dict(sorted(chosen.items())), strata
 
 
-def stratify(facts: Sequence[TileFacts]) -> list[str]:
-    """The stratum of each tile, such as "changed 5 % to 20 %, dark"."""
-    brightness = np.array([fact.brightness for fact in facts])
+def stratify(tiles: Sequence[TileSummary]) -> list[str]:
+    """Returns the stratum of each tile, such as "changed 5 % to 20 %, dark"."""
+    brightness = np.array([tile.brightness for tile in tiles])
     edges = np.quantile(brightness, np.arange(1, BRIGHTNESS_CLASSES) / BRIGHTNESS_CLASSES)
     lights = ("dark", "medium", "bright")
     changes = ("unchanged", "changed up to 5 %", "changed 5 % to 20 %", "changed over 20 %")
-    changed = np.searchsorted(CHANGE_BOUNDS, [fact.changed for fact in facts], side="left")
+    changed = np.searchsorted(CHANGE_BOUNDS, [tile.changed for tile in tiles], side="left")
     light = np.searchsorted(edges, brightness, side="right")
     return [f"{changes[c]}, {lights[b]}" for c, b in zip(changed, light, strict=True)]
 
 
 def allocate(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """How many of ``count`` each stratum gives: by the square root of its size, one at least while they last.
+    """Returns how many of ``count`` tiles each stratum contributes, in proportion to the square root of its size.
 
-    The root lies between proportional shares, which miss rare kinds, and equal ones, which look at little else. No
-    stratum gives more than it has.
+    Each contributes at least one while there are enough. The square root is between proportional shares, which miss
+    rare kinds, and equal shares, which overrepresent them. No stratum contributes more tiles than it has.
     """
     shares = dict.fromkeys(sizes, 0)
     for _ in range(min(count, sum(sizes.values()))):
         open_ = [name for name in sizes if shares[name] < sizes[name]]
-        # Sainte-Lague's rule: the next seat goes where it is due most; the empty ones come first
+        # Sainte-Lague's rule: the next tile goes to the largest quotient; strata without a tile come first
         due = max(open_, key=lambda name: (shares[name] == 0, sizes[name] ** 0.5 / (2 * shares[name] + 1), name))
         shares[due] += 1
     return shares
@@ -174,10 +175,10 @@ def allocate(sizes: Mapping[str, int], count: int) -> dict[str, int]:
 def spread_out(
     points: NDArray[np.float32], group: Sequence[int], count: int, rng: np.random.Generator
 ) -> list[tuple[int, float | None]]:
-    """``count`` members of ``group``: one near the middle, then always the one farthest from all before it.
+    """Picks ``count`` members of ``group``: one near the middle, then always the one farthest from all before it.
 
-    ``points`` (N, F). The first is drawn from the middle tenth. Returns each with its distance to the nearest one
-    before it.
+    ``points`` is (N, F). The first member is drawn from the tenth nearest the middle. Returns each with its distance to
+    the nearest one before it.
     """
     own = points[list(group)]
     middle = np.linalg.norm(own - own.mean(0), axis=1)
@@ -193,13 +194,13 @@ def spread_out(
     return order
 
 
-def _facts(tile: Tile, features: NDArray[np.float32]) -> TileFacts:
+def _summary(tile: Tile, features: NDArray[np.float32]) -> TileSummary:
     brightness = float(np.mean([tile.before.mean(), tile.after.mean()]) / 255)
-    return TileFacts(tile.ref.name, float(tile.label[tile.owned].mean()), brightness, features)
+    return TileSummary(tile.ref.name, float(tile.label[tile.owned].mean()), brightness, features)
 
 
 def _projection(length: int, seed: int) -> NDArray[np.float32]:
-    """A random projection to ``_FEATURES`` numbers, which keeps distances (Johnson and Lindenstrauss, 1984)."""
+    """Returns a random projection to ``_FEATURES`` numbers that preserves distances (Johnson, Lindenstrauss, 1984)."""
     if length <= _FEATURES:
         return np.eye(length, dtype=np.float32)
     random = np.random.default_rng([seed, length])
@@ -207,7 +208,7 @@ def _projection(length: int, seed: int) -> NDArray[np.float32]:
 
 
 def _standardised(points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each feature with mean 0 and deviation 1, and all distances on one scale however many there are."""
+    """Returns features with mean 0 and standard deviation 1; distances do not depend on the number of features."""
     deviation = points.std(0)
     scaled = (points - points.mean(0)) / np.where(deviation > 0, deviation, 1)
     return np.asarray(scaled / points.shape[1] ** 0.5, np.float32)

@@ -62,5 +62,5 @@ def _find_maps(graph: Graph, join: onnx.NodeProto) -> tuple[DateMap, ...]:
                 slices[node.input[0]]["first" if begin else "second"] = node.name
     halved = [name for name, found in slices.items() if len(found) < 2]
     if halved or not slices:
-        raise not_cut(f"after '{join.name}', {halved or 'nothing'} is sliced for one date only; both are required")
+        raise not_cut(f"after '{join.name}', {halved or 'nothing'} is sliced into one date; both dates are required")
     return tuple(DateMap(name, (found["first"], found["second"])) for name, found in slices.items())

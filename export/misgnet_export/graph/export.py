@@ -56,7 +56,7 @@ def export_graph(network: MISGNet, interface: Interface) -> onnx.ModelProto:
 def _fold(model: onnx_ir.Model) -> None:
     """Folds constants and makes them initializers, without the exporter's own rewriting.
 
-    The rewriting takes a third of the export time, onnxsim does the rest of its work, and it drops ``x + 1e-9``.
+    That rewriting takes a third of the export time and drops ``x + 1e-9``; onnxsim does the useful part of it.
     """
     fold_constants(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

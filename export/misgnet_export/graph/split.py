@@ -23,9 +23,7 @@ class SplitGraph:
 
     encoder: onnx.ModelProto
     head: onnx.ModelProto
-    features: list[
-        TensorEntry
-    ]  # the encoder's outputs for one date, which the head reads for both; float32 (B, C, h, w)
+    features: list[TensorEntry]  # float32 (B, C, h, w): outputs of the encoder for one date; the head reads both dates
 
 
 def split_graph(model: onnx.ModelProto, interface: Interface) -> SplitGraph:

@@ -54,8 +54,8 @@ class SignRequest:
         show_default="as recorded in the bundle, or never",
     )  # fmt: skip
     password: str | None = option(
-        None, name="key-password", help="Password of an encrypted key; better set by the variable (default: none).",
-        envvar="MISGNET_KEY_PASSWORD",
+        None, name="key-password", envvar="MISGNET_KEY_PASSWORD",
+        help="Password of an encrypted key; prefer the environment variable (default: none).",
     )  # fmt: skip
     force: bool = option(False, help="Replace an existing signature.")
 

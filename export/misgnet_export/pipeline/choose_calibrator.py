@@ -37,16 +37,16 @@ class Candidate:
 
 
 def quantized_as(
-    asked: str, start: Calibrated, recipe: Recipe, progress: Progress
+    requested: str, start: Calibrated, recipe: Recipe, progress: Progress
 ) -> tuple[Candidate, dict[str, Candidate]]:
     """Returns the graph for the requested observer, and all candidates if it was chosen on validation tiles."""
-    if asked == AUTO and start.decision is not None:
+    if requested == AUTO and start.decision is not None:
         tried = try_calibrators(start, recipe, progress)
         chosen = tried[best({name: c.loss.agreement for name, c in tried.items() if c.loss})]
         return quantized_with(chosen.calibrator, start, recipe) if recipe.float16 else chosen, tried
-    if asked == PER_TENSOR:
+    if requested == PER_TENSOR:
         return quantized_with(per_tensor(start, recipe, _candidate_ranges(start, recipe), progress), start, recipe), {}
-    return quantized_with(named(asked) or DEFAULT, start, recipe), {}
+    return quantized_with(named(requested) or DEFAULT, start, recipe), {}
 
 
 def try_calibrators(start: Calibrated, recipe: Recipe, progress: Progress) -> dict[str, Candidate]:

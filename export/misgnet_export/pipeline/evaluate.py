@@ -154,9 +154,9 @@ def _pictures(
         differing = int(np.count_nonzero(reference[i].mask != found[i].mask))
         shown.append(
             TilePicture(
-                name=name, caption=f"{kind}: {differing} pixels differ", before=tile.before[rows, columns],
-                after=tile.after[rows, columns], label=tile.label[rows, columns], reference=reference[i].mask,
-                engine=found[i].mask,
+                name=name, caption=f"{kind}: {plural(differing, 'differing pixel')}",
+                before=tile.before[rows, columns], after=tile.after[rows, columns], label=tile.label[rows, columns],
+                reference=reference[i].mask, engine=found[i].mask,
             )
         )  # fmt: skip
     return shown

@@ -76,7 +76,7 @@ def _check_sets(calib: TileSet, val: TileSet | None, evaluation: TileSet, progre
 
 def _read_all(sets: list[TileSet], progress: Progress) -> None:
     """Reads every image once, so that a damaged one is reported now and not minutes later."""
-    sources = [source for tiles in sets for source in tiles.sources if source.seen.files is None]
+    sources = [source for tiles in sets for source in tiles.sources if source.observed.files is None]
     for done, source in enumerate(sources, 1):
         read_source(source)
         progress(done, len(sources))

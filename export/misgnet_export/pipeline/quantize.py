@@ -1,4 +1,4 @@
-"""Quantizes the graph for one recipe: INT8; if it loses too much, repairs; if it still does, operators back to float.
+"""Quantizes the graph for one recipe; if that loses too much, repairs it, and if needed reverts operators to float.
 
 Float16 operators are then checked for overflow; for a recipe without INT8, this is the only stage.
 

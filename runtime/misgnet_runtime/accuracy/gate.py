@@ -26,6 +26,7 @@ class Interval(Struct, frozen=True):
 class Verdict(Struct, frozen=True):
     """The gate's decision about an engine."""
 
+    # Whether the engine passes the gate.
     passed: bool
     # The quantity that was compared with the limit.
     rule: str
@@ -33,6 +34,7 @@ class Verdict(Struct, frozen=True):
     value: float
     # The highest allowed value, in points.
     limit: float
+    # The decision in words.
     reason: str
 
 

@@ -41,6 +41,7 @@ class EvaluatedTile:
 class TileParity(Struct, frozen=True):
     """One tile's counts for the reference and the engine."""
 
+    # Name of the tile.
     name: str
     # Name of the image that the tile was cut from.
     source: str
@@ -50,47 +51,67 @@ class TileParity(Struct, frozen=True):
     engine: tuple[int, int, int, int]
     # Pixels whose masks differ.
     differing: int
+    # Pixels that the tile owns; only these are counted.
     pixels: int
 
 
 class EngineParity(Struct, frozen=True):
     """The result of one engine."""
 
+    # Name of the engine in the bundle.
     engine: str
+    # Precision of the engine, for example "int8".
     precision: str
     # "run", "not run", or "proxy": another engine on this machine ran its graph.
     status: Status
     # Why the engine was not run itself; empty if it was.
     reason: str
+    # The device that ran the engine or its proxy.
     device: str = ""
     # Metrics of the changed class, as fractions; null if undefined.
     scores: dict[str, float | None] = field(default_factory=dict)
     # F1 of the float model minus F1 of the engine, in points; null if the labels hold no change.
     f1_drop_points: float | None = None
+    # 95 % bootstrap interval of the drop; null for fewer than two source images.
     interval: Interval | None = None
     # Share of pixels with equal masks, 0 to 1.
     agreement: float | None = None
+    # The gate's decision; null if the engine was not run.
     verdict: Verdict | None = None
     # Names of the tiles with the most differing pixels, the worst first.
     worst_tiles: list[str] = field(default_factory=list)
+    # The result of each tile.
     tiles: list[TileParity] = field(default_factory=list)
 
 
 class ParityReport(Struct, frozen=True):
     """The reference's scores and one entry per engine, on one evaluation set."""
 
+    # Name of the model that engines are compared with.
     reference: str
+    # Folder of the evaluation set.
     evaluation_set: str
+    # Digest of the evaluation set.
     evaluation_sha256: str
+    # Number of tiles.
     tiles: int
+    # Number of source images.
     sources: int
+    # Number of evaluated pixels.
     pixels: int
+    # Share of the pixels that are changed in the labels, 0 to 1.
     changed_share: float
+    # Pixels with a higher probability of change are changed.
     threshold: float
+    # The allowed F1 drop, in points.
     max_f1_drop: float
+    # Metrics of the reference, as fractions; null if undefined.
     reference_scores: dict[str, float | None]
+    # One entry per engine.
     engines: list[EngineParity]
+    # Which value of the F1 drop must stay within ``max_f1_drop``; see the manifest.
     gate: GateRule = "point"
+    # How the metrics and the interval are computed.
     note: str = "one confusion matrix over all pixels of the changed class; the interval resamples source images"
 
     @property

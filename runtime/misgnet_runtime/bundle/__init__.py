@@ -1,14 +1,16 @@
-"""A bundle: a folder of engines that ``manifest.json`` describes, and that may be signed.
+"""Reads and checks bundles: folders of engines, described by ``manifest.json`` and optionally signed.
 
-    reader         opens a bundle whose files have the digests that its manifest states
-    manifest       the manifest; quantization: of its quantized graphs; fields: types of names and texts in it
-    checked        the files as they were checked, whatever happens to the folder later
-    golden         tiles with expected outputs
-    preprocessing  from pixels to the network's input
-    targets        the names of what a bundle is built for
-    signing        signatures, policies, and the versions that a device accepted
+    reader         opens a bundle after comparing its files with the digests in its manifest
+    manifest       the structure of the manifest
+    quantization   the manifest's entries about quantized graphs
+    fields         types of names and texts in the manifest
+    checked        reads a bundle's files, with a check that they have not changed
+    golden         golden tiles: inputs with expected outputs
+    preprocessing  converts pixels to the network's input
+    targets        parses the names of build targets
+    signing        checks signatures, policies and accepted versions
 
-Other packages import from here what is listed below. It loads no NumPy, which ``golden`` and ``preprocessing`` need.
+Other packages import the names below from here. This import does not load NumPy; ``golden`` and ``preprocessing`` do.
 """
 
 from misgnet_runtime.bundle.fields import MANIFEST, MAX_TEXT, SIGNATURE

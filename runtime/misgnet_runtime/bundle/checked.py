@@ -1,4 +1,4 @@
-"""The files of a bundle's folder as they were checked: a later read gives the same bytes or fails."""
+"""Reads a bundle's files after they were checked: each read returns the checked bytes or fails."""
 
 from __future__ import annotations
 
@@ -19,16 +19,24 @@ _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class CheckedFiles:
-    """A folder that stays open, so that it may be renamed or replaced meanwhile, and the digests of its files.
+    """An open folder and the digests of its files.
 
-    Reading compares the very bytes that it returns, so that files may also be overwritten.
-    Raises InputError where the folder cannot be opened.
+    The folder stays open, so it may be renamed or replaced meanwhile. Each read compares the bytes that it returns with
+    their digest, so files may also be overwritten: then the read fails.
     """
 
     manifest_sha256: str | None = None  # identifies the bundle; None while it is being built
 
     def __init__(self, root: Path, name: Path | None = None) -> None:
-        """``name``: how the user calls it. Until :meth:`expect` was called nothing is compared."""
+        """Opens the folder; reads are not compared with digests until :meth:`expect` is called.
+
+        Args:
+            root: The folder.
+            name: The path that the user gave, for messages; default: ``root``.
+
+        Raises:
+            InputError: The folder cannot be opened.
+        """
         self.root, self.name = root, name or root
         self._entries: dict[str, FileEntry] | None = None
         try:
@@ -37,14 +45,15 @@ class CheckedFiles:
             raise InputError(f"bundle {self.name} cannot be read: {error.strerror}") from error
 
     def expect(self, entries: Iterable[FileEntry], manifest_sha256: str) -> None:
-        """From now on reading compares with ``entries``, those of the manifest."""
+        """Makes all later reads compare with ``entries`` of the manifest."""
         self._entries = {entry.path: entry for entry in entries}
         self.manifest_sha256 = manifest_sha256
 
     def read(self, relative: str) -> bytes:
-        """Return the bytes of a file.
+        """Returns the bytes of a file.
 
-        Raises InputError where they are not those that were checked, or the manifest lists no such file.
+        Raises:
+            InputError: The file has changed since it was checked, or the manifest does not list it.
         """
         if self._entries is None:
             return self.head(relative)
@@ -59,12 +68,12 @@ class CheckedFiles:
         return data
 
     def head(self, relative: str, limit: int = -2) -> bytes:
-        """The bytes of a file without a check: at most ``limit`` and one more, all of them by default."""
+        """Returns at most ``limit + 1`` bytes of a file without a check; default: all bytes."""
         with self._opened(relative) as handle, os.fdopen(handle, "rb", closefd=False) as file:
             return file.read(limit + 1)
 
     def matches(self, entry: FileEntry) -> bool:
-        """Whether a file of any size has the size and the digest of ``entry``."""
+        """Returns whether a file has the size and digest of ``entry``; reads it in parts."""
         total, left = hashlib.sha256(), entry.size + 1
         with self._opened(entry.path) as handle:
             while left > 0 and (part := os.read(handle, min(left, _PART))):
@@ -74,7 +83,7 @@ class CheckedFiles:
 
     @contextmanager
     def _opened(self, relative: str) -> Iterator[int]:
-        """A regular file below the folder, none of whose parts is a link."""
+        """Opens a regular file below the folder; refuses links in any part of its path."""
         try:
             with ExitStack() as opened:
                 handle = self._folder.open_file(relative)
@@ -82,9 +91,9 @@ class CheckedFiles:
                 if not stat.S_ISREG(os.fstat(handle).st_mode):
                     raise FileNotFoundError(errno.ENOENT, "not a regular file")
                 yield handle
-        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        except (OSError, ValueError) as error:  # ValueError: an invalid file name
             if getattr(error, "errno", None) in _NO_FILE:
-                problem = f"lacks the file '{relative}', or has a link in its place"
+                problem = f"the file '{relative}' is missing or is a link"
             else:
                 problem = f"'{relative}' cannot be read: {error}"
             raise InputError(f"bundle {self.name}: {problem}") from error

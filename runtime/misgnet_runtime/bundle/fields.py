@@ -1,4 +1,4 @@
-"""Types of the manifest's fields, and the names of a bundle's own files."""
+"""Defines types of manifest fields and the names of a bundle's own files."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Annotated
 from msgspec import Meta
 
 MANIFEST = "manifest.json"
-SIGNATURE = "model.sig"  # as OpenSSF Model Signing names it
+SIGNATURE = "model.sig"  # the name that OpenSSF Model Signing uses
 
-# Nobody writes longer ones, and laying out a table takes the square of a cell's length.
+# No real text is longer, and the time to lay out a table grows with the square of a cell's length.
 MAX_TEXT = 4096
 Name = Annotated[str, Meta(max_length=200, pattern=r"\A[ -~]*\Z")]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
-# Names become parts of paths and of other programs' settings: only what means the same to all of them.
+# Names become parts of paths and of other programs' settings, so only characters that are safe in all of them.
 EngineName = Annotated[str, Meta(max_length=200, pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.,+-]*\Z")]
 TensorName = Annotated[str, Meta(max_length=200, pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_./:-]*\Z")]
 # Relative to the bundle, with slashes; no part is "." or "..".

@@ -1,4 +1,4 @@
-"""Golden tiles: a few inputs with expected outputs, for an engine's first use on another machine."""
+"""Reads and writes golden tiles: inputs with expected outputs that check an engine on another machine."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GoldenTiles:
-    """uint8 (G, T, T, 3) of both dates, and the float model's probability of change, float32 (G, T, T)."""
+    """G tiles of T x T pixels with the float model's output."""
 
-    before: NDArray[np.uint8]
-    after: NDArray[np.uint8]
-    probability: NDArray[np.float32]
+    before: NDArray[np.uint8]  # (G, T, T, 3)
+    after: NDArray[np.uint8]  # (G, T, T, 3)
+    probability: NDArray[np.float32]  # (G, T, T), probability of change
 
 
 def write_golden(path: Path, tiles: GoldenTiles) -> None:
@@ -31,27 +31,32 @@ def write_golden(path: Path, tiles: GoldenTiles) -> None:
 
 
 def golden_of(bundle: Bundle) -> GoldenTiles:
-    """The golden tiles of a bundle, from the bytes that were checked."""
+    """Returns the golden tiles of a bundle."""
     path = bundle.manifest.file("golden tiles").path
     return read_golden(bundle.name / path, packed_tiles(bundle, path))
 
 
 def packed_tiles(bundle: Bundle, path: str) -> bytes:
-    """The bytes of an archive of tiles in a bundle; InputError where it is larger than what may be unpacked of it."""
+    """Returns the bytes of an archive of tiles in a bundle. Raises InputError if it is too large."""
     size = next(entry.size for entry in bundle.manifest.files if entry.path == path)
     if size > ARCHIVE_BYTES:
-        raise InputError(f"tiles {bundle.name / path} have {size} bytes, and {ARCHIVE_BYTES} are the most")
+        raise InputError(f"tiles {bundle.name / path} have {size} bytes; the limit is {ARCHIVE_BYTES}")
     return bundle.read(path)
 
 
 def read_golden(path: Path, data: bytes | None = None) -> GoldenTiles:
-    """Read what :func:`write_golden` wrote; InputError where it is damaged or holds something else.
+    """Reads a file of :func:`write_golden`.
 
-    ``data``: the file's bytes, where they were read before; ``path`` is then for messages.
+    Args:
+        path: The file.
+        data: Its bytes, if they are already in memory; ``path`` is then used only in messages.
+
+    Raises:
+        InputError: The file is damaged or holds something else.
     """
     tiles = GoldenTiles(*read_archive("golden tiles", path, ("before", "after", "probability"), data))
     if not _fit_together(tiles):
-        raise InputError(f"golden tiles {path} do not hold uint8 (G, T, T, 3) twice and float32 (G, T, T)")
+        raise InputError(f"golden tiles {path} do not hold two uint8 arrays (G, T, T, 3) and one float32 (G, T, T)")
     return tiles
 
 

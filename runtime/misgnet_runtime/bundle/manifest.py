@@ -1,7 +1,7 @@
-"""``manifest.json``: what a bundle holds, how its numbers are made, and what was proven of it.
+"""Defines and reads ``manifest.json``: a bundle's files, engines, preprocessing, quantization and measurements.
 
-The structures are frozen, and unknown or missing fields are refused, as are numbers and combinations that make
-no sense: a manifest that this version does not understand is not run. The limits hold when a manifest is read.
+The structures are frozen. Unknown or missing fields are refused, and so are invalid values and combinations: a manifest
+that this version does not understand is not run. Limits are enforced when a manifest is read.
 """
 
 from __future__ import annotations
@@ -26,39 +26,42 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 InputForm = Literal["uint8", "float32"]
 OutputForm = Literal["probability", "logits", "mask"]
-# What of the measured F1 drop must stay within the limit: the point estimate, or the upper end of its interval.
+# Which value of the F1 drop must stay within the limit: the measured drop, or the upper end of its interval.
 GateRule = Literal["point", "upper"]
 EngineKind = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "rtx", "tensorrt"]
 _DATES = ("before", "after")
 
 
 class TensorEntry(Struct, frozen=True):
-    """A graph's input or output; -1 in ``shape`` is the batch."""
+    """An input or output of a graph."""
 
+    # Its name in the graph.
     name: TensorName
+    # Its data type, for example "float32".
     dtype: Name
+    # Size of each axis; -1 is the batch.
     shape: list[int]
+    # One letter per axis, for example "NCHW".
     layout: Name
 
 
 class Interface(Struct, frozen=True):
-    """How images become the graph's inputs, and its output becomes a probability of change.
+    """The format of the graph's inputs and output."""
 
-    ``tile``: T, in pixels; ``max_batch``: the largest B.
-    ``input`` "uint8": raw RGB (B, T, T, 3), normalised within the graph; "float32": normalised (B, 3, T, T).
-    ``output`` "probability": float32 (B, T, T); "logits": float32 (B, 2, T, T); "mask": uint8 (B, T, T).
-    """
-
+    # Tile size T, in pixels.
     tile: Annotated[int, Meta(ge=1, le=1 << 14)]
+    # The largest batch size B.
     max_batch: Annotated[int, Meta(ge=1, le=1 << 16)]
+    # "uint8": raw RGB (B, T, T, 3), normalised in the graph; "float32": normalised (B, 3, T, T).
     input: InputForm = "uint8"
+    # "probability": float32 (B, T, T); "logits": float32 (B, 2, T, T); "mask": uint8 (B, T, T).
     output: OutputForm = "probability"
 
     def inputs(self) -> list[TensorEntry]:
         return [self._image(date) for date in _DATES]
 
     def encoder_inputs(self) -> list[TensorEntry]:
-        """What the encoder of a split engine reads: the images of one date."""
+        """Returns the inputs of a split engine's encoder: the images of one date."""
         return [self._image("image")]
 
     def outputs(self) -> list[TensorEntry]:
@@ -74,63 +77,85 @@ class Interface(Struct, frozen=True):
 
 
 def head_inputs(features: list[TensorEntry]) -> list[TensorEntry]:
-    """What the head of a split engine reads: the features of both dates, the first date's first."""
+    """Returns the inputs of a split engine's head: the features of both dates, BEFORE first."""
     return [TensorEntry(f"{date}_{f.name}", f.dtype, f.shape, f.layout) for date in _DATES for f in features]
 
 
 class Preprocessing(Struct, frozen=True):
-    """What a pixel goes through before the network sees it."""
+    """How pixels are converted to the network's input."""
 
+    # Names of the bands, in order.
     bands: list[Text] = msgspec.field(default_factory=lambda: ["red", "green", "blue"])
+    # Factor that pixels are multiplied by first.
     scale: float = 1 / 255
+    # Mean of each band after scaling, which is subtracted.
     mean: tuple[float, float, float] = IMAGENET_MEAN
+    # Standard deviation of each band after scaling, which the result is divided by.
     std: tuple[float, float, float] = IMAGENET_STD
+    # How pixels without data are treated.
     nodata: Text = "refused: transparent pixels are an error"
+    # Which part of the program preprocesses.
     where: Literal["in the graph", "in the runtime"] = "in the graph"
 
 
 class FileEntry(Struct, frozen=True):
+    """A file of the bundle."""
+
+    # Path relative to the bundle, with forward slashes.
     path: FilePath
+    # SHA-256 of its bytes, in hexadecimal.
     sha256: Sha256
+    # Size in bytes.
     size: Count
+    # What the file is used for, for example "golden tiles".
     role: Name
+    # Precision of a graph or an engine; null for other files.
     precision: Name | None = None
 
 
 class SplitEntry(Struct, frozen=True):
-    """The engine in two parts: what each date goes through alone, and what compares two dates' features.
+    """An engine in two parts: an encoder of one date, and a head that compares the features of two dates."""
 
-    ``encoder``, ``head``: the files that are opened; ``encoder_graph``, ``head_graph``: what they were made from.
-    """
-
+    # Path of the encoder that is opened.
     encoder: FilePath
+    # Path of the head that is opened.
     head: FilePath
+    # Path of the graph that the encoder was made from.
     encoder_graph: FilePath
+    # Path of the graph that the head was made from.
     head_graph: FilePath
 
 
 class EngineEntry(Struct, frozen=True):
-    """One engine: the file it opens, the graph that it was made from, and where it can run.
+    """One engine: the file that it opens, the graph that it was made from, and the machines that it can run on."""
 
-    ``precision``: "float32", "bf16", "float16", "int8", "int8+bf16", or "int8+float16". ``needs``: the processor must
-    have one of these, instruction sets by Linux's names or an architecture ("aarch64"); without any, every one will do.
-    ``split``: the same engine in two parts, where the bundle was built with them. ``cuda_driver``: the CUDA version of
-    the driver that a plan was built with. An engine ``compiled`` on the device opens no file of the bundle:
-    ``misgnet-run compile`` makes its plan from the graph, where it runs, and ``vendor_version`` is empty.
-    """
-
+    # Its name in commands, for example "cpu".
     name: EngineName
+    # The library that runs the engine.
     kind: EngineKind
+    # Path of the file that is opened; not used if the engine is compiled on the device.
     file: FilePath
+    # Path of the graph that the engine was made from.
     graph: FilePath
+    # "float32", "bf16", "float16", "int8", "int8+bf16" or "int8+float16".
     precision: Name
+    # Version of the library that compiled a plan, or that the build ran a graph with; empty if it is compiled on the
+    # device.
     vendor_version: Name
+    # Compute capabilities of the GPUs that it can run on, for example "sm86".
     compute_capabilities: list[Name] = msgspec.field(default_factory=list)
+    # The operating system and processor that it can run on, for example "linux-x86_64".
     platform: Name = "any"
+    # Smallest, typical and largest batch that a plan is compiled for.
     batches: tuple[Positive, Positive, Positive] = (1, 4, 16)
+    # The processor must have one of these: instruction sets under Linux's names, or an architecture ("aarch64"). Empty:
+    # any processor.
     needs: list[Name] = msgspec.field(default_factory=list)
+    # The same engine in two parts; null if the bundle was built without them.
     split: SplitEntry | None = None
+    # Whether the build compiled the engine, or ``misgnet-run compile`` builds its plan from the graph on the device.
     compiled: Literal["by the build", "to be compiled on the device"] = "by the build"
+    # CUDA version of the driver that a plan was built with.
     cuda_driver: Name = ""
 
     @property
@@ -138,53 +163,80 @@ class EngineEntry(Struct, frozen=True):
         return self.compiled == "to be compiled on the device"
 
     def all_files(self) -> list[str]:
-        """The files that it opens and those that they were made from, by relative path."""
+        """Returns the relative paths of the files that it opens and of the graphs that they were made from."""
         return [self.file, self.graph, *(msgspec.structs.astuple(self.split) if self.split else ())]
 
 
 class Release(Struct, frozen=True):
-    """What was said when the bundle was prepared to be signed; times in ISO 8601, UTC.
+    """What ``misgnet-export sign`` stated about the bundle; times are ISO 8601 in UTC."""
 
-    Devices remember the newest version of each ``product``; from ``expires`` on they refuse the bundle.
-    """
-
+    # Name of the product; devices remember the newest version of each product that they accepted.
     product: Annotated[str, Meta(max_length=200)]
+    # When the bundle was signed.
     signed: Text
+    # From when on devices refuse the bundle; null: never.
     expires: Text | None = None
 
 
 class Manifest(Struct, frozen=True):
-    """What a bundle holds. ``features``: what the encoders of its split engines answer for one date's images."""
+    """The contents of ``manifest.json``."""
 
+    # Version of this format.
     schema_version: int
+    # Version of the bundle; devices that require signatures refuse older ones.
     bundle_version: Count
+    # When the bundle was built, ISO 8601 in UTC.
     created: Text
+    # Tile size in pixels.
     tile: int
+    # Overlap of neighbouring tiles in pixels; always 0 in this version.
     overlap: int
+    # Pixels with a higher probability of change are changed.
     threshold: Annotated[float, Meta(gt=0, lt=1)]
+    # Names of the classes, in order.
     class_names: Annotated[list[Text], Meta(max_length=256)]
+    # Format of the inputs and output.
     interface: Interface
+    # Inputs of every graph, as given by ``interface``.
     inputs: list[TensorEntry]
+    # Outputs of every graph, as given by ``interface``.
     outputs: list[TensorEntry]
+    # Conversion of pixels to the network's input.
     preprocessing: Preprocessing
+    # Digest of the weights that the bundle was built from.
     source_weights_sha256: Text
+    # The tiles used for calibration.
     calibration: Calibration
+    # One entry per graph in INT8 or float16.
     quantization: Annotated[list[Quantization], Meta(max_length=256)]
+    # The engines of the bundle.
     engines: Annotated[list[EngineEntry], Meta(min_length=1, max_length=256)]
+    # All files of the bundle except the manifest and the signature.
     files: Annotated[list[FileEntry], Meta(max_length=10_000)]
+    # The allowed F1 drop against the float model, in points.
     max_f1_drop: float
+    # Accuracy of each engine on the evaluation set.
     metrics: dict[Text, Any]
+    # Latencies measured by the build.
     latency: dict[Text, Any]
+    # Versions of the libraries that built the bundle.
     tool_versions: dict[Text, Text]
+    # The machine that built the bundle.
     machine: dict[Text, Any]
+    # Licence of the weights.
     licence: Text
+    # Which value of the F1 drop must stay within ``max_f1_drop``: "point" is the measured drop, "upper" the upper end
+    # of its 95 % interval.
     gate: GateRule = "point"
+    # How the threshold was determined: "given", or "tuned: " and the details.
     threshold_from: Text = "given"
+    # Outputs of the encoders of split engines for the images of one date.
     features: list[TensorEntry] = msgspec.field(default_factory=list)
+    # Product, time and expiry; null if ``misgnet-export sign`` did not prepare the bundle.
     release: Release | None = None
 
     def file(self, role: str) -> FileEntry:
-        """The one file with ``role``; InputError where the bundle has none."""
+        """Returns the first file with ``role``. Raises InputError if the bundle has none."""
         for entry in self.files:
             if entry.role == role:
                 return entry
@@ -193,18 +245,23 @@ class Manifest(Struct, frozen=True):
 
 
 def decode_manifest(path: Path, data: bytes | None = None) -> Manifest:
-    """Read a manifest; InputError where it is missing, too large, of another schema, malformed or contradictory.
+    """Reads a manifest.
 
-    ``data``: its bytes, where they were read and checked before; ``path`` is then for messages.
+    Args:
+        path: The file.
+        data: Its bytes, if they were already read and checked; ``path`` is then used only in messages.
+
+    Raises:
+        InputError: The manifest is missing, too large, malformed, contradictory, or has another schema version.
     """
     data = read_manifest_bytes(path) if data is None else data
     if data.count(b"{") + data.count(b"[") > MANIFEST_VALUES:
-        raise InputError(f"manifest {path} has more than {MANIFEST_VALUES} lists and objects; that is no manifest")
+        raise InputError(f"manifest {path} has more than {MANIFEST_VALUES} lists and objects, which is the limit")
     try:
         version = msgspec.json.decode(data, type=_Version).schema_version
         if version != SCHEMA_VERSION:
             raise InputError(
-                f"manifest {path} has schema {version}, this version reads {SCHEMA_VERSION}; build the bundle again"
+                f"manifest {path} has schema {version}; this version reads {SCHEMA_VERSION}; build the bundle again"
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except JSON_ERRORS as error:
@@ -214,9 +271,9 @@ def decode_manifest(path: Path, data: bytes | None = None) -> Manifest:
     return manifest
 
 
-# Instead of a regular expression: what a name may be.
+# Replaces the regular expression in msgspec's message.
 _NOT_A_NAME = re.compile(r"Expected `str` matching regex .*(?= - at )")
-_NAMES = "not a name that a bundle may hold (plain letters, digits and _ . , + -; relative paths below the bundle)"
+_NAMES = "not an accepted name (ASCII letters, digits and _ . , + -; relative paths below the bundle)"
 
 
 class _Version(msgspec.Struct):
@@ -224,23 +281,23 @@ class _Version(msgspec.Struct):
 
 
 def read_manifest_bytes(path: Path) -> bytes:
-    """InputError where the manifest is missing, no file, or too large to be one."""
+    """Returns the bytes of a manifest. Raises InputError if it is missing, not a regular file, or too large."""
     try:
         if is_not_regular_file(path):
-            raise InputError(f"manifest {path} is no file")
+            raise InputError(f"manifest {path} is not a regular file")
         with path.open("rb") as file:
             data = file.read(MANIFEST_BYTES + 1)
     except FileNotFoundError as error:
-        raise InputError(f"{path.parent} is no bundle: it has no {path.name}") from error
+        raise InputError(f"{path.parent} is not a bundle: it has no {path.name}") from error
     except OSError as error:
         raise InputError(f"manifest {path} cannot be read: {error}") from error
     if len(data) > MANIFEST_BYTES:
-        raise InputError(f"manifest {path} is larger than {MANIFEST_BYTES} bytes; that is no manifest")
+        raise InputError(f"manifest {path} is larger than {MANIFEST_BYTES} bytes, which is the limit")
     return data
 
 
 def _contradiction(m: Manifest) -> str | None:
-    """What of a manifest contradicts itself, or is not what this version computes."""
+    """Returns how a manifest contradicts itself or what this version computes; None if it does not."""
     paths = {f.path for f in m.files}
     where: Literal["in the graph", "in the runtime"] = (
         "in the graph" if m.interface.input == "uint8" else "in the runtime"
@@ -249,16 +306,16 @@ def _contradiction(m: Manifest) -> str | None:
     split = any(engine.split for engine in m.engines)
     graphs = [engine.name for engine in m.engines if engine.on_device and engine.kind not in ("rtx", "tensorrt")]
     found = {
-        f"has engines to be compiled on the device that are no plans: {', '.join(graphs)}": bool(graphs),
+        f"has engines to be compiled on the device that are not TensorRT plans: {', '.join(graphs)}": bool(graphs),
         "lists a file twice": len(paths) < len(m.files),
         "lists an engine twice": len({e.name for e in m.engines}) < len(m.engines),
         f"has engines whose files it does not list: {', '.join(unlisted)}": bool(unlisted),
-        "has split engines, but states no features": split and not m.features,
-        "states features, but no engine of it is split": bool(m.features) and not split,
+        "has split engines, but no features": split and not m.features,
+        "has features, but no split engine": bool(m.features) and not split,
         f"has tile {m.tile}, but {m.interface.tile} in its interface": m.tile != m.interface.tile,
-        f"has overlap {m.overlap}; this version tiles without overlap": m.overlap != 0,
-        "states inputs that are not its interface's": m.inputs != m.interface.inputs(),
-        "states outputs that are not its interface's": m.outputs != m.interface.outputs(),
-        "states a preprocessing that this version does not compute": m.preprocessing != Preprocessing(where=where),
+        f"has overlap {m.overlap}; this version supports only overlap 0": m.overlap != 0,
+        "has inputs that contradict its interface": m.inputs != m.interface.inputs(),
+        "has outputs that contradict its interface": m.outputs != m.interface.outputs(),
+        "has a preprocessing that this version does not support": m.preprocessing != Preprocessing(where=where),
     }
     return next((problem for problem, holds in found.items() if holds), None)

@@ -1,4 +1,4 @@
-"""A bundle on disk: its manifest, and its files checked against it before any of them is used."""
+"""Opens bundles: reads the manifest and compares all files with it before any of them is used."""
 
 from __future__ import annotations
 
@@ -22,31 +22,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A bundle on disk whose files have the digests that its manifest states; no engine of it is open yet.
+    """A bundle on disk whose files have the digests in its manifest; none of its engines is open yet."""
 
-    ``path``: where its files are opened, which may be a private copy of the one that was named, ``name``; the copy is
-    removed with the last reference to the bundle. ``signed``: how it was signed, where that was required.
-    """
-
+    # The folder that files are read from: the named one, or a private copy that is removed with the last reference.
     path: Path
     manifest: Manifest
     files: CheckedFiles = field(repr=False, compare=False)
+    # The signature, if one was required.
     signed: Signed | None = None
+    # Keeps the private copy in place.
     folder: Folder | None = field(default=None, repr=False, compare=False)
+    # The path that the user gave, if ``path`` may be another one.
     named: Path | None = None
 
     @property
     def name(self) -> Path:
-        """The path that the user gave."""
+        """Returns the path that the user gave."""
         return self.named or self.path
 
     def digest(self) -> str:
-        """SHA-256 of the manifest as it was decoded, which states those of all other files."""
+        """Returns the SHA-256 of the manifest's bytes, which contain the digests of all other files."""
         assert self.files.manifest_sha256
         return self.files.manifest_sha256
 
     def engine_entry(self, name: str) -> EngineEntry:
-        """The engine called ``name``; UsageError lists the others."""
+        """Returns the engine with that name.
+
+        Raises:
+            UsageError: There is no such engine; the message lists the names.
+        """
         for entry in self.manifest.engines:
             if entry.name == name:
                 return entry
@@ -54,24 +58,40 @@ class Bundle:
         raise UsageError(f"bundle {self.name} has no engine '{name}'; it has {known}")
 
     def file(self, relative: str) -> Path:
-        """The path of a file that the manifest lists; for messages, and for who does not mind other bytes there."""
+        """Returns the path of a file that the manifest lists, for messages and for reads that need no check.
+
+        Raises:
+            InputError: The manifest does not list the file.
+        """
         if relative not in {entry.path for entry in self.manifest.files}:
             raise InputError(f"bundle {self.name} does not list the file '{relative}'")
         return self.path / relative
 
     def read(self, relative: str) -> bytes:
-        """The bytes of a file that the manifest lists, with the digest that it states."""
+        """Returns the bytes of a file that the manifest lists.
+
+        Raises:
+            InputError: The manifest does not list the file, or its bytes do not have the digest in the manifest.
+        """
         return self.files.read(relative)
 
 
 def read_bundle(path: Path, trust: Trust | None = None) -> Bundle:
-    """Open ``path`` and check every file against the manifest.
+    """Opens a bundle and checks every file against the manifest.
 
-    With ``trust``, or where the command line or the environment requires a signature, nothing is read of the bundle,
-    not even the manifest, before its signature over all files was checked; see :func:`signing.verify.check_signed`.
-    Raises InputError where a file is missing, extra, a link, outside the folder, or has other bytes. Folders
-    without files do not count, nor does the signature. The folder may be renamed, replaced or overwritten afterwards:
-    what is read of the bundle later are the files that were checked, or an InputError.
+    If a signature is required by ``trust``, the command line or the environment, it is checked over all files before
+    anything else is read, even the manifest; see :func:`signing.verify.check_signed`. Empty folders and the signature
+    file may be present without being listed in the manifest.
+
+    The folder may be renamed, replaced or overwritten afterwards: later reads return the bytes that were checked, or
+    raise InputError.
+
+    Args:
+        path: The bundle's folder.
+        trust: The required signature; default: as the command line and the environment require.
+
+    Raises:
+        InputError: A file is missing, not listed, a link, outside the folder or changed, or the signature is refused.
     """
     if trust := trust or required():
         from misgnet_runtime.bundle.signing.verify import check_signed
@@ -87,16 +107,22 @@ def read_bundle(path: Path, trust: Trust | None = None) -> Bundle:
 
 
 def read_unsigned(path: Path) -> Bundle:
-    """The same, whatever is required of signatures: for who is about to sign."""
+    """Reads a bundle without enforcing the signature policy; used by ``sign``.
+
+    Raises:
+        InputError: As :func:`read_bundle`.
+    """
     if (path / MANIFEST).is_symlink():
-        raise InputError(f"bundle {path} has a link in the place of {MANIFEST}")
-    read_manifest_bytes(path / MANIFEST)  # says what is wrong where there is none
+        raise InputError(f"{path} is not a bundle: its {MANIFEST} is a link")
+    read_manifest_bytes(path / MANIFEST)  # raises a precise error if the manifest is missing
     files = CheckedFiles(path)
-    data = files.head(MANIFEST, MANIFEST_BYTES)  # of the folder that is open now, whatever has its name
+    data = files.head(MANIFEST, MANIFEST_BYTES)  # from the folder that is open now, even if its name was reused
     manifest = decode_manifest(path / MANIFEST, data)
     listed = {entry.path: entry for entry in manifest.files}
     if (size := sum(entry.size for entry in listed.values())) > BUNDLE_BYTES:
-        raise InputError(f"manifest of {path} lists files of {size} bytes, more than {BUNDLE_BYTES}; that is no bundle")
+        raise InputError(
+            f"{path} is not a bundle: its manifest lists files of {size} bytes; the limit is {BUNDLE_BYTES}"
+        )
     for entry in listed.values():
         _check_file(files, entry)
     for found in _all_files(path):
@@ -107,7 +133,7 @@ def read_unsigned(path: Path) -> Bundle:
 
 
 def describe_files(root: Path, roles: dict[str, tuple[str, str | None]]) -> list[FileEntry]:
-    """Entries for all files below ``root``; ``roles`` gives role and precision by relative path."""
+    """Returns entries for all files below ``root``; ``roles`` holds (role, precision) by relative path."""
     names = sorted({*_all_files(root)} - {MANIFEST, SIGNATURE})
     return [_describe(root, name, *roles[name]) for name in names]
 
@@ -120,13 +146,13 @@ def _describe(root: Path, name: str, role: str, precision: str | None) -> FileEn
 def _check_file(files: CheckedFiles, entry: FileEntry) -> None:
     if not files.matches(entry):
         raise InputError(
-            f"bundle {files.name}: '{entry.path}' does not match the digest in its manifest; fetch or build the bundle "
-            "again"
+            f"bundle {files.name}: '{entry.path}' does not match its digest in the manifest; download or build the "
+            "bundle again"
         )
 
 
 def _all_files(root: Path) -> list[str]:
-    """Everything below ``root`` that is no folder, and links to folders, by relative path."""
+    """Returns the relative paths of everything below ``root`` except folders, but including links to folders."""
     found = []
     for parent, folders, names in os.walk(root, onerror=_unreadable):
         links = [n for n in folders if (Path(parent) / n).is_symlink()]

@@ -1,4 +1,4 @@
-"""The names of what a bundle is built for: ``cpu``, ``cuda``, ``rtx-sm86,sm89``, ``jetson-orin``."""
+"""Parses the names of build targets: ``cpu``, ``cuda``, ``rtx-sm86,sm89``, ``jetson-orin``."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ _CAPABILITY = re.compile(r"sm([1-9][0-9]{1,2})")
 
 @dataclass(frozen=True)
 class Target:
-    """One thing to compile for; ``compute_capabilities`` ("sm86", ...) ascend and are only those of RTX."""
+    """One build target."""
 
     kind: Kind
-    compute_capabilities: tuple[str, ...] = ()
+    compute_capabilities: tuple[str, ...] = ()  # ascending ("sm86", "sm89"); only for RTX targets
 
     @property
     def name(self) -> str:
-        """The canonical text; :func:`parse_target` reads it back."""
+        """Returns the canonical name; :func:`parse_target` reads it back."""
         head, _, tail = self.kind.partition("-")
         return "-".join(filter(None, (head, ",".join(self.compute_capabilities), tail)))
 
     @property
     def slug(self) -> str:
-        """The name as a part of a file name: ``rtx-sm86-sm89-fp16``."""
+        """Returns the name as a part of a file name: ``rtx-sm86-sm89-fp16``."""
         return self.name.replace(",", "-")
 
 
 def parse_target(text: str) -> Target:
-    """The target that ``text`` names, whatever its case; UsageError lists the accepted forms."""
+    """Returns the target named by ``text``, in any case of letters. Raises UsageError, which lists the names."""
     plain = text.strip().lower()
     if plain in _NAMED:
         return Target(_NAMED[plain])
@@ -66,14 +66,15 @@ def parse_target(text: str) -> Target:
     head, _, tail = bare.partition("-")
     parts = [part.strip() for part in tail.split(",")]
     if head != "rtx" or not all(_CAPABILITY.fullmatch(part) for part in parts):
-        raise UsageError(f"unknown target '{text}'; a target is {ACCEPTED}")
+        raise UsageError(f"unknown target '{text}'; choose from {ACCEPTED}")
     return Target(_RTX[plain[len(bare) :]], sorted_capabilities(parts))
 
 
 def sorted_capabilities(names: Iterable[str]) -> tuple[str, ...]:
-    """The names without repeats, ascending by number ("sm89" before "sm120"), in lower case.
+    """Returns the distinct names in lower case, ascending by number ("sm89" before "sm120").
 
-    Raises UsageError for a name that is not of the form ``smNN``.
+    Raises:
+        UsageError: A name does not have the form ``smNN``.
     """
     numbers = set()
     for name in names:

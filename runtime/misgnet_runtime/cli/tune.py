@@ -101,7 +101,7 @@ def lines(report: TuneReport) -> Iterator[str]:
 
 
 def _name(measurement: Measurement) -> str:
-    return f"{measurement.engine}, {measurement.setting.words()}"
+    return f"{measurement.engine}, {measurement.setting.describe()}"
 
 
 def _chosen_for(tuning: Tuning, measurement: Measurement) -> Iterator[str]:

@@ -70,7 +70,7 @@ def predict_folders(
     """Writes the masks of two folders' pairs as ``output``/NAME.png (0 and 255), each atomically.
 
     Pairs of GeoTIFFs become change rasters, ``output``/NAME.tif, according to ``options``. Images may have any size;
-    one pair at a time is held in memory. The same call resumes an interrupted run, and processes pairs again whose
+    each pair is held in memory completely. The same call resumes an interrupted run, and processes pairs again whose
     files have changed since. ``progress`` counts pairs.
 
     Raises:

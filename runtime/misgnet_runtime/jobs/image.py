@@ -73,7 +73,7 @@ def are_rasters(before: Path, after: Path) -> bool:
     rasters = [path for path in (before, after) if is_raster(path)]
     others = [path for path in (before, after) if rasters and is_file(path) and not is_tiff(path)]
     if others:
-        properties = ", ".join(read_header(rasters[0]).raster_words)
+        properties = ", ".join(read_header(rasters[0]).raster_properties)
         raise InputError(
             f"{rasters[0]} is a raster (it has {properties}), and {others[0]} is not a TIFF; compare two GeoTIFFs on "
             "one grid, or two plain images"

@@ -29,7 +29,7 @@ from misgnet_runtime.inference.tuned import (
     FORMAT,
     ONE_PAIR,
     Measurement,
-    Place,
+    Scope,
     Setting,
     Tuning,
     gpu_of,
@@ -58,7 +58,7 @@ class Candidate:
 
     def label(self) -> str:
         """Returns the engine and its setting as text."""
-        return f"{self.entry.name}, {self.setting.words()}"
+        return f"{self.entry.name}, {self.setting.describe()}"
 
 
 class TuneReport(Struct, frozen=True):
@@ -246,7 +246,7 @@ def _tuning_of(bundle: Bundle, measurements: Sequence[Measurement]) -> Tuning:
     single = {each.engine: each for each in measurements if each.setting == ONE_PAIR} or many
     usual_engine = measurements[0].engine
     return Tuning(
-        format=FORMAT, created=timestamp(), place=Place.of(bundle), gpu=gpu_of(bundle), libraries=libraries_of(bundle),
+        format=FORMAT, created=timestamp(), place=Scope.of(bundle), gpu=gpu_of(bundle), libraries=libraries_of(bundle),
         latency=choose(list(single.values()), single.get(usual_engine)).engine,
         throughput=choose(list(many.values()), many[usual_engine]).engine,
         settings={name: each.setting for name, each in many.items()}, measurements=list(measurements),

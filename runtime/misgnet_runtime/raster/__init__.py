@@ -1,1 +1,1 @@
-"""Images and rasters: read with suspicion, cut into tiles, scaled to 8-bit RGB, blended, and written; no engines."""
+"""Reads images and rasters from untrusted files, tiles, scales, blends and writes them; contains no engines."""

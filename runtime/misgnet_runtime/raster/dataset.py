@@ -1,4 +1,4 @@
-"""Tile pairs in ``A/ B/ label/`` folders; larger images are cut into tiles as they are read."""
+"""Reads labelled tile pairs from ``A/ B/ label/`` directories; larger images are cut into tiles as they are read."""
 
 from __future__ import annotations
 
@@ -20,69 +20,65 @@ Images = tuple[RgbImage, RgbImage, Mask]
 
 
 @dataclass
-class _Seen:
-    """What a source held when it was first read.
+class _Observed:
+    """The content of a source when it was first read; None: not read yet."""
 
-    ``size``: height and width by the headers; ``files``: SHA-256 of both dates' bytes together, and of the label's;
-    ``dates``: SHA-256 of each date's pixels, once they were asked for.
-    """
-
-    size: tuple[int, int] | None = None
-    files: tuple[str, str] | None = None
-    dates: tuple[str, str] | None = None
+    size: tuple[int, int] | None = None  # height and width in the headers
+    files: tuple[str, str] | None = None  # SHA-256 of both dates' bytes together, and of the label's bytes
+    dates: tuple[str, str] | None = None  # SHA-256 of each date's pixels
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One image pair on disk, and its label where there is one. It holds the same bytes whenever it is read."""
+    """One image pair on disk and its label, if any. Reading fails if the files changed since they were first read."""
 
     name: str
     before: Path
     after: Path
     label: Path | None
-    seen: _Seen = field(default_factory=_Seen, repr=False)
+    observed: _Observed = field(default_factory=_Observed, repr=False)
 
     @property
     def paths(self) -> tuple[Path, ...]:
         return tuple(path for path in (self.before, self.after, self.label) if path is not None)
 
     def size(self) -> tuple[int, int]:
-        """As :func:`common_size`, kept from the first time."""
-        if self.seen.size is None:
-            self.seen.size = common_size(self)
-        return self.seen.size
+        """Returns :func:`common_size` of the files, cached."""
+        if self.observed.size is None:
+            self.observed.size = common_size(self)
+        return self.observed.size
 
 
 @dataclass(frozen=True)
 class TileRef:
-    """One tile of a source; nothing is read yet."""
+    """Refers to one tile of a source, which is not read yet."""
 
     source: Source
     cell: Cell
 
     @property
     def name(self) -> str:
-        """Source name, row and column of the tile's first pixel: ``test_35@256,0``."""
+        """The source's name, and row and column of the tile's first pixel: ``test_35@256,0``."""
         return f"{self.source.name}@{self.cell.rows.start},{self.cell.columns.start}"
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Pixels of one tile: uint8 (T, T, 3) of both dates, and of the label bool (T, T)."""
+    """The pixels of one tile."""
 
     ref: TileRef
-    before: RgbImage
-    after: RgbImage
-    label: Mask
+    before: RgbImage  # uint8 (T, T, 3)
+    after: RgbImage  # uint8 (T, T, 3)
+    label: Mask  # bool (T, T)
 
     @property
     def owned(self) -> tuple[slice, slice]:
-        """Where the tile's own pixels lie; the others belong to a neighbour or are padding."""
+        """Slices of the pixels that this tile owns; the others belong to a neighbour or are padding."""
         return self.ref.cell.owned_in_tile()
 
 
 class TileSet(Sequence[TileRef]):
-    """All tiles of a folder, in the order of the names. Reading keeps one image pair in memory."""
+    """All tiles of a directory, in the order of their names. Reading holds one image pair in memory."""
 
     def __init__(self, root: Path, refs: tuple[TileRef, ...], tile: int) -> None:
         self.root = root
@@ -91,10 +87,10 @@ class TileSet(Sequence[TileRef]):
 
     @classmethod
     def open(cls, root: Path, tile: int = 256) -> TileSet:
-        """Find the pairs of ``root`` and check names and sizes.
+        """Finds the image pairs of ``root`` and checks their names and sizes.
 
-        Raises InputError that names the folder or file: a folder or a partner is missing, sizes differ,
-        a header cannot be read.
+        Raises:
+            InputError: A directory or a partner image is missing, sizes differ, or a header cannot be read.
         """
         refs = [TileRef(source, cell) for source in find_sources(root) for cell in cover(*source.size(), tile)]
         return cls(root, tuple(refs), tile)
@@ -110,28 +106,28 @@ class TileSet(Sequence[TileRef]):
         return tuple(dict.fromkeys(ref.source for ref in self._refs))
 
     def subset(self, indices: Sequence[int]) -> TileSet:
-        """The tiles at ``indices``, in the order of the folder, so that each image is read once."""
+        """Returns the tiles at ``indices``, in the order of the directory, so that each image is read once."""
         return TileSet(self.root, tuple(self._refs[i] for i in sorted(indices)), self.tile)
 
     def spread(self, count: int) -> TileSet:
-        """At most ``count`` tiles, evenly spread over the set."""
+        """Returns at most ``count`` tiles, evenly spread over the set."""
         if len(self) <= count:
             return self
         return self.subset([i * len(self) // count for i in range(count)])
 
     def tiles(self) -> Iterator[Tile]:
-        """Read the tiles one by one."""
+        """Reads the tiles one by one."""
         return (read_tile(ref) for ref in self._refs)
 
     def batches(self, size: int) -> Iterator[list[Tile]]:
-        """Read the tiles in batches of ``size``; the last one may be smaller."""
+        """Reads the tiles in batches of ``size``; the last batch may be smaller."""
         for start in range(0, len(self._refs), size):
             yield [read_tile(ref) for ref in self._refs[start : start + size]]
 
     def digest(self) -> str:
-        """SHA-256 over the files' bytes and the tiles' names: the identity of what was measured on.
+        """Returns the SHA-256 over the files' bytes and the tiles' names, which identifies the set in measurements.
 
-        These are the bytes that the tiles were decoded from, whatever the files hold by now.
+        The bytes are those that the tiles were decoded from, also if the files changed since.
         """
         total = hashlib.sha256()
         for source in self.sources:
@@ -143,18 +139,18 @@ class TileSet(Sequence[TileRef]):
 
 
 def read_tile(ref: TileRef) -> Tile:
-    """Read one tile; InputError names the file that cannot be read or whose label has other values."""
+    """Reads one tile; raises InputError if a file cannot be read or the label has invalid values."""
     before, after, label = read_source(ref.source)
     return Tile(ref, cut(before, ref.cell), cut(after, ref.cell), cut(label, ref.cell))
 
 
 def stack(tiles: Sequence[Tile]) -> tuple[RgbImage, RgbImage]:
-    """uint8 (B, T, T, 3) of both dates."""
+    """Returns both dates of ``tiles`` as uint8 (B, T, T, 3)."""
     return np.stack([t.before for t in tiles]), np.stack([t.after for t in tiles])
 
 
 def load_source(source: Source) -> Images:
-    """Both dates uint8 (H, W, 3) and the label bool (H, W) of a whole pair; InputError names a bad file."""
+    """Reads a whole pair: both dates uint8 (H, W, 3), and the label bool (H, W); raises InputError for a bad file."""
     before, after = read_pair(source.before, source.after)
     label = np.zeros(before.shape[:2], np.bool_) if source.label is None else read_label(source.label, source.before)
     if source.label is not None:
@@ -164,44 +160,48 @@ def load_source(source: Source) -> Images:
 
 @lru_cache(maxsize=1)
 def read_source(source: Source) -> Images:
-    """As :func:`load_source`; the last pair is kept, since its tiles are read one after the other.
+    """Same as :func:`load_source`; caches the last pair, since its tiles are read in succession.
 
-    Raises InputError where the files hold other bytes than when the source was first read: what is measured on a set
-    of tiles, and named by its digest, is measured on one and the same set.
+    Raises InputError if the files changed since the source was first read: all measurements that carry the digest of a
+    set must use the same pixels.
     """
     snapshot = Snapshot(source.paths)
     images = load_source(source)
     found = snapshot.sha256(source.before, source.after), snapshot.sha256(source.label) if source.label else ""
     snapshot.check()
-    if source.seen.files not in (None, found) or images[0].shape[:2] != source.size():
+    if source.observed.files not in (None, found) or images[0].shape[:2] != source.size():
         raise InputError(
-            f"the files of the image pair {source.before} changed while they were in use; leave them as they are and "
-            "run the same command again"
+            f"the files of the image pair {source.before} changed while they were in use; do not modify them, and "
+            "rerun the command"
         )
-    source.seen.files = found
+    source.observed.files = found
     return images
 
 
 def _files_digests(source: Source) -> tuple[str, str]:
-    if source.seen.files is None:
+    if source.observed.files is None:
         read_source(source)
-    assert source.seen.files is not None
-    return source.seen.files
+    assert source.observed.files is not None
+    return source.observed.files
 
 
 def find_sources(root: Path, *, labelled: bool = True) -> list[Source]:
-    """The image pairs of ``root`` by name; without ``labelled`` no folder ``label/`` is asked for.
+    """Returns the image pairs of ``root``, sorted by name; with ``labelled``, each needs a label in ``label/``.
 
-    Raises InputError as :meth:`TileSet.open`.
+    Raises InputError if a directory is missing or empty, or an image has no partner.
     """
     return find_pairs(root / "A", root / "B", root / "label" if labelled else None)
 
 
 def find_pairs(before: Path, after: Path, label: Path | None = None) -> list[Source]:
-    """The images of two folders, and their labels where there is a folder of them, that have equal names.
+    """Returns the images of two directories, and of the directory ``label`` if given, matched by name.
 
-    Raises InputError where a folder is missing or empty, or an image has no partner.
+    Raises InputError if a directory is missing or empty, or an image has no partner.
     """
+    for one, other in (before, after), (after, before):
+        if one.is_dir() and other.is_file():
+            kinds = ("directory", "file") if one is before else ("file", "directory")
+            raise InputError("BEFORE is a {} but AFTER is a {}; pass two files or two directories".format(*kinds))
     folders = [folder for folder in (before, after, label) if folder is not None]
     parts = [_images_by_stem(folder) for folder in folders]
     for folder, files in zip(folders, parts, strict=True):
@@ -218,7 +218,7 @@ def find_pairs(before: Path, after: Path, label: Path | None = None) -> list[Sou
 def _images_by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(
-            f"folder {folder} does not exist; images of a pair have equal names, each date in a folder of its own"
+            f"directory {folder} does not exist; each date needs its own directory, with equal file names in both"
         )
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -227,15 +227,15 @@ def _images_by_stem(folder: Path) -> dict[str, Path]:
         if not path.name.isprintable() and any("\ud800" <= character <= "\udfff" for character in path.name):
             raise InputError(f"the name of {str(path)!a} is not UTF-8; rename the file")
         if path.stem in found:
-            raise InputError(f"{found[path.stem]} and {path} have the same name; which one is meant is not clear")
+            raise InputError(f"{found[path.stem]} and {path} have the same name; remove or rename one of them")
         found[path.stem] = path
     if not found:
-        raise InputError(f"folder {folder} holds no images ({', '.join(SUFFIXES)})")
+        raise InputError(f"directory {folder} contains no images ({', '.join(SUFFIXES)})")
     return found
 
 
 def common_size(source: Source) -> tuple[int, int]:
-    """Height and width of a pair and its label, from the headers; InputError where they differ."""
+    """Returns height and width of a pair and its label from the headers; raises InputError if they differ."""
     size = image_size(source.before)
     for path in source.paths[1:]:
         _check_size(path, image_size(path), source.before, size)
@@ -245,5 +245,6 @@ def common_size(source: Source) -> tuple[int, int]:
 def _check_size(path: Path, size: tuple[int, ...], before: Path, wanted: tuple[int, ...]) -> None:
     if size != wanted:
         raise InputError(
-            f"{path} is {size[1]} x {size[0]} px, {before} is {wanted[1]} x {wanted[0]} px; a pair has one size"
+            f"{path} is {size[1]} x {size[0]} px, {before} is {wanted[1]} x {wanted[0]} px; both must have the same "
+            "size"
         )

@@ -1,4 +1,4 @@
-"""What a user declares of a raster's pixels: bands, and how stored values become brightness. Cheap to import."""
+"""Options that declare a raster's bands, and how its stored values become brightness. Cheap to import."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from misgnet_runtime.errors import UsageError
 from misgnet_runtime.options import flag, option
 from misgnet_runtime.parsers import numbers
 
-PIXELS_PANEL = "GeoTIFF input: what its pixels are; nothing is guessed from values"
+PIXELS_PANEL = "GeoTIFF input (bands and brightness are never guessed from pixel values)"
 _three, _two = numbers(3, like="3,2,1"), numbers(2, like="2,98")
 
 
@@ -24,40 +24,48 @@ def _bands(text: str) -> tuple[float, ...]:
 def _percentiles(text: str) -> tuple[float, ...]:
     low, high = _two(text)
     if not 0 <= low < high <= 100:
-        raise ValueError("it is two percentiles, the lower one first: 2,98")
+        raise ValueError("expected two percentiles, the lower one first, for example 2,98")
     return low, high
 
 
-# What became of them is recorded as the scaling that a date's raster gets.
+# Outputs record the scaling that results from these options, not the options.
 _option: Any = partial(option, None, panel=PIXELS_PANEL, changes_output=True, recorded_as="the scaling")
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What is said of one date's raster; None where nothing is."""
+    """The options of one date's raster; None: not given."""
 
-    bands: tuple[float, ...] | None = _option(help="Which bands are red, green and blue: 3,2,1.", parse=_bands)
+    bands: tuple[float, ...] | None = _option(
+        help="Red, green and blue bands, such as 3,2,1 (default: as named in the file).", parse=_bands
+    )
     scale: tuple[float, ...] | None = _option(
-        help="value * scale + offset is 0 for black, 1 for white; one number or three.",
+        help="value * scale + offset is 0 for black, 1 for white; one number or three (default: 8-bit values as they "
+        "are).",
         parse=numbers(1, 3, like="0.0001"),
     )
     offset: tuple[float, ...] | None = _option(
-        help="One number or three (default: 0).", parse=numbers(1, 3, like="-0.1")
+        help="See --scale; one number or three (default: 0).", parse=numbers(1, 3, like="-0.1")
     )
     stretch: tuple[float, ...] | None = _option(
-        help="Instead: percentiles of each band that become black and white: 2,98.", parse=_percentiles
+        help="Instead of --scale: percentiles of each band that become black and white, such as 2,98 (default: none).",
+        parse=_percentiles,
     )
-    shared: frozenset[str] = field(default=frozenset(), compare=False, repr=False)  # what is said of both dates at once
+    shared: frozenset[str] = field(default=frozenset(), compare=False, repr=False)  # names of options for both dates
 
     def check(self, prefix: str = "") -> None:
-        """Raise UsageError for both a scaling and a stretch; ``prefix``: of the options' names, "before_", say."""
+        """Raises UsageError if both a scaling and a stretch are given; ``prefix`` of the options, such as "before_"."""
         if self.stretch and (self.scale or self.offset):
+            stretch, scale, offset = (flag(prefix + name) for name in ("stretch", "scale", "offset"))
             raise UsageError(
-                f"{flag(prefix + 'stretch')} finds scale and offset by itself; leave it out, or leave them out"
+                f"{stretch} determines scale and offset itself; give either {stretch}, or {scale} and {offset}"
             )
 
     def over(self, common: Declared) -> Declared:
-        """What is said of this date alone, and else of both: a scaling takes the place of a stretch, and back."""
+        """Returns these options, completed by the ``common`` ones of both dates.
+
+        A scaling of this date replaces a common stretch, and vice versa.
+        """
         scaled = self.scale or self.offset
         return Declared(
             self.bands or common.bands,

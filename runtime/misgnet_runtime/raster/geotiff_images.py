@@ -1,4 +1,4 @@
-"""GeoTIFFs that are read whole, as images are: by the same rules as scenes, and without nodata."""
+"""Reads small GeoTIFFs whole, as images: by the same rules as scenes, but without nodata."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from misgnet_runtime.callables import RgbImage
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.geotiff import GDAL, check_memory, load_rasterio, open_geotiff
 from misgnet_runtime.raster.grid import Grid, difference
@@ -16,20 +17,16 @@ from misgnet_runtime.raster.tiling import Span
 
 
 def read_date(path: Path) -> RgbImage:
-    """The RGB pixels of a raster, uint8 (H, W, 3).
-
-    Raises:
-        InputError: As :func:`read_dates`.
-    """
+    """Reads the RGB pixels of a raster, uint8 (H, W, 3); raises InputError as :func:`read_dates`."""
     with open_raster(path, "before") as raster:
         return _read(raster)
 
 
 def read_dates(before: Path, after: Path) -> tuple[RgbImage, RgbImage]:
-    """Both dates, uint8 (H, W, 3), that lie on one grid.
+    """Reads both dates, uint8 (H, W, 3), which must have the same grid.
 
     Raises:
-        InputError: A raster is not of 8-bit RGB, has nodata or unreadable pixels, or the grids differ.
+        InputError: A raster is not 8-bit RGB, has nodata or unreadable pixels, or the grids differ.
         UnavailableError: rasterio is not installed.
     """
     with ExitStack() as stack:
@@ -39,7 +36,7 @@ def read_dates(before: Path, after: Path) -> tuple[RgbImage, RgbImage]:
 
 
 def check_label(date: Path, label: Path) -> None:
-    """InputError where a date and its label are both georeferenced, and lie on different grids."""
+    """Raises InputError if a date and its label are both georeferenced and have different grids."""
     rasterio = load_rasterio("a GeoTIFF")
     with (
         rasterio.Env(**GDAL),
@@ -47,12 +44,12 @@ def check_label(date: Path, label: Path) -> None:
         open_geotiff(rasterio, label) as mask,
     ):
         first, second = Grid.of(image), Grid.of(mask)
-        if first.measured and second.measured and (problem := difference(first, second)):
+        if first.has_transform and second.has_transform and (problem := difference(first, second)):
             raise InputError(f"label {label} and {date} {problem}: the date is {first}, the label is {second}")
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Height and width of a raster in pixels, from its header; raises as :func:`open_raster`."""
+    """Returns height and width of a raster in pixels, from its header; raises as :func:`open_raster`."""
     with open_raster(path, "before") as raster:
         return int(raster.dataset.height), int(raster.dataset.width)
 
@@ -62,7 +59,8 @@ def _read(raster: Raster) -> RgbImage:
     check_memory(raster.dataset, height * width * 12, "the whole image")
     image, valid, unreadable = raster.rgb(find_scaling(raster, Declared()), Span(0, height), Span(0, width))
     if unreadable:
-        raise InputError(f"raster {raster.name} is damaged or truncated: {len(unreadable)} blocks cannot be read")
+        blocks = plural(len(unreadable), "block")
+        raise InputError(f"raster {raster.name} is damaged or truncated: {blocks} cannot be read; fetch it again")
     if not valid.all():
         raise InputError(
             f"raster {raster.name} has {100 - 100 * valid.mean():.2f} % nodata; this command needs 8-bit RGB without "

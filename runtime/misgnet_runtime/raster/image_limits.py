@@ -1,7 +1,7 @@
-"""What an image file may hold beside its pixels, checked before Pillow reads it: Pillow limits pixels alone.
+"""Checks the parts and metadata of an image file before Pillow reads it, because Pillow limits only pixels.
 
-Pillow walks over chunks, segments and tags one by one, keeps most of them, and decodes every scan of a JPEG: a small or
-sparse file can ask for any time and memory.
+Pillow visits chunks, segments and tags one by one, keeps most of them, and decodes every scan of a JPEG: a small or
+sparse file can demand unlimited time and memory.
 """
 
 from __future__ import annotations
@@ -22,20 +22,23 @@ from misgnet_runtime.limits import (
 )
 from misgnet_runtime.raster.tiff import TYPE_SIZES
 
-_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # of JPEG: no pixels, padding or restart
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # JPEG markers except stuffing, padding and restarts
 _SCAN, _END, _ALONE = 0xDA, 0xD9, (0x01, 0xD8)
 _GAP = 1 << 16  # bytes between a JPEG's segments
 _PART = 1 << 16
-_TRUNCATED = "it ends before its own end is marked; fetch the file again"
-_ROUNDING = 16  # pixels: what sides of tiles are multiples of
-_SIDES = (256, 257, 322, 323)  # TIFF's tags of the width and height of the image, and of a tile
-_OFFSETS = (273, 324)  # TIFF's tags with the places of all strips, or of all tiles
+_TRUNCATED = "its end marker is missing; fetch the file again"
+_ROUNDING = 16  # pixels: the sides of tiles are multiples of it
+_SIDES = (256, 257, 322, 323)  # TIFF tags: width and height of the image, and of a tile
+_OFFSETS = (273, 324)  # TIFF tags: offsets of all strips, or of all tiles
 
 
 def check_parts(path: Path) -> None:
-    """Raises ValueError where an image has more parts, or more bytes beside its pixels, than any needs; OSError.
+    """Checks the structure of an image file.
 
-    EOFError where a PNG or JPEG has no end: Pillow decodes zeros, as unfinished copies have them, to grey or black.
+    Raises:
+        ValueError: The image has more parts, or more bytes of metadata, than any legitimate image.
+        EOFError: A PNG or JPEG has no end marker. Pillow would decode the zeros of an unfinished copy to grey or black.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         start = file.read(8)
@@ -69,14 +72,14 @@ def _check_jpeg(file: BinaryIO) -> None:
         count, scans, extra = count + 1, scans + (marker == _SCAN), extra + length
         _check(count, extra + gaps)
         if scans > JPEG_SCANS or gaps > _GAP:
-            words = f"more than {JPEG_SCANS} scans" if scans > JPEG_SCANS else "bytes between its segments"
-            raise ValueError(f"it has {words}; save it again")
+            excess = f"more than {JPEG_SCANS} scans" if scans > JPEG_SCANS else "bytes between its segments"
+            raise ValueError(f"it has {excess}; save it again")
     if not found:
         raise EOFError(_TRUNCATED)
 
 
 def _next_marker(file: BinaryIO) -> tuple[int, int] | None:
-    """The next marker and how many bytes lie before it; the file stands behind it. None at the end of the file."""
+    """Reads up to the next marker; returns it and the number of bytes skipped, or None at the end of the file."""
     last, skipped = b"", 0
     while part := file.read(_PART):
         data = last + part
@@ -88,7 +91,7 @@ def _next_marker(file: BinaryIO) -> tuple[int, int] | None:
 
 
 def _check_tiff(file: BinaryIO) -> None:
-    """Of the first directory, the one that is read."""
+    """Checks the first directory, which is the only one that Pillow reads here."""
     file.seek(0)
     head = file.read(16)
     order, big = ("<" if head[:2] == b"II" else ">"), head[2:4] in (b"+\0", b"\0+")
@@ -97,9 +100,9 @@ def _check_tiff(file: BinaryIO) -> None:
         file.seek(struct.unpack_from(order + word, head, 8 if big else 4)[0])
         (count,) = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))
     except (struct.error, OverflowError) as error:
-        raise ValueError(f"it is cut off: {error}") from error
+        raise ValueError(f"it is truncated: {error}") from error
     if count > TIFF_TAGS:
-        raise ValueError(f"it has {count} tags, and {TIFF_TAGS} are the most")
+        raise ValueError(f"it has {count} tags, and the limit is {TIFF_TAGS}")
     table = file.read(count * entry.size)
     parts = extra = 0
     sides: dict[int, int] = {}
@@ -114,12 +117,12 @@ def _check_tiff(file: BinaryIO) -> None:
 
 
 def _check_tiles(width: int, height: int, tile_width: int, tile_height: int) -> None:
-    """A tile is decoded as a whole, however little of it lies within the image."""
+    """Checks the size of tiles: each is decoded whole, also if only a small part lies within the image."""
     if not tile_width or not tile_height:
         return
     pixels = -(-width // tile_width) * tile_width * -(-height // tile_height) * tile_height
     if pixels > TIFF_TILED_PIXELS:
-        raise ValueError(f"its tiles have {pixels} pixels, and {TIFF_TILED_PIXELS} are the most; save it again")
+        raise ValueError(f"its tiles have {pixels} pixels, and the limit is {TIFF_TILED_PIXELS}; save it again")
     fits = tile_width < width + _ROUNDING and tile_height < height + _ROUNDING
     if not fits and tile_width * tile_height > TIFF_TILE_PIXELS:
         raise ValueError(f"its tiles of {tile_width} x {tile_height} px are larger than the image; save it again")
@@ -129,7 +132,7 @@ def _check(parts: int, extra: int) -> None:
     if parts > IMAGE_PARTS:
         raise ValueError(f"it has more than {IMAGE_PARTS} chunks, segments, strips or tiles; save it again")
     if extra > IMAGE_EXTRA_BYTES:
-        raise ValueError(f"it has more than {IMAGE_EXTRA_BYTES} bytes beside its pixels; save it without them")
+        raise ValueError(f"it has more than {IMAGE_EXTRA_BYTES} bytes of metadata; save it without metadata")
 
 
 _CHECKS: dict[bytes, Callable[[BinaryIO], None]] = {

@@ -1,4 +1,4 @@
-"""Images and labels from files, checked: 8-bit RGB, and labels that say changed or not."""
+"""Reads and checks images (8-bit RGB) and change labels, and writes masks."""
 
 from __future__ import annotations
 
@@ -25,20 +25,23 @@ from misgnet_runtime.raster.tiff_blocks import read_blocks
 from misgnet_runtime.storage.files import is_not_regular_file
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
-_FORMATS = ("PNG", "TIFF", "JPEG")  # whatever the name says: Pillow knows dozens, and gives PostScript to Ghostscript
-_DECODE_ERRORS = (  # what Pillow's readers raise on damaged files
+_FORMATS = ("PNG", "TIFF", "JPEG")  # the only decoders used: Pillow has dozens, and passes PostScript to Ghostscript
+_DECODE_ERRORS = (  # Pillow's decoders raise these on damaged files
     OSError, SyntaxError, ValueError, MemoryError, EOFError, LookupError, TypeError, ArithmeticError,
     AttributeError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
-_WIDTH, _HEIGHT = 256, 257  # TIFF's tags
+_WIDTH, _HEIGHT = 256, 257  # TIFF tags
 _EXIF, _TAKEN = 34665, 36867  # EXIF's own directory, and DateTimeOriginal in it
-_LYING = (5, 6, 7, 8)  # orientations that exchange height and width
+_TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange height and width
 
 
 def read_image(path: Path) -> RgbImage:
-    """An 8-bit RGB image as uint8 (H, W, 3), upright as its EXIF orientation says; an opaque alpha is dropped.
+    """Reads an 8-bit RGB image as uint8 (H, W, 3), rotated by its EXIF orientation; drops an opaque alpha channel.
 
-    A TIFF that is a raster is read as one date of a scene, without scaling. InputError for anything else.
+    A TIFF that is a raster (see :func:`is_raster`) is read as one date of a scene, without scaling.
+
+    Raises:
+        InputError: The file is not such an image.
     """
     if is_raster(path):
         from misgnet_runtime.raster.geotiff_images import read_date
@@ -49,25 +52,25 @@ def read_image(path: Path) -> RgbImage:
 
 
 def is_raster(path: Path) -> bool:
-    """Whether a file is a TIFF that says more than a picture does: where it lies, what is nodata, how it is scaled.
+    """Returns whether a file is a TIFF with raster tags, such as georeferencing, a nodata value or a scale.
 
     Raises:
         InputError: The file is a TIFF whose directories cannot be read.
     """
-    return is_tiff(path) and bool(read_header(path).raster_words)
+    return is_tiff(path) and bool(read_header(path).raster_properties)
 
 
 def _rgb(path: Path) -> RgbImage:
     image = _decode(path, wide=False)
     if image.mode not in ("RGB", "RGBA", "P"):
-        raise InputError(f"image {path} has Pillow mode '{image.mode}'; this command needs 8-bit RGB")
+        raise InputError(f"image {path} has Pillow mode '{image.mode}'; this command requires 8-bit RGB")
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-        raise InputError(f"image {path} has transparent pixels; this command needs 8-bit RGB without nodata")
+        raise InputError(f"image {path} has transparent pixels; this command requires 8-bit RGB without nodata")
     return np.asarray(image.convert("RGB"))
 
 
 def read_pair(before: Path, after: Path) -> tuple[RgbImage, RgbImage]:
-    """Both dates as uint8 (H, W, 3); InputError where their sizes or grids differ, or as :func:`read_image`."""
+    """Reads both dates as uint8 (H, W, 3); raises InputError as :func:`read_image`, or if sizes or grids differ."""
     rasters = [path for path in (before, after) if is_raster(path)]
     if rasters:
         from misgnet_runtime.raster.geotiff_images import read_dates
@@ -77,16 +80,22 @@ def read_pair(before: Path, after: Path) -> tuple[RgbImage, RgbImage]:
     if first.shape != second.shape:
         raise InputError(
             f"{before} is {first.shape[1]} x {first.shape[0]} px, {after} is {second.shape[1]} x "
-            f"{second.shape[0]} px; a pair has one size and one grid"
+            f"{second.shape[0]} px; both must have the same size and grid"
         )
     return first, second
 
 
 def read_label(path: Path, date: Path | None = None) -> Mask:
-    """A change label as bool (H, W). InputError unless its values are 0 and 255, or 0 and 1.
+    """Reads a change label as bool (H, W).
 
-    Where it and the ``date`` it belongs to are rasters, they must lie on one grid.
-    A palette counts by its colours where these are black and white, else by its numbers.
+    For a palette image, the colours count if they are black and white, else the palette indices.
+
+    Args:
+        path: The label.
+        date: The image it belongs to; if both are rasters, their grids must be equal.
+
+    Raises:
+        InputError: The values are neither 0 and 255 nor 0 and 1, or the grids differ.
     """
     if date is not None and is_raster(path) and is_raster(date):
         from misgnet_runtime.raster.geotiff_images import check_label
@@ -104,19 +113,19 @@ def _label(path: Path) -> Mask:
     if not _is_binary(values):
         found = np.unique(values)
         shown = ", ".join(str(v) for v in found[:6]) + (", ..." if len(found) > 6 else "")
-        raise InputError(f"label {path} has the values {shown}; a label has 0 and 255, or 0 and 1")
+        raise InputError(f"label {path} has the values {shown}; a label must have 0 and 255, or 0 and 1")
     return np.asarray(values != 0, np.bool_)
 
 
 def _one_channel(path: Path, image: Image.Image) -> NDArray[Any]:
-    """Grey values (H, W) of any mode; InputError for a colour image."""
+    """Returns the grey values (H, W) of an image of any mode; raises InputError for a colour image."""
     if image.mode == "LA":
         image = image.getchannel("L")
     if len(image.getbands()) == 1 and image.mode != "P":
         return np.asarray(image)
     pixels = np.asarray(image.convert("RGB"))
     if image.mode != "P" and not (pixels == pixels[..., :1]).all():
-        raise InputError(f"label {path} is a colour image; a label has one channel of 0 and 255, or 0 and 1")
+        raise InputError(f"label {path} is a colour image; a label must have one channel of 0 and 255, or 0 and 1")
     return np.asarray(pixels.max(2))
 
 
@@ -126,22 +135,22 @@ def _is_binary(values: NDArray[Any]) -> bool:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of the upright image from the file's header, in pixels."""
+    """Returns height and width in pixels from the file's header, with the EXIF orientation applied."""
     if is_raster(path):
         from misgnet_runtime.raster.geotiff_images import size_of
 
         return size_of(path)
     with _opened(path) as image:
-        if image.format == "TIFF":  # Pillow exchanges sides by the orientation from 11.2 on
+        if image.format == "TIFF":  # Pillow 11.2 and later already applies the orientation to the size
             header = read_header(path)
             height, width = header.number(_HEIGHT, image.height), header.number(_WIDTH, image.width)
-            return (width, height) if header.number(ORIENTATION, 1) in _LYING else (height, width)
-        lying = _exif(path, image).get(ORIENTATION, 1) in _LYING
-        return (image.width, image.height) if lying else (image.height, image.width)
+            return (width, height) if header.number(ORIENTATION, 1) in _TRANSPOSED else (height, width)
+        transposed = _exif(path, image).get(ORIENTATION, 1) in _TRANSPOSED
+        return (image.width, image.height) if transposed else (image.height, image.width)
 
 
 def image_time(path: Path) -> datetime | None:
-    """When an image was taken by its EXIF or TIFF tags; None where it does not say, UTC where it names no zone."""
+    """Returns when an image was taken, from its EXIF or TIFF tags (default zone: UTC), or None."""
     from misgnet_runtime.raster.metadata import parse_time
 
     with _opened(path) as image, _unwarned():
@@ -152,7 +161,7 @@ def image_time(path: Path) -> datetime | None:
 
 
 def _taken(exif: Image.Exif) -> object:
-    """EXIF's own directory matters for nothing else, so a damaged one harms no image."""
+    """Returns EXIF's DateTimeOriginal; a damaged EXIF directory is ignored, since nothing else is read from it."""
     try:
         with _unwarned():
             return exif.get_ifd(_EXIF).get(_TAKEN) if _EXIF in exif else None
@@ -161,30 +170,32 @@ def _taken(exif: Image.Exif) -> object:
 
 
 def same_bytes(first: Path, second: Path) -> bool:
-    """Whether two files that exist are one, or hold the same bytes."""
+    """Returns whether two existing files are the same file or have equal content."""
     return first.samefile(second) or filecmp.cmp(first, second, shallow=False)
 
 
 def check_mask_name(path: Path) -> None:
-    """UsageError where the name of a mask's file promises something else than PNG."""
+    """Raises UsageError if a mask's file name has another extension than .png."""
     if path.suffix.lower() not in ("", ".png"):
-        raise UsageError(f"masks are written as PNG, and {path.name} says otherwise; choose a name that ends in .png")
+        raise UsageError(
+            f"masks are written as PNG, but {path.name} has another extension; choose a name ending in .png"
+        )
 
 
 def write_mask(path: Path, mask: Mask) -> None:
-    """Write bool (H, W) as an 8-bit PNG with 0 and 255."""
+    """Writes bool (H, W) as an 8-bit PNG with the values 0 and 255."""
     Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path, format="PNG")
 
 
 def _decode(path: Path, *, wide: bool = True) -> Image.Image:
-    """The pixels; Pillow would reduce 16-bit colour to 8 bits silently, InputError unless ``wide``."""
+    """Decodes an image. Raises InputError for 16-bit colour, which Pillow would reduce to 8 bits, unless ``wide``."""
     with _opened(path) as image:
         if (count := _count(path, image)) > 1:
-            raise InputError(f"image {path} holds {count} images; which one is meant is not clear")
+            raise InputError(f"image {path} contains {count} images; write the one to use to its own file")
         if image.format == "TIFF":
             _check_blocks(path)
         if not wide and any(";16" in str(part) for part in image.tile):
-            raise InputError(f"image {path} has 16 bits per channel; this command needs 8-bit RGB")
+            raise InputError(f"image {path} has 16 bits per channel; this command requires 8-bit RGB")
         try:
             with _unwarned():
                 image.load()
@@ -194,7 +205,7 @@ def _decode(path: Path, *, wide: bool = True) -> Image.Image:
 
 
 def _check_blocks(path: Path) -> None:
-    """UnreadableError where a TIFF is truncated or unfinished: Pillow reads a strip without a place from byte 0."""
+    """Raises UnreadableError if a TIFF is truncated or unfinished: Pillow reads a strip without an offset at byte 0."""
     layer = read_blocks(path).image
     if count := int((layer.absent | layer.outside).sum()):
         raise UnreadableError(
@@ -204,25 +215,28 @@ def _check_blocks(path: Path) -> None:
 
 
 def _count(path: Path, image: ImageFile.ImageFile) -> int:
-    """Images of a TIFF without its overviews, or of an animated PNG. What follows a JPEG's first is a preview of it."""
+    """Returns the number of images in a file: of a TIFF without overviews, or of an animated PNG; 1 for a JPEG.
+
+    Further images in a JPEG are previews of the first one.
+    """
     if image.format == "TIFF":
         return read_header(path).pages
     return int(getattr(image, "n_frames", 1)) if image.format == "PNG" else 1
 
 
 def _exif(path: Path, image: ImageFile.ImageFile) -> Image.Exif:
-    """The EXIF of an image whose pixels need not be decoded for it, if it stands before them."""
+    """Returns the EXIF of an image, without decoding pixels if the EXIF precedes them in the file."""
     try:
         with _unwarned():
             if image.format == "PNG" and not _exif_follows(path):
-                return Image.Image.getexif(image)  # PngImageFile's would decode all pixels first
+                return Image.Image.getexif(image)  # PngImageFile.getexif would decode all pixels first
             return image.getexif()
     except _DECODE_ERRORS as error:
         raise InputError(f"image {path} cannot be read: {error}") from error
 
 
 def _exif_follows(path: Path) -> bool:
-    """Whether a PNG has EXIF, or text that may hold it, behind its pixels."""
+    """Returns whether a PNG has EXIF, or text that may contain it, after its pixels."""
     pixels = False
     with path.open("rb") as file:
         file.seek(8)
@@ -236,7 +250,7 @@ def _exif_follows(path: Path) -> bool:
 
 def _opened(path: Path) -> ImageFile.ImageFile:
     if is_not_regular_file(path):
-        raise InputError(f"image {path} cannot be read: it is no file")
+        raise InputError(f"image {path} cannot be read: not a regular file")
     try:
         check_parts(path)
         with _unwarned():
@@ -253,16 +267,16 @@ def _opened(path: Path) -> ImageFile.ImageFile:
 
 @contextmanager
 def _in_memory(path: Path) -> Iterator[None]:
-    """Pixels are read within Pillow's limit, and may be converted to four times that."""
+    """Raises InputError if memory runs out: conversions may take four times the memory that Pillow limits."""
     try:
         yield
     except MemoryError:
-        raise InputError(f"image {path} does not fit into the memory that is left; cut it into tiles") from None
+        raise InputError(f"image {path} does not fit into the available memory; cut it into tiles") from None
 
 
 @contextmanager
 def _unwarned() -> Iterator[None]:
-    """Pillow warns of large images, which are read, and of damage, which either is an error or harms no pixel."""
+    """Suppresses Pillow's warnings about large images, which are allowed here, and about damage to metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

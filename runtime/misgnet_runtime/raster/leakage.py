@@ -1,4 +1,4 @@
-"""Data leakage: no image may be in two sets, of which one decides and the other evaluates."""
+"""Checks for data leakage: no image may be in both the set that decides and the set that evaluates."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from misgnet_runtime.raster.dataset import Source, TileSet, read_source
 
 
 def check_disjoint(first: TileSet, second: TileSet, roles: tuple[str, str], progress: Progress | None = None) -> None:
-    """InputError where an image is in both sets: what is evaluated must not have been decided on.
+    """Raises InputError if an image is in both sets; ``roles`` names the sets in the message.
 
-    Images are compared by their pixels, so that another encoding hides none: pairs, in either order of the dates, and
-    each date with the same date of the other set. A date of a single colour shows nothing and counts only in its pair.
+    Images are compared by their pixels, so that re-encoded copies are found, too: whole pairs, in either order of the
+    dates, and single dates with the same date of the other set. A date of a single colour is compared only in its pair.
     """
     sizes = {source.size() for source in first.sources} & {source.size() for source in second.sources}
     known, other = ([source for source in part.sources if source.size() in sizes] for part in (first, second))
@@ -29,20 +29,20 @@ def check_disjoint(first: TileSet, second: TileSet, roles: tuple[str, str], prog
             if digest in images:
                 raise InputError(
                     f"the image {path} of the {roles[1]} set is also in the {roles[0]} set, with the same pixels as "
-                    f"{images[digest]}; give each set images of its own"
+                    f"{images[digest]}; use different images in each set"
                 )
         if progress:
             progress(done, total)
 
 
 def _identities(source: Source) -> dict[str, Path]:
-    """What a pair's images are known by: the pixels of the pair, and those of each date that shows something."""
+    """Returns the paths of a pair by identity: the pixels of the pair, and of each date that is not of one colour."""
     before, after, _ = read_source(source)
-    if source.seen.dates is None:
-        source.seen.dates = _pixels_sha256(before), _pixels_sha256(after)
-    found = {" ".join(sorted(source.seen.dates)): source.before}
+    if source.observed.dates is None:
+        source.observed.dates = _pixels_sha256(before), _pixels_sha256(after)
+    found = {" ".join(sorted(source.observed.dates)): source.before}
     for date, path, image, digest in zip(
-        ("before", "after"), (source.before, source.after), (before, after), source.seen.dates, strict=True
+        ("before", "after"), (source.before, source.after), (before, after), source.observed.dates, strict=True
     ):
         if (image != image[0, 0]).any():
             found[f"{date} {digest}"] = path

@@ -1,4 +1,4 @@
-"""Changed areas as polygons: traced over the whole raster, so that no tile or band cuts them."""
+"""Writes changed areas as polygons, traced over the whole raster so that tile borders do not cut them."""
 
 from __future__ import annotations
 
@@ -20,38 +20,42 @@ from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.raster.writer import CHANGED, Probabilities
 
 _DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf"}
-_STRIP = 1024  # rows whose probabilities are in memory at once
+_STRIP = 1024  # rows of probabilities in memory at once
 _RADIUS, _FLATTENING = 6378137.0, 1 / 298.257223563  # WGS 84
 
 
 @dataclass(frozen=True)
 class Change:
-    """One changed area: its outline in pixels (shapely), how many they are, and their mean probability."""
+    """One changed area."""
 
-    outline: Any
-    pixels: int
-    probability: float
+    outline: Any  # shapely polygon, in pixels
+    pixels: int  # number of pixels
+    probability: float  # mean over the pixels
 
 
 @dataclass(frozen=True)
 class VectorOptions:
-    """``min_area`` in m², or in pixels without a place; ``simplify``: how far an outline may move, in pixels."""
+    """Options of the polygons."""
 
-    min_area: float
-    simplify: float
+    min_area: float  # m²; pixels if the raster is not georeferenced
+    simplify: float  # tolerance in pixels
 
 
 def write_polygons(path: Path, change: Path, probabilities: Probabilities, grid: Grid, options: VectorOptions) -> int:
-    """Write the changed areas of the raster ``change``; how many there are.
+    """Writes the changed areas of the raster ``change`` and returns their number.
 
-    Fields: pixels, probability, and area_m2 where the raster lies somewhere. GeoJSON is in longitude and latitude, as
-    RFC 7946 wants it. Raises UnavailableError without pyogrio and shapely, InputError where it cannot be written,
-    StorageError where the disk keeps something else.
+    Fields: pixels, probability, and area_m2 if the raster is georeferenced. GeoJSON is in longitude and latitude, as
+    RFC 7946 requires.
+
+    Raises:
+        UnavailableError: pyogrio or shapely is missing.
+        InputError: The file cannot be written.
+        StorageError: The written file differs when it is read back.
     """
     pyogrio, shapely = (_load(name) for name in ("pyogrio", "shapely"))
     found, areas = [], []
     for one in _changes(shapely, change, probabilities, grid):
-        area = one.pixels * _pixel_area(grid, one.outline.centroid) if grid.placed else float(one.pixels)
+        area = one.pixels * _pixel_area(grid, one.outline.centroid) if grid.georeferenced else float(one.pixels)
         if area >= options.min_area:
             found.append(one)
             areas.append(area)
@@ -59,16 +63,16 @@ def write_polygons(path: Path, change: Path, probabilities: Probabilities, grid:
         "pixels": np.array([one.pixels for one in found], np.int64),
         "probability": np.array([one.probability for one in found], np.float64),
     }
-    if grid.placed:
+    if grid.georeferenced:
         fields["area_m2"] = np.array(areas, np.float64)
     outlines = shapely.simplify([one.outline for one in found], options.simplify, preserve_topology=True)
-    outlines = shapely.transform(outlines, lambda points: _on_ground(grid, points)) if grid.measured else outlines
+    outlines = shapely.transform(outlines, lambda points: _on_ground(grid, points)) if grid.has_transform else outlines
     _write(pyogrio, path, shapely.to_wkb(outlines), fields, grid)
     return len(found)
 
 
 def load_vector_libraries() -> None:
-    """UnavailableError where pyogrio or shapely is missing: better before a run than behind it."""
+    """Raises UnavailableError if pyogrio or shapely is missing; called before a run starts."""
     for name in ("pyogrio", "shapely"):
         _load(name)
 
@@ -77,18 +81,18 @@ def _load(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UnavailableError(f"--vector needs {name}; install it with: pip install 'misgnet-export[geo]'") from error
+        raise UnavailableError(f"--vector requires {name}: pip install 'misgnet-export[geo]'") from error
 
 
 def _changes(shapely: Any, change: Path, probabilities: Probabilities, grid: Grid) -> Iterator[Change]:
-    """Areas whose pixels share an edge. GDAL gives map coordinates; corners of pixels are whole numbers again here."""
+    """Yields areas of pixels that share an edge. GDAL's map coordinates are converted back to whole pixel corners."""
     rasterio = load_rasterio("a scene")
     with rasterio.Env(**GDAL), rasterio.open(change, driver="GTiff") as dataset:
         band = rasterio.band(dataset, 1)
         for shape, value in rasterio.features.shapes(band, mask=band, connectivity=4):
             if value == CHANGED:
                 outline = shapely.geometry.shape(shape)
-                if grid.measured:
+                if grid.has_transform:
                     outline = shapely.transform(outline, lambda points: _in_pixels(grid, points))
                 yield Change(outline, round(outline.area), _mean_probability(rasterio, outline, probabilities))
 
@@ -105,7 +109,10 @@ def _mean_probability(rasterio: Any, outline: Any, probabilities: Probabilities)
 
 
 def _pixel_area(grid: Grid, centre: Any) -> float:
-    """Square metres of a pixel: in degrees on the ellipsoid at the latitude of ``centre``, else in the map's plane."""
+    """Returns the area of a pixel in m².
+
+    In geographic coordinates on the ellipsoid, at the latitude of ``centre``; otherwise in the plane of the map.
+    """
     t = grid.transform
     plane = abs(t.a * t.e - t.b * t.d)
     if not grid.crs.is_geographic:
@@ -118,7 +125,7 @@ def _pixel_area(grid: Grid, centre: Any) -> float:
 
 
 def _on_ground(grid: Grid, points: Any) -> Any:
-    """Pixel corners (N, 2) to map coordinates."""
+    """Converts pixel corners (N, 2) to map coordinates."""
     matrix, origin = _affine(grid)
     return points @ matrix + origin
 
@@ -135,27 +142,27 @@ def _affine(grid: Grid) -> tuple[Any, Any]:
 
 def _write(pyogrio: Any, path: Path, outlines: Any, fields: dict[str, Any], grid: Grid) -> None:
     driver = _DRIVERS[path.suffix.lower()]
-    layer = {"RFC7946": "YES"} if driver == "GeoJSON" and grid.placed else {}
+    layer = {"RFC7946": "YES"} if driver == "GeoJSON" and grid.georeferenced else {}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*crs.* was not provided")
             pyogrio.raw.write(
                 path, np.asarray(outlines, object), list(fields.values()), list(fields), layer="change",
-                driver=driver, geometry_type="Polygon", crs=grid.crs.to_wkt() if grid.placed else None,
+                driver=driver, geometry_type="Polygon", crs=grid.crs.to_wkt() if grid.georeferenced else None,
                 layer_options=layer,
             )  # fmt: skip
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.GeometryError) as error:
         raise InputError(
-            f"{path} cannot be written: {error}; make room or choose another name, and run the same command again"
+            f"{path} cannot be written: {error}; free some space or choose another name, then rerun the command"
         ) from error
     if not _is_written(pyogrio, path, fields["pixels"]):
-        raise StorageError(f"{path} was written and holds something else; look at the disk, and run the command again")
+        raise StorageError(f"{path} differs from what was written; check the disk, and rerun the command")
 
 
 def _is_written(pyogrio: Any, path: Path, pixels: NDArray[np.int64]) -> bool:
-    """Read again: what fails when GDAL closes a GeoPackage is told to nobody, and its layer is empty then.
+    """Reads the file back: errors while GDAL closes a GeoPackage are not reported, and leave an empty layer.
 
-    What GDAL warns of counts, too. In any order, which FlatGeobuf makes its own.
+    GDAL's warnings count as failures. The order is not compared, since FlatGeobuf reorders features.
     """
     try:
         with warnings.catch_warnings():

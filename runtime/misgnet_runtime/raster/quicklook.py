@@ -1,4 +1,4 @@
-"""A small picture of a scene: before, after, and after with the change in red."""
+"""Writes a small picture of a scene: before, after, and after with the change in red."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from misgnet_runtime.raster.scaling import Scaling
 from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.raster.writer import CHANGED
 
-MOST_PIXELS = 1024  # of the longer side
-_STRIP = 128  # rows that are read at once; a warped raster is slow row by row
+MOST_PIXELS = 1024  # longest side of each date in the picture
+_STRIP = 128  # rows read at once; reading a warped raster row by row is slow
 _RED, _WHITE = np.array((255, 0, 0), np.uint8), np.array((255, 255, 255), np.uint8)
 
 
 def write_quicklook(path: Path, pair: Pair, scalings: tuple[Scaling, Scaling], change: Path) -> None:
-    """Write a PNG of every n-th pixel of both dates, side by side; red where one of the n x n is changed.
+    """Writes a PNG with every n-th pixel of both dates, side by side; red if any of the n x n pixels is changed.
 
-    White where there is no data. ``change``: the pair's change raster. Raises OSError where the disk refuses.
+    Pixels without data are white. ``change`` is the pair's change raster. Raises OSError if writing fails.
     """
     step = -(-max(pair.grid.height, pair.grid.width) // MOST_PIXELS)
     strip = max(1, _STRIP // step) * step
@@ -34,7 +34,7 @@ def write_quicklook(path: Path, pair: Pair, scalings: tuple[Scaling, Scaling], c
 
 
 def _lines(pair: Pair, scalings: tuple[Scaling, Scaling], classes: Any, rows: Span, step: int) -> RgbImage:
-    """The picture's lines for ``rows``, uint8 (h, 3 w, 3)."""
+    """Returns the picture's lines for ``rows``, uint8 (h, 3 w, 3)."""
     columns = Span(0, pair.grid.width)
     pixels = pair.read(scalings, rows, columns)
     before, after, valid = (part[::step, ::step] for part in (pixels.before, pixels.after, pixels.valid))

@@ -1,4 +1,4 @@
-"""Pixels of both dates of a scene by windows: 8-bit RGB, and where there is data."""
+"""Reads both dates of a scene in windows: 8-bit RGB, and a mask of valid pixels."""
 
 from __future__ import annotations
 
@@ -27,65 +27,55 @@ from misgnet_runtime.storage.files import is_file
 from misgnet_runtime.storage.snapshot import FileStamp
 
 _MOST_WARPED_BANDS = 8
-NEUTRAL = (124, 116, 104)  # ImageNet's mean: 0 to the network
+NEUTRAL = (124, 116, 104)  # ImageNet's mean, which is normalised to 0
 
 
 def stamp_of(path: Path) -> FileStamp:
-    """The state of a raster's file; InputError where it is gone."""
+    """Returns the state of a raster's file; raises InputError if it was removed."""
     try:
         return FileStamp.of(path)
     except OSError as error:
-        raise InputError(f"raster {path} cannot be read any more: {error.strerror}") from error
+        raise InputError(f"raster {path} can no longer be read: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Both dates uint8 (h, w, 3), where both have data, bool (h, w), and the blocks that do not decode.
+    """The pixels of a window of both dates.
 
-    Where either date has no data, both have the same neutral colour: nothing changes there, or at its border.
+    If either date has no data at a pixel, both have the same neutral colour, so that no change appears there.
     """
 
-    before: RgbImage
-    after: RgbImage
-    valid: Mask
-    unreadable: frozenset[UnreadableBlock] = frozenset()
+    before: RgbImage  # uint8 (h, w, 3)
+    after: RgbImage  # uint8 (h, w, 3)
+    valid: Mask  # bool (h, w): both dates have data
+    unreadable: frozenset[UnreadableBlock] = frozenset()  # blocks that failed to decode
 
 
 @dataclass(frozen=True, kw_only=True)
 class Raster:
-    """One date, open. One thread at a time may read; one that did not open it does so within :meth:`in_thread`.
+    """One open date. One thread at a time may read; a thread that did not open it must use :meth:`in_thread`."""
 
-    Attributes:
-        date: "before" or "after".
-        dataset: rasterio's; warped where the date lies on another grid than its file's.
-        alpha: Its alpha band (from 1).
-        stamp: State of the file as it was opened, of which are ``blocks`` and ``colours`` too.
-        colours: GDAL's name of each band's. rasterio's ``colorinterp`` raises the error of an earlier read that failed.
-        options: GDAL's, with which it was opened.
-        source: The file's own raster, where ``dataset`` is warped.
-    """
-
-    date: str
-    dataset: Any
-    alpha: int | None
-    stamp: FileStamp
-    blocks: Blocks
-    colours: tuple[str, ...]
-    options: Mapping[str, Any]
-    source: Raster | None = None
+    date: str  # "before" or "after"
+    dataset: Any  # rasterio's dataset; warped if the date is read on another grid than that of its file
+    alpha: int | None  # the alpha band (from 1)
+    stamp: FileStamp  # state of the file when it was opened
+    blocks: Blocks  # of the file when it was opened
+    colours: tuple[str, ...]  # GDAL's names, cached: after a failed read, rasterio's colorinterp raises its error again
+    options: Mapping[str, Any]  # GDAL's options, with which it was opened
+    source: Raster | None = None  # the file's own raster, if ``dataset`` is warped
 
     @property
     def path(self) -> Path:
         return self.blocks.path
 
     def in_thread(self) -> AbstractContextManager[Any]:
-        """GDAL's options for a thread that did not open the raster: rasterio keeps them for each thread."""
+        """Returns a context with GDAL's options, which are per thread, for threads that did not open the raster."""
         found: AbstractContextManager[Any] = load_rasterio("a scene").Env(**self.options)
         return found
 
     @property
     def file(self) -> Any:
-        """The file's own dataset, also where ``dataset`` is warped."""
+        """The file's own dataset, also if ``dataset`` is warped."""
         return self.dataset if self.source is None else self.source.dataset
 
     @property
@@ -93,14 +83,14 @@ class Raster:
         return str(self.file.name)
 
     def read(self, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
-        """Stored values (B, h, w), where they are data, bool (h, w), and the blocks that do not decode.
+        """Reads a window: stored values (B, h, w), their validity, bool (h, w), and blocks that failed to decode.
 
-        Unreadable blocks, known before or not, are no data; nor are NaN and Inf, or what a mask or an alpha of 0 hides.
-        The file's nodata value is one in every band where values are 8-bit, since there it is a colour too, and else in
-        any band.
+        Unreadable blocks, NaN, Inf, and pixels with a mask or an alpha of 0 are not valid. A pixel with the file's
+        nodata value is not valid if any band has that value; for 8-bit values, where it may also be a colour, only if
+        all bands have it.
         """
         rasterio = load_rasterio("a scene")
-        # GDAL would warp what is missing as zeros, and all bands in time that grows with the square of their number.
+        # GDAL would warp missing blocks as zeros, and its time grows with the square of the number of bands.
         if self.source is not None and (self.blocks.has_gaps or self.dataset.count > _MOST_WARPED_BANDS):
             return self._from_source(self.source, bands, rows, columns)
         unreadable = frozenset[UnreadableBlock]()
@@ -114,7 +104,7 @@ class Raster:
         return values, valid if gaps is None else valid & ~gaps, unreadable
 
     def rgb(self, scaling: Scaling, rows: Span, columns: Span) -> tuple[RgbImage, Mask, frozenset[UnreadableBlock]]:
-        """The window as 8-bit RGB, uint8 (h, w, 3); the rest as of :meth:`read`."""
+        """Reads a window as 8-bit RGB, uint8 (h, w, 3); the other values are those of :meth:`read`."""
         values, valid, unreadable = self.read(scaling.bands, rows, columns)
         return scaling.apply(values), valid, unreadable
 
@@ -140,7 +130,7 @@ class Raster:
         return values, valid, frozenset(unreadable)
 
     def _blocks(self, rows: Span, columns: Span) -> Iterator[tuple[Span, Span]]:
-        """The file's blocks that a window touches."""
+        """Yields the file's blocks that overlap a window."""
         height, width = self.dataset.block_shapes[0]
         for top in range(rows.start // height * height, rows.stop, height):
             for left in range(columns.start // width * width, columns.stop, width):
@@ -151,11 +141,11 @@ class Raster:
 
     def _values(self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span) -> tuple[NDArray[Any], Mask]:
         window = rasterio.windows.Window(columns.start, rows.start, columns.length, rows.length)
-        asked = self._with_alpha(bands)
-        if self.source is not None:  # GDAL warps all bands at once five times as fast as some of them
-            read = self.dataset.read(window=window)[[band - 1 for band in asked]]
+        wanted = self._with_alpha(bands)
+        if self.source is not None:  # GDAL warps all bands together five times faster than a selection
+            read = self.dataset.read(window=window)[[band - 1 for band in wanted]]
         else:
-            read = self.dataset.read(asked, window=window)
+            read = self.dataset.read(wanted, window=window)
         values = read[: len(bands)]
         valid = self._is_data(values)
         if self.alpha:
@@ -175,18 +165,18 @@ class Raster:
 
 @dataclass(frozen=True)
 class Pair:
-    """Both dates on the grid of the first; see :func:`open_pair`. Threads read it as a :class:`Raster`."""
+    """Both dates on the grid of BEFORE; see :func:`open_pair`. Threads use it like a :class:`Raster`."""
 
     before: Raster
     after: Raster
     grid: Grid
 
     def in_thread(self) -> AbstractContextManager[Any]:
-        """As :meth:`Raster.in_thread`: the date that was opened last has the options for both."""
+        """Same as :meth:`Raster.in_thread`; the options of AFTER, which was opened last, cover both dates."""
         return self.after.in_thread()
 
     def read(self, scalings: tuple[Scaling, Scaling], rows: Span, columns: Span) -> Pixels:
-        """The window's pixels."""
+        """Reads the pixels of a window, scaled to 8-bit RGB."""
         before, first, unreadable = self.before.rgb(scalings[0], rows, columns)
         after, second, also = self.after.rgb(scalings[1], rows, columns)
         valid = first & second
@@ -194,15 +184,15 @@ class Pair:
 
 
 def neutralised(image: RgbImage, valid: Mask) -> RgbImage:
-    """uint8 (h, w, 3), of the neutral colour where ``valid`` (h, w) is False."""
+    """Returns ``image``, uint8 (h, w, 3), with the neutral colour where ``valid``, bool (h, w), is False."""
     return image if valid.all() else np.where(valid[..., None], image, np.array(NEUTRAL, np.uint8))
 
 
 @contextmanager
 def open_pair(before: Path, after: Path, *, align: bool) -> Iterator[Pair]:
-    """Open both rasters, checked as far as their headers go.
+    """Opens both rasters and checks their headers.
 
-    Both lie on the grid of the first; with ``align`` a second that does not is warped onto it as it is read. Raises as
+    Both must have the same grid; with ``align``, AFTER is warped onto the grid of BEFORE as it is read. Raises as
     :func:`open_raster`.
     """
     with open_raster(before, "before") as first:
@@ -213,13 +203,21 @@ def open_pair(before: Path, after: Path, *, align: bool) -> Iterator[Pair]:
 
 @contextmanager
 def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool = False) -> Iterator[Raster]:
-    """One date, on ``grid`` where there is one; with ``align`` it is warped onto that (bilinear), as it is read.
+    """Opens one date.
 
-    InputError names the raster that is no GeoTIFF or too large in one piece, and shows both grids where they differ
-    or share nothing.
+    Args:
+        path: A GeoTIFF.
+        date: "before" or "after".
+        grid: The grid it must have, or is warped onto (default: any).
+        align: Warp it onto ``grid`` (bilinear) as it is read.
+
+    Raises:
+        InputError: The file is not a GeoTIFF, has too large blocks, or metadata that cannot be honoured; or the grids
+            differ, or do not overlap.
+        UnreadableError: The file is truncated.
     """
     rasterio = load_rasterio("a scene")
-    held = rasterio.env.getenv().get("GDAL_CACHEMAX", 0) if rasterio.env.hasenv() else 0  # what the other date needs
+    held = rasterio.env.getenv().get("GDAL_CACHEMAX", 0) if rasterio.env.hasenv() else 0  # needed by the other date
     with rasterio.Env(**GDAL), ExitStack() as stack:
         if not is_file(path):
             raise InputError(f"raster {path} does not exist")
@@ -266,7 +264,7 @@ def _colours(dataset: Any) -> tuple[str, ...]:
 
 
 def _alpha(colours: tuple[str, ...]) -> int | None:
-    """The alpha band's number, where the file says that it has one."""
+    """Returns the number of the alpha band, or None."""
     return colours.index("alpha") + 1 if "alpha" in colours else None
 
 

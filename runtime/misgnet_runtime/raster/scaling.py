@@ -1,4 +1,4 @@
-"""Stored values to 8-bit RGB, as declared and never guessed: pure arithmetic."""
+"""Converts stored values to 8-bit RGB by declared rules, never by guesses; pure arithmetic."""
 
 from __future__ import annotations
 
@@ -11,31 +11,29 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.callables import RgbImage
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.declared import Declared
-from misgnet_runtime.raster.metadata import RGB, UNSTATED, Statement
+from misgnet_runtime.raster.metadata import RGB, UNSTATED, BandMetadata
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Which bands are red, green and blue; ``value * scale + offset`` of each is 0 for black, 1 for white.
-
-    Without ``scale`` the values are 8-bit and taken as they are. ``why``: who says so.
-    """
+    """The bands that are red, green and blue, and how their values become brightness."""
 
     bands: tuple[int, int, int]
-    scale: tuple[float, float, float] | None
+    scale: tuple[float, float, float] | None  # value * scale + offset is 0 for black, 1 for white; None: 8-bit as is
     offset: tuple[float, float, float]
-    why: str
+    source: str  # where the numbers come from
 
     def __str__(self) -> str:
         bands = ",".join(map(str, self.bands))
         if self.scale is None:
             return f"bands {bands}, 8-bit values as they are"
         numbers = (",".join(f"{x:.6g}" for x in part) for part in (self.scale, self.offset))
-        return "bands {}, scale {}, offset {} ({})".format(bands, *numbers, self.why)
+        return "bands {}, scale {}, offset {} ({})".format(bands, *numbers, self.source)
 
     def apply(self, values: NDArray[Any]) -> RgbImage:
-        """(3, h, W) of any real type -> uint8 (h, W, 3); what is NaN becomes 0."""
+        """Converts (3, h, W) of any real type to uint8 (h, W, 3); NaN becomes 0."""
         if self.scale is None:
             return np.moveaxis(values.astype(np.uint8, copy=False), 0, 2)
         wide = np.result_type(values.dtype, np.float32)
@@ -46,15 +44,20 @@ class Scaling:
 
 
 def choose_bands(declared: Declared, colours: Sequence[str], alpha: int | None, name: str) -> tuple[int, int, int]:
-    """Declared bands, or those that the file calls red, green and blue, or all of a raster that has three and says
-    nothing of their colours; ``alpha``: its alpha band (from 1), which is none of them.
+    """Returns the red, green and blue bands.
 
-    UsageError for a band that is not there, InputError where nothing says which three are meant.
+    These are the declared bands, else the bands that the file calls red, green and blue, else all three bands of a
+    raster with undescribed bands, not counting its alpha band ``alpha`` (from 1).
+
+    Raises:
+        UsageError: A declared band does not exist.
+        InputError: The bands cannot be determined.
     """
     if declared.bands is not None:
         red, green, blue = (int(band) for band in declared.bands)
         if max(red, green, blue) > len(colours):
-            raise UsageError(f"band {max(red, green, blue)} was asked for, and {name} has {len(colours)}")
+            bands = plural(len(colours), "band")
+            raise UsageError(f"band {max(red, green, blue)} was requested, but {name} has {bands}")
         return red, green, blue
     stated = [[band for band, colour in enumerate(colours, 1) if colour == wanted] for wanted in RGB]
     if all(len(bands) == 1 for bands in stated):
@@ -63,20 +66,20 @@ def choose_bands(declared: Declared, colours: Sequence[str], alpha: int | None, 
     if len(others) == 3 and all(colours[band - 1] in UNSTATED for band in others):
         return others[0], others[1], others[2]
     shown = ", ".join(colours[:8]) + ", ..." * (len(colours) > 8)
-    says = "" if set(colours) <= {*UNSTATED, "alpha"} else f" that the file calls {shown}"
+    described = "" if set(colours) <= {*UNSTATED, "alpha"} else f" that the file calls {shown}"
     raise InputError(
-        f"raster {name} has {len(colours)} band{'s' * (len(colours) > 1)}{says}; say which are red, green and blue: "
+        f"raster {name} has {plural(len(colours), 'band')}{described}; specify the red, green and blue bands: "
         "--bands 3,2,1, or --before-bands and --after-bands"
     )
 
 
 def declared_scaling(
-    declared: Declared, bands: tuple[int, int, int], dtype: str, stated: Statement, name: str
+    declared: Declared, bands: tuple[int, int, int], dtype: str, stated: BandMetadata, name: str
 ) -> Scaling:
-    """The scaling that is declared, of values that are not looked at.
+    """Returns the declared scaling, independent of the pixel values.
 
     Raises:
-        InputError: Nothing is declared, and values are not 8-bit, or the file says that they are to be scaled.
+        InputError: No scaling is declared, and the values are not 8-bit or the file's metadata demands a scaling.
     """
     full = 2 ** (stated.bits or 8) - 1
     if declared.scale is None and declared.offset is None:
@@ -85,31 +88,33 @@ def declared_scaling(
             return Scaling(bands, white, (0, 0, 0), f"{stated.bits or 8}-bit")
         what = f"{dtype} with {stated.values()} in its tags" if stated.scaled or stated.inverted else dtype
         raise InputError(
-            f"raster {name} holds {what}, and nothing says how its values become brightness; declare --scale and "
-            "--offset (stored value * scale + offset is 0 for black, 1 for white), or ask for --stretch 2,98 "
-            "(percentiles of each band); each also for one date: --before-scale, --after-stretch, ..."
+            f"raster {name} contains {what}, and its conversion to brightness is not declared; declare --scale and "
+            "--offset (stored value * scale + offset is 0 for black, 1 for white), or use --stretch 2,98 "
+            "(percentiles of each band); for one date only: --before-scale, --after-stretch, ..."
         )
     default = 1 / full if dtype == "uint8" else 1.0
     return Scaling(bands, _three(declared.scale or (default,)), _three(declared.offset or (0.0,)), "declared")
 
 
-def check_stretch(stated: Statement, name: str) -> None:
-    """InputError where low stored values are bright by what the file says: a stretch would invert them."""
+def check_stretch(stated: BandMetadata, name: str) -> None:
+    """Raises InputError if low stored values are bright by the file's metadata: a stretch would invert the image."""
     if stated.inverted or min(stated.scales) <= 0:
         raise InputError(
-            f"raster {name} states {stated.values()}, so that a stretch would make a negative of it; declare --scale "
-            "and --offset"
+            f"raster {name} states {stated.values()}, so a stretch would invert its brightness; declare --scale and "
+            "--offset"
         )
 
 
 def stretched(bands: tuple[int, int, int], values: NDArray[Any], percentiles: tuple[float, ...], name: str) -> Scaling:
-    """The scaling that makes two percentiles of each band of ``values`` (3, N) black and white.
+    """Returns the scaling that maps two percentiles of each band of ``values`` (3, N) to black and white.
 
-    InputError where there are no values, or a band's percentiles are one value.
+    Raises InputError if there are no values, or the two percentiles of a band are equal.
     """
     low_high = f"{percentiles[0]:g} and {percentiles[1]:g}"
     if not values.size:
-        raise InputError(f"raster {name} has no data where it was sampled, so it cannot be stretched; declare --scale")
+        raise InputError(
+            f"raster {name} has no data at the sampled windows, so it cannot be stretched; declare --scale"
+        )
     low, high = np.percentile(values.astype(np.float64), percentiles, axis=1)
     for band, lower, upper in zip(bands, low, high, strict=True):
         if lower == upper:

@@ -1,4 +1,4 @@
-"""A look at a scene before it is run: its percentiles, and whether the two dates lie on each other."""
+"""Samples a scene before it is run: percentiles for a stretch, and the offset between the two dates."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.callables import RgbImage
 from misgnet_runtime.raster.declared import Declared
-from misgnet_runtime.raster.metadata import statement
+from misgnet_runtime.raster.metadata import band_metadata
 from misgnet_runtime.raster.reader import Pair, Raster
 from misgnet_runtime.raster.scaling import Scaling, check_stretch, choose_bands, declared_scaling, stretched
 from misgnet_runtime.raster.tiling import Span
 
-_SAMPLES, _SAMPLE = 8, 128  # windows along each axis, and their size in pixels
-_WINDOWS, _WINDOW = 3, 256  # the same for the shift
-_CLEAR_PEAK = 0.05  # of phase correlation; noise of this size stays below 0.02
+_SAMPLES, _SAMPLE = 8, 128  # windows per axis for percentiles, and their side in pixels
+_WINDOWS, _WINDOW = 3, 256  # windows per axis for the offset, and their side in pixels
+_CLEAR_PEAK = 0.05  # of the phase correlation; noise in windows of this size stays below 0.02
 
 
 def find_scaling(raster: Raster, declared: Declared) -> Scaling:
-    """How the raster's values become 8-bit RGB; a stretch looks at 8 x 8 windows of 128 x 128 px.
+    """Returns the scaling of the raster's values to 8-bit RGB; a stretch samples 8 x 8 windows of 128 x 128 px.
 
-    InputError where that is not declared, or cannot be done; UsageError for a band that is not there.
+    Raises:
+        InputError: The scaling is not declared or not possible.
+        UsageError: A declared band does not exist.
     """
     bands = choose_bands(declared, raster.colours, raster.alpha, raster.name)
-    stated = statement(raster.file, bands, raster.colours)
+    stated = band_metadata(raster.file, bands, raster.colours)
     if declared.stretch is None:
         return declared_scaling(declared, bands, raster.dataset.dtypes[bands[0] - 1], stated, raster.name)
     check_stretch(stated, raster.name)
@@ -35,7 +37,7 @@ def find_scaling(raster: Raster, declared: Declared) -> Scaling:
 
 
 def spread(height: int, width: int, count: int, size: int) -> list[tuple[Span, Span]]:
-    """At most ``count`` x ``count`` windows of at most ``size`` pixels, evenly spread and without overlap."""
+    """Returns at most ``count`` x ``count`` windows of at most ``size`` pixels, evenly spread, without overlap."""
     axes = []
     for length in (height, width):
         number = max(1, min(count, length // size))
@@ -45,9 +47,9 @@ def spread(height: int, width: int, count: int, size: int) -> list[tuple[Span, S
 
 
 def residual_shift(pair: Pair, scalings: tuple[Scaling, Scaling]) -> tuple[float, float] | None:
-    """Rows and columns by which the second date's content lies beside the first's, the median over 3 x 3 windows.
+    """Returns the offset of AFTER from BEFORE in rows and columns, the median over 3 x 3 windows.
 
-    None where too few windows have data and a clear peak to say.
+    Returns None if fewer than two windows have data and a clear peak.
     """
     found = []
     for rows, columns in spread(pair.grid.height, pair.grid.width, _WINDOWS, _WINDOW):
@@ -63,9 +65,9 @@ def residual_shift(pair: Pair, scalings: tuple[Scaling, Scaling]) -> tuple[float
 
 
 def phase_shift(before: RgbImage, after: RgbImage) -> tuple[float, float, float]:
-    """Shift in rows and columns of uint8 (h, w, 3) against another, in whole pixels, and the peak's height, 0 to 1.
+    """Returns the offset of ``after`` from ``before``, uint8 (h, w, 3), and the height of the peak, 0 to 1.
 
-    Kuglin and Hines, "The phase correlation image alignment method", 1975.
+    The offset is in whole rows and columns. Kuglin and Hines, "The phase correlation image alignment method", 1975.
     """
     first, second = (np.fft.rfft2(_windowed(image)) for image in (before, after))
     cross = second * first.conj()
@@ -80,7 +82,7 @@ def phase_shift(before: RgbImage, after: RgbImage) -> tuple[float, float, float]
 
 
 def _windowed(image: RgbImage) -> NDArray[np.float64]:
-    """Brightness without its mean, fading to 0 at the edges: a cut edge is no structure."""
+    """Returns the brightness minus its mean, faded to 0 at the window's edges, which are not image content."""
     grey = image.mean(axis=2)
     fade = np.outer(*(np.hanning(length + 2)[1:-1] for length in grey.shape))
     return np.asarray((grey - grey.mean()) * fade, np.float64)

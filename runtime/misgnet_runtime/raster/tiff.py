@@ -1,6 +1,7 @@
-"""The directories of a TIFF file and what its tags say of it, read without decoding a pixel, Pillow or GDAL.
+"""Reads the directories and tags of a TIFF file without decoding pixels, and without Pillow or GDAL.
 
-Classic TIFF and BigTIFF of both byte orders. TIFF Revision 6.0 (1992), section 2; the BigTIFF design of libtiff (2007).
+Supports classic TIFF and BigTIFF in both byte orders. TIFF Revision 6.0 (1992), section 2; the BigTIFF design of
+libtiff (2007).
 """
 
 from __future__ import annotations
@@ -21,31 +22,31 @@ from misgnet_runtime.limits import GEOTIFF_DIRECTORIES
 from misgnet_runtime.storage.files import is_file
 
 ORIENTATION, PHOTOMETRIC, DATE_TIME = 274, 262, 306
-# What makes a TIFF a raster and not a picture: the tags of GeoTIFF, of sensor models (RPC), and those of GDAL.
+# Tags that make a TIFF a raster instead of a picture: those of GeoTIFF, of sensor models (RPC), and of GDAL.
 RASTER_TAGS = {
     33550: "a pixel scale", 33922: "tie points", 34264: "a transform", 34735: "a coordinate system",
     50844: "RPC coefficients", 42112: "GDAL metadata", 42113: "a nodata value",
 }  # fmt: skip
 MOST_DIRECTORIES = GEOTIFF_DIRECTORIES  # images, overviews and masks of one file
-_ASCII, _MOST_TEXT, _MOST_NUMBERS = 2, 4096, 64  # a type of tags; bytes and numbers of a value that is kept
+_ASCII, _MOST_TEXT, _MOST_NUMBERS = 2, 4096, 64  # type of text tags; limits of the bytes and numbers kept of a tag
 _HEADER = 8  # bytes before the first directory
 SUBFILE, _OLD_SUBFILE = 254, 255
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
-# Bytes of a value by its type; types that hold whole numbers, of which negative ones count as huge.
+# Bytes of a value by its type; types of whole numbers, where negative numbers are read as huge ones.
 TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _WHOLE_TYPES = (1, 3, 4, 9, 13, 16, 17, 18)
-_MOST_READ, _MOST_ENTRIES = 1 << 16, 1 << 12  # directories of a file, entries of one
+_MOST_READ, _MOST_ENTRIES = 1 << 16, 1 << 12  # directories of a file, entries of a directory
 
 Values = tuple[int, ...] | str | None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a directory says of a tag: ``count`` values of the type ``kind``, which begin at byte ``at``."""
+    """A tag's entry in a directory."""
 
-    kind: int
-    count: int
-    at: int
+    kind: int  # type of the values
+    count: int  # number of values
+    at: int  # byte offset of the first value
 
 
 Directory = dict[int, Entry]
@@ -53,36 +54,30 @@ Directory = dict[int, Entry]
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """A file's first directory by tag, and its others by what they are.
+    """The tags of a file's first directory, and the number of its images and masks."""
 
-    Attributes:
-        tags: Whole numbers or text of each tag of the first directory; None for values of another kind or size.
-        pages: Directories that hold an image of their own, the first one included.
-        masks: Directories that hold a transparency mask.
-    """
-
-    tags: dict[int, Values]
-    pages: int
-    masks: int
+    tags: dict[int, Values]  # whole numbers or text; None: values of another type, or too many
+    pages: int  # directories with full-size images, including the first one
+    masks: int  # directories with transparency masks
 
     def number(self, tag: int, default: int) -> int:
-        """The first number of a tag, ``default`` where the file has none."""
+        """Returns the first number of a tag, or ``default`` if the file has none."""
         values = self.tags.get(tag)
         return values[0] if isinstance(values, tuple) and values else default
 
     def text(self, tag: int) -> str | None:
-        """The text of a tag, None where the file has none."""
+        """Returns the text of a tag, or None."""
         values = self.tags.get(tag)
         return values if isinstance(values, str) else None
 
     @property
-    def raster_words(self) -> list[str]:
-        """What makes the file a raster, for a message; empty for a picture."""
+    def raster_properties(self) -> list[str]:
+        """The properties that make the file a raster, for a message; empty for a picture."""
         return [words for tag, words in RASTER_TAGS.items() if tag in self.tags] + ["a mask"] * (self.masks > 0)
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether a file begins as a TIFF does; False where it cannot be read, or is not a regular file."""
+    """Returns whether a file starts like a TIFF; False if it cannot be read or is not a regular file."""
     try:
         return is_file(path) and path.stat().st_size >= _HEADER and may_be_tiff(path)
     except (InputError, OSError):
@@ -90,24 +85,24 @@ def is_tiff(path: Path) -> bool:
 
 
 def may_be_tiff(path: Path) -> bool:
-    """Whether a file begins as a TIFF does, or is too short to say; InputError where it cannot be read."""
+    """Returns whether a file starts like a TIFF or is too short to decide; raises InputError if it cannot be read."""
     with opened(path) as file:
         start = file.read(4)
     return any(known.startswith(start) for known in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
 
 
 def read_header(path: Path) -> TiffHeader:
-    """Read the directories of a TIFF file.
+    """Reads the directories of a TIFF file.
 
     Raises:
-        InputError: The file cannot be read, is not a TIFF or not a complete one, or has too many directories.
+        InputError: The file cannot be read, is not a TIFF, is incomplete, or has too many directories.
     """
     with path.open("rb") as file:
         return _HeaderReader(file, path).header()
 
 
 def opened(path: Path) -> BinaryIO:
-    """The file, open for reading; InputError where it cannot be read."""
+    """Opens a file for reading; raises InputError if that fails."""
     try:
         return path.open("rb")
     except OSError as error:
@@ -115,9 +110,9 @@ def opened(path: Path) -> BinaryIO:
 
 
 class TiffReader:
-    """The directories of an open file, and what their entries hold. No count in the file is trusted.
+    """Reads the directories of an open file and the values of their entries. No count in the file is trusted.
 
-    Raises UnreadableError for what lies beyond the end of the file, InputError for what is no TIFF.
+    Raises UnreadableError for data beyond the end of the file, and InputError if the file is not a TIFF.
     """
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
@@ -126,21 +121,21 @@ class TiffReader:
         start = self.bytes_at(0, 8, "header")
         self._order = "<" if start[:2] == b"II" else ">"
         self._big = start[2:4] in (b"+\0", b"\0+")
-        self._word = 8 if self._big else 4  # bytes of an offset, a count and a value that needs no place of its own
+        self._word = 8 if self._big else 4  # bytes of an offset, of a count, and of values stored in the entry itself
 
     def directories(self) -> Iterator[Directory]:
-        """The file's directories in their order."""
-        seen: set[int] = set()
+        """Yields the file's directories in order."""
+        visited: set[int] = set()
         at = self._unpack(8 if self._big else 4, "Q" if self._big else "L", "header")
         while at:
-            if at in seen or len(seen) == _MOST_READ:
-                raise self.damaged(f"its directories have no end (byte {at:,})")
-            seen.add(at)
+            if at in visited or len(visited) == _MOST_READ:
+                raise self.damaged(f"its list of directories does not end (byte {at:,})")
+            visited.add(at)
             found, at = self._directory(at)
             yield found
 
     def _directory(self, at: int) -> tuple[Directory, int]:
-        """Its entries by tag, and where the next one lies."""
+        """Returns the entries of a directory by tag, and the offset of the next directory."""
         count = self._unpack(at, "Q" if self._big else "H", "directory")
         if count > _MOST_ENTRIES:
             raise self.damaged(f"its directory at byte {at:,} has {count:,} entries")
@@ -148,28 +143,28 @@ class TiffReader:
         step = 4 + 2 * self._word
         content = self.bytes_at(start, count * step, "directory")
         found: Directory = {}
-        for place in range(0, count * step, step):
-            tag, kind, values = struct.unpack_from(form, content, place)
+        for position in range(0, count * step, step):
+            tag, kind, values = struct.unpack_from(form, content, position)
             inline = values * TYPE_SIZES.get(kind, 0) <= self._word
-            value = start + place + 4 + self._word
+            value = start + position + 4 + self._word
             if not inline:
-                value = struct.unpack_from(form[0] + form[-1], content, place + 4 + self._word)[0]
+                value = struct.unpack_from(form[0] + form[-1], content, position + 4 + self._word)[0]
             found.setdefault(tag, Entry(kind, values, value))
         return found, self._unpack(start + count * step, "Q" if self._big else "L", "directory")
 
     def values(self, entry: Entry, part: slice) -> NDArray[np.uint64]:
-        """The values ``part`` of an entry of whole numbers."""
+        """Reads the values ``part`` of an entry of whole numbers."""
         if entry.kind not in _WHOLE_TYPES:
             raise self.damaged(f"a table of its blocks has type {entry.kind}")
         size = TYPE_SIZES[entry.kind]
         content = self.bytes_at(entry.at + part.start * size, (part.stop - part.start) * size, "table of blocks")
         return np.frombuffer(content, f"{self._order}u{size}").astype(np.uint64)
 
-    def number(self, found: Directory, tag: int, without: int = 0) -> int:
-        """The first value of a tag, ``without`` where the directory has none."""
+    def number(self, found: Directory, tag: int, default: int = 0) -> int:
+        """Returns the first value of a tag, or ``default`` if the directory has none."""
         entry = found.get(tag)
         if entry is None or not entry.count:
-            return without
+            return default
         return int(self.values(entry, slice(0, 1))[0])
 
     def _unpack(self, at: int, form: str, what: str) -> int:
@@ -177,7 +172,7 @@ class TiffReader:
         return number
 
     def bytes_at(self, at: int, count: int, what: str) -> bytes:
-        """``count`` bytes from byte ``at`` on; ``what``: for messages."""
+        """Reads ``count`` bytes at offset ``at``; ``what`` names them in messages."""
         if at + count > self.size:
             raise self.cut_off(what)
         try:
@@ -191,19 +186,19 @@ class TiffReader:
 
     def cut_off(self, what: str) -> UnreadableError:
         return UnreadableError(
-            f"raster {self.path} is truncated: its {what} lies beyond the end of the file ({self.size:,} bytes); "
+            f"raster {self.path} is truncated: its {what} is beyond the end of the file ({self.size:,} bytes); "
             "fetch the file again"
         )
 
     def damaged(self, why: str) -> InputError:
-        return InputError(f"raster {self.path} is damaged or no TIFF: {why}; fetch the file again")
+        return InputError(f"raster {self.path} is damaged or not a TIFF: {why}; fetch the file again")
 
 
 class _HeaderReader(TiffReader):
     def header(self) -> TiffHeader:
         found = list(islice(self.directories(), MOST_DIRECTORIES + 1))
         if len(found) > MOST_DIRECTORIES:
-            raise InputError(f"{self.path} has more than {MOST_DIRECTORIES:,} directories; is the file damaged?")
+            raise InputError(f"{self.path} has more than {MOST_DIRECTORIES:,} directories; check whether it is damaged")
         if not found:
             raise self.damaged("it has no directory")
         kinds = [self._kind(directory) for directory in found]
@@ -212,7 +207,7 @@ class _HeaderReader(TiffReader):
         return TiffHeader(tags, max(pages, 1), sum(bool(kind & MASK) for kind in kinds))
 
     def _kind(self, found: Directory) -> int:
-        """The bits of NewSubfileType; the older SubfileType says 2 for a reduced image."""
+        """Returns the bits of NewSubfileType, or of the older SubfileType, where 2 is a reduced image."""
         if SUBFILE in found:
             return self.number(found, SUBFILE)
         return REDUCED if self.number(found, _OLD_SUBFILE) == 2 else 0

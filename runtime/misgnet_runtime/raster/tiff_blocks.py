@@ -1,7 +1,7 @@
-"""Where a TIFF says that its blocks lie, checked against the file's size: before, and without, any decoder.
+"""Checks the offsets and lengths of a TIFF's blocks against the file's size, before any decoder opens the file.
 
-Classic TIFF and BigTIFF of both byte orders, strips and tiles, one plane or several, and internal masks. No count in
-the file is trusted: memory is bounded by :data:`MOST_BLOCKS`, and a million blocks take some 50 ms.
+Supports classic TIFF and BigTIFF in both byte orders, strips and tiles, one plane or several, and internal masks. No
+count in the file is trusted: memory is bounded by :data:`MOST_BLOCKS`, and a million blocks take about 50 ms.
 
 TIFF Revision 6.0 (1992), sections 2, 8 and 15; the BigTIFF design of libtiff (2007).
 """
@@ -18,8 +18,8 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import GEOTIFF_BLOCKS
 from misgnet_runtime.raster.tiff import MASK, REDUCED, SUBFILE, TYPE_SIZES, Directory, Entry, TiffReader, opened
 
-MOST_BLOCKS = GEOTIFF_BLOCKS  # of all planes of a file together
-_PART = 1 << 20  # entries of a table that are read at once
+MOST_BLOCKS = GEOTIFF_BLOCKS  # of all planes together
+_PART = 1 << 20  # entries of a table read at once
 _YCBCR = 6
 (
     _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIPS, _SAMPLES, _ROWS, _STRIP_SIZES, _PLANES,
@@ -30,34 +30,31 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Layer:
-    """The blocks of an image or of its mask, each ``block_height`` x ``block_width`` pixels; flags are (P, R, C).
+    """The blocks of an image or of its mask; flags have the shape (planes, rows, columns) of blocks."""
 
-    ``absent``: a block's offset or length is 0, as a writer that was killed leaves it, or a sparse one;
-    ``outside``: it does not lie within the file.
-    """
-
-    block_height: int
-    block_width: int
-    absent: Flags
-    outside: Flags
+    block_height: int  # pixels
+    block_width: int  # pixels
+    absent: Flags  # offset or length is 0: a sparse file, or a writer that was killed
+    outside: Flags  # not within the file
 
 
 @dataclass(frozen=True)
 class TiffBlocks:
-    """The first image of a file and its internal masks; ``planes``: 1 where all bands of a pixel are in one block."""
+    """The blocks of a file's first image and of its internal masks."""
 
-    height: int
-    width: int
-    planes: int
+    height: int  # pixels
+    width: int  # pixels
+    planes: int  # 1: a block contains all bands
     image: Layer
     masks: tuple[Layer, ...]
 
 
 def read_blocks(path: Path) -> TiffBlocks:
-    """What a TIFF's directories say of its blocks.
+    """Reads the blocks from a TIFF's directories.
 
-    Raises UnreadableError where a directory or a tag's value lies beyond the end of the file, InputError where the
-    directories are no such thing.
+    Raises:
+        UnreadableError: A directory or a tag's value is beyond the end of the file.
+        InputError: The directories are invalid.
     """
     with opened(path) as file:
         return _BlockReader(file, path).blocks()
@@ -77,12 +74,12 @@ class _BlockReader(TiffReader):
         return TiffBlocks(height, width, len(layer.absent), layer, masks)
 
     def _is_mask(self, found: Directory, height: int, width: int) -> bool:
-        """Whether a directory is the mask of all of the first image, not of an overview."""
+        """Returns whether a directory is the mask of the first image, not of an overview."""
         size = self.number(found, _HEIGHT), self.number(found, _WIDTH)
         return self.number(found, SUBFILE) & (MASK | REDUCED) == MASK and size == (height, width)
 
     def _layer(self, found: Directory) -> Layer:
-        """Raises UnreadableError where a tag's value lies beyond the end."""
+        """Reads the blocks of a directory; raises UnreadableError if a tag's value is beyond the end of the file."""
         for tag, entry in found.items():
             if entry.at + entry.count * TYPE_SIZES.get(entry.kind, 0) > self.size:
                 raise self.cut_off(f"tag {tag}")
@@ -96,7 +93,7 @@ class _BlockReader(TiffReader):
         shape = planes, -(-height // block_height), -(-width // block_width)
         if (count := shape[0] * shape[1] * shape[2]) > MOST_BLOCKS:
             raise InputError(
-                f"raster {self.path} has {count:,} blocks, and {MOST_BLOCKS:,} are the most; write it in larger "
+                f"raster {self.path} has {count:,} blocks, and the limit is {MOST_BLOCKS:,}; write it in larger "
                 "blocks (gdal_translate -co TILED=YES), or cut it into parts"
             )
         most = self._plain_bytes(found, (block_height, block_width), tiled, height)
@@ -106,9 +103,9 @@ class _BlockReader(TiffReader):
     def _plain_bytes(
         self, found: Directory, block: tuple[int, int], tiled: bool, height: int
     ) -> tuple[int, int] | None:
-        """Bytes of a block that is not compressed, and of one in the last row of blocks; None where they are unknown.
+        """Returns the bytes of an uncompressed block, and of one in the last row of blocks; None if compressed.
 
-        Some writers give the last strip the length of a whole one.
+        Needed because some writers give the last strip the length of a whole one.
         """
         if self.number(found, _COMPRESSION, 1) != 1 or self.number(found, _PHOTOMETRIC) == _YCBCR:
             return None
@@ -120,10 +117,10 @@ class _BlockReader(TiffReader):
     def _flags(
         self, found: Directory, count: int, plain: tuple[int, int] | None, shape: tuple[int, ...]
     ) -> tuple[Flags, Flags]:
-        """Of each block: whether it is absent, and whether it lies outside of the file."""
+        """Returns, for each block, whether it is absent and whether it is outside of the file."""
         offsets, sizes = found.get(_TILES, found.get(_STRIPS)), found.get(_TILE_SIZES, found.get(_STRIP_SIZES))
         if offsets is None:
-            raise self.damaged("it does not say where its blocks lie")
+            raise self.damaged("it has no offsets of its blocks")
         absent, outside = np.ones(count, np.bool_), np.zeros(count, np.bool_)
         end = np.uint64(self.size)
         for start in range(0, min(count, offsets.count), _PART):
@@ -137,7 +134,7 @@ class _BlockReader(TiffReader):
     def _lengths(
         self, sizes: Entry | None, part: slice, plain: tuple[int, int] | None, shape: tuple[int, ...]
     ) -> NDArray[np.uint64]:
-        """Bytes of each block; at most what it needs where it is not compressed, 1 where nothing says."""
+        """Returns the bytes of each block: at most its uncompressed size, if known; 1 if the file has no lengths."""
         number = part.stop - part.start
         if plain is None:
             needed = None
@@ -148,6 +145,6 @@ class _BlockReader(TiffReader):
             return np.ones(number, np.uint64) if needed is None else needed
         found = np.zeros(number, np.uint64)
         if sizes.count > part.start:
-            there = self.values(sizes, slice(part.start, min(part.stop, sizes.count)))
-            found[: len(there)] = there
+            stored = self.values(sizes, slice(part.start, min(part.stop, sizes.count)))
+            found[: len(stored)] = stored
         return found if needed is None else np.minimum(found, needed)

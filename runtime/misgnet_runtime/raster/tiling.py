@@ -1,4 +1,4 @@
-"""How an image is covered with tiles: pure arithmetic, no files."""
+"""Covers an image with tiles; pure arithmetic, no files."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class Span:
         return self.stop - self.start
 
     def within(self, whole: Span) -> slice:
-        """This span as a slice into ``whole``, which it is a part of."""
+        """Returns this span as a slice into ``whole``, which contains it."""
         return slice(self.start - whole.start, self.stop - whole.start)
 
     def split(self, size: int) -> Iterator[Span]:
-        """Neighbouring spans of ``size`` pixels, the last one what is left."""
+        """Yields adjacent spans of ``size`` pixels; the last one may be shorter."""
         return (Span(start, min(start + size, self.stop)) for start in range(self.start, self.stop, size))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One tile: the window that is read and the part of it that this tile answers for.
+    """One tile: the window that is read, and the part of it whose predictions come from this tile.
 
-    The owned parts of all cells of an image cover it without overlap. A window reaches beyond the image
-    only where the image is smaller than a tile; those pixels are padded by reflection.
+    The owned parts of all cells cover an image without overlap. A window extends beyond the image only if the image is
+    smaller than a tile; those pixels are padded by reflection.
     """
 
     rows: Span
@@ -46,11 +46,11 @@ class Cell:
     owned_columns: Span
 
     def owned_in_tile(self) -> tuple[slice, slice]:
-        """The owned part as slices into the tile."""
+        """Returns the owned part as slices into the tile."""
         return self.owned_rows.within(self.rows), self.owned_columns.within(self.columns)
 
     def owned_in_image(self) -> tuple[slice, slice]:
-        """The owned part as slices into the image."""
+        """Returns the owned part as slices into the image."""
         return (
             slice(self.owned_rows.start, self.owned_rows.stop),
             slice(self.owned_columns.start, self.owned_columns.stop),
@@ -58,9 +58,9 @@ class Cell:
 
 
 def cover(height: int, width: int, tile: int) -> list[Cell]:
-    """Cells of ``tile`` x ``tile`` pixels over a ``height`` x ``width`` image, row by row.
+    """Returns cells of ``tile`` x ``tile`` pixels that cover a ``height`` x ``width`` image, row by row.
 
-    The last row and column are shifted inward, so that every window holds real pixels where it can.
+    The last row and column are shifted inward, so that windows contain padding only if the image is too small.
     """
     if min(height, width, tile) < 1:
         raise ValueError(f"cannot cover {height} x {width} pixels with tiles of {tile}")
@@ -72,19 +72,19 @@ def cover(height: int, width: int, tile: int) -> list[Cell]:
 
 
 def cut(image: NDArray[Scalar], cell: Cell) -> NDArray[Scalar]:
-    """The cell's window of (H, W) or (H, W, C); beyond the edge the image is reflected, again and again."""
+    """Returns the cell's window of (H, W) or (H, W, C); beyond its edges the image is reflected repeatedly."""
     part = image[cell.rows.start : cell.rows.stop, cell.columns.start : cell.columns.stop]
     return reflect(part, cell.rows.length, cell.columns.length)
 
 
 def reflect(part: NDArray[Scalar], height: int, width: int) -> NDArray[Scalar]:
-    """(H, W) or (H, W, C), continued at its lower and right edge to ``height`` x ``width`` by reflection."""
+    """Pads (H, W) or (H, W, C) at its lower and right edges to ``height`` x ``width`` by reflection."""
     missing = [(0, height - part.shape[0]), (0, width - part.shape[1])]
     return np.pad(part, missing + [(0, 0)] * (part.ndim - 2), mode="symmetric")
 
 
 def _spans(length: int, tile: int) -> list[tuple[Span, Span]]:
-    """Windows along one axis, each with its owned part."""
+    """Returns the windows along one axis, each with its owned part."""
     found = []
     for owned in Span(0, length).split(tile):
         start = max(0, min(owned.start, length - tile))

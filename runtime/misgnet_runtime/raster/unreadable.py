@@ -1,7 +1,7 @@
-"""Which pixels of a date lie in unreadable blocks, and whether these are more than ``--max-unreadable`` allows.
+"""Finds the pixels of a date in unreadable blocks, and checks their share against ``--max-unreadable``.
 
-A block is unreadable where it does not lie within the file, where its offset or length is 0 (unless the raster declares
-a nodata value: then it is nodata), or where it does not decode. The first two are known from the file's directories.
+A block is unreadable if it is not within the file, if its offset or length is 0 (if the raster declares a nodata value,
+such a block is nodata instead), or if it does not decode. The first two are known from the file's directories.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.tiff_blocks import Layer, TiffBlocks, read_blocks
 from misgnet_runtime.raster.tiling import Span
 
-# A block that does not decode: its date ("before" or "after"), its first row and column, its height and width; all in
-# pixels of that date's own raster.
+# A block that does not decode: date ("before" or "after"), first row, first column, height, width; in pixels of that
+# date's own raster.
 UnreadableBlock = tuple[str, int, int, int, int]
-# What is read of a window: stored values (B, h, w), where they are data, bool (h, w), and blocks that do not decode.
+# The content of a window: stored values (B, h, w), their validity, bool (h, w), and blocks that do not decode.
 Values = tuple[NDArray[Any], Mask, frozenset[UnreadableBlock]]
-_MOST_CELLS = 1 << 26  # of blocks of two sizes that overlap, to find what they cover together
-_AT_ONCE = 1 << 18  # blocks that are counted together
-_ROUNDING = 1 + 1e-12  # of a limit that is no binary fraction: 0.7 percent of 1000 pixels are 7
+_MOST_CELLS = 1 << 26  # limit of the intersections of blocks of different sizes, to compute their union
+_AT_ONCE = 1 << 18  # blocks counted at once
+_ROUNDING = 1 + 1e-12  # for limits that are not binary fractions: 0.7 percent of 1000 pixels are 7
 
 
 @dataclass(frozen=True)
 class _Flagged:
-    """Blocks of one size, and which of them are meant, bool (R, C)."""
+    """Blocks of one size, some of them flagged."""
 
-    height: int
-    width: int
-    flags: Mask
+    height: int  # pixels
+    width: int  # pixels
+    flags: Mask  # bool (R, C), by block
 
     def at(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Mask:
-        """The flags of pixels at all of ``rows`` and ``columns``."""
+        """Returns the flags of the pixels at all combinations of ``rows`` and ``columns``."""
         return np.asarray(self.flags[np.ix_(rows // self.height, columns // self.width)], np.bool_)
 
     def area(self, rows: Span, columns: Span) -> int:
-        """Pixels of a window in flagged blocks."""
+        """Returns the number of pixels of a window in flagged blocks."""
         left, right = columns.start // self.width, -(-columns.stop // self.width)
         widths = _within(left, right, self.width, columns)
         step = max(1, _AT_ONCE // len(widths))
@@ -57,15 +57,15 @@ class _Flagged:
 
 @dataclass(frozen=True)
 class Blocks:
-    """What the directories of one raster say of its blocks; ``nodata``: it declares a nodata value."""
+    """The blocks of one raster, from its directories."""
 
     path: Path
     tiff: TiffBlocks
-    nodata: bool
+    nodata: bool  # whether the raster declares a nodata value
 
     @classmethod
     def of(cls, path: Path, dataset: Any) -> Blocks:
-        """Of an open raster (rasterio's); raises as :func:`read_blocks`."""
+        """Reads the blocks of an open raster (rasterio's); raises as :func:`read_blocks`."""
         return cls(path, read_blocks(path), dataset.nodata is not None)
 
     @property
@@ -74,12 +74,12 @@ class Blocks:
 
     @property
     def count(self) -> int:
-        """Blocks of the image and of its masks, where planes lie apart those of all."""
+        """The number of blocks of the image and its masks, in all planes."""
         return sum(layer.absent.size for layer in self._layers)
 
     @property
     def nodata_blocks(self) -> int:
-        """Blocks of the image that were never written, and are nodata: the raster declares a value for that."""
+        """The number of the image's absent blocks, if the raster declares a nodata value; else 0."""
         return int(self.tiff.image.absent.sum()) if self.nodata else 0
 
     @cached_property
@@ -89,15 +89,15 @@ class Blocks:
 
     @cached_property
     def unreadable(self) -> tuple[int, int]:
-        """Unreadable blocks, and the pixels in them, each counted once."""
+        """The number of unreadable blocks, and of the pixels in them; each pixel is counted once."""
         blocks = sum(int(self._is_unreadable(layer).sum()) for layer in self._layers)
         whole = Span(0, self.tiff.height), Span(0, self.tiff.width)
         return blocks, self.unreadable_in(*whole) if blocks else 0
 
     def unreadable_in(self, rows: Span, columns: Span) -> int:
-        """Unreadable pixels of a window. Memory and time grow with its blocks, not with its pixels.
+        """Returns the number of unreadable pixels of a window. Cost grows with its blocks, not with its pixels.
 
-        Blocks of the image and of a mask that have other sizes are counted apart where they are very many.
+        If image and masks have blocks of different sizes, and very many, they are counted separately (an upper bound).
         """
         if len(self._unreadable) <= 1:
             return sum(flagged.area(rows, columns) for flagged in self._unreadable)
@@ -110,7 +110,7 @@ class Blocks:
         return int((covered @ widths) @ heights)
 
     def gaps(self, bands: Iterable[int], rows: Span, columns: Span) -> Mask | None:
-        """Pixels of a window, bool (h, w), without values in one of ``bands`` (from 1); None where there are none."""
+        """Returns the pixels of a window, bool (h, w), that lack a value in one of ``bands`` (from 1), or None."""
         if not self.has_gaps:
             return None
         planes = [band - 1 for band in bands] if self.tiff.planes > 1 else [0]
@@ -121,7 +121,7 @@ class Blocks:
         return found
 
     def blocks(self, date: str) -> list[UnreadableBlock]:
-        """The unreadable blocks that are known, at their places."""
+        """Returns the unreadable blocks that the directories show, with their positions."""
         found = []
         for flagged in self._unreadable:
             for row, column in np.argwhere(flagged.flags):
@@ -136,41 +136,44 @@ class Blocks:
 
     @cached_property
     def _unreadable(self) -> list[_Flagged]:
-        """Those of one size together."""
+        """The unreadable blocks, merged by size."""
         found: dict[tuple[int, int], _Flagged] = {}
         for layer in self._layers:
             flagged = _flagged(layer, self._is_unreadable(layer))
             if flagged.flags.any():
                 size = flagged.height, flagged.width
-                there = found.get(size)
-                found[size] = _Flagged(*size, flagged.flags | there.flags) if there else flagged
+                other = found.get(size)
+                found[size] = _Flagged(*size, flagged.flags | other.flags) if other else flagged
         return list(found.values())
 
     def _is_unreadable(self, layer: Layer) -> NDArray[np.bool_]:
-        """A mask's block that was never written hides its pixels: GDAL leaves out those that hide all of theirs."""
+        """Returns the unreadable blocks of a layer.
+
+        An absent block of a mask is readable and hides all its pixels: GDAL does not write such blocks.
+        """
         absent_is_nodata = self.nodata or layer is not self.tiff.image
         return layer.outside if absent_is_nodata else layer.outside | layer.absent
 
     def _edges(self, span: Span, axis: int) -> NDArray[np.int64]:
-        """Where blocks begin within ``span``, and the span itself."""
+        """Returns the start of ``span``, and of each block within it."""
         sizes = [(flagged.height, flagged.width)[axis] for flagged in self._unreadable]
         found = [np.arange(-(-span.start // size) * size, span.stop, size) for size in sizes]
         return np.unique(np.concatenate([np.array([span.start]), *found]))
 
 
 def _within(first: int, stop: int, size: int, span: Span) -> NDArray[np.int64]:
-    """How many of a span's pixels lie in each of the blocks from ``first`` to ``stop``."""
+    """Returns how many pixels of a span are in each of the blocks from ``first`` to ``stop``."""
     begins = np.arange(first, stop) * size
     return np.minimum(begins + size, span.stop) - np.maximum(begins, span.start)
 
 
 def _flagged(layer: Layer, planes: NDArray[np.bool_]) -> _Flagged:
-    """Blocks of a layer that are meant in any of ``planes``, bool (P, R, C)."""
+    """Flags the blocks of a layer that are set in any of ``planes``, bool (P, R, C)."""
     return _Flagged(layer.block_height, layer.block_width, np.asarray(planes.any(axis=0), np.bool_))
 
 
 class Tally:
-    """Unreadable blocks of both dates of a run, against ``limit`` in percent. One thread at a time."""
+    """Counts the unreadable blocks of both dates of a run against a limit in percent. Not thread-safe."""
 
     def __init__(self, dates: Mapping[str, Blocks], limit: float, found: Iterable[UnreadableBlock] = ()) -> None:
         self._dates, self._limit = dates, limit
@@ -181,15 +184,15 @@ class Tally:
 
     @property
     def unread(self) -> tuple[int, int]:
-        """Blocks and pixels of both dates together."""
+        """The number of unreadable blocks and pixels, of both dates together."""
         return sum(self._blocks.values()), sum(self._pixels.values())
 
     def share(self, date: str) -> float:
-        """Of a date's pixels, 0 to 1."""
+        """Returns the unreadable share of a date's pixels, 0 to 1."""
         return self._pixels[date] / self._dates[date].pixels
 
     def add(self, found: Iterable[UnreadableBlock]) -> None:
-        """Count blocks that do not decode, each once; UnreadableError above the limit."""
+        """Counts blocks that do not decode, each once; raises UnreadableError above the limit."""
         for block in set(found) - self._found:
             self._found.add(block)
             date, row, column, height, width = block
@@ -198,22 +201,22 @@ class Tally:
                 self._blocks[date] += 1
                 self._pixels[date] += height * width - known
         for date in self._dates:
-            # Not of the share, which rounds: 7 of 100 pixels are no more than 7 percent.
+            # Multiplied, not divided: the rounding of 7 / 100 would make 7 of 100 pixels exceed 7 percent.
             if 100 * self._pixels[date] > self._limit * self._dates[date].pixels * _ROUNDING:
                 raise UnreadableError(self._refusal(date))
 
     def warnings(self) -> list[str]:
-        """One for each date with unreadable blocks."""
-        return [f"{self._words(date)}; they are nodata in the map" for date in self._dates if self._blocks[date]]
+        """Returns one warning per date with unreadable blocks."""
+        return [f"{self._summary(date)}; they are nodata in the map" for date in self._dates if self._blocks[date]]
 
     def _refusal(self, date: str) -> str:
         percent = 100 * self.share(date)
         return (
-            f"{self._words(date)}, and {self._limit:g} % are allowed: the file is truncated, unfinished or damaged; "
+            f"{self._summary(date)}, and {self._limit:g} % are allowed: the file is truncated, unfinished or damaged; "
             f"fetch it again, or allow them with --max-unreadable {min(100, int(percent) + 1)}"
         )
 
-    def _words(self, date: str) -> str:
+    def _summary(self, date: str) -> str:
         percent = f"{100 * self.share(date):.3g} %" if self.share(date) > 5e-5 else "less than 0.01 %"
         count = plural(self._blocks[date], "unreadable block")
         return f"the {date} raster {self._dates[date].path} has {count} ({percent} of its pixels)"

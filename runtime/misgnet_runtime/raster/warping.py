@@ -1,4 +1,4 @@
-"""A raster on another grid: by GDAL's warped raster, and where its blocks are missing from the source's own pixels."""
+"""Warps a raster onto another grid: with GDAL's warped raster, or, if blocks are missing, window by window."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.raster.unreadable import Values
 
-_POINTS = 22  # along each edge of a window, to find where it lies in the source
-_MOST_BYTES = 64 << 20  # of the source's pixels at once
-_WHOLE = 0.999  # of a pixel's bilinear weights that must lie on valid pixels
+_POINTS = 22  # points along each edge of a window that are transformed to find the window in the source
+_MOST_BYTES = 64 << 20  # of source pixels read at once
+_WHOLE = 0.999  # share of a pixel's bilinear weights that must be on valid pixels
 Read = Callable[[Span, Span], Values]
 
 
 def warped(rasterio: Any, dataset: Any, grid: Grid, *, add_alpha: bool) -> Any:
-    """``dataset`` on ``grid``, bilinear. One thread: GDAL before 3.12.1 warps wrongly with more.
+    """Returns ``dataset`` warped onto ``grid``, bilinear. One thread: GDAL before 3.12.1 warps wrongly with more.
 
-    An alpha band says what the raster does not cover, where it has no nodata value for that; five times as slow.
+    ``add_alpha`` marks pixels that the raster does not cover, if it has no nodata value; five times slower.
     """
     return rasterio.vrt.WarpedVRT(
         dataset, crs=grid.crs, transform=grid.transform, width=grid.width, height=grid.height, num_threads=1,
@@ -33,17 +33,17 @@ def warped(rasterio: Any, dataset: Any, grid: Grid, *, add_alpha: bool) -> Any:
 
 @dataclass(frozen=True)
 class Warping:
-    """Warps what ``read`` gives of windows of ``source``, ``count`` bands, onto the grid of ``target``; bilinear."""
+    """Warps windows of a raster onto another grid; bilinear."""
 
-    read: Read
-    source: Any
-    target: Any
-    count: int
+    read: Read  # reads a window of ``source``
+    source: Any  # rasterio's dataset
+    target: Any  # dataset with the grid to warp onto
+    count: int  # number of bands that ``read`` returns
 
     def window(self, rows: Span, columns: Span) -> Values:
-        """Return a window of the target's grid.
+        """Returns a window of the target's grid.
 
-        A pixel is valid where all that it is made of is: what touches a pixel without data is none.
+        A pixel is valid only if all source pixels that it is interpolated from are valid.
         """
         rasterio, source, target = load_rasterio("a scene"), self.source, self.target
         window = source_window(rasterio, source, target, rows, columns)
@@ -66,7 +66,7 @@ class Warping:
         return values, weights > _WHOLE, unreadable
 
     def _halves(self, rows: Span, columns: Span) -> Values:
-        """A window in two parts, where its source is too large to be read at once."""
+        """Returns a window computed in two halves, because its source is too large to be read at once."""
         if rows.length >= columns.length:
             parts, axis = [(part, columns) for part in rows.split(ceil(rows.length / 2))], 0
         else:
@@ -77,7 +77,10 @@ class Warping:
 
 
 def source_window(rasterio: Any, source: Any, target: Any, rows: Span, columns: Span) -> tuple[Span, Span] | None:
-    """The rows and columns of ``source`` that a window of ``target`` is made of; None where it covers none of it."""
+    """Returns the rows and columns of ``source`` that a window of ``target`` is interpolated from.
+
+    Returns None if the source does not cover the window.
+    """
     across, down = (np.linspace(span.start, span.stop, _POINTS) for span in (columns, rows))
     edge = [(x, y) for x in across for y in (rows.start, rows.stop)]
     edge += [(x, y) for x in (columns.start, columns.stop) for y in down]

@@ -1,6 +1,6 @@
-"""A scene's rasters from its map on disk: written in a folder beside their place, read back, and renamed together.
+"""Writes a scene's rasters from its map on disk: into a temporary directory, read back, and renamed together.
 
-The change raster is the map, thresholded once; all that shows or outlines change is made of it.
+The change raster is the thresholded map. Polygons, masks and the quicklook are all derived from the change raster.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ from misgnet_runtime.storage.atomic import publish, resumable_errors
 
 UNCHANGED, CHANGED, NODATA = 0, 1, 255
 _COLOURS = {UNCHANGED: (0, 0, 0, 255), CHANGED: (255, 0, 0, 255), NODATA: (0, 0, 0, 0)}
-_BLOCK, _BLOCKS = 256, 8  # pixels of a block, and blocks that are written at once
+_BLOCK, _BLOCKS = 256, 8  # side of a block in pixels; blocks written at once
 
 
 @dataclass(frozen=True)
 class Probabilities:
-    """The whole map on disk, float32 (``height``, ``width``), NaN without data."""
+    """The whole map on disk, float32 (``height``, ``width``); NaN: no data."""
 
     path: Path
     height: int
     width: int
 
     def read(self, rows: Span, columns: Span) -> NDArray[np.float32]:
-        """Return a window, float32 (h, w); InputError where the file is shorter than it must be."""
+        """Reads a window, float32 (h, w); raises InputError if the file is too short."""
         try:
             mapped = np.memmap(self.path, np.float32, "r", shape=(self.height, self.width))
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.path} is cut off or cannot be read; start anew with --restart") from error
+            raise InputError(f"{self.path} is truncated or cannot be read; start over with --restart") from error
         return np.array(mapped[rows.start : rows.stop, columns.start : columns.stop])
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixels of a change raster."""
+    """Numbers of pixels of a change raster."""
 
     changed: int
     nodata: int
 
 
 def classify(probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
-    """Return the classes of a change raster: 0 unchanged, 1 changed, 255 without data (NaN)."""
+    """Returns the classes of a change raster: 0 unchanged, 1 changed, 255 no data (NaN)."""
     classes = (probabilities > threshold).view(np.uint8)  # UNCHANGED and CHANGED are 0 and 1
     classes[np.isnan(probabilities)] = NODATA
     return classes
@@ -63,12 +63,12 @@ def classify(probabilities: NDArray[np.float32], threshold: float) -> NDArray[np
 
 @dataclass(frozen=True)
 class _Form:
-    """How a raster is stored; ``resampling``: of a COG's overviews."""
+    """The storage format of a raster."""
 
     dtype: str
     nodata: float
     predictor: int
-    resampling: str
+    resampling: str  # for the overviews of a COG
 
 
 _CHANGE = _Form("uint8", NODATA, 1, "MODE")
@@ -77,16 +77,16 @@ _PROBABILITY = _Form("float32", float("nan"), 3, "AVERAGE")
 
 @dataclass(frozen=True)
 class MapWriter:
-    """Writes rasters of one map, ``probabilities``, on ``grid``, with ``tags``; as COG where asked."""
+    """Writes the rasters of one map."""
 
     probabilities: Probabilities
     grid: Grid
     threshold: float
     tags: Mapping[str, str]
-    cog: bool
+    cog: bool  # whether to write cloud-optimised GeoTIFFs
 
     def change(self, path: Path) -> Counts:
-        """Write the classes, see :func:`classify`; StorageError where they cannot be written."""
+        """Writes the classes, see :func:`classify`; raises StorageError if they cannot be written."""
         changed = nodata = 0
 
         def classes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -100,11 +100,11 @@ class MapWriter:
         return Counts(changed, nodata)
 
     def probability(self, path: Path) -> None:
-        """Write float32, 0 to 1, NaN without data; StorageError where it cannot be written."""
+        """Writes float32, 0 to 1 or NaN (no data); raises StorageError if it cannot be written."""
         self._write(path, _PROBABILITY, lambda values: values)
 
     def _windows(self) -> Iterator[tuple[Span, Span]]:
-        """Rows and columns of the raster, a row of blocks after the other."""
+        """Yields windows (rows, columns) of the raster, one row of blocks after another."""
         for rows in Span(0, self.grid.height).split(_BLOCK):
             for columns in Span(0, self.grid.width).split(_BLOCKS * _BLOCK):
                 yield rows, columns
@@ -131,18 +131,18 @@ class MapWriter:
                 self._read_back(dataset, checksums)
 
     def _profile(self, form: _Form) -> dict[str, Any]:
-        placed = {"crs": self.grid.crs, **({"transform": self.grid.transform} if self.grid.measured else {})}
+        position = {"crs": self.grid.crs, **({"transform": self.grid.transform} if self.grid.has_transform else {})}
         return {
             "driver": "GTiff", "height": self.grid.height, "width": self.grid.width, "count": 1, "dtype": form.dtype,
             "nodata": form.nodata, "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate",
-            "predictor": form.predictor, "bigtiff": "IF_SAFER", **placed,
+            "predictor": form.predictor, "bigtiff": "IF_SAFER", **position,
         }  # fmt: skip
 
     def _read_back(self, dataset: Any, checksums: list[int]) -> None:
-        """A full disk may go unreported when GDAL closes a file: compare what lies there with what was written."""
+        """Compares the file with what was written: GDAL may not report a full disk when it closes a file."""
         for window, checksum in zip(self._windows(), checksums, strict=True):
             if zlib.crc32(dataset.read(1, window=_bounds(*window))) != checksum:
-                raise StorageError(f"{dataset.name} was not written whole; make room, and run the same command again")
+                raise StorageError(f"{dataset.name} was not written completely; free some space and rerun the command")
 
 
 def _bounds(rows: Span, columns: Span) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -150,12 +150,12 @@ def _bounds(rows: Span, columns: Span) -> tuple[tuple[int, int], tuple[int, int]
 
 
 def is_mask(output: Path) -> bool:
-    """Whether an output is a PNG mask, by its name."""
+    """Returns whether an output is a PNG mask, by its file name."""
     return output.suffix.lower() == ".png"
 
 
 def write_png(change: Path, path: Path) -> None:
-    """Write a change raster as a mask: 255 where it is changed, else 0; StorageError where the disk refuses."""
+    """Writes a change raster as a mask: 255 for changed pixels, else 0; raises StorageError if the disk refuses."""
     rasterio = load_rasterio("a scene")
     with rasterio.Env(**GDAL), rasterio.open(change, driver="GTiff") as dataset:
         changed = dataset.read(1) == CHANGED
@@ -165,24 +165,24 @@ def write_png(change: Path, path: Path) -> None:
 
 @contextmanager
 def gdal_errors(rasterio: Any, path: Path) -> Iterator[None]:
-    """Around writing only: StorageError where the system refuses, InputError where GDAL does."""
+    """Converts errors of writing: StorageError if the system refused, InputError if GDAL did."""
     try:
         with resumable_errors(path):
             yield
     except rasterio.errors.RasterioError as error:
         reason: BaseException = error
-        while reason.__cause__:  # rasterio's own words are "see previous exception"
+        while reason.__cause__:  # rasterio's own message is only "see previous exception"
             reason = reason.__cause__
         raise InputError(
-            f"{path} cannot be written: {reason}; make room or choose another -o, and run the same command again"
+            f"{path} cannot be written: {reason}; free some space or choose another -o, then rerun the command"
         ) from error
 
 
 @contextmanager
 def staged(paths: list[Path]) -> Iterator[list[Path]]:
-    """For each of ``paths`` a place of the same name, in a folder beside it that is removed in the end.
+    """Yields a temporary path for each of ``paths``: the same name, in a directory beside it, removed afterwards.
 
-    What a killed run left there is removed first.
+    Files that a killed run left there are removed first.
     """
     folders = [path.parent / f".{path.name}.writing" for path in paths]
     try:
@@ -196,8 +196,8 @@ def staged(paths: list[Path]) -> Iterator[list[Path]]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish_all(places: list[Path], paths: list[Path]) -> None:
-    """Give complete files their names, the first one last: where it is, all are."""
-    for place, path in reversed(list(zip(places, paths, strict=True))):
+def publish_all(written: list[Path], paths: list[Path]) -> None:
+    """Renames complete files to their final ``paths``, the first one last: if it exists, all do."""
+    for temporary, path in reversed(list(zip(written, paths, strict=True))):
         with resumable_errors(path):
-            publish(place, Path(os.path.realpath(path)))
+            publish(temporary, Path(os.path.realpath(path)))

@@ -1,1 +1,1 @@
-"""Files that are whole whenever they are read: all-or-nothing outputs, JSON lines, archives, private folders, locks."""
+"""Stores files: atomic outputs, JSON lines, archives, private folders and locks."""

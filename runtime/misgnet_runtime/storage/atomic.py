@@ -1,4 +1,4 @@
-"""Results appear whole or not at all: written beside their place, then renamed into it."""
+"""Writes results atomically: to a temporary name beside their path, then renamed."""
 
 from __future__ import annotations
 
@@ -28,28 +28,29 @@ _UMASK = re.compile(r"^Umask:\s*([0-7]+)$", re.MULTILINE)
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """UsageError where ``path`` exists and ``force`` is off, or is something that ``force`` does not replace."""
+    """Raises UsageError if ``path`` exists without ``force``, or is something that ``force`` does not replace."""
     if os.path.lexists(path) and not force:
         raise UsageError(f"output {path} exists; choose another -o, or replace it with --force")
     if os.path.exists(path) and not (is_file(path) or os.path.isdir(path)):  # noqa: PTH110, PTH112 - any name
-        raise UsageError(f"output {path} is not a regular file; choose another -o, --force does not replace it")
+        raise UsageError(f"output {path} is not a regular file, so --force does not replace it; choose another -o")
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """UsageError where an output is one of ``inputs``, under whatever name, or a folder that one lies in."""
+    """Raises UsageError if an output is one of ``inputs``, under any name, or a folder that contains one."""
     read = [Path(os.path.realpath(path)) for path in inputs]
     for path in outputs:
-        place = Path(os.path.realpath(path))
-        if place in read:
-            raise UsageError(f"output {path} is an input as well; choose another -o")
-        if inside := next((found for found in read if place in found.parents), None):
-            raise UsageError(f"output {path} is a folder that the input {inside} lies in; choose another -o")
+        resolved = Path(os.path.realpath(path))
+        if resolved in read:
+            raise UsageError(f"output {path} is also an input; choose another -o")
+        if inside := next((found for found in read if resolved in found.parents), None):
+            raise UsageError(f"output {path} is a folder that contains the input {inside}; choose another -o")
 
 
 def publish(temporary: Path, path: Path, *, force: bool = True) -> None:
-    """Give a finished file its name, so that a crash at any moment leaves the old file or the new one.
+    """Renames a finished file to ``path``; a crash at any moment leaves either the old or the new file.
 
-    Raises UsageError where ``path`` exists and ``force`` is off, also where it appeared just now.
+    Raises:
+        UsageError: ``path`` exists, even if it was created just now, and ``force`` is off.
     """
     sync(temporary)
     temporary.chmod(0o666 & ~_umask())
@@ -61,32 +62,35 @@ def publish(temporary: Path, path: Path, *, force: bool = True) -> None:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    """UsageError where that would take the place of a pipe, socket or device; the system itself refuses folders."""
+    """Replaces ``path``. Raises UsageError for a pipe, socket or device; the system itself refuses folders."""
     with suppress(FileNotFoundError):
         mode = path.lstat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
-            raise UsageError(f"output {path} is not a regular file; choose another -o, --force does not replace it")
+            raise UsageError(f"output {path} is not a regular file, so --force does not replace it; choose another -o")
     temporary.replace(path)
 
 
 @contextmanager
 def resumable_errors(path: Path) -> Iterator[None]:
-    """Around writing only what a later run goes on with: StorageError where the system refuses."""
+    """Turns OSError into StorageError while writing files that a later run resumes from."""
     try:
         yield
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}; make room or choose another -o, and run the "
-            "same command again"
+            f"{path} cannot be written: {error.strerror or error}; free some space or choose another -o, then rerun "
+            "the command"
         ) from error
 
 
 @contextmanager
 def replace_file(path: Path, *, force: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes the place of ``path`` when the block succeeds.
+    """Yields a temporary path beside ``path``, which replaces ``path`` when the block succeeds.
 
-    Where ``path`` is a symbolic link the link stays and the file it points to is replaced. Without ``force`` nothing
-    is replaced: UsageError where ``path`` exists, also where another process made it while the block ran.
+    If ``path`` is a symbolic link, the link stays and its target is replaced.
+
+    Raises:
+        UsageError: ``force`` is off and ``path`` exists, even if another process created it while the block ran.
+        StorageError: The file cannot be written.
     """
     refuse_existing(path, force)
     path = Path(os.path.realpath(path))
@@ -100,25 +104,28 @@ def replace_file(path: Path, *, force: bool = True) -> Iterator[Path]:
             yield temporary
             publish(temporary, path, force=force)
     finally:
-        with suppress(OSError):  # it is gone where all went well; what a disk keeps of it is hidden
+        with suppress(OSError):  # after success it no longer exists; a file that cannot be removed is hidden
             temporary.unlink()
 
 
 def write_file(path: Path, data: bytes, *, force: bool = True) -> None:
-    """:func:`replace_file` by ``data``."""
+    """Writes ``data`` to a file; see :func:`replace_file`."""
     with replace_file(path, force=force) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
 def replace_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; it takes the place of ``path`` when the block succeeds.
+    """Yields a temporary folder beside ``path``, which replaces ``path`` when the block succeeds.
 
-    One process at a time makes ``path``: another one waits here, and raises LockTimeoutError after the timeout.
-    Folders that a killed run left behind are removed first: the system drops a dead process's lock.
-    An existing ``path`` is exchanged in one step where the system can do that; a symbolic link stays and
-    what it points to is replaced. Without ``force`` nothing is replaced: UsageError where ``path`` exists, also
-    where another process made it while this one waited or the block ran.
+    Only one process at a time writes ``path``; others wait. Temporary folders of killed runs are removed first: the
+    system releases the locks of a dead process. An existing ``path`` is exchanged in one step if the system supports
+    that. If ``path`` is a symbolic link, the link stays and its target is replaced.
+
+    Raises:
+        UsageError: ``force`` is off and ``path`` exists, even if another process created it meanwhile.
+        LockTimeoutError: Another process writes ``path`` for longer than the timeout.
+        StorageError: The folder cannot be written.
     """
     asked, path = path, Path(os.path.realpath(path))
     with alone(path):
@@ -140,24 +147,27 @@ def replace_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """While this process is the only one that makes ``path``: another one waits, as :func:`lock.acquire` does."""
+    """Makes this process the only one that writes ``path`` within the block; waits as :func:`lock.acquire` does."""
     path = Path(os.path.realpath(path))
     with ExitStack() as stack:
         with _disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock_file(path.with_name(f".{path.name}.lock"), path, "another process is making it"))
+            stack.enter_context(lock_file(path.with_name(f".{path.name}.lock"), path, "another process is writing it"))
         yield
 
 
 @contextmanager
 def _disk_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """StorageError for what a disk refuses; without a ``temporary`` any error is the disk's, else also those of it."""
+    """Turns OSError into StorageError.
+
+    With ``temporary``, only errors of the disk and errors below ``temporary`` are turned; otherwise all of them.
+    """
     try:
         yield
     except OSError as error:
         ours = temporary is None or Path(str(error.filename)).is_relative_to(temporary)
         if ours or error.errno in _DISK_ERRORS:
-            raise StorageError(f"output {path} cannot be written: {error.strerror}; nothing was left there") from error
+            raise StorageError(f"output {path} cannot be written: {error.strerror}; it was not changed") from error
         raise
 
 
@@ -166,10 +176,10 @@ def _prefix(path: Path) -> str:
 
 
 def locked_folder(path: Path) -> tuple[Path, OpenFolder]:
-    """A new folder beside ``path``, and what holds its lock until that is closed or this process ends."""
+    """Creates a folder beside ``path``; returns it and an object that holds its lock until it is closed."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
-        with suppress(FileNotFoundError):  # another run removed it as a stale one before it was locked
+        with suppress(FileNotFoundError):  # another run removed it as stale before it was locked
             opened = OpenFolder(folder)
             if (opened.handle is None or try_acquire(opened.handle)) and folder.exists():
                 return folder, opened
@@ -177,9 +187,9 @@ def locked_folder(path: Path) -> tuple[Path, OpenFolder]:
 
 
 def remove_stale(path: Path) -> None:
-    """Remove folders that :func:`locked_folder` made beside ``path`` for processes that have ended.
+    """Removes folders that :func:`locked_folder` created beside ``path`` for processes that have ended.
 
-    Where folders have no locks (some file systems, and Windows) they stay: they may be another run's.
+    If folders cannot be locked (some file systems, and Windows), they stay: they may belong to another run.
     """
     for folder in [p for p in path.parent.iterdir() if p.name.startswith(_prefix(path))]:
         with suppress(OSError), OpenFolder(folder, links=False) as opened:
@@ -188,7 +198,7 @@ def remove_stale(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder, or the file or link that is in its place, if it is there; what a disk refuses stays."""
+    """Removes a folder, file or link if it exists; ignores errors."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -197,13 +207,13 @@ def remove(path: Path) -> None:
 
 
 def _move_to_new(source: Path, target: Path) -> None:
-    """Rename in one step with the check that nothing is there yet; UsageError where something is."""
+    """Renames ``source`` and checks in the same step that ``target`` does not exist. Raises UsageError if it does."""
     if _rename(source, target, _RENAME_NOREPLACE):
         return
     try:
         if os.path.lexists(target):
             raise FileExistsError
-        if source.is_dir():  # file systems that cannot do both at once still replace no folder but an empty one
+        if source.is_dir():  # other file systems replace at most an empty folder
             source.rename(target)
         else:
             _link(source, target)
@@ -211,13 +221,13 @@ def _move_to_new(source: Path, target: Path) -> None:
         if not os.path.lexists(target):
             raise
         raise UsageError(
-            f"output {target} was made by another process meanwhile and stays as it is; choose another -o, or replace "
-            "it with --force"
+            f"output {target} was created by another process meanwhile and was not changed; choose another -o, or "
+            "replace it with --force"
         ) from error
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file its name where that is free; a disk that knows no second names gives it without that check."""
+    """Renames a file if ``target`` does not exist; on disks without hard links, this is not checked."""
     try:
         os.link(source, target)
     except FileExistsError:
@@ -237,7 +247,7 @@ def _move_into_place(source: Path, target: Path) -> None:
 
 
 def _rename(source: Path, target: Path, flags: int) -> bool:
-    """Linux's renameat2; False where it did nothing, as where the system or the file system does not know ``flags``."""
+    """Calls Linux's renameat2; returns False if that failed, as on systems and file systems without ``flags``."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError, TypeError):  # Windows loads no library without a name
@@ -246,9 +256,9 @@ def _rename(source: Path, target: Path, flags: int) -> bool:
 
 
 def _umask() -> int:
-    """The umask of this process. It is not set to find it, as other threads make files meanwhile."""
+    """Returns the umask of this process without setting it, because other threads may create files meanwhile."""
     found = _UMASK.search(read_text(Path("/proc/self/status")) or "")
-    return int(found[1], 8) if found else 0o077  # not known: for this user alone
+    return int(found[1], 8) if found else 0o077  # unknown: only this user gets access
 
 
 def _sync_tree(folder: Path) -> None:
@@ -259,10 +269,10 @@ def _sync_tree(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Put a file's bytes, or a folder's names, on the disk."""
+    """Flushes a file's bytes, or a folder's names, to the disk."""
     if not FOLDERS_OPEN and path.is_dir():
-        return  # there is nothing to be synced by: Windows opens no folders
-    handle = os.open(path, os.O_RDONLY if FOLDERS_OPEN else os.O_RDWR)  # Windows syncs only what may be written
+        return  # Windows cannot open folders
+    handle = os.open(path, os.O_RDONLY if FOLDERS_OPEN else os.O_RDWR)  # Windows syncs only files open for writing
     try:
         os.fsync(handle)
     finally:

@@ -1,4 +1,4 @@
-"""What is at a path, and opening it. Path's own questions raise errors for names that the system cannot have."""
+"""Inspects and opens paths. Uses ``os.path``, because methods of ``Path`` raise errors for invalid names."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path, PurePosixPath
 
 
 def _flags(*names: str) -> int:
-    """Of :func:`os.open`; Windows lacks most of them."""
+    """Returns the sum of flags of :func:`os.open`; Windows lacks most of them."""
     return sum(getattr(os, name, 0) for name in names)
 
 
-# Not blocking: a named pipe would be waited for without end. Binary: Windows would translate line ends.
+# Nonblocking: opening a named pipe would wait forever. Binary: Windows would translate line ends.
 READ = os.O_RDONLY | _flags("O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
 NO_LINK = _flags("O_NOFOLLOW")
 _FOLDER = _flags("O_DIRECTORY")
-FOLDERS_OPEN = bool(_FOLDER)  # whether folders can be opened: to be locked, synced, and held whatever takes their name
+FOLDERS_OPEN = bool(_FOLDER)  # whether folders can be opened, to lock and sync them, and to use them after a rename
 
 
 def is_file(path: Path) -> bool:
@@ -27,12 +27,12 @@ def is_file(path: Path) -> bool:
 
 
 def is_not_regular_file(path: Path) -> bool:
-    """Whether something else is there. A named pipe would be waited for without end."""
+    """Returns whether something exists that is not a regular file. Opening a named pipe would wait forever."""
     return os.path.exists(path) and not is_file(path)  # noqa: PTH110
 
 
 def file_sha256(*paths: Path) -> str:
-    """SHA-256 of the bytes of ``paths``, one after the other. Raises OSError."""
+    """Returns the SHA-256 of the concatenated bytes of ``paths``. Raises OSError."""
     total = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -42,33 +42,33 @@ def file_sha256(*paths: Path) -> str:
 
 
 def open_unlinked(path: Path, flags: int = READ) -> int:
-    """Return a descriptor of what is at ``path``. Raises OSError, for a link with ELOOP."""
+    """Opens ``path`` and returns its descriptor. Raises OSError; its errno is ELOOP for a link."""
     if not NO_LINK:
         _refuse_link(path)
     return os.open(path, flags | NO_LINK, 0o666)
 
 
 def _refuse_link(path: Path) -> None:
-    """Raise OSError for a link. Windows has no flag for it, so that one may be put there right after this."""
+    """Raises OSError for a link. On Windows, which has no such flag, a link could still appear after this check."""
     if path.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
 
 class OpenFolder:
-    """A folder that is held open: what is opened in it is in this folder, whatever takes its name meanwhile.
+    """An open folder. Files are opened in this folder even if it was renamed or replaced meanwhile.
 
-    Windows opens no folders: there ``handle`` is None, and what has the folder's path is used. Raises OSError where
-    it is no folder, or a link, unless ``links`` are followed.
+    Windows cannot open folders: there ``handle`` is None, and the folder's path is used.
     """
 
     def __init__(self, path: Path, *, links: bool = True) -> None:
+        """Opens the folder. Raises OSError if ``path`` is not a folder, or is a link and ``links`` is off."""
         self.path = path
         self.handle: int | None = None
         if FOLDERS_OPEN:
             self.handle = os.open(path, READ | _FOLDER | (0 if links else NO_LINK))
             self._close = weakref.finalize(self, os.close, self.handle)
         elif not path.is_dir() or (path.is_symlink() and not links):
-            path.stat()  # FileNotFoundError where there is nothing
+            path.stat()  # raises FileNotFoundError if it does not exist
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
 
     def __enter__(self) -> OpenFolder:
@@ -82,10 +82,11 @@ class OpenFolder:
             self._close()
 
     def open_file(self, relative: str) -> int:
-        """Return a descriptor of a file below the folder.
+        """Opens a file below the folder and returns its descriptor.
 
-        Raises OSError, where one of its parts is a link with ELOOP or ENOTDIR, and ValueError for a name that no
-        file can have.
+        Raises:
+            OSError: The file cannot be opened; errno is ELOOP or ENOTDIR if a part of the path is a link.
+            ValueError: The name is invalid.
         """
         *folders, name = PurePosixPath(relative).parts
         if self.handle is None:
@@ -108,11 +109,11 @@ class OpenFolder:
         return self.path.stat() if self.handle is None else os.fstat(self.handle)
 
     def names(self) -> list[str]:
-        """Of all that is in it, sorted."""
+        """Returns the sorted names of everything in the folder."""
         return sorted(os.listdir(self.path if self.handle is None else self.handle))  # noqa: PTH208
 
     def remove(self, name: str) -> None:
-        """Remove a file. Raises FileNotFoundError where there is none."""
+        """Removes a file. Raises FileNotFoundError if it does not exist."""
         if self.handle is None:
             (self.path / name).unlink()
         else:

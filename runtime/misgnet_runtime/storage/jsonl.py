@@ -1,6 +1,7 @@
-"""JSON lines: append-only journals of finished work, one value a line.
+"""Reads and writes journals of finished work: append-only JSON lines, one value per line.
 
-A line without its end was being written when its process was killed: it does not count, and the next line replaces it.
+A last line without a line end was being written when its process was killed: it is ignored, and the next line
+overwrites it.
 """
 
 from __future__ import annotations
@@ -27,35 +28,35 @@ from misgnet_runtime.storage.lock import try_acquire
 from misgnet_runtime.storage.schema import JSON_ERRORS, Struct
 
 MOST_LINE = JOURNAL_LINE_BYTES
-_MOST_TEXT = 200  # of a journal's own text in a message
+_MOST_TEXT = 200  # characters of a journal's own text in a message
 Entry = TypeVar("Entry", bound=Struct)
-# What a journal names is moved or looked for: never what lies outside the journal's folder.
+# Files that a journal names are moved or read, so a name must not lead outside the journal's folder.
 FileName = Annotated[str, Meta(pattern=r"^(?!\.{1,2}$)[^/\x00]+$")]
 
 
 class _Version(msgspec.Struct):
-    """All that is read of a first line before its format is known."""
+    """The only field of a first line that is read before its format is known."""
 
     format: int | None = None
 
 
 class _FormatError(Exception):
-    """A header's format is unknown here."""
+    """Raised internally for a header whose format this version does not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JournalSchema(Generic[Entry]):
-    """The lines of one kind of journal."""
+    """The types of the lines of one kind of journal."""
 
-    # The first line's type: its ``format``, and what later runs are compared with (digests, settings).
+    # Type of the first line: its ``format``, and the digests and settings that later runs are compared with.
     header: Any
-    # The union of all other lines' types. With the header's type among them it may come at any place, and again.
+    # Union of the types of all other lines. If it includes the header's type, headers may appear on any line.
     entry: Any
     # The formats that are read; the last one is written.
     formats: tuple[int, ...]
-    # What a user should do about a journal that cannot be read.
+    # The end of a message about a journal that cannot be read: what the user should do.
     advice: str
-    # Raised for a damaged line; UsageError where the first one is, or its format is unknown.
+    # Error for a damaged line. A damaged first line and an unknown format always raise UsageError.
     damage: type[MisgnetError] = UsageError
 
     @property
@@ -63,10 +64,12 @@ class JournalSchema(Generic[Entry]):
         return self.formats[-1]
 
     def read(self, handle: FileIO, path: Path) -> tuple[list[Entry], int]:
-        """Read all entries, line by line; how many bytes their lines take.
+        """Reads all entries, line by line; returns them and the size of their lines in bytes.
 
-        Raises UsageError for a format that is unknown here, or a file that is no journal of this kind; an error of the
-        kind ``damage`` for a damaged line; InputError where ``path`` cannot be read.
+        Raises:
+            UsageError: The format is unknown, or the file is not a journal of this kind.
+            MisgnetError: A line is damaged; the class is ``damage``.
+            InputError: ``path`` cannot be read.
         """
         entries: list[Entry] = []
         length = 0
@@ -80,8 +83,8 @@ class JournalSchema(Generic[Entry]):
         return entries, length
 
     def _begins(self, torn: bytes) -> bool:
-        """Whether a first line that was not finished is one of this kind's: another program's file is not cut."""
-        torn = torn.rstrip(b"\0")  # what a crash of the machine may leave
+        """Returns whether an unfinished first line belongs to this kind of journal; other files are not truncated."""
+        torn = torn.rstrip(b"\0")  # a crash of the machine may leave zeros
         return self._start.startswith(torn) or torn.startswith(self._start)
 
     def _decode(self, line: bytes, number: int, path: Path) -> Entry:
@@ -90,7 +93,7 @@ class JournalSchema(Generic[Entry]):
         except _FormatError as error:
             known = f"format{'s'[: len(self.formats) - 1]} {' and '.join(map(str, self.formats))}"
             raise UsageError(
-                f"{path}, line {number} has format {error}, and this version reads {known}; {self.advice}"
+                f"{path}, line {number} has format {error}, but this version reads {known}; {self.advice}"
             ) from error
         except JSON_ERRORS as error:
             kind = UsageError if number == 1 else self.damage
@@ -98,8 +101,8 @@ class JournalSchema(Generic[Entry]):
 
     def _entry(self, line: bytes, number: int) -> Entry:
         if not line.endswith(b"\n"):
-            raise ValueError(f"it has no end, or none within {MOST_LINE} bytes")
-        if number == 1:  # another version's header may lack fields, and have others
+            raise ValueError(f"it has no line end within {MOST_LINE} bytes")
+        if number == 1:  # headers of other versions may have other fields
             self._check(_VERSION.decode(line).format)
         decoder = self._decoders[0] if number == 1 else self._decoders[1]
         entry: Entry = decoder.decode(line)
@@ -113,7 +116,7 @@ class JournalSchema(Generic[Entry]):
 
     @cached_property
     def _decoders(self) -> tuple[msgspec.json.Decoder[Entry], msgspec.json.Decoder[Entry]]:
-        """Of the first line, and of all others."""
+        """Returns the decoder of the first line and that of all other lines."""
         first = self.entry if self.header in get_args(self.entry) else self.header
         return msgspec.json.Decoder(first), msgspec.json.Decoder(self.entry)
 
@@ -127,12 +130,12 @@ _VERSION = msgspec.json.Decoder(_Version)
 
 
 class Journal(Generic[Entry]):
-    """An open journal: JSON lines that are appended, or all replaced. One process at a time holds it.
+    """An open, locked journal. Lines can be appended, or all lines replaced.
 
     Attributes:
-        path: of the file.
-        entries: what was there when the journal was opened.
-        lines: how many there are now.
+        path: The file.
+        entries: The entries that the journal held when it was opened.
+        lines: The current number of lines.
     """
 
     def __init__(self, handle: FileIO, path: Path, schema: JournalSchema[Entry], *, force: bool = False) -> None:
@@ -148,13 +151,13 @@ class Journal(Generic[Entry]):
         self.lines = len(self.entries)
 
     def append(self, *entries: Entry, sync: bool = True) -> None:
-        """Add lines; with ``sync`` they, and all before them, are on the disk when the call returns.
+        """Appends lines; with ``sync``, these and all earlier lines are on the disk when the call returns.
 
-        Raises StorageError where the disk refuses; what it took of the lines does not count, and a later call may
-        succeed.
+        Raises:
+            StorageError: The lines cannot be written. Partly written lines are ignored; a later call may succeed.
         """
         with resumable_errors(self.path):
-            if self._size() != self._length:  # else a file that is complete would change
+            if self._size() != self._length:  # truncating a complete file would change its times
                 self._handle.truncate(self._length)
             write_all(self._handle, memoryview(b"".join(map(encode_line, entries))))
             if sync:
@@ -163,17 +166,18 @@ class Journal(Generic[Entry]):
         self.lines += len(entries)
 
     def start_over(self, *entries: Entry) -> None:
-        """Replace all lines where they are: a crash meanwhile may leave fewer. Raises StorageError."""
+        """Replaces all lines in the same file: a crash meanwhile may leave fewer lines. Raises StorageError."""
         self._length = self.lines = 0
         self.append(*entries)
 
     def rewrite(self, entries: Iterable[Entry]) -> None:
-        """Replace all lines: after a crash at any moment the old ones are there or the new ones. The lock stays.
+        """Replaces all lines atomically: a crash at any moment leaves either the old or the new lines. Keeps the lock.
 
-        Raises StorageError where the disk refuses; then the old lines stay.
+        Raises:
+            StorageError: The lines cannot be written; the old lines stay.
         """
         kept = list(entries)
-        temporary = self.path.with_name(f".{self.path.name}.new")  # a killed process's is overwritten
+        temporary = self.path.with_name(f".{self.path.name}.new")  # overwrites the file of a killed process
         with resumable_errors(self.path):
             handle = temporary.open("a+b", buffering=0)
             try:
@@ -190,7 +194,7 @@ class Journal(Generic[Entry]):
             sync(self.path.parent)
 
     def _fill(self, handle: FileIO, path: Path, entries: list[Entry]) -> None:
-        try_acquire(handle.fileno())  # before it has the journal's name: no other process can lock it in between
+        try_acquire(handle.fileno())  # before it gets the journal's name, so that no other process can lock it first
         handle.truncate(0)
         path.chmod(stat.S_IMODE(os.fstat(self._handle.fileno()).st_mode))
         for start in range(0, len(entries), 1000):
@@ -208,17 +212,17 @@ class Journal(Generic[Entry]):
 def open_journal(
     path: Path, schema: JournalSchema[Entry], busy: str, *, force: bool = False
 ) -> Iterator[Journal[Entry]]:
-    """Open the journal at ``path``, created with its folder where there is none.
+    """Opens and locks the journal at ``path``; creates it and its folder if they do not exist.
 
     Args:
-        path: where a link points to is opened, and replaced by :meth:`Journal.rewrite`.
-        schema: its lines.
-        busy: the message where another process holds it.
-        force: a journal that cannot be read counts as empty.
+        path: The file. A link is followed; :meth:`Journal.rewrite` replaces its target.
+        schema: The types of its lines.
+        busy: The message of the error if another process holds the journal.
+        force: Treat a journal that cannot be read as empty.
 
     Raises:
-        UsageError: where another process holds the journal; else as :meth:`JournalSchema.read`.
-        StorageError: where the disk refuses.
+        UsageError: Another process holds the journal; also as :meth:`JournalSchema.read`.
+        StorageError: The file cannot be created.
     """
     path = Path(os.path.realpath(path))
     handle = _locked(path, busy)
@@ -234,7 +238,10 @@ def open_journal(
 
 
 def read_journal(path: Path, schema: JournalSchema[Entry]) -> list[Entry]:
-    """Read the entries of a journal that another process may hold; none where there is none. Raises as its schema."""
+    """Reads the entries of a journal that another process may hold; returns none if it does not exist.
+
+    Raises as :meth:`JournalSchema.read`.
+    """
     if not is_file(path):
         return []
     with _read_errors(path), path.open("rb", buffering=0) as handle:
@@ -250,18 +257,18 @@ def _read_errors(path: Path) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the journal at ``path``."""
+    """Returns whether a process holds the journal at ``path``."""
     with path.open("r+b", buffering=0) as handle:
         return not try_acquire(handle.fileno())
 
 
 def _locked(path: Path, busy: str) -> FileIO:
-    """The file at ``path``, locked; raises as :func:`open_journal`."""
+    """Opens and locks the file at ``path``; raises as :func:`open_journal`."""
     while True:
         with resumable_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = path.open("a+b", buffering=0)
-        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):  # a named pipe would wait for ever
+        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):  # reading a named pipe would wait forever
             handle.close()
             raise UsageError(f"{path} is not a regular file; move it away, or choose another -o")
         if not try_acquire(handle.fileno()):
@@ -269,7 +276,7 @@ def _locked(path: Path, busy: str) -> FileIO:
             raise UsageError(busy)
         if _is_at(handle, path):
             return handle
-        handle.close()  # its holder replaced it between the opening and the lock
+        handle.close()  # another process replaced the file after it was opened and before it was locked
 
 
 def _is_at(handle: FileIO, path: Path) -> bool:
@@ -280,7 +287,7 @@ def _is_at(handle: FileIO, path: Path) -> bool:
 
 
 def difference(then: dict[str, str], now: dict[str, str]) -> str | None:
-    """Name the first setting of a run that is not what it was: "--overlap 16, and now it is 8"."""
+    """Returns the first setting that differs, such as "--overlap 16, and now it is 8"; None if all are equal."""
     for name in sorted(then.keys() | now.keys()):
         old, new = (settings.get(name, "not set") for settings in (then, now))
         if old != new:
@@ -293,8 +300,8 @@ def encode_line(value: Struct) -> bytes:
 
 
 def write_all(handle: FileIO, data: memoryview) -> None:
-    """Write all of ``data``; a full disk may leave a part of it. Raises OSError."""
-    while data:  # without a buffer, a full disk may take a part
+    """Writes all of ``data``. Raises OSError; a full disk may then hold a part of it."""
+    while data:  # an unbuffered write may write only a part
         data = data[handle.write(data) :]
 
 

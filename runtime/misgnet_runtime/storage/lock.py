@@ -1,4 +1,4 @@
-"""Locks between processes: flock, or msvcrt on Windows. The system drops a dead process's lock by itself."""
+"""Locks files and folders between processes: flock, or msvcrt on Windows. The system releases a dead process's lock."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ try:
 except ImportError:  # Windows
     import msvcrt
 
-    # Windows refuses to read what is locked, so one byte is locked far behind all that is kept; positions have 31 bits.
+    # Windows refuses to read locked bytes, so the lock is one byte far beyond the end of any file; positions have 31
+    # bits.
     _BYTE = (1 << 31) - 2
 
     def lock_now(handle: int) -> bool:
@@ -34,7 +35,7 @@ except ImportError:  # Windows
 else:
 
     def lock_now(handle: int) -> bool:
-        """Lock an open file or folder; False where another process holds it. OSError where there are no locks."""
+        """Locks an open file or folder; returns False if another process holds it. OSError: locks are unsupported."""
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -48,23 +49,23 @@ _timeout = DEFAULT_TIMEOUT
 
 
 def use_lock_timeout(seconds: float) -> float:
-    """Wait at most ``seconds`` for any lock from now on, in this process; UsageError below 0."""
+    """Sets how long this process waits for any lock. Raises UsageError for less than 0 seconds."""
     global _timeout  # noqa: PLW0603 - an option of the whole process
     if not seconds >= 0:
-        raise UsageError(f"--lock-timeout is {seconds}; it is 0 or more seconds")
+        raise UsageError(f"--lock-timeout is {seconds}; expected 0 or more seconds")
     _timeout = seconds
     return seconds
 
 
 def lock_timeout() -> float:
-    """Seconds that :func:`acquire` waits at most."""
+    """Returns how long :func:`acquire` waits at most, in seconds."""
     return _timeout
 
 
 def try_acquire(handle: int) -> bool:
-    """Lock an open file or folder for as long as it is open here; False where another process holds it.
+    """Locks an open file or folder for as long as it stays open; returns False if another process holds it.
 
-    A file system without locks counts as locked: then it is the user who must not start two.
+    Also returns True if the file system does not support locks: then users must not start two processes.
     """
     try:
         return lock_now(handle)
@@ -73,15 +74,15 @@ def try_acquire(handle: int) -> bool:
 
 
 def acquire(handle: int, path: Path, what: str) -> None:
-    """Lock an open file or folder, waiting for it: that is logged once.
+    """Locks an open file or folder; waits if another process holds it, and logs that once.
 
     Args:
-        handle: its descriptor; the lock is held until it is closed.
-        path: what to call it in messages.
-        what: what the other process does, as in "another process is writing the bundle".
+        handle: Its descriptor; the lock is held until the descriptor is closed.
+        path: Its name in messages.
+        what: What the other process does, for example "another process is writing the bundle".
 
     Raises:
-        LockTimeoutError: after :func:`lock_timeout` seconds.
+        LockTimeoutError: The lock was not released within :func:`lock_timeout` seconds.
     """
     if try_acquire(handle):
         return
@@ -90,7 +91,7 @@ def acquire(handle: int, path: Path, what: str) -> None:
     while not try_acquire(handle):
         if time.monotonic() >= end:
             raise LockTimeoutError(
-                f"{path} is still locked after {_timeout:g} s: {what}; wait until it has ended, or wait longer with "
+                f"{path} is still locked after {_timeout:g} s: {what}; wait until it has finished, or increase "
                 "--lock-timeout"
             )
         time.sleep(_POLL)
@@ -98,9 +99,9 @@ def acquire(handle: int, path: Path, what: str) -> None:
 
 @contextmanager
 def lock_folder(folder: OpenFolder, what: str) -> Iterator[None]:
-    """Hold the lock of an open folder, on Windows that of a file beside it; as :func:`acquire`.
+    """Locks an open folder, or on Windows a file beside it, within the block; see :func:`acquire`.
 
-    Elsewhere the lock is held until the folder is closed, which may be later.
+    On other systems, the lock is held until the folder is closed.
     """
     if folder.handle is not None:
         acquire(folder.handle, folder.path, what)
@@ -112,21 +113,23 @@ def lock_folder(folder: OpenFolder, what: str) -> Iterator[None]:
 
 @contextmanager
 def lock_file(file: Path, path: Path, what: str) -> Iterator[None]:
-    """Hold the lock of ``file``, which is made for that and removed; ``path`` and ``what`` as :func:`acquire`.
+    """Creates, locks and finally removes ``file``; ``path`` and ``what`` as in :func:`acquire`.
 
-    Raises LockTimeoutError, and OSError where the file cannot be made.
+    Raises:
+        LockTimeoutError: Another process holds the lock for too long.
+        OSError: The file cannot be created.
     """
     handle = _held(file, path, what)
     try:
         yield
     finally:
-        with suppress(OSError):  # an empty hidden file may stay, as always on Windows, where it is open
+        with suppress(OSError):  # an empty hidden file may stay; on Windows it always does, because it is still open
             file.unlink()
         os.close(handle)
 
 
 def _held(file: Path, path: Path, what: str) -> int:
-    """A handle that holds the lock of the file that is there now: the process before may have removed its own."""
+    """Returns a descriptor that holds the lock of the current file; the previous process may have removed its file."""
     while True:
         handle = _open(file)
         try:
@@ -143,5 +146,5 @@ def _held(file: Path, path: Path, what: str) -> int:
 def _open(file: Path) -> int:
     try:
         return open_unlinked(file, READ | os.O_RDWR | os.O_CREAT)
-    except PermissionError:  # another user's file is locked without writing
+    except PermissionError:  # another user's file: a lock does not need write access
         return open_unlinked(file)

@@ -1,7 +1,7 @@
-"""Who else could change a file or a folder: what the promises of private folders and policy files rest on.
+"""Checks whether other users could change a file or folder; private folders and policy files depend on this.
 
-Root can, always. Windows states neither owners nor modes where Python looks for them: there nothing is checked, and
-what lies in a user's profile is closed to others by lists of its own.
+Root always can. Python cannot read owners and modes on Windows: there nothing is checked, and a user's profile is
+protected by its own access control lists.
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ OWNERS = hasattr(os, "geteuid")
 
 
 def is_mine(status: os.stat_result) -> bool:
-    """Whether this user owns what has that status."""
+    """Returns whether this user owns the file with ``status``."""
     return not OWNERS or status.st_uid == os.geteuid()
 
 
 def only_ours(paths: Iterable[Path]) -> bool:
-    """Whether none of ``paths`` can be written by another user; root can, always. Raises OSError."""
+    """Returns whether no user except this one and root can write any of ``paths``. Raises OSError."""
     return all(_is_ours(path.lstat()) for path in paths)
 
 
 def exchangeable(path: Path) -> Path | None:
-    """Return the first of what leads to ``path``, itself included, that another user could exchange; None for none."""
+    """Returns the first part of ``path`` (parents first, links included) that another user could replace, or None."""
     return next((entry for entry, status in _way_to(path) if not _is_ours(status, may_be_shared=True)), None)
 
 
 def read_protected(path: Path, limit: int) -> bytes:
-    """Read a regular file that only this user and root can change or replace, or anything on the way to it.
+    """Reads a regular file if only this user and root can change or replace it or any part of its path.
 
-    Raises OSError where the system refuses, and ValueError that says what is wrong with the file.
+    Raises:
+        OSError: The file cannot be opened.
+        ValueError: The file is not regular, too large, or can be changed by another user.
     """
     handle = os.open(path, READ)
     with os.fdopen(handle, "rb") as file:
@@ -43,9 +45,9 @@ def read_protected(path: Path, limit: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a regular file")
         if not _is_ours(status):
-            raise ValueError(f"another user may change it; run: chown root {path} && chmod 644 {path}")
+            raise ValueError(f"another user could change it; run: chown root {path} && chmod 644 {path}")
         if entry := exchangeable(path):
-            raise ValueError(f"another user may replace it: {entry} is theirs, or open to them")
+            raise ValueError(f"another user could replace it: {entry} belongs to them or is writable by them")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"it is larger than {limit} bytes")
@@ -53,7 +55,10 @@ def read_protected(path: Path, limit: int) -> bytes:
 
 
 def _is_ours(status: os.stat_result, may_be_shared: bool = False) -> bool:
-    """``may_be_shared``: a folder like /tmp, in which each user's entries are their own, will do."""
+    """Returns whether only this user and root can write.
+
+    ``may_be_shared`` also accepts a folder like /tmp, in which users can replace only their own entries.
+    """
     if not OWNERS:
         return True
     if status.st_uid not in (0, os.geteuid()):
@@ -66,9 +71,9 @@ def _is_ours(status: os.stat_result, may_be_shared: bool = False) -> bool:
 
 
 def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield every folder and every link that the system follows to open ``path``, which has no endless links.
+    """Yields every folder and link that the system follows to open ``path``, which must not have circular links.
 
-    A link has no rights of its own: who may change it is who owns it, or who may write in its folder.
+    A link's mode is ignored: its owner, and users who can write in its folder, may change it.
     """
     first, *pending = path.absolute().parts
     current = Path(first)
@@ -89,7 +94,7 @@ def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 @cache
 def _is_own_group(gid: int) -> bool:
-    """Whether a group has no member but this user, as most distributions give each; or is root's."""
+    """Returns whether a group is root's, or has only this user as a member, as on most distributions."""
     import grp
     import pwd
 

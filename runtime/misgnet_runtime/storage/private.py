@@ -1,8 +1,8 @@
-"""Folders of one user: what this machine made for itself (plans, tunings), and the versions that it accepted.
+"""Stores files in folders that only this user can write: compiled plans, tunings and accepted versions.
 
-A plan is native code, and accepted versions keep old bundles out, so whoever could change such a folder could run code
-as the user. One is used only where nobody else can have changed it: it belongs to the user, has mode 0700, and nobody
-else may exchange it, or a folder or link on the way to it; see :mod:`misgnet_runtime.storage.permissions`.
+A plan is native code, and accepted versions keep old bundles from running, so anyone who could change such a folder
+could run code as the user. A folder is used only if no other user can have changed it: it belongs to this user, has
+mode 0700, and no other user can replace any part of its path; see :mod:`misgnet_runtime.storage.permissions`.
 """
 
 from __future__ import annotations
@@ -28,27 +28,31 @@ _SEAL = 65  # bytes: 64 digits and a newline
 
 
 class NoFolderError(InputError):
-    """No folder is named in which anything could be kept: whoever reads finds nothing, whoever writes fails."""
+    """Reports that no cache folder is configured. Readers treat it as an empty cache; writers fail."""
 
 
 def cache_folder() -> Path:
-    """Return $MISGNET_CACHE, else the system's folder for caches, on Linux $XDG_CACHE_HOME/misgnet or ~/.cache/misgnet.
+    """Returns $MISGNET_CACHE, else the system's cache folder: on Linux $XDG_CACHE_HOME/misgnet or ~/.cache/misgnet.
 
-    Raises NoFolderError where none of them is an absolute path, InputError where $MISGNET_CACHE is relative.
+    Raises:
+        NoFolderError: None of them is an absolute path.
+        InputError: $MISGNET_CACHE is relative.
     """
     found = user_folder("MISGNET_CACHE", "cache")
     if found is None:
-        raise NoFolderError("there is no folder to keep results in: set MISGNET_CACHE, XDG_CACHE_HOME or HOME")
+        raise NoFolderError("there is no cache folder: set MISGNET_CACHE, XDG_CACHE_HOME or HOME")
     return found
 
 
 def user_folder(variable: str, kind: Literal["cache", "state"]) -> Path | None:
-    """Return the folder that ``variable`` names, else where the system keeps a program's cache or state.
+    """Returns the folder named by ``variable``, else the system's folder for a program's cache or state.
 
-    What depends on the working directory is never returned: a relative $XDG_CACHE_HOME or $XDG_STATE_HOME counts as not
-    set, as its specification asks, and with a relative $HOME there is no folder. A state needs $HOME, a cache is also
-    kept in the home that the user database states. None where there is no folder.
-    Raises InputError where ``variable`` is relative.
+    The folder never depends on the working directory: a relative $XDG_CACHE_HOME or $XDG_STATE_HOME is ignored, as its
+    specification requires, and a relative $HOME gives no folder. A state folder needs $HOME; a cache folder may also
+    lie in the home directory of the user database. Returns None if no folder is available.
+
+    Raises:
+        InputError: ``variable`` is a relative path.
     """
     if found := os.environ.get(variable):
         if not Path(found).is_absolute():
@@ -59,7 +63,7 @@ def user_folder(variable: str, kind: Literal["cache", "state"]) -> Path | None:
     home, common = (os.environ.get(name, "") for name in ("HOME", f"XDG_{kind.upper()}_HOME"))
     if OWNERS and not any(Path(path).is_absolute() for path in (home, common)) and (home or kind == "state"):
         return None
-    from platformdirs import PlatformDirs  # not cheap
+    from platformdirs import PlatformDirs  # a slow import
 
     folders = PlatformDirs("misgnet", appauthor=False)
     try:
@@ -73,20 +77,20 @@ def user_folder(variable: str, kind: Literal["cache", "state"]) -> Path | None:
 class PrivateFolder:
     """A folder that only this user can read and write.
 
-    All methods raise InputError where it is not: another's, open to others, or where others could exchange it.
+    All methods raise InputError if it belongs to another user, is open to others, or could be replaced by others.
     """
 
     path: Path
-    variable: str = "MISGNET_CACHE"  # which names another one
+    variable: str = "MISGNET_CACHE"  # the environment variable that sets another folder
     may_be_link: bool = False
 
     @classmethod
     def of(cls, name: str) -> PrivateFolder:
-        """The folder ``name`` of this user's cache, which need not be there yet."""
+        """Returns the folder ``name`` in this user's cache; it need not exist yet."""
         return cls(cache_folder() / name)
 
     def make(self) -> None:
-        """Make it where it is not there; StorageError where that fails."""
+        """Creates the folder if it does not exist. Raises StorageError if that fails."""
         try:
             _make(self.path)
             with self._opened():
@@ -95,15 +99,21 @@ class PrivateFolder:
             raise self._unusable(error.strerror) from error
 
     def prepare(self) -> None:
-        """As :meth:`make`, also StorageError where nothing could be written in it."""
+        """Creates the folder if it does not exist. Raises StorageError if that fails or it is not writable."""
         self.make()
         if not os.access(self.path, os.W_OK):
-            raise self._unusable("no right to write there")
+            raise self._unusable("it is not writable")
 
     def read(self, name: str, limit: int) -> bytes | None:
-        """The file's bytes, None where there is none; InputError where it is no file, a link or over ``limit`` bytes.
+        """Returns the bytes of a file, or None if it does not exist.
 
-        ``name`` may be a relative path with slashes. Raises OSError where the system refuses.
+        Args:
+            name: Its name, or a relative path with forward slashes.
+            limit: The largest accepted size in bytes.
+
+        Raises:
+            InputError: It is a link, not a regular file, another user's, or too large.
+            OSError: It cannot be read.
         """
         try:
             with self._opened() as folder:
@@ -117,65 +127,66 @@ class PrivateFolder:
         with os.fdopen(handle, "rb") as file:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{self.path / name} cannot be used: it is no file")
+                raise InputError(f"{self.path / name} cannot be used: it is not a regular file")
             if not is_mine(status):
                 raise InputError(f"{self.path / name} cannot be used: it belongs to user {status.st_uid}")
-            data = file.read(min(status.st_size, limit) + 1)  # Python takes as much memory as it is asked for
+            data = file.read(min(status.st_size, limit) + 1)  # Python allocates the requested size
         if len(data) > limit:
             raise InputError(f"{self.path / name} cannot be used: it is larger than {limit} bytes")
         return data
 
     def read_sealed(self, name: str, limit: int) -> bytes | None:
-        """What :meth:`write_sealed` wrote; InputError too where the digest is not that of the contents."""
+        """Returns the contents that :meth:`write_sealed` wrote. Raises InputError also for a wrong digest."""
         data = self.read(name, limit + _SEAL)
         if data is None:
             return None
         contents = data[_SEAL:]
         if data[:_SEAL] != _seal(contents):
-            raise InputError(f"{self.path / name} cannot be used: its digest is not that of what it holds")
+            raise InputError(f"{self.path / name} cannot be used: its contents do not match its digest")
         return contents
 
     def write(self, name: str, data: bytes) -> Path:
-        """Write the file whole or not at all; StorageError where the disk refuses."""
+        """Writes a file atomically. Raises StorageError if it cannot be written."""
         with self._opened():
             path = self.path / name
             if path.is_symlink():
-                raise InputError(f"{path} is a link, which was not put there by this program; remove it")
+                raise InputError(f"{path} is a link, which this program did not create; remove it")
             write_file(path, data)
         return path
 
     def write_sealed(self, name: str, contents: bytes) -> Path:
-        """As :meth:`write`, behind its digest."""
+        """Writes a file atomically, with its digest before the contents."""
         return self.write(name, _seal(contents) + contents)
 
     def names(self) -> list[str]:
-        """Of all that is there."""
+        """Returns the names of everything in the folder."""
         with self._opened() as folder:
             return folder.names()
 
     def remove(self, name: str) -> None:
-        """Remove a file if it is there."""
+        """Removes a file if it exists."""
         with self._opened() as folder, suppress(FileNotFoundError):
             folder.remove(name)
 
     @contextmanager
     def locked(self, what: str) -> Iterator[None]:
-        """For one process at a time: waits for another one, which is logged.
+        """Locks the folder within the block; waits if another process holds the lock, and logs that.
 
-        Raises LockTimeoutError, which names ``what`` the other one does, where that does not end in time.
+        Raises:
+            LockTimeoutError: The lock was not released in time; the message says ``what`` the other process does.
         """
         with self._opened() as folder, lock_folder(folder, f"another process of this user {what}"):
             yield
 
     @contextmanager
     def _opened(self) -> Iterator[OpenFolder]:
-        """The folder, once it is known to be its user's alone. FileNotFoundError where there is none."""
+        """Yields the open folder after checking that it is private. Raises FileNotFoundError if it does not exist."""
         try:
             folder = OpenFolder(self.path, links=self.may_be_link)
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
-            link = "" if self.may_be_link else ", and no link"
+            link = "" if self.may_be_link else ", not a link"
             raise InputError(f"{self.path} must be a folder{link}; remove it, or {self._advice}") from None
         with folder:
             self._check(folder.stat())
@@ -183,28 +194,28 @@ class PrivateFolder:
 
     def _check(self, status: os.stat_result) -> None:
         if not is_mine(status):
-            raise InputError(f"folder {self.path} belongs to user {status.st_uid}, not to this one; {self._advice}")
+            raise InputError(f"folder {self.path} belongs to user {status.st_uid}, not to this user; {self._advice}")
         if OWNERS and (mode := stat.S_IMODE(status.st_mode)) & 0o077:
             raise InputError(
-                f"folder {self.path} is open to others (mode {mode:04o}); if none of them changed what is in it, run: "
-                f"chmod 700 {self.path}; else remove it, or {self._advice}"
+                f"folder {self.path} is open to other users (mode {mode:04o}); if its contents are unchanged, run: "
+                f"chmod 700 {self.path}; otherwise remove it, or {self._advice}"
             )
         if entry := exchangeable(self.path):
             raise InputError(
-                f"folder {self.path} can be exchanged by others: {entry} is theirs, or open to them; "
+                f"folder {self.path} can be replaced by other users: {entry} belongs to them or is writable by them; "
                 f"run: chmod go-w {entry}, or {self._advice}"
             )
 
     def _unusable(self, problem: str | None) -> StorageError:
-        return StorageError(f"nothing can be kept in {self.path}: {problem}; {self._advice}")
+        return StorageError(f"folder {self.path} cannot be used: {problem}; {self._advice}")
 
     @property
     def _advice(self) -> str:
-        return f"name another folder in {self.variable}"
+        return f"set {self.variable} to another folder"
 
 
 def _make(path: Path) -> None:
-    """The folder and what it lies in, as far as that is missing, all for this user alone whatever the umask."""
+    """Creates the folder and its missing parents with mode 0700, regardless of the umask."""
     missing = takewhile(lambda folder: not folder.exists(), [path, *path.parents])
     for folder in reversed([*missing]):
         with suppress(FileExistsError):

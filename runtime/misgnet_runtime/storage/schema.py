@@ -1,4 +1,4 @@
-"""The strict base of everything that is kept as JSON, and types of numbers and digests in it."""
+"""Defines the strict base class of all stored JSON, and types of numbers and digests in it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Positive = Annotated[int, Meta(ge=1, lt=1 << 31)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
-# What decoding JSON or TOML from outside raises, and a check of what it says; each reader makes its own error of it.
-# msgspec's errors are ValueErrors only since its version 0.22.
+# Errors of decoding and checking untrusted JSON or TOML; each reader converts them to its own error. msgspec's errors
+# are ValueErrors only since its version 0.22.
 JSON_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of everything that is kept as JSON; unknown and missing fields are errors."""
+    """Base class of all stored JSON; unknown and missing fields are errors."""
 
 
 def encode(value: Any) -> bytes:
-    """Readable JSON with a final newline."""
+    """Returns indented JSON with a final newline."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

@@ -1,4 +1,4 @@
-"""Files that must not change while they are read, so that a digest names what was used."""
+"""Detects changes of files while they are used, so that a recorded digest is that of the bytes used."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import NamedTuple
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.storage.files import file_sha256
 
-_RECENT = 2 * 10**9  # ns: within a tick of the file system's clock a second change leaves the same times
+_RECENT = 2 * 10**9  # ns: two changes within one tick of the file system's clock leave the same times
 
 
 class FileStamp(NamedTuple):
-    """Which file is at a path, and in what state: another one in its place, or a write to it, changes this."""
+    """The identity and state of a file: replacing the file or writing to it changes this value."""
 
     device: int
     inode: int
@@ -24,15 +24,15 @@ class FileStamp(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> FileStamp:
-        """Raises OSError where there is none."""
+        """Returns the stamp of the file at ``path``. Raises OSError if it does not exist."""
         found = path.stat()
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class Snapshot:
-    """The state of files from now on; :meth:`check` tells whether they are still the same.
+    """The state of files at one moment; :meth:`check` raises an error if they have changed since.
 
-    A file that was changed just before is also compared by its digest: its times alone may not tell.
+    A file that was changed shortly before is also compared by its digest, because its times may not have changed.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -41,12 +41,12 @@ class Snapshot:
         self._recent = self._is_recent()
 
     def sha256(self, *paths: Path) -> str:
-        """SHA-256 of the bytes of ``paths``, one after the other. InputError where one cannot be read."""
+        """Returns the SHA-256 of the concatenated bytes of ``paths``. Raises InputError if one cannot be read."""
         self._digests[paths] = digest = _sha256(paths)
         return digest
 
     def check(self) -> None:
-        """InputError where a file is not the one any more that it was, or holds other bytes."""
+        """Raises InputError if a file was replaced or changed."""
         for path, state in self._states.items():
             if _state(path) != state:
                 raise _changed(path)
@@ -76,4 +76,4 @@ def _sha256(paths: tuple[Path, ...]) -> str:
 
 
 def _changed(path: Path) -> InputError:
-    return InputError(f"{path} changed while it was read; leave it as it is and run the same command again")
+    return InputError(f"{path} changed while it was read; leave it unchanged and rerun the command")

@@ -1,4 +1,4 @@
-"""Zip files from outside: neither the directory nor an entry takes more memory than allowed, whatever is declared."""
+"""Reads untrusted zip files: neither the directory nor an entry takes more memory than allowed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ ZIP_ERRORS = (  # what zipfile raises on damaged files
     zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, LookupError, MemoryError,
     OverflowError,
 )  # fmt: skip
-_TAIL = (1 << 16) + 22  # bytes: a comment at its longest, which zipfile looks for, and what stands before it
+_TAIL = (1 << 16) + 22  # bytes: the longest comment, which zipfile searches for, and the record before it
 _PART = 1 << 16
-_RATIO = 1032  # deflate packs no better: an entry that declares more lies
+_RATIO = 1032  # the highest compression ratio of deflate; an entry that declares more is invalid
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class _Sparing(io.BufferedReader):
-    """Refuses to read much at once: zipfile reads a directory as a whole, and makes objects of all entries."""
+    """Refuses large reads: zipfile reads the whole directory at once and creates an object for each entry."""
 
     most: int
     length: int
@@ -28,7 +28,7 @@ class _Sparing(io.BufferedReader):
         if size is None or size < 0:
             size = self.length - self.tell()
         if size > max(self.most, _TAIL):
-            raise zipfile.BadZipFile(f"its directory has {size} bytes, and {self.most} are the most")
+            raise zipfile.BadZipFile(f"its directory has {size} bytes; the limit is {self.most}")
         return super().read(size)
 
 
@@ -37,7 +37,7 @@ class LimitedZip:
 
     Args:
         source: A path, or the bytes of a file.
-        directory: Bytes of its directory at most, some 50 for an entry.
+        directory: The largest accepted size of its directory in bytes; an entry takes about 50.
     """
 
     def __init__(self, source: Path | io.BytesIO, directory: int) -> None:
@@ -64,22 +64,26 @@ class LimitedZip:
         return self._zip.infolist()
 
     def entry(self, name: str) -> zipfile.ZipInfo:
-        """Raises KeyError."""
+        """Returns the entry called ``name``. Raises KeyError if there is none."""
         return self._zip.getinfo(name)
 
     def read(self, entry: zipfile.ZipInfo, most: int) -> bytearray:
-        """The bytes of an entry, at most so many; ValueError where it declares more, or more than it can hold."""
+        """Returns the bytes of an entry.
+
+        Raises:
+            ValueError: The entry declares more than ``most`` bytes, or more than its compressed bytes can hold.
+        """
         if entry.compress_type not in _METHODS:
-            raise ValueError(f"{entry.filename!a} is compressed in another way than deflate")
+            raise ValueError(f"{entry.filename!a} is compressed by another method than deflate")
         if entry.file_size > most:
-            raise ValueError(f"{entry.filename!a} declares {entry.file_size} bytes, and {most} are the most")
+            raise ValueError(f"{entry.filename!a} declares {entry.file_size} bytes; the limit is {most}")
         if entry.file_size > _RATIO * entry.compress_size or (
             entry.compress_type == zipfile.ZIP_STORED and entry.file_size != entry.compress_size
         ):
             raise ValueError(f"{entry.filename!a} declares {entry.file_size} bytes, which it cannot hold")
         data, filled = bytearray(entry.file_size), 0
         with self._zip.open(entry) as packed, memoryview(data) as view:
-            while part := packed.read(_PART):  # also where it is full: the checksum is compared at the end
+            while part := packed.read(_PART):  # until the end: the checksum is compared there
                 view[filled : filled + len(part)] = part
                 filled += len(part)
         if filled < len(data):

@@ -1,4 +1,4 @@
-"""Accuracy control: that it finds what to revert where the answer is known, within its budget, and says so."""
+"""Accuracy control finds the groups to revert in cases with a known solution, within its budget, and reports them."""
 
 from __future__ import annotations
 
@@ -70,14 +70,13 @@ FOREVER = 1e9
 
 @dataclass(kw_only=True)
 class Landscape:
-    """``damage``: points that each quantized group costs alone; ``pairs``: that either of two costs, until both
-    are float; ``noise``: standard deviation of F1, by state; a second passes in each evaluation."""
+    """A fake evaluation with known losses; each evaluation takes a second."""
 
-    damage: Mapping[str, float]
+    damage: Mapping[str, float]  # points lost by each quantized group
     costs: Mapping[str, int] = field(default_factory=dict)
-    pairs: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    pairs: Mapping[tuple[str, str], float] = field(default_factory=dict)  # points lost unless both groups are float
     rest: float = 0.0
-    noise: float = 0.0
+    noise: float = 0.0  # standard deviation of F1 between states
     changed: bool = True
     duration: Callable[[int], float] = lambda _: 1.0
     now: float = 0.0
@@ -109,12 +108,12 @@ def hash_of(name: str) -> int:
 
 
 def named(count: int, **damage: float) -> dict[str, float]:
-    """``count`` harmless groups g0, g1, ... but for ``damage``."""
+    """Returns ``count`` harmless groups g0, g1, ..., except those in ``damage``."""
     return {f"g{i}": damage.get(f"g{i}", 0.001) for i in range(count)}
 
 
 def optimum(landscape: Landscape, limit: float) -> int:
-    """Fewest multiply-adds in float with which the limit is kept, by trying every subset."""
+    """Returns the fewest MACs in float that keep the limit, by trying every subset."""
     names = list(landscape.damage)
     subsets = (frozenset(c) for size in range(len(names) + 1) for c in combinations(names, size))
     costs = {group.name: group.multiply_adds for group in landscape.groups}
@@ -128,7 +127,7 @@ def float_cost(report: ControlReport) -> int:
 # The search
 
 
-def test_what_passes_quantized_is_left_alone():
+def test_a_graph_that_passes_quantized_is_not_changed():
     landscape = Landscape(damage=named(5))
     report = landscape.control()
     assert landscape.asked == [frozenset()]
@@ -147,8 +146,8 @@ def test_one_broken_group_is_reverted_alone(broken: str):
     assert len(landscape.asked) <= 22
 
 
-def test_the_cheapest_group_that_suffices_ends_the_ranking():
-    """g2 and g0 each suffice; g2 costs less, so nothing after it is measured."""
+def test_the_cheapest_sufficient_group_ends_the_ranking():
+    """g2 and g0 are each sufficient; g2 costs less, so no further group is measured."""
     landscape = Landscape(damage={"g0": 1, "g1": 0.1, "g2": 1}, costs={"g0": 90, "g1": 5, "g2": 20})
     report = landscape.control(limit=1.2)
     assert report.result.float_groups == ("g2",)
@@ -156,17 +155,17 @@ def test_the_cheapest_group_that_suffices_ends_the_ranking():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 11, 30])
-def test_several_broken_groups_are_reverted_and_no_other(count: int):
+def test_only_the_broken_groups_are_reverted(count: int):
     broken = {f"g{3 * i % 40}": 5.0 + i for i in range(count)}
     landscape = Landscape(damage=named(40, **broken), costs={f"g{i}": 10 + 7 * i % 13 for i in range(40)})
     report = landscape.control()
     assert set(report.result.float_groups) == set(broken)
     assert float_cost(report) == sum(landscape.costs[name] for name in broken)
-    one_by_one = 2 + 40 + max(0, count - 1)  # NNCF's path, without regaining anything
+    one_by_one = 2 + 40 + max(0, count - 1)  # NNCF's path, with no groups quantized again
     assert len(landscape.asked) <= one_by_one + count.bit_length() + count
 
 
-def test_many_needed_groups_take_fewer_measurements_than_one_by_one():
+def test_many_groups_take_fewer_measurements_than_one_by_one():
     landscape = Landscape(
         damage=named(64, **{f"g{i}": 10.0 for i in range(0, 64, 2)}), costs={f"g{i}": 10 for i in range(64)}
     )
@@ -175,18 +174,18 @@ def test_many_needed_groups_take_fewer_measurements_than_one_by_one():
 
 
 def test_groups_that_only_help_together_are_found_and_the_others_regained():
-    """Two groups share a broken activation: neither alone wins anything, so the ranking cannot know."""
+    """Two groups share a broken activation: neither alone has an effect, so the ranking cannot find them."""
     landscape = Landscape(damage=named(30), costs={f"g{i}": 10 + i for i in range(30)}, pairs={("g4", "g22"): 20.0})
     report = landscape.control()
     assert report.passed
     assert set(report.result.float_groups) == {"g4", "g22"}
-    assert len(landscape.asked) < 2 + 30 + 30  # regaining one after another alone would take 20 or more
+    assert len(landscape.asked) < 2 + 30 + 30  # quantizing again one by one would take 20 or more
 
 
 TIED = Landscape(damage=named(30), costs={f"g{i}": 10 + i for i in range(30)}, pairs={("g4", "g22"): 20.0})
 
 
-def test_groups_that_are_known_to_be_tied_are_ranked_together():
+def test_tied_groups_are_ranked_together():
     landscape = replace(TIED, asked=[])
     ties = [("g1", "g2"), ("g22", "g4"), ("g3", "g29")]
     report = landscape.control(ties=ties)
@@ -202,12 +201,12 @@ def test_ties_are_not_measured_where_single_groups_explain_the_loss():
 
 
 def test_a_tie_of_unknown_groups_is_refused():
-    with pytest.raises(InputError, match="'x', which is none"):
+    with pytest.raises(InputError, match="'x', which is not one of the groups"):
         Landscape(damage=named(3)).control(ties=[("g1", "x")])
 
 
 @pytest.mark.parametrize("other", range(0, 63, 6))
-def test_sixty_needless_groups_are_quantized_again_in_few_measurements(other: int):
+def test_sixty_unneeded_groups_are_quantized_again_in_few_measurements(other: int):
     landscape = Landscape(
         damage=named(64), costs={f"g{i}": 10 + i for i in range(64)}, pairs={(f"g{other}", "g63"): 20.0}
     )
@@ -216,8 +215,8 @@ def test_sixty_needless_groups_are_quantized_again_in_few_measurements(other: in
     assert len([s for s in report.steps if s.phase == "regain"]) <= 15
 
 
-def test_speed_is_won_back_largest_first():
-    """The ranking takes the cheap a and b first, and the costly c makes them superfluous."""
+def test_largest_groups_are_quantized_again_first():
+    """The ranking reverts the cheap a and b first; the costly c then makes them unnecessary."""
     landscape = Landscape(damage={"a": 3, "b": 3, "c": 10}, costs={"a": 1, "b": 4, "c": 60})
     report = landscape.control(limit=6)
     regained = [s for s in report.steps if s.phase == "regain" and s.accepted]
@@ -226,7 +225,7 @@ def test_speed_is_won_back_largest_first():
     assert report.result.measurement.f1_drop == 6
 
 
-def test_regaining_begins_with_the_largest_group():
+def test_regaining_starts_with_the_largest_group():
     names = {"a": 0.01, "b": 0.01, "c": 4.0, "d": 4.0}
     landscape = Landscape(
         damage=names, costs={"a": 5, "b": 50, "c": 20, "d": 20}, pairs={("a", "b"): 3.0, ("a", "c"): 3.0}
@@ -237,28 +236,28 @@ def test_regaining_begins_with_the_largest_group():
     assert report.passed and sizes == sorted(sizes, reverse=True)
 
 
-def test_a_group_that_helps_stays_quantized():
+def test_a_group_that_improves_the_metric_stays_quantized():
     landscape = Landscape(damage={"a": 1.0, "b": -0.4, "c": 0.2, "d": 0.1})
     report = landscape.control(limit=0.2)
     assert report.passed and report.result.float_groups == ("a",)
 
 
-def test_a_gain_can_be_asked_for():
-    """With b quantized the graph is better than the float one; only everything float cannot show it."""
+def test_a_negative_limit_requires_a_gain():
+    """With b quantized the graph is better than the float one, although everything float is not."""
     landscape = Landscape(damage={"a": 1.0, "b": -0.4, "c": 0.05})
     report = landscape.control(limit=-0.3)
     assert report.passed and report.result.float_groups == ("a",)
     assert frozenset("abc") not in landscape.asked
 
 
-def test_a_gain_that_no_state_has_is_reported_with_the_closest():
+def test_an_unreachable_gain_reports_the_closest_state():
     landscape = Landscape(damage={"a": 1.0, "b": -0.4, "c": 0.05})
     report = landscape.control(limit=-3)
     assert not report.passed and report.stopped == "finished"
     assert report.result.measurement.f1_drop == min(loss(s.measurement) for s in report.steps)
 
 
-def test_what_no_group_causes_is_said_after_two_measurements():
+def test_a_loss_outside_the_groups_is_reported_after_two_measurements():
     landscape = Landscape(damage=named(30, g3=8), rest=2)
     report = landscape.control()
     assert (report.passed, report.stopped, len(report.steps)) == (False, "outside the groups", 2)
@@ -273,7 +272,7 @@ def test_without_groups_there_is_nothing_to_revert(limit: float, stopped: str):
 
 @pytest.mark.parametrize("count", [10, 40])
 def test_noise_in_f1_does_not_hide_the_broken_groups(count: int):
-    """A deviation of 0.1 points, where the limit is 0.5: the logit error orders what F1 cannot."""
+    """A standard deviation of 0.1 points with a limit of 0.5: the logit error ranks groups that F1 cannot."""
     landscape = Landscape(damage=named(count, g2=0.8, g7=0.7), noise=0.1)
     report = landscape.control()
     assert report.passed
@@ -282,7 +281,7 @@ def test_noise_in_f1_does_not_hide_the_broken_groups(count: int):
     assert {effect.groups for effect in report.effects[:2]} == {("g2",), ("g7",)} or len(report.effects) < count
 
 
-def test_a_graph_without_numbers_is_cured():
+def test_a_graph_with_nan_output_is_repaired():
     def evaluate(floats: frozenset[str]) -> Measurement:
         return Measurement(0.0, 1.0, 0.001) if "bad" in floats else NO_NUMBERS
 
@@ -298,8 +297,8 @@ def test_labels_without_change_are_decided_by_agreement():
     assert "pixels disagree by 0.005 points, within 0.5" in report.result.reason
 
 
-def test_a_broken_graph_whose_f1_rose_by_chance_is_found_by_its_pixels():
-    """The agreement fails, F1 never does: then the logit error alone makes the order."""
+def test_a_broken_graph_with_higher_f1_is_detected_by_agreement():
+    """The agreement fails, but never F1: then only the logit error determines the order."""
     landscape = Landscape(damage=named(8, g5=2))
 
     def evaluate(floats: frozenset[str]) -> Measurement:
@@ -311,7 +310,7 @@ def test_a_broken_graph_whose_f1_rose_by_chance_is_found_by_its_pixels():
     assert report.limit == Limit(0.1, 0.999)
 
 
-def test_groups_without_multiply_adds_are_not_float_for_nothing():
+def test_groups_without_macs_are_not_float_without_need():
     report = Landscape(damage={"a": 0.0, "b": 1.0}, costs={"a": 0, "b": 0}).control()
     assert report.result.float_groups == ("b",)
 
@@ -319,7 +318,7 @@ def test_groups_without_multiply_adds_are_not_float_for_nothing():
 FREE = {"norms": 0, "sums": 0, "q": 30, "mlp": 60, "conv": 10}
 
 
-def test_what_costs_no_speed_goes_back_at_once_and_ends_the_search():
+def test_reverting_groups_without_macs_can_end_the_search():
     landscape = Landscape(damage={"norms": 3, "sums": 9, "q": 0.1, "mlp": 0.1, "conv": 0.1}, costs=FREE)
     heard: list[float] = []
     report = landscape.control(listen=lambda _, left: heard.append(left))
@@ -328,7 +327,7 @@ def test_what_costs_no_speed_goes_back_at_once_and_ends_the_search():
     assert report.steps[-1].changed == ("norms", "sums") and heard[-1] == 0 < heard[0]
 
 
-def test_what_costs_no_speed_stays_float_while_the_others_are_ranked():
+def test_groups_without_macs_stay_float_during_the_ranking():
     landscape = Landscape(damage={"norms": 3, "sums": 9, "q": 4, "mlp": 0.1, "conv": 0.1}, costs=FREE)
     report = landscape.control(ties=[("sums", "q"), ("norms", "mlp", "conv")])
     assert report.passed and report.result.float_groups == ("norms", "sums", "q")
@@ -337,7 +336,7 @@ def test_what_costs_no_speed_stays_float_while_the_others_are_ranked():
     assert [step.changed for step in report.steps if step.phase == "rank"] == [("conv",), ("q",)]
 
 
-def test_ties_are_what_is_left_of_them():
+def test_ties_are_reduced_to_groups_that_are_not_float():
     pairs = {("q", "mlp"): 5.0}
     landscape = Landscape(damage={"norms": 3, "sums": 0, "q": 0, "mlp": 0, "conv": 0}, costs=FREE, pairs=pairs)
     report = landscape.control(ties=[("sums", "q"), ("norms", "q", "mlp")])
@@ -345,21 +344,21 @@ def test_ties_are_what_is_left_of_them():
     assert set(report.result.float_groups) == {"norms", "sums", "q", "mlp"}
 
 
-def test_no_time_is_spent_on_quantizing_again_what_wins_no_speed_back():
+def test_groups_without_macs_are_not_quantized_again():
     landscape = Landscape(damage={"norms": 3, "sums": 9, "q": 4, "mlp": 4, "conv": 0.1}, costs=FREE)
     regained = [step.changed for step in landscape.control().steps if step.phase == "regain"]
     assert all(set(names) <= {"q", "mlp", "conv"} for names in regained)
 
 
-def test_what_costs_no_speed_but_helps_in_int8_stays_there():
-    """With the sums float the graph loses more, so the groups are ranked as if they all cost something."""
+def test_groups_without_macs_that_help_in_int8_stay_quantized():
+    """With the sums float the graph is worse, so they are ranked like groups with MACs."""
     landscape = Landscape(damage={"norms": 0, "sums": -2, "q": 4, "mlp": 0, "conv": 0}, costs=FREE)
     report = landscape.control(limit=0.1)
     assert report.passed and report.result.float_groups == ("q",)
 
 
-def test_a_cheap_estimate_ranks_and_decides_nothing():
-    """By the estimate any group alone would do; the exact measurement knows better."""
+def test_a_cheap_estimate_is_used_only_for_ranking():
+    """According to the estimate any group is sufficient; the exact measurement disagrees."""
     landscape = Landscape(damage=named(20, g3=5, g11=5), costs={f"g{i}": 10 + i for i in range(20)})
     guessed: list[frozenset[str]] = []
 
@@ -379,7 +378,7 @@ def test_a_cheap_estimate_ranks_and_decides_nothing():
 
 
 @pytest.mark.parametrize("budget", range(2, 30, 3))
-def test_the_time_to_revert_is_reckoned_in_exact_measurements(budget: int):
+def test_time_reserved_for_reverting_counts_exact_measurements(budget: int):
     landscape = Landscape(damage=named(40, g30=9, g31=9), costs={f"g{i}": 10 + i for i in range(40)})
 
     def estimate(floats: frozenset[str]) -> Measurement:
@@ -391,7 +390,7 @@ def test_the_time_to_revert_is_reckoned_in_exact_measurements(budget: int):
     assert report.result.int8_share > 0 or budget < 17
 
 
-def test_names_that_cost_nothing_are_counted_where_all_of_them_are_float():
+def test_groups_without_macs_are_only_counted_if_all_are_float():
     found = groups(a=0, b=0, c=0, d=0, e=5, f=6)
     assert listed(["a", "b", "c", "d", "f"], found) == "all 4 unweighted groups, f"
     assert listed(["a", "b", "c", "f"], found) == "a, b, c, f" and listed([], found) == "nothing"
@@ -405,7 +404,7 @@ DAMAGES = st.lists(
 
 @settings(max_examples=80, deadline=None)
 @given(DAMAGES, st.sampled_from([0.0, 0.3, 1.0]), st.data())
-def test_on_any_landscape_where_reverting_helps_no_group_is_float_for_nothing(parts, limit, data):
+def test_on_any_monotonic_landscape_no_group_is_float_without_need(parts, limit, data):
     names = [f"g{i}" for i in range(len(parts))]
     pairs = data.draw(st.dictionaries(st.tuples(*[st.sampled_from(names)] * 2), st.sampled_from([0.4, 3.0])))
     damage = {name: points for name, (points, _) in zip(names, parts, strict=True)}
@@ -425,7 +424,7 @@ def test_on_any_landscape_where_reverting_helps_no_group_is_float_for_nothing(pa
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=7), st.data())
-def test_where_one_group_suffices_the_optimum_is_found(costs, data):
+def test_the_optimum_is_found_if_one_group_suffices(costs, data):
     broken = data.draw(st.integers(0, len(costs) - 1))
     names = named(len(costs), **{f"g{broken}": 30.0})
     landscape = Landscape(damage=names, costs={f"g{i}": cost for i, cost in enumerate(costs)})
@@ -442,7 +441,7 @@ def hard() -> Landscape:
 
 
 @pytest.mark.parametrize("budget", range(40))
-def test_no_evaluation_begins_after_the_budget_wherever_it_ends(budget: int):
+def test_no_evaluation_starts_after_the_budget(budget: int):
     landscape = hard()
     whole = len(hard().control().steps)
     report = landscape.control(budget=budget)
@@ -453,16 +452,16 @@ def test_no_evaluation_begins_after_the_budget_wherever_it_ends(budget: int):
         assert report.result.int8_share == max(s.int8_share for s in report.steps if s.accepted)
 
 
-def test_more_time_gives_no_worse_a_result():
+def test_more_time_never_gives_a_worse_result():
     shares = [hard().control(budget=budget).result.int8_share for budget in (2, 8, 20, 100)]
     assert shares == sorted(shares) and shares[0] == 0 < shares[-1]
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.floats(0.01, 20), min_size=40, max_size=40), st.floats(0, 200))
-def test_the_budget_is_exceeded_by_one_evaluation_at_most(durations, budget):
+def test_the_budget_is_exceeded_by_at_most_one_evaluation(durations, budget):
     landscape = hard()
-    landscape.now = -1000.0  # a monotonic clock has any origin
+    landscape.now = -1000.0  # a monotonic clock may start at any value
     landscape.duration = lambda number: durations[number % 40]
     report = landscape.control(budget=budget)
     assert report.seconds == landscape.now + 1000
@@ -481,10 +480,10 @@ def test_the_ranking_leaves_time_to_revert():
 # The log
 
 
-def test_every_evaluation_is_a_step():
+def test_every_evaluation_is_recorded_as_a_step():
     landscape = hard()
     heard: list[tuple[Step, float]] = []
-    report = landscape.control(budget=500, total_macs=400, listen=lambda *told: heard.append(told))
+    report = landscape.control(budget=500, total_macs=400, listen=lambda *event: heard.append(event))
     assert [s.number for s in report.steps] == list(range(1, len(landscape.asked) + 1))
     assert [frozenset(s.float_groups) for s in report.steps] == landscape.asked
     assert [s.seconds for s in report.steps] == [float(s.number) for s in report.steps]
@@ -519,15 +518,15 @@ def test_ties_are_decided_by_the_order_of_the_groups():
 
 
 @pytest.mark.parametrize(
-    ("limit", "budget", "options", "said"),
+    ("limit", "budget", "options", "message"),
     [
         (math.nan, 1, {}, "points"), (math.inf, 1, {}, "points"), (0.1, -1, {}, "seconds"),
-        (0.1, math.nan, {}, "seconds"), (0.1, 1, {"total_macs": 5}, "multiply-adds"),
+        (0.1, math.nan, {}, "seconds"), (0.1, 1, {"total_macs": 5}, "MACs"),
         (0.1, 1, {"min_agreement": 99.9}, "agreement"), (0.1, 1, {"min_agreement": math.nan}, "agreement"),
     ],
 )  # fmt: skip
-def test_arguments_that_make_no_sense_are_refused(limit, budget, options, said):
-    with pytest.raises(InputError, match=said):
+def test_invalid_arguments_are_refused(limit, budget, options, message):
+    with pytest.raises(InputError, match=message):
         Landscape(damage=named(3)).control(limit, budget, **options)
 
 
@@ -536,7 +535,7 @@ def test_equal_names_are_refused():
         control([Group("a", (), 1), Group("a", (), 1)], lambda _: NO_NUMBERS, 0.1, 1)
 
 
-def test_what_an_evaluation_raises_passes_through():
+def test_exceptions_of_an_evaluation_propagate():
     def evaluate(_: frozenset[str]) -> Measurement:
         raise OSError("the disk is gone")
 
@@ -548,13 +547,13 @@ def test_what_an_evaluation_raises_passes_through():
 
 
 @pytest.mark.parametrize("numbers", [(math.nan, 1.0, 0.0), (0.1, math.nan, 0.0), (0.1, 1.1, 0.0), (0.1, 1, math.nan)])
-def test_nan_is_no_measurement(numbers):
+def test_nan_in_a_measurement_is_refused(numbers):
     with pytest.raises(ValueError, match="NO_NUMBERS"):
         Measurement(*numbers)
 
 
 @given(st.integers(1, 10**6), st.data(), st.floats(0, 50))
-def test_without_change_the_decision_is_the_gates(pixels, data, limit):
+def test_without_change_the_decision_equals_the_gates(pixels, data, limit):
     before, after = (data.draw(st.integers(0, pixels)) for _ in range(2))
     differing = data.draw(st.integers(abs(after - before), min(before + after, 2 * pixels - before - after)))
     agreement = 1 - differing / pixels
@@ -566,7 +565,7 @@ def test_without_change_the_decision_is_the_gates(pixels, data, limit):
     assert loss(found) == pytest.approx(verdict.value)
 
 
-def test_prefixes_grow_and_pass_over_what_is_float_already():
+def test_prefixes_grow_and_skip_groups_that_are_float_already():
     effects = [Effect(names, None, None, 0, 0) for names in (("a", "b"), ("a",), ("c",), ("b", "c"), ("d",))]
     assert prefixes(effects) == [frozenset("ab"), frozenset("abc"), frozenset("abcd")]
     assert prefixes([]) == []
@@ -574,7 +573,7 @@ def test_prefixes_grow_and_pass_over_what_is_float_already():
 
 @given(st.integers(1, 300), st.data(), st.booleans())
 def test_doubling_and_halving_finds_the_boundary(count, data, known):
-    """The first prefix that passes, or that none does, in about 2 log2 of its length."""
+    """Finds the first prefix that passes, or that none does, in about 2 log2 of its length measurements."""
     first = data.draw(st.integers(1, count if known else count + 1))
     failed, passed, asked = 0, count if known else count + 1, 0
     while (probe := next_prefix(failed, passed)) is not None:
@@ -585,7 +584,7 @@ def test_doubling_and_halving_finds_the_boundary(count, data, known):
 
 
 def alone(points: Mapping[str, float], errors: Mapping[str, float], start: Measurement) -> dict:
-    """What is left after each group alone won ``points`` and ``errors`` back."""
+    """Returns the measurements with each group reverted alone, which gains ``points`` and ``errors``."""
     return {(n,): Measurement(start.f1_drop - points[n], 0.9, start.logit_error - errors[n]) for n in points}
 
 
@@ -612,7 +611,7 @@ def test_a_fluctuation_as_large_as_the_excess_does_not_decide():
     assert effects[0].groups == ("b",)
 
 
-def test_f1_decides_where_it_is_beyond_the_fluctuation():
+def test_f1_decides_if_it_exceeds_the_fluctuation():
     points = {"a": 6.0, "b": -0.1, "c": 0.1, "d": 0.0, "e": 0.05}
     errors = dict.fromkeys(points, 0.01) | {"b": 0.02}
     effects = rank(groups(a=1, b=1, c=1, d=1, e=1), START, FLOAT, alone(points, errors, START), Limit(0.1))
@@ -620,14 +619,14 @@ def test_f1_decides_where_it_is_beyond_the_fluctuation():
     assert effects[0].benefit == pytest.approx((0.59 + 0.1) / 2, abs=0.01)
 
 
-def test_of_equal_benefits_the_cheaper_is_first_but_cost_does_not_decide_alone():
+def test_the_cheaper_of_equal_benefits_is_first_but_cost_does_not_decide_alone():
     points = {"dear": 3.0, "cheap": 3.0, "nothing": 0.01}
     errors = {"dear": 0.03, "cheap": 0.03, "nothing": 0.0001}
     effects = rank(groups(dear=90, cheap=10, nothing=0), START, FLOAT, alone(points, errors, START), Limit(0.1))
     assert [name for e in effects for name in e.groups] == ["cheap", "dear", "nothing"]
 
 
-def test_what_harms_comes_last_and_what_passes_alone_first():
+def test_harmful_groups_come_last_and_groups_that_pass_alone_first():
     points = {"harms": -5.0, "none": 0.0, "cures": 9.95, "most": 9.0}
     errors = {"harms": -0.02, "none": 0.0, "cures": 0.01, "most": 0.09}
     effects = rank(groups(harms=1, none=1, cures=90, most=1), START, FLOAT, alone(points, errors, START), Limit(0.1))
@@ -656,7 +655,7 @@ def step(number: int, share: float, drop: float, error: float = 0.0, accepted: b
     )
 
 
-def test_the_best_is_the_fastest_that_passed():
+def test_the_best_step_is_the_fastest_that_passed():
     steps = [step(1, 0.9, 0.4), step(2, 0.95, 0.5), step(3, 0.95, 0.3), step(4, 1.0, 2.0, accepted=False)]
     assert best(steps) == steps[2]
     assert best([*steps, step(5, 0.95, 0.3, error=0.1)]) == steps[2]
@@ -687,7 +686,7 @@ def test_the_budget_bounds_the_time_left():
 
 # The groups
 
-NODES = {  # names as the export gives them: stage, block, module
+NODES = {  # names as written by the export: stage, block, module
     "backbone.block1.0.attn.q/MatMul_21": ("backbone.block1", "backbone.block1.0", "backbone.block1.0.attn"),
     "backbone.block3.1.mlp.fc2/MatMul_271": ("backbone.block3", "backbone.block3.1", "backbone.block3.1.mlp"),
     "backbone.patch_embed2.proj/Conv_99": ("backbone.patch_embed2",) * 3,
@@ -706,7 +705,7 @@ def test_a_group_is_a_module_of_the_network(node: str):
     assert group_name(node, "operator") == node
 
 
-def test_groups_hold_every_place_once_with_its_multiply_adds():
+def test_groups_contain_every_site_once_with_its_macs():
     graph = Graph(two_branch())
     sites = quantizer_sites(graph, CPU)
     found = groups_of(graph, sites)
@@ -718,7 +717,7 @@ def test_groups_hold_every_place_once_with_its_multiply_adds():
     assert len(groups_of(graph, sites, "operator")) == len(sites)
 
 
-def test_operators_without_weights_are_groups_of_their_own():
+def test_operators_without_weights_form_separate_groups():
     graph = Graph(two_branch())
     sites = quantizer_sites(graph, replace(CPU, rules=EVERYTHING_RULES))
     found = {group.name: group for group in groups_of(graph, sites)}
@@ -747,7 +746,7 @@ def test_groups_are_tied_by_the_activations_they_share():
 # A real graph in a real engine
 
 
-def answers(model: onnx.ModelProto) -> np.ndarray:
+def predictions(model: onnx.ModelProto) -> np.ndarray:
     before, after = images(8, seed=1)
     engine = OnnxRuntimeEngine(model.SerializeToString(), max_batch=8)
     try:
@@ -772,12 +771,14 @@ def observed(model: onnx.ModelProto, names: list[str]) -> dict[str, Range]:
     return ranges
 
 
-LIMIT_REAL = 2.0  # points; a random network on noise loses 1.3 where no range is broken
+LIMIT_REAL = 2.0  # points; a random network on noise loses 1.3 with no broken range
 
 
 class Quantizer:
-    """``two_branch`` as ``recipe`` quantizes it, with one activation's range blown up as a broken observer would;
-    the labels are the float graph's own masks, so that its F1 is 1."""
+    """Quantizes ``two_branch`` with one activation's range enlarged, as by a broken observer.
+
+    The labels are the float graph's own masks, so that its F1 is 1.
+    """
 
     def __init__(self, recipe: Recipe, broken: str) -> None:
         self.model, self.recipe = two_branch(), recipe
@@ -786,11 +787,11 @@ class Quantizer:
         self.ranges = observed(self.model, activations(self.sites))
         wide = self.ranges[broken]
         self.ranges[broken] = Range(50 * wide.low, 50 * wide.high)
-        self.expected = answers(self.model)
+        self.expected = predictions(self.model)
         self.labels = self.expected > np.median(self.expected)
 
     def evaluate(self, floats: frozenset[str]) -> Measurement:
-        found = answers(quantize(self.model, self.recipe, self.ranges, {}, keep_float=floats).model)  # groups of one
+        found = predictions(quantize(self.model, self.recipe, self.ranges, {}, keep_float=floats).model)
         masks = found > np.median(self.expected)
         drop = f1_drop(Confusion.of(self.labels, self.labels), Confusion.of(masks, self.labels))
         return Measurement(drop, float((masks == self.labels).mean()), float(np.abs(found - self.expected).mean()))
@@ -829,14 +830,14 @@ def test_the_report_shows_repairs_and_the_whole_path() -> None:
     pytest.importorskip("matplotlib")
     found = record()
     repair = RepairEntry("rounding", True, "57 of <57> weights", 0.9995, 0.9997, 5e-4, 3e-4, 12.0)
-    judged = report_of([parity([0, 1, 0, 0])])
-    page = Page(render(data_of(judged, repairs={"cpu": [repair]}, controls={"cpu": found})))
-    for words in ("What was done to keep F1", "57 of <57> weights", "5.00e-04 3.00e-04", summary(found)):
+    evaluated = report_of([parity([0, 1, 0, 0])])
+    page = Page(render(data_of(evaluated, repairs={"cpu": [repair]}, controls={"cpu": found})))
+    for words in ("Measures to keep F1", "57 of <57> weights", "5.00e-04 3.00e-04", summary(found)):
         assert " ".join(words.split()) in page.text
     assert [attributes.get("class") for tag, attributes in page.tags if tag == "img"].count("plot") == 1
     for row in step_rows(found):
         assert " ".join(" ".join(row).split()) in page.text
-    assert "keep F1" not in Page(render(data_of(judged))).text
+    assert "keep F1" not in Page(render(data_of(evaluated))).text
 
 
 def shown(found: ControlRecord, width: int = 80) -> str:
@@ -856,7 +857,7 @@ def test_the_record_survives_json():
     assert again.ranking[0].groups == ["g1"] and again.ranking[0].won_points == pytest.approx(4)
 
 
-def test_what_is_not_finite_is_none_in_json():
+def test_values_that_are_not_finite_are_null_in_json():
     def evaluate(floats: frozenset[str]) -> Measurement:
         return FLOAT if "a" in floats else NO_NUMBERS
 
@@ -868,17 +869,17 @@ def test_what_is_not_finite_is_none_in_json():
     assert "n/a" in shown(found)
 
 
-def test_a_search_that_ranked_nothing_still_names_its_groups():
+def test_a_search_without_ranking_still_names_its_groups():
     found = record_of(Landscape(damage=named(3)).control())
     assert [g.name for g in found.groups] == ["g0", "g1", "g2"] and found.ranking == []
     assert found.groups[0].nodes == ["g0/MatMul"] and found.groups[0].multiply_adds == 10
-    assert "everything quantized is within the limit" in summary(found)
+    assert "the fully quantized graph is within the limit" in summary(found)
 
 
 def test_the_table_shows_every_step_in_80_columns():
     found = record()
     text = shown(found)
-    assert "pixels alike" not in text
+    assert "pixels equal" not in text
     assert "99.900" in shown(msgspec.structs.replace(found, min_agreement=0.999))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
@@ -886,35 +887,35 @@ def test_the_table_shows_every_step_in_80_columns():
     assert [row[:2] for row in rows] == [[str(s.number), s.phase] for s in found.steps]
     assert [row[-1] == "pass" for row in rows] == [s.accepted for s in found.steps]
     assert "all INT8" in text and "all float" in text and "+ g" in text
-    assert "Float again: g1, g2, g3, g5" in " ".join(text.split())
+    assert "Reverted to float: g1, g2, g3, g5" in " ".join(text.split())
 
 
-def test_the_table_tells_estimates_from_measurements_and_counts_what_costs_nothing():
+def test_the_table_marks_estimates_and_counts_groups_without_macs():
     costs = {"n1": 0, "n2": 0, "n3": 0, "n4": 0, "q": 30, "mlp": 60}
     landscape = Landscape(damage=dict.fromkeys(costs, 1.0), costs=costs)
     found = record_of(landscape.control(limit=1.5, estimate=landscape.evaluate))
     text = " ".join(shown(found, 120).split())
     assert "3 revert all unweighted" in text and "4 rank none of the others" in text
-    assert "Float again: all 4 unweighted groups, q. 4 evaluations and 3 estimates on fewer tiles (~)" in text
+    assert "Reverted to float: all 4 unweighted groups, q. 4 evaluations and 3 estimates on fewer tiles (~)" in text
     assert [step.estimated for step in found.steps] == [False] * 3 + [True] * 3 + [False]
     again = msgspec.json.decode(encode(found).replace(b'"estimated": true', b'"estimated": false'), type=ControlRecord)
     assert not any(step.estimated for step in again.steps)
 
 
-def test_names_are_not_read_as_markup():
+def test_names_are_not_interpreted_as_markup():
     report = control([Group("[red]x[/]", ("n",), 1)], lambda f: FLOAT if f else START, 0.1, 9)
     assert "[red]x[/]" in shown(record_of(report), 200)
 
 
-def test_the_caption_says_where_none_passed():
+def test_the_caption_states_that_no_step_passed():
     text = summary(record_of(Landscape(damage=named(4, g1=3), rest=2).control()))
-    assert "is the closest; none passed" in text and "the cause lies elsewhere" in text
+    assert "is the closest; none passed" in text and "the cause is elsewhere" in text
 
 
 @pytest.mark.parametrize(
     "make", [record, lambda: record_of(Landscape(damage=named(3)).control())], ids=["path", "one step"]
 )
-def test_the_plot_is_a_picture_and_a_drawing_and_repeats(tmp_path: Path, make):
+def test_the_plot_is_written_as_png_and_svg_and_is_reproducible(tmp_path: Path, make):
     pytest.importorskip("matplotlib")
     first, second = tmp_path / "a", tmp_path / "b"
     for folder in (first, second):

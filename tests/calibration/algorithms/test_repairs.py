@@ -1,4 +1,4 @@
-"""Repairs of INT8 graphs on constructed graphs whose gain is known, and that they are kept only where they help."""
+"""Repairs of INT8 graphs: tested on constructed graphs with a known gain, and kept only if they help."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> TileSet:
 
 
 def changed(model: onnx.ModelProto, **values: NDArray[np.float32]) -> onnx.ModelProto:
-    """``model`` with other values for some constants."""
+    """Returns ``model`` with other values for some constants."""
     for name, value in values.items():
         item = next(item for item in model.graph.initializer if item.name == name)
         item.CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), name))
@@ -53,7 +53,7 @@ def changed(model: onnx.ModelProto, **values: NDArray[np.float32]) -> onnx.Model
 
 
 def with_outliers() -> onnx.ModelProto:
-    """Three channels of the norm's output are up to 60 times the others, and their weights small."""
+    """Returns a graph in which three channels of a norm are up to 60 times the others, and their weights small."""
     model = two_branch()
     norm_w, linear_w = np.ones(32, np.float32), Graph(model).constant("linear_w").copy()
     norm_w[[3, 11, 20]] = [60, 40, 50]
@@ -80,7 +80,7 @@ chain (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,
 
 
 def with_biased_rounding(recipe: Recipe) -> onnx.ModelProto:
-    """A convolution and a linear layer that read positive values and whose weights all lie just above half a step."""
+    """Returns a convolution and a linear layer with positive inputs, whose weights are all just above half a step."""
     rng = np.random.default_rng(0)
     last = 2 ** (recipe.weight_bits - 1) - 1
     conv, linear = (rng.integers(1, 9, shape) + 0.55 for shape in ((32, 16, 3, 3), (32, 128)))
@@ -106,7 +106,7 @@ def inputs_of(model: onnx.ModelProto, tiles: TileSet, recipe: Recipe) -> Quantiz
 
 
 def run(model: onnx.ModelProto) -> NDArray[np.float32]:
-    """All outputs behind one another, (N,)."""
+    """Returns all outputs, concatenated, (N,)."""
     before, after = images(8, seed=1)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return np.concatenate([output.ravel() for output in session.run(None, {"before": before, "after": after})])
@@ -137,7 +137,7 @@ g (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,64,1
 
 
 def attention(extra: str = "", strides: str = "2, 2", side: int = 4) -> onnx.ModelProto:
-    """One norm that a linear layer reads, and a convolution behind a Transpose and a Reshape, as in the encoder."""
+    """Returns a norm read by a linear layer and by a convolution after Transpose and Reshape, as in the encoder."""
     rng = np.random.default_rng(0)
     norm_w = rng.uniform(0.5, 2, 48).astype(np.float32)
     norm_w[5] = 30
@@ -148,7 +148,7 @@ def attention(extra: str = "", strides: str = "2, 2", side: int = 4) -> onnx.Mod
     return parsed(text, constants)
 
 
-def test_the_readers_of_a_norm_are_found_behind_layout_nodes():
+def test_the_readers_of_a_norm_are_found_after_layout_nodes():
     model = attention()
     (norm,) = scalable_norms(Graph(model), {node_named(model, "q")})
     assert norm.tensors == ("norm", "turned", "map")
@@ -160,7 +160,7 @@ def test_the_readers_of_a_norm_are_found_behind_layout_nodes():
 @pytest.mark.parametrize(
     "extra", ["r = Relu (norm)", "r = Add (tokens, norm)", "r = Relu (map)", "r = MatMul (norm, turned)"]
 )
-def test_a_norm_that_anything_else_reads_is_left_alone(extra):
+def test_a_norm_with_other_readers_is_not_changed(extra):
     model = attention(extra)
     assert scalable_norms(Graph(model), {node_named(model, "q")}) == []
 
@@ -206,10 +206,10 @@ def test_smoothing_keeps_the_float_function_and_lowers_the_error(tiles, recipe):
     assert error(model, after) < 0.6 * error(model, before)
 
 
-def test_a_reader_that_stays_float_has_no_say(tiles):
+def test_a_reader_that_stays_float_does_not_affect_alpha(tiles):
     choices = []
     for size in (1, 100):
-        model = attention(strides="4, 4", side=2)  # four positions are too few for INT8
+        model = attention(strides="4, 4", side=2)  # a convolution with four positions stays float
         changed(model, sr_w=Graph(model).constant("sr_w") ** 3 * size)
         smoothed = smooth(model, INTERFACE, tiles, TENSORRT)
         expected, found = run(model), run(smoothed.model)
@@ -218,13 +218,13 @@ def test_a_reader_that_stays_float_has_no_say(tiles):
     assert choices[0] == choices[1] != ()
 
 
-def test_the_peaks_behind_a_smoothed_norm_are_those_that_are_measured(tiles):
+def test_absolute_maxima_of_a_smoothed_norm_equal_measured_ones(tiles):
     smoothed = smooth(with_outliers(), INTERFACE, tiles, TENSORRT)
     measured = absolute_maxima(smoothed.model, INTERFACE, tiles)
     assert dict(smoothed.absolute_maxima) == {"encoder_norm": pytest.approx(measured["encoder_norm"], rel=1e-4)}
 
 
-def test_factors_are_bounded_and_silent_channels_stay():
+def test_factors_are_bounded_and_zero_channels_keep_their_size():
     activation = np.array([0, 1, 1e30, 4, 1], np.float32)
     weight = np.array([1, 0, 1e-30, 1, 4], np.float32)
     factors = smoothing_factors(activation, weight, 0.5)
@@ -233,14 +233,14 @@ def test_factors_are_bounded_and_silent_channels_stay():
     assert smoothing_factors(np.zeros(4, np.float32), np.ones(4, np.float32), 0.5).tolist() == [1] * 4
 
 
-def test_factors_are_those_of_the_paper_up_to_their_mean():
+def test_factors_equal_those_of_the_paper_up_to_their_mean():
     x, w = np.array([8, 2, 1], np.float32), np.array([0.5, 1, 2], np.float32)
     factors = smoothing_factors(x, w, 0.5)
     assert factors / factors[1] == pytest.approx(np.sqrt(x / w) / np.sqrt(2))
     assert np.log(factors).sum() == pytest.approx(0, abs=1e-6)
 
 
-def test_the_smallest_error_chooses_and_a_tie_leaves_the_norm_alone():
+def test_the_alpha_with_the_smallest_error_is_chosen_and_a_tie_changes_nothing():
     assert best_alpha({None: 2.0, 0.3: 1.5, 0.6: 1.0}) == 0.6
     assert best_alpha({0.3: 2.0, None: 2.0}) is None
 
@@ -248,50 +248,50 @@ def test_the_smallest_error_chooses_and_a_tie_leaves_the_norm_alone():
 # Rounding
 
 
-def product_error(weight: NDArray, levels: NDArray, scale: NDArray, moments: NDArray) -> float:
-    miss = weight - levels * scale
+def product_error(weight: NDArray, quantized_values: NDArray, scale: NDArray, moments: NDArray) -> float:
+    miss = weight - quantized_values * scale
     return float(np.einsum("ic,ij,jc->", miss, moments, miss))
 
 
-def nearest_levels(weight: NDArray, scale: NDArray) -> NDArray:
+def nearest_values(weight: NDArray, scale: NDArray) -> NDArray:
     return np.clip(np.rint(weight / scale), -127, 127)
 
 
-def test_equal_inputs_share_what_their_weights_miss():
-    weight, scale = np.full((10, 1), 0.4), np.ones(1)  # nearest rounding loses all of it
-    levels = round_weights(weight, scale, np.ones((10, 10)), 127)
-    assert levels.dtype == np.int8
-    assert levels.sum() == 4
+def test_equal_inputs_compensate_each_others_rounding_error():
+    weight, scale = np.full((10, 1), 0.4), np.ones(1)  # nearest rounding loses the whole sum
+    quantized_values = round_weights(weight, scale, np.ones((10, 10)), 127)
+    assert quantized_values.dtype == np.int8
+    assert quantized_values.sum() == 4
 
 
 def test_uncorrelated_inputs_are_rounded_to_the_nearest():
     rng = np.random.default_rng(0)
     weight, scale = rng.standard_normal((300, 8)), rng.uniform(0.01, 0.02, 8)
-    levels = round_weights(weight, scale, np.diag(rng.uniform(1, 2, 300)), 127)
-    assert np.array_equal(levels, nearest_levels(weight, scale))
+    quantized_values = round_weights(weight, scale, np.diag(rng.uniform(1, 2, 300)), 127)
+    assert np.array_equal(quantized_values, nearest_values(weight, scale))
 
 
 @pytest.mark.parametrize("size", [40, 128, 300])
-def test_correlated_inputs_gain_and_no_level_leaves_the_limit(size):
+def test_correlated_inputs_gain_and_quantized_values_stay_within_the_limit(size):
     rng = np.random.default_rng(0)
     mixed = rng.standard_normal((4 * size, size)) @ rng.standard_normal((size, size)) + 2
     moments = mixed.T @ mixed / len(mixed)
     weight = rng.standard_normal((size, 6))
     scale = np.abs(weight).max(axis=0) / 63
-    levels = round_weights(weight, scale, moments, 63)
-    assert np.abs(levels.astype(int)).max() <= 63
-    nearest = product_error(weight, nearest_levels(weight, scale), scale, moments)
-    assert product_error(weight, levels, scale, moments) < 0.6 * nearest
+    quantized_values = round_weights(weight, scale, moments, 63)
+    assert np.abs(quantized_values.astype(int)).max() <= 63
+    nearest = product_error(weight, nearest_values(weight, scale), scale, moments)
+    assert product_error(weight, quantized_values, scale, moments) < 0.6 * nearest
 
 
-def test_inputs_that_are_always_zero_do_no_harm():
+def test_inputs_that_are_always_zero_are_accepted():
     weight, scale = np.array([[0.4, 1.6], [2.2, -3.4], [0.1, 0.6]]), np.ones(2)
     assert np.array_equal(round_weights(weight, scale, np.zeros((3, 3)), 127), np.rint(weight))
     assert np.array_equal(round_weights(weight, scale, np.diag([0, 1.0, 0]), 127), np.rint(weight))
 
 
 @RECIPES
-def test_learned_levels_lower_the_error_of_every_layer_that_takes_them(tiles, recipe):
+def test_learned_values_lower_the_error_of_every_layer_that_uses_them(tiles, recipe):
     given = inputs_of(with_biased_rounding(recipe), tiles, recipe)
     sites = quantizer_sites(Graph(given.model), recipe)
     steps: list[tuple[int, int]] = []
@@ -308,7 +308,7 @@ def test_learned_levels_lower_the_error_of_every_layer_that_takes_them(tiles, re
     assert error(given.model, repaired) < 0.5 * error(given.model, given.quantize(recipe).model)
 
 
-def test_nearest_levels_are_kept_where_learning_did_not_help():
+def test_nearest_values_are_kept_if_learning_did_not_help():
     assert RoundingError("n", 2.0, 1.0).kept
     assert not RoundingError("n", 1.0, 1.0).kept
     assert not RoundingError("n", float("nan"), float("nan")).kept
@@ -317,7 +317,7 @@ def test_nearest_levels_are_kept_where_learning_did_not_help():
 @pytest.mark.parametrize(
     "attributes", ["pads = [1, 0, 2, 1]", "strides = [2, 1]", "dilations = [2, 1], pads = [2,1,2,1]"]
 )
-def test_a_convolution_is_the_product_of_its_rows_and_its_matrix(attributes):
+def test_a_convolution_equals_the_product_of_its_rows_and_its_matrix(attributes):
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 3, 8, 8), (5, 3, 3, 2)))
     model = parsed(f"g (float[2,3,8,8] x) => (float[2,5,h,v] y) {{ y = Conv <{attributes}> (x, w) }}", {"w": w})
@@ -335,14 +335,14 @@ def test_automatic_padding_is_refused_by_name():
         'g (float[1,3,8,8] x) => (float[1,5,8,8] y) { y = Conv <auto_pad = "SAME_UPPER"> (x, w) }',
         {"w": np.ones((5, 3, 3, 3), np.float32)},
     )
-    with pytest.raises(InputError, match="Conv 'y/Conv_y' pads automatically"):
+    with pytest.raises(InputError, match="Conv 'y/Conv_y' uses automatic padding"):
         sampled_rows(model.graph.node[0], np.ones((1, 3, 8, 8), np.float32), (3, 3), 4, seed=0)
 
 
 # Bias
 
 
-def test_bias_correction_takes_the_mean_error_off_in_graph_order(tiles):
+def test_bias_correction_subtracts_the_mean_error_in_graph_order(tiles):
     given = inputs_of(with_biased_rounding(CPU), tiles, CPU)
     sites = quantizer_sites(Graph(given.model), CPU)
     steps: list[tuple[int, int]] = []
@@ -352,7 +352,7 @@ def test_bias_correction_takes_the_mean_error_off_in_graph_order(tiles):
     assert steps[-1] == (24, 24), "the float graph, and a pass for each of two ranks"
     assert set(found.corrections) == {p.node for p in sites} and found.without_bias == ()
     before, after = given.quantize(CPU).model, replace(given, bias=found.corrections).quantize(CPU).model
-    behind = [Graph(given.model).producer[name] for name in ("conv", "y")]  # a bias is within these outputs
+    behind = [Graph(given.model).producer[name] for name in ("conv", "y")]  # these outputs include a bias
     exact, shifted, left = (
         channel_means(m, INTERFACE, list(tiles.tiles()), behind) for m in (given.model, before, after)
     )
@@ -370,7 +370,7 @@ def test_bias_correction_lowers_the_error_of_the_whole_graph(tiles, recipe):
     assert error(given.model, repaired.model) < 0.5 * error(given.model, given.quantize(recipe).model)
 
 
-def test_operators_without_a_constant_bias_are_named_and_left(tiles):
+def test_operators_without_a_constant_bias_are_named_and_not_changed(tiles):
     given = inputs_of(two_branch(), tiles, TENSORRT)
     sites = quantizer_sites(Graph(given.model), TENSORRT)
     found = correct_bias(given.model, INTERFACE, tiles, sites, TENSORRT, ranges=given.ranges)
@@ -388,7 +388,7 @@ def test_independent_operators_share_a_rank():
     ]  # fmt: skip
 
 
-def test_an_unsure_mean_is_shrunk_and_a_noisy_one_dropped():
+def test_an_uncertain_mean_is_shrunk_and_a_noisy_one_dropped():
     rng = np.random.default_rng(0)
     found = shrunken_mean(np.stack([np.full(16, 2.0), np.resize([1.0, -1.0], 16), rng.normal(1, 1, 16)], axis=1))
     assert found[0] == 2 and found[1] == 0 and 0.5 < found[2] < 1.5
@@ -406,7 +406,7 @@ def test_a_shared_bias_is_corrected_for_its_own_operator_only():
 
 
 @pytest.mark.parametrize("bias", [np.ones(16), np.ones((1, 1, 16))])
-def test_a_product_takes_its_bias_from_the_addition_behind_it(bias):
+def test_a_product_uses_the_bias_of_the_following_addition(bias):
     text = "g (float[batch,8,16] x) => (float[batch,8,16] y) { p = MatMul (x, w)  y = Add (b, p) }"
     model = parsed(text, {"w": np.ones((16, 16), np.float32), "b": bias.astype(np.float32)})
     graph = Graph(model)
@@ -416,29 +416,31 @@ def test_a_product_takes_its_bias_from_the_addition_behind_it(bias):
 
 
 @pytest.mark.parametrize("bias", [np.ones(1), np.ones((8, 16)), np.ones((8, 1))])
-def test_an_addition_that_is_no_bias_per_channel_is_none(bias):
+def test_an_addition_that_is_not_per_channel_is_not_a_bias(bias):
     text = "g (float[batch,8,16] x) => (float[batch,8,16] y) { p = MatMul (x, w)  y = Add (p, b) }"
     model = parsed(text, {"w": np.ones((16, 16), np.float32), "b": bias.astype(np.float32)})
     assert bias_of(Graph(model), model.graph.node[0]) is None
 
 
-# What quantize takes
+# Arguments of quantize
 
 
 @RECIPES
-def test_defaults_write_the_graph_of_before_bit_for_bit(tiles, recipe):
+def test_defaults_write_the_same_graph_bit_for_bit(tiles, recipe):
     given = inputs_of(two_branch(), tiles, recipe)
     plain = quantize(given.model, recipe, given.ranges, {}).model.SerializeToString(deterministic=True)
     assert given.quantize(recipe).model.SerializeToString(deterministic=True) == plain
 
 
 @RECIPES
-def test_nodes_stay_float_and_the_share_counts_what_is_quantized(tiles, recipe):
+def test_nodes_kept_float_are_not_counted_as_quantized(tiles, recipe):
     given = inputs_of(two_branch(), tiles, recipe)
     names = {node_named(given.model, "encoder_product"), node_named(given.model, "encoder_norm")}
     bias = {node_named(given.model, "encoder_product"): np.full(128, 50, np.float32)}
-    levels = {node_named(given.model, "encoder_product"): np.zeros((32, 128), np.int8)}
-    found = quantize(given.model, recipe, given.ranges, {}, keep_float=names, quantized_weights=levels, bias=bias)
+    quantized_values = {node_named(given.model, "encoder_product"): np.zeros((32, 128), np.int8)}
+    found = quantize(
+        given.model, recipe, given.ranges, {}, keep_float=names, quantized_weights=quantized_values, bias=bias
+    )
     graph = Graph(given.model)
     left = [p for p in quantizer_sites(graph, recipe) if p.node not in names]
     assert [p.node for p in found.sites] == [p.node for p in left]
@@ -447,7 +449,7 @@ def test_nodes_stay_float_and_the_share_counts_what_is_quantized(tiles, recipe):
 
 
 @RECIPES
-def test_repairs_work_on_what_has_weights_and_leave_the_rest(tiles, recipe):
+def test_repairs_change_only_operators_with_weights(tiles, recipe):
     everything = replace(recipe, rules=EVERYTHING_RULES)
     model = with_outliers()
     given = inputs_of(model, tiles, everything)
@@ -463,7 +465,7 @@ def test_repairs_work_on_what_has_weights_and_leave_the_rest(tiles, recipe):
     assert error(model, found.quantized.model) < error(model, given.quantize(everything).model)
 
 
-def test_a_convolution_in_groups_keeps_the_nearest_levels(tiles):
+def test_a_grouped_convolution_keeps_nearest_rounding(tiles):
     text = """g (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,16,32,32] y) {
         cast = Cast <to = 1> (before)
         nchw = Transpose <perm = [0, 3, 1, 2]> (cast)
@@ -481,30 +483,30 @@ def test_a_convolution_in_groups_keeps_the_nearest_levels(tiles):
     assert [rounding.node for rounding in found.errors] == [node_named(model, "stem")]
 
 
-def test_a_name_that_is_no_node_is_an_error(tiles):
+def test_an_unknown_node_name_is_an_error(tiles):
     given = inputs_of(two_branch(), tiles, CPU)
     for wrong in ({"keep_float": ["nowhere"]}, {"quantized_weights": {"nowhere": None}}, {"bias": {"nowhere": None}}):
-        with pytest.raises(InputError, match="no nodes of the graph, as 'nowhere'"):
+        with pytest.raises(InputError, match="not found among the nodes of the graph, such as 'nowhere'"):
             quantize(given.model, CPU, given.ranges, {}, **wrong)
 
 
 @pytest.mark.parametrize(
-    ("levels", "message"),
+    ("quantized_values", "message"),
     [
         (np.zeros((32, 16), np.int8), r"int8 \(32, 16\); the weight needs int8 \(32, 128\)"),
         (np.zeros((32, 128), np.int32), r"int32 \(32, 128\)"),
-        (np.full((32, 128), 64, np.int8), "levels beyond 63, which 7 bits"),
-        (np.zeros((32, 128), np.int8), "steps off the weight on average"),
+        (np.full((32, 128), 64, np.int8), "quantized values beyond 63, which do not fit in 7 bits"),
+        (np.zeros((32, 128), np.int8), "steps away from the weight on average"),
     ],
 )
-def test_levels_of_another_weight_or_recipe_are_refused(tiles, levels, message):
+def test_quantized_values_of_another_weight_or_recipe_are_refused(tiles, quantized_values, message):
     given = inputs_of(two_branch(), tiles, CPU)
-    wrong = replace(given, quantized_weights={node_named(given.model, "encoder_product"): levels})
+    wrong = replace(given, quantized_weights={node_named(given.model, "encoder_product"): quantized_values})
     with pytest.raises(InputError, match=f"'backbone.block/MatMul_encoder_product' was given .*{message}"):
         wrong.quantize(CPU)
 
 
-def test_a_shared_weight_has_levels_of_its_own_where_they_were_learned(tiles):
+def test_a_shared_weight_gets_separate_values_if_they_were_learned(tiles):
     given = inputs_of(two_branch(), tiles, TENSORRT)
     sites = {p.node: p for p in quantizer_sites(Graph(given.model), TENSORRT)}
     one = sites[node_named(given.model, "decoder_one")]
@@ -518,7 +520,7 @@ def test_a_shared_weight_has_levels_of_its_own_where_they_were_learned(tiles):
 
 
 @RECIPES
-def test_repairs_are_tried_one_after_the_other_and_obey_the_rules(tiles, recipe):
+def test_repairs_are_tried_in_turn_and_follow_the_rules(tiles, recipe):
     model = with_outliers()
     expected = run(model)
 
@@ -527,14 +529,14 @@ def test_repairs_are_tried_one_after_the_other_and_obey_the_rules(tiles, recipe)
         return Score(float(np.abs(found - expected).mean()), float(((found > 0.5) == (expected > 0.5)).mean()))
 
     steps: list[tuple[int, int]] = []
-    peaks = absolute_maxima(model, INTERFACE, tiles)
+    maxima = absolute_maxima(model, INTERFACE, tiles)
     found = repair(
         model,
         INTERFACE,
         tiles,
         recipe,
         ranges_of=ranges_on(tiles, recipe),
-        absolute_maxima=peaks,
+        absolute_maxima=maxima,
         decide=decide,
         progress=lambda *step: steps.append(step),
     )
@@ -554,7 +556,7 @@ def test_repairs_are_tried_one_after_the_other_and_obey_the_rules(tiles, recipe)
 
 
 @pytest.mark.parametrize("better", [True, False])
-def test_a_repair_is_kept_only_if_the_measure_gets_better(tiles, better):
+def test_a_repair_is_kept_only_if_the_measurement_improves(tiles, better):
     scores = iter(Score(1.0 - 0.1 * n if better else 1.0, 0.9) for n in range(9))
     plain = inputs_of(with_outliers(), tiles, CPU)
     found = repair(
@@ -582,7 +584,7 @@ def test_steps_and_float_nodes_are_the_callers_choice(tiles):
     assert found.inputs.keep_float == {kept} and kept not in {p.node for p in found.quantized.sites}
 
 
-def test_the_decision():
+def test_the_decision_to_keep_a_repair():
     before = Score(0.01, 0.999)
     assert is_better(before, Score(0.009, 0.999))
     assert is_better(before, Score(0.009, 0.999 - 0.5e-5)), "a handful of pixels is noise"
@@ -596,7 +598,7 @@ def test_the_decision():
 def test_a_single_tile_repairs_nothing(tiles, step):
     given = inputs_of(two_branch(), tiles, CPU)
     one = tiles.subset([0])
-    with pytest.raises(InputError, match=r"1 calibration tiles .* needs two"):
+    with pytest.raises(InputError, match=r"1 calibration tile .* needs at least two"):
         repair(
             given.model,
             INTERFACE,
@@ -614,7 +616,7 @@ def test_tiles_are_spread_over_the_set(tiles):
     assert spread_tiles(tiles, 8) is tiles
 
 
-def test_nan_among_the_activations_is_named_with_its_tile(tiles):
+def test_nan_in_activations_names_the_tile(tiles):
     given = inputs_of(two_branch(), tiles, CPU)
     broken = changed(two_branch(), gain=np.float32(np.nan))
     sites = quantizer_sites(Graph(broken), CPU)
@@ -648,7 +650,7 @@ def test_memory_does_not_grow_with_the_tiles(tiles, step):
         tracemalloc.stop()
         return found
 
-    peak(1)  # whatever is imported or cached
+    peak(1)  # exclude imports and caches
     assert peak(32) < 1.3 * peak(2)
 
 
@@ -659,10 +661,10 @@ def test_a_repaired_graph_compiles_with_tensorrt_rtx(tiles):
     model = with_outliers()
     scores: Mapping[int, Score] = {n: Score(1 / (n + 1), 1.0) for n in range(4)}
     asked = iter(scores.values())
-    peaks = absolute_maxima(model, INTERFACE, tiles)
+    maxima = absolute_maxima(model, INTERFACE, tiles)
     found = repair(
         model, INTERFACE, tiles, TENSORRT,
-        ranges_of=ranges_on(tiles, TENSORRT), absolute_maxima=peaks, decide=lambda _: next(asked),
+        ranges_of=ranges_on(tiles, TENSORRT), absolute_maxima=maxima, decide=lambda _: next(asked),
     )  # fmt: skip
     assert all(a.kept for a in found.attempts)
     plan = compile_plan(

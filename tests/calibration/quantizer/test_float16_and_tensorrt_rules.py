@@ -1,4 +1,4 @@
-"""Float16 types, the rules that TensorRT sets, and a real compilation of what keeps them."""
+"""Tests float16 types and TensorRT's rules, and compiles a graph that satisfies them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from misgnet_runtime.errors import GateFailed
 from support.graphs import parsed, two_branch
 
 
-def quantized(recipe=TENSORRT, peaks: dict[str, float] | None = None) -> onnx.ModelProto:
+def quantized(recipe=TENSORRT, maxima: dict[str, float] | None = None) -> onnx.ModelProto:
     model = two_branch()
     names = activations(quantizer_sites(Graph(model), recipe))
-    return quantize(model, recipe, dict.fromkeys(names, Range(-4.0, 4.0)), peaks or {}).model
+    return quantize(model, recipe, dict.fromkeys(names, Range(-4.0, 4.0)), maxima or {}).model
 
 
 def maker(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto:
@@ -38,7 +38,7 @@ def set_constant(model: onnx.ModelProto, name: str, value: np.ndarray) -> None:
     item.CopyFrom(numpy_helper.from_array(value, name))
 
 
-def test_the_tensorrt_graph_keeps_the_rules_and_compiles():
+def test_tensorrt_graph_satisfies_the_rules_and_compiles():
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     model = quantized()
     check_tensorrt_rules(model)
@@ -50,8 +50,8 @@ def test_the_tensorrt_graph_keeps_the_rules_and_compiles():
     assert plan.dequantize_layers == 6 + 5, "two products share one weight"
 
 
-def test_the_cpu_graph_would_be_refused():
-    with pytest.raises(GateFailed, match="must have INT8 zero points, and has UINT8"):
+def test_cpu_graph_breaks_the_rules():
+    with pytest.raises(GateFailed, match="must have INT8 zero points, but has UINT8"):
         check_tensorrt_rules(quantized(CPU))
     check_numbers(quantized(CPU))
 
@@ -79,7 +79,7 @@ def wrong_axis(model: onnx.ModelProto) -> None:
     next(a for a in maker(model, "linear_w_dq_half").attribute if a.name == "axis").i = 0
 
 
-def images_moved_as_bytes(model: onnx.ModelProto) -> None:
+def images_read_as_uint8(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Identity", ["before"], ["moved"], "mover"))
 
 
@@ -90,43 +90,43 @@ def setting(name: str, value: np.ndarray) -> Callable[[onnx.ModelProto], None]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (unpaired, "must be read by DequantizeLinear only, and is read by no node"),
+        (unpaired, "must be read by DequantizeLinear only, but is read by no node"),
         (quantized_bias, "Conv 'backbone.block/Conv_encoder_conv' must dequantize .* no bias"),
-        (residual, "is read by Add 'backbone.block/Add_encoder_sum', which is to stay float"),
+        (residual, "is read by Add 'backbone.block/Add_encoder_sum', which must stay float"),
         (wrong_axis, r"must have scales \(128,\) along axis 1"),
-        (images_moved_as_bytes, "Identity 'mover' reads uint8"),
+        (images_read_as_uint8, "Identity 'mover' reads uint8"),
         (setting("encoder_gelu_zero", np.int8(3)), "has zero points other than 0"),
         (setting("encoder_gelu_scale_half", np.float16(0)), r"has scales from 0\.0 to 0\.0; they must be"),
         (setting("encoder_gelu_scale_half", np.float16(np.inf)), "positive and finite"),
         (setting("encoder_gelu_scale_half", np.float32(0.1)), "type FLOAT16 with a scale of type FLOAT"),
-        (setting("linear_w_scale_half", np.full(32, 0.1, np.float16)), r"and has \(32,\) along axis 1"),
-        (setting("norm_w_half", np.full(32, np.nan, np.float16)), "'norm_w_half' of .* has NaN"),
+        (setting("linear_w_scale_half", np.full(32, 0.1, np.float16)), r"but has \(32,\) along axis 1"),
+        (setting("norm_w_half", np.full(32, np.nan, np.float16)), "'norm_w_half' of .* contains NaN"),
     ],
 )  # fmt: skip
-def test_every_broken_rule_is_named_with_its_node(damage, message):
+def test_every_broken_rule_is_reported_with_its_node(damage, message):
     model = quantized()
     damage(model)
     with pytest.raises(GateFailed, match=message):
         check_tensorrt_rules(model)
 
 
-def test_an_activation_beyond_float16_is_refused():
+def test_activation_beyond_float16_is_rejected():
     model = two_branch()
     ranges = dict.fromkeys(activations(quantizer_sites(Graph(model), TENSORRT)), Range(-4.0, 1e8))
-    with pytest.raises(GateFailed, match=r"float16 cannot hold the constant|positive and finite"):
+    with pytest.raises(GateFailed, match=r"float16 cannot represent the constant|positive and finite"):
         quantize(model, TENSORRT, ranges, {})
 
 
-def test_weights_that_are_nan_are_refused_by_both_recipes():
+def test_nan_weights_are_rejected_by_both_recipes():
     for recipe in (CPU, TENSORRT):
         model = two_branch()
         set_constant(model, "stem_w", np.full((16, 3, 3, 3), np.nan, np.float32))
         ranges = dict.fromkeys(activations(quantizer_sites(Graph(model), recipe)), Range(-4.0, 4.0))
-        with pytest.raises(GateFailed, match=r"'stem_w' of 'backbone\.block/Conv_encoder_stem' has"):
+        with pytest.raises(GateFailed, match=r"'stem_w' of 'backbone\.block/Conv_encoder_stem' contains"):
             quantize(model, recipe, ranges, {})
 
 
-def test_the_guidance_and_large_activations_stay_float32():
+def test_guidance_and_large_activations_stay_float32():
     graph = Graph(two_branch())
     kept = float32_reasons(graph, {"encoder_gelu": 600.0, "encoder_sum": 500.0})
     outside = [name for name in kept if not name.startswith("MGLNet0/")]
@@ -136,17 +136,17 @@ def test_the_guidance_and_large_activations_stay_float32():
 
 
 def test_dequantizers_have_the_type_of_their_reader():
-    model = quantized(peaks={"encoder_product": 600.0})
+    model = quantized(maxima={"encoder_product": 600.0})
     graph = Graph(model)
     types = {n.output[0]: {graph.elem_type(x) for x in n.input} for n in graph.nodes if n.op_type == "MatMul"}
     assert types["encoder_product"] == types["guide_out"] == {TensorProto.FLOAT}
     assert types["encoder_second"] == types["decoder_one"] == {TensorProto.FLOAT16}
     readers = {n.op_type for n in graph.nodes for x in n.input
                if x in graph.producer and graph.producer[x].op_type == "DequantizeLinear"}  # fmt: skip
-    assert readers == {"Conv", "MatMul"}, "a Cast between would keep the engine from INT8"
+    assert readers == {"Conv", "MatMul"}, "a Cast in between would prevent INT8 kernels"
 
 
-def test_a_pair_read_in_both_types_is_dequantized_twice():
+def test_tensor_read_in_both_types_is_dequantized_twice():
     text = """g (float[batch,32,16] x) => (float[batch,32,16] y) { one = MatMul (x, w)  two = MatMul (x, w)
         y = Add (one, two) }"""
     model = parsed(text, {"w": np.eye(16, dtype=np.float32)})
@@ -162,34 +162,34 @@ def test_a_pair_read_in_both_types_is_dequantized_twice():
 
 
 @pytest.mark.parametrize("guard", [1e-12, 3e-5, 1e5])
-def test_a_guard_that_float16_cannot_hold_forces_float32(guard):
+def test_guard_that_float16_cannot_represent_stays_float32(guard):
     text = """g (float[batch,8] x) => (float[batch,8] y, float[batch,8] z) {
         safe = Clip (x, guard)  y = Sqrt (safe)
         z = Neg (y) }"""
     model = parsed(text, {"guard": np.float32(guard)})
     assert list(float32_reasons(Graph(model), {})) == ["safe/Clip_safe"]
-    with pytest.raises(GateFailed, match=r"float16 cannot hold the constant 'guard'"):
+    with pytest.raises(GateFailed, match=r"float16 cannot represent the constant 'guard'"):
         to_float16(model, [])
     typed = Graph(to_float16(model, ["safe/Clip_safe"]))
     assert [typed.elem_type(n) for n in ("safe", "y", "z")] == [TensorProto.FLOAT] * 3, "outputs keep their type"
     assert typed.elem_type("y_half") == TensorProto.FLOAT16
 
 
-def test_what_float16_holds():
-    held = [0.0, 1.0, 65504.0, 2.0**-14, 2.0**-20, [1.0, 1e-9]]
-    assert all(fits_float16(np.array(v, np.float32)) for v in held)
+def test_fits_float16_accepts_normal_zero_and_exact_values():
+    fitting = [0.0, 1.0, 65504.0, 2.0**-14, 2.0**-20, [1.0, 1e-9]]
+    assert all(fits_float16(np.array(v, np.float32)) for v in fitting)
     assert not any(fits_float16(np.array(v, np.float32)) for v in [1e-9, 3.1e-5, 65536.0, np.inf, np.nan])
 
 
-def test_a_cast_stands_before_its_first_reader_and_is_shared():
+def test_cast_precedes_its_first_reader_and_is_shared():
     text = """g (float[batch,4,8,8] x) => (float[batch,4,16,16] y) {
         a = Relu (x)  b = Exp (a)  c = Sqrt (a)  d = Mul (b, c)
         y = Resize <mode = "linear"> (d, , scales) }"""
     model = to_float16(parsed(text, {"scales": np.float32([1, 1, 2, 2])}), ["a/Relu_a", "d/Mul_d"])
-    onnx.checker.check_model(model, full_check=True)  # refuses a node that stands before what it reads
+    onnx.checker.check_model(model, full_check=True)  # rejects a node that precedes its inputs
     casts = [(n.input[0], n.output[0]) for n in model.graph.node if n.op_type == "Cast"]
     assert casts == [("a", "a_half"), ("b", "b_single"), ("c", "c_single"), ("d", "d_half"), ("y_half", "y")]
-    assert "scales" in maker(model, "y_half").input, "Resize takes its scales in float32"
+    assert "scales" in maker(model, "y_half").input, "the scales of Resize stay float32"
 
 
 def test_only_weights_are_stored_as_float16():
@@ -205,4 +205,4 @@ def test_only_weights_are_stored_as_float16():
         **dict.fromkeys(("offset", "both", "exact"), TensorProto.FLOAT),
     }
     assert Graph(small).elem_type("w") == TensorProto.FLOAT
-    assert model == parsed(text, square | {"exact": np.full((64, 64), 1e-9, np.float32)}), "the model is not changed"
+    assert model == parsed(text, square | {"exact": np.full((64, 64), 1e-9, np.float32)}), "the input is not changed"

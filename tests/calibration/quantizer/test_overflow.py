@@ -1,4 +1,4 @@
-"""Overflow of float16: by what activations reach on calibration tiles, and by running the finished graph on others."""
+"""Tests float16 overflow: predicted from calibration tiles, and found by running the finished graph on other tiles."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ g (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,32,3
 
 
 def graph(gain: float = 300.0) -> onnx.ModelProto:
-    """The dates' difference times ``gain`` and back: of bright tiles beyond float16, which holds what comes after."""
+    """Multiplies the difference of the dates by ``gain`` and scales it down; bright tiles overflow float16 between."""
     return parsed(_GRAPH, {"gain": np.float32(gain), "back": np.float32(1 / 512)})
 
 
 def tiles(root: Path, *brightness: int) -> TileSet:
-    """Tiles whose dates differ by these, but for a corner."""
+    """Writes tiles whose dates differ by ``brightness`` except in one corner."""
     for part in ("A", "B", "label"):
         (root / part).mkdir(parents=True)
         for index, value in enumerate(brightness):
@@ -69,60 +69,60 @@ def start(model: onnx.ModelProto, dark: TileSet) -> QuantizationInputs:
     return QuantizationInputs(model=model, ranges={}, absolute_maxima=absolute_maxima(model, INTERFACE, dark))
 
 
-def mended(inputs: QuantizationInputs, on: list[Tile], recipe: Recipe = TENSORRT_FP16) -> OverflowFix:
+def fixed(inputs: QuantizationInputs, on: list[Tile], recipe: Recipe = TENSORRT_FP16) -> OverflowFix:
     return fix_overflow(inputs, inputs.quantize(recipe), INTERFACE, on)
 
 
-def answer(model: onnx.ModelProto, tile: Tile) -> np.ndarray:
+def output_of(model: onnx.ModelProto, tile: Tile) -> np.ndarray:
     with OnnxRuntimeEngine(model.SerializeToString(), 4) as engine:
         return engine.infer(arrays_for(INTERFACE, *stack([tile])))["logits"]
 
 
-# By what calibration saw
+# Predicted from calibration tiles
 
 
-@pytest.mark.parametrize(("peak", "wide"), [(255.0, False), (256.0, True), (511.0, True)])
-def test_operators_that_square_inside_hold_less(peak: float, wide: bool) -> None:
+@pytest.mark.parametrize(("maximum", "wide"), [(255.0, False), (256.0, True), (511.0, True)])
+def test_operators_that_square_their_input_have_a_lower_limit(maximum: float, wide: bool) -> None:
     text = """g (float[batch,8] x) => (float[batch,8] y, float[batch,1] n, float[batch,8] z) {
         y = LayerNormalization (x, scale)  n = ReduceL2 <keepdims = 1> (x)  z = Neg (x) }"""
-    found = float32_reasons(Graph(parsed(text, {"scale": np.ones(8, np.float32)})), {"x": peak})
+    found = float32_reasons(Graph(parsed(text, {"scale": np.ones(8, np.float32)})), {"x": maximum})
     assert set(found) == ({"y/LayerNormalization_y", "n/ReduceL2_n"} if wide else set())
-    assert all(f"up to {peak:.0f}" in reason for reason in found.values())
+    assert all(f"up to {maximum:.0f}" in reason for reason in found.values())
 
 
-def test_what_calibration_saw_is_mended_before_anything_runs(bright: list[Tile], tmp_path: Path) -> None:
-    found = mended(start(graph(), tiles(tmp_path / "calib", 255)), bright)
+def test_overflow_on_calibration_tiles_is_fixed_beforehand(bright: list[Tile], tmp_path: Path) -> None:
+    found = fixed(start(graph(), tiles(tmp_path / "calib", 255)), bright)
     assert not found.added and {"body/Mul_body_big", "body/Neg_body_far"} <= found.quantized.float32.keys()
 
 
-# By running the graph on other tiles
+# Found by running the graph on other tiles
 
 
-def test_an_overflow_that_calibration_did_not_see_is_found_and_mended(dark: TileSet, bright: list[Tile]) -> None:
+def test_overflow_on_other_tiles_is_found_and_fixed(dark: TileSet, bright: list[Tile]) -> None:
     inputs = start(graph(), dark)
     before = inputs.quantize(TENSORRT_FP16)
-    assert not before.float32, "on the dark tiles all of it fits"
-    peaks = float16_maxima(Graph(before.model), INTERFACE, bright)
-    assert not peaks["body_big"].holds and peaks["body_big"].tile == "2_of_255@0,0"
-    assert peaks["tail_bounded"].value == pytest.approx(1, abs=1e-3)
-    found = mended(inputs, bright)
+    assert not before.float32, "nothing overflows on the dark tiles"
+    maxima = float16_maxima(Graph(before.model), INTERFACE, bright)
+    assert not maxima["body_big"].holds and maxima["body_big"].tile == "2_of_255@0,0"
+    assert maxima["tail_bounded"].value == pytest.approx(1, abs=1e-3)
+    found = fixed(inputs, bright)
     assert set(found.added) == {"body/Mul_body_big", "body/Neg_body_far", "body/Mul_body_small"}
     assert found.quantized.float32 == found.added == found.inputs.float32
     reason = found.added["body/Mul_body_big"]
     assert reason.startswith("'body_big' ") and reason.endswith("in float16 on tile 2_of_255@0,0")
     for tile in bright:
-        np.testing.assert_allclose(answer(found.quantized.model, tile), answer(graph(), tile), atol=2e-3)
+        np.testing.assert_allclose(output_of(found.quantized.model, tile), output_of(graph(), tile), atol=2e-3)
     typed = Graph(found.quantized.model)
     assert typed.elem_type("body_big") == onnx.TensorProto.FLOAT and typed.elem_type("tail_bounded") != 1
 
 
-def test_the_headroom_is_that_of_the_largest_float16_tensor(dark: TileSet, bright: list[Tile]) -> None:
-    found = mended(start(graph(), dark), bright)
+def test_headroom_refers_to_the_largest_float16_tensor(dark: TileSet, bright: list[Tile]) -> None:
+    found = fixed(start(graph(), dark), bright)
     assert found.largest is not None and found.largest.tensor.startswith("head_")
     assert found.headroom == pytest.approx(65504 / 255)
 
 
-def test_a_graph_that_holds_is_left_as_it_is(dark: TileSet, bright: list[Tile]) -> None:
+def test_graph_without_overflow_is_not_changed(dark: TileSet, bright: list[Tile]) -> None:
     inputs = start(graph(gain=2.0), dark)
     quantized = inputs.quantize(TENSORRT_FP16)
     found = fix_overflow(inputs, quantized, INTERFACE, bright)
@@ -130,15 +130,15 @@ def test_a_graph_that_holds_is_left_as_it_is(dark: TileSet, bright: list[Tile]) 
     assert found.headroom == pytest.approx(65504 / 510)
 
 
-def test_what_cannot_be_mended_names_operator_tensor_and_tile(
+def test_unfixable_overflow_names_operator_tensor_and_tile(
     dark: TileSet, bright: list[Tile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(overflow, "ROUNDS", 0)
     with pytest.raises(GateFailed, match=r"Mul 'body/Mul_body_big' overflows: 'body_big' .* on tile 2_of_255@0,0"):
-        mended(start(graph(), dark), bright)
+        fixed(start(graph(), dark), bright)
 
 
-def test_the_float16_remainder_of_an_int8_graph_is_checked_too(tmp_path: Path) -> None:
+def test_float16_part_of_an_int8_graph_is_checked(tmp_path: Path) -> None:
     text = """
     g (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,32,32,16] logits) {
         head_before = Cast <to = 1> (before)
@@ -159,9 +159,9 @@ def test_the_float16_remainder_of_an_int8_graph_is_checked_too(tmp_path: Path) -
         "sixteen": np.array([16]), "three": np.array([3]),
     }  # fmt: skip
     model = parsed(text, constants)
-    peaks = absolute_maxima(model, INTERFACE, tiles(tmp_path / "a", 1))
-    inputs = QuantizationInputs(model=model, ranges={"body_tokens": Range(-255.0, 255.0)}, absolute_maxima=peaks)
-    found = mended(inputs, list(tiles(tmp_path / "b", 250).tiles()), TENSORRT)
+    maxima = absolute_maxima(model, INTERFACE, tiles(tmp_path / "a", 1))
+    inputs = QuantizationInputs(model=model, ranges={"body_tokens": Range(-255.0, 255.0)}, absolute_maxima=maxima)
+    found = fixed(inputs, list(tiles(tmp_path / "b", 250).tiles()), TENSORRT)
     assert [site.node for site in found.quantized.sites] == ["body/MatMul_body_product"]
     assert {"body/Mul_body_big", "body/Mul_body_small"} <= found.added.keys()
     assert not any(node.startswith("body/MatMul") for node in found.added)

@@ -1,4 +1,4 @@
-"""A calibrator for each tensor: decided by what the tensor is multiplied with, on graphs where that is known."""
+"""Tests the choice of a calibrator for each tensor on graphs where the best choice is known from the weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.graphs import SIDE, parsed, two_branch, write_tiles
 INTERFACE = Interface(SIDE, 8)
 NARROW = percentile(50)
 TWIN = Calibrator("twin", MAX.choose)
-# 32 channels of noise around 0, of which the last is 50 times as wide.
+# 32 channels of noise around 0; the range of the last one is 50 times as wide.
 _GRAPH = """
 outlier (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,1024,64] probability) {
     first = Cast <to = 1> (before)
@@ -35,7 +35,7 @@ outlier (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batc
     probability = MatMul (wide, weight)
 }
 """
-# The same 32 channels as a map, which a depthwise convolution reads.
+# The same 32 channels as a map that a depthwise convolution reads.
 _DEPTHWISE = """
 deep (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,32,32,32] probability) {
     first = Cast <to = 1> (before)
@@ -83,20 +83,18 @@ def chosen(model, tiles: TileSet, candidates: dict[Calibrator, Range], recipe: R
 
 @pytest.mark.parametrize(("weight", "expected"), [(0.0, NARROW), (1.0, MAX)], ids=["ignored", "read"])
 @pytest.mark.parametrize(("make", "recipe"), [(outlier, TENSORRT), (depthwise, OPENVINO)])
-def test_an_outlier_is_clipped_where_no_weight_reads_it_and_kept_where_one_does(
-    tiles, make, recipe, weight, expected
-) -> None:
-    """The tensor is the same both times; only what it is multiplied with tells the two apart."""
+def test_outlier_is_clipped_only_if_its_weights_are_zero(tiles, make, recipe, weight, expected) -> None:
+    """The tensor is equal in both cases; only the weights that it is multiplied with differ."""
     found = chosen(make(weight), tiles, {MAX: WIDE, NARROW: TIGHT}, recipe)
     assert found.of("wide") is expected
 
 
-def test_of_equal_candidates_the_first_is_taken(tiles) -> None:
+def test_first_of_equal_candidates_is_chosen(tiles) -> None:
     assert chosen(outlier(1.0), tiles, {TWIN: WIDE, MAX: WIDE}).of("wide") is TWIN
 
 
 @pytest.mark.parametrize("recipe", [CPU, TENSORRT], ids=lambda recipe: recipe.name)
-def test_every_activation_gets_one_and_ranges_are_its_calibrators(tiles, recipe) -> None:
+def test_every_activation_gets_the_range_of_its_calibrator(tiles, recipe) -> None:
     model = two_branch()
     observed = observe(model, INTERFACE, tiles, [recipe])
     ranges = {
@@ -109,13 +107,13 @@ def test_every_activation_gets_one_and_ranges_are_its_calibrators(tiles, recipe)
     assert all(mixed[name] == ranges[calibrator][name] for name, calibrator in found.chosen.items())
 
 
-def test_words_count_the_calibrators_and_an_unknown_tensor_has_the_default() -> None:
+def test_text_counts_calibrators_and_unknown_tensors_use_the_default() -> None:
     found = PerTensor({"a": MAX, "b": NARROW, "c": MAX})
     assert str(found) == "per-tensor: 2 max, 1 percentile 50"
     assert found.of("elsewhere") is DEFAULT
 
 
-def test_nan_names_its_tile(tiles) -> None:
+def test_nan_error_names_the_tile(tiles) -> None:
     model = outlier(1.0)
     broken = np.full((3, 32), np.nan, np.float32)
     next(i for i in model.graph.initializer if i.name == "widen").CopyFrom(

@@ -1,4 +1,4 @@
-"""--placement all: every operator with float activations in INT8, and what of that each part of the project makes."""
+"""Tests --placement all: every operator with float activations in INT8, in rules, graphs and manifest."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ many (float[batch,16,8,8] x, float[batch,16,8,8] z) => (float[batch,16,8,8] y, f
 
 
 def many() -> onnx.ModelProto:
-    """What of operators two_branch lacks: weights on the left, Gemm, groups, pooling, a Resize, attention."""
+    """Makes a graph with operators that two_branch lacks: Gemm, groups, pooling, Resize, attention, left weights."""
     rng = np.random.default_rng(3)
     shapes = {"depth_w": (16, 1, 3, 3), "conv_w": (16, 16, 1, 1), "left_w": (8, 16), "gemm_w": (64, 64)}
     weights = {k: (rng.standard_normal(v) / np.sqrt(v[1])).astype(np.float32) for k, v in shapes.items()}
@@ -67,7 +67,7 @@ def many() -> onnx.ModelProto:
 
 
 def decided(model: onnx.ModelProto, recipe: Recipe) -> dict[str, str]:
-    """The rule of each operator, by what the operator writes."""
+    """Returns the rule of each operator by the operator's output."""
     graph = Graph(model)
     return {graph.by_name[p.node].output[0]: p.rule.name for p in placements(graph, recipe)}
 
@@ -93,33 +93,33 @@ def feeds_of_many() -> dict[str, np.ndarray]:
 # The table
 
 
-def test_every_row_says_why_and_where_and_the_last_one_makes_the_rest_int8() -> None:
+def test_every_rule_has_a_reason_and_the_last_one_selects_int8() -> None:
     assert all(rule.why and rule.source for rule in EVERYTHING_RULES)
     assert max(Counter(rule.name for rule in EVERYTHING_RULES).values()) == 1
     last = EVERYTHING_RULES[-1]
     assert (last.decision, last.operators, last.weighted, last.activations) == ("int8", (), None, None)
 
 
-def test_only_what_cannot_be_quantized_stays_float() -> None:
+def test_only_operators_that_cannot_be_quantized_stay_float() -> None:
     found = decided(many(), ALL_CPU)
     floats = {name for name, rule in found.items() if rule not in ("convolution", "linear layer", "without weights")}
     assert floats == {"part", "heads", "turned", "flat", "s", "last"}
-    assert (found["part"], found["s"], found["last"]) == ("rearrangement", "shape", "answer")
-    assert decided(many(), ALL_TENSORRT)["last"] == "convolution", "its output need not be INT8 there"
+    assert (found["part"], found["s"], found["last"]) == ("rearrangement", "shape", "graph output")
+    assert decided(many(), ALL_TENSORRT)["last"] == "convolution", "TensorRT does not need its output in INT8"
     images = decided(two_branch(), ALL_CPU)
     assert images["encoder_before"] == images["encoder_size"] == "no activation"
 
 
 @EVERY
-def test_the_vendors_rules_place_operators_with_weights_only(recipe: Recipe) -> None:
+def test_vendor_rules_select_only_operators_with_weights(recipe: Recipe) -> None:
     for model in (many(), two_branch()):
         sites = quantizer_sites(Graph(model), recipe)
         assert sites == weighted(sites)
-    with pytest.raises(GateFailed, match="which is to stay float"):
+    with pytest.raises(GateFailed, match="which must stay float"):
         check_tensorrt_rules(quantized(two_branch(), ALL_TENSORRT, feeds_of_two_branch()).model)
 
 
-def test_an_operand_is_a_float_activation_and_named_once() -> None:
+def test_operands_are_float_activations_listed_once() -> None:
     sites = {p.node.rpartition("/")[2]: p for p in quantizer_sites(Graph(many()), ALL_CPU)}
     tensors = {name: p.tensors for name, p in sites.items() if isinstance(p, OperandSite)}
     assert tensors["Add_sum"] == ("halved",) and tensors["Mul_halved"] == ("pooled",)
@@ -138,9 +138,9 @@ DIGESTS = {
 
 
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if r.name in DIGESTS], ids=lambda recipe: recipe.name)
-def test_the_vendors_rules_write_the_graphs_that_they_always_wrote(recipe: Recipe) -> None:
-    """By what the graph says, not by its bytes, which are protobuf's: computed before operators without weights
-    could be placed, and for OpenVINO again when its weights became 7-bit ones."""
+def test_vendor_rules_write_unchanged_graphs(recipe: Recipe) -> None:
+    """Compares digests of nodes and constants, since bytes depend on protobuf. They were computed before operators
+    without weights could be placed, and for OpenVINO again when its weights became 7-bit."""
     model = two_branch()
     names = activations(quantizer_sites(Graph(model), recipe))
     ranges = {name: Range(-1.0 - i / 7, 2.0 + i / 3) for i, name in enumerate(sorted(names))}
@@ -165,11 +165,11 @@ def test_every_float_activation_of_a_placed_operator_is_dequantized(recipe: Reci
         kinds = [maker.op_type if maker else "constant" for maker in makers]
         assert set(kinds) <= {"DequantizeLinear", "constant"} and "DequantizeLinear" in kinds, p.node
     assert list(dq_of(written, "sum").input) == ["halved_dq", "halved_dq"]
-    assert list(dq_of(written, "halved").input) == ["half", "pooled_dq"], "constants stay as they are"
+    assert list(dq_of(written, "halved").input) == ["half", "pooled_dq"], "constants are not quantized"
     assert list(dq_of(written, "left").input) == ["left_w", "heads_dq"]
     assert dq_of(written, "r").input[2] == "scales"
     quantizers = Counter(n.input[0] for n in written.graph.node if n.op_type == "QuantizeLinear")
-    assert set(quantizers.values()) == {1}, "readers share one pair"
+    assert set(quantizers.values()) == {1}, "readers share one Q/DQ pair"
     assert all(graph.producer[n.input[0]].op_type != "DequantizeLinear"
                for n in graph.nodes if n.op_type == "QuantizeLinear" and n.input[0] in graph.producer)  # fmt: skip
 
@@ -177,21 +177,21 @@ def test_every_float_activation_of_a_placed_operator_is_dequantized(recipe: Reci
 @pytest.mark.parametrize("recipe", [ALL_CPU, ALL_TENSORRT, replace(OPENVINO, rules=EVERYTHING_RULES)],
                          ids=lambda recipe: recipe.name)  # fmt: skip
 @pytest.mark.parametrize("which", ["two_branch", "many"])
-def test_the_graph_runs_and_is_worse_than_the_vendors_but_not_another(recipe: Recipe, which: str) -> None:
+def test_graph_runs_and_loses_more_than_with_vendor_rules(recipe: Recipe, which: str) -> None:
     model, feeds = (two_branch(), feeds_of_two_branch()) if which == "two_branch" else (many(), feeds_of_many())
     few = replace(recipe, rules=next(r.rules for r in RECIPES if r.name == recipe.name))
     expected = run(model, feeds)
     errors = []
     for rules in (recipe, few):
-        answers = run(quantized(model, rules, feeds).model, feeds)
-        assert all(np.isfinite(answer).all() for answer in answers)
-        parts = zip(expected, answers, strict=True)
+        outputs = run(quantized(model, rules, feeds).model, feeds)
+        assert all(np.isfinite(output).all() for output in outputs)
+        parts = zip(expected, outputs, strict=True)
         errors.append(sum(float(np.abs(a - b).mean() / (a.std() + 1e-9)) for a, b in parts))
     assert errors[1] < errors[0] < 0.4
 
 
 @BOTH
-def test_an_operator_without_weights_can_be_kept_float(recipe: Recipe) -> None:
+def test_operator_without_weights_can_be_kept_float(recipe: Recipe) -> None:
     feeds = feeds_of_many()
     names = {p.node for p in quantizer_sites(Graph(many()), recipe) if isinstance(p, OperandSite)}
     found = quantized(many(), recipe, feeds, keep_float=names)
@@ -200,11 +200,11 @@ def test_an_operator_without_weights_can_be_kept_float(recipe: Recipe) -> None:
     assert not softmax.input[0].endswith(("dq", "dq_half"))
     share = quantized(many(), recipe, feeds).int8_share
     assert found.int8_share == share and (share == 1) is (recipe is ALL_TENSORRT), (
-        "the last one stays float for the CPU"
+        "the last convolution stays float on the CPU"
     )
 
 
-def test_tensorrt_rtx_compiles_everything() -> None:
+def test_tensorrt_rtx_compiles_a_fully_quantized_graph() -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     found = quantized(two_branch(), ALL_TENSORRT, feeds_of_two_branch())
     plan = compile_plan(
@@ -217,7 +217,7 @@ def test_tensorrt_rtx_compiles_everything() -> None:
 def test_tensorrt_rtx_compiles_attention_pooling_and_resizing() -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     model = many()
-    del model.graph.output[-1]  # RTX answers with sizes in INT64 only where they are asked for
+    del model.graph.output[-1]  # RTX returns sizes in INT64 only on request
     found = quantized(model, ALL_TENSORRT, feeds_of_many())
     plan = compile_plan(
         found.model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",), max_batch=4)
@@ -225,7 +225,7 @@ def test_tensorrt_rtx_compiles_attention_pooling_and_resizing() -> None:
     assert plan.quantize_layers == len(activations(found.sites))
 
 
-def test_a_concat_of_dequantized_values_is_float32_as_onnxruntime_needs_it() -> None:
+def test_concat_of_dequantized_values_stays_float32_for_onnxruntime() -> None:
     model = many()
     written = quantize_graph(
         model,
@@ -238,11 +238,11 @@ def test_a_concat_of_dequantized_values_is_float32_as_onnxruntime_needs_it() -> 
     assert typed.elem_type(dq_of(typed.model, "scores").input[0]) == onnx.TensorProto.FLOAT16
 
 
-def test_types_that_differ_are_refused_where_operators_without_weights_read_them() -> None:
+def test_operators_without_weights_must_read_one_type() -> None:
     found = quantized(many(), ALL_TENSORRT, feeds_of_many())
     model, names = found.model, {p.node for p in found.sites if isinstance(p, OperandSite)}
     check_tensorrt_rules(model, names)
-    with pytest.raises(GateFailed, match="which is to stay float"):
+    with pytest.raises(GateFailed, match="which must stay float"):
         check_tensorrt_rules(model, names - {"shares/Softmax_shares"})
     scale = next(item for item in model.graph.initializer if item.name == "turned_scale_half")
     scale.CopyFrom(onnx.numpy_helper.from_array(np.float32(0.1), scale.name))
@@ -255,7 +255,7 @@ def test_types_that_differ_are_refused_where_operators_without_weights_read_them
 
 
 @BOTH
-def test_the_manifest_says_what_each_operand_counts_in(recipe: Recipe) -> None:
+def test_manifest_records_scale_and_zero_point_of_each_operand(recipe: Recipe) -> None:
     model, feeds = many(), feeds_of_many()
     graph, reverted = Graph(model), "shares/Softmax_shares"
     found = quantized(model, recipe, feeds, keep_float=[reverted])

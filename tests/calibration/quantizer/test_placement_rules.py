@@ -1,4 +1,4 @@
-"""The tables of placement rules: complete, sourced, and decided by the first row that fits."""
+"""Tests that the tables of placement rules are complete and have sources, and that the first matching rule applies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def decided(graph: Graph, recipe: Recipe) -> dict[str, Placement]:
 
 
 @EVERY
-def test_every_row_says_why_and_where_and_the_last_one_fits_all(recipe: Recipe) -> None:
+def test_every_rule_has_a_reason_and_the_last_one_matches_all(recipe: Recipe) -> None:
     assert all(rule.why and rule.source for rule in recipe.rules)
     assert max(Counter(rule.name for rule in recipe.rules).values()) == 1
     last = recipe.rules[-1]
@@ -40,7 +40,7 @@ def test_every_row_says_why_and_where_and_the_last_one_fits_all(recipe: Recipe) 
 
 
 @EVERY
-def test_every_operator_gets_a_decision_and_places_are_the_int8_ones(recipe: Recipe) -> None:
+def test_every_operator_gets_a_rule_and_sites_are_the_int8_ones(recipe: Recipe) -> None:
     graph = Graph(two_branch())
     found = placements(graph, recipe)
     assert [p.node for p in found] == [node.name for node in graph.nodes]
@@ -49,7 +49,7 @@ def test_every_operator_gets_a_decision_and_places_are_the_int8_ones(recipe: Rec
 
 
 @EVERY_INT8
-def test_rules_name_what_stays_float_and_why(recipe: Recipe) -> None:
+def test_rules_select_the_expected_operators(recipe: Recipe) -> None:
     found = decided(Graph(two_branch()), recipe)
     expected = {
         "Conv_encoder_stem": "few channels", "Conv_encoder_conv": "convolution",
@@ -60,7 +60,7 @@ def test_rules_name_what_stays_float_and_why(recipe: Recipe) -> None:
     assert {name: found[name].rule.name for name in expected} == expected
 
 
-def test_products_of_activations_groups_few_positions_and_gemm() -> None:
+def test_products_of_activations_groups_few_positions_and_gemm_stay_float() -> None:
     text = """g (float[batch,32,8,8] x, float[batch,64,32] t) => (float[batch,64,64] s, float[batch,32,8,8] d,
         float[batch,2,32] n, float[m,32] k) {
         turned = Transpose <perm = [0, 2, 1]> (t)  s = MatMul (t, turned)
@@ -79,10 +79,10 @@ def test_products_of_activations_groups_few_positions_and_gemm() -> None:
     assert names["MatMul_n"] == "few positions" and names["Gemm_k"] == "Gemm"
 
 
-def test_the_first_row_that_fits_decides() -> None:
+def test_first_matching_rule_applies() -> None:
     graph = Graph(two_branch())
-    taken = Rule(name="none at all", decision="float", why="a test", source="here", operators=("MatMul",))
-    changed = replace(CPU, rules=(taken, *CPU.rules))
+    added = Rule(name="none at all", decision="float", why="a test", source="here", operators=("MatMul",))
+    changed = replace(CPU, rules=(added, *CPU.rules))
     assert {p.rule.name for p in placements(graph, changed) if p.operator == "MatMul"} == {"none at all"}
     assert [p.node for p in quantizer_sites(graph, changed)] == [
         p.node for p in quantizer_sites(graph, CPU) if "Conv" in p.node
@@ -95,9 +95,9 @@ def test_number_formats_differ_by_engine() -> None:
     assert not OPENVINO.quantize_conv_outputs and not TENSORRT.quantize_bias and TENSORRT.symmetric_activations
 
 
-def test_fp16_alone_quantizes_nothing_and_says_so() -> None:
+def test_fp16_recipe_quantizes_nothing() -> None:
     graph = Graph(two_branch())
-    assert {p.rule.name for p in placements(graph, TENSORRT_FP16)} == {"asked for FP16"}
+    assert {p.rule.name for p in placements(graph, TENSORRT_FP16)} == {"FP16 requested"}
     assert quantizer_sites(graph, TENSORRT_FP16) == [] and not TENSORRT_FP16.int8
     precisions = {recipe.name: recipe.precision for recipe in RECIPES}
     assert precisions == {

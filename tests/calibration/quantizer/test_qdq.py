@@ -1,4 +1,4 @@
-"""Which places are quantized, what is written there, and that onnxruntime really runs it in INT8."""
+"""Tests which sites are quantized, the Q/DQ nodes written there, and that onnxruntime runs them in INT8."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def observed(model: onnx.ModelProto, feeds: dict) -> dict[str, Range]:
     return ranges
 
 
-def test_both_dates_count_in_the_multiply_adds():
+def test_macs_count_both_dates():
     graph = Graph(two_branch())
     costs = {node.output[0]: graph.macs(node) for node in graph.nodes if graph.weight_of(node)}
     assert costs["encoder_stem"] == 2 * 256 * 16 * 3 * 9
@@ -45,9 +45,9 @@ def test_both_dates_count_in_the_multiply_adds():
     assert int8_share(graph, sites) == pytest.approx(1 - costs["encoder_stem"] / sum(costs.values()))
 
 
-def test_an_unknown_dimension_is_an_error_not_a_guess():
+def test_unknown_dimension_is_an_error():
     text = """g (float[batch,16] x) => (float[n,m] y) {
-        places = NonZero (x)  found = Cast <to = 1> (places)
+        indices = NonZero (x)  found = Cast <to = 1> (indices)
         turned = Transpose (found)  y = MatMul (turned, w)
     }"""
     graph = Graph(parsed(text, {"w": np.ones((2, 16), np.float32)}))
@@ -55,7 +55,7 @@ def test_an_unknown_dimension_is_an_error_not_a_guess():
         graph.rows(graph.nodes[-1])
 
 
-def test_equal_node_names_are_refused():
+def test_equal_node_names_are_rejected():
     model = two_branch()
     model.graph.node[1].name = model.graph.node[0].name
     with pytest.raises(InputError, match="names"):
@@ -63,7 +63,7 @@ def test_equal_node_names_are_refused():
 
 
 @RECIPES
-def test_places_are_the_large_products_and_convolutions(recipe: Recipe):
+def test_sites_are_the_large_products_and_convolutions(recipe: Recipe):
     sites = {p.node.rpartition("/")[2]: p for p in quantizer_sites(Graph(two_branch()), recipe)}
     assert list(sites) == [
         "Conv_encoder_conv", "MatMul_encoder_product", "MatMul_encoder_second", "MatMul_guide_out",
@@ -74,26 +74,26 @@ def test_places_are_the_large_products_and_convolutions(recipe: Recipe):
     assert (conv.bias, conv.output) == (("conv_b", "encoder_relu") if recipe is CPU else (None, None))
 
 
-def test_a_convolution_that_is_an_output_stays_float_where_outputs_are_quantized():
+def test_convolution_at_the_graph_output_stays_float_if_outputs_are_quantized():
     text = """g (float[batch,16,8,8] x) => (float[batch,16,8,8] y) { y = Conv (x, w) }"""
     graph = Graph(parsed(text, {"w": np.ones((16, 16, 1, 1), np.float32)}))
     assert quantizer_sites(graph, CPU) == []
-    assert [p.activation for p in quantizer_sites(graph, TENSORRT)] == ["x"]  # a graph input may be an activation
+    assert [p.activation for p in quantizer_sites(graph, TENSORRT)] == ["x"]  # an activation may be a graph input
 
 
 @RECIPES
-def test_the_quantized_graph_computes_nearly_the_same(recipe: Recipe):
+def test_quantized_graph_computes_nearly_the_same(recipe: Recipe):
     model, feeds = two_branch(), feeds_of_two_branch()
     quantized = quantize(model, recipe, observed(model, feeds), {})
     assert len(quantized.sites) == 6
     (expected,), (found,) = run(model, feeds), run(quantized.model, feeds)
-    assert expected.std() > 0.02, "the graph must not be blind"
+    assert expected.std() > 0.02, "the output must depend on the images"
     assert found.dtype == np.float32
     assert 0 < np.abs(found - expected).mean() < 0.05 * expected.std()
     assert np.abs(found - expected).max() < 0.3 * expected.std()
 
 
-def test_the_cpu_graph_runs_in_int8(tmp_path):
+def test_cpu_graph_runs_in_int8(tmp_path):
     model, feeds = two_branch(), feeds_of_two_branch()
     quantized = quantize(model, CPU, observed(model, feeds), {})
     options = onnxruntime.SessionOptions()
@@ -104,12 +104,12 @@ def test_the_cpu_graph_runs_in_int8(tmp_path):
     kinds = Counter(node.op_type for node in optimized.graph.node)
     assert kinds["QLinearConv"] == 1
     assert kinds["MatMulIntegerToFloat"] + kinds["QLinearMatMul"] == 5
-    assert kinds["Conv"] + kinds["FusedConv"] == 1, "only the stem of three channels"
+    assert kinds["Conv"] + kinds["FusedConv"] == 1, "only the stem, which has three channels"
     assert kinds["MatMul"] + kinds["FusedMatMul"] + kinds["Gemm"] == 0
-    assert kinds["Relu"] <= 1, "the quantized convolution's ReLU is its lower bound"
+    assert kinds["Relu"] <= 1, "the ReLU of the quantized convolution is fused as its lower bound"
 
 
-def test_a_missing_range_is_named():
+def test_missing_range_is_named():
     graph = Graph(two_branch())
     with pytest.raises(InputError, match="'encoder_stem_relu'"):
         quantize_graph(two_branch(), quantizer_sites(graph, CPU), CPU, {})
@@ -128,7 +128,7 @@ g (float[batch,16,8,8] x, float[batch,16,8,8] z) => (float[batch,16,8,8] y, floa
 }"""
 
 
-def test_shared_activations_weights_and_biases_are_each_dequantized_as_needed():
+def test_shared_activations_weights_and_biases_are_dequantized_as_needed():
     rng = np.random.default_rng(0)
     constants = {"w": rng.standard_normal((16, 16, 1, 1)).astype(np.float32), "b": np.ones(16, np.float32)}
     x = rng.uniform(-1, 1, (2, 16, 8, 8)).astype(np.float32)
@@ -137,40 +137,40 @@ def test_shared_activations_weights_and_biases_are_each_dequantized_as_needed():
     one, two, three = (dq_of(quantized, name) for name in ("one", "two", "three"))
     assert one.input[0] == two.input[0] != three.input[0]
     assert one.input[1] == two.input[1] == three.input[1]
-    assert one.input[2] != three.input[2], "a bias has the steps of its own convolution"
+    assert one.input[2] != three.input[2], "a bias has the scale of its own convolution"
     assert "w" in dq_of(quantized, "sum_of_w").input, "a float reader keeps the float weight"
     assert dq_of(quantized, "e").input[0] == dq_of(quantized, "a").input[0] == "one_dq"
     for expected, found in zip(run(model, feeds), run(quantized, feeds), strict=True):
         assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
-def test_the_order_is_topological_and_stable():
+def test_node_order_is_topological_and_stable():
     nodes = list(two_branch().graph.node)
     assert in_order(nodes) == nodes
     moved = [*nodes[:3], *nodes[4:], nodes[3]]
     assert in_order(moved) == nodes
 
 
-def test_a_channel_without_weights_keeps_its_bias():
+def test_channel_with_zero_weights_keeps_its_bias():
     weight = np.ones((16, 16, 1, 1), np.float32)
     weight[3] = 0
     bias = np.full(16, 40.0, np.float32)
     scale = weight_scale(weight, 0, CPU, bias, step=1e-5)
-    levels = quantize_bias(bias, scale * np.float32(1e-5))
-    assert levels * np.float64(scale) * 1e-5 == pytest.approx(bias, rel=1e-4)
+    quantized = quantize_bias(bias, scale * np.float32(1e-5))
+    assert quantized * np.float64(scale) * 1e-5 == pytest.approx(bias, rel=1e-4)
     assert not quantize_weight(weight, scale, 0, CPU)[3].any()
 
 
-@pytest.mark.parametrize("peak", [0.3, 1e-3, 1e-4])
-def test_small_weights_use_all_levels_in_float16_too(peak):
-    weight = np.random.default_rng(0).uniform(-peak, peak, (64, 32)).astype(np.float32)
+@pytest.mark.parametrize("largest", [0.3, 1e-3, 1e-4])
+def test_small_weights_use_all_quantized_values_in_float16(largest):
+    weight = np.random.default_rng(0).uniform(-largest, largest, (64, 32)).astype(np.float32)
     scale = weight_scale(weight, 1, TENSORRT, None, 1.0)
     assert np.array_equal(scale, scale.astype(np.float16).astype(np.float32))
     back = quantize_weight(weight, scale, 1, TENSORRT) * scale
-    assert np.abs(back - weight).max() <= max(0.51 * peak / 127, 2.0**-21)
+    assert np.abs(back - weight).max() <= max(0.51 * largest / 127, 2.0**-21)
 
 
-def test_activation_parameters_hold_zero_exactly():
+def test_activation_parameters_represent_zero_exactly():
     step, zero = activation_parameters(Range(-1.0, 3.0), CPU)
     assert (step, zero.dtype, int(zero)) == (pytest.approx(4 / 255), np.uint8, 64)
     step, zero = activation_parameters(Range(-1.0, 3.0), TENSORRT)
@@ -180,7 +180,7 @@ def test_activation_parameters_hold_zero_exactly():
         assert activation_parameters(Range(0.0, 0.0), recipe)[0] > 0
 
 
-def test_new_nodes_carry_the_scope_of_their_place():
+def test_new_nodes_have_the_scope_of_their_site():
     model, feeds = two_branch(), feeds_of_two_branch()
     quantized = quantize(model, TENSORRT, observed(model, feeds), {}).model
     scopes = {scope(n) for n in quantized.graph.node if n.op_type == "DequantizeLinear"}

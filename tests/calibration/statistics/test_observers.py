@@ -1,4 +1,4 @@
-"""Ranges of activations: exact extremes, percentiles, and what happens at the edges."""
+"""Ranges of activations: exact extremes, percentiles and edge cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from misgnet_runtime.errors import InputError
 FLOATS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 
 
-def seen(*values: np.ndarray) -> Histogram:
+def observed(*values: np.ndarray) -> Histogram:
     histogram = Histogram()
     for part in values:
         histogram.observe(np.asarray(part, np.float32))
@@ -26,8 +26,8 @@ def seen(*values: np.ndarray) -> Histogram:
 
 @settings(deadline=None, max_examples=50)
 @given(arrays(np.float32, st.integers(1, 300), elements=FLOATS), st.sampled_from([0.9, 0.99, 0.9999, 1.0]))
-def test_range_lies_within_the_extremes_and_holds_zero(values, share):
-    found = seen(values).percentile(share)
+def test_range_is_within_the_extremes_and_contains_zero(values, share):
+    found = observed(values).percentile(share)
     assert min(0.0, values.min()) <= found.low <= 0 <= found.high <= max(0.0, values.max())
     outside = ((values < found.low) | (values > found.high)).mean()
     assert outside <= 1 - share + 1e-9
@@ -35,59 +35,59 @@ def test_range_lies_within_the_extremes_and_holds_zero(values, share):
 
 @settings(deadline=None, max_examples=30)
 @given(arrays(np.float32, (4, 50), elements=FLOATS))
-def test_order_and_grouping_of_tiles_do_not_matter(values):
-    whole, parts = seen(values), seen(*values[::-1])
+def test_order_and_grouping_of_tiles_have_no_effect(values):
+    whole, parts = observed(values), observed(*values[::-1])
     assert np.array_equal(whole.counts, parts.counts)
     assert whole.percentile(0.99) == parts.percentile(0.99)
 
 
 def test_percentile_of_a_normal_distribution():
-    found = seen(np.random.default_rng(0).standard_normal(SAMPLE)).percentile(0.99)
+    found = observed(np.random.default_rng(0).standard_normal(SAMPLE)).percentile(0.99)
     assert found.high == pytest.approx(2.576, rel=0.03)
     assert found.low == pytest.approx(-2.576, rel=0.03)
 
 
-def test_whole_share_gives_exact_extremes():
-    assert seen(np.array([-1.2345, 0.5, 7.89])).percentile(1.0) == Range(np.float32(-1.2345), np.float32(7.89))
+def test_share_one_gives_the_exact_extremes():
+    assert observed(np.array([-1.2345, 0.5, 7.89])).percentile(1.0) == Range(np.float32(-1.2345), np.float32(7.89))
 
 
 def test_constant_zero_has_an_empty_range():
     for share in (0.99, 1.0):
-        assert seen(np.zeros(100)).percentile(share) == Range(0.0, 0.0)
+        assert observed(np.zeros(100)).percentile(share) == Range(0.0, 0.0)
 
 
 def test_one_sided_values_keep_zero_as_a_bound():
-    found = seen(np.linspace(3, 5, 1000)).percentile(0.99)
+    found = observed(np.linspace(3, 5, 1000)).percentile(0.99)
     assert found.low == 0
     assert 4.9 < found.high <= 5
 
 
-def test_a_single_huge_value_costs_the_others_no_resolution():
+def test_a_single_huge_value_does_not_reduce_the_resolution_of_others():
     values = np.random.default_rng(0).standard_normal(SAMPLE)
     values[17] = 1e30
-    assert seen(values).percentile(0.999).high == pytest.approx(3.29, rel=0.05)
-    assert seen(values).percentile(1.0).high == np.float32(1e30)
+    assert observed(values).percentile(0.999).high == pytest.approx(3.29, rel=0.05)
+    assert observed(values).percentile(1.0).high == np.float32(1e30)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_no_numbers_are_refused(bad):
+def test_nan_and_inf_are_refused(bad):
     with pytest.raises(ValueError, match="NaN or Inf"):
-        seen(np.array([1.0, bad, 2.0]))
+        observed(np.array([1.0, bad, 2.0]))
 
 
-def test_nothing_observed_is_an_error():
+def test_a_histogram_without_observations_is_an_error():
     with pytest.raises(InputError, match="no activation was observed"):
         Histogram().percentile(0.99)
 
 
 def test_memory_is_constant():
-    histogram = seen(*np.random.default_rng(0).standard_normal((50, 1000)))
+    histogram = observed(*np.random.default_rng(0).standard_normal((50, 1000)))
     assert histogram.counts.shape == (BINS,)
     assert set(vars(histogram)) == {"low", "high", "counts"}
 
 
 @pytest.mark.parametrize("channels", [64, 320, 512])
-def test_the_sample_meets_every_channel_equally_often(channels):
+def test_sampling_takes_every_channel_equally_often(channels):
     size = 4096 * channels
     picked = np.arange(0, size, sampling_step(size))
     assert len(picked) <= SAMPLE
@@ -95,15 +95,15 @@ def test_the_sample_meets_every_channel_equally_often(channels):
     assert visits.max() - visits.min() <= 1
 
 
-def test_a_calibrator_keeps_the_range_that_its_name_says():
-    histogram = seen(np.arange(1000, dtype=np.float32))
+def test_a_percentile_calibrator_keeps_the_range_in_its_name():
+    histogram = observed(np.arange(1000, dtype=np.float32))
     assert percentile(90).name == "percentile 90"
     assert percentile(90).choose(histogram, True) == histogram.percentile(0.9)
     assert len({c.name for c in CANDIDATES}) == len(CANDIDATES) and DEFAULT in CANDIDATES
 
 
 def true_error(values: np.ndarray, found: Range, symmetric: bool) -> float:
-    """Mean squared error of quantizing ``values`` one by one."""
+    """Returns the mean squared error of quantizing ``values`` one by one."""
     step = found.magnitude / 127 if symmetric else (found.high - found.low) / 255
     low, high = (-127, 127) if symmetric else (round(found.low / step), round(found.low / step) + 255)
     return float(((values - np.clip(np.rint(values / step), low, high) * step) ** 2).mean())
@@ -116,11 +116,11 @@ def heavy_tailed(seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("low", [0.0, -0.3, -1.0])
-def test_error_from_counts_is_that_of_the_values(symmetric: bool, low: float) -> None:
+def test_error_from_counts_equals_that_of_the_values(symmetric: bool, low: float) -> None:
     values = heavy_tailed().clip(low * 200, 200)
     for magnitude in (0.5, 3.0, 20.0):
         found = Range(max(low, -1) * magnitude, magnitude)
-        counted = squared_error(*occupied(seen(values)), found, symmetric)
+        counted = squared_error(*occupied(observed(values)), found, symmetric)
         assert counted == pytest.approx(true_error(values, found, symmetric), rel=0.06)
 
 
@@ -128,30 +128,30 @@ def test_error_from_counts_is_that_of_the_values(symmetric: bool, low: float) ->
 @pytest.mark.parametrize("shift", [0.0, 1.5])
 def test_least_squared_error_is_no_worse_than_any_percentile(symmetric: bool, shift: float) -> None:
     values = heavy_tailed() + np.float32(shift)
-    best = true_error(values, MSE.choose(seen(values), symmetric), symmetric)
+    best = true_error(values, MSE.choose(observed(values), symmetric), symmetric)
     for percent in (99.0, 99.9, 99.99, 100):
-        assert best <= 1.02 * true_error(values, percentile(percent).choose(seen(values), symmetric), symmetric)
+        assert best <= 1.02 * true_error(values, percentile(percent).choose(observed(values), symmetric), symmetric)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_least_squared_error_gives_a_rare_outlier_up(symmetric: bool) -> None:
+def test_least_squared_error_clips_a_rare_outlier(symmetric: bool) -> None:
     values = np.random.default_rng(0).standard_normal((20, 30_000)).astype(np.float32)
     values[0, 0] = 12
-    histogram = seen(*values)
+    histogram = observed(*values)
     errors = [true_error(values, c.choose(histogram, symmetric), symmetric) for c in (MSE, MAX)]
     assert errors[0] < 0.6 * errors[1]
 
 
-def test_entropy_clips_outliers_and_keeps_what_has_none() -> None:
-    clipped = ENTROPY.choose(seen(heavy_tailed()), True)
+def test_entropy_clips_outliers_and_keeps_ranges_without_any() -> None:
+    clipped = ENTROPY.choose(observed(heavy_tailed()), True)
     assert 2.5 < clipped.high < 40 and -40 < clipped.low < -2.5
     even = np.linspace(-3, 5, 30_001, dtype=np.float32)
-    found = ENTROPY.choose(seen(even), True)
+    found = ENTROPY.choose(observed(even), True)
     assert found.high == pytest.approx(5, rel=0.02) and found.low == pytest.approx(-3)
 
 
-def test_divergence_follows_its_formula() -> None:
-    """Two levels' worth of bins each, worked out by hand for one pair of them."""
+def test_divergence_equals_its_formula() -> None:
+    """Each quantized value covers two bins; the expected result is computed by hand for one pair of bins."""
     counts = np.zeros(2048)
     counts[:256] = 4.0
     counts[0], counts[1] = 6.0, 2.0
@@ -160,22 +160,22 @@ def test_divergence_follows_its_formula() -> None:
     assert divergence(counts, 256) == pytest.approx(expected)
     counts[2000] = 8.0
     clipped = np.append(counts[:255], counts[255] + 8) / (total + 8)
-    told = np.append([4.0, 4.0], counts[2:256]) / total
-    assert divergence(counts, 256) == pytest.approx((clipped * np.log(clipped / told)).sum())
+    q = np.append([4.0, 4.0], counts[2:256]) / total
+    assert divergence(counts, 256) == pytest.approx((clipped * np.log(clipped / q)).sum())
 
 
-def test_even_bins_hold_all_values_but_zeros() -> None:
+def test_even_bins_hold_all_values_except_zeros() -> None:
     values = np.concatenate((np.zeros(500), np.linspace(-2, 2, 40_000)))
-    found = even_bins(seen(values), 2.0)
+    found = even_bins(observed(values), 2.0)
     assert found.sum() == pytest.approx(40_000, rel=0.002)
     assert found[100:-20].std() < 0.1 * found.mean()
 
 
 @pytest.mark.parametrize("calibrator", CANDIDATES, ids=lambda c: c.name)
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_every_calibrator_stays_within_the_extremes_and_holds_zero(calibrator, symmetric: bool) -> None:
+def test_every_calibrator_is_within_the_extremes_and_contains_zero(calibrator, symmetric: bool) -> None:
     for values in (np.zeros(9), np.array([5.0]), np.array([-2.0, -1.0]), heavy_tailed(), heavy_tailed() + 100):
-        found = calibrator.choose(seen(values), symmetric)
+        found = calibrator.choose(observed(values), symmetric)
         assert min(0, values.min()) <= found.low <= 0 <= found.high <= max(0, values.max())
         assert values.any() <= (found.magnitude > 0)
 

@@ -1,4 +1,4 @@
-"""Tiles that represent a set: strata get their share, near copies are not taken twice, and the seed decides."""
+"""Selection of calibration tiles: shares of strata, no near duplicates, reproducible by seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from misgnet_calibration.statistics.calibrators import MAX
 from misgnet_calibration.statistics.observers import Histogram
 from misgnet_calibration.statistics.tile_selection import (
     FewTilesWarning,
-    TileFacts,
+    TileSummary,
     allocate,
     describe_tiles,
     pick,
@@ -32,17 +32,17 @@ SIDE = 32
 ALONE = np.random.default_rng(0)
 
 
-def facts(count: int, seed: int = 0, **fixed: float) -> list[TileFacts]:
+def summaries(count: int, seed: int = 0, **fixed: float) -> list[TileSummary]:
     random = np.random.default_rng(seed)
     changed = np.where(random.random(count) < 0.5, 0, random.random(count) ** 3)
     return [
-        TileFacts(f"t{i:04}", fixed.get("changed", float(changed[i])), float(random.random()), row)
+        TileSummary(f"t{i:04}", fixed.get("changed", float(changed[i])), float(random.random()), row)
         for i, row in enumerate(random.standard_normal((count, 8)).astype(np.float32))
     ]
 
 
 @given(st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 500), min_size=1), st.integers(1, 600))
-def test_shares_add_up_and_rare_strata_are_met(sizes: dict[str, int], count: int) -> None:
+def test_shares_add_up_and_rare_strata_are_included(sizes: dict[str, int], count: int) -> None:
     shares = allocate(sizes, count)
     assert sum(shares.values()) == min(count, sum(sizes.values()))
     assert all(0 <= shares[name] <= sizes[name] for name in sizes)
@@ -50,18 +50,18 @@ def test_shares_add_up_and_rare_strata_are_met(sizes: dict[str, int], count: int
         assert min(shares.values()) >= 1
     by_size = sorted(sizes, key=lambda name: sizes[name])
     for smaller, larger in pairwise(by_size):
-        assert shares[smaller] <= shares[larger] + 1  # a larger one never gives fewer
+        assert shares[smaller] <= shares[larger] + 1  # a larger stratum never contributes fewer tiles
 
 
-def test_shares_lie_between_equal_and_proportional() -> None:
+def test_shares_are_between_equal_and_proportional() -> None:
     shares = allocate({"common": 900, "rare": 100}, 40)
     assert 4 < shares["rare"] < 20
 
 
-def test_strata_follow_change_and_brightness() -> None:
+def test_strata_depend_on_change_and_brightness() -> None:
     tiles = [
-        TileFacts("a", 0.0, 0.1, ALONE.random(2)), TileFacts("b", 0.05, 0.5, ALONE.random(2)),
-        TileFacts("c", 0.051, 0.9, ALONE.random(2)), TileFacts("d", 0.9, 0.91, ALONE.random(2)),
+        TileSummary("a", 0.0, 0.1, ALONE.random(2)), TileSummary("b", 0.05, 0.5, ALONE.random(2)),
+        TileSummary("c", 0.051, 0.9, ALONE.random(2)), TileSummary("d", 0.9, 0.91, ALONE.random(2)),
     ]  # fmt: skip
     assert stratify(tiles) == [
         "unchanged, dark", "changed up to 5 %, medium", "changed 5 % to 20 %, bright", "changed over 20 %, bright"
@@ -69,7 +69,7 @@ def test_strata_follow_change_and_brightness() -> None:
 
 
 def test_far_apart_tiles_come_first_and_copies_last() -> None:
-    """Three tight clusters in one stratum: three picks meet each of them."""
+    """Three tight clusters in one stratum: three picks include one of each."""
     random = np.random.default_rng(1)
     centres = np.array([[0, 0], [30, 0], [0, 30]], np.float32)
     points = np.concatenate([c + random.standard_normal((20, 2)).astype(np.float32) for c in centres])
@@ -82,8 +82,8 @@ def test_far_apart_tiles_come_first_and_copies_last() -> None:
     assert sorted(index for index, _ in everything) == list(range(60))
 
 
-def test_picks_say_why_and_follow_the_seed() -> None:
-    tiles = facts(300)
+def test_picks_state_their_reason_and_depend_on_the_seed() -> None:
+    tiles = summaries(300)
     chosen, strata = pick(tiles, 40, seed=3)
     assert len(chosen) == 40 and list(chosen) == sorted(chosen)
     names = stratify(tiles)
@@ -96,9 +96,9 @@ def test_picks_say_why_and_follow_the_seed() -> None:
     assert pick(tiles, 40, seed=4)[0].keys() != chosen.keys()
 
 
-def test_picks_cover_the_set_better_than_random_ones() -> None:
-    """The farthest tile lies nearer to a picked one than with random picks, for every seed."""
-    tiles = facts(400, changed=0.1)
+def test_picks_cover_the_set_better_than_random_tiles() -> None:
+    """For every seed, the farthest tile is nearer to a picked one than with random picks."""
+    tiles = summaries(400, changed=0.1)
     points = np.stack([tile.features for tile in tiles])
 
     def worst(indices: list[int]) -> float:
@@ -111,7 +111,7 @@ def test_picks_cover_the_set_better_than_random_ones() -> None:
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> TileSet:
-    """20 pairs of flat colour; of the last five a quarter has changed."""
+    """Returns 20 pairs of flat colour; in the last five, a quarter of the pixels has changed."""
     root = tmp_path_factory.mktemp("tiles")
     for index in range(20):
         label = np.zeros((SIDE, SIDE), np.uint8)
@@ -127,7 +127,7 @@ def colour(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.stack((before[..., 0].mean((1, 2)), after[..., 0].mean((1, 2))), 1).astype(np.float32)
 
 
-def test_facts_are_those_of_the_tiles(tiles: TileSet) -> None:
+def test_summaries_describe_the_tiles(tiles: TileSet) -> None:
     found = describe_tiles(tiles, colour, seed=0)
     assert [fact.changed for fact in found] == [0.0] * 15 + [0.25] * 5
     assert found[3].brightness == pytest.approx(((3 + 5 + 9) / 3 + (30 + 5 + 9) / 3) / 2 / 255)
@@ -137,10 +137,10 @@ def test_facts_are_those_of_the_tiles(tiles: TileSet) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::misgnet_calibration.statistics.tile_selection.FewTilesWarning")
-def test_selection_reads_all_and_returns_some(tiles: TileSet) -> None:
-    seen: list[int] = []
-    found = select_tiles(tiles, 16, 0, colour, lambda done, of: seen.append(done))
-    assert seen[-1] == 20 and len(found.tiles) == len(found.picked) == 16
+def test_selection_reads_all_tiles_and_returns_some(tiles: TileSet) -> None:
+    progressed: list[int] = []
+    found = select_tiles(tiles, 16, 0, colour, lambda done, of: progressed.append(done))
+    assert progressed[-1] == 20 and len(found.tiles) == len(found.picked) == 16
     assert [ref.name for ref in found.tiles] == [picked.name for picked in found.picked]
 
 
@@ -151,7 +151,7 @@ def test_selection_refuses_too_few_and_warns_of_few(tiles: TileSet) -> None:
         select_tiles(tiles, 16, 0, colour)
 
 
-def test_features_that_are_no_numbers_name_their_tile(tiles: TileSet) -> None:
+def test_nan_in_features_names_the_tile(tiles: TileSet) -> None:
     def broken(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         found = colour(before, after)
         found[found[:, 0] == 6] = np.nan
@@ -161,7 +161,7 @@ def test_features_that_are_no_numbers_name_their_tile(tiles: TileSet) -> None:
         describe_tiles(tiles, broken, 0)
 
 
-# --- what was observed, kept in a file
+# --- saved statistics
 
 KEY = StatisticsKey("a" * 64, "b" * 64, "c" * 64)
 
@@ -174,25 +174,25 @@ def observed() -> ActivationStatistics:
     return ActivationStatistics(histograms, {"x": 2.5, "z": 1000.0})
 
 
-def test_observations_come_back_as_they_were(tmp_path: Path) -> None:
+def test_statistics_are_saved_and_loaded_unchanged(tmp_path: Path) -> None:
     path, before = tmp_path / "seen.npz", observed()
     assert load_statistics(path, KEY) == (None, "nothing saved yet")
     save_statistics(path, before, KEY)
     found, word = load_statistics(path, KEY)
-    assert found is not None and word == "used again" and found.absolute_maxima == before.absolute_maxima
+    assert found is not None and word == "reused" and found.absolute_maxima == before.absolute_maxima
     assert found.ranges(MAX, symmetric=False) == before.ranges(MAX, symmetric=False)
     assert all((found.histograms[n].counts == before.histograms[n].counts).all() for n in before.histograms)
 
 
 @pytest.mark.parametrize("part", ["tiles", "weights", "graph"])
-def test_observations_of_something_else_are_not_used(part: str, tmp_path: Path) -> None:
+def test_statistics_of_other_inputs_are_not_used(part: str, tmp_path: Path) -> None:
     path = tmp_path / "seen.npz"
     save_statistics(path, observed(), KEY)
     other = StatisticsKey(**{**KEY.__dict__, part: "d" * 64})
     assert load_statistics(path, other) == (None, f"saved for other {part}")
 
 
-def test_damaged_observations_are_an_error(tmp_path: Path) -> None:
+def test_damaged_statistics_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "seen.npz"
     save_statistics(path, observed(), KEY)
     content = path.read_bytes()

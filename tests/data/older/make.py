@@ -1,13 +1,14 @@
 # mypy: ignore-errors
 # ruff: noqa: I001 - the modules are those of that commit
-"""What commit 060c2ba made, for tests/test_older_versions.py: a bundle, a tuning, and what killed runs leave.
+"""Writes files of an older version, commit 060c2ba, for tests/test_older_versions.py.
 
-To make it again, check that commit out and install it in a virtual environment of its own; then::
+They are a bundle, a tuning, a checkpoint's header, and the progress of interrupted runs. To write them again, check
+out that commit and install it in its own virtual environment; then::
 
     rm -r tests/data/older/made
     PYTHONPATH=OLDER/tests OLDER/.venv/bin/python tests/data/older/make.py tests/data/older/made
 
-All pixels are the synthetic generator's, by the seeds below. Files that runs read have one time of change.
+All pixels come from the synthetic generator, with the seeds below. All input files have the same modification time.
 """
 
 # ruff: noqa: I001 - modules of an earlier version
@@ -44,12 +45,12 @@ from misgnet.datasets import PrepareOptions, prepare
 from misgnet.synthetic.pairs import make_pair
 from misgnet_runtime.log import current
 
-MODIFIED = 1_700_000_000  # seconds since 1970; no raster has a reference system, whose words are PROJ's
+MODIFIED = 1_700_000_000  # seconds since 1970; no raster has a reference system: its text depends on PROJ's version
 SCENE = SceneOptions(engine="cpu-float32", overlap=16, batch=1, streams=1, tuned=False)
 
 
 def pixels(seed: int, height: int = 64, width: int = 64) -> list[np.ndarray]:
-    """Both dates, uint8 (H, W, 3), of few values so that files are small, and the label, uint8 (H, W)."""
+    """Returns both dates, uint8 (H, W, 3), and the label, uint8 (H, W); few distinct values keep the files small."""
     made = make_pair(seed, 256)
     dates = [date[:height, :width] & 0xE0 for date in (made.before, made.after)]
     return [*dates, 255 * made.label[:height, :width].astype(np.uint8)]
@@ -71,8 +72,8 @@ def write_raster(path: Path, image: np.ndarray) -> None:
 
 
 def write_bundle(root: Path) -> None:
-    """The graphs answer the mean absolute difference of the dates."""
-    bundles.images = lambda *_: np.array([pixels(0)[:2]]).swapaxes(0, 1)  # of its golden tiles
+    """Writes a bundle whose graphs output the mean absolute difference of the dates."""
+    bundles.images = lambda *_: np.array([pixels(0)[:2]]).swapaxes(0, 1)  # for its golden tiles
     bundles.make_bundle(root, engines=(bundles.SPLIT_FLOAT, bundles.INT8))
     bundles.edit(root, lambda manifest: manifest.update(threshold=0.15))
 
@@ -86,7 +87,7 @@ def killed(body: Callable[[], object]) -> None:
 
 
 def kill_at(count: int) -> Callable[[int, int], None]:
-    """A listener to progress that the process does not live through."""
+    """Returns a progress callback that kills the process after ``count`` steps."""
     return lambda done, _: kill() if done == count else None
 
 
@@ -106,7 +107,7 @@ def leave_folder(root: Path, bundle: Path) -> None:
 
 
 def leave_watcher(root: Path, bundle: Path) -> None:
-    """Two pairs are done; the results of a third one are whole and have no names yet."""
+    """Leaves a watcher's output with two finished pairs, and a third whose results are complete but not renamed yet."""
 
     def watch() -> None:
         watch_folder(bundle, root / "in", root / "out", WatchOptions(scene=SCENE, settle=0, once=True), current())
@@ -150,7 +151,7 @@ def tune(target: Path, bundle: Path) -> None:
 
 
 def train(target: Path) -> None:
-    """Keep all but the numbers, which take 40 MB."""
+    """Keeps only the header of a trained checkpoint, because its numbers take 40 MB."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for number, split in enumerate(("train", "val")):

@@ -32,6 +32,11 @@ def exported() -> onnx.ModelProto:
     return export_graph(make_network(SEED, norm=4), LOGITS)
 
 
+@cache
+def simplified() -> onnx.ModelProto:
+    return simplify_graph(exported())
+
+
 def logits_of(model: onnx.ModelProto, before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
     with OnnxRuntimeEngine(model.SerializeToString(), LOGITS.max_batch) as engine:
         return engine.infer({"before": before.numpy(), "after": after.numpy()})["logits"]
@@ -51,11 +56,8 @@ def test_golden_weights_with_norm_factor_4_have_a_node_without_pixels() -> None:
 
 @pytest.mark.parametrize("stage", ["exported", "simplified", "rewritten"])
 def test_graph_reproduces_the_network(stage: str) -> None:
-    network, images = (
-        make_network(SEED, norm=4),
-        make_images(SEED, 3, TILE, TILE),
-    )  # a batch that differs from the example
-    model = exported() if stage == "exported" else simplify_graph(exported())
+    network, images = make_network(SEED, norm=4), make_images(SEED, 3, TILE, TILE)  # 3: unlike the example's batch
+    model = exported() if stage == "exported" else simplified()
     model = rewrite(model) if stage == "rewritten" else model
     with torch.inference_mode():
         expected = network(*images).numpy()
@@ -66,14 +68,13 @@ def test_graph_reproduces_the_network(stage: str) -> None:
 
 def test_rewriting_changes_logits_only_by_float32_rounding() -> None:
     images = make_images(SEED, 3, TILE, TILE)
-    simplified = simplify_graph(exported())
-    expected, found = logits_of(simplified, *images), logits_of(rewrite(simplified), *images)
+    expected, found = logits_of(simplified(), *images), logits_of(rewrite(simplified()), *images)
     assert np.abs(found - expected).max() < 1e-4 * expected.std()
 
 
 def test_rewritten_graph_transposes_only_narrow_tensors() -> None:
     """Six MLPs are convolutions from end to end, and the encoder has no transpose of three axes left."""
-    nodes = [node for node in rewrite(simplify_graph(exported())).graph.node if node.name.startswith("backbone")]
+    nodes = [node for node in rewrite(simplified()).graph.node if node.name.startswith("backbone")]
     kernels = [name for node in nodes if node.op_type == "Conv" for name in node.input if name.endswith("_kernel")]
     assert len(kernels) == 12
     transposes = [list(node.attribute[0].ints) for node in nodes if node.op_type == "Transpose"]
@@ -96,7 +97,7 @@ def test_example_inputs_differ() -> None:
 
 
 def test_layer_norm_and_gelu_are_single_operators_and_batch_norms_are_folded() -> None:
-    operators = [node.op_type for node in simplify_graph(exported()).graph.node]
+    operators = [node.op_type for node in simplified().graph.node]
     assert operators.count("LayerNormalization") == 24 and operators.count("Gelu") == 6
     assert "BatchNormalization" not in operators and "Erf" not in operators
 
@@ -108,7 +109,7 @@ def test_batch_is_dynamic_and_tile_is_fixed() -> None:
 
 
 def test_nodes_are_named_after_their_modules() -> None:
-    scopes = {node.name.rpartition("/")[0] for node in simplify_graph(exported()).graph.node}
+    scopes = {node.name.rpartition("/")[0] for node in simplified().graph.node}
     assert {"backbone.block1.0.attn.q", "decode1.conv3", "MGLNet2.mutualnet0"} <= scopes
 
 

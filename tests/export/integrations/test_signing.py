@@ -167,7 +167,7 @@ def test_certificates_that_devices_would_refuse_are_rejected(tmp_path: Path, bun
     strange = write_certificates(tmp_path / "x.pem", certify("between", KEY, ("between", KEY), authority=True))
     for key, certificate, chain, message in (
         (private, expired, between, "valid from 2020"),
-        (private, leaf, strange, "does not lead to a trusted one"),
+        (private, leaf, strange, "does not lead to a trusted certificate"),
         (write_private(tmp_path / "other", KEY), leaf, between, "does not match"),
     ):
         code, _, error = sign("--key", key, "--certificate", certificate, "--chain", chain)
@@ -190,7 +190,7 @@ def test_encrypted_key_needs_its_password(
 def test_damaged_bundle_is_not_signed(bundle: Path, sign: Sign) -> None:
     (bundle / "graphs/float.onnx").write_bytes(b"other")
     code, _, error = sign()
-    assert code == 4 and "does not match the digest" in error and not (bundle / SIGNATURE).exists()
+    assert code == 4 and "does not match its digest" in error and not (bundle / SIGNATURE).exists()
 
 
 def test_failure_leaves_the_bundle_unchanged(

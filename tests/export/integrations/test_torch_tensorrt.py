@@ -113,15 +113,16 @@ def test_tensorrt_computes_everything_in_float32(library: Any, network: Any, tmp
     compile_program(
         network, REQUEST.interface, dataclasses.replace(OPTIONS, workspace_bytes=1 << 20, optimization_level=4), timings
     )
-    assert library.seen["require_full_compilation"] and library.seen["disable_tf32"]
-    assert (library.seen["workspace_size"], library.seen["optimization_level"]) == (1 << 20, 4)
-    assert library.seen["timing_cache_path"] == str(timings)
-    assert [entry.profile for entry in library.seen["arg_inputs"]] == [[[batch, 64, 64, 3] for batch in (1, 2, 3)]] * 2
+    assert library.arguments["require_full_compilation"] and library.arguments["disable_tf32"]
+    assert (library.arguments["workspace_size"], library.arguments["optimization_level"]) == (1 << 20, 4)
+    assert library.arguments["timing_cache_path"] == str(timings)
+    profile = [[batch, 64, 64, 3] for batch in (1, 2, 3)]
+    assert [entry.profile for entry in library.arguments["arg_inputs"]] == [profile] * 2
 
 
 def test_default_timing_cache_is_in_a_temporary_folder(library: Any, network: Any) -> None:
     compile_program(network, REQUEST.interface, OPTIONS)
-    assert not Path(library.seen["timing_cache_path"]).parent.exists()
+    assert not Path(library.arguments["timing_cache_path"]).parent.exists()
 
 
 def test_network_itself_stays_on_its_device(library: Any, network: Any, monkeypatch: pytest.MonkeyPatch) -> None:

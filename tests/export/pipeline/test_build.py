@@ -20,12 +20,14 @@ from PIL import Image
 pytest.importorskip("torch", reason="the build needs the [export] extra")
 
 from misgnet.synthetic import write_split
+from misgnet_export.cli.main import main
 from misgnet_runtime.accuracy.evaluation_tiles import evaluate_on_device, evaluation_files, read_evaluation
 from misgnet_runtime.bundle.manifest import decode_manifest
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.machine import architecture
 from misgnet_runtime.raster.dataset import TileSet
+from support.commands import exit_code
 from support.paths import ROOT
 
 WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"
@@ -69,32 +71,48 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Builds a split bundle for the CPU and for a Jetson: the whole build of the default tier."""
+    return built(data, tmp_path_factory, "cpu", "jetson-orin")
+
+
+@pytest.fixture(scope="session")
+def bundle_of_many_targets(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Builds a split bundle for the CPU, another processor, a Jetson and the installed optional engines."""
-    output = tmp_path_factory.mktemp("built") / "bundle"
-    targets = [
-        "--split",
-        "--threshold",
-        "tuned",
-        "--target",
-        "cpu",
-        "--target",
-        OTHER,
-    ]
-    targets += ["--target", "jetson-orin", "--ship-eval", "10"]
+    targets = ["cpu", OTHER, "jetson-orin"]
     if has("openvino"):
-        targets += ["--target", "openvino"]
+        targets += ["openvino"]
     if has("tensorrt_rtx"):
-        targets += ["--target", "rtx-sm89,sm86", "--target", "rtx-sm86-fp16"]
-    result = run("misgnet_export.cli", *build_arguments(data, output, *targets))
+        targets += ["rtx-sm89,sm86", "rtx-sm86-fp16"]
+    return built(data, tmp_path_factory, *targets)
+
+
+@pytest.fixture(params=["bundle", pytest.param("bundle_of_many_targets", marks=pytest.mark.slow)])
+def each_bundle(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def built(data: Path, tmp_path_factory: pytest.TempPathFactory, *targets: str) -> Path:
+    output = tmp_path_factory.mktemp("built") / "bundle"
+    options = ["--split", "--threshold", "tuned", "--ship-eval", "10"]
+    options += [word for target in targets for word in ("--target", target)]
+    result = run("misgnet_export.cli", *build_arguments(data, output, *options))
     assert result.returncode == 0, result.stdout + result.stderr
     return output
 
 
-def test_bundle_contains_the_files_of_its_manifest(bundle: Path) -> None:
-    manifest = read_bundle(bundle).manifest
-    assert {e.name for e in manifest.engines} >= {"cpu", "cpu-float32", OTHER, "jetson-orin"}
+def test_bundle_contains_the_files_of_its_manifest(each_bundle: Path) -> None:
+    manifest = read_bundle(each_bundle).manifest
+    assert {e.name for e in manifest.engines} >= {"cpu", "cpu-float32", "jetson-orin"}
     assert manifest.tile == TILE and manifest.inputs[0].shape == [-1, TILE, TILE, 3]
-    assert [item.name for item in bundle.parent.iterdir()] == ["bundle"], "no other files are left beside the bundle"
+    assert [item.name for item in each_bundle.parent.iterdir()] == ["bundle"], "nothing is left beside the bundle"
+
+
+@pytest.mark.slow
+def test_every_target_becomes_an_engine(bundle_of_many_targets: Path) -> None:
+    expected = {"cpu", "cpu-float32", OTHER, "jetson-orin"}
+    expected |= {"openvino"} if has("openvino") else set()
+    expected |= {"rtx-sm86,sm89", "rtx-sm86-fp16"} if has("tensorrt_rtx") else set()
+    assert {entry.name for entry in read_bundle(bundle_of_many_targets).manifest.engines} == expected
 
 
 def test_threshold_is_tuned_on_the_validation_tiles(bundle: Path) -> None:
@@ -107,8 +125,8 @@ def test_threshold_is_tuned_on_the_validation_tiles(bundle: Path) -> None:
     assert manifest.threshold_from in (bundle / "evidence" / "report.html").read_text()
 
 
-def test_every_engine_is_split_and_its_parts_reproduce_its_output(bundle: Path) -> None:
-    manifest = decode_manifest(bundle / "manifest.json")
+def test_every_engine_is_split_and_its_parts_reproduce_its_output(each_bundle: Path) -> None:
+    manifest = decode_manifest(each_bundle / "manifest.json")
     sides = [TILE // 4, TILE // 8, TILE // 16]
     assert [f.shape for f in manifest.features] == [
         [-1, c, side, side] for c, side in zip((64, 128, 320), sides, strict=True)
@@ -119,11 +137,11 @@ def test_every_engine_is_split_and_its_parts_reproduce_its_output(bundle: Path) 
         assert engine.split.encoder == f"{whole[0]}_encoder.{whole[2]}"
         assert engine.split.head == f"{whole[0]}_head.{whole[2]}"
     assert manifest.file("head graph for cpu").precision == "int8"
-    result = run("misgnet_runtime.cli", "verify", bundle)
+    result = run("misgnet_runtime.cli", "verify", each_bundle)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith("cpu")]
     assert len(lines) >= 2 and all(line.endswith("in 100.000 %") or "not run" in line for line in lines)
-    stages = json.loads((bundle / "evidence" / "build.json").read_text())["stages"]
+    stages = json.loads((each_bundle / "evidence" / "build.json").read_text())["stages"]
     assert {"split float", "split cpu"} <= {stage["name"] for stage in stages}
 
 
@@ -158,8 +176,8 @@ def test_compile_reports_missing_tensorrt(bundle: Path) -> None:
     assert "jetson-orin, for sm87 on linux-aarch64: does not run" in result.stdout
 
 
-def test_quantized_graphs_are_small_and_mostly_quantized(bundle: Path) -> None:
-    manifest = decode_manifest(bundle / "manifest.json")
+def test_quantized_graphs_are_small_and_mostly_quantized(each_bundle: Path) -> None:
+    manifest = decode_manifest(each_bundle / "manifest.json")
     sizes = {f.path: f.size for f in manifest.files}
     for entry in manifest.quantization:
         if entry.recipe == "tensorrt-fp16":
@@ -169,22 +187,23 @@ def test_quantized_graphs_are_small_and_mostly_quantized(bundle: Path) -> None:
         assert entry.int8_share_of_multiply_adds > 0.9
 
 
-def test_evidence_covers_every_engine_and_tile(bundle: Path) -> None:
-    parity = json.loads((bundle / "evidence" / "parity.json").read_text())
+def test_evidence_covers_every_engine_and_tile(each_bundle: Path) -> None:
+    parity = json.loads((each_bundle / "evidence" / "parity.json").read_text())
     assert parity["tiles"] == 16 and parity["sources"] == 4 and parity["reference"] == "PyTorch float32"
     for engine in parity["engines"]:
         assert len(engine["tiles"]) == 16
         assert engine["status"] == ("proxy" if engine["engine"].startswith(("rtx", "jetson", OTHER)) else "run")
         assert engine["verdict"]["passed"]
-    assert "data:image" in (bundle / "evidence" / "report.html").read_text()
+    assert "data:image" in (each_bundle / "evidence" / "report.html").read_text()
 
 
-def test_plan_for_two_gpus_is_compiled_from_the_int8_graph(bundle: Path) -> None:
+@pytest.mark.slow
+def test_plan_for_two_gpus_is_compiled_from_the_int8_graph(bundle_of_many_targets: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")
-    entry = read_bundle(bundle).engine_entry("rtx-sm86,sm89")
+    entry = read_bundle(bundle_of_many_targets).engine_entry("rtx-sm86,sm89")
     assert entry.compute_capabilities == ["sm86", "sm89"] and entry.graph == "graphs/int8_tensorrt.onnx"
-    assert (bundle / entry.file).stat().st_size > 1_000_000
-    fp16 = read_bundle(bundle).engine_entry("rtx-sm86-fp16")
+    assert (bundle_of_many_targets / entry.file).stat().st_size > 1_000_000
+    fp16 = read_bundle(bundle_of_many_targets).engine_entry("rtx-sm86-fp16")
     assert (fp16.precision, fp16.graph) == ("float16", "graphs/float16_tensorrt-fp16.onnx")
 
 
@@ -236,6 +255,7 @@ def test_modified_bundle_is_rejected_by_parity(bundle: Path, data: Path, tmp_pat
     assert result.returncode == 4 and "int8_cpu.onnx" in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_failed_gate_leaves_evidence_and_no_bundle(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     result = run("misgnet_export.cli", *build_arguments(data, output, "--max-f1-drop", -100, *QUICK))
@@ -249,7 +269,7 @@ def test_failed_gate_leaves_evidence_and_no_bundle(data: Path, tmp_path: Path) -
     assert [line.partition(":")[0] for line in result.stderr.strip().splitlines()] == ["warning", "error"]
 
 
-@pytest.mark.parametrize("stage", ["export to ONNX", "evaluate cpu"])
+@pytest.mark.parametrize("stage", ["export to ONNX", pytest.param("evaluate cpu", marks=pytest.mark.slow)])
 def test_killed_build_leaves_no_bundle_and_the_next_build_cleans_up(data: Path, tmp_path: Path, stage: str) -> None:
     output = tmp_path / "bundle"
     command = [sys.executable, "-u", "-m", "misgnet_export.cli", *map(str, build_arguments(data, output, *QUICK))]
@@ -293,15 +313,18 @@ BAD_REQUESTS = {
 
 
 @pytest.mark.parametrize("case", BAD_REQUESTS)
-def test_invalid_requests_are_rejected_early(case: str, data: Path, tmp_path: Path) -> None:
+def test_invalid_requests_are_rejected_early(
+    case: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     more, code, message = BAD_REQUESTS[case]
     if "rtx" in more[-1]:
         pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")
     if more[-1] == "tensorrt" and has("tensorrt"):
         pytest.skip("this machine has TensorRT")
-    result = run("misgnet_export.cli", *build_arguments(data, tmp_path / "bundle", *more))
-    assert result.returncode == code, result.stderr
-    assert message in result.stderr.lower() and len(result.stderr.strip().splitlines()) == 1
+    found = exit_code(main, "misgnet-export", *build_arguments(data, tmp_path / "bundle", *more))
+    errors = capsys.readouterr().err
+    assert found == code, errors
+    assert message in errors.lower() and len(errors.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 

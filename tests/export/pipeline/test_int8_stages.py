@@ -240,7 +240,7 @@ def test_fp16_uses_no_calibrator_repair_or_control(tiles) -> None:
     entry = quantization_entry("graphs/float16.onnx", TENSORRT_FP16, found, change_graph())
     assert (entry.quantized_nodes, entry.weight_bits, entry.calibrator) == (0, 16, "none")
     assert entry.shares() == {"int8": 0, "float16": 1, "float32": 0}
-    assert {item.rule for item in entry.placement} == {"asked for FP16"}
+    assert {item.rule for item in entry.placement} == {"FP16 requested"}
 
 
 @pytest.mark.parametrize("recipe", [TENSORRT, TENSORRT_FP16], ids=lambda recipe: recipe.name)
@@ -273,7 +273,7 @@ def test_fp16_collects_absolute_maxima_without_ranges_and_reuses_them(tiles, tmp
     found, word = observed(TENSORRT_FP16)
     assert not found.histograms and found.absolute_maxima and not steps and word == "nothing saved yet"
     again, word = observed(TENSORRT_FP16)
-    assert (again.histograms, again.absolute_maxima, word) == ({}, found.absolute_maxima, "used again")
+    assert (again.histograms, again.absolute_maxima, word) == ({}, found.absolute_maxima, "reused")
     more, word = observed(TENSORRT_FP16, CPU)
     assert more.histograms and steps and word == "saved for other targets"
-    assert observed(TENSORRT_FP16)[1] == "used again"
+    assert observed(TENSORRT_FP16)[1] == "reused"

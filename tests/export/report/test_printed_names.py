@@ -1,4 +1,4 @@
-"""What is shown of files and manifests cannot steer a terminal, hide itself, or forge a line."""
+"""Tests that texts from files and manifests cannot control the terminal, hide characters or forge lines."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def test_figures_keep_their_spaces() -> None:
 def test_stages_are_escaped() -> None:
     console = Console(file=io.StringIO(), width=400, color_system=None, emoji=False)
     with StageLog(console).stage(ODD) as stage:
-        stage.tell(ODD)
+        stage.show_status(ODD)
         stage.finding = ODD
     assert isinstance(console.file, io.StringIO)
     check_plain(console.file.getvalue())
 
 
-def test_the_page_shows_control_characters_escaped() -> None:
+def test_page_escapes_control_characters() -> None:
     data = data_of(report_of([parity([0, 1, 0, 0])]))
     page = page_of(replace(data, summary=[("Weights", ODD)], stages=[(ODD, 1.0, ODD)]))
     assert "x\\x1b[31m\\x9b2J\\u202e[bold]" in page
@@ -73,7 +73,7 @@ def test_paths_are_not_read_as_markup(
 
     found = repository.Repository([repository.Model(ODD, ODD, "onnxruntime", ODD)], {ODD: ODD})
     monkeypatch.setattr(repository, "write_repository", lambda *_, **__: found)
-    output = tmp_path / "a[" / "b]"  # what Rich would take for the end of something that never began
+    output = tmp_path / "a[" / "b]"  # Rich would read this as a closing tag without an opening one
     assert exit_code(cli.main, "misgnet-export", "triton", "b", "-o", output) == 0
     captured = capsys.readouterr()
     assert f"repository: {output}" in captured.out
@@ -81,7 +81,7 @@ def test_paths_are_not_read_as_markup(
     check_plain(captured.err)
 
 
-def test_an_image_whose_name_is_not_utf8_is_bad_input(tmp_path: Path) -> None:
+def test_image_name_that_is_not_utf8_is_an_input_error(tmp_path: Path) -> None:
     from misgnet_runtime.errors import InputError
 
     for part in ("A", "B", "label"):

@@ -1,4 +1,4 @@
-"""The commands of ``misgnet``, as a user runs them."""
+"""Tests the commands of ``misgnet`` in processes of their own, as a user runs them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_synthesize_draws_what_was_asked_and_the_same_again(tiles: Path, tmp_path: Path) -> None:
+def test_synthesize_draws_the_requested_number_of_pairs_reproducibly(tiles: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tiles.iterdir()) == ["train", "val"]
     assert len(list((tiles / "train" / "label").iterdir())) == 4
     again = tmp_path / "again"
@@ -63,7 +63,7 @@ def test_evaluate_writes_the_scores_of_the_library(tiles: Path, tmp_path: Path) 
     assert alone.returncode == 0 and "F1" not in alone.stderr
 
 
-def test_train_leaves_weights_that_evaluate_reads(tiles: Path, tmp_path: Path) -> None:
+def test_train_writes_weights_that_evaluate_reads(tiles: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = misgnet("train", tiles, "-o", run, "--tile", 64, "--batch", 2, "--epochs", 1, "--init", WEIGHTS)
     assert result.returncode == 0, result.stderr
@@ -74,7 +74,7 @@ def test_train_leaves_weights_that_evaluate_reads(tiles: Path, tmp_path: Path) -
     assert misgnet("train", tiles, "-o", run, "--tile", 64, "--resume", "--batch", 2).returncode == 0
 
 
-def test_predict_takes_a_folder_or_two_images(tiles: Path, tmp_path: Path) -> None:
+def test_predict_accepts_a_folder_or_two_images(tiles: Path, tmp_path: Path) -> None:
     folder = misgnet("predict", WEIGHTS, tiles / "val", "-o", tmp_path / "out", "--tile", 64, "--overlay")
     assert folder.returncode == 0, folder.stderr
     assert len(list((tmp_path / "out").glob("*.png"))) == len(list((tmp_path / "out" / "overlay").iterdir())) == 3
@@ -88,28 +88,28 @@ def test_predict_takes_a_folder_or_two_images(tiles: Path, tmp_path: Path) -> No
     ("arguments", "code", "word"),
     [
         (["synthesize", "-o", ".", "--train", 1], 2, "exists"),
-        (["synthesize", "-o", "new", "--size", 50], 2, "multiples of 32"),
+        (["synthesize", "-o", "new", "--size", 50], 2, "multiple of 32"),
         (["evaluate", WEIGHTS, "nowhere"], 4, "nowhere"),
         (["evaluate", __file__, "."], 4, "neither safetensors"),
         (["train", "nowhere", "-o", "run"], 4, "nowhere"),
         (["predict", WEIGHTS, "a.png", "b.png", "-o", "m.jpg"], 2, "PNG"),
         (["predict", WEIGHTS, "a.png", "b.png", "-o", "m.png"], 4, "a.png"),
         (["predict", WEIGHTS], 2, "DATA"),
-        (["predict", WEIGHTS, "a.png", "-o", "m.png"], 2, "no folder"),
+        (["predict", WEIGHTS, "a.png", "-o", "m.png"], 2, "is not a folder"),
         (["predict", WEIGHTS, ".", "a.png", "-o", "m.png"], 2, "is a folder"),
         (["predict", WEIGHTS, ".", "-o", "out"], 4, "folder A does not exist"),
-        (["evaluate", WEIGHTS, ".", "--tile", 100], 2, "multiples of 32"),
+        (["evaluate", WEIGHTS, ".", "--tile", 100], 2, "multiple of 32"),
         (["evaluate", WEIGHTS, ".", "--threshold", 50], 2, "0 to 1"),
         (["evaluate", WEIGHTS, ".", "--maps", "maps.jpg"], 2, "PNG"),
         (["evaluate", WEIGHTS, ".", "--device", "cuda:77"], 5, "cuda:77"),
         (["train", ".", "-o", "run", "--freeze", "decoder"], 2, "decoder"),
         (["train", ".", "-o", "run", "--ema", 1.5], 2, "--ema"),
-        (["train", ".", "-o", "run", "--init", "a", "--encoder", "b"], 2, "give one of the two"),
+        (["train", ".", "-o", "run", "--init", "a", "--encoder", "b"], 2, "use one of the two"),
         (["prepare", "levir", "nowhere", "-o", "tiles"], 4, "nowhere"),
         (["prepare", "mars", "nowhere", "-o", "tiles"], 2, "mars"),
     ],
 )
-def test_mistakes_end_with_their_code(
+def test_wrong_calls_exit_with_the_documented_code(
     arguments: list[object], code: int, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Downloads become tiles: each pixel is where it was, nothing is done twice, and a broken run is finished."""
+"""Tests the preparation of LEVIR-CD and SYSU-CD: exact pixels, resuming, changed sources and error messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from misgnet.cli.prepare import prepare as command
 from misgnet.datasets import PrepareOptions, PrepareReport, prepare, writing
-from misgnet.datasets.split import MOST_TILES, counts, grid, place
+from misgnet.datasets.split import MOST_TILES, assign_splits, counts, grid
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.log import use
 from support.paths import ROOT
@@ -60,7 +60,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The tree of a run that nothing interrupted."""
+    """Returns the files of a run without interruptions."""
     folder = tmp_path_factory.mktemp("whole")
     prepare("levir", make_source(folder / "source"), folder / "out", SMALL)
     return tree(folder / "out")
@@ -85,7 +85,7 @@ def written(report: PrepareReport) -> int:
 
 
 def refused(kind: type[MisgnetError], source: Path, output: Path, *words: str, **options: object) -> str:
-    """The message of the error that the call ends with; it holds ``words`` and is one line."""
+    """Checks that the call raises ``kind`` with ``words`` in its message, and returns the message."""
     with pytest.raises(kind) as caught:
         prepare("levir", source, output, PrepareOptions(**{"tile": 32, **options}))
     for word in words:
@@ -93,19 +93,19 @@ def refused(kind: type[MisgnetError], source: Path, output: Path, *words: str, *
     return str(caught.value)
 
 
-# --- what is written
+# --- output
 
 
 @pytest.mark.parametrize(("dataset", "parts"), [("levir", ("A", "B", "label")), ("sysu", ("time1", "time2", "label"))])
-def test_tiles_are_the_images_pixels(tmp_path: Path, dataset: str, parts: tuple[str, ...]) -> None:
+def test_tiles_hold_the_pixels_of_the_images(tmp_path: Path, dataset: str, parts: tuple[str, ...]) -> None:
     report = prepare(dataset, make_source(tmp_path / "source", parts), tmp_path / "out", SMALL)
     images = random_pair(96, 70, 0)
-    places = {(row, column) for row in (0, 32, 64) for column in (0, 32, 38)}  # the last is shifted inward
+    corners = {(row, column) for row in (0, 32, 64) for column in (0, 32, 38)}  # the last column is shifted inward
     for part, image in zip(("A", "B", "label"), images, strict=True):
         folder = tmp_path / "out" / "train" / part
-        names = {f"one_{row:05d}_{column:05d}.png" for row, column in places} | {"two.png"}
+        names = {f"one_{row:05d}_{column:05d}.png" for row, column in corners} | {"two.png"}
         assert {path.name for path in folder.iterdir()} == names
-        for row, column in places:
+        for row, column in corners:
             tile = pixels(folder / f"one_{row:05d}_{column:05d}.png")
             assert tile.dtype == np.uint8
             assert np.array_equal(tile, image[row : row + 32, column : column + 32])
@@ -124,13 +124,13 @@ def test_tiles_are_the_images_pixels(tmp_path: Path, dataset: str, parts: tuple[
     assert report.splits[1].changed == pytest.approx(np.mean(np.stack(labels) == 255))
 
 
-def test_an_image_within_one_tile_keeps_its_name(source: Path, tmp_path: Path) -> None:
+def test_image_that_fits_into_one_tile_keeps_its_name(source: Path, tmp_path: Path) -> None:
     prepare("levir", source, tmp_path / "out", PrepareOptions(tile=64))
     assert [path.name for path in (tmp_path / "out/test/A").iterdir()] == ["four.png"]
     assert pixels(tmp_path / "out/test/A/four.png").shape == (64, 64, 3)
 
 
-def test_labels_of_zero_and_one_become_zero_and_255(source: Path, tmp_path: Path) -> None:
+def test_labels_of_0_and_1_become_0_and_255(source: Path, tmp_path: Path) -> None:
     label = random_pair(64, 64, 2)[2]
     Image.fromarray(label // 255).save(source / "val/label/three.png")
     prepare("levir", source, tmp_path / "out", SMALL)
@@ -138,20 +138,20 @@ def test_labels_of_zero_and_one_become_zero_and_255(source: Path, tmp_path: Path
     assert np.array_equal(tile, label[32:, 32:])
 
 
-def test_what_is_no_image_is_skipped_and_told(source: Path, tmp_path: Path) -> None:
+def test_other_files_are_skipped_and_reported(source: Path, tmp_path: Path) -> None:
     for name in ("train/A/._one.png", "train/label/Thumbs.db", "readme.txt", "val/list.txt"):
         (source / name).write_text("no image")
     report = prepare("levir", source, tmp_path / "out", SMALL)
     found = {str(item.path.relative_to(source)): item.reason for item in report.skipped}
     assert found.keys() == {"train/A/._one.png", "train/label/Thumbs.db", "readme.txt", "val/list.txt"}
-    assert "hidden" in found["train/A/._one.png"] and "no image" in found["train/label/Thumbs.db"]
+    assert "hidden" in found["train/A/._one.png"] and "not an image" in found["train/label/Thumbs.db"]
 
 
-def test_real_images_and_counts(reference: Path, tmp_path: Path) -> None:
+def test_real_images_give_the_expected_tiles_and_counts(reference: Path, tmp_path: Path) -> None:
     source = reference / "data" / "LEVIR-CD"
     if not source.is_dir():
         pytest.skip("the reference folder has no LEVIR-CD")
-    for part in ("A", "B", "label"):  # a few of each split: they are large
+    for part in ("A", "B", "label"):  # only a few of each split, because they are large
         for split in ("train", "val", "test"):
             (tmp_path / "some" / split / part).mkdir(parents=True)
             for path in sorted((source / split / part).iterdir())[:2]:
@@ -166,10 +166,10 @@ def test_real_images_and_counts(reference: Path, tmp_path: Path) -> None:
     assert all(0 < split.changed < 0.5 for split in report.splits)
 
 
-# --- again, and after an end
+# --- repeated and interrupted runs
 
 
-def test_twice_changes_nothing(source: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
+def test_second_run_changes_nothing(source: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
     out = tmp_path / "out"
     prepare("levir", source, out, SMALL)
     before = stamps(out)
@@ -179,7 +179,7 @@ def test_twice_changes_nothing(source: Path, tmp_path: Path, expected: dict[str,
     assert [(s.tiles, s.written, s.kept) for s in report.splits] == [(10, 0, 10), (4, 0, 4), (2, 0, 2)]
 
 
-def test_the_record_says_what_is_there(source: Path, tmp_path: Path) -> None:
+def test_record_lists_settings_units_and_digests(source: Path, tmp_path: Path) -> None:
     prepare("levir", source, tmp_path / "out", SMALL)
     header, *units = map(json.loads, (tmp_path / "out/prepare.jsonl").read_text().splitlines())
     assert (header["dataset"], header["tile"], header["splits"]) == ("levir", 32, {"train": 2, "val": 1, "test": 1})
@@ -226,7 +226,7 @@ prepare("levir", Path(sys.argv[1]), Path(sys.argv[2]), PrepareOptions(tile=32))
 @pytest.mark.parametrize(
     ("event", "after"), [("fsync", 0), ("fsync", 29), ("rename", 0), ("rename", 11), ("record", 0), ("record", 3)]
 )
-def test_a_killed_run_is_finished(
+def test_rerun_after_kill_completes_the_output(
     source: Path, tmp_path: Path, expected: dict[str, bytes], event: str, after: int
 ) -> None:
     out = tmp_path / "out"
@@ -234,7 +234,7 @@ def test_a_killed_run_is_finished(
     command = [sys.executable, "-c", KILLED, source, out, event, str(after)]
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     placed = {name: data for name, data in tree(out).items() if name.endswith(".png") and not name.startswith(".")}
-    assert placed.items() <= expected.items()  # what has its name is whole
+    assert placed.items() <= expected.items()  # files that have their final name are complete
     assert tree(out) != expected
     prepare("levir", source, out, SMALL)
     assert tree(out) == expected
@@ -242,7 +242,7 @@ def test_a_killed_run_is_finished(
 
 @pytest.mark.parametrize("after", [0, 1, 30, 47])
 @pytest.mark.parametrize("kind", ["full disk", "Ctrl-C"])
-def test_an_ended_run_is_finished(
+def test_rerun_after_full_disk_or_interrupt_completes_the_output(
     source: Path,
     tmp_path: Path,
     expected: dict[str, bytes],
@@ -270,7 +270,7 @@ def test_an_ended_run_is_finished(
     assert tree(out) == expected
 
 
-def test_finished_images_are_not_made_again(source: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
+def test_finished_images_are_not_written_again(source: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
     out = tmp_path / "out"
     bad = source / "val/B/three.png"
     content = bad.read_bytes()
@@ -286,42 +286,44 @@ def test_finished_images_are_not_made_again(source: Path, tmp_path: Path, expect
 
 
 @pytest.mark.parametrize("cut", [1, 40, 250])
-def test_a_torn_line_is_cut_off(source: Path, tmp_path: Path, expected: dict[str, bytes], cut: int) -> None:
+def test_incomplete_last_line_of_the_record_is_replaced(
+    source: Path, tmp_path: Path, expected: dict[str, bytes], cut: int
+) -> None:
     out = tmp_path / "out"
     prepare("levir", source, out, SMALL)
     record = out / "prepare.jsonl"
     record.write_bytes(record.read_bytes()[:-cut])
     report = prepare("levir", source, out, SMALL)
-    assert written(report) == 0  # the tiles were there, only their line was not
+    assert written(report) == 0  # the tiles exist, only their line is missing
     assert tree(out) == expected
 
 
-@pytest.mark.parametrize("harm", ["deleted", "truncated", "another picture", "a folder's worth"])
-def test_harmed_tiles_are_made_again(source: Path, tmp_path: Path, expected: dict[str, bytes], harm: str) -> None:
+@pytest.mark.parametrize("damage", ["deleted", "truncated", "another picture", "a folder's worth"])
+def test_damaged_tiles_are_written_again(source: Path, tmp_path: Path, expected: dict[str, bytes], damage: str) -> None:
     out = tmp_path / "out"
     prepare("levir", source, out, SMALL)
     tile = out / "train/label/one_00032_00038.png"
     before = stamps(out)
-    if harm == "deleted":
+    if damage == "deleted":
         tile.unlink()
-    elif harm == "truncated":
+    elif damage == "truncated":
         tile.write_bytes(tile.read_bytes()[:50])
-    elif harm == "another picture":
+    elif damage == "another picture":
         tile.write_bytes((out / "train/label/two.png").read_bytes())
     else:
         for path in (out / "train/label").iterdir():
             path.unlink()
     report = prepare("levir", source, out, SMALL)
-    assert written(report) == (10 if harm == "a folder's worth" else 1)
+    assert written(report) == (10 if damage == "a folder's worth" else 1)
     assert tree(out) == expected
     same = {name for name, stamp in stamps(out).items() if before[name] == stamp}
     assert len([name for name in same if name.endswith(".png")]) == 48 - written(report)
 
 
-# --- what is refused
+# --- errors
 
 
-def test_other_settings_need_another_place(source: Path, tmp_path: Path) -> None:
+def test_other_settings_require_another_output_folder(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare("levir", source, out, SMALL)
     before = stamps(out)
@@ -335,7 +337,7 @@ def test_other_settings_need_another_place(source: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("part", ["A", "B", "label"])
-def test_a_changed_source_is_named(source: Path, tmp_path: Path, part: str, expected: dict[str, bytes]) -> None:
+def test_error_names_a_changed_source(source: Path, tmp_path: Path, part: str, expected: dict[str, bytes]) -> None:
     out = tmp_path / "out"
     prepare("levir", source, out, SMALL)
     path = source / "val" / part / "three.png"
@@ -346,7 +348,7 @@ def test_a_changed_source_is_named(source: Path, tmp_path: Path, part: str, expe
     assert tree(out) != expected
 
 
-def test_a_source_that_grew_or_was_renamed_is_told(source: Path, tmp_path: Path) -> None:
+def test_added_or_removed_sources_are_reported(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare("levir", source, out, SMALL)
     write_pair(source / "val", "five", (32, 32), 9, ("A", "B", "label"))
@@ -356,7 +358,9 @@ def test_a_source_that_grew_or_was_renamed_is_told(source: Path, tmp_path: Path)
     refused(InputError, source, out, "val/three", "--force")
 
 
-def test_force_keeps_what_is_there_until_the_end(source: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
+def test_force_keeps_the_existing_output_until_the_end(
+    source: Path, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
     out = tmp_path / "out"
     prepare("levir", source, out, SMALL)
     good = (source / "test/label/four.png").read_bytes()
@@ -370,14 +374,14 @@ def test_force_keeps_what_is_there_until_the_end(source: Path, tmp_path: Path, e
     assert tree(out) == expected
 
 
-def test_places_that_cannot_be_meant(source: Path, tmp_path: Path) -> None:
+def test_unsuitable_output_folders_are_refused(source: Path, tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("mine")
     refused(UsageError, source, foreign, "not empty", "--force")
-    refused(UsageError, source, source, "lies in the source", force=True)
-    refused(UsageError, source, source / "tiles", "lies in the source")
-    refused(UsageError, source, tmp_path, "would hold the source", force=True)
+    refused(UsageError, source, source, "is inside the source", force=True)
+    refused(UsageError, source, source / "tiles", "is inside the source")
+    refused(UsageError, source, tmp_path, "contains the source", force=True)
     refused(UsageError, source, foreign / "thesis.txt", "is a file")
     (foreign / "prepare.jsonl").write_text("a diary\n")
     refused(UsageError, source, foreign, "prepare.jsonl, line 1 is damaged (JSON is malformed")
@@ -392,7 +396,7 @@ def zipped(source: Path) -> tuple[str, ...]:
 
 def no_part(source: Path) -> tuple[str, ...]:
     (source / "val" / "B").rename(source / "val" / "after")
-    return str(source / "val"), "lacks B/", "after/"
+    return str(source / "val"), "does not contain B/", "after/"
 
 
 def nested(source: Path) -> tuple[str, ...]:
@@ -400,7 +404,7 @@ def nested(source: Path) -> tuple[str, ...]:
     inner.mkdir()
     for split in ("train", "val", "test"):
         (source / split).rename(inner / split)
-    return "lacks train/, val/, test/", f"is it {inner}?"
+    return "does not contain train/, val/, test/", f"did you mean {inner}?"
 
 
 def no_source(source: Path) -> tuple[str, ...]:
@@ -418,7 +422,7 @@ def alone(part: str) -> Callable[[Path], tuple[str, ...]]:
 
 def no_images(source: Path) -> tuple[str, ...]:
     (source / "test/B/four.png").rename(source / "test/B/four.jp2")
-    return str(source / "test/B"), "holds no images"
+    return str(source / "test/B"), "contains no images"
 
 
 def other_size(part: str) -> Callable[[Path], tuple[str, ...]]:
@@ -455,27 +459,27 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("case", CHANGES)
-def test_a_bad_source_is_named(source: Path, tmp_path: Path, case: str) -> None:
+def test_error_names_the_fault_of_the_source(source: Path, tmp_path: Path, case: str) -> None:
     words = CHANGES[case](source)
     assert "\n" not in refused(InputError, source, tmp_path / "out", *words)
 
 
-def test_a_name_that_only_looks_like_a_tile_is_fine(source: Path, tmp_path: Path) -> None:
+def test_image_whose_name_resembles_a_tile_name_is_accepted(source: Path, tmp_path: Path) -> None:
     write_pair(source / "train", "one_00033_00000", (32, 32), 9, ("A", "B", "label"))
     write_pair(source / "train", "two_00000_00000", (32, 32), 10, ("A", "B", "label"))
     assert prepare("levir", source, tmp_path / "out", SMALL).splits[0].tiles == 12
 
 
 @pytest.mark.parametrize("tile", [0, 31, 48, 8192])
-def test_a_tile_that_the_network_cannot_take(source: Path, tmp_path: Path, tile: int) -> None:
+def test_unsupported_tile_sizes_are_refused(source: Path, tmp_path: Path, tile: int) -> None:
     refused(UsageError, source, tmp_path / "out", f"--tile is {tile}", tile=tile)
 
 
-def test_a_raster_for_a_set_of_images_is_refused(source: Path, tmp_path: Path) -> None:
+def test_raster_option_is_refused_for_sets_of_images(source: Path, tmp_path: Path) -> None:
     refused(UsageError, source, tmp_path / "out", "--after", after=source / "train/A/one.png")
 
 
-def test_strangers_among_the_tiles_are_told(source: Path, tmp_path: Path) -> None:
+def test_foreign_files_among_the_tiles_are_reported(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare("levir", source, out, SMALL)
     (out / "val/A/older_00000_00000.png").write_bytes(b"")
@@ -487,10 +491,10 @@ def test_strangers_among_the_tiles_are_told(source: Path, tmp_path: Path) -> Non
 
 @settings(max_examples=80, deadline=None)
 @given(height=st.integers(1, 300), width=st.integers(1, 300), tile=st.sampled_from([7, 16, 32]), seed=st.integers(0, 9))
-def test_every_pixel_of_a_scene_is_in_one_split(height: int, width: int, tile: int, seed: int) -> None:
+def test_every_pixel_of_a_scene_is_in_exactly_one_tile(height: int, width: int, tile: int, seed: int) -> None:
     cells = grid(height, width, tile)
     owner = np.zeros((height, width), int)
-    for placed in place(cells, tile, seed, "keep"):
+    for placed in assign_splits(cells, tile, seed, "keep"):
         area = placed.cell.rows, placed.cell.columns
         assert all(span.start % tile == 0 and 0 < span.length <= tile for span in area)
         owner[area[0].start : area[0].stop, area[1].start : area[1].stop] += 1
@@ -501,9 +505,9 @@ def test_every_pixel_of_a_scene_is_in_one_split(height: int, width: int, tile: i
 
 @settings(max_examples=80, deadline=None)
 @given(height=st.integers(1, 300), width=st.integers(1, 300), tile=st.sampled_from([16, 32]), seed=st.integers(0, 9))
-def test_drawn_tiles_are_shared_out_by_tenths(height: int, width: int, tile: int, seed: int) -> None:
+def test_val_and_test_each_get_a_tenth_of_the_drawn_tiles(height: int, width: int, tile: int, seed: int) -> None:
     cells = grid(height, width, tile)
-    kept, dropped = (place(cells, tile, seed, edges) for edges in ("keep", "drop"))
+    kept, dropped = (assign_splits(cells, tile, seed, edges) for edges in ("keep", "drop"))
     assert dropped == [placed for placed in kept if not placed.is_edge]
     share = {name: sum(p.split == name for p in dropped) for name in ("train", "val", "test")}
     assert share == counts(len(dropped))
@@ -511,25 +515,25 @@ def test_drawn_tiles_are_shared_out_by_tenths(height: int, width: int, tile: int
     assert sum(share.values()) == len(dropped)
 
 
-def test_the_published_scene_has_the_published_counts() -> None:
+def test_scene_of_published_size_has_the_published_counts() -> None:
     cells = grid(15354, 32570, 256)
-    kept, dropped = (place(cells, 256, 0, edges) for edges in ("keep", "drop"))
+    kept, dropped = (assign_splits(cells, 256, 0, edges) for edges in ("keep", "drop"))
     assert [sum(p.split == name for p in dropped) for name in ("train", "val", "test")] == [6096, 762, 762]
     assert [sum(p.split == name for p in kept) for name in ("train", "val", "test")] == [6156, 762, 762]
     assert sum(p.is_edge for p in kept) == 60
-    # the draw is a promise: another one would mix up the splits of a set that is half prepared
+    # the draw must never change: a resumed run would otherwise mix up the splits
     assert hashlib.sha256(" ".join(p.split for p in kept).encode()).hexdigest() == DRAW_OF_SEED_0
-    assert [p.split for p in place(cells, 256, 1, "keep")] != [p.split for p in kept]
+    assert [p.split for p in assign_splits(cells, 256, 1, "keep")] != [p.split for p in kept]
 
 
 DRAW_OF_SEED_0 = "5507d0cd8e30576a81cad62eca726a13d272d91bec2f09c437ae47844f84738e"
 
 
-def test_a_grid_without_end_is_refused() -> None:
+def test_grid_of_too_many_tiles_is_refused() -> None:
     assert len(grid(32 * 2048, 32 * 4, 32)) == 8192
     with pytest.raises(InputError, match="--tile"):
         grid(32 * MOST_TILES, 33, 32)
-    with pytest.raises(ValueError, match="cannot lay"):
+    with pytest.raises(ValueError, match="cannot make a grid"):
         grid(0, 5, 5)
 
 
@@ -537,7 +541,7 @@ def test_a_grid_without_end_is_refused() -> None:
 
 
 def run(*arguments: object) -> tuple[int, str, MisgnetError | None]:
-    use("text")  # as the console script does
+    use("text")  # as the command does
     app = typer.Typer()
     app.command()(command)
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -546,7 +550,7 @@ def run(*arguments: object) -> tuple[int, str, MisgnetError | None]:
     return result.exit_code, result.output, error
 
 
-def test_the_command_reports_what_it_did(source: Path, tmp_path: Path) -> None:
+def test_command_reports_counts_and_skipped_files(source: Path, tmp_path: Path) -> None:
     (source / "readme.txt").write_text("hello")
     code, output, _ = run("levir", source, "-o", tmp_path / "out", "--tile", 32)
     assert code == 0
@@ -554,19 +558,19 @@ def test_the_command_reports_what_it_did(source: Path, tmp_path: Path) -> None:
     assert [row[:5] for row in rows] == [
         ["train", "2", "445", "10", "0"], ["val", "1", "64", "4", "0"], ["test", "1", "128", "2", "0"],
     ]  # fmt: skip
-    assert "not the whole published set" in output and "readme.txt: not a part" in output
+    assert "not the complete published set" in output and "readme.txt: not part" in output
     code, output, _ = run("levir", source, "-o", tmp_path / "out", "--tile", 32)
     assert code == 0 and "│ train │" in output
 
 
-def test_the_command_ends_with_the_errors_code(source: Path, tmp_path: Path) -> None:
+def test_command_exits_with_the_code_of_the_error(source: Path, tmp_path: Path) -> None:
     assert run("levir", tmp_path / "nowhere", "-o", tmp_path / "out")[2].exit_code == 4
     assert run("levir", source, "-o", source / "out")[2].exit_code == 2
     assert run("oscd", source, "-o", tmp_path / "out")[0] == 2
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_ctrl_c_says_what_is_left(
+def test_interrupted_command_reports_what_is_kept(
     source: Path, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, force: bool
 ) -> None:
     def interrupt(pixels: np.ndarray) -> bytes:
@@ -577,12 +581,12 @@ def test_ctrl_c_says_what_is_left(
         patched.setattr(writing, "encode_png", interrupt)
         code, output, _ = run("levir", source, "-o", out, "--tile", 32, *(["--force"] if force else []))
     assert code == 130
-    assert ("nothing was changed" if force else "goes on from there") in output
+    assert ("nothing was changed" if force else "finished tiles are kept; rerun the command to resume") in output
     run("levir", source, "-o", out, "--tile", 32)
     assert tree(out) == expected
 
 
-def test_no_torch_and_no_rasterio_for_images(source: Path, tmp_path: Path) -> None:
+def test_preparing_images_imports_neither_torch_nor_rasterio(source: Path, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom misgnet.datasets import PrepareOptions, prepare\n"
         "prepare('levir', Path(sys.argv[1]), Path(sys.argv[2]), PrepareOptions(tile=32))\n"

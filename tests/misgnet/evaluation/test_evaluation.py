@@ -1,4 +1,4 @@
-"""Evaluation and prediction in PyTorch: one confusion matrix, the worst tiles, pictures, files."""
+"""Tests evaluation and prediction in PyTorch: the confusion matrix, the worst tiles, pictures and files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn import metrics as judge
+from sklearn import metrics
 
 torch = pytest.importorskip("torch", reason="the network needs the [train] extra")
 
@@ -32,7 +32,7 @@ def network() -> MISGNet:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pairs of 128 x 128 px, one of them cut to 100 x 70."""
+    """Returns a folder with pairs of 128 x 128 px, one of them cropped to 70 x 100."""
     folder = tmp_path_factory.mktemp("data")
     write_split(folder, 3, seed=5, size=128)
     for part in ("A", "B", "label"):
@@ -41,38 +41,38 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_scores_are_those_of_scikit_learn_over_all_pixels(network: MISGNet, data: Path) -> None:
-    """The masks put together image by image, as a user of another tool would."""
-    truth, guess = [], []
+def test_scores_equal_those_of_scikit_learn_over_all_pixels(network: MISGNet, data: Path) -> None:
+    """The masks are collected image by image, as a user of another tool would do."""
+    truth, predicted = [], []
     for path in sorted((data / "A").iterdir()):
         probability = predict_pair(network, read_image(path), read_image(data / "B" / path.name), 64)
         truth.append(read_label(data / "label" / path.name).ravel())
-        guess.append((probability > 0.5).ravel())
-    y, z = np.concatenate(truth), np.concatenate(guess)
+        predicted.append((probability > 0.5).ravel())
+    y, z = np.concatenate(truth), np.concatenate(predicted)
     assert y.size == 2 * 128 * 128 + 100 * 70
     assert evaluate(network, TileSet.open(data, 64)).scores() == pytest.approx({
-        "precision": judge.precision_score(y, z),
-        "recall": judge.recall_score(y, z),
-        "f1": judge.f1_score(y, z),
-        "iou": judge.jaccard_score(y, z),
-        "accuracy": judge.accuracy_score(y, z),
-        "kappa": judge.cohen_kappa_score(y, z),
+        "precision": metrics.precision_score(y, z),
+        "recall": metrics.recall_score(y, z),
+        "f1": metrics.f1_score(y, z),
+        "iou": metrics.jaccard_score(y, z),
+        "accuracy": metrics.accuracy_score(y, z),
+        "kappa": metrics.cohen_kappa_score(y, z),
     })  # fmt: skip
 
 
-def test_worst_tiles_come_first_and_no_more_than_asked(network: MISGNet, data: Path) -> None:
+def test_worst_tiles_come_first_and_their_number_is_limited(network: MISGNet, data: Path) -> None:
     tiles = TileSet.open(data, 64)
-    everything = sorted((judged.wrong for judged in evaluate_tiles(network, tiles)), reverse=True)
+    everything = sorted((evaluated.wrong for evaluated in evaluate_tiles(network, tiles)), reverse=True)
     total, worst = evaluate_with_worst(network, tiles, 3)
-    assert [judged.wrong for judged in worst] == everything[:3] and everything[0] > everything[-1]
+    assert [evaluated.wrong for evaluated in worst] == everything[:3] and everything[0] > everything[-1]
     assert total == evaluate(network, tiles)
     assert evaluate_with_worst(network, tiles, 0) == (total, [])
-    assert all(judged.wrong for judged in evaluate_with_worst(network, tiles, 100)[1])
+    assert all(evaluated.wrong for evaluated in evaluate_with_worst(network, tiles, 100)[1])
     strict, lax = (evaluate_with_worst(network, tiles, 0, threshold=t)[0] for t in (0.9, 0.1))
     assert strict.tp + strict.fp < total.tp + total.fp < lax.tp + lax.fp
 
 
-def test_error_map_has_a_colour_for_each_kind() -> None:
+def test_error_map_has_a_colour_for_each_kind_of_pixel() -> None:
     predicted, label = np.array([[0, 1, 1, 0]], bool), np.array([[0, 1, 0, 1]], bool)
     colours = dict(LEGEND)
     expected = ["true negative", "true positive", "false positive", "false negative"]
@@ -80,14 +80,14 @@ def test_error_map_has_a_colour_for_each_kind() -> None:
 
 
 def test_sheet_shows_dates_label_and_errors_of_each_tile(network: MISGNet, data: Path) -> None:
-    judged = list(evaluate_tiles(network, TileSet.open(data, 128)))
-    sheet = np.asarray(draw_worst(judged))
-    for tile in judged:
+    evaluated = list(evaluate_tiles(network, TileSet.open(data, 128)))
+    sheet = np.asarray(draw_worst(evaluated))
+    for tile in evaluated:
         assert sheet.shape[1] > 4 * 128
         for pixels in (tile.tile.before, tile.tile.after, error_map(tile.mask, tile.tile.label)):
             assert _contains(sheet, pixels[tile.tile.owned])
     empty = draw_worst([])
-    assert empty.getextrema()[0][0] != empty.getextrema()[0][1]  # says so in words
+    assert empty.getextrema()[0][0] != empty.getextrema()[0][1]  # it contains text
 
 
 def _contains(sheet: np.ndarray, part: np.ndarray) -> bool:
@@ -96,7 +96,7 @@ def _contains(sheet: np.ndarray, part: np.ndarray) -> bool:
     return any((sheet[r : r + height, c : c + width] == part).all() for r, c in corners)
 
 
-def test_overlay_tints_changes_outlines_them_and_leaves_the_rest() -> None:
+def test_overlay_tints_and_outlines_only_the_changes() -> None:
     image = np.full((9, 9, 3), 100, np.uint8)
     mask = np.zeros((9, 9), bool)
     mask[2:7, 2:7] = True
@@ -107,7 +107,7 @@ def test_overlay_tints_changes_outlines_them_and_leaves_the_rest() -> None:
     assert (inside == inside[0]).all() and tuple(inside[0]) != CHANGE and (inside[0] != 100).any()
 
 
-def test_folder_of_pairs_becomes_masks_probabilities_and_overlays(network: MISGNet, data: Path, tmp_path: Path) -> None:
+def test_predict_folder_writes_masks_probabilities_and_overlays(network: MISGNet, data: Path, tmp_path: Path) -> None:
     options = PredictOptions(tile=64, probability=True, overlay=True)
     done = predict_folder(network, data, tmp_path / "out", options)
     names = [f"pair_0000{n}" for n in range(3)]
@@ -128,7 +128,9 @@ def test_folder_of_pairs_becomes_masks_probabilities_and_overlays(network: MISGN
     assert done.pairs == 3 and done.changed_share == pytest.approx(changed / (2 * 128 * 128 + 100 * 70))
 
 
-def test_labels_are_not_needed_and_masks_alone_are_written(network: MISGNet, data: Path, tmp_path: Path) -> None:
+def test_predict_folder_needs_no_labels_and_writes_only_masks_by_default(
+    network: MISGNet, data: Path, tmp_path: Path
+) -> None:
     for part in ("A", "B"):
         (tmp_path / part).mkdir()
         (tmp_path / part / "x.png").write_bytes((data / part / "pair_00001.png").read_bytes())
@@ -136,7 +138,7 @@ def test_labels_are_not_needed_and_masks_alone_are_written(network: MISGNet, dat
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.png"]
 
 
-def test_broken_folder_is_named_and_leaves_nothing(network: MISGNet, data: Path, tmp_path: Path) -> None:
+def test_error_names_the_damaged_image_and_no_output_remains(network: MISGNet, data: Path, tmp_path: Path) -> None:
     write_split(tmp_path / "in", 2, seed=5, size=64)
     later = tmp_path / "in" / "B" / "pair_00001.png"
     content = later.read_bytes()
@@ -153,7 +155,7 @@ def test_broken_folder_is_named_and_leaves_nothing(network: MISGNet, data: Path,
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_one_pair_and_what_is_written_beside_its_mask(network: MISGNet, data: Path, tmp_path: Path) -> None:
+def test_predict_files_writes_optional_files_next_to_the_mask(network: MISGNet, data: Path, tmp_path: Path) -> None:
     pair = data / "A" / "pair_00001.png", data / "B" / "pair_00001.png"
     options = PredictOptions(tile=64, probability=True, overlay=True)
     predict_files(network, *pair, tmp_path / "m.png", options)
@@ -164,20 +166,22 @@ def test_one_pair_and_what_is_written_beside_its_mask(network: MISGNet, data: Pa
     assert not (tmp_path / "m.png").exists()
 
 
-def test_counts_of_a_judged_tile_leave_padding_out(network: MISGNet, data: Path) -> None:
-    (judged,) = [j for j in evaluate_tiles(network, TileSet.open(data, 128)) if j.tile.ref.source.name == "pair_00001"]
-    assert isinstance(judged, EvaluatedTile) and isinstance(judged.confusion, Confusion)
-    assert judged.confusion.pixels == 100 * 70 and judged.mask.shape == (128, 128)
+def test_counts_of_an_evaluated_tile_exclude_padding(network: MISGNet, data: Path) -> None:
+    tiles = evaluate_tiles(network, TileSet.open(data, 128))
+    (evaluated,) = [tile for tile in tiles if tile.tile.ref.source.name == "pair_00001"]
+    assert isinstance(evaluated, EvaluatedTile) and isinstance(evaluated.confusion, Confusion)
+    assert evaluated.confusion.pixels == 100 * 70 and evaluated.mask.shape == (128, 128)
 
 
-def test_shared_weights_score_as_their_readme_says(reference: Path) -> None:
-    """Real tiles, the small of the two sets: F1 0.7103 on val."""
+@pytest.mark.slow
+def test_reference_weights_reach_the_scores_in_their_readme(reference: Path) -> None:
+    """Uses real tiles and the weights of the smaller training set: F1 is 0.7103 on val."""
     weights, folder = (
         reference / "weights" / "misgnet_levir35_fp16.safetensors",
         reference / "data" / "LEVIR-CD" / "val",
     )
     if not weights.is_file() or not folder.is_dir():
-        pytest.skip("the real weights and tiles are not here")
+        pytest.skip("the real weights and tiles are not available")
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

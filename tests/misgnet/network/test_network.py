@@ -1,4 +1,4 @@
-"""The network gives the published network's answers, whatever the size, batch and precision."""
+"""Tests that the network computes the logits of the published network for all sizes, batches and precisions."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ UNUSED = ("backbone.patch_embed4.", "backbone.block4.", "backbone.norm4.")
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
-def answer(request: pytest.FixtureRequest) -> tuple[Golden, np.ndarray]:
-    """A golden case and what our network says to it."""
+def computed(request: pytest.FixtureRequest) -> tuple[Golden, np.ndarray]:
+    """Returns a golden case and the logits of our network for it."""
     case: Golden = request.param
     return case, logits_of(case.network(), *case.images())
 
@@ -31,7 +31,7 @@ def network() -> MISGNet:
 
 @pytest.fixture(scope="module")
 def crowded() -> MISGNet:
-    """A network whose pixels all choose the same few graph nodes, so that other nodes stay empty."""
+    """Returns a network that assigns all pixels to the same few graph nodes, so that other nodes stay empty."""
     return make_network(11, norm=4)
 
 
@@ -40,15 +40,15 @@ def logits_of(network: MISGNet, before: Tensor, after: Tensor) -> np.ndarray:
     return network(before, after).numpy()
 
 
-def test_golden_subset(answer: tuple[Golden, np.ndarray]) -> None:
-    case, logits = answer
+def test_logits_equal_the_golden_subset(computed: tuple[Golden, np.ndarray]) -> None:
+    case, logits = computed
     expected = np.load(COMPACT)[case.name]
     assert expected.shape == logits[SUBSET].shape
     assert np.abs(logits[SUBSET] - expected).max() < case.tolerance
 
 
-def test_golden_full(answer: tuple[Golden, np.ndarray], reference: Path) -> None:
-    case, logits = answer
+def test_logits_equal_the_full_golden_arrays(computed: tuple[Golden, np.ndarray], reference: Path) -> None:
+    case, logits = computed
     expected = np.load(reference / "reference" / "golden_logits.npz")[case.name]
     assert expected.shape == logits.shape
     assert np.abs(logits - expected).max() < case.tolerance
@@ -60,7 +60,7 @@ def test_golden_subset_is_cut_from_the_full_arrays(reference: Path) -> None:
     assert all((full[name][SUBSET] == compact[name]).all() for name in full)
 
 
-def test_state_dict_is_the_published_one_without_stage_4(reference: Path) -> None:
+def test_state_dict_equals_the_published_one_without_stage_4(reference: Path) -> None:
     published = json.loads((reference / "reference" / "state_dict_shapes.json").read_text())
     expected = {key: tuple(shape) for key, shape in published.items() if not key.startswith(UNUSED)}
     assert {key: tuple(value.shape) for key, value in build_misgnet().state_dict().items()} == expected
@@ -84,7 +84,7 @@ def test_float32_agrees_with_float64(seed: int, guidance: float, norm: float, to
 def test_empty_nodes_give_finite_logits(crowded: MISGNet) -> None:
     with FewestPixels(crowded) as fewest, torch.inference_mode():
         logits = crowded(*make_images(11, 1, 64, 64))
-    assert min(fewest.totals) == 0, "no node was empty, the test shows nothing"
+    assert min(fewest.totals) == 0, "no node was empty, so the test proves nothing"
     assert logits.isfinite().all()
 
 
@@ -103,19 +103,19 @@ def test_wrong_shapes_are_refused(network: MISGNet, shape: tuple[int, ...]) -> N
         network(torch.zeros(shape), torch.zeros(shape))
 
 
-def test_dates_of_two_sizes_are_refused(network: MISGNet) -> None:
+def test_dates_of_different_size_are_refused(network: MISGNet) -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         network(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 96))
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 160), (96, 64), (224, 32)])
-def test_multiples_of_32_give_logits_of_that_size(network: MISGNet, height: int, width: int) -> None:
+def test_logits_have_the_size_of_the_images(network: MISGNet, height: int, width: int) -> None:
     logits = logits_of(network, *make_images(1, 1, height, width))
     assert logits.shape == (1, 2, height, width)
     assert np.isfinite(logits).all()
 
 
-def test_a_pair_does_not_depend_on_its_batch(network: MISGNet) -> None:
+def test_logits_of_a_pair_do_not_depend_on_its_batch(network: MISGNet) -> None:
     before, after = make_images(5, 3, 64, 64)
     together = logits_of(network, before, after)
     for index in range(3):
@@ -125,8 +125,8 @@ def test_a_pair_does_not_depend_on_its_batch(network: MISGNet) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_guidance_makes_no_tensor_per_node_and_pixel(network: MISGNet, level: int) -> None:
-    """The formula's residual r has K x C x N numbers; C x N must do, and so the memory stays flat in K."""
+def test_guidance_creates_no_tensor_per_node_and_pixel(network: MISGNet, level: int) -> None:
+    """The residual r of the formula has K x C x N numbers; with C x N, memory does not depend on K."""
     guidance = network.get_submodule(f"MGLNet{level}")
     channels = (64, 128, 320)[level]
     maps = torch.rand(2, 2, channels, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -136,7 +136,7 @@ def test_guidance_makes_no_tensor_per_node_and_pixel(network: MISGNet, level: in
 
 
 class LargestTensor(TorchDispatchMode):
-    """Watches every operation and remembers the most elements that a tensor in memory had."""
+    """Records the largest number of elements of any tensor that an operation returns."""
 
     numel = 0
 
@@ -149,7 +149,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 class FewestPixels:
-    """Collects the smallest sum of assignments that any graph node of the network got."""
+    """Records, for each projection of the network, the smallest sum of assignments of a graph node."""
 
     def __init__(self, network: nn.Module) -> None:
         self.totals: list[float] = []

@@ -1,4 +1,4 @@
-"""The synthetic pairs: always the same for a seed, honest labels, and nuisance that is no change."""
+"""Tests the synthetic pairs: reproducible from a seed, with correct labels and unlabelled differences."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def digest(pair: SyntheticPair) -> str:
 
 
 def difference(pair: SyntheticPair) -> np.ndarray:
-    """Mean absolute difference over the channels, (H, W), after each date's mean colour is taken out."""
+    """Returns the mean absolute difference over the channels, (H, W), after subtracting each date's mean colour."""
     before, after = (image - image.mean((0, 1)) for image in (pair.before, pair.after))
     return np.abs(before - after).mean(2)
 
@@ -47,7 +47,7 @@ def test_a_fresh_process_gives_the_same_bytes() -> None:
     assert done.stdout.strip() == digest(make_pair(7, 128))
 
 
-def test_every_seed_gives_another_pair(pairs: list[SyntheticPair]) -> None:
+def test_different_seeds_give_different_pairs(pairs: list[SyntheticPair]) -> None:
     assert len({digest(pair) for pair in pairs}) == SAMPLE
 
 
@@ -62,19 +62,19 @@ def test_shapes_and_types(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 32, 100, 1056])
-def test_odd_sizes_are_refused(size: int) -> None:
+def test_unsupported_sizes_are_refused(size: int) -> None:
     with pytest.raises(ValueError, match="multiple of 32"):
         make_pair(0, size)
 
 
-def test_images_use_the_range_of_grey_levels(pairs: list[SyntheticPair]) -> None:
+def test_images_have_medium_brightness_and_contrast(pairs: list[SyntheticPair]) -> None:
     for pair in pairs:
         for image in (pair.before, pair.after):
             assert 50 < image.mean() < 200
             assert image.std() > 12
 
 
-def test_share_of_change(pairs: list[SyntheticPair]) -> None:
+def test_share_of_changed_pixels_is_realistic(pairs: list[SyntheticPair]) -> None:
     shares = np.array([pair.label.mean() for pair in pairs])
     changed = shares[shares > 0]
     assert 0.08 <= (shares == 0).mean() <= 0.35
@@ -94,7 +94,7 @@ def test_most_changes_are_new_buildings() -> None:
 
 
 def test_buildings_do_not_overlap() -> None:
-    """Each footprint alone covers what all of them cover together."""
+    """No pixel is covered by more than one footprint."""
     for seed in range(12):
         scene = plan_scene(np.random.Generator(np.random.PCG64(seed)), 256)
         ys, xs = np.mgrid[0:256, 0:256]
@@ -108,7 +108,7 @@ def test_buildings_do_not_overlap() -> None:
         assert covered.max() <= 1
 
 
-def test_unchanged_pairs_still_differ(pairs: list[SyntheticPair]) -> None:
+def test_images_of_unchanged_pairs_differ(pairs: list[SyntheticPair]) -> None:
     unchanged = [pair for pair in pairs if not pair.label.any()]
     assert unchanged
     for pair in unchanged:
@@ -122,14 +122,14 @@ def test_changed_pixels_differ_most(pairs: list[SyntheticPair]) -> None:
     assert changed.mean() > 2 * unchanged.mean()
 
 
-def test_brightness_alone_does_not_give_the_change_away(pairs: list[SyntheticPair]) -> None:
-    """The dates' mean colours differ about as much without change as with it."""
+def test_change_cannot_be_detected_from_brightness_alone(pairs: list[SyntheticPair]) -> None:
+    """The mean colours of the dates differ about as much without change as with change."""
     shifts = np.array([np.abs(p.before.mean((0, 1)) - p.after.mean((0, 1))).mean() for p in pairs])
     empty = np.array([not pair.label.any() for pair in pairs])
     assert shifts[empty].mean() > 0.4 * shifts[~empty].mean()
 
 
-def test_write_split(tmp_path: Path) -> None:
+def test_write_split_is_reproducible_and_reports_progress(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     write_split(tmp_path / "one", 3, seed=5, size=64, progress=lambda *call: calls.append(call))
     write_split(tmp_path / "two", 3, seed=5, size=64)

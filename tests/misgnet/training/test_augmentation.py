@@ -1,4 +1,4 @@
-"""Augmentation keeps dates and label aligned, varies, and can be turned off part by part."""
+"""Tests that augmentation keeps dates and label aligned, varies, and can be disabled part by part."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def key(image: torch.Tensor) -> tuple[float, ...]:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_images_and_label_stay_aligned(seed: int) -> None:
-    """The images encode the label, where a pixel came from, and the date."""
+    """The channels of the images encode the label, the original position of a pixel, and the date."""
     label = torch.rand(8, 8, generator=drawn(seed)) < 0.5
-    place = torch.arange(64.0).view(8, 8) / 64
-    before, after = (torch.stack((label.float(), place, torch.full_like(place, date))) for date in (0.25, 0.75))
+    position = torch.arange(64.0).view(8, 8) / 64
+    before, after = (torch.stack((label.float(), position, torch.full_like(position, date))) for date in (0.25, 0.75))
     new_before, new_after, new_label = augment((before, after, label), PLAIN, drawn(seed), 1.0)
     for image in (new_before, new_after):
         assert torch.equal(image[0] > 0.5, new_label)
-        assert torch.equal(image[1].flatten().sort().values, place.flatten())
+        assert torch.equal(image[1].flatten().sort().values, position.flatten())
     assert torch.equal(new_before[1], new_after[1])
     assert {new_before[2].mean().item(), new_after[2].mean().item()} == {0.25, 0.75}
 
 
-def test_all_turns_flips_and_swaps_are_drawn_and_each_can_be_turned_off() -> None:
+def test_all_turns_flips_and_swaps_occur_and_each_can_be_disabled() -> None:
     before, after = torch.rand(2, 3, 8, 8, generator=drawn(0))
     label = torch.zeros(8, 8, dtype=torch.bool)
 
@@ -48,7 +48,7 @@ def test_all_turns_flips_and_swaps_are_drawn_and_each_can_be_turned_off() -> Non
     assert versions(Augmentation(flip=False, turn=False, swap=False, colour=0)) == {key(before)}
 
 
-def test_jitter_differs_by_date_stays_in_range_and_grows() -> None:
+def test_jitter_differs_between_dates_stays_in_range_and_grows() -> None:
     image = torch.rand(3, 8, 8, generator=drawn(0))
     pair = (image, image, torch.zeros(8, 8, dtype=torch.bool))
     colour = Augmentation(flip=False, turn=False, swap=False)
@@ -66,7 +66,7 @@ def test_strength_follows_the_ramp() -> None:
     assert Augmentation(colour_ramp=0).strength(0) == 1
 
 
-def test_what_is_turned_off_does_not_change_what_else_is_drawn() -> None:
+def test_disabling_one_part_does_not_change_the_others() -> None:
     pair = (*torch.rand(2, 3, 8, 8, generator=drawn(0)), torch.zeros(8, 8, dtype=torch.bool))
     whole = augment(pair, PLAIN, drawn(5), 0)[0]
     again = augment(pair, Augmentation(colour=1), drawn(5), 0)[0]

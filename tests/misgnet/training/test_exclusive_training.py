@@ -1,4 +1,4 @@
-"""Two training runs with one folder: the second one never takes the place of the first unasked."""
+"""Tests two training runs with the same folder: the second never replaces the first without --force."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[TileSet, TileSet]:
     return TileSet.open(folder / "train", 64), TileSet.open(folder / "val", 64)
 
 
-def test_a_run_that_is_at_work_is_neither_replaced_nor_resumed(sets: tuple[TileSet, TileSet], tmp_path: Path) -> None:
+def test_active_run_is_neither_replaced_nor_resumed(sets: tuple[TileSet, TileSet], tmp_path: Path) -> None:
     run, refused = tmp_path / "run", []
 
     def listen(event: object) -> None:
         if isinstance(event, StepReport):
-            with pytest.raises(LockTimeoutError, match="another process is making it"):
+            with pytest.raises(LockTimeoutError, match="another process is writing it"):
                 train(*sets, run, SHORT, device=CPU, force=True)
             refused.append("train")
-            with pytest.raises(LockTimeoutError, match="another process is making it"):
+            with pytest.raises(LockTimeoutError, match="another process is writing it"):
                 resume(*sets, run, device=CPU)
             refused.append("resume")
 
@@ -53,18 +53,18 @@ def test_a_run_that_is_at_work_is_neither_replaced_nor_resumed(sets: tuple[TileS
     assert resume(*sets, run, device=CPU).finished
 
 
-def test_a_run_that_appeared_meanwhile_stays(
+def test_run_created_by_another_process_in_the_meantime_is_kept(
     sets: tuple[TileSet, TileSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the weights of the second were read."""
+    """The other process creates the folder while this one reads the weights."""
     trainer, run = training.Trainer, tmp_path / "run"
 
-    def appear_and_make(*words: object, **named: object) -> object:
+    def create_folder_first(*args: object, **kwargs: object) -> object:
         run.mkdir()
         (run / "config.json").write_text("theirs")
-        return trainer(*words, **named)  # type: ignore[arg-type]
+        return trainer(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "Trainer", appear_and_make)
+    monkeypatch.setattr(training, "Trainer", create_folder_first)
     with pytest.raises(UsageError, match="--force"):
         train(*sets, run, SHORT, device=CPU)
     assert (run / "config.json").read_text() == "theirs"

@@ -1,4 +1,4 @@
-"""The training losses: what they compute, and that their sums add up over processes."""
+"""Tests that the training losses follow their formulas and can be computed from sums over processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from misgnet.training.losses import LossWeights, change_loss, dice_loss, distill
 
 
 def logits_for(probability: torch.Tensor) -> torch.Tensor:
-    """Logits (B, 2, H, W) whose softmax gives ``probability`` (B, H, W) of change."""
+    """Returns logits (B, 2, H, W) whose softmax is ``probability`` (B, H, W) of change."""
     return torch.stack(((1 - probability).log(), probability.log()), 1)
 
 
@@ -36,7 +36,7 @@ def test_losses_follow_their_formulas() -> None:
     assert weighed == pytest.approx(2 * dice + 3 * cross_entropy, abs=1e-6)
 
 
-def test_loss_of_a_sure_answer() -> None:
+def test_loss_of_a_certain_prediction() -> None:
     label = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.3
     sure = torch.stack((~label, label), 1) * 200.0
     assert change_loss(sure, label).item() == pytest.approx(0, abs=1e-5)
@@ -45,7 +45,7 @@ def test_loss_of_a_sure_answer() -> None:
 
 
 def test_sums_of_two_parts_give_the_joint_loss_and_gradient() -> None:
-    """What two processes compute: each its own part, with the other's sums added."""
+    """Imitates two processes: each computes its own part and adds the sums of the other."""
     logits, label = random_case(1)
     joint = logits.clone().requires_grad_()
     change_loss(joint, label).backward()
@@ -58,10 +58,12 @@ def test_sums_of_two_parts_give_the_joint_loss_and_gradient() -> None:
     assert loss.item() == pytest.approx(change_loss(logits, label).item(), abs=1e-6)
     assert torch.allclose(mine.grad, joint.grad[:1], atol=1e-7)
     alone = change_loss(logits[:1], label[:1])
-    assert alone.item() != pytest.approx(loss.item(), abs=1e-3)  # Dice is no mean of means
+    assert alone.item() != pytest.approx(
+        loss.item(), abs=1e-3
+    )  # the Dice loss of a batch is not the mean over its parts
 
 
-def test_distillation_is_the_divergence_from_the_teacher() -> None:
+def test_distillation_loss_is_the_divergence_from_the_teacher() -> None:
     student, teacher = random_case(2)[0], random_case(3)[0]
     p, q = teacher.softmax(1), student.softmax(1)
     expected = (p * (p.log() - q.log())).sum(1).mean().item()

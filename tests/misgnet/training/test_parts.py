@@ -1,4 +1,4 @@
-"""The parts of training: schedule, average, batches, cache, start values, frozen parts, ImageNet files."""
+"""Tests the parts of training: schedule, average, batches, cache, frozen parts, ImageNet encoders and devices."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_defaults_are_the_published_recipe() -> None:
     [{"learning_rate": 0.0}, {"batch": 0}, {"epochs": 0}, {"minutes": -1.0}, {"ema": 1.0}, {"crop": 50}, {"crop": 0},
      {"clip_norm": -1.0}, {"validate_every": 0}, {"distill": -1.0}],
 )  # fmt: skip
-def test_recipe_refuses_numbers_without_sense(wrong: dict) -> None:
+def test_recipe_refuses_invalid_values(wrong: dict) -> None:
     with pytest.raises(UsageError, match=f"--{next(iter(wrong)).replace('_', '-')} is"):
         Recipe(**wrong)
 
@@ -63,7 +63,7 @@ def test_rate_warms_up_over_an_epoch_and_decays_to_zero() -> None:
     assert rate_factor(replace(recipe, warmup_epochs=0), 0, 0) == 1
 
 
-def test_average_moves_towards_the_network_and_forgets_its_start() -> None:
+def test_average_converges_to_the_network() -> None:
     average, network = AveragedNetwork(make_network(1), 0.9999), make_network(2)
     network.final2[0].bn.num_batches_tracked += 5
     start = {key: value.clone() for key, value in average.network.state_dict().items()}
@@ -79,7 +79,7 @@ def test_average_moves_towards_the_network_and_forgets_its_start() -> None:
     assert (average.network.state_dict()[key] - network.state_dict()[key]).abs().max() < 1e-6 * far
 
 
-def test_epochs_are_shuffles_of_their_own_that_a_seed_decides() -> None:
+def test_order_of_tiles_depends_on_seed_and_epoch() -> None:
     first, second = epoch_batches(3, 0, 11, 4), epoch_batches(3, 1, 11, 4)
     assert [len(batch) for batch in first] == [4, 4]
     assert len({index for batch in first for index in batch}) == 8
@@ -87,8 +87,8 @@ def test_epochs_are_shuffles_of_their_own_that_a_seed_decides() -> None:
     assert sorted(epoch_batches(0, 0, 3, 32)[0]) == [0, 1, 2]
 
 
-def test_a_tiles_draw_depends_on_seed_epoch_and_tile_alone(tiles: TileSet) -> None:
-    """Not on the batch it stands in, the number of threads, or where a run was resumed."""
+def test_augmentation_depends_only_on_seed_epoch_and_tile(tiles: TileSet) -> None:
+    """It does not depend on the batch, the number of threads, or the step at which a run was resumed."""
     recipe = Recipe(crop=32)
 
     def read(epoch: int, batches: list[list[int]], workers: int, seed: int = 0) -> torch.Tensor:
@@ -103,14 +103,14 @@ def test_a_tiles_draw_depends_on_seed_epoch_and_tile_alone(tiles: TileSet) -> No
     assert not torch.equal(whole, read(2, [[0, 5, 7, 9]], 1, seed=1))
 
 
-def test_crops_end_with_their_share_of_the_run(tiles: TileSet) -> None:
+def test_crops_are_used_only_in_their_share_of_the_run(tiles: TileSet) -> None:
     recipe = Recipe(crop=32, crop_share=0.5)
     with BatchReader(tiles, recipe, SourceCache(1 << 20)) as reader:
         sizes = [x.shape[-1] for x, _, _ in reader.epoch(0, [[0]] * 4, lambda n: n / 3)]
     assert sizes == [32, 32, 64, 64]
 
 
-def test_unaugmented_batches_are_the_tiles(tiles: TileSet) -> None:
+def test_batches_without_augmentation_equal_the_tiles(tiles: TileSet) -> None:
     recipe = Recipe(augmentation=Augmentation(False, False, False, 0.0))
     with BatchReader(tiles, recipe, SourceCache(0)) as reader:
         ((before, after, label),) = reader.epoch(0, [[3, 8]], lambda _: 1.0)
@@ -121,7 +121,7 @@ def test_unaugmented_batches_are_the_tiles(tiles: TileSet) -> None:
         assert np.array_equal(label[n].numpy(), tile.label)
 
 
-def test_cache_keeps_within_its_limit_and_sees_changed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_respects_its_limit_and_detects_changed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_split(tmp_path, 3, seed=1, size=64)
     tiles = TileSet.open(tmp_path, 64)
     reads: list[str] = []
@@ -146,7 +146,7 @@ def _load(source):  # type: ignore[no-untyped-def]
 
 
 def pvt_state() -> dict[str, torch.Tensor]:
-    """A PVTv2-B1 with the original names; stage 4 and the classifier are there too."""
+    """Returns the state dict of a PVTv2-B1 with the original names, including stage 4 and the classifier."""
     draw = torch.Generator().manual_seed(7)
     state = {
         key: torch.rand(value.shape, generator=draw) for key, value in build_misgnet().backbone.state_dict().items()
@@ -159,7 +159,7 @@ def pvt_state() -> dict[str, torch.Tensor]:
 
 
 def timm_name(name: str) -> str:
-    """The name that timm gives to an entry of the original file."""
+    """Returns timm's name for a key of the original file."""
     parts = name.split(".")
     head, stage = parts[0].rstrip("1234"), parts[0][-1]
     if head == "patch_embed":
@@ -190,10 +190,10 @@ def test_encoder_starts_from_imagenet_files(names: str, form: str, tmp_path: Pat
         assert torch.equal(value, state[key]), key
 
 
-def test_encoder_files_that_do_not_fit_are_refused_by_key(tmp_path: Path) -> None:
+def test_unsuitable_encoder_files_are_refused_with_the_key(tmp_path: Path) -> None:
     path, state = tmp_path / "pvt.safetensors", pvt_state()
     cases = [
-        ({"conv1.weight": torch.zeros(64, 3, 7, 7)}, "are no PVTv2.*conv1.weight"),
+        ({"conv1.weight": torch.zeros(64, 3, 7, 7)}, "are not from a PVTv2.*conv1.weight"),
         ({k: v for k, v in state.items() if k != "norm2.bias"}, "lack 1 of .*norm2.bias"),
         (state | {"norm2.bias": torch.zeros(64)}, "norm2.bias.* has shape .64., PVTv2-B1 has .128."),
         (state | {"block1.2.norm1.weight": torch.zeros(64)}, "unexpected.*block1.2.norm1.weight"),
@@ -220,15 +220,15 @@ def test_frozen_parts_are_not_trained() -> None:
     assert all(norm.training for norm in batch_norms(network))
 
 
-def test_batches_are_shared_equally() -> None:
+def test_batches_are_divided_equally_among_processes() -> None:
     parts = [Ranks(n, 3).part(range(9)) for n in range(3)]
     assert sorted(index for part in parts for index in part) == list(range(9))
     assert {len(part) for part in parts} == {3}
-    with pytest.raises(UsageError, match="8 pairs cannot be shared by 3"):
+    with pytest.raises(UsageError, match="8 pairs cannot be divided equally among 3"):
         check_batch(8, Ranks(0, 3))
 
 
-def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_automatic_precision_depends_on_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for flags, expected in (({"avx2"}, "fp32"), ({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16"), ({"bf16"}, "bf16")):
         monkeypatch.setattr("misgnet.devices.cpu_flags", lambda flags=flags: flags)
@@ -239,9 +239,9 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
         assert choose_precision("auto", torch.device("cuda")) == expected
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what the test asks for in vain")
-def test_missing_device_is_named() -> None:
-    with pytest.raises(UnavailableError, match="--device cuda is not there"):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="requires a machine without CUDA")
+def test_error_names_the_missing_device() -> None:
+    with pytest.raises(UnavailableError, match="--device cuda is not available"):
         choose_device("cuda")
     with pytest.raises(UnavailableError, match="--device tpu"):
         choose_device("tpu")

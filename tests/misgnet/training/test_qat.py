@@ -1,4 +1,4 @@
-"""Quantization-aware fine-tuning: the network computes as the INT8 graph does, and stays a plain checkpoint."""
+"""Tests quantization-aware fine-tuning: the network computes like the INT8 graph, and its checkpoint stays plain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the network needs the [train] extra")
-onnx = pytest.importorskip("onnx", reason="the places come from an exported graph: the [export] extra")
+onnx = pytest.importorskip("onnx", reason="the quantizer sites come from an exported graph: the [export] extra")
 
 import onnxruntime
 from typer.testing import CliRunner
@@ -63,10 +63,10 @@ STEPS = Steps(0.1, 0, True)
 
 @dataclass(frozen=True)
 class Written:
-    """An INT8 graph, and what the manifest says of it."""
+    """An INT8 graph with its entries in the manifest."""
 
     graph: QuantizedGraph
-    ranges: dict[str, Range]
+    ranges: dict[str, Range]  # of activations, by tensor
     entries: list[NodePlacement]
 
     @property
@@ -95,32 +95,32 @@ def observed(model: Any, data: Path) -> ActivationStatistics:
 
 
 def written(
-    model: Any, seen: ActivationStatistics, recipe: Int8Recipe, *, width: float = 1.0, original: Any = None
+    model: Any, statistics: ActivationStatistics, recipe: Int8Recipe, *, width: float = 1.0, original: Any = None
 ) -> Written:
-    """What a build writes; ``width`` scales the observed ranges, ``original`` is the graph before repairs."""
+    """Quantizes a graph as a build does; ``width`` scales the observed ranges, ``original`` is the unsmoothed graph."""
     ranges = {
         n: Range(r.low * width, r.high * width)
-        for n, r in seen.ranges(DEFAULT, symmetric=recipe.symmetric_activations).items()
+        for n, r in statistics.ranges(DEFAULT, symmetric=recipe.symmetric_activations).items()
     }
-    graph = quantize(model, recipe, ranges, seen.absolute_maxima)
+    graph = quantize(model, recipe, ranges, statistics.absolute_maxima)
     entries = placement_entries(Graph(original or model), recipe, graph)[1]
     return Written(graph, ranges, entries)
 
 
 @pytest.fixture(scope="module")
 def model(data: Path) -> Any:
-    """The demo weights' float graph."""
+    """Returns the floating-point graph of the example weights."""
     return exported(WEIGHTS)
 
 
 @pytest.fixture(scope="module")
-def seen(model: Any, data: Path) -> ActivationStatistics:
+def statistics(model: Any, data: Path) -> ActivationStatistics:
     return observed(model, data)
 
 
 @pytest.fixture(scope="module")
-def graphs(model: Any, seen: ActivationStatistics) -> dict[str, Written]:
-    return {recipe.name: written(model, seen, recipe) for recipe in RECIPES}
+def graphs(model: Any, statistics: ActivationStatistics) -> dict[str, Written]:
+    return {recipe.name: written(model, statistics, recipe) for recipe in RECIPES}
 
 
 def imitation(found: Written) -> MISGNet:
@@ -131,8 +131,9 @@ def imitation(found: Written) -> MISGNet:
 by_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 
 
+@pytest.mark.slow
 @by_recipe
-def test_manifest_has_the_numbers_of_the_graph(recipe: Int8Recipe, graphs: dict[str, Written]) -> None:
+def test_manifest_holds_the_scales_of_the_graph(recipe: Int8Recipe, graphs: dict[str, Written]) -> None:
     found = graphs[recipe.name]
     graph = Graph(found.graph.model)
     sites = {site.node: site for site in found.graph.sites}
@@ -148,9 +149,9 @@ def test_manifest_has_the_numbers_of_the_graph(recipe: Int8Recipe, graphs: dict[
                 assert (steps.scale, steps.zero, steps.signed) == (scale, zero, zero.dtype == np.int8)
         dequantize = graph.producer[inputs[0]]
         assert float(graph.constant(dequantize.input[1])) == numbers.activation.scale
-        levels = graph.constant(graph.producer[inputs[1]].input[0])
-        assert np.abs(levels).max() == (1 << (numbers.weight_bits - 1)) - 1
-        assert graph.constant(graph.producer[inputs[1]].input[1]).size == levels.shape[numbers.weight_axis]
+        quantized = graph.constant(graph.producer[inputs[1]].input[0])
+        assert np.abs(quantized).max() == (1 << (numbers.weight_bits - 1)) - 1
+        assert graph.constant(graph.producer[inputs[1]].input[1]).size == quantized.shape[numbers.weight_axis]
         assert numbers.quantized_bias == (site.bias is not None) and numbers.float16_scales == recipe.float16
     encoded = msgspec.json.encode(found.entries)
     assert msgspec.json.decode(encoded, type=list[NodePlacement]) == found.entries
@@ -158,20 +159,20 @@ def test_manifest_has_the_numbers_of_the_graph(recipe: Int8Recipe, graphs: dict[
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """What an INT8 operator of a graph took and gave on one tile, in floating point."""
+    """Input and output of an INT8 operator of a graph for one tile, in floating point."""
 
     x: np.ndarray
     y: np.ndarray
-    relu: bool  # whether its output is that of a ReLU
-    step: float | None  # of its output, where that is quantized
-    sums: np.ndarray  # its output before that
-    bias_rounding: np.ndarray  # how far the graph's quantized bias may be from the layer's, along the output's channels
+    relu: bool  # whether a ReLU is applied to the output
+    step: float | None  # of the output; None if it is not quantized
+    sums: np.ndarray  # output before it is quantized
+    bias_rounding: np.ndarray  # maximum rounding error of the quantized bias, by output channel
 
     def at_edge(self) -> np.ndarray:
-        """Where an output lies so close to the edge of two levels that either is right.
+        """Returns a mask of outputs so close to the middle between two quantized values that both are correct.
 
-        The network's bias is not quantized, and float32 sums end in other digits on other processors. Neither is
-        more than a few hundredths of a step, but the values of a whole channel may be one.
+        The bias of the network is not quantized, and the last digits of float32 sums depend on the processor. Both
+        errors are at most a few hundredths of a step.
         """
         assert self.step is not None
         return near_edge(self.sums / self.step, 1e-3 + self.bias_rounding / self.step)
@@ -181,38 +182,40 @@ def near_edge(position: np.ndarray, distance: np.ndarray | float) -> np.ndarray:
     return np.abs(position % 1 - 0.5) <= distance
 
 
+@pytest.mark.slow
 @by_recipe
-def test_each_layer_answers_as_its_operator(
+def test_each_layer_computes_like_its_operator(
     recipe: Int8Recipe, graphs: dict[str, Written], operators: dict[str, dict[str, Operator]]
 ) -> None:
-    """Given the same input: every output on the same level, or next to it where it lies at the edge of the two."""
+    """For equal inputs, outputs have the same quantized value, or the next one if both are correct."""
     network, found = imitation(graphs[recipe.name]), operators[recipe.name]
     assert not [name for name, operator in found.items() if not agrees(network, name, operator, recipe)]
     assert all(operator.at_edge().mean() < 0.1 for operator in found.values() if operator.step)
 
 
+@pytest.mark.slow
 @by_recipe
-@pytest.mark.parametrize("harm", ["steps 1 % wider", "finer steps", "a bit less in weights"])
-def test_layer_that_differs_from_its_operator_is_found(
-    harm: str, recipe: Int8Recipe, graphs: dict[str, Written], operators: dict[str, dict[str, Operator]]
+@pytest.mark.parametrize("fault", ["steps 1 % wider", "finer steps", "a bit less in weights"])
+def test_comparison_detects_a_layer_that_differs_from_its_operator(
+    fault: str, recipe: Int8Recipe, graphs: dict[str, Written], operators: dict[str, dict[str, Operator]]
 ) -> None:
-    """So the test above does not forgive too much."""
+    """Shows that the test above is strict enough."""
     network, found = imitation(graphs[recipe.name]), operators[recipe.name]
     for name in found:
         layer = network.get_submodule(name)
-        layer.numbers = harmed(layer.numbers, harm)
+        layer.numbers = with_fault(layer.numbers, fault)
     assert not [name for name, operator in found.items() if agrees(network, name, operator, recipe)]
 
 
-def harmed(numbers: Int8Numbers, harm: str) -> Int8Numbers:
-    if harm == "a bit less in weights":
+def with_fault(numbers: Int8Numbers, fault: str) -> Int8Numbers:
+    if fault == "a bit less in weights":
         return replaced(numbers, weight_bits=numbers.weight_bits - 1)
-    factor = 1.01 if harm == "steps 1 % wider" else 1 / 8
+    factor = 1.01 if fault == "steps 1 % wider" else 1 / 8
     return replaced(numbers, activation=replaced(numbers.activation, scale=numbers.activation.scale * factor))
 
 
 def agrees(network: MISGNet, name: str, operator: Operator, recipe: Int8Recipe) -> bool:
-    mine = layer_answer(network, name, operator)
+    mine = layer_output(network, name, operator)
     if operator.step is None:
         digits = 1e-3 if recipe.float16 else 1e-5
         return bool(np.abs(mine - operator.y).max() < digits * np.abs(operator.y).max())
@@ -220,8 +223,8 @@ def agrees(network: MISGNet, name: str, operator: Operator, recipe: Int8Recipe) 
     return bool(np.abs(off).max() <= 1 and not off[~operator.at_edge()].any())
 
 
-def layer_answer(network: MISGNet, name: str, operator: Operator) -> np.ndarray:
-    """Of the layer and the batch norm behind it, if there is one."""
+def layer_output(network: MISGNet, name: str, operator: Operator) -> np.ndarray:
+    """Returns the output of a layer and of the batch norm after it, if there is one."""
     layer = network.get_submodule(name)
     norm = qat.batch_norm_behind(network).get(layer, torch.nn.Identity())
     with torch.inference_mode():
@@ -231,12 +234,12 @@ def layer_answer(network: MISGNet, name: str, operator: Operator) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def operators(graphs: dict[str, Written], data: Path) -> dict[str, dict[str, Operator]]:
-    """By recipe and module."""
+    """Returns the INT8 operators by recipe and module."""
     return {name: run_operators(found, data) for name, found in graphs.items()}
 
 
 def run_operators(found: Written, data: Path) -> dict[str, Operator]:
-    """The INT8 operators by module, run as the graph is written."""
+    """Runs the graph without optimisation and returns its INT8 operators by module."""
     graph = Graph(found.graph.model)
     tensors = {site.node: tensors_of(graph, site) for site in found.graph.sites}
     values = outputs(found.graph.model, sorted({t for names in tensors.values() for t in names}), data)
@@ -245,9 +248,9 @@ def run_operators(found: Written, data: Path) -> dict[str, Operator]:
     for site in found.graph.sites:
         node, steps = graph.by_name[site.node], numbers[site.node]
         assert steps is not None
-        x, levels, y, sums = (values[name] for name in tensors[site.node])
-        # PyTorch multiplies by the step's reciprocal: an input at an edge takes the graph's level
-        x = np.where(near_edge(x / steps.activation.scale, 1e-3), levels, x)
+        x, quantized, y, sums = (values[name] for name in tensors[site.node])
+        # PyTorch multiplies by the reciprocal of the step, which rounds ties differently: use the graph's value there
+        x = np.where(near_edge(x / steps.activation.scale, 1e-3), quantized, x)
         scale = graph.constant(graph.producer[node.input[1]].input[1])
         rounding = steps.activation.scale * scale[:, None, None] / 2 if site.bias else np.zeros(1)
         relu, step = site.output not in (None, node.output[0]), steps.output and steps.output.scale
@@ -258,7 +261,10 @@ def run_operators(found: Written, data: Path) -> dict[str, Operator]:
 
 
 def tensors_of(graph: Graph, site: WeightedSite) -> tuple[str, str, str, str]:
-    """An operator's input before and after it is quantized, its output, and that before it is quantized."""
+    """Returns the names of an operator's input before and after quantization, its output, and that before quantization.
+
+    The last two are equal if the output is not quantized.
+    """
     node = graph.by_name[site.node]
     quantizer = graph.producer[graph.producer[node.input[0]].input[0]]
     if site.output:
@@ -270,46 +276,50 @@ def tensors_of(graph: Graph, site: WeightedSite) -> tuple[str, str, str, str]:
 
 
 def outputs(written_model: Any, names: list[str], data: Path) -> dict[str, np.ndarray]:
-    """Tensors of a graph on a tile, float32, without ONNX Runtime's optimisation."""
+    """Returns tensors of a graph for one tile as float32, computed without ONNX Runtime's optimisations."""
     model = onnx.ModelProto()
     model.CopyFrom(written_model)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # as it is written
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
     before, after = stack([next(iter(sets(data)[1].tiles()))])
     found = session.run(names, {"before": before, "after": after})
     return {name: value.astype(np.float32) for name, value in zip(names, found, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", (CPU, TENSORRT), ids=lambda recipe: recipe.name)
-@pytest.mark.parametrize("harm", ["coarse weights", "clipped activations"])
-def test_network_answers_as_the_int8_graph(
-    harm: str, recipe: Int8Recipe, model: Any, seen: ActivationStatistics, data: Path
+@pytest.mark.parametrize("fault", ["coarse weights", "clipped activations"])
+def test_network_predicts_like_the_int8_graph(
+    fault: str, recipe: Int8Recipe, model: Any, statistics: ActivationStatistics, data: Path
 ) -> None:
-    """Whole, in ONNX Runtime, with numbers so bad that they change the answer.
+    """Compares whole predictions with ONNX Runtime, with scales so bad that they change the prediction.
 
-    With good ones nothing could be told: a value next to the edge of two levels takes another one for a last
-    float32 digit, layers behind multiply these, and ONNX Runtime differs from itself, from one level of
-    optimisation to the next, by half of what INT8 costs.
+    Good scales would not allow a comparison: a difference in the last float32 digit can change a quantized value,
+    later layers amplify it, and ONNX Runtime's own results differ between optimisation levels by half of the error
+    that INT8 causes.
     """
-    bad = replace(recipe, weight_bits=3) if harm == "coarse weights" else recipe
-    found = written(model, seen, bad, width=1.0 if harm == "coarse weights" else 0.25)
-    expected, plain, mine = answers(found, data), torch_answers(load_network(WEIGHTS), data), imitation(found)
-    assert np.abs(torch_answers(mine, data) - expected).mean() < 0.15 * np.abs(plain - expected).mean()
+    bad = replace(recipe, weight_bits=3) if fault == "coarse weights" else recipe
+    found = written(model, statistics, bad, width=1.0 if fault == "coarse weights" else 0.25)
+    expected, plain, mine = predictions(found, data), torch_predictions(load_network(WEIGHTS), data), imitation(found)
+    assert np.abs(torch_predictions(mine, data) - expected).mean() < 0.15 * np.abs(plain - expected).mean()
 
 
-def answers(found: Written, data: Path) -> np.ndarray:
+def predictions(found: Written, data: Path) -> np.ndarray:
     return np.stack(predictions_of(found.graph.model, INTERFACE, list(sets(data)[1].tiles())))
 
 
-def torch_answers(network: MISGNet, data: Path) -> np.ndarray:
+def torch_predictions(network: MISGNet, data: Path) -> np.ndarray:
     return predict_probability(network, *stack(list(sets(data)[1].tiles())))
 
 
-def test_smoothed_graph_is_imitated_and_its_function_kept(model: Any, seen: ActivationStatistics, data: Path) -> None:
+@pytest.mark.slow
+def test_smoothed_graph_is_imitated_without_changing_the_output(
+    model: Any, statistics: ActivationStatistics, data: Path
+) -> None:
     graph = Graph(model)
-    norms = scalable_norms(graph, {entry.node for entry in written(model, seen, CPU).int8})
+    norms = scalable_norms(graph, {entry.node for entry in written(model, statistics, CPU).int8})
     random = np.random.default_rng(0)
     channels = {norm.node: graph.shape(graph.by_name[norm.node].input[1])[0] for norm in norms}
     factors = {name: np.exp(random.normal(0, 0.7, count)).astype(np.float32) for name, count in channels.items()}
@@ -318,17 +328,17 @@ def test_smoothed_graph_is_imitated_and_its_function_kept(model: Any, seen: Acti
     divided = {entry.node: entry.divided_by for entry in found.entries if entry.divided_by}
     assert divided.keys() == factors.keys()
     assert all(divided[name] == pytest.approx(by, rel=1e-5) for name, by in factors.items())
-    plain, expected = torch_answers(load_network(WEIGHTS), data), answers(found, data)
-    assert np.abs(torch_answers(imitation(found), data) - expected).mean() < 0.15 * np.abs(plain - expected).mean()
+    plain, expected = torch_predictions(load_network(WEIGHTS), data), predictions(found, data)
+    assert np.abs(torch_predictions(imitation(found), data) - expected).mean() < 0.15 * np.abs(plain - expected).mean()
     moved = qat.fake_quantized(load_network(WEIGHTS), [entry for entry in found.entries if entry.divided_by])
-    assert np.abs(torch_answers(moved, data) - plain).max() < 1e-3
+    assert np.abs(torch_predictions(moved, data) - plain).max() < 1e-3
     with pytest.raises(InputError, match=r"'backbone\.norm1'"):
         entry = NodePlacement("backbone.norm1/Layer_1", "LayerNormalization", "float32", "", 0, None, [2.0] * 64)
         qat.fake_quantized(build_misgnet(), [entry])
 
 
 @by_recipe
-def test_weights_get_the_scales_that_the_writer_gives_them(recipe: Int8Recipe) -> None:
+def test_weight_scales_equal_those_of_the_quantizer(recipe: Int8Recipe) -> None:
     random = np.random.default_rng(1)
     weight = random.normal(0, 10.0 ** random.integers(-8, 2, (40, 1)), (40, 30)).astype(np.float32)
     weight[3] = 0
@@ -341,37 +351,38 @@ def test_weights_get_the_scales_that_the_writer_gives_them(recipe: Int8Recipe) -
     np.testing.assert_array_equal(found, expected)
 
 
-def test_folded_batch_norm_gives_the_levels_of_the_folded_weight() -> None:
+def test_weight_is_quantized_as_folded_with_its_batch_norm() -> None:
     torch.manual_seed(0)
     conv, norm = torch.nn.Conv2d(6, 5, 3), torch.nn.BatchNorm2d(5).eval()
     for value, low, high in ((norm.weight, -2, 2), (norm.bias, -1, 1), (norm.running_mean, -1, 1)):
         torch.nn.init.uniform_(value, low, high)
     torch.nn.init.uniform_(norm.running_var, 0.1, 9)
-    torch.nn.init.zeros_(norm.weight[2:3])  # a channel that was pruned: nothing to divide by
+    torch.nn.init.zeros_(norm.weight[2:3])  # a pruned channel, whose factor is 0
     layer = FakeQuantConv2d(conv, Int8Numbers(STEPS, 4, 0), norm)
     gain, bias = folding(norm, conv.bias)
     folded = conv.weight * gain.view(-1, 1, 1, 1)
-    levels = layer.quantized_weight() * gain.view(-1, 1, 1, 1) / (folded.abs().amax((1, 2, 3), True) / 7 + 1e-12)
-    assert torch.allclose(levels, levels.round(), atol=1e-4) and levels.abs().max().round() == 7
+    steps = layer.quantized_weight() * gain.view(-1, 1, 1, 1) / (folded.abs().amax((1, 2, 3), True) / 7 + 1e-12)
+    assert torch.allclose(steps, steps.round(), atol=1e-4) and steps.abs().max().round() == 7
     x = torch.randn(2, 6, 8, 8)
     assert torch.allclose(norm(conv(x)), torch.conv2d(x, folded, bias), atol=1e-5)
     layer(x).square().sum().backward()
     assert all(torch.isfinite(value.grad).all() for value in (conv.weight, conv.bias))
-    with pytest.raises(AssertionError, match="norms frozen"):
+    with pytest.raises(AssertionError, match="frozen batch norms"):
         layer.folded[0].train()
         layer(x)
 
 
-def test_gradient_passes_rounding_and_stops_where_values_are_clipped() -> None:
+def test_gradient_ignores_rounding_and_is_zero_for_clipped_values() -> None:
     linear = torch.nn.Linear(3, 1, bias=False)
     torch.nn.init.constant_(linear.weight, 0.5)
-    x = torch.tensor([[0.33, 12.69, 20.0]], requires_grad=True)  # the last is beyond 127 steps
+    x = torch.tensor([[0.33, 12.69, 20.0]], requires_grad=True)  # the last value exceeds 127 steps
     FakeQuantLinear(linear, Int8Numbers(STEPS, 8, 0))(x).backward()
     assert x.grad.tolist() == [[0.5, 0.5, 0.0]]
     assert linear.weight.grad.tolist() == [pytest.approx([0.3, 12.7, 12.7])]
 
 
-def test_autocast_does_not_touch_fake_quantization(graphs: dict[str, Written]) -> None:
+@pytest.mark.slow
+def test_fake_quantization_ignores_autocast(graphs: dict[str, Written]) -> None:
     network = imitation(graphs["cpu"])
     for name in ("backbone.block1.0.attn.q", "decode1.conv3", "decode1.conv_l"):
         layer = network.get_submodule(name)
@@ -382,7 +393,8 @@ def test_autocast_does_not_touch_fake_quantization(graphs: dict[str, Written]) -
         assert found.dtype == torch.float32 and torch.equal(found, plain)
 
 
-def test_network_keeps_the_published_names_and_its_copy_the_quantizers(graphs: dict[str, Written]) -> None:
+@pytest.mark.slow
+def test_state_dict_keeps_the_published_keys_and_a_copy_keeps_the_quantizers(graphs: dict[str, Written]) -> None:
     network = imitation(graphs["cpu"])
     assert network.state_dict().keys() == build_misgnet().state_dict().keys()
     average = AveragedNetwork(network, 0.9).network
@@ -408,7 +420,7 @@ def entry(node: str, operator: str, axis: int = 0) -> NodePlacement:
         (entry("MGLNet0.mutualnet0.r2e.gcn.gcn1/MatMul_4", "MatMul", 1), "gcn1/MatMul_4.*GraphConv"),
     ],
 )
-def test_operator_of_no_layer_is_named(broken: NodePlacement, message: str) -> None:
+def test_error_names_an_operator_that_matches_no_layer(broken: NodePlacement, message: str) -> None:
     good = entry("decode1.conv_l/Conv_1", "Conv")
     with pytest.raises(InputError, match=message):
         qat.fake_quantized(build_misgnet(), [good, broken])
@@ -420,10 +432,10 @@ def replaced(value: Any, **changes: Any) -> Any:
     return msgspec.structs.replace(value, **changes)
 
 
-def test_step_limits_are_checked_and_warm_up_ends_within_them() -> None:
+def test_number_of_steps_is_checked_and_limits_the_warm_up() -> None:
     with pytest.raises(UsageError, match="--steps is 0"):
         Recipe(steps=0)
-    with pytest.raises(UsageError, match="give one of the two"):
+    with pytest.raises(UsageError, match="use one of the two"):
         Recipe(steps=3, minutes=1.0)
     recipe = Recipe(steps=100, warmup_epochs=5.0, decay_power=0.0)
     assert rate_factor(recipe, 0.1, 0.5) == 1.0 and rate_factor(recipe, 0.05, 0.25) == pytest.approx(0.5)
@@ -431,7 +443,7 @@ def test_step_limits_are_checked_and_warm_up_ends_within_them() -> None:
 
 @pytest.fixture(scope="module")
 def bundle(graphs: dict[str, Written], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose manifest has the places of two graphs; the graphs themselves are not read for training."""
+    """Returns a bundle whose manifest has the quantizer sites of two graphs; training does not read the graphs."""
     root = make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
     return with_graphs(root, {name: graphs[name].entries for name in ("cpu", "tensorrt")})
 
@@ -447,33 +459,39 @@ def with_graphs(bundle: Path, entries: dict[str, list[NodePlacement]]) -> Path:
     return edit(bundle, change)
 
 
-def test_bundle_gives_the_graph_that_was_asked_for(bundle: Path, graphs: dict[str, Written], tmp_path: Path) -> None:
-    assert list(qat.places_of(bundle)) == graphs["cpu"].int8
-    assert list(qat.places_of(bundle, "tensorrt")) == graphs["tensorrt"].int8
+@pytest.mark.slow
+def test_bundle_returns_the_sites_of_the_requested_graph(
+    bundle: Path, graphs: dict[str, Written], tmp_path: Path
+) -> None:
+    assert list(qat.quantizer_sites(bundle)) == graphs["cpu"].int8
+    assert list(qat.quantizer_sites(bundle, "tensorrt")) == graphs["tensorrt"].int8
     with pytest.raises(UsageError, match=r"no INT8 graph 'cpu-arm'.*cpu, tensorrt"):
-        qat.places_of(bundle, "cpu-arm")
+        qat.quantizer_sites(bundle, "cpu-arm")
     only = with_graphs(make_bundle(tmp_path / "only"), {"tensorrt": graphs["tensorrt"].entries})
-    assert list(qat.places_of(only)) == graphs["tensorrt"].int8
+    assert list(qat.quantizer_sites(only)) == graphs["tensorrt"].int8
     beside = with_graphs(make_bundle(tmp_path / "beside"), {"tensorrt": graphs["tensorrt"].entries, "float16": []})
     edit(beside, lambda m: m["quantization"][1].update(quantized_nodes=0))
-    assert list(qat.places_of(beside)) == graphs["tensorrt"].int8, "a graph without INT8 is none to choose"
+    assert list(qat.quantizer_sites(beside)) == graphs["tensorrt"].int8, "a graph without INT8 is not a candidate"
     old = with_graphs(make_bundle(tmp_path / "old"), {"cpu": [replaced(e, int8=None) for e in graphs["cpu"].int8]})
     with pytest.raises(InputError, match=r"'backbone.block1.0.attn.q/.*build it again"):
-        qat.places_of(old)
+        qat.quantizer_sites(old)
 
 
-def test_operators_without_weights_in_int8_are_refused(graphs: dict[str, Written], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_int8_operators_without_weights_are_refused(graphs: dict[str, Written], tmp_path: Path) -> None:
     softmax = NodePlacement("decode1/Mul_9", "Mul", "int8", "without weights", 0, operands=[STEPS, STEPS])
     mine = with_graphs(make_bundle(tmp_path / "all"), {"cpu": [*graphs["cpu"].int8, softmax]})
-    with pytest.raises(InputError, match=r"1 operators without weights .* 'decode1/Mul_9'.*--placement rules"):
-        qat.places_of(mine)
+    with pytest.raises(InputError, match=r"1 INT8 operator without weights.* 'decode1/Mul_9'.*--placement rules"):
+        qat.quantizer_sites(mine)
 
 
-def test_weights_that_the_bundle_was_not_built_from_are_told_of(bundle: Path, tmp_path: Path) -> None:
-    text = qat.built_from_others(bundle, WEIGHTS)
+@pytest.mark.slow
+def test_weights_other_than_those_of_the_bundle_cause_a_warning(bundle: Path, tmp_path: Path) -> None:
+    text = qat.different_weights_warning(bundle, WEIGHTS)
     assert text is not None and str(WEIGHTS) in text and "activation ranges" in text
-    assert qat.built_from_others(bundle, tmp_path / "missing.safetensors") is None, "whoever reads it says so"
-    assert qat.built_from_others(built_from(WEIGHTS, tmp_path), WEIGHTS) is None
+    missing = tmp_path / "missing.safetensors"
+    assert qat.different_weights_warning(bundle, missing) is None, "the code that reads the file reports it"
+    assert qat.different_weights_warning(built_from(WEIGHTS, tmp_path), WEIGHTS) is None
 
 
 def built_from(weights: Path, folder: Path) -> Path:
@@ -502,7 +520,8 @@ def whole(data: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return Run(folder, train(*sets(data), folder, SHORT, start(bundle), device=DEVICE))
 
 
-def test_run_ends_after_its_steps_and_judges_what_will_be_deployed(
+@pytest.mark.slow
+def test_run_ends_after_its_steps_and_evaluates_the_quantized_network(
     whole: Run, data: Path, graphs: dict[str, Written]
 ) -> None:
     assert (whole.outcome.step, whole.outcome.finished) == (4, True)
@@ -515,7 +534,8 @@ def test_run_ends_after_its_steps_and_judges_what_will_be_deployed(
     assert whole.outcome.best_f1 >= validations[0]["f1"]
 
 
-def test_checkpoints_are_plain_and_norms_are_as_they_were(whole: Run) -> None:
+@pytest.mark.slow
+def test_checkpoints_have_plain_keys_and_unchanged_norms(whole: Run) -> None:
     before, after = load_checkpoint(WEIGHTS), load_checkpoint(whole.folder / "last.safetensors")
     assert before.keys() == after.keys()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
@@ -523,10 +543,11 @@ def test_checkpoints_are_plain_and_norms_are_as_they_were(whole: Run) -> None:
     assert not any(".bn" in key for key in changed)
 
 
-def test_stopped_run_goes_on_as_if_nothing_had_been(whole: Run, bundle: Path, data: Path, tmp_path: Path) -> None:
-    seen: list[Report] = []
-    stopped = lambda: sum(isinstance(report, StepReport) for report in seen) == 2  # noqa: E731
-    train(*sets(data), tmp_path / "run", SHORT, start(bundle), device=DEVICE, listen=seen.append, stopped=stopped)
+@pytest.mark.slow
+def test_resume_after_stop_equals_an_uninterrupted_run(whole: Run, bundle: Path, data: Path, tmp_path: Path) -> None:
+    reports: list[Report] = []
+    stopped = lambda: sum(isinstance(report, StepReport) for report in reports) == 2  # noqa: E731
+    train(*sets(data), tmp_path / "run", SHORT, start(bundle), device=DEVICE, listen=reports.append, stopped=stopped)
     assert resume(*sets(data), tmp_path / "run", {"qat": bundle, "steps": 4}, device=DEVICE).finished
     for kind, value in (("step", "loss"), ("validation", "f1")):
         mine, theirs = entries(tmp_path / "run", kind), entries(whole.folder, kind)
@@ -535,40 +556,43 @@ def test_stopped_run_goes_on_as_if_nothing_had_been(whole: Run, bundle: Path, da
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.slow
 def test_resume_refuses_another_bundle(bundle: Path, graphs: dict[str, Written], data: Path, tmp_path: Path) -> None:
     mine = with_graphs(make_bundle(tmp_path / "bundle"), {"cpu": graphs["cpu"].entries})
     train(*sets(data), tmp_path / "run", SHORT, start(mine), device=DEVICE, stopped=lambda: True)
     with pytest.raises(UsageError, match="--qat "):
         resume(*sets(data), tmp_path / "run", {"qat": bundle}, device=DEVICE)
     with_graphs(mine, {"cpu": graphs["cpu-arm"].entries})
-    with pytest.raises(InputError, match=r"another bundle than .*bundle is now"):
+    with pytest.raises(InputError, match=r"bundle has changed since the run .* was started"):
         resume(*sets(data), tmp_path / "run", device=DEVICE)
 
 
-def test_rebuilt_graph_has_the_same_places(whole: Run, graphs: dict[str, Written], data: Path) -> None:
+@pytest.mark.slow
+def test_rebuilt_graph_has_the_same_quantizer_sites(whole: Run, graphs: dict[str, Written], data: Path) -> None:
     model = exported(whole.folder / "last.safetensors")
-    seen = observed(model, data)
+    statistics = observed(model, data)
     for recipe in (CPU, TENSORRT):
-        again = written(model, seen, recipe)
+        again = written(model, statistics, recipe)
         assert pairs(again) == pairs(graphs[recipe.name]) and again.graph.sites == graphs[recipe.name].graph.sites
-        assert not np.array_equal(levels_of(again), levels_of(graphs[recipe.name]))
+        assert not np.array_equal(quantized_weights(again), quantized_weights(graphs[recipe.name]))
 
 
 def pairs(found: Written) -> set[tuple[str, ...]]:
-    """All Q and DQ nodes with what they read and write."""
+    """Returns all Q and DQ nodes with their inputs and outputs."""
     nodes = found.graph.model.graph.node
     return {(n.name, *n.input, *n.output) for n in nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
 
 
-def levels_of(found: Written) -> np.ndarray:
+def quantized_weights(found: Written) -> np.ndarray:
     graph = Graph(found.graph.model)
     dequantizers = [graph.producer[graph.by_name[p.node].input[1]] for p in found.graph.sites]
     return np.concatenate([graph.constant(node.input[0]).ravel() for node in dequantizers])
 
 
-def test_a_few_steps_lower_the_loss(model: Any, seen: ActivationStatistics, data: Path, tmp_path: Path) -> None:
-    """Of weights in 3 bits, whose answers are bad at first; every step sees the same tiles, as they are."""
-    coarse = written(model, seen, replace(CPU, weight_bits=3)).entries
+@pytest.mark.slow
+def test_a_few_steps_lower_the_loss(model: Any, statistics: ActivationStatistics, data: Path, tmp_path: Path) -> None:
+    """Uses 3-bit weights, whose first predictions are bad; every step uses the same tiles without augmentation."""
+    coarse = written(model, statistics, replace(CPU, weight_bits=3)).entries
     mine = with_graphs(make_bundle(tmp_path / "bundle"), {"cpu": coarse})
     recipe = replace(
         SHORT, batch=3, steps=6, learning_rate=1e-4, decay_power=0.0, warmup_epochs=0.0,
@@ -581,11 +605,12 @@ def test_a_few_steps_lower_the_loss(model: Any, seen: ActivationStatistics, data
 
 
 def invoke(*arguments: object) -> Any:
-    use("text")  # as the command's process does
+    use("text")  # as the process of the command does
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_command_needs_weights_and_takes_a_small_rate(bundle: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_qat_option_requires_weights_and_uses_a_small_learning_rate(bundle: Path, data: Path, tmp_path: Path) -> None:
     common = ["train", data, "-o", tmp_path / "run", "--tile", TILE, "--precision", "fp32", "--batch", 2]
     refused = invoke(*common, "--qat", bundle)
     assert isinstance(refused.exception, UsageError) and "--init" in str(refused.exception)

@@ -1,4 +1,4 @@
-"""Whole runs on small tiles: what they leave, how they go on after a kill, and that no finished epoch is lost."""
+"""Tests whole training runs on small tiles: their output, resuming after interruptions, and replacing older runs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def losses(run: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupted."""
+    """Returns the folder of a run without interruptions."""
     run = tmp_path_factory.mktemp("whole") / "run"
     outcome = train(*sets(data), run, SHORT, device=CPU)
     assert (outcome.step, outcome.epoch, outcome.finished) == (9, 3, True)
@@ -79,7 +79,7 @@ def as_options(recipe: Recipe) -> list[object]:
             "--precision", recipe.precision, "--seed", recipe.seed]  # fmt: skip
 
 
-def test_run_leaves_weights_log_curves_and_state(whole: Path, data: Path) -> None:
+def test_run_writes_weights_log_curves_and_state(whole: Path, data: Path) -> None:
     names = {path.name for path in whole.iterdir()} - {"tensorboard"}
     assert names == {
         "best.safetensors", "best_fp16.safetensors", "last.safetensors", "state.safetensors", "config.json",
@@ -102,7 +102,7 @@ def test_run_leaves_weights_log_curves_and_state(whole: Path, data: Path) -> Non
     assert config["recipe"]["learning_rate"] == 1e-4 and config["tiles"]["train"]["count"] == 6
 
 
-def test_tensorboard_gets_the_same_numbers(whole: Path) -> None:
+def test_tensorboard_shows_the_numbers_of_the_log(whole: Path) -> None:
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="TensorBoard is not installed"
     )
@@ -112,7 +112,8 @@ def test_tensorboard_gets_the_same_numbers(whole: Path) -> None:
     assert found == pytest.approx([entry["f1"] for entry in entries(whole, "validation")])
 
 
-def test_same_seed_same_run_other_seed_another(whole: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_same_seed_repeats_the_run_and_another_seed_does_not(whole: Path, data: Path, tmp_path: Path) -> None:
     train(*sets(data), tmp_path / "same", SHORT, device=CPU, workers=1)
     train(*sets(data), tmp_path / "other", replace(SHORT, seed=4), device=CPU)
     assert losses(tmp_path / "same") == losses(whole)
@@ -121,15 +122,18 @@ def test_same_seed_same_run_other_seed_another(whole: Path, data: Path, tmp_path
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
-def test_stopped_run_goes_on_as_if_nothing_had_been(stop_after: int, whole: Path, data: Path, tmp_path: Path) -> None:
-    seen: list[Report] = []
+def test_resume_after_stop_equals_an_uninterrupted_run(
+    stop_after: int, whole: Path, data: Path, tmp_path: Path
+) -> None:
+    reports: list[Report] = []
     run = tmp_path / "run"
 
     def stopped() -> bool:
-        return sum(isinstance(report, StepReport) for report in seen) == stop_after
+        return sum(isinstance(report, StepReport) for report in reports) == stop_after
 
-    outcome = train(*sets(data), run, SHORT, device=CPU, listen=seen.append, stopped=stopped)
+    outcome = train(*sets(data), run, SHORT, device=CPU, listen=reports.append, stopped=stopped)
     assert (outcome.step, outcome.finished) == (stop_after, False)
     assert resume(*sets(data), run, device=CPU).finished
     assert losses(run) == losses(whole)
@@ -139,7 +143,8 @@ def test_stopped_run_goes_on_as_if_nothing_had_been(stop_after: int, whole: Path
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
 
 
-def test_killed_run_goes_on_as_if_nothing_had_been(whole: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_resume_after_kill_equals_an_uninterrupted_run(whole: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = misgnet("train", data, "-o", run, *as_options(SHORT))
     _wait_for(lambda: run.exists() and (run / "log.jsonl").exists() and len(_lines(run)) >= 6, process)
@@ -147,7 +152,7 @@ def test_killed_run_goes_on_as_if_nothing_had_been(whole: Path, data: Path, tmp_
     process.wait()
     assert (run / "state.safetensors").exists() and not (run / "last.safetensors").exists()
     with (run / "log.jsonl").open("a") as file:
-        file.write('{"kind": "step", "st')  # what a kill within a write leaves
+        file.write('{"kind": "step", "st')  # as left by a kill during a write
     again = misgnet("train", data, "-o", run, "--tile", 64, "--resume")
     _, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
@@ -155,7 +160,8 @@ def test_killed_run_goes_on_as_if_nothing_had_been(whole: Path, data: Path, tmp_
     assert sorted(p.name for p in run.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
-def test_interrupt_saves_the_state_and_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_interrupt_saves_the_state_and_names_the_resume_option(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = misgnet("train", data, "-o", run, *as_options(replace(SHORT, epochs=500)))
     _wait_for(lambda: (run / "log.jsonl").exists() and len(_lines(run)) >= 2, process)
@@ -167,21 +173,21 @@ def test_interrupt_saves_the_state_and_says_how_to_go_on(data: Path, tmp_path: P
         assert json.loads(file.metadata()["counters"])["step"] == len(entries(run, "step"))
 
 
-def test_finished_run_stays_as_it_is(whole: Path, data: Path) -> None:
+def test_resume_does_not_change_a_finished_run(whole: Path, data: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
     assert resume(*sets(data), whole, device=CPU).finished
     assert before == {path: path.stat().st_mtime_ns for path in whole.iterdir()}
 
 
-def test_resume_refuses_what_would_be_another_run(whole: Path, data: Path, tmp_path: Path) -> None:
+def test_resume_refuses_other_options_tiles_or_damaged_files(whole: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--learning-rate 0.0001, not 0.001"):
         resume(*sets(data), whole, {"learning_rate": 1e-3}, device=CPU)
     with pytest.raises(UsageError, match="--focal-gamma"):
         resume(*sets(data), whole, {"focal_gamma": 1.0}, device=CPU)
     train_tiles, val_tiles = sets(data)
-    with pytest.raises(InputError, match="other tiles in train: 6 then, 3 in"):
+    with pytest.raises(InputError, match="other tiles in train: their number was 6 and is 3 in"):
         resume(val_tiles, val_tiles, whole, device=CPU)
-    with pytest.raises(InputError, match="no run to go on with"):
+    with pytest.raises(InputError, match="there is no run to resume"):
         resume(train_tiles, val_tiles, tmp_path / "nowhere", device=CPU)
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -191,24 +197,25 @@ def test_resume_refuses_what_would_be_another_run(whole: Path, data: Path, tmp_p
         resume(train_tiles, val_tiles, broken, device=CPU)
 
 
-def test_a_picture_that_breaks_in_epoch_3_loses_no_finished_epoch(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_image_damaged_in_epoch_3_loses_no_finished_epoch(whole: Path, tmp_path: Path) -> None:
     write_split(tmp_path / "train", 6, seed=1, size=64)
     write_split(tmp_path / "val", 3, seed=2, size=64)
     path, run = tmp_path / "train" / "B" / "pair_00003.png", tmp_path / "run"
     content = path.read_bytes()
 
-    def break_it(report: Report) -> None:
+    def damage(report: Report) -> None:
         if isinstance(report, EpochReport) and report.epoch == 2:
             path.write_bytes(content[:200])
 
-    with pytest.raises(InputError, match=r"pair_00003.png is damaged.* 2 finished epochs are kept .*--resume"):
-        train(*sets(tmp_path), run, SHORT, device=CPU, listen=break_it)
+    with pytest.raises(InputError, match=r"pair_00003.png is damaged.*--resume; .*run holds 2 finished epochs"):
+        train(*sets(tmp_path), run, SHORT, device=CPU, listen=damage)
     path.write_bytes(content)
     assert resume(*sets(tmp_path), run, device=CPU).finished
     assert losses(run) == losses(whole)
 
 
-def test_label_with_other_values_is_named(tmp_path: Path) -> None:
+def test_error_names_a_label_with_invalid_values(tmp_path: Path) -> None:
     write_split(tmp_path / "train", 2, seed=1, size=64)
     write_split(tmp_path / "val", 2, seed=2, size=64)
     label = tmp_path / "train" / "label" / "pair_00001.png"
@@ -217,8 +224,9 @@ def test_label_with_other_values_is_named(tmp_path: Path) -> None:
         train(*sets(tmp_path), tmp_path / "run", SHORT, device=CPU)
 
 
-def test_full_disk_is_told_and_what_was_there_stays(data: Path, tmp_path: Path) -> None:
-    """A limit on the size of files: the weights fit (40 MB), the state (152 MB) does not."""
+@pytest.mark.slow
+def test_full_disk_is_reported_and_existing_files_are_kept(data: Path, tmp_path: Path) -> None:
+    """Simulated by a limit on the size of files: the weights fit (40 MB), the state (152 MB) does not."""
     import resource
 
     def limit() -> None:
@@ -233,7 +241,8 @@ def test_full_disk_is_told_and_what_was_there_stays(data: Path, tmp_path: Path) 
     load_checkpoint(run / "best.safetensors")
 
 
-def test_older_run_survives_until_the_new_one_has_saved(data: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_older_run_is_kept_until_the_new_one_has_saved_a_state(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(*sets(data), run, replace(SHORT, epochs=1), device=CPU)
     weights = (run / "best.safetensors").read_bytes()
@@ -247,7 +256,8 @@ def test_older_run_survives_until_the_new_one_has_saved(data: Path, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_older_run_comes_back_after_a_kill_before_the_first_state(data: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_older_run_is_restored_after_a_kill_before_the_first_save(data: Path, tmp_path: Path) -> None:
     run, old = tmp_path / "run", tmp_path / ".run.old"
     for folder in (run, old):
         folder.mkdir()
@@ -256,18 +266,19 @@ def test_older_run_comes_back_after_a_kill_before_the_first_state(data: Path, tm
         train(*sets(data), run, replace(SHORT, learning_rate=1e30, clip_norm=0), device=CPU, force=True)
     assert (run / "log.jsonl").read_text() == ".run.old" and not old.exists()
     train(*sets(data), run, SHORT, device=CPU, force=True, stopped=lambda: True)
-    old.mkdir()  # a kill after that
+    old.mkdir()  # as left by a kill after the first save
     resume(*sets(data), run, device=CPU, stopped=lambda: True)
     assert not old.exists()
 
 
-def test_run_without_time_still_makes_one_step(data: Path, tmp_path: Path) -> None:
+def test_run_with_almost_no_time_makes_one_step(data: Path, tmp_path: Path) -> None:
     outcome = train(*sets(data), tmp_path / "run", replace(SHORT, minutes=1e-9), device=CPU)
     assert (outcome.step, outcome.finished) == (1, True)
     assert load_network(tmp_path / "run" / "best.safetensors")
 
 
-def test_fine_tuning_keeps_the_weights_it_began_with_where_it_only_harms(data: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_fine_tuning_keeps_the_initial_weights_if_training_makes_them_worse(data: Path, tmp_path: Path) -> None:
     recipe = replace(SHORT, learning_rate=0.3, epochs=1, ema=0.0)
     outcome = train(*sets(data), tmp_path / "run", recipe, Start(init=WEIGHTS), device=CPU)
     validations = entries(tmp_path / "run", "validation")
@@ -277,8 +288,9 @@ def test_fine_tuning_keeps_the_weights_it_began_with_where_it_only_harms(data: P
     assert all(torch.equal(best[key], start[key]) for key in start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_frozen_encoder_and_norms_stay_bit_for_bit(precision: str, data: Path, tmp_path: Path) -> None:
+def test_frozen_encoder_and_norms_stay_bit_identical(precision: str, data: Path, tmp_path: Path) -> None:
     recipe = replace(SHORT, freeze=("encoder", "norms"), epochs=1, precision=precision)
     train(*sets(data), tmp_path / "run", recipe, Start(init=WEIGHTS), device=CPU)
     start, end = load_checkpoint(WEIGHTS), load_checkpoint(tmp_path / "run" / "last.safetensors")
@@ -286,8 +298,9 @@ def test_frozen_encoder_and_norms_stay_bit_for_bit(precision: str, data: Path, t
     assert changed and not any(key.startswith("backbone.") or ".bn" in key for key in changed)
 
 
-def test_teacher_pulls_the_network_back_to_its_answers(data: Path, tmp_path: Path) -> None:
-    """The teacher's own weights with noise on them; with the teacher alone in the loss, they find back."""
+@pytest.mark.slow
+def test_distillation_moves_predictions_towards_those_of_the_teacher(data: Path, tmp_path: Path) -> None:
+    """Trains the teacher's weights with added noise; the loss consists only of the distillation loss."""
     draw = torch.Generator().manual_seed(0)
     teacher, noisy = load_network(WEIGHTS), load_network(WEIGHTS)
     for value in noisy.parameters():
@@ -296,30 +309,32 @@ def test_teacher_pulls_the_network_back_to_its_answers(data: Path, tmp_path: Pat
     recipe = replace(SHORT, loss=LossWeights(0, 0), distill=1.0, epochs=8, freeze=("norms",))
     train(*sets(data), tmp_path / "run", recipe, Start(tmp_path / "noisy.safetensors", None, WEIGHTS), device=CPU)
     tiles = stack(list(sets(data)[0].tiles()))
-    answers = [
+    predictions = [
         predict_probability(x, *tiles) for x in (teacher, noisy, load_network(tmp_path / "run/last.safetensors"))
     ]
-    before, after = (np.abs(answer - answers[0]).mean() for answer in answers[1:])
+    before, after = (np.abs(prediction - predictions[0]).mean() for prediction in predictions[1:])
     assert after < 0.7 * before
 
 
-def test_float16_and_its_scale_go_on_after_a_stop(data: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_resume_restores_the_scale_of_float16_training(data: Path, tmp_path: Path) -> None:
     recipe = replace(SHORT, precision="fp16", epochs=1, freeze=("encoder",))
     start = Start(init=WEIGHTS)
     train(*sets(data), tmp_path / "whole", recipe, start, device=CPU)
-    run, seen = tmp_path / "run", []
-    stopped = lambda: len(seen) >= 2  # noqa: E731 - the validation before the first step, and a step
-    train(*sets(data), run, recipe, start, device=CPU, listen=seen.append, stopped=stopped)
+    run, reports = tmp_path / "run", []
+    stopped = lambda: len(reports) >= 2  # noqa: E731 - after the initial validation and one step
+    train(*sets(data), run, recipe, start, device=CPU, listen=reports.append, stopped=stopped)
     with safe_open(run / "state.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["scaler"])["scale"] > 0
     resume(*sets(data), run, device=CPU)
     assert losses(run) == losses(tmp_path / "whole")
 
 
-def test_two_processes_train_as_one_with_the_joint_batch(data: Path, tmp_path: Path) -> None:
-    """gloo on the CPU; batch norms frozen, since each process would else normalise by its own part.
+@pytest.mark.slow
+def test_two_processes_train_like_one_with_the_joint_batch(data: Path, tmp_path: Path) -> None:
+    """Uses gloo on the CPU; batch norms are frozen, because each process would normalise its own part.
 
-    The rate is low: Adam and the guidance's exponents make float noise grow from step to step.
+    The learning rate is low because Adam and the exponents of the guidance amplify rounding errors at every step.
     """
     recipe = replace(SHORT, epochs=2, freeze=("norms",), learning_rate=1e-6)
     train(*sets(data), tmp_path / "one", recipe, Start(init=WEIGHTS), device=CPU)
@@ -337,12 +352,12 @@ def test_two_processes_train_as_one_with_the_joint_batch(data: Path, tmp_path: P
     assert scores[1] == pytest.approx(scores[0], abs=2e-3)
 
 
-def test_diverged_run_is_an_error(data: Path, tmp_path: Path) -> None:
+def test_divergence_raises_gate_failed(data: Path, tmp_path: Path) -> None:
     with pytest.raises(GateFailed, match="diverged at step"):
         train(*sets(data), tmp_path / "run", replace(SHORT, learning_rate=1e30, clip_norm=0), device=CPU)
 
 
-def test_counters_know_the_place_in_an_epoch(data: Path, tmp_path: Path) -> None:
+def test_counters_hold_the_position_within_an_epoch(data: Path, tmp_path: Path) -> None:
     stops = iter([False] * 3 + [True])
     outcome = train(*sets(data), tmp_path / "run", SHORT, device=CPU, stopped=lambda: next(stops))
     expected = Counters(step=4, epoch=1, epoch_step=1)

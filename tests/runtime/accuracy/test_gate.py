@@ -1,4 +1,4 @@
-"""The accuracy gate: what passes, by which rule, and how sure the drop is."""
+"""Tests the accuracy gate: its verdicts, its rules, and the interval of the F1 drop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def random_images(count: int, seed: int) -> list[Confusion]:
 
 
 def worse(images: list[Confusion]) -> list[Confusion]:
-    """The same labels, with a third of the hits missed."""
+    """Returns counts for the same labels with a third of the true positives missed."""
     return [Confusion(c.tp - c.tp // 3, c.fp, c.fn + c.tp // 3, c.tn) for c in images]
 
 
@@ -36,7 +36,7 @@ def test_a_drop_passes_up_to_its_limit(limit: float, passed: bool) -> None:
 
 
 @pytest.mark.parametrize(("high", "passed"), [(29.0, True), (30.0, True), (30.1, False)])
-def test_the_upper_rule_judges_the_end_of_the_interval(high: float, passed: bool) -> None:
+def test_upper_rule_compares_the_upper_end_of_the_interval(high: float, passed: bool) -> None:
     verdict = decide(THREE_QUARTERS, HALF, 0.9, 30.0, rule="upper", interval=Interval(20.0, high, 4))
     assert (verdict.passed, verdict.value, verdict.limit) == (passed, high, 30.0)
     assert "25.000" in verdict.reason and f"{high:.3f}" in verdict.reason
@@ -49,13 +49,13 @@ def test_the_upper_rule_fails_without_an_interval() -> None:
 
 
 @pytest.mark.parametrize(("limit", "passed"), [(-24.0, True), (-25.0, True), (-26.0, False)])
-def test_a_negative_limit_asks_for_a_gain(limit: float, passed: bool) -> None:
+def test_negative_limit_requires_a_gain(limit: float, passed: bool) -> None:
     assert decide(HALF, THREE_QUARTERS, 0.9, limit).passed is passed
 
 
-def test_a_drop_equal_to_its_limit_is_not_failed_by_the_last_bit() -> None:
+def test_drop_equal_to_its_limit_passes_despite_rounding() -> None:
     reference, engine = Confusion(tp=80, fp=20, fn=20), Confusion(tp=75, fp=25, fn=25)
-    assert 100 * (0.8 - 0.75) > 5  # what floats make of it
+    assert 100 * (0.8 - 0.75) > 5  # the rounding error of floats
     assert decide(reference, engine, 1.0, 5.0).passed
 
 
@@ -76,10 +76,10 @@ def test_the_drop_is_the_difference_of_two_f1(a: int, b: int, c: int, d: int, e:
         (5, 0.995, 0.5, True),  # 0.5 points more false alarms
         (6, 0.994, 0.5, False),
         (0, 0.99, 0.5, False),  # fewer false alarms, but other pixels
-        (0, 1.0, -0.1, False),  # no gain can be shown where nothing changed
+        (0, 1.0, -0.1, False),  # without changes, a gain cannot be shown
     ],
 )
-def test_without_any_change_false_alarms_and_agreement_decide(
+def test_false_alarms_and_agreement_decide_if_no_label_holds_a_change(
     false_alarms: int, agreement: float, limit: float, passed: bool
 ) -> None:
     verdict = decide(Confusion(tn=1000), Confusion(fp=false_alarms, tn=1000 - false_alarms), agreement, limit)
@@ -87,12 +87,12 @@ def test_without_any_change_false_alarms_and_agreement_decide(
     assert verdict.rule == "false alarms and agreement"
 
 
-def test_fewer_false_alarms_alone_are_no_fault() -> None:
+def test_fewer_false_alarms_pass() -> None:
     verdict = decide(Confusion(fp=100, tn=900), Confusion(fp=0, tn=1000), 1.0, 0.0)
     assert verdict.passed and verdict.value == 0
 
 
-def test_the_interval_is_that_of_a_plain_implementation() -> None:
+def test_interval_matches_a_plain_implementation() -> None:
     reference = random_images(7, seed=1)
     engine = worse(reference)
     rng = np.random.default_rng(3)
@@ -107,7 +107,7 @@ def test_the_interval_is_that_of_a_plain_implementation() -> None:
     assert interval.sources == 7
 
 
-def test_the_interval_holds_the_drop_and_is_deterministic() -> None:
+def test_interval_contains_the_drop_and_is_deterministic() -> None:
     reference = random_images(20, seed=2)
     drop = f1_drop(Confusion.total(reference), Confusion.total(worse(reference)))
     first, second = (bootstrap_drop(reference, worse(reference), resamples=500) for _ in range(2))
@@ -119,21 +119,21 @@ def test_the_interval_holds_the_drop_and_is_deterministic() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(2, 8), st.integers(0, 1000))
-def test_it_is_paired(count: int, seed: int) -> None:
+def test_bootstrap_is_paired(count: int, seed: int) -> None:
     images = [*random_images(count, seed), Confusion(tp=1)]
     interval = bootstrap_drop(images, images, resamples=50)
     assert interval is not None and (interval.low, interval.high) == (0, 0)
 
 
-def test_images_are_drawn_not_pixels() -> None:
-    """One bad image of two must show in the interval, however many pixels there are."""
+def test_bootstrap_resamples_images_not_pixels() -> None:
+    """One bad image of two must affect the interval, independent of the number of pixels."""
     good, bad = Confusion(tp=10**6), Confusion(fn=10**6)
     interval = bootstrap_drop([good, good], [good, bad], resamples=200)
     assert interval is not None and (interval.low, interval.high) == (0, 100)
 
 
 def test_a_resample_without_change_does_not_count() -> None:
-    """One of two images has a change: a quarter of all resamples has no F1."""
+    """One of two images has a change, so a quarter of all resamples has no F1."""
     reference, engine = [Confusion(tp=4), Confusion(tn=4)], [Confusion(tp=2, fn=2), Confusion(tn=4)]
     interval = bootstrap_drop(reference, engine, resamples=200)
     assert interval is not None
@@ -141,7 +141,7 @@ def test_a_resample_without_change_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("images", [[], [Confusion(tp=5, fp=1)], [Confusion(tn=5), Confusion(tn=6)]])
-def test_there_is_no_interval_of_one_image_or_without_change(images: list[Confusion]) -> None:
+def test_one_image_or_no_change_gives_no_interval(images: list[Confusion]) -> None:
     assert bootstrap_drop(images, images) is None
 
 

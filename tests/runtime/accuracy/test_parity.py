@@ -1,4 +1,4 @@
-"""Parity of an engine with the reference, on tiles of images whose size is no multiple of a tile."""
+"""Tests parity of an engine with the reference on images whose sizes are not multiples of the tile size."""
 
 from __future__ import annotations
 
@@ -49,35 +49,35 @@ def both(tiles: TileSet) -> tuple[list[EvaluatedTile], list[EvaluatedTile]]:
 
 
 def test_every_pixel_of_every_image_is_counted_once(tiles: TileSet) -> None:
-    judged = evaluate_tiles("float", expected, tiles, 0.5, batch=2)
-    assert len(judged) == TILES
-    by_name = dict(zip(SIZES, by_source(judged), strict=True))
+    evaluated = evaluate_tiles("float", expected, tiles, 0.5, batch=2)
+    assert len(evaluated) == TILES
+    by_name = dict(zip(SIZES, by_source(evaluated), strict=True))
     for seed, (name, size) in enumerate(SIZES.items()):
-        answer = expected(*images(*size, seed=seed))
-        assert by_name[name] == Confusion.of(answer > 0.5, answer > 0.4)
+        probability = expected(*images(*size, seed=seed))
+        assert by_name[name] == Confusion.of(probability > 0.5, probability > 0.4)
         assert by_name[name].pixels == size[0] * size[1]
 
 
-def test_a_judged_mask_is_the_tiles_own_part(tiles: TileSet) -> None:
-    judged = evaluate_tiles("float", expected, tiles, 0.5)
-    assert {j.mask.shape for j in judged if j.source == "b"} == {(32, 32)}
-    assert sum(j.mask.size for j in judged if j.source == "a") == 40 * 70
-    answer = expected(*images(40, 70, seed=0)) > 0.5
-    np.testing.assert_array_equal(judged[0].mask, answer[:32, :32])
-    np.testing.assert_array_equal(judged[5].mask, answer[32:, 64:])
+def test_evaluated_mask_is_the_part_that_the_tile_owns(tiles: TileSet) -> None:
+    evaluated = evaluate_tiles("float", expected, tiles, 0.5)
+    assert {e.mask.shape for e in evaluated if e.source == "b"} == {(32, 32)}
+    assert sum(e.mask.size for e in evaluated if e.source == "a") == 40 * 70
+    mask = expected(*images(40, 70, seed=0)) > 0.5
+    np.testing.assert_array_equal(evaluated[0].mask, mask[:32, :32])
+    np.testing.assert_array_equal(evaluated[5].mask, mask[32:, 64:])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_an_engine_that_answers_nan_fails_by_the_tiles_name(tiles: TileSet, value: float) -> None:
+def test_nan_output_fails_and_names_the_tile(tiles: TileSet, value: float) -> None:
     calls = 0
 
     def broken(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
         nonlocal calls
         calls += 1
-        answer = expected(before, after)
+        probability = expected(before, after)
         if calls == 2:
-            answer[1, 3, 3] = value
-        return answer
+            probability[1, 3, 3] = value
+        return probability
 
     with pytest.raises(GateFailed, match=f"the output of int8 contains NaN or Inf on tile {tiles[3].name}"):
         evaluate_tiles("int8", broken, tiles, 0.5, batch=2)
@@ -125,7 +125,7 @@ def entry(passed: bool | None) -> EngineParity:
     ("engines", "passed"),
     [([], False), ([None], False), ([True], True), ([True, None], True), ([True, False], False), ([False], False)],
 )
-def test_a_report_passes_where_an_engine_was_judged_and_none_failed(
+def test_report_passes_if_an_engine_was_evaluated_and_none_failed(
     tiles: TileSet, engines: list[bool | None], passed: bool
 ) -> None:
     reference, _ = both(tiles)
@@ -134,7 +134,7 @@ def test_a_report_passes_where_an_engine_was_judged_and_none_failed(
     )
 
 
-def test_the_evidence_is_json_and_says_what_it_was_measured_on(tiles: TileSet) -> None:
+def test_report_is_json_and_describes_the_evaluation_set(tiles: TileSet) -> None:
     reference, found = both(tiles)
     engines = [compare("cpu", "int8", reference, found, 0.5, device="CPU"), entry(None)]
     values = json.loads(encode(report("float", reference, tiles, engines, threshold=0.5, max_f1_drop=0.5)))

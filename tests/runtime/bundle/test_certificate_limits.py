@@ -1,4 +1,4 @@
-"""What a signature, its certificates and a key file may cost to refuse: families that grow, by processor time."""
+"""Tests that hostile signatures, certificates and key files are refused within limits of processor time and memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from support.signatures import (
 )
 
 KEY, ROOT, LEAF = make_key(), make_key(11), make_key(13)
-SECONDS = 5.0  # of the processor, for what is refused; most take milliseconds
+SECONDS = 5.0  # of processor time for a refusal; most take milliseconds
 MIB = 1 << 20
 
 
@@ -59,7 +59,7 @@ def root(tmp_path: Path) -> Trust:
 
 
 def refused(bundle: Path, trust: Trust) -> str:
-    """The reason, found within the time that is allowed."""
+    """Returns why the bundle is refused; the refusal must not take longer than allowed."""
     start = time.process_time()
     with pytest.raises(InputError) as error:
         read_bundle(bundle, trust)
@@ -71,7 +71,7 @@ def refused(bundle: Path, trust: Trust) -> str:
 
 
 def _one_name_one_key(count: int) -> list[x509.Certificate]:
-    """Each certifies each: a verifier that tries all takes ``count`` ** 8."""
+    """Returns certificates that certify each other: a verifier that tries all orders takes ``count`` ** 8 steps."""
     key = make_key(20)
     return [certify("x", key, ("x", key), authority=True) for _ in range(count)]
 
@@ -89,7 +89,7 @@ def _two_names(count: int) -> list[x509.Certificate]:
 
 @pytest.mark.parametrize("family", [_one_name_one_key, _one_name, _two_names], ids=lambda f: f.__name__[1:])
 @pytest.mark.parametrize("count", [2, 3])
-def test_certificates_that_certify_each_other_are_refused_before_any_is_verified(
+def test_certificates_that_certify_each_other_are_refused_without_verification(
     bundle: Path, root: Trust, family: Callable[[int], list[x509.Certificate]], count: int
 ) -> None:
     sign_folder(bundle, LEAF, [certify("signer", LEAF, ("x", make_key(20))), *family(count)])
@@ -114,8 +114,8 @@ def test_large_certificates_are_refused_before_they_are_parsed(bundle: Path, roo
     assert "bytes, at most 65536 are read" in refused(bundle, root)
 
 
-def test_a_chain_of_the_longest_length_is_accepted(tmp_path: Path, bundle: Path, root: Trust) -> None:
-    """In any order, and with certificates that stand in it twice."""
+def test_longest_allowed_chain_is_accepted(tmp_path: Path, bundle: Path, root: Trust) -> None:
+    """The certificates may be in any order, and some may appear twice."""
     names = ["root", *(f"n{number}" for number in range(7))]
     keys = [ROOT, *(make_key(20 + number) for number in range(7))]
     between = [certify(names[n], keys[n], (names[n - 1], keys[n - 1]), authority=True) for n in range(1, 8)]
@@ -129,7 +129,7 @@ def test_a_chain_of_the_longest_length_is_accepted(tmp_path: Path, bundle: Path,
 
 
 def _leaf(*extensions: x509.ExtensionType, signing: bool = True) -> x509.Certificate:
-    """A signer's certificate by the root, with further extensions."""
+    """Returns a signer's certificate issued by the root, with additional extensions."""
     plain = certify("signer", LEAF, ("root", ROOT), signing=signing)
     builder = x509.CertificateBuilder(
         plain.issuer, plain.subject, plain.public_key(), plain.serial_number, plain.not_valid_before_utc,
@@ -155,21 +155,21 @@ _USES = ExtendedKeyUsageOID
     ],
 )
 @pytest.mark.parametrize("signing", [True, False])
-def test_a_signer_with_extended_uses_needs_code_signing(
+def test_signer_with_extended_key_usages_needs_code_signing(
     bundle: Path, root: Trust, uses: list[x509.ObjectIdentifier], accepted: bool, signing: bool
 ) -> None:
-    """A web server's certificate has digitalSignature too, and its key lies on a web server."""
+    """A web server's certificate also has digitalSignature, but its key is stored on a web server."""
     sign_folder(bundle, LEAF, [_leaf(x509.ExtendedKeyUsage(uses), signing=signing)])
     if accepted:
         assert read_bundle(bundle, root).signed is not None
     else:
-        assert "it states extended key usages without codeSigning" in refused(bundle, root)
+        assert "it has extended key usages without codeSigning" in refused(bundle, root)
 
 
 def test_sign_refuses_a_certificate_that_devices_would_refuse(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where no chain is given."""
+    """The certificate is also checked if no chain is given."""
     pytest.importorskip("model_signing", reason="signing needs model-signing: pip install 'misgnet-export[sign]'")
     from misgnet_export.cli import main as cli
 
@@ -199,24 +199,26 @@ def _edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     ],
     ids=["lists", "objects", "escapes", "certificates", "digits"],
 )
-def test_signature_files_of_the_largest_size(bundle: Path, root: Trust, text: str) -> None:
+def test_hostile_signature_files_of_the_largest_size_are_refused(bundle: Path, root: Trust, text: str) -> None:
     (bundle / SIGNATURE).write_text(text)
     assert "is refused" in refused(bundle, root)
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "said"),
+    ("name", "count", "message"),
     [
         ("f{}", 30_000, "names more than 10000 files"),
         ("\u0316\u0301" * 500_000 + "{}", 1, "more than 1024 characters"),  # two classes, which normalising sorts
         ("a/" * 500 + "{}", 5_000, "lacks"),
     ],
 )
-def test_statements_of_many_or_long_names(tmp_path: Path, bundle: Path, name: str, count: int, said: str) -> None:
-    """Even a key that is trusted does not make a device work for minutes."""
+def test_statements_of_many_or_long_names_are_refused(
+    tmp_path: Path, bundle: Path, name: str, count: int, message: str
+) -> None:
+    """Even a bundle signed by a trusted key must not keep a device busy for minutes."""
     digests = [*digests_of(bundle).items(), *((name.format(number), "0" * 64) for number in range(count))]
     sign_folder(bundle, KEY, digests=digests)
-    assert said in refused(bundle, Trust(write_public(tmp_path / "key.pub", KEY)))
+    assert message in refused(bundle, Trust(write_public(tmp_path / "key.pub", KEY)))
 
 
 # Key files
@@ -253,8 +255,8 @@ except InputError as error:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_key_files_of_the_largest_size(tmp_path: Path, family: str) -> None:
-    """In a process that ends after 15 s of the processor and 1 GiB; before, lines that begin blocks took hours."""
+def test_hostile_key_files_of_the_largest_size_are_refused(tmp_path: Path, family: str) -> None:
+    """The child process is limited to 15 s of processor time and 1 GiB; lines that begin blocks once took hours."""
     path = tmp_path / "key.pub"
     path.write_bytes(FAMILIES[family]())
     assert MIB // 2 < path.stat().st_size <= MIB
@@ -264,16 +266,16 @@ def test_key_files_of_the_largest_size(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize("change", [lambda pem: pem[:-2], lambda pem: pem[: len(pem) // 2], lambda pem: pem[30:]])
-def test_a_key_file_that_was_cut_off_is_refused(tmp_path: Path, bundle: Path, change: Callable[[bytes], bytes]) -> None:
-    """It would trust fewer keys than its operator believes."""
+def test_truncated_key_file_is_refused(tmp_path: Path, bundle: Path, change: Callable[[bytes], bytes]) -> None:
+    """Otherwise fewer keys would be trusted than the operator believes."""
     sign_folder(bundle, KEY)
     other = write_public(tmp_path / "other.pub", make_key(2)).read_bytes()
     (tmp_path / "key.pub").write_bytes(PEM + change(other))
     assert "a PEM block is not complete" in refused(bundle, Trust(tmp_path / "key.pub"))
 
 
-def test_key_files_as_people_write_them(tmp_path: Path, bundle: Path) -> None:
-    """With words between, indented, and with other ends of lines."""
+def test_usual_variants_of_key_files_are_accepted(tmp_path: Path, bundle: Path) -> None:
+    """Key files may have text between the blocks, indentation and other line ends."""
     sign_folder(bundle, KEY)
     lines = PEM.splitlines()
     for text in (

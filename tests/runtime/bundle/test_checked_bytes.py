@@ -1,4 +1,4 @@
-"""What was checked is what runs: also where a bundle's folder is exchanged or its files are overwritten meanwhile."""
+"""Tests that only checked bytes are used, even if a bundle's folder is replaced or its files are overwritten."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def other(root: Path) -> Path:
-    """A valid bundle with another float graph beside ``root``: the one of the encoder, which answers otherwise."""
+    """Returns a valid bundle beside ``root`` whose float engine uses the INT8 graph, which has other outputs."""
     made = make_bundle(root.parent / "new")
     shutil.copy(DATA / "tiny_int8.onnx", made / FLOAT.file)
     digest, size = file_sha256(made / FLOAT.file), (made / FLOAT.file).stat().st_size
@@ -41,30 +41,30 @@ def other(root: Path) -> Path:
 
 
 def deploy(root: Path) -> None:
-    """As an update does it: another folder gets the name."""
+    """Replaces the bundle like an update: another folder gets its name."""
     new = other(root)
     root.rename(root.parent / "old")
     new.rename(root)
 
 
-def answers_as_checked(bundle: Bundle) -> bool:
+def outputs_match_the_float_graph(bundle: Bundle) -> bool:
     before, after = images(1, TILE, TILE)
     with open_detector(bundle, FLOAT.name) as (detector, _, _):
         return bool(np.allclose(detector.probability(before, after), expected(before, after), atol=1e-6))
 
 
-def test_an_engine_is_opened_from_the_folder_that_was_checked(root: Path) -> None:
-    """The two graphs differ in a few values, by which one is known from the other."""
+def test_engine_is_opened_from_the_checked_folder(root: Path) -> None:
+    """The outputs of the two graphs differ, which shows which one was opened."""
     bundle = read_bundle(root)
     digest = file_sha256(root / MANIFEST)
     deploy(root)
-    assert not answers_as_checked(read_bundle(root)), "the new bundle answers otherwise"
-    assert answers_as_checked(bundle)
+    assert not outputs_match_the_float_graph(read_bundle(root)), "the new bundle has other outputs"
+    assert outputs_match_the_float_graph(bundle)
     assert bundle.digest() == digest
 
 
 @pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
-def test_an_engine_file_that_is_overwritten_after_the_check_is_not_run(root: Path, kind: str) -> None:
+def test_engine_file_overwritten_after_the_check_is_refused(root: Path, kind: str) -> None:
     pytest.importorskip(kind)
     bundle = read_bundle(edit(root, lambda m: m["engines"][0].update(kind=kind)))
     (root / FLOAT.file).write_bytes((DATA / "tiny_int8.onnx").read_bytes())
@@ -72,33 +72,33 @@ def test_an_engine_file_that_is_overwritten_after_the_check_is_not_run(root: Pat
         pass
 
 
-def test_a_file_that_becomes_a_link_or_a_pipe_after_the_check_is_not_opened(root: Path) -> None:
+def test_file_replaced_by_a_link_or_pipe_after_the_check_is_refused(root: Path) -> None:
     bundle = read_bundle(root)
     (root / FLOAT.file).rename(root.parent / "elsewhere.onnx")
     (root / FLOAT.file).symlink_to(root.parent / "elsewhere.onnx")
-    with pytest.raises(InputError, match="has a link in its place"), open_detector(bundle, FLOAT.name):
+    with pytest.raises(InputError, match="is missing or is a link"), open_detector(bundle, FLOAT.name):
         pass
     (root / FLOAT.file).unlink()
     os.mkfifo(root / FLOAT.file)
-    with pytest.raises(InputError, match="lacks the file"), open_detector(bundle, FLOAT.name):
+    with pytest.raises(InputError, match="is missing or is a link"), open_detector(bundle, FLOAT.name):
         pass
 
 
-def test_a_file_that_grew_without_end_is_not_read_whole(root: Path) -> None:
+def test_file_that_grew_after_the_check_is_refused(root: Path) -> None:
     bundle = read_bundle(root)
     os.truncate(root / FLOAT.file, 1 << 42)
     with pytest.raises(InputError, match="has changed"), open_detector(bundle, FLOAT.name):
         pass
 
 
-def test_the_digest_is_of_the_manifest_that_was_decoded(root: Path) -> None:
+def test_digest_belongs_to_the_decoded_manifest(root: Path) -> None:
     bundle = read_bundle(root)
     digest = hashlib.sha256((root / MANIFEST).read_bytes()).hexdigest()
     edit(root, lambda m: m.update(threshold=0.9))
     assert bundle.digest() == digest and bundle.manifest.threshold == 0.5
 
 
-def test_golden_tiles_are_those_that_were_checked(root: Path) -> None:
+def test_golden_tiles_changed_after_the_check_are_refused(root: Path) -> None:
     checks = verify_bundle(root)
     next(checks)
     make_bundle(root.parent / "flipped", flip=True)
@@ -107,7 +107,7 @@ def test_golden_tiles_are_those_that_were_checked(root: Path) -> None:
         list(checks)
 
 
-def test_processes_that_measure_open_the_bundle_that_was_checked(root: Path) -> None:
+def test_measuring_processes_refuse_a_bundle_changed_after_the_check(root: Path) -> None:
     bundle = read_bundle(root)
     tasks = tasks_of(bundle, make_matrix(bundle, QUICK), QUICK, 1, 1)
     assert measure(tasks, 0.02, rounds=1)
@@ -116,7 +116,7 @@ def test_processes_that_measure_open_the_bundle_that_was_checked(root: Path) -> 
         measure(tasks, 0.02, rounds=1)
 
 
-def test_a_scene_is_measured_with_the_bundle_that_was_checked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_of_a_scene_refuses_a_bundle_changed_after_the_check(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
     from misgnet_runtime.measure.bench import run as run_module
     from support.scenes import scene, write_raster
@@ -141,9 +141,9 @@ def test_a_scene_is_measured_with_the_bundle_that_was_checked(root: Path, monkey
 def test_weights_in_another_file_are_refused(
     root: Path, kind: str, tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A graph in memory has no folder: its engine would read what it names from the working directory.
+    """A graph in memory has no folder: its engine would read external weights from the working directory.
 
-    ``tag``: of the graph in its model; protobuf's readers drop bits beyond 32.
+    ``tag`` is the protobuf tag of the graph in its model; protobuf's readers ignore bits beyond 32.
     """
     pytest.importorskip(kind)
     onnx = pytest.importorskip("onnx")
@@ -171,7 +171,7 @@ def test_weights_in_another_file_are_refused(
         open_detector(read_bundle(edit(root, change)), FLOAT.name).__enter__()
 
 
-def test_an_engine_opens_after_the_folder_got_another_name(root: Path) -> None:
+def test_engine_opens_after_the_folder_was_renamed(root: Path) -> None:
     bundle = read_bundle(root)
     root.rename(root.parent / "elsewhere")
     with open_detector(bundle, INT8.name) as (detector, _, _):

@@ -1,4 +1,4 @@
-"""Names in a manifest become parts of paths elsewhere, so each is checked when it is decoded."""
+"""Tests the check of names in a manifest, which later become parts of paths."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def refusal(root: Path, change: Change) -> str:
 
 
 @pytest.mark.parametrize("name", BAD_ENGINES, ids=ascii)
-def test_an_engine_name_that_could_leave_its_folder_or_deceive_is_refused(tmp_path: Path, name: str) -> None:
+def test_unsafe_engine_name_is_refused(tmp_path: Path, name: str) -> None:
     found = refusal(make_bundle(tmp_path / "b"), lambda m: m["engines"][1].update(name=name))
     assert "engines[1].name" in found and len(found.splitlines()) == 1
 
@@ -41,7 +41,7 @@ def test_an_engine_name_that_could_leave_its_folder_or_deceive_is_refused(tmp_pa
 @pytest.mark.parametrize("key", ["file", "graph", "encoder", "head", "encoder_graph", "head_graph", "quantization"])
 @pytest.mark.parametrize("name", BAD_FILES, ids=ascii)
 def test_a_file_name_that_is_not_a_plain_relative_path_is_refused(tmp_path: Path, name: str, key: str) -> None:
-    """Also where the manifest lists a file of that name."""
+    """The name is refused even if the manifest lists a file of that name."""
 
     def change(m: dict[str, Any]) -> None:
         m["files"].append({"path": name, "sha256": "0" * 64, "size": 0, "role": "engine", "precision": None})
@@ -54,13 +54,13 @@ def test_a_file_name_that_is_not_a_plain_relative_path_is_refused(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["a b", "a\n", "../x", "\x1b[2Ja", "\u202ex", ""])
-def test_a_tensor_name_that_is_no_plain_name_is_refused(tmp_path: Path, name: str) -> None:
+def test_unsafe_tensor_name_is_refused(tmp_path: Path, name: str) -> None:
     root = make_bundle(tmp_path / "b", engines=[SPLIT_INT8])
     assert "features[0].name" in refusal(root, lambda m: m["features"][0].update(name=name))
 
 
 @pytest.mark.parametrize("key", ["precision", "platform", "vendor_version", "cuda_driver"])
-def test_other_words_of_an_engine_hold_no_control_characters(tmp_path: Path, key: str) -> None:
+def test_control_characters_in_other_fields_of_an_engine_are_refused(tmp_path: Path, key: str) -> None:
     root = make_bundle(tmp_path / "b")
     assert f"engines[0].{key}" in refusal(root, lambda m: m["engines"][0].update({key: "1\x1b[2J"}))
 
@@ -72,13 +72,13 @@ def test_other_words_of_an_engine_hold_no_control_characters(tmp_path: Path, key
         "int8+bf16", "v1.2",
     ],
 )  # fmt: skip
-def test_names_that_builds_make_are_legal(tmp_path: Path, name: str) -> None:
+def test_names_of_builds_are_accepted(tmp_path: Path, name: str) -> None:
     root = edit(make_bundle(tmp_path / "b", engines=[RTX]), lambda m: m["engines"][0].update(name=name))
     assert read_bundle(root).engine_entry(name)
 
 
 def test_triton_writes_nothing_outside_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's schema is not needed: the manifest is refused first. Of old sources the engine's name left ``-o``."""
+    """An engine's name once led outside ``-o``. Triton's schema is not needed: the manifest is refused first."""
     from misgnet_export.integrations.triton import repository
     from misgnet_export.integrations.triton.config import Serving
 
@@ -91,8 +91,8 @@ def test_triton_writes_nothing_outside_its_output(tmp_path: Path, monkeypatch: p
     assert sorted(path.name for path in tmp_path.rglob("*escaped*")) == []
 
 
-def test_a_command_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_reports_an_unsafe_name_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = edit(make_bundle(tmp_path / "b"), lambda m: m["engines"][0].update(name="x/../../../escaped"))
     assert exit_code(cli.main, "misgnet-run", "info", root) == 4
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "not a name that a bundle may hold" in err and "regex" not in err
+    assert err.count("\n") == 1 and "not an accepted name" in err and "regex" not in err

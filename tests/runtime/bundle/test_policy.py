@@ -1,4 +1,4 @@
-"""Policy files: what the machine's administrator requires, which a command line can tighten but not loosen."""
+"""Tests policy files: requirements of the machine's administrator, which a command line can only tighten."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
-    """A folder with two public keys, both of them in one file, and a root certificate."""
+    """Returns a folder with two public keys, a file with both of them, and a root certificate."""
     folder = tmp_path / "etc"
     folder.mkdir()
     write_public(folder / "key.pub", KEY)
@@ -50,14 +50,14 @@ def keys(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def named(keys: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes the policy file that MISGNET_POLICY names."""
+    """Returns a function that writes the policy file of MISGNET_POLICY."""
     monkeypatch.setenv("MISGNET_POLICY", str(keys / "named.toml"))
     return lambda text: _write(keys / "named.toml", text)
 
 
 @pytest.fixture
 def system(keys: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes the policy file of the machine, which lies elsewhere here: no option or variable moves it."""
+    """Returns a function that writes the machine's policy file, whose path is patched for the test."""
     monkeypatch.setattr(policy, "SYSTEM_POLICY", keys / "policy.toml", raising=False)
     return lambda text: _write(keys / "policy.toml", text)
 
@@ -89,13 +89,13 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 
 
 def refusal(call: Call, *words: object) -> str:
-    """The one line of a bundle that is refused."""
+    """Returns the error line for a bundle that is refused."""
     code, _, error = call("info", *words)
     assert code == 4 and len(error.splitlines()) == 1, error
     return error
 
 
-# Which bundles a policy file is for
+# The bundles that a policy file applies to
 
 
 def test_an_unsigned_bundle_is_refused(bundle: Path, named: Write, call: Call) -> None:
@@ -109,17 +109,17 @@ def test_an_unsigned_bundle_is_refused(bundle: Path, named: Write, call: Call) -
 
 @pytest.mark.parametrize("key", ["key.pub", "both.pub", "./key.pub", "{folder}/key.pub"])
 @pytest.mark.parametrize("name", ["", 'name = "survey"'])
-def test_a_bundle_by_the_policys_key_runs(
+def test_bundle_signed_by_the_policys_key_is_accepted(
     signed: Path, keys: Path, named: Write, call: Call, monkeypatch: pytest.MonkeyPatch, key: str, name: str
 ) -> None:
-    """A relative key lies beside the policy file, wherever the command runs."""
+    """A relative path of a key starts at the policy file's folder, not at the working directory."""
     named(f'[[product]]\nkey = "{key.format(folder=keys)}"\n{name}\n')
     monkeypatch.chdir("/")
     code, out, _ = call("info", signed)
     assert code == 0 and "signed by key " in out
 
 
-def test_a_bundle_by_another_key_is_refused(signed: Path, named: Write, keys: Path, call: Call) -> None:
+def test_bundle_signed_by_another_key_is_refused(signed: Path, named: Write, keys: Path, call: Call) -> None:
     named('[[product]]\nkey = "other.pub"\n')
     assert "by another key than required" in refusal(call, signed)
     assert "by another key than required" in refusal(call, signed, "--require-signature", keys / "key.pub")
@@ -131,7 +131,7 @@ def test_a_product_without_an_entry_is_refused(signed: Path, named: Write, call:
 
 
 def test_a_product_needs_the_key_of_its_own_entry(tmp_path: Path, signed: Path, named: Write, call: Call) -> None:
-    """A key that is trusted for another product, or for all that no entry names, does not do."""
+    """A key for another product, or for all products without an entry, is not sufficient."""
     text = '[[product]]\nname = "survey"\nkey = "other.pub"\n[[product]]\n{}key = "key.pub"\n'
     for other in ('name = "roads"\n', ""):
         named(text.format(other))
@@ -142,7 +142,7 @@ def test_a_product_needs_the_key_of_its_own_entry(tmp_path: Path, signed: Path, 
 
 
 def test_a_product_may_have_several_entries(signed: Path, named: Write, call: Call) -> None:
-    """While keys are exchanged; each has limits of its own, and of those that apply the strictest holds."""
+    """While keys are replaced, each entry has its own limits; the strictest of those that apply counts."""
     entry = '[[product]]\nname = "survey"\nkey = "{}"\nminimum_version = {}\n'
     named(entry.format("key.pub", 5) + entry.format("other.pub", 6))
     assert call("info", signed)[0] == 0
@@ -151,13 +151,13 @@ def test_a_product_may_have_several_entries(signed: Path, named: Write, call: Ca
     assert "requires version 6 or newer" in refusal(call, sign_folder(signed, KEY))
 
 
-def test_a_certificate_of_the_policys_root(bundle: Path, named: Write, call: Call) -> None:
+def test_certificate_of_the_policys_root_is_accepted(bundle: Path, named: Write, call: Call) -> None:
     sign_folder(bundle, LEAF, [certify("signer", LEAF, ("root", ROOT))])
     named('[[product]]\nkey = "root.pem"\n')
     assert call("info", bundle)[0] == 0
 
 
-def test_only_version_product_and_times_are_read_of_what_a_policy_refuses(
+def test_only_version_product_and_times_of_a_refused_bundle_are_read(
     signed: Path, named: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from misgnet_runtime.bundle.signing import verify as module
@@ -165,14 +165,14 @@ def test_only_version_product_and_times_are_read_of_what_a_policy_refuses(
     monkeypatch.setattr(module, "decode_manifest", lambda *_: pytest.fail("a refused bundle was loaded"))
     for text in ('name = "roads"\nkey = "key.pub"', 'key = "key.pub"\nminimum_version = 6', 'key = "other.pub"'):
         named(f"[[product]]\n{text}\n")
-        with pytest.raises(InputError, match="is refused, signed files are required"):
+        with pytest.raises(InputError, match=r"is refused \(a signature is required by"):
             read_bundle(signed)
 
 
 # Versions
 
 
-def test_a_version_below_the_minimum_is_refused_whatever_is_remembered(
+def test_version_below_the_minimum_is_always_refused(
     signed: Path, named: Write, state: Path, keys: Path, call: Call
 ) -> None:
     named('[[product]]\nkey = "key.pub"\nminimum_version = 6\nallow_older = true\n')
@@ -185,7 +185,7 @@ def test_a_version_below_the_minimum_is_refused_whatever_is_remembered(
 
 @pytest.mark.parametrize("older", [{"version": 4}, {"version": 5, "expires": EXPIRED}])
 @pytest.mark.parametrize(("permission", "code"), [("", 4), ("allow_older = false", 4), ("allow_older = true", 0)])
-def test_allow_older_has_an_effect_where_the_policy_permits_it(
+def test_allow_older_has_an_effect_only_if_the_policy_permits_it(
     signed: Path, named: Write, keys: Path, call: Call, permission: str, code: int, older: dict[str, object]
 ) -> None:
     named(f'[[product]]\nkey = "key.pub"\n{permission}\n')
@@ -202,13 +202,13 @@ def test_allow_older_has_an_effect_where_the_policy_permits_it(
         assert code
 
 
-def test_allow_older_does_not_harm_a_bundle_that_is_not_older(signed: Path, named: Write, call: Call) -> None:
+def test_allow_older_accepts_a_bundle_that_is_not_older(signed: Path, named: Write, call: Call) -> None:
     named('[[product]]\nkey = "key.pub"\n')
     assert call("info", signed, "--allow-older")[0] == 0
 
 
-def test_what_any_trusted_key_signed_counts(tmp_path: Path, signed: Path, named: Write, call: Call) -> None:
-    """A key that retires brings nothing back, whether both stand in one file, in two entries or in two policies."""
+def test_accepted_versions_of_all_trusted_keys_count(tmp_path: Path, signed: Path, named: Write, call: Call) -> None:
+    """A retiring key cannot bring back older versions than one that the new key signed."""
     named("".join(f'[[product]]\nname = "survey"\nkey = "{key}.pub"\n' for key in ("key", "other")))
     assert call("info", sign_folder(signed, OTHER))[0] == 0
     older = sign_folder(prepare(shutil.copytree(signed, tmp_path / "older"), version=4), KEY)
@@ -220,7 +220,7 @@ def test_what_any_trusted_key_signed_counts(tmp_path: Path, signed: Path, named:
 
 def test_both_policy_files_apply(signed: Path, named: Write, system: Write, call: Call) -> None:
     entry = '[[product]]\nkey = "{}"\nminimum_version = {}\nallow_older = {}\n'
-    for first, second, said in (
+    for first, second, message in (
         (("key.pub", 0, "true"), ("key.pub", 0, "true"), None),
         (("both.pub", 5, "true"), ("key.pub", 4, "true"), None),
         (("both.pub", 5, "true"), ("other.pub", 4, "true"), "by another key than required"),
@@ -230,10 +230,10 @@ def test_both_policy_files_apply(signed: Path, named: Write, system: Write, call
     ):
         system(entry.format(*first))
         named(entry.format(*second))
-        if said is None:
+        if message is None:
             assert call("info", signed)[0] == 0
         else:
-            assert said in refusal(call, signed)
+            assert message in refusal(call, signed)
     sign_folder(prepare(signed, version=4), KEY)
     for first, second in (("true", "false"), ("false", "true")):
         system(entry.format("key.pub", 0, first))
@@ -245,7 +245,7 @@ def test_both_policy_files_apply(signed: Path, named: Write, system: Write, call
 
 
 @pytest.mark.parametrize("how", ["option", "environment", "call"])
-def test_a_key_beside_a_policy_must_have_signed_too(
+def test_key_in_addition_to_a_policy_must_also_have_signed(
     signed: Path, keys: Path, named: Write, call: Call, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     named('[[product]]\nkey = "both.pub"\n')
@@ -263,8 +263,8 @@ def test_a_key_beside_a_policy_must_have_signed_too(
         assert call("info", signed, *option)[0] == code
 
 
-def test_a_key_and_a_root_may_both_have_signed(bundle: Path, keys: Path, named: Write, system: Write) -> None:
-    """One trusts the signer's key, the other its certificate; what one of them accepted, both remember."""
+def test_key_and_root_certificate_may_both_be_required(bundle: Path, keys: Path, named: Write, system: Write) -> None:
+    """One policy trusts the signer's key, the other its certificate; the accepted version counts for both."""
     write_public(keys / "leaf.pub", LEAF)
     sign_folder(bundle, LEAF, [certify("signer", LEAF, ("root", ROOT))])
     system('[[product]]\nkey = "root.pem"\n')
@@ -278,17 +278,17 @@ def test_a_key_and_a_root_may_both_have_signed(bundle: Path, keys: Path, named: 
             read_bundle(bundle)
 
 
-def test_what_requires_a_signature_elsewhere_carries_the_policy(
+def test_requirement_for_other_processes_includes_the_policy(
     keys: Path, named: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker on another machine has another environment, another folder, and policies of its own."""
+    """A worker on another machine has its own environment, working directory and policies."""
     named('[[product]]\nkey = "key.pub"\n')
     monkeypatch.chdir(keys)
     monkeypatch.setenv("MISGNET_POLICY", "named.toml")
     assert policy.required_elsewhere() == policy.Trust(None, False, keys / "named.toml")
 
 
-def test_a_policy_that_was_carried_applies(
+def test_policy_passed_to_another_process_applies(
     signed: Path, keys: Path, named: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named('[[product]]\nkey = "other.pub"\n')
@@ -375,7 +375,7 @@ def _link_to_what_others_may_replace(path: Path) -> None:
 
 
 def _by_way_of_a_folder_of_others(path: Path) -> None:
-    """A link in the middle, whose own place and end are safe."""
+    """Makes the path lead through a link in a shared folder, to a target in a safe folder."""
     shared, safe = path.parent.parent / "shared", path.parent.parent / "safe"
     shared.mkdir()
     safe.mkdir()
@@ -433,7 +433,7 @@ def test_a_policy_of_another_user_refuses_every_bundle(
         return os.stat_result(found[:10])
 
     monkeypatch.setattr("misgnet_runtime.storage.permissions.os.fstat", anothers)
-    assert "another user may change it" in refusal(call, signed)
+    assert "another user could change it" in refusal(call, signed)
 
 
 def test_without_a_system_policy_nothing_is_required(bundle: Path, keys: Path, system: Write, call: Call) -> None:
@@ -444,12 +444,12 @@ def test_without_a_system_policy_nothing_is_required(bundle: Path, keys: Path, s
 
 
 def test_the_systems_policy_is_in_etc() -> None:
-    """Where no variable and no option can move it."""
+    """No variable or option can change this path."""
     assert Path("/etc/misgnet/policy.toml") == policy.SYSTEM_POLICY
 
 
-def test_a_policy_by_a_link_is_read(signed: Path, keys: Path, system: Write, call: Call) -> None:
-    """As clusters mount configuration: PATH -> ..data/PATH, and ..data is a link as well."""
+def test_policy_behind_links_is_read(signed: Path, keys: Path, system: Write, call: Call) -> None:
+    """Clusters mount configuration like this: PATH -> ..data/PATH, and ..data is also a link."""
     system(GOOD)
     (keys / "..2026").mkdir()
     (keys / "policy.toml").rename(keys / "..2026/policy.toml")
@@ -459,12 +459,12 @@ def test_a_policy_by_a_link_is_read(signed: Path, keys: Path, system: Write, cal
     assert "it is not signed" in refusal(call, make_bundle(keys.parent / "unsigned"))
 
 
-def test_older_without_any_requirement_stays_an_error(signed: Path, system: Write) -> None:
-    with pytest.raises(UsageError, match="older bundles are refused only where a signature is required"):
+def test_allow_older_without_a_required_signature_is_an_error(signed: Path, system: Write) -> None:
+    with pytest.raises(UsageError, match="--allow-older needs a required signature"):
         policy.required(None, True)
 
 
-def test_a_system_folder_that_is_not_mounted_is_no_permission(
+def test_system_policy_on_an_unmounted_disk_refuses_every_bundle(
     signed: Path, keys: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(policy, "SYSTEM_POLICY", tmp_path / "link" / "policy.toml")

@@ -1,4 +1,4 @@
-"""What rollback protection rests on in ordinary set-ups: a product's name, a folder to remember in, and its lock."""
+"""Tests the basis of rollback protection: the product's name, the folder of accepted versions, and its lock."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
-def nothing_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No variable names a folder, and no entry of the user database does; the working directory is empty."""
+def no_folder_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Removes all variables that name a folder and the user database's entry; the working directory is empty."""
     for variable in NAMED:
         monkeypatch.delenv(variable, raising=False)
 
@@ -62,49 +62,49 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
     return run
 
 
-# Where accepted versions are remembered
+# The folder of accepted versions
 
 
 @pytest.mark.parametrize("home", [None, "", "~", "home", "./home", "../home"])
 def test_without_a_home_nothing_is_accepted_and_nothing_written(
-    nothing_named: Path, signed: Path, key: Path, call: Call, monkeypatch: pytest.MonkeyPatch, home: str | None
+    no_folder_named: Path, signed: Path, key: Path, call: Call, monkeypatch: pytest.MonkeyPatch, home: str | None
 ) -> None:
     if home is not None:
         monkeypatch.setenv("HOME", home)
     code, _, error = call("info", signed, "--require-signature", key)
     assert code == 4 and len(error.splitlines()) == 1
     assert "set MISGNET_STATE, XDG_STATE_HOME or HOME" in error
-    assert not list(nothing_named.iterdir()) and not (nothing_named.parent / "home").exists()
+    assert not list(no_folder_named.iterdir()) and not (no_folder_named.parent / "home").exists()
 
 
 @pytest.mark.parametrize("value", ["state", "./state", "~/state", "../state"])
 def test_a_state_below_the_working_directory_is_refused(
-    nothing_named: Path, signed: Path, key: Path, call: Call, monkeypatch: pytest.MonkeyPatch, value: str
+    no_folder_named: Path, signed: Path, key: Path, call: Call, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv("MISGNET_STATE", value)
-    monkeypatch.setenv("HOME", str(nothing_named.parent / "home"))
+    monkeypatch.setenv("HOME", str(no_folder_named.parent / "home"))
     code, _, error = call("info", signed, "--require-signature", key)
     assert code == 4 and f"MISGNET_STATE is '{value}'" in error and "absolute path" in error
-    assert not list(nothing_named.iterdir()) and not (nothing_named.parent / "state").exists()
+    assert not list(no_folder_named.iterdir()) and not (no_folder_named.parent / "state").exists()
 
 
 @pytest.mark.parametrize("common", [None, "", "relative", "~/.local/state"])
-def test_a_relative_xdg_folder_counts_as_none(
-    tmp_path: Path, nothing_named: Path, signed: Path, key: Path, monkeypatch: pytest.MonkeyPatch, common: str | None
+def test_relative_xdg_folder_is_ignored(
+    tmp_path: Path, no_folder_named: Path, signed: Path, key: Path, monkeypatch: pytest.MonkeyPatch, common: str | None
 ) -> None:
-    """As the XDG base directory specification asks."""
+    """The XDG base directory specification requires this."""
     if common is not None:
         monkeypatch.setenv("XDG_STATE_HOME", common)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     read_bundle(signed, Trust(key))
     assert len(list((tmp_path / "home/.local/state/misgnet/accepted").iterdir())) == 1
-    assert not list(nothing_named.iterdir())
+    assert not list(no_folder_named.iterdir())
 
 
-def test_an_older_bundle_is_refused_from_wherever_the_command_runs(
-    tmp_path: Path, nothing_named: Path, signed: Path, key: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+def test_older_bundle_is_refused_from_any_working_directory(
+    tmp_path: Path, no_folder_named: Path, signed: Path, key: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With HOME=~, as a unit file that expands nothing sets it, each working directory had a memory of its own."""
+    """With HOME=~, as in a unit file without expansion, each working directory once had its own accepted versions."""
     older = sign_folder(prepare(shutil.copytree(signed, tmp_path / "older"), version=4), KEY)
     monkeypatch.setenv("HOME", "~")
     call("info", signed, "--require-signature", key)
@@ -113,12 +113,12 @@ def test_an_older_bundle_is_refused_from_wherever_the_command_runs(
     assert call("info", older, "--require-signature", key)[0] == 4
 
 
-# The cache is of use, but nothing needs it
+# The cache is optional
 
 
 @pytest.mark.parametrize("home", [None, "~", "home"])
 def test_without_a_home_a_bundle_runs_and_nothing_is_written(
-    tmp_path: Path, nothing_named: Path, call: Call, monkeypatch: pytest.MonkeyPatch, home: str | None
+    tmp_path: Path, no_folder_named: Path, call: Call, monkeypatch: pytest.MonkeyPatch, home: str | None
 ) -> None:
     if home is not None:
         monkeypatch.setenv("HOME", home)
@@ -130,11 +130,11 @@ def test_without_a_home_a_bundle_runs_and_nothing_is_written(
     assert (code, error) == (0, "") and (tmp_path / "mask.png").is_file()
     code, _, error = call("tune", bundle)
     assert code == 4 and "set MISGNET_CACHE, XDG_CACHE_HOME or HOME" in error
-    assert not list(nothing_named.iterdir())
+    assert not list(no_folder_named.iterdir())
 
 
 def test_a_relative_cache_is_reported_and_not_used(
-    tmp_path: Path, nothing_named: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, no_folder_named: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MISGNET_CACHE", "cache")
     for name, pixels in zip(("before", "after"), images(64, 64), strict=True):
@@ -142,7 +142,7 @@ def test_a_relative_cache_is_reported_and_not_used(
     pair = tmp_path / "before.png", tmp_path / "after.png"
     code, _, error = call("predict", make_bundle(tmp_path / "unsigned"), *pair, "-o", tmp_path / "mask.png")
     assert code == 0 and "warning: the tuning of bundle" in error and "MISGNET_CACHE is 'cache'" in error
-    assert not list(nothing_named.iterdir())
+    assert not list(no_folder_named.iterdir())
 
 
 # A requirement that is empty by mistake
@@ -159,7 +159,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_empty_variable_is_an_error(
     tmp_path: Path, state: Path, call: Call, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
-    """What a script sets from a variable that is not set; before, every unsigned bundle ran."""
+    """A script may set it from a variable that is not set; unsigned bundles were once accepted then."""
     bundle = make_bundle(tmp_path / "unsigned")
     monkeypatch.setenv(variable, value)
     code, _, error = call("info", bundle)
@@ -180,7 +180,7 @@ def test_an_empty_option_is_an_error(tmp_path: Path, state: Path, call: Call) ->
 
 @pytest.fixture
 def held(state: Path) -> Iterator[Path]:
-    """Another process compares and replaces accepted versions; flock does not tell one from another open file."""
+    """Holds the lock like another process; flock treats a second open file like another process."""
     state.mkdir(mode=0o700)
     handle = os.open(state, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
@@ -202,20 +202,18 @@ def test_waiting_for_the_state_is_reported_and_ends(held: Path, signed: Path, ke
     assert found.stdout == ""
 
 
-def test_what_is_refused_by_its_signature_waits_for_no_lock(
-    held: Path, signed: Path, tmp_path: Path, key: Path
-) -> None:
-    """Verification, however long it takes, holds up nobody else, and is not held up."""
+def test_refusal_by_signature_does_not_wait_for_the_lock(held: Path, signed: Path, tmp_path: Path, key: Path) -> None:
+    """Verification does not hold the lock, so it neither blocks other processes nor waits for them."""
     other = write_public(tmp_path / "other.pub", make_key(2))
     assert "by another key than required" in run("info", signed, "--require-signature", other).stderr
     (signed / "graphs/float.onnx").write_bytes(b"changed")
-    assert "other bytes than were signed" in run("info", signed, "--require-signature", key).stderr
+    assert "does not match its signed digest" in run("info", signed, "--require-signature", key).stderr
 
 
-def test_an_older_bundle_is_refused_where_a_newer_one_is_accepted_meanwhile(
+def test_older_bundle_is_refused_if_a_newer_one_was_accepted_meanwhile(
     state: Path, signed: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the first comparison and the lock."""
+    """The newer bundle is accepted after the first comparison and before the lock is acquired."""
     newer = sign_folder(prepare(shutil.copytree(signed, tmp_path / "newer"), version=6), KEY)
     from misgnet_runtime.bundle.signing import verify as module
 
@@ -230,10 +228,10 @@ def test_an_older_bundle_is_refused_where_a_newer_one_is_accepted_meanwhile(
         read_bundle(signed, Trust(key))
 
 
-def test_what_is_parsed_of_a_manifest_is_what_was_signed(
+def test_manifest_replaced_after_the_check_is_refused(
     state: Path, signed: Path, key: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A manifest that is exchanged behind the check, by this user: what is read is the signed one, or nothing."""
+    """This user replaces the manifest after the check: the signed one is read, or none."""
     from misgnet_runtime.bundle.signing import verify as module
 
     check, content = module.check_digests, (signed / "manifest.json").read_bytes()
@@ -243,11 +241,11 @@ def test_what_is_parsed_of_a_manifest_is_what_was_signed(
         (signed / "manifest.json").write_bytes(content.replace(b'"bundle_version": 5', b'"bundle_version": 9'))
 
     monkeypatch.setattr(module, "check_digests", then_exchange)
-    with pytest.raises(InputError, match=r"'manifest\.json' has other bytes than were signed"):
+    with pytest.raises(InputError, match=r"'manifest\.json' does not match its signed digest"):
         read_bundle(signed, Trust(key))
 
 
-# The product that versions are counted by
+# The product whose versions are compared
 
 
 @pytest.fixture
@@ -264,17 +262,17 @@ def sign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Call:
     return run
 
 
-def test_sign_asks_for_a_product_that_the_bundle_does_not_record(tmp_path: Path, sign: Call) -> None:
+def test_sign_requires_a_product_unless_the_bundle_records_one(tmp_path: Path, sign: Call) -> None:
     bundle = make_bundle(tmp_path / "release-4")
     code, _, error = sign(bundle)
     assert code == 2 and "--product" in error and len(error.splitlines()) == 1
     assert not (bundle / SIGNATURE).exists()
 
 
-def test_two_folders_of_one_product_are_one_product(
+def test_folders_of_one_product_share_accepted_versions(
     tmp_path: Path, state: Path, sign: Call, call: Call, key: Path
 ) -> None:
-    """As an ordinary deployment names folders by release: the older one was accepted, as another product."""
+    """Deployments name folders by release; the older release was once accepted as another product."""
     for version in (4, 5):
         assert (
             sign(make_bundle(tmp_path / f"release-{version}"), "--product", "survey", "--bundle-version", version)[0]
@@ -293,23 +291,21 @@ def test_a_recorded_product_is_kept(tmp_path: Path, sign: Call) -> None:
 
 
 @pytest.mark.parametrize("product", ["", " ", "survey ", "sur\u200bvey", "sur\u3164vey", "e\u0301", "a\nb", "x" * 201])
-def test_a_product_that_cannot_be_told_from_another_is_refused(tmp_path: Path, sign: Call, product: str) -> None:
+def test_product_name_that_looks_like_another_is_refused(tmp_path: Path, sign: Call, product: str) -> None:
     bundle = make_bundle(tmp_path / "release-4")
     code, _, error = sign(bundle, "--product", product)
     assert code == 2 and "--product" in error and not (bundle / SIGNATURE).exists()
 
 
-def test_force_replaces_a_signature_and_nothing_else(tmp_path: Path, sign: Call) -> None:
+def test_force_replaces_only_a_regular_signature_file(tmp_path: Path, sign: Call) -> None:
     bundle = make_bundle(tmp_path / "release-4")
     os.mkfifo(bundle / SIGNATURE)
     code, _, error = sign(bundle, "--product", "survey", "--force")
     assert code == 2 and "is not a regular file" in error and (bundle / SIGNATURE).is_fifo()
 
 
-def test_a_file_that_is_exchanged_while_it_is_signed_is_found(
-    tmp_path: Path, sign: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Devices would refuse the bundle: its manifest states the other bytes."""
+def test_file_replaced_while_signing_is_detected(tmp_path: Path, sign: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices would refuse the bundle, because its manifest has the digest of the original bytes."""
     pytest.importorskip("model_signing")
     from misgnet_export.integrations import signing
 

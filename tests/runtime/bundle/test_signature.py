@@ -1,4 +1,4 @@
-"""A signed bundle: nothing of it is read before its signature was checked, and what was changed is refused."""
+"""Tests signed bundles: nothing is read before the signature was checked, and any change is refused."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from support.signatures import SIGNATURE, digests_of, make_key, prepare, sign_fo
 SIGNED = DATA / "signed"
 KEY = make_key()
 EXPIRED = "2026-06-02T00:00:00+00:00"
-# What may be read before a refusal: the signature, then what was signed, the device's own state, and the version.
-CLOSED = {"_SignatureFile", "_Statement"}
-SIGNED = {*CLOSED, "_Stated", "_Accepted"}
+# JSON structures that may be decoded before a bundle is refused.
+BEFORE_FILES = {"_SignatureFile", "_Statement"}
+AFTER_FILES = {*BEFORE_FILES, "_Stated", "_Accepted"}  # once all files match their signed digests
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def signed(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def accepted(signed: Path, trust: Trust, state: Path) -> dict[Path, bytes]:
-    """What the device remembers after it accepted the bundle."""
+    """Returns the device's records after it accepted the bundle."""
     read_bundle(signed, trust)
     found = _records(state)
     assert len(found) == 1
@@ -73,7 +73,7 @@ def _records(state: Path) -> dict[Path, bytes]:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The types of all JSON that is decoded; reading a whole manifest or opening an engine fails the test."""
+    """Collects the types of all decoded JSON; decoding a whole manifest or opening an engine fails the test."""
     found: list[str] = []
     decode = msgspec.json.decode
 
@@ -92,8 +92,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["P-256", "P-384", "P-521", "certificate"])
-def test_what_the_library_signed_is_accepted(tmp_path: Path, name: str) -> None:
-    """data/signed was signed by the command of model-signing 1.1.1; the private keys were thrown away."""
+def test_signatures_of_the_library_are_accepted(tmp_path: Path, name: str) -> None:
+    """data/signed was signed by the command of model-signing 1.1.1; the private keys were deleted."""
     root = shutil.copytree(SIGNED / "bundle", tmp_path / "moved and renamed")
     shutil.copy(SIGNED / f"{name}.sig", root / SIGNATURE)
     found = read_bundle(root, Trust(SIGNED / f"{name}.pub"))
@@ -113,26 +113,26 @@ def test_a_moved_or_renamed_bundle_is_accepted(tmp_path: Path, signed: Path, tru
     assert read_bundle(link, trust).name == link
 
 
-def test_a_signature_is_no_extra_file_where_none_is_required(signed: Path) -> None:
+def test_signature_is_not_an_extra_file_if_none_is_required(signed: Path) -> None:
     assert read_bundle(signed).signed is None
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o777])
-def test_first_middle_and_last_byte_of_every_file(
+def test_change_of_first_middle_or_last_byte_of_any_file_is_refused(
     signed: Path, trust: Trust, state: Path, decoded: list[str], mode: int
 ) -> None:
-    """Where files are checked in their place, and where they are copied."""
+    """Files are checked in place for mode 0755, and copied for mode 0777."""
     signed.chmod(mode)
     changed = 0
     for path in [signed / name for name in (*digests_of(signed), SIGNATURE)]:
         data = path.read_bytes()
-        for place in (0, len(data) // 2, len(data) - 1):
-            path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        for at in (0, len(data) // 2, len(data) - 1):
+            path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
             with pytest.raises(InputError):
                 read_bundle(signed, trust)
             changed += 1
         path.write_bytes(data)
-    assert changed == 3 * 7 and set(decoded) <= CLOSED and not list(state.iterdir())
+    assert changed == 3 * 7 and set(decoded) <= BEFORE_FILES and not list(state.iterdir())
 
 
 Damage = Callable[[Path, random.Random], object]
@@ -164,12 +164,12 @@ def _add(root: Path, chance: random.Random) -> None:
 
 
 def _link(root: Path, chance: random.Random) -> None:
-    """The same bytes, by way of a link: to a file, or to the folder that holds it."""
+    """Replaces a file, or the folder that contains it, with a link to the same bytes."""
     path = chance.choice([_any_file(root, chance), root / SIGNATURE])
-    place = path.parent if path.parent != root and chance.random() < 0.5 else path
-    target = root.with_name(f"{root.name}-moved-{place.name}")
-    place.rename(target)
-    place.symlink_to(target)
+    moved = path.parent if path.parent != root and chance.random() < 0.5 else path
+    target = root.with_name(f"{root.name}-moved-{moved.name}")
+    moved.rename(target)
+    moved.symlink_to(target)
 
 
 def _remove(root: Path, chance: random.Random) -> None:
@@ -186,7 +186,7 @@ def _expire(root: Path, chance: random.Random) -> None:
 
 
 def _sign_wrongly(root: Path, chance: random.Random) -> None:
-    """By another key; or by the right one over what no folder of ours holds."""
+    """Signs with another key, or with the right key over an invalid statement."""
     digests = list(digests_of(root).items())
     outside = chance.choice(
         ["../x", "/etc/passwd", "a/../manifest.json", "graphs\\float.onnx", "./x", "a//b", "C:x", ""]
@@ -209,32 +209,32 @@ def _sign_wrongly(root: Path, chance: random.Random) -> None:
     [_truncate, _rename, _add, _link, _remove, _downgrade, _expire, _sign_wrongly],
     ids=lambda d: d.__name__[1:],
 )
-def test_200_changed_bundles_are_refused_with_nothing_loaded(
+def test_200_changed_bundles_are_refused_without_loading_anything(
     tmp_path: Path, signed: Path, trust: Trust, accepted: dict[Path, bytes], decoded: list[str], damage: Damage
 ) -> None:
-    """25 of each kind. Only of an older or expired one, whose signature is right, the version is read."""
+    """25 of each of 8 kinds. The version is read only if the signature is valid: of an older or expired bundle."""
     for number in range(25):
         root = shutil.copytree(signed, tmp_path / f"copy{number}")
         damage(root, random.Random(number))
-        with pytest.raises(InputError, match="is refused, signed files are required") as refused:
+        with pytest.raises(InputError, match=r"is refused \(a signature is required by") as refused:
             read_bundle(root, trust)
         assert damage is not _link or "link" in str(refused.value)
-    assert set(decoded) <= (SIGNED if damage in (_downgrade, _expire) else CLOSED)
+    assert set(decoded) <= (AFTER_FILES if damage in (_downgrade, _expire) else BEFORE_FILES)
     assert _records(tmp_path / "state") == accepted
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o777])
 @pytest.mark.parametrize("name", [SIGNATURE, "manifest.json", "graphs/int8.onnx"])
-def test_a_pipe_in_the_place_of_a_file_does_not_wait(signed: Path, trust: Trust, name: str, mode: int) -> None:
+def test_pipe_instead_of_a_file_does_not_wait(signed: Path, trust: Trust, name: str, mode: int) -> None:
     signed.chmod(mode)
     (signed / name).unlink()
     os.mkfifo(signed / name)
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         read_bundle(signed, trust)
 
 
-def test_what_the_manifest_says_otherwise_than_the_signature(signed: Path, trust: Trust) -> None:
-    """Signed by the right key, but not what was built: a file that the manifest does not list, or with other bytes."""
+def test_manifest_that_differs_from_the_signature_is_refused(signed: Path, trust: Trust) -> None:
+    """The right key signed a file that the manifest does not list, or a file with other bytes."""
     (signed / "more.txt").write_text("more")
     with pytest.raises(InputError, match=r"manifest and signature differ on 'more\.txt'"):
         read_bundle(sign_folder(signed, KEY), trust)
@@ -247,22 +247,22 @@ def test_what_the_manifest_says_otherwise_than_the_signature(signed: Path, trust
         read_bundle(sign_folder(signed, KEY), trust)
 
 
-def test_a_folder_that_would_take_for_ever_is_refused_at_once(
+def test_folder_that_would_take_very_long_is_refused_at_once(
     signed: Path, trust: Trust, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (signed / "engines/rtx.plan").open("r+b") as file:
         file.truncate(files.BUNDLE_BYTES)  # without a byte on the disk
-    with pytest.raises(InputError, match="that is no bundle"):
+    with pytest.raises(InputError, match="its files have more than"):
         read_bundle(signed, trust)
     os.truncate(signed / "engines/rtx.plan", 13)
     monkeypatch.setattr(files, "BUNDLE_FILES", 9)
     with pytest.raises(InputError, match="more than 9 files and folders"):
         read_bundle(signed, trust)
-    assert set(decoded) <= CLOSED
+    assert set(decoded) <= BEFORE_FILES
 
 
-def test_what_was_checked_is_what_runs(signed: Path, trust: Trust, state: Path) -> None:
-    """Where others could write, a private copy is opened: changes between check and use have no effect."""
+def test_changes_after_the_check_have_no_effect(signed: Path, trust: Trust, state: Path) -> None:
+    """If others could write, a private copy is opened: changes after the check have no effect."""
     signed.chmod(0o777)
     found = read_bundle(signed, trust)
     assert found.path.parent == state and found.path.stat().st_mode & 0o077 == 0 and found.name == signed
@@ -282,10 +282,10 @@ def test_a_bundle_that_only_its_user_can_write_is_not_copied(signed: Path, trust
     assert read_bundle(signed, trust).path == signed and [p.name for p in state.iterdir()] == ["accepted"]
 
 
-def test_what_lies_on_another_disk_is_copied(
+def test_bundle_on_another_disk_is_copied(
     signed: Path, trust: Trust, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stick may answer twice with different bytes."""
+    """A removable disk may return different bytes on two reads."""
     device = signed.stat().st_dev
     stat = Path.stat
 
@@ -299,7 +299,7 @@ def test_what_lies_on_another_disk_is_copied(
     assert read_bundle(signed, trust).path.parent == state
 
 
-def test_a_copy_that_a_killed_process_left_is_removed(signed: Path, trust: Trust, state: Path) -> None:
+def test_copy_of_a_killed_process_is_removed(signed: Path, trust: Trust, state: Path) -> None:
     script = f"""
 import os, sys
 from pathlib import Path
@@ -318,15 +318,15 @@ os._exit(9)
     assert not left.exists() and found.path.is_dir()
 
 
-def test_a_full_disk_of_the_copy_is_told(signed: Path, trust: Trust, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_of_the_copy_is_reported(signed: Path, trust: Trust, monkeypatch: pytest.MonkeyPatch) -> None:
     signed.chmod(0o777)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
-    with pytest.raises(StorageError, match="others could change it here, so it is copied"):
+    with pytest.raises(StorageError, match="other users could change it in its folder, so it is copied"):
         read_bundle(signed, trust)
 
 
 def _commands(root: Path) -> dict[str, list[str]]:
-    """Every command that takes a bundle, with what else it needs."""
+    """Returns the arguments of every command that takes a bundle."""
     before, after, out = (str(root / name) for name in ("before.png", "after.png", "out"))
     folders = [str(root / name) for name in ("A", "B")]
     return {
@@ -352,7 +352,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
-    """A command in this process: its exit code, output and error."""
+    """Returns a function that runs a command in this process and returns its exit code, output and error."""
 
     def run(*words: object) -> tuple[int, str, str]:
         module = export_cli if {"parity", "inspect", "triton"} & set(map(str, words)) else cli
@@ -365,7 +365,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
 
 @pytest.mark.parametrize("how", ["before", "behind", "environment"])
 @pytest.mark.parametrize("command", _commands(Path()))
-def test_every_command_refuses(
+def test_every_command_refuses_an_unsigned_bundle(
     tmp_path: Path,
     trust: Trust,
     decoded: list[str],
@@ -374,7 +374,7 @@ def test_every_command_refuses(
     command: str,
     how: str,
 ) -> None:
-    """A bundle that nobody signed ends each command with exit code 4 and one line, however a signature is required."""
+    """With an unsigned bundle, each command ends with exit code 4 and one line, for each way to require signatures."""
     if command in ("predict scene", "series", "encode", "watch", "batch"):
         pytest.importorskip("rasterio")
     if command == "triton":
@@ -394,7 +394,7 @@ def test_every_command_refuses(
     assert not decoded
 
 
-def test_commands_run_what_is_signed(signed: Path, trust: Trust, call: Call) -> None:
+def test_commands_accept_a_signed_bundle(signed: Path, trust: Trust, call: Call) -> None:
     code, out, _ = call("verify", signed, "--require-signature", trust.key)
     assert code == 0 and "6 files signed by key " in out and "survey, version 5 of 2026-06-01 00:00:00 UTC" in out
     assert "cpu-float32: 100.000 % of the golden tiles' pixels agree" in out
@@ -402,33 +402,35 @@ def test_commands_run_what_is_signed(signed: Path, trust: Trust, call: Call) -> 
     assert code == 0 and "does not expire" in out
 
 
-def test_allow_older_is_the_operators(signed: Path, trust: Trust, accepted: dict[Path, bytes], call: Call) -> None:
+def test_allow_older_accepts_an_older_bundle(
+    signed: Path, trust: Trust, accepted: dict[Path, bytes], call: Call
+) -> None:
     sign_folder(prepare(signed, version=4, expires=EXPIRED), KEY)
     code, _, error = call("info", signed, "--require-signature", trust.key)
     assert code == 4 and "version 4 of 2026-06-01 00:00:00 UTC, but version 5 of 2026-06-01 00:00:00 UTC was" in error
     code, _, error = call("info", signed, "--require-signature", trust.key, "--allow-older")
     assert code == 0 and "warning: run with --allow-older: it is version 4" in error
     assert _records(next(iter(accepted)).parent) == accepted
-    assert call("info", signed)[0] == 0  # what one command was told is not remembered
+    assert call("info", signed)[0] == 0  # the options of one command do not affect the next
     code, _, error = call("info", signed, "--allow-older")
     assert code == 2 and VARIABLE in error
 
 
-def test_a_session_of_python(signed: Path, trust: Trust, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_session_checks_the_signature(signed: Path, trust: Trust, monkeypatch: pytest.MonkeyPatch) -> None:
     before, after = images(64, 64)
     signed.chmod(0o777)
     with open_bundle(signed, "cpu-float32", require_signature=trust.key) as session:
         shutil.rmtree(signed / "graphs")
         found = session.predict(before, after).probability
     np.testing.assert_allclose(found, expected(before, after), atol=1e-5)
-    with pytest.raises(InputError, match="is missing, or no file"), open_bundle(signed, require_signature=""):
+    with pytest.raises(InputError, match="is missing or not a regular file"), open_bundle(signed, require_signature=""):
         pass
     monkeypatch.setenv(VARIABLE, str(trust.key))
     with pytest.raises(InputError, match="lacks 'graphs/"), open_bundle(signed):
         pass
 
 
-def test_cryptography_is_missing(signed: Path, trust: Trust) -> None:
+def test_missing_cryptography_is_reported(signed: Path, trust: Trust) -> None:
     blocked = "import sys; sys.modules.update(cryptography=None); from misgnet_runtime.cli.main import main; main()"
     command = [sys.executable, "-c", blocked, "info", str(signed)]
     found = subprocess.run(

@@ -1,4 +1,4 @@
-"""What a command requires of a bundle's signature holds in the processes that it starts as well."""
+"""Tests that a command's signature requirement also applies in the processes that it starts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ UNSIGNED = "it is not signed: it has no model.sig"
 
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The device's own, and nothing required by the environment: children inherit both."""
+    """Sets a state folder and removes the environment's requirement; child processes inherit both."""
     monkeypatch.setenv("MISGNET_STATE", str(tmp_path / "state"))
     monkeypatch.delenv(VARIABLE, raising=False)
     yield tmp_path / "state"
@@ -51,7 +51,7 @@ def place(tmp_path: Path) -> BatchWorkspace:
     return BatchWorkspace(tmp_path, prepare(make_bundle(tmp_path / "bundle")), tmp_path / "out")
 
 
-def test_a_worker_checks_before_it_opens(place: BatchWorkspace, trust: Trust) -> None:
+def test_worker_checks_the_signature_before_opening(place: BatchWorkspace, trust: Trust) -> None:
     setup = replace(place.setup(), trust=trust)
     with pytest.raises(InputError, match=UNSIGNED):
         SceneWorker(setup).start()
@@ -59,8 +59,10 @@ def test_a_worker_checks_before_it_opens(place: BatchWorkspace, trust: Trust) ->
     assert SceneWorker(setup).start().engine.startswith("cpu")
 
 
-def test_batch_tells_its_workers_the_key(place: BatchWorkspace, trust: Trust, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By an absolute path, since a worker may start in another folder; and where the user's bundle lies, not a copy."""
+def test_batch_passes_the_key_to_its_workers(
+    place: BatchWorkspace, trust: Trust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers may run in another folder, so they get the key's absolute path, and the path of the user's bundle."""
     given: list[Setup] = []
 
     def pool(setup: Setup, size: int) -> InProcess:
@@ -89,20 +91,20 @@ def first_event(pool: Pool) -> Event:
         pool.close()
 
 
-def test_a_process_of_its_own_refuses(place: BatchWorkspace, trust: Trust) -> None:
+def test_worker_process_refuses_an_unsigned_bundle(place: BatchWorkspace, trust: Trust) -> None:
     event = first_event(ProcessPool(replace(place.setup(), trust=trust), 1))
     assert isinstance(event, Unusable) and UNSIGNED in event.reason
 
 
-def test_a_process_of_its_own_runs_what_is_signed(place: BatchWorkspace, trust: Trust) -> None:
+def test_worker_process_runs_a_signed_bundle(place: BatchWorkspace, trust: Trust) -> None:
     sign_folder(place.bundle, KEY)
-    place.bundle.chmod(0o777)  # each process makes a copy of its own
+    place.bundle.chmod(0o777)  # each process makes its own copy
     place.add("a")
     policy.use_key(trust.key)
     assert place.run().failed == {}
 
 
-def test_an_actor_of_ray_refuses(
+def test_ray_actor_refuses_an_unsigned_bundle(
     place: BatchWorkspace, trust: Trust, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from misgnet_runtime.jobs.batch.ray import RayPool, Slots, ray_cluster
@@ -112,8 +114,8 @@ def test_an_actor_of_ray_refuses(
     assert isinstance(event, Unusable) and UNSIGNED in event.reason
 
 
-def test_the_scene_of_bench_refuses(tmp_path: Path, place: BatchWorkspace, trust: Trust) -> None:
-    """The bundle could be another one by now than what bench itself has checked."""
+def test_bench_of_a_scene_refuses_an_unsigned_bundle(tmp_path: Path, place: BatchWorkspace, trust: Trust) -> None:
+    """The bundle may have been replaced after bench checked it."""
     before, after = (write_raster(tmp_path / f"{n}.tif", pixels) for n, pixels in enumerate(scene(64, 64)))
     output = tmp_path / "change.tif"
     task = SceneTask(bundle=place.bundle, before=before, after=after, output=output, engine="cpu", trust=trust)
@@ -123,8 +125,8 @@ def test_the_scene_of_bench_refuses(tmp_path: Path, place: BatchWorkspace, trust
     assert run_scene(task).tiles == 1
 
 
-def test_what_times_engines_opens_the_checked_copy(place: BatchWorkspace, trust: Trust, state: Path) -> None:
-    """Its process opens one engine's files of a folder that bench and tune have checked, and nobody else can change."""
+def test_measuring_process_opens_the_checked_copy(place: BatchWorkspace, trust: Trust, state: Path) -> None:
+    """The measuring process opens an engine's files in the private copy that bench and tune have checked."""
     sign_folder(place.bundle, KEY)
     place.bundle.chmod(0o777)
     bundle, options = read_bundle(place.bundle, trust), BenchOptions(engines=("cpu",))

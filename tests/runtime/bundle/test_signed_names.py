@@ -1,4 +1,4 @@
-"""Names of signed files: a name that cannot be seen as what it is, is refused by the properties of its characters."""
+"""Tests names of signed files: names with characters that are invisible or easily mistaken are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.signatures import digests_of, make_key, prepare, sign_folder, write
 
 KEY = make_key()
 
-# One or two of each kind; in a comment what Unicode calls them.
+# One or two characters of each kind; comments give Unicode's name of the kind and its category.
 INVISIBLE = [
     "\u2028", "\u2029",  # line and paragraph separators (Zl, Zp)
     "\ufe0f", "\U000e0101",  # variation selectors (Mn, ignorable)
@@ -27,8 +27,8 @@ INVISIBLE = [
     "\x00", "\n", "\x7f", "\x85",  # control characters (Cc)
     "\u200b", "\u202e", "\u2066", "\u00ad", "\U000e0041",  # format characters (Cf)
     "\u2065", "\ufff0",  # unassigned, ignorable (Cn)
-    "\ue000",  # private use (Co): drawn as whoever wrote the font likes
-    "\ufdd0",  # no character (Cn)
+    "\ue000",  # private use (Co): its appearance depends on the font
+    "\ufdd0",  # noncharacter (Cn)
     "\u2800", "\U0001d159",  # a Braille cell without dots, a note head without a head (So)
 ]  # fmt: skip
 VISIBLE = [
@@ -56,44 +56,44 @@ def trust(tmp_path: Path) -> Trust:
 
 
 def refused(bundle: Path, trust: Trust, name: str) -> str:
-    """The reason why a signed bundle is refused whose statement also names ``name``."""
+    """Returns why a signed bundle is refused if its statement also names ``name``."""
     sign_folder(bundle, KEY, digests=[*digests_of(bundle).items(), (name, "0" * 64)])
     with pytest.raises(InputError) as error:
         read_bundle(bundle, trust)
     return str(error.value)
 
 
-@pytest.mark.parametrize("place", ["{}", "graphs/a{}.onnx", "a/{}b/c", "c{}"])
+@pytest.mark.parametrize("pattern", ["{}", "graphs/a{}.onnx", "a/{}b/c", "c{}"])
 @pytest.mark.parametrize("character", INVISIBLE, ids=ascii)
-def test_names_with_invisible_characters_are_refused(bundle: Path, trust: Trust, character: str, place: str) -> None:
-    assert "which is no plain relative path" in refused(bundle, trust, place.format(character))
+def test_names_with_invisible_characters_are_refused(bundle: Path, trust: Trust, character: str, pattern: str) -> None:
+    assert "which is not a plain relative path" in refused(bundle, trust, pattern.format(character))
 
 
-def test_the_reason_shows_what_cannot_be_seen(bundle: Path, trust: Trust) -> None:
+def test_message_shows_the_invisible_character(bundle: Path, trust: Trust) -> None:
     reason = refused(bundle, trust, "a\u3164b")
     assert r"names 'a\u3164b', which" in reason and "it holds an invisible character, U+3164" in reason
 
 
 @pytest.mark.parametrize("name", [" a", "a ", "graphs /a", "graphs/ a.onnx", "a" * 1025, "e\u0301", "x/" * 600 + "x"])
 def test_names_that_are_easily_misread_are_refused(bundle: Path, trust: Trust, name: str) -> None:
-    assert "which is no plain relative path" in refused(bundle, trust, name)
+    assert "which is not a plain relative path" in refused(bundle, trust, name)
 
 
 @pytest.mark.parametrize("twin", ["graphs/\uff46loat.onnx", "GRAPHS/float.onnx", "graphs/\ufb02oat.onnx"])
-def test_names_that_some_systems_take_for_one_are_refused(bundle: Path, trust: Trust, twin: str) -> None:
-    """Full-width letters, capitals and ligatures."""
+def test_names_that_some_systems_do_not_distinguish_are_refused(bundle: Path, trust: Trust, twin: str) -> None:
+    """They differ by full-width letters, capitals or ligatures."""
     assert "names a file twice" in refused(bundle, trust, twin)
 
 
 @pytest.mark.parametrize("name", VISIBLE)
 def test_names_in_other_scripts_are_accepted(bundle: Path, trust: Trust, name: str) -> None:
-    """They get as far as the folder, which lacks the file."""
+    """The name is accepted: the error is only that the file is missing."""
     assert unicodedata.is_normalized("NFC", name)
     assert f"it lacks {name!r}, which was signed" in refused(bundle, trust, name)
 
 
-def test_no_ignorable_character_is_forgotten() -> None:
-    """Those that Unicode's own name calls so, and all of the categories: independent of the table in the source."""
+def test_all_ignorable_characters_are_refused() -> None:
+    """Finds ignorable characters by their Unicode names and categories, independent of the table in the source."""
     from misgnet_runtime.bundle.signing.names import text_problem
 
     words = ("VARIATION SELECTOR", "FILLER", "INVISIBLE", "ZERO WIDTH", "JOINER", "WORD JOINER", "LANGUAGE TAG")

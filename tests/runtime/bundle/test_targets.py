@@ -1,3 +1,5 @@
+"""Tests parsing the names of build targets."""
+
 import pytest
 
 from misgnet_runtime.bundle.targets import Target, parse_target
@@ -26,7 +28,7 @@ from misgnet_runtime.errors import UsageError
         ("rtx-sm89,sm86-fp16", Target("rtx-fp16", ("sm86", "sm89")), "rtx-sm86,sm89-fp16", "rtx-sm86-sm89-fp16"),
     ],
 )
-def test_a_target_has_one_canonical_name(text: str, target: Target, name: str, slug: str) -> None:
+def test_target_has_one_canonical_name(text: str, target: Target, name: str, slug: str) -> None:
     assert parse_target(text) == target
     assert (target.name, target.slug) == (name, slug)
     assert parse_target(target.name) == target
@@ -57,7 +59,7 @@ def test_a_target_has_one_canonical_name(text: str, target: Target, name: str, s
         "jetson-orin-sm87",
     ],
 )
-def test_another_text_is_refused_with_the_accepted_forms(text: str) -> None:
+def test_unknown_name_is_refused_and_accepted_names_are_listed(text: str) -> None:
     with pytest.raises(UsageError, match=r"cpu-vnni.*openvino-int8-bf16.*rtx-smNN\[,smNN\.\.\.\]\[-fp16\]") as caught:
         parse_target(text)
     assert f"'{text}'" in str(caught.value)

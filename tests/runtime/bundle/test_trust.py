@@ -1,4 +1,4 @@
-"""The parts of a signature's check: whose key, which chain, which version, and what a device remembers."""
+"""Tests the parts of a signature check: keys, certificate chains, versions, and accepted versions."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("curve", [ec.SECP256R1, ec.SECP384R1, ec.SECP521R1])
-def test_any_of_several_keys(tmp_path: Path, bundle: Path, curve: type[ec.EllipticCurve]) -> None:
+def test_any_of_several_keys_is_accepted(tmp_path: Path, bundle: Path, curve: type[ec.EllipticCurve]) -> None:
     key = make_key(3, curve)
     sign_folder(bundle, key)
     both = Trust(write_public(tmp_path / "both.pub", KEY, key))
@@ -76,7 +76,7 @@ def _pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
 
 
 @pytest.mark.parametrize("case", ["missing", "a folder", "empty", "large", "private", "rsa", "another curve", "broken"])
-def test_a_key_file_that_is_none(tmp_path: Path, case: str) -> None:
+def test_invalid_key_file_is_refused(tmp_path: Path, case: str) -> None:
     path = tmp_path / "key"
     contents = {
         "empty": lambda: b"",
@@ -104,7 +104,7 @@ def _root(path: Path) -> Trust:
     return Trust(write_certificates(path / "root.pem", certify("root", ROOT, ("root", ROOT), authority=True)))
 
 
-def test_a_certificate_leads_to_its_root(tmp_path: Path, bundle: Path) -> None:
+def test_certificate_chain_leads_to_its_root(tmp_path: Path, bundle: Path) -> None:
     _signed_by_certificate(bundle)
     found = read_bundle(bundle, _root(tmp_path)).signed
     assert found is not None and found.signer.description.startswith("CN=signer, certified under ")
@@ -114,13 +114,13 @@ def test_a_certificate_leads_to_its_root(tmp_path: Path, bundle: Path) -> None:
             read_bundle(bundle, Trust(trust))
 
 
-def test_certificates_that_prove_nothing(tmp_path: Path, bundle: Path) -> None:
+def test_invalid_certificate_chains_are_refused(tmp_path: Path, bundle: Path) -> None:
     root, between = ("root", ROOT), ("between", BETWEEN)
     leaf = certify("signer", LEAF, between)
     authority = certify("between", BETWEEN, root, authority=True)
     chains = {
         "no link to the root": [leaf],
-        "made by what is no authority": [leaf, certify("between", BETWEEN, root)],
+        "issued by a certificate that is not an authority": [leaf, certify("between", BETWEEN, root)],
         "not for signing": [certify("signer", LEAF, between, signing=False), authority],
         "before its authority": [
             certify("signer", LEAF, between, first=datetime(2020, 1, 1, tzinfo=timezone.utc)), authority,
@@ -135,7 +135,7 @@ def test_certificates_that_prove_nothing(tmp_path: Path, bundle: Path) -> None:
             pytest.fail(name)
 
 
-def test_a_signature_from_outside_its_certificates_time(tmp_path: Path, bundle: Path) -> None:
+def test_signature_outside_its_certificates_validity_is_refused(tmp_path: Path, bundle: Path) -> None:
     _signed_by_certificate(bundle, days=30)
     with pytest.raises(
         InputError, match="signed on 2026-06-01 00:00, but its signer's certificate is valid from 2026-01"
@@ -143,16 +143,16 @@ def test_a_signature_from_outside_its_certificates_time(tmp_path: Path, bundle: 
         read_bundle(bundle, _root(tmp_path))
 
 
-def test_damaged_certificates(tmp_path: Path, bundle: Path) -> None:
-    """Whatever stands in the chain, the answer is a refusal and no other error."""
+def test_damaged_certificates_are_refused(tmp_path: Path, bundle: Path) -> None:
+    """Any damage of the chain raises InputError, and no other error."""
     trust = _root(tmp_path)
     whole = json.loads((_signed_by_certificate(bundle) / SIGNATURE).read_bytes())
     chance = random.Random(1)
     for _ in range(300):
         damaged = json.loads(json.dumps(whole))
         entry = chance.choice(damaged["verificationMaterial"]["x509CertificateChain"]["certificates"])
-        place = chance.randrange(len(entry["rawBytes"]))
-        entry["rawBytes"] = entry["rawBytes"][:place] + chance.choice("AZaz09+/") + entry["rawBytes"][place + 1 :]
+        at = chance.randrange(len(entry["rawBytes"]))
+        entry["rawBytes"] = entry["rawBytes"][:at] + chance.choice("AZaz09+/") + entry["rawBytes"][at + 1 :]
         if damaged != whole:
             (bundle / SIGNATURE).write_text(json.dumps(damaged))
             with pytest.raises(InputError):
@@ -161,7 +161,7 @@ def test_damaged_certificates(tmp_path: Path, bundle: Path) -> None:
 
 @settings(max_examples=50)
 @given(st.binary(max_size=300) | st.text(max_size=100).map(str.encode))
-def test_no_bytes_are_a_signature(data: bytes) -> None:
+def test_random_bytes_are_refused_as_a_signature(data: bytes) -> None:
     with pytest.raises(InputError):
         decode_envelope(data)
 
@@ -169,9 +169,9 @@ def test_no_bytes_are_a_signature(data: bytes) -> None:
 @pytest.mark.parametrize(
     "change", [{"mediaType": "x"}, {"dsseEnvelope": {"payload": "", "payloadType": "", "signatures": []}}]
 )
-def test_another_format(bundle: Path, change: dict[str, object]) -> None:
+def test_other_signature_formats_are_refused(bundle: Path, change: dict[str, object]) -> None:
     whole = json.loads((sign_folder(bundle, KEY) / SIGNATURE).read_bytes())
-    with pytest.raises(InputError, match=r"as model-signing 1\.x writes"):
+    with pytest.raises(InputError, match=r"as written by model-signing 1\.x"):
         decode_envelope(json.dumps({**whole, **change}).encode())
 
 
@@ -194,29 +194,29 @@ _TRICKS = [
 
 
 @pytest.mark.parametrize("name", _TRICKS, ids=ascii)
-def test_names_that_are_no_plain_paths(bundle: Path, name: str) -> None:
-    """Even where such a file is there and was signed: what a name means must not depend on who reads it."""
+def test_names_that_are_not_plain_paths_are_refused(bundle: Path, name: str) -> None:
+    """The name is refused even if it was signed: its meaning must not depend on the system."""
     sign_folder(bundle, KEY, digests=[*digests_of(bundle).items(), (name, "0" * 64)])
-    with pytest.raises(InputError, match="which is no plain relative path"):
+    with pytest.raises(InputError, match="which is not a plain relative path"):
         signed_digests(decode_envelope((bundle / SIGNATURE).read_bytes()))
 
 
 @pytest.mark.parametrize("twin", ["Manifest.json", "manifest.json", "graphs/float.ONNX", "graphs/\ufb02oat.onnx"])
-def test_names_that_are_one_on_other_disks(bundle: Path, twin: str) -> None:
-    """By case, as on macOS and on sticks, or by a ligature."""
+def test_names_that_other_disks_do_not_distinguish_are_refused(bundle: Path, twin: str) -> None:
+    """They differ by case, as on macOS and FAT disks, or by a ligature."""
     sign_folder(bundle, KEY, digests=[*digests_of(bundle).items(), (twin, "0" * 64)])
     with pytest.raises(InputError, match="names a file twice"):
         signed_digests(decode_envelope((bundle / SIGNATURE).read_bytes()))
 
 
-@pytest.mark.parametrize(("digest", "said"), [("00" * 31, "are no SHA-256"), ("x" * 64, "cannot be read")])
-def test_digests_that_are_none(bundle: Path, digest: str, said: str) -> None:
+@pytest.mark.parametrize(("digest", "message"), [("00" * 31, "are not SHA-256"), ("x" * 64, "cannot be read")])
+def test_invalid_digests_are_refused(bundle: Path, digest: str, message: str) -> None:
     sign_folder(bundle, KEY, change=lambda s: s["predicate"]["resources"][0].update(digest=digest))
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         signed_digests(decode_envelope((bundle / SIGNATURE).read_bytes()))
 
 
-def test_a_statement_that_contradicts_itself(bundle: Path) -> None:
+def test_statement_that_contradicts_its_digest_is_refused(bundle: Path) -> None:
     sign_folder(bundle, KEY, change=lambda s: s["subject"][0]["digest"].update(sha256="0" * 64))
     with pytest.raises(InputError, match="contradicts its own digest"):
         signed_digests(decode_envelope((bundle / SIGNATURE).read_bytes()))
@@ -228,7 +228,7 @@ VERSIONS = st.builds(Version, st.integers(0, 5), st.datetimes(timezones=st.just(
 
 
 @given(st.lists(VERSIONS, max_size=20))
-def test_accepted_versions_never_fall(versions: list[Version]) -> None:
+def test_accepted_version_never_decreases(versions: list[Version]) -> None:
     newest: Version | None = None
     for version in versions:
         if refusal(Issue("p", version), newest, NOW) is None:
@@ -240,87 +240,87 @@ def test_accepted_versions_never_fall(versions: list[Version]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("expires", "now", "newest", "said"),
+    ("expires", "now", "newest", "message"),
     [
         (None, NOW - 9999 * DAY, None, None),  # without an expiry the clock does not matter
         (NOW + DAY, NOW, None, None),
-        (NOW, NOW, None, "it has expired on 2026-11-26 00:00 UTC"),
+        (NOW, NOW, None, "it expired on 2026-11-26 00:00 UTC"),
         (NOW + DAY, NOW - 30 * DAY, None, "set the clock"),  # before this bundle was signed
         (NOW + DAY, NOW - 10 * DAY - CLOCK_TOLERANCE, None, None),
         (NOW + DAY, NOW - 5 * DAY, NOW - 2 * DAY, "set the clock"),  # before another one was, with a smaller number
     ],
 )
 def test_expiry_and_a_wrong_clock(
-    expires: datetime | None, now: datetime, newest: datetime | None, said: str | None
+    expires: datetime | None, now: datetime, newest: datetime | None, message: str | None
 ) -> None:
     issue = Issue("p", Version(2, NOW - 10 * DAY), expires)
     found = refusal(issue, None if newest is None else Version(1, newest), now)
-    assert (found is None) if said is None else (found is not None and said in found)
+    assert (found is None) if message is None else (found is not None and message in found)
 
 
 @pytest.mark.parametrize("text", ["2027-01-01", "2027-01-01T00:00Z", "2027-01-01T02:00+02:00"])
-def test_moments_are_utc(text: str) -> None:
+def test_times_are_converted_to_utc(text: str) -> None:
     assert moment(text) == datetime(2027, 1, 1, tzinfo=timezone.utc)
 
 
-def test_a_bundle_that_only_the_library_signed(tmp_path: Path) -> None:
-    """Without a release its version is the manifest's number, and the time at which it was built."""
+def test_bundle_signed_only_by_the_library_is_accepted(tmp_path: Path) -> None:
+    """Without a release, its version is the manifest's number and the time of the build."""
     bundle = sign_folder(make_bundle(tmp_path / "bundle"), KEY)
     found = read_bundle(bundle, Trust(write_public(tmp_path / "key.pub", KEY))).signed
     assert found is not None and found.issue.version == Version(1, moment("2026-01-01"))
 
 
 @pytest.mark.parametrize("signed", ["yesterday", "", "2026-13-01"])
-def test_a_time_that_is_none(tmp_path: Path, bundle: Path, signed: str) -> None:
+def test_invalid_time_of_signing_is_refused(tmp_path: Path, bundle: Path, signed: str) -> None:
     sign_folder(prepare(bundle, signed=signed), KEY)
-    with pytest.raises(InputError, match="states no version that can be read"):
+    with pytest.raises(InputError, match="has no readable version"):
         read_bundle(bundle, Trust(write_public(tmp_path / "key.pub", KEY)))
 
 
-# What a device remembers
+# Accepted versions
 
 
-def test_products_and_keys_are_apart_but_for_keys_that_are_trusted_together(tmp_path: Path, bundle: Path) -> None:
+def test_accepted_versions_are_kept_per_product_and_group_of_trusted_keys(tmp_path: Path, bundle: Path) -> None:
     old, new = KEY, make_key(2)
     only_old, only_new = (Trust(write_public(tmp_path / f"{n}.pub", k)) for n, k in (("old", old), ("new", new)))
     both = Trust(write_public(tmp_path / "both.pub", old, new))
     read_bundle(sign_folder(prepare(bundle, 7), new), only_new)
     read_bundle(sign_folder(prepare(bundle, 3, product="another"), new), only_new)
     sign_folder(prepare(bundle, 3), old)
-    with pytest.raises(InputError, match="but version 7 of"):  # a key that is about to retire brings nothing older back
+    with pytest.raises(InputError, match="but version 7 of"):  # a retiring key cannot bring back older versions
         read_bundle(bundle, both)
     read_bundle(bundle, only_old)
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
-def test_a_state_that_others_could_read_or_write(state: Path, mode: int) -> None:
+def test_state_that_others_could_read_or_write_is_refused(state: Path, mode: int) -> None:
     state.mkdir()
     state.chmod(mode)
     with pytest.raises(InputError, match=f"chmod 700 {state}"), open_state():
         pass
 
 
-def test_a_state_in_a_folder_where_others_could_replace_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_that_others_could_replace_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
     monkeypatch.setenv("MISGNET_STATE", str(shared / "state"))
-    with pytest.raises(InputError, match=f"can be exchanged by others: {shared} is theirs"), open_state():
+    with pytest.raises(InputError, match=f"can be replaced by other users: {shared} belongs to them"), open_state():
         pass
     shared.chmod(0o1777)
     with open_state():
         assert (shared / "state").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_state_of_another_user(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_of_another_user_is_refused(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state.mkdir(mode=0o700)
     monkeypatch.setattr(os, "geteuid", lambda: state.stat().st_uid + 1)
-    with pytest.raises(InputError, match=r"belongs to user \d+, not to this one"), open_state():
+    with pytest.raises(InputError, match=r"belongs to user \d+, not to this user"), open_state():
         pass
 
 
-def test_a_group_of_ones_own_is_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the umask 002 of many distributions leaves folders."""
+def test_write_access_of_the_users_own_group_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The umask 002 of many distributions makes folders writable for the user's own group."""
     folder = tmp_path / "folder"
     folder.mkdir()
     folder.chmod(0o775)
@@ -329,8 +329,10 @@ def test_a_group_of_ones_own_is_nobody_else(tmp_path: Path, monkeypatch: pytest.
         assert permissions.only_ours([folder]) is own
 
 
-def test_a_state_by_a_link_that_nobody_else_could_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As systemd makes them for DynamicUser=; whoever could exchange it would make the device forget."""
+def test_state_behind_a_link_is_accepted_if_nobody_else_could_replace_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd creates such links for DynamicUser=; a user who could replace one could remove accepted versions."""
     (tmp_path / "private").mkdir(mode=0o700)
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -340,19 +342,19 @@ def test_a_state_by_a_link_that_nobody_else_could_exchange(tmp_path: Path, monke
         state.accept("p", "k", Version(1, moment("2026-01-01")))
     assert len(list((tmp_path / "private" / "accepted").iterdir())) == 1
     shared.chmod(0o777)
-    with pytest.raises(InputError, match=f"can be exchanged by others: {shared} is theirs"), open_state():
+    with pytest.raises(InputError, match=f"can be replaced by other users: {shared} belongs to them"), open_state():
         pass
 
 
-def test_a_state_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_that_cannot_be_created_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MISGNET_STATE", str(tmp_path / "file" / "state"))
-    with pytest.raises(StorageError, match="name another folder in MISGNET_STATE"), open_state():
+    with pytest.raises(StorageError, match="set MISGNET_STATE to another folder"), open_state():
         pass
 
 
-def test_a_state_that_an_earlier_version_made_is_read(state: Path) -> None:
-    """It made ``accepted`` by the umask, within the private folder."""
+def test_state_of_an_earlier_version_is_read(state: Path) -> None:
+    """The earlier version created ``accepted`` with the umask's mode, within the private folder."""
     state.mkdir(mode=0o700)
     (state / "accepted").mkdir(mode=0o755)
     name = hashlib.sha256(b"k p").hexdigest()[:32]
@@ -365,17 +367,17 @@ def test_a_state_that_an_earlier_version_made_is_read(state: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b"\xff", b'{"format":9,"key":"","product":"","version":1,"signed":""}']
 )
-def test_a_damaged_record_accepts_nothing(tmp_path: Path, bundle: Path, state: Path, content: bytes) -> None:
+def test_damaged_record_refuses_every_version(tmp_path: Path, bundle: Path, state: Path, content: bytes) -> None:
     trust = Trust(write_public(tmp_path / "key.pub", KEY))
     read_bundle(sign_folder(bundle, KEY), trust)
     (record,) = state.rglob("*.json")
     record.write_bytes(content)
-    with pytest.raises(InputError, match="remove the file to accept any version"):
+    with pytest.raises(InputError, match="delete this file to accept any version"):
         read_bundle(bundle, trust)
     assert record.read_bytes() == content
 
 
-def test_many_processes_at_once_keep_the_newest(state: Path) -> None:
+def test_concurrent_processes_keep_the_newest_version(state: Path) -> None:
     script = """
 import sys
 from misgnet_runtime.bundle.signing.rollback import Version, open_state, moment

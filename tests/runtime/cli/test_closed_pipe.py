@@ -1,4 +1,4 @@
-"""A reader that goes away ends no command with a traceback; work that was asked for is done."""
+"""Commands on a closed pipe or a full disk: no traceback, and the requested work is done."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def run(root: Path, *words: str, closed: str = "stdout", how: str = "pipe") -> tuple[int, str]:
-    """The exit code, and what the other stream got; ``how``: a pipe without a reader, or no stream at all."""
+    """Returns the exit code and the text of the other stream; ``how``: a closed pipe, or no stream at all."""
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES)}
     read, write = os.pipe()
     os.close(read)
@@ -45,12 +45,12 @@ def run(root: Path, *words: str, closed: str = "stdout", how: str = "pipe") -> t
 @pytest.mark.parametrize(
     "words", ["info bundle", "--log json info bundle", "verify bundle", "--help", "predict --help"]
 )
-def test_what_only_prints_ends_well_without_a_reader(root: Path, words: str) -> None:
+def test_commands_that_only_print_succeed_on_a_closed_pipe(root: Path, words: str) -> None:
     assert run(root, *words.split()) == (0, "")
 
 
-def test_a_long_output_ends_well_without_a_reader(root: Path) -> None:
-    """More than a pipe and the stream's buffer hold: the error comes while it writes, not at the end."""
+def test_long_output_succeeds_on_a_closed_pipe(root: Path) -> None:
+    """Output larger than the pipe and the stream's buffer: the error comes while writing, not at the end."""
     edit(root, lambda m: m.update(metrics={"engines": [], "notes": ["x" * 4000] * 100}))
     assert run(root, "--log", "json", "info", "bundle") == (0, "")
     command = f"'{sys.executable}' -c \"$1\" --log json info bundle | head -c 9; exit ${{PIPESTATUS[0]}}"
@@ -64,7 +64,7 @@ def test_a_long_output_ends_well_without_a_reader(root: Path) -> None:
 @pytest.mark.parametrize("how", ["pipe", "none"])
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_job_is_done_without_a_reader(root: Path, form: str, closed: str, how: str) -> None:
+def test_a_job_finishes_on_a_closed_pipe(root: Path, form: str, closed: str, how: str) -> None:
     words = ("--log", form, "predict", "bundle", "before.png", "after.png", "-o", "mask.png")
     code, other = run(root, *words, closed=closed, how=how)
     assert code == 0 and "Traceback" not in other
@@ -75,13 +75,13 @@ def test_a_job_is_done_without_a_reader(root: Path, form: str, closed: str, how:
 
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_job_that_fails_ends_with_its_own_code(root: Path, form: str, closed: str) -> None:
+def test_a_failing_job_keeps_its_exit_code_on_a_closed_pipe(root: Path, form: str, closed: str) -> None:
     words = ("--log", form, "predict", "bundle", "missing.png", "after.png", "-o", "mask.png")
     assert run(root, *words, closed=closed)[0] == 4
 
 
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])
-def test_a_batch_is_done_without_a_reader(root: Path, closed: str) -> None:
+def test_a_batch_finishes_on_a_closed_pipe(root: Path, closed: str) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
     from support.scenes import scene, write_raster
 
@@ -96,7 +96,7 @@ def test_a_batch_is_done_without_a_reader(root: Path, closed: str) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a disk without room")
 @pytest.mark.parametrize("buffered", ["", "1"])
 @pytest.mark.parametrize("command", ["info", "verify", "watch"])
-def test_a_disk_without_room_for_what_is_printed_stops_no_work(tmp_path: Path, command: str, buffered: str) -> None:
+def test_a_full_disk_behind_stdout_does_not_stop_the_work(tmp_path: Path, command: str, buffered: str) -> None:
     bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT])
     for name in ("a", "b"):
         for date, pixels in zip(("before", "after"), images(70, 60), strict=True):

@@ -1,4 +1,4 @@
-"""``--log json``: every line is one object with the documented fields, and nothing else is said."""
+"""``--log json``: every line is one object with the documented fields, and nothing else is printed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Outcome:
 
     @property
     def objects(self) -> tuple[Objects, Objects]:
-        """Of stdout and of stderr."""
+        """Returns the JSON objects of stdout and of stderr."""
         out, error = ([json.loads(line) for line in text.splitlines()] for text in (self.out, self.error))
         return out, error
 
@@ -52,50 +52,50 @@ def call(capsys: pytest.CaptureFixture[str]) -> Any:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """A bundle and two images."""
+    """Returns a bundle and two images."""
     before, after = (write_image(tmp_path / f"{i}.png", pixels) for i, pixels in enumerate(images(*SIZE)))
     return make_bundle(tmp_path / "bundle", engines=[FLOAT, RTX]), before, after
 
 
-def test_a_result_has_its_figures_as_numbers(pair: tuple[Path, ...], call: Any, tmp_path: Path) -> None:
+def test_a_result_event_holds_numbers(pair: tuple[Path, ...], call: Any, tmp_path: Path) -> None:
     outcome = call("--log", "json", "predict", *pair, "-o", tmp_path / "m.png", "--engine", "cpu-float32")
-    (found,), told = outcome.objects
-    assert (outcome.code, told) == (0, [])
+    (found,), logged = outcome.objects
+    assert (outcome.code, logged) == (0, [])
     time = datetime.fromisoformat(found.pop("time").replace("Z", "+00:00"))
     assert time.utcoffset() == timedelta(0)
     share = float((expected(*images(*SIZE)) > 0.5).mean())
     assert f"90 x 70 px, {100 * share:.2f} % changed" in found.pop("message")
     assert found == {
         "level": "info", "event": "result", "output": str(tmp_path / "m.png"), "height": 70, "width": 90,
-        "changed_share": share, "engine": "cpu-float32", "reason": "as asked", "valid_share": 1.0,
+        "changed_share": share, "engine": "cpu-float32", "reason": "as requested", "valid_share": 1.0,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [("--log", "json"), ("--log=json",)])
 @pytest.mark.parametrize("place", [0, 1, 2, 4])
-def test_the_option_stands_before_or_behind_the_command(call: Any, words: tuple[str, ...], place: int) -> None:
+def test_log_option_is_accepted_before_and_after_the_command(call: Any, words: tuple[str, ...], place: int) -> None:
     command = ["verify", "/nowhere", "--engine", "x"]
     command[place:place] = words
     outcome = call(*command)
-    out, (told,) = outcome.objects
+    out, (logged,) = outcome.objects
     assert (outcome.code, out) == (4, [])
-    told.pop("time")
-    message = "/nowhere is no bundle: it has no manifest.json"
-    assert told == {"level": "error", "event": "error", "message": message, "kind": "InputError", "exit_code": 4}
+    logged.pop("time")
+    message = "/nowhere is not a bundle: it has no manifest.json"
+    assert logged == {"level": "error", "event": "error", "message": message, "kind": "InputError", "exit_code": 4}
 
 
-def test_what_follows_two_dashes_is_no_option(call: Any) -> None:
-    _, (told,) = call("verify", "--log", "json", "--", "--log").objects
-    assert told["message"] == "--log is no bundle: it has no manifest.json"
+def test_arguments_after_two_dashes_are_not_options(call: Any) -> None:
+    _, (logged,) = call("verify", "--log", "json", "--", "--log").objects
+    assert logged["message"] == "--log is not a bundle: it has no manifest.json"
     assert call("verify", "x", "--log").code == 2
 
 
-def test_the_next_command_is_for_a_person_again(call: Any) -> None:
+def test_the_next_command_logs_text_again(call: Any) -> None:
     assert call("info", "/nowhere", "--log", "json").error.startswith("{")
     assert call("info", "/nowhere").error.startswith("error: ")
 
 
-def test_what_is_said_behind_the_command_comes_last(call: Any) -> None:
+def test_the_log_option_after_the_command_takes_precedence(call: Any) -> None:
     assert call("--log", "json", "info", "/nowhere", "--log", "text").error.startswith("error: ")
     assert call("--log", "text", "info", "/nowhere", "--log", "json").error.startswith("{")
 
@@ -104,22 +104,22 @@ def test_what_is_said_behind_the_command_comes_last(call: Any) -> None:
     ("command", "words"),
     [(["predict"], "Missing argument"), (["info", "x", "--nonsense"], "--nonsense"), (["watsh"], "watsh")],
 )
-def test_a_wrong_call_is_an_object_too(call: Any, command: list[str], words: str) -> None:
+def test_an_invalid_call_is_a_json_object(call: Any, command: list[str], words: str) -> None:
     outcome = call(*command, "--log", "json")
-    _, (told,) = outcome.objects
-    assert (outcome.code, told["kind"], told["exit_code"]) == (2, "UsageError", 2)
-    assert words in told["message"]
+    _, (logged,) = outcome.objects
+    assert (outcome.code, logged["kind"], logged["exit_code"]) == (2, "UsageError", 2)
+    assert words in logged["message"]
     assert call(*command).code == 2
 
 
-def test_another_form_is_refused(call: Any) -> None:
+def test_an_unknown_log_format_is_refused(call: Any) -> None:
     outcome = call("info", "x", "--log", "xml")
     assert outcome.code == 2 and "xml" in outcome.error
 
 
-def test_verify_and_info_say_objects(pair: tuple[Path, ...], call: Any) -> None:
-    out, told = call("verify", pair[0], "--log", "json").objects
-    assert [o["event"] for o in out] == ["result"] * 3 and told == []
+def test_verify_and_info_print_json_objects(pair: tuple[Path, ...], call: Any) -> None:
+    out, logged = call("verify", pair[0], "--log", "json").objects
+    assert [o["event"] for o in out] == ["result"] * 3 and logged == []
     assert out[0]["message"] == "5 files match their digests"
     ((found,), _) = call("info", pair[0], "--log", "json").objects
     assert found["manifest"]["tile"] == 64
@@ -130,7 +130,7 @@ def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt("a part is kept")
 
 
-def test_an_interruption_says_what_is_left(
+def test_an_interruption_reports_the_saved_progress(
     pair: tuple[Path, ...], call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("misgnet_runtime.jobs.image.predict_files", interrupted)
@@ -138,8 +138,8 @@ def test_an_interruption_says_what_is_left(
     outcome = call(*command)
     assert (outcome.code, outcome.out, outcome.error) == (130, "", "interrupted; a part is kept\n")
     outcome = call(*command, "--log", "json")
-    _, (told,) = outcome.objects
-    assert (outcome.code, told["kind"], told["message"]) == (130, "interrupted", "interrupted; a part is kept")
+    _, (logged,) = outcome.objects
+    assert (outcome.code, logged["kind"], logged["message"]) == (130, "interrupted", "interrupted; a part is kept")
 
 
 def test_a_bug_is_one_object(
@@ -147,9 +147,9 @@ def test_a_bug_is_one_object(
 ) -> None:
     monkeypatch.setattr("misgnet_runtime.jobs.image.predict_files", lambda *_, **__: 1 / 0)
     outcome = call("predict", *pair, "-o", tmp_path / "m.png", "--log", "json")
-    _, (told,) = outcome.objects
-    assert (outcome.code, told["kind"], told["exit_code"]) == (1, "ZeroDivisionError", 1)
-    assert "test_log.py" in told["traceback"]
+    _, (logged,) = outcome.objects
+    assert (outcome.code, logged["kind"], logged["exit_code"]) == (1, "ZeroDivisionError", 1)
+    assert "test_log.py" in logged["traceback"]
     monkeypatch.setattr(sys, "argv", ["misgnet-run", "predict", *map(str, pair), "-o", str(tmp_path / "m.png")])
     with pytest.raises(ZeroDivisionError):
         cli.main()
@@ -163,9 +163,9 @@ def test_progress_comes_once_a_second(monkeypatch: pytest.MonkeyPatch, capsys: p
         for step in range(10):
             progress(step, 9)
             now += 0.25
-    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [(t["event"], t["steps"], t["total"]) for t in told] == [("progress", "tiles", 9)] * 3
-    assert [t["done"] for t in told] == [0, 4, 8]
+    logged = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(t["event"], t["steps"], t["total"]) for t in logged] == [("progress", "tiles", 9)] * 3
+    assert [t["done"] for t in logged] == [0, 4, 8]
 
 
 def test_warnings_have_their_level(capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,14 +173,14 @@ def test_warnings_have_their_level(capsys: pytest.CaptureFixture[str]) -> None:
     log.current().warning("look", pair="a")
     log.current().info("look", pair="a")
     warnings.warn("from a library", stacklevel=1)
-    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [(t["level"], t["event"], t["message"]) for t in told] == [
+    logged = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(t["level"], t["event"], t["message"]) for t in logged] == [
         ("warning", "warning", "look"), ("info", "note", "look"), ("warning", "warning", "from a library"),
     ]  # fmt: skip
-    assert told[0]["pair"] == "a"
+    assert logged[0]["pair"] == "a"
 
 
-def test_what_is_no_number_is_null(capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_that_are_not_numbers_are_null(capsys: pytest.CaptureFixture[str]) -> None:
     log.use("json")
     log.current().result(["one", "two"], share=float("nan"), where=Path("x"), both=(1, 2))
     (found,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -1,4 +1,4 @@
-"""Options are stated once: a new one is a new field, and commands, tables and journals have it."""
+"""Each option is one field, from which commands, tables and journals are derived."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from misgnet_runtime.raster.declared import Declared
 from support.commands import exit_code
 from support.paths import ROOT
 
-# A checkout with one more field: what imports the classes of scenes from here on finds the longer one.
+# Adds one field to SceneOptions: modules imported after this use the extended class.
 ONE_MORE = """
 import sys
 from dataclasses import dataclass, replace
@@ -54,12 +54,12 @@ def python(code: str, *words: str) -> str:
 
 @pytest.mark.parametrize("command", ["predict", "encode", "series", "batch", "watch"])
 def test_a_new_field_is_an_option_of_every_command(command: str) -> None:
-    said = python("from misgnet_runtime.cli.main import main; main()", command, "--help")
-    assert "--haze" in said and "how much haze is removed" in said and "[default: 0.0]" in said
-    assert "--no-chatty" in said and "say less" in said
+    shown = python("from misgnet_runtime.cli.main import main; main()", command, "--help")
+    assert "--haze" in shown and "how much haze is removed" in shown and "[default: 0.0]" in shown
+    assert "--no-chatty" in shown and "say less" in shown
 
 
-def test_a_new_field_is_a_column_of_the_table_and_counts_for_what_is_done(tmp_path: Path) -> None:
+def test_a_new_field_is_a_table_column_and_changes_what_counts_as_finished(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("id,before,after,haze,no-chatty\na,x.tif,y.tif,2,yes\nb,x.tif,y.tif,,\n")
     code = """
 from misgnet_runtime.jobs.batch.table import read_table
@@ -71,7 +71,7 @@ print(first.key("b") == others[0].key("b"), first.key("b") == others[1].key("b")
     assert python(code, str(tmp_path / "t.csv")).split() == ["2.0", "False", "0.0", "True", "True", "False"]
 
 
-def test_a_new_field_is_among_the_settings_that_a_run_is_resumed_by() -> None:
+def test_a_new_field_is_among_the_settings_of_a_resumable_run() -> None:
     code = """
 from misgnet_runtime.jobs.watch.options import WatchOptions
 from misgnet_runtime.jobs.folder import _shown
@@ -85,7 +85,7 @@ print(any("chatty" in name for name in SceneOptions().settings(overlap=16, batch
     assert python(code).splitlines() == ["2.0", "3.0", "True", "{'--overlap': '16', '--haze': '5.0'}", "False"]
 
 
-def test_settings_on_disk_are_those_of_earlier_versions(tmp_path: Path) -> None:
+def test_settings_on_disk_equal_those_of_earlier_versions(tmp_path: Path) -> None:
     asked = SceneOptions(align=True, min_area=4, vector=tmp_path / "v.gpkg", execution=ExecutionOptions(threads=3))
     assert asked.settings(overlap=64, batch=4, streams=2) == {
         "--align": "True", "--batch": "4", "--cog": "False", "--min-area": "4", "--overlap": "64",
@@ -99,7 +99,7 @@ def test_settings_on_disk_are_those_of_earlier_versions(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-# --- the mechanism
+# --- option classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ def called(*words: str) -> Request:
     return found[0]
 
 
-def test_options_in_any_order_make_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_in_any_order_give_the_same_object(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MISGNET_TEST_KEY", "secret")
     assert called("w", "-e", "x") == Request(
         weights=Path("w"), evaluation=Path("x"), key="secret", other=Inner(fast=False)
@@ -152,20 +152,20 @@ def test_options_in_any_order_make_the_object(monkeypatch: pytest.MonkeyPatch) -
     )  # fmt: skip
 
 
-def test_a_repeated_option_takes_a_text_alone() -> None:
+def test_a_repeated_option_accepts_a_single_text() -> None:
     assert make(Request, {"weights": "w", "eval": "x", "target": "a", "sizes": "3"}).targets == ("a",)
     with pytest.raises(UsageError, match="--sizes"):
         make(Request, {"weights": "w", "eval": "x", "sizes": ["3", "x"]})
 
 
-def test_help_states_what_the_fields_state(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_shows_the_fields_texts(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    with pytest.raises(IndexError):  # the command is not called
+    with pytest.raises(IndexError):  # help does not call the command
         called("--help")
-    said = capsys.readouterr().out
+    shown = capsys.readouterr().out
     for words in ("checkpoint", "--eval", "-e", "[default: (cpu)]", "as --tile, elsewhere", "MISGNET_TEST_KEY"):
-        assert words in said
-    assert "--other-fast" not in said and "None" not in said and "()" not in said
+        assert words in shown
+    assert "--other-fast" not in shown and "None" not in shown and "()" not in shown
 
 
 @pytest.mark.parametrize(
@@ -180,13 +180,13 @@ def test_help_states_what_the_fields_state(capsys: pytest.CaptureFixture[str], m
         ({"nothing": "1"}, "there is no option --nothing"),
     ],
 )
-def test_texts_that_cannot_be_meant_are_refused(given: dict[str, str], message: str) -> None:
+def test_invalid_texts_are_refused(given: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         check(make(Request, {"weights": Path("w"), "eval": Path("x"), **given}))
     assert str(caught.value) == message
 
 
-def test_settings_hold_what_changes_the_output_and_what_was_resolved(tmp_path: Path) -> None:
+def test_settings_hold_options_that_change_the_output_and_resolved_values(tmp_path: Path) -> None:
     asked = Request(weights=Path("w"), evaluation=Path("x"), picture=tmp_path / "p.png")
     assert settings(asked, tile=64, no_fast=True) == {
         "gate": "point", "picture": str(tmp_path.resolve() / "p.png"), "tile": "64", "no_fast": "True",
@@ -194,7 +194,7 @@ def test_settings_hold_what_changes_the_output_and_what_was_resolved(tmp_path: P
     }  # fmt: skip
 
 
-def test_options_as_text_are_the_cells_of_a_table() -> None:
+def test_options_as_text_equal_the_cells_of_a_table() -> None:
     given: dict[str, Any] = {"min_area": 4.0, "cog": True, "align": False, "no_tuned": True, "overlap": None}
     assert make(BatchOptions, given).words == {"min_area": "4.0", "cog": "yes", "no_tuned": "yes"}
     with pytest.raises(UsageError, match="--batch is 0"):
@@ -202,7 +202,7 @@ def test_options_as_text_are_the_cells_of_a_table() -> None:
 
 
 @pytest.mark.parametrize("kind", [SceneOptions, SeriesOptions, WatchOptions, BatchOptions, RowOptions])
-def test_every_option_has_help_and_a_place(kind: type) -> None:
+def test_every_option_has_help_and_a_panel(kind: type) -> None:
     found = stated(kind)
     assert all(one.option.help for one in found.values())
     made = make(kind, {})
@@ -217,7 +217,7 @@ def test_columns_are_the_options_of_predict() -> None:
     assert (stated(BatchOptions).keys() | {"output"}) >= stated(RowOptions).keys()
 
 
-def test_what_is_declared_of_one_date_goes_before_what_is_of_both() -> None:
+def test_options_of_one_date_override_options_of_both() -> None:
     asked = make(SceneOptions, {"scale": "0.1", "bands": "3,2,1", "after_scale": "0.2"})
     before, after = asked.dates
     assert (before.scale, before.bands, after.scale, after.bands) == ((0.1,), (3, 2, 1), (0.2,), (3, 2, 1))
@@ -225,7 +225,7 @@ def test_what_is_declared_of_one_date_goes_before_what_is_of_both() -> None:
     assert replace(asked, align=True).dates == asked.dates
 
 
-def test_a_wrong_value_ends_the_command_with_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_invalid_value_exits_with_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ("predict", "b", "x.tif", "y.tif", "-o", tmp_path / "o.tif", "--before-bands", "1,2", "--cog")
     assert exit_code(cli.main, "misgnet-run", *words) == 2
     assert "--before-bands is '1,2'; expected 3 numbers, for example 3,2,1" in capsys.readouterr().err

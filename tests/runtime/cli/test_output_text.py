@@ -1,4 +1,4 @@
-"""Names from outside reach a terminal escaped, spreadsheets as text, and are bad input where they are not UTF-8."""
+"""External names are escaped for terminals, written as text for spreadsheets, and refused if they are not UTF-8."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.bundles import edit, make_bundle, write_image
 from support.paths import ROOT
 
 SOURCES = [str(ROOT / folder) for folder in (".", "export", "calibration", "runtime")]
-ODD = "\x1b[31m\u202e\x07\x9b2J\r\nforged: line\u2028\u200b"  # colours, an order of reading, a bell, a second line
+ODD = "\x1b[31m\u202e\x07\x9b2J\r\nforged: line\u2028\u200b"  # colours, text direction, a bell, a second line
 CALL = "import sys\nfrom {0}.cli.main import main\nsys.argv = sys.argv[1:]\nmain()\n"
 
 
@@ -57,7 +57,7 @@ CALLS: dict[str, tuple[int, Sequence[str]]] = {
 
 
 @pytest.mark.parametrize("what", CALLS)
-def test_what_was_typed_is_escaped_in_every_error(root: Path, what: str) -> None:
+def test_arguments_are_escaped_in_every_error(root: Path, what: str) -> None:
     code, words = CALLS[what]
     ended = run(root.parent, *words)
     text = check_plain(ended)
@@ -85,7 +85,7 @@ def test_names_of_files_are_escaped_in_results(root: Path) -> None:
 
 
 def test_tables_hold_no_control_characters() -> None:
-    """Also where a cell is a styled text, or a title."""
+    """Also in styled cells and titles."""
     from rich.table import Table
     from rich.text import Text
 
@@ -121,7 +121,7 @@ BYTES: dict[str, tuple[bytes, ...]] = {
 @pytest.mark.parametrize(
     ("what", "form"), [*((what, "text") for what in BYTES), ("info", "json"), ("predict to", "json"), ("batch", "json")]
 )
-def test_a_name_that_is_not_utf8_is_bad_input(root: Path, what: str, form: str) -> None:
+def test_a_name_that_is_not_utf8_is_invalid_input(root: Path, what: str, form: str) -> None:
     for name in (b"A\xff", b"B\xff", b"in\xff"):
         (root.parent / os.fsdecode(name)).mkdir()
     for date in ("before", "after"):
@@ -134,8 +134,8 @@ def test_a_name_that_is_not_utf8_is_bad_input(root: Path, what: str, form: str) 
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_listed_name_that_is_not_utf8_is_bad_input(root: Path, form: str) -> None:
-    """Found in a folder, not typed."""
+def test_a_listed_name_that_is_not_utf8_is_invalid_input(root: Path, form: str) -> None:
+    """The name is found in a folder, not given as an argument."""
     for folder in ("A", "B"):
         write_image(root.parent / folder / os.fsdecode(b"x\xff.png"), np.zeros((64, 64, 3), np.uint8))
     ended = run(root.parent, "--log", form, "predict", "bundle", "A", "B", "-o", "out")
@@ -144,7 +144,7 @@ def test_a_listed_name_that_is_not_utf8_is_bad_input(root: Path, form: str) -> N
     assert "Traceback" not in ended.stderr.decode() and "udcff" in last
 
 
-def test_a_working_directory_that_is_not_utf8_is_bad_input_or_does_not_matter(root: Path) -> None:
+def test_a_working_directory_that_is_not_utf8_is_invalid_input_or_works(root: Path) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
     from support.scenes import scene, write_raster
 
@@ -164,13 +164,13 @@ def test_a_working_directory_that_is_not_utf8_is_bad_input_or_does_not_matter(ro
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\uff1d1", "\uff20x", '"=1+1"'])
-def test_an_id_that_a_spreadsheet_takes_for_a_formula_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_id_that_is_a_spreadsheet_formula_is_refused(tmp_path: Path, name: str) -> None:
     from misgnet_runtime.errors import InputError
     from misgnet_runtime.jobs.batch.table import read_table
 
     table = tmp_path / "t.csv"
     table.write_text(f"id,before,after\n{name},a.tif,b.tif\n", encoding="utf-8")
-    if name.startswith("\t"):  # the blanks around a cell do not count
+    if name.startswith("\t"):  # blanks around a cell are ignored
         table.write_text('id,before,after\n"\x0b=1",a.tif,b.tif\n', encoding="utf-8")
     with pytest.raises(InputError, match="the id is"):
         read_table(table, {}, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The command ``misgnet-run``: results whole or not at all, one line for an error, and the exit codes."""
+"""The command ``misgnet-run``: atomic results, one line per error, and the exit codes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OLD = b"an older mask"
 
 @dataclass
 class Place:
-    """A bundle, a pair and an output in a folder of their own."""
+    """A bundle, a pair and an output in a temporary folder."""
 
     root: Path
 
@@ -54,7 +54,7 @@ class Place:
         return self.root / "out" / "mask.png"
 
     def predict(self, *more: str, bundle: str | None = None, output: Path | None = None) -> list[str]:
-        """The command line."""
+        """Returns the command line."""
         pair = [str(self.root / name) for name in ("before.png", "after.png")]
         return ["predict", bundle or str(self.bundle), *pair, "-o", str(output or self.output), *more]
 
@@ -86,13 +86,13 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def failed(outcome: Outcome, code: int) -> str:
-    """The one line of an outcome that failed with ``code``."""
+    """Checks that an outcome failed with ``code``, and returns its error line."""
     assert (outcome.code, outcome.out) == (code, ""), outcome
     assert outcome.error.startswith("error: ") and outcome.error.count("\n") == 1
     return outcome.error
 
 
-# What is written
+# Outputs
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
@@ -102,14 +102,14 @@ def test_the_mask_is_written(place: Place, run: Run, slash: str) -> None:
     with Image.open(place.output) as mask:
         assert (mask.mode, mask.format) == ("L", "PNG")
         found = np.asarray(mask)
-    answer = expected(*images(*SIZE)) > 0.5
-    np.testing.assert_array_equal(found, np.where(answer, 255, 0))
-    share = f"{100 * answer.mean():.2f} % changed of valid pixels, 100.00 % valid"
-    assert f"{place.output}: 150 x 90 px, {share}, engine cpu-float32 (as asked)" in outcome.out
+    changed = expected(*images(*SIZE)) > 0.5
+    np.testing.assert_array_equal(found, np.where(changed, 255, 0))
+    share = f"{100 * changed.mean():.2f} % changed of valid pixels, 100.00 % valid"
+    assert f"{place.output}: 150 x 90 px, {share}, engine cpu-float32 (as requested)" in outcome.out
     assert list(place.output.parent.iterdir()) == [place.output]
 
 
-def test_auto_says_what_it_passed_over(place: Place, run: Run) -> None:
+def test_auto_reports_the_engines_it_skipped(place: Place, run: Run) -> None:
     assert "engine cpu (fastest that runs here; rtx-sm86 does not run: " in run(*place.predict()).out
 
 
@@ -122,7 +122,7 @@ def test_an_existing_output_is_kept_without_force(place: Place, run: Run) -> Non
     assert place.output.read_bytes() != OLD
 
 
-# What fails
+# Failures
 
 
 def truncate(path: Path) -> None:
@@ -135,7 +135,7 @@ BREAKS: dict[str, tuple[int, str, Callable[[Place], object]]] = {
     "no picture": (4, "after.png", lambda p: (p.root / "after.png").write_text("x")),
     "another size": (4, "8 x 4 px", lambda p: write_image(p.root / "after.png", images(4, 8)[0])),
     "a grey image": (4, "before.png", lambda p: write_image(p.root / "before.png", images(4, 8)[0][..., 0])),
-    "no bundle": (4, "is no bundle", lambda p: (p.bundle / "manifest.json").unlink()),
+    "no bundle": (4, "is not a bundle", lambda p: (p.bundle / "manifest.json").unlink()),
     "a tampered graph": (4, "int8.onnx", lambda p: (p.bundle / "graphs/int8.onnx").write_bytes(b"x")),
     "a tampered report": (4, "report.html", lambda p: (p.bundle / "evidence/report.html").write_text("x")),
     "an extra file": (4, "'extra'", lambda p: (p.bundle / "extra").touch()),
@@ -145,7 +145,7 @@ BREAKS: dict[str, tuple[int, str, Callable[[Place], object]]] = {
 
 @pytest.mark.parametrize("name", BREAKS)
 @pytest.mark.parametrize("existing", [True, False])
-def test_a_failed_run_leaves_the_output_alone(place: Place, run: Run, name: str, existing: bool) -> None:
+def test_a_failed_run_does_not_change_the_output(place: Place, run: Run, name: str, existing: bool) -> None:
     code, words, change = BREAKS[name]
     change(place)
     if existing:
@@ -158,7 +158,7 @@ def test_a_failed_run_leaves_the_output_alone(place: Place, run: Run, name: str,
         assert list(place.output.parent.iterdir()) == [place.output]
 
 
-def test_an_unknown_engine_is_a_wrong_call(place: Place, run: Run) -> None:
+def test_an_unknown_engine_is_a_usage_error(place: Place, run: Run) -> None:
     assert "it has cpu-float32, cpu, rtx-sm86" in failed(run(*place.predict("--engine", "gpu")), 2)
 
 
@@ -168,13 +168,13 @@ def test_an_engine_without_its_device_is_unavailable(place: Place, run: Run) -> 
     assert not place.output.exists()
 
 
-def test_a_file_in_the_place_of_the_outputs_folder(place: Place, run: Run) -> None:
+def test_a_file_where_the_output_folder_should_be(place: Place, run: Run) -> None:
     (place.root / "out").write_text("x")
     assert "cannot be written" in failed(run(*place.predict()), 4)
     assert (place.root / "out").read_text() == "x"
 
 
-def test_a_folder_in_the_place_of_the_output(place: Place, run: Run) -> None:
+def test_a_folder_where_the_output_should_be(place: Place, run: Run) -> None:
     place.output.mkdir(parents=True)
     failed(run(*place.predict()), 2)
     failed(run(*place.predict("--force")), 4)
@@ -184,19 +184,19 @@ def test_a_folder_in_the_place_of_the_output(place: Place, run: Run) -> None:
 @pytest.mark.parametrize(
     "arguments", [["predict"], ["predict", "b", "x", "y"], ["fly"], ["info"], ["verify", "b", "--gpu"], []]
 )
-def test_a_wrong_call_exits_with_2(run: Run, arguments: list[str]) -> None:
+def test_an_invalid_call_exits_with_2(run: Run, arguments: list[str]) -> None:
     assert run(*arguments).code == 2
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["info", "--help"], ["verify", "--help"]])
-def test_help_is_no_error(run: Run, arguments: list[str]) -> None:
+def test_help_exits_with_0(run: Run, arguments: list[str]) -> None:
     assert run(*arguments).code == 0
 
 
 # info and verify
 
 
-def test_info_says_what_runs_here(place: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_shows_which_engines_run_here(place: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(out_console, "width", 300)
     outcome = run("info", str(place.bundle))
     assert outcome.code == 0
@@ -204,7 +204,7 @@ def test_info_says_what_runs_here(place: Place, run: Run, monkeypatch: pytest.Mo
         assert words in outcome.out
 
 
-def test_info_says_what_each_engine_was_made_for(place: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_shows_the_target_of_each_engine(place: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("misgnet_runtime.machine.cpu_flags", lambda: {"avx2"})
     edit(place.bundle, lambda m: m["engines"][1].update(needs=["avx512_vnni", "avx_vnni"]))
     lines = run("info", str(place.bundle)).out.splitlines()
@@ -216,26 +216,26 @@ def test_info_says_what_each_engine_was_made_for(place: Place, run: Run, monkeyp
     )
 
 
-def test_info_says_what_an_engine_does_without(place: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_shows_features_that_an_engine_lacks(place: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "notes", ("batches are not replayed as CUDA graphs: pycuda does not support them",))
     out = run("info", str(place.bundle)).out
     assert "runs on CPU; batches are not replayed as CUDA graphs: pycuda does not support them\n" in out
 
 
-def test_info_knows_the_engine_that_any_gpu_can_run(place: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_shows_the_engine_that_runs_on_any_gpu(place: Place, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     edit(place.bundle, lambda m: m["engines"][0].update(name="cuda", kind="onnxruntime-cuda"))
     out = run("info", str(place.bundle)).out
     assert "cuda, for any GPU that CUDA and onnxruntime-gpu support: does not run: the installed onnxruntime" in out
 
 
-def test_info_says_which_engines_are_split(tmp_path: Path, run: Run) -> None:
+def test_info_shows_which_engines_are_split(tmp_path: Path, run: Run) -> None:
     lines = run("info", str(make_bundle(tmp_path / "bundle", engines=[FLOAT, SPLIT_INT8]))).out.splitlines()
     rows = {line.split()[1]: line.split()[5] for line in lines if line.startswith("│ cpu")}
     assert rows == {"cpu-float32": "no", "cpu": "yes"}
 
 
-def test_info_prints_any_text_as_it_is(place: Place, run: Run) -> None:
+def test_info_prints_texts_without_interpreting_markup(place: Place, run: Run) -> None:
     def change(m: dict) -> None:  # type: ignore[type-arg]
         m.update(class_names=["[/]"], licence="[/bold]", metrics={})
         m["engines"][0].update(precision="[/b]")
@@ -256,7 +256,7 @@ def test_info_refuses_metrics_of_another_form(place: Place, run: Run, metrics: o
     assert outcome.code == 4 and "metrics cannot be read" in outcome.error
 
 
-def test_verify_checks_what_runs_here(place: Place, run: Run) -> None:
+def test_verify_checks_engines_that_run_here(place: Place, run: Run) -> None:
     outcome = run("verify", str(place.bundle))
     assert outcome.code == 0
     lines = outcome.out.splitlines()
@@ -272,7 +272,7 @@ def test_verify_finds_a_wrong_engine(tmp_path: Path, run: Run) -> None:
     assert "error: engine cpu-float32 agrees with the golden tiles in only 0" in outcome.error
 
 
-def test_verify_checks_that_the_parts_answer_as_the_whole(tmp_path: Path, run: Run) -> None:
+def test_verify_checks_that_split_parts_match_the_whole_graph(tmp_path: Path, run: Run) -> None:
     bundle = make_bundle(tmp_path / "bundle", engines=[SPLIT_FLOAT, INT8])
     lines = run("verify", str(bundle)).out.splitlines()
     assert lines[1].endswith("agree; encoder and head agree with it in 100.000 %")
@@ -288,7 +288,7 @@ def test_verify_finds_wrong_parts(tmp_path: Path, run: Run, monkeypatch: pytest.
     assert "encoder and head of engine cpu-float32 agree with the engine in only " in outcome.error
 
 
-def test_verify_of_nothing_is_no_success(place: Place, run: Run) -> None:
+def test_verify_fails_if_no_engine_runs(place: Place, run: Run) -> None:
     assert run("verify", str(place.bundle), "--engine", "gpu").code == 2
     assert run("verify", str(place.bundle), "--engine", "rtx-sm86").code == 5
     edit(place.bundle, lambda m: m.update(engines=m["engines"][2:]))
@@ -296,11 +296,11 @@ def test_verify_of_nothing_is_no_success(place: Place, run: Run) -> None:
         list(verify_bundle(place.bundle))
 
 
-# The edge
+# Exit codes
 
 
 @pytest.mark.parametrize("kind", [MisgnetError, UsageError, GateFailed, InputError, UnavailableError])
-def test_an_error_is_one_line_and_its_code(kind: type[MisgnetError], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_one_line_and_an_exit_code(kind: type[MisgnetError], capsys: pytest.CaptureFixture[str]) -> None:
     def app() -> None:
         raise kind("many\n  lines\tof text")
 
@@ -321,7 +321,7 @@ def test_an_interruption_exits_with_130(capsys: pytest.CaptureFixture[str]) -> N
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_process_of_its_own_ends_the_same_way(place: Place) -> None:
+def test_a_subprocess_exits_the_same_way(place: Place) -> None:
     (place.bundle / "extra").touch()
     command = [sys.executable, "-m", "misgnet_runtime.cli", *place.predict()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}

@@ -1,4 +1,4 @@
-"""One suite over the fake driver, the two CUDA libraries played over it, and what this machine really has."""
+"""Tests of the CUDA drivers: one suite for the fake driver, the fakes of both libraries, and this machine's GPU."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def graphs(driver: CudaDriver) -> CudaGraphs:
 
 
 class Copies:
-    """A stream that copies 4 bytes from ``there`` to the device and to ``back``."""
+    """A stream that copies 4 bytes from ``there`` to the device, and from there to ``back``."""
 
     def __init__(self, driver: CudaDriver, taken: ExitStack) -> None:
         self.driver = driver
@@ -102,7 +102,7 @@ def test_bytes_go_to_the_device_and_back(driver: CudaDriver) -> None:
     driver.destroy_stream(stream)
 
 
-def test_an_event_is_waited_for_by_a_thread_and_by_another_stream(driver: CudaDriver, copies: Copies) -> None:
+def test_a_thread_and_another_stream_wait_for_an_event(driver: CudaDriver, copies: Copies) -> None:
     other, first = driver.create_stream(), driver.create_event()
     copies.there[:] = 7
     driver.copy_to_device(copies.address, copies.there, copies.stream)
@@ -117,14 +117,14 @@ def test_an_event_is_waited_for_by_a_thread_and_by_another_stream(driver: CudaDr
     driver.destroy_stream(other)
 
 
-def test_an_event_that_was_never_recorded_is_not_waited_for(driver: CudaDriver, copies: Copies) -> None:
+def test_waiting_for_an_unrecorded_event_returns_at_once(driver: CudaDriver, copies: Copies) -> None:
     driver.synchronize_event(copies.event)
     driver.wait_for_event(copies.stream, copies.event)
     copies.queue()
     assert copies.wait() == [0] * 4
 
 
-def test_a_graph_does_nothing_until_it_is_launched_and_then_each_time(graphs: CudaGraphs, copies: Copies) -> None:
+def test_a_graph_runs_at_each_launch_but_not_when_captured(graphs: CudaGraphs, copies: Copies) -> None:
     copies.there[:] = 1
     graph = graphs.capture(copies.stream, copies.queue)
     assert copies.wait() == [0] * 4
@@ -135,9 +135,7 @@ def test_a_graph_does_nothing_until_it_is_launched_and_then_each_time(graphs: Cu
     graphs.destroy(graph)
 
 
-def test_what_waits_or_allocates_breaks_a_capture_and_nothing_else(
-    driver: CudaDriver, graphs: CudaGraphs, copies: Copies
-) -> None:
+def test_waiting_or_allocating_breaks_only_the_capture(driver: CudaDriver, graphs: CudaGraphs, copies: Copies) -> None:
     for breaks in (lambda: driver.synchronize(copies.stream), lambda: driver.free(driver.allocate(4))):
 
         def queue(breaks: Callable[[], None] = breaks) -> None:
@@ -184,7 +182,7 @@ def test_other_threads_wait_and_allocate_while_one_captures(
         graphs.destroy(graphs.capture(copies.stream, queue))
 
 
-def test_threads_have_streams_of_their_own(driver: CudaDriver) -> None:
+def test_threads_use_separate_streams(driver: CudaDriver) -> None:
     def work(value: int) -> list[int]:
         with ExitStack() as taken:
             copies = Copies(driver, taken)
@@ -196,7 +194,7 @@ def test_threads_have_streams_of_their_own(driver: CudaDriver) -> None:
         assert list(pool.map(work, range(12))) == [[value] * 4 for value in range(12)]
 
 
-def test_too_little_memory_is_told(driver: CudaDriver) -> None:
+def test_too_little_memory_is_reported(driver: CudaDriver) -> None:
     with pytest.raises(UnavailableError, match=r"(?i)memory"):
         driver.allocate(1 << 50)
 
@@ -206,7 +204,7 @@ def test_the_device_is_described(name: str) -> None:
     assert first_device(DRIVERS[name]()) == cuda.Device("Orin", "sm87", 1 << 33, integrated=True)
 
 
-def test_the_driver_says_its_version_and_what_is_free(driver: CudaDriver) -> None:
+def test_the_driver_reports_its_version_and_free_memory(driver: CudaDriver) -> None:
     assert re.fullmatch(r"\d+\.\d", driver.version())
     free = driver.free_memory()
     address = driver.allocate(1 << 24)
@@ -214,12 +212,12 @@ def test_the_driver_says_its_version_and_what_is_free(driver: CudaDriver) -> Non
     driver.free(address)
 
 
-def test_a_versions_number_is_read_as_cuda_writes_it() -> None:
+def test_cudas_version_numbers_are_formatted() -> None:
     assert [version_text(number) for number in (11080, 12060, 13000)] == ["11.8", "12.6", "13.0"]
 
 
-def test_a_broken_capture_leaves_no_error_to_the_next_asker() -> None:
-    """TensorRT asks for CUDA's last error after it queued its own work."""
+def test_a_broken_capture_clears_cudas_last_error() -> None:
+    """TensorRT checks CUDA's last error after it queued its own work."""
     runtime = FakeRuntime()
     driver = CudaPython(runtime)
     assert driver.graphs
@@ -229,13 +227,13 @@ def test_a_broken_capture_leaves_no_error_to_the_next_asker() -> None:
             driver.graphs.capture(copies.stream, lambda: driver.synchronize(copies.stream))
         assert runtime.last_error == Status.cudaSuccess
         graph = driver.graphs.capture(copies.stream, copies.queue)
-        assert not runtime.gpu.captured, "what was captured is of no use once it is a graph"
+        assert not runtime.gpu.captured, "captured work is freed once it is a graph"
         driver.graphs.destroy(graph)
     assert runtime.gpu.empty
 
 
 def test_pycudas_context_is_current_only_while_it_is_used() -> None:
-    """pycuda aborts the process where a thread ends with a context."""
+    """pycuda aborts the process if a thread ends with a current context."""
     library = FakePyCuda()
     driver = PyCuda(library)
     with ExitStack() as taken, ThreadPoolExecutor(1) as pool:
@@ -245,11 +243,11 @@ def test_pycudas_context_is_current_only_while_it_is_used() -> None:
         with pytest.raises(UnavailableError):
             driver.allocate(1 << 50)
         with driver.current():
-            assert library.pushed.total() == 1, "TensorRT's calls find it, too"
+            assert library.pushed.total() == 1, "TensorRT's calls use it, too"
     assert library.gpu.empty and not library.outside and not library.pushed.total()
 
 
-def test_a_thread_is_left_on_the_device_that_it_was_on() -> None:
+def test_the_threads_previous_device_is_restored() -> None:
     runtime = FakeRuntime()
     driver = CudaPython(runtime)
     runtime.device = 1
@@ -258,7 +256,7 @@ def test_a_thread_is_left_on_the_device_that_it_was_on() -> None:
     assert runtime.device == 1
 
 
-def test_a_missing_driver_is_told_with_its_error() -> None:
+def test_a_missing_driver_is_reported_with_its_error() -> None:
     message = "cudaGetDeviceCount failed: cudaErrorNoDevice; install or update the NVIDIA driver"
     with pytest.raises(UnavailableError, match=message):
         CudaPython(FakeRuntime(Status.cudaErrorNoDevice))
@@ -266,7 +264,7 @@ def test_a_missing_driver_is_told_with_its_error() -> None:
         PyCuda(FakePyCuda("no CUDA-capable device"))
 
 
-def test_without_a_library_the_install_lines_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_no_library_is_installed_the_error_has_the_install_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LIBRARIES:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UnavailableError, match=r"cuda-python: .*pycuda: .*pip install cuda-python.*\[pycuda\]"):
@@ -281,7 +279,7 @@ def test_without_a_library_the_install_lines_are_told(monkeypatch: pytest.Monkey
         ("pycuda.driver", FakePyCuda(), "pycuda"),
     ],
 )
-def test_whichever_is_installed_is_opened(
+def test_the_installed_library_is_opened(
     monkeypatch: pytest.MonkeyPatch, installed: str, library: Any, expected: str
 ) -> None:
     def find(name: str) -> Any:

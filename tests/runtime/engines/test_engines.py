@@ -1,4 +1,4 @@
-"""The contract of an engine: one class of cases that every kind of engine runs, and what each has of its own."""
+"""Tests of engines: one class of conformance tests that every kind of engine runs, and tests of each kind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BF16_FLAGS = ["avx512_bf16", "amx_bf16"]
 
 
 class Conformance:
-    """The cases; a subclass gives the engine, of any tile, over the graph that answers ``expected``."""
+    """The conformance tests; a subclass provides the engine, of any tile size, whose output is ``expected``."""
 
     @pytest.fixture
     def engine(self, engine_of_kind: Engine) -> Iterator[Engine]:
@@ -58,14 +58,14 @@ class Conformance:
         assert engine.outputs == (TensorSpec("probability", "float32", (-1, size, size)),)
         assert engine.max_batch == MAX_BATCH and engine.device
 
-    def test_every_batch_is_answered_in_any_order(self, engine: Engine) -> None:
+    def test_batches_of_all_sizes_in_any_order(self, engine: Engine) -> None:
         for seed, batch in enumerate((MAX_BATCH, 1, 3, 1, MAX_BATCH) * 2):
             arrays = self.arrays(engine, batch, seed)
             found = engine.infer(arrays)["probability"]
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, expected(**arrays), atol=1e-6)
 
-    def test_results_are_the_callers_own_and_inputs_stay(self, engine: Engine) -> None:
+    def test_outputs_belong_to_the_caller_and_inputs_are_unchanged(self, engine: Engine) -> None:
         first, second = (self.arrays(engine, 2, seed) for seed in (1, 2))
         copies = {name: array.copy() for name, array in first.items()}
         found = engine.infer(first)["probability"]
@@ -81,11 +81,11 @@ class Conformance:
         np.testing.assert_allclose(engine.infer(turned)["probability"], expected(**turned), atol=1e-6)
 
     @pytest.mark.parametrize("batch", [0, MAX_BATCH + 1])
-    def test_other_batches_are_refused(self, engine: Engine, batch: int) -> None:
+    def test_invalid_batches_are_refused(self, engine: Engine, batch: int) -> None:
         with pytest.raises(InputError, match=f"a batch of {batch} does not fit"):
             engine.infer(self.arrays(engine, batch))
 
-    def test_other_arrays_are_refused(self, engine: Engine) -> None:
+    def test_invalid_arrays_are_refused(self, engine: Engine) -> None:
         arrays = self.arrays(engine, 1)
         others: list[dict[str, Any]] = [
             {"before": arrays["before"]}, {**arrays, "more": arrays["before"]},
@@ -95,26 +95,26 @@ class Conformance:
             with pytest.raises(InputError, match="engine input"):
                 engine.infer(other)
 
-    def test_threads_share_it(self, engine: Engine) -> None:
-        asked = [self.arrays(engine, 1 + seed % MAX_BATCH, seed) for seed in range(12)]
+    def test_threads_share_an_engine(self, engine: Engine) -> None:
+        batches = [self.arrays(engine, 1 + seed % MAX_BATCH, seed) for seed in range(12)]
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(engine.infer, asked))
-        for arrays, answer in zip(asked, found, strict=True):
-            np.testing.assert_allclose(answer["probability"], expected(**arrays), atol=1e-6)
+            found = list(pool.map(engine.infer, batches))
+        for arrays, outputs in zip(batches, found, strict=True):
+            np.testing.assert_allclose(outputs["probability"], expected(**arrays), atol=1e-6)
 
-    def test_closing_waits_for_the_batches_that_run(self, engine: Engine) -> None:
+    def test_close_waits_for_running_batches(self, engine: Engine) -> None:
         arrays = self.arrays(engine, 2)
         with ThreadPoolExecutor(4) as pool:
-            asked = [pool.submit(engine.infer, arrays) for _ in range(8)]
-            asked[0].result()
+            futures = [pool.submit(engine.infer, arrays) for _ in range(8)]
+            futures[0].result()
             engine.close()
-        for future in asked:
+        for future in futures:
             if future.exception() is None:
                 np.testing.assert_allclose(future.result()["probability"], expected(**arrays), atol=1e-6)
             else:
                 assert "is closed; open it again" in str(future.exception())
 
-    def test_a_closed_engine_says_so_and_a_second_close_does_nothing(self, engine: Engine) -> None:
+    def test_a_closed_engine_raises_and_a_second_close_does_nothing(self, engine: Engine) -> None:
         arrays = self.arrays(engine, 1)
         engine.close()
         engine.close()
@@ -122,8 +122,8 @@ class Conformance:
             with pytest.raises(MisgnetError, match="is closed; open it again"):
                 engine.infer(arrays)
 
-    def test_the_processors_floating_point_mode_and_cores_are_left_alone(self, engine: Engine) -> None:
-        """Flushing denormals to zero, or pinning, would hold for the calling thread and for all after it."""
+    def test_floating_point_mode_and_affinity_are_unchanged(self, engine: Engine) -> None:
+        """Flushing denormals to zero, or pinning, would stay in effect for the calling thread and threads it starts."""
         cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
         engine.infer(self.arrays(engine, 1))
         assert np.float32(1e-40) * np.float32(0.5) != 0
@@ -144,7 +144,7 @@ class TestOpenVino(Conformance):
 
 
 class TestOnnxRuntimeOnCuda(Conformance):
-    """Played by the CPU."""
+    """The CUDA engine, with a session on the CPU."""
 
     @pytest.fixture(params=[1, 3])
     def engine_of_kind(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
@@ -153,7 +153,7 @@ class TestOnnxRuntimeOnCuda(Conformance):
 
 
 class TestTensorRT(Conformance):
-    """Over a fake of each version that has ways of its own."""
+    """TensorRT, with a fake of each version that behaves differently."""
 
     @pytest.fixture(params=itertools.product(["10.3.0", "10.16.1", "11.1.0", "rtx 1.7.1"], [1, 3]), ids=str)
     def engine_of_kind(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
@@ -166,7 +166,7 @@ class TestTensorRT(Conformance):
 
 
 class TestTensorRTHere(Conformance):
-    """The real one, through each library that finds the GPU."""
+    """The real TensorRT, through each library that finds a GPU."""
 
     __test__ = bool(gpu.DRIVERS)
 
@@ -180,7 +180,7 @@ class TestTensorRTHere(Conformance):
 
 
 class TestOnnxRuntimeOnCudaHere(Conformance):
-    """The real one, where onnxruntime has the provider."""
+    """The real CUDA provider, if onnxruntime has it."""
 
     __test__ = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
@@ -194,7 +194,7 @@ class TestOnnxRuntimeOnCudaHere(Conformance):
 
 @functools.cache
 def real_plan(vendor: str) -> Plan:
-    """Of the graph that all kinds run, by the real TensorRT for the GPU at hand."""
+    """Compiles the graph that all kinds run with the real TensorRT, for this machine's GPU."""
     return compile_plan((DATA / "tiny_float.onnx").read_bytes(), PlanOptions(vendor=vendor, max_batch=MAX_BATCH))
 
 
@@ -208,13 +208,13 @@ def test_the_suite_runs_on_this_machines_gpu() -> None:
 
 @pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("content", [b"no graph", b"", "half", None])
-def test_a_file_that_is_no_graph_is_bad_input(tmp_path: Path, kind: Any, content: bytes | str | None) -> None:
+def test_damaged_graphs_are_input_errors(tmp_path: Path, kind: Any, content: bytes | str | None) -> None:
     pytest.importorskip(kind, reason=f"{kind} is not installed")
     whole = (DATA / "tiny_float.onnx").read_bytes()
     if content is not None:
         (tmp_path / "graph.onnx").write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
     entry = EngineEntry("one", kind, "graph.onnx", "graph.onnx", "float32", "any")
-    with pytest.raises(InputError, match=r"(cannot open|lacks the file) .*graph\.onnx") as caught:
+    with pytest.raises(InputError, match=r"cannot open .*graph\.onnx|the file '.*graph\.onnx' is missing") as caught:
         open_engine_file(entry, tmp_path, MAX_BATCH)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -225,13 +225,13 @@ CUDA = EngineEntry("cuda", "onnxruntime-cuda", FLOAT.file, FLOAT.file, "float32"
 
 
 class CpuInPlaceOfCuda(onnxruntime.InferenceSession):  # type: ignore[misc, name-defined]
-    """A session on the CPU that calls itself CUDA; ``asked`` is what the last one was opened with."""
+    """A session on the CPU that reports the CUDA provider; ``requested`` are the arguments of the last session."""
 
-    asked: Mapping[str, Any]
+    requested: Mapping[str, Any]
     found = "CUDAExecutionProvider"
 
     def __init__(self, source: Any, options: Any, **more: Any) -> None:
-        type(self).asked = more
+        type(self).requested = more
         super().__init__(source, options, providers=["CPUExecutionProvider"])
 
     def get_providers(self) -> list[str]:
@@ -244,25 +244,27 @@ def play_cuda(monkeypatch: pytest.MonkeyPatch, session: Any = CpuInPlaceOfCuda) 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
 
 
-def test_onnx_runtime_is_asked_for_a_gpu_in_float32_and_for_nothing_in_its_place(
+def test_the_cuda_provider_is_requested_in_float32_without_fallback(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     play_cuda(monkeypatch)
     with open_engine_file(CUDA, make_bundle(tmp_path / "bundle"), MAX_BATCH) as engine:
-        asked = CpuInPlaceOfCuda.asked
+        requested = CpuInPlaceOfCuda.requested
         assert engine.device == "CUDA device 0 (ONNX Runtime)"
-        assert asked["providers"][0][0] == "CUDAExecutionProvider" and asked["providers"][0][1]["use_tf32"] == "0"
-        assert asked["enable_fallback"] is False and not engine._session._enable_fallback  # type: ignore[attr-defined]
-    assert not capsys.readouterr().out, "what onnxruntime prints is no part of a command's answer"
+        provider, options = requested["providers"][0]
+        assert provider == "CUDAExecutionProvider" and options["use_tf32"] == "0"
+        assert requested["enable_fallback"] is False
+        assert not engine._session._enable_fallback  # type: ignore[attr-defined]
+    assert not capsys.readouterr().out, "onnxruntime's prints must not appear in a command's output"
 
 
-def test_without_its_cuda_provider_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_cuda_provider_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(UnavailableError, match=r"has no CUDA provider; .*pip install 'onnxruntime-gpu"):
         OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH)
 
 
-def test_a_session_that_takes_the_cpu_in_silence_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_fallback_to_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     play_cuda(monkeypatch)
     monkeypatch.setattr(CpuInPlaceOfCuda, "found", "CPUExecutionProvider")
     with pytest.raises(UnavailableError, match=r"selected CPUExecutionProvider; .*: Failed to load libcudnn"):
@@ -270,7 +272,9 @@ def test_a_session_that_takes_the_cpu_in_silence_is_refused(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("graph", "error"), [("tiny_float.onnx", UnavailableError), ("no.onnx", InputError)])
-def test_the_graph_or_the_gpu_is_to_blame(monkeypatch: pytest.MonkeyPatch, graph: str, error: type[Exception]) -> None:
+def test_the_error_tells_apart_a_bad_graph_and_a_failing_gpu(
+    monkeypatch: pytest.MonkeyPatch, graph: str, error: type[Exception]
+) -> None:
     session = onnxruntime.InferenceSession
 
     def refuse(source: Any, options: Any, *, providers: Any, **more: Any) -> Any:
@@ -283,7 +287,7 @@ def test_the_graph_or_the_gpu_is_to_blame(monkeypatch: pytest.MonkeyPatch, graph
         OnnxRuntimeCudaEngine(DATA / graph, MAX_BATCH)
 
 
-def test_a_gpu_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_failure_during_inference_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     play_cuda(monkeypatch)
     with OnnxRuntimeCudaEngine(DATA / "tiny_float.onnx", MAX_BATCH) as engine:
         monkeypatch.setattr(CpuInPlaceOfCuda, "run", lambda *_: 1 / 0)
@@ -292,7 +296,7 @@ def test_a_gpu_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
             engine.infer({"before": before, "after": after})
 
 
-def test_auto_passes_over_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_skips_a_missing_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with open_detector(read_bundle(make_bundle(tmp_path / "bundle", engines=[FLOAT, CUDA]))) as (_, taken, reason):
         assert taken == FLOAT and "cuda does not run: the installed onnxruntime" in reason
@@ -304,8 +308,8 @@ def test_auto_passes_over_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("precision", "found"), [("int8", "f32"), ("float32", "f32"), ("bf16", "bf16"), ("int8+bf16", "bf16")]
 )
-def test_openvino_computes_in_the_type_of_the_entry(precision: str, found: str) -> None:
-    """By itself it takes BF16 for any graph where the processor has it."""
+def test_openvino_computes_in_the_precision_of_the_entry(precision: str, found: str) -> None:
+    """By default OpenVINO uses BF16 for any graph if the processor supports it."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     if found == "bf16" and not machine.cpu_flags().intersection(BF16_FLAGS):
         pytest.skip("this processor has no BF16")
@@ -320,7 +324,7 @@ def test_openvino_computes_in_the_type_of_the_entry(precision: str, found: str) 
     ("capabilities", "message"),
     [(["FP32", "INT8"], "does not compute in BF16 on this processor"), (["BF16"], "compute in bf16 but uses f32")],
 )
-def test_bf16_is_refused_where_openvino_computes_something_else(
+def test_bf16_is_refused_if_openvino_uses_another_precision(
     monkeypatch: pytest.MonkeyPatch, capabilities: list[str], message: str, precision: str
 ) -> None:
     openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
@@ -336,7 +340,7 @@ def test_bf16_is_refused_where_openvino_computes_something_else(
         OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH, precision=precision)
 
 
-def test_without_openvino_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_openvino_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UnavailableError, match=r"pip install 'misgnet-export\[openvino\]'"):
         OpenVinoEngine(DATA / "tiny_float.onnx", MAX_BATCH)
@@ -369,7 +373,7 @@ def opens(tmp_path: Path, what: EngineEntry) -> bool:
     return True
 
 
-def test_an_engine_for_certain_processors_runs_there_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_for_specific_processors_run_only_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for name, *flags in (("x86_64", "avx2"), ("AMD64", "avx_vnni"), ("x86_64", "avx512_vnni"), ("aarch64", "asimddp")):
         processor(monkeypatch, name, *flags)
@@ -380,13 +384,13 @@ def test_an_engine_for_certain_processors_runs_there_only(tmp_path: Path, monkey
     }  # fmt: skip
 
 
-def test_a_refusal_says_what_is_needed_and_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_the_needed_and_the_found_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     processor(monkeypatch, "x86_64", "avx2", "fpu")
     with pytest.raises(UnavailableError, match=r"needs a processor with avx512_vnni or avx_vnni.*x86_64 with avx2;"):
         open_engine_file(VNNI, make_bundle(tmp_path / "bundle"), MAX_BATCH)
 
 
-def test_auto_passes_over_what_the_processor_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_skips_engines_that_the_processor_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     processor(monkeypatch, "aarch64", "asimddp")
     root = make_bundle(tmp_path / "bundle", engines=[FLOAT, INT8, VNNI, ARM])
     with open_detector(read_bundle(root)) as (detector, taken, reason):
@@ -398,7 +402,7 @@ def test_auto_passes_over_what_the_processor_cannot_run(tmp_path: Path, monkeypa
         assert taken == INT8 and "cpu-vnni does not run: it needs" in reason
 
 
-def test_the_order_of_engines() -> None:
+def test_engines_are_ranked_by_kind() -> None:
     entries = [
         FLOAT, entry("openvino-bf16", "openvino", "bf16", *BF16_FLAGS), INT8, VNNI,
         entry("openvino", "openvino", "int8"), entry("openvino-int8-bf16", "openvino", "int8+bf16", *BF16_FLAGS),
@@ -411,7 +415,7 @@ def test_the_order_of_engines() -> None:
     ]  # fmt: skip
 
 
-def test_what_was_measured_on_this_processor_orders_the_engines_of_the_cpu() -> None:
+def test_cpu_engines_are_ranked_by_measured_speed() -> None:
     entries = [FLOAT, INT8, entry("openvino", "openvino", "int8"), ARM, CUDA, entry("rtx-sm86", "rtx", "int8+float16")]
     speeds = {"cpu": 16.0, "openvino": 11.0, "cpu-float32": 12.0}
     assert [e.name for e in ranked(entries, speeds)] == [
@@ -424,15 +428,15 @@ def test_what_was_measured_on_this_processor_orders_the_engines_of_the_cpu() -> 
     ]
 
 
-def test_timings_count_only_on_the_processor_they_were_taken_on(tmp_path: Path) -> None:
+def test_timings_are_used_only_on_the_processor_they_were_measured_on(tmp_path: Path) -> None:
     bundle = read_bundle(make_bundle(tmp_path / "bundle"))
     timings = [{"engine": "cpu", "batch": b, "pairs_per_second": 7.0 * b, "p50_ms": 3.0} for b in (1, 4)]
 
-    def taken_on(processor: str, timings: object = timings) -> dict[str, float]:
+    def measured_on(processor: str, timings: object = timings) -> dict[str, float]:
         manifest = replace(bundle.manifest, machine={"processor": processor}, latency={"timings": timings})
         return measured_here(dataclasses.replace(bundle, manifest=manifest))
 
     here = machine.describe_machine()["processor"]
-    assert taken_on(here) == {"cpu": 7.0} and taken_on("another") == {} and measured_here(bundle) == {}
+    assert measured_on(here) == {"cpu": 7.0} and measured_on("another") == {} and measured_here(bundle) == {}
     with pytest.raises(InputError, match="timings cannot be read"):
-        taken_on(here, [{"engine": 1}])
+        measured_on(here, [{"engine": 1}])

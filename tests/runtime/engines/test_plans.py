@@ -1,4 +1,4 @@
-"""Compile for real with TensorRT for RTX, which needs no GPU for that."""
+"""Tests that compile with the real TensorRT for RTX, which does not need a GPU to compile."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HALF = onnx.TensorProto.FLOAT16
 
 
 def quantized(name: str, weight: NDArray[np.int8], axis: int) -> tuple[list[Any], dict[str, NDArray[Any]]]:
-    """Q/DQ of the tensor ``{name}_in`` and DQ of an INT8 weight, in symmetric INT8 with FP16 scales."""
+    """Returns Q/DQ of the tensor ``{name}_in`` and DQ of an INT8 weight, in symmetric INT8 with FP16 scales."""
     node = onnx.helper.make_node
     scale, zero = f"{name}_scale", f"{name}_zero"
     nodes = [
@@ -46,7 +46,7 @@ def quantized(name: str, weight: NDArray[np.int8], axis: int) -> tuple[list[Any]
 
 
 def tiny_graph(*, quantized_bias: bool = False, zero_point: int = 0, batch: str | int = "batch") -> bytes:
-    """UINT8 NHWC, cast and transposed, then an INT8 convolution and an INT8 matrix product, FP16 out."""
+    """Returns a graph: UINT8 NHWC, cast and transposed, an INT8 convolution and matrix product, FP16 output."""
     rng = np.random.default_rng(0)
     node = onnx.helper.make_node
     conv, values = quantized("conv", rng.integers(-127, 128, (16, 3, 3, 3), np.int8), axis=0)
@@ -100,7 +100,7 @@ def test_capabilities_change_the_plan(plan: Plan) -> None:
     assert one.data != plan.data
 
 
-def test_options_are_taken(plan: Plan) -> None:
+def test_compiling_with_all_options(plan: Plan) -> None:
     options = PlanOptions(
         vendor="rtx",
         compute_capabilities=("sm86",),
@@ -113,7 +113,7 @@ def test_options_are_taken(plan: Plan) -> None:
     assert compile_plan(tiny_graph(), options).data
 
 
-def test_rtx_keeps_no_timing_cache(tmp_path: Path) -> None:
+def test_rtx_does_not_use_a_timing_cache(tmp_path: Path) -> None:
     cache = tmp_path / "timing.cache"
     cache.write_bytes(b"garbage")
     plan = compile_plan(tiny_graph(), RTX, timing_cache=cache)
@@ -132,16 +132,16 @@ def test_rtx_keeps_no_timing_cache(tmp_path: Path) -> None:
     ],
     ids=["int32 bias", "asymmetric", "static batch", "not onnx", "empty"],
 )
-def test_a_refused_graph_is_an_input_error(graph: bytes, messages: tuple[str, ...]) -> None:
+def test_a_rejected_graph_is_an_input_error(graph: bytes, messages: tuple[str, ...]) -> None:
     with pytest.raises(InputError) as caught:
         compile_plan(graph, RTX)
-    said = str(caught.value)
-    assert all(message in said for message in messages)
-    assert "\n" not in said and "cudaError" not in said and len(said) < 600
+    found = str(caught.value)
+    assert all(message in found for message in messages)
+    assert "\n" not in found and "cudaError" not in found and len(found) < 600
     assert caught.value.exit_code == 4
 
 
-def test_an_unknown_capability_is_told_with_those_known() -> None:
+def test_an_unknown_capability_is_reported_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"does not compile for sm31; it supports .*sm86, sm89") as caught:
         compile_plan(tiny_graph(), PlanOptions(vendor="rtx", compute_capabilities=("sm86", "sm31")))
     assert caught.value.exit_code == 2
@@ -159,20 +159,20 @@ def test_the_capabilities_of_the_module_ascend() -> None:
     ]
 
 
-def test_without_capabilities_a_gpu_is_needed() -> None:
+def test_compiling_needs_a_gpu_if_no_capabilities_are_given() -> None:
     with pytest.raises(UnavailableError, match=r"no CUDA device.*--target rtx-sm86"):
         compile_plan(tiny_graph(), PlanOptions(vendor="rtx"), driver=FakeDriver(devices=0))
     with pytest.raises(UnavailableError, match=r"does not compile for Fake GPU \(sm70\); it supports sm75"):
         compile_plan(tiny_graph(), PlanOptions(vendor="rtx"), driver=FakeDriver("sm70"))
 
 
-def test_a_plan_that_cannot_be_opened_here_says_why(plan: Plan) -> None:
+def test_a_damaged_plan_is_refused_with_the_reason(plan: Plan) -> None:
     damaged = bytes(len(plan.data))
     with pytest.raises(UnavailableError, match="cannot open the plan on Fake GPU"):
         open_plan(damaged, "rtx", FakeDriver("sm86"))
 
 
-def test_progress_is_told_in_order() -> None:
+def test_progress_is_reported_in_order() -> None:
     steps: list[tuple[str, int, int]] = []
     compile_plan(tiny_graph(), RTX, progress=lambda *step: steps.append(step))
     assert len({phase for phase, _, _ in steps}) > 3
@@ -181,13 +181,13 @@ def test_progress_is_told_in_order() -> None:
     assert first == sorted(first) and first[-1] > 0
 
 
-def test_the_share_of_the_whole_only_grows() -> None:
+def test_the_share_never_decreases() -> None:
     shares: list[float] = []
     compile_plan(tiny_graph(), RTX, share=shares.append)
     assert len(set(shares)) > 10 and shares == sorted(shares) and shares[0] >= 0 and 0.8 < shares[-1] <= 1
 
 
-def test_phases_are_parts_of_the_steps_that_they_are_in() -> None:
+def test_a_phase_counts_as_part_of_its_parents_step() -> None:
     phases = Phases()
     phases.start("whole", None, 4)
     phases.step("whole", 1)
@@ -196,7 +196,7 @@ def test_phases_are_parts_of_the_steps_that_they_are_in() -> None:
     phases.step("inner", 5)
     assert phases.share() == pytest.approx((1 + (0.5 / 2)) / 4)
     phases.finish("inner")
-    phases.finish("part")  # before the step that it was part of: what was told stays
+    phases.finish("part")  # before its parent's step ends: the reported share must not decrease
     assert phases.share() == pytest.approx((1 + (0.5 / 2)) / 4)
     phases.step("whole", 4)
     assert phases.share() == 1
@@ -206,7 +206,9 @@ def test_phases_are_parts_of_the_steps_that_they_are_in() -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a bug in the display")])
-def test_what_progress_raises_comes_out_unchanged(error: BaseException, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_exception_of_the_progress_callback_is_raised_unchanged(
+    error: BaseException, capfd: pytest.CaptureFixture[str]
+) -> None:
     calls: list[str] = []
 
     def stop(phase: str, done: int, total: int) -> None:
@@ -218,11 +220,11 @@ def test_what_progress_raises_comes_out_unchanged(error: BaseException, capfd: p
         compile_plan(tiny_graph(), RTX, progress=stop)
     assert caught.value is error
     assert len(calls) == 5
-    assert capfd.readouterr() == ("", "")  # nothing went through native code, which would print it
+    assert capfd.readouterr() == ("", "")  # native code prints exceptions that pass through it
 
 
-def test_ctrl_c_stops_the_build_and_the_handler_comes_back() -> None:
-    # A shell that starts the tests in the background lets them ignore Ctrl-C.
+def test_ctrl_c_stops_the_build_and_the_handler_is_restored() -> None:
+    # A shell that starts the tests in the background makes them ignore Ctrl-C.
     outer = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         _press_ctrl_c_while_compiling()
@@ -245,7 +247,7 @@ def _press_ctrl_c_while_compiling() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_build_leaves_the_handler_as_it_was() -> None:
+def test_a_build_restores_the_signal_handler() -> None:
     before = signal.getsignal(signal.SIGINT)
     compile_plan(tiny_graph(), RTX)
     assert signal.getsignal(signal.SIGINT) is before

@@ -1,4 +1,4 @@
-"""Compile and infer through the module ``tensorrt``, played by a fake of three versions on a fake GPU."""
+"""Tests that compile and infer with the module ``tensorrt``, with a fake of three versions on a fake GPU."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from misgnet_runtime.engines.tensorrt import (
     PlanCompatibility,
     PlanOptions,
     check_plan_fits,
+    compatibility,
     compile_plan,
 )
-from misgnet_runtime.engines.tensorrt import compatibility as facts
 from misgnet_runtime.engines.tensorrt.engine import open_plan
 from misgnet_runtime.engines.tensorrt.streams import KEPT
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError, UsageError
@@ -63,7 +63,7 @@ def expected(arrays: dict[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
     return np.abs(difference).mean(-1) / np.float32(255)
 
 
-def test_the_plan_says_what_it_is_bound_to(tensorrt: Any, driver: FakeDriver) -> None:
+def test_a_plan_has_compatibility_information(tensorrt: Any, driver: FakeDriver) -> None:
     plan = compiled(driver)
     assert plan.compatibility.vendor_version == tensorrt.__version__
     assert plan.compatibility.compute_capabilities == ("sm87",)
@@ -74,7 +74,7 @@ def test_the_plan_says_what_it_is_bound_to(tensorrt: Any, driver: FakeDriver) ->
 def test_options_reach_the_builder(tensorrt: Any, driver: FakeDriver) -> None:
     memory = {"workspace_bytes": 1 << 20, "builder_bytes": (1 << 22) + 5}
     compiled(driver, options=replace(OPTIONS, optimization_level=5, min_batch=2, **memory))
-    config = tensorrt.seen.config
+    config = tensorrt.observed.config
     assert config.pools == {"WORKSPACE": 1 << 20, "TACTIC_DRAM": 1 << 22}
     assert config.builder_optimization_level == 5
     shapes = [(batch, 4, 4, 3) for batch in (2, 4, 8)]
@@ -96,7 +96,7 @@ def test_a_batch_is_computed(tensorrt: Any, driver: FakeDriver, out: str, tolera
             np.testing.assert_allclose(result, expected(arrays), atol=tolerance)
 
 
-def test_results_are_the_callers_own(tensorrt: Any, driver: FakeDriver) -> None:
+def test_outputs_belong_to_the_caller(tensorrt: Any, driver: FakeDriver) -> None:
     with open_plan(compiled(driver).data, "tensorrt", driver) as engine:
         first, other = images(2, 1), images(2, 2)
         result = engine.infer(first)["probability"]
@@ -110,24 +110,24 @@ WAIT = ["record_event", "synchronize_event"]
 
 
 def calls(driver: FakeDriver) -> list[str]:
-    """The names of what was done since the last time."""
+    """Returns the names of the driver's calls since the last time."""
     found, driver.calls = [call[0] for call in driver.calls], []
     return found
 
 
-def test_the_calls_of_an_inference_come_in_order(tensorrt: Any, driver: FakeDriver) -> None:
+def test_an_inference_makes_its_calls_in_order(tensorrt: Any, driver: FakeDriver) -> None:
     with open_plan(compiled(driver).data, "tensorrt", driver) as engine:
         assert calls(driver) == ["set_tensor_address"] * 3
         engine.infer(images(3))
         assert driver.calls[0][1:] == ("before", (3, 4, 4, 3))
-        # Only the batch travels, not the whole buffer for eight.
+        # Only the batch is copied, not the whole buffer for eight.
         sizes = [call[2] for call in driver.calls if call[0].startswith("copy")]
         assert sizes == [3 * 48, 3 * 48, 3 * 16 * 4]
         assert calls(driver) == [*SHAPES, *WHOLE_BATCH, *WAIT]
 
 
-def test_a_batch_that_comes_again_is_captured_once_it_was_answered(tensorrt: Any, driver: FakeDriver) -> None:
-    """In a context of its own, which ran the batch before: TensorRT does what a new shape needs when it first runs."""
+def test_a_repeated_batch_size_is_captured_after_its_second_run(tensorrt: Any, driver: FakeDriver) -> None:
+    """It is captured in a separate context that ran it before: TensorRT initialises a shape when it first runs."""
     with open_plan(compiled(driver).data, "tensorrt", driver) as engine:
         engine.infer(images(3))
         calls(driver)
@@ -143,7 +143,7 @@ def test_a_batch_that_comes_again_is_captured_once_it_was_answered(tensorrt: Any
         assert engine.notes == ()
 
 
-def test_graphs_of_several_batches_answer_in_any_order(tensorrt: Any, driver: FakeDriver) -> None:
+def test_graphs_of_several_batch_sizes_are_replayed_in_any_order(tensorrt: Any, driver: FakeDriver) -> None:
     with open_plan(compiled(driver).data, "tensorrt", driver) as engine:
         for seed, batch in enumerate([1, 2, 3, 4, 5, 6, 7, 8] * 3 + [8, 1, 7, 2]):
             arrays = images(batch, seed)
@@ -152,7 +152,7 @@ def test_graphs_of_several_batches_answer_in_any_order(tensorrt: Any, driver: Fa
         assert calls(driver).count("launch") == KEPT + 2
 
 
-def test_a_plan_that_cannot_be_captured_runs_call_by_call_and_says_why(tensorrt: Any, driver: FakeDriver) -> None:
+def test_a_plan_that_cannot_be_captured_runs_call_by_call_with_a_note(tensorrt: Any, driver: FakeDriver) -> None:
     with open_plan(compiled(driver, model(capturable=False)).data, "tensorrt", driver) as engine:
         for seed in range(5):
             arrays = images(2, seed)
@@ -163,7 +163,7 @@ def test_a_plan_that_cannot_be_captured_runs_call_by_call_and_says_why(tensorrt:
         assert not driver.captured and not driver.executable
 
 
-def test_a_library_without_graphs_runs_call_by_call_and_says_so(tensorrt: Any, driver: FakeDriver) -> None:
+def test_a_library_without_graphs_runs_call_by_call_with_a_note(tensorrt: Any, driver: FakeDriver) -> None:
     driver.graphs = None
     with open_plan(compiled(driver).data, "tensorrt", driver, streams=2) as engine:
         assert engine.notes == ("batches are not replayed as CUDA graphs: fake does not support them",)
@@ -172,7 +172,7 @@ def test_a_library_without_graphs_runs_call_by_call_and_says_so(tensorrt: Any, d
             np.testing.assert_allclose(engine.infer(arrays)["probability"], expected(arrays), atol=1e-6)
 
 
-def test_without_memory_for_a_graph_batches_are_answered(
+def test_batches_run_if_memory_is_too_short_for_a_graph(
     tensorrt: Any, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_plan(compiled(driver).data, "tensorrt", driver) as engine:
@@ -183,8 +183,8 @@ def test_without_memory_for_a_graph_batches_are_answered(
         assert "the plan cannot run here" in engine.notes[0]
 
 
-def test_tensorrt_for_rtx_replays_by_itself(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It compiles kernels in the background: a capture of ours would keep those that stand in for them."""
+def test_tensorrt_for_rtx_captures_and_replays_itself(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compiles kernels in the background: a capture by this package would keep the preliminary kernels."""
     module = make_tensorrt("1.7.1", driver, rtx=True)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
     plan = compiled(driver, options=PlanOptions(vendor="rtx", compute_capabilities=("sm87",), max_batch=8))
@@ -193,26 +193,24 @@ def test_tensorrt_for_rtx_replays_by_itself(driver: FakeDriver, monkeypatch: pyt
             arrays = images(2, seed)
             np.testing.assert_allclose(engine.infer(arrays)["probability"], expected(arrays), atol=1e-6)
         assert engine.notes == () and "begin_capture" not in calls(driver)
-        assert module.seen.contexts == ["WHOLE_GRAPH_CAPTURE"] * 2
+        assert module.observed.contexts == ["WHOLE_GRAPH_CAPTURE"] * 2
 
 
 @pytest.mark.parametrize("streams", [1, 3])
-def test_memory_is_for_the_largest_batch_of_each_stream_and_given_back(
-    tensorrt: Any, driver: FakeDriver, streams: int
-) -> None:
+def test_each_stream_allocates_its_largest_batch_and_frees_it(tensorrt: Any, driver: FakeDriver, streams: int) -> None:
     engine = open_plan(compiled(driver).data, "tensorrt", driver, streams=streams)
-    of_a_lane = [8 * 48, 8 * 48, 8 * 16 * 4, WORKING_MEMORY]
-    assert sorted(memory.nbytes for memory in driver.memory.values()) == sorted(of_a_lane * streams)
+    per_stream = [8 * 48, 8 * 48, 8 * 16 * 4, WORKING_MEMORY]
+    assert sorted(memory.nbytes for memory in driver.memory.values()) == sorted(per_stream * streams)
     for _ in range(3 * streams):
         engine.infer(images(2))
-    assert len(driver.executable) == streams, "each stream context has a graph of its own"
+    assert len(driver.executable) == streams, "each stream context has its own graph"
     engine.close()
     engine.close()
     assert driver.empty
 
 
 @pytest.mark.parametrize("memory", [100, 8 * 48 + 600, 2500, 3500])
-def test_memory_is_given_back_where_there_is_too_little(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_freed_if_a_later_allocation_fails(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     small = FakeDriver("sm87", memory=memory)
     install("10.3.0", small, monkeypatch)
     plan = compiled(small)
@@ -224,7 +222,7 @@ def test_memory_is_given_back_where_there_is_too_little(memory: int, monkeypatch
 def test_a_stream_copies_while_another_one_computes(
     tensorrt: Any, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither thread comes back from its wait before the other one waits too."""
+    """Neither thread returns from its wait before the other one waits, too."""
     both = Barrier(2, timeout=20)
     wait = driver.synchronize_event
 
@@ -233,9 +231,9 @@ def test_a_stream_copies_while_another_one_computes(
         wait(event)
 
     monkeypatch.setattr(driver, "synchronize_event", synchronize_event)
-    asked = [images(2, seed) for seed in range(2)]
+    batches = [images(2, seed) for seed in range(2)]
     with open_plan(compiled(driver).data, "tensorrt", driver, streams=2) as engine, ThreadPoolExecutor(2) as pool:
-        for arrays, found in zip(asked, pool.map(engine.infer, asked), strict=True):
+        for arrays, found in zip(batches, pool.map(engine.infer, batches), strict=True):
             np.testing.assert_allclose(found["probability"], expected(arrays), atol=1e-6)
 
 
@@ -254,7 +252,7 @@ def test_a_batch_below_the_smallest_is_refused(tensorrt: Any, driver: FakeDriver
         engine.infer(images(1))
 
 
-def test_a_refused_call_is_told_and_the_next_one_is_answered(
+def test_a_rejected_call_is_reported_and_the_next_one_succeeds(
     tensorrt: Any, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_plan(compiled(driver).data, "tensorrt", driver) as engine:
@@ -262,28 +260,26 @@ def test_a_refused_call_is_told_and_the_next_one_is_answered(
             patch.setattr(fake_tensorrt.ExecutionContext, "execute_async_v3", lambda *_: False)
             with pytest.raises(MisgnetError, match="rejected the execution of a batch"):
                 engine.infer(images(1))
-        assert calls(driver)[-1] == "synchronize", "the copies that were queued still read the buffers"
+        assert calls(driver)[-1] == "synchronize", "queued copies still read the buffers"
         np.testing.assert_allclose(engine.infer(images(2))["probability"], expected(images(2)), atol=1e-6)
 
 
-def test_a_tensor_that_numpy_lacks_is_refused(tensorrt: Any, driver: FakeDriver) -> None:
+def test_a_tensor_type_unknown_to_numpy_is_refused(tensorrt: Any, driver: FakeDriver) -> None:
     with pytest.raises(InputError, match="'probability' is BF16"):
         open_plan(compiled(driver, model(out="BF16")).data, "tensorrt", driver)
     assert driver.empty
 
 
-def test_strong_typing_is_asked_for_by_name(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strong_typing_is_requested_by_name(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = {}
     for version in VERSIONS:
         module = install(version, driver, monkeypatch)
         compiled(driver)
-        flags[version] = module.seen.flags
+        flags[version] = module.observed.flags
     assert flags == {"10.3.0": 1 << 1, "10.16.1": 1 << 2, "11.1.0": 0}
 
 
-def test_a_version_that_cannot_be_strongly_typed_is_refused(
-    driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_version_without_strong_typing_is_refused(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     module = install("10.4.0", driver, monkeypatch)
     module.NetworkDefinitionCreationFlag = type("NetworkDefinitionCreationFlag", (), {})
     with pytest.raises(UnavailableError, match="lacks strongly typed networks"):
@@ -296,7 +292,7 @@ def test_a_version_that_is_too_old_is_refused(driver: FakeDriver, monkeypatch: p
         compiled(driver)
 
 
-def test_the_parsers_errors_are_told(tensorrt: Any, driver: FakeDriver) -> None:
+def test_the_parsers_errors_are_reported(tensorrt: Any, driver: FakeDriver) -> None:
     noise = "no such op\n[checkMacros.cpp::catchCudaError::250] (cudaError 35: CUDA driver version is too old)"
     with pytest.raises(InputError, match=rf"{tensorrt.__version__} rejects the graph: Conv 'n7': no such op$"):
         compiled(driver, model(error=noise))
@@ -309,7 +305,9 @@ def test_a_failed_build_carries_the_vendors_reason(tensorrt: Any, driver: FakeDr
 
 
 @pytest.mark.parametrize(("data", "message"), [(model(batch=2), "must be dynamic"), (model(outputs=0), "no output")])
-def test_a_graph_of_another_form_is_refused(tensorrt: Any, driver: FakeDriver, data: bytes, message: str) -> None:
+def test_a_graph_with_a_static_batch_or_no_output_is_refused(
+    tensorrt: Any, driver: FakeDriver, data: bytes, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         compiled(driver, data)
 
@@ -333,16 +331,14 @@ def test_a_damaged_or_foreign_timing_cache_is_replaced(
     assert cache.read_bytes() == b'{"device": "sm87", "timings": 1}'
 
 
-def test_a_timing_cache_that_cannot_be_read_or_written_breaks_nothing(
-    tensorrt: Any, driver: FakeDriver, tmp_path: Path
-) -> None:
+def test_an_unusable_timing_cache_does_not_fail_the_build(tensorrt: Any, driver: FakeDriver, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     plan = compiled(driver, timing_cache=tmp_path / "file" / "timing.cache")
     assert plan.data
     assert ["not read" in note or "not written" in note for note in plan.notes] == [True, True]
 
 
-def test_progress_and_interrupt(tensorrt: Any, driver: FakeDriver) -> None:
+def test_progress_is_reported_and_an_interrupt_cancels_the_build(tensorrt: Any, driver: FakeDriver) -> None:
     steps: list[tuple[str, int, int]] = []
     compiled(driver, progress=lambda *step: steps.append(step))
     assert steps == [("Building engine", done, 3) for done in range(4)]
@@ -354,24 +350,24 @@ def test_progress_and_interrupt(tensorrt: Any, driver: FakeDriver) -> None:
         if done == 1:
             raise KeyboardInterrupt
 
-    assert not tensorrt.seen.canceled
+    assert not tensorrt.observed.canceled
     with pytest.raises(KeyboardInterrupt):
         compiled(driver, progress=stop)
-    assert tensorrt.seen.canceled
+    assert tensorrt.observed.canceled
 
 
-def test_without_a_gpu_nothing_is_built(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_built_if_there_is_no_gpu(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     none = FakeDriver(devices=0)
     module = install("10.3.0", none, monkeypatch)
     with pytest.raises(UnavailableError, match="no CUDA device") as caught:
         compiled(none)
     assert caught.value.exit_code == 5
-    assert module.seen.flags is None
+    assert module.observed.flags is None
     with pytest.raises(UnavailableError, match="no CUDA device"):
         open_plan(b"{}", "tensorrt", none)
 
 
-def test_capabilities_are_not_for_tensorrt() -> None:
+def test_tensorrt_refuses_compute_capabilities() -> None:
     with pytest.raises(UsageError, match="only for the GPU of this machine"):
         PlanOptions(vendor="tensorrt", compute_capabilities=("sm86",))
 
@@ -393,34 +389,34 @@ MACHINE = MachineCompatibility(
 
 
 @pytest.mark.parametrize("version", ["10.3.0", "10.3.0.30"])
-def test_a_fitting_plan_passes(version: str) -> None:
+def test_a_compatible_plan_passes(version: str) -> None:
     check_plan_fits(PLAN, replace(MACHINE, vendor_version=version))
     check_plan_fits(replace(PLAN, compute_capabilities=("sm86", "sm87")), MACHINE)
 
 
-def test_a_newer_driver_or_one_that_is_not_known_passes() -> None:
+def test_a_newer_or_unknown_driver_passes() -> None:
     check_plan_fits(PLAN, replace(MACHINE, cuda_driver="13.0"))
     check_plan_fits(replace(PLAN, cuda_driver=""), replace(MACHINE, cuda_driver="11.8"))
 
 
-def test_memory_is_counted_for_all_streams_before_any_is_taken() -> None:
+def test_memory_of_all_streams_is_checked_before_any_is_allocated() -> None:
     check_plan_fits(PLAN, MACHINE, 2)
     check_plan_fits(PLAN, replace(MACHINE, free_bytes=None), 9)
     with pytest.raises(UnavailableError, match=r"3 streams it takes at least 320 MiB, and 250 MiB are free"):
         check_plan_fits(PLAN, MACHINE, 3)
 
 
-def test_an_integrated_gpu_has_the_memory_that_the_system_would_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts, "available_memory", lambda: 5 << 30)
+def test_free_memory_of_an_integrated_gpu_is_the_systems_available_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compatibility, "available_memory", lambda: 5 << 30)
     for integrated, expected in ((True, 5 << 30), (False, 1 << 30)):
         driver = FakeDriver(integrated=integrated)
-        assert facts.free_bytes(driver, driver.device()) == expected
-    monkeypatch.setattr(facts, "available_memory", lambda: None)
+        assert compatibility.free_bytes(driver, driver.device()) == expected
+    monkeypatch.setattr(compatibility, "available_memory", lambda: None)
     driver = FakeDriver(integrated=True)
-    assert facts.free_bytes(driver, driver.device()) == 1 << 30
+    assert compatibility.free_bytes(driver, driver.device()) == 1 << 30
 
 
-def test_the_rebuild_that_is_known_is_told() -> None:
+def test_the_message_has_the_given_rebuild_command() -> None:
     with pytest.raises(UnavailableError, match=r"rebuild with: misgnet-run compile b --engine e$"):
         check_plan_fits(PLAN, replace(MACHINE, vendor_version="11.1"), rebuild="misgnet-run compile b --engine e")
 
@@ -435,13 +431,13 @@ def test_the_rebuild_that_is_known_is_told() -> None:
         ({"cuda_driver": "12.2"}, ("driver for CUDA 12.6", "this driver is for CUDA 12.2")),
     ],
 )
-def test_a_misfit_names_both_sides_and_the_rebuild(change: dict[str, str], sides: tuple[str, str]) -> None:
+def test_the_message_names_both_values_and_the_rebuild_command(change: dict[str, str], sides: tuple[str, str]) -> None:
     with pytest.raises(UnavailableError, match=r"rebuild with: misgnet-export build .* --target tensorrt") as caught:
         check_plan_fits(PLAN, replace(MACHINE, **change))
     assert all(side in str(caught.value) for side in sides)
 
 
-def test_a_misfit_of_rtx_is_rebuilt_for_the_gpu_at_hand() -> None:
+def test_the_rebuild_command_for_rtx_names_this_gpu() -> None:
     plan = PlanCompatibility(
         vendor="rtx", vendor_version="1.7.1", compute_capabilities=("sm86", "sm89"), platform="linux-x86_64"
     )
@@ -452,16 +448,16 @@ def test_a_misfit_of_rtx_is_rebuilt_for_the_gpu_at_hand() -> None:
         check_plan_fits(plan, machine)
 
 
-def test_a_misfit_is_told_before_deserialising(tensorrt: Any, driver: FakeDriver) -> None:
+def test_an_incompatible_plan_is_reported_before_deserialising(tensorrt: Any, driver: FakeDriver) -> None:
     plan = compiled(driver)
-    tensorrt.Runtime = None  # whoever deserialises fails
+    tensorrt.Runtime = None  # deserialising would fail
     with pytest.raises(UnavailableError, match="built for sm86, this GPU is sm87"):
         open_plan(
             plan.data, "tensorrt", driver, compatibility=replace(plan.compatibility, compute_capabilities=("sm86",))
         )
 
 
-def test_a_plan_without_memory_for_it_is_not_deserialised(tensorrt: Any, driver: FakeDriver) -> None:
+def test_a_plan_that_does_not_fit_into_memory_is_not_deserialised(tensorrt: Any, driver: FakeDriver) -> None:
     plan = compiled(driver)
     with open_plan(plan.data, "tensorrt", driver, compatibility=plan.compatibility, streams=2) as engine:
         needed = replace(plan.compatibility, stream_bytes=engine.stream_bytes).memory_bytes(2)
@@ -478,7 +474,9 @@ def test_a_plan_without_memory_for_it_is_not_deserialised(tensorrt: Any, driver:
         )
 
 
-def test_a_plan_that_the_vendor_refuses_carries_its_reason(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_rejected_by_tensorrt_is_reported_with_its_reason(
+    driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install("10.3.0", driver, monkeypatch)
     data = compiled(driver).data
     install("11.1.0", driver, monkeypatch)

@@ -1,4 +1,4 @@
-"""Loading a vendor module, its versions and its words: nothing here needs one installed."""
+"""Tests of loading a vendor module, of its versions and of its log; none of them needs one installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.fake_tensorrt import make_tensorrt
 
 @pytest.mark.parametrize(("vendor", "module"), [("rtx", "tensorrt_rtx"), ("tensorrt", "tensorrt")])
 @pytest.mark.parametrize("error", [ImportError("no such module"), OSError("libnvinfer.so: cannot open")])
-def test_a_missing_vendor_names_the_install_line(
+def test_a_missing_vendor_is_reported_with_the_install_command(
     monkeypatch: pytest.MonkeyPatch, vendor: str, module: str, error: Exception
 ) -> None:
     real = importlib.import_module
@@ -31,12 +31,12 @@ def test_a_missing_vendor_names_the_install_line(
     monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(UnavailableError) as caught:
         compile_plan(b"", PlanOptions(vendor=vendor))
-    said = str(caught.value)
-    assert module in said and str(error) in said and f"pip install 'misgnet-export[{vendor}]'" in said
+    found = str(caught.value)
+    assert module in found and str(error) in found and f"pip install 'misgnet-export[{vendor}]'" in found
     assert caught.value.exit_code == 5
 
 
-def test_tensorrt_without_any_cuda_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_without_a_cuda_library_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", make_tensorrt("10.3.0", FakeDriver()))
     for library in (
         "cuda",
@@ -57,7 +57,7 @@ def test_an_unknown_vendor_is_refused() -> None:
         PlanOptions(vendor="openvino")
 
 
-def test_versions() -> None:
+def test_versions_are_parsed_and_compared() -> None:
     assert parse_version("10.16.0rc1") == (10, 16, 0)
     assert parse_version("1.7.1.116") == (1, 7, 1, 116)
     assert same_version("10.3.0", "10.3.0.30")
@@ -65,7 +65,7 @@ def test_versions() -> None:
     assert not same_version("10.3.0", "10.16.0")
 
 
-def test_the_log_shortens_and_counts() -> None:
+def test_the_log_shortens_messages_and_counts_repeats() -> None:
     log = VendorLog()
     log.add("INFO", "ignored")
     log.add("WARNING", " slow scale\n")

@@ -1,4 +1,4 @@
-"""Images in, probability out: every form of a graph gives one mask, and every pixel has one tile."""
+"""Tests of ChangeDetector, of the selection of engines, and of open_bundle."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("input_form", "output_form"), FORMS)
-def test_every_form_gives_the_same_mask(input_form: InputForm, output_form: OutputForm) -> None:
+def test_all_graph_forms_give_the_same_mask(input_form: InputForm, output_form: OutputForm) -> None:
     before, after = images(2, 8, 8)
     with ChangeDetector(
         FakeEngine(Interface(8, 2, input_form, output_form)), Interface(8, 2, input_form, output_form)
@@ -51,17 +51,17 @@ def test_every_form_gives_the_same_mask(input_form: InputForm, output_form: Outp
         np.testing.assert_allclose(found, expected(before, after), atol=1e-6)
 
 
-def test_extreme_logits_are_probabilities() -> None:
+def test_extreme_logits_become_probabilities() -> None:
     interface = Interface(2, 1, output="logits")
     engine = FakeEngine(interface)
     logits = np.array([[-1e4, 1e4], [0, -200]], np.float32)
-    engine._answer = lambda _: np.stack([-logits, logits])[None]  # type: ignore[method-assign]
+    engine._output = lambda _: np.stack([-logits, logits])[None]  # type: ignore[method-assign]
     with np.errstate(over="raise"):
         found = ChangeDetector(engine, interface).probability(*images(1, 2, 2))
     np.testing.assert_array_equal(found[0], [[0, 1], [0.5, 0]])
 
 
-def test_onnxruntime_answers_as_the_formula() -> None:
+def test_onnxruntime_output_matches_the_formula() -> None:
     before, after = images(3, TILE, TILE)
     with ChangeDetector(OnnxRuntimeEngine(DATA / "tiny_float.onnx", 4), INTERFACE) as detector:
         np.testing.assert_allclose(detector.probability(before, after), expected(before, after), atol=1e-6)
@@ -72,7 +72,7 @@ def test_onnxruntime_answers_as_the_formula() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 12), st.integers(1, 5))
-def test_a_scene_of_any_size_is_the_formula_everywhere(height: int, width: int, tile: int, batch: int) -> None:
+def test_scenes_of_any_size_match_the_formula(height: int, width: int, tile: int, batch: int) -> None:
     before, after = images(height, width, seed=height * width)
     engine = FakeEngine(Interface(tile, batch))
     found = ChangeDetector(engine, engine.interface).scene_probability(before, after)
@@ -81,12 +81,12 @@ def test_a_scene_of_any_size_is_the_formula_everywhere(height: int, width: int, 
     assert engine.batches == [batch] * (cells // batch) + ([cells % batch] if cells % batch else [])
 
 
-def test_each_pixel_is_answered_by_exactly_one_tile() -> None:
-    """An engine that answers with its call's number: all of a tile's own pixels have it, and no others."""
+def test_each_pixel_comes_from_exactly_one_tile() -> None:
+    """The engine returns the number of its call, which only the pixels owned by that tile must have."""
     interface = Interface(8, 1)
     engine = FakeEngine(interface)
     numbers = iter(range(100))
-    engine._answer = lambda p: np.full_like(p, next(numbers))  # type: ignore[method-assign]
+    engine._output = lambda p: np.full_like(p, next(numbers))  # type: ignore[method-assign]
     found = ChangeDetector(engine, interface).scene_probability(*images(13, 19))
     values, counts = np.unique(found, return_counts=True)
     assert values.tolist() == list(range(6))
@@ -105,13 +105,13 @@ def test_each_pixel_is_answered_by_exactly_one_tile() -> None:
     ],
 )
 @pytest.mark.parametrize("form", get_args(InputForm))
-def test_arrays_that_are_no_pair_are_refused(before: Any, after: Any, message: str, form: InputForm) -> None:
+def test_arrays_that_are_not_a_pair_are_refused(before: Any, after: Any, message: str, form: InputForm) -> None:
     engine = FakeEngine(Interface(8, 1, form))
     with pytest.raises(InputError, match=message):
         ChangeDetector(engine, engine.interface).scene_probability(before, after)
 
 
-def test_nan_is_no_mask() -> None:
+def test_nan_fails_the_gate() -> None:
     engine = FakeEngine(INTERFACE, nan=True)
     with pytest.raises(GateFailed, match="NaN or Inf"):
         ChangeDetector(engine, INTERFACE).scene_probability(*images(10, 10))
@@ -121,7 +121,7 @@ def test_nan_is_no_mask() -> None:
 
 
 @pytest.mark.parametrize("other", [Interface(8, 2, *form) for form in FORMS[1:]] + [Interface(16, 2), Interface(8, 3)])
-def test_an_engine_that_is_not_its_interface_is_refused_and_closed(other: Interface) -> None:
+def test_an_engine_that_does_not_match_its_interface_is_refused_and_closed(other: Interface) -> None:
     engine = FakeEngine(Interface(8, 2))
     with pytest.raises(InputError, match="does not match its interface"):
         ChangeDetector(engine, other)
@@ -129,7 +129,7 @@ def test_an_engine_that_is_not_its_interface_is_refused_and_closed(other: Interf
 
 
 @pytest.mark.parametrize("change", ["name", "missing", "more outputs", "fixed batch"])
-def test_other_tensors_are_refused(change: str) -> None:
+def test_tensors_that_differ_from_the_interface_are_refused(change: str) -> None:
     engine = FakeEngine(Interface(8, 2))
     if change == "name":
         engine.inputs = (TensorSpec("first", "uint8", (-1, 8, 8, 3)), engine.inputs[1])
@@ -153,14 +153,14 @@ def test_tensors_may_come_in_another_order() -> None:
 
 
 @pytest.mark.parametrize("other", [Interface(32, 4), Interface(TILE, 4, "float32"), Interface(TILE, 4, output="mask")])
-def test_a_bundle_whose_graph_is_not_its_interface_is_refused(tmp_path: Path, other: Interface) -> None:
+def test_a_bundle_whose_graph_does_not_match_its_interface_is_refused(tmp_path: Path, other: Interface) -> None:
     root = make_bundle(tmp_path / "bundle", interface=other)
     with pytest.raises(InputError, match="does not match its interface"), open_bundle(root):
         pass
 
 
 @pytest.mark.parametrize("other", [Interface(8, 8), Interface(4, 16), Interface(4, 8, "float32")])
-def test_a_plan_that_is_not_its_interface_is_refused(other: Interface, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_does_not_match_its_interface_is_refused(other: Interface, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = FakeDriver("sm87")
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make_tensorrt("10.3.0", driver))
 
@@ -175,58 +175,58 @@ def test_a_plan_that_is_not_its_interface_is_refused(other: Interface, monkeypat
         np.testing.assert_allclose(detector.scene_probability(before, after), expected(before, after), atol=1e-6)
 
 
-# The choice
+# Selection of an engine
 
 
-def test_the_fastest_engine_that_runs_is_taken(tmp_path: Path) -> None:
+def test_the_fastest_engine_that_runs_is_selected(tmp_path: Path) -> None:
     bundle = read_bundle(make_bundle(tmp_path / "bundle", engines=[FLOAT, RTX, INT8]))
     assert [e.name for e in ranked(bundle.manifest.engines, {})] == ["rtx-sm86", "cpu", "cpu-float32"]
     with open_detector(bundle) as (_, entry, reason):
         assert entry == INT8
         assert reason.startswith("fastest that runs here; rtx-sm86 does not run: ")
     with open_detector(bundle, "cpu-float32") as (_, entry, reason):
-        assert (entry, reason) == (FLOAT, "as asked")
+        assert (entry, reason) == (FLOAT, "as requested")
     with pytest.raises(UsageError), open_detector(bundle, "gpu"):
         pass
 
 
-def test_where_none_runs_every_reason_is_told(tmp_path: Path) -> None:
+def test_if_no_engine_runs_all_reasons_are_reported(tmp_path: Path) -> None:
     other = EngineEntry("rtx-sm89", "rtx", RTX.file, RTX.graph, "float16", "0.0.1", ["sm89"], "linux-x86_64")
     bundle = read_bundle(make_bundle(tmp_path / "bundle", engines=[RTX, other]))
     with pytest.raises(UnavailableError, match=r"no engine runs here: rtx-sm86: .*; rtx-sm89: "), open_detector(bundle):
         pass
 
 
-def test_auto_does_not_pass_over_a_broken_engine(bundle: Path) -> None:
-    """An engine that cannot run here is passed over; one that is damaged is an error."""
+def test_auto_does_not_skip_a_damaged_engine(bundle: Path) -> None:
+    """Engines that cannot run here are skipped; a damaged engine is an error."""
     for change in (lambda m: m["engines"][1].update(file="evidence/report.html"),):
         edit(bundle, change)
     with pytest.raises(InputError, match="onnxruntime cannot open"), open_bundle(bundle):
         pass
 
 
-# The face
+# open_bundle
 
 
-def test_a_bundle_is_opened_and_asked(bundle: Path) -> None:
+def test_open_bundle_predicts(bundle: Path) -> None:
     before, after = images(100, 30)
     with open_bundle(f"{bundle}/", engine="cpu-float32") as opened:
         change = opened.predict(before, after)
-        assert (opened.manifest.tile, opened.engine, opened.reason) == (TILE, FLOAT, "as asked")
+        assert (opened.manifest.tile, opened.engine, opened.reason) == (TILE, FLOAT, "as requested")
     assert isinstance(change, ChangeMap)
     assert (change.probability.dtype, change.mask.dtype) == (np.float32, np.bool_)
     np.testing.assert_allclose(change.probability, expected(before, after), atol=1e-6)
     np.testing.assert_array_equal(change.mask, change.probability > 0.5)
 
 
-def test_the_manifests_threshold_counts(bundle: Path) -> None:
+def test_the_manifests_threshold_is_applied(bundle: Path) -> None:
     edit(bundle, lambda m: m.update(threshold=0.25))
     with open_bundle(bundle) as opened:
         change = opened.predict(*images(64, 64))
     np.testing.assert_array_equal(change.mask, change.probability > 0.25)
 
 
-def test_threads_may_share_it(bundle: Path) -> None:
+def test_threads_share_a_session(bundle: Path) -> None:
     pairs = [images(70, 70, seed=seed) for seed in range(6)]
     found: dict[int, Any] = {}
     with open_bundle(bundle, "cpu-float32") as opened:
@@ -242,7 +242,7 @@ def test_threads_may_share_it(bundle: Path) -> None:
         np.testing.assert_allclose(found[index], expected(*pair), atol=1e-6)
 
 
-def test_the_package_has_no_other_names() -> None:
+def test_the_package_does_not_export_unknown_names() -> None:
     import misgnet_runtime
 
     assert not hasattr(misgnet_runtime, "open_bundel")
@@ -254,7 +254,7 @@ def test_the_package_has_no_other_names() -> None:
 
 
 @pytest.mark.parametrize(("streams", "largest", "batches"), [(2, 8, [1] * 5), (1, 8, [5]), (1, 2, [2, 2, 1])])
-def test_any_number_of_tiles_is_answered_in_order(streams: int, largest: int, batches: list[int]) -> None:
+def test_any_number_of_tiles_is_predicted_in_order(streams: int, largest: int, batches: list[int]) -> None:
     before, after = images(5, 8, 8)
     whole, interface = Interface(8, 8, "uint8", "probability"), Interface(8, largest, "uint8", "probability")
     with ChangeDetector(FakeEngine(whole), whole) as detector:

@@ -1,4 +1,4 @@
-"""Encoder and head of a split engine: what they answer together is the whole engine's answer."""
+"""Tests of split engines: encoder and head together give the output of the whole engine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_bundle(root: Path, *engines: EngineEntry) -> Bundle:
 
 @pytest.mark.parametrize("engine", ("cpu-float32", "cpu"))
 @pytest.mark.parametrize("batch", (1, 3))
-def test_the_parts_together_are_the_whole(tmp_path: Path, engine: str, batch: int) -> None:
+def test_encoder_and_head_match_the_whole_engine(tmp_path: Path, engine: str, batch: int) -> None:
     bundle, (before, after) = make_bundle(tmp_path), images(batch, TILE, TILE)
     with choose_split(bundle, engine) as (parts, entry, _), open_detector(bundle, engine) as (whole, _, _):
         found = parts.compare(parts.encode(before), parts.encode(after))
@@ -49,7 +49,7 @@ def test_the_parts_together_are_the_whole(tmp_path: Path, engine: str, batch: in
     assert (entry.name, found.dtype) == (engine, np.float32)
 
 
-def test_a_date_is_encoded_once_and_compared_with_many(tmp_path: Path) -> None:
+def test_features_of_a_date_can_be_compared_with_several_dates(tmp_path: Path) -> None:
     first, second = images(2, TILE, TILE)
     with open_split(make_bundle(tmp_path), SPLIT_FLOAT) as parts:
         reference, other = parts.encode(first), parts.encode(second)
@@ -57,7 +57,7 @@ def test_a_date_is_encoded_once_and_compared_with_many(tmp_path: Path) -> None:
         np.testing.assert_allclose(parts.compare(reference, other), expected(first, second), atol=1e-6)
 
 
-def test_features_are_what_the_manifest_states_in_its_order(tmp_path: Path) -> None:
+def test_features_have_the_manifests_types_shapes_and_order(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path)
     pixels, _ = images(2, TILE, TILE)
     with open_split(bundle, SPLIT_INT8) as parts:
@@ -68,7 +68,7 @@ def test_features_are_what_the_manifest_states_in_its_order(tmp_path: Path) -> N
 
 
 class FloatEncoder(Engine):
-    """Takes normalised images and answers their channels."""
+    """Takes normalised images and returns their channels."""
 
     device = "a fake"
     max_batch = INTERFACE.max_batch
@@ -81,22 +81,22 @@ class FloatEncoder(Engine):
     def _release(self) -> None: ...
 
 
-def test_float32_images_are_normalised_in_front_of_the_encoder() -> None:
+def test_float32_images_are_normalised_before_the_encoder() -> None:
     pixels, _ = images(2, TILE, TILE)
     interface = replace(INTERFACE, input="float32")
     with SplitDetector(FloatEncoder(), watched("float_head"), interface, FEATURES) as parts:
         np.testing.assert_array_equal(np.concatenate(parts.encode(pixels), 1), normalise(pixels))
 
 
-def test_the_head_reads_the_first_dates_features_first() -> None:
+def test_the_heads_inputs_start_with_the_features_of_before() -> None:
     names = [entry.name for entry in head_inputs(FEATURES)]
     assert names == ["before_feature1", "before_feature2", "after_feature1", "after_feature2"]
 
 
-# Which engine
+# Selection of an engine
 
 
-def test_the_fastest_split_engine_is_taken(tmp_path: Path) -> None:
+def test_the_fastest_split_engine_is_selected(tmp_path: Path) -> None:
     with choose_split(make_bundle(tmp_path, FLOAT, SPLIT_FLOAT_TWIN, INT8)) as (_, entry, reason):
         assert (entry.name, reason) == ("twin", "fastest that runs here")
 
@@ -104,7 +104,7 @@ def test_the_fastest_split_engine_is_taken(tmp_path: Path) -> None:
 SPLIT_FLOAT_TWIN = replace(SPLIT_FLOAT, name="twin")
 
 
-def test_an_engine_that_does_not_run_here_is_passed_over_and_named(tmp_path: Path) -> None:
+def test_an_engine_that_does_not_run_here_is_skipped_and_named(tmp_path: Path) -> None:
     other = replace(SPLIT_INT8, name="other", needs=["no such processor"])
     bundle = make_bundle(tmp_path, SPLIT_FLOAT, other)
     with choose_split(bundle) as (_, entry, reason):
@@ -114,12 +114,12 @@ def test_an_engine_that_does_not_run_here_is_passed_over_and_named(tmp_path: Pat
 
 
 @pytest.mark.parametrize("engine", ("auto", "cpu", "cpu-float32"))
-def test_a_bundle_that_is_not_split_says_how_to_split_it(tmp_path: Path, engine: str) -> None:
+def test_the_error_for_a_bundle_that_is_not_split_names_the_option(tmp_path: Path, engine: str) -> None:
     with pytest.raises(UsageError, match="--split"), choose_split(make_bundle(tmp_path, FLOAT, INT8), engine):
         pass
 
 
-def test_an_engine_that_is_not_split_says_which_are(tmp_path: Path) -> None:
+def test_the_error_for_an_engine_that_is_not_split_names_split_engines(tmp_path: Path) -> None:
     with (
         pytest.raises(UsageError, match=r"engine cpu of .* is not split; choose one of cpu-float32$"),
         choose_split(make_bundle(tmp_path, SPLIT_FLOAT, INT8), "cpu"),
@@ -127,12 +127,12 @@ def test_an_engine_that_is_not_split_says_which_are(tmp_path: Path) -> None:
         pass
 
 
-def test_an_unknown_engine_is_refused_with_those_there_are(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_engine_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cpu-float32"), choose_split(make_bundle(tmp_path), "gpu"):
         pass
 
 
-# Parts that do not fit
+# Parts that do not match
 
 
 class Watched(OnnxRuntimeEngine):
@@ -160,20 +160,20 @@ def test_both_parts_are_closed_with_the_detector() -> None:
     ("parts", "word"),
     ((("float_head", "float_head"), "encoder"), (("encoder", "encoder"), "head"), (("float", "float_head"), "encoder")),
 )
-def test_a_part_that_does_not_fit_is_named_and_both_are_closed(parts: tuple[str, str], word: str) -> None:
+def test_a_part_that_does_not_match_is_named_and_both_are_closed(parts: tuple[str, str], word: str) -> None:
     encoder, head = map(watched, parts)
     with pytest.raises(InputError, match=f"the {word} does not match its interface.*build the bundle again"):
         SplitDetector(encoder, head, INTERFACE, FEATURES)
     assert encoder.closed and head.closed
 
 
-def test_a_batch_that_is_too_small_for_the_interface_is_refused() -> None:
+def test_a_part_with_a_smaller_batch_than_the_interface_is_refused() -> None:
     small = OnnxRuntimeEngine(DATA / "tiny_float_head.onnx", 2)
     with pytest.raises(InputError, match=r"the head .* batches up to 2"):
         SplitDetector(watched("encoder"), small, INTERFACE, FEATURES)
 
 
-def test_features_of_another_size_number_or_type_are_refused(tmp_path: Path) -> None:
+def test_features_of_another_size_count_or_type_are_refused(tmp_path: Path) -> None:
     with open_split(make_bundle(tmp_path), SPLIT_FLOAT) as parts:
         features = parts.encode(images(2, TILE, TILE)[0])
         with pytest.raises(InputError, match="after_feature2"):
@@ -184,7 +184,7 @@ def test_features_of_another_size_number_or_type_are_refused(tmp_path: Path) -> 
             parts.compare(features, features[:1])
 
 
-def test_a_head_that_cannot_be_opened_leaves_no_encoder_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoder_is_closed_if_the_head_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Watched] = []
 
     def open_file(entry: EngineEntry, files: CheckedFiles, *_: object, **__: object) -> Watched:
@@ -205,26 +205,26 @@ def test_a_head_that_cannot_be_opened_leaves_no_encoder_open(tmp_path: Path, mon
 def test_a_split_engine_without_features_is_refused(tmp_path: Path) -> None:
     root = make_bundle(tmp_path).path
     edit(root, lambda m: m.update(features=[]))
-    with pytest.raises(InputError, match="has split engines, but states no features"):
+    with pytest.raises(InputError, match="has split engines, but no features"):
         read_bundle(root)
 
 
 def test_features_without_a_split_engine_are_refused(tmp_path: Path) -> None:
     root = make_bundle(tmp_path).path
     edit(root, lambda m: [engine.update(split=None) for engine in m["engines"]])
-    with pytest.raises(InputError, match="states features, but no engine of it is split"):
+    with pytest.raises(InputError, match="has features, but no split engine"):
         read_bundle(root)
 
 
 @pytest.mark.parametrize("part", ("encoder", "head", "encoder_graph", "head_graph"))
-def test_a_part_that_the_manifest_does_not_list_is_refused(tmp_path: Path, part: str) -> None:
+def test_a_part_missing_from_the_manifests_files_is_refused(tmp_path: Path, part: str) -> None:
     root = make_bundle(tmp_path, SPLIT_FLOAT, INT8, RTX).path
     edit(root, lambda m: m["engines"][0]["split"].update({part: "graphs/elsewhere.onnx"}))
     with pytest.raises(InputError, match=r"graphs/elsewhere\.onnx"):
         read_bundle(root)
 
 
-def test_a_bundle_from_before_is_not_split(tmp_path: Path) -> None:
+def test_a_bundle_of_an_earlier_version_is_not_split(tmp_path: Path) -> None:
     root = make_bundle(tmp_path, FLOAT, INT8).path
     edit(root, lambda m: [m.pop("features"), *(engine.pop("split") for engine in m["engines"])])
     manifest = read_bundle(root).manifest

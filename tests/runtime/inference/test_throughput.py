@@ -1,4 +1,4 @@
-"""Throughput: a process an engine, measured in turn, with threads that call at once, and none of them left behind."""
+"""Tests of throughput measurements: one process per engine, alternating rounds, concurrent streams, clean exits."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ def task(bundle: Path, entry: EngineEntry, batch: int = 1) -> Task:
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> list[throughput._Worker]:
-    """The workers that were started; their calls go to ``calls``."""
+    """The list of workers that were started."""
     started: list[throughput._Worker] = []
     start = throughput._Worker.__init__
 
-    def noted(self: throughput._Worker, task: Task) -> None:
+    def recorded(self: throughput._Worker, task: Task) -> None:
         start(self, task)
         started.append(self)
 
-    monkeypatch.setattr(throughput._Worker, "__init__", noted)
+    monkeypatch.setattr(throughput._Worker, "__init__", recorded)
     return started
 
 
-def test_engines_are_timed_in_turn(
+def test_engines_are_timed_in_alternating_rounds(
     bundle: Path, workers: list[throughput._Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns: list[str] = []
     run = throughput._Worker.run
 
-    def noted(self: throughput._Worker, calls: int) -> Round:
+    def recorded(self: throughput._Worker, calls: int) -> Round:
         turns.append(self.name)
         return run(self, calls)
 
-    monkeypatch.setattr(throughput._Worker, "run", noted)
+    monkeypatch.setattr(throughput._Worker, "run", recorded)
     rounds: list[tuple[int, int]] = []
     timings = measure([task(bundle, FLOAT), task(bundle, INT8, 4)], 0.05, lambda *done: rounds.append(done))
     first, second = "cpu-float32 at batch 1", "cpu at batch 4"
@@ -81,11 +81,11 @@ def test_engines_are_timed_in_turn(
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        ({"file": "nowhere.onnx"}, InputError, r"lacks the file 'nowhere\.onnx'"),
+        ({"file": "nowhere.onnx"}, InputError, r"the file 'nowhere\.onnx' is missing"),
         ({"kind": "rtx", "file": RTX.file}, UnavailableError, ""),
     ],
 )
-def test_a_worker_that_fails_is_told_in_its_own_words(
+def test_a_failing_worker_is_reported_with_its_message(
     bundle: Path, workers: list[throughput._Worker], change: dict[str, str], kind: type[MisgnetError], words: str
 ) -> None:
     entry = msgspec.structs.replace(INT8, **change)
@@ -95,13 +95,13 @@ def test_a_worker_that_fails_is_told_in_its_own_words(
     assert all(w.process.returncode is not None for w in workers)
 
 
-def test_a_worker_that_is_killed_is_an_error(bundle: Path, workers: list[throughput._Worker]) -> None:
+def test_a_killed_worker_is_an_error(bundle: Path, workers: list[throughput._Worker]) -> None:
     with pytest.raises(MisgnetError, match="ended early: no message"):
         measure([task(bundle, FLOAT)], 0.05, lambda *_: (workers[0].process.kill(), workers[0].process.wait()))
     assert workers[0].process.returncode == -9
 
 
-def test_a_worker_ends_with_its_parent(bundle: Path) -> None:
+def test_a_worker_exits_with_its_parent(bundle: Path) -> None:
     """A parent that dies closes the worker's input."""
     command = python_command("misgnet_runtime.inference.throughput_worker")
     pipe = subprocess.PIPE
@@ -115,7 +115,7 @@ def test_a_worker_ends_with_its_parent(bundle: Path) -> None:
         assert worker.wait(timeout=30) == 0
 
 
-def test_a_worker_finds_the_package_where_its_parent_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_imports_the_same_package_as_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", ["", "relative", "/somewhere"])
     own = str(Path(throughput.__file__).parents[2])
     assert environment()["PYTHONPATH"] == os.pathsep.join(["/somewhere", own])
@@ -124,7 +124,7 @@ def test_a_worker_finds_the_package_where_its_parent_does(monkeypatch: pytest.Mo
 # Streams, warm-up, power
 
 
-def test_as_many_threads_call_at_once_as_there_are_streams() -> None:
+def test_one_thread_per_stream_calls_concurrently() -> None:
     together = threading.Barrier(3, timeout=10)  # a call returns only while two others run
     with ThreadPoolExecutor(3) as pool:
         found = time_calls(together.wait, 9, pool)
@@ -132,8 +132,8 @@ def test_as_many_threads_call_at_once_as_there_are_streams() -> None:
     assert found.seconds < sum(found.milliseconds) / 1000 + 0.1
 
 
-def test_throughput_counts_the_time_on_the_wall() -> None:
-    """Three calls of 30 ms at once are three times as many pairs a second as one after another."""
+def test_throughput_uses_wall_time() -> None:
+    """Three concurrent calls of 30 ms have three times the pairs per second of sequential calls."""
     with ThreadPoolExecutor(3) as pool:
         found = time_calls(lambda: time.sleep(0.03), 6, pool)
     measured = throughput._Measured(WarmUp(3, 0.1, True, 0.03), [found, found])
@@ -143,7 +143,7 @@ def test_throughput_counts_the_time_on_the_wall() -> None:
     assert timing.pairs_per_second > 2 * 4 / (timing.p50_ms / 1000)
 
 
-def test_a_worker_runs_its_streams(bundle: Path) -> None:
+def test_a_worker_runs_several_streams(bundle: Path) -> None:
     wanted = msgspec.structs.replace(task(bundle, FLOAT), streams=2)
     (timing,) = measure([wanted], 0.02, rounds=2)
     assert timing.streams == 2 and len(timing.rounds) == 2
@@ -152,7 +152,7 @@ def test_a_worker_runs_its_streams(bundle: Path) -> None:
 
 
 def windows(*medians: float) -> Callable[[int], Round]:
-    """Rounds whose calls take so many milliseconds, one after the other."""
+    """Returns a function whose successive rounds have calls of these durations in milliseconds."""
     left = iter(medians)
     return lambda calls: Round(0.5, [next(left)] * calls)
 
@@ -163,26 +163,26 @@ def test_warm_up_ends_when_two_windows_agree() -> None:
     assert found.seconds_per_call == pytest.approx(0.5 / 6)
 
 
-def test_warm_up_ends_unsteady_when_its_time_is_up() -> None:
+def test_warm_up_ends_unsteady_after_its_time_limit() -> None:
     found = warm_up(windows(90, 60), Task(FLOAT, "", INTERFACE, "", warm_up=0.0))
     assert (found.calls, found.steady) == (3, False)
 
 
-def test_a_matrix_product_takes_turns_with_the_engines(bundle: Path, workers: list[throughput._Worker]) -> None:
+def test_a_matrix_product_is_measured_in_the_same_rounds(bundle: Path, workers: list[throughput._Worker]) -> None:
     found = measure([task(bundle, FLOAT), task(bundle, INT8)], 0.02, rounds=2, beside=MatrixProduct)
     assert [timing.engine for timing in found] == ["cpu-float32", "cpu", "matrix product"]
     assert (found[2].batch, found[2].streams, len(found[2].rounds)) == (1, 1, 2) and found[2].p99_ms >= found[2].p50_ms
-    for worker, timing in zip(workers, found, strict=True):  # each as long as asked, whatever the product takes
+    for worker, timing in zip(workers, found, strict=True):  # each as long as requested
         assert timing.warm_up and timing.calls == 2 * throughput._calls(worker.task, timing.warm_up, 0.01)
     product = workers[2].task
     assert isinstance(product, MatrixProduct)
     assert product.seconds == min(t.warm_up.seconds_per_call for t in found[:2] if t.warm_up)
 
 
-def test_a_product_is_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine where one of 512 rows takes a second, and the first look is disturbed."""
-    looks = itertools.count()
-    monkeypatch.setattr(matrix_baseline, "seconds_of", lambda rows: (rows / 512) ** 3 * (1 if next(looks) % 2 else 4))
+def test_a_product_takes_the_requested_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine where 512 rows take a second, and every other measurement is disturbed."""
+    calls = itertools.count()
+    monkeypatch.setattr(matrix_baseline, "seconds_of", lambda rows: (rows / 512) ** 3 * (1 if next(calls) % 2 else 4))
     assert [matrix_baseline.rows_for(seconds) for seconds in (1.0, 8.0, 1e-9, 1e9)] == [512, 1024, 64, 4096]
     monkeypatch.undo()
     assert matrix_baseline.seconds_of(64) > 0
@@ -192,7 +192,7 @@ def test_each_round_runs_in_a_context_of_its_task(bundle: Path, monkeypatch: pyt
     events: list[object] = []
     run = throughput._Worker.run
 
-    def noted(self: throughput._Worker, calls: int) -> Round:
+    def recorded(self: throughput._Worker, calls: int) -> Round:
         events.append(self.task.name)
         return run(self, calls)
 
@@ -202,7 +202,7 @@ def test_each_round_runs_in_a_context_of_its_task(bundle: Path, monkeypatch: pyt
         yield
         events.append("end")
 
-    monkeypatch.setattr(throughput._Worker, "run", noted)
+    monkeypatch.setattr(throughput._Worker, "run", recorded)
     measure([task(bundle, FLOAT), task(bundle, INT8)], 0.02, rounds=2, during=during)
     assert events == [0, "cpu-float32", "end", 1, "cpu", "end"] * 2
 

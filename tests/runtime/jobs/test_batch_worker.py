@@ -70,6 +70,7 @@ def test_errors_of_a_scene_are_returned_as_its_outcome(
     assert worker.run(Task(one, KEY)).figures, "the engine is reopened"
 
 
+@pytest.mark.slow
 def test_resume_after_a_killed_worker_writes_identical_outputs(
     workspace: BatchWorkspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

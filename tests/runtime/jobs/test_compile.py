@@ -137,7 +137,7 @@ def test_a_plan_is_compiled_verified_and_then_used(
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     assert kept(cache) == ["json", "json", "plan", "timing"]
-    assert module.seen.flags == {"10.3.0": 2, "10.16.1": 4, "11.1.0": 0}[version], "strongly typed"
+    assert module.observed.flags == {"10.3.0": 2, "10.16.1": 4, "11.1.0": 0}[version], "strongly typed"
     assert driver.empty
 
 
@@ -148,9 +148,9 @@ def test_a_plan_is_found_after_the_bundle_was_moved_but_not_for_another_bundle(t
     other = edit(device_bundle(tmp_path / "other"), lambda values: values.update(bundle_version=2))
     with pytest.raises(UnavailableError, match="must be compiled on the device"):
         check_output(other)
-    assert tensorrt.seen.builds == 1
+    assert tensorrt.observed.builds == 1
     compile_bundle(other, CompileOptions())
-    assert tensorrt.seen.builds == 1, "the graph is the same, so its plan is verified for this bundle, too"
+    assert tensorrt.observed.builds == 1, "the graph is the same, so its plan is verified for this bundle, too"
     check_output(other)
 
 
@@ -166,16 +166,16 @@ def test_a_cached_plan_is_used_only_for_the_same_options(tmp_path: Path, tensorr
         (CompileOptions(), 4),
     ):
         compile_bundle(bundle, options)
-        assert tensorrt.seen.builds == builds
+        assert tensorrt.observed.builds == builds
     check_output(bundle)
 
 
 def test_build_memory_is_limited_by_free_memory(tmp_path: Path, tensorrt: Any, driver: FakeDriver) -> None:
     bundle = device_bundle(tmp_path / "bundle")
     compile_bundle(bundle, CompileOptions())
-    assert tensorrt.seen.config.pools == {"WORKSPACE": FREE // 4, "TACTIC_DRAM": FREE // 2}  # a power of 2
+    assert tensorrt.observed.config.pools == {"WORKSPACE": FREE // 4, "TACTIC_DRAM": FREE // 2}  # a power of 2
     compile_bundle(bundle, CompileOptions(workspace_bytes=64 << 20))
-    assert tensorrt.seen.config.pools["WORKSPACE"] == 64 << 20
+    assert tensorrt.observed.config.pools["WORKSPACE"] == 64 << 20
 
 
 def test_an_integrated_gpu_is_limited_by_free_system_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +350,7 @@ def test_a_plan_is_refused_by_an_older_driver_and_can_be_recompiled_with_it(
     with pytest.raises(UnavailableError, match=message):
         check_output(bundle)
     compile_bundle(bundle, CompileOptions())
-    assert tensorrt.seen.builds == 2
+    assert tensorrt.observed.builds == 2
     check_output(bundle)
 
 
@@ -381,7 +381,7 @@ def test_an_engine_for_another_device_is_refused_before_the_build(
     bundle = device_bundle(tmp_path / "bundle", replace(DEVICE, **change))
     with pytest.raises(UnavailableError, match=message):
         compile_bundle(bundle, CompileOptions())
-    assert tensorrt.seen.builds == 0 and not cache.exists()
+    assert tensorrt.observed.builds == 0 and not cache.exists()
 
 
 def test_only_engines_for_this_device_are_compiled(
@@ -495,9 +495,9 @@ def test_a_damaged_record_or_timing_cache_causes_a_rebuild(
     for path in (record, only(cache, ".timing")):
         flip(-1)(path)
     compile_bundle(bundle, CompileOptions())
-    assert tensorrt.seen.builds == 2
+    assert tensorrt.observed.builds == 2
     errors = capsys.readouterr().err
-    assert "its digest is not that of what it holds" in errors and "timing cache not read: " in errors
+    assert "its contents do not match its digest" in errors and "timing cache not read: " in errors
     check_output(bundle)
 
 
@@ -506,9 +506,9 @@ def test_a_cache_folder_writable_by_others_is_refused(tmp_path: Path, tensorrt: 
     compile_bundle(bundle, CompileOptions())
     cache.chmod(0o777)
     tensorrt.Runtime = None
-    with pytest.raises(InputError, match=r"plans is open to others \(mode 0777\)"):
+    with pytest.raises(InputError, match=r"plans is open to other users \(mode 0777\)"):
         check_output(bundle)
-    with pytest.raises(InputError, match=r"plans is open to others \(mode 0777\)"):
+    with pytest.raises(InputError, match=r"plans is open to other users \(mode 0777\)"):
         compile_bundle(bundle, CompileOptions())
 
 
@@ -664,7 +664,7 @@ def test_an_interrupt_while_building_leaves_nothing(
     monkeypatch.setattr(BuildProgress, "__call__", press)
     with pytest.raises(KeyboardInterrupt):
         compile_bundle(device_bundle(tmp_path / "bundle"), CompileOptions())
-    assert tensorrt.seen.canceled and kept(cache) == []
+    assert tensorrt.observed.canceled and kept(cache) == []
 
 
 # Progress and the command's output

@@ -1,4 +1,4 @@
-"""One file as both dates, or dates in the wrong order by their metadata: a warning, and the run goes on."""
+"""The same file as both dates, or metadata that show the wrong order: the run warns and continues."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Place:
         self.bundle = make_bundle(root / "bundle", engines=[FLOAT])
 
     def warnings(self, *words: object) -> list[str]:
-        """Messages of level warning of a command that succeeds."""
+        """Runs a command that succeeds and returns its warnings."""
         code = exit_code(cli.main, "misgnet-run", "--log", "json", *words)
         captured = self._capsys.readouterr()
         assert code == 0, captured.err
@@ -80,7 +80,7 @@ TIMES: dict[str, tuple[dict[str, str], dict[str, str], str | None]] = {
 
 
 @pytest.mark.parametrize("case", TIMES)
-def test_the_order_of_two_scenes(place: Place, case: str) -> None:
+def test_dates_of_scenes_in_the_wrong_order_are_warned_of(place: Place, case: str) -> None:
     before, after, words = TIMES[case]
     paths = dated(place.root / "b.tif", BEFORE, **before), dated(place.root / "a.tif", AFTER, **after)
     found = place.predict(*paths)
@@ -89,7 +89,7 @@ def test_the_order_of_two_scenes(place: Place, case: str) -> None:
 
 @pytest.mark.parametrize("how", ["path", "link", "copy"])
 @pytest.mark.parametrize("suffix", [".tif", ".png"])
-def test_one_file_twice(place: Place, how: str, suffix: str) -> None:
+def test_the_same_file_as_both_dates_is_warned_of(place: Place, how: str, suffix: str) -> None:
     path, other = place.root / f"x{suffix}", place.root / f"y{suffix}"
     if suffix == ".tif":
         write_raster(path, BEFORE)
@@ -103,7 +103,7 @@ def test_one_file_twice(place: Place, how: str, suffix: str) -> None:
     assert len(found) == 1 and SAME in found[0]
 
 
-def test_images_have_times_too(place: Place) -> None:
+def test_times_of_images_are_compared(place: Place) -> None:
     paths = place.root / "b.jpg", place.root / "a.jpg"
     for path, pixels, time in zip(paths, (BEFORE, AFTER), (NEW, OLD), strict=True):
         exif = Image.Exif()
@@ -116,8 +116,8 @@ def test_images_have_times_too(place: Place) -> None:
     assert [EXCHANGED in words for words in place.predict(*paths, "out.png")] == [True]
 
 
-def test_a_damaged_directory_of_a_camera_is_no_reason_to_refuse_an_image(place: Place) -> None:
-    """The place of EXIF's own directory is before the beginning of the file."""
+def test_an_image_with_a_damaged_exif_directory_is_accepted(place: Place) -> None:
+    """The offset of the EXIF directory is before the start of the file."""
     pointer = struct.pack("<2sHIHHHIiI", b"II", 42, 8, 1, 0x8769, 9, 1, -1, 0)
     paths = place.root / "a.jpg", place.root / "b.jpg"
     for path, pixels in zip(paths, (BEFORE, AFTER), strict=True):
@@ -125,7 +125,7 @@ def test_a_damaged_directory_of_a_camera_is_no_reason_to_refuse_an_image(place: 
     assert place.predict(*paths, "out.png") == []
 
 
-def test_folders_say_which_pair_it_is(place: Place) -> None:
+def test_warnings_in_folders_name_the_pair(place: Place) -> None:
     for folder, pixels, time in (("A", BEFORE, NEW), ("B", AFTER, OLD)):
         dated(place.root / folder / "scene.tif", pixels, tag=time)
         write_image(place.root / folder / "image.png", np.moveaxis(BEFORE, 0, 2))
@@ -157,7 +157,7 @@ def test_series_and_batch_and_watch_warn(place: Place) -> None:
         ("", None), (None, None), ("0000:00:00 00:00:00", None), ("yesterday", None), ("9999:99:99", None),
     ],
 )  # fmt: skip
-def test_times_as_they_are_written(text: str | None, expected: str | None) -> None:
+def test_time_formats_are_parsed(text: str | None, expected: str | None) -> None:
     from misgnet_runtime.raster.metadata import parse_time
 
     found = parse_time(text)

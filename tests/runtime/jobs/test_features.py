@@ -1,4 +1,4 @@
-"""Features of one date on disk: what the encoder says, whole or not at all, and never believed when damaged."""
+"""Files of one date's features: equal to the encoder's output, written atomically, and never used when damaged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RECORD = record_type(FEATURES, TILE)
 
 
 class Place:
-    """A split bundle, a raster, and a file for its features; the engine is a fake."""
+    """A split bundle, a raster, and a path for its features; the engine is a fake."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.split = FakeSplit()
@@ -45,10 +45,10 @@ class Place:
         self.bundle = make_bundle(root / "bundle", engines=[SPLIT_FLOAT])
         self.raster = write_raster(root / "reference.tif", PIXELS)
         self.file = root / "out" / "reference.features"
-        self.said = Collected()
+        self.logged = Collected()
 
     def run(self, options: SceneOptions | None = None) -> EncodeReport:
-        return encode_file(self.bundle, self.raster, self.file, options, log=self.said.log)
+        return encode_file(self.bundle, self.raster, self.file, options, log=self.logged.log)
 
     def names(self) -> set[str]:
         return {path.name for path in self.file.parent.iterdir()} if self.file.parent.exists() else set()
@@ -59,11 +59,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     return Place(tmp_path, monkeypatch)
 
 
-# --- what is written
+# --- outputs
 
 
 @pytest.mark.parametrize("size", [(H, W), (64, 65), (30, 200), (1, 1)])
-def test_records_are_the_encoders_answers_tile_by_tile(place: Place, size: tuple[int, int]) -> None:
+def test_records_hold_the_encoders_output_tile_by_tile(place: Place, size: tuple[int, int]) -> None:
     pixels = PIXELS.repeat(2, 2)[:, : size[0], : size[1]]
     write_raster(place.raster, pixels)
     found = place.run(SceneOptions(overlap=16)).features
@@ -82,15 +82,15 @@ def test_records_are_the_encoders_answers_tile_by_tile(place: Place, size: tuple
         assert valid[: part.shape[0], : part.shape[1]].all() and valid.sum() == part.shape[0] * part.shape[1]
 
 
-def test_the_files_size_is_told_before_and_kept(place: Place) -> None:
+def test_the_file_size_is_logged_in_advance_and_correct(place: Place) -> None:
     report = place.run()
     tiles = len(report.features.footer.crc32)
-    assert f"{tiles} tiles, {tiles * RECORD.itemsize / 2**20:.1f} MiB" in place.said.messages[-1]
+    assert f"{tiles} tiles, {tiles * RECORD.itemsize / 2**20:.1f} MiB" in place.logged.messages[-1]
     assert 0 < place.file.stat().st_size - tiles * RECORD.itemsize < 4096
     assert place.names() == {"reference.features"} and f"{tiles} tiles" in report.lines()[0]
 
 
-def test_the_footer_says_what_was_encoded(place: Place) -> None:
+def test_the_footer_describes_the_input(place: Place) -> None:
     footer = place.run().features.footer
     assert footer.settings["the raster"] == hashlib.sha256(place.raster.read_bytes()).hexdigest()
     assert footer.settings["the engine"] == "cpu-float32 on a fake"
@@ -99,7 +99,7 @@ def test_the_footer_says_what_was_encoded(place: Place) -> None:
     assert (footer.tile, footer.features) == (TILE, FEATURES)
 
 
-def test_pixels_without_data_are_neutral_and_noted(place: Place) -> None:
+def test_pixels_without_data_are_neutral_and_recorded(place: Place) -> None:
     pixels = PIXELS.copy()
     pixels[:, :, 100:] = 0
     write_raster(place.raster, pixels, nodata=0)
@@ -121,29 +121,29 @@ def test_tiles_without_data_are_not_encoded(place: Place) -> None:
     assert place.split.encoded == 0 and not found.read(range(2))["feature1"].any()
 
 
-def test_blocks_that_cannot_be_read_are_counted(place: Place) -> None:
+def test_unreadable_blocks_are_counted(place: Place) -> None:
     write_raster(place.raster, PIXELS, compress="none")
     place.raster.write_bytes(place.raster.read_bytes()[: -2 * 32 * 32 * 3])
     report = place.run(SceneOptions(max_unreadable=100))
     assert len(report.features.footer.holes) == report.figures()["unread"] == 2
-    assert any("2 unreadable blocks" in warning for warning in place.said.warnings)
+    assert any("2 unreadable blocks" in warning for warning in place.logged.warnings)
 
 
-# --- ends
+# --- interruptions
 
 
-def test_a_run_that_is_killed_anywhere_is_gone_on_with(place: Place) -> None:
+def test_resume_after_kill_at_any_system_call_writes_identical_outputs(place: Place) -> None:
     place.run()
     whole = place.file.read_bytes()
     resumed = []
     for number in range(100):
         place.file.unlink()
 
-        def doomed(number: int = number) -> None:
+        def killed_run(number: int = number) -> None:
             die_at(number)
             place.run()
 
-        if in_child(doomed) == 0:
+        if in_child(killed_run) == 0:
             break
         assert not place.file.exists() or place.file.read_bytes() == whole
         resumed.append(place.run().resumed)
@@ -151,8 +151,8 @@ def test_a_run_that_is_killed_anywhere_is_gone_on_with(place: Place) -> None:
     assert len(resumed) > 10 and {0, 2, 4, 6} == set(resumed)
 
 
-def begin(place: Place, error: BaseException | None = None) -> None:
-    """Leave a run that ended in its third row of tiles."""
+def run_and_interrupt(place: Place, error: BaseException | None = None) -> None:
+    """Interrupts a run in its third row of tiles."""
     encode, calls, ended = place.split.encode, 0, error or GateFailed("the end")
 
     def ending(images: Any) -> Any:
@@ -170,8 +170,8 @@ def begin(place: Place, error: BaseException | None = None) -> None:
     assert place.names() == {".reference.features.progress"}
 
 
-def test_an_interruption_keeps_what_is_finished(place: Place) -> None:
-    begin(place, KeyboardInterrupt())
+def test_an_interruption_keeps_finished_work(place: Place) -> None:
+    run_and_interrupt(place, KeyboardInterrupt())
     assert place.run().resumed in {2, 4} and place.names() == {"reference.features"}
 
 
@@ -186,7 +186,7 @@ OTHERS: dict[str, tuple[Callable[[Place], object], SceneOptions, str]] = {
 @pytest.mark.parametrize("case", OTHERS)
 def test_another_input_bundle_or_option_is_refused(place: Place, case: str) -> None:
     change, options, words = OTHERS[case]
-    begin(place)
+    run_and_interrupt(place)
     change(place)
     with pytest.raises(UsageError) as caught:
         place.run(options)
@@ -194,7 +194,7 @@ def test_another_input_bundle_or_option_is_refused(place: Place, case: str) -> N
     assert place.run(replace(options, restart=True)).resumed == 0
 
 
-def test_a_raster_that_changes_meanwhile_is_told(place: Place) -> None:
+def test_a_raster_that_changes_during_the_run_is_an_error(place: Place) -> None:
     encode = place.split.encode
 
     def touching(images: Any) -> Any:
@@ -207,7 +207,7 @@ def test_a_raster_that_changes_meanwhile_is_told(place: Place) -> None:
     assert not place.file.exists()
 
 
-# --- what is refused
+# --- refused inputs
 
 
 @pytest.mark.parametrize(("factor", "words"), [(1e4, "float16, up to 65504"), (np.nan, "reaches nan")])
@@ -218,7 +218,7 @@ def test_features_beyond_float16_are_refused(place: Place, factor: float, words:
     assert not place.file.exists()
 
 
-def test_a_disk_without_room_is_told_with_the_numbers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_with_sizes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000, total=2000))
     with pytest.raises(
         InputError, match=r"110 x 150 px, and a file of its features needs .* but only 1\.0 kB are free"
@@ -237,12 +237,12 @@ def test_an_existing_file_is_kept(place: Place) -> None:
 
 
 @pytest.mark.parametrize("name", ["reference.tif", "reference"])
-def test_the_files_name_says_what_it_is(place: Place, name: str) -> None:
+def test_the_file_name_must_end_in_features(place: Place, name: str) -> None:
     with pytest.raises(UsageError, match=r"ends in \.features"):
         encode_file(place.bundle, place.raster, place.file.with_name(name))
 
 
-def test_a_damaged_record_is_told(place: Place) -> None:
+def test_a_damaged_record_is_an_error(place: Place) -> None:
     found = place.run().features
     with place.file.open("r+b") as file:
         file.seek(RECORD.itemsize + 5)
@@ -253,7 +253,7 @@ def test_a_damaged_record_is_told(place: Place) -> None:
 
 
 def footer_changed(data: bytes, **fields: object) -> bytes:
-    """The file with other words in its footer, and a digest to fit."""
+    """Returns the file with changed fields in its footer, and a matching digest."""
     length = int.from_bytes(data[-16:-8], "little")
     start = len(data) - 48 - length
     content = json.dumps({**json.loads(data[start : start + length]), **fields}).encode()
@@ -285,7 +285,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_what_is_not_a_whole_file_is_refused(place: Place, case: str) -> None:
+def test_an_incomplete_or_damaged_file_is_refused(place: Place, case: str) -> None:
     place.run()
     change, words = DAMAGES[case]
     place.file.write_bytes(change(place.file.read_bytes()))

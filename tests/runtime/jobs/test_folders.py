@@ -1,4 +1,4 @@
-"""Masks of two folders of images: in batches, each whole when it appears, and gone on with after every kind of end."""
+"""Masks of two folders of images: computed in batches, written atomically, and resumed after every interruption."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIZES = {"a": (64, 64), "b": (64, 64), "c": (100, 70), "d": (10, 30), "e": (64, 
 
 
 class Place:
-    """A bundle and two folders of images of many kinds; the engine is a fake."""
+    """A bundle and two folders of images of many formats; the engine is a fake."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -50,7 +50,7 @@ class Place:
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of every call of any engine that is opened."""
+    """Returns the batch sizes of all calls of all engines."""
     found: list[int] = []
     monkeypatch.setattr(folders, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, batches=found)))
     return found
@@ -61,28 +61,28 @@ def place(tmp_path: Path, batches: list[int]) -> Place:
     return Place(tmp_path)
 
 
-def answer(name: str) -> np.ndarray:
+def expected_mask(name: str) -> np.ndarray:
     return expected(*images(*SIZES[name], seed=list(SIZES).index(name))) > 0.5
 
 
-def test_every_pair_has_its_mask_and_batches_are_full(place: Place, batches: list[int]) -> None:
-    told: list[tuple[int, int]] = []
-    report = place.run(batch=4, progress=lambda done, total: told.append((done, total)))
+def test_every_pair_gets_a_mask_and_batches_are_full(place: Place, batches: list[int]) -> None:
+    progressed: list[tuple[int, int]] = []
+    report = place.run(batch=4, progress=lambda done, total: progressed.append((done, total)))
     assert set(place.masks()) == {f"{name}.png" for name in SIZES}
-    assert sorted(path.name for path in place.out.iterdir()) == sorted(place.masks())  # nothing hidden is left
+    assert sorted(path.name for path in place.out.iterdir()) == sorted(place.masks())  # no hidden files are left
     for name in SIZES:
         with Image.open(place.out / f"{name}.png") as mask:
             assert (mask.mode, mask.format) == ("L", "PNG")
-            np.testing.assert_array_equal(np.asarray(mask), np.where(answer(name), 255, 0))
+            np.testing.assert_array_equal(np.asarray(mask), np.where(expected_mask(name), 255, 0))
     assert batches == [4, 4, 1]  # 1 + 1 + 4 + 1 + 1 + 1 tiles
-    assert (report.pairs, report.resumed, told[-1]) == (6, 0, (6, 6))
-    shares = [answer(name) for name in SIZES]
+    assert (report.pairs, report.resumed, progressed[-1]) == (6, 0, (6, 6))
+    shares = [expected_mask(name) for name in SIZES]
     assert report.changed_share == sum(s.sum() for s in shares) / sum(s.size for s in shares)
     assert report.pairs_per_second is not None and report.pairs_per_second > 0
 
 
 @pytest.mark.parametrize(("asked", "wanted"), [(1, [1] * 9), (3, [3] * 3), (100, [4, 4, 1])])
-def test_the_batch_is_as_asked_within_the_engines_limit(
+def test_the_requested_batch_is_used_within_the_engines_limit(
     place: Place, batches: list[int], asked: int, wanted: list[int]
 ) -> None:
     place.run(batch=asked)
@@ -101,7 +101,7 @@ def test_existing_masks_are_kept_without_force(place: Place, batches: list[int])
     assert place.masks()["e.png"] != b"old" and place.masks()["other.txt"] == b"not a mask"
 
 
-# --- what is refused before anything runs
+# --- refused inputs
 
 
 def lose(path: Path) -> None:
@@ -113,12 +113,12 @@ REFUSED: dict[str, tuple[Callable[[Place], object], type[Exception], str]] = {
     "no other partner": (lambda p: lose(p.before / "d.png"), InputError, r"B/d\.png has no partner in .*A"),
     "one name twice": (lambda p: write_image(p.after / "a.tif", images(8, 8)[0]), InputError, "the same name"),
     "no folder": (lambda p: p.after.rename(p.root / "C"), InputError, "B does not exist"),
-    "no bundle": (lambda p: lose(p.bundle / "manifest.json"), InputError, "is no bundle"),
+    "no bundle": (lambda p: lose(p.bundle / "manifest.json"), InputError, "is not a bundle"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_run_is_refused_before(place: Place, batches: list[int], case: str) -> None:
+def test_invalid_inputs_are_refused_before_any_work(place: Place, batches: list[int], case: str) -> None:
     change, kind, words = REFUSED[case]
     change(place)
     with pytest.raises(kind, match=words):
@@ -126,21 +126,21 @@ def test_what_cannot_be_run_is_refused_before(place: Place, batches: list[int], 
     assert not place.out.exists() and batches == []
 
 
-def test_masks_do_not_take_the_place_of_images(place: Place) -> None:
+def test_masks_never_replace_input_images(place: Place) -> None:
     place.out = place.before
     with pytest.raises(UsageError, match="is one of the input folders"):
         place.run(force=True)
 
 
-def test_a_batch_is_one_at_least(place: Place) -> None:
+def test_a_batch_size_below_one_is_refused(place: Place) -> None:
     with pytest.raises(UsageError, match="--batch is 0"):
         place.run(batch=0)
 
 
-# --- ends
+# --- interruptions
 
 
-def test_a_damaged_image_is_named_and_then_gone_on_from(
+def test_a_damaged_image_is_named_and_the_run_resumes_after_its_repair(
     place: Place, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folders, "run_pipeline", in_turn)
@@ -156,17 +156,17 @@ def test_a_damaged_image_is_named_and_then_gone_on_from(
     assert set(place.masks()) == {f"{name}.png" for name in SIZES} and not (place.out / ".progress").exists()
 
 
-def begin(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
-    """Leave a run with the masks of a, b and c."""
+def run_and_interrupt(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
+    """Interrupts a run after the masks of a, b and c."""
 
-    class Ending(FakeEngine):
+    class InterruptedEngine(FakeEngine):
         def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
             if len(self.batches) == 6:
                 raise error or GateFailed("the end")
             return super()._infer(context, arrays, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(folders, "open_detector", fake_detector(lambda: Ending(INTERFACE)))
+        patched.setattr(folders, "open_detector", fake_detector(lambda: InterruptedEngine(INTERFACE)))
         patched.setattr(folders, "run_pipeline", in_turn)
         with pytest.raises(type(error or GateFailed(""))) as caught:
             place.run(batch=1)
@@ -175,18 +175,18 @@ def begin(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | 
 
 
 def in_turn(read: Any, work: Any, write: Any, workers: int) -> None:
-    """A pipeline without threads: what has been answered is on the disk when the next one is asked."""
+    """Runs the pipeline without threads: each output is on disk before the next batch is inferred."""
     for item in read():
         write(work(item))
 
 
-def test_an_interruption_keeps_what_is_finished(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin(place, monkeypatch, KeyboardInterrupt())
+def test_an_interruption_keeps_finished_work(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_and_interrupt(place, monkeypatch, KeyboardInterrupt())
     assert place.run().resumed == 3
 
 
-def test_pairs_that_changed_are_done_again(place: Place, monkeypatch: pytest.MonkeyPatch, batches: list[int]) -> None:
-    begin(place, monkeypatch)
+def test_changed_pairs_are_processed_again(place: Place, monkeypatch: pytest.MonkeyPatch, batches: list[int]) -> None:
+    run_and_interrupt(place, monkeypatch)
     _, after = images(64, 64, seed=9)
     write_image(place.after / "a.png", after)
     (place.out / "b.png").unlink()
@@ -197,9 +197,9 @@ def test_pairs_that_changed_are_done_again(place: Place, monkeypatch: pytest.Mon
         np.testing.assert_array_equal(np.asarray(mask) == 255, wanted)
 
 
-def test_a_half_written_mask_never_gets_its_name(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a pair whose older mask was the last to be noted as whole."""
-    begin(place, monkeypatch)
+def test_a_partly_written_mask_is_never_renamed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pair's older mask was the last one recorded as complete."""
+    run_and_interrupt(place, monkeypatch)
     whole = place.masks()
     write_image(place.after / "c.png", images(*SIZES["c"], seed=9)[1])
 
@@ -218,30 +218,30 @@ def test_a_half_written_mask_never_gets_its_name(place: Place, monkeypatch: pyte
     assert place.run().resumed == 2
 
 
-def test_another_bundle_is_refused_but_with_force(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin(place, monkeypatch)
+def test_another_bundle_is_refused_without_force(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_and_interrupt(place, monkeypatch)
     edit(place.bundle, lambda m: m.update(threshold=0.4))
     with pytest.raises(UsageError, match=r"was started with the bundle .* and now it is .*--force"):
         place.run()
     assert place.run(force=True).resumed == 0
 
 
-def test_masks_that_another_made_meanwhile_are_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin(place, monkeypatch)
+def test_masks_written_by_others_meanwhile_are_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_and_interrupt(place, monkeypatch)
     (place.out / "f.png").write_bytes(b"another's")
     with pytest.raises(UsageError, match=r"f\.png exists"):
         place.run()
     assert place.masks()["f.png"] == b"another's"
 
 
-def test_an_engine_that_answers_nan_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_from_the_engine_is_an_error(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, nan=True)))
     with pytest.raises(GateFailed, match="NaN or Inf"):
         place.run()
     assert place.masks() == {}
 
 
-def test_a_full_disk_is_told_and_gone_on_from(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_after_full_disk(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     real, left = os.fsync, 7
 
     def fsync(handle: int) -> None:
@@ -254,24 +254,25 @@ def test_a_full_disk_is_told_and_gone_on_from(place: Place, monkeypatch: pytest.
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fsync)
         patched.setattr(folders, "run_pipeline", in_turn)
-        with pytest.raises(StorageError, match="run the same command again"):
+        with pytest.raises(StorageError, match="then rerun the command"):
             place.run(batch=1)
-    assert place.run().resumed == 2  # the second one was whole, and had no name
+    assert place.run().resumed == 2  # the second mask was complete, but not renamed
     assert set(place.masks()) == {f"{name}.png" for name in SIZES}
 
 
-def doomed(place: Place, moment: int, force: bool) -> None:
+def killed_run(place: Place, moment: int, force: bool) -> None:
     die_at(moment)
-    with suppress(UsageError):  # it was finished before
+    with suppress(UsageError):  # the run had finished before
         place.run(batch=2, force=force)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("force", [False, True])
-def test_a_run_that_is_killed_anywhere_is_gone_on_with(
+def test_resume_after_kill_at_any_system_call_writes_identical_outputs(
     place: Place, monkeypatch: pytest.MonkeyPatch, force: bool
 ) -> None:
-    """Twice killed: what was noted as whole and had no name yet must get it, also over an older mask."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # the system keeps what a killed process wrote
+    """Killed twice: masks recorded as complete but not renamed must be renamed, also over an older mask."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # the system keeps the data that a killed process wrote
     for folder in (place.before, place.after):
         for name in ("b.tif", "e.png", "f.png"):
             (folder / name).unlink()
@@ -282,12 +283,12 @@ def test_a_run_that_is_killed_anywhere_is_gone_on_with(
             (place.out / name).write_bytes(b"old")
             if not force:
                 (place.out / name).unlink()
-        killed = [in_child(partial(doomed, place, moment, force)) for moment in (number // 2, number)]
+        killed = [in_child(partial(killed_run, place, moment, force)) for moment in (number // 2, number)]
         for name, content in place.masks().items():
             assert content == whole[name] or (force and content == b"old")
         if not any(killed):
             break
-        with suppress(UsageError):  # the second one had finished
+        with suppress(UsageError):  # the second run had finished
             place.run(batch=2, force=force)
         assert place.masks() == whole and not (place.out / ".progress").exists()
     assert number > 20

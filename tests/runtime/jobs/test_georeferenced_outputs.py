@@ -1,4 +1,4 @@
-"""Georeferenced inputs are run as scenes whatever the output is called; a PNG says what it loses."""
+"""Georeferenced inputs are run as scenes for any output name; for a PNG, lost information is reported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from support.scenes import read, scene, write_raster
 
 H, W = 96, 80
 BEFORE, AFTER = scene(H, W)
-FAR = from_origin(799_984, 4_999_992, 0.5, 0.5)  # 400 km to the east
+FAR = from_origin(799_984, 4_999_992, 0.5, 0.5)  # 400 km further east
 
 
 class Place:
@@ -40,7 +40,7 @@ class Place:
         write_raster(self.after, after, **options)
 
     def run(self, out: str, *more: str, folders: bool = False) -> tuple[int, str]:
-        """Exit code and stderr."""
+        """Runs predict and returns exit code and stderr."""
         dates = (self.before.parent, self.after.parent) if folders else (self.before, self.after)
         code = exit_code(
             cli.main, "misgnet-run", "predict", self.bundle, *dates, "-o", self.root / out, "--engine", "cpu-float32",
@@ -62,7 +62,7 @@ def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Place:
 # --- one pair
 
 
-def test_a_png_mask_is_the_change_raster(place: Place) -> None:
+def test_a_png_mask_equals_the_change_raster(place: Place) -> None:
     assert place.run("out.tif")[0] == 0
     code, error = place.run("mask.png")
     assert (
@@ -74,9 +74,9 @@ def test_a_png_mask_is_the_change_raster(place: Place) -> None:
 
 
 DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
-    "place": ({"transform": FAR}, "half a pixel apart or more"),
+    "place": ({"transform": FAR}, "offset by half a pixel or more"),
     "crs": ({"crs": "EPSG:32634"}, "different coordinate systems"),
-    "nowhere": ({"crs": None, "transform": None, "nodata": 3}, "do not both say where they lie"),
+    "nowhere": ({"crs": None, "transform": None, "nodata": 3}, "are not both georeferenced"),
 }
 
 
@@ -91,16 +91,16 @@ def test_rasters_of_different_grids_are_refused(place: Place, case: str, folders
 
 
 @pytest.mark.parametrize("folders", [False, True])
-def test_values_that_are_not_8_bit_want_a_scaling(place: Place, folders: bool) -> None:
+def test_values_that_are_not_8_bit_need_a_scaling(place: Place, folders: bool) -> None:
     place.dates(BEFORE.astype(np.uint16) * 100, AFTER.astype(np.uint16) * 100)
     out = "out" if folders else "mask.png"
     code, error = place.run(out, folders=folders)
-    assert code == 4 and "holds uint16" in error
+    assert code == 4 and "contains uint16" in error
     assert place.run(out, "--scale", str(1 / 25500), folders=folders)[0] == 0
 
 
 @pytest.mark.parametrize("hidden", ["nodata", "mask", "alpha"])
-def test_a_png_says_how_much_is_nodata(place: Place, hidden: str) -> None:
+def test_nodata_in_a_png_is_warned_of(place: Place, hidden: str) -> None:
     there = np.full((H, W), 255, np.uint8)
     there[: H // 2] = 0
     after = np.where(there, AFTER, 7)
@@ -120,7 +120,7 @@ def test_a_png_says_how_much_is_nodata(place: Place, hidden: str) -> None:
     assert not mask[: H // 2].any() and mask[H // 2 :].any()
 
 
-def test_a_mask_inside_a_plain_tiff_counts(place: Place) -> None:
+def test_a_mask_inside_a_plain_tiff_is_used(place: Place) -> None:
     there = np.full((H, W), 255, np.uint8)
     there[: H // 2] = 0
     place.dates(BEFORE, AFTER, crs=None, transform=None)
@@ -128,7 +128,7 @@ def test_a_mask_inside_a_plain_tiff_counts(place: Place) -> None:
     assert "50.00 % of the pixels are nodata" in place.run("mask.png")[1]
 
 
-def test_options_of_scenes_are_for_rasters_with_a_png_too(place: Place) -> None:
+def test_options_for_scenes_are_accepted_with_a_png_output(place: Place) -> None:
     code, error = place.run("mask.png", "--bands", "3,2,1", "--probability", str(place.root / "p.tif"))
     assert code == 0, error
     write_image(place.before, np.moveaxis(BEFORE, 0, 2))
@@ -137,14 +137,14 @@ def test_options_of_scenes_are_for_rasters_with_a_png_too(place: Place) -> None:
     assert code == 2 and "plain mask" in error and "choose an output that ends in .tif" in error
 
 
-def test_a_raster_and_an_image_are_no_pair(place: Place) -> None:
+def test_a_raster_and_an_image_are_refused(place: Place) -> None:
     place.after = write_image(place.root / "B" / "a.png", np.moveaxis(AFTER, 0, 2))
     code, error = place.run("mask.png")
     assert code == 4 and "A/a.tif is a raster (it has a pixel scale" in error and "a.png is not a TIFF" in error
 
 
 @pytest.mark.parametrize("folders", [False, True])
-def test_a_raster_without_rasterio_is_not_taken_for_an_image(
+def test_a_raster_is_not_read_as_an_image_without_rasterio(
     place: Place, monkeypatch: pytest.MonkeyPatch, folders: bool
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
@@ -176,7 +176,7 @@ def test_a_scene_too_large_for_a_png_is_refused(place: Place, monkeypatch: pytes
 # --- folders
 
 
-def test_a_folder_of_rasters_gives_rasters(place: Place) -> None:
+def test_a_folder_of_rasters_gives_change_rasters(place: Place) -> None:
     for folder, pixels in (("A", BEFORE), ("B", AFTER)):
         write_image(place.root / folder / "plain.png", np.moveaxis(pixels, 0, 2))
     code, error = place.run("out", folders=True)
@@ -190,14 +190,14 @@ def test_a_folder_of_rasters_gives_rasters(place: Place) -> None:
     assert place.run("out", "--force", folders=True)[0] == 0
 
 
-def test_a_folder_says_what_share_is_valid(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_reports_the_valid_share(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     write_raster(place.after, np.concatenate([AFTER[:, : H // 4] * 0 + 7, AFTER[:, H // 4 :]], 1), nodata=7)
     line = ("predict", place.bundle, place.before.parent, place.after.parent, "-o", place.root / "out")
     assert exit_code(cli.main, "misgnet-run", *line) == 0
     assert "75.00 % valid" in capsys.readouterr().out
 
 
-def test_options_of_one_file_are_not_for_folders(place: Place) -> None:
+def test_options_for_one_pair_are_refused_for_folders(place: Place) -> None:
     code, error = place.run("out", "--probability", "p.tif", folders=True)
     assert code == 2 and "for one pair" in error
     for folder in ("A", "B"):
@@ -207,7 +207,7 @@ def test_options_of_one_file_are_not_for_folders(place: Place) -> None:
     assert code == 2 and "options for GeoTIFFs were given, but the folders hold none" in error
 
 
-def test_a_killed_folder_of_rasters_is_resumed(place: Place) -> None:
+def test_a_folder_of_rasters_resumes_after_kill(place: Place) -> None:
     for name in "bc":
         for date, pixels in ((place.before, BEFORE), (place.after, AFTER)):
             write_raster(date.with_name(f"{name}.tif"), pixels)
@@ -235,7 +235,7 @@ def test_a_killed_folder_of_rasters_is_resumed(place: Place) -> None:
     assert resumed >= {0, 1, 2}
 
 
-def test_options_of_an_interrupted_folder_are_not_exchanged(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_folder_refuses_other_options(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     write_raster(place.before.with_name("b.tif"), BEFORE)
     write_raster(place.after.with_name("b.tif"), AFTER, transform=FAR)
     assert place.run("out", folders=True)[0] == 4

@@ -1,4 +1,4 @@
-"""A run opens each input raster once, whatever is asked for, and thresholds each pixel of its map once."""
+"""A run opens each input raster once, for any outputs, and thresholds each pixel of its map once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STRETCHED = Declared(stretch=(2.0, 98.0))
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often rasterio opened each input, by name."""
+    """Counts how often rasterio opens each input, by name."""
     counts: Counter[str] = Counter()
     real = rasterio.open
 
@@ -53,7 +53,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.fixture
 def thresholded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Pixels of each call of the threshold."""
+    """Records the number of pixels of each call of the threshold."""
     sizes: list[int] = []
     real = writer.classify
 
@@ -66,7 +66,7 @@ def thresholded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def rasters(folder: Path, names: list[str]) -> list[Path]:
-    """Dates of two scenes in turns."""
+    """Returns the alternating dates of two scenes."""
     pixels = scene(H, W)
     return [write_raster(folder / INPUTS / f"{name}.tif", pixels[number % 2]) for number, name in enumerate(names)]
 
@@ -82,7 +82,7 @@ def all_products(folder: Path, **options: Any) -> SceneOptions:
     [("change.tif", {}), ("change.png", {}), ("change.tif", {"cog": True}), ("change.tif", {"align": True})],
     ids=["raster", "mask", "cog", "aligned"],
 )
-def test_pair_with_all_products_is_opened_and_thresholded_once(
+def test_pair_with_all_outputs_is_opened_and_thresholded_once(
     *, name: str, options: dict[str, Any], tmp_path: Path, opened: Counter[str], thresholded: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -101,7 +101,7 @@ def test_pair_with_all_products_is_opened_and_thresholded_once(
 def test_resumed_run_opens_each_raster_once(
     tmp_path: Path, opened: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where nothing but the products is left to do."""
+    """Also if only the products remain to be written."""
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE)))
     bundle, dates = make_bundle(tmp_path / "bundle", engines=[FLOAT]), rasters(tmp_path, ["before", "after"])
     asked, change = all_products(tmp_path / "out"), tmp_path / "out" / "change.tif"
@@ -150,7 +150,7 @@ def test_consecutive_series_opens_a_pair_once_to_inspect_and_once_to_run(
 
 
 def test_watcher_opens_a_raster_for_its_header_and_to_run(tmp_path: Path, opened: Counter[str]) -> None:
-    """A pair that its headers refuse is never read whole: headers come first, then both digests, then the run."""
+    """A pair refused by its headers is never read completely: headers come first, then both digests, then the run."""
     bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT])
     rasters(tmp_path, ["s_before", "s_after"])
     options = WatchOptions(settle=0, once=True, probability=True, quicklook=True)

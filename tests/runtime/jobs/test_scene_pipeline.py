@@ -1,4 +1,4 @@
-"""Three stages at once: order, bounded queues, and one end for all whatever fails."""
+"""The three-stage pipeline: order, bounded queues, and termination of all stages after any failure."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ def no_thread_is_left() -> Iterator[None]:
     assert threading.active_count() == before
 
 
-def test_everything_passes_in_order() -> None:
+def test_items_pass_in_order() -> None:
     written: list[int] = []
     run_pipeline(lambda: (i for i in range(100)), lambda i: i * i, written.append)
     assert written == [i * i for i in range(100)]
 
 
-def test_workers_work_at_once_and_the_order_stays() -> None:
-    """Each item waits until three are in work: fewer workers would never end."""
+def test_workers_run_concurrently_and_keep_the_order() -> None:
+    """Each item waits until three are being processed: with fewer workers the test would never end."""
     together = threading.Barrier(3, timeout=10)
     written: list[int] = []
 
     def work(item: int) -> int:
         together.wait()
-        time.sleep(0.003 * (item % 3 == 0))  # the first of three is the last to be done
+        time.sleep(0.003 * (item % 3 == 0))  # the first of three items finishes last
         return item
 
     run_pipeline(lambda: (i for i in range(30)), work, written.append, workers=3)
     assert written == list(range(30))
 
 
-def test_no_items_are_no_error() -> None:
+def test_an_empty_input_is_accepted() -> None:
     run_pipeline(lambda: (i for i in ()), lambda i: i, lambda _: None)
 
 
-def test_a_slow_stage_bounds_what_waits() -> None:
+def test_a_slow_stage_bounds_the_queues() -> None:
     alive, most = 0, 0
 
     def read() -> Generator[int, None, None]:
@@ -62,27 +62,27 @@ def test_a_slow_stage_bounds_what_waits() -> None:
         alive -= 1
 
     run_pipeline(read, lambda i: i, write, depth=2)
-    assert most <= 2 * 2 + 4  # two queues, one item in each stage's hands, and a worker's
+    assert most <= 2 * 2 + 4  # two queues, one item in each stage, and one per worker
 
 
 def test_stages_overlap() -> None:
-    """Each stage waits for the next one to have begun with an earlier item: in turn, that would never end."""
-    begun = threading.Event()
+    """Each stage waits until the next one has started an earlier item: stages that run in turn would never end."""
+    started = threading.Event()
 
     def read() -> Generator[int, None, None]:
         yield 0
-        assert begun.wait(10)
+        assert started.wait(10)
         yield 1
 
     def write(_: int) -> None:
-        begun.set()
+        started.set()
 
     run_pipeline(read, lambda i: i, write)
 
 
 @pytest.mark.parametrize("stage", ["read", "work", "write"])
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, MemoryError])
-def test_a_failure_ends_all_and_is_raised(stage: str, kind: type[BaseException]) -> None:
+def test_a_failure_stops_all_stages_and_is_raised(stage: str, kind: type[BaseException]) -> None:
     written: list[int] = []
     closed = threading.Event()
 
@@ -105,7 +105,7 @@ def test_a_failure_ends_all_and_is_raised(stage: str, kind: type[BaseException])
 
 
 def interrupted_at_the_start(number: int) -> None:
-    """Ends the process with 1 where a thread is left."""
+    """Exits with 1 if a thread is left."""
     real = threading.Thread.start
     started = []
 
@@ -123,13 +123,13 @@ def interrupted_at_the_start(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_an_interruption_while_threads_are_started_leaves_none(number: int) -> None:
-    """They would keep the process from its end."""
+def test_an_interruption_while_threads_start_leaves_no_thread(number: int) -> None:
+    """Such a thread would keep the process alive."""
     in_child(partial(interrupted_at_the_start, number))
 
 
 def interrupted_again_and_again() -> None:
-    """What is read from is closed by the caller, so no interruption may leave the thread that reads."""
+    """The caller closes the files that the reading thread uses, so no interruption may leave it running."""
     reading, sent = threading.Event(), threading.Event()
     ended = False
 
@@ -138,7 +138,7 @@ def interrupted_again_and_again() -> None:
         yield 0
         reading.set()
         sent.wait()
-        time.sleep(0.5)  # the last one is handled
+        time.sleep(0.5)  # the last interruption is handled
         ended = True
 
     def interrupt() -> None:
@@ -154,5 +154,5 @@ def interrupted_again_and_again() -> None:
     assert ended
 
 
-def test_a_second_interruption_waits_for_the_thread_that_reads() -> None:
+def test_a_second_interruption_waits_for_the_reading_thread() -> None:
     in_child(interrupted_again_and_again)

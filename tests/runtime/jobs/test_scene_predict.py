@@ -1,4 +1,4 @@
-"""A scene from two GeoTIFFs to its outputs: right, whole or not at all, and the same after every kind of end."""
+"""Prediction of a scene from two GeoTIFFs: correct and atomic outputs, identical after every kind of interruption."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Call = Callable[..., SceneReport]
 
 
 class Place:
-    """A bundle, two rasters and an output in a folder of their own; the engine is a fake."""
+    """A bundle, two rasters and an output in a temporary folder; the engine is a fake."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -59,13 +59,13 @@ class Place:
         )
 
     def run(self, options: SceneOptions | None = None, change: Path | None = None) -> SceneReport:
-        said = Collected()
+        logged = Collected()
         asked = options or SceneOptions()
         paths = self.bundle, self.before, self.after, change or self.change
         report = predict_scene_files(
-            *paths, replace(asked, execution=asked.execution.over(ExecutionOptions(batch=4))), log=said.log
+            *paths, replace(asked, execution=asked.execution.over(ExecutionOptions(batch=4))), log=logged.log
         )
-        assert said.messages[0].startswith("before: ") and said.messages[1].startswith("after: ")
+        assert logged.messages[0].startswith("before: ") and logged.messages[1].startswith("after: ")
         return report
 
     def names(self) -> set[str]:
@@ -82,10 +82,10 @@ def difference() -> np.ndarray:
     return expected(np.moveaxis(BEFORE, 0, 2), np.moveaxis(AFTER, 0, 2))
 
 
-# --- what is written
+# --- outputs
 
 
-def test_the_map_is_the_engines_answer(place: Place) -> None:
+def test_the_map_is_the_engines_output(place: Place) -> None:
     report = place.run(place.all)
     with rasterio.open(place.change, driver="GTiff") as change, rasterio.open(place.out / "p.tif") as probability:
         for dataset in (change, probability):
@@ -126,7 +126,7 @@ def test_streams_share_the_work_and_give_the_same_bytes(place: Place, monkeypatc
     assert alone == [(place.out / name).read_bytes() for name in names]
 
 
-def test_a_cog_is_one_with_the_same_pixels(place: Place) -> None:
+def test_a_cog_is_valid_and_has_the_same_pixels(place: Place) -> None:
     place.run(place.all)
     plain = read(place.change), read(place.out / "p.tif")
     place.run(replace(place.all, cog=True, force=True))
@@ -137,9 +137,9 @@ def test_a_cog_is_one_with_the_same_pixels(place: Place) -> None:
             assert dataset.crs == PLACE["crs"] and "MISGNET_ENGINE" in dataset.tags()
 
 
-def test_no_data_is_no_change_and_does_not_leak(place: Place) -> None:
+def test_nodata_is_not_change_and_does_not_leak(place: Place) -> None:
     after = AFTER.copy()
-    after[:, :, 100:] = 0  # black against grey would be change
+    after[:, :, 100:] = 0  # black compared with grey would be change
     write_raster(place.after, after, nodata=0)
     report = place.run(place.all)
     change = read(place.change)
@@ -148,33 +148,33 @@ def test_no_data_is_no_change_and_does_not_leak(place: Place) -> None:
     assert np.isnan(read(place.out / "p.tif")[:, 100:]).all()
 
 
-def test_tiles_without_data_are_not_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_without_data_are_not_inferred(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(INTERFACE)
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: engine))
     write_raster(place.before, np.where(np.arange(W) < 70, BEFORE, 0).astype(np.uint8), nodata=0)
     place.run()
-    assert engine.batches == [2] * 6  # of 5 columns of tiles
+    assert engine.batches == [2] * 6  # 2 of 5 tiles in each of 6 rows of tiles
 
 
-def test_every_pixel_without_data_is_said(place: Place) -> None:
+def test_a_map_without_valid_pixels_has_no_changed_share(place: Place) -> None:
     write_raster(place.before, np.zeros_like(BEFORE), nodata=0)
     report = place.run(place.all)
     assert (report.nodata_share, report.changed_share, report.polygons) == (1, None, 0)
     assert (read(place.change) == 255).all()
 
 
-def test_blocks_that_cannot_be_read_are_counted_once(place: Place) -> None:
+def test_unreadable_blocks_are_counted_once(place: Place) -> None:
     write_raster(place.after, AFTER, compress="none")
     place.after.write_bytes(place.after.read_bytes()[: -9 * 32 * 32 * 3])
     report = place.run(SceneOptions(max_unreadable=100))
     lost = np.zeros((H, W), bool)
-    lost[288:] = True  # 7 blocks of the last row, and 2 of the one above
+    lost[288:] = True  # 7 blocks of the last row, and 2 of the row above
     lost[256:288, 160:] = True
     assert report.unread == (9, lost.sum())
     assert np.array_equal(read(place.change) == 255, lost)
 
 
-def test_a_warning_of_a_shift(place: Place) -> None:
+def test_shifted_dates_are_warned_of(place: Place) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (3, 600, 600), np.uint8)
     write_raster(place.before, noise)
     write_raster(place.after, np.roll(noise, (3, -4), (1, 2)))
@@ -196,14 +196,14 @@ def test_the_quick_look_shows_what_changed(place: Place) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["gpkg", "geojson", "fgb"])
-def test_polygons_are_whole_and_measured(place: Place, suffix: str) -> None:
+def test_polygons_are_not_split_at_tiles_and_have_areas(place: Place, suffix: str) -> None:
     pyogrio, shapely = pytest.importorskip("pyogrio"), pytest.importorskip("shapely")
     path = place.out / f"c.{suffix}"
     place.run(SceneOptions(vector=path))
     meta, _, outlines, values = pyogrio.raw.read(path)
     fields = dict(zip(meta["fields"], values, strict=True))
     order = np.argsort(fields["pixels"])
-    sizes = [75 * 42, 90 * 70]  # of scene()'s rectangles, each over many tiles
+    sizes = [75 * 42, 90 * 70]  # the rectangles of scene(), each across many tiles
     assert sorted(fields["pixels"]) == sizes
     np.testing.assert_allclose(fields["area_m2"][order], [size / 4 for size in sizes])
     inside = difference()[60:150, 35:105].mean()
@@ -216,7 +216,7 @@ def test_polygons_are_whole_and_measured(place: Place, suffix: str) -> None:
         np.testing.assert_allclose(bounds, (399_984 + 17.5, 4_999_992 - 75, 399_984 + 52.5, 4_999_992 - 30))
 
 
-def test_small_polygons_are_left_out_and_others_simplified(place: Place) -> None:
+def test_small_polygons_are_dropped_and_others_simplified(place: Place) -> None:
     pytest.importorskip("pyogrio")
     assert place.run(replace(place.all, min_area=800)).polygons == 1
     assert place.run(replace(place.all, min_area=2000, force=True)).polygons == 0
@@ -234,7 +234,7 @@ def test_polygons_in_degrees_have_square_metres(place: Place) -> None:
     np.testing.assert_allclose(fields["area_m2"] / fields["pixels"], 1.11412 * 0.55800, rtol=1e-3)
 
 
-def test_polygons_without_a_place_are_in_pixels(place: Place) -> None:
+def test_polygons_of_rasters_without_georeferencing_are_in_pixels(place: Place) -> None:
     pyogrio = pytest.importorskip("pyogrio")
     with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
         for path, pixels in ((place.before, BEFORE), (place.after, AFTER)):
@@ -244,8 +244,8 @@ def test_polygons_without_a_place_are_in_pixels(place: Place) -> None:
     assert list(meta["fields"]) == ["pixels", "probability"]
 
 
-def test_polygons_that_the_disk_did_not_keep_are_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where closing a GeoPackage fails, GDAL tells nobody, and the layer is empty."""
+def test_polygons_lost_by_a_full_disk_are_an_error(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If closing a GeoPackage fails, GDAL reports no error, and the layer is empty."""
     pyogrio = pytest.importorskip("pyogrio")
     write = pyogrio.raw.write
 
@@ -254,21 +254,21 @@ def test_polygons_that_the_disk_did_not_keep_are_told(place: Place, monkeypatch:
 
     with monkeypatch.context() as patch:
         patch.setattr(pyogrio.raw, "write", write_none)
-        with pytest.raises(StorageError, match=r"change.gpkg was written and holds something else"):
+        with pytest.raises(StorageError, match=r"change.gpkg differs from what was written"):
             place.run(place.all)
     assert not (place.out / "change.gpkg").exists()
     assert place.run(place.all).polygons == 2
 
 
-# --- ends
+# --- interruptions
 
 
 def outcome(place: Place) -> dict[str, bytes]:
-    """The bytes of all outputs but the polygons, which hold the time."""
+    """Returns the bytes of all outputs except the polygons, which contain the time."""
     return {path.name: path.read_bytes() for path in place.out.iterdir() if path.is_file() and path.suffix != ".gpkg"}
 
 
-def test_a_run_that_is_killed_anywhere_is_gone_on_with(place: Place) -> None:
+def test_resume_after_kill_at_any_system_call_writes_identical_outputs(place: Place) -> None:
     pytest.importorskip("pyogrio")
     options = replace(place.all, cog=True)
     place.run(options)
@@ -278,20 +278,20 @@ def test_a_run_that_is_killed_anywhere_is_gone_on_with(place: Place) -> None:
         for path in place.out.iterdir():
             path.unlink()
 
-        def doomed(number: int = number) -> None:
+        def killed_run(number: int = number) -> None:
             die_at(number)
             place.run(options)
 
-        if in_child(doomed) == 0:
+        if in_child(killed_run) == 0:
             break
-        assert outcome(place).items() <= whole.items()  # what has its name is whole
+        assert outcome(place).items() <= whole.items()  # an output with its final name is complete
         resumed.append(place.run(options).resumed)
         assert outcome(place) == whole
         assert place.names() == {"change.tif", "p.tif", "change.gpkg", "look.png"}
     assert len(resumed) > 20 and {0, 48, 96, 144, 192, 236, H} <= set(resumed)
 
 
-def test_a_run_that_is_killed_at_any_time_is_gone_on_with(place: Place) -> None:
+def test_resume_after_kill_at_any_time_writes_identical_outputs(place: Place) -> None:
     place.run()
     whole = outcome(place)
     start = time.perf_counter()
@@ -303,16 +303,14 @@ def test_a_run_that_is_killed_at_any_time_is_gone_on_with(place: Place) -> None:
         in_child(place.run, chance.uniform(0, 1.5 * length))
         if place.change.exists():
             assert outcome(place) == whole
-        with suppress(UsageError):  # it had finished, and the output exists
+        with suppress(UsageError):  # the run had finished, and the output exists
             place.run()
         assert outcome(place) == whole
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("after", [0, 3, 9])
-def test_a_full_disk_is_told_and_gone_on_from(
-    place: Place, monkeypatch: pytest.MonkeyPatch, error: int, after: int
-) -> None:
+def test_resume_after_full_disk(place: Place, monkeypatch: pytest.MonkeyPatch, error: int, after: int) -> None:
     place.run(change=place.root / "whole.tif")
     left, real = after, os.fsync
 
@@ -325,7 +323,7 @@ def test_a_full_disk_is_told_and_gone_on_from(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fsync)
-        with pytest.raises(InputError, match=r"cannot be written: .*run the same command again"):
+        with pytest.raises(InputError, match=r"cannot be written: .*then rerun the command"):
             place.run()
     assert place.names() <= {".change.tif.progress"}
     report = place.run()
@@ -333,8 +331,8 @@ def test_a_full_disk_is_told_and_gone_on_from(
     assert place.change.read_bytes() == (place.root / "whole.tif").read_bytes()
 
 
-class Ending(FakeEngine):
-    """Answers until some rows of the scene are on the disk, and ends with ``error`` then."""
+class InterruptedEngine(FakeEngine):
+    """Engine that works until some rows of the scene are on disk, then raises ``error``."""
 
     def __init__(self, place: Place, error: BaseException) -> None:
         super().__init__(INTERFACE)
@@ -350,19 +348,19 @@ class Ending(FakeEngine):
         return super()._infer(context, arrays, batch)
 
 
-def begin(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
-    """Leave a run with two of its seven rows of tiles."""
+def run_and_interrupt(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
+    """Interrupts a run after two of its seven rows of tiles."""
     ended = error or GateFailed("the end")
     with monkeypatch.context() as patched:
-        patched.setattr(predict_module, "open_detector", fake_detector(lambda: Ending(place, ended)))
+        patched.setattr(predict_module, "open_detector", fake_detector(lambda: InterruptedEngine(place, ended)))
         with pytest.raises(type(ended)) as caught:
             place.run()
     assert error is None or "rerun the same command to resume" in str(caught.value)
     assert place.names() == {".change.tif.progress"}
 
 
-def test_an_interruption_keeps_what_is_finished(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin(place, monkeypatch, KeyboardInterrupt())
+def test_an_interruption_keeps_finished_work(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_and_interrupt(place, monkeypatch, KeyboardInterrupt())
     assert place.run().resumed == 96 and place.names() == {"change.tif"}
 
 
@@ -379,7 +377,7 @@ OTHERS: dict[str, tuple[Callable[[Place], object], SceneOptions, str]] = {
 @pytest.mark.parametrize("case", OTHERS)
 def test_another_input_bundle_or_option_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     change, options, words = OTHERS[case]
-    begin(place, monkeypatch)
+    run_and_interrupt(place, monkeypatch)
     change(place)
     with pytest.raises(UsageError) as caught:
         place.run(options)
@@ -388,9 +386,9 @@ def test_another_input_bundle_or_option_is_refused(place: Place, monkeypatch: py
     assert place.names() == {"change.tif"}
 
 
-def test_rows_whose_bytes_changed_are_computed_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_fail_their_checksum_are_computed_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.run(change=place.root / "whole.tif")
-    begin(place, monkeypatch)
+    run_and_interrupt(place, monkeypatch)
     raw = progress_folder(place.change) / "probability.raw"
     data = bytearray(raw.read_bytes())
     data[5] ^= 1
@@ -399,7 +397,7 @@ def test_rows_whose_bytes_changed_are_computed_again(place: Place, monkeypatch: 
     assert place.change.read_bytes() == (place.root / "whole.tif").read_bytes()
 
 
-def test_an_input_that_changes_meanwhile_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_that_changes_during_the_run_is_an_error(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     class Touching(FakeEngine):
         def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
             os.utime(place.after, (1, 1))
@@ -413,7 +411,7 @@ def test_an_input_that_changes_meanwhile_is_told(place: Place, monkeypatch: pyte
 
 # --- memory
 
-# VmHWM and not ru_maxrss: that one begins with what the process had that started this one.
+# VmHWM, not ru_maxrss, which starts with the value of the parent process.
 PEAK = """
 import re, sys
 from contextlib import contextmanager
@@ -439,8 +437,8 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[
 
 
 def test_memory_does_not_grow_with_the_scene(place: Place) -> None:
-    """The larger one has 96 MiB for each date."""
-    peaks = []
+    """The larger scene has 96 MiB per date."""
+    memory = []
     for height in (1024, 16384):
         for path in (place.before, place.after):
             with rasterio.open(
@@ -451,11 +449,11 @@ def test_memory_does_not_grow_with_the_scene(place: Place) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / path) for path in paths)}
         command = [sys.executable, "-c", PEAK, place.bundle, place.before, place.after, place.root / str(height)]
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        peaks.append(int(ended.stdout))
-    assert peaks[1] < 1.15 * peaks[0] + 16  # GDAL keeps at most 16 MiB of blocks
+        memory.append(int(ended.stdout))
+    assert memory[1] < 1.15 * memory[0] + 16  # GDAL caches at most 16 MiB of blocks
 
 
-# --- what is refused
+# --- refused inputs
 
 
 @pytest.mark.parametrize("date", ["before", "after"])
@@ -464,7 +462,7 @@ def test_an_output_that_is_an_input_is_refused_even_with_force(place: Place, dat
     content = path.read_bytes()
     (place.root / "link.tif").symlink_to(path)
     for output in (path, place.root / "link.tif"):
-        with pytest.raises(UsageError, match=f"output {output} is an input as well; choose another -o"):
+        with pytest.raises(UsageError, match=f"output {output} is also an input; choose another -o"):
             place.run(SceneOptions(force=True), output)
     assert path.read_bytes() == content
 
@@ -480,14 +478,14 @@ def test_an_existing_output_is_kept(place: Place, name: str) -> None:
     assert (place.out / name).read_bytes() != b"old"
 
 
-def test_an_engine_that_answers_nan_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_from_the_engine_is_an_error(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, nan=True)))
     with pytest.raises(GateFailed, match="NaN or Inf"):
         place.run()
     assert not place.change.exists()
 
 
-def test_a_header_that_declares_terabytes_is_refused(place: Place) -> None:
+def test_a_scene_larger_than_the_disk_is_refused(place: Place) -> None:
     for path in (place.before, place.after):
         size = 2**20
         with rasterio.open(
@@ -496,19 +494,17 @@ def test_a_header_that_declares_terabytes_is_refused(place: Place) -> None:
         ):  # fmt: skip
             pass
     start = time.perf_counter()
-    with pytest.raises(InputError, match=r"1,048,576 x 1,048,576 px, and its map takes 4\.4 TB"):
+    with pytest.raises(InputError, match=r"1,048,576 x 1,048,576 px, and its map needs 4\.4 TB"):
         place.run()
     assert not place.names() and time.perf_counter() - start < 20
 
 
 @pytest.mark.parametrize(("module", "options"), [("rasterio", {}), ("pyogrio", {"vector": Path("x.gpkg")})])
-def test_what_is_not_installed_is_named(
+def test_a_missing_library_is_named(
     place: Place, monkeypatch: pytest.MonkeyPatch, module: str, options: dict[str, Any]
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        UnavailableError, match=rf"needs {module}; install it with: pip install 'misgnet-export\[geo\]'"
-    ):
+    with pytest.raises(UnavailableError, match=rf"requires {module}: pip install 'misgnet-export\[geo\]'"):
         place.run(SceneOptions(**options))
 
 
@@ -524,7 +520,7 @@ def test_the_command(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         write_raster(path, pixels.astype(np.uint16) * 100)
     pair = ("predict", place.bundle, place.before, place.after)
     assert command(*pair, "-o", place.change) == 4
-    assert "holds uint16" in capsys.readouterr().err
+    assert "contains uint16" in capsys.readouterr().err
     words = ("--scale", 1 / 25500, "--before-bands", "1,2,3", "--vector", place.out / "c.geojson", "--min-area", 800)
     assert command(*pair, "-o", place.change, *words) == 0
     captured = capsys.readouterr()
@@ -534,7 +530,7 @@ def test_the_command(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert len(json.loads((place.out / "c.geojson").read_text())["features"]) == 1
 
 
-def test_images_take_no_options_of_scenes(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_for_scenes_are_refused_for_images(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     images = (write_image(place.out / f"{n}.png", np.zeros((8, 8, 3), np.uint8)) for n in ("before", "after"))
     pair = ("predict", place.bundle, *images)
     assert command(*pair, "-o", place.out / "m.png", "--align") == 2

@@ -1,4 +1,4 @@
-"""A series of dates: the maps are predict's, each date is encoded once, and no date takes another one with it."""
+"""Series of dates: maps equal those of predict, each date is encoded once, and a failing date does not stop others."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
 
 
 def later(seed: int) -> NDArray[np.uint8]:
-    """A date that differs from the reference, and from those of other seeds."""
+    """Returns a date that differs from the reference and from dates of other seeds."""
     return np.asarray(np.roll(scene(H, W, seed)[1], 11 * seed, 2), np.uint8)
 
 
 class Place:
-    """A split bundle, a reference and three later dates, and a folder for the series; the engine is a fake."""
+    """A split bundle, a reference and three later dates, and an output folder; the engine is a fake."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -63,14 +63,14 @@ class Place:
         self.reference = write_raster(root / "in" / "reference.tif", REFERENCE)
         self.dates = [write_raster(root / "in" / f"d{seed}.tif", later(seed)) for seed in (1, 2, 3)]
         self.out = root / "out"
-        self.said = Collected()
+        self.logged = Collected()
         self.reports: dict[str, SceneReport] = {}
 
     def run(self, options: SeriesOptions | None = None, dates: list[Path] | None = None) -> list[str]:
-        """The names of the dates that were computed."""
-        self.said.records.clear()
+        """Runs the series and returns the names of the dates that were computed."""
+        self.logged.records.clear()
         self.reports.clear()
-        listener = Listener(self.said.log, lambda path, report: self.reports.update({path.name: report}))
+        listener = Listener(self.logged.log, lambda path, report: self.reports.update({path.name: report}))
         run_series(
             self.bundle, self.reference, dates or self.dates, self.out, options=options or SeriesOptions(),
             listener=listener,
@@ -78,7 +78,7 @@ class Place:
         return list(self.reports)
 
     def predict(self, before: Path, after: Path, options: SceneOptions | None = None) -> tuple[Any, Any, SceneReport]:
-        """Mask and probability of the whole engine, and its report."""
+        """Returns mask, probability and report of the engine that is not split."""
         probability = self.root / "alone" / "p.tif"
         change = self.root / "alone" / "change.tif"
         asked = replace(options or SceneOptions(), force=True, probability=probability)
@@ -106,7 +106,7 @@ PROBABLE = SeriesOptions(probability=True)
 
 
 def check_equal(place: Place, before: Path, after: Path, options: SceneOptions | None = None) -> None:
-    """The series' map of ``after`` is the one of predict, but for what float16 rounds."""
+    """Checks that the series' map of ``after`` equals that of predict, up to the rounding of float16."""
     mask, probability, report = place.predict(before, after, options)
     found = read(place.out / f"{after.stem}.tif")
     assert (found == mask).mean() >= 0.9999 and np.array_equal(found == 255, mask == 255)
@@ -115,7 +115,7 @@ def check_equal(place: Place, before: Path, after: Path, options: SceneOptions |
     assert (mine.nodata_share, mine.unread) == (report.nodata_share, report.unread)
 
 
-# --- what is written
+# --- outputs
 
 
 def test_each_date_is_compared_with_the_reference(place: Place) -> None:
@@ -129,7 +129,7 @@ def test_each_date_is_compared_with_the_reference(place: Place) -> None:
             assert dataset.crs == PLACE["crs"] and dataset.transform == PLACE["transform"]
             tags = dataset.tags()
             assert (tags["MISGNET_SPLIT"], tags["MISGNET_ENGINE"]) == ("yes", "cpu-float32 on a fake")
-    assert any(line.startswith("d2.tif: bands 1,2,3") for line in place.said.messages)
+    assert any(line.startswith("d2.tif: bands 1,2,3") for line in place.logged.messages)
 
 
 def test_each_date_is_encoded_once(place: Place, split: FakeSplit) -> None:
@@ -138,10 +138,10 @@ def test_each_date_is_encoded_once(place: Place, split: FakeSplit) -> None:
     more = write_raster(place.root / "in" / "d4.tif", later(4))
     assert place.run(dates=[*place.dates, more]) == ["d4.tif"]
     assert split.encoded == 5 * TILES
-    assert f"{place.out / 'd1.tif'} is up to date (written by an identical run)" in place.said.messages
+    assert f"{place.out / 'd1.tif'} is up to date (written by an identical run)" in place.logged.messages
 
 
-def test_features_that_encode_made_are_used(place: Place, split: FakeSplit) -> None:
+def test_features_written_by_encode_are_used(place: Place, split: FakeSplit) -> None:
     file = place.root / "kept.features"
     encode_file(place.bundle, place.reference, file)
     assert split.encoded == TILES
@@ -150,13 +150,13 @@ def test_features_that_encode_made_are_used(place: Place, split: FakeSplit) -> N
     check_equal(place, place.reference, place.dates[1])
 
 
-def test_features_are_discarded_where_asked(place: Place) -> None:
+def test_features_are_discarded_on_request(place: Place) -> None:
     place.run(SeriesOptions(discard_features=True))
     assert place.names() == {"d1.tif", "d2.tif", "d3.tif"}
 
 
 @pytest.mark.parametrize("engine", ["cpu-float32", "cpu"])
-def test_real_engines_give_predicts_masks(tmp_path: Path, engine: str) -> None:
+def test_real_engines_give_the_masks_of_predict(tmp_path: Path, engine: str) -> None:
     place = Place(tmp_path)
     scene_options = SceneOptions(engine=engine)
     place.run(SeriesOptions(scene=scene_options, probability=True))
@@ -169,7 +169,7 @@ def test_real_engines_give_predicts_masks(tmp_path: Path, engine: str) -> None:
 # --- pixels without data
 
 
-def holed(pixels: NDArray[np.uint8], *where: tuple[slice, slice]) -> NDArray[np.uint8]:
+def with_nodata(pixels: NDArray[np.uint8], *where: tuple[slice, slice]) -> NDArray[np.uint8]:
     pixels = pixels.copy()
     for rows, columns in where:
         pixels[:, rows, columns] = 0
@@ -177,8 +177,8 @@ def holed(pixels: NDArray[np.uint8], *where: tuple[slice, slice]) -> NDArray[np.
 
 
 LEFT, TOP, CORNER = (slice(None), slice(0, 20)), (slice(0, 9), slice(None)), (slice(140, None), slice(100, None))
-HOLES: dict[str, tuple[list[tuple[slice, slice]], list[tuple[slice, slice]], int]] = {
-    # of the reference, of the later date, and how many of the reference's tiles are encoded anew
+NODATA_AREAS: dict[str, tuple[list[tuple[slice, slice]], list[tuple[slice, slice]], int]] = {
+    # nodata areas of the reference and of the later date, and how many of the reference's tiles are encoded again
     "reference": ([LEFT], [], 0),
     "later": ([], [LEFT], 3),
     "both": ([LEFT], [LEFT], 0),
@@ -188,28 +188,28 @@ HOLES: dict[str, tuple[list[tuple[slice, slice]], list[tuple[slice, slice]], int
 }
 
 
-@pytest.mark.parametrize("case", HOLES)
-def test_holes_of_either_date_are_predicts(place: Place, split: FakeSplit, case: str) -> None:
-    first, second, anew = HOLES[case]
-    write_raster(place.reference, holed(REFERENCE, *first), nodata=0)
-    write_raster(place.dates[0], holed(later(1), *second), nodata=0)
+@pytest.mark.parametrize("case", NODATA_AREAS)
+def test_nodata_areas_of_either_date_match_predict(place: Place, split: FakeSplit, case: str) -> None:
+    first, second, encoded_again = NODATA_AREAS[case]
+    write_raster(place.reference, with_nodata(REFERENCE, *first), nodata=0)
+    write_raster(place.dates[0], with_nodata(later(1), *second), nodata=0)
     place.run(PROBABLE, place.dates[:1])
-    seen = 0 if case.startswith("all") else TILES
-    assert split.encoded == TILES + seen + anew
+    encoded_before = 0 if case.startswith("all") else TILES
+    assert split.encoded == TILES + encoded_before + encoded_again
     check_equal(place, place.reference, place.dates[0])
 
 
-@pytest.mark.parametrize("case", HOLES)
-def test_holes_in_a_consecutive_series(place: Place, case: str) -> None:
-    first, second, _ = HOLES[case]
-    write_raster(place.dates[0], holed(later(1), *first), nodata=0)
-    write_raster(place.dates[1], holed(later(2), *second), nodata=0)
+@pytest.mark.parametrize("case", NODATA_AREAS)
+def test_nodata_areas_in_a_consecutive_series(place: Place, case: str) -> None:
+    first, second, _ = NODATA_AREAS[case]
+    write_raster(place.dates[0], with_nodata(later(1), *first), nodata=0)
+    write_raster(place.dates[1], with_nodata(later(2), *second), nodata=0)
     place.run(replace(PROBABLE, consecutive=True))
     for before, after in zip([place.reference, *place.dates], place.dates, strict=False):
         check_equal(place, before, after)
 
 
-def test_alpha_and_scaling_of_one_date_alone(place: Place) -> None:
+def test_alpha_and_scaling_of_one_date_only(place: Place) -> None:
     alpha = np.full((1, H, W), 255, np.uint8)
     alpha[:, 70:, :30] = 0
     write_raster(place.dates[0], np.concatenate([later(1), alpha]), colours=RGBA)
@@ -222,7 +222,7 @@ def test_alpha_and_scaling_of_one_date_alone(place: Place) -> None:
 
 
 @pytest.mark.parametrize("consecutive", [False, True])
-def test_blocks_that_cannot_be_read_are_counted_as_by_predict(place: Place, consecutive: bool) -> None:
+def test_unreadable_blocks_are_counted_as_by_predict(place: Place, consecutive: bool) -> None:
     for path, pixels in ((place.reference, REFERENCE), (place.dates[0], later(1))):
         write_raster(path, pixels, compress="none")
         path.write_bytes(path.read_bytes()[: -(2 + (path is place.reference)) * 32 * 32 * 3])
@@ -236,12 +236,12 @@ def test_blocks_that_cannot_be_read_are_counted_as_by_predict(place: Place, cons
 
 
 def moved(columns: float, rows: float) -> Any:
-    """The scenes' place, moved by pixels."""
+    """Returns the scenes' georeferencing, moved by pixels."""
     return from_origin(PLACE["transform"].c + columns / 2, PLACE["transform"].f - rows / 2, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("consecutive", [False, True])
-def test_dates_of_other_grids_are_warped_onto_the_first(place: Place, consecutive: bool) -> None:
+def test_dates_on_other_grids_are_warped_onto_the_first(place: Place, consecutive: bool) -> None:
     for path, seed in zip(place.dates, (1, 2, 3), strict=True):
         write_raster(path, later(seed), transform=moved(2 * seed, 0.5))
     aligned = SceneOptions(align=True)
@@ -255,8 +255,8 @@ def test_dates_of_other_grids_are_warped_onto_the_first(place: Place, consecutiv
 # --- consecutive
 
 
-def test_grids_a_part_of_a_pixel_apart_are_taken_for_the_firsts(place: Place) -> None:
-    """Tiles begin on a grid of the ground, rounded to pixels: that of one date alone would be another one."""
+def test_grids_a_fraction_of_a_pixel_apart_count_as_equal(place: Place) -> None:
+    """Tiles start on a grid on the ground, rounded to pixels; the grid of each date alone would differ."""
     nudged = moved(0.4, 0.4)
     options = replace(PROBABLE, consecutive=True, scene=SceneOptions(overlap=13))
     write_raster(place.dates[0], later(1), transform=nudged)
@@ -273,7 +273,7 @@ def test_grids_a_part_of_a_pixel_apart_are_taken_for_the_firsts(place: Place) ->
             assert dataset.transform == PLACE["transform"]
 
 
-def test_each_date_is_compared_with_the_one_before(
+def test_each_date_is_compared_with_the_previous_one(
     place: Place, split: FakeSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[int] = []
@@ -300,7 +300,7 @@ def test_a_consecutive_series_is_continued_from_its_last_date(place: Place, spli
     assert place.names() == {"d1.tif", "d2.tif", "d3.tif"}
 
 
-# --- ends
+# --- interruptions
 
 
 def outcome(place: Place) -> dict[str, bytes]:
@@ -308,7 +308,7 @@ def outcome(place: Place) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("consecutive", "step"), [(False, 2), (True, 3)])
-def test_a_series_that_is_killed_anywhere_is_gone_on_with(place: Place, consecutive: bool, step: int) -> None:
+def test_series_resumes_after_kill_at_any_system_call(place: Place, consecutive: bool, step: int) -> None:
     options = SeriesOptions(consecutive=consecutive)
     dates = place.dates[:2]
     place.run(options, dates)
@@ -317,11 +317,11 @@ def test_a_series_that_is_killed_anywhere_is_gone_on_with(place: Place, consecut
         for path in place.out.iterdir():
             path.unlink()
 
-        def doomed(number: int = number) -> None:
+        def killed_run(number: int = number) -> None:
             die_at(number)
             place.run(options, dates)
 
-        if in_child(doomed) == 0:
+        if in_child(killed_run) == 0:
             break
         maps = {name: data for name, data in outcome(place).items() if name.endswith(".tif")}
         assert maps.items() <= whole.items()
@@ -330,7 +330,7 @@ def test_a_series_that_is_killed_anywhere_is_gone_on_with(place: Place, consecut
     assert computed >= {("d1.tif", "d2.tif"), ("d2.tif",)}
 
 
-def test_what_is_finished_of_a_date_is_not_computed_again(place: Place, split: FakeSplit) -> None:
+def test_finished_rows_of_a_date_are_not_computed_again(place: Place, split: FakeSplit) -> None:
     encode, left = split.encode, 2 * TILES + 3  # the engine fails in the last row of tiles of the second date
 
     def ending(images: Any) -> Any:
@@ -347,7 +347,7 @@ def test_what_is_finished_of_a_date_is_not_computed_again(place: Place, split: F
     assert place.names() == {"d1.tif", "d2.tif", "d3.tif", "reference.features"}
 
 
-def test_an_interruption_is_told(place: Place, split: FakeSplit) -> None:
+def test_an_interruption_says_how_to_resume(place: Place, split: FakeSplit) -> None:
     def interrupted(images: Any) -> Any:
         raise KeyboardInterrupt
 
@@ -364,15 +364,15 @@ def test_an_interruption_is_told(place: Place, split: FakeSplit) -> None:
         (lambda path: path.unlink(), "does not exist"),
     ],
 )
-def test_a_date_that_fails_does_not_keep_the_others(place: Place, damage: Callable[[Path], object], words: str) -> None:
+def test_a_failing_date_does_not_stop_the_others(place: Place, damage: Callable[[Path], object], words: str) -> None:
     damage(place.dates[1])
     with pytest.raises(InputError, match=rf"1 of 3 dates failed; the first is .*d2\.tif: .*{words}"):
         place.run()
     assert list(place.reports) == ["d1.tif", "d3.tif"]
-    assert any("continuing with the other dates" in line for line in place.said.messages)
+    assert any("continuing with the other dates" in line for line in place.logged.messages)
 
 
-def test_a_consecutive_date_that_fails_takes_its_neighbour_with_it(place: Place) -> None:
+def test_a_failing_date_of_a_consecutive_series_also_fails_the_next(place: Place) -> None:
     place.dates[1].write_bytes(b"no raster")
     more = write_raster(place.root / "in" / "d4.tif", later(4))
     with pytest.raises(InputError, match=r"2 of 4 dates failed; the first is .*d2\.tif"):
@@ -391,7 +391,7 @@ def test_damaged_features_are_never_compared(place: Place) -> None:
     assert place.run() == ["d2.tif", "d3.tif"]
 
 
-# --- what is refused
+# --- refused inputs
 
 
 def test_an_output_of_another_run_is_kept(place: Place) -> None:
@@ -407,8 +407,8 @@ def test_an_output_of_another_run_is_kept(place: Place) -> None:
     assert len(place.run(replace(forced, scene=replace(forced.scene, restart=True)))) == 3
 
 
-def test_what_was_tuned_since_is_named(place: Place, split: FakeSplit) -> None:
-    """The map of another batch is another one; nothing tells a user where that came from but this message."""
+def test_settings_tuned_since_are_named(place: Place, split: FakeSplit) -> None:
+    """Another batch size gives another map; only this message explains to the user where it came from."""
     place.run()
     split.batch = 2
     with pytest.raises(
@@ -428,7 +428,7 @@ def test_what_was_tuned_since_is_named(place: Place, split: FakeSplit) -> None:
         place.run(SeriesOptions(scene=SceneOptions(overlap=8)))
 
 
-def test_a_product_that_is_missing_is_not_taken_for_done(place: Place) -> None:
+def test_a_date_with_a_missing_output_is_not_finished(place: Place) -> None:
     place.run(PROBABLE)
     (place.out / "d2.probability.tif").unlink()
     with pytest.raises(UsageError, match=r"1 of 3 dates failed; .*d2\.tif exists"):
@@ -474,7 +474,7 @@ def test_features_of_another_layout_are_refused(place: Place, monkeypatch: pytes
         place.run()
 
 
-def test_names_that_cannot_be_meant_are_refused_before_all(place: Place) -> None:
+def test_invalid_names_are_refused_before_any_work(place: Place) -> None:
     twin = write_raster(place.root / "other" / "d1.tif", later(5))
     product = write_raster(place.root / "in" / "d1.probability.tif", later(5))
     for dates, options, words in (
@@ -484,14 +484,14 @@ def test_names_that_cannot_be_meant_are_refused_before_all(place: Place) -> None
         with pytest.raises(UsageError, match=words):
             place.run(options, dates)
     place.out = place.root / "in"
-    with pytest.raises(UsageError, match="is an input as well"):
+    with pytest.raises(UsageError, match="is also an input"):
         place.run(SeriesOptions(scene=SceneOptions(force=True)))
     assert np.array_equal(read(place.dates[0]), later(1)[0])
     reference = write_raster(place.root / "old" / "d1.tif", REFERENCE)
     place.out, place.reference = place.root / "out", reference
     with pytest.raises(UsageError, match="would both be written to"):
         place.run(SeriesOptions(consecutive=True))
-    assert len(place.run()) == 3  # the reference has no map of its own
+    assert len(place.run()) == 3  # no map is written for the reference
 
 
 def test_a_bundle_that_is_not_split_says_how_to_split_it(tmp_path: Path) -> None:
@@ -524,8 +524,8 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[
 
 
 def test_memory_does_not_grow_with_the_scene(place: Place) -> None:
-    """The larger one has 100 MiB of features for each date."""
-    peaks = []
+    """The larger scene has 100 MiB of features per date."""
+    memory = []
     for height in (1024, 4096):
         for path in (place.reference, place.dates[0]):
             with rasterio.open(
@@ -537,9 +537,11 @@ def test_memory_does_not_grow_with_the_scene(place: Place) -> None:
         arguments = [place.bundle, place.reference, place.dates[0], place.root / str(height)]
         command = [sys.executable, "-c", PEAK, *arguments]
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        peaks.append(int(ended.stdout.split()[-1]))
+        memory.append(int(ended.stdout.split()[-1]))
         size = (place.root / str(height) / "d1.features").stat().st_size
-    assert size > 95 << 20 and peaks[1] < peaks[0] + 60  # GDAL's cache and the queues fill; features would be 150
+    assert (
+        size > 95 << 20 and memory[1] < memory[0] + 60
+    )  # GDAL's cache and the queues fill; features in memory would be 150 MiB
 
 
 # --- the command
@@ -567,7 +569,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert place.names() == {f"d{n}.{end}" for n in (1, 2, 3) for end in ("tif", "probability.tif", "png", "gpkg")}
 
 
-def test_the_command_takes_scalings_of_the_first_date_and_of_the_others(tmp_path: Path) -> None:
+def test_the_command_accepts_scalings_of_the_first_and_the_later_dates(tmp_path: Path) -> None:
     place = Place(tmp_path)
     for path, seed in zip(place.dates, (1, 2, 3), strict=True):
         write_raster(path, later(seed).astype(np.uint16) * 100)
@@ -578,7 +580,7 @@ def test_the_command_takes_scalings_of_the_first_date_and_of_the_others(tmp_path
         assert second.tags()["MISGNET_BEFORE_SCALING"] == first.tags()["MISGNET_AFTER_SCALING"]
 
 
-def test_a_program_reads_what_was_written_and_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_events_report_outputs_and_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = Place(tmp_path)
     place.dates[0].write_bytes(b"no raster")
     call = ("series", place.bundle, place.reference, *place.dates, "-o", place.out, "--log", "json")

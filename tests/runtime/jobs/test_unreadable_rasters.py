@@ -1,4 +1,4 @@
-"""A raster that is truncated, unfinished or damaged never becomes a map without a word, whatever reads it."""
+"""No command silently makes a map of a raster that is truncated, unfinished or damaged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from support.scenes import PLACE, read, scene, write_raster
 
 H, W = 160, 128  # 5 x 4 blocks of 32 pixels
 BEFORE, AFTER = scene(H, W)
-BLOCK = 32 * 32 * 3  # bytes of one that is not compressed
+BLOCK = 32 * 32 * 3  # bytes of an uncompressed block
 ANY = "100"
 
 
@@ -56,7 +56,7 @@ class Place:
         self.change = self.root / "out/change.tif"
 
     def call(self, *words: object) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of ``misgnet-run``."""
+        """Runs ``misgnet-run`` and returns exit code, stdout and stderr."""
         self.capsys.readouterr()
         code = exit_code(cli.main, "misgnet-run", *words)
         return code, *self.capsys.readouterr()
@@ -65,7 +65,7 @@ class Place:
         return self.call("predict", self.bundle, self.before, self.after, "-o", self.change, *words)
 
     def outputs(self) -> list[str]:
-        """What has a name that is not hidden."""
+        """Returns the names of outputs that are not hidden."""
         return sorted(path.name for path in self.change.parent.glob("[!.]*"))
 
 
@@ -75,13 +75,13 @@ def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Place:
 
 
 def cut(path: Path, keep: float) -> None:
-    """Keep a share of a file's bytes, or where negative all but so many bytes."""
+    """Keeps a share of a file's bytes; if negative, removes that many bytes from its end."""
     content = path.read_bytes()
     path.write_bytes(content[: int(keep) if keep < 0 else int(keep * len(content))])
 
 
 def refused(place: Place, *words: str, **how: Any) -> str:
-    """That predict fails by exit code 4 in one line, and leaves no output; its message."""
+    """Checks that predict fails with exit code 4, one line and no output; returns the message."""
     code, out, error = place.predict(*how.get("options", ()))
     assert (code, out) == (4, ""), (code, out, error)
     message = error.splitlines()[-1]
@@ -136,7 +136,9 @@ def write_strips(path: Path, pixels: NDArray[Any], options: dict[str, Any]) -> P
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_truncated_date_fails_by_its_header(place: Place, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_date_fails_before_the_engine_opens(
+    place: Place, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(*_: object, **__: object) -> None:
         raise UnavailableError("the engine was opened")
 
@@ -147,7 +149,7 @@ def test_a_truncated_date_fails_by_its_header(place: Place, layout: str, monkeyp
 
 
 @pytest.mark.parametrize("date", ["before", "after"])
-def test_what_is_left_of_either_date_by_an_interrupted_copy_fails(place: Place, date: str) -> None:
+def test_a_partly_copied_date_fails(place: Place, date: str) -> None:
     write_raster(getattr(place, date), BEFORE, compress="none")
     for size in (20_000, 3_000, 600, 200, 8):
         content = getattr(place, date).read_bytes()
@@ -155,14 +157,14 @@ def test_what_is_left_of_either_date_by_an_interrupted_copy_fails(place: Place, 
         refused(place, getattr(place, date).name, "fetch")
 
 
-def test_a_directory_at_the_end_that_is_cut_off_is_named(place: Place) -> None:
+def test_a_truncated_tiff_directory_is_named(place: Place) -> None:
     with rasterio.open(place.after, "r+") as dataset:
-        dataset.update_tags(NOTE="x" * 4000)  # the directory moves behind the blocks
+        dataset.update_tags(NOTE="x" * 4000)  # the directory moves to the end of the file, after the blocks
     cut(place.after, -100)
     refused(place, "after.tif", "truncated", "beyond the end of the file", "fetch the file again")
 
 
-def test_a_mask_that_is_cut_off_is_unreadable(place: Place) -> None:
+def test_a_truncated_mask_is_unreadable(place: Place) -> None:
     mask = np.full((H, W), 255, np.uint8)
     mask[:40] = 0
     write_raster(place.after, AFTER, mask=mask, compress="none")
@@ -170,7 +172,7 @@ def test_a_mask_that_is_cut_off_is_unreadable(place: Place) -> None:
     refused(place, "after", "fetch")
 
 
-def test_a_mask_without_the_blocks_that_hide_all_is_whole(place: Place) -> None:
+def test_a_mask_may_omit_blocks_that_are_all_hidden(place: Place) -> None:
     mask = np.zeros((H, W), np.uint8)
     mask[:70] = 255
     write_raster(place.after, AFTER, mask=mask)
@@ -185,7 +187,7 @@ def test_a_mask_without_the_blocks_that_hide_all_is_whole(place: Place) -> None:
 
 
 def write_part(path: Path, pixels: NDArray[Any], **options: Any) -> Path:
-    """The upper two rows of blocks alone, by a writer that leaves the others out."""
+    """Writes only the upper two rows of blocks, with a writer that omits the others."""
     count, height, width = pixels.shape
     profile = {"driver": "GTiff", "height": height, "width": width, "count": count, "dtype": pixels.dtype}
     tiles = {"tiled": True, "blockxsize": 32, "blockysize": 32, "sparse_ok": True}
@@ -201,7 +203,7 @@ def test_blocks_that_were_never_written_are_unreadable(place: Place, options: di
     refused(place, f"the before raster {place.before} has {12 * planes} unreadable blocks (60 % of its pixels)")
 
 
-def test_blocks_that_were_never_written_are_nodata_where_it_is_declared(place: Place) -> None:
+def test_blocks_that_were_never_written_are_nodata_if_the_file_declares_nodata(place: Place) -> None:
     write_part(place.before, BEFORE, nodata=0)
     code, _, error = place.predict("--engine", "cpu-float32")
     assert code == 0 and "warning" not in error
@@ -209,7 +211,7 @@ def test_blocks_that_were_never_written_are_nodata_where_it_is_declared(place: P
     assert (change[64:] == 255).all() and (change[:64] != 255).all()
 
 
-def test_a_band_that_was_never_written_is_no_colour(place: Place) -> None:
+def test_a_band_that_was_never_written_is_nodata(place: Place) -> None:
     with rasterio.open(
         place.after, "w", driver="GTiff", height=H, width=W, count=3, dtype="uint8", nodata=0, interleave="band",
         sparse_ok=True, tiled=True, blockxsize=32, blockysize=32, **PLACE,
@@ -223,7 +225,7 @@ def test_a_band_that_was_never_written_is_no_colour(place: Place) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"tiled": True, "blockxsize": 32, "blockysize": 32, "compress": "lzw"}])
-def test_what_a_killed_writer_leaves_is_refused(place: Place, options: dict[str, Any]) -> None:
+def test_files_of_a_killed_writer_are_refused(place: Place, options: dict[str, Any]) -> None:
     def body() -> None:
         profile = {"driver": "GTiff", "height": H, "width": W, "count": 3, "dtype": "uint8", **PLACE}
         with rasterio.Env(GDAL_CACHEMAX=32 << 10):
@@ -236,10 +238,10 @@ def test_what_a_killed_writer_leaves_is_refused(place: Place, options: dict[str,
     refused(place, "after", "fetch")
 
 
-# --- what the limit allows
+# --- the limit --max-unreadable
 
 
-def test_what_is_allowed_is_nodata_and_a_warning(place: Place) -> None:
+def test_allowed_unreadable_blocks_are_nodata_and_warned_of(place: Place) -> None:
     write_raster(place.after, AFTER, compress="none")
     cut(place.after, -3 * BLOCK)
     code, out, error = place.predict("--max-unreadable", "15", "--log", "json")
@@ -259,7 +261,7 @@ def test_what_is_allowed_is_nodata_and_a_warning(place: Place) -> None:
     assert (tags["MISGNET_UNREADABLE_BEFORE"], tags["MISGNET_UNREADABLE_AFTER"]) == ("0", "15")
 
 
-def test_the_warning_goes_to_stderr_and_the_limit_is_that_of_each_date(place: Place) -> None:
+def test_the_warning_goes_to_stderr_and_the_limit_holds_for_each_date(place: Place) -> None:
     for path, pixels, blocks in ((place.before, BEFORE, 1), (place.after, AFTER, 2)):
         write_raster(path, pixels, compress="none")
         cut(path, -blocks * BLOCK)
@@ -273,8 +275,8 @@ def test_the_warning_goes_to_stderr_and_the_limit_is_that_of_each_date(place: Pl
     ]
 
 
-@pytest.mark.parametrize("blocks", [7, 14])  # of 100: in floating point 7 of them are more than 7 percent
-def test_the_limit_itself_is_allowed(place: Place, blocks: int) -> None:
+@pytest.mark.parametrize("blocks", [7, 14])  # of 100 blocks: in floating point 7 of them are more than 7 percent
+def test_a_share_equal_to_the_limit_is_allowed(place: Place, blocks: int) -> None:
     for path, pixels in zip((place.before, place.after), scene(320, 320), strict=True):
         write_raster(path, pixels, compress="none")
     cut(place.after, -blocks * BLOCK)
@@ -293,7 +295,7 @@ def test_the_limit_is_a_percentage(place: Place, percent: str) -> None:
 
 
 def damage(path: Path, *numbers: int) -> None:
-    """Overwrite blocks of a compressed raster, counted row by row, by what does not decode."""
+    """Overwrites blocks of a compressed raster, counted row by row, with undecodable bytes."""
     with rasterio.open(path) as dataset:
         tags = [
             [int(dataset.get_tag_item(f"BLOCK_{what}_{n % 4}_{n // 4}", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE")]
@@ -305,7 +307,7 @@ def damage(path: Path, *numbers: int) -> None:
             file.write(b"\xff" * size)
 
 
-def test_a_block_that_does_not_decode_fails_the_pair(place: Place) -> None:
+def test_an_undecodable_block_fails_the_pair(place: Place) -> None:
     damage(place.after, 9)
     refused(place, "the after raster", "has 1 unreadable block (5 % of its pixels)", "--max-unreadable 6")
     code, _, error = place.predict("--max-unreadable", "5")
@@ -316,14 +318,14 @@ def test_a_block_that_does_not_decode_fails_the_pair(place: Place) -> None:
 
 
 @pytest.mark.parametrize("date", ["before", "after"])
-def test_a_last_block_that_does_not_decode_is_no_error_of_what_follows(place: Place, date: str) -> None:
-    """A stretch reads it last, and rasterio then raises GDAL's last error for the colour of a band."""
+def test_an_undecodable_last_block_causes_no_later_error(place: Place, date: str) -> None:
+    """A stretch reads the block last, and rasterio then raises GDAL's last error for the colour of a band."""
     damage(getattr(place, date), 15)
     code, _, error = place.predict("--stretch", "2,98", "--max-unreadable", "5")
     assert code == 0 and f"the {date} raster" in error and "1 unreadable block (5 %" in error
 
 
-def test_a_pair_ends_when_too_much_of_it_does_not_decode(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_stops_once_too_many_blocks_are_undecodable(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(INTERFACE)
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: engine))
     for path in (place.before, place.after):
@@ -358,7 +360,7 @@ def test_both_kinds_are_counted_once_and_after_a_resume(place: Place, monkeypatc
     assert report.unreadable_share_after == 0.15
 
 
-def test_a_resumed_run_keeps_to_the_limit(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_enforces_the_limit(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     damage(place.after, 0)
     asked = ("--max-unreadable", ANY, "--batch", "2")
     calls: list[int] = []
@@ -372,7 +374,7 @@ def test_a_resumed_run_keeps_to_the_limit(place: Place, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Dying(INTERFACE)))
     assert place.predict(*asked)[0] == 130
-    code, _, error = place.predict("--batch", "2")  # what is saved already has the damaged block
+    code, _, error = place.predict("--batch", "2")  # the saved progress already includes the damaged block
     assert code == 4 and "1 unreadable block" in error and place.outputs() == []
     assert place.predict(*asked)[0] == 0
 
@@ -408,7 +410,7 @@ def test_unreadable_blocks_of_a_warped_date_are_found(place: Place, kind: str, a
     assert (change[17:76, 17:] != 255).all()
 
 
-def test_what_is_readable_of_a_warped_date_is_what_it_is_without_gaps(place: Place) -> None:
+def test_readable_pixels_of_a_warped_date_equal_those_of_the_intact_file(place: Place) -> None:
     turned = {"transform": from_origin(399_984 + 3.1, 4_999_992 - 2.3, 0.45, 0.55)}
     write_raster(place.after, AFTER, **turned)
     assert place.predict("--align")[0] == 0
@@ -435,7 +437,7 @@ def series(place: Place) -> Callable[..., tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize("date", ["before", "after"])
-def test_a_series_fails_for_a_truncated_date(place: Place, series: Callable[..., Any], date: str) -> None:
+def test_a_series_fails_on_a_truncated_date(place: Place, series: Callable[..., Any], date: str) -> None:
     write_raster(getattr(place, date), AFTER, compress="none")
     cut(getattr(place, date), 0.5)
     code, out, error = series()
@@ -447,7 +449,7 @@ def test_a_series_fails_for_a_truncated_date(place: Place, series: Callable[...,
     assert json.loads(out)[f"unreadable_share_{date}"] > 0.3
 
 
-def test_features_keep_what_was_unreadable(place: Place, series: Callable[..., Any]) -> None:
+def test_features_record_unreadable_blocks(place: Place, series: Callable[..., Any]) -> None:
     damage(place.before, 6)
     bundle, features = place.root / "split", place.root / "before.features"
     code, _, error = place.call("encode", bundle, place.before, "-o", features)
@@ -459,14 +461,14 @@ def test_features_keep_what_was_unreadable(place: Place, series: Callable[..., A
     code, out, error = series("--features", features, "--max-unreadable", 5, "--log", "json")
     assert (code, json.loads(out)["unread"]) == (0, [1, 32 * 32])
     assert (read(place.change.with_name("after.tif"))[32:64, 64:96] == 255).all()
-    code, _, error = series("--features", features)  # what is finished is checked as well
+    code, _, error = series("--features", features)  # finished dates are checked as well
     assert code == 4 and "5 %" in error
 
 
 # --- batch
 
 
-def test_a_batch_fails_a_truncated_scene_and_names_it(place: Place) -> None:
+def test_a_batch_names_the_truncated_scene(place: Place) -> None:
     write_raster(place.root / "in/cut.tif", AFTER, compress="none")
     cut(place.root / "in/cut.tif", -2 * BLOCK)
     table = place.root / "scenes.csv"
@@ -488,13 +490,13 @@ def test_a_batch_fails_a_truncated_scene_and_names_it(place: Place) -> None:
     events = [json.loads(line) for line in error.splitlines()]
     assert any(event["level"] == "warning" and event.get("scene") == "bad" for event in events)
 
-    assert place.call("batch", place.bundle, table, "-o", out)[0] == 6  # a lower limit counts for what is done, too
+    assert place.call("batch", place.bundle, table, "-o", out)[0] == 6  # a lower limit also holds for finished scenes
 
 
 # --- files that change
 
 
-def test_a_file_put_in_the_place_of_a_raster_is_noticed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replaced_raster_is_detected(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     other = write_raster(place.root / "other.tif", np.roll(AFTER, 7, 2), compress="none")
     write_raster(place.after, AFTER, compress="none")
     assert other.stat().st_size == place.after.stat().st_size
@@ -510,7 +512,7 @@ def test_a_file_put_in_the_place_of_a_raster_is_noticed(place: Place, monkeypatc
     refused(place, "after.tif was changed while it was read")
 
 
-def test_a_file_written_to_under_its_old_time_is_noticed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_raster_modified_with_its_old_time_is_detected(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     write_raster(place.after, AFTER, compress="none")
     found = place.after.stat()
 
@@ -526,7 +528,7 @@ def test_a_file_written_to_under_its_old_time_is_noticed(place: Place, monkeypat
     refused(place, "after.tif was changed while it was read")
 
 
-def test_a_link_to_a_raster_changes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_hard_link_to_a_raster_is_accepted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     class Linking(FakeEngine):
         def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
             if not (place.root / "backup.tif").exists():
@@ -537,7 +539,7 @@ def test_a_link_to_a_raster_changes_nothing(place: Place, monkeypatch: pytest.Mo
     assert place.predict()[0] == 0
 
 
-def test_a_raster_replaced_while_it_is_hashed_is_noticed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_raster_replaced_while_it_is_hashed_is_detected(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = inputs.file_sha256
 
     def replacing(path: Path) -> str:
@@ -557,7 +559,7 @@ def inspected(before: Path, after: Path) -> Inputs:
 
 
 @pytest.mark.parametrize("layout", ["tiles", "strips, not compressed", "big-endian BigTIFF", "planes"])
-def test_every_length_of_a_file_is_refused(place: Place, layout: str) -> None:
+def test_a_file_truncated_at_any_length_is_refused(place: Place, layout: str) -> None:
     whole = write(place.after, AFTER, layout).read_bytes()
     inspected(place.before, place.after)
     for size in [*range(0, 700, 13), *np.linspace(700, len(whole) - 1, 40).astype(int)]:

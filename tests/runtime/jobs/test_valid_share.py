@@ -1,4 +1,4 @@
-"""A changed share is one of valid pixels, and the valid share stands beside it: lines, JSON and tables."""
+"""The changed share refers to valid pixels, and the valid share is reported with it: in lines, JSON and tables."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Dates: whole, three quarters valid, and none valid; bundles, one of them split."""
+    """Returns a folder of dates (all, three quarters and no pixels valid) and of bundles, one of them split."""
     make_bundle(tmp_path / "bundle", engines=[FLOAT])
     make_bundle(tmp_path / "split", engines=[SPLIT_FLOAT])
     partly = AFTER.copy()
@@ -59,14 +59,14 @@ def folder(tmp_path: Path) -> Path:
         (0.5, 1e-6, "50.00 % changed of valid pixels, < 0.01 % valid"),
     ],
 )
-def test_the_words(share: float | None, valid: float, words: str) -> None:
+def test_shares_as_text(share: float | None, valid: float, words: str) -> None:
     from misgnet_runtime.formatting import format_change
 
     assert format_change(share, valid) == words
 
 
 @pytest.mark.parametrize("command", ["predict", "series"])
-def test_a_scene_without_valid_pixels_is_no_scene_without_change(call: Any, folder: Path, command: str) -> None:
+def test_a_scene_without_valid_pixels_is_not_reported_as_unchanged(call: Any, folder: Path, command: str) -> None:
     dates = folder / "before.tif", folder / "none.tif"
     given = ("predict", folder / "bundle", *dates, "-o", folder / "out/none.tif")
     if command == "series":
@@ -75,7 +75,7 @@ def test_a_scene_without_valid_pixels_is_no_scene_without_change(call: Any, fold
     assert code == 0 and "no valid pixels" in out and "changed" not in out
     assert "warning: " in error and "has no valid pixels" in error
     code, out, _ = call(*given, "--force", "--restart", "--log", "json")
-    if command == "series":  # what is finished stays
+    if command == "series":  # finished dates stay
         return
     figures = json.loads(out)
     assert (figures["changed_share"], figures["valid_share"], figures["nodata_share"]) == (None, 0, 1)
@@ -93,7 +93,7 @@ def test_shares_are_of_valid_pixels(call: Any, folder: Path, command: str) -> No
     assert code == 0 and f"{100 * share:.2f} % changed of valid pixels, 75.00 % valid" in out
 
 
-def test_the_figures_of_a_scene(call: Any, folder: Path) -> None:
+def test_figures_of_a_scene(call: Any, folder: Path) -> None:
     _, out, _ = call("predict", folder / "bundle", folder / "before.tif", folder / "partly.tif", "-o",
                      folder / "p.tif", "--log", "json")  # fmt: skip
     change, figures = read(folder / "p.tif"), json.loads(out)
@@ -101,7 +101,7 @@ def test_the_figures_of_a_scene(call: Any, folder: Path) -> None:
     assert figures["changed_share"] == pytest.approx((change == 1).sum() / (change != 255).sum())
 
 
-def test_a_batch_says_it_in_lines_and_tables(call: Any, folder: Path) -> None:
+def test_a_batch_reports_shares_in_lines_and_tables(call: Any, folder: Path) -> None:
     rows = [f"{name},before.tif,{name}.tif" for name in ("partly", "none")]
     (folder / "scenes.csv").write_text("\n".join(["id,before,after", *rows]) + "\n")
     code, out, _ = call("batch", folder / "bundle", folder / "scenes.csv", "-o", folder / "out")
@@ -112,7 +112,7 @@ def test_a_batch_says_it_in_lines_and_tables(call: Any, folder: Path) -> None:
     assert (none["changed_share"], none["valid_share"], none["nodata_share"]) == ("", "0.0", "1.0")
     assert partly["valid_share"] == "0.75" and float(partly["changed_share"]) > 0
     code, out, _ = call("batch", folder / "bundle", folder / "scenes.csv", "-o", folder / "out", "--log", "json")
-    assert code == 0 and json.loads(out)["earlier"] == 2  # a record without a share is read again
+    assert code == 0 and json.loads(out)["earlier"] == 2  # a record without a share is read
 
 
 def test_all_pixels_of_plain_images_are_valid(call: Any, folder: Path) -> None:

@@ -372,7 +372,7 @@ def test_geotiffs_are_processed_into_rasters_and_products(workspace: Workspace) 
     for date, pixels in zip(("before", "after"), scene(90, 80), strict=True):
         write_raster(workspace.folder / f"s_{date}.tif", pixels.astype(np.uint16) * 100)
     workspace.run()
-    assert "holds uint16" in workspace.journal()[-1]["message"]  # no scale was declared
+    assert "contains uint16" in workspace.journal()[-1]["message"]  # no scale was declared
     from misgnet_runtime.raster.declared import Declared
 
     declared = Declared(scale=(1 / 25500,))
@@ -417,7 +417,7 @@ def test_geotiffs_wait_if_rasterio_is_missing(workspace: Workspace, monkeypatch:
     workspace.add("a")
     monkeypatch.setitem(sys.modules, "rasterio", None)
     assert workspace.run() == WatchReport(done=1, pending=1)
-    assert workspace.ends() == [("a", "done")] and "needs rasterio" in workspace.log.warnings[0]
+    assert workspace.ends() == [("a", "done")] and "requires rasterio" in workspace.log.warnings[0]
 
 
 # --- bundles, disks and folders

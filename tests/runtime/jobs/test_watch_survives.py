@@ -298,7 +298,7 @@ def test_only_geotiffs_wait_if_the_geo_extra_is_missing(
     assert workspace.run() == 0
     assert workspace.ends() == [("a", "done")]
     captured = capsys.readouterr()
-    assert captured.err.count("needs rasterio") == 1 and "1 pair done, 0 pairs failed, 2 pending" in captured.out
+    assert captured.err.count("requires rasterio") == 1 and "1 pair done, 0 pairs failed, 2 pending" in captured.out
 
 
 # --- processes

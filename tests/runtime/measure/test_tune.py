@@ -27,7 +27,7 @@ from misgnet_runtime.inference import self_test, tuned
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.inference.split_detector import choose_split
 from misgnet_runtime.inference.throughput import Task, Timing
-from misgnet_runtime.inference.tuned import Measurement, OptimiseFor, Place, Setting, Tuning, keep, kept, prepare
+from misgnet_runtime.inference.tuned import Measurement, OptimiseFor, Scope, Setting, Tuning, keep, kept, prepare
 from misgnet_runtime.jobs.compile import run as compile_run
 from misgnet_runtime.jobs.compile.run import CompileOptions, compile_bundle
 from misgnet_runtime.jobs.journal import Raw, open_journal
@@ -64,7 +64,7 @@ def bundle(tmp_path: Path) -> Bundle:
 def a_tuning(bundle: Bundle, engine: str = FLOAT.name, **changes: Any) -> Tuning:
     """Returns a tuning in which ``engine`` is the fastest, with two streams for throughput."""
     found = {
-        "format": tuned.FORMAT, "created": "2026-01-01T00:00:00+00:00", "place": Place.of(bundle),
+        "format": tuned.FORMAT, "created": "2026-01-01T00:00:00+00:00", "place": Scope.of(bundle),
         "gpu": tuned.gpu_of(bundle), "libraries": tuned.libraries_of(bundle), "latency": engine, "throughput": engine,
         "settings": {engine: MANY}, "measurements": [],
     }  # fmt: skip
@@ -314,9 +314,9 @@ def pipe(path: Path) -> None:
         (lambda path: path.write_bytes(b"\xff{"), "is not used: "),
         (lambda path: path.write_bytes(b"[" * 100_000), "is not used: "),
         (lambda path: path.write_bytes(b" " * (1 << 21)), "larger than 1048641 bytes"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "its digest is not that of what it holds"),
-        (lambda path: path.parent.chmod(0o750), "is open to others (mode 0750)"),
-        (pipe, "it is no file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "its contents do not match its digest"),
+        (lambda path: path.parent.chmod(0o750), "is open to other users (mode 0750)"),
+        (pipe, "it is not a regular file"),
         (damage(lambda v: v.update(format=3)), "it has format 3; this version reads format 2"),
         (
             damage(lambda v: v.update(format=3, more="of a later version")),
@@ -370,7 +370,7 @@ def test_a_tuning_of_an_earlier_version_is_reported_in_one_line(
 ) -> None:
     """In format 1, each engine had its own file, whose name depended on the engine."""
     place = {
-        "bundle_sha256": bundle.digest(), "engine": entry.name, "processor": Place.of(bundle).processor, "cores": 4,
+        "bundle_sha256": bundle.digest(), "engine": entry.name, "processor": Scope.of(bundle).processor, "cores": 4,
         "gpu": "", "library": "",
     }  # fmt: skip
     name = hashlib.sha256(json.dumps(place, separators=(",", ":")).encode()).hexdigest()[:32]
@@ -384,7 +384,7 @@ def test_a_tuning_of_an_earlier_version_is_reported_in_one_line(
     folder.prepare()
     path = folder.write_sealed(f"{name}.json", json.dumps(values, indent=2).encode())
     with open_detector(bundle, FLOAT.name, optimise_for="throughput") as (detector, _, reason):
-        assert (reason, detector.engine.streams) == ("as asked", 4)
+        assert (reason, detector.engine.streams) == ("as requested", 4)
     warned = capsys.readouterr().err
     assert warned == (
         f"warning: the tuning of bundle {bundle.path} in {path} is not used: it has format 1; this version reads "
@@ -398,11 +398,11 @@ def test_an_unwritable_cache_is_reported_before_measuring(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(StorageError, match=r"nothing can be kept in .*: .*; name another folder in MISGNET_CACHE"):
+    with pytest.raises(StorageError, match=r"folder .* cannot be used: .*; set MISGNET_CACHE to another folder"):
         tune_bundle(bundle.path)
     (tmp_path / "cache").unlink()
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(StorageError, match="no right to write there"):
+    with pytest.raises(StorageError, match="it is not writable"):
         prepare()
 
 
@@ -412,13 +412,13 @@ def test_an_unwritable_cache_is_reported_before_measuring(
 @pytest.mark.parametrize(
     ("execution", "optimise_for", "expected"),
     [
-        (ExecutionOptions(), "throughput", (2, 4, "as asked; tuned here: 2 streams, batch 4")),
+        (ExecutionOptions(), "throughput", (2, 4, "as requested; tuned here: 2 streams, batch 4")),
         (ExecutionOptions(streams=3), "throughput",
-         (3, 4, "as asked; tuned here, except for the requested options: 3 streams, batch 4")),
+         (3, 4, "as requested; tuned here, except for the requested options: 3 streams, batch 4")),
         (ExecutionOptions(batch=1, threads=2), "throughput",
-         (2, 1, "as asked; tuned here, except for the requested options: 2 streams, batch 1")),
-        (ExecutionOptions(), "latency", (1, 1, "as asked; tuned here: 1 stream, batch 1")),
-        (ExecutionOptions(), None, (4, None, "as asked")),
+         (2, 1, "as requested; tuned here, except for the requested options: 2 streams, batch 1")),
+        (ExecutionOptions(), "latency", (1, 1, "as requested; tuned here: 1 stream, batch 1")),
+        (ExecutionOptions(), None, (4, None, "as requested")),
     ],
 )  # fmt: skip
 def test_requested_options_override_tuned_settings(
@@ -429,7 +429,7 @@ def test_requested_options_override_tuned_settings(
         assert (detector.engine.streams, detector.batch, reason) == expected
     if optimise_for:  # an engine that was not measured uses the defaults
         with open_detector(bundle, INT8.name, optimise_for=optimise_for) as (detector, _, reason):
-            assert (detector.engine.streams, reason) == (4, "as asked")
+            assert (detector.engine.streams, reason) == (4, "as requested")
 
 
 def test_a_tuned_engine_that_no_longer_opens_is_replaced_and_the_reason_given(bundle: Bundle) -> None:
@@ -525,7 +525,7 @@ def test_the_command_shows_one_table_and_later_runs_use_it(
     before, after = (write_image(tmp_path / f"{i}.png", pixels) for i, pixels in enumerate(images(70, 50)))
     predict = ("predict", bundle.path, before, after, "-o", tmp_path / "mask.png", "--force")
     assert "engine cpu-float32 (measured fastest here; tuned here: 1 stream, batch 1)" in run(*predict)[1]
-    assert "engine cpu (as asked; tuned here: 1 stream, batch 1)" in run(*predict, "--engine", "cpu")[1]
+    assert "engine cpu (as requested; tuned here: 1 stream, batch 1)" in run(*predict, "--engine", "cpu")[1]
     assert "engine cpu (fastest that runs here" in run(*predict, "--no-tuned")[1]
 
 
@@ -549,7 +549,7 @@ def test_scenes_use_the_settings_tuned_for_throughput(
     assert "cpu-float32 (measured fastest here; tuned here: 2 streams, batch 3)" in run(*predict)[1]
     output = run(*predict, "--batch", 1, "--streams", 1)[1]
     assert "tuned here, except for the requested options: 1 stream, batch 1)" in output
-    assert "cpu-float32 (as asked)" in run(*predict, "--no-tuned", "--engine", FLOAT.name)[1]
+    assert "cpu-float32 (as requested)" in run(*predict, "--no-tuned", "--engine", FLOAT.name)[1]
     assert used == [(3, 2), (1, 1), (1, 4)]
 
 

@@ -1,4 +1,4 @@
-"""Overlapping tiles and their blending: every pixel is covered, weights sum to 1, bands are the whole."""
+"""Tests of overlapping tiles and their blending: coverage, weights, and completed rows."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ def layouts(draw: st.DrawFn) -> Layout:
     return lay_out(draw(st.integers(1, 90)), draw(st.integers(1, 90)), tile, overlap, anchor)
 
 
-def blended(layout: Layout, answers: np.ndarray, first: int = 0) -> list[np.ndarray]:
-    """The finished bands of ``answers`` (rows, columns, T, T)."""
+def blended(layout: Layout, predictions: np.ndarray, first: int = 0) -> list[np.ndarray]:
+    """Returns the completed bands of rows of ``predictions`` (rows, columns, T, T)."""
     blender = Blender(layout, first)
     bands = []
     for row in range(first, len(layout.rows.starts)):
         for column in range(len(layout.columns.starts)):
-            blender.add(column, answers[row, column])
+            blender.add(column, predictions[row, column])
         with blender.finish() as rows:
             bands.append(rows.copy())
     return bands
 
 
-def answers_of(layout: Layout, seed: int) -> np.ndarray:
+def predictions_of(layout: Layout, seed: int) -> np.ndarray:
     shape = (len(layout.rows.starts), len(layout.columns.starts), layout.rows.tile, layout.rows.tile)
     return np.random.default_rng(seed).random(shape, np.float32)
 
 
-def whole(layout: Layout, answers: np.ndarray) -> np.ndarray:
-    """The same map by its definition: weighted sums over the whole scene."""
+def whole(layout: Layout, predictions: np.ndarray) -> np.ndarray:
+    """Returns the map by its definition: weighted sums over the whole scene."""
     tile = layout.rows.tile
     sums = np.zeros([axis.starts[-1] + tile for axis in (layout.rows, layout.columns)])
     for i, (y, row) in enumerate(zip(layout.rows.starts, layout.rows.weights(), strict=True)):
         for j, (x, column) in enumerate(zip(layout.columns.starts, layout.columns.weights(), strict=True)):
-            sums[y : y + tile, x : x + tile] += row[:, None] * column * answers[i, j]
+            sums[y : y + tile, x : x + tile] += row[:, None] * column * predictions[i, j]
     return sums[: layout.rows.length, : layout.columns.length]
 
 
@@ -59,14 +59,14 @@ def test_every_pixel_is_covered_and_weights_sum_to_one(length: int, tile: int, d
         assert (weights >= 0).all()
         total[start : start + tile] += weights
     np.testing.assert_allclose(total, 1, atol=1e-5)
-    # strictly onward, within the scene where it can be, and overlapping by what was asked at least
+    # ascending, within the scene if it is large enough, and overlapping by at least ``overlap``
     steps = np.diff(axis.starts)
     assert (steps > 0).all() and (steps <= tile - overlap).all()
     assert axis.starts[0] == 0 and axis.starts[-1] == max(0, length - tile)
     assert all((start - anchor) % (tile - overlap) == 0 for start in axis.starts[1:-1])
 
 
-def test_plain_hann_windows_where_no_tile_is_off_the_grid() -> None:
+def test_weights_are_hann_windows_if_all_tiles_are_on_the_grid() -> None:
     axis = Axis(64 + 3 * 48, 64, 16, anchor=-96)
     assert axis.starts == (0, 48, 96, 144)
     hann = np.sin(np.pi * (np.arange(64) + 0.5) / 64) ** 2
@@ -76,16 +76,16 @@ def test_plain_hann_windows_where_no_tile_is_off_the_grid() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(tile=st.integers(8, 24), cut=st.integers(1, 60), data=st.data())
-def test_a_scene_cut_elsewhere_has_the_same_map_away_from_the_cut(tile: int, cut: int, data: st.DataObject) -> None:
-    """What a tile answers depends on where it lies on the ground, in any way; so may the map, but not on the cut."""
+def test_the_map_away_from_the_edge_does_not_depend_on_the_cut(tile: int, cut: int, data: st.DataObject) -> None:
+    """Predictions may depend on a tile's position on the ground in any way, but the map not on the scene's edge."""
     overlap = data.draw(st.integers(0, tile // 2))
 
     def one_map(start: int) -> np.ndarray:
         axis = Axis(150 - start, tile, overlap, 7 - start)
-        answer = [np.random.default_rng(start + begin).random(tile) for begin in axis.starts]
+        predictions = [np.random.default_rng(start + begin).random(tile) for begin in axis.starts]
         return sum(
             np.pad(weights * one, (begin, axis.length - tile - begin))
-            for begin, weights, one in zip(axis.starts, axis.weights(), answer, strict=True)
+            for begin, weights, one in zip(axis.starts, axis.weights(), predictions, strict=True)
         )
 
     first_on_grid = Axis(150 - cut, tile, overlap, 7 - cut).starts[1]
@@ -95,7 +95,7 @@ def test_a_scene_cut_elsewhere_has_the_same_map_away_from_the_cut(tile: int, cut
 
 @settings(max_examples=100, deadline=None)
 @given(layout=layouts())
-def test_finished_rows_follow_each_other(layout: Layout) -> None:
+def test_finished_rows_are_contiguous(layout: Layout) -> None:
     spans = [layout.rows.finished(i) for i in range(len(layout.rows.starts))]
     assert spans[0].start == 0 and spans[-1].stop == layout.rows.length
     assert all(a.stop == b.start for a, b in pairwise(spans))
@@ -104,24 +104,24 @@ def test_finished_rows_follow_each_other(layout: Layout) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(layout=layouts(), seed=st.integers(0, 9))
-def test_bands_are_the_whole(layout: Layout, seed: int) -> None:
-    answers = answers_of(layout, seed)
-    np.testing.assert_allclose(np.concatenate(blended(layout, answers)), whole(layout, answers), atol=1e-5)
+def test_completed_bands_form_the_whole_map(layout: Layout, seed: int) -> None:
+    predictions = predictions_of(layout, seed)
+    np.testing.assert_allclose(np.concatenate(blended(layout, predictions)), whole(layout, predictions), atol=1e-5)
 
 
 @settings(max_examples=100, deadline=None)
 @given(layout=layouts(), seed=st.integers(0, 9), data=st.data())
-def test_going_on_from_any_row_gives_the_same_bytes(layout: Layout, seed: int, data: st.DataObject) -> None:
-    answers = answers_of(layout, seed)
-    bands = blended(layout, answers)
+def test_resuming_at_any_row_gives_identical_bytes(layout: Layout, seed: int, data: st.DataObject) -> None:
+    predictions = predictions_of(layout, seed)
+    bands = blended(layout, predictions)
     done = data.draw(st.integers(0, len(bands) - 1))
     first = layout.rows.first_reaching(layout.rows.starts[done])
-    again = blended(layout, answers, first)
+    again = blended(layout, predictions, first)
     for band, other in zip(bands[done:], again[done - first :], strict=True):
         assert band.tobytes() == other.tobytes()
 
 
 @pytest.mark.parametrize("overlap", [-1, 49])
-def test_an_overlap_beyond_the_sensible_is_refused(overlap: int) -> None:
-    with pytest.raises(UsageError, match=f"--overlap is {overlap}; it is from 0 to 3/4 of a tile, here 48"):
+def test_an_overlap_out_of_range_is_refused(overlap: int) -> None:
+    with pytest.raises(UsageError, match=f"--overlap is {overlap}; it must be from 0 to 3/4 of a tile, here 48"):
         lay_out(100, 100, 64, overlap)

@@ -1,4 +1,4 @@
-"""Tile pairs: each pixel counts once, bad files are named, and the metrics are those of scikit-learn."""
+"""Tests of tile pairs, images, labels and metrics; the metrics are compared with those of scikit-learn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sklearn import metrics as judge
+from sklearn import metrics as reference
 
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.errors import InputError
@@ -64,7 +64,7 @@ def test_each_pixel_is_owned_once(height: int, width: int, tile: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(height=st.integers(1, 100), width=st.integers(1, 100), tile=st.integers(4, 64))
-def test_windows_lie_within_an_image_that_is_large_enough(height: int, width: int, tile: int) -> None:
+def test_windows_are_within_an_image_that_is_large_enough(height: int, width: int, tile: int) -> None:
     for cell in cover(height, width, tile):
         assert cell.rows.start >= 0
         assert cell.columns.start >= 0
@@ -78,7 +78,7 @@ def test_small_image_is_reflected() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(0, 5, 5), (5, 0, 5), (5, 5, 0)])
-def test_nothing_cannot_be_covered(sizes: tuple[int, int, int]) -> None:
+def test_empty_images_and_tiles_are_refused(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="cannot cover"):
         cover(*sizes)
 
@@ -88,7 +88,7 @@ def test_nothing_cannot_be_covered(sizes: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".jpg", ".jpeg", ".PNG"])
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 64), (100, 150), (20, 30)])
-def test_pixels_come_back_from_tiles(tmp_path: Path, suffix: str, height: int, width: int) -> None:
+def test_tiles_reassemble_to_the_images(tmp_path: Path, suffix: str, height: int, width: int) -> None:
     write_pair(tmp_path, "a", height, width, suffix)
     found = TileSet.open(tmp_path, 64)
     source = found.sources[0]
@@ -103,11 +103,11 @@ def test_pixels_come_back_from_tiles(tmp_path: Path, suffix: str, height: int, w
         assert (joined == whole).all()
 
 
-def test_tiles_are_in_order_and_named_by_place(tmp_path: Path) -> None:
+def test_tiles_are_in_order_and_named_by_position(tmp_path: Path) -> None:
     for name in ("b", "a"):
         write_pair(tmp_path, name, 64, 100)
-    (tmp_path / "A" / "notes.txt").write_text("no image")
-    (tmp_path / "A" / ".hidden.png").write_text("no image")
+    (tmp_path / "A" / "notes.txt").write_text("not an image")
+    (tmp_path / "A" / ".hidden.png").write_text("not an image")
     found = TileSet.open(tmp_path, 64)
     assert [ref.name for ref in found] == ["a@0,0", "a@0,36", "b@0,0", "b@0,36"]
     assert [ref.name for ref in found.subset([3, 0])] == ["a@0,0", "b@0,36"]
@@ -116,7 +116,7 @@ def test_tiles_are_in_order_and_named_by_place(tmp_path: Path) -> None:
     assert stack(batches[0])[1].shape == (3, 64, 64, 3)
 
 
-def test_digest_follows_every_file_and_the_tiles(tmp_path: Path) -> None:
+def test_digest_depends_on_every_file_and_on_the_tiles(tmp_path: Path) -> None:
     write_pair(tmp_path)
     write_pair(tmp_path, "b", seed=5)
     digests = [TileSet.open(tmp_path, 64).digest(), TileSet.open(tmp_path, 32).digest()]
@@ -153,7 +153,7 @@ def empty(part: str) -> Callable[[Path], str]:
     def change(root: Path) -> str:
         for path in (root / part).iterdir():
             path.unlink()
-        return f"{part} holds no images"
+        return f"{part} contains no images"
 
     return change
 
@@ -185,7 +185,7 @@ def folder_as_image(root: Path) -> str:
     return "B/a.png cannot be read"
 
 
-def no_image(root: Path) -> str:
+def text_as_image(root: Path) -> str:
     (root / "B" / "a.png").write_text("text")
     return "B/a.png cannot be read"
 
@@ -198,12 +198,12 @@ BAD_FOLDERS = {
     },
     "duplicate": double,
     "folder": folder_as_image,
-    "text": no_image,
+    "text": text_as_image,
 }
 
 
 @pytest.mark.parametrize("case", BAD_FOLDERS)
-def test_bad_folder_is_named(tmp_path: Path, case: str) -> None:
+def test_bad_directories_and_files_are_named(tmp_path: Path, case: str) -> None:
     write_pair(tmp_path)
     write_pair(tmp_path, "b")
     expected = BAD_FOLDERS[case](tmp_path)
@@ -250,7 +250,7 @@ BAD_IMAGES: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.mark.parametrize("case", BAD_IMAGES)
-def test_image_of_another_kind_is_named(tmp_path: Path, case: str) -> None:
+def test_images_that_are_not_8_bit_rgb_are_refused(tmp_path: Path, case: str) -> None:
     path = BAD_IMAGES[case](tmp_path)
     with pytest.raises(InputError, match="8-bit RGB") as caught:
         read_image(path)
@@ -266,7 +266,7 @@ def test_opaque_alpha_and_palette_become_rgb(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.95])
-def test_truncated_image_is_named(tmp_path: Path, suffix: str, share: float) -> None:
+def test_truncated_images_are_refused(tmp_path: Path, suffix: str, share: float) -> None:
     path = save(tmp_path / f"x{suffix}", picture(64, 64))
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
@@ -276,8 +276,8 @@ def test_truncated_image_is_named(tmp_path: Path, suffix: str, share: float) -> 
 
 
 @pytest.mark.parametrize(("suffix", "zeros"), [(".jpg", 0.5), (".png", 0.02), (".png", 0.5)])
-def test_an_unfinished_copy_with_room_for_all_is_named(tmp_path: Path, suffix: str, zeros: float) -> None:
-    """Copies that reserve their room end in zeros, which decode: to grey in a JPEG, to black at a PNG's end."""
+def test_unfinished_copies_with_preallocated_size_are_refused(tmp_path: Path, suffix: str, zeros: float) -> None:
+    """They end in zeros, which would decode to grey in a JPEG, and to black at the end of a PNG."""
     pixels = picture(64, 64) if suffix == ".jpg" else np.repeat(picture(64, 1), 64, axis=1)
     content = bytearray(save(tmp_path / f"x{suffix}", pixels).read_bytes())
     count = int(zeros * len(content))
@@ -290,8 +290,8 @@ def test_an_unfinished_copy_with_room_for_all_is_named(tmp_path: Path, suffix: s
 
 
 @pytest.mark.parametrize("read", [read_image, read_label])
-def test_a_tiff_without_its_strips_is_named(tmp_path: Path, read: Callable[[Path], object]) -> None:
-    """What a killed writer leaves: Pillow would take the file's first bytes for pixels."""
+def test_a_tiff_without_offsets_of_strips_is_refused(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    """A killed writer leaves such files; Pillow would read the file's first bytes as pixels."""
     path = save(tmp_path / "x.tif", picture(64, 64))
     content = bytearray(path.read_bytes())
     (directory,) = struct.unpack_from("<L", content, 4)
@@ -309,15 +309,15 @@ def test_a_tiff_without_its_strips_is_named(tmp_path: Path, read: Callable[[Path
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=6))
-def test_damaged_image_is_read_or_named(
+def test_damaged_images_are_read_or_raise_input_error(
     tmp_path: Path, suffix: str, options: dict[str, str], changes: list[tuple[float, int]]
 ) -> None:
     if options and suffix != ".tif":
         return
     path = save(tmp_path / f"x{suffix}", picture(16, 16), **options)
     content = bytearray(path.read_bytes())
-    for place, value in changes:
-        content[int(place**3 * len(content))] = value  # most of them in the header
+    for position, value in changes:
+        content[int(position**3 * len(content))] = value  # most of them in the header
     path.write_bytes(content)
     for read in (image_size, read_image, read_label):
         with suppress(InputError):
@@ -351,14 +351,14 @@ LABELS["palette with white first"].putpalette([255, 255, 255, 0, 0, 0])
 
 
 @pytest.mark.parametrize("case", LABELS)
-def test_label_says_changed_or_not(tmp_path: Path, case: str) -> None:
+def test_labels_are_read_in_all_encodings(tmp_path: Path, case: str) -> None:
     found = read_label(save(tmp_path / "label.png", LABELS[case]))
     assert found.dtype == np.bool_
     assert (found == MASK).all()
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])
-def test_label_of_one_value(tmp_path: Path, value: int) -> None:
+def test_labels_with_a_single_value(tmp_path: Path, value: int) -> None:
     found = read_label(save(tmp_path / "label.png", np.full((4, 4), value, np.uint8)))
     assert (found == bool(value)).all()
 
@@ -373,7 +373,7 @@ def test_label_of_one_value(tmp_path: Path, value: int) -> None:
         (picture(4, 4), "is a colour image"),
     ],
 )
-def test_label_with_other_values_is_named(tmp_path: Path, pixels: np.ndarray, message: str) -> None:
+def test_labels_with_invalid_values_are_refused(tmp_path: Path, pixels: np.ndarray, message: str) -> None:
     path = save(tmp_path / "label.png", pixels)
     with pytest.raises(InputError) as caught:
         read_label(path)
@@ -381,7 +381,7 @@ def test_label_with_other_values_is_named(tmp_path: Path, pixels: np.ndarray, me
     assert str(path) in str(caught.value)
 
 
-def test_bad_label_is_found_when_its_tile_is_read(tmp_path: Path) -> None:
+def test_an_invalid_label_is_reported_when_its_tile_is_read(tmp_path: Path) -> None:
     write_pair(tmp_path)
     save(tmp_path / "label" / "a.png", np.full((64, 64), 9, np.uint8))
     found = TileSet.open(tmp_path, 64)
@@ -389,7 +389,7 @@ def test_bad_label_is_found_when_its_tile_is_read(tmp_path: Path) -> None:
         read_tile(found[0])
 
 
-def test_written_mask_is_a_label(tmp_path: Path) -> None:
+def test_a_written_mask_is_a_valid_label(tmp_path: Path) -> None:
     write_mask(tmp_path / "mask.png", MASK)
     assert (read_label(tmp_path / "mask.png") == MASK).all()
 
@@ -404,16 +404,16 @@ def test_metrics_agree_with_scikit_learn(seed: int, share: float) -> None:
     predicted = label ^ (random.random(label.shape) < 0.2)
     found = Confusion.of(predicted, label)
     truth, guess = label.ravel(), predicted.ravel()
-    tn, fp, fn, tp = judge.confusion_matrix(truth, guess).ravel().tolist()
+    tn, fp, fn, tp = reference.confusion_matrix(truth, guess).ravel().tolist()
     assert found == Confusion(tp, fp, fn, tn)
     assert found.false_alarms == pytest.approx(fp / (fp + tn))
     assert found.scores() == pytest.approx({
-        "precision": judge.precision_score(truth, guess),
-        "recall": judge.recall_score(truth, guess),
-        "f1": judge.f1_score(truth, guess),
-        "iou": judge.jaccard_score(truth, guess),
-        "accuracy": judge.accuracy_score(truth, guess),
-        "kappa": judge.cohen_kappa_score(truth, guess),
+        "precision": reference.precision_score(truth, guess),
+        "recall": reference.recall_score(truth, guess),
+        "f1": reference.f1_score(truth, guess),
+        "iou": reference.jaccard_score(truth, guess),
+        "accuracy": reference.accuracy_score(truth, guess),
+        "kappa": reference.cohen_kappa_score(truth, guess),
     })  # fmt: skip
 
 

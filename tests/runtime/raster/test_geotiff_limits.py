@@ -1,4 +1,4 @@
-"""Small files that declare a lot: what they cost is measured in a process of their own."""
+"""Tests of small files that declare huge rasters; their cost is measured in a separate process."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from support.bundles import FLOAT, make_bundle
 from support.ends import in_child
 from support.scenes import read, scene, write_raster
 
-# Of the CPU's time, and of memory: small files take less than the table allows those with pixels.
+# CPU time and memory: the limits for files with pixels also hold for small files.
 SECONDS, MEBIBYTES = reader("geotiff").seconds, 400
 BANDS = Declared(bands=(3, 2, 1))
 _GRID = {"crs": "EPSG:32633", "transform": from_origin(4e5, 5e6, 0.5, 0.5), "SPARSE_OK": True, "driver": "GTiff"}
 
 
 def declare(path: Path, height: int, width: int, count: int = 3, **options: Any) -> Path:
-    """A raster without a block in the file: it is as small as its header."""
+    """Writes a raster without any block, so that the file is only a header."""
     profile = {**_GRID, "height": height, "width": width, "count": count, "dtype": "uint8", "nodata": 0, **options}
     with rasterio.open(path, "w", **profile):
         pass
@@ -61,18 +61,18 @@ FAMILIES: dict[str, tuple[int, int, int, dict[str, Any], bool]] = {
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_small_files_cost_little(tmp_path: Path, name: str) -> None:
+def test_small_files_take_little_time_and_memory(tmp_path: Path, name: str) -> None:
     height, width, count, options, align = FAMILIES[name]
     bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT])
     before = declare(tmp_path / "before.tif", height, width, count, **options)
     moved = {"transform": from_origin(4e5 + 1, 5e6, 0.5, 0.5)} if align else {}
     after = declare(tmp_path / "after.tif", height, width, count, **options, **moved)
     assert before.stat().st_size < 200_000
-    said = BANDS if count > 3 else Declared()
-    scene_options = SceneOptions(before=said, after=said, align=align, engine="cpu-float32")
+    declared = BANDS if count > 3 else Declared()
+    scene_options = SceneOptions(before=declared, after=declared, align=align, engine="cpu-float32")
 
     def run() -> None:
-        with suppress(InputError):  # refused or done: both are answers
+        with suppress(InputError):  # the file may be refused or processed
             predict_scene_files(bundle, before, after, tmp_path / "out.tif", scene_options)
 
     before_it = held()
@@ -82,12 +82,12 @@ def test_small_files_cost_little(tmp_path: Path, name: str) -> None:
 
 
 def held() -> float:
-    """MiB of memory that this process has now."""
+    """Returns the memory of this process in MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 def measured(body: Callable[[], object]) -> resource.struct_rusage:
-    """What a process of its own takes for ``body``; its memory begins with what this one holds, :func:`held`."""
+    """Returns the resources that a child process uses for ``body``; its memory includes that of this process."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -114,7 +114,7 @@ def test_large_scenes_are_laid_out(height: int, width: int) -> None:
 
 
 def test_rows_of_a_wide_scene_are_decoded_once(tmp_path: Path) -> None:
-    """GDAL's cache holds what a row of tiles needs; the others keep to little."""
+    """GDAL's cache holds the blocks of a row of tiles; it is small for rasters stored in tiles."""
     for name, options, least, most in (
         ("rows", {"blockysize": 1}, 2 * 256 * 100_000 * 3, 1 << 30),
         ("tiles", tiled(256, 256), 0, 16 << 20),
@@ -125,18 +125,18 @@ def test_rows_of_a_wide_scene_are_decoded_once(tmp_path: Path) -> None:
             assert least <= geotiff.cache_for(dataset) <= most
 
 
-def test_blocks_that_are_decoded_again_and_again_are_refused(tmp_path: Path) -> None:
+def test_blocks_that_would_be_decoded_repeatedly_are_refused(tmp_path: Path) -> None:
     path = declare(tmp_path / "rows.tif", 3000, 800_000, blockysize=1)
     with open_geotiff(rasterio, path) as dataset, pytest.raises(InputError, match="TILED=YES"):
         geotiff.cache_for(dataset)
     path = declare(tmp_path / "columns.tif", 60_000, 160, **tiled(16, 60_000))
     with open_geotiff(rasterio, path) as dataset:
-        assert geotiff.cache_for(dataset) >= 60_000 * 160 * 3  # all of it stays there
+        assert geotiff.cache_for(dataset) >= 60_000 * 160 * 3  # the whole raster stays in the cache
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
 @pytest.mark.parametrize("hidden", ["nodata", "mask", "alpha", "nothing"])
-def test_a_warped_raster_of_many_bands_is_that_of_its_three(tmp_path: Path, dtype: str, hidden: str) -> None:
+def test_warping_many_bands_gives_the_same_map_as_warping_three(tmp_path: Path, dtype: str, hidden: str) -> None:
     height, width = 96, 80
     before, after = scene(height, width)
     there = np.full((height, width), 255, np.uint8)
@@ -157,16 +157,16 @@ def test_a_warped_raster_of_many_bands_is_that_of_its_three(tmp_path: Path, dtyp
             pixels = np.concatenate([pixels, there[None].astype(dtype)])
             colours.append(rasterio.enums.ColorInterp.alpha)
         path = write_raster(tmp_path / f"{count}.tif", pixels, photometric="MINISBLACK", colours=colours, **options)
-        said = SceneOptions(after=Declared((1, 2, 3), (1 / 255,)), align=True, engine="cpu-float32")
-        predict_scene_files(bundle, tmp_path / "before.tif", path, tmp_path / f"map{count}.tif", said)
+        scene_options = SceneOptions(after=Declared((1, 2, 3), (1 / 255,)), align=True, engine="cpu-float32")
+        predict_scene_files(bundle, tmp_path / "before.tif", path, tmp_path / f"map{count}.tif", scene_options)
         maps.append(read(tmp_path / f"map{count}.tif"))
     both = (maps[0] != 255) & (maps[1] != 255)
     assert both.mean() > (0.75 if hidden == "nothing" else 0.65)
     assert np.mean(maps[0][both] != maps[1][both]) < 0.002
-    assert np.mean((maps[0] == 255) != (maps[1] == 255)) < 0.04  # along edges: one row and column of pixels
+    assert np.mean((maps[0] == 255) != (maps[1] == 255)) < 0.04  # one row and column of pixels along edges
 
 
-def test_a_thousand_directories_are_refused_quickly(tmp_path: Path) -> None:
+def test_thousands_of_directories_are_refused_quickly(tmp_path: Path) -> None:
     from misgnet_runtime.raster.images import is_raster
 
     path = tmp_path / "many.tif"
@@ -189,13 +189,13 @@ def test_a_thousand_directories_are_refused_quickly(tmp_path: Path) -> None:
     [(1, 60_000, 13_376, False), (60_000, 1, 13_376, False), (1, 40_000, 3_344, True), (100, 100_000, 512, True),
      (1, 1, 8_192, True)],
 )  # fmt: skip
-def test_blocks_that_lie_mostly_beyond_the_raster_are_refused(
+def test_blocks_that_are_mostly_outside_of_the_raster_are_refused(
     tmp_path: Path, height: int, width: int, block: int, fits: bool
 ) -> None:
-    """They may all lie in the same bytes of a small file, and each is decoded as a whole."""
+    """All of them may refer to the same bytes of a small file, and each is decoded whole."""
     with rasterio.open(declare(tmp_path / "a.tif", height, width, **tiled(block, block))) as dataset:
         if fits:
             assert geotiff.cache_for(dataset) >= block * block * 3, "a block is decoded once"
         else:
-            with pytest.raises(InputError, match="which lie mostly beyond it"):
+            with pytest.raises(InputError, match="which are mostly outside of it"):
                 geotiff.cache_for(dataset)

@@ -1,4 +1,4 @@
-"""Pixels that mean something else than they seem to: what a file states of them is honoured or refused."""
+"""Tests of metadata about pixels (colours, scales, orientation, grids): it is honoured or refused, never ignored."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BEFORE, AFTER = scene(H, W)
 ORDERS = {name: ColorInterp[name] for name in ("red", "green", "blue", "gray", "undefined", "nir")}
 
 
-class Place:
+class Workspace:
     """A bundle, two dates and the command line."""
 
     def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,13 +43,13 @@ class Place:
         write_raster(self.before, BEFORE)
 
     def run(self, *more: str, before: Path | None = None, after: Path | None = None, out: Path | None = None) -> str:
-        """stderr of a run that succeeds; it has changed pixels as the engine answers them."""
+        """Runs the command, which must succeed, and returns its stderr."""
         code, error = self.call(*more, before=before, after=after, out=out)
         assert code == 0, error
         return error
 
     def refused(self, *words: str, more: tuple[str, ...] = (), after: Path | None = None, code: int = 4) -> None:
-        """A run ends with ``code`` and one line that has ``words``, without an output."""
+        """Checks that a run exits with ``code`` and an error line that contains ``words``, without an output."""
         found, error = self.call(*more, after=after)
         line = error.splitlines()[-1]
         assert found == code and not self.out.exists(), error
@@ -66,60 +66,62 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Place:
-    return Place(tmp_path, capsys)
+def workspace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Workspace:
+    return Workspace(tmp_path, capsys)
 
 
 def colours(*names: str) -> list[ColorInterp]:
     return [ORDERS[name] for name in names]
 
 
-# --- which bands are red, green and blue
+# --- bands that are red, green and blue
 
 
-def test_bands_are_taken_by_the_colours_that_the_file_states(place: Place) -> None:
-    write_raster(place.after, AFTER)
-    place.run()
-    wanted = place.changed()
-    write_raster(place.after, AFTER[::-1], colours=colours("blue", "green", "red"))
-    error = place.run()
-    assert "after: bands 3,2,1" in error and np.array_equal(place.changed(), wanted)
+def test_bands_are_chosen_by_the_colours_in_the_file(workspace: Workspace) -> None:
+    write_raster(workspace.after, AFTER)
+    workspace.run()
+    wanted = workspace.changed()
+    write_raster(workspace.after, AFTER[::-1], colours=colours("blue", "green", "red"))
+    error = workspace.run()
+    assert "after: bands 3,2,1" in error and np.array_equal(workspace.changed(), wanted)
 
 
-def test_the_colours_of_more_bands_are_taken(place: Place) -> None:
-    write_raster(place.after, np.concatenate([AFTER[::-1], AFTER[:1]]), colours=colours("blue", "green", "red", "nir"))
-    assert "after: bands 3,2,1" in place.run()
+def test_rgb_bands_are_found_among_more_bands(workspace: Workspace) -> None:
+    write_raster(
+        workspace.after, np.concatenate([AFTER[::-1], AFTER[:1]]), colours=colours("blue", "green", "red", "nir")
+    )
+    assert "after: bands 3,2,1" in workspace.run()
 
 
 @pytest.mark.parametrize("stated", [("nir", "red", "green"), ("red", "undefined", "blue"), ("blue", "gray", "gray")])
-def test_colours_that_are_not_rgb_are_not_guessed(place: Place, stated: tuple[str, ...]) -> None:
-    write_raster(place.after, AFTER, colours=colours(*stated))
-    place.refused("after.tif", ", ".join(stated), "--after-bands")
+def test_colours_that_are_not_rgb_are_not_guessed(workspace: Workspace, stated: tuple[str, ...]) -> None:
+    write_raster(workspace.after, AFTER, colours=colours(*stated))
+    workspace.refused("after.tif", ", ".join(stated), "--after-bands")
 
 
-def test_one_declaration_that_means_two_things_is_refused(place: Place) -> None:
-    write_raster(place.after, AFTER[::-1], colours=colours("blue", "green", "red"))
-    place.refused("blue, green, red", "--after-bands 3,2,1", more=("--bands", "1,2,3"))
-    error = place.run("--bands", "1,2,3", "--after-bands", "3,2,1")
+def test_one_declaration_for_files_with_different_colours_is_refused(workspace: Workspace) -> None:
+    write_raster(workspace.after, AFTER[::-1], colours=colours("blue", "green", "red"))
+    workspace.refused("blue, green, red", "--after-bands 3,2,1", more=("--bands", "1,2,3"))
+    error = workspace.run("--bands", "1,2,3", "--after-bands", "3,2,1")
     assert "warning" not in error
 
 
-def test_a_declaration_against_the_file_is_warned_of(place: Place) -> None:
-    write_raster(place.after, AFTER[::-1], colours=colours("blue", "green", "red"))
-    error = place.run("--after-bands", "1,2,3")
+def test_a_declaration_that_contradicts_the_file_warns(workspace: Workspace) -> None:
+    write_raster(workspace.after, AFTER[::-1], colours=colours("blue", "green", "red"))
+    error = workspace.run("--after-bands", "1,2,3")
     assert "warning: after.tif: band 1 is used as red, but the file's metadata say blue" in error
-    write_raster(place.after, AFTER)
-    assert "warning: before.tif: band 3 is used as red" in place.run("--bands", "3,2,1")
+    write_raster(workspace.after, AFTER)
+    assert "warning: before.tif: band 3 is used as red" in workspace.run("--bands", "3,2,1")
 
 
-# --- what values mean
+# --- meaning of values
 
 
-def test_values_of_few_bits_are_stretched_to_all(place: Place) -> None:
-    write_raster(place.after, AFTER // 16, nbits=4)
-    assert "(4-bit)" in place.run()
+def test_values_with_few_bits_are_scaled_to_8_bits(workspace: Workspace) -> None:
+    write_raster(workspace.after, AFTER // 16, nbits=4)
+    assert "(4-bit)" in workspace.run()
     wanted = np.abs(BEFORE.astype(float) - AFTER // 16 * 17).mean(0) / 255 > 0.5
-    assert np.array_equal(place.changed(), wanted)
+    assert np.array_equal(workspace.changed(), wanted)
 
 
 def tagged(path: Path, pixels: NDArray[Any], scale: float, offset: float) -> None:
@@ -128,24 +130,24 @@ def tagged(path: Path, pixels: NDArray[Any], scale: float, offset: float) -> Non
         dataset.scales, dataset.offsets = (scale,) * 3, (offset,) * 3
 
 
-def test_scale_and_offset_tags_are_not_ignored(place: Place) -> None:
-    tagged(place.after, AFTER, 2.0, -10.0)
-    place.refused("after.tif", "scale 2,2,2 and offset -10,-10,-10", "--after-", "--scale")
-    place.run("--after-scale", "0.00392156862745098")
+def test_scale_and_offset_tags_are_not_ignored(workspace: Workspace) -> None:
+    tagged(workspace.after, AFTER, 2.0, -10.0)
+    workspace.refused("after.tif", "scale 2,2,2 and offset -10,-10,-10", "--after-", "--scale")
+    workspace.run("--after-scale", "0.00392156862745098")
 
 
-def test_one_scale_for_two_kinds_of_values_is_refused(place: Place) -> None:
-    for path, offset in ((place.before, 0.0), (place.after, -0.1)):
-        tagged(path, (BEFORE if path == place.before else AFTER).astype(np.int16), 0.0001, offset)
+def test_one_scale_for_files_with_different_offsets_is_refused(workspace: Workspace) -> None:
+    for path, offset in ((workspace.before, 0.0), (workspace.after, -0.1)):
+        tagged(path, (BEFORE if path == workspace.before else AFTER).astype(np.int16), 0.0001, offset)
     scale = ("--scale", "0.0039")
-    place.refused("offset 0,0,0", "offset -0.1,-0.1,-0.1", "--after-offset", more=scale)
-    place.run(*scale, "--after-scale", "0.0039", "--after-offset", "0.01")
-    place.run("--stretch", "2,98")
+    workspace.refused("offset 0,0,0", "offset -0.1,-0.1,-0.1", "--after-offset", more=scale)
+    workspace.run(*scale, "--after-scale", "0.0039", "--after-offset", "0.01")
+    workspace.run("--stretch", "2,98")
 
 
-def test_a_stretch_of_a_negative_is_refused(place: Place) -> None:
-    tagged(place.after, AFTER.astype(np.int16), -1.0, 0.0)
-    place.refused("scale -1,-1,-1", "negative", more=("--stretch", "2,98"))
+def test_a_stretch_of_inverted_values_is_refused(workspace: Workspace) -> None:
+    tagged(workspace.after, AFTER.astype(np.int16), -1.0, 0.0)
+    workspace.refused("scale -1,-1,-1", "would invert its brightness", more=("--stretch", "2,98"))
 
 
 def with_palette(path: Path) -> None:
@@ -164,30 +166,30 @@ PHOTOMETRIC: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", PHOTOMETRIC)
-def test_other_colour_models_are_refused(place: Place, case: str) -> None:
+def test_other_colour_models_are_refused(workspace: Workspace, case: str) -> None:
     write, words = PHOTOMETRIC[case]
-    write(place.after)
-    place.refused("after.tif", *words)
+    write(workspace.after)
+    workspace.refused("after.tif", *words)
 
 
-def test_ycbcr_is_what_gdal_makes_of_it(place: Place) -> None:
+def test_ycbcr_is_converted_by_gdal(workspace: Workspace) -> None:
     grey = np.repeat(np.full((1, H, W), 200, np.uint8), 3, axis=0)
-    write_raster(place.after, grey, photometric="YCBCR", compress="jpeg")
-    place.run()
-    assert np.array_equal(place.changed(), np.abs(BEFORE.astype(float) - 200).mean(0) / 255 > 0.5)
+    write_raster(workspace.after, grey, photometric="YCBCR", compress="jpeg")
+    workspace.run()
+    assert np.array_equal(workspace.changed(), np.abs(BEFORE.astype(float) - 200).mean(0) / 255 > 0.5)
 
 
-# --- where pixels lie
+# --- grids
 
 
-def test_an_orientation_tag_is_not_ignored(place: Place) -> None:
+def test_an_orientation_tag_is_refused(workspace: Workspace) -> None:
     image = Image.fromarray(np.moveaxis(AFTER, 0, 2))
-    for path in (place.before, place.after):
-        image.save(path, tiffinfo={274: 6 if path == place.after else 1})
-    place.refused("orientation 6", "after.tif")
+    for path in (workspace.before, workspace.after):
+        image.save(path, tiffinfo={274: 6 if path == workspace.after else 1})
+    workspace.refused("orientation 6", "after.tif")
 
 
-def test_ground_control_points_and_rpcs_are_no_grid(place: Place) -> None:
+def test_ground_control_points_and_rpcs_are_refused(workspace: Workspace) -> None:
     corners = [GroundControlPoint(row, column, column, -row) for row, column in ((0, 0), (0, W), (H, 0))]
     ones = [1.0] * 20
     rpcs = RPC(height_off=0, height_scale=1, lat_off=0, lat_scale=1, line_den_coeff=ones, line_num_coeff=ones,
@@ -197,12 +199,12 @@ def test_ground_control_points_and_rpcs_are_no_grid(place: Place) -> None:
         ("ground control points", lambda d: setattr(d, "gcps", (corners, rasterio.CRS.from_epsg(4326)))),
         ("RPCs", lambda d: setattr(d, "rpcs", rpcs)),
     ):
-        for path in (place.before, place.after):
-            nowhere(path, BEFORE, write)
-        place.refused("before.tif", words, "gdalwarp")
+        for path in (workspace.before, workspace.after):
+            write_without_transform(path, BEFORE, write)
+        workspace.refused("before.tif", words, "gdalwarp")
 
 
-def nowhere(path: Path, pixels: NDArray[Any], write: Callable[[Any], object]) -> None:
+def write_without_transform(path: Path, pixels: NDArray[Any], write: Callable[[Any], object]) -> None:
     path.unlink(missing_ok=True)
     with rasterio.open(path, "w", driver="GTiff", height=H, width=W, count=3, dtype="uint8") as dataset:
         dataset.write(pixels)
@@ -212,57 +214,57 @@ def nowhere(path: Path, pixels: NDArray[Any], write: Callable[[Any], object]) ->
 SHEARED = Affine(0.5, 0.1, 400_000, 0.1, -0.5, 5_000_000)
 
 
-def test_transforms_count_without_a_coordinate_system(place: Place) -> None:
-    write_raster(place.before, BEFORE, crs=None, transform=SHEARED)
-    write_raster(place.after, AFTER, crs=None, transform=SHEARED * Affine.translation(30, 0))
-    place.refused("half a pixel apart or more", "without a coordinate system")
-    write_raster(place.after, AFTER, crs=None, transform=SHEARED)
-    place.run()
-    with rasterio.open(place.out) as dataset:
+def test_transforms_are_compared_without_a_coordinate_system(workspace: Workspace) -> None:
+    write_raster(workspace.before, BEFORE, crs=None, transform=SHEARED)
+    write_raster(workspace.after, AFTER, crs=None, transform=SHEARED * Affine.translation(30, 0))
+    workspace.refused("offset by half a pixel or more", "without a coordinate system")
+    write_raster(workspace.after, AFTER, crs=None, transform=SHEARED)
+    workspace.run()
+    with rasterio.open(workspace.out) as dataset:
         assert dataset.transform.almost_equals(SHEARED) and dataset.crs is None
 
 
-def test_a_coordinate_system_of_one_date_is_not_enough(place: Place) -> None:
-    write_raster(place.after, AFTER, crs=None)
-    place.refused("do not both say where they lie", "without a coordinate system")
+def test_a_coordinate_system_of_only_one_date_is_refused(workspace: Workspace) -> None:
+    write_raster(workspace.after, AFTER, crs=None)
+    workspace.refused("are not both georeferenced", "without a coordinate system")
 
 
 SOUTH_UP = PLACE["transform"] * Affine.translation(0, H) * Affine.scale(1, -1)
 
 
-def test_a_mirror_image_is_called_one(place: Place) -> None:
-    write_raster(place.after, AFTER[:, ::-1], transform=SOUTH_UP)
-    place.refused("mirror images", "south up", "--align")
-    place.run("--align")
-    aligned = place.changed()
-    write_raster(place.after, AFTER)
-    place.run()
+def test_a_mirror_image_is_refused_and_can_be_aligned(workspace: Workspace) -> None:
+    write_raster(workspace.after, AFTER[:, ::-1], transform=SOUTH_UP)
+    workspace.refused("mirror images", "south up", "--align")
+    workspace.run("--align")
+    aligned = workspace.changed()
+    write_raster(workspace.after, AFTER)
+    workspace.run()
     inner = (slice(2, -2), slice(2, -2))
-    assert np.array_equal(place.changed()[inner], aligned[inner])
+    assert np.array_equal(workspace.changed()[inner], aligned[inner])
 
 
-def test_two_south_up_dates_are_one_grid(place: Place) -> None:
-    write_raster(place.before, BEFORE[:, ::-1], transform=SOUTH_UP)
-    write_raster(place.after, AFTER[:, ::-1], transform=SOUTH_UP)
-    place.run()
-    with rasterio.open(place.out) as dataset:
+def test_two_south_up_dates_have_the_same_grid(workspace: Workspace) -> None:
+    write_raster(workspace.before, BEFORE[:, ::-1], transform=SOUTH_UP)
+    write_raster(workspace.after, AFTER[:, ::-1], transform=SOUTH_UP)
+    workspace.run()
+    with rasterio.open(workspace.out) as dataset:
         assert dataset.transform.almost_equals(SOUTH_UP)
-    south = place.changed()
-    write_raster(place.before, BEFORE)
-    write_raster(place.after, AFTER)
-    place.run()
-    assert np.array_equal(place.changed(), south[::-1])
+    south = workspace.changed()
+    write_raster(workspace.before, BEFORE)
+    write_raster(workspace.after, AFTER)
+    workspace.run()
+    assert np.array_equal(workspace.changed(), south[::-1])
 
 
-def test_several_images_in_one_file_are_refused(place: Place) -> None:
+def test_several_images_in_one_file_are_refused(workspace: Workspace) -> None:
     first, second = (Image.fromarray(np.moveaxis(image, 0, 2)) for image in (BEFORE, AFTER))
-    for path in (place.before, place.after):
+    for path in (workspace.before, workspace.after):
         first.save(path, save_all=True, append_images=[second])
-    place.refused("before.tif", "2 images")
-    png = place.root / "animated.png"
+    workspace.refused("before.tif", "2 images")
+    png = workspace.root / "animated.png"
     first.save(png, save_all=True, append_images=[second])
-    place.before, place.out = png, place.root / "out.png"
-    place.refused("animated.png", "2 images", after=png)
+    workspace.before, workspace.out = png, workspace.root / "out.png"
+    workspace.refused("animated.png", "2 images", after=png)
 
 
 # --- images
@@ -273,7 +275,7 @@ FORMS = [(".jpg", {"quality": 100, "subsampling": 0}), (".png", {}), (".tif", {}
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(("suffix", "options"), FORMS)
-def test_images_are_turned_as_their_exif_says(
+def test_images_are_rotated_by_their_exif_orientation(
     tmp_path: Path, suffix: str, options: dict[str, Any], orientation: int
 ) -> None:
     rows, columns = np.mgrid[:40, :64]
@@ -290,7 +292,7 @@ def test_images_are_turned_as_their_exif_says(
     assert np.abs(found.astype(int) - upright).max() <= 8
 
 
-# What undoes each orientation's turn, as TIFF 6.0 defines them.
+# The transposition that undoes each orientation, as defined in TIFF 6.0.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
@@ -298,7 +300,7 @@ TURNS = {
 }  # fmt: skip
 
 
-def test_exif_behind_a_pngs_pixels_counts(tmp_path: Path) -> None:
+def test_exif_after_a_pngs_pixels_is_applied(tmp_path: Path) -> None:
     path, exif = write_image(tmp_path / "image.png", np.zeros((20, 30, 3), np.uint8)), Image.Exif()
     exif[274] = 6
     body = exif.tobytes()[6:] if exif.tobytes().startswith(b"Exif") else exif.tobytes()
@@ -308,9 +310,9 @@ def test_exif_behind_a_pngs_pixels_counts(tmp_path: Path) -> None:
     assert read_image(path).shape == (30, 20, 3) and image_size(path) == (30, 20)
 
 
-def test_two_images_of_different_orientation_are_one_pair(place: Place) -> None:
+def test_images_with_different_orientations_form_a_pair(workspace: Workspace) -> None:
     first, second = (Image.fromarray(np.moveaxis(image, 0, 2)) for image in (BEFORE, AFTER))
-    paths = [place.root / name for name in ("before.png", "turned.png", "upright.png")]
+    paths = [workspace.root / name for name in ("before.png", "turned.png", "upright.png")]
     exif = Image.Exif()
     exif[274] = 3
     first.save(paths[0])
@@ -318,8 +320,8 @@ def test_two_images_of_different_orientation_are_one_pair(place: Place) -> None:
     second.save(paths[2])
     masks = []
     for after in paths[1:]:
-        out = place.root / "mask.png"
-        place.run(before=paths[0], after=after, out=out)
+        out = workspace.root / "mask.png"
+        workspace.run(before=paths[0], after=after, out=out)
         masks.append(np.asarray(Image.open(out)))
     assert np.array_equal(*masks) and masks[0].any()
 
@@ -327,7 +329,7 @@ def test_two_images_of_different_orientation_are_one_pair(place: Place) -> None:
 # --- other readers of rasters
 
 
-def test_tiles_that_are_rasters_are_read_by_the_same_rules(tmp_path: Path) -> None:
+def test_raster_tiles_follow_the_same_rules(tmp_path: Path) -> None:
     write_raster(tmp_path / "A" / "t.tif", BEFORE[::-1], colours=colours("blue", "green", "red"))
     write_raster(tmp_path / "B" / "t.tif", AFTER)
     write_image(tmp_path / "label" / "t.png", np.zeros((H, W), np.uint8))
@@ -337,8 +339,8 @@ def test_tiles_that_are_rasters_are_read_by_the_same_rules(tmp_path: Path) -> No
     with pytest.raises(InputError, match="mirror images"):
         load_source(source)
     write_raster(tmp_path / "B" / "t.tif", AFTER)
-    for place, problem in ((PLACE["transform"], None), (SOUTH_UP, "mirror images")):
-        label = write_raster(tmp_path / "label" / "t.tif", np.zeros((1, H, W), np.uint8), transform=place)
+    for transform, problem in ((PLACE["transform"], None), (SOUTH_UP, "mirror images")):
+        label = write_raster(tmp_path / "label" / "t.tif", np.zeros((1, H, W), np.uint8), transform=transform)
         with pytest.raises(InputError, match=problem) if problem else nullcontext():
             load_source(replace(source, label=label))
     write_raster(tmp_path / "A" / "t.tif", np.zeros_like(BEFORE), nodata=0)

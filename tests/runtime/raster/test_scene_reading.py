@@ -1,4 +1,4 @@
-"""Rasters become 8-bit RGB as declared; what is no data, damaged, or no honest GeoTIFF is told apart."""
+"""Tests of reading scenes: scaling to 8-bit RGB, nodata, grids, damaged files and offsets between dates."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def read(
     folder: Path, before: NDArray[Any] = BEFORE, after: NDArray[Any] = AFTER, *, declared: Declared | None = None,
     align: bool = False, first: dict[str, Any] | None = None, second: dict[str, Any] | None = None,
 ) -> Pixels:  # fmt: skip
-    """All pixels of a pair that is written first."""
+    """Writes a pair and reads all its pixels."""
     paths = write_raster(folder / "b.tif", before, **first or {}), write_raster(folder / "a.tif", after, **second or {})
     return read_files(*paths, declared=declared, align=align)
 
 
 def read_files(before: Path, after: Path, *, declared: Declared | None = None, align: bool = False) -> Pixels:
-    said = declared or Declared()
+    declared = declared or Declared()
     with open_pair(before, after, align=align) as pair:
-        scalings = find_scaling(pair.before, said), find_scaling(pair.after, said)
+        scalings = find_scaling(pair.before, declared), find_scaling(pair.after, declared)
         return pair.read(scalings, Span(0, pair.grid.height), Span(0, pair.grid.width))
 
 
@@ -55,7 +55,7 @@ def refused(kind: type[MisgnetError], *words: str, **how: Any) -> None:
 # --- scaling
 
 
-def test_bytes_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_8_bit_values_are_unchanged(tmp_path: Path) -> None:
     pixels = read(tmp_path)
     assert np.array_equal(pixels.before, np.moveaxis(BEFORE, 0, 2))
     assert np.array_equal(pixels.after, np.moveaxis(AFTER, 0, 2))
@@ -71,13 +71,13 @@ def test_a_declared_scaling_is_applied_to_every_type(tmp_path: Path, dtype: str)
     assert np.array_equal(pixels.after, np.moveaxis(AFTER, 0, 2))
 
 
-def test_values_beyond_black_and_white_are_cut_off(tmp_path: Path) -> None:
+def test_values_beyond_black_and_white_are_clipped(tmp_path: Path) -> None:
     before = np.linspace(-1e30, 1e30, 3 * H * W, dtype=np.float32).reshape(3, H, W)
     pixels = read(tmp_path, before, before, declared=Declared(scale=(1.0,)))
     assert set(np.unique(pixels.before)) <= {0, 255}
 
 
-def test_bands_are_taken_in_the_declared_order(tmp_path: Path) -> None:
+def test_bands_are_read_in_the_declared_order(tmp_path: Path) -> None:
     four = [np.concatenate([image[::-1], image[:1]]) for image in (BEFORE, AFTER)]
     pixels = read(tmp_path, *four, declared=make(Declared, {"bands": "3,2,1"}))
     assert np.array_equal(pixels.after, np.moveaxis(AFTER, 0, 2))
@@ -90,33 +90,39 @@ def test_percentiles_become_black_and_white(tmp_path: Path) -> None:
     pixels = read(tmp_path, before, after, declared=Declared(stretch=(2.0, 98.0)), first=options, second=options)
     low, high = np.percentile(before[0, :, 30:], (2, 98))
     expected = np.rint(np.clip((before[0, :, 30:] - low) / (high - low), 0, 1) * 255)
-    # 8 x 8 windows of 128 px cover a scene this small but for a strip at its right edge
+    # 8 x 8 windows of 128 px cover this small scene except for a strip at its right edge
     assert np.abs(pixels.before[:, 30:, 0] - expected).max() <= 8
 
 
 @pytest.mark.parametrize(
     ("how", "kind", "words"),
     [
-        ({"before": BEFORE.astype(np.uint16)}, InputError, ("holds uint16", "--scale", "--stretch 2,98")),
+        ({"before": BEFORE.astype(np.uint16)}, InputError, ("contains uint16", "--scale", "--stretch 2,98")),
         ({"before": BEFORE[:1]}, InputError, ("has 1 band;", "--bands 3,2,1")),
         ({"before": np.concatenate([BEFORE, BEFORE])}, InputError, ("has 6 bands", "--before-bands")),
-        ({"declared": Declared(bands=(1, 2, 9))}, UsageError, ("band 9 was asked for", "has 3")),
+        ({"declared": Declared(bands=(1, 2, 9))}, UsageError, ("band 9 was requested", "has 3 bands")),
         ({"before": BEFORE * 0, "declared": Declared(stretch=(2.0, 98.0))}, InputError, ("band 1", "has 0 at")),
-        ({"before": BEFORE.astype(np.complex64)}, InputError, ("holds complex64", "real numbers")),
+        ({"before": BEFORE.astype(np.complex64)}, InputError, ("contains complex64", "real numbers")),
     ],
 )
-def test_nothing_is_guessed(tmp_path: Path, how: dict[str, Any], kind: type[MisgnetError], words: tuple[str]) -> None:
+def test_undeclared_bands_and_scalings_are_refused(
+    tmp_path: Path, how: dict[str, Any], kind: type[MisgnetError], words: tuple[str]
+) -> None:
     refused(kind, *words, folder=tmp_path, **how)
 
 
-def test_a_stretch_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_stretch_of_a_raster_without_data_is_refused(tmp_path: Path) -> None:
     empty = {"before": np.zeros_like(BEFORE), "first": {"nodata": 0}}
     refused(
-        InputError, "has no data where it was sampled", folder=tmp_path, declared=Declared(stretch=(1.0, 9.0)), **empty
+        InputError,
+        "has no data at the sampled windows",
+        folder=tmp_path,
+        declared=Declared(stretch=(1.0, 9.0)),
+        **empty,
     )
 
 
-def test_one_date_may_be_declared_alone() -> None:
+def test_options_of_one_date_override_the_common_ones() -> None:
     common = make(Declared, {"bands": "3,2,1", "scale": "0.1", "offset": "1"})
     assert Declared().over(common) == common
     assert make(Declared, {"offset": "2"}).over(common) == Declared((3, 2, 1), (0.1,), (2,), None)
@@ -134,10 +140,10 @@ def test_one_date_may_be_declared_alone() -> None:
         ({"scale": "nan"}, "--before-scale is 'nan'"),
         ({"offset": "1,2"}, "--before-offset"),
         ({"stretch": "98,2"}, "the lower one first"),
-        ({"scale": "1", "stretch": "2,98"}, "--before-stretch finds scale and offset by itself"),
+        ({"scale": "1", "stretch": "2,98"}, "--before-stretch determines scale and offset itself"),
     ],
 )
-def test_wrong_words_are_told(words: dict[str, str], message: str) -> None:
+def test_invalid_values_of_options_are_refused(words: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         make(SceneOptions, {f"before_{name}": text for name, text in words.items()}).check(Path("x.tif"))
     assert message in str(caught.value)
@@ -152,23 +158,23 @@ def test_wrong_words_are_told(words: dict[str, str], message: str) -> None:
         (SceneOptions(min_area=float("nan")), "--min-area is nan"),
     ],
 )
-def test_wrong_options_are_told(options: SceneOptions, message: str) -> None:
+def test_invalid_options_are_refused(options: SceneOptions, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         options.check(Path("out.tif"))
     assert message in str(caught.value)
 
 
-# --- no data
+# --- nodata
 
 
-def hole() -> NDArray[np.bool_]:
-    there = np.zeros((H, W), np.bool_)
-    there[20:60, 30:100] = True
-    return there
+def nodata_area() -> NDArray[np.bool_]:
+    area = np.zeros((H, W), np.bool_)
+    area[20:60, 30:100] = True
+    return area
 
 
 def masked(image: NDArray[Any], value: float) -> NDArray[Any]:
-    return np.where(hole(), np.array(value, image.dtype), image)
+    return np.where(nodata_area(), np.array(value, image.dtype), image)
 
 
 REAL = Declared(scale=(1 / 255,))
@@ -186,21 +192,21 @@ MISSING: dict[str, dict[str, Any]] = {
     },
     "Inf": {"after": masked(AFTER.astype(np.float32), -np.inf), "declared": REAL},
     "alpha": {"before": np.concatenate([BEFORE, masked(ALPHA, 0)]), "first": {"colours": RED_OF_RGBA}},
-    "mask": {"before": BEFORE, "first": {"mask": ~hole()}},
+    "mask": {"before": BEFORE, "first": {"mask": ~nodata_area()}},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("align", [False, True])
 @pytest.mark.parametrize("case", MISSING)
-def test_no_data_of_either_date_is_the_same_in_both(tmp_path: Path, case: str, align: bool) -> None:
+def test_nodata_of_either_date_is_neutral_in_both(tmp_path: Path, case: str, align: bool) -> None:
     pixels = read(tmp_path, align=align, **MISSING[case])
-    assert np.array_equal(pixels.valid, ~hole())
+    assert np.array_equal(pixels.valid, ~nodata_area())
     for image, stored in ((pixels.before, BEFORE), (pixels.after, AFTER)):
-        assert (image[hole()] == NEUTRAL).all()
-        assert np.array_equal(image[~hole()], np.moveaxis(stored, 0, 2)[~hole()])
+        assert (image[nodata_area()] == NEUTRAL).all()
+        assert np.array_equal(image[~nodata_area()], np.moveaxis(stored, 0, 2)[~nodata_area()])
 
 
-def test_one_band_of_8_bits_with_the_nodata_value_is_a_colour(tmp_path: Path) -> None:
+def test_the_nodata_value_in_one_8_bit_band_is_a_colour(tmp_path: Path) -> None:
     before = BEFORE.copy()
     before[0] = 0
     assert read(tmp_path, before, first={"nodata": 0}).valid.all()
@@ -213,25 +219,25 @@ MOVED = from_origin(399_984.5, 4_999_992, 0.5, 0.5)
 GRIDS: dict[str, tuple[dict[str, Any], str]] = {
     "swapped": ({"after": AFTER.transpose(0, 2, 1)}, f"differ in size: before is {W} x {H} px"),
     "crs": ({"second": {"crs": "EPSG:32634"}}, "different coordinate systems"),
-    "place": ({"second": {"transform": MOVED}}, "half a pixel apart or more"),
+    "offset": ({"second": {"transform": MOVED}}, "offset by half a pixel or more"),
     "resolution": ({"second": {"transform": from_origin(399_984, 4_999_992, 0.51, 0.51)}}, "from (399984, 4999992)"),
-    "no place": ({"second": {"crs": None, "transform": None}}, "do not both say where they lie"),
+    "not georeferenced": ({"second": {"crs": None, "transform": None}}, "are not both georeferenced"),
 }
 
 
 @pytest.mark.parametrize("case", GRIDS)
-def test_another_grid_is_refused_and_both_are_shown(tmp_path: Path, case: str) -> None:
+def test_different_grids_are_refused_and_both_are_shown(tmp_path: Path, case: str) -> None:
     how, words = GRIDS[case]
     refused(InputError, words, "before is", "after is", folder=tmp_path, **how)
 
 
-def test_two_rasters_without_a_place_are_one_grid(tmp_path: Path) -> None:
-    nowhere = {"crs": None, "transform": None}
+def test_two_rasters_that_are_not_georeferenced_have_the_same_grid(tmp_path: Path) -> None:
+    options = {"crs": None, "transform": None}
     with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
-        assert read(tmp_path, first=nowhere, second=nowhere).valid.all()
+        assert read(tmp_path, first=options, second=options).valid.all()
 
 
-def test_align_puts_the_second_onto_the_first(tmp_path: Path) -> None:
+def test_align_warps_after_onto_the_grid_of_before(tmp_path: Path) -> None:
     after = np.full_like(AFTER, 0)
     after[:, 10:50, 20:60] = 200
     pixels = read(tmp_path, after=after, align=True, second={"transform": from_origin(399_994, 4_999_987, 0.5, 0.5)})
@@ -239,13 +245,13 @@ def test_align_puts_the_second_onto_the_first(tmp_path: Path) -> None:
     assert not pixels.valid[:10].any() and not pixels.valid[:, :20].any() and pixels.valid[10:, 20:].all()
 
 
-def test_align_needs_common_ground(tmp_path: Path) -> None:
-    for place, words in (({"transform": from_origin(900_000, 4_999_992, 0.5, 0.5)}, "share no ground"),
-                         ({"crs": None, "transform": None}, "needs two georeferenced rasters")):  # fmt: skip
-        refused(InputError, words, folder=tmp_path, align=True, second=place)
+def test_align_requires_an_overlap(tmp_path: Path) -> None:
+    for options, words in (({"transform": from_origin(900_000, 4_999_992, 0.5, 0.5)}, "do not overlap"),
+                         ({"crs": None, "transform": None}, "requires two georeferenced rasters")):  # fmt: skip
+        refused(InputError, words, folder=tmp_path, align=True, second=options)
 
 
-# --- files that lie
+# --- damaged and disguised files
 
 
 def test_a_vrt_under_a_rasters_name_is_refused(tmp_path: Path) -> None:
@@ -260,7 +266,7 @@ def test_a_vrt_under_a_rasters_name_is_refused(tmp_path: Path) -> None:
         read_files(real, tmp_path / "fake.tif")
 
 
-def test_a_block_that_is_cut_off_is_a_hole(tmp_path: Path) -> None:
+def test_truncated_blocks_are_unreadable(tmp_path: Path) -> None:
     before = write_raster(tmp_path / "b.tif", BEFORE)
     after = write_raster(tmp_path / "a.tif", AFTER, compress="none")
     size = 32 * 32 * 3
@@ -273,8 +279,8 @@ def test_a_block_that_is_cut_off_is_a_hole(tmp_path: Path) -> None:
     assert np.array_equal(pixels.after[~lost], np.moveaxis(AFTER, 0, 2)[~lost])
 
 
-@pytest.mark.parametrize("content", [b"", b"II*\0", b"no raster at all"])
-def test_what_is_no_raster_is_named(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"II*\0", b"not a raster"])
+def test_files_that_are_not_rasters_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.tif").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.tif cannot be opened"):
         read_files(tmp_path / "x.tif", tmp_path / "x.tif")
@@ -282,7 +288,7 @@ def test_what_is_no_raster_is_named(tmp_path: Path, content: bytes) -> None:
         read_files(tmp_path / "gone.tif", tmp_path / "x.tif")
 
 
-# --- the look before the run
+# --- statistics before a run
 
 
 def test_windows_are_spread_over_the_scene() -> None:
@@ -292,7 +298,7 @@ def test_windows_are_spread_over_the_scene() -> None:
 
 
 def texture(seed: int) -> NDArray[np.uint8]:
-    """Smooth blobs of a few pixels, uint8 (600, 600, 3)."""
+    """Returns smooth blobs of a few pixels, uint8 (600, 600, 3)."""
     noise = np.random.default_rng(seed).random((600, 600))
     for axis in (0, 1):
         noise = sum(np.roll(noise, shift, axis) for shift in range(-3, 4))
@@ -301,7 +307,7 @@ def texture(seed: int) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (3, -5), (-20, 11)])
-def test_a_shift_is_found(tmp_path: Path, shift: tuple[int, int]) -> None:
+def test_an_offset_between_dates_is_found(tmp_path: Path, shift: tuple[int, int]) -> None:
     image = texture(1)
     moved = np.roll(image, shift, (0, 1))
     assert phase_shift(image[:256, :256], moved[:256, :256])[:2] == shift
@@ -311,7 +317,7 @@ def test_a_shift_is_found(tmp_path: Path, shift: tuple[int, int]) -> None:
         assert residual_shift(pair, scalings) == shift
 
 
-def test_two_places_have_no_shift(tmp_path: Path) -> None:
+def test_images_of_different_areas_have_no_offset(tmp_path: Path) -> None:
     paths = (write_raster(tmp_path / f"{i}.tif", np.moveaxis(texture(i), 2, 0)) for i in (1, 2))
     with open_pair(*paths, align=False) as pair:
         scalings = find_scaling(pair.before, Declared()), find_scaling(pair.after, Declared())

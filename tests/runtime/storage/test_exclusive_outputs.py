@@ -1,4 +1,4 @@
-"""Two runs with one output: the second one fails, or waits for the first, and never replaces it unasked."""
+"""Tests two runs with the same output: the second waits or fails, and replaces the output only with ``--force``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from misgnet_runtime.storage import lock
 from misgnet_runtime.storage.atomic import publish, replace_file, replace_folder
 from support.commands import exit_code
 
-# `misgnet synthesize`, which says when it is at work and goes on when it gets a line
+# `misgnet synthesize`, which prints a line when it starts to write, and continues when it reads a line
 SLOW = """
 import sys
 import misgnet.synthetic
@@ -49,7 +49,7 @@ def start(code: str, *words: str) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def at_work(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A run in the middle of making ``out``."""
+    """Returns a process that is writing ``out``."""
     with start(SLOW, *synthesize(tmp_path / "out", 1)) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "at work\n"
@@ -78,7 +78,7 @@ def test_second_run_waits_and_leaves_the_result_of_the_first(at_work: subprocess
     _, more = second.communicate()
     assert (at_work.returncode, second.returncode) == (0, 2), first_line + more
     assert picture(tmp_path / "out") == picture(tmp_path / "alone")
-    assert "waiting for the lock on" in first_line and "out: another process is making it" in first_line
+    assert "waiting for the lock on" in first_line and "out: another process is writing it" in first_line
     assert more.count("\n") == 1 and "out exists" in more
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "out"]
 
@@ -134,10 +134,10 @@ def appear(kind: str, target: Path) -> None:
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
 @pytest.mark.parametrize("write", [write_folder, write_file])
 @pytest.mark.parametrize("renames", [True, False], ids=["exclusive rename", "plain rename"])
-def test_what_appeared_meanwhile_stays(
+def test_output_that_appeared_meanwhile_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, write: object, renames: bool
 ) -> None:
-    """Between the last check and the last step, where the system can rename exclusively and where it cannot."""
+    """Another process creates the output between the last check and the rename, with and without exclusive renames."""
     target = tmp_path / "out"
     sync = outputs.sync
 
@@ -159,7 +159,7 @@ def test_what_appeared_meanwhile_stays(
 
 
 @pytest.mark.parametrize("write", [write_folder, write_file])
-def test_without_exclusive_renames_a_new_output_still_appears(
+def test_new_output_is_written_without_exclusive_renames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: object
 ) -> None:
     monkeypatch.setattr(outputs, "_rename", lambda *_: False)
@@ -177,8 +177,8 @@ def test_publishing_replaces_only_with_force(tmp_path: Path) -> None:
     assert (tmp_path / "old").read_text() == "new"
 
 
-def test_two_that_wait_for_one_lock_follow_each_other(tmp_path: Path) -> None:
-    """The lock's file is removed by who held it: the one that waited for it must not share with who makes it anew."""
+def test_only_one_of_several_waiting_threads_holds_the_lock(tmp_path: Path) -> None:
+    """The holder removes the lock file: a waiting process must not share the lock with one that recreates the file."""
     running, most = 0, 0
     guard = threading.Lock()
 
@@ -202,7 +202,7 @@ def test_two_that_wait_for_one_lock_follow_each_other(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_lock_that_cannot_be_had_is_not_removed(tmp_path: Path) -> None:
+def test_lock_held_by_another_process_is_not_removed(tmp_path: Path) -> None:
     lock.use_lock_timeout(0)
     with lock.lock_file(tmp_path / ".lock", tmp_path, "a test"):
         with pytest.raises(LockTimeoutError), lock.lock_file(tmp_path / ".lock", tmp_path, "a test"):

@@ -1,4 +1,4 @@
-"""The append-only journals of all five jobs: resume, torn and damaged lines, formats, another run's header, locks."""
+"""Tests the append-only journals of all five jobs: resume, torn and damaged lines, formats, headers and locks."""
 
 from __future__ import annotations
 
@@ -33,23 +33,26 @@ DIGEST = "0" * 64
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
-class _Stop(Exception):  # noqa: N818 - ends a block as a kill does: what is kept beside the outputs stays
+class _Stop(Exception):  # noqa: N818 - ends a block like a kill: saved progress stays
     pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """How a job opens its journal, finishes a unit, and reads which ones are finished."""
+    """The journal of one job."""
 
-    # Below the folder of the job.
+    # Path of the journal, relative to the folder of the job.
     file: str
-    # With a setting that journals of other runs have otherwise, and --force or --restart.
+    # Opens the journal; ``setting`` differs between runs, ``force`` is --force or --restart.
     opened: Callable[..., AbstractContextManager[Any]]
+    # Adds a finished unit of work with a number.
     finish: Callable[[Any, int], object]
+    # Returns the numbers of the finished units as one text.
     finished: Callable[[Any], str]
+    # Part of the message about a damaged journal.
     advice: str
     damage: type[MisgnetError] = UsageError
-    # Whether a header may come again, for the lines that follow.
+    # Whether a header may appear more than once.
     headers: bool = False
 
 
@@ -165,7 +168,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 def work(kind: Kind, root: Path, *numbers: int) -> str:
-    """Resume, finish more units, and end; which ones were finished before."""
+    """Resumes, finishes more units, and returns the units that were finished before."""
     with kind.opened(root) as journal:
         before = kind.finished(journal)
         for number in numbers:
@@ -174,7 +177,7 @@ def work(kind: Kind, root: Path, *numbers: int) -> str:
 
 
 def refusal(kind: Kind, root: Path, error: type[MisgnetError], **options: Any) -> str:
-    """Why the journal is refused: in one line of some length, and nothing of the file is changed."""
+    """Returns why the journal is refused; the message must be one short line, and the file must not change."""
     content = (root / kind.file).read_bytes() if (root / kind.file).stat().st_size < 1 << 30 else None
     with pytest.raises(error) as caught, kind.opened(root, **options):
         pass
@@ -203,7 +206,7 @@ def test_writer_killed_at_any_byte_is_resumed(kind: Kind, tmp_path: Path) -> Non
     found = []
     for size in range(0, len(content) + 1, 7):
         path.write_bytes(content[:size])
-        for mask in tmp_path.glob("*.png"):  # else it is no run's own
+        for mask in tmp_path.glob("*.png"):  # masks without a journal would be refused
             mask.unlink()
         found.append(work(kind, tmp_path))
     assert all("01".startswith(before) for before in found) and found == sorted(found)
@@ -222,7 +225,7 @@ def test_torn_last_line_is_replaced(kind: Kind, tmp_path: Path, torn: bytes) -> 
 
 
 def test_process_killed_at_any_step_is_resumed(kind: Kind, tmp_path: Path) -> None:
-    """Of those that make something lasting."""
+    """Steps are calls that change the disk permanently."""
 
     def run(root: Path, moment: int) -> None:
         die_at(moment)
@@ -238,11 +241,11 @@ def test_process_killed_at_any_step_is_resumed(kind: Kind, tmp_path: Path) -> No
     assert found == sorted(found) and found[-1] == "01" and moment < 29
 
 
-# --- what is refused
+# --- refused journals
 
 
 def lines_of(kind: Kind, root: Path) -> list[bytes]:
-    """Of a journal with two finished units."""
+    """Returns the lines of a journal with two finished units."""
     work(kind, root, 0, 1)
     return (root / kind.file).read_bytes().splitlines(keepends=True)
 
@@ -313,17 +316,17 @@ def test_line_longer_than_the_limit_is_refused(kind: Kind, tmp_path: Path) -> No
     for content in ([*lines, long + b"\n", lines[2]], [*lines, long]):
         (tmp_path / kind.file).write_bytes(b"".join(content))
         message = refusal(kind, tmp_path, kind.damage)
-        assert f"line {len(lines) + 1} is damaged (it has no end, or none within {JOURNAL_LINE_BYTES} bytes" in message
+        assert f"line {len(lines) + 1} is damaged (it has no line end within {JOURNAL_LINE_BYTES} bytes" in message
 
 
-@pytest.mark.parametrize("begun", [True, False])
-def test_file_without_end_is_refused(kind: Kind, tmp_path: Path, begun: bool) -> None:
-    """A sparse file costs nothing, and reading it years."""
+@pytest.mark.parametrize("started", [True, False])
+def test_endless_file_is_refused(kind: Kind, tmp_path: Path, started: bool) -> None:
+    """A sparse file costs nothing, but reading it would take years."""
     lines_of(kind, tmp_path)
     with (tmp_path / kind.file).open("r+b") as file:
-        file.truncate(1 << 40 if begun else 0)
+        file.truncate(1 << 40 if started else 0)
         file.truncate(1 << 40)
-    assert "is damaged" in refusal(kind, tmp_path, kind.damage if begun else UsageError)
+    assert "is damaged" in refusal(kind, tmp_path, kind.damage if started else UsageError)
 
 
 def test_other_format_is_named(kind: Kind, tmp_path: Path) -> None:
@@ -336,7 +339,7 @@ def test_other_format_is_named(kind: Kind, tmp_path: Path) -> None:
     ):
         (tmp_path / kind.file).write_bytes(b"".join(content))
         message = refusal(kind, tmp_path, UsageError)
-        assert f"{kind.file}, line 1 has format 99, and this version reads format" in message
+        assert f"{kind.file}, line 1 has format 99, but this version reads format" in message
         assert kind.advice in message
 
 
@@ -358,14 +361,14 @@ def test_journals_of_other_jobs_are_refused(kind: Kind, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["scene", "folder", "dataset"], indirect=True)
 def test_header_of_another_run_is_refused(kind: Kind, tmp_path: Path) -> None:
-    """Watchers and batches compare the bundle themselves."""
+    """Watchers and batches are not tested here: they compare the bundle themselves."""
     work(kind, tmp_path, 0, 1)
     message = refusal(kind, tmp_path, UsageError, setting="b")
     assert "and now it is" in message and kind.advice in message
     assert work(kind, tmp_path) == "01"
 
 
-def test_second_header(kind: Kind, tmp_path: Path) -> None:
+def test_second_header_is_accepted_only_by_batch_and_watch(kind: Kind, tmp_path: Path) -> None:
     lines = lines_of(kind, tmp_path)
     (tmp_path / kind.file).write_bytes(b"".join([*lines, lines[0]]))
     if kind.headers:
@@ -377,7 +380,7 @@ def test_second_header(kind: Kind, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["scene", "folder"], indirect=True)
 @pytest.mark.parametrize("content", [b"garbage\n", b"a diary", b'{"format":99,"type":"scene"}\n', None])
 def test_force_starts_over(kind: Kind, tmp_path: Path, content: bytes | None) -> None:
-    """None: another run's journal."""
+    """``content`` None stands for the journal of a run with another setting."""
     work(kind, tmp_path, 0, 1)
     if content is not None:
         (tmp_path / kind.file).write_bytes(content)
@@ -389,7 +392,7 @@ def test_force_starts_over(kind: Kind, tmp_path: Path, content: bytes | None) ->
 
 
 def test_pipe_is_not_a_journal(kind: Kind, tmp_path: Path) -> None:
-    """It would be waited for without end."""
+    """Reading it would wait forever."""
     (tmp_path / kind.file).parent.mkdir(exist_ok=True)
     os.mkfifo(tmp_path / kind.file)
     with pytest.raises(UsageError, match="is not a regular file"), kind.opened(tmp_path):
@@ -400,7 +403,7 @@ def test_pipe_is_not_a_journal(kind: Kind, tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time(kind: Kind, tmp_path: Path) -> None:
-    """Another one is refused until the first one ends, however it does; nothing of it is lost."""
+    """A second process is refused until the first one ends, even by a kill; finished work is kept."""
     work(kind, tmp_path, 0)
     reader, writer = os.pipe()
     child = os.fork()
@@ -440,7 +443,7 @@ def test_full_disk_loses_no_line(kind: Kind, tmp_path: Path, monkeypatch: pytest
     assert work(kind, tmp_path) == "01"
 
 
-# --- replacing all lines, as a watcher does from time to time
+# --- replacing all lines, as a watcher does regularly
 
 
 class Header(Struct, frozen=True, tag="header"):
@@ -469,12 +472,12 @@ def read(path: Path) -> list[Line]:
     return entries
 
 
-def test_older_and_newer_formats(tmp_path: Path) -> None:
+def test_older_format_is_read_and_newer_format_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a", Header(1, {}), Item("a"))
     assert read(tmp_path / "a") == [Header(1, {}), Item("a")]
     write(tmp_path / "b", Header(3, {}))
     with pytest.raises(
-        UsageError, match="b, line 1 has format 3, and this version reads formats 1 and 2; choose another"
+        UsageError, match="b, line 1 has format 3, but this version reads formats 1 and 2; choose another"
     ):
         read(tmp_path / "b")
 
@@ -495,7 +498,7 @@ def test_rewrite_keeps_the_lock_and_the_file_mode(tmp_path: Path) -> None:
 
 
 def test_file_replaced_before_its_lock_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between its opening and its lock another process rewrote the journal, and let go of it."""
+    """Another process rewrote the journal and released it after it was opened and before it was locked."""
     path = tmp_path / "a.jsonl"
     write(path, HEADER)
     real = Path.open

@@ -1,4 +1,4 @@
-"""Waiting for a lock is logged once, and ends."""
+"""Tests that waiting for a lock is logged once and ends."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ def default_timeout() -> Iterator[None]:
 
 @pytest.fixture
 def handles(tmp_path: Path) -> Iterator[tuple[int, int]]:
-    """A file opened twice."""
+    """Returns two descriptors of the same file."""
     (tmp_path / "f").touch()
     first, second = (os.open(tmp_path / "f", os.O_RDONLY) for _ in range(2))
     yield first, second
     os.close(second)
 
 
-def test_a_lock_that_is_held_ends_with_the_timeout(handles: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_held_lock_ends_with_the_timeout(
+    handles: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = Collected()
     monkeypatch.setattr(lock, "current", lambda: seen.log)
     lock.use_lock_timeout(0.3)
@@ -49,7 +51,7 @@ def test_a_lock_that_is_held_ends_with_the_timeout(handles: tuple[int, int], mon
     os.close(handles[0])
 
 
-def test_a_lock_that_is_released_is_taken(handles: tuple[int, int]) -> None:
+def test_released_lock_is_acquired(handles: tuple[int, int]) -> None:
     lock.acquire(handles[0], Path("x"), "y")
     assert not lock.try_acquire(handles[1])
     threading.Timer(0.3, os.close, [handles[0]]).start()
@@ -69,18 +71,18 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
-def test_a_timeout_is_a_number_of_seconds(seconds: float) -> None:
+def test_invalid_timeout_is_refused(seconds: float) -> None:
     with pytest.raises(UsageError, match="--lock-timeout"):
         lock.use_lock_timeout(seconds)
 
 
-def test_the_option_is_taken_by_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_accepts_lock_timeout(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(cli.main, "misgnet-run", "info", "/nowhere", "--lock-timeout", "7") == 4
     assert lock.lock_timeout() == 7
 
 
-def test_one_module_knows_how_systems_lock() -> None:
-    """Nothing else of the packages needs fcntl, which Windows lacks."""
+def test_only_one_module_imports_system_locks() -> None:
+    """No other module imports fcntl, which Windows lacks."""
     root = ROOT
     files = [
         path for folder in ("runtime", "export", "calibration", "misgnet") for path in (root / folder).rglob("*.py")

@@ -1,4 +1,4 @@
-"""A bundle's names become folders of a model repository: none of them leads out of the folder that was asked for."""
+"""Tests that names of a bundle, which become folders of a model repository, cannot lead outside the output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ["x/../../../escaped", "/tmp/escaped", "..", "x/y", "x\\..\\y", "x\ny", 
 
 @pytest.fixture
 def any_schema(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's own need not be installed: paths are made before it is asked anything of a name."""
+    """Replaces Triton's schema, which need not be installed: paths are built before the schema is used."""
     monkeypatch.setattr(repository, "load_schema", lambda: None)
     monkeypatch.setattr(repository, "model_config", lambda *_, **__: None)
     monkeypatch.setattr(repository, "_text", lambda _: "")
@@ -54,14 +54,14 @@ def test_triton_writes_nothing_outside_its_output(
 
 
 @pytest.mark.usefixtures("any_schema")
-def test_the_comma_of_a_target_is_legal(tmp_path: Path) -> None:
+def test_comma_in_a_target_name_is_accepted(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", engines=[replace(FLOAT, name="rtx-sm86,sm89")])
     assert exit_code(cli.main, "misgnet-export", "triton", bundle, "-o", tmp_path / "models") == 0
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["misgnet-rtx-sm86,sm89"]
 
 
 @pytest.mark.parametrize("target", ["../x", "cpu/../x", "rtx-sm86/../../x", "cpu\x1b[31m"])
-def test_a_target_is_one_of_those_that_are_known(tmp_path: Path, target: str) -> None:
+def test_unknown_target_is_refused(tmp_path: Path, target: str) -> None:
     pytest.importorskip("torch", reason="the build needs the [export] extra")
     sets = ["--calib", tmp_path, "--eval", tmp_path]
     words = ["misgnet-export", "build", tmp_path / "w", *sets, "-o", tmp_path / "out", "--target", target]
@@ -71,14 +71,14 @@ def test_a_target_is_one_of_those_that_are_known(tmp_path: Path, target: str) ->
 
 @pytest.mark.parametrize("output", ["bundle", "."])
 @pytest.mark.usefixtures("any_schema")
-def test_an_output_that_holds_the_bundle_is_refused_even_by_force(tmp_path: Path, output: str) -> None:
-    """It would be exchanged for the repository, and the bundle would be gone."""
+def test_output_that_contains_the_bundle_is_refused_even_with_force(tmp_path: Path, output: str) -> None:
+    """The repository would replace the folder, and the bundle would be lost."""
     bundle = make_bundle(tmp_path / "x" / "bundle", engines=[FLOAT])
     assert exit_code(cli.main, "misgnet-export", "triton", bundle, "-o", tmp_path / "x" / output, "--force") == 2
     assert (bundle / "manifest.json").is_file()
 
 
-def test_a_folder_of_sets_is_not_replaced_by_a_bundle(tmp_path: Path) -> None:
+def test_folder_that_contains_data_sets_is_not_replaced_by_a_bundle(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the build needs the [export] extra")
     (tmp_path / "data" / "train").mkdir(parents=True)
     sets = ["--calib", tmp_path / "data" / "train", "--eval", tmp_path / "data" / "test"]

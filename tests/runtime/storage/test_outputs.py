@@ -1,4 +1,4 @@
-"""A result is whole or not there, whatever happens while it is made."""
+"""Tests that results appear complete or not at all, even if writing them fails."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_replaced_folder_keeps_nothing_of_the_old(tmp_path: Path) -> None:
     assert [p.name for p in target.iterdir()] == ["sub"]
 
 
-def test_folder_is_replaced_where_the_system_cannot_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_is_replaced_if_the_system_cannot_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs, "_rename", lambda *_: False)
     target = tmp_path / "out"
     write_folder(target, "old")
@@ -81,7 +81,7 @@ def test_folder_is_replaced_where_the_system_cannot_exchange(tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_folder_takes_the_place_of_a_file(tmp_path: Path) -> None:
+def test_folder_replaces_a_file(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.write_text("a file")
     write_folder(target, "new")
@@ -92,7 +92,7 @@ def test_folder_takes_the_place_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("replace", [replace_file, replace_folder])
 @pytest.mark.parametrize("existing", [False, True])
-def test_failure_leaves_what_was_there(
+def test_failure_keeps_the_old_output(
     tmp_path: Path, replace: Callable, error: type[BaseException], existing: bool
 ) -> None:
     target = tmp_path / "out"
@@ -105,8 +105,8 @@ def test_failure_leaves_what_was_there(
     assert not existing or read(target) == "old"
 
 
-def test_a_disk_that_does_not_remove_keeps_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found by tests/faults: an error in removing what is hidden ended the command, though its result was there."""
+def test_result_is_kept_if_temporary_files_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by tests/faults: an error in removing a hidden temporary file made a successful command fail."""
 
     def unlink(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -164,7 +164,7 @@ def test_symbolic_link_stays_and_its_target_is_replaced(tmp_path: Path, write: W
 
 
 @BOTH
-def test_dangling_link_is_filled(tmp_path: Path, write: Write) -> None:
+def test_target_of_a_dangling_link_is_created(tmp_path: Path, write: Write) -> None:
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "elsewhere" / "out")
     write(link, "new")
@@ -202,7 +202,7 @@ def test_dangling_link_counts_as_existing(tmp_path: Path) -> None:
 
 
 def start_maker(target: Path) -> subprocess.Popen[str]:
-    """Another process in the middle of making ``target``; it ends when its input closes."""
+    """Starts another process that is writing ``target`` and ends when its input closes."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     maker = subprocess.Popen(
         [sys.executable, "-c", MAKER, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -239,14 +239,14 @@ def test_folder_of_a_live_run_is_not_removed(tmp_path: Path) -> None:
     target = tmp_path / "out"
     maker = start_maker(target)
     outputs.remove_stale(target)
-    maker.communicate()  # its input closes, and it ends well
+    maker.communicate()  # closes its input, so that it finishes
     assert maker.returncode == 0
     assert (target / "half").read_text() == "made"
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_folder_that_is_being_synced_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock holds until the folder is in place: writing a large result to disk takes its time."""
+    """The lock is held until the folder is renamed: syncing a large result to disk takes time."""
     target, seen = tmp_path / "out", []
     sync = outputs._sync_tree
 
@@ -276,7 +276,7 @@ def test_folder_taken_before_its_lock_is_made_again(tmp_path: Path, monkeypatch:
     assert read(tmp_path / "out") == "new"
 
 
-def test_foreign_neighbours_stay(tmp_path: Path) -> None:
+def test_other_temporary_folders_stay(tmp_path: Path) -> None:
     (tmp_path / ".other.building-x").mkdir()
     (tmp_path / "out.building-x").mkdir()
     write_folder(tmp_path / "out", "new")

@@ -1,4 +1,4 @@
-"""The folders of what was made on this machine: nobody else may have changed what is in them."""
+"""Tests private folders: files that another user could have changed are refused."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def filled(folder: PrivateFolder) -> PrivateFolder:
     return folder
 
 
-def test_where_nothing_is_nothing_is_found(folder: PrivateFolder) -> None:
+def test_missing_file_is_read_as_none(folder: PrivateFolder) -> None:
     assert folder.read("one", LIMIT) is None
     folder.prepare()
     assert folder.read("one", LIMIT) is None and folder.names() == []
 
 
-def test_where_nothing_is_nobody_is_asked_who_may_write_there(folder: PrivateFolder, tmp_path: Path) -> None:
+def test_missing_folder_is_not_checked_for_permissions(folder: PrivateFolder, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     assert folder.read("one", LIMIT) is None
-    with pytest.raises(InputError, match="can be exchanged by others"):
+    with pytest.raises(InputError, match="can be replaced by other users"):
         folder.prepare()
 
 
-def test_it_is_made_for_its_user_alone_whatever_the_umask(folder: PrivateFolder, tmp_path: Path) -> None:
+def test_folder_is_created_private_regardless_of_the_umask(folder: PrivateFolder, tmp_path: Path) -> None:
     before = os.umask(0o002)
     try:
         folder.prepare()
@@ -54,7 +54,7 @@ def test_it_is_made_for_its_user_alone_whatever_the_umask(folder: PrivateFolder,
     folder.write("one", b"1")
 
 
-def test_what_was_written_is_read_again_and_removed(filled: PrivateFolder) -> None:
+def test_written_file_is_read_and_removed(filled: PrivateFolder) -> None:
     assert filled.read_sealed("one", LIMIT) == b"contents"
     assert filled.names() == ["one"]
     filled.remove("one")
@@ -62,21 +62,21 @@ def test_what_was_written_is_read_again_and_removed(filled: PrivateFolder) -> No
     assert filled.names() == []
 
 
-def test_a_folder_that_is_open_to_readers_is_refused_until_it_is_closed(filled: PrivateFolder) -> None:
+def test_folder_that_others_can_read_is_refused_until_it_is_private(filled: PrivateFolder) -> None:
     filled.path.chmod(0o755)
     for call in (lambda: filled.read("one", LIMIT), filled.prepare):
-        with pytest.raises(InputError, match=rf"open to others \(mode 0755\).*chmod 700 {filled.path}"):
+        with pytest.raises(InputError, match=rf"open to other users \(mode 0755\).*chmod 700 {filled.path}"):
             call()
     filled.path.chmod(0o700)
     assert filled.read_sealed("one", LIMIT) == b"contents"
 
 
 @pytest.mark.parametrize("position", [0, 30, 64, 65, -1])
-def test_a_changed_byte_is_found(filled: PrivateFolder, position: int) -> None:
+def test_changed_byte_is_detected(filled: PrivateFolder, position: int) -> None:
     data = bytearray((filled.path / "one").read_bytes())
     data[position] ^= 1
     (filled.path / "one").write_bytes(data)
-    with pytest.raises(InputError, match="its digest is not that of what it holds"):
+    with pytest.raises(InputError, match="its contents do not match its digest"):
         filled.read_sealed("one", LIMIT)
 
 
@@ -114,39 +114,41 @@ def open_grandparent(folder: PrivateFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             open_to_the_group,
-            r"plans is open to others \(mode 0770\).*; else remove it, or name another .* MISGNET_C",
+            r"plans is open to other users \(mode 0770\).*; otherwise remove it, or set MISGNET_CACHE to another",
         ),
-        (linked_folder, "plans must be a folder, and no link"),
-        (file_in_its_place, "plans must be a folder, and no link"),
+        (linked_folder, "plans must be a folder, not a link"),
+        (file_in_its_place, "plans must be a folder, not a link"),
         (
             open_parent,
-            r"plans can be exchanged by others: \S+some/cache is theirs.*; run: chmod go-w \S+cache,",
+            r"plans can be replaced by other users: \S+some/cache belongs to them.*; run: chmod go-w \S+cache,",
         ),
-        (open_grandparent, r"plans can be exchanged by others: \S+some is theirs"),
-        (pipe, "one cannot be used: it is no file"),
+        (open_grandparent, r"plans can be replaced by other users: \S+some belongs to them"),
+        (pipe, "one cannot be used: it is not a regular file"),
     ],
 )
-def test_what_others_may_have_changed_is_refused(
-    filled: PrivateFolder, change: Callable[[PrivateFolder], None], said: str, monkeypatch: pytest.MonkeyPatch
+def test_files_that_others_could_have_changed_are_refused(
+    filled: PrivateFolder, change: Callable[[PrivateFolder], None], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(permissions, "_is_own_group", lambda _: False)
     change(filled)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         filled.read("one", LIMIT)
 
 
-def test_a_group_of_ones_own_is_nobody_else(filled: PrivateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the umask 002 of many distributions leaves folders."""
+def test_write_access_of_the_users_own_group_is_accepted(
+    filled: PrivateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The umask 002 of many distributions makes folders writable for the user's own group."""
     monkeypatch.setattr(permissions, "_is_own_group", lambda _: True)
     open_grandparent(filled)
     assert filled.read_sealed("one", LIMIT) == b"contents"
 
 
-def test_a_link_on_the_way_that_another_user_could_exchange_is_refused(
+def test_link_in_the_path_that_another_user_could_replace_is_refused(
     filled: PrivateFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shared = tmp_path / "shared"
@@ -155,15 +157,15 @@ def test_a_link_on_the_way_that_another_user_could_exchange_is_refused(
     monkeypatch.setenv("MISGNET_CACHE", str(shared / "cache"))
     assert PrivateFolder.of("plans").read_sealed("one", LIMIT) == b"contents"
     shared.chmod(0o777)
-    with pytest.raises(InputError, match=r"can be exchanged by others: \S+/shared is theirs"):
+    with pytest.raises(InputError, match=r"can be replaced by other users: \S+/shared belongs to them"):
         PrivateFolder.of("plans").read("one", LIMIT)
 
 
-def test_a_link_in_the_place_of_a_file_is_neither_followed_nor_replaced(filled: PrivateFolder) -> None:
+def test_link_instead_of_a_file_is_neither_followed_nor_replaced(filled: PrivateFolder) -> None:
     linked_file(filled)
     with pytest.raises(InputError, match="it is a link"):
         filled.read("one", LIMIT)
-    with pytest.raises(InputError, match="is a link, which was not put there by this program"):
+    with pytest.raises(InputError, match="is a link, which this program did not create"):
         filled.write("one", b"new")
     assert (filled.path / "two").read_bytes().endswith(b"contents")
 
@@ -174,21 +176,21 @@ def test_a_folder_of_another_user_is_refused(filled: PrivateFolder, monkeypatch:
     foreign = os.geteuid() + 1
 
     def fstat(handle: int) -> Any:
-        facts = real(handle)
-        return os.stat_result((*facts[:4], foreign, *facts[5:10]))
+        found = real(handle)
+        return os.stat_result((*found[:4], foreign, *found[5:10]))
 
     monkeypatch.setattr(os, "fstat", fstat)
-    with pytest.raises(InputError, match=rf"belongs to user {foreign}, not to this one"):
+    with pytest.raises(InputError, match=rf"belongs to user {foreign}, not to this user"):
         getattr(filled, call)()
 
 
-def test_the_limit_holds(filled: PrivateFolder) -> None:
+def test_file_larger_than_the_limit_is_refused(filled: PrivateFolder) -> None:
     assert filled.read("one", 73) and filled.read_sealed("one", 8) == b"contents"
     with pytest.raises(InputError, match="larger than 72 bytes"):
         filled.read("one", 72)
 
 
-def test_a_full_disk_leaves_what_was_there(filled: PrivateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_old_file(filled: PrivateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -201,8 +203,8 @@ def test_a_full_disk_leaves_what_was_there(filled: PrivateFolder, monkeypatch: p
 def test_one_process_at_a_time(filled: PrivateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_timeout", 0.1)
     with filled.locked("compiles"):
-        said = "another process of this user compiles; wait"
-        with pytest.raises(LockTimeoutError, match=said), filled.locked("compiles"):
+        message = "another process of this user compiles; wait"
+        with pytest.raises(LockTimeoutError, match=message), filled.locked("compiles"):
             pass
         assert filled.read_sealed("one", LIMIT) == b"contents"
     with filled.locked("compiles"):

@@ -1,4 +1,4 @@
-"""``--force`` replaces regular files only, outputs that cannot be made are one line, and the umask stays as it is."""
+"""Tests that ``--force`` replaces only regular files, errors of outputs are one line, and the umask never changes."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ SPECIAL: dict[str, Make] = {"folder": Path.mkdir, "pipe": os.mkfifo, "socket": b
 
 @pytest.fixture
 def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """A run of ``predict`` on two images that is refused; its line on stderr. Sockets' paths are short ones."""
-    monkeypatch.chdir(tmp_path)
+    """Returns a function that runs ``predict`` on two images, which must fail, and returns its error line."""
+    monkeypatch.chdir(tmp_path)  # paths of sockets must be short
     root = make_bundle(tmp_path / "bundle")
     for date in ("before", "after"):
         write_image(tmp_path / f"{date}.png", np.zeros((64, 64, 3), np.uint8))
@@ -65,7 +65,7 @@ def test_force_replaces_no_pipe_socket_or_device(predict: Callable[..., str], ki
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
-def test_what_takes_the_place_of_an_output_meanwhile_is_not_replaced(
+def test_special_file_created_meanwhile_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     (tmp_path / "o").mkdir()
@@ -80,7 +80,7 @@ def test_what_takes_the_place_of_an_output_meanwhile_is_not_replaced(
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["x"]
 
 
-def test_force_still_replaces_a_file_and_what_a_link_points_to(tmp_path: Path) -> None:
+def test_force_replaces_a_file_and_the_target_of_a_link(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"old")
     (tmp_path / "link").symlink_to("x")
     write_file(tmp_path / "link", b"new")
@@ -88,22 +88,22 @@ def test_force_still_replaces_a_file_and_what_a_link_points_to(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("output", ["/proc/x.png", "/proc/self/x.png", "/sys/x.png", "/dev/null/x.png"])
-def test_an_output_that_cannot_be_made_is_one_line(predict: Callable[..., str], output: str) -> None:
+def test_unwritable_output_is_one_error_line(predict: Callable[..., str], output: str) -> None:
     assert "cannot be written" in predict(output)
 
 
-def test_folders_that_cannot_be_made_are_one_line() -> None:
+def test_unwritable_folder_is_an_error() -> None:
     with pytest.raises(MisgnetError, match="cannot be written"), replace_folder(Path("/proc/x")):
         pass
 
 
-def test_an_error_of_an_input_is_not_called_one_of_the_output(tmp_path: Path) -> None:
+def test_error_of_an_input_is_not_reported_as_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), replace_file(tmp_path / "x"):
         (tmp_path / "missing").read_bytes()
 
 
-def test_outputs_never_change_the_umask_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all threads: a file that another one makes in that moment would be open to everybody."""
+def test_writing_never_changes_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The umask belongs to all threads: a file that another thread creates meanwhile would be open to everybody."""
     monkeypatch.setattr(os, "umask", lambda mask: pytest.fail(f"umask({mask:o})"))
     write_file(tmp_path / "x", b"new")
     with replace_folder(tmp_path / "folder"):

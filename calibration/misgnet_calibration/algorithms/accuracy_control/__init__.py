@@ -1,7 +1,7 @@
-"""Accuracy control: which quantized groups go back to float so that the metric is kept, at the least cost in speed.
+"""Accuracy control: reverts quantized groups to float until the metric is within its limit, at the least cost in speed.
 
-``decision`` holds the values and pure decisions, ``search`` the search around them, ``run`` what it has measured,
-``groups`` what is reverted together. Engines are asked by the caller's ``evaluate``.
+``decision`` holds the values and pure decisions, ``search`` the search, ``run`` its measurements, ``groups`` the
+operators that are reverted together. The caller's ``evaluate`` runs the engines.
 """
 
 from misgnet_calibration.algorithms.accuracy_control.decision import (

@@ -1,8 +1,7 @@
-"""What accuracy control decides, as pure functions of what was measured: no engine, no clock, no ONNX.
+"""Decisions of accuracy control, as pure functions of measurements: no engine, no clock, no ONNX.
 
-The split into a pure decision, a search around it and a backend beneath is that of NNCF's accuracy control
-(openvinotoolkit/nncf, ``src/nncf/quantization/algorithms/accuracy_control``), as is ranking groups by what
-reverting each one alone wins back.
+The split into a pure decision, a search and a backend follows NNCF's accuracy control (openvinotoolkit/nncf,
+``src/nncf/quantization/algorithms/accuracy_control``), as does ranking groups by the gain of reverting each one alone.
 """
 
 from __future__ import annotations
@@ -18,47 +17,45 @@ Phase = Literal["start", "rank", "revert", "regain"]
 
 _ByNames = dict[tuple[str, ...], float]
 
-# Median absolute deviation of a normal distribution to its standard deviation.
+# Ratio of the standard deviation of a normal distribution to its median absolute deviation.
 _DEVIATION = 1.4826
 
 
 @dataclass(frozen=True)
 class Group:
-    """Quantized operators that go back to float together; ``multiply_adds`` are theirs for one image pair."""
+    """Quantized operators that are reverted to float together."""
 
     name: str
     nodes: tuple[str, ...]
-    multiply_adds: int
+    multiply_adds: int  # MACs of the group for one image pair
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One graph against the float model on the decision tiles.
+    """Comparison of one graph with the float model on the decision tiles.
 
-    ``f1_drop``: points, None where the labels hold no change; ``agreement``: share of pixels with the same
-    mask, 0 to 1; ``logit_error``: mean absolute difference of the probability or of the logits (the same one in
-    all measurements of a search). Raises ValueError for NaN: a graph that answers NaN is NO_NUMBERS.
+    Raises ValueError for NaN: use NO_NUMBERS for a graph whose output has NaN.
     """
 
-    f1_drop: float | None
-    agreement: float
-    logit_error: float
+    f1_drop: float | None  # points; None if no label has change
+    agreement: float  # share of pixels with the same mask, 0 to 1
+    logit_error: float  # mean absolute difference of probabilities or of logits (the same in all of a search)
     seconds_per_pair: float | None = None
 
     def __post_init__(self) -> None:
         if math.isnan(self.f1_drop or 0.0) or not 0 <= self.agreement <= 1 or not self.logit_error >= 0:
-            raise ValueError(f"{self} is no measurement; take NO_NUMBERS for a graph that answers NaN")
+            raise ValueError(f"{self} has an invalid value; use NO_NUMBERS for a graph whose output has NaN")
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What may be lost: ``points`` of F1, and where ``agreement`` is given only so many pixels, a share 0 to 1.
+    """Largest accepted loss.
 
-    On few tiles F1 can rise by chance while the graph is broken; the agreement shows it.
+    On few tiles F1 can rise by chance although the graph is broken; the agreement reveals that.
     """
 
-    points: float
-    agreement: float | None = None
+    points: float  # of F1
+    agreement: float | None = None  # smallest accepted share of pixels with the same mask, 0 to 1; None: not checked
 
 
 NO_NUMBERS = Measurement(math.inf, 0.0, math.inf)
@@ -67,64 +64,56 @@ _PERFECT = Measurement(0.0, 1.0, 0.0)
 
 @dataclass(frozen=True)
 class Effect:
-    """What reverting ``groups`` (one, or several that are tied) and no others wins back.
+    """Gain of reverting ``groups`` and no others."""
 
-    ``points``: of excess; ``error``: of logit error; both None where that was not measured. ``benefit``: the
-    share of what there is to win, -1 to 1; ``score``: benefit by cost, what the order is made of.
-    """
-
-    groups: tuple[str, ...]
-    points: float | None
-    error: float | None
-    benefit: float
-    score: float
+    groups: tuple[str, ...]  # one group, or several tied groups
+    points: float | None  # decrease of the excess; None if not measured
+    error: float | None  # decrease of the logit error; None if not measured
+    benefit: float  # share of the possible gain, -1 to 1
+    score: float  # benefit divided by cost, by which the groups are ordered
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One evaluation. ``changed``: the groups that it asks about; ``float_groups``: all that are float in it.
-
-    ``int8_share``: of the multiply-adds with weights; ``seconds``: from the search's start to this step's end;
-    ``estimated``: by a cheaper measurement, which ranks and accepts nothing.
-    """
+    """One evaluation of a search."""
 
     number: int
     phase: Phase
-    changed: tuple[str, ...]
-    float_groups: tuple[str, ...]
+    changed: tuple[str, ...]  # the groups that this evaluation is about
+    float_groups: tuple[str, ...]  # all groups that are float in it
     measurement: Measurement
-    int8_share: float
-    seconds: float
+    int8_share: float  # of the MACs with weights
+    seconds: float  # from the start of the search to the end of this step
     accepted: bool
     reason: str
-    estimated: bool = False
+    estimated: bool = False  # by a cheaper measurement, which is used only for ranking
 
 
 def loss(found: Measurement) -> float:
-    """What is held against the limit's points: the F1 drop, or without any change the pixels that disagree.
+    """Returns the loss in points that is compared with the limit: F1 drop, or disagreement if no label has change.
 
-    That is ``misgnet_runtime.accuracy.gate.decide``: where no label holds a change, every additional false alarm is a
-    pixel that disagrees, so of the gate's two figures the disagreement is never the smaller one.
+    This corresponds to ``misgnet_runtime.accuracy.gate.decide``: if no label has change, every additional false alarm
+    is a pixel that disagrees, so the disagreement is never smaller than the gate's other figure.
     """
     return round(100 * (1 - found.agreement), 9) if found.f1_drop is None else found.f1_drop
 
 
 def excess(found: Measurement, limit: Limit) -> float:
-    """How far beyond the limit a graph is, in points (of F1 or of pixels, the worse of the two); 0 or less passes."""
+    """Returns by how many points (of F1 or of pixels, the worse of both) a graph exceeds the limit; <= 0 passes."""
     over = loss(found) - limit.points
     return over if limit.agreement is None else max(over, round(100 * (limit.agreement - found.agreement), 9))
 
 
 def passes(found: Measurement, limit: Limit) -> bool:
-    """Whether all of the limit is kept."""
+    """Returns whether a graph is within the limit."""
     return excess(found, limit) <= 0
 
 
 def reason(found: Measurement, limit: Limit) -> str:
-    """The verdict in words."""
+    """Returns the verdict as text."""
     points = loss(found)
-    what = f"pixels disagree by {points:.3f}" if found.f1_drop is None else f"F1 drop {points:+.3f}"
-    lost = f"{what} points, {'within' if points <= limit.points else 'more than'} "
+    figure = f"pixels disagree by {points:.3f}" if found.f1_drop is None else f"F1 drop {points:+.3f}"
+    lost = f"{figure} points, {'within' if points <= limit.points else 'more than'} "
     if limit.agreement is None or found.agreement >= limit.agreement:
         return f"{lost}{limit.points:g}"
     return f"{lost}{limit.points:g}, but only {100 * found.agreement:.3f} % of pixels agree"
@@ -134,17 +123,23 @@ def rank(
     groups: Sequence[Group], start: Measurement, floor: Measurement | None,
     alone: Mapping[tuple[str, ...], Measurement], limit: Limit,
 ) -> tuple[Effect, ...]:  # fmt: skip
-    """All groups, and the ties that were measured, in the order in which to revert them.
+    """Returns all groups, and the ties that were measured, in the order in which to revert them.
 
-    ``start``: everything quantized; ``floor``: everything float, None where that is not known; ``alone``: only
-    these groups float. What passes alone is first. The others come by benefit per cost (the greedy rule for a
-    knapsack; Dantzig, "Discrete-variable extremum problems", 1957). The cost is the share of the multiply-adds
-    plus an average group's, as a group that costs nothing must still win something.
+    Groups that pass alone come first. The others follow by benefit per cost (the greedy rule for a knapsack; Dantzig,
+    "Discrete-variable extremum problems", 1957). The cost is a group's share of the MACs plus that of an average
+    group, so that a group without MACs also needs a benefit.
 
-    The benefit is the mean of two shares of the whole: of the excess to win, which is what is asked for, and of
-    the logit error, which every pixel has a part in and which therefore is sharp on few tiles, where F1 hangs
-    on the pixels next to the threshold. For the same reason points count only as far as they exceed what is
-    usual among the groups. A group that was not measured gets an equal part of what the others do not explain.
+    The benefit is the mean of two shares: of the possible gain in excess, which is the criterion, and of the possible
+    gain in logit error. Every pixel contributes to the logit error, so it is precise even on few tiles, where F1
+    depends on the pixels near the threshold. For the same reason points count only as far as they exceed the usual
+    variation among groups. A group that was not measured gets an equal part of the gain that the others leave.
+
+    Args:
+        groups: The groups to rank.
+        start: Measurement with everything quantized.
+        floor: Measurement with everything float; None if unknown.
+        alone: Measurements with only the named groups float.
+        limit: The limit of the search.
     """
     points = {names: _bounded(excess(start, limit)) - _bounded(excess(found, limit)) for names, found in alone.items()}
     errors = {names: _bounded(start.logit_error) - _bounded(found.logit_error) for names, found in alone.items()}
@@ -156,17 +151,19 @@ def rank(
         Effect(names, points.get(names), errors.get(names), benefit, benefit / costs[names])
         for names, benefit in benefits.items()
     ]
-    cured = {names for names, found in alone.items() if passes(found, limit)}
-    return tuple(sorted(effects, key=lambda effect: (effect.groups not in cured, -effect.score, costs[effect.groups])))
+    passing = {names for names, found in alone.items() if passes(found, limit)}
+    return tuple(
+        sorted(effects, key=lambda effect: (effect.groups not in passing, -effect.score, costs[effect.groups]))
+    )
 
 
 def explained(effects: Iterable[Effect]) -> float:
-    """Share of what there is to win that single groups win: about 1 where their effects add up."""
+    """Returns the share of the possible gain that single groups account for: about 1 if their effects add up."""
     return sum(effect.benefit for effect in effects if len(effect.groups) == 1 and effect.points is not None)
 
 
 def prefixes(effects: Iterable[Effect]) -> list[frozenset[str]]:
-    """What is float after the first, the first two, ... of the ranking; each state has more than the one before."""
+    """Returns the sets of float groups after the first, the first two, ... of the ranking; each is larger."""
     states = [frozenset[str]()]
     for effect in effects:
         if not states[-1].issuperset(effect.groups):
@@ -175,38 +172,42 @@ def prefixes(effects: Iterable[Effect]) -> list[frozenset[str]]:
 
 
 def next_prefix(failed: int, passed: int) -> int | None:
-    """The length of the prefix to measure next, between the longest that failed and the shortest that passed.
+    """Returns the length of the prefix to measure next; None if the search is finished.
 
-    ``passed`` is one more than there are where none is known to pass; the answer is None where the two have met.
-    Doubles from the front, since a good ranking needs few, then halves (Bentley and Yao, "An almost optimal
-    algorithm for unbounded searching", 1976): about 2 log2(k) measurements for the first k, where one after
-    another takes k. More float groups pass in expectation only; the prefix of ``passed`` was measured all the same.
+    ``failed`` is the longest prefix that failed. ``passed`` is the shortest that passed, or one more than the longest
+    prefix if none is known to pass. Lengths double from the front, since a good ranking needs few groups, then halve
+    (Bentley and Yao, "An almost optimal algorithm for unbounded searching", 1976): about 2 log2(k) measurements to
+    find the first k, compared with k one by one. That more float groups pass is only an expectation, but the prefix of
+    length ``passed`` was measured.
     """
     return min(max(1, 2 * failed), (failed + passed) // 2) if passed - failed > 1 else None
 
 
 def presumed_failed(float_groups: frozenset[str], failures: Iterable[frozenset[str]]) -> bool:
-    """Whether a state with these and more groups float failed already; then it is not worth a measurement."""
+    """Returns whether a state with these and more float groups failed already; then it need not be measured."""
     return any(float_groups <= failure for failure in failures)
 
 
 def best(steps: Sequence[Step]) -> Step | None:
-    """Of the accepted steps the one with most INT8, then the smaller loss and logit error, then fewer float groups.
+    """Returns the accepted step with most INT8, then smaller loss and logit error, then fewer float groups.
 
-    None where no step was accepted.
+    Returns None if no step was accepted.
     """
     accepted = [step for step in steps if step.accepted]
     return max(accepted, key=lambda s: (s.int8_share, *_accuracy(s), -len(s.float_groups)), default=None)
 
 
 def closest(steps: Sequence[Step], limit: Limit) -> Step:
-    """The step with the smallest excess, then the smaller loss and logit error, then more INT8; no estimate is one."""
+    """Returns the step with the smallest excess, then smaller loss and logit error, then more INT8.
+
+    Estimates are ignored.
+    """
     measured = [step for step in steps if not step.estimated]
     return max(measured, key=lambda s: (-excess(s.measurement, limit), *_accuracy(s), s.int8_share))
 
 
 def seconds_left(per_evaluation: float, evaluations: int, budget_left: float) -> float:
-    """Estimate of the time to the end of the search, which the budget bounds."""
+    """Returns an estimate of the seconds to the end of the search, at most the remaining budget."""
     return min(per_evaluation * evaluations, max(0.0, budget_left))
 
 
@@ -222,15 +223,15 @@ def _benefits(points: _ByNames, errors: _ByNames, start: Measurement, floor: Mea
 
 
 def _unexplained(singles: Sequence[tuple[str, ...]], benefits: _ByNames) -> float:
-    """What the measured ones of ``singles`` leave to win, for each of the others."""
+    """Returns, for each of ``singles`` that was not measured, its part of the gain that the measured ones leave."""
     known = [benefits[names] for names in singles if names in benefits]
     return max(0.0, 1 - sum(known)) / max(1, len(singles) - len(known))
 
 
 def _beyond_noise(points: _ByNames) -> _ByNames:
-    """What of each effect exceeds a deviation that is usual among them; smaller ones count nothing.
+    """Returns by how much each effect exceeds the usual deviation among them; 0 for smaller effects.
 
-    Few groups matter, so the others' spread is the noise: soft thresholding with the median absolute deviation
+    Few groups matter, so the spread of the others is noise: soft thresholding with the median absolute deviation
     (Donoho and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", 1994).
     """
     middle = median(points.values()) if points else 0.0
@@ -249,5 +250,5 @@ def _share(part: float, whole: float) -> float:
 
 
 def _bounded(value: float) -> float:
-    """Infinity as the largest number, so that differences stay numbers."""
+    """Returns ``value``, with infinity replaced by the largest number, so that differences are not NaN."""
     return min(value, sys.float_info.max)

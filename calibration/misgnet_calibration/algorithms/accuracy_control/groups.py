@@ -1,4 +1,4 @@
-"""Which operators go back to float together: those of one module of the network, with weights or without."""
+"""Groups the operators that accuracy control reverts together: those of one module, with or without weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from misgnet_calibration.algorithms.accuracy_control.decision import Group
 
-if TYPE_CHECKING:  # names are told apart, and steps shown, where onnx is not installed
+if TYPE_CHECKING:  # this module must import without onnx, to show reports
     from misgnet_calibration.onnx_graph.graph import Graph
     from misgnet_calibration.quantizer.placement import QuantizerSite
 
@@ -18,8 +18,8 @@ Depth = Literal["stage", "block", "module", "operator"]
 UNWEIGHTED = " (unweighted)"
 _COUNTED_FROM = 4
 
-# What of a node's name, as ``backbone.block1.0.attn.q/MatMul_21``, names its group. Beneath ``backbone`` lie patch
-# embeddings and blocks of attention and MLP; elsewhere the outermost module is one level of a decoder.
+# The part of a node's name, such as ``backbone.block1.0.attn.q/MatMul_21``, that names its group. ``backbone`` contains
+# patch embeddings and blocks of attention and MLP; elsewhere the outermost module is one stage of a decoder.
 _NAMED = {
     "stage": re.compile(r"backbone\.[^./]+|[^./]+"),  # backbone.block1, backbone.patch_embed2, decode1, MGLNet0
     "block": re.compile(r"backbone\.block\d+\.\d+|backbone\.[^./]+|[^./]+"),  # backbone.block1.0
@@ -29,7 +29,7 @@ _NAMED = {
 
 
 class Costed(Protocol):
-    """A group, as it is searched with or as it is kept."""
+    """A group, either of a search or of a manifest."""
 
     @property
     def name(self) -> str: ...
@@ -38,9 +38,9 @@ class Costed(Protocol):
 
 
 def groups_of(graph: Graph, sites: Sequence[QuantizerSite], depth: Depth = "module") -> tuple[Group, ...]:
-    """The groups of ``sites``, in the order of their first ones.
+    """Returns the groups of ``sites``, in the order of their first sites.
 
-    A module's operators without multiply-adds are a group of their own: they go back to float at no cost.
+    A module's operators without MACs form a separate group: reverting them costs no speed.
     """
     nodes: dict[str, list[str]] = defaultdict(list)
     costs: Counter[str] = Counter()
@@ -53,10 +53,10 @@ def groups_of(graph: Graph, sites: Sequence[QuantizerSite], depth: Depth = "modu
 
 
 def ties_of(groups: Sequence[Group], sites: Sequence[QuantizerSite]) -> tuple[tuple[str, ...], ...]:
-    """Names of the groups that quantize one and the same activation, for each such activation.
+    """Returns ties: for each activation that several groups quantize, the names of these groups.
 
-    It stays quantized until all of them are float, so reverting one alone tells nothing of it. NNCF makes one
-    group of such operators; a decoder whose convolutions all end in INT8 would become a single group by that.
+    Such an activation stays quantized until all of these groups are float, so reverting one alone shows no effect.
+    NNCF merges such operators into one group; a decoder whose convolutions all end in INT8 would then be one group.
     """
     owner = {node: group.name for group in groups for node in group.nodes}
     readers: dict[str, dict[str, None]] = defaultdict(dict)
@@ -67,7 +67,7 @@ def ties_of(groups: Sequence[Group], sites: Sequence[QuantizerSite]) -> tuple[tu
 
 
 def listed(names: Sequence[str], groups: Iterable[Costed]) -> str:
-    """Names of ``groups`` in words; where all that cost nothing are among them, these are only counted."""
+    """Returns ``names`` as text; if they contain all groups without MACs, these are only counted."""
     free = [group.name for group in groups if not group.multiply_adds]
     if len(free) < _COUNTED_FROM or not set(free) <= set(names):
         return ", ".join(names) or "nothing"
@@ -75,6 +75,6 @@ def listed(names: Sequence[str], groups: Iterable[Costed]) -> str:
 
 
 def group_name(node: str, depth: Depth) -> str:
-    """The group of a node by its name; a node that is in no module is a group of its own."""
+    """Returns the group of a node, from its name; a node outside of modules forms its own group."""
     found = _NAMED[depth].match(node)
     return found.group() if found else node

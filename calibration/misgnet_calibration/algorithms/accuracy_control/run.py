@@ -1,4 +1,4 @@
-"""One search under way: what it has measured, what that took, and every step for the log."""
+"""State of a running search: measurements, durations, and the log of its steps."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from misgnet_calibration.algorithms.accuracy_control.decision import (
     seconds_left,
 )
 
-# Names of the groups that are float -> that graph on the decision tiles.
+# Maps the names of the float groups to the measurement of that graph on the decision tiles.
 Evaluate = Callable[[frozenset[str]], Measurement]
-# Told every step, and an estimate of the seconds to the end.
+# Receives every step, and an estimate of the seconds to the end.
 Listen = Callable[[Step, float], None]
 
 
 class Run:
-    """What a search has measured so far, and its clock."""
+    """Measurements and clock of a running search."""
 
     def __init__(
         self, groups: tuple[Group, ...], evaluate: Evaluate, estimate: Evaluate | None, *, limit: Limit, budget: float,
@@ -31,56 +31,59 @@ class Run:
     ) -> None:  # fmt: skip
         self.groups, self.evaluate, self.estimate, self.limit, self.budget = groups, evaluate, estimate, limit, budget
         self.total = sum(group.multiply_adds for group in groups) if total is None else total
-        self.clock, self.listen, self.began = clock, listen, clock()
+        self.clock, self.listen, self.started = clock, listen, clock()
         self.steps: list[Step] = []
         self.measured: dict[frozenset[str], Measurement] = {}
-        self.took: dict[bool, list[float]] = {False: [], True: []}  # seconds of measurements, and of estimates
+        self.durations: dict[bool, list[float]] = {False: [], True: []}  # seconds; False: measurements, True: estimates
         self.effects: tuple[Effect, ...] = ()
         self.cut_short = False
 
     def elapsed(self) -> float:
-        return self.clock() - self.began
+        return self.clock() - self.started
 
-    def may_go_on(self, reserve: int = 0) -> bool:
-        """Whether the budget has room for one more evaluation and ``reserve`` others; remembers where it has not.
+    def has_budget(self, reserve: int = 0) -> bool:
+        """Returns whether the budget allows one more evaluation and ``reserve`` others.
 
-        Ask only where there is more to do.
+        If not, sets ``cut_short``; so call it only if there is more to do.
         """
         within = self.elapsed() + reserve * self.per_evaluation() < self.budget
         self.cut_short |= not within
         return within
 
     def per_evaluation(self, *, estimated: bool = False) -> float:
-        return sum(self.took[estimated]) / max(1, len(self.took[estimated]))
+        return sum(self.durations[estimated]) / max(1, len(self.durations[estimated]))
 
-    def ask(self, phase: Phase, changed: Sequence[str], float_groups: frozenset[str], to_come: int) -> bool:
-        """Whether that state passes; ``to_come``: about how many evaluations follow. Measured once only."""
+    def state_passes(self, phase: Phase, changed: Sequence[str], float_groups: frozenset[str], remaining: int) -> bool:
+        """Measures a state, at most once, and returns whether it passes.
+
+        ``remaining``: about how many evaluations follow.
+        """
         if float_groups not in self.measured:
             self.measured[float_groups] = self.evaluate(float_groups)
-            self._log(phase, changed, float_groups, self.measured[float_groups], to_come)
+            self._log(phase, changed, float_groups, self.measured[float_groups], remaining)
         return passes(self.measured[float_groups], self.limit)
 
-    def look(self, changed: Sequence[str], float_groups: frozenset[str], to_come: int) -> Measurement:
-        """What that state is ranked by: an estimate, or the measurement where there is no cheaper one."""
+    def rank_measurement(self, changed: Sequence[str], float_groups: frozenset[str], remaining: int) -> Measurement:
+        """Returns the measurement by which a state is ranked: an estimate, if the caller gave a cheaper function."""
         if self.estimate is None:
-            self.ask("rank", changed, float_groups, to_come)
+            self.state_passes("rank", changed, float_groups, remaining)
             return self.measured[float_groups]
         found = self.estimate(float_groups)
-        self._log("rank", changed, float_groups, found, to_come, estimated=True)
+        self._log("rank", changed, float_groups, found, remaining, estimated=True)
         return found
 
     def failures(self) -> list[frozenset[str]]:
         return [state for state, found in self.measured.items() if not passes(found, self.limit)]
 
     def cost(self, names: Sequence[str]) -> int:
-        """Multiply-adds of groups."""
+        """Returns the MACs of groups."""
         return sum(group.multiply_adds for group in self.groups if group.name in names)
 
     def in_order(self, names: frozenset[str]) -> tuple[str, ...]:
         return tuple(group.name for group in self.groups if group.name in names)
 
     def _log(
-        self, phase: Phase, changed: Sequence[str], float_groups: frozenset[str], found: Measurement, to_come: int,
+        self, phase: Phase, changed: Sequence[str], float_groups: frozenset[str], found: Measurement, remaining: int,
         *, estimated: bool = False,
     ) -> None:  # fmt: skip
         accepted = passes(found, self.limit) and not estimated
@@ -89,12 +92,12 @@ class Run:
             measurement=found, int8_share=self._int8_share(float_groups), seconds=self.elapsed(), accepted=accepted,
             reason=reason(found, self.limit), estimated=estimated,
         )  # fmt: skip
-        self.took[estimated].append(step.seconds - (self.steps[-1].seconds if self.steps else 0))
+        self.durations[estimated].append(step.seconds - (self.steps[-1].seconds if self.steps else 0))
         self.steps.append(step)
         if self.listen:
             ends = accepted and (phase in ("start", "rank") or not self.cost(step.float_groups))
             left = self.budget - step.seconds
-            self.listen(step, 0.0 if ends else seconds_left(self.per_evaluation(estimated=estimated), to_come, left))
+            self.listen(step, 0.0 if ends else seconds_left(self.per_evaluation(estimated=estimated), remaining, left))
 
     def _int8_share(self, float_groups: frozenset[str]) -> float:
         quantized = self.cost([group.name for group in self.groups if group.name not in float_groups])

@@ -1,4 +1,4 @@
-"""Replaces nodes in a copy of a graph, and answers the queries that the rewrites make about nodes."""
+"""Replaces nodes in a copy of a graph, and provides the queries about nodes that the rewrites need."""
 
 from __future__ import annotations
 

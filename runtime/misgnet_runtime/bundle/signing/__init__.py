@@ -1,15 +1,15 @@
-"""Who made a bundle: signatures of OpenSSF Model Signing, checked offline before anything of a bundle is read.
+"""Checks signatures of OpenSSF Model Signing offline, before anything else of a bundle is read.
 
-    policy       what the operator requires: a key file, from the command line, the environment or a call; policy files
-    policy_file  those files: which keys may sign a product, and how old its bundles may be
-    requirement  key and policy files alike, and which of their entries a bundle meets
-    keys         key files: public keys and certificates, which of them signed, and the chain to a trusted certificate
-    envelope     the signature file taken apart: Sigstore bundle, DSSE envelope, in-toto statement
-    names        which names may be signed
-    files        a folder against the statement, and a copy that nobody else can change
-    release      which version a bundle is, and whether it may still be run
-    rollback     the newest version that was accepted here, in a folder of this user alone
-    verify       all of it in order: a checked bundle
+    policy       determines what is required: a key from the command line, the environment or a call; policy files
+    policy_file  reads policy files: which keys may sign a product, and how old its bundles may be
+    requirement  finds the entries of key files and policy files that a bundle meets
+    keys         reads key files, finds the signing key, and verifies the chain to a trusted certificate
+    envelope     parses the signature file: Sigstore bundle, DSSE envelope, in-toto statement
+    names        checks the names of signed files
+    files        compares a folder with the signed digests, and copies it if another user could change it
+    release      determines a bundle's version, and whether it may still be run
+    rollback     stores the newest accepted version in a folder that only this user can write
+    verify       runs all checks in order and returns the checked bundle
 
-The library itself is needed only to sign. Here the one dependency is ``cryptography`` (extra ``[verify]``).
+The ``model-signing`` library is needed only to sign. Checking needs ``cryptography`` (extra ``[verify]``).
 """

@@ -1,4 +1,4 @@
-"""A signature file of OpenSSF Model Signing, taken apart.
+"""Parses a signature file of OpenSSF Model Signing.
 
 It is a Sigstore bundle in JSON (media type below), which holds a DSSE envelope
 (https://github.com/secure-systems-lab/dsse), whose payload is an in-toto statement
@@ -17,6 +17,7 @@ import msgspec
 from misgnet_runtime.bundle.fields import SIGNATURE
 from misgnet_runtime.bundle.signing.names import folded, path_problem
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.limits import BUNDLE_FILES, SIGNED_NAME
 from misgnet_runtime.storage.schema import JSON_ERRORS
 
@@ -27,7 +28,7 @@ _PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 
 
 class _Json(msgspec.Struct, frozen=True, rename="camel"):
-    """Fields that are not named here are ignored, as the formats ask; bytes are base64."""
+    """Base of the parsed structures. Unknown fields are ignored, as the formats require; bytes are base64."""
 
 
 class _Certificate(_Json, frozen=True):
@@ -87,27 +88,27 @@ class _Statement(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Envelope:
-    """What was signed, the signature, and the signer's certificate (DER) with those between it and a root."""
+    """The signed payload, its signature and the certificates that came with it."""
 
     payload: bytes
     signature: bytes
-    certificates: tuple[bytes, ...]
+    certificates: tuple[bytes, ...]  # DER: the signer's first, then those between it and a root
     _digests: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     def digest(self, name: str) -> bytes:
-        """Return the hash called ``name`` of what was signed, computed once however many keys are tried."""
+        """Returns the digest of the signed bytes by the hash ``name``; computed only once for all keys."""
         if name not in self._digests:
             self._digests[name] = hashlib.new(name, self.signed_bytes()).digest()
         return self._digests[name]
 
     def signed_bytes(self) -> bytes:
-        """DSSE's pre-authentication encoding (PAE) of the payload."""
+        """Returns DSSE's pre-authentication encoding (PAE) of the payload."""
         head = f"DSSEv1 {len(_PAYLOAD_TYPE)} {_PAYLOAD_TYPE} {len(self.payload)} "
         return head.encode() + self.payload
 
 
 def decode_envelope(data: bytes) -> Envelope:
-    """Of a signature file's bytes. Raises InputError for any other format."""
+    """Parses the bytes of a signature file. Raises InputError for any other format."""
     try:
         found = msgspec.json.decode(data, type=_SignatureFile)
     except JSON_ERRORS as error:
@@ -115,28 +116,31 @@ def decode_envelope(data: bytes) -> Envelope:
     dsse, chain = found.dsse_envelope, found.verification_material.x509_certificate_chain
     if found.media_type != _MEDIA_TYPE or dsse.payload_type != _PAYLOAD_TYPE or len(dsse.signatures) != 1:
         raise InputError(
-            f"{SIGNATURE} is '{found.media_type}' of '{dsse.payload_type}' with {len(dsse.signatures)} signatures; "
-            f"this version reads '{_MEDIA_TYPE}' of '{_PAYLOAD_TYPE}' with one, as model-signing 1.x writes"
+            f"{SIGNATURE} is '{found.media_type}' of '{dsse.payload_type}' with "
+            f"{plural(len(dsse.signatures), 'signature')}; this version reads '{_MEDIA_TYPE}' of '{_PAYLOAD_TYPE}' "
+            "with 1 signature, as written by model-signing 1.x"
         )
     certificates = tuple(certificate.raw_bytes for certificate in chain.certificates) if chain else ()
     return Envelope(dsse.payload, dsse.signatures[0].sig, certificates)
 
 
 def signed_digests(envelope: Envelope) -> Mapping[str, str]:
-    """SHA-256 (hexadecimal) by relative path of all files that were signed; of an envelope that was verified.
+    """Returns the SHA-256 (hexadecimal) of all signed files by relative path, from a verified envelope.
 
-    What the statement says is to be ignored is not: these files are the whole folder. Raises InputError for another
-    kind of statement, and for names that are no plain relative paths or that differ only by case or by how Unicode
-    writes a character.
+    The statement's list of ignored paths has no effect: the folder must hold exactly these files.
+
+    Raises:
+        InputError: The statement is of another kind, a name is not a plain relative path, or two names differ only by
+            case or by the Unicode form of a character.
     """
     try:
         statement = msgspec.json.decode(envelope.payload, type=_Statement)
         _check_kind(statement)
         digests = {r.name: bytes.fromhex(r.digest) for r in statement.predicate.resources}
     except JSON_ERRORS as error:
-        raise InputError(f"the statement that was signed cannot be read: {error}") from error
+        raise InputError(f"the signed statement cannot be read: {error}") from error
     if problem := _problem(statement, digests):
-        raise InputError(f"the statement that was signed {problem}; sign the bundle again")
+        raise InputError(f"the signed statement {problem}; sign the bundle again")
     return {name: digest.hex() for name, digest in digests.items()}
 
 
@@ -154,9 +158,9 @@ def _problem(statement: _Statement, digests: Mapping[str, bytes]) -> str | None:
         return f"names more than {BUNDLE_FILES} files"
     for name in digests:
         if problem := path_problem(name):
-            return f"names {name[:SIGNED_NAME]!a}, which is no plain relative path: {problem}"
+            return f"names {name[:SIGNED_NAME]!a}, which is not a plain relative path: {problem}"
     if any(len(digest) != 32 for digest in digests.values()):
-        return "states digests that are no SHA-256"
+        return "contains digests that are not SHA-256"
     if len(set(map(folded, digests))) < len(statement.predicate.resources):
         return "names a file twice"
     if [subject.digest.get("sha256") for subject in statement.subject] != [total]:

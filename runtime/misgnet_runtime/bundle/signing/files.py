@@ -1,4 +1,4 @@
-"""A bundle's folder against what was signed of it, and a copy where others could change it afterwards."""
+"""Compares a bundle's folder with its signed digests, and copies it if other users could change it afterwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PART = 1 << 20
 
 
 def read_signature(root: Path) -> bytes:
-    """The signature file's bytes. Raises InputError where it is missing, a link, no file, or too large."""
+    """Returns the signature file's bytes. Raises InputError if it is missing, not a regular file, or too large."""
     parts: list[bytes] = []
     try:
         _read(root / SIGNATURE, SIGNATURE_BYTES, parts.append)
@@ -30,14 +30,14 @@ def read_signature(root: Path) -> bytes:
 
 
 def check_names(root: Path, digests: Mapping[str, str]) -> None:
-    """Raises InputError unless the files below ``root`` are those of ``digests`` and the signature, and no links."""
+    """Raises InputError unless ``root`` holds exactly the files of ``digests`` and the signature, and no links."""
     missing = {*digests, SIGNATURE}
     size = 0
     for number, (name, entry) in enumerate(_entries(root)):
         if number >= BUNDLE_FILES:
-            raise InputError(f"it holds more than {BUNDLE_FILES} files and folders; that is no bundle")
+            raise InputError(f"it holds more than {BUNDLE_FILES} files and folders, which is the limit")
         if entry.is_symlink():
-            raise InputError(f"it has a link in the place of {name!r}")
+            raise InputError(f"{name!r} is a link, which bundles must not contain")
         if entry.is_dir(follow_symlinks=False):
             continue
         if name not in missing:
@@ -45,15 +45,16 @@ def check_names(root: Path, digests: Mapping[str, str]) -> None:
         missing.remove(name)
         size += entry.stat(follow_symlinks=False).st_size
         if size > BUNDLE_BYTES:
-            raise InputError(f"its files have more than {BUNDLE_BYTES} bytes; that is no bundle")
+            raise InputError(f"its files have more than {BUNDLE_BYTES} bytes, which is the limit")
     if missing:
         raise InputError(f"it lacks {min(missing)!r}, which was signed")
 
 
 def is_settled(root: Path, state: Path) -> bool:
-    """Whether nobody but this user and root could change a file of ``root`` from now on.
+    """Returns whether only this user and root can change files of ``root`` from now on.
 
-    What lies on another disk than the device's state may be removable or remote, and has rights of its own.
+    Returns False for files on another disk than ``state``: such a disk may be removable or remote, and then its
+    permissions may be changed elsewhere.
     """
     try:
         paths = [root, *(root / name for name, _ in _entries(root))]
@@ -65,22 +66,26 @@ def is_settled(root: Path, state: Path) -> bool:
 
 
 def check_digests(root: Path, digests: Mapping[str, str]) -> None:
-    """Raises InputError where a file has other bytes than were signed."""
+    """Raises InputError if a file does not match its signed digest."""
     for name, digest in digests.items():
         _check(name, digest, hash_file(root / name))
 
 
 def copy_checked(root: Path, digests: Mapping[str, str], target: Path) -> None:
-    """The same, where each file is read once, and what was read is written below ``target``.
+    """Copies the files below ``root`` to ``target`` and compares the copied bytes with the signed digests.
 
-    Raises StorageError where ``target`` has no room.
+    Each file is read only once.
+
+    Raises:
+        InputError: A file does not match its signed digest.
+        StorageError: The disk of ``target`` is full.
     """
     sizes = {name: (root / name).lstat().st_size for name in digests}
     room = shutil.disk_usage(target).free
     if sum(sizes.values()) > room:
         raise StorageError(
-            f"others could change it here, so it is copied to {target.parent} first; that needs "
-            f"{sum(sizes.values())} bytes, and {room} are free"
+            f"other users could change it in its folder, so it is copied to {target.parent} first; that needs "
+            f"{sum(sizes.values())} bytes, but only {room} are free"
         )
     for name, digest in digests.items():
         path = target / name
@@ -91,14 +96,18 @@ def copy_checked(root: Path, digests: Mapping[str, str], target: Path) -> None:
 
 
 def read_checked(path: Path, digest: str, limit: int) -> bytes:
-    """Return the bytes of a file, which are those that were signed; raises InputError for others."""
+    """Returns the bytes of a file. Raises InputError if they do not match the signed digest."""
     parts: list[bytes] = []
     _check(path.name, digest, hash_file(path, limit, parts.append))
     return b"".join(parts)
 
 
 def hash_file(path: Path, limit: int | None = None, take: Callable[[bytes], object] | None = None) -> str:
-    """SHA-256 of a regular file that is no link, told to ``take`` part by part; InputError for anything else."""
+    """Returns the SHA-256 of a file, and passes its bytes to ``take`` in parts.
+
+    Raises:
+        InputError: The file is missing, a link, not a regular file, or larger than ``limit``.
+    """
     total = hashlib.sha256()
 
     def both(part: bytes) -> None:
@@ -115,30 +124,30 @@ def hash_file(path: Path, limit: int | None = None, take: Callable[[bytes], obje
 
 def _check(name: str, expected: str, found: str) -> None:
     if found != expected:
-        raise InputError(f"{name!r} has other bytes than were signed")
+        raise InputError(f"{name!r} does not match its signed digest")
 
 
 def _read(path: Path, limit: int | None, take: Callable[[bytes], object]) -> None:
-    """Raises InputError for what is no regular file or grows beyond ``limit``, and FileNotFoundError."""
+    """Raises FileNotFoundError; InputError for a link, a file over ``limit`` bytes, or anything but a regular file."""
     try:
-        handle = open_unlinked(path)  # whoever put a link there chose a target
+        handle = open_unlinked(path)  # a link could point to a file that someone else chose
     except FileNotFoundError:
         raise
     except OSError as error:
         raise InputError(f"{path.name!r} cannot be read, or is a link: {error.strerror}") from error
     with os.fdopen(handle, "rb", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise InputError(f"{path.name!r} is no file")
+            raise InputError(f"{path.name!r} is not a regular file")
         done = 0
         while part := file.read(_PART):
             done += len(part)
             if limit is not None and done > limit:
-                raise InputError(f"{path.name!r} is larger than {limit} bytes, or grows while it is read")
+                raise InputError(f"{path.name!r} is larger than {limit} bytes, or grew while it was read")
             take(part)
 
 
 def _entries(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Everything below ``root`` by relative path; links are not followed."""
+    """Yields everything below ``root`` with its relative path; does not follow links."""
     folders = [""]
     while folders:
         folder = folders.pop()

@@ -1,7 +1,7 @@
-"""The operator's key file, which of its keys or certificates a signature is from, and the way from one to another.
+"""Reads key files and finds the trusted key or certificate that a signature leads to.
 
-The signature's own key hint is not looked at: a key either verifies the bytes or does not. Curves and hashes are those
-of Model Signing: ECDSA on P-256, P-384 and P-521 with SHA-256, SHA-384 and SHA-512. Nothing is asked of the network.
+The signature's key hint is ignored: a key either verifies the bytes or does not. Curves and hashes are those of Model
+Signing: ECDSA on P-256, P-384 and P-521 with SHA-256, SHA-384 and SHA-512. No check uses the network.
 """
 
 from __future__ import annotations
@@ -31,56 +31,54 @@ _HASHES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 
 @dataclass(frozen=True)
 class Anchors:
-    """What is trusted: public keys, and certificates that signers' certificates lead to."""
+    """Trusted public keys, and trusted certificates that signers' certificates may lead to."""
 
     keys: tuple[EllipticCurvePublicKey, ...]
     certificates: tuple[Certificate, ...]
 
     def fingerprints(self) -> frozenset[str]:
-        """Of all of them; see :class:`Signer`."""
+        """Returns the fingerprints of all keys and certificates; see :class:`Signer`."""
         found = (*self.keys, *(certificate.public_key() for certificate in self.certificates))
         return frozenset(map(fingerprint, found))
 
 
 @dataclass(frozen=True)
 class Signer:
-    """Which of the operator's anchors a signature leads to.
+    """The trusted key or certificate that a signature leads to."""
 
-    ``fingerprint``: SHA-256 of its public key (SubjectPublicKeyInfo, DER); ``words``: for a person; ``valid``: from
-    when to when the signer's certificate is valid, if there is one.
-    """
-
-    fingerprint: str
-    description: str
-    valid: tuple[datetime.datetime, datetime.datetime] | None = None
+    fingerprint: str  # SHA-256 of its public key (SubjectPublicKeyInfo, DER)
+    description: str  # for messages
+    valid: tuple[datetime.datetime, datetime.datetime] | None = None  # validity of the signer's certificate, if any
 
 
 def read_anchors(path: Path) -> Anchors:
-    """Read the public keys and certificates of a PEM file.
+    """Reads the public keys and certificates of a PEM file.
 
-    Raises InputError for a file without any or with a key of another kind, UnavailableError without ``cryptography``.
+    Raises:
+        InputError: The file has no public key or certificate, or a key of another kind.
+        UnavailableError: ``cryptography`` is not installed.
     """
     try:
-        if not path.is_file():  # a named pipe would wait for ever
-            raise InputError(f"key {path} is missing, or no file")
+        if not path.is_file():  # opening a named pipe would wait forever
+            raise InputError(f"key {path} is missing or not a regular file")
         with path.open("rb") as file:
             data = file.read(KEY_BYTES + 1)
     except OSError as error:
         raise InputError(f"key {path} cannot be read: {error.strerror}") from error
     if len(data) > KEY_BYTES:
-        raise InputError(f"key {path} is larger than {KEY_BYTES} bytes; give a PEM file of public keys")
+        raise InputError(f"key {path} is larger than {KEY_BYTES} bytes; pass a PEM file of public keys")
     return parse_anchors(path, data)
 
 
 def parse_anchors(path: Path, data: bytes) -> Anchors:
-    """As :func:`read_anchors`, of the file's bytes; ``path`` is for messages."""
+    """Parses the bytes of a PEM file; ``path`` is used in messages. Raises as :func:`read_anchors`."""
     try:
         from cryptography import x509
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
     except ImportError as error:
         raise UnavailableError(
-            "checking a signature needs cryptography; install it with: pip install 'misgnet-export[verify]'"
+            "checking a signature requires cryptography: pip install 'misgnet-export[verify]'"
         ) from error
     blocks = _pem_blocks(path, data)
     try:
@@ -98,18 +96,18 @@ def fingerprint(key: PublicKeyTypes) -> str:
 
 
 def find_signer(envelope: Envelope, anchors: Anchors) -> Signer:
-    """Who signed ``envelope``. Raises InputError where it was none of ``anchors``, or the signature is damaged."""
+    """Returns who signed ``envelope``. Raises InputError if it was none of ``anchors``, or the signature is damaged."""
     for key in anchors.keys:
         if _verifies(key, envelope):
             found = fingerprint(key)
             return Signer(found, f"key {found[:16]}")
     if envelope.certificates and anchors.certificates:
         return _find_by_certificate(envelope, anchors)
-    raise InputError("its signature is damaged, or by another key than required")
+    raise InputError("its signature is damaged, or made by another key than required")
 
 
 def _find_by_certificate(envelope: Envelope, anchors: Anchors) -> Signer:
-    """By the signer's certificate; as in Model Signing it must have been valid at its own beginning."""
+    """Finds the signer by certificate; as in Model Signing, the chain is verified at the start of its validity."""
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
 
@@ -124,14 +122,14 @@ def _find_by_certificate(envelope: Envelope, anchors: Anchors) -> Signer:
     except (ValueError, *unreadable) as error:
         raise InputError(f"its signer's certificate is not accepted: {error}") from error
     if not _verifies(_curve_key(key, Path("the signer's certificate")), envelope):
-        raise InputError("its signature is damaged, or by another key than the certificate's")
+        raise InputError("its signature is damaged, or made by another key than the certificate's")
     found = fingerprint(root.public_key())
     description = f"{leaf.subject.rfc4514_string()}, certified under {found[:16]}"
     return Signer(found, description, (leaf.not_valid_before_utc, leaf.not_valid_after_utc))
 
 
 def check_size(certificates: Sequence[bytes]) -> None:
-    """Raise ValueError for a chain that is too large to be parsed."""
+    """Raises ValueError for a chain that is too large to parse."""
     if len(certificates) > CERTIFICATES:
         raise ValueError(f"its chain has {len(certificates)} certificates, at most {CERTIFICATES} are read")
     if (size := sum(map(len, certificates))) > CERTIFICATE_BYTES:
@@ -139,10 +137,13 @@ def check_size(certificates: Sequence[bytes]) -> None:
 
 
 def verify_chain(leaf: Certificate, between: Sequence[Certificate], trusted: Sequence[Certificate]) -> Certificate:
-    """Return the one of ``trusted`` that ``leaf`` leads to by way of ``between``; ``leaf`` must be made for signing.
+    """Returns the certificate of ``trusted`` that ``leaf`` leads to through ``between``.
 
-    Time is the beginning of ``leaf``, as in Model Signing: without a witness nobody knows when it was used.
-    Raises ValueError.
+    ``leaf`` must be intended for signing. The chain is verified at the start of its validity, as in Model Signing:
+    without a trusted timestamp, the time of signing is not known.
+
+    Raises:
+        ValueError: The chain does not lead to a trusted certificate.
     """
     from cryptography import x509
     from cryptography.x509 import verification
@@ -150,7 +151,7 @@ def verify_chain(leaf: Certificate, between: Sequence[Certificate], trusted: Seq
     _check_subjects([leaf, *between])
     check_use(leaf)
     either = verification.Criticality.AGNOSTIC
-    # These replace what web servers need: a name in the certificate, and a use that is a server's or a client's.
+    # These replace the requirements of the web: a name in the certificate, and a use as a server or a client.
     authorities = verification.ExtensionPolicy.webpki_defaults_ca().may_be_present(x509.ExtendedKeyUsage, either, None)
     signers = verification.ExtensionPolicy.permit_all()
     builder = verification.PolicyBuilder().store(verification.Store(list(trusted))).time(leaf.not_valid_before_utc)
@@ -158,15 +159,15 @@ def verify_chain(leaf: Certificate, between: Sequence[Certificate], trusted: Seq
     try:
         chain = verifier.verify(leaf, list(between)).chain
     except verification.VerificationError as error:
-        raise ValueError(f"it does not lead to a trusted one: {error}") from error
+        raise ValueError(f"it does not lead to a trusted certificate: {error}") from error
     return chain[-1]
 
 
 def check_use(leaf: Certificate) -> None:
-    """Raise ValueError unless ``leaf`` is made for signing code.
+    """Raises ValueError unless ``leaf`` is intended for code signing.
 
-    Extended uses restrict a certificate (RFC 5280, 4.2.1.12): where they are stated, codeSigning must be one of them,
-    and anyExtendedKeyUsage does not stand for it. Elsewhere digitalSignature is enough.
+    Extended key usages restrict a certificate (RFC 5280, 4.2.1.12): if there are any, codeSigning must be among them;
+    anyExtendedKeyUsage does not replace it. If there are none, digitalSignature is sufficient.
     """
     from cryptography import x509
     from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -174,21 +175,21 @@ def check_use(leaf: Certificate) -> None:
     with suppress(x509.ExtensionNotFound):
         uses: ExtendedKeyUsage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         if ExtendedKeyUsageOID.CODE_SIGNING not in uses:
-            raise ValueError("it is not made for signing: it states extended key usages without codeSigning")
+            raise ValueError("it is not intended for signing: it has extended key usages without codeSigning")
         return
     with suppress(x509.ExtensionNotFound):
         if leaf.extensions.get_extension_for_class(x509.KeyUsage).value.digital_signature:
             return
-    raise ValueError("it is not made for signing: it has neither digitalSignature nor codeSigning")
+    raise ValueError("it is not intended for signing: it has neither digitalSignature nor codeSigning")
 
 
 def _check_subjects(certificates: Sequence[Certificate]) -> None:
-    """Refuse two certificates of one subject: with them a verifier tries every order, N ** 8 for N of them."""
+    """Raises ValueError for two certificates with one subject: verifiers try all orders, N ** 8 for N of them."""
     subjects = [certificate.subject.public_bytes() for certificate in certificates]
     for number, subject in enumerate(subjects):
         if subject in subjects[:number]:
             name = certificates[number].subject.rfc4514_string()
-            raise ValueError(f"its chain has two certificates of {name!a}; include one")
+            raise ValueError(f"its chain has two certificates of {name!a}; include only one")
 
 
 def _verifies(key: EllipticCurvePublicKey, envelope: Envelope) -> bool:
@@ -209,25 +210,28 @@ def _curve_key(key: PublicKeyTypes, path: Path) -> EllipticCurvePublicKey:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
     if not isinstance(key, EllipticCurvePublicKey) or key.curve.name not in _HASHES:
-        raise InputError(f"{path} holds a key that Model Signing does not use; it must be on P-256, P-384 or P-521")
+        raise InputError(f"{path} holds a key that Model Signing does not use; use an EC key on P-256, P-384 or P-521")
     return key
 
 
 def _pem_blocks(path: Path, data: bytes) -> list[tuple[bytes, bytes]]:
-    """Return label and text of each block. Raises InputError for a private key, and where there is no public one."""
+    """Returns label and text of each block. Raises InputError for a private key, or if there is no public key."""
     try:
         blocks = list(_split_pem(data))
     except ValueError as error:
         raise InputError(f"key {path} cannot be read: {error}") from error
     if any(b"PRIVATE" in kind for kind, _ in blocks):
-        raise InputError(f"key {path} is a private key, which stays with who signs; give the public key or certificate")
+        raise InputError(f"key {path} is a private key, for signing only; pass the public key or certificate")
     if not any(kind in (b"PUBLIC KEY", b"CERTIFICATE") for kind, _ in blocks):
-        raise InputError(f"key {path} holds no public key or certificate in PEM; openssl ec -pubout writes one")
+        raise InputError(f"key {path} holds no public key or certificate in PEM; write one with openssl ec -pubout")
     return blocks
 
 
 def _split_pem(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Each line is inspected once. A block that does not end is an error: a truncated file must not trust less."""
+    """Yields label and text of each block, in one pass over the lines.
+
+    A block without its end is an error: a truncated file must not be read as a file with fewer keys.
+    """
     label, lines = b"", list[bytes]()
     for line in map(bytes.strip, data.removeprefix(codecs.BOM_UTF8).splitlines()):
         mark = _PEM_LINE.fullmatch(line)
@@ -241,6 +245,6 @@ def _split_pem(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             yield label, b"\n".join(lines) + b"\n"
             label = b""
         else:
-            raise ValueError(f"a PEM block is not complete: {line.decode()} stands without its counterpart")
+            raise ValueError(f"a PEM block is not complete: {line.decode()} has no counterpart")
     if label:
-        raise ValueError(f"a PEM block is not complete: {label.decode()} does not end")
+        raise ValueError(f"a PEM block is not complete: {label.decode()} has no END line")

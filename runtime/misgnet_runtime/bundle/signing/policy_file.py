@@ -1,13 +1,13 @@
-"""Policy files: which keys may sign a product, and how old its bundles may be.
+"""Reads policy files: which keys may sign a product, and how old its bundles may be.
 
     [[product]]
-    name = "survey"          # as sign --product states it; without a name: every product that no other entry names
+    name = "survey"          # the product of sign --product; default: every product that no other entry names
     key = "survey.pub"       # PEM; an absolute path, or one relative to this file's folder
-    minimum_version = 7      # bundles below this version are refused whatever the device remembers; default 0
-    allow_older = false      # whether --allow-older has an effect; default false
+    minimum_version = 7      # lower versions are refused even if the device has accepted none yet; default: 0
+    allow_older = false      # whether --allow-older has an effect; default: false
 
-Where a policy file applies, a bundle needs an entry for its product whose key signed it. A file that cannot be read,
-or that another user could change, refuses every bundle.
+If a policy file applies, a bundle needs an entry for its product whose key signed it. A policy file that cannot be
+read, or that another user could change, refuses every bundle.
 """
 
 from __future__ import annotations
@@ -40,30 +40,33 @@ class _PolicyFile(Struct, frozen=True):
 
 
 def read_requirements(trust: Trust) -> tuple[Requirement, ...]:
-    """Return what a bundle must meet: the key of ``trust`` and every policy file that applies here.
+    """Returns the requirements for a bundle: the key of ``trust`` and every policy file that applies.
 
-    Raises InputError for a key or a policy that cannot be used, UsageError where $MISGNET_POLICY is set to nothing,
-    UnavailableError without ``cryptography``.
+    Raises:
+        InputError: A key or a policy file cannot be used.
+        UsageError: $MISGNET_POLICY is set but empty.
+        UnavailableError: ``cryptography`` is not installed.
     """
     found = [] if trust.key is None else [Requirement(str(trust.key), (Entry(read_anchors(trust.key)),))]
     found += [read_policy(path) for path in policy_files(trust.policy)]
     if not found:
-        raise InputError("a signature is required, but there is neither a key nor a policy file any more")
+        raise InputError("a signature is required, but the key or policy file was removed; restore it")
     return tuple(found)
 
 
 def read_policy(path: Path) -> Requirement:
-    """Read a policy file and the keys that it names.
+    """Reads a policy file and the keys that it names.
 
-    Raises InputError where the file or a key is missing, malformed, too large, or could be changed by another user.
+    Raises:
+        InputError: The file or a key is missing, malformed, too large, or can be changed by another user.
     """
     source = f"policy {path}"
     try:
         found = _decode(read_protected(path, POLICY_BYTES))
     except OSError as error:
-        raise InputError(f"{source} cannot be read: {error.strerror}; every bundle is refused until it can") from error
+        raise InputError(f"{source} cannot be read: {error.strerror}; no bundle is accepted until it can") from error
     except JSON_ERRORS as error:
-        raise InputError(f"{source} cannot be used: {error}; every bundle is refused until it is corrected") from error
+        raise InputError(f"{source} cannot be used: {error}; no bundle is accepted until it is corrected") from error
     return Requirement(source, tuple(_entry(product, path) for product in found.product))
 
 
@@ -75,7 +78,7 @@ def _decode(data: bytes) -> _PolicyFile:
             import tomli as tomllib
         except ImportError as error:
             raise UnavailableError(
-                "a policy file on Python 3.10 needs tomli; install it with: pip install 'misgnet-export[verify]'"
+                "a policy file on Python 3.10 requires tomli: pip install 'misgnet-export[verify]'"
             ) from error
     for number, line in enumerate(data.split(b"\n"), 1):
         _check_line(line, number)
@@ -83,15 +86,17 @@ def _decode(data: bytes) -> _PolicyFile:
 
 
 def _check_line(line: bytes, number: int) -> None:
-    """Raise ValueError for a long line, or a long name in it: of dotted parts that takes the square of their number.
+    """Raises ValueError for a line or a name that is too long: parsing takes the square of a name's dotted parts.
 
-    A quoted name may hold anything, so a line that begins with one counts as a whole.
+    A quoted name may contain any character, so a line that starts with one counts as a name as a whole.
     """
     name = line.partition(b"=")[0]
     if b'"' in name or b"'" in name:
         name = line
     if len(line) > POLICY_LINE or (len(name) > POLICY_NAME and not line.lstrip().startswith(b"#")):
-        raise ValueError(f"line {number} is too long: at most {POLICY_LINE} bytes, and {POLICY_NAME} of a field's name")
+        raise ValueError(
+            f"line {number} is too long: the limit is {POLICY_LINE} bytes, and {POLICY_NAME} for a field's name"
+        )
 
 
 def _entry(product: _Product, policy: Path) -> Entry:

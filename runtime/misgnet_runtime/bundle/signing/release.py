@@ -1,4 +1,4 @@
-"""Which version a signed bundle is, and whether this device may still run it. The decision is pure."""
+"""Determines the version of a signed bundle and decides, in pure functions, whether this device may still run it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from misgnet_runtime.bundle.manifest import Release
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.storage.schema import JSON_ERRORS
 
-CLOCK_TOLERANCE = timedelta(hours=1)  # between the clock of who signs and the device's
+CLOCK_TOLERANCE = timedelta(hours=1)  # between the signer's clock and the device's
 
 
 @dataclass(frozen=True, order=True)
 class Version:
-    """Orders the bundles of one product: by number, and of one number by when they were signed (UTC)."""
+    """Orders the bundles of one product by number, then by time of signing (UTC)."""
 
     number: int
     signed: datetime
@@ -27,16 +27,12 @@ class Version:
 
 @dataclass(frozen=True)
 class Issue:
-    """What a signed manifest states of itself; ``expires`` is the first moment at which it is not run any more.
+    """Product, version and expiry of a signed bundle, as stated in its manifest."""
 
-    A bundle that ``misgnet-export sign`` did not prepare (``prepared``) has no product's name, and in the place of the
-    time at which it was signed that at which it was built.
-    """
-
-    product: str
-    version: Version
-    expires: datetime | None = None
-    prepared: bool = True
+    product: str  # "" if the bundle is not ``prepared``
+    version: Version  # with the time of the build instead of the signature if the bundle is not ``prepared``
+    expires: datetime | None = None  # from this time on the bundle is not run
+    prepared: bool = True  # whether ``misgnet-export sign`` prepared the bundle
 
 
 class _Stated(msgspec.Struct):
@@ -46,7 +42,11 @@ class _Stated(msgspec.Struct):
 
 
 def read_issue(manifest: bytes) -> Issue:
-    """Read nothing else of a manifest whose signature was checked. Raises InputError where that cannot be read."""
+    """Reads only product, version and expiry of a manifest whose signature was checked.
+
+    Raises:
+        InputError: They cannot be read.
+    """
     try:
         stated = msgspec.json.decode(manifest, type=_Stated)
         release = stated.release or Release("", stated.created)
@@ -54,23 +54,23 @@ def read_issue(manifest: bytes) -> Issue:
         version = Version(stated.bundle_version, moment(release.signed))
         return Issue(release.product, version, expires, stated.release is not None)
     except JSON_ERRORS as error:
-        raise InputError(f"its manifest states no version that can be read: {error}") from error
+        raise InputError(f"its manifest has no readable version: {error}") from error
 
 
 def moment(text: str) -> datetime:
-    """A date or a time in ISO 8601, in UTC where it names no zone. Raises ValueError."""
+    """Parses a date or time in ISO 8601; UTC if it has no zone. Raises ValueError."""
     found = datetime.fromisoformat(text.replace("Z", "+00:00"))
     try:
         return found.replace(tzinfo=found.tzinfo or timezone.utc).astimezone(timezone.utc)
-    except OverflowError as error:  # in the first or the last hours that there are
-        raise ValueError(f"{text} is no time in UTC: {error}") from error
+    except OverflowError as error:  # within a day of the earliest or latest possible time
+        raise ValueError(f"{text} is not a valid time in UTC: {error}") from error
 
 
 def refusal(issue: Issue, newest: Version | None, now: datetime) -> str | None:
-    """Why ``issue`` may not be run where ``newest`` was accepted before; None where it may.
+    """Returns why ``issue`` may not be run after ``newest`` was accepted; None if it may.
 
-    A clock that is behind a signature which is already known is wrong, and then nobody knows what has expired.
-    Bundles without an expiry do not depend on the clock.
+    A clock that is behind the time of a known signature is wrong, so the expiry cannot be checked. Bundles without an
+    expiry do not depend on the clock.
     """
     if newest is not None and issue.version < newest:
         return f"it is {issue.version.describe()}, but {newest.describe()} was accepted here before"
@@ -79,9 +79,9 @@ def refusal(issue: Issue, newest: Version | None, now: datetime) -> str | None:
     known = issue.version.signed if newest is None else max(issue.version.signed, newest.signed)
     if now < known - CLOCK_TOLERANCE:
         return (
-            f"it expires on {issue.expires:%Y-%m-%d}, but this machine's clock says {now:%Y-%m-%d %H:%M} UTC, before "
-            f"a signature of {known:%Y-%m-%d %H:%M}; set the clock"
+            f"it expires on {issue.expires:%Y-%m-%d}, but this machine's clock says {now:%Y-%m-%d %H:%M} UTC, which is "
+            f"before a signature of {known:%Y-%m-%d %H:%M}; set the clock"
         )
     if now >= issue.expires:
-        return f"it has expired on {issue.expires:%Y-%m-%d %H:%M} UTC (now: {now:%Y-%m-%d %H:%M})"
+        return f"it expired on {issue.expires:%Y-%m-%d %H:%M} UTC (now: {now:%Y-%m-%d %H:%M})"
     return None

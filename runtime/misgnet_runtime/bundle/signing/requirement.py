@@ -1,4 +1,4 @@
-"""Which entries of the operator's requirements a signed bundle meets. The decisions are pure.
+"""Decides, in pure functions, which entries of the requirements a signed bundle meets.
 
 Each source (a key, a policy file) is one :class:`Requirement`. A bundle must meet all of them, so the strictest wins.
 """
@@ -16,30 +16,30 @@ from misgnet_runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Entry:
-    """Who may sign a product, and which of its bundles may run."""
+    """The keys that may sign a product, and the versions of it that may run."""
 
     anchors: Anchors
     product: str | None = None  # None: every product that no entry of the same requirement names
     minimum_version: int = 0
-    allow_older: bool = True  # whether the operator may accept older and expired bundles
+    allow_older: bool = True  # whether --allow-older may accept older and expired bundles
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """What one source requires: an entry for the bundle's product whose key signed it."""
+    """The requirement of one source: an entry for the bundle's product whose key signed it."""
 
     source: str  # for messages: the key file's path, or "policy PATH"
     entries: tuple[Entry, ...]
 
     def entries_for(self, product: str) -> tuple[Entry, ...]:
-        """Return the entries that name ``product``, else those that name none."""
+        """Returns the entries that name ``product``, or else those that name no product."""
         named = tuple(entry for entry in self.entries if entry.product == product)
         return named or tuple(entry for entry in self.entries if entry.product is None)
 
 
 @dataclass(frozen=True)
 class Match:
-    """An entry, and which of its keys signed."""
+    """An entry, and the one of its keys that signed."""
 
     requirement: Requirement
     entry: Entry
@@ -47,15 +47,16 @@ class Match:
 
 
 def signed_entries(envelope: Envelope, requirements: Iterable[Requirement]) -> tuple[Match, ...]:
-    """Return all entries whose keys signed ``envelope``, of any product.
+    """Returns all entries whose keys signed ``envelope``, for any product.
 
-    Raises InputError where no key of one of ``requirements`` did: then nothing of the bundle may be read.
+    Raises:
+        InputError: One of ``requirements`` has no key that signed; nothing of the bundle may be read then.
     """
     return tuple(match for requirement in requirements for match in _matches(envelope, requirement))
 
 
 def keys_for(issue: Issue, requirements: Iterable[Requirement]) -> frozenset[str]:
-    """Return the fingerprints of all keys that may sign the bundle's product: what any of them signed counts."""
+    """Returns the fingerprints of all keys that may sign the product; accepted versions of all of them count."""
     entries = [entry for requirement in requirements for entry in requirement.entries_for(issue.product)]
     return frozenset[str]().union(*(entry.anchors.fingerprints() for entry in entries))
 
@@ -68,14 +69,15 @@ def _matches(envelope: Envelope, requirement: Requirement) -> list[Match]:
         except InputError as error:
             problem = problem or error
     if not found and problem is not None:
-        raise InputError(f"by {requirement.source}, {problem}") from problem
+        raise InputError(f"{requirement.source}: {problem}") from problem
     return found
 
 
 def applicable(issue: Issue, requirements: Iterable[Requirement], signed: Iterable[Match]) -> tuple[Match, ...]:
-    """Return the entries of ``signed`` that are for the bundle's product; at least one of each requirement.
+    """Returns the entries of ``signed`` for the bundle's product, at least one of each requirement.
 
-    Raises InputError where a requirement has no entry for the product, or another key must have signed that.
+    Raises:
+        InputError: A requirement has no entry for the product, or requires another key for it.
     """
     signed, found = tuple(signed), []
     for requirement in requirements:
@@ -91,7 +93,7 @@ def applicable(issue: Issue, requirements: Iterable[Requirement], signed: Iterab
 
 
 def below_minimum(issue: Issue, matches: Iterable[Match]) -> str | None:
-    """Return why ``issue`` is below an entry's ``minimum_version``; None where it is not."""
+    """Returns why ``issue`` is below an entry's ``minimum_version``; None if it is not."""
     strictest = max(matches, key=lambda match: match.entry.minimum_version)
     if issue.version.number >= strictest.entry.minimum_version:
         return None
@@ -100,9 +102,9 @@ def below_minimum(issue: Issue, matches: Iterable[Match]) -> str | None:
 
 
 def forbids_older(matches: Iterable[Match]) -> str | None:
-    """Return the source that does not permit older bundles, if there is one."""
+    """Returns a source that does not permit older bundles, or None."""
     return next((match.requirement.source for match in matches if not match.entry.allow_older), None)
 
 
 def _product(issue: Issue) -> str:
-    return f"product '{issue.product}'" if issue.product else "a bundle that states no product"
+    return f"product '{issue.product}'" if issue.product else "a bundle without a product name"

@@ -1,7 +1,7 @@
-"""What this device remembers: the newest version that it accepted, by signing key and product.
+"""Stores the newest version that this device accepted, by signing key and product.
 
-One small JSON file each, in a folder that only this user can write. Whoever can write there, or remove it, can make the
-device forget: that is this user, and root.
+Each is a small JSON file in a folder that only this user can write. This user and root can remove the folder, and the
+accepted versions with it.
 """
 
 from __future__ import annotations
@@ -32,31 +32,36 @@ class _Accepted(Struct, frozen=True):
 
 
 def state_folder() -> Path:
-    """Return $MISGNET_STATE, else the system's folder, on Linux $XDG_STATE_HOME/misgnet or ~/.local/state/misgnet.
+    """Returns $MISGNET_STATE, else the system's folder: on Linux $XDG_STATE_HOME/misgnet or ~/.local/state/misgnet.
 
-    Raises InputError without any of them: a folder that depends on where a command runs would remember nothing.
+    Raises:
+        InputError: None of them is set. A folder that depends on the working directory would lose the versions.
     """
     found = user_folder("MISGNET_STATE", "state")
     if found is None:
         raise InputError(
-            "there is no folder to remember accepted versions in: HOME is not set to an absolute path; set "
-            "MISGNET_STATE, XDG_STATE_HOME or HOME"
+            "no folder is configured for accepted versions: HOME is not set to an absolute path; set MISGNET_STATE, "
+            "XDG_STATE_HOME or HOME"
         )
     return found
 
 
 @dataclass(frozen=True)
 class State:
-    """Accepted versions in a folder that only this user can change; records are whole whenever they are read."""
+    """Accepted versions in a folder that only this user can change. Records are written atomically."""
 
     folder: PrivateFolder
 
     def newest(self, product: str, keys: Iterable[str]) -> Version | None:
-        """The newest version of ``product`` that was accepted by any of ``keys``; InputError for a damaged record."""
+        """Returns the newest accepted version of ``product`` that any of ``keys`` signed, or None.
+
+        Raises:
+            InputError: A record is damaged.
+        """
         return max(filter(None, (self._read(_record(key, product)) for key in keys)), default=None)
 
     def accept(self, product: str, key: str, version: Version) -> None:
-        """Remember ``version``, if it is newer than what is remembered; while locked. Raises StorageError."""
+        """Stores ``version`` if it is newer than the stored one. The state must be locked. Raises StorageError."""
         name = _record(key, product)
         known = self._read(name)
         if known is None or known < version:
@@ -70,12 +75,12 @@ class State:
                 return None
             record = msgspec.json.decode(data, type=_Accepted)
             if record.format != _FORMAT:
-                raise ValueError(f"it has format {record.format}, this version reads {_FORMAT}")
+                raise ValueError(f"it has format {record.format}; this version reads format {_FORMAT}")
             return Version(record.version, moment(record.signed))
         except (InputError, OSError, *JSON_ERRORS) as error:
             raise InputError(
-                f"the newest accepted version in {self.folder.path / name} cannot be read: {error}; remove the file to "
-                "accept any version"
+                f"the newest accepted version in {self.folder.path / name} cannot be read: {error}; delete this file "
+                "to accept any version"
             ) from error
 
 
@@ -84,7 +89,7 @@ def _record(key: str, product: str) -> str:
 
 
 def prepare_state() -> State:
-    """Make the state folder, with mode 0700, where it is missing. Raises as :func:`open_state`, but does not wait."""
+    """Creates the state folder with mode 0700 if it is missing. Raises as :func:`open_state`, but does not wait."""
     folder = PrivateFolder(state_folder(), "MISGNET_STATE", may_be_link=True)  # as systemd makes them
     folder.make()
     return State(folder)
@@ -92,10 +97,12 @@ def prepare_state() -> State:
 
 @contextmanager
 def open_state() -> Iterator[State]:
-    """The state, held for this process alone.
+    """Yields the state, locked for this process.
 
-    Raises StorageError where it cannot be made, InputError where another user could write there or no folder is named,
-    LockTimeoutError where another process does not let go of it.
+    Raises:
+        StorageError: The folder cannot be created.
+        InputError: Another user could write in the folder, or no folder is named.
+        LockTimeoutError: Another process holds the lock for too long.
     """
     state = prepare_state()
     with state.folder.locked("compares and replaces the accepted versions"):

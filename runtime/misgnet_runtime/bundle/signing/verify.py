@@ -1,4 +1,4 @@
-"""A bundle that is read only after its signature over all of its files was checked."""
+"""Checks a bundle's signature over all of its files before the bundle is read."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ from misgnet_runtime.storage.files import OpenFolder
 
 @dataclass(frozen=True)
 class Signed:
-    """How a bundle was signed: for a person, and its files' SHA-256 by relative path."""
+    """The signature of a bundle."""
 
     signer: Signer
     issue: Issue
-    digests: Mapping[str, str]
+    digests: Mapping[str, str]  # SHA-256 of each file by relative path
 
     def describe(self) -> str:
         expiry = "does not expire" if self.issue.expires is None else f"expires {self.issue.expires:%Y-%m-%d %H:%M} UTC"
@@ -60,7 +60,7 @@ class Signed:
 
 @dataclass(frozen=True)
 class Checked:
-    """Where a bundle's checked files lie, its manifest, and how it was signed."""
+    """The folder of a bundle's checked files, its manifest and its signature."""
 
     folder: Folder
     manifest: Manifest
@@ -68,7 +68,7 @@ class Checked:
 
 
 class Folder:
-    """Where files are opened: in their place, or in a private copy that is removed with the last reference to this."""
+    """The folder that files are opened in: the bundle's own, or a private copy, removed with the last reference."""
 
     def __init__(self, path: Path, lock: OpenFolder | None = None) -> None:
         self.path = path
@@ -77,23 +77,27 @@ class Folder:
 
 
 def check_signed(path: Path, trust: Trust) -> Checked:
-    """Check signature, names, bytes, product, version and expiry of the bundle at ``path``, in this order.
+    """Checks signature, names, bytes, product, version and expiry of the bundle at ``path``, in this order.
 
-    Its manifest is decoded last, from the bytes that were signed. The state is locked only while the accepted version
-    is compared and replaced.
-    Raises InputError that says what is wrong, UnavailableError without ``cryptography``, StorageError where the newest
-    accepted version cannot be kept, LockTimeoutError where another process keeps the state locked.
+    The manifest is decoded last, from the signed bytes. The state is locked only while the accepted version is compared
+    and replaced.
+
+    Raises:
+        InputError: A check fails.
+        UnavailableError: ``cryptography`` is not installed.
+        StorageError: The newest accepted version cannot be stored.
+        LockTimeoutError: Another process keeps the state locked.
     """
     requirements = read_requirements(trust)
     root = Path(os.path.realpath(path))
     if not root.is_dir():
-        raise InputError(f"{path} is no bundle: it is no folder")
+        raise InputError(f"{path} is not a bundle: it is not a folder")
     state = prepare_state()
     try:
         return _check(root, requirements, trust, state)
     except MisgnetError as error:
         sources = ", ".join(requirement.source for requirement in requirements)
-        raise type(error)(f"bundle {path} is refused, signed files are required ({sources}): {error}") from error
+        raise type(error)(f"bundle {path} is refused (a signature is required by {sources}): {error}") from error
 
 
 def _check(root: Path, requirements: tuple[Requirement, ...], trust: Trust, state: State) -> Checked:
@@ -110,7 +114,7 @@ def _check(root: Path, requirements: tuple[Requirement, ...], trust: Trust, stat
     if problem := difference(manifest, digests):
         raise InputError(problem)
     with open_state() as locked:
-        warning = candidate.check(locked)  # another process may have accepted a newer one meanwhile
+        warning = candidate.check(locked)  # again: another process may have accepted a newer version meanwhile
         candidate.accept(locked)
     if warning:
         current().warning(f"run with --allow-older: {warning}")
@@ -119,7 +123,7 @@ def _check(root: Path, requirements: tuple[Requirement, ...], trust: Trust, stat
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A bundle whose signature is right: may it run here?"""
+    """A bundle with a valid signature, whose version and expiry are not checked yet."""
 
     issue: Issue
     matches: tuple[Match, ...]  # the entries that it meets, at least one of each requirement
@@ -127,7 +131,7 @@ class _Candidate:
     trust: Trust
 
     def check(self, state: State) -> str | None:
-        """Raise InputError where it may not run; return what is wrong with it where the operator accepts that."""
+        """Raises InputError if the bundle may not run; returns a problem that ``--allow-older`` accepts, or None."""
         if problem := below_minimum(self.issue, self.matches):
             raise InputError(f"{problem}; deploy a newer bundle")
         newest = state.newest(self.issue.product, self.keys)
@@ -136,7 +140,7 @@ class _Candidate:
         if problem and (source := forbids_older(self.matches)):
             raise InputError(f"{problem}; deploy a newer bundle: {source} does not permit --allow-older")
         if problem and not self.trust.allow_older:
-            raise InputError(f"{problem}; deploy a newer bundle, or run this one on purpose with --allow-older")
+            raise InputError(f"{problem}; deploy a newer bundle, or accept this one with --allow-older")
         return problem
 
     def accept(self, state: State) -> None:
@@ -146,12 +150,12 @@ class _Candidate:
 
 def _manifest_bytes(folder: Path, digests: Mapping[str, str]) -> bytes:
     if MANIFEST not in digests:
-        raise InputError(f"it is no bundle: it has no {MANIFEST}")
+        raise InputError(f"it is not a bundle: it has no {MANIFEST}")
     return read_checked(folder / MANIFEST, digests[MANIFEST], MANIFEST_BYTES)
 
 
 def _outside(issue: Issue, signer: Signer) -> str | None:
-    """A signature that states another time than its certificate allows."""
+    """Returns a message if the time of signing is outside the validity of the signer's certificate."""
     if signer.valid is None or not issue.prepared:
         return None
     first, last = signer.valid
@@ -164,27 +168,27 @@ def _outside(issue: Issue, signer: Signer) -> str | None:
 
 
 def difference(manifest: Manifest, digests: Mapping[str, str]) -> str | None:
-    """Return what the manifest says otherwise than the signature, which is of the same bytes."""
+    """Returns a message if the manifest and the signature list different files or digests, or None."""
     listed = {entry.path: entry.sha256 for entry in manifest.files}
     signed = {name: digest for name, digest in digests.items() if name != MANIFEST}
     names = [name for name in {*listed, *signed} if listed.get(name) != signed.get(name)]
-    return f"manifest and signature differ on {min(names)!r}; sign the bundle that was built" if names else None
+    return f"manifest and signature differ on {min(names)!r}; sign the bundle as it was built" if names else None
 
 
 def _checked_folder(root: Path, digests: Mapping[str, str], state: State) -> Folder:
-    """``root`` itself, or a copy of it in the state's folder where another user could change it after the check."""
+    """Returns ``root``, or a copy of it in the state folder if another user could change ``root`` after the check."""
     if is_settled(root, state.folder.path):
         check_digests(root, digests)
         return Folder(root)
-    place = state.folder.path / "checked"
-    remove_stale(place)
-    target, lock = locked_folder(place)
+    checked = state.folder.path / "checked"
+    remove_stale(checked)
+    target, lock = locked_folder(checked)
     folder = Folder(target, lock)
     copy_checked(root, digests, target)
     return folder
 
 
 def _remove_copy(path: Path, lock: OpenFolder, process: int) -> None:
-    if os.getpid() == process:  # not in a child, which has the same objects
+    if os.getpid() == process:  # not in a forked child, which has the same objects
         lock.close()
         shutil.rmtree(path, ignore_errors=True)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.declared import Declared
-from misgnet_runtime.raster.metadata import RGB, UNSTATED, Statement
+from misgnet_runtime.raster.metadata import RGB, UNSTATED, BandMetadata
 from misgnet_runtime.raster.scaling import Scaling
 
 SAME_FILE = (
@@ -30,7 +30,7 @@ class Described(Protocol):
     @property
     def declared(self) -> Declared: ...
     @property
-    def stated(self) -> Statement: ...
+    def stated(self) -> BandMetadata: ...
 
 
 def check_statements(before: Described, after: Described) -> None:

@@ -14,7 +14,7 @@ from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.grid import Grid
-from misgnet_runtime.raster.metadata import Statement, acquired, statement
+from misgnet_runtime.raster.metadata import BandMetadata, acquired, band_metadata
 from misgnet_runtime.raster.reader import Pair, Raster, stamp_of
 from misgnet_runtime.raster.scaling import Scaling
 from misgnet_runtime.raster.statistics import find_scaling, residual_shift
@@ -33,7 +33,7 @@ class Date:
     scaling: Scaling  # how its values become RGB
     blocks: Blocks  # positions of its blocks in the file
     declared: Declared  # the user's options about its pixels
-    stated: Statement  # the file's metadata about its pixels
+    stated: BandMetadata  # the file's metadata about its pixels
     acquired: datetime | None  # acquisition time, if the file states it
 
     def check_unchanged(self) -> None:
@@ -121,7 +121,7 @@ def inspect_date(raster: Raster, declared: Declared) -> Date:
         raise _changed(raster.path)
     return Date(
         path=raster.path, sha256=digest, stamp=raster.stamp, scaling=scaling, blocks=raster.blocks, declared=declared,
-        stated=statement(raster.file, scaling.bands, raster.colours), acquired=acquired(raster.file),
+        stated=band_metadata(raster.file, scaling.bands, raster.colours), acquired=acquired(raster.file),
     )  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def check_mask(grid: Grid, output: Path, log: EventLog) -> None:
             f"the scene has {grid.width:,} x {grid.height:,} px, and a PNG mask may have at most {MOST_PNG_PIXELS:,} "
             f"pixels; choose -o {output.stem}.tif"
         )
-    if grid.measured or grid.crs:
+    if grid.has_transform or grid.crs:
         log.info(f"{output.name} keeps no georeferencing (the scene is {grid}); -o {output.stem}.tif does")
 
 

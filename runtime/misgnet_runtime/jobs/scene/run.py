@@ -111,7 +111,7 @@ class Run:
             "the after raster": after.sha256,
             "the scaling of before": str(before.scaling),
             "the scaling of after": str(after.scaling),
-            "the grid": self.inputs.grid.words(),
+            "the grid": self.inputs.grid.identity(),
             **self.options.settings(overlap=self.overlap, batch=self.batch, streams=self.streams),
             **({"the features": " and ".join(self.features)} if self.features else {}),
         }

@@ -109,7 +109,7 @@ class Encoding:
             "the engine": f"{self.engine.entry.name} on {self.engine.device}",
             "the raster": self.date.sha256,
             "the scaling": str(self.date.scaling),
-            "the grid": self.grid.words(),
+            "the grid": self.grid.identity(),
             "--align": str(self.aligned),
             **feature_settings(self.options, overlap=layout.rows.overlap),
         }
