@@ -1,4 +1,6 @@
-"""Injects faults at every write: full disk, disk error, short write, kill -9. Run from the root of the repository:
+"""Injects faults at every write: full disk, disk error, short write, kill -9.
+
+Run from the root of the repository:
 
     python tests/faults                       # every operation, every call that changes a file, each kind of fault
     python tests/faults scene batch           # only these operations

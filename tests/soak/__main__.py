@@ -1,4 +1,6 @@
-"""Runs a soak test of ``misgnet-run watch`` in a real process. Run from the root of the repository:
+"""Runs a soak test of ``misgnet-run watch`` in a real process.
+
+Run from the root of the repository:
 
     python tests/soak --minutes 30             # random arrivals
     python tests/soak --minutes 2 --seed 1     # reproducible arrivals
