@@ -106,8 +106,8 @@ class Driver:
             return str(error)
         if attempts > self._max_retries:
             return (
-                f"the run or the worker died in {plural(attempts, 'consecutive attempt')}; provide more memory, or remove "
-                "the scene from the table"
+                f"the run or the worker died in {plural(attempts, 'consecutive attempt')}; provide more memory, or "
+                "remove the scene from the table"
             )
         return None
 
