@@ -92,10 +92,10 @@ def task_of(
 class WarmUp(Struct, frozen=True):
     """The warm-up before the first round."""
 
-    calls: int
-    seconds: float
+    calls: int  # number of calls
+    seconds: float  # duration of the warm-up
     steady: bool  # whether the duration of calls settled within 5 %
-    seconds_per_call: float
+    seconds_per_call: float  # mean of the last window of calls
 
 
 class Round(Struct, frozen=True):
@@ -108,28 +108,28 @@ class Round(Struct, frozen=True):
 class RailEnergy(Struct, frozen=True):
     """Power and energy of one power rail."""
 
-    rail: str
-    watts: float  # mean
-    joules_per_pair: float
+    rail: str  # name of the rail
+    watts: float  # mean power
+    joules_per_pair: float  # energy per image pair
     total: bool  # whether the rail supplies the whole module
 
 
 class Timing(Struct, frozen=True):
     """Latency per call, and throughput. Bundles built by earlier versions have only the fields without a default."""
 
-    engine: str
-    precision: str
+    engine: str  # its name in the bundle
+    precision: str  # for example "int8"
     batch: int  # image pairs per call
-    calls: int
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    pairs_per_second: float
-    max_ms: float | None = None
-    streams: int = 1
+    calls: int  # number of timed calls
+    p50_ms: float  # median latency of a call
+    p90_ms: float  # latency that 90 % of the calls do not exceed
+    p99_ms: float  # latency that 99 % of the calls do not exceed
+    pairs_per_second: float  # image pairs divided by time, over all rounds
+    max_ms: float | None = None  # latency of the slowest call
+    streams: int = 1  # batches in flight at once
     rounds: list[float] = msgspec.field(default_factory=list)  # pairs per second of each round
-    warm_up: WarmUp | None = None
-    energy: list[RailEnergy] = msgspec.field(default_factory=list)
+    warm_up: WarmUp | None = None  # the warm-up before the first round
+    energy: list[RailEnergy] = msgspec.field(default_factory=list)  # one entry per power rail
 
 
 @dataclass

@@ -53,8 +53,8 @@ ONE_PAIR = Setting(1, 1)  # optimised for latency: nothing else is in flight
 class Measurement(Struct, frozen=True):
     """The throughput of an engine with one setting, measured in alternating rounds with the default."""
 
-    engine: EngineName
-    setting: Setting
+    engine: EngineName  # its name in the bundle
+    setting: Setting  # the setting that was measured
     pairs_per_second: float  # median of the rounds
     ratio: float  # median of the rounds' ratios to the default
     spread: float  # interquartile range of these ratios
@@ -64,9 +64,9 @@ class Measurement(Struct, frozen=True):
 class Scope(Struct, frozen=True):
     """The bundle and the machine that a tuning applies to."""
 
-    bundle_sha256: Sha256  # of the manifest
-    processor: str
-    cores: Count
+    bundle_sha256: Sha256  # digest of the bundle's manifest
+    processor: str  # names of the processor and, if known, of the board
+    cores: Count  # usable cores
 
     @classmethod
     def of(cls, bundle: Bundle) -> Scope:
@@ -78,15 +78,15 @@ class Scope(Struct, frozen=True):
 class Tuning(Struct, frozen=True):
     """The saved tuning of a bundle on one machine."""
 
-    format: int
+    format: int  # version of this format
     created: str  # ISO 8601, UTC
-    place: Scope
+    place: Scope  # the bundle and the machine
     gpu: str  # empty: no GPU, or no engine of the bundle uses one
     libraries: dict[str, str]  # versions by distribution
     latency: EngineName  # the engine with the lowest latency for one pair
     throughput: EngineName  # the engine with the highest throughput
     settings: dict[EngineName, Setting]  # the settings with the highest throughput, by engine
-    measurements: list[Measurement]
+    measurements: list[Measurement]  # one entry per engine and setting
 
     def engine(self, optimise_for: OptimiseFor) -> str:
         return self.latency if optimise_for == "latency" else self.throughput

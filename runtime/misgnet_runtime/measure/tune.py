@@ -64,8 +64,11 @@ class Candidate:
 class TuneReport(Struct, frozen=True):
     """Result of a tuning run."""
 
+    # Path of the bundle, as given.
     bundle: str
+    # Measuring time per engine.
     minutes: float
+    # The settings that were saved.
     tuning: Tuning
     # Where the tuning is stored.
     file: str

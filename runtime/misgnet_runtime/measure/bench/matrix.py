@@ -20,16 +20,16 @@ _LARGEST_BATCH = 16  # largest batch measured by default
 class RunsHere(Struct, frozen=True):
     """An engine that is measured, and its device."""
 
-    engine: str
-    precision: str
-    device: str
+    engine: str  # its name in the bundle
+    precision: str  # for example "int8"
+    device: str  # the device that runs it
 
 
 class NotRun(Struct, frozen=True):
     """An engine that is not measured, and why."""
 
-    engine: str
-    reason: str
+    engine: str  # its name in the bundle
+    reason: str  # why it is not measured
 
 
 @dataclass(frozen=True)

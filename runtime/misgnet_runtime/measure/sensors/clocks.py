@@ -24,10 +24,15 @@ _THROTTLES = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "ins
 class Clock(Struct, frozen=True):
     """A clock and its configured limits, in MHz."""
 
+    # Name of the clock, for example of a processor core.
     name: str
+    # The clock at this moment, or a median.
     current: float
+    # Lower limit.
     lowest: float
+    # Upper limit.
     highest: float
+    # The policy that sets the clock, for example "performance".
     governor: str
     # Sustained clock of a processor with a turbo.
     base: float | None = None
@@ -47,6 +52,7 @@ class Clock(Struct, frozen=True):
 class DeviceState(Struct, frozen=True):
     """State of the machine at one moment, or a summary."""
 
+    # Clocks of processors and GPUs.
     clocks: list[Clock]
     # Memory clock of a Jetson, if this user may read it.
     memory_mhz: float | None
