@@ -47,7 +47,7 @@ class FakeSplit:
         return self.compare(self.encode(before), self.encode(after))
 
     def opener(self) -> Any:
-        """Returns a replacement for ``choose_split`` and ``open_detector``."""
+        """Returns an opener of this engine, as a split engine or in one piece."""
 
         @contextmanager
         def opened(

@@ -15,7 +15,7 @@ from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines import DEFAULT_EXECUTION, Engine, ExecutionOptions, open_engine_file
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.inference.detector import Probability, as_input, misfit, to_probability
-from misgnet_runtime.inference.selection import open_chosen
+from misgnet_runtime.inference.selection import EngineOpener, open_chosen
 from misgnet_runtime.inference.tuned import OptimiseFor
 
 Features = Sequence[NDArray[np.float32]]
@@ -112,6 +112,9 @@ def open_split(bundle: Bundle, entry: EngineEntry, execution: ExecutionOptions =
         head = open_part(entry.split.head)
         opened.pop_all()
     return SplitDetector(encoder, head, interface, bundle.manifest.features, execution.batch)
+
+
+SplitOpener = EngineOpener[tuple[SplitDetector, EngineEntry, str]]
 
 
 @contextmanager
