@@ -88,7 +88,7 @@ def test_folder_is_resumed(made: Path, tmp_path: Path, run: Run) -> None:
     folder = made / "folder"
     words = ("predict", made / "bundle", folder / "A", folder / "B", *ENGINE, "-o")
     before = state(folder / "masks/a.png", folder / "masks/b.png")
-    assert "3 pairs (2 of " in run(*words, folder / "masks")
+    assert "3 pairs (2 from an interrupted run)" in run(*words, folder / "masks")
     assert state(folder / "masks/a.png", folder / "masks/b.png") == before
     run(*words, tmp_path / "whole")
     for name in "abc":
@@ -104,7 +104,7 @@ def test_watcher_is_resumed(made: Path, run: Run) -> None:
     for date in ("before", "after"):
         shutil.copy(folder / f"a_{date}.png", folder / f"d_{date}.png")
     words = (*ENGINE, "--overlap", "16", "--streams", "1", "--once", "--settle", "0")
-    assert "3 pairs processed before" in run("watch", made / "bundle", folder, "-o", out, *words)
+    assert "3 pairs processed earlier" in run("watch", made / "bundle", folder, "-o", out, *words)
     assert state(out / "a_change.png", out / "b_change.png") == before
     assert (out / "c_change.png").read_bytes() == whole and not (out / ".working").exists()
     assert (pixels(out / "d_change.png") == pixels(out / "a_change.png")).all()

@@ -124,12 +124,12 @@ def golden(folder: Path) -> Prepared:
 
 def tuning(folder: Path) -> Prepared:
     from misgnet_runtime.bundle.reader import read_bundle
-    from misgnet_runtime.inference.tuned import FORMAT, ONE_PAIR, Measurement, Place, Tuning, keep, kept, libraries_of
+    from misgnet_runtime.inference.tuned import FORMAT, ONE_PAIR, Measurement, Scope, Tuning, keep, kept, libraries_of
 
     bundle = read_bundle(make_bundle(folder / "bundle"))
     path = keep(
         Tuning(
-            format=FORMAT, created="2026-01-01", place=Place.of(bundle), gpu="", libraries=libraries_of(bundle),
+            format=FORMAT, created="2026-01-01", place=Scope.of(bundle), gpu="", libraries=libraries_of(bundle),
             latency="cpu", throughput="cpu", settings={"cpu": ONE_PAIR},
             measurements=[Measurement("cpu", ONE_PAIR, 1.0, 1.0, 0.1, [1.0])],
         )

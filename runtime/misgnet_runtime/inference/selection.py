@@ -149,14 +149,14 @@ def measured_by_build(bundle: Bundle) -> list[Speed]:
 
 
 def first_that_opens(
-    entries: list[EngineEntry], open_one: Callable[[EngineEntry], Runnable], asked: str, fastest: str | None = None
+    entries: list[EngineEntry], open_one: Callable[[EngineEntry], Runnable], requested: str, fastest: str | None = None
 ) -> tuple[Runnable, EngineEntry, str]:
     """Opens the first of ``entries`` that runs here; returns what ``open_one`` returned, the entry and the reason.
 
     Args:
         entries: Candidates, in order of preference.
         open_one: Opens an engine; UnavailableError moves on to the next one.
-        asked: The requested engine's name, or "auto".
+        requested: The requested engine's name, or "auto".
         fastest: The engine that was measured fastest here, if any.
 
     Raises:
@@ -169,7 +169,7 @@ def first_that_opens(
         except UnavailableError as error:
             refused.append((entry.name, error))
             continue
-        if asked != "auto":
+        if requested != "auto":
             return opened, entry, "as requested"
         if entry.name == fastest:
             return opened, entry, "measured fastest here"

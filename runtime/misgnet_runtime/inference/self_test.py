@@ -31,19 +31,19 @@ def verify_bundle(path: Path, engine: str | None = None) -> Iterator[str]:
         UsageError: The engine is unknown.
     """
     bundle = read_bundle(path)
-    asked = bundle.manifest.engines if engine is None else [bundle.engine_entry(engine)]
+    entries = bundle.manifest.engines if engine is None else [bundle.engine_entry(engine)]
     yield f"{len(bundle.manifest.files)} files match their digests"
     if bundle.signed:
         yield bundle.signed.describe()
     golden = golden_of(bundle)
     refused: list[str] = []
-    for entry in asked:
+    for entry in entries:
         try:
             yield check_golden(bundle, entry, golden)
         except UnavailableError as error:
             refused.append(f"{entry.name}: {error}")
             yield f"{entry.name}: not run: {error}"
-    if len(refused) == len(asked):
+    if len(refused) == len(entries):
         raise UnavailableError(f"no engine was checked against the golden tiles: {'; '.join(refused)}")
 
 

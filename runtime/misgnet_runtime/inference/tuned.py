@@ -61,7 +61,7 @@ class Measurement(Struct, frozen=True):
     rounds: list[float]  # pairs/s of each round
 
 
-class Place(Struct, frozen=True):
+class Scope(Struct, frozen=True):
     """The bundle and the machine that a tuning applies to."""
 
     bundle_sha256: Sha256  # of the manifest
@@ -69,7 +69,7 @@ class Place(Struct, frozen=True):
     cores: Count
 
     @classmethod
-    def of(cls, bundle: Bundle) -> Place:
+    def of(cls, bundle: Bundle) -> Scope:
         machine = describe_machine()
         processor = ", ".join(str(machine[key]) for key in ("processor", "model") if key in machine)
         return cls(bundle.digest(), processor, usable_cores())
@@ -80,7 +80,7 @@ class Tuning(Struct, frozen=True):
 
     format: int
     created: str  # ISO 8601, UTC
-    place: Place
+    place: Scope
     gpu: str  # empty: no GPU, or no engine of the bundle uses one
     libraries: dict[str, str]  # versions by distribution
     latency: EngineName  # the engine with the lowest latency for one pair
@@ -149,13 +149,13 @@ def keep(tuning: Tuning) -> Path:
 
 def kept(bundle: Bundle) -> Tuning | None:
     """Reads the tuning of this bundle on this machine; None if there is none. An unusable one is logged and ignored."""
-    place, where = Place.of(bundle), ""
+    scope, where = Scope.of(bundle), ""
     try:
         folder = _folder()
-        for name in (_name_of(place), *_earlier_names(bundle, place)):
+        for name in (_name_of(scope), *_earlier_names(bundle, scope)):
             where = f" in {folder.path / name}"
             if (data := folder.read_sealed(name, TUNING_BYTES)) is not None:
-                return _checked(_decode(data), bundle, place)
+                return _checked(_decode(data), bundle, scope)
     except NoFolderError:
         return None
     except (InputError, OSError, *JSON_ERRORS) as error:
@@ -195,9 +195,9 @@ def _decode(data: bytes) -> Tuning:
     return msgspec.json.decode(data, type=Tuning)
 
 
-def _checked(found: Tuning, bundle: Bundle, place: Place) -> Tuning:
-    """Returns ``found``; raises InputError if it does not apply to ``bundle`` at ``place``."""
-    if found.place != place:
+def _checked(found: Tuning, bundle: Bundle, scope: Scope) -> Tuning:
+    """Returns ``found``; raises InputError if it does not apply to ``bundle`` on this machine."""
+    if found.place != scope:
         raise InputError("it was made for another bundle or machine")
     if (gpu := gpu_of(bundle)) != found.gpu:
         raise InputError(f"it was measured with {found.gpu or 'no GPU'}, this machine has {gpu or 'no GPU'}")
@@ -220,11 +220,11 @@ def _folder() -> PrivateFolder:
     return PrivateFolder.of("tuning")
 
 
-def _name_of(place: Struct) -> str:
-    return f"{hashlib.sha256(msgspec.json.encode(place)).hexdigest()[:32]}.json"
+def _name_of(scope: Struct) -> str:
+    return f"{hashlib.sha256(msgspec.json.encode(scope)).hexdigest()[:32]}.json"
 
 
-class _EarlierPlace(Struct, frozen=True):
+class _EarlierScope(Struct, frozen=True):
     """The fields that file names of format 1 were derived from: one file per engine."""
 
     bundle_sha256: str
@@ -235,15 +235,15 @@ class _EarlierPlace(Struct, frozen=True):
     library: str = ""
 
 
-def _earlier_names(bundle: Bundle, place: Place) -> Iterator[str]:
+def _earlier_names(bundle: Bundle, scope: Scope) -> Iterator[str]:
     if not _folder().path.is_dir():  # nothing was ever saved: do not query the GPU
         return
     gpu = gpu_of(bundle)
     for entry in bundle.manifest.engines:
         own = "" if is_on_cpu(entry) else gpu
         yield _name_of(
-            _EarlierPlace(
-                bundle_sha256=place.bundle_sha256, engine=entry.name, processor=place.processor, cores=place.cores,
+            _EarlierScope(
+                bundle_sha256=scope.bundle_sha256, engine=entry.name, processor=scope.processor, cores=scope.cores,
                 gpu=own,
             )
         )  # fmt: skip

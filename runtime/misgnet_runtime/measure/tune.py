@@ -29,7 +29,7 @@ from misgnet_runtime.inference.tuned import (
     FORMAT,
     ONE_PAIR,
     Measurement,
-    Place,
+    Scope,
     Setting,
     Tuning,
     gpu_of,
@@ -189,7 +189,7 @@ def _measure(
 
 
 class _Comparison:
-    """Measures candidates beside the default, each in its own process and for ``seconds``."""
+    """Measures candidates together with the default, each in its own process and for ``seconds``."""
 
     def __init__(self, bundle: Bundle, default: Candidate, seconds: float) -> None:
         self._bundle, self._default, self._seconds = bundle, default, seconds
@@ -246,7 +246,7 @@ def _tuning_of(bundle: Bundle, measurements: Sequence[Measurement]) -> Tuning:
     single = {each.engine: each for each in measurements if each.setting == ONE_PAIR} or many
     usual_engine = measurements[0].engine
     return Tuning(
-        format=FORMAT, created=timestamp(), place=Place.of(bundle), gpu=gpu_of(bundle), libraries=libraries_of(bundle),
+        format=FORMAT, created=timestamp(), place=Scope.of(bundle), gpu=gpu_of(bundle), libraries=libraries_of(bundle),
         latency=choose(list(single.values()), single.get(usual_engine)).engine,
         throughput=choose(list(many.values()), many[usual_engine]).engine,
         settings={name: each.setting for name, each in many.items()}, measurements=list(measurements),

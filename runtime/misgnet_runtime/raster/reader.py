@@ -141,11 +141,11 @@ class Raster:
 
     def _values(self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span) -> tuple[NDArray[Any], Mask]:
         window = rasterio.windows.Window(columns.start, rows.start, columns.length, rows.length)
-        asked = self._with_alpha(bands)
+        wanted = self._with_alpha(bands)
         if self.source is not None:  # GDAL warps all bands together five times faster than a selection
-            read = self.dataset.read(window=window)[[band - 1 for band in asked]]
+            read = self.dataset.read(window=window)[[band - 1 for band in wanted]]
         else:
-            read = self.dataset.read(asked, window=window)
+            read = self.dataset.read(wanted, window=window)
         values = read[: len(bands)]
         valid = self._is_data(values)
         if self.alpha:

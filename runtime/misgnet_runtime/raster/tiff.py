@@ -143,12 +143,12 @@ class TiffReader:
         step = 4 + 2 * self._word
         content = self.bytes_at(start, count * step, "directory")
         found: Directory = {}
-        for place in range(0, count * step, step):
-            tag, kind, values = struct.unpack_from(form, content, place)
+        for position in range(0, count * step, step):
+            tag, kind, values = struct.unpack_from(form, content, position)
             inline = values * TYPE_SIZES.get(kind, 0) <= self._word
-            value = start + place + 4 + self._word
+            value = start + position + 4 + self._word
             if not inline:
-                value = struct.unpack_from(form[0] + form[-1], content, place + 4 + self._word)[0]
+                value = struct.unpack_from(form[0] + form[-1], content, position + 4 + self._word)[0]
             found.setdefault(tag, Entry(kind, values, value))
         return found, self._unpack(start + count * step, "Q" if self._big else "L", "directory")
 

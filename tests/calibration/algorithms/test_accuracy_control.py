@@ -830,14 +830,14 @@ def test_the_report_shows_repairs_and_the_whole_path() -> None:
     pytest.importorskip("matplotlib")
     found = record()
     repair = RepairEntry("rounding", True, "57 of <57> weights", 0.9995, 0.9997, 5e-4, 3e-4, 12.0)
-    judged = report_of([parity([0, 1, 0, 0])])
-    page = Page(render(data_of(judged, repairs={"cpu": [repair]}, controls={"cpu": found})))
+    evaluated = report_of([parity([0, 1, 0, 0])])
+    page = Page(render(data_of(evaluated, repairs={"cpu": [repair]}, controls={"cpu": found})))
     for words in ("Measures to keep F1", "57 of <57> weights", "5.00e-04 3.00e-04", summary(found)):
         assert " ".join(words.split()) in page.text
     assert [attributes.get("class") for tag, attributes in page.tags if tag == "img"].count("plot") == 1
     for row in step_rows(found):
         assert " ".join(" ".join(row).split()) in page.text
-    assert "keep F1" not in Page(render(data_of(judged))).text
+    assert "keep F1" not in Page(render(data_of(evaluated))).text
 
 
 def shown(found: ControlRecord, width: int = 80) -> str:

@@ -104,9 +104,7 @@ def test_bundle_contains_the_files_of_its_manifest(each_bundle: Path) -> None:
     manifest = read_bundle(each_bundle).manifest
     assert {e.name for e in manifest.engines} >= {"cpu", "cpu-float32", "jetson-orin"}
     assert manifest.tile == TILE and manifest.inputs[0].shape == [-1, TILE, TILE, 3]
-    assert [item.name for item in each_bundle.parent.iterdir()] == ["bundle"], (
-        "nothing is left beside the bundle"
-    )
+    assert [item.name for item in each_bundle.parent.iterdir()] == ["bundle"], "nothing is left beside the bundle"
 
 
 @pytest.mark.slow

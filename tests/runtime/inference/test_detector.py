@@ -55,7 +55,7 @@ def test_extreme_logits_become_probabilities() -> None:
     interface = Interface(2, 1, output="logits")
     engine = FakeEngine(interface)
     logits = np.array([[-1e4, 1e4], [0, -200]], np.float32)
-    engine._answer = lambda _: np.stack([-logits, logits])[None]  # type: ignore[method-assign]
+    engine._output = lambda _: np.stack([-logits, logits])[None]  # type: ignore[method-assign]
     with np.errstate(over="raise"):
         found = ChangeDetector(engine, interface).probability(*images(1, 2, 2))
     np.testing.assert_array_equal(found[0], [[0, 1], [0.5, 0]])
@@ -86,7 +86,7 @@ def test_each_pixel_comes_from_exactly_one_tile() -> None:
     interface = Interface(8, 1)
     engine = FakeEngine(interface)
     numbers = iter(range(100))
-    engine._answer = lambda p: np.full_like(p, next(numbers))  # type: ignore[method-assign]
+    engine._output = lambda p: np.full_like(p, next(numbers))  # type: ignore[method-assign]
     found = ChangeDetector(engine, interface).scene_probability(*images(13, 19))
     values, counts = np.unique(found, return_counts=True)
     assert values.tolist() == list(range(6))

@@ -27,7 +27,7 @@ from misgnet_runtime.inference import self_test, tuned
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.inference.split_detector import choose_split
 from misgnet_runtime.inference.throughput import Task, Timing
-from misgnet_runtime.inference.tuned import Measurement, OptimiseFor, Place, Setting, Tuning, keep, kept, prepare
+from misgnet_runtime.inference.tuned import Measurement, OptimiseFor, Scope, Setting, Tuning, keep, kept, prepare
 from misgnet_runtime.jobs.compile import run as compile_run
 from misgnet_runtime.jobs.compile.run import CompileOptions, compile_bundle
 from misgnet_runtime.jobs.journal import Raw, open_journal
@@ -64,7 +64,7 @@ def bundle(tmp_path: Path) -> Bundle:
 def a_tuning(bundle: Bundle, engine: str = FLOAT.name, **changes: Any) -> Tuning:
     """Returns a tuning in which ``engine`` is the fastest, with two streams for throughput."""
     found = {
-        "format": tuned.FORMAT, "created": "2026-01-01T00:00:00+00:00", "place": Place.of(bundle),
+        "format": tuned.FORMAT, "created": "2026-01-01T00:00:00+00:00", "place": Scope.of(bundle),
         "gpu": tuned.gpu_of(bundle), "libraries": tuned.libraries_of(bundle), "latency": engine, "throughput": engine,
         "settings": {engine: MANY}, "measurements": [],
     }  # fmt: skip
@@ -370,7 +370,7 @@ def test_a_tuning_of_an_earlier_version_is_reported_in_one_line(
 ) -> None:
     """In format 1, each engine had its own file, whose name depended on the engine."""
     place = {
-        "bundle_sha256": bundle.digest(), "engine": entry.name, "processor": Place.of(bundle).processor, "cores": 4,
+        "bundle_sha256": bundle.digest(), "engine": entry.name, "processor": Scope.of(bundle).processor, "cores": 4,
         "gpu": "", "library": "",
     }  # fmt: skip
     name = hashlib.sha256(json.dumps(place, separators=(",", ":")).encode()).hexdigest()[:32]

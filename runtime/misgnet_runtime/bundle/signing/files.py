@@ -37,7 +37,7 @@ def check_names(root: Path, digests: Mapping[str, str]) -> None:
         if number >= BUNDLE_FILES:
             raise InputError(f"it holds more than {BUNDLE_FILES} files and folders, which is the limit")
         if entry.is_symlink():
-            raise InputError(f"{name!r} in it is a link")
+            raise InputError(f"{name!r} is a link, which bundles must not contain")
         if entry.is_dir(follow_symlinks=False):
             continue
         if name not in missing:

@@ -77,20 +77,20 @@ def check_options(options: PlanOptions, driver: CudaDriver | None = None) -> tup
     """
     module = load_vendor(options.vendor)
     if options.compute_capabilities:
-        return _asked_capabilities(module, options)
+        return _requested_capabilities(module, options)
     return (_own_capability(module, options, driver),)
 
 
-def _asked_capabilities(module: ModuleType, options: PlanOptions) -> tuple[str, ...]:
+def _requested_capabilities(module: ModuleType, options: PlanOptions) -> tuple[str, ...]:
     known = known_capabilities(module)
-    asked = sorted_capabilities(options.compute_capabilities)
-    unknown = [name for name in asked if name not in known]
+    requested = sorted_capabilities(options.compute_capabilities)
+    unknown = [name for name in requested if name not in known]
     if unknown:
         raise UsageError(
             f"{rules(options.vendor).title} {vendor_version(module)} does not compile for "
             f"{', '.join(unknown)}; it supports {', '.join(known) or 'no selection'}"
         )
-    return asked
+    return requested
 
 
 def _own_capability(module: ModuleType, options: PlanOptions, driver: CudaDriver | None) -> str:
