@@ -12,8 +12,6 @@ import pytest
 from misgnet_runtime import machine
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.machine import read_int, read_text
-from misgnet_runtime.measure.sensors import clocks as state_module
-from misgnet_runtime.measure.sensors import rapl
 from misgnet_runtime.measure.sensors.clocks import Clock, DeviceState, read_state, summary, throttling, watch_state
 from misgnet_runtime.measure.sensors.ina3221 import find_ina3221
 from misgnet_runtime.measure.sensors.nvidia import find_nvml
@@ -152,12 +150,11 @@ def zone(name: str, label: str, energy: object, largest: int = 1_000_000) -> dic
     return found if energy is None else {**found, f"{folder}/energy_uj": energy}
 
 
-def test_rapl_measures_a_processor_and_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rapl_measures_a_processor_and_its_parts(tmp_path: Path) -> None:
     moment = iter([10.0, 10.5, 10.6])
-    monkeypatch.setattr(rapl.time, "perf_counter", lambda: next(moment))
     tree(tmp_path, {**zone("intel-rapl:0", "package-0", 999_999), **zone("intel-rapl:0:1", "dram", 0)})
     tree(tmp_path, zone("intel-rapl-mmio:0", "package-0", 5))
-    meter = find_rapl(tmp_path)
+    meter = find_rapl(tmp_path, clock=lambda: next(moment))
     tree(tmp_path, {**zone("intel-rapl:0", "package-0", 499_999), **zone("intel-rapl:0:1", "dram", 250_000)})
     assert meter.read() == pytest.approx({"package-0": 1.0, "package-0 dram": 0.5}, rel=1e-5)  # the first wrapped
     (tmp_path / "sys/class/powercap/intel-rapl:0:1/energy_uj").unlink()
@@ -278,11 +275,10 @@ def test_overheating_of_an_x86_processor_is_reported(tmp_path: Path) -> None:
     assert throttling([before, after]) == ["the machine throttled 4 times: core too hot"]
 
 
-def test_watch_state_reads_until_its_block_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_module, "_PERIOD", 0.001)
+def test_watch_state_reads_until_its_block_ends(tmp_path: Path) -> None:
     tree(tmp_path, ORIN)
     states: list[DeviceState] = []
-    with watch_state(states, tmp_path):
+    with watch_state(states, tmp_path, period=0.001):
         while len(states) < 3:
             time.sleep(0.001)
     count = len(states)

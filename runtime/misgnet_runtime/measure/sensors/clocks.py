@@ -15,7 +15,6 @@ from misgnet_runtime.machine import ROOT, read_int, read_text
 from misgnet_runtime.storage.schema import Struct
 
 _GPU = "17000000.gpu"  # devfreq name on an Orin
-_PERIOD = 1.0  # seconds between two readings of :func:`watch_state`
 _COLDEST = -200_000  # thousandths of a degree; a sensor that is off reports -256000
 # Files of the Orin's hwmon ``soctherm_oc``, see "Over-current Throttling" in the Jetson Linux Developer Guide.
 _THROTTLES = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "instantaneous over-current"}
@@ -65,13 +64,13 @@ def read_state(root: Path = ROOT) -> DeviceState:
 
 
 @contextmanager
-def watch_state(states: list[DeviceState], root: Path = ROOT) -> Iterator[None]:
-    """Appends the state to ``states`` at the start of the block and then every second."""
+def watch_state(states: list[DeviceState], root: Path = ROOT, *, period: float = 1.0) -> Iterator[None]:
+    """Appends the state to ``states`` at the start of the block and then every ``period`` seconds."""
     stop = Event()
 
     def watch() -> None:
         states.append(read_state(root))
-        while not stop.wait(_PERIOD):
+        while not stop.wait(period):
             states.append(read_state(root))
 
     thread = Thread(target=watch, name="misgnet-state")
