@@ -19,7 +19,6 @@ pytest.importorskip("onnxruntime.quantization", reason="needs what the extra [ex
 torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
-from benchmarks.contest import start as beginning
 from benchmarks.contest.contenders import ONNX_RUNTIME, OPENVINO, OPENVINO_OWN
 from benchmarks.contest.guest import ContenderFailed, Guest, Program, foreign, own
 from benchmarks.contest.guests import exchange
@@ -433,7 +432,7 @@ def test_pytorch_entrants_use_batches_and_depend_on_the_weights(tmp_path: Path) 
     assert eager.identity != compiled.identity
 
 
-def test_a_bundle_requires_its_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_requires_its_own_weights(tmp_path: Path) -> None:
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"some")
     root = bundles.make_bundle(tmp_path / "bundle")
@@ -452,9 +451,8 @@ def test_a_bundle_requires_its_own_weights(tmp_path: Path, monkeypatch: pytest.M
         built.append(options)
         return output if output.exists() else bundles.make_bundle(output)
 
-    monkeypatch.setattr(beginning, "build_bundle", build)
     for options in (["--a"], ["--a"], ["--b"]):
-        open_start(weights, None, options, tmp_path / "work")
+        open_start(weights, None, options, tmp_path / "work", builder=build)
     assert built == [["--a", "--force"], ["--b", "--force"]]
 
 
