@@ -9,6 +9,7 @@ import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,8 @@ def test_build_memory_is_limited_by_free_memory(tmp_path: Path, tensorrt: Any, d
 def test_an_integrated_gpu_is_limited_by_free_system_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = use_driver(FakeDriver("sm87", memory=FREE, integrated=True), monkeypatch)
     install("10.3.0", driver, monkeypatch)
-    monkeypatch.setattr(compatibility, "available_memory", lambda: LEAST - 1)
+    free = partial(compatibility.free_bytes, system_memory=lambda: LEAST - 1)
+    monkeypatch.setattr(run_module, "free_bytes", free)
     with pytest.raises(
         UnavailableError, match=r"512 MiB of memory are free, but a build requires 512 MiB; stop other programs"
     ):
