@@ -105,9 +105,9 @@ class EventLog(_Adapter):
 
     @contextmanager
     def progress(self, steps: str, *, clock: Callable[[], float] = time.monotonic) -> Iterator[Progress]:
-        """Yields a function ``(done, total)`` that reports progress, counted in ``steps``; JSON at most once a second.
+        """Yields a function ``(done, total)`` that reports progress, counted in ``steps``.
 
-        ``clock`` returns seconds.
+        JSON events are written at most once per second of ``clock``.
         """
         if is_json():
             yield _at_most_one_a_second(
