@@ -584,7 +584,7 @@ def test_steps_and_float_nodes_are_the_callers_choice(tiles):
     assert found.inputs.keep_float == {kept} and kept not in {p.node for p in found.quantized.sites}
 
 
-def test_the_decision_to_keep_a_repair():
+def test_repair_is_kept_if_it_improves_beyond_noise():
     before = Score(0.01, 0.999)
     assert is_better(before, Score(0.009, 0.999))
     assert is_better(before, Score(0.009, 0.999 - 0.5e-5)), "a handful of pixels is noise"

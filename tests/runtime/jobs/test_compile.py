@@ -200,7 +200,7 @@ def test_a_cached_plan_requires_no_memory_for_a_build(
     check_output(bundle)
 
 
-def test_memory_limits_of_a_build() -> None:
+def test_memory_limits_of_a_build_follow_the_free_memory() -> None:
     nano = builder_memory(2400 << 20)
     assert (nano.workspace_bytes, nano.builder_bytes) == (600 << 20, 1800 << 20)
     assert builder_memory(2400 << 20, 5).workspace_bytes == 5
