@@ -1,7 +1,7 @@
-"""Hooks of the documentation's site (mkdocs.yml): fills in generated parts and pages that show files of the root.
+"""Hooks of the documentation's site (mkdocs.yml): insert generated parts, and Markdown files of the root folder.
 
-A line `<!-- generate: NAME -->` of a page is replaced by what is generated from the source: a program's name stands for
-its reference (tools/cli_reference.py), a kind of JSON file for the structs in it (tools/schema_reference.py).
+A line `<!-- generate: NAME -->` of a page is replaced by text that is generated from the source. NAME is a program, for
+its reference (tools/cli_reference.py), or a kind of JSON file, for the structs in it (tools/schema_reference.py).
 A line `<!-- include: FILE.md -->` is replaced by that file, with its links rewritten for the site.
 """
 
@@ -32,7 +32,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Marks short words of code, such as options: the style sheet does not let them break at a hyphen."""
+    """Marks short code spans, such as options, so that the style sheet does not break them at a hyphen."""
     return SHORT_CODE.sub('<code class="short">', html)
 
 

@@ -82,7 +82,7 @@ def head_inputs(features: list[TensorEntry]) -> list[TensorEntry]:
 
 
 class Preprocessing(Struct, frozen=True):
-    """How pixels are converted to the network's input."""
+    """The conversion of pixels to the network's input."""
 
     # Names of the bands, in order.
     bands: list[Text] = msgspec.field(default_factory=lambda: ["red", "green", "blue"])
@@ -168,7 +168,7 @@ class EngineEntry(Struct, frozen=True):
 
 
 class Release(Struct, frozen=True):
-    """What ``misgnet-export sign`` stated about the bundle; times are ISO 8601 in UTC."""
+    """Statements of ``misgnet-export sign`` about the bundle; times are ISO 8601 in UTC."""
 
     # Name of the product; devices remember the newest version of each product that they accepted.
     product: Annotated[str, Meta(max_length=200)]
