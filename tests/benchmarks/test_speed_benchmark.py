@@ -15,7 +15,7 @@ import onnx
 import pytest
 from msgspec.structs import replace as changed
 
-pytest.importorskip("onnxruntime.quantization", reason="needs what the extra [export] brings")
+pytest.importorskip("onnxruntime.quantization", reason="the benchmarks need the [export] extra")
 torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 

@@ -1,4 +1,4 @@
-"""Accuracy control finds the groups to revert in cases with a known solution, within its budget, and reports them."""
+"""Tests that accuracy control finds the groups to revert if they are known, within its budget, and reports them."""
 
 from __future__ import annotations
 

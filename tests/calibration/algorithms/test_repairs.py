@@ -1,4 +1,4 @@
-"""Repairs of INT8 graphs: tested on constructed graphs with a known gain, and kept only if they help."""
+"""Tests repairs of INT8 graphs: on constructed graphs with a known gain, and kept only if they help."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_the_readers_of_a_norm_are_found_after_layout_nodes():
     assert norm.tensors == ("norm", "turned", "map")
     found = {reader.node: (reader.activation, reader.input_axis) for reader in norm.readers}
     assert found == {node_named(model, "q"): ("norm", 0), node_named(model, "z"): ("map", 1)}
-    assert scalable_norms(Graph(model), set()) == [], "nothing to gain where no reader is quantized"
+    assert scalable_norms(Graph(model), set()) == [], "no gain if no reader is quantized"
 
 
 @pytest.mark.parametrize(

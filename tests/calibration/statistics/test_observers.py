@@ -1,4 +1,4 @@
-"""Ranges of activations: exact extremes, percentiles and edge cases."""
+"""Tests ranges of activations: exact extremes, percentiles and edge cases."""
 
 from __future__ import annotations
 

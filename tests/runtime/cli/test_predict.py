@@ -1,4 +1,4 @@
-"""The command ``misgnet-run``: atomic results, one line per error, and the exit codes."""
+"""Tests the command ``misgnet-run``: atomic results, one line per error, and the exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same file as both dates, or metadata that show the wrong order: the run warns and continues."""
+"""Tests the same file as both dates, and metadata that show the wrong order: the run warns and continues."""
 
 from __future__ import annotations
 

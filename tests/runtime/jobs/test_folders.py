@@ -1,4 +1,4 @@
-"""Masks of two folders of images: computed in batches, written atomically, and resumed after every interruption."""
+"""Tests masks of two folders of images: computed in batches, written atomically, resumed after interruptions."""
 
 from __future__ import annotations
 

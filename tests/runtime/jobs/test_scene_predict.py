@@ -1,4 +1,4 @@
-"""Prediction of a scene from two GeoTIFFs: correct and atomic outputs, identical after every kind of interruption."""
+"""Tests the prediction of a scene from two GeoTIFFs: correct, atomic outputs, identical after interruptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Series of dates: maps equal those of predict, each date is encoded once, and a failing date does not stop others."""
+"""Tests series: maps equal those of predict, each date is encoded once, a failing date does not stop the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The changed share refers to valid pixels, and the valid share is reported with it: in lines, JSON and tables."""
+"""Tests that changed shares refer to valid pixels, and are reported with the valid share in text, JSON and tables."""
 
 from __future__ import annotations
 
