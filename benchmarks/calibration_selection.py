@@ -67,7 +67,7 @@ class Bench:
 
     model: onnx.ModelProto
     calib: TileSet
-    facts: list[TileFacts]
+    descriptions: list[TileFacts]
     decision: Decision
     calibrator: Calibrator
     # Ranges on all calibration tiles.
@@ -86,7 +86,7 @@ class Bench:
             return self.calib.subset(range(count))
         if choice == "random":
             return draw_tiles(self.calib, count, seed)
-        return self.calib.subset(list(pick(self.facts, count, seed)[0]))
+        return self.calib.subset(list(pick(self.descriptions, count, seed)[0]))
 
 
 def ranges_on(model: onnx.ModelProto, tiles: TileSet, interface: Interface, calibrator: Calibrator) -> dict[str, Range]:
@@ -109,11 +109,11 @@ def prepare(options: argparse.Namespace) -> Bench:
     if calibrator is None:
         raise UsageError(f"--observer is '{options.observer}'; expected max, mse, entropy or 'percentile P'")
     decision = Decision.of(model, interface, val.spread(options.val_tiles), 0.5, lambda *_: None)
-    facts = describe_tiles(calib, encoder_features(network), 0)
+    descriptions = describe_tiles(calib, encoder_features(network), 0)
     return Bench(
         model=model,
         calib=calib,
-        facts=facts,
+        descriptions=descriptions,
         decision=decision,
         calibrator=calibrator,
         whole=ranges_on(model, calib, interface, calibrator),

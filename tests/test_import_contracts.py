@@ -85,7 +85,7 @@ def test_import_of_another_package_breaks_the_contract(tree: Path) -> None:
     assert code == 1
     for contract in (
         "Packages import downwards",
-        "The runtime imports no other package of this project, no PyTorch and no onnx",
+        "The runtime imports no other package, no PyTorch and no onnx",
         "Calibration does not import PyTorch",
     ):
         assert f"{contract} BROKEN" in text

@@ -15,6 +15,7 @@ from misgnet_calibration.statistics.tile_selection import FewTilesWarning, draw_
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.errors import InputError, MisgnetError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.raster.leakage import check_disjoint
 
@@ -88,7 +89,7 @@ def _calibration_tiles(bundle: Bundle, tiles: TileSet) -> TileSet:
         if found.digest() == made.tiles_sha256:
             return found
     raise InputError(
-        f"bundle {bundle.path} was calibrated on {made.tiles} tiles that are not in {tiles.root}; "
+        f"bundle {bundle.path} was calibrated on {plural(made.tiles, 'tile')} that are not in {tiles.root}; "
         "pass the folder that it was built with as --calib"
     )
 

@@ -25,7 +25,7 @@ class Multiplier:
     kind: Kind
     library: str
     program: Program | ContenderFailed
-    # Arguments of the request beside rows, calls and threads.
+    # Arguments of the request besides rows, calls and threads.
     request: dict[str, Any]
     rows: int = 0
 

@@ -199,8 +199,8 @@ def _check_grid(first: Any, second: Any) -> None:
             f"{first.name} has the CRS {first.crs}, {second.name} has {second.crs}; the rasters of a scene must have "
             "the same grid"
         )
-    placed = is_georeferencing(first.transform) and is_georeferencing(second.transform)
-    if placed and not same_position(first.transform, second.transform, *first.shape):
+    georeferenced = is_georeferencing(first.transform) and is_georeferencing(second.transform)
+    if georeferenced and not same_position(first.transform, second.transform, *first.shape):
         raise InputError(
             f"{first.name} has the transform {tuple(first.transform)[:6]}, {second.name} has "
             f"{tuple(second.transform)[:6]}; the rasters of a scene must have the same grid"

@@ -87,7 +87,7 @@ def resume(
     train_tiles: TileSet,
     val_tiles: TileSet,
     run: Path,
-    given: dict[str, Any] | None = None,
+    asked: dict[str, Any] | None = None,
     *,
     device: torch.device | None = None,
     **surroundings: Any,
@@ -100,7 +100,7 @@ def resume(
         train_tiles: The tiles that the run was started with.
         val_tiles: The validation tiles that the run was started with.
         run: Folder of the run.
-        given: Fields of :class:`Recipe`, its parts or :class:`Start` that must equal those of the run.
+        asked: Fields of :class:`Recipe`, its parts or :class:`Start` that must equal those of the run.
         device: PyTorch device (default: CUDA if available, else the CPU).
         **surroundings: Fields of :class:`Surroundings` other than the device and the ranks.
 
@@ -110,11 +110,11 @@ def resume(
     Raises:
         InputError: If a file cannot be read or written, or tiles or bundle differ from those of the run.
         GateFailed: If the training diverged.
-        UsageError: If a field in ``given`` differs from that of the run.
+        UsageError: If a field in ``asked`` differs from that of the run.
     """
     device = device or choose_device()
     recipe, start = read_config(run, {"train": train_tiles, "val": val_tiles})
-    _check_given(run, recipe, start, given or {})
+    _check_given(run, recipe, start, asked or {})
     with process_group(device) as ranks:
         check_batch(min(recipe.batch, len(train_tiles)), ranks)
         trainer = Trainer(

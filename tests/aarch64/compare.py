@@ -1,4 +1,4 @@
-"""Masks that another machine made with a bundle, against those that this one makes with it."""
+"""Compares masks that another machine made with a bundle with the masks that this machine makes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from misgnet_runtime.raster.images import read_pair
 
 
 def own_mask(bundle: Bundle, engine: str, before: RgbImage, after: RgbImage) -> Mask:
-    """bool (H, W), by the graph of ``engine`` even where it is meant for another processor than this one."""
+    """Returns this machine's mask, bool (H, W), with the graph of ``engine``, even if it is for another processor."""
     entry = msgspec.structs.replace(bundle.engine_entry(engine), needs=[])
     interface = bundle.manifest.interface
     with ChangeDetector(open_engine_file(entry, bundle.path, interface.max_batch), interface) as detector:
@@ -32,20 +32,20 @@ def read_mask(path: Path) -> Mask:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """One line for each engine; 3 where fewer pixels than ``--least`` are equal, else 0."""
+    """Prints a line per engine; returns 3 if the share of equal pixels is below ``--least``, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("bundle", "before", "after", "masks"):
         parser.add_argument(name, type=Path)
     parser.add_argument("engines", nargs="+")
-    parser.add_argument("--least", type=float, default=0.999, help="share of equal pixels, 0 to 1")
-    asked = parser.parse_args(arguments)
-    bundle, images = read_bundle(asked.bundle), read_pair(asked.before, asked.after)
+    parser.add_argument("--least", type=float, default=0.999, help="Required share of equal pixels (default: 0.999).")
+    options = parser.parse_args(arguments)
+    bundle, images = read_bundle(options.bundle), read_pair(options.before, options.after)
     shares = []
-    for engine in asked.engines:
-        found, own = read_mask(asked.masks / f"{engine}.png"), own_mask(bundle, engine, *images)
+    for engine in options.engines:
+        found, own = read_mask(options.masks / f"{engine}.png"), own_mask(bundle, engine, *images)
         shares.append(float((found == own).mean()) if found.shape == own.shape else 0.0)
         print(f"{engine}: {100 * shares[-1]:.4f} % of {own.size} pixels are equal, {int(own.sum())} changed")
-    return 0 if min(shares) >= asked.least else 3
+    return 0 if min(shares) >= options.least else 3
 
 
 if __name__ == "__main__":

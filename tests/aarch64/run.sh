@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# The default install and real predictions on an emulated aarch64 processor, compared with this machine's masks.
+# Installs the package and runs predictions on an emulated aarch64 processor, and compares the masks with this machine's.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 usage: tests/aarch64/run.sh [-w WORK] [-c CPU] [-l SHARE] BUNDLE BEFORE AFTER [ENGINE...]
 
-Installs this checkout with its default dependencies by the pip of an arm64 Debian, runs `misgnet-run predict` there for
-each ENGINE (default: cpu-float32 cpu) and compares each mask with the one that this machine computes.
+Installs this checkout with its default dependencies using pip of an arm64 Debian, runs `misgnet-run predict` there for
+each ENGINE (default: cpu-float32 cpu), and compares each mask with the mask that this machine computes.
 
-  -w WORK    what is kept between runs: the root, wheels, the installation, masks [default: .aarch64 in the checkout]
-  -c CPU     cortex-a76, which has dot products as Orin's has, or cortex-a57, which has none [default: cortex-a76]
-  -l SHARE   of pixels that must be equal [default: 0.999]
+  -w WORK    Folder kept between runs: root, wheels, installation, masks (default: .aarch64 in the checkout).
+  -c CPU     cortex-a76 (with dot products, like Orin) or cortex-a57 (without) (default: cortex-a76).
+  -l SHARE   Required share of equal pixels (default: 0.999).
 
-Needs root (debootstrap, chroot), a network for Debian's and Python's packages (the first time), and what
-`apt-get install qemu-user-static debootstrap` brings. MIRROR: of Debian [default: http://deb.debian.org/debian];
-PYTHON: with this project's runtime and pip [default: the checkout's .venv, else python3].
+Requires root (debootstrap, chroot), network access to Debian and Python packages (on first use), and the packages of
+`apt-get install qemu-user-static debootstrap`. Environment variables: MIRROR, a Debian mirror (default:
+http://deb.debian.org/debian); PYTHON, with this project's runtime and pip (default: the checkout's .venv, or python3).
 TEXT
 }
 
@@ -43,20 +43,20 @@ fi
 case $cpu in
   cortex-a76) part=0xd0b more=" atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp" ;;
   cortex-a57) part=0xd07 more="" ;;
-  *) fail "-c is $cpu; it is cortex-a76 or cortex-a57" 2 ;;
+  *) fail "-c is $cpu; expected cortex-a76 or cortex-a57" 2 ;;
 esac
 bundle=$1 before=$2 after=$3
 shift 3
 if (($# == 0)); then set -- cpu-float32 cpu; fi
 for path in "$bundle/manifest.json" "$before" "$after"; do
-  [[ -f $path ]] || fail "there is no $path" 4
+  [[ -f $path ]] || fail "$path does not exist" 4
 done
 
-# Prints the first of the given commands that is there.
+# Prints the first of the given commands that exists.
 first_of() {
   local name
   for name in "$@"; do command -v "$name" && return; done
-  fail "needs ${*: -1}; install it with: apt-get install qemu-user-static debootstrap" 5
+  fail "requires ${*: -1}; install it with: apt-get install qemu-user-static debootstrap" 5
 }
 
 qemu=$(first_of qemu-aarch64-static qemu-aarch64)
@@ -66,10 +66,10 @@ python=${PYTHON:-$checkout/.venv/bin/python}
 mkdir -p "$work"
 work=$(cd "$work" && pwd)
 root=$work/root wheels=$work/wheels inside=$work/root/work
-((EUID == 0)) || fail "debootstrap and chroot need root" 5
+((EUID == 0)) || fail "debootstrap and chroot require root" 5
 
-# Packages are unpacked and not configured: that would start arm64 programs from others, for which the kernel must know
-# them (binfmt_misc); Python needs no more than its files.
+# Packages are unpacked but not configured: configuring would start arm64 programs as child processes, for which the
+# kernel needs binfmt_misc; Python works without it.
 make_root() {
   rm -rf "$root"
   "$debootstrap" --foreign --arch=arm64 --variant=minbase --include=python3,python3-pip,libstdc++6 bookworm "$root" \
@@ -79,7 +79,7 @@ make_root() {
   touch "$root.complete"
 }
 
-# By the arm64 pip, which sees this machine's network settings and certificates outside of the root.
+# Uses the arm64 pip, outside of the root, with this machine's network settings and certificates.
 install_project() {
   rm -rf "$wheels" "$inside"
   mkdir -p "$inside/masks"
@@ -88,7 +88,7 @@ install_project() {
     --root-user-action=ignore --only-binary=:all: --target "$inside/site" "$wheels"/misgnet_export-*.whl
 }
 
-# ONNX Runtime asks Linux for the processor, and must not find this machine's: then it crashes.
+# ONNX Runtime reads the processor from Linux, and would crash if it found this machine's.
 describe_processor() {
   mkdir -p "$root/proc" "$root/sys/devices/system/cpu"
   echo 0 | tee "$root/sys/devices/system/cpu/possible" >"$root/sys/devices/system/cpu/present"
@@ -99,7 +99,7 @@ describe_processor() {
   } >"$root/proc/cpuinfo"
 }
 
-# The emulated Python, where there is nothing but the root.
+# Runs the emulated Python inside the root.
 arm() {
   env -i PATH=/usr/bin HOME=/work PYTHONPATH=/work/site "$(command -v chroot)" "$root" \
     /qemu -cpu "$cpu" /usr/bin/python3 "$@"

@@ -1,4 +1,4 @@
-"""The script that runs the runtime on an emulated aarch64 processor: what it takes, says and compares."""
+"""Tests of the script that runs the runtime on an emulated aarch64 processor: arguments, errors and comparison."""
 
 from __future__ import annotations
 
@@ -37,24 +37,26 @@ def pair(tmp_path: Path) -> tuple[Path, Path, Path]:
     return bundle, tmp_path / "before.png", tmp_path / "after.png"
 
 
-def test_it_says_how_it_is_called() -> None:
-    told = run("-h")
-    assert told.returncode == 0 and "usage: tests/aarch64/run.sh" in told.stdout and "debootstrap" in told.stdout
+def test_usage_is_printed() -> None:
+    shown = run("-h")
+    assert shown.returncode == 0 and "usage: tests/aarch64/run.sh" in shown.stdout and "debootstrap" in shown.stdout
     for wrong in (["bundle"], ["-x", "bundle", "a", "b"]):
         refused = run(*wrong)
         assert refused.returncode == 2 and "usage:" in refused.stderr and not refused.stdout
     refused = run("-c", "max", "bundle", "a", "b")
-    assert (refused.returncode, refused.stderr) == (2, "run.sh: -c is max; it is cortex-a76 or cortex-a57\n")
+    assert (refused.returncode, refused.stderr) == (2, "run.sh: -c is max; expected cortex-a76 or cortex-a57\n")
 
 
-def test_it_says_what_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     refused = run("-w", tmp_path / "work", tmp_path, "a.png", "b.png")
-    assert refused.returncode == 4 and f"there is no {tmp_path}/manifest.json" in refused.stderr
+    assert refused.returncode == 4 and f"{tmp_path}/manifest.json does not exist" in refused.stderr
     assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize("present", [[], ["qemu-aarch64-static"]])
-def test_it_says_what_must_be_installed(present: list[str], pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_a_missing_tool_is_reported_with_the_install_command(
+    present: list[str], pair: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
     for name in ("bash", "dirname", "cat"):
@@ -64,17 +66,17 @@ def test_it_says_what_must_be_installed(present: list[str], pair: tuple[Path, Pa
         (tools / name).chmod(0o755)
     refused = run("-w", tmp_path / "work", *pair, PATH=str(tools))
     assert refused.returncode == 5 and "apt-get install qemu-user-static debootstrap" in refused.stderr
-    assert refused.stderr.startswith(f"run.sh: needs {'debootstrap' if present else 'qemu-aarch64'};")
+    assert refused.stderr.startswith(f"run.sh: requires {'debootstrap' if present else 'qemu-aarch64'};")
     assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck")
-def test_shellcheck_finds_nothing() -> None:
+def test_shellcheck_passes() -> None:
     found = subprocess.run(["shellcheck", str(SCRIPT)], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
 
 
-def test_masks_are_compared_with_what_this_machine_answers(
+def test_masks_are_compared_with_this_machines_masks(
     pair: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mask = expected(*images(TILE, TILE)) > 0.5
@@ -82,15 +84,15 @@ def test_masks_are_compared_with_what_this_machine_answers(
     masks.mkdir()
     for engine in ("cpu-float32", "cpu-arm"):
         write_mask(masks / f"{engine}.png", mask)
-    asked = [*map(str, (*pair, masks)), "cpu-float32"]
-    assert compare.main([*asked, "--least", "1"]) == 0
+    arguments = [*map(str, (*pair, masks)), "cpu-float32"]
+    assert compare.main([*arguments, "--least", "1"]) == 0
     assert (
         capsys.readouterr().out == f"cpu-float32: 100.0000 % of {TILE * TILE} pixels are equal, {mask.sum()} changed\n"
     )
-    assert compare.main([*asked, "cpu-arm", "--least", "0.99"]) == 0, "its graph, which rounds, runs here, too"
+    assert compare.main([*arguments, "cpu-arm", "--least", "0.99"]) == 0, "its graph runs here, too, with rounding"
     mask[:2, :] ^= True
     write_mask(masks / "cpu-float32.png", mask)
-    assert compare.main(asked) == 3
-    assert compare.main([*asked, "--least", "0.96"]) == 0
+    assert compare.main(arguments) == 3
+    assert compare.main([*arguments, "--least", "0.96"]) == 0
     write_mask(masks / "cpu-float32.png", np.zeros((TILE, TILE + 1), bool))
-    assert compare.main([*asked, "--least", "0.01"]) == 3
+    assert compare.main([*arguments, "--least", "0.01"]) == 3

@@ -1,11 +1,13 @@
-"""Faults at every write: a full disk, an error of the disk, a write that takes half, kill -9. In the repository's root:
+"""Injects faults at every write: full disk, disk error, short write, kill -9.
+
+Run from the root of the repository:
 
     python tests/faults                       # every operation, every call that changes a file, each kind of fault
-    python tests/faults scene batch           # these alone
-    python tests/faults --points 20           # so many calls of each operation, evenly spread, with kinds in turn
+    python tests/faults scene batch           # only these operations
+    python tests/faults --points 20           # this number of calls per operation, evenly spread, alternating kinds
 
-Needs a C compiler (``cc``) on Linux. Afterwards each result must be the old one or the new one, the error one of the
-project's own, and the same work, begun again, must end well. Prints what was otherwise; the exit code is 1 then.
+Requires a C compiler (``cc``) on Linux. Afterwards each result must be the old one or the new one, the error must be
+one of the project's own, and a rerun must succeed. Prints violations; the exit code is 1 if there are any.
 """
 
 from __future__ import annotations
@@ -46,10 +48,13 @@ PATIENCE = 60  # seconds
 
 @dataclass(frozen=True)
 class End:
-    """How a run ended: the signal or exit status, its own count of calls, and what a bug has to say."""
+    """How a run ended."""
 
+    # Exit status, or a negative signal number.
     status: int
+    # Number of calls that change files.
     calls: int
+    # Error message or traceback.
     words: str
 
     @property
@@ -68,7 +73,7 @@ def main() -> int:
 
 
 def _preloaded() -> int:
-    """This program again, with the library that makes calls fail."""
+    """Runs this program again with the fault injection library preloaded; returns the exit code."""
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "faults.so")
         options = ["-O1", "-shared", "-fPIC", "-U_FORTIFY_SOURCE"]
@@ -80,7 +85,7 @@ def _preloaded() -> int:
 
 
 class _Trial:
-    """One operation, again and again from the same old state."""
+    """Runs one operation repeatedly from the same initial state."""
 
     def __init__(self, name: str, operation: Operation) -> None:
         self._name, self._operation = name, operation
@@ -94,13 +99,13 @@ class _Trial:
         self._library = ctypes.CDLL(None)
 
     def all(self, points: int | None) -> int:
-        """The number of problems."""
+        """Runs all faults; returns the number of problems."""
         start, ends = time.monotonic(), Counter[str]()
         self._renew()
-        before = self._operation.look(self.root)
+        before = self._operation.results(self.root)
         clean = self._run("count", 0)
         assert clean.well, clean.words
-        after, calls = self._operation.look(self.root), clean.calls
+        after, calls = self._operation.results(self.root), clean.calls
         assert before != after
         problems = 0
         for kind, number in _plan(calls, points):
@@ -109,10 +114,10 @@ class _Trial:
             if found:
                 problems += 1
                 print(f"{self._name}: {kind} at call {number} of {calls}: {found}", flush=True)
-        words = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
+        counts = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
         print(
-            f"{self._name}: {sum(ends.values())} faults at {calls} calls in {time.monotonic() - start:.0f} s: {words}; "
-            f"{problems} problems", flush=True,
+            f"{self._name}: {sum(ends.values())} faults at {calls} calls in {time.monotonic() - start:.0f} s: "
+            f"{counts}; {problems} problems", flush=True,
         )  # fmt: skip
         return problems
 
@@ -120,29 +125,30 @@ class _Trial:
         self._renew()
         end = self._run(kind, number)
         try:
-            found = self._look(end, before, after)
-        except Exception as error:  # a result that cannot be read is the worst
+            found = self._check(end, before, after)
+        except Exception as error:  # an unreadable result
             found = f"a result is broken: {type(error).__name__}: {error}"
-        told = {0: "passed over", _OWN_ERROR: "told", _BUG: "crashed"}.get(end.status, "killed")
-        return (found and f"{found} (the run {told}) {end.words}"), told
+        outcome = {0: "succeeded", _OWN_ERROR: "reported", _BUG: "crashed"}.get(end.status, "killed")
+        return (found and f"{found} (outcome of the run: {outcome}) {end.words}"), outcome
 
-    def _look(self, end: End, before: State, after: State) -> str | None:
+    def _check(self, end: End, before: State, after: State) -> str | None:
         if end.status == _BUG:
-            return "no error of the project's own"
+            return "the error is not one of the project's own"
         if end.status not in (0, _OWN_ERROR, -signal.SIGKILL):
             return f"ended by {end.status}"
-        state = self._operation.look(self.root)
+        state = self._operation.results(self.root)
         for name in {*before, *after, *state}:
             if state.get(name) not in (before.get(name), after.get(name)):
                 return f"{name} is neither old nor new"
         if end.well and state != after:
-            return "ended well, and its results are not there"
+            return "the run succeeded, but its results are missing"
         again = self._run("count", 0)
-        finished = state == after and "exists; choose another -o" in again.words  # all was done but to forget how
+        # All results were complete, and only the removal of the progress files was interrupted.
+        finished = state == after and "exists; choose another -o" in again.words
         if not (again.well or finished):
-            return f"the next run ended with {again.status}: {again.words}"
-        if self._operation.look(self.root) != after:
-            return "the next run has other results"
+            return f"the rerun ended with {again.status}: {again.words}"
+        if self._operation.results(self.root) != after:
+            return "the rerun has different results"
         return None
 
     def _renew(self) -> None:
@@ -160,7 +166,7 @@ class _Trial:
 
 
 def _child(body: object, words: Path, library: ctypes.CDLL | None = None) -> End:
-    """Run ``body`` in a fork of this process, which has opened no engine yet; 60 s at most."""
+    """Runs ``body`` in a fork of this process, which has opened no engine yet, for at most 60 s."""
     words.parent.mkdir(parents=True, exist_ok=True)
     reading, writing = os.pipe()
     child = os.fork()
@@ -168,7 +174,7 @@ def _child(body: object, words: Path, library: ctypes.CDLL | None = None) -> End
         status = _BUG
         try:
             signal.alarm(PATIENCE)
-            for stream in (1, 2):  # what the work tells of itself, hundreds of times
+            for stream in (1, 2):  # discard the output of hundreds of runs
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
             body()  # type: ignore[operator]
             status = 0
@@ -191,7 +197,7 @@ def _child(body: object, words: Path, library: ctypes.CDLL | None = None) -> End
 
 
 def _plan(calls: int, points: int | None) -> list[tuple[str, int]]:
-    """Every kind at every call; or at ``points`` of them, each kind in its turn."""
+    """Returns (kind, call): every kind at every call, or alternating kinds at ``points`` calls."""
     if points is None:
         return [(kind, number) for kind in KINDS for number in range(1, calls + 1)]
     chosen = sorted({1 + index * calls // points for index in range(points)})
@@ -201,12 +207,13 @@ def _plan(calls: int, points: int | None) -> list[tuple[str, int]]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python tests/faults", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "operations", nargs="*", default=list(OPERATIONS), metavar="OPERATION", help=", ".join(OPERATIONS)
-    )
-    parser.add_argument("--points", type=int, help="calls of each operation; without it every call, by every kind")
+        "operations", nargs="*", default=list(OPERATIONS), metavar="OPERATION",
+        help=f"Operations to test (default: all): {', '.join(OPERATIONS)}.",
+    )  # fmt: skip
+    parser.add_argument("--points", type=int, help="Calls per operation (default: every call, with every kind).")
     options = parser.parse_args()
     if unknown := set(options.operations) - set(OPERATIONS):
-        parser.error(f"no such operation: {', '.join(sorted(unknown))}; there are {', '.join(OPERATIONS)}")
+        parser.error(f"unknown operation: {', '.join(sorted(unknown))}; choose from {', '.join(OPERATIONS)}")
     return options
 
 

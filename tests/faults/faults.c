@@ -1,9 +1,9 @@
-/* Makes the n-th change of a folder fail: preloaded, so that it is met in Python, GDAL, SQLite and Pillow alike.
+/* Makes the n-th change in a folder fail. It is preloaded, so it affects Python, GDAL, SQLite and Pillow alike.
  *
- * Counted is every call that changes a file below the folder. From fault_arm on the n-th one (from 1) fails:
- *   FAIL   with the error `code`; with `sticky` all later ones that need room as well, as on a full disk
- *   SHORT  a write takes half of its bytes, then the disk is full
- *   KILL   the process ends as by kill -9, before the call; of a write the first half is made
+ * Every call that changes a file in the folder is counted. After fault_arm, the n-th one (from 1) fails:
+ *   FAIL   with the error `code`; if `sticky`, all later calls that need space fail as well, as on a full disk
+ *   SHORT  a write stores half of its bytes, then the disk is full
+ *   KILL   the process is killed before the call, as by kill -9; of a write, the first half is stored
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -58,7 +58,7 @@ static int watched(int at, const char *path) {
     return below(here);
 }
 
-/* What becomes of a call: NONE, or a mode. `room`: whether it takes room: 0 never, 1 yes, 2 what was told already. */
+/* Returns what happens to a call: NONE, or a mode. `room`: whether it needs space: 0 no, 1 yes, 2 for earlier writes. */
 static int fate(int room) {
     if (full && room == 1) { errno = code; return FAIL; }
     if (++count != target || mode == NONE) return NONE;
@@ -71,7 +71,7 @@ static int fate(int room) {
 #define REAL(name) static __typeof__(name) *real; if (!real) real = dlsym(RTLD_NEXT, #name)
 #define MAY_FAIL(inside, room) if ((inside) && fate(room) != NONE) { if (mode == KILL) raise(SIGKILL); full = sticky; errno = code; return -1; }
 
-/* A write of `size` bytes by `call(part)`, of which half is made where that is its fate. */
+/* Writes `size` bytes with `call(part)`, or half of them if the fault is SHORT or KILL. */
 #define WRITE(inside, size, call) \
     int end = (inside) ? fate(1) : NONE; \
     if (end == FAIL) return -1; \

@@ -1,4 +1,4 @@
-"""What a user sees of results: each of them, whole."""
+"""Reads results as a user would see them, for comparison."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-warnings.filterwarnings("ignore", message="Measured")  # of pyogrio
+warnings.filterwarnings("ignore", message="Measured")  # from pyogrio
 State = Mapping[str, object]
 
 
 def files(*names: str) -> Callable[[Path], State]:
-    """What files hold: of rasters and GeoPackages all that is read of them, since their bytes may be ordered otherwise
-    (a GeoPackage also states when it was written), and of others the bytes."""
+    """Returns a function that reads the files matching ``names``.
 
-    def look(root: Path) -> State:
+    Rasters and GeoPackages are compared by their contents, because their bytes may be ordered differently (a GeoPackage
+    also states when it was written); other files are compared by their bytes.
+    """
+
+    def read(root: Path) -> State:
         found = {path.relative_to(root).as_posix(): path for name in names for path in sorted(root.glob(name))}
         shown = {name: path for name, path in found.items() if not any(p.startswith(".") for p in Path(name).parts)}
         return {name: _content(path) for name, path in shown.items() if path.is_file()}
 
-    return look
+    return read
 
 
 def _content(path: Path) -> object:

@@ -1,4 +1,4 @@
-"""What makes a bundle, signs it, compiles its plans on a device, and remembers that it was accepted."""
+"""Operations that build a bundle, sign it, compile its plans on a device, and record that it was accepted."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def run_sign(root: Path) -> None:
     sign_bundle(SignRequest(bundle=root / "out/bundle", key=root / "key.pem", version=2, force=True))
 
 
-def look_sign(root: Path) -> State:
-    """Signatures are never the same twice: the version that one is rightly for."""
+def read_sign(root: Path) -> State:
+    """Returns the version of the bundle with a valid signature; signatures themselves differ every time."""
     from misgnet_runtime.bundle.signing.envelope import decode_envelope, signed_digests
     from misgnet_runtime.bundle.signing.files import check_digests, check_names
 
@@ -45,7 +45,7 @@ def build(root: Path) -> None:
 
 
 def run_build(root: Path) -> None:
-    """``build`` with stages that take no time: the files are a tiny bundle's, written where those of a build are."""
+    """Runs ``build`` with fast fake stages, which write a tiny bundle."""
     from types import SimpleNamespace
 
     from misgnet_export.pipeline import build as module
@@ -76,14 +76,14 @@ def _replaced(module: Any, **values: object) -> Iterator[None]:
         setattr(module, name, value)
 
 
-def look_bundle(root: Path) -> State:
+def read_bundle(root: Path) -> State:
     from misgnet_runtime.bundle.reader import read_bundle
 
     return {"bundle": read_bundle(root / "out/bundle").digest()}
 
 
 def accept(root: Path) -> None:
-    """A device that has accepted version 1 is given version 2."""
+    """Prepares a device that has accepted version 1 and gets version 2."""
     from misgnet_runtime.bundle.reader import read_bundle
     from support.signatures import make_key, prepare, sign_folder, write_public
 
@@ -109,13 +109,13 @@ def run_accept(root: Path) -> None:
     read_bundle(root / "bundle", _trust(root, Path("key.pub")))
 
 
-def look_accepted(root: Path) -> State:
+def read_accepted(root: Path) -> State:
     (path,) = [path for path in (root / "out/accepted").iterdir() if not path.name.startswith(".")]
     return {"accepted": json.loads(path.read_bytes())["version"]}
 
 
 def compile_plans(root: Path) -> None:
-    """A device that has compiled a plan already, and is asked for one with another optimisation level."""
+    """Prepares a device with a compiled plan, which then compiles one with another optimisation level."""
     from support.device_bundles import device_bundle
 
     device_bundle(root / "bundle", tiles=2)
@@ -127,7 +127,7 @@ def run_compile(root: Path) -> None:
 
 
 def _compile(root: Path, level: int) -> None:
-    """By fakes of TensorRT and CUDA: what is written is what the real ones would have given."""
+    """Compiles with fakes of TensorRT and CUDA; the files are written as with the real ones."""
     from misgnet_runtime.jobs.compile.options import CompileOptions
     from misgnet_runtime.jobs.compile.run import compile_bundle
     from support.fake_cuda import FakeDriver
@@ -140,8 +140,8 @@ def _compile(root: Path, level: int) -> None:
     compile_bundle(root / "bundle", options, driver)
 
 
-def look_compiled(root: Path) -> State:
-    """The level of the plan that is used, whose bytes are checked."""
+def read_compiled(root: Path) -> State:
+    """Returns the optimisation level of the active plan, and checks its bytes."""
     from misgnet_runtime.bundle.reader import read_bundle
     from misgnet_runtime.engines.tensorrt.open import slot_of
     from misgnet_runtime.engines.tensorrt.plan_cache import PlanStore

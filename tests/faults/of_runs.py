@@ -1,4 +1,4 @@
-"""Runs of a bundle over images and scenes."""
+"""Operations that run a bundle on images, folders, scenes, series, batches and a watched folder."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def batch(root: Path) -> None:
 
 
 def run_batch(root: Path) -> None:
-    """In this process: a worker of its own would have a life of its own. Scene c fails, as it should."""
+    """Runs in this process, because faults are not injected into separate workers. Scene c fails as expected."""
     from misgnet_runtime.errors import StorageError
     from misgnet_runtime.jobs.batch import run as batch_run
     from misgnet_runtime.jobs.batch.options import BatchOptions
@@ -127,12 +127,12 @@ def run_batch(root: Path) -> None:
         raise StorageError(str(report.failed))
 
 
-def look_batch(root: Path) -> State:
+def read_batch(root: Path) -> State:
     table = root / "out/results.csv"
     rows = list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
-    # A table of an interrupted run says truly what waits or failed, so only what it says is done must be there.
+    # The table of an interrupted run correctly lists waiting and failed scenes, so only done scenes are compared.
     done = {row["id"]: row["changed_share"] for row in rows if row["status"] == "done"}
-    assert all((root / "out" / f"{name}.tif").exists() for name in done), "a scene that is done has no map"
+    assert all((root / "out" / f"{name}.tif").exists() for name in done), "a scene that is done has no change raster"
     return {**files("out/*.tif")(root), **{f"row {name}": share for name, share in done.items()}}
 
 

@@ -1,4 +1,4 @@
-"""What writes: inputs and an old state, the work, and what a user sees of its results."""
+"""Defines the operations that write results: their initial state, the work, and how results are read."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from looking import State, files
 
 @dataclass(frozen=True)
 class Operation:
-    """``prepare``: makes inputs and old results below a folder; ``run``: the work, the same each time it is begun anew.
+    """An operation that writes results."""
 
-    ``look``: of each result what it is, whole; a result that is not there is not named. Each must be the old one or the
-    new one, whatever happened. ``modules``: imported once, before the runs.
-    """
-
+    # Makes inputs and old results in a folder.
     prepare: Callable[[Path], object]
+    # Does the work; it can be repeated.
     run: Callable[[Path], object]
-    look: Callable[[Path], State]
+    # Reads all existing results. Each must be the old one or the new one after any fault.
+    results: Callable[[Path], State]
+    # Modules imported once before the runs.
     modules: tuple[str, ...] = ()
 
 
@@ -35,15 +35,15 @@ _SIGN = (*_TRUST, "model_signing.signing", "misgnet_export.integrations.signing"
 _COMPILE = ("misgnet_runtime.jobs.compile.run", "onnxruntime")
 OPERATIONS = {
     "build": Operation(
-        of_bundles.build, of_bundles.run_build, of_bundles.look_bundle, ("misgnet_export.pipeline.build",)
+        of_bundles.build, of_bundles.run_build, of_bundles.read_bundle, ("misgnet_export.pipeline.build",)
     ),
     "image": Operation(of_runs.image, of_runs.run_image, files("out/*"), _ENGINE),
     "folders": Operation(of_runs.folders, of_runs.run_folders, files("out/*.png"), _ENGINE),
     "scene": Operation(of_runs.scene, of_runs.run_scene, files("out/*"), _SCENE),
     "series": Operation(of_runs.series, of_runs.run_series, files("out/*.tif"), _SCENE),
-    "batch": Operation(of_runs.batch, of_runs.run_batch, of_runs.look_batch, _SCENE),
+    "batch": Operation(of_runs.batch, of_runs.run_batch, of_runs.read_batch, _SCENE),
     "watch": Operation(of_runs.watch, of_runs.run_watch, files("out/*.tif"), _SCENE),
-    "sign": Operation(of_bundles.sign, of_bundles.run_sign, of_bundles.look_sign, _SIGN),
-    "compile": Operation(of_bundles.compile_plans, of_bundles.run_compile, of_bundles.look_compiled, _COMPILE),
-    "accept": Operation(of_bundles.accept, of_bundles.run_accept, of_bundles.look_accepted, _TRUST),
+    "sign": Operation(of_bundles.sign, of_bundles.run_sign, of_bundles.read_sign, _SIGN),
+    "compile": Operation(of_bundles.compile_plans, of_bundles.run_compile, of_bundles.read_compiled, _COMPILE),
+    "accept": Operation(of_bundles.accept, of_bundles.run_accept, of_bundles.read_accepted, _TRUST),
 }

@@ -1,6 +1,7 @@
-"""A full disk, an error of the disk, a write that takes half, kill -9: the old results or the new ones, and no mixture.
+"""Tests that results are either old or new after a full disk, a disk error, a short write or kill -9.
 
-Some calls of each operation here; ``MISGNET_FAULTS_ALL=1`` tries each kind at every call, as ``python tests/faults``.
+By default, faults are injected at some calls of each operation; with ``MISGNET_FAULTS_ALL=1``, each kind is injected at
+every call, as in ``python tests/faults``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pytest
 pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 pytest.importorskip("pyogrio", reason="scenes need the [geo] extra")
 if sys.platform != "linux" or shutil.which("cc") is None:
-    pytest.skip("faults are injected by a library that a C compiler makes, on Linux", allow_module_level=True)
+    pytest.skip("fault injection requires Linux and a C compiler", allow_module_level=True)
 
 FAULTS = Path(__file__).parent
 NEEDS = {"build": ("onnx", "torch"), "sign": ("model_signing",), "accept": ("cryptography",)}
@@ -29,10 +30,10 @@ POINTS = {
 @pytest.mark.parametrize(
     "operation", [name if name == "image" else pytest.param(name, marks=pytest.mark.slow) for name in POINTS]
 )
-def test_old_or_new(operation: str) -> None:
+def test_results_are_old_or_new_after_any_fault(operation: str) -> None:
     for module in NEEDS.get(operation, ()):
         pytest.importorskip(module)
     few = [] if os.environ.get("MISGNET_FAULTS_ALL") else ["--points", str(POINTS[operation])]
     found = subprocess.run([sys.executable, str(FAULTS), operation, *few], capture_output=True, text=True, check=False)
     assert found.returncode == 0, f"{found.stdout}\n{found.stderr[-3000:]}"
-    assert "; 0 problems" in found.stdout and "told" in found.stdout and "killed" in found.stdout
+    assert "; 0 problems" in found.stdout and "reported" in found.stdout and "killed" in found.stdout

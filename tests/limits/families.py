@@ -1,7 +1,6 @@
-"""Families of hostile files: one idea each, at the largest size that its reader takes, and just above a limit of it.
+"""Generates families of hostile files, each at the largest size that its reader accepts, and just over a limit.
 
-A family has a reader of ``misgnet_runtime.limits.READERS`` by its name, so that the promise is compared with what
-reading the file takes.
+Each family names a reader of ``misgnet_runtime.limits.READERS``, whose promise is compared with the measurement.
 """
 
 from __future__ import annotations
@@ -26,17 +25,21 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Family:
-    """``reader``: as in READERS; ``prepare``: reads a good file in a folder, and gives the function that is measured;
-    ``make``: writes the file, just over a limit where the second argument is true and ``has_over``."""
+    """A family of hostile files."""
 
+    # Name in READERS.
     reader: str
+    # Reads a good file in a folder, and returns the function to measure.
     prepare: Callable[[Path], Read]
+    # Writes the file; just over a limit if the second argument is true.
     make: Callable[[Path, bool], None]
+    # Whether ``make`` can write a file over a limit.
     has_over: bool = False
-    slow: bool = False  # not measured by the suite but by ``python tests/limits``
+    # Whether only ``python tests/limits`` measures it, not the test suite.
+    slow: bool = False
 
 
-# Archives of NumPy
+# NumPy archives
 
 
 def _golden(folder: Path) -> Read:
@@ -49,9 +52,9 @@ def _golden(folder: Path) -> Read:
 
 
 def _npy(shape: tuple[int, ...], descr: str = "|u1", data: bytes = b"") -> bytes:
-    words = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}".encode()
-    words += b" " * (-(len(words) + 11) % 64) + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(words)) + words + data
+    header = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}".encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
 
 
 def _archive(path: Path, members: dict[str, bytes], packed: int = zipfile.ZIP_DEFLATED) -> None:
@@ -64,19 +67,19 @@ NAMES = ("before", "after", "probability")
 
 
 def polyglot(path: Path, _over: bool) -> None:
-    """An array of 3 GiB to NumPy, which looks at the first bytes; an archive of a few bytes to a zip reader."""
+    """Writes an array of 3 GiB for NumPy, which reads the first bytes, and a small archive for a zip reader."""
     _archive(path, dict.fromkeys(NAMES, _npy((0,))))
     path.write_bytes(_npy((3 << 30,)) + bytes(8000) + path.read_bytes())
 
 
 def unfolding(path: Path, over: bool) -> None:
-    """All that may be unpacked, of zeros."""
+    """Writes zeros that decompress to the largest permitted size."""
     part = 511 * MIB // 3 + (MIB if over else 0)
     _archive(path, dict.fromkeys(NAMES, _npy((part,), data=bytes(part))))
 
 
 def lying_sizes(path: Path, _over: bool) -> None:
-    """Entries that declare 170 MiB each and hold nothing."""
+    """Writes empty entries that declare 170 MiB each."""
     _archive(path, dict.fromkeys(NAMES, _npy((170 * MIB,))), zipfile.ZIP_STORED)
     _change_directory(path, 24, struct.pack("<I", 170 * MIB))
 
@@ -91,7 +94,7 @@ def _change_directory(path: Path, at: int, value: bytes) -> None:
 
 
 def many_members(path: Path, over: bool, count: int = 1_200, most: int = 1 << 20) -> None:
-    """A directory of many entries, all of them the same few bytes."""
+    """Writes a directory of many entries that share a few bytes."""
     data = _npy((0,))
     local = struct.pack("<4sHHHHHIIIHH", b"PK\x03\x04", 20, 0, 0, 0, 0, zlib.crc32(data), len(data), len(data), 5, 0)
     count = most if over else count
@@ -110,20 +113,20 @@ def many_members(path: Path, over: bool, count: int = 1_200, most: int = 1 << 20
 
 
 def empty_items(path: Path, _over: bool) -> None:
-    """2**62 items that take no bytes."""
+    """Writes 2**62 items of zero bytes."""
     _archive(path, dict.fromkeys(NAMES, _npy((1 << 62,), "<U0")))
 
 
 def odd_types(path: Path, _over: bool) -> None:
-    """Items of 2 GiB each, and records of 300 fields."""
+    """Writes items of 2 GB each."""
     _archive(
         path, {"before": _npy((1,), "<U500000000"), "after": _npy((1,), "<V2000000000"), "probability": _npy((1,))}
     )
 
 
 def nested_header(path: Path, _over: bool) -> None:
-    words = b"(" * 9_000
-    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(words)) + words
+    header = b"(" * 9_000
+    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
     _archive(path, dict.fromkeys(NAMES, data))
 
 
@@ -144,7 +147,7 @@ def _evaluation_arrays(count: int, size: int) -> dict[str, Any]:
 
 
 def evaluation_of_many_tiles(path: Path, over: bool) -> None:
-    """Tiles of one pixel, each with a name."""
+    """Writes many named tiles of one pixel."""
     np.savez_compressed(path.with_suffix(".npz"), **_evaluation_arrays(12_000_000 if over else 10_000_000, 1))
     path.with_suffix(".npz").rename(path)
 
@@ -181,11 +184,11 @@ def _long(value: int) -> bytes:
 
 
 MODEL, TAIL = _text("model"), b"N"
-BYTES = 4 * MIB - 64  # of a pickle that is read
+BYTES = 4 * MIB - 64  # largest accepted pickle
 
 
 def pickled(body: Callable[[int], bytes]) -> Callable[[Path, bool], None]:
-    """A checkpoint with a pickle by ``body``, of at most so many bytes."""
+    """Returns a maker of checkpoints whose pickle is ``body(maximum bytes)``."""
 
     def make(path: Path, over: bool) -> None:
         data = b"\x80\x02" + body(2 * BYTES if over else BYTES) + b"."
@@ -196,13 +199,13 @@ def pickled(body: Callable[[int], bytes]) -> Callable[[Path, bool], None]:
 
 
 def _repeated(unit: bytes, steps: int, most: int, before: bytes = b"", after: bytes = b"") -> bytes:
-    """As many units as the bytes and a million instructions allow; twice as many instructions above the bytes."""
+    """Repeats ``unit`` up to ``most`` bytes and a million instructions; ten million if over the limit of bytes."""
     allowed = 999_000 if most <= BYTES else 10_000_000
     return before + unit * min((most - len(before) - len(after)) // len(unit), allowed // steps) + after
 
 
 def _colliding(key: Callable[[int], bytes], steps: int) -> Callable[[int], bytes]:
-    """A dict whose keys all have one hash."""
+    """Returns the body of a dict whose keys all have the same hash."""
 
     def body(most: int) -> bytes:
         allowed = 999_000 if most <= BYTES else 10_000_000
@@ -212,7 +215,7 @@ def _colliding(key: Callable[[int], bytes], steps: int) -> Callable[[int], bytes
     return body
 
 
-PRIME = (1 << 61) - 1  # what hashes of whole numbers are taken by
+PRIME = (1 << 61) - 1  # modulus of the hashes of integers
 
 
 def _distinct_sets(most: int) -> bytes:
@@ -224,13 +227,13 @@ def _memo(most: int) -> bytes:
 
 
 def _equal_keys(most: int) -> bytes:
-    """Two long equal texts, set in turn: each is compared with the other."""
+    """Sets two equal long strings as keys in turn, so that they are compared with each other."""
     key = "k" * (MIB // 2)
     return b"}" + _text(key) + b"q\x000" + _text(key) + b"q\x010" + b"h\x00Nsh\x01Ns" * min(most // 24, 160_000)
 
 
 def many_names(path: Path, over: bool) -> None:
-    """A state dict of one number by many names."""
+    """Writes a state dict with many names of one number."""
     number = b"ctorch._utils\n_rebuild_tensor_v2\n((" + (
         _text("storage") + b"ctorch\nFloatStorage\n" + _text("0") + _text("cpu") + b"K\x01tQ"
         b"K\x00K\x01\x85K\x01\x85\x89}tR"
@@ -242,7 +245,7 @@ def many_names(path: Path, over: bool) -> None:
 
 
 def _shared_names(_most: int) -> bytes:
-    """Modules that share a parameter of a long name: each has a name of its own, which begins with a long one."""
+    """Returns modules with long names that share a parameter with a long name."""
     record = b"ca\nb\n)R}"
     leaf = _text("_parameters") + b"}" + _text("p" * 499) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + (
         b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text("0") + _text("cpu") + b"K\x01tQ" + b"K\x00))\x89"
@@ -263,7 +266,7 @@ def _shared_names(_most: int) -> bytes:
 
 
 def sharing_numbers(path: Path, over: bool) -> None:
-    """One number that is a tensor of a GiB."""
+    """Writes one number that is expanded to a tensor of 2**28 elements."""
     import torch
 
     torch.save({"a": torch.zeros(1, dtype=torch.float64).expand((1 << 28) + (MIB if over else 0))}, path)
@@ -273,7 +276,7 @@ def many_torch_members(path: Path, over: bool) -> None:
     many_members(path, over, 75_000)
 
 
-# Weights in safetensors
+# Safetensors weights
 
 
 def _header(path: Path, header: bytes) -> None:
@@ -335,11 +338,11 @@ def png(**parts: Any) -> Callable[[Path, bool], None]:
     return make
 
 
-SIDE = 13_377  # pixels of a square, just within Pillow's limit
+SIDE = 13_377  # pixels; a square of this side is just within Pillow's limit
 
 
 def jpeg_scans(path: Path, over: bool) -> None:
-    """A large progressive JPEG whose scans refine again and again; each costs as much as the whole image."""
+    """Writes a large progressive JPEG with many scans, each of which costs as much as the whole image."""
     width = height = 4_000 if over else SIDE
     head = b"\xff\xd8" + b"\xff\xdb\x00\x43\x00" + b"\x01" * 64
     head += b"\xff\xc2" + struct.pack(">HBHHB", 17, 8, height, width, 3) + b"\x01\x11\x00\x02\x11\x00\x03\x11\x00"
@@ -353,7 +356,7 @@ def jpeg_scans(path: Path, over: bool) -> None:
 
 
 def jpeg_segments(path: Path, over: bool) -> None:
-    """Comments without a word, or padding."""
+    """Writes empty comments, or padding."""
     good = io.BytesIO()
     Image.new("RGB", (8, 8)).save(good, "JPEG")
     more = b"\xff\xfe\x00\x02" * 2_000_000 if over else b"\xff" * 65_000 + b"\xff\xfe\x00\x02" * 98_000
@@ -361,7 +364,7 @@ def jpeg_segments(path: Path, over: bool) -> None:
 
 
 def sparse_chunk(path: Path, _over: bool) -> None:
-    """A chunk of 2 GiB that takes no room on a disk."""
+    """Writes a sparse chunk of 2 GiB."""
     data = _png(8, 8)
     with path.open("wb") as file:
         file.write(data[:33] + struct.pack(">I", (1 << 31) - 1) + b"prIv")
@@ -369,7 +372,7 @@ def sparse_chunk(path: Path, _over: bool) -> None:
 
 
 def tiff_strips(path: Path, over: bool) -> None:
-    """Strips of a byte, a million of them."""
+    """Writes many strips of one byte."""
     count = 4_000_000 if over else 99_000
     tags = [(256, 3, 1, 1), (257, 4, 1, count), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, count, 8),
             (277, 3, 1, 1), (278, 3, 1, 1), (279, 4, count, 8 + 4 * count)]  # fmt: skip
@@ -381,7 +384,7 @@ def tiff_strips(path: Path, over: bool) -> None:
 
 
 def tiff_tiles(path: Path, over: bool) -> None:
-    """A row of pixels in tall tiles, all of which lie in the same bytes."""
+    """Writes a row of pixels in tall tiles that share the same bytes."""
     side, count = (16_000, 11_000) if over else (4_096, 21)
     tile, arrays = zlib.compress(bytes(side * side * 3), 9), 4 * count
     start = 8 + len(tile) + len(tile) % 2
@@ -394,7 +397,7 @@ def tiff_tiles(path: Path, over: bool) -> None:
 
 
 def tiff_tags(path: Path, over: bool) -> None:
-    """Tags that all point to the same bytes."""
+    """Writes tags that all point to the same bytes."""
     count, size = (60_000, MIB) if over else (4_080, 4_000)
     width = [
         (256, 3, 1, 8),
@@ -414,12 +417,12 @@ def tiff_tags(path: Path, over: bool) -> None:
 
 
 def bigtiff_tags(path: Path, _over: bool) -> None:
-    """Two million tags."""
+    """Writes two million tags."""
     tags = struct.pack("<HHQQ", 256, 3, 1, 8) * 2_000_000
     path.write_bytes(b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2_000_000) + tags + bytes(8))
 
 
-# What a bundle and a device keep
+# Files of a bundle and of a device
 
 
 def _manifest(folder: Path) -> Read:
@@ -441,7 +444,7 @@ def _manifest(folder: Path) -> Read:
 
 
 def manifest(**fields: Any) -> Callable[[Path, bool], None]:
-    """A manifest with ``fields``, one of which holds "HERE": there ``unit`` is repeated in a list of all its bytes."""
+    """Returns a maker of manifests with ``fields``, in which "HERE" is replaced by a list of repeated ``unit``."""
     unit: bytes = fields.pop("unit")
 
     def make(path: Path, over: bool) -> None:
@@ -470,7 +473,7 @@ FOOTER = {"format": 1, "settings": {}, "tile": 8, "rows": [], "columns": [], "fe
 
 
 def footer(name: str, unit: Callable[[int], bytes]) -> Callable[[Path, bool], None]:
-    """A footer whose field ``name`` takes all its bytes."""
+    """Returns a maker of footers whose field ``name`` fills the permitted size."""
 
     def make(path: Path, over: bool) -> None:
         import hashlib
@@ -538,7 +541,7 @@ MORE = "engine,output,probability,vector,quicklook,overlap,min_area,bands,scale,
 def table(
     row: Callable[[int], str], header: str = "id,before,after", *, most: int = 63 * MIB, lines: int = LINES
 ) -> Any:
-    """Rows until the lines or the bytes are at their limit; ten times as many over it."""
+    """Returns a maker of tables with rows up to the limit of lines or bytes, or far over it."""
 
     def make(path: Path, over: bool) -> None:
         left, count = most, 1_500_000 if over else lines
@@ -579,7 +582,7 @@ def _policy(_folder: Path) -> Read:
 
 
 def policy(*lines: str, dots: int) -> Any:
-    """A file of names in ``dots`` parts, as many lines as fit; over the limit a single name of all of it."""
+    """Returns a maker of policy files with names of ``dots`` parts; over the limit, a single very long name."""
 
     def make(path: Path, over: bool) -> None:
         parts = ".a" * dots

@@ -1,4 +1,4 @@
-"""What reading a file takes: processor time and memory, each time in a process of its own."""
+"""Measures the processor time and memory for reading a file, each time in a new process."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-CPU_SECONDS = int(os.environ.get("MISGNET_CPU_SECONDS", "60"))  # the system ends a reader that takes more
-ADDRESS_SPACE = 6 << 30  # and gives it no more memory: the machine is not the reader's alone
+CPU_SECONDS = int(os.environ.get("MISGNET_CPU_SECONDS", "60"))  # the system kills a reader that takes more
+ADDRESS_SPACE = 6 << 30  # limit for the reader, to protect other processes on the machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """``seconds`` of processor time; ``resident`` and ``virtual``: MiB beyond what the process had before; ``end``:
-    the kind of the project's error and its message, "read", or what broke a promise."""
+    """A measurement."""
 
     family: str
+    # Whether the file is over a limit.
     over: bool
+    # Processor time.
     seconds: float
+    # MiB in addition to those used before.
     resident: float
     virtual: float
+    # "read", the type and message of the project's error, or "broken" and the reason.
     end: str
 
     def line(self) -> str:
-        words = f"{self.family}{', over' if self.over else ''}"
-        return f"| {words} | {self.seconds:.1f} | {self.resident:.0f} | {self.virtual:.0f} | {self.end[:100]} |"
+        name = f"{self.family}{', over the limit' if self.over else ''}"
+        return f"| {name} | {self.seconds:.1f} | {self.resident:.0f} | {self.virtual:.0f} | {self.end[:100]} |"
 
 
 def measured(families: list[str], folder: Path) -> Iterator[Reading]:
-    """Each of ``families``, at its largest and over its limit; those of one reader share what it imports."""
+    """Yields a measurement of each family at its limit and over it; families with the same reader share its imports."""
     from families import FAMILIES
 
     prepared: dict[Callable[[Path], object], Callable[[Path], object]] = {}
@@ -49,7 +52,7 @@ def measured(families: list[str], folder: Path) -> Iterator[Reading]:
                 home.mkdir()
                 prepared[found.prepare] = found.prepare(home)
             code, words = _in_a_child(partial(_measure, partial(prepared[found.prepare], path)))
-            figures = json.loads(words) if code == 0 else (CPU_SECONDS, 0, 0, f"broken: ended by {-code}")
+            figures = json.loads(words) if code == 0 else (CPU_SECONDS, 0, 0, f"broken: killed by signal {-code}")
             seconds, resident, virtual, end = figures
             yield Reading(family=family, over=over, seconds=seconds, resident=resident, virtual=virtual, end=end)
 
@@ -60,7 +63,7 @@ def _make(make: Callable[[Path, bool], None], path: Path, over: bool) -> str:
 
 
 def _in_a_child(call: Callable[[], str]) -> tuple[int, str]:
-    """The exit status and the words of ``call`` in another process: its memory is not the reader's."""
+    """Runs ``call`` in a forked process, to separate its memory; returns the exit status and the result."""
     source, sink = os.pipe()
     if child := os.fork():
         os.close(sink)
@@ -81,7 +84,7 @@ def _measure(read: Callable[[], object]) -> str:
 
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (_memory()[1] + ADDRESS_SPACE,) * 2)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what it is now
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the current use
     before, start = _memory(), _seconds()
     try:
         read()
@@ -101,7 +104,7 @@ def _seconds() -> float:
 
 
 def _memory(peak: bool = False) -> tuple[int, int]:
-    """Resident and virtual bytes, now or at their peak."""
+    """Returns the resident and virtual bytes, current or peak."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     names = ("VmHWM", "VmPeak") if peak else ("VmRSS", "VmSize")
     return tuple(int(lines[name].split()[0]) << 10 for name in names)  # type: ignore[return-value]

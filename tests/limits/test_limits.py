@@ -1,7 +1,7 @@
-"""Files from outside take no more processor time and memory than SECURITY.md says, whatever family of hostile files.
+"""Tests that reading hostile files takes no more processor time and memory than stated in SECURITY.md.
 
-``MISGNET_ALL_FAMILIES=1 pytest tests/test_limits.py`` measures the slow families as well; ``python tests/limits``
-prints what each takes.
+``MISGNET_ALL_FAMILIES=1 pytest tests/limits`` also measures the slow families; ``python tests/limits`` prints all
+measurements.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ NEEDS = {
     "features": "rasterio",
     "journal": "rasterio",
 }
-SLOWER = 4  # machines than the one that the seconds were measured on
-ARENA = 160  # MiB of addresses that the C library may set aside without using them
+SLOWER = 4  # factor for machines slower than the one on which the seconds were measured
+ARENA = 160  # MiB of address space that the C library may reserve without using it
 
 from families import FAMILIES
 
@@ -49,7 +49,7 @@ def _readings(name: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES]
 )
-def test_hostile_files_take_no_more_than_their_row_says(name: str) -> None:
+def test_hostile_files_stay_within_the_stated_limits(name: str) -> None:
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     row, readings = reader(name), _readings(name)
@@ -63,12 +63,12 @@ def test_hostile_files_take_no_more_than_their_row_says(name: str) -> None:
             assert re.match("(Input|Usage)Error", found["end"]), found
 
 
-def test_every_limit_is_in_the_table_of_security() -> None:
+def test_security_md_has_the_current_table_of_limits() -> None:
     text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
-    assert markdown() in text, "SECURITY.md is out of step; put in what python tests/limits --table prints"
+    assert markdown() in text, "SECURITY.md is out of date; insert the output of python tests/limits --table"
 
 
-def test_every_reader_has_its_limits_and_a_reason_for_each() -> None:
+def test_every_reader_has_limits_with_reasons() -> None:
     assert len({row.name for row in READERS}) == len(READERS)
     for row in READERS:
         assert row.seconds > 0 and row.mebibytes > 0 and row.limits

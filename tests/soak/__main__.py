@@ -1,12 +1,15 @@
-"""A soak of ``misgnet-run watch``: a real process, and for minutes all that may come to it. In the repository's root:
+"""Runs a soak test of ``misgnet-run watch`` in a real process.
 
-    python tests/soak --minutes 30             # other arrivals each time
-    python tests/soak --minutes 2 --seed 1     # always the same ones
+Run from the root of the repository:
 
-Pairs arrive whole, in parts, with pauses, under names that change; some are damaged or hostile, and some end the
-process that reads them. The watcher is killed and asked to end again and again, and short processes come and go.
-Afterwards every good pair was done exactly once and its mask is right, every bad one is named, the watcher is alive,
-and its memory and its journal are bounded. Prints figures and what was otherwise; the exit code is 1 then.
+    python tests/soak --minutes 30             # random arrivals
+    python tests/soak --minutes 2 --seed 1     # reproducible arrivals
+
+Pairs arrive complete, in parts, with pauses, and under changing names; some are damaged or hostile, and some crash the
+process that reads them. The watcher is repeatedly killed and stopped, and short-lived processes come and go.
+Afterwards, every good pair must have been processed exactly once with a correct mask, every bad one must be reported,
+the watcher must be alive, and its memory and journal must be bounded. Prints figures and problems; the exit code is 1
+if there are any.
 """
 
 from __future__ import annotations
@@ -31,8 +34,8 @@ from supervisor import Supervisor
 
 from support.bundles import FLOAT, make_bundle
 
-_SHOWN = 40  # problems
-_WAITING = 60  # pairs
+_SHOWN = 40  # problems printed
+_WAITING = 60  # pairs that may be waiting before arrivals pause
 
 
 def main() -> int:
@@ -44,7 +47,7 @@ def main() -> int:
 
 
 def soak(root: Path, seed: int, options: argparse.Namespace) -> int:
-    """The exit code."""
+    """Runs the soak test; returns the exit code."""
     (root / "in").mkdir()
     make_bundle(root / "bundle", engines=[FLOAT])
     chance = random.Random(seed)
@@ -53,16 +56,16 @@ def soak(root: Path, seed: int, options: argparse.Namespace) -> int:
     churn = threading.Thread(target=_churn, args=(stop,), daemon=True)
     churn.start()
     if options.broken == "attempts":
-        arrivals.add("crash")  # chance may bring none to a short run
+        arrivals.add("crash")  # a short run may have none by chance
     end = time.monotonic() + 60 * options.minutes
     while time.monotonic() < end:
-        watcher.look()
+        watcher.supervise()
         _act(chance, arrivals, watcher, oracle)
         time.sleep(chance.uniform(0.02, 0.3))
     arrivals.finish()
     limit = time.monotonic() + options.patience
     while not oracle.is_settled() and time.monotonic() < limit:
-        watcher.look()
+        watcher.supervise()
         time.sleep(0.2)
     problems = oracle.problems()
     stop.set()
@@ -74,7 +77,7 @@ def soak(root: Path, seed: int, options: argparse.Namespace) -> int:
 
 
 def _act(chance: random.Random, arrivals: Arrivals, watcher: Supervisor, oracle: Oracle) -> None:
-    """One thing that happens; nothing new arrives while more is waiting than a loaded machine gets done."""
+    """Performs a random action. No pairs arrive while many are waiting, so that a loaded machine can keep up."""
     action = chance.choices(["good", "bad", "crash", "take", "TERM", "KILL"], [60, 16, 1.5, 30, 2, 3])[0]
     waiting = oracle.waiting()
     if action == "take":
@@ -86,7 +89,7 @@ def _act(chance: random.Random, arrivals: Arrivals, watcher: Supervisor, oracle:
 
 
 def _churn(stop: threading.Event) -> None:
-    """Short processes, so that what /proc lists is gone when it is read."""
+    """Starts short-lived processes, so that entries of /proc disappear while they are read."""
     while not stop.is_set():
         for process in [subprocess.Popen(["true"]) for _ in range(3)]:
             process.wait()
@@ -95,10 +98,10 @@ def _churn(stop: threading.Event) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python tests/soak", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--seed", type=int, help="of what arrives; random without")
-    parser.add_argument("--patience", type=float, default=180, help="seconds for the last pairs (default: 180)")
-    parser.add_argument("--broken", help=argparse.SUPPRESS)  # a rule that the watcher breaks, see watcher.py
+    parser.add_argument("--minutes", type=float, default=30, help="Duration in minutes (default: 30).")
+    parser.add_argument("--seed", type=int, help="Seed of the arrivals (default: random).")
+    parser.add_argument("--patience", type=float, default=180, help="Seconds for the last pairs (default: 180).")
+    parser.add_argument("--broken", help=argparse.SUPPRESS)  # a rule that the watcher breaks; see watcher.py
     return parser.parse_args()
 
 

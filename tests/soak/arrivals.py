@@ -1,4 +1,4 @@
-"""What comes to the watched folder, and how."""
+"""Generates the pairs of the soak test, and the ways in which they arrive in the watched folder."""
 
 from __future__ import annotations
 
@@ -20,30 +20,34 @@ from PIL import Image
 from support.bundles import expected, images
 from support.scenes import scene, write_raster
 
-# good: done exactly once; moved: once at most, and never failed; failed; reported: in the watcher's log, by a word.
+# Expected outcome. good: done exactly once; moved: done at most once and never failed; failed: journaled as failed;
+# reported: mentioned in the watcher's log; nothing: ignored.
 Fate = Literal["good", "moved", "failed", "reported", "nothing"]
 
 
 @dataclass(kw_only=True)
 class Pair:
-    """A pair that arrives; ``whole`` as soon as its last byte is there. ``word``: of the watcher's report."""
+    """A pair that arrives."""
 
     name: str
     fate: Fate
     seed: int
     suffix: str = ".png"
+    # Text that the watcher's report must contain.
     word: str = ""
+    # Whether all bytes have been written.
     whole: bool = False
+    # Whether the result was removed after it was checked.
     taken: bool = False
 
     def mask(self) -> NDArray[np.bool_]:
-        """What must come of it, bool (H, W)."""
+        """Returns the expected mask, bool (H, W)."""
         before, after = _pixels(self)
         return expected(before, after) > 0.5
 
 
 class Arrivals:
-    """Brings pairs to ``root``/in, by threads of their own. ``pairs``: all of them, by name."""
+    """Writes pairs to ``root``/in from threads. ``pairs``: all of them, by name."""
 
     def __init__(self, root: Path, chance: random.Random) -> None:
         self.folder, self._elsewhere, self._chance = root / "in", root / "elsewhere", chance
@@ -63,7 +67,7 @@ class Arrivals:
             self._good(number, seed, way)
 
     def finish(self) -> None:
-        """Wait for all that is under way."""
+        """Waits until all pairs have been written."""
         for future in self._futures:
             future.result()
         self._pool.shutdown()
@@ -77,7 +81,7 @@ class Arrivals:
         self.pairs[pair.name] = pair
         self._futures.append(self._pool.submit(way, pair))
 
-    # --- ways of good pairs
+    # --- ways in which good pairs arrive
 
     def _renamed(self, pair: Pair) -> None:
         for date, data in _files(pair).items():
@@ -85,7 +89,7 @@ class Arrivals:
         pair.whole = True
 
     def _slow(self, pair: Pair) -> None:
-        """Written while it is open, with pauses that are longer than it takes to settle."""
+        """Writes each file in parts while it is open, with pauses longer than the settling time."""
         for date, data in _files(pair).items():
             with self._path(pair, date).open("wb", buffering=0) as file:
                 for part in (data[:100], data[100 : len(data) // 2], data[len(data) // 2 :]):
@@ -94,7 +98,7 @@ class Arrivals:
         pair.whole = True
 
     def _torn(self, pair: Pair) -> None:
-        """Written in two parts, and closed between them for longer than it takes to settle."""
+        """Writes each file in two parts, and closes it between them for longer than the settling time."""
         chance = random.Random(pair.seed)
         for date, data in _files(pair).items():
             cut = int(len(data) * chance.uniform(0.1, 0.9))
@@ -105,7 +109,7 @@ class Arrivals:
         pair.whole = True
 
     def _moved(self, pair: Pair) -> None:
-        """Both files arrive under another name first."""
+        """Writes both files under another name first, then renames them."""
         first = Pair(name=f"was-{pair.name}", fate="moved", seed=pair.seed, suffix=pair.suffix)
         self.pairs[first.name] = first
         self._renamed(first)
@@ -115,11 +119,11 @@ class Arrivals:
         pair.whole = True
 
     def _touched(self, pair: Pair) -> None:
-        """The same bytes come twice."""
+        """Writes the files, then changes their modification times."""
         self._renamed(pair)
         time.sleep(random.Random(pair.seed).uniform(0, 1.5))
         for date in ("before", "after"):
-            with suppress(OSError):  # it was taken away
+            with suppress(OSError):  # it was removed
                 os.utime(self._path(pair, date))
 
     # --- bad pairs
@@ -171,7 +175,7 @@ class Arrivals:
             self._put(self._path(pair, "after"), after)
             pair.whole = True
 
-        self._bring(Pair(name=f"mixed-{number}", fate="reported", seed=seed, word="a GeoTIFF and another image"), bring)
+        self._bring(Pair(name=f"mixed-{number}", fate="reported", seed=seed, word="only one is a GeoTIFF"), bring)
 
     def _no_file(self, number: int, seed: int) -> None:
         def bring(pair: Pair) -> None:
@@ -185,7 +189,7 @@ class Arrivals:
         return self.folder / f"{pair.name}_{date}{pair.suffix}"
 
     def _put(self, path: Path, data: bytes) -> None:
-        """Whole, by a rename from a name of which nobody takes a pair."""
+        """Writes a file atomically, by renaming it from a name that the watcher ignores."""
         part = self.folder / f".{hash(path.name)}.part"
         part.write_bytes(data)
         part.rename(path)
@@ -198,7 +202,7 @@ _BAD = [
 
 
 def _pixels(pair: Pair) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Both dates, uint8 (H, W, 3)."""
+    """Returns both dates, uint8 (H, W, 3)."""
     if pair.suffix == ".png":
         return images(70, 60, seed=pair.seed)
     before, after = scene(90, 80, pair.seed)

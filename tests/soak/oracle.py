@@ -1,4 +1,4 @@
-"""What must hold of a watcher, whatever came to it."""
+"""Checks the results of the soak test: what must hold for a watcher after any arrivals."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ from PIL import Image
 from supervisor import Supervisor
 from watcher import SHORT
 
+from misgnet_runtime.formatting import plural
 from support.scenes import read
 
 MOST_MEMORY = 600  # MiB
-MOST_GROWTH = 100  # MiB, of a process that has run for a while
+MOST_GROWTH = 100  # MiB, for a process that has run for a while
 
 
 @dataclass
 class Known:
-    """What the journal says of a pair: how often it was done, and why it failed the last time."""
+    """State of a pair in the journal: how often it was done, and its last error message."""
 
     done: int = 0
     failed: str | None = None
 
 
 class Oracle:
+    """Compares the journal, the log and the outputs of a watcher with the arrivals."""
+
     def __init__(self, root: Path, arrivals: Arrivals, watcher: Supervisor) -> None:
         self._out, self._arrivals, self._watcher = root / "out", arrivals, watcher
         self._found: list[str] = []
@@ -38,7 +41,7 @@ class Oracle:
         self._taken = 0
 
     def take(self, chance: random.Random) -> None:
-        """As who uses the masks: check one that is done, and take it away, with its inputs or without."""
+        """Acts as a consumer of masks: checks a finished one and removes it together with its inputs."""
         known = self._journal()
         done = [pair for pair in self._pairs("good") if pair.whole and known.get(pair.name, Known()).done]
         if done:
@@ -52,29 +55,32 @@ class Oracle:
                     path.unlink()
 
     def is_settled(self) -> bool:
-        """Whether all that must come has come."""
-        words = self._words()
-        return not self.waiting() and all(self._is_reported(pair, words) for pair in self._pairs("reported"))
+        """Returns whether all expected results and reports exist."""
+        messages = self._messages()
+        return not self.waiting() and all(self._is_reported(pair, messages) for pair in self._pairs("reported"))
 
     def waiting(self) -> list[str]:
-        """The names of pairs that are in the folder, and have not ended as they must."""
+        """Returns the names of pairs that do not have their expected outcome yet."""
         known = self._journal()
         good = [pair.name for pair in self._pairs("good") if not known.get(pair.name, Known()).done]
         return good + [pair.name for pair in self._pairs("failed") if known.get(pair.name, Known()).failed is None]
 
     def problems(self) -> list[str]:
-        known, words = self._journal(), self._words()
+        """Checks everything; returns a line for each problem."""
+        known, messages = self._journal(), self._messages()
         for pair in self._pairs("failed"):
             if not known.get(pair.name, Known()).failed:
-                self._found.append(f"{pair.name[:60]!r} is bad, and not named in the journal")
+                self._found.append(f"{pair.name[:60]!r} is bad, but has not failed in the journal")
         for pair in self._pairs("good"):
             self._check_good(pair, known)
         for pair in self._pairs("moved"):
             state = known.get(pair.name, Known())
             if state.done > 1 or state.failed:
-                self._found.append(f"{pair.name!r} was moved away, and is {state}")
+                self._found.append(f"{pair.name!r} was renamed, but its state is {state}")
         self._found += [
-            f"{pair.name!r} is not reported" for pair in self._pairs("reported") if not self._is_reported(pair, words)
+            f"{pair.name!r} is not reported"
+            for pair in self._pairs("reported")
+            if not self._is_reported(pair, messages)
         ]
         self._check_events()
         self._check_process()
@@ -85,10 +91,11 @@ class Oracle:
         known = self._journal()
         ends = ", ".join(f"{count} {end}" for end, count in sorted(self._watcher.ends.items()))
         return (
-            f"{len(self._arrivals.pairs)} arrivals ({', '.join(f'{count} {fate}' for fate, count in fates.items())}), "
-            f"{self._taken} taken away; the watcher ended {sum(self._watcher.ends.values())} times ({ends}); memory at "
-            f"most {max((size for _, size in self._watcher.memory), default=0)} MiB; journal at most {self._longest} "
-            f"lines, {len(known)} pairs in it at the end"
+            f"{plural(len(self._arrivals.pairs), 'arrival')} "
+            f"({', '.join(f'{count} {fate}' for fate, count in fates.items())}), {self._taken} removed; the watcher "
+            f"exited {plural(sum(self._watcher.ends.values()), 'time')} ({ends}); peak memory "
+            f"{max((size for _, size in self._watcher.memory), default=0)} MiB; longest journal "
+            f"{plural(self._longest, 'line')}, {plural(len(known), 'pair')} in it at the end"
         )
 
     def _pairs(self, fate: str) -> list[Pair]:
@@ -100,7 +107,8 @@ class Oracle:
     def _check_good(self, pair: Pair, known: dict[str, Known]) -> None:
         state = known.get(pair.name, Known())
         if state.done != 1 or state.failed is not None:
-            self._found.append(f"{pair.name!r} is good, and was done {state.done} times; failed: {state.failed}")
+            times = plural(state.done, "time")
+            self._found.append(f"{pair.name!r} is good, but was done {times}; failed: {state.failed}")
         elif not self._is_right(pair):
             self._found.append(f"the mask of {pair.name!r} is wrong")
 
@@ -111,16 +119,16 @@ class Oracle:
             else:
                 with Image.open(self._mask_of(pair)) as image:
                     found = np.asarray(image) == 255
-        except Exception:  # whatever it is, it is no mask
+        except Exception:  # missing or not a mask
             return False
         return np.array_equal(found, pair.mask())
 
-    def _is_reported(self, pair: Pair, words: list[str]) -> bool:
+    def _is_reported(self, pair: Pair, messages: list[str]) -> bool:
         shown = ascii(f"{pair.name}_after")[1:-1]
-        return any(shown in message and pair.word in message for message in words)
+        return any(shown in message and pair.word in message for message in messages)
 
     def _journal(self) -> dict[str, Known]:
-        """What the journal says now, and its length."""
+        """Reads the journal; returns the state of each pair, and records the journal's length."""
         known: dict[str, Known] = {}
         lines = self._lines(self._out / "watch.jsonl")
         self._longest = max(self._longest, len(lines))
@@ -137,23 +145,23 @@ class Oracle:
         return known
 
     def _lines(self, path: Path) -> list[dict[str, Any]]:
-        """The JSON values of a file; a line that is being written does not count."""
+        """Returns the JSON values of a file; an incomplete last line is ignored."""
         content = path.read_bytes() if path.exists() else b""
         found = []
         for line in content.split(b"\n")[:-1]:
-            with suppress(ValueError):  # of a process that was killed in mid-line, in what it logs
+            with suppress(ValueError):  # the log of a process that was killed while it wrote a line
                 found.append(json.loads(line))
         return found
 
-    def _words(self) -> list[str]:
-        return [entry["message"] for entry in self._lines(self._watcher.words) if isinstance(entry, dict)]
+    def _messages(self) -> list[str]:
+        return [entry["message"] for entry in self._lines(self._watcher.log) if isinstance(entry, dict)]
 
     def _check_events(self) -> None:
-        """No result was logged twice, and no bug at all."""
+        """Checks that no result was logged twice, and that the log has no traceback."""
         results = [entry for entry in self._lines(self._watcher.events) if entry.get("event") == "result"]
         times = Counter(entry["pair"] for entry in results if "pair" in entry)
-        self._found += [f"{name!r} was reported done {count} times" for name, count in times.items() if count > 1]
-        text = self._watcher.words.read_text(errors="replace")
+        self._found += [f"{name!r} was reported {count} times" for name, count in times.items() if count > 1]
+        text = self._watcher.log.read_text(errors="replace")
         if "Traceback" in text:
             self._found.append(f"a traceback: {text[text.index('Traceback') :][:1500]}")
 
@@ -161,12 +169,12 @@ class Oracle:
         if not self._watcher.alive:
             self._found.append("the watcher is not alive")
         elif (end := self._watcher.end()) != "code 0":
-            self._found.append(f"asked to end, the watcher ended with {end}")
+            self._found.append(f"stopped with SIGTERM, the watcher exited with {end}")
         if odd := {end for end in self._watcher.ends if end not in ("code 0", "SIGKILL", "crash")}:
-            self._found.append(f"the watcher ended with {', '.join(sorted(odd))}")
+            self._found.append(f"the watcher exited with {', '.join(sorted(odd))}")
         sizes = [size for age, size in self._watcher.memory if age > 20]
         if sizes and (max(sizes) > MOST_MEMORY or max(sizes) - min(sizes) > MOST_GROWTH):
-            self._found.append(f"its memory was between {min(sizes)} and {max(sizes)} MiB")
+            self._found.append(f"the watcher's memory was between {min(sizes)} and {max(sizes)} MiB")
         most = SHORT + 4 * sum(not pair.taken for pair in self._arrivals.pairs.values())
         if len(self._lines(self._out / "watch.jsonl")) > most:
             self._found.append(f"the journal has more than {most} lines")

@@ -1,4 +1,4 @@
-"""The watcher's process: started, ended, started again, and measured."""
+"""Starts, stops, restarts and measures the watcher's process."""
 
 from __future__ import annotations
 
@@ -12,55 +12,55 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-PATIENCE = 60  # seconds for a watcher that was asked to end
+PATIENCE = 60  # seconds for a watcher to exit after SIGTERM
 
 
 class Supervisor:
-    """Starts the watcher whenever it has ended."""
+    """Keeps the watcher running."""
 
     def __init__(self, root: Path, broken: str | None) -> None:
         self._root = root
-        self._asked: int | None = None  # the signal that it was sent last
-        self._asked_at = 0.0
+        self._last_signal: int | None = None  # the last signal sent to the current process
+        self._signalled_at = 0.0
         self._environment = {
             **os.environ, "PYTHONPATH": str(ROOT / "runtime"), "OMP_NUM_THREADS": "1", "SOAK_BROKEN": broken or "",
             "MISGNET_CACHE": str(root / "cache"),
         }  # fmt: skip
         self.ends: Counter[str] = Counter()
-        self.memory: list[tuple[int, int]] = []  # MiB of a process that has run for seconds
-        self.events, self.words = root / "events.jsonl", root / "words.jsonl"
+        self.memory: list[tuple[int, int]] = []  # (age of the process in seconds, MiB)
+        self.events, self.log = root / "events.jsonl", root / "words.jsonl"
         self._start()
 
-    def look(self) -> None:
-        """Start the watcher where it has ended, and measure its memory."""
+    def supervise(self) -> None:
+        """Restarts the watcher if it has exited; otherwise measures its memory."""
         code = self._process.poll()
-        if code is None and self._asked and time.monotonic() - self._asked_at > PATIENCE:
-            self.ends[f"no end in {PATIENCE} s"] += 1
+        if code is None and self._last_signal and time.monotonic() - self._signalled_at > PATIENCE:
+            self.ends[f"no exit in {PATIENCE} s"] += 1
             self._process.kill()
             self._process.wait()
-            self._asked = None
+            self._last_signal = None
             self._start()
         elif code is None:
             self._measure()
         else:
             self.ends[self._name(code)] += 1
-            self._asked = None
+            self._last_signal = None
             self._start()
 
     def signal(self, name: str) -> None:
-        """Not twice; and it is asked to end only where it can hear that, when its imports are done."""
-        if self._process.poll() is None and self._asked is None and (name == "KILL" or self._is_watching()):
-            self._asked = getattr(signal, f"SIG{name}")
-            self._asked_at = time.monotonic()
-            self._process.send_signal(self._asked)
+        """Sends a signal, once per process; SIGTERM only after the imports, when the watcher handles it."""
+        if self._process.poll() is None and self._last_signal is None and (name == "KILL" or self._is_watching()):
+            self._last_signal = getattr(signal, f"SIG{name}")
+            self._signalled_at = time.monotonic()
+            self._process.send_signal(self._last_signal)
 
     def end(self) -> str:
-        """Ask the watcher to end, and say how it did."""
+        """Stops the watcher with SIGTERM; returns how it exited."""
         self._process.send_signal(signal.SIGTERM)
         try:
             return self._name(self._process.wait(PATIENCE))
         except subprocess.TimeoutExpired:
-            return f"nothing in {PATIENCE} s"
+            return f"no exit in {PATIENCE} s"
         finally:
             self._process.kill()
 
@@ -73,20 +73,20 @@ class Supervisor:
             sys.executable, HERE / "watcher.py", "watch", self._root / "bundle", self._root / "in", "-o",
             self._root / "out", "--poll", "0.05", "--settle", "0.3", "--log", "json",
         ]  # fmt: skip
-        with self.events.open("ab") as events, self.words.open("ab") as words:
-            self._said = words.tell()
+        with self.events.open("ab") as events, self.log.open("ab") as words:
+            self._log_start = words.tell()
             self._process = subprocess.Popen(
                 list(map(str, command)), env=self._environment, stdout=events, stderr=words
             )
         self._since = time.monotonic()
 
     def _is_watching(self) -> bool:
-        with self.words.open("rb") as words:
-            words.seek(self._said)
+        with self.log.open("rb") as words:
+            words.seek(self._log_start)
             return b'"watching ' in words.read()
 
     def _name(self, code: int) -> str:
-        if code == -signal.SIGKILL and self._asked != signal.SIGKILL:
+        if code == -signal.SIGKILL and self._last_signal != signal.SIGKILL:
             return "crash"
         return f"code {code}" if code >= 0 else signal.Signals(-code).name
 

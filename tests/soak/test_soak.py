@@ -1,6 +1,6 @@
-"""The soak of the watcher, briefly and always with the same arrivals; and its oracle, by watchers that break a rule.
+"""Tests of the watcher with a short, reproducible soak test; and of the soak test with watchers that break a rule.
 
-``MISGNET_SOAK_MINUTES=30 pytest tests/test_soak.py`` lets it run for longer, as ``python tests/soak``.
+``MISGNET_SOAK_MINUTES=30 pytest tests/soak`` runs it for longer, like ``python tests/soak``.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ SOAK = Path(__file__).parent
 MINUTES = os.environ.get("MISGNET_SOAK_MINUTES", "2")
 
 
-def soak(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SOAK), "--seed", "1", *words]
+def soak(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SOAK), "--seed", "1", *options]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
-def test_whatever_comes_every_good_pair_is_done_once_and_every_bad_one_named() -> None:
+def test_soak_processes_every_good_pair_once_and_reports_every_bad_one() -> None:
     found = soak("--minutes", MINUTES)
     assert found.returncode == 0 and "; 0 problems" in found.stdout, f"{found.stdout}\n{found.stderr[-3000:]}"
 
@@ -35,11 +35,11 @@ def test_whatever_comes_every_good_pair_is_done_once_and_every_bad_one_named() -
 @pytest.mark.parametrize(
     ("rule", "minutes", "patience", "words"),
     [
-        ("once", "0.1", "12", "is good, and was done"),
+        ("once", "0.1", "12", "is good, but was done"),
         ("mask", "0.1", "30", "the mask of"),
-        ("attempts", "0.25", "8", "is bad, and not named in the journal"),
+        ("attempts", "0.25", "8", "is bad, but has not failed in the journal"),
     ],
 )
-def test_a_broken_rule_is_found(rule: str, minutes: str, patience: str, words: str) -> None:
+def test_soak_finds_a_broken_rule(rule: str, minutes: str, patience: str, words: str) -> None:
     found = soak("--minutes", minutes, "--patience", patience, "--broken", rule)
     assert found.returncode == 1 and words in found.stdout, f"{found.stdout}\n{found.stderr[-3000:]}"

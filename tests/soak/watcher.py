@@ -1,6 +1,6 @@
-"""``misgnet-run watch``, but that pairs called crash-... end the process, and that the journal is compacted early.
+"""Runs ``misgnet-run watch`` with early compaction of the journal; pairs named crash-... kill the process.
 
-``SOAK_BROKEN`` names a rule that is broken, for tests of the oracle.
+``SOAK_BROKEN`` names a rule to break, for tests of the oracle.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from misgnet_runtime.cli import main as cli
 from misgnet_runtime.jobs.watch import attempts, journal, processing
 from misgnet_runtime.jobs.watch import worker as work
 
-SHORT = 100  # lines of a journal that is not compacted
+SHORT = 100  # lines of a journal below which it is not compacted
 
 real = processing.read_pair
 
@@ -29,12 +29,12 @@ def read_pair(before: Path, after: Path) -> Any:
 
 
 def break_rule(name: str) -> None:
-    if name == "once":  # pairs are done again
+    if name == "once":  # pairs are processed again
         work.Worker.is_due = lambda self, pair: True  # type: ignore[method-assign]
         work.Worker._is_kept = lambda *_: False  # type: ignore[method-assign]
     elif name == "attempts":  # crashes are not counted
         attempts.crashed = lambda *_: False  # type: ignore[assignment]
-    elif name == "mask":  # masks are of other pixels
+    elif name == "mask":  # masks are shifted
         processing.read_pair = lambda *paths: tuple(np.roll(image, 3, 0) for image in read_pair(*paths))
     else:
         raise ValueError(name)

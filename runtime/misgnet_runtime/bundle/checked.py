@@ -93,7 +93,7 @@ class CheckedFiles:
                 yield handle
         except (OSError, ValueError) as error:  # ValueError: an invalid file name
             if getattr(error, "errno", None) in _NO_FILE:
-                problem = f"the file '{relative}' is missing or is a link"
+                problem = f"the file '{relative}' is missing, a link, or not a regular file"
             else:
                 problem = f"'{relative}' cannot be read: {error}"
             raise InputError(f"bundle {self.name}: {problem}") from error

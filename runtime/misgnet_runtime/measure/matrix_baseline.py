@@ -1,4 +1,4 @@
-"""Times a matrix product of NumPy beside the engines, as a baseline for the variation of this machine's speed."""
+"""Times a matrix product of NumPy together with the engines, as a baseline for the variation of speed."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def _measure(
 
 
 class _Comparison:
-    """Measures candidates beside the default, each in its own process and for ``seconds``."""
+    """Measures candidates together with the default, each in its own process and for ``seconds``."""
 
     def __init__(self, bundle: Bundle, default: Candidate, seconds: float) -> None:
         self._bundle, self._default, self._seconds = bundle, default, seconds

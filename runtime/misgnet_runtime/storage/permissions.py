@@ -94,7 +94,7 @@ def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 @cache
 def _is_own_group(gid: int) -> bool:
-    """Returns whether a group is root's, or has only this user as a member, as on most distributions."""
+    """Returns whether a group is root's or this user's own (most distributions create one), without other members."""
     import grp
     import pwd
 

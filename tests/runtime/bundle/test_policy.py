@@ -326,11 +326,11 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-@pytest.mark.parametrize("place", ["named", "system"])
+@pytest.mark.parametrize("source", ["named", "system"])
 def test_a_malformed_policy_refuses_every_bundle(
-    signed: Path, keys: Path, request: pytest.FixtureRequest, call: Call, place: str, case: str
+    signed: Path, keys: Path, request: pytest.FixtureRequest, call: Call, source: str, case: str
 ) -> None:
-    path = request.getfixturevalue(place)("")
+    path = request.getfixturevalue(source)("")
     path.write_bytes(MALFORMED[case].encode(errors="surrogateescape"))
     assert str(path) in refusal(call, signed)
     assert str(path) in refusal(call, signed, "--require-signature", keys / "key.pub")

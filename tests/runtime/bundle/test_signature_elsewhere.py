@@ -47,20 +47,20 @@ def trust(tmp_path: Path) -> Trust:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> BatchWorkspace:
+def workspace(tmp_path: Path) -> BatchWorkspace:
     return BatchWorkspace(tmp_path, prepare(make_bundle(tmp_path / "bundle")), tmp_path / "out")
 
 
-def test_worker_checks_the_signature_before_opening(place: BatchWorkspace, trust: Trust) -> None:
-    setup = replace(place.setup(), trust=trust)
+def test_worker_checks_the_signature_before_opening(workspace: BatchWorkspace, trust: Trust) -> None:
+    setup = replace(workspace.setup(), trust=trust)
     with pytest.raises(InputError, match=UNSIGNED):
         SceneWorker(setup).start()
-    sign_folder(place.bundle, KEY)
+    sign_folder(workspace.bundle, KEY)
     assert SceneWorker(setup).start().engine.startswith("cpu")
 
 
 def test_batch_passes_the_key_to_its_workers(
-    place: BatchWorkspace, trust: Trust, monkeypatch: pytest.MonkeyPatch
+    workspace: BatchWorkspace, trust: Trust, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers may run in another folder, so they get the key's absolute path, and the path of the user's bundle."""
     given: list[Setup] = []
@@ -70,14 +70,14 @@ def test_batch_passes_the_key_to_its_workers(
         return InProcess(setup, size)
 
     monkeypatch.setattr(batch_run, "ProcessPool", pool)
-    sign_folder(place.bundle, KEY)
-    place.bundle.chmod(0o777)
-    place.add("a")
+    sign_folder(workspace.bundle, KEY)
+    workspace.bundle.chmod(0o777)
+    workspace.add("a")
     monkeypatch.chdir(trust.key.parent)
     policy.use_key(Path(trust.key.name))
     policy.use_allow_older(True)
-    assert place.run().done == 1
-    assert (given[0].trust, given[0].bundle) == (Trust(trust.key, True), place.bundle)
+    assert workspace.run().done == 1
+    assert (given[0].trust, given[0].bundle) == (Trust(trust.key, True), workspace.bundle)
 
 
 def first_event(pool: Pool) -> Event:
@@ -91,45 +91,45 @@ def first_event(pool: Pool) -> Event:
         pool.close()
 
 
-def test_worker_process_refuses_an_unsigned_bundle(place: BatchWorkspace, trust: Trust) -> None:
-    event = first_event(ProcessPool(replace(place.setup(), trust=trust), 1))
+def test_worker_process_refuses_an_unsigned_bundle(workspace: BatchWorkspace, trust: Trust) -> None:
+    event = first_event(ProcessPool(replace(workspace.setup(), trust=trust), 1))
     assert isinstance(event, Unusable) and UNSIGNED in event.reason
 
 
-def test_worker_process_runs_a_signed_bundle(place: BatchWorkspace, trust: Trust) -> None:
-    sign_folder(place.bundle, KEY)
-    place.bundle.chmod(0o777)  # each process makes its own copy
-    place.add("a")
+def test_worker_process_runs_a_signed_bundle(workspace: BatchWorkspace, trust: Trust) -> None:
+    sign_folder(workspace.bundle, KEY)
+    workspace.bundle.chmod(0o777)  # each process makes its own copy
+    workspace.add("a")
     policy.use_key(trust.key)
-    assert place.run().failed == {}
+    assert workspace.run().failed == {}
 
 
 def test_ray_actor_refuses_an_unsigned_bundle(
-    place: BatchWorkspace, trust: Trust, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    workspace: BatchWorkspace, trust: Trust, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from misgnet_runtime.jobs.batch.ray import RayPool, Slots, ray_cluster
 
     with ray_of_two(tmp_path_factory.mktemp("r"), monkeypatch) as address, ray_cluster(address) as ray:
-        event = first_event(RayPool(ray, replace(place.setup(), trust=trust), Slots(1, 0, 1)))
+        event = first_event(RayPool(ray, replace(workspace.setup(), trust=trust), Slots(1, 0, 1)))
     assert isinstance(event, Unusable) and UNSIGNED in event.reason
 
 
-def test_bench_of_a_scene_refuses_an_unsigned_bundle(tmp_path: Path, place: BatchWorkspace, trust: Trust) -> None:
+def test_bench_of_a_scene_refuses_an_unsigned_bundle(tmp_path: Path, workspace: BatchWorkspace, trust: Trust) -> None:
     """The bundle may have been replaced after bench checked it."""
     before, after = (write_raster(tmp_path / f"{n}.tif", pixels) for n, pixels in enumerate(scene(64, 64)))
     output = tmp_path / "change.tif"
-    task = SceneTask(bundle=place.bundle, before=before, after=after, output=output, engine="cpu", trust=trust)
+    task = SceneTask(bundle=workspace.bundle, before=before, after=after, output=output, engine="cpu", trust=trust)
     with pytest.raises(InputError, match=UNSIGNED):
         run_scene(task)
-    sign_folder(place.bundle, KEY)
+    sign_folder(workspace.bundle, KEY)
     assert run_scene(task).tiles == 1
 
 
-def test_measuring_process_opens_the_checked_copy(place: BatchWorkspace, trust: Trust, state: Path) -> None:
+def test_measuring_process_opens_the_checked_copy(workspace: BatchWorkspace, trust: Trust, state: Path) -> None:
     """The measuring process opens an engine's files in the private copy that bench and tune have checked."""
-    sign_folder(place.bundle, KEY)
-    place.bundle.chmod(0o777)
-    bundle, options = read_bundle(place.bundle, trust), BenchOptions(engines=("cpu",))
+    sign_folder(workspace.bundle, KEY)
+    workspace.bundle.chmod(0o777)
+    bundle, options = read_bundle(workspace.bundle, trust), BenchOptions(engines=("cpu",))
     (task,) = tasks_of(bundle, make_matrix(bundle, options), options, 1, 1)
     for path in (Path(task.root), Path(task.root, task.golden)):
         assert path.is_relative_to(state) and path.exists()

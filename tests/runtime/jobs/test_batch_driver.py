@@ -138,7 +138,7 @@ def test_a_scene_that_kills_whole_runs_fails_after_the_last_retry(tmp_path: Path
     with opened(tmp_path) as record:
         assert record.attempts["bad"] == 3
         drive(tasks("bad", "a"), tmp_path, pool, record, recorder)
-    assert pool.given == ["a"] and "3 consecutive attempts ended because the run" in recorder.failed["bad"]
+    assert pool.given == ["a"] and "the run or the worker died in 3 consecutive attempts" in recorder.failed["bad"]
     with opened(tmp_path) as record:
         record.add(SceneStarted(now(), "late", KEY, ()))
         pool = FakePool(1)

@@ -18,7 +18,7 @@ from sklearn import metrics as reference
 
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.raster.dataset import TileSet, read_tile, stack
+from misgnet_runtime.raster.dataset import TileSet, find_pairs, read_tile, stack
 from misgnet_runtime.raster.images import image_size, read_image, read_label, write_mask
 from misgnet_runtime.raster.leakage import check_disjoint
 from misgnet_runtime.raster.tiling import cover, cut
@@ -437,3 +437,14 @@ def test_confusions_add_up() -> None:
 )
 def test_metric_without_a_denominator_is_none(confusion: Confusion, none: set[str]) -> None:
     assert {name for name, value in confusion.scores().items() if value is None} == none
+
+
+@pytest.mark.parametrize("directory_first", [True, False])
+def test_a_directory_cannot_be_paired_with_a_file(directory_first: bool, tmp_path: Path) -> None:
+    (tmp_path / "dates").mkdir()
+    (tmp_path / "date.png").touch()
+    pair = (tmp_path / "dates", tmp_path / "date.png")[:: 1 if directory_first else -1]
+    kinds = ("directory", "file")[:: 1 if directory_first else -1]
+    message = f"BEFORE is a {kinds[0]} but AFTER is a {kinds[1]}; pass two files or two directories"
+    with pytest.raises(InputError, match=message):
+        find_pairs(*pair)

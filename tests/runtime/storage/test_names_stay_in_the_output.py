@@ -41,12 +41,12 @@ def rename(bundle: Path, name: str) -> None:
 def test_triton_writes_nothing_outside_its_output(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = tmp_path / "a" / "b"
-    place.mkdir(parents=True)
-    bundle = make_bundle(place / "bundle", engines=[FLOAT, INT8])
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    bundle = make_bundle(folder / "bundle", engines=[FLOAT, INT8])
     rename(bundle, name)
     before = everything(tmp_path)
-    assert exit_code(cli.main, "misgnet-export", "triton", bundle, "-o", place / "models") == 4
+    assert exit_code(cli.main, "misgnet-export", "triton", bundle, "-o", folder / "models") == 4
     assert everything(tmp_path) == before
     assert not Path("/tmp/escaped").exists()
     error = capsys.readouterr().err

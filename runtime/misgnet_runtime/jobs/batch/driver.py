@@ -106,7 +106,7 @@ class Driver:
             return str(error)
         if attempts > self._max_retries:
             return (
-                f"{attempts} consecutive attempts ended because the run or the worker died; provide more memory, or "
+                f"the run or the worker died in {plural(attempts, 'consecutive attempt')}; provide more memory, or "
                 "remove the scene from the table"
             )
         return None

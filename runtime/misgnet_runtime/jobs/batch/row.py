@@ -19,7 +19,7 @@ _ENDINGS = {"probability": ".probability.tif", "vector": ".gpkg", "quicklook": "
 
 @dataclass(frozen=True, kw_only=True)
 class RowOptions:
-    """The columns of a batch table beside id, before and after.
+    """The columns of a batch table besides id, before and after.
 
     A cell of an output column is yes, no, or a path below the output folder.
     """

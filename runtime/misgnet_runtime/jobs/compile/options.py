@@ -18,12 +18,12 @@ class CompileOptions:
     """The engines to compile, and how. Each field is an option of ``misgnet-run compile``."""
 
     engines: tuple[str, ...] = option(
-        (), name="engine", help="Engine to compile; repeat for several.",
-        show_default="all engines marked for compilation on the device",
+        (), name="engine", show_default="",
+        help="Engine to compile; repeat for several (default: all engines marked for compilation on the device).",
     )  # fmt: skip
     workspace_bytes: int | None = option(
-        None, name="workspace", help="Workspace limit of one operator in MiB.", metavar="MIB", parse=_mebibytes,
-        show_default="a quarter of the free memory",
+        None, name="workspace", metavar="MIB", parse=_mebibytes,
+        help="Workspace limit of one operator in MiB (default: a quarter of the free memory).",
     )  # fmt: skip
     optimization_level: int | None = option(
         None, help="TensorRT's effort to find faster kernels, 0 to 5 (default: TensorRT's own).", minimum=0, maximum=5

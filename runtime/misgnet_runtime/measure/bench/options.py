@@ -18,17 +18,18 @@ class BenchOptions:
     """
 
     engines: tuple[str, ...] = option(
-        (), name="engine", help="Engine to measure; repeat for several.", show_default="all that run here"
+        (), name="engine", help="Engine to measure; repeat for several (default: all that run here).", show_default=""
     )
     batches: tuple[int, ...] = option(
-        (), name="batch", help="Tiles per inference call; repeat for several.",
-        show_default="1, 4 and the largest up to 16",
+        (), name="batch", show_default="",
+        help="Tiles per inference call; repeat for several (default: 1, 4 and the largest up to 16).",
     )  # fmt: skip
     streams: tuple[int, ...] = option(
-        (), help="Batches in flight at once; repeat for several.", show_default="1, and one per core up to 4"
-    )
+        (), show_default="",
+        help="Batches in flight at once; repeat for several (default: 1, and one per core up to 4).",
+    )  # fmt: skip
     threads: int | None = option(
-        None, help="CPU threads shared by all streams.", minimum=1, show_default="all available cores"
+        None, help="CPU threads shared by all streams (default: all available cores).", minimum=1
     )
     seconds: float = option(5.0, help="Measuring time of each engine at each batch and streams, in all rounds.")
     rounds: int = option(5, help="Rounds into which --seconds is split; the engines alternate.", minimum=1)

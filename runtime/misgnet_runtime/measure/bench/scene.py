@@ -91,7 +91,7 @@ def check_scene(before: Path, after: Path) -> None:
 
 def _check_bundle(task: SceneTask) -> None:
     if task.bundle_sha256 not in (None, file_sha256(task.bundle / MANIFEST)):
-        raise InputError(f"bundle {task.bundle} has changed since the bundle was checked; run the command again")
+        raise InputError(f"bundle {task.bundle} has changed since the bundle was checked; rerun the command")
 
 
 def _run(command: list[str], output: IO[bytes], messages: IO[bytes]) -> tuple[int, int]:
