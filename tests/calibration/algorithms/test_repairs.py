@@ -358,7 +358,7 @@ def test_bias_correction_subtracts_the_mean_error_in_graph_order(tiles):
     )
     for name in exact:
         off, rest = (np.abs(exact[name] - means[name]).mean() for means in (shifted, left))
-        assert rest < 0.1 * off, "behind a corrected operator, too: no shift is counted twice"
+        assert rest < 0.1 * off, "also after a corrected operator: no shift is counted twice"
 
 
 @RECIPES
@@ -445,7 +445,7 @@ def test_nodes_kept_float_are_not_counted_as_quantized(tiles, recipe):
     left = [p for p in quantizer_sites(graph, recipe) if p.node not in names]
     assert [p.node for p in found.sites] == [p.node for p in left]
     assert found.int8_share == int8_share(graph, left) < quantize(given.model, recipe, given.ranges, {}).int8_share
-    assert error(given.model, found.model) < 0.01, "levels and biases of a node that stays float are not used"
+    assert error(given.model, found.model) < 0.01, "quantized values and biases of a float node are unused"
 
 
 @RECIPES
@@ -549,7 +549,7 @@ def test_repairs_are_tried_in_turn_and_follow_the_rules(tiles, recipe):
         score = attempt.after if attempt.kept else score
     assert found.score == score == decide(found.quantized.model)
     assert found.attempts[0].kept and found.score.mean < 0.5 * found.attempts[0].before.mean
-    assert len(found.quantized.sites) == 6, "repair is not retreat"
+    assert len(found.quantized.sites) == 6, "a repair reverts no operator to float"
     assert found.inputs.quantize(recipe).model == found.quantized.model
     if recipe is TENSORRT:
         check_tensorrt_rules(found.quantized.model)

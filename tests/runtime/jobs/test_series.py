@@ -408,7 +408,7 @@ def test_an_output_of_another_run_is_kept(place: Place) -> None:
 
 
 def test_settings_tuned_since_are_named(place: Place, split: FakeSplit) -> None:
-    """Another batch size gives another map; only this message explains to the user where it came from."""
+    """Another batch size gives a slightly different map, and only this message explains why."""
     place.run()
     split.batch = 2
     with pytest.raises(
