@@ -88,13 +88,13 @@ class Preprocessing(Struct, frozen=True):
     bands: list[Text] = msgspec.field(default_factory=lambda: ["red", "green", "blue"])
     # Factor that pixels are multiplied by first.
     scale: float = 1 / 255
-    # Mean of each band after scaling, which is subtracted.
+    # Mean of each band after scaling; it is subtracted.
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    # Standard deviation of each band after scaling, which the result is divided by.
+    # Standard deviation of each band after scaling; the difference is divided by it.
     std: tuple[float, float, float] = IMAGENET_STD
     # How pixels without data are treated.
     nodata: Text = "refused: transparent pixels are an error"
-    # Which part of the program preprocesses.
+    # Part of the program that preprocesses.
     where: Literal["in the graph", "in the runtime"] = "in the graph"
 
 
@@ -174,7 +174,7 @@ class Release(Struct, frozen=True):
     product: Annotated[str, Meta(max_length=200)]
     # When the bundle was signed.
     signed: Text
-    # From when on devices refuse the bundle; null: never.
+    # Time from which devices refuse the bundle; null: never.
     expires: Text | None = None
 
 
