@@ -93,7 +93,7 @@ class Tuning(Struct, frozen=True):
     created: str
     # Bundle and machine that the tuning applies to.
     place: Scope
-    # Empty: no GPU, or no engine of the bundle uses one.
+    # GPU and its compute capability; empty: no GPU, or no engine of the bundle uses one.
     gpu: str
     # Versions of the libraries that run the engines.
     libraries: dict[str, str]
