@@ -101,7 +101,7 @@ class ParityReport(Struct, frozen=True):
     pixels: int
     # Share of the pixels that are changed in the labels, 0 to 1.
     changed_share: float
-    # Pixels with a higher probability of change are changed.
+    # Pixels with a higher probability of change count as changed.
     threshold: float
     # The allowed F1 drop, in points.
     max_f1_drop: float

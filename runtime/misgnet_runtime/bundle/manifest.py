@@ -191,7 +191,7 @@ class Manifest(Struct, frozen=True):
     tile: int
     # Overlap of neighbouring tiles in pixels; always 0 in this version.
     overlap: int
-    # Pixels with a higher probability of change are changed.
+    # Pixels with a higher probability of change count as changed.
     threshold: Annotated[float, Meta(gt=0, lt=1)]
     # Names of the classes, in order.
     class_names: Annotated[list[Text], Meta(max_length=256)]
