@@ -791,7 +791,7 @@ def test_evaluation_tiles_that_decompress_to_more_than_the_limit_are_refused(
     write_evaluation(path, evaluation_tiles(1, 2))
     read_evaluation(path)
     monkeypatch.setattr("misgnet_runtime.storage.npz.ARCHIVE_BYTES", 100)
-    with pytest.raises(InputError, match="cannot be read: they declare"):
+    with pytest.raises(InputError, match="cannot be read: its arrays declare"):
         read_evaluation(path)
 
 
