@@ -177,8 +177,8 @@ def spread_out(
 ) -> list[tuple[int, float | None]]:
     """Picks ``count`` members of ``group``: one near the middle, then always the one farthest from all before it.
 
-    ``points`` is (N, F). The first member is drawn from the 10 % of members nearest to the middle. Returns each with its
-    distance to the nearest one before it.
+    ``points`` is (N, F). The first member is drawn from the 10 % of members nearest to the middle. Returns each
+    with its distance to the nearest one before it.
     """
     own = points[list(group)]
     middle = np.linalg.norm(own - own.mean(0), axis=1)
