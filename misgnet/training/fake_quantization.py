@@ -110,7 +110,8 @@ def folding(norm: nn.BatchNorm2d, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """
     assert norm.running_mean is not None and norm.running_var is not None
     assert not norm.training, "folding requires running statistics; train with frozen batch norms"
-    gain = norm.weight / (norm.running_var + norm.eps).sqrt()
+    # float32 sqrt of PyTorch (MKL) can be off by one digit, which changes quantized values of weights at ties
+    gain = norm.weight / (norm.running_var + norm.eps).double().sqrt().float()
     return gain, norm.bias + gain * ((0.0 if bias is None else bias) - norm.running_mean)
 
 

@@ -372,6 +372,17 @@ def test_weight_is_quantized_as_folded_with_its_batch_norm() -> None:
         layer(x)
 
 
+def test_folding_is_exact_in_float32_on_every_processor() -> None:
+    """The graph's folded weights are; one digit of difference can change the quantized value of a weight at a tie."""
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm2d(1000).eval()
+    for value in (norm.weight, norm.running_var):
+        torch.nn.init.uniform_(value, 0.1, 3)
+    variance = norm.running_var.numpy() + np.float32(norm.eps)
+    expected = norm.weight.detach().numpy() / np.sqrt(variance)  # NumPy rounds correctly
+    np.testing.assert_array_equal(folding(norm, None)[0].detach().numpy(), expected)
+
+
 def test_gradient_ignores_rounding_and_is_zero_for_clipped_values() -> None:
     linear = torch.nn.Linear(3, 1, bias=False)
     torch.nn.init.constant_(linear.weight, 0.5)
