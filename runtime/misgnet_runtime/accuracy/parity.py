@@ -109,7 +109,7 @@ class ParityReport(Struct, frozen=True):
     reference_scores: dict[str, float | None]
     # One entry per engine.
     engines: list[EngineParity]
-    # Which value of the F1 drop must stay within ``max_f1_drop``; see the manifest.
+    # The value of the F1 drop that must stay within ``max_f1_drop``; see the manifest.
     gate: GateRule = "point"
     # How the metrics and the interval are computed.
     note: str = "one confusion matrix over all pixels of the changed class; the interval resamples source images"

@@ -26,7 +26,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 InputForm = Literal["uint8", "float32"]
 OutputForm = Literal["probability", "logits", "mask"]
-# Which value of the F1 drop must stay within the limit: the measured drop, or the upper end of its interval.
+# The value of the F1 drop that must stay within the limit: the measured drop, or the upper end of its interval.
 GateRule = Literal["point", "upper"]
 EngineKind = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "rtx", "tensorrt"]
 _DATES = ("before", "after")
@@ -107,7 +107,7 @@ class FileEntry(Struct, frozen=True):
     sha256: Sha256
     # Size in bytes.
     size: Count
-    # What the file is used for, for example "golden tiles".
+    # Purpose of the file, for example "golden tiles".
     role: Name
     # Precision of a graph or an engine; null for other files.
     precision: Name | None = None
@@ -225,8 +225,8 @@ class Manifest(Struct, frozen=True):
     machine: dict[Text, Any]
     # Licence of the weights.
     licence: Text
-    # Which value of the F1 drop must stay within ``max_f1_drop``: "point" is the measured drop, "upper" the upper end
-    # of its 95 % interval.
+    # The value of the F1 drop that must stay within ``max_f1_drop``: "point" is the measured drop, "upper" the upper
+    # end of its 95 % interval.
     gate: GateRule = "point"
     # How the threshold was determined: "given", or "tuned: " and the details.
     threshold_from: Text = "given"
