@@ -15,7 +15,7 @@ import onnx
 import pytest
 from msgspec.structs import replace as changed
 
-pytest.importorskip("onnxruntime.quantization", reason="needs what the extra [export] brings")
+pytest.importorskip("onnxruntime.quantization", reason="the benchmarks need the [export] extra")
 torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
@@ -88,7 +88,7 @@ PEAKS = [
 ]  # fmt: skip
 
 
-def test_ratios_to_the_fastest_peer_to_eager_and_to_the_matrix_peaks() -> None:
+def test_ratios_refer_to_the_fastest_peer_to_eager_and_to_the_matrix_peaks() -> None:
     rows = {r.key: r for r in with_ratios(ROWS, PIXEL, PEAKS)}
     best = best_peer(ROWS)
     assert best and best.key == "nncf-transformer openvino f32"  # regardless of its F1, and not one of ours

@@ -1,4 +1,4 @@
-"""A fake split engine in NumPy whose output depends on a whole tile, and the same engine in one piece."""
+"""Provides a fake split engine in NumPy whose output depends on a whole tile, and the same engine in one piece."""
 
 from __future__ import annotations
 

@@ -92,9 +92,13 @@ def task_of(
 class WarmUp(Struct, frozen=True):
     """The warm-up before the first round."""
 
+    # Number of calls.
     calls: int
+    # Duration of the warm-up.
     seconds: float
-    steady: bool  # whether the duration of calls settled within 5 %
+    # Whether the duration of calls settled within 5 %.
+    steady: bool
+    # Mean of the last calls.
     seconds_per_call: float
 
 
@@ -108,27 +112,42 @@ class Round(Struct, frozen=True):
 class RailEnergy(Struct, frozen=True):
     """Power and energy of one power rail."""
 
+    # Name of the rail.
     rail: str
-    watts: float  # mean
+    # Mean power.
+    watts: float
+    # Energy per image pair.
     joules_per_pair: float
-    total: bool  # whether the rail supplies the whole module
+    # Whether the rail supplies the whole module.
+    total: bool
 
 
 class Timing(Struct, frozen=True):
     """Latency per call, and throughput. Bundles built by earlier versions have only the fields without a default."""
 
+    # Name of the engine.
     engine: str
     precision: str
-    batch: int  # image pairs per call
+    # Image pairs per call.
+    batch: int
+    # Number of timed calls.
     calls: int
+    # Median latency of a call.
     p50_ms: float
+    # 90th percentile of the latency.
     p90_ms: float
+    # 99th percentile of the latency.
     p99_ms: float
+    # Mean of all calls.
     pairs_per_second: float
+    # Highest latency.
     max_ms: float | None = None
+    # Number of threads that call at the same time.
     streams: int = 1
-    rounds: list[float] = msgspec.field(default_factory=list)  # pairs per second of each round
+    # Pairs per second of each round.
+    rounds: list[float] = msgspec.field(default_factory=list)
     warm_up: WarmUp | None = None
+    # Power and energy of each rail that was measured.
     energy: list[RailEnergy] = msgspec.field(default_factory=list)
 
 

@@ -64,10 +64,12 @@ class Candidate:
 class TuneReport(Struct, frozen=True):
     """Result of a tuning run."""
 
+    # Folder of the bundle.
     bundle: str
+    # Approximate measuring time per engine.
     minutes: float
     tuning: Tuning
-    # Where the tuning is stored.
+    # File that the tuning is stored in.
     file: str
     # Engines and settings that could not be measured.
     not_run: list[NotRun]

@@ -1,4 +1,4 @@
-"""Tests the commands of ``misgnet`` in processes of their own, as a user runs them."""
+"""Tests the commands of ``misgnet`` in separate processes, as a user runs them."""
 
 from __future__ import annotations
 

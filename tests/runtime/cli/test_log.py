@@ -1,4 +1,4 @@
-"""``--log json``: every line is one object with the documented fields, and nothing else is printed."""
+"""Tests ``--log json``: every line is one object with the documented fields, and nothing else is printed."""
 
 from __future__ import annotations
 

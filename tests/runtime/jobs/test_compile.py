@@ -202,7 +202,7 @@ def test_a_cached_plan_requires_no_memory_for_a_build(
     check_output(bundle)
 
 
-def test_memory_limits_of_a_build() -> None:
+def test_memory_limits_of_a_build_follow_the_free_memory() -> None:
     nano = builder_memory(2400 << 20)
     assert (nano.workspace_bytes, nano.builder_bytes) == (600 << 20, 1800 << 20)
     assert builder_memory(2400 << 20, 5).workspace_bytes == 5
@@ -793,7 +793,7 @@ def test_evaluation_tiles_that_decompress_to_more_than_the_limit_are_refused(
     write_evaluation(path, evaluation_tiles(1, 2))
     read_evaluation(path)
     monkeypatch.setattr("misgnet_runtime.storage.npz.ARCHIVE_BYTES", 100)
-    with pytest.raises(InputError, match="cannot be read: they declare"):
+    with pytest.raises(InputError, match="cannot be read: its arrays declare"):
         read_evaluation(path)
 
 

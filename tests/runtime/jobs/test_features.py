@@ -1,4 +1,4 @@
-"""Files of one date's features: equal to the encoder's output, written atomically, and never used when damaged."""
+"""Tests files of one date's features: equal to the encoder's output, written atomically, never used if damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks of two folders of images: computed in batches, written atomically, and resumed after every interruption."""
+"""Tests masks of two folders of images: computed in batches, written atomically, resumed after interruptions."""
 
 from __future__ import annotations
 
@@ -303,7 +303,9 @@ def test_resume_after_kill_at_any_system_call_writes_identical_outputs(
 command = partial(exit_code, cli.main, "misgnet-run")
 
 
-def test_the_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_pairs_and_refuses_options_for_geotiffs(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     call = ("predict", place.bundle, place.before, place.after, "-o", place.out)
     assert command(*call, "--align") == 2
     assert "options for GeoTIFFs" in capsys.readouterr().err

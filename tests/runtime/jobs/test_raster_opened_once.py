@@ -1,4 +1,4 @@
-"""A run opens each input raster once, for any outputs, and thresholds each pixel of its map once."""
+"""Tests that a run opens each input raster once, for any outputs, and thresholds each pixel of its map once."""
 
 from __future__ import annotations
 

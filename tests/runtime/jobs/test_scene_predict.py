@@ -1,4 +1,4 @@
-"""Prediction of a scene from two GeoTIFFs: correct and atomic outputs, identical after every kind of interruption."""
+"""Tests the prediction of a scene from two GeoTIFFs: correct, atomic outputs, identical after interruptions."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_the_map_is_the_engines_output(place: Place) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 300), (64, 64), (65, 40), (130, 129)])
 @pytest.mark.parametrize("overlap", [0, 16, 32])
-def test_scenes_of_any_size(place: Place, size: tuple[int, int], overlap: int) -> None:
+def test_scenes_of_any_size_are_predicted(place: Place, size: tuple[int, int], overlap: int) -> None:
     before, after = (image[:, : size[0]].repeat(2, 2)[:, :, : size[1]] for image in (BEFORE, AFTER))
     write_raster(place.before, before)
     write_raster(place.after, after)
@@ -185,7 +185,7 @@ def test_shifted_dates_are_warned_of(place: Place) -> None:
     assert "about +3 rows and -4 columns" in logged.warnings[0]
 
 
-def test_the_quick_look_shows_what_changed(place: Place) -> None:
+def test_the_quick_look_shows_the_change(place: Place) -> None:
     place.run(place.all)
     with Image.open(place.out / "look.png") as image:
         picture = np.asarray(image)
@@ -511,7 +511,14 @@ def test_a_missing_library_is_named(
 command = partial(exit_code, cli.main, "misgnet-run")
 
 
+<<<<<<< HEAD
 def test_the_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+=======
+def test_the_command_requires_a_scale_and_writes_polygons(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE)))
+>>>>>>> stranger
     for path, pixels in ((place.before, BEFORE), (place.after, AFTER)):
         write_raster(path, pixels.astype(np.uint16) * 100)
     pair = ("predict", place.bundle, place.before, place.after)

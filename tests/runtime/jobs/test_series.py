@@ -1,4 +1,4 @@
-"""Series of dates: maps equal those of predict, each date is encoded once, and a failing date does not stop others."""
+"""Tests series: maps equal those of predict, each date is encoded once, a failing date does not stop the others."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_nodata_areas_of_either_date_match_predict(place: Place, split: FakeSpli
 
 
 @pytest.mark.parametrize("case", NODATA_AREAS)
-def test_nodata_areas_in_a_consecutive_series(place: Place, case: str) -> None:
+def test_nodata_areas_in_a_consecutive_series_match_predict(place: Place, case: str) -> None:
     first, second, _ = NODATA_AREAS[case]
     write_raster(place.dates[0], with_nodata(later(1), *first), nodata=0)
     write_raster(place.dates[1], with_nodata(later(2), *second), nodata=0)
@@ -210,7 +210,7 @@ def test_nodata_areas_in_a_consecutive_series(place: Place, case: str) -> None:
         check_equal(place, before, after)
 
 
-def test_alpha_and_scaling_of_one_date_only(place: Place) -> None:
+def test_alpha_and_scaling_of_one_date_match_predict(place: Place) -> None:
     alpha = np.full((1, H, W), 255, np.uint8)
     alpha[:, 70:, :30] = 0
     write_raster(place.dates[0], np.concatenate([later(1), alpha]), colours=RGBA)
@@ -409,7 +409,7 @@ def test_an_output_of_another_run_is_kept(place: Place) -> None:
 
 
 def test_settings_tuned_since_are_named(place: Place, split: FakeSplit) -> None:
-    """Another batch size gives another map; only this message explains to the user where it came from."""
+    """Another batch size gives a slightly different map, and only this message explains why."""
     place.run()
     split.batch = 2
     with pytest.raises(
@@ -550,7 +550,9 @@ def test_memory_does_not_grow_with_the_scene(place: Place) -> None:
 command = partial(exit_code, cli.main, "misgnet-run")
 
 
-def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_encode_and_series_commands_report_results_and_failures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = Place(tmp_path)
     file = place.root / "reference.features"
     assert command("encode", place.bundle, place.reference, "-o", file, "--engine", "cpu") == 0

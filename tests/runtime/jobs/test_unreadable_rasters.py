@@ -1,4 +1,4 @@
-"""No command silently makes a map of a raster that is truncated, unfinished or damaged."""
+"""Tests that no command silently makes a map of a raster that is truncated, unfinished or damaged."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_all_engines_that_run_here_are_measured_by_default(bundle: Bundle) -> No
 
 
 @pytest.mark.parametrize(("largest", "batches"), [(1, [1]), (3, [1, 3]), (16, [1, 4, 16]), (64, [1, 4, 16])])
-def test_default_batches(bundle: Bundle, largest: int, batches: list[int]) -> None:
+def test_default_batches_depend_on_the_largest_batch(bundle: Bundle, largest: int, batches: list[int]) -> None:
     manifest = msgspec.structs.replace(bundle.manifest, interface=msgspec.structs.replace(INTERFACE, max_batch=largest))
     assert make_matrix(replace(bundle, manifest=manifest), BenchOptions(engines=("cpu",))).batches == batches
 

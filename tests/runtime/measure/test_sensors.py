@@ -111,7 +111,7 @@ def test_an_unreadable_file_is_read_as_none(tmp_path: Path) -> None:
 # Jetson
 
 
-def test_rails_of_an_orin_nx(tmp_path: Path) -> None:
+def test_rails_of_an_orin_nx_are_read(tmp_path: Path) -> None:
     meter = find_ina3221(tree(tmp_path, ORIN))
     assert (meter.source, meter.total) == ("INA3221", "VDD_IN")
     assert meter.read() == pytest.approx({"VDD_IN": 10, "VDD_CPU_GPU_CV": 3, "VDD_SOC": 2})
@@ -229,12 +229,12 @@ def test_energy_counts_only_the_time_covered_by_readings() -> None:
 # The machine's state
 
 
-def test_a_pinned_gpu_clock(tmp_path: Path) -> None:
+def test_a_pinned_gpu_clock_is_recognised(tmp_path: Path) -> None:
     (clock,) = read_state(tree(tmp_path, devfreq("17000000.gpu", 1_300_500_000, 1_300_500_000, 1_300_500_000))).clocks
     assert (clock.name, clock.current, clock.pinned, clock.held_back) == ("GPU", 1300.5, True, False)
 
 
-def test_state_of_an_orin(tmp_path: Path) -> None:
+def test_state_of_an_orin_is_read(tmp_path: Path) -> None:
     state = read_state(tree(tmp_path, ORIN))
     assert state.clocks == [
         Clock("CPU 0-3", 1190.4, 115.2, 1984.0, "schedutil"), Clock("CPU 4-7", 1190.4, 115.2, 1984.0, "schedutil"),

@@ -21,15 +21,19 @@ _LARGEST_BATCH = 16  # largest batch measured by default
 class RunsHere(Struct, frozen=True):
     """An engine that is measured, and its device."""
 
+    # Name of the engine.
     engine: str
     precision: str
+    # Device that runs the engine.
     device: str
 
 
 class NotRun(Struct, frozen=True):
     """An engine that is not measured, and why."""
 
+    # Name of the engine.
     engine: str
+    # Why it is not measured.
     reason: str
 
 

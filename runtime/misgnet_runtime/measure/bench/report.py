@@ -15,15 +15,18 @@ class Settings(Struct, frozen=True):
 
     # Measuring time of each engine at each setting, in all rounds.
     seconds: float
+    # Number of rounds that this time is divided into.
     rounds: int
     # Maximum warm-up in seconds.
     warm_up: float
+    # CPU threads of each engine.
     threads: int
 
 
 class Power(Struct, frozen=True):
     """Power meters that were used."""
 
+    # Sources of the measurements: INA3221, NVML or RAPL.
     meters: list[str]
     # Why other meters were unavailable.
     missing: list[str]
@@ -33,8 +36,11 @@ class SceneFigure(Struct, frozen=True):
     """Speed of ``predict`` on a pair of GeoTIFFs."""
 
     engine: str
+    # Tiles per inference call.
     batch: int
+    # Batches in flight at once.
     streams: int
+    # Tiles of the scene.
     tiles: int
     # From the first tile read to the last row written.
     seconds: float
@@ -48,7 +54,9 @@ class SceneFigure(Struct, frozen=True):
 class Conditions(Struct, frozen=True):
     """The machine and its state during a benchmark."""
 
+    # Processor, cores, memory and, on a Jetson, the model.
     machine: dict[str, Any]
+    # Versions of installed packages.
     versions: dict[str, str]
     # Power modes of a Jetson at the start and at the end.
     power_modes: tuple[str | None, str | None]
@@ -65,13 +73,17 @@ class BenchReport(Struct, frozen=True):
 
     # ISO 8601, UTC.
     created: str
+    # Name of the bundle.
     bundle: str
     bundle_version: int
     # Digest of the manifest, which states the digest of every file.
     bundle_sha256: str
     settings: Settings
+    # Engines that were measured.
     engines: list[RunsHere]
+    # Engines that were not measured.
     not_run: list[NotRun]
+    # A timing of each engine at each batch and number of streams.
     timings: list[Timing]
     # Engine that the others are compared with.
     reference: str
@@ -79,7 +91,9 @@ class BenchReport(Struct, frozen=True):
     ratios: list[float]
     power: Power
     conditions: Conditions
+    # Null: no scene was given.
     scene: SceneFigure | None
+    # Reasons why the measurements may be unreliable.
     warnings: list[str]
     # A NumPy matrix product of about the duration of one call, timed in the rounds of batch 1 and one stream.
     matrix_product: Timing | None = None

@@ -23,10 +23,14 @@ _THROTTLES = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "ins
 class Clock(Struct, frozen=True):
     """A clock and its configured limits, in MHz."""
 
+    # Such as "CPU 0-3" or "GPU".
     name: str
     current: float
+    # Lower limit.
     lowest: float
+    # Upper limit.
     highest: float
+    # Frequency governor of the kernel; "unknown": not readable.
     governor: str
     # Sustained clock of a processor with a turbo.
     base: float | None = None
@@ -46,6 +50,7 @@ class Clock(Struct, frozen=True):
 class DeviceState(Struct, frozen=True):
     """State of the machine at one moment, or a summary."""
 
+    # Clocks of the CPU and, on a Jetson, of the GPU.
     clocks: list[Clock]
     # Memory clock of a Jetson, if this user may read it.
     memory_mhz: float | None
