@@ -511,14 +511,7 @@ def test_a_missing_library_is_named(
 command = partial(exit_code, cli.main, "misgnet-run")
 
 
-<<<<<<< HEAD
-def test_the_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-=======
-def test_the_command_requires_a_scale_and_writes_polygons(
-    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE)))
->>>>>>> stranger
+def test_the_command_requires_a_scale_and_writes_polygons(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     for path, pixels in ((place.before, BEFORE), (place.after, AFTER)):
         write_raster(path, pixels.astype(np.uint16) * 100)
     pair = ("predict", place.bundle, place.before, place.after)
