@@ -53,7 +53,7 @@ class Trial:
     choice: str
     tiles: int
     seed: int
-    # Of the probability of change.
+    # Mean absolute difference of the probability of change.
     mean_difference: float
     agreement: float
     f1_drop: float | None

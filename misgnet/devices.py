@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Literal
 
@@ -38,16 +39,19 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_precision(wanted: Precision, device: torch.device) -> Precision:
+def choose_precision(
+    wanted: Precision, device: torch.device, *, flags: Callable[[], set[str]] = cpu_flags
+) -> Precision:
     """Returns ``wanted``, with ``auto`` resolved for ``device``.
 
-    ``auto`` selects bfloat16 if the hardware supports it, else float16 on CUDA and float32 on CPUs.
+    ``auto`` selects bfloat16 if the hardware supports it, else float16 on CUDA and float32 on CPUs. ``flags`` returns
+    the instruction sets of this processor.
     """
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if cpu_flags() & _BFLOAT16_FLAGS else "fp32"
+    return "bf16" if flags() & _BFLOAT16_FLAGS else "fp32"
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

@@ -1,4 +1,4 @@
-"""Tests of the documentation's reference: what is generated from the source is complete."""
+"""Tests that the documentation's reference is complete: it names everything that the source defines."""
 
 from __future__ import annotations
 

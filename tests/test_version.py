@@ -1,4 +1,4 @@
-"""``--version`` prints the program's name and version, before a command and after it."""
+"""Tests that ``--version`` prints the program's name and version, before a command and after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check of phrases that `dev.py lint` runs, and the dictionary that codespell reads."""
+"""Tests the phrase check that `dev.py lint` runs, and the dictionary that codespell reads."""
 
 from __future__ import annotations
 

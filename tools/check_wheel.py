@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "misgnet", "export", "calibration", "runtime")
 EXTRAS = "[verify]"
-PACKAGES = {  # and the folder that each lies in
+PACKAGES = {  # and the folder of each
     "misgnet": ".", "misgnet_calibration": "calibration", "misgnet_export": "export", "misgnet_runtime": "runtime",
 }  # fmt: skip
 PACKAGED = (".py", ".typed", ".j2")  # suffixes of files that belong in the wheel
@@ -82,7 +82,7 @@ def install(folder: Path, wheel: Path) -> Path:
 
 
 def check_imports(python: Path, work: Path) -> None:
-    """Checks that all packages come from the wheel, and that nothing of the compiler's was installed with it."""
+    """Checks that all packages come from the wheel, and that none of the compiler's dependencies was installed."""
     *folders, extra = run(python, "-c", FOLDERS, *PACKAGES, cwd=work).splitlines()
     inside = python.parent.parent.resolve()
     strange = [folder for folder in folders if not Path(folder).resolve().is_relative_to(inside)]

@@ -109,14 +109,14 @@ def default(param: Any) -> str:
 
 
 def description(param: Any) -> str:
-    """Returns the help text, without the default that stands in a column of its own."""
+    """Returns the help text without the default, which has its own column."""
     text = prose(STATED.sub("", param.help or "", count=1))
     repeated = getattr(param, "multiple", False) and "repeat" not in text
     return f"{text} May be repeated." if repeated else text
 
 
 def stated_default(text: str) -> str:
-    """Returns what the help text itself states as "(default: ...)"."""
+    """Returns the default that the help text itself states as "(default: ...)"."""
     found = STATED.search(text)
     return "none" if found is None else prose(found[1])
 
@@ -127,7 +127,7 @@ def summary(command: Any) -> str:
 
 
 def prose(text: str | None) -> str:
-    """Returns a help text as Markdown: options in code, and nothing that Markdown would take for markup."""
+    """Returns a help text as Markdown: options are code, and characters with a meaning in Markdown are escaped."""
     shown = html.escape(re.sub(r"(?<!\n)\n(?!\n)", " ", (text or "").strip()), quote=False)
     pieces = re.split(r"(`[^`]*`)", shown)
     return "".join(piece if piece[:1] == "`" else _plain(piece) for piece in pieces)

@@ -78,7 +78,7 @@ def anchor(struct: type, name: str) -> str:
 
 
 def field_comments(struct: type) -> dict[str, str]:
-    """Returns the comment of each field: behind it on its line, or on the lines above it."""
+    """Returns the comment of each field, from the end of its line or from the lines above it."""
     lines = Path(inspect.getfile(struct)).read_text(encoding="utf-8").splitlines()
     tree = ast.parse("\n".join(lines))
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == struct.__name__).body
@@ -146,7 +146,7 @@ def _limits(kind: Any, unit: str = "") -> str:
 
 
 def _string(kind: types.StrType) -> str:
-    """Returns a string's kind by its name in STRINGS; of another one its limits."""
+    """Returns a string's kind by its name in STRINGS, or its limits if it has no name there."""
     for name, annotated in STRINGS.items():
         meta = get_args(annotated)[1]
         if (meta.pattern, meta.max_length) == (kind.pattern, kind.max_length):
@@ -155,7 +155,7 @@ def _string(kind: types.StrType) -> str:
 
 
 def default(field: Any) -> str:
-    """Returns what a missing field means, as JSON; "required" if it may not be missing."""
+    """Returns the default of a field as JSON; "required" if it has none."""
     if field.required:
         return "*required*"
     value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default

@@ -27,7 +27,7 @@ class ContenderFailed(MisgnetError):  # noqa: N818 - not always an error
 
 @dataclass(frozen=True)
 class Program:
-    """How a guest is started."""
+    """The command that starts a guest."""
 
     # Used in messages.
     name: str

@@ -41,8 +41,9 @@ class Share(Struct, frozen=True):
 
     # 0 to 1, by the MACs of the float graph.
     share: float
-    # Number of INT8 products, of ``of`` products in the float graph.
+    # Number of INT8 products.
     nodes: int
+    # Number of all products in the float graph.
     of: int
     # INT8 products that the float graph does not have.
     unknown: list[str]

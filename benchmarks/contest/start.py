@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -27,9 +28,12 @@ from misgnet_runtime.storage.files import file_sha256
 from misgnet_runtime.storage.snapshot import Snapshot
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxsim")
+Builder = Callable[[Path, list[str], Path], object]  # (weights, options, bundle to write)
 
 
-def open_start(start: Path, weights: Path | None, build: list[str], work: Path) -> tuple[Bundle, Path]:
+def open_start(
+    start: Path, weights: Path | None, build: list[str], work: Path, *, builder: Builder = build_bundle
+) -> tuple[Bundle, Path]:
     """Returns a bundle and its weights.
 
     Args:
@@ -37,6 +41,7 @@ def open_start(start: Path, weights: Path | None, build: list[str], work: Path) 
         weights: The checkpoint of the bundle.
         build: Options of the build.
         work: Work folder; a bundle there that was built from the same weights and options is reused.
+        builder: Builds a bundle.
 
     Raises:
         UsageError: ``start`` is a bundle, and ``weights`` are missing or are not the bundle's.
@@ -44,7 +49,7 @@ def open_start(start: Path, weights: Path | None, build: list[str], work: Path) 
     if not start.is_dir():
         if weights is not None:
             raise UsageError("--weights requires a BUNDLE; here, WEIGHTS is the checkpoint already")
-        return _built(start, build, work / "bundle"), start
+        return _built(start, build, work / "bundle", builder), start
     if weights is None:
         raise UsageError("a BUNDLE does not contain the weights that peers start from; pass them as --weights")
     bundle = read_bundle(start)
@@ -57,13 +62,13 @@ def open_start(start: Path, weights: Path | None, build: list[str], work: Path) 
     return bundle, weights
 
 
-def _built(weights: Path, options: list[str], root: Path) -> Bundle:
+def _built(weights: Path, options: list[str], root: Path, builder: Builder) -> Bundle:
     """Returns the bundle in ``root``; rebuilds it unless it was built from the same weights and options."""
     stamp = root.with_name("bundle.made")
     key = "\n".join([file_sha256(weights), *options])
     if not (root.is_dir() and stamp.is_file() and stamp.read_text() == key):
         stamp.unlink(missing_ok=True)
-        build_bundle(weights, [*options, "--force"], root)
+        builder(weights, [*options, "--force"], root)
         stamp.write_text(key)
     return read_bundle(root)
 

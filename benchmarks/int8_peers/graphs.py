@@ -20,7 +20,7 @@ from misgnet_runtime.raster.dataset import TileSet
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is compared, and how."""
+    """The graphs and settings of a comparison."""
 
     # The straight export, which the peers start from.
     float_graph: Path

@@ -15,7 +15,7 @@ from misgnet_runtime.storage.schema import Struct
 
 
 class Made(Struct, frozen=True):
-    """How a graph was made."""
+    """The size of a graph, and the cost of making it."""
 
     # Size of the graph.
     megabytes: float

@@ -9,7 +9,7 @@ from msgspec import field
 from misgnet_runtime.accuracy.gate import Interval
 from misgnet_runtime.storage.schema import Struct
 
-# Who made the graph: this project, or a peer.
+# Maker of the graph: this project, or a peer.
 Side = Literal["peer", "ours"]
 Kind = Literal["float32", "int8"]
 
@@ -113,9 +113,9 @@ class Peak(Struct, frozen=True):
 class Work(Struct, frozen=True):
     """MACs of one pair in the straight export."""
 
-    # Of products with constant weights.
+    # MACs of products with constant weights.
     weights: int
-    # Of products of two activations.
+    # MACs of products of two activations.
     activations: int
 
     @property

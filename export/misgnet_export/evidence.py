@@ -38,7 +38,7 @@ class GroupRecord(Struct, frozen=True):
 
 
 class EffectRecord(Struct, frozen=True):
-    """What accuracy gains if only ``groups`` return to float; None if not measured or not finite."""
+    """The gain of accuracy if only ``groups`` return to float; None if not measured or not finite."""
 
     groups: list[str]
     won_points: float | None

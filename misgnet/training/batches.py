@@ -46,11 +46,11 @@ class _Version:
 class SourceCache:
     """A thread-safe cache of decoded image pairs, which drops the least recently used ones above ``limit`` bytes.
 
-    Files that changed since they were cached are read again.
+    Files that changed since they were cached are read again. ``load`` decodes a pair.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, *, load: Callable[[Source], Images] = load_source) -> None:
+        self.limit, self._load = limit, load
         self._images: OrderedDict[Source, tuple[tuple[_Version, ...], Images]] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
@@ -67,7 +67,7 @@ class SourceCache:
             if known and known[0] == version:
                 self._images.move_to_end(source)
                 return known[1]
-        images = load_source(source)
+        images = self._load(source)
         with self._lock:
             self._drop(source)
             self._images[source] = (version, images)

@@ -115,8 +115,8 @@ def open_bundle(
 ) -> BundleSession:
     """Checks a bundle's files and opens one of its engines.
 
-    Problems are raised by this call, not when the ``with`` block is entered. If a signature is required, nothing of the
-    bundle is read before its signature over all files is checked.
+    Problems are raised by this call, not when the ``with`` block is entered. If a signature is required, no other part
+    of the bundle is read before it is checked.
 
     Args:
         path: The bundle's folder.

@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
@@ -104,13 +104,17 @@ class EventLog(_Adapter):
         self.error(str(error), event="error", kind=type(error).__name__, exit_code=1, traceback=trace)
 
     @contextmanager
-    def progress(self, steps: str) -> Iterator[Progress]:
-        """Yields a function ``(done, total)`` that reports progress, counted in ``steps``."""
+    def progress(self, steps: str, *, clock: Callable[[], float] = time.monotonic) -> Iterator[Progress]:
+        """Yields a function ``(done, total)`` that reports progress, counted in ``steps``.
+
+        JSON events are written at most once per second of ``clock``.
+        """
         if is_json():
             yield _at_most_one_a_second(
                 lambda done, total: self.info(
                     f"{done} of {total} {steps}", event="progress", steps=steps, done=done, total=total
-                )
+                ),
+                clock,
             )
             return
         if not err_console.is_terminal:  # Rich before 14.3 ends a disabled bar with an empty line
@@ -235,12 +239,12 @@ def _escaped(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value
 
 
-def _at_most_one_a_second(progress: Progress) -> Progress:
+def _at_most_one_a_second(progress: Progress, clock: Callable[[], float]) -> Progress:
     last = float("-inf")
 
     def report(done: int, total: int) -> None:
         nonlocal last
-        if (now := time.monotonic()) - last >= _SECONDS:
+        if (now := clock()) - last >= _SECONDS:
             last = now
             progress(done, total)
 

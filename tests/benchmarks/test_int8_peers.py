@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-pytest.importorskip("onnxruntime.quantization", reason="needs what the extra [export] brings")
+pytest.importorskip("onnxruntime.quantization", reason="the benchmarks need the [export] extra")
 
 from benchmarks.contest import environments, guest, kept, ours, peers
 from benchmarks.contest.contenders import ONNX_RUNTIME, OPENVINO, OPENVINO_OWN, PEERS, Contender

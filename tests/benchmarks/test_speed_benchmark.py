@@ -15,11 +15,10 @@ import onnx
 import pytest
 from msgspec.structs import replace as changed
 
-pytest.importorskip("onnxruntime.quantization", reason="needs what the extra [export] brings")
+pytest.importorskip("onnxruntime.quantization", reason="the benchmarks need the [export] extra")
 torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
-from benchmarks.contest import start as beginning
 from benchmarks.contest.contenders import ONNX_RUNTIME, OPENVINO, OPENVINO_OWN
 from benchmarks.contest.guest import ContenderFailed, Guest, Program, foreign, own
 from benchmarks.contest.guests import exchange
@@ -89,7 +88,7 @@ PEAKS = [
 ]  # fmt: skip
 
 
-def test_ratios_to_the_fastest_peer_to_eager_and_to_the_matrix_peaks() -> None:
+def test_ratios_refer_to_the_fastest_peer_to_eager_and_to_the_matrix_peaks() -> None:
     rows = {r.key: r for r in with_ratios(ROWS, PIXEL, PEAKS)}
     best = best_peer(ROWS)
     assert best and best.key == "nncf-transformer openvino f32"  # regardless of its F1, and not one of ours
@@ -433,7 +432,7 @@ def test_pytorch_entrants_use_batches_and_depend_on_the_weights(tmp_path: Path) 
     assert eager.identity != compiled.identity
 
 
-def test_a_bundle_requires_its_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_requires_its_own_weights(tmp_path: Path) -> None:
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"some")
     root = bundles.make_bundle(tmp_path / "bundle")
@@ -452,9 +451,8 @@ def test_a_bundle_requires_its_own_weights(tmp_path: Path, monkeypatch: pytest.M
         built.append(options)
         return output if output.exists() else bundles.make_bundle(output)
 
-    monkeypatch.setattr(beginning, "build_bundle", build)
     for options in (["--a"], ["--a"], ["--b"]):
-        open_start(weights, None, options, tmp_path / "work")
+        open_start(weights, None, options, tmp_path / "work", builder=build)
     assert built == [["--a", "--force"], ["--b", "--force"]]
 
 

@@ -1,10 +1,10 @@
-"""In the place of Triton's ONNX Runtime backend: see ``triton_server.py``."""
+"""Replaces Triton's ONNX Runtime backend in tests: see ``support/triton_server.py``."""
 
 import json
 import sys
 from pathlib import Path
 
-sys.path += Path(__file__).with_name("path.txt").read_text().splitlines()  # the backend's Python has a path of its own
+sys.path += Path(__file__).with_name("path.txt").read_text().splitlines()  # the backend's Python has its own path
 
 import numpy as np
 import onnxruntime
@@ -22,15 +22,15 @@ class TritonPythonModel:
         self.outputs = [tensor["name"] for tensor in config["output"]]
 
     def execute(self, requests):
-        """All requests that the server queued together, as one batch."""
+        """Runs all requests that the server queued together as one batch, and returns a response for each."""
         parts = [[array(utils.get_input_tensor_by_name(r, name)) for r in requests] for name in self.inputs]
         ends = np.cumsum([len(part) for part in parts[0]])[:-1]
         feeds = {name: np.concatenate(part) for name, part in zip(self.inputs, parts, strict=True)}
-        answers = [np.split(found, ends) for found in self.session.run(self.outputs, feeds)]
-        return [utils.InferenceResponse(list(map(tensor, self.outputs, row))) for row in zip(*answers, strict=True)]
+        outputs = [np.split(found, ends) for found in self.session.run(self.outputs, feeds)]
+        return [utils.InferenceResponse(list(map(tensor, self.outputs, row))) for row in zip(*outputs, strict=True)]
 
 
-# By DLPack: a backend that was compiled for NumPy 1 takes the items of NumPy 2's arrays to have no bytes.
+# Tensors pass by DLPack: a backend compiled for NumPy 1 reads an item size of 0 from arrays of NumPy 2.
 
 
 def array(tensor):

@@ -342,7 +342,9 @@ def test_tensor_that_does_not_fit_is_refused(path: Path, valid: Archive, case: s
 
 
 @pytest.mark.parametrize(("stride", "fits"), [(1 << 61, True), (1 << 63, False), (1 << 70, False)])
-def test_huge_stride_of_a_dimension_with_one_element(path: Path, valid: Archive, stride: int, fits: bool) -> None:
+def test_huge_stride_of_one_element_is_accepted_up_to_int64(
+    path: Path, valid: Archive, stride: int, fits: bool
+) -> None:
     """Such a stride is never used, but PyTorch does not accept numbers beyond int64."""
     last = tensor("(I128\nI320\nI1\nI1\nt", f"(I320\nI1\nL{stride}L\nI1\nt", count="I40960\n")
     write_archive(path, with_tensor(valid[0], last, ROW), {**valid[1], "own": bytes(4 * 40960)})

@@ -82,7 +82,7 @@ def test_session_that_is_collected_releases_its_engine(bundle: Path) -> None:
     assert engine._closed
 
 
-def test_engine_is_released_where_a_with_block_fails(bundle: Path) -> None:
+def test_engine_is_released_if_a_with_block_fails(bundle: Path) -> None:
     with pytest.raises(InputError, match="uint8"), open_bundle(bundle) as session:
         engine = engine_of(session)
         session.predict(np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 3), np.float32))  # type: ignore[arg-type]

@@ -99,9 +99,11 @@ def opened(output: Path, shard: Shard | None = None) -> Iterator[Record]:
 
 
 def drive(
-    todo: list[Task], output: Path, pool: FakePool, record: Record, recorder: Recorder, *, retries: int = 2
-) -> None:
-    Driver(todo, output, pool, record, retries=retries, listener=recorder.listener()).run()
+    todo: list[Task], output: Path, pool: FakePool, record: Record, recorder: Recorder, *, retries: int = 2,
+    ready_seconds: float = 30.0,
+) -> None:  # fmt: skip
+    listener = recorder.listener()
+    Driver(todo, output, pool, record, retries=retries, listener=listener, ready_seconds=ready_seconds).run()
     assert pool.closed
 
 

@@ -31,7 +31,7 @@ from misgnet_runtime.bundle.quantization import Calibration, Quantization
 from misgnet_runtime.bundle.reader import describe_files
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.inference.detector import ChangeDetector
-from misgnet_runtime.inference.selection import Opened
+from misgnet_runtime.inference.selection import DetectorOpener, Opened
 from misgnet_runtime.storage.schema import encode
 from support.paths import DATA
 
@@ -142,8 +142,8 @@ class FakeEngine(Engine):
         self.closed = True
 
 
-def fake_detector(engine: Callable[[], FakeEngine]) -> Any:
-    """Returns a replacement for ``open_detector`` that uses the engine made by ``engine``."""
+def fake_detector(engine: Callable[[], FakeEngine]) -> DetectorOpener:
+    """Returns an opener that ignores the bundle and uses the engine made by ``engine``."""
 
     @contextmanager
     def opened(*_: object, **__: object) -> Iterator[Opened]:

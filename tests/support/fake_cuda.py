@@ -1,4 +1,4 @@
-"""A fake CUDA driver: device memory is NumPy arrays, and streams are asynchronous.
+"""Provides a fake CUDA driver: device memory is NumPy arrays, and streams are asynchronous.
 
 Work queued on a stream runs only when a caller waits for it. Code that reads a result too early, or reuses a host array
 too early, therefore gets wrong numbers here, too. Work queued during a capture runs when its graph is launched. Wrong

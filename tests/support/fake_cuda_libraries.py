@@ -1,4 +1,4 @@
-"""Fakes of cuda-python and pycuda over a FakeDriver, with the calls that the runtime makes."""
+"""Provides fakes of cuda-python and pycuda over a FakeDriver, with the calls that the runtime makes."""
 # ruff: noqa: N802, N815 (the names are CUDA's)
 
 from __future__ import annotations

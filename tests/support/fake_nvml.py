@@ -1,4 +1,4 @@
-"""A fake of ``pynvml``, the module of nvidia-ml-py, with the calls that the runtime makes."""
+"""Provides a fake of ``pynvml``, the module of nvidia-ml-py, with the calls that the runtime makes."""
 
 from __future__ import annotations
 

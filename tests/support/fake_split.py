@@ -1,4 +1,4 @@
-"""A fake split engine in NumPy whose output depends on a whole tile, and the same engine in one piece."""
+"""Provides a fake split engine in NumPy whose output depends on a whole tile, and the same engine in one piece."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class FakeSplit:
         return self.compare(self.encode(before), self.encode(after))
 
     def opener(self) -> Any:
-        """Returns a replacement for ``choose_split`` and ``open_detector``."""
+        """Returns an opener of this engine, as a split engine or in one piece."""
 
         @contextmanager
         def opened(

@@ -1,4 +1,4 @@
-"""A fake of the modules ``tensorrt`` (as of 10.3, 10.16 or 11.1) and ``tensorrt_rtx`` over a FakeDriver.
+"""Provides fakes of ``tensorrt`` (10.3, 10.16 or 11.1) and ``tensorrt_rtx`` over a FakeDriver.
 
 A model is JSON (see :func:`model`), a plan is JSON with the version that built it. The network computes the mean
 absolute difference of two images over the channels, divided by 255.

@@ -13,7 +13,7 @@ def open_engine(request: dict[str, Any]) -> Opened:
     """Opens a graph. ``optimised``: where to write the optimised graph; ``streams``: threads sharing the session."""
     streams = request.get("streams", 1)
     options = onnxruntime.SessionOptions()
-    # Calling threads compute, too: with one per core, the session needs no threads of its own.
+    # Calling threads compute, too: with one per core, the session needs no own threads.
     options.intra_op_num_threads = max(1, request["threads"] // streams)
     options.log_severity_level = 3
     if request.get("optimised"):

@@ -32,7 +32,7 @@ from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.raster.dataset import TileSet
 
-TILES = 64  # most tiles used for learning and deciding: thousands of rows per product
+TILES = 64  # maximum number of tiles for learning and deciding: thousands of rows per product
 ROWS = 128  # rows per product and tile
 HELD_OUT = 4  # every fourth tile decides between learned and nearest rounding
 _DAMPING = 0.01  # share of the mean second moment that is added to the diagonal, as in GPTQ

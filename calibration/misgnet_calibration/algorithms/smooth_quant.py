@@ -28,7 +28,7 @@ from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.raster.dataset import TileSet
 
-TILES = 64  # most tiles used
+TILES = 64  # maximum number of tiles used
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)
 SAMPLED_ROWS = 512  # rows, over all tiles, on which a product's error is estimated
 LARGEST_FACTOR = 64.0  # the smallest is its inverse; beyond that the weights lose their resolution

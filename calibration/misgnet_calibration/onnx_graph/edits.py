@@ -54,7 +54,8 @@ def bias_of(graph: Graph, node: onnx.NodeProto) -> Operand | None:
 def with_bias(model: onnx.ModelProto, corrections: Mapping[str, NDArray[np.float32]]) -> onnx.ModelProto:
     """Returns a copy of ``model`` with ``corrections`` (C,), by operator, added to the operators' constant biases.
 
-    An operator without such a bias (:func:`bias_of`) is not changed: a further Add would cost what INT8 gained.
+    An operator without such a bias (:func:`bias_of`) is not changed: an additional Add would take the time that INT8
+    saves.
     """
     graph = Graph(model)
     found = {name: bias_of(graph, graph.by_name[name]) for name in corrections}

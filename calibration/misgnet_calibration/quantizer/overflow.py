@@ -60,14 +60,14 @@ class OverflowFix:
 
 def fix_overflow(
     inputs: QuantizationInputs, quantized: QuantizedGraph, interface: Interface, tiles: Sequence[Tile],
-    progress: Progress | None = None,
+    progress: Progress | None = None, *, rounds: int = ROUNDS,
 ) -> OverflowFix:  # fmt: skip
     """Runs ``quantized``, the graph of ``inputs``, and changes operators to float32 until no tensor overflows.
 
-    Raises GateFailed, naming operator, tensor and tile, if a tensor still overflows after ``ROUNDS`` rounds.
+    Raises GateFailed, naming operator, tensor and tile, if a tensor still overflows after ``rounds`` rounds.
     """
     added: dict[str, str] = {}
-    for left in range(ROUNDS, -1, -1):
+    for left in range(rounds, -1, -1):
         graph = Graph(quantized.model)
         maxima = float16_maxima(graph, interface, tiles, progress)
         broken = made_here(graph, maxima)

@@ -59,7 +59,7 @@ def quantize(
 
     Raises:
         GateFailed: The graph breaks a rule of its engines (see ``checks``).
-        InputError: A range is missing, a name is not a node of the graph, or quantized weights do not fit theirs.
+        InputError: A range is missing, a name is not a node of the graph, or quantized weights do not fit the weight.
     """
     graph = Graph(model)
     _check_names(graph, {*keep_float, *(quantized_weights or {}), *(bias or {}), *(float32 or {})})

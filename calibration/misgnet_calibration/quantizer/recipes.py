@@ -22,7 +22,7 @@ from misgnet_calibration.quantizer.rules import (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the quantizer sites of a graph are selected and written, and the precision of all other operators.
+    """The quantization for one kind of engine: placement rules, number formats, and the precision of other operators.
 
     If no rule selects INT8, the graph has no quantizer sites, and ``weight_bits`` is that of its float16 weights.
     """

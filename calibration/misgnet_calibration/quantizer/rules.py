@@ -20,7 +20,7 @@ _REQUESTED = "requested with --placement all"
 _OPENVINO = "docs.openvino.ai, OpenVINO Low Precision Transformations"
 _OPENVINO_CONV = "docs.openvino.ai, ConvolutionTransformation: activations dequantized per tensor"
 _MEASURED_DEPTHWISE = (
-    "measured on LEVIR-CD in ONNX Runtime 1.32 and OpenVINO 2026.4: as many pixels agree as with it in float, and the "
+    "measured on LEVIR-CD in ONNX Runtime 1.32 and OpenVINO 2026.4: the agreement is the same as in float, and the "
     "graph is 1.1 to 1.25 times as fast"
 )
 _MEASURED_RESIDUAL = (
@@ -75,7 +75,7 @@ _FLOAT_DEPTHWISE = Rule(
 )  # fmt: skip
 _INT8_DEPTHWISE = Rule(
     name="depthwise convolution", decision="int8",
-    why="the widest maps of the MLP stay INT8: a quarter of their bytes, and no more loss", source=_MEASURED_DEPTHWISE,
+    why="the widest maps of the MLP stay INT8: a quarter of the bytes, no additional loss", source=_MEASURED_DEPTHWISE,
     operators=("Conv",), weighted=True, grouped=True,
 )  # fmt: skip
 _SMALL = (

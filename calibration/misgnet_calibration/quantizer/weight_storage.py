@@ -16,8 +16,8 @@ _FROM = 4096  # values; for smaller weights, the Cast would not pay off
 def compress_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     """Stores large float32 weights as float16 followed by a Cast, which engines fold when they load the graph.
 
-    Only weights of convolutions and matrix products without other readers are stored so: scales, biases and guards
-    stay exact.
+    Only weights that nothing but convolutions and matrix products read are converted; scales, biases and guards stay
+    exact.
     """
     model = copied(model)
     graph = Graph(model)

@@ -53,7 +53,7 @@ def save_statistics(path: Path, observed: ActivationStatistics, key: StatisticsK
 
 
 def load_statistics(path: Path, key: StatisticsKey) -> tuple[ActivationStatistics | None, str]:
-    """Returns the statistics in ``path``, or None if they are of other inputs; and a text that states which.
+    """Returns the statistics in ``path`` and "reused", or None and the reason why they cannot be reused.
 
     Raises InputError if the file exists but cannot be read: a damaged file is not replaced silently.
     """

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.errors import InputError
 
 BINS = 1 << 16
-SAMPLE = 1 << 16  # most values per tensor and tile that enter the histogram
+SAMPLE = 1 << 16  # maximum number of values per tensor and tile that enter the histogram
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 The tiles are split into strata by their share of change and their brightness. Each stratum contributes a number of
 tiles. Within a stratum, tiles are picked that are far from one another in the features of the float encoder (greedy
-k-centre: Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985). So rare kinds of tiles are
-included, and near duplicates are not.
+k-centre: Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985). This includes rare
+kinds of tiles, and excludes near duplicates.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MIN_TILES = 16
 RECOMMENDED_TILES = 100
 CHANGE_BOUNDS = (0.0, 0.05, 0.2)  # no change; up to 5 %; up to 20 %; more
 BRIGHTNESS_CLASSES = 3  # with the same number of tiles each
-_FEATURES = 64  # most feature values kept per tile
+_FEATURES = 64  # maximum number of feature values kept per tile
 _BATCH = 4
 
 FeatureExtractor = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
@@ -177,8 +177,8 @@ def spread_out(
 ) -> list[tuple[int, float | None]]:
     """Picks ``count`` members of ``group``: one near the middle, then always the one farthest from all before it.
 
-    ``points`` is (N, F). The first member is drawn from the tenth nearest the middle. Returns each with its distance to
-    the nearest one before it.
+    ``points`` is (N, F). The first member is drawn from the 10 % of members nearest to the middle. Returns each
+    with its distance to the nearest one before it.
     """
     own = points[list(group)]
     middle = np.linalg.norm(own - own.mean(0), axis=1)

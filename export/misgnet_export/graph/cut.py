@@ -22,7 +22,7 @@ class DateMap:
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a graph is cut into encoder and head."""
+    """The tensors at which a graph is cut into encoder and head."""
 
     join: str  # name of the Concat of both dates
     maps: tuple[DateMap, ...]  # tensors that are sliced apart after it, in the graph's order

@@ -64,7 +64,7 @@ class Platform:
 
     @property
     def system(self) -> str:
-        """What must be installed on the machine itself."""
+        """Software that must be installed on the machine itself."""
         return _JETPACK if self.jetpack else "needs the NVIDIA driver"
 
 

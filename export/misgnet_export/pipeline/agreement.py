@@ -26,7 +26,7 @@ INT8_AGREEMENT = 0.9  # share of pixels; below this, quantization is broken, not
 
 @dataclass(frozen=True)
 class Agreement:
-    """How closely two graphs agree on the same tiles."""
+    """The agreement of two graphs on the same tiles."""
 
     largest: float  # largest difference of the probability of change
     mean: float  # mean difference of the probability of change

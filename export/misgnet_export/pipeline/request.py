@@ -19,7 +19,7 @@ from misgnet_runtime.options import check, option
 
 # How calibration tiles are selected: representative of the set, drawn at random, or the first ones.
 SelectionRule = Literal["represent", "random", "first"]
-# Which operators become INT8: those of the recipe's rules, or all that read float activations.
+# The operators that become INT8: those of the recipe's rules, or all that read float activations.
 PlacementChoice = Literal["rules", "all"]
 # When the INT8 graph is repaired: if it loses too much on the validation tiles, always, or never.
 RepairChoice = Literal["auto", "always", "never"]

@@ -20,7 +20,7 @@ class Board:
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """What a target is built into."""
+    """The engine that a target is built into."""
 
     engine: EngineKind
     recipe: Recipe | None  # of its graph; None: the float graph itself

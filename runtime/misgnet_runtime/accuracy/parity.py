@@ -101,7 +101,7 @@ class ParityReport(Struct, frozen=True):
     pixels: int
     # Share of the pixels that are changed in the labels, 0 to 1.
     changed_share: float
-    # Pixels with a higher probability of change are changed.
+    # Pixels with a higher probability of change count as changed.
     threshold: float
     # The allowed F1 drop, in points.
     max_f1_drop: float
@@ -109,7 +109,7 @@ class ParityReport(Struct, frozen=True):
     reference_scores: dict[str, float | None]
     # One entry per engine.
     engines: list[EngineParity]
-    # Which value of the F1 drop must stay within ``max_f1_drop``; see the manifest.
+    # The value of the F1 drop that must stay within ``max_f1_drop``; see the manifest.
     gate: GateRule = "point"
     # How the metrics and the interval are computed.
     note: str = "one confusion matrix over all pixels of the changed class; the interval resamples source images"

@@ -26,7 +26,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 InputForm = Literal["uint8", "float32"]
 OutputForm = Literal["probability", "logits", "mask"]
-# Which value of the F1 drop must stay within the limit: the measured drop, or the upper end of its interval.
+# The value of the F1 drop that must stay within the limit: the measured drop, or the upper end of its interval.
 GateRule = Literal["point", "upper"]
 EngineKind = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "rtx", "tensorrt"]
 _DATES = ("before", "after")
@@ -82,19 +82,19 @@ def head_inputs(features: list[TensorEntry]) -> list[TensorEntry]:
 
 
 class Preprocessing(Struct, frozen=True):
-    """How pixels are converted to the network's input."""
+    """The conversion of pixels to the network's input."""
 
     # Names of the bands, in order.
     bands: list[Text] = msgspec.field(default_factory=lambda: ["red", "green", "blue"])
     # Factor that pixels are multiplied by first.
     scale: float = 1 / 255
-    # Mean of each band after scaling, which is subtracted.
+    # Mean of each band after scaling; it is subtracted.
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    # Standard deviation of each band after scaling, which the result is divided by.
+    # Standard deviation of each band after scaling; the difference is divided by it.
     std: tuple[float, float, float] = IMAGENET_STD
     # How pixels without data are treated.
     nodata: Text = "refused: transparent pixels are an error"
-    # Which part of the program preprocesses.
+    # Part of the program that preprocesses.
     where: Literal["in the graph", "in the runtime"] = "in the graph"
 
 
@@ -107,7 +107,7 @@ class FileEntry(Struct, frozen=True):
     sha256: Sha256
     # Size in bytes.
     size: Count
-    # What the file is used for, for example "golden tiles".
+    # Purpose of the file, for example "golden tiles".
     role: Name
     # Precision of a graph or an engine; null for other files.
     precision: Name | None = None
@@ -168,13 +168,13 @@ class EngineEntry(Struct, frozen=True):
 
 
 class Release(Struct, frozen=True):
-    """What ``misgnet-export sign`` stated about the bundle; times are ISO 8601 in UTC."""
+    """Statements of ``misgnet-export sign`` about the bundle; times are ISO 8601 in UTC."""
 
     # Name of the product; devices remember the newest version of each product that they accepted.
     product: Annotated[str, Meta(max_length=200)]
     # When the bundle was signed.
     signed: Text
-    # From when on devices refuse the bundle; null: never.
+    # Time from which devices refuse the bundle; null: never.
     expires: Text | None = None
 
 
@@ -191,7 +191,7 @@ class Manifest(Struct, frozen=True):
     tile: int
     # Overlap of neighbouring tiles in pixels; always 0 in this version.
     overlap: int
-    # Pixels with a higher probability of change are changed.
+    # Pixels with a higher probability of change count as changed.
     threshold: Annotated[float, Meta(gt=0, lt=1)]
     # Names of the classes, in order.
     class_names: Annotated[list[Text], Meta(max_length=256)]
@@ -225,8 +225,8 @@ class Manifest(Struct, frozen=True):
     machine: dict[Text, Any]
     # Licence of the weights.
     licence: Text
-    # Which value of the F1 drop must stay within ``max_f1_drop``: "point" is the measured drop, "upper" the upper end
-    # of its 95 % interval.
+    # The value of the F1 drop that must stay within ``max_f1_drop``: "point" is the measured drop, "upper" the upper
+    # end of its 95 % interval.
     gate: GateRule = "point"
     # How the threshold was determined: "given", or "tuned: " and the details.
     threshold_from: Text = "given"

@@ -117,7 +117,7 @@ class RepairEntry(Struct, frozen=True):
 
 
 class Quantization(Struct, frozen=True):
-    """How one graph was converted to INT8 or float16."""
+    """The conversion of one graph to INT8 or float16."""
 
     # Relative path of the graph.
     graph: FilePath

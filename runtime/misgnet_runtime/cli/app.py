@@ -119,7 +119,7 @@ class _Group(TyperGroup):
             raise
 
     def _apply_shared(self, ctx: Any) -> None:
-        """Applies the app's own options of an invalid call, wherever they stand: --log selects its report's format."""
+        """Applies the app's own options of an invalid call, before or after the command: --log selects its report."""
         parser = self.make_parser(ctx)
         parser.ignore_unknown_options = parser.allow_interspersed_args = True
         with suppress(_WRONG_CALL):

@@ -26,8 +26,8 @@ RequireSignature = Annotated[
     _OptionalPath,
     typer.Option(
         "--require-signature",
-        help="PEM file of public keys or certificates. A bundle must be signed by one of them, or nothing of it is "
-        f"read (default: ${VARIABLE}). The policy files {SYSTEM_POLICY} and ${POLICY_VARIABLE} also apply.",
+        help="PEM file of public keys or certificates. A bundle must be signed by one of them, or no part of it "
+        f"is read (default: ${VARIABLE}). The policy files {SYSTEM_POLICY} and ${POLICY_VARIABLE} also apply.",
         metavar="KEY", callback=use_key, is_eager=True,
     ),
 ]  # fmt: skip

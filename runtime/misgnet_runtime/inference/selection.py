@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -27,6 +27,7 @@ _FASTEST_FIRST = (
 )  # fmt: skip
 
 Runnable = TypeVar("Runnable")
+Yielded_co = TypeVar("Yielded_co", covariant=True)
 
 
 class Opened(NamedTuple):
@@ -35,6 +36,17 @@ class Opened(NamedTuple):
     detector: ChangeDetector
     entry: EngineEntry
     reason: str  # why this engine was selected
+
+
+class EngineOpener(Protocol[Yielded_co]):
+    """Opens an engine of a bundle for the length of a block; arguments as for :func:`open_detector`."""
+
+    def __call__(
+        self, bundle: Bundle, engine: str, execution: ExecutionOptions, /, *, optimise_for: OptimiseFor | None
+    ) -> AbstractContextManager[Yielded_co]: ...
+
+
+DetectorOpener = EngineOpener[Opened]
 
 
 @contextmanager

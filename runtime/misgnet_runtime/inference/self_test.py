@@ -14,7 +14,7 @@ from misgnet_runtime.callables import Predict
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import GateFailed, UnavailableError
 from misgnet_runtime.inference.detector import Probability
-from misgnet_runtime.inference.selection import open_detector
+from misgnet_runtime.inference.selection import DetectorOpener, open_detector
 from misgnet_runtime.inference.split_detector import open_split
 
 GOLDEN_AGREEMENT = 0.95  # share of pixels; a wrong engine is far below it
@@ -47,7 +47,14 @@ def verify_bundle(path: Path, engine: str | None = None) -> Iterator[str]:
         raise UnavailableError(f"no engine was checked against the golden tiles: {'; '.join(refused)}")
 
 
-def check_golden(bundle: Bundle, entry: EngineEntry, golden: GoldenTiles, batch: int = 1) -> str:
+def check_golden(
+    bundle: Bundle,
+    entry: EngineEntry,
+    golden: GoldenTiles,
+    batch: int = 1,
+    *,
+    opener: DetectorOpener = open_detector,
+) -> str:
     """Runs the golden tiles on one engine, and on its encoder and head if it is split; returns the result as a line.
 
     Args:
@@ -55,13 +62,14 @@ def check_golden(bundle: Bundle, entry: EngineEntry, golden: GoldenTiles, batch:
         entry: The engine.
         golden: The bundle's golden tiles.
         batch: Tiles per inference call.
+        opener: Opens the engine.
 
     Raises:
         GateFailed: Less than 95 % of pixels equal the golden tiles, or less than 99 % are equal between the engine and
             its two parts.
         UnavailableError: The engine does not run here.
     """
-    with open_detector(bundle, entry.name, ExecutionOptions(streams=1)) as (detector, _, _):
+    with opener(bundle, entry.name, ExecutionOptions(streams=1), optimise_for=None) as (detector, _, _):
         line, found = golden_agreement(bundle, entry, detector.probability, golden, batch)
     if entry.split is None:
         return line

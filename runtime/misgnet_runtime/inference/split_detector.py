@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
@@ -10,12 +10,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from misgnet_runtime.bundle.checked import CheckedFiles
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface, TensorEntry, head_inputs
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines import DEFAULT_EXECUTION, Engine, ExecutionOptions, open_engine_file
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.inference.detector import Probability, as_input, misfit, to_probability
-from misgnet_runtime.inference.selection import open_chosen
+from misgnet_runtime.inference.selection import EngineOpener, open_chosen
 from misgnet_runtime.inference.tuned import OptimiseFor
 
 Features = Sequence[NDArray[np.float32]]
@@ -89,8 +90,16 @@ class SplitDetector:
         self._owned.close()
 
 
-def open_split(bundle: Bundle, entry: EngineEntry, execution: ExecutionOptions = DEFAULT_EXECUTION) -> SplitDetector:
+def open_split(
+    bundle: Bundle,
+    entry: EngineEntry,
+    execution: ExecutionOptions = DEFAULT_EXECUTION,
+    *,
+    open_file: Callable[[EngineEntry, CheckedFiles, int, ExecutionOptions], Engine] = open_engine_file,
+) -> SplitDetector:
     """Opens both parts of ``entry``, an engine of ``bundle``, with the same options (default: one stream).
+
+    ``open_file`` opens each part.
 
     Raises:
         UsageError: The engine is not split.
@@ -105,13 +114,16 @@ def open_split(bundle: Bundle, entry: EngineEntry, execution: ExecutionOptions =
 
     def open_part(file: str) -> Engine:
         part = msgspec.structs.replace(entry, file=file)
-        return open_engine_file(part, bundle.files, interface.max_batch, execution)
+        return open_file(part, bundle.files, interface.max_batch, execution)
 
     with ExitStack() as opened:
         encoder = opened.enter_context(open_part(entry.split.encoder))
         head = open_part(entry.split.head)
         opened.pop_all()
     return SplitDetector(encoder, head, interface, bundle.manifest.features, execution.batch)
+
+
+SplitOpener = EngineOpener[tuple[SplitDetector, EngineEntry, str]]
 
 
 @contextmanager

@@ -92,10 +92,14 @@ def task_of(
 class WarmUp(Struct, frozen=True):
     """The warm-up before the first round."""
 
-    calls: int  # number of calls
-    seconds: float  # duration of the warm-up
-    steady: bool  # whether the duration of calls settled within 5 %
-    seconds_per_call: float  # mean of the last window of calls
+    # Number of calls.
+    calls: int
+    # Duration of the warm-up.
+    seconds: float
+    # Whether the duration of calls settled within 5 %.
+    steady: bool
+    # Mean of the last calls.
+    seconds_per_call: float
 
 
 class Round(Struct, frozen=True):
@@ -108,28 +112,43 @@ class Round(Struct, frozen=True):
 class RailEnergy(Struct, frozen=True):
     """Power and energy of one power rail."""
 
-    rail: str  # name of the rail
-    watts: float  # mean power
-    joules_per_pair: float  # energy per image pair
-    total: bool  # whether the rail supplies the whole module
+    # Name of the rail.
+    rail: str
+    # Mean power.
+    watts: float
+    # Energy per image pair.
+    joules_per_pair: float
+    # Whether the rail supplies the whole module.
+    total: bool
 
 
 class Timing(Struct, frozen=True):
     """Latency per call, and throughput. Bundles built by earlier versions have only the fields without a default."""
 
-    engine: str  # its name in the bundle
-    precision: str  # for example "int8"
-    batch: int  # image pairs per call
-    calls: int  # number of timed calls
-    p50_ms: float  # median latency of a call
-    p90_ms: float  # latency that 90 % of the calls do not exceed
-    p99_ms: float  # latency that 99 % of the calls do not exceed
-    pairs_per_second: float  # image pairs divided by time, over all rounds
-    max_ms: float | None = None  # latency of the slowest call
-    streams: int = 1  # batches in flight at once
-    rounds: list[float] = msgspec.field(default_factory=list)  # pairs per second of each round
-    warm_up: WarmUp | None = None  # the warm-up before the first round
-    energy: list[RailEnergy] = msgspec.field(default_factory=list)  # one entry per power rail
+    # Name of the engine.
+    engine: str
+    precision: str
+    # Image pairs per call.
+    batch: int
+    # Number of timed calls.
+    calls: int
+    # Median latency of a call.
+    p50_ms: float
+    # 90th percentile of the latency.
+    p90_ms: float
+    # 99th percentile of the latency.
+    p99_ms: float
+    # Mean of all calls.
+    pairs_per_second: float
+    # Highest latency.
+    max_ms: float | None = None
+    # Number of threads that call at the same time.
+    streams: int = 1
+    # Pairs per second of each round.
+    rounds: list[float] = msgspec.field(default_factory=list)
+    warm_up: WarmUp | None = None
+    # Power and energy of each rail that was measured.
+    energy: list[RailEnergy] = msgspec.field(default_factory=list)
 
 
 @dataclass

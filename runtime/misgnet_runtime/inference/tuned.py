@@ -39,8 +39,10 @@ _LIBRARIES = {
 class Setting(Struct, frozen=True):
     """Settings that an engine is run with."""
 
-    streams: Positive  # batches in flight at once
-    batch: Positive  # tiles per inference call
+    # Batches in flight at once.
+    streams: Positive
+    # Tiles per inference call.
+    batch: Positive
 
     def describe(self) -> str:
         """Formats the settings for a message: "2 streams, batch 1"."""
@@ -53,20 +55,27 @@ ONE_PAIR = Setting(1, 1)  # optimised for latency: nothing else is in flight
 class Measurement(Struct, frozen=True):
     """The throughput of an engine with one setting, measured in alternating rounds with the default."""
 
-    engine: EngineName  # its name in the bundle
-    setting: Setting  # the setting that was measured
-    pairs_per_second: float  # median of the rounds
-    ratio: float  # median of the rounds' ratios to the default
-    spread: float  # interquartile range of these ratios
-    rounds: list[float]  # pairs/s of each round
+    engine: EngineName
+    setting: Setting
+    # Median of the rounds.
+    pairs_per_second: float
+    # Median of the rounds' ratios to the default setting.
+    ratio: float
+    # Interquartile range of these ratios.
+    spread: float
+    # Pairs per second of each round.
+    rounds: list[float]
 
 
 class Scope(Struct, frozen=True):
     """The bundle and the machine that a tuning applies to."""
 
-    bundle_sha256: Sha256  # digest of the bundle's manifest
-    processor: str  # names of the processor and, if known, of the board
-    cores: Count  # usable cores
+    # Digest of the manifest, which states the digest of every file.
+    bundle_sha256: Sha256
+    # Processor and, if known, model of the machine.
+    processor: str
+    # Number of usable CPU cores.
+    cores: Count
 
     @classmethod
     def of(cls, bundle: Bundle) -> Scope:
@@ -78,15 +87,24 @@ class Scope(Struct, frozen=True):
 class Tuning(Struct, frozen=True):
     """The saved tuning of a bundle on one machine."""
 
-    format: int  # version of this format
-    created: str  # ISO 8601, UTC
-    place: Scope  # the bundle and the machine
-    gpu: str  # empty: no GPU, or no engine of the bundle uses one
-    libraries: dict[str, str]  # versions by distribution
-    latency: EngineName  # the engine with the lowest latency for one pair
-    throughput: EngineName  # the engine with the highest throughput
-    settings: dict[EngineName, Setting]  # the settings with the highest throughput, by engine
-    measurements: list[Measurement]  # one entry per engine and setting
+    # Version of this file format.
+    format: int
+    # ISO 8601, UTC.
+    created: str
+    # Bundle and machine that the tuning applies to.
+    place: Scope
+    # GPU and its compute capability; empty: no GPU, or no engine of the bundle uses one.
+    gpu: str
+    # Versions of the libraries that run the engines.
+    libraries: dict[str, str]
+    # Engine with the lowest latency for one pair.
+    latency: EngineName
+    # Engine with the highest throughput.
+    throughput: EngineName
+    # Setting with the highest throughput, by engine.
+    settings: dict[EngineName, Setting]
+    # All measurements.
+    measurements: list[Measurement]
 
     def engine(self, optimise_for: OptimiseFor) -> str:
         return self.latency if optimise_for == "latency" else self.throughput

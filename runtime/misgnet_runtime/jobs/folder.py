@@ -20,7 +20,7 @@ from misgnet_runtime.callables import Mask, Progress, RgbImage
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.formatting import format_change, plural
 from misgnet_runtime.inference.detector import Probability
-from misgnet_runtime.inference.selection import Opened, open_detector
+from misgnet_runtime.inference.selection import DetectorOpener, Opened, open_detector
 from misgnet_runtime.jobs.folder_record import Record, Stamp, Written, open_record, progress_folder, stamp_of
 from misgnet_runtime.jobs.image import are_rasters, warn_of_images
 from misgnet_runtime.jobs.scene.options import SceneOptions
@@ -66,12 +66,13 @@ def predict_folders(
     *,
     log: EventLog | None = None,
     progress: Progress | None = None,
+    opener: DetectorOpener = open_detector,
 ) -> FolderReport:
     """Writes the masks of two folders' pairs as ``output``/NAME.png (0 and 255), each atomically.
 
     Pairs of GeoTIFFs become change rasters, ``output``/NAME.tif, according to ``options``. Images may have any size;
     each pair is held in memory completely. The same call resumes an interrupted run, and processes pairs again whose
-    files have changed since. ``progress`` counts pairs.
+    files have changed since. ``progress`` counts pairs; ``opener`` opens the engine.
 
     Raises:
         InputError: A file cannot be read; the message names it.
@@ -87,7 +88,7 @@ def predict_folders(
     outputs = {source.name: f"{source.name}{'.tif' if source.name in scenes else '.png'}" for source in sources}
     _check_options(output, options, scenes)
     bundle = read_bundle(bundle_path)
-    with open_detector(bundle, options.engine, options.execution, optimise_for=options.optimise_for) as opened:
+    with opener(bundle, options.engine, options.execution, optimise_for=options.optimise_for) as opened:
         detector, entry, _ = opened
         settings = {
             "the bundle": bundle.digest(),

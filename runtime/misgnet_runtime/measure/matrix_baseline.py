@@ -6,6 +6,7 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import ClassVar
 
 import msgspec
@@ -35,18 +36,6 @@ def serve() -> None:
     serve_calls(lambda: np.matmul(first, second, out=found), task)
 
 
-def rows_for(seconds: float) -> int:
-    """Returns the number of rows of square matrices whose product takes about ``seconds``.
-
-    The time grows with the cube of the rows. A small product gives a first estimate, which a second one refines.
-    """
-    rows = _PROBE_ROWS
-    for _ in range(2):
-        wanted = round(rows * math.pow(seconds / seconds_of(rows), 1 / 3))
-        rows = min(max(wanted, _ROW_LIMITS[0]), _ROW_LIMITS[1])
-    return rows
-
-
 def seconds_of(rows: int) -> float:
     """Returns the median time of a product of two matrices with ``rows`` rows, in seconds."""
     first, second, found = matrices(rows)
@@ -56,6 +45,19 @@ def seconds_of(rows: int) -> float:
         np.matmul(first, second, out=found)
         taken.append(time.perf_counter() - start)
     return statistics.median(taken)
+
+
+def rows_for(seconds: float, *, seconds_of: Callable[[int], float] = seconds_of) -> int:
+    """Returns the number of rows of square matrices whose product takes about ``seconds``.
+
+    The time grows with the cube of the rows. A small product gives a first estimate, which a second one refines;
+    ``seconds_of`` measures them.
+    """
+    rows = _PROBE_ROWS
+    for _ in range(2):
+        wanted = round(rows * math.pow(seconds / seconds_of(rows), 1 / 3))
+        rows = min(max(wanted, _ROW_LIMITS[0]), _ROW_LIMITS[1])
+    return rows
 
 
 def matrices(rows: int) -> NDArray[np.float32]:

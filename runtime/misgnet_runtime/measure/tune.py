@@ -64,13 +64,12 @@ class Candidate:
 class TuneReport(Struct, frozen=True):
     """Result of a tuning run."""
 
-    # Path of the bundle, as given.
+    # Folder of the bundle.
     bundle: str
-    # Measuring time per engine.
+    # Approximate measuring time per engine.
     minutes: float
-    # The settings that were saved.
     tuning: Tuning
-    # Where the tuning is stored.
+    # File that the tuning is stored in.
     file: str
     # Engines and settings that could not be measured.
     not_run: list[NotRun]

@@ -59,8 +59,8 @@ class Axis:
     def weights(self) -> NDArray[np.float32]:
         """Returns a Hann window for each tile, float32 (tiles, T); the weights of each pixel sum to 1.
 
-        A tile off the grid has full weight only where no other tile covers, and fades out over the next ``overlap``
-        pixels. Predictions further from the scene's edge thus do not depend on where the scene was cut.
+        A tile off the grid has full weight only at pixels that no other tile covers, and fades out over the next
+        ``overlap`` pixels. Predictions further from the scene's edge thus do not depend on where the scene was cut.
         """
         windows = [self._window(index) for index in range(len(self.starts))]
         total = np.zeros(max(self.length, self.tile))

@@ -40,12 +40,12 @@ class Declared:
         help="Red, green and blue bands, such as 3,2,1 (default: as named in the file).", parse=_bands
     )
     scale: tuple[float, ...] | None = _option(
-        help="value * scale + offset is 0 for black, 1 for white; one number or three (default: 8-bit values as they "
-        "are).",
+        help="Factor of stored values: value * scale + offset is 0 for black, 1 for white. One number or three "
+        "(default: 8-bit values as they are).",
         parse=numbers(1, 3, like="0.0001"),
     )
     offset: tuple[float, ...] | None = _option(
-        help="See --scale; one number or three (default: 0).", parse=numbers(1, 3, like="-0.1")
+        help="Offset of stored values, see --scale; one number or three (default: 0).", parse=numbers(1, 3, like="-0.1")
     )
     stretch: tuple[float, ...] | None = _option(
         help="Instead of --scale: percentiles of each band that become black and white, such as 2,98 (default: none).",

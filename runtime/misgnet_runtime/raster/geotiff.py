@@ -76,7 +76,7 @@ def cache_for(dataset: Any) -> int:
     """Returns the size in bytes of GDAL's cache with which each block is decoded once per row of tiles.
 
     Raises:
-        InputError: Blocks are so large that each would be decoded too often, or lie mostly beyond the raster.
+        InputError: Blocks are so large that each would be decoded too often, or are mostly outside of the raster.
     """
     height, width = dataset.block_shapes[0]
     pixel = sum(bytes_of(dtype) for dtype in dataset.dtypes)

@@ -1,6 +1,6 @@
 """Writes a scene's rasters from its map on disk: into a temporary directory, read back, and renamed together.
 
-The change raster is the thresholded map. Polygons, masks and the quicklook are all derived from the change raster.
+The change raster is the thresholded map. Polygons, masks and the quick look are derived from the change raster.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def read_arrays(source: Path | io.BytesIO, names: Iterable[str]) -> list[NDArray
     with LimitedZip(source, ARCHIVE_DIRECTORY_BYTES) as archive:
         size = sum(entry.file_size for entry in archive.entries())
         if size > ARCHIVE_BYTES:
-            raise ValueError(f"they declare {size} bytes; the limit is {ARCHIVE_BYTES}")
+            raise ValueError(f"its arrays declare {size} bytes; the limit is {ARCHIVE_BYTES}")
         return [_array(name, archive.read(archive.entry(f"{name}.npy"), ARCHIVE_BYTES)) for name in names]
 
 
@@ -55,12 +55,12 @@ def _array(name: str, data: bytearray) -> NDArray[Any]:
     """Returns a view of ``data``, the file of one array."""
     length = int.from_bytes(data[8:_HEADER], "little")
     if data[:8] != b"\x93NUMPY\x01\x00" or length > _MOST_TEXT:
-        raise ValueError(f"{name} in it is not an array in NumPy's format 1.0")
+        raise ValueError(f"its array {name} does not have NumPy's format 1.0")
     header = io.BytesIO(data[8 : _HEADER + length])
     shape, fortran, dtype = npy.read_array_header_1_0(header)
     if dtype.kind not in _KINDS or dtype.itemsize == 0:
-        raise ValueError(f"{name} in it holds {dtype}; expected numbers or text")
+        raise ValueError(f"its array {name} holds {dtype}; expected numbers or text")
     if math.prod(shape) * dtype.itemsize != len(data) - _HEADER - length:
-        raise ValueError(f"{name} in it has {len(data) - _HEADER - length} bytes for {list(shape)} of {dtype}")
+        raise ValueError(f"its array {name} has {len(data) - _HEADER - length} bytes for {list(shape)} of {dtype}")
     flat = np.frombuffer(memoryview(data)[_HEADER + length :], dtype)
     return flat.reshape(shape, order="F" if fortran else "C")

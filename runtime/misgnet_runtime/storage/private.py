@@ -48,8 +48,8 @@ def user_folder(variable: str, kind: Literal["cache", "state"]) -> Path | None:
     """Returns the folder named by ``variable``, else the system's folder for a program's cache or state.
 
     The folder never depends on the working directory: a relative $XDG_CACHE_HOME or $XDG_STATE_HOME is ignored, as its
-    specification requires, and a relative $HOME gives no folder. A state folder needs $HOME; a cache folder may also
-    lie in the home directory of the user database. Returns None if no folder is available.
+    specification requires, and a relative $HOME gives no folder. A state folder needs $HOME; without it, a
+    cache folder is placed in the home directory that the user database states. Returns None if no folder is available.
 
     Raises:
         InputError: ``variable`` is a relative path.

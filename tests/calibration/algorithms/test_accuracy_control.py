@@ -1,4 +1,4 @@
-"""Accuracy control finds the groups to revert in cases with a known solution, within its budget, and reports them."""
+"""Tests that accuracy control finds the groups to revert if they are known, within its budget, and reports them."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_tied_groups_are_ranked_together():
     assert len(landscape.asked) == 2 + 30 + 2, "the cheaper tie, and the one that passes"
 
 
-def test_ties_are_not_measured_where_single_groups_explain_the_loss():
+def test_ties_are_not_measured_if_single_groups_explain_the_loss():
     landscape = Landscape(damage=named(10, g1=3, g5=3))
     landscape.control(ties=[("g2", "g3")])
     assert frozenset(["g2", "g3"]) not in landscape.asked
@@ -596,7 +596,7 @@ def groups(**costs: int) -> list[Group]:
     return [Group(name, (name,), cost) for name, cost in costs.items()]
 
 
-def test_the_logit_error_decides_where_f1_only_fluctuates():
+def test_the_logit_error_decides_if_f1_only_fluctuates():
     points = {"a": 0.2, "b": -0.2, "c": 0.1, "d": 0.0, "e": -0.1}
     errors = {"a": 0.001, "b": 0.03, "c": 0.002, "d": 0.02, "e": 0.0}
     effects = rank(groups(a=1, b=1, c=1, d=1, e=1), START, FLOAT, alone(points, errors, START), Limit(0.1))
@@ -633,7 +633,7 @@ def test_harmful_groups_come_last_and_groups_that_pass_alone_first():
     assert [name for e in effects for name in e.groups] == ["cures", "most", "none", "harms"]
 
 
-def test_groups_that_were_not_ranked_share_what_the_others_leave_unexplained():
+def test_unranked_groups_share_the_unexplained_gain():
     found = alone({"a": 1.0, "b": 0.0}, {"a": 0.01, "b": 0.0}, START)
     effects = {e.groups[0]: e for e in rank(groups(a=1, b=1, c=1, d=1), START, FLOAT, found, Limit(0.1))}
     assert effects["c"].benefit == effects["d"].benefit > effects["a"].benefit > effects["b"].benefit

@@ -1,4 +1,4 @@
-"""Repairs of INT8 graphs: tested on constructed graphs with a known gain, and kept only if they help."""
+"""Tests repairs of INT8 graphs: on constructed graphs with a known gain, and kept only if they help."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_the_readers_of_a_norm_are_found_after_layout_nodes():
     assert norm.tensors == ("norm", "turned", "map")
     found = {reader.node: (reader.activation, reader.input_axis) for reader in norm.readers}
     assert found == {node_named(model, "q"): ("norm", 0), node_named(model, "z"): ("map", 1)}
-    assert scalable_norms(Graph(model), set()) == [], "nothing to gain where no reader is quantized"
+    assert scalable_norms(Graph(model), set()) == [], "no gain if no reader is quantized"
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_bias_correction_subtracts_the_mean_error_in_graph_order(tiles):
     )
     for name in exact:
         off, rest = (np.abs(exact[name] - means[name]).mean() for means in (shifted, left))
-        assert rest < 0.1 * off, "behind a corrected operator, too: no shift is counted twice"
+        assert rest < 0.1 * off, "also after a corrected operator: no shift is counted twice"
 
 
 @RECIPES
@@ -445,7 +445,7 @@ def test_nodes_kept_float_are_not_counted_as_quantized(tiles, recipe):
     left = [p for p in quantizer_sites(graph, recipe) if p.node not in names]
     assert [p.node for p in found.sites] == [p.node for p in left]
     assert found.int8_share == int8_share(graph, left) < quantize(given.model, recipe, given.ranges, {}).int8_share
-    assert error(given.model, found.model) < 0.01, "levels and biases of a node that stays float are not used"
+    assert error(given.model, found.model) < 0.01, "quantized values and biases of a float node are unused"
 
 
 @RECIPES
@@ -549,7 +549,7 @@ def test_repairs_are_tried_in_turn_and_follow_the_rules(tiles, recipe):
         score = attempt.after if attempt.kept else score
     assert found.score == score == decide(found.quantized.model)
     assert found.attempts[0].kept and found.score.mean < 0.5 * found.attempts[0].before.mean
-    assert len(found.quantized.sites) == 6, "repair is not retreat"
+    assert len(found.quantized.sites) == 6, "a repair reverts no operator to float"
     assert found.inputs.quantize(recipe).model == found.quantized.model
     if recipe is TENSORRT:
         check_tensorrt_rules(found.quantized.model)
@@ -584,7 +584,7 @@ def test_steps_and_float_nodes_are_the_callers_choice(tiles):
     assert found.inputs.keep_float == {kept} and kept not in {p.node for p in found.quantized.sites}
 
 
-def test_the_decision_to_keep_a_repair():
+def test_repair_is_kept_if_it_improves_beyond_noise():
     before = Score(0.01, 0.999)
     assert is_better(before, Score(0.009, 0.999))
     assert is_better(before, Score(0.009, 0.999 - 0.5e-5)), "a handful of pixels is noise"

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from misgnet_calibration.onnx_graph.graph import Graph
-from misgnet_calibration.quantizer import overflow
 from misgnet_calibration.quantizer.float16 import float32_reasons
 from misgnet_calibration.quantizer.overflow import OverflowFix, fix_overflow, float16_maxima
 from misgnet_calibration.quantizer.quantize import QuantizationInputs
@@ -130,12 +129,11 @@ def test_graph_without_overflow_is_not_changed(dark: TileSet, bright: list[Tile]
     assert found.headroom == pytest.approx(65504 / 510)
 
 
-def test_unfixable_overflow_names_operator_tensor_and_tile(
-    dark: TileSet, bright: list[Tile], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(overflow, "ROUNDS", 0)
+def test_unfixable_overflow_names_operator_tensor_and_tile(dark: TileSet, bright: list[Tile]) -> None:
+    inputs = start(graph(), dark)
+    quantized = inputs.quantize(TENSORRT_FP16)
     with pytest.raises(GateFailed, match=r"Mul 'body/Mul_body_big' overflows: 'body_big' .* on tile 2_of_255@0,0"):
-        fixed(start(graph(), dark), bright)
+        fix_overflow(inputs, quantized, INTERFACE, bright, rounds=0)
 
 
 def test_float16_part_of_an_int8_graph_is_checked(tmp_path: Path) -> None:

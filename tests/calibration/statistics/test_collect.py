@@ -1,4 +1,4 @@
-"""Drawing of calibration tiles, and runs of the float graph over them."""
+"""Tests the drawing of calibration tiles, and runs of the float graph over them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges of activations: exact extremes, percentiles and edge cases."""
+"""Tests ranges of activations: exact extremes, percentiles and edge cases."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_order_and_grouping_of_tiles_have_no_effect(values):
     assert whole.percentile(0.99) == parts.percentile(0.99)
 
 
-def test_percentile_of_a_normal_distribution():
+def test_percentile_of_a_normal_distribution_is_accurate():
     found = observed(np.random.default_rng(0).standard_normal(SAMPLE)).percentile(0.99)
     assert found.high == pytest.approx(2.576, rel=0.03)
     assert found.low == pytest.approx(-2.576, rel=0.03)

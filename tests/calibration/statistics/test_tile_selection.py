@@ -1,4 +1,4 @@
-"""Selection of calibration tiles: shares of strata, no near duplicates, reproducible by seed."""
+"""Tests the selection of calibration tiles: shares of strata, no near duplicates, reproducible by seed."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Builds a split bundle for the CPU and for a Jetson: the whole build of the default tier."""
-    return built(data, tmp_path_factory, "cpu", "jetson-orin")
+    """Builds a split bundle for the CPU and for a Jetson, the whole build of the default tier; see QUICK."""
+    return built(data, tmp_path_factory, ["cpu", "jetson-orin"], *QUICK)
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +83,7 @@ def bundle_of_many_targets(data: Path, tmp_path_factory: pytest.TempPathFactory)
         targets += ["openvino"]
     if has("tensorrt_rtx"):
         targets += ["rtx-sm89,sm86", "rtx-sm86-fp16"]
-    return built(data, tmp_path_factory, *targets)
+    return built(data, tmp_path_factory, targets)
 
 
 @pytest.fixture(params=["bundle", pytest.param("bundle_of_many_targets", marks=pytest.mark.slow)])
@@ -91,9 +91,9 @@ def each_bundle(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
 
-def built(data: Path, tmp_path_factory: pytest.TempPathFactory, *targets: str) -> Path:
+def built(data: Path, tmp_path_factory: pytest.TempPathFactory, targets: list[str], *more: object) -> Path:
     output = tmp_path_factory.mktemp("built") / "bundle"
-    options = ["--split", "--threshold", "tuned", "--ship-eval", "10"]
+    options: list[object] = ["--split", "--threshold", "tuned", "--ship-eval", "10", *more]
     options += [word for target in targets for word in ("--target", target)]
     result = run("misgnet_export.cli", *build_arguments(data, output, *options))
     assert result.returncode == 0, result.stdout + result.stderr

@@ -1,4 +1,4 @@
-"""Compares the tuned threshold with scikit-learn's F1 at every step."""
+"""Tests the tuned threshold against scikit-learn's F1 at every step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests the commands of ``misgnet`` in processes of their own, as a user runs them."""
+"""Tests the commands of ``misgnet`` in separate processes, as a user runs them."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_predict_accepts_a_folder_or_two_images(tiles: Path, tmp_path: Path) -> 
         (["predict", WEIGHTS], 2, "DATA"),
         (["predict", WEIGHTS, "a.png", "-o", "m.png"], 2, "is not a folder"),
         (["predict", WEIGHTS, ".", "a.png", "-o", "m.png"], 2, "is a folder"),
-        (["predict", WEIGHTS, ".", "-o", "out"], 4, "folder A does not exist"),
+        (["predict", WEIGHTS, ".", "-o", "out"], 4, "directory A does not exist"),
         (["evaluate", WEIGHTS, ".", "--tile", 100], 2, "multiple of 32"),
         (["evaluate", WEIGHTS, ".", "--threshold", 50], 2, "0 to 1"),
         (["evaluate", WEIGHTS, ".", "--maps", "maps.jpg"], 2, "PNG"),

@@ -52,7 +52,7 @@ def test_different_seeds_give_different_pairs(pairs: list[SyntheticPair]) -> Non
 
 
 @pytest.mark.parametrize("size", [64, 96, 256, 1024])
-def test_shapes_and_types(size: int) -> None:
+def test_pairs_have_the_documented_shapes_and_types(size: int) -> None:
     pair = make_pair(3, size)
     for image in (pair.before, pair.after):
         assert image.shape == (size, size, 3)

@@ -36,7 +36,7 @@ def test_losses_follow_their_formulas() -> None:
     assert weighed == pytest.approx(2 * dice + 3 * cross_entropy, abs=1e-6)
 
 
-def test_loss_of_a_certain_prediction() -> None:
+def test_loss_of_a_certain_prediction_is_zero_or_finite() -> None:
     label = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.3
     sure = torch.stack((~label, label), 1) * 200.0
     assert change_loss(sure, label).item() == pytest.approx(0, abs=1e-5)

@@ -24,7 +24,7 @@ from misgnet.training.batches import BatchReader, SourceCache, epoch_batches
 from misgnet.training.ranks import Ranks, check_batch
 from misgnet.training.start import batch_norms, freeze, load_encoder, set_training, trainable
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
-from misgnet_runtime.raster.dataset import TileSet, read_tile
+from misgnet_runtime.raster.dataset import TileSet, load_source, read_tile
 from support.golden import make_network
 
 
@@ -121,12 +121,11 @@ def test_batches_without_augmentation_equal_the_tiles(tiles: TileSet) -> None:
         assert np.array_equal(label[n].numpy(), tile.label)
 
 
-def test_cache_respects_its_limit_and_detects_changed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_respects_its_limit_and_detects_changed_files(tmp_path: Path) -> None:
     write_split(tmp_path, 3, seed=1, size=64)
     tiles = TileSet.open(tmp_path, 64)
     reads: list[str] = []
-    monkeypatch.setattr("misgnet.training.batches.load_source", lambda s: (reads.append(s.name), _load(s))[1])
-    cache = SourceCache(2 * 64 * 64 * 7)
+    cache = SourceCache(2 * 64 * 64 * 7, load=lambda source: (reads.append(source.name), load_source(source))[1])
     for index in (0, 1, 0, 1, 2, 1, 0):
         cache.tile(tiles[index])
     assert reads == ["pair_00000", "pair_00001", "pair_00002", "pair_00000"]
@@ -137,12 +136,6 @@ def test_cache_respects_its_limit_and_detects_changed_files(tmp_path: Path, monk
     path.unlink()
     with pytest.raises(InputError, match=path.name):
         cache.tile(tiles[0])
-
-
-def _load(source):  # type: ignore[no-untyped-def]
-    from misgnet_runtime.raster.dataset import load_source
-
-    return load_source(source)
 
 
 def pvt_state() -> dict[str, torch.Tensor]:
@@ -231,8 +224,7 @@ def test_batches_are_divided_equally_among_processes() -> None:
 def test_automatic_precision_depends_on_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for flags, expected in (({"avx2"}, "fp32"), ({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16"), ({"bf16"}, "bf16")):
-        monkeypatch.setattr("misgnet.devices.cpu_flags", lambda flags=flags: flags)
-        assert choose_precision("auto", cpu) == expected
+        assert choose_precision("auto", cpu, flags=lambda flags=flags: flags) == expected
         assert choose_precision("fp16", cpu) == "fp16"
     for has, expected in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)

@@ -250,7 +250,7 @@ def test_accepted_version_never_decreases(versions: list[Version]) -> None:
         (NOW + DAY, NOW - 5 * DAY, NOW - 2 * DAY, "set the clock"),  # before another one was, with a smaller number
     ],
 )
-def test_expiry_and_a_wrong_clock(
+def test_expired_bundles_and_wrong_clocks_are_refused(
     expires: datetime | None, now: datetime, newest: datetime | None, message: str | None
 ) -> None:
     issue = Issue("p", Version(2, NOW - 10 * DAY), expires)

@@ -1,4 +1,4 @@
-"""Commands on a closed pipe or a full disk: no traceback, and the requested work is done."""
+"""Tests commands on a closed pipe or a full disk: no traceback, and the requested work is done."""
 
 from __future__ import annotations
 

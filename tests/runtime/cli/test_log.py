@@ -1,4 +1,4 @@
-"""``--log json``: every line is one object with the documented fields, and nothing else is printed."""
+"""Tests ``--log json``: every line is one object with the documented fields, and nothing else is printed."""
 
 from __future__ import annotations
 
@@ -155,11 +155,10 @@ def test_a_bug_is_one_object(
         cli.main()
 
 
-def test_progress_comes_once_a_second(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_comes_once_a_second(capsys: pytest.CaptureFixture[str]) -> None:
     now = 100.0
-    monkeypatch.setattr(log.time, "monotonic", lambda: now)
     log.use("json")
-    with log.current().progress("tiles") as progress:
+    with log.current().progress("tiles", clock=lambda: now) as progress:
         for step in range(10):
             progress(step, 9)
             now += 0.25

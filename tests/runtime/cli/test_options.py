@@ -1,4 +1,4 @@
-"""Each option is one field, from which commands, tables and journals are derived."""
+"""Tests that each option is one field, from which commands, tables and journals are derived."""
 
 from __future__ import annotations
 

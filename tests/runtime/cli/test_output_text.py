@@ -1,4 +1,4 @@
-"""External names are escaped for terminals, written as text for spreadsheets, and refused if they are not UTF-8."""
+"""Tests that external names are escaped for terminals, are text in spreadsheets, and must be UTF-8."""
 
 from __future__ import annotations
 

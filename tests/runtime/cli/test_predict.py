@@ -1,4 +1,4 @@
-"""The command ``misgnet-run``: atomic results, one line per error, and the exit codes."""
+"""Tests the command ``misgnet-run``: atomic results, one line per error, and the exit codes."""
 
 from __future__ import annotations
 
@@ -168,13 +168,13 @@ def test_an_engine_without_its_device_is_unavailable(place: Place, run: Run) -> 
     assert not place.output.exists()
 
 
-def test_a_file_where_the_output_folder_should_be(place: Place, run: Run) -> None:
+def test_a_file_in_place_of_the_output_folder_is_refused(place: Place, run: Run) -> None:
     (place.root / "out").write_text("x")
     assert "cannot be written" in failed(run(*place.predict()), 4)
     assert (place.root / "out").read_text() == "x"
 
 
-def test_a_folder_where_the_output_should_be(place: Place, run: Run) -> None:
+def test_a_folder_in_place_of_the_output_is_refused(place: Place, run: Run) -> None:
     place.output.mkdir(parents=True)
     failed(run(*place.predict()), 2)
     failed(run(*place.predict("--force")), 4)

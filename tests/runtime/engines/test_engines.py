@@ -58,7 +58,7 @@ class Conformance:
         assert engine.outputs == (TensorSpec("probability", "float32", (-1, size, size)),)
         assert engine.max_batch == MAX_BATCH and engine.device
 
-    def test_batches_of_all_sizes_in_any_order(self, engine: Engine) -> None:
+    def test_batches_of_all_sizes_are_computed_in_any_order(self, engine: Engine) -> None:
         for seed, batch in enumerate((MAX_BATCH, 1, 3, 1, MAX_BATCH) * 2):
             arrays = self.arrays(engine, batch, seed)
             found = engine.infer(arrays)["probability"]

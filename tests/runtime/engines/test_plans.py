@@ -84,7 +84,7 @@ def plan() -> Plan:
     return compile_plan(tiny_graph(), RTX)
 
 
-def test_one_plan_for_two_capabilities(plan: Plan) -> None:
+def test_one_plan_is_compiled_for_two_capabilities(plan: Plan) -> None:
     assert len(plan.data) > 10_000
     assert plan.compatibility.compute_capabilities == ("sm86", "sm89")
     assert parse_version(plan.compatibility.vendor_version) >= (1, 2)
@@ -100,7 +100,7 @@ def test_capabilities_change_the_plan(plan: Plan) -> None:
     assert one.data != plan.data
 
 
-def test_compiling_with_all_options(plan: Plan) -> None:
+def test_plan_is_compiled_with_all_options(plan: Plan) -> None:
     options = PlanOptions(
         vendor="rtx",
         compute_capabilities=("sm86",),
@@ -253,7 +253,7 @@ def test_a_build_restores_the_signal_handler() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_build_outside_the_main_thread() -> None:
+def test_build_runs_outside_the_main_thread() -> None:
     plans: list[Plan] = []
     thread = threading.Thread(target=lambda: plans.append(compile_plan(tiny_graph(), RTX)))
     thread.start()

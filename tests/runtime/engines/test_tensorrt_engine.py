@@ -406,14 +406,12 @@ def test_memory_of_all_streams_is_checked_before_any_is_allocated() -> None:
         check_plan_fits(PLAN, MACHINE, 3)
 
 
-def test_free_memory_of_an_integrated_gpu_is_the_systems_available_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compatibility, "available_memory", lambda: 5 << 30)
+def test_free_memory_of_an_integrated_gpu_is_the_systems_available_memory() -> None:
     for integrated, expected in ((True, 5 << 30), (False, 1 << 30)):
         driver = FakeDriver(integrated=integrated)
-        assert compatibility.free_bytes(driver, driver.device()) == expected
-    monkeypatch.setattr(compatibility, "available_memory", lambda: None)
+        assert compatibility.free_bytes(driver, driver.device(), system_memory=lambda: 5 << 30) == expected
     driver = FakeDriver(integrated=True)
-    assert compatibility.free_bytes(driver, driver.device()) == 1 << 30
+    assert compatibility.free_bytes(driver, driver.device(), system_memory=lambda: None) == 1 << 30
 
 
 def test_the_message_has_the_given_rebuild_command() -> None:

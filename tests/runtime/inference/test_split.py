@@ -184,7 +184,7 @@ def test_features_of_another_size_count_or_type_are_refused(tmp_path: Path) -> N
             parts.compare(features, features[:1])
 
 
-def test_the_encoder_is_closed_if_the_head_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoder_is_closed_if_the_head_cannot_be_opened(tmp_path: Path) -> None:
     opened: list[Watched] = []
 
     def open_file(entry: EngineEntry, files: CheckedFiles, *_: object, **__: object) -> Watched:
@@ -193,9 +193,8 @@ def test_the_encoder_is_closed_if_the_head_cannot_be_opened(tmp_path: Path, monk
         opened.append(Watched(files.root / entry.file, INTERFACE.max_batch))
         return opened[-1]
 
-    monkeypatch.setattr("misgnet_runtime.inference.split_detector.open_engine_file", open_file)
     with pytest.raises(InputError, match="a broken head"):
-        open_split(make_bundle(tmp_path), SPLIT_FLOAT)
+        open_split(make_bundle(tmp_path), SPLIT_FLOAT, open_file=open_file)
     assert [engine.closed for engine in opened] == [1]
 
 

@@ -149,7 +149,7 @@ def test_an_interrupted_run_writes_the_results_table(
     assert workspace.run().done == 2 and here[-1].given == ["b"]
 
 
-def test_parquet_beside_csv(workspace: BatchWorkspace, here: list[InProcess]) -> None:
+def test_results_are_also_written_as_parquet(workspace: BatchWorkspace, here: list[InProcess]) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     workspace.add("a")
     workspace.add("b")

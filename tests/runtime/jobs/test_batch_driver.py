@@ -10,7 +10,6 @@ pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.formatting import now
-from misgnet_runtime.jobs.batch import driver as batch_driver
 from misgnet_runtime.jobs.batch.pool import Died, Event, Finished, Unusable
 from misgnet_runtime.jobs.batch.record import Failed, SceneStarted
 from misgnet_runtime.jobs.batch.table import Shard
@@ -98,7 +97,7 @@ def test_no_scene_fails_if_no_worker_can_start(tmp_path: Path) -> None:
     assert pool.started.count(1) == 3 and pool.closed and not recorder.failed and not record.attempts
 
 
-def test_waiting_for_a_worker_is_logged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_worker_is_logged_once(tmp_path: Path) -> None:
     class Late(FakePool):
         waits = 0
 
@@ -106,10 +105,9 @@ def test_waiting_for_a_worker_is_logged_once(tmp_path: Path, monkeypatch: pytest
             self.waits += 1
             return super().wait() if self.waits > 5 else []
 
-    monkeypatch.setattr(batch_driver, "_READY_SECONDS", 0.0)
     recorder = Recorder()
     with opened(tmp_path) as record:
-        drive(tasks("a"), tmp_path, Late(1), record, recorder)
+        drive(tasks("a"), tmp_path, Late(1), record, recorder, ready_seconds=0.0)
     assert [note for note in recorder.logged.messages if "no worker is ready yet" in note] == recorder.logged.messages[
         :1
     ] and recorder.done == ["a"]

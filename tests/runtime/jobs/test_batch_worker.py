@@ -25,9 +25,7 @@ def workspace(tmp_path: Path) -> BatchWorkspace:
     return BatchWorkspace(tmp_path, make_bundle(tmp_path / "bundle"), tmp_path / "out")
 
 
-def test_the_engine_is_reopened_only_for_scenes_with_other_options(
-    workspace: BatchWorkspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_engine_is_reopened_only_for_scenes_with_other_options(workspace: BatchWorkspace) -> None:
     requests: list[tuple[object, ...]] = []
     one = workspace.add("one")
 
@@ -35,8 +33,8 @@ def test_the_engine_is_reopened_only_for_scenes_with_other_options(
         requests.append((engine, execution, optimise_for))
         return fake_detector(lambda: FakeEngine(read_bundle(workspace.bundle).manifest.interface))()
 
-    monkeypatch.setattr(batch_worker, "open_detector", opening)
-    worker = SceneWorker(replace(workspace.setup(), execution=ExecutionOptions(threads=3, streams=2)))
+    setup = replace(workspace.setup(), execution=ExecutionOptions(threads=3, streams=2))
+    worker = SceneWorker(setup, opener=opening)
     worker.start()
     for name, words in (("a", {}), ("b", {}), ("c", {"threads": "1"}), ("d", {"threads": "1"})):
         outcome = worker.run(Task(replace(one, id=name, words=words), KEY))
@@ -78,22 +76,19 @@ def test_resume_after_a_killed_worker_writes_identical_outputs(
     one = replace(workspace.add("one", 90, 60), words={"probability": "yes"})
     calls: list[int] = []
 
-    def fake() -> FakeEngine:
-        return FakeEngine(read_bundle(workspace.bundle).manifest.interface)
-
-    monkeypatch.setattr(batch_worker, "open_detector", fake_detector(fake))
+    opener = fake_detector(lambda: FakeEngine(read_bundle(workspace.bundle).manifest.interface))
     expected = None
     for moment in range(60):
         setup = replace(workspace.setup(), output=workspace.root / f"out{moment}")
 
         def doomed(setup: Setup = setup, moment: int = moment) -> None:
-            worker = SceneWorker(setup)
+            worker = SceneWorker(setup, opener=opener)
             worker.start()
             die_at(moment)
             assert worker.run(Task(one, KEY)).figures
 
         killed = in_child(doomed)
-        worker = SceneWorker(setup)
+        worker = SceneWorker(setup, opener=opener)
         worker.start()
         report = work_folder(setup.output, "one") / "report.json"
         whole = report.exists()

@@ -9,6 +9,7 @@ import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,8 @@ def test_build_memory_is_limited_by_free_memory(tmp_path: Path, tensorrt: Any, d
 def test_an_integrated_gpu_is_limited_by_free_system_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = use_driver(FakeDriver("sm87", memory=FREE, integrated=True), monkeypatch)
     install("10.3.0", driver, monkeypatch)
-    monkeypatch.setattr(compatibility, "available_memory", lambda: LEAST - 1)
+    free = partial(compatibility.free_bytes, system_memory=lambda: LEAST - 1)
+    monkeypatch.setattr(run_module, "free_bytes", free)
     with pytest.raises(
         UnavailableError, match=r"512 MiB of memory are free, but a build requires 512 MiB; stop other programs"
     ):
@@ -200,7 +202,7 @@ def test_a_cached_plan_requires_no_memory_for_a_build(
     check_output(bundle)
 
 
-def test_memory_limits_of_a_build() -> None:
+def test_memory_limits_of_a_build_follow_the_free_memory() -> None:
     nano = builder_memory(2400 << 20)
     assert (nano.workspace_bytes, nano.builder_bytes) == (600 << 20, 1800 << 20)
     assert builder_memory(2400 << 20, 5).workspace_bytes == 5
@@ -791,7 +793,7 @@ def test_evaluation_tiles_that_decompress_to_more_than_the_limit_are_refused(
     write_evaluation(path, evaluation_tiles(1, 2))
     read_evaluation(path)
     monkeypatch.setattr("misgnet_runtime.storage.npz.ARCHIVE_BYTES", 100)
-    with pytest.raises(InputError, match="cannot be read: they declare"):
+    with pytest.raises(InputError, match="cannot be read: its arrays declare"):
         read_evaluation(path)
 
 

@@ -1,4 +1,4 @@
-"""The same file as both dates, or metadata that show the wrong order: the run warns and continues."""
+"""Tests the same file as both dates, and metadata that show the wrong order: the run warns and continues."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_dates_of_scenes_in_the_wrong_order_are_warned_of(place: Place, case: st
 
 @pytest.mark.parametrize("how", ["path", "link", "copy"])
 @pytest.mark.parametrize("suffix", [".tif", ".png"])
-def test_the_same_file_as_both_dates_is_warned_of(place: Place, how: str, suffix: str) -> None:
+def test_same_file_as_both_dates_gives_a_warning(place: Place, how: str, suffix: str) -> None:
     path, other = place.root / f"x{suffix}", place.root / f"y{suffix}"
     if suffix == ".tif":
         write_raster(path, BEFORE)

@@ -1,4 +1,4 @@
-"""Files of one date's features: equal to the encoder's output, written atomically, and never used when damaged."""
+"""Tests files of one date's features: equal to the encoder's output, written atomically, never used if damaged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
 from misgnet_runtime.jobs.scene.options import SceneOptions
-from misgnet_runtime.jobs.series import encoding as encoding_module
 from misgnet_runtime.jobs.series.encode import EncodeReport, encode_file
 from misgnet_runtime.jobs.series.features import open_features, record_type, valid_pixels
 from misgnet_runtime.raster.blending import lay_out
@@ -39,24 +38,24 @@ RECORD = record_type(FEATURES, TILE)
 class Place:
     """A split bundle, a raster, and a path for its features; the engine is a fake."""
 
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, root: Path) -> None:
         self.split = FakeSplit()
-        monkeypatch.setattr(encoding_module, "choose_split", self.split.opener())
         self.bundle = make_bundle(root / "bundle", engines=[SPLIT_FLOAT])
         self.raster = write_raster(root / "reference.tif", PIXELS)
         self.file = root / "out" / "reference.features"
         self.logged = Collected()
 
     def run(self, options: SceneOptions | None = None) -> EncodeReport:
-        return encode_file(self.bundle, self.raster, self.file, options, log=self.logged.log)
+        opener = self.split.opener()
+        return encode_file(self.bundle, self.raster, self.file, options, log=self.logged.log, opener=opener)
 
     def names(self) -> set[str]:
         return {path.name for path in self.file.parent.iterdir()} if self.file.parent.exists() else set()
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    return Place(tmp_path, monkeypatch)
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
 
 
 # --- outputs

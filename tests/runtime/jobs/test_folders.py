@@ -1,4 +1,4 @@
-"""Masks of two folders of images: computed in batches, written atomically, and resumed after every interruption."""
+"""Tests masks of two folders of images: computed in batches, written atomically, resumed after interruptions."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from misgnet_runtime.callables import Progress
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import GateFailed, InputError, StorageError, UsageError
+from misgnet_runtime.inference.selection import DetectorOpener
 from misgnet_runtime.jobs import folder as folders
 from misgnet_runtime.jobs.folder import FolderReport, predict_folders
 from misgnet_runtime.jobs.scene.options import SceneOptions
@@ -31,8 +32,9 @@ SIZES = {"a": (64, 64), "b": (64, 64), "c": (100, 70), "d": (10, 30), "e": (64, 
 class Place:
     """A bundle and two folders of images of many formats; the engine is a fake."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, batches: list[int]) -> None:
         self.root = root
+        self.opener = fake_detector(lambda: FakeEngine(INTERFACE, batches=batches))
         self.bundle = make_bundle(root / "bundle")
         self.before, self.after, self.out = root / "A", root / "B", root / "out"
         for seed, (name, size) in enumerate(SIZES.items()):
@@ -40,25 +42,28 @@ class Place:
             for folder, pixels in zip((self.before, self.after), images(*size, seed=seed), strict=True):
                 write_image(folder / f"{name}{suffix}", pixels)
 
-    def run(self, batch: int | None = None, progress: Progress | None = None, **asked: Any) -> FolderReport:
+    def run(
+        self, batch: int | None = None, progress: Progress | None = None, opener: DetectorOpener | None = None,
+        **asked: Any,
+    ) -> FolderReport:  # fmt: skip
         options = SceneOptions(execution=ExecutionOptions(batch=batch), **asked)
-        return predict_folders(self.bundle, self.before, self.after, self.out, options, progress=progress)
+        return predict_folders(
+            self.bundle, self.before, self.after, self.out, options, progress=progress, opener=opener or self.opener
+        )
 
     def masks(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in self.out.iterdir() if path.is_file()}
 
 
 @pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Returns the batch sizes of all calls of all engines."""
-    found: list[int] = []
-    monkeypatch.setattr(folders, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, batches=found)))
-    return found
+def batches() -> list[int]:
+    """Returns the batch sizes of all calls of the place's engines."""
+    return []
 
 
 @pytest.fixture
 def place(tmp_path: Path, batches: list[int]) -> Place:
-    return Place(tmp_path)
+    return Place(tmp_path, batches)
 
 
 def expected_mask(name: str) -> np.ndarray:
@@ -166,10 +171,9 @@ def run_and_interrupt(place: Place, monkeypatch: pytest.MonkeyPatch, error: Base
             return super()._infer(context, arrays, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(folders, "open_detector", fake_detector(lambda: InterruptedEngine(INTERFACE)))
         patched.setattr(folders, "run_pipeline", in_turn)
         with pytest.raises(type(error or GateFailed(""))) as caught:
-            place.run(batch=1)
+            place.run(batch=1, opener=fake_detector(lambda: InterruptedEngine(INTERFACE)))
     assert error is None or "rerun the same command to resume" in str(caught.value)
     assert set(place.masks()) == {"a.png", "b.png", "c.png"}
 
@@ -234,10 +238,9 @@ def test_masks_written_by_others_meanwhile_are_kept(place: Place, monkeypatch: p
     assert place.masks()["f.png"] == b"another's"
 
 
-def test_nan_from_the_engine_is_an_error(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folders, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, nan=True)))
+def test_nan_from_the_engine_is_an_error(place: Place) -> None:
     with pytest.raises(GateFailed, match="NaN or Inf"):
-        place.run()
+        place.run(opener=fake_detector(lambda: FakeEngine(INTERFACE, nan=True)))
     assert place.masks() == {}
 
 
@@ -300,7 +303,9 @@ def test_resume_after_kill_at_any_system_call_writes_identical_outputs(
 command = partial(exit_code, cli.main, "misgnet-run")
 
 
-def test_the_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_pairs_and_refuses_options_for_geotiffs(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     call = ("predict", place.bundle, place.before, place.after, "-o", place.out)
     assert command(*call, "--align") == 2
     assert "options for GeoTIFFs" in capsys.readouterr().err

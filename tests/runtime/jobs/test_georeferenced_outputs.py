@@ -1,4 +1,4 @@
-"""Georeferenced inputs are run as scenes for any output name; for a PNG, lost information is reported."""
+"""Tests that georeferenced inputs are run as scenes for any output name, and that a PNG's losses are reported."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""A run opens each input raster once, for any outputs, and thresholds each pixel of its map once."""
+"""Tests that a run opens each input raster once, for any outputs, and thresholds each pixel of its map once."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ from numpy.typing import NDArray
 rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 pytest.importorskip("pyogrio")
 
-from misgnet_runtime.jobs.scene import predict as predict_module
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import predict_scene_files
-from misgnet_runtime.jobs.series import encoding
 from misgnet_runtime.jobs.series.encode import encode_file
 from misgnet_runtime.jobs.series.options import SeriesOptions
 from misgnet_runtime.jobs.series.series import Listener, run_series
@@ -34,6 +31,7 @@ from support.scenes import read, scene, write_raster
 H, W = 90, 70
 INPUTS = "inputs"
 STRETCHED = Declared(stretch=(2.0, 98.0))
+FAKE = fake_detector(lambda: FakeEngine(INTERFACE))
 
 
 @pytest.fixture
@@ -83,14 +81,12 @@ def all_products(folder: Path, **options: Any) -> SceneOptions:
     ids=["raster", "mask", "cog", "aligned"],
 )
 def test_pair_with_all_outputs_is_opened_and_thresholded_once(
-    *, name: str, options: dict[str, Any], tmp_path: Path, opened: Counter[str], thresholded: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE)))
+    name: str, options: dict[str, Any], tmp_path: Path, opened: Counter[str], thresholded: list[int]
+) -> None:
     bundle, dates = make_bundle(tmp_path / "bundle", engines=[FLOAT]), rasters(tmp_path, ["before", "after"])
     out = tmp_path / "out"
     asked = all_products(out, both=STRETCHED, **options)
-    report = predict_scene_files(bundle, dates[0], dates[1], out / name, asked)
+    report = predict_scene_files(bundle, dates[0], dates[1], out / name, asked, opener=FAKE)
     assert (opened["before.tif"], opened["after.tif"]) == (1, 1)
     assert sum(thresholded) == H * W
     assert report.polygons and sorted(path.name for path in out.iterdir()) == sorted([
@@ -102,7 +98,6 @@ def test_resumed_run_opens_each_raster_once(
     tmp_path: Path, opened: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if only the products remain to be written."""
-    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE)))
     bundle, dates = make_bundle(tmp_path / "bundle", engines=[FLOAT]), rasters(tmp_path, ["before", "after"])
     asked, change = all_products(tmp_path / "out"), tmp_path / "out" / "change.tif"
 
@@ -112,40 +107,39 @@ def test_resumed_run_opens_each_raster_once(
     with monkeypatch.context() as patched:
         patched.setattr("misgnet_runtime.jobs.scene.run.write_quicklook", full)
         with pytest.raises(Exception, match="No space left"):
-            predict_scene_files(bundle, *dates, change, asked)
+            predict_scene_files(bundle, *dates, change, asked, opener=FAKE)
     opened.clear()
-    assert predict_scene_files(bundle, *dates, change, asked).resumed == H
+    assert predict_scene_files(bundle, *dates, change, asked, opener=FAKE).resumed == H
     assert (opened["before.tif"], opened["after.tif"]) == (1, 1)
 
 
-def test_encoding_opens_its_raster_once(tmp_path: Path, opened: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "choose_split", FakeSplit().opener())
+def test_encoding_opens_its_raster_once(tmp_path: Path, opened: Counter[str]) -> None:
     bundle, (date,) = make_bundle(tmp_path / "bundle", engines=[SPLIT_FLOAT]), rasters(tmp_path, ["date"])
-    encode_file(bundle, date, tmp_path / "date.features", SceneOptions(before=STRETCHED))
+    options = SceneOptions(before=STRETCHED)
+    encode_file(bundle, date, tmp_path / "date.features", options, opener=FakeSplit().opener())
     assert opened["date.tif"] == 1
 
 
-def series(root: Path, options: SeriesOptions, opening: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "choose_split", opening)
+def series(root: Path, options: SeriesOptions) -> None:
     bundle, (first, *later) = make_bundle(root / "bundle", engines=[SPLIT_FLOAT]), rasters(root, list("abcd"))
     listener = Listener(Collected().log, lambda *_: None)
-    run_series(bundle, first, later, root / "out", options=options, listener=listener)
+    run_series(
+        bundle, first, later, root / "out", options=options, listener=listener, opener=FakeSplit().opener()
+    )  # fmt: skip
 
 
 def test_series_opens_its_reference_once_and_dates_to_inspect_and_to_run(
-    tmp_path: Path, opened: Counter[str], thresholded: list[int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, opened: Counter[str], thresholded: list[int]
 ) -> None:
     options = SeriesOptions(scene=SceneOptions(both=STRETCHED), quicklook=True, vector=True)
-    series(tmp_path, options, FakeSplit().opener(), monkeypatch)
+    series(tmp_path, options)
     assert opened == {"a.tif": 1, "b.tif": 2, "c.tif": 2, "d.tif": 2}
     assert sum(thresholded) == 3 * H * W
     assert read(tmp_path / "out" / "c.tif").max() in (0, 1)
 
 
-def test_consecutive_series_opens_a_pair_once_to_inspect_and_once_to_run(
-    tmp_path: Path, opened: Counter[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    series(tmp_path, SeriesOptions(consecutive=True), FakeSplit().opener(), monkeypatch)
+def test_consecutive_series_opens_a_pair_once_to_inspect_and_once_to_run(tmp_path: Path, opened: Counter[str]) -> None:
+    series(tmp_path, SeriesOptions(consecutive=True))
     assert opened == {"a.tif": 1, "b.tif": 4, "c.tif": 4, "d.tif": 2}
 
 

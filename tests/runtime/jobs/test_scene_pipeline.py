@@ -1,4 +1,4 @@
-"""The three-stage pipeline: order, bounded queues, and termination of all stages after any failure."""
+"""Tests the three-stage pipeline: order, bounded queues, and termination of all stages after any failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prediction of a scene from two GeoTIFFs: correct and atomic outputs, identical after every kind of interruption."""
+"""Tests the prediction of a scene from two GeoTIFFs: correct, atomic outputs, identical after interruptions."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from rasterio.transform import from_origin
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import GateFailed, InputError, StorageError, UnavailableError, UsageError
+from misgnet_runtime.inference.selection import DetectorOpener
 from misgnet_runtime.jobs.journal import progress_folder
-from misgnet_runtime.jobs.scene import predict as predict_module
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import SceneReport, predict_scene_files
 from support.bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector, make_bundle, write_image
@@ -41,6 +41,7 @@ from support.scenes import PLACE, read, scene, write_raster
 H, W = 300, 210
 BEFORE, AFTER = scene(H, W)
 Call = Callable[..., SceneReport]
+FAKE = fake_detector(lambda: FakeEngine(INTERFACE))
 
 
 class Place:
@@ -58,13 +59,16 @@ class Place:
             probability=self.out / "p.tif", vector=self.out / "change.gpkg", quicklook=self.out / "look.png"
         )
 
-    def run(self, options: SceneOptions | None = None, change: Path | None = None) -> SceneReport:
+    def run(
+        self, options: SceneOptions | None = None, change: Path | None = None, opener: DetectorOpener = FAKE
+    ) -> SceneReport:
         logged = Collected()
         asked = options or SceneOptions()
         paths = self.bundle, self.before, self.after, change or self.change
         report = predict_scene_files(
-            *paths, replace(asked, execution=asked.execution.over(ExecutionOptions(batch=4))), log=logged.log
-        )
+            *paths, replace(asked, execution=asked.execution.over(ExecutionOptions(batch=4))), log=logged.log,
+            opener=opener,
+        )  # fmt: skip
         assert logged.messages[0].startswith("before: ") and logged.messages[1].startswith("after: ")
         return report
 
@@ -73,8 +77,7 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE)))
+def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
@@ -105,7 +108,7 @@ def test_the_map_is_the_engines_output(place: Place) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 300), (64, 64), (65, 40), (130, 129)])
 @pytest.mark.parametrize("overlap", [0, 16, 32])
-def test_scenes_of_any_size(place: Place, size: tuple[int, int], overlap: int) -> None:
+def test_scenes_of_any_size_are_predicted(place: Place, size: tuple[int, int], overlap: int) -> None:
     before, after = (image[:, : size[0]].repeat(2, 2)[:, :, : size[1]] for image in (BEFORE, AFTER))
     write_raster(place.before, before)
     write_raster(place.after, after)
@@ -114,13 +117,13 @@ def test_scenes_of_any_size(place: Place, size: tuple[int, int], overlap: int) -
     np.testing.assert_allclose(read(place.out / "p.tif"), wanted, atol=1e-6)
 
 
-def test_streams_share_the_work_and_give_the_same_bytes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_share_the_work_and_give_the_same_bytes(place: Place) -> None:
     place.run(place.all)
     names = "change.tif", "p.tif"
     alone = [(place.out / name).read_bytes() for name in names]
     engine = FakeEngine(INTERFACE, streams=3)
-    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: engine))
-    report = place.run(replace(place.all, execution=ExecutionOptions(streams=3), force=True))
+    options = replace(place.all, execution=ExecutionOptions(streams=3), force=True)
+    report = place.run(options, opener=fake_detector(lambda: engine))
     assert report.tiles == sum(engine.batches) == 30 and report.seconds > 0
     assert "30 tiles in " in report.lines(place.change)[1]
     assert alone == [(place.out / name).read_bytes() for name in names]
@@ -148,11 +151,10 @@ def test_nodata_is_not_change_and_does_not_leak(place: Place) -> None:
     assert np.isnan(read(place.out / "p.tif")[:, 100:]).all()
 
 
-def test_tiles_without_data_are_not_inferred(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_without_data_are_not_inferred(place: Place) -> None:
     engine = FakeEngine(INTERFACE)
-    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: engine))
     write_raster(place.before, np.where(np.arange(W) < 70, BEFORE, 0).astype(np.uint8), nodata=0)
-    place.run()
+    place.run(opener=fake_detector(lambda: engine))
     assert engine.batches == [2] * 6  # 2 of 5 tiles in each of 6 rows of tiles
 
 
@@ -179,11 +181,11 @@ def test_shifted_dates_are_warned_of(place: Place) -> None:
     write_raster(place.before, noise)
     write_raster(place.after, np.roll(noise, (3, -4), (1, 2)))
     logged = Collected()
-    predict_scene_files(place.bundle, place.before, place.after, place.change, log=logged.log)
+    predict_scene_files(place.bundle, place.before, place.after, place.change, log=logged.log, opener=FAKE)
     assert "about +3 rows and -4 columns" in logged.warnings[0]
 
 
-def test_the_quick_look_shows_what_changed(place: Place) -> None:
+def test_the_quick_look_shows_the_change(place: Place) -> None:
     place.run(place.all)
     with Image.open(place.out / "look.png") as image:
         picture = np.asarray(image)
@@ -348,19 +350,17 @@ class InterruptedEngine(FakeEngine):
         return super()._infer(context, arrays, batch)
 
 
-def run_and_interrupt(place: Place, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
+def run_and_interrupt(place: Place, error: BaseException | None = None) -> None:
     """Interrupts a run after two of its seven rows of tiles."""
     ended = error or GateFailed("the end")
-    with monkeypatch.context() as patched:
-        patched.setattr(predict_module, "open_detector", fake_detector(lambda: InterruptedEngine(place, ended)))
-        with pytest.raises(type(ended)) as caught:
-            place.run()
+    with pytest.raises(type(ended)) as caught:
+        place.run(opener=fake_detector(lambda: InterruptedEngine(place, ended)))
     assert error is None or "rerun the same command to resume" in str(caught.value)
     assert place.names() == {".change.tif.progress"}
 
 
-def test_an_interruption_keeps_finished_work(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_and_interrupt(place, monkeypatch, KeyboardInterrupt())
+def test_an_interruption_keeps_finished_work(place: Place) -> None:
+    run_and_interrupt(place, KeyboardInterrupt())
     assert place.run().resumed == 96 and place.names() == {"change.tif"}
 
 
@@ -375,9 +375,9 @@ OTHERS: dict[str, tuple[Callable[[Place], object], SceneOptions, str]] = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
-def test_another_input_bundle_or_option_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+def test_another_input_bundle_or_option_is_refused(place: Place, case: str) -> None:
     change, options, words = OTHERS[case]
-    run_and_interrupt(place, monkeypatch)
+    run_and_interrupt(place)
     change(place)
     with pytest.raises(UsageError) as caught:
         place.run(options)
@@ -386,9 +386,9 @@ def test_another_input_bundle_or_option_is_refused(place: Place, monkeypatch: py
     assert place.names() == {"change.tif"}
 
 
-def test_rows_that_fail_their_checksum_are_computed_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_fail_their_checksum_are_computed_again(place: Place) -> None:
     place.run(change=place.root / "whole.tif")
-    run_and_interrupt(place, monkeypatch)
+    run_and_interrupt(place)
     raw = progress_folder(place.change) / "probability.raw"
     data = bytearray(raw.read_bytes())
     data[5] ^= 1
@@ -397,15 +397,14 @@ def test_rows_that_fail_their_checksum_are_computed_again(place: Place, monkeypa
     assert place.change.read_bytes() == (place.root / "whole.tif").read_bytes()
 
 
-def test_an_input_that_changes_during_the_run_is_an_error(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_that_changes_during_the_run_is_an_error(place: Place) -> None:
     class Touching(FakeEngine):
         def _infer(self, context: Any, arrays: Any, batch: int) -> Any:
             os.utime(place.after, (1, 1))
             return super()._infer(context, arrays, batch)
 
-    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Touching(INTERFACE)))
     with pytest.raises(InputError, match="was changed while it was read"):
-        place.run()
+        place.run(opener=fake_detector(lambda: Touching(INTERFACE)))
     assert place.names() == {".change.tif.progress"}
 
 
@@ -419,19 +418,18 @@ from pathlib import Path
 from support.bundles import FLOAT, FakeEngine
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.bundle.manifest import Interface
-from misgnet_runtime.jobs.scene import predict
 from misgnet_runtime.jobs.scene.options import SceneOptions
+from misgnet_runtime.jobs.scene.predict import predict_scene_files
 
 @contextmanager
-def opened(bundle, name, *others, **more):
+def opener(*others, **more):
     interface = Interface(256, 4)
     with ChangeDetector(FakeEngine(interface), interface) as detector:
         yield detector, FLOAT, "a fake"
 
-predict.open_detector = opened
 bundle, before, after, out = map(Path, sys.argv[1:])
 options = SceneOptions(probability=out / "p.tif", quicklook=out / "look.png")
-predict.predict_scene_files(bundle, before, after, out / "change.tif", options)
+predict_scene_files(bundle, before, after, out / "change.tif", options, opener=opener)
 print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 
@@ -478,10 +476,9 @@ def test_an_existing_output_is_kept(place: Place, name: str) -> None:
     assert (place.out / name).read_bytes() != b"old"
 
 
-def test_nan_from_the_engine_is_an_error(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, nan=True)))
+def test_nan_from_the_engine_is_an_error(place: Place) -> None:
     with pytest.raises(GateFailed, match="NaN or Inf"):
-        place.run()
+        place.run(opener=fake_detector(lambda: FakeEngine(INTERFACE, nan=True)))
     assert not place.change.exists()
 
 
@@ -514,8 +511,7 @@ def test_a_missing_library_is_named(
 command = partial(exit_code, cli.main, "misgnet-run")
 
 
-def test_the_command(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE)))
+def test_the_command_requires_a_scale_and_writes_polygons(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     for path, pixels in ((place.before, BEFORE), (place.after, AFTER)):
         write_raster(path, pixels.astype(np.uint16) * 100)
     pair = ("predict", place.bundle, place.before, place.after)

@@ -1,4 +1,4 @@
-"""Series of dates: maps equal those of predict, each date is encoded once, and a failing date does not stop others."""
+"""Tests series: maps equal those of predict, each date is encoded once, a failing date does not stop the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from rasterio.transform import from_origin
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
-from misgnet_runtime.jobs.scene import predict as predict_module
+from misgnet_runtime.inference.selection import open_detector
+from misgnet_runtime.inference.split_detector import choose_split
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import predict_scene_files
 from misgnet_runtime.jobs.scene.run import SceneReport
@@ -55,10 +56,12 @@ def later(seed: int) -> NDArray[np.uint8]:
 
 
 class Place:
-    """A split bundle, a reference and three later dates, and an output folder; the engine is a fake."""
+    """A split bundle, a reference and three later dates, and an output folder; the engine is ``split`` if given."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, split: FakeSplit | None = None) -> None:
         self.root = root
+        self.opener = split.opener() if split else open_detector
+        self.split_opener = split.opener() if split else choose_split
         self.bundle = make_bundle(root / "bundle", engines=[SPLIT_FLOAT, SPLIT_INT8])
         self.reference = write_raster(root / "in" / "reference.tif", REFERENCE)
         self.dates = [write_raster(root / "in" / f"d{seed}.tif", later(seed)) for seed in (1, 2, 3)]
@@ -73,7 +76,7 @@ class Place:
         listener = Listener(self.logged.log, lambda path, report: self.reports.update({path.name: report}))
         run_series(
             self.bundle, self.reference, dates or self.dates, self.out, options=options or SeriesOptions(),
-            listener=listener,
+            listener=listener, opener=self.split_opener,
         )  # fmt: skip
         return list(self.reports)
 
@@ -82,7 +85,7 @@ class Place:
         probability = self.root / "alone" / "p.tif"
         change = self.root / "alone" / "change.tif"
         asked = replace(options or SceneOptions(), force=True, probability=probability)
-        report = predict_scene_files(self.bundle, before, after, change, asked)
+        report = predict_scene_files(self.bundle, before, after, change, asked, opener=self.opener)
         return read(change), read(probability), report
 
     def names(self) -> set[str]:
@@ -95,10 +98,8 @@ def split() -> FakeSplit:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: FakeSplit) -> Place:
-    monkeypatch.setattr(encoding_module, "choose_split", split.opener())
-    monkeypatch.setattr(predict_module, "open_detector", split.opener())
-    return Place(tmp_path)
+def place(tmp_path: Path, split: FakeSplit) -> Place:
+    return Place(tmp_path, split)
 
 
 ALL = SeriesOptions(probability=True, vector=True, quicklook=True)
@@ -143,7 +144,7 @@ def test_each_date_is_encoded_once(place: Place, split: FakeSplit) -> None:
 
 def test_features_written_by_encode_are_used(place: Place, split: FakeSplit) -> None:
     file = place.root / "kept.features"
-    encode_file(place.bundle, place.reference, file)
+    encode_file(place.bundle, place.reference, file, opener=place.split_opener)
     assert split.encoded == TILES
     place.run(replace(PROBABLE, features=file, discard_features=True))
     assert split.encoded == 4 * TILES and file.exists() and not place.names() & {"reference.features"}
@@ -200,7 +201,7 @@ def test_nodata_areas_of_either_date_match_predict(place: Place, split: FakeSpli
 
 
 @pytest.mark.parametrize("case", NODATA_AREAS)
-def test_nodata_areas_in_a_consecutive_series(place: Place, case: str) -> None:
+def test_nodata_areas_in_a_consecutive_series_match_predict(place: Place, case: str) -> None:
     first, second, _ = NODATA_AREAS[case]
     write_raster(place.dates[0], with_nodata(later(1), *first), nodata=0)
     write_raster(place.dates[1], with_nodata(later(2), *second), nodata=0)
@@ -209,7 +210,7 @@ def test_nodata_areas_in_a_consecutive_series(place: Place, case: str) -> None:
         check_equal(place, before, after)
 
 
-def test_alpha_and_scaling_of_one_date_only(place: Place) -> None:
+def test_alpha_and_scaling_of_one_date_match_predict(place: Place) -> None:
     alpha = np.full((1, H, W), 255, np.uint8)
     alpha[:, 70:, :30] = 0
     write_raster(place.dates[0], np.concatenate([later(1), alpha]), colours=RGBA)
@@ -408,7 +409,7 @@ def test_an_output_of_another_run_is_kept(place: Place) -> None:
 
 
 def test_settings_tuned_since_are_named(place: Place, split: FakeSplit) -> None:
-    """Another batch size gives another map; only this message explains to the user where it came from."""
+    """Another batch size gives a slightly different map, and only this message explains why."""
     place.run()
     split.batch = 2
     with pytest.raises(
@@ -452,7 +453,7 @@ FEATURES_OF_OTHERS: dict[str, tuple[Callable[[Place], object], SceneOptions, str
 def test_features_of_another_kind_are_refused(place: Place, case: str, given: bool) -> None:
     change, options, words = FEATURES_OF_OTHERS[case]
     file = place.root / "kept.features" if given else place.out / "reference.features"
-    encode_file(place.bundle, place.reference, file)
+    encode_file(place.bundle, place.reference, file, opener=place.split_opener)
     change(place)
     asked = SeriesOptions(scene=options, features=file if given else None)
     with pytest.raises(UsageError) as caught:
@@ -509,16 +510,15 @@ import re, sys
 from pathlib import Path
 from support.bundles import TILE
 from support.fake_split import FakeSplit
-from misgnet_runtime.jobs.series import encoding
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.series.options import SeriesOptions
 from misgnet_runtime.log import current
 from misgnet_runtime.jobs.series.series import Listener, run_series
 
-encoding.choose_split = FakeSplit().opener()
 bundle, before, after, out = map(Path, sys.argv[1:])
 options = SeriesOptions(scene=SceneOptions(overlap=0), consecutive=True)
-run_series(bundle, before, [after], out, options=options, listener=Listener(current(), print))
+listener = Listener(current(), print)
+run_series(bundle, before, [after], out, options=options, listener=listener, opener=FakeSplit().opener())
 print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 
@@ -550,7 +550,9 @@ def test_memory_does_not_grow_with_the_scene(place: Place) -> None:
 command = partial(exit_code, cli.main, "misgnet-run")
 
 
-def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_encode_and_series_commands_report_results_and_failures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = Place(tmp_path)
     file = place.root / "reference.features"
     assert command("encode", place.bundle, place.reference, "-o", file, "--engine", "cpu") == 0

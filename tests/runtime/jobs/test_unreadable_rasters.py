@@ -1,4 +1,4 @@
-"""No command silently makes a map of a raster that is truncated, unfinished or damaged."""
+"""Tests that no command silently makes a map of a raster that is truncated, unfinished or damaged."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rasterio.windows import Window
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
+from misgnet_runtime.inference.selection import DetectorOpener
 from misgnet_runtime.jobs.scene import inputs
 from misgnet_runtime.jobs.scene import predict as predict_module
 from misgnet_runtime.jobs.scene.inputs import Inputs, inspect
@@ -72,6 +74,11 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Place:
     return Place(tmp_path, capsys)
+
+
+def open_with(monkeypatch: pytest.MonkeyPatch, opener: DetectorOpener) -> None:
+    """Makes ``misgnet-run predict`` open its engine with ``opener``."""
+    monkeypatch.setattr(predict_module, "predict_scene_files", partial(predict_scene_files, opener=opener))
 
 
 def cut(path: Path, keep: float) -> None:
@@ -142,7 +149,7 @@ def test_a_truncated_date_fails_before_the_engine_opens(
     def never(*_: object, **__: object) -> None:
         raise UnavailableError("the engine was opened")
 
-    monkeypatch.setattr(predict_module, "open_detector", never)
+    open_with(monkeypatch, never)
     write(place.after, AFTER, layout)
     cut(place.after, 0.7)
     refused(place, f"the after raster {place.after} has ", "unreadable block", "--max-unreadable", "fetch it again")
@@ -327,7 +334,7 @@ def test_an_undecodable_last_block_causes_no_later_error(place: Place, date: str
 
 def test_a_pair_stops_once_too_many_blocks_are_undecodable(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(INTERFACE)
-    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: engine))
+    open_with(monkeypatch, fake_detector(lambda: engine))
     for path in (place.before, place.after):
         write_raster(path, np.tile(BEFORE, (1, 20, 1)))
     damage(place.after, 0)
@@ -335,7 +342,7 @@ def test_a_pair_stops_once_too_many_blocks_are_undecodable(place: Place, monkeyp
     assert sum(engine.batches) < 40  # of some 200 tiles
 
 
-def test_both_kinds_are_counted_once_and_after_a_resume(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_kinds_are_counted_once_and_after_a_resume(place: Place) -> None:
     write_raster(place.after, AFTER)
     damage(place.after, 0, 5)
     with rasterio.open(place.after) as dataset:
@@ -351,10 +358,13 @@ def test_both_kinds_are_counted_once_and_after_a_resume(place: Place, monkeypatc
             return super()._infer(context, arrays, batch)
 
     asked = SceneOptions(max_unreadable=100, execution=ExecutionOptions(batch=2))
-    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Dying(INTERFACE)))
+    call = partial(
+        predict_scene_files, place.bundle, place.before, place.after, place.change, asked,
+        opener=fake_detector(lambda: Dying(INTERFACE)),
+    )  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
-        predict_scene_files(place.bundle, place.before, place.after, place.change, asked)
-    report = predict_scene_files(place.bundle, place.before, place.after, place.change, asked)
+        call()
+    report = call()
     assert report.resumed > 0
     assert report.unread == (3, 3 * 32 * 32)
     assert report.unreadable_share_after == 0.15
@@ -372,7 +382,7 @@ def test_a_resumed_run_enforces_the_limit(place: Place, monkeypatch: pytest.Monk
                 raise KeyboardInterrupt
             return super()._infer(context, arrays, batch)
 
-    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Dying(INTERFACE)))
+    open_with(monkeypatch, fake_detector(lambda: Dying(INTERFACE)))
     assert place.predict(*asked)[0] == 130
     code, _, error = place.predict("--batch", "2")  # the saved progress already includes the damaged block
     assert code == 4 and "1 unreadable block" in error and place.outputs() == []
@@ -508,7 +518,7 @@ def test_a_replaced_raster_is_detected(place: Place, monkeypatch: pytest.MonkeyP
                 other.rename(place.after)
             return super()._infer(context, arrays, batch)
 
-    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Replacing(INTERFACE)))
+    open_with(monkeypatch, fake_detector(lambda: Replacing(INTERFACE)))
     refused(place, "after.tif was changed while it was read")
 
 
@@ -524,7 +534,7 @@ def test_a_raster_modified_with_its_old_time_is_detected(place: Place, monkeypat
             os.utime(place.after, ns=(found.st_atime_ns, found.st_mtime_ns))
             return super()._infer(context, arrays, batch)
 
-    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Writing(INTERFACE)))
+    open_with(monkeypatch, fake_detector(lambda: Writing(INTERFACE)))
     refused(place, "after.tif was changed while it was read")
 
 
@@ -535,7 +545,7 @@ def test_a_new_hard_link_to_a_raster_is_accepted(place: Place, monkeypatch: pyte
                 os.link(place.after, place.root / "backup.tif")
             return super()._infer(context, arrays, batch)
 
-    monkeypatch.setattr(predict_module, "open_detector", fake_detector(lambda: Linking(INTERFACE)))
+    open_with(monkeypatch, fake_detector(lambda: Linking(INTERFACE)))
     assert place.predict()[0] == 0
 
 

@@ -1,4 +1,4 @@
-"""The changed share refers to valid pixels, and the valid share is reported with it: in lines, JSON and tables."""
+"""Tests that changed shares refer to valid pixels, and are reported with the valid share in text, JSON and tables."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
         (0.5, 1e-6, "50.00 % changed of valid pixels, < 0.01 % valid"),
     ],
 )
-def test_shares_as_text(share: float | None, valid: float, words: str) -> None:
+def test_shares_are_formatted(share: float | None, valid: float, words: str) -> None:
     from misgnet_runtime.formatting import format_change
 
     assert format_change(share, valid) == words
@@ -93,7 +93,7 @@ def test_shares_are_of_valid_pixels(call: Any, folder: Path, command: str) -> No
     assert code == 0 and f"{100 * share:.2f} % changed of valid pixels, 75.00 % valid" in out
 
 
-def test_figures_of_a_scene(call: Any, folder: Path) -> None:
+def test_json_states_valid_and_changed_share_of_a_scene(call: Any, folder: Path) -> None:
     _, out, _ = call("predict", folder / "bundle", folder / "before.tif", folder / "partly.tif", "-o",
                      folder / "p.tif", "--log", "json")  # fmt: skip
     change, figures = read(folder / "p.tif"), json.loads(out)

@@ -24,8 +24,8 @@ from PIL import Image
 
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, StorageError, UsageError
+from misgnet_runtime.inference.selection import DetectorOpener
 from misgnet_runtime.jobs.scene.options import SceneOptions
-from misgnet_runtime.jobs.watch import service
 from misgnet_runtime.jobs.watch.completeness import Settling, open_for_writing
 from misgnet_runtime.jobs.watch.journal import Journal
 from misgnet_runtime.jobs.watch.options import WatchOptions
@@ -54,10 +54,14 @@ NOW = WatchOptions(settle=0, once=True)
 
 
 class Workspace:
-    """A bundle, a watched folder and an output folder."""
+    """A bundle, a watched folder and an output folder; in this process, the engine is a fake.
 
-    def __init__(self, root: Path) -> None:
+    ``batches`` collects the batch sizes of all calls of all engines.
+    """
+
+    def __init__(self, root: Path, batches: list[int] | None = None) -> None:
         self.root = root
+        self.opener = fake_detector(lambda: FakeEngine(INTERFACE, batches=batches))
         self.bundle = make_bundle(root / "bundle", engines=[FLOAT])
         self.folder, self.out = root / "in", root / "out"
         self.folder.mkdir()
@@ -67,9 +71,11 @@ class Workspace:
         for date, pixels in zip(("before", "after"), images(*SIZE, seed=seed), strict=True):
             write_image(self.folder / f"{name}_{date}{suffix}", pixels)
 
-    def run(self, options: WatchOptions = NOW) -> WatchReport:
+    def run(self, options: WatchOptions = NOW, opener: DetectorOpener | None = None) -> WatchReport:
         self.log = Collected()
-        return watch_folder(self.bundle, self.folder, self.out, options, self.log.log)
+        return watch_folder(
+            self.bundle, self.folder, self.out, options, self.log.log, opener=opener or self.opener
+        )  # fmt: skip
 
     def journal(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.out / "watch.jsonl").read_text().splitlines()]
@@ -91,16 +97,14 @@ def predicted(seed: int) -> np.ndarray:
 
 
 @pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Batch sizes of all calls of all engines opened in the test."""
-    found: list[int] = []
-    monkeypatch.setattr(service, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, batches=found)))
-    return found
+def batches() -> list[int]:
+    """Batch sizes of all calls of the workspace's engines."""
+    return []
 
 
 @pytest.fixture
 def workspace(tmp_path: Path, batches: list[int]) -> Workspace:
-    return Workspace(tmp_path)
+    return Workspace(tmp_path, batches)
 
 
 # --- pairing of files
@@ -308,9 +312,7 @@ def test_an_output_of_another_program_is_kept(workspace: Workspace) -> None:
     assert workspace.run(replace(NOW, force=True, retry_failed=True)).done == 1
 
 
-def test_a_pair_whose_files_change_while_being_read_is_processed_later(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pair_whose_files_change_while_being_read_is_processed_later(workspace: Workspace) -> None:
     workspace.add("a")
 
     class Replacing(FakeEngine):
@@ -319,10 +321,9 @@ def test_a_pair_whose_files_change_while_being_read_is_processed_later(
                 workspace.add("a", 7)
             return super()._infer(context, arrays, batch)
 
-    monkeypatch.setattr(service, "open_detector", fake_detector(lambda: Replacing(INTERFACE)))
-    assert workspace.run().done == 0 and workspace.ends() == [] and workspace.names() == set()
+    found = workspace.run(opener=fake_detector(lambda: Replacing(INTERFACE)))
+    assert found.done == 0 and workspace.ends() == [] and workspace.names() == set()
     assert "changed while being read" in workspace.log.warnings[0]
-    monkeypatch.setattr(service, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE)))
     assert workspace.run().done == 1
     np.testing.assert_array_equal(mask(workspace.out / "a_change.png"), predicted(7))
 
@@ -605,7 +606,7 @@ def test_a_complete_result_is_not_computed_again(
     np.testing.assert_array_equal(mask(workspace.out / "a_change.png"), predicted(0))
 
 
-def stopped_scene(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def stopped_scene(workspace: Workspace) -> None:
     """Leaves a partly processed scene by stopping the watcher with SIGTERM."""
     from support.scenes import scene, write_raster
 
@@ -620,16 +621,14 @@ def stopped_scene(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None
             return super()._infer(context, arrays, batch)
 
     before = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patched:
-        patched.setattr(service, "open_detector", fake_detector(lambda: Stopping(INTERFACE)))
-        assert workspace.run() == WatchReport(pending=1)
+    assert workspace.run(opener=fake_detector(lambda: Stopping(INTERFACE))) == WatchReport(pending=1)
     assert signal.getsignal(signal.SIGTERM) is before
     assert workspace.ends() == [] and workspace.names() == {".working"}
 
 
 def test_an_interrupted_scene_is_resumed_first(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
-    stopped_scene(workspace, monkeypatch)
+    stopped_scene(workspace)
     workspace.add("a")
     monkeypatch.setattr(FilePair, "arrived", 0)  # by name, except that unfinished pairs come first
     assert workspace.run().done == 2
@@ -638,34 +637,27 @@ def test_an_interrupted_scene_is_resumed_first(workspace: Workspace, monkeypatch
     assert isinstance(resumed, int) and resumed > 0
 
 
-def test_an_interrupted_scene_is_not_resumed_with_other_options(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_scene_is_not_resumed_with_other_options(workspace: Workspace) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
-    stopped_scene(workspace, monkeypatch)
+    stopped_scene(workspace)
     assert workspace.run(replace(NOW, scene=replace(NOW.scene, overlap=8))).done == 1
     assert workspace.log.results[0]["resumed"] == 0
 
 
-def test_an_interrupted_scene_is_not_resumed_after_tuning_and_that_is_logged(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_scene_is_not_resumed_after_tuning_and_that_is_logged(workspace: Workspace) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
-    stopped_scene(workspace, monkeypatch)
-    monkeypatch.setattr(service, "open_detector", fake_detector(lambda: FakeEngine(INTERFACE, streams=2)))
-    assert workspace.run().done == 1
+    stopped_scene(workspace)
+    assert workspace.run(opener=fake_detector(lambda: FakeEngine(INTERFACE, streams=2))).done == 1
     assert workspace.log.results[0]["resumed"] == 0
     changes = "the engine cpu-float32 on a fake, 1 streams, batch 1, and now it is cpu-float32 on a fake, 2 streams"
     assert any(f"s was started with {changes}" in note for note in workspace.log.messages)
 
 
-def test_an_interrupted_pair_whose_files_changed_is_not_resumed(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_pair_whose_files_changed_is_not_resumed(workspace: Workspace) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
     from support.scenes import scene, write_raster
 
-    stopped_scene(workspace, monkeypatch)
+    stopped_scene(workspace)
     write_raster(workspace.folder / "s_after.tif", scene(400, 60)[0])
     assert workspace.run().done == 1
     assert (workspace.log.results[0]["resumed"], workspace.log.results[0]["changed_share"]) == (0, 0)

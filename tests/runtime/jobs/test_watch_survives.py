@@ -467,7 +467,8 @@ def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         state["opened"] += 1
         return Failing(state)
 
-    monkeypatch.setattr(service, "open_detector", fake_detector(open_engine))
+    opening = partial(service.watch_folder, opener=fake_detector(open_engine))
+    monkeypatch.setattr(service, "watch_folder", opening)
     return state
 
 

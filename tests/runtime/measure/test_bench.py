@@ -22,7 +22,6 @@ from misgnet_runtime.cli.bench import lines, tables
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
 from misgnet_runtime.inference.throughput import RailEnergy, Timing, WarmUp
-from misgnet_runtime.measure.bench import matrix as matrix_module
 from misgnet_runtime.measure.bench import run as run_module
 from misgnet_runtime.measure.bench.matrix import NotRun, RunsHere, make_matrix, tasks_of
 from misgnet_runtime.measure.bench.options import BenchOptions
@@ -73,9 +72,8 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 # Engines and settings
 
 
-def test_all_engines_that_run_here_are_measured_by_default(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matrix_module, "usable_cores", lambda: 6)
-    matrix = make_matrix(bundle, BenchOptions())
+def test_all_engines_that_run_here_are_measured_by_default(bundle: Bundle) -> None:
+    matrix = make_matrix(bundle, BenchOptions(), cores_here=lambda: 6)
     assert matrix.runs == [RunsHere("cpu", "int8", "CPU"), RunsHere("cpu-float32", "float32", "CPU")]
     assert [entry.engine for entry in matrix.not_run] == ["rtx-sm86"]
     assert matrix.not_run[0].reason.startswith("TensorRT for RTX") or "CUDA" in matrix.not_run[0].reason
@@ -83,7 +81,7 @@ def test_all_engines_that_run_here_are_measured_by_default(bundle: Bundle, monke
 
 
 @pytest.mark.parametrize(("largest", "batches"), [(1, [1]), (3, [1, 3]), (16, [1, 4, 16]), (64, [1, 4, 16])])
-def test_default_batches(bundle: Bundle, largest: int, batches: list[int]) -> None:
+def test_default_batches_depend_on_the_largest_batch(bundle: Bundle, largest: int, batches: list[int]) -> None:
     manifest = msgspec.structs.replace(bundle.manifest, interface=msgspec.structs.replace(INTERFACE, max_batch=largest))
     assert make_matrix(replace(bundle, manifest=manifest), BenchOptions(engines=("cpu",))).batches == batches
 
@@ -249,16 +247,15 @@ def test_the_state_of_a_jetson_is_printed() -> None:
     assert not any("not measured" in line for line in found)
 
 
-def test_energy_is_power_over_the_time_of_a_pair(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_energy_is_power_over_the_time_of_a_pair(root: Path) -> None:
     class Meter:
         source, total = "a fake", "VDD_IN"
 
         def read(self) -> dict[str, float]:
             return {"VDD_IN": 12.0, "VDD_SOC": 3.0}
 
-    monkeypatch.setattr(run_module, "find_meters", lambda: ([Meter()], []))
     options = BenchOptions(engines=("cpu",), batches=(1, 2), streams=(1,), threads=1, seconds=0.02, rounds=2, warm_up=0)
-    found = run_bench(root, options)
+    found = run_bench(root, options, meters_here=lambda: ([Meter()], []))
     assert found.matrix_product is not None and [t.batch for t in found.timings] == [1, 2]
     for timing in (*found.timings, found.matrix_product):
         whole, part = timing.energy

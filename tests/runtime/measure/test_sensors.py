@@ -12,8 +12,6 @@ import pytest
 from misgnet_runtime import machine
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.machine import read_int, read_text
-from misgnet_runtime.measure.sensors import clocks as state_module
-from misgnet_runtime.measure.sensors import rapl
 from misgnet_runtime.measure.sensors.clocks import Clock, DeviceState, read_state, summary, throttling, watch_state
 from misgnet_runtime.measure.sensors.ina3221 import find_ina3221
 from misgnet_runtime.measure.sensors.nvidia import find_nvml
@@ -113,7 +111,7 @@ def test_an_unreadable_file_is_read_as_none(tmp_path: Path) -> None:
 # Jetson
 
 
-def test_rails_of_an_orin_nx(tmp_path: Path) -> None:
+def test_rails_of_an_orin_nx_are_read(tmp_path: Path) -> None:
     meter = find_ina3221(tree(tmp_path, ORIN))
     assert (meter.source, meter.total) == ("INA3221", "VDD_IN")
     assert meter.read() == pytest.approx({"VDD_IN": 10, "VDD_CPU_GPU_CV": 3, "VDD_SOC": 2})
@@ -152,12 +150,11 @@ def zone(name: str, label: str, energy: object, largest: int = 1_000_000) -> dic
     return found if energy is None else {**found, f"{folder}/energy_uj": energy}
 
 
-def test_rapl_measures_a_processor_and_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rapl_measures_a_processor_and_its_parts(tmp_path: Path) -> None:
     moment = iter([10.0, 10.5, 10.6])
-    monkeypatch.setattr(rapl.time, "perf_counter", lambda: next(moment))
     tree(tmp_path, {**zone("intel-rapl:0", "package-0", 999_999), **zone("intel-rapl:0:1", "dram", 0)})
     tree(tmp_path, zone("intel-rapl-mmio:0", "package-0", 5))
-    meter = find_rapl(tmp_path)
+    meter = find_rapl(tmp_path, clock=lambda: next(moment))
     tree(tmp_path, {**zone("intel-rapl:0", "package-0", 499_999), **zone("intel-rapl:0:1", "dram", 250_000)})
     assert meter.read() == pytest.approx({"package-0": 1.0, "package-0 dram": 0.5}, rel=1e-5)  # the first wrapped
     (tmp_path / "sys/class/powercap/intel-rapl:0:1/energy_uj").unlink()
@@ -232,12 +229,12 @@ def test_energy_counts_only_the_time_covered_by_readings() -> None:
 # The machine's state
 
 
-def test_a_pinned_gpu_clock(tmp_path: Path) -> None:
+def test_a_pinned_gpu_clock_is_recognised(tmp_path: Path) -> None:
     (clock,) = read_state(tree(tmp_path, devfreq("17000000.gpu", 1_300_500_000, 1_300_500_000, 1_300_500_000))).clocks
     assert (clock.name, clock.current, clock.pinned, clock.held_back) == ("GPU", 1300.5, True, False)
 
 
-def test_state_of_an_orin(tmp_path: Path) -> None:
+def test_state_of_an_orin_is_read(tmp_path: Path) -> None:
     state = read_state(tree(tmp_path, ORIN))
     assert state.clocks == [
         Clock("CPU 0-3", 1190.4, 115.2, 1984.0, "schedutil"), Clock("CPU 4-7", 1190.4, 115.2, 1984.0, "schedutil"),
@@ -278,11 +275,10 @@ def test_overheating_of_an_x86_processor_is_reported(tmp_path: Path) -> None:
     assert throttling([before, after]) == ["the machine throttled 4 times: core too hot"]
 
 
-def test_watch_state_reads_until_its_block_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_module, "_PERIOD", 0.001)
+def test_watch_state_reads_until_its_block_ends(tmp_path: Path) -> None:
     tree(tmp_path, ORIN)
     states: list[DeviceState] = []
-    with watch_state(states, tmp_path):
+    with watch_state(states, tmp_path, period=0.001):
         while len(states) < 3:
             time.sleep(0.001)
     count = len(states)

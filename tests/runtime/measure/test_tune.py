@@ -34,7 +34,18 @@ from misgnet_runtime.jobs.journal import Raw, open_journal
 from misgnet_runtime.measure import tune as tune_module
 from misgnet_runtime.measure.tune import TuneReport, choose, settings_of, tune_bundle
 from misgnet_runtime.storage.private import PrivateFolder, cache_folder
-from support.bundles import FLOAT, INT8, INTERFACE, RTX, SPLIT_FLOAT, FakeEngine, images, make_bundle, write_image
+from support.bundles import (
+    FLOAT,
+    INT8,
+    INTERFACE,
+    RTX,
+    SPLIT_FLOAT,
+    FakeEngine,
+    fake_detector,
+    images,
+    make_bundle,
+    write_image,
+)
 from support.commands import exit_code
 from support.device_bundles import DEVICE, device_bundle
 from support.fake_cuda import FakeDriver
@@ -170,7 +181,7 @@ def test_an_engine_that_misses_the_golden_tiles_is_never_chosen(
         tune_bundle(make_bundle(tmp_path / "other", engines=[INT8]))
 
 
-def test_golden_tiles_are_checked_in_full_batches(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_golden_tiles_are_checked_in_full_batches(bundle: Bundle) -> None:
     """An engine may be correct for one tile and wrong for several."""
 
     class WrongInBatches(FakeEngine):
@@ -178,11 +189,10 @@ def test_golden_tiles_are_checked_in_full_batches(bundle: Bundle, monkeypatch: p
             (found,) = super()._infer(context, arrays, batch).values()
             return {"probability": np.float32(1) - found if batch > 1 else found}
 
-    monkeypatch.setattr("misgnet_runtime.inference.selection.open_engine_file", lambda *_: WrongInBatches(INTERFACE))
-    golden = self_test.golden_of(bundle)
-    assert "100.000 %" in self_test.check_golden(bundle, FLOAT, golden)
+    golden, opener = self_test.golden_of(bundle), fake_detector(lambda: WrongInBatches(INTERFACE))
+    assert "100.000 %" in self_test.check_golden(bundle, FLOAT, golden, opener=opener)
     with pytest.raises(GateFailed, match="agrees with the golden tiles in only"):
-        self_test.check_golden(bundle, FLOAT, golden, batch=2)
+        self_test.check_golden(bundle, FLOAT, golden, batch=2, opener=opener)
 
 
 # Choosing

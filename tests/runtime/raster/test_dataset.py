@@ -358,7 +358,7 @@ def test_labels_are_read_in_all_encodings(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])
-def test_labels_with_a_single_value(tmp_path: Path, value: int) -> None:
+def test_labels_with_a_single_value_are_read(tmp_path: Path, value: int) -> None:
     found = read_label(save(tmp_path / "label.png", np.full((4, 4), value, np.uint8)))
     assert (found == bool(value)).all()
 

@@ -402,7 +402,7 @@ def test_pipe_is_not_a_journal(kind: Kind, tmp_path: Path) -> None:
 # --- locks
 
 
-def test_one_process_at_a_time(kind: Kind, tmp_path: Path) -> None:
+def test_only_one_process_at_a_time_opens_a_journal(kind: Kind, tmp_path: Path) -> None:
     """A second process is refused until the first one ends, even by a kill; finished work is kept."""
     work(kind, tmp_path, 0)
     reader, writer = os.pipe()
@@ -515,7 +515,7 @@ def test_file_replaced_before_its_lock_is_opened_again(tmp_path: Path, monkeypat
     assert read(path) == [HEADER, Item("other's"), Item("mine")]
 
 
-def test_rewrite_through_a_link_replaces_what_it_points_to(tmp_path: Path) -> None:
+def test_rewrite_through_a_link_replaces_its_target(tmp_path: Path) -> None:
     path, link = tmp_path / "a.jsonl", tmp_path / "link.jsonl"
     link.symlink_to(path)
     with open_journal(link, SCHEMA, "busy") as journal:

@@ -200,7 +200,7 @@ def test_full_disk_keeps_the_old_file(filled: PrivateFolder, monkeypatch: pytest
     assert filled.read_sealed("one", LIMIT) == b"contents" and filled.names() == ["one"]
 
 
-def test_one_process_at_a_time(filled: PrivateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_process_at_a_time_holds_the_lock(filled: PrivateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_timeout", 0.1)
     with filled.locked("compiles"):
         message = "another process of this user compiles; wait"

@@ -42,7 +42,7 @@ BACKENDS: Mapping[str, Backend] = {
 
 @dataclass(frozen=True)
 class Serving:
-    """How a server runs a model."""
+    """Options of a server's models."""
 
     instances: int | None = None  # of each engine; None: 2 on a GPU, 1 on a CPU
     queue_delay: int = 2000  # longest time in µs that a request waits for others

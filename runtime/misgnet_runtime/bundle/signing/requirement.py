@@ -50,7 +50,7 @@ def signed_entries(envelope: Envelope, requirements: Iterable[Requirement]) -> t
     """Returns all entries whose keys signed ``envelope``, for any product.
 
     Raises:
-        InputError: One of ``requirements`` has no key that signed; nothing of the bundle may be read then.
+        InputError: No key of one of ``requirements`` signed; then nothing may be read from the bundle.
     """
     return tuple(match for requirement in requirements for match in _matches(envelope, requirement))
 

@@ -7,6 +7,7 @@ therefore kept in the manifest, or in the record of a plan that was compiled her
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +60,11 @@ def this_machine(vendor: str, module: Any, driver: CudaDriver, device: Device) -
     )  # fmt: skip
 
 
-def free_bytes(driver: CudaDriver, device: Device) -> int:
-    """Returns the device memory that is available; for an integrated GPU, the system's available memory."""
-    system = available_memory() if device.integrated else None
+def free_bytes(
+    driver: CudaDriver, device: Device, *, system_memory: Callable[[], int | None] = available_memory
+) -> int:
+    """Returns the device memory that is available; for an integrated GPU, that of ``system_memory`` if known."""
+    system = system_memory() if device.integrated else None
     return driver.free_memory() if system is None else system
 
 

@@ -152,7 +152,7 @@ class GraphReplay:
 
 
 class StreamContext:
-    """Runs one batch at a time. Stream contexts share no buffers, so that one copies while another computes.
+    """Runs one batch at a time. Stream contexts share no buffers, so one can copy while another computes.
 
     The first batch of a size is queued call by call. After the second one its graph is captured in a separate context,
     and from the third on the whole batch is one launch.

@@ -20,7 +20,6 @@ from misgnet_runtime.log import EventLog
 from misgnet_runtime.storage.atomic import refuse_existing
 
 _MAX_STARTS = 3  # consecutive starts of a worker that dies before it is ready
-_READY_SECONDS = 30.0  # time without any ready worker after which that is logged
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,16 @@ class Listener:
 
 
 class Driver:
-    """Runs ``tasks`` once; retries a task up to ``retries`` times if its worker dies or may have caused the failure."""
+    """Runs ``tasks`` once; retries a task up to ``retries`` times if its worker dies or may have caused the failure.
+
+    If no worker is ready after ``ready_seconds``, that is logged.
+    """
 
     def __init__(
-        self, tasks: Sequence[Task], output: Path, pool: Pool, record: Record, *, retries: int, listener: Listener
-    ) -> None:
+        self, tasks: Sequence[Task], output: Path, pool: Pool, record: Record, *, retries: int, listener: Listener,
+        ready_seconds: float = 30.0,
+    ) -> None:  # fmt: skip
+        self._ready_seconds = ready_seconds
         self._output, self._pool, self._record = output, pool, record
         self._max_retries, self._listener = retries, listener
         # Scenes that an earlier run started and did not finish come last: they may crash this run as well.
@@ -66,7 +70,7 @@ class Driver:
         try:
             for slot in slots:
                 self._pool.start(slot)
-            deadline = time.monotonic() + _READY_SECONDS
+            deadline = time.monotonic() + self._ready_seconds
             while self._queue or self._busy:
                 for event in self._pool.wait():
                     self._handle(event)

@@ -22,7 +22,7 @@ from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.bundle.signing.policy import Trust
 from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
 from misgnet_runtime.errors import EngineError, InputError, MisgnetError, StorageError
-from misgnet_runtime.inference.selection import Opened, open_detector
+from misgnet_runtime.inference.selection import DetectorOpener, Opened, open_detector
 from misgnet_runtime.jobs.batch.row import Scene
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import predict_opened
@@ -90,10 +90,10 @@ class Outcome:
 
 
 class SceneWorker:
-    """Opens the engine once, and again only for a scene that requires another engine."""
+    """Opens the engine once, and again only for a scene that requires another engine. ``opener`` opens it."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+    def __init__(self, setup: Setup, *, opener: DetectorOpener = open_detector) -> None:
+        self._setup, self._opener = setup, opener
         self._stack = ExitStack()
         self._opened_for: tuple[object, ...] = ()
         self._bundle: Bundle | None = None
@@ -189,7 +189,7 @@ class SceneWorker:
         requested = (options.engine, execution, options.optimise_for)
         if self._opened is None or requested != self._opened_for:
             self._close()
-            opening = open_detector(bundle, options.engine, execution, optimise_for=options.optimise_for)
+            opening = self._opener(bundle, options.engine, execution, optimise_for=options.optimise_for)
             self._opened, self._opened_for = self._stack.enter_context(opening), requested
         return self._opened
 

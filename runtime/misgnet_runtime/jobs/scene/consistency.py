@@ -1,4 +1,4 @@
-"""Checks that the pixels of two dates mean the same, and returns warnings where they may not. Pure functions."""
+"""Checks that the pixels of two dates have the same meaning, and returns warnings if they may not. Pure functions."""
 
 from __future__ import annotations
 

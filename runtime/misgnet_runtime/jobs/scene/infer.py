@@ -57,7 +57,7 @@ def fill(
 
     Args:
         task: The map to compute.
-        read: Reads a strip; called in order, in one thread of its own.
+        read: Reads a strip; called in order, in a separate thread.
         predict: Returns probabilities, float32 (B, T, T), of the strip's tiles that have data.
 
     Raises:

@@ -93,7 +93,7 @@ class SceneOptions:
 
     @property
     def optimise_for(self) -> OptimiseFor | None:
-        """Which saved settings of `misgnet-run tune` are used; None: none."""
+        """The saved settings of `misgnet-run tune` that are used; None: none."""
         return "throughput" if self.tuned else None
 
     def batch_of(self, entry: EngineEntry, interface: Interface, tuned: int | None = None) -> int:

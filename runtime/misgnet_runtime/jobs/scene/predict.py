@@ -13,7 +13,7 @@ from PIL import Image
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.inference.selection import Opened, open_detector
+from misgnet_runtime.inference.selection import DetectorOpener, Opened, open_detector
 from misgnet_runtime.jobs.journal import can_resume, discard_progress
 from misgnet_runtime.jobs.scene.infer import infer
 from misgnet_runtime.jobs.scene.inputs import inspect
@@ -38,16 +38,17 @@ def predict_scene_files(
     *,
     log: EventLog | None = None,
     progress: Progress | None = None,
+    opener: DetectorOpener = open_detector,
 ) -> SceneReport:
     """Writes the change between two GeoTIFFs as ``output`` (.tif or .png), and the other outputs in ``options``.
 
-    ``log`` receives scalings and warnings. Memory use does not depend on the scene's height; it grows with its width
-    (one tile's height of rows). The same call resumes an interrupted run. Raises UsageError, InputError,
-    UnavailableError or GateFailed; no output file is created in that case.
+    ``log`` receives scalings and warnings; ``opener`` opens the engine. Memory use does not depend on the scene's
+    height; it grows with its width (one tile's height of rows). The same call resumes an interrupted run. Raises
+    UsageError, InputError, UnavailableError or GateFailed; no output file is created in that case.
     """
     options = options or SceneOptions()
     bundle = read_bundle(bundle) if isinstance(bundle, Path) else bundle
-    opening = partial(open_detector, bundle, options.engine, options.execution, optimise_for=options.optimise_for)
+    opening = partial(opener, bundle, options.engine, options.execution, optimise_for=options.optimise_for)
     return predict_opened(
         bundle, opening, before, after, output, options=options, log=log or current(), progress=progress
     )

@@ -10,6 +10,7 @@ from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.formatting import plural
+from misgnet_runtime.inference.split_detector import SplitOpener, choose_split
 from misgnet_runtime.jobs.journal import progress_folder
 from misgnet_runtime.jobs.scene.consistency import band_warnings
 from misgnet_runtime.jobs.scene.inputs import check_readable
@@ -59,11 +60,13 @@ def encode_file(
     *,
     log: EventLog | None = None,
     progress: Progress | None = None,
+    opener: SplitOpener = choose_split,
 ) -> EncodeReport:
     """Writes the features of a GeoTIFF as ``output``, for :func:`misgnet_runtime.jobs.series.series.run_series`.
 
-    ``options.dates[0]`` states how to interpret the raster's pixels. Raises like :func:`predict_scene_files`; also
-    GateFailed if a feature does not fit float16, and UsageError if the bundle is not split.
+    ``options.dates[0]`` states how to interpret the raster's pixels; ``opener`` opens the engine. Raises like
+    :func:`predict_scene_files`; also GateFailed if a feature does not fit float16, and UsageError if the bundle is not
+    split.
     """
     options, log = options or SceneOptions(), log or current()
     options.check_values()
@@ -75,7 +78,7 @@ def encode_file(
     bundle = read_bundle(bundle_path)
     with open_raster(raster, "before") as opened:
         check_readable(opened, options.max_unreadable)  # fails before the engine is opened
-        with open_split_engine(bundle, options) as engine:
+        with open_split_engine(bundle, options, opener) as engine:
             encoding = inspect_encoding(engine, opened, options)
             log.info(f"{raster.name}: {encoding.date.scaling}")
             for warning in band_warnings(encoding.date):

@@ -16,7 +16,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.callables import Progress, RgbImage
 from misgnet_runtime.formatting import plural
-from misgnet_runtime.inference.split_detector import SplitDetector, choose_split
+from misgnet_runtime.inference.split_detector import SplitDetector, SplitOpener
 from misgnet_runtime.jobs.journal import Journal, Raw, discard_progress, open_journal, was_renamed
 from misgnet_runtime.jobs.scene.inputs import Date, check_readable, inspect_date
 from misgnet_runtime.jobs.scene.options import SceneOptions
@@ -120,9 +120,9 @@ class Encoding:
 
 
 @contextmanager
-def open_split_engine(bundle: Bundle, options: SceneOptions) -> Iterator[SplitEngine]:
+def open_split_engine(bundle: Bundle, options: SceneOptions, opener: SplitOpener) -> Iterator[SplitEngine]:
     """Opens a split engine of a bundle; raises as :func:`misgnet_runtime.inference.split_detector.choose_split`."""
-    opening = choose_split(bundle, options.engine, options.execution, optimise_for=options.optimise_for)
+    opening = opener(bundle, options.engine, options.execution, optimise_for=options.optimise_for)
     with opening as (detector, entry, reason):
         yield SplitEngine(bundle, detector, entry, reason)
 

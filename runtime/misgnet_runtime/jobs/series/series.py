@@ -13,6 +13,7 @@ from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.formatting import plural
+from misgnet_runtime.inference.split_detector import SplitOpener, choose_split
 from misgnet_runtime.jobs.journal import can_resume, discard_progress, was_renamed
 from misgnet_runtime.jobs.scene.inputs import check_readable, inspect_pair
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, refuse_unreadable, run_pair
@@ -61,13 +62,16 @@ def run_series(
     *,
     options: SeriesOptions,
     listener: Listener,
+    opener: SplitOpener = choose_split,
 ) -> None:
     """Writes ``folder``/DATE.tif for each of ``dates``: the change since ``reference`` or since the previous date.
 
     The features of the reference, or in consecutive mode those of the last two dates, stay in ``folder`` for later
     calls. A date is skipped if its outputs were written by an identical run. If a date fails, the others are still
-    processed; then the first error is raised with the number of failures. Raises UsageError before the first date for
-    invalid names and for a bundle that is not split; otherwise raises as :func:`predict_scene_files`.
+    processed; then the first error is raised with the number of failures. ``opener`` opens the engine.
+
+    Raises UsageError before the first date for invalid names and for a bundle that is not split; otherwise raises as
+    :func:`predict_scene_files`.
     """
     folder = Path(os.path.realpath(folder))
     _check_names(reference, dates, folder, options)
@@ -78,7 +82,7 @@ def run_series(
     try:
         with open_raster(reference, "before") as raster:
             check_readable(raster, options.scene.max_unreadable)
-            with open_split_engine(bundle, options.scene) as engine:
+            with open_split_engine(bundle, options.scene, opener) as engine:
                 _Series(engine, raster, folder, options, listener).run(dates)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(INTERRUPTED) from None

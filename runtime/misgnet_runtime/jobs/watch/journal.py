@@ -40,7 +40,7 @@ State = tuple[tuple[str, int, int], ...]
 
 
 class Started(Struct, frozen=True, tag="started"):
-    """How the pairs that follow are processed."""
+    """The settings that the following pairs are processed with."""
 
     time: datetime
     format: int

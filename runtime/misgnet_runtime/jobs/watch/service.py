@@ -15,7 +15,7 @@ from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.bundle.signing.policy import required_elsewhere
 from misgnet_runtime.errors import InputError, StorageError, UsageError
 from misgnet_runtime.formatting import plural
-from misgnet_runtime.inference.selection import open_detector
+from misgnet_runtime.inference.selection import DetectorOpener, open_detector
 from misgnet_runtime.jobs.watch.completeness import Settling
 from misgnet_runtime.jobs.watch.isolated import IsolatedProcessor, Setup
 from misgnet_runtime.jobs.watch.journal import open_journal
@@ -31,7 +31,15 @@ _BACKOFF_ROUNDS = 10  # rounds until a pair that the output disk refused is retr
 _MAX_REFUSALS = 3  # consecutive pairs refused by the output disk that end a round
 
 
-def watch_folder(bundle_path: Path, folder: Path, output: Path, options: WatchOptions, log: EventLog) -> WatchReport:
+def watch_folder(
+    bundle_path: Path,
+    folder: Path,
+    output: Path,
+    options: WatchOptions,
+    log: EventLog,
+    *,
+    opener: DetectorOpener = open_detector,
+) -> WatchReport:
     """Processes every complete pair of ``folder`` into ``output`` until SIGTERM or SIGINT arrives, or once.
 
     A failed pair is journaled with its message and does not stop the others. If the folder disappears or the disk
@@ -43,6 +51,7 @@ def watch_folder(bundle_path: Path, folder: Path, output: Path, options: WatchOp
         output: Output folder, created if missing.
         options: How pairs are found and processed.
         log: Receives log messages and results.
+        opener: Opens the engine in this process; with ``options.max_seconds``, the child process opens its own.
 
     Raises:
         UsageError: Another watcher is using ``output``, or it holds the results of another bundle.
@@ -58,7 +67,7 @@ def watch_folder(bundle_path: Path, folder: Path, output: Path, options: WatchOp
     report = WatchReport()
     with _until_stopped() as stop, open_journal(output) as journal:
         bundle = read_bundle(bundle_path)
-        with closing(_processor(bundle, bundle_path, output, options, log)) as processor:
+        with closing(_processor(bundle, bundle_path, output, options, log, opener=opener)) as processor:
             worker = Worker(output, options, processor, journal, report=report, log=log)
             stop.release = worker.release
             worker.start(bundle.digest())
@@ -72,11 +81,13 @@ def watch_folder(bundle_path: Path, folder: Path, output: Path, options: WatchOp
     return report
 
 
-def _processor(bundle: Bundle, path: Path, output: Path, options: WatchOptions, log: EventLog) -> Processor:
+def _processor(
+    bundle: Bundle, path: Path, output: Path, options: WatchOptions, log: EventLog, *, opener: DetectorOpener
+) -> Processor:
     if options.max_seconds is None:
         scene = options.scene
         return LocalProcessor(
-            bundle, lambda name: open_detector(bundle, name, scene.execution, optimise_for=scene.optimise_for), output,
+            bundle, lambda name: opener(bundle, name, scene.execution, optimise_for=scene.optimise_for), output,
             options, log,
         )  # fmt: skip
     setup = Setup(path.absolute(), bundle.digest(), required_elsewhere(), output.absolute(), options)

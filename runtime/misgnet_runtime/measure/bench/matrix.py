@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from misgnet_runtime.bundle.manifest import EngineEntry
@@ -20,16 +21,20 @@ _LARGEST_BATCH = 16  # largest batch measured by default
 class RunsHere(Struct, frozen=True):
     """An engine that is measured, and its device."""
 
-    engine: str  # its name in the bundle
-    precision: str  # for example "int8"
-    device: str  # the device that runs it
+    # Name of the engine.
+    engine: str
+    precision: str
+    # Device that runs the engine.
+    device: str
 
 
 class NotRun(Struct, frozen=True):
     """An engine that is not measured, and why."""
 
-    engine: str  # its name in the bundle
-    reason: str  # why it is not measured
+    # Name of the engine.
+    engine: str
+    # Why it is not measured.
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,11 @@ class BenchMatrix:
         return [(batch, streams) for batch in self.batches for streams in self.streams]
 
 
-def make_matrix(bundle: Bundle, options: BenchOptions) -> BenchMatrix:
+def make_matrix(bundle: Bundle, options: BenchOptions, *, cores_here: Callable[[], int] = usable_cores) -> BenchMatrix:
     """Returns what to measure.
 
     Defaults: all engines that open here; batches 1, 4 and the largest up to 16; one stream, and one per core up to 4.
+    ``cores_here`` returns the number of cores.
 
     Raises:
         UsageError: An engine is unknown, or a number is out of range.
@@ -64,7 +70,7 @@ def make_matrix(bundle: Bundle, options: BenchOptions) -> BenchMatrix:
         which = "a requested engine does not run" if requested else "no engine runs"
         raise UnavailableError(f"{which} here: {reasons}")
     batches = options.batches or [size for size in (1, 4, min(max_batch, _LARGEST_BATCH)) if size <= max_batch]
-    streams = options.streams or (1, streams_on_cpu(options.threads or usable_cores()))
+    streams = options.streams or (1, streams_on_cpu(options.threads or cores_here()))
     return BenchMatrix(runs, not_run, sorted(set(batches)), sorted(set(streams)))
 
 

@@ -12,7 +12,7 @@ from misgnet_runtime.options import check, option
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What is measured, and for how long. Each field is an option of ``misgnet-run bench``.
+    """Options of a benchmark: its engines, settings and duration. Each field is an option of ``misgnet-run bench``.
 
     If ``engines``, ``batches`` or ``streams`` is empty, :func:`~.matrix.make_matrix` chooses.
     """

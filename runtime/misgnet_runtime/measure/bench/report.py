@@ -15,18 +15,18 @@ class Settings(Struct, frozen=True):
 
     # Measuring time of each engine at each setting, in all rounds.
     seconds: float
-    # Rounds into which the measuring time is split.
+    # Number of rounds that this time is divided into.
     rounds: int
     # Maximum warm-up in seconds.
     warm_up: float
-    # CPU threads shared by all streams.
+    # CPU threads of each engine.
     threads: int
 
 
 class Power(Struct, frozen=True):
     """Power meters that were used."""
 
-    # Names of the meters.
+    # Sources of the measurements: INA3221, NVML or RAPL.
     meters: list[str]
     # Why other meters were unavailable.
     missing: list[str]
@@ -35,17 +35,15 @@ class Power(Struct, frozen=True):
 class SceneFigure(Struct, frozen=True):
     """Speed of ``predict`` on a pair of GeoTIFFs."""
 
-    # Engine that ran.
     engine: str
     # Tiles per inference call.
     batch: int
     # Batches in flight at once.
     streams: int
-    # Number of tiles of the pair.
+    # Tiles of the scene.
     tiles: int
     # From the first tile read to the last row written.
     seconds: float
-    # tiles / seconds.
     tiles_per_second: float
     # Speed of the same engine, batch and streams in the benchmark.
     engine_pairs_per_second: float
@@ -56,9 +54,9 @@ class SceneFigure(Struct, frozen=True):
 class Conditions(Struct, frozen=True):
     """The machine and its state during a benchmark."""
 
-    # Processor, cores, memory, instruction sets and operating system.
+    # Processor, cores, memory and, on a Jetson, the model.
     machine: dict[str, Any]
-    # Versions of this program and of the libraries, by distribution.
+    # Versions of installed packages.
     versions: dict[str, str]
     # Power modes of a Jetson at the start and at the end.
     power_modes: tuple[str | None, str | None]
@@ -75,31 +73,27 @@ class BenchReport(Struct, frozen=True):
 
     # ISO 8601, UTC.
     created: str
-    # Path of the bundle, as given.
+    # Name of the bundle.
     bundle: str
-    # Version of the bundle.
     bundle_version: int
     # Digest of the manifest, which states the digest of every file.
     bundle_sha256: str
-    # Settings of the measurement.
     settings: Settings
     # Engines that were measured.
     engines: list[RunsHere]
     # Engines that were not measured.
     not_run: list[NotRun]
-    # One entry per engine, batch and number of streams.
+    # A timing of each engine at each batch and number of streams.
     timings: list[Timing]
     # Engine that the others are compared with.
     reference: str
     # Speed of each timing relative to the reference engine at the same batch and streams.
     ratios: list[float]
-    # Power meters; the energy is part of each timing.
     power: Power
-    # The machine and its state.
     conditions: Conditions
-    # The pair of --scene; null if none was given.
+    # Null: no scene was given.
     scene: SceneFigure | None
-    # Why the measurement may be unreliable.
+    # Reasons why the measurements may be unreliable.
     warnings: list[str]
     # A NumPy matrix product of about the duration of one call, timed in the rounds of batch 1 and one stream.
     matrix_product: Timing | None = None

@@ -38,13 +38,20 @@ from misgnet_runtime.measure.sensors.power import Energy, PowerMeter, count_ener
 _VERSIONS = ("misgnet-export", "numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 
-def run_bench(path: Path, options: BenchOptions, progress: Progress | None = None) -> BenchReport:
+def run_bench(
+    path: Path,
+    options: BenchOptions,
+    progress: Progress | None = None,
+    *,
+    meters_here: Callable[[], tuple[list[PowerMeter], list[str]]] = find_meters,
+) -> BenchReport:
     """Benchmarks the engines of a bundle.
 
     Args:
         path: Bundle folder.
         options: What is measured, and for how long.
         progress: Called with the number of finished rounds and the total.
+        meters_here: Returns the power meters, and the reasons why others are unavailable.
 
     Raises:
         InputError: The bundle does not match its manifest.
@@ -56,7 +63,7 @@ def run_bench(path: Path, options: BenchOptions, progress: Progress | None = Non
     if options.scene:
         check_scene(*options.scene)
     matrix = make_matrix(bundle, options)
-    meters, missing = find_meters()
+    meters, missing = meters_here()
     mode, before, watched = power_mode(), read_state(), list[DeviceState]()
     with watch_state(watched):
         timings, product = _measure_all(bundle, matrix, options, meters, progress)

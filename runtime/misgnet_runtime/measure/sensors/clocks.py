@@ -15,7 +15,6 @@ from misgnet_runtime.machine import ROOT, read_int, read_text
 from misgnet_runtime.storage.schema import Struct
 
 _GPU = "17000000.gpu"  # devfreq name on an Orin
-_PERIOD = 1.0  # seconds between two readings of :func:`watch_state`
 _COLDEST = -200_000  # thousandths of a degree; a sensor that is off reports -256000
 # Files of the Orin's hwmon ``soctherm_oc``, see "Over-current Throttling" in the Jetson Linux Developer Guide.
 _THROTTLES = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "instantaneous over-current"}
@@ -24,15 +23,14 @@ _THROTTLES = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "ins
 class Clock(Struct, frozen=True):
     """A clock and its configured limits, in MHz."""
 
-    # Name of the clock, for example of a processor core.
+    # Such as "CPU 0-3" or "GPU".
     name: str
-    # The clock at this moment, or a median.
     current: float
     # Lower limit.
     lowest: float
     # Upper limit.
     highest: float
-    # The policy that sets the clock, for example "performance".
+    # Frequency governor of the kernel; "unknown": not readable.
     governor: str
     # Sustained clock of a processor with a turbo.
     base: float | None = None
@@ -52,7 +50,7 @@ class Clock(Struct, frozen=True):
 class DeviceState(Struct, frozen=True):
     """State of the machine at one moment, or a summary."""
 
-    # Clocks of processors and GPUs.
+    # Clocks of the CPU and, on a Jetson, of the GPU.
     clocks: list[Clock]
     # Memory clock of a Jetson, if this user may read it.
     memory_mhz: float | None
@@ -71,13 +69,13 @@ def read_state(root: Path = ROOT) -> DeviceState:
 
 
 @contextmanager
-def watch_state(states: list[DeviceState], root: Path = ROOT) -> Iterator[None]:
-    """Appends the state to ``states`` at the start of the block and then every second."""
+def watch_state(states: list[DeviceState], root: Path = ROOT, *, period: float = 1.0) -> Iterator[None]:
+    """Appends the state to ``states`` at the start of the block and then every ``period`` seconds."""
     stop = Event()
 
     def watch() -> None:
         states.append(read_state(root))
-        while not stop.wait(_PERIOD):
+        while not stop.wait(period):
             states.append(read_state(root))
 
     thread = Thread(target=watch, name="misgnet-state")

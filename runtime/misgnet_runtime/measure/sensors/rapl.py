@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,15 +28,15 @@ class Rapl:
     source = "RAPL"
     total = None
 
-    def __init__(self, zones: list[Zone]) -> None:
-        self._zones = zones
+    def __init__(self, zones: list[Zone], clock: Callable[[], float]) -> None:
+        self._zones, self._clock = zones, clock
         self._last = self._counters()
-        self._read_at = time.perf_counter()
+        self._read_at = clock()
 
     def read(self) -> dict[str, float]:
         """Returns the mean watts by zone since the last call."""
         before, self._last = self._last, self._counters()
-        started, self._read_at = self._read_at, time.perf_counter()
+        started, self._read_at = self._read_at, self._clock()
         microseconds = 1e6 * (self._read_at - started)
         return {
             zone.rail: (self._last[zone.rail] - before[zone.rail]) % (zone.wraps_at + 1) / microseconds
@@ -48,15 +49,18 @@ class Rapl:
         return {rail: count for rail, count in found.items() if count is not None}
 
 
-def find_rapl(root: Path = ROOT) -> Rapl:
-    """Finds the counters; raises UnavailableError if there are none, or only root may read them (most systems)."""
+def find_rapl(root: Path = ROOT, *, clock: Callable[[], float] = time.perf_counter) -> Rapl:
+    """Finds the counters; raises UnavailableError if there are none, or only root may read them (most systems).
+
+    ``clock`` returns seconds; the power is averaged over its differences.
+    """
     folders = sorted((root / "sys/class/powercap").glob("intel-rapl:*"))  # AMD's counters have this name, too
     if not folders:
         raise UnavailableError("no RAPL counters")
     zones = [zone for folder in folders if (zone := _zone(folder))]
     if not zones:
         raise UnavailableError(f"RAPL: {folders[0] / 'energy_uj'} cannot be read; run as root or grant read permission")
-    return Rapl(zones)
+    return Rapl(zones, clock)
 
 
 def _zone(folder: Path) -> Zone | None:
