@@ -87,7 +87,7 @@ def test_engine_without_its_device_is_evaluated_by_proxy(
     monkeypatch: pytest.MonkeyPatch, tiles: TileSet, entry: EngineEntry
 ) -> None:
     engine = evaluate(monkeypatch, tiles, entry, 1.0).engines[0]
-    assert engine.status == "proxy" and engine.reason == "not run: no such device here"
+    assert engine.status == "proxy" and engine.reason == "does not run here: no such device here"
 
 
 def test_bf16_engine_has_no_proxy(monkeypatch: pytest.MonkeyPatch, tiles: TileSet) -> None:
