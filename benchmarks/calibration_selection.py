@@ -29,7 +29,7 @@ from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import CPU
 from misgnet_calibration.statistics.calibrators import DEFAULT, Calibrator, named
 from misgnet_calibration.statistics.observers import Range
-from misgnet_calibration.statistics.tile_selection import FewTilesWarning, TileFacts, describe_tiles, draw_tiles, pick
+from misgnet_calibration.statistics.tile_selection import FewTilesWarning, TileSummary, describe_tiles, draw_tiles, pick
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
 from misgnet_export.pipeline.calibrate import observe
@@ -67,7 +67,7 @@ class Bench:
 
     model: onnx.ModelProto
     calib: TileSet
-    descriptions: list[TileFacts]
+    descriptions: list[TileSummary]
     decision: Decision
     calibrator: Calibrator
     # Ranges on all calibration tiles.

@@ -144,7 +144,7 @@ class _Trial:
             return "the run succeeded, but its results are missing"
         again = self._run("count", 0)
         # All results were complete, and only the removal of the progress files was interrupted.
-        finished = state == after and "exists; choose another -o" in again.words
+        finished = state == after and "exists; choose another name" in again.words
         if not (again.well or finished):
             return f"the rerun ended with {again.status}: {again.words}"
         if self._operation.results(self.root) != after:

@@ -55,5 +55,6 @@ class StageLog:
             yield stage
         seconds = time.perf_counter() - started
         self.done.append((name, seconds, stage.finding))
-        finding = escape(printable(stage.finding))
-        self.console.print(f"[green]done[/] {shown} [dim]{seconds:.1f} s[/] {finding}", soft_wrap=True, highlight=False)
+        finding = f": {escape(printable(stage.finding))}" if stage.finding else ""
+        line = f"[green]done:[/] {shown} [dim]({seconds:.1f} s)[/]{finding}"
+        self.console.print(line, soft_wrap=True, highlight=False)

@@ -126,8 +126,8 @@ def _here(bundle: Bundle, entries: list[EngineEntry]) -> dict[str, str]:
 def _tuned(tuning: Tuning | None, entry: EngineEntry) -> Iterator[str]:
     setting = tuning and tuning.setting(entry.name, "throughput")
     if tuning and setting:
-        yield f"tuned here for many: {setting.describe()}"
-        workloads = (("for one pair", tuning.latency), ("for many", tuning.throughput))
+        yield f"tuned here for many pairs: {setting.describe()}"
+        workloads = (("for one pair", tuning.latency), ("for many pairs", tuning.throughput))
         if fastest := " and ".join(workload for workload, engine in workloads if engine == entry.name):
             yield f"measured fastest here {fastest}"
 

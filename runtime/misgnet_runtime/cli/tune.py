@@ -92,7 +92,7 @@ def table(tuning: Tuning) -> Table:
 
 def lines(report: TuneReport) -> Iterator[str]:
     """Yields the settings that later commands use, and each engine not measured, with the reason."""
-    for workload in ("one pair", "many"):
+    for workload in ("one pair", "many pairs"):
         for each in report.tuning.measurements:
             if workload in _chosen_for(report.tuning, each):
                 yield f"for {workload}: {_name(each)}, {each.pairs_per_second:.2f} pairs/s"
@@ -109,4 +109,4 @@ def _chosen_for(tuning: Tuning, measurement: Measurement) -> Iterator[str]:
     if engine == tuning.latency and setting == tuning.setting(engine, "latency"):
         yield "one pair"
     if setting == tuning.settings.get(engine):
-        yield "many" if engine == tuning.throughput else "many, if named"
+        yield "many pairs" if engine == tuning.throughput else "many pairs, if named"

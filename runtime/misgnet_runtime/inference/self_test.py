@@ -108,7 +108,7 @@ def parts_agreement(
             f"encoder and head of engine {entry.name} agree with the engine in only {100 * agreement:.2f} % of the "
             f"golden tiles' pixels (at least {100 * PARTS_AGREEMENT:.0f} % required); do not use them, build it again"
         )
-    return f"encoder and head agree with it in {100 * agreement:.3f} %"
+    return f"encoder and head, run separately, agree with the whole graph in {100 * agreement:.3f} %"
 
 
 def _predictions(predict: Predict, golden: GoldenTiles, batch: int) -> Probability:

@@ -30,7 +30,7 @@ _UMASK = re.compile(r"^Umask:\s*([0-7]+)$", re.MULTILINE)
 def refuse_existing(path: Path, force: bool) -> None:
     """Raises UsageError if ``path`` exists without ``force``, or is something that ``force`` does not replace."""
     if os.path.lexists(path) and not force:
-        raise UsageError(f"output {path} exists; choose another -o, or replace it with --force")
+        raise UsageError(f"output {path} exists; choose another name, or replace it with --force")
     if os.path.exists(path) and not (is_file(path) or os.path.isdir(path)):  # noqa: PTH110, PTH112 - any name
         raise UsageError(f"output {path} is not a regular file, so --force does not replace it; choose another -o")
 

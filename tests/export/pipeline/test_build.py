@@ -276,7 +276,7 @@ def test_killed_build_leaves_no_bundle_and_the_next_build_cleans_up(data: Path, 
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
     assert process.stdout
     for line in process.stdout:
-        if line.startswith(f"done {PREVIOUS[stage]}"):
+        if line.startswith(f"done: {PREVIOUS[stage]}"):
             break
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)

@@ -409,7 +409,7 @@ def test_allow_older_accepts_an_older_bundle(
     code, _, error = call("info", signed, "--require-signature", trust.key)
     assert code == 4 and "version 4 of 2026-06-01 00:00:00 UTC, but version 5 of 2026-06-01 00:00:00 UTC was" in error
     code, _, error = call("info", signed, "--require-signature", trust.key, "--allow-older")
-    assert code == 0 and "warning: run with --allow-older: it is version 4" in error
+    assert code == 0 and "warning: accepted because of --allow-older: it is version 4" in error
     assert _records(next(iter(accepted)).parent) == accepted
     assert call("info", signed)[0] == 0  # the options of one command do not affect the next
     code, _, error = call("info", signed, "--allow-older")

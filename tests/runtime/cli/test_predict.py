@@ -275,7 +275,7 @@ def test_verify_finds_a_wrong_engine(tmp_path: Path, run: Run) -> None:
 def test_verify_checks_that_split_parts_match_the_whole_graph(tmp_path: Path, run: Run) -> None:
     bundle = make_bundle(tmp_path / "bundle", engines=[SPLIT_FLOAT, INT8])
     lines = run("verify", str(bundle)).out.splitlines()
-    assert lines[1].endswith("agree; encoder and head agree with it in 100.000 %")
+    assert lines[1].endswith("agree; encoder and head, run separately, agree with the whole graph in 100.000 %")
     assert lines[2].startswith("cpu: ") and "encoder" not in lines[2]
 
 

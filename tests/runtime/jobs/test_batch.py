@@ -63,7 +63,7 @@ def test_a_bad_scene_does_not_stop_others_and_a_rerun_processes_the_rest(
     recorder = Recorder()
     report = workspace.run(recorder)
     assert (report.done, report.earlier, list(report.failed)) == (2, 0, ["b", "c"])
-    assert "is not a regular file" in recorder.failed["b"] and "GeoTIFF" in recorder.failed["c"]
+    assert "does not exist or is not a regular file" in recorder.failed["b"] and "GeoTIFF" in recorder.failed["c"]
     rows = results(workspace)
     assert [row["status"] for row in rows.values()] == ["done", "failed", "failed", "done"]
     assert rows["a"]["output"] == "a.tif" and float(rows["a"]["changed_share"]) > 0.1 and rows["a"]["height"] == "80"

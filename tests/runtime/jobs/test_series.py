@@ -425,7 +425,7 @@ def test_settings_tuned_since_are_named(place: Place, split: FakeSplit) -> None:
     with pytest.raises(UsageError, match=r"chooses --engine unless .* pass --engine cpu-float32 to resume"):
         place.run()
     split.entry, split.batch = SPLIT_FLOAT, None
-    with pytest.raises(UsageError, match=r"exists; choose another -o"):
+    with pytest.raises(UsageError, match=r"exists; choose another name"):
         place.run(SeriesOptions(scene=SceneOptions(overlap=8)))
 
 

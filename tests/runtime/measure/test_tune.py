@@ -519,17 +519,18 @@ def test_the_command_shows_one_table_and_later_runs_use_it(
     assert code == 0 and "…" not in out
     rows = [line.split() for line in out.splitlines() if line.lstrip().startswith("cpu")]
     assert ["cpu-float32", "1", "1", "16.50", "1.18", "0.0", "one", "pair"] in rows
-    assert ["cpu-float32", "4", "1", "21.00", "1.50", "0.0", "many"] in rows
-    assert ["cpu", "4", "1", "14.00", "1.00", "0.0", "many,", "if", "named"] in rows
+    assert ["cpu-float32", "4", "1", "21.00", "1.50", "0.0", "many", "pairs"] in rows
+    assert ["cpu", "4", "1", "14.00", "1.00", "0.0", "many", "pairs,", "if", "named"] in rows
     assert "for one pair: cpu-float32, 1 stream, batch 1, 16.50 pairs/s" in out
-    assert "for many: cpu-float32, 4 streams, batch 1, 21.00 pairs/s" in out
+    assert "for many pairs: cpu-float32, 4 streams, batch 1, 21.00 pairs/s" in out
     assert "rtx-sm86: not measured: " in out and "Medians of 7 alternating rounds" in out
     assert "measuring, 1 of 1: cpu, 4 streams, batch 1; cpu, 1 stream, batch 1; " in err
     found = msgspec.json.decode(report.read_bytes(), type=TuneReport)
     assert len(found.tuning.measurements) == 4 and Path(found.file).is_file()
     info = run("info", bundle.path)[1]
     assert (
-        "runs on CPU; tuned here for many: 4 streams, batch 1; measured fastest here for one pair and for many" in info
+        "runs on CPU; tuned here for many pairs: 4 streams, batch 1; "
+        "measured fastest here for one pair and for many pairs" in info
     )
 
     before, after = (write_image(tmp_path / f"{i}.png", pixels) for i, pixels in enumerate(images(70, 50)))

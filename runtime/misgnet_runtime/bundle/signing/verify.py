@@ -117,7 +117,7 @@ def _check(root: Path, requirements: tuple[Requirement, ...], trust: Trust, stat
         warning = candidate.check(locked)  # again: another process may have accepted a newer version meanwhile
         candidate.accept(locked)
     if warning:
-        current().warning(f"run with --allow-older: {warning}")
+        current().warning(f"accepted because of --allow-older: {warning}")
     return Checked(folder, manifest, Signed(candidate.matches[0].signer, issue, digests))
 
 

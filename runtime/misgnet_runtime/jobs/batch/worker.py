@@ -134,7 +134,9 @@ class SceneWorker:
         options, outputs = task.scene.options(), task.scene.outputs()
         for date, path in (("before", task.scene.before), ("after", task.scene.after)):
             if not is_file(path):
-                raise InputError(f"the {date} raster {path if path.name else '(empty cell)'} is not a regular file")
+                raise InputError(
+                    f"the {date} raster {path if path.name else '(empty cell)'} does not exist or is not a regular file"
+                )
         opened = self._open(self._bundle, options)
         with _held(work_folder(self._setup.output, task.scene.id)) as folder:
             self._keep_own(folder, self._maker(task, opened, options))

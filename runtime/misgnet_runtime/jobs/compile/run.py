@@ -101,7 +101,11 @@ def _select_engines(bundle: Bundle, engines: tuple[str, ...]) -> list[EngineEntr
             raise UsageError(f"engine {entry.name} runs its graph directly; there is nothing to compile")
     if not entries:
         names = ", ".join(entry.name for entry in plans)
-        hint = f"select one with --engine to recompile it: {names}" if plans else "it has no TensorRT engines"
+        hint = (
+            f"select one with --engine to recompile it: {names}"
+            if plans
+            else "it has no TensorRT engines; build one with --target jetson-orin, for example"
+        )
         raise UsageError(f"bundle {bundle.name} has no engine marked for compilation on the device; {hint}")
     return entries
 
