@@ -70,7 +70,7 @@ def run_tests(environment: Path, arguments: list[str]) -> None:
     Processes that each use all cores would slow each other down.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of PyTorch
-    workers = ("-n", min(4, os.cpu_count() or 1), "--dist", "loadfile")
+    workers = ("-n", min(4, os.cpu_count() or 1), "--dist", "loadfile", "--no-loadscope-reorder")
     run("pytest", *workers, *arguments, environment=environment)
 
 

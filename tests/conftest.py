@@ -28,6 +28,18 @@ with suppress(ImportError):  # most tests do not need it
 
 COMPILER = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "jinja2", "matplotlib", "safetensors", "sympy"}
 
+# Files that take longest, longest first: a process that gets one of them last would run alone at the end.
+LONGEST = (
+    "test_build", "test_soak", "test_limits", "test_run", "test_commands", "test_faults", "test_qat", "test_export",
+    "test_fuzz", "test_series", "test_closed_pipe", "test_output_text", "test_watch_survives", "test_scene_predict",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Moves the longest files to the front; dev.py makes the processes take files in this order."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(

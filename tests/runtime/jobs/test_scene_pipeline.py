@@ -130,6 +130,7 @@ def test_an_interruption_while_threads_start_leaves_no_thread(number: int) -> No
 
 def interrupted_again_and_again() -> None:
     """The caller closes the files that the reading thread uses, so no interruption may leave it running."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process started in the background ignores it
     reading, sent = threading.Event(), threading.Event()
     ended = False
 
