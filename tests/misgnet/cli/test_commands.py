@@ -1,4 +1,4 @@
-"""Tests the commands of ``misgnet`` in separate processes, as a user runs them."""
+"""Tests the commands of ``misgnet``: in separate processes, as a user runs them; wrong calls in this process."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from PIL import Image
 pytest.importorskip("torch", reason="the network needs the [train] extra")
 
 from misgnet.checkpoint import load_network
+from misgnet.cli import main
 from misgnet.evaluation import evaluate
 from misgnet_runtime.raster.dataset import TileSet
+from support.commands import exit_code
 from support.paths import ROOT
 
 WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"
@@ -110,10 +112,16 @@ def test_predict_accepts_a_folder_or_two_images(tiles: Path, tmp_path: Path) -> 
     ],
 )
 def test_wrong_calls_exit_with_the_documented_code(
-    arguments: list[object], code: int, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[object],
+    code: int,
+    word: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = misgnet(*arguments)
-    assert result.returncode == code, result.stderr
-    assert word.lower() in result.stderr.lower() and "Traceback" not in result.stderr
+    found = exit_code(main, "misgnet", *arguments)
+    errors = capsys.readouterr().err
+    assert found == code, errors
+    assert word.lower() in errors.lower() and "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
