@@ -62,7 +62,7 @@ def command_reference(program: str, name: str, command: Any) -> Iterator[str]:
 
 def argument_usage(param: Any) -> str:
     """Returns ``BEFORE``, ``[AFTER]`` or ``IMAGES...``."""
-    name = (param.metavar or param.name).upper() + ("..." if param.nargs != 1 else "")
+    name = (param.metavar or param.name).strip("[]{}").upper() + ("..." if param.nargs != 1 else "")
     return name if param.required else f"[{name}]"
 
 
