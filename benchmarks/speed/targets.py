@@ -32,14 +32,14 @@ def targets_of(rows: Sequence[Row], product: Latency | None) -> list[Target]:
 def jitter_target(rows: Sequence[Row], product: Latency | None) -> Target:
     """Returns the target for p99 / p50, which all engines of this project must reach; reports the worst one."""
     timed = [(row.latency.jitter, row) for row in rows if row.side == "ours" and row.latency]
-    asked = f"at most {JITTER}, or no worse than a matrix product in the same rounds"
+    required = f"at most {JITTER}, or no worse than a matrix product in the same rounds"
     name = "latency, p99 / p50 at batch 1"
     if not timed:
-        return Target(name, asked, "not measured", None)
+        return Target(name, required, "not measured", None)
     worst, row = max(timed, key=lambda pair: pair[0])
     limit = max(JITTER, product.jitter if product else 0.0)
     beside = f"; the product {product.jitter:.2f}" if product else ""
-    return Target(name, asked, f"at most {worst:.2f} ({row.name}){beside}", worst <= limit)
+    return Target(name, required, f"at most {worst:.2f} ({row.name}){beside}", worst <= limit)
 
 
 def _is_ours(row: Row) -> bool:
@@ -55,22 +55,22 @@ def _speed(row: Row) -> float:
     return row.throughput.median if row.throughput else 0.0
 
 
-def _at_least(name: str, asked: float, row: Row | None, found: float | None) -> Target:
-    required = f"at least {asked:g} times"
+def _at_least(name: str, factor: float, row: Row | None, found: float | None) -> Target:
+    required = f"at least {factor:g} times"
     if row is None or found is None:
         return Target(name, required, "not measured", None)
-    return Target(name, required, f"{found:.2f} times ({row.name})", found >= asked)
+    return Target(name, required, f"{found:.2f} times ({row.name})", found >= factor)
 
 
-def _ratio(name: str, asked: float, row: Row | None, base: Row | None) -> Target:
-    return _at_least(name, asked, row, _speed(row) / _speed(base) if row and base else None)
+def _ratio(name: str, factor: float, row: Row | None, base: Row | None) -> Target:
+    return _at_least(name, factor, row, _speed(row) / _speed(base) if row and base else None)
 
 
 def _share(row: Row | None) -> Target:
-    name, asked = "share of the INT8 matrix peak", f"at least {100 * INT8_SHARE:.0f} %"
+    name, required = "share of the INT8 matrix peak", f"at least {100 * INT8_SHARE:.0f} %"
     if row is None or row.of_int8_peak is None:
-        return Target(name, asked, "not measured", None)
-    return Target(name, asked, f"{100 * row.of_int8_peak:.0f} % ({row.name})", row.of_int8_peak >= INT8_SHARE)
+        return Target(name, required, "not measured", None)
+    return Target(name, required, f"{100 * row.of_int8_peak:.0f} % ({row.name})", row.of_int8_peak >= INT8_SHARE)
 
 
 def _float_graph(rows: Sequence[Row], engine: str) -> Target:

@@ -44,7 +44,7 @@ def available_memory(root: Path = ROOT) -> int | None:
 
 def installed_versions(names: Iterable[str]) -> dict[str, str]:
     """Returns the version of each distribution of ``names`` that is installed."""
-    from importlib import metadata  # not cheap
+    from importlib import metadata  # slow to import
 
     found = {}
     for name in names:
@@ -98,7 +98,7 @@ def read_text(path: Path) -> str | None:
     """Reads a kernel file without surrounding blanks and a device tree's final NUL; None if it cannot be read."""
     try:
         return path.read_bytes().decode(errors="replace").strip("\0\n ")
-    except OSError:  # a sensor that is off answers EAGAIN or ENODATA
+    except OSError:  # reading a sensor that is off fails with EAGAIN or ENODATA
         return None
 
 

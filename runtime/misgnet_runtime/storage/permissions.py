@@ -1,7 +1,7 @@
 """Checks whether other users could change a file or folder; private folders and policy files depend on this.
 
-Root always can. Python cannot read owners and modes on Windows: there nothing is checked, and a user's profile is
-protected by its own access control lists.
+Root always can. On Windows, Python cannot read owners and modes, so nothing is checked; a user's profile is protected
+by its own access control lists.
 """
 
 from __future__ import annotations
