@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.formatting import plural
 
 ROOT = Path("/")
 _FEATURES = (
@@ -91,7 +92,7 @@ def machine_line(machine: dict[str, Any]) -> str:
     features = ", ".join(machine["features"]) or "no known INT8 extensions"
     board = "".join(f"{machine[key]}, " for key in ("model", "jetson_linux") if key in machine)
     memory = f"{machine['memory_gib']} GiB" if machine["memory_gib"] else "unknown memory"
-    return f"{board}{machine['processor']}, {machine['cores']} cores, {memory}, {features}"
+    return f"{board}{machine['processor']}, {plural(machine['cores'], 'core')}, {memory}, {features}"
 
 
 def read_text(path: Path) -> str | None:

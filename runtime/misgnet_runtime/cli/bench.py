@@ -135,12 +135,14 @@ def _setting(timing: Timing) -> tuple[Text, str]:
 
 def _method(report: BenchReport) -> str:
     settings = report.settings
-    calls = [timing.calls for timing in report.timings]
+    counts = [timing.calls for timing in report.timings]
+    fewest, most = min(counts), max(counts)
+    calls = plural(most, "call") if fewest == most else f"{fewest} to {most} calls"
     warm = [timing.warm_up.seconds for timing in report.timings if timing.warm_up]
     return (
         f"method: each engine ran in its own process with {plural(settings.threads, 'thread')}; engines with the same "
         f"batch and streams alternated in {plural(settings.rounds, 'round')}, for about {settings.seconds:g} s "
-        f"({min(calls)} to {max(calls)} calls) each; warm-up until two windows of calls agreed within 5 %, at most "
+        f"({calls}) each; warm-up until two windows of calls agreed within 5 %, at most "
         f"{settings.warm_up:g} s: {min(warm):.1f} to {max(warm):.1f} s"
     )
 
