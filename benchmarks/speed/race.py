@@ -14,8 +14,8 @@ import numpy as np
 
 from benchmarks.contest.guest import ContenderFailed, Guest, Program, own
 from benchmarks.contest.rounds import in_rounds
-from benchmarks.speed.answers import open_for, start
 from benchmarks.speed.entrants import Entrant
+from benchmarks.speed.predictions import open_for, start
 from benchmarks.speed.report import Latency, Setting, Throughput, Tried
 
 TRIALS = 3  # measurements of a setting before the rounds

@@ -16,7 +16,6 @@ from benchmarks.contest.handover import hand_over
 from benchmarks.contest.ours import Sets, open_sets
 from benchmarks.contest.peers import Source, quantized, step
 from benchmarks.contest.start import open_start, straight_graph
-from benchmarks.speed.answers import Exam, examine
 from benchmarks.speed.entrants import (
     COMPILED,
     EAGER,
@@ -28,6 +27,7 @@ from benchmarks.speed.entrants import (
     straight_exports,
 )
 from benchmarks.speed.peaks import measure_peaks, multipliers
+from benchmarks.speed.predictions import Exam, examine
 from benchmarks.speed.race import Course, race
 from benchmarks.speed.ratios import timed_rows
 from benchmarks.speed.report import Absent, Report

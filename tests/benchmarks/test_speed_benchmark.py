@@ -24,10 +24,8 @@ from benchmarks.contest.guest import ContenderFailed, Guest, Program, foreign, o
 from benchmarks.contest.guests import exchange
 from benchmarks.contest.handover import hand_over
 from benchmarks.contest.start import open_start
-from benchmarks.speed import answers, race
+from benchmarks.speed import predictions, race
 from benchmarks.speed.__main__ import main
-from benchmarks.speed.answers import Exam, examine, open_for
-from benchmarks.speed.answers import start as start_entrant
 from benchmarks.speed.entrants import (
     ALONE,
     EAGER,
@@ -42,6 +40,8 @@ from benchmarks.speed.entrants import (
 from benchmarks.speed.own import network
 from benchmarks.speed.peaks import Multiplier, best_peak, measure_peaks
 from benchmarks.speed.plot import draw, heights
+from benchmarks.speed.predictions import Exam, examine, open_for
+from benchmarks.speed.predictions import start as start_entrant
 from benchmarks.speed.race import Course, Times, latency_of, throughput_of
 from benchmarks.speed.ratios import best_peer, timed_rows, with_ratios
 from benchmarks.speed.report import Absent, Latency, Peak, Report, Row, Setting, Target, Throughput, Tried, Work
@@ -379,7 +379,7 @@ def test_guests_predict_the_same_at_every_setting_and_predictions_are_kept(
                 kept = np.load(exam.work / "answers" / one.key.replace(" ", "-") / "answers.npy")
                 np.testing.assert_allclose(np.load(tmp_path / "out.npy"), kept, atol=1e-6)
 
-    monkeypatch.setattr(answers, "start", lambda *_: pytest.fail("stored predictions were computed again"))
+    monkeypatch.setattr(predictions, "start", lambda *_: pytest.fail("stored predictions were computed again"))
     again, _ = examine(exam, [peer, *ours[:2]])
     assert [row for row, _ in again] == [rows[0], *rows[2:]]
 
@@ -392,7 +392,7 @@ def test_a_default_precision_that_has_a_row_already_is_reported(exam: Exam, monk
             return {"precision": self.key, "versions": {}, "peak_mib": 1.0}
 
     start_of = {"first": "", "asked": "f32", "left": "f32", "other": "bf16"}
-    monkeypatch.setattr(answers, "start", lambda entrant, *_: Same(start_of[entrant.key]))
+    monkeypatch.setattr(predictions, "start", lambda entrant, *_: Same(start_of[entrant.key]))
     work = exam.work / "own"
     work.mkdir(exist_ok=True)
     straight = {"title": "straight export", "engine": "OpenVINO"}

@@ -272,7 +272,7 @@ def test_a_silent_fallback_to_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("graph", "error"), [("tiny_float.onnx", UnavailableError), ("no.onnx", InputError)])
-def test_the_error_tells_apart_a_bad_graph_and_a_failing_gpu(
+def test_the_error_distinguishes_a_bad_graph_from_a_failing_gpu(
     monkeypatch: pytest.MonkeyPatch, graph: str, error: type[Exception]
 ) -> None:
     session = onnxruntime.InferenceSession

@@ -215,8 +215,7 @@ def test_the_conditions_of_the_benchmark_are_printed() -> None:
     assert found[0] == "a processor, 2 cores, 8.0 GiB, avx2"
     assert "each engine ran in its own process with 2 threads" in found[1]
     assert (
-        "alternated in 2 rounds, for about 5 s (10 calls) each" in found[1]
-        and "at most 10 s: 0.4 to 0.4 s" in found[1]
+        "alternated in 2 rounds, for about 5 s (10 calls) each" in found[1] and "at most 10 s: 0.4 to 0.4 s" in found[1]
     )
     assert "rtx-sm86: not run: no driver" in found
     assert "clocks not reported by this system; temperatures not reported by this system" in found

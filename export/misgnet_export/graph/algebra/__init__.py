@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx
 
-from misgnet_export.graph.algebra.answer import merge_classes
 from misgnet_export.graph.algebra.attention import fold_attention_scale
+from misgnet_export.graph.algebra.classes import merge_classes
 from misgnet_export.graph.algebra.linear import mlps_on_maps
 from misgnet_export.graph.algebra.pixels import fold_normalisation
 from misgnet_export.graph.algebra.tokens import tokens_channels_last
