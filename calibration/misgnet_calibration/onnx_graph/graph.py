@@ -14,6 +14,9 @@ from onnx import helper, numpy_helper
 from misgnet_calibration.onnx_graph.shapes import Types, dimensions, types_of_one_pair
 from misgnet_runtime.errors import InputError
 
+# Prefix of the names of interpolation matrices: constants of a product that replaces a resize, not trained weights.
+INTERPOLATION = "interpolation_"
+
 
 class Graph:
     """Producers, consumers, constants and types of ``model`` at the time of construction.
@@ -76,9 +79,12 @@ class Graph:
         return needed
 
     def weight_of(self, node: onnx.NodeProto) -> str | None:
-        """Returns the constant weight of a convolution or matrix product; None if there is none."""
+        """Returns the constant weight of a convolution or matrix product; None if there is none.
+
+        An interpolation matrix is not a weight.
+        """
         weighted = node.op_type in ("Conv", "MatMul", "Gemm") and node.input[1] in self.constants
-        return str(node.input[1]) if weighted else None
+        return str(node.input[1]) if weighted and not interpolates(node) else None
 
     def rows(self, node: onnx.NodeProto) -> int:
         """Returns the number of output positions of one image pair that the node's weight is applied to."""
@@ -97,6 +103,11 @@ class Graph:
 def output_axis(node: onnx.NodeProto) -> int:
     """Returns the axis of the output channels in the weight of a Conv, MatMul or Gemm."""
     return 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
+
+
+def interpolates(node: onnx.NodeProto) -> bool:
+    """Returns whether ``node`` is a product with an interpolation matrix, which replaces a resize."""
+    return node.op_type == "MatMul" and any(name.startswith(INTERPOLATION) for name in node.input)
 
 
 def scope(node: onnx.NodeProto) -> str:

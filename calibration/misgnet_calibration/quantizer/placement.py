@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from misgnet_calibration.onnx_graph.graph import Graph, attribute, output_axis
+from misgnet_calibration.onnx_graph.graph import Graph, attribute, interpolates, output_axis
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.quantizer.rules import Rule
 
@@ -87,7 +87,10 @@ def _decide(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> Rule:
 def _fits(graph: Graph, node: onnx.NodeProto, rule: Rule, recipe: Recipe) -> bool:
     if rule.operators and node.op_type not in rule.operators:
         return False
-    kinds = ((rule.weighted, _is_weighted), (rule.activations, _operands), (rule.grouped, _is_grouped))
+    kinds = (
+        (rule.weighted, _is_weighted), (rule.activations, _operands), (rule.grouped, _is_grouped),
+        (rule.interpolation, _is_interpolation),
+    )  # fmt: skip
     if any(wanted is not None and wanted != bool(found(graph, node)) for wanted, found in kinds):
         return False
     if rule.feeds_output is not None and rule.feeds_output != _feeds_output(graph, node, recipe):
@@ -106,6 +109,10 @@ def _is_weighted(graph: Graph, node: onnx.NodeProto) -> bool:
 
 def _is_grouped(_: Graph, node: onnx.NodeProto) -> bool:
     return attribute(node, "group", 1) != 1
+
+
+def _is_interpolation(_: Graph, node: onnx.NodeProto) -> bool:
+    return interpolates(node)
 
 
 def _operands(graph: Graph, node: onnx.NodeProto) -> tuple[str, ...]:

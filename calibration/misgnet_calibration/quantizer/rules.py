@@ -16,6 +16,7 @@ _MODELOPT = "github.com/NVIDIA/Model-Optimizer, ONNX quantization: node exclusio
 _ORT = "onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
 _ORT_TRANSFORMERS = f"{_ORT}, transformer-based models"
 _ONNX = "onnx.ai/onnx/operators: inputs and outputs of the operator"
+_ONNX_RESIZE = "onnx.ai/onnx/operators: Resize, mode linear"
 _REQUESTED = "requested with --placement all"
 _OPENVINO = "docs.openvino.ai, OpenVINO Low Precision Transformations"
 _OPENVINO_CONV = "docs.openvino.ai, ConvolutionTransformation: activations dequantized per tensor"
@@ -41,13 +42,21 @@ class Rule:
     weighted: bool | None = None  # a constant weight is an input
     activations: bool | None = None  # the operator reads a float tensor that is not a constant
     grouped: bool | None = None  # a grouped convolution
+    interpolation: bool | None = None  # a product with an interpolation matrix, which replaces a resize
     # An output that the recipe would quantize, of the operator or of a ReLU after it, is an output of the graph.
     feeds_output: bool | None = None
     fewer_channels: int | None = None  # the weight has fewer input or output channels than this
     fewer_rows: int | None = None  # the weight is applied to fewer positions of an image pair than this
 
 
+_INTERPOLATION = Rule(
+    name="interpolation", decision="float",
+    why="a resize written as products: its matrices are no weights, and the logits that it resizes need all their bits",
+    source=_ONNX_RESIZE,
+    operators=("MatMul",), interpolation=True,
+)  # fmt: skip
 _NO_WEIGHT = (
+    _INTERPOLATION,
     Rule(
         name="product of activations", decision="float",
         why="scores and attention weights lose their order in 8 bits, and it saves little time",
@@ -127,6 +136,7 @@ ORT_X86_RULES = (*_NO_WEIGHT, _GEMM, _INT8_DEPTHWISE, *_SMALL, _LAST_CONV, *_wei
 ORT_ARM_RULES = ORT_X86_RULES
 # Has no rules for operators that lose much or gain little: accuracy control finds these by measurement.
 EVERYTHING_RULES = (
+    _INTERPOLATION,
     Rule(
         name="no activation", decision="float",
         why="reads raw images, integers or constants, but no float activation", source=_ONNX, activations=False,

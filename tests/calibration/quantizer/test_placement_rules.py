@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.placement import Placement, placements, quantizer_sites
+from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import (
     CPU,
     CPU_ARM,
@@ -20,7 +22,7 @@ from misgnet_calibration.quantizer.recipes import (
     TENSORRT_FP16,
     Recipe,
 )
-from misgnet_calibration.quantizer.rules import Rule
+from misgnet_calibration.quantizer.rules import EVERYTHING_RULES, Rule
 from support.graphs import parsed, two_branch
 
 EVERY = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -77,6 +79,26 @@ def test_products_of_activations_groups_few_positions_and_gemm_stay_float() -> N
     names = {name: p.rule.name for name, p in found.items()}
     assert names["MatMul_s"] == "product of activations" and names["Conv_d"] == "depthwise convolution"
     assert names["MatMul_n"] == "few positions" and names["Gemm_k"] == "Gemm"
+
+
+@EVERY
+def test_products_that_resize_are_no_quantizer_sites_and_keep_their_matrices(recipe: Recipe) -> None:
+    """With a matrix taken for a weight, the second product would be a linear layer from 32 to 128 channels."""
+    text = """g (float[batch,1,32,32] x) => (float[batch,1,128,128] y) {
+        tall = MatMul (interpolation_rows, x)  y = MatMul (tall, interpolation_columns)
+    }"""
+    values = np.random.default_rng(1).integers(0, 9, (128, 32)).astype(np.float32) / 8
+    matrices = {"interpolation_rows": values, "interpolation_columns": np.ascontiguousarray(values.T)}
+    model = parsed(text, matrices)
+    for rules in (recipe.rules, EVERYTHING_RULES):
+        changed = replace(recipe, rules=rules)
+        found = placements(Graph(model), changed)
+        assert {p.rule.name for p in found} <= {"interpolation", "FP16 requested"}
+        assert [p.macs for p in found] == [0, 0], "an interpolation matrix is no weight"
+        result = quantize(model, changed, {}, {})
+        assert result.sites == ()
+        kept = {item.name.removesuffix("_half"): numpy_helper.to_array(item) for item in result.model.graph.initializer}
+        assert kept.keys() == matrices.keys() and all(np.array_equal(kept[name], matrices[name]) for name in kept)
 
 
 def test_first_matching_rule_applies() -> None:

@@ -12,10 +12,12 @@ torch = pytest.importorskip("torch", reason="export needs the [export] extra")
 import onnx
 
 from misgnet.evaluation import predict_probability
+from misgnet_calibration.onnx_graph.graph import Graph, interpolates, scope
 from misgnet_export.graph.algebra import rewrite
 from misgnet_export.graph.deployed import Deployed
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
+from misgnet_export.graph.split import split_graph
 from misgnet_export.pipeline.agreement import Agreement, detector_of, require_close, require_same
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -28,13 +30,13 @@ SEED = 20260103  # with norm factor 4, some graph nodes of this seed receive no 
 
 
 @cache
-def exported() -> onnx.ModelProto:
-    return export_graph(make_network(SEED, norm=4), LOGITS)
+def exported(norm: float = 4) -> onnx.ModelProto:
+    return export_graph(make_network(SEED, norm=norm), LOGITS)
 
 
 @cache
-def simplified() -> onnx.ModelProto:
-    return simplify_graph(exported())
+def simplified(norm: float = 4) -> onnx.ModelProto:
+    return simplify_graph(exported(norm))
 
 
 def logits_of(model: onnx.ModelProto, before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
@@ -66,10 +68,26 @@ def test_graph_reproduces_the_network(stage: str) -> None:
     assert np.abs(found - expected).max() < 1e-3
 
 
-def test_rewriting_changes_logits_only_by_float32_rounding() -> None:
+@pytest.mark.parametrize("norm", [1, 4])
+def test_rewriting_changes_logits_only_by_float32_rounding(norm: float) -> None:
     images = make_images(SEED, 3, TILE, TILE)
-    expected, found = logits_of(simplified(), *images), logits_of(rewrite(simplified()), *images)
+    expected, found = logits_of(simplified(norm), *images), logits_of(rewrite(simplified(norm)), *images)
     assert np.abs(found - expected).max() < 1e-4 * expected.std()
+
+
+def test_only_the_output_is_resized_by_products() -> None:
+    graph = Graph(rewrite(simplified()))
+    resizes = [node for node in graph.nodes if node.op_type == "Resize"]
+    assert sorted(scope(node) for node in resizes) == [f"decode{i}" for i in (1, 1, 2, 2, 3, 3)]
+    assert {graph.shape(node.input[0])[1] for node in resizes} == {64, 128}
+    products = [node for node in graph.nodes if interpolates(node)]
+    assert [scope(node) for node in products] == ["final2.1.conv"] * 2
+    assert graph.shape(products[1].output[0]) == [1, 2, TILE, TILE]
+
+
+def test_products_that_resize_are_in_the_head_of_a_split_graph() -> None:
+    parts = split_graph(rewrite(simplified()), LOGITS)
+    assert [sum(map(interpolates, part.graph.node)) for part in (parts.encoder, parts.head)] == [0, 2]
 
 
 def test_rewritten_graph_transposes_only_narrow_tensors() -> None:

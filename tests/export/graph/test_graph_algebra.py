@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from misgnet_export.graph.algebra.attention import fold_attention_scale
 from misgnet_export.graph.algebra.classes import merge_classes
 from misgnet_export.graph.algebra.linear import mlps_on_maps
 from misgnet_export.graph.algebra.pixels import fold_normalisation
+from misgnet_export.graph.algebra.resizes import interpolation, resizes_as_products
 from misgnet_export.graph.algebra.tokens import tokens_channels_last
 
 Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -54,6 +56,14 @@ CLASSES = """
     large = Resize <mode = "linear"> (logits, , scales)
     classes = Softmax <axis = 1> (large)
     y = Gather <axis = 1> (classes, one)
+"""
+MASK = """
+    logits = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+    large = Resize <mode = "linear"> (logits, , scales)
+    changed = Gather <axis = 1> (large, one)
+    unchanged = Gather <axis = 1> (large, zero)
+    larger = Greater (changed, unchanged)
+    y = Cast <to = 2> (larger)
 """
 PIXELS = """
     a0 = Cast <to = 1> (before)
@@ -101,6 +111,19 @@ def two_classes(index: int = 1, extra: str = "", output: str = "float[B,8,8] y")
     return model_of("float[B,3,4,4] x", output, CLASSES + extra, {"w": (2, 3, 3, 3), "b": (2,)}, **values)
 
 
+def class_mask(body: str = MASK, output: str = "uint8[B,8,8] y") -> onnx.ModelProto:
+    values = {"scales": np.array([1, 1, 2, 2], np.float32), "one": np.int64(1), "zero": np.int64(0)}
+    return model_of("float[B,3,4,4] x", output, body, {"w": (2, 3, 3, 3), "b": (2,)}, **values)
+
+
+def resized(
+    scales: tuple[float, ...] = (1, 1, 2, 2), shape: str = "B,1,5,6", attributes: str = 'mode = "linear"',
+    inputs: str = "x, , scales",
+) -> onnx.ModelProto:  # fmt: skip
+    values = {"scales": np.array(scales, np.float32), "size": np.array([1, 1, 10, 12], np.int64)}
+    return model_of(f"float[{shape}] x", "float[N,C,P,Q] y", f"y = Resize <{attributes}> ({inputs})", {}, **values)
+
+
 def pixels(second_gain: np.ndarray = GAIN) -> onnx.ModelProto:
     body = PIXELS.replace("(b1, gain)", "(b1, gain2)")
     offset = np.array([2.1, 2.0, 1.8], np.float32).reshape(1, 3, 1, 1)
@@ -133,7 +156,7 @@ def same(before: onnx.ModelProto, after: onnx.ModelProto) -> bool:
     ("make", "step"),
     [
         (mlp, tokens_channels_last), (mlp, rewrite), (attention, fold_attention_scale), (two_classes, merge_classes),
-        (pixels, fold_normalisation),
+        (class_mask, merge_classes), (pixels, fold_normalisation), (resized, resizes_as_products),
     ],
 )  # fmt: skip
 def test_rewrite_keeps_the_function_and_changes_the_graph(make: Callable[[], onnx.ModelProto], step: Rewrite) -> None:
@@ -206,6 +229,75 @@ def test_two_classes_are_merged_into_one_channel() -> None:
 def test_other_class_and_logits_with_other_readers_are_kept() -> None:
     for model in (two_classes(0), two_classes(extra="z = Neg (logits)", output="float[B,8,8] y, float[B,2,4,4] z")):
         assert "Softmax" in operators(merge_classes(model))
+
+
+def test_mask_is_the_sign_of_the_difference_of_both_logits() -> None:
+    found = merge_classes(class_mask())
+    assert operators(found) == ["Conv", "Resize", "Squeeze", "Greater", "Cast"]
+    assert 0.1 < run(found)[0].mean() < 0.9, "both classes occur"
+
+
+def test_other_comparisons_of_both_logits_are_kept() -> None:
+    reverse = class_mask(MASK.replace("(changed, unchanged)", "(unchanged, changed)"))
+    also_read = [
+        class_mask(f"{MASK} z = Neg ({name})", f"uint8[B,8,8] y, float[{shape}] z")
+        for name, shape in (("large", "B,2,8,8"), ("changed", "B,8,8"), ("unchanged", "B,8,8"), ("logits", "B,2,4,4"))
+    ]
+    for model in (reverse, *also_read):
+        assert merge_classes(model).graph.node == model.graph.node
+
+
+@pytest.mark.parametrize("factors", [(2, 2), (4, 4), (8, 8), (2, 4), (1, 2), (3, 5)])
+@pytest.mark.parametrize("shape", ["B,1,8,8", "B,2,5,7", "B,1,1,3", "B,2,33,1"])
+def test_resize_by_whole_factors_is_two_products(factors: tuple[int, int], shape: str) -> None:
+    model = resized((1, 1, *factors), shape)
+    found = resizes_as_products(model)
+    assert operators(found) == ["MatMul", "MatMul"]
+    assert [node.name.rpartition("/")[0] for node in found.graph.node] == ["part", "part"]
+    assert same(model, found)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 8])
+def test_interpolation_is_exact_to_float32_rounding(factor: int) -> None:
+    size = 9
+    expected = np.zeros((size * factor, size))
+    for i in range(size * factor):
+        position = min(max(Fraction(2 * i + 1, 2 * factor) - Fraction(1, 2), Fraction(0)), Fraction(size - 1))
+        low, part = position // 1, position % 1
+        expected[i, low] += float(1 - part)
+        expected[i, min(low + 1, size - 1)] += float(part)
+    assert np.array_equal(interpolation(size, factor), expected.astype(np.float32))
+
+
+def test_resizes_of_one_size_share_their_matrices() -> None:
+    body = 'a = Resize <mode = "linear"> (x, , scales) n = Neg (x) y = Resize <mode = "linear"> (n, , scales)'
+    scales = np.array([1, 1, 2, 2], np.float32)
+    model = model_of("float[B,1,4,6] x", "float[B,1,8,12] a, float[B,1,8,12] y", body, {}, scales=scales)
+    found = resizes_as_products(model)
+    assert same(model, found)
+    shapes = {item.name: list(item.dims) for item in found.graph.initializer}
+    assert shapes == {"interpolation_rows_4_to_8": [8, 4], "interpolation_columns_6_to_12": [6, 12]}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        resized(shape="B,1,H,6"), resized(shape="B,1,5,W"), resized(shape="B,C,5,6"), resized(shape="B,3,5,6"),
+        resized((1, 1, 1.5, 2)), resized((1, 1, 2, 0.5)), resized((1, 2, 2, 2)), resized((2, 1, 2, 2)),
+        resized((1, 1, 2), "B,1,5"),
+        resized(inputs="x, , , size"),
+        resized((2, 2), attributes='mode = "linear", axes = [2, 3]'),
+        resized(attributes='mode = "nearest"'), resized(attributes='mode = "cubic"'),
+        resized(attributes='antialias = 0'),
+        resized(attributes='mode = "linear", antialias = 1'),
+        resized(attributes='mode = "linear", exclude_outside = 1'),
+        resized(attributes='mode = "linear", coordinate_transformation_mode = "align_corners"'),
+        resized(attributes='mode = "linear", coordinate_transformation_mode = "asymmetric"'),
+        model_of("float[B,1,5,6] x, float[4] s", "float[N,C,P,Q] y", 'y = Resize <mode = "linear"> (x, , s)', {}),
+    ],
+)  # fmt: skip
+def test_other_resizes_are_kept(model: onnx.ModelProto) -> None:
+    assert resizes_as_products(model).graph.node == model.graph.node
 
 
 def test_both_dates_are_joined_before_they_are_normalised() -> None:

@@ -8,6 +8,7 @@ from misgnet_export.graph.algebra.attention import fold_attention_scale
 from misgnet_export.graph.algebra.classes import merge_classes
 from misgnet_export.graph.algebra.linear import mlps_on_maps
 from misgnet_export.graph.algebra.pixels import fold_normalisation
+from misgnet_export.graph.algebra.resizes import resizes_as_products
 from misgnet_export.graph.algebra.tokens import tokens_channels_last
 from misgnet_export.graph.simplify import with_shapes
 
@@ -17,6 +18,7 @@ _REWRITES = (
     fold_normalisation,
     fold_attention_scale,
     merge_classes,
+    resizes_as_products,  # the output has fewer channels after merge_classes
     tokens_channels_last,
     mlps_on_maps,  # finds what tokens_channels_last leaves
 )

@@ -1,4 +1,4 @@
-"""Replaces the softmax over two classes by the sigmoid of the difference of both logits.
+"""Computes the difference of both logits in place of the two logits: its sigmoid, or its sign for a mask.
 
 The last convolution and the upsampling are linear, so the difference can be taken in the convolution's weights. This
 halves the work of both, and a sigmoid of one channel replaces the softmax over two.
@@ -14,43 +14,70 @@ from misgnet_export.graph.algebra.rewriting import Rewriting
 
 
 def merge_classes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Computes the probability from one channel instead of two; graphs that output logits or a mask stay unchanged."""
+    """Computes the probability or the mask from one channel instead of two; leaves graphs that output logits as is."""
     rewriting = Rewriting(model)
-    graph = rewriting.graph
-    for softmax in graph.nodes:
-        gather = rewriting.reader(softmax.output[0], "Gather") if softmax.op_type == "Softmax" else None
-        resize = graph.producer.get(softmax.input[0]) if gather is not None else None
-        conv = graph.producer.get(resize.input[0]) if resize is not None and resize.op_type == "Resize" else None
-        if gather is None or resize is None or conv is None or not _fits(rewriting, conv, resize, softmax, gather):
+    for resize in rewriting.graph.nodes:
+        conv = rewriting.graph.producer.get(resize.input[0]) if resize.op_type == "Resize" else None
+        if conv is None or not _has_two_classes(rewriting, conv, resize):
             continue
-        _merge(rewriting, conv, resize, softmax, gather)
+        if _to_probability(rewriting, resize) or _to_mask(rewriting, resize):
+            _subtract(rewriting, conv)
     return rewriting.finish()
 
 
-def _fits(
-    rewriting: Rewriting, conv: onnx.NodeProto, resize: onnx.NodeProto, softmax: onnx.NodeProto,
-    gather: onnx.NodeProto,
-) -> bool:  # fmt: skip
-    """Returns whether class 1 of two is read along the channels, from a convolution with no other readers."""
+def _has_two_classes(rewriting: Rewriting, conv: onnx.NodeProto, resize: onnx.NodeProto) -> bool:
+    """Returns whether ``conv`` has two output channels, a constant weight and bias, and no other readers."""
     graph = rewriting.graph
-    along_channels = attribute(softmax, "axis", -1) == 1 and attribute(gather, "axis", 0) == 1
-    index = graph.constant(gather.input[1]) if gather.input[1] in graph.constants else None
-    alone = rewriting.reader(conv.output[0], "Resize") is resize and rewriting.reader(resize.output[0], "Softmax")
     is_conv = conv.op_type == "Conv" and len(conv.input) == 3 and graph.weight_of(conv) is not None
-    if not (along_channels and index is not None and index.shape == () and index == 1 and alone and is_conv):
+    if not is_conv or rewriting.reader(conv.output[0], "Resize") is not resize:
         return False
     return rewriting.shape(conv.input[1])[0] == 2 and conv.input[2] in graph.constants
 
 
-def _merge(
-    rewriting: Rewriting, conv: onnx.NodeProto, resize: onnx.NodeProto, softmax: onnx.NodeProto,
-    gather: onnx.NodeProto,
-) -> None:  # fmt: skip
+def _to_probability(rewriting: Rewriting, resize: onnx.NodeProto) -> bool:
+    """Replaces class 1 of a softmax by a sigmoid; returns whether the graph has this form."""
+    softmax = rewriting.reader(resize.output[0], "Softmax")
+    gather = rewriting.reader(softmax.output[0], "Gather") if softmax is not None else None
+    if softmax is None or gather is None or attribute(softmax, "axis", -1) != 1 or _class_of(rewriting, gather) != 1:
+        return False
+    channel = rewriting.add("Sigmoid", [resize.output[0]], softmax.output[0], softmax)
+    rewriting.add("Squeeze", [channel, _channel_axis(rewriting)], gather.output[0], gather)
+    rewriting.drop(softmax, gather)
+    return True
+
+
+def _to_mask(rewriting: Rewriting, resize: onnx.NodeProto) -> bool:
+    """Replaces the comparison of class 1 with class 0 by one with zero; returns whether the graph has this form."""
+    graph, logits = rewriting.graph, resize.output[0]
+    readers = graph.consumers[logits]
+    by_class = {_class_of(rewriting, node): node for node in readers if node.op_type == "Gather"}
+    if len(readers) != 2 or set(by_class) != {0, 1} or logits in graph.outputs():
+        return False
+    greater = rewriting.reader(by_class[1].output[0], "Greater")
+    if greater is None or rewriting.reader(by_class[0].output[0], "Greater") is not greater:
+        return False
+    if list(greater.input) != [by_class[1].output[0], by_class[0].output[0]]:
+        return False
+    difference = rewriting.add("Squeeze", [logits, _channel_axis(rewriting)], by_class[1].output[0], by_class[1])
+    zero = rewriting.constant("equal_logits", np.zeros((), np.float32))
+    rewriting.add("Greater", [difference, zero], greater.output[0], greater)
+    rewriting.drop(*by_class.values(), greater)
+    return True
+
+
+def _class_of(rewriting: Rewriting, gather: onnx.NodeProto) -> int | None:
+    """Returns the class that ``gather`` takes along the channels; None if it takes something else."""
     graph = rewriting.graph
-    weight, bias = (graph.constant(name).astype(np.float32) for name in conv.input[1:])
+    index = graph.constant(gather.input[1]) if gather.input[1] in graph.constants else None
+    return int(index) if index is not None and index.shape == () and attribute(gather, "axis", 0) == 1 else None
+
+
+def _channel_axis(rewriting: Rewriting) -> str:
+    return rewriting.constant("channel_axis", np.array([1], np.int64))
+
+
+def _subtract(rewriting: Rewriting, conv: onnx.NodeProto) -> None:
+    """Makes ``conv`` compute class 1 minus class 0."""
+    weight, bias = (rewriting.graph.constant(name).astype(np.float32) for name in conv.input[1:])
     conv.input[1] = rewriting.constant(f"{conv.input[1]}_difference", weight[1:] - weight[:1])
     conv.input[2] = rewriting.constant(f"{conv.input[2]}_difference", bias[1:] - bias[:1])
-    channel = rewriting.add("Sigmoid", [resize.output[0]], softmax.output[0], softmax)
-    axis = rewriting.constant("channel_axis", np.array([1], np.int64))
-    rewriting.add("Squeeze", [channel, axis], gather.output[0], gather)
-    rewriting.drop(softmax, gather)

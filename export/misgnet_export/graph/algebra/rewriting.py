@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,12 @@ class Rewriting:
         self._before = Graph(model)
         self._added: list[onnx.NodeProto] = []
         self._dropped: set[str] = set()
+
+    @cached_property
+    def _symbolic(self) -> dict[str, onnx.TypeProto.Tensor]:
+        """Types of tensors by name, before any change, with the symbolic dimensions of the graph's inputs."""
+        graph = onnx.shape_inference.infer_shapes(self._before.model, data_prop=True).graph
+        return {v.name: v.type.tensor_type for v in (*graph.value_info, *graph.input, *graph.output)}
 
     def drop(self, *nodes: onnx.NodeProto) -> None:
         """Removes ``nodes`` from the result; each of their outputs that is still read must come from a new node."""
@@ -52,6 +59,14 @@ class Rewriting:
     def shape(self, name: str) -> list[int]:
         """Returns the dimensions for one image pair, before any change. Raises InputError if one cannot be inferred."""
         return self._before.shape(name)
+
+    def fixed_shape(self, name: str) -> tuple[int, int, int] | None:
+        """Returns (C, h, w) of the map ``name`` (B, C, h, w), before any change; None if one of them is not fixed.
+
+        :meth:`shape` would return 1 for a symbolic dimension.
+        """
+        dims = [d.dim_value for d in self._symbolic[name].shape.dim] if name in self._symbolic else []
+        return (dims[1], dims[2], dims[3]) if len(dims) == 4 and all(dims[1:]) else None
 
     def reader(self, name: str, *operators: str) -> onnx.NodeProto | None:
         """Returns the only reader of ``name`` if it is one of ``operators`` and ``name`` is not a graph output."""
