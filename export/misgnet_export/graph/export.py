@@ -18,6 +18,7 @@ from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from misgnet.network import MISGNet
 from misgnet_export.graph.deployed import Deployed
 from misgnet_export.graph.quiet import quiet
+from misgnet_export.graph.stacked_guidance import with_stacked_guidance
 from misgnet_runtime.bundle import Interface
 from misgnet_runtime.errors import GateFailed
 
@@ -64,8 +65,11 @@ def _fold(model: onnx_ir.Model) -> None:
 
 
 def export_program(network: MISGNet, interface: Interface, device: str = "cpu") -> torch.export.ExportedProgram:
-    """Exports ``network`` as a program with the inputs of ``interface``, captured on ``device``."""
-    deployed = Deployed(network, interface).eval().to(device)
+    """Exports ``network`` as a program with the inputs of ``interface``, captured on ``device``.
+
+    The program is that of a copy of the network with stacked guidance.
+    """
+    deployed = Deployed(with_stacked_guidance(network), interface).eval().requires_grad_(False).to(device)
     batch = torch.export.Dim("batch", min=1, max=interface.max_batch)
     before, after = (images.to(device) for images in deployed.example())
     with _quiet():
