@@ -52,13 +52,16 @@ def _joins(graph: Graph, node: onnx.NodeProto, dates: list[str]) -> bool:
 
 
 def _find_maps(graph: Graph, join: onnx.NodeProto) -> tuple[DateMap, ...]:
-    """Finds the Reshapes from (2B, ...) to (2, B, ...) after ``join``."""
-    found = []
+    """Finds the first Reshapes from (2B, ...) to (2, B, ...) after ``join``."""
+    found: list[DateMap] = []
+    stacked: set[str] = set()
     for node in graph.nodes:
-        if _stacks(graph, node) and join.output[0] in graph.needed_for(node.input[:1]):
+        needed = graph.needed_for(node.input[:1]) if _stacks(graph, node) else set()
+        if join.output[0] in needed and needed.isdisjoint(stacked):
             cast = graph.producer[node.input[0]]
             reader = cast if cast.op_type == "Cast" else node
             found.append(DateMap(reader.input[0], reader.name))
+            stacked.update(node.output)
     if not found:
         raise not_cut(f"after '{join.name}', no operator stacks both dates as (2, B, ...)")
     return tuple(found)

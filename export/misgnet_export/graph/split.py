@@ -59,9 +59,9 @@ def _encoder(model: onnx.ModelProto, interface: Interface, cut: Cut, features: l
 def _head(model: onnx.ModelProto, interface: Interface, cut: Cut, features: list[TensorEntry]) -> onnx.ModelProto:
     """Builds the head: the features of both dates, joined and cast, replace each map."""
     graph = Graph(copied(model))
-    inputs = head_inputs(features)
+    inputs, count = head_inputs(features), len(features)
     added = []
-    for found, feature, *dates in zip(cut.maps, features, inputs[: len(features)], inputs[len(features) :], strict=True):
+    for found, feature, *dates in zip(cut.maps, features, inputs[:count], inputs[count:], strict=True):
         joined, cast = f"{feature.name}_of_both", f"{feature.name}_of_both_cast"
         added += [
             helper.make_node("Concat", [date.name for date in dates], [joined], f"/Concat_{feature.name}", axis=0),
