@@ -71,4 +71,4 @@ def _stacks(graph: Graph, node: onnx.NodeProto) -> bool:
     """Returns whether ``node`` splits the batch of 2B into two dates."""
     if node.op_type != "Reshape" or node.input[1] not in graph.constants:
         return False
-    return graph.constant(node.input[1])[:2].tolist() == [2, -1]
+    return list(graph.constant(node.input[1])[:2]) == [2, -1]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,10 @@ from misgnet.network.guidance import (
     Projection,
 )
 
+_Network = TypeVar("_Network", bound=nn.Module)
 
-def with_stacked_guidance(network: nn.Module) -> nn.Module:
+
+def with_stacked_guidance(network: _Network) -> _Network:
     """Returns a copy of ``network`` in which every LevelGuidance is stacked; for inference only."""
     levels = [module for module in network.modules() if isinstance(module, LevelGuidance)]
     stacked: dict[int, nn.Module] = {id(level): StackedLevel(level) for level in levels}
