@@ -170,5 +170,6 @@ class LevelGuidance(nn.Module):
 
     def forward(self, both: Tensor) -> Tensor:
         """Maps the features of both dates as one batch (2B, C, h, w) to (B, C, h, w)."""
-        guided1, guided2 = self.mutualnet0(*both.unflatten(0, (2, -1)))
+        batch = both.shape[0] // 2
+        guided1, guided2 = self.mutualnet0(both[:batch], both[batch:])
         return (guided1 - guided2).abs()

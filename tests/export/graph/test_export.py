@@ -113,6 +113,17 @@ def test_guidance_reads_each_map_of_both_dates_once() -> None:
     assert [entry.reader.partition("/")[0] for entry in found] == ["MGLNet0", "MGLNet1", "MGLNet2"]
 
 
+def test_network_can_be_exported_as_it_is() -> None:
+    """The straight export, with which benchmarks compare this project, has no stacked guidance."""
+    network, images = make_network(SEED, norm=4), make_images(SEED, 3, TILE, TILE)
+    model = export_graph(network, LOGITS, stacked=False)
+    assert len(guidance_of(model)) > 400
+    with torch.inference_mode():
+        expected = network(*images).numpy()
+    assert np.abs(logits_of(model, *images) - expected).max() < 1e-4 * expected.std()
+    assert network.decode1.conv3.weight.requires_grad, "the network itself stays trainable"
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_guidance_stays_float_in_every_recipe(recipe: Recipe) -> None:
     graph = Graph(rewritten())
