@@ -1,7 +1,8 @@
 """Provides the start of a comparison: a bundle, its weights, and the straight export of these weights.
 
 A bundle's own float graph is optimised for speed, so the other contenders must not start from it. The straight export
-is the result of torch.export and onnxsim, of the network as it is. It has the bundle's inputs and outputs, so all contenders do the same work.
+is the result of torch.export and onnxsim, of the network as it is. It has the bundle's inputs and outputs, so all
+contenders do the same work.
 """
 
 from __future__ import annotations
