@@ -1,7 +1,8 @@
 """Provides the start of a comparison: a bundle, its weights, and the straight export of these weights.
 
 A bundle's own float graph is optimised for speed, so the other contenders must not start from it. The straight export
-is the result of torch.export and onnxsim. It has the bundle's inputs and outputs, so all contenders do the same work.
+is the result of torch.export and onnxsim, of the network as it is. It has the bundle's inputs and outputs, so all
+contenders do the same work.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def straight_graph(weights: Path, interface: Interface, work: Path) -> Path:
     graph = folder / f"{_key(weights, interface)}.onnx"
     if not graph.is_file():
         with step("exporting the weights to ONNX"), replace_file(graph) as temporary:
-            onnx.save(simplify_graph(export_graph(load_network(weights), interface)), temporary)
+            exported = export_graph(load_network(weights), interface, stacked=False)
+            onnx.save(simplify_graph(exported), temporary)
             snapshot.check()
     return graph
 

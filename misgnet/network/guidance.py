@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 # Lower limit of the assignment's sum; the paper adds 1e-9 instead. The results agree in float32, because nodes are
 # scaled to unit length afterwards. The ONNX exporter would remove the addition as "adding zero", but keeps a clamp.
-_EMPTY_NODE = 1e-9
+EMPTY_NODE = 1e-9
+SMALLEST_NORM = 1e-12  # lower limit of a norm that a vector is divided by
 
 
 class ConvNorm(nn.Module):
@@ -47,7 +48,7 @@ class Projection(nn.Module):
         assignment = torch.softmax(-0.5 * self._distance(x, scale), dim=1)
         total = assignment.sum(2, keepdim=True)  # (B, K, 1)
         residual = (assignment @ x.transpose(1, 2) - self.anchor * total) / scale  # sum over n of Q * r
-        nodes = _unit_length(residual / total.clamp(min=_EMPTY_NODE))
+        nodes = _unit_length(residual / total.clamp(min=EMPTY_NODE))
         nodes = _unit_length(nodes.flatten(1))
         # The published weights require that K x C is reinterpreted as C x K: a reshape, not a transpose.
         return nodes.unflatten(1, (x.shape[1], -1)), assignment
@@ -67,7 +68,7 @@ class Projection(nn.Module):
 
 def _unit_length(x: Tensor) -> Tensor:
     """Returns x / max(||x||, 1e-12) over the last axis; a node without pixels stays zero."""
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12)
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=SMALLEST_NORM)
 
 
 class GraphConv(nn.Module):
@@ -161,12 +162,14 @@ def _on_nodes(conv: nn.Module, nodes: Tensor) -> Tensor:
 
 
 class LevelGuidance(nn.Module):
-    """Absolute difference of the guided maps of one level, |X1' - X2'|, (B, C, h, w)."""
+    """Absolute difference of the guided maps of one level, |X1' - X2'|."""
 
     def __init__(self, nodes: int, channels: int) -> None:
         super().__init__()
         self.mutualnet0 = MutualGuidance(nodes, channels)
 
-    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
-        guided1, guided2 = self.mutualnet0(x1, x2)
+    def forward(self, both: Tensor) -> Tensor:
+        """Maps the features of both dates as one batch (2B, C, h, w) to (B, C, h, w)."""
+        batch = both.shape[0] // 2
+        guided1, guided2 = self.mutualnet0(both[:batch], both[batch:])
         return (guided1 - guided2).abs()

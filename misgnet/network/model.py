@@ -57,10 +57,9 @@ class MISGNet(nn.Module):
             ValueError: If the shapes differ or are not supported.
         """
         check_size(before.shape, after.shape)
-        batch = before.shape[0]
         maps = self.backbone(torch.cat((before, after)))  # both dates as one batch of 2B
         levels = (self.MGLNet0, self.MGLNet1, self.MGLNet2)
-        d1, d2, d3 = (level(x[:batch], x[batch:]) for level, x in zip(levels, maps, strict=True))
+        d1, d2, d3 = (level(x) for level, x in zip(levels, maps, strict=True))
         out1 = self.decode1(d2, self.Translayer1(d3))
         out2 = self.decode2(d1, self.Translayer2(d2))
         logits = self.final2(self.decode3(out2, self.Translayer3(out1)))

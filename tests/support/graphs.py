@@ -55,7 +55,6 @@ two_branch (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[b
 # An encoder with two maps of both dates; the real network has three.
 _TWO_STAGE = """
 two_stage (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[batch,32,32] probability) {
-    encoder_size = Shape <end = 1> (after)
     encoder_first = Cast <to = 1> (before)
     encoder_first_nchw = Transpose <perm = [0, 3, 1, 2]> (encoder_first)
     encoder_first_scaled = Mul (encoder_first_nchw, gain)
@@ -71,12 +70,14 @@ two_stage (uint8[batch,32,32,3] before, uint8[batch,32,32,3] after) => (float[ba
     encoder_coarse_gelu = Gelu (encoder_coarse)
     encoder_plane = Slice (encoder_coarse_gelu, zero, one, one)
     encoder_coarse_map = Mul (encoder_coarse_gelu, encoder_plane)
-    encoder_fine_before = Slice (encoder_fine_map, zero, encoder_size, zero)
-    encoder_fine_after = Slice (encoder_fine_map, encoder_size, huge, zero)
-    guide_difference = Sub (encoder_fine_after, encoder_fine_before)
-    encoder_coarse_before = Slice (encoder_coarse_map, zero, encoder_size, zero)
-    encoder_coarse_after = Slice (encoder_coarse_map, encoder_size, huge, zero)
-    decoder_difference = Sub (encoder_coarse_after, encoder_coarse_before)
+    guide_fine_dates = Reshape (encoder_fine_map, to_fine)
+    guide_fine_before = Gather (guide_fine_dates, first)
+    guide_fine_after = Gather (guide_fine_dates, second)
+    guide_difference = Sub (guide_fine_after, guide_fine_before)
+    encoder_coarse_dates = Reshape (encoder_coarse_map, to_coarse)
+    decoder_coarse_before = Gather (encoder_coarse_dates, first)
+    decoder_coarse_after = Gather (encoder_coarse_dates, second)
+    decoder_difference = Sub (decoder_coarse_after, decoder_coarse_before)
     decoder_wide = Conv (decoder_difference, wide_w)
     decoder_large = DepthToSpace <blocksize = 2> (decoder_wide)
     decoder_sum = Add (decoder_large, guide_difference)
@@ -124,7 +125,8 @@ def two_stage(seed: int = 0) -> onnx.ModelProto:
     constants: dict[str, Any] = {
         "gain": np.float32(1 / 64), "stem_w": weight(16, 3, 3, 3), "fine_w": weight(16, 16, 3, 3),
         "coarse_w": weight(32, 16, 3, 3), "wide_w": weight(64, 32, 1, 1), "four_w": weight(4, 16, 1, 1),
-        "zero": [0], "one": [1], "huge": [2**62],
+        "zero": [0], "one": [1], "first": 0, "second": 1,
+        "to_fine": [2, -1, 16, 16, 16], "to_coarse": [2, -1, 32, 8, 8],
     }  # fmt: skip
     return parsed(_TWO_STAGE, constants, _SCOPES)
 

@@ -97,7 +97,10 @@ class Graph:
         The encoder counts twice because it runs once per date.
         """
         weight = self.weight_of(node)
-        return self.rows(node) * int(np.prod(self.shape(weight))) if weight else 0
+        if weight is None:
+            return 0
+        used = self.shape(weight) if node.op_type == "Conv" else self.shape(weight)[-2:]  # by each output position
+        return self.rows(node) * int(np.prod(used))
 
 
 def output_axis(node: onnx.NodeProto) -> int:

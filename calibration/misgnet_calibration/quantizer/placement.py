@@ -88,8 +88,8 @@ def _fits(graph: Graph, node: onnx.NodeProto, rule: Rule, recipe: Recipe) -> boo
     if rule.operators and node.op_type not in rule.operators:
         return False
     kinds = (
-        (rule.weighted, _is_weighted), (rule.activations, _operands), (rule.grouped, _is_grouped),
-        (rule.interpolation, _is_interpolation),
+        (rule.weighted, _is_weighted), (rule.stacked, _is_stacked), (rule.activations, _operands),
+        (rule.grouped, _is_grouped), (rule.interpolation, _is_interpolation),
     )  # fmt: skip
     if any(wanted is not None and wanted != bool(found(graph, node)) for wanted, found in kinds):
         return False
@@ -104,7 +104,11 @@ def _is_weighted(graph: Graph, node: onnx.NodeProto) -> bool:
     """Returns whether the node multiplies a float activation with a constant matrix or kernel."""
     weight = graph.weight_of(node)
     readable = graph.is_float(node.input[0]) and not attribute(node, "transA", 0)
-    return weight is not None and readable and len(graph.shape(weight)) in (2, 4)
+    return weight is not None and readable and len(graph.shape(weight)) == (4 if node.op_type == "Conv" else 2)
+
+
+def _is_stacked(graph: Graph, node: onnx.NodeProto) -> bool:
+    return any(name in graph.constants and len(graph.shape(name)) > 2 for name in node.input)
 
 
 def _is_grouped(_: Graph, node: onnx.NodeProto) -> bool:

@@ -39,7 +39,8 @@ class Rule:
     why: str
     source: str
     operators: tuple[str, ...] = ()  # operator types; empty: all
-    weighted: bool | None = None  # a constant weight is an input
+    weighted: bool | None = None  # a constant matrix or kernel is an input
+    stacked: bool | None = None  # a constant of more than two dimensions is an input: several matrices
     activations: bool | None = None  # the operator reads a float tensor that is not a constant
     grouped: bool | None = None  # a grouped convolution
     interpolation: bool | None = None  # a product with an interpolation matrix, which replaces a resize
@@ -57,6 +58,13 @@ _INTERPOLATION = Rule(
 )  # fmt: skip
 _NO_WEIGHT = (
     _INTERPOLATION,
+    Rule(
+        name="stacked weights", decision="float",
+        why="the guidance multiplies both dates in one product: its weights have no single axis of output channels, "
+        "and graph nodes are too few for INT8 to pay off",
+        source=_TENSORRT,
+        operators=("MatMul",), stacked=True,
+    ),
     Rule(
         name="product of activations", decision="float",
         why="scores and attention weights lose their order in 8 bits, and it saves little time",
@@ -94,7 +102,7 @@ _SMALL = (
     ),
     Rule(
         name="few positions", decision="float",
-        why="quantizing costs more than the product saves: graph nodes of the guidance", source=_MODELOPT,
+        why="quantizing costs more than the product saves", source=_MODELOPT,
         operators=("Conv", "MatMul", "Gemm"), fewer_rows=16,
     ),
 )  # fmt: skip

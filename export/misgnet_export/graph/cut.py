@@ -1,8 +1,7 @@
-"""Finds where a graph can be cut into encoder and head: the dates are joined to one batch, encoded and sliced apart."""
+"""Finds where a graph can be cut into encoder and head: the dates are joined to one batch, encoded and stacked."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import onnx
@@ -14,10 +13,10 @@ from misgnet_runtime.errors import GateFailed
 
 @dataclass(frozen=True)
 class DateMap:
-    """A tensor that the encoder computes for both dates, and the names of the Slices of the first and second date."""
+    """A map (2B, C, h, w) that the encoder computes for both dates, and the head's only node that reads it."""
 
     name: str
-    slices: tuple[str, str]
+    reader: str  # name of the Reshape that stacks the dates to (2, B, ...), or of a Cast before it
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Cut:
     """The tensors at which a graph is cut into encoder and head."""
 
     join: str  # name of the Concat of both dates
-    maps: tuple[DateMap, ...]  # tensors that are sliced apart after it, in the graph's order
+    maps: tuple[DateMap, ...]  # tensors whose dates are stacked after it, in the graph's order
 
 
 def find_cut(graph: Graph, interface: Interface) -> Cut:
@@ -53,14 +52,23 @@ def _joins(graph: Graph, node: onnx.NodeProto, dates: list[str]) -> bool:
 
 
 def _find_maps(graph: Graph, join: onnx.NodeProto) -> tuple[DateMap, ...]:
-    """Finds the Slices of one date: their start or end is computed from the batch, that of others is constant."""
-    slices: dict[str, dict[str, str]] = defaultdict(dict)
+    """Finds the first Reshapes from (2B, ...) to (2, B, ...) after ``join``."""
+    found: list[DateMap] = []
+    stacked: set[str] = set()
     for node in graph.nodes:
-        if node.op_type == "Slice" and join.output[0] in graph.needed_for(node.input[:1]):
-            begin, end = (name in graph.constants for name in node.input[1:3])
-            if begin != end:
-                slices[node.input[0]]["first" if begin else "second"] = node.name
-    halved = [name for name, found in slices.items() if len(found) < 2]
-    if halved or not slices:
-        raise not_cut(f"after '{join.name}', {halved or 'nothing'} is sliced into one date; both dates are required")
-    return tuple(DateMap(name, (found["first"], found["second"])) for name, found in slices.items())
+        needed = graph.needed_for(node.input[:1]) if _stacks(graph, node) else set()
+        if join.output[0] in needed and needed.isdisjoint(stacked):
+            cast = graph.producer[node.input[0]]
+            reader = cast if cast.op_type == "Cast" else node
+            found.append(DateMap(reader.input[0], reader.name))
+            stacked.update(node.output)
+    if not found:
+        raise not_cut(f"after '{join.name}', no operator stacks both dates as (2, B, ...)")
+    return tuple(found)
+
+
+def _stacks(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Returns whether ``node`` splits the batch of 2B into two dates."""
+    if node.op_type != "Reshape" or node.input[1] not in graph.constants:
+        return False
+    return list(graph.constant(node.input[1])[:2]) == [2, -1]

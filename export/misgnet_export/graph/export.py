@@ -5,6 +5,7 @@ LayerNorm and GELU stay single operators.
 
 from __future__ import annotations
 
+import copy
 import logging
 from ast import literal_eval
 from functools import partial
@@ -18,6 +19,7 @@ from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from misgnet.network import MISGNet
 from misgnet_export.graph.deployed import Deployed
 from misgnet_export.graph.quiet import quiet
+from misgnet_export.graph.stacked_guidance import with_stacked_guidance
 from misgnet_runtime.bundle import Interface
 from misgnet_runtime.errors import GateFailed
 
@@ -27,16 +29,21 @@ _SINGLE_OPERATORS = {"LayerNormalization", "Gelu"}
 _quiet = partial(quiet, "torch.onnx", logging.WARNING)
 
 
-def export_graph(network: MISGNet, interface: Interface) -> onnx.ModelProto:
+def export_graph(network: MISGNet, interface: Interface, *, stacked: bool = True) -> onnx.ModelProto:
     """Returns the float ONNX graph of ``network`` with the inputs and outputs of ``interface``.
 
     Each node is named after its module and operator, so that reports and placement rules can refer to parts of the
     network.
 
+    Args:
+        network: The network; it stays unchanged.
+        interface: Inputs and outputs of the graph.
+        stacked: Whether the guidance of both dates becomes one stacked chain; False exports the network as it is.
+
     Raises:
         GateFailed: The exported graph lost an input or an operator.
     """
-    program = export_program(network, interface)
+    program = export_program(network, interface, stacked=stacked)
     names = [entry.name for entry in interface.inputs()]
     with _quiet():
         converted = torch.onnx.export(
@@ -63,9 +70,15 @@ def _fold(model: onnx_ir.Model) -> None:
     remove_unused_nodes(model)
 
 
-def export_program(network: MISGNet, interface: Interface, device: str = "cpu") -> torch.export.ExportedProgram:
-    """Exports ``network`` as a program with the inputs of ``interface``, captured on ``device``."""
-    deployed = Deployed(network, interface).eval().to(device)
+def export_program(
+    network: MISGNet, interface: Interface, device: str = "cpu", *, stacked: bool = True
+) -> torch.export.ExportedProgram:
+    """Exports a copy of ``network`` as a program with the inputs of ``interface``, captured on ``device``.
+
+    ``stacked`` is that of :func:`export_graph`.
+    """
+    copied = with_stacked_guidance(network) if stacked else copy.deepcopy(network)
+    deployed = Deployed(copied, interface).eval().requires_grad_(False).to(device)
     batch = torch.export.Dim("batch", min=1, max=interface.max_batch)
     before, after = (images.to(device) for images in deployed.example())
     with _quiet():

@@ -31,8 +31,7 @@ def with_half_features(model: onnx.ModelProto, interface: Interface) -> onnx.Mod
     for found in find_cut(graph, interface).maps:
         if graph.elem_type(found.name) == TensorProto.FLOAT:
             added += _rounding(found.name, scope(graph.producer[found.name]))
-            for name in found.slices:
-                graph.by_name[name].input[0] = added[-1].output[0]
+            graph.by_name[found.reader].input[0] = added[-1].output[0]
     put_in_order(graph.model, [*graph.nodes, *added])
     if added:
         graph.model.graph.initializer.append(numpy_helper.from_array(_FACTOR, _FACTOR_NAME))

@@ -8,8 +8,11 @@ import onnxsim
 from misgnet_runtime.errors import GateFailed
 
 # A linear layer stays MatMul and Add on (B, N, C): a Gemm needs a Reshape before and after it, and engines fuse a
-# quantized MatMul better.
-_SKIPPED = ["fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched"]
+# quantized MatMul better. Two Reshapes in a row stay: the second one stacks the dates of a map (``cut.py``).
+_SKIPPED = [
+    "fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched",
+    "fuse_consecutive_reshapes", "eliminate_consecutive_idempotent_ops",
+]  # fmt: skip
 
 
 def simplify_graph(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 from onnx.utils import Extractor
 
-from misgnet_calibration.onnx_graph import Graph, copied
+from misgnet_calibration.onnx_graph import Graph, copied, put_in_order
 from misgnet_export.graph.cut import Cut, find_cut, not_cut
 from misgnet_runtime.bundle import Interface, TensorEntry, head_inputs
 
@@ -48,7 +48,7 @@ def _encoder(model: onnx.ModelProto, interface: Interface, cut: Cut, features: l
     for node in graph.consumers[date]:
         node.input[:] = [image.name if name == date else name for name in node.input]
     join = graph.by_name[cut.join]
-    _become(join, "Identity", join.input[0])
+    join.CopyFrom(helper.make_node("Identity", join.input[:1], join.output, join.name))
     graph.model.graph.node.extend(
         helper.make_node("Cast", [found.name], [feature.name], f"/Cast_{feature.name}", to=TensorProto.FLOAT)
         for found, feature in zip(cut.maps, features, strict=True)
@@ -57,18 +57,19 @@ def _encoder(model: onnx.ModelProto, interface: Interface, cut: Cut, features: l
 
 
 def _head(model: onnx.ModelProto, interface: Interface, cut: Cut, features: list[TensorEntry]) -> onnx.ModelProto:
-    """Builds the head: a Cast of each feature replaces the Slice that took it from the map of both dates."""
+    """Builds the head: the features of both dates, joined and cast, replace each map."""
     graph = Graph(copied(model))
-    inputs = head_inputs(features)
-    sliced = [(found.slices[date], graph.elem_type(found.name)) for date in (0, 1) for found in cut.maps]
-    for (name, elem_type), entry in zip(sliced, inputs, strict=True):
-        _become(graph.by_name[name], "Cast", entry.name, to=elem_type)
+    inputs, count = head_inputs(features), len(features)
+    added = []
+    for found, feature, *dates in zip(cut.maps, features, inputs[:count], inputs[count:], strict=True):
+        joined, cast = f"{feature.name}_of_both", f"{feature.name}_of_both_cast"
+        added += [
+            helper.make_node("Concat", [date.name for date in dates], [joined], f"/Concat_{feature.name}", axis=0),
+            helper.make_node("Cast", [joined], [cast], f"/Cast_{feature.name}", to=graph.elem_type(found.name)),
+        ]
+        graph.by_name[found.reader].input[0] = cast
+    put_in_order(graph.model, [*added, *graph.nodes])
     return _part(graph.model, inputs, interface.outputs())
-
-
-def _become(node: onnx.NodeProto, operator: str, read: str, to: int | None = None) -> None:
-    """Changes ``node`` to another operator on the tensor ``read``; it keeps its name and output."""
-    node.CopyFrom(helper.make_node(operator, [read], node.output, node.name, to=to))  # to=None is left out
 
 
 def _part(model: onnx.ModelProto, inputs: list[TensorEntry], outputs: list[TensorEntry]) -> onnx.ModelProto:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import logging
 import tempfile
@@ -92,7 +91,7 @@ def compile_program(
 
     capability = check_torch_tensorrt(options)
     module = load_torch_tensorrt()
-    program = export_program(copy.deepcopy(network), interface, DEVICE)
+    program = export_program(network, interface, DEVICE)
     # Its log prints errors with full tracebacks, and its warnings concern its own deprecated calls.
     with tempfile.TemporaryDirectory() as folder, quiet("torch_tensorrt", logging.CRITICAL):
         settings = conversion_settings(module, interface, options, timing_cache or Path(folder) / "timings")

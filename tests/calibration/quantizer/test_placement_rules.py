@@ -101,6 +101,17 @@ def test_products_that_resize_are_no_quantizer_sites_and_keep_their_matrices(rec
         assert kept.keys() == matrices.keys() and all(np.array_equal(kept[name], matrices[name]) for name in kept)
 
 
+@EVERY_INT8
+def test_product_with_a_matrix_for_each_date_stays_float(recipe: Recipe) -> None:
+    text = """g (float[2,batch,64,32] x) => (float[2,batch,64,48] y, float[2,batch,16,32] z) {
+        y = MatMul (x, behind)  z = MatMul (before, x)
+    }"""
+    constants = {"behind": np.ones((2, 1, 32, 48), np.float32), "before": np.ones((2, 1, 16, 64), np.float32)}
+    found = decided(Graph(parsed(text, constants)), recipe)
+    assert {p.rule.name for p in found.values()} == {"stacked weights"}
+    assert found["MatMul_y"].macs == 2 * 64 * 32 * 48
+
+
 def test_first_matching_rule_applies() -> None:
     graph = Graph(two_branch())
     added = Rule(name="none at all", decision="float", why="a test", source="here", operators=("MatMul",))
