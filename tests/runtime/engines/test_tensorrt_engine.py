@@ -71,6 +71,29 @@ def test_a_plan_has_compatibility_information(tensorrt: Any, driver: FakeDriver)
     assert plan.notes == ()
 
 
+def test_a_builder_in_a_reference_cycle_is_freed_before_the_next_one_is_made(
+    tensorrt: Any, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real library would wait for itself: it frees a builder under a lock that it holds while it makes one."""
+    freed: list[bool] = []
+
+    class Old:
+        def __init__(self) -> None:
+            self.cycle = self
+
+        def __del__(self) -> None:
+            freed.append(True)
+
+    class Builder(tensorrt.Builder):
+        def __init__(self, logger: Any) -> None:
+            assert freed
+            super().__init__(logger)
+
+    monkeypatch.setattr(tensorrt, "Builder", Builder)
+    Old()
+    compiled(driver)
+
+
 def test_options_reach_the_builder(tensorrt: Any, driver: FakeDriver) -> None:
     memory = {"workspace_bytes": 1 << 20, "builder_bytes": (1 << 22) + 5}
     compiled(driver, options=replace(OPTIONS, optimization_level=5, min_batch=2, **memory))

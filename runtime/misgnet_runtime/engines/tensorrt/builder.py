@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from typing import Any
 
@@ -23,6 +24,9 @@ class Build:
         self._module = module
         self._options = options
         self._logger = make_logger(module, self.log)
+        # TensorRT logs while it holds a lock in Builder(), and the lock is needed to free another builder. One that is
+        # left in a reference cycle, as by a failed build's traceback, must not be freed by the logger's allocations.
+        gc.collect()
         self._builder = module.Builder(self._logger)
         self._network = self._builder.create_network(network_flags(module, options.vendor))
         self._parser = module.OnnxParser(self._network, self._logger)  # it owns the weights
