@@ -39,8 +39,8 @@ from misgnet_runtime.watch.options import WatchOptions
 from misgnet_runtime.watch.service import watch_folder
 from PIL import Image
 
-from support import bundles
-from support.ends import in_child
+import bundles
+from ends import in_child
 from misgnet.datasets import PrepareOptions, prepare
 from misgnet.synthetic.pairs import make_pair
 from misgnet_runtime.log import current
