@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("mkdocs", reason="the documentation's tools are not installed (extra docs)")
 
+from cli_reference import PROGRAMS, load, program_reference
 from misgnet_runtime import errors
 from misgnet_runtime.bundle.targets import Kind
 from misgnet_runtime.jobs.batch.results import COLUMNS
@@ -18,10 +19,9 @@ from misgnet_runtime.jobs.folder import FolderReport
 from misgnet_runtime.jobs.image import Prediction
 from misgnet_runtime.jobs.scene.run import SceneReport
 from misgnet_runtime.jobs.watch.outcomes import WatchReport
-from tools.cli_reference import PROGRAMS, load, program_reference
-from tools.schema_reference import ROOTS, root, struct_reference, structs
+from schema_reference import ROOTS, root, struct_reference, structs
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PACKAGES = [ROOT / "runtime", ROOT / "misgnet", ROOT / "calibration", ROOT / "export"]
 ROW = re.compile(r"^\| (`-[^|]*?(?:\\\|[^|]*?)*) \|", re.MULTILINE)

@@ -7,11 +7,8 @@ import sys
 
 import pytest
 
-from support.paths import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
-
 import check_phrases
+from support.paths import ROOT
 
 WANTED = check_phrases.phrases("# a comment\n\ngoes on (from|with) -> resumes at\nwhat suits -> default: ...\n")
 

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import msgspec
 from msgspec import inspect as types
 
+from cli_reference import cell
 from misgnet_runtime.bundle import fields
 from misgnet_runtime.storage.schema import Sha256
 
@@ -176,7 +177,3 @@ def _held(kind: Any) -> Iterator[type]:
 def prose(text: str) -> str:
     """Returns a docstring as Markdown."""
     return ROLE.sub(r"`\1`", text).replace("``", "`")
-
-
-def cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")

@@ -28,9 +28,9 @@ from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.machine import architecture
 from misgnet_runtime.raster.dataset import TileSet
 from support.commands import exit_code
+from support.paths import DEMO_WEIGHTS as WEIGHTS
 from support.paths import ROOT
 
-WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"
 TILE = 128
 OTHER = "cpu-vnni" if architecture() == "aarch64" else "cpu-arm"  # a processor that this one is not
 

@@ -18,9 +18,8 @@ from misgnet.cli import main
 from misgnet.evaluation import evaluate
 from misgnet_runtime.raster.dataset import TileSet
 from support.commands import exit_code
+from support.paths import DEMO_WEIGHTS as WEIGHTS
 from support.paths import ROOT
-
-WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"
 
 
 def misgnet(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -50,9 +50,8 @@ from misgnet_runtime.log import use
 from misgnet_runtime.raster.dataset import TileSet, stack
 from misgnet_runtime.storage.files import file_sha256
 from support.bundles import edit, make_bundle
-from support.paths import ROOT
+from support.paths import DEMO_WEIGHTS as WEIGHTS
 
-WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"
 TILE = 64
 INTERFACE = Interface(TILE, 4)
 RECIPES = (CPU, TENSORRT, CPU_ARM)

@@ -28,9 +28,9 @@ from misgnet.training import Counters, EpochReport, Recipe, Report, Start, StepR
 from misgnet.training.losses import LossWeights
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
 from misgnet_runtime.raster.dataset import TileSet, stack
+from support.paths import DEMO_WEIGHTS as WEIGHTS
 from support.paths import ROOT
 
-WEIGHTS = ROOT / "examples" / "misgnet_synthetic_fp16.safetensors"
 SHORT = Recipe(batch=2, epochs=3, learning_rate=1e-4, precision="fp32", seed=3)
 CPU = torch.device("cpu")
 
