@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+from rich.console import Console
 
 pytest.importorskip("onnx", reason="the compiler needs the [export] extra")
 
@@ -17,7 +20,7 @@ from misgnet_export.pipeline.request import BuildRequest, check_request
 from misgnet_export.pipeline.targets import product_of
 from misgnet_runtime import machine
 from misgnet_runtime.bundle.targets import Target, parse_target
-from misgnet_runtime.errors import UnavailableError, UsageError
+from misgnet_runtime.errors import InputError, UnavailableError, UsageError
 from support.builds import request_of
 
 AVX2 = Machine(architecture="x86_64", flags=frozenset({"avx2"}), openvino="without BF16")
@@ -167,3 +170,21 @@ def test_missing_openvino_leaves_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     request = replace(request_of(), requested=("auto",))
     check_request(request)
     assert request.targets == (Target("cpu"),)
+
+
+def test_first_stage_reports_what_auto_stands_for_and_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the build needs the [export] extra")
+    from misgnet_export.pipeline import build as pipeline
+
+    def load_sets(*_: object) -> None:
+        raise InputError("not loaded")
+
+    monkeypatch.setattr(pipeline, "load_sets", load_sets)
+    monkeypatch.setattr("misgnet_export.pipeline.request.choose_here", lambda: choose(ARM))
+    console = Console(file=io.StringIO(), width=200)
+    request = replace(request_of(), requested=("auto",), output=tmp_path / "out")
+    with pytest.raises(InputError, match="not loaded"):
+        pipeline.build(request, console)
+    printed = console.file.getvalue()
+    assert "auto stands for cpu (OpenVINO's engines are added only on x86_64; this is aarch64)" in printed
+    assert not list(tmp_path.iterdir())
