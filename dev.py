@@ -44,7 +44,7 @@ def demo(arguments: list[str]) -> None:
     """Generates tiles and builds a bundle with its report from the example weights."""
     folder = Path("demo")
     tiles, bundle = folder / "tiles", folder / "bundle"
-    targets = ["--target", "cpu"]
+    targets = ["--target", "auto"]
     if (platform.system(), platform.machine()) == ("Linux", "x86_64"):
         targets += ["--target", "rtx-sm86,sm89"]
     run("misgnet", "synthesize", "-o", tiles, "--seed", "1", "--force")

@@ -30,7 +30,7 @@ _QAT_HELP = (
     "fake quantization). Batch norms are frozen. Use few steps (--steps 300) and a learning rate of 1e-5 or less, then "
     "build a bundle from the result."
 )
-_QAT_GRAPH_HELP = "INT8 graph of the bundle to imitate: cpu or tensorrt (default: the only one, or cpu)."
+_QAT_GRAPH_HELP = "INT8 graph of the bundle to imitate: cpu, openvino or tensorrt (default: the only one, or cpu)."
 
 
 class FreezePart(str, Enum):

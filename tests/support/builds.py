@@ -19,7 +19,7 @@ def request_of(*targets: str, **options: Any) -> BuildRequest:
     """Makes a request for ``targets`` with paths that do not exist, tiles of 32 px and batches of up to 4."""
     paths = {"weights": Path("w"), "calib": Path("c"), "evaluation": Path("e"), "output": Path("out")}
     parsed = tuple(map(parse_target, targets))
-    return BuildRequest(**{**paths, "targets": parsed, "tile": 32, "max_batch": 4, **options})
+    return BuildRequest(**{**paths, "requested": parsed, "tile": 32, "max_batch": 4, **options})
 
 
 def context_of(

@@ -65,6 +65,10 @@ def build(request: BuildRequest, console: Console) -> Built:
 
 
 def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
+    if request.auto is not None:
+        with log.stage("choose targets") as stage:
+            names = ", ".join(target.name for target in request.auto.targets)
+            stage.finding = f"auto stands for {names} ({request.auto.reason})"
     sets, network = load_sets(request, log)
     check_tiles = tuple(sets.calib.spread(_CHECK_TILES).tiles())
     context = BuildContext(request, root, log, request.policy, check_tiles)

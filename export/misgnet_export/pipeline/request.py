@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from misgnet_calibration.statistics.calibrators import AUTO, PER_TENSOR, named
 from misgnet_export.integrations.torch_tensorrt import check_torch_tensorrt
+from misgnet_export.pipeline.auto_target import AUTO as AUTO_TARGET
+from misgnet_export.pipeline.auto_target import Choice, RequestedTarget, choose_here, expand, parse_requested
 from misgnet_export.pipeline.targets import product_of
 from misgnet_runtime.bundle import MAX_TEXT, GateRule, InputForm, Interface, OutputForm
-from misgnet_runtime.bundle.targets import ACCEPTED, Target, parse_target
+from misgnet_runtime.bundle.targets import ACCEPTED, Target
 from misgnet_runtime.engines.openvino import load_openvino
 from misgnet_runtime.engines.tensorrt import PlanOptions, check_options
 from misgnet_runtime.errors import UnavailableError, UsageError
@@ -56,9 +59,11 @@ class BuildRequest:
     val: Path | None = option(
         None, help="Folder with A/, B/ and label/ for choosing settings (default: none, settings keep their defaults)."
     )
-    targets: tuple[Target, ...] = option(
-        (Target("cpu"),), help=f"Target to build for: {ACCEPTED}. May be repeated.", name="target", repeated=True,
-        parse=parse_target, show_default="cpu",
+    requested: tuple[RequestedTarget, ...] = option(
+        (AUTO_TARGET,),
+        help="Target to build for: auto (cpu, and on x86_64 with OpenVINO the engine of OpenVINO that suits this "
+        f"processor), {ACCEPTED}. May be repeated.",
+        name="target", repeated=True, parse=parse_requested,
     )  # fmt: skip
     force: bool = option(False, help="Replace an existing bundle.")
     tile: int = option(256, help="Tile size in pixels, a multiple of 32.")
@@ -121,8 +126,15 @@ class BuildRequest:
         False, help="Also build encoder and head of each engine except BF16 ones, to encode each date of a series once."
     )
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", tuple(dict.fromkeys(self.targets)))  # each once
+    @cached_property
+    def auto(self) -> Choice | None:
+        """What "auto" stands for on this machine; None if it was not requested."""
+        return choose_here() if AUTO_TARGET in self.requested else None
+
+    @cached_property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets to build, each once."""
+        return expand(self.requested, self.auto.targets if self.auto else ())
 
     @property
     def interface(self) -> Interface:

@@ -78,8 +78,7 @@ class OpenVinoEngine(Engine):
         openvino = load_openvino()
         core = openvino.Core()
         wanted = "bf16" if "bf16" in precision else "f32"  # for an INT8 graph: of the layers that are not quantized
-        if wanted == "bf16" and _BF16 not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            # It would compute in float32 or emulate BF16: slower, and with other numbers than those evaluated.
+        if wanted == "bf16" and not computes_bf16(core):
             raise UnavailableError("OpenVINO does not compute in BF16 on this processor; choose another engine")
         try:
             options = compile_options(wanted, execution)
@@ -108,6 +107,14 @@ class OpenVinoEngine(Engine):
 
     def _release(self) -> None:
         self._compiled = None
+
+
+def computes_bf16(core: Any) -> bool:
+    """Returns whether an ``openvino.Core`` computes in BF16 on this processor.
+
+    Otherwise it would compute in float32 or emulate BF16: slower, and with other numbers than those evaluated.
+    """
+    return _BF16 in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def compile_options(precision: str, execution: ExecutionOptions = DEFAULT_EXECUTION) -> dict[str, Any]:

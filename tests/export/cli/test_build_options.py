@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 pytest.importorskip("onnxsim", reason="the compiler needs the [export] extra")
 pytest.importorskip("torch", reason="the compiler needs the [export] extra")
@@ -23,9 +24,9 @@ GIVEN = ("misgnet-export", "build", "w", "--calib", "c", "--eval", "e", "-o", "o
 # By field: its options on the command line, and its value. Every field with a default gets a different value here.
 OTHERS: dict[str, tuple[list[object], Any]] = {
     "val": (["--val", "v"], Path("v")),
-    "targets": (
-        ["--target", "cpu", "--target", "rtx-sm89,sm86", "--target", "cpu"],
-        (parse_target("cpu"), parse_target("rtx-sm86,sm89")),
+    "requested": (
+        ["--target", "cpu", "--target", "rtx-sm89,sm86", "--target", "AUTO"],
+        (parse_target("cpu"), parse_target("rtx-sm86,sm89"), "auto"),
     ),
     "force": (["--force"], True),
     "tile": (["--tile", 64], 64),
@@ -68,7 +69,12 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
 def test_request_without_options_has_defaults(requests: list[BuildRequest]) -> None:
     assert exit_code(cli.main, *GIVEN) == 4
     assert requests == [BuildRequest(**REQUIRED)]
-    assert requests[0].targets == (parse_target("cpu"),) and requests[0].policy.threshold == 0.5
+    assert requests[0].requested == ("auto",) and requests[0].policy.threshold == 0.5
+
+
+def test_help_states_that_the_default_target_is_auto() -> None:
+    (target,) = (one for one in typer.main.get_command(cli.app).commands["build"].params if one.name == "target")
+    assert target.show_default == "auto" and "auto (cpu, and on x86_64 with OpenVINO" in target.help
 
 
 def test_every_field_is_set_by_its_option(requests: list[BuildRequest]) -> None:
@@ -84,7 +90,10 @@ def test_every_field_is_set_by_its_option(requests: list[BuildRequest]) -> None:
     ("words", "message"),
     [
         (["--threshold", "best"], "--threshold is 'best'; it must be a number between 0 and 1, or: tuned"),
-        (["--target", "tpu"], "tpu"),
+        (["--target", "tpu"], "unknown target 'tpu'; choose from cpu, cpu-vnni"),
+        (["--target", "tpu"], "; or auto"),
+        (["--target", "auto,cpu"], "unknown target 'auto,cpu'"),
+        (["--target", "auto", "--on-device"], "--on-device was given, but no target compiles its plan on the device"),
         (["--control-minutes", "-1"], "--control-minutes is -1.0; expected 0 or more"),
         (["--control-minutes", "nan"], "--control-minutes is nan"),
         (["--ship-eval", "-1"], "--ship-eval is -1; expected 0 or more"),

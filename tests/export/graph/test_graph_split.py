@@ -312,7 +312,7 @@ def test_target_with_plans_compiles_whole_graph_encoder_and_head(
         graph_file("tensorrt", "int8", "int8+float16", split=SplitEntry(*parts, *parts)),
     ]
     log = quiet()
-    request = replace(REQUEST, targets=(parse_target("rtx-sm86"),))
+    request = replace(REQUEST, requested=(parse_target("rtx-sm86"),))
     float_entry, entry = engines.make_engines(context_of(request, tmp_path, log=log), graphs, NO_NETWORK)
     assert float_entry.split is None
     assert entry.split == SplitEntry("engines/rtx-sm86_encoder.plan", "engines/rtx-sm86_head.plan", *parts)
@@ -331,7 +331,7 @@ def test_bf16_engine_is_not_split(tmp_path: Path) -> None:
         graph_file(name, name, precision, split=parts)
         for name, precision in (("float", "float32"), ("openvino", "int8"))
     ]
-    request = replace(REQUEST, targets=tuple(map(parse_target, ("openvino", "openvino-bf16", "openvino-int8-bf16"))))
+    request = replace(REQUEST, requested=tuple(map(parse_target, ("openvino", "openvino-bf16", "openvino-int8-bf16"))))
     found = engines.make_engines(context_of(request, tmp_path), graphs, NO_NETWORK)
     assert {entry.name: entry.split for entry in found} == {
         "cpu-float32": parts, "openvino": parts, "openvino-bf16": None, "openvino-int8-bf16": None,

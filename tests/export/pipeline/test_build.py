@@ -57,7 +57,7 @@ def environment() -> dict[str, str]:
 def build_arguments(data: Path, output: Path, *more: object) -> list[object]:
     return [
         "build", WEIGHTS, "--calib", data / "train", "--val", data / "val", "--eval", data / "test",
-        "--tile", TILE, "--calib-tiles", 16, "-o", output, *more,
+        "--tile", TILE, "--calib-tiles", 16, "--target", "cpu", "-o", output, *more,
     ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import Draft, Evidence, GraphFile, Sets
 from misgnet_export.pipeline.write_bundle import write_bundle
 from misgnet_runtime.accuracy.parity import evaluate_tiles, report
+from misgnet_runtime.bundle.targets import Target
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.dataset import TileSet, read_tile
 from misgnet_runtime.raster.leakage import check_disjoint
@@ -58,7 +59,7 @@ def build(data: Path, weights: Path, *more: object) -> int:
     """Runs the shortest possible build: few tiles of 32 px, no search."""
     sets = ["--calib", data / "train", "--val", data / "val", "--eval", data / "test"]
     words = ["--tile", 32, "--max-batch", 2, "--calib-tiles", 16, "--observer", "max"]
-    words += ["--repair", "never", "--control-minutes", 0]
+    words += ["--repair", "never", "--control-minutes", 0, "--target", "cpu"]
     return exit_code(cli.main, "misgnet-export", "build", weights, *sets, "-o", data / "out", *words, *more)
 
 
@@ -66,7 +67,7 @@ def load(data: Path, weights: Path) -> tuple[BuildRequest, Sets]:
     """Runs the first stages of a build."""
     request = BuildRequest(
         weights=weights, calib=data / "train", val=data / "val", evaluation=data / "test", output=data / "out",
-        tile=32, max_batch=2, calib_tiles=16,
+        requested=(Target("cpu"),), tile=32, max_batch=2, calib_tiles=16,
     )  # fmt: skip
     return request, load_sets(request, StageLog(Console(quiet=True)))[0]
 
