@@ -164,7 +164,7 @@ def _manifest(root: Path, interface: Interface, engines: list[EngineEntry]) -> M
         bundle_version=1,
         created="2026-01-01T00:00:00+00:00",
         tile=interface.tile,
-        overlap=0,
+        overlap=interface.tile // 4,
         threshold=0.5,
         class_names=["unchanged", "changed"],
         interface=interface,

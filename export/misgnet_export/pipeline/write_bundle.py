@@ -123,7 +123,7 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         bundle_version=request.bundle_version,
         created=timestamp(),
         tile=interface.tile,
-        overlap=0,
+        overlap=interface.tile // 4,
         threshold=draft.evidence.parity.threshold,
         threshold_from=_threshold_from(draft),
         class_names=["unchanged", "changed"],

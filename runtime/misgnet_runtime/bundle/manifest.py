@@ -20,7 +20,9 @@ from misgnet_runtime.limits import MANIFEST_BYTES, MANIFEST_VALUES
 from misgnet_runtime.storage.files import is_not_regular_file
 from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Sha256, Struct
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Schema 1 differs as follows: its overlap is always 0 and means a quarter of a tile, and its gate is ``max_f1_drop``.
+READ_VERSIONS = (1, 2)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -181,7 +183,7 @@ class Release(Struct, frozen=True):
 class Manifest(Struct, frozen=True):
     """The contents of ``manifest.json``."""
 
-    # Version of this format.
+    # Version of this format: 2; 1 is still read.
     schema_version: int
     # Version of the bundle; devices that require signatures refuse older ones.
     bundle_version: Count
@@ -189,8 +191,8 @@ class Manifest(Struct, frozen=True):
     created: Text
     # Tile size in pixels.
     tile: int
-    # Overlap of neighbouring tiles in pixels; always 0 in this version.
-    overlap: int
+    # Overlap of neighbouring tiles of a scene in pixels, at most 3/4 of a tile; 0 in schema 1, which means a quarter.
+    overlap: Count
     # Pixels with a higher probability of change count as changed.
     threshold: Annotated[float, Meta(gt=0, lt=1)]
     # Names of the classes, in order.
@@ -213,8 +215,8 @@ class Manifest(Struct, frozen=True):
     engines: Annotated[list[EngineEntry], Meta(min_length=1, max_length=256)]
     # All files of the bundle except the manifest and the signature.
     files: Annotated[list[FileEntry], Meta(max_length=10_000)]
-    # The allowed F1 drop against the float model, in points.
-    max_f1_drop: float
+    # The allowed F1 drop against the float model, in points; null if ``min_f1_ratio`` is given.
+    max_f1_drop: float | None
     # Accuracy of each engine on the evaluation set.
     metrics: dict[Text, Any]
     # Latencies measured by the build.
@@ -225,8 +227,10 @@ class Manifest(Struct, frozen=True):
     machine: dict[Text, Any]
     # Licence of the weights.
     licence: Text
-    # The value of the F1 drop that must stay within ``max_f1_drop``: "point" is the measured drop, "upper" the upper
-    # end of its 95 % interval.
+    # The smallest allowed F1 as a share of the float model's, 0 to 1; null if ``max_f1_drop`` is given.
+    min_f1_ratio: Annotated[float, Meta(gt=0, le=1)] | None = None
+    # The value that must stay within the limit: "point" is the measured drop or ratio, "upper" the worse end of its
+    # 95 % interval.
     gate: GateRule = "point"
     # How the threshold was determined: "given", or "tuned: " and the details.
     threshold_from: Text = "given"
@@ -242,6 +246,11 @@ class Manifest(Struct, frozen=True):
                 return entry
         roles = sorted({f.role for f in self.files})
         raise InputError(f"the bundle has no file with the role '{role}'; it has {roles}")
+
+    @property
+    def scene_overlap(self) -> int:
+        """Overlap of neighbouring tiles of a scene, in pixels; schema 1 does not state it."""
+        return self.tile // 4 if self.schema_version == 1 else self.overlap
 
 
 def decode_manifest(path: Path, data: bytes | None = None) -> Manifest:
@@ -259,10 +268,9 @@ def decode_manifest(path: Path, data: bytes | None = None) -> Manifest:
         raise InputError(f"manifest {path} has more than {MANIFEST_VALUES} lists and objects, which is the limit")
     try:
         version = msgspec.json.decode(data, type=_Version).schema_version
-        if version != SCHEMA_VERSION:
-            raise InputError(
-                f"manifest {path} has schema {version}; this version reads {SCHEMA_VERSION}; build the bundle again"
-            )
+        if version not in READ_VERSIONS:
+            read = " and ".join(map(str, READ_VERSIONS))
+            raise InputError(f"manifest {path} has schema {version}; this version reads {read}; build the bundle again")
         manifest = msgspec.json.decode(data, type=Manifest)
     except JSON_ERRORS as error:
         raise InputError(f"manifest {path} cannot be read: {_NOT_A_NAME.sub(_NAMES, str(error))}") from error
@@ -313,7 +321,10 @@ def _contradiction(m: Manifest) -> str | None:
         "has split engines, but no features": split and not m.features,
         "has features, but no split engine": bool(m.features) and not split,
         f"has tile {m.tile}, but {m.interface.tile} in its interface": m.tile != m.interface.tile,
-        f"has overlap {m.overlap}; this version supports only overlap 0": m.overlap != 0,
+        f"has overlap {m.overlap}, which schema 1 does not support": m.schema_version == 1 and m.overlap != 0,
+        f"has overlap {m.overlap}, more than 3/4 of its tile": m.overlap > 3 * m.tile // 4,
+        "must state either max_f1_drop or min_f1_ratio": (m.max_f1_drop is None) == (m.min_f1_ratio is None),
+        "states min_f1_ratio, which schema 1 does not have": m.schema_version == 1 and m.min_f1_ratio is not None,
         "has inputs that contradict its interface": m.inputs != m.interface.inputs(),
         "has outputs that contradict its interface": m.outputs != m.interface.outputs(),
         "has a preprocessing that this version does not support": m.preprocessing != Preprocessing(where=where),

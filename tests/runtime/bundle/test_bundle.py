@@ -206,8 +206,27 @@ def test_huge_manifest_is_refused(bundle: Path) -> None:
 
 
 def test_other_schema_version_is_named(bundle: Path) -> None:
-    edit(bundle, lambda m: m.update(schema_version=2, new_field=1))
-    assert "has schema 2; this version reads 1" in refused(bundle)
+    edit(bundle, lambda m: m.update(schema_version=3, new_field=1))
+    assert "has schema 3; this version reads 1 and 2" in refused(bundle)
+
+
+def test_schema_1_is_read_and_means_a_quarter_of_a_tile(bundle: Path) -> None:
+    def older(manifest: Values) -> None:
+        manifest.update(schema_version=1, overlap=0)
+        manifest.pop("min_f1_ratio", None)
+
+    edit(bundle, older)
+    manifest = decode_manifest(bundle / MANIFEST)
+    assert (manifest.scene_overlap, manifest.max_f1_drop, manifest.min_f1_ratio) == (manifest.tile // 4, 0.5, None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda m: m.update(overlap=16), lambda m: m.update(overlap=0, min_f1_ratio=0.999, max_f1_drop=None)],
+)
+def test_schema_1_with_a_later_field_is_refused(bundle: Path, change: Callable[[Values], object]) -> None:
+    edit(bundle, lambda m: (m.update(schema_version=1), change(m)))
+    assert "schema 1 does not" in refused(bundle)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +252,11 @@ def test_invalid_interface_is_refused(bundle: Path, field: str, value: Any) -> N
         lambda m: m.update(threshold=True),
         lambda m: m.update(max_f1_drop=float("nan")),
         lambda m: m.update(tile=128),
-        lambda m: m.update(overlap=8),
+        lambda m: m.update(overlap=m["tile"]),
+        lambda m: m.update(overlap=-1),
+        lambda m: m.update(max_f1_drop=None),
+        lambda m: m.update(min_f1_ratio=0.999),
+        lambda m: m.update(max_f1_drop=None, min_f1_ratio=1.5),
         lambda m: m.update(bundle_version=-1),
         lambda m: m.update(engines=[]),
         lambda m: m.update(unknown=1),
