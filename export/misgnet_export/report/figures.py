@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import PurePosixPath
 
 from misgnet_runtime.accuracy.gate import Interval
 from misgnet_runtime.accuracy.parity import EngineParity, ParityReport
+from misgnet_runtime.formatting import truncated
 from misgnet_runtime.inference.throughput import Timing
 
 FEW_SOURCES = 10
@@ -35,13 +35,22 @@ def percent(share: float | None, digits: int = 3) -> str:
     """Returns a share in per cent, truncated instead of rounded, so that only full agreement reads 100."""
     if share is None:
         return "n/a"
-    scale = 10.0**digits
-    return f"{math.floor(round(share * 100 * scale, 6)) / scale:.{digits}f}\N{NO-BREAK SPACE}%"
+    return f"{truncated(100 * share, digits)}\N{NO-BREAK SPACE}%"
+
+
+def ratio(value: float | None) -> str:
+    """Returns an F1 ratio with 5 decimals, truncated instead of rounded, or "n/a" if it is not defined."""
+    return "n/a" if value is None else truncated(value, 5)
 
 
 def interval(found: Interval | None) -> str:
     """Returns both ends of a 95 % interval in points."""
     return "n/a" if found is None else f"{signed(found.low)} to {signed(found.high)}"
+
+
+def ratio_interval(found: Interval | None) -> str:
+    """Returns both ends of a 95 % interval of an F1 ratio."""
+    return "n/a" if found is None else f"{ratio(found.low)} to {ratio(found.high)}"
 
 
 def size(count: int) -> str:

@@ -65,6 +65,7 @@ def render(data: ReportData) -> str:
         "control": control,
         "axis": drop_axis(data.parity),
         "curves": curves.of_overlaps(data.overlaps, data.overlap),
+        "allowed": allowed_points(data.parity),
         "plot_width": PLOT_WIDTH,
     }
     return environment.get_template("report.html.j2").render(
@@ -118,9 +119,14 @@ def drop_axis(report: ParityReport) -> Axis | None:
     if not drops:
         return None
     ends = [end for e in report.engines if e.interval for end in (e.interval.low, e.interval.high)]
-    points = [0.0, report.max_f1_drop, *drops, *ends]
+    points = [0.0, allowed_points(report), *drops, *ends]
     margin = 0.05 * (max(points) - min(points)) or 1.0
     return Axis(min(points) - margin, max(points) + margin)
+
+
+def allowed_points(report: ParityReport) -> float:
+    """Returns the drop that the limit allows on this evaluation set, in points."""
+    return report.limit.points(report.reference_scores.get("f1"))
 
 
 def short_path(path: str) -> str:
@@ -139,20 +145,24 @@ def _interval_caveats(report: ParityReport) -> list[str]:
         found.append(f"no interval for {', '.join(alone)}: at least two source images are needed")
     if report.reference_scores.get("f1") is None:
         found.append("no label contains a change, so this does not show whether changes are still found")
-    return found + [_reaches_over(e, report) for e in run if _reaches(e, report)]
+    return found + [line for e in run if (line := _reaches_over(e, report))]
 
 
-def _reaches(engine: EngineParity, report: ParityReport) -> bool:
-    if engine.verdict is None or engine.interval is None or report.gate == "upper":
-        return False
-    return engine.verdict.passed and engine.interval.high > report.max_f1_drop
-
-
-def _reaches_over(engine: EngineParity, report: ParityReport) -> str:
-    high = engine.interval.high if engine.interval else 0.0
+def _reaches_over(engine: EngineParity, report: ParityReport) -> str | None:
+    """Returns how the interval of an engine that passes by its measured value reaches beyond the limit."""
+    if engine.verdict is None or not engine.verdict.passed or report.gate == "upper":
+        return None
+    limit, ratio = report.limit, engine.ratio_interval
+    if limit.min_f1_ratio is None:
+        if engine.interval is None or engine.interval.high <= limit.points(None):
+            return None
+        reached = f"{figures.signed(engine.interval.high)} points, above the limit of {limit.max_f1_drop:g}"
+    else:
+        if ratio is None or ratio.low >= limit.min_f1_ratio:
+            return None
+        reached = f"an F1 ratio of {figures.ratio(ratio.low)}, below the required {limit.min_f1_ratio:g}"
     return (
-        f"the interval of {engine.engine} reaches {figures.signed(high)} points, above the limit of "
-        f"{report.max_f1_drop:g}: on other images of this kind the drop may be larger than allowed"
+        f"the interval of {engine.engine} reaches {reached}: on other images of this kind more may be lost than allowed"
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.accuracy.metrics import require_finite
 from misgnet_runtime.accuracy.parity import EngineParity, EvaluatedTile, compare, evaluated_tile
 from misgnet_runtime.bundle.golden import packed_tiles
@@ -98,9 +99,8 @@ def evaluate_on_device(
         found += _evaluate(entry, tiles, predict, min(_BATCH, manifest.interface.max_batch), manifest.threshold)
         if progress:
             progress(number, len(files))
-    return compare(
-        entry.name, entry.precision, reference, found, manifest.max_f1_drop, device=device, gate=manifest.gate
-    )
+    limit = F1Limit(max_f1_drop=manifest.max_f1_drop, min_f1_ratio=manifest.min_f1_ratio)
+    return compare(entry.name, entry.precision, reference, found, limit, device=device, gate=manifest.gate)
 
 
 def _evaluate(
