@@ -10,6 +10,7 @@ from rich.console import Console
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
 from misgnet_export.pipeline.calibrate import calibrate
+from misgnet_export.pipeline.choose_overlap import measure_overlap
 from misgnet_export.pipeline.compile import make_engines
 from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.evaluate import evaluate_engines
@@ -93,7 +94,8 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
         ship_evaluation(context, sets.evaluation, predict)
     ran = {engine.engine for engine in parity.engines if engine.status == "run"}
     timings = time_engines(context, [entry for entry in draft.engines if entry.name in ran], golden)
-    return replace(draft, evidence=replace(draft.evidence, timings=timings))
+    overlap = measure_overlap(context, draft.engines, timings, sets.val)
+    return replace(draft, evidence=replace(draft.evidence, timings=timings), overlap=overlap)
 
 
 def _quantize(context: BuildContext, graph: FloatGraph, sets: Sets) -> list[WrittenGraph]:

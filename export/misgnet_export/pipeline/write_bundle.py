@@ -99,6 +99,7 @@ def _report_data(
                 "Decisions",
                 f"made on {short_path(str(request.val))}" if request.val else "defaults: no validation set was given",
             ),
+            *([("Overlap", f"{draft.overlap.overlap} px, {draft.overlap.reason}")] if draft.overlap else []),
             ("Threshold", f"{draft.evidence.parity.threshold:g}, {_threshold_from(draft)}"),
         ],
         parity=draft.evidence.parity,
@@ -111,6 +112,8 @@ def _report_data(
             g.name: g.quantization.repairs for g in _all_graphs(draft) if g.quantization and g.quantization.repairs
         },
         controls={g.name: g.control for g in _all_graphs(draft) if g.control},
+        overlaps=draft.overlap.measured if draft.overlap else [],
+        overlap=draft.overlap.overlap if draft.overlap else 0,
     )
 
 
@@ -124,13 +127,16 @@ def _threshold_from(draft: Draft) -> str:
 
 
 def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
-    interface = request.interface
+    interface, overlap = request.interface, draft.overlap
+    assert overlap is not None, "the gate passed"
     return Manifest(
         schema_version=SCHEMA_VERSION,
         bundle_version=request.bundle_version,
         created=timestamp(),
         tile=interface.tile,
-        overlap=interface.tile // 4,
+        overlap=overlap.overlap,
+        overlap_from=overlap.reason,
+        overlaps=overlap.measured,
         threshold=draft.evidence.parity.threshold,
         threshold_from=_threshold_from(draft),
         class_names=["unchanged", "changed"],

@@ -184,15 +184,18 @@ class Release(Struct, frozen=True):
 
 
 class MeasuredOverlap(Struct, frozen=True):
-    """Maps of validation images with one overlap of tiles."""
+    """Maps of validation images with one overlap of tiles; each image is mapped twice, whole and cut.
+
+    Cut: without its first 37 rows and 91 columns, so that tiles start elsewhere.
+    """
 
     # Pixels that neighbouring tiles share.
     overlap: Count
     # How often each pixel of a large scene is computed: (tile / (tile - overlap))².
     times_computed: Annotated[float, Meta(ge=1)]
-    # F1 of the changed class, from one confusion matrix of all pixels, 0 to 1; null if the labels hold no change.
+    # F1 of the changed class, from one confusion matrix of all maps, 0 to 1; null if the labels hold no change.
     f1: Share | None
-    # Share of pixels that are equal in the maps of the same images without their first 37 rows and 91 columns, 0 to 1.
+    # Share of pixels that are equal in both maps of an image, 0 to 1.
     seam_agreement: Share
 
 
