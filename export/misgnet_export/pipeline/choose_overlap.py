@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.evaluate import open_for_evaluation
 from misgnet_export.pipeline.result import ChosenOverlap
-from misgnet_export.pipeline.scene_measurement import measure_overlaps, scenes_of, smallest_size
+from misgnet_export.pipeline.scene_measurement import measure_overlaps, overlaps_of, scenes_of, smallest_size
 from misgnet_runtime.bundle import EngineEntry, MeasuredOverlap
 from misgnet_runtime.engines import batch_for_scenes
 from misgnet_runtime.formatting import plural
@@ -74,7 +74,9 @@ def measure_overlap(
         batch = min(batch_for_scenes(entry), context.interface.max_batch)
         with ChangeDetector(open_for_evaluation(entry, context.root, context.interface), context.interface) as detector:
             threshold = context.policy.threshold
-            measured = measure_overlaps(detector, scenes, threshold, batch=batch, progress=stage.progress)
+            measured = measure_overlaps(
+                detector, scenes, threshold, overlaps=overlaps_of(tile), batch=batch, progress=stage.progress
+            )
         overlap, rule = choose_overlap(measured, tile)
         of = f"{len(scenes)} of {plural(len(val.sources), 'validation image')}"
         megapixels = sum(scene.pixels for scene in scenes) / 1e6

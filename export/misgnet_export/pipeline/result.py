@@ -11,7 +11,7 @@ from misgnet_calibration.statistics.tile_selection import Selection
 from misgnet_export.evidence import ControlRecord, TilePicture
 from misgnet_export.pipeline.agreement import Predictions
 from misgnet_runtime.accuracy.parity import ParityReport
-from misgnet_runtime.bundle import EngineEntry, MeasuredOverlap, Quantization, SplitEntry, TensorEntry
+from misgnet_runtime.bundle import EngineEntry, MeasuredOverlap, MeasuredTile, Quantization, SplitEntry, TensorEntry
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.raster.dataset import TileSet
@@ -74,6 +74,15 @@ class ChosenOverlap:
         return f"{self.overlap} px (in brackets: {quarter.overlap} px): " + ", ".join([*scores, seams, times])
 
 
+@dataclass(frozen=True)
+class ChosenTile:
+    """The tile size that ``--tile auto`` stands for."""
+
+    tile: int  # pixels
+    reason: str  # how it was chosen
+    measured: list[MeasuredTile]  # by ascending size
+
+
 def lowest(precision: str) -> str:
     """Returns the lowest precision, after which a graph is named: "int8" of "int8+float16"."""
     return precision.partition("+")[0]
@@ -121,3 +130,4 @@ class Draft:
     tuned: Tuned | None = None  # the tuned threshold; None if a value was given
     dropped: list[GraphFile] = field(default_factory=list)  # graphs of left out engines, whose files were removed
     overlap: ChosenOverlap | None = None  # None if the gate failed
+    tile: ChosenTile | None = None  # None if its size was given

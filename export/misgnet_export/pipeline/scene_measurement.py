@@ -80,9 +80,10 @@ def tiles_in(scenes: Sequence[Scene], tile: int, overlap: int) -> int:
 
 
 def measure_overlaps(
-    detector: ChangeDetector, scenes: Sequence[Scene], threshold: float, *, batch: int, progress: Progress
-) -> list[MeasuredOverlap]:
-    """Returns F1 and seam agreement of the scenes' maps at every overlap of :func:`overlaps_of`.
+    detector: ChangeDetector, scenes: Sequence[Scene], threshold: float,
+    *, overlaps: Sequence[int], batch: int, progress: Progress,
+) -> list[MeasuredOverlap]:  # fmt: skip
+    """Returns F1 and seam agreement of the scenes' maps at each of ``overlaps``.
 
     Each scene is mapped twice, whole and cut by ``SHIFT``. F1 is that of all pixels of both maps: where tiles happen to
     start moves F1 of a few scenes by as much as the overlap does.
@@ -91,6 +92,7 @@ def measure_overlaps(
         detector: An open engine; each of its streams computes one scene at a time.
         scenes: The scenes, at least as large as :func:`smallest_size`.
         threshold: Probability above which a pixel counts as changed.
+        overlaps: Pixels that neighbouring tiles share, ascending.
         batch: Tiles per inference call.
         progress: Called with the number of finished maps and their total.
 
@@ -99,7 +101,6 @@ def measure_overlaps(
     """
     tile = detector.interface.tile
     parts = [part for scene in scenes for part in (scene, scene.cut(*SHIFT))]
-    overlaps = overlaps_of(tile)
     found: list[MeasuredOverlap] = []
     with ThreadPoolExecutor(detector.engine.streams) as pool:
         for overlap in overlaps:

@@ -87,7 +87,7 @@ def _report_data(
         passed=draft.evidence.parity.passed,
         summary=[
             ("Weights", f"{request.weights.name}, SHA-256 {draft.sets.weights_sha256[:16]}"),
-            ("Tile", f"{request.tile} x {request.tile} px, batch 1 to {request.max_batch}"),
+            ("Tile", f"{request.tile} x {request.tile} px, {_tile_from(draft)}, batch 1 to {request.max_batch}"),
             ("Targets", ", ".join(t.name for t in request.targets)),
             (
                 "Calibration",
@@ -112,6 +112,7 @@ def _report_data(
             g.name: g.quantization.repairs for g in _all_graphs(draft) if g.quantization and g.quantization.repairs
         },
         controls={g.name: g.control for g in _all_graphs(draft) if g.control},
+        sizes=draft.tile.measured if draft.tile else [],
         overlaps=draft.overlap.measured if draft.overlap else [],
         overlap=draft.overlap.overlap if draft.overlap else 0,
     )
@@ -120,6 +121,10 @@ def _report_data(
 def _all_graphs(draft: Draft) -> list[GraphFile]:
     """Returns all graphs that were made, also those of engines that were left out."""
     return [*draft.graphs, *draft.dropped]
+
+
+def _tile_from(draft: Draft) -> str:
+    return draft.tile.reason if draft.tile else "given"
 
 
 def _threshold_from(draft: Draft) -> str:
@@ -134,6 +139,8 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         bundle_version=request.bundle_version,
         created=timestamp(),
         tile=interface.tile,
+        tile_from=_tile_from(draft),
+        tiles=draft.tile.measured if draft.tile else [],
         overlap=overlap.overlap,
         overlap_from=overlap.reason,
         overlaps=overlap.measured,

@@ -11,7 +11,7 @@ from typing import Any
 from misgnet_export.evidence import ControlRecord, TilePicture
 from misgnet_export.report import control, curves, figures, pictures
 from misgnet_runtime.accuracy.parity import EngineParity, ParityReport
-from misgnet_runtime.bundle import MeasuredOverlap, RepairEntry
+from misgnet_runtime.bundle import MeasuredOverlap, MeasuredTile, RepairEntry
 from misgnet_runtime.formatting import plural, printable
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.machine import machine_line
@@ -35,6 +35,7 @@ class ReportData:
     pictures: dict[str, list[TilePicture]]  # by engine
     repairs: Mapping[str, Sequence[RepairEntry]] = field(default_factory=dict)  # by graph
     controls: Mapping[str, ControlRecord] = field(default_factory=dict)  # by graph
+    sizes: Sequence[MeasuredTile] = ()  # of tiles, ascending; empty if the size was given
     overlaps: Sequence[MeasuredOverlap] = ()  # by ascending overlap
     overlap: int = 0  # the one that scenes are computed with, in pixels
 

@@ -130,7 +130,9 @@ def scene_of(seed: int) -> Scene:
 def test_scores_are_those_of_the_maps_and_of_shifted_maps() -> None:
     scenes, seen = [scene_of(1), scene_of(2)], []
     with ChangeDetector(Contextual(INTERFACE, streams=2), INTERFACE) as detector:
-        found = measure_overlaps(detector, scenes, 0.25, batch=2, progress=lambda *done: seen.append(done))
+        found = measure_overlaps(
+            detector, scenes, 0.25, overlaps=overlaps_of(TILE), batch=2, progress=lambda *done: seen.append(done)
+        )
 
         def mask(scene: Scene, overlap: int) -> NDArray[np.bool_]:
             return detector.scene_probability(scene.before, scene.after, overlap=overlap, batch=2) > 0.25
@@ -151,7 +153,7 @@ def test_scores_are_those_of_the_maps_and_of_shifted_maps() -> None:
 
 def test_maps_that_do_not_depend_on_tiles_agree_everywhere() -> None:
     with ChangeDetector(FakeEngine(INTERFACE), INTERFACE) as detector:
-        found = measure_overlaps(detector, [scene_of(1)], 0.25, batch=4, progress=lambda *_: None)
+        found = measure_overlaps(detector, [scene_of(1)], 0.25, overlaps=[0, 8], batch=4, progress=lambda *_: None)
     assert {(one.f1, one.seam_agreement) for one in found} == {(1.0, 1.0)}
 
 
