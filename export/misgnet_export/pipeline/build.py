@@ -15,6 +15,7 @@ from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.evaluate import evaluate_engines
 from misgnet_export.pipeline.float_graph import make_float_graph, torch_predictor
 from misgnet_export.pipeline.graph_files import write_float, write_quantized
+from misgnet_export.pipeline.leave_out import leave_out_misses
 from misgnet_export.pipeline.loading import load_sets
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.quantize import quantize_recipe
@@ -83,14 +84,15 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
         engines, sets.evaluation, ("PyTorch float32", predict),
         files=root, interface=request.interface, policy=context.policy, log=log,
     )  # fmt: skip
-    draft = Draft(sets, graphs, engines, Evidence(parity, pictures), tuned)
+    draft = leave_out_misses(context, Draft(sets, graphs, engines, Evidence(parity, pictures), tuned))
+    parity = draft.evidence.parity
     if not parity.passed:
         return draft
     golden = ship_golden_tiles(root, sets.evaluation, parity, predict)
     if request.ship_eval:
         ship_evaluation(context, sets.evaluation, predict)
     ran = {engine.engine for engine in parity.engines if engine.status == "run"}
-    timings = time_engines(context, [entry for entry in engines if entry.name in ran], golden)
+    timings = time_engines(context, [entry for entry in draft.engines if entry.name in ran], golden)
     return replace(draft, evidence=replace(draft.evidence, timings=timings))
 
 

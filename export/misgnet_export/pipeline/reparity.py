@@ -10,7 +10,7 @@ from misgnet_export.pipeline.evaluate import evaluate_engines, open_for_evaluati
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import AccuracyPolicy
 from misgnet_export.report import junit_xml
-from misgnet_runtime.accuracy.limit import F1Limit
+from misgnet_runtime.accuracy.limit import F1Limit, limit_of
 from misgnet_runtime.accuracy.parity import ParityReport
 from misgnet_runtime.bundle import GateRule, read_bundle
 from misgnet_runtime.errors import InputError
@@ -45,7 +45,7 @@ def reparity(
         raise InputError(f"bundle {path} contains no float graph to compare with; build it again")
     others = [e for e in bundle.manifest.engines if e is not floats[0]]
     manifest = bundle.manifest
-    limit = limit or F1Limit(max_f1_drop=manifest.max_f1_drop, min_f1_ratio=manifest.min_f1_ratio)
+    limit = limit or limit_of(manifest)
     policy = AccuracyPolicy(
         threshold=manifest.threshold, max_f1_drop=limit.max_f1_drop, min_f1_ratio=limit.min_f1_ratio,
         gate=gate or manifest.gate,

@@ -149,6 +149,11 @@ class BuildRequest:
         return expand(self.requested, self.auto.targets if self.auto else ())
 
     @property
+    def only_by_auto(self) -> frozenset[Target]:
+        """The targets that "auto" stands for and no other ``--target`` names."""
+        return frozenset(self.auto.targets if self.auto else ()) - frozenset(self.requested)
+
+    @property
     def interface(self) -> Interface:
         return Interface(self.tile, self.max_batch, self.input_form, self.output_form)
 

@@ -100,3 +100,4 @@ class Draft:
     engines: list[EngineEntry]
     evidence: Evidence
     tuned: Tuned | None = None  # the tuned threshold; None if a value was given
+    dropped: list[GraphFile] = field(default_factory=list)  # graphs of left out engines, whose files were removed

@@ -11,7 +11,7 @@ import msgspec
 
 from misgnet_calibration.statistics.tile_selection import Selection
 from misgnet_export.pipeline.request import BuildRequest
-from misgnet_export.pipeline.result import FLOAT_GRAPH, Draft, lowest
+from misgnet_export.pipeline.result import FLOAT_GRAPH, Draft, GraphFile, lowest
 from misgnet_export.pipeline.ship_tiles import EVALUATION, GOLDEN
 from misgnet_export.report import ReportData, render
 from misgnet_export.report.control import draw_control
@@ -58,7 +58,7 @@ def _write_evidence(folder: Path, request: BuildRequest, draft: Draft, stages: l
     (folder / "throughput.json").write_bytes(encode(throughput))
     if draft.sets.selection is not None:
         (folder / "selection.json").write_bytes(encode(_selection(draft.sets.selection)))
-    for graph in draft.graphs:
+    for graph in _all_graphs(draft):
         if graph.control is not None:
             (folder / f"control_{graph.name}.json").write_bytes(encode(graph.control))
             draw_control(graph.control, folder, f"control_{graph.name}")
@@ -107,9 +107,16 @@ def _report_data(
         stages=stages,
         files=[(g.file, g.size) for g in draft.graphs],
         pictures=dict(draft.evidence.pictures),
-        repairs={g.name: g.quantization.repairs for g in draft.graphs if g.quantization and g.quantization.repairs},
-        controls={g.name: g.control for g in draft.graphs if g.control},
+        repairs={
+            g.name: g.quantization.repairs for g in _all_graphs(draft) if g.quantization and g.quantization.repairs
+        },
+        controls={g.name: g.control for g in _all_graphs(draft) if g.control},
     )
+
+
+def _all_graphs(draft: Draft) -> list[GraphFile]:
+    """Returns all graphs that were made, also those of engines that were left out."""
+    return [*draft.graphs, *draft.dropped]
 
 
 def _threshold_from(draft: Draft) -> str:
@@ -150,11 +157,10 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
 
 def parity_summary(parity: ParityReport) -> dict[str, Any]:
     """Returns the manifest's copy of the evidence: all scores, but not those of single tiles."""
-    engines = [
-        {k: v for k, v in msgspec.to_builtins(e).items() if k not in ("tiles", "worst_tiles")} for e in parity.engines
-    ]
-    whole = {k: v for k, v in msgspec.to_builtins(parity).items() if k != "engines"}
-    return {**whole, "engines": engines}
+    found: dict[str, Any] = msgspec.to_builtins(parity)
+    for name in ("engines", "left_out"):
+        found[name] = [{k: v for k, v in e.items() if k not in ("tiles", "worst_tiles")} for e in found[name]]
+    return found
 
 
 def tool_versions() -> dict[str, str]:

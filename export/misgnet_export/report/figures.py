@@ -11,6 +11,7 @@ from misgnet_runtime.formatting import truncated
 from misgnet_runtime.inference.throughput import Timing
 
 FEW_SOURCES = 10
+LEFT_OUT = "left out"
 MINUS = "\N{MINUS SIGN}"
 
 _FLOAT_PRECISIONS = ("float", "float32", "fp32")
@@ -90,6 +91,11 @@ def size_ratios(files: list[tuple[str, int]]) -> list[float | None]:
 def few_sources(found: Interval | None) -> bool:
     """Returns whether an interval is rough because it is based on few source images."""
     return found is not None and found.sources < FEW_SOURCES
+
+
+def name_of_left_out(engine: EngineParity) -> str:
+    """Returns the name of an engine that was left out; the bundle may have another engine of its name."""
+    return f"{engine.engine} ({engine.precision})"
 
 
 def with_verdict(report: ParityReport) -> list[EngineParity]:

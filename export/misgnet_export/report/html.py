@@ -92,13 +92,14 @@ def headline(data: ReportData) -> str:
     proxies = sum(e.status == "proxy" for e in evaluated)
     how = f" ({proxies} of them by proxy)" if proxies else ""
     scope = f"{len(evaluated)} of {plural(len(engines), 'engine')} evaluated{how}"
+    out = ", ".join(map(figures.name_of_left_out, data.parity.left_out))
     if not evaluated:
         return f"Nothing proven: {scope}"
     if failed:
         return f"Failed: {scope}, {len(failed)} outside the limit: {', '.join(failed)}"
     if not data.passed:
         return f"Failed: {scope}, all within the limit, but another check failed; see the stages"
-    return f"Passed: {scope}, all within the limit"
+    return f"Passed: {scope}, all within the limit{out and f'; left out of the bundle: {out}'}"
 
 
 def caveats(data: ReportData) -> list[str]:
@@ -107,15 +108,19 @@ def caveats(data: ReportData) -> list[str]:
     found = [f"{e.engine} was not run: {e.reason}" for e in report.engines if e.status == "not run"]
     proxies = [e for e in report.engines if e.status == "proxy"]
     found += [f"{e.engine} was evaluated by proxy only: {e.reason}" for e in proxies]
+    found += [
+        f"{figures.name_of_left_out(e)} is not in the bundle: {e.verdict.reason}" for e in report.left_out if e.verdict
+    ]
     return found + _interval_caveats(report) + _speed_caveats(data.timings)
 
 
 def drop_axis(report: ParityReport) -> Axis | None:
     """Returns a scale that includes all drops, all intervals, zero and the limit; None if there is no drop."""
-    drops = [e.f1_drop_points for e in report.engines if e.f1_drop_points is not None]
+    engines = [*report.engines, *report.left_out]
+    drops = [e.f1_drop_points for e in engines if e.f1_drop_points is not None]
     if not drops:
         return None
-    ends = [end for e in report.engines if e.interval for end in (e.interval.low, e.interval.high)]
+    ends = [end for e in engines if e.interval for end in (e.interval.low, e.interval.high)]
     points = [0.0, allowed_points(report), *drops, *ends]
     margin = 0.05 * (max(points) - min(points)) or 1.0
     return Axis(min(points) - margin, max(points) + margin)

@@ -12,7 +12,7 @@ from misgnet_runtime.formatting import plural, printable
 from misgnet_runtime.inference.throughput import Timing
 
 _PLAIN_RULES = ("F1 drop", "F1 ratio")  # a row shows all that they decide on
-_STYLES = {"pass": "green", "FAIL": "bold red"}
+_STYLES = {"pass": "green", "FAIL": "bold red", figures.LEFT_OUT: "yellow"}
 
 
 def parity_table(report: ParityReport) -> Table:
@@ -26,10 +26,14 @@ def parity_table(report: ParityReport) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("Verdict", no_wrap=True)
     for engine in report.engines:
-        table.add_row(*_parity_row(engine, by_ratio))
+        table.add_row(*_parity_row(engine.engine, engine, by_ratio, figures.verdict_word(engine)))
+    for engine in report.left_out:
+        table.add_row(*_parity_row(figures.name_of_left_out(engine), engine, by_ratio, figures.LEFT_OUT))
     reasons = [f"{e.engine}: {e.status}: {e.reason}" for e in report.engines if e.status != "run"]
     verdicts = [(e.engine, e.verdict) for e in report.engines if e.verdict]
     rules = [f"{engine}: {verdict.reason}" for engine, verdict in verdicts if verdict.rule not in _PLAIN_RULES]
+    out = [(figures.name_of_left_out(e), e.verdict) for e in report.left_out if e.verdict]
+    rules += [f"{name}: {figures.LEFT_OUT}: {verdict.reason}" for name, verdict in out]
     rough = any(figures.few_sources(e.interval) for e in report.engines)
     note = [f"~ rough: {plural(report.sources, 'source image')} only"] if rough else []
     table.caption = Text("\n".join(map(plain, reasons + rules + note)), style="dim")
@@ -75,10 +79,9 @@ def plain(text: str) -> str:
     return printable(text.replace("\xa0", " "))
 
 
-def _parity_row(engine: EngineParity, by_ratio: bool) -> list[Text]:
-    word = figures.verdict_word(engine)
+def _parity_row(name: str, engine: EngineParity, by_ratio: bool, word: str) -> list[Text]:
     numbers = _numbers(engine, by_ratio) if engine.verdict else [Text()] * 4
-    return [cell(engine.engine), cell(engine.status), *numbers, Text(word, style=_STYLES.get(word, "dim"))]
+    return [cell(name), cell(engine.status), *numbers, Text(word, style=_STYLES.get(word, "dim"))]
 
 
 def _numbers(engine: EngineParity, by_ratio: bool) -> list[Text]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from misgnet_runtime.bundle.manifest import GateRule
+from misgnet_runtime.bundle.manifest import GateRule, Manifest
 from misgnet_runtime.errors import UsageError
 
 # 99.9 % of the float model's F1, the stricter of the two accuracy targets of MLPerf Inference.
@@ -40,6 +40,11 @@ class F1Limit:
         if self.min_f1_ratio is None:
             return f"F1 at most {self.max_f1_drop:g} points below the float model's{worse}"
         return f"F1 at least {self.min_f1_ratio:g} of the float model's{worse}"
+
+
+def limit_of(manifest: Manifest) -> F1Limit:
+    """Returns the limit that a bundle was built with."""
+    return F1Limit(max_f1_drop=manifest.max_f1_drop, min_f1_ratio=manifest.min_f1_ratio)
 
 
 def requested_limit(max_f1_drop: float | None, min_f1_ratio: float | None) -> F1Limit | None:

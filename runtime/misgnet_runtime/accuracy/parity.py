@@ -118,6 +118,8 @@ class ParityReport(Struct, frozen=True):
     min_f1_ratio: float | None = None
     # The value that must stay within the limit; see the manifest.
     gate: GateRule = "point"
+    # Engines that ``--target auto`` chose and that the build left out because they failed; not in the bundle.
+    left_out: list[EngineParity] = field(default_factory=list)
     # How the metrics and the interval are computed.
     note: str = "one confusion matrix over all pixels of the changed class; the interval resamples source images"
 

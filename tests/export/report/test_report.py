@@ -195,7 +195,7 @@ def test_report_without_evaluated_engines_does_not_pass() -> None:
 def test_page_names_the_rule_for_labels_without_change() -> None:
     page = shown(report_of([parity([1, 0, 0, 0], changed=0)], changed=0))
     assert "n/a" in page.text
-    assert "Rule: false alarms and agreement" in page.text
+    assert "points of false alarms and" in page.text
     assert "no label contains a change, so this does not show whether changes are still found" in page.text
 
 
