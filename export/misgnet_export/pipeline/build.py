@@ -85,7 +85,7 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
         engines, sets.evaluation, ("PyTorch float32", predict),
         files=root, interface=request.interface, policy=context.policy, log=log,
     )  # fmt: skip
-    draft = Draft(sets, graphs, engines, Evidence(parity, pictures), tuned)
+    draft = Draft(sets=sets, graphs=graphs, engines=engines, evidence=Evidence(parity, pictures), tuned=tuned)
     if not parity.passed:
         return draft
     golden = ship_golden_tiles(root, sets.evaluation, parity, predict)

@@ -20,7 +20,7 @@ class Point:
     chosen: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """A line plot; positions are pixels of the SVG."""
 
@@ -63,4 +63,4 @@ def _curve(title: str, overlaps: Sequence[int], values: Sequence[float], chosen:
         for overlap, value in zip(overlaps, values, strict=True)
     ]
     ends = sorted({min(values), max(values)})
-    return Curve(title, points, [(y(value), f"{100 * value:.2f}") for value in ends])
+    return Curve(title=title, points=points, ticks=[(y(value), f"{100 * value:.2f}") for value in ends])
