@@ -59,8 +59,8 @@ def print_info(path: Path, console: Console) -> None:
     m = bundle.manifest
     for line in (
         f"bundle {path}, version {m.bundle_version}, created {m.created}, licence: {m.licence}",
-        f"tile {m.tile} px, threshold {m.threshold:g}, classes {', '.join(m.class_names)}, "
-        f"weights {m.source_weights_sha256[:16]}",
+        f"tile {m.tile} px, overlap {m.scene_overlap} px ({m.overlap_from})",
+        f"threshold {m.threshold:g}, classes {', '.join(m.class_names)}, weights {m.source_weights_sha256[:16]}",
     ):
         console.print(printable(line), soft_wrap=True, markup=False)
     if bundle.signed:
