@@ -50,9 +50,10 @@ def _write(report: Report, files: dict[str, Path | None]) -> None:
 
 def _checked(options: Options) -> Options:
     """Returns ``options``; raises UsageError for invalid numbers."""
-    for name in ("threads", "rounds", "seconds", "limit"):
+    for name in ("threads", "rounds", "seconds", "limit", "scene_side", "scene_rounds"):
         if not getattr(options, name) > 0:
-            raise UsageError(f"--{name} is {getattr(options, name)}; expected a number above 0")
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} is {getattr(options, name)}; expected a number above 0")
     return options
 
 
@@ -61,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     add_contest_options(parser, seconds=2.0)
     add = parser.add_argument
     add("--eval-tiles", type=int, help="Evaluate only this number of tiles, for a quick run (default: all).")
-    add("--skip", nargs="+", default=(), choices=SKIPPABLE, help="Skip these contenders (default: none).")
+    add("--scene-side", type=int, default=4096, help="Side of the scene in pixels (default: 4096).")
+    add("--scene-rounds", type=int, default=3, help="Rounds of the commands on the scene (default: 3).")
+    add("--skip", nargs="+", default=(), choices=SKIPPABLE, help="Skip these contenders, or the scene (default: none).")
     add("--markdown", type=Path, help="Also write the table as Markdown to this file.")
     add("--plot", type=Path, help="Write a plot of throughput against F1 to this PNG file.")
     return parser
