@@ -24,7 +24,7 @@ from misgnet_runtime.storage.files import file_sha256
 
 ALONE = Setting(1, 1)
 EAGER, COMPILED, STRAIGHT, OURS = "eager", "compiled", "straight", "ours"
-_FLOAT_GRAPH = "float graph"
+_FLOAT_GRAPH = "float-graph"  # name of the entry of the float graph in OpenVINO
 _LIBRARIES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _OWN_CHOICE = "its own precision"
 
@@ -157,7 +157,7 @@ def bundle_engines(context: Context) -> tuple[list[Entrant], list[Absent]]:
     elsewhere = [entry for entry in manifest.engines if not is_on_cpu(entry)]
     reason = "this benchmark runs only CPU engines; use misgnet-run bench on its device"
     absent = [Absent(f"this project, `{entry.name}`", reason) for entry in elsewhere]
-    graph = manifest.file(_FLOAT_GRAPH).path
+    graph = manifest.file("float graph").path
     precisions = ("float32", "bf16") if fits_processor(PRODUCTS["openvino-bf16"].needs) else ("float32",)
     found = {(entry.kind, entry.precision) for entry in here}
     floats = [

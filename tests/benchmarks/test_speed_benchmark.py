@@ -67,6 +67,7 @@ from benchmarks.speed.table import markdown
 from benchmarks.speed.targets import targets_of
 from benchmarks.speed.work import work_of
 from misgnet_runtime import machine
+from misgnet_runtime.bundle import EngineEntry
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.raster.dataset import TileSet
@@ -597,6 +598,7 @@ def test_the_float_graph_is_run_in_bf16_where_the_processor_has_it(
         ("this project, float graph", "OpenVINO", precision) for precision in ("float32", "bf16")
     ]
     assert float32.key != bf16.key
+    assert msgspec.convert(bf16.opening["entry"], EngineEntry).precision == "bf16"  # the guest reads it so
 
 
 def test_a_scene_is_made_of_the_evaluation_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
