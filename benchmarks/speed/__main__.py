@@ -1,15 +1,17 @@
-"""Compares latency, throughput and F1 of this project and its peers from the same weights, on this machine.
+"""Compares latency, throughput, whole scenes and F1 of this project and its peers from the same weights, here.
 
     python -m benchmarks.speed BUNDLE --weights WEIGHTS --calib DATA/train --eval DATA/test --json F --plot F.png
     python -m benchmarks.speed WEIGHTS --calib DATA/train --val DATA/val --eval DATA/test --json F --plot F.png
 
 Run it from the root of the checkout, on an idle machine. BUNDLE must have been built from WEIGHTS by ``misgnet-export
 build``; if only WEIGHTS are given, a bundle for ONNX Runtime and OpenVINO is built first. Contenders: PyTorch eager and
-torch.compile; the straight ONNX export in ONNX Runtime and OpenVINO; onnxruntime's quantize_static; NNCF with both of
-its presets; every CPU engine of the bundle. Peers have their own environments, installed in --cache on first use (about
-a gigabyte from PyPI); each contender has its own process. A contender that fails has a row with the reason. With
---keep, a second run is much shorter, because graphs and predictions are reused if nothing that they depend on has
-changed. The table goes to stdout, progress to stderr.
+torch.compile; the straight ONNX export in ONNX Runtime and OpenVINO; onnxruntime's quantize_static; NNCF with its
+default, its transformer preset, and its mixed preset without attention and guidance; every CPU engine of the bundle,
+and its float graph. Then ``misgnet-run predict`` runs on a pair of GeoTIFFs made of the evaluation images, against a
+plain tiled loop with the straight export (benchmarks/tiled_loop.py). Peers have their own environments, installed in
+--cache on first use (about a gigabyte from PyPI); each contender has its own process. A contender that fails has a row
+with the reason. With --keep, a second run is much shorter, because graphs and predictions are reused if nothing that
+they depend on has changed. The tables and the targets go to stdout as Markdown, progress to stderr.
 """
 
 from __future__ import annotations
