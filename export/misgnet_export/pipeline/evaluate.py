@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ def evaluate_engines(
         reference: Name and prediction function of the float model.
         files: The folder that the engines' files are relative to.
         interface: Inputs and outputs of the network.
-        policy: Threshold, allowed F1 drop and gate rule.
+        policy: Threshold, limit and gate rule.
         log: Runs and records the stages.
 
     Returns:
@@ -89,7 +89,8 @@ def evaluate_engines(
             results.append(result)
             reason = result.verdict.reason if result.verdict else result.reason
             stage.finding = reason if result.status == "run" else f"{result.status}: {reason}"
-    return report(name, expected, tiles, results, **asdict(policy)), pictures
+    parity = report(name, expected, tiles, results, threshold=policy.threshold, limit=policy.limit, gate=policy.gate)
+    return parity, pictures
 
 
 def _evaluated(
@@ -108,7 +109,7 @@ def _evaluated(
         )  # fmt: skip
         return failed, None
     result = compare(
-        entry.name, entry.precision, expected, found, policy.max_f1_drop,
+        entry.name, entry.precision, expected, found, policy.limit,
         device=device, status=running.status, reason=running.reason, gate=policy.gate,
     )  # fmt: skip
     return result, found

@@ -97,7 +97,7 @@ def _reduce_loss(
 
 
 def _passes(context: BuildContext, loss: Loss) -> bool:
-    return passes(loss.measurement, limit_of(context.policy.max_f1_drop))
+    return passes(loss.measurement, limit_of(context.policy.limit.points(None)))
 
 
 def limit_of(max_f1_drop: float) -> Limit:
@@ -145,7 +145,7 @@ def _repair(
 
 def _control(context: BuildContext, decision: Decision, recipe: Recipe, found: RecipeGraph) -> RecipeGraph:
     graph = Graph(found.inputs.model)
-    limit = limit_of(context.policy.max_f1_drop)
+    limit = limit_of(context.policy.limit.points(None))
     groups = groups_of(graph, found.quantized.sites)
     nodes = {group.name: group.nodes for group in groups}
     few, wide = decision.fewer(), replace(recipe, float16=False)  # only INT8 is ranked; half precision is slow on a CPU
