@@ -34,9 +34,8 @@ from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.raster.dataset import TileSet
 
-TILES = 16  # maximum number of tiles for the mean of each operator
+TILES = 16  # maximum number of tiles
 ROWS = 256  # positions of each operator and tile
-OUTPUT_TILES = 32  # maximum number of tiles for the mean of the logits
 _UNDECIDED = 3.0  # logits of pixels that count, 0.05 to 0.95 in probability; the others keep their mask anyway
 _TINY = 1e-300
 
@@ -56,31 +55,29 @@ def correct_bias(
     """Returns corrections for the operators of ``sites`` that have a weight and a constant bias, and for the last one.
 
     The last operator (:func:`logit_operator`) is corrected even if it is not among ``sites``. The quantized graph is
-    that of ``recipe`` without float16, since shifts of half precision are not errors of INT8. At most TILES and
-    OUTPUT_TILES of ``tiles`` are used, evenly spread. Raises InputError, naming the tile, if an activation is NaN or
-    Inf; also if there are fewer than two tiles.
+    that of ``recipe`` without float16, since shifts of half precision are not errors of INT8. At most TILES of
+    ``tiles`` are used, evenly spread. Raises InputError, naming the tile, if an activation is NaN or Inf; also if there
+    are fewer than two tiles.
     """
     graph = Graph(model)
-    few, more = spread_tiles(tiles, TILES), spread_tiles(tiles, OUTPUT_TILES)
-    last = logit_operator(graph)
-    tile_done = per_tile(progress, len(few) + (2 * len(more) if last else 0))
+    few, last = spread_tiles(tiles, TILES), logit_operator(graph)
+    tile_done = per_tile(progress, len(few) * (2 if last else 1))
     operators = [_Operator.of(graph, p, recipe, ranges, quantized_weights or {}) for p in weighted(sites)]
     corrected = [operator for operator in operators if bias_of(graph, operator.node)]
     shifts: dict[str, list[NDArray[np.float64]]] = {operator.site.node: [] for operator in corrected}
-    names = [operator.site.activation for operator in corrected]
+    exact: list[NDArray[np.float32]] = []
+    names = [*(operator.site.activation for operator in corrected), *(last.output if last else ())]
     for seed, values in enumerate(tile_activations(model, interface, few.tiles(), names, tile_done) if names else ()):
         for operator in corrected:
             shifts[operator.site.node].append(operator.shift(values[operator.site.activation], seed))
+        exact += [values[last.output[0]]] if last else []
     corrections = {name: -shrunken_mean(np.stack(found)) for name, found in shifts.items()}
     if last is not None:
         changed = with_bias(model, corrections)
         quantized = quantize_graph(changed, _renamed(changed, sites), recipe, ranges, quantized_weights)
-        exact, shifted = (
-            [values[last.output[0]] for values in tile_activations(m, interface, more.tiles(), last.output, tile_done)]
-            for m in (model, quantized)
-        )
-        own = corrections.get(last.name, np.zeros(1, np.float32))
-        corrections[last.name] = own - np.float32(logit_shift(exact, shifted))
+        found = tile_activations(quantized, interface, few.tiles(), last.output, tile_done)
+        shift = logit_shift(exact, [values[last.output[0]] for values in found])
+        corrections[last.name] = corrections.get(last.name, np.zeros(1, np.float32)) - np.float32(shift)
     return BiasCorrection(corrections, tuple(o.site.node for o in operators if o not in corrected))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import onnx
 
@@ -70,15 +70,14 @@ class Repaired:
 
 Step = Literal["bias", "smoothing", "rounding"]
 RangesOf = Callable[[onnx.ModelProto], Mapping[str, Range]]
-Decide = Callable[[onnx.ModelProto], Measured]
-Enough = Callable[[Measured], bool]
+AnyMeasured = TypeVar("AnyMeasured", bound=Measured)
 
 
 def repair(
     model: onnx.ModelProto, interface: Interface, tiles: TileSet, recipe: Recipe, *,
-    ranges_of: RangesOf, absolute_maxima: Mapping[str, float], decide: Decide, progress: Progress | None = None,
+    ranges_of: RangesOf, absolute_maxima: Mapping[str, float], decide: Callable[[onnx.ModelProto], AnyMeasured],
+    enough: Callable[[AnyMeasured], bool] | None = None, progress: Progress | None = None,
     keep_float: Collection[str] = (), steps: Sequence[Step] = ("bias", "smoothing", "rounding"),
-    enough: Enough | None = None,
 ) -> Repaired:  # fmt: skip
     """Quantizes the float graph ``model`` for ``recipe`` and repairs it, one of ``steps`` after the other.
 
@@ -98,19 +97,21 @@ def repair(
         if enough is not None and enough(measured):
             break
         work = _Work(
-            interface=interface, tiles=tiles, recipe=recipe, ranges_of=ranges_of, decide=decide,
+            interface=interface, tiles=tiles, recipe=recipe, ranges_of=ranges_of,
             progress=_part(progress, index, len(steps)),
         )  # fmt: skip
-        best, measured = _tried(best, measured, name, work)
+        best, measured = _tried(best, measured, name, work, decide)
     return best
 
 
-def _tried(best: Repaired, measured: Measured, name: Step, work: _Work) -> tuple[Repaired, Measured]:
+def _tried(
+    best: Repaired, measured: AnyMeasured, name: Step, work: _Work, decide: Callable[[onnx.ModelProto], AnyMeasured]
+) -> tuple[Repaired, AnyMeasured]:
     """Returns ``best`` and its measurement with one more repair if that is better, else unchanged; records it."""
     started = time.perf_counter()
     inputs, finding = _STEPS[name](best.inputs, work)
     quantized = inputs.quantize(work.recipe)
-    after = work.decide(quantized.model)
+    after = decide(quantized.model)
     kept = is_better(best.score, _score(after))
     attempt = Attempt(
         name=name, before=best.score, after=_score(after), seconds=time.perf_counter() - started, kept=kept,
@@ -139,7 +140,6 @@ class _Work:
     tiles: TileSet
     recipe: Recipe
     ranges_of: RangesOf
-    decide: Decide
     progress: Progress | None
 
 

@@ -398,7 +398,7 @@ def test_shift_of_the_logits_is_corrected_at_the_last_operator_although_it_is_fl
     found = correct_bias(
         model, INTERFACE, tiles, sites, CPU, ranges=given.ranges, progress=lambda *step: steps.append(step)
     )
-    assert steps[-1] == (24, 24) and found.corrections[head].shape == (1,)
+    assert steps[-1] == (16, 16) and found.corrections[head].shape == (1,)
     without = {name: value for name, value in found.corrections.items() if name != head}
     exact, half, whole = (
         means_of(m, tiles, "logit").item()
