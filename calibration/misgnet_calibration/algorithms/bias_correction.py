@@ -97,8 +97,8 @@ def logit_operator(graph: Graph) -> onnx.NodeProto | None:
 def logit_shift(exact: Sequence[NDArray[np.float32]], shifted: Sequence[NDArray[np.float32]]) -> float:
     """Returns by how much ``shifted`` exceeds ``exact`` on average, where ``exact`` is undecided; one array per tile.
 
-    The mean is shrunk towards 0 by its standard error over the tiles, as in :func:`shrunken_mean`. It is that of a
-    ratio, since tiles differ in their undecided pixels (Cochran, "Sampling Techniques", 1977, section 6.4).
+    The mean is shrunk towards 0 by its standard error over the tiles, as in :func:`shrunken_mean`. The error is that
+    of a ratio, since tiles differ in their undecided pixels (Cochran, "Sampling Techniques", 1977, section 6.4).
     """
     undecided = [np.abs(values) < _UNDECIDED for values in exact]
     counts = np.array([mask.sum() for mask in undecided], np.float64)
