@@ -10,8 +10,10 @@ from rich.console import Console
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
 from misgnet_export.pipeline.calibrate import calibrate
+from misgnet_export.pipeline.choose_overlap import measure_overlap
+from misgnet_export.pipeline.choose_tile import choose_tile
 from misgnet_export.pipeline.compile import make_engines
-from misgnet_export.pipeline.context import BuildContext
+from misgnet_export.pipeline.context import CHECK_TILES, BuildContext
 from misgnet_export.pipeline.evaluate import evaluate_engines
 from misgnet_export.pipeline.float_graph import make_float_graph, torch_predictor
 from misgnet_export.pipeline.graph_files import write_float, write_quantized
@@ -31,8 +33,6 @@ from misgnet_export.report import parity_table
 from misgnet_export.report.control import control_table
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.storage.atomic import refuse_existing, refuse_inputs, replace_folder
-
-_CHECK_TILES = 8
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ def build(request: BuildRequest, console: Console) -> Built:
     check_request(request)
     log = StageLog(console)
     with replace_folder(request.output, force=request.force) as root:
-        draft = _run_stages(request, root, log)
+        tile = choose_tile(request, root, log) if request.tile == "auto" else None
+        request = replace(request, tile=tile.tile) if tile else request
+        draft = replace(_run_stages(request, root, log), tile=tile)
         if not draft.evidence.parity.passed:
             raise _rejected(request, draft, log)
         write_bundle(root, request, draft, log.done)
@@ -71,7 +73,7 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
             names = ", ".join(target.name for target in request.auto.targets)
             stage.finding = f"auto stands for {names} ({request.auto.reason})"
     sets, network = load_sets(request, log)
-    check_tiles = tuple(sets.calib.spread(_CHECK_TILES).tiles())
+    check_tiles = tuple(sets.calib.spread(CHECK_TILES).tiles())
     context = BuildContext(request, root, log, request.policy, check_tiles)
     graph, tuned = make_float_graph(context, network), None
     if request.threshold == "tuned" and sets.val is not None:
@@ -93,7 +95,8 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
         ship_evaluation(context, sets.evaluation, predict)
     ran = {engine.engine for engine in parity.engines if engine.status == "run"}
     timings = time_engines(context, [entry for entry in draft.engines if entry.name in ran], golden)
-    return replace(draft, evidence=replace(draft.evidence, timings=timings))
+    overlap = measure_overlap(context, draft.engines, timings, sets.val)
+    return replace(draft, evidence=replace(draft.evidence, timings=timings), overlap=overlap)
 
 
 def _quantize(context: BuildContext, graph: FloatGraph, sets: Sets) -> list[WrittenGraph]:

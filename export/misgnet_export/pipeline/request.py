@@ -29,6 +29,8 @@ PlacementChoice = Literal["rules", "all"]
 RepairChoice = Literal["auto", "always", "never"]
 # A probability, or "tuned": the one with the best F1 on the validation tiles.
 Threshold = float | Literal["tuned"]
+# Pixels, or "auto": the size that suits the validation images best.
+TileSize = int | Literal["auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,15 @@ class AccuracyPolicy:
     @property
     def limit(self) -> F1Limit:
         return F1Limit(max_f1_drop=self.max_f1_drop, min_f1_ratio=self.min_f1_ratio)
+
+
+def _tile(text: str) -> TileSize:
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("it must be a number of pixels, or: auto") from None
 
 
 def _threshold(text: str) -> Threshold:
@@ -72,7 +83,12 @@ class BuildRequest:
         name="target", repeated=True, parse=parse_requested,
     )  # fmt: skip
     force: bool = option(False, help="Replace an existing bundle.")
-    tile: int = option(256, help="Tile size in pixels, a multiple of 32.")
+    tile: TileSize = option(
+        256,
+        help="Tile size in pixels, a multiple of 32; auto: 256, 384 or 512, by F1 of --val images as scenes, then by "
+        "speed (takes minutes).",
+        parse=_tile,
+    )  # fmt: skip
     max_batch: int = option(16, help="Largest batch size of the engines.")
     calib_tiles: int = option(128, help="Number of calibration tiles.")
     selection: SelectionRule = option(
@@ -155,6 +171,8 @@ class BuildRequest:
 
     @property
     def interface(self) -> Interface:
+        """The inputs and outputs of all engines; the build chooses a tile before."""
+        assert self.tile != "auto", "no tile is chosen yet"
         return Interface(self.tile, self.max_batch, self.input_form, self.output_form)
 
     @property
@@ -173,7 +191,7 @@ class BuildRequest:
 
     def plan_options(self, target: Target) -> PlanOptions:
         """Returns compile options with the batch profile 1 / 4 / 16, limited to the bundle's largest batch."""
-        largest = self.interface.max_batch
+        largest = self.max_batch
         return PlanOptions(
             vendor=product_of(target).engine, compute_capabilities=target.compute_capabilities,
             min_batch=1, opt_batch=min(4, largest), max_batch=largest,
@@ -189,7 +207,10 @@ def check_request(request: BuildRequest) -> None:
     """
     check(request)
     tile, batch = request.tile, request.max_batch
-    if tile < 32 or tile % 32:
+    if tile == "auto":
+        if request.val is None:
+            raise UsageError("--tile auto requires --val")
+    elif tile < 32 or tile % 32:
         raise UsageError(f"--tile is {tile}; it must be a multiple of 32, at least 32")
     if not 2 <= batch <= 256:
         raise UsageError(f"--max-batch is {batch}; it must be 2 to 256 (with 1, the exported batch is not dynamic)")

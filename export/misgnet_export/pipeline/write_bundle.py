@@ -87,7 +87,7 @@ def _report_data(
         passed=draft.evidence.parity.passed,
         summary=[
             ("Weights", f"{request.weights.name}, SHA-256 {draft.sets.weights_sha256[:16]}"),
-            ("Tile", f"{request.tile} x {request.tile} px, batch 1 to {request.max_batch}"),
+            ("Tile", f"{request.tile} x {request.tile} px, {_tile_from(draft)}, batch 1 to {request.max_batch}"),
             ("Targets", ", ".join(t.name for t in request.targets)),
             (
                 "Calibration",
@@ -99,6 +99,7 @@ def _report_data(
                 "Decisions",
                 f"made on {short_path(str(request.val))}" if request.val else "defaults: no validation set was given",
             ),
+            *([("Overlap", f"{draft.overlap.overlap} px, {draft.overlap.reason}")] if draft.overlap else []),
             ("Threshold", f"{draft.evidence.parity.threshold:g}, {_threshold_from(draft)}"),
         ],
         parity=draft.evidence.parity,
@@ -111,6 +112,9 @@ def _report_data(
             g.name: g.quantization.repairs for g in _all_graphs(draft) if g.quantization and g.quantization.repairs
         },
         controls={g.name: g.control for g in _all_graphs(draft) if g.control},
+        sizes=draft.tile.measured if draft.tile else [],
+        overlaps=draft.overlap.measured if draft.overlap else [],
+        overlap=draft.overlap.overlap if draft.overlap else 0,
     )
 
 
@@ -119,18 +123,27 @@ def _all_graphs(draft: Draft) -> list[GraphFile]:
     return [*draft.graphs, *draft.dropped]
 
 
+def _tile_from(draft: Draft) -> str:
+    return draft.tile.reason if draft.tile else "given"
+
+
 def _threshold_from(draft: Draft) -> str:
     return f"tuned: {draft.tuned}" if draft.tuned else "given"
 
 
 def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
-    interface = request.interface
+    interface, overlap = request.interface, draft.overlap
+    assert overlap is not None, "the gate passed"
     return Manifest(
         schema_version=SCHEMA_VERSION,
         bundle_version=request.bundle_version,
         created=timestamp(),
         tile=interface.tile,
-        overlap=interface.tile // 4,
+        tile_from=_tile_from(draft),
+        tiles=draft.tile.measured if draft.tile else [],
+        overlap=overlap.overlap,
+        overlap_from=overlap.reason,
+        overlaps=overlap.measured,
         threshold=draft.evidence.parity.threshold,
         threshold_from=_threshold_from(draft),
         class_names=["unchanged", "changed"],

@@ -9,9 +9,9 @@ from pathlib import PurePath
 from typing import Any
 
 from misgnet_export.evidence import ControlRecord, TilePicture
-from misgnet_export.report import control, figures, pictures
+from misgnet_export.report import control, curves, figures, pictures
 from misgnet_runtime.accuracy.parity import EngineParity, ParityReport
-from misgnet_runtime.bundle import RepairEntry
+from misgnet_runtime.bundle import MeasuredOverlap, MeasuredTile, RepairEntry
 from misgnet_runtime.formatting import plural, printable
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.machine import machine_line
@@ -35,6 +35,9 @@ class ReportData:
     pictures: dict[str, list[TilePicture]]  # by engine
     repairs: Mapping[str, Sequence[RepairEntry]] = field(default_factory=dict)  # by graph
     controls: Mapping[str, ControlRecord] = field(default_factory=dict)  # by graph
+    sizes: Sequence[MeasuredTile] = ()  # of tiles, ascending; empty if the size was given
+    overlaps: Sequence[MeasuredOverlap] = ()  # by ascending overlap
+    overlap: int = 0  # the one that scenes are computed with, in pixels
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def render(data: ReportData) -> str:
         "pic": pictures,
         "control": control,
         "axis": drop_axis(data.parity),
+        "curves": curves.of_overlaps(data.overlaps, data.overlap),
         "allowed": allowed_points(data.parity),
         "plot_width": PLOT_WIDTH,
     }

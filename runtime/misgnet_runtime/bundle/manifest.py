@@ -184,16 +184,34 @@ class Release(Struct, frozen=True):
 
 
 class MeasuredOverlap(Struct, frozen=True):
-    """Maps of validation images with one overlap of tiles."""
+    """Maps of validation images with one overlap of tiles; each image is mapped twice, whole and cut.
+
+    Cut: without its first 37 rows and 91 columns, so that tiles start elsewhere.
+    """
 
     # Pixels that neighbouring tiles share.
     overlap: Count
     # How often each pixel of a large scene is computed: (tile / (tile - overlap))².
     times_computed: Annotated[float, Meta(ge=1)]
-    # F1 of the changed class, from one confusion matrix of all pixels, 0 to 1; null if the labels hold no change.
+    # F1 of the changed class, from one confusion matrix of all maps, 0 to 1; null if the labels hold no change.
     f1: Share | None
-    # Share of pixels that are equal in the maps of the same images without their first 37 rows and 91 columns, 0 to 1.
+    # Share of pixels that are equal in both maps of an image, 0 to 1.
     seam_agreement: Share
+
+
+class MeasuredTile(Struct, frozen=True):
+    """Maps of validation images by the float graph of one tile size, with the overlap chosen for that size."""
+
+    # Tile size in pixels.
+    tile: Positive
+    # Pixels that neighbouring tiles share.
+    overlap: Count
+    # F1 of the changed class, from one confusion matrix of all maps, 0 to 1.
+    f1: Share
+    # Share of pixels that are equal in both maps of an image, 0 to 1; see ``overlaps``.
+    seam_agreement: Share
+    # Millions of a large scene's pixels mapped in a second by ONNX Runtime on the machine of the build.
+    megapixels_s: Annotated[float, Meta(ge=0)]
 
 
 class Manifest(Struct, frozen=True):
@@ -250,6 +268,10 @@ class Manifest(Struct, frozen=True):
     gate: GateRule = "point"
     # How the threshold was determined: "given", or "tuned: " and the details.
     threshold_from: Text = "given"
+    # How the tile size was chosen: "given", or "auto: " and the rule.
+    tile_from: Text = "given"
+    # The sizes that ``--tile auto`` chose from, ascending; empty if the size was given.
+    tiles: Annotated[list[MeasuredTile], Meta(max_length=256)] = msgspec.field(default_factory=list)
     # The measurements that the overlap was chosen from, by ascending overlap; empty if nothing was measured.
     overlaps: Annotated[list[MeasuredOverlap], Meta(max_length=256)] = msgspec.field(default_factory=list)
     # How the overlap was chosen: the engine, the images and the rule.
@@ -344,7 +366,10 @@ def _contradiction(m: Manifest) -> str | None:
         f"has tile {m.tile}, but {m.interface.tile} in its interface": m.tile != m.interface.tile,
         f"has overlap {m.overlap}, which schema 1 does not support": m.schema_version == 1 and m.overlap != 0,
         f"has overlap {m.overlap}, more than 3/4 of its tile": m.overlap > 3 * m.tile // 4,
-        "states measured overlaps, which schema 1 does not have": m.schema_version == 1 and bool(m.overlaps),
+        "states measured tiles or overlaps, which schema 1 does not have": m.schema_version == 1
+        and bool(m.tiles or m.overlaps),
+        f"has tile {m.tile}, which is not among its measured tiles": bool(m.tiles)
+        and m.tile not in [measured.tile for measured in m.tiles],
         "states measured overlaps that are not ascending": any(a >= b for a, b in pairwise(overlaps)),
         f"has overlap {m.overlap}, which is not among its measured overlaps": bool(overlaps)
         and m.overlap not in overlaps,

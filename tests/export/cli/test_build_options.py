@@ -104,6 +104,8 @@ def test_every_field_is_set_by_its_option(requests: list[BuildRequest]) -> None:
         (["--min-f1-ratio", "nan"], "--min-f1-ratio is nan"),
         (["--max-f1-drop", "inf"], "--max-f1-drop is inf; expected a finite number of points"),
         (["--tile", "100"], "--tile is 100; it must be a multiple of 32"),
+        (["--tile", "large"], "--tile is 'large'; it must be a number of pixels, or: auto"),
+        (["--tile", "auto"], "--tile auto requires --val"),
         (["--max-batch", "1"], "--max-batch is 1"),
         (["--threshold", "1"], "--threshold is 1.0; it must be between 0 and 1"),
         (["--observer", "percentile 0"], "--observer is 'percentile 0'"),

@@ -21,8 +21,10 @@ from misgnet_export.report import (
     stage_table,
     throughput_table,
 )
+from misgnet_export.report.curves import of_overlaps
 from misgnet_runtime.accuracy.gate import Interval
 from misgnet_runtime.accuracy.parity import EngineParity, ParityReport, TileParity, compare
+from misgnet_runtime.bundle import MeasuredOverlap
 from misgnet_runtime.inference.throughput import Timing
 from support.reports import (
     LIMIT,
@@ -337,3 +339,40 @@ def test_table_names_the_rule_for_labels_without_change() -> None:
     text = text_of(parity_table(report_of([parity([1, 0, 0, 0], changed=0)], changed=0)))
     assert "n/a" in text
     assert "no label holds a change" in text
+
+
+# Overlap of tiles
+
+
+def overlaps(*f1: float | None) -> list[MeasuredOverlap]:
+    seams = (0.97, 0.985, 0.99, 0.992)
+    sides = (0, 16, 32, 64)
+    return [MeasuredOverlap(o, 1 + o / 64, f, s) for o, f, s in zip(sides, f1, seams, strict=True)]
+
+
+def test_page_shows_each_overlap_and_marks_the_chosen_one() -> None:
+    measured = overlaps(0.7, 0.74, 0.75, 0.75)
+    page = Page(page_of(data_of(report_of([parity([0, 0])]), overlaps=measured, overlap=32)))
+    assert "Overlap of tiles" in page.text and "32 1.50 times 0.7500 99.00 % chosen" in page.text.replace("\xa0", " ")
+    assert page.texts.count("chosen") == 1
+    circles = [attributes for tag, attributes in page.tags if tag == "circle" and "cx" in attributes]
+    assert sum(circle.get("class") == "chosen" for circle in circles) == 2, "in both curves"
+
+
+def test_page_without_measured_overlaps_has_no_such_section() -> None:
+    assert "Overlap of tiles" not in page_of(data_of(report_of([parity([0, 0])])))
+
+
+def test_curves_rise_with_the_values_and_lie_within_the_plot() -> None:
+    f1, seams = of_overlaps(overlaps(0.7, 0.74, 0.75, 0.75), 32)
+    assert [point.y for point in f1.points] == sorted((point.y for point in f1.points), reverse=True)
+    assert [point.x for point in f1.points] == [point.x for point in seams.points]
+    assert [text for _, text in seams.ticks] == ["97.00", "99.20"]
+    for curve in (f1, seams):
+        assert all(curve.left < point.x < curve.right and 14 < point.y < curve.bottom for point in curve.points)
+
+
+def test_undefined_f1_and_equal_values_are_drawn() -> None:
+    (seams,) = of_overlaps([MeasuredOverlap(o, 1.0, None, 1.0) for o in (0, 8)], 0)
+    assert seams.title == "Seam agreement, %" and len({point.y for point in seams.points}) == 1
+    assert len(seams.ticks) == 1
