@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,5 +194,5 @@ def test_parity_evaluates_float_engines_as_well(tmp_path: Path) -> None:
     plan = EngineEntry("torch-tensorrt", "tensorrt", "engines/rtx.plan", FLOAT.graph, "float32", "0.1", ["sm86"], "any")
     bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT, INT8, plan])
     write_split(tmp_path / "tiles", 1, 7, 64)
-    report = reparity(bundle, tmp_path / "tiles", 100.0, None, QUIET)
+    report = reparity(bundle, tmp_path / "tiles", F1Limit(max_f1_drop=100.0), None, QUIET)
     assert [(e.engine, e.status) for e in report.engines] == [("cpu", "run"), ("torch-tensorrt", "proxy")]
