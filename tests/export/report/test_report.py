@@ -223,6 +223,21 @@ def test_interval_above_the_limit_is_a_caveat_of_a_passing_engine() -> None:
     assert "reaches an F1 ratio of 0.98000, below the required 0.99" in shown(report).text
 
 
+def test_left_out_engine_stays_in_page_and_table() -> None:
+    kept = [parity([0, 0, 0, 0], "cpu-float32"), parity([0, 0, 0, 0])]
+    report = structs.replace(report_of(kept), left_out=[parity([30] * 4)])
+    page = shown(report)
+    assert "Passed: 2 of 2 engines evaluated, all within the limit; left out of the bundle: cpu (int8)" in page.text
+    reason = "F1 drop +13.043 points, more than the allowed 1"
+    assert f"cpu (int8) is not in the bundle: {reason}" in page.text
+    assert f"left out {reason}" in page.text and "FAIL" not in page.text
+    assert page.text.count("cpu (int8)") == 4  # headline, caveat, gate, scores
+    assert "Left out: --target auto chose these engines" in page.text
+    text = text_of(parity_table(report))
+    assert "left out" in text and f"cpu (int8): left out: {reason}" in " ".join(text.split()) and "FAIL" not in text
+    assert "Left out:" not in shown(report_of(kept)).text
+
+
 def test_slower_engine_is_a_caveat() -> None:
     timings = [Timing("float", "float32", 4, 9, 1, 1, 1, 100.0), Timing("cpu", "int8", 4, 9, 1, 1, 1, 80.0)]
     page = shown(report_of([parity([0, 1, 0, 0])]), timings=timings)
