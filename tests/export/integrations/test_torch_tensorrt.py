@@ -26,6 +26,7 @@ from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.reparity import reparity
 from misgnet_export.pipeline.request import BuildRequest, check_request
 from misgnet_export.pipeline.result import GraphFile
+from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.engines import open_engine_file
 from misgnet_runtime.engines.tensorrt import PlanOptions
