@@ -27,5 +27,8 @@ class BuildContext:
     def interface(self) -> Interface:
         return self.request.interface
 
+    def with_log(self, log: StageLog) -> BuildContext:
+        return replace(self, log=log)
+
     def with_threshold(self, threshold: float) -> BuildContext:
         return replace(self, policy=replace(self.policy, threshold=threshold))

@@ -46,11 +46,27 @@ class Running:
     reason: str  # why a proxy runs instead of the engine; may be empty
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The float model's masks of the evaluation tiles."""
+
+    name: str
+    evaluated: list[EvaluatedTile]
+
+
+def evaluate_reference(name: str, predict: Predict, tiles: TileSet, policy: AccuracyPolicy, log: StageLog) -> Reference:
+    """Runs the float model ``name`` on all ``tiles``. Raises GateFailed if it outputs NaN."""
+    with log.stage(f"evaluate {name}") as stage:
+        found = evaluate_tiles(name, predict, tiles, policy.threshold, progress=stage.progress)
+        stage.finding = f"{plural(len(tiles), 'tile')} of {plural(len(tiles.sources), 'image')}"
+    return Reference(name, found)
+
+
 def evaluate_engines(
-    entries: Sequence[EngineEntry], tiles: TileSet, reference: tuple[str, Predict],
+    entries: Sequence[EngineEntry], tiles: TileSet, reference: Reference,
     *, files: Path | CheckedFiles, interface: Interface, policy: AccuracyPolicy, log: StageLog,
 ) -> tuple[ParityReport, dict[str, list[TilePicture]]]:  # fmt: skip
-    """Runs a reference and every engine on all ``tiles`` and compares them.
+    """Runs every engine on all ``tiles`` and compares it with the reference.
 
     An engine that this machine cannot run is evaluated by proxy: its graph runs in ONNX Runtime, and the result is
     marked "proxy" with the reason. A BF16 engine has no proxy, since its graph is the float graph. An engine that
@@ -59,7 +75,7 @@ def evaluate_engines(
     Args:
         entries: The engines.
         tiles: The evaluation set.
-        reference: Name and prediction function of the float model.
+        reference: The float model's masks of these tiles.
         files: The folder that the engines' files are relative to.
         interface: Inputs and outputs of the network.
         policy: Threshold, limit and gate rule.
@@ -67,14 +83,8 @@ def evaluate_engines(
 
     Returns:
         The report, and pictures of tiles by engine.
-
-    Raises:
-        GateFailed: The reference outputs NaN.
     """
-    name, predict = reference
-    with log.stage(f"evaluate {name}") as stage:
-        expected = evaluate_tiles(name, predict, tiles, policy.threshold, progress=stage.progress)
-        stage.finding = f"{plural(len(tiles), 'tile')} of {plural(len(tiles.sources), 'image')}"
+    name, expected = reference.name, reference.evaluated
     results, pictures = [], {}
     for entry in entries:
         with log.stage(f"evaluate {entry.name}") as stage:

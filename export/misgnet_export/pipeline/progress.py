@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Event, Lock
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,6 +19,7 @@ from misgnet_runtime.formatting import printable
 from misgnet_runtime.machine import usable_cores
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass
@@ -85,6 +86,12 @@ class StageLog:
             if error is not None and not isinstance(error, CancelledError):
                 raise error
         return [one.result() for one in running]
+
+    def overlap_two(self, first: Callable[[StageLog], T], second: Callable[[StageLog], U]) -> tuple[T, U]:
+        """Same as :meth:`overlap`, for two calls with results of different types."""
+        calls: tuple[Callable[[StageLog], T | U], ...] = first, second
+        found = self.overlap(*calls)
+        return cast("T", found[0]), cast("U", found[1])
 
     def _add(self, name: str, seconds: float, finding: str) -> None:
         """Keeps and prints a finished stage."""

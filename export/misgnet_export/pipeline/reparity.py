@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from misgnet_export.pipeline.evaluate import evaluate_engines, open_for_evaluation
+from misgnet_export.pipeline.evaluate import evaluate_engines, evaluate_reference, open_for_evaluation
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import AccuracyPolicy
 from misgnet_export.report import junit_xml
@@ -51,13 +51,13 @@ def reparity(
         gate=gate or manifest.gate,
     )  # fmt: skip
     with (
-        ChangeDetector(open_for_evaluation(floats[0], bundle.files, interface), interface) as reference,
-        tile_per_stream(reference) as predict,
+        ChangeDetector(open_for_evaluation(floats[0], bundle.files, interface), interface) as detector,
+        tile_per_stream(detector) as predict,
     ):
-        return evaluate_engines(
-            others, tiles, ("the bundle's float graph", predict),
-            files=bundle.files, interface=interface, policy=policy, log=log,
-        )[0]  # fmt: skip
+        reference = evaluate_reference("the bundle's float graph", predict, tiles, policy, log)
+    return evaluate_engines(
+        others, tiles, reference, files=bundle.files, interface=interface, policy=policy, log=log
+    )[0]  # fmt: skip
 
 
 def write_results(

@@ -66,8 +66,10 @@ def evaluate(monkeypatch: pytest.MonkeyPatch, tiles: TileSet, entry: EngineEntry
         return Constant(value)
 
     monkeypatch.setattr(evidence, "open_engine_file", open_it)
-    reference = ("float", lambda before, after: np.ones(before.shape[:3], np.float32))
     log = StageLog(Console(quiet=True))
+    reference = evidence.evaluate_reference(
+        "float", lambda before, after: np.ones(before.shape[:3], np.float32), tiles, POLICY, log
+    )
     return evidence.evaluate_engines(
         [entry], tiles, reference, files=Path(), interface=INTERFACE, policy=POLICY, log=log
     )[0]

@@ -93,7 +93,7 @@ def test_error_stops_the_other_calls_and_is_raised(log: StageLog) -> None:
 def test_first_of_several_errors_is_raised(log: StageLog) -> None:
     both = threading.Barrier(2, timeout=_PATIENCE)
 
-    def fail(error: Exception, log: StageLog) -> None:  # noqa: ARG001
+    def fail(error: Exception, log: StageLog) -> None:
         both.wait()
         raise error
 
@@ -126,7 +126,7 @@ def test_stage_that_starts_after_an_error_does_not_run(log: StageLog) -> None:
         time.sleep(0.5)  # the error must reach the log first
         staged("late", lambda: ran.append(True), log)
 
-    def fail(log: StageLog) -> None:  # noqa: ARG001
+    def fail(log: StageLog) -> None:
         failed.set()
         raise InputError("damaged")
 

@@ -382,12 +382,13 @@ def test_curves_rise_with_the_values_and_lie_within_the_plot() -> None:
     f1, seams = of_overlaps(overlaps(0.7, 0.74, 0.75, 0.75), 32)
     assert [point.y for point in f1.points] == sorted((point.y for point in f1.points), reverse=True)
     assert [point.x for point in f1.points] == [point.x for point in seams.points]
-    assert [text for _, text in seams.ticks] == ["97.00", "99.20"]
+    ticks = [[text.replace("\xa0", " ") for _, text in curve.ticks] for curve in (f1, seams)]
+    assert ticks == [["0.7000", "0.7500"], ["97.00 %", "99.20 %"]]
     for curve in (f1, seams):
         assert all(curve.left < point.x < curve.right and 14 < point.y < curve.bottom for point in curve.points)
 
 
 def test_undefined_f1_and_equal_values_are_drawn() -> None:
     (seams,) = of_overlaps([MeasuredOverlap(o, 1.0, None, 1.0) for o in (0, 8)], 0)
-    assert seams.title == "Seam agreement, %" and len({point.y for point in seams.points}) == 1
+    assert seams.title == "Seam agreement by overlap in px" and len({point.y for point in seams.points}) == 1
     assert len(seams.ticks) == 1
