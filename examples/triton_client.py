@@ -23,7 +23,7 @@ from misgnet_runtime.storage.atomic import replace_file
 
 
 class RemoteModel:
-    """A model on a server, which provides its tile size, maximum batch size and threshold."""
+    """A model on a server, which provides its tile size, maximum batch size, threshold and overlap of tiles."""
 
     def __init__(self, url: str, model: str) -> None:
         self._client = triton.InferenceServerClient(url)
@@ -34,6 +34,7 @@ class RemoteModel:
         self.batch = max(1, config.max_batch_size)
         self._output = config.output[0].name
         self.threshold = float(config.parameters["misgnet_threshold"].string_value)
+        self.overlap = int(config.parameters["misgnet_overlap"].string_value)
 
     def predict(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the probability of change, float32 (B, T, T), for tiles of both dates, uint8 (B, T, T, 3)."""
@@ -44,7 +45,8 @@ class RemoteModel:
 
     def mask(self, before: RgbImage, after: RgbImage) -> Mask:
         """Returns the change mask, bool (H, W), for images of any size, uint8 (H, W, 3)."""
-        return predict_scene(self.predict, before, after, self.tile, self.batch) > self.threshold
+        found = predict_scene(self.predict, before, after, self.tile, batch=self.batch, overlap=self.overlap)
+        return found > self.threshold
 
 
 def _input(name: str, tiles: NDArray[np.uint8]) -> triton.InferInput:

@@ -66,16 +66,19 @@ def state(*paths: Path) -> list[tuple[bytes, int]]:
 def test_older_bundle_is_verified_and_predicts_the_same(made: Path, tmp_path: Path, run: Run) -> None:
     output = run("verify", made / "bundle")
     assert "8 files match their digests" in output and output.count("golden tiles") == 2
-    assert "cpu-float32" in run("info", made / "bundle")
+    info = run("info", made / "bundle")
+    assert "cpu-float32" in info and "overlap 16 px (a quarter of a tile)" in info
     pair = [made / "watch/in" / f"a_{date}.png" for date in ("before", "after")]
     run("predict", made / "bundle", *pair, "-o", tmp_path / "mask.png", "--engine", "cpu-float32")
     mask = pixels(tmp_path / "mask.png")
     assert (mask == pixels(made / "watch/out/a_change.png")).all() and 0 < mask.mean() < 255
 
 
-def test_scene_is_resumed(made: Path, tmp_path: Path, run: Run) -> None:
+@pytest.mark.parametrize("overlap", [("--overlap", "16"), ()])
+def test_scene_is_resumed(made: Path, tmp_path: Path, run: Run, overlap: tuple[str, ...]) -> None:
+    """The default of the older bundle is still a quarter of its tiles, here 16 px."""
     words = ("predict", made / "bundle", made / "scene/before.tif", made / "scene/after.tif", *ENGINE)
-    words = (*words, "--overlap", "16", "--streams", "1", "-o")
+    words = (*words, *overlap, "--streams", "1", "-o")
     raw = made / "scene/.change.tif.progress/probability.raw"
     assert 0 < raw.stat().st_size < 192 * 64 * 4, "the run was killed before it finished"
     assert "row 96" in run(*words, made / "scene/change.tif")

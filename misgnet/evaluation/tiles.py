@@ -14,8 +14,9 @@ from misgnet.network import MISGNet
 from misgnet.tensors import normalise, unit_range
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.callables import Mask, Progress
-from misgnet_runtime.inference.tiled import predict_scene
+from misgnet_runtime.inference.tiled import check_pair
 from misgnet_runtime.raster.dataset import Tile, TileSet, stack
+from misgnet_runtime.raster.tiling import cover, cut
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,20 @@ def predict_tiles(
 def predict_pair(
     network: MISGNet, before: NDArray[np.uint8], after: NDArray[np.uint8], tile: int, batch: int = 4
 ) -> NDArray[np.float32]:
-    """Returns the probability of change, float32 (H, W), for a pair of any size, uint8 (H, W, 3)."""
-    return predict_scene(lambda b, a: predict_probability(network, b, a), before, after, tile, batch)
+    """Returns the probability of change, float32 (H, W), for a pair of any size, uint8 (H, W, 3).
+
+    Each pixel comes from one tile, as in :func:`evaluate_tiles`; tiles are not blended.
+    """
+    check_pair(before, after)
+    height, width = before.shape[:2]
+    result = np.empty((height, width), np.float32)
+    cells = cover(height, width, tile)
+    for start in range(0, len(cells), batch):
+        part = cells[start : start + batch]
+        tiles = (np.stack([cut(image, cell) for cell in part]) for image in (before, after))
+        for cell, probability in zip(part, predict_probability(network, *tiles), strict=True):
+            result[cell.owned_in_image()] = probability[cell.owned_in_tile()]
+    return result
 
 
 def evaluate_tiles(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.bundle.manifest import EngineEntry, Manifest
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.bundle.signing.policy import required
-from misgnet_runtime.engines import ExecutionOptions
+from misgnet_runtime.engines import ExecutionOptions, batch_for_scenes
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.selection import open_detector
@@ -66,6 +66,8 @@ class BundleSession:
     def predict(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> ChangeMap:
         """Predicts the change between two RGB images of equal size.
 
+        Images larger than a tile are cut into tiles that overlap and are blended, like scenes.
+
         Args:
             before: Image of the earlier date, uint8 (H, W, 3). It is not modified.
             after: Image of the later date, uint8 (H, W, 3). It is not modified.
@@ -79,7 +81,9 @@ class BundleSession:
             UsageError: The session is closed.
         """
         self._check_open()
-        probability = self._detector.scene_probability(before, after)
+        detector = self._detector
+        batch = min(detector.batch or batch_for_scenes(self.engine), detector.interface.max_batch)
+        probability = detector.scene_probability(before, after, overlap=self.manifest.scene_overlap, batch=batch)
         return ChangeMap(probability, probability > self.manifest.threshold)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime, timezone
 
 _SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
@@ -28,6 +29,12 @@ def _percent(share: float) -> str:
 def plural(count: int, noun: str) -> str:
     """Formats a count with its noun: ``1 tile``, ``2 tiles``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def truncated(value: float, digits: int) -> str:
+    """Formats a number with ``digits`` decimals, rounded down, so that a value below a limit is not shown as equal."""
+    scale = 10.0**digits
+    return f"{math.floor(round(value * scale, 6)) / scale:.{digits}f}"
 
 
 def printable(text: str) -> str:

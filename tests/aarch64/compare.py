@@ -21,9 +21,11 @@ from misgnet_runtime.raster.images import read_pair
 def own_mask(bundle: Bundle, engine: str, before: RgbImage, after: RgbImage) -> Mask:
     """Returns this machine's mask, bool (H, W), with the graph of ``engine``, even if it is for another processor."""
     entry = msgspec.structs.replace(bundle.engine_entry(engine), needs=[])
-    interface = bundle.manifest.interface
-    with ChangeDetector(open_engine_file(entry, bundle.path, interface.max_batch), interface) as detector:
-        return detector.scene_probability(before, after) > bundle.manifest.threshold
+    manifest = bundle.manifest
+    batch = manifest.interface.max_batch
+    with ChangeDetector(open_engine_file(entry, bundle.path, batch), manifest.interface) as detector:
+        probability = detector.scene_probability(before, after, overlap=manifest.scene_overlap, batch=batch)
+        return probability > manifest.threshold
 
 
 def read_mask(path: Path) -> Mask:

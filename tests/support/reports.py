@@ -14,12 +14,14 @@ from misgnet_export.report import (
     ReportData,
     render,
 )
+from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.accuracy.parity import EngineParity, EvaluatedTile, ParityReport, compare
 from misgnet_runtime.callables import Mask
 from misgnet_runtime.inference.throughput import Timing
 
 SIZE = 20
+LIMIT = F1Limit(max_f1_drop=1.0)
 
 
 REASON = "TensorRT & a device of 'sm_87' are missing"
@@ -48,7 +50,7 @@ def side(wrong: Sequence[int], changed: int = 100, sources: int = 4) -> list[Eva
 
 def parity(wrong: Sequence[int], engine: str = "cpu", changed: int = 100, sources: int = 4) -> EngineParity:
     reference = side([0] * len(wrong), changed, sources)
-    return compare(engine, "int8", reference, side(wrong, changed, sources), 1.0, device="CPU")
+    return compare(engine, "int8", reference, side(wrong, changed, sources), LIMIT, device="CPU")
 
 
 def report_of(engines: list[EngineParity], changed: int = 100, sources: int = 4) -> ParityReport:

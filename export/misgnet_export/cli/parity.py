@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from misgnet_runtime.accuracy.limit import requested_limit
 from misgnet_runtime.bundle import GateRule
 from misgnet_runtime.cli.app import err_console, out_console
 from misgnet_runtime.cli.options import BundlePath
@@ -28,8 +29,13 @@ def parity(
     junit_file: Annotated[
         Path | None, typer.Option("--junit", help="Write a JUnit report for CI to this file (default: none).")
     ] = None,
+    min_f1_ratio: Annotated[
+        float | None,
+        typer.Option(help="Smallest F1 of an engine as a share of the float model's (default: the bundle's limit)."),
+    ] = None,
     max_f1_drop: Annotated[
-        float | None, typer.Option(help="Allowed F1 drop in points (default: the limit recorded in the bundle).")
+        float | None,
+        typer.Option(help="Allowed F1 drop in points, instead of --min-f1-ratio (default: the bundle's limit)."),
     ] = None,
     gate: Annotated[
         Optional[GateRule],  # noqa: UP045
@@ -42,10 +48,11 @@ def parity(
     from misgnet_export.pipeline.reparity import reparity, write_results
     from misgnet_export.report import parity_table
 
+    limit = requested_limit(max_f1_drop, min_f1_ratio)
     outputs = [path for path in (json_file, junit_file) if path is not None]
     for path in outputs:
         refuse_existing(path, force)
-    result = reparity(bundle, evaluation, max_f1_drop, gate, err_console)
+    result = reparity(bundle, evaluation, limit, gate, err_console)
     write_results(result, json_file, junit_file, accept_proxy=accept_proxy, force=force)
     out_console.print(parity_table(result))
     if not result.passed:

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
+from misgnet.network import MISGNet
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
-from misgnet_export.pipeline.calibrate import calibrate
+from misgnet_export.pipeline.calibrate import Calibrated, calibrate
+from misgnet_export.pipeline.choose_overlap import measure_overlap
+from misgnet_export.pipeline.choose_tile import choose_tile
 from misgnet_export.pipeline.compile import make_engines
-from misgnet_export.pipeline.context import BuildContext
-from misgnet_export.pipeline.evaluate import evaluate_engines
+from misgnet_export.pipeline.context import CHECK_TILES, BuildContext
+from misgnet_export.pipeline.evaluate import Reference, evaluate_engines, evaluate_reference
 from misgnet_export.pipeline.float_graph import make_float_graph, torch_predictor
 from misgnet_export.pipeline.graph_files import write_float, write_quantized
+from misgnet_export.pipeline.leave_out import leave_out_misses
 from misgnet_export.pipeline.loading import load_sets
 from misgnet_export.pipeline.progress import StageLog
-from misgnet_export.pipeline.quantize import quantize_recipe
+from misgnet_export.pipeline.quantize import RecipeGraph, quantize_recipe
 from misgnet_export.pipeline.request import BuildRequest, check_request
-from misgnet_export.pipeline.result import Draft, Evidence, FloatGraph, Sets, WrittenGraph
+from misgnet_export.pipeline.result import Draft, Evidence, FloatGraph, GraphFile, Sets, WrittenGraph
 from misgnet_export.pipeline.ship_tiles import ship_evaluation, ship_golden_tiles
 from misgnet_export.pipeline.split import split_graphs
-from misgnet_export.pipeline.targets import recipes_of
+from misgnet_export.pipeline.targets import product_of, recipes_of
 from misgnet_export.pipeline.threshold import tune_threshold
 from misgnet_export.pipeline.throughput import time_engines
 from misgnet_export.pipeline.write_bundle import write_bundle, write_rejected
 from misgnet_export.report import parity_table
 from misgnet_export.report.control import control_table
+from misgnet_runtime.bundle import EngineEntry
 from misgnet_runtime.errors import GateFailed
+from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.storage.atomic import refuse_existing, refuse_inputs, replace_folder
-
-_CHECK_TILES = 8
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,9 @@ def build(request: BuildRequest, console: Console) -> Built:
     check_request(request)
     log = StageLog(console)
     with replace_folder(request.output, force=request.force) as root:
-        draft = _run_stages(request, root, log)
+        tile = choose_tile(request, root, log) if request.tile == "auto" else None
+        request = replace(request, tile=tile.tile) if tile else request
+        draft = replace(_run_stages(request, root, log), tile=tile)
         if not draft.evidence.parity.passed:
             raise _rejected(request, draft, log)
         write_bundle(root, request, draft, log.done)
@@ -70,28 +77,30 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
             names = ", ".join(target.name for target in request.auto.targets)
             stage.finding = f"auto stands for {names} ({request.auto.reason})"
     sets, network = load_sets(request, log)
-    check_tiles = tuple(sets.calib.spread(_CHECK_TILES).tiles())
+    check_tiles = tuple(sets.calib.spread(CHECK_TILES).tiles())
     context = BuildContext(request, root, log, request.policy, check_tiles)
     graph, tuned = make_float_graph(context, network), None
     if request.threshold == "tuned" and sets.val is not None:
         tuned = tune_threshold(context, graph, sets.val)
         context = context.with_threshold(tuned.threshold)
     graphs = split_graphs(context, [write_float(root, graph.model), *_quantize(context, graph, sets)])
-    engines = make_engines(context, graphs, network)
     predict = torch_predictor(network)
+    engines, reference = _compile_and_evaluate_reference(context, graphs, network, sets.evaluation)
     parity, pictures = evaluate_engines(
-        engines, sets.evaluation, ("PyTorch float32", predict),
-        files=root, interface=request.interface, policy=context.policy, log=log,
-    )  # fmt: skip
-    draft = Draft(sets, graphs, engines, Evidence(parity, pictures), tuned)
+        engines, sets.evaluation, reference, files=root, interface=request.interface, policy=context.policy, log=log
+    )
+    draft = Draft(sets=sets, graphs=graphs, engines=engines, evidence=Evidence(parity, pictures), tuned=tuned)
+    draft = leave_out_misses(context, draft)
+    parity = draft.evidence.parity
     if not parity.passed:
         return draft
     golden = ship_golden_tiles(root, sets.evaluation, parity, predict)
     if request.ship_eval:
         ship_evaluation(context, sets.evaluation, predict)
     ran = {engine.engine for engine in parity.engines if engine.status == "run"}
-    timings = time_engines(context, [entry for entry in engines if entry.name in ran], golden)
-    return replace(draft, evidence=replace(draft.evidence, timings=timings))
+    timings = time_engines(context, [entry for entry in draft.engines if entry.name in ran], golden)
+    overlap = measure_overlap(context, draft.engines, timings, sets.val)
+    return replace(draft, evidence=replace(draft.evidence, timings=timings), overlap=overlap)
 
 
 def _quantize(context: BuildContext, graph: FloatGraph, sets: Sets) -> list[WrittenGraph]:
@@ -99,13 +108,34 @@ def _quantize(context: BuildContext, graph: FloatGraph, sets: Sets) -> list[Writ
     if not recipes:
         return []
     start = calibrate(context, graph, sets, recipes)
+    found = context.log.overlap(*(partial(_quantize_recipe, context, start, recipe) for recipe in recipes))
     graphs = []
-    for recipe in recipes:
-        found = quantize_recipe(context, start, recipe)
-        graphs.append(write_quantized(context, graph, recipe, found))
+    for recipe, quantized in zip(recipes, found, strict=True):
+        graphs.append(write_quantized(context, graph, recipe, quantized))
         if control := graphs[-1].file.control:
             context.log.console.print(control_table(control))
     return graphs
+
+
+def _quantize_recipe(context: BuildContext, start: Calibrated, recipe: Recipe, log: StageLog) -> RecipeGraph:
+    return quantize_recipe(context.with_log(log), start, recipe)
+
+
+def _compile_and_evaluate_reference(
+    context: BuildContext, graphs: list[GraphFile], network: MISGNet, tiles: TileSet
+) -> tuple[list[EngineEntry], Reference]:
+    """Makes the engines and evaluates the float model: at the same time, since most of a compilation needs one core."""
+
+    def make(log: StageLog) -> list[EngineEntry]:
+        return make_engines(context.with_log(log), graphs, network)
+
+    def evaluate(log: StageLog) -> Reference:
+        return evaluate_reference("PyTorch float32", torch_predictor(network), tiles, context.policy, log)
+
+    if any(product_of(target).from_program for target in context.request.targets):
+        # While torch.export traces a network, it replaces methods of all modules; none may be called beside it.
+        return make(context.log), evaluate(context.log)
+    return context.log.overlap_two(make, evaluate)
 
 
 def _placed(recipe: Recipe, request: BuildRequest) -> Recipe:

@@ -20,7 +20,7 @@ from misgnet_runtime.formatting import plural
 def make_engines(context: BuildContext, graphs: list[GraphFile], network: MISGNet) -> list[EngineEntry]:
     """Returns entries of the float engine, which every bundle has, and of all targets; writes plans to files."""
     by_name = {graph.name: graph for graph in graphs}
-    entries = [_opened(FLOAT_ENGINE, FLOAT, by_name["float"])]
+    entries = [float_engine(FLOAT_ENGINE, graphs)]
     for target in context.request.targets:
         product = product_of(target)
         graph = by_name[product.recipe.name if product.recipe else "float"]
@@ -33,6 +33,12 @@ def make_engines(context: BuildContext, graphs: list[GraphFile], network: MISGNe
         else:
             entries.append(_opened(target.name, product, graph))
     return entries
+
+
+def float_engine(name: str, graphs: list[GraphFile]) -> EngineEntry:
+    """Returns the entry of an engine that opens the float graph in ONNX Runtime."""
+    (graph,) = (graph for graph in graphs if graph.name == "float")
+    return _opened(name, FLOAT, graph)
 
 
 def _opened(name: str, product: Product, graph: GraphFile) -> EngineEntry:

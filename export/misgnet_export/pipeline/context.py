@@ -10,6 +10,8 @@ from misgnet_export.pipeline.request import AccuracyPolicy, BuildRequest
 from misgnet_runtime.bundle import Interface
 from misgnet_runtime.raster.dataset import Tile
 
+CHECK_TILES = 8  # on which every stage's graph is compared with the graph before
+
 
 @dataclass(frozen=True)
 class BuildContext:
@@ -24,6 +26,9 @@ class BuildContext:
     @property
     def interface(self) -> Interface:
         return self.request.interface
+
+    def with_log(self, log: StageLog) -> BuildContext:
+        return replace(self, log=log)
 
     def with_threshold(self, threshold: float) -> BuildContext:
         return replace(self, policy=replace(self.policy, threshold=threshold))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +46,27 @@ class Running:
     reason: str  # why a proxy runs instead of the engine; may be empty
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The float model's masks of the evaluation tiles."""
+
+    name: str
+    evaluated: list[EvaluatedTile]
+
+
+def evaluate_reference(name: str, predict: Predict, tiles: TileSet, policy: AccuracyPolicy, log: StageLog) -> Reference:
+    """Runs the float model ``name`` on all ``tiles``. Raises GateFailed if it outputs NaN."""
+    with log.stage(f"evaluate {name}") as stage:
+        found = evaluate_tiles(name, predict, tiles, policy.threshold, progress=stage.progress)
+        stage.finding = f"{plural(len(tiles), 'tile')} of {plural(len(tiles.sources), 'image')}"
+    return Reference(name, found)
+
+
 def evaluate_engines(
-    entries: Sequence[EngineEntry], tiles: TileSet, reference: tuple[str, Predict],
+    entries: Sequence[EngineEntry], tiles: TileSet, reference: Reference,
     *, files: Path | CheckedFiles, interface: Interface, policy: AccuracyPolicy, log: StageLog,
 ) -> tuple[ParityReport, dict[str, list[TilePicture]]]:  # fmt: skip
-    """Runs a reference and every engine on all ``tiles`` and compares them.
+    """Runs every engine on all ``tiles`` and compares it with the reference.
 
     An engine that this machine cannot run is evaluated by proxy: its graph runs in ONNX Runtime, and the result is
     marked "proxy" with the reason. A BF16 engine has no proxy, since its graph is the float graph. An engine that
@@ -59,22 +75,16 @@ def evaluate_engines(
     Args:
         entries: The engines.
         tiles: The evaluation set.
-        reference: Name and prediction function of the float model.
+        reference: The float model's masks of these tiles.
         files: The folder that the engines' files are relative to.
         interface: Inputs and outputs of the network.
-        policy: Threshold, allowed F1 drop and gate rule.
+        policy: Threshold, limit and gate rule.
         log: Runs and records the stages.
 
     Returns:
         The report, and pictures of tiles by engine.
-
-    Raises:
-        GateFailed: The reference outputs NaN.
     """
-    name, predict = reference
-    with log.stage(f"evaluate {name}") as stage:
-        expected = evaluate_tiles(name, predict, tiles, policy.threshold, progress=stage.progress)
-        stage.finding = f"{plural(len(tiles), 'tile')} of {plural(len(tiles.sources), 'image')}"
+    name, expected = reference.name, reference.evaluated
     results, pictures = [], {}
     for entry in entries:
         with log.stage(f"evaluate {entry.name}") as stage:
@@ -89,7 +99,8 @@ def evaluate_engines(
             results.append(result)
             reason = result.verdict.reason if result.verdict else result.reason
             stage.finding = reason if result.status == "run" else f"{result.status}: {reason}"
-    return report(name, expected, tiles, results, **asdict(policy)), pictures
+    parity = report(name, expected, tiles, results, threshold=policy.threshold, limit=policy.limit, gate=policy.gate)
+    return parity, pictures
 
 
 def _evaluated(
@@ -108,7 +119,7 @@ def _evaluated(
         )  # fmt: skip
         return failed, None
     result = compare(
-        entry.name, entry.precision, expected, found, policy.max_f1_drop,
+        entry.name, entry.precision, expected, found, policy.limit,
         device=device, status=running.status, reason=running.reason, gate=policy.gate,
     )  # fmt: skip
     return result, found

@@ -25,7 +25,7 @@ def load_sets(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
     """Loads the three sets and the network. Raises InputError for damaged files and for images in two sets."""
     with log.stage("read weights and tiles") as stage:
         network, weights_sha256 = read_network(request.weights)
-        tile = request.tile
+        tile = request.interface.tile
         calib, evaluation = TileSet.open(request.calib, tile), TileSet.open(request.evaluation, tile)
         val = TileSet.open(request.val, tile) if request.val else None
         _check_sets(calib, val, evaluation, stage.progress)

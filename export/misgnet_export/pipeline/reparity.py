@@ -6,10 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from misgnet_export.pipeline.evaluate import evaluate_engines, open_for_evaluation
+from misgnet_export.pipeline.evaluate import evaluate_engines, evaluate_reference, open_for_evaluation
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import AccuracyPolicy
 from misgnet_export.report import junit_xml
+from misgnet_runtime.accuracy.limit import F1Limit, limit_of
 from misgnet_runtime.accuracy.parity import ParityReport
 from misgnet_runtime.bundle import GateRule, read_bundle
 from misgnet_runtime.errors import InputError
@@ -20,14 +21,14 @@ from misgnet_runtime.storage.schema import encode
 
 
 def reparity(
-    path: Path, evaluation: Path, max_f1_drop: float | None, gate: GateRule | None, console: Console
+    path: Path, evaluation: Path, limit: F1Limit | None, gate: GateRule | None, console: Console
 ) -> ParityReport:
     """Evaluates every engine of the bundle on ``evaluation``.
 
     Args:
         path: The bundle.
         evaluation: Folder of the evaluation set.
-        max_f1_drop: Allowed F1 drop in points; None: as recorded in the bundle.
+        limit: Allowed F1 drop, or required F1 ratio; None: as recorded in the bundle.
         gate: Gate rule; None: as recorded in the bundle.
         console: Console for progress.
 
@@ -43,16 +44,20 @@ def reparity(
     if not floats:
         raise InputError(f"bundle {path} contains no float graph to compare with; build it again")
     others = [e for e in bundle.manifest.engines if e is not floats[0]]
-    allowed = bundle.manifest.max_f1_drop if max_f1_drop is None else max_f1_drop
-    policy = AccuracyPolicy(bundle.manifest.threshold, allowed, gate or bundle.manifest.gate)
+    manifest = bundle.manifest
+    limit = limit or limit_of(manifest)
+    policy = AccuracyPolicy(
+        threshold=manifest.threshold, max_f1_drop=limit.max_f1_drop, min_f1_ratio=limit.min_f1_ratio,
+        gate=gate or manifest.gate,
+    )  # fmt: skip
     with (
-        ChangeDetector(open_for_evaluation(floats[0], bundle.files, interface), interface) as reference,
-        tile_per_stream(reference) as predict,
+        ChangeDetector(open_for_evaluation(floats[0], bundle.files, interface), interface) as detector,
+        tile_per_stream(detector) as predict,
     ):
-        return evaluate_engines(
-            others, tiles, ("the bundle's float graph", predict),
-            files=bundle.files, interface=interface, policy=policy, log=log,
-        )[0]  # fmt: skip
+        reference = evaluate_reference("the bundle's float graph", predict, tiles, policy, log)
+    return evaluate_engines(
+        others, tiles, reference, files=bundle.files, interface=interface, policy=policy, log=log
+    )[0]  # fmt: skip
 
 
 def write_results(

@@ -12,6 +12,7 @@ from misgnet_export.integrations.torch_tensorrt import check_torch_tensorrt
 from misgnet_export.pipeline.auto_target import AUTO as AUTO_TARGET
 from misgnet_export.pipeline.auto_target import Choice, RequestedTarget, choose_here, expand, parse_requested
 from misgnet_export.pipeline.targets import product_of
+from misgnet_runtime.accuracy.limit import DEFAULT_MIN_F1_RATIO, F1Limit, requested_limit
 from misgnet_runtime.bundle import MAX_TEXT, GateRule, InputForm, Interface, OutputForm
 from misgnet_runtime.bundle.targets import ACCEPTED, Target
 from misgnet_runtime.engines.openvino import load_openvino
@@ -28,15 +29,31 @@ PlacementChoice = Literal["rules", "all"]
 RepairChoice = Literal["auto", "always", "never"]
 # A probability, or "tuned": the one with the best F1 on the validation tiles.
 Threshold = float | Literal["tuned"]
+# Pixels, or "auto": the size that suits the validation images best.
+TileSize = int | Literal["auto"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AccuracyPolicy:
-    """The accuracy that engines must reach."""
+    """The accuracy that engines must reach; either ``max_f1_drop`` or ``min_f1_ratio`` is given."""
 
     threshold: float  # probability of change above which a pixel counts as changed, 0 to 1
-    max_f1_drop: float  # points of F1 that an engine may lose; may be negative
-    gate: GateRule  # what must stay within max_f1_drop: the drop, or the upper end of its interval
+    max_f1_drop: float | None = None  # points of F1 that an engine may lose; may be negative
+    min_f1_ratio: float | None = None  # smallest F1 of an engine as a share of the float model's, 0 to 1
+    gate: GateRule = "point"  # what must stay within the limit: the drop or ratio, or the worse end of its interval
+
+    @property
+    def limit(self) -> F1Limit:
+        return F1Limit(max_f1_drop=self.max_f1_drop, min_f1_ratio=self.min_f1_ratio)
+
+
+def _tile(text: str) -> TileSize:
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("it must be a number of pixels, or: auto") from None
 
 
 def _threshold(text: str) -> Threshold:
@@ -66,7 +83,12 @@ class BuildRequest:
         name="target", repeated=True, parse=parse_requested,
     )  # fmt: skip
     force: bool = option(False, help="Replace an existing bundle.")
-    tile: int = option(256, help="Tile size in pixels, a multiple of 32.")
+    tile: TileSize = option(
+        256,
+        help="Tile size in pixels, a multiple of 32; auto: 256, 384 or 512, by F1 of --val images as scenes, then by "
+        "speed (takes minutes).",
+        parse=_tile,
+    )  # fmt: skip
     max_batch: int = option(16, help="Largest batch size of the engines.")
     calib_tiles: int = option(128, help="Number of calibration tiles.")
     selection: SelectionRule = option(
@@ -96,10 +118,16 @@ class BuildRequest:
         minimum=0,
     )  # fmt: skip
     seed: int = option(0, help="Random seed for selecting calibration tiles.")
-    max_f1_drop: float = option(0.5, help="Allowed F1 drop in points; may be negative.")
+    min_f1_ratio: float | None = option(
+        None, help="Smallest F1 of an engine as a share of the float model's.", show_default=f"{DEFAULT_MIN_F1_RATIO:g}"
+    )
+    max_f1_drop: float | None = option(
+        None, help="Allowed F1 drop in points, instead of --min-f1-ratio; may be negative (default: none).",
+    )  # fmt: skip
     gate: GateRule = option(
         "point",
-        help="Value limited by --max-f1-drop: the drop (point), or the upper end of its 95 % interval (upper).",
+        help="Value that must stay within the limit: the measured ratio or drop (point), or the worse end of its 95 % "
+        "interval (upper).",
     )
     threshold: Threshold = option(
         0.5, help="Probability above which a pixel counts as changed; tuned: the value with the best F1 on --val.",
@@ -137,14 +165,24 @@ class BuildRequest:
         return expand(self.requested, self.auto.targets if self.auto else ())
 
     @property
+    def only_by_auto(self) -> frozenset[Target]:
+        """The targets that "auto" stands for and no other ``--target`` names."""
+        return frozenset(self.auto.targets if self.auto else ()) - frozenset(self.requested)
+
+    @property
     def interface(self) -> Interface:
+        """The inputs and outputs of all engines; the build chooses a tile before."""
+        assert self.tile != "auto", "no tile is chosen yet"
         return Interface(self.tile, self.max_batch, self.input_form, self.output_form)
 
     @property
     def policy(self) -> AccuracyPolicy:
         """The accuracy policy; a threshold that is yet to be tuned is 0.5."""
         threshold = 0.5 if self.threshold == "tuned" else self.threshold
-        return AccuracyPolicy(threshold, self.max_f1_drop, self.gate)
+        limit = requested_limit(self.max_f1_drop, self.min_f1_ratio) or F1Limit(min_f1_ratio=DEFAULT_MIN_F1_RATIO)
+        return AccuracyPolicy(
+            threshold=threshold, max_f1_drop=limit.max_f1_drop, min_f1_ratio=limit.min_f1_ratio, gate=self.gate
+        )
 
     def compiles_on_device(self, target: Target) -> bool:
         """Returns whether the plan of ``target`` is compiled by ``misgnet-run compile``."""
@@ -153,7 +191,7 @@ class BuildRequest:
 
     def plan_options(self, target: Target) -> PlanOptions:
         """Returns compile options with the batch profile 1 / 4 / 16, limited to the bundle's largest batch."""
-        largest = self.interface.max_batch
+        largest = self.max_batch
         return PlanOptions(
             vendor=product_of(target).engine, compute_capabilities=target.compute_capabilities,
             min_batch=1, opt_batch=min(4, largest), max_batch=largest,
@@ -169,11 +207,15 @@ def check_request(request: BuildRequest) -> None:
     """
     check(request)
     tile, batch = request.tile, request.max_batch
-    if tile < 32 or tile % 32:
+    if tile == "auto":
+        if request.val is None:
+            raise UsageError("--tile auto requires --val")
+    elif tile < 32 or tile % 32:
         raise UsageError(f"--tile is {tile}; it must be a multiple of 32, at least 32")
     if not 2 <= batch <= 256:
         raise UsageError(f"--max-batch is {batch}; it must be 2 to 256 (with 1, the exported batch is not dynamic)")
     _check_threshold(request)
+    requested_limit(request.max_f1_drop, request.min_f1_ratio)
     if request.observer not in (AUTO, PER_TENSOR) and named(request.observer) is None:
         given = f"--observer is '{request.observer}'"
         raise UsageError(f"{given}; it must be auto, per-tensor, max, mse, entropy or 'percentile P' with 0 < P <= 100")

@@ -11,7 +11,7 @@ from misgnet_calibration.statistics.tile_selection import Selection
 from misgnet_export.evidence import ControlRecord, TilePicture
 from misgnet_export.pipeline.agreement import Predictions
 from misgnet_runtime.accuracy.parity import ParityReport
-from misgnet_runtime.bundle import EngineEntry, Quantization, SplitEntry, TensorEntry
+from misgnet_runtime.bundle import EngineEntry, MeasuredOverlap, MeasuredTile, Quantization, SplitEntry, TensorEntry
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.raster.dataset import TileSet
@@ -55,6 +55,34 @@ class Tuned:
         return f"{self.threshold:g} on {tiles}: F1 {self.f1:.4f}, {self.f1_at_half:.4f} with 0.5"
 
 
+@dataclass(frozen=True)
+class ChosenOverlap:
+    """The overlap of a scene's tiles."""
+
+    overlap: int  # pixels that neighbouring tiles share
+    reason: str  # how it was chosen
+    measured: list[MeasuredOverlap] = field(default_factory=list)  # by ascending overlap; empty: nothing was measured
+
+    def finding(self, tile: int) -> str:
+        """Returns the chosen measurement beside that of a quarter of a tile."""
+        chosen, quarter = (
+            next(one for one in self.measured if one.overlap == overlap) for overlap in (self.overlap, tile // 4)
+        )
+        scores = [] if chosen.f1 is None or quarter.f1 is None else [f"F1 {chosen.f1:.4f} ({quarter.f1:.4f})"]
+        seams = f"seam agreement {100 * chosen.seam_agreement:.2f} % ({100 * quarter.seam_agreement:.2f} %)"
+        times = f"each pixel {chosen.times_computed:.2f} times ({quarter.times_computed:.2f})"
+        return f"{self.overlap} px (in brackets: {quarter.overlap} px): " + ", ".join([*scores, seams, times])
+
+
+@dataclass(frozen=True)
+class ChosenTile:
+    """The tile size that ``--tile auto`` stands for."""
+
+    tile: int  # pixels
+    reason: str  # how it was chosen
+    measured: list[MeasuredTile]  # by ascending size
+
+
 def lowest(precision: str) -> str:
     """Returns the lowest precision, after which a graph is named: "int8" of "int8+float16"."""
     return precision.partition("+")[0]
@@ -91,7 +119,7 @@ class Evidence:
     timings: list[Timing] = field(default_factory=list)  # empty if the gate failed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Draft:
     """A bundle before its manifest is written."""
 
@@ -100,3 +128,6 @@ class Draft:
     engines: list[EngineEntry]
     evidence: Evidence
     tuned: Tuned | None = None  # the tuned threshold; None if a value was given
+    dropped: list[GraphFile] = field(default_factory=list)  # graphs of left out engines, whose files were removed
+    overlap: ChosenOverlap | None = None  # None if the gate failed
+    tile: ChosenTile | None = None  # None if its size was given

@@ -11,7 +11,7 @@ import msgspec
 
 from misgnet_calibration.statistics.tile_selection import Selection
 from misgnet_export.pipeline.request import BuildRequest
-from misgnet_export.pipeline.result import FLOAT_GRAPH, Draft, lowest
+from misgnet_export.pipeline.result import FLOAT_GRAPH, Draft, GraphFile, lowest
 from misgnet_export.pipeline.ship_tiles import EVALUATION, GOLDEN
 from misgnet_export.report import ReportData, render
 from misgnet_export.report.control import draw_control
@@ -58,7 +58,7 @@ def _write_evidence(folder: Path, request: BuildRequest, draft: Draft, stages: l
     (folder / "throughput.json").write_bytes(encode(throughput))
     if draft.sets.selection is not None:
         (folder / "selection.json").write_bytes(encode(_selection(draft.sets.selection)))
-    for graph in draft.graphs:
+    for graph in _all_graphs(draft):
         if graph.control is not None:
             (folder / f"control_{graph.name}.json").write_bytes(encode(graph.control))
             draw_control(graph.control, folder, f"control_{graph.name}")
@@ -87,7 +87,7 @@ def _report_data(
         passed=draft.evidence.parity.passed,
         summary=[
             ("Weights", f"{request.weights.name}, SHA-256 {draft.sets.weights_sha256[:16]}"),
-            ("Tile", f"{request.tile} x {request.tile} px, batch 1 to {request.max_batch}"),
+            ("Tile", f"{request.tile} x {request.tile} px, {_tile_from(draft)}, batch 1 to {request.max_batch}"),
             ("Targets", ", ".join(t.name for t in request.targets)),
             (
                 "Calibration",
@@ -99,6 +99,7 @@ def _report_data(
                 "Decisions",
                 f"made on {short_path(str(request.val))}" if request.val else "defaults: no validation set was given",
             ),
+            *([("Overlap", f"{draft.overlap.overlap} px, {draft.overlap.reason}")] if draft.overlap else []),
             ("Threshold", f"{draft.evidence.parity.threshold:g}, {_threshold_from(draft)}"),
         ],
         parity=draft.evidence.parity,
@@ -107,9 +108,23 @@ def _report_data(
         stages=stages,
         files=[(g.file, g.size) for g in draft.graphs],
         pictures=dict(draft.evidence.pictures),
-        repairs={g.name: g.quantization.repairs for g in draft.graphs if g.quantization and g.quantization.repairs},
-        controls={g.name: g.control for g in draft.graphs if g.control},
+        repairs={
+            g.name: g.quantization.repairs for g in _all_graphs(draft) if g.quantization and g.quantization.repairs
+        },
+        controls={g.name: g.control for g in _all_graphs(draft) if g.control},
+        sizes=draft.tile.measured if draft.tile else [],
+        overlaps=draft.overlap.measured if draft.overlap else [],
+        overlap=draft.overlap.overlap if draft.overlap else 0,
     )
+
+
+def _all_graphs(draft: Draft) -> list[GraphFile]:
+    """Returns all graphs that were made, also those of engines that were left out."""
+    return [*draft.graphs, *draft.dropped]
+
+
+def _tile_from(draft: Draft) -> str:
+    return draft.tile.reason if draft.tile else "given"
 
 
 def _threshold_from(draft: Draft) -> str:
@@ -117,13 +132,18 @@ def _threshold_from(draft: Draft) -> str:
 
 
 def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
-    interface = request.interface
+    interface, overlap = request.interface, draft.overlap
+    assert overlap is not None, "the gate passed"
     return Manifest(
         schema_version=SCHEMA_VERSION,
         bundle_version=request.bundle_version,
         created=timestamp(),
         tile=interface.tile,
-        overlap=interface.tile // 4,
+        tile_from=_tile_from(draft),
+        tiles=draft.tile.measured if draft.tile else [],
+        overlap=overlap.overlap,
+        overlap_from=overlap.reason,
+        overlaps=overlap.measured,
         threshold=draft.evidence.parity.threshold,
         threshold_from=_threshold_from(draft),
         class_names=["unchanged", "changed"],
@@ -136,8 +156,9 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         quantization=[g.quantization for g in draft.graphs if g.quantization],
         engines=draft.engines,
         files=describe_files(root, _roles(root, draft)),
-        max_f1_drop=request.max_f1_drop,
-        gate=request.gate,
+        max_f1_drop=draft.evidence.parity.max_f1_drop,
+        min_f1_ratio=draft.evidence.parity.min_f1_ratio,
+        gate=draft.evidence.parity.gate,
         features=draft.graphs[0].features,
         metrics=parity_summary(draft.evidence.parity),
         latency={"timings": msgspec.to_builtins(draft.evidence.timings)},
@@ -149,11 +170,10 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
 
 def parity_summary(parity: ParityReport) -> dict[str, Any]:
     """Returns the manifest's copy of the evidence: all scores, but not those of single tiles."""
-    engines = [
-        {k: v for k, v in msgspec.to_builtins(e).items() if k not in ("tiles", "worst_tiles")} for e in parity.engines
-    ]
-    whole = {k: v for k, v in msgspec.to_builtins(parity).items() if k != "engines"}
-    return {**whole, "engines": engines}
+    found: dict[str, Any] = msgspec.to_builtins(parity)
+    for name in ("engines", "left_out"):
+        found[name] = [{k: v for k, v in e.items() if k not in ("tiles", "worst_tiles")} for e in found[name]]
+    return found
 
 
 def tool_versions() -> dict[str, str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import PurePosixPath
 
 from misgnet_runtime.accuracy.gate import Interval
 from misgnet_runtime.accuracy.parity import EngineParity, ParityReport
+from misgnet_runtime.formatting import truncated
 from misgnet_runtime.inference.throughput import Timing
 
 FEW_SOURCES = 10
+LEFT_OUT = "left out"
 MINUS = "\N{MINUS SIGN}"
 
 _FLOAT_PRECISIONS = ("float", "float32", "fp32")
@@ -35,13 +36,22 @@ def percent(share: float | None, digits: int = 3) -> str:
     """Returns a share in per cent, truncated instead of rounded, so that only full agreement reads 100."""
     if share is None:
         return "n/a"
-    scale = 10.0**digits
-    return f"{math.floor(round(share * 100 * scale, 6)) / scale:.{digits}f}\N{NO-BREAK SPACE}%"
+    return f"{truncated(100 * share, digits)}\N{NO-BREAK SPACE}%"
+
+
+def ratio(value: float | None) -> str:
+    """Returns an F1 ratio with 5 decimals, truncated instead of rounded, or "n/a" if it is not defined."""
+    return "n/a" if value is None else truncated(value, 5)
 
 
 def interval(found: Interval | None) -> str:
     """Returns both ends of a 95 % interval in points."""
     return "n/a" if found is None else f"{signed(found.low)} to {signed(found.high)}"
+
+
+def ratio_interval(found: Interval | None) -> str:
+    """Returns both ends of a 95 % interval of an F1 ratio."""
+    return "n/a" if found is None else f"{ratio(found.low)} to {ratio(found.high)}"
 
 
 def size(count: int) -> str:
@@ -81,6 +91,11 @@ def size_ratios(files: list[tuple[str, int]]) -> list[float | None]:
 def few_sources(found: Interval | None) -> bool:
     """Returns whether an interval is rough because it is based on few source images."""
     return found is not None and found.sources < FEW_SOURCES
+
+
+def name_of_left_out(engine: EngineParity) -> str:
+    """Returns the name of an engine that was left out; the bundle may have another engine of its name."""
+    return f"{engine.engine} ({engine.precision})"
 
 
 def with_verdict(report: ParityReport) -> list[EngineParity]:

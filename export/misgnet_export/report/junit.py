@@ -41,7 +41,7 @@ def _suite_properties(report: ParityReport) -> dict[str, object]:
     return {
         "reference": report.reference, "evaluation_sha256": report.evaluation_sha256, "tiles": report.tiles,
         "sources": report.sources, "threshold": report.threshold, "max_f1_drop": report.max_f1_drop,
-        "gate": report.gate,
+        "min_f1_ratio": report.min_f1_ratio, "gate": report.gate,
         **{f"reference_{name}": value for name, value in report.reference_scores.items()},
     }  # fmt: skip
 
@@ -74,10 +74,12 @@ def _add_case(suite: Element, engine: EngineParity, outcome: Outcome) -> None:
 def _case_properties(engine: EngineParity) -> dict[str, object]:
     found: dict[str, object] = {"status": engine.status, "device": engine.device}
     found |= {"engine_precision": engine.precision, **engine.scores}
-    found |= {"f1_drop_points": engine.f1_drop_points, "agreement": engine.agreement}
+    found |= {"f1_drop_points": engine.f1_drop_points, "f1_ratio": engine.f1_ratio, "agreement": engine.agreement}
     if engine.interval is not None:
         ends = engine.interval
         found |= {"f1_drop_low": ends.low, "f1_drop_high": ends.high, "f1_drop_sources": ends.sources}
+    if engine.ratio_interval is not None:
+        found |= {"f1_ratio_low": engine.ratio_interval.low, "f1_ratio_high": engine.ratio_interval.high}
     return found
 
 

@@ -11,33 +11,33 @@ from misgnet_runtime.accuracy.parity import EngineParity, ParityReport
 from misgnet_runtime.formatting import plural, printable
 from misgnet_runtime.inference.throughput import Timing
 
-_STYLES = {"pass": "green", "FAIL": "bold red"}
+_PLAIN_RULES = ("F1 drop", "F1 ratio")  # a row shows all that they decide on
+_STYLES = {"pass": "green", "FAIL": "bold red", figures.LEFT_OUT: "yellow"}
 
 
 def parity_table(report: ParityReport) -> Table:
     """Returns a table with one row per engine; the caption gives the reason for each engine not run or run by proxy."""
     f1 = figures.number(report.reference_scores.get("f1"))
-    table = plain_table(f"Parity with {report.reference} (F1 {f1}), {limit(report)}")
+    table = plain_table(f"Parity with {report.reference} (F1 {f1}): {report.limit.describe(report.gate)}")
     table.add_column("Engine", overflow="fold", min_width=10)
     table.add_column("Status", no_wrap=True)
-    for name in ("F1", "Drop", "95 % interval", "Same mask"):
+    by_ratio, below = report.min_f1_ratio is not None, "\n95 % interval"
+    for name in ("F1", f"Ratio{below * by_ratio}", f"Drop{below * (not by_ratio)}", "Same mask"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("Verdict", no_wrap=True)
     for engine in report.engines:
-        table.add_row(*_parity_row(engine))
+        table.add_row(*_parity_row(engine.engine, engine, by_ratio, figures.verdict_word(engine)))
+    for engine in report.left_out:
+        table.add_row(*_parity_row(figures.name_of_left_out(engine), engine, by_ratio, figures.LEFT_OUT))
     reasons = [f"{e.engine}: {e.status}: {e.reason}" for e in report.engines if e.status != "run"]
     verdicts = [(e.engine, e.verdict) for e in report.engines if e.verdict]
-    rules = [f"{engine}: {verdict.reason}" for engine, verdict in verdicts if verdict.rule != "F1 drop"]
+    rules = [f"{engine}: {verdict.reason}" for engine, verdict in verdicts if verdict.rule not in _PLAIN_RULES]
+    out = [(figures.name_of_left_out(e), e.verdict) for e in report.left_out if e.verdict]
+    rules += [f"{name}: {figures.LEFT_OUT}: {verdict.reason}" for name, verdict in out]
     rough = any(figures.few_sources(e.interval) for e in report.engines)
     note = [f"~ rough: {plural(report.sources, 'source image')} only"] if rough else []
     table.caption = Text("\n".join(map(plain, reasons + rules + note)), style="dim")
     return table
-
-
-def limit(report: ParityReport) -> str:
-    """Returns the allowed drop in words."""
-    what = "at most" if report.gate == "point" else "at the upper end of its interval at most"
-    return f"{what} {report.max_f1_drop:g} points lower"
 
 
 def throughput_table(timings: list[Timing]) -> Table:
@@ -79,20 +79,20 @@ def plain(text: str) -> str:
     return printable(text.replace("\xa0", " "))
 
 
-def _parity_row(engine: EngineParity) -> list[Text]:
-    word = figures.verdict_word(engine)
-    cells = [engine.status, *_numbers(engine)] if engine.verdict else [engine.status, "", "", "", ""]
-    return [cell(engine.engine), *map(cell, cells), Text(word, style=_STYLES.get(word, "dim"))]
+def _parity_row(name: str, engine: EngineParity, by_ratio: bool, word: str) -> list[Text]:
+    numbers = _numbers(engine, by_ratio) if engine.verdict else [Text()] * 4
+    return [cell(name), cell(engine.status), *numbers, Text(word, style=_STYLES.get(word, "dim"))]
 
 
-def _numbers(engine: EngineParity) -> list[str]:
+def _numbers(engine: EngineParity, by_ratio: bool) -> list[Text]:
+    """Returns F1, ratio, drop and agreement; the interval is below the value that the gate limits."""
     rough = "~" if figures.few_sources(engine.interval) else ""
-    return [
-        figures.number(engine.scores.get("f1")),
-        figures.signed(engine.f1_drop_points),
-        rough + figures.interval(engine.interval),
-        figures.percent(engine.agreement),
-    ]
+    ratio, drop = cell(figures.ratio(engine.f1_ratio)), cell(figures.signed(engine.f1_drop_points))
+    if by_ratio:
+        ratio.append(f"\n{rough}{figures.ratio_interval(engine.ratio_interval)}", "dim")
+    else:
+        drop.append(f"\n{rough}{figures.interval(engine.interval)}", "dim")
+    return [cell(figures.number(engine.scores.get("f1"))), ratio, drop, cell(figures.percent(engine.agreement))]
 
 
 def _timing_cells(timing: Timing, ratio: float | None) -> list[str]:

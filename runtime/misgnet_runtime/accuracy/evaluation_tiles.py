@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from misgnet_runtime.accuracy.limit import F1Limit, limit_of
 from misgnet_runtime.accuracy.metrics import require_finite
 from misgnet_runtime.accuracy.parity import EngineParity, EvaluatedTile, compare, evaluated_tile
 from misgnet_runtime.bundle.golden import packed_tiles
@@ -81,9 +82,18 @@ def evaluation_files(bundle: Bundle) -> list[str]:
 
 
 def evaluate_on_device(
-    bundle: Bundle, entry: EngineEntry, predict: Predict, device: str, progress: Progress | None = None
-) -> EngineParity:
-    """Compares the engine with the float model on the bundle's evaluation tiles, by the bundle's gate.
+    bundle: Bundle, entry: EngineEntry, predict: Predict, device: str,
+    *, limit: F1Limit | None = None, progress: Progress | None = None,
+) -> EngineParity:  # fmt: skip
+    """Compares the engine with the float model on the bundle's evaluation tiles, and applies the gate.
+
+    Args:
+        bundle: The bundle.
+        entry: The engine.
+        predict: Runs the engine.
+        device: The device that runs it, for the result.
+        limit: Allowed F1 drop, or required F1 ratio; None: as recorded in the bundle.
+        progress: Receives the number of files that are done.
 
     Raises:
         GateFailed: The engine's output contains NaN or Inf.
@@ -98,9 +108,8 @@ def evaluate_on_device(
         found += _evaluate(entry, tiles, predict, min(_BATCH, manifest.interface.max_batch), manifest.threshold)
         if progress:
             progress(number, len(files))
-    return compare(
-        entry.name, entry.precision, reference, found, manifest.max_f1_drop, device=device, gate=manifest.gate
-    )
+    limit = limit or limit_of(manifest)
+    return compare(entry.name, entry.precision, reference, found, limit, device=device, gate=manifest.gate)
 
 
 def _evaluate(

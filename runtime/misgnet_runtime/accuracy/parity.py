@@ -9,7 +9,8 @@ import numpy as np
 from msgspec import field
 from numpy.typing import NDArray
 
-from misgnet_runtime.accuracy.gate import Interval, Verdict, bootstrap_drop, decide, f1_drop
+from misgnet_runtime.accuracy.gate import Interval, Verdict, bootstrap, decide, f1_drop, f1_ratio
+from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.bundle.manifest import GateRule
 from misgnet_runtime.callables import Mask, Predict, Progress
@@ -78,6 +79,10 @@ class EngineParity(Struct, frozen=True):
     agreement: float | None = None
     # The gate's decision; null if the engine was not run.
     verdict: Verdict | None = None
+    # F1 of the engine as a share of the float model's; null if the labels hold no change or the float model's F1 is 0.
+    f1_ratio: float | None = None
+    # 95 % bootstrap interval of the ratio, from the same resamples; null if either is undefined.
+    ratio_interval: Interval | None = None
     # Names of the tiles with the most differing pixels, the worst first.
     worst_tiles: list[str] = field(default_factory=list)
     # The result of each tile.
@@ -103,16 +108,25 @@ class ParityReport(Struct, frozen=True):
     changed_share: float
     # Pixels with a higher probability of change count as changed.
     threshold: float
-    # The allowed F1 drop, in points.
-    max_f1_drop: float
+    # The allowed F1 drop, in points; null if ``min_f1_ratio`` is given.
+    max_f1_drop: float | None
     # Metrics of the reference, as fractions; null if undefined.
     reference_scores: dict[str, float | None]
     # One entry per engine.
     engines: list[EngineParity]
-    # The value of the F1 drop that must stay within ``max_f1_drop``; see the manifest.
+    # The smallest allowed F1 as a share of the reference's, 0 to 1; null if ``max_f1_drop`` is given.
+    min_f1_ratio: float | None = None
+    # The value that must stay within the limit; see the manifest.
     gate: GateRule = "point"
+    # Engines that ``--target auto`` chose and that the build left out because they failed; not in the bundle.
+    left_out: list[EngineParity] = field(default_factory=list)
     # How the metrics and the interval are computed.
     note: str = "one confusion matrix over all pixels of the changed class; the interval resamples source images"
+
+    @property
+    def limit(self) -> F1Limit:
+        """Returns the limit of the gate."""
+        return F1Limit(max_f1_drop=self.max_f1_drop, min_f1_ratio=self.min_f1_ratio)
 
     @property
     def passed(self) -> bool:
@@ -153,22 +167,24 @@ def evaluated_tile(name: str, source: str, mask: Mask, label: Mask) -> Evaluated
 
 
 def compare(
-    engine: str, precision: str, reference: list[EvaluatedTile], found: list[EvaluatedTile], max_f1_drop: float,
+    engine: str, precision: str, reference: list[EvaluatedTile], found: list[EvaluatedTile], limit: F1Limit,
     *, device: str, status: Status = "run", reason: str = "", gate: GateRule = "point",
 ) -> EngineParity:  # fmt: skip
     """Evaluates ``found`` against ``reference``, per tile and in total; a pure function."""
     tiles = [_tile_parity(r, f) for r, f in zip(reference, found, strict=True)]
     before, after = (Confusion.total([j.confusion for j in side]) for side in (reference, found))
-    interval = bootstrap_drop(by_source(reference), by_source(found))
+    intervals = bootstrap(by_source(reference), by_source(found))
     agreement = 1 - sum(t.differing for t in tiles) / max(1, before.pixels)
     worst = sorted((t for t in tiles if t.differing), key=lambda t: (-t.differing, t.name))
     return EngineParity(
         engine=engine, precision=precision, status=status, reason=reason, device=device,
         scores=after.scores(),
         f1_drop_points=f1_drop(before, after),
-        interval=interval,
+        f1_ratio=f1_ratio(before, after),
+        interval=intervals.drop if intervals else None,
+        ratio_interval=intervals.ratio if intervals else None,
         agreement=agreement,
-        verdict=decide(before, after, agreement, max_f1_drop, rule=gate, interval=interval),
+        verdict=decide(before, after, agreement, limit, rule=gate, intervals=intervals),
         worst_tiles=[t.name for t in worst[:SHOWN_TILES]],
         tiles=tiles,
     )  # fmt: skip
@@ -176,14 +192,15 @@ def compare(
 
 def report(
     reference_name: str, reference: list[EvaluatedTile], tiles: TileSet, engines: list[EngineParity],
-    *, threshold: float, max_f1_drop: float, gate: GateRule = "point",
+    *, threshold: float, limit: F1Limit, gate: GateRule = "point",
 ) -> ParityReport:  # fmt: skip
     """Builds the report from the engines' results and a description of the evaluation set."""
     total = Confusion.total([j.confusion for j in reference])
     return ParityReport(
         reference=reference_name, evaluation_set=str(tiles.root), evaluation_sha256=tiles.digest(), tiles=len(tiles),
         sources=len(tiles.sources), pixels=total.pixels, changed_share=total.changed / max(1, total.pixels),
-        threshold=threshold, max_f1_drop=max_f1_drop, reference_scores=total.scores(), engines=engines, gate=gate,
+        threshold=threshold, max_f1_drop=limit.max_f1_drop, min_f1_ratio=limit.min_f1_ratio,
+        reference_scores=total.scores(), engines=engines, gate=gate,
     )  # fmt: skip
 
 

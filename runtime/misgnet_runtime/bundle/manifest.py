@@ -7,6 +7,7 @@ that this version does not understand is not run. Limits are enforced when a man
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,8 @@ from misgnet_runtime.storage.files import is_not_regular_file
 from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Sha256, Struct
 
 SCHEMA_VERSION = 2
-# Schema 1 differs as follows: its overlap is always 0 and means a quarter of a tile, and its gate is ``max_f1_drop``.
+# Schema 1 differs as follows: its overlap is always 0 and means a quarter of a tile, no overlap was measured, and its
+# gate is ``max_f1_drop``.
 READ_VERSIONS = (1, 2)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,6 +32,7 @@ InputForm = Literal["uint8", "float32"]
 OutputForm = Literal["probability", "logits", "mask"]
 # The value of the F1 drop that must stay within the limit: the measured drop, or the upper end of its interval.
 GateRule = Literal["point", "upper"]
+Share = Annotated[float, Meta(ge=0, le=1)]
 EngineKind = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "rtx", "tensorrt"]
 _DATES = ("before", "after")
 
@@ -180,6 +183,37 @@ class Release(Struct, frozen=True):
     expires: Text | None = None
 
 
+class MeasuredOverlap(Struct, frozen=True):
+    """Maps of validation images with one overlap of tiles; each image is mapped twice, whole and cut.
+
+    Cut: without its first 37 rows and 91 columns, so that tiles start elsewhere.
+    """
+
+    # Pixels that neighbouring tiles share.
+    overlap: Count
+    # How often each pixel of a large scene is computed: (tile / (tile - overlap))².
+    times_computed: Annotated[float, Meta(ge=1)]
+    # F1 of the changed class, from one confusion matrix of all maps, 0 to 1; null if the labels hold no change.
+    f1: Share | None
+    # Share of pixels that are equal in both maps of an image, 0 to 1.
+    seam_agreement: Share
+
+
+class MeasuredTile(Struct, frozen=True):
+    """Maps of validation images by the float graph of one tile size, with the overlap chosen for that size."""
+
+    # Tile size in pixels.
+    tile: Positive
+    # Pixels that neighbouring tiles share.
+    overlap: Count
+    # F1 of the changed class, from one confusion matrix of all maps, 0 to 1.
+    f1: Share
+    # Share of pixels that are equal in both maps of an image, 0 to 1; see ``overlaps``.
+    seam_agreement: Share
+    # Millions of a large scene's pixels mapped in a second by ONNX Runtime on the machine of the build.
+    megapixels_s: Annotated[float, Meta(ge=0)]
+
+
 class Manifest(Struct, frozen=True):
     """The contents of ``manifest.json``."""
 
@@ -234,6 +268,14 @@ class Manifest(Struct, frozen=True):
     gate: GateRule = "point"
     # How the threshold was determined: "given", or "tuned: " and the details.
     threshold_from: Text = "given"
+    # How the tile size was chosen: "given", or "auto: " and the rule.
+    tile_from: Text = "given"
+    # The sizes that ``--tile auto`` chose from, ascending; empty if the size was given.
+    tiles: Annotated[list[MeasuredTile], Meta(max_length=256)] = msgspec.field(default_factory=list)
+    # The measurements that the overlap was chosen from, by ascending overlap; empty if nothing was measured.
+    overlaps: Annotated[list[MeasuredOverlap], Meta(max_length=256)] = msgspec.field(default_factory=list)
+    # How the overlap was chosen: the engine, the images and the rule.
+    overlap_from: Text = "a quarter of a tile"
     # Outputs of the encoders of split engines for the images of one date.
     features: list[TensorEntry] = msgspec.field(default_factory=list)
     # Product, time and expiry; null if ``misgnet-export sign`` did not prepare the bundle.
@@ -313,6 +355,7 @@ def _contradiction(m: Manifest) -> str | None:
     unlisted = [name for engine in m.engines for name in engine.all_files() if name not in paths]
     split = any(engine.split for engine in m.engines)
     graphs = [engine.name for engine in m.engines if engine.on_device and engine.kind not in ("rtx", "tensorrt")]
+    overlaps = [measured.overlap for measured in m.overlaps]
     found = {
         f"has engines to be compiled on the device that are not TensorRT plans: {', '.join(graphs)}": bool(graphs),
         "lists a file twice": len(paths) < len(m.files),
@@ -323,6 +366,13 @@ def _contradiction(m: Manifest) -> str | None:
         f"has tile {m.tile}, but {m.interface.tile} in its interface": m.tile != m.interface.tile,
         f"has overlap {m.overlap}, which schema 1 does not support": m.schema_version == 1 and m.overlap != 0,
         f"has overlap {m.overlap}, more than 3/4 of its tile": m.overlap > 3 * m.tile // 4,
+        "states measured tiles or overlaps, which schema 1 does not have": m.schema_version == 1
+        and bool(m.tiles or m.overlaps),
+        f"has tile {m.tile}, which is not among its measured tiles": bool(m.tiles)
+        and m.tile not in [measured.tile for measured in m.tiles],
+        "states measured overlaps that are not ascending": any(a >= b for a, b in pairwise(overlaps)),
+        f"has overlap {m.overlap}, which is not among its measured overlaps": bool(overlaps)
+        and m.overlap not in overlaps,
         "must state either max_f1_drop or min_f1_ratio": (m.max_f1_drop is None) == (m.min_f1_ratio is None),
         "states min_f1_ratio, which schema 1 does not have": m.schema_version == 1 and m.min_f1_ratio is not None,
         "has inputs that contradict its interface": m.inputs != m.interface.inputs(),

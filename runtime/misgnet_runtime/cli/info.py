@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.errors import InputError, UnavailableError
-from misgnet_runtime.formatting import printable
+from misgnet_runtime.formatting import printable, truncated
 from misgnet_runtime.log import current, is_json, out_console
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from misgnet_runtime.bundle.manifest import EngineEntry
     from misgnet_runtime.bundle.quantization import Quantization
     from misgnet_runtime.bundle.reader import Bundle
-    from misgnet_runtime.inference.tuned import Tuning
+    from misgnet_runtime.inference.tuned import OptimiseFor, Tuning
+
+_NOT_RUN = "does not run: "
 
 
 def info(bundle: BundlePath) -> None:
@@ -32,59 +34,77 @@ def info(bundle: BundlePath) -> None:
         print_info(bundle, out_console)
 
 
+class _Selected(msgspec.Struct, frozen=True):
+    """The engine that auto selects."""
+
+    engine: str
+    reason: str
+
+
 class _Result(msgspec.Struct):
     """Accuracy of one engine, from the manifest's metrics."""
 
     engine: str
     f1_drop_points: float | None = None
+    f1_ratio: float | None = None
     scores: dict[str, float | None] = msgspec.field(default_factory=dict)
 
 
 def print_info(path: Path, console: Console) -> None:
     """Checks the digests, then prints engines, quantization, files and whether each engine opens here."""
+    from misgnet_runtime.accuracy.limit import limit_of
     from misgnet_runtime.bundle.reader import read_bundle
     from misgnet_runtime.inference.selection import ranked_here
+    from misgnet_runtime.inference.tuned import kept
 
     bundle = read_bundle(path)
     m = bundle.manifest
     for line in (
         f"bundle {path}, version {m.bundle_version}, created {m.created}, licence: {m.licence}",
-        f"tile {m.tile} px, threshold {m.threshold:g}, classes {', '.join(m.class_names)}, "
-        f"weights {m.source_weights_sha256[:16]}",
+        f"tile {m.tile} px, overlap {m.scene_overlap} px ({m.overlap_from})",
+        f"threshold {m.threshold:g}, classes {', '.join(m.class_names)}, weights {m.source_weights_sha256[:16]}",
+        f"gate: {limit_of(m).describe(m.gate)}",
     ):
         console.print(printable(line), soft_wrap=True, markup=False)
     if bundle.signed:
         console.print(printable(bundle.signed.describe()), soft_wrap=True, markup=False)
     entries = ranked_here(bundle)
     console.print(_engines(bundle, entries))
-    here = _here(bundle, entries)
+    tuning = kept(bundle)
+    here = _here(bundle, entries, tuning)
     for entry in entries:
         line = f"{entry.name}, for {_made_for(entry)}: {here[entry.name]}"
         console.print(printable(line), soft_wrap=True, markup=False)
+    if auto := _auto(bundle, here, tuning):
+        console.print(printable(_auto_line(auto)), soft_wrap=True, markup=False)
     console.print(_precisions(bundle))
     console.print(_files(bundle))
 
 
 def bundle_figures(path: Path) -> dict[str, object]:
-    """Returns the fields of the result event: the manifest and, by engine in ranked order, whether it opens here."""
+    """Returns the fields of the result event: the manifest, what opens here in ranked order, what auto selects."""
     from misgnet_runtime.bundle.reader import read_bundle
     from misgnet_runtime.inference.selection import ranked_here
+    from misgnet_runtime.inference.tuned import kept
 
     bundle = read_bundle(path)
-    here = _here(bundle, ranked_here(bundle))
+    tuning = kept(bundle)
+    here = _here(bundle, ranked_here(bundle), tuning)
     signed = bundle.signed.describe() if bundle.signed else None
-    return {"bundle": path, "manifest": bundle.manifest, "here": here, "signed": signed}
+    auto = _auto(bundle, here, tuning)
+    return {"bundle": path, "manifest": bundle.manifest, "here": here, "auto": auto, "signed": signed}
 
 
 def _engines(bundle: Bundle, entries: list[EngineEntry]) -> Table:
-    columns = (_whole("engine"), "precision", "split", "F1", "drop, points")
+    columns = (_whole("engine"), "precision", "split", "F1", "ratio", "drop, points")
     table = Table(*columns, title="Engines, fastest first")
     results = _results(bundle)
     for entry in entries:
         result = results.get(entry.name, _Result(entry.name))
         f1, drop = _number(result.scores.get("f1"), 4), _number(result.f1_drop_points, 3)
+        ratio = "n/a" if result.f1_ratio is None else truncated(result.f1_ratio, 5)
         split = "yes" if entry.split else "no"
-        table.add_row(escape(entry.name), escape(entry.precision), split, f1, drop)
+        table.add_row(escape(entry.name), escape(entry.precision), split, f1, ratio, drop)
     return table
 
 
@@ -106,21 +126,45 @@ def _made_for(entry: EngineEntry) -> str:
     return f"{gpus} on {entry.platform}" if gpus else " or ".join(entry.needs) or "any processor"
 
 
-def _here(bundle: Bundle, entries: list[EngineEntry]) -> dict[str, str]:
+def _here(bundle: Bundle, entries: list[EngineEntry], tuning: Tuning | None) -> dict[str, str]:
     """Returns, by engine, whether it opens on this machine, and its tuned settings."""
     from misgnet_runtime.engines.options import ExecutionOptions
     from misgnet_runtime.inference.selection import open_detector
-    from misgnet_runtime.inference.tuned import kept
 
-    tuning, found = kept(bundle), {}
+    found = {}
     for entry in entries:
         try:
             with open_detector(bundle, entry.name, ExecutionOptions(streams=1)) as (detector, _, _):
                 words = f"runs on {detector.engine.device}", *detector.engine.notes, *_tuned(tuning, entry)
                 found[entry.name] = "; ".join(words)
         except UnavailableError as error:
-            found[entry.name] = f"does not run: {error}"
+            found[entry.name] = f"{_NOT_RUN}{error}"
     return found
+
+
+def _auto(bundle: Bundle, here: dict[str, str], tuning: Tuning | None) -> dict[str, _Selected]:
+    """Returns the engine that auto selects by workload: latency and throughput; empty if no engine runs here."""
+    from misgnet_runtime.inference.selection import automatic
+    from misgnet_runtime.inference.tuned import Tuned
+
+    found: dict[str, _Selected] = {}
+    workloads: tuple[OptimiseFor, ...] = ("latency", "throughput")
+    for workload in workloads:
+        for entry, reason in automatic(bundle, Tuned(workload, tuning)):
+            if not here[entry.name].startswith(_NOT_RUN):
+                found[workload] = _Selected(entry.name, reason)
+                break
+    return found
+
+
+def _auto_line(auto: dict[str, _Selected]) -> str:
+    one, many = auto["latency"], auto["throughput"]
+    if one == many:
+        return f"--engine auto selects {many.engine} ({many.reason})"
+    return (
+        f"--engine auto selects {one.engine} for one pair ({one.reason}), and {many.engine} for many pairs "
+        f"({many.reason})"
+    )
 
 
 def _tuned(tuning: Tuning | None, entry: EngineEntry) -> Iterator[str]:

@@ -55,14 +55,13 @@ def _are_rasters(before: Path, after: Path) -> bool:
 def _predict_image(bundle: Path, before: Path, after: Path, output: Path, options: SceneOptions) -> None:
     from misgnet_runtime.jobs.image import predict_files
 
-    if options != SceneOptions(engine=options.engine, force=options.force, tuned=options.tuned):
+    plain = {name: getattr(options, name) for name in ("engine", "force", "overlap", "tuned")}
+    if options != SceneOptions(**plain):
         raise UsageError(
             f"output {output.name} is a plain mask, and options for GeoTIFFs were given; choose an output that ends "
             "in .tif"
         )
-    report = predict_files(
-        bundle, before, after, output, engine=options.engine, tuned=options.tuned, force=options.force
-    )
+    report = predict_files(bundle, before, after, output, **plain)
     current().result([report.line(output)], output=output, **asdict(report))
 
 

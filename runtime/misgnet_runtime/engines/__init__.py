@@ -88,7 +88,9 @@ def open_engine_file(
     if entry.kind == "openvino":
         from misgnet_runtime.engines.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(graph, max_batch, execution, precision=entry.precision, name=name)
+        # A build opens graphs that it discards; only those of a finished bundle are worth keeping.
+        cached = files.manifest_sha256 is not None
+        return OpenVinoEngine(graph, max_batch, execution, precision=entry.precision, name=name, cached=cached)
     if entry.kind == "onnxruntime":
         from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 

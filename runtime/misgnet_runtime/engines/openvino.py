@@ -9,15 +9,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
+from misgnet_runtime.engines.openvino_cache import CompiledGraph, CompiledKey, keep, kept
 from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
 from misgnet_runtime.engines.tensorrt.logger import one_line
 from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.log import current
 from misgnet_runtime.machine import usable_cores
 
 _BF16 = "BF16"  # OpenVINO's name of this device capability
@@ -61,6 +64,7 @@ class OpenVinoEngine(Engine):
         *,
         precision: str = "float32",
         name: str = "the graph in memory",
+        cached: bool = False,
     ) -> None:
         """Compiles a graph.
 
@@ -70,6 +74,7 @@ class OpenVinoEngine(Engine):
             execution: Threads (default: all usable cores) and streams (default: 1).
             precision: Precision stated in the manifest's entry.
             name: Name of a graph given as bytes, for messages.
+            cached: Whether the compiled graph is kept in, and taken from, the user's cache, if ``graph`` is bytes.
 
         Raises:
             UnavailableError: OpenVINO is missing, or would not compute in ``precision`` on this processor.
@@ -81,12 +86,9 @@ class OpenVinoEngine(Engine):
         if wanted == "bf16" and not computes_bf16(core):
             raise UnavailableError("OpenVINO does not compute in BF16 on this processor; choose another engine")
         try:
-            options = compile_options(wanted, execution)
-            model = core.read_model(graph)
-            self.inputs = tuple(map(_spec, model.inputs))
-            self.outputs = tuple(map(_spec, model.outputs))
-            fix_batch(openvino, model)
-            compiled = core.compile_model(model, "CPU", options)
+            compiled, self.inputs, self.outputs = _open(
+                openvino, core, graph, compile_options(wanted, execution), cached
+            )
         except Exception as error:  # OpenVINO raises RuntimeError, its bindings TypeError and others
             raise InputError(
                 f"OpenVINO cannot open {graph if isinstance(graph, Path) else name}: {one_line(str(error))}"
@@ -107,6 +109,33 @@ class OpenVinoEngine(Engine):
 
     def _release(self) -> None:
         self._compiled = None
+
+
+_Opened = tuple[Any, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]  # compiled model, inputs and outputs of the graph
+
+
+def _open(openvino: Any, core: Any, graph: Path | bytes, options: dict[str, Any], cached: bool) -> _Opened:
+    """Imports the graph that was compiled before, or compiles it and keeps it; see :mod:`.openvino_cache`."""
+    if isinstance(graph, Path) or not cached:
+        return _compile(openvino, core, graph, options)
+    key = CompiledKey.of(graph, openvino.__version__, options)
+    if found := kept(key):
+        try:
+            return core.import_model(found.exported, "CPU", options), found.inputs, found.outputs
+        except Exception as error:
+            current().warning(f"OpenVINO cannot import a compiled graph, which is replaced: {one_line(str(error))}")
+    compiled, inputs, outputs = _compile(openvino, core, graph, options)
+    exported = BytesIO()
+    compiled.export_model(exported)
+    keep(key, CompiledGraph(inputs, outputs, exported.getvalue()))
+    return compiled, inputs, outputs
+
+
+def _compile(openvino: Any, core: Any, graph: Path | bytes, options: dict[str, Any]) -> _Opened:
+    model = core.read_model(graph)
+    inputs, outputs = (tuple(map(_spec, ports)) for ports in (model.inputs, model.outputs))
+    fix_batch(openvino, model)
+    return core.compile_model(model, "CPU", options), inputs, outputs
 
 
 def computes_bf16(core: Any) -> bool:

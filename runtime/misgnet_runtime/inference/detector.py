@@ -55,12 +55,13 @@ class ChangeDetector:
         """Same as :meth:`probability`; raises GateFailed for NaN and Inf, which a threshold would call unchanged."""
         return require_finite(self.probability(before, after), f"the engine on {self.engine.device}")
 
-    def scene_probability(self, before: RgbImage, after: RgbImage) -> Probability:
+    def scene_probability(self, before: RgbImage, after: RgbImage, *, overlap: int, batch: int) -> Probability:
         """Returns the probability of change, float32 (H, W), of a pair of any size, uint8 (H, W, 3).
 
         See :func:`predict_scene`. Raises GateFailed for NaN or Inf.
         """
-        return predict_scene(self.sound_probability, before, after, self.interface.tile, self.interface.max_batch)
+        tile = self.interface.tile
+        return predict_scene(self.sound_probability, before, after, tile, batch=batch, overlap=overlap)
 
     def __enter__(self) -> ChangeDetector:
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -61,8 +61,7 @@ def open_detector(
 
     Args:
         bundle: An opened bundle.
-        engine: The engine's name, or "auto": the engine that ``misgnet-run tune`` measured fastest here for
-            ``optimise_for``, else the first of :func:`ranked` that opens.
+        engine: The engine's name, or "auto": the first that opens of those that :func:`automatic` returns.
         execution: Requested options (default: those tuned for ``optimise_for``, else all usable cores, enough streams
             to keep the device busy, and the caller's batch).
         optimise_for: Latency or throughput; None ignores saved tunings.
@@ -101,9 +100,38 @@ def open_chosen(
         resolved = tuned.resolve(entry, execution)
         return open_one(entry, resolved.execution), resolved
 
-    ranked = [bundle.engine_entry(engine)] if engine != "auto" else filter(usable, tuned.order(ranked_here(bundle)))
-    (opened, resolved), entry, reason = first_that_opens(list(ranked), open_resolved, engine, tuned.engine)
+    if engine == "auto":
+        candidates = [one for one in automatic(bundle, tuned) if usable(one.entry)]
+    else:
+        candidates = [Ranked(bundle.engine_entry(engine), "as requested")]
+    (opened, resolved), entry, reason = first_that_opens(candidates, open_resolved)
     return opened, resolved.execution, entry, f"{reason}{resolved.note}"
+
+
+class Ranked(NamedTuple):
+    """An engine that may be selected."""
+
+    entry: EngineEntry
+    reason: str  # why it would be selected
+
+
+def automatic(bundle: Bundle, tuned: Tuned) -> list[Ranked]:
+    """Returns the engines that "auto" tries, in this order.
+
+    First the engine that ``misgnet-run tune`` measured fastest on this machine, then those of :func:`ranked`: by the
+    speeds that the build measured if its machine is like this one, else by kind.
+    """
+    speeds = measured_here(bundle)
+    entries = tuned.order(ranked(bundle.manifest.engines, speeds))
+    return [Ranked(entry, reason_for(entry, tuned.engine, speeds)) for entry in entries]
+
+
+def reason_for(entry: EngineEntry, fastest: str | None, speeds: Mapping[str, float]) -> str:
+    """Returns why "auto" selects an engine; ``fastest``: the engine that was measured fastest here, if any."""
+    if entry.name == fastest:
+        return "measured fastest here"
+    measured = entry.kind not in _GPU and entry.name in speeds
+    return "fastest that runs here" + ", as measured by the build on a processor like this one" * measured
 
 
 class Speed(msgspec.Struct, frozen=True):
@@ -133,11 +161,25 @@ def ranked(entries: list[EngineEntry], speeds: Mapping[str, float]) -> list[Engi
 
 
 def measured_here(bundle: Bundle) -> dict[str, float]:
-    """Returns the build's pairs/s by engine at batch 1, or {} if the build ran on another model of processor."""
-    there, here = bundle.manifest.machine, describe_machine()
-    if any(there.get(key) != here.get(key) for key in ("processor", "model")):  # arm64 has only the model
+    """Returns the build's pairs/s by engine at batch 1, or {} if the build's machine is not :func:`alike`."""
+    if not alike(bundle.manifest.machine, describe_machine()):
         return {}
-    return {speed.engine: speed.pairs_per_second for speed in measured_by_build(bundle) if speed.batch == 1}
+    speeds: dict[str, float] = {}
+    for speed in measured_by_build(bundle):
+        if speed.batch == 1:
+            speeds[speed.engine] = max(speed.pairs_per_second, speeds.get(speed.engine, 0.0))
+    return speeds
+
+
+def alike(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Returns whether engines rank equally by speed on two machines described by :func:`describe_machine`.
+
+    They do if the processors have the same instruction sets for INT8 and BF16: these decide between engines, and a
+    processor's name does not state them on a virtual machine. An arm64 board must also be of the same model.
+    """
+    return bool(here.get("features")) and all(
+        there.get(key) == here.get(key) for key in ("architecture", "features", "model")
+    )
 
 
 def measured_by_build(bundle: Bundle) -> list[Speed]:
@@ -149,32 +191,25 @@ def measured_by_build(bundle: Bundle) -> list[Speed]:
 
 
 def first_that_opens(
-    entries: list[EngineEntry], open_one: Callable[[EngineEntry], Runnable], requested: str, fastest: str | None = None
+    candidates: list[Ranked], open_one: Callable[[EngineEntry], Runnable]
 ) -> tuple[Runnable, EngineEntry, str]:
-    """Opens the first of ``entries`` that runs here; returns what ``open_one`` returned, the entry and the reason.
+    """Opens the first of ``candidates`` that runs here; returns what ``open_one`` returned, the entry and the reason.
 
     Args:
-        entries: Candidates, in order of preference.
+        candidates: In order of preference.
         open_one: Opens an engine; UnavailableError moves on to the next one.
-        requested: The requested engine's name, or "auto".
-        fastest: The engine that was measured fastest here, if any.
 
     Raises:
         UnavailableError: No engine runs; the message has the reason for each.
     """
     refused: list[tuple[str, UnavailableError]] = []
-    for entry in entries:
+    for entry, reason in candidates:
         try:
             opened = open_one(entry)
         except UnavailableError as error:
             refused.append((entry.name, error))
             continue
-        if requested != "auto":
-            return opened, entry, "as requested"
-        if entry.name == fastest:
-            return opened, entry, "measured fastest here"
-        reasons = "".join(f"; {name} does not run: {error}" for name, error in refused)
-        return opened, entry, f"fastest that runs here{reasons}"
+        return opened, entry, reason + "".join(f"; {name} does not run: {error}" for name, error in refused)
     if len(refused) == 1:
         raise refused[0][1]
     raise UnavailableError("no engine runs here: " + "; ".join(f"{name}: {error}" for name, error in refused))

@@ -29,6 +29,7 @@ from misgnet_runtime.machine import usable_cores
 from misgnet_runtime.storage.schema import Struct
 
 ROUNDS = 5
+_SETTLED = 0.02  # relative difference of the medians of both halves that counts as settled
 WARM_UP_SECONDS = 10.0
 
 
@@ -165,6 +166,7 @@ def measure(
     progress: Progress | None = None,
     *,
     rounds: int = ROUNDS,
+    enough_rounds: int | None = None,
     during: Callable[[int], AbstractContextManager[object]] = lambda _: nullcontext(),
     beside: Callable[[float], Workload] | None = None,
 ) -> list[Timing]:
@@ -175,6 +177,8 @@ def measure(
         seconds: Duration per task, over all rounds.
         progress: Called after each round with the rounds done and their total.
         rounds: Number of rounds.
+        enough_rounds: Number of rounds after which the measurement may end early, as soon as every task is
+            :func:`settled`; default: never.
         during: Creates the context for a round of the task with the given index.
         beside: Creates a further workload, timed last, from the seconds that a call of the fastest task takes.
 
@@ -195,7 +199,25 @@ def measure(
                     measured.rounds.append(worker.run(calls))
             if progress:
                 progress(done, rounds)
+            if enough_rounds and done >= enough_rounds and all(settled(measured.rounds) for measured in found):
+                break
     return [_timing(worker.task, measured) for worker, measured in zip(workers, found, strict=True)]
+
+
+def settled(rounds: Sequence[Round]) -> bool:
+    """Returns whether the median duration of a call is the same in the first and in the last half of ``rounds``.
+
+    Medians within 2 % of each other are the same; of an odd number of rounds, the middle one is in neither half. A
+    drift of the machine moves the medians apart, a single slow call does not. The rule knows nothing about other tasks,
+    so that stopping by it favours none.
+    """
+    half = len(rounds) // 2
+    if half == 0:
+        return False
+    first, last = (
+        float(np.median(np.concatenate([one.milliseconds for one in part]))) for part in (rounds[:half], rounds[-half:])
+    )
+    return abs(first - last) <= _SETTLED * min(first, last)
 
 
 class _Worker:

@@ -2,39 +2,51 @@
 
 from __future__ import annotations
 
+from itertools import groupby, islice
+
 import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.callables import Predict, RgbImage
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.raster.tiling import cover, cut
+from misgnet_runtime.raster.blending import RowBlender, lay_out
+from misgnet_runtime.raster.tiling import Span
 
 
-def predict_scene(predict: Predict, before: RgbImage, after: RgbImage, tile: int, batch: int) -> NDArray[np.float32]:
-    """Returns the probability of change, float32 (H, W), of an image pair, predicted tile by tile in batches.
+def predict_scene(
+    predict: Predict, before: RgbImage, after: RgbImage, tile: int, *, batch: int, overlap: int
+) -> NDArray[np.float32]:
+    """Returns the probability of change, float32 (H, W), of an image pair: tiles are predicted and blended.
 
-    Edge tiles are shifted inward, and a scene smaller than a tile is padded by reflection. Each pixel comes from one
-    tile.
+    The result equals that of the same pixels as a scene that is not georeferenced. A pair smaller than a tile is
+    extended by reflection. Besides the result, memory holds one row of tiles.
 
     Args:
         predict: Maps uint8 (B, T, T, 3) of both dates to float32 (B, T, T).
         before: uint8 (H, W, 3).
         after: uint8 (H, W, 3).
         tile: Side of a tile, T.
-        batch: Tiles per call, B.
+        batch: Tiles per call, at most; a call has tiles of one row.
+        overlap: Pixels that neighbouring tiles share, at most 3/4 of a tile.
 
     Raises:
         InputError: The dates differ in size, or are not images.
+        UsageError: ``overlap`` is out of range.
     """
     check_pair(before, after)
     height, width = before.shape[:2]
     result = np.empty((height, width), np.float32)
-    cells = cover(height, width, tile)
-    for start in range(0, len(cells), batch):
-        part = cells[start : start + batch]
-        tiles = (np.stack([cut(image, cell) for cell in part]) for image in (before, after))
-        for cell, probability in zip(part, predict(*tiles), strict=True):
-            result[cell.owned_in_image()] = probability[cell.owned_in_tile()]
+
+    def take(rows: Span, values: NDArray[np.float32]) -> None:
+        result[rows.start : rows.stop] = values
+
+    layout = lay_out(height, width, tile, overlap)
+    blender = RowBlender(layout, take)
+    for _, row in groupby(layout.tiles(), key=lambda place: place.row):
+        while part := list(islice(row, batch)):
+            tiles = (np.stack([place.cut(image) for place in part]) for image in (before, after))
+            for place, probability in zip(part, predict(*tiles), strict=True):
+                blender.add(place, probability)
     return result
 
 

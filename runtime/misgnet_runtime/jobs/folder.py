@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
-from misgnet_runtime.callables import Mask, Progress, RgbImage
+from misgnet_runtime.callables import Progress, RgbImage
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.formatting import format_change, plural
 from misgnet_runtime.inference.detector import Probability
@@ -29,10 +29,11 @@ from misgnet_runtime.jobs.scene.predict import predict_opened
 from misgnet_runtime.jobs.scene.run import INTERRUPTED
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.options import settings
+from misgnet_runtime.raster.blending import Layout, Place, RowBlender, lay_out
 from misgnet_runtime.raster.dataset import Source, find_pairs
 from misgnet_runtime.raster.geotiff import load_rasterio
-from misgnet_runtime.raster.images import read_pair
-from misgnet_runtime.raster.tiling import Cell, cover, cut
+from misgnet_runtime.raster.images import image_size, read_pair
+from misgnet_runtime.raster.tiling import Span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,21 +91,31 @@ def predict_folders(
     bundle = read_bundle(bundle_path)
     with opener(bundle, options.engine, options.execution, optimise_for=options.optimise_for) as opened:
         detector, entry, _ = opened
+        overlap = options.overlap_of(bundle.manifest)
         settings = {
             "the bundle": bundle.digest(),
             "the engine": f"{entry.name} on {detector.engine.device}",
             **({"the options of scenes": _shown(options)} if scenes else {}),
+            **({"--overlap": str(overlap)} if _has_large_images(sources, scenes, detector.interface.tile) else {}),
         }
         try:
             with open_record(Path(os.path.realpath(output)), settings, outputs, options.force) as record:
-                run = _Run(bundle=bundle, opened=opened, outputs=outputs, record=record, options=options, log=log)
+                run = _Run(
+                    bundle=bundle, opened=opened, outputs=outputs, record=record, options=options, overlap=overlap,
+                    log=log,
+                )  # fmt: skip
                 return run.process(sources, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(INTERRUPTED) from None
 
 
-_PLAIN = ("execution", "engine", "force", "tuned", "max_unreadable")
+_PLAIN = ("execution", "engine", "force", "overlap", "tuned", "max_unreadable")
 _NOT_SHOWN = ("align", "overlap", "cog", "batch", "min_area", "simplify")  # shown below, or not allowed for folders
+
+
+def _has_large_images(sources: list[Source], scenes: set[str], tile: int) -> bool:
+    """Returns whether an image is larger than a tile, so that masks depend on the overlap."""
+    return any(max(image_size(source.before)) > tile for source in sources if source.name not in scenes)
 
 
 def _shown(options: SceneOptions) -> str:
@@ -141,6 +152,7 @@ class _Run:
     outputs: Mapping[str, str]  # file names of the outputs, by the pair's name
     record: Record
     options: SceneOptions
+    overlap: int  # pixels that neighbouring tiles of an image share
     log: EventLog
 
     def process(self, sources: list[Source], progress: Progress | None) -> FolderReport:
@@ -149,11 +161,11 @@ class _Run:
         todo = [source for source in sources if not self._is_written(source)]
         images, scenes = ([s for s in todo if self.outputs[s.name].endswith(kind)] for kind in (".png", ".tif"))
         done = len(sources) - len(todo)
-        writer = _Writer(self.bundle.manifest.threshold, self.record, done, len(sources), progress)
+        writer = _Writer(self.record, done, len(sources), progress)
         tile, size = detector.interface.tile, self.options.batch_of(entry, detector.interface, detector.batch)
         start = time.perf_counter()
         run_pipeline(
-            lambda: _batches(images, tile, size, self.log),
+            lambda: _batches(self._tiles(images, tile), size),
             lambda tiles: (tiles, detector.sound_probability(tiles.before, tiles.after)),
             writer.take,
             detector.engine.streams,
@@ -162,6 +174,17 @@ class _Run:
             writer.finish([self._predict_scene(source)])
         speed = len(todo) / (time.perf_counter() - start) if todo else None
         return _report([self.record.written[source.name] for source in sources], done, speed, entry.name, reason)
+
+    def _tiles(self, images: Sequence[Source], tile: int) -> Iterator[_Tile]:
+        threshold = self.bundle.manifest.threshold
+        for source in images:
+            stamp = stamp_of(source)
+            before, after = read_pair(source.before, source.after)
+            warn_of_images(source.before, source.after, self.log)
+            height, width = before.shape[:2]
+            pair = _Pair(source.name, stamp, lay_out(height, width, tile, self.overlap), threshold)
+            for place in pair.layout.tiles():
+                yield _Tile(pair, place, place.cut(before), place.cut(after))
 
     def _is_written(self, source: Source) -> bool:
         """Returns whether the pair's output exists and was made of its files in their current state."""
@@ -200,13 +223,23 @@ def _report(outputs: list[Written], resumed: int, speed: float | None, engine: s
     )
 
 
-@dataclass(frozen=True)
 class _Pair:
     """A pair of images whose mask is being computed."""
 
-    name: str
-    stamp: Stamp  # state of its files before they were read
-    mask: Mask  # bool (H, W), filled tile by tile
+    def __init__(self, name: str, stamp: Stamp, layout: Layout, threshold: float) -> None:
+        self.name = name
+        self.stamp = stamp  # state of its files before they were read
+        self.layout = layout
+        self.mask = np.empty((layout.rows.length, layout.columns.length), np.bool_)
+        self._threshold = threshold
+        self._blender = RowBlender(layout, self._take)
+
+    def add(self, place: Place, probability: Probability) -> None:
+        """Adds the probabilities of a tile; tiles are added in the layout's order."""
+        self._blender.add(place, probability)
+
+    def _take(self, rows: Span, probability: Probability) -> None:
+        self.mask[rows.start : rows.stop] = probability > self._threshold
 
 
 @dataclass(frozen=True)
@@ -214,8 +247,7 @@ class _Tile:
     """A tile of a pair."""
 
     pair: _Pair
-    cell: Cell
-    last: bool  # whether this is the pair's last tile
+    place: Place
     before: RgbImage  # uint8 (T, T, 3), like ``after``
     after: RgbImage
 
@@ -229,34 +261,23 @@ class _Batch:
     after: RgbImage
 
 
-def _batches(sources: Sequence[Source], tile: int, size: int, log: EventLog) -> Generator[_Batch, None, None]:
-    tiles = (found for source in sources for found in _tiles(source, tile, log))
+def _batches(tiles: Iterator[_Tile], size: int) -> Generator[_Batch, None, None]:
     while part := list(islice(tiles, size)):
         yield _Batch(part, np.stack([t.before for t in part]), np.stack([t.after for t in part]))
-
-
-def _tiles(source: Source, tile: int, log: EventLog) -> Iterator[_Tile]:
-    stamp = stamp_of(source)
-    before, after = read_pair(source.before, source.after)
-    warn_of_images(source.before, source.after, log)
-    height, width = before.shape[:2]
-    pair, cells = _Pair(source.name, stamp, np.empty((height, width), np.bool_)), cover(height, width, tile)
-    for cell in cells:
-        yield _Tile(pair, cell, cell is cells[-1], cut(before, cell), cut(after, cell))
 
 
 class _Writer:
     """Assembles masks from predictions and writes each mask when it is complete."""
 
-    def __init__(self, threshold: float, record: Record, done: int, total: int, progress: Progress | None) -> None:
-        self._threshold, self._record, self._progress = threshold, record, progress
+    def __init__(self, record: Record, done: int, total: int, progress: Progress | None) -> None:
+        self._record, self._progress = record, progress
         self._done, self._total = done, total
 
     def take(self, predicted: tuple[_Batch, Probability]) -> None:
         batch, probabilities = predicted
-        for tile, changed in zip(batch.tiles, probabilities > self._threshold, strict=True):
-            tile.pair.mask[tile.cell.owned_in_image()] = changed[tile.cell.owned_in_tile()]
-        finished = [tile.pair for tile in batch.tiles if tile.last]
+        for tile, probability in zip(batch.tiles, probabilities, strict=True):
+            tile.pair.add(tile.place, probability)
+        finished = [tile.pair for tile in batch.tiles if tile.place.last]
         if finished:
             self._record.write([(_about(pair), pair.mask) for pair in finished])
         self.finish(finished)

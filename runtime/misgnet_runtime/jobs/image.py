@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from misgnet_runtime.bundle.manifest import Manifest
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.callables import RgbImage
 from misgnet_runtime.engines import ExecutionOptions
@@ -12,6 +13,7 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.formatting import format_change
 from misgnet_runtime.inference.selection import Opened, open_detector
 from misgnet_runtime.jobs.scene.consistency import SAME_FILE, wrong_order
+from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.raster.images import check_mask_name, image_time, is_raster, read_pair, same_bytes, write_mask
 from misgnet_runtime.raster.tiff import is_tiff, read_header
@@ -47,11 +49,23 @@ def predict_files(
     engine: str = "auto",
     tuned: bool = True,
     force: bool = False,
+    overlap: int | None = None,
 ) -> Prediction:
     """Writes the change mask of a pair as PNG (0 and 255), atomically.
 
-    ``tuned``: use the settings saved by ``misgnet-run tune``. Raises InputError for an invalid bundle or image, and
-    UsageError if ``output`` exists or its name does not end in .png.
+    Args:
+        bundle_path: The bundle's folder.
+        before_path: Image of the earlier date.
+        after_path: Image of the later date.
+        output: The mask.
+        engine: Name of the engine, or "auto".
+        tuned: Whether to use the settings saved by ``misgnet-run tune``.
+        force: Whether to replace ``output``.
+        overlap: Pixels that neighbouring tiles share (default: the bundle's).
+
+    Raises:
+        InputError: The bundle or an image is invalid.
+        UsageError: ``output`` exists, or its name does not end in .png; ``overlap`` is out of range.
     """
     check_mask_name(output)
     refuse_inputs([output], [before_path, after_path])
@@ -59,9 +73,9 @@ def predict_files(
     images = read_pair(before_path, after_path)
     warn_of_images(before_path, after_path, current())
     bundle = read_bundle(bundle_path)
-    execution = ExecutionOptions(streams=1)
-    with open_detector(bundle, engine, execution, optimise_for="latency" if tuned else None) as opened:
-        return predict_images(opened, *images, output, threshold=bundle.manifest.threshold, force=force)
+    options = SceneOptions(execution=ExecutionOptions(streams=1), overlap=overlap, force=force)
+    with open_detector(bundle, engine, options.execution, optimise_for="latency" if tuned else None) as opened:
+        return predict_images(opened, *images, output, manifest=bundle.manifest, options=options)
 
 
 def are_rasters(before: Path, after: Path) -> bool:
@@ -90,16 +104,20 @@ def warn_of_images(before: Path, after: Path, log: EventLog) -> None:
 
 
 def predict_images(
-    opened: Opened, before: RgbImage, after: RgbImage, output: Path, *, threshold: float, force: bool = True
+    opened: Opened, before: RgbImage, after: RgbImage, output: Path, *, manifest: Manifest, options: SceneOptions
 ) -> Prediction:
     """Writes the mask of two images, uint8 (H, W, 3), as ``output``, atomically.
 
+    Images larger than a tile are tiled and blended like scenes, with the overlap and batch size of ``options``.
+
     Raises:
-        UsageError: ``output`` exists, and ``force`` is off.
+        UsageError: ``output`` exists, and ``options.force`` is off.
     """
     detector, entry, reason = opened
-    mask = detector.scene_probability(before, after) > threshold
-    with replace_file(output, force=force) as temporary:
+    batch = options.batch_of(entry, detector.interface, detector.batch)
+    probability = detector.scene_probability(before, after, overlap=options.overlap_of(manifest), batch=batch)
+    mask = probability > manifest.threshold
+    with replace_file(output, force=options.force) as temporary:
         write_mask(temporary, mask)
     height, width = mask.shape
     return Prediction(

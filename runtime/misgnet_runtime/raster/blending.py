@@ -6,17 +6,18 @@ over a whole scene is therefore never needed, and each row of tiles completes th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.limits import GEOTIFF_MAP_BYTES, GEOTIFF_SIDE
-from misgnet_runtime.raster.tiling import Span
+from misgnet_runtime.raster.tiling import Scalar, Span, reflect
 
 MOST_SIDE = GEOTIFF_SIDE  # pixels
 MOST_MAP_BYTES = GEOTIFF_MAP_BYTES  # of a map's unfinished rows: the height of a tile times the width of the scene
@@ -86,6 +87,36 @@ class Layout:
     rows: Axis
     columns: Axis
 
+    def tiles(self) -> Iterator[Place]:
+        """Yields the place of each tile, row by row."""
+        indices = product(range(len(self.rows.starts)), range(len(self.columns.starts)))
+        return (Place(self, row, column) for row, column in indices)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of one tile in a layout."""
+
+    layout: Layout
+    row: int  # row of tiles
+    column: int  # column of tiles
+
+    @property
+    def ends_row(self) -> bool:
+        """Whether this is the last tile of its row."""
+        return self.column == len(self.layout.columns.starts) - 1
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the last tile of the layout."""
+        return self.ends_row and self.row == len(self.layout.rows.starts) - 1
+
+    def cut(self, image: NDArray[Scalar]) -> NDArray[Scalar]:
+        """Returns the tile's pixels of (H, W) or (H, W, C); an image smaller than a tile is extended by reflection."""
+        rows, columns = self.layout.rows.window(self.row), self.layout.columns.window(self.column)
+        part = image[rows.start : rows.stop, columns.start : columns.stop]
+        return reflect(part, self.layout.rows.tile, self.layout.columns.tile)
+
 
 def lay_out(height: int, width: int, tile: int, overlap: int, anchor: tuple[int, int] = (0, 0)) -> Layout:
     """Returns the tiles over ``height`` x ``width`` pixels, on a grid through the pixel ``anchor``, (row, column).
@@ -132,3 +163,21 @@ class Blender:
         self._sums[:-count] = self._sums[count:]
         self._sums[-count:] = 0
         self._row += 1
+
+
+class RowBlender:
+    """Blends the tiles of a layout in the order of :meth:`Layout.tiles` and passes on each band of completed rows.
+
+    ``take`` receives the rows' position and their values, float32 (h, W), valid only during the call.
+    """
+
+    def __init__(self, layout: Layout, take: Callable[[Span, NDArray[np.float32]], None]) -> None:
+        self._blender = Blender(layout)
+        self._take = take
+
+    def add(self, place: Place, prediction: NDArray[np.float32]) -> None:
+        """Adds the prediction of a tile, float32 (T, T)."""
+        self._blender.add(place.column, prediction)
+        if place.ends_row:
+            with self._blender.finish() as rows:
+                self._take(place.layout.rows.finished(place.row), rows)

@@ -15,6 +15,7 @@ MOST_BYTES = GEOTIFF_BYTES  # of one block of a file, and of one read
 MOST_DECODINGS = GEOTIFF_DECODINGS  # of each block, when rows of tiles are read in order
 _STRIP_ROWS, _STRIP_COLUMNS, _STRIDE = 256, 2048, 192  # pixels of a typical row of tiles, and between two rows
 _LEAST_CACHE = 16 << 20
+_MOST_ROWS = 128 << 20  # bytes of both dates' rows of blocks that stay in the cache for the next row of tiles
 _MOST_BEYOND = 4  # limit of the size of all whole blocks, in multiples of the raster's size
 _SMALL = 64 << 20  # bytes of a raster that is decoded only once, since all of it stays in the cache
 GDAL = {
@@ -75,6 +76,9 @@ def check_memory(dataset: Any, at_once: int, what: str) -> None:
 def cache_for(dataset: Any) -> int:
     """Returns the size in bytes of GDAL's cache with which each block is decoded once per row of tiles.
 
+    If that takes less than 128 MiB, the cache holds the rows of blocks that two rows of tiles share, so that each block
+    is decoded only once.
+
     Raises:
         InputError: Blocks are so large that each would be decoded too often, or are mostly outside of the raster.
     """
@@ -98,7 +102,9 @@ def cache_for(dataset: Any) -> int:
             f"raster {dataset.name} is stored in blocks of {width:,} x {height:,} px, each of which would be decoded "
             f"{times:,.0f} times; write it in smaller blocks: gdal_translate -co TILED=YES"
         )
-    return max(_LEAST_CACHE, 2 * min(strip, MOST_BYTES))  # both dates share the cache
+    shared = int(rows * across * width) * pixel * 17 // 16  # GDAL's own records of a block count as well
+    kept = shared if 2 * shared <= _MOST_ROWS else min(strip, MOST_BYTES)
+    return max(_LEAST_CACHE, 2 * kept)  # both dates share the cache
 
 
 def bytes_of(dtype: str) -> int:

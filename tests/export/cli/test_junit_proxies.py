@@ -10,12 +10,12 @@ import pytest
 from misgnet_export.cli import main as cli
 from misgnet_runtime.accuracy.parity import EngineParity, ParityReport, compare
 from support.commands import exit_code
-from support.reports import REASON, not_run, parity, report_of, side
+from support.reports import LIMIT, REASON, not_run, parity, report_of, side
 
 
 def by_proxy(wrong: int, engine: str) -> EngineParity:
     found = side([0] * 4), side([wrong] * 4)
-    return compare(engine, "int8", *found, 1.0, device="CPU", status="proxy", reason=REASON)
+    return compare(engine, "int8", *found, LIMIT, device="CPU", status="proxy", reason=REASON)
 
 
 ENGINES = [parity([0, 1, 0, 0]), by_proxy(0, "rtx"), by_proxy(30, "trt"), not_run("jetson")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from misgnet.synthetic import write_split
 from misgnet_export.integrations import torch_tensorrt
 from misgnet_export.integrations.torch_tensorrt import compile_program, load_torch_tensorrt
 from misgnet_export.pipeline.compile import make_engines
-from misgnet_export.pipeline.evaluate import evaluate_engines
+from misgnet_export.pipeline.evaluate import evaluate_engines, evaluate_reference
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.reparity import reparity
 from misgnet_export.pipeline.request import BuildRequest, check_request
 from misgnet_export.pipeline.result import GraphFile
+from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.engines import open_engine_file
 from misgnet_runtime.engines.tensorrt import PlanOptions
@@ -86,10 +88,11 @@ def test_plan_in_the_bundle_reproduces_the_network(library: Any, tmp_path: Path)
     assert (entry.vendor_version, entry.compute_capabilities, entry.cuda_driver) == ("11.1.0", ["sm86"], "13.0")
     write_split(tmp_path / "tiles", 2, 7, 128)
     tiles = TileSet.open(tmp_path / "tiles", 64)
-    reference = ("PyTorch float32", lambda before, after: predict_probability(network, before, after))
+    log, policy = StageLog(QUIET), REQUEST.policy
+    reference = evaluate_reference("PyTorch float32", partial(predict_probability, network), tiles, policy, log)
     report, _ = evaluate_engines(
         [entry], tiles, reference,
-        files=tmp_path, interface=REQUEST.interface, policy=REQUEST.policy, log=StageLog(QUIET),
+        files=tmp_path, interface=REQUEST.interface, policy=policy, log=log,
     )  # fmt: skip
     (parity,) = report.engines
     assert report.passed and (parity.status, parity.agreement) == ("run", 1.0) and parity.device.endswith("(sm86)")
@@ -192,5 +195,5 @@ def test_parity_evaluates_float_engines_as_well(tmp_path: Path) -> None:
     plan = EngineEntry("torch-tensorrt", "tensorrt", "engines/rtx.plan", FLOAT.graph, "float32", "0.1", ["sm86"], "any")
     bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT, INT8, plan])
     write_split(tmp_path / "tiles", 1, 7, 64)
-    report = reparity(bundle, tmp_path / "tiles", 100.0, None, QUIET)
+    report = reparity(bundle, tmp_path / "tiles", F1Limit(max_f1_drop=100.0), None, QUIET)
     assert [(e.engine, e.status) for e in report.engines] == [("cpu", "run"), ("torch-tensorrt", "proxy")]

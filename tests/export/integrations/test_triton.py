@@ -81,6 +81,7 @@ def test_configuration_matches_the_interface(tmp_path: Path, schema: Any) -> Non
     (group,) = config.instance_group
     assert (group.kind, group.count) == (schema.ModelInstanceGroup.KIND_CPU, 1)
     assert config.parameters["misgnet_threshold"].string_value == "0.5"
+    assert config.parameters["misgnet_overlap"].string_value == str(TILE // 4)
     assert config.HasField("dynamic_batching")
     (sample,) = config.model_warmup
     assert sample.batch_size == 1 and list(sample.inputs["after"].dims) == [TILE, TILE, 3]

@@ -25,6 +25,7 @@ from misgnet_runtime.raster.dataset import TileSet
 
 TILE = 32
 INTERFACE = Interface(TILE, 4)
+POLICY = AccuracyPolicy(threshold=0.5, max_f1_drop=0.5)
 CPU = EngineEntry("cpu", "onnxruntime", "int8.onnx", "int8.onnx", "int8", "1")
 INT8_BF16 = EngineEntry("openvino-int8-bf16", "openvino", "int8.onnx", "int8.onnx", "int8+bf16", "1")
 BF16 = EngineEntry("openvino-bf16", "openvino", "float.onnx", "float.onnx", "bf16", "1", needs=["avx512_bf16"])
@@ -65,10 +66,12 @@ def evaluate(monkeypatch: pytest.MonkeyPatch, tiles: TileSet, entry: EngineEntry
         return Constant(value)
 
     monkeypatch.setattr(evidence, "open_engine_file", open_it)
-    reference = ("float", lambda before, after: np.ones(before.shape[:3], np.float32))
     log = StageLog(Console(quiet=True))
+    reference = evidence.evaluate_reference(
+        "float", lambda before, after: np.ones(before.shape[:3], np.float32), tiles, POLICY, log
+    )
     return evidence.evaluate_engines(
-        [entry], tiles, reference, files=Path(), interface=INTERFACE, policy=AccuracyPolicy(0.5, 0.5, "point"), log=log
+        [entry], tiles, reference, files=Path(), interface=INTERFACE, policy=POLICY, log=log
     )[0]
 
 

@@ -5,7 +5,6 @@ import io
 from dataclasses import replace
 from xml.etree import ElementTree
 
-import msgspec
 import numpy as np
 import pytest
 from msgspec import structs
@@ -22,10 +21,25 @@ from misgnet_export.report import (
     stage_table,
     throughput_table,
 )
+from misgnet_export.report.curves import of_overlaps
 from misgnet_runtime.accuracy.gate import Interval
 from misgnet_runtime.accuracy.parity import EngineParity, ParityReport, TileParity, compare
+from misgnet_runtime.bundle import MeasuredOverlap
 from misgnet_runtime.inference.throughput import Timing
-from support.reports import MACHINE, REASON, Page, data_of, label_of, not_run, page_of, parity, picture, report_of, side
+from support.reports import (
+    LIMIT,
+    MACHINE,
+    REASON,
+    Page,
+    data_of,
+    label_of,
+    not_run,
+    page_of,
+    parity,
+    picture,
+    report_of,
+    side,
+)
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -112,15 +126,20 @@ def test_page_shows_every_engine_and_its_verdict() -> None:
     assert "Failed: 2 of 3 engines evaluated, 1 outside the limit: rtx-sm86" in page.text
     assert "0.9988" in page.text  # F1 of cpu: 2 * 400 / (2 * 400 + 1)
     assert "+0.125" in page.text
+    assert "0.99875" in page.text  # its F1 ratio
     assert "2.00 x" in page.text  # relative to float at the same batch
     assert "0.25 x" in page.text  # the INT8 file relative to the float file
 
 
 def test_page_states_the_limit() -> None:
     found = report_of([parity([0, 1, 0, 0])])
-    assert "at most 1 points (hundredths) below the float model's on the same 4 tiles" in shown(found).text
-    upper = msgspec.structs.replace(found, gate="upper")
-    assert "model's, where the drop is the upper end of its 95 % interval, on the same 4 tiles" in shown(upper).text
+    assert "Required: F1 at most 1 points below the float model's, on the same 4 tiles" in shown(found).text
+    upper = structs.replace(found, gate="upper")
+    assert "the float model's, at the worse end of its 95 % interval, on the same 4 tiles" in shown(upper).text
+    ratio = structs.replace(found, max_f1_drop=None, min_f1_ratio=0.999)
+    text = shown(ratio).text
+    assert "Required: F1 at least 0.999 of the float model's, on the same 4 tiles" in text
+    assert "here this allows a drop of +0.100 points" in text and "compares the measured ratio" in text
 
 
 def test_page_loads_nothing() -> None:
@@ -163,7 +182,7 @@ def test_engine_that_was_not_run_shows_its_reason() -> None:
 
 def test_proxy_is_named_in_headline_and_caveats() -> None:
     reference, found = side([0] * 4), side([0, 1, 0, 0])
-    proxy = compare("rtx", "int8", reference, found, 1.0, device="CPU", status="proxy", reason="no GPU here")
+    proxy = compare("rtx", "int8", reference, found, LIMIT, device="CPU", status="proxy", reason="no GPU here")
     page = shown(report_of([proxy]))
     assert "1 of 1 engine evaluated (1 of them by proxy)" in page.text
     assert "rtx was evaluated by proxy only: no GPU here" in page.text
@@ -178,7 +197,7 @@ def test_report_without_evaluated_engines_does_not_pass() -> None:
 def test_page_names_the_rule_for_labels_without_change() -> None:
     page = shown(report_of([parity([1, 0, 0, 0], changed=0)], changed=0))
     assert "n/a" in page.text
-    assert "Rule: false alarms and agreement" in page.text
+    assert "points of false alarms and" in page.text
     assert "no label contains a change, so this does not show whether changes are still found" in page.text
 
 
@@ -197,6 +216,26 @@ def test_one_image_has_no_interval() -> None:
 def test_interval_above_the_limit_is_a_caveat_of_a_passing_engine() -> None:
     engine = structs.replace(parity([0, 1, 0, 0]), interval=Interval(0.1, 1.8, 20))
     assert "reaches +1.800 points, above the limit of 1" in shown(report_of([engine])).text
+    report = structs.replace(report_of([engine]), max_f1_drop=None, min_f1_ratio=0.99)
+    assert "the interval of cpu reaches" not in shown(report).text
+    engine = structs.replace(engine, ratio_interval=Interval(0.98, 1.0, 20))
+    report = structs.replace(report, engines=[engine])
+    assert "reaches an F1 ratio of 0.98000, below the required 0.99" in shown(report).text
+
+
+def test_left_out_engine_stays_in_page_and_table() -> None:
+    kept = [parity([0, 0, 0, 0], "cpu-float32"), parity([0, 0, 0, 0])]
+    report = structs.replace(report_of(kept), left_out=[parity([30] * 4)])
+    page = shown(report)
+    assert "Passed: 2 of 2 engines evaluated, all within the limit; left out of the bundle: cpu (int8)" in page.text
+    reason = "F1 drop +13.043 points, more than the allowed 1"
+    assert f"cpu (int8) is not in the bundle: {reason}" in page.text
+    assert f"left out {reason}" in page.text and "FAIL" not in page.text
+    assert page.text.count("cpu (int8)") == 4  # headline, caveat, gate, scores
+    assert "Left out: --target auto chose these engines" in page.text
+    text = text_of(parity_table(report))
+    assert "left out" in text and f"cpu (int8): left out: {reason}" in " ".join(text.split()) and "FAIL" not in text
+    assert "Left out:" not in shown(report_of(kept)).text
 
 
 def test_slower_engine_is_a_caveat() -> None:
@@ -272,7 +311,9 @@ def test_junit_contains_the_scores() -> None:
     assert found["engine_precision"] == "int8"
     assert float(found["f1"]) == pytest.approx(800 / 801)
     assert float(found["f1_drop_points"]) == pytest.approx(100 / 801)
+    assert float(found["f1_ratio"]) == pytest.approx(800 / 801)
     assert found["f1_drop_sources"] == "4"
+    assert 0.99 < float(found["f1_ratio_low"]) < 800 / 801 < float(found["f1_ratio_high"]) <= 1
 
 
 def test_junit_drops_characters_that_xml_forbids_and_escapes_the_rest() -> None:
@@ -293,7 +334,7 @@ def test_tables_fit_the_terminal_and_show_all_numbers(width: int) -> None:
     report = report_of([parity([0, 1, 0, 0]), parity([30] * 4, "rtx-sm86-sm89-sm120-int8"), not_run()])
     text = text_of(parity_table(report), width)
     assert max(len(line) for line in text.splitlines()) <= width
-    for part in ("cpu", "0.9988", "+0.125", "pass", "FAIL", "not run", REASON):
+    for part in ("cpu", "0.9988", "0.99875", "+0.125", "pass", "FAIL", "not run", REASON):
         assert part in text
     data = data_of(report)
     assert "2.00 x" in text_of(throughput_table(data.timings), width)
@@ -313,3 +354,41 @@ def test_table_names_the_rule_for_labels_without_change() -> None:
     text = text_of(parity_table(report_of([parity([1, 0, 0, 0], changed=0)], changed=0)))
     assert "n/a" in text
     assert "no label holds a change" in text
+
+
+# Overlap of tiles
+
+
+def overlaps(*f1: float | None) -> list[MeasuredOverlap]:
+    seams = (0.97, 0.985, 0.99, 0.992)
+    sides = (0, 16, 32, 64)
+    return [MeasuredOverlap(o, 1 + o / 64, f, s) for o, f, s in zip(sides, f1, seams, strict=True)]
+
+
+def test_page_shows_each_overlap_and_marks_the_chosen_one() -> None:
+    measured = overlaps(0.7, 0.74, 0.75, 0.75)
+    page = Page(page_of(data_of(report_of([parity([0, 0])]), overlaps=measured, overlap=32)))
+    assert "Overlap of tiles" in page.text and "32 1.50 times 0.7500 99.00 % chosen" in page.text.replace("\xa0", " ")
+    assert page.texts.count("chosen") == 1
+    circles = [attributes for tag, attributes in page.tags if tag == "circle" and "cx" in attributes]
+    assert sum(circle.get("class") == "chosen" for circle in circles) == 2, "in both curves"
+
+
+def test_page_without_measured_overlaps_has_no_such_section() -> None:
+    assert "Overlap of tiles" not in page_of(data_of(report_of([parity([0, 0])])))
+
+
+def test_curves_rise_with_the_values_and_lie_within_the_plot() -> None:
+    f1, seams = of_overlaps(overlaps(0.7, 0.74, 0.75, 0.75), 32)
+    assert [point.y for point in f1.points] == sorted((point.y for point in f1.points), reverse=True)
+    assert [point.x for point in f1.points] == [point.x for point in seams.points]
+    ticks = [[text.replace("\xa0", " ") for _, text in curve.ticks] for curve in (f1, seams)]
+    assert ticks == [["0.7000", "0.7500"], ["97.00 %", "99.20 %"]]
+    for curve in (f1, seams):
+        assert all(curve.left < point.x < curve.right and 14 < point.y < curve.bottom for point in curve.points)
+
+
+def test_undefined_f1_and_equal_values_are_drawn() -> None:
+    (seams,) = of_overlaps([MeasuredOverlap(o, 1.0, None, 1.0) for o in (0, 8)], 0)
+    assert seams.title == "Seam agreement by overlap in px" and len({point.y for point in seams.points}) == 1
+    assert len(seams.ticks) == 1

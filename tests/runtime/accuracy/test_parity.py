@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from misgnet_runtime.accuracy.gate import Verdict
+from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.accuracy.parity import (
     EngineParity,
@@ -26,6 +27,7 @@ from support.bundles import expected, images, write_image
 
 SIZES = {"a": (40, 70), "b": (32, 32), "c": (20, 45)}  # tiles of 32: 2 x 3, 1 x 1, 1 x 2
 TILES = 9
+LIMIT = F1Limit(max_f1_drop=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_progress_counts_the_tiles(tiles: TileSet) -> None:
 
 def test_an_engine_is_compared_pixel_by_pixel(tiles: TileSet) -> None:
     reference, found = both(tiles)
-    result = compare("cpu", "int8", reference, found, 100, device="CPU")
+    result = compare("cpu", "int8", reference, found, F1Limit(max_f1_drop=100), device="CPU")
     differing = [int((r.mask != f.mask).sum()) for r, f in zip(reference, found, strict=True)]
     pixels = sum(h * w for h, w in SIZES.values())
     assert [t.differing for t in result.tiles] == differing
@@ -108,11 +110,11 @@ def test_an_engine_is_compared_pixel_by_pixel(tiles: TileSet) -> None:
 
 def test_the_worst_tiles_come_first_and_equal_ones_by_name(tiles: TileSet) -> None:
     reference, found = both(tiles)
-    result = compare("cpu", "int8", reference, found, 100, device="CPU")
+    result = compare("cpu", "int8", reference, found, F1Limit(max_f1_drop=100), device="CPU")
     differing = {t.name: t.differing for t in result.tiles}
     order = sorted((n for n in differing if differing[n]), key=lambda n: (-differing[n], n))
     assert result.worst_tiles == order[:6]
-    same = compare("cpu", "int8", reference, reference, 0, device="CPU")
+    same = compare("cpu", "int8", reference, reference, F1Limit(max_f1_drop=0), device="CPU")
     assert (same.worst_tiles, same.agreement, same.f1_drop_points) == ([], 1, 0)
 
 
@@ -129,19 +131,17 @@ def test_report_passes_if_an_engine_was_evaluated_and_none_failed(
     tiles: TileSet, engines: list[bool | None], passed: bool
 ) -> None:
     reference, _ = both(tiles)
-    assert (
-        report("float", reference, tiles, [entry(e) for e in engines], threshold=0.5, max_f1_drop=0.5).passed is passed
-    )
+    assert report("float", reference, tiles, [entry(e) for e in engines], threshold=0.5, limit=LIMIT).passed is passed
 
 
 def test_report_is_json_and_describes_the_evaluation_set(tiles: TileSet) -> None:
     reference, found = both(tiles)
-    engines = [compare("cpu", "int8", reference, found, 0.5, device="CPU"), entry(None)]
-    values = json.loads(encode(report("float", reference, tiles, engines, threshold=0.5, max_f1_drop=0.5)))
+    engines = [compare("cpu", "int8", reference, found, LIMIT, device="CPU"), entry(None)]
+    values = json.loads(encode(report("float", reference, tiles, engines, threshold=0.5, limit=LIMIT)))
     assert values["tiles"] == TILES and values["sources"] == len(SIZES)
     assert values["pixels"] == sum(h * w for h, w in SIZES.values())
     assert 0 < values["changed_share"] < 1
     assert values["evaluation_sha256"] == tiles.digest()
     assert len(values["engines"][0]["tiles"]) == TILES
     assert values["engines"][1]["verdict"] is None
-    assert isinstance(report("float", reference, tiles, engines, threshold=0.5, max_f1_drop=0.5), ParityReport)
+    assert isinstance(report("float", reference, tiles, engines, threshold=0.5, limit=LIMIT), ParityReport)

@@ -23,7 +23,7 @@ from misgnet_runtime.bundle.reader import describe_files, read_bundle
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.limits import MANIFEST_BYTES
 from misgnet_runtime.storage.schema import encode
-from support.bundles import DATA, FLOAT, edit, images, make_bundle
+from support.bundles import DATA, FLOAT, TILE, edit, images, make_bundle
 
 FILES = ("engines/rtx.plan", "evidence/report.html", "golden/tiles.npz", "graphs/float.onnx", "graphs/int8.onnx")
 Values = dict[str, Any]
@@ -220,9 +220,33 @@ def test_schema_1_is_read_and_means_a_quarter_of_a_tile(bundle: Path) -> None:
     assert (manifest.scene_overlap, manifest.max_f1_drop, manifest.min_f1_ratio) == (manifest.tile // 4, 0.5, None)
 
 
+MEASURED = {"overlap": 0, "times_computed": 1.0, "f1": None, "seam_agreement": 0.99}
+
+SIZE = {"tile": TILE, "overlap": 8, "f1": 0.9, "seam_agreement": 0.99, "megapixels_s": 1.5}
+
+
+def test_measured_tiles_are_read(bundle: Path) -> None:
+    edit(bundle, lambda m: m.update(tiles=[SIZE, {**SIZE, "tile": 2 * TILE}], tile_from="auto: why"))
+    manifest = decode_manifest(bundle / MANIFEST)
+    assert [one.tile for one in manifest.tiles] == [TILE, 2 * TILE] and manifest.tile_from == "auto: why"
+
+
+def test_measured_overlaps_are_read(bundle: Path) -> None:
+    measured = [MEASURED, {**MEASURED, "overlap": 8, "times_computed": 1.3, "f1": 0.9}]
+    edit(bundle, lambda m: m.update(overlap=8, overlaps=measured, overlap_from="why"))
+    manifest = decode_manifest(bundle / MANIFEST)
+    assert [(one.overlap, one.f1) for one in manifest.overlaps] == [(0, None), (8, 0.9)]
+    assert (manifest.scene_overlap, manifest.overlap_from) == (8, "why")
+
+
 @pytest.mark.parametrize(
     "change",
-    [lambda m: m.update(overlap=16), lambda m: m.update(overlap=0, min_f1_ratio=0.999, max_f1_drop=None)],
+    [
+        lambda m: m.update(overlap=16),
+        lambda m: m.update(overlap=0, min_f1_ratio=0.999, max_f1_drop=None),
+        lambda m: m.update(overlap=0, overlaps=[MEASURED]),
+        lambda m: m.update(overlap=0, tiles=[SIZE]),
+    ],
 )
 def test_schema_1_with_a_later_field_is_refused(bundle: Path, change: Callable[[Values], object]) -> None:
     edit(bundle, lambda m: (m.update(schema_version=1), change(m)))
@@ -254,6 +278,12 @@ def test_invalid_interface_is_refused(bundle: Path, field: str, value: Any) -> N
         lambda m: m.update(tile=128),
         lambda m: m.update(overlap=m["tile"]),
         lambda m: m.update(overlap=-1),
+        lambda m: m.update(overlap=8, overlaps=[MEASURED]),
+        lambda m: m.update(tiles=[{**SIZE, "tile": 2 * TILE}]),
+        lambda m: m.update(overlap=0, overlaps=[MEASURED, MEASURED]),
+        lambda m: m.update(overlap=0, overlaps=[{**MEASURED, "f1": 1.1}]),
+        lambda m: m.update(overlap=0, overlaps=[{**MEASURED, "seam_agreement": -0.1}]),
+        lambda m: m.update(overlap=0, overlaps=[{**MEASURED, "times_computed": 0.5}]),
         lambda m: m.update(max_f1_drop=None),
         lambda m: m.update(min_f1_ratio=0.999),
         lambda m: m.update(max_f1_drop=None, min_f1_ratio=1.5),

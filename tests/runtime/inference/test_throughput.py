@@ -121,6 +121,52 @@ def test_a_worker_imports_the_same_package_as_its_parent(monkeypatch: pytest.Mon
     assert environment()["PYTHONPATH"] == os.pathsep.join(["/somewhere", own])
 
 
+# End of the measurement
+
+
+def rounds_of(*calls: list[float]) -> list[Round]:
+    """Returns rounds whose calls take these durations in milliseconds."""
+    return [Round(sum(ms) / 1000, ms) for ms in calls]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "expected"),
+    [
+        (rounds_of(), False),
+        (rounds_of([10.0]), False),
+        (rounds_of([10.0], [10.1]), True),
+        (rounds_of([10.0], [10.3]), False),
+        (rounds_of([10.3], [10.0]), False),
+        (rounds_of([10.0], [99.0], [10.0]), True),  # the middle round is in neither half
+        (rounds_of([10.0, 10.0, 90.0], [10.1, 10.0, 10.0]), True),  # one slow call
+        (rounds_of([10.0], [10.2], [10.4], [10.6]), False),  # the machine slows down
+    ],
+)
+def test_settled_compares_the_medians_of_both_halves(rounds: list[Round], expected: bool) -> None:
+    assert throughput.settled(rounds) is expected
+
+
+@pytest.mark.parametrize(("drifts", "expected"), [((), 4), ((INT8,), 6), ((FLOAT, INT8), 6)])
+def test_measurement_ends_early_when_every_task_is_settled(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, drifts: tuple[EngineEntry, ...], expected: int
+) -> None:
+    counts: dict[str, int] = {}
+
+    def run(self: throughput._Worker, calls: int) -> Round:
+        name = self.task.name
+        counts[name] = counts.get(name, 0) + 1
+        slower = 1.05 ** counts[name] if name in [entry.name for entry in drifts] else 1.0
+        return Round(0.01 * slower, [10 * slower] * calls)
+
+    monkeypatch.setattr(throughput._Worker, "run", run)
+    monkeypatch.setattr(throughput._Worker, "warm_up", lambda _: WarmUp(3, 0.1, True, 0.01))
+    seen: list[tuple[int, int]] = []
+    tasks = [task(bundle, FLOAT), task(bundle, INT8)]
+    timings = measure(tasks, 0.05, lambda *done: seen.append(done), rounds=6, enough_rounds=4)
+    assert [len(timing.rounds) for timing in timings] == [expected, expected]
+    assert seen == [(done, 6) for done in range(1, expected + 1)]
+
+
 # Streams, warm-up, power
 
 

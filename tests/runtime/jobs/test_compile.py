@@ -100,6 +100,9 @@ def kept(folder: Path) -> list[str]:
         (("--workspace", "0"), "--workspace is '0'; expected a whole number of MiB, 1 or more"),
         (("--workspace", "a lot"), "--workspace is 'a lot'; expected a whole number of MiB"),
         (("--optimization-level", "6"), "--optimization-level is 6; expected 0 to 5"),
+        (("--min-f1-ratio", "0.9", "--max-f1-drop", "1"), "--max-f1-drop 1 and --min-f1-ratio 0.9 were both given"),
+        (("--min-f1-ratio", "2"), "--min-f1-ratio is 2; it must be more than 0 and at most 1"),
+        (("--max-f1-drop", "1"), "has no evaluation tiles, so no gate runs here; build it with --ship-eval"),
     ],
 )
 def test_invalid_options_of_compile_are_refused(
@@ -246,6 +249,17 @@ def test_a_plan_that_fails_the_gate_is_never_kept(tmp_path: Path, tensorrt: Any,
     with pytest.raises(GateFailed, match=r"fails the gate on this device: F1 drop \+\d+.* more than the allowed 0\.5"):
         compile_bundle(bundle, CompileOptions())
     assert kept(cache) == ["timing"]
+
+
+def test_the_gate_uses_the_ratio_of_the_bundle_or_the_requested_limit(tmp_path: Path, tensorrt: Any) -> None:
+    bundle = described(device_bundle(tmp_path / "bundle", tiles=3, wrong=True), max_f1_drop=None, min_f1_ratio=0.999)
+    with pytest.raises(GateFailed, match=r"F1 ratio 0\.\d{5}, less than the required 0\.999"):
+        compile_bundle(bundle, CompileOptions())
+    with pytest.raises(GateFailed, match=r"less than the required 0\.95"):
+        compile_bundle(bundle, CompileOptions(min_f1_ratio=0.95))
+    (activation,) = compile_bundle(bundle, CompileOptions(max_f1_drop=100.0))
+    assert activation.parity.verdict.passed and activation.parity.verdict.limit == 100
+    assert 0 <= activation.parity.f1_ratio < 0.95 and activation.parity.ratio_interval.sources == 2
 
 
 def test_an_engine_that_outputs_nan_fails(

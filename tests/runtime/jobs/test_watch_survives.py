@@ -536,10 +536,10 @@ def test_small_pairs_are_processed_if_the_disk_is_too_full_for_a_large_one(
         workspace.add(name, 1)
     real = processing.predict_images
 
-    def predict(opened: Any, before: Any, after: Any, result: Path, *, threshold: float) -> Any:
+    def predict(opened: Any, before: Any, after: Any, result: Path, **more: Any) -> Any:
         if result.name.startswith("large"):
             raise refused()
-        return real(opened, before, after, result, threshold=threshold)
+        return real(opened, before, after, result, **more)
 
     with monkeypatch.context() as patched:
         patched.setattr(processing, "predict_images", predict)
@@ -557,12 +557,12 @@ def test_partial_results_of_a_large_pair_are_discarded_for_a_small_one(
     workspace.add("small", 1)
     real = processing.predict_images
 
-    def predict(opened: Any, before: Any, after: Any, result: Path, *, threshold: float) -> Any:
+    def predict(opened: Any, before: Any, after: Any, result: Path, **more: Any) -> Any:
         if result.name.startswith("large"):
             result.with_name("rows").write_bytes(b"much")
         if list(workspace.out.rglob("rows")):
             raise refused()
-        return real(opened, before, after, result, threshold=threshold)
+        return real(opened, before, after, result, **more)
 
     with monkeypatch.context() as patched:
         patched.setattr(processing, "predict_images", predict)
@@ -577,7 +577,7 @@ def test_the_watcher_waits_for_a_full_disk(
         workspace.add(f"p{number}", number)
     calls: list[Path] = []
 
-    def predict(_opened: Any, _before: Any, _after: Any, result: Path, **_threshold: float) -> Any:
+    def predict(_opened: Any, _before: Any, _after: Any, result: Path, **_: object) -> Any:
         calls.append(result)
         raise refused()
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.raster.blending import Axis, Blender, Layout, lay_out
+from misgnet_runtime.raster.blending import Axis, Blender, Layout, RowBlender, lay_out
+from misgnet_runtime.raster.tiling import Span
 
 
 @st.composite
@@ -119,6 +120,32 @@ def test_resuming_at_any_row_gives_identical_bytes(layout: Layout, seed: int, da
     again = blended(layout, predictions, first)
     for band, other in zip(bands[done:], again[done - first :], strict=True):
         assert band.tobytes() == other.tobytes()
+
+
+@settings(max_examples=50, deadline=None)
+@given(layout=layouts(), seed=st.integers(0, 9))
+def test_places_in_order_give_the_same_bands(layout: Layout, seed: int) -> None:
+    predictions = predictions_of(layout, seed)
+    found: list[tuple[Span, np.ndarray]] = []
+    blender = RowBlender(layout, lambda rows, values: found.append((rows, values.copy())))
+    for place in layout.tiles():
+        assert not place.last or len(found) == len(layout.rows.starts) - 1
+        blender.add(place, predictions[place.row, place.column])
+    assert [rows for rows, _ in found] == [layout.rows.finished(i) for i in range(len(layout.rows.starts))]
+    for (_, values), band in zip(found, blended(layout, predictions), strict=True):
+        np.testing.assert_array_equal(values, band)
+
+
+def test_place_cuts_its_window_and_reflects_beyond_the_image() -> None:
+    image = np.arange(10 * 5).reshape(10, 5)
+    places = list(lay_out(10, 5, 8, 2).tiles())
+    assert [(place.row, place.column, place.ends_row, place.last) for place in places] == [
+        (0, 0, True, False), (1, 0, True, True),
+    ]  # fmt: skip
+    for place, start in zip(places, (0, 2), strict=True):
+        part = place.cut(image)
+        np.testing.assert_array_equal(part[:, :5], image[start : start + 8])
+        np.testing.assert_array_equal(part[:, 5:], image[start : start + 8, :1:-1])
 
 
 @pytest.mark.parametrize("overlap", [-1, 49])

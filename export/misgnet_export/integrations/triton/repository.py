@@ -96,6 +96,7 @@ def _parameters(bundle: Bundle, entry: EngineEntry) -> dict[str, str]:
     manifest = bundle.manifest
     return {
         "misgnet_threshold": f"{manifest.threshold:g}",
+        "misgnet_overlap": str(manifest.scene_overlap),
         "misgnet_bundle_sha256": bundle.digest(),
         "misgnet_bundle_version": str(manifest.bundle_version),
         "misgnet_engine": f"{entry.name}, {entry.precision}",

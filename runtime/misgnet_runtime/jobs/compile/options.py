@@ -28,4 +28,10 @@ class CompileOptions:
     optimization_level: int | None = option(
         None, help="TensorRT's effort to find faster kernels, 0 to 5 (default: TensorRT's own).", minimum=0, maximum=5
     )
+    min_f1_ratio: float | None = option(
+        None, help="Smallest F1 of an engine as a share of the float model's (default: the bundle's limit)."
+    )
+    max_f1_drop: float | None = option(
+        None, help="Allowed F1 drop in points, instead of --min-f1-ratio (default: the bundle's limit)."
+    )
     again: bool = option(False, help="Compile even if a plan with the same options exists.")

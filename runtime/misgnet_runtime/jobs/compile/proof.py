@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from misgnet_runtime.accuracy.evaluation_tiles import evaluate_on_device, evaluation_files
+from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.accuracy.parity import EngineParity
 from misgnet_runtime.bundle.golden import GoldenTiles, golden_of
 from misgnet_runtime.bundle.manifest import EngineEntry
@@ -35,15 +36,21 @@ class Proof:
     parity: EngineParity | None
 
 
-def prove(bundle: Bundle, entry: EngineEntry, candidates: Candidates, driver: CudaDriver) -> Proof:
+def prove(
+    bundle: Bundle, entry: EngineEntry, candidates: Candidates, driver: CudaDriver, limit: F1Limit | None
+) -> Proof:
     """Runs the plans of ``entry`` on this device and compares their outputs.
+
+    ``limit`` is that of the gate; None: as recorded in the bundle.
 
     Raises:
         GateFailed: The outputs fail the golden tiles or the gate.
         UnavailableError: A plan cannot be opened.
     """
     golden = golden_of(bundle)
-    whole, device, line, found, parity = _whole(bundle, entry, candidates[entry.graph], golden, driver)
+    whole, device, line, found, parity = _whole(
+        bundle, entry, candidates[entry.graph], driver, golden=golden, limit=limit
+    )
     measured = {entry.graph: whole}
     if entry.split is not None:
         files = (entry.split.encoder_graph, entry.split.head_graph)
@@ -55,14 +62,15 @@ def prove(bundle: Bundle, entry: EngineEntry, candidates: Candidates, driver: Cu
 
 
 def _whole(
-    bundle: Bundle, entry: EngineEntry, candidate: Candidate, golden: GoldenTiles, driver: CudaDriver
-) -> tuple[Candidate, str, str, Probability, EngineParity | None]:
+    bundle: Bundle, entry: EngineEntry, candidate: Candidate, driver: CudaDriver,
+    *, golden: GoldenTiles, limit: F1Limit | None,
+) -> tuple[Candidate, str, str, Probability, EngineParity | None]:  # fmt: skip
     engine = _open(candidate, driver)
     with ChangeDetector(engine, bundle.manifest.interface) as detector:
         line, found = golden_agreement(bundle, entry, detector.probability, golden)
         parity = None
         if evaluation_files(bundle):
-            parity = evaluate_on_device(bundle, entry, detector.probability, engine.device)
+            parity = evaluate_on_device(bundle, entry, detector.probability, engine.device, limit=limit)
     if parity is not None and parity.verdict is not None and not parity.verdict.passed:
         raise GateFailed(f"engine {entry.name} fails the gate on this device: {parity.verdict.reason}")
     return candidate.measured(engine.stream_bytes), engine.device, line, found, parity

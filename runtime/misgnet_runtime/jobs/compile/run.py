@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from misgnet_runtime.accuracy.evaluation_tiles import evaluation_files
+from misgnet_runtime.accuracy.limit import F1Limit, requested_limit
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.engines.cuda import CudaDriver, Device, first_device, open_driver
@@ -41,6 +43,7 @@ class Compilation:
     device: Device
     store: PlanStore
     log: EventLog
+    limit: F1Limit | None  # of the gate; None: as recorded in the bundle
 
 
 def compile_bundle(
@@ -65,17 +68,24 @@ def compile_bundle(
         UnavailableError: This machine cannot compile or run an engine.
         InputError: The bundle does not match its manifest, or other users may have changed the plan cache.
         StorageError: A plan cannot be stored.
-        UsageError: An engine has no plan to compile.
+        UsageError: An engine has no plan to compile, or a limit was given and the bundle has no evaluation tiles.
     """
     check(options)
+    limit = requested_limit(options.max_f1_drop, options.min_f1_ratio)
     log = log or current()
     bundle = read_bundle(path)
+    if limit is not None and not evaluation_files(bundle):
+        raise UsageError(
+            f"bundle {bundle.name} has no evaluation tiles, so no gate runs here; build it with --ship-eval, or omit "
+            "--min-f1-ratio and --max-f1-drop"
+        )
     entries = _select_engines(bundle, options.engines)
     entries = _drop_unsupported(entries, _library_missing, options, log)
     driver = driver or open_driver()
     run = Compilation(
-        bundle=bundle, options=options, driver=driver, device=first_device(driver), store=PlanStore(), log=log
-    )
+        bundle=bundle, options=options, driver=driver, device=first_device(driver), store=PlanStore(), log=log,
+        limit=limit,
+    )  # fmt: skip
     entries = _drop_unsupported(entries, partial(_device_mismatch, device=run.device), options, log, _BUILD_HINT)
     run.store.prepare()
     done: list[Activation] = []
@@ -155,7 +165,7 @@ def _compile_engine(run: Compilation, entry: EngineEntry) -> Activation:
     candidates = {graph: _candidate(run, entry, graph) for graph in _graphs(entry)}
     run.log.info(f"{entry.name}: running the golden tiles and the gate on {run.device.name}", engine=entry.name)
     try:
-        proof = prove(run.bundle, entry, candidates, run.driver)
+        proof = prove(run.bundle, entry, candidates, run.driver, run.limit)
     except GateFailed:
         for candidate in candidates.values():
             run.store.discard(slot, candidate.key, candidate.sha256)

@@ -12,7 +12,7 @@ from misgnet_runtime.options import Option, Stated, check, flag, group, option, 
 from misgnet_runtime.raster.declared import PIXELS_PANEL, Declared
 
 if TYPE_CHECKING:
-    from misgnet_runtime.bundle.manifest import EngineEntry, Interface
+    from misgnet_runtime.bundle.manifest import EngineEntry, Interface, Manifest
     from misgnet_runtime.inference.tuned import OptimiseFor
 
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".fgb")
@@ -57,8 +57,9 @@ class SceneOptions:
         changes_output=True,
     )  # fmt: skip
     overlap: int | None = option(
-        None, help="Pixels that neighbouring tiles share and blend (default: a quarter of a tile).",
-        panel=OUTPUT_PANEL, changes_output=True,
+        None, help="Pixels that neighbouring tiles share and blend (default: the bundle's overlap, see "
+        "`misgnet-run info`).",
+        changes_output=True,
     )  # fmt: skip
     execution: ExecutionOptions = group(ExecutionOptions, panel=OUTPUT_PANEL)
     tuned: bool = option(True, help="Ignore settings saved by `misgnet-run tune`.")
@@ -102,9 +103,9 @@ class SceneOptions:
 
         return min(self.execution.batch or tuned or batch_for_scenes(entry), interface.max_batch)
 
-    def overlap_of(self, tile: int) -> int:
-        """Returns how many pixels neighbouring tiles share, for tiles ``tile`` pixels wide."""
-        return tile // 4 if self.overlap is None else self.overlap
+    def overlap_of(self, manifest: Manifest) -> int:
+        """Returns how many pixels neighbouring tiles share: as requested, else as the bundle states."""
+        return manifest.scene_overlap if self.overlap is None else self.overlap
 
     def products(self) -> dict[str, Path]:
         """Returns the requested outputs other than the change raster, by option."""

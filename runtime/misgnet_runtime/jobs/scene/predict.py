@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -65,10 +66,11 @@ def predict_opened(
     log: EventLog,
     progress: Progress | None = None,
 ) -> SceneReport:
-    """Does the work of :func:`predict_scene_files`; ``opening`` opens the bundle's engine after all other checks.
+    """Does the work of :func:`predict_scene_files`; ``opening`` opens the bundle's engine, in another thread.
 
-    For an engine that stays open for many scenes, ``opening`` returns :func:`contextlib.nullcontext` of it. Each
-    raster is opened once: metadata, tiles and quick look are read from the same open file.
+    It does so while the pixels are inspected, after all other checks. For an engine that stays open for many scenes,
+    ``opening`` returns :func:`contextlib.nullcontext` of it. Each raster is opened once: metadata, tiles and quick look
+    are read from the same open file.
     """
     options.check(output)
     if options.vector:
@@ -77,25 +79,35 @@ def predict_opened(
     refuse_inputs((output, *options.products().values()), (before, after))
     if not can_resume(outputs[0]):
         refuse_outputs(outputs, options.force)
-    with open_pair(before, after, align=options.align) as pair:
+    with open_pair(before, after, align=options.align) as pair, opened_meanwhile(opening) as opened:
         inputs = inspect(pair, options)
         inputs.report(log)
         if is_mask(output):
             check_mask(inputs.grid, output, log)
         try:
-            with opening() as (detector, entry, reason):
-                run = Run(
-                    bundle=bundle, inputs=inputs, options=options, outputs=outputs, interface=detector.interface,
-                    entry=entry, device=detector.engine.device, streams=detector.engine.streams, reason=reason,
-                    tuned_batch=detector.batch,
-                )  # fmt: skip
-                report = run_pair(run, pair, lambda task: infer(task, detector.probability), log, progress)
+            detector, entry, reason = opened()
+            run = Run(
+                bundle=bundle, inputs=inputs, options=options, outputs=outputs, interface=detector.interface,
+                entry=entry, device=detector.engine.device, streams=detector.engine.streams, reason=reason,
+                tuned_batch=detector.batch,
+            )  # fmt: skip
+            report = run_pair(run, pair, lambda task: infer(task, detector.probability), log, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(INTERRUPTED) from None
     discard_progress(outputs[0])
     if is_mask(output):
         warn_of_nodata(output, report.nodata_share, log)
     return report
+
+
+@contextmanager
+def opened_meanwhile(opening: Callable[[], AbstractContextManager[Opened]]) -> Iterator[Callable[[], Opened]]:
+    """Opens an engine in another thread; yields a function that waits for it, and raises the error if it cannot open.
+
+    The engine is closed at the end of the block, which waits until it is open.
+    """
+    with ExitStack() as stack, ThreadPoolExecutor(1, "misgnet-open") as thread:
+        yield thread.submit(lambda: stack.enter_context(opening())).result
 
 
 def check_mask(grid: Grid, output: Path, log: EventLog) -> None:

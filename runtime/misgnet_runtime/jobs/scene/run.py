@@ -90,7 +90,7 @@ class Run:
 
     @property
     def overlap(self) -> int:
-        return self.options.overlap_of(self.interface.tile)
+        return self.options.overlap_of(self.bundle.manifest)
 
     @property
     def layout(self) -> Layout:

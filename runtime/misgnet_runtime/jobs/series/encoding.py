@@ -95,7 +95,8 @@ class Encoding:
     @property
     def layout(self) -> Layout:
         tile, grid = self.engine.detector.interface.tile, self.grid
-        return lay_out(grid.height, grid.width, tile, self.options.overlap_of(tile), grid.anchor)
+        overlap = self.options.overlap_of(self.engine.bundle.manifest)
+        return lay_out(grid.height, grid.width, tile, overlap, grid.anchor)
 
     @property
     def record(self) -> np.dtype[np.void]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,9 +115,10 @@ class LocalProcessor:
         return f"{device}, {detector.engine.streams} streams, batch {batch}", f"{entry.name} ({reason})"
 
     def _image(self, pair: FilePair, result: Path) -> dict[str, Any]:
-        paths, threshold = (pair.before.path, pair.after.path), self._bundle.manifest.threshold
+        paths, options = (pair.before.path, pair.after.path), replace(self._options.scene, force=True)
         warn_of_images(*paths, self._log.bind(pair=pair.name))
-        return asdict(predict_images(self._opened, *read_pair(*paths), result, threshold=threshold))
+        images, manifest = read_pair(*paths), self._bundle.manifest
+        return asdict(predict_images(self._opened, *images, result, manifest=manifest, options=options))
 
     def _scene(self, pair: FilePair, result: Path) -> dict[str, Any]:
         options = self._options.scene_options(pair.name, result.parent)

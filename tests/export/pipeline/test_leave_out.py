@@ -1,0 +1,202 @@
+"""Tests that an engine of ``--target auto`` that misses the gate is left out, and that a requested one is not."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec import structs
+from rich.console import Console
+
+pytest.importorskip("onnx", reason="the compiler needs the [export] extra")
+pytest.importorskip("torch", reason="the compiler needs the [export] extra")
+
+from misgnet.synthetic import write_split
+from misgnet_export.cli import main as cli
+from misgnet_export.pipeline import evaluate
+from misgnet_export.pipeline.auto_target import Choice
+from misgnet_export.pipeline.leave_out import leave_out_misses, without_misses
+from misgnet_export.pipeline.progress import StageLog
+from misgnet_export.pipeline.result import Draft, Evidence, GraphFile
+from misgnet_runtime.accuracy.parity import EngineParity
+from misgnet_runtime.bundle import EngineEntry, SplitEntry, read_bundle
+from misgnet_runtime.bundle.targets import Target, parse_target
+from misgnet_runtime.inference.selection import open_detector
+from support.builds import context_of, request_of
+from support.commands import exit_code
+from support.paths import DEMO_WEIGHTS
+from support.reports import not_run, parity, picture, report_of
+
+GOOD, BAD = [0, 0, 0, 0], [30] * 4  # false alarms of each tile; the limit is 1 point of F1
+BF16 = "openvino-int8-bf16"
+
+
+def results(**wrong: list[int]) -> list[EngineParity]:
+    return [parity(found, name.replace("_", "-")) for name, found in wrong.items()]
+
+
+def names(engines: list[EngineParity]) -> list[str]:
+    return [engine.engine for engine in engines]
+
+
+def test_an_optional_engine_that_misses_is_left_out() -> None:
+    report = report_of([*results(cpu_float32=GOOD, cpu=GOOD, openvino=BAD), not_run()])
+    found = without_misses(report, {"cpu", "openvino"})
+    assert (names(found.engines), names(found.left_out)) == (["cpu-float32", "cpu", "tensorrt"], ["openvino"])
+    assert found.passed and not report.passed
+
+
+def test_cpu_gets_the_result_of_the_float_graph() -> None:
+    float32, cpu = results(cpu_float32=GOOD, cpu=BAD)
+    found = without_misses(report_of([float32, cpu]), {"cpu"})
+    assert found.engines == [float32, structs.replace(float32, engine="cpu")] and found.left_out == [cpu]
+
+
+@pytest.mark.parametrize(
+    "engines",
+    [
+        results(cpu_float32=GOOD, cpu=GOOD),
+        results(cpu_float32=GOOD, cpu=BAD, openvino_bf16=BAD),  # the second was requested by name
+        results(cpu_float32=BAD, cpu=BAD),  # nothing passes
+    ],
+    ids=["none misses", "a requested one misses too", "the float graph misses"],
+)
+def test_nothing_is_left_out(engines: list[EngineParity]) -> None:
+    report = report_of(engines)
+    assert without_misses(report, {"cpu", "openvino"}) == report
+
+
+def test_only_targets_that_no_option_names_are_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = Choice((Target("cpu"), Target("openvino")), "")
+    monkeypatch.setattr("misgnet_export.pipeline.request.choose_here", lambda: chosen)
+    assert replace(request_of(), requested=("auto",)).only_by_auto == {Target("cpu"), Target("openvino")}
+    assert replace(request_of(), requested=("auto", Target("cpu"))).only_by_auto == {Target("openvino")}
+    assert replace(request_of(), requested=(Target("cpu"), parse_target("rtx-sm86"))).only_by_auto == set()
+
+
+def split(name: str) -> SplitEntry:
+    return SplitEntry(*[f"graphs/{name}_{part}.onnx" for part in ("encoder", "head")] * 2)
+
+
+def graph(name: str) -> GraphFile:
+    return GraphFile(name=name, file=f"graphs/{name}.onnx", precision="int8", size=1, split=split(name))
+
+
+def entry(name: str, made_of: str, kind: Any = "onnxruntime", parts: SplitEntry | None = None) -> EngineEntry:
+    file = f"graphs/{made_of}.onnx"
+    return EngineEntry(name, kind, file, file, "int8", "1", split=parts)
+
+
+GRAPHS = [replace(graph("float"), precision="float32"), graph("cpu"), graph("openvino")]
+ENTRIES = [
+    entry("cpu-float32", "float", parts=split("float")),
+    entry("cpu", "cpu", parts=split("cpu")),
+    entry("openvino", "openvino", "openvino", parts=split("openvino")),
+    entry(BF16, "openvino", "openvino"),
+]
+Drafted = Callable[..., tuple[Draft, Draft, str]]
+
+
+@pytest.fixture
+def leave_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drafted:
+    """Applies the stage to a bundle of the engines ENTRIES, of which some miss."""
+
+    def run(*missed: str) -> tuple[Draft, Draft, str]:
+        (tmp_path / "graphs").mkdir()
+        for item in GRAPHS:
+            for file in {item.file, *structs.astuple(item.split)}:
+                (tmp_path / file).touch()
+        report = report_of([parity(BAD if one.name in missed else GOOD, one.name) for one in ENTRIES])
+        pictures = {one.name: [picture()] for one in ENTRIES}
+        draft = Draft(None, list(GRAPHS), list(ENTRIES), Evidence(report, pictures))  # type: ignore[arg-type]
+        chosen = Choice(tuple(Target(one.name) for one in ENTRIES[1:]), "")  # type: ignore[arg-type]
+        monkeypatch.setattr("misgnet_export.pipeline.request.choose_here", lambda: chosen)
+        text = io.StringIO()
+        log = StageLog(Console(file=text, width=500))
+        context = context_of(replace(request_of(), requested=("auto",)), tmp_path, log=log)
+        return draft, leave_out_misses(context, draft), text.getvalue()
+
+    return run
+
+
+def files(root: Path) -> set[str]:
+    return {path.stem for path in (root / "graphs").iterdir()}
+
+
+def test_float_graph_takes_the_place_of_cpu(
+    leave_out: Drafted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    draft, found, printed = leave_out("cpu")
+    assert [one.name for one in found.engines] == ["cpu-float32", "cpu", "openvino", BF16]
+    cpu = found.engines[1]
+    assert (cpu.precision, cpu.kind, cpu.file, cpu.split) == (
+        "float32", "onnxruntime", "graphs/float.onnx", split("float"),
+    )  # fmt: skip
+    assert files(tmp_path) == {f"{name}{part}" for name in ("float", "openvino") for part in ("", "_encoder", "_head")}
+    assert (found.graphs, found.dropped) == ([draft.graphs[0], draft.graphs[2]], [draft.graphs[1]])
+    assert list(found.evidence.pictures) == ["cpu-float32", "cpu (left out)", "openvino", BF16]
+    assert "leave out engines" in printed
+    assert "cpu in int8 is left out of the bundle: F1 drop" in printed
+    assert "cpu opens the float graph instead" in printed
+
+
+def test_graph_of_another_engine_is_kept(leave_out: Drafted, tmp_path: Path) -> None:
+    draft, found, _ = leave_out("openvino")
+    assert [one.name for one in found.engines] == ["cpu-float32", "cpu", BF16]
+    assert found.graphs == draft.graphs and not found.dropped
+    assert "openvino" in files(tmp_path)
+
+
+def test_graph_that_nothing_uses_is_removed_with_its_parts(leave_out: Drafted, tmp_path: Path) -> None:
+    _, found, _ = leave_out("openvino", BF16)
+    assert [one.name for one in found.engines] == ["cpu-float32", "cpu"]
+    assert files(tmp_path) == {f"{name}{part}" for name in ("float", "cpu") for part in ("", "_encoder", "_head")}
+    assert [one.name for one in found.dropped] == ["openvino"]
+
+
+def test_nothing_changes_if_no_engine_misses(leave_out: Drafted, tmp_path: Path) -> None:
+    draft, found, printed = leave_out()
+    assert found is draft and not printed and len(files(tmp_path)) == 9
+
+
+@pytest.mark.slow
+def test_build_whose_int8_misses_has_a_float_engine_for_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = evaluate.evaluate_tiles
+
+    def inverted(name: str, predict: Any, *more: Any, **others: Any) -> Any:
+        return real(name, (lambda *pair: 1 - predict(*pair)) if name == "cpu" else predict, *more, **others)
+
+    monkeypatch.setattr(evaluate, "evaluate_tiles", inverted)
+    monkeypatch.setattr("misgnet_export.pipeline.request.choose_here", lambda: Choice((Target("cpu"),), "a test"))
+    for seed, name in enumerate(("train", "test")):
+        write_split(tmp_path / name, 2, seed, 128)
+    out = tmp_path / "out"
+    words = ["--calib", tmp_path / "train", "--eval", tmp_path / "test", "-o", out, "--split"]
+    words += ["--tile", 32, "--max-batch", 2, "--calib-tiles", 16, "--observer", "max", "--repair", "never"]
+    code = exit_code(cli.main, "misgnet-export", "build", DEMO_WEIGHTS, *words)
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert "cpu in int8 is left out of the bundle: F1 ratio" in " ".join(printed.err.split())
+    bundle = read_bundle(out)
+    assert [(e.name, e.precision) for e in bundle.manifest.engines] == [("cpu-float32", "float32"), ("cpu", "float32")]
+    assert not bundle.manifest.quantization and not list(out.rglob("*int8*.onnx"))
+    assert (bundle.manifest.min_f1_ratio, bundle.manifest.max_f1_drop) == (0.999, None)
+    metrics = bundle.manifest.metrics
+    assert [e["engine"] for e in metrics["engines"]] == ["cpu-float32", "cpu"]
+    (left_out,) = metrics["left_out"]
+    assert (left_out["engine"], left_out["precision"], left_out["verdict"]["passed"]) == ("cpu", "int8", False)
+    assert {t["engine"] for t in bundle.manifest.latency["timings"]} == {"cpu-float32", "cpu"}
+    evidence = json.loads((out / "evidence" / "parity.json").read_bytes())
+    assert len(evidence["left_out"][0]["tiles"]) == evidence["tiles"]
+    assert "left out of the bundle: cpu (int8)" in (out / "evidence" / "report.html").read_text(encoding="utf-8")
+    with open_detector(bundle, "cpu") as opened:
+        tiles = np.zeros((1, 32, 32, 3), np.uint8)
+        assert opened.entry.precision == "float32" and opened.detector.probability(tiles, tiles).shape == (1, 32, 32)
