@@ -32,7 +32,7 @@ def one_thread_per_call() -> Iterator[None]:
 
 
 def tile_per_core(function: OfTiles) -> OfTiles:
-    """Returns ``function``, of tiles of both dates uint8 (B, T, T, 3), called with single tiles, one per core at a time.
+    """Returns ``function`` of tiles of both dates, uint8 (B, T, T, 3), which is called with single tiles, one per core.
 
     ``function`` returns an array whose first axis is the batch; the results are joined in the order of the tiles.
     """
