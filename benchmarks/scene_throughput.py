@@ -1,6 +1,6 @@
 """Compares the speed of predict on large GeoTIFFs with the speed of its engine alone, and measures its memory.
 
-    python benchmarks/scene_throughput.py BUNDLE IMAGES/A IMAGES/B [--side 16384] [--engine NAME] [--json FILE]
+    python -m benchmarks.scene_throughput BUNDLE IMAGES/A IMAGES/B [--side 16384] [--engine NAME] [--json FILE]
 
 Both dates are written to disk from folders of RGB images, repeated to fill a square (0.5 m per pixel, blocks of 512 px,
 deflate). Then the engine alone (as in ``misgnet-run bench``) and predict alternate, on a square of --small px and on
@@ -16,25 +16,21 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from benchmarks.scene_pairs import make_scene
 from misgnet_runtime.bundle import Bundle, read_bundle
 from misgnet_runtime.engines import batch_for_scenes, streams_for_scenes
 from misgnet_runtime.engines.options import ExecutionOptions
-from misgnet_runtime.errors import InputError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.throughput import measure
 from misgnet_runtime.machine import describe_machine, machine_line, usable_cores
 from misgnet_runtime.measure.bench.matrix import BenchMatrix, make_matrix, tasks_of
 from misgnet_runtime.measure.bench.options import BenchOptions
 from misgnet_runtime.measure.bench.scene import SceneTask, run_scene
-from misgnet_runtime.raster.images import image_size, read_image
 from misgnet_runtime.storage.atomic import write_file
 
-METRES_PER_PIXEL = 0.5
-BLOCK = 512
 Pair = tuple[Path, Path]
 
 
@@ -49,39 +45,6 @@ class Trial:
     engine_pairs_per_second: float
     share: float
     peak_mib: float
-
-
-def make_scene(path: Path, folder: Path, side: int) -> Path:
-    """Writes a GeoTIFF of ``side`` x ``side`` px from the images of ``folder``; only one image is in memory at a time.
-
-    Raises:
-        InputError: There are no images, or they have different sizes.
-    """
-    import rasterio
-    from rasterio.transform import from_origin
-
-    images = sorted(folder.glob("*.png"))
-    sizes = {image_size(image) for image in images}
-    if len(sizes) != 1:
-        found = f"{plural(len(images), 'PNG image')} of {plural(len(sizes), 'size')}"
-        raise InputError(f"{folder} has {found}; expected at least one image, all of the same size")
-    profile = {
-        "driver": "GTiff", "height": side, "width": side, "count": 3, "dtype": "uint8", "crs": "EPSG:32633",
-        "transform": from_origin(400_000, 5_000_000, METRES_PER_PIXEL, METRES_PER_PIXEL), "photometric": "RGB",
-        "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "compress": "deflate", "interleave": "pixel",
-    }  # fmt: skip
-    with rasterio.open(path, "w", **profile) as scene:
-        for image, (top, left, height, width) in zip(cycle(images), cells(side, *sizes.pop()), strict=False):
-            pixels = read_image(image)[:height, :width].transpose(2, 0, 1)
-            scene.write(pixels, window=rasterio.windows.Window(left, top, width, height))
-    return path
-
-
-def cells(side: int, height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yields top, left, height and width of the images in a square, row by row; those at the edges are cropped."""
-    for top in range(0, side, height):
-        for left in range(0, side, width):
-            yield top, left, min(height, side - top), min(width, side - left)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +15,9 @@ from misgnet_runtime.bundle.signing.policy import use_allow_older, use_key
 
 # One thread is enough for tests, and much faster while other work runs on the same cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Settings tuned on this machine must not affect tests; this folder does not exist.
-os.environ["MISGNET_CACHE"] = str(Path(__file__).with_name("no-cache"))
+# Settings tuned on this machine must not affect tests, and tests must not fill the user's cache.
+CACHE = tempfile.TemporaryDirectory(prefix="misgnet-tests-")
+os.environ["MISGNET_CACHE"] = str(Path(CACHE.name, "cache"))
 for variable in ("MISGNET_REQUIRE_SIGNATURE", "MISGNET_POLICY"):
     os.environ.pop(variable, None)
 

@@ -62,6 +62,13 @@ PEERS = (
         key="nncf-transformer", title="NNCF, transformer preset", environment="openvino", script="quantize_nncf.py",
         suffix=".xml", engines=(OPENVINO, OPENVINO_OWN), settings={"model_type": "TRANSFORMER"},
     ),
+    Contender(
+        key="nncf-guide", title="NNCF, mixed preset, attention and guidance ignored", environment="openvino",
+        script="quantize_nncf.py", suffix=".xml", engines=(OPENVINO, OPENVINO_OWN),
+        settings={"preset": "MIXED", "ignored": ["MGLNet.*", r".*\.attn/MatMul.*"], "fixed_batch": True},
+        note="not the default, but what its guide advises where accuracy is lost: asymmetric activations, and an "
+        "ignored_scope with the guidance and the attention's products of two activations; the batch is fixed to 1",
+    ),
 )  # fmt: skip
 GIVEN_ENGINES = (ONNX_RUNTIME, OPENVINO, OPENVINO_OWN)  # for the float graph and this project's INT8 graph
 FLOAT, OURS = "float32", "this project"

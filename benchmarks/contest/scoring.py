@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from misgnet_export.pipeline.agreement import INT8_AGREEMENT
 from misgnet_runtime.accuracy.gate import Interval
+from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.accuracy.parity import EvaluatedTile
 from misgnet_runtime.accuracy.parity import compare as parity
 
@@ -31,5 +32,5 @@ class Scores:
 
 def scores_of(reference: list[EvaluatedTile], found: list[EvaluatedTile]) -> Scores:
     """Scores the masks in ``found`` against the reference and the labels."""
-    figures = parity("", "", reference, found, 0.0, device="")
+    figures = parity("", "", reference, found, F1Limit(max_f1_drop=0.0), device="")
     return Scores(figures.scores["f1"], figures.f1_drop_points, figures.interval, figures.agreement or 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,16 @@ from benchmarks.contest.contenders import ONNX_RUNTIME, OPENVINO, OPENVINO_OWN, 
 from benchmarks.contest.environments import REQUIREMENTS
 from benchmarks.contest.guest import ContenderFailed, Program, foreign, own
 from benchmarks.speed.report import Absent, Setting, Side
+from misgnet_export.pipeline.targets import PRODUCTS
 from misgnet_runtime.bundle import Bundle, EngineEntry
 from misgnet_runtime.engines import is_on_cpu
+from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.machine import check_processor
 from misgnet_runtime.storage.files import file_sha256
 
 ALONE = Setting(1, 1)
-EAGER, COMPILED, STRAIGHT, OURS, OUR_FLOAT = "eager", "compiled", "straight", "ours", "ours float"
+EAGER, COMPILED, STRAIGHT, OURS = "eager", "compiled", "straight", "ours"
+_FLOAT_GRAPH = "float-graph"  # name of the entry of the float graph in OpenVINO
 _LIBRARIES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _OWN_CHOICE = "its own precision"
 
@@ -144,29 +148,47 @@ def chooses_precision(entrant: Entrant) -> bool:
 
 
 def bundle_engines(context: Context) -> tuple[list[Entrant], list[Absent]]:
-    """Returns this project's entrants: every CPU engine of the bundle, and its float graph in OpenVINO."""
+    """Returns this project's entrants: every CPU engine of the bundle, and its float graph in OpenVINO.
+
+    The float graph is run in float32, and in BF16 if the processor has it.
+    """
     manifest = context.bundle.manifest
     here = [entry for entry in manifest.engines if is_on_cpu(entry)]
     elsewhere = [entry for entry in manifest.engines if not is_on_cpu(entry)]
     reason = "this benchmark runs only CPU engines; use misgnet-run bench on its device"
     absent = [Absent(f"this project, `{entry.name}`", reason) for entry in elsewhere]
     graph = manifest.file("float graph").path
-    in_openvino = EngineEntry("float graph", "openvino", graph, graph, "float32", "any")
-    return [_engine_entrant(context, entry) for entry in (*here, in_openvino)], absent
+    precisions = ("float32", "bf16") if fits_processor(PRODUCTS["openvino-bf16"].needs) else ("float32",)
+    found = {(entry.kind, entry.precision) for entry in here}
+    floats = [
+        EngineEntry(_FLOAT_GRAPH, "openvino", graph, graph, precision, "any")
+        for precision in precisions
+        if ("openvino", precision) not in found
+    ]
+    return [bundle_entrant(context, entry) for entry in (*here, *floats)], absent
 
 
-def _engine_entrant(context: Context, entry: EngineEntry) -> Entrant:
+def fits_processor(needs: Collection[str]) -> bool:
+    """Returns whether this processor has one of ``needs``, or nothing is needed."""
+    try:
+        check_processor(needs)
+    except UnavailableError:
+        return False
+    return True
+
+
+def bundle_entrant(context: Context, entry: EngineEntry) -> Entrant:
+    """Returns an engine of the bundle as an entrant."""
     manifest = context.bundle.manifest
-    is_float = entry.precision == "float32"
-    library = _LIBRARIES[entry.kind]
-    title = "this project, float graph" if is_float else f"this project, `{entry.name}`"
+    is_float_graph = entry.precision == "float32" or entry.name == _FLOAT_GRAPH
+    title = "this project, float graph" if is_float_graph else f"this project, `{entry.name}`"
     opening = {
         "entry": msgspec.to_builtins(entry), "root": context.bundle.path.resolve(),
         "max_batch": manifest.interface.max_batch,
     }  # fmt: skip
     return Entrant(
-        key=f"{OUR_FLOAT if is_float else OURS} {entry.name} {entry.kind}", title=title, engine=library, side="ours",
-        program=own("benchmarks.speed.own.engine"), opening=opening,
+        key=f"{OURS} {entry.name} {entry.kind} {entry.precision}", title=title, engine=_LIBRARIES[entry.kind],
+        side="ours", program=own("benchmarks.speed.own.engine"), opening=opening,
         settings=grid(context.threads, manifest.interface.max_batch),
         made_of=_digests(context.bundle.path / entry.file), precision=entry.precision,
     )  # fmt: skip

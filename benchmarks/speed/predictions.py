@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace as changed
+
 from benchmarks.contest import kept
 from benchmarks.contest.guest import ContenderFailed, Guest, Reply
 from benchmarks.contest.handover import replay
@@ -138,9 +140,9 @@ def _failed(exam: Exam, entrant: Entrant, error: Exception) -> Row:
 
 def _scored(row: Row, reference: list[EvaluatedTile], found: list[EvaluatedTile]) -> Row:
     scores = scores_of(reference, found)
-    return Row(
-        row.key, row.title, row.engine, row.side, row.precision, "", [*row.notes, *scores.notes], scores.f1,
-        scores.drop_points, scores.interval, scores.agreement, peak_mib=row.peak_mib, versions=row.versions,
+    return changed(
+        row, notes=[*row.notes, *scores.notes], f1=scores.f1, drop_points=scores.drop_points,
+        interval=scores.interval, agreement=scores.agreement,
     )  # fmt: skip
 
 

@@ -157,13 +157,17 @@ def throughput_rounds(
     """Measures the pairs/s of all guests, each at its open setting, which is the last one in ``tried``."""
 
     def send(key: str, guest: Guest, _number: int) -> float:
-        best = tried[key][-1].setting
-        return _rate(course, guest, best, _calls_for(course, guest, best))
+        return rate_for(course, guest, tried[key][-1].setting)
 
     found = in_rounds("throughput", guests, course.rounds, send)
     return {
         key: value if isinstance(value, str) else throughput_of(value, tried[key]) for key, value in found.items()
     }  # fmt: skip
+
+
+def rate_for(course: Course, guest: Guest, setting: Setting) -> float:
+    """Returns the pairs/s of a guest whose engine is open at ``setting``, measured for about a round's time."""
+    return _rate(course, guest, setting, _calls_for(course, guest, setting))
 
 
 def throughput_of(rates: list[float], tried: list[Tried]) -> Throughput:

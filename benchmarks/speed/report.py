@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any, Literal
 
 from msgspec import field
@@ -69,6 +70,8 @@ class Row(Struct, frozen=True):
     notes: list[str] = field(default_factory=list)
     f1: float | None = None
     drop_points: float | None = None
+    # F1 divided by that of the reference.
+    f1_ratio: float | None = None
     interval: Interval | None = None
     agreement: float | None = None
     latency: Latency | None = None
@@ -123,6 +126,73 @@ class Work(Struct, frozen=True):
         return 2 * (self.weights + self.activations)
 
 
+class SceneRound(Struct, frozen=True):
+    """One run of a command on a pair of scenes, and the speed of its engine alone."""
+
+    # From the start of the process to its exit.
+    seconds: float
+    # From the first pixel read to the last tile computed or row written.
+    tile_seconds: float
+    tiles: int
+    # Pairs/s of the engine alone: the mean of directly before and directly after the run.
+    engine_rate: float
+
+
+class ScenePath(Struct, frozen=True):
+    """The whole path from two GeoTIFFs to a mask with one command."""
+
+    title: str
+    side: Side
+    # Engine and precision.
+    engine: str = ""
+    # Of the mask of the whole scene.
+    f1: float | None = None
+    rounds: list[SceneRound] = field(default_factory=list)
+    # Why there are no figures.
+    failed: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """Returns the median time from the start of the process to its exit."""
+        return statistics.median(one.seconds for one in self.rounds)
+
+    @property
+    def outside(self) -> float:
+        """Returns the median time of a run outside the computing of tiles, in seconds: its start and its end."""
+        return statistics.median(one.seconds - one.tile_seconds for one in self.rounds)
+
+    @property
+    def tile_rate(self) -> float:
+        """Returns the median tiles/s."""
+        return statistics.median(one.tiles / one.tile_seconds for one in self.rounds)
+
+    @property
+    def engine_rate(self) -> float:
+        """Returns the median pairs/s of the engine alone."""
+        return statistics.median(one.engine_rate for one in self.rounds)
+
+    @property
+    def share(self) -> float:
+        """Returns the median share of the engine's own rate that the run reaches while it computes tiles."""
+        return statistics.median(one.tiles / one.tile_seconds / one.engine_rate for one in self.rounds)
+
+
+class Scene(Struct, frozen=True):
+    """A pair of square scenes, and the commands that were run on it in alternating rounds."""
+
+    # Side in pixels.
+    pixels: int
+    paths: list[ScenePath]
+
+    def speeds(self, path: ScenePath) -> list[float]:
+        """Returns the Mpixel/s of each round, from the start of the process to its exit."""
+        return [self.pixels**2 / 1e6 / one.seconds for one in path.rounds]
+
+    def path_of(self, side: Side) -> ScenePath | None:
+        """Returns the path of a side if it was measured."""
+        return next((path for path in self.paths if path.side == side and path.rounds), None)
+
+
 class Target(Struct, frozen=True):
     """A speed target of this project."""
 
@@ -133,6 +203,8 @@ class Target(Struct, frozen=True):
     found: str
     # None if it was not measured.
     reached: bool | None
+    # Whether the stretch goal was reached, too.
+    stretch: bool = False
 
 
 class Report(Struct, frozen=True):
@@ -150,6 +222,8 @@ class Report(Struct, frozen=True):
     # Timed in the same rounds as single calls.
     matrix_product: Latency | None
     peaks: list[Peak]
+    # None if it was left out.
+    scene: Scene | None
     targets: list[Target]
     load_before: float
     load_after: float

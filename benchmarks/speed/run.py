@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
 
+from benchmarks.contest import kept
 from benchmarks.contest.contenders import PEERS, Contender
 from benchmarks.contest.environments import interpreters
 from benchmarks.contest.guest import ContenderFailed
@@ -22,6 +23,7 @@ from benchmarks.speed.entrants import (
     Context,
     Entrant,
     bundle_engines,
+    fits_processor,
     networks,
     quantized_peers,
     straight_exports,
@@ -31,16 +33,17 @@ from benchmarks.speed.predictions import Exam, examine
 from benchmarks.speed.race import Course, race
 from benchmarks.speed.ratios import timed_rows
 from benchmarks.speed.report import Absent, Report
+from benchmarks.speed.scene import commands, make_pair, measure_scene
 from benchmarks.speed.targets import targets_of
 from benchmarks.speed.work import work_of
 from misgnet_export.pipeline.targets import PRODUCTS
-from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.formatting import timestamp
-from misgnet_runtime.machine import check_processor, describe_machine
+from misgnet_runtime.machine import describe_machine
 from misgnet_runtime.storage.snapshot import Snapshot
 
-QUANTIZERS = tuple(peer for peer in PEERS if peer.key in ("quantize_static", "nncf", "nncf-transformer"))
-SKIPPABLE = (EAGER, COMPILED, *(peer.key for peer in QUANTIZERS))
+QUANTIZERS = tuple(peer for peer in PEERS if peer.key in ("quantize_static", "nncf", "nncf-transformer", "nncf-guide"))
+SCENE = "scene"
+SKIPPABLE = (EAGER, COMPILED, *(peer.key for peer in QUANTIZERS), SCENE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,9 @@ class Options:
     limit: float
     # Number of evaluation tiles (default: all).
     eval_tiles: int | None = None
+    # Side of the scene in pixels, and its rounds.
+    scene_side: int = 4096
+    scene_rounds: int = 3
     # Keys of :data:`SKIPPABLE`.
     skip: tuple[str, ...] = ()
 
@@ -73,19 +79,14 @@ class Options:
 def targets_here() -> list[str]:
     """Returns the CPU targets that run on this processor."""
     on_cpu = {name: product for name, product in PRODUCTS.items() if product.engine in ("onnxruntime", "openvino")}
-    return [name for name, product in on_cpu.items() if _fits(product.needs)]
-
-
-def _fits(needs: Collection[str]) -> bool:
-    try:
-        check_processor(needs)
-    except UnavailableError:
-        return False
-    return True
+    return [name for name, product in on_cpu.items() if fits_processor(product.needs)]
 
 
 def run(options: Options, work: Path) -> Report:
-    """Prepares, scores and times all contenders. ``work``: folder for graphs, tiles, predictions and logs."""
+    """Prepares, scores and times all contenders, and measures whole paths on a scene.
+
+    ``work``: folder for graphs, tiles, predictions and logs.
+    """
     load_before = os.getloadavg()[0]
     limit_s = 60 * options.limit
     bundle, weights = open_start(options.start, options.weights, options.build_options(), work)
@@ -97,6 +98,9 @@ def run(options: Options, work: Path) -> Report:
     with step("writing the tiles"):
         calibration = hand_over(sets.calibration, interface, work / "calibration")
         evaluation = hand_over(sets.evaluation, interface, work / "evaluation")
+        pair = None
+        if SCENE not in options.skip:
+            pair = make_pair(options.evaluation, options.scene_side, kept.emptied(work / "scene"))
     python_of = interpreters(options.cache, limit_s)
     context = Context(
         bundle=bundle,
@@ -137,12 +141,14 @@ def run(options: Options, work: Path) -> Report:
     peaks = measure_peaks(course, multipliers(python_of, options.threads))
     work_of_pair = work_of(onnx.load(straight))
     rows = timed_rows([row for row, _ in examined], times, work_of_pair, peaks)
+    scene = measure_scene(replace(course, rounds=options.scene_rounds), pair, commands(context, pair)) if pair else None
     snapshot.check()  # each entrant read the weights itself
+    machine = describe_machine()
     return Report(
-        timestamp(), describe_machine(),
-        {name: getattr(options, name) for name in ("threads", "rounds", "seconds")}, sets.summary(), bundle.digest(),
-        weights_sha256, work_of_pair, rows, [*absent, *duplicates], product, peaks, targets_of(rows, product),
-        load_before, os.getloadavg()[0],
+        timestamp(), machine,
+        {name: getattr(options, name) for name in ("threads", "rounds", "seconds", "scene_rounds")}, sets.summary(),
+        bundle.digest(), weights_sha256, work_of_pair, rows, [*absent, *duplicates], product, peaks, scene,
+        targets_of(rows, scene, machine["features"]), load_before, os.getloadavg()[0],
     )  # fmt: skip
 
 

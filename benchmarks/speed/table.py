@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from benchmarks.speed.peaks import best_peak
-from benchmarks.speed.ratios import best_peer
-from benchmarks.speed.report import Kind, Latency, Peak, Report, Row, Target, Throughput
+from benchmarks.speed.ratios import MIN_F1_RATIO, best_peer
+from benchmarks.speed.report import Kind, Latency, Peak, Report, Row, Scene, ScenePath, Target, Throughput
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.machine import machine_line
 
 _HEAD = (
-    "contender", "engine", "F1", "drop, points", "equal pixels", "one pair: p50, p99 ms",
+    "contender", "engine", "F1", "drop, points", "F1 ratio", "equal pixels", "one pair: p50, p99 ms",
     "pairs/s (lowest to highest)", "streams x batch", "x best peer", "x eager", "of FP32, INT8 peak",
+)  # fmt: skip
+_SCENE_HEAD = (
+    "whole path", "engine", "F1", "Mpixel/s (lowest to highest)", "seconds", "of these start and end", "tiles",
+    "tiles/s", "engine alone, pairs/s", "share",
 )  # fmt: skip
 _SHOWN_VERSIONS = ("torch", "onnxruntime", "nncf", "openvino")
 
 
 def markdown(report: Report) -> str:
-    """Returns the table, the targets and the captions."""
+    """Returns the tables of the race, of the scene and of the targets, and the captions."""
     best = best_peer(report.rows)
     lines = [
-        _cells(_HEAD), "|" + "---|" * len(_HEAD), *(_line(row, best) for row in report.rows), "",
-        _cells(("target", "required", "measured", "")), "|---|---|---|---|", *map(_target, report.targets), "",
+        *_head(_HEAD), *(_line(row, best) for row in report.rows), "",
+        *_scene(report.scene),
+        *_head(("target", "required", "measured", "")), *map(_target, report.targets), "",
         *(f"- {line}" for line in _captions(report)),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -35,14 +41,32 @@ def _line(row: Row, best: Row | None) -> str:
         return _cells([*first, f"failed: {_plain(row.failed)}", *[""] * (len(_HEAD) - 3)])
     ratio = "the best" if best and row.key == best.key else _number(row.to_best_peer, ".2f")
     return _cells([
-        *first, _number(row.f1, ".4f"), _number(row.drop_points, ".3f"),
+        *first, _number(row.f1, ".4f"), _number(row.drop_points, ".3f"), _number(row.f1_ratio, ".4f"),
         "" if row.agreement is None else f"{100 * row.agreement:.3f} %", _latency(row.latency),
         *_throughput(row.throughput), ratio, _number(row.to_eager, ".2f"), _shares(row),
     ])  # fmt: skip
 
 
+def _scene(scene: Scene | None) -> list[str]:
+    return [*_head(_SCENE_HEAD), *(_path(scene, path) for path in scene.paths), ""] if scene else []
+
+
+def _path(scene: Scene, path: ScenePath) -> str:
+    title = f"**{path.title}**" if path.side == "ours" else path.title
+    if path.failed:
+        return _cells([title, path.engine, f"failed: {_plain(path.failed)}", *[""] * (len(_SCENE_HEAD) - 3)])
+    speeds = scene.speeds(path)
+    return _cells([
+        title, path.engine, _number(path.f1, ".4f"),
+        f"{statistics.median(speeds):.2f} ({min(speeds):.2f} to {max(speeds):.2f})", f"{path.seconds:.1f}",
+        f"{path.outside:.2f}", str(path.rounds[0].tiles), f"{path.tile_rate:.1f}", f"{path.engine_rate:.1f}",
+        f"{path.share:.3f}",
+    ])  # fmt: skip
+
+
 def _target(target: Target) -> str:
     verdict = {True: "reached", False: "**not reached**", None: ""}[target.reached]
+    verdict += ", and the stretch goal" if target.stretch else ""
     return _cells((target.name, target.asked, target.found, verdict))
 
 
@@ -58,7 +82,8 @@ def _captions(report: Report) -> list[str]:
         f"and equal pixels are relative to the straight export in {report.rows[0].engine}.",
         f"Every contender has its own process; {plural(settings['rounds'], 'alternating round')} in reversing order, "
         f"{settings['seconds']:g} s each; processes that are not measured are stopped. Pairs/s: median of the rounds. "
-        "Best peer: the fastest contender that is not this project's, regardless of F1.",
+        f"Best peer: the fastest contender that is not this project's and has an F1 ratio of at least {MIN_F1_RATIO}.",
+        *_scene_caption(report),
         f"{work.operations / 1e9:.1f} G operations per pair (a MAC counts as two), {2 * work.activations / 1e9:.2f} G "
         f"of them between activations, counted on the straight export. {_peaks(report.peaks)}",
         *_product(report.matrix_product),
@@ -66,6 +91,17 @@ def _captions(report: Report) -> list[str]:
         *(f"No row: {absent.title}: {absent.reason}." for absent in report.absent),
         *dict.fromkeys(f"{row.name}: {_plain(note)}." for row in report.rows for note in row.notes),
         f"Versions: {_versions(report.rows)}.",
+    ]
+
+
+def _scene_caption(report: Report) -> list[str]:
+    if report.scene is None:
+        return []
+    side, rounds = report.scene.pixels, report.settings["scene_rounds"]
+    return [
+        f"Whole path: a pair of {side:,} x {side:,} px made of the evaluation images, from the start of the process to "
+        f"its exit; medians of {plural(rounds, 'alternating round')} after one that fills the caches of compiled "
+        "graphs. The engine alone is measured directly before and after each run."
     ]
 
 
@@ -126,6 +162,10 @@ def _shares(row: Row) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
+
+
+def _head(titles: Sequence[str]) -> list[str]:
+    return [_cells(titles), "|" + "---|" * len(titles)]
 
 
 def _cells(cells: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Tests of ``benchmarks/scene_throughput.py``: generated pairs, alternation and table."""
+"""Tests of ``benchmarks/scene_throughput.py`` and ``scene_pairs.py``: generated pairs, alternation and table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from benchmarks import scene_throughput
-from benchmarks.scene_throughput import Bench, Trial, cells, make_scene, table
+from benchmarks.scene_pairs import cells, make_label, make_scene
+from benchmarks.scene_throughput import Bench, Trial, table
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.measure.bench.scene import SceneRun, SceneTask
@@ -35,6 +36,16 @@ def test_a_scene_is_filled_with_the_images_of_a_folder(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found[:32, 96:], pixels[2][:, :4])
     np.testing.assert_array_equal(found[32:64, :48], pixels[0])
     np.testing.assert_array_equal(found[96:, 48:96], pixels[1][:4])
+
+
+def test_the_label_of_a_scene_has_the_places_of_its_images(tmp_path: Path) -> None:
+    changed = np.zeros((2, 32, 48), np.uint8)
+    changed[1, 4, 5] = 255
+    for number, label in enumerate(changed):
+        write_image(tmp_path / f"{number}.png", label)
+    found = make_label(tmp_path, 100)
+    assert found.dtype == bool and found.shape == (100, 100)
+    assert np.argwhere(found).tolist() == [[4, 53], [36, 5], [68, 53]]
 
 
 def test_images_of_several_sizes_or_none_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Quantizes a graph to INT8 with NNCF for OpenVINO, with its default or its transformer preset."""
+"""Quantizes a graph to INT8 with NNCF for OpenVINO, at its defaults except for the given settings."""
 
 from __future__ import annotations
 
@@ -18,18 +18,27 @@ _PASSING = (
 
 
 def quantize(request: dict[str, Any]) -> dict[str, Any]:
-    """Quantizes a graph; ``settings`` may have ``model_type``, the name of an NNCF model type."""
+    """Quantizes a graph.
+
+    ``settings`` may have ``model_type`` and ``preset``, names in NNCF's enumerations; ``ignored``, regular expressions
+    for the names of operators that stay float; and ``fixed_batch``, true to fix the batch size to 1 before.
+    """
     start = time.perf_counter()
     tiles = load_tiles(request["tiles"])
     count = count_of(tiles)
     dataset = nncf.Dataset(range(count), lambda i: {name: array[i : i + 1] for name, array in tiles.items()})
-    kind = request["settings"].get("model_type")
+    settings = request["settings"]
+    source = openvino.Core().read_model(request["graph"])
+    if settings.get("fixed_batch"):
+        source.reshape({port: [1, *list(port.partial_shape)[1:]] for port in source.inputs})
     model = nncf.quantize(
-        openvino.Core().read_model(request["graph"]),
+        source,
         dataset,
         # The default is at most 300 tiles; all contenders use all tiles.
         subset_size=count,
-        model_type=getattr(nncf.ModelType, kind) if kind else None,
+        model_type=_member(nncf.ModelType, settings.get("model_type")),
+        preset=_member(nncf.QuantizationPreset, settings.get("preset")),
+        ignored_scope=nncf.IgnoredScope(patterns=settings["ignored"]) if "ignored" in settings else None,
     )
     # By default, remaining float constants are rounded to half precision, an approximation unrelated to INT8.
     openvino.save_model(model, request["out"], compress_to_fp16=False)
@@ -42,6 +51,10 @@ def quantize(request: dict[str, Any]) -> dict[str, Any]:
             if op.get_type_name() in _PRODUCTS
         ],
     }
+
+
+def _member(enumeration: Any, name: str | None) -> Any:
+    return None if name is None else enumeration[name]
 
 
 def _is_int8(operator: Any) -> bool:

@@ -1,11 +1,15 @@
-"""Repairs an INT8 graph by smoothing, learned rounding and bias correction; keeps a step only if the graph improves."""
+"""Repairs an INT8 graph by bias correction, smoothing and learned rounding; keeps a step only if the graph improves.
+
+The cheapest step is the first, and no step follows once the graph is good enough. Biases are corrected again after each
+later step, which changes the errors that they correct.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import onnx
 
@@ -64,49 +68,59 @@ class Repaired:
     attempts: tuple[Attempt, ...]  # all repairs that were tried
 
 
-Step = Literal["smoothing", "rounding", "bias"]
+Step = Literal["bias", "smoothing", "rounding"]
 RangesOf = Callable[[onnx.ModelProto], Mapping[str, Range]]
-Decide = Callable[[onnx.ModelProto], Measured]
+AnyMeasured = TypeVar("AnyMeasured", bound=Measured)
 
 
 def repair(
     model: onnx.ModelProto, interface: Interface, tiles: TileSet, recipe: Recipe, *,
-    ranges_of: RangesOf, absolute_maxima: Mapping[str, float], decide: Decide, progress: Progress | None = None,
-    keep_float: Collection[str] = (), steps: Sequence[Step] = ("smoothing", "rounding", "bias"),
+    ranges_of: RangesOf, absolute_maxima: Mapping[str, float], decide: Callable[[onnx.ModelProto], AnyMeasured],
+    enough: Callable[[AnyMeasured], bool] | None = None, progress: Progress | None = None,
+    keep_float: Collection[str] = (), steps: Sequence[Step] = ("bias", "smoothing", "rounding"),
 ) -> Repaired:  # fmt: skip
     """Quantizes the float graph ``model`` for ``recipe`` and repairs it, one of ``steps`` after the other.
 
     ``ranges_of`` observes a float graph's activations on the calibration ``tiles``; it is called again after smoothing,
     which changes them. ``absolute_maxima`` is passed to ``quantize``. ``decide`` measures a quantized graph on tiles
-    not used for calibration. ``progress`` counts hundredths of a step. Raises InputError and GateFailed as ``quantize``
-    and the steps do.
+    not used for calibration. The remaining steps are skipped once ``enough`` is true of what was measured (default:
+    no step is skipped). ``progress`` counts hundredths of a step. Raises InputError and GateFailed as ``quantize`` and
+    the steps do.
     """
     inputs = QuantizationInputs(
         model=model, ranges=ranges_of(model), absolute_maxima=absolute_maxima, keep_float=frozenset(keep_float)
     )
     quantized = inputs.quantize(recipe)
-    best = Repaired(quantized, inputs, _score(decide(quantized.model)), ())
+    measured = decide(quantized.model)
+    best = Repaired(quantized, inputs, _score(measured), ())
     for index, name in enumerate(steps):
+        if enough is not None and enough(measured):
+            break
         work = _Work(
-            interface=interface, tiles=tiles, recipe=recipe, ranges_of=ranges_of, decide=decide,
+            interface=interface, tiles=tiles, recipe=recipe, ranges_of=ranges_of,
             progress=_part(progress, index, len(steps)),
         )  # fmt: skip
-        best = _tried(best, name, work)
+        best, measured = _tried(best, measured, name, work, decide)
     return best
 
 
-def _tried(best: Repaired, name: Step, work: _Work) -> Repaired:
-    """Returns ``best`` with one more repair if that is better, else unchanged; records the attempt."""
+def _tried(
+    best: Repaired, measured: AnyMeasured, name: Step, work: _Work, decide: Callable[[onnx.ModelProto], AnyMeasured]
+) -> tuple[Repaired, AnyMeasured]:
+    """Returns ``best`` and its measurement with one more repair if that is better, else unchanged; records it."""
     started = time.perf_counter()
     inputs, finding = _STEPS[name](best.inputs, work)
     quantized = inputs.quantize(work.recipe)
-    score = _score(work.decide(quantized.model))
-    kept = is_better(best.score, score)
+    after = decide(quantized.model)
+    kept = is_better(best.score, _score(after))
     attempt = Attempt(
-        name=name, before=best.score, after=score, seconds=time.perf_counter() - started, kept=kept, finding=finding
-    )
+        name=name, before=best.score, after=_score(after), seconds=time.perf_counter() - started, kept=kept,
+        finding=finding,
+    )  # fmt: skip
     attempts = (*best.attempts, attempt)
-    return Repaired(quantized, inputs, score, attempts) if kept else replace(best, attempts=attempts)
+    if not kept:
+        return replace(best, attempts=attempts), measured
+    return Repaired(quantized, inputs, _score(after), attempts), after
 
 
 def is_better(before: Score, after: Score) -> bool:
@@ -126,7 +140,6 @@ class _Work:
     tiles: TileSet
     recipe: Recipe
     ranges_of: RangesOf
-    decide: Decide
     progress: Progress | None
 
 
@@ -138,9 +151,8 @@ def _smoothing(given: QuantizationInputs, work: _Work) -> tuple[QuantizationInpu
         return given, finding
     known = given.absolute_maxima
     absolute_maxima = {**known, **{name: value for name, value in found.absolute_maxima.items() if name in known}}
-    return replace(
-        given, model=found.model, ranges=work.ranges_of(found.model), absolute_maxima=absolute_maxima
-    ), finding
+    smoothed = replace(given, model=found.model, ranges=work.ranges_of(found.model), absolute_maxima=absolute_maxima)
+    return _corrected_again(smoothed, work), finding
 
 
 def _rounding(given: QuantizationInputs, work: _Work) -> tuple[QuantizationInputs, str]:
@@ -149,7 +161,12 @@ def _rounding(given: QuantizationInputs, work: _Work) -> tuple[QuantizationInput
         given.model, work.interface, work.tiles, sites, work.recipe, ranges=given.ranges, progress=work.progress
     )
     finding = f"learned rounding of {len(found.quantized_weights)} of {plural(len(weighted(sites)), 'weight')}"
-    return replace(given, quantized_weights=found.quantized_weights), finding
+    return _corrected_again(replace(given, quantized_weights=found.quantized_weights), work), finding
+
+
+def _corrected_again(given: QuantizationInputs, work: _Work) -> QuantizationInputs:
+    """Returns ``given``, with corrections of its biases learned for its present weights and ranges if it has any."""
+    return _bias(given, work)[0] if given.bias else given
 
 
 def _bias(given: QuantizationInputs, work: _Work) -> tuple[QuantizationInputs, str]:
@@ -158,14 +175,17 @@ def _bias(given: QuantizationInputs, work: _Work) -> tuple[QuantizationInputs, s
         given.model, work.interface, work.tiles, sites, work.recipe,
         ranges=given.ranges, quantized_weights=given.quantized_weights, progress=work.progress,
     )  # fmt: skip
-    finding = f"corrected {len(found.corrections)} of {len(weighted(sites))} biases"
+    corrected = sum(site.node in found.corrections for site in weighted(sites))
+    finding = f"corrected {corrected} of {len(weighted(sites))} biases"
+    if len(found.corrections) > corrected:
+        finding += " and that of the output"
     return replace(given, bias=found.corrections), finding
 
 
 _STEPS: Mapping[Step, Callable[[QuantizationInputs, _Work], tuple[QuantizationInputs, str]]] = {
+    "bias": _bias,
     "smoothing": _smoothing,
     "rounding": _rounding,
-    "bias": _bias,
 }
 
 

@@ -52,9 +52,9 @@ def quantize(
         ranges: By tensor, for every activation of the recipe's sites.
         absolute_maxima: By tensor; they decide which nodes a float16 recipe keeps in float32.
         keep_float: Nodes that are not quantized. Their entries in ``quantized_weights`` and ``bias`` are ignored,
-            since these repair the effects of quantization.
+            since these repair the effects of quantization. If no operator is left to quantize, all of them are.
         quantized_weights: By node, INT8 values of the weight's shape that replace the nearest ones.
-        bias: By node, float32 (C,) that is added to the operator's constant bias (see ``edits.with_bias``).
+        bias: By node, quantized or not, float32 (C,) that is added to its constant bias (see ``edits.with_bias``).
         float32: Further nodes that a float16 recipe keeps in float32, with the reason.
 
     Raises:
@@ -65,7 +65,7 @@ def quantize(
     _check_names(graph, {*keep_float, *(quantized_weights or {}), *(bias or {}), *(float32 or {})})
     kept_float = frozenset(keep_float)
     sites = [p for p in quantizer_sites(graph, recipe) if p.node not in kept_float]
-    if corrections := {p.node: bias[p.node] for p in sites if bias and p.node in bias}:
+    if corrections := {name: value for name, value in (bias or {}).items() if sites and name not in kept_float}:
         graph = Graph(with_bias(model, corrections))
         # a changed bias may have a new name
         sites = [p for p in quantizer_sites(graph, recipe) if p.node not in kept_float]

@@ -60,8 +60,8 @@ _NO_WEIGHT = (
     _INTERPOLATION,
     Rule(
         name="stacked weights", decision="float",
-        why="the guidance multiplies both dates in one product: its weights have no single axis of output channels, "
-        "and graph nodes are too few for INT8 to pay off",
+        why="a product with several matrices, of dates in the guidance or heads in attention, has no single axis "
+        "of output channels, and graph nodes and values are too few for INT8 to pay off",
         source=_TENSORRT,
         operators=("MatMul",), stacked=True,
     ),

@@ -90,7 +90,8 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
     parity, pictures = evaluate_engines(
         engines, sets.evaluation, reference, files=root, interface=request.interface, policy=context.policy, log=log
     )
-    draft = leave_out_misses(context, Draft(sets, graphs, engines, Evidence(parity, pictures), tuned))
+    draft = Draft(sets=sets, graphs=graphs, engines=engines, evidence=Evidence(parity, pictures), tuned=tuned)
+    draft = leave_out_misses(context, draft)
     parity = draft.evidence.parity
     if not parity.passed:
         return draft

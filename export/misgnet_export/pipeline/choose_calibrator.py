@@ -1,9 +1,17 @@
-"""Chooses the calibrator for a recipe's ranges: the requested one, or the best one on validation tiles."""
+"""Chooses the calibrator for a recipe's ranges: the requested one, or the best one on validation tiles.
+
+Candidates are compared by the mean difference of the probability of change. Every pixel contributes to it, while F1 and
+the masks depend on the few pixels near the threshold, of which a few dozen tiles have too many by chance. The choice
+per tensor is the best of very many combinations, so it must be better than the best single calibrator by more than the
+noise among the validation images; tiles of one image are not independent.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from misgnet_calibration.onnx_graph import Graph
 from misgnet_calibration.quantizer.per_tensor_range import PerTensor, choose_per_tensor
@@ -20,10 +28,12 @@ from misgnet_calibration.statistics.calibrators import (
     named,
 )
 from misgnet_calibration.statistics.observers import Range
-from misgnet_export.pipeline.agreement import Agreement
 from misgnet_export.pipeline.calibrate import Calibrated
 from misgnet_export.pipeline.validation_loss import Loss
 from misgnet_runtime.callables import Progress
+
+# 95 % quantiles of Student's t distribution with 1 to 10 degrees of freedom; with more it is a little smaller.
+_STUDENT_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ def quantized_as(
     """Returns the graph for the requested observer, and all candidates if it was chosen on validation tiles."""
     if requested == AUTO and start.decision is not None:
         tried = try_calibrators(start, recipe, progress)
-        chosen = tried[best({name: c.loss.agreement for name, c in tried.items() if c.loss})]
+        chosen = tried[choose({name: c.loss.by_image for name, c in tried.items() if c.loss})]
         return quantized_with(chosen.calibrator, start, recipe) if recipe.float16 else chosen, tried
     if requested == PER_TENSOR:
         return quantized_with(per_tensor(start, recipe, _candidate_ranges(start, recipe), progress), start, recipe), {}
@@ -93,6 +103,27 @@ def _ranges(calibrator: Calibrating, start: Calibrated, recipe: Recipe) -> Mappi
     return start.observed.ranges(calibrator, symmetric=recipe.symmetric_activations)
 
 
-def best(tried: Mapping[str, Agreement]) -> str:
-    """Returns the candidate with most agreeing pixels; ties go to the smaller mean difference."""
-    return max(tried, key=lambda name: (tried[name].pixels, -tried[name].mean))
+def choose(errors: Mapping[str, Sequence[float]]) -> str:
+    """Returns the single calibrator with the smallest mean error, or PER_TENSOR if that is better beyond noise.
+
+    Args:
+        errors: By calibrator, the error on each validation image, in the same order; empty if it has NaN. Of equally
+            good calibrators, the first is taken.
+    """
+    singles = {name: found for name, found in errors.items() if name != PER_TENSOR}
+    best = min(singles, key=lambda name: float(np.mean(singles[name])) if singles[name] else np.inf)
+    mixture = errors.get(PER_TENSOR, ())
+    return PER_TENSOR if mixture and surely_smaller(mixture, singles[best]) else best
+
+
+def surely_smaller(errors: Sequence[float], others: Sequence[float]) -> bool:
+    """Returns whether ``errors`` are smaller than ``others`` on the same images by more than chance explains.
+
+    This is Student's paired t-test, one-sided, at 5 % ("The probable error of a mean", Biometrika 6, 1908). A single
+    image has no noise to compare with; then the result is False.
+    """
+    if len(errors) < 2 or len(errors) != len(others):
+        return False
+    gains = np.subtract(others, errors)
+    noise = float(gains.std(ddof=1)) / len(gains) ** 0.5
+    return bool(gains.mean() > _STUDENT_95[min(len(gains) - 1, len(_STUDENT_95)) - 1] * noise)

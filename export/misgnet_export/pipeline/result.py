@@ -119,7 +119,7 @@ class Evidence:
     timings: list[Timing] = field(default_factory=list)  # empty if the gate failed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Draft:
     """A bundle before its manifest is written."""
 

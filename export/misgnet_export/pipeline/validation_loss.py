@@ -14,7 +14,7 @@ from misgnet_runtime.accuracy.gate import f1_drop
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
-from misgnet_runtime.raster.dataset import Tile, TileSet
+from misgnet_runtime.raster.dataset import Source, Tile, TileSet
 
 _FEWER = 4
 
@@ -25,6 +25,15 @@ class Loss:
 
     agreement: Agreement
     measurement: Measurement
+    by_image: tuple[float, ...]  # mean difference of the probability of change, by source image
+
+    @property
+    def mean(self) -> float:
+        return self.agreement.mean
+
+    @property
+    def pixels(self) -> float:
+        return self.agreement.pixels
 
 
 @dataclass(frozen=True)
@@ -48,14 +57,25 @@ class Decision:
         """Returns every fourth tile, for estimates that only rank graphs."""
         return replace(self, tiles=self.tiles[::_FEWER], expected=self.expected[::_FEWER])
 
+    @property
+    def reference_f1(self) -> float | None:
+        """F1 of the float graph, 0 to 1; None if no label has change."""
+        return self._confusion(self.expected).f1
+
     def loss(self, model: onnx.ModelProto) -> Loss:
         """Measures the loss of ``model``: F1 in points, differing pixels, and mean difference of the probability."""
         found = predictions_of(model, self.interface, self.tiles)
         close = compare(self.expected, found, self.threshold)
         if not all(np.isfinite(values).all() for values in found):
-            return Loss(close, NO_NUMBERS)
+            return Loss(close, NO_NUMBERS, ())
         drop = f1_drop(self._confusion(self.expected), self._confusion(found))
-        return Loss(close, Measurement(drop, close.pixels, close.mean))
+        return Loss(close, Measurement(drop, close.pixels, close.mean), self._by_image(found))
+
+    def _by_image(self, predictions: Sequence[np.ndarray]) -> tuple[float, ...]:
+        errors: dict[Source, list[float]] = {}
+        for tile, values, expected in zip(self.tiles, predictions, self.expected, strict=True):
+            errors.setdefault(tile.ref.source, []).append(float(np.abs(values - expected).mean()))
+        return tuple(float(np.mean(found)) for found in errors.values())
 
     def _confusion(self, predictions: Sequence[np.ndarray]) -> Confusion:
         return Confusion.total([

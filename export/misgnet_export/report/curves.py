@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from misgnet_export.report.figures import number, percent
 from misgnet_runtime.bundle import MeasuredOverlap
 
 _LEAST_RANGE = 0.004  # of the values; smaller differences are drawn small
@@ -20,7 +22,7 @@ class Point:
     chosen: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """A line plot; positions are pixels of the SVG."""
 
@@ -29,7 +31,7 @@ class Curve:
     ticks: list[tuple[float, str]]  # (y, value) of the smallest and the largest value
     width: int = 380
     height: int = 180
-    left: int = 58
+    left: int = 66
     right: int = 368
     bottom: int = 152
 
@@ -40,18 +42,22 @@ class Curve:
 
 
 def of_overlaps(measured: Sequence[MeasuredOverlap], chosen: int) -> list[Curve]:
-    """Returns the curves of F1 (if defined) and of seam agreement, in per cent, over the overlap in pixels."""
+    """Returns the curves of F1 (if defined) and of seam agreement over the overlap in pixels."""
     if not measured:
         return []
     overlaps = [one.overlap for one in measured]
     found = []
     if all(one.f1 is not None for one in measured):
-        found.append(_curve("F1, %", overlaps, [one.f1 or 0.0 for one in measured], chosen))
-    found.append(_curve("Seam agreement, %", overlaps, [one.seam_agreement for one in measured], chosen))
+        scores = [one.f1 or 0.0 for one in measured]
+        found.append(_curve("F1 by overlap in px", overlaps, scores, chosen, text=number))
+    seams = [one.seam_agreement for one in measured]
+    found.append(_curve("Seam agreement by overlap in px", overlaps, seams, chosen, text=partial(percent, digits=2)))
     return found
 
 
-def _curve(title: str, overlaps: Sequence[int], values: Sequence[float], chosen: int) -> Curve:
+def _curve(
+    title: str, overlaps: Sequence[int], values: Sequence[float], chosen: int, *, text: Callable[[float], str]
+) -> Curve:
     middle, half = (max(values) + min(values)) / 2, max(max(values) - min(values), _LEAST_RANGE) / 2
     left, right, top, bottom = Curve.left + 12, Curve.right - 12, 34, Curve.bottom - 14
 
@@ -63,4 +69,4 @@ def _curve(title: str, overlaps: Sequence[int], values: Sequence[float], chosen:
         for overlap, value in zip(overlaps, values, strict=True)
     ]
     ends = sorted({min(values), max(values)})
-    return Curve(title, points, [(y(value), f"{100 * value:.2f}") for value in ends])
+    return Curve(title=title, points=points, ticks=[(y(value), text(value)) for value in ends])

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.errors import InputError, UnavailableError
-from misgnet_runtime.formatting import printable
+from misgnet_runtime.formatting import printable, truncated
 from misgnet_runtime.log import current, is_json, out_console
 
 if TYPE_CHECKING:
@@ -46,11 +46,13 @@ class _Result(msgspec.Struct):
 
     engine: str
     f1_drop_points: float | None = None
+    f1_ratio: float | None = None
     scores: dict[str, float | None] = msgspec.field(default_factory=dict)
 
 
 def print_info(path: Path, console: Console) -> None:
     """Checks the digests, then prints engines, quantization, files and whether each engine opens here."""
+    from misgnet_runtime.accuracy.limit import limit_of
     from misgnet_runtime.bundle.reader import read_bundle
     from misgnet_runtime.inference.selection import ranked_here
     from misgnet_runtime.inference.tuned import kept
@@ -61,6 +63,7 @@ def print_info(path: Path, console: Console) -> None:
         f"bundle {path}, version {m.bundle_version}, created {m.created}, licence: {m.licence}",
         f"tile {m.tile} px, overlap {m.scene_overlap} px ({m.overlap_from})",
         f"threshold {m.threshold:g}, classes {', '.join(m.class_names)}, weights {m.source_weights_sha256[:16]}",
+        f"gate: {limit_of(m).describe(m.gate)}",
     ):
         console.print(printable(line), soft_wrap=True, markup=False)
     if bundle.signed:
@@ -93,14 +96,15 @@ def bundle_figures(path: Path) -> dict[str, object]:
 
 
 def _engines(bundle: Bundle, entries: list[EngineEntry]) -> Table:
-    columns = (_whole("engine"), "precision", "split", "F1", "drop, points")
+    columns = (_whole("engine"), "precision", "split", "F1", "ratio", "drop, points")
     table = Table(*columns, title="Engines, fastest first")
     results = _results(bundle)
     for entry in entries:
         result = results.get(entry.name, _Result(entry.name))
         f1, drop = _number(result.scores.get("f1"), 4), _number(result.f1_drop_points, 3)
+        ratio = "n/a" if result.f1_ratio is None else truncated(result.f1_ratio, 5)
         split = "yes" if entry.split else "no"
-        table.add_row(escape(entry.name), escape(entry.precision), split, f1, drop)
+        table.add_row(escape(entry.name), escape(entry.precision), split, f1, ratio, drop)
     return table
 
 

@@ -92,8 +92,8 @@ class MapWriter:
         def classes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
             nonlocal changed, nodata
             found = classify(values, self.threshold)
-            changed += int((found == CHANGED).sum())
-            nodata += int((found == NODATA).sum())
+            changed += int(np.count_nonzero(found == CHANGED))
+            nodata += int(np.count_nonzero(found == NODATA))
             return found
 
         self._write(path, _CHANGE, classes)

@@ -13,8 +13,9 @@ onnx = pytest.importorskip("onnx", reason="rewriting needs the [export] extra")
 import onnxruntime
 from onnx import numpy_helper
 
+from misgnet_calibration.onnx_graph import Graph
 from misgnet_export.graph.algebra import rewrite
-from misgnet_export.graph.algebra.attention import fold_attention_scale
+from misgnet_export.graph.algebra.attention import fold_attention_scale, merge_single_head
 from misgnet_export.graph.algebra.classes import merge_classes
 from misgnet_export.graph.algebra.linear import mlps_on_maps
 from misgnet_export.graph.algebra.pixels import fold_normalisation
@@ -50,6 +51,19 @@ ATTENTION = """
     scores = MatMul (q, k)
     scaled = Mul (scores, scale)
     y = Softmax <axis = -1> (scaled)
+"""
+HEAD = """
+    q0 = MatMul (x, q_w)
+    q1 = Add (q0, q_b)
+    q2 = Reshape (q1, to_heads)
+    q = Transpose <perm = [0, 2, 1, 3]> (q2)
+    scores = MatMul (q, k)
+    weights = Softmax <axis = -1> (scores)
+    mixed = MatMul (weights, v)
+    turned = Transpose <perm = [0, 2, 1, 3]> (mixed)
+    joined = Reshape (turned, to_tokens)
+    last = MatMul (joined, p_w)
+    y = Add (last, p_b)
 """
 CLASSES = """
     logits = Conv <pads = [1, 1, 1, 1]> (x, w, b)
@@ -106,6 +120,14 @@ def attention(scale: float = 0.25, extra: str = "", output: str = "float[B,2,5,7
     return model_of(inputs, output, ATTENTION + extra, sizes, to_heads=heads, scale=np.float32(scale))
 
 
+def single_head(heads: int = 1, body: str = HEAD, output: str = "float[B,5,8] y") -> onnx.ModelProto:
+    width = 8 // heads
+    inputs = f"float[B,5,8] x, float[B,{heads},{width},7] k, float[B,{heads},7,{width}] v"
+    sizes = {"q_w": (8, 8), "q_b": (8,), "p_w": (8, 8), "p_b": (8,)}
+    shapes = {"to_heads": np.array([-1, 5, heads, width], np.int64), "to_tokens": np.array([-1, 5, 8], np.int64)}
+    return model_of(inputs, output, body, sizes, **shapes)
+
+
 def two_classes(index: int = 1, extra: str = "", output: str = "float[B,8,8] y") -> onnx.ModelProto:
     values = {"scales": np.array([1, 1, 2, 2], np.float32), "one": np.int64(index)}
     return model_of("float[B,3,4,4] x", output, CLASSES + extra, {"w": (2, 3, 3, 3), "b": (2,)}, **values)
@@ -155,8 +177,9 @@ def same(before: onnx.ModelProto, after: onnx.ModelProto) -> bool:
 @pytest.mark.parametrize(
     ("make", "step"),
     [
-        (mlp, tokens_channels_last), (mlp, rewrite), (attention, fold_attention_scale), (two_classes, merge_classes),
-        (class_mask, merge_classes), (pixels, fold_normalisation), (resized, resizes_as_products),
+        (mlp, tokens_channels_last), (mlp, rewrite), (attention, fold_attention_scale),
+        (single_head, merge_single_head), (two_classes, merge_classes), (class_mask, merge_classes),
+        (pixels, fold_normalisation), (resized, resizes_as_products),
     ],
 )  # fmt: skip
 def test_rewrite_keeps_the_function_and_changes_the_graph(make: Callable[[], onnx.ModelProto], step: Rewrite) -> None:
@@ -215,6 +238,32 @@ def test_other_scales_and_scores_with_other_readers_are_kept() -> None:
         attention(extra="z = Neg (q1)", output="float[B,2,5,7] y, float[B,5,32] z"),
     ):  # fmt: skip
         assert "Mul" in operators(fold_attention_scale(model))
+
+
+def test_a_single_head_multiplies_the_tokens_only_twice() -> None:
+    found = Graph(merge_single_head(single_head()))
+    products = [node for node in found.nodes if node.op_type == "MatMul"]
+    rows = [found.shape(node.output[0])[-2] for node in products]
+    assert sorted(rows) == [1, 5, 5, 7, 8], "five rows are the tokens; the others are a bias, the values and a weight"
+    assert "Transpose" not in [node.op_type for node in found.nodes]
+    assert not [node for node in products if found.weight_of(node) and len(found.shape(found.weight_of(node))) == 2]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        single_head(2),
+        *(single_head(body=f"{HEAD} z = Neg ({name})", output=f"float[B,5,8] y, float[{shape}] z") for name, shape in (
+            ("q0", "B,5,8"), ("q1", "B,5,8"), ("q", "B,1,5,8"), ("scores", "B,1,5,7"), ("weights", "B,1,5,7"),
+            ("mixed", "B,1,5,8"), ("joined", "B,5,8"), ("last", "B,5,8"),
+        )),
+        single_head(body=HEAD.replace("MatMul (x, q_w)", "MatMul (x, x_w)").replace("q0 =", "x_w = Neg (q_w)\nq0 =")),
+        single_head(body=HEAD.replace("(last, p_b)", "(last, x)")),
+        single_head(body=HEAD.replace("axis = -1", "axis = 2")),
+    ],
+)  # fmt: skip
+def test_other_attention_is_kept(model: onnx.ModelProto) -> None:
+    assert merge_single_head(model).graph.node == model.graph.node
 
 
 def test_two_classes_are_merged_into_one_channel() -> None:

@@ -94,7 +94,8 @@ def each_bundle(request: pytest.FixtureRequest) -> Path:
 
 def built(data: Path, tmp_path_factory: pytest.TempPathFactory, targets: list[str], *more: object) -> Path:
     output = tmp_path_factory.mktemp("built") / "bundle"
-    options: list[object] = ["--split", "--threshold", "tuned", "--ship-eval", "10", *more]
+    # Points: with so few tiles, INT8 need not keep 99.9 % of F1.
+    options: list[object] = ["--split", "--threshold", "tuned", "--ship-eval", "10", "--max-f1-drop", 0.5, *more]
     options += [word for target in targets for word in ("--target", target)]
     result = run("misgnet_export.cli", *build_arguments(data, output, *options))
     assert result.returncode == 0, result.stdout + result.stderr

@@ -23,7 +23,7 @@ from misgnet_export.cli import main as cli
 from misgnet_export.pipeline.loading import load_sets
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import BuildRequest
-from misgnet_export.pipeline.result import Draft, Evidence, GraphFile, Sets
+from misgnet_export.pipeline.result import ChosenOverlap, Draft, Evidence, GraphFile, Sets
 from misgnet_export.pipeline.write_bundle import write_bundle
 from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.accuracy.parity import evaluate_tiles, report
@@ -82,7 +82,9 @@ def finish(request: BuildRequest, sets: Sets, folder: Path) -> None:
     (folder / "graphs").mkdir(parents=True)
     (folder / "graphs" / "float.onnx").touch()
     graph = GraphFile(name="float", file="graphs/float.onnx", precision="float32", size=0)
-    write_bundle(folder, request, Draft(sets, [graph], [], Evidence(parity, {})), [])
+    evidence, overlap = Evidence(parity, {}), ChosenOverlap(8, "an eighth of a tile: no --val was given")
+    draft = Draft(sets=sets, graphs=[graph], engines=[], evidence=evidence, overlap=overlap)
+    write_bundle(folder, request, draft, [])
 
 
 def manifest(data: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.quantization_record import quantization_entry
 from misgnet_export.pipeline.quantize import RecipeGraph, limit_of, quantize_recipe
 from misgnet_export.pipeline.validation_loss import Decision
+from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.bundle.manifest import Interface
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.raster.dataset import Tile, TileSet
@@ -178,13 +179,13 @@ def test_repairs_are_kept_only_if_they_help_and_are_recorded(recipe: Recipe, til
     start = calibrated(tiles)
     plain, _ = run(start, recipe, max_f1_drop=3.0)
     found, text = run(start, recipe, max_f1_drop=3.0, repair="always")
-    assert [attempt.name for attempt in found.repairs] == ["smoothing", "rounding", "bias"]
+    assert [attempt.name for attempt in found.repairs] == ["bias", "smoothing", "rounding"]
     assert start.decision is not None
     before, after = (start.decision.loss(graph.quantized.model).agreement.mean for graph in (plain, found))
     assert after <= before
     assert any(attempt.kept for attempt in found.repairs) == (after < before)
     entry = quantization_entry("graphs/int8.onnx", recipe, found, change_graph())
-    assert [item.name for item in entry.repairs] == ["smoothing", "rounding", "bias"]
+    assert [item.name for item in entry.repairs] == ["bias", "smoothing", "rounding"]
     assert "repair for" in text
 
 
@@ -215,15 +216,23 @@ def test_loss_on_validation_tiles_measures_f1_pixels_and_probability(tiles) -> N
 
 
 def test_half_of_the_allowed_drop_is_reserved() -> None:
-    assert limit_of(0.5).points == 0.25 and limit_of(0.5).agreement == 0.985
-    assert limit_of(40.0).agreement == pytest.approx(0.98)
-    assert limit_of(-1.0).points == -1.0 and limit_of(0.0).points == 0
+    half = limit_of(F1Limit(max_f1_drop=0.5), 0.8)
+    assert half.points == 0.25 and half.agreement == 0.985
+    assert limit_of(F1Limit(max_f1_drop=40.0), 0.8).agreement == pytest.approx(0.98)
+    assert [limit_of(F1Limit(max_f1_drop=drop), 0.8).points for drop in (-1.0, 0.0)] == [-1, 0]
+
+
+def test_ratio_allows_points_in_proportion_to_the_float_f1_on_the_validation_tiles() -> None:
+    assert limit_of(F1Limit(min_f1_ratio=0.999), 0.82).points == pytest.approx(0.041)
+    assert limit_of(F1Limit(min_f1_ratio=0.999), None).points == pytest.approx(0.05), "no label has change"
+    assert limit_of(F1Limit(min_f1_ratio=1.0), 0.82).points == 0
 
 
 def test_strict_gate_allows_fewer_differing_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("misgnet_export.pipeline.quantize._DIFFERING", 0.002)
-    assert [limit_of(drop).agreement for drop in (-1.0, 0.1, 0.25, 0.4, 0.5, 2.0)] == pytest.approx(
-        [0.999, 0.999, 0.999, 0.9984, 0.998, 0.998]
+    drops = (-1.0, 0.1, 0.125, 0.25, 0.4, 0.5, 2.0)
+    assert [limit_of(F1Limit(max_f1_drop=drop), None).agreement for drop in drops] == pytest.approx(
+        [0.9995, 0.9995, 0.9995, 0.999, 0.9984, 0.998, 0.998]
     )
 
 

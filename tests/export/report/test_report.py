@@ -223,6 +223,21 @@ def test_interval_above_the_limit_is_a_caveat_of_a_passing_engine() -> None:
     assert "reaches an F1 ratio of 0.98000, below the required 0.99" in shown(report).text
 
 
+def test_left_out_engine_stays_in_page_and_table() -> None:
+    kept = [parity([0, 0, 0, 0], "cpu-float32"), parity([0, 0, 0, 0])]
+    report = structs.replace(report_of(kept), left_out=[parity([30] * 4)])
+    page = shown(report)
+    assert "Passed: 2 of 2 engines evaluated, all within the limit; left out of the bundle: cpu (int8)" in page.text
+    reason = "F1 drop +13.043 points, more than the allowed 1"
+    assert f"cpu (int8) is not in the bundle: {reason}" in page.text
+    assert f"left out {reason}" in page.text and "FAIL" not in page.text
+    assert page.text.count("cpu (int8)") == 4  # headline, caveat, gate, scores
+    assert "Left out: --target auto chose these engines" in page.text
+    text = text_of(parity_table(report))
+    assert "left out" in text and f"cpu (int8): left out: {reason}" in " ".join(text.split()) and "FAIL" not in text
+    assert "Left out:" not in shown(report_of(kept)).text
+
+
 def test_slower_engine_is_a_caveat() -> None:
     timings = [Timing("float", "float32", 4, 9, 1, 1, 1, 100.0), Timing("cpu", "int8", 4, 9, 1, 1, 1, 80.0)]
     page = shown(report_of([parity([0, 1, 0, 0])]), timings=timings)
@@ -367,12 +382,13 @@ def test_curves_rise_with_the_values_and_lie_within_the_plot() -> None:
     f1, seams = of_overlaps(overlaps(0.7, 0.74, 0.75, 0.75), 32)
     assert [point.y for point in f1.points] == sorted((point.y for point in f1.points), reverse=True)
     assert [point.x for point in f1.points] == [point.x for point in seams.points]
-    assert [text for _, text in seams.ticks] == ["97.00", "99.20"]
+    ticks = [[text.replace("\xa0", " ") for _, text in curve.ticks] for curve in (f1, seams)]
+    assert ticks == [["0.7000", "0.7500"], ["97.00 %", "99.20 %"]]
     for curve in (f1, seams):
         assert all(curve.left < point.x < curve.right and 14 < point.y < curve.bottom for point in curve.points)
 
 
 def test_undefined_f1_and_equal_values_are_drawn() -> None:
     (seams,) = of_overlaps([MeasuredOverlap(o, 1.0, None, 1.0) for o in (0, 8)], 0)
-    assert seams.title == "Seam agreement, %" and len({point.y for point in seams.points}) == 1
+    assert seams.title == "Seam agreement by overlap in px" and len({point.y for point in seams.points}) == 1
     assert len(seams.ticks) == 1

@@ -124,6 +124,8 @@ def test_verify_and_info_print_json_objects(pair: tuple[Path, ...], call: Any) -
     ((found,), _) = call("info", pair[0], "--log", "json").objects
     assert found["manifest"]["tile"] == 64
     assert found["here"]["cpu-float32"] == "runs on CPU" and found["here"]["rtx-sm86"].startswith("does not run: ")
+    selected = {"engine": "cpu-float32", "reason": "fastest that runs here"}
+    assert found["auto"] == {"latency": selected, "throughput": selected}
 
 
 def interrupted(*_: object, **__: object) -> None:

@@ -200,7 +200,15 @@ def test_info_shows_which_engines_run_here(place: Place, run: Run, monkeypatch: 
     monkeypatch.setattr(out_console, "width", 300)
     outcome = run("info", str(place.bundle))
     assert outcome.code == 0
-    for words in ("tile 64 px", "0.9000", "runs on CPU", "does not run: ", "golden/tiles.npz", "cpu-float32"):
+    for words in (
+        "tile 64 px",
+        "gate: F1 at most 0.5 points below the float model's",
+        "0.9000",
+        "runs on CPU",
+        "does not run: ",
+        "golden/tiles.npz",
+        "cpu-float32",
+    ):
         assert words in outcome.out
 
 

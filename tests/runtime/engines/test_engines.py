@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from misgnet_runtime import machine
 from misgnet_runtime.bundle.manifest import EngineEntry
-from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.engines import Engine, ExecutionOptions, TensorSpec, open_engine_file
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from misgnet_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
@@ -28,7 +28,8 @@ from misgnet_runtime.engines.openvino import OpenVinoEngine
 from misgnet_runtime.engines.tensorrt import Plan, PlanOptions, compile_plan
 from misgnet_runtime.engines.tensorrt.engine import open_plan
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
-from misgnet_runtime.inference.selection import measured_here, open_detector, ranked
+from misgnet_runtime.inference.selection import alike, automatic, measured_here, open_detector, ranked, reason_for
+from misgnet_runtime.inference.tuned import Tuned
 from support import fake_tensorrt, gpu
 from support.bundles import DATA, FLOAT, INT8, TILE, expected, images, make_bundle
 from support.fake_cuda import FakeDriver
@@ -428,15 +429,70 @@ def test_cpu_engines_are_ranked_by_measured_speed() -> None:
     ]
 
 
-def test_timings_are_used_only_on_the_processor_they_were_measured_on(tmp_path: Path) -> None:
+def test_the_builds_timings_are_used_only_on_a_machine_like_the_builds(tmp_path: Path) -> None:
     bundle = read_bundle(make_bundle(tmp_path / "bundle"))
-    timings = [{"engine": "cpu", "batch": b, "pairs_per_second": 7.0 * b, "p50_ms": 3.0} for b in (1, 4)]
+    timings = [
+        {"engine": "cpu", "batch": batch, "streams": streams, "pairs_per_second": 7.0 * batch + streams, "p50_ms": 3.0}
+        for batch in (1, 4)
+        for streams in (2, 1)
+    ]
 
-    def measured_on(processor: str, timings: object = timings) -> dict[str, float]:
-        manifest = replace(bundle.manifest, machine={"processor": processor}, latency={"timings": timings})
+    def measured_on(machine: dict[str, Any], timings: object = timings) -> dict[str, float]:
+        manifest = replace(bundle.manifest, machine=machine, latency={"timings": timings})
         return measured_here(dataclasses.replace(bundle, manifest=manifest))
 
-    here = machine.describe_machine()["processor"]
-    assert measured_on(here) == {"cpu": 7.0} and measured_on("another") == {} and measured_here(bundle) == {}
+    here = machine.describe_machine()
+    assert measured_on(here) == {"cpu": 9.0} and measured_here(bundle) == {}
+    assert measured_on({**here, "features": ["another"]}) == {} and measured_on({}) == {}
     with pytest.raises(InputError, match="timings cannot be read"):
         measured_on(here, [{"engine": 1}])
+
+
+EPYC = {"processor": "AMD EPYC", "architecture": "x86_64", "cores": 2, "features": ["avx2", "avx512_vnni"]}
+ORIN = {"architecture": "aarch64", "features": ["asimddp"], "model": "Jetson AGX Orin"}
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "expected"),
+    [
+        (EPYC, {**EPYC, "cores": 64}, True),
+        (EPYC, {**EPYC, "processor": "Intel Xeon"}, True),
+        (EPYC, {**EPYC, "features": ["avx2"]}, False),
+        (EPYC, {**EPYC, "architecture": "aarch64"}, False),
+        (ORIN, ORIN, True),
+        (ORIN, {**ORIN, "model": "Jetson AGX Thor"}, False),
+        ({**EPYC, "features": []}, {**EPYC, "features": []}, False),  # the system does not report them
+        ({"processor": "AMD EPYC"}, EPYC, False),
+    ],
+)
+def test_machines_are_alike_if_their_instruction_sets_are(
+    there: dict[str, Any], here: dict[str, Any], expected: bool
+) -> None:
+    assert alike(there, here) is expected
+
+
+def test_the_reason_for_a_selection_names_who_measured() -> None:
+    speeds = {"cpu": 7.0, "cuda": 9.0}
+    assert reason_for(INT8, "cpu", speeds) == "measured fastest here"
+    by_build = "fastest that runs here, as measured by the build on a processor like this one"
+    assert reason_for(INT8, None, speeds) == by_build
+    assert reason_for(FLOAT, None, speeds) == "fastest that runs here", "it was not measured"
+    assert reason_for(CUDA, None, speeds) == "fastest that runs here", "GPUs are ordered by kind"
+
+
+def test_auto_prefers_a_tuning_to_the_builds_timings_and_these_to_the_kind(tmp_path: Path) -> None:
+    bundle = read_bundle(make_bundle(tmp_path / "bundle", engines=[FLOAT, INT8]))
+    timings = [{"engine": FLOAT.name, "batch": 1, "pairs_per_second": 7.0}]
+    manifest = replace(bundle.manifest, machine=machine.describe_machine(), latency={"timings": timings})
+    measured = dataclasses.replace(bundle, manifest=manifest)
+
+    class TunedFor(Tuned):
+        engine = INT8.name
+
+    def selected(bundle: Bundle, tuned: Tuned) -> list[tuple[str, str]]:
+        return [(entry.name, reason.partition(",")[2]) for entry, reason in automatic(bundle, tuned)]
+
+    untuned, by_build = Tuned(None, None), " as measured by the build on a processor like this one"
+    assert selected(bundle, untuned) == [("cpu", ""), ("cpu-float32", "")]
+    assert selected(measured, untuned) == [("cpu-float32", by_build), ("cpu", "")]
+    assert selected(measured, TunedFor("latency", None)) == [("cpu", ""), ("cpu-float32", by_build)]

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import GateFailed, InputError, StorageError, UnavailableError, UsageError
 from misgnet_runtime.inference.selection import DetectorOpener
 from misgnet_runtime.jobs.journal import progress_folder
+from misgnet_runtime.jobs.scene import predict as scene_predict
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import SceneReport, predict_scene_files
 from support.bundles import FLOAT, INTERFACE, FakeEngine, edit, expected, fake_detector, make_bundle, write_image
@@ -406,6 +408,57 @@ def test_an_input_that_changes_during_the_run_is_an_error(place: Place) -> None:
     with pytest.raises(InputError, match="was changed while it was read"):
         place.run(opener=fake_detector(lambda: Touching(INTERFACE)))
     assert place.names() == {".change.tif.progress"}
+
+
+# --- the engine opens in another thread
+
+
+def test_the_engine_opens_while_the_pixels_are_inspected(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    inspecting, opened = Event(), Event()
+    real = scene_predict.inspect
+
+    def inspect(*arguments: Any) -> Any:
+        inspecting.set()
+        assert opened.wait(20), "it waits for the inspection"
+        return real(*arguments)
+
+    def engine() -> FakeEngine:
+        assert inspecting.wait(20)
+        opened.set()
+        return FakeEngine(INTERFACE)
+
+    monkeypatch.setattr(scene_predict, "inspect", inspect)
+    assert place.run(opener=fake_detector(engine)).tiles > 0
+
+
+@pytest.mark.parametrize("refused", ["inspect", "run_pair"])
+def test_the_engine_is_closed_if_the_scene_is_refused(
+    place: Place, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    engine = FakeEngine(INTERFACE)
+
+    def refuse(*_: Any) -> None:
+        raise InputError("not this scene")
+
+    monkeypatch.setattr(scene_predict, refused, refuse)
+    with pytest.raises(InputError, match="not this scene"):
+        predict_scene_files(place.bundle, place.before, place.after, place.change, opener=fake_detector(lambda: engine))
+    assert engine.closed
+
+
+def test_an_engine_that_does_not_open_is_reported_and_leaves_nothing(place: Place) -> None:
+    def engine() -> FakeEngine:
+        raise UnavailableError("no such device")
+
+    with pytest.raises(UnavailableError, match="no such device"):
+        place.run(opener=fake_detector(engine))
+    assert place.names() == set()
+
+
+def test_no_engine_opens_for_rasters_that_do_not_match(place: Place) -> None:
+    write_raster(place.after, AFTER[:, :-1])
+    with pytest.raises(InputError, match="--align"):
+        place.run(opener=fake_detector(lambda: pytest.fail("it was opened")))
 
 
 # --- memory

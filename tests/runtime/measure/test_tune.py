@@ -532,6 +532,7 @@ def test_the_command_shows_one_table_and_later_runs_use_it(
         "runs on CPU; tuned here for many pairs: 4 streams, batch 1; "
         "measured fastest here for one pair and for many pairs" in info
     )
+    assert "--engine auto selects cpu-float32 (measured fastest here)" in info
 
     before, after = (write_image(tmp_path / f"{i}.png", pixels) for i, pixels in enumerate(images(70, 50)))
     predict = ("predict", bundle.path, before, after, "-o", tmp_path / "mask.png", "--force")

@@ -125,6 +125,15 @@ def test_rows_of_a_wide_scene_are_decoded_once(tmp_path: Path) -> None:
             assert least <= geotiff.cache_for(dataset) <= most
 
 
+def test_rows_of_blocks_stay_in_the_cache_for_the_next_row_of_tiles(tmp_path: Path) -> None:
+    """If that takes less than 128 MiB, no block is decoded twice."""
+    for side, block, whole in ((4096, 512, True), (16_384, 512, True), (40_000, 512, False)):
+        with open_geotiff(rasterio, declare(tmp_path / "a.tif", side, side, **tiled(block, block))) as dataset:
+            rows = 2 * 2 * block * side * 3  # of both dates: a row of tiles touches two rows of blocks
+            assert (rows < geotiff.cache_for(dataset) <= 128 << 20) is whole
+            assert geotiff.cache_for(dataset) <= 128 << 20
+
+
 def test_blocks_that_would_be_decoded_repeatedly_are_refused(tmp_path: Path) -> None:
     path = declare(tmp_path / "rows.tif", 3000, 800_000, blockysize=1)
     with open_geotiff(rasterio, path) as dataset, pytest.raises(InputError, match="TILED=YES"):

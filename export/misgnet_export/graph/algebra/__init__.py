@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from misgnet_export.graph.algebra.attention import fold_attention_scale
+from misgnet_export.graph.algebra.attention import fold_attention_scale, merge_single_head
 from misgnet_export.graph.algebra.classes import merge_classes
 from misgnet_export.graph.algebra.linear import mlps_on_maps
 from misgnet_export.graph.algebra.pixels import fold_normalisation
@@ -12,11 +12,13 @@ from misgnet_export.graph.algebra.resizes import resizes_as_products
 from misgnet_export.graph.algebra.tokens import tokens_channels_last
 from misgnet_export.graph.simplify import with_shapes
 
-__all__ = ["rewrite"]
+__all__ = ["REWRITES", "rewrite"]
 
-_REWRITES = (
+# In this order: some find what an earlier one leaves.
+REWRITES = (
     fold_normalisation,
     fold_attention_scale,
+    merge_single_head,  # finds scores that are not scaled any more
     merge_classes,
     resizes_as_products,  # the output has fewer channels after merge_classes
     tokens_channels_last,
@@ -32,6 +34,6 @@ def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         InputError: The shape of a tensor cannot be inferred.
     """
-    for step in _REWRITES:
+    for step in REWRITES:
         model = step(model)
     return with_shapes(model)

@@ -1,13 +1,33 @@
-"""Moves the scale of attention, 1 / sqrt(d), into the weights and bias of the query; exact if it is a power of two."""
+"""Simplifies attention: the scale moves into the query, and a single head needs two products a token instead of four.
+
+The tokens x (B, N, C) read keys K and values V (B, M, C) of a reduced map, with M a small part of N.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
-from misgnet_export.graph.algebra.rewriting import Rewriting
+from misgnet_calibration.onnx_graph import attribute
+from misgnet_export.graph.algebra.linear import Linear, linear_of
+from misgnet_export.graph.algebra.rewriting import Rewriting, permutation
 
 _MOVING = ("Reshape", "Transpose")
+_HEADS = (0, 2, 1, 3)  # between (B, N, heads, d) and (B, heads, N, d)
+
+
+@dataclass(frozen=True)
+class _SingleHead:
+    """The nodes of attention with one head, from the tokens to the sum with the last bias."""
+
+    query: Linear
+    scores: onnx.NodeProto
+    softmax: onnx.NodeProto
+    mixed: onnx.NodeProto  # product of the attention weights and the values
+    output: Linear
+    moving: tuple[onnx.NodeProto, ...]
 
 
 def fold_attention_scale(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -26,6 +46,65 @@ def fold_attention_scale(model: onnx.ModelProto) -> onnx.ModelProto:
         if rewriting.reader(multiply.output[0], "Softmax") and rewriting.reader(product.output[0], "Mul"):
             _fold(rewriting, multiply, product, float(scale))
     return rewriting.finish()
+
+
+def merge_single_head(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrites softmax((x Wq + bq) K^T) V Wp + bp as softmax(x (Wq K^T) + bq K^T) (V Wp + bp) if there is one head.
+
+    Two products with N rows remain of four, and no bias of N rows; the new products have M or C rows. The attention
+    weights of a token sum to 1, so the last bias can be added to the values. With more heads the products with Wq and
+    Wp would grow by the number of heads.
+    """
+    rewriting = Rewriting(model)
+    for node in rewriting.graph.nodes:
+        head = _single_head(rewriting, node) if node.op_type == "Softmax" else None
+        if head is not None:
+            _merge(rewriting, head)
+    return rewriting.finish()
+
+
+def _single_head(rewriting: Rewriting, softmax: onnx.NodeProto) -> _SingleHead | None:
+    graph = rewriting.graph
+    scores, mixed = graph.producer.get(softmax.input[0]), rewriting.reader(softmax.output[0], "MatMul")
+    if scores is None or mixed is None or (scores.op_type, mixed.input[0]) != ("MatMul", softmax.output[0]):
+        return None
+    shape = rewriting.shape(scores.output[0])
+    if len(shape) != 4 or shape[1] != 1 or attribute(softmax, "axis", -1) not in (-1, 3):
+        return None
+    turn = graph.producer.get(scores.input[0])
+    split = graph.producer.get(turn.input[0]) if permutation(turn) == _HEADS and turn is not None else None
+    query = linear_of(rewriting, graph.producer.get(split.input[0])) if split is not None else None
+    back = rewriting.reader(mixed.output[0], "Transpose")
+    join = rewriting.reader(back.output[0], "Reshape") if permutation(back) == _HEADS and back is not None else None
+    product = rewriting.reader(join.output[0], "MatMul") if join is not None else None
+    output = linear_of(rewriting, rewriting.reader(product.output[0], "Add")) if product is not None else None
+    if turn is None or split is None or query is None or back is None or join is None or output is None:
+        return None
+    inner = (query.add, split, turn, scores)
+    if split.op_type != "Reshape" or any(len(graph.consumers[node.output[0]]) != 1 for node in inner):
+        return None
+    return _SingleHead(query, scores, softmax, mixed, output, (split, turn, back, join))
+
+
+def _merge(rewriting: Rewriting, head: _SingleHead) -> None:
+    query, scores, mixed, output = head.query, head.scores, head.mixed, head.output
+    # With the axis of the head, these are no weights of a linear layer: they multiply keys and values, not tokens.
+    weight, bias, last = (
+        rewriting.constant(f"{name}_of_head", rewriting.graph.constant(name).astype(np.float32)[None])
+        for name in (query.product.input[1], query.add.input[1], output.product.input[1])
+    )
+    keys, name, end = scores.input[1], scores.output[0], output.add.output[0]
+    x = query.product.input[0]
+    tokens = rewriting.add("Reshape", [x, rewriting.sizes(1, *rewriting.shape(x)[1:])], f"{name}_tokens", scores)
+    by_token = rewriting.add("MatMul", [weight, keys], f"{name}_weight", scores)  # (B, 1, C, M)
+    by_key = rewriting.add("MatMul", [bias, keys], f"{name}_bias", scores)  # (B, 1, 1, M)
+    product = rewriting.add("MatMul", [tokens, by_token], f"{name}_product", scores)
+    rewriting.add("Add", [product, by_key], name, scores)
+    values = rewriting.add("MatMul", [mixed.input[1], last], f"{end}_product", mixed)  # (B, 1, M, C)
+    values = rewriting.add("Add", [values, output.add.input[1]], f"{end}_values", mixed)
+    rows = rewriting.add("MatMul", [head.softmax.output[0], values], f"{end}_rows", mixed)
+    rewriting.add("Reshape", [rows, rewriting.sizes(*rewriting.shape(end)[1:])], end, mixed)
+    rewriting.drop(query.product, query.add, scores, mixed, output.product, output.add, *head.moving)
 
 
 def _fold(rewriting: Rewriting, multiply: onnx.NodeProto, product: onnx.NodeProto, scale: float) -> None:

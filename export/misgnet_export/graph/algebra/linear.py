@@ -21,7 +21,7 @@ _ELEMENTWISE = ("Gelu", "Relu")  # compute each value independently, so a transp
 
 
 @dataclass(frozen=True)
-class _Linear:
+class Linear:
     """A MatMul with a constant weight (C_in, C_out), and the Add of a constant bias that is its only reader."""
 
     product: onnx.NodeProto
@@ -43,7 +43,7 @@ def _rewrite_before(rewriting: Rewriting, conv: onnx.NodeProto) -> None:
     graph = rewriting.graph
     turn = graph.producer.get(conv.input[0])
     grid = graph.producer.get(turn.input[0]) if permutation(turn) == TO_MAP and turn is not None else None
-    linear = _linear(rewriting, graph.producer.get(grid.input[0])) if grid is not None else None
+    linear = linear_of(rewriting, graph.producer.get(grid.input[0])) if grid is not None else None
     if turn is None or grid is None or linear is None or grid.op_type != "Reshape":
         return
     if any(len(graph.consumers[node.output[0]]) != 1 for node in (turn, grid, linear.add)):
@@ -66,7 +66,7 @@ def _rewrite_after(rewriting: Rewriting, conv: onnx.NodeProto) -> None:
     chain = _elementwise(rewriting, flat.output[0])
     last = chain[-1].output[0] if chain else flat.output[0]
     product = rewriting.reader(last, "MatMul")
-    linear = _linear(rewriting, rewriting.reader(product.output[0], "Add")) if product is not None else None
+    linear = linear_of(rewriting, rewriting.reader(product.output[0], "Add")) if product is not None else None
     if linear is None or linear.product.input[0] != last:
         return
     if chain:
@@ -87,17 +87,18 @@ def _elementwise(rewriting: Rewriting, name: str) -> list[onnx.NodeProto]:
     return found
 
 
-def _linear(rewriting: Rewriting, add: onnx.NodeProto | None) -> _Linear | None:
+def linear_of(rewriting: Rewriting, add: onnx.NodeProto | None) -> Linear | None:
+    """Returns the linear layer that ends with ``add``; None if it does not end one."""
     graph = rewriting.graph
     product = graph.producer.get(add.input[0]) if add is not None and add.op_type == "Add" else None
     if add is None or product is None or product.op_type != "MatMul" or add.input[1] not in graph.constants:
         return None
     weight = graph.weight_of(product)
     alone = rewriting.reader(product.output[0], "Add") is add
-    return _Linear(product, add) if weight and alone and len(rewriting.shape(weight)) == 2 else None
+    return Linear(product, add) if weight and alone and len(rewriting.shape(weight)) == 2 else None
 
 
-def _convolve(rewriting: Rewriting, linear: _Linear, source: str, output: str) -> str:
+def _convolve(rewriting: Rewriting, linear: Linear, source: str, output: str) -> str:
     """Replaces ``linear`` by a 1 x 1 convolution of ``source``; returns ``output``."""
     weight = linear.product.input[1]
     kernel = rewriting.constant(f"{weight}_kernel", _kernel(rewriting.graph.constant(weight)))
