@@ -93,6 +93,9 @@ class OpenVinoEngine(Engine):
             raise InputError(
                 f"OpenVINO cannot open {graph if isinstance(graph, Path) else name}: {one_line(str(error))}"
             ) from error
+        # OpenVINO fills a table of types when it is used first. Threads whose first calls do that at once wait for each
+        # other forever: one has the table's lock, another the interpreter's.
+        openvino.Type.u8.to_dtype()
         _check_type(compiled, wanted)
         self._compiled: Any = compiled
         super().__init__([compiled.create_infer_request() for _ in range(execution.streams or 1)])

@@ -71,6 +71,18 @@ def test_the_second_run_compiles_nothing_and_predicts_the_same_bits(folder: Path
     assert len(compiled) == 1 and len(list(folder.iterdir())) == 1
 
 
+def test_a_kept_graph_is_opened_with_the_table_of_types_filled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that fill it at once, by their first calls, would wait for each other forever."""
+    import openvino
+
+    predict()
+    used: list[object] = []
+    to_dtype = openvino.Type.to_dtype
+    monkeypatch.setattr(openvino.Type, "to_dtype", lambda self: used.append(self) or to_dtype(self))
+    with OpenVinoEngine(GRAPH, 4, cached=True):
+        assert used
+
+
 def test_other_options_are_compiled_anew(folder: Path, compiled: list[bytes]) -> None:
     first = predict()
     np.testing.assert_array_equal(predict(streams=2), first)
