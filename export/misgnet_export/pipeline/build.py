@@ -30,6 +30,7 @@ from misgnet_export.pipeline.split import split_graphs
 from misgnet_export.pipeline.targets import product_of, recipes_of
 from misgnet_export.pipeline.threshold import tune_threshold
 from misgnet_export.pipeline.throughput import time_engines
+from misgnet_export.pipeline.torch_threads import one_thread_per_call
 from misgnet_export.pipeline.write_bundle import write_bundle, write_rejected
 from misgnet_export.report import parity_table
 from misgnet_export.report.control import control_table
@@ -61,7 +62,7 @@ def build(request: BuildRequest, console: Console) -> Built:
     refuse_existing(request.output, request.force)
     check_request(request)
     log = StageLog(console)
-    with replace_folder(request.output, force=request.force) as root:
+    with one_thread_per_call(), replace_folder(request.output, force=request.force) as root:
         tile = choose_tile(request, root, log) if request.tile == "auto" else None
         request = replace(request, tile=tile.tile) if tile else request
         draft = replace(_run_stages(request, root, log), tile=tile)

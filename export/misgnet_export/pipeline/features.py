@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from misgnet.network import MISGNet
 from misgnet.tensors import normalise, unit_range
 from misgnet_calibration.statistics.tile_selection import FeatureExtractor
+from misgnet_export.pipeline.torch_threads import tile_per_core
 
 _HALVED_FROM = 128  # px; half the resolution distinguishes tiles equally well in a quarter of the time
 
@@ -31,7 +32,7 @@ def encoder_features(network: MISGNet) -> FeatureExtractor:
         first, second = torch.cat([_moments(x) for x in maps], 1).chunk(2)
         return torch.cat(((first + second) / 2, (first - second).abs()), 1).numpy()
 
-    return features
+    return tile_per_core(features)
 
 
 def _moments(maps: Tensor) -> Tensor:

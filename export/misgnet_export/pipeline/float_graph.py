@@ -15,6 +15,7 @@ from misgnet_export.graph.simplify import simplify_graph
 from misgnet_export.pipeline.agreement import Predictions, compare, predict_tiles, predictions_of, require_same
 from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.result import FloatGraph
+from misgnet_export.pipeline.torch_threads import tile_per_core
 from misgnet_runtime.callables import Predict
 from misgnet_runtime.formatting import plural
 
@@ -28,7 +29,7 @@ _TRANSFORMS: tuple[tuple[str, Transform, tuple[str, str]], ...] = (
 
 def make_float_graph(context: BuildContext, network: MISGNet) -> FloatGraph:
     """Exports ``network`` and optimises the graph. Raises GateFailed if a stage changes the output."""
-    expected = predict_tiles(torch_predictor(network), context.check_tiles)
+    expected = predict_tiles(torch_predictor(network), context.check_tiles, batch=len(context.check_tiles))
     make = partial(export_graph, network, context.interface)
     graph = _checked(context, "export to ONNX", make, expected, ("the exported graph", "the PyTorch network"))
     for name, transform, described in _TRANSFORMS:
@@ -37,8 +38,8 @@ def make_float_graph(context: BuildContext, network: MISGNet) -> FloatGraph:
 
 
 def torch_predictor(network: MISGNet) -> Predict:
-    """Returns the network as a function of uint8 tiles."""
-    return lambda before, after: predict_probability(network, before, after)
+    """Returns the network as a function of uint8 tiles; computes a tile per core."""
+    return tile_per_core(partial(predict_probability, network))
 
 
 def _checked(

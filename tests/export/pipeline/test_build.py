@@ -209,6 +209,16 @@ def test_evidence_covers_every_engine_and_tile(each_bundle: Path) -> None:
     assert "data:image" in (each_bundle / "evidence" / "report.html").read_text()
 
 
+def test_overlapping_stages_are_logged_in_the_order_of_the_targets(each_bundle: Path) -> None:
+    stages = json.loads((each_bundle / "evidence" / "build.json").read_text())["stages"]
+    names = [stage["name"] for stage in stages]
+    recipes = [name for name in names if name.startswith("quantize to INT8 for ")]
+    assert recipes[0] == "quantize to INT8 for cpu" and recipes[-1] == "quantize to INT8 for tensorrt"
+    reference = names.index("evaluate PyTorch float32")
+    compiled = [i for i, name in enumerate(names) if name.startswith("compile ")]
+    assert names.index(recipes[-1]) < min(compiled, default=reference) <= max(compiled, default=reference) <= reference
+
+
 @pytest.mark.slow
 def test_plan_for_two_gpus_is_compiled_from_the_int8_graph(bundle_of_many_targets: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")

@@ -114,7 +114,10 @@ def leave_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drafted:
                 (tmp_path / file).touch()
         report = report_of([parity(BAD if one.name in missed else GOOD, one.name) for one in ENTRIES])
         pictures = {one.name: [picture()] for one in ENTRIES}
-        draft = Draft(None, list(GRAPHS), list(ENTRIES), Evidence(report, pictures))  # type: ignore[arg-type]
+        draft = Draft(
+            sets=None,  # type: ignore[arg-type]
+            graphs=list(GRAPHS), engines=list(ENTRIES), evidence=Evidence(report, pictures),
+        )  # fmt: skip
         chosen = Choice(tuple(Target(one.name) for one in ENTRIES[1:]), "")  # type: ignore[arg-type]
         monkeypatch.setattr("misgnet_export.pipeline.request.choose_here", lambda: chosen)
         text = io.StringIO()
