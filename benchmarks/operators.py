@@ -5,7 +5,7 @@
 Run it from the root of the checkout. It profiles the bundle's INT8 graphs in their engines, and its float graph and
 those of ``--graph`` in all. With the ``--weights`` of the bundle it also profiles their straight export, which is the
 graph before all rewrites, and measures every rewrite: nodes, and processor time in each engine, with one more rewrite
-in each row (some two minutes).
+in each row (some four minutes).
 
 The inputs are the golden tiles of the bundle, one pair at a time, on one thread. Operators are timed by the engines
 themselves, which adds some overhead; each operator's shortest time over the calls is shown, since what another process
