@@ -114,7 +114,7 @@ def commands(context: Context, pair: ScenePair) -> list[Command]:
 def measure_scene(course: Course, pair: ScenePair, line: Sequence[Command]) -> Scene:
     """Runs all commands once, then in alternating rounds, each between two measurements of its engine alone.
 
-    The first run fills caches and tells which engine a command uses. A command that fails does not stop the others.
+    The first run fills caches and shows which engine a command uses. A command that fails does not stop the others.
     """
     with ExitStack() as running:
         lanes = {one.title: _Lane(course, pair, one, running) for one in line}
