@@ -56,6 +56,7 @@ from misgnet_export.evidence import ControlRecord, record_of
 from misgnet_export.report import render
 from misgnet_export.report.control import control_table, draw_control, step_rows, summary
 from misgnet_runtime.accuracy.gate import decide, f1_drop
+from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.bundle.quantization import RepairEntry
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -557,9 +558,10 @@ def test_without_change_the_decision_equals_the_gates(pixels, data, limit):
     before, after = (data.draw(st.integers(0, pixels)) for _ in range(2))
     differing = data.draw(st.integers(abs(after - before), min(before + after, 2 * pixels - before - after)))
     agreement = 1 - differing / pixels
+    allowed = F1Limit(max_f1_drop=limit)
     verdict = decide(
-        Confusion(fp=before, tn=pixels - before), Confusion(fp=after, tn=pixels - after), agreement, limit
-    )  # fmt: skip
+        Confusion(fp=before, tn=pixels - before), Confusion(fp=after, tn=pixels - after), agreement, allowed
+    )
     found = Measurement(None, max(0.0, agreement), 0.0)
     assert passes(found, Limit(limit)) is verdict.passed
     assert loss(found) == pytest.approx(verdict.value)

@@ -18,7 +18,7 @@ _MOVING = ("Reshape", "Transpose")
 _HEADS = (0, 2, 1, 3)  # between (B, N, heads, d) and (B, heads, N, d)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _SingleHead:
     """The nodes of attention with one head, from the tokens to the sum with the last bias."""
 
@@ -83,7 +83,9 @@ def _single_head(rewriting: Rewriting, softmax: onnx.NodeProto) -> _SingleHead |
     inner = (query.add, split, turn, scores)
     if split.op_type != "Reshape" or any(len(graph.consumers[node.output[0]]) != 1 for node in inner):
         return None
-    return _SingleHead(query, scores, softmax, mixed, output, (split, turn, back, join))
+    return _SingleHead(
+        query=query, scores=scores, softmax=softmax, mixed=mixed, output=output, moving=(split, turn, back, join)
+    )
 
 
 def _merge(rewriting: Rewriting, head: _SingleHead) -> None:
