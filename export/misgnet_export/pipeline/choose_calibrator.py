@@ -9,7 +9,7 @@ noise among the validation images; tiles of one image are not independent.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -53,19 +53,14 @@ def quantized_as(
     if requested == AUTO and start.decision is not None:
         tried = try_calibrators(start, recipe, progress)
         chosen = tried[choose({name: c.loss.by_image for name, c in tried.items() if c.loss})]
-        return quantized_with(chosen.calibrator, start, recipe) if recipe.float16 else chosen, tried
+        return chosen, tried
     if requested == PER_TENSOR:
         return quantized_with(per_tensor(start, recipe, _candidate_ranges(start, recipe), progress), start, recipe), {}
     return quantized_with(named(requested) or DEFAULT, start, recipe), {}
 
 
 def try_calibrators(start: Calibrated, recipe: Recipe, progress: Progress) -> dict[str, Candidate]:
-    """Quantizes with each calibrator of CANDIDATES and with their best choice per tensor; returns them by name.
-
-    Operators that the recipe computes in float16 are float32 in these graphs: only ranges are compared, and half
-    precision is slow on a CPU.
-    """
-    recipe = replace(recipe, float16=False)
+    """Quantizes with each calibrator of CANDIDATES and with their best choice per tensor; returns them by name."""
     tried: dict[str, Candidate] = {}
     for done, calibrator in enumerate(CANDIDATES, 1):
         tried[calibrator.name] = quantized_with(calibrator, start, recipe)
