@@ -40,8 +40,8 @@ from misgnet_runtime.formatting import plural
 # The choice is made on few tiles and is the best of many, so only half of the drop that the gate allows is used up.
 _RESERVE = 0.5
 # Share of pixels whose mask may differ if the gate allows half a point, and if it allows next to nothing: INT8 graphs
-# have 0.0005 to 0.0007 before and 0.0004 to 0.0006 after bias correction.
-_DIFFERING, _LEAST_DIFFERING = 0.002, 0.0006
+# have 0.0005 to 0.0007 before and 0.0004 to 0.0006 after bias correction, so one with more is unusual.
+_DIFFERING, _LEAST_DIFFERING = 0.002, 0.0007
 
 
 @dataclass(frozen=True, kw_only=True)
