@@ -25,6 +25,9 @@ def choose_overlap(measured: Sequence[MeasuredOverlap], tile: int) -> tuple[int,
     The measure is F1; if the labels hold no change, so that F1 is undefined, it is the seam agreement. Nearly as good:
     at most 0.2 points below the value at a quarter. Larger overlaps than a quarter are never chosen.
 
+    More overlap gives a pixel more context. If a smaller one is more than 0.2 points better, the images are too few to
+    tell 0.2 points apart, and the smallest choice is an eighth, the default without a measurement.
+
     Args:
         measured: Measurements by ascending overlap; one of them is a quarter of a tile.
         tile: Side of a tile in pixels.
@@ -34,9 +37,19 @@ def choose_overlap(measured: Sequence[MeasuredOverlap], tile: int) -> tuple[int,
         values, name = [one.seam_agreement for one in allowed], "no label holds change; smallest with seam agreement"
     else:
         values, name = [one.f1 or 0.0 for one in allowed], "smallest with F1"
-    least = values[-1] - TOLERANCE - 1e-9  # a difference of exactly the tolerance must not depend on rounding
-    chosen = next(one for one, value in zip(allowed, values, strict=True) if value >= least)
-    return chosen.overlap, f"{name} at most {100 * TOLERANCE:g} points below that of a quarter of a tile"
+    tolerance = TOLERANCE + 1e-9  # a difference of exactly the tolerance must not depend on rounding
+    rule = f"{name} at most {100 * TOLERANCE:g} points below that of a quarter of a tile"
+    smallest = 0
+    if max(values) > values[-1] + tolerance:
+        smallest, rule = (
+            tile // 8,
+            f"{rule}; not below an eighth, since one scored more than that above: too few images",
+        )
+    chosen = next(
+        one for one, value in zip(allowed, values, strict=True)
+        if one.overlap >= smallest and value >= values[-1] - tolerance
+    )  # fmt: skip
+    return chosen.overlap, rule
 
 
 def measure_overlap(

@@ -58,17 +58,25 @@ def measured(f1: list[float | None], seams: list[float] | None = None, tile: int
 @pytest.mark.parametrize(
     ("f1", "chosen"),
     [
-        ([0.816, 0.830, 0.833, 0.830, 0.833], 16),
+        ([0.816, 0.830, 0.832, 0.830, 0.833], 16),
         ([0.756, 0.763, 0.771, 0.770, 0.772], 32),
         ([0.770, 0.770, 0.770, 0.770, 0.990], 0),  # a half is only reported
         ([0.768, 0.700, 0.700, 0.770, 0.770], 0),  # exactly 0.2 points below a quarter
         ([0.7679, 0.7679, 0.7679, 0.770, 0.770], 64),
-        ([0.900, 0.770, 0.770, 0.770, 0.770], 0),
     ],
 )
 def test_smallest_overlap_close_to_a_quarter_is_chosen(f1: list[float | None], chosen: int) -> None:
     overlap, rule = choose_overlap(measured(f1), 256)
     assert overlap == chosen and rule == "smallest with F1 at most 0.2 points below that of a quarter of a tile"
+
+
+@pytest.mark.parametrize(
+    ("f1", "chosen"),
+    [([0.710, 0.721, 0.718, 0.718, 0.718], 32), ([0.900, 0.900, 0.700, 0.770, 0.770], 64)],
+)
+def test_nothing_below_an_eighth_is_chosen_if_less_overlap_seems_better(f1: list[float | None], chosen: int) -> None:
+    overlap, rule = choose_overlap(measured(f1), 256)
+    assert overlap == chosen and "too few images" in rule
 
 
 def test_without_change_in_the_labels_seam_agreement_decides() -> None:
