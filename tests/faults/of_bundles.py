@@ -49,17 +49,23 @@ def run_build(root: Path) -> None:
     from types import SimpleNamespace
 
     from misgnet_export.pipeline import build as module
+    from misgnet_export.pipeline.request import BuildRequest
+    from misgnet_export.pipeline.result import Draft
 
-    def stages(_request: object, folder: Path, _log: object) -> Any:
+    def stages(_request: object, folder: Path, _log: object) -> Draft:
         make_bundle(folder)
-        return SimpleNamespace(evidence=SimpleNamespace(parity=SimpleNamespace(passed=True)))
+        evidence: Any = SimpleNamespace(parity=SimpleNamespace(passed=True))
+        sets: Any = None
+        return Draft(sets=sets, graphs=[], engines=[], evidence=evidence)
 
     def manifest(folder: Path, *_: object) -> None:
         content = (folder / "manifest.json").read_bytes()
         (folder / "manifest.json").write_bytes(content)
 
-    inputs = dict.fromkeys(("weights", "calib", "val", "evaluation"), root / "in")
-    request: Any = SimpleNamespace(output=root / "out/bundle", force=True, **inputs)
+    given = root / "in"
+    request = BuildRequest(
+        weights=given, calib=given, val=given, evaluation=given, output=root / "out/bundle", force=True
+    )
     with _replaced(module, _run_stages=stages, write_bundle=manifest, check_request=lambda _: None):
         from rich.console import Console
 

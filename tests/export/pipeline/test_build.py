@@ -22,9 +22,12 @@ pytest.importorskip("torch", reason="the build needs the [export] extra")
 from misgnet.synthetic import write_split
 from misgnet_export.cli.main import main
 from misgnet_export.pipeline.choose_overlap import choose_overlap
+from misgnet_export.pipeline.result import FLOAT_ENGINE
+from misgnet_export.pipeline.targets import recipes_of
 from misgnet_runtime.accuracy.evaluation_tiles import evaluate_on_device, evaluation_files, read_evaluation
 from misgnet_runtime.bundle.manifest import decode_manifest
 from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle.targets import parse_target
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.machine import architecture
 from misgnet_runtime.raster.dataset import TileSet
@@ -213,7 +216,10 @@ def test_overlapping_stages_are_logged_in_the_order_of_the_targets(each_bundle: 
     stages = json.loads((each_bundle / "evidence" / "build.json").read_text())["stages"]
     names = [stage["name"] for stage in stages]
     recipes = [name for name in names if name.startswith("quantize to INT8 for ")]
-    assert recipes[0] == "quantize to INT8 for cpu" and recipes[-1] == "quantize to INT8 for tensorrt"
+    targets = [
+        parse_target(entry.name) for entry in read_bundle(each_bundle).manifest.engines if entry.name != FLOAT_ENGINE
+    ]
+    assert recipes == [f"quantize to INT8 for {recipe.name}" for recipe in recipes_of(targets) if recipe.int8]
     reference = names.index("evaluate PyTorch float32")
     compiled = [i for i, name in enumerate(names) if name.startswith("compile ")]
     assert names.index(recipes[-1]) < min(compiled, default=reference) <= max(compiled, default=reference) <= reference
