@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import onnx
 
@@ -58,19 +58,23 @@ class Attempt:
     finding: str  # what the repair did, as text
 
 
+Step = Literal["bias", "smoothing", "rounding"]
+RangesOf = Callable[[onnx.ModelProto], Mapping[str, Range]]
+AnyMeasured = TypeVar("AnyMeasured", bound=Measured)
+
+
 @dataclass(frozen=True)
-class Repaired:
+class Repaired(Generic[AnyMeasured]):
     """The best graph found."""
 
     quantized: QuantizedGraph
     inputs: QuantizationInputs  # from which it was made
-    score: Score
+    measured: AnyMeasured  # what ``decide`` measured on it
     attempts: tuple[Attempt, ...]  # all repairs that were tried
 
-
-Step = Literal["bias", "smoothing", "rounding"]
-RangesOf = Callable[[onnx.ModelProto], Mapping[str, Range]]
-AnyMeasured = TypeVar("AnyMeasured", bound=Measured)
+    @property
+    def score(self) -> Score:
+        return Score(self.measured.mean, self.measured.pixels)
 
 
 def repair(
@@ -78,7 +82,7 @@ def repair(
     ranges_of: RangesOf, absolute_maxima: Mapping[str, float], decide: Callable[[onnx.ModelProto], AnyMeasured],
     enough: Callable[[AnyMeasured], bool] | None = None, progress: Progress | None = None,
     keep_float: Collection[str] = (), steps: Sequence[Step] = ("bias", "smoothing", "rounding"),
-) -> Repaired:  # fmt: skip
+) -> Repaired[AnyMeasured]:  # fmt: skip
     """Quantizes the float graph ``model`` for ``recipe`` and repairs it, one of ``steps`` after the other.
 
     ``ranges_of`` observes a float graph's activations on the calibration ``tiles``; it is called again after smoothing,
@@ -91,36 +95,33 @@ def repair(
         model=model, ranges=ranges_of(model), absolute_maxima=absolute_maxima, keep_float=frozenset(keep_float)
     )
     quantized = inputs.quantize(recipe)
-    measured = decide(quantized.model)
-    best = Repaired(quantized, inputs, _score(measured), ())
+    best = Repaired(quantized, inputs, decide(quantized.model), ())
     for index, name in enumerate(steps):
-        if enough is not None and enough(measured):
+        if enough is not None and enough(best.measured):
             break
         work = _Work(
             interface=interface, tiles=tiles, recipe=recipe, ranges_of=ranges_of,
             progress=_part(progress, index, len(steps)),
         )  # fmt: skip
-        best, measured = _tried(best, measured, name, work, decide)
+        best = _tried(best, name, work, decide)
     return best
 
 
 def _tried(
-    best: Repaired, measured: AnyMeasured, name: Step, work: _Work, decide: Callable[[onnx.ModelProto], AnyMeasured]
-) -> tuple[Repaired, AnyMeasured]:
-    """Returns ``best`` and its measurement with one more repair if that is better, else unchanged; records it."""
+    best: Repaired[AnyMeasured], name: Step, work: _Work, decide: Callable[[onnx.ModelProto], AnyMeasured]
+) -> Repaired[AnyMeasured]:
+    """Returns ``best`` with one more repair if that is better, else unchanged; records the attempt."""
     started = time.perf_counter()
     inputs, finding = _STEPS[name](best.inputs, work)
     quantized = inputs.quantize(work.recipe)
-    after = decide(quantized.model)
-    kept = is_better(best.score, _score(after))
+    after = Repaired(quantized, inputs, decide(quantized.model), ())
+    kept = is_better(best.score, after.score)
     attempt = Attempt(
-        name=name, before=best.score, after=_score(after), seconds=time.perf_counter() - started, kept=kept,
+        name=name, before=best.score, after=after.score, seconds=time.perf_counter() - started, kept=kept,
         finding=finding,
     )  # fmt: skip
     attempts = (*best.attempts, attempt)
-    if not kept:
-        return replace(best, attempts=attempts), measured
-    return Repaired(quantized, inputs, _score(after), attempts), after
+    return replace(after if kept else best, attempts=attempts)
 
 
 def is_better(before: Score, after: Score) -> bool:
@@ -191,10 +192,6 @@ _STEPS: Mapping[Step, Callable[[QuantizationInputs, _Work], tuple[QuantizationIn
 
 def _sites(given: QuantizationInputs, work: _Work) -> list[QuantizerSite]:
     return [p for p in quantizer_sites(Graph(given.model), work.recipe) if p.node not in given.keep_float]
-
-
-def _score(found: Measured) -> Score:
-    return Score(found.mean, found.pixels)
 
 
 def _part(progress: Progress | None, index: int, count: int) -> Progress | None:

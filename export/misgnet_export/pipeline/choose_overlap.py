@@ -41,10 +41,8 @@ def choose_overlap(measured: Sequence[MeasuredOverlap], tile: int) -> tuple[int,
     rule = f"{name} at most {100 * TOLERANCE:g} points below that of a quarter of a tile"
     smallest = 0
     if max(values) > values[-1] + tolerance:
-        smallest, rule = (
-            tile // 8,
-            f"{rule}; not below an eighth, since one scored more than that above: too few images",
-        )
+        smallest = tile // 8
+        rule += "; not below an eighth, since one scored more than that above: too few images"
     chosen = next(
         one for one, value in zip(allowed, values, strict=True)
         if one.overlap >= smallest and value >= values[-1] - tolerance

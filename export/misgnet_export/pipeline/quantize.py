@@ -22,7 +22,7 @@ from misgnet_calibration.algorithms.accuracy_control import (
     passes,
     ties_of,
 )
-from misgnet_calibration.algorithms.improve import Attempt, Repaired, Score, repair
+from misgnet_calibration.algorithms.improve import Attempt, Score, repair
 from misgnet_calibration.onnx_graph import Graph
 from misgnet_calibration.quantizer.overflow import fix_overflow
 from misgnet_calibration.quantizer.quantize import QuantizationInputs, QuantizedGraph
@@ -100,8 +100,7 @@ def _reduce_loss(
     """Repairs the graph and then reverts operators to float, each only if needed."""
     request, limit = context.request, limit_of(context.policy.limit, decision.reference_f1)
     if request.repair == "always" or (request.repair == "auto" and not passes(loss.measurement, limit)):
-        found = _repair(context, start, decision, found, limit)
-        loss = decision.loss(found.quantized.model)
+        found, loss = _repair(context, start, decision, found, limit)
     if request.control_minutes > 0 and not passes(loss.measurement, limit):
         found = _control(context, decision, found, limit)
     return found
@@ -135,7 +134,8 @@ def _quantize(context: BuildContext, start: Calibrated, recipe: Recipe) -> tuple
 
 def _repair(
     context: BuildContext, start: Calibrated, decision: Decision, found: RecipeGraph, limit: Limit
-) -> RecipeGraph:
+) -> tuple[RecipeGraph, Loss]:
+    """Returns the repaired graph and its loss."""
     recipe, calibrator, always = found.quantized.recipe, found.calibrator, context.request.repair == "always"
     assert calibrator is not None
 
@@ -144,7 +144,7 @@ def _repair(
         return seen.ranges(calibrator, symmetric=recipe.symmetric_activations)
 
     with context.log.stage(f"repair for {recipe.name}") as stage:
-        better: Repaired = repair(
+        better = repair(
             start.model, decision.interface, start.calib, recipe, ranges_of=ranges_of,
             absolute_maxima=start.observed.absolute_maxima, decide=decision.loss,
             enough=None if always else lambda loss: passes(loss.measurement, limit), progress=stage.progress,
@@ -152,7 +152,8 @@ def _repair(
         kept = [attempt.name for attempt in better.attempts if attempt.kept] or ["nothing"]
         first = better.attempts[0].before if better.attempts else better.score
         stage.finding = f"kept {', '.join(kept)}: {_gain(first, better.score)}"
-    return replace(found, quantized=better.quantized, inputs=better.inputs, repairs=better.attempts)
+    repaired = replace(found, quantized=better.quantized, inputs=better.inputs, repairs=better.attempts)
+    return repaired, better.measured
 
 
 def _control(context: BuildContext, decision: Decision, found: RecipeGraph, limit: Limit) -> RecipeGraph:

@@ -45,11 +45,7 @@ def reparity(
         raise InputError(f"bundle {path} contains no float graph to compare with; build it again")
     others = [e for e in bundle.manifest.engines if e is not floats[0]]
     manifest = bundle.manifest
-    limit = limit or limit_of(manifest)
-    policy = AccuracyPolicy(
-        threshold=manifest.threshold, max_f1_drop=limit.max_f1_drop, min_f1_ratio=limit.min_f1_ratio,
-        gate=gate or manifest.gate,
-    )  # fmt: skip
+    policy = AccuracyPolicy(threshold=manifest.threshold, limit=limit or limit_of(manifest), gate=gate or manifest.gate)
     with (
         ChangeDetector(open_for_evaluation(floats[0], bundle.files, interface), interface) as detector,
         tile_per_stream(detector) as predict,

@@ -35,16 +35,11 @@ TileSize = int | Literal["auto"]
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyPolicy:
-    """The accuracy that engines must reach; either ``max_f1_drop`` or ``min_f1_ratio`` is given."""
+    """The accuracy that engines must reach."""
 
     threshold: float  # probability of change above which a pixel counts as changed, 0 to 1
-    max_f1_drop: float | None = None  # points of F1 that an engine may lose; may be negative
-    min_f1_ratio: float | None = None  # smallest F1 of an engine as a share of the float model's, 0 to 1
+    limit: F1Limit
     gate: GateRule = "point"  # what must stay within the limit: the drop or ratio, or the worse end of its interval
-
-    @property
-    def limit(self) -> F1Limit:
-        return F1Limit(max_f1_drop=self.max_f1_drop, min_f1_ratio=self.min_f1_ratio)
 
 
 def _tile(text: str) -> TileSize:
@@ -180,9 +175,7 @@ class BuildRequest:
         """The accuracy policy; a threshold that is yet to be tuned is 0.5."""
         threshold = 0.5 if self.threshold == "tuned" else self.threshold
         limit = requested_limit(self.max_f1_drop, self.min_f1_ratio) or F1Limit(min_f1_ratio=DEFAULT_MIN_F1_RATIO)
-        return AccuracyPolicy(
-            threshold=threshold, max_f1_drop=limit.max_f1_drop, min_f1_ratio=limit.min_f1_ratio, gate=self.gate
-        )
+        return AccuracyPolicy(threshold=threshold, limit=limit, gate=self.gate)
 
     def compiles_on_device(self, target: Target) -> bool:
         """Returns whether the plan of ``target`` is compiled by ``misgnet-run compile``."""

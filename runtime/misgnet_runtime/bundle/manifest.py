@@ -30,7 +30,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 InputForm = Literal["uint8", "float32"]
 OutputForm = Literal["probability", "logits", "mask"]
-# The value of the F1 drop that must stay within the limit: the measured drop, or the upper end of its interval.
+# The value that must stay within the limit: the measured F1 drop or ratio, or the worse end of its interval.
 GateRule = Literal["point", "upper"]
 Share = Annotated[float, Meta(ge=0, le=1)]
 EngineKind = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "rtx", "tensorrt"]

@@ -16,6 +16,7 @@ from misgnet_export.pipeline import evaluate as evidence
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import AccuracyPolicy
 from misgnet_export.report import parity_table
+from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.accuracy.parity import ParityReport
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface
 from misgnet_runtime.engines import ExecutionOptions
@@ -25,7 +26,7 @@ from misgnet_runtime.raster.dataset import TileSet
 
 TILE = 32
 INTERFACE = Interface(TILE, 4)
-POLICY = AccuracyPolicy(threshold=0.5, max_f1_drop=0.5)
+POLICY = AccuracyPolicy(threshold=0.5, limit=F1Limit(max_f1_drop=0.5))
 CPU = EngineEntry("cpu", "onnxruntime", "int8.onnx", "int8.onnx", "int8", "1")
 INT8_BF16 = EngineEntry("openvino-int8-bf16", "openvino", "int8.onnx", "int8.onnx", "int8+bf16", "1")
 BF16 = EngineEntry("openvino-bf16", "openvino", "float.onnx", "float.onnx", "bf16", "1", needs=["avx512_bf16"])
