@@ -42,7 +42,7 @@ def choose_overlap(measured: Sequence[MeasuredOverlap], tile: int) -> tuple[int,
     smallest = 0
     if max(values) > values[-1] + tolerance:
         smallest = tile // 8
-        rule += "; not below an eighth, since one scored more than that above: too few images"
+        rule += "; at least an eighth, because less overlap scored higher by more than that: too few images"
     chosen = next(
         one for one, value in zip(allowed, values, strict=True)
         if one.overlap >= smallest and value >= values[-1] - tolerance
