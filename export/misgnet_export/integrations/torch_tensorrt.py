@@ -130,7 +130,8 @@ def conversion_settings(module: Any, interface: Interface, options: PlanOptions,
 def _input(module: Any, dtype: str, rest: list[int], options: PlanOptions) -> Any:
     import torch
 
-    low, best, high = ((batch, *rest) for batch in (options.min_batch, options.opt_batch, options.max_batch))
+    (batches,) = options.profiles  # Torch-TensorRT makes one profile
+    low, best, high = ((batch, *rest) for batch in batches)
     return module.Input(min_shape=low, opt_shape=best, max_shape=high, dtype=getattr(torch, dtype))
 
 

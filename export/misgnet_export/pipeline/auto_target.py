@@ -72,9 +72,9 @@ def choose_here() -> Choice:
 
 
 def expand(requested: Iterable[RequestedTarget], auto: Iterable[Target]) -> tuple[Target, ...]:
-    """Returns the requested targets, each once, with ``auto`` in place of "auto"."""
+    """Returns the targets to build, each once: ``auto`` in place of "auto", both precisions of a GPU's target."""
     auto = tuple(auto)
-    found = [target for one in requested for target in (auto if one == AUTO else (one,))]
+    found = [target for one in requested for target in (auto if one == AUTO else one.variants)]
     return tuple(dict.fromkeys(found))
 
 

@@ -11,7 +11,7 @@ from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import FLOAT_ENGINE, GraphFile
 from misgnet_export.pipeline.targets import FLOAT, Product, product_of
-from misgnet_runtime.bundle import EngineEntry, SplitEntry
+from misgnet_runtime.bundle import EngineEntry, PlanProfile, SplitEntry
 from misgnet_runtime.bundle.targets import Target
 from misgnet_runtime.engines.tensorrt import Plan, PlanOptions, compile_plan
 from misgnet_runtime.formatting import plural
@@ -56,19 +56,19 @@ def _opened(name: str, product: Product, graph: GraphFile) -> EngineEntry:
 
 def _compiled_on_device(request: BuildRequest, target: Target, product: Product, graph: GraphFile) -> EngineEntry:
     """Returns the entry of a plan that ``misgnet-run compile`` makes from the graph on the device."""
-    board = product.board
+    board, options = product.board, request.plan_options(target)
     return EngineEntry(
         name=target.name, kind=product.engine, file=graph.file, graph=graph.file, precision=graph.precision,
         vendor_version="",
         compute_capabilities=list(board.compute_capabilities if board else target.compute_capabilities),
-        platform=board.platform if board else "any", batches=_profile(request.plan_options(target)),
+        platform=board.platform if board else "any", batches=_batches(options), profiles=_profiles(options),
         split=graph.split, compiled="to be compiled on the device",
     )  # fmt: skip
 
 
 def _compiled(context: BuildContext, target: Target, graph: GraphFile) -> EngineEntry:
     file, plan = _compile(context, target, graph.file)
-    bound = plan.compatibility
+    bound, options = plan.compatibility, context.request.plan_options(target)
     split = None
     if graph.split is not None:
         parts = {"encoder": graph.split.encoder_graph, "head": graph.split.head_graph}
@@ -77,7 +77,7 @@ def _compiled(context: BuildContext, target: Target, graph: GraphFile) -> Engine
     return EngineEntry(
         name=target.name, kind=product_of(target).engine, file=file, graph=graph.file, precision=graph.precision,
         vendor_version=bound.vendor_version, compute_capabilities=list(bound.compute_capabilities),
-        platform=bound.platform, batches=_profile(context.request.plan_options(target)), split=split,
+        platform=bound.platform, batches=_batches(options), profiles=_profiles(options), split=split,
         cuda_driver=bound.cuda_driver,
     )  # fmt: skip
 
@@ -98,12 +98,17 @@ def _converted(context: BuildContext, target: Target, graph: GraphFile, network:
     return EngineEntry(
         name=target.name, kind=product_of(target).engine, file=file, graph=graph.file, precision=graph.precision,
         vendor_version=plan.vendor_version, compute_capabilities=[plan.compute_capability], platform=plan.platform,
-        batches=_profile(options), cuda_driver=plan.cuda_driver,
+        batches=_batches(options), profiles=_profiles(options), cuda_driver=plan.cuda_driver,
     )  # fmt: skip
 
 
-def _profile(options: PlanOptions) -> tuple[int, int, int]:
-    return options.min_batch, options.opt_batch, options.max_batch
+def _batches(options: PlanOptions) -> tuple[int, int, int]:
+    """Returns the smallest, the typical and the largest batch of all profiles."""
+    return options.profiles[0][0], options.profiles[-1][1], options.profiles[-1][2]
+
+
+def _profiles(options: PlanOptions) -> list[PlanProfile]:
+    return [PlanProfile(batches) for batches in options.profiles]
 
 
 def _compile(context: BuildContext, target: Target, graph: str, part: str = "") -> tuple[str, Plan]:

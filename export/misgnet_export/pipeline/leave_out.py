@@ -1,8 +1,8 @@
-"""Leaves engines that miss the gate out of the bundle, if only ``--target auto`` asked for them."""
+"""Leaves engines that miss the gate out of the bundle, if no ``--target`` asked for exactly them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from msgspec import structs
@@ -20,10 +20,13 @@ _ALWAYS = "cpu"
 def leave_out_misses(context: BuildContext, draft: Draft) -> Draft:
     """Returns the draft without the engines that miss the gate, and removes their files; warns about each engine.
 
-    An engine is left out only if ``--target auto`` chose it and no ``--target`` names it. If any other engine misses,
-    the draft is returned unchanged and its parity report fails.
+    An engine is left out if ``--target auto`` chose it and no ``--target`` names it, or if a ``--target`` asked for both
+    precisions of a GPU and the other one passes. If any other engine misses, the draft is returned unchanged and its
+    parity report fails.
     """
-    parity = without_misses(draft.evidence.parity, {target.name for target in context.request.only_by_auto})
+    optional = {target.name for target in context.request.only_by_auto}
+    pairs = [{target.name for target in pair} for pair in context.request.pairs]
+    parity = without_misses(draft.evidence.parity, optional, pairs)
     if not parity.left_out:
         return draft
     with context.log.stage("leave out engines") as stage:
@@ -37,13 +40,18 @@ def leave_out_misses(context: BuildContext, draft: Draft) -> Draft:
     return found
 
 
-def without_misses(parity: ParityReport, optional: Collection[str]) -> ParityReport:
+def without_misses(
+    parity: ParityReport, optional: Collection[str], pairs: Iterable[Collection[str]] = ()
+) -> ParityReport:
     """Returns the report with the engines that miss the gate in ``left_out``; ``cpu`` gets the float graph's result.
 
     Args:
         parity: The results of all engines, the float graph's among them.
         optional: Names of the engines that may be left out. If another engine misses, ``parity`` is returned unchanged.
+        pairs: Names of engines that may be left out if another one of the pair passes.
     """
+    passed = {engine.engine for engine in parity.engines if engine.verdict is not None and engine.verdict.passed}
+    optional = {*optional, *(name for pair in pairs if passed.intersection(pair) for name in pair)}
     missed = [engine for engine in parity.engines if engine.verdict is not None and not engine.verdict.passed]
     if any(engine.engine not in optional for engine in missed):
         return parity

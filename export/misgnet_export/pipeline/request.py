@@ -165,6 +165,13 @@ class BuildRequest:
         return frozenset(self.auto.targets if self.auto else ()) - frozenset(self.requested)
 
     @property
+    def pairs(self) -> list[tuple[Target, ...]]:
+        """The targets in INT8 and FP16 that one ``--target`` asked for, of which one may miss the gate."""
+        pairs = (one.variants for one in self.requested if one != AUTO_TARGET)
+        alone = {one for one in self.requested if one != AUTO_TARGET and one.variants == (one,)}
+        return [pair for pair in pairs if len(pair) > 1 and not alone & set(pair)]
+
+    @property
     def interface(self) -> Interface:
         """The inputs and outputs of all engines; the build chooses a tile before."""
         assert self.tile != "auto", "no tile is chosen yet"
@@ -187,7 +194,7 @@ class BuildRequest:
         largest = self.max_batch
         return PlanOptions(
             vendor=product_of(target).engine, compute_capabilities=target.compute_capabilities,
-            min_batch=1, opt_batch=min(4, largest), max_batch=largest,
+            profiles=((1, min(4, largest), largest),),
         )  # fmt: skip
 
 

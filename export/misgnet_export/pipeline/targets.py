@@ -54,6 +54,7 @@ _ORIN = Board(("sm87",), "linux-aarch64")
 _THOR = Board(("sm110",), "linux-aarch64")  # since CUDA 13; before that, it was sm101
 
 FLOAT = Product(engine="onnxruntime", recipe=None)  # in every bundle
+# Of every kind but those that stand for two: see ``Target.variants``.
 PRODUCTS: Mapping[Kind, Product] = {
     "cpu": Product(engine="onnxruntime", recipe=CPU),
     "cpu-vnni": Product(engine="onnxruntime", recipe=CPU_VNNI, needs=_VNNI),
@@ -62,14 +63,14 @@ PRODUCTS: Mapping[Kind, Product] = {
     "openvino": Product(engine="openvino", recipe=OPENVINO),
     "openvino-bf16": Product(engine="openvino", recipe=None, needs=_BF16, float_type="bf16"),
     "openvino-int8-bf16": Product(engine="openvino", recipe=OPENVINO, needs=_BF16, float_type="bf16"),
-    "rtx": Product(engine="rtx", recipe=TENSORRT),
+    "rtx-int8": Product(engine="rtx", recipe=TENSORRT),
     "rtx-fp16": Product(engine="rtx", recipe=TENSORRT_FP16),
-    "tensorrt": Product(engine="tensorrt", recipe=TENSORRT),
+    "tensorrt-int8": Product(engine="tensorrt", recipe=TENSORRT),
     "tensorrt-fp16": Product(engine="tensorrt", recipe=TENSORRT_FP16),
     "torch-tensorrt": Product(engine="tensorrt", recipe=None, from_program=True),
-    "jetson-orin": Product(engine="tensorrt", recipe=TENSORRT, board=_ORIN),
+    "jetson-orin-int8": Product(engine="tensorrt", recipe=TENSORRT, board=_ORIN),
     "jetson-orin-fp16": Product(engine="tensorrt", recipe=TENSORRT_FP16, board=_ORIN),
-    "jetson-thor": Product(engine="tensorrt", recipe=TENSORRT, board=_THOR),
+    "jetson-thor-int8": Product(engine="tensorrt", recipe=TENSORRT, board=_THOR),
     "jetson-thor-fp16": Product(engine="tensorrt", recipe=TENSORRT_FP16, board=_THOR),
 }
 

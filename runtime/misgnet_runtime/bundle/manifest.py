@@ -131,6 +131,19 @@ class SplitEntry(Struct, frozen=True):
     head_graph: FilePath
 
 
+class PlanProfile(Struct, frozen=True):
+    """An optimization profile of a TensorRT plan: the batches that it accepts, and what one inference costs."""
+
+    # Smallest, typical and largest batch. Equal: the shapes are static, and smaller batches are padded.
+    batches: tuple[Positive, Positive, Positive]
+    # Device memory for the activations of one stream, in bytes; null: known once the plan was opened.
+    context_bytes: Count | None = None
+    # Kernels of one inference of the typical batch; null: the builder did not list them.
+    kernels: Count | None = None
+    # Bytes that these kernels read and write; null: the builder did not list them.
+    bytes_moved: Count | None = None
+
+
 class EngineEntry(Struct, frozen=True):
     """One engine: the file that it opens, the graph that it was made from, and the machines that it can run on."""
 
@@ -153,6 +166,8 @@ class EngineEntry(Struct, frozen=True):
     platform: Name = "any"
     # Smallest, typical and largest batch that a plan is compiled for.
     batches: tuple[Positive, Positive, Positive] = (1, 4, 16)
+    # The optimization profiles of a plan, by ascending batch; empty: one profile with ``batches``.
+    profiles: Annotated[list[PlanProfile], Meta(max_length=16)] = msgspec.field(default_factory=list)
     # The processor must have one of these: instruction sets under Linux's names, or an architecture ("aarch64"). Empty:
     # any processor.
     needs: list[Name] = msgspec.field(default_factory=list)
@@ -166,6 +181,11 @@ class EngineEntry(Struct, frozen=True):
     @property
     def on_device(self) -> bool:
         return self.compiled == "to be compiled on the device"
+
+    @property
+    def plan_profiles(self) -> list[PlanProfile]:
+        """The optimization profiles of a plan, also of a bundle that does not list them."""
+        return self.profiles or [PlanProfile(self.batches)]
 
     def all_files(self) -> list[str]:
         """Returns the relative paths of the files that it opens and of the graphs that they were made from."""

@@ -18,23 +18,34 @@ Kind = Literal[
     "openvino-bf16",
     "openvino-int8-bf16",
     "rtx",
+    "rtx-int8",
     "rtx-fp16",
     "tensorrt",
+    "tensorrt-int8",
     "tensorrt-fp16",
     "torch-tensorrt",
     "jetson-orin",
+    "jetson-orin-int8",
     "jetson-orin-fp16",
     "jetson-thor",
+    "jetson-thor-int8",
     "jetson-thor-fp16",
 ]
+# Without a suffix, these kinds stand for two targets, one in INT8 and one in FP16.
+_IN_BOTH_PRECISIONS: dict[Kind, tuple[Kind, Kind]] = {
+    "rtx": ("rtx-int8", "rtx-fp16"),
+    "tensorrt": ("tensorrt-int8", "tensorrt-fp16"),
+    "jetson-orin": ("jetson-orin-int8", "jetson-orin-fp16"),
+    "jetson-thor": ("jetson-thor-int8", "jetson-thor-fp16"),
+}
 
 ACCEPTED = (
-    "cpu, cpu-vnni, cpu-arm, cuda, openvino[-bf16], openvino-int8-bf16, tensorrt[-fp16], torch-tensorrt, "
-    "jetson-orin[-fp16], jetson-thor[-fp16], or rtx-smNN[,smNN...][-fp16] such as rtx-sm86,sm89 and rtx-sm86-fp16"
+    "cpu, cpu-vnni, cpu-arm, cuda, openvino[-bf16], openvino-int8-bf16, torch-tensorrt, and in INT8 and FP16 or in one "
+    "of them by a suffix -int8 or -fp16: tensorrt, jetson-orin, jetson-thor, rtx-smNN[,smNN...] such as rtx-sm86,sm89"
 )
 
 _NAMED: dict[str, Kind] = {kind: kind for kind in get_args(Kind) if not kind.startswith("rtx")}
-_RTX: dict[str, Kind] = {"": "rtx", "-fp16": "rtx-fp16"}
+_RTX: dict[str, Kind] = {"": "rtx", "-int8": "rtx-int8", "-fp16": "rtx-fp16"}
 _CAPABILITY = re.compile(r"sm([1-9][0-9]{1,2})")
 
 
@@ -52,6 +63,12 @@ class Target:
         return "-".join(filter(None, (head, ",".join(self.compute_capabilities), tail)))
 
     @property
+    def variants(self) -> tuple[Target, ...]:
+        """Returns the targets that are built: one in INT8 and one in FP16 if the name asks for both, else itself."""
+        kinds = _IN_BOTH_PRECISIONS.get(self.kind, (self.kind,))
+        return tuple(Target(kind, self.compute_capabilities) for kind in kinds)
+
+    @property
     def slug(self) -> str:
         """Returns the name as a part of a file name: ``rtx-sm86-sm89-fp16``."""
         return self.name.replace(",", "-")
@@ -62,10 +79,10 @@ def parse_target(text: str) -> Target:
     plain = text.strip().lower()
     if plain in _NAMED:
         return Target(_NAMED[plain])
-    bare = plain.removesuffix("-fp16")
+    bare = plain.removesuffix("-fp16").removesuffix("-int8")
     head, _, tail = bare.partition("-")
     parts = [part.strip() for part in tail.split(",")]
-    if head != "rtx" or not all(_CAPABILITY.fullmatch(part) for part in parts):
+    if head != "rtx" or plain[len(bare) :] not in _RTX or not all(_CAPABILITY.fullmatch(part) for part in parts):
         raise UsageError(f"unknown target '{text}'; choose from {ACCEPTED}")
     return Target(_RTX[plain[len(bare) :]], sorted_capabilities(parts))
 

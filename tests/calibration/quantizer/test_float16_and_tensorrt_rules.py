@@ -43,7 +43,7 @@ def test_tensorrt_graph_satisfies_the_rules_and_compiles():
     model = quantized()
     check_tensorrt_rules(model)
     plan = compile_plan(
-        model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",), max_batch=4)
+        model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",), profiles=((1, 4, 4),))
     )
     assert plan.data
     assert plan.quantize_layers == 6

@@ -208,7 +208,8 @@ def test_tensorrt_rtx_compiles_a_fully_quantized_graph() -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     found = quantized(two_branch(), ALL_TENSORRT, feeds_of_two_branch())
     plan = compile_plan(
-        found.model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",), max_batch=4)
+        found.model.SerializeToString(),
+        PlanOptions(vendor="rtx", compute_capabilities=("sm86",), profiles=((1, 4, 4),)),
     )
     assert plan.data
     assert plan.quantize_layers == len(activations(found.sites))
@@ -220,7 +221,8 @@ def test_tensorrt_rtx_compiles_attention_pooling_and_resizing() -> None:
     del model.graph.output[-1]  # RTX returns sizes in INT64 only on request
     found = quantized(model, ALL_TENSORRT, feeds_of_many())
     plan = compile_plan(
-        found.model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",), max_batch=4)
+        found.model.SerializeToString(),
+        PlanOptions(vendor="rtx", compute_capabilities=("sm86",), profiles=((1, 4, 4),)),
     )
     assert plan.quantize_layers == len(activations(found.sites))
 

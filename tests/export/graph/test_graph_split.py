@@ -318,7 +318,7 @@ def test_target_with_plans_compiles_whole_graph_encoder_and_head(
     assert entry.split == SplitEntry("engines/rtx-sm86_encoder.plan", "engines/rtx-sm86_head.plan", *parts)
     assert (tmp_path / entry.split.head).read_bytes() == b"plan of int8_head"
     assert [graph for graph, _ in compiled] == [b"int8", b"int8_encoder", b"int8_head"]
-    assert {(o.min_batch, o.opt_batch, o.max_batch) for _, o in compiled} == {(1, 4, 4)}
+    assert {o.profiles for _, o in compiled} == {((1, 4, 4),)}
     assert [name for name, *_ in log.done] == [
         "compile rtx-sm86", "compile rtx-sm86 encoder", "compile rtx-sm86 head",
     ]  # fmt: skip

@@ -41,7 +41,7 @@ from support.fake_cuda import FakeDriver
 from support.paths import DEMO_WEIGHTS as WEIGHTS
 
 REQUEST = request_of("torch-tensorrt", weights=WEIGHTS, tile=64)
-OPTIONS = PlanOptions(vendor="tensorrt", min_batch=1, opt_batch=2, max_batch=3)
+OPTIONS = PlanOptions(vendor="tensorrt", profiles=((1, 2, 3),))
 FLOAT_GRAPH = GraphFile(name="float", file="graphs/float.onnx", precision="float32", size=1)
 QUIET = Console(file=io.StringIO())
 

@@ -162,7 +162,9 @@ class TestTensorRT(Conformance):
         vendor = "rtx" if version.startswith("rtx") else "tensorrt"
         module = fake_tensorrt.make_tensorrt(version.removeprefix("rtx "), driver, rtx=vendor == "rtx")
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        plan = compile_plan(fake_tensorrt.model(), PlanOptions(vendor=vendor, max_batch=MAX_BATCH), driver=driver)
+        plan = compile_plan(
+            fake_tensorrt.model(), PlanOptions(vendor=vendor, profiles=((1, 4, MAX_BATCH),)), driver=driver
+        )
         return open_plan(plan.data, vendor, driver, streams=streams)
 
 
@@ -196,7 +198,9 @@ class TestOnnxRuntimeOnCudaHere(Conformance):
 @functools.cache
 def real_plan(vendor: str) -> Plan:
     """Compiles the graph that all kinds run with the real TensorRT, for this machine's GPU."""
-    return compile_plan((DATA / "tiny_float.onnx").read_bytes(), PlanOptions(vendor=vendor, max_batch=MAX_BATCH))
+    return compile_plan(
+        (DATA / "tiny_float.onnx").read_bytes(), PlanOptions(vendor=vendor, profiles=((1, 4, MAX_BATCH),))
+    )
 
 
 @pytest.mark.skipif(not gpu.DRIVERS, reason=f"no engine ran on a real GPU: {'; '.join(gpu.REASONS)}")

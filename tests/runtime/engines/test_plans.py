@@ -104,9 +104,7 @@ def test_plan_is_compiled_with_all_options(plan: Plan) -> None:
     options = PlanOptions(
         vendor="rtx",
         compute_capabilities=("sm86",),
-        min_batch=2,
-        opt_batch=2,
-        max_batch=2,
+        profiles=((2, 2, 2),),
         workspace_bytes=1 << 28,
         optimization_level=1,
     )

@@ -30,7 +30,7 @@ from support.fake_cuda import FakeDriver
 from support.fake_tensorrt import WORKING_MEMORY, make_tensorrt, model
 
 VERSIONS = ("10.3.0", "10.16.1", "11.1.0")
-OPTIONS = PlanOptions(vendor="tensorrt", max_batch=8)
+OPTIONS = PlanOptions(vendor="tensorrt", profiles=((1, 4, 8),))
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_builder_in_a_reference_cycle_is_freed_before_the_next_one_is_made(
 
 def test_options_reach_the_builder(tensorrt: Any, driver: FakeDriver) -> None:
     memory = {"workspace_bytes": 1 << 20, "builder_bytes": (1 << 22) + 5}
-    compiled(driver, options=replace(OPTIONS, optimization_level=5, min_batch=2, **memory))
+    compiled(driver, options=replace(OPTIONS, optimization_level=5, profiles=((2, 4, 8),), **memory))
     config = tensorrt.observed.config
     assert config.pools == {"WORKSPACE": 1 << 20, "TACTIC_DRAM": 1 << 22}
     assert config.builder_optimization_level == 5
@@ -210,7 +210,7 @@ def test_tensorrt_for_rtx_captures_and_replays_itself(driver: FakeDriver, monkey
     """It compiles kernels in the background: a capture by this package would keep the preliminary kernels."""
     module = make_tensorrt("1.7.1", driver, rtx=True)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
-    plan = compiled(driver, options=PlanOptions(vendor="rtx", compute_capabilities=("sm87",), max_batch=8))
+    plan = compiled(driver, options=PlanOptions(vendor="rtx", compute_capabilities=("sm87",), profiles=((1, 4, 8),)))
     with open_plan(plan.data, "rtx", driver, streams=2) as engine:
         for seed in range(3):
             arrays = images(2, seed)
@@ -270,7 +270,7 @@ def test_a_batch_outside_the_profile_is_refused(tensorrt: Any, driver: FakeDrive
 
 
 def test_a_batch_below_the_smallest_is_refused(tensorrt: Any, driver: FakeDriver) -> None:
-    plan = compiled(driver, options=replace(OPTIONS, min_batch=2))
+    plan = compiled(driver, options=replace(OPTIONS, profiles=((2, 4, 8),)))
     with open_plan(plan.data, "tensorrt", driver) as engine, pytest.raises(InputError, match="starts at 2"):
         engine.infer(images(1))
 
@@ -398,7 +398,7 @@ def test_tensorrt_refuses_compute_capabilities() -> None:
 @pytest.mark.parametrize("batches", [(0, 4, 16), (4, 2, 16), (1, 32, 16)])
 def test_batches_must_ascend(batches: tuple[int, int, int]) -> None:
     with pytest.raises(UsageError, match="must ascend"):
-        PlanOptions(vendor="tensorrt", min_batch=batches[0], opt_batch=batches[1], max_batch=batches[2])
+        PlanOptions(vendor="tensorrt", profiles=(batches,))
 
 
 PLAN = PlanCompatibility(

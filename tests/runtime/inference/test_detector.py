@@ -165,7 +165,7 @@ def test_a_plan_that_does_not_match_its_interface_is_refused(other: Interface, m
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make_tensorrt("10.3.0", driver))
 
     def plan() -> Engine:
-        options = PlanOptions(vendor="tensorrt", max_batch=8)
+        options = PlanOptions(vendor="tensorrt", profiles=((1, 4, 8),))
         return open_plan(compile_plan(fake_tensorrt.model(), options, driver=driver).data, "tensorrt", driver)
 
     with pytest.raises(InputError, match="does not match its interface"):

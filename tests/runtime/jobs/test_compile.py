@@ -550,7 +550,9 @@ def test_the_bundles_own_plan_runs_if_the_cache_cannot_be_used(
 def tensorrt_plan(driver: FakeDriver) -> bytes:
     from misgnet_runtime.engines.tensorrt import PlanOptions, compile_plan
 
-    return compile_plan(fake_tensorrt.model(size=TILE), PlanOptions(vendor="tensorrt", max_batch=4), driver=driver).data
+    return compile_plan(
+        fake_tensorrt.model(size=TILE), PlanOptions(vendor="tensorrt", profiles=((1, 4, 4),)), driver=driver
+    ).data
 
 
 def test_a_second_build_waits_for_the_first_one(tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,8 @@ class Build:
             config.builder_optimization_level = options.optimization_level
         if options.vendor == "rtx":
             self._set_capabilities()
-        self._set_profile()
+        for batches in options.profiles:
+            self._add_profile(batches)
 
     def _set_capabilities(self) -> None:
         names = sorted_capabilities(self._options.compute_capabilities) or ("current",)
@@ -63,13 +64,11 @@ class Build:
             if not self._config.set_compute_capability(capability, index):
                 raise UsageError(f"TensorRT for RTX rejects {', '.join(names)}: {self.log.last_errors()}")
 
-    def _set_profile(self) -> None:
-        options = self._options
+    def _add_profile(self, batches: tuple[int, int, int]) -> None:
         profile = self._builder.create_optimization_profile()
         for index in range(self._network.num_inputs):
             tensor = self._network.get_input(index)
             rest = _static_axes(tensor.name, tuple(tensor.shape))
-            batches = (options.min_batch, options.opt_batch, options.max_batch)
             profile.set_shape(tensor.name, *((batch, *rest) for batch in batches))
         if self._config.add_optimization_profile(profile) < 0:
             raise MisgnetError(f"the optimization profile was rejected: {self.log.last_errors()}")

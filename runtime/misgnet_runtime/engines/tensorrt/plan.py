@@ -13,23 +13,25 @@ from misgnet_runtime.errors import UsageError
 class PlanOptions:
     """Options of the compiler.
 
-    Raises UsageError unless 1 <= min_batch <= opt_batch <= max_batch.
+    Raises UsageError unless each profile is 1 <= smallest <= typical <= largest, and profiles ascend by the largest.
     """
 
     vendor: str  # "rtx" or "tensorrt"
     compute_capabilities: tuple[str, ...] = ()  # such as "sm86", RTX only; default: this machine's GPU
-    min_batch: int = 1
-    opt_batch: int = 4
-    max_batch: int = 16
+    # Smallest, typical and largest batch of each optimization profile; equal ones make its shapes static.
+    profiles: tuple[tuple[int, int, int], ...] = ((1, 4, 16),)
     workspace_bytes: int | None = None  # limit per operator; default: the device's memory
     builder_bytes: int | None = None  # limit of the builder while it measures, rounded down to a power of 2
     optimization_level: int | None = None
 
     def __post_init__(self) -> None:
         rules(self.vendor)
-        batches = (self.min_batch, self.opt_batch, self.max_batch)
-        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
-            raise UsageError(f"min, opt and max batch must ascend from 1, got {batches}")
+        for smallest, typical, largest in self.profiles:
+            if not 1 <= smallest <= typical <= largest:
+                raise UsageError(f"min, opt and max batch must ascend from 1, got {(smallest, typical, largest)}")
+        limits = [largest for _, _, largest in self.profiles]
+        if not limits or limits != sorted(set(limits)):
+            raise UsageError(f"the largest batches of a plan's profiles must ascend, got {limits}")
         if self.compute_capabilities and self.vendor != "rtx":
             raise UsageError(
                 f"compute capabilities {', '.join(self.compute_capabilities)} were given, but TensorRT "

@@ -26,7 +26,7 @@ from misgnet_runtime.log import current
 from misgnet_runtime.storage.private import PrivateFolder
 from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Sha256, Struct, encode
 
-FORMAT = 1
+FORMAT = 2
 _PLAN, _RECORD, _ACTIVE = ".plan", ".json", "active-"
 
 
@@ -38,7 +38,7 @@ class PlanKey(Struct, frozen=True):
     compute_capability: str
     platform: str
     graph_sha256: Sha256
-    batches: tuple[Positive, Positive, Positive]
+    profiles: tuple[tuple[Positive, Positive, Positive], ...]
     workspace_bytes: Count | None = None  # as requested; None: derived from the free memory
     optimization_level: Count | None = None
 

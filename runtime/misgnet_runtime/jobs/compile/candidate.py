@@ -85,10 +85,9 @@ def find_or_compile(
 def _compile(
     store: PlanStore, key: PlanKey, graph: bytes, driver: CudaDriver, *, memory: BuilderMemory, share: Share
 ) -> Plan:
-    smallest, best, largest = key.batches
     options = PlanOptions(
         vendor=key.vendor, compute_capabilities=(key.compute_capability,) if key.vendor == "rtx" else (),
-        min_batch=smallest, opt_batch=best, max_batch=largest, workspace_bytes=memory.workspace_bytes,
+        profiles=key.profiles, workspace_bytes=memory.workspace_bytes,
         builder_bytes=memory.builder_bytes, optimization_level=key.optimization_level,
     )  # fmt: skip
     timings = store.timings(key) if key.vendor == "tensorrt" else None

@@ -224,6 +224,6 @@ def _key(run: Compilation, entry: EngineEntry, graph_sha256: str) -> PlanKey:
     return PlanKey(
         vendor=entry.kind, vendor_version=vendor_version(load_vendor(entry.kind)),
         compute_capability=run.device.compute_capability, platform=this_platform(), graph_sha256=graph_sha256,
-        batches=entry.batches, workspace_bytes=run.options.workspace_bytes,
+        profiles=tuple(profile.batches for profile in entry.plan_profiles), workspace_bytes=run.options.workspace_bytes,
         optimization_level=run.options.optimization_level,
     )  # fmt: skip
