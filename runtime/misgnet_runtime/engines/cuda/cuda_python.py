@@ -84,8 +84,9 @@ class CudaPython:
     def synchronize(self, stream: int) -> None:
         self.call("cudaStreamSynchronize", stream)
 
-    def create_event(self) -> int:
-        return int(self.call("cudaEventCreateWithFlags", self._runtime.cudaEventBlockingSync))
+    def create_event(self, *, blocking: bool = True) -> int:
+        flags = self._runtime.cudaEventBlockingSync if blocking else self._runtime.cudaEventDefault
+        return int(self.call("cudaEventCreateWithFlags", flags))
 
     def destroy_event(self, event: int) -> None:
         self.call("cudaEventDestroy", event)
