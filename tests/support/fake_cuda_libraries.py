@@ -21,6 +21,7 @@ from support.fake_cuda import FakeDriver
 class Status(IntEnum):
     cudaSuccess = 0
     cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
     cudaErrorNoDevice = 100
     cudaErrorIllegalState = 401
     cudaErrorNotReady = 600

@@ -100,6 +100,8 @@ def test_options_reach_the_builder(tensorrt: Any, driver: FakeDriver) -> None:
     config = tensorrt.observed.config
     assert config.pools == {"WORKSPACE": 1 << 20, "TACTIC_DRAM": 1 << 22}
     assert config.builder_optimization_level == 5
+    assert config.avg_timing_iterations == 8
+    assert not config.enabled, "TF32 is on by default"
     shapes = [(batch, 4, 4, 3) for batch in (2, 4, 8)]
     assert config.profiles[0].shapes == {"before": shapes, "after": shapes}
 

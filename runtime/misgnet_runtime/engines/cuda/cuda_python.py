@@ -21,10 +21,7 @@ class CudaPython:
     def __init__(self, runtime: Any) -> None:
         self._runtime = runtime
         self.graphs: CudaGraphs | None = _Graphs(self, runtime)
-        try:
-            self.device_count()
-        except UnavailableError as error:
-            raise UnavailableError(f"{error}; install or update the NVIDIA driver") from error
+        self.device_count()  # raises UnavailableError if there is no driver
 
     @contextmanager
     def current(self) -> Iterator[None]:
