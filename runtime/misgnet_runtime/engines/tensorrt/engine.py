@@ -18,6 +18,7 @@ from misgnet_runtime.engines.tensorrt.compatibility import (
     free_bytes,
     this_machine,
 )
+from misgnet_runtime.engines.tensorrt.kernel_cache import KernelCache
 from misgnet_runtime.engines.tensorrt.logger import VendorLog, make_logger
 from misgnet_runtime.engines.tensorrt.profiles import (
     Profile,
@@ -43,7 +44,7 @@ DTYPES = {
 
 def open_plan(
     data: bytes, vendor: str, driver: CudaDriver | None = None, *, compatibility: PlanCompatibility | None = None,
-    streams: int = 1, rebuild: str | None = None, max_batch: int | None = None,
+    streams: int = 1, rebuild: str | None = None, max_batch: int | None = None, keep_kernels: bool = False,
 ) -> TensorRTEngine:  # fmt: skip
     """Opens a plan on CUDA device 0.
 
@@ -58,6 +59,7 @@ def open_plan(
         rebuild: Command that rebuilds the plan, for the message.
         max_batch: Largest batch that the engine accepts (default: the plan's largest); larger ones than a profile of
             the plan accepts are split.
+        keep_kernels: Whether the kernels that TensorRT for RTX compiles are kept for later processes.
 
     Raises:
         UnavailableError: TensorRT, a CUDA driver or a device is missing, the plan is not compatible with them, or not
@@ -69,8 +71,11 @@ def open_plan(
     device = first_device(driver)
     if compatibility is not None:
         check_plan_fits(compatibility, this_machine(vendor, module, driver, device), streams, rebuild)
+    kernels = KernelCache(data, vendor_version(module), device) if keep_kernels and vendor == "rtx" else None
     with driver.current():
-        return TensorRTEngine(data, module, vendor, driver, device, streams=streams, max_batch=max_batch)
+        return TensorRTEngine(
+            data, module, vendor, driver, device, streams=streams, max_batch=max_batch, kernels=kernels
+        )
 
 
 class TensorRTEngine(Engine):
@@ -83,10 +88,10 @@ class TensorRTEngine(Engine):
 
     def __init__(
         self, data: bytes, module: Any, vendor: str, driver: CudaDriver, device: Device, *, streams: int,
-        max_batch: int | None = None,
+        max_batch: int | None = None, kernels: KernelCache | None = None,
     ) -> None:  # fmt: skip
         self.device = f"{device.name} ({device.compute_capability})"
-        self._driver, self._gpu = driver, device
+        self._driver, self._gpu, self._kernels = driver, device, kernels
         self._log = VendorLog()
         self._logger = make_logger(module, self._log)
         # As before Builder(): an object of TensorRT that a failed run's traceback left in a reference cycle must not be
@@ -104,7 +109,7 @@ class TensorRTEngine(Engine):
         self._notes: tuple[str, ...] = ()
         tensors = self._use_profiles(Tensors(self.inputs, self.outputs, profiles), streams)
         self.profiles = tensors.profiles
-        contexts = ExecutionContexts(module, self._engine, self._log, self.profiles)
+        contexts = ExecutionContexts(module, self._engine, self._log, self.profiles, kernels)
         self._stream_contexts = self._take_contexts(contexts, tensors, streams)
         super().__init__(self._stream_contexts)
 
@@ -144,6 +149,8 @@ class TensorRTEngine(Engine):
     def _release(self) -> None:
         """Frees contexts before the memory that they use and before the engine, and the engine before its runtime."""
         with self._driver.current():
+            if self._kernels is not None:
+                self._kernels.save()
             self._stream_contexts.clear()
             self._taken.close()
             self._engine = self._runtime = None

@@ -40,8 +40,9 @@ def open_plan_of(
     else:
         compatibility, data = _of_the_bundle(entry, files)
     return open_plan(
-        data, entry.kind, driver, compatibility=compatibility, streams=streams, rebuild=command, max_batch=max_batch
-    )
+        data, entry.kind, driver, compatibility=compatibility, streams=streams, rebuild=command, max_batch=max_batch,
+        keep_kernels=files.manifest_sha256 is not None,  # a build discards most plans that it opens
+    )  # fmt: skip
 
 
 def compile_command(bundle: Path, engine: str) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.engines.base import Arrays, TensorSpec
 from misgnet_runtime.engines.cuda import Bytes, CudaDriver, CudaGraphs
 from misgnet_runtime.engines.tensorrt.bindings import OWN_GRAPHS, has
+from misgnet_runtime.engines.tensorrt.kernel_cache import KernelCache
 from misgnet_runtime.engines.tensorrt.logger import VendorLog
 from misgnet_runtime.engines.tensorrt.profiles import Launch, Profile, launches
 from misgnet_runtime.errors import MisgnetError, UnavailableError
@@ -85,10 +86,12 @@ class ExecutionContexts:
     ``memory_bytes`` is the device memory that the largest of the used profiles needs; smaller ones use a part of it.
 
     TensorRT for RTX captures and replays graphs itself if that is enabled: it compiles the kernels for a shape in the
-    background, and only it knows when they are ready.
+    background, and only it knows when they are ready. ``kernels`` keeps them for later processes.
     """
 
-    def __init__(self, module: Any, engine: Any, log: VendorLog, profiles: Sequence[Profile]) -> None:
+    def __init__(
+        self, module: Any, engine: Any, log: VendorLog, profiles: Sequence[Profile], kernels: KernelCache | None = None
+    ) -> None:
         self.replay_themselves = has(module, OWN_GRAPHS)
         self.memory_bytes = context_bytes(profiles)
         self._engine = engine
@@ -99,6 +102,8 @@ class ExecutionContexts:
             strategy, self._how = self._how, engine.create_runtime_config()
             self._how.set_execution_context_allocation_strategy(strategy)
             self._how.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if kernels is not None:
+                kernels.attach(self._how)
 
     def make(self, profile: Profile, memory: int, stream: int) -> ExecutionContext:
         """Creates a context for ``profile`` that works in ``memory``, of ``memory_bytes``.
