@@ -13,7 +13,7 @@ from misgnet_export.pipeline.result import FLOAT_ENGINE, GraphFile
 from misgnet_export.pipeline.targets import FLOAT, Product, product_of
 from misgnet_runtime.bundle import EngineEntry, PlanProfile, SplitEntry
 from misgnet_runtime.bundle.targets import Target
-from misgnet_runtime.engines.tensorrt import Plan, PlanOptions, compile_plan
+from misgnet_runtime.engines.tensorrt import Plan, PlanLayers, PlanOptions, compile_plan
 from misgnet_runtime.formatting import plural
 
 
@@ -77,7 +77,7 @@ def _compiled(context: BuildContext, target: Target, graph: GraphFile) -> Engine
     return EngineEntry(
         name=target.name, kind=product_of(target).engine, file=file, graph=graph.file, precision=graph.precision,
         vendor_version=bound.vendor_version, compute_capabilities=list(bound.compute_capabilities),
-        platform=bound.platform, batches=_batches(options), profiles=_profiles(options), split=split,
+        platform=bound.platform, batches=_batches(options), profiles=_profiles(options, plan.layers), split=split,
         cuda_driver=bound.cuda_driver,
     )  # fmt: skip
 
@@ -107,8 +107,14 @@ def _batches(options: PlanOptions) -> tuple[int, int, int]:
     return options.profiles[0][0], options.profiles[-1][1], options.profiles[-1][2]
 
 
-def _profiles(options: PlanOptions) -> list[PlanProfile]:
-    return [PlanProfile(batches) for batches in options.profiles]
+def _profiles(options: PlanOptions, layers: PlanLayers | None = None) -> list[PlanProfile]:
+    """Returns the optimization profiles with what one inference of each costs, as far as ``layers`` are known."""
+    if layers is None or not layers.profiles:
+        return [PlanProfile(batches) for batches in options.profiles]
+    return [
+        PlanProfile(batches, found.context_bytes, found.total().kernels, found.total().bytes_moved)
+        for batches, found in zip(options.profiles, layers.profiles, strict=True)
+    ]
 
 
 def _compile(context: BuildContext, target: Target, graph: str, part: str = "") -> tuple[str, Plan]:
@@ -126,9 +132,15 @@ def _compile(context: BuildContext, target: Target, graph: str, part: str = "") 
         bound = plan.compatibility
         stage.finding = (
             f"{bound.vendor} {bound.vendor_version} for {', '.join(bound.compute_capabilities)}, "
-            f"{plural(plan.layers, 'layer')}, {len(plan.data) / 1e6:.1f} MB"
+            f"{_kernels(plan.layers)}, {len(plan.data) / 1e6:.1f} MB"
         )
     return file, plan
+
+
+def _kernels(layers: PlanLayers) -> str:
+    """Returns the number of kernels of each optimization profile, for the log."""
+    counts = [str(profile.total().kernels) for profile in layers.profiles]
+    return f"{' and '.join(counts)} kernels" if counts else f"kernels unknown ({layers.note})"
 
 
 def _write_plan(root: Path, name: str, data: bytes) -> str:

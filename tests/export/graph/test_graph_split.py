@@ -31,7 +31,7 @@ from misgnet_export.pipeline.split import split_graphs
 from misgnet_runtime.bundle.manifest import Interface, SplitEntry
 from misgnet_runtime.bundle.targets import parse_target
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
-from misgnet_runtime.engines.tensorrt import Plan, PlanCompatibility, PlanOptions
+from misgnet_runtime.engines.tensorrt import Plan, PlanCompatibility, PlanLayers, PlanOptions
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.split_detector import SplitDetector
@@ -299,7 +299,13 @@ def test_target_with_plans_compiles_whole_graph_encoder_and_head(
             vendor="rtx", vendor_version="1.2", compute_capabilities=("sm86",), platform="linux-x86_64"
         )
         return Plan(
-            data=b"plan of " + graph, compatibility=bound, seconds=1.0, layers=3, quantize_layers=0, dequantize_layers=0
+            data=b"plan of " + graph,
+            compatibility=bound,
+            seconds=1.0,
+            network_layers=3,
+            quantize_layers=0,
+            dequantize_layers=0,
+            layers=PlanLayers(note="a fake"),
         )
 
     monkeypatch.setattr(engines, "compile_plan", compile_plan)

@@ -67,7 +67,7 @@ def test_a_plan_has_compatibility_information(tensorrt: Any, driver: FakeDriver)
     plan = compiled(driver)
     assert plan.compatibility.vendor_version == tensorrt.__version__
     assert plan.compatibility.compute_capabilities == ("sm87",)
-    assert (plan.layers, plan.quantize_layers, plan.dequantize_layers) == (5, 1, 2)
+    assert (plan.network_layers, plan.quantize_layers, plan.dequantize_layers) == (5, 1, 2)
     assert plan.notes == ()
 
 

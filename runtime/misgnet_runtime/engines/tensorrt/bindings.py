@@ -51,9 +51,11 @@ RULES = {
 # STRONGLY_TYPED      needed          needed   ignored or gone   needed
 # PROGRESS            present         present  present           present
 # OWN_GRAPHS          gone            gone     gone              present
+# DETAILED            present         present  present           present
 STRONGLY_TYPED = ("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
 PROGRESS = ("IBuilderConfig", "progress_monitor")
 OWN_GRAPHS = ("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE")
+DETAILED = ("ProfilingVerbosity", "DETAILED")
 
 
 def rules(vendor: str) -> VendorRules:
