@@ -97,6 +97,24 @@ def deferred(request: BuildRequest) -> EngineEntry:
     return make_engines(context_of(request), [FLOAT_GRAPH, *graphs], NO_NETWORK)[1]
 
 
+@pytest.mark.parametrize(
+    ("largest", "given", "expected"),
+    [(16, None, [1, 4]), (2, None, [1, 2]), (16, (2,), [2]), (16, (1, 4, 16), [1, 4, 16])],
+)
+def test_plans_have_a_static_profile_for_each_batch(
+    largest: int, given: tuple[int, ...] | None, expected: list[int]
+) -> None:
+    request = replace(request_of("jetson-orin-int8"), max_batch=largest, plan_batches=given)
+    entry = deferred(request)
+    assert [profile.batches for profile in entry.profiles] == [(batch, batch, batch) for batch in expected]
+    assert (entry.batches[0], entry.batches[2]) == (expected[0], expected[-1])
+
+
+def test_torch_tensorrt_has_one_dynamic_profile() -> None:
+    request = replace(request_of("torch-tensorrt"), max_batch=16)
+    assert request.plan_options(Target("torch-tensorrt")).profiles == ((1, 4, 16),)
+
+
 def test_invalid_options_are_rejected() -> None:
     with pytest.raises(UsageError, match="--on-device was given, but no target compiles its plan on the device"):
         check_request(replace(request_of("cpu"), on_device=True))

@@ -65,7 +65,9 @@ def test_target_has_one_canonical_name(text: str, target: Target, name: str, slu
     ],
 )
 def test_unknown_name_is_refused_and_accepted_names_are_listed(text: str) -> None:
-    with pytest.raises(UsageError, match=r"cpu-vnni.*openvino-int8-bf16.*-int8 or -fp16: .*rtx-smNN\[,smNN\.\.\.\]") as caught:
+    with pytest.raises(
+        UsageError, match=r"cpu-vnni.*openvino-int8-bf16.*-int8 or -fp16: .*rtx-smNN\[,smNN\.\.\.\]"
+    ) as caught:
         parse_target(text)
     assert f"'{text}'" in str(caught.value)
 
