@@ -164,25 +164,43 @@ def _profiles(layers: Iterable[Layer]) -> list[int]:
 
 
 def _kernel(layer: Layer) -> Kernel:
-    inputs, constants, outputs = (_tensors(layer, role) for role in ("Inputs", "Constants", "Outputs"))
+    inputs, outputs = _tensors(layer, "Inputs"), _tensors(layer, "Outputs")
+    constants = _tensors(layer, "Constants") or _weights(layer)
     kind = _kind(layer, [*inputs, *constants])
     largest = max(outputs, key=lambda tensor: abs(tensor.items), default=None)
     operands = _operands(kind, inputs, constants, outputs)
     types = {tensor.precision for tensor in operands}
     precision = max(types, key=_WIDTHS.index) if types and types <= set(_WIDTHS) else largest and largest.precision
-    weights = 0 if constants else _weight_bytes(layer)
-    read = _size([*inputs, *constants])
     return Kernel(
-        name=_PROFILE.sub("", layer["Name"]), part=_part(layer), kind=kind, precision=precision or "other",
-        stream=int(layer.get("StreamId", 0)), read=None if read is None else read + weights, written=_size(outputs),
+        name=_PROFILE.sub("", layer["Name"]),
+        part=_part(layer),
+        kind=kind,
+        precision=precision or "other",
+        stream=int(layer.get("StreamId", 0)),
+        read=_size([*inputs, *constants]),
+        written=_size(outputs),
         macs=_macs(kind, operands, outputs),
-        int8_writes_float32=kind in ("convolution", "product") and precision == "int8"
+        int8_writes_float32=kind in ("convolution", "product")
+        and precision == "int8"
         and any(tensor.precision == "float32" for tensor in outputs),
-    )  # fmt: skip
+    )
 
 
 def _tensors(layer: Layer, role: str) -> list[Tensor]:
     return [_tensor(tensor) for tensor in layer.get(role, ())]
+
+
+def _weights(layer: Layer) -> list[Tensor]:
+    """Returns the weights and biases of a convolution that TensorRT 10 describes by their type and number."""
+    kernel = [int(size) for size in layer.get("Kernel", ())]
+    found = []
+    for role in ("Weights", "Bias"):
+        values = layer.get(role)
+        if isinstance(values, Mapping) and int(values["Count"]) > 0:
+            count, maps = int(values["Count"]), int(layer.get("OutMaps", 1))
+            shape = [maps, count // (maps * prod(kernel)), *kernel] if role == "Weights" else [count]
+            found.append(_tensor({"Name": role, "Dimensions": shape, "Datatype": values["Type"]}))
+    return found
 
 
 def _tensor(found: Mapping[str, Any]) -> Tensor:
@@ -203,16 +221,6 @@ def _size(tensors: Iterable[Tensor]) -> int | None:
             return None
         sizes[tensor.name] = max(tensor.size, sizes.get(tensor.name, 0))
     return sum(sizes.values())
-
-
-def _weight_bytes(layer: Layer) -> int:
-    """Returns the bytes of weights and biases that TensorRT lists by their number only."""
-    found = (layer.get(role) for role in ("Weights", "Bias"))
-    return sum(
-        int(values["Count"]) * _SIZES.get(str(values["Type"]).lower(), 1)
-        for values in found
-        if isinstance(values, Mapping)
-    )
 
 
 def _part(layer: Layer) -> str:
