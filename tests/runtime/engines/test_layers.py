@@ -147,7 +147,7 @@ def test_the_part_is_that_of_most_operators() -> None:
     assert found.part == "MGLNet0"
     layers = layers_of_log(CONVOLUTION + "\n" + line("MGLNet1.a/MatMul_3_myl0_1", "gemm", [], []), [], 1).profiles[0]
     assert layers.guidance().kernels == 1
-    assert list(layers.by_part()) == ["decode1", "MGLNet1"]
+    assert list(layers.by_part()) == ["MGLNet1", "decode1"]
 
 
 @pytest.mark.parametrize(

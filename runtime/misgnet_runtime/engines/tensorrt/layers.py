@@ -77,8 +77,8 @@ class ProfileLayers(Struct, frozen=True):
         return _shares((kernel.precision, kernel) for kernel in self.kernels)
 
     def by_part(self) -> dict[str, Share]:
-        """Returns the parts of the network in the order of their first kernels."""
-        return _shares((kernel.part, kernel) for kernel in self.kernels)
+        """Returns the parts of the network in the order of their names."""
+        return dict(sorted(_shares((kernel.part, kernel) for kernel in self.kernels).items()))
 
     def moves(self) -> int:
         """Returns the number of kernels that only move or convert values."""
