@@ -28,6 +28,7 @@ from misgnet_runtime.inference.tuned import (
     prepare,
 )
 from misgnet_runtime.log import EventLog, current
+from misgnet_runtime.measure.sensors.clocks import warn_if_clocks_float
 from misgnet_runtime.storage.schema import Struct
 
 MINUTES = 1.0  # per engine
@@ -72,6 +73,7 @@ def tune_bundle(
     entries = _select_engines(bundle, engines)
     prepare()
     _warn_if_busy(log)
+    warn_if_clocks_float(log)
     candidates, not_run = _find_candidates(bundle, entries, required=bool(engines))
     measurements, failed = _measure(bundle, candidates, 60 * minutes, log)
     tuning = _tuning_of(bundle, measurements)

@@ -131,7 +131,7 @@ def test_a_plan_is_compiled_verified_and_then_used(
     command = rf"misgnet-run compile {bundle} --engine jetson-orin$"
     with pytest.raises(UnavailableError, match=f"must be compiled on the device; run there: {command}"):
         check_output(bundle)
-    (activation,) = compile_bundle(bundle, CompileOptions())
+    (activation,), _ = compile_bundle(bundle, CompileOptions())
     check_output(bundle)
     assert activation.parity.verdict.passed and activation.parity.interval.sources == 3
     assert activation.golden == "jetson-orin: 100.000 % of the golden tiles' pixels agree"
@@ -217,7 +217,7 @@ def test_memory_limits_of_a_build_follow_the_free_memory() -> None:
 
 def test_all_parts_of_a_split_engine_are_compiled(tmp_path: Path, tensorrt: Any, cache: Path) -> None:
     bundle = device_bundle(tmp_path / "bundle", SPLIT)
-    (activation,) = compile_bundle(bundle, CompileOptions())
+    (activation,), _ = compile_bundle(bundle, CompileOptions())
     assert activation.golden.endswith("encoder and head, run separately, agree with the whole graph in 100.000 %")
     assert len(activation.plans) == 3 and kept(cache) == ["json"] * 4 + ["plan"] * 3 + ["timing"]
     before, after = images(2, TILE, TILE, seed=9)
@@ -257,7 +257,7 @@ def test_the_gate_uses_the_ratio_of_the_bundle_or_the_requested_limit(tmp_path: 
         compile_bundle(bundle, CompileOptions())
     with pytest.raises(GateFailed, match=r"less than the required 0\.95"):
         compile_bundle(bundle, CompileOptions(min_f1_ratio=0.95))
-    (activation,) = compile_bundle(bundle, CompileOptions(max_f1_drop=100.0))
+    (activation,), _ = compile_bundle(bundle, CompileOptions(max_f1_drop=100.0))
     assert activation.parity.verdict.passed and activation.parity.verdict.limit == 100
     assert 0 <= activation.parity.f1_ratio < 0.95 and activation.parity.ratio_interval.sources == 2
 
@@ -374,7 +374,7 @@ def test_a_plan_that_does_not_fit_into_memory_is_refused(
     tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = device_bundle(tmp_path / "bundle")
-    (activation,) = compile_bundle(bundle, CompileOptions())
+    (activation,), _ = compile_bundle(bundle, CompileOptions())
     needed = activation.plans[GRAPH].compatibility.memory_bytes(1)
     tensorrt.driver = use_driver(FakeDriver("sm87", memory=needed - 1), monkeypatch)
     with pytest.raises(UnavailableError, match="does not fit into free GPU memory: with 1 stream it takes"):
@@ -407,7 +407,7 @@ def test_only_engines_for_this_device_are_compiled(
     bundle = make_bundle(tmp_path / "bundle", engines=[FLOAT, thor, DEVICE])
     (bundle / GRAPH).write_bytes(fake_tensorrt.model(size=TILE))
     described(bundle)
-    (activation,) = compile_bundle(bundle, CompileOptions())
+    (activation,), _ = compile_bundle(bundle, CompileOptions())
     assert activation.slot.engine == "jetson-orin"
     assert (
         "engine jetson-thor is skipped: engine jetson-thor is for sm110, but this GPU is sm87 (Fake GPU)"
