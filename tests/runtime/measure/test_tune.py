@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from misgnet_runtime.inference import comparison, self_test, tuned
 from misgnet_runtime.inference.comparison import choose
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.inference.split_detector import choose_split
-from misgnet_runtime.inference.throughput import Task, Timing
 from misgnet_runtime.inference.tuned import Measurement, OptimiseFor, Scope, Setting, Tuning, keep, kept, prepare
 from misgnet_runtime.jobs.compile import run as compile_run
 from misgnet_runtime.jobs.compile.run import CompileOptions, compile_bundle
@@ -49,13 +48,13 @@ from support.bundles import (
 from support.commands import exit_code
 from support.device_bundles import DEVICE, device_bundle
 from support.fake_cuda import FakeDriver
+from support.fake_measure import fake_measure
 from support.fake_tensorrt import make_tensorrt
 
 OPENVINO = EngineEntry("openvino", "openvino", FLOAT.file, FLOAT.file, "float32", "any")
 GPU = msgspec.structs.replace(DEVICE, batches=(1, 2, 4))
 MANY = Setting(2, 1)
 Run = Callable[..., tuple[int, str, str]]
-Speeds = Callable[[Task], "float | list[float] | None"]
 
 
 @pytest.fixture(autouse=True)
@@ -80,25 +79,6 @@ def a_tuning(bundle: Bundle, engine: str = FLOAT.name, **changes: Any) -> Tuning
         "settings": {engine: MANY}, "measurements": [],
     }  # fmt: skip
     return Tuning(**found | changes)
-
-
-def fake_measure(monkeypatch: pytest.MonkeyPatch, speeds: Speeds) -> list[list[Task]]:
-    """Replaces measuring: ``speeds`` returns the speed of a task, the speeds of its rounds, or None to fail it."""
-    calls: list[list[Task]] = []
-
-    def measure(tasks: Sequence[Task], seconds: float, *, rounds: int) -> list[Timing]:
-        calls.append(list(tasks))
-        found = []
-        for task in tasks:
-            if (speed := speeds(task)) is None:
-                raise MisgnetError(f"the benchmark of {task.name} at batch {task.batch} ended early: no message")
-            of_rounds = speed if isinstance(speed, list) else [speed] * rounds
-            timing = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "pairs_per_second"), 1.0)
-            found.append(Timing(engine=task.name, precision="", batch=task.batch, calls=9, rounds=of_rounds, **timing))
-        return found
-
-    monkeypatch.setattr(comparison, "measure", measure)
-    return calls
 
 
 # Measuring

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, Storage
 from misgnet_runtime.formatting import timestamp
 from misgnet_runtime.inference.choice import Choice, ChoiceScope
 from misgnet_runtime.inference.comparison import check_minutes
+from misgnet_runtime.inference.tuned import kept
 from misgnet_runtime.jobs.compile.candidate import Candidate, find_or_compile
 from misgnet_runtime.jobs.compile.choose import Variants, choose_engines
 from misgnet_runtime.jobs.compile.memory import BuilderMemory, builder_memory
@@ -158,7 +160,19 @@ def _choose(run: Compilation, passed: dict[str, Activation], failed: dict[str, M
     )  # fmt: skip
     choice = choose_engines(variants, ChoiceScope.of(run.bundle, run.device), 60 * run.options.minutes, run.log)
     run.store.keep_choice(choice.scope, choice)
+    _warn_if_tuned(run, choice)
     return choice
+
+
+def _warn_if_tuned(run: Compilation, choice: Choice) -> None:
+    """Logs a warning if a saved tuning names other engines: it takes precedence over the choice."""
+    tuning = kept(run.bundle)
+    if tuning and (tuning.latency, tuning.throughput) != (choice.latency.engine, choice.throughput.engine):
+        names = " and ".join(dict.fromkeys((tuning.latency, tuning.throughput)))
+        run.log.warning(
+            f"--engine auto still takes {names}, measured fastest by misgnet-run tune on {tuning.created}; to measure "
+            f"all engines again, run: misgnet-run tune {shlex.quote(str(run.bundle.name))}"
+        )
 
 
 def _activated_earlier(run: Compilation, entry: EngineEntry) -> Activation | None:

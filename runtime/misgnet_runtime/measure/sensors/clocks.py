@@ -70,7 +70,7 @@ def read_state(root: Path = ROOT) -> DeviceState:
 
 
 def warn_if_clocks_float(log: EventLog, root: Path = ROOT) -> None:
-    """Logs a warning if clocks of a Jetson are not fixed: they follow the load, so kernels and engines time unevenly."""
+    """Logs a warning if clocks of a Jetson are not fixed: they follow the load, so times of kernels vary."""
     if "jetson_linux" not in describe_machine(root):
         return
     floating = [clock.name for clock in read_state(root).clocks if not clock.pinned]
