@@ -64,6 +64,8 @@ def make_tensorrt(version: str, driver: FakeDriver, *, rtx: bool = False) -> Any
     module.TensorIOMode = Enum("TensorIOMode", "NONE INPUT OUTPUT")
     module.DataType = Enum("DataType", "FLOAT HALF UINT8 BF16")
     module.LayerType = Enum("LayerType", "CAST QUANTIZE DEQUANTIZE CONVOLUTION")
+    module.ProfilingVerbosity = Enum("ProfilingVerbosity", "LAYER_NAMES_ONLY NONE DETAILED")
+    module.LayerInformationFormat = Enum("LayerInformationFormat", "ONELINE JSON")
     module.MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE TACTIC_DRAM")
     module.ExecutionContextAllocationStrategy = Enum("Strategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED")
     if rtx:
@@ -116,6 +118,7 @@ class Builder(_Bound):
         self.module.observed.builds += 1
         profiles = [profile.shapes for profile in config.profiles]
         plan = {"version": self.module.__version__, "profiles": profiles, **network.graph}
+        plan["detailed"] = config.profiling_verbosity is not None
         plan["noise"] = next(_NOISE)  # two builds of one graph differ
         return json.dumps(plan).encode()
 
@@ -181,6 +184,7 @@ class Cache:
 
 class IBuilderConfig(_Bound):
     progress_monitor: Any = None
+    profiling_verbosity: Any = None
     builder_optimization_level = 3
     num_compute_capabilities = 0
     avg_timing_iterations = 1
@@ -283,6 +287,20 @@ class CudaEngine:
     @property
     def device_memory_size_v2(self) -> int:
         return max(map(self.get_device_memory_size_for_profile_v2, range(len(self.profiles))))
+
+    def create_engine_inspector(self) -> Any:
+        return SimpleNamespace(get_engine_information=self._layers)
+
+    def _layers(self, form: Any) -> str:
+        """Returns one kernel, in the form of the version; its names only if the plan has no details."""
+        assert form.name == "JSON"
+        if not self.plan["detailed"]:
+            return json.dumps({"Layers": ["mean"]})
+        form11 = int(self.module.__version__.split(".")[0]) >= 11
+        datatype = {"Datatype": "Half", "Format": "Row major linear"} if form11 else {"Format/Datatype": "Half"}
+        tensor = {"Name": "x", "Dimensions": [1, 4], **datatype}
+        kernel = {"Name": "mean", "LayerType": "Reduce", "Inputs": [tensor], "Outputs": [{**tensor, "Name": "y"}]}
+        return json.dumps({"Layers": [kernel]})
 
     def create_runtime_config(self) -> Any:
         return RuntimeConfig(self.module)

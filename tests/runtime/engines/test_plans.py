@@ -90,9 +90,30 @@ def test_one_plan_is_compiled_for_two_capabilities(plan: Plan) -> None:
     assert plan.compatibility.compute_capabilities == ("sm86", "sm89")
     assert parse_version(plan.compatibility.vendor_version) >= (1, 2)
     assert (plan.quantize_layers, plan.dequantize_layers) == (2, 4)
-    assert plan.layers > 10
+    assert plan.network_layers > 10
     assert 0 < plan.seconds < 600
     assert plan.notes == ()
+
+
+def test_kernels_of_each_profile_are_read_from_the_builders_log() -> None:
+    options = PlanOptions(vendor="rtx", compute_capabilities=("sm86",), profiles=((1, 1, 1), (4, 4, 4)))
+    layers = compile_plan(tiny_graph(), options).layers
+    assert layers.note == ""
+    one, four = layers.profiles
+    image, result = 16 * 16 * 3, 2 * 16 * 16 * 32
+    macs = 16 * 16 * (16 * 4 * 3 * 3 + 16 * 32)  # the builder pads 3 channels to 4
+    for profile, batch in ((one, 1), (four, 4)):
+        total = profile.total()
+        assert 2 <= total.kernels <= 12
+        assert total.macs == batch * macs
+        assert total.bytes_moved and total.bytes_moved > batch * (image + result)
+        assert profile.context_bytes is not None
+
+
+def test_a_dynamic_profile_has_kernels_of_unknown_size(plan: Plan) -> None:
+    (profile,) = plan.layers.profiles
+    assert profile.total().kernels >= 2
+    assert profile.total().bytes_moved is None
 
 
 def test_capabilities_change_the_plan(plan: Plan) -> None:

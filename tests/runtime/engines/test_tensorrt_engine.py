@@ -67,8 +67,27 @@ def test_a_plan_has_compatibility_information(tensorrt: Any, driver: FakeDriver)
     plan = compiled(driver)
     assert plan.compatibility.vendor_version == tensorrt.__version__
     assert plan.compatibility.compute_capabilities == ("sm87",)
-    assert (plan.layers, plan.quantize_layers, plan.dequantize_layers) == (5, 1, 2)
+    assert (plan.network_layers, plan.quantize_layers, plan.dequantize_layers) == (5, 1, 2)
     assert plan.notes == ()
+
+
+def test_kernels_are_read_by_the_engine_inspector(tensorrt: Any, driver: FakeDriver) -> None:
+    (profile,) = compiled(driver).layers.profiles
+    (kernel,) = profile.kernels
+    assert (kernel.name, kernel.precision, kernel.moved) == ("mean", "float16", 16)
+
+
+@pytest.mark.parametrize("damage", ["names only", "cannot be opened"])
+def test_a_plan_whose_kernels_are_unknown_is_still_compiled(
+    tensorrt: Any, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    if damage == "names only":
+        monkeypatch.delattr(tensorrt, "ProfilingVerbosity")
+    else:
+        monkeypatch.setattr(tensorrt.Runtime, "deserialize_cuda_engine", lambda self, data: None)
+    plan = compiled(driver)
+    assert plan.data and plan.layers.profiles == []
+    assert plan.layers.note
 
 
 def test_a_builder_in_a_reference_cycle_is_freed_before_the_next_one_is_made(

@@ -15,7 +15,7 @@ from misgnet_runtime.engines.cuda.driver import CudaDriver, Device
 from misgnet_runtime.engines.tensorrt.bindings import parse_version, same_version, vendor_version
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.formatting import plural
-from misgnet_runtime.machine import architecture, available_memory
+from misgnet_runtime.machine import architecture, available_memory, describe_machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,12 @@ class MachineCompatibility:
 def this_platform() -> str:
     """Returns the system and processor, such as ``linux-x86_64`` or ``linux-aarch64``."""
     return f"{platform.system().lower()}-{architecture()}"
+
+
+def device_name(device: Device) -> str:
+    """Returns the GPU's name and, on a board, the board's model: CUDA names the GPU of every Jetson Orin alike."""
+    model = describe_machine().get("model")
+    return f"{device.name}, {model}" if model else device.name
 
 
 def this_machine(vendor: str, module: Any, driver: CudaDriver, device: Device) -> MachineCompatibility:
