@@ -30,6 +30,7 @@ ROOTS = {
     "bench": "misgnet_runtime.measure.bench.report.BenchReport",
     "tune": "misgnet_runtime.measure.tune.TuneReport",
     "parity": "misgnet_runtime.accuracy.parity.ParityReport",
+    "plan": "misgnet_export.evidence.PlanRecord",
 }
 
 
