@@ -47,7 +47,7 @@ def plans(folder: Path) -> Prepared:
 
     os.environ["MISGNET_CACHE"] = str(folder / "cache")
     store, slot = PlanStore(), slot_of("0" * 64, DEVICE, FakeDriver("sm87").device())
-    key = PlanKey("tensorrt", "10.3.0", "sm87", "linux-aarch64", "0" * 64, (1, 4, 16))
+    key = PlanKey("tensorrt", "10.3.0", "Orin", "sm87", "linux-aarch64", "0" * 64, ((1, 4, 16),))
     record = PlanRecord(FORMAT, "2026-01-01", key, hashlib.sha256(b"plan").hexdigest(), 4, "12.6", 0, 0, 0, 1.0)
     active = Activation(FORMAT, "2026-01-01", slot, "a fake", {DEVICE.graph: record}, "", None)
     store.prepare()

@@ -86,7 +86,7 @@ def _compiled(context: BuildContext, target: Target, graph: GraphFile) -> Engine
 
 
 def _converted(context: BuildContext, target: Target, graph: GraphFile, network: MISGNet) -> EngineEntry:
-    """Compiles a plan from the exported program; ``graph`` is the same network, used if the plan cannot be opened.
+    """Compiles a plan from the exported program; ``graph``, of the same precision, is its proxy.
 
     Such an engine is not split: encoder and head are cut out of the ONNX graph.
     """

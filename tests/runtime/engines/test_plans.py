@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.engines.tensorrt import Plan, PlanOptions, compile_plan, load_vendor
 from misgnet_runtime.engines.tensorrt.bindings import known_capabilities, parse_version
+from misgnet_runtime.engines.tensorrt.builder import Build
 from misgnet_runtime.engines.tensorrt.engine import open_plan
 from misgnet_runtime.engines.tensorrt.progress import Phases
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
@@ -130,6 +131,14 @@ def test_plan_is_compiled_with_all_options(plan: Plan) -> None:
         optimization_level=1,
     )
     assert compile_plan(tiny_graph(), options).data
+
+
+def test_float32_products_are_not_rounded_to_tf32() -> None:
+    module = load_vendor("rtx")
+    build = Build(module, RTX)
+    assert build._config.get_flag(module.BuilderFlag.TF32), "it is on by default"
+    build.configure()
+    assert not build._config.get_flag(module.BuilderFlag.TF32)
 
 
 def test_rtx_does_not_use_a_timing_cache(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def _whole(
     bundle: Bundle, entry: EngineEntry, candidate: Candidate, driver: CudaDriver,
     *, golden: GoldenTiles, limit: F1Limit | None,
 ) -> tuple[Candidate, str, str, Probability, EngineParity | None]:  # fmt: skip
-    engine = _open(candidate, driver)
+    engine = _open(candidate, driver, bundle)
     with ChangeDetector(engine, bundle.manifest.interface) as detector:
         line, found = golden_agreement(bundle, entry, detector.probability, golden)
         parity = None
@@ -81,9 +81,9 @@ def _parts(
     whole: Probability,
 ) -> tuple[list[Candidate], str]:  # fmt: skip
     with ExitStack() as opened:
-        encoder = _open(candidates[0], driver)
+        encoder = _open(candidates[0], driver, bundle)
         opened.callback(encoder.close)
-        head = _open(candidates[1], driver)
+        head = _open(candidates[1], driver, bundle)
         opened.callback(head.close)
         parts = SplitDetector(encoder, head, bundle.manifest.interface, bundle.manifest.features)
         line = parts_agreement(bundle, entry, parts.probability, golden, whole)
@@ -91,6 +91,9 @@ def _parts(
     return [candidate.measured(size) for candidate, size in zip(candidates, sizes, strict=True)], line
 
 
-def _open(candidate: Candidate, driver: CudaDriver) -> TensorRTEngine:
+def _open(candidate: Candidate, driver: CudaDriver, bundle: Bundle) -> TensorRTEngine:
     """Opens a plan after the preflight checks, also for a cached plan: the driver may have changed since."""
-    return open_plan(candidate.data, candidate.key.vendor, driver, compatibility=candidate.compatibility)
+    return open_plan(
+        candidate.data, candidate.key.vendor, driver, compatibility=candidate.compatibility,
+        max_batch=bundle.manifest.interface.max_batch,
+    )  # fmt: skip
