@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,20 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from misgnet_runtime.bundle.manifest import PlanProfile
-from misgnet_runtime.engines import batch_for_scenes
+from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.engines import ExecutionOptions, batch_for_scenes
 from misgnet_runtime.engines.tensorrt import PlanOptions, compile_plan, engine
+from misgnet_runtime.engines.tensorrt import open as opening
 from misgnet_runtime.engines.tensorrt.engine import TensorRTEngine, open_plan
 from misgnet_runtime.engines.tensorrt.profiles import Profile, launches, profiles_for, profiles_in_memory
 from misgnet_runtime.errors import InputError, UnavailableError
-from support import fake_tensorrt
-from support.device_bundles import DEVICE
+from misgnet_runtime.inference.detector import ChangeDetector
+from misgnet_runtime.inference.selection import open_detector
+from misgnet_runtime.jobs.compile.options import CompileOptions
+from misgnet_runtime.jobs.compile.run import compile_bundle
+from support import bundles, fake_tensorrt
+from support.bundles import INTERFACE, TILE
+from support.device_bundles import DEVICE, device_bundle
 from support.fake_cuda import FakeDriver
 from support.fake_tensorrt import ITEM_MEMORY, make_tensorrt, model
 
@@ -306,3 +314,29 @@ def test_a_profile_that_tensorrt_rejects_is_reported(
 def test_a_single_stream_spins_and_several_sleep(vendor: str, driver: FakeDriver, streams: int, wait: str) -> None:
     with opened(vendor, driver, 1, streams=streams):
         assert [call[1] for call in driver.calls if call[0] == "create_event"] == [wait] * streams
+
+
+# Bundles
+
+
+def test_a_device_compiles_and_uses_a_plan_with_static_profiles(
+    tmp_path: Path, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle's interface allows larger batches than the plan's largest profile."""
+    monkeypatch.setenv("MISGNET_CACHE", str(tmp_path / "cache"))
+    install("10.3.0", driver, monkeypatch)
+    monkeypatch.setattr(opening, "open_driver", lambda: driver)
+    entry = replace(DEVICE, profiles=[PlanProfile((size, size, size)) for size in (1, 2)])
+    bundle = device_bundle(tmp_path / "bundle", entry)
+    active = compile_bundle(bundle, CompileOptions(), driver=driver).activations[0]
+    (record,) = active.plans.values()
+    assert record.key.profiles == ((1, 1, 1), (2, 2, 2))
+    with open_detector(read_bundle(bundle), entry.name, ExecutionOptions(streams=2)) as (detector, _, _):
+        assert isinstance(detector, ChangeDetector) and isinstance(detector.engine, TensorRTEngine)
+        assert detector.engine.max_batch == INTERFACE.max_batch > 2
+        assert record.stream_bytes == detector.engine.stream_bytes, "known before the plan is deserialised next time"
+        for batch in (1, 2, 3, 4):
+            before, after = bundles.images(batch, TILE, TILE, seed=batch)
+            found = detector.probability(before, after)
+            np.testing.assert_allclose(found, bundles.expected(before, after), atol=1e-6)
+    assert driver.empty
