@@ -312,15 +312,15 @@ def test_target_with_plans_compiles_whole_graph_encoder_and_head(
         graph_file("tensorrt", "int8", "int8+float16", split=SplitEntry(*parts, *parts)),
     ]
     log = quiet()
-    request = replace(REQUEST, requested=(parse_target("rtx-sm86"),))
+    request = replace(REQUEST, requested=(parse_target("rtx-sm86-int8"),))
     float_entry, entry = engines.make_engines(context_of(request, tmp_path, log=log), graphs, NO_NETWORK)
     assert float_entry.split is None
-    assert entry.split == SplitEntry("engines/rtx-sm86_encoder.plan", "engines/rtx-sm86_head.plan", *parts)
+    assert entry.split == SplitEntry("engines/rtx-sm86-int8_encoder.plan", "engines/rtx-sm86-int8_head.plan", *parts)
     assert (tmp_path / entry.split.head).read_bytes() == b"plan of int8_head"
     assert [graph for graph, _ in compiled] == [b"int8", b"int8_encoder", b"int8_head"]
-    assert {o.profiles for _, o in compiled} == {((1, 4, 4),)}
+    assert {o.profiles for _, o in compiled} == {((1, 1, 1), (4, 4, 4))}
     assert [name for name, *_ in log.done] == [
-        "compile rtx-sm86", "compile rtx-sm86 encoder", "compile rtx-sm86 head",
+        "compile rtx-sm86-int8", "compile rtx-sm86-int8 encoder", "compile rtx-sm86-int8 head",
     ]  # fmt: skip
 
 
