@@ -71,8 +71,8 @@ class Platform:
 
 _JETPACK = "TensorRT and its Python module come with JetPack (python3-libnvinfer); the environment must include them"
 PLATFORMS: dict[PlatformName, Platform] = {
-    # From 12.9 on, cuda-python contains the CUDA runtime of its own version. That of 12.9 refuses JetPack 6's driver, for
-    # CUDA 12.6, with error 35 (cudaErrorInsufficientDriver). Earlier versions call the driver itself.
+    # From 12.9 on, cuda-python contains the CUDA runtime of its own version. That of 12.9 refuses JetPack 6's driver,
+    # which is for CUDA 12.6, with error 35 (cudaErrorInsufficientDriver). Earlier versions call the driver itself.
     "jetpack6": Platform(
         title="JetPack 6: Orin, TensorRT 10.3, CUDA 12.6", python="3.10", architecture="aarch64", glibc=35, cuda=12,
         cuda_python=">=12.6.1,<12.9", jetpack=True,
