@@ -800,7 +800,7 @@ def test_a_record_of_another_version_is_refused(
     compile_bundle(bundle, CompileOptions())
     path = next(cache.glob("active-*"))
     values = json.loads(PrivateFolder(cache).read_sealed(path.name, 1 << 20) or b"")
-    PrivateFolder(cache).write_sealed(path.name, json.dumps({**values, "format": 1}).encode())
-    message = rf"has format 1; this version reads format {store.FORMAT}; run: misgnet-run compile"
+    PrivateFolder(cache).write_sealed(path.name, json.dumps({**values, "format": store.FORMAT + 1}).encode())
+    message = rf"has format {store.FORMAT + 1}; this version reads format {store.FORMAT}; run: misgnet-run compile"
     with pytest.raises(InputError, match=message):
         check_output(bundle)

@@ -67,13 +67,24 @@ def _whole(
 ) -> tuple[Candidate, str, str, Probability, EngineParity | None]:  # fmt: skip
     engine = _open(candidate, driver, bundle)
     with ChangeDetector(engine, bundle.manifest.interface) as detector:
-        line, found = golden_agreement(bundle, entry, detector.probability, golden)
-        parity = None
-        if evaluation_files(bundle):
-            parity = evaluate_on_device(bundle, entry, detector.probability, engine.device, limit=limit)
-    if parity is not None and parity.verdict is not None and not parity.verdict.passed:
-        raise GateFailed(f"engine {entry.name} fails the gate on this device: {parity.verdict.reason}")
+        line, found, parity = prove_whole(bundle, entry, detector, golden, limit)
     return candidate.measured(engine.stream_bytes), engine.device, line, found, parity
+
+
+def prove_whole(
+    bundle: Bundle, entry: EngineEntry, detector: ChangeDetector, golden: GoldenTiles, limit: F1Limit | None = None
+) -> tuple[str, Probability, EngineParity | None]:
+    """Runs an open engine, not its parts; returns the agreement on the golden tiles, its output, and the gate's result.
+
+    Raises GateFailed if the output fails the golden tiles, or the gate if the bundle has evaluation tiles.
+    """
+    line, found = golden_agreement(bundle, entry, detector.probability, golden)
+    if not evaluation_files(bundle):
+        return line, found, None
+    parity = evaluate_on_device(bundle, entry, detector.probability, detector.engine.device, limit=limit)
+    if parity.verdict is not None and not parity.verdict.passed:
+        raise GateFailed(f"engine {entry.name} fails the gate on this device: {parity.verdict.reason}")
+    return line, found, parity
 
 
 def _parts(
