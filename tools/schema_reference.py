@@ -31,6 +31,7 @@ ROOTS = {
     "tune": "misgnet_runtime.measure.tune.TuneReport",
     "choice": "misgnet_runtime.inference.choice.Choice",
     "parity": "misgnet_runtime.accuracy.parity.ParityReport",
+    "plan": "misgnet_export.evidence.PlanRecord",
 }
 
 

@@ -81,12 +81,12 @@ def tune_bundle(
 
 
 def settings_of(entry: EngineEntry, max_batch: int) -> list[Setting]:
-    """Returns the settings to measure: one stream, as many as suit the device, and on a GPU the plan's batch sizes."""
+    """Returns the settings to measure: one stream, as many as suit the device, and on a GPU its profiles' batches."""
     if is_on_cpu(entry):
         streams, batches = {1, streams_for_scenes(entry)}, {1, batch_for_scenes(entry)}
     else:
         streams = {1, streams_for_scenes(entry), MOST_STREAMS}
-        batches = {1, batch_for_scenes(entry), *entry.batches}
+        batches = {1, batch_for_scenes(entry), *(size for each in entry.plan_profiles for size in each.batches)}
     sizes = sorted({min(batch, max_batch) for batch in batches})
     return [Setting(number, size) for size in sizes for number in sorted(streams)]
 

@@ -156,16 +156,18 @@ class TestOnnxRuntimeOnCuda(Conformance):
 class TestTensorRT(Conformance):
     """TensorRT, with a fake of each version that behaves differently."""
 
-    @pytest.fixture(params=itertools.product(["10.3.0", "10.16.1", "11.1.0", "rtx 1.7.1"], [1, 3]), ids=str)
+    DYNAMIC, STATIC = ((1, 4, MAX_BATCH),), ((1, 1, 1), (4, 4, 4))
+
+    @pytest.fixture(
+        params=itertools.product(["10.3.0", "10.16.1", "11.1.0", "rtx 1.7.1"], [1, 3], [DYNAMIC, STATIC]), ids=str
+    )
     def engine_of_kind(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
-        (version, streams), driver = request.param, FakeDriver("sm87")
+        (version, streams, profiles), driver = request.param, FakeDriver("sm87")
         vendor = "rtx" if version.startswith("rtx") else "tensorrt"
         module = fake_tensorrt.make_tensorrt(version.removeprefix("rtx "), driver, rtx=vendor == "rtx")
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        plan = compile_plan(
-            fake_tensorrt.model(), PlanOptions(vendor=vendor, profiles=((1, 4, MAX_BATCH),)), driver=driver
-        )
-        return open_plan(plan.data, vendor, driver, streams=streams)
+        plan = compile_plan(fake_tensorrt.model(), PlanOptions(vendor=vendor, profiles=profiles), driver=driver)
+        return open_plan(plan.data, vendor, driver, streams=streams, max_batch=MAX_BATCH)
 
 
 class TestTensorRTHere(Conformance):
@@ -173,11 +175,15 @@ class TestTensorRTHere(Conformance):
 
     __test__ = bool(gpu.DRIVERS)
 
-    @pytest.fixture(params=itertools.product(["tensorrt", "rtx"], gpu.DRIVERS, [1, 3]), ids=str)
+    @pytest.fixture(
+        params=itertools.product(["tensorrt", "rtx"], gpu.DRIVERS, [1, 3], [TestTensorRT.DYNAMIC, TestTensorRT.STATIC]),
+        ids=str,
+    )
     def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
-        vendor, library, streams = request.param
+        vendor, library, streams, profiles = request.param
         try:
-            return open_plan(real_plan(vendor).data, vendor, gpu.DRIVERS[library], streams=streams)
+            plan = real_plan(vendor, profiles)
+            return open_plan(plan.data, vendor, gpu.DRIVERS[library], streams=streams, max_batch=MAX_BATCH)
         except UnavailableError as error:
             pytest.skip(str(error))
 
@@ -196,11 +202,9 @@ class TestOnnxRuntimeOnCudaHere(Conformance):
 
 
 @functools.cache
-def real_plan(vendor: str) -> Plan:
+def real_plan(vendor: str, profiles: tuple[tuple[int, int, int], ...]) -> Plan:
     """Compiles the graph that all kinds run with the real TensorRT, for this machine's GPU."""
-    return compile_plan(
-        (DATA / "tiny_float.onnx").read_bytes(), PlanOptions(vendor=vendor, profiles=((1, 4, MAX_BATCH),))
-    )
+    return compile_plan((DATA / "tiny_float.onnx").read_bytes(), PlanOptions(vendor=vendor, profiles=profiles))
 
 
 @pytest.mark.skipif(not gpu.DRIVERS, reason=f"no engine ran on a real GPU: {'; '.join(gpu.REASONS)}")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from misgnet_runtime import log, open_bundle
-from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.bundle.manifest import EngineEntry, PlanProfile
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.cli.app import out_console
@@ -91,6 +91,12 @@ def test_a_cpu_is_measured_with_one_stream_and_with_one_per_core() -> None:
 def test_a_gpu_is_measured_at_the_batches_of_its_plan() -> None:
     found = settings_of(msgspec.structs.replace(DEVICE, batches=(1, 2, 16)), 8)
     assert found == [Setting(streams, batch) for batch in (1, 2, 4, 8) for streams in (1, 2, 4)]
+
+
+def test_a_gpu_is_measured_at_the_batches_of_its_plans_profiles() -> None:
+    profiles = [PlanProfile((size, size, size)) for size in (1, 4)]
+    found = settings_of(msgspec.structs.replace(DEVICE, profiles=profiles), 16)
+    assert found == [Setting(streams, batch) for batch in (1, 4) for streams in (1, 2, 4)]
 
 
 def test_settings_are_measured_beside_the_default_in_small_groups(

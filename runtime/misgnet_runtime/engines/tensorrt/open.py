@@ -18,8 +18,13 @@ from misgnet_runtime.log import current
 from misgnet_runtime.storage.private import NoFolderError
 
 
-def open_plan_of(entry: EngineEntry, files: CheckedFiles, streams: int, driver: CudaDriver | None = None) -> Engine:
+def open_plan_of(
+    entry: EngineEntry, files: CheckedFiles, streams: int, driver: CudaDriver | None = None,
+    *, max_batch: int | None = None,
+) -> Engine:  # fmt: skip
     """Opens the plan of ``entry``, or of the part (encoder or head) whose file the entry names.
+
+    ``max_batch``: the largest batch that the engine accepts (default: the plan's largest).
 
     Raises:
         UnavailableError: The plan cannot run on this machine or was not compiled here; names the command that does.
@@ -29,14 +34,17 @@ def open_plan_of(entry: EngineEntry, files: CheckedFiles, streams: int, driver: 
     driver = driver or open_driver()
     command, device = compile_command(files.name, entry.name), first_device(driver)
     if found := _compiled_here(entry, files, device, command):
-        record, data = found
-        return open_plan(data, entry.kind, driver, compatibility=record.compatibility, streams=streams, rebuild=command)
-    if entry.on_device:
+        compatibility, data = found[0].compatibility, found[1]
+    elif entry.on_device:
         if elsewhere := _compiled_elsewhere(entry, files, device):
             raise UnavailableError(f"{elsewhere}; run: {command}")
         raise UnavailableError(f"its plan must be compiled on the device; run there: {command}")
-    compatibility, data = _of_the_bundle(entry, files)
-    return open_plan(data, entry.kind, driver, compatibility=compatibility, streams=streams, rebuild=command)
+    else:
+        compatibility, data = _of_the_bundle(entry, files)
+    return open_plan(
+        data, entry.kind, driver, compatibility=compatibility, streams=streams, rebuild=command, max_batch=max_batch,
+        keep_kernels=files.manifest_sha256 is not None,  # a build discards most plans that it opens
+    )  # fmt: skip
 
 
 def compile_command(bundle: Path, engine: str) -> str:

@@ -60,7 +60,7 @@ class PlanRecord(Struct, frozen=True):
     sha256: Sha256  # of the plan's bytes
     size: Count  # bytes
     cuda_driver: str  # CUDA version of the driver that it was built with
-    stream_bytes: Count  # device memory per stream
+    stream_bytes: Count  # device memory per stream, with the smallest profile alone
     workspace_bytes: Count  # limit that the builder was given
     builder_bytes: Count  # limit that the builder was given
     seconds: float  # duration of the build
