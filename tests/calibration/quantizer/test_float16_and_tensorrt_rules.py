@@ -192,6 +192,26 @@ def test_cast_precedes_its_first_reader_and_is_shared():
     assert "scales" in maker(model, "y_half").input, "the scales of Resize stay float32"
 
 
+def test_moved_values_keep_their_type():
+    text = """g (float[batch,4,8,8] x) => (float[batch,32,16] y) {
+        a = Relu (x)  b = Transpose <perm = [0, 2, 3, 1]> (a)  c = Reshape (b, sizes)  d = Exp (c)
+        e = Reshape (d, sizes)  f = Concat <axis = 1> (c, e)  y = Sqrt (f) }"""
+    keep = ["a/Relu_a", "d/Exp_d"]
+    graph = Graph(to_float16(parsed(text, {"sizes": np.array([-1, 16, 16], np.int64)}), keep))
+    assert {graph.elem_type(name) for name in "abcdef"} == {TensorProto.FLOAT}
+    casts = [(n.input[0], n.output[0]) for n in graph.nodes if n.op_type == "Cast"]
+    assert casts == [("f", "f_half"), ("y_half", "y")]
+
+
+def test_values_of_both_types_are_joined_in_float16():
+    text = """g (float[batch,16] x) => (float[batch,48] y) {
+        a = Relu (x)  b = Exp (x)  c = Concat <axis = 1> (a, b, constant)  y = Sqrt (c) }"""
+    model = to_float16(parsed(text, {"constant": np.ones((1, 16), np.float32)}), ["a/Relu_a"])
+    graph = Graph(model)
+    assert [graph.elem_type(name) for name in maker(model, "c").input] == [TensorProto.FLOAT16] * 3
+    assert graph.elem_type("a") == TensorProto.FLOAT
+
+
 def test_only_weights_are_stored_as_float16():
     text = """g (float[batch,64,64] x) => (float[batch,64,64] y) { a = MatMul (x, w)  b = Add (a, offset)
         c = MatMul (b, both)  d = Add (c, both)  y = MatMul (d, exact) }"""

@@ -18,6 +18,7 @@ from misgnet_calibration.quantizer.recipes import (
     CPU_VNNI,
     OPENVINO,
     RECIPES,
+    RTX,
     TENSORRT,
     TENSORRT_FP16,
     Recipe,
@@ -125,7 +126,11 @@ def test_first_matching_rule_applies() -> None:
 def test_number_formats_differ_by_engine() -> None:
     assert (CPU.weight_bits, CPU_VNNI.weight_bits) == (7, 8)
     assert CPU_ARM.symmetric_activations and not CPU_VNNI.symmetric_activations
-    assert not OPENVINO.quantize_conv_outputs and not TENSORRT.quantize_bias and TENSORRT.symmetric_activations
+    assert (
+        OPENVINO.conv_outputs == RTX.conv_outputs == "float"
+        and not TENSORRT.quantize_bias
+        and TENSORRT.symmetric_activations
+    )
 
 
 def test_fp16_recipe_quantizes_nothing() -> None:
